@@ -1,0 +1,22 @@
+"""The two ways in which a command of this library ends early, each with one plain sentence."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Iterable
+
+
+class InputError(ValueError):
+    """What the user gave cannot be used: the message says what was found, where, and what to do (exit code 2)."""
+
+
+class RunError(RuntimeError):
+    """The input was fine but the run could not give what was asked for (exit code 1)."""
+
+
+def did_you_mean(name: str, choices: Iterable[str]) -> str:
+    """`"did you mean 'auc'? "` for the closest of `choices`, or an empty string where nothing comes close."""
+    close = difflib.get_close_matches(name, list(choices), n=3, cutoff=0.5)
+    if not close:
+        return ""
+    return "did you mean " + " or ".join(repr(match) for match in close) + "? "

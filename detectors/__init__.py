@@ -1,0 +1,34 @@
+"""Detectors by name. Stand-in for the host's package of the same name; never copied into a host tree."""
+
+from __future__ import annotations
+
+from typing import Any, Callable, TypeVar
+
+Class = TypeVar("Class", bound=type)
+
+
+class Registry:
+    """Classes by name: `@DETECTOR.register_module(module_name="clip")`, then `DETECTOR["clip"]`."""
+
+    def __init__(self) -> None:
+        self.data: dict[str, Any] = {}
+
+    def register_module(self, module_name: str) -> Callable[[Class], Class]:
+        """Decorator that files a class under `module_name`."""
+
+        def register(cls: Class) -> Class:
+            self.data[module_name] = cls
+            return cls
+
+        return register
+
+    def __getitem__(self, name: str) -> Any:
+        return self.data[name]
+
+
+DETECTOR = Registry()
+
+from .clip_detector import CLIPDetector  # noqa: E402  the detectors need DETECTOR to register themselves
+from .clip_detector_gradcam import CLIPDetectorWithGradCAM  # noqa: E402
+
+__all__ = ["DETECTOR", "CLIPDetector", "CLIPDetectorWithGradCAM", "Registry"]

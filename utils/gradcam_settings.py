@@ -1,0 +1,59 @@
+"""The `gradcam_*` keys of a detector's config, checked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Mapping, NamedTuple
+
+from utils.cam_methods import DEFAULT_EPSILON, METHODS
+from utils.errors import InputError, did_you_mean
+from utils.gradcam import SITES
+from utils.targets import TARGETS
+from utils.typed_values import Section
+
+COLORMAPS = ("jet", "turbo", "viridis", "magma")
+
+GRADCAM_KEYS = (
+    "gradcam_enabled", "gradcam_layers", "gradcam_save_dir", "gradcam_method", "gradcam_target", "gradcam_site",
+    "gradcam_samples", "gradcam_pp_epsilon", "gradcam_colormap",
+)  # fmt: skip
+
+
+class GradCAMSettings(NamedTuple):
+    """The `gradcam_*` keys of a config. `layers` None means the tower's last block."""
+
+    enabled: bool
+    layers: list[str] | None
+    save_dir: Path
+    method: str
+    target: str
+    site: str
+    samples: int | None
+    pp_epsilon: float
+    colormap: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def gradcam_settings(config: Mapping[str, Any], where: str = "config") -> GradCAMSettings:
+    """The Grad-CAM settings of a detector's config. Raises InputError, whose message begins with `where`."""
+    for key in config:
+        if str(key).startswith("gradcam_") and key not in GRADCAM_KEYS:
+            raise InputError(
+                f"{where}: the key {key} is unknown; {did_you_mean(str(key), GRADCAM_KEYS)}"
+                f"allowed: {', '.join(GRADCAM_KEYS)}"
+            )
+    section = Section(config, where)
+    return GradCAMSettings(
+        enabled=section.flag("gradcam_enabled", False),
+        layers=section.texts("gradcam_layers") if section.has("gradcam_layers") else None,
+        save_dir=Path(section.text("gradcam_save_dir", "./gradcam_visualizations")),
+        method=section.choice("gradcam_method", list(METHODS), "gradcam"),
+        target=section.choice("gradcam_target", TARGETS, "predicted"),
+        site=section.choice("gradcam_site", SITES, "layer_norm1"),
+        samples=section.count("gradcam_samples", least=1) if section.has("gradcam_samples") else None,
+        pp_epsilon=section.number("gradcam_pp_epsilon", DEFAULT_EPSILON),
+        colormap=section.choice("gradcam_colormap", COLORMAPS, "jet"),
+        mean=section.channels("mean", (0.5, 0.5, 0.5)),
+        std=section.channels("std", (0.5, 0.5, 0.5)),
+    )

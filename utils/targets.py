@@ -1,0 +1,50 @@
+"""What a heatmap explains: the score of each picture, as a weighted sum of its two logits."""
+
+from __future__ import annotations
+
+from typing import Sequence
+
+from torch import Tensor
+
+from utils.errors import InputError, did_you_mean
+
+TARGETS = ("predicted", "fake", "real", "label", "margin")
+
+
+def score_weights(logits: Tensor, target: str | Sequence[str | int], label: Tensor | None) -> tuple[Tensor, list[str]]:
+    """Coefficients (B, 2) by which the logits (real, fake) sum to each picture's score, and the target's name for each.
+
+    `target`: one of TARGETS for the whole batch, or one entry a picture (a name, or a class 0 / 1).
+    Always on logits: a probability saturates, and the softmax depends on the margin fake - real alone.
+    """
+    count = logits.shape[0]
+    asked = [target] * count if isinstance(target, str) else list(target)
+    if len(asked) != count:
+        raise InputError(
+            f"target has {len(asked)} entries for a batch of {count} pictures: give one name, or one a picture"
+        )
+    classes = logits.argmax(dim=1).tolist() if "predicted" in asked else []
+    labels: list[int] = []
+    if "label" in asked:
+        if label is None:
+            raise InputError(
+                "target 'label' needs data_dict['label'] with one label a picture (0 real, otherwise fake)"
+            )
+        labels = (label != 0).long().tolist()
+    names = [_class_name(one, i, classes, labels) for i, one in enumerate(asked)]
+    coefficients = {"real": (1.0, 0.0), "fake": (0.0, 1.0), "margin": (-1.0, 1.0)}
+    return logits.new_tensor([coefficients[name] for name in names]), names
+
+
+def _class_name(target: str | int, index: int, predicted: Sequence[int], labels: Sequence[int]) -> str:
+    if target in ("fake", "real", "margin"):
+        return str(target)
+    if target == "predicted":
+        target = predicted[index]
+    elif target == "label":
+        target = labels[index]
+    if target not in (0, 1):
+        raise InputError(
+            f"target {target!r} is unknown; {did_you_mean(str(target), TARGETS)}allowed: {', '.join(TARGETS)}"
+        )
+    return "fake" if target == 1 else "real"

@@ -1,0 +1,75 @@
+"""Typed reading of a mapping that came from outside (YAML, flags, a config dict)."""
+
+from __future__ import annotations
+
+from typing import Any, Mapping, Sequence
+
+from utils.errors import InputError, did_you_mean
+
+
+class Section:
+    """Typed reading of one mapping from outside; errors name the file, the key, what was found and what is allowed."""
+
+    def __init__(self, values: Mapping[str, Any], where: str) -> None:
+        self.values = values
+        self.where = where
+
+    def has(self, key: str) -> bool:
+        return self.values.get(key) is not None
+
+    def text(self, key: str, default: str | None = None) -> str:
+        return str(self._typed(key, (str,), "a text", default))
+
+    def flag(self, key: str, default: bool | None = None) -> bool:
+        return bool(self._typed(key, (bool,), "true or false", default))
+
+    def count(self, key: str, default: int | None = None, least: int = 0) -> int:
+        value = self._typed(key, (int,), f"a whole number of at least {least}", default)
+        if isinstance(value, bool) or value < least:
+            raise self.error(key, f"a whole number of at least {least}")
+        return int(value)
+
+    def number(self, key: str, default: float | None = None) -> float:
+        value = self._typed(key, (int, float), "a number of at least 0", default)
+        if isinstance(value, bool) or not 0 <= value < float("inf"):
+            raise self.error(key, "a number of at least 0")
+        return float(value)
+
+    def choice(self, key: str, choices: Sequence[str], default: str | None = None) -> str:
+        value = self._typed(key, (str,), "one of " + ", ".join(choices), default)
+        if value not in choices:
+            raise self.error(key, f"{did_you_mean(value, choices)}one of {', '.join(choices)}")
+        return str(value)
+
+    def texts(self, key: str, default: Sequence[str] | None = None) -> list[str]:
+        value = self._typed(key, (list, tuple, str), "a list of texts", default)
+        items = [value] if isinstance(value, str) else list(value)
+        if not items or not all(isinstance(item, str) for item in items):
+            raise self.error(key, "a list of texts that is not empty")
+        return items
+
+    def channels(self, key: str, default: Sequence[float]) -> tuple[float, ...]:
+        value = self._typed(key, (list, tuple), "three numbers", default)
+        if len(value) != 3 or not all(isinstance(item, (int, float)) for item in value):
+            raise self.error(key, "three numbers, one a colour channel")
+        return tuple(float(item) for item in value)
+
+    def mapping(self, key: str, default: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
+        return self._typed(key, (dict,), "keys with values", default)  # type: ignore[no-any-return]  # checked by _typed
+
+    def error(self, key: str, allowed: str) -> InputError:
+        found = repr(self.values.get(key))
+        return InputError(
+            f"{self.where}: {key} is {found if len(found) <= 80 else found[:77] + '...'}; allowed: {allowed}"
+        )
+
+    def _typed(self, key: str, types: tuple[type, ...], allowed: str, default: Any) -> Any:
+        value = self.values.get(key)
+        if value is None:
+            if default is None:
+                close = did_you_mean(key, [str(name) for name in self.values])
+                raise InputError(f"{self.where}: the key {key} is missing; {close}allowed: {allowed}")
+            return default
+        if not isinstance(value, types):
+            raise self.error(key, allowed)
+        return value

@@ -1,0 +1,62 @@
+"""How good the detector is: ACC, AUC, EER and AP per frame, AUC per video."""
+
+from __future__ import annotations
+
+from typing import Hashable, NamedTuple, Sequence
+
+import numpy as np
+from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
+
+
+class DetectionMetrics(NamedTuple):
+    """All in [0, 1]; None where the frames at hand do not allow it, and `note` says why."""
+
+    acc: float | None
+    auc: float | None
+    eer: float | None
+    ap: float | None
+    video_auc: float | None
+    frames: int
+    videos: int
+    note: str
+
+
+def detection_metrics(prob_fake: Sequence[float], label: Sequence[int], video: Sequence[Hashable]) -> DetectionMetrics:
+    """Metrics of N frames, as the host trees compute them, except that videos are told apart by `video`.
+
+    Args:
+        prob_fake: N probabilities of class 1 (fake). A frame counts as fake above 0.5.
+        label: N times 0 (real) or 1 (fake).
+        video: N keys; frames of one video share key and label. The host takes the name of the parent folder, which
+            merges a real and a fake video of the same name; label name and video name together do not.
+
+    AUC, EER, AP and the video AUC (of the mean probability of each video) need both classes; with one they are None.
+    EER is the false positive rate where it is nearest to the false negative rate.
+    """
+    probability = np.asarray(prob_fake, dtype=np.float64)
+    truth = np.asarray(label, dtype=np.int64)
+    members: dict[Hashable, list[int]] = {}
+    for i, key in enumerate(video):
+        members.setdefault(key, []).append(i)
+    frames, videos = len(truth), len(members)
+    if not frames:
+        return DetectionMetrics(None, None, None, None, None, 0, 0, "no frame to judge by")
+    acc = float(np.mean((probability > 0.5) == (truth == 1)))
+    if truth.min() == truth.max():
+        only = "fake" if truth[0] else "real"
+        note = f"all {frames} frames are {only}: AUC, EER, AP and video AUC need both classes"
+        return DetectionMetrics(acc, None, None, None, None, frames, videos, note)
+    false_positive, true_positive, _ = roc_curve(truth, probability)
+    nearest = np.argmin(np.abs((1 - true_positive) - false_positive))
+    video_truth = [truth[of[0]] for of in members.values()]
+    video_probability = [probability[of].mean() for of in members.values()]
+    return DetectionMetrics(
+        acc=acc,
+        auc=float(roc_auc_score(truth, probability)),
+        eer=float(false_positive[nearest]),
+        ap=float(average_precision_score(truth, probability)),
+        video_auc=float(roc_auc_score(video_truth, video_probability)),
+        frames=frames,
+        videos=videos,
+        note="",
+    )

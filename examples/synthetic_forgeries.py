@@ -38,8 +38,8 @@ class Forgery(NamedTuple):
 
 def random_forgery(kind: str, rng: np.random.Generator) -> Forgery:
     strength = float(rng.uniform(0.0, 1.0))
-    tint = rng.normal(0, 1, 3)
-    tint *= (2.0 + 12.0 * strength) / np.linalg.norm(tint)
+    tint = rng.normal(0, 1, 3) + rng.normal(0, 1)  # mostly lighter or darker, a little of another hue
+    tint *= (2.0 + 8.0 * strength) / np.linalg.norm(tint)
     return Forgery(
         kind=kind,
         side=int(rng.integers(2)),

@@ -1,0 +1,214 @@
+"""Train the embedded detector on the synthetic data, and watch its heatmaps move while it learns.
+
+    python examples/make_demo_data.py --output data/demo --seed 7
+    python examples/train_demo_detector.py --output runs/train_demo
+    tensorboard --logdir runs/train_demo
+
+The training loop is an ordinary one; what concerns the heatmaps is `log_heatmaps`. From the image label alone so small
+a tower hardly learns at all, so a second loss asks each patch token whether its patch is forged. The layers that answer
+are not part of the detector and are thrown away.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import yaml
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from detectors.clip_detector_gradcam import CLIPDetectorWithGradCAM
+from utils.detection_metrics import DetectionMetrics, detection_metrics
+from utils.frames import DataSettings, Frame, decode_picture, mask_path, read_dataset
+
+ROOT = Path(__file__).resolve().parent.parent
+AUXILIARY_WEIGHT = 2.0
+AUXILIARY_BLOCKS = (1, 2, 3, 4)  # their output is what the next block reads; the last block's patches reach no decision
+FORGED_PATCH = 0.6  # share of a patch's pixels in the mask from which it counts as forged
+
+
+class ForgedPatches(Dataset[Any]):
+    """Pictures, labels, and how much of each patch is forged; mirrored at random where `mirror` is set."""
+
+    def __init__(self, frames: list[Frame], patch: int, mirror: bool) -> None:
+        self.frames = frames
+        self.patch = patch
+        self.mirror = mirror
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, int, Tensor]:
+        """Picture (3, H, W) float32 in [-1, 1], label, share of each patch that is forged (h, w)."""
+        frame = self.frames[i]
+        pixels = decode_picture(Path(frame.path).read_bytes(), resolution=None)
+        mask = np.zeros(pixels.shape[:2], np.float32)
+        if frame.label == 1:
+            mask = (
+                decode_picture(Path(mask_path(frame.path)).read_bytes(), resolution=None)[..., 0].astype(np.float32)
+                / 255
+            )
+        if self.mirror and random.random() < 0.5:
+            pixels, mask = pixels[:, ::-1].copy(), mask[:, ::-1].copy()
+        picture = torch.from_numpy(pixels).permute(2, 0, 1).float() / 127.5 - 1.0
+        share = F.avg_pool2d(torch.from_numpy(mask)[None], self.patch)[0]
+        return picture, frame.label, share
+
+
+class ForgedPatchLoss(nn.Module):
+    """Asks the patch tokens that leave some blocks whether their patch is forged. Used in training only."""
+
+    def __init__(self, tower: nn.Module, blocks: tuple[int, ...], width: int) -> None:
+        super().__init__()
+        self.readers = nn.ModuleList(nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 1)) for _ in blocks)
+        self._tokens: list[Tensor] = []
+        for block in blocks:
+            tower.get_submodule(f"encoder.layers.{block}").register_forward_hook(self._keep)
+
+    def _keep(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        self._tokens.append(output[0] if isinstance(output, tuple) else output)
+
+    def forward(self, share: Tensor) -> Tensor:
+        """Mean cross entropy for the batch that just went through the tower; `share` (B, h, w)."""
+        forged = (share.flatten(1) >= FORGED_PATCH).float()
+        losses = []
+        for reader, tokens in zip(self.readers, self._tokens):
+            answer = reader(tokens[:, 1:]).squeeze(-1)  # without the CLS token
+            losses.append(F.binary_cross_entropy_with_logits(answer, forged, pos_weight=torch.tensor(4.0)))
+        self._tokens.clear()
+        return torch.stack(losses).mean()
+
+
+class Setup(NamedTuple):
+    """What the loop needs."""
+
+    model: CLIPDetectorWithGradCAM
+    patch_loss: ForgedPatchLoss
+    train: DataLoader[Any]
+    val: DataLoader[Any]
+    val_frames: list[Frame]
+
+
+def setup(config: dict[str, Any], data: Path, workers: int) -> Setup:
+    labels = yaml.safe_load((ROOT / "config" / "test_config.yaml").read_text(encoding="utf-8"))["label_dict"]
+    settings = DataSettings(
+        data / "dataset_json", data, labels, config["compression"], None, "even", config["resolution"]
+    )
+    architecture = config["backbone_config"]["architecture"]
+    frames = {split: read_dataset("demo", settings, split) for split in ("train", "val")}
+    loaders = {
+        split: DataLoader(
+            ForgedPatches(frames[split], architecture["patch_size"], mirror=split == "train"),
+            batch_size=config["train_batchSize"],
+            shuffle=split == "train",
+            num_workers=workers,
+            persistent_workers=workers > 0,
+        )
+        for split in frames
+    }
+    model = CLIPDetectorWithGradCAM(config)
+    patch_loss = ForgedPatchLoss(model.backbone, AUXILIARY_BLOCKS, architecture["hidden_size"])
+    return Setup(model, patch_loss, loaders["train"], loaders["val"], frames["val"])
+
+
+def train(parts: Setup, epochs: int, heatmaps_every: int, output: Path) -> None:
+    model, patch_loss = parts.model, parts.patch_loss
+    optimiser = torch.optim.AdamW([*model.parameters(), *patch_loss.parameters()], lr=1e-3, weight_decay=0.05)
+    steps = epochs * len(parts.train)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=1e-3, total_steps=steps, pct_start=0.15)
+    watched = watched_samples(parts.val, parts.val_frames)
+    writer = SummaryWriter(str(output))
+    step = 0
+    for epoch in range(1, epochs + 1):
+        model.train()
+        for image, label, share in tqdm(parts.train, desc=f"Epoch {epoch}/{epochs}"):
+            batch = {"image": image, "label": label}
+            prediction = model(batch)
+            loss = model.get_losses(batch, prediction)["overall"]
+            auxiliary = patch_loss(share)
+            optimiser.zero_grad()
+            (loss + AUXILIARY_WEIGHT * auxiliary).backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimiser.step()
+            schedule.step()
+            step += 1
+            writer.add_scalar("train/loss", loss.item(), step)
+            writer.add_scalar("train/patch_loss", auxiliary.item(), step)
+            writer.add_scalar("train/accuracy", model.get_train_metrics(batch, prediction)["acc"], step)
+        metrics = evaluate(parts)
+        print(f"epoch {epoch}: validation AUC {metrics.auc:.4f}, accuracy {metrics.acc:.4f}")
+        writer.add_scalar("val/auc", metrics.auc, epoch)
+        writer.add_scalar("val/acc", metrics.acc, epoch)
+        if epoch % heatmaps_every == 0 or epoch == epochs:
+            log_heatmaps(model, watched, writer, epoch)
+        save_file(model.state_dict(), str(output / "clip_demo.safetensors"))
+    writer.close()
+
+
+def watched_samples(loader: DataLoader[Any], frames: list[Frame], count: int = 8) -> dict[str, Tensor]:
+    """A batch of fixed validation fakes, spread over the data set, so that attention can be watched moving."""
+    fakes = [i for i, frame in enumerate(frames) if frame.label == 1]
+    chosen = [loader.dataset[fakes[k * len(fakes) // count]] for k in range(count)]
+    return {"image": torch.stack([item[0] for item in chosen]), "label": torch.tensor([item[1] for item in chosen])}
+
+
+def log_heatmaps(model: CLIPDetectorWithGradCAM, batch: dict[str, Tensor], writer: SummaryWriter, epoch: int) -> None:
+    """One row of pictures for each layer: the samples, lit where the evidence for "fake" is."""
+    model.enable_gradcam()
+    heatmaps = model.generate_gradcam(batch, target="fake")
+    model.disable_gradcam()
+    pictures = batch["image"] * 0.5 + 0.5
+    writer.add_images("samples", pictures, epoch)
+    for layer, heatmap in heatmaps.items():
+        writer.add_images(f"heatmaps/{layer}", pictures * (0.3 + 0.7 * heatmap[:, None]), epoch)
+
+
+@torch.no_grad()
+def evaluate(parts: Setup) -> DetectionMetrics:
+    parts.model.eval()
+    prob: list[float] = []
+    for image, _, share in parts.val:
+        prob += parts.model({"image": image})["prob"].tolist()
+        parts.patch_loss(share)
+    frames = parts.val_frames
+    return detection_metrics(
+        prob, [frame.label for frame in frames], [(frame.forgery, frame.video) for frame in frames]
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Train the embedded detector on the synthetic data.")
+    parser.add_argument("--config", type=Path, default=ROOT / "config" / "detector" / "clip_gradcam_demo.yaml")
+    parser.add_argument("--data", type=Path, default=ROOT / "data" / "demo", help="made by examples/make_demo_data.py")
+    parser.add_argument("--output", type=Path, default=ROOT / "runs" / "train_demo", help="TensorBoard log and weights")
+    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--heatmaps_every", type=int, default=1, help="epochs between heatmaps")
+    parser.add_argument("--workers", type=int, default=1, help="processes that decode pictures")
+    arguments = parser.parse_args()
+    config = yaml.safe_load(arguments.config.read_text(encoding="utf-8"))
+    config["gradcam_enabled"] = False  # switched on where heatmaps are drawn
+    random.seed(config["manualSeed"])
+    torch.manual_seed(config["manualSeed"])
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
+    train(
+        setup(config, arguments.data, arguments.workers), arguments.epochs, arguments.heatmaps_every, arguments.output
+    )
+    print(f"{arguments.output / 'clip_demo.safetensors'} after {time.monotonic() - started:.0f} s")
+
+
+if __name__ == "__main__":
+    main()

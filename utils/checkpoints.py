@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import pickle
 import re
+import warnings
 from pathlib import Path
 from typing import Any, Mapping
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from utils.errors import InputError
+from utils.plain_words import plain_words
 
 WRAPPERS = ("state_dict", "model_state_dict", "model")
 # Old name at the start of a key → the detectors' own name. In this order: the second may uncover the third.
@@ -46,8 +48,8 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 def load_weights(model: nn.Module, path: str | Path) -> None:
     """Fill all of `model` from a checkpoint; on any difference the model stays as it was.
 
-    `embeddings.position_ids` is neither demanded nor refused. Raises InputError as `read_weights` does, and for missing,
-    unexpected and mis-shaped keys, naming the first ten.
+    `embeddings.position_ids` is neither demanded nor refused. Raises InputError as `read_weights` does, and for
+    missing, unexpected and mis-shaped keys, naming the first ten.
     """
     wanted = {key: value for key, value in model.state_dict().items() if not _is_position_ids(key)}
     found = {key: value for key, value in read_weights(path).items() if not _is_position_ids(key)}
@@ -105,12 +107,14 @@ def _read_safetensors(path: Path) -> Any:
     try:
         return load_file(str(path))
     except (SafetensorError, ValueError, KeyError) as error:
-        raise InputError(f"{path}: not a .safetensors file, or damaged ({_words(error)})") from error
+        raise InputError(f"{path}: not a .safetensors file, or damaged ({plain_words(error)})") from error
 
 
 def _read_torch(path: Path) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns of odd pickles before it refuses them; one sentence will do
+            return torch.load(path, map_location="cpu", weights_only=True)
     except MemoryError:
         raise
     except Exception as error:  # its readers pass on whatever a damaged file makes them trip over, KeyError and all
@@ -123,7 +127,7 @@ def _read_torch(path: Path) -> Any:
                 f"{path}: holds pickled objects{what}, which could run any code and are not loaded; {_RESAVE}"
             ) from error
         raise InputError(
-            f"{path}: not a checkpoint, or damaged ({type(error).__name__}: {_words(error)}); "
+            f"{path}: not a checkpoint, or damaged ({type(error).__name__}: {plain_words(error)}); "
             f"expected what torch.save(model.state_dict()) writes"
         ) from error
 
@@ -179,7 +183,3 @@ def _architecture(weights: Mapping[str, Tensor]) -> str:
         return f"a ViT of {len(blocks)} blocks, width {width[0]}"
     first = next(iter(weights), None)
     return f"{len(weights)} tensors" + (f" from {_shown(first, weights)} on" if first is not None else "")
-
-
-def _words(error: Exception) -> str:
-    return (" ".join(str(error).split()) or type(error).__name__)[:160]

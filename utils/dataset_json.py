@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Iterable, NamedTuple
 
 from utils.errors import InputError, did_you_mean
+from utils.plain_words import plain_words, quoted
 
 # The data sets whose JSON has the compression level.
 COMPRESSED = ("FaceForensics++", "FF-DF", "FF-F2F", "FF-FS", "FF-NT", "FaceShifter", "DeepFakeDetection")
@@ -32,7 +33,7 @@ def dataset_names(json_folder: Path) -> list[str]:
         return sorted(entry.stem for entry in json_folder.iterdir() if entry.suffix == ".json")
     except (OSError, ValueError) as error:
         raise InputError(
-            f"dataset_json_folder {str(json_folder)!r} cannot be listed ({_words(error)}): set it in "
+            f"dataset_json_folder {str(json_folder)!r} cannot be listed ({plain_words(error)}): set it in "
             f"config/test_config.yaml to the folder that holds the data sets' JSON files"
         ) from error
 
@@ -77,22 +78,17 @@ def read_videos(name: str, json_folder: Path, compression: str, split: str) -> l
     return videos
 
 
-def quoted(text: str) -> str:
-    """`text` in quotes and on one line, whatever is in it, and not endless."""
-    return repr(text if len(text) <= 80 else text[:77] + "...")
-
-
 def _load(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(
             path.read_text(encoding="utf-8-sig")
         )  # files made on Windows may begin with a byte-order mark
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({_words(error)})") from error
+        raise InputError(f"{path}: cannot be read ({plain_words(error)})") from error
     except RecursionError as error:
         raise InputError(f"{path}: nested too deeply to be a dataset JSON") from error
     except ValueError as error:  # not UTF-8, not JSON, or a number of thousands of digits
-        raise InputError(f"{path}: not a JSON file ({_words(error)})") from error
+        raise InputError(f"{path}: not a JSON file ({plain_words(error)})") from error
     return _object(path, content, [])
 
 
@@ -141,8 +137,3 @@ def _listed(names: Iterable[str]) -> str:
 def _typename(value: Any) -> str:
     known = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
     return known.get(type(value), "a number")
-
-
-def _words(error: Exception) -> str:
-    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return " ".join(text.split())[:160]

@@ -8,16 +8,17 @@ from __future__ import annotations
 import re
 import signal
 from pathlib import Path
-from typing import Any, Iterable, Mapping, NamedTuple
+from typing import Any, Iterable, Mapping, NamedTuple, Sequence
 
 import cv2
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from utils.dataset_json import Video, dataset_file, dataset_names, quoted, read_videos
+from utils.dataset_json import Video, dataset_file, dataset_names, read_videos
 from utils.errors import InputError, did_you_mean
 from utils.pictures import UnreadablePicture, decode_picture, read_file
+from utils.plain_words import quoted
 
 __all__ = [
     "Batch",
@@ -81,10 +82,11 @@ def read_dataset(name: str, settings: DataSettings, split: str = "test") -> list
     for video in videos:
         by_label.setdefault(video.label, []).append(video)
     numbers = {label: _class_of(label, name, settings) for label in by_label}
-    prefixes = {label: _prefix(group, settings.root) for label, group in by_label.items()}
+    # Each label once, as (its one string object, its class, where its frames lie): frames come by the million.
+    known = {label: (label, numbers[label], _prefix(group, settings.root)) for label, group in by_label.items()}
     frames: list[Frame] = []
     for video in videos:
-        number, prefix, label = numbers[video.label], prefixes[video.label], video.label
+        label, number, prefix = known[video.label]
         for path in _sampled(video.frames, settings.frame_num, settings.sampling):
             frames.append(Frame(prefix.of(path), name, label, video.name, number, len(frames)))
     return frames
@@ -198,7 +200,7 @@ def _beside(frame_path: str, folder: str, suffix: str) -> str:
 class _FrameDataset(Dataset[Any]):
     """Frame i with its pixels, or with the reason why there are none."""
 
-    def __init__(self, frames: list[Frame], resolution: int) -> None:
+    def __init__(self, frames: Sequence[Frame], resolution: int) -> None:
         self.frames = frames
         self.resolution = resolution
 
@@ -224,7 +226,7 @@ class _FrameDataset(Dataset[Any]):
         return Batch(frames, torch.stack(pictures) if pictures else empty, unreadable)
 
 
-def frame_loader(frames: list[Frame], resolution: int, batch_size: int, workers: int) -> DataLoader[Any]:
+def frame_loader(frames: Sequence[Frame], resolution: int, batch_size: int, workers: int) -> DataLoader[Any]:
     """A DataLoader that yields a `Batch` for frames[0 : batch_size], frames[batch_size : 2 * batch_size], ...
 
     Batch k holds frames[k * batch_size : (k + 1) * batch_size], in order, less those that cannot be read, which are in

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
+from utils.plain_words import plain_words
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
@@ -105,7 +107,7 @@ def _open_header(data: bytes) -> Image:
         except (
             Exception
         ) as error:  # Pillow's parsers pass on whatever they trip over: struct.error, SyntaxError, KeyError ...
-            raise UnreadablePicture(f"the image's header is damaged ({_words(error)})") from error
+            raise UnreadablePicture(f"the image's header is damaged ({plain_words(error)})") from error
 
 
 def _check_size(width: int, height: int) -> None:
@@ -143,7 +145,7 @@ def _load_strictly(picture: Image) -> None:
     except MemoryError:
         raise
     except Exception as error:  # as in _open_header
-        raise UnreadablePicture(f"the image is cut off or damaged ({_words(error)})") from error
+        raise UnreadablePicture(f"the image is cut off or damaged ({plain_words(error)})") from error
     finally:
         ImageFile.LOAD_TRUNCATED_IMAGES = tolerant
 
@@ -168,7 +170,3 @@ def _decode_with_pillow(picture: Image) -> np.ndarray:
         grey = (np.asarray(upright) >> 8).astype(np.uint8)
         return np.ascontiguousarray(np.stack([grey] * 3, axis=-1))
     return np.array(upright.convert("RGB"))
-
-
-def _words(error: Exception) -> str:
-    return " ".join(str(error).split())[:120] or type(error).__name__

@@ -1,0 +1,93 @@
+"""Against values worked out by hand and definitions spelled out in the test."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from utils.detection_metrics import detection_metrics
+
+
+def test_worked_out_by_hand() -> None:
+    prob = [0.9, 0.8, 0.7, 0.6, 0.55, 0.4, 0.3, 0.2]
+    label = [1, 1, 0, 1, 0, 1, 0, 0]
+    video = ["f1", "f1", "r1", "f2", "r1", "f2", "r2", "r2"]
+    got = detection_metrics(prob, label, video)
+    assert got.acc == pytest.approx(5 / 8)  # wrong: 0.7 and 0.55 (real), 0.4 (fake)
+    # Pairs (fake, real) in the right order: 0.9 and 0.8 beat all 4 reals, 0.6 beats 3, 0.4 beats 2.
+    assert got.auc == pytest.approx((4 + 4 + 3 + 2) / 16)
+    # From the top: precision 1/1, 2/2, 3/4, 4/6 at the fakes, each a quarter of the recall.
+    assert got.ap == pytest.approx((1 + 1 + 3 / 4 + 4 / 6) / 4)
+    # Below 0.6 the false negative rate is 1/4 and the false positive rate 1/4.
+    assert got.eer == pytest.approx(1 / 4)
+    # Means: f1 0.85, f2 0.5, r1 0.625, r2 0.25. f1 beats both reals, f2 one.
+    assert got.video_auc == pytest.approx(3 / 4)
+    assert (got.frames, got.videos, got.note) == (8, 4, "")
+
+
+def test_perfect_inverted_and_tied() -> None:
+    perfect = detection_metrics([0.1, 0.2, 0.8, 0.9], [0, 0, 1, 1], "abcd")
+    assert perfect[:5] == (1.0, 1.0, 0.0, 1.0, 1.0)
+    inverted = detection_metrics([0.9, 0.8, 0.2, 0.1], [0, 0, 1, 1], "abcd")
+    assert (inverted.acc, inverted.auc, inverted.eer, inverted.video_auc) == (0.0, 0.0, 1.0, 0.0)
+    tied = detection_metrics([0.5] * 4, [0, 1, 0, 1], "abcd")
+    assert (tied.acc, tied.auc, tied.ap) == (0.5, 0.5, 0.5)  # 0.5 counts as real
+
+
+def test_large_sample_against_the_definitions() -> None:
+    rng = np.random.default_rng(5)
+    label = rng.integers(0, 2, 400)
+    prob = np.round(np.clip(rng.normal(0.4 + 0.2 * label, 0.2), 0, 1), 2)  # rounded: with ties
+    video = [(int(y), int(v)) for y, v in zip(label, rng.integers(0, 30, 400))]
+    got = detection_metrics(prob.tolist(), label.tolist(), video)
+
+    def mann_whitney(fake: np.ndarray, real: np.ndarray) -> float:
+        pairs = np.sign(fake[:, None] - real[None, :])
+        return float((pairs + 1).mean() / 2)
+
+    assert got.auc == pytest.approx(mann_whitney(prob[label == 1], prob[label == 0]), abs=1e-12)
+    means = {key: np.mean([p for p, k in zip(prob, video) if k == key]) for key in set(video)}
+    by_class = [np.array([mean for key, mean in means.items() if key[0] == y]) for y in (1, 0)]
+    assert got.video_auc == pytest.approx(mann_whitney(*by_class), abs=1e-12)
+    assert got.videos == len(means)
+    assert got.acc == pytest.approx(np.mean((prob > 0.5) == label))
+    # Average precision: over the distinct thresholds, precision times the step in recall.
+    area, last = 0.0, 0.0
+    for threshold in np.unique(prob)[::-1]:
+        chosen = prob >= threshold
+        recall = label[chosen].sum() / label.sum()
+        area += (recall - last) * label[chosen].mean()
+        last = recall
+    assert got.ap == pytest.approx(area, abs=1e-12)
+    # EER: no threshold has rates nearer to each other than the one reported.
+    rates = [((prob >= t)[label == 0].mean(), (prob < t)[label == 1].mean()) for t in [*np.unique(prob), 2.0]]
+    nearest = min(abs(fpr - fnr) for fpr, fnr in rates)
+    assert got.eer is not None
+    assert any(abs(fpr - got.eer) < 1e-12 and abs(fpr - fnr) < nearest + 1e-2 for fpr, fnr in rates)
+
+
+def test_float32_probabilities_keep_their_value() -> None:
+    prob = np.array([0.1, 0.50000006, 0.3, 0.7], np.float32)
+    assert detection_metrics(list(prob), [0, 1, 0, 1], "abcd").acc == 1.0
+
+
+def test_a_real_and_a_fake_video_of_one_name_stay_apart() -> None:
+    prob, label = [0.1, 0.2, 0.9, 0.8], [0, 0, 1, 1]
+    apart = detection_metrics(prob, label, [("real", "000"), ("real", "000"), ("fake", "000"), ("fake", "000")])
+    assert (apart.videos, apart.video_auc) == (2, 1.0)
+
+
+@pytest.mark.parametrize(("label", "word"), [(0, "real"), (1, "fake")])
+def test_one_class_only(label: int, word: str) -> None:
+    got = detection_metrics([0.9, 0.2, 0.6], [label] * 3, ["a", "a", "b"])
+    assert got.acc == pytest.approx(2 / 3 if label else 1 / 3)
+    assert got[1:5] == (None, None, None, None)
+    assert (got.frames, got.videos) == (3, 2)
+    assert word in got.note
+    assert "both classes" in got.note
+
+
+def test_no_frame_at_all() -> None:
+    got = detection_metrics([], [], [])
+    assert got[:7] == (None, None, None, None, None, 0, 0)
+    assert got.note

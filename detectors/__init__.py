@@ -26,7 +26,7 @@ class Registry:
         return self.data[name]
 
 
-DETECTOR = Registry()
+DETECTOR: Registry = Registry()
 
 from .clip_detector import CLIPDetector  # noqa: E402  the detectors need DETECTOR to register themselves
 from .clip_detector_gradcam import CLIPDetectorWithGradCAM  # noqa: E402

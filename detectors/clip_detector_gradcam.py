@@ -22,6 +22,8 @@ class CLIPDetectorWithGradCAM(GradCAMMixin, CLIPDetector):
     `architecture` and `pretrained` (see `utils.clip_tower`); the `gradcam_*` keys are in README_gradcam.md.
     """
 
+    backbone: Any
+
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__(config)
         width = int(self.backbone.config.hidden_size)

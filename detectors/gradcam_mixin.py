@@ -12,6 +12,7 @@ from utils.cam_methods import cam_method
 from utils.errors import InputError
 from utils.gradcam import Explanation, block_names, find_sites, layer_maps, token_gradients
 from utils.gradcam_settings import GradCAMSettings, gradcam_settings
+from utils.targets import Target
 
 
 class GradCAMMixin:
@@ -21,6 +22,7 @@ class GradCAMMixin:
     training and inference cost and give exactly what they did before.
     """
 
+    backbone: Any  # the host's vision tower
     gradcam: GradCAMSettings
     gradcam_enabled: bool
 
@@ -40,7 +42,7 @@ class GradCAMMixin:
     @property
     def explained_tower(self) -> nn.Module:
         """The module that layer names are relative to."""
-        return self.backbone  # type: ignore[attr-defined,no-any-return]  # the host's detector has it
+        return self.backbone
 
     def patch_grid(self, height: int, width: int) -> tuple[int, int] | None:
         """Rows and columns of patches for a picture of that size."""
@@ -56,7 +58,7 @@ class GradCAMMixin:
         data_dict: dict[str, Tensor],
         layers: Sequence[str] | None = None,
         method: str | None = None,
-        target: str | Sequence[str | int] | None = None,
+        target: Target | None = None,
         site: str | None = None,
     ) -> Explanation:
         """Prediction and maps of one batch, from one forward pass and one backward pass.
@@ -93,7 +95,7 @@ class GradCAMMixin:
         filename_prefix: str = "gradcam",
         layers: Sequence[str] | None = None,
         method: str | None = None,
-        target: str | Sequence[str | int] | None = None,
+        target: Target | None = None,
     ) -> dict[str, Tensor]:
         """Heatmaps of one batch: layer name as given → (B, H, W) float32 in [0, 1], detached, on the model's device.
 

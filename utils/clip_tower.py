@@ -68,13 +68,14 @@ def _pretrained_tower(name: str, where: str) -> nn.Module:
     from transformers import CLIPVisionModel  # takes seconds to import
 
     try:
-        tower, report = CLIPVisionModel.from_pretrained(name, output_loading_info=True)
+        loaded: Any = CLIPVisionModel.from_pretrained(name, output_loading_info=True)
     except (OSError, ValueError) as error:
         raise InputError(
             f"{where}: the pretrained tower {name!r} could not be loaded ({_first_line(error)}); give a local"
             " folder with config.json and model.safetensors as name_or_path, or a weights file of the whole detector"
             " (then nothing is downloaded)"
         ) from error
+    tower, report = loaded
     missing = sorted(key for key in report["missing_keys"] if not key.endswith("position_ids"))
     if missing:
         raise InputError(

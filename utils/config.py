@@ -12,22 +12,28 @@ from utils.frames import DataSettings
 from utils.gradcam_settings import GradCAMSettings, gradcam_settings
 from utils.typed_values import Section
 
-PRECISIONS = ("fp32", "bf16", "fp16")
 SELECTIONS = ("confident", "first", "random")
 SAMPLINGS = ("even", "host")
 # The folder that holds config/, detectors/ and test_with_gradcam.py: the host's training/.
 TRAINING_FOLDER = Path(__file__).resolve().parent.parent
 
 
-class RunSettings(NamedTuple):
-    """Everything one command needs, checked. `config` is the YAML's dict as the detector's constructor gets it."""
+class DetectorSettings(NamedTuple):
+    """Which detector, with which weights. `config` is the YAML's dict as the detector's constructor gets it."""
 
     config: dict[str, Any]
     model_name: str
-    datasets: list[str]
     weights_path: Path | None
-    data: DataSettings
+    resolution: int
     gradcam: GradCAMSettings
+
+
+class RunSettings(NamedTuple):
+    """Everything a run over data sets needs, checked."""
+
+    detector: DetectorSettings
+    datasets: list[str]
+    data: DataSettings
     batch_size: int
     workers: int
     seed: int
@@ -69,23 +75,43 @@ def run_settings(detector_path: Path, test_config: Path | None, flags: Mapping[s
     `flags` holds config keys; None means not given. Raises InputError.
     """
     test_config = TRAINING_FOLDER / "config" / "test_config.yaml" if test_config is None else test_config
-    config = {**read_yaml(detector_path), **read_yaml(test_config)}
-    config.update({key: value for key, value in flags.items() if value is not None})
-    where = f"{detector_path} + {test_config.name}"
-    section = Section(config, where)
+    config = _overridden({**read_yaml(detector_path), **read_yaml(test_config)}, flags)
+    section = Section(config, f"{detector_path} + {test_config.name}")
     return RunSettings(
-        config=config,
-        model_name=section.text("model_name"),
+        detector=_detector_settings(section, config),
         datasets=section.texts("test_dataset"),
-        weights_path=find_path(section.text("weights_path"), "weights file", where)
-        if section.has("weights_path")
-        else None,
         data=_data_settings(section),
-        gradcam=gradcam_settings(config, where),
         batch_size=section.count("test_batchSize", 32, least=1),
         workers=section.count("workers", 2),
         seed=section.count("manualSeed", 1024),
     )
+
+
+def detector_settings(detector_path: Path, flags: Mapping[str, Any]) -> DetectorSettings:
+    """A detector's YAML and `flags` alone, for pictures that belong to no data set. Raises InputError."""
+    config = _overridden(read_yaml(detector_path), flags)
+    return _detector_settings(Section(config, str(detector_path)), config)
+
+
+def _overridden(config: dict[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
+    return {**config, **{key: value for key, value in flags.items() if value is not None}}
+
+
+def _detector_settings(section: Section, config: dict[str, Any]) -> DetectorSettings:
+    section.mapping("backbone_config", {})
+    return DetectorSettings(
+        config=config,
+        model_name=section.text("model_name"),
+        weights_path=_weights_path(section),
+        resolution=section.count("resolution", 224, least=1),
+        gradcam=gradcam_settings(config, section.where),
+    )
+
+
+def _weights_path(section: Section) -> Path | None:
+    """None where the key is missing or, by --random_weights, empty."""
+    name = section.text("weights_path", "")
+    return find_path(name, "weights file", section.where) if name else None
 
 
 def _data_settings(section: Section) -> DataSettings:

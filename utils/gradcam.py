@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from utils.cam_methods import Method
 from utils.errors import InputError, RunError, did_you_mean
-from utils.targets import score_weights
+from utils.targets import Target, score_weights
 
 SITES = ("layer_norm1", "residual")
 
@@ -209,7 +209,7 @@ def token_gradients(
     model: nn.Module,
     sites: Sequence[Site],
     forward: Callable[[], Prediction],
-    target: str | Sequence[str | int],
+    target: Target,
     label: Tensor | None = None,
 ) -> tuple[Prediction, list[str], dict[str, Tokens]]:
     """Run `forward` once and differentiate its score once with respect to the tokens of all `sites`.
@@ -323,7 +323,7 @@ def _refuse_meaningless(name: str, reached: Tensor, touched: Tensor, finite: Ten
 
 
 def normalise(raw: Tensor, size: tuple[int, int]) -> Tensor:
-    """(B, h, w) ≥ 0 → (B, H, W) float32 in [0, 1]: resized bilinearly (half-pixel centres), then (M - min) / (max - min).
+    """(B, h, w) ≥ 0 → (B, H, W) float32 in [0, 1]: bilinear (half-pixel centres), then (M - min) / (max - min).
 
     Per picture. A map without range (all zero or constant) becomes all zero.
     """

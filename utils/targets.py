@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Sequence
+from typing import Sequence, Union
 
 from torch import Tensor
 
@@ -11,13 +11,18 @@ from utils.errors import InputError, did_you_mean
 TARGETS = ("predicted", "fake", "real", "label", "margin")
 
 
-def score_weights(logits: Tensor, target: str | Sequence[str | int], label: Tensor | None) -> tuple[Tensor, list[str]]:
+Target = Union[str, Sequence[Union[str, int]], Tensor]
+
+
+def score_weights(logits: Tensor, target: Target, label: Tensor | None) -> tuple[Tensor, list[str]]:
     """Coefficients (B, 2) by which the logits (real, fake) sum to each picture's score, and the target's name for each.
 
-    `target`: one of TARGETS for the whole batch, or one entry a picture (a name, or a class 0 / 1).
+    `target`: one of TARGETS for the whole batch, or one entry a picture (a name, or a class 0 / 1). Raises InputError.
     Always on logits: a probability saturates, and the softmax depends on the margin fake - real alone.
     """
     count = logits.shape[0]
+    if isinstance(target, Tensor):
+        target = target.tolist()
     asked = [target] * count if isinstance(target, str) else list(target)
     if len(asked) != count:
         raise InputError(
@@ -30,6 +35,8 @@ def score_weights(logits: Tensor, target: str | Sequence[str | int], label: Tens
             raise InputError(
                 "target 'label' needs data_dict['label'] with one label a picture (0 real, otherwise fake)"
             )
+        if len(label) != count:
+            raise InputError(f"data_dict['label'] has {len(label)} entries for a batch of {count} pictures")
         labels = (label != 0).long().tolist()
     names = [_class_name(one, i, classes, labels) for i, one in enumerate(asked)]
     coefficients = {"real": (1.0, 0.0), "fake": (0.0, 1.0), "margin": (-1.0, 1.0)}

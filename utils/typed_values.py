@@ -55,7 +55,7 @@ class Section:
         return tuple(float(item) for item in value)
 
     def mapping(self, key: str, default: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
-        return self._typed(key, (dict,), "keys with values", default)  # type: ignore[no-any-return]  # checked by _typed
+        return self._typed(key, (dict,), "keys with values", default)
 
     def error(self, key: str, allowed: str) -> InputError:
         found = repr(self.values.get(key))

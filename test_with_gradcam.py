@@ -1,0 +1,117 @@
+#!/usr/bin/env python3
+"""Evaluate a detector over whole data sets and render heatmaps: a drop-in for the host's test.py."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Sequence
+
+from utils.cam_methods import METHODS
+from utils.command import OneLineParser, percent, positive, run_command
+from utils.config import SELECTIONS, find_path, run_settings
+from utils.errors import InputError, did_you_mean
+from utils.evaluation import RunOptions, run
+from utils.gradcam import SITES, block_names
+from utils.gradcam_settings import COLORMAPS
+from utils.inference import PRECISIONS, detector_class
+from utils.overlays import IMAGE_FORMATS
+from utils.targets import TARGETS
+
+
+def parser() -> OneLineParser:
+    """Every flag; those with a config key of their own override it when given."""
+    p = OneLineParser(description=__doc__ or "")
+    p.add_argument("--detector_path", required=True, help="detector YAML, e.g. config/detector/clip_gradcam.yaml")
+    p.add_argument("--weights_path", help="checkpoint (.pth, .safetensors); overrides the YAML")
+    p.add_argument("--test_dataset", nargs="+", metavar="NAME", help="data sets, by the names of their JSON files")
+    p.add_argument("--test_config", help="YAML read second; default: config/test_config.yaml beside this script")
+    p.add_argument(
+        "--random_weights", action="store_true", help="evaluate an untrained detector, and mark every output"
+    )
+    p.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:<n>")
+    p.add_argument("--precision", default="fp32", help=", ".join(PRECISIONS))
+    p.add_argument("--batch_size", type=positive, help="pictures a batch; overrides test_batchSize")
+    p.add_argument("--workers", type=int, help="processes that decode pictures; overrides workers")
+    p.add_argument("--seed", type=int, help="for --gradcam_select random; overrides manualSeed")
+    p.add_argument("--max_unreadable", type=percent, default="5%", help="share of unreadable frames that fails the run")
+    p.add_argument("--list_layers", action="store_true", help="print every layer name of the detector and leave")
+    maps = p.add_argument_group("heatmaps")
+    maps.add_argument("--gradcam_enabled", action="store_true", help="render heatmaps; without it a plain evaluation")
+    maps.add_argument("--gradcam_samples", type=positive, metavar="N", help="samples a data set (50 wrong predictions)")
+    maps.add_argument("--gradcam_output_dir", help="where everything is written; overrides gradcam_save_dir")
+    maps.add_argument("--save_all_predictions", action="store_true", help="explain all samples, not only wrong ones")
+    maps.add_argument("--gradcam_layers", nargs="+", metavar="LAYER", help="e.g. encoder.layers.23 encoder.layers.20")
+    maps.add_argument("--gradcam_method", help=", ".join(METHODS))
+    maps.add_argument("--gradcam_target", help=", ".join(TARGETS))
+    maps.add_argument("--gradcam_site", help=", ".join(SITES))
+    maps.add_argument("--gradcam_colormap", help=", ".join(COLORMAPS))
+    maps.add_argument("--gradcam_select", default="confident", help=", ".join(SELECTIONS))
+    maps.add_argument("--image_format", default="png", help=", ".join(IMAGE_FORMATS))
+    maps.add_argument("--overwrite", action="store_true", help="replace an earlier run in the output folder")
+    return p
+
+
+def main(argv: Sequence[str]) -> int:
+    """Flags → run. Returns the exit code; raises InputError, RunError."""
+    args = parser().parse_args(argv)
+    for flag, allowed in (
+        ("precision", list(PRECISIONS)), ("gradcam_select", SELECTIONS), ("image_format", IMAGE_FORMATS),
+    ):  # fmt: skip
+        value = getattr(args, flag)
+        if value not in allowed:
+            raise InputError(f"--{flag} is {value!r}; {did_you_mean(value, allowed)}allowed: {', '.join(allowed)}")
+    if args.random_weights and args.weights_path:
+        raise InputError("--random_weights and --weights_path exclude each other: give one of them")
+    detector_path = find_path(args.detector_path, "detector YAML", "--detector_path")
+    test_config = find_path(args.test_config, "YAML", "--test_config") if args.test_config else None
+    flags = {
+        "weights_path": "" if args.random_weights else args.weights_path,
+        "test_dataset": args.test_dataset,
+        "test_batchSize": args.batch_size,
+        "workers": args.workers,
+        "manualSeed": args.seed,
+        "gradcam_enabled": args.gradcam_enabled or None,
+        "gradcam_samples": args.gradcam_samples,
+        "gradcam_save_dir": args.gradcam_output_dir,
+        "gradcam_layers": args.gradcam_layers,
+        "gradcam_method": args.gradcam_method,
+        "gradcam_target": args.gradcam_target,
+        "gradcam_site": args.gradcam_site,
+        "gradcam_colormap": args.gradcam_colormap,
+    }
+    settings = run_settings(detector_path, test_config, flags)
+    if args.list_layers:
+        return list_layers(settings.detector.config, settings.detector.model_name)
+    return run(
+        settings,
+        RunOptions(
+            output_dir=settings.detector.gradcam.save_dir,
+            device=args.device,
+            precision=args.precision,
+            save_all=args.save_all_predictions,
+            select=args.gradcam_select,
+            random_weights=args.random_weights,
+            max_unreadable=args.max_unreadable,
+            image_format=args.image_format,
+            overwrite=args.overwrite,
+            command=[Path(sys.argv[0]).name, *argv],
+        ),
+    )
+
+
+def list_layers(config: dict[str, object], model_name: str) -> int:
+    """Print the tower's blocks, then every module inside; needs no weights."""
+    backbone = config.get("backbone_config")
+    architecture_only = {**(backbone if isinstance(backbone, dict) else {}), "pretrained": False}
+    model = detector_class(model_name, explainable=True)({**config, "backbone_config": architecture_only})
+    blocks = block_names(model.explained_tower)
+    print("# encoder blocks (a block's name means what it reads, at gradcam_site)")
+    print("\n".join(blocks))
+    print("# every other module (its name means its output)")
+    print("\n".join(name for name, _ in model.explained_tower.named_modules() if name and name not in blocks))
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)

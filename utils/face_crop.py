@@ -1,0 +1,76 @@
+"""Crops and aligns the largest face of a picture as the benchmarks' preprocessing does, where dlib is installed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Callable
+
+import cv2
+import numpy as np
+
+from utils.errors import InputError, RunError
+
+# Eyes, nose tip and mouth corners in a 112 x 112 crop (the template that ArcFace made common), and where dlib has them.
+TEMPLATE = np.array(
+    [(38.2946, 51.6963), (73.5318, 51.5014), (56.0252, 71.7366), (41.5493, 92.3655), (70.7299, 92.2041)]
+)
+TEMPLATE_SIZE = 112
+FIVE_OF_81 = (37, 44, 30, 49, 55)
+MARGIN = 1.3  # the crop shows this much more than the template
+
+
+class NoFaceError(RunError):
+    """The picture has no face that dlib finds."""
+
+
+def similarity(source: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """(2, 3) matrix of the rotation, scale and shift that takes points `source` (N, 2) nearest to `target` (N, 2).
+
+    Least squares in closed form: with points as complex numbers, w = a z + b (Umeyama 1991, without reflection).
+    """
+    z, w = source @ np.array([1, 1j]), target @ np.array([1, 1j])
+    a = np.vdot(z - z.mean(), w - w.mean()) / np.vdot(z - z.mean(), z - z.mean()).real
+    b = w.mean() - a * z.mean()
+    return np.array([[a.real, -a.imag, b.real], [a.imag, a.real, b.imag]])
+
+
+def aligned_crop(picture: np.ndarray, five_points: np.ndarray, size: int) -> np.ndarray:
+    """(H, W, 3) uint8 and its five points (5, 2) x, y → (size, size, 3) with the face upright in the middle."""
+    centre = TEMPLATE_SIZE / 2
+    target = ((TEMPLATE - centre) / MARGIN + centre) * size / TEMPLATE_SIZE
+    return cv2.warpAffine(picture, similarity(five_points, target), (size, size))
+
+
+def face_cropper(landmark_model: Path, size: int) -> Callable[[np.ndarray], np.ndarray]:
+    """A function picture (H, W, 3) uint8 RGB → aligned crop (size, size, 3); it raises NoFaceError where there is none.
+
+    Raises InputError where dlib or the landmark file (`shape_predictor_81_face_landmarks.dat`) is missing.
+    """
+    try:
+        import dlib
+    except ImportError as error:
+        raise InputError(
+            "--landmark_model crops faces with dlib, which is not installed: pip install dlib (it needs CMake and a C++"
+            " compiler), or give pictures that are face crops already"
+        ) from error
+    if not landmark_model.is_file():
+        raise InputError(
+            f"--landmark_model {landmark_model}: no such file; DeepfakeBench's preprocessing/dlib_tools has"
+            " shape_predictor_81_face_landmarks.dat"
+        )
+    find_faces: Any = dlib.get_frontal_face_detector()
+    try:
+        find_landmarks: Any = dlib.shape_predictor(str(landmark_model))
+    except RuntimeError as error:
+        raise InputError(f"--landmark_model {landmark_model}: dlib cannot read it ({error})") from error
+
+    def crop(picture: np.ndarray) -> np.ndarray:
+        faces = find_faces(picture, 1)
+        if len(faces) == 0:
+            raise NoFaceError("dlib finds no face in it")
+        largest = max(faces, key=lambda box: box.width() * box.height())
+        shape = find_landmarks(picture, largest)
+        points = np.array([(shape.part(i).x, shape.part(i).y) for i in FIVE_OF_81], dtype=np.float64)
+        return aligned_crop(picture, points, size)
+
+    return crop

@@ -1,0 +1,156 @@
+#!/usr/bin/env python3
+"""Heatmaps for loose pictures: a file, a folder or a glob pattern."""
+
+from __future__ import annotations
+
+import glob
+import sys
+from pathlib import Path
+from typing import Callable, Iterator, Sequence
+
+if __name__ == "__main__":  # run as a script: the folder above holds the packages, this one holds none
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import numpy as np
+import torch
+
+from utils.cam_methods import METHODS
+from utils.command import OneLineParser, run_command
+from utils.config import detector_settings, find_path
+from utils.errors import InputError, RunError
+from utils.face_crop import NoFaceError, face_cropper
+from utils.gradcam import SITES
+from utils.gradcam_settings import COLORMAPS
+from utils.inference import LoadedDetector, find_device, load_detector
+from utils.pictures import UnreadablePicture, decode_picture, read_file
+from utils.results import Sample, layer_pictures, write_sample
+from utils.targets import TARGETS
+
+EMBEDDED_DETECTOR = "config/detector/clip_gradcam_demo.yaml"
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif")
+
+Crop = Callable[[np.ndarray], np.ndarray]
+
+
+def parser() -> OneLineParser:
+    """Every flag."""
+    p = OneLineParser(description=__doc__ or "")
+    p.add_argument(
+        "--input", required=True, help="picture, folder of pictures, or a quoted pattern such as 'faces/*.png'"
+    )
+    p.add_argument("--output", required=True, help="folder for the heatmaps, one folder a picture")
+    p.add_argument(
+        "--detector_path", help="detector YAML; without it and without weights: the embedded one, for trying out"
+    )
+    p.add_argument("--weights_path", help="checkpoint of the whole detector")
+    p.add_argument("--layers", nargs="+", metavar="LAYER", help="e.g. encoder.layers.23 encoder.layers.20")
+    p.add_argument("--method", help=", ".join(METHODS))
+    p.add_argument("--target", help=", ".join(target for target in TARGETS if target != "label"))
+    p.add_argument("--site", help=", ".join(SITES))
+    p.add_argument("--colormap", help=", ".join(COLORMAPS))
+    p.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:<n>")
+    p.add_argument("--landmark_model", help="shape_predictor_81_face_landmarks.dat: crop the face first (needs dlib)")
+    return p
+
+
+def main(argv: Sequence[str]) -> int:
+    """Flags → pictures on disk. Returns the exit code; raises InputError, RunError."""
+    args = parser().parse_args(argv)
+    if args.target == "label":
+        raise InputError(
+            "--target label needs labels, which loose pictures do not have; use predicted, fake, real or margin"
+        )
+    files = find_pictures(args.input)
+    detector = _detector(args.detector_path, args.weights_path, args.device, {
+        "gradcam_enabled": True, "gradcam_layers": args.layers, "gradcam_method": args.method,
+        "gradcam_target": args.target, "gradcam_site": args.site, "gradcam_colormap": args.colormap,
+    })  # fmt: skip
+    crop = face_cropper(Path(args.landmark_model), detector.settings.resolution) if args.landmark_model else None
+    detector.check_layers()
+    failed = 0
+    for index, (file, folder) in enumerate(zip(files, sample_folders(files, Path(args.output)))):
+        try:
+            picture = load_picture(file, detector.settings.resolution, crop)
+        except (UnreadablePicture, NoFaceError) as error:
+            print(f"{file}: left out: {error}", file=sys.stderr)
+            failed += 1
+            continue
+        sample = explain_picture(detector, picture, file, index)
+        write_sample(folder, sample)
+        print(f"{file}: fake probability {sample.prob_fake:.4f}, heatmaps in {folder}")
+    if failed:
+        raise RunError(f"{failed} of {len(files)} pictures were left out, see above")
+    return 0
+
+
+def find_pictures(pattern: str) -> list[Path]:
+    """The pictures that a file, folder or glob pattern names, sorted. Raises InputError where there are none."""
+    path = Path(pattern)
+    if path.is_file():
+        return [path]
+    if path.is_dir():
+        found = [file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file()]
+        kind = f"no picture ({', '.join(SUFFIXES)}) in this folder"
+    else:
+        found = [Path(name) for name in glob.glob(pattern, recursive=True) if Path(name).is_file()]  # noqa: PTH207
+        kind = "no such file, folder, or file that the pattern matches"
+    if not found:
+        raise InputError(f"--input {pattern!r}: {kind}")
+    return sorted(found)
+
+
+def sample_folders(files: Sequence[Path], output: Path) -> Iterator[Path]:
+    """One folder a picture, by its name; pictures of one name in several folders get a number."""
+    taken: dict[str, int] = {}
+    for file in files:
+        taken[file.stem] = taken.get(file.stem, 0) + 1
+        yield output / (file.stem if taken[file.stem] == 1 else f"{file.stem}_{taken[file.stem]}")
+
+
+def _detector(
+    detector_path: str | None, weights_path: str | None, device: str, flags: dict[str, object]
+) -> LoadedDetector:
+    if detector_path is None and weights_path is None:
+        detector_path = EMBEDDED_DETECTOR
+        print(
+            "NOTE: no weights named, so this is the small embedded detector, trained on drawn faces. It is for trying"
+            " out only and says nothing about real pictures. Give --detector_path and --weights_path for yours."
+        )
+    yaml_path = find_path(detector_path or "config/detector/clip_gradcam.yaml", "detector YAML", "--detector_path")
+    return load_detector(detector_settings(yaml_path, {**flags, "weights_path": weights_path}), find_device(device))
+
+
+def load_picture(file: Path, resolution: int, crop: Crop | None) -> np.ndarray:
+    """(resolution, resolution, 3) uint8 RGB. Raises UnreadablePicture, NoFaceError."""
+    data = read_file(str(file))
+    if crop is None:
+        return decode_picture(data, resolution)
+    return crop(decode_picture(data, None))
+
+
+def explain_picture(detector: LoadedDetector, picture: np.ndarray, file: Path, index: int) -> Sample:
+    """One picture (H, W, 3) uint8 RGB explained and drawn."""
+    pixels = torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1).unsqueeze(0)
+    explanation = detector.explain(pixels, torch.zeros(1, dtype=torch.long), detector.gradcam.target)
+    real, fake = explanation.logits[0].tolist()
+    asked, explained = detector.gradcam.target, explanation.target[0]
+    return Sample(
+        index=index,
+        path=str(file),
+        dataset="loose pictures",
+        forgery="unknown",
+        video="none",
+        label=None,
+        logits=(real, fake),
+        prob_fake=float(explanation.prediction["prob"][0]),
+        target=asked if asked == explained else f"{asked} ({explained})",
+        method=detector.gradcam.method,
+        site=detector.gradcam.site,
+        weights=str(detector.settings.weights_path),
+        picture=picture,
+        layers=layer_pictures(pixels.to(detector.device), explanation.layers, detector.gradcam.colormap)[0],
+    )
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,134 @@
+"""Maps → pictures: colour, blend, compose. Colouring and blending are batched, on the device of their input."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import TYPE_CHECKING, Sequence
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from PIL.ImageFont import FreeTypeFont
+
+OPACITY = 0.5
+IMAGE_FORMATS = ("png", "jpg", "webp")
+
+MARGIN = 8  # pixels around and between the panels of a comparison
+CAPTION = 24  # height of the line below each panel
+TITLE = 30  # height of the line above all panels
+TITLE_SIZE, CAPTION_SIZE = 16, 14
+INK, PAPER, WARNING = (20, 20, 20), (255, 255, 255), (176, 0, 32)
+
+
+@functools.lru_cache(maxsize=None)
+def _colour_table(colormap: str) -> Tensor:
+    """(256, 3) uint8 RGB, low to high."""
+    ramp = np.arange(256, dtype=np.uint8).reshape(256, 1)
+    table = cv2.applyColorMap(ramp, getattr(cv2, f"COLORMAP_{colormap.upper()}"))
+    return torch.from_numpy(np.ascontiguousarray(table.reshape(256, 3)[:, ::-1]))
+
+
+def colour(maps: Tensor, colormap: str = "jet") -> Tensor:
+    """Maps (..., H, W) in [0, 1] → (..., H, W, 3) uint8 RGB on their device; `colormap` is one of COLORMAPS."""
+    table = _colour_table(colormap).to(maps.device)
+    return table[(maps * 255).round().long()]
+
+
+def overlay(pictures: Tensor, maps: Tensor, empty: Tensor, colormap: str = "jet") -> Tensor:
+    """The maps laid over the pictures.
+
+    Args:
+        pictures: (B, 3, H, W) uint8 RGB.
+        maps: (B, H, W) in [0, 1], on the same device.
+        empty: (B,) bool; the picture of an empty map stays as it is, since a colour would claim a value.
+
+    Returns:
+        (B, H, W, 3) uint8 RGB on the same device.
+    """
+    plain = pictures.permute(0, 2, 3, 1)
+    blended = torch.lerp(plain.float(), colour(maps, colormap).float(), OPACITY).round().to(torch.uint8)
+    return torch.where(empty.to(maps.device)[:, None, None, None], plain, blended)
+
+
+def encode(picture: np.ndarray, image_format: str = "png") -> bytes:
+    """(H, W, 3) uint8 RGB → the bytes of an image file."""
+    done, data = cv2.imencode(
+        f".{image_format}", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), _encoder_flags(image_format)
+    )
+    if not done:
+        raise OSError(f"OpenCV could not encode a picture of shape {picture.shape} as {image_format}")
+    return data.tobytes()
+
+
+def _encoder_flags(image_format: str) -> list[int]:
+    if image_format == "jpg":
+        return [cv2.IMWRITE_JPEG_QUALITY, 92]
+    if image_format == "webp":
+        return [cv2.IMWRITE_WEBP_QUALITY, 90]
+    return [cv2.IMWRITE_PNG_COMPRESSION, 3]
+
+
+def comparison(panels: Sequence[tuple[str, np.ndarray]], title: str, warning: str = "") -> np.ndarray:
+    """Panels side by side with a caption below each and a title above all.
+
+    Args:
+        panels: (caption, picture (H, W, 3) uint8 RGB), all of one size.
+        title: one line; shortened where the panels are too narrow for it.
+        warning: a second line in red, for example that the weights are random.
+
+    Returns:
+        (H', W', 3) uint8 RGB.
+    """
+    height, width = panels[0][1].shape[:2]
+    top = TITLE * (2 if warning else 1) + MARGIN
+    canvas = np.full(
+        (top + height + CAPTION + MARGIN, MARGIN + len(panels) * (width + MARGIN), 3), PAPER[0], dtype=np.uint8
+    )
+    for column, (caption, picture) in enumerate(panels):
+        left = MARGIN + column * (width + MARGIN)
+        canvas[top : top + height, left : left + width] = picture
+        canvas[top + height : top + height + CAPTION, left : left + width] = text_line(
+            caption, width, CAPTION, CAPTION_SIZE, centred=True
+        )
+    inner = canvas.shape[1] - 2 * MARGIN
+    canvas[MARGIN // 2 : MARGIN // 2 + TITLE, MARGIN:-MARGIN] = text_line(title, inner, TITLE, TITLE_SIZE)
+    if warning:
+        canvas[MARGIN // 2 + TITLE : MARGIN // 2 + 2 * TITLE, MARGIN:-MARGIN] = text_line(
+            warning, inner, TITLE, TITLE_SIZE, ink=WARNING
+        )
+    return canvas
+
+
+# A run repeats the same few captions and titles for thousands of samples.
+@functools.lru_cache(maxsize=512)
+def text_line(
+    text: str, width: int, height: int, size: int, centred: bool = False, ink: tuple[int, int, int] = INK
+) -> np.ndarray:
+    """`text` on white, (height, width, 3) uint8 RGB, read-only; set smaller, then cut with an ellipsis, to fit."""
+    from PIL import Image, ImageDraw
+
+    text = text.encode("utf-8", "replace").decode("utf-8")  # file names may hold what no font and no encoder has
+    font = _font(size)
+    while font.getlength(text) > width and size > 9:
+        size -= 1
+        font = _font(size)
+    while font.getlength(text) > width and len(text) > 1:
+        text = text[:-2] + "…"
+    picture = Image.new("RGB", (width, height), PAPER)
+    anchor, left = ("mm", width // 2) if centred else ("lm", 0)
+    ImageDraw.Draw(picture).text((left, height // 2), text, fill=ink, font=font, anchor=anchor)
+    line = np.asarray(picture).copy()
+    line.flags.writeable = False
+    return line
+
+
+@functools.lru_cache(maxsize=None)
+def _font(size: int) -> FreeTypeFont:
+    import matplotlib  # brings DejaVu Sans, so that pictures look the same on every machine
+    from PIL import ImageFont
+
+    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), size)

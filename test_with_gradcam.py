@@ -104,7 +104,7 @@ def list_layers(config: dict[str, object], model_name: str) -> int:
     """Print the tower's blocks, then every module inside; needs no weights."""
     backbone = config.get("backbone_config")
     architecture_only = {**(backbone if isinstance(backbone, dict) else {}), "pretrained": False}
-    model = detector_class(model_name, explainable=True)({**config, "backbone_config": architecture_only})
+    model = detector_class(model_name, True, config)({**config, "backbone_config": architecture_only})
     blocks = block_names(model.explained_tower)
     print("# encoder blocks (a block's name means what it reads, at gradcam_site)")
     print("\n".join(blocks))

@@ -29,6 +29,8 @@ class Registry:
 DETECTOR: Registry = Registry()
 
 from .clip_detector import CLIPDetector  # noqa: E402  the detectors need DETECTOR to register themselves
-from .clip_detector_gradcam import CLIPDetectorWithGradCAM  # noqa: E402
 
-__all__ = ["DETECTOR", "CLIPDetector", "CLIPDetectorWithGradCAM", "Registry"]
+# isort: split
+from . import gradcam_detectors  # noqa: E402  last: it gives heatmaps to the detectors imported above
+
+__all__ = ["DETECTOR", "CLIPDetector", "Registry", "gradcam_detectors"]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from utils.cam_methods import cam_method
 from utils.errors import InputError
-from utils.gradcam import Explanation, block_names, find_sites, layer_maps, token_gradients
+from utils.gradcam import Explanation, block_names, find_sites, layer_maps, refuse_non_finite_logits, token_gradients
 from utils.gradcam_settings import GradCAMSettings, gradcam_settings
 from utils.targets import Target
 
@@ -73,7 +73,7 @@ class GradCAMMixin:
 
         Raises:
             InputError: an unusable argument, or a layer that cannot be explained (LayerError); the model is untouched.
-            NonFiniteMapError: NaN or infinity in the maps of some pictures.
+            NonFiniteMapError: NaN or infinity in the maps or logits of some pictures.
         """
         image = checked_image(data_dict)
         cam = cam_method(method or self.gradcam.method, self.gradcam.pp_epsilon)
@@ -86,7 +86,9 @@ class GradCAMMixin:
             data_dict.get("label"),
         )
         size = (image.shape[2], image.shape[3])
-        return Explanation(prediction, names, layer_maps(captured, cam, self.patch_grid(*size), size))
+        maps = layer_maps(captured, cam, self.patch_grid(*size), size)
+        refuse_non_finite_logits(prediction["cls"])
+        return Explanation(prediction, names, maps)
 
     def generate_gradcam(
         self,

@@ -7,7 +7,7 @@ import pickle
 import re
 import warnings
 from pathlib import Path
-from typing import Any, Mapping
+from typing import Any, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -48,11 +48,19 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 def load_weights(model: nn.Module, path: str | Path) -> None:
     """Fill all of `model` from a checkpoint; on any difference the model stays as it was.
 
-    `embeddings.position_ids` is neither demanded nor refused. Raises InputError as `read_weights` does, and for
-    missing, unexpected and mis-shaped keys, naming the first ten.
+    `embeddings.position_ids` is neither demanded nor refused, nor are the last parts of a key that the model's class
+    lists as `unread_weights` because its forward pass does not read them. Raises InputError as `read_weights` does, and
+    for missing, unexpected and mis-shaped keys, naming the first ten.
     """
-    wanted = {key: value for key, value in model.state_dict().items() if not _is_position_ids(key)}
-    found = {key: value for key, value in read_weights(path).items() if not _is_position_ids(key)}
+    unread = getattr(model, "unread_weights", ())
+    wanted, found = [
+        {
+            key: value
+            for key, value in weights.items()
+            if not _is_position_ids(key) and key.rpartition(".")[2] not in unread
+        }
+        for weights in (model.state_dict(), read_weights(path))
+    ]
     differences = [f"missing {_shown(key, wanted)}" for key in wanted if key not in found]
     differences += [f"unexpected {_shown(key, found)}" for key in found if key not in wanted]
     differences += [
@@ -66,7 +74,7 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
             f"{path} does not fit the detector: the file is {_architecture(found)}, the detector "
             f"{_architecture(wanted)}; {len(differences)} of the keys differ: {', '.join(differences[:10])}{more}"
         )
-    model.load_state_dict(found, strict=False)  # strict but for position_ids: the keys are compared above
+    model.load_state_dict(found, strict=False)  # strict but for those: the keys are compared above
 
 
 def sha256_of(path: str | Path) -> str:
@@ -159,6 +167,14 @@ def _renamed(key: str) -> str:
         if key.startswith(old):
             key = new + key[len(old) :]
     return key
+
+
+def _compared(weights: Mapping[str, Tensor], unread: Sequence[str]) -> dict[str, Tensor]:
+    return {
+        key: value
+        for key, value in weights.items()
+        if not _is_position_ids(key) and key.rpartition(".")[2] not in unread
+    }
 
 
 def _is_position_ids(key: str) -> bool:

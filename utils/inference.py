@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from typing import Any, ContextManager, NamedTuple, Sequence
+from typing import Any, ContextManager, Mapping, NamedTuple, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from utils.config import DetectorSettings
 from utils.errors import InputError, did_you_mean
 from utils.gradcam import Explanation, NonFiniteMapError
 from utils.gradcam_settings import GradCAMSettings
+from utils.host_modules import find_detectors
 from utils.targets import Target
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -95,14 +96,13 @@ def find_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def detector_class(model_name: str, explainable: bool) -> Any:
+def detector_class(model_name: str, explainable: bool, config: Mapping[str, Any]) -> Any:
     """The registered detector of that name; `clip` means `clip_gradcam`, which predicts exactly the same.
 
-    Raises InputError for an unknown name, and where heatmaps are asked of a detector that has none.
+    `config` names the networks and losses that it needs. Raises InputError for an unknown name, and where heatmaps are
+    asked of a detector that has none.
     """
-    from detectors import DETECTOR
-
-    known: dict[str, Any] = DETECTOR.data
+    known = find_detectors(model_name, config)
     name = f"{model_name}_gradcam" if f"{model_name}_gradcam" in known else model_name
     if name not in known:
         raise InputError(
@@ -128,7 +128,7 @@ def load_detector(
             " detector and marks every output so)"
         )
     backbone = {**(settings.config.get("backbone_config") or {}), "pretrained": False}
-    cls = detector_class(settings.model_name, settings.gradcam.enabled)
+    cls = detector_class(settings.model_name, settings.gradcam.enabled, settings.config)
     model: nn.Module = cls({**settings.config, "backbone_config": backbone})
     if settings.weights_path is not None:
         load_weights(model, settings.weights_path)

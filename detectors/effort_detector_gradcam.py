@@ -1,0 +1,49 @@
+"""The host's Effort detector with heatmaps: `effort_gradcam`."""
+
+from __future__ import annotations
+
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+
+from detectors import DETECTOR
+
+from .effort_detector import EffortDetector, apply_svd_residual_to_self_attn
+from .gradcam_towers import CLIPTowerMixin, checked_backbone_config
+
+
+@DETECTOR.register_module(module_name="effort_gradcam")
+class EffortDetectorWithGradCAM(CLIPTowerMixin, EffortDetector):
+    """`EffortDetector` (attention weights as a fixed part plus a residual) that shows where its decision came from.
+
+    With `backbone_config` naming a tower it is built as the config says; with none it is the host's own, from the
+    folder that the host's code names.
+    """
+
+    # Fixed factors that some versions of the host store and others do not: no forward pass reads them.
+    unread_weights = ("S_r", "U_r", "V_r")
+
+    def build_tower(self, config: dict[str, Any]) -> nn.Module:
+        backbone_config = checked_backbone_config(config)
+        if not {"name_or_path", "architecture", "pretrained"} & set(backbone_config):
+            return EffortDetector.build_backbone(self, config)
+        tower = super().build_tower(config)
+        rank = int(tower.config.hidden_size) - 1  # type: ignore[union-attr,arg-type]  # a CLIP tower's config
+        if backbone_config.get("pretrained", "architecture" not in backbone_config):
+            return apply_svd_residual_to_self_attn(tower, r=rank)
+        with mock.patch.object(torch.linalg, "svd", split_without_svd):
+            return apply_svd_residual_to_self_attn(tower, r=rank)
+
+
+def split_without_svd(weight: Tensor, full_matrices: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    """Factors of the shapes of an SVD whose product is `weight` (out, in), at once instead of in seconds.
+
+    For weights that a checkpoint overwrites, or that are random: there the singular vectors mean nothing.
+    """
+    rows, columns = weight.shape
+    ones = weight.new_ones(min(rows, columns))
+    if rows >= columns:
+        return weight.clone(), ones, torch.eye(columns, dtype=weight.dtype)
+    return torch.eye(rows, dtype=weight.dtype), ones, weight.clone()

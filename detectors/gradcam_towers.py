@@ -1,0 +1,105 @@
+"""The two kinds of network that the host's detectors are built on, each mixed in before the host's class."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import Any, Iterator, Mapping
+from unittest import mock
+
+from torch import nn
+
+from utils.clip_tower import DEFAULT_TOWER, build_clip_tower
+from utils.errors import InputError
+
+from .gradcam_mixin import GradCAMMixin
+
+# The published tower that a host has written its head for, by the head's width, where the config names none.
+TOWERS_BY_WIDTH = {1024: DEFAULT_TOWER, 768: "openai/clip-vit-base-patch16"}
+
+
+class CLIPTowerMixin(GradCAMMixin):
+    """A host detector with `backbone` (a CLIP vision tower) and `head`; the tower comes from the config.
+
+    `config["backbone_config"]` may hold `name_or_path`, `architecture` and `pretrained` (see `utils.clip_tower`); the
+    `gradcam_*` keys are in README_gradcam.md. Without `name_or_path` the tower is the one that the host's head is for.
+    """
+
+    head: nn.Linear
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__(config)  # type: ignore[call-arg]  # the host's constructor: backbone, head, loss
+        self.backbone = self.build_tower(config)
+        width = int(self.backbone.config.hidden_size)
+        if self.head.in_features != width:  # the host writes its head for one tower only
+            self.head = nn.Linear(width, 2)
+        self.init_gradcam(config)
+
+    def build_backbone(self, config: dict[str, Any]) -> nn.Module:
+        """Nothing yet: the host's own tower would be downloaded here, before the width of its head is known."""
+        return nn.Identity()
+
+    def build_tower(self, config: dict[str, Any]) -> nn.Module:
+        """The tower that the config describes. Raises InputError."""
+        backbone_config = checked_backbone_config(config)
+        name = TOWERS_BY_WIDTH.get(self.head.in_features, DEFAULT_TOWER)
+        return build_clip_tower({"name_or_path": name, **backbone_config}, where="backbone_config")
+
+    def features(self, data_dict: dict[str, Any]) -> Any:
+        """The host's features; for pictures of another size than the tower's, with interpolated positions."""
+        size = int(self.backbone.config.image_size)
+        if data_dict["image"].shape[-2:] == (size, size):
+            return super().features(data_dict)  # type: ignore[misc]  # the host's
+        return self.backbone(data_dict["image"], interpolate_pos_encoding=True)["pooler_output"]
+
+
+class CNNMixin(GradCAMMixin):
+    """A host detector whose `backbone` is a convolutional network: its 4-D activations are maps already."""
+
+    last_convolution: str  # module of the backbone whose output the head pools: explained where no layer is named
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__(config)  # type: ignore[call-arg]  # the host's constructor
+        self.init_gradcam(config)
+
+    def build_backbone(self, config: dict[str, Any]) -> nn.Module:
+        """The host's own or, with `backbone_config.pretrained: false`, the same without its pretrained weights."""
+        backbone_config = checked_backbone_config(config)
+        if backbone_config.get("pretrained", True):
+            return super().build_backbone(config)  # type: ignore[misc]  # the host's
+        from networks import BACKBONE  # the host's
+
+        with no_torchvision_weights():
+            return BACKBONE[config["backbone_name"]](dict(backbone_config))
+
+    def patch_grid(self, height: int, width: int) -> tuple[int, int] | None:
+        """None: there are no tokens to lay out."""
+        return None
+
+    def gradcam_layers(self) -> list[str]:
+        """The config's layers, or else the last convolution."""
+        return list(self.gradcam.layers or [self.last_convolution])
+
+
+def checked_backbone_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """`config["backbone_config"]`, empty where there is none. Raises InputError for anything but a mapping."""
+    backbone_config = config.get("backbone_config") or {}
+    if not isinstance(backbone_config, Mapping):
+        raise InputError(f"config: backbone_config is {backbone_config!r}; allowed: keys with values")
+    return backbone_config
+
+
+@contextmanager
+def no_torchvision_weights() -> Iterator[None]:
+    """The host's ResNet-34 asks torchvision for published weights whatever its config says; here it gets none."""
+    try:
+        from torchvision import models
+    except ImportError:  # then the network at hand does not use it
+        yield
+        return
+    resnet34 = models.resnet34
+
+    def untrained(**asked: Any) -> nn.Module:
+        return resnet34(weights=None)
+
+    with mock.patch.object(models, "resnet34", untrained):
+        yield

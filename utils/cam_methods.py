@@ -38,10 +38,14 @@ def grad_cam_pp(A: Tensor, G: Tensor, epsilon: float = DEFAULT_EPSILON) -> Tenso
     The paper has post-ReLU maps, for which the denominator is positive wherever α counts. Tokens are signed, so it can
     cross zero: ε · max_chw G² of the same picture keeps it away from there at any scale of the gradient, and α is 0
     where the whole is not positive. ε = 0 is the paper's formula.
+
+    Computed with g = G / max_chw |G|: α is the same, and G³ can neither vanish nor overflow.
     """
-    G2 = G.square()
-    denominator = 2 * G2 + G2 * G * A.sum(dim=(2, 3), keepdim=True) + epsilon * G2.amax(dim=(1, 2, 3), keepdim=True)
-    alpha = torch.where(denominator > 0, G2 / denominator, torch.zeros_like(G))
+    peak = G.abs().amax(dim=(1, 2, 3), keepdim=True)
+    g = G / torch.where(peak > 0, peak, torch.ones_like(peak))
+    g2 = g.square()
+    denominator = 2 * g2 + g2 * g * (peak * A.sum(dim=(2, 3), keepdim=True)) + epsilon
+    alpha = torch.where(denominator > 0, g2 / denominator, torch.zeros_like(G))
     w = (alpha * G.relu()).sum(dim=(2, 3))
     return torch.einsum("bc,bchw->bhw", w, A)
 

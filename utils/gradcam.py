@@ -25,8 +25,9 @@ SITES = ("layer_norm1", "residual")
 FIRST_NORMS = ("layer_norm1", "layernorm_before", "norm1")
 # Whatever stands before the tower's own names in a checkpoint, in DDP or in transformers 4.
 TOWER_PREFIXES = ("module.", "backbone.", "vision_model.")
-# Patch gradients of a logit are about 1e-5, below what float16 resolves: there the score is scaled before backward.
-HALF_SCORE_SCALE = 1024.0
+# Patch gradients of a logit are about 1e-5, below what float16 resolves: there the score is scaled before backward, by
+# the largest of these factors with which the picture's gradients do not overflow. Powers of two: they round nothing.
+HALF_SCORE_SCALES = (2.0**15, 2.0**10, 2.0**5, 1.0, 2.0**-5, 2.0**-10)
 
 Prediction = Dict[str, Tensor]
 
@@ -36,7 +37,7 @@ class LayerError(InputError):
 
 
 class NonFiniteMapError(RunError):
-    """NaN or infinity in the maps of some pictures of a batch, whose positions are `samples`."""
+    """NaN or infinity in the maps or logits of some pictures of a batch, whose positions are `samples`."""
 
     def __init__(self, message: str, samples: Sequence[int]) -> None:
         super().__init__(message)
@@ -141,19 +142,20 @@ def _first_norm(module: nn.Module) -> nn.Module | None:
 
 # -------------------------------------------------------------------------------------------- one forward, one backward
 
-# Two explanations at once would see each other's frozen weights and global random state: one after the other.
+# Two explanations at once would see each other's frozen weights and global random state: one after the other, also of
+# different detectors. What is to be put back is noted inside, where no other explanation has changed it.
 _one_at_a_time = threading.RLock()
 
 
 @contextmanager
 def explaining(model: nn.Module) -> Iterator[None]:
     """`model` in evaluation mode with constant weights and gradients enabled, put back as it was afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    parameters = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    if any(parameter.is_inference() for parameter, _ in parameters):
+    if any(parameter.is_inference() for parameter in model.parameters()):
         raise InputError("the model was built inside torch.inference_mode(), which forbids gradients: build it outside")
-    devices = {parameter.device for parameter, _ in parameters if parameter.device.type == "cuda"}
+    devices = {parameter.device for parameter in model.parameters() if parameter.device.type == "cuda"}
     with _one_at_a_time, torch.random.fork_rng(devices=sorted(devices, key=str)):
+        modes = [(module, module.training) for module in model.modules()]
+        parameters = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
         try:
             for module, _ in modes:
                 module.training = False
@@ -174,8 +176,10 @@ def tapped(sites: Sequence[Site]) -> Iterator[dict[str, Tensor]]:
 
     The graph begins at the first site that runs: what is before it records nothing, since the weights are constant
     and the tokens there become a leaf. The tower goes on with a copy, so that an in-place ReLU cannot overwrite them.
+    A forward pass that another thread makes meanwhile is let through untouched.
     """
     tokens: dict[str, Tensor] = {}
+    thread = threading.get_ident()
 
     def tap(site: Site, value: Any) -> Any:
         if site.name in tokens:
@@ -190,10 +194,10 @@ def tapped(sites: Sequence[Site]) -> Iterator[dict[str, Tensor]]:
         return (passed_on, *value[1:]) if isinstance(value, tuple) else passed_on
 
     def input_hook(site: Site) -> Callable[..., Any]:
-        return lambda module, inputs: tap(site, inputs)
+        return lambda module, inputs: tap(site, inputs) if threading.get_ident() == thread else None
 
     def output_hook(site: Site) -> Callable[..., Any]:
-        return lambda module, inputs, output: tap(site, output)
+        return lambda module, inputs, output: tap(site, output) if threading.get_ident() == thread else None
 
     with ExitStack() as hooks:
         for site in sites:
@@ -239,10 +243,24 @@ def token_gradients(
 def _gradients(logits: Tensor, weights: Tensor, tokens: Sequence[Tensor]) -> Sequence[Tensor | None]:
     if not logits.requires_grad:
         return [None] * len(tokens)
-    scale = HALF_SCORE_SCALE if any(one.dtype == torch.float16 for one in (logits, *tokens)) else 1.0
-    score = (logits.to(_map_dtype(logits)) * weights.to(_map_dtype(logits))).sum()
-    gradients = torch.autograd.grad(score * scale, list(tokens), allow_unused=True)
-    return [G if G is None or scale == 1.0 else G.float() / scale for G in gradients]
+    score = (logits.to(_map_dtype(logits)) * weights.to(_map_dtype(logits))).sum(dim=1)
+    if any(one.dtype == torch.float16 for one in (logits, *tokens)):
+        return _half_gradients(score, tokens)
+    return torch.autograd.grad(score.sum(), list(tokens), allow_unused=True)
+
+
+def _half_gradients(score: Tensor, tokens: Sequence[Tensor]) -> Sequence[Tensor | None]:
+    """As float32. Each picture has a scale of its own: what overflows in one must not coarsen the others' gradients."""
+    scale = torch.full_like(score, HALF_SCORE_SCALES[0])
+    for lower in (*HALF_SCORE_SCALES[1:], None):
+        gradients = torch.autograd.grad((score * scale).sum(), list(tokens), allow_unused=True, retain_graph=True)
+        reached = [G for G in gradients if G is not None]
+        finite = [torch.isfinite(G).flatten(1).all(dim=1) for G in reached]
+        overflown = ~torch.stack(finite).all(dim=0) if finite else torch.zeros_like(score, dtype=torch.bool)
+        if lower is None or not overflown.any():
+            break
+        scale = torch.where(overflown, torch.full_like(scale, lower), scale)
+    return [G if G is None else G.float() / scale.view(-1, *[1] * (G.ndim - 1)) for G in gradients]
 
 
 def _map_dtype(tokens: Tensor) -> torch.dtype:
@@ -286,8 +304,7 @@ def layer_maps(
             gradient = on_grid(G, grid, name)
             signed[name] = method(on_grid(A, grid, name), gradient)
             normalised[name] = normalise(signed[name].relu(), size)
-        flat = signed[name].relu().flatten(1)
-        empty = flat.amax(dim=1) == flat.amin(dim=1)
+        empty = normalised[name].flatten(1).amax(dim=1) == 0
         finite = torch.isfinite(signed[name]).flatten(1).all(dim=1)
         checks.append(torch.stack([gradient.flatten(1).any(dim=1), (G != 0).flatten(1).any(dim=1), finite, empty]))
     # One transfer for every check of every layer, so that the device is waited for once.
@@ -322,14 +339,29 @@ def _refuse_meaningless(name: str, reached: Tensor, touched: Tensor, finite: Ten
     )
 
 
+def refuse_non_finite_logits(logits: Tensor) -> None:
+    """Raises NonFiniteMapError: where a logit is not finite its gradient may still be, but explains no decision."""
+    finite = torch.isfinite(logits).all(dim=1)
+    if not finite.all():
+        samples = (~finite).nonzero().flatten().tolist()
+        raise NonFiniteMapError(
+            f"the logits of picture(s) {samples} of the batch are NaN or infinite;"
+            " check those pictures and the weights, or use --precision fp32",
+            samples,
+        )
+
+
 def normalise(raw: Tensor, size: tuple[int, int]) -> Tensor:
     """(B, h, w) ≥ 0 → (B, H, W) float32 in [0, 1]: bilinear (half-pixel centres), then (M - min) / (max - min).
 
     Per picture. A map without range (all zero or constant) becomes all zero.
     """
-    resized = F.interpolate(raw.unsqueeze(1), size=size, mode="bilinear", align_corners=False).squeeze(1)
+    peak = raw.amax(dim=(1, 2), keepdim=True)
+    # As shares of the peak, since between values of 1e-40 or 1e38 nothing can be interpolated.
+    shares = raw / torch.where(peak > 0, peak, torch.ones_like(peak))
+    resized = F.interpolate(shares.unsqueeze(1), size=size, mode="bilinear", align_corners=False).squeeze(1)
     lowest = resized.amin(dim=(1, 2), keepdim=True)
     span = resized.amax(dim=(1, 2), keepdim=True) - lowest
-    constant = raw.amax(dim=(1, 2), keepdim=True) == raw.amin(dim=(1, 2), keepdim=True)
-    shares = (resized - lowest) / torch.where(constant | (span == 0), torch.ones_like(span), span)
-    return torch.where(constant, torch.zeros_like(shares), shares).float()
+    constant = (raw.amin(dim=(1, 2), keepdim=True) == peak) | (span == 0)
+    stretched = (resized - lowest) / torch.where(constant, torch.ones_like(span), span)
+    return torch.where(constant, torch.zeros_like(stretched), stretched).float()

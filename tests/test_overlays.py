@@ -1,0 +1,67 @@
+"""Colour, blend and type, against OpenCV and by eye-sized facts about the pixels."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from utils.gradcam_settings import COLORMAPS
+from utils.overlays import CAPTION, IMAGE_FORMATS, MARGIN, TITLE, colour, comparison, encode, overlay, text_line
+
+
+@pytest.mark.parametrize("colormap", COLORMAPS)
+def test_colours_are_opencvs(colormap: str) -> None:
+    maps = torch.rand(2, 9, 7)
+    levels = (maps.numpy() * 255).round().astype(np.uint8)
+    flag = getattr(cv2, f"COLORMAP_{colormap.upper()}")
+    for got, level in zip(colour(maps, colormap).numpy(), levels):
+        np.testing.assert_array_equal(got, cv2.applyColorMap(level, flag)[..., ::-1])
+
+
+def test_jet_is_red_where_the_map_is_high_and_blue_where_it_is_low() -> None:
+    red, green, blue = colour(torch.tensor([[0.0, 1.0]])).numpy()[0].T.astype(int)
+    assert blue[0] > 100 and red[0] == green[0] == 0
+    assert red[1] > 100 and blue[1] == green[1] == 0
+
+
+def test_overlay_is_the_mean_of_picture_and_colour_and_spares_empty_maps() -> None:
+    pictures = torch.randint(0, 256, (3, 3, 8, 8), dtype=torch.uint8)
+    maps = torch.rand(3, 8, 8)
+    drawn = overlay(pictures, maps, torch.tensor([False, True, False]), "turbo").numpy()
+    plain = pictures.permute(0, 2, 3, 1).numpy()
+    expected = (plain.astype(float) + colour(maps, "turbo").numpy()) / 2
+    np.testing.assert_array_equal(drawn[1], plain[1])
+    for i in (0, 2):
+        np.testing.assert_allclose(drawn[i], expected[i], atol=0.51)
+
+
+@pytest.mark.parametrize("image_format", IMAGE_FORMATS)
+def test_encoded_pictures_read_back(image_format: str) -> None:
+    ramp = np.linspace(0, 255, 64).astype(np.uint8)
+    picture = np.stack(np.broadcast_arrays(ramp[None], ramp[:, None], np.full((64, 64), 90, np.uint8)), axis=-1)
+    back = cv2.imdecode(np.frombuffer(encode(picture, image_format), np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
+    error = np.abs(back.astype(int) - picture)
+    assert error.max() == 0 if image_format == "png" else error.mean() < 3
+
+
+def test_comparison_holds_every_panel_untouched_under_its_title() -> None:
+    panels = [(f"encoder.layers.{i}", np.full((50, 224, 3), 40 * i + 20, np.uint8)) for i in range(3)]
+    canvas = comparison(panels, "true label: fake   prediction: real")
+    top = TITLE + MARGIN
+    assert canvas.shape == (top + 50 + CAPTION + MARGIN, MARGIN + 3 * (224 + MARGIN), 3)
+    for i, (_, panel) in enumerate(panels):
+        left = MARGIN + i * (224 + MARGIN)
+        np.testing.assert_array_equal(canvas[top : top + 50, left : left + 224], panel)
+        assert (canvas[top + 50 : top + 50 + CAPTION, left : left + 224] < 128).any()  # ink of the caption
+    assert (canvas[:TITLE] < 128).any() and (canvas[:, : MARGIN - 1] == 255).all()
+    warned = comparison(panels, "title", warning="random weights")
+    assert warned.shape[0] == canvas.shape[0] + TITLE
+
+
+@pytest.mark.parametrize("text", ["x" * 500, "Größe  人脸 ✗", "\udcff broken", ""])
+def test_any_text_fits_its_line(text: str) -> None:
+    line = text_line(text, 224, 24, 14)
+    assert line.shape == (24, 224, 3) and line.dtype == np.uint8
+    assert (line[:, -1] == 255).all() and (line[0] == 255).all() and (line[-1] == 255).all()

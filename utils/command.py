@@ -7,6 +7,7 @@ import sys
 from typing import Callable, NoReturn, Sequence
 
 from utils.errors import InputError, RunError, did_you_mean
+from utils.minimum_versions import complaint
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -43,6 +44,9 @@ def positive(text: str) -> int:
 def run_command(main: Callable[[Sequence[str]], int]) -> NoReturn:
     """Call `main` with the arguments and leave with its exit code: 2 for unusable input, 1 for a failed run."""
     try:
+        too_old = complaint()
+        if too_old:
+            raise InputError(too_old)
         code = main(sys.argv[1:])
     except InputError as error:
         code = _complain(error, 2)

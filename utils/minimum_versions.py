@@ -1,0 +1,30 @@
+"""What this library needs of the Python and the packages around it."""
+
+from __future__ import annotations
+
+import re
+import sys
+
+PYTHON = (3, 8)
+PACKAGES = {"torch": (1, 13), "transformers": (4, 26), "numpy": (1, 17)}
+
+
+def complaint() -> str:
+    """One line naming what is too old here, or an empty text. A missing package is said by whoever needs it."""
+    if sys.version_info[:2] < PYTHON:
+        return f"this library needs Python {_text(PYTHON)} or newer, here is {_text(sys.version_info[:2])}"
+    from importlib.metadata import PackageNotFoundError, version
+
+    lacking = []
+    for package, least in PACKAGES.items():
+        try:
+            found = version(package)
+        except PackageNotFoundError:
+            continue
+        if tuple(int(number) for number in re.findall(r"\d+", found)[:2]) < least:
+            lacking.append(f"{package} {_text(least)} (here is {found})")
+    return f"this library needs {', '.join(lacking)} or newer" if lacking else ""
+
+
+def _text(version: tuple[int, ...]) -> str:
+    return ".".join(str(number) for number in version)

@@ -48,6 +48,7 @@ def parser() -> OneLineParser:
     maps.add_argument("--gradcam_colormap", help=", ".join(COLORMAPS))
     maps.add_argument("--gradcam_select", default="confident", help=", ".join(SELECTIONS))
     maps.add_argument("--image_format", default="png", help=", ".join(IMAGE_FORMATS))
+    maps.add_argument("--save_raw", action="store_true", help="also keep the raw maps, one .npz a sample")
     maps.add_argument("--overwrite", action="store_true", help="replace an earlier run in the output folder")
     return p
 
@@ -94,6 +95,7 @@ def main(argv: Sequence[str]) -> int:
             random_weights=args.random_weights,
             max_unreadable=args.max_unreadable,
             image_format=args.image_format,
+            save_raw=args.save_raw,
             overwrite=args.overwrite,
             command=[Path(sys.argv[0]).name, *argv],
         ),

@@ -32,6 +32,7 @@ class RunOptions(NamedTuple):
     random_weights: bool = False
     max_unreadable: float = 0.05
     image_format: str = "png"
+    save_raw: bool = False
     overwrite: bool = False
     command: Sequence[str] = ()
 
@@ -70,7 +71,7 @@ def _evaluate(
     dataset = frames[0].dataset
     predictions = Predictions(frames, folder)
     explainer = Explainer(detector, predictions, folder, settings, options)
-    with SampleWriter(options.image_format) as writer:
+    with SampleWriter(options.image_format, save_raw=options.save_raw) as writer:
         if settings.detector.gradcam.enabled and options.save_all and settings.detector.gradcam.samples is None:
             unreadable = _predict_and_explain(detector, predictions, settings, explainer, writer)
         else:

@@ -49,6 +49,7 @@ def parser() -> OneLineParser:
     p.add_argument("--site", help=", ".join(SITES))
     p.add_argument("--colormap", help=", ".join(COLORMAPS))
     p.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:<n>")
+    p.add_argument("--save_raw", action="store_true", help="also keep the raw maps, one .npz a picture")
     p.add_argument("--landmark_model", help="shape_predictor_81_face_landmarks.dat: crop the face first (needs dlib)")
     return p
 
@@ -76,7 +77,7 @@ def main(argv: Sequence[str]) -> int:
             failed += 1
             continue
         sample = explain_picture(detector, picture, file, index)
-        write_sample(folder, sample)
+        write_sample(folder, sample, save_raw=args.save_raw)
         print(f"{file}: fake probability {sample.prob_fake:.4f}, heatmaps in {folder}")
     if failed:
         raise RunError(f"{failed} of {len(files)} pictures were left out, see above")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
-from typing import TYPE_CHECKING, Sequence
+from typing import TYPE_CHECKING, NamedTuple, Sequence
 
 import cv2
 import numpy as np
@@ -64,12 +64,38 @@ def encode(picture: np.ndarray, image_format: str = "png") -> bytes:
     return data.tobytes()
 
 
+def encode_grey(grey: np.ndarray) -> bytes:
+    """(H, W) uint8 → the bytes of a PNG."""
+    done, data = cv2.imencode(".png", grey)
+    if not done:
+        raise OSError(f"OpenCV could not encode a grey picture of shape {grey.shape}")
+    return data.tobytes()
+
+
 def _encoder_flags(image_format: str) -> list[int]:
     if image_format == "jpg":
         return [cv2.IMWRITE_JPEG_QUALITY, 92]
     if image_format == "webp":
         return [cv2.IMWRITE_WEBP_QUALITY, 90]
     return [cv2.IMWRITE_PNG_COMPRESSION, 3]
+
+
+class Box(NamedTuple):
+    """Where a panel lies in a comparison of `of_width` × `of_height` pixels."""
+
+    left: int
+    top: int
+    width: int
+    height: int
+    of_width: int
+    of_height: int
+
+
+def original_box(size: tuple[int, int], panels: int, warned: bool) -> Box:
+    """The place of the first panel, which is the original, of `size` (height, width)."""
+    height, width = size
+    top = TITLE * (2 if warned else 1) + MARGIN
+    return Box(MARGIN, top, width, height, MARGIN + panels * (width + MARGIN), top + height + CAPTION + MARGIN)
 
 
 def comparison(panels: Sequence[tuple[str, np.ndarray]], title: str, warning: str = "") -> np.ndarray:
@@ -84,10 +110,9 @@ def comparison(panels: Sequence[tuple[str, np.ndarray]], title: str, warning: st
         (H', W', 3) uint8 RGB.
     """
     height, width = panels[0][1].shape[:2]
-    top = TITLE * (2 if warning else 1) + MARGIN
-    canvas = np.full(
-        (top + height + CAPTION + MARGIN, MARGIN + len(panels) * (width + MARGIN), 3), PAPER[0], dtype=np.uint8
-    )
+    box = original_box((height, width), len(panels), bool(warning))
+    top = box.top
+    canvas = np.full((box.of_height, box.of_width, 3), PAPER[0], dtype=np.uint8)
     for column, (caption, picture) in enumerate(panels):
         left = MARGIN + column * (width + MARGIN)
         canvas[top : top + height, left : left + width] = picture

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from utils.gradcam import Explanation, LayerMaps
 from utils.gradcam_settings import GradCAMSettings
-from utils.overlays import comparison, encode, overlay
+from utils.grey_maps import GREY_MAPS, raw_arrays, write_grey_maps
+from utils.overlays import comparison, encode, original_box, overlay
 
 RANDOM_WEIGHTS = "random"
 RANDOM_WEIGHTS_WARNING = "random weights: this detector was never trained, its scores and maps mean nothing"
@@ -29,8 +30,13 @@ class LayerPicture(NamedTuple):
 
     name: str
     overlay: np.ndarray  # (H, W, 3) uint8 RGB
-    raw_maximum: float
+    raw: np.ndarray  # (h, w) float32, the patch grid, not normalised
+    signed: np.ndarray  # (h, w) float32, before ReLU
     empty: bool
+
+    @property
+    def raw_maximum(self) -> float:
+        return float(self.raw.max())
 
 
 @dataclass(frozen=True)
@@ -70,9 +76,12 @@ def layer_pictures(pictures: Tensor, layers: Mapping[str, LayerMaps], colormap: 
     drawn = {
         name: overlay(pictures, maps.normalised, maps.empty, colormap).cpu().numpy() for name, maps in layers.items()
     }
-    peaks = {name: maps.raw.flatten(1).amax(dim=1).tolist() for name, maps in layers.items()}
+    grids = {name: (maps.raw.float().cpu().numpy(), maps.signed.float().cpu().numpy()) for name, maps in layers.items()}
     return [
-        [LayerPicture(name, drawn[name][i], peaks[name][i], bool(maps.empty[i])) for name, maps in layers.items()]
+        [
+            LayerPicture(name, drawn[name][i], grids[name][0][i], grids[name][1][i], bool(maps.empty[i]))
+            for name, maps in layers.items()
+        ]
         for i in range(len(pictures))
     ]
 
@@ -134,8 +143,16 @@ def metadata_json(sample: Sample) -> dict[str, Any]:
         "site": sample.site,
         "weights": sample.weights,
         "layers": [
-            {"name": layer.name, "raw_maximum": layer.raw_maximum, "empty": layer.empty} for layer in sample.layers
+            {
+                "name": layer.name,
+                "raw_minimum": float(layer.raw.min()),
+                "raw_maximum": layer.raw_maximum,
+                "signed_extreme": float(np.abs(layer.signed).max()),
+                "empty": layer.empty,
+            }
+            for layer in sample.layers
         ],
+        "original": original_box(sample.picture.shape[:2], 1 + len(sample.layers), bool(_warning(sample)))._asdict(),
     }
 
 
@@ -149,8 +166,11 @@ def comparison_title(sample: Sample) -> str:
 
 def comparison_picture(sample: Sample) -> np.ndarray:
     """Original and every layer side by side, (H', W', 3) uint8 RGB."""
-    warning = RANDOM_WEIGHTS_WARNING if sample.weights == RANDOM_WEIGHTS else ""
-    return comparison(panels(sample.picture, sample.layers), comparison_title(sample), warning)
+    return comparison(panels(sample.picture, sample.layers), comparison_title(sample), _warning(sample))
+
+
+def _warning(sample: Sample) -> str:
+    return RANDOM_WEIGHTS_WARNING if sample.weights == RANDOM_WEIGHTS else ""
 
 
 def panels(picture: np.ndarray, layers: Sequence[LayerPicture]) -> list[tuple[str, np.ndarray]]:
@@ -159,8 +179,11 @@ def panels(picture: np.ndarray, layers: Sequence[LayerPicture]) -> list[tuple[st
     return [("original", picture), *drawn]
 
 
-def write_sample(folder: Path, sample: Sample, image_format: str = "png") -> Path:
-    """Write one sample's pictures and metadata as `folder`, which appears complete or not at all; returns it."""
+def write_sample(folder: Path, sample: Sample, image_format: str = "png", save_raw: bool = False) -> Path:
+    """Write one sample's pictures and metadata as `folder`, which appears complete or not at all; returns it.
+
+    `save_raw` adds the maps as the method gave them, before any normalising: `raw_sample<i>.npz`.
+    """
     partial = folder.with_name(f".{folder.name}.partial")
     if partial.exists():
         shutil.rmtree(partial)
@@ -168,6 +191,9 @@ def write_sample(folder: Path, sample: Sample, image_format: str = "png") -> Pat
     i = sample.index
     for layer in sample.layers:
         (partial / f"gradcam_{layer.name}_sample{i}.{image_format}").write_bytes(encode(layer.overlay, image_format))
+    write_grey_maps(partial / GREY_MAPS, sample.layers)
+    if save_raw:
+        np.savez_compressed(partial / f"raw_sample{i}.npz", **raw_arrays(sample.layers))  # type: ignore[arg-type]  # numpy's stub takes them for its own flag
     (partial / f"gradcam_comparison.{image_format}").write_bytes(encode(comparison_picture(sample), image_format))
     (partial / f"sample{i}_metadata.txt").write_text(metadata_text(sample), encoding="utf-8", errors="backslashreplace")
     (partial / f"sample{i}.json").write_text(json.dumps(metadata_json(sample), indent=1) + "\n", encoding="utf-8")
@@ -183,9 +209,10 @@ class SampleWriter:
     An exception in a thread reaches the caller at the next `write`, or at the end.
     """
 
-    def __init__(self, image_format: str = "png", threads: int | None = None) -> None:
+    def __init__(self, image_format: str = "png", threads: int | None = None, save_raw: bool = False) -> None:
         self.written = 0
         self._image_format = image_format
+        self._save_raw = save_raw
         threads = threads or min(4, os.cpu_count() or 1)
         self._waiting_at_most = 4 * threads
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="draw")
@@ -195,7 +222,7 @@ class SampleWriter:
         """Queue one sample; waits while too many are queued."""
         while len(self._waiting) >= self._waiting_at_most:
             self._finish_one()
-        self._waiting.append(self._pool.submit(write_sample, folder, sample, self._image_format))
+        self._waiting.append(self._pool.submit(write_sample, folder, sample, self._image_format, self._save_raw))
 
     def _finish_one(self) -> None:
         self._waiting.popleft().result()

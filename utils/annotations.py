@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import io
-from pathlib import Path
 
 import cv2
 import numpy as np
 
 from utils.frames import landmark_path, mask_path
-from utils.pictures import UnreadablePicture, decode_picture, read_file
+from utils.lmdb_frames import in_lmdb, is_there, read_bytes
+from utils.pictures import UnreadablePicture, decode_picture
 
 NUM_LANDMARKS = 81
 
@@ -21,9 +21,9 @@ def read_mask(frame_path: str, size: int) -> np.ndarray | None:
     holds nothing above 1, where it is 1. Raises UnreadablePicture where the file is there and is no picture.
     """
     path = mask_path(frame_path)
-    if not Path(path).exists():
+    if not is_there(path):
         return None
-    grey = decode_picture(read_file(path), None).max(axis=2)  # some masks of FaceForensics++ are coloured
+    grey = decode_picture(read_bytes(path), None).max(axis=2)  # some masks of FaceForensics++ are coloured
     forged = (grey > (127 if grey.max() > 1 else 0)).astype(np.uint8)
     return cv2.resize(forged, (size, size), interpolation=cv2.INTER_NEAREST)
 
@@ -34,9 +34,11 @@ def read_landmarks(frame_path: str) -> np.ndarray | None:
     None where there is no landmark file. Raises UnreadablePicture where it holds anything but 81 finite points.
     """
     path = landmark_path(frame_path)
-    if not Path(path).exists():
+    if not is_there(path):
         return None
-    data = read_file(path)
+    data = read_bytes(path)
+    if in_lmdb(path):  # there the bare numbers are stored, without the header of a .npy file
+        return _points_from_lmdb(data, path)
     try:
         points = np.load(io.BytesIO(data), allow_pickle=False)
     except (
@@ -50,3 +52,12 @@ def read_landmarks(frame_path: str) -> np.ndarray | None:
     if not np.isfinite(landmarks).all():
         raise UnreadablePicture(f"landmarks that are not finite numbers: {path!r}")
     return landmarks
+
+
+def _points_from_lmdb(data: bytes, path: str) -> np.ndarray:
+    """Landmarks as the host reads them: unsigned 32-bit numbers, two a point. Raises UnreadablePicture."""
+    if len(data) != NUM_LANDMARKS * 2 * 4:
+        raise UnreadablePicture(
+            f"landmarks must be {NUM_LANDMARKS * 2} numbers of 4 bytes, found {len(data)}: {path!r}"
+        )
+    return np.frombuffer(data, np.uint32).reshape(NUM_LANDMARKS, 2).astype(np.float32)

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import re
 import signal
+from functools import partial
 from pathlib import Path
-from typing import Any, Iterable, Mapping, NamedTuple, Sequence
+from typing import Any, Callable, Iterable, Mapping, NamedTuple, Sequence
 
 import cv2
 import numpy as np
@@ -17,7 +18,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from utils.dataset_json import Video, dataset_file, dataset_names, read_videos
 from utils.errors import InputError, did_you_mean
-from utils.pictures import UnreadablePicture, decode_picture, read_file
+from utils.lmdb_frames import beside_key, in_lmdb, lmdb_folder, lmdb_path, read_bytes
+from utils.pictures import UnreadablePicture, decode_picture
 from utils.plain_words import quoted
 
 __all__ = [
@@ -56,8 +58,11 @@ class DataSettings(NamedTuple):
     label_dict: Mapping[str, int]  # label name → 0 real, anything else fake
     compression: str
     frame_num: int | None  # frames taken of each video; None takes all
-    sampling: str  # "even": spread over the video; "host": the first ones in the order of the JSON, as DF40 does
+    # "even": spread over the video; "host": the first ones in the order of the JSON, as DF40 does; "host_sorted": the
+    # first ones by number, as DeepfakeBench and Effort do.
+    sampling: str
     resolution: int
+    lmdb_dir: Path | None = None  # where the LMDBs lie, if the pictures are in them
 
 
 class Batch(NamedTuple):
@@ -83,13 +88,20 @@ def read_dataset(name: str, settings: DataSettings, split: str = "test") -> list
         by_label.setdefault(video.label, []).append(video)
     numbers = {label: _class_of(label, name, settings) for label in by_label}
     # Each label once, as (its one string object, its class, where its frames lie): frames come by the million.
-    known = {label: (label, numbers[label], _prefix(group, settings.root)) for label, group in by_label.items()}
+    known = {label: (label, numbers[label], _location(name, group, settings)) for label, group in by_label.items()}
     frames: list[Frame] = []
     for video in videos:
-        label, number, prefix = known[video.label]
+        label, number, on_disk = known[video.label]
         for path in _sampled(video.frames, settings.frame_num, settings.sampling):
-            frames.append(Frame(prefix.of(path), name, label, video.name, number, len(frames)))
+            frames.append(Frame(on_disk(path), name, label, video.name, number, len(frames)))
     return frames
+
+
+def _location(dataset: str, videos: list[Video], settings: DataSettings) -> Callable[[str], str]:
+    """How the paths of one label become paths on disk, or in an LMDB."""
+    if settings.lmdb_dir is not None:
+        return partial(lmdb_path, lmdb_folder(dataset, settings.lmdb_dir))
+    return _prefix(videos, settings.root).of
 
 
 def _class_of(label: str, dataset: str, settings: DataSettings) -> int:
@@ -107,6 +119,8 @@ def _sampled(paths: list[str], count: int | None, sampling: str) -> list[str]:
     if sampling == "host":
         return paths[:count]
     paths = sorted(paths, key=_by_number)
+    if sampling == "host_sorted":
+        return paths[:count]
     if count is None or count >= len(paths):
         return paths
     return [paths[(2 * k + 1) * len(paths) // (2 * count)] for k in range(count)]
@@ -185,6 +199,8 @@ def landmark_path(frame_path: str) -> str:
 
 def _beside(frame_path: str, folder: str, suffix: str) -> str:
     """The last folder named `frames` replaced; where there is none, a folder of that name beside the picture."""
+    if in_lmdb(frame_path):
+        return beside_key(frame_path, folder, suffix)
     parts = list(Path(frame_path).with_suffix(suffix).parts)
     places = [i for i, part in enumerate(parts[:-1]) if part == "frames"]
     if places:
@@ -210,7 +226,7 @@ class _FrameDataset(Dataset[Any]):
     def __getitem__(self, i: int) -> tuple[Frame, np.ndarray | str]:
         frame = self.frames[i]
         try:
-            return frame, decode_picture(read_file(frame.path), self.resolution)
+            return frame, decode_picture(read_bytes(frame.path), self.resolution)
         except UnreadablePicture as reason:
             return frame, str(reason)
 

@@ -6,7 +6,7 @@ import re
 import sys
 
 PYTHON = (3, 8)
-PACKAGES = {"torch": (1, 13), "transformers": (4, 26), "numpy": (1, 17)}
+PACKAGES = {"torch": (1, 13), "transformers": (4, 26), "numpy": (1, 21)}
 
 
 def complaint() -> str:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from typing import Callable, NoReturn, Sequence
 
 from utils.errors import InputError, RunError, did_you_mean
 from utils.minimum_versions import complaint
+from utils.plain_words import printable
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -43,6 +45,8 @@ def positive(text: str) -> int:
 
 def run_command(main: Callable[[Sequence[str]], int]) -> NoReturn:
     """Call `main` with the arguments and leave with its exit code: 2 for unusable input, 1 for a failed run."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # no name of a file must end a run because the terminal lacks a letter
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         too_old = complaint()
         if too_old:
@@ -58,5 +62,5 @@ def run_command(main: Callable[[Sequence[str]], int]) -> NoReturn:
 
 
 def _complain(error: object, code: int) -> int:
-    print("error: " + " ".join(str(error).split()), file=sys.stderr)
+    print("error: " + printable(" ".join(str(error).split())), file=sys.stderr)
     return code

@@ -10,10 +10,10 @@ import yaml
 from utils.errors import InputError
 from utils.frames import DataSettings
 from utils.gradcam_settings import GradCAMSettings, gradcam_settings
-from utils.typed_values import Section
+from utils.typed_values import Section, refuse_odd_values
 
 SELECTIONS = ("confident", "first", "random")
-SAMPLINGS = ("even", "host")
+SAMPLINGS = ("even", "host", "host_sorted")
 # The folder that holds config/, detectors/ and test_with_gradcam.py: the host's training/.
 TRAINING_FOLDER = Path(__file__).resolve().parent.parent
 
@@ -45,13 +45,15 @@ def read_yaml(path: Path) -> dict[str, Any]:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); give the path of a YAML file") from error
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
-        # A date that does not exist is a ValueError, deep nesting a RecursionError.
+    except (
+        Exception
+    ) as error:  # beside its own errors PyYAML passes on ValueError, IndexError, RecursionError, KeyError
         raise InputError(f"{path}: is not valid YAML ({' '.join(str(error).split())[:200]})") from error
     if not isinstance(values, dict):
         raise InputError(
             f"{path}: holds {type(values).__name__}; expected keys with values, as in config/detector/clip_gradcam.yaml"
         )
+    refuse_odd_values(values, str(path))
     return values
 
 
@@ -126,6 +128,7 @@ def _data_settings(section: Section) -> DataSettings:
             raise InputError(f"{section.where}: label_dict.{name} is {label!r}; allowed: 0 (real) or 1 (fake)")
     # DF40 calls the folder of the pictures dataset_root_rgb, DeepfakeBench rgb_dir.
     root = section.values.get("dataset_root_rgb") or section.values.get("rgb_dir")
+    lmdb_dir = find_path(section.text("lmdb_dir"), "lmdb_dir", section.where) if section.flag("lmdb", False) else None
     return DataSettings(
         json_folder=find_path(section.text("dataset_json_folder"), "dataset_json_folder", section.where),
         root=_existing_or_none(root),
@@ -134,6 +137,7 @@ def _data_settings(section: Section) -> DataSettings:
         frame_num=frame_num,
         sampling=section.choice("frame_sampling", SAMPLINGS, "even"),
         resolution=section.count("resolution", 224, least=1),
+        lmdb_dir=lmdb_dir,
     )
 
 

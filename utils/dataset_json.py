@@ -8,6 +8,7 @@ The FaceForensics++ family has one more level, the compression (c23, c40, raw), 
 from __future__ import annotations
 
 import json
+import stat
 from pathlib import Path
 from typing import Any, Iterable, NamedTuple
 
@@ -16,6 +17,9 @@ from utils.plain_words import plain_words, quoted
 
 # The data sets whose JSON has the compression level.
 COMPRESSED = ("FaceForensics++", "FF-DF", "FF-F2F", "FF-FS", "FF-NT", "FaceShifter", "DeepFakeDetection")
+
+
+MAX_JSON_BYTES = 2 * 1024**3
 
 
 class Video(NamedTuple):
@@ -38,10 +42,17 @@ def dataset_names(json_folder: Path) -> list[str]:
         ) from error
 
 
+def is_dataset_name(name: str) -> bool:
+    """Whether `name` can be a data set's, which is the name of its JSON file and of its folder below the outputs."""
+    return name not in ("", ".", "..") and name.isprintable() and "/" not in name and "\\" not in name
+
+
 def dataset_file(name: str, json_folder: Path) -> Path:
     """The JSON file of a data set. Raises InputError where there is none, naming the data sets that there are."""
-    if not name or name == ".." or any(character in name for character in "/\\\0"):
-        raise InputError(f"{quoted(name)} is no name of a data set: a name has no '/', no '\\' and is not '..'")
+    if not is_dataset_name(name):
+        raise InputError(
+            f"{quoted(name)} is no name of a data set: a name is printable, has no '/', no '\\' and is not '..'"
+        )
     names = dataset_names(json_folder)
     if name not in names:
         there = f"it holds {_listed(names)}" if names else "it holds no JSON file at all"
@@ -79,6 +90,12 @@ def read_videos(name: str, json_folder: Path, compression: str, split: str) -> l
 
 
 def _load(path: Path) -> dict[str, Any]:
+    try:
+        info = path.stat()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({plain_words(error)})") from error
+    if not stat.S_ISREG(info.st_mode) or info.st_size > MAX_JSON_BYTES:  # reading a pipe might never end
+        raise InputError(f"{path}: cannot be read (no ordinary file, or one of more than {MAX_JSON_BYTES:,} bytes)")
     try:
         content = json.loads(
             path.read_text(encoding="utf-8-sig")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 from pathlib import Path
 from typing import Any, NamedTuple, Sequence
@@ -16,6 +15,7 @@ from utils.errors import RunError
 from utils.frames import Frame, frame_loader, read_dataset
 from utils.gradcam import Explanation
 from utils.inference import LoadedDetector, find_device, load_detector
+from utils.plain_words import AS_IT_CAME, write_row
 from utils.predictions import Predictions
 from utils.results import RANDOM_WEIGHTS, Sample, SampleWriter, layer_pictures, write_json, write_whole
 from utils.run_folder import RunFolder
@@ -230,10 +230,10 @@ def _write_unreadable(folder: Path, unreadable: Sequence[tuple[Frame, str]]) -> 
     if not unreadable:
         return
     text = io.StringIO(newline="")
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(("index", "path", "reason"))
-    table.writerows((frame.index, frame.path, reason) for frame, reason in unreadable)
-    write_whole(folder / "unreadable.csv", text.getvalue().encode("utf-8", "surrogateescape"))
+    write_row(text, ("index", "path", "reason"))
+    for frame, reason in unreadable:
+        write_row(text, (frame.index, frame.path, reason))
+    write_whole(folder / "unreadable.csv", text.getvalue().encode("utf-8", AS_IT_CAME))
 
 
 def metrics_json(result: DatasetResult) -> dict[str, Any]:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import glob
+import os
 import sys
 from pathlib import Path
 from typing import Callable, Iterator, Sequence
@@ -23,11 +24,14 @@ from utils.gradcam import SITES
 from utils.gradcam_settings import COLORMAPS
 from utils.inference import LoadedDetector, find_device, load_detector
 from utils.pictures import UnreadablePicture, decode_picture, read_file
+from utils.plain_words import printable
 from utils.results import Sample, layer_pictures, write_sample
 from utils.targets import TARGETS
 
 EMBEDDED_DETECTOR = "config/detector/clip_gradcam_demo.yaml"
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif")
+
+MAX_NAME_BYTES = 200  # of a folder named after a picture; file systems take 255, and a little is added
 
 Crop = Callable[[np.ndarray], np.ndarray]
 
@@ -73,12 +77,12 @@ def main(argv: Sequence[str]) -> int:
         try:
             picture = load_picture(file, detector.settings.resolution, crop)
         except (UnreadablePicture, NoFaceError) as error:
-            print(f"{file}: left out: {error}", file=sys.stderr)
+            print(printable(f"{file}: left out: {error}"), file=sys.stderr)
             failed += 1
             continue
         sample = explain_picture(detector, picture, file, index)
         write_sample(folder, sample, save_raw=args.save_raw)
-        print(f"{file}: fake probability {sample.prob_fake:.4f}, heatmaps in {folder}")
+        print(printable(f"{file}: fake probability {sample.prob_fake:.4f}, heatmaps in {folder}"))
     if failed:
         raise RunError(f"{failed} of {len(files)} pictures were left out, see above")
     return 0
@@ -102,10 +106,18 @@ def find_pictures(pattern: str) -> list[Path]:
 
 def sample_folders(files: Sequence[Path], output: Path) -> Iterator[Path]:
     """One folder a picture, by its name; pictures of one name in several folders get a number."""
-    taken: dict[str, int] = {}
+    taken: set[str] = set()
+    last: dict[str, int] = {}
     for file in files:
-        taken[file.stem] = taken.get(file.stem, 0) + 1
-        yield output / (file.stem if taken[file.stem] == 1 else f"{file.stem}_{taken[file.stem]}")
+        stem = file.stem if file.stem.strip(".") else f"_{file.name}"  # the stem of "...png" is the folder above
+        while len(os.fsencode(stem)) > MAX_NAME_BYTES:
+            stem = stem[:-1]
+        name = stem
+        while name in taken:  # also by a picture whose own name ends in such a number
+            last[stem] = last.get(stem, 1) + 1
+            name = f"{stem}_{last[stem]}"
+        taken.add(name)
+        yield output / name
 
 
 def _detector(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import csv
+import io
 from pathlib import Path
 from typing import Sequence
 
@@ -12,6 +12,8 @@ from torch import Tensor
 from utils.detection_metrics import DetectionMetrics, detection_metrics
 from utils.errors import RunError
 from utils.frames import Frame
+from utils.own_files import new_file
+from utils.plain_words import AS_IT_CAME, write_row
 
 COLUMNS = (
     "index", "path", "dataset", "forgery", "video", "label", "prob_fake", "logit_real", "logit_fake", "predicted",
@@ -34,10 +36,8 @@ class Predictions:
         self.label = np.fromiter((frame.label for frame in frames), dtype=np.int8, count=len(frames))
         self._path = folder / "predictions.csv"
         self._partial = folder / "predictions.csv.partial"
-        # Paths from outside may hold bytes that are no UTF-8; they are written back as they came.
-        self._file = self._partial.open("w", newline="", encoding="utf-8", errors="surrogateescape")
-        self._table = csv.writer(self._file, lineterminator="\n")
-        self._table.writerow(COLUMNS)
+        self._file = io.TextIOWrapper(new_file(self._partial), encoding="utf-8", errors=AS_IT_CAME, newline="")
+        write_row(self._file, COLUMNS)
 
     def add(self, frames: Sequence[Frame], logits: Tensor, prob_fake: Tensor) -> None:
         """One batch: frames beside `logits` (B, 2), `prob_fake` (B,). Raises RunError where a logit is not finite."""
@@ -49,7 +49,7 @@ class Predictions:
                 )
             self.logits[frame.index] = real, fake
             self.prob_fake[frame.index] = prob
-            self._table.writerow(self._row(frame))
+            write_row(self._file, self._row(frame))
 
     def close(self) -> None:
         """Finish the table on disk."""

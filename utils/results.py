@@ -16,10 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from utils.errors import InputError
 from utils.gradcam import Explanation, LayerMaps
 from utils.gradcam_settings import GradCAMSettings
 from utils.grey_maps import GREY_MAPS, raw_arrays, write_grey_maps
 from utils.overlays import comparison, encode, original_box, overlay
+from utils.own_files import new_file, new_folder
+from utils.plain_words import printable
 
 RANDOM_WEIGHTS = "random"
 RANDOM_WEIGHTS_WARNING = "random weights: this detector was never trained, its scores and maps mean nothing"
@@ -93,11 +96,6 @@ def _label_text(label: int | None) -> str:
     return "unknown" if label is None else f"{label} ({('Real', 'Fake')[label]})"
 
 
-def _one_line(text: str) -> str:
-    """A path as one printable line, whatever its maker put into it."""
-    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
-
-
 def metadata_text(sample: Sample) -> str:
     """`sample<i>_metadata.txt`: five lines in fixed form, then more."""
     correct = "unknown" if sample.label is None else str(sample.predicted == sample.label)
@@ -106,16 +104,16 @@ def metadata_text(sample: Sample) -> str:
         f"Predicted Label: {_label_text(sample.predicted)}",
         f"Confidence: {sample.confidence:.4f}",
         f"Correct: {correct}",
-        f"Dataset: {_one_line(sample.dataset)}",
-        f"Image: {_one_line(sample.path)}",
-        f"Forgery: {_one_line(sample.forgery)}",
-        f"Video: {_one_line(sample.video)}",
+        f"Dataset: {printable(sample.dataset)}",
+        f"Image: {printable(sample.path)}",
+        f"Forgery: {printable(sample.forgery)}",
+        f"Video: {printable(sample.video)}",
         f"Logits: real {sample.logits[0]:.6g}, fake {sample.logits[1]:.6g}",
         f"Probability of fake: {sample.prob_fake:.6g}",
         f"Target: {sample.target}",
         f"Method: {sample.method}",
         f"Site: {sample.site}",
-        f"Weights: {_one_line(sample.weights)}",
+        f"Weights: {printable(sample.weights)}",
     ]
     for layer in sample.layers:
         state = "empty map: no patch speaks for the target" if layer.empty else f"raw maximum {layer.raw_maximum:.6g}"
@@ -182,12 +180,13 @@ def panels(picture: np.ndarray, layers: Sequence[LayerPicture]) -> list[tuple[st
 def write_sample(folder: Path, sample: Sample, image_format: str = "png", save_raw: bool = False) -> Path:
     """Write one sample's pictures and metadata as `folder`, which appears complete or not at all; returns it.
 
+    An earlier run's sample there is replaced; InputError where `folder` is anything else.
     `save_raw` adds the maps as the method gave them, before any normalising: `raw_sample<i>.npz`.
     """
+    if folder.is_symlink() or (folder.exists() and not any(folder.glob("sample*_metadata.txt"))):
+        raise InputError(f"{folder}: is there and is no folder of a sample: move it, or give another output folder")
     partial = folder.with_name(f".{folder.name}.partial")
-    if partial.exists():
-        shutil.rmtree(partial)
-    partial.mkdir(parents=True)
+    new_folder(partial)
     i = sample.index
     for layer in sample.layers:
         (partial / f"gradcam_{layer.name}_sample{i}.{image_format}").write_bytes(encode(layer.overlay, image_format))
@@ -249,7 +248,8 @@ class SampleWriter:
 def write_whole(path: Path, data: bytes) -> None:
     """Write a file so that it appears under its name complete or not at all."""
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(data)
+    with new_file(partial) as file:
+        file.write(data)
     partial.replace(path)
 
 
@@ -270,6 +270,8 @@ def save_loose_maps(
 
     `image`: (B, 3, H, W) as the detector got it; `settings.mean` and `settings.std` turn it back into a picture.
     """
+    if any(letter in prefix for letter in "/\\\0"):
+        raise InputError(f"filename_prefix is {prefix!r}: it names files in gradcam_save_dir, so it has no '/' in it")
     folder.mkdir(parents=True, exist_ok=True)
     pictures = denormalised(image, settings)
     probability = explanation.prediction["prob"].tolist()

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Mapping, NamedTuple, Sequence
 
 from utils.checkpoints import sha256_of
+from utils.dataset_json import is_dataset_name
 from utils.errors import InputError
 from utils.frames import Frame, dataset_file
+from utils.own_files import own_folder
 from utils.results import write_json
 
 if TYPE_CHECKING:
@@ -37,7 +39,7 @@ class RunFolder(NamedTuple):
         manifest = _manifest(settings, options, datasets)
         try:
             for name in datasets:
-                (path / name).mkdir(parents=True, exist_ok=True)
+                own_folder(path / name)
             write_json(path / STARTED, manifest)
         except OSError as error:
             raise InputError(f"output folder {path}: cannot be written ({error.strerror}); give another one") from error
@@ -69,10 +71,22 @@ def _clear(path: Path, overwrite: bool) -> None:
         raise InputError(
             f"output folder {path}: holds other things than a run, --overwrite leaves them alone; give another"
         )
-    for name in json.loads(earlier.read_text(encoding="utf-8"))["datasets"]:
-        shutil.rmtree(path / Path(name).name, ignore_errors=False)
+    for name in _earlier_datasets(earlier):
+        own_folder(path / name)
+        shutil.rmtree(path / name)
     for file in ("metrics.json", FINISHED, STARTED):
         (path / file).unlink() if (path / file).exists() else None
+
+
+def _earlier_datasets(manifest: Path) -> list[str]:
+    """The data sets that a manifest names. Their folders will be removed, so it is not trusted. Raises InputError."""
+    try:
+        names = json.loads(manifest.read_text(encoding="utf-8"))["datasets"]
+        if isinstance(names, dict) and all(map(is_dataset_name, names)):
+            return list(names)
+    except (ValueError, RecursionError, KeyError, TypeError):
+        pass  # the same end as a list of unusable names
+    raise InputError(f"{manifest}: not as a run writes it, so nothing is removed; give another --gradcam_output_dir")
 
 
 def _manifest(settings: RunSettings, options: RunOptions, datasets: Mapping[str, Sequence[Frame]]) -> dict[str, Any]:

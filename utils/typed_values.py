@@ -2,9 +2,37 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Mapping, Sequence
 
 from utils.errors import InputError, did_you_mean
+
+MAX_VALUES = 100_000
+
+
+def refuse_odd_values(values: Any, where: str) -> None:
+    """Refuse what no configuration holds and no manifest can say. Raises InputError, whose message begins with `where`.
+
+    That is: NaN and infinity, numbers of more than 64 bits, keys such as dates, and aliases (`*name`) that lead back to
+    themselves or stand for more than 100,000 values, which a file of ten lines can do.
+    """
+    waiting, seen = [values], 0
+    while waiting:
+        value = waiting.pop()
+        seen += 1
+        if seen > MAX_VALUES:
+            raise InputError(f"{where}: stands for more than {MAX_VALUES:,} values; its aliases may lead in a circle")
+        if isinstance(value, dict):
+            for key in value:
+                if not isinstance(key, (str, int, float, type(None))):
+                    raise InputError(f"{where}: the key {key!r:.80} is a {type(key).__name__}; allowed: texts")
+            waiting += [*value, *value.values()]
+        elif isinstance(value, (list, tuple, set)):
+            waiting += value
+        elif isinstance(value, float) and not math.isfinite(value):
+            raise InputError(f"{where}: holds {value}; allowed: finite numbers")
+        elif isinstance(value, int) and abs(value) >= 2**63:
+            raise InputError(f"{where}: holds a number of more than 64 bits; allowed: smaller ones")
 
 
 class Section:

@@ -49,7 +49,7 @@ def random_camera(rng: np.random.Generator) -> Camera:
     u = rng.uniform
     balance = np.array([1.0, 1.0, 1.0]) + rng.normal(0, [0.07, 0.02, 0.08])
     return Camera(
-        u(0.85, 1.25), balance.astype(np.float32), u(0.3, 1.0), u(1.5, 6.0), u(0.0, 0.6), int(rng.integers(72, 97))
+        u(0.85, 1.25), balance.astype(np.float32), u(0.3, 0.8), u(2.5, 7.0), u(0.0, 0.5), int(rng.integers(80, 97))
     )
 
 

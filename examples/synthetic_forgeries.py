@@ -37,18 +37,18 @@ class Forgery(NamedTuple):
 
 
 def random_forgery(kind: str, rng: np.random.Generator) -> Forgery:
-    strength = float(rng.uniform(0.0, 1.0))
+    strength = float(rng.uniform(0.15, 1.0))
     tint = rng.normal(0, 1, 3) + rng.normal(0, 1)  # mostly lighter or darker, a little of another hue
-    tint *= (2.0 + 8.0 * strength) / np.linalg.norm(tint)
+    tint *= (5.0 + 15.0 * strength) / np.linalg.norm(tint)
     return Forgery(
         kind=kind,
         side=int(rng.integers(2)),
         strength=strength,
         size=float(rng.uniform(0.95, 1.12)),
         softness=float(rng.uniform(1.2, 2.2)),
-        resampling=float(1.0 - 0.62 * strength - rng.uniform(0.05, 0.15)),
+        resampling=float(1.0 - 0.68 * strength - rng.uniform(0.05, 0.15)),
         tint=tint.astype(np.float32),
-        noise=float(1.0 - 0.9 * strength * rng.uniform(0.5, 1.0)),
+        noise=float(1.0 - strength * rng.uniform(0.7, 1.0)),
     )
 
 

@@ -16,7 +16,7 @@ import random
 import sys
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Iterator, List, NamedTuple
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ import yaml
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -55,17 +55,34 @@ class ForgedPatches(Dataset[Any]):
         """Picture (3, H, W) float32 in [-1, 1], label, share of each patch that is forged (h, w)."""
         frame = self.frames[i]
         pixels = decode_picture(Path(frame.path).read_bytes(), resolution=None)
-        mask = np.zeros(pixels.shape[:2], np.float32)
+        mask = np.zeros(pixels.shape[:2], np.uint8)
         if frame.label == 1:
-            mask = (
-                decode_picture(Path(mask_path(frame.path)).read_bytes(), resolution=None)[..., 0].astype(np.float32)
-                / 255
-            )
+            mask = decode_picture(Path(mask_path(frame.path)).read_bytes(), resolution=None)[..., 0]
         if self.mirror and random.random() < 0.5:
             pixels, mask = pixels[:, ::-1].copy(), mask[:, ::-1].copy()
         picture = torch.from_numpy(pixels).permute(2, 0, 1).float() / 127.5 - 1.0
-        share = F.avg_pool2d(torch.from_numpy(mask)[None], self.patch)[0]
+        share = F.avg_pool2d(torch.from_numpy(mask)[None].float() / 255.0, self.patch)[0]
         return picture, frame.label, share
+
+
+class PairedBatches(Sampler[List[int]]):
+    """Random batches in which each fake stands beside the real frame it was made from: all else being equal, what
+    tells them apart is the forgery."""
+
+    def __init__(self, frames: list[Frame], batch_size: int) -> None:
+        by_picture: dict[tuple[str, str], list[int]] = {}
+        for i, frame in enumerate(frames):
+            by_picture.setdefault((frame.video, Path(frame.path).name), []).append(i)
+        self.pairs = list(by_picture.values())
+        self.pairs_per_batch = batch_size // 2
+
+    def __len__(self) -> int:
+        return len(self.pairs) // self.pairs_per_batch
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = random.sample(self.pairs, len(self.pairs))
+        for start in range(0, len(self) * self.pairs_per_batch, self.pairs_per_batch):
+            yield [i for pair in order[start : start + self.pairs_per_batch] for i in pair]
 
 
 class ForgedPatchLoss(nn.Module):
@@ -79,7 +96,8 @@ class ForgedPatchLoss(nn.Module):
             tower.get_submodule(f"encoder.layers.{block}").register_forward_hook(self._keep)
 
     def _keep(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        self._tokens.append(output[0] if isinstance(output, tuple) else output)
+        if module.training:  # neither evaluation nor heatmaps ask for the patches
+            self._tokens.append(output[0] if isinstance(output, tuple) else output)
 
     def forward(self, share: Tensor) -> Tensor:
         """Mean cross entropy for the batch that just went through the tower; `share` (B, h, w)."""
@@ -90,6 +108,24 @@ class ForgedPatchLoss(nn.Module):
             losses.append(F.binary_cross_entropy_with_logits(answer, forged, pos_weight=torch.tensor(4.0)))
         self._tokens.clear()
         return torch.stack(losses).mean()
+
+
+def start_from_frequencies(embedding: nn.Conv2d, pictures: Tensor) -> None:
+    """Let each filter of the patch embedding begin as one frequency (DCT-II), as strong as all others on `pictures`.
+
+    Noise and sharpness are a hundredth of a patch's brightness: random filters drown them for many epochs.
+    """
+    width, _, patch, _ = embedding.weight.shape
+    grid = torch.arange(patch)
+    waves = torch.cos(torch.pi / patch * (grid[None] + 0.5) * grid[:, None])  # (frequency, pixel)
+    colours = torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 2.0, -1.0]])  # grey, two hues
+    low = [(u, v, c) for u in range(4) for v in range(4) for c in range(3)]
+    high = [(u, v, 0) for u in range(patch) for v in range(patch) if max(u, v) >= 4]
+    chosen = low + random.sample(high, width - len(low))
+    filters = torch.stack([colours[c][:, None, None] * waves[u][:, None] * waves[v] for u, v, c in chosen])
+    with torch.no_grad():
+        spread = F.conv2d(pictures, filters, stride=patch).std(dim=(0, 2, 3))
+        embedding.weight.copy_(0.2 * filters / spread[:, None, None, None])  # positions are to be seen, too
 
 
 class Setup(NamedTuple):
@@ -109,19 +145,18 @@ def setup(config: dict[str, Any], data: Path, workers: int) -> Setup:
     )
     architecture = config["backbone_config"]["architecture"]
     frames = {split: read_dataset("demo", settings, split) for split in ("train", "val")}
-    loaders = {
-        split: DataLoader(
-            ForgedPatches(frames[split], architecture["patch_size"], mirror=split == "train"),
-            batch_size=config["train_batchSize"],
-            shuffle=split == "train",
-            num_workers=workers,
-            persistent_workers=workers > 0,
-        )
-        for split in frames
-    }
+    patch, batch_size = architecture["patch_size"], config["train_batchSize"]
+    train = DataLoader(
+        ForgedPatches(frames["train"], patch, mirror=True),
+        batch_sampler=PairedBatches(frames["train"], batch_size),
+        num_workers=workers,
+        persistent_workers=workers > 0,
+    )
+    val = DataLoader(ForgedPatches(frames["val"], patch, mirror=False), batch_size=batch_size)
     model = CLIPDetectorWithGradCAM(config)
+    start_from_frequencies(model.backbone.embeddings.patch_embedding, next(iter(val))[0])
     patch_loss = ForgedPatchLoss(model.backbone, AUXILIARY_BLOCKS, architecture["hidden_size"])
-    return Setup(model, patch_loss, loaders["train"], loaders["val"], frames["val"])
+    return Setup(model, patch_loss, train, val, frames["val"])
 
 
 def train(parts: Setup, epochs: int, heatmaps_every: int, output: Path) -> None:
@@ -180,9 +215,8 @@ def log_heatmaps(model: CLIPDetectorWithGradCAM, batch: dict[str, Tensor], write
 def evaluate(parts: Setup) -> DetectionMetrics:
     parts.model.eval()
     prob: list[float] = []
-    for image, _, share in parts.val:
+    for image, _, _ in parts.val:
         prob += parts.model({"image": image})["prob"].tolist()
-        parts.patch_loss(share)
     frames = parts.val_frames
     return detection_metrics(
         prob, [frame.label for frame in frames], [(frame.forgery, frame.video) for frame in frames]
@@ -194,7 +228,7 @@ def main() -> None:
     parser.add_argument("--config", type=Path, default=ROOT / "config" / "detector" / "clip_gradcam_demo.yaml")
     parser.add_argument("--data", type=Path, default=ROOT / "data" / "demo", help="made by examples/make_demo_data.py")
     parser.add_argument("--output", type=Path, default=ROOT / "runs" / "train_demo", help="TensorBoard log and weights")
-    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--heatmaps_every", type=int, default=1, help="epochs between heatmaps")
     parser.add_argument("--workers", type=int, default=1, help="processes that decode pictures")
     arguments = parser.parse_args()

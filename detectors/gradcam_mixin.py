@@ -8,11 +8,12 @@ from typing import Any, Sequence
 import torch
 from torch import Tensor, nn
 
-from utils.cam_methods import cam_method
 from utils.errors import InputError
-from utils.gradcam import Explanation, block_names, find_sites, layer_maps, refuse_non_finite_logits, token_gradients
+from utils.fusion import both_classes
+from utils.gradcam import Explanation, block_names, refuse_non_finite_logits
 from utils.gradcam_settings import GradCAMSettings, gradcam_settings
-from utils.targets import Target
+from utils.one_pass import OnePass, run_once
+from utils.targets import Target, wants_both
 
 
 class GradCAMMixin:
@@ -66,29 +67,49 @@ class GradCAMMixin:
         Args:
             data_dict: `image` (B, 3, H, W) floating point, normalised, on the model's device; for target "label" also
                 `label` (B,).
-            layers: module names relative to the tower; a block's name means what the block reads, at `site`.
-            method: one of `utils.cam_methods.METHODS`.
-            target: one of `utils.gradcam.TARGETS`, or one entry a picture (such a name, or a class 0 / 1).
+            layers: module names relative to the tower; a block's name means what the block reads, at `site`; "fused"
+                means the mean of the other layers' normalised maps.
+            method: one of `utils.cam_methods.METHOD_NAMES`.
+            target: one of `utils.targets.TARGETS`, or one entry a picture (such a name, or a class 0 / 1). "both" makes
+                two passes and gives every layer twice, as `<layer>_fake` and `<layer>_real`.
             site: "layer_norm1" or "residual". What is not given comes from the config.
 
         Raises:
             InputError: an unusable argument, or a layer that cannot be explained (LayerError); the model is untouched.
             NonFiniteMapError: NaN or infinity in the maps or logits of some pictures.
         """
+        target = self.gradcam.target if target is None else target
+        if wants_both(target):
+            return both_classes(*(self.explain(data_dict, layers, method, one, site) for one in ("fake", "real")))
+        method, site = method or self.gradcam.method, site or self.gradcam.site
+        one_pass = self.run_once(data_dict, layers or self.gradcam_layers(), [method], [site], target)
+        maps = one_pass.maps(method, site, self.gradcam.pp_epsilon)
+        refuse_non_finite_logits(one_pass.prediction["cls"])
+        return Explanation(one_pass.prediction, one_pass.target, maps)
+
+    def run_once(
+        self,
+        data_dict: dict[str, Tensor],
+        layers: Sequence[str],
+        methods: Sequence[str],
+        sites: Sequence[str],
+        target: Target,
+    ) -> OnePass:
+        """One forward and one backward pass that serve all `methods` at all `sites`. Arguments, errors: `explain`."""
         image = checked_image(data_dict)
-        cam = cam_method(method or self.gradcam.method, self.gradcam.pp_epsilon)
-        sites = find_sites(self.explained_tower, layers or self.gradcam_layers(), site or self.gradcam.site)
-        prediction, names, captured = token_gradients(
-            self,  # type: ignore[arg-type]  # mixed into an nn.Module
-            sites,
-            lambda: self.forward({"image": image}),  # type: ignore[attr-defined]  # the host detector's forward
-            self.gradcam.target if target is None else target,
-            data_dict.get("label"),
-        )
         size = (image.shape[2], image.shape[3])
-        maps = layer_maps(captured, cam, self.patch_grid(*size), size)
-        refuse_non_finite_logits(prediction["cls"])
-        return Explanation(prediction, names, maps)
+        return run_once(
+            self,  # type: ignore[arg-type]  # mixed into an nn.Module
+            self.explained_tower,
+            lambda: self.forward({"image": image}),  # type: ignore[attr-defined]  # the host detector's forward
+            layers,
+            methods,
+            sites,
+            target,
+            data_dict.get("label"),
+            self.patch_grid(*size),
+            size,
+        )
 
     def generate_gradcam(
         self,

@@ -50,16 +50,45 @@ def grad_cam_pp(A: Tensor, G: Tensor, epsilon: float = DEFAULT_EPSILON) -> Tenso
     return torch.einsum("bc,bchw->bhw", w, A)
 
 
+def hires_cam(A: Tensor, G: Tensor) -> Tensor:
+    """HiResCAM: map = Σ_c G_c A_c, each patch weighted by its own gradient (Draelos and Carin 2020, eq. 7)."""
+    return (G * A).sum(dim=1)
+
+
+def layer_cam(A: Tensor, G: Tensor) -> Tensor:
+    """LayerCAM: map = Σ_c ReLU(G_c) A_c (Jiang et al. 2021, eq. 4 and 5)."""
+    return (G.relu() * A).sum(dim=1)
+
+
+def x_grad_cam(A: Tensor, G: Tensor) -> Tensor:
+    """XGradCAM: w_c = Σ_hw G_c A_c / Σ_hw A_c, map = Σ_c w_c A_c (Fu et al. 2020, eq. 7).
+
+    The paper has post-ReLU maps, whose sum is positive. Tokens are signed: a channel whose sum comes close to zero gets
+    a large weight, and one whose sum is zero gets none.
+    """
+    total = A.sum(dim=(2, 3))
+    w = torch.where(total != 0, (G * A).sum(dim=(2, 3)) / total, torch.zeros_like(total))
+    return torch.einsum("bc,bchw->bhw", w, A)
+
+
 METHODS: dict[str, Method] = {
     "gradcam": grad_cam,
     "gradcam++": grad_cam_pp,
+    "hirescam": hires_cam,
+    "layercam": layer_cam,
+    "xgradcam": x_grad_cam,
 }
+# These read a block's attention instead of its tokens: utils/attention_maps.py.
+ATTENTION_METHODS = ("legrad", "rollout")
+METHOD_NAMES = (*METHODS, *ATTENTION_METHODS)
 
 
 def cam_method(name: str, pp_epsilon: float = DEFAULT_EPSILON) -> Method:
-    """The function of method `name`; `pp_epsilon` is Grad-CAM++'s ε. Raises InputError for an unknown name."""
+    """The (A, G) function of method `name`; `pp_epsilon` is Grad-CAM++'s ε. Raises InputError for an unknown name."""
     if name not in METHODS:
-        raise InputError(f"method {name!r} is unknown; {did_you_mean(name, METHODS)}allowed: {', '.join(METHODS)}")
+        raise InputError(
+            f"method {name!r} is unknown; {did_you_mean(name, METHOD_NAMES)}allowed: {', '.join(METHOD_NAMES)}"
+        )
     if name == "gradcam++":
         return partial(grad_cam_pp, epsilon=pp_epsilon)
     return METHODS[name]

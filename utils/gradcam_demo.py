@@ -15,7 +15,7 @@ if __name__ == "__main__":  # run as a script: the folder above holds the packag
 import numpy as np
 import torch
 
-from utils.cam_methods import METHODS
+from utils.cam_methods import METHOD_NAMES
 from utils.command import OneLineParser, run_command
 from utils.config import detector_settings, find_path
 from utils.errors import InputError, RunError
@@ -25,7 +25,7 @@ from utils.gradcam_settings import COLORMAPS
 from utils.inference import LoadedDetector, find_device, load_detector
 from utils.pictures import UnreadablePicture, decode_picture, read_file
 from utils.plain_words import printable
-from utils.results import Sample, layer_pictures, write_sample
+from utils.results import SIGNED_TARGET, Sample, layer_pictures, write_sample
 from utils.targets import TARGETS
 
 EMBEDDED_DETECTOR = "config/detector/clip_gradcam_demo.yaml"
@@ -48,9 +48,10 @@ def parser() -> OneLineParser:
     )
     p.add_argument("--weights_path", help="checkpoint of the whole detector")
     p.add_argument("--layers", nargs="+", metavar="LAYER", help="e.g. encoder.layers.23 encoder.layers.20")
-    p.add_argument("--method", help=", ".join(METHODS))
+    p.add_argument("--method", help=", ".join(METHOD_NAMES))
     p.add_argument("--target", help=", ".join(target for target in TARGETS if target != "label"))
     p.add_argument("--site", help=", ".join(SITES))
+    p.add_argument("--signed", action="store_true", help="evidence for fake red, for real blue")
     p.add_argument("--colormap", help=", ".join(COLORMAPS))
     p.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:<n>")
     p.add_argument("--save_raw", action="store_true", help="also keep the raw maps, one .npz a picture")
@@ -69,6 +70,7 @@ def main(argv: Sequence[str]) -> int:
     detector = _detector(args.detector_path, args.weights_path, args.device, {
         "gradcam_enabled": True, "gradcam_layers": args.layers, "gradcam_method": args.method,
         "gradcam_target": args.target, "gradcam_site": args.site, "gradcam_colormap": args.colormap,
+        "gradcam_signed": args.signed or None,
     })  # fmt: skip
     crop = face_cropper(Path(args.landmark_model), detector.settings.resolution) if args.landmark_model else None
     detector.check_layers()
@@ -156,12 +158,14 @@ def explain_picture(detector: LoadedDetector, picture: np.ndarray, file: Path, i
         label=None,
         logits=(real, fake),
         prob_fake=float(explanation.prediction["prob"][0]),
-        target=asked if asked == explained else f"{asked} ({explained})",
+        target=SIGNED_TARGET if detector.gradcam.signed else asked if asked == explained else f"{asked} ({explained})",
         method=detector.gradcam.method,
         site=detector.gradcam.site,
         weights=str(detector.settings.weights_path),
         picture=picture,
-        layers=layer_pictures(pixels.to(detector.device), explanation.layers, detector.gradcam.colormap)[0],
+        layers=layer_pictures(
+            pixels.to(detector.device), explanation.layers, detector.gradcam.colormap, detector.gradcam.signed
+        )[0],
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Mapping, NamedTuple
 
-from utils.cam_methods import DEFAULT_EPSILON, METHODS
+from utils.cam_methods import DEFAULT_EPSILON, METHOD_NAMES
 from utils.errors import InputError, did_you_mean
 from utils.gradcam import SITES
 from utils.targets import TARGETS
@@ -15,7 +15,7 @@ COLORMAPS = ("jet", "turbo", "viridis", "magma")
 
 GRADCAM_KEYS = (
     "gradcam_enabled", "gradcam_layers", "gradcam_save_dir", "gradcam_method", "gradcam_target", "gradcam_site",
-    "gradcam_samples", "gradcam_pp_epsilon", "gradcam_colormap",
+    "gradcam_samples", "gradcam_pp_epsilon", "gradcam_colormap", "gradcam_signed",
 )  # fmt: skip
 
 
@@ -31,6 +31,7 @@ class GradCAMSettings(NamedTuple):
     samples: int | None
     pp_epsilon: float
     colormap: str
+    signed: bool
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
@@ -44,16 +45,24 @@ def gradcam_settings(config: Mapping[str, Any], where: str = "config") -> GradCA
                 f"allowed: {', '.join(GRADCAM_KEYS)}"
             )
     section = Section(config, where)
+    signed = section.flag("gradcam_signed", False)
+    target = section.choice("gradcam_target", TARGETS, "predicted")
+    if signed and target not in ("predicted", "margin"):
+        raise InputError(
+            f"{where}: gradcam_signed shows the evidence for fake and for real at once, so gradcam_target {target!r}"
+            " does not go with it; leave gradcam_target out, or set it to margin"
+        )
     return GradCAMSettings(
         enabled=section.flag("gradcam_enabled", False),
         layers=section.texts("gradcam_layers") if section.has("gradcam_layers") else None,
         save_dir=Path(section.text("gradcam_save_dir", "./gradcam_visualizations")),
-        method=section.choice("gradcam_method", list(METHODS), "gradcam"),
-        target=section.choice("gradcam_target", TARGETS, "predicted"),
+        method=section.choice("gradcam_method", METHOD_NAMES, "gradcam"),
+        target="margin" if signed else target,
         site=section.choice("gradcam_site", SITES, "layer_norm1"),
         samples=section.count("gradcam_samples", least=1) if section.has("gradcam_samples") else None,
         pp_epsilon=section.number("gradcam_pp_epsilon", DEFAULT_EPSILON),
         colormap=section.choice("gradcam_colormap", COLORMAPS, "jet"),
+        signed=signed,
         mean=section.channels("mean", (0.5, 0.5, 0.5)),
         std=section.channels("std", (0.5, 0.5, 0.5)),
     )

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from PIL.ImageFont import FreeTypeFont
 
 OPACITY = 0.5
+SIGNED_OPACITY = 0.85  # where a signed map is at its largest magnitude
+ABOVE, BELOW = (214, 0, 0), (0, 76, 230)  # evidence for fake, evidence for real
 IMAGE_FORMATS = ("png", "jpg", "webp")
 
 MARGIN = 8  # pixels around and between the panels of a comparison
@@ -25,7 +27,7 @@ INK, PAPER, WARNING = (20, 20, 20), (255, 255, 255), (176, 0, 32)
 
 
 @functools.lru_cache(maxsize=None)
-def _colour_table(colormap: str) -> Tensor:
+def colour_table(colormap: str) -> Tensor:
     """(256, 3) uint8 RGB, low to high."""
     ramp = np.arange(256, dtype=np.uint8).reshape(256, 1)
     table = cv2.applyColorMap(ramp, getattr(cv2, f"COLORMAP_{colormap.upper()}"))
@@ -34,7 +36,7 @@ def _colour_table(colormap: str) -> Tensor:
 
 def colour(maps: Tensor, colormap: str = "jet") -> Tensor:
     """Maps (..., H, W) in [0, 1] → (..., H, W, 3) uint8 RGB on their device; `colormap` is one of COLORMAPS."""
-    table = _colour_table(colormap).to(maps.device)
+    table = colour_table(colormap).to(maps.device)
     return table[(maps * 255).round().long()]
 
 
@@ -52,6 +54,22 @@ def overlay(pictures: Tensor, maps: Tensor, empty: Tensor, colormap: str = "jet"
     plain = pictures.permute(0, 2, 3, 1)
     blended = torch.lerp(plain.float(), colour(maps, colormap).float(), OPACITY).round().to(torch.uint8)
     return torch.where(empty.to(maps.device)[:, None, None, None], plain, blended)
+
+
+def signed_overlay(pictures: Tensor, signed: Tensor) -> Tensor:
+    """Evidence on both sides laid over the pictures: red above zero, blue below, the picture itself at zero.
+
+    Args:
+        pictures: (B, 3, H, W) uint8 RGB.
+        signed: (B, H, W) in [-1, 1], on the same device.
+
+    Returns:
+        (B, H, W, 3) uint8 RGB on the same device.
+    """
+    plain = pictures.permute(0, 2, 3, 1).float()
+    above, below = (torch.tensor(one, dtype=torch.float32, device=pictures.device) for one in (ABOVE, BELOW))
+    ink = torch.where((signed > 0).unsqueeze(-1), above, below)
+    return torch.lerp(plain, ink, SIGNED_OPACITY * signed.abs().unsqueeze(-1)).round().to(torch.uint8)
 
 
 def encode(picture: np.ndarray, image_format: str = "png") -> bytes:

@@ -8,16 +8,27 @@ from torch import Tensor
 
 from utils.errors import InputError, did_you_mean
 
-TARGETS = ("predicted", "fake", "real", "label", "margin")
+TARGETS = ("predicted", "fake", "real", "label", "margin", "both")
 
 
 Target = Union[str, Sequence[Union[str, int]], Tensor]
 
 
+def wants_both(target: Target) -> bool:
+    """Whether `target` asks for two maps a picture, of "fake" and of "real". Raises InputError where only some ask."""
+    asked = [target] if isinstance(target, (str, Tensor)) else list(target)
+    if isinstance(target, Tensor) or "both" not in asked:
+        return False
+    if any(one != "both" for one in asked):
+        raise InputError("target 'both' gives two maps a picture: give it for the whole batch, or for none of it")
+    return True
+
+
 def score_weights(logits: Tensor, target: Target, label: Tensor | None) -> tuple[Tensor, list[str]]:
     """Coefficients (B, 2) by which the logits (real, fake) sum to each picture's score, and the target's name for each.
 
-    `target`: one of TARGETS for the whole batch, or one entry a picture (a name, or a class 0 / 1). Raises InputError.
+    `target`: one of TARGETS but "both" for the whole batch, or one entry a picture (a name, or a class 0 / 1). Raises
+    InputError.
     Always on logits: a probability saturates, and the softmax depends on the margin fake - real alone.
     """
     count = logits.shape[0]

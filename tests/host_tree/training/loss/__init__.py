@@ -1,0 +1,3 @@
+from metrics.registry import LOSSFUNC
+
+from .cross_entropy_loss import CrossEntropyLoss

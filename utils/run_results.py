@@ -15,8 +15,10 @@ import numpy as np
 
 from utils.errors import InputError
 from utils.grey_maps import GREY_MAPS, grey_name, read_grey_map
+from utils.journal import REASON, read_rows
 from utils.overlays import Box
 from utils.pictures import UnreadablePicture
+from utils.plain_words import AS_IT_CAME
 from utils.run_folder import FINISHED, STARTED
 
 OUTCOMES = ("TP", "FP", "TN", "FN")  # positive means fake
@@ -134,13 +136,11 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _read_dataset(
     name: str, folder: Path, metrics: dict[str, Any] | None, frames: int, samples_at_most: int
 ) -> DatasetResults:
-    whole = folder / "predictions.csv"
-    table = whole if whole.is_file() else folder / "predictions.csv.partial"
     folders = sample_folders(folder)
     step = -(-len(folders) // samples_at_most) or 1
     wanted = {number for number, _ in folders[::step]}
     labels, scores, rows = [], [], {}
-    for row in _prediction_rows(table):
+    for row in prediction_rows(folder):
         labels.append(int(row["label"]))
         scores.append(float(row["prob_fake"]))
         if int(row["index"]) in wanted:
@@ -150,7 +150,7 @@ def _read_dataset(
         name=name,
         folder=folder,
         metrics=metrics,
-        complete=whole.is_file(),
+        complete=(folder / "predictions.csv").is_file(),
         frames=frames,
         label=np.array(labels, dtype=np.int64),
         prob_fake=np.array(scores, dtype=np.float64),
@@ -168,21 +168,22 @@ def sample_folders(dataset_folder: Path) -> list[tuple[int, Path]]:
     return sorted((int(name[1]), path) for name, path in found if name and path.is_dir())
 
 
-def _prediction_rows(table: Path) -> Iterator[dict[str, str]]:
-    """Rows of predictions.csv; of a table that is still being written the last, cut-off row is left out."""
+def prediction_rows(folder: Path) -> Iterator[dict[str, str]]:
+    """Rows of a data set's predictions.csv or, while there is none yet, of its journals, each frame once."""
+    table = folder / "predictions.csv"
     if not table.is_file():
+        seen = {int(row["index"]): row for row in read_rows(folder) if not row[REASON]}
+        yield from (seen[index] for index in sorted(seen))
         return
-    with table.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-        for row in csv.DictReader(file):
-            if row.get("correct") in ("True", "False"):
-                yield row
+    with table.open(newline="", encoding="utf-8", errors=AS_IT_CAME) as file:
+        yield from csv.DictReader(file)
 
 
 def _count_unreadable(folder: Path) -> int:
     path = folder / "unreadable.csv"
     if not path.is_file():
         return 0
-    with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+    with path.open(newline="", encoding="utf-8", errors=AS_IT_CAME) as file:
         return sum(1 for _ in csv.DictReader(file))
 
 

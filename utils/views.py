@@ -1,0 +1,45 @@
+"""Everything that is made of a finished run for people to look at: report, FiftyOne, TensorBoard, video strips."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from utils.fiftyone_export import write_fiftyone
+from utils.optional import require
+from utils.report import write_report
+from utils.run_results import read_run
+from utils.tensorboard_log import write_tensorboard
+from utils.video_strips import write_strips
+
+# What stands at the top of a run's folder because of this module; what lies in a data set's folder goes with that.
+VIEW_FILES = ("index.html", "regions.csv", "map_similarity.csv", "fiftyone_samples.json")
+
+
+class ViewOptions(NamedTuple):
+    """What is asked for beside the report."""
+
+    tensorboard: Path | None = None
+    video_strips: bool = False
+
+
+def check_views(options: ViewOptions) -> None:
+    """Raises InputError where a package is missing, before hours of evaluation."""
+    require("jinja2", "the report")
+    if options.tensorboard is not None:
+        require("tensorboard", "--tensorboard")
+
+
+def write_views(folder: Path, options: ViewOptions) -> list[str]:
+    """Make them from the files of the run in `folder`; returns lines that say where they are."""
+    lines = [f"report: {write_report(folder)}"]
+    run = read_run(folder)
+    if any(data.samples for data in run.datasets):
+        write_fiftyone(run)
+    if options.tensorboard is not None:
+        write_tensorboard(run, options.tensorboard)
+        lines.append(f"TensorBoard: tensorboard --logdir {options.tensorboard}")
+    if options.video_strips:
+        for data in run.datasets:
+            lines.append(f"{data.name}: {len(write_strips(data))} video strips in {data.folder / 'strips'}")
+    return lines

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Sequence
 
-from utils.cam_methods import METHODS
+from utils.cam_methods import METHOD_NAMES
 from utils.command import OneLineParser, percent, positive, run_command
 from utils.config import SELECTIONS, find_path, run_settings
 from utils.errors import InputError, did_you_mean
@@ -42,14 +42,18 @@ def parser() -> OneLineParser:
     maps.add_argument("--gradcam_output_dir", help="where everything is written; overrides gradcam_save_dir")
     maps.add_argument("--save_all_predictions", action="store_true", help="explain all samples, not only wrong ones")
     maps.add_argument("--gradcam_layers", nargs="+", metavar="LAYER", help="e.g. encoder.layers.23 encoder.layers.20")
-    maps.add_argument("--gradcam_method", help=", ".join(METHODS))
+    maps.add_argument("--gradcam_method", help=", ".join(METHOD_NAMES))
     maps.add_argument("--gradcam_target", help=", ".join(TARGETS))
     maps.add_argument("--gradcam_site", help=", ".join(SITES))
+    maps.add_argument(
+        "--gradcam_signed", action="store_true", help="evidence for fake red, for real blue (of the margin fake - real)"
+    )
     maps.add_argument("--gradcam_colormap", help=", ".join(COLORMAPS))
     maps.add_argument("--gradcam_select", default="confident", help=", ".join(SELECTIONS))
     maps.add_argument("--image_format", default="png", help=", ".join(IMAGE_FORMATS))
     maps.add_argument("--save_raw", action="store_true", help="also keep the raw maps, one .npz a sample")
     maps.add_argument("--overwrite", action="store_true", help="replace an earlier run in the output folder")
+    maps.add_argument("--resume", action="store_true", help="go on with this run where it was interrupted")
     return p
 
 
@@ -64,6 +68,8 @@ def main(argv: Sequence[str]) -> int:
             raise InputError(f"--{flag} is {value!r}; {did_you_mean(value, allowed)}allowed: {', '.join(allowed)}")
     if args.random_weights and args.weights_path:
         raise InputError("--random_weights and --weights_path exclude each other: give one of them")
+    if args.resume and args.overwrite:
+        raise InputError("--resume and --overwrite exclude each other: give one of them")
     detector_path = find_path(args.detector_path, "detector YAML", "--detector_path")
     test_config = find_path(args.test_config, "YAML", "--test_config") if args.test_config else None
     flags = {
@@ -80,6 +86,7 @@ def main(argv: Sequence[str]) -> int:
         "gradcam_target": args.gradcam_target,
         "gradcam_site": args.gradcam_site,
         "gradcam_colormap": args.gradcam_colormap,
+        "gradcam_signed": args.gradcam_signed or None,
     }
     settings = run_settings(detector_path, test_config, flags)
     if args.list_layers:
@@ -97,6 +104,7 @@ def main(argv: Sequence[str]) -> int:
             image_format=args.image_format,
             save_raw=args.save_raw,
             overwrite=args.overwrite,
+            resume=args.resume,
             command=[Path(sys.argv[0]).name, *argv],
         ),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import os
 import sys
 from typing import Callable, NoReturn, Sequence
 
@@ -44,7 +45,11 @@ def positive(text: str) -> int:
 
 
 def run_command(main: Callable[[Sequence[str]], int]) -> NoReturn:
-    """Call `main` with the arguments and leave with its exit code: 2 for unusable input, 1 for a failed run."""
+    """Call `main` with the arguments and leave with its exit code: 2 for unusable input, 1 for a failed run.
+
+    Of several processes under torchrun each tells of its own failure, one a machine of what all of them meet alike.
+    """
+    first_here = os.environ.get("LOCAL_RANK", "0") == "0"
     if isinstance(sys.stdout, io.TextIOWrapper):  # no name of a file must end a run because the terminal lacks a letter
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
@@ -53,11 +58,13 @@ def run_command(main: Callable[[Sequence[str]], int]) -> NoReturn:
             raise InputError(too_old)
         code = main(sys.argv[1:])
     except InputError as error:
-        code = _complain(error, 2)
+        code = _complain(error, 2) if first_here else 2
     except RunError as error:
         code = _complain(error, 1)
-    except KeyboardInterrupt:
-        code = _complain("interrupted", 130)
+    except KeyboardInterrupt as stop:
+        if first_here:
+            print(str(stop) or "interrupted", file=sys.stderr)  # as it is: it may hold a command to type
+        code = 130
     sys.exit(code)
 
 

@@ -1,24 +1,37 @@
-"""The run itself: data sets → predictions → metrics → the samples worth looking at → heatmaps on disk."""
+"""The run itself: data sets → predictions → metrics → the samples worth looking at → heatmaps on disk.
+
+The unit of work is a batch: batch k of a data set holds the same frames however many processes share the run and
+however often it was interrupted, so that the arithmetic, and every byte that is written, is the same too.
+"""
 
 from __future__ import annotations
 
-import io
+import json
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Sequence
+from typing import Iterator, NamedTuple, Sequence
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from utils.config import RunSettings
-from utils.detection_metrics import DetectionMetrics
 from utils.errors import RunError
-from utils.frames import Frame, frame_loader, read_dataset
-from utils.gradcam import Explanation
+from utils.explaining import Counts, Explainer, merged, whole_samples
+from utils.frames import Batch, Frame, frame_loader, read_dataset
 from utils.inference import LoadedDetector, find_device, load_detector
-from utils.plain_words import AS_IT_CAME, write_row
+from utils.interruption import Interruption, resume_command
+from utils.journal import Journal, next_number, read_rows
+from utils.out_of_memory import Halving
+from utils.plain_words import plain_words
 from utils.predictions import Predictions
-from utils.results import RANDOM_WEIGHTS, Sample, SampleWriter, layer_pictures, write_json, write_whole
-from utils.run_folder import RunFolder
+from utils.processes import Processes
+from utils.results import RANDOM_WEIGHTS, SampleWriter, write_json
+from utils.run_folder import STARTED, RunFolder
+from utils.summary import DatasetResult, counts_json, exit_code, metrics_json, metrics_table, summary
+
+DEFAULT_SAMPLES = 50
 
 
 class RunOptions(NamedTuple):
@@ -34,273 +47,196 @@ class RunOptions(NamedTuple):
     image_format: str = "png"
     save_raw: bool = False
     overwrite: bool = False
+    resume: bool = False
     command: Sequence[str] = ()
 
 
-class DatasetResult(NamedTuple):
-    """One data set evaluated."""
-
-    name: str
-    metrics: DetectionMetrics
-    unreadable: int
-    heatmaps: int
-    empty_maps: dict[str, int]  # layer → samples whose map is empty
-    non_finite: list[int]  # samples without heatmaps, because a map was NaN or infinite
-
-
 def run(settings: RunSettings, options: RunOptions) -> int:
-    """Evaluate and explain; returns the exit code. Raises InputError before anything is written, RunError later."""
-    datasets = {name: read_dataset(name, settings.data) for name in dict.fromkeys(settings.datasets)}
-    detector = load_detector(settings.detector, find_device(options.device), options.precision, options.random_weights)
-    if settings.detector.gradcam.enabled:
-        detector.check_layers()
-    folder = RunFolder.open(options.output_dir, settings, options, datasets)
-    results = [
-        _evaluate(detector, frames, folder.dataset(name), settings, options) for name, frames in datasets.items()
-    ]
-    write_json(folder.path / "metrics.json", {result.name: metrics_json(result) for result in results})
-    folder.finish({result.name: _counts(result) for result in results})
+    """Evaluate and explain; returns the exit code.
+
+    Raises InputError before anything is written, RunError later, Interrupted after SIGINT or SIGTERM.
+    """
+    processes = Processes.start()
+    go_on = f"interrupted; go on with: {resume_command(options.command[1:])}"
+    with Interruption(go_on, quiet=not processes.first) as stop:
+        datasets = {name: read_dataset(name, settings.data) for name in dict.fromkeys(settings.datasets)}
+        device = find_device(processes.device_name(options.device))
+        torch.manual_seed(settings.seed)  # of random weights
+        detector = load_detector(settings.detector, device, options.precision, options.random_weights)
+        if settings.detector.gradcam.enabled:
+            detector.check_layers()
+        folder = processes.first_does(lambda: RunFolder.open(options.output_dir, settings, options, device, datasets))
+        if folder.finished:
+            return _say_complete(folder, options, processes)
+        with _in_plain_words(folder.path, stop):
+            if not (folder.path / STARTED).is_file():
+                raise RunError(f"process {processes.rank} does not see {folder.path}: all need one and the same folder")
+            # Sums are split among the threads, so another number may change the last bit.
+            torch.set_num_threads(folder.manifest["threads"])
+            work = Work(detector, settings, options, processes, stop)
+            results = [work.evaluate(frames, folder.dataset(name)) for name, frames in datasets.items()]
+            code = processes.first_does(lambda: _conclude(results, folder, settings, options))
+    processes.end()
+    return code
+
+
+def _say_complete(folder: RunFolder, options: RunOptions, processes: Processes) -> int:
+    if not processes.first:
+        return 0
+    print(f"{folder.path}: this run is complete, nothing is left to do")
+    metrics = json.loads((folder.path / "metrics.json").read_text(encoding="utf-8"))
+    return exit_code(metrics, folder.manifest["heatmaps"], options.max_unreadable)
+
+
+def _conclude(results: Sequence[DatasetResult], folder: RunFolder, settings: RunSettings, options: RunOptions) -> int:
+    metrics = {result.name: metrics_json(result) for result in results}
+    heatmaps = {result.name: counts_json(result.counts) for result in results}
+    write_json(folder.path / "metrics.json", metrics)
+    folder.finish(heatmaps)
     print(metrics_table(results))
-    print(summary(results, settings, options))
-    return _exit_code(results, options.max_unreadable)
+    explained = ("samples" if options.save_all else "wrong predictions") if settings.detector.gradcam.enabled else ""
+    print(summary(results, options.output_dir, explained, options.random_weights))
+    return exit_code(metrics, heatmaps, options.max_unreadable)
 
 
-def _evaluate(
-    detector: LoadedDetector, frames: Sequence[Frame], folder: Path, settings: RunSettings, options: RunOptions
-) -> DatasetResult:
-    dataset = frames[0].dataset
-    predictions = Predictions(frames, folder)
-    explainer = Explainer(detector, predictions, folder, settings, options)
-    with SampleWriter(options.image_format, save_raw=options.save_raw) as writer:
-        if settings.detector.gradcam.enabled and options.save_all and settings.detector.gradcam.samples is None:
-            unreadable = _predict_and_explain(detector, predictions, settings, explainer, writer)
-        else:
-            unreadable = _predict(detector, predictions, settings)
-            if settings.detector.gradcam.enabled:
-                chosen = predictions.choose(
-                    settings.detector.gradcam.samples or DEFAULT_SAMPLES,
-                    not options.save_all,
-                    options.select,
-                    settings.seed,
-                )
-                explainer.explain_chosen(chosen, writer)
-    predictions.close()
-    _write_unreadable(folder, unreadable)
-    if not predictions.seen.any():
-        reason = f" ({unreadable[0][1]})" if unreadable else ""
+@contextmanager
+def _in_plain_words(output_dir: Path, stop: Interruption) -> Iterator[None]:
+    """What the machine can do to a run, as a RunError of one line; after a signal, as the interruption it is."""
+    go_on = "every finished file is whole: remedy that and go on with --resume"
+    try:
+        yield
+    except OSError as error:
+        stop.check()  # a signal to the whole group also ends the decoding processes, and the other processes' waiting
+        raise RunError(f"{error.filename or output_dir}: {plain_words(error)}; {go_on}") from error
+    except MemoryError as error:
+        raise RunError(f"out of memory outside the detector (decoding or drawing a picture); {go_on}") from error
+    except RuntimeError as error:  # RunError too
+        stop.check()
+        if "DataLoader worker" not in str(error):
+            raise
         raise RunError(
-            f"data set {dataset}: none of its {len(frames)} frames could be read, first {frames[0].path}{reason}"
-        )
-    return DatasetResult(
-        dataset, predictions.metrics(), len(unreadable), writer.written, explainer.empty_maps, explainer.non_finite
-    )
+            f"a process that decodes pictures was ended from outside ({plain_words(error)}), perhaps for want of"
+            f" memory: use fewer --workers; {go_on}"
+        ) from error
 
 
-DEFAULT_SAMPLES = 50
+@dataclass
+class Work:
+    """What every step of a run needs."""
 
+    detector: LoadedDetector
+    settings: RunSettings
+    options: RunOptions
+    processes: Processes
+    stop: Interruption
 
-def _predict(detector: LoadedDetector, predictions: Predictions, settings: RunSettings) -> list[tuple[Frame, str]]:
-    """Plain evaluation at full speed; returns the unreadable frames with their reasons."""
-    unreadable: list[tuple[Frame, str]] = []
-    frames = predictions.frames
-    loader = frame_loader(frames, settings.detector.resolution, settings.batch_size, settings.workers)
-    with tqdm(total=len(frames), unit="frame", desc=frames[0].dataset) as bar:
-        for batch in loader:
-            if batch.frames:
-                predictions.add(batch.frames, *detector.predict(batch.pixels))
-            unreadable += batch.unreadable
-            bar.update(len(batch.frames) + len(batch.unreadable))
-    return unreadable
+    def __post_init__(self) -> None:
+        self._halving = Halving("evaluating")
 
+    def evaluate(self, frames: Sequence[Frame], folder: Path) -> DatasetResult:
+        """One data set, or what is left of it. Its tables are complete afterwards, and every sample is on disk."""
+        predictions = Predictions(frames)
+        predictions.restore(read_rows(folder))
+        gradcam = self.settings.detector.gradcam
+        if not gradcam.enabled:
+            self._first_pass(predictions, folder, None)
+            return self._concluded(predictions, folder, Counts())
+        whole = self.processes.first_does(lambda: whole_samples(folder))
+        weights = RANDOM_WEIGHTS if self.options.random_weights else str(self.settings.detector.weights_path)
+        with SampleWriter(self.options.image_format, save_raw=self.options.save_raw) as writer:
+            explainer = Explainer(self.detector, predictions, folder, weights, writer, whole, self.predict)
+            if self.options.save_all and gradcam.samples is None:
+                self._first_pass(predictions, folder, explainer)
+                chosen = predictions.choose(None, False, "first", 0)
+            else:
+                self._first_pass(predictions, folder, None)
+                count = gradcam.samples or DEFAULT_SAMPLES
+                chosen = predictions.choose(count, not self.options.save_all, self.options.select, self.settings.seed)
+                self._explain(chosen, explainer)
+        if self.processes.first:
+            for index in chosen:
+                if index in whole:
+                    explainer.counts.add_sample(whole[index])
+        return self._concluded(predictions, folder, merged(self.processes.gathered(explainer.counts)))
 
-def _predict_and_explain(
-    detector: LoadedDetector,
-    predictions: Predictions,
-    settings: RunSettings,
-    explainer: Explainer,
-    writer: SampleWriter,
-) -> list[tuple[Frame, str]]:
-    """One pass: logits and maps of every frame from the same forward pass; returns the unreadable frames."""
-    unreadable: list[tuple[Frame, str]] = []
-    frames = predictions.frames
-    loader = frame_loader(frames, settings.detector.resolution, settings.batch_size, settings.workers)
-    with tqdm(total=len(frames), unit="frame", desc=f"{frames[0].dataset}, with heatmaps") as bar:
-        for batch in loader:
-            if batch.frames:
-                explainer.explain(batch.frames, batch.pixels, writer, first_pass=True)
-            unreadable += batch.unreadable
-            bar.update(len(batch.frames) + len(batch.unreadable))
-    return unreadable
+    def predict(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """uint8 pictures → logits (B, 2) and probability of fake (B,)."""
+        parts = self._halving.run(lambda part: self.detector.predict(pixels[part]), len(pixels))
+        return torch.cat([logits for logits, _ in parts]), torch.cat([prob for _, prob in parts])
 
+    def _first_pass(self, predictions: Predictions, folder: Path, explainer: Explainer | None) -> None:
+        """Plain evaluation at full speed or, with an explainer, logits and maps of every frame from the same pass."""
+        frames, size = predictions.frames, self.settings.batch_size
+        done = predictions.done
+        batches = [range(start, min(start + size, len(frames))) for start in range(0, len(frames), size)]
+        recorded = {batch.start for batch in batches if done[batch.start : batch.stop].all()}
+        missing = [
+            batch for batch in batches
+            if batch.start not in recorded or (explainer is not None and explainer.lacks(batch))
+        ]  # fmt: skip
+        missing = self.processes.agreed(missing)
+        if self.processes.first and len(missing) < len(batches):
+            print(f"{frames[0].dataset}: {len(batches) - len(missing)} of {len(batches)} batches were done before")
+        number = self.processes.agreed(next_number(folder)) + self.processes.rank
+        own = [frames[index] for batch in self.processes.share(missing) for index in batch]
+        with Journal(folder, number) as journal:
+            for batch in self._batches(own, ", with heatmaps" if explainer else ""):
+                every = sorted(
+                    [*batch.frames, *(frame for frame, _ in batch.unreadable)], key=lambda frame: frame.index
+                )
+                record = every[0].index not in recorded
+                for frame, reason in batch.unreadable if record else ():
+                    predictions.add_unreadable(frame.index, reason)
+                if explainer:
+                    explainer.explain(batch, one_pass=True, record=record)
+                elif batch.frames:
+                    predictions.add(batch.frames, *self.predict(batch.pixels))
+                if record:
+                    journal.append(predictions.journal_rows(every))
+        if self.processes.size > 1:
+            self.processes.gathered(None)
+            predictions.restore(read_rows(folder))  # the other processes' rows
+        if not predictions.done.all():
+            raise RunError(
+                f"{folder}: {int((~predictions.done).sum())} predictions are in no journal there; does every process"
+                " write into the same folder? go on with --resume"
+            )
 
-class Explainer:
-    """Batches of one data set → samples handed to the writer; counts what came out empty."""
+    def _explain(self, chosen: Sequence[int], explainer: Explainer) -> None:
+        """Second phase: the chosen frames, in full batches, of which those that lack a sample are done as a whole."""
+        size = self.settings.batch_size
+        batches = [chosen[start : start + size] for start in range(0, len(chosen), size)]
+        missing = self.processes.agreed([batch for batch in batches if explainer.lacks(batch)])
+        frames = [explainer.predictions.frames[index] for batch in self.processes.share(missing) for index in batch]
+        for batch in self._batches(frames, ", heatmaps"):
+            explainer.explain(batch, one_pass=False)
 
-    def __init__(
-        self,
-        detector: LoadedDetector,
-        predictions: Predictions,
-        folder: Path,
-        settings: RunSettings,
-        options: RunOptions,
-    ) -> None:
-        self.detector = detector
-        self.predictions = predictions
-        self.folder = folder
-        self.settings = settings
-        self.weights = RANDOM_WEIGHTS if options.random_weights else str(settings.detector.weights_path)
-        self.empty_maps: dict[str, int] = {}
-        self.non_finite: list[int] = []
-
-    def explain_chosen(self, chosen: Sequence[int], writer: SampleWriter) -> None:
-        """Second phase: the chosen frames, in full batches."""
-        frames = [self.predictions.frames[index] for index in chosen]
+    def _batches(self, frames: Sequence[Frame], what: str) -> Iterator[Batch]:
+        """Frames of whole batches → these batches. Stops after a signal, when the batch in hand is done."""
+        self.stop.check()
         if not frames:
             return
         loader = frame_loader(
             frames, self.settings.detector.resolution, self.settings.batch_size, self.settings.workers
         )
-        with tqdm(total=len(frames), unit="frame", desc=f"{frames[0].dataset}, heatmaps") as bar:
+        desc = frames[0].dataset + what
+        with tqdm(total=len(frames), unit="frame", desc=desc, disable=not self.processes.first) as bar:
             for batch in loader:
-                if batch.unreadable:
-                    frame, reason = batch.unreadable[0]
-                    raise RunError(f"{frame.path} was readable a moment ago and no longer is ({reason}): run again")
-                self.explain(batch.frames, batch.pixels, writer, first_pass=False)
-                bar.update(len(batch.frames))
+                yield batch
+                bar.update(len(batch.frames) + len(batch.unreadable))
+                self.stop.check()
 
-    def explain(self, frames: Sequence[Frame], pixels: torch.Tensor, writer: SampleWriter, first_pass: bool) -> None:
-        """One batch. On the first pass its predictions are recorded too; later those on record set the target."""
-        label = torch.tensor([frame.label for frame in frames])
-        target: list[str | int] = [self.settings.detector.gradcam.target] * len(frames)
-        if not first_pass and self.settings.detector.gradcam.target == "predicted":
-            target = [self.predictions.predicted(frame.index) for frame in frames]
-        explanation, kept = self.detector.explain_what_can(pixels, label, target)
-        if first_pass:
-            self._record(frames, pixels, explanation, kept)
-        lost = set(range(len(frames))) - set(kept)
-        self.non_finite += [frames[i].index for i in sorted(lost)]
-        if explanation is not None:
-            self._write([frames[i] for i in kept], pixels[kept], explanation, writer)
-
-    def _record(
-        self, frames: Sequence[Frame], pixels: torch.Tensor, explanation: Explanation | None, kept: Sequence[int]
-    ) -> None:
-        if explanation is not None and len(kept) == len(frames):
-            self.predictions.add(frames, explanation.logits, explanation.prediction["prob"])
-        else:  # the pass that gave finite maps left some frames out
-            self.predictions.add(frames, *self.detector.predict(pixels))
-
-    def _write(
-        self, frames: Sequence[Frame], pixels: torch.Tensor, explanation: Explanation, writer: SampleWriter
-    ) -> None:
-        gradcam = self.settings.detector.gradcam
-        drawn = layer_pictures(pixels.to(self.detector.device), explanation.layers, gradcam.colormap)
-        pictures = pixels.permute(0, 2, 3, 1).numpy()
-        for i, frame in enumerate(frames):
-            for layer in drawn[i]:
-                self.empty_maps[layer.name] = self.empty_maps.get(layer.name, 0) + layer.empty
-            real, fake = self.predictions.logits[frame.index]
-            sample = Sample(
-                index=frame.index,
-                path=frame.path,
-                dataset=frame.dataset,
-                forgery=frame.forgery,
-                video=frame.video,
-                label=frame.label,
-                logits=(float(real), float(fake)),
-                prob_fake=float(self.predictions.prob_fake[frame.index]),
-                target=self._target_text(explanation.target[i]),
-                method=gradcam.method,
-                site=gradcam.site,
-                weights=self.weights,
-                picture=pictures[i],
-                layers=drawn[i],
-            )
-            writer.write(self.folder / f"sample{frame.index}", sample)
-
-    def _target_text(self, class_name: str) -> str:
-        asked = self.settings.detector.gradcam.target
-        return asked if asked == class_name else f"{asked} ({class_name})"
+    def _concluded(self, predictions: Predictions, folder: Path, counts: Counts) -> DatasetResult:
+        return self.processes.first_does(lambda: _tables(predictions, folder, counts))
 
 
-# ---------------------------------------------------------------------------------------------------- what is told
-
-
-def _write_unreadable(folder: Path, unreadable: Sequence[tuple[Frame, str]]) -> None:
-    if not unreadable:
-        return
-    text = io.StringIO(newline="")
-    write_row(text, ("index", "path", "reason"))
-    for frame, reason in unreadable:
-        write_row(text, (frame.index, frame.path, reason))
-    write_whole(folder / "unreadable.csv", text.getvalue().encode("utf-8", AS_IT_CAME))
-
-
-def metrics_json(result: DatasetResult) -> dict[str, Any]:
-    """The entry of one data set in `metrics.json`; what one class alone cannot give is null, with a note."""
-    metrics = result.metrics
-    entry: dict[str, Any] = {
-        "acc": metrics.acc,
-        "auc": metrics.auc,
-        "eer": metrics.eer,
-        "ap": metrics.ap,
-        "video_auc": metrics.video_auc,
-        "frames": metrics.frames,
-        "videos": metrics.videos,
-        "unreadable": result.unreadable,
-    }
-    return {**entry, "note": metrics.note} if metrics.note else entry
-
-
-def _counts(result: DatasetResult) -> dict[str, Any]:
-    return {"heatmaps": result.heatmaps, "empty_maps": result.empty_maps, "non_finite": result.non_finite}
-
-
-def metrics_table(results: Sequence[DatasetResult]) -> str:
-    """One line a data set, for the terminal."""
-    width = max(len("data set"), *(len(result.name) for result in results))
-    lines = [f"{'data set':<{width}}     ACC     AUC     EER      AP  video AUC  frames  videos  unreadable"]
-    for result in results:
-        m = result.metrics
-        numbers = "".join(f"{'–' if value is None else f'{value:.4f}':>8}" for value in (m.acc, m.auc, m.eer, m.ap))
-        video = "–" if m.video_auc is None else f"{m.video_auc:.4f}"
-        lines.append(f"{result.name:<{width}}{numbers}{video:>11}{m.frames:>8}{m.videos:>8}{result.unreadable:>12}")
-    return "\n".join(lines)
-
-
-def summary(results: Sequence[DatasetResult], settings: RunSettings, options: RunOptions) -> str:
-    """Where the outputs are and what the user should know of them."""
-    lines = []
-    for result in results:
-        if settings.detector.gradcam.enabled:
-            kind = "samples" if options.save_all else "wrong predictions"
-            lines.append(f"{result.name}: heatmaps of {result.heatmaps} {kind} in {options.output_dir / result.name}")
-        for layer, count in result.empty_maps.items():
-            if count:
-                lines.append(f"{result.name}: {layer}: {count} of {result.heatmaps} maps are empty")
-        if result.non_finite:
-            lines.append(f"{result.name}: no heatmap (NaN or infinite) for samples {result.non_finite}")
-        if result.unreadable:
-            listed = options.output_dir / result.name / "unreadable.csv"
-            lines.append(f"{result.name}: {result.unreadable} frames could not be read, listed in {listed}")
-        if result.metrics.note:
-            lines.append(f"{result.name}: {result.metrics.note}")
-    if options.random_weights:
-        lines.append("random weights: this detector was never trained, its scores and maps mean nothing")
-    lines.append(f"metrics and manifest: {options.output_dir}")
-    return "\n".join(lines)
-
-
-def _exit_code(results: Sequence[DatasetResult], max_unreadable: float) -> int:
-    """Raises RunError for what makes a finished run a failed one."""
-    for result in results:
-        total = result.metrics.frames + result.unreadable
-        if result.unreadable > max_unreadable * total:
-            raise RunError(
-                f"data set {result.name}: {result.unreadable} of {total} frames could not be read, more than"
-                f" --max_unreadable {100 * max_unreadable:g}%; everything else was written"
-            )
-    for result in results:
-        if result.metrics.auc is None:
-            raise RunError(f"data set {result.name}: {result.metrics.note}; everything else was written")
-    return 0
+def _tables(predictions: Predictions, folder: Path, counts: Counts) -> DatasetResult:
+    predictions.write(folder)
+    frames, unreadable = predictions.frames, predictions.unreadable
+    if not predictions.seen.any():
+        reason = f" ({unreadable[0]})" if unreadable else ""
+        raise RunError(
+            f"data set {frames[0].dataset}: none of its {len(frames)} frames could be read,"
+            f" first {frames[0].path}{reason}"
+        )
+    return DatasetResult(frames[0].dataset, predictions.metrics(), len(unreadable), counts)

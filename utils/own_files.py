@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Iterator
 
 from utils.errors import InputError
 
@@ -29,3 +31,14 @@ def own_folder(path: Path) -> None:
     if path.is_symlink():
         raise InputError(f"{path}: is a symbolic link, which is not followed: remove it, or give another output folder")
     path.mkdir(parents=True, exist_ok=True)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A file to write that appears under its name, complete and on the disk itself, when the block ends well."""
+    partial = path.with_name(f".{path.name}.partial")
+    with new_file(partial) as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())  # else a crash of the machine could keep the name and lose the bytes
+    partial.replace(path)

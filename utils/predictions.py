@@ -1,10 +1,10 @@
-"""What the detector said of every frame: a table on disk that grows batch by batch, and its columns for the metrics."""
+"""What the detector said of every frame: columns in memory, and `predictions.csv` when the data set is done."""
 
 from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import Sequence
+from typing import Iterable, Mapping, Sequence
 
 import numpy as np
 from torch import Tensor
@@ -12,64 +12,91 @@ from torch import Tensor
 from utils.detection_metrics import DetectionMetrics, detection_metrics
 from utils.errors import RunError
 from utils.frames import Frame
-from utils.own_files import new_file
+from utils.journal import COLUMNS, REASON
+from utils.own_files import whole_file
 from utils.plain_words import AS_IT_CAME, write_row
 
-COLUMNS = (
-    "index", "path", "dataset", "forgery", "video", "label", "prob_fake", "logit_real", "logit_fake", "predicted",
-    "correct",
-)  # fmt: skip
 CLASS_NAMES = ("Real", "Fake")
 
 
 class Predictions:
-    """Predictions of one data set: rows go to `<folder>/predictions.csv`, numbers stay in columns of NumPy.
+    """Predictions of one data set. Memory is 14 bytes a frame, beside the frames themselves.
 
-    The table stands under a `.partial` name until `close`, so that a finished name means a finished table. Memory is 13
-    bytes a frame, beside the frames themselves.
+    Attributes: `logits` (N, 2) and `prob_fake` (N,) float32, NaN where there is none; `label` (N,) int8; `unreadable`:
+    index → why the frame could not be read.
     """
 
-    def __init__(self, frames: Sequence[Frame], folder: Path) -> None:
+    def __init__(self, frames: Sequence[Frame]) -> None:
         self.frames = frames
         self.logits = np.full((len(frames), 2), np.nan, dtype=np.float32)
         self.prob_fake = np.full(len(frames), np.nan, dtype=np.float32)
         self.label = np.fromiter((frame.label for frame in frames), dtype=np.int8, count=len(frames))
-        self._path = folder / "predictions.csv"
-        self._partial = folder / "predictions.csv.partial"
-        self._file = io.TextIOWrapper(new_file(self._partial), encoding="utf-8", errors=AS_IT_CAME, newline="")
-        write_row(self._file, COLUMNS)
+        self.unreadable: dict[int, str] = {}
 
     def add(self, frames: Sequence[Frame], logits: Tensor, prob_fake: Tensor) -> None:
-        """One batch: frames beside `logits` (B, 2), `prob_fake` (B,). Raises RunError where a logit is not finite."""
+        """Frames beside `logits` (B, 2), `prob_fake` (B,). Raises RunError where a logit is not finite."""
         logits_np, prob_np = logits.float().cpu().numpy(), prob_fake.float().cpu().numpy()
         for frame, (real, fake), prob in zip(frames, logits_np, prob_np):
             if not (np.isfinite(real) and np.isfinite(fake)):
                 raise RunError(
                     f"the detector's logits for {frame.path} are {real} and {fake}: check the weights, or use fp32"
                 )
-            self.logits[frame.index] = real, fake
-            self.prob_fake[frame.index] = prob
-            write_row(self._file, self._row(frame))
+            self._set(frame.index, real, fake, prob)
 
-    def close(self) -> None:
-        """Finish the table on disk."""
-        self._file.close()
-        self._partial.replace(self._path)
+    def add_unreadable(self, index: int, reason: str) -> None:
+        """A frame that could not be read."""
+        self._set(index, np.nan, np.nan, np.nan)
+        self.unreadable[index] = reason
+
+    def _set(self, index: int, real: float, fake: float, prob_fake: float) -> None:
+        self.logits[index] = real, fake
+        self.prob_fake[index] = prob_fake
+        self.unreadable.pop(index, None)
+
+    def journal_rows(self, frames: Sequence[Frame]) -> list[list[object]]:
+        """What a journal keeps of these frames, each of which was added or is in `unreadable`."""
+        return [
+            [*_identity(frame), "", "", "", "", "", self.unreadable[frame.index]]
+            if frame.index in self.unreadable
+            else [*self._row(frame), ""]
+            for frame in frames
+        ]
+
+    def restore(self, rows: Iterable[Mapping[str, str]]) -> None:
+        """Take over rows of journals."""
+        for row in rows:
+            index = int(row["index"])
+            if row[REASON]:
+                self.add_unreadable(index, row[REASON])
+            else:
+                self._set(index, float(row["logit_real"]), float(row["logit_fake"]), float(row["prob_fake"]))
+
+    def write(self, folder: Path) -> None:
+        """Write `predictions.csv`, and `unreadable.csv` where there are such frames, each complete or not at all."""
+        rows = (self._row(self.frames[int(index)]) for index in np.flatnonzero(self.seen))
+        _write_table(folder / "predictions.csv", COLUMNS, rows)
+        if self.unreadable:
+            reasons = ([i, self.frames[i].path, self.unreadable[i]] for i in sorted(self.unreadable))
+            _write_table(folder / "unreadable.csv", ("index", "path", "reason"), reasons)
 
     def _row(self, frame: Frame) -> list[object]:
         real, fake = self.logits[frame.index]
         # Nine digits give a float32 back exactly.
         numbers = [f"{value:.9g}" for value in (self.prob_fake[frame.index], real, fake)]
         predicted = self.predicted(frame.index)
-        return [
-            frame.index, frame.path, frame.dataset, frame.forgery, frame.video, frame.label, *numbers, predicted,
-            predicted == frame.label,
-        ]  # fmt: skip
+        return [*_identity(frame), *numbers, predicted, predicted == frame.label]
 
     @property
     def seen(self) -> np.ndarray:
         """(N,) bool: frames that were readable, and so have a prediction."""
         return ~np.isnan(self.prob_fake)
+
+    @property
+    def done(self) -> np.ndarray:
+        """(N,) bool: frames that have a prediction or are known to be unreadable."""
+        done = self.seen
+        done[list(self.unreadable)] = True
+        return done
 
     def predicted(self, index: int) -> int:
         """Class of frame `index`: fake where its probability is above one half, as the host counts."""
@@ -102,3 +129,16 @@ class Predictions:
                 indices = np.random.default_rng(seed).permutation(indices)
             indices = np.sort(indices[:count])
         return [int(index) for index in indices]
+
+
+def _write_table(path: Path, columns: Sequence[str], rows: Iterable[list[object]]) -> None:
+    with whole_file(path) as raw:
+        table = io.TextIOWrapper(raw, encoding="utf-8", errors=AS_IT_CAME, newline="")
+        write_row(table, columns)
+        for row in rows:
+            write_row(table, row)
+        table.detach()  # flushes; `raw` is closed by its own block
+
+
+def _identity(frame: Frame) -> list[object]:
+    return [frame.index, frame.path, frame.dataset, frame.forgery, frame.video, frame.label]

@@ -17,14 +17,16 @@ import torch
 from torch import Tensor
 
 from utils.errors import InputError
+from utils.fusion import scaled
 from utils.gradcam import Explanation, LayerMaps
 from utils.gradcam_settings import GradCAMSettings
 from utils.grey_maps import GREY_MAPS, raw_arrays, write_grey_maps
-from utils.overlays import comparison, encode, original_box, overlay
-from utils.own_files import new_file, new_folder
+from utils.overlays import comparison, encode, original_box, overlay, signed_overlay
+from utils.own_files import new_folder, whole_file
 from utils.plain_words import printable
 
 RANDOM_WEIGHTS = "random"
+SIGNED_TARGET = "margin, signed (red: fake, blue: real)"
 RANDOM_WEIGHTS_WARNING = "random weights: this detector was never trained, its scores and maps mean nothing"
 
 
@@ -71,19 +73,29 @@ class Sample:
         return self.prob_fake if self.predicted else 1.0 - self.prob_fake
 
 
-def layer_pictures(pictures: Tensor, layers: Mapping[str, LayerMaps], colormap: str) -> list[list[LayerPicture]]:
+def layer_pictures(
+    pictures: Tensor, layers: Mapping[str, LayerMaps], colormap: str, signed: bool = False
+) -> list[list[LayerPicture]]:
     """Overlays of a batch, drawn where the maps are: one list of layers a picture.
 
-    `pictures`: (B, 3, H, W) uint8 RGB on the maps' device.
+    `pictures`: (B, 3, H, W) uint8 RGB on the maps' device. `signed` draws the evidence on both sides of zero; then only
+    a map that is zero everywhere is empty.
     """
-    drawn = {
-        name: overlay(pictures, maps.normalised, maps.empty, colormap).cpu().numpy() for name, maps in layers.items()
-    }
+    if signed:
+        shares = {name: scaled(maps.signed, (pictures.shape[2], pictures.shape[3])) for name, maps in layers.items()}
+        drawn = {name: signed_overlay(pictures, share).cpu().numpy() for name, share in shares.items()}
+        empty = {name: ~share.flatten(1).any(dim=1).cpu() for name, share in shares.items()}
+    else:
+        drawn = {
+            name: overlay(pictures, maps.normalised, maps.empty, colormap).cpu().numpy()
+            for name, maps in layers.items()
+        }
+        empty = {name: maps.empty for name, maps in layers.items()}
     grids = {name: (maps.raw.float().cpu().numpy(), maps.signed.float().cpu().numpy()) for name, maps in layers.items()}
     return [
         [
-            LayerPicture(name, drawn[name][i], grids[name][0][i], grids[name][1][i], bool(maps.empty[i]))
-            for name, maps in layers.items()
+            LayerPicture(name, drawn[name][i], grids[name][0][i], grids[name][1][i], bool(empty[name][i]))
+            for name in layers
         ]
         for i in range(len(pictures))
     ]
@@ -195,17 +207,42 @@ def write_sample(folder: Path, sample: Sample, image_format: str = "png", save_r
         np.savez_compressed(partial / f"raw_sample{i}.npz", **raw_arrays(sample.layers))  # type: ignore[arg-type]  # numpy's stub takes them for its own flag
     (partial / f"gradcam_comparison.{image_format}").write_bytes(encode(comparison_picture(sample), image_format))
     (partial / f"sample{i}_metadata.txt").write_text(metadata_text(sample), encoding="utf-8", errors="backslashreplace")
-    (partial / f"sample{i}.json").write_text(json.dumps(metadata_json(sample), indent=1) + "\n", encoding="utf-8")
+    details = {**metadata_json(sample), "files": _sizes(partial)}
+    (partial / f"sample{i}.json").write_text(json.dumps(details, indent=1) + "\n", encoding="utf-8")
+    old = folder.with_name(f".{folder.name}.old.partial")
     if folder.exists():
-        shutil.rmtree(folder)
+        new_folder(old)
+        folder.replace(old)  # a folder half removed must not stand under the final name
     partial.replace(folder)
+    if old.exists():
+        shutil.rmtree(old)
     return folder
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    """File below `folder` → bytes."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
+
+
+def read_whole_sample(folder: Path, index: int) -> dict[str, Any] | None:
+    """The JSON of a sample of which every file is there in full, else None.
+
+    A folder appears complete, but after a crash of the machine its files may have lost their ends.
+    """
+    try:
+        details = json.loads((folder / f"sample{index}.json").read_text(encoding="utf-8"))
+        files = {**details["files"], f"sample{index}.json": (folder / f"sample{index}.json").stat().st_size}
+        return details if _sizes(folder) == files else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 class SampleWriter:
     """Draws and writes samples in a few threads. A slow disk slows the run, it never fills the memory.
 
-    An exception in a thread reaches the caller at the next `write`, or at the end.
+    An exception in a thread reaches the caller at the next `write`, or at the end. What is queued is still written when
+    the run is interrupted, and given up when it fails.
     """
 
     def __init__(self, image_format: str = "png", threads: int | None = None, save_raw: bool = False) -> None:
@@ -234,7 +271,7 @@ class SampleWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            while self._waiting and error is None:
+            while self._waiting and (error is None or isinstance(error, KeyboardInterrupt)):
                 self._finish_one()
         finally:
             for future in self._waiting:
@@ -247,10 +284,8 @@ class SampleWriter:
 
 def write_whole(path: Path, data: bytes) -> None:
     """Write a file so that it appears under its name complete or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    with new_file(partial) as file:
+    with whole_file(path) as file:
         file.write(data)
-    partial.replace(path)
 
 
 def write_json(path: Path, values: object) -> None:
@@ -275,7 +310,7 @@ def save_loose_maps(
     folder.mkdir(parents=True, exist_ok=True)
     pictures = denormalised(image, settings)
     probability = explanation.prediction["prob"].tolist()
-    for i, layers in enumerate(layer_pictures(pictures, explanation.layers, settings.colormap)):
+    for i, layers in enumerate(layer_pictures(pictures, explanation.layers, settings.colormap, settings.signed)):
         verdict = "fake" if probability[i] > 0.5 else "real"
         confidence = max(probability[i], 1 - probability[i])
         side_by_side = panels(pictures[i].permute(1, 2, 0).cpu().numpy(), layers)

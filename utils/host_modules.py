@@ -48,7 +48,7 @@ def _load_one(model_name: str, config: Mapping[str, Any], error: Exception) -> M
         registering = _registering_modules(package.__name__)
         wanted += [f"{package.__name__}.{registering[one]}" for one in _names(config) if one in registering]
     wanted.append(f"detectors.{module}")
-    if (TRAINING_FOLDER / "detectors" / f"{module}{SUFFIX}.py").is_file():
+    if _with_maps(module).is_file():
         wanted.append(f"detectors.{module}{SUFFIX}")
     print(
         f"note: the host's detectors cannot all be imported here ({_in_short(error)}), so only {name!r} is loaded:"
@@ -87,9 +87,11 @@ def _bare_package(name: str) -> ModuleType:
 
 
 def _registering_modules(package: str) -> dict[str, str]:
-    """Registered name → the module of `package` that registers it, read from the source without running it."""
+    """Registered name → the host's module in `package` that registers it, read from the source without running it."""
     found = {}
     for path in sorted((TRAINING_FOLDER / package).glob("*.py")):
+        if path.stem.endswith(SUFFIX):  # ours
+            continue
         text = path.read_text(encoding="utf-8", errors="replace")
         for name in re.findall(r"^@\w+\.register_module\(\s*(?:module_name\s*=\s*)?[\"']([^\"']+)", text, re.MULTILINE):
             found[name] = path.stem
@@ -107,11 +109,17 @@ def _names(config: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _unknown(model_name: str) -> InputError:
-    known = _registering_modules("detectors")
+    modules = _registering_modules("detectors")
+    known = [*modules, *(f"{name}{SUFFIX}" for name, module in modules.items() if _with_maps(module).is_file())]
     return InputError(
         f"model_name {model_name!r} is no registered detector; {did_you_mean(model_name, known)}"
         f"registered: {', '.join(sorted(known))}"
     )
+
+
+def _with_maps(module: str) -> Path:
+    """Our file beside the host's `detectors/<module>.py`, where there is one."""
+    return TRAINING_FOLDER / "detectors" / f"{module}{SUFFIX}.py"
 
 
 def _in_short(error: Exception) -> str:

@@ -1,0 +1,56 @@
+"""Heatmaps in TensorBoard while a detector trains: the same pictures each time, so that attention is seen moving."""
+
+from __future__ import annotations
+
+from typing import Any, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from utils.overlays import overlay
+from utils.results import denormalised
+
+COLUMNS = 8
+
+
+def log_gradcam(
+    writer: Any,
+    model: nn.Module,
+    data_dict: Mapping[str, Tensor],
+    epoch: int,
+    every: int = 5,
+    layers: Sequence[str] | None = None,
+    method: str | None = None,
+    target: str = "fake",
+) -> None:
+    """Every `every` epochs, one grid picture a layer: `gradcam/<layer>`, each face above its heatmap.
+
+    Training goes on as if this had not been called: weights, gradients, modes, random state and losses are the same to
+    the last bit.
+
+    Args:
+        writer: a `SummaryWriter`, or None in the processes that do not log (under DDP all but the first).
+        model: a detector with heatmaps, also wrapped in `DistributedDataParallel` or `DataParallel`.
+        data_dict: `image` (B, 3, H, W) as the detector gets it, on its device; the same B pictures at every call.
+        epoch: of this call, from 0; the first is always logged.
+        layers, method, target: as in `GradCAMMixin.explain`; `fake` keeps the question the same while predictions flip.
+
+    Raises InputError and NonFiniteMapError as `GradCAMMixin.explain`.
+    """
+    if writer is None or epoch % every:
+        return
+    detector: Any = model.module if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)) else model
+    explanation = detector.explain(dict(data_dict), layers=layers, method=method, target=target)
+    pictures = denormalised(data_dict["image"], detector.gradcam)
+    for name, maps in explanation.layers.items():
+        drawn = overlay(pictures, maps.normalised, maps.empty, detector.gradcam.colormap)
+        writer.add_image(f"gradcam/{name}", grid(pictures, drawn.permute(0, 3, 1, 2)).cpu(), epoch)
+
+
+def grid(pictures: Tensor, drawn: Tensor) -> Tensor:
+    """Both (B, 3, H, W) uint8 → (3, rows, columns): each picture above its drawing, eight side by side."""
+    pairs = torch.cat([pictures, drawn], dim=2)
+    missing = -len(pairs) % min(COLUMNS, len(pairs))
+    padded = torch.cat([pairs, pairs.new_full((missing, *pairs.shape[1:]), 255)])
+    rows = padded.split(min(COLUMNS, len(pairs)))
+    return torch.cat([torch.cat(list(row), dim=2) for row in rows], dim=1)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Heatmaps for loose pictures: a file, a folder or a glob pattern."""
+"""Heatmaps for loose pictures and videos: a file, a folder or a glob pattern."""
 
 from __future__ import annotations
 
@@ -23,10 +23,13 @@ from utils.face_crop import NoFaceError, face_cropper
 from utils.gradcam import SITES
 from utils.gradcam_settings import COLORMAPS
 from utils.inference import LoadedDetector, find_device, load_detector
+from utils.optional import require
 from utils.pictures import UnreadablePicture, decode_picture, read_file
 from utils.plain_words import printable
 from utils.results import SIGNED_TARGET, Sample, layer_pictures, write_sample
 from utils.targets import TARGETS
+from utils.video_demo import explain_video
+from utils.video_files import VIDEO_SUFFIXES, UnreadableVideo
 
 EMBEDDED_DETECTOR = "config/detector/clip_gradcam_demo.yaml"
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif")
@@ -40,7 +43,7 @@ def parser() -> OneLineParser:
     """Every flag."""
     p = OneLineParser(description=__doc__ or "")
     p.add_argument(
-        "--input", required=True, help="picture, folder of pictures, or a quoted pattern such as 'faces/*.png'"
+        "--input", required=True, help="picture, video, folder of them, or a quoted pattern such as 'faces/*.png'"
     )
     p.add_argument("--output", required=True, help="folder for the heatmaps, one folder a picture")
     p.add_argument(
@@ -67,6 +70,8 @@ def main(argv: Sequence[str]) -> int:
             "--target label needs labels, which loose pictures do not have; use predicted, fake, real or margin"
         )
     files = find_pictures(args.input)
+    if any(is_video(file) for file in files):
+        require("av", "a video")
     detector = _detector(args.detector_path, args.weights_path, args.device, {
         "gradcam_enabled": True, "gradcam_layers": args.layers, "gradcam_method": args.method,
         "gradcam_target": args.target, "gradcam_site": args.site, "gradcam_colormap": args.colormap,
@@ -77,27 +82,38 @@ def main(argv: Sequence[str]) -> int:
     failed = 0
     for index, (file, folder) in enumerate(zip(files, sample_folders(files, Path(args.output)))):
         try:
-            picture = load_picture(file, detector.settings.resolution, crop)
-        except (UnreadablePicture, NoFaceError) as error:
+            if is_video(file):
+                summary = explain_video(detector, file, folder, crop)
+                print(printable(f"{file}: {summary.line()}, video in {folder}"))
+                for remark in summary.remarks:
+                    print(printable(f"{file}: {remark}"), file=sys.stderr)
+            else:
+                picture = load_picture(file, detector.settings.resolution, crop)
+                sample = explain_picture(detector, picture, file, index)
+                write_sample(folder, sample, save_raw=args.save_raw)
+                print(printable(f"{file}: fake probability {sample.prob_fake:.4f}, heatmaps in {folder}"))
+        except (UnreadablePicture, UnreadableVideo, NoFaceError) as error:
             print(printable(f"{file}: left out: {error}"), file=sys.stderr)
             failed += 1
-            continue
-        sample = explain_picture(detector, picture, file, index)
-        write_sample(folder, sample, save_raw=args.save_raw)
-        print(printable(f"{file}: fake probability {sample.prob_fake:.4f}, heatmaps in {folder}"))
     if failed:
-        raise RunError(f"{failed} of {len(files)} pictures were left out, see above")
+        raise RunError(f"{failed} of {len(files)} files were left out, see above")
     return 0
 
 
+def is_video(file: Path) -> bool:
+    """By its name, as a folder's contents are chosen."""
+    return file.suffix.lower() in VIDEO_SUFFIXES
+
+
 def find_pictures(pattern: str) -> list[Path]:
-    """The pictures that a file, folder or glob pattern names, sorted. Raises InputError where there are none."""
+    """The pictures and videos that a file, folder or pattern names, sorted. Raises InputError where there are none."""
     path = Path(pattern)
     if path.is_file():
         return [path]
     if path.is_dir():
-        found = [file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file()]
-        kind = f"no picture ({', '.join(SUFFIXES)}) in this folder"
+        suffixes = SUFFIXES + VIDEO_SUFFIXES
+        found = [file for file in path.iterdir() if file.suffix.lower() in suffixes and file.is_file()]
+        kind = f"no picture or video ({', '.join(suffixes)}) in this folder"
     else:
         found = [Path(name) for name in glob.glob(pattern, recursive=True) if Path(name).is_file()]  # noqa: PTH207
         kind = "no such file, folder, or file that the pattern matches"

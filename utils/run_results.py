@@ -30,8 +30,11 @@ class LayerResult(NamedTuple):
     name: str
     raw_minimum: float
     raw_maximum: float
-    signed_extreme: float
-    empty: bool
+
+    @property
+    def empty(self) -> bool:
+        """No patch stands out: there is nothing to show or to weigh."""
+        return self.raw_maximum <= self.raw_minimum
 
 
 class SampleResult(NamedTuple):
@@ -206,12 +209,8 @@ def read_sample(folder: Path, number: int, row: dict[str, str] | None) -> Sample
 
 def _from_details(folder: Path, number: int, details: dict[str, Any]) -> SampleResult:
     layers = [
-        LayerResult(
-            str(one["name"]), float(one["raw_minimum"]), float(one["raw_maximum"]), float(one["signed_extreme"]),
-            bool(one["empty"]),
-        )
-        for one in details["layers"]
-    ]  # fmt: skip
+        LayerResult(str(one["name"]), float(one["raw_minimum"]), float(one["raw_maximum"])) for one in details["layers"]
+    ]
     there = {file.name for file in folder.iterdir()}
     comparison = next((name for name in sorted(there) if name.startswith("gradcam_comparison.")), "")
     missing = not comparison or GREY_MAPS not in there

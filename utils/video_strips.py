@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 
@@ -11,29 +12,44 @@ import numpy as np
 from utils.overlays import encode, text_line
 from utils.pattern_pictures import plain_label
 from utils.pictures import UnreadablePicture, decode_picture, read_file
+from utils.region_tables import write_table
 from utils.results import write_whole
-from utils.run_results import DatasetResults, SampleResult
+from utils.run_results import DatasetResults, SampleResult, sample_maps
+from utils.steadiness import Steadiness
 
 FRAME, LINE, NAMES, GAP = 112, 20, 150, 4  # pixels
 MOST_FRAMES = 32  # of a video, evenly spread
 
 
 def write_strips(data: DatasetResults) -> list[Path]:
-    """Write `<dataset>/strips/<number>_<forgery>_<video>.png` for every video with explained frames; returns them."""
+    """Write `<dataset>/strips/<number>_<forgery>_<video>.png` for every video with explained frames; returns them.
+
+    Beside them `consistency.csv`: how steady the maps are over each video's explained frames.
+    """
     videos: dict[tuple[str, str], list[SampleResult]] = {}
     for sample in data.samples:
         if not sample.lost:
             videos.setdefault((sample.forgery, sample.video), []).append(sample)
     folder = data.folder / "strips"
     folder.mkdir(exist_ok=True)
-    written = []
+    written, steadiness = [], []
     for number, ((forgery, video), samples) in enumerate(videos.items()):
         # Names come from outside and may be no file names at all; the number keeps them apart.
         name = re.sub("[^A-Za-z0-9-]+", "_", f"{number:04d}_{forgery}_{video}")[:120]
         path = folder / f"{name}.png"
         write_whole(path, encode(strip(samples)))
         written.append(path)
+        steadiness += [(path.name, forgery, video, len(samples), *row) for row in _consistency(samples)]
+    write_table(folder / "consistency.csv", ("strip", "forgery", "video", "frames", "layer", "consistency"), steadiness)
     return written
+
+
+def _consistency(samples: list[SampleResult]) -> list[tuple[str, str]]:
+    steadiness = Steadiness()
+    for sample in samples:
+        steadiness.add(sample_maps(sample, [layer.name for layer in sample.layers]))
+    rows = steadiness.consistency()
+    return [(layer, f"{value:.4f}") for layer, value in rows.items() if math.isfinite(value)]
 
 
 def strip(samples: list[SampleResult]) -> np.ndarray:

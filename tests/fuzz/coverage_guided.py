@@ -1,0 +1,65 @@
+"""Coverage-guided fuzzing of the readers, by hand: `python -m tests.fuzz.coverage_guided picture|json -max_total_time=120`.
+
+Needs `pip install atheris`. An exception that is not documented ends it with the input written to `crash-*`. Not part of
+`make test`, whose bounded cases are in tests/test_fuzz.py.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+
+import atheris  # type: ignore[import-untyped,import-not-found,unused-ignore]  # not installed by default
+
+with atheris.instrument_imports(include=["utils", "PIL", "json"]):
+    from utils.errors import InputError
+    from utils.frames import DataSettings, read_dataset
+    from utils.pictures import UnreadablePicture, decode_picture
+
+FOLDER = Path(tempfile.mkdtemp())
+SETTINGS = DataSettings(FOLDER, None, {"r": 0, "f": 1}, "c23", 8, "even", 224)
+
+
+def picture(data: bytes) -> None:
+    """Bytes → pixels or UnreadablePicture."""
+    try:
+        pixels = decode_picture(data, 32)
+    except UnreadablePicture:
+        return
+    assert pixels.shape == (32, 32, 3)
+
+
+def dataset_json(data: bytes) -> None:
+    """Bytes → frames or InputError."""
+    (FOLDER / "d.json").write_bytes(data)
+    try:
+        frames = read_dataset("d", SETTINGS)
+    except InputError:
+        return
+    assert frames
+
+
+def seeds(kind: str) -> Path:
+    """A folder with inputs that are accepted, for the mutations to start from."""
+    folder = FOLDER / "seeds"
+    folder.mkdir()
+    if kind == "picture":
+        from tests.test_fuzz import SOURCES
+
+        for number, source in enumerate(SOURCES):
+            (folder / str(number)).write_bytes(source)
+    else:
+        (folder / "0").write_text('{"d": {"r": {"test": {"v": {"label": "r", "frames": ["a/0.png", "a\\\\1.png"]}}}}}')
+        (folder / "1").write_text(
+            '{"d": {"f": {"test": {"v": {"label": "f", "frames": ["\\ud800", "/a/0"]}, "w": {}}}}}'
+        )
+    return folder
+
+
+if __name__ == "__main__":
+    kind = sys.argv.pop(1) if len(sys.argv) > 1 else ""
+    if kind not in ("picture", "json"):
+        sys.exit(__doc__)
+    atheris.Setup([*sys.argv, str(seeds(kind))], picture if kind == "picture" else dataset_json)
+    atheris.Fuzz()

@@ -17,6 +17,7 @@ from utils.gradcam_settings import COLORMAPS
 from utils.inference import PRECISIONS, detector_class
 from utils.overlays import IMAGE_FORMATS
 from utils.targets import TARGETS
+from utils.views import ViewOptions
 
 
 def parser() -> OneLineParser:
@@ -52,6 +53,9 @@ def parser() -> OneLineParser:
     maps.add_argument("--gradcam_select", default="confident", help=", ".join(SELECTIONS))
     maps.add_argument("--image_format", default="png", help=", ".join(IMAGE_FORMATS))
     maps.add_argument("--save_raw", action="store_true", help="also keep the raw maps, one .npz a sample")
+    maps.add_argument("--video_strips", action="store_true", help="also one picture a video: its explained frames")
+    maps.add_argument("--fiftyone", action="store_true", help="also fiftyone_samples.json, for FiftyOne to open")
+    maps.add_argument("--tensorboard", metavar="DIR", help="also metrics, curves and overlays for TensorBoard")
     maps.add_argument("--overwrite", action="store_true", help="replace an earlier run in the output folder")
     maps.add_argument("--resume", action="store_true", help="go on with this run where it was interrupted")
     return p
@@ -105,6 +109,7 @@ def main(argv: Sequence[str]) -> int:
             save_raw=args.save_raw,
             overwrite=args.overwrite,
             resume=args.resume,
+            views=ViewOptions(Path(args.tensorboard) if args.tensorboard else None, args.fiftyone, args.video_strips),
             command=[Path(sys.argv[0]).name, *argv],
         ),
     )

@@ -160,6 +160,7 @@ def test_plain_evaluation_renders_nothing(commands: CommandServer, data_tree: Da
         "predictions.csv",
         "metrics.json",
         "manifest.json",
+        "index.html",
     }
 
 

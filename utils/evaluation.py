@@ -30,6 +30,7 @@ from utils.processes import Processes
 from utils.results import RANDOM_WEIGHTS, SampleWriter, write_json
 from utils.run_folder import STARTED, RunFolder
 from utils.summary import DatasetResult, counts_json, exit_code, metrics_json, metrics_table, summary
+from utils.views import PAGE, ViewOptions, check_views, write_views
 
 DEFAULT_SAMPLES = 50
 
@@ -48,6 +49,7 @@ class RunOptions(NamedTuple):
     save_raw: bool = False
     overwrite: bool = False
     resume: bool = False
+    views: ViewOptions = ViewOptions()
     command: Sequence[str] = ()
 
 
@@ -56,6 +58,7 @@ def run(settings: RunSettings, options: RunOptions) -> int:
 
     Raises InputError before anything is written, RunError later, Interrupted after SIGINT or SIGTERM.
     """
+    check_views(options.views)
     processes = Processes.start()
     go_on = f"interrupted; go on with: {resume_command(options.command[1:])}"
     with Interruption(go_on, quiet=not processes.first) as stop:
@@ -84,6 +87,8 @@ def _say_complete(folder: RunFolder, options: RunOptions, processes: Processes) 
     if not processes.first:
         return 0
     print(f"{folder.path}: this run is complete, nothing is left to do")
+    if not (folder.path / PAGE).is_file():  # killed in its last moments, or its page removed
+        print("\n".join(write_views(folder.path, options.views)))
     metrics = json.loads((folder.path / "metrics.json").read_text(encoding="utf-8"))
     return exit_code(metrics, folder.manifest["heatmaps"], options.max_unreadable)
 
@@ -96,6 +101,7 @@ def _conclude(results: Sequence[DatasetResult], folder: RunFolder, settings: Run
     print(metrics_table(results))
     explained = ("samples" if options.save_all else "wrong predictions") if settings.detector.gradcam.enabled else ""
     print(summary(results, options.output_dir, explained, options.random_weights))
+    print("\n".join(write_views(folder.path, options.views)))
     return exit_code(metrics, heatmaps, options.max_unreadable)
 
 

@@ -24,6 +24,7 @@ from utils.region_tables import headlines
 from utils.results import write_whole
 from utils.run_results import DatasetResults, RunResults, SampleResult, read_run
 
+PAGE = "index.html"
 TEMPLATE = Path(__file__).resolve().parent / "report_template"
 BINS = 20
 CURVE_POINTS = 200
@@ -33,7 +34,7 @@ def write_report(folder: Path) -> Path:
     """Write `index.html`, and what `write_patterns` writes; returns the page's path. Raises InputError."""
     require("jinja2", "the report", "jinja2")
     run = read_run(folder)
-    page = folder / "index.html"
+    page = folder / PAGE
     write_whole(page, render(run, write_patterns(run)).encode("utf-8", "backslashreplace"))
     return page
 
@@ -56,15 +57,21 @@ def render(run: RunResults, patterns: Sequence[Patterns]) -> str:
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         run=run,
-        name=run.folder.resolve().name,
+        name=", ".join(data.name for data in run.datasets),
         notes=notes(run),
         weights=weights_text(run),
-        config=yaml.safe_dump(_plain(run.manifest.get("config", {})), sort_keys=False, allow_unicode=True),
+        config=config_text(run),
         datasets=[dataset_view(data) for data in run.datasets],
         patterns=[pattern_view(one, run) for one in patterns],
         colours=colour_columns(str(run.manifest.get("config", {}).get("gradcam_colormap", "jet"))),
         data=page_data(run),
     )
+
+
+def config_text(run: RunResults) -> str:
+    """The config as YAML, without the output folder: the page of a run is the same wherever it was written."""
+    config = {key: value for key, value in run.manifest.get("config", {}).items() if key != "gradcam_save_dir"}
+    return yaml.safe_dump(_plain(config), sort_keys=False, allow_unicode=True)
 
 
 def _plain(values: Any) -> Any:

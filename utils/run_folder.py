@@ -26,10 +26,12 @@ if TYPE_CHECKING:
     from utils.evaluation import RunOptions
 
 STARTED, FINISHED = "manifest.partial.json", "manifest.json"
+# What a run and the views of it leave beside the manifest and the folders of the data sets.
+TOP_FILES = ("metrics.json", "index.html", "regions.csv", "map_similarity.csv", "fiftyone_samples.json")
 PACKAGES = ("torch", "transformers", "numpy", "cv2", "sklearn")
 # What may differ between a run and its resumption, since no output depends on it.
 FREE_CONFIG = ("gradcam_save_dir", "workers")
-FREE_OPTIONS = ("output_dir", "overwrite", "resume", "max_unreadable", "device")
+FREE_OPTIONS = ("output_dir", "overwrite", "resume", "max_unreadable", "device", "views")
 _locks: list[IO[str]] = []  # held until this process ends
 
 
@@ -192,7 +194,8 @@ def _clear(path: Path, overwrite: bool) -> None:
     for name in names:
         own_folder(path / name)
         shutil.rmtree(path / name)
-    (path / "metrics.json").unlink(missing_ok=True)
+    for name in TOP_FILES:
+        (path / name).unlink(missing_ok=True)
 
 
 def _earlier_datasets(manifest: Path) -> list[str]:

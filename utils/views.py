@@ -7,19 +7,19 @@ from typing import NamedTuple
 
 from utils.fiftyone_export import write_fiftyone
 from utils.optional import require
-from utils.report import write_report
+from utils.report import PAGE, write_report
 from utils.run_results import read_run
 from utils.tensorboard_log import write_tensorboard
 from utils.video_strips import write_strips
 
-# What stands at the top of a run's folder because of this module; what lies in a data set's folder goes with that.
-VIEW_FILES = ("index.html", "regions.csv", "map_similarity.csv", "fiftyone_samples.json")
+__all__ = ["PAGE", "ViewOptions", "check_views", "write_views"]
 
 
 class ViewOptions(NamedTuple):
     """What is asked for beside the report."""
 
     tensorboard: Path | None = None
+    fiftyone: bool = False
     video_strips: bool = False
 
 
@@ -34,8 +34,8 @@ def write_views(folder: Path, options: ViewOptions) -> list[str]:
     """Make them from the files of the run in `folder`; returns lines that say where they are."""
     lines = [f"report: {write_report(folder)}"]
     run = read_run(folder)
-    if any(data.samples for data in run.datasets):
-        write_fiftyone(run)
+    if options.fiftyone:
+        lines.append(f"FiftyOne: {write_fiftyone(run)}")
     if options.tensorboard is not None:
         write_tensorboard(run, options.tensorboard)
         lines.append(f"TensorBoard: tensorboard --logdir {options.tensorboard}")

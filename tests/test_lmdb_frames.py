@@ -1,0 +1,125 @@
+"""LMDBs as DeepfakeBench writes them: pictures and masks encoded, landmarks as bare 32-bit numbers, odd keys."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from utils.annotations import read_landmarks, read_mask
+from utils.errors import InputError
+from utils.frames import DataSettings, frame_loader, landmark_path, mask_path, read_dataset
+from utils.pictures import UnreadablePicture
+
+lmdb = pytest.importorskip("lmdb")
+
+LABELS = {"FF-real": 0, "FF-DF": 1}
+FOLDERS = {"FF-real": "original_sequences/youtube", "FF-DF": "manipulated_sequences/Deepfakes"}
+RANDOM = np.random.default_rng(3)
+PICTURES = {
+    f"{FOLDERS[label]}/c23/frames/{video}/{number:03d}": RANDOM.integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    for label in LABELS
+    for video in ("000", "001")
+    for number in range(3)
+}
+LANDMARKS = RANDOM.integers(0, 40, (81, 2), dtype=np.uint32)
+
+
+def make_lmdb(folder: Path, json_style: str, key_style: str) -> DataSettings:
+    """`FF-DF` in the LMDB of its family. A style writes the path below the data set's folder."""
+    styles = {
+        "windows": "FaceForensics++\\{windows}",
+        "windows with the folder in front": "./datasets\\FaceForensics++\\{windows}",
+        "linux": "FaceForensics++/{linux}",
+        "written on linux": "FaceForensics++\\{linux}",  # the host puts a backslash after the data set's name
+    }
+
+    def styled(style: str, path: str) -> str:
+        return styles[style].format(linux=path, windows=path.replace("/", "\\"))
+
+    (folder / "lmdb").mkdir()
+    environment = lmdb.open(str(folder / "lmdb" / "FaceForensics++_lmdb"), map_size=1 << 24)
+    entries: dict[str, Any] = {label: {"test": {"c23": {}}} for label in LABELS}
+    with environment.begin(write=True) as values:
+        for path, picture in PICTURES.items():
+            encoded = cv2.imencode(".png", picture[..., ::-1])[1].tobytes()
+            mask = cv2.imencode(".png", (picture[..., 0] > 127).astype(np.uint8) * 255)[1].tobytes()
+            values.put(styled(key_style, f"{path}.png").encode(), encoded)
+            values.put(styled(key_style, f"{path.replace('/frames/', '/masks/')}.png").encode(), mask)
+            landmark_key = styled(key_style, f"{path.replace('/frames/', '/landmarks/')}.npy")
+            values.put(landmark_key.encode(), LANDMARKS.tobytes())
+            label = next(name for name in LABELS if path.startswith(FOLDERS[name]))
+            videos = entries[label]["test"]["c23"]
+            video = videos.setdefault(path.split("/")[-2], {"label": label, "frames": []})
+            video["frames"].append(styled(json_style, f"{path}.png"))
+    environment.close()
+    (folder / "json").mkdir()
+    (folder / "json" / "FF-DF.json").write_text(json.dumps({"FF-DF": entries}))
+    return DataSettings(folder / "json", None, LABELS, "c23", None, "even", 40, folder / "lmdb")
+
+
+JSON_STYLES = ("windows", "windows with the folder in front", "linux")
+KEY_STYLES = ("windows", "linux", "written on linux")
+CASES = [(json_style, key_style, 0) for json_style in JSON_STYLES for key_style in KEY_STYLES]
+
+
+@pytest.mark.parametrize(("json_style", "key_style", "workers"), [*CASES, ("windows", "written on linux", 2)])
+def test_pictures_masks_and_landmarks(tmp_path: Path, json_style: str, key_style: str, workers: int) -> None:
+    """Whatever machine wrote the JSON and the LMDB; read here first, then in workers, each with its own environment."""
+    frames = read_dataset("FF-DF", make_lmdb(tmp_path, json_style, key_style))
+    assert [frame.label for frame in frames] == [0] * 6 + [1] * 6
+    for frame, picture in zip(frames, PICTURES.values()):
+        mask, landmarks = read_mask(frame.path, 40), read_landmarks(frame.path)
+        assert mask is not None and landmarks is not None
+        np.testing.assert_array_equal(mask, picture[..., 0] > 127)
+        np.testing.assert_array_equal(landmarks, LANDMARKS)
+    batches = list(frame_loader(frames, 40, 5, workers))
+    pixels = np.concatenate([batch.pixels.permute(0, 2, 3, 1).numpy() for batch in batches])
+    np.testing.assert_array_equal(pixels, np.stack(list(PICTURES.values())))
+    assert not any(batch.unreadable for batch in batches)
+
+
+def test_a_key_that_is_not_there_is_an_unreadable_frame(tmp_path: Path) -> None:
+    settings = make_lmdb(tmp_path, "windows", "windows")
+    path = tmp_path / "json" / "FF-DF.json"
+    path.write_text(path.read_text().replace("001.png", "777.png"))
+    frames = read_dataset("FF-DF", settings)
+    (batch,) = frame_loader(frames, 40, 12, 0)
+    assert len(batch.frames) == 8 and len(batch.unreadable) == 4
+    frame, reason = batch.unreadable[0]
+    assert "no such key" in reason and frame.path.endswith("frames\\000\\777.png")
+    assert read_mask(frame.path, 40) is None and read_landmarks(frame.path) is None
+
+
+def test_landmarks_of_another_size_are_refused(tmp_path: Path) -> None:
+    frames = read_dataset("FF-DF", make_lmdb(tmp_path, "windows", "windows"))
+    from utils.lmdb_frames import _close_all
+
+    _close_all()
+    folder, _, key = landmark_path(frames[0].path).partition("!/")
+    with lmdb.open(folder, map_size=1 << 24) as environment, environment.begin(write=True) as values:
+        values.put(key.encode(), LANDMARKS.astype(np.int64).tobytes())
+    with pytest.raises(UnreadablePicture, match="162 numbers of 4 bytes, found 1296"):
+        read_landmarks(frames[0].path)
+
+
+def test_the_key_of_mask_and_landmarks_keeps_its_separators() -> None:
+    frame = "/data/frames/x_lmdb!/x\\frames\\frames\\id0\\000.png"
+    assert mask_path(frame) == "/data/frames/x_lmdb!/x\\frames\\masks\\id0\\000.png"
+    assert (
+        landmark_path("/l/x_lmdb!/x\\Celeb-real/frames/id0/000.png") == "/l/x_lmdb!/x\\Celeb-real/landmarks/id0/000.npy"
+    )
+
+
+def test_no_lmdb_and_no_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = make_lmdb(tmp_path, "windows", "windows")._replace(lmdb_dir=tmp_path)
+    with pytest.raises(InputError, match=r"no LMDB of data set 'FF-DF': .*FaceForensics\+\+_lmdb.*lmdb_dir"):
+        read_dataset("FF-DF", settings)
+    monkeypatch.setitem(sys.modules, "lmdb", None)
+    with pytest.raises(InputError, match="pip install lmdb"):
+        read_dataset("FF-DF", settings)

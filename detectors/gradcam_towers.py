@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from inspect import signature
 from typing import Any, Iterator, Mapping
 from unittest import mock
 
@@ -45,10 +46,18 @@ class CLIPTowerMixin(GradCAMMixin):
         return build_clip_tower({"name_or_path": name, **backbone_config}, where="backbone_config")
 
     def features(self, data_dict: dict[str, Any]) -> Any:
-        """The host's features; for pictures of another size than the tower's, with interpolated positions."""
+        """The host's features; for pictures of another size than the tower's, with interpolated positions.
+
+        Raises InputError where the installed transformers cannot interpolate them.
+        """
         size = int(self.backbone.config.image_size)
         if data_dict["image"].shape[-2:] == (size, size):
             return super().features(data_dict)  # type: ignore[misc]  # the host's
+        if "interpolate_pos_encoding" not in signature(self.backbone.forward).parameters:
+            raise InputError(
+                f"pictures of {tuple(data_dict['image'].shape[-2:])} pixels for a tower of {size}: this transformers"
+                f" cannot interpolate the positions; set resolution: {size}, or install transformers 4.46 or newer"
+            )
         return self.backbone(data_dict["image"], interpolate_pos_encoding=True)["pooler_output"]
 
 

@@ -54,13 +54,13 @@ def edit(path: Path, old: str, new: str) -> None:
 def write_data(parent: Path, videos: int = 3, frames: int = 3) -> None:
     """`Celeb-DF-v2` below `datasets/`, with a JSON as made on Windows: backslashes and a byte-order mark.
 
-    A real and a fake video share each name, and the frames stand in the JSON in no order.
+    Some real and fake videos share a name, and the frames stand in the JSON in no order.
     """
     labels: dict[str, Any] = {}
     random = np.random.default_rng(5)
-    for label, folder in (("CelebDFv2_real", "Celeb-real"), ("CelebDFv2_fake", "Celeb-synthesis")):
+    for label, folder, first in (("CelebDFv2_real", "Celeb-real", 0), ("CelebDFv2_fake", "Celeb-synthesis", 1)):
         entries = {}
-        for video in range(videos):
+        for video in range(first, first + videos):
             names = []
             for number in (7, 0, 12)[:frames]:
                 name = f"Celeb-DF-v2/{folder}/frames/id{video}/{number:03d}.png"

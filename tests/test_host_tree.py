@@ -142,11 +142,12 @@ def test_metrics_are_the_hosts_own(
         "m = get_test_metrics(np.array([float(x['prob_fake']) for x in r]), np.array([int(x['label']) for x in r]),"
         "[x['path'] for x in r]); print(json.dumps({k: float(v) for k, v in m.items()}))"
     ), cwd=host)  # fmt: skip
+    assert theirs.returncode == 0, theirs.stderr
     wanted = json.loads(theirs.stdout)
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text(encoding="utf-8"))["Celeb-DF-v2"]
     for name in ("acc", "auc", "eer", "ap"):
         assert metrics[name] == pytest.approx(wanted[name], abs=1e-9)
-    assert metrics["videos"] == 6  # by the folder's name alone, as the host counts, there would be three
+    assert metrics["videos"] == 6  # by the folder's name alone, as the host counts, there would be four
 
 
 def test_a_cnn_is_explained_from_its_own_yaml(host: Path, tmp_path: Path) -> None:

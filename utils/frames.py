@@ -264,4 +264,5 @@ def frame_loader(frames: Sequence[Frame], resolution: int, batch_size: int, work
 def _start_worker(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process, which ends its workers itself
     cv2.setNumThreads(0)  # the workers are the parallelism
-    cv2.utils.logging.setLogLevel(0)  # what OpenCV would print of a damaged file comes back as its reason
+    # What OpenCV would print of a damaged file comes back as its reason. Before 4.6 the switch is in another place.
+    getattr(cv2.utils, "logging", cv2).setLogLevel(0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Sequence
+from typing import TYPE_CHECKING, Any, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,9 @@ from utils.gradcam import Explanation, block_names, refuse_non_finite_logits
 from utils.gradcam_settings import GradCAMSettings, gradcam_settings
 from utils.one_pass import OnePass, run_once
 from utils.targets import Target, wants_both
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class GradCAMMixin:
@@ -136,6 +139,22 @@ class GradCAMMixin:
 
             save_loose_maps(Path(self.gradcam.save_dir), filename_prefix, data_dict["image"], explanation, self.gradcam)
         return {name: maps.normalised for name, maps in explanation.layers.items()}
+
+    def show_gradcam(
+        self,
+        data_dict: dict[str, Tensor],
+        layers: Sequence[str] | None = None,
+        method: str | None = None,
+        target: Target | None = None,
+    ) -> Figure:
+        """The batch as a matplotlib figure, for a notebook: one row a picture, the original and every layer's overlay.
+
+        Arguments and errors as in `explain`; InputError where matplotlib is missing.
+        """
+        from utils.notebook_figure import explanation_figure  # pulls in OpenCV and matplotlib
+
+        explanation = self.explain(data_dict, layers=layers, method=method, target=target)
+        return explanation_figure(data_dict["image"], explanation, self.gradcam)
 
 
 def checked_image(data_dict: dict[str, Tensor]) -> Tensor:

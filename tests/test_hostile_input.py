@@ -28,6 +28,7 @@ from tests.test_frames import settings
 from utils.config import read_yaml
 from utils.errors import InputError
 from utils.frames import read_dataset
+from utils.pictures import decode_picture
 from utils.plain_words import printable
 from utils.results import write_sample
 
@@ -484,6 +485,21 @@ def test_bombs_beside_the_pixels_fill_no_memory(tmp_path: Path) -> None:
     files[2].write_bytes(png(8, 8, flood))
     for file, (grown, _) in zip(files, measured(files)):
         assert grown < 120, (file, grown)
+
+
+def test_parts_that_claim_gigabytes(tmp_path: Path) -> None:
+    """103 bytes, found by fuzzing, for which OpenCV alone allocates 4 GB before it sees that they are not there."""
+    pixels = zlib.compress(b"\0" * (3 * 8 + 1) * 8)
+    whole = png(8, 8, pixels)
+    assert decode_picture(whole, None).shape == (8, 8, 3)
+    files = []
+    for name, kind in (("header", b"IHDR"), ("data", b"IDAT"), ("other", b"tEXt")):
+        data = png(8, 8, pixels, chunk(b"tEXt", b"a\0b"))
+        place = data.index(kind) - 4
+        files.append(tmp_path / f"{name}.png")
+        files[-1].write_bytes(data[:place] + b"\xfd\xff\x00\x2d" + data[place + 4 :])
+    for file, (grown, reason) in zip(files, measured(files)):
+        assert reason and grown < 30, (file, grown, reason)
 
 
 def test_two_headers_in_one_file(tmp_path: Path) -> None:

@@ -74,6 +74,8 @@ def decode_picture(data: bytes, resolution: int | None) -> np.ndarray:
         raise UnreadablePicture("the file is empty (0 bytes)")
     picture = _open_header(data)
     _check_size(*picture.size)
+    if picture.format == "PNG":
+        _check_png_chunks(data)
     if not _has_end_marker(data, picture.format):
         _load_strictly(picture)  # older OpenCV fills the missing part of such a file with grey, and says nothing
     pixels = _decode_with_opencv(data)
@@ -118,6 +120,15 @@ def _check_size(width: int, height: int) -> None:
             f"{width}x{height} pixels by its header, more than the {MAX_PIXELS // 1_000_000} megapixels "
             f"or {MAX_SIDE:,} pixels a side allowed"
         )
+
+
+def _check_png_chunks(data: bytes) -> None:
+    """Refuse a chunk that says it is longer than the file: OpenCV would allocate that, up to 4 GB, before it looks."""
+    place = 8
+    while place + 8 <= len(data) and data[place + 4 : place + 8] != b"IEND":
+        place += 12 + int.from_bytes(data[place : place + 4], "big")
+        if place > len(data):
+            raise UnreadablePicture("the image is cut off or damaged (a part of it claims to be longer than the file)")
 
 
 def _has_end_marker(data: bytes, file_format: str | None) -> bool:

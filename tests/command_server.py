@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 import os
 import runpy
+import shutil
 import subprocess
 import sys
 import tempfile
 import traceback
 from pathlib import Path
-from typing import NamedTuple
+from typing import Mapping, NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -27,8 +28,23 @@ class Finished(NamedTuple):
     err: str
 
 
+class Started(NamedTuple):
+    """A command that may still be at work; `os.kill(pid, ...)` reaches it. Call `wait` once."""
+
+    pid: int
+    server: CommandServer
+    folder: Path  # of its output
+
+    def wait(self) -> Finished:
+        """Its end; the code is negative where a signal ended it."""
+        code = self.server.ask({"wait": self.pid})
+        texts = [(self.folder / name).read_text(encoding="utf-8", errors="replace") for name in ("out", "err")]
+        shutil.rmtree(self.folder)
+        return Finished(code, *texts)
+
+
 class CommandServer:
-    """`server.run("test_with_gradcam.py", "--help", cwd=folder)`; close it, or use it in a `with` block."""
+    """`server.run("test_with_gradcam.py", "--help", cwd=folder)`; close it when done."""
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
@@ -41,19 +57,34 @@ class CommandServer:
 
     def run(self, script: str | Path, *arguments: str | Path, cwd: str | Path) -> Finished:
         """Run a script (relative to the repository) from working directory `cwd`."""
-        with tempfile.TemporaryDirectory() as folder:
-            files = Path(folder, "out"), Path(folder, "err")
-            request = {
-                "argv": [str(ROOT / script), *map(str, arguments)],
-                "cwd": str(cwd),
-                "out": str(files[0]),
-                "err": str(files[1]),
-            }
-            assert self._process.stdin is not None and self._process.stdout is not None
-            self._process.stdin.write(json.dumps(request) + "\n")
-            self._process.stdin.flush()
-            code = int(self._process.stdout.readline())
-            return Finished(code, *(file.read_text(encoding="utf-8", errors="replace") for file in files))
+        return self.start(script, *arguments, cwd=cwd).wait()
+
+    def start(
+        self,
+        script: str | Path,
+        *arguments: str | Path,
+        cwd: str | Path,
+        first: str = "",
+        environment: Mapping[str, str] | None = None,
+    ) -> Started:
+        """Start a script and come back at once. `first` is Python source that the process runs before the script."""
+        folder = Path(tempfile.mkdtemp())
+        request = {
+            "argv": [str(ROOT / script), *map(str, arguments)],
+            "cwd": str(cwd),
+            "out": str(folder / "out"),
+            "err": str(folder / "err"),
+            "first": first,
+            "environment": dict(environment or {}),
+        }
+        return Started(self.ask(request), self, folder)
+
+    def ask(self, request: Mapping[str, object]) -> int:
+        """One request to the server's process, and its answer."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        return int(self._process.stdout.readline())
 
     def close(self) -> None:
         """End the server."""
@@ -74,11 +105,14 @@ def serve() -> None:
     transformers.logging.set_verbosity_error()
     for line in sys.stdin:
         request = json.loads(line)
+        if "wait" in request:
+            _, status = os.waitpid(request["wait"], 0)
+            print(os.waitstatus_to_exitcode(status), flush=True)
+            continue
         child = os.fork()
         if child == 0:
             _become(request)
-        _, status = os.waitpid(child, 0)
-        print(os.waitstatus_to_exitcode(status), flush=True)
+        print(child, flush=True)
 
 
 def _become(request: dict[str, object]) -> None:
@@ -88,8 +122,10 @@ def _become(request: dict[str, object]) -> None:
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     sys.argv = list(request["argv"])  # type: ignore[call-overload]  # a list of texts, from json
     sys.path[0] = str(Path(sys.argv[0]).parent)
+    os.environ.update(request["environment"])  # type: ignore[call-overload]  # texts by texts, from json
     code = 0
     try:
+        exec(str(request["first"]), {})
         runpy.run_path(sys.argv[0], run_name="__main__")
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 1

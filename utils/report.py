@@ -22,6 +22,7 @@ from utils.overlays import colour_table
 from utils.patterns import Patterns, write_patterns
 from utils.region_tables import headlines
 from utils.results import write_whole
+from utils.run_folder import FREE_CONFIG
 from utils.run_results import DatasetResults, RunResults, SampleResult, read_run
 
 PAGE = "index.html"
@@ -69,8 +70,8 @@ def render(run: RunResults, patterns: Sequence[Patterns]) -> str:
 
 
 def config_text(run: RunResults) -> str:
-    """The config as YAML, without the output folder: the page of a run is the same wherever it was written."""
-    config = {key: value for key, value in run.manifest.get("config", {}).items() if key != "gradcam_save_dir"}
+    """The config as YAML, without what no output depends on: the page of a run is the same wherever it was written."""
+    config = {key: value for key, value in run.manifest.get("config", {}).items() if key not in FREE_CONFIG}
     return yaml.safe_dump(_plain(config), sort_keys=False, allow_unicode=True)
 
 

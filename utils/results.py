@@ -195,7 +195,7 @@ def write_sample(folder: Path, sample: Sample, image_format: str = "png", save_r
     An earlier run's sample there is replaced; InputError where `folder` is anything else.
     `save_raw` adds the maps as the method gave them, before any normalising: `raw_sample<i>.npz`.
     """
-    if folder.is_symlink() or (folder.exists() and not any(folder.glob("sample*_metadata.txt"))):
+    if folder.is_symlink() or (folder.exists() and not any(folder.glob("sample*.*"))):
         raise InputError(f"{folder}: is there and is no folder of a sample: move it, or give another output folder")
     partial = folder.with_name(f".{folder.name}.partial")
     new_folder(partial)

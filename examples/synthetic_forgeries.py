@@ -1,7 +1,8 @@
 """Forge a part of a photographed face: taken from another face, resampled, matched in colour, and blended in.
 
-The traces left are those of real local forgeries: a softer (resampled) texture, a remaining difference of colour, noise
-that is not the camera's, a blending border, and features of another person. A `strength` near 0 leaves hardly any.
+The traces left are those of real local forgeries: a softer (resampled) texture, a decoder's grid, a remaining
+difference of colour, noise that is not the camera's, a blending border, and features of another person. A `strength`
+near 0 leaves hardly any.
 """
 
 from __future__ import annotations
@@ -34,10 +35,11 @@ class Forgery(NamedTuple):
     resampling: float  # the patch went through this scale, < 1
     tint: Array  # (3,) colour left over after matching, of 255
     noise: float  # share of the camera's noise that the patch shows
+    grid: float  # amplitude of the grid that a decoder's upsampling leaves, of 255
 
 
 def random_forgery(kind: str, rng: np.random.Generator) -> Forgery:
-    strength = float(rng.uniform(0.15, 1.0))
+    strength = float(rng.uniform(0.3, 1.0))
     tint = rng.normal(0, 1, 3) + rng.normal(0, 1)  # mostly lighter or darker, a little of another hue
     tint *= (5.0 + 15.0 * strength) / np.linalg.norm(tint)
     return Forgery(
@@ -49,6 +51,7 @@ def random_forgery(kind: str, rng: np.random.Generator) -> Forgery:
         resampling=float(1.0 - 0.68 * strength - rng.uniform(0.05, 0.15)),
         tint=tint.astype(np.float32),
         noise=float(1.0 - strength * rng.uniform(0.7, 1.0)),
+        grid=float(max(0.0, 9.0 * strength - 1.5)),
     )
 
 
@@ -90,9 +93,15 @@ def forge(
     patch = _resampled(_aligned(forgery, target_landmarks, donor, donor_landmarks), forgery.resampling)
     inside = area > 0.5
     offset = target[inside].mean(0) - patch[inside].mean(0)
-    patch = patch + offset + forgery.tint
+    patch = patch + offset + forgery.tint + forgery.grid * _grid(area.shape)[..., None]
     genuine, pasted = target + noise, patch + noise * forgery.noise
     return genuine + (pasted - genuine) * area[..., None], area
+
+
+def _grid(shape: tuple[int, ...]) -> Array:
+    """A grid of four pixels a mesh, as transposed convolutions leave it, (H, W) in -1..1."""
+    wave = [np.cos(np.pi / 2 * np.arange(length) + 0.5) for length in shape]
+    return (0.5 * (wave[0][:, None] + wave[1])).astype(np.float32)
 
 
 def _anchors(kind: str, side: int, landmarks: Array) -> Array:

@@ -36,17 +36,17 @@ from utils.frames import DataSettings, Frame, decode_picture, mask_path, read_da
 
 ROOT = Path(__file__).resolve().parent.parent
 AUXILIARY_WEIGHT = 2.0
+LATE_WEIGHT = 1.0
 AUXILIARY_BLOCKS = (1, 2, 3, 4)  # their output is what the next block reads; the last block's patches reach no decision
 FORGED_PATCH = 0.6  # share of a patch's pixels in the mask from which it counts as forged
 
 
 class ForgedPatches(Dataset[Any]):
-    """Pictures, labels, and how much of each patch is forged; mirrored at random where `mirror` is set."""
+    """Pictures, labels, and how much of each patch is forged."""
 
-    def __init__(self, frames: list[Frame], patch: int, mirror: bool) -> None:
+    def __init__(self, frames: list[Frame], patch: int) -> None:
         self.frames = frames
         self.patch = patch
-        self.mirror = mirror
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -58,8 +58,6 @@ class ForgedPatches(Dataset[Any]):
         mask = np.zeros(pixels.shape[:2], np.uint8)
         if frame.label == 1:
             mask = decode_picture(Path(mask_path(frame.path)).read_bytes(), resolution=None)[..., 0]
-        if self.mirror and random.random() < 0.5:
-            pixels, mask = pixels[:, ::-1].copy(), mask[:, ::-1].copy()
         picture = torch.from_numpy(pixels).permute(2, 0, 1).float() / 127.5 - 1.0
         share = F.avg_pool2d(torch.from_numpy(mask)[None].float() / 255.0, self.patch)[0]
         return picture, frame.label, share
@@ -110,6 +108,29 @@ class ForgedPatchLoss(nn.Module):
         return torch.stack(losses).mean()
 
 
+class LateEvidenceLoss(nn.Module):
+    """Asks that the CLS token knows nothing of a forgery before the last block reads the patches.
+
+    A fake and the real frame it was made from are to have the same CLS token there. Then the evidence has to come from
+    the patches that the last block reads, and a map of that block shows where they are. Used in training only.
+    """
+
+    def __init__(self, tower: nn.Module, last_block: int) -> None:
+        super().__init__()
+        self._cls: list[Tensor] = []
+        tower.get_submodule(f"encoder.layers.{last_block}").register_forward_pre_hook(self._keep)
+
+    def _keep(self, module: nn.Module, inputs: Any) -> None:
+        if module.training:
+            self._cls.append(inputs[0][:, 0])
+
+    def forward(self, label: Tensor) -> Tensor:
+        """Squared distance between the CLS tokens of each pair, in units of their variance over the batch."""
+        cls = self._cls.pop()
+        distance = (cls[label == 0] - cls[label == 1]).square().mean()
+        return distance / cls.detach().var(dim=0).mean()
+
+
 def start_from_frequencies(embedding: nn.Conv2d, pictures: Tensor) -> None:
     """Let each filter of the patch embedding begin as one frequency (DCT-II), as strong as all others on `pictures`.
 
@@ -133,6 +154,7 @@ class Setup(NamedTuple):
 
     model: CLIPDetectorWithGradCAM
     patch_loss: ForgedPatchLoss
+    late_loss: LateEvidenceLoss
     train: DataLoader[Any]
     val: DataLoader[Any]
     val_frames: list[Frame]
@@ -147,16 +169,17 @@ def setup(config: dict[str, Any], data: Path, workers: int) -> Setup:
     frames = {split: read_dataset("demo", settings, split) for split in ("train", "val")}
     patch, batch_size = architecture["patch_size"], config["train_batchSize"]
     train = DataLoader(
-        ForgedPatches(frames["train"], patch, mirror=True),
+        ForgedPatches(frames["train"], patch),
         batch_sampler=PairedBatches(frames["train"], batch_size),
         num_workers=workers,
         persistent_workers=workers > 0,
     )
-    val = DataLoader(ForgedPatches(frames["val"], patch, mirror=False), batch_size=batch_size)
+    val = DataLoader(ForgedPatches(frames["val"], patch), batch_size=batch_size)
     model = CLIPDetectorWithGradCAM(config)
     start_from_frequencies(model.backbone.embeddings.patch_embedding, next(iter(val))[0])
     patch_loss = ForgedPatchLoss(model.backbone, AUXILIARY_BLOCKS, architecture["hidden_size"])
-    return Setup(model, patch_loss, train, val, frames["val"])
+    late_loss = LateEvidenceLoss(model.backbone, architecture["num_hidden_layers"] - 1)
+    return Setup(model, patch_loss, late_loss, train, val, frames["val"])
 
 
 def train(parts: Setup, epochs: int, heatmaps_every: int, output: Path) -> None:
@@ -170,18 +193,21 @@ def train(parts: Setup, epochs: int, heatmaps_every: int, output: Path) -> None:
     for epoch in range(1, epochs + 1):
         model.train()
         for image, label, share in tqdm(parts.train, desc=f"Epoch {epoch}/{epochs}"):
+            if random.random() < 0.5:  # whole batches, so that pairs stay pairs
+                image, share = image.flip(3), share.flip(2)
             batch = {"image": image, "label": label}
             prediction = model(batch)
             loss = model.get_losses(batch, prediction)["overall"]
-            auxiliary = patch_loss(share)
+            auxiliary, late = patch_loss(share), parts.late_loss(label)
             optimiser.zero_grad()
-            (loss + AUXILIARY_WEIGHT * auxiliary).backward()
+            (loss + AUXILIARY_WEIGHT * auxiliary + LATE_WEIGHT * late).backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimiser.step()
             schedule.step()
             step += 1
             writer.add_scalar("train/loss", loss.item(), step)
             writer.add_scalar("train/patch_loss", auxiliary.item(), step)
+            writer.add_scalar("train/late_loss", late.item(), step)
             writer.add_scalar("train/accuracy", model.get_train_metrics(batch, prediction)["acc"], step)
         metrics = evaluate(parts)
         print(f"epoch {epoch}: validation AUC {metrics.auc:.4f}, accuracy {metrics.acc:.4f}")
@@ -228,7 +254,7 @@ def main() -> None:
     parser.add_argument("--config", type=Path, default=ROOT / "config" / "detector" / "clip_gradcam_demo.yaml")
     parser.add_argument("--data", type=Path, default=ROOT / "data" / "demo", help="made by examples/make_demo_data.py")
     parser.add_argument("--output", type=Path, default=ROOT / "runs" / "train_demo", help="TensorBoard log and weights")
-    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--heatmaps_every", type=int, default=1, help="epochs between heatmaps")
     parser.add_argument("--workers", type=int, default=1, help="processes that decode pictures")
     arguments = parser.parse_args()

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from pathlib import Path
 from typing import Sequence
@@ -12,6 +13,7 @@ from utils.command import OneLineParser, percent, positive, run_command
 from utils.config import SELECTIONS, find_path, run_settings
 from utils.errors import InputError, did_you_mean
 from utils.evaluation import RunOptions, run
+from utils.explanation_run import DEFAULT_SAMPLES, ExplanationOptions
 from utils.gradcam import SITES, block_names
 from utils.gradcam_settings import COLORMAPS
 from utils.inference import PRECISIONS, detector_class
@@ -58,6 +60,17 @@ def parser() -> OneLineParser:
     maps.add_argument("--tensorboard", metavar="DIR", help="also metrics, curves and overlays for TensorBoard")
     maps.add_argument("--overwrite", action="store_true", help="replace an earlier run in the output folder")
     maps.add_argument("--resume", action="store_true", help="go on with this run where it was interrupted")
+    truth = p.add_argument_group("are the heatmaps true?")
+    truth.add_argument(
+        "--evaluate_explanations", action="store_true", help="measure the maps of detected fakes against controls"
+    )
+    truth.add_argument(
+        "--explanation_samples", type=positive, metavar="N", help=f"fakes a data set ({DEFAULT_SAMPLES})"
+    )
+    truth.add_argument(
+        "--sweep", action="store_true", help="try all methods and sites on all blocks or --gradcam_layers"
+    )
+    truth.add_argument("--write_config", metavar="YAML", help="write the best map of the sweep as a config that runs")
     return p
 
 
@@ -110,9 +123,23 @@ def main(argv: Sequence[str]) -> int:
             overwrite=args.overwrite,
             resume=args.resume,
             views=ViewOptions(Path(args.tensorboard) if args.tensorboard else None, args.fiftyone, args.video_strips),
+            explanations=explanation_options(args),
             command=[Path(sys.argv[0]).name, *argv],
         ),
     )
+
+
+def explanation_options(args: argparse.Namespace) -> ExplanationOptions | None:
+    """None where explanations are not to be evaluated. Raises InputError for flags that need it."""
+    if not args.evaluate_explanations:
+        for flag in ("explanation_samples", "sweep", "write_config"):
+            if getattr(args, flag):
+                raise InputError(f"--{flag} needs --evaluate_explanations: give both")
+        return None
+    path = Path(args.write_config) if args.write_config else None
+    if path is not None and (path.suffix not in (".yaml", ".yml") or not path.absolute().parent.is_dir()):
+        raise InputError(f"--write_config {args.write_config!r}: give a .yaml file in a folder that is there")
+    return ExplanationOptions(args.explanation_samples or DEFAULT_SAMPLES, args.sweep, args.gradcam_layers, path)
 
 
 def list_layers(config: dict[str, object], model_name: str) -> int:

@@ -97,10 +97,14 @@ class GradCAMMixin:
         methods: Sequence[str],
         sites: Sequence[str],
         target: Target,
+        map_size: tuple[int, int] | None = None,
     ) -> OnePass:
-        """One forward and one backward pass that serve all `methods` at all `sites`. Arguments, errors: `explain`."""
+        """One forward and one backward pass that serve all `methods` at all `sites`. Arguments, errors: `explain`.
+
+        `map_size`: (H, W) of the normalised maps, the picture's where it is None.
+        """
         image = checked_image(data_dict)
-        size = (image.shape[2], image.shape[3])
+        grid = self.patch_grid(image.shape[2], image.shape[3])
         return run_once(
             self,  # type: ignore[arg-type]  # mixed into an nn.Module
             self.explained_tower,
@@ -110,8 +114,8 @@ class GradCAMMixin:
             sites,
             target,
             data_dict.get("label"),
-            self.patch_grid(*size),
-            size,
+            grid,
+            map_size or (image.shape[2], image.shape[3]),
         )
 
     def generate_gradcam(

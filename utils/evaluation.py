@@ -10,7 +10,7 @@ import json
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterator, NamedTuple, Sequence
+from typing import Iterator, Mapping, NamedTuple, Sequence
 
 import torch
 from torch import Tensor
@@ -19,6 +19,8 @@ from tqdm import tqdm
 from utils.config import RunSettings
 from utils.errors import RunError
 from utils.explaining import Counts, Explainer, merged, whole_samples
+from utils.explanation_output import evaluate_explanations
+from utils.explanation_run import ExplanationOptions, check_options
 from utils.frames import Batch, Frame, frame_loader, read_dataset
 from utils.inference import LoadedDetector, find_device, load_detector
 from utils.interruption import Interruption, resume_command
@@ -50,6 +52,7 @@ class RunOptions(NamedTuple):
     overwrite: bool = False
     resume: bool = False
     views: ViewOptions = ViewOptions()
+    explanations: ExplanationOptions | None = None  # None: not evaluated
     command: Sequence[str] = ()
 
 
@@ -68,6 +71,8 @@ def run(settings: RunSettings, options: RunOptions) -> int:
         detector = load_detector(settings.detector, device, options.precision, options.random_weights)
         if settings.detector.gradcam.enabled:
             detector.check_layers()
+        if options.explanations is not None:
+            check_options(detector)
         folder = processes.first_does(lambda: RunFolder.open(options.output_dir, settings, options, device, datasets))
         if folder.finished:
             return _say_complete(folder, options, processes)
@@ -78,7 +83,9 @@ def run(settings: RunSettings, options: RunOptions) -> int:
             torch.set_num_threads(folder.manifest["threads"])
             work = Work(detector, settings, options, processes, stop)
             results = [work.evaluate(frames, folder.dataset(name)) for name, frames in datasets.items()]
+            judged = processes.first_does(lambda: _judged(detector, datasets, folder, settings, options))
             code = processes.first_does(lambda: _conclude(results, folder, settings, options))
+            print(judged if processes.first else "", end="")
     processes.end()
     return code
 
@@ -91,6 +98,19 @@ def _say_complete(folder: RunFolder, options: RunOptions, processes: Processes) 
         print("\n".join(write_views(folder.path, options.views)))
     metrics = json.loads((folder.path / "metrics.json").read_text(encoding="utf-8"))
     return exit_code(metrics, folder.manifest["heatmaps"], options.max_unreadable)
+
+
+def _judged(
+    detector: LoadedDetector,
+    datasets: Mapping[str, Sequence[Frame]],
+    folder: RunFolder,
+    settings: RunSettings,
+    options: RunOptions,
+) -> str:
+    """What is to be said of the explanations, nothing where they are not asked about."""
+    if options.explanations is None:
+        return ""
+    return evaluate_explanations(detector, datasets, folder.path, settings, options.explanations) + "\n"
 
 
 def _conclude(results: Sequence[DatasetResult], folder: RunFolder, settings: RunSettings, options: RunOptions) -> int:

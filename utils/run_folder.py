@@ -27,7 +27,10 @@ if TYPE_CHECKING:
 
 STARTED, FINISHED = "manifest.partial.json", "manifest.json"
 # What a run and the views of it leave beside the manifest and the folders of the data sets.
-TOP_FILES = ("metrics.json", "index.html", "regions.csv", "map_similarity.csv", "fiftyone_samples.json")
+TOP_FILES = (
+    "metrics.json", "index.html", "regions.csv", "map_similarity.csv", "fiftyone_samples.json", "explanations.csv",
+    "explanations.json",
+)  # fmt: skip
 PACKAGES = ("torch", "transformers", "numpy", "cv2", "sklearn")
 # What may differ between a run and its resumption, since no output depends on it.
 FREE_CONFIG = ("gradcam_save_dir", "workers")

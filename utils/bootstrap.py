@@ -1,0 +1,85 @@
+"""Intervals and comparisons by resampling videos: the frames of one video are no independent witnesses."""
+
+from __future__ import annotations
+
+from typing import Hashable, NamedTuple, Sequence
+
+import numpy as np
+
+RESAMPLES = 10_000
+LEVEL = 0.95
+
+
+class Interval(NamedTuple):
+    """A mean over frames with its interval; of `frames` frames from `videos` videos. NaN where there are none."""
+
+    mean: float
+    low: float
+    high: float
+    frames: int
+    videos: int
+
+
+class VideoBootstrap:
+    """Resampled means over the frames of some videos; every column gets the same resamples, so that they pair.
+
+    `videos`: for each frame its video. The values are (frames, K); NaN is a frame that has no value.
+    """
+
+    def __init__(self, videos: Sequence[Hashable], seed: int, resamples: int = RESAMPLES) -> None:
+        names = {name: i for i, name in enumerate(dict.fromkeys(videos))}
+        self.video = np.array([names[name] for name in videos], dtype=np.int64)
+        count = len(names)
+        rng = np.random.default_rng(seed)
+        self.weights = rng.multinomial(count, np.full(count, 1 / max(count, 1)), size=resamples).astype(np.float32)
+
+    def means(self, values: np.ndarray) -> np.ndarray:
+        """(frames, K) → (resamples, K): the mean over the frames of the videos drawn, NaN where none has a value."""
+        there = np.isfinite(values)
+        sums = self._by_video(np.where(there, values, 0.0))
+        counts = self._by_video(there.astype(np.float64))
+        drawn = self.weights @ counts
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.where(drawn > 0, (self.weights @ sums) / drawn, np.nan)
+
+    def intervals(self, values: np.ndarray) -> list[Interval]:
+        """One percentile interval for each of K columns."""
+        means = self.means(values)
+        found = []
+        for k in range(values.shape[1]):
+            there = np.isfinite(values[:, k])
+            if not there.any():
+                found.append(Interval(np.nan, np.nan, np.nan, 0, 0))
+                continue
+            low, high = np.nanquantile(means[:, k], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+            found.append(
+                Interval(
+                    float(values[there, k].mean()),
+                    float(low),
+                    float(high),
+                    int(there.sum()),
+                    len(np.unique(self.video[there])),
+                )
+            )
+        return found
+
+    def p_values(self, differences: np.ndarray) -> np.ndarray:
+        """(frames, K) paired differences → (K,) one-sided p of "the mean is not above 0"; 1 where there is no value."""
+        means = self.means(differences)
+        with np.errstate(invalid="ignore"):
+            p = (1 + (~(means > 0)).sum(axis=0)) / (1 + len(means))
+        return np.where(np.isfinite(differences).any(axis=0), p, 1.0)
+
+    def _by_video(self, values: np.ndarray) -> np.ndarray:
+        sums = np.zeros((self.weights.shape[1], values.shape[1]))
+        np.add.at(sums, self.video, values)
+        return sums
+
+
+def holm(p: np.ndarray) -> np.ndarray:
+    """Holm's step-down correction of (K,) p-values, for one false "better" among all K (Holm 1979)."""
+    order = np.argsort(p, kind="stable")
+    stepped = np.maximum.accumulate(p[order] * (len(p) - np.arange(len(p))))
+    corrected = np.empty_like(p)
+    corrected[order] = np.minimum(stepped, 1.0)
+    return corrected

@@ -1,0 +1,92 @@
+"""Does a map point at the forged region? Localisation against a mask, for a batch, on the maps' device.
+
+Every function takes
+
+* `maps`: (N, H, W) float in [0, 1], normalised; an all-zero map is an empty one and points nowhere,
+* `masks`: (N, H, W) bool, True where the picture is forged, neither empty nor full,
+
+and returns one value a picture, (N,) float32, higher is better.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+# Maps are judged as they are drawn, in 256 levels; IoU takes the pixels of at least a level.
+LEVELS = 256
+IOU_LEVELS = tuple(range(13, LEVELS, 13))  # 0.05, 0.10, ... 0.95
+FIXED_LEVEL = 128  # one half
+
+
+class Localisation(NamedTuple):
+    """How well N maps find their masks. All (N,) but `iou`, which is (N, len(IOU_LEVELS)). On the CPU."""
+
+    pointing: Tensor
+    energy: Tensor
+    average_precision: Tensor
+    iou_fixed: Tensor
+    iou: Tensor
+
+
+def localise(maps: Tensor, masks: Tensor) -> Localisation:
+    """All of this module's metrics."""
+    inside, outside = level_counts(maps, masks)
+    overlap = iou_at_levels(inside, outside)
+    return Localisation(
+        pointing_game(maps, masks).cpu(),
+        energy_in_mask(maps, masks).cpu(),
+        average_precision(inside, outside).cpu(),
+        overlap[:, FIXED_LEVEL].cpu(),
+        overlap[:, list(IOU_LEVELS)].cpu(),
+    )
+
+
+def pointing_game(maps: Tensor, masks: Tensor) -> Tensor:
+    """1 where the hottest pixel lies in the mask, else 0 (Zhang et al. 2018); among tied pixels the share that does."""
+    peak = maps.amax(dim=(1, 2), keepdim=True)
+    hottest = maps == peak
+    share = (hottest & masks).sum(dim=(1, 2)) / hottest.sum(dim=(1, 2))
+    return torch.where(peak.flatten() > 0, share, torch.zeros_like(share))
+
+
+def energy_in_mask(maps: Tensor, masks: Tensor) -> Tensor:
+    """Share of the map's sum that lies in the mask (Wang et al. 2020); Quantus' relevance mass accuracy."""
+    total = maps.sum(dim=(1, 2))
+    inside = torch.linalg.vecdot(maps.flatten(1), masks.flatten(1).to(maps.dtype))
+    return inside / torch.where(total > 0, total, torch.ones_like(total))
+
+
+def level_counts(maps: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+    """Pixels per level (N, 256) float64, inside and outside the mask."""
+    count = len(maps)
+    level = (maps * (LEVELS - 1)).round_().to(torch.int32).flatten(1)
+    cell = (torch.arange(count, device=maps.device, dtype=torch.int32).unsqueeze(1) * 2 + masks.flatten(1)) * LEVELS
+    counts = torch.bincount((cell + level).flatten(), minlength=count * 2 * LEVELS).view(count, 2, LEVELS).double()
+    return counts[:, 1], counts[:, 0]
+
+
+def average_precision(inside: Tensor, outside: Tensor) -> Tensor:
+    """Pixel average precision Σ (R_n - R_n-1) P_n over the levels, from the hottest down, from `level_counts`.
+
+    An empty map ranks no pixel: 0, not the share of the mask that scikit-learn gives for one single threshold.
+    """
+    found = inside.flip(1).cumsum(1)
+    taken = found + outside.flip(1).cumsum(1)
+    precision = found / taken.clamp(min=1)
+    result = (inside.flip(1) * precision).sum(1) / inside.sum(1)
+    return torch.where(_empty(inside, outside), torch.zeros_like(result), result).float()
+
+
+def iou_at_levels(inside: Tensor, outside: Tensor) -> Tensor:
+    """Intersection over union (N, 256) of the mask with the pixels of at least each level, from `level_counts`."""
+    found = inside.flip(1).cumsum(1).flip(1)
+    taken = found + outside.flip(1).cumsum(1).flip(1)
+    iou = found / (taken + inside.sum(1, keepdim=True) - found)
+    return torch.where(_empty(inside, outside).unsqueeze(1), torch.zeros_like(iou), iou).float()
+
+
+def _empty(inside: Tensor, outside: Tensor) -> Tensor:
+    return (inside + outside)[:, 1:].sum(1) == 0

@@ -493,7 +493,7 @@ def test_parts_that_claim_gigabytes(tmp_path: Path) -> None:
     whole = png(8, 8, pixels)
     assert decode_picture(whole, None).shape == (8, 8, 3)
     files = []
-    for name, kind in (("header", b"IHDR"), ("data", b"IDAT"), ("other", b"tEXt")):
+    for name, kind in (("header", b"IHDR"), ("data", b"IDAT"), ("other", b"tEXt"), ("end", b"IEND")):
         data = png(8, 8, pixels, chunk(b"tEXt", b"a\0b"))
         place = data.index(kind) - 4
         files.append(tmp_path / f"{name}.png")

@@ -124,8 +124,9 @@ def _check_size(width: int, height: int) -> None:
 
 def _check_png_chunks(data: bytes) -> None:
     """Refuse a chunk that says it is longer than the file: OpenCV would allocate that, up to 4 GB, before it looks."""
-    place = 8
-    while place + 8 <= len(data) and data[place + 4 : place + 8] != b"IEND":
+    place, kind = 8, b""
+    while place + 8 <= len(data) and kind != b"IEND":
+        kind = data[place + 4 : place + 8]
         place += 12 + int.from_bytes(data[place : place + 4], "big")
         if place > len(data):
             raise UnreadablePicture("the image is cut off or damaged (a part of it claims to be longer than the file)")

@@ -1,0 +1,44 @@
+"""A host that is too old gets one line saying what is needed."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import sys
+
+import pytest
+
+from utils import command, minimum_versions
+
+
+def test_here_nothing_is_too_old() -> None:
+    assert minimum_versions.complaint() == ""
+
+
+@pytest.mark.parametrize(
+    ("found", "says"),
+    [
+        ({"torch": "1.12.1+cu113"}, "torch 1.13 (here is 1.12.1+cu113) or newer"),
+        ({"torch": "1.13.0a0", "transformers": "4.26.0"}, ""),  # as Debian writes its 1.13
+        ({"torch": "2.10.0", "transformers": "4.9.2"}, "transformers 4.26 (here is 4.9.2) or newer"),
+        ({"torch": "1.2", "numpy": "1.19.5"}, "torch 1.13 (here is 1.2), numpy 1.21 (here is 1.19.5) or newer"),
+    ],
+)
+def test_packages(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], found: dict[str, str], says: str
+) -> None:
+    def version(package: str) -> str:
+        if package not in found:
+            raise importlib.metadata.PackageNotFoundError(package)
+        return found[package]
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    assert minimum_versions.complaint().endswith(says) and bool(minimum_versions.complaint()) == bool(says)
+    with pytest.raises(SystemExit) as left:
+        command.run_command(lambda arguments: 0)
+    error = capsys.readouterr().err
+    assert left.value.code == (2 if says else 0) and error == (f"error: this library needs {says}\n" if says else "")
+
+
+def test_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "version_info", (3, 7, 16))
+    assert minimum_versions.complaint() == "this library needs Python 3.8 or newer, here is 3.7"

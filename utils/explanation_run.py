@@ -180,9 +180,11 @@ def _judged_controls(controls: Mapping[str, Tensor], samples: Samples) -> dict[s
 
 def _localisation_values(swept: Swept, samples: Samples, controls: Mapping[str, Localisation]) -> Columns:
     """The table of values, energy first, since maps are ranked by it; no entry where no mask can be judged against."""
-    found: dict[Key, Localisation] = dict(controls)  # type: ignore[arg-type]  # a mapping's keys are invariant
+    found: dict[Key, Localisation] = {}
     for spec, one in swept.localisation.items():
         found[spec] = one
+    for name, one in controls.items():
+        found[name] = one
     if not found:
         return {}
 

@@ -3,8 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+VENV4 := .venv-transformers4
+BIN4 := $(VENV4)/bin
+READY4 := $(VENV4)/.ready
 
-.PHONY: demo test lint format clean
+.PHONY: demo test test-matrix lint format bench clean
 
 demo: $(READY)
 	$(BIN)/python examples/make_demo_data.py --output data/demo --seed 7 --split test
@@ -14,10 +17,20 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest
 
+# The whole suite once more, with transformers 4: hosts pin neither.
+test-matrix: test $(READY4)
+	$(BIN4)/python -m pytest
+
+bench: $(READY)
+	$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt captum grad-cam ttach
+	$(BIN)/python benchmarks/engine.py --tower large
+	$(BIN)/python benchmarks/engine.py --tower base
+
 lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/vermin --quiet --target=3.8- --violations --no-tips --no-parse-comments detectors utils test_with_gradcam.py
 
 format: $(READY)
 	$(BIN)/ruff format .
@@ -30,5 +43,13 @@ $(READY): requirements.txt requirements-dev.txt constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -r requirements-dev.txt
 	touch $@
 
+# Its transformers wants an older hub client, so only what both environments share is held to constraints.txt.
+$(READY4): requirements.txt requirements-dev.txt constraints.txt
+	test -x $(BIN4)/python || $(PYTHON) -m venv $(VENV4)
+	grep -v -i -E '^(transformers|huggingface_hub|tokenizers|hf-xet|typer|httpx|httpcore)' constraints.txt > $(VENV4)/constraints.txt
+	$(BIN4)/python -m pip install --quiet -c $(VENV4)/constraints.txt torch
+	$(BIN4)/python -m pip install --quiet -c $(VENV4)/constraints.txt 'transformers==4.57.6' -r requirements-dev.txt
+	touch $@
+
 clean:
-	rm -rf $(VENV) data runs .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV4) data runs .mypy_cache .pytest_cache .ruff_cache

@@ -111,24 +111,29 @@ class ForgedPatchLoss(nn.Module):
 class LateEvidenceLoss(nn.Module):
     """Asks that the CLS token knows nothing of a forgery before the last block reads the patches.
 
-    A fake and the real frame it was made from are to have the same CLS token there. Then the evidence has to come from
-    the patches that the last block reads, and a map of that block shows where they are. Used in training only.
+    A fake and the real frame it was made from are to have the same CLS token in front of every block. Then the evidence
+    has to come from the patches that the last block reads, and a map of that block shows where they are. Used in
+    training only.
     """
 
-    def __init__(self, tower: nn.Module, last_block: int) -> None:
+    def __init__(self, tower: nn.Module, blocks: int) -> None:
         super().__init__()
         self._cls: list[Tensor] = []
-        tower.get_submodule(f"encoder.layers.{last_block}").register_forward_pre_hook(self._keep)
+        for block in range(1, blocks):
+            tower.get_submodule(f"encoder.layers.{block}").register_forward_pre_hook(self._keep)
 
     def _keep(self, module: nn.Module, inputs: Any) -> None:
         if module.training:
             self._cls.append(inputs[0][:, 0])
 
     def forward(self, label: Tensor) -> Tensor:
-        """Squared distance between the CLS tokens of each pair, in units of their variance over the batch."""
-        cls = self._cls.pop()
-        distance = (cls[label == 0] - cls[label == 1]).square().mean()
-        return distance / cls.detach().var(dim=0).mean()
+        """Squared distance between the CLS tokens of each pair, in units of their variance; mean over blocks."""
+        losses = []
+        for cls in self._cls:
+            distance = (cls[label == 0] - cls[label == 1]).square().mean()
+            losses.append(distance / cls.detach().var(dim=0).mean())
+        self._cls.clear()
+        return torch.stack(losses).mean()
 
 
 def start_from_frequencies(embedding: nn.Conv2d, pictures: Tensor) -> None:
@@ -178,7 +183,7 @@ def setup(config: dict[str, Any], data: Path, workers: int) -> Setup:
     model = CLIPDetectorWithGradCAM(config)
     start_from_frequencies(model.backbone.embeddings.patch_embedding, next(iter(val))[0])
     patch_loss = ForgedPatchLoss(model.backbone, AUXILIARY_BLOCKS, architecture["hidden_size"])
-    late_loss = LateEvidenceLoss(model.backbone, architecture["num_hidden_layers"] - 1)
+    late_loss = LateEvidenceLoss(model.backbone, architecture["num_hidden_layers"])
     return Setup(model, patch_loss, late_loss, train, val, frames["val"])
 
 
@@ -254,7 +259,7 @@ def main() -> None:
     parser.add_argument("--config", type=Path, default=ROOT / "config" / "detector" / "clip_gradcam_demo.yaml")
     parser.add_argument("--data", type=Path, default=ROOT / "data" / "demo", help="made by examples/make_demo_data.py")
     parser.add_argument("--output", type=Path, default=ROOT / "runs" / "train_demo", help="TensorBoard log and weights")
-    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--epochs", type=int, default=9)
     parser.add_argument("--heatmaps_every", type=int, default=1, help="epochs between heatmaps")
     parser.add_argument("--workers", type=int, default=1, help="processes that decode pictures")
     arguments = parser.parse_args()

@@ -1,0 +1,91 @@
+"""The embedded detector on its own test set: scores, and where its maps point, against the masks on disk."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import yaml
+from sklearn.metrics import roc_auc_score
+
+from tests.conftest import ROOT
+from utils.config import detector_settings
+from utils.inference import LoadedDetector, load_detector
+
+YAML = ROOT / "config" / "detector" / "clip_gradcam_demo.yaml"
+
+
+class TestSet(NamedTuple):
+    """Every frame of the demo's test set, in the order of its files."""
+
+    __test__ = False
+
+    paths: list[Path]
+    pixels: torch.Tensor  # (N, 3, 224, 224) uint8
+
+    @property
+    def fake(self) -> np.ndarray:
+        return np.array(["_Fake" in str(path) for path in self.paths])
+
+    def mask(self, i: int) -> np.ndarray:
+        """(224, 224) bool, from the file beside the frame."""
+        path = self.paths[i]
+        mask = cv2.imread(str(path.parents[2] / "masks" / path.parent.name / path.name), cv2.IMREAD_GRAYSCALE)
+        return mask > 127
+
+
+@pytest.fixture(scope="module")
+def test_set(tmp_path_factory: pytest.TempPathFactory) -> TestSet:
+    folder = tmp_path_factory.mktemp("demo")
+    command = [sys.executable, "examples/make_demo_data.py", "--output", str(folder), "--seed", "7", "--split", "test"]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    paths = sorted(folder.glob("*/frames/*/*.png"))
+    pictures = [cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB) for path in paths]
+    return TestSet(paths, torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous())
+
+
+@pytest.fixture(scope="module")
+def embedded() -> LoadedDetector:
+    settings = detector_settings(YAML, {})
+    assert settings.weights_path is not None
+    assert settings.weights_path.stat().st_size <= 6 * 2**20
+    return load_detector(settings, torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def prob_fake(embedded: LoadedDetector, test_set: TestSet) -> np.ndarray:
+    return torch.cat([embedded.predict(part)[1] for part in test_set.pixels.split(50)]).numpy()
+
+
+@pytest.mark.slow
+def test_scores_leave_mistakes_to_look_at(prob_fake: np.ndarray, test_set: TestSet) -> None:
+    assert 0.95 <= roc_auc_score(test_set.fake, prob_fake) <= 0.995
+
+
+@pytest.mark.slow
+def test_hottest_pixel_of_the_last_block_lies_in_the_forgery(
+    embedded: LoadedDetector, prob_fake: np.ndarray, test_set: TestSet
+) -> None:
+    """Grad-CAM at the last block, for at least nine in ten detected fakes; a random pixel hits as often as the mask is big."""
+    blocks = yaml.safe_load(YAML.read_text())["backbone_config"]["architecture"]["num_hidden_layers"]
+    last = f"encoder.layers.{blocks - 1}"
+    detected = np.flatnonzero(test_set.fake & (prob_fake > 0.5))
+    assert len(detected) > 200
+    rng = np.random.default_rng(0)
+    hits, random_hits = [], []
+    for part in np.array_split(detected, len(detected) // 50):
+        image = embedded.normalised(test_set.pixels[part])
+        maps = embedded.model.generate_gradcam({"image": image}, layers=[last], target="fake")[last].numpy()
+        for i, heat in zip(part, maps):
+            mask = test_set.mask(int(i))
+            hits.append(mask[np.unravel_index(heat.argmax(), heat.shape)])
+            random_hits.append(mask[tuple(rng.integers(0, 224, 2))])
+    print(f"pointing game {np.mean(hits):.3f}, random {np.mean(random_hits):.3f}, {len(hits)} detected fakes")
+    assert np.mean(hits) >= 0.9
+    assert np.mean(random_hits) < 0.1

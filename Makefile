@@ -13,6 +13,8 @@ demo: $(READY)
 	$(BIN)/python examples/make_demo_data.py --output data/demo --seed 7 --split test
 	$(BIN)/python test_with_gradcam.py --detector_path config/detector/clip_gradcam_demo.yaml \
 	  --test_dataset demo --gradcam_enabled --gradcam_output_dir runs/demo --overwrite
+	$(BIN)/python utils/gradcam_demo.py --input data/demo/mouthswap_Fake/frames/test_mouthswap_0007 \
+	  --output runs/demo_pictures --target fake
 
 test: $(READY)
 	$(BIN)/python -m pytest

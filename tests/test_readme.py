@@ -20,6 +20,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from detectors.clip_detector_gradcam import CLIPDetectorWithGradCAM
 from tests.conftest import ROOT
+from tests.host_trees import MINIMAL_HOST, write_data
 
 README = (ROOT / "README_gradcam.md").read_text(encoding="utf-8")
 # 24 blocks as ViT-L/14 has, so that every layer the README names is there, but narrow.
@@ -65,7 +66,17 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     picture = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
     cv2.imwrite(str(tree / "path" / "to" / "your" / "image.jpg"), picture)
     write_stand_in_faceforensics(tree)
+    write_stand_in_host(tree / "path" / "to" / "training")
     return tree
+
+
+def write_stand_in_host(training: Path) -> None:
+    """The folder that the library is installed into."""
+    shutil.copytree(MINIMAL_HOST, training, ignore=shutil.ignore_patterns("__pycache__"))
+    detector_yaml = training / "config" / "detector" / "clip.yaml"
+    config = yaml.safe_load(detector_yaml.read_text())
+    detector_yaml.write_text(yaml.safe_dump({**config, "backbone_config": {"architecture": TOWER}, "resolution": 224}))
+    write_data(training.parent)
 
 
 def write_stand_in_faceforensics(tree: Path) -> None:
@@ -141,8 +152,7 @@ def test_snippets_run_as_written(tmp_path: Path) -> None:
     CLIPVisionModel(CLIPVisionConfig(**TOWER)).save_pretrained(cache / "snapshots" / "0123")
     (cache / "refs").mkdir()
     (cache / "refs" / "main").write_text("0123")
-    # The line for the host's detectors/__init__.py stands in that file, not in a reader's program.
-    parts = [snippet for snippet in snippets() if not snippet.startswith("from .")]
+    parts = snippets()
     assert any("config['nEpochs']" in part for part in parts)
     program = "config['nEpochs'] = 6\n".join([PRELUDE + parts[0], *parts[1:]])
     program += "\nprint(sorted(cams), model.training)\n"

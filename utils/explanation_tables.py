@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import math
 from typing import Any, Mapping, Sequence
@@ -15,6 +14,7 @@ from utils.deletion import SHARES
 from utils.explanation_run import Judged
 from utils.explanation_statistics import ALL, Row
 from utils.explanation_sweep import Spec
+from utils.plain_words import write_row
 from utils.weight_randomisation import FAILS_FROM
 
 CONTROL_NAMES = {"random": "a random map", "gaussian": "a centred blob", "face": "the mean face"}
@@ -134,8 +134,7 @@ def _forgery_lines(judged: Judged) -> list[str]:
 def csv_text(judged: Sequence[Judged]) -> str:
     """`explanations.csv`: one row a data set × forgery method × map × metric; a difference above 0 is better."""
     text = io.StringIO(newline="")
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(COLUMNS)
+    write_row(text, COLUMNS)
     for row in (row for one in judged for row in one.rows):
         against: list[object] = []
         for control in CONTROLS:
@@ -143,7 +142,7 @@ def csv_text(judged: Sequence[Judged]) -> str:
             numbers = ("", "", "", "") if found is None else (found.mean, found.low, found.high, found.p)
             against += [_digits(number) for number in numbers]
         mean, low, high, frames, videos = row.interval
-        table.writerow([
+        write_row(text, [
             row.dataset, row.forgery, row.method, row.layer, row.site, row.metric, *map(_digits, (mean, low, high)),
             frames, videos, *against, "" if row.better is None else ("yes" if row.better else "no"),
         ])  # fmt: skip

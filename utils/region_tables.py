@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import math
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import NamedTuple, Sequence
 import numpy as np
 
 from utils.face_regions import REGIONS, RegionShares
+from utils.plain_words import AS_IT_CAME, write_row
 from utils.results import write_whole
 from utils.run_results import OUTCOMES
 from utils.video_bootstrap import Interval, mean_over_videos
@@ -104,10 +104,9 @@ def write_group_table(path: Path, groups: Sequence[GroupRegions]) -> None:
 def write_table(path: Path, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """A CSV that appears whole; names from outside come back as they came."""
     text = io.StringIO(newline="")
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(columns)
-    table.writerows(rows)
-    write_whole(path, text.getvalue().encode("utf-8", "surrogateescape"))
+    for row in (columns, *rows):
+        write_row(text, row)
+    write_whole(path, text.getvalue().encode("utf-8", AS_IT_CAME))
 
 
 def _number(value: float) -> str:

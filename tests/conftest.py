@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any, Iterator, NamedTuple
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -71,6 +72,13 @@ def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def read_picture(path: str | Path) -> np.ndarray:
+    """(H, W, 3) uint8, blue first, as OpenCV reads it; fails where there is no picture."""
+    picture = cv2.imread(str(path))
+    assert picture is not None, path
+    return picture
+
+
 class DataTree(NamedTuple):
     """A small test set on disk in DeepfakeBench's layout, and the YAML files that go with it."""
 
@@ -87,8 +95,6 @@ class DataTree(NamedTuple):
 
 def make_data_tree(folder: Path, weights: Path, videos: int = 4, frames: int = 3, **config: Any) -> DataTree:
     """`videos` real and as many fake videos of random pictures; data sets `toy` (both) and `toy_fake` (fakes only)."""
-    import cv2
-
     rng = np.random.default_rng(5)
     labels: dict[str, Any] = {}
     paths: dict[str, list[Path]] = {}

@@ -18,7 +18,17 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from tests import reference
 from tests.command_server import CommandServer
-from tests.conftest import ARCHITECTURE, BLOCKS, PATCH, PIXELS, ROOT, DataTree, make_data_tree, tiny_detector
+from tests.conftest import (
+    ARCHITECTURE,
+    BLOCKS,
+    PATCH,
+    PIXELS,
+    ROOT,
+    DataTree,
+    make_data_tree,
+    read_picture,
+    tiny_detector,
+)
 
 SCRIPT = "test_with_gradcam.py"
 DEMO = "utils/gradcam_demo.py"
@@ -34,7 +44,7 @@ def reference_logits(frames: list[Path]) -> torch.Tensor:
     """Logits by plain OpenCV and a float64 CLIP that shares no code with the library."""
     images = []
     for frame in frames:
-        picture = cv2.cvtColor(cv2.imread(str(frame)), cv2.COLOR_BGR2RGB)
+        picture = cv2.cvtColor(read_picture(frame), cv2.COLOR_BGR2RGB)
         picture = cv2.resize(picture, (PIXELS, PIXELS), interpolation=cv2.INTER_CUBIC)
         images.append((picture.astype(np.float64) / 255 - 0.5) / 0.5)
     tower = reference.ReferenceTower(tiny_detector().state_dict(), BLOCKS, ARCHITECTURE["num_attention_heads"], PATCH)
@@ -119,9 +129,9 @@ def check_sample(folder: Path, row: dict[str, str], layers: list[str]) -> None:
     for layer in layers:
         entry = next(one for one in details["layers"] if one["name"] == layer)
         assert f"Layer {layer}: " in text and (entry["raw_maximum"] > 0) != entry["empty"]
-        picture = cv2.imread(str(folder / f"gradcam_{layer}_sample{i}.png"))
+        picture = read_picture(folder / f"gradcam_{layer}_sample{i}.png")
         assert picture.shape == (PIXELS, PIXELS, 3)
-    comparison = cv2.imread(str(folder / "gradcam_comparison.png"))
+    comparison = read_picture(folder / "gradcam_comparison.png")
     assert comparison.shape[1] > (1 + len(layers)) * PIXELS and comparison.shape[0] > PIXELS
 
 
@@ -129,12 +139,19 @@ def test_overlay_is_the_jet_of_the_map_over_the_picture(
     commands: CommandServer, data_tree: DataTree, tmp_path: Path
 ) -> None:
     out = tmp_path / "all"
-    flags = ["--gradcam_enabled", "--save_all_predictions", "--gradcam_target", "fake", "--gradcam_output_dir", out]
+    flags = [
+        "--gradcam_enabled",
+        "--save_all_predictions",
+        "--gradcam_target",
+        "fake",
+        "--gradcam_output_dir",
+        str(out),
+    ]
     done = commands.run(SCRIPT, *data_tree.arguments(*flags), cwd=tmp_path)
     assert done.code == 0, done.err
     assert len(list((out / "toy").glob("sample*"))) == 24
     row = rows_of(out / "toy")[7]
-    picture = cv2.resize(cv2.imread(row["path"]), (PIXELS, PIXELS), interpolation=cv2.INTER_CUBIC)
+    picture = cv2.resize(read_picture(row["path"]), (PIXELS, PIXELS), interpolation=cv2.INTER_CUBIC)
     image = torch.from_numpy((cv2.cvtColor(picture, cv2.COLOR_BGR2RGB).astype(np.float32) / 255 - 0.5) / 0.5)
     tower = reference.reference_gradients(
         tiny_detector().state_dict(), image.permute(2, 0, 1)[None], BLOCKS, 4, PATCH, [[0.0, 1.0]]
@@ -145,7 +162,7 @@ def test_overlay_is_the_jet_of_the_map_over_the_picture(
     heat = cv2.resize(raw, (PIXELS, PIXELS), interpolation=cv2.INTER_LINEAR)
     heat = (heat - heat.min()) / (heat.max() - heat.min())
     expected = 0.5 * picture + 0.5 * cv2.applyColorMap((heat * 255).round().astype(np.uint8), cv2.COLORMAP_JET)
-    drawn = cv2.imread(str(out / "toy" / "sample7" / "gradcam_encoder.layers.1_sample7.png"))
+    drawn = read_picture(out / "toy" / "sample7" / "gradcam_encoder.layers.1_sample7.png")
     # Where the heat is high the colour is red: OpenCV reads blue, green, red.
     hottest = np.unravel_index(heat.argmax(), heat.shape)
     assert np.abs(drawn.astype(float) - expected).mean() < 1.0
@@ -168,7 +185,7 @@ def test_flags_override_the_yaml_and_both_data_sets_are_evaluated(
     commands: CommandServer, data_tree: DataTree, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    flags = ["--gradcam_enabled", "--gradcam_output_dir", out, "--test_dataset", "toy", "toy_fake", "--gradcam_samples", "2",
+    flags = ["--gradcam_enabled", "--gradcam_output_dir", str(out), "--test_dataset", "toy", "toy_fake", "--gradcam_samples", "2",
              "--gradcam_layers", "encoder.layers.2", "--gradcam_method", "gradcam++", "--gradcam_target", "margin",
              "--gradcam_site", "residual", "--gradcam_select", "first", "--batch_size", "7", "--workers", "1",
              "--precision", "bf16", "--image_format", "jpg", "--gradcam_colormap", "viridis"]  # fmt: skip
@@ -197,8 +214,8 @@ def test_random_weights_are_marked_everywhere(commands: CommandServer, data_tree
     )
     assert "random weights" in done.out and "Weights: random" in next(folder.glob("*_metadata.txt")).read_text()
     assert json.loads((out / "manifest.json").read_text())["weights"] == "random"
-    marked = cv2.imread(str(folder / "gradcam_comparison.png"))
-    plain = cv2.imread(str(next((trained / "toy").glob("sample*")) / "gradcam_comparison.png"))
+    marked = read_picture(folder / "gradcam_comparison.png")
+    plain = read_picture(next((trained / "toy").glob("sample*")) / "gradcam_comparison.png")
     assert marked.shape[0] > plain.shape[0]
     red = (marked[..., 2].astype(int) - marked[..., 0] > 100) & (marked[..., 2].astype(int) - marked[..., 1] > 100)
     assert red[: marked.shape[0] - PIXELS - 32].sum() > 100  # the warning's own letters, above the panels

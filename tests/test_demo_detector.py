@@ -14,17 +14,15 @@ import torch
 import yaml
 from sklearn.metrics import roc_auc_score
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, read_picture
 from utils.config import detector_settings
 from utils.inference import LoadedDetector, load_detector
 
 YAML = ROOT / "config" / "detector" / "clip_gradcam_demo.yaml"
 
 
-class TestSet(NamedTuple):
+class DemoSet(NamedTuple):
     """Every frame of the demo's test set, in the order of its files."""
-
-    __test__ = False
 
     paths: list[Path]
     pixels: torch.Tensor  # (N, 3, 224, 224) uint8
@@ -36,18 +34,17 @@ class TestSet(NamedTuple):
     def mask(self, i: int) -> np.ndarray:
         """(224, 224) bool, from the file beside the frame."""
         path = self.paths[i]
-        mask = cv2.imread(str(path.parents[2] / "masks" / path.parent.name / path.name), cv2.IMREAD_GRAYSCALE)
-        return mask > 127
+        return read_picture(path.parents[2] / "masks" / path.parent.name / path.name)[..., 0] > 127
 
 
 @pytest.fixture(scope="module")
-def test_set(tmp_path_factory: pytest.TempPathFactory) -> TestSet:
+def test_set(tmp_path_factory: pytest.TempPathFactory) -> DemoSet:
     folder = tmp_path_factory.mktemp("demo")
     command = [sys.executable, "examples/make_demo_data.py", "--output", str(folder), "--seed", "7", "--split", "test"]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     paths = sorted(folder.glob("*/frames/*/*.png"))
-    pictures = [cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB) for path in paths]
-    return TestSet(paths, torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous())
+    pictures = [cv2.cvtColor(read_picture(path), cv2.COLOR_BGR2RGB) for path in paths]
+    return DemoSet(paths, torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous())
 
 
 @pytest.fixture(scope="module")
@@ -59,18 +56,18 @@ def embedded() -> LoadedDetector:
 
 
 @pytest.fixture(scope="module")
-def prob_fake(embedded: LoadedDetector, test_set: TestSet) -> np.ndarray:
+def prob_fake(embedded: LoadedDetector, test_set: DemoSet) -> np.ndarray:
     return torch.cat([embedded.predict(part)[1] for part in test_set.pixels.split(50)]).numpy()
 
 
 @pytest.mark.slow
-def test_scores_leave_mistakes_to_look_at(prob_fake: np.ndarray, test_set: TestSet) -> None:
+def test_scores_leave_mistakes_to_look_at(prob_fake: np.ndarray, test_set: DemoSet) -> None:
     assert 0.95 <= roc_auc_score(test_set.fake, prob_fake) <= 0.995
 
 
 @pytest.mark.slow
 def test_hottest_pixel_of_the_last_block_lies_in_the_forgery(
-    embedded: LoadedDetector, prob_fake: np.ndarray, test_set: TestSet
+    embedded: LoadedDetector, prob_fake: np.ndarray, test_set: DemoSet
 ) -> None:
     """Grad-CAM at the last block, for at least nine in ten detected fakes; a random pixel hits as often as the mask is big."""
     blocks = yaml.safe_load(YAML.read_text())["backbone_config"]["architecture"]["num_hidden_layers"]

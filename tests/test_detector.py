@@ -17,7 +17,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 
 from detectors import DETECTOR, CLIPDetector
 from detectors.clip_detector_gradcam import CLIPDetectorWithGradCAM
-from tests.conftest import ARCHITECTURE, PIXELS, ROOT, pictures, tiny_config, tiny_detector
+from tests.conftest import ARCHITECTURE, PIXELS, ROOT, pictures, read_picture, tiny_config, tiny_detector
 from utils.clip_tower import KNOWN_TOWERS
 from utils.errors import InputError
 
@@ -193,11 +193,11 @@ def test_saved_pictures_show_the_picture_and_its_map(tmp_path: Path) -> None:
     ]
     jet = cv2.applyColorMap(np.arange(256, dtype=np.uint8)[:, None], cv2.COLORMAP_JET)[:, 0]
     for i in range(2):
-        drawn = cv2.imread(str(tmp_path / f"look_encoder.layers.1_sample{i}.png")).astype(float)
+        drawn = read_picture(tmp_path / f"look_encoder.layers.1_sample{i}.png").astype(float)
         original = ((image[i].permute(1, 2, 0).numpy() * 0.5 + 0.5) * 255).round()[..., ::-1]
         for level, place in ((0, int(cams[i].argmin())), (255, int(cams[i].argmax()))):
             row, column = divmod(place, PIXELS)
             np.testing.assert_allclose(drawn[row, column], (original[row, column] + jet[level]) / 2, atol=1.01)
-        comparison = cv2.imread(str(tmp_path / f"look_comparison_sample{i}.png"))
+        comparison = read_picture(tmp_path / f"look_comparison_sample{i}.png")
         places = cv2.matchTemplate(comparison, drawn.astype(np.uint8), cv2.TM_SQDIFF)
         assert places.min() < 1  # the overlay stands in the comparison, pixel for pixel

@@ -85,12 +85,19 @@ def test_maps_equal_plain_autograd_in_float64(count: int, method: str, site: str
 def test_normalised_map_is_the_raw_one_resized_and_stretched(detector: CLIPDetectorWithGradCAM) -> None:
     import cv2
 
-    maps = detector.explain({"image": pictures(3)}, layers=["encoder.layers.2"]).layers["encoder.layers.2"]
-    for raw, normalised in zip(maps.raw.numpy(), maps.normalised.numpy()):
-        resized = cv2.resize(raw, (PIXELS, PIXELS), interpolation=cv2.INTER_LINEAR)  # half-pixel centres
+    maps = detector.explain({"image": pictures(12)}, layers=["encoder.layers.2"]).layers["encoder.layers.2"]
+    shown = (~maps.empty).nonzero().flatten().tolist()
+    assert len(shown) >= 4
+    for i in shown:
+        resized = cv2.resize(
+            maps.raw[i].numpy(), (PIXELS, PIXELS), interpolation=cv2.INTER_LINEAR
+        )  # half-pixel centres
         expected = (resized - resized.min()) / (resized.max() - resized.min())
+        normalised = maps.normalised[i].numpy()
         np.testing.assert_allclose(normalised, expected, atol=1e-5)
         assert normalised.min() == 0 and normalised.max() == 1 and normalised.dtype == np.float32
+    for i in set(range(12)) - set(shown):
+        assert not maps.raw[i].any() and not maps.normalised[i].any()
 
 
 def test_grad_cam_equals_torchcam(detector: CLIPDetectorWithGradCAM) -> None:
@@ -150,22 +157,29 @@ def test_prefixes_of_checkpoints_and_ddp_are_accepted(detector: CLIPDetectorWith
 
 @pytest.mark.parametrize("size", [(64, 96), (32, 64), (96, 96)])
 def test_other_picture_sizes_take_their_grid_from_the_tensor(size: tuple[int, int]) -> None:
-    """A bright patch must show up in the map where it is in the picture, also when the grid is not square."""
+    """Row and column of every patch, also on a grid that is not square, against plain autograd on interpolated positions."""
     model = tiny_detector().double()
     image = pictures(1, pixels=size).double()
-    maps = model.explain({"image": image}, layers=["encoder.layers.0"], site="residual").layers["encoder.layers.0"]
-    assert maps.grid == (size[0] // PATCH, size[1] // PATCH) and maps.normalised.shape[1:] == size
-    row, column = maps.grid[0] - 1, maps.grid[1] - 1
-    image[0, :, row * PATCH : (row + 1) * PATCH, column * PATCH : (column + 1) * PATCH] += 3
-    tower = model.backbone
-    tokens = {}
-    handle = tower.pre_layrnorm.register_forward_hook(lambda module, inputs, output: tokens.update(out=output))
-    with torch.no_grad():
-        before = tower(pictures(1, pixels=size).double(), interpolate_pos_encoding=True) and tokens["out"]
-        after = tower(image, interpolate_pos_encoding=True) and tokens["out"]
+    name, kept = "encoder.layers.2", {}
+
+    def keep(module: torch.nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        kept["tokens"] = output.detach().requires_grad_()
+        return kept["tokens"]
+
+    handle = model.backbone.encoder.layers[2].layer_norm1.register_forward_hook(keep)
+    pooled = model.backbone(image, interpolate_pos_encoding=True)["pooler_output"]
     handle.remove()
-    changed = (before - after).abs().sum(-1)[0, 1:].reshape(maps.grid)
-    assert changed[row, column] > 0 and (changed > 0).sum() == 1
+    gradient = torch.autograd.grad(model.head(pooled)[0, 1], kept["tokens"])[0][0]
+    tokens = kept["tokens"].detach()[0]
+    rows, columns = size[0] // PATCH, size[1] // PATCH
+    weights = gradient[1:].mean(0)
+    maps = model.explain({"image": image}, layers=[name], target="fake").layers[name]
+    assert maps.grid == (rows, columns)
+    assert maps.normalised.shape == (1, *size)
+    for row in range(rows):
+        for column in range(columns):
+            expected = (weights @ tokens[1 + row * columns + column]).clamp(min=0)
+            torch.testing.assert_close(maps.raw[0, row, column], expected, rtol=1e-9, atol=1e-14)
 
 
 # ------------------------------------------------------------------------------------------------- the model afterwards
@@ -265,7 +279,12 @@ def test_one_forward_and_one_backward_serve_all_layers_and_the_batch(
     forwards, backwards = [], []
     detector.head.register_forward_hook(lambda *args: forwards.append(1))
     plain = torch.autograd.grad
-    monkeypatch.setattr(torch.autograd, "grad", lambda *args, **kw: backwards.append(1) or plain(*args, **kw))
+
+    def counted_grad(*args: Any, **kwargs: Any) -> Any:
+        backwards.append(1)
+        return plain(*args, **kwargs)
+
+    monkeypatch.setattr(torch.autograd, "grad", counted_grad)
     detector.explain({"image": pictures(5)}, layers=[*BLOCK_NAMES, *DEEP], method="gradcam++")
     assert len(forwards) == 1 and len(backwards) == 1
 
@@ -275,14 +294,16 @@ def saved_bytes(model: CLIPDetectorWithGradCAM, run: Any) -> int:
     own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     seen: dict[int, int] = {}
 
+    kept: list[Tensor] = []  # so that no storage is freed and counted again under the same address
+
     def pack(tensor: Tensor) -> Tensor:
+        kept.append(tensor)
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
             seen[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    kept = []  # so that no storage is freed and counted again under the same address
-    with torch.autograd.graph.saved_tensors_hooks(lambda one: kept.append(one) or pack(one), lambda one: one):
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda one: one):
         run()
     return sum(seen.values())
 

@@ -41,8 +41,9 @@ def test_overlay_is_the_mean_of_picture_and_colour_and_spares_empty_maps() -> No
 def test_encoded_pictures_read_back(image_format: str) -> None:
     ramp = np.linspace(0, 255, 64).astype(np.uint8)
     picture = np.stack(np.broadcast_arrays(ramp[None], ramp[:, None], np.full((64, 64), 90, np.uint8)), axis=-1)
-    back = cv2.imdecode(np.frombuffer(encode(picture, image_format), np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
-    error = np.abs(back.astype(int) - picture)
+    back = cv2.imdecode(np.frombuffer(encode(picture, image_format), np.uint8), cv2.IMREAD_COLOR)
+    assert back is not None
+    error = np.abs(back[..., ::-1].astype(int) - picture)
     assert error.max() == 0 if image_format == "png" else error.mean() < 3
 
 

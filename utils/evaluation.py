@@ -19,7 +19,7 @@ from tqdm import tqdm
 from utils.config import RunSettings
 from utils.errors import RunError
 from utils.explaining import Counts, Explainer, merged, whole_samples
-from utils.explanation_output import evaluate_explanations
+from utils.explanation_output import Explained, evaluate_explanations
 from utils.explanation_run import ExplanationOptions, check_options
 from utils.frames import Batch, Frame, frame_loader, read_dataset
 from utils.inference import LoadedDetector, find_device, load_detector
@@ -84,9 +84,11 @@ def run(settings: RunSettings, options: RunOptions) -> int:
             work = Work(detector, settings, options, processes, stop)
             results = [work.evaluate(frames, folder.dataset(name)) for name, frames in datasets.items()]
             judged = processes.first_does(lambda: _judged(detector, datasets, folder, settings, options))
+            print(judged.text if processes.first else "", end="")
             code = processes.first_does(lambda: _conclude(results, folder, settings, options))
-            print(judged if processes.first else "", end="")
     processes.end()
+    if judged.problem:
+        raise RunError(judged.problem)
     return code
 
 
@@ -106,11 +108,11 @@ def _judged(
     folder: RunFolder,
     settings: RunSettings,
     options: RunOptions,
-) -> str:
+) -> Explained:
     """What is to be said of the explanations, nothing where they are not asked about."""
     if options.explanations is None:
-        return ""
-    return evaluate_explanations(detector, datasets, folder.path, settings, options.explanations) + "\n"
+        return Explained("", "")
+    return evaluate_explanations(detector, datasets, folder.path, settings, options.explanations)
 
 
 def _conclude(results: Sequence[DatasetResult], folder: RunFolder, settings: RunSettings, options: RunOptions) -> int:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Mapping, Sequence
+from typing import Any, Mapping, NamedTuple, Sequence
 
 import numpy as np
 import yaml
 
 from utils.config import RunSettings
-from utils.errors import RunError
 from utils.explanation_figures import curves_figure, heat_table_figure
 from utils.explanation_run import ExplanationOptions, Judged, judge
 from utils.explanation_statistics import ALL
@@ -18,6 +17,7 @@ from utils.explanation_tables import csv_text, json_values, printed, spec_of, ve
 from utils.frames import Frame
 from utils.fusion import FUSED
 from utils.inference import LoadedDetector
+from utils.plain_words import AS_IT_CAME
 from utils.results import write_json, write_whole
 
 CSV_FILE, JSON_FILE = "explanations.csv", "explanations.json"
@@ -28,32 +28,45 @@ CONFIG_HEADER = """\
 """
 
 
+class Explained(NamedTuple):
+    """What to print, and, where not empty, why the run could not give all that was asked for."""
+
+    text: str
+    problem: str
+
+
 def evaluate_explanations(
     detector: LoadedDetector,
     datasets: Mapping[str, Sequence[Frame]],
     folder: Path,
     settings: RunSettings,
     options: ExplanationOptions,
-) -> str:
+) -> Explained:
     """Judge the explanations of every data set from the predictions that a run has left in `folder`.
 
-    Writes `explanations.csv`, `explanations.json`, two figures a data set and, where asked for, a config. Returns what
-    to print. Raises RunError where a config is asked for and no map is better than the controls.
+    Writes `explanations.csv`, `explanations.json`, two figures a data set and, where asked for and a map is better than
+    the controls, a config.
     """
     judged = [
         judge(detector, frames, folder / name / "predictions.csv", settings, options)
         for name, frames in datasets.items()
     ]
-    write_whole(folder / CSV_FILE, csv_text(judged).encode("utf-8", "surrogateescape"))
+    write_whole(folder / CSV_FILE, csv_text(judged).encode("utf-8", AS_IT_CAME))
     write_json(folder / JSON_FILE, {one.dataset: json_values(one) for one in judged})
     for one in judged:
         if one.rows:
             write_whole(folder / one.dataset / CURVES_FILE, curves_figure(one, settings.seed))
             write_whole(folder / one.dataset / HEAT_FILE, heat_table_figure(one))
     lines = [printed(one) for one in judged] + [verdict(one) for one in judged]
+    problem = ""
     if options.write_config is not None:
-        lines.append(_write_config(options.write_config, judged, settings))
-    return "\n".join(lines)
+        best = best_over_all(judged)
+        if best is None:
+            problem = f"--write_config: no map is better than the controls, so {options.write_config} was not written"
+        else:
+            write_config(options.write_config, best, judged, settings)
+            lines.append(f"{best}: written as {options.write_config}")
+    return Explained("\n".join(lines) + "\n", problem)
 
 
 def best_over_all(judged: Sequence[Judged]) -> Spec | None:
@@ -68,10 +81,8 @@ def best_over_all(judged: Sequence[Judged]) -> Spec | None:
     return max(true, key=lambda spec: float(np.mean(values[spec])), default=None)
 
 
-def _write_config(path: Path, judged: Sequence[Judged], settings: RunSettings) -> str:
-    best = best_over_all(judged)
-    if best is None:
-        raise RunError(f"--write_config: no map is better than the controls, so {path} was not written; the rest was")
+def write_config(path: Path, best: Spec, judged: Sequence[Judged], settings: RunSettings) -> None:
+    """The run's configuration with the map `best` in it, as a YAML file."""
     config: dict[str, Any] = {**settings.detector.config, "gradcam_enabled": True, "gradcam_method": best.method}
     layers = [one.layer for one in judged[0].ranking if one.method == best.method and one.layer != FUSED]
     config["gradcam_layers"] = [*sorted(set(layers)), FUSED] if best.layer == FUSED else [best.layer]
@@ -83,4 +94,3 @@ def _write_config(path: Path, judged: Sequence[Judged], settings: RunSettings) -
         config, sort_keys=False, allow_unicode=True
     )
     write_whole(path, text.encode())
-    return f"{best}: written as {path}"

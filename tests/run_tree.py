@@ -1,0 +1,143 @@
+"""A run's folder made for tests: real sample folders by the library's own writer, tables and manifest by hand."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple, Sequence
+
+import numpy as np
+
+from utils.results import LayerPicture, Sample, write_sample
+
+LAYERS = ("encoder.layers.5", "encoder.layers.3")
+GRID, PIXELS = 4, 64
+COLUMNS = (
+    "index", "path", "dataset", "forgery", "video", "label", "prob_fake", "logit_real", "logit_fake", "predicted",
+    "correct",
+)  # fmt: skip
+
+
+class Row(NamedTuple):
+    """One explained frame. `hot`: row and column of the one hot patch of the first layer, (1, 1) of the second."""
+
+    number: int
+    dataset: str
+    forgery: str
+    video: str
+    label: int
+    prob_fake: float
+    path: str
+    hot: tuple[int, int] = (3, 2)
+
+    @property
+    def outcome(self) -> str:
+        fake = self.prob_fake > 0.5
+        return ("T" if fake == bool(self.label) else "F") + ("P" if fake else "N")
+
+    @property
+    def confidence(self) -> float:
+        return max(self.prob_fake, 1 - self.prob_fake)
+
+
+def picture_of(row: Row) -> np.ndarray:
+    """A plain grey-green picture, so that a colour over it can be computed by hand."""
+    return np.full((PIXELS, PIXELS, 3), (90, 120, 60), dtype=np.uint8)
+
+
+def raw_map(hot: tuple[int, int], height: float = 0.004) -> np.ndarray:
+    raw = np.zeros((GRID, GRID), dtype=np.float32)
+    raw[hot] = height
+    return raw
+
+
+def write_row(folder: Path, row: Row, empty: bool = False) -> Path:
+    """The sample's folder as a run leaves it."""
+    layers = []
+    for layer, hot in zip(LAYERS, (row.hot, (1, 1))):
+        raw = np.zeros((GRID, GRID), np.float32) if empty else raw_map(hot)
+        layers.append(LayerPicture(layer, picture_of(row), raw, raw - 0.001, empty))
+    sample = Sample(
+        index=row.number, path=row.path, dataset=row.dataset, forgery=row.forgery, video=row.video, label=row.label,
+        logits=(-1.0, 1.0), prob_fake=row.prob_fake, target="predicted (fake)", method="gradcam", site="layer_norm1",
+        weights="weights.pth", picture=picture_of(row), layers=layers,
+    )  # fmt: skip
+    return write_sample(folder / row.dataset / f"sample{row.number}", sample)
+
+
+def write_tables(folder: Path, rows: Sequence[Row], finished: bool = True, **manifest: Any) -> None:
+    """predictions.csv (or the journal of a run under way), metrics and manifest."""
+    datasets = list(dict.fromkeys(row.dataset for row in rows))
+    for dataset in datasets:
+        (folder / dataset).mkdir(parents=True, exist_ok=True)
+        name = "predictions.csv" if finished else "predictions.0.partial"
+        extra = () if finished else ("",)
+        with (folder / dataset / name).open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+            table = csv.writer(file, lineterminator="\n")
+            table.writerow((*COLUMNS, *(() if finished else ("unreadable",))))
+            for row in rows:
+                if row.dataset == dataset:
+                    predicted = int(row.prob_fake > 0.5)
+                    table.writerow((row.number, row.path, row.dataset, row.forgery, row.video, row.label, row.prob_fake,
+                                    -1.0, 1.0, predicted, predicted == row.label, *extra))  # fmt: skip
+    values = {
+        "config": {"model_name": "clip_gradcam", "gradcam_colormap": "jet"},
+        "weights": {"path": "weights.pth", "sha256": "ab" * 32},
+        "datasets": {name: {"frames": sum(row.dataset == name for row in rows)} for name in datasets},
+        **manifest,
+    }
+    if finished:
+        counts = {name: {"heatmaps": sum(row.dataset == name for row in rows)} for name in datasets}
+        metrics = {name: {"acc": 0.5, "auc": 0.75, "eer": None, "ap": 0.6, "video_auc": 0.7, "frames": 4, "videos": 2,
+                          "unreadable": 0} for name in datasets}  # fmt: skip
+        (folder / "metrics.json").write_text(json.dumps(metrics))
+        (folder / "manifest.json").write_text(json.dumps({**values, "heatmaps": counts}))
+    else:
+        (folder / "manifest.partial.json").write_text(json.dumps(values))
+
+
+def write_run(folder: Path, rows: Sequence[Row], finished: bool = True) -> Path:
+    """All of it."""
+    write_tables(folder, rows, finished)
+    for row in rows:
+        write_row(folder, row)
+    return folder
+
+
+def write_large_run(folder: Path, rows: Sequence[Row]) -> Path:
+    """As `write_run`, for thousands of samples: pictures are links to one sample's."""
+    write_tables(folder, rows)
+    model = write_row(folder, rows[0])
+    details = json.loads((model / f"sample{rows[0].number}.json").read_text())
+    for row in rows[1:]:
+        place = folder / row.dataset / f"sample{row.number}"
+        (place / "heatmaps").mkdir(parents=True)
+        for file in model.rglob("*.png"):
+            os.link(file, place / file.relative_to(model))
+        changed = {"index": row.number, "path": row.path, "dataset": row.dataset, "forgery": row.forgery,
+                   "video": row.video, "label": row.label, "prob_fake": row.prob_fake}  # fmt: skip
+        (place / f"sample{row.number}.json").write_text(json.dumps({**details, **changed}))
+    return folder
+
+
+def some_rows(data: Path) -> list[Row]:
+    """Two data sets, four forgeries, every outcome; the frames' own files are not there."""
+    rows = []
+    kinds = [("faces", "real_Real", 0), ("faces", "swap_Fake", 1), ("faces", "reenact_Fake", 1), ("others", "gan", 1)]
+    for k, (dataset, forgery, label) in enumerate(kinds):
+        for i in range(6):
+            number = 100 * k + i
+            prob = (0.03, 0.31, 0.48, 0.62, 0.85, 0.97)[(i + k) % 6]
+            path = f"{data}/{forgery}/frames/{i // 2:03d}/{i:03d}.png"
+            rows.append(Row(number, dataset, forgery, f"{i // 2:03d}", label, prob, path))
+    return rows
+
+
+def remove_pictures(sample_folder: Path) -> None:
+    """What a user does who is short of disk."""
+    for file in sample_folder.glob("*.png"):
+        file.unlink()
+    shutil.rmtree(sample_folder / "heatmaps")

@@ -237,6 +237,9 @@ def test_names_from_outside_stay_in_the_tables(commands: CommandServer, data_tre
         unreadable = list(csv.DictReader(file))
     assert len(unreadable) == len(BAD_PATHS) and all(row["reason"] for row in unreadable)
     assert json.loads((out / "metrics.json").read_text())["toy"]["unreadable"] == len(BAD_PATHS)
+    page = (out / "index.html").read_text(encoding="utf-8", errors="replace")
+    assert "alert(1)" in page  # it is told, as text
+    assert "<script>alert(1)" not in page and "<img src=x" not in page
 
 
 @pytest.mark.parametrize(

@@ -129,13 +129,17 @@ class Hollow(ModuleType):
         return None
 
 
+def without_torchvision() -> None:
+    """Where there is none, let pytorch-grad-cam be imported all the same: only its picture loading wants it."""
+    try:
+        import torchvision  # noqa: F401
+    except ImportError:
+        for name in ("torchvision", "torchvision.transforms", "torchvision.transforms.functional"):
+            sys.modules[name] = Hollow(name)
+
+
 def pytorch_grad_cam_run(bench: Bench) -> Callable[[], Any]:
-    if "torchvision" not in sys.modules:
-        try:
-            import torchvision  # noqa: F401
-        except ImportError:  # only its picture loading wants it, which is not timed
-            for name in ("torchvision", "torchvision.transforms", "torchvision.transforms.functional"):
-                sys.modules[name] = Hollow(name)
+    without_torchvision()
     from pytorch_grad_cam import GradCAM
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 

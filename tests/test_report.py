@@ -213,7 +213,7 @@ def is_blend(colour: np.ndarray, hot: bool, opacity: int) -> bool:
     """Whether it is OpenCV's jet over the test picture's colour. Next to a patch's middle the map is a little lower."""
     table = cv2.applyColorMap(np.arange(256, dtype=np.uint8)[:, None], cv2.COLORMAP_JET)[:, 0, ::-1].astype(int)
     ground = np.array([90, 120, 60])
-    values = table[240:] if hot else table[:1]
+    values = table[215:] if hot else table[:1]
     return bool((np.abs(ground + (values - ground) * opacity / 100 - colour).max(axis=1) < 8).any())
 
 

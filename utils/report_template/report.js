@@ -188,8 +188,10 @@ function fillForm() {
   }
   for (const box of form.querySelectorAll("[name=outcome]")) box.checked = state.outcome.split(",").includes(box.value);
   form.elements.layer.value = Math.max(0, data.layers.indexOf(state.layer));
-  form.elements.layer.setAttribute("aria-valuetext", state.layer);
-  const tell = (name, text) => { form.elements[name].parentElement.querySelector("output").textContent = text; };
+  const tell = (name, text) => {
+    form.elements[name].setAttribute("aria-valuetext", text);
+    form.elements[name].parentElement.querySelector(".value").textContent = text;
+  };
   tell("layer", state.layer);
   tell("opacity", `${state.opacity} %`);
   tell("min", (+state.min).toFixed(2));

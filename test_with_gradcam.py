@@ -34,6 +34,7 @@ def parser() -> OneLineParser:
     )
     p.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:<n>")
     p.add_argument("--precision", default="fp32", help=", ".join(PRECISIONS))
+    p.add_argument("--compile", action="store_true", help="predict through torch.compile (heatmaps never are)")
     p.add_argument("--batch_size", type=positive, help="pictures a batch; overrides test_batchSize")
     p.add_argument("--workers", type=int, help="processes that decode pictures; overrides workers")
     p.add_argument("--seed", type=int, help="for --gradcam_select random; overrides manualSeed")
@@ -114,6 +115,7 @@ def main(argv: Sequence[str]) -> int:
             output_dir=settings.detector.gradcam.save_dir,
             device=args.device,
             precision=args.precision,
+            compile=args.compile,
             save_all=args.save_all_predictions,
             select=args.gradcam_select,
             random_weights=args.random_weights,

@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from utils.config import RunSettings
-from utils.errors import RunError
+from utils.errors import InputError, RunError
 from utils.explaining import Counts, Explainer, merged, whole_samples
 from utils.explanation_output import Explained, evaluate_explanations
 from utils.explanation_run import ExplanationOptions, check_options
@@ -43,6 +43,7 @@ class RunOptions(NamedTuple):
     output_dir: Path
     device: str = "auto"
     precision: str = "fp32"
+    compile: bool = False
     save_all: bool = False
     select: str = "confident"
     random_weights: bool = False
@@ -73,6 +74,13 @@ def run(settings: RunSettings, options: RunOptions) -> int:
             detector.check_layers()
         if options.explanations is not None:
             check_options(detector)
+        if options.compile:
+            if _is_one_pass(settings, options):
+                raise InputError(
+                    "--compile: the heatmaps of all samples come from the pass that predicts them, which hooks into the"
+                    " model, and a compiled one does not allow that; leave the flag out, or give --gradcam_samples"
+                )
+            detector = detector.for_speed(settings.batch_size)
         folder = processes.first_does(lambda: RunFolder.open(options.output_dir, settings, options, device, datasets))
         if folder.finished:
             return _say_complete(folder, options, processes)
@@ -90,6 +98,12 @@ def run(settings: RunSettings, options: RunOptions) -> int:
     if judged.problem:
         raise RunError(judged.problem)
     return code
+
+
+def _is_one_pass(settings: RunSettings, options: RunOptions) -> bool:
+    """Whether every frame is to be explained, so that logits and maps come from the same forward pass."""
+    gradcam = settings.detector.gradcam
+    return gradcam.enabled and options.save_all and gradcam.samples is None
 
 
 def _say_complete(folder: RunFolder, options: RunOptions, processes: Processes) -> int:
@@ -173,7 +187,7 @@ class Work:
         weights = RANDOM_WEIGHTS if self.options.random_weights else str(self.settings.detector.weights_path)
         with SampleWriter(self.options.image_format, save_raw=self.options.save_raw) as writer:
             explainer = Explainer(self.detector, predictions, folder, weights, writer, whole, self.predict)
-            if self.options.save_all and gradcam.samples is None:
+            if _is_one_pass(self.settings, self.options):
                 self._first_pass(predictions, folder, explainer)
                 chosen = predictions.choose(None, False, "first", 0)
             else:

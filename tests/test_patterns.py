@@ -140,7 +140,7 @@ def test_similarity_is_the_mean_correlation_of_all_pairs() -> None:
         label, video = number % 2, f"{number // 4}"  # videos of one name are real and fake ones of one face
         raw = rng.random((4, 4)).astype(np.float32) + (0.5 * np.eye(4, dtype=np.float32) if label else 0)
         means.add(sample(number, label, video), {"layer": raw}, None)
-        full = cv2.resize(raw, (224, 224), interpolation=cv2.INTER_LINEAR)
+        full = cv2.resize(raw, (128, 128), interpolation=cv2.INTER_LINEAR)
         kept.append((label, video, warp_to_mean_face(full[None], MEAN_FACE, MEAN_SIZE)[0].ravel()))
     pairs: dict[tuple[int, int], list[float]] = {(0, 0): [], (1, 1): [], (0, 1): []}
     for one, other in itertools.combinations(kept, 2):
@@ -164,9 +164,9 @@ def test_mean_maps_and_their_difference() -> None:
     means.add(sample(3, 0, "3", "real", 0.1), {"layer": down}, None)
     found = means.mean("swap", "TP", "layer")
     assert found is not None and found[1] == 3 and means.groups() == [("swap", "TP"), ("real", "TN")]
-    assert found[0][8, 48] == pytest.approx(2 / 3, abs=0.02) and found[0][88, 48] == pytest.approx(1 / 3, abs=0.02)
+    assert found[0][5, 32] == pytest.approx(2 / 3, abs=0.02) and found[0][58, 32] == pytest.approx(1 / 3, abs=0.02)
     difference = means.fake_minus_real("layer")
-    assert difference is not None and difference[88, 48] == pytest.approx(1 / 3 - 1, abs=0.02)
+    assert difference is not None and difference[58, 32] == pytest.approx(1 / 3 - 1, abs=0.02)
 
 
 def test_steadiness() -> None:

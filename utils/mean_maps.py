@@ -8,11 +8,10 @@ from typing import Mapping, NamedTuple, Sequence, Tuple
 import cv2
 import numpy as np
 
-from utils.face_regions import SIZE
 from utils.mean_face import MEAN_FACE, warp_to_mean_face
 from utils.run_results import OUTCOMES, SampleResult
 
-MEAN_SIZE = 96  # pixels a side of a mean map: finer than any patch grid
+MEAN_SIZE = 64  # pixels a side of a mean map: finer than any patch grid
 
 VideoSum = Tuple[np.ndarray, int]  # sum of the standardised maps of a video's frames, and how many they are
 
@@ -45,7 +44,10 @@ class MeanMaps:
         if not raw_maps:
             return
         full = np.stack(
-            [_unit(cv2.resize(raw, (SIZE, SIZE), interpolation=cv2.INTER_LINEAR)) for raw in raw_maps.values()]
+            [
+                _unit(cv2.resize(raw, (2 * MEAN_SIZE, 2 * MEAN_SIZE), interpolation=cv2.INTER_LINEAR))
+                for raw in raw_maps.values()
+            ]
         )
         warped = warp_to_mean_face(full, MEAN_FACE if landmarks is None else landmarks, MEAN_SIZE)
         for layer, one in zip(raw_maps, warped):

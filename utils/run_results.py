@@ -104,7 +104,7 @@ class RunResults(NamedTuple):
         return list(dict.fromkeys(names))
 
 
-def read_run(folder: Path, samples_at_most: int = 20_000) -> RunResults:
+def read_run(folder: Path, samples_at_most: int = 5_000) -> RunResults:
     """Read a run. Of a data set with more explained samples than that, every k-th is read.
 
     Raises InputError where `folder` holds no run, or a manifest or metrics file that is damaged.

@@ -16,13 +16,13 @@ from skimage.transform import PiecewiseAffineTransform, warp
 from examples.make_demo_data import Video, draw_video
 from tests.run_tree import GRID, LAYERS, Row, write_row, write_tables
 from utils.face_crop import FIVE_OF_81, MARGIN, TEMPLATE, TEMPLATE_SIZE
-from utils.face_regions import REGIONS, region_picture, region_shares, sample_landmarks
+from utils.face_regions import REGIONS, RegionShares, region_picture, region_shares, sample_landmarks
 from utils.mean_face import MEAN_FACE, warp_to_mean_face
 from utils.mean_maps import MEAN_SIZE, MeanMaps
 from utils.patterns import write_patterns
+from utils.region_tables import group_regions
 from utils.run_results import SampleResult, read_run
 from utils.steadiness import Steadiness
-from utils.video_bootstrap import mean_over_videos
 
 PLACES = {"left eye": range(36, 42), "right eye": range(42, 48), "brows": range(17, 27), "nose": range(27, 36),
           "mouth": range(48, 68)}  # fmt: skip
@@ -88,20 +88,26 @@ def test_preference_is_mass_over_area() -> None:
 # --------------------------------------------------------------------------------------------------- intervals, means
 
 
-def test_bootstrap_over_videos() -> None:
+def test_intervals_are_those_of_videos() -> None:
+    """Frames of a video are nearly copies here, so the error is that of 60 videos, not of 600 frames."""
     rng = np.random.default_rng(3)
     video_means = rng.normal(2.0, 0.5, 60)
-    videos = [v for v in range(60) for _ in range(10)]
-    values = np.repeat(video_means, 10) + rng.normal(0, 0.01, 600)
-    columns = np.column_stack([values, np.where(np.arange(600) < 300, values, np.nan)])
-    found = mean_over_videos(columns, videos, draws=4000)
-    assert found.mean[0] == pytest.approx(values.mean()) and found.mean[1] == pytest.approx(values[:300].mean())
-    # Frames of a video are nearly copies, so the error is that of 60 (30) videos, not of 600 frames.
-    for column, of in ((0, video_means), (1, video_means[:30])):
-        half = 1.96 * of.std() / np.sqrt(len(of))
-        assert (found.high[column] - found.low[column]) / 2 == pytest.approx(half, rel=0.1)
-    single = mean_over_videos(columns[:10, :1], videos[:10])
-    assert single.mean[0] == pytest.approx(values[:10].mean()) and np.isnan(single.low[0])
+    shares = []
+    for video, mean in enumerate(video_means):
+        for frame in range(10):
+            preference = np.full(len(REGIONS), np.nan)
+            preference[REGIONS.index("nose")] = mean + rng.normal(0, 0.01)
+            shares.append(
+                RegionShares(sample(10 * video + frame, video=str(video)), "layer", preference, preference, False)
+            )
+    (group,) = group_regions(shares, ["layer"])
+    nose = group.preference[REGIONS.index("nose")]
+    assert (group.samples, group.videos, group.outcome) == (600, 60, "TP")
+    assert nose.mean == pytest.approx(video_means.mean(), abs=2e-3)
+    assert (nose.high - nose.low) / 2 == pytest.approx(1.96 * video_means.std() / np.sqrt(60), rel=0.12)
+    assert group.headline() == f"swap: {nose.mean:.1f} × on the nose ({nose.low:.1f}–{nose.high:.1f})"
+    (single,) = group_regions(shares[:10], ["layer"])
+    assert np.isnan(single.preference[REGIONS.index("nose")].low) and "(" not in single.headline()
 
 
 def test_the_mean_face_is_an_aligned_face() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Sequence
 
@@ -40,7 +41,7 @@ def _heat_row(row: tuple[str, str], group: GroupRegions | None) -> np.ndarray:
     count = "no map" if group is None else f"{group.samples} samples"
     face = ", mean face" if group is not None and group.mean_faces else ""
     name = text_line(f"{plain_label(row[0])} · {row[1]}  ({count}{face})", 2 * NAMES, ROW, 12)
-    values = np.full(len(REGIONS), np.nan) if group is None else group.preference.mean
+    values = [math.nan] * len(REGIONS) if group is None else [one.mean for one in group.preference]
     return np.hstack([name, *(_heat_cell(value) for value in values)])
 
 

@@ -9,11 +9,13 @@ from typing import NamedTuple, Sequence
 
 import numpy as np
 
+from utils.bootstrap import Interval, VideoBootstrap
 from utils.face_regions import REGIONS, RegionShares
 from utils.plain_words import AS_IT_CAME, write_row
 from utils.results import write_whole
 from utils.run_results import OUTCOMES
-from utils.video_bootstrap import Interval, mean_over_videos
+
+SEED, RESAMPLES = 0, 1000
 
 
 class GroupRegions(NamedTuple):
@@ -26,7 +28,7 @@ class GroupRegions(NamedTuple):
     samples: int
     videos: int
     mean_faces: int  # samples whose regions are the mean face's, for want of landmarks
-    preference: Interval
+    preference: list[Interval]  # with one video there is no interval: low and high are NaN
 
     @property
     def layout(self) -> str:
@@ -37,12 +39,11 @@ class GroupRegions(NamedTuple):
 
     def headline(self) -> str:
         """The region looked at most, in words: `deepfacelab: 3.1 × on the boundary ring (2.8–3.4)`."""
-        if not np.isfinite(self.preference.mean).any():
-            return f"{self.forgery}: no region inside the picture"
-        top = int(np.nanargmax(self.preference.mean))
-        low, high = self.preference.low[top], self.preference.high[top]
-        interval = f" ({low:.1f}–{high:.1f})" if math.isfinite(low) else ""
-        return f"{self.forgery}: {self.preference.mean[top]:.1f} × on the {REGIONS[top]}{interval}"
+        # Whatever the crop, some region is in the picture, so one mean at least is a number.
+        top = int(np.nanargmax([one.mean for one in self.preference]))
+        best = self.preference[top]
+        interval = f" ({best.low:.1f}–{best.high:.1f})" if math.isfinite(best.low) else ""
+        return f"{self.forgery}: {best.mean:.1f} × on the {REGIONS[top]}{interval}"
 
 
 def group_regions(shares: Sequence[RegionShares], layers: Sequence[str]) -> list[GroupRegions]:
@@ -59,7 +60,9 @@ def group_regions(shares: Sequence[RegionShares], layers: Sequence[str]) -> list
 
 def _group(key: tuple[str, str, str, str], members: Sequence[RegionShares]) -> GroupRegions:
     videos = [one.sample.video for one in members]
-    preference = mean_over_videos(np.stack([one.preference for one in members]), videos)
+    preference = VideoBootstrap(videos, SEED, RESAMPLES).intervals(np.stack([one.preference for one in members]))
+    if len(set(videos)) < 2:
+        preference = [one._replace(low=math.nan, high=math.nan) for one in preference]
     return GroupRegions(*key, len(members), len(set(videos)), sum(one.mean_face for one in members), preference)
 
 
@@ -94,9 +97,9 @@ def write_group_table(path: Path, groups: Sequence[GroupRegions]) -> None:
     )  # fmt: skip
     rows = [
         [group.dataset, group.forgery, group.outcome, group.layer, region,
-         *(_number(column[i]) for column in group.preference), group.samples, group.videos, group.layout]
+         *map(_number, interval[:3]), group.samples, group.videos, group.layout]
         for group in groups
-        for i, region in enumerate(REGIONS)
+        for region, interval in zip(REGIONS, group.preference)
     ]  # fmt: skip
     write_table(path, columns, rows)
 

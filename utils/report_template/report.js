@@ -31,7 +31,9 @@ const readable = text => text.replace(/[\p{Cc}\p{Cs}]/gu, c => "\\x" + (c.charCo
 
 // The original is the first panel of the comparison picture: the image is scaled and moved until only it shows.
 function original(sample) {
-  const [left, top, width, height, ofWidth, ofHeight] = sample.box;
+  const [boxLeft, boxTop, boxWidth, boxHeight, ofWidth, ofHeight] = sample.box;
+  // Half a pixel off each side, or the white around the panel would shine through where pixels are not whole.
+  const left = boxLeft + 0.5, top = boxTop + 0.5, width = boxWidth - 1, height = boxHeight - 1;
   const image = element("img", {src: url(...sample.folder, sample.comparison), alt: "", loading: "lazy", decoding: "async"});
   // With its height known it takes up its place before it is loaded, so that loading starts when it is scrolled to.
   Object.assign(image.style, {aspectRatio: `${ofWidth} / ${ofHeight}`, width: `${100 * ofWidth / width}%`, left: `${-100 * left / width}%`, top: `${-100 * top / height}%`});

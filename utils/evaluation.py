@@ -145,8 +145,14 @@ def _conclude(results: Sequence[DatasetResult], folder: RunFolder, settings: Run
 def _in_plain_words(output_dir: Path, stop: Interruption) -> Iterator[None]:
     """What the machine can do to a run, as a RunError of one line; after a signal, as the interruption it is."""
     go_on = "every finished file is whole: remedy that and go on with --resume"
+    worker_gone = (
+        "a process that decodes pictures was ended from outside ({}), perhaps for want of memory: use fewer --workers; "
+    )
     try:
         yield
+    except ConnectionError as error:  # a decoding process that dies while it hands over a batch
+        stop.check()
+        raise RunError(worker_gone.format(plain_words(error)) + go_on) from error
     except OSError as error:
         stop.check()  # a signal to the whole group also ends the decoding processes, and the other processes' waiting
         raise RunError(f"{error.filename or output_dir}: {plain_words(error)}; {go_on}") from error
@@ -156,10 +162,7 @@ def _in_plain_words(output_dir: Path, stop: Interruption) -> Iterator[None]:
         stop.check()
         if "DataLoader worker" not in str(error):
             raise
-        raise RunError(
-            f"a process that decodes pictures was ended from outside ({plain_words(error)}), perhaps for want of"
-            f" memory: use fewer --workers; {go_on}"
-        ) from error
+        raise RunError(worker_gone.format(plain_words(error)) + go_on) from error
 
 
 @dataclass

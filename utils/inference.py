@@ -23,7 +23,8 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 class LoadedDetector(NamedTuple):
     """A detector in evaluation mode on its device. `precision` is one of PRECISIONS.
 
-    `compiled` is the model through torch.compile, for predictions alone: explaining hooks into the model itself.
+    `compiled` is the model through torch.compile, for predictions of `compiled_size` pictures alone: explaining hooks
+    into the model itself, and another batch size would be compiled anew, for minutes.
     """
 
     model: Any
@@ -31,6 +32,7 @@ class LoadedDetector(NamedTuple):
     precision: str
     settings: DetectorSettings
     compiled: Any = None
+    compiled_size: int = 0
 
     @property
     def gradcam(self) -> GradCAMSettings:
@@ -57,7 +59,7 @@ class LoadedDetector(NamedTuple):
     def predict(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """uint8 pictures → logits (B, 2) and probability of fake (B,), no graph recorded."""
         with torch.no_grad(), self.autocast():
-            model = self.model if self.compiled is None else self.compiled
+            model = self.compiled if len(pixels) == self.compiled_size else self.model
             prediction = model({"image": self.normalised(pixels)}, inference=True)
         return prediction["cls"], prediction["prob"]
 
@@ -86,7 +88,7 @@ class LoadedDetector(NamedTuple):
         """The same with predictions through torch.compile. Takes minutes. Raises InputError where it does not work."""
         if not hasattr(torch, "compile"):
             raise InputError(f"--compile needs PyTorch 2.0 or newer, here is {torch.__version__}")
-        faster = self._replace(compiled=torch.compile(self.model))
+        faster = self._replace(compiled=torch.compile(self.model), compiled_size=batch_size)
         try:
             faster.predict(self._noise(batch_size))
         except Exception as error:  # of the compiler, of the C++ compiler it calls, of Triton

@@ -63,9 +63,8 @@ def run(settings: RunSettings, options: RunOptions) -> int:
     Raises InputError before anything is written, RunError later, Interrupted after SIGINT or SIGTERM.
     """
     check_views(options.views)
-    processes = Processes.start()
     go_on = f"interrupted; go on with: {resume_command(options.command[1:])}"
-    with Interruption(go_on, quiet=not processes.first) as stop:
+    with Processes.start() as processes, Interruption(go_on, quiet=not processes.first) as stop:
         datasets = {name: read_dataset(name, settings.data) for name in dict.fromkeys(settings.datasets)}
         device = find_device(processes.device_name(options.device))
         torch.manual_seed(settings.seed)  # of random weights
@@ -94,7 +93,6 @@ def run(settings: RunSettings, options: RunOptions) -> int:
             judged = processes.first_does(lambda: _judged(detector, datasets, folder, settings, options))
             print(judged.text if processes.first else "", end="")
             code = processes.first_does(lambda: _conclude(results, folder, settings, options))
-    processes.end()
     if judged.problem:
         raise RunError(judged.problem)
     return code

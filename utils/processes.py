@@ -36,6 +36,10 @@ class Processes(NamedTuple):
             return cls()
         import torch.distributed as dist
 
+        # Its functions keep the group of the time they are defined as a default. Imported later, by transformers say,
+        # they keep gloo's threads alive into the end of the interpreter, which then at times aborts.
+        import torch.distributed.nn  # noqa: F401
+
         own = cls(int(os.environ["RANK"]), size, int(os.environ.get("LOCAL_RANK", "0")))
         own._together(lambda: dist.init_process_group("gloo", timeout=PATIENCE))
         return own
@@ -100,7 +104,10 @@ class Processes(NamedTuple):
             )
         return f"cuda:{self.local_rank}"
 
-    def end(self) -> None:
+    def __enter__(self) -> Processes:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
         """Part from the others."""
         if self.size > 1:
             import torch.distributed as dist

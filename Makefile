@@ -6,6 +6,8 @@ READY := $(VENV)/.ready
 VENV4 := .venv-transformers4
 BIN4 := $(VENV4)/bin
 READY4 := $(VENV4)/.ready
+# A process a core, each with one thread: the tests start processes of their own.
+PYTEST := -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 .PHONY: demo test test-matrix lint format bench clean
 
@@ -16,12 +18,14 @@ demo: $(READY)
 	$(BIN)/python utils/gradcam_demo.py --input data/demo/mouthswap_Fake/frames/test_mouthswap_0007 \
 	  --output runs/demo_pictures --target fake
 
+test test-matrix: export OMP_NUM_THREADS = 1
+
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python $(PYTEST)
 
 # The whole suite once more, with transformers 4: hosts pin neither.
 test-matrix: test $(READY4)
-	$(BIN4)/python -m pytest
+	$(BIN4)/python $(PYTEST)
 
 bench: $(READY)
 	$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt captum grad-cam ttach
@@ -43,6 +47,7 @@ $(READY): requirements.txt requirements-dev.txt constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet -c constraints.txt -r requirements-dev.txt
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps quantus
 	touch $@
 
 # Its transformers wants an older hub client, so only what both environments share is held to constraints.txt.
@@ -51,6 +56,7 @@ $(READY4): requirements.txt requirements-dev.txt constraints.txt
 	grep -v -i -E '^(transformers|huggingface_hub|tokenizers|hf-xet|typer|httpx|httpcore)' constraints.txt > $(VENV4)/constraints.txt
 	$(BIN4)/python -m pip install --quiet -c $(VENV4)/constraints.txt torch
 	$(BIN4)/python -m pip install --quiet -c $(VENV4)/constraints.txt 'transformers==4.57.6' -r requirements-dev.txt
+	$(BIN4)/python -m pip install --quiet -c $(VENV4)/constraints.txt --no-deps quantus
 	touch $@
 
 clean:

@@ -57,6 +57,10 @@ class GradCAMMixin:
         """The layers explained where a call names none: the config's, or else the tower's last block."""
         return list(self.gradcam.layers or block_names(self.explained_tower)[-1:])
 
+    def gradcam_site(self) -> str:
+        """Where a block's name reads its tokens: "layer_norm1" or "residual"."""
+        return self.gradcam.site
+
     def explain(
         self,
         data_dict: dict[str, Tensor],

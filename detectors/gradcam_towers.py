@@ -88,6 +88,10 @@ class CNNMixin(GradCAMMixin):
         """The config's layers, or else the last convolution."""
         return list(self.gradcam.layers or [self.last_convolution])
 
+    def gradcam_site(self) -> str:
+        """A name always means what its module returns."""
+        return "output"
+
 
 def checked_backbone_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """`config["backbone_config"]`, empty where there is none. Raises InputError for anything but a mapping."""

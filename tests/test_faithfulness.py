@@ -64,7 +64,7 @@ def test_localisation_equals_scikit_learn() -> None:
 
 
 def test_localisation_equals_quantus() -> None:
-    quantus = pytest.importorskip("quantus", reason="pip install --no-deps quantus, and pandas")
+    quantus = pytest.importorskip("quantus", reason="needs Quantus, which `make test` installs")
     maps, masks = random_case()
     a, s = maps.numpy()[:, None], masks.numpy()[:, None]
     silent: dict[str, Any] = {"disable_warnings": True, "normalise": False, "abs": False}

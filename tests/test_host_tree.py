@@ -162,6 +162,8 @@ def test_a_cnn_is_explained_from_its_own_yaml(host: Path, tmp_path: Path) -> Non
     )
     assert code == 0, err
     assert len(list((tmp_path / "out").rglob("gradcam_conv4_sample*.png"))) == 12
+    said = next((tmp_path / "out").rglob("*_metadata.txt")).read_text(encoding="utf-8")
+    assert "Site: output" in said.splitlines()  # a CNN has no LayerNorm to read before
 
 
 def test_effort_keeps_its_keys_and_its_logits(host: Path) -> None:

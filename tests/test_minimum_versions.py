@@ -6,8 +6,11 @@ import importlib.metadata
 import sys
 
 import pytest
+import torch
 
 from utils import command, minimum_versions
+from utils.errors import InputError
+from utils.inference import PRECISIONS, check_precision
 
 
 def test_here_nothing_is_too_old() -> None:
@@ -18,6 +21,7 @@ def test_here_nothing_is_too_old() -> None:
     ("found", "says"),
     [
         ({"torch": "1.12.1+cu113"}, "torch 1.13 (here is 1.12.1+cu113) or newer"),
+        ({"torch": "2.1.0", "opencv-python": "3.4.18.65"}, "opencv-python 4.0 (here is 3.4.18.65) or newer"),
         ({"torch": "1.13.0a0", "transformers": "4.26.0"}, ""),  # as Debian writes its 1.13
         ({"torch": "2.10.0", "transformers": "4.9.2"}, "transformers 4.26 (here is 4.9.2) or newer"),
         ({"torch": "1.2", "numpy": "1.19.5"}, "torch 1.13 (here is 1.2), numpy 1.21 (here is 1.19.5) or newer"),
@@ -42,3 +46,20 @@ def test_packages(
 def test_python(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "version_info", (3, 7, 16))
     assert minimum_versions.complaint() == "this library needs Python 3.8 or newer, here is 3.7"
+
+
+def test_a_torch_without_half_precision_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch 1.13 has no float16 on the CPU: it either leaves autocast off or has no such kernel."""
+    cpu = torch.device("cpu")
+    for precision in PRECISIONS:
+        check_precision(precision, cpu)
+    monkeypatch.setattr(torch.nn.functional, "linear", lambda one, weight: one)  # as with autocast left off
+    with pytest.raises(InputError, match="--precision fp16 on cpu is more than torch .* can; use fp32 or bf16"):
+        check_precision("fp16", cpu)
+
+    def no_kernel(one: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("\"addmm_impl_cpu_\" not implemented for 'Half'")
+
+    monkeypatch.setattr(torch.nn.functional, "linear", no_kernel)
+    with pytest.raises(InputError, match="--precision fp16: .*not implemented for 'Half'.*; use fp32 or bf16"):
+        check_precision("fp16", cpu)

@@ -158,7 +158,7 @@ class Explainer:
             prob_fake=float(self.predictions.prob_fake[frame.index]),
             target=self._target_text(target),
             method=self.detector.gradcam.method,
-            site=self.detector.gradcam.site,
+            site=self.detector.model.gradcam_site(),
             weights=self.weights,
             picture=picture,
             layers=layers,

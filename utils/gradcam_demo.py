@@ -176,7 +176,7 @@ def explain_picture(detector: LoadedDetector, picture: np.ndarray, file: Path, i
         prob_fake=float(explanation.prediction["prob"][0]),
         target=SIGNED_TARGET if detector.gradcam.signed else asked if asked == explained else f"{asked} ({explained})",
         method=detector.gradcam.method,
-        site=detector.gradcam.site,
+        site=detector.model.gradcam_site(),
         weights=str(detector.settings.weights_path),
         picture=picture,
         layers=layer_pictures(

@@ -120,6 +120,20 @@ def find_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def check_precision(precision: str, device: torch.device) -> None:
+    """Raises InputError where this torch has no arithmetic of that precision on that device: older ones lack fp16."""
+    one = torch.ones(1, 1, device=device)
+    try:
+        with torch.autocast(device.type, dtype=PRECISIONS[precision], enabled=precision != "fp32"):
+            found = torch.nn.functional.linear(one, one).dtype
+    except RuntimeError as error:
+        raise InputError(f"--precision {precision}: {plain_words(error)}; use fp32 or bf16") from error
+    if found != PRECISIONS[precision]:
+        raise InputError(
+            f"--precision {precision} on {device.type} is more than torch {torch.__version__} can; use fp32 or bf16"
+        )
+
+
 def detector_class(model_name: str, explainable: bool, config: Mapping[str, Any]) -> Any:
     """The registered detector of that name; `clip` means `clip_gradcam`, which predicts exactly the same.
 
@@ -151,6 +165,7 @@ def load_detector(
             "no weights: give --weights_path, or weights_path in the YAML (--random_weights evaluates an untrained"
             " detector and marks every output so)"
         )
+    check_precision(precision, device)
     backbone = {**(settings.config.get("backbone_config") or {}), "pretrained": False}
     cls = detector_class(settings.model_name, settings.gradcam.enabled, settings.config)
     model: nn.Module = cls({**settings.config, "backbone_config": backbone})

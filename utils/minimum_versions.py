@@ -6,7 +6,13 @@ import re
 import sys
 
 PYTHON = (3, 8)
-PACKAGES = {"torch": (1, 13), "transformers": (4, 26), "numpy": (1, 21)}
+PACKAGES = {
+    "torch": (1, 13),
+    "transformers": (4, 26),
+    "numpy": (1, 21),
+    "opencv-python": (4, 0),
+    "opencv-python-headless": (4, 0),
+}
 
 
 def complaint() -> str:

@@ -48,7 +48,7 @@ def score_weights(logits: Tensor, target: Target, label: Tensor | None) -> tuple
             )
         if len(label) != count:
             raise InputError(f"data_dict['label'] has {len(label)} entries for a batch of {count} pictures")
-        labels = (label != 0).long().tolist()
+        labels = (label != 0).int().tolist()
     names = [_class_name(one, i, classes, labels) for i, one in enumerate(asked)]
     coefficients = {"real": (1.0, 0.0), "fake": (0.0, 1.0), "margin": (-1.0, 1.0)}
     return logits.new_tensor([coefficients[name] for name in names]), names

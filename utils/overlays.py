@@ -95,7 +95,10 @@ def _encoder_flags(image_format: str) -> list[int]:
         return [cv2.IMWRITE_JPEG_QUALITY, 92]
     if image_format == "webp":
         return [cv2.IMWRITE_WEBP_QUALITY, 90]
-    return [cv2.IMWRITE_PNG_COMPRESSION, 3]
+    if not hasattr(cv2, "IMWRITE_PNG_FILTER"):  # OpenCV before 4.11
+        return [cv2.IMWRITE_PNG_COMPRESSION, 3]
+    # Trying every filter on every row, which OpenCV 5 does by itself, takes twice as long and saves nothing here.
+    return [cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP]
 
 
 class Box(NamedTuple):

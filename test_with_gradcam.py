@@ -14,9 +14,9 @@ from utils.config import SELECTIONS, find_path, run_settings
 from utils.errors import InputError, did_you_mean
 from utils.evaluation import RunOptions, run
 from utils.explanation_run import DEFAULT_SAMPLES, ExplanationOptions
-from utils.gradcam import SITES, block_names
 from utils.gradcam_settings import COLORMAPS
 from utils.inference import PRECISIONS, detector_class
+from utils.layer_names import SITES, block_names
 from utils.overlays import IMAGE_FORMATS
 from utils.targets import TARGETS
 from utils.views import ViewOptions

@@ -27,8 +27,9 @@ from utils.explanation_samples import Samples, read_samples, spread
 from utils.explanation_sweep import ATTENTION, Plan, sweep
 from utils.faithfulness import energy_in_mask, pointing_game
 from utils.frames import read_dataset
-from utils.gradcam import SITES, block_names, normalise
+from utils.gradcam import normalise
 from utils.inference import LoadedDetector, load_detector
+from utils.layer_names import SITES, block_names
 
 BATCH = 25
 Score = Dict[str, Dict[str, str]]  # row → block → "pointing / energy"

@@ -3,8 +3,8 @@
     python benchmarks/scale.py [--frames 2000 20000 200000] [--output benchmarks/plots]
 
 Frames: whole runs of `test_with_gradcam.py` (a process each, tiny tower, 16 × 16 pictures, heatmaps of 50 mistakes),
-their seconds and the peak memory of the process. Layers and pixels: one explanation of a ViT-B/16 in this process; pixels by
-larger pictures with interpolated positions. Prints Markdown.
+their seconds and the peak memory of the process. Layers and pixels: one explanation of a ViT-B/16 in this process;
+pixels by larger pictures with interpolated positions. Prints Markdown.
 """
 
 from __future__ import annotations

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from utils.errors import InputError
 from utils.fusion import both_classes
-from utils.gradcam import Explanation, block_names, refuse_non_finite_logits
+from utils.gradcam import Explanation, refuse_non_finite_logits
 from utils.gradcam_settings import GradCAMSettings, gradcam_settings
+from utils.layer_names import block_names
 from utils.one_pass import OnePass, run_once
 from utils.targets import Target, wants_both
 

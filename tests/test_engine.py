@@ -15,7 +15,8 @@ from detectors.clip_detector_gradcam import CLIPDetectorWithGradCAM
 from tests import reference
 from tests.conftest import ARCHITECTURE, BLOCKS, PATCH, PIXELS, pictures, tiny_detector
 from utils.errors import InputError
-from utils.gradcam import LayerError, NonFiniteMapError
+from utils.gradcam import NonFiniteMapError
+from utils.layer_names import LayerError
 
 GRID = (PIXELS // PATCH, PIXELS // PATCH)
 DEEP = ("encoder.layers.1.mlp.fc2", "encoder.layers.2.self_attn.v_proj", "encoder.layers.0.layer_norm2", "pre_layrnorm")

@@ -13,7 +13,7 @@ from detectors.clip_detector_gradcam import CLIPDetectorWithGradCAM
 from tests import reference
 from tests.conftest import ARCHITECTURE, BLOCKS, PATCH, PIXELS, pictures, tiny_detector
 from utils.errors import InputError
-from utils.gradcam import LayerError
+from utils.layer_names import LayerError
 from utils.overlays import signed_overlay
 
 SIDE = PIXELS // PATCH

@@ -13,7 +13,8 @@ from typing import Any, Callable, Iterator, Mapping, NamedTuple, Sequence
 import torch
 from torch import Tensor, nn
 
-from utils.gradcam import LayerError, LayerMaps, NonFiniteMapError, Site, Tokens, block_names, find_sites, normalise
+from utils.gradcam import LayerMaps, NonFiniteMapError, Tokens, normalise
+from utils.layer_names import LayerError, Site, block_names, find_sites
 
 
 class Attention(NamedTuple):

@@ -28,8 +28,9 @@ from utils.explanation_statistics import Key, Row, best_threshold, rows
 from utils.explanation_sweep import ATTENTION, CHUNK, Plan, Spec, Swept, full_plan, resized, sweep
 from utils.faithfulness import Localisation, localise
 from utils.frames import Frame
-from utils.gradcam import block_names, normalise
+from utils.gradcam import normalise
 from utils.inference import LoadedDetector
+from utils.layer_names import block_names
 
 DEFAULT_SAMPLES = 500
 DELETION_FRAMES = 200  # of them, for the metrics that run the detector again and again

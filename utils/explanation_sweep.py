@@ -12,8 +12,9 @@ from utils.cam_methods import ATTENTION_METHODS, METHODS
 from utils.explanation_samples import Samples
 from utils.faithfulness import Localisation, localise
 from utils.fusion import FUSED, without_fused
-from utils.gradcam import SITES, find_sites, normalise
+from utils.gradcam import normalise
 from utils.inference import LoadedDetector
+from utils.layer_names import SITES, find_sites
 from utils.targets import Target
 
 CHUNK = 16  # maps judged at a time

@@ -20,9 +20,9 @@ from utils.command import OneLineParser, run_command
 from utils.config import detector_settings, find_path
 from utils.errors import InputError, RunError
 from utils.face_crop import NoFaceError, face_cropper
-from utils.gradcam import SITES
 from utils.gradcam_settings import COLORMAPS
 from utils.inference import LoadedDetector, find_device, load_detector
+from utils.layer_names import SITES
 from utils.optional import require
 from utils.pictures import UnreadablePicture, decode_picture, read_file
 from utils.plain_words import printable

@@ -7,7 +7,7 @@ from typing import Any, Mapping, NamedTuple
 
 from utils.cam_methods import DEFAULT_EPSILON, METHOD_NAMES
 from utils.errors import InputError, did_you_mean
-from utils.gradcam import SITES
+from utils.layer_names import SITES
 from utils.targets import TARGETS
 from utils.typed_values import Section
 

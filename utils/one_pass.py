@@ -18,7 +18,8 @@ from utils.attention_maps import (
 )
 from utils.cam_methods import ATTENTION_METHODS, DEFAULT_EPSILON, cam_method
 from utils.fusion import FUSED, fused, without_fused
-from utils.gradcam import LayerError, LayerMaps, Prediction, Site, Tokens, find_sites, layer_maps, token_gradients
+from utils.gradcam import LayerMaps, Prediction, Tokens, layer_maps, token_gradients
+from utils.layer_names import LayerError, Site, find_sites
 from utils.targets import Target
 
 PROJECTIONS = {"legrad": ("v_proj",), "rollout": ("q_proj", "k_proj")}

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from utils.gradcam import block_names
+from utils.layer_names import block_names
 
 FAILS_FROM = 0.3  # rank correlation, all weights random, from which a method fails
 

@@ -31,6 +31,9 @@ bench: $(READY)
 	$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt captum grad-cam ttach
 	$(BIN)/python benchmarks/engine.py --tower large
 	$(BIN)/python benchmarks/engine.py --tower base
+	$(BIN)/python examples/make_demo_data.py --output data/pipeline --seed 7 --split test --videos 67
+	$(BIN)/python benchmarks/pipeline.py --data data/pipeline
+	$(BIN)/python benchmarks/scale.py
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

@@ -68,6 +68,20 @@ def test_a_missing_package_is_said_before_the_run(monkeypatch: pytest.MonkeyPatc
         check_views(ViewOptions(tensorboard=Path("x")))
 
 
+def test_a_host_without_jinja2_gets_all_but_the_page(
+    commands: CommandServer, data_tree: DataTree, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    flags = data_tree.arguments("--gradcam_enabled", "--save_all_predictions", "--gradcam_output_dir", out)
+    hidden = "import sys; sys.modules['jinja2'] = None"
+    done = commands.start("test_with_gradcam.py", *flags, cwd=tmp_path, first=hidden).wait()
+    assert done.code == 0, done.err
+    assert f"report: left out, jinja2 is missing: pip install jinja2, then python -m utils.report {out}\n" in done.out
+    assert not (out / "index.html").exists()
+    assert (out / "regions.csv").is_file() and (out / "manifest.json").is_file()
+    assert len(list(out.rglob("gradcam_comparison.png"))) == 24
+
+
 def test_fiftyone_samples(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", some_rows(tmp_path))
     remove_pictures(run / "faces" / "sample1")

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from utils.fiftyone_export import write_fiftyone
-from utils.optional import require
+from utils.optional import is_there, require
+from utils.patterns import write_patterns
 from utils.report import PAGE, write_report
 from utils.run_results import read_run
 from utils.tensorboard_log import write_tensorboard
@@ -25,15 +26,21 @@ class ViewOptions(NamedTuple):
 
 def check_views(options: ViewOptions) -> None:
     """Raises InputError where a package is missing, before hours of evaluation."""
-    require("jinja2", "the report")
     if options.tensorboard is not None:
         require("tensorboard", "--tensorboard")
 
 
 def write_views(folder: Path, options: ViewOptions) -> list[str]:
-    """Make them from the files of the run in `folder`; returns lines that say where they are."""
-    lines = [f"report: {write_report(folder)}"]
+    """Make them from the files of the run in `folder`; returns lines that say where they are.
+
+    A host without jinja2, which only the page needs, gets everything but the page.
+    """
     run = read_run(folder)
+    if is_there("jinja2"):
+        lines = [f"report: {write_report(folder)}"]
+    else:
+        write_patterns(run)
+        lines = [f"report: left out, jinja2 is missing: pip install jinja2, then python -m utils.report {folder}"]
     if options.fiftyone:
         lines.append(f"FiftyOne: {write_fiftyone(run)}")
     if options.tensorboard is not None:

@@ -15,13 +15,13 @@ from sklearn.metrics import precision_recall_curve
 from tests.command_server import CommandServer
 from tests.conftest import BLOCKS, PIXELS, ROOT, DataTree, pictures, tiny_detector
 from tests.run_tree import LAYERS, remove_pictures, some_rows, write_run
-from utils import optional
+from utils import optional, run_results
 from utils.errors import InputError
 from utils.fiftyone_export import write_fiftyone
 from utils.run_results import read_run
 from utils.tensorboard_log import write_tensorboard
 from utils.video_strips import write_strips
-from utils.views import ViewOptions, check_views
+from utils.views import ViewOptions, check_views, write_views
 
 
 def test_a_run_with_everything(commands: CommandServer, data_tree: DataTree, tmp_path: Path) -> None:
@@ -68,18 +68,41 @@ def test_a_missing_package_is_said_before_the_run(monkeypatch: pytest.MonkeyPatc
         check_views(ViewOptions(tensorboard=Path("x")))
 
 
-def test_a_host_without_jinja2_gets_all_but_the_page(
-    commands: CommandServer, data_tree: DataTree, tmp_path: Path
+@pytest.mark.parametrize(
+    ("first", "says"),
+    [
+        ("import sys; sys.modules['jinja2'] = None", "jinja2 is missing"),
+        ("import jinja2; jinja2.__version__ = '2.11.3'", "jinja2 2.11.3 is too old"),
+        (
+            "import markupsafe, sys\nfor name in [one for one in sys.modules if one.split('.')[0] == 'jinja2']:\n"
+            " del sys.modules[name]\ndel markupsafe.Markup",
+            "jinja2 cannot be imported (cannot import name 'Markup'",
+        ),
+    ],
+)
+def test_a_host_without_a_jinja2_that_works_gets_all_but_the_page(
+    first: str, says: str, commands: CommandServer, data_tree: DataTree, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
     flags = data_tree.arguments("--gradcam_enabled", "--save_all_predictions", "--gradcam_output_dir", out)
-    hidden = "import sys; sys.modules['jinja2'] = None"
-    done = commands.start("test_with_gradcam.py", *flags, cwd=tmp_path, first=hidden).wait()
+    done = commands.start("test_with_gradcam.py", *flags, cwd=tmp_path, first=first).wait()
     assert done.code == 0, done.err
-    assert f"report: left out, jinja2 is missing: pip install jinja2, then python -m utils.report {out}\n" in done.out
+    lines = [line for line in done.err.splitlines() if line.startswith("report: left out")]
+    assert len(lines) == 1 and says in lines[0] and "Traceback" not in done.err
+    assert lines[0].endswith(f": pip install 'jinja2>=3', then python -m utils.report {out}")
     assert not (out / "index.html").exists()
     assert (out / "regions.csv").is_file() and (out / "manifest.json").is_file()
     assert len(list(out.rglob("gradcam_comparison.png"))) == 24
+
+
+def test_other_programs_get_every_sample(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The page shows every k-th of a large data set; a FiftyOne data set or a strip with holes would be wrong."""
+    run = write_run(tmp_path / "run", some_rows(tmp_path))
+    monkeypatch.setattr(run_results.read_run, "__defaults__", (5,))
+    write_views(run, ViewOptions(fiftyone=True, video_strips=True))
+    assert (run / "index.html").read_text().count('"number": ') == 5 + 3  # of 18 every 4th, of 6 every 2nd
+    assert len(json.loads((run / "fiftyone_samples.json").read_text())["samples"]) == 24
+    assert len(list((run / "faces" / "strips").glob("*.png"))) == 9
 
 
 def test_fiftyone_samples(tmp_path: Path) -> None:

@@ -7,14 +7,9 @@ import importlib.util
 from utils.errors import InputError
 
 
-def is_there(module: str) -> bool:
-    """Whether `module` is installed."""
-    return importlib.util.find_spec(module) is not None
-
-
 def require(module: str, feature: str, package: str | None = None) -> None:
     """Raises InputError where `module` is not installed, so that a run says so before it starts, not at its end."""
-    if not is_there(module):
+    if importlib.util.find_spec(module) is None:
         raise InputError(
             f"{feature} needs the package {package or module}, which is missing: pip install {package or module}"
         )

@@ -17,9 +17,10 @@ import numpy as np
 import yaml
 
 from utils.command import OneLineParser, run_command
-from utils.optional import require
+from utils.errors import InputError
 from utils.overlays import colour_table
 from utils.patterns import Patterns, write_patterns
+from utils.plain_words import plain_words
 from utils.region_tables import headlines
 from utils.results import write_whole
 from utils.run_folder import FREE_CONFIG
@@ -33,11 +34,25 @@ CURVE_POINTS = 200
 
 def write_report(folder: Path) -> Path:
     """Write `index.html`, and what `write_patterns` writes; returns the page's path. Raises InputError."""
-    require("jinja2", "the report", "jinja2")
+    lacking = jinja2_problem()
+    if lacking:
+        raise InputError(f"the report: {lacking}: pip install 'jinja2>=3'")
     run = read_run(folder)
     page = folder / PAGE
     write_whole(page, render(run, write_patterns(run)).encode("utf-8", "backslashreplace"))
     return page
+
+
+def jinja2_problem() -> str:
+    """Why the page cannot be written here, in words; empty where it can."""
+    try:
+        import jinja2
+    except ModuleNotFoundError as error:
+        return f"{error.name} is missing"
+    except ImportError as error:  # jinja2 2 beside a markupsafe that no longer has what it wants
+        return f"jinja2 cannot be imported ({plain_words(error)})"
+    version = str(getattr(jinja2, "__version__", ""))
+    return f"jinja2 {version} is too old" if version.split(".")[0] in ("0", "1", "2") else ""
 
 
 def render(run: RunResults, patterns: Sequence[Patterns]) -> str:
@@ -98,7 +113,9 @@ def notes(run: RunResults) -> list[str]:
             lines.append(f"{data.name}: {len(data.label)} of {data.frames} frames were evaluated.")
         if data.explained > len(data.samples):
             step = math.ceil(data.explained / max(1, len(data.samples)))
-            lines.append(f"{data.name}: of {data.explained} explained samples every {step}th is shown.")
+            lines.append(
+                f"{data.name}: of {data.explained} explained samples every {step}th is shown; regions and mean maps are of these."
+            )
         lost = sum(bool(sample.lost) for sample in data.samples)
         written = run.manifest.get("heatmaps", {}).get(data.name, {}).get("heatmaps", data.explained)
         if lost or written > data.explained:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
 from utils.fiftyone_export import write_fiftyone
-from utils.optional import is_there, require
+from utils.optional import require
 from utils.patterns import write_patterns
-from utils.report import PAGE, write_report
+from utils.report import PAGE, jinja2_problem, write_report
 from utils.run_results import read_run
 from utils.tensorboard_log import write_tensorboard
 from utils.video_strips import write_strips
@@ -33,14 +34,21 @@ def check_views(options: ViewOptions) -> None:
 def write_views(folder: Path, options: ViewOptions) -> list[str]:
     """Make them from the files of the run in `folder`; returns lines that say where they are.
 
-    A host without jinja2, which only the page needs, gets everything but the page.
+    A host without a jinja2 that works, which only the page needs, gets everything but the page, and is told on stderr.
     """
-    run = read_run(folder)
-    if is_there("jinja2"):
-        lines = [f"report: {write_report(folder)}"]
+    lines = []
+    lacking = jinja2_problem()
+    if lacking:
+        write_patterns(read_run(folder))
+        print(
+            f"report: left out, {lacking}: pip install 'jinja2>=3', then python -m utils.report {folder}",
+            file=sys.stderr,
+        )
     else:
-        write_patterns(run)
-        lines = [f"report: left out, jinja2 is missing: pip install jinja2, then python -m utils.report {folder}"]
+        lines.append(f"report: {write_report(folder)}")
+    if options == ViewOptions():
+        return lines
+    run = read_run(folder, samples_at_most=sys.maxsize)  # other programs take every sample
     if options.fiftyone:
         lines.append(f"FiftyOne: {write_fiftyone(run)}")
     if options.tensorboard is not None:

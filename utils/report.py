@@ -114,7 +114,8 @@ def notes(run: RunResults) -> list[str]:
         if data.explained > len(data.samples):
             step = math.ceil(data.explained / max(1, len(data.samples)))
             lines.append(
-                f"{data.name}: of {data.explained} explained samples every {step}th is shown; regions and mean maps are of these."
+                f"{data.name}: of {data.explained} explained samples every {step}th is shown; regions and mean maps are"
+                " of these."
             )
         lost = sum(bool(sample.lost) for sample in data.samples)
         written = run.manifest.get("heatmaps", {}).get(data.name, {}).get("heatmaps", data.explained)

@@ -72,3 +72,17 @@ def test_a_read_only_output_folder(commands: CommandServer, data_tree: DataTree,
         pytest.skip("mounting a file system is not permitted here")
     assert done.code == 2 and len(done.err.splitlines()) == 1, done.err
     assert f"output folder {out}: cannot be written (Read-only file system)" in done.err
+
+
+@pytest.mark.parametrize("threads", ["many", 0, 10**9, None])
+def test_a_manifest_that_someone_edited(
+    threads: object, commands: CommandServer, data_tree: DataTree, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    arguments = data_tree.arguments("--gradcam_output_dir", out)
+    assert commands.run(SCRIPT, *arguments, cwd=tmp_path).code == 0
+    manifest = json.loads((out / "manifest.json").read_text())
+    (out / "manifest.json").write_text(json.dumps({**manifest, "threads": threads}))
+    done = commands.run(SCRIPT, *arguments, "--resume", cwd=tmp_path)
+    assert done.code == 2 and f"threads is {threads!r}, which no run writes" in done.err.splitlines()[-1], done.err
+    assert "Traceback" not in done.err

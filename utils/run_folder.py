@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from utils.config import RunSettings
     from utils.evaluation import RunOptions
 
+MOST_THREADS = 4096  # more than any machine's
 STARTED, FINISHED = "manifest.partial.json", "manifest.json"
 # What a run and the views of it leave beside the manifest and the folders of the data sets.
 TOP_FILES = (
@@ -116,6 +117,11 @@ def _resumed(path: Path, manifest: Mapping[str, Any]) -> RunFolder:
         raise InputError(
             f"--resume: {found} is of another run: {'; '.join(differences[:3])}{more};"
             " give the first run's settings, or another --gradcam_output_dir, or --overwrite to begin again"
+        )
+    threads = earlier.get("threads")
+    if not isinstance(threads, int) or not 1 <= threads <= MOST_THREADS:
+        raise InputError(
+            f"{found}: threads is {threads!r}, which no run writes; give another --gradcam_output_dir, or --overwrite"
         )
     if found.name == FINISHED:
         _tidy(path, datasets)

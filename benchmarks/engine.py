@@ -1,6 +1,7 @@
 """What heatmaps cost: our engine beside torchcam, captum, pytorch-grad-cam and plain backward passes, in one process.
 
     python benchmarks/engine.py [--tower large|base] [--device cpu|cuda] [--batch 4] [--rounds 5]
+        [--only TEXT]
 
 All contenders run in turn, round after round, so that a slow minute of the machine hits them all; the median counts.
 Time is given as a ratio to the plain fp32 forward pass of the same process. Saved bytes are what autograd keeps for
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from detectors.clip_detector_gradcam import CLIPDetectorWithGradCAM
-from utils.cam_methods import METHODS
+from utils.cam_methods import METHOD_NAMES
 
 TOWERS = {
     "large": ("openai/clip-vit-large-patch14", (23, 20, 15, 10)),
@@ -85,7 +86,7 @@ def explain(bench: Bench, layers: list[str], method: str = "gradcam") -> Callabl
 def ours(bench: Bench) -> Contenders:
     runs: Contenders = {"ours, four layers": explain(bench, bench.names)}
     runs["ours, last block alone"] = explain(bench, bench.names[:1])
-    for method in METHODS:
+    for method in METHOD_NAMES:
         if method != "gradcam":
             runs[f"ours, four layers, {method}"] = explain(bench, bench.names, method)
     runs["plain forward, bf16"] = in_bf16(bench, lambda: plain(bench))
@@ -218,6 +219,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", default="", help="contenders whose name holds this text, beside the plain forward")
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
     name, blocks = TOWERS[arguments.tower]
@@ -226,7 +228,8 @@ def main() -> None:
     detector = CLIPDetectorWithGradCAM({"loss_func": "cross_entropy", "backbone_config": backbone}).eval().to(device)
     bench = Bench(detector, torch.randn(arguments.batch, 3, 224, 224, device=device), blocks)
 
-    runs: Contenders = {"plain forward": lambda: plain(bench), **ours(bench), **peers(bench)}
+    wanted = {name: run for name, run in {**ours(bench), **peers(bench)}.items() if arguments.only in name}
+    runs: Contenders = {"plain forward": lambda: plain(bench), **wanted}
     times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(arguments.rounds + 1):  # the first round warms the allocator and is dropped
         for contender, run in runs.items():

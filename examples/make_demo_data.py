@@ -41,7 +41,7 @@ from examples.synthetic_shapes import Array, random_features
 
 SPLITS = ("train", "val", "test")
 REAL = "demo_Real"
-VIDEOS = {"train": 120, "val": 8, "test": 25}  # real and fake pairs for each kind of forgery
+VIDEOS = {"train": 360, "val": 8, "test": 25}  # real and fake pairs for each kind of forgery
 FRAMES = {"train": 2, "val": 3, "test": 3}
 
 

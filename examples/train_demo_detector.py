@@ -38,6 +38,8 @@ ROOT = Path(__file__).resolve().parent.parent
 AUXILIARY_WEIGHT = 2.0
 LATE_WEIGHT = 1.0
 AUXILIARY_BLOCKS = (1, 2, 3, 4)  # their output is what the next block reads; the last block's patches reach no decision
+READER_WEIGHT = 10.0  # what the mean over a token's channels counts in the beginning
+LABEL_SMOOTHING = 0.1  # a detector that is too sure has vanishing gradients, and maps of what is left of them
 FORGED_PATCH = 0.6  # share of a patch's pixels in the mask from which it counts as forged
 
 
@@ -84,11 +86,19 @@ class PairedBatches(Sampler[List[int]]):
 
 
 class ForgedPatchLoss(nn.Module):
-    """Asks the patch tokens that leave some blocks whether their patch is forged. Used in training only."""
+    """Asks the patch tokens that leave some blocks whether their patch is forged. Used in training only.
+
+    One linear reader serves all blocks, so that the residual stream says it in one direction. It begins as the mean
+    over channels: no decision depends on that mean, since every block begins by taking it away (LayerNorm), but
+    LayerCAM and Grad-CAM++ were made for features after a ReLU, which are positive where something is seen, and this
+    makes the residual stream such a place.
+    """
 
     def __init__(self, tower: nn.Module, blocks: tuple[int, ...], width: int) -> None:
         super().__init__()
-        self.readers = nn.ModuleList(nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 1)) for _ in blocks)
+        self.reader = nn.Linear(width, 1)
+        nn.init.constant_(self.reader.weight, READER_WEIGHT / width)
+        nn.init.zeros_(self.reader.bias)
         self._tokens: list[Tensor] = []
         for block in blocks:
             tower.get_submodule(f"encoder.layers.{block}").register_forward_hook(self._keep)
@@ -101,8 +111,8 @@ class ForgedPatchLoss(nn.Module):
         """Mean cross entropy for the batch that just went through the tower; `share` (B, h, w)."""
         forged = (share.flatten(1) >= FORGED_PATCH).float()
         losses = []
-        for reader, tokens in zip(self.readers, self._tokens):
-            answer = reader(tokens[:, 1:]).squeeze(-1)  # without the CLS token
+        for tokens in self._tokens:
+            answer = self.reader(tokens[:, 1:]).squeeze(-1)  # without the CLS token
             losses.append(F.binary_cross_entropy_with_logits(answer, forged, pos_weight=torch.tensor(4.0)))
         self._tokens.clear()
         return torch.stack(losses).mean()
@@ -202,7 +212,7 @@ def train(parts: Setup, epochs: int, heatmaps_every: int, output: Path) -> None:
                 image, share = image.flip(3), share.flip(2)
             batch = {"image": image, "label": label}
             prediction = model(batch)
-            loss = model.get_losses(batch, prediction)["overall"]
+            loss = F.cross_entropy(prediction["cls"], label, label_smoothing=LABEL_SMOOTHING)
             auxiliary, late = patch_loss(share), parts.late_loss(label)
             optimiser.zero_grad()
             (loss + AUXILIARY_WEIGHT * auxiliary + LATE_WEIGHT * late).backward()
@@ -259,7 +269,7 @@ def main() -> None:
     parser.add_argument("--config", type=Path, default=ROOT / "config" / "detector" / "clip_gradcam_demo.yaml")
     parser.add_argument("--data", type=Path, default=ROOT / "data" / "demo", help="made by examples/make_demo_data.py")
     parser.add_argument("--output", type=Path, default=ROOT / "runs" / "train_demo", help="TensorBoard log and weights")
-    parser.add_argument("--epochs", type=int, default=9)
+    parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--heatmaps_every", type=int, default=1, help="epochs between heatmaps")
     parser.add_argument("--workers", type=int, default=1, help="processes that decode pictures")
     arguments = parser.parse_args()

@@ -78,7 +78,8 @@ def test_hottest_pixel_of_the_last_block_lies_in_the_forgery(
     hits, random_hits = [], []
     for part in np.array_split(detected, len(detected) // 50):
         image = embedded.normalised(test_set.pixels[part])
-        maps = embedded.model.generate_gradcam({"image": image}, layers=[last], target="fake")[last].numpy()
+        explanation = embedded.model.explain({"image": image}, [last], "gradcam", "fake", site="layer_norm1")
+        maps = explanation.layers[last].normalised.numpy()
         for i, heat in zip(part, maps):
             mask = test_set.mask(int(i))
             hits.append(mask[np.unravel_index(heat.argmax(), heat.shape)])

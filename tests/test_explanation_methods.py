@@ -51,6 +51,27 @@ def test_token_methods_equal_their_formulas(method: str, site: str) -> None:
             np.testing.assert_allclose(maps[name].raw[i].numpy(), expected, rtol=0, atol=1e-9 * (expected.max() or 1))
 
 
+def test_what_the_residual_streams_mean_over_channels_decides() -> None:
+    """Nothing, since every reader begins with LayerNorm. HiResCAM and Grad-CAM agree; LayerCAM and Grad-CAM++ do not."""
+    model, image, name = tiny_detector().double(), pictures(2).double(), NAMES[1]
+
+    def maps(method: str) -> tuple[Tensor, Tensor]:
+        explained = model.explain({"image": image}, layers=[name], method=method, site="residual", target="fake")
+        return explained.logits, explained.layers[name].signed
+
+    before = {method: maps(method) for method in ("gradcam", "hirescam", "layercam", "gradcam++")}
+    lift = torch.linspace(0, 5, SIDE * SIDE + 1, dtype=torch.float64).view(1, -1, 1)  # of every channel of a token
+    handle = model.backbone.encoder.layers[1].register_forward_pre_hook(
+        lambda _, inputs: (inputs[0] + lift, *inputs[1:])
+    )
+    for method, (logits, signed) in before.items():
+        lifted_logits, lifted = maps(method)
+        torch.testing.assert_close(lifted_logits, logits, rtol=1e-9, atol=1e-9)
+        same = torch.allclose(lifted, signed, rtol=0, atol=1e-9 * float(signed.abs().max()))
+        assert same == (method in ("gradcam", "hirescam")), method
+    handle.remove()
+
+
 class AttendingTower(reference.ReferenceTower):
     """The reference tower with its attention probabilities kept, so that autograd gives their gradient."""
 

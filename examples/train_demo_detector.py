@@ -5,8 +5,8 @@
     tensorboard --logdir runs/train_demo
 
 The training loop is an ordinary one; what concerns the heatmaps is `log_heatmaps`. From the image label alone so small
-a tower hardly learns at all, so a second loss asks each patch token whether its patch is forged. The layers that answer
-are not part of the detector and are thrown away.
+a tower hardly learns at all, so a second loss asks each patch token whether its patch is forged. The layer that answers
+is not part of the detector and is thrown away.
 """
 
 from __future__ import annotations

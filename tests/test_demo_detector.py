@@ -87,3 +87,18 @@ def test_hottest_pixel_of_the_last_block_lies_in_the_forgery(
     print(f"pointing game {np.mean(hits):.3f}, random {np.mean(random_hits):.3f}, {len(hits)} detected fakes")
     assert np.mean(hits) >= 0.9
     assert np.mean(random_hits) < 0.1
+
+
+@pytest.mark.slow
+def test_the_maps_that_the_demo_draws_point_into_the_forgery(
+    embedded: LoadedDetector, prob_fake: np.ndarray, test_set: DemoSet
+) -> None:
+    """As its YAML has them: every layer, method and site."""
+    detected = np.flatnonzero(test_set.fake & (prob_fake > 0.5))[::3]
+    masks = np.stack([test_set.mask(int(i)) for i in detected])
+    maps = embedded.model.generate_gradcam({"image": embedded.normalised(test_set.pixels[detected])}, target="fake")
+    assert len(maps) == 4
+    for layer, heat in maps.items():
+        hottest = heat.numpy().reshape(len(detected), -1).argmax(axis=1)
+        hits = masks.reshape(len(detected), -1)[np.arange(len(detected)), hottest]
+        assert hits.mean() >= 0.9, layer

@@ -55,13 +55,17 @@ def assert_one_plain_line(done: Finished, *says: str) -> None:
 # ---------------------------------------------------------------------------------------------------------- the disk
 
 
-FULL_DISK = """
+PRIVATE_MOUNTS = """
 import ctypes, os, pathlib
 libc = ctypes.CDLL(None, use_errno=True)
 def check(result):
     if result: os._exit(77)
 check(libc.unshare(0x00020000))  # CLONE_NEWNS: what is mounted here is seen by this process alone
 check(libc.mount(b"none", b"/", None, 0x44000, None))  # MS_REC | MS_PRIVATE
+"""
+FULL_DISK = (
+    PRIVATE_MOUNTS
+    + """
 pathlib.Path({path!r}).mkdir()
 check(libc.mount(b"none", {path!r}.encode(), b"tmpfs", 0, b"size=300k"))
 import atexit, shutil
@@ -71,6 +75,7 @@ def copy_out(code):  # the mount goes with this process
     leave(code)
 os._exit = copy_out
 """
+)
 SMALL_FILES = """
 import resource
 resource.setrlimit(resource.RLIMIT_FSIZE, (6000, 6000))

@@ -15,16 +15,14 @@ import yaml
 from tests.command_server import CommandServer
 from tests.conftest import DataTree
 from tests.test_commands import SCRIPT
+from tests.test_faults import PRIVATE_MOUNTS
 
-READ_ONLY = """
-import ctypes, os
-libc = ctypes.CDLL(None, use_errno=True)
-def check(result):
-    if result: os._exit(77)
-check(libc.unshare(0x00020000))  # CLONE_NEWNS: what is mounted here is seen by this process alone
-check(libc.mount(b"none", b"/", None, 0x44000, None))  # MS_REC | MS_PRIVATE
+READ_ONLY = (
+    PRIVATE_MOUNTS
+    + """
 check(libc.mount(b"none", {path!r}.encode(), b"tmpfs", 1, None))  # MS_RDONLY, which binds root too
 """
+)
 
 
 def test_the_manifest_says_how_the_run_came_about_and_nothing_of_the_environment(

@@ -59,7 +59,7 @@ def write_row(folder: Path, row: Row, empty: bool = False) -> Path:
     layers = []
     for layer, hot in zip(LAYERS, (row.hot, (1, 1))):
         raw = np.zeros((GRID, GRID), np.float32) if empty else raw_map(hot)
-        layers.append(LayerPicture(layer, picture_of(row), raw, raw - 0.001, empty))
+        layers.append(LayerPicture(layer, picture_of(row), raw, raw - 0.001, empty, empty))
     sample = Sample(
         index=row.number, path=row.path, dataset=row.dataset, forgery=row.forgery, video=row.video, label=row.label,
         logits=(-1.0, 1.0), prob_fake=row.prob_fake, target="predicted (fake)", method="gradcam", site="layer_norm1",

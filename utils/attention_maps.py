@@ -13,7 +13,7 @@ from typing import Any, Callable, Iterator, Mapping, NamedTuple, Sequence
 import torch
 from torch import Tensor, nn
 
-from utils.gradcam import LayerMaps, NonFiniteMapError, Tokens, normalise
+from utils.gradcam import LayerMaps, NonFiniteMapError, Tokens
 from utils.layer_names import LayerError, Site, block_names, find_sites
 
 
@@ -153,7 +153,6 @@ def pair_maps(pairs: Mapping[str, AttentionPair], grid: tuple[int, int], size: t
     maps = {}
     for name, pair in pairs.items():
         signed, raw = (one[:, one.shape[1] - grid[0] * grid[1] :].unflatten(1, grid) for one in pair)
-        normalised = normalise(raw, size)
         finite = torch.isfinite(raw).flatten(1).all(dim=1).cpu()
         if not finite.all():
             samples = (~finite).nonzero().flatten().tolist()
@@ -162,5 +161,5 @@ def pair_maps(pairs: Mapping[str, AttentionPair], grid: tuple[int, int], size: t
                 " check those pictures and the weights, or use --precision fp32",
                 samples,
             )
-        maps[name] = LayerMaps(signed, raw, normalised, (normalised.flatten(1).amax(dim=1) == 0).cpu())
+        maps[name] = LayerMaps.of(signed, raw, size)
     return maps

@@ -31,8 +31,7 @@ def fused(layers: Sequence[LayerMaps], size: tuple[int, int]) -> LayerMaps:
     grid = max((one.grid for one in layers), key=lambda rows_columns: rows_columns[0] * rows_columns[1])
     raw = torch.stack([normalise(one.raw, grid) for one in layers]).mean(dim=0)
     signed = torch.stack([scaled(one.signed, grid) for one in layers]).mean(dim=0)
-    normalised = normalise(raw, size)
-    return LayerMaps(signed, raw, normalised, (normalised.flatten(1).amax(dim=1) == 0).cpu())
+    return LayerMaps.of(signed, raw, size)
 
 
 def scaled(signed: Tensor, size: tuple[int, int]) -> Tensor:

@@ -51,13 +51,20 @@ class LayerMaps:
 
     `signed` (B, h, w): the method's sum before ReLU, float32 (float64 for a float64 model), on the model's device.
     `raw` (B, h, w): its ReLU. `normalised` (B, H, W): `raw` resized and min-max normalised, float32 in [0, 1].
-    `empty` (B,): bool, on the CPU; no patch stands out (an all-zero or constant raw map), `normalised` is all zero.
+    `empty` (B,): bool, on the maps' device; no patch stands out: `raw` is zero everywhere or, within rounding,
+    constant, and `normalised` is all zero. Whether a map is empty is decided here and nowhere else.
     """
 
     signed: Tensor
     raw: Tensor
     normalised: Tensor
     empty: Tensor
+
+    @classmethod
+    def of(cls, signed: Tensor, raw: Tensor, size: tuple[int, int]) -> LayerMaps:
+        """From the signed and the raw maps, both (B, h, w); `size` (H, W) of the normalised ones."""
+        normalised = normalise(raw, size)
+        return cls(signed, raw, normalised, normalised.flatten(1).amax(dim=1) == 0)
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -239,25 +246,20 @@ def layer_maps(
 
     Raises LayerError where the patch gradients are structurally zero, NonFiniteMapError where a map is not finite.
     """
-    signed: dict[str, Tensor] = {}
-    normalised: dict[str, Tensor] = {}
+    maps: dict[str, LayerMaps] = {}
     checks: list[Tensor] = []
     for name, (A, G) in captured.items():
         with torch.autocast(A.device.type, enabled=False):
             gradient = on_grid(G, grid, name)
-            signed[name] = method(on_grid(A, grid, name), gradient)
-            normalised[name] = normalise(signed[name].relu(), size)
-        empty = normalised[name].flatten(1).amax(dim=1) == 0
-        finite = torch.isfinite(signed[name]).flatten(1).all(dim=1)
-        checks.append(torch.stack([gradient.flatten(1).any(dim=1), (G != 0).flatten(1).any(dim=1), finite, empty]))
+            signed = method(on_grid(A, grid, name), gradient)
+            maps[name] = LayerMaps.of(signed, signed.relu(), size)
+        finite = torch.isfinite(signed).flatten(1).all(dim=1)
+        checks.append(torch.stack([gradient.flatten(1).any(dim=1), (G != 0).flatten(1).any(dim=1), finite]))
     # One transfer for every check of every layer, so that the device is waited for once.
     verdicts = torch.stack(checks).cpu()
-    for name, (reached, touched, finite, _) in zip(captured, verdicts):
+    for name, (reached, touched, finite) in zip(captured, verdicts):
         _refuse_meaningless(name, reached, touched, finite)
-    return {
-        name: LayerMaps(signed[name], signed[name].relu(), normalised[name], verdict[3])
-        for name, verdict in zip(captured, verdicts)
-    }
+    return maps
 
 
 def _refuse_meaningless(name: str, reached: Tensor, touched: Tensor, finite: Tensor) -> None:

@@ -36,14 +36,14 @@ def write_grey_maps(folder: Path, layers: Sequence[LayerPicture]) -> None:
     """Write both grey maps of every layer into `folder`, which is made."""
     folder.mkdir()
     for layer in layers:
-        (folder / grey_name(layer.name)).write_bytes(encode_grey(grey(layer.raw)))
+        (folder / grey_name(layer.name)).write_bytes(encode_grey(grey(layer.raw, layer.empty)))
         (folder / signed_name(layer.name)).write_bytes(encode_grey(signed_grey(layer.signed)))
 
 
-def grey(raw: np.ndarray) -> np.ndarray:
-    """Raw map (h, w) → uint8 from its minimum 0 to its maximum 255; a constant map is all 0."""
+def grey(raw: np.ndarray, empty: bool) -> np.ndarray:
+    """Raw map (h, w) → uint8 from its minimum 0 to its maximum 255; an empty map is all 0."""
     low, high = float(raw.min()), float(raw.max())
-    if high <= low:
+    if empty:
         return np.zeros(raw.shape, dtype=np.uint8)
     return np.rint((raw.astype(np.float64) - low) / (high - low) * 255).astype(np.uint8)
 

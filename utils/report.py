@@ -263,7 +263,10 @@ def sample_data(sample: SampleResult, layers: Sequence[str]) -> dict[str, Any]:
         "folder": [sample.folder.parent.name, sample.folder.name],
         "comparison": sample.comparison,
         "box": list(box) if box else [],
-        "maps": [[layers.index(one.name), float(f"{one.raw_maximum:.4g}"), one.empty] for one in sample.layers],
+        "maps": [
+            [layers.index(one.name), float(f"{one.raw_maximum:.4g}"), one.empty, one.drawn_empty]
+            for one in sample.layers
+        ],
         "lost": sample.lost,
     }
 

@@ -37,7 +37,8 @@ class LayerPicture(NamedTuple):
     overlay: np.ndarray  # (H, W, 3) uint8 RGB
     raw: np.ndarray  # (h, w) float32, the patch grid, not normalised
     signed: np.ndarray  # (h, w) float32, before ReLU
-    empty: bool
+    empty: bool  # no patch stands out in `raw`, as the engine decided
+    drawn_empty: bool  # `overlay` is the plain picture
 
     @property
     def raw_maximum(self) -> float:
@@ -79,22 +80,30 @@ def layer_pictures(
     """Overlays of a batch, drawn where the maps are: one list of layers a picture.
 
     `pictures`: (B, 3, H, W) uint8 RGB on the maps' device. `signed` draws the evidence on both sides of zero; then only
-    a map that is zero everywhere is empty.
+    a map that is zero everywhere is drawn empty.
     """
     if signed:
         shares = {name: scaled(maps.signed, (pictures.shape[2], pictures.shape[3])) for name, maps in layers.items()}
         drawn = {name: signed_overlay(pictures, share).cpu().numpy() for name, share in shares.items()}
-        empty = {name: ~share.flatten(1).any(dim=1).cpu() for name, share in shares.items()}
+        drawn_empty = {name: ~share.flatten(1).any(dim=1).cpu() for name, share in shares.items()}
     else:
         drawn = {
             name: overlay(pictures, maps.normalised, maps.empty, colormap).cpu().numpy()
             for name, maps in layers.items()
         }
-        empty = {name: maps.empty for name, maps in layers.items()}
+        drawn_empty = {name: maps.empty.cpu() for name, maps in layers.items()}
+    empty = {name: maps.empty.cpu() for name, maps in layers.items()}
     grids = {name: (maps.raw.float().cpu().numpy(), maps.signed.float().cpu().numpy()) for name, maps in layers.items()}
     return [
         [
-            LayerPicture(name, drawn[name][i], grids[name][0][i], grids[name][1][i], bool(empty[name][i]))
+            LayerPicture(
+                name,
+                drawn[name][i],
+                grids[name][0][i],
+                grids[name][1][i],
+                bool(empty[name][i]),
+                bool(drawn_empty[name][i]),
+            )
             for name in layers
         ]
         for i in range(len(pictures))
@@ -128,9 +137,16 @@ def metadata_text(sample: Sample) -> str:
         f"Weights: {printable(sample.weights)}",
     ]
     for layer in sample.layers:
-        state = "empty map: no patch speaks for the target" if layer.empty else f"raw maximum {layer.raw_maximum:.6g}"
-        lines.append(f"Layer {layer.name}: {state}")
+        lines.append(f"Layer {layer.name}: {_state_text(layer)}")
     return "\n".join(lines) + "\n"
+
+
+def _state_text(layer: LayerPicture) -> str:
+    if layer.drawn_empty:
+        return "empty map: no patch speaks for the target"
+    if layer.empty:
+        return "no patch speaks for the target, what is drawn speaks against it"
+    return f"raw maximum {layer.raw_maximum:.6g}"
 
 
 def metadata_json(sample: Sample) -> dict[str, Any]:
@@ -159,6 +175,7 @@ def metadata_json(sample: Sample) -> dict[str, Any]:
                 "raw_maximum": layer.raw_maximum,
                 "signed_extreme": float(np.abs(layer.signed).max()),
                 "empty": layer.empty,
+                "drawn_empty": layer.drawn_empty,
             }
             for layer in sample.layers
         ],
@@ -185,7 +202,7 @@ def _warning(sample: Sample) -> str:
 
 def panels(picture: np.ndarray, layers: Sequence[LayerPicture]) -> list[tuple[str, np.ndarray]]:
     """The original and every layer's overlay, each with its caption."""
-    drawn = [(layer.name + (" (empty map)" if layer.empty else ""), layer.overlay) for layer in layers]
+    drawn = [(layer.name + (" (empty map)" if layer.drawn_empty else ""), layer.overlay) for layer in layers]
     return [("original", picture), *drawn]
 
 

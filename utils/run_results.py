@@ -30,11 +30,8 @@ class LayerResult(NamedTuple):
     name: str
     raw_minimum: float
     raw_maximum: float
-
-    @property
-    def empty(self) -> bool:
-        """No patch stands out: there is nothing to show or to weigh."""
-        return self.raw_maximum <= self.raw_minimum
+    empty: bool  # no patch stands out: there is nothing to weigh
+    drawn_empty: bool  # there is nothing to show
 
 
 class SampleResult(NamedTuple):
@@ -209,7 +206,14 @@ def read_sample(folder: Path, number: int, row: dict[str, str] | None) -> Sample
 
 def _from_details(folder: Path, number: int, details: dict[str, Any]) -> SampleResult:
     layers = [
-        LayerResult(str(one["name"]), float(one["raw_minimum"]), float(one["raw_maximum"])) for one in details["layers"]
+        LayerResult(
+            str(one["name"]),
+            float(one["raw_minimum"]),
+            float(one["raw_maximum"]),
+            bool(one["empty"]),
+            bool(one["drawn_empty"]),
+        )
+        for one in details["layers"]
     ]
     there = {file.name for file in folder.iterdir()}
     comparison = next((name for name in sorted(there) if name.startswith("gradcam_comparison.")), "")

@@ -16,8 +16,8 @@ class Steadiness:
         self._correlations: dict[str, list[float]] = {}
 
     def add(self, raw_maps: Mapping[str, np.ndarray]) -> None:
-        """The next frame's raw maps (h, w) by layer."""
-        now = {name: raw.astype(np.float64).ravel() for name, raw in raw_maps.items() if raw.max() > raw.min()}
+        """The next frame's raw maps (h, w) by layer, empty ones left out."""
+        now = {name: raw.astype(np.float64).ravel() for name, raw in raw_maps.items()}
         for name, one in now.items():
             self._correlations.setdefault(name, [])
             if name in self._before:

@@ -68,7 +68,7 @@ def explain_video(detector: LoadedDetector, file: Path, folder: Path, crop: Crop
         for one in explained_frames(detector, reader, crop):
             sizes.setdefault(one.frame.picture.shape[:2], one.frame.number)
             scores.append((one.frame._replace(picture=np.empty(0)), one.prob_fake))
-            steadiness.add({layer.name: layer.raw for layer in one.layers})
+            steadiness.add({layer.name: layer.raw for layer in one.layers if not layer.empty})
             write(drawn_frame(one, curve, names))
     known = [score for _, score in scores if score is not None]
     if not known:

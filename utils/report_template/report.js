@@ -57,6 +57,9 @@ function overlay(sample, layer) {
   return picture(sample, original(sample), ...(map && !map[2] ? [mapImage(sample, layer)] : []));
 }
 
+// A signed map without evidence for the target may still hold evidence against it, which the signed panel shows.
+const emptiness = ([, , , drawnEmpty]) => drawnEmpty ? "empty map" : "evidence against only";
+
 const lost = reason => element("span", {className: "lost", textContent: `No pictures: ${reason}`});
 
 // ------------------------------------------------------------------------------------------------------ cards
@@ -78,7 +81,7 @@ function verdict(sample) {
 function card(sample) {
   const map = mapOf(sample, state.layer);
   const button = element("button", {type: "button", className: "card"}, pair(sample), verdict(sample),
-    element("span", {className: "where", textContent: `${readable(sample.forgery)} · video ${readable(sample.video)} · sample ${sample.number}${map && map[2] ? " · empty map" : ""}`}),
+    element("span", {className: "where", textContent: `${readable(sample.forgery)} · video ${readable(sample.video)} · sample ${sample.number}${map && map[2] ? ` · ${emptiness(map)}` : ""}`}),
     element("span", {className: "where", textContent: readable(sample.path.split("/").slice(-2).join("/"))}));
   button.dataset.key = key(sample);
   button.addEventListener("click", () => update({sample: key(sample)}));
@@ -121,11 +124,11 @@ function panel(caption, content) {
 }
 
 function layerPanels(sample) {
-  return sample.maps.flatMap(([index, maximum, empty]) => {
-    const layer = data.layers[index];
+  return sample.maps.flatMap(map => {
+    const [index, maximum, empty] = map, layer = data.layers[index];
     const signed = element("img", {className: "signed", src: url(...sample.folder, "heatmaps", `${layer}_signed.png`), alt: `Signed map of ${layer}`});
     return [
-      panel(empty ? `${layer}: empty map` : `${layer}, maximum ${maximum.toPrecision(3)}`, overlay(sample, layer)),
+      panel(empty ? `${layer}: ${emptiness(map)}` : `${layer}, maximum ${maximum.toPrecision(3)}`, overlay(sample, layer)),
       panel(`${layer}, signed: red for, blue against`, picture(sample, signed)),
     ];
   });

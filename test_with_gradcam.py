@@ -8,18 +8,18 @@ import sys
 from pathlib import Path
 from typing import Sequence
 
-from utils.cam_methods import METHOD_NAMES
+from utils.cam.layers import SITES, block_names
+from utils.cam.methods import METHOD_NAMES
+from utils.cam.targets import TARGETS
 from utils.command import OneLineParser, percent, positive, run_command
-from utils.config import SELECTIONS, find_path, run_settings
 from utils.errors import InputError, did_you_mean
-from utils.evaluation import RunOptions, run
-from utils.explanation_run import DEFAULT_SAMPLES, ExplanationOptions
-from utils.gradcam_settings import COLORMAPS
-from utils.inference import PRECISIONS, detector_class
-from utils.layer_names import SITES, block_names
-from utils.overlays import IMAGE_FORMATS
-from utils.targets import TARGETS
-from utils.views import ViewOptions
+from utils.explanation_metrics.evaluate import DEFAULT_SAMPLES, ExplanationOptions
+from utils.model.config import SELECTIONS, find_path, run_settings
+from utils.model.detector import PRECISIONS, detector_class
+from utils.model.gradcam_settings import COLORMAPS
+from utils.report.exports import ViewOptions
+from utils.results.overlays import IMAGE_FORMATS
+from utils.run.evaluation import RunOptions, run
 
 
 def parser() -> OneLineParser:

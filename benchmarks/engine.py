@@ -24,7 +24,7 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from detectors.clip_detector_gradcam import CLIPDetectorWithGradCAM
-from utils.cam_methods import METHOD_NAMES
+from utils.cam.methods import METHOD_NAMES
 
 TOWERS = {
     "large": ("openai/clip-vit-large-patch14", (23, 20, 15, 10)),

@@ -27,11 +27,11 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from utils.config import run_settings
-from utils.frames import Batch, Frame, frame_loader, read_dataset
-from utils.inference import LoadedDetector, find_device, load_detector
-from utils.overlays import encode
-from utils.results import Sample, comparison_picture, layer_pictures, write_sample
+from utils.data.frames import Batch, Frame, frame_loader, read_dataset
+from utils.model.config import run_settings
+from utils.model.detector import LoadedDetector, find_device, load_detector
+from utils.results.overlays import encode
+from utils.results.sample_folder import Sample, comparison_picture, layer_pictures, write_sample
 
 ROOT = Path(__file__).resolve().parent.parent
 TOWERS: dict[str, dict[str, Any]] = {

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, Sequence
 import torch
 from torch import Tensor, nn
 
+from utils.cam.capture import OnePass, run_once
+from utils.cam.fusion import both_classes
+from utils.cam.layers import block_names
+from utils.cam.targets import Target, wants_both
 from utils.errors import InputError
-from utils.fusion import both_classes
 from utils.gradcam import Explanation, refuse_non_finite_logits
-from utils.gradcam_settings import GradCAMSettings, gradcam_settings
-from utils.layer_names import block_names
-from utils.one_pass import OnePass, run_once
-from utils.targets import Target, wants_both
+from utils.model.gradcam_settings import GradCAMSettings, gradcam_settings
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -77,9 +77,9 @@ class GradCAMMixin:
                 `label` (B,).
             layers: module names relative to the tower; a block's name means what the block reads, at `site`; "fused"
                 means the mean of the other layers' normalised maps.
-            method: one of `utils.cam_methods.METHOD_NAMES`.
-            target: one of `utils.targets.TARGETS`, or one entry a picture (such a name, or a class 0 / 1). "both" makes
-                two passes and gives every layer twice, as `<layer>_fake` and `<layer>_real`.
+            method: one of `utils.cam.methods.METHOD_NAMES`.
+            target: one of `utils.cam.targets.TARGETS`, or one entry a picture (such a name, or a class 0 / 1). "both"
+                makes two passes and gives every layer twice, as `<layer>_fake` and `<layer>_real`.
             site: "layer_norm1" or "residual". What is not given comes from the config.
 
         Raises:
@@ -144,7 +144,9 @@ class GradCAMMixin:
             )
         explanation = self.explain(data_dict, layers=layers, method=method, target=target)
         if save_visualizations:
-            from utils.results import save_loose_maps  # pulls in OpenCV, which explaining alone does not need
+            from utils.results.sample_folder import (
+                save_loose_maps,  # pulls in OpenCV, which explaining alone does not need
+            )
 
             save_loose_maps(Path(self.gradcam.save_dir), filename_prefix, data_dict["image"], explanation, self.gradcam)
         return {name: maps.normalised for name, maps in explanation.layers.items()}
@@ -160,7 +162,7 @@ class GradCAMMixin:
 
         Arguments and errors as in `explain`; InputError where matplotlib is missing.
         """
-        from utils.notebook_figure import explanation_figure  # pulls in OpenCV and matplotlib
+        from utils.results.batch_pictures import explanation_figure  # pulls in OpenCV and matplotlib
 
         explanation = self.explain(data_dict, layers=layers, method=method, target=target)
         return explanation_figure(data_dict["image"], explanation, self.gradcam)

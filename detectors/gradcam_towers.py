@@ -9,8 +9,8 @@ from unittest import mock
 
 from torch import nn
 
-from utils.clip_tower import DEFAULT_TOWER, build_clip_tower
 from utils.errors import InputError
+from utils.model.clip_tower import DEFAULT_TOWER, build_clip_tower
 
 from .gradcam_mixin import GradCAMMixin
 
@@ -21,8 +21,9 @@ TOWERS_BY_WIDTH = {1024: DEFAULT_TOWER, 768: "openai/clip-vit-base-patch16"}
 class CLIPTowerMixin(GradCAMMixin):
     """A host detector with `backbone` (a CLIP vision tower) and `head`; the tower comes from the config.
 
-    `config["backbone_config"]` may hold `name_or_path`, `architecture` and `pretrained` (see `utils.clip_tower`); the
-    `gradcam_*` keys are in README_gradcam.md. Without `name_or_path` the tower is the one that the host's head is for.
+    `config["backbone_config"]` may hold `name_or_path`, `architecture` and `pretrained` (see `utils.model.clip_tower`);
+    the `gradcam_*` keys are in README_gradcam.md. Without `name_or_path` the tower is the one that the host's head is
+    for.
     """
 
     head: nn.Linear

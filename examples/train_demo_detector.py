@@ -31,8 +31,8 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from detectors.clip_detector_gradcam import CLIPDetectorWithGradCAM
-from utils.detection_metrics import DetectionMetrics, detection_metrics
-from utils.frames import DataSettings, Frame, decode_picture, mask_path, read_dataset
+from utils.data.frames import DataSettings, Frame, decode_picture, mask_path, read_dataset
+from utils.run.detection_metrics import DetectionMetrics, detection_metrics
 
 ROOT = Path(__file__).resolve().parent.parent
 AUXILIARY_WEIGHT = 2.0

@@ -16,8 +16,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from utils.checkpoints import load_weights, read_weights, sha256_of
 from utils.errors import InputError
+from utils.model.checkpoints import load_weights, read_weights, sha256_of
 
 
 class Tower(nn.Module):

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from tests.conftest import ROOT, DataTree, pictures, tiny_detector
-from utils.cam_methods import METHODS
-from utils.overlays import overlay
+from utils.cam.methods import METHODS
+from utils.results.overlays import overlay
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch finds no CUDA device here")
 LAYERS = ["encoder.layers.3", "encoder.layers.1"]

@@ -15,8 +15,8 @@ import yaml
 from sklearn.metrics import roc_auc_score
 
 from tests.conftest import ROOT, read_picture
-from utils.config import detector_settings
-from utils.inference import LoadedDetector, load_detector
+from utils.model.config import detector_settings
+from utils.model.detector import LoadedDetector, load_detector
 
 YAML = ROOT / "config" / "detector" / "clip_gradcam_demo.yaml"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from utils.detection_metrics import detection_metrics
+from utils.run.detection_metrics import detection_metrics
 
 
 def test_worked_out_by_hand() -> None:

@@ -18,8 +18,8 @@ from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 from detectors import DETECTOR, CLIPDetector
 from detectors.clip_detector_gradcam import CLIPDetectorWithGradCAM
 from tests.conftest import ARCHITECTURE, PIXELS, ROOT, pictures, read_picture, tiny_config, tiny_detector
-from utils.clip_tower import KNOWN_TOWERS
 from utils.errors import InputError
+from utils.model.clip_tower import KNOWN_TOWERS
 
 
 def whole_clip() -> CLIPModel:

@@ -17,14 +17,14 @@ import pytest
 import torch
 
 from tests.run_tree import PIXELS, Row, write_tables
-from utils.fiftyone_export import fiftyone_sample
 from utils.gradcam import LayerMaps
-from utils.patterns import write_patterns
-from utils.report import write_report
-from utils.results import Sample, layer_pictures, metadata_text, write_sample
-from utils.run_results import RunResults, read_run, sample_maps
-from utils.tensorboard_log import write_tensorboard
-from utils.video_strips import write_strips
+from utils.report.aggregates import write_patterns
+from utils.report.fiftyone_export import fiftyone_sample
+from utils.report.page import write_report
+from utils.report.tensorboard_export import write_tensorboard
+from utils.report.video_strips import write_strips
+from utils.results.read_run import RunResults, read_run, sample_maps
+from utils.results.sample_folder import Sample, layer_pictures, metadata_text, write_sample
 
 GRID = 8
 SIZE = (PIXELS, PIXELS)

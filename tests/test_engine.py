@@ -14,9 +14,9 @@ from torch import Tensor
 from detectors.clip_detector_gradcam import CLIPDetectorWithGradCAM
 from tests import reference
 from tests.conftest import ARCHITECTURE, BLOCKS, PATCH, PIXELS, pictures, tiny_detector
+from utils.cam.layers import LayerError
 from utils.errors import InputError
 from utils.gradcam import NonFiniteMapError
-from utils.layer_names import LayerError
 
 GRID = (PIXELS // PATCH, PIXELS // PATCH)
 DEEP = ("encoder.layers.1.mlp.fc2", "encoder.layers.2.self_attn.v_proj", "encoder.layers.0.layer_norm2", "pre_layrnorm")
@@ -249,7 +249,7 @@ def test_model_is_left_as_it_was_after_an_exception(where: str, monkeypatch: pyt
     if where == "backward":
         monkeypatch.setattr(torch.autograd, "grad", fail)
     elif where == "method":
-        monkeypatch.setattr("utils.cam_methods.torch.einsum", fail)
+        monkeypatch.setattr("utils.cam.methods.torch.einsum", fail)
     else:
         module = model.backbone.get_submodule(where)
         monkeypatch.setattr(module.layer_norm1 if where.startswith("encoder") else module, "forward", fail)

@@ -147,8 +147,8 @@ def test_without_real_counterparts_that_fill_is_left_out(
 
 
 def test_counterparts_in_the_naming_of_faceforensics(tmp_path: Path) -> None:
-    from utils.explanation_samples import RealCounterparts
-    from utils.frames import DataSettings, read_dataset
+    from utils.data.frames import DataSettings, read_dataset
+    from utils.explanation_metrics.samples import RealCounterparts
 
     labels = {
         "FF-real": {"test": {"000": {"label": "FF-real", "frames": ["r/frames/000/012.png", "r/frames/000/024.png"]}}},
@@ -191,12 +191,12 @@ def test_unusable_flags(
 
 def test_a_written_config_runs(tmp_path: Path, commands: CommandServer, tree: DataTree) -> None:
     """The writer alone, given a map that is better than the controls; then its file, as a user would use it."""
-    from utils.bootstrap import Interval
-    from utils.config import run_settings
-    from utils.explanation_output import best_over_all, write_config
-    from utils.explanation_run import ENERGY, Judged
-    from utils.explanation_statistics import ALL, Difference, Row
-    from utils.explanation_sweep import Spec
+    from utils.explanation_metrics.bootstrap import Interval
+    from utils.explanation_metrics.comparison import ALL, Difference, Row
+    from utils.explanation_metrics.evaluate import ENERGY, Judged
+    from utils.explanation_metrics.output import best_over_all, write_config
+    from utils.explanation_metrics.sweep import Spec
+    from utils.model.config import run_settings
 
     settings = run_settings(tree.detector_yaml, tree.test_yaml, {})
     spec = Spec("layercam", "encoder.layers.2", "residual")

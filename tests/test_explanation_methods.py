@@ -12,9 +12,9 @@ from torch import Tensor
 from detectors.clip_detector_gradcam import CLIPDetectorWithGradCAM
 from tests import reference
 from tests.conftest import ARCHITECTURE, BLOCKS, PATCH, PIXELS, pictures, tiny_detector
+from utils.cam.layers import LayerError
 from utils.errors import InputError
-from utils.layer_names import LayerError
-from utils.overlays import signed_overlay
+from utils.results.overlays import signed_overlay
 
 SIDE = PIXELS // PATCH
 HEADS = ARCHITECTURE["num_attention_heads"]

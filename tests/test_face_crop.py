@@ -11,8 +11,8 @@ import cv2
 import numpy as np
 import pytest
 
+from utils.data.face_crop import FIVE_OF_81, MARGIN, TEMPLATE, NoFaceError, aligned_crop, face_cropper, similarity
 from utils.errors import InputError
-from utils.face_crop import FIVE_OF_81, MARGIN, TEMPLATE, NoFaceError, aligned_crop, face_cropper, similarity
 
 
 def test_similarity_recovers_a_known_rotation_scale_and_shift() -> None:

@@ -14,13 +14,20 @@ from sklearn.metrics import average_precision_score, jaccard_score
 from torch import Tensor
 
 from tests.conftest import pictures, tiny_detector
-from utils.bootstrap import VideoBootstrap, holm
-from utils.controls import face_map, gaussian_map
-from utils.deletion import area, blurred, deletion_insertion, mean_coloured, pixel_ranks, score_without
-from utils.faithfulness import FIXED_LEVEL, IOU_LEVELS, energy_in_mask, localise, pointing_game
+from utils.explanation_metrics.bootstrap import VideoBootstrap, holm
+from utils.explanation_metrics.controls import face_map, gaussian_map
+from utils.explanation_metrics.deletion import (
+    area,
+    blurred,
+    deletion_insertion,
+    mean_coloured,
+    pixel_ranks,
+    score_without,
+)
+from utils.explanation_metrics.localisation import FIXED_LEVEL, IOU_LEVELS, energy_in_mask, localise, pointing_game
+from utils.explanation_metrics.randomisation import cascade, rank_correlation, weights_put_back
+from utils.explanation_metrics.segment_attack import attacked, hottest_segments, slic_segments
 from utils.gradcam import explaining
-from utils.segment_attack import attacked, hottest_segments, slic_segments
-from utils.weight_randomisation import cascade, rank_correlation, weights_put_back
 
 
 def random_case(count: int = 6, side: int = 20) -> tuple[Tensor, Tensor]:

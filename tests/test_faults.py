@@ -15,8 +15,8 @@ from tests.conftest import DataTree, make_data_tree
 from tests.run_files import assert_only_whole_files, assert_same_run, outputs
 from tests.test_commands import SCRIPT, rows_of
 from utils.errors import RunError
-from utils.out_of_memory import Halving, is_out_of_memory
-from utils.results import SampleWriter
+from utils.results.sample_folder import SampleWriter
+from utils.run.out_of_memory import Halving, is_out_of_memory
 
 ALL = ["--gradcam_enabled", "--save_all_predictions"]
 SOME = [*ALL, "--gradcam_samples", "16"]
@@ -123,7 +123,7 @@ def test_an_output_folder_that_vanishes(
     out = tmp_path / "out"
     vanish = f"""
 import shutil
-from utils.predictions import Predictions
+from utils.run.predictions import Predictions
 add, calls = Predictions.add, []
 def vanishing(self, *batch):
     calls.append(1)
@@ -143,7 +143,7 @@ def test_a_frame_gone_between_listing_and_reading(commands: CommandServer, tiny_
     tree = make_data_tree(tmp_path / "data", tiny_weights)
     gone = tree.frames["toy_Fake"][4]
     first = f"""
-import os, utils.evaluation as evaluation
+import os, utils.run.evaluation as evaluation
 listing = evaluation.read_dataset
 def then_gone(*args):
     frames = listing(*args)
@@ -165,7 +165,7 @@ def test_a_frame_gone_between_the_phases(commands: CommandServer, tiny_weights: 
     out = tmp_path / "out"
     first = """
 import os
-from utils.predictions import Predictions
+from utils.run.predictions import Predictions
 choose = Predictions.choose
 def then_gone(self, *args):
     chosen = choose(self, *args)
@@ -193,7 +193,7 @@ def test_a_decoding_process_that_is_killed(
     out = tmp_path / "out"
     first = """
 import os, signal
-import utils.frames as frames
+import utils.data.frames as frames
 decode, calls = frames.decode_picture, []
 def killed(*args):
     calls.append(1)
@@ -215,7 +215,7 @@ def test_a_writer_threads_exception_stops_the_run(
     """Whatever it is: no sample is silently missing from a run that ends well."""
     out = tmp_path / "out"
     first = """
-import utils.results as results
+import utils.results.sample_folder as results
 draw, calls = results.comparison_picture, []
 def broken(sample):
     calls.append(1)
@@ -235,7 +235,7 @@ def test_the_writer_passes_on_its_threads_exceptions(tmp_path: Path, monkeypatch
     def fail(folder: Path, *_: object) -> Path:
         raise OSError(28, "No space left on device", str(folder))
 
-    monkeypatch.setattr("utils.results.write_sample", fail)
+    monkeypatch.setattr("utils.results.sample_folder.write_sample", fail)
     with pytest.raises(OSError, match="No space"), SampleWriter(threads=2) as writer:
         writer.write(tmp_path / "sample0", None)  # type: ignore[arg-type]  # nothing is drawn
     with pytest.raises(OSError, match="No space"), SampleWriter(threads=1) as writer:
@@ -253,7 +253,7 @@ def write_many(writer: SampleWriter, folder: Path) -> None:
 
 SHORT_OF_MEMORY = """
 import torch
-from utils.inference import LoadedDetector
+from utils.model.detector import LoadedDetector
 for name in ("predict", "explain"):
     def wrap(method):
         def short(self, pixels, *rest):
@@ -331,8 +331,8 @@ def test_a_nan_in_one_samples_gradient(
     first = f"""
 import torch
 import utils.gradcam as gradcam
-from utils.inference import LoadedDetector
-from utils.pictures import decode_picture
+from utils.model.detector import LoadedDetector
+from utils.data.pictures import decode_picture
 picture = torch.from_numpy(decode_picture(open({path!r}, "rb").read(), 64)).permute(2, 0, 1)
 batch = []
 explain, gradients = LoadedDetector.explain, gradcam._gradients

@@ -16,9 +16,8 @@ import numpy as np
 import pytest
 import torch
 
-from utils.dataset_json import COMPRESSED
-from utils.errors import InputError
-from utils.frames import (
+from utils.data.dataset_json import COMPRESSED
+from utils.data.frames import (
     Batch,
     DataSettings,
     Frame,
@@ -28,6 +27,7 @@ from utils.frames import (
     mask_path,
     read_dataset,
 )
+from utils.errors import InputError
 
 LABELS = {"FF-real": 0, "FF-DF": 1, "FF-F2F": 1, "Celeb_Real": 0, "Celeb_Fake": 1, "other": 7}
 

@@ -22,11 +22,11 @@ from torch import Tensor, nn
 
 from tests.conftest import tiny_config
 from tests.test_frames import settings as data_settings
-from utils.checkpoints import load_weights, read_weights
-from utils.config import detector_settings, run_settings
+from utils.data.frames import Frame, read_dataset
+from utils.data.pictures import UnreadablePicture, decode_picture
 from utils.errors import InputError
-from utils.frames import Frame, read_dataset
-from utils.pictures import UnreadablePicture, decode_picture
+from utils.model.checkpoints import load_weights, read_weights
+from utils.model.config import detector_settings, run_settings
 
 CASES = 2_000  # of each kind of input: data sets, configurations, checkpoints, pictures
 

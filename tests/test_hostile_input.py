@@ -25,12 +25,12 @@ from PIL import Image
 from tests.command_server import CommandServer, Finished
 from tests.conftest import ROOT, DataTree, pictures, tiny_detector
 from tests.test_frames import settings
-from utils.config import read_yaml
+from utils.data.frames import read_dataset
+from utils.data.pictures import decode_picture
 from utils.errors import InputError
-from utils.frames import read_dataset
-from utils.pictures import decode_picture
-from utils.plain_words import printable
-from utils.results import write_sample
+from utils.model.config import read_yaml
+from utils.results.sample_folder import write_sample
+from utils.text import printable
 
 SCRIPT, DEMO = "test_with_gradcam.py", "utils/gradcam_demo.py"
 MARK = "the_code_ran"
@@ -443,7 +443,7 @@ def bombs() -> dict[str, bytes]:
 MEASURE = """
 import resource, sys
 from pathlib import Path
-from utils.pictures import UnreadablePicture, decode_picture, read_file
+from utils.data.pictures import UnreadablePicture, decode_picture, read_file
 from PIL import Image
 Image.init()
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024

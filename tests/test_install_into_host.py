@@ -10,10 +10,10 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.host_trees import install, make_effort_host, make_host, run_python, snapshot
-from utils import host_install
+from utils import host_tree
 from utils.errors import InputError
 from utils.host_files import check_host, extension_files
-from utils.host_install import LINE, RECORD_FOLDER, Installation
+from utils.host_tree import LINE, RECORD_FOLDER, Installation
 
 
 class Killed(BaseException):
@@ -78,14 +78,14 @@ def test_lines_that_the_user_added_later_stay(tmp_path: Path) -> None:
 def test_a_file_of_the_host_that_differs_is_kept_unless_forced_and_comes_back(tmp_path: Path) -> None:
     training = make_host(tmp_path)
     (training / "utils").mkdir()
-    (training / "utils" / "config.py").write_text("THEIRS = 1\r\n", newline="")
+    (training / "utils" / "text.py").write_text("THEIRS = 1\r\n", newline="")
     (training / "utils" / "errors.py").write_bytes((ROOT / "utils" / "errors.py").read_bytes())  # the same by chance
     before = snapshot(training)
     refused = install(training)
-    assert refused.returncode == 2 and "utils/config.py" in refused.stderr and "--force" in refused.stderr
+    assert refused.returncode == 2 and "utils/text.py" in refused.stderr and "--force" in refused.stderr
     assert refused.stderr.count("\n") == 1 and snapshot(training) == before
     assert install(training, "--force").returncode == 0
-    assert (training / "utils" / "config.py").read_bytes() == (ROOT / "utils" / "config.py").read_bytes()
+    assert (training / "utils" / "text.py").read_bytes() == (ROOT / "utils" / "text.py").read_bytes()
     assert install(training, "--uninstall").returncode == 0
     assert snapshot(training) == before
 
@@ -138,10 +138,10 @@ def test_killed_at_any_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, t
             left[0] -= 1
             replace(source, target)
 
-        monkeypatch.setattr(host_install.os, "replace", killed)
+        monkeypatch.setattr(host_tree.os, "replace", killed)
         with pytest.raises(Killed):
             put_in(training, force=True, wanted=wanted)
-        monkeypatch.setattr(host_install.os, "replace", replace)
+        monkeypatch.setattr(host_tree.os, "replace", replace)
         if then == "install":
             put_in(training, force=True, wanted=wanted)
             assert snapshot(training) == complete

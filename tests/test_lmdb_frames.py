@@ -11,10 +11,10 @@ import cv2
 import numpy as np
 import pytest
 
-from utils.annotations import read_landmarks, read_mask
+from utils.data.annotations import read_landmarks, read_mask
+from utils.data.frames import DataSettings, frame_loader, landmark_path, mask_path, read_dataset
+from utils.data.pictures import UnreadablePicture
 from utils.errors import InputError
-from utils.frames import DataSettings, frame_loader, landmark_path, mask_path, read_dataset
-from utils.pictures import UnreadablePicture
 
 lmdb = pytest.importorskip("lmdb")
 
@@ -98,7 +98,7 @@ def test_a_key_that_is_not_there_is_an_unreadable_frame(tmp_path: Path) -> None:
 
 def test_landmarks_of_another_size_are_refused(tmp_path: Path) -> None:
     frames = read_dataset("FF-DF", make_lmdb(tmp_path, "windows", "windows"))
-    from utils.lmdb_frames import _close_all
+    from utils.data.storage import _close_all
 
     _close_all()
     folder, _, key = landmark_path(frames[0].path).partition("!/")

@@ -18,8 +18,8 @@ from tests.conftest import ROOT, DataTree, make_data_tree
 from tests.run_files import assert_only_whole_files, assert_same_run
 from tests.test_commands import SCRIPT, rows_of
 from tests.test_resume import WATCHED, journalled, until
-from utils.interruption import resume_command
-from utils.processes import Processes
+from utils.run.interruption import resume_command
+from utils.run.processes import Processes
 
 # 42 frames in 11 batches, which neither 2 nor 3 divide; the last batch is short.
 MODES = {

@@ -10,7 +10,7 @@ import torch
 
 from utils import command, minimum_versions
 from utils.errors import InputError
-from utils.inference import PRECISIONS, check_precision
+from utils.model.detector import PRECISIONS, check_precision
 
 
 def test_here_nothing_is_too_old() -> None:

@@ -16,7 +16,7 @@ from detectors.clip_detector_gradcam import CLIPDetectorWithGradCAM
 from tests.command_server import CommandServer
 from tests.conftest import BLOCKS, PIXELS, DataTree, pictures, tiny_detector
 from utils import gradcam
-from utils.cam_methods import METHODS, cam_method
+from utils.cam.methods import METHODS, cam_method
 from utils.gradcam import Explanation, LayerMaps, NonFiniteMapError, Tokens, layer_maps, normalise
 
 LAYERS = tuple(f"encoder.layers.{i}" for i in range(BLOCKS))

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from utils.gradcam_settings import COLORMAPS
-from utils.overlays import CAPTION, IMAGE_FORMATS, MARGIN, TITLE, colour, comparison, encode, overlay, text_line
+from utils.model.gradcam_settings import COLORMAPS
+from utils.results.overlays import CAPTION, IMAGE_FORMATS, MARGIN, TITLE, colour, comparison, encode, overlay, text_line
 
 
 @pytest.mark.parametrize("colormap", COLORMAPS)

@@ -15,14 +15,14 @@ from skimage.transform import PiecewiseAffineTransform, warp
 
 from examples.make_demo_data import Video, draw_video
 from tests.run_tree import GRID, LAYERS, Row, write_row, write_tables
-from utils.face_crop import FIVE_OF_81, MARGIN, TEMPLATE, TEMPLATE_SIZE
-from utils.face_regions import REGIONS, RegionShares, region_picture, region_shares, sample_landmarks
-from utils.mean_face import MEAN_FACE, warp_to_mean_face
-from utils.mean_maps import MEAN_SIZE, MeanMaps
-from utils.patterns import write_patterns
-from utils.region_tables import group_regions
-from utils.run_results import SampleResult, read_run
-from utils.steadiness import Steadiness
+from utils.data.face_crop import FIVE_OF_81, MARGIN, TEMPLATE, TEMPLATE_SIZE
+from utils.explanation_metrics.temporal_consistency import Steadiness
+from utils.report.aggregates import write_patterns
+from utils.report.face_regions import REGIONS, RegionShares, region_picture, region_shares, sample_landmarks
+from utils.report.mean_face import MEAN_FACE, warp_to_mean_face
+from utils.report.mean_maps import MEAN_SIZE, MeanMaps
+from utils.report.region_tables import group_regions
+from utils.results.read_run import SampleResult, read_run
 
 PLACES = {"left eye": range(36, 42), "right eye": range(42, 48), "brows": range(17, 27), "nose": range(27, 36),
           "mouth": range(48, 68)}  # fmt: skip

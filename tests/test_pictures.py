@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from utils import pictures
-from utils.annotations import read_landmarks, read_mask
-from utils.pictures import UnreadablePicture, decode_picture, read_file
+from utils.data import pictures
+from utils.data.annotations import read_landmarks, read_mask
+from utils.data.pictures import UnreadablePicture, decode_picture, read_file
 
 FORMATS = ["JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "JPEG2000", "PPM"]
 

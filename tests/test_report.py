@@ -29,8 +29,8 @@ from tests.run_tree import (
     write_tables,
 )
 from utils.errors import InputError
-from utils.report import render, write_report
-from utils.run_results import read_run
+from utils.report.page import render, write_report
+from utils.results.read_run import read_run
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 if CHROMIUM is None:

@@ -20,15 +20,15 @@ from tests.command_server import CommandServer
 from tests.conftest import DataTree, make_data_tree
 from tests.run_files import assert_only_whole_files, assert_same_run, outputs
 from tests.test_commands import SCRIPT, change_yaml, rows_of
-from utils.frames import Frame
-from utils.journal import REASON, Journal, journals, next_number, read_rows
-from utils.predictions import Predictions
+from utils.data.frames import Frame
+from utils.results.journal import REASON, Journal, journals, next_number, read_rows
+from utils.run.predictions import Predictions
 
 KILLS = 40
 # Writes the first frame of every batch that the detector sees, and slows it down enough for a signal to meet it at work.
 WATCHED = """
 import pathlib, time
-from utils.inference import LoadedDetector
+from utils.model.detector import LoadedDetector
 predict = LoadedDetector.predict
 def watched(self, pixels):
     with open({path!r}, "a") as file:
@@ -224,9 +224,7 @@ def test_what_a_crash_of_the_machine_left_cut_off_is_done_again(
     """Files that had their names but lost their ends, a journal with a tail of zeros, a folder half written."""
     out = tmp_path / "out"
     reference = whole_run(ONE_PASS)
-    slow = (
-        "import time, utils.results as r\nw = r.write_sample\nr.write_sample = lambda *a: (time.sleep(0.1), w(*a))[1]\n"
-    )
+    slow = "import time, utils.results.sample_folder as r\nw = r.write_sample\nr.write_sample = lambda *a: (time.sleep(0.1), w(*a))[1]\n"
     run = commands.start(SCRIPT, *flags_of(tree, out, *ONE_PASS), cwd=tmp_path, first=slow)
     until(lambda: len(list((out / "toy").glob("sample*"))) >= 14)
     os.kill(run.pid, signal.SIGKILL)

@@ -15,11 +15,11 @@ import torch
 from tests import reference
 from tests.command_server import CommandServer
 from tests.conftest import ARCHITECTURE, BLOCKS, PATCH, PIXELS, DataTree, tiny_detector
-from utils.config import detector_settings
-from utils.face_crop import NoFaceError
-from utils.inference import LoadedDetector, find_device, load_detector
-from utils.video_demo import explain_video
-from utils.video_files import UnreadableVideo, VideoReader, video_writer
+from utils.data.face_crop import NoFaceError
+from utils.data.video_files import UnreadableVideo, VideoReader, video_writer
+from utils.model.config import detector_settings
+from utils.model.detector import LoadedDetector, find_device, load_detector
+from utils.run.video import explain_video
 
 av = pytest.importorskip("av", reason="videos need PyAV: pip install av")
 DEMO = "utils/gradcam_demo.py"

@@ -15,13 +15,14 @@ from sklearn.metrics import precision_recall_curve
 from tests.command_server import CommandServer
 from tests.conftest import BLOCKS, PIXELS, ROOT, DataTree, pictures, tiny_detector
 from tests.run_tree import LAYERS, remove_pictures, some_rows, write_run
-from utils import optional, run_results
+from utils import packages
 from utils.errors import InputError
-from utils.fiftyone_export import write_fiftyone
-from utils.run_results import read_run
-from utils.tensorboard_log import write_tensorboard
-from utils.video_strips import write_strips
-from utils.views import ViewOptions, check_views, write_views
+from utils.report.exports import ViewOptions, check_views, write_views
+from utils.report.fiftyone_export import write_fiftyone
+from utils.report.tensorboard_export import write_tensorboard
+from utils.report.video_strips import write_strips
+from utils.results import read_run as run_results
+from utils.results.read_run import read_run
 
 
 def test_a_run_with_everything(commands: CommandServer, data_tree: DataTree, tmp_path: Path) -> None:
@@ -62,7 +63,7 @@ def test_overwriting_removes_the_views_too(commands: CommandServer, data_tree: D
 
 
 def test_a_missing_package_is_said_before_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(optional.importlib.util, "find_spec", lambda name: None if name == "tensorboard" else object())
+    monkeypatch.setattr(packages.importlib.util, "find_spec", lambda name: None if name == "tensorboard" else object())
     check_views(ViewOptions())
     with pytest.raises(InputError, match="--tensorboard needs the package tensorboard, .* pip install tensorboard"):
         check_views(ViewOptions(tensorboard=Path("x")))

@@ -10,7 +10,7 @@ from typing import Callable, NoReturn, Sequence
 
 from utils.errors import InputError, RunError, did_you_mean
 from utils.minimum_versions import complaint
-from utils.plain_words import printable
+from utils.text import printable
 
 
 class OneLineParser(argparse.ArgumentParser):

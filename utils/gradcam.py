@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from utils.cam_methods import Method
+from utils.cam.layers import LayerError, Site
+from utils.cam.methods import Method
+from utils.cam.targets import Target, score_weights
 from utils.errors import InputError, RunError
-from utils.layer_names import LayerError, Site
-from utils.targets import Target, score_weights
 
 # Patch gradients of a logit are about 1e-5, below what float16 resolves: there the score is scaled before backward, by
 # the largest of these factors with which the picture's gradients do not overflow. Powers of two: they round nothing.

@@ -15,21 +15,21 @@ if __name__ == "__main__":  # run as a script: the folder above holds the packag
 import numpy as np
 import torch
 
-from utils.cam_methods import METHOD_NAMES
+from utils.cam.layers import SITES
+from utils.cam.methods import METHOD_NAMES
+from utils.cam.targets import TARGETS
 from utils.command import OneLineParser, run_command
-from utils.config import detector_settings, find_path
+from utils.data.face_crop import NoFaceError, face_cropper
+from utils.data.pictures import UnreadablePicture, decode_picture, read_file
+from utils.data.video_files import VIDEO_SUFFIXES, UnreadableVideo
 from utils.errors import InputError, RunError
-from utils.face_crop import NoFaceError, face_cropper
-from utils.gradcam_settings import COLORMAPS
-from utils.inference import LoadedDetector, find_device, load_detector
-from utils.layer_names import SITES
-from utils.optional import require
-from utils.pictures import UnreadablePicture, decode_picture, read_file
-from utils.plain_words import printable
-from utils.results import SIGNED_TARGET, Sample, layer_pictures, write_sample
-from utils.targets import TARGETS
-from utils.video_demo import explain_video
-from utils.video_files import VIDEO_SUFFIXES, UnreadableVideo
+from utils.model.config import detector_settings, find_path
+from utils.model.detector import LoadedDetector, find_device, load_detector
+from utils.model.gradcam_settings import COLORMAPS
+from utils.packages import require
+from utils.results.sample_folder import SIGNED_TARGET, Sample, layer_pictures, write_sample
+from utils.run.video import explain_video
+from utils.text import printable
 
 EMBEDDED_DETECTOR = "config/detector/clip_gradcam_demo.yaml"
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif")

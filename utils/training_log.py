@@ -7,8 +7,8 @@ from typing import Any, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from utils.overlays import overlay
-from utils.results import denormalised
+from utils.results.overlays import overlay
+from utils.results.sample_folder import denormalised
 
 COLUMNS = 8
 

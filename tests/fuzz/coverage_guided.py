@@ -13,9 +13,9 @@ from pathlib import Path
 import atheris  # type: ignore[import-untyped,import-not-found,unused-ignore]  # not installed by default
 
 with atheris.instrument_imports(include=["utils", "PIL", "json"]):
+    from utils.data.frames import DataSettings, read_dataset
+    from utils.data.pictures import UnreadablePicture, decode_picture
     from utils.errors import InputError
-    from utils.frames import DataSettings, read_dataset
-    from utils.pictures import UnreadablePicture, decode_picture
 
 FOLDER = Path(tempfile.mkdtemp())
 SETTINGS = DataSettings(FOLDER, None, {"r": 0, "f": 1}, "c23", 8, "even", 224)

@@ -1,0 +1,1 @@
+"""Maps from activations and gradients: methods, layers, targets."""

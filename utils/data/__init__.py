@@ -1,0 +1,1 @@
+"""Files of a data set: JSON, frames, pictures, masks, landmarks, video."""

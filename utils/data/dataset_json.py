@@ -1,0 +1,156 @@
+"""The dataset JSON of DF40 and DeepfakeBench → videos. Its shape is checked here, once.
+
+    { data set: { label: { split: { video: {"label": label, "frames": [path, ...]} } } } }
+
+The FaceForensics++ family has one more level, the compression (c23, c40, raw), between split and videos.
+"""
+
+from __future__ import annotations
+
+import json
+import stat
+from pathlib import Path
+from typing import Any, Iterable, NamedTuple
+
+from utils.errors import InputError, did_you_mean
+from utils.text import plain_words, quoted
+
+# The data sets whose JSON has the compression level.
+COMPRESSED = ("FaceForensics++", "FF-DF", "FF-F2F", "FF-FS", "FF-NT", "FaceShifter", "DeepFakeDetection")
+
+
+MAX_JSON_BYTES = 2 * 1024**3
+
+
+class Video(NamedTuple):
+    label: str
+    name: str
+    frames: list[str]  # paths as the JSON has them, in its order
+
+
+def dataset_names(json_folder: Path) -> list[str]:
+    """The data sets that there are: the names of the `.json` files in `json_folder`, sorted.
+
+    Raises InputError where the folder is not there.
+    """
+    try:
+        return sorted(entry.stem for entry in json_folder.iterdir() if entry.suffix == ".json")
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"dataset_json_folder {str(json_folder)!r} cannot be listed ({plain_words(error)}): set it in "
+            f"config/test_config.yaml to the folder that holds the data sets' JSON files"
+        ) from error
+
+
+def is_dataset_name(name: str) -> bool:
+    """Whether `name` can be a data set's, which is the name of its JSON file and of its folder below the outputs."""
+    return name not in ("", ".", "..") and name.isprintable() and "/" not in name and "\\" not in name
+
+
+def dataset_file(name: str, json_folder: Path) -> Path:
+    """The JSON file of a data set. Raises InputError where there is none, naming the data sets that there are."""
+    if not is_dataset_name(name):
+        raise InputError(
+            f"{quoted(name)} is no name of a data set: a name is printable, has no '/', no '\\' and is not '..'"
+        )
+    names = dataset_names(json_folder)
+    if name not in names:
+        there = f"it holds {_listed(names)}" if names else "it holds no JSON file at all"
+        raise InputError(
+            f"no data set {quoted(name)} in dataset_json_folder {str(json_folder)!r}: "
+            f"{did_you_mean(name, names)}{there}"
+        )
+    return json_folder / f"{name}.json"
+
+
+def read_videos(name: str, json_folder: Path, compression: str, split: str) -> list[Video]:
+    """All videos of one split of a data set, in the order of the file; videos without frames are left out.
+
+    `name` is the file's; `<name>_c40` of the FaceForensics++ family means the file `<name>_c40.json`, in it the key
+    `<name>`, and compression c40. Raises InputError where the file is missing or of another shape, saying where in it.
+    """
+    path = dataset_file(name, json_folder)
+    key = name
+    if name.endswith("_c40") and name[: -len("_c40")] in COMPRESSED:
+        key, compression = name[: -len("_c40")], "c40"
+    labels = _child(path, _load(path), [], key, "data set")
+    videos = []
+    for label in labels:
+        where = [key, label]
+        found = _child(path, _object(path, labels[label], where), where, split, "split")
+        where = [*where, split]
+        if key in COMPRESSED and found:
+            found = _child(path, found, where, compression, "compression level")
+            where = [*where, compression]
+        videos += [_video(path, found[video], [*where, video]) for video in found]
+    videos = [video for video in videos if video.frames]
+    if not videos:
+        raise InputError(f"{path}: no video of the split {split!r} of {quoted(key)} holds a frame")
+    return videos
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        info = path.stat()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({plain_words(error)})") from error
+    if not stat.S_ISREG(info.st_mode) or info.st_size > MAX_JSON_BYTES:  # reading a pipe might never end
+        raise InputError(f"{path}: cannot be read (no ordinary file, or one of more than {MAX_JSON_BYTES:,} bytes)")
+    try:
+        content = json.loads(
+            path.read_text(encoding="utf-8-sig")
+        )  # files made on Windows may begin with a byte-order mark
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({plain_words(error)})") from error
+    except RecursionError as error:
+        raise InputError(f"{path}: nested too deeply to be a dataset JSON") from error
+    except ValueError as error:  # not UTF-8, not JSON, or a number of thousands of digits
+        raise InputError(f"{path}: not a JSON file ({plain_words(error)})") from error
+    return _object(path, content, [])
+
+
+def _video(path: Path, value: Any, where: list[str]) -> Video:
+    entry = _object(path, value, where)
+    if "label" not in entry or "frames" not in entry:
+        raise InputError(
+            f"{path}: at {_place(where)}: expected a video with the keys 'label' and 'frames', found {_listed(entry)}"
+        )
+    label, frames = entry["label"], entry["frames"]
+    if not isinstance(label, str):
+        raise InputError(f"{path}: at {_place([*where, 'label'])}: expected a text, found {_typename(label)}")
+    if not isinstance(frames, list):
+        raise InputError(f"{path}: at {_place([*where, 'frames'])}: expected a list, found {_typename(frames)}")
+    for number, frame in enumerate(frames):
+        if not isinstance(frame, str) or not frame:
+            found = "an empty text" if frame == "" else _typename(frame)
+            raise InputError(f"{path}: at {_place([*where, 'frames', str(number)])}: expected a path, found {found}")
+    return Video(label, where[-1], frames)
+
+
+def _child(path: Path, parent: dict[str, Any], where: list[str], key: str, what: str) -> dict[str, Any]:
+    """The object under `key`, which must be there: a `what` (data set, split, compression level)."""
+    if key not in parent:
+        there = f"there are {_listed(parent)}" if parent else "there is none"
+        raise InputError(f"{path}: at {_place(where)}: no {what} {quoted(key)}; {did_you_mean(key, parent)}{there}")
+    return _object(path, parent[key], [*where, key])
+
+
+def _object(path: Path, value: Any, where: list[str]) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: at {_place(where)}: expected an object {{...}}, found {_typename(value)}")
+    return value
+
+
+def _place(where: list[str]) -> str:
+    return " > ".join(quoted(key) for key in where) or "the top"
+
+
+def _listed(names: Iterable[str]) -> str:
+    every = list(names)
+    more = f" and {len(every) - 20} more" if len(every) > 20 else ""
+    return (", ".join(quoted(name) for name in every[:20]) or "nothing") + more
+
+
+def _typename(value: Any) -> str:
+    known = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
+    return known.get(type(value), "a number")

@@ -1,0 +1,184 @@
+"""One picture file → RGB pixels, or a plain reason why there are none.
+
+OpenCV decodes, so that a well-formed file gives exactly the pixels that the host trees see. Pillow reads the header
+first (the size is judged before anything is decoded), decides about files that look cut off, and decodes what OpenCV
+cannot.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import stat
+import warnings
+from typing import TYPE_CHECKING
+
+import cv2
+import numpy as np
+
+from utils.text import plain_words
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+MAX_PIXELS = 100_000_000
+MAX_SIDE = 32_768
+MAX_FILE_BYTES = 512 * 1024 * 1024
+
+# What OpenCV reads too. Not "whatever Pillow knows": its EPS reader, for one, starts another program.
+FORMATS = ("JPEG", "PNG", "BMP", "DIB", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000")
+
+# An open() that failed for want of these says nothing about the picture: the machine is at its limit.
+_MACHINE_ERRORS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+
+
+class UnreadablePicture(Exception):
+    """A file that cannot be used as a picture (or mask, or landmarks); the message is the reason in plain words."""
+
+
+def read_file(path: str) -> bytes:
+    """The bytes of an ordinary file of at most 512 MiB.
+
+    Raises UnreadablePicture where it is missing, not permitted, not an ordinary file (a folder, a device, a pipe) or
+    larger; an OSError where the machine is at its limit (too many open files, no memory).
+    """
+    try:
+        info = os.stat(path)  # noqa: PTH116
+        if not stat.S_ISREG(info.st_mode):  # reading a pipe or a device might never end
+            raise UnreadablePicture(f"not a file but a {_kind(info.st_mode)}: {path!r}")
+        if info.st_size > MAX_FILE_BYTES:
+            raise UnreadablePicture(f"the file has {info.st_size:,} bytes, more than the {MAX_FILE_BYTES:,} allowed")
+        with open(path, "rb") as file:  # noqa: PTH123 (a million Path objects for nothing)
+            return file.read()
+    except FileNotFoundError:
+        raise UnreadablePicture(f"no such file: {path!r}") from None
+    except OSError as error:
+        if error.errno in _MACHINE_ERRORS:
+            raise
+        raise UnreadablePicture(f"the file cannot be read ({error.strerror}): {path!r}") from error
+    except ValueError as error:  # a NUL or half of a surrogate pair in the path
+        raise UnreadablePicture(f"the path cannot be opened ({error}): {path!r}") from error
+
+
+def decode_picture(data: bytes, resolution: int | None) -> np.ndarray:
+    """Encoded file → RGB uint8 (H, W, 3); with `resolution`, both sides resized to it by cubic interpolation.
+
+    Greyscale, palette, RGBA (alpha dropped), CMYK and 16-bit (high byte) pictures become RGB uint8; EXIF orientation is
+    applied; of an animation it is the first picture. The pixels equal those of `cv2.imread`, `cv2.cvtColor(BGR2RGB)`,
+    `cv2.resize(INTER_CUBIC)`.
+
+    Raises UnreadablePicture: no bytes, not an image, cut off or damaged, over 100 megapixels or 32,768 pixels a side.
+    """
+    if not data:
+        raise UnreadablePicture("the file is empty (0 bytes)")
+    picture = _open_header(data)
+    _check_size(*picture.size)
+    if picture.format == "PNG":
+        _check_png_chunks(data)
+    if not _has_end_marker(data, picture.format):
+        _load_strictly(picture)  # older OpenCV fills the missing part of such a file with grey, and says nothing
+    pixels = _decode_with_opencv(data)
+    if pixels is None:
+        pixels = _decode_with_pillow(picture)
+    if resolution is None:
+        return pixels
+    return cv2.resize(pixels, (resolution, resolution), interpolation=cv2.INTER_CUBIC)
+
+
+def _kind(mode: int) -> str:
+    if stat.S_ISDIR(mode):
+        return "folder"
+    return "pipe" if stat.S_ISFIFO(mode) else "device or socket"
+
+
+def _open_header(data: bytes) -> Image:
+    """Format, mode and size from the header; no pixel is decoded yet."""
+    from PIL import Image, UnidentifiedImageError
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow warns of large pictures and odd EXIF; the size has a check of its own
+        try:
+            return Image.open(io.BytesIO(data), formats=FORMATS)
+        except MemoryError:
+            raise
+        except Image.DecompressionBombError as error:
+            raise UnreadablePicture(f"larger than {MAX_PIXELS // 1_000_000} megapixels by its header") from error
+        except UnidentifiedImageError as error:
+            raise UnreadablePicture(f"not an image: the file begins with {data[:8]!r}") from error
+        except (
+            Exception
+        ) as error:  # Pillow's parsers pass on whatever they trip over: struct.error, SyntaxError, KeyError ...
+            raise UnreadablePicture(f"the image's header is damaged ({plain_words(error)})") from error
+
+
+def _check_size(width: int, height: int) -> None:
+    if width < 1 or height < 1:
+        raise UnreadablePicture(f"a picture of {width}x{height} pixels")
+    if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
+        raise UnreadablePicture(
+            f"{width}x{height} pixels by its header, more than the {MAX_PIXELS // 1_000_000} megapixels "
+            f"or {MAX_SIDE:,} pixels a side allowed"
+        )
+
+
+def _check_png_chunks(data: bytes) -> None:
+    """Refuse a chunk that says it is longer than the file: OpenCV would allocate that, up to 4 GB, before it looks."""
+    place, kind = 8, b""
+    while place + 8 <= len(data) and kind != b"IEND":
+        kind = data[place + 4 : place + 8]
+        place += 12 + int.from_bytes(data[place : place + 4], "big")
+        if place > len(data):
+            raise UnreadablePicture("the image is cut off or damaged (a part of it claims to be longer than the file)")
+
+
+def _has_end_marker(data: bytes, file_format: str | None) -> bool:
+    """Whether the file visibly ends as its format does; False also for formats that have no end marker."""
+    if file_format in ("JPEG", "MPO"):
+        return data.endswith(b"\xff\xd9")
+    if file_format == "PNG":
+        return data.endswith(b"IEND\xaeB`\x82")
+    return False
+
+
+def _load_strictly(picture: Image) -> None:
+    """Decode all of it with Pillow, which, unlike OpenCV, complains where the data ends early.
+
+    Raises UnreadablePicture.
+    """
+    from PIL import ImageFile
+
+    tolerant = ImageFile.LOAD_TRUNCATED_IMAGES  # training code likes to switch this on for the whole process
+    ImageFile.LOAD_TRUNCATED_IMAGES = False
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            picture.load()
+    except MemoryError:
+        raise
+    except Exception as error:  # as in _open_header
+        raise UnreadablePicture(f"the image is cut off or damaged ({plain_words(error)})") from error
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = tolerant
+
+
+def _decode_with_opencv(data: bytes) -> np.ndarray | None:
+    try:
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    except cv2.error:
+        return None  # Pillow, next in line, decodes the file or gives the reason
+    return None if pixels is None else cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+
+
+def _decode_with_pillow(picture: Image) -> np.ndarray:
+    """What OpenCV could not read. Raises UnreadablePicture where Pillow cannot either."""
+    from PIL import ImageOps
+
+    _load_strictly(picture)
+    if picture.mode in ("F", "I"):
+        raise UnreadablePicture("32-bit pixels, which have no agreed range")
+    upright = ImageOps.exif_transpose(picture)
+    if upright.mode.startswith("I;16"):  # Pillow's own conversion would clip at 255
+        grey = (np.asarray(upright) >> 8).astype(np.uint8)
+        return np.ascontiguousarray(np.stack([grey] * 3, axis=-1))
+    return np.array(upright.convert("RGB"))

@@ -1,0 +1,1 @@
+"""YAML and weights: a detector on its device."""

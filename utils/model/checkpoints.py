@@ -1,0 +1,201 @@
+"""Weights on disk → a detector. A file that does not fit is refused; no code in it ever runs."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import re
+import warnings
+from pathlib import Path
+from typing import Any, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from utils.errors import InputError
+from utils.text import plain_words
+
+WRAPPERS = ("state_dict", "model_state_dict", "model")
+# Old name at the start of a key → the detectors' own name. In this order: the second may uncover the third.
+RENAMES = (("base_model.", "backbone."), ("classifier.", "head."), ("backbone.vision_model.", "backbone."))
+# Files written with transformers before 4.31 carry this buffer of 0, 1, 2, ..., newer ones do not.
+POSITION_IDS = "embeddings.position_ids"
+
+_RESAVE = "open it where you trust it and save only its weights: torch.save(model.state_dict(), 'weights.pth')"
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint, on the CPU, under the names that the detectors use.
+
+    `.safetensors`, or whatever `torch.save` wrote of a state dict, also inside `{'state_dict': ...}`. At the start of a
+    key, `module.` is taken off, `base_model.` and `backbone.vision_model.` become `backbone.`, `classifier.` `head.`.
+
+    Raises InputError: no such file, empty, a Git LFS pointer, a web page, damaged, not a checkpoint, or one that holds
+    objects other than tensors (these are never unpickled).
+    """
+    path = Path(path)
+    _check_file(path)
+    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    weights: dict[str, Tensor] = {}
+    for key, tensor in _tensors(content, path).items():
+        name = _renamed(key)
+        if name in weights:
+            raise InputError(f"{path}: two of its keys mean {name!r}, the second is {key!r}; save one model only")
+        weights[name] = tensor
+    return weights
+
+
+def load_weights(model: nn.Module, path: str | Path) -> None:
+    """Fill all of `model` from a checkpoint; on any difference the model stays as it was.
+
+    `embeddings.position_ids` is neither demanded nor refused, nor are the last parts of a key that the model's class
+    lists as `unread_weights` because its forward pass does not read them. Raises InputError as `read_weights` does, and
+    for missing, unexpected and mis-shaped keys, naming the first ten.
+    """
+    unread = getattr(model, "unread_weights", ())
+    wanted, found = [
+        {
+            key: value
+            for key, value in weights.items()
+            if not _is_position_ids(key) and key.rpartition(".")[2] not in unread
+        }
+        for weights in (model.state_dict(), read_weights(path))
+    ]
+    differences = [f"missing {_shown(key, wanted)}" for key in wanted if key not in found]
+    differences += [f"unexpected {_shown(key, found)}" for key in found if key not in wanted]
+    differences += [
+        f"{_shown(key, found)} instead of {tuple(wanted[key].shape)}"
+        for key in wanted
+        if key in found and found[key].shape != wanted[key].shape
+    ]
+    if differences:
+        more = f" and {len(differences) - 10} more" if len(differences) > 10 else ""
+        raise InputError(
+            f"{path} does not fit the detector: the file is {_architecture(found)}, the detector "
+            f"{_architecture(wanted)}; {len(differences)} of the keys differ: {', '.join(differences[:10])}{more}"
+        )
+    model.load_state_dict(found, strict=False)  # strict but for those: the keys are compared above
+
+
+def sha256_of(path: str | Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        for block in iter(lambda: file.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _check_file(path: Path) -> None:
+    """What a glance at the file tells. Raises InputError."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(64)
+    except IsADirectoryError:
+        raise InputError(f"{path}: a folder; give the weights file in it (.pth or .safetensors)") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(
+            f"weights file {str(path)!r} cannot be read ({reason}); check the path of the weights"
+        ) from None
+    if not head:
+        raise InputError(f"{path}: an empty file; download it again")
+    if head.startswith(b"version https://git-lfs"):
+        raise InputError(f"{path}: a Git LFS pointer, not the weights themselves; fetch them with: git lfs pull")
+    if head.lstrip()[:5].lower() in (b"<!doc", b"<html"):
+        raise InputError(f"{path}: a web page, not a checkpoint; the download went wrong, download it again")
+
+
+def _read_safetensors(path: Path) -> Any:
+    try:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+    except ImportError as error:
+        raise InputError(f"{path}: reading .safetensors needs a package: pip install safetensors") from error
+    try:
+        return load_file(str(path))
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise InputError(f"{path}: not a .safetensors file, or damaged ({plain_words(error)})") from error
+
+
+def _read_torch(path: Path) -> Any:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns of odd pickles before it refuses them; one sentence will do
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except MemoryError:
+        raise
+    except Exception as error:  # its readers pass on whatever a damaged file makes them trip over, KeyError and all
+        if "TorchScript" in str(error):
+            raise InputError(f"{path}: a TorchScript archive, not a checkpoint; {_RESAVE}") from error
+        if isinstance(error, pickle.UnpicklingError):  # torch's own words advise to load it all the same: not passed on
+            named = re.search(r"(?:GLOBAL|class) ([\w.]+\.\w+)", str(error))
+            what = f" ({named[1]})" if named else ""
+            raise InputError(
+                f"{path}: holds pickled objects{what}, which could run any code and are not loaded; {_RESAVE}"
+            ) from error
+        raise InputError(
+            f"{path}: not a checkpoint, or damaged ({type(error).__name__}: {plain_words(error)}); "
+            f"expected what torch.save(model.state_dict()) writes"
+        ) from error
+
+
+def _tensors(content: Any, path: Path) -> Mapping[str, Tensor]:
+    """The state dict, out of its wrapper if it has one. Raises InputError where there is none."""
+    if isinstance(content, dict):
+        for wrapper in WRAPPERS:
+            if isinstance(content.get(wrapper), dict):
+                content = content[wrapper]
+                break
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: holds {type(content).__name__}, not a dictionary of weights; {_RESAVE}")
+    others = [key for key, value in content.items() if not (isinstance(key, str) and isinstance(value, Tensor))]
+    if len(others) == len(content):
+        held = ", ".join(repr(key)[:60] for key in others[:5]) or "nothing"
+        raise InputError(f"{path}: a dictionary without weights, it holds {held}; {_RESAVE}")
+    if others:
+        raise InputError(
+            f"{path}: {others[0]!r:.80} is no weight but {type(content[others[0]]).__name__} among weights; {_RESAVE}"
+        )
+    return content
+
+
+def _renamed(key: str) -> str:
+    while key.startswith("module."):
+        key = key[len("module.") :]
+    for old, new in RENAMES:
+        if key.startswith(old):
+            key = new + key[len(old) :]
+    return key
+
+
+def _compared(weights: Mapping[str, Tensor], unread: Sequence[str]) -> dict[str, Tensor]:
+    return {
+        key: value
+        for key, value in weights.items()
+        if not _is_position_ids(key) and key.rpartition(".")[2] not in unread
+    }
+
+
+def _is_position_ids(key: str) -> bool:
+    return key == POSITION_IDS or key.endswith("." + POSITION_IDS)
+
+
+def _shown(key: str, weights: Mapping[str, Tensor]) -> str:
+    name = key if key.isprintable() and len(key) <= 120 else repr(key)[:120]
+    return f"{name} {tuple(weights[key].shape)}"
+
+
+def _architecture(weights: Mapping[str, Tensor]) -> str:
+    """In a few words, what model the weights are of: "a ViT of 24 blocks, width 1024" where the keys show it."""
+    numbered = [re.search(r"\.(?:layers|resblocks|blocks)\.(\d+)\.", key) for key in weights]
+    blocks = {match[1] for match in numbered if match}
+    width = [
+        tensor.shape[-1]
+        for key, tensor in weights.items()
+        if key.endswith(("class_embedding", "cls_token")) and tensor.ndim
+    ]
+    if blocks and width:
+        return f"a ViT of {len(blocks)} blocks, width {width[0]}"
+    first = next(iter(weights), None)
+    return f"{len(weights)} tensors" + (f" from {_shown(first, weights)} on" if first is not None else "")

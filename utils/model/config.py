@@ -1,0 +1,151 @@
+"""YAML files and flags → typed settings. Every value from outside is checked here, once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Mapping, NamedTuple
+
+import yaml
+
+from utils.data.frames import DataSettings
+from utils.errors import InputError
+from utils.model.config_values import Section, refuse_odd_values
+from utils.model.gradcam_settings import GradCAMSettings, gradcam_settings
+
+SELECTIONS = ("confident", "first", "random")
+SAMPLINGS = ("even", "host", "host_sorted")
+# The folder that holds config/, detectors/ and test_with_gradcam.py: the host's training/.
+TRAINING_FOLDER = Path(__file__).resolve().parent.parent.parent
+
+
+class DetectorSettings(NamedTuple):
+    """Which detector, with which weights. `config` is the YAML's dict as the detector's constructor gets it."""
+
+    config: dict[str, Any]
+    model_name: str
+    weights_path: Path | None
+    resolution: int
+    gradcam: GradCAMSettings
+
+
+class RunSettings(NamedTuple):
+    """Everything a run over data sets needs, checked."""
+
+    detector: DetectorSettings
+    datasets: list[str]
+    data: DataSettings
+    batch_size: int
+    workers: int
+    seed: int
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file that holds keys with values. Raises InputError for anything else."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); give the path of a YAML file") from error
+    except (
+        Exception
+    ) as error:  # beside its own errors PyYAML passes on ValueError, IndexError, RecursionError, KeyError
+        raise InputError(f"{path}: is not valid YAML ({' '.join(str(error).split())[:200]})") from error
+    if not isinstance(values, dict):
+        raise InputError(
+            f"{path}: holds {type(values).__name__}; expected keys with values, as in config/detector/clip_gradcam.yaml"
+        )
+    refuse_odd_values(values, str(path))
+    return values
+
+
+def find_path(path: str | Path, what: str, where: str) -> Path:
+    """`path` as the host resolves it (from the working directory), else from the training folder or its parent.
+
+    Raises InputError naming what was looked for and every place tried.
+    """
+    tried = [folder / path for folder in dict.fromkeys((Path.cwd(), TRAINING_FOLDER, TRAINING_FOLDER.parent))]
+    for candidate in tried:
+        if candidate.exists():
+            return candidate
+    raise InputError(
+        f"{where}: {what} {str(path)!r} is not there; looked at {', '.join(map(str, dict.fromkeys(tried)))}"
+    )
+
+
+def run_settings(detector_path: Path, test_config: Path | None, flags: Mapping[str, Any]) -> RunSettings:
+    """Detector YAML, then test_config.yaml (which wins, as in the host), then `flags` (which win over both).
+
+    `flags` holds config keys; None means not given. Raises InputError.
+    """
+    test_config = TRAINING_FOLDER / "config" / "test_config.yaml" if test_config is None else test_config
+    config = _overridden({**read_yaml(detector_path), **read_yaml(test_config)}, flags)
+    section = Section(config, f"{detector_path} + {test_config.name}")
+    return RunSettings(
+        detector=_detector_settings(section, config),
+        datasets=section.texts("test_dataset"),
+        data=_data_settings(section),
+        batch_size=section.count("test_batchSize", 32, least=1),
+        workers=section.count("workers", 2),
+        seed=section.count("manualSeed", 1024),
+    )
+
+
+def detector_settings(detector_path: Path, flags: Mapping[str, Any]) -> DetectorSettings:
+    """A detector's YAML and `flags` alone, for pictures that belong to no data set. Raises InputError."""
+    config = _overridden(read_yaml(detector_path), flags)
+    return _detector_settings(Section(config, str(detector_path)), config)
+
+
+def _overridden(config: dict[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
+    return {**config, **{key: value for key, value in flags.items() if value is not None}}
+
+
+def _detector_settings(section: Section, config: dict[str, Any]) -> DetectorSettings:
+    section.mapping("backbone_config", {})
+    return DetectorSettings(
+        config=config,
+        model_name=section.text("model_name"),
+        weights_path=_weights_path(section),
+        resolution=section.count("resolution", 224, least=1),
+        gradcam=gradcam_settings(config, section.where),
+    )
+
+
+def _weights_path(section: Section) -> Path | None:
+    """None where the key is missing or, by --random_weights, empty."""
+    name = section.text("weights_path", "")
+    return find_path(name, "weights file", section.where) if name else None
+
+
+def _data_settings(section: Section) -> DataSettings:
+    frame_num = section.values.get("frame_num")
+    if isinstance(frame_num, dict):
+        frame_num = Section(frame_num, f"{section.where}: frame_num").count("test", least=1)
+    elif frame_num is not None:
+        frame_num = section.count("frame_num", least=1)
+    labels = section.mapping("label_dict")
+    for name, label in labels.items():
+        if isinstance(label, bool) or not isinstance(label, int):
+            raise InputError(f"{section.where}: label_dict.{name} is {label!r}; allowed: 0 (real) or 1 (fake)")
+    # DF40 calls the folder of the pictures dataset_root_rgb, DeepfakeBench rgb_dir.
+    root = section.values.get("dataset_root_rgb") or section.values.get("rgb_dir")
+    lmdb_dir = find_path(section.text("lmdb_dir"), "lmdb_dir", section.where) if section.flag("lmdb", False) else None
+    return DataSettings(
+        json_folder=find_path(section.text("dataset_json_folder"), "dataset_json_folder", section.where),
+        root=_existing_or_none(root),
+        label_dict={str(name): int(label) for name, label in labels.items()},
+        compression=section.text("compression", "c23"),
+        frame_num=frame_num,
+        sampling=section.choice("frame_sampling", SAMPLINGS, "even"),
+        resolution=section.count("resolution", 224, least=1),
+        lmdb_dir=lmdb_dir,
+    )
+
+
+def _existing_or_none(root: Any) -> Path | None:
+    """The first existing reading of a relative root. JSON files with absolute paths need none, so absence is fine."""
+    if not isinstance(root, str):
+        return None
+    for folder in (Path.cwd(), TRAINING_FOLDER, TRAINING_FOLDER.parent):
+        if (folder / root).is_dir():
+            return folder / root
+    return None

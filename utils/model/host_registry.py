@@ -1,0 +1,127 @@
+"""The host's detectors by name, also on a machine where `import detectors` of the host fails.
+
+That import pulls in every detector of the host with all their packages, and one that is missing (torchvision, loralib,
+a GPU) stops them all. Then only what the asked-for detector needs is loaded: `detectors`, `networks` and `loss` as
+packages that hold their registry and nothing else, and in them the modules that register the names of the config.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Iterator, Mapping
+
+from utils.errors import InputError, did_you_mean
+
+TRAINING_FOLDER = Path(__file__).resolve().parent.parent.parent
+SUFFIX = "_gradcam"
+
+
+def find_detectors(model_name: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The registered detectors by name, those with heatmaps (`<name>_gradcam`) among them.
+
+    All of them where the host's `import detectors` works, otherwise the one called `model_name`, which is said in one
+    line. Raises InputError where that one cannot be loaded either, naming the package that it lacks.
+    """
+    try:
+        detectors = importlib.import_module("detectors")
+    except Exception as error:  # whatever any of the host's detectors trips over while being imported
+        if not (TRAINING_FOLDER / "networks").is_dir():  # no host: an error of our own
+            raise
+        detectors = _load_one(model_name, config, error)
+    else:
+        importlib.import_module("detectors.gradcam_detectors")  # the host's own __init__.py may not have our line
+    return dict(detectors.DETECTOR.data)
+
+
+def _load_one(model_name: str, config: Mapping[str, Any], error: Exception) -> ModuleType:
+    name = model_name[: -len(SUFFIX)] if model_name.endswith(SUFFIX) else model_name
+    module = _registering_modules("detectors").get(name)
+    if module is None:
+        raise _unknown(model_name) from error
+    detectors, networks, loss = [_bare_package(package) for package in ("detectors", "networks", "loss")]
+    wanted = []
+    for package in (networks, loss):
+        registering = _registering_modules(package.__name__)
+        wanted += [f"{package.__name__}.{registering[one]}" for one in _names(config) if one in registering]
+    wanted.append(f"detectors.{module}")
+    if _with_maps(module).is_file():
+        wanted.append(f"detectors.{module}{SUFFIX}")
+    print(
+        f"note: the host's detectors cannot all be imported here ({_in_short(error)}), so only {name!r} is loaded:"
+        f" {', '.join(wanted)}",
+        file=sys.stderr,
+    )
+    for one in wanted:
+        _load(one, name)
+    return detectors
+
+
+def _load(module: str, model_name: str) -> None:
+    try:
+        importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"detector {model_name!r}: {module} needs the package {error.name!r}, which is not installed here;"
+            f" install it as the host's own instructions say (for example: pip install {str(error.name).split('.')[0]})"
+        ) from error
+    except Exception as error:  # the host's own code, on a machine it was not written for
+        raise InputError(f"detector {model_name!r}: {module} cannot be imported here ({_in_short(error)})") from error
+
+
+def _bare_package(name: str) -> ModuleType:
+    """Package `name` without what its `__init__.py` imports: only its registry, as the line there names it."""
+    folder = TRAINING_FOLDER / name
+    text = (folder / "__init__.py").read_text(encoding="utf-8", errors="replace")
+    registry = re.search(r"^from\s+([\w.]*registry)\s+import\s+(\w+)", text, re.MULTILINE)
+    if registry is None:
+        raise InputError(f"{folder / '__init__.py'}: imports no registry, so the detectors of this tree are not known")
+    package = ModuleType(name)
+    package.__path__ = [str(folder)]
+    setattr(package, registry[2], getattr(importlib.import_module(registry[1]), registry[2]))
+    sys.modules[name] = package
+    return package
+
+
+def _registering_modules(package: str) -> dict[str, str]:
+    """Registered name → the host's module in `package` that registers it, read from the source without running it."""
+    found = {}
+    for path in sorted((TRAINING_FOLDER / package).glob("*.py")):
+        if path.stem.endswith(SUFFIX):  # ours
+            continue
+        text = path.read_text(encoding="utf-8", errors="replace")
+        for name in re.findall(r"^@\w+\.register_module\(\s*(?:module_name\s*=\s*)?[\"']([^\"']+)", text, re.MULTILINE):
+            found[name] = path.stem
+    return found
+
+
+def _names(config: Mapping[str, Any]) -> Iterator[str]:
+    """The names of networks and losses in a config: `backbone_name`, and `loss_func`, one or several by key."""
+    loss = config.get("loss_func")
+    for value in (config.get("backbone_name"), *(loss.values() if isinstance(loss, dict) else [loss])):
+        if value == "cross_entropy_loss":  # means the same
+            yield "cross_entropy"
+        elif isinstance(value, str):
+            yield value
+
+
+def _unknown(model_name: str) -> InputError:
+    modules = _registering_modules("detectors")
+    known = [*modules, *(f"{name}{SUFFIX}" for name, module in modules.items() if _with_maps(module).is_file())]
+    return InputError(
+        f"model_name {model_name!r} is no registered detector; {did_you_mean(model_name, known)}"
+        f"registered: {', '.join(sorted(known))}"
+    )
+
+
+def _with_maps(module: str) -> Path:
+    """Our file beside the host's `detectors/<module>.py`, where there is one."""
+    return TRAINING_FOLDER / "detectors" / f"{module}{SUFFIX}.py"
+
+
+def _in_short(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -1,0 +1,1 @@
+"""A finished run: page, regions, mean maps, exports."""

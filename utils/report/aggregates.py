@@ -1,0 +1,75 @@
+"""What the maps of a run have in common: regions of the face and mean maps, from the files of the run."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+from utils.report.aggregate_pictures import mean_map_table, region_heat_table
+from utils.report.face_regions import RegionShares, sample_landmarks, sample_regions
+from utils.report.mean_maps import MeanMaps, Similarity
+from utils.report.region_tables import GroupRegions, group_regions, write_group_table, write_sample_table, write_table
+from utils.results.read_run import DatasetResults, RunResults, sample_maps
+
+
+class Patterns(NamedTuple):
+    """What was found in one data set, and the pictures of it, which lie in the data set's folder."""
+
+    dataset: str
+    regions: list[GroupRegions]
+    similarity: dict[str, Similarity]
+    samples: int  # with at least one map that is not empty
+    mean_faces: int  # of them without landmarks
+    region_picture: Path
+    mean_map_picture: Path
+
+
+def write_patterns(run: RunResults) -> list[Patterns]:
+    """`regions.csv`, `map_similarity.csv`, and per data set `regions.csv`, `regions.png` and `mean_maps.png`.
+
+    Data sets without a map are left out; where there is none at all nothing is written.
+    """
+    colormap = str(run.manifest.get("config", {}).get("gradcam_colormap", "jet"))
+    found = [_dataset_patterns(data, run.layers, colormap) for data in run.datasets]
+    patterns = [one for one in found if one is not None]
+    if patterns:
+        write_group_table(run.folder / "regions.csv", [group for one in patterns for group in one.regions])
+        _write_similarity(run.folder / "map_similarity.csv", patterns)
+    return patterns
+
+
+def _dataset_patterns(data: DatasetResults, layers: list[str], colormap: str) -> Patterns | None:
+    shares: list[RegionShares] = []
+    means = MeanMaps(layers)
+    for sample in data.samples:
+        maps = sample_maps(sample, layers)
+        if maps:
+            landmarks = sample_landmarks(sample)
+            shares += sample_regions(sample, maps, landmarks)
+            means.add(sample, maps, landmarks)
+    if not shares:
+        return None
+    groups = group_regions(shares, layers)
+    write_sample_table(data.folder / "regions.csv", shares)
+    pictures = data.folder / "regions.png", data.folder / "mean_maps.png"
+    region_heat_table(pictures[0], groups)
+    mean_map_table(pictures[1], means, colormap)
+    mean_faces = {one.sample.number for one in shares if one.mean_face}
+    samples = {one.sample.number for one in shares}
+    similarity = {layer: means.similarity(layer) for layer in means.layers}
+    return Patterns(data.name, groups, similarity, len(samples), len(mean_faces), *pictures)
+
+
+def _write_similarity(path: Path, patterns: list[Patterns]) -> None:
+    rows = [
+        [
+            one.dataset,
+            layer,
+            *("" if math.isnan(value) else f"{value:.4f}" for value in similarity[:3]),
+            *similarity[3:],
+        ]
+        for one in patterns
+        for layer, similarity in one.similarity.items()
+    ]
+    write_table(path, ("dataset", "layer", "within_real", "within_fake", "across", "reals", "fakes"), rows)

@@ -1,0 +1,60 @@
+"""Everything that is made of a finished run for people to look at: report, FiftyOne, TensorBoard, video strips."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+from utils.packages import require
+from utils.report.aggregates import write_patterns
+from utils.report.fiftyone_export import write_fiftyone
+from utils.report.page import PAGE, jinja2_problem, write_report
+from utils.report.tensorboard_export import write_tensorboard
+from utils.report.video_strips import write_strips
+from utils.results.read_run import read_run
+
+__all__ = ["PAGE", "ViewOptions", "check_views", "write_views"]
+
+
+class ViewOptions(NamedTuple):
+    """What is asked for beside the report."""
+
+    tensorboard: Path | None = None
+    fiftyone: bool = False
+    video_strips: bool = False
+
+
+def check_views(options: ViewOptions) -> None:
+    """Raises InputError where a package is missing, before hours of evaluation."""
+    if options.tensorboard is not None:
+        require("tensorboard", "--tensorboard")
+
+
+def write_views(folder: Path, options: ViewOptions) -> list[str]:
+    """Make them from the files of the run in `folder`; returns lines that say where they are.
+
+    A host without a jinja2 that works, which only the page needs, gets everything but the page, and is told on stderr.
+    """
+    lines = []
+    lacking = jinja2_problem()
+    if lacking:
+        write_patterns(read_run(folder))
+        print(
+            f"report: left out, {lacking}: pip install 'jinja2>=3', then python -m utils.report {folder}",
+            file=sys.stderr,
+        )
+    else:
+        lines.append(f"report: {write_report(folder)}")
+    if options == ViewOptions():
+        return lines
+    run = read_run(folder, samples_at_most=sys.maxsize)  # other programs take every sample
+    if options.fiftyone:
+        lines.append(f"FiftyOne: {write_fiftyone(run)}")
+    if options.tensorboard is not None:
+        write_tensorboard(run, options.tensorboard)
+        lines.append(f"TensorBoard: tensorboard --logdir {options.tensorboard}")
+    if options.video_strips:
+        for data in run.datasets:
+            lines.append(f"{data.name}: {len(write_strips(data))} video strips in {data.folder / 'strips'}")
+    return lines

@@ -1,0 +1,279 @@
+"""A run's folder → `index.html`, one page that opens from the file system, without network or server.
+
+    python -m utils.report RUN_DIR
+
+A run writes it at its end; the command writes it again, also for a run that stopped half-way.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import math
+from pathlib import Path
+from typing import Any, NamedTuple, Sequence
+
+import numpy as np
+import yaml
+
+from utils.command import OneLineParser
+from utils.errors import InputError
+from utils.report.aggregates import Patterns, write_patterns
+from utils.report.region_tables import headlines
+from utils.results.overlays import colour_table
+from utils.results.read_run import DatasetResults, RunResults, SampleResult, read_run
+from utils.results.run_folder import FREE_CONFIG
+from utils.results.sample_folder import write_whole
+from utils.text import plain_words
+
+PAGE = "index.html"
+TEMPLATE = Path(__file__).resolve().parent / "template"
+BINS = 20
+CURVE_POINTS = 200
+
+
+def write_report(folder: Path) -> Path:
+    """Write `index.html`, and what `write_patterns` writes; returns the page's path. Raises InputError."""
+    lacking = jinja2_problem()
+    if lacking:
+        raise InputError(f"the report: {lacking}: pip install 'jinja2>=3'")
+    run = read_run(folder)
+    page = folder / PAGE
+    write_whole(page, render(run, write_patterns(run)).encode("utf-8", "backslashreplace"))
+    return page
+
+
+def jinja2_problem() -> str:
+    """Why the page cannot be written here, in words; empty where it can."""
+    try:
+        import jinja2
+    except ModuleNotFoundError as error:
+        return f"{error.name} is missing"
+    except ImportError as error:  # jinja2 2 beside a markupsafe that no longer has what it wants
+        return f"jinja2 cannot be imported ({plain_words(error)})"
+    version = str(getattr(jinja2, "__version__", ""))
+    return f"jinja2 {version} is too old" if version.split(".")[0] in ("0", "1", "2") else ""
+
+
+def render(run: RunResults, patterns: Sequence[Patterns]) -> str:
+    """The page as text. All that comes from outside is escaped by the template."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=FileSystemLoader(str(TEMPLATE)),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    script = (TEMPLATE / "report.js").read_text(encoding="utf-8")
+    return environment.get_template("index.html.j2").render(
+        style=Markup((TEMPLATE / "report.css").read_text(encoding="utf-8")),  # our own files, not escaped
+        script=Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        run=run,
+        name=", ".join(data.name for data in run.datasets),
+        notes=notes(run),
+        weights=weights_text(run),
+        config=config_text(run),
+        datasets=[dataset_view(data) for data in run.datasets],
+        patterns=[pattern_view(one, run) for one in patterns],
+        colours=colour_columns(str(run.manifest.get("config", {}).get("gradcam_colormap", "jet"))),
+        data=page_data(run),
+    )
+
+
+def config_text(run: RunResults) -> str:
+    """The config as YAML, without what no output depends on: the page of a run is the same wherever it was written."""
+    config = {key: value for key, value in run.manifest.get("config", {}).items() if key not in FREE_CONFIG}
+    return yaml.safe_dump(_plain(config), sort_keys=False, allow_unicode=True)
+
+
+def _plain(values: Any) -> Any:
+    """What YAML's safe writer takes."""
+    if isinstance(values, dict):
+        return {str(key): _plain(value) for key, value in values.items()}
+    if isinstance(values, (list, tuple)):
+        return [_plain(value) for value in values]
+    return values if isinstance(values, (str, int, float, bool, type(None))) else str(values)
+
+
+def notes(run: RunResults) -> list[str]:
+    """What a reader has to know before looking."""
+    lines = []
+    if not run.finished:
+        lines.append(
+            "This run did not finish. The page shows what is there; figures and maps are of a part of the data."
+        )
+    if run.manifest.get("weights") == "random":
+        lines.append("Random weights: this detector was never trained, its scores and maps mean nothing.")
+    for data in run.datasets:
+        if not data.complete:
+            lines.append(f"{data.name}: {len(data.label)} of {data.frames} frames were evaluated.")
+        if data.explained > len(data.samples):
+            step = math.ceil(data.explained / max(1, len(data.samples)))
+            lines.append(
+                f"{data.name}: of {data.explained} explained samples every {step}th is shown; regions and mean maps are"
+                " of these."
+            )
+        lost = sum(bool(sample.lost) for sample in data.samples)
+        written = run.manifest.get("heatmaps", {}).get(data.name, {}).get("heatmaps", data.explained)
+        if lost or written > data.explained:
+            lines.append(f"{data.name}: of {lost + max(0, written - data.explained)} samples files were deleted.")
+        if data.unreadable:
+            lines.append(
+                f"{data.name}: {data.unreadable} frames could not be read; {data.name}/unreadable.csv says why."
+            )
+    return lines
+
+
+def weights_text(run: RunResults) -> str:
+    """The checkpoint and the start of its SHA-256."""
+    weights = run.manifest.get("weights")
+    if not isinstance(weights, dict):
+        return str(weights)
+    return f"{weights['path']} (SHA-256 {str(weights['sha256'])[:12]}…)"
+
+
+# --------------------------------------------------------------------------------------------------------- the header
+
+
+class DatasetView(NamedTuple):
+    """One data set in the header. Curves are points of an SVG of 100 × 100; bars are (x, width, height, title)."""
+
+    name: str
+    metrics: list[tuple[str, str]]
+    roc: str
+    roc_label: str
+    bars: dict[str, list[tuple[float, float, float, str]]]
+    frames: int
+
+
+def dataset_view(data: DatasetResults) -> DatasetView:
+    """Metrics as text, ROC curve and score histogram as coordinates."""
+    keys = (("acc", "ACC"), ("auc", "AUC"), ("eer", "EER"), ("ap", "AP"), ("video_auc", "video AUC"))
+    metrics = data.metrics or {}
+    texts = [(title, "–" if metrics.get(key) is None else f"{metrics[key]:.4f}") for key, title in keys]
+    texts += [(title, str(metrics.get(key, "–"))) for key, title in (("frames", "frames"), ("videos", "videos"))]
+    return DatasetView(
+        data.name,
+        [*texts, ("unreadable", str(data.unreadable))],
+        roc_points(data.label, data.prob_fake),
+        f"ROC curve of {data.name}" + (f", AUC {metrics['auc']:.4f}" if metrics.get("auc") is not None else ""),
+        histogram_bars(data.label, data.prob_fake),
+        len(data.label),
+    )
+
+
+def roc_points(label: np.ndarray, prob_fake: np.ndarray) -> str:
+    """ROC curve as SVG points, false positive rate to the right; empty without both classes."""
+    from sklearn.metrics import roc_curve
+
+    if len(set(label.tolist())) < 2:
+        return ""
+    false_positive, true_positive, _ = roc_curve(label, prob_fake)
+    chosen = np.unique(np.linspace(0, len(false_positive) - 1, CURVE_POINTS).round().astype(int))
+    return " ".join(f"{100 * false_positive[i]:.2f},{100 - 100 * true_positive[i]:.2f}" for i in chosen)
+
+
+def histogram_bars(label: np.ndarray, prob_fake: np.ndarray) -> dict[str, list[tuple[float, float, float, str]]]:
+    """Share of each class's frames in each bin of fake probability; the highest bar is 100 high."""
+    edges = np.linspace(0, 1, BINS + 1)
+    shares = {}
+    for kind, number in (("real", 0), ("fake", 1)):
+        scores = prob_fake[label == number]
+        if len(scores):
+            shares[kind] = np.histogram(scores, edges)[0] / len(scores)
+    highest = max((float(share.max()) for share in shares.values()), default=0.0) or 1.0
+    width = 100 / BINS / 2 - 0.4
+    return {
+        kind: [
+            (100 * edges[i] + (width + 0.4 if kind == "fake" else 0.2), width, 100 * value / highest,
+             f"{kind}: {100 * value:.1f} % between {edges[i]:.2f} and {edges[i + 1]:.2f}")
+            for i, value in enumerate(share)
+        ]
+        for kind, share in shares.items()
+    }  # fmt: skip
+
+
+def pattern_view(patterns: Patterns, run: RunResults) -> dict[str, Any]:
+    """Headlines, similarity and pictures of one data set, as texts."""
+    layer = next(name for name in run.layers if name in patterns.similarity)
+    return {
+        "dataset": patterns.dataset,
+        "layer": layer,
+        "headlines": [
+            f"{one.headline()}, {_members(one.outcome, one.samples)}" for one in headlines(patterns.regions, layer)
+        ],
+        "mean_faces": patterns.mean_faces,
+        "samples": patterns.samples,
+        "similarity": [
+            (name, *("–" if math.isnan(value) else f"{value:.2f}" for value in one[:3]), one.reals, one.fakes)
+            for name, one in patterns.similarity.items()
+        ],
+        "regions": [patterns.region_picture.parent.name, patterns.region_picture.name],
+        "mean_maps": [patterns.mean_map_picture.parent.name, patterns.mean_map_picture.name],
+    }
+
+
+def _members(outcome: str, count: int) -> str:
+    kinds = {"TP": "detected fake", "FN": "missed fake", "TN": "cleared real", "FP": "real taken for fake"}
+    plural = {"TP": "detected fakes", "FN": "missed fakes", "TN": "cleared reals", "FP": "reals taken for fakes"}
+    return f"{count} {(kinds if count == 1 else plural)[outcome]}"
+
+
+def colour_columns(colormap: str) -> dict[str, str]:
+    """The colour map as tables of SVG's feComponentTransfer: one text of 256 numbers a channel."""
+    table = colour_table(colormap).numpy() / 255
+    return {channel: " ".join(f"{value:.3f}" for value in table[:, i]) for i, channel in enumerate("RGB")}
+
+
+# -------------------------------------------------------------------------------------------------------- the gallery
+
+
+def page_data(run: RunResults) -> dict[str, Any]:
+    """What the page's script works on."""
+    samples = [sample for data in run.datasets for sample in data.samples]
+    first: dict[str, Any] = next((sample.details for sample in samples if sample.details), {})
+    layers = run.layers
+    return {
+        "layers": layers,
+        "run": {key: str(first.get(key, "–")) for key in ("method", "site", "weights")},
+        "samples": [sample_data(sample, layers) for sample in samples],
+    }
+
+
+def sample_data(sample: SampleResult, layers: Sequence[str]) -> dict[str, Any]:
+    """One card. `folder` are the parts of the path from the page to the sample's files."""
+    box = sample.original
+    return {
+        "number": sample.number,
+        "dataset": sample.dataset,
+        "forgery": sample.forgery,
+        "video": sample.video,
+        "path": sample.path,
+        "label": sample.label,
+        "predicted": sample.predicted,
+        "outcome": sample.outcome,
+        "confidence": round(sample.confidence, 6),
+        "fake": round(sample.prob_fake, 6),
+        "logits": [sample.details.get("logit_real"), sample.details.get("logit_fake")],
+        "target": str(sample.details.get("target", "–")),
+        "folder": [sample.folder.parent.name, sample.folder.name],
+        "comparison": sample.comparison,
+        "box": list(box) if box else [],
+        "maps": [
+            [layers.index(one.name), float(f"{one.raw_maximum:.4g}"), one.empty, one.drawn_empty]
+            for one in sample.layers
+        ],
+        "lost": sample.lost,
+    }
+
+
+def main(argv: Sequence[str]) -> int:
+    """Write the report of a run. Returns the exit code; raises InputError."""
+    parser = OneLineParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("run_dir", help="a run's folder, its --gradcam_output_dir")
+    print(write_report(Path(parser.parse_args(argv).run_dir)))
+    return 0

@@ -1,0 +1,34 @@
+"""A run's metrics, precision-recall curves and comparison pictures for TensorBoard (`--tensorboard DIR`)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from utils.data.pictures import UnreadablePicture, decode_picture, read_file
+from utils.results.read_run import DatasetResults, RunResults, SampleResult
+
+PICTURES = 50  # samples a data set, the most confident first: TensorBoard keeps every picture in memory
+
+
+def write_tensorboard(run: RunResults, folder: Path) -> None:
+    """Write one events file into `folder`. Needs the package tensorboard."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(str(folder)) as writer:
+        for data in run.datasets:
+            for name, value in (data.metrics or {}).items():
+                if isinstance(value, (int, float)):
+                    writer.add_scalar(f"{data.name}/{name}", value)
+            if len(set(data.label.tolist())) == 2:
+                writer.add_pr_curve(f"{data.name}/precision-recall", data.label, data.prob_fake)
+            for sample in _most_confident(data):
+                try:
+                    picture = decode_picture(read_file(str(sample.folder / sample.comparison)), None)
+                except UnreadablePicture:
+                    continue  # deleted meanwhile; the report says so
+                writer.add_image(f"{data.name} {sample.outcome}/sample{sample.number}", picture, dataformats="HWC")
+
+
+def _most_confident(data: DatasetResults) -> list[SampleResult]:
+    there = [sample for sample in data.samples if not sample.lost]
+    return sorted(there, key=lambda sample: -sample.confidence)[:PICTURES]

@@ -1,0 +1,90 @@
+"""One strip a video (`--video_strips`): its explained frames side by side, each layer's map below them."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from utils.data.pictures import UnreadablePicture, decode_picture, read_file
+from utils.explanation_metrics.temporal_consistency import Steadiness
+from utils.report.aggregate_pictures import plain_label
+from utils.report.region_tables import write_table
+from utils.results.overlays import encode, text_line
+from utils.results.read_run import DatasetResults, SampleResult, sample_maps
+from utils.results.sample_folder import write_whole
+
+FRAME, LINE, NAMES, GAP = 112, 20, 150, 4  # pixels
+MOST_FRAMES = 32  # of a video, evenly spread
+
+
+def write_strips(data: DatasetResults) -> list[Path]:
+    """Write `<dataset>/strips/<number>_<forgery>_<video>.png` for every video with explained frames; returns them.
+
+    Beside them `consistency.csv`: how steady the maps are over each video's explained frames.
+    """
+    videos: dict[tuple[str, str], list[SampleResult]] = {}
+    for sample in data.samples:
+        if not sample.lost:
+            videos.setdefault((sample.forgery, sample.video), []).append(sample)
+    folder = data.folder / "strips"
+    folder.mkdir(exist_ok=True)
+    written, steadiness = [], []
+    for number, ((forgery, video), samples) in enumerate(videos.items()):
+        # Names come from outside and may be no file names at all; the number keeps them apart.
+        name = re.sub("[^A-Za-z0-9-]+", "_", f"{number:04d}_{forgery}_{video}")[:120]
+        path = folder / f"{name}.png"
+        write_whole(path, encode(strip(samples)))
+        written.append(path)
+        steadiness += [(path.name, forgery, video, len(samples), *row) for row in _consistency(samples)]
+    write_table(folder / "consistency.csv", ("strip", "forgery", "video", "frames", "layer", "consistency"), steadiness)
+    return written
+
+
+def _consistency(samples: list[SampleResult]) -> list[tuple[str, str]]:
+    steadiness = Steadiness()
+    for sample in samples:
+        steadiness.add(sample_maps(sample, [layer.name for layer in sample.layers]))
+    rows = steadiness.consistency()
+    return [(layer, f"{value:.4f}") for layer, value in rows.items() if math.isfinite(value)]
+
+
+def strip(samples: list[SampleResult]) -> np.ndarray:
+    """(H, W, 3) uint8 RGB: a row of originals, then a row of overlays a layer, the fake probability below."""
+    chosen = [samples[i] for i in np.unique(np.linspace(0, len(samples) - 1, MOST_FRAMES).round().astype(int))]
+    layers = [layer.name for layer in chosen[0].layers]
+    first = chosen[0]
+    columns = [np.vstack([*frame_pictures(one, layers), text_line(f"fake {one.prob_fake:.3f}", FRAME, LINE, 11, True)])
+               for one in chosen]  # fmt: skip
+    names = [text_line(name, NAMES, FRAME, 11) for name in ("original", *layers)]
+    left = np.vstack([*names, text_line("", NAMES, LINE, 11)])
+    table = np.hstack([left, *(np.pad(one, ((0, 0), (0, GAP), (0, 0)), constant_values=255) for one in columns)])
+    title = f"{plain_label(first.forgery)} · {plain_label(first.video)} · {('real', 'fake')[first.label]}"
+    return np.vstack([text_line(title, table.shape[1], LINE + GAP, 13), table])
+
+
+def frame_pictures(sample: SampleResult, layers: list[str]) -> list[np.ndarray]:
+    """The original and the overlay of every layer, (FRAME, FRAME, 3) uint8 RGB; grey where a file is gone."""
+    suffix = Path(sample.comparison).suffix
+    whole = _read(sample.folder / sample.comparison)
+    box = sample.original
+    original = None
+    if whole is not None and box is not None:
+        original = whole[box.top : box.top + box.height, box.left : box.left + box.width]
+    drawn = [_read(sample.folder / f"gradcam_{layer}_sample{sample.number}{suffix}") for layer in layers]
+    return [
+        np.full((FRAME, FRAME, 3), 200, np.uint8)
+        if picture is None
+        else cv2.resize(picture, (FRAME, FRAME), interpolation=cv2.INTER_AREA)
+        for picture in (original, *drawn)
+    ]
+
+
+def _read(path: Path) -> np.ndarray | None:
+    try:
+        return decode_picture(read_file(str(path)), None)
+    except UnreadablePicture:
+        return None

@@ -1,0 +1,73 @@
+"""Maps on disk, at the size of the patch grid: 8-bit grey pictures for programs that show them, `.npz` for numbers.
+
+`<sample folder>/heatmaps/<layer>.png` runs from the raw map's minimum (0) to its maximum (255),
+`<layer>_signed.png` from minus its largest magnitude (1) over zero (128) to plus that (255). Both scales are in the
+sample's JSON, so that the raw values come back to half a grey level.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Sequence
+
+import cv2
+import numpy as np
+
+from utils.data.pictures import UnreadablePicture, read_file
+from utils.results.overlays import encode_grey
+
+if TYPE_CHECKING:
+    from utils.results.sample_folder import LayerPicture
+
+GREY_MAPS = "heatmaps"
+
+
+def grey_name(layer: str) -> str:
+    """File name of a layer's grey map."""
+    return f"{layer}.png"
+
+
+def signed_name(layer: str) -> str:
+    """File name of a layer's signed grey map."""
+    return f"{layer}_signed.png"
+
+
+def write_grey_maps(folder: Path, layers: Sequence[LayerPicture]) -> None:
+    """Write both grey maps of every layer into `folder`, which is made."""
+    folder.mkdir()
+    for layer in layers:
+        (folder / grey_name(layer.name)).write_bytes(encode_grey(grey(layer.raw, layer.empty)))
+        (folder / signed_name(layer.name)).write_bytes(encode_grey(signed_grey(layer.signed)))
+
+
+def grey(raw: np.ndarray, empty: bool) -> np.ndarray:
+    """Raw map (h, w) → uint8 from its minimum 0 to its maximum 255; an empty map is all 0."""
+    low, high = float(raw.min()), float(raw.max())
+    if empty:
+        return np.zeros(raw.shape, dtype=np.uint8)
+    return np.rint((raw.astype(np.float64) - low) / (high - low) * 255).astype(np.uint8)
+
+
+def signed_grey(signed: np.ndarray) -> np.ndarray:
+    """Signed map (h, w) → uint8, 128 where it is zero, 255 and 1 at plus and minus its largest magnitude."""
+    extreme = float(np.abs(signed).max())
+    if extreme == 0:
+        return np.full(signed.shape, 128, dtype=np.uint8)
+    return np.rint(signed.astype(np.float64) / extreme * 127 + 128).astype(np.uint8)
+
+
+def read_grey_map(path: Path) -> np.ndarray:
+    """A grey map as written: (h, w) float32 in [0, 1]. Raises UnreadablePicture."""
+    pixels = cv2.imdecode(np.frombuffer(read_file(str(path)), np.uint8), cv2.IMREAD_UNCHANGED)
+    if pixels is None or pixels.ndim != 2 or pixels.dtype != np.uint8:
+        raise UnreadablePicture(f"not an 8-bit grey picture: {str(path)!r}")
+    return pixels.astype(np.float32) / 255
+
+
+def raw_arrays(layers: Sequence[LayerPicture]) -> dict[str, np.ndarray]:
+    """What `--save_raw` keeps: per layer its raw map under its name and its signed map under `<name>.signed`."""
+    return {
+        key: grid.astype(np.float32)
+        for layer in layers
+        for key, grid in ((layer.name, layer.raw), (f"{layer.name}.signed", layer.signed))
+    }

@@ -1,0 +1,1 @@
+"""test_with_gradcam.py, from data sets to files."""

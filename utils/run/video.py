@@ -1,0 +1,196 @@
+"""A video explained frame by frame: overlay video with the score curve below, scores, and how steady the maps are."""
+
+from __future__ import annotations
+
+import io
+import math
+from itertools import islice
+from pathlib import Path
+from typing import Callable, Iterator, NamedTuple, Sequence
+
+import cv2
+import numpy as np
+import torch
+
+from utils.data.face_crop import NoFaceError
+from utils.data.video_files import VideoFrame, VideoReader, video_writer
+from utils.explanation_metrics.temporal_consistency import Steadiness
+from utils.model.detector import LoadedDetector
+from utils.results.overlays import comparison, text_line
+from utils.results.sample_folder import LayerPicture, layer_pictures, panels, write_json, write_whole
+from utils.text import write_row
+
+BATCH = 16  # frames explained at a time
+CURVE = 112  # height of the score curve in pixels
+PLOT = (36, 12, 10, 12)  # pixels left, right, above and below its axes
+FAKE_INK, REAL_INK = (178, 24, 43), (33, 102, 172)
+EMPTY = (225, 225, 225)
+
+Crop = Callable[[np.ndarray], np.ndarray]
+
+
+class Explained(NamedTuple):
+    """One frame as the detector saw it; `layers` is empty and `prob_fake` None where no face was found."""
+
+    frame: VideoFrame
+    picture: np.ndarray
+    prob_fake: float | None
+    layers: list[LayerPicture]
+
+
+class VideoSummary(NamedTuple):
+    """What was found in a video. `consistency`: layer → mean correlation of the maps of neighbouring frames."""
+
+    frames: int
+    faceless: int
+    prob_fake: float  # mean over the frames with a face
+    consistency: dict[str, float]
+    remarks: list[str]
+
+    def line(self) -> str:
+        """For the terminal."""
+        steady = ", ".join(f"{layer} {value:.3f}" for layer, value in self.consistency.items() if math.isfinite(value))
+        kept = f"mean of {self.frames - self.faceless} frames"
+        return f"fake probability {self.prob_fake:.4f} ({kept}), consistency of the maps: {steady or 'none'}"
+
+
+def explain_video(detector: LoadedDetector, file: Path, folder: Path, crop: Crop | None) -> VideoSummary:
+    """Write `overlay.mp4`, `scores.csv` and `video.json` into `folder`.
+
+    Raises UnreadableVideo where nothing can be decoded, NoFaceError where `crop` finds no face in any frame.
+    """
+    reader = VideoReader(file)
+    folder.mkdir(parents=True, exist_ok=True)
+    scores: list[tuple[VideoFrame, float | None]] = []
+    steadiness, curve, names = Steadiness(), ScoreCurve(reader.length), layer_names(detector)
+    sizes: dict[tuple[int, ...], int] = {}
+    with video_writer(folder / "overlay.mp4", reader.rate) as write:
+        for one in explained_frames(detector, reader, crop):
+            sizes.setdefault(one.frame.picture.shape[:2], one.frame.number)
+            scores.append((one.frame._replace(picture=np.empty(0)), one.prob_fake))
+            steadiness.add({layer.name: layer.raw for layer in one.layers if not layer.empty})
+            write(drawn_frame(one, curve, names))
+    known = [score for _, score in scores if score is not None]
+    if not known:
+        (folder / "overlay.mp4").unlink()
+        folder.rmdir()
+        raise NoFaceError(f"dlib finds no face in any of its {len(scores)} frames" if scores else "it has no frames")
+    remarks = _remarks(reader, len(scores), len(scores) - len(known), sizes)
+    steady = steadiness.consistency()
+    steady = {name: steady[name] for name in names if name in steady}  # in the order of the panels
+    summary = VideoSummary(len(scores), len(scores) - len(known), float(np.mean(known)), steady, remarks)
+    write_scores(folder / "scores.csv", scores)
+    finite = {name: value if math.isfinite(value) else None for name, value in summary.consistency.items()}
+    write_json(folder / "video.json", {"path": str(file), **summary._asdict(), "consistency": finite})
+    return summary
+
+
+def _remarks(reader: VideoReader, frames: int, faceless: int, sizes: dict[tuple[int, ...], int]) -> list[str]:
+    remarks = []
+    if reader.broken:
+        remarks.append(f"decoding ended after {frames} frames: {reader.broken}")
+    if faceless:
+        remarks.append(f"no face in {faceless} of {frames} frames, which are grey in the video")
+    if len(sizes) > 1:
+        changes = [f"{width}x{height} from frame {number}" for (height, width), number in sizes.items()]
+        remarks.append(f"the picture's size changes: {', '.join(changes)}; each frame was resized on its own")
+    return remarks
+
+
+def explained_frames(detector: LoadedDetector, frames: VideoReader, crop: Crop | None) -> Iterator[Explained]:
+    """Frames in order, explained BATCH at a time."""
+    source = iter(frames)
+    size = detector.settings.resolution
+    while batch := list(islice(source, BATCH)):
+        pictures = [_detector_picture(frame.picture, size, crop) for frame in batch]
+        seen = [picture for picture in pictures if picture is not None]
+        found = iter(_explain(detector, seen) if seen else [])
+        for frame, picture in zip(batch, pictures):
+            if picture is None:
+                yield Explained(frame, np.full((size, size, 3), EMPTY, np.uint8), None, [])
+            else:
+                yield Explained(frame, picture, *next(found))
+
+
+def _detector_picture(picture: np.ndarray, size: int, crop: Crop | None) -> np.ndarray | None:
+    if crop is None:
+        return cv2.resize(picture, (size, size), interpolation=cv2.INTER_CUBIC)
+    try:
+        return crop(picture)
+    except NoFaceError:
+        return None
+
+
+def _explain(detector: LoadedDetector, pictures: Sequence[np.ndarray]) -> list[tuple[float, list[LayerPicture]]]:
+    pixels = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
+    explanation = detector.explain(pixels, torch.zeros(len(pixels), dtype=torch.long), detector.gradcam.target)
+    drawn = layer_pictures(
+        pixels.to(detector.device), explanation.layers, detector.gradcam.colormap, detector.gradcam.signed
+    )
+    return list(zip(explanation.prediction["prob"].tolist(), drawn))
+
+
+# ----------------------------------------------------------------------------------------------------------- drawing
+
+
+def drawn_frame(one: Explained, curve: ScoreCurve, names: Sequence[str]) -> np.ndarray:
+    """Original and overlays side by side, and below them the scores so far. Of one size for all frames of a video."""
+    drawn = panels(one.picture, one.layers)
+    if not one.layers:
+        drawn = [("no face", one.picture), *((name, one.picture) for name in names)]
+    score = "no face" if one.prob_fake is None else f"fake probability {one.prob_fake:.3f}"
+    table = comparison(drawn, f"frame {one.frame.number}   {one.frame.seconds:.2f} s   {score}")
+    return np.vstack([table, curve.add(one.prob_fake, table.shape[1])])
+
+
+def layer_names(detector: LoadedDetector) -> list[str]:
+    """Names under which maps come, which the panels of a frame without a face need too."""
+    size = detector.settings.resolution
+    noise = torch.randint(64, 192, (1, 3, size, size), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    return list(detector.explain(noise, torch.zeros(1, dtype=torch.long), detector.gradcam.target).layers)
+
+
+class ScoreCurve:
+    """Fake probability over the frames so far, red above one half; a gap where there is no face."""
+
+    def __init__(self, length: int) -> None:
+        self._length = length  # frames that are expected, for the scale
+        self._frames = 0
+        self._before: tuple[int, int] | None = None
+        self._canvas: np.ndarray | None = None
+
+    def add(self, score: float | None, width: int) -> np.ndarray:
+        """The next frame's score; returns the curve (CURVE, width, 3) uint8 RGB with a dot at it."""
+        if self._canvas is None:
+            self._canvas = _axes(width)
+        left, right, top, bottom = PLOT[0], width - PLOT[1], PLOT[2], CURVE - PLOT[3]
+        point = None
+        if score is not None:
+            x = left + min(1.0, self._frames / max(1, self._length - 1)) * (right - left)
+            point = round(x), round(bottom - score * (bottom - top))
+            ink = FAKE_INK if score > 0.5 else REAL_INK
+            cv2.line(self._canvas, self._before or point, point, ink, 2, cv2.LINE_AA)
+        self._before = point
+        self._frames += 1
+        shown = self._canvas.copy()
+        if point is not None:
+            cv2.circle(shown, point, 4, (20, 20, 20), -1, cv2.LINE_AA)
+        return shown
+
+
+def _axes(width: int) -> np.ndarray:
+    canvas = np.full((CURVE, width, 3), 255, np.uint8)
+    for value in (0.0, 0.5, 1.0):
+        y = round(CURVE - PLOT[3] - value * (CURVE - PLOT[3] - PLOT[2]))
+        cv2.line(canvas, (PLOT[0], y), (width - PLOT[1], y), (215, 215, 215), 1)
+        canvas[y - 8 if y > 8 else 0 :][:16, : PLOT[0] - 4] = text_line(f"{value:g}", PLOT[0] - 4, 16, 11, centred=True)
+    return canvas
+
+
+def write_scores(path: Path, scores: Sequence[tuple[VideoFrame, float | None]]) -> None:
+    """`scores.csv`: frame, seconds, prob_fake (nothing where no face was found)."""
+    text = io.StringIO(newline="")
+    write_row(text, ("frame", "seconds", "prob_fake"))
+    for frame, score in scores:
+        write_row(text, (frame.number, f"{frame.seconds:.4f}", "" if score is None else f"{score:.9g}"))
+    write_whole(path, text.getvalue().encode())

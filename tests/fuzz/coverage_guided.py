@@ -1,7 +1,7 @@
 """Coverage-guided fuzzing of the readers, by hand: `python -m tests.fuzz.coverage_guided picture|json -max_total_time=120`.
 
 Needs `pip install atheris`. An exception that is not documented ends it with the input written to `crash-*`. Not part of
-`make test`, whose bounded cases are in tests/test_fuzz.py.
+`make test`, whose bounded cases are in tests/fuzz/test_fuzz.py.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def seeds(kind: str) -> Path:
     folder = FOLDER / "seeds"
     folder.mkdir()
     if kind == "picture":
-        from tests.test_fuzz import SOURCES
+        from tests.fuzz.test_fuzz import SOURCES
 
         for number, source in enumerate(SOURCES):
             (folder / str(number)).write_bytes(source)

@@ -1,0 +1,98 @@
+"""The same on a CUDA device as on the CPU. Everything here skips where there is no device."""
+
+from __future__ import annotations
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.helpers.datasets import DataTree
+from tests.helpers.detectors import pictures, tiny_detector
+from tests.helpers.paths import ROOT
+from utils.cam.methods import METHODS
+from utils.results.overlays import overlay
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch finds no CUDA device here")
+LAYERS = ["encoder.layers.3", "encoder.layers.1"]
+
+
+@pytest.mark.parametrize("site", ["layer_norm1", "residual"])
+@pytest.mark.parametrize("method", METHODS)
+def test_maps_are_those_of_the_cpu(method: str, site: str) -> None:
+    """In float64 on both, where TF32 plays no part: what is left is the order of sums."""
+    image = pictures(5).double()
+    wanted = tiny_detector().double().explain({"image": image}, layers=LAYERS, method=method, site=site, target="fake")
+    model = tiny_detector().double().cuda()
+    found = model.explain({"image": image.cuda()}, layers=LAYERS, method=method, site=site, target="fake")
+    torch.testing.assert_close(found.logits.cpu(), wanted.logits, rtol=1e-9, atol=1e-9)
+    for name in LAYERS:
+        assert found.layers[name].normalised.is_cuda
+        torch.testing.assert_close(
+            found.layers[name].signed.cpu(), wanted.layers[name].signed, rtol=1e-6, atol=1e-9, msg=name
+        )
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_keeps_the_maps(dtype: torch.dtype) -> None:
+    model, image = tiny_detector().cuda(), pictures(5).cuda()
+    wanted = model.explain({"image": image}, layers=LAYERS, target="fake")
+    with torch.autocast("cuda", dtype=dtype):
+        found = model.explain({"image": image}, layers=LAYERS, target="fake")
+    for name in LAYERS:
+        assert found.layers[name].signed.dtype == torch.float32
+        pair = torch.stack([one.layers[name].signed.flatten() for one in (wanted, found)])
+        assert torch.corrcoef(pair)[0, 1] > 0.99
+
+
+def test_overlays_are_those_of_the_cpu() -> None:
+    """To one grey level: a value that lies half-way between two may be rounded either way."""
+    generator = torch.Generator().manual_seed(0)
+    plain = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8, generator=generator)
+    maps, empty = torch.rand(4, 32, 32, generator=generator), torch.tensor([False, True, False, False])
+    found = overlay(plain.cuda(), maps.cuda(), empty).cpu()
+    wanted = overlay(plain, maps, empty)
+    assert (found.int() - wanted.int()).abs().max() <= 1
+
+
+def test_the_last_block_alone_keeps_little_memory() -> None:
+    """The graph begins at the block that is explained: what is kept beyond a plain forward pass is one block's."""
+    model = tiny_detector().cuda()
+    image = pictures(32, pixels=64).cuda()
+
+    def peak(layers: list[str]) -> int:
+        torch.cuda.reset_peak_memory_stats()
+        model.explain({"image": image}, layers=layers, target="fake")
+        return torch.cuda.max_memory_allocated()
+
+    peak(LAYERS)  # what cuBLAS takes once
+    assert peak(["encoder.layers.3"]) < peak(["encoder.layers.0"])
+
+
+def test_random_state_and_flags_are_left_alone() -> None:
+    model = tiny_detector().cuda().train()
+    before = torch.cuda.get_rng_state()
+    model.explain({"image": pictures(2).cuda()}, target="fake")
+    assert model.training and torch.equal(torch.cuda.get_rng_state(), before)
+    assert all(one.requires_grad and one.grad is None for one in model.parameters())
+
+
+def test_a_whole_run_agrees_with_the_cpus(data_tree: DataTree, tmp_path: Path) -> None:
+    def probabilities(device: str) -> dict[str, float]:
+        out = tmp_path / device
+        flags = [*data_tree.arguments("--gradcam_enabled", "--save_all_predictions", "--gradcam_output_dir", out)]
+        flags[flags.index("--device") + 1] = device
+        command = [sys.executable, str(ROOT / "test_with_gradcam.py"), *flags]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert len(list((out / "toy").rglob("gradcam_comparison.png"))) == 24
+        with (out / "toy" / "predictions.csv").open(newline="") as table:
+            return {row["path"]: float(row["prob_fake"]) for row in csv.DictReader(table)}
+
+    on_cpu, on_cuda = probabilities("cpu"), probabilities("cuda")
+    assert on_cpu.keys() == on_cuda.keys()
+    np.testing.assert_allclose([on_cuda[path] for path in on_cpu], list(on_cpu.values()), atol=1e-4)

@@ -1,0 +1,60 @@
+"""A training loop shaped like the host's, started by torchrun: losses and weights as JSON, TensorBoard in a folder.
+
+torchrun --nproc_per_node 2 tests/helpers/ddp_training.py OUTPUT_FOLDER yes|no
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from tests.helpers.detectors import ARCHITECTURE, pictures, tiny_config
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.tensorboard import SummaryWriter
+
+from utils.training_log import log_gradcam
+
+
+def main(output: Path, heatmaps: bool) -> None:
+    """Ten epochs; with heatmaps of the same four pictures every five, if asked."""
+    from detectors.clip_detector_gradcam import CLIPDetectorWithGradCAM
+
+    dist.init_process_group("gloo")
+    rank = dist.get_rank()
+    torch.manual_seed(11)
+    # Dropout, so that a disturbed random state would show in the very next loss.
+    config = tiny_config(backbone_config={"architecture": {**ARCHITECTURE, "attention_dropout": 0.2}})
+    model = DistributedDataParallel(CLIPDetectorWithGradCAM(config))
+    torch.manual_seed(100 + rank)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    writer = SummaryWriter(str(output / "tensorboard")) if rank == 0 else None
+    fixed = {"image": pictures(4, seed=77)}
+    losses = []
+    for epoch in range(10):
+        model.train()
+        for step in range(3):
+            data = {"image": pictures(4, seed=1000 * rank + 10 * epoch + step), "label": torch.tensor([0, 1, 0, 1])}
+            prediction = model(data)
+            loss = model.module.get_losses(data, prediction)["overall"]
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item().hex())
+        if heatmaps:
+            log_gradcam(writer, model, fixed, epoch, layers=["encoder.layers.3", "encoder.layers.1"])
+            assert model.training and all(parameter.requires_grad for parameter in model.parameters())
+    weights = {key: value.double().sum().item().hex() for key, value in model.state_dict().items()}
+    (output / f"rank{rank}.json").write_text(json.dumps({"losses": losses, "weights": weights}))
+    if writer is not None:
+        writer.close()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2] == "yes")

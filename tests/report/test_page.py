@@ -1,0 +1,491 @@
+"""The report as a person uses it: in a real browser, opened from the file system, without a network."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Iterator
+from urllib.parse import unquote_to_bytes
+
+import cv2
+import numpy as np
+import pytest
+
+from tests.helpers.fake_run import (
+    LAYERS,
+    PIXELS,
+    Row,
+    raw_map,
+    remove_pictures,
+    some_rows,
+    write_large_run,
+    write_row,
+    write_run,
+    write_tables,
+)
+from tests.helpers.paths import ROOT
+from utils.errors import InputError
+from utils.report.page import render, write_report
+from utils.results.read_run import read_run
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+if CHROMIUM is None:
+    pytest.skip("needs Chromium: apt-get install chromium", allow_module_level=True)
+playwright_api = pytest.importorskip("playwright.sync_api", reason="needs Playwright: pip install playwright")
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+         "--disable-component-update", "--disable-sync"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with playwright_api.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+class Tab:
+    """One page; whatever goes wrong in it is kept."""
+
+    def __init__(self, browser: Any, **options: Any) -> None:
+        self.context = browser.new_context(viewport={"width": 1200, "height": 800}, **options)
+        self.page = self.context.new_page()
+        self.page.set_default_timeout(15_000)
+        self.errors: list[str] = []
+        self.elsewhere: list[str] = []
+        self.page.on("console", lambda message: self.errors.append(message.text) if message.type == "error" else None)
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.on("dialog", self._refuse)
+        self.page.on("request", lambda request: self._note(request.url))
+
+    def _refuse(self, dialog: Any) -> None:
+        self.errors.append(f"dialog {dialog.message}")
+        dialog.dismiss()
+
+    def _note(self, url: str) -> None:
+        if not url.startswith(("file:", "data:")):
+            self.elsewhere.append(url)
+
+    def open(self, run: Path, fragment: str = "") -> Any:
+        self.page.goto(f"{(run / 'index.html').as_uri()}{fragment}")
+        return self.page
+
+    def shown(self) -> list[str]:
+        return self.page.eval_on_selector_all(".card", "cards => cards.map(card => card.dataset.key)")
+
+
+@pytest.fixture
+def tab(browser: Any) -> Iterator[Tab]:
+    tab = Tab(browser)
+    yield tab
+    tab.context.close()
+    assert tab.errors == [] and tab.elsewhere == []
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run") / "a run"
+    write_run(folder, some_rows(folder.parent))
+    write_report(folder)
+    return folder
+
+
+ROWS = some_rows(Path("/"))
+
+
+def expected(**wanted: Any) -> list[str]:
+    low, high = wanted.pop("between", (0.5, 1.0))
+    return [
+        f"{row.dataset}/{row.number}"
+        for row in ROWS
+        if all(getattr(row, name) in values for name, values in wanted.items()) and low <= row.confidence <= high
+    ]
+
+
+def slide(page: Any, label: str, value: str) -> None:
+    page.get_by_role("slider", name=label, exact=True).evaluate(
+        "(slider, value) => { slider.value = value; slider.dispatchEvent(new Event('input', {bubbles: true})); }", value
+    )
+
+
+def until(page: Any, condition: str) -> None:
+    """Wait for a condition in JavaScript. Playwright's own waiting evaluates text in the page, which the page forbids."""
+    for _ in range(150):
+        if page.evaluate(condition):
+            return
+        page.wait_for_timeout(100)
+    raise AssertionError(f"never came true: {condition}")
+
+
+# ------------------------------------------------------------------------------------------------------------ header
+
+
+def test_the_header_tells_the_run(run: Path, tab: Tab) -> None:
+    page = tab.open(run)
+    text = page.inner_text("body")
+    for part in ("weights.pth", "abababababab", "0.7500", "faces", "others", "clip_gradcam"):
+        assert part in text
+    assert page.get_by_role("img", name="ROC curve of faces, AUC 0.7500").count() == 1
+    # The ROC curve by hand: 6 reals, 12 fakes; with one threshold a distinct score.
+    points = page.locator("polyline").first.get_attribute("points").split()
+    curve = np.array([[float(number) for number in point.split(",")] for point in points])
+    label = np.array([row.label for row in ROWS if row.dataset == "faces"])
+    score = np.array([row.prob_fake for row in ROWS if row.dataset == "faces"])
+    for threshold in sorted(set(score)):
+        false = ((score >= threshold) & (label == 0)).sum() / 6
+        true = ((score >= threshold) & (label == 1)).sum() / 12
+        # the curve runs through this point, on a corner or on a straight piece
+        assert min(_distance(curve, np.array([100 * false, 100 - 100 * true]))) < 0.02
+    page.get_by_text("Configuration").click()
+    assert page.get_by_text("gradcam_colormap: jet").is_visible()
+
+
+def _distance(curve: np.ndarray, point: np.ndarray) -> list[float]:
+    distances = []
+    for one, other in zip(curve[:-1], curve[1:]):
+        along = other - one
+        share = np.clip((point - one) @ along / max(1e-12, along @ along), 0, 1)
+        distances.append(float(np.linalg.norm(one + share * along - point)))
+    return distances
+
+
+# ----------------------------------------------------------------------------------------------------------- gallery
+
+
+def test_filters_and_sorting(run: Path, tab: Tab) -> None:
+    page = tab.open(run)
+    assert tab.shown() == expected()
+    page.get_by_role("combobox", name="Data set", exact=True).select_option("others")
+    assert tab.shown() == expected(dataset=["others"])
+    page.get_by_role("combobox", name="Data set", exact=True).select_option("")
+    page.get_by_role("combobox", name="Forgery", exact=True).select_option("swap_Fake")
+    assert tab.shown() == expected(forgery=["swap_Fake"])
+    page.get_by_role("button", name="Reset").click()
+    for outcome in ("TP", "TN"):
+        page.get_by_role("checkbox", name=outcome).uncheck()
+    assert tab.shown() == expected(outcome=["FP", "FN"])
+    assert page.get_by_role("status").inner_text() == f"{len(tab.shown())} of {len(ROWS)} explained samples"
+    page.get_by_role("button", name="Reset").click()
+    slide(page, "Confidence from", "0.6")
+    slide(page, "to", "0.9")
+    assert tab.shown() == expected(between=(0.6, 0.9))
+    page.get_by_role("button", name="Reset").click()
+    page.get_by_label("Text in the path").fill("REENACT_fake/FRAMES/002")
+    assert tab.shown() == [f"{row.dataset}/{row.number}" for row in ROWS if "reenact_Fake/frames/002" in row.path]
+    page.get_by_role("button", name="Reset").click()
+    page.get_by_role("combobox", name="Sort by", exact=True).select_option(label="confidence, highest first")
+    by_key = {f"{row.dataset}/{row.number}": row for row in ROWS}
+    shown = [by_key[key].confidence for key in tab.shown()]
+    assert shown == sorted(shown, reverse=True) and len(shown) == len(ROWS)
+    page.get_by_role("combobox", name="Sort by", exact=True).select_option(label="fake probability, highest first")
+    shown = [by_key[key].prob_fake for key in tab.shown()]
+    assert shown == sorted(shown, reverse=True) and shown[0] == 0.97
+    card = page.locator(".card").first.inner_text()
+    assert "taken for fake 0.970" in card and "video" in card
+
+
+def overlay_pixels(page: Any, card: int = 0) -> np.ndarray:
+    """The second picture of a card as the browser shows it, (H, W, 3) RGB."""
+    picture = page.locator(".card").nth(card).locator(".picture").nth(1)
+    picture.scroll_into_view_if_needed()
+    of_card = f"document.querySelectorAll('.card')[{card}].querySelectorAll('img')"
+    until(page, f"[...{of_card}].every(image => image.complete)")
+    page.wait_for_timeout(150)
+    return screenshot(picture)
+
+
+def screenshot(element: Any) -> np.ndarray:
+    """(H, W, 3) uint8 RGB."""
+    return np.asarray(cv2.imdecode(np.frombuffer(element.screenshot(), np.uint8), cv2.IMREAD_COLOR))[..., ::-1]
+
+
+def at(pixels: np.ndarray, patch: tuple[int, int]) -> np.ndarray:
+    """The colour in the middle of a patch of the 4 x 4 grid."""
+    y, x = (int((place + 0.5) * side / 4) for place, side in zip(patch, pixels.shape[:2]))
+    return pixels[y, x].astype(int)
+
+
+def is_blend(colour: np.ndarray, hot: bool, opacity: int) -> bool:
+    """Whether it is OpenCV's jet over the test picture's colour. Next to a patch's middle the map is a little lower."""
+    table = cv2.applyColorMap(np.arange(256, dtype=np.uint8)[:, None], cv2.COLORMAP_JET)[:, 0, ::-1].astype(int)
+    ground = np.array([90, 120, 60])
+    values = table[215:] if hot else table[:1]
+    return bool((np.abs(ground + (values - ground) * opacity / 100 - colour).max(axis=1) < 8).any())
+
+
+def test_layer_and_opacity_blend_the_map_over_the_picture(run: Path, tab: Tab) -> None:
+    page = tab.open(run)
+    hot, cold = ROWS[0].hot, (0, 3)
+    for opacity in (0, 50, 100):
+        slide(page, "Opacity", str(opacity))
+        pixels = overlay_pixels(page)
+        assert is_blend(at(pixels, hot), True, opacity) and is_blend(at(pixels, cold), False, opacity), opacity
+    page.get_by_label("Layer").focus()
+    page.keyboard.press("ArrowRight")
+    assert page.get_by_label("Layer").get_attribute("aria-valuetext") == LAYERS[1]
+    pixels = overlay_pixels(page)
+    assert is_blend(at(pixels, (1, 1)), True, 100) and is_blend(at(pixels, hot), False, 100)
+
+
+def test_a_view_is_shared_by_its_address(run: Path, tab: Tab, browser: Any) -> None:
+    page = tab.open(run)
+    page.get_by_role("combobox", name="Forgery", exact=True).select_option("reenact_Fake")
+    page.get_by_role("checkbox", name="TP").uncheck()
+    slide(page, "Opacity", "80")
+    slide(page, "Layer", "1")
+    page.locator(".card").nth(1).click()
+    address = page.evaluate("location.hash")
+    shown = tab.shown()
+    assert shown == expected(forgery=["reenact_Fake"], outcome=["FN", "FP", "TN"])
+    other = Tab(browser)
+    copy = other.open(run, address)
+    assert other.shown() == shown and copy.evaluate("location.hash") == address
+    assert copy.get_by_role("dialog").is_visible()
+    assert shown[1].replace("/", ", sample ") in copy.get_by_role("dialog").inner_text()
+    assert copy.evaluate("getComputedStyle(document.documentElement).getPropertyValue('--opacity')") == "0.8"
+    assert LAYERS[1] in copy.locator(".card .map").first.get_attribute("src")
+    copy.evaluate("location.hash = '#forgery=gan&sort=nonsense&layer=gone'")
+    until(copy, "document.querySelectorAll('.card').length === 6")
+    assert other.shown() == expected(forgery=["gan"]) and not copy.get_by_role("dialog").is_visible()
+    other.context.close()
+    assert other.errors == []
+
+
+def test_large_view_by_keyboard(run: Path, tab: Tab) -> None:
+    page = tab.open(run)
+    page.get_by_label("Opacity").focus()
+    page.keyboard.press("Tab")  # Reset
+    page.keyboard.press("Tab")  # the first card
+    page.keyboard.press("Enter")
+    dialog = page.get_by_role("dialog")
+    assert dialog.get_by_role("heading").inner_text().startswith("faces, sample 0:")
+    captions = dialog.locator("figcaption").all_inner_texts()
+    assert captions[0] == "original" and all(any(layer in one for one in captions) for layer in LAYERS)
+    assert sum("signed" in one for one in captions) == 2
+    for part in (
+        "predicted (fake)",
+        "gradcam",
+        "layer_norm1",
+        "real_Real",
+        "-1.0000, 1.0000",
+        ROWS[0].path.split("/")[-1],
+    ):
+        assert part in dialog.inner_text()
+    # signed: the hot patch is for (red), the rest against (blue)
+    signed = dialog.locator(".picture:has(.signed)").first
+    until(page, "[...document.querySelectorAll('.signed')].every(image => image.complete)")
+    page.wait_for_timeout(150)
+    pixels = screenshot(signed)
+    red, blue = at(pixels, ROWS[0].hot), at(pixels, (0, 3))
+    assert red[0] > red[2] + 80 and blue[2] > blue[0]
+    page.keyboard.press("ArrowRight")
+    assert dialog.get_by_role("heading").inner_text().startswith("faces, sample 1:")
+    assert "sample=faces%2F1" in page.evaluate("location.hash")
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("ArrowLeft")  # there is none before the first
+    assert dialog.get_by_role("heading").inner_text().startswith("faces, sample 0:")
+    assert dialog.get_by_role("button", name="Previous sample").is_disabled()
+    page.keyboard.press("Escape")
+    assert not dialog.is_visible() and page.evaluate("document.activeElement.dataset.key") == "faces/0"
+
+
+# --------------------------------------------------------------------------------------------------------- bad input
+
+HOSTILE = [
+    '<script>window.hacked = 1</script>',
+    '"><img src=x onerror="window.hacked = 1">',
+    "line\nbreak\ttab \x1b[31m",
+    "Ünïcödé 脸 😀 'quotes' \"double\"",
+    "</script><script>window.hacked = 1</script>",
+    "100%25 #hash ?query &amp; {{ 7*7 }}",
+    os.fsdecode(b"not utf-8 \xff\xfe"),
+]  # fmt: skip
+
+
+def test_hostile_names_are_text_and_their_links_work(tmp_path: Path, tab: Tab) -> None:
+    rows = []
+    for i, name in enumerate(HOSTILE):
+        frame = tmp_path / "data" / name.replace("/", "∕") / "000.png"
+        frame.parent.mkdir(parents=True)
+        frame.write_bytes(cv2.imencode(".png", np.full((8, 8, 3), 200, np.uint8))[1].tobytes())
+        rows.append(Row(i, 'it\'s <b>a "set" %41', name, name, i % 2, 0.9, str(frame)))
+    run = write_run(tmp_path / "run", rows)
+    write_report(run)
+    page = tab.open(run)
+    assert page.locator(".card").count() == len(HOSTILE) and page.locator(".lost").count() == 0
+    until(page, "[...document.querySelectorAll('.card img')].slice(0, 6).every(i => i.complete && i.naturalWidth)")
+    assert page.locator("h1").inner_text().startswith("it's <b>a")
+    options = page.get_by_role("combobox", name="Forgery", exact=True).locator("option").all_inner_texts()[1:]
+    for i, name in enumerate(HOSTILE):
+        visible = name.replace("\n", "\\x0a").replace("\t", "\\x09").replace("\x1b", "\\x1b")
+        visible = visible.replace("\udcff", "\\xff").replace("\udcfe", "\\xfe")
+        assert options[i] == visible
+        assert visible in page.locator(".card").nth(i).inner_text()
+        page.locator(".card").nth(i).click()
+        assert visible in page.locator("#metadata").inner_text()
+        href = page.locator("#metadata a").get_attribute("href")
+        assert href.startswith("file:///")
+        assert unquote_to_bytes(href[len("file://") :]) == os.fsencode(rows[i].path)
+        assert Path(os.fsdecode(unquote_to_bytes(href[len("file://") :]))).is_file()
+        page.keyboard.press("Escape")
+    page.get_by_role("combobox", name="Forgery", exact=True).select_option(index=1)
+    assert page.locator(".card").count() == 1
+    page.reload()  # the hostile name now stands in the address
+    assert page.locator(".card").count() == 1
+    assert page.evaluate("window.hacked") is None
+
+
+def test_a_run_that_stopped_half_way(tmp_path: Path, tab: Tab) -> None:
+    rows = some_rows(tmp_path)
+    run = tmp_path / "run"
+    write_tables(run, rows, finished=False)
+    for row in rows[:5]:
+        write_row(run, row)
+    journal = run / "faces" / "predictions.0.partial"
+    journal.write_text(journal.read_text()[:-40])  # the last row is cut off
+    write_report(run)
+    page = tab.open(run)
+    text = page.inner_text(".notes")
+    assert "did not finish" in text and "faces: 17 of 18 frames were evaluated" in text
+    assert page.locator(".card").count() == 5
+    assert page.get_by_role("row", name="faces").locator("td").first.inner_text() == "–"
+    assert page.get_by_role("img", name="ROC curve of faces").count() == 1
+
+
+def test_deleted_pictures(tmp_path: Path, tab: Tab, browser: Any) -> None:
+    rows = some_rows(tmp_path)[:6]
+    run = write_run(tmp_path / "run", rows)
+    remove_pictures(run / "faces" / "sample1")
+    (run / "faces" / "sample2" / "sample2.json").unlink()
+    (run / "faces" / "sample3" / "sample3.json").write_text("{")
+    shutil.rmtree(run / "faces" / "sample4")
+    write_report(run)
+    page = tab.open(run)
+    assert "faces: of 4 samples files were deleted" in page.inner_text(".notes")
+    assert page.locator(".card").count() == 5
+    assert "its pictures were deleted" in page.locator("[data-key='faces/1']").inner_text()
+    assert "sample2.json is gone" in page.locator("[data-key='faces/2']").inner_text()
+    assert "sample3.json is damaged" in page.locator("[data-key='faces/3']").inner_text()
+    assert rows[3].video in page.locator("[data-key='faces/3']").inner_text()
+    page.locator("[data-key='faces/1']").click()
+    assert "its pictures were deleted" in page.get_by_role("dialog").inner_text()
+    # Deleted only after the page was written: the browser's own failure to load is told in the card.
+    remove_pictures(run / "faces" / "sample0")
+    later = Tab(browser)
+    page = later.open(run)
+    page.locator("[data-key='faces/0'] .lost").wait_for()
+    assert "they were deleted" in page.locator("[data-key='faces/0']").inner_text()
+    assert page.locator("[data-key='faces/5'] .map").count() == 1
+    later.context.close()
+
+
+def test_a_run_without_samples_and_a_folder_that_is_no_run(tmp_path: Path, tab: Tab) -> None:
+    run = tmp_path / "run"
+    write_tables(run, some_rows(tmp_path)[:6])
+    write_report(run)
+    page = tab.open(run)
+    assert page.get_by_role("status").inner_text() == "This run explained no samples."
+    assert page.get_by_label("Layer").is_disabled()
+    with pytest.raises(InputError, match="holds no run"):
+        write_report(tmp_path)
+    (run / "metrics.json").write_text("{")
+    with pytest.raises(InputError, match=r"metrics\.json: cannot be read"):
+        write_report(run)
+
+
+# ----------------------------------------------------------------------------------------- size, light, small, usable
+
+
+def test_five_thousand_samples(tmp_path: Path, tab: Tab) -> None:
+    rows = [
+        Row(
+            i,
+            "faces",
+            f"method{i % 10}_Fake",
+            f"{i // 8:04d}",
+            1,
+            0.5 + (i % 500) / 1000,
+            f"/data/frames/{i // 8:04d}/{i:05d}.png",
+        )
+        for i in range(5000)
+    ]
+    run = write_large_run(tmp_path / "run", rows)
+    (run / "index.html").write_text(render(read_run(run), []), encoding="utf-8")
+    times = []
+    for _ in range(3):  # the least of three: other work on the machine only ever adds
+        page = tab.open(run)
+        times.append(page.evaluate("performance.getEntriesByName('first-contentful-paint')[0]?.startTime ?? 1e9"))
+    assert min(times) < 1000
+    first = page.locator(".card").count()
+    assert 0 < first < 300
+    page.evaluate("scrollTo(0, document.body.scrollHeight)")
+    until(page, f"document.querySelectorAll('.card').length > {first}")
+    page.get_by_label("Text in the path").fill("04999")
+    until(page, "document.querySelectorAll('.card').length === 1")
+    assert page.get_by_role("status").inner_text() == "1 of 5000 explained samples"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_accessibility(scheme: str, run: Path, browser: Any) -> None:
+    """axe-core's rules for WCAG 2 A and AA: names, labels, roles, contrast."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="pip install axe-playwright-python").Axe()
+    only = {"runOnly": {"type": "tag", "values": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "best-practice"]}}
+    tab = Tab(browser, color_scheme=scheme, bypass_csp=True)
+    for fragment in ("", "#sample=faces%2F1"):
+        page = tab.open(run, fragment)
+        for summary in page.locator("summary").all() if not fragment else []:
+            summary.click()
+        found = axe.run(page, options=only)
+        assert [(one["id"], [node["html"] for node in one["nodes"]]) for one in found.response["violations"]] == []
+    paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (sum(map(int, paper[4:-1].split(","))) < 150) == (scheme == "dark")
+    tab.context.close()
+
+
+def test_a_narrow_screen(run: Path, tab: Tab) -> None:
+    tab.page.set_viewport_size({"width": 400, "height": 800})
+    page = tab.open(run)
+    page.get_by_text("Configuration").click()
+    assert page.evaluate("document.documentElement.scrollWidth") <= 400
+    card = page.locator(".card").first.bounding_box()
+    assert 300 < card["width"] <= 400
+    page.locator(".card").first.click()
+    panel = page.get_by_role("dialog").locator("figure").first.bounding_box()
+    assert 100 < panel["width"] <= 400
+    assert page.evaluate("document.getElementById('large').scrollWidth <= document.getElementById('large').clientWidth")
+
+
+def test_the_page_may_load_and_run_nothing_but_its_own(run: Path) -> None:
+    html = (run / "index.html").read_text(encoding="utf-8")
+    assert "default-src 'none'" in html and "http://" not in html and "https://" not in html
+    assert str(run) not in html  # a run folder can be moved
+
+
+@pytest.mark.slow
+def test_the_command(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", some_rows(tmp_path)[:8])
+    command = [sys.executable, "-m", "utils.report", str(run)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and done.stdout.strip() == str(run / "index.html"), done.stderr
+    page = (run / "index.html").read_bytes()
+    moved = run.rename(tmp_path / "elsewhere")
+    assert write_report(moved).read_bytes() == page  # no time, no place in it
+
+
+def test_grey_maps_hold_the_raw_map(run: Path) -> None:
+    """What the browser colours is the raw map: read by OpenCV alone."""
+    folder = run / "faces" / "sample0"
+    grey = np.asarray(cv2.imread(str(folder / "heatmaps" / f"{LAYERS[0]}.png"), cv2.IMREAD_UNCHANGED))
+    assert grey.dtype == np.uint8 and np.array_equal(grey, (raw_map(ROWS[0].hot) > 0) * 255)
+    signed = np.asarray(cv2.imread(str(folder / "heatmaps" / f"{LAYERS[0]}_signed.png"), cv2.IMREAD_UNCHANGED))
+    values = raw_map(ROWS[0].hot) - 0.001
+    assert np.abs((signed.astype(float) - 128) / 127 * 0.003 - values).max() < 0.003 / 127
+    box = json.loads((folder / "sample0.json").read_text())["original"]
+    whole = np.asarray(cv2.imread(str(folder / "gradcam_comparison.png")))
+    assert whole.shape[:2] == (box["of_height"], box["of_width"])
+    part = whole[box["top"] : box["top"] + PIXELS, box["left"] : box["left"] + PIXELS, ::-1]
+    assert (part == (90, 120, 60)).all()

@@ -1,0 +1,281 @@
+"""A run that is killed, interrupted or repeated: nothing is lost, nothing doubled, and the bytes are the same."""
+
+from __future__ import annotations
+
+import os
+import random
+import shlex
+import shutil
+import signal
+import time
+from functools import partial
+from pathlib import Path
+from typing import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from tests.helpers.command_server import CommandServer
+from tests.helpers.compare_runs import assert_only_whole_files, assert_same_run, outputs
+from tests.helpers.datasets import DataTree, change_yaml, make_data_tree, rows_of
+from tests.helpers.paths import SCRIPT
+from tests.helpers.watch import WATCHED, journalled, until
+from utils.data.frames import Frame
+from utils.results.journal import REASON, Journal, journals, next_number, read_rows
+from utils.run.predictions import Predictions
+
+KILLS = 40
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory, tiny_weights: Path) -> DataTree:
+    """48 frames in 10 batches, some of them unreadable."""
+    tree = make_data_tree(tmp_path_factory.mktemp("data"), tiny_weights, videos=8)
+    tree.frames["toy_Real"][7].write_bytes(b"")
+    tree.frames["toy_Fake"][3].unlink()
+    return tree
+
+
+def flags_of(tree: DataTree, out: Path, *more: str) -> list[str]:
+    return tree.arguments("--max_unreadable", "10%", "--gradcam_output_dir", out, *more)
+
+
+PLAIN: list[str] = []
+TWO_PHASES = ["--gradcam_enabled", "--gradcam_samples", "12", "--gradcam_select", "random"]
+ONE_PASS = ["--gradcam_enabled", "--save_all_predictions"]
+
+
+@pytest.fixture(scope="module")
+def whole_run(
+    tree: DataTree, commands: CommandServer, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[list[str]], Path]:
+    """The output folder of an uninterrupted run with the given flags, each made once."""
+    made: dict[str, Path] = {}
+
+    def folder(flags: list[str]) -> Path:
+        key = " ".join(flags)
+        if key not in made:
+            made[key] = tmp_path_factory.mktemp("whole") / "out"
+            done = commands.run(SCRIPT, *flags_of(tree, made[key], *flags), cwd=tree.folder)
+            assert done.code == 0, done.err
+        return made[key]
+
+    return folder
+
+
+def progress(out: Path) -> tuple[int, int]:
+    """Rows in the journals and sample folders of a run under way."""
+    return journalled(out), len(list((out / "toy").glob("sample*")))
+
+
+def has_begun(pid: int, out: Path, journals_before: int) -> bool:
+    """Whether a run has come to its first batch, or has ended."""
+    state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    return state == "Z" or len(journals(out / "toy")) > journals_before
+
+
+@pytest.mark.slow
+def test_forty_kills_at_random_moments(
+    tree: DataTree, commands: CommandServer, whole_run: Callable[[list[str]], Path], tmp_path: Path
+) -> None:
+    """SIGKILL, again and again; after each what is there is whole, and in the end the run is as if it had never been."""
+    moments = random.Random(4)
+    at_work: dict[int, float] = {}
+    for flags in (ONE_PASS, TWO_PHASES):  # how long a run takes from its first batch on, here and now
+        run = commands.start(SCRIPT, *flags_of(tree, tmp_path / str(len(flags)), *flags), cwd=tmp_path)
+        until(partial(has_begun, run.pid, tmp_path / str(len(flags)), 0))
+        begin = time.monotonic()
+        assert run.wait().code == 0
+        at_work[len(flags)] = time.monotonic() - begin
+    killed = rounds = landed = 0
+    while killed < KILLS:
+        flags = [ONE_PASS, TWO_PHASES][rounds % 2]
+        reference, out = whole_run(flags), tmp_path / f"round{rounds}"
+        rounds += 1
+        while not (out / "manifest.json").exists() and killed < KILLS:
+            run = commands.start(SCRIPT, *flags_of(tree, out, *flags, "--resume"), cwd=tmp_path)
+            before, begun = progress(out), len(journals(out / "toy"))
+            if moments.random() < 0.25:  # while it reads and loads
+                time.sleep(moments.uniform(0, 0.3))
+            else:  # while it evaluates, draws and writes
+                until(partial(has_begun, run.pid, out, begun))
+                time.sleep(moments.uniform(0, 0.6 * at_work[len(flags)]))
+            os.kill(run.pid, signal.SIGKILL)
+            done = run.wait()
+            if done.code == -signal.SIGKILL:
+                killed += 1
+                landed += progress(out) != before
+                assert_only_whole_files(out, reference)
+            else:
+                assert done.code == 0, done.err
+        done = commands.run(SCRIPT, *flags_of(tree, out, *flags, "--resume"), cwd=tmp_path)
+        assert done.code == 0, done.err
+        assert_same_run(out, reference)
+    assert landed >= 10, "the kills came too early to mean anything"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_tells_how_to_go_on_and_does_only_the_rest(
+    number: int, tree: DataTree, commands: CommandServer, whole_run: Callable[[list[str]], Path], tmp_path: Path
+) -> None:
+    out, seen = tmp_path / "my out", tmp_path / "seen"
+    watched = WATCHED.format(path=str(seen), seconds=0.1)
+    run = commands.start(SCRIPT, *flags_of(tree, out, *TWO_PHASES), cwd=tmp_path, first=watched)
+    until(lambda: journalled(out) >= 10)
+    os.kill(run.pid, number)
+    done = run.wait()
+    assert done.code == 130 and "Traceback" not in done.err
+    assert not (out / "manifest.json").exists() and 10 <= journalled(out) < 48
+    line = done.err.splitlines()[-1].partition("go on with: ")[2]
+    python, script, *arguments = shlex.split(line)
+    assert Path(python).exists() and Path(script).name == SCRIPT and arguments[-1] == "--resume"
+    again = commands.start(script, *arguments, cwd=tmp_path, first=watched).wait()
+    assert again.code == 0, again.err
+    batches = seen.read_text().splitlines()
+    assert len(batches) == 10 == len(set(batches))  # each batch once: nothing lost, nothing done twice
+    assert_same_run(out, whole_run(TWO_PHASES))
+
+
+def test_a_complete_run_is_left_alone(
+    tree: DataTree, commands: CommandServer, whole_run: Callable[[list[str]], Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(whole_run(PLAIN), out)
+    (out / "toy" / "predictions.0.partial").write_text("left by a kill between the manifest and the tidying up")
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*.*") if "partial" not in path.name}
+    done = commands.run(SCRIPT, *flags_of(tree, out, "--resume"), cwd=tmp_path)
+    assert done.code == 0 and "complete" in done.out, done.err
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*.*")} == before
+    strict = commands.run(SCRIPT, *flags_of(tree, out, "--resume", "--max_unreadable", "1%"), cwd=tmp_path)
+    assert strict.code == 1 and "2 of 48 frames" in strict.err
+
+
+def test_another_run_is_refused_and_the_difference_named(
+    commands: CommandServer, tiny_weights: Path, tmp_path: Path
+) -> None:
+    tree = make_data_tree(tmp_path / "data", tiny_weights)
+    out = tmp_path / "out"
+    flags = tree.arguments("--gradcam_output_dir", out)
+    assert commands.run(SCRIPT, *flags, cwd=tmp_path).code == 0
+    plain = commands.run(SCRIPT, *flags, cwd=tmp_path)
+    assert plain.code == 2 and "--resume or --overwrite" in plain.err
+    weights = torch.load(tiny_weights, weights_only=True)
+    torch.save({key: value + 1 for key, value in weights.items()}, tmp_path / "other.pth")
+    more: list[tuple[list[str], str]] = [
+        (["--weights_path", str(tmp_path / "other.pth")], "weights.sha256"),
+        (["--batch_size", "4"], "settings.batch_size was 5 and is 4"),
+        (["--gradcam_enabled"], "config.gradcam_enabled"),
+        (["--precision", "bf16"], "options.precision was 'fp32' and is 'bf16'"),
+        (["--seed", "7"], "settings.seed"),
+        (["--test_dataset", "toy", "toy_fake"], "datasets.toy_fake"),
+    ]
+    for flag, says in more:
+        done = commands.run(SCRIPT, *flags, *flag, "--resume", cwd=tmp_path)
+        assert done.code == 2 and says in done.err and len(done.err.splitlines()) == 1, done.err
+    both = commands.run(SCRIPT, *flags, "--resume", "--overwrite", cwd=tmp_path)
+    assert both.code == 2 and "exclude each other" in both.err
+    json_file = tree.folder / "dataset_json" / "toy.json"
+    json_file.write_text(json_file.read_text().replace("003", "009"))
+    done = commands.run(SCRIPT, *flags, "--resume", cwd=tmp_path)
+    assert done.code == 2 and "datasets.toy.json_sha256" in done.err and "datasets.toy.frames_sha256" in done.err
+    change_yaml(tree.detector_yaml, workers=1)  # nothing that an output depends on
+    json_file.write_text(json_file.read_text().replace("009", "003"))
+    assert commands.run(SCRIPT, *flags, "--resume", cwd=tmp_path).code == 0
+
+
+def test_two_runs_in_one_folder_are_refused(tree: DataTree, commands: CommandServer, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    slow = WATCHED.format(path=str(tmp_path / "seen"), seconds=0.3)
+    run = commands.start(SCRIPT, *flags_of(tree, out), cwd=tmp_path, first=slow)
+    until(lambda: journalled(out) > 0)
+    for flag in ("--resume", "--overwrite"):
+        done = commands.run(SCRIPT, *flags_of(tree, out, flag), cwd=tmp_path)
+        assert done.code == 2 and "another process is at work" in done.err, done.err
+    assert run.wait().code == 0
+
+
+def test_what_a_crash_of_the_machine_left_cut_off_is_done_again(
+    tree: DataTree, commands: CommandServer, whole_run: Callable[[list[str]], Path], tmp_path: Path
+) -> None:
+    """Files that had their names but lost their ends, a journal with a tail of zeros, a folder half written."""
+    out = tmp_path / "out"
+    reference = whole_run(ONE_PASS)
+    slow = "import time, utils.results.sample_folder as r\nw = r.write_sample\nr.write_sample = lambda *a: (time.sleep(0.1), w(*a))[1]\n"
+    run = commands.start(SCRIPT, *flags_of(tree, out, *ONE_PASS), cwd=tmp_path, first=slow)
+    until(lambda: len(list((out / "toy").glob("sample*"))) >= 14)
+    os.kill(run.pid, signal.SIGKILL)
+    run.wait()
+    folders = sorted((out / "toy").glob("sample*"))
+    picture = next(folders[0].glob("gradcam_encoder*"))
+    picture.write_bytes(picture.read_bytes()[:50])
+    next(folders[1].glob("*.json")).write_bytes(b"")
+    next(folders[2].glob("*_metadata.txt")).unlink()
+    (out / "toy" / ".sample4.partial").mkdir(exist_ok=True)
+    (out / "toy" / ".predictions.csv.partial").write_text("index,pa")
+    with journals(out / "toy")[0].open("ab") as file:
+        file.write(b"\0" * 300)
+    done = commands.run(SCRIPT, *flags_of(tree, out, *ONE_PASS, "--resume"), cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert_same_run(out, reference)
+
+
+def frame(index: int, path: str) -> Frame:
+    return Frame(path, "toy", "a, b", 'v "1"', index % 2, index)
+
+
+def test_a_journal_cut_anywhere_gives_whole_rows_only(tmp_path: Path) -> None:
+    """Every byte of a journal as its last one."""
+    frames = [frame(0, "plain.png"), frame(1, 'two\nlines,"quoted".png'), frame(2, "gone\r.png"), frame(3, "größe.png")]
+    predictions = Predictions(frames)
+    generator = torch.Generator().manual_seed(3)
+    logits = torch.randn(3, 2, generator=generator) * 1e-3
+    predictions.add([frames[0], frames[1], frames[3]], logits, logits.softmax(1)[:, 1])
+    predictions.add_unreadable(2, "no such file: 'gone\\r.png'")
+    with Journal(tmp_path, next_number(tmp_path)) as journal:
+        journal.append(predictions.journal_rows(frames[:2]))
+        journal.append(predictions.journal_rows(frames[2:]))
+    path = journals(tmp_path)[0]
+    content = path.read_bytes()
+    whole = list(read_rows(tmp_path))
+    assert [row["index"] for row in whole] == ["0", "1", "2", "3"] and [bool(row[REASON]) for row in whole] == [
+        0,
+        0,
+        1,
+        0,
+    ]
+    ends = set()
+    for length in range(len(content) + 1):
+        path.write_bytes(content[:length])
+        rows = list(read_rows(tmp_path))
+        assert rows == whole[: len(rows)]
+        ends.add(len(rows))
+    assert ends == {0, 1, 2, 3, 4}
+    again = Predictions(frames)
+    again.restore(whole)
+    np.testing.assert_array_equal(again.logits, predictions.logits)  # to the last bit, NaN for the unreadable one
+    np.testing.assert_array_equal(again.prob_fake, predictions.prob_fake)
+    assert (
+        again.unreadable == predictions.unreadable
+        and again.done.all()
+        and list(again.seen) == [True, True, False, True]
+    )
+
+
+def test_the_same_command_twice_gives_the_same_bytes(
+    tree: DataTree, commands: CommandServer, whole_run: Callable[[list[str]], Path], tmp_path: Path
+) -> None:
+    first = whole_run(TWO_PHASES)
+    done = commands.run(SCRIPT, *flags_of(tree, tmp_path / "again", *TWO_PHASES, "--workers", "2"), cwd=tmp_path)
+    assert done.code == 0, done.err
+    ours, theirs = outputs(tmp_path / "again"), outputs(first)
+    assert ours == theirs
+    done = commands.run(SCRIPT, *flags_of(tree, tmp_path / "seed", *TWO_PHASES, "--seed", "5"), cwd=tmp_path)
+    assert done.code == 0 and rows_of(tmp_path / "seed" / "toy") == rows_of(first / "toy")
+    chosen = {path.name for path in (tmp_path / "seed" / "toy").glob("sample*")}
+    assert len(chosen) == 12 and chosen != {path.name for path in (first / "toy").glob("sample*")}
+    untrained = ["--random_weights", "--gradcam_enabled", "--gradcam_samples", "2"]
+    for name in ("random1", "random2"):
+        done = commands.run(SCRIPT, *flags_of(tree, tmp_path / name, *untrained), cwd=tmp_path)
+        assert done.code == 0, done.err
+    assert_same_run(tmp_path / "random1", tmp_path / "random2")

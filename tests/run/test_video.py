@@ -1,0 +1,206 @@
+"""Videos in the demo: real files written by FFmpeg's encoders, and what comes out decoded again."""
+
+from __future__ import annotations
+
+import csv
+import json
+from fractions import Fraction
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from tests.helpers import reference_clip as reference
+from tests.helpers.command_server import CommandServer
+from tests.helpers.datasets import DataTree
+from tests.helpers.detectors import ARCHITECTURE, BLOCKS, PATCH, PIXELS, tiny_detector
+from utils.data.face_crop import NoFaceError
+from utils.data.video_files import UnreadableVideo, VideoReader, video_writer
+from utils.model.config import detector_settings
+from utils.model.detector import LoadedDetector, find_device, load_detector
+from utils.run.video import explain_video
+
+av = pytest.importorskip("av", reason="videos need PyAV: pip install av")
+DEMO = "utils/gradcam_demo.py"
+
+
+def shots(count: int, height: int = 96, width: int = 128, seed: int = 0) -> list[np.ndarray]:
+    """Coarse random pictures, which a codec keeps well."""
+    rng = np.random.default_rng(seed)
+    return [
+        cv2.resize(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8), (width, height), interpolation=cv2.INTER_CUBIC)
+        for _ in range(count)
+    ]
+
+
+def write_clip(path: Path, pictures: list[np.ndarray], codec: str = "mpeg4", rate: int = 12) -> Path:
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=rate)
+        stream.height, stream.width = pictures[0].shape[:2]
+        stream.pix_fmt = "yuv420p"
+        stream.bit_rate = 4_000_000
+        for picture in pictures:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode(None))
+    return path
+
+
+def decoded(path: Path) -> list[np.ndarray]:
+    """By OpenCV, as another reader."""
+    capture = cv2.VideoCapture(str(path))
+    frames: list[np.ndarray] = []
+    while True:
+        done, frame = capture.read()
+        if not done:
+            return frames
+        frames.append(np.asarray(frame)[..., ::-1])
+
+
+@pytest.fixture
+def detector(data_tree: DataTree) -> LoadedDetector:
+    return load_detector(detector_settings(data_tree.detector_yaml, {"gradcam_enabled": True}), find_device("cpu"))
+
+
+def test_a_clip_from_the_command_line(commands: CommandServer, data_tree: DataTree, tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "clip.mp4", shots(20))
+    out = tmp_path / "out"
+    flags = [
+        "--output",
+        str(out),
+        "--detector_path",
+        str(data_tree.detector_yaml),
+        "--device",
+        "cpu",
+        "--target",
+        "fake",
+    ]
+    done = commands.run(DEMO, "--input", clip, *flags, cwd=tmp_path)
+    assert done.code == 0, done.err
+    # Scores: by OpenCV's decoder and a float64 tower that shares no code.
+    frames = decoded(clip)
+    small = [cv2.resize(frame, (PIXELS, PIXELS), interpolation=cv2.INTER_CUBIC) for frame in frames]
+    images = torch.from_numpy(np.stack(small)).permute(0, 3, 1, 2).double().div(255).sub(0.5).div(0.5)
+    tower = reference.ReferenceTower(tiny_detector().state_dict(), BLOCKS, ARCHITECTURE["num_attention_heads"], PATCH)
+    expected = tower.logits(images).detach().softmax(1)[:, 1].numpy()
+    with (out / "clip" / "scores.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 20 and [row["frame"] for row in rows] == [str(i) for i in range(20)]
+    assert float(rows[12]["seconds"]) == pytest.approx(1.0, abs=0.01)
+    np.testing.assert_allclose(
+        [float(row["prob_fake"]) for row in rows], expected, atol=0.02
+    )  # decoders differ a little
+    assert f"fake probability {expected.mean():.2f}"[:-1] in done.out and str(out / "clip") in done.out
+
+    summary = json.loads((out / "clip" / "video.json").read_text())
+    assert summary["frames"] == 20 and summary["remarks"] == []
+    maps = tiny_detector().explain({"image": images.float()}, layers=["encoder.layers.3"], target="fake")
+    raw = maps.layers["encoder.layers.3"].raw.double()
+    pairs = [
+        float(np.corrcoef(raw[i].ravel(), raw[i + 1].ravel())[0, 1])
+        for i in range(19)
+        if raw[i].max() > 0 and raw[i + 1].max() > 0
+    ]
+    assert summary["consistency"]["encoder.layers.3"] == pytest.approx(np.mean(pairs), abs=0.05)
+
+    with av.open(str(out / "clip" / "overlay.mp4")) as video:
+        stream = video.streams.video[0]
+        assert (stream.codec_context.name, stream.codec_context.pix_fmt) == ("h264", "yuv420p")
+        assert stream.average_rate == 12
+    shown = decoded(out / "clip" / "overlay.mp4")
+    assert len(shown) == 20
+    # The original stands top left (8 in, 38 down), the curve below grows to the right.
+    part = shown[7][38 : 38 + PIXELS, 8 : 8 + PIXELS].astype(float)
+    assert np.abs(part - small[7]).mean() < 12
+    curves = [(frame[-112:] < 200).any(axis=-1).any(axis=0) for frame in (shown[0], shown[10], shown[19])]
+    ends = [int(np.flatnonzero(curve)[-1]) for curve in curves]
+    assert ends[0] < ends[1] < ends[2] and ends[2] > shown[0].shape[1] - 30
+
+
+def test_a_folder_with_bad_videos_does_the_rest(commands: CommandServer, data_tree: DataTree, tmp_path: Path) -> None:
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    write_clip(folder / "good.avi", shots(5))
+    (folder / "empty.mp4").write_bytes(b"")
+    (folder / "text.mkv").write_text("this is no film")
+    whole = write_clip(folder / "half.mpg", shots(40, seed=3), "mpeg2video", 25).read_bytes()
+    (folder / "half.mpg").write_bytes(whole[: len(whole) // 2])
+    sound = folder / "sound.mp4"
+    with av.open(str(sound), "w") as container:
+        stream = container.add_stream("aac", rate=8000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        frame.sample_rate = 8000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    cv2.imwrite(str(folder / "picture.png"), shots(1)[0])
+    out = tmp_path / "out"
+    flags = ["--output", str(out), "--detector_path", str(data_tree.detector_yaml), "--device", "cpu"]
+    done = commands.run(DEMO, "--input", folder, *flags, cwd=tmp_path)
+    assert done.code == 1 and "3 of 6 files were left out" in done.err and "Traceback" not in done.err
+    for name in ("empty.mp4", "text.mkv", "sound.mp4"):
+        assert f"{name}: left out: the video cannot be decoded" in done.err
+    assert "it has no pictures" in done.err
+    assert (out / "good" / "overlay.mp4").is_file() and (out / "picture" / "gradcam_comparison.png").is_file()
+    frames = json.loads((out / "half" / "video.json").read_text())["frames"]
+    assert 10 < frames < 40 and len(decoded(out / "half" / "overlay.mp4")) == frames
+    assert {path.name for path in out.iterdir()} == {"good", "half", "picture"}
+
+
+def test_a_video_that_changes_size(detector: LoadedDetector, tmp_path: Path) -> None:
+    """MPEG-TS allows it: two films one after the other are one."""
+    parts = [
+        write_clip(tmp_path / f"{i}.ts", shots(6, height, width), "mpeg2video", 25).read_bytes()
+        for i, (height, width) in enumerate([(96, 128), (144, 176)])
+    ]
+    clip = tmp_path / "both.ts"
+    clip.write_bytes(b"".join(parts))
+    summary = explain_video(detector, clip, tmp_path / "out", None)
+    assert summary.frames in (11, 12)  # FFmpeg drops the last frame of the first size in some versions
+    change = f"size changes: 128x96 from frame 0, 176x144 from frame {summary.frames - 6}"
+    assert any(change in remark for remark in summary.remarks)
+    assert len(decoded(tmp_path / "out" / "overlay.mp4")) == summary.frames
+
+
+def test_frames_without_a_face(detector: LoadedDetector, tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "clip.mp4", shots(9))
+    seen = iter(range(9))
+
+    def crop(picture: np.ndarray) -> np.ndarray:
+        if next(seen) in (0, 4, 5):
+            raise NoFaceError("no face")
+        return np.ascontiguousarray(picture[:PIXELS, :PIXELS])
+
+    summary = explain_video(detector, clip, tmp_path / "out", crop)
+    assert (summary.frames, summary.faceless) == (9, 3)
+    assert summary.remarks == ["no face in 3 of 9 frames, which are grey in the video"]
+    with (tmp_path / "out" / "scores.csv").open(newline="") as file:
+        scores = [row["prob_fake"] for row in csv.DictReader(file)]
+    assert [i for i, score in enumerate(scores) if not score] == [0, 4, 5]
+    assert summary.prob_fake == pytest.approx(np.mean([float(score) for score in scores if score]), abs=1e-6)
+    grey = decoded(tmp_path / "out" / "overlay.mp4")[4][38 : 38 + PIXELS, 8 : 8 + PIXELS]
+    assert np.abs(grey.astype(int) - 225).max() < 12
+
+    def no_face(picture: np.ndarray) -> np.ndarray:
+        raise NoFaceError("no face")
+
+    with pytest.raises(NoFaceError, match="no face in any of its 9 frames"):
+        explain_video(detector, clip, tmp_path / "none", no_face)
+    assert not (tmp_path / "none").exists()
+
+
+def test_reader_and_writer(tmp_path: Path) -> None:
+    pictures = shots(5, 65, 67)  # odd sides
+    with video_writer(tmp_path / "out.mp4", Fraction(30000, 1001)) as write:
+        for picture in pictures:
+            write(picture)
+    assert [path.name for path in tmp_path.iterdir()] == ["out.mp4"]
+    reader = VideoReader(tmp_path / "out.mp4")
+    frames = list(reader)
+    assert reader.length == len(frames) == 5 and reader.rate == Fraction(30000, 1001) and not reader.broken
+    assert frames[3].picture.shape == (64, 66, 3) and frames[3].seconds == pytest.approx(3 * 1001 / 30000, abs=1e-3)
+    assert np.abs(frames[3].picture.astype(int) - pictures[3][:64, :66]).mean() < 12
+    data = (tmp_path / "out.mp4").read_bytes()
+    assert data.index(b"moov") < data.index(b"mdat")  # a browser can begin to play at once
+    with pytest.raises(UnreadableVideo, match="cannot be decoded"):
+        VideoReader(tmp_path / "gone.mp4")

@@ -22,12 +22,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.engine import Logits, without_torchvision
 from utils.cam.layers import SITES, block_names
+from utils.cam.maps import normalise
 from utils.cam.methods import ATTENTION_METHODS, METHODS
 from utils.data.frames import read_dataset
 from utils.explanation_metrics.localisation import energy_in_mask, pointing_game
 from utils.explanation_metrics.samples import Samples, read_samples, spread
 from utils.explanation_metrics.sweep import ATTENTION, Plan, sweep
-from utils.gradcam import normalise
 from utils.model.config import TRAINING_FOLDER, run_settings
 from utils.model.detector import LoadedDetector, load_detector
 

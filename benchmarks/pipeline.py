@@ -30,8 +30,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from utils.data.frames import Batch, Frame, frame_loader, read_dataset
 from utils.model.config import run_settings
 from utils.model.detector import LoadedDetector, find_device, load_detector
-from utils.results.overlays import encode
-from utils.results.sample_folder import Sample, comparison_picture, layer_pictures, write_sample
+from utils.results.overlays import encode, layer_pictures
+from utils.results.sample_folder import Sample, comparison_picture, write_sample
 
 ROOT = Path(__file__).resolve().parent.parent
 TOWERS: dict[str, dict[str, Any]] = {

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any, Sequence
 import torch
 from torch import Tensor, nn
 
-from utils.cam.capture import OnePass, run_once
-from utils.cam.fusion import both_classes
 from utils.cam.layers import block_names
+from utils.cam.maps import refuse_non_finite_logits
 from utils.cam.targets import Target, wants_both
 from utils.errors import InputError
-from utils.gradcam import Explanation, refuse_non_finite_logits
+from utils.gradcam import Explanation, OnePass, both_classes, run_once
 from utils.model.gradcam_settings import GradCAMSettings, gradcam_settings
 
 if TYPE_CHECKING:
@@ -144,9 +143,7 @@ class GradCAMMixin:
             )
         explanation = self.explain(data_dict, layers=layers, method=method, target=target)
         if save_visualizations:
-            from utils.results.sample_folder import (
-                save_loose_maps,  # pulls in OpenCV, which explaining alone does not need
-            )
+            from utils.results.batch_pictures import save_loose_maps
 
             save_loose_maps(Path(self.gradcam.save_dir), filename_prefix, data_dict["image"], explanation, self.gradcam)
         return {name: maps.normalised for name, maps in explanation.layers.items()}

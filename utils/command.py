@@ -9,7 +9,7 @@ import sys
 from typing import Callable, NoReturn, Sequence
 
 from utils.errors import InputError, RunError, did_you_mean
-from utils.minimum_versions import complaint
+from utils.packages import complaint
 from utils.text import printable
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
+import json
 import os
 import shutil
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, Iterator
+from typing import BinaryIO, Iterator, Sequence
 
 from utils.errors import InputError
+from utils.text import AS_IT_CAME, write_row
 
 
 def new_file(path: Path) -> BinaryIO:
@@ -42,3 +45,22 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
         file.flush()
         os.fsync(file.fileno())  # else a crash of the machine could keep the name and lose the bytes
     partial.replace(path)
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file so that it appears under its name complete or not at all."""
+    with whole_file(path) as file:
+        file.write(data)
+
+
+def write_json(path: Path, values: object) -> None:
+    """`values` as indented JSON; NaN is refused, what JSON does not know (paths, dates) becomes text."""
+    write_whole(path, (json.dumps(values, indent=1, allow_nan=False, default=str) + "\n").encode())
+
+
+def write_table(path: Path, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """A CSV that appears whole; names from outside come back as they came."""
+    text = io.StringIO(newline="")
+    for row in (columns, *rows):
+        write_row(text, row)
+    write_whole(path, text.getvalue().encode("utf-8", AS_IT_CAME))

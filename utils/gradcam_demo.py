@@ -27,7 +27,8 @@ from utils.model.config import detector_settings, find_path
 from utils.model.detector import LoadedDetector, find_device, load_detector
 from utils.model.gradcam_settings import COLORMAPS
 from utils.packages import require
-from utils.results.sample_folder import SIGNED_TARGET, Sample, layer_pictures, write_sample
+from utils.results.overlays import layer_pictures
+from utils.results.sample_folder import SIGNED_TARGET, Sample, write_sample
 from utils.run.video import explain_video
 from utils.text import printable
 

@@ -12,8 +12,7 @@ if __name__ == "__main__" and not __package__:  # run as a script: the folder ab
 
 from utils.command import OneLineParser, run_command
 from utils.errors import InputError
-from utils.host_files import EXTENSION_ROOT, check_host, extension_files
-from utils.host_tree import RECORD_FOLDER, Installation
+from utils.host_tree import EXTENSION_ROOT, RECORD_FOLDER, Installation, check_host, extension_files
 
 
 def parser() -> OneLineParser:

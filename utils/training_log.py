@@ -7,8 +7,7 @@ from typing import Any, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from utils.results.overlays import overlay
-from utils.results.sample_folder import denormalised
+from utils.results.overlays import denormalised, overlay
 
 COLUMNS = 8
 

@@ -15,8 +15,8 @@ from detectors.clip_detector_gradcam import CLIPDetectorWithGradCAM
 from tests.helpers import reference_clip as reference
 from tests.helpers.detectors import ARCHITECTURE, BLOCKS, PATCH, PIXELS, pictures, tiny_detector
 from utils.cam.layers import LayerError
+from utils.cam.maps import NonFiniteMapError
 from utils.errors import InputError
-from utils.gradcam import NonFiniteMapError
 
 GRID = (PIXELS // PATCH, PIXELS // PATCH)
 DEEP = ("encoder.layers.1.mlp.fc2", "encoder.layers.2.self_attn.v_proj", "encoder.layers.0.layer_norm2", "pre_layrnorm")

@@ -16,9 +16,11 @@ from detectors.clip_detector_gradcam import CLIPDetectorWithGradCAM
 from tests.helpers.command_server import CommandServer
 from tests.helpers.datasets import DataTree
 from tests.helpers.detectors import BLOCKS, PIXELS, pictures, tiny_detector
-from utils import gradcam
+from utils.cam import tokens
+from utils.cam.maps import LayerMaps, NonFiniteMapError, layer_maps, normalise
 from utils.cam.methods import METHODS, cam_method
-from utils.gradcam import Explanation, LayerMaps, NonFiniteMapError, Tokens, layer_maps, normalise
+from utils.cam.tokens import Tokens
+from utils.gradcam import Explanation
 
 LAYERS = tuple(f"encoder.layers.{i}" for i in range(BLOCKS))
 HALVES = (torch.float16, torch.bfloat16)
@@ -193,7 +195,7 @@ def test_half_precision_gradients_large_and_small(factor: float) -> None:
 def test_an_overflow_is_repeated_with_a_smaller_scale(monkeypatch: pytest.MonkeyPatch) -> None:
     model, image = scaled_head(2e4).half(), pictures(4)
     assert torch.isfinite(explained(model, image, target="fake").layers[LAYERS[0]].signed).all()
-    monkeypatch.setattr(gradcam, "HALF_SCORE_SCALES", gradcam.HALF_SCORE_SCALES[:1])
+    monkeypatch.setattr(tokens, "HALF_SCORE_SCALES", tokens.HALF_SCORE_SCALES[:1])
     with pytest.raises(NonFiniteMapError, match=r"\[0, 1, 2, 3\].*--precision fp32"):
         explained(model, image, target="fake")
 

@@ -14,6 +14,7 @@ from sklearn.metrics import average_precision_score, jaccard_score
 from torch import Tensor
 
 from tests.helpers.detectors import pictures, tiny_detector
+from utils.cam.tokens import frozen_for_explaining
 from utils.explanation_metrics.bootstrap import VideoBootstrap, holm
 from utils.explanation_metrics.controls import face_map, gaussian_map
 from utils.explanation_metrics.deletion import (
@@ -27,7 +28,6 @@ from utils.explanation_metrics.deletion import (
 from utils.explanation_metrics.localisation import FIXED_LEVEL, IOU_LEVELS, energy_in_mask, localise, pointing_game
 from utils.explanation_metrics.randomisation import cascade, rank_correlation, weights_put_back
 from utils.explanation_metrics.segment_attack import attacked, hottest_segments, slic_segments
-from utils.gradcam import explaining
 
 
 def random_case(count: int = 6, side: int = 20) -> tuple[Tensor, Tensor]:
@@ -174,7 +174,7 @@ def test_attack_keeps_its_budget_over_all_steps_and_its_segments() -> None:
         logits = model({"image": x * 2 - 1})["cls"]
         return logits[:, 1] - logits[:, 0]
 
-    with explaining(model):
+    with frozen_for_explaining(model):
         moved = attacked(image, where, margin, budget=16 / 255, steps=9)
         assert bool((margin(moved) < margin(image)).all())
     change = (moved - image).abs()

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple, Sequence
 
 import numpy as np
 
-from utils.results.sample_folder import LayerPicture, Sample, write_sample
+from utils.results.overlays import LayerPicture
+from utils.results.sample_folder import Sample, write_sample
 
 LAYERS = ("encoder.layers.5", "encoder.layers.3")
 GRID, PIXELS = 4, 64

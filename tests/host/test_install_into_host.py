@@ -12,8 +12,7 @@ from tests.helpers.hosts import install, make_effort_host, make_host, run_python
 from tests.helpers.paths import ROOT
 from utils import host_tree
 from utils.errors import InputError
-from utils.host_files import check_host, extension_files
-from utils.host_tree import LINE, RECORD_FOLDER, Installation
+from utils.host_tree import LINE, RECORD_FOLDER, Installation, check_host, extension_files
 
 
 class Killed(BaseException):

@@ -17,14 +17,15 @@ import pytest
 import torch
 
 from tests.helpers.fake_run import PIXELS, Row, write_tables
-from utils.gradcam import LayerMaps
+from utils.cam.maps import LayerMaps
 from utils.report.aggregates import write_patterns
 from utils.report.fiftyone_export import fiftyone_sample
 from utils.report.page import write_report
 from utils.report.tensorboard_export import write_tensorboard
 from utils.report.video_strips import write_strips
+from utils.results.overlays import layer_pictures
 from utils.results.read_run import RunResults, read_run, sample_maps
-from utils.results.sample_folder import Sample, layer_pictures, metadata_text, write_sample
+from utils.results.sample_folder import Sample, metadata_text, write_sample
 
 GRID = 8
 SIZE = (PIXELS, PIXELS)

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from utils.cam.layers import LayerError, Site, block_names, find_sites
-from utils.gradcam import LayerMaps, NonFiniteMapError, Tokens
+from utils.cam.maps import LayerMaps, NonFiniteMapError
+from utils.cam.tokens import Tokens
 
 
 class Attention(NamedTuple):

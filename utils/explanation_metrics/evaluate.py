@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from utils.cam.layers import block_names
+from utils.cam.maps import normalise
 from utils.cam.methods import ATTENTION_METHODS
 from utils.data.frames import Frame
 from utils.errors import InputError
@@ -28,7 +29,6 @@ from utils.explanation_metrics.perturbation import (
 )
 from utils.explanation_metrics.samples import RealCounterparts, Samples, detected_fakes, read_samples, spread
 from utils.explanation_metrics.sweep import ATTENTION, CHUNK, Plan, Spec, Swept, full_plan, resized, sweep
-from utils.gradcam import normalise
 from utils.model.config import RunSettings
 from utils.model.detector import LoadedDetector
 

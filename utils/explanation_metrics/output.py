@@ -8,16 +8,16 @@ from typing import Any, Mapping, NamedTuple, Sequence
 import numpy as np
 import yaml
 
-from utils.cam.fusion import FUSED
+from utils.cam.maps import FUSED
 from utils.data.frames import Frame
 from utils.explanation_metrics.comparison import ALL
 from utils.explanation_metrics.evaluate import ExplanationOptions, Judged, judge
 from utils.explanation_metrics.figures import curves_figure, heat_table_figure
 from utils.explanation_metrics.sweep import ATTENTION, Spec
 from utils.explanation_metrics.tables import csv_text, json_values, printed, spec_of, verdict
+from utils.files import write_json, write_whole
 from utils.model.config import RunSettings
 from utils.model.detector import LoadedDetector
-from utils.results.sample_folder import write_json, write_whole
 from utils.text import AS_IT_CAME
 
 CSV_FILE, JSON_FILE = "explanations.csv", "explanations.json"

@@ -10,6 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from utils.cam.targets import Target
+from utils.cam.tokens import frozen_for_explaining
 from utils.explanation_metrics.comparison import Key
 from utils.explanation_metrics.deletion import (
     FILLS,
@@ -25,7 +26,6 @@ from utils.explanation_metrics.deletion import (
 from utils.explanation_metrics.randomisation import cascade, mean_correlation, rank_correlation, weights_put_back
 from utils.explanation_metrics.segment_attack import TOP, attacked, hottest_segments, slic_segments
 from utils.explanation_metrics.sweep import Spec, maps_of, resized
-from utils.gradcam import explaining
 from utils.model.detector import LoadedDetector
 
 Columns = Dict[str, Dict[Key, np.ndarray]]  # metric → {key: (frames,) float}; see `comparison.Values`
@@ -125,7 +125,9 @@ def attack_metrics(
         return logits[:, 1] - logits[:, 0]
 
     columns: Columns = {}
-    with explaining(detector.model), tqdm(total=len(TOP) * len(maps), unit="attack", desc="segment attack") as bar:
+    with frozen_for_explaining(detector.model), tqdm(
+        total=len(TOP) * len(maps), unit="attack", desc="segment attack"
+    ) as bar:
         for top in TOP:
             for key, drawn in maps.items():
                 where = hottest_segments(drawn, segments, top, seed)

@@ -8,13 +8,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from utils.cam.fusion import FUSED, without_fused
 from utils.cam.layers import SITES, find_sites
+from utils.cam.maps import FUSED, normalise, without_fused
 from utils.cam.methods import ATTENTION_METHODS, METHODS
 from utils.cam.targets import Target
 from utils.explanation_metrics.localisation import Localisation, localise
 from utils.explanation_metrics.samples import Samples
-from utils.gradcam import normalise
 from utils.model.detector import LoadedDetector
 
 CHUNK = 16  # maps judged at a time

@@ -8,9 +8,10 @@ from typing import Any, ContextManager, Mapping, NamedTuple, Sequence
 import torch
 from torch import Tensor, nn
 
+from utils.cam.maps import NonFiniteMapError
 from utils.cam.targets import Target
 from utils.errors import InputError, did_you_mean
-from utils.gradcam import Explanation, NonFiniteMapError
+from utils.gradcam import Explanation
 from utils.model.checkpoints import load_weights
 from utils.model.config import DetectorSettings
 from utils.model.gradcam_settings import GradCAMSettings

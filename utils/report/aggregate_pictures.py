@@ -10,12 +10,12 @@ import cv2
 import numpy as np
 import torch
 
+from utils.files import write_whole
 from utils.report.face_regions import REGIONS, region_picture
 from utils.report.mean_face import MEAN_FACE
 from utils.report.mean_maps import MeanMaps
 from utils.report.region_tables import GroupRegions
 from utils.results.overlays import colour, encode, text_line
-from utils.results.sample_folder import write_whole
 
 STRONGEST = 8.0  # × preference at which the colours of the heat table end
 MOST_ROWS = 60  # of one picture: what comes after is in the tables only

@@ -6,10 +6,11 @@ import math
 from pathlib import Path
 from typing import NamedTuple
 
+from utils.files import write_table
 from utils.report.aggregate_pictures import mean_map_table, region_heat_table
 from utils.report.face_regions import RegionShares, sample_landmarks, sample_regions
 from utils.report.mean_maps import MeanMaps, Similarity
-from utils.report.region_tables import GroupRegions, group_regions, write_group_table, write_sample_table, write_table
+from utils.report.region_tables import GroupRegions, group_regions, write_group_table, write_sample_table
 from utils.results.read_run import DatasetResults, RunResults, sample_maps
 
 

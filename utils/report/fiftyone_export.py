@@ -12,10 +12,10 @@ import re
 from pathlib import Path
 from typing import Any
 
+from utils.files import write_json
 from utils.results.grey_maps import GREY_MAPS, grey_name
+from utils.results.journal import CLASS_NAMES
 from utils.results.read_run import RunResults, SampleResult
-from utils.results.sample_folder import write_json
-from utils.run.predictions import CLASS_NAMES
 
 
 def write_fiftyone(run: RunResults) -> Path:

@@ -18,12 +18,12 @@ import yaml
 
 from utils.command import OneLineParser
 from utils.errors import InputError
+from utils.files import write_whole
 from utils.report.aggregates import Patterns, write_patterns
 from utils.report.region_tables import headlines
 from utils.results.overlays import colour_table
 from utils.results.read_run import DatasetResults, RunResults, SampleResult, read_run
 from utils.results.run_folder import FREE_CONFIG
-from utils.results.sample_folder import write_whole
 from utils.text import plain_words
 
 PAGE = "index.html"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from pathlib import Path
 from typing import NamedTuple, Sequence
@@ -10,10 +9,9 @@ from typing import NamedTuple, Sequence
 import numpy as np
 
 from utils.explanation_metrics.bootstrap import Interval, VideoBootstrap
+from utils.files import write_table
 from utils.report.face_regions import REGIONS, RegionShares
 from utils.results.read_run import OUTCOMES
-from utils.results.sample_folder import write_whole
-from utils.text import AS_IT_CAME, write_row
 
 SEED, RESAMPLES = 0, 1000
 
@@ -102,14 +100,6 @@ def write_group_table(path: Path, groups: Sequence[GroupRegions]) -> None:
         for region, interval in zip(REGIONS, group.preference)
     ]  # fmt: skip
     write_table(path, columns, rows)
-
-
-def write_table(path: Path, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """A CSV that appears whole; names from outside come back as they came."""
-    text = io.StringIO(newline="")
-    for row in (columns, *rows):
-        write_row(text, row)
-    write_whole(path, text.getvalue().encode("utf-8", AS_IT_CAME))
 
 
 def _number(value: float) -> str:

@@ -11,11 +11,10 @@ import numpy as np
 
 from utils.data.pictures import UnreadablePicture, decode_picture, read_file
 from utils.explanation_metrics.temporal_consistency import Steadiness
+from utils.files import write_table, write_whole
 from utils.report.aggregate_pictures import plain_label
-from utils.report.region_tables import write_table
 from utils.results.overlays import encode, text_line
 from utils.results.read_run import DatasetResults, SampleResult, sample_maps
-from utils.results.sample_folder import write_whole
 
 FRAME, LINE, NAMES, GAP = 112, 20, 150, 4  # pixels
 MOST_FRAMES = 32  # of a video, evenly spread

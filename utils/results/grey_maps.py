@@ -17,7 +17,7 @@ from utils.data.pictures import UnreadablePicture, read_file
 from utils.results.overlays import encode_grey
 
 if TYPE_CHECKING:
-    from utils.results.sample_folder import LayerPicture
+    from utils.results.overlays import LayerPicture
 
 GREY_MAPS = "heatmaps"
 

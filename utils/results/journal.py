@@ -88,3 +88,6 @@ def _whole_rows(path: Path) -> Iterator[list[str]]:
 
 def _is_whole(row: Sequence[str]) -> bool:
     return len(row) == len(COLUMNS) + 1 and row[0].isdigit() and (row[10] in ("True", "False")) != bool(row[11])
+
+
+CLASS_NAMES = ("Real", "Fake")

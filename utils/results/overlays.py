@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Sequence
+from typing import TYPE_CHECKING, Mapping, NamedTuple, Sequence
 
 import cv2
 import numpy as np
 import torch
 from torch import Tensor
+
+from utils.cam.maps import LayerMaps, scaled
+from utils.model.gradcam_settings import GradCAMSettings
 
 if TYPE_CHECKING:
     from PIL.ImageFont import FreeTypeFont
@@ -178,3 +181,67 @@ def _font(size: int) -> FreeTypeFont:
     from PIL import ImageFont
 
     return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), size)
+
+
+class LayerPicture(NamedTuple):
+    """The finished overlay of one layer for one picture."""
+
+    name: str
+    overlay: np.ndarray  # (H, W, 3) uint8 RGB
+    raw: np.ndarray  # (h, w) float32, the patch grid, not normalised
+    signed: np.ndarray  # (h, w) float32, before ReLU
+    empty: bool  # no patch stands out in `raw`, as the engine decided
+    drawn_empty: bool  # `overlay` is the plain picture
+
+    @property
+    def raw_maximum(self) -> float:
+        return float(self.raw.max())
+
+
+def layer_pictures(
+    pictures: Tensor, layers: Mapping[str, LayerMaps], colormap: str, signed: bool = False
+) -> list[list[LayerPicture]]:
+    """Overlays of a batch, drawn where the maps are: one list of layers a picture.
+
+    `pictures`: (B, 3, H, W) uint8 RGB on the maps' device. `signed` draws the evidence on both sides of zero; then only
+    a map that is zero everywhere is drawn empty.
+    """
+    if signed:
+        shares = {name: scaled(maps.signed, (pictures.shape[2], pictures.shape[3])) for name, maps in layers.items()}
+        drawn = {name: signed_overlay(pictures, share).cpu().numpy() for name, share in shares.items()}
+        drawn_empty = {name: ~share.flatten(1).any(dim=1).cpu() for name, share in shares.items()}
+    else:
+        drawn = {
+            name: overlay(pictures, maps.normalised, maps.empty, colormap).cpu().numpy()
+            for name, maps in layers.items()
+        }
+        drawn_empty = {name: maps.empty.cpu() for name, maps in layers.items()}
+    empty = {name: maps.empty.cpu() for name, maps in layers.items()}
+    grids = {name: (maps.raw.float().cpu().numpy(), maps.signed.float().cpu().numpy()) for name, maps in layers.items()}
+    return [
+        [
+            LayerPicture(
+                name,
+                drawn[name][i],
+                grids[name][0][i],
+                grids[name][1][i],
+                bool(empty[name][i]),
+                bool(drawn_empty[name][i]),
+            )
+            for name in layers
+        ]
+        for i in range(len(pictures))
+    ]
+
+
+def panels(picture: np.ndarray, layers: Sequence[LayerPicture]) -> list[tuple[str, np.ndarray]]:
+    """The original and every layer's overlay, each with its caption."""
+    drawn = [(layer.name + (" (empty map)" if layer.drawn_empty else ""), layer.overlay) for layer in layers]
+    return [("original", picture), *drawn]
+
+
+def denormalised(image: Tensor, settings: GradCAMSettings) -> Tensor:
+    """Normalised pictures (B, 3, H, W) → uint8 RGB, same device."""
+    mean = image.new_tensor(settings.mean, dtype=torch.float32).view(3, 1, 1)
+    std = image.new_tensor(settings.std, dtype=torch.float32).view(3, 1, 1)
+    return ((image.float() * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)

@@ -16,10 +16,9 @@ import torch
 from utils.data.dataset_json import is_dataset_name
 from utils.data.frames import Frame, dataset_file
 from utils.errors import InputError, RunError
-from utils.files import own_folder
+from utils.files import own_folder, write_json
 from utils.model.checkpoints import sha256_of
 from utils.results.journal import journals
-from utils.results.sample_folder import write_json
 
 if TYPE_CHECKING:
     from utils.model.config import RunSettings

@@ -10,39 +10,19 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Mapping, NamedTuple, Sequence
+from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from utils.cam.fusion import scaled
 from utils.errors import InputError
-from utils.files import new_folder, whole_file
-from utils.gradcam import Explanation, LayerMaps
-from utils.model.gradcam_settings import GradCAMSettings
+from utils.files import new_folder
 from utils.results.grey_maps import GREY_MAPS, raw_arrays, write_grey_maps
-from utils.results.overlays import comparison, encode, original_box, overlay, signed_overlay
+from utils.results.overlays import LayerPicture, comparison, encode, original_box, panels
 from utils.text import printable
 
 RANDOM_WEIGHTS = "random"
 SIGNED_TARGET = "margin, signed (red: fake, blue: real)"
 RANDOM_WEIGHTS_WARNING = "random weights: this detector was never trained, its scores and maps mean nothing"
-
-
-class LayerPicture(NamedTuple):
-    """The finished overlay of one layer for one picture."""
-
-    name: str
-    overlay: np.ndarray  # (H, W, 3) uint8 RGB
-    raw: np.ndarray  # (h, w) float32, the patch grid, not normalised
-    signed: np.ndarray  # (h, w) float32, before ReLU
-    empty: bool  # no patch stands out in `raw`, as the engine decided
-    drawn_empty: bool  # `overlay` is the plain picture
-
-    @property
-    def raw_maximum(self) -> float:
-        return float(self.raw.max())
 
 
 @dataclass(frozen=True)
@@ -72,42 +52,6 @@ class Sample:
     def confidence(self) -> float:
         """Probability of the predicted class."""
         return self.prob_fake if self.predicted else 1.0 - self.prob_fake
-
-
-def layer_pictures(
-    pictures: Tensor, layers: Mapping[str, LayerMaps], colormap: str, signed: bool = False
-) -> list[list[LayerPicture]]:
-    """Overlays of a batch, drawn where the maps are: one list of layers a picture.
-
-    `pictures`: (B, 3, H, W) uint8 RGB on the maps' device. `signed` draws the evidence on both sides of zero; then only
-    a map that is zero everywhere is drawn empty.
-    """
-    if signed:
-        shares = {name: scaled(maps.signed, (pictures.shape[2], pictures.shape[3])) for name, maps in layers.items()}
-        drawn = {name: signed_overlay(pictures, share).cpu().numpy() for name, share in shares.items()}
-        drawn_empty = {name: ~share.flatten(1).any(dim=1).cpu() for name, share in shares.items()}
-    else:
-        drawn = {
-            name: overlay(pictures, maps.normalised, maps.empty, colormap).cpu().numpy()
-            for name, maps in layers.items()
-        }
-        drawn_empty = {name: maps.empty.cpu() for name, maps in layers.items()}
-    empty = {name: maps.empty.cpu() for name, maps in layers.items()}
-    grids = {name: (maps.raw.float().cpu().numpy(), maps.signed.float().cpu().numpy()) for name, maps in layers.items()}
-    return [
-        [
-            LayerPicture(
-                name,
-                drawn[name][i],
-                grids[name][0][i],
-                grids[name][1][i],
-                bool(empty[name][i]),
-                bool(drawn_empty[name][i]),
-            )
-            for name in layers
-        ]
-        for i in range(len(pictures))
-    ]
 
 
 # -------------------------------------------------------------------------------------------------------- one sample
@@ -198,12 +142,6 @@ def comparison_picture(sample: Sample) -> np.ndarray:
 
 def _warning(sample: Sample) -> str:
     return RANDOM_WEIGHTS_WARNING if sample.weights == RANDOM_WEIGHTS else ""
-
-
-def panels(picture: np.ndarray, layers: Sequence[LayerPicture]) -> list[tuple[str, np.ndarray]]:
-    """The original and every layer's overlay, each with its caption."""
-    drawn = [(layer.name + (" (empty map)" if layer.drawn_empty else ""), layer.overlay) for layer in layers]
-    return [("original", picture), *drawn]
 
 
 def write_sample(folder: Path, sample: Sample, image_format: str = "png", save_raw: bool = False) -> Path:
@@ -297,52 +235,3 @@ class SampleWriter:
 
 
 # ------------------------------------------------------------------------------------------------------ whole files
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file so that it appears under its name complete or not at all."""
-    with whole_file(path) as file:
-        file.write(data)
-
-
-def write_json(path: Path, values: object) -> None:
-    """`values` as indented JSON; NaN is refused, what JSON does not know (paths, dates) becomes text."""
-    write_whole(path, (json.dumps(values, indent=1, allow_nan=False, default=str) + "\n").encode())
-
-
-def save_loose_maps(
-    folder: Path,
-    prefix: str,
-    image: Tensor,
-    explanation: Explanation,
-    settings: GradCAMSettings,
-    image_format: str = "png",
-) -> None:
-    """Pictures of one batch straight into `folder`: `<prefix>_<layer>_sample<i>` and `<prefix>_comparison_sample<i>`.
-
-    `image`: (B, 3, H, W) as the detector got it; `settings.mean` and `settings.std` turn it back into a picture.
-    """
-    if any(letter in prefix for letter in "/\\\0"):
-        raise InputError(f"filename_prefix is {prefix!r}: it names files in gradcam_save_dir, so it has no '/' in it")
-    folder.mkdir(parents=True, exist_ok=True)
-    pictures = denormalised(image, settings)
-    probability = explanation.prediction["prob"].tolist()
-    for i, layers in enumerate(layer_pictures(pictures, explanation.layers, settings.colormap, settings.signed)):
-        verdict = "fake" if probability[i] > 0.5 else "real"
-        confidence = max(probability[i], 1 - probability[i])
-        side_by_side = panels(pictures[i].permute(1, 2, 0).cpu().numpy(), layers)
-        title = f"prediction: {verdict}   confidence: {confidence:.3f}   target: {explanation.target[i]}"
-        for layer in layers:
-            name = f"{prefix}_{layer.name}_sample{i}.{image_format}"
-            write_whole(folder / name, encode(layer.overlay, image_format))
-        write_whole(
-            folder / f"{prefix}_comparison_sample{i}.{image_format}",
-            encode(comparison(side_by_side, title), image_format),
-        )
-
-
-def denormalised(image: Tensor, settings: GradCAMSettings) -> Tensor:
-    """Normalised pictures (B, 3, H, W) → uint8 RGB, same device."""
-    mean = image.new_tensor(settings.mean, dtype=torch.float32).view(3, 1, 1)
-    std = image.new_tensor(settings.std, dtype=torch.float32).view(3, 1, 1)
-    return ((image.float() * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)

@@ -20,12 +20,13 @@ from utils.data.frames import Batch, Frame, frame_loader, read_dataset
 from utils.errors import InputError, RunError
 from utils.explanation_metrics.evaluate import ExplanationOptions, check_options
 from utils.explanation_metrics.output import Explained, evaluate_explanations
+from utils.files import write_json
 from utils.model.config import RunSettings
 from utils.model.detector import LoadedDetector, find_device, load_detector
 from utils.report.exports import PAGE, ViewOptions, check_views, write_views
 from utils.results.journal import Journal, next_number, read_rows
 from utils.results.run_folder import STARTED, RunFolder
-from utils.results.sample_folder import RANDOM_WEIGHTS, SampleWriter, write_json
+from utils.results.sample_folder import RANDOM_WEIGHTS, SampleWriter
 from utils.run.explainer import Counts, Explainer, merged, whole_samples
 from utils.run.interruption import Interruption, resume_command
 from utils.run.out_of_memory import Halving

@@ -14,14 +14,8 @@ from torch import Tensor
 from utils.data.frames import Batch, Frame
 from utils.gradcam import Explanation
 from utils.model.detector import LoadedDetector
-from utils.results.sample_folder import (
-    SIGNED_TARGET,
-    LayerPicture,
-    Sample,
-    SampleWriter,
-    layer_pictures,
-    read_whole_sample,
-)
+from utils.results.overlays import LayerPicture, layer_pictures
+from utils.results.sample_folder import SIGNED_TARGET, Sample, SampleWriter, read_whole_sample
 from utils.run.out_of_memory import Halving
 from utils.run.predictions import Predictions
 

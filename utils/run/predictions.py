@@ -16,8 +16,6 @@ from utils.results.journal import COLUMNS, REASON
 from utils.run.detection_metrics import DetectionMetrics, detection_metrics
 from utils.text import AS_IT_CAME, write_row
 
-CLASS_NAMES = ("Real", "Fake")
-
 
 class Predictions:
     """Predictions of one data set. Memory is 14 bytes a frame, beside the frames themselves.

@@ -15,9 +15,9 @@ import torch
 from utils.data.face_crop import NoFaceError
 from utils.data.video_files import VideoFrame, VideoReader, video_writer
 from utils.explanation_metrics.temporal_consistency import Steadiness
+from utils.files import write_json, write_whole
 from utils.model.detector import LoadedDetector
-from utils.results.overlays import comparison, text_line
-from utils.results.sample_folder import LayerPicture, layer_pictures, panels, write_json, write_whole
+from utils.results.overlays import LayerPicture, comparison, layer_pictures, panels, text_line
 from utils.text import write_row
 
 BATCH = 16  # frames explained at a time

@@ -12,7 +12,7 @@ if __name__ == "__main__" and not __package__:  # run as a script: the folder ab
 
 from utils.command import OneLineParser, run_command
 from utils.errors import InputError
-from utils.host_tree import EXTENSION_ROOT, RECORD_FOLDER, Installation, check_host, extension_files
+from utils.host_tree import EXTENSION_ROOT, KEPT_FOLDER, RECORD_FOLDER, Installation, check_host, extension_files
 
 
 def parser() -> OneLineParser:
@@ -52,6 +52,8 @@ def install(installation: Installation, check: bool, force: bool) -> int:
     for what, names in (("added", plan.new), ("replaced", plan.replaced), ("removed", plan.outdated)):
         if names:
             print(f"{len(names)} files {would}{what}: {', '.join(names[:4])}{', ...' if len(names) > 4 else ''}")
+    if plan.edited and not check:
+        print(f"{len(plan.edited)} files that you had edited are kept in {installation.host / KEPT_FOLDER}")
     if plan.line_missing:
         print(f"one line {would}added to detectors/__init__.py: {installation.line}")
     if not check:

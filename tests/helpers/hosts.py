@@ -1,4 +1,4 @@
-"""Copies of the minimal host in `tests/helpers/minimal_host`, with data, below a folder with spaces and other people's letters."""
+"""Copies of the minimal host in `tests/host_tree`, with data, below a folder with spaces and other people's letters."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from tests.helpers.paths import ROOT
 
-MINIMAL_HOST = ROOT / "tests" / "helpers" / "minimal_host" / "training"
+MINIMAL_HOST = ROOT / "tests" / "host_tree" / "training"
 CUDA_LINE = "from .cuda_detector import CUDADetector\n"
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,7 +14,7 @@ from tests.helpers.hosts import install, make_effort_host, make_host, run_python
 from tests.helpers.paths import ROOT
 from utils import host_tree
 from utils.errors import InputError
-from utils.host_tree import LINE, RECORD_FOLDER, Installation, check_host, extension_files
+from utils.host_tree import KEPT_FOLDER, LINE, RECORD_FOLDER, Installation, check_host, digest, extension_files
 
 
 class Killed(BaseException):
@@ -35,8 +37,7 @@ def test_install_says_what_it_did_and_uninstall_restores_every_byte(tmp_path: Pa
     added = {name for name in snapshot(training) if name not in before and not name.startswith(RECORD_FOLDER)}
     for name in ("test_with_gradcam.py", "README_gradcam.md", "config/detector/clip_gradcam.yaml", "utils/gradcam.py",
                  "detectors/clip_detector_gradcam.py", "detectors/gradcam_mixin.py", "utils/gradcam_demo.py"):  # fmt: skip
-        if (ROOT / name).exists():
-            assert (training / name).read_bytes() == (ROOT / name).read_bytes()
+        assert name in added and (training / name).read_bytes() == (ROOT / name).read_bytes()
     assert not [name for name in added if "cache" in name]
     for stand_in in ("base_detector.py", "clip_detector.py"):
         assert (training / "detectors" / stand_in).read_bytes() == before[f"detectors/{stand_in}"]
@@ -103,6 +104,23 @@ def test_files_edited_since_are_not_dropped_unasked(tmp_path: Path) -> None:
     assert snapshot(training) == before
 
 
+def test_edits_that_force_replaces_are_kept_for_good(tmp_path: Path) -> None:
+    training = make_host(tmp_path)
+    before = snapshot(training)
+    put_in(training)
+    edited = training / "config" / "detector" / "clip_gradcam.yaml"
+    kept = training / KEPT_FOLDER / "config" / "detector"
+    for number, mine in enumerate(("# one\n", "# two\n")):
+        edited.write_text(mine, encoding="utf-8")
+        done = install(training, "--force")
+        assert done.returncode == 0 and f"kept in {training / KEPT_FOLDER}" in done.stdout, done.stderr
+        assert (kept / ("clip_gradcam.yaml" + ("", ".1")[number])).read_text(encoding="utf-8") == mine
+        assert edited.read_bytes() == (ROOT / "config" / "detector" / "clip_gradcam.yaml").read_bytes()
+    assert install(training, "--uninstall").returncode == 0
+    shutil.rmtree(training / KEPT_FOLDER)
+    assert snapshot(training) == before
+
+
 def test_a_new_version_replaces_the_old_one(tmp_path: Path) -> None:
     """Changed files are renewed without force, files that the new version lacks go, and all of it can be undone."""
     training = make_host(tmp_path)
@@ -114,6 +132,110 @@ def test_a_new_version_replaces_the_old_one(tmp_path: Path) -> None:
     assert not (training / "utils" / "dropped" / "old.py").exists()
     assert (training / "utils" / "errors.py").read_bytes() == (ROOT / "utils" / "errors.py").read_bytes()
     Installation(training).undo()
+    assert snapshot(training) == before
+
+
+def test_an_edited_file_that_the_new_version_lacks_is_not_removed_unasked(tmp_path: Path) -> None:
+    training = make_host(tmp_path)
+    put_in(training, wanted={**extension_files(), "utils/colours.py": b"RED = 1\n"})
+    (training / "utils" / "colours.py").write_text("RED = 2\n")
+    refused = install(training)
+    assert refused.returncode == 2 and "utils/colours.py" in refused.stderr and "--force" in refused.stderr
+    assert (training / "utils" / "colours.py").read_text() == "RED = 2\n"
+    assert install(training, "--force").returncode == 0
+    assert not (training / "utils" / "colours.py").exists()
+    assert (training / KEPT_FOLDER / "utils" / "colours.py").read_text() == "RED = 2\n"
+
+
+def test_the_flat_layout_of_old_is_replaced_by_the_rooms(tmp_path: Path) -> None:
+    """Modules become folders of the same name, folders go, nothing is left over, and all of it can be undone."""
+    training = make_host(tmp_path)
+    before = snapshot(training)
+    flat = {"utils/__init__.py": b"", "utils/report.py": b"OLD = 1\n", "utils/results.py": b"OLD = 1\n",
+            "utils/report_template/report.js": b"old", "utils/cam_methods.py": b"OLD = 1\n"}  # fmt: skip
+    put_in(training, wanted=flat)
+    (training / "utils" / "__pycache__").mkdir()
+    (training / "utils" / "__pycache__" / "results.cpython-311.pyc").write_bytes(b"compiled")
+    done = install(training)
+    assert done.returncode == 0 and "4 files removed" in done.stdout, done.stderr
+    for gone in ("report.py", "results.py", "cam_methods.py", "report_template", "__pycache__"):
+        assert not (training / "utils" / gone).exists(), gone
+    used = run_python("-c", "import utils.report, utils.results; print(utils.report.__file__)", cwd=training)
+    assert Path(used.stdout.strip()) == training / "utils" / "report" / "__init__.py", used.stderr
+    fresh = make_host(tmp_path / "fresh")
+    assert install(fresh).returncode == 0
+    ours = {name for name in snapshot(training) if "__pycache__" not in name}
+    assert ours == set(snapshot(fresh))
+    assert install(training, "--uninstall").returncode == 0
+    assert snapshot(training) == before
+
+
+def test_no_module_of_a_host_is_hidden(tmp_path: Path) -> None:
+    """Python takes the package `data/` before the module `data.py`, and the package `text/` before `text.py`."""
+    training = make_host(tmp_path)
+    (training / "utils").mkdir()
+    (training / "utils" / "data.py").write_text("THEIRS = 1\n")
+    before = snapshot(training)
+    for flags in ((), ("--force",), ("--check",)):
+        refused = install(training, *flags)
+        assert refused.returncode == 2 and str(training / "utils" / "data.py") in refused.stderr
+        assert refused.stderr.count("\n") == 1 and snapshot(training) == before
+    (training / "utils" / "data.py").unlink()
+    (training / "utils" / "text").mkdir()
+    (training / "utils" / "text" / "__init__.py").write_text("THEIRS = 1\n")
+    refused = install(training)
+    assert refused.returncode == 2 and str(training / "utils" / "text") in refused.stderr
+
+
+HOSTILE_RECORDS: dict[str, dict[str, Any]] = {
+    "outside": {"files": {"../thesis.tex": {"ours": [], "backup": False}}},
+    "outside, as ours": {"files": {"../thesis.tex": {"ours": [digest(b"precious")], "backup": False}}},
+    "absolute": {"files": {"/thesis.tex": {"ours": [], "backup": False}}},
+    "a folder outside": {"created": ["../empty"]},
+    "through a link": {"files": {"linked/thesis.tex": {"ours": [digest(b"precious")], "backup": False}}},
+    "no record": {"files": [1, 2]},
+    "half a record": {"inserted": ...},
+}
+
+
+@pytest.mark.parametrize("flags", [(), ("--force",), ("--uninstall",), ("--uninstall", "--force")])
+@pytest.mark.parametrize("name", HOSTILE_RECORDS)
+def test_a_record_from_elsewhere_touches_nothing_outside(tmp_path: Path, name: str, flags: tuple[str, ...]) -> None:
+    training = make_host(tmp_path)
+    (training.parent / "thesis.tex").write_bytes(b"precious")
+    (training.parent / "empty").mkdir()
+    (training / "linked").symlink_to(training.parent)
+    (training / RECORD_FOLDER).mkdir()
+    whole = {"finished": True, "files": {}, "created": [], "inserted": "", **HOSTILE_RECORDS[name]}
+    record = {key: value for key, value in whole.items() if value is not ...}
+    (training / RECORD_FOLDER / "record.json").write_text(json.dumps(record))
+    done = install(training, *flags)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "Traceback" not in done.stderr, done
+    assert (training.parent / "thesis.tex").read_bytes() == b"precious" and (training.parent / "empty").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("edited", "refused"),
+    [
+        (f"try:\n    {LINE}\nexcept ImportError:\n    pass", True),
+        (f"if True: {LINE}", True),
+        ("from . import gradcam_detectors", False),
+        ("from . import gradcam_detectors  # mine", False),
+    ],
+)
+def test_an_edited_line_is_removed_or_refused(tmp_path: Path, edited: str, refused: bool) -> None:
+    training = make_host(tmp_path)
+    before = snapshot(training)
+    put_in(training)
+    init = training / "detectors" / "__init__.py"
+    init.write_text(init.read_text(encoding="utf-8").replace(LINE, edited), encoding="utf-8")
+    installed = snapshot(training)
+    done = install(training, "--uninstall")
+    if refused:
+        assert done.returncode == 2 and "by hand" in done.stderr and snapshot(training) == installed
+        init.write_text(init.read_text(encoding="utf-8").replace(edited + "\n", ""), encoding="utf-8")
+        done = install(training, "--uninstall")
+    assert done.returncode == 0, done.stderr
     assert snapshot(training) == before
 
 

@@ -159,9 +159,9 @@ def _distance(curve: np.ndarray, point: np.ndarray) -> list[float]:
 def test_filters_and_sorting(run: Path, tab: Tab) -> None:
     page = tab.open(run)
     assert tab.shown() == expected()
-    page.get_by_role("combobox", name="Data set", exact=True).select_option("others")
+    page.get_by_role("combobox", name="Dataset", exact=True).select_option("others")
     assert tab.shown() == expected(dataset=["others"])
-    page.get_by_role("combobox", name="Data set", exact=True).select_option("")
+    page.get_by_role("combobox", name="Dataset", exact=True).select_option("")
     page.get_by_role("combobox", name="Forgery", exact=True).select_option("swap_Fake")
     assert tab.shown() == expected(forgery=["swap_Fake"])
     page.get_by_role("button", name="Reset").click()
@@ -174,7 +174,7 @@ def test_filters_and_sorting(run: Path, tab: Tab) -> None:
     slide(page, "to", "0.9")
     assert tab.shown() == expected(between=(0.6, 0.9))
     page.get_by_role("button", name="Reset").click()
-    page.get_by_label("Text in the path").fill("REENACT_fake/FRAMES/002")
+    page.get_by_label("Path contains").fill("REENACT_fake/FRAMES/002")
     assert tab.shown() == [f"{row.dataset}/{row.number}" for row in ROWS if "reenact_Fake/frames/002" in row.path]
     page.get_by_role("button", name="Reset").click()
     page.get_by_role("combobox", name="Sort by", exact=True).select_option(label="confidence, highest first")
@@ -185,7 +185,7 @@ def test_filters_and_sorting(run: Path, tab: Tab) -> None:
     shown = [by_key[key].prob_fake for key in tab.shown()]
     assert shown == sorted(shown, reverse=True) and shown[0] == 0.97
     card = page.locator(".card").first.inner_text()
-    assert "taken for fake 0.970" in card and "video" in card
+    assert "predicted fake 0.970" in card and "video" in card
 
 
 def overlay_pixels(page: Any, card: int = 0) -> np.ndarray:
@@ -424,7 +424,7 @@ def test_five_thousand_samples(tmp_path: Path, tab: Tab) -> None:
     assert 0 < first < 300
     page.evaluate("scrollTo(0, document.body.scrollHeight)")
     until(page, f"document.querySelectorAll('.card').length > {first}")
-    page.get_by_label("Text in the path").fill("04999")
+    page.get_by_label("Path contains").fill("04999")
     until(page, "document.querySelectorAll('.card').length === 1")
     assert page.get_by_role("status").inner_text() == "1 of 5000 explained samples"
 

@@ -218,8 +218,8 @@ def pattern_view(patterns: Patterns, run: RunResults) -> dict[str, Any]:
 
 
 def _members(outcome: str, count: int) -> str:
-    kinds = {"TP": "detected fake", "FN": "missed fake", "TN": "cleared real", "FP": "real taken for fake"}
-    plural = {"TP": "detected fakes", "FN": "missed fakes", "TN": "cleared reals", "FP": "reals taken for fakes"}
+    kinds = {"TP": "true positive", "FN": "false negative", "TN": "true negative", "FP": "false positive"}
+    plural = {"TP": "true positives", "FN": "false negatives", "TN": "true negatives", "FP": "false positives"}
     return f"{count} {(kinds if count == 1 else plural)[outcome]}"
 
 

@@ -60,7 +60,7 @@ function overlay(sample, layer) {
 // A signed map without evidence for the target may still hold evidence against it, which the signed panel shows.
 const emptiness = ([, , , drawnEmpty]) => drawnEmpty ? "empty map" : "evidence against only";
 
-const lost = reason => element("span", {className: "lost", textContent: `No pictures: ${reason}`});
+const lost = reason => element("span", {className: "lost", textContent: `No images: ${reason}`});
 
 // ------------------------------------------------------------------------------------------------------ cards
 
@@ -75,7 +75,7 @@ function pair(sample) {
 function verdict(sample) {
   const right = sample.predicted === sample.label;
   return element("span", {className: `verdict ${right ? "right" : "wrong"}`,
-    textContent: `${right ? "✓" : "✗"} ${CLASSES[sample.label]}, taken for ${CLASSES[sample.predicted]} ${sample.confidence.toFixed(3)} (${sample.outcome})`});
+    textContent: `${right ? "✓" : "✗"} ${CLASSES[sample.label]}, predicted ${CLASSES[sample.predicted]} ${sample.confidence.toFixed(3)} (${sample.outcome})`});
 }
 
 function card(sample) {
@@ -141,7 +141,7 @@ function showLarge() {
     return;
   }
   const title = document.getElementById("large-title");
-  title.textContent = `${sample.dataset}, sample ${sample.number}: ${CLASSES[sample.label]}, taken for ${CLASSES[sample.predicted]}`;
+  title.textContent = `${sample.dataset}, sample ${sample.number}: ${CLASSES[sample.label]}, predicted ${CLASSES[sample.predicted]}`;
   const panels = document.getElementById("panels");
   panels.replaceChildren(...(sample.lost ? [lost(sample.lost)] : [panel("original", picture(sample, original(sample))), ...layerPanels(sample)]));
   for (const image of panels.querySelectorAll("img"))
@@ -154,7 +154,7 @@ function showLarge() {
   };
   const link = element("a", {href: "file://" + sample.path.split("/").map(encodePart).join("/"), textContent: readable(sample.path)});
   document.getElementById("metadata").replaceChildren(
-    ...[...Object.entries(facts), ["picture", link]].map(([name, value]) =>
+    ...[...Object.entries(facts), ["image", link]].map(([name, value]) =>
       element("div", {}, element("dt", {textContent: name}), element("dd", {}, value))));
   const place = shown.indexOf(sample);
   document.getElementById("previous").disabled = place <= 0;

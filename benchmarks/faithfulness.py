@@ -24,7 +24,7 @@ from benchmarks.engine import Logits, without_torchvision
 from utils.cam.layers import SITES, block_names
 from utils.cam.maps import normalise
 from utils.cam.methods import ATTENTION_METHODS, METHODS
-from utils.data.frames import read_dataset
+from utils.data.readers import read_dataset
 from utils.explanation_metrics.localisation import energy_in_mask, pointing_game
 from utils.explanation_metrics.samples import Samples, read_samples, spread
 from utils.explanation_metrics.sweep import ATTENTION, Plan, sweep

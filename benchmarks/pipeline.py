@@ -27,7 +27,8 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from utils.data.frames import Batch, Frame, frame_loader, read_dataset
+from utils.data.frames import Batch, Frame, frame_loader
+from utils.data.readers import read_dataset
 from utils.model.config import run_settings
 from utils.model.detector import LoadedDetector, find_device, load_detector
 from utils.results.overlays import encode, layer_pictures

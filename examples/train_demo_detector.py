@@ -31,7 +31,10 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from detectors.clip_detector_gradcam import CLIPDetectorWithGradCAM
-from utils.data.frames import DataSettings, Frame, decode_picture, mask_path, read_dataset
+from utils.data.frame_paths import mask_path
+from utils.data.frames import DataSettings, Frame
+from utils.data.pictures import decode_picture
+from utils.data.readers import read_dataset
 from utils.run.detection_metrics import DetectionMetrics, detection_metrics
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -17,16 +17,10 @@ import pytest
 import torch
 
 from tests.helpers.datasets import data_settings
-from utils.data.dataset_json import COMPRESSED
-from utils.data.frames import (
-    Batch,
-    Frame,
-    dataset_names,
-    frame_loader,
-    landmark_path,
-    mask_path,
-    read_dataset,
-)
+from utils.data.dataset_json import COMPRESSED, dataset_names
+from utils.data.frame_paths import landmark_path, mask_path
+from utils.data.frames import Batch, Frame, frame_loader
+from utils.data.readers import read_dataset
 from utils.errors import InputError
 
 
@@ -279,8 +273,8 @@ SHAPES = [
         {"Celeb": {"r": {"test": {"c23": {"v": video}}}}},
         r"'c23': expected a video with the keys 'label' and 'frames', found 'v'",
     ),
-    ({"Celeb": {"r": {"test": {"v": {**video, "label": 1}}}}}, r"'v' > 'label': expected a text, found a number"),
-    ({"Celeb": {"r": {"test": {"v": {**video, "frames": "a"}}}}}, r"'v' > 'frames': expected a list, found a text"),
+    ({"Celeb": {"r": {"test": {"v": {**video, "label": 1}}}}}, r"'v' > 'label': expected a string, found a number"),
+    ({"Celeb": {"r": {"test": {"v": {**video, "frames": "a"}}}}}, r"'v' > 'frames': expected a list, found a string"),
     (
         {"Celeb": {"r": {"test": {"v": {**video, "frames": ["a", 5]}}}}},
         r"'frames' > '1': expected a path, found a number",

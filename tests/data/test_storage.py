@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 
 from utils.data.annotations import read_landmarks, read_mask
-from utils.data.frames import DataSettings, frame_loader, landmark_path, mask_path, read_dataset
+from utils.data.frame_paths import landmark_path, mask_path
+from utils.data.frames import DataSettings, frame_loader
 from utils.data.pictures import UnreadablePicture
+from utils.data.readers import read_dataset
 from utils.errors import InputError
 
 lmdb = pytest.importorskip("lmdb")

@@ -34,6 +34,14 @@ SHORTER = {
     "python examples/train_demo_detector.py": "--epochs 1 --workers 0",
 }
 
+# Command → what its output folder holds afterwards.
+OUTPUTS = {
+    "gradcam_demo.py": ["image/gradcam_comparison.png", "image/gradcam_encoder.layers.*_sample0.png", "image/*.json"],
+    "test_with_gradcam.py": ["metrics.json", "manifest.json", "index.html", "*/predictions.csv"],
+    "make_demo_data.py": ["dataset_json/demo.json", "*/frames/*/*.png", "*/masks/*/*.png"],
+    "train_demo_detector.py": ["*.safetensors", "events.out.tfevents.*"],
+}
+
 
 def commands() -> list[str]:
     """Command lines of all bash blocks, continued lines joined."""
@@ -117,7 +125,12 @@ def test_command_runs_as_written(line: str, tree: Path) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
     output = re.search(r"--(?:output|gradcam_output_dir) (\S+)", line)
     if output:
-        assert any((tree / output.group(1)).rglob("*")), "nothing was written"
+        for pattern in OUTPUTS[re.sub(r".*?([a-z_]+\.py).*", r"\1", line)]:
+            found = list((tree / output[1]).glob(pattern))
+            assert found and all(path.stat().st_size for path in found), pattern
+            for path in found:
+                if path.suffix == ".png":
+                    assert np.asarray(cv2.imread(str(path))).std() > 10, f"{path} is blank"
 
 
 @pytest.mark.slow

@@ -148,7 +148,8 @@ def test_without_real_counterparts_that_fill_is_left_out(
 
 
 def test_counterparts_in_the_naming_of_faceforensics(tmp_path: Path) -> None:
-    from utils.data.frames import DataSettings, read_dataset
+    from utils.data.frames import DataSettings
+    from utils.data.readers import read_dataset
     from utils.explanation_metrics.samples import RealCounterparts
 
     labels = {

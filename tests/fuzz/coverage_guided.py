@@ -13,8 +13,9 @@ from pathlib import Path
 import atheris  # type: ignore[import-untyped,import-not-found,unused-ignore]  # not installed by default
 
 with atheris.instrument_imports(include=["utils", "PIL", "json"]):
-    from utils.data.frames import DataSettings, read_dataset
+    from utils.data.frames import DataSettings
     from utils.data.pictures import UnreadablePicture, decode_picture
+    from utils.data.readers import read_dataset
     from utils.errors import InputError
 
 FOLDER = Path(tempfile.mkdtemp())

@@ -22,8 +22,9 @@ from torch import Tensor, nn
 
 from tests.helpers.datasets import data_settings
 from tests.helpers.detectors import tiny_config
-from utils.data.frames import Frame, read_dataset
+from utils.data.frames import Frame
 from utils.data.pictures import UnreadablePicture, decode_picture
+from utils.data.readers import read_dataset
 from utils.errors import InputError
 from utils.model.checkpoints import load_weights, read_weights
 from utils.model.config import detector_settings, run_settings

@@ -26,8 +26,8 @@ from tests.helpers.command_server import CommandServer, Finished
 from tests.helpers.datasets import DataTree, data_settings
 from tests.helpers.detectors import pictures, tiny_detector
 from tests.helpers.paths import ROOT
-from utils.data.frames import read_dataset
 from utils.data.pictures import decode_picture
+from utils.data.readers import read_dataset
 from utils.errors import InputError
 from utils.model.config import read_yaml
 from utils.results.sample_folder import write_sample

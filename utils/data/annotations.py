@@ -7,7 +7,7 @@ import io
 import cv2
 import numpy as np
 
-from utils.data.frames import landmark_path, mask_path
+from utils.data.frame_paths import landmark_path, mask_path
 from utils.data.pictures import UnreadablePicture, decode_picture
 from utils.data.storage import in_lmdb, is_there, read_bytes
 
@@ -41,9 +41,8 @@ def read_landmarks(frame_path: str) -> np.ndarray | None:
         return _points_from_lmdb(data, path)
     try:
         points = np.load(io.BytesIO(data), allow_pickle=False)
-    except (
-        Exception
-    ) as error:  # a damaged header ends in ValueError, EOFError, SyntaxError, BadZipFile or a vast allocation
+    # A damaged header ends in ValueError, EOFError, SyntaxError, BadZipFile or a vast allocation.
+    except Exception as error:
         raise UnreadablePicture(f"not a NumPy array file: {path!r}") from error
     if not isinstance(points, np.ndarray) or points.shape != (NUM_LANDMARKS, 2) or points.dtype.kind not in "fiu":
         found = f"{points.dtype} {points.shape}" if isinstance(points, np.ndarray) else "an archive of arrays"

@@ -17,8 +17,6 @@ from utils.text import plain_words, quoted
 
 # The data sets whose JSON has the compression level.
 COMPRESSED = ("FaceForensics++", "FF-DF", "FF-F2F", "FF-FS", "FF-NT", "FaceShifter", "DeepFakeDetection")
-
-
 MAX_JSON_BYTES = 2 * 1024**3
 
 
@@ -97,9 +95,8 @@ def _load(path: Path) -> dict[str, Any]:
     if not stat.S_ISREG(info.st_mode) or info.st_size > MAX_JSON_BYTES:  # reading a pipe might never end
         raise InputError(f"{path}: cannot be read (no ordinary file, or one of more than {MAX_JSON_BYTES:,} bytes)")
     try:
-        content = json.loads(
-            path.read_text(encoding="utf-8-sig")
-        )  # files made on Windows may begin with a byte-order mark
+        # Files made on Windows may begin with a byte-order mark.
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({plain_words(error)})") from error
     except RecursionError as error:
@@ -117,12 +114,12 @@ def _video(path: Path, value: Any, where: list[str]) -> Video:
         )
     label, frames = entry["label"], entry["frames"]
     if not isinstance(label, str):
-        raise InputError(f"{path}: at {_place([*where, 'label'])}: expected a text, found {_typename(label)}")
+        raise InputError(f"{path}: at {_place([*where, 'label'])}: expected a string, found {_typename(label)}")
     if not isinstance(frames, list):
         raise InputError(f"{path}: at {_place([*where, 'frames'])}: expected a list, found {_typename(frames)}")
     for number, frame in enumerate(frames):
         if not isinstance(frame, str) or not frame:
-            found = "an empty text" if frame == "" else _typename(frame)
+            found = "an empty string" if frame == "" else _typename(frame)
             raise InputError(f"{path}: at {_place([*where, 'frames', str(number)])}: expected a path, found {found}")
     return Video(label, where[-1], frames)
 
@@ -152,5 +149,5 @@ def _listed(names: Iterable[str]) -> str:
 
 
 def _typename(value: Any) -> str:
-    known = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
+    known = {dict: "an object", list: "a list", str: "a string", bool: "true or false", type(None): "null"}
     return known.get(type(value), "a number")

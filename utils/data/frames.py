@@ -1,42 +1,21 @@
-"""The frames of a data set, from the dataset JSON to decoded batches. A `Frame` travels with its pixels all the way.
+"""Frames and decoded batches of them. A `Frame` travels with its pixels all the way.
 
 Nothing is shuffled, and no frame is ever replaced by another: what cannot be read is listed with its reason.
 """
 
 from __future__ import annotations
 
-import re
 import signal
-from functools import partial
 from pathlib import Path
-from typing import Any, Callable, Iterable, Mapping, NamedTuple, Sequence
+from typing import Any, Iterable, Mapping, NamedTuple, Sequence
 
 import cv2
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from utils.data.dataset_json import Video, dataset_file, dataset_names, read_videos
 from utils.data.pictures import UnreadablePicture, decode_picture
-from utils.data.storage import beside_key, in_lmdb, lmdb_folder, lmdb_path, read_bytes
-from utils.errors import InputError, did_you_mean
-from utils.text import quoted
-
-__all__ = [
-    "Batch",
-    "DataSettings",
-    "Frame",
-    "UnreadablePicture",
-    "dataset_file",
-    "dataset_names",
-    "decode_picture",
-    "frame_loader",
-    "landmark_path",
-    "mask_path",
-    "read_dataset",
-]
-
-_PROBES = 100  # videos looked at, per label, to find out which folder the paths of a dataset JSON start from
+from utils.data.storage import read_bytes
 
 
 class Frame(NamedTuple):
@@ -74,140 +53,6 @@ class Batch(NamedTuple):
 
 
 # ---------------------------------------------------------------------------------------------------- listing
-
-
-def read_dataset(name: str, settings: DataSettings, split: str = "test") -> list[Frame]:
-    """The frames of one split of a data set, video after video in the order of the JSON; no picture is opened.
-
-    Raises InputError: data set not there, JSON of another shape, split or compression level missing, label not in
-    `settings.label_dict`.
-    """
-    videos = read_videos(name, settings.json_folder, settings.compression, split)
-    by_label: dict[str, list[Video]] = {}
-    for video in videos:
-        by_label.setdefault(video.label, []).append(video)
-    numbers = {label: _class_of(label, name, settings) for label in by_label}
-    # Each label once, as (its one string object, its class, where its frames lie): frames come by the million.
-    known = {label: (label, numbers[label], _location(name, group, settings)) for label, group in by_label.items()}
-    frames: list[Frame] = []
-    for video in videos:
-        label, number, on_disk = known[video.label]
-        for path in _sampled(video.frames, settings.frame_num, settings.sampling):
-            frames.append(Frame(on_disk(path), name, label, video.name, number, len(frames)))
-    return frames
-
-
-def _location(dataset: str, videos: list[Video], settings: DataSettings) -> Callable[[str], str]:
-    """How the paths of one label become paths on disk, or in an LMDB."""
-    if settings.lmdb_dir is not None:
-        return partial(lmdb_path, lmdb_folder(dataset, settings.lmdb_dir))
-    return _prefix(videos, settings.root).of
-
-
-def _class_of(label: str, dataset: str, settings: DataSettings) -> int:
-    if label not in settings.label_dict:
-        raise InputError(
-            f"{settings.json_folder / dataset}.json has the label {quoted(label)}, which label_dict does not: "
-            f"{did_you_mean(label, settings.label_dict)}add {quoted(label)}: 1 (fake) or 0 (real) to label_dict in "
-            f"config/test_config.yaml"
-        )
-    return int(settings.label_dict[label] != 0)
-
-
-def _sampled(paths: list[str], count: int | None, sampling: str) -> list[str]:
-    """At most `count` of a video's n frames: the middles of `count` equal parts, frames floor((k + 1/2) n / count)."""
-    if sampling == "host":
-        return paths[:count]
-    paths = sorted(paths, key=_by_number)
-    if sampling == "host_sorted":
-        return paths[:count]
-    if count is None or count >= len(paths):
-        return paths
-    return [paths[(2 * k + 1) * len(paths) // (2 * count)] for k in range(count)]
-
-
-def _by_number(path: str) -> tuple[list[tuple[int, str]], str]:
-    """Sort key: 9.png before 10.png, 9.png and 09.png side by side; the whole path decides between equals."""
-    name = path.replace("\\", "/").rsplit("/", 1)[-1]
-    pieces = re.split("([0-9]+)", name)  # text, digits, text, digits, ...
-    numbers = [piece.lstrip("0") if i % 2 else piece for i, piece in enumerate(pieces)]
-    # A number with more digits is larger; texts compare as texts, so their length is not looked at.
-    return [(len(piece) if i % 2 else 0, piece) for i, piece in enumerate(numbers)], path
-
-
-class _Prefix(NamedTuple):
-    """How paths of a dataset JSON become paths on disk: `drop` leading folders off, `folder` (or nothing) in front."""
-
-    folder: str
-    drop: int
-
-    def of(self, path: str) -> str:
-        plain = _plain(path)
-        if self.drop:
-            plain = plain.lstrip("/").split("/", self.drop)[-1]
-        return f"{self.folder}/{plain}" if self.folder else plain
-
-
-def _prefix(videos: list[Video], root: Path | None) -> _Prefix:
-    """Which folder the paths of one label's videos start from, found out on the first frames of some of them.
-
-    DF40 opens the paths as they are (from the working directory), DeepfakeBench puts `rgb_dir` in front, and the JSON
-    files that circulate carry the folders of the machine they were made on (`D:\\data\\...`, `./datasets/rgb/...`). So
-    these are tried: below the root, as they are, and below the root with one, two, ... leading folders off. The first
-    that holds a file decides, once per label (reals and fakes often come from different archives), never per frame.
-    """
-    step = max(1, len(videos) // _PROBES)
-    for video in videos[::step]:
-        for prefix in _candidates(video.frames[0], root):
-            if Path(prefix.of(video.frames[0])).is_file():
-                return prefix
-    return _candidates(videos[0].frames[0], root)[
-        0
-    ]  # nothing is there: each frame will be listed as missing, by this path
-
-
-def _candidates(path: str, root: Path | None) -> list[_Prefix]:
-    plain = _plain(path)
-    absolute = re.match("/|[A-Za-z]:/", plain) is not None
-    as_it_is = _Prefix("" if absolute else str(Path.cwd()), 0)
-    if root is None:
-        return [as_it_is]
-    below = str(root.absolute())
-    first = [as_it_is] if absolute else [_Prefix(below, 0), as_it_is]
-    # At least the video's folder and the file stay, so that no picture of the same name elsewhere is taken for it.
-    folders = plain.lstrip("/").count("/")
-    return first + [_Prefix(below, drop) for drop in range(1, folders)]
-
-
-def _plain(path: str) -> str:
-    """With `/` throughout and no `./` in front, for files made on Windows."""
-    path = path.replace("\\", "/")
-    while path.startswith("./"):
-        path = path[2:].lstrip("/")
-    return path
-
-
-def mask_path(frame_path: str) -> str:
-    """Where a frame's mask lies: `.../frames/<video>/000.png` → `.../masks/<video>/000.png`."""
-    return _beside(frame_path, "masks", ".png")
-
-
-def landmark_path(frame_path: str) -> str:
-    """Where a frame's landmarks lie: `.../frames/<video>/000.png` → `.../landmarks/<video>/000.npy`."""
-    return _beside(frame_path, "landmarks", ".npy")
-
-
-def _beside(frame_path: str, folder: str, suffix: str) -> str:
-    """The last folder named `frames` replaced; where there is none, a folder of that name beside the picture."""
-    if in_lmdb(frame_path):
-        return beside_key(frame_path, folder, suffix)
-    parts = list(Path(frame_path).with_suffix(suffix).parts)
-    places = [i for i, part in enumerate(parts[:-1]) if part == "frames"]
-    if places:
-        parts[places[-1]] = folder
-    else:
-        parts.insert(-1, folder)
-    return str(Path(*parts))
 
 
 # ---------------------------------------------------------------------------------------------------- loading

@@ -106,9 +106,8 @@ def _open_header(data: bytes) -> Image:
             raise UnreadablePicture(f"larger than {MAX_PIXELS // 1_000_000} megapixels by its header") from error
         except UnidentifiedImageError as error:
             raise UnreadablePicture(f"not an image: the file begins with {data[:8]!r}") from error
-        except (
-            Exception
-        ) as error:  # Pillow's parsers pass on whatever they trip over: struct.error, SyntaxError, KeyError ...
+        # Pillow's parsers pass on whatever they trip over: struct.error, SyntaxError, KeyError ...
+        except Exception as error:
             raise UnreadablePicture(f"the image's header is damaged ({plain_words(error)})") from error
 
 

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from utils.data.annotations import read_landmarks, read_mask
-from utils.data.frames import DataSettings, Frame, frame_loader, read_dataset
+from utils.data.frames import DataSettings, Frame, frame_loader
 from utils.data.pictures import UnreadablePicture, decode_picture
+from utils.data.readers import read_dataset
 from utils.data.storage import read_bytes
 from utils.errors import RunError
 from utils.explanation_metrics.controls import hull

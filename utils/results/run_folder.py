@@ -13,8 +13,8 @@ from typing import IO, TYPE_CHECKING, Any, Mapping, NamedTuple, Sequence
 
 import torch
 
-from utils.data.dataset_json import is_dataset_name
-from utils.data.frames import Frame, dataset_file
+from utils.data.dataset_json import dataset_file, is_dataset_name
+from utils.data.frames import Frame
 from utils.errors import InputError, RunError
 from utils.files import own_folder, write_json
 from utils.model.checkpoints import sha256_of

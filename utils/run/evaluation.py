@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from utils.data.frames import Batch, Frame, frame_loader, read_dataset
+from utils.data.frames import Batch, Frame, frame_loader
+from utils.data.readers import read_dataset
 from utils.errors import InputError, RunError
 from utils.explanation_metrics.evaluate import ExplanationOptions, check_options
 from utils.explanation_metrics.output import Explained, evaluate_explanations

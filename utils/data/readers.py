@@ -1,0 +1,103 @@
+"""Dataset name → frames. One reader per kind of dataset; the first that recognises the name reads it."""
+
+from __future__ import annotations
+
+import re
+from functools import partial
+from pathlib import Path
+from typing import Callable, NamedTuple
+
+from utils.data.dataset_json import Video, dataset_file, read_videos
+from utils.data.frame_paths import find_prefix
+from utils.data.frames import DataSettings, Frame
+from utils.data.storage import lmdb_folder, lmdb_path
+from utils.errors import InputError, did_you_mean
+from utils.text import quoted
+
+
+class DatasetReader(NamedTuple):
+    """One kind of dataset. `docs/how_to/add_a_dataset_reader.md` adds one."""
+
+    kind: str
+    reads: Callable[[str, DataSettings], bool]  # whether a name in `test_dataset` is for this reader
+    frames: Callable[[str, DataSettings, str], list[Frame]]  # name, settings, split → frames in a fixed order
+    source: Callable[[str, DataSettings], Path]  # the file whose hash identifies the dataset in a run's manifest
+
+
+def read_dataset(name: str, settings: DataSettings, split: str = "test") -> list[Frame]:
+    """The frames of one split of a dataset, in a fixed order; no image is opened. Raises InputError."""
+    return reader_of(name, settings).frames(name, settings, split)
+
+
+def reader_of(name: str, settings: DataSettings) -> DatasetReader:
+    """The reader of the dataset of that name: a dataset JSON's where no other recognises it."""
+    return next((reader for reader in READERS if reader.reads(name, settings)), JSON_READER)
+
+
+def json_frames(name: str, settings: DataSettings, split: str) -> list[Frame]:
+    """The frames of a dataset JSON, video after video in its order.
+
+    Raises InputError: dataset not there, JSON of another shape, split or compression level missing, label not in
+    `settings.label_dict`.
+    """
+    videos = read_videos(name, settings.json_folder, settings.compression, split)
+    by_label: dict[str, list[Video]] = {}
+    for video in videos:
+        by_label.setdefault(video.label, []).append(video)
+    numbers = {label: _class_of(label, name, settings) for label in by_label}
+    # Each label once, as (its one string object, its class, where its frames lie): frames come by the million.
+    known = {label: (label, numbers[label], _location(name, group, settings)) for label, group in by_label.items()}
+    frames: list[Frame] = []
+    for video in videos:
+        label, number, on_disk = known[video.label]
+        for path in _sampled(video.frames, settings.frame_num, settings.sampling):
+            frames.append(Frame(on_disk(path), name, label, video.name, number, len(frames)))
+    return frames
+
+
+def _location(dataset: str, videos: list[Video], settings: DataSettings) -> Callable[[str], str]:
+    """How the paths of one label become paths on disk, or in an LMDB."""
+    if settings.lmdb_dir is not None:
+        return partial(lmdb_path, lmdb_folder(dataset, settings.lmdb_dir))
+    return find_prefix(videos, settings.root).of
+
+
+def _class_of(label: str, dataset: str, settings: DataSettings) -> int:
+    if label not in settings.label_dict:
+        raise InputError(
+            f"{settings.json_folder / dataset}.json has the label {quoted(label)}, which label_dict does not: "
+            f"{did_you_mean(label, settings.label_dict)}add {quoted(label)}: 1 (fake) or 0 (real) to label_dict in "
+            f"config/test_config.yaml"
+        )
+    return int(settings.label_dict[label] != 0)
+
+
+def _sampled(paths: list[str], count: int | None, sampling: str) -> list[str]:
+    """At most `count` of a video's n frames: the middles of `count` equal parts, frames floor((k + 1/2) n / count)."""
+    if sampling == "host":
+        return paths[:count]
+    paths = sorted(paths, key=_by_number)
+    if sampling == "host_sorted":
+        return paths[:count]
+    if count is None or count >= len(paths):
+        return paths
+    return [paths[(2 * k + 1) * len(paths) // (2 * count)] for k in range(count)]
+
+
+def _by_number(path: str) -> tuple[list[tuple[int, str]], str]:
+    """Sort key: 9.png before 10.png, 9.png and 09.png side by side; the whole path decides between equals."""
+    name = path.replace("\\", "/").rsplit("/", 1)[-1]
+    pieces = re.split("([0-9]+)", name)  # text, digits, text, digits, ...
+    numbers = [piece.lstrip("0") if i % 2 else piece for i, piece in enumerate(pieces)]
+    # A number with more digits is larger; texts compare as texts, so their length is not looked at.
+    return [(len(piece) if i % 2 else 0, piece) for i, piece in enumerate(numbers)], path
+
+
+JSON_READER = DatasetReader(
+    kind="dataset JSON",
+    reads=lambda name, settings: True,
+    frames=json_frames,
+    source=lambda name, settings: dataset_file(name, settings.json_folder),
+)
+# Tried in order, before the dataset JSON.
+READERS: list[DatasetReader] = []

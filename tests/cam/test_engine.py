@@ -398,7 +398,7 @@ def test_a_map_without_positive_evidence_is_zero_and_flagged() -> None:
         ({"image": torch.zeros(1, 1, 64, 64)}, "expected"),
         ({"image": torch.zeros(1, 3, 64, 64, dtype=torch.uint8)}, "normalised"),
         ({"image": torch.zeros(0, 3, 64, 64)}, "empty batch"),
-        ({"image": torch.full((2, 3, 64, 64), float("nan"))}, r"picture(s) [0, 1]"),
+        ({"image": torch.full((2, 3, 64, 64), float("nan"))}, r"image(s) [0, 1]"),
     ],
 )
 def test_unusable_pictures_are_refused(detector: CLIPDetectorWithGradCAM, data: Any, says: str) -> None:

@@ -146,13 +146,13 @@ def test_one_pass_gives_what_single_explanations_give() -> None:
     forwards = []
     handle = model.backbone.register_forward_hook(lambda *_: forwards.append(1))
     methods, sites = ["gradcam", "layercam", "legrad", "rollout"], ["layer_norm1", "residual"]
-    one_pass = model.run_once({"image": image}, NAMES, methods, sites, "fake")
+    captured = model.capture({"image": image}, layers=NAMES, methods=methods, sites=sites, target="fake")
     handle.remove()
     assert len(forwards) == 1
     for method in methods:
         for site in sites:
             alone = model.explain({"image": image}, layers=NAMES, method=method, site=site, target="fake").layers
-            for name, maps in one_pass.maps(method, site).items():
+            for name, maps in captured.maps(method, site).items():
                 torch.testing.assert_close(maps.raw, alone[name].raw, rtol=1e-4, atol=1e-7)
 
 

@@ -263,7 +263,7 @@ BAD_INPUT: dict[str, tuple[dict[str, Any], dict[str, Any], list[str], list[str]]
     "other architecture": ({"backbone_config": {"architecture": {**ARCHITECTURE, "hidden_size": 48}}}, {}, [],
                            ["tiny.pth", "backbone.embeddings.class_embedding", "48"]),
     "detector YAML missing": ({}, {}, ["--detector_path", "gone.yaml"], ["gone.yaml"]),
-    "device": ({}, {}, ["--device", "gpu"], ["--device is 'gpu'", "cuda:<n>"]),
+    "device": ({}, {}, ["--device", "gpu"], ["device is 'gpu'", "cuda:<n>", "(--device)"]),
 }  # fmt: skip
 
 

@@ -7,7 +7,7 @@ import pickle
 import re
 import warnings
 from pathlib import Path
-from typing import Any, Mapping, Sequence
+from typing import Any, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -167,14 +167,6 @@ def _renamed(key: str) -> str:
         if key.startswith(old):
             key = new + key[len(old) :]
     return key
-
-
-def _compared(weights: Mapping[str, Tensor], unread: Sequence[str]) -> dict[str, Tensor]:
-    return {
-        key: value
-        for key, value in weights.items()
-        if not _is_position_ids(key) and key.rpartition(".")[2] not in unread
-    }
 
 
 def _is_position_ids(key: str) -> bool:

@@ -19,6 +19,7 @@ from tests.helpers import reference_clip as reference
 from tests.helpers.command_server import CommandServer
 from tests.helpers.datasets import DataTree, change_yaml, make_data_tree, read_picture, rows_of
 from tests.helpers.detectors import ARCHITECTURE, BLOCKS, PATCH, PIXELS, tiny_detector
+from tests.helpers.method_references import grad_cam
 from tests.helpers.paths import DEMO, ROOT, SCRIPT
 
 METADATA_START = ("True Label: ", "Predicted Label: ", "Confidence: ", "Correct: ", "Dataset: ")
@@ -140,9 +141,7 @@ def test_overlay_is_the_jet_of_the_map_over_the_picture(
     tower = reference.reference_gradients(
         tiny_detector().state_dict(), image.permute(2, 0, 1)[None], BLOCKS, 4, PATCH, [[0.0, 1.0]]
     )
-    tokens = tower.points["encoder.layers.1.layer_norm1"]
-    assert tokens.grad is not None
-    raw = reference.grad_cam(reference.grid_of(tokens[0], (4, 4)), reference.grid_of(tokens.grad[0], (4, 4)))
+    raw = reference.maps_of(tower, "encoder.layers.1", "layer_norm1", grad_cam, (4, 4))[0]
     heat = cv2.resize(raw, (PIXELS, PIXELS), interpolation=cv2.INTER_LINEAR)
     heat = (heat - heat.min()) / (heat.max() - heat.min())
     expected = 0.5 * picture + 0.5 * cv2.applyColorMap((heat * 255).round().astype(np.uint8), cv2.COLORMAP_JET)

@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from tests.helpers.detectors import BLOCKS, pictures, tiny_detector
+from utils.cam.targets import Target
 from utils.errors import InputError
+from utils.gradcam import explained_names
 from utils.results.overlays import signed_overlay
 
 NAMES = [f"encoder.layers.{i}" for i in range(BLOCKS)]
@@ -42,6 +44,13 @@ def test_fused_is_the_mean_of_the_normalised_maps() -> None:
     np.testing.assert_allclose(explanation.layers["fused"].raw, np.mean(stretched, axis=0), atol=1e-5)
     with pytest.raises(InputError, match="at least two"):
         model.explain({"image": pictures(1)}, layers=["fused", NAMES[0]])
+
+
+@pytest.mark.parametrize("target", ["fake", "margin", "both", ["fake", "real"], ["both", "both"]])
+def test_names_of_the_maps_are_known_beforehand(target: Target) -> None:
+    layers = [NAMES[2], "fused", NAMES[0], NAMES[2]]
+    explanation = tiny_detector().explain({"image": pictures(2)}, layers=layers, target=target)
+    assert explained_names(layers, target) == list(explanation.layers)
 
 
 def test_both_classes_side_by_side() -> None:

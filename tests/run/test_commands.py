@@ -250,7 +250,7 @@ BAD_INPUT: dict[str, tuple[dict[str, Any], dict[str, Any], list[str], list[str]]
     "unknown method": ({}, {}, ["--gradcam_method", "grad-cam"], ["did you mean 'gradcam'"]),
     "unknown target": ({}, {}, ["--gradcam_target", "fakes"], ["did you mean 'fake'"]),
     "unknown site": ({}, {}, ["--gradcam_site", "layernorm1"], ["did you mean 'layer_norm1'", "residual"]),
-    "unknown layer": ({"gradcam_layers": ["encoder.layers.23"]}, {}, ["--gradcam_enabled"], ["encoder.layers.23", "layers.3"]),
+    "unknown layer": ({"gradcam_layers": ["encoder.layers.23"]}, {}, ["--gradcam_enabled"], ["encoder.layers.23", "layers.3", "--list_layers"]),
     "blank layer": ({"gradcam_layers": ["encoder.layers.3.mlp"]}, {}, ["--gradcam_enabled"], ["layers.3.mlp", "CLS token"]),
     "unknown flag": ({}, {}, ["--gradcam_sample", "3"], ["did you mean '--gradcam_samples'"]),
     "unknown select": ({}, {}, ["--gradcam_select", "best"], ["--gradcam_select is 'best'", "confident, first, random"]),

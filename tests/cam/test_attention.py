@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Sequence
 
 import numpy as np
 import pytest
@@ -12,6 +12,7 @@ from torch import Tensor
 from detectors.clip_detector_gradcam import CLIPDetectorWithGradCAM
 from tests.helpers import reference_clip as reference
 from tests.helpers.detectors import ARCHITECTURE, BLOCKS, PATCH, PIXELS, pictures, tiny_detector
+from utils.cam.attention import ATTENTION_METHODS, AttentionMethod, BlockTensors, TokenMaps
 from utils.cam.layers import LayerError
 
 SIDE = PIXELS // PATCH
@@ -86,6 +87,23 @@ def test_attention_methods_leave_nothing_behind_and_refuse_other_layers() -> Non
             model.explain({"image": pictures(1)}, layers=["encoder.layers.1.mlp"], method=method)
     assert hooks == [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules()]
     assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
+
+
+def test_another_method_is_a_function_and_an_instance(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The norm of the keys, as a method that nobody knows of."""
+
+    def key_norm(blocks: Sequence[BlockTensors]) -> list[TokenMaps]:
+        norms = [block.by_head("k").norm(dim=3).mean(dim=1) for block in blocks]
+        return [TokenMaps(norm, norm) for norm in norms]
+
+    monkeypatch.setitem(ATTENTION_METHODS, "key norm", AttentionMethod("key norm", ("k",), False, False, key_norm))
+    model, kept = tiny_detector(), []
+    module = model.backbone.encoder.layers[1].self_attn.k_proj
+    handle = module.register_forward_hook(lambda module, inputs, output: kept.append(output.detach()))
+    maps = model.explain({"image": pictures(2)}, layers=[NAMES[3], NAMES[1]], method="key norm").layers[NAMES[1]]
+    handle.remove()
+    expected = np.linalg.norm(kept[0].double().numpy().reshape(2, -1, HEADS, 32 // HEADS), axis=3).mean(axis=2)
+    np.testing.assert_allclose(maps.raw, expected[:, 1:].reshape(2, SIDE, SIDE), rtol=1e-5)
 
 
 def test_effort_like_projections_are_read_all_the_same() -> None:

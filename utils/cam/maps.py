@@ -109,7 +109,7 @@ def to_layer_maps(maps: Mapping[str, TokenMaps], grid: Grid, size: tuple[int, in
     """Maps of tokens by layer, without the prefix tokens, as maps of the image. Raises NonFiniteMapError."""
     found = {}
     for name, pair in maps.items():
-        signed, raw = (_patches(one, grid, name).unflatten(1, (grid.rows, grid.columns)) for one in pair)
+        signed, raw = (_patches(tokens, grid, name).unflatten(1, (grid.rows, grid.columns)) for tokens in pair)
         refuse_non_finite(torch.isfinite(raw).flatten(1).all(dim=1), f"the map of layer {name!r}")
         found[name] = LayerMaps.of(signed, raw, size)
     return found

@@ -95,8 +95,8 @@ def sites_of(method: str, sites: Sequence[str]) -> list[str]:
 
 
 def check_method(name: str) -> None:
-    """Raises InputError for a name that is none of METHOD_NAMES."""
-    if name not in METHOD_NAMES:
+    """Raises InputError for a name that no method has."""
+    if name not in METHODS and not is_attention_method(name):
         raise InputError(
             f"method {name!r} is unknown; {did_you_mean(name, METHOD_NAMES)}allowed: {', '.join(METHOD_NAMES)}"
         )

@@ -45,9 +45,7 @@ def score_weights(logits: Tensor, target: Target, label: Tensor | None) -> tuple
     labels: list[int] = []
     if "label" in entries:
         if label is None:
-            raise InputError(
-                "target 'label' needs data_dict['label'] with one label per image (0 real, otherwise fake)"
-            )
+            raise InputError("target 'label' needs one label per image in data_dict['label'] (0 real, otherwise fake)")
         if len(label) != count:
             raise InputError(f"data_dict['label'] has {len(label)} entries for a batch of {count} images")
         labels = (label != 0).int().tolist()

@@ -129,11 +129,11 @@ def find_device(name: str) -> torch.device:
 
 
 def check_precision(precision: str, device: torch.device) -> None:
-    """Raises InputError where this torch has no arithmetic of that precision on that device: older ones lack fp16."""
-    one = torch.ones(1, 1, device=device)
+    """Raises InputError where this torch cannot compute in that precision on that device; older ones lack fp16."""
+    unit = torch.ones(1, 1, device=device)
     try:
         with torch.autocast(device.type, dtype=PRECISIONS[precision], enabled=precision != "fp32"):
-            found = torch.nn.functional.linear(one, one).dtype
+            found = torch.nn.functional.linear(unit, unit).dtype
     except RuntimeError as error:
         raise InputError(f"precision {precision}: {plain_words(error)}; use fp32 or bf16", "precision") from error
     if found != PRECISIONS[precision]:
@@ -167,7 +167,7 @@ def load_detector(
 ) -> LoadedDetector:
     """The detector with the weights of `settings.weights_path` or, if `random_weights`, with none.
 
-    Either way no pretrained tower is downloaded: a weights file has to cover the whole model. Raises InputError.
+    No pretrained tower is downloaded in either case: a weights file has to cover the whole model. Raises InputError.
     """
     if settings.weights_path is None and not random_weights:
         raise InputError(

@@ -14,12 +14,22 @@ from utils.cam.targets import TARGETS
 from utils.command import OneLineParser, percent, positive, run_command
 from utils.errors import InputError, did_you_mean
 from utils.explanation_metrics.evaluate import DEFAULT_SAMPLES, ExplanationOptions
+from utils.model.backbone_config import without_pretrained
 from utils.model.config import SELECTIONS, find_path, run_settings
 from utils.model.detector import PRECISIONS, detector_class
 from utils.model.gradcam_settings import COLORMAPS
 from utils.report.exports import ViewOptions
 from utils.results.overlays import IMAGE_FORMATS
 from utils.run.evaluation import RunOptions, run
+
+# The engine knows no flags: what helps where one of its errors is about that setting.
+HINTS = {
+    "layers": "--list_layers prints every name",
+    "precision": "--precision",
+    "device": "--device",
+    "compile": "leave --compile out",
+    "weights": "--weights_path; --random_weights evaluates an untrained detector and marks every output so",
+}
 
 
 def parser() -> OneLineParser:
@@ -146,9 +156,7 @@ def explanation_options(args: argparse.Namespace) -> ExplanationOptions | None:
 
 def list_layers(config: dict[str, object], model_name: str) -> int:
     """Print the tower's blocks, then every module inside; needs no weights."""
-    backbone = config.get("backbone_config")
-    architecture_only = {**(backbone if isinstance(backbone, dict) else {}), "pretrained": False}
-    model = detector_class(model_name, True, config)({**config, "backbone_config": architecture_only})
+    model = detector_class(model_name, True, config)(without_pretrained(config))
     blocks = block_names(model.explained_tower)
     print("# encoder blocks (a block's name means what it reads, at gradcam_site)")
     print("\n".join(blocks))
@@ -158,4 +166,4 @@ def list_layers(config: dict[str, object], model_name: str) -> int:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, HINTS)

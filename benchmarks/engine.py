@@ -24,6 +24,7 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from detectors.clip_detector_gradcam import CLIPDetectorWithGradCAM
+from tests.helpers.saved_bytes import saved_bytes
 from utils.cam.methods import METHOD_NAMES
 
 TOWERS = {
@@ -182,23 +183,6 @@ def seconds(run: Callable[[], Any], device: torch.device) -> float:
     return time.perf_counter() - start
 
 
-def saved_mebibytes(run: Callable[[], Any], model: nn.Module) -> float:
-    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    seen: dict[int, int] = {}
-    kept: list[Tensor] = []  # so that no storage is freed and counted again under the same address
-
-    def pack(tensor: Tensor) -> Tensor:
-        kept.append(tensor)
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            seen[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        run()
-    return sum(seen.values()) / 2**20
-
-
 def peak_mebibytes(run: Callable[[], Any], device: torch.device) -> float:
     torch.cuda.reset_peak_memory_stats(device)
     run()
@@ -242,7 +226,7 @@ def main() -> None:
     for contender, run in runs.items():
         ratio = statistics.median(times[contender][1:]) / base
         memory = f" {peak_mebibytes(run, device):.0f} |" if device.type == "cuda" else ""
-        saved = "–" if contender in MANY_PASSES else f"{saved_mebibytes(run, detector):.0f}"
+        saved = "–" if contender in MANY_PASSES else f"{saved_bytes(detector, run) / 2**20:.0f}"
         print(f"| {contender} | {ratio:.2f} | {saved} |{memory}", flush=True)
     print(f"\nLowest correlation of a bf16 map with its fp32 map: {correlation(bench):.5f}")
 

@@ -144,7 +144,7 @@ def batch_of(detector: LoadedDetector, frames: list[Frame]) -> Batch:
 
 def samples_of(detector: LoadedDetector, batch: Batch) -> list[Sample]:
     """The pictures of the batch, explained and drawn."""
-    explanation = detector.explain(batch.pixels, torch.zeros(len(batch.frames)), "fake")
+    explanation = detector.explain(batch.pixels, target="fake")
     drawn = layer_pictures(batch.pixels.to(detector.device), explanation.layers, "jet")
     return [
         Sample(i, frame.path, frame.dataset, frame.forgery, frame.video, frame.label, (0.1, 0.2), 0.525, "fake",
@@ -156,10 +156,9 @@ def samples_of(detector: LoadedDetector, batch: Batch) -> list[Sample]:
 def measured_steps(detector: LoadedDetector, frames: list[Frame], samples: list[Sample], folder: Path) -> Steps:
     """Each step alone. All but the detector's own arithmetic on one thread."""
     batch, size = batch_of(detector, frames), len(frames)
-    label = torch.zeros(size)
     forward = milliseconds(lambda: detector.predict(batch.pixels), 5) / size
-    explain = milliseconds(lambda: detector.explain(batch.pixels, label, "fake"), 5) / size
-    explanation = detector.explain(batch.pixels, label, "fake")
+    explain = milliseconds(lambda: detector.explain(batch.pixels, target="fake"), 5) / size
+    explanation = detector.explain(batch.pixels, target="fake")
     on_device = batch.pixels.to(detector.device)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

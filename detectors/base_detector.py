@@ -13,7 +13,7 @@ class AbstractDetector(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def build_backbone(self, config: dict[str, Any]) -> nn.Module:
-        """The network that turns pictures into features."""
+        """The network that turns images into features."""
 
     @abc.abstractmethod
     def build_loss(self, config: dict[str, Any]) -> nn.Module:

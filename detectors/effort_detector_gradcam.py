@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor, nn
 
 from detectors import DETECTOR
+from utils.cam.frozen import patched
+from utils.model.backbone_config import backbone_config
 
 from .effort_detector import EffortDetector, apply_svd_residual_to_self_attn
-from .gradcam_towers import CLIPTowerMixin, checked_backbone_config
+from .gradcam_towers import CLIPTowerMixin
 
 
 @DETECTOR.register_module(module_name="effort_gradcam")
@@ -26,14 +27,14 @@ class EffortDetectorWithGradCAM(CLIPTowerMixin, EffortDetector):
     unread_weights = ("S_r", "U_r", "V_r")
 
     def build_tower(self, config: dict[str, Any]) -> nn.Module:
-        backbone_config = checked_backbone_config(config)
-        if not {"name_or_path", "architecture", "pretrained"} & set(backbone_config):
+        network = backbone_config(config)
+        if not {"name_or_path", "architecture", "pretrained"} & set(network):
             return EffortDetector.build_backbone(self, config)
         tower = super().build_tower(config)
         rank = int(tower.config.hidden_size) - 1  # type: ignore[union-attr,arg-type]  # a CLIP tower's config
-        if backbone_config.get("pretrained", "architecture" not in backbone_config):
+        if network.get("pretrained", "architecture" not in network):
             return apply_svd_residual_to_self_attn(tower, r=rank)
-        with mock.patch.object(torch.linalg, "svd", split_without_svd):
+        with patched(torch.linalg, "svd", split_without_svd):
             return apply_svd_residual_to_self_attn(tower, r=rank)
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from inspect import signature
-from typing import Any, Iterator, Mapping
-from unittest import mock
+from typing import Any, Iterator
 
 from torch import nn
 
+from utils.cam.frozen import patched
 from utils.errors import InputError
+from utils.model.backbone_config import backbone_config
 from utils.model.clip_tower import DEFAULT_TOWER, build_clip_tower
 
 from .gradcam_mixin import GradCAMMixin
@@ -29,7 +30,7 @@ class CLIPTowerMixin(GradCAMMixin):
     head: nn.Linear
 
     def __init__(self, config: dict[str, Any]) -> None:
-        super().__init__(config)  # type: ignore[call-arg]  # the host's constructor: backbone, head, loss
+        super().__init__(config)  # the host's constructor: backbone, head, loss
         self.backbone = self.build_tower(config)
         width = int(self.backbone.config.hidden_size)
         if self.head.in_features != width:  # the host writes its head for one tower only
@@ -42,12 +43,11 @@ class CLIPTowerMixin(GradCAMMixin):
 
     def build_tower(self, config: dict[str, Any]) -> nn.Module:
         """The tower that the config describes. Raises InputError."""
-        backbone_config = checked_backbone_config(config)
         name = TOWERS_BY_WIDTH.get(self.head.in_features, DEFAULT_TOWER)
-        return build_clip_tower({"name_or_path": name, **backbone_config}, where="backbone_config")
+        return build_clip_tower({"name_or_path": name, **backbone_config(config)}, where="backbone_config")
 
     def features(self, data_dict: dict[str, Any]) -> Any:
-        """The host's features; for pictures of another size than the tower's, with interpolated positions.
+        """The host's features; for images of another size than the tower's, with interpolated positions.
 
         Raises InputError where the installed transformers cannot interpolate them.
         """
@@ -56,7 +56,7 @@ class CLIPTowerMixin(GradCAMMixin):
             return super().features(data_dict)  # type: ignore[misc]  # the host's
         if "interpolate_pos_encoding" not in signature(self.backbone.forward).parameters:
             raise InputError(
-                f"pictures of {tuple(data_dict['image'].shape[-2:])} pixels for a tower of {size}: this transformers"
+                f"images of {tuple(data_dict['image'].shape[-2:])} pixels for a tower of {size}: this transformers"
                 f" cannot interpolate the positions; set resolution: {size}, or install transformers 4.46 or newer"
             )
         return self.backbone(data_dict["image"], interpolate_pos_encoding=True)["pooler_output"]
@@ -68,38 +68,22 @@ class CNNMixin(GradCAMMixin):
     last_convolution: str  # module of the backbone whose output the head pools: explained where no layer is named
 
     def __init__(self, config: dict[str, Any]) -> None:
-        super().__init__(config)  # type: ignore[call-arg]  # the host's constructor
+        super().__init__(config)  # the host's constructor
         self.init_gradcam(config)
 
     def build_backbone(self, config: dict[str, Any]) -> nn.Module:
         """The host's own or, with `backbone_config.pretrained: false`, the same without its pretrained weights."""
-        backbone_config = checked_backbone_config(config)
-        if backbone_config.get("pretrained", True):
+        network = backbone_config(config)
+        if network.get("pretrained", True):
             return super().build_backbone(config)  # type: ignore[misc]  # the host's
         from networks import BACKBONE  # the host's
 
         with no_torchvision_weights():
-            return BACKBONE[config["backbone_name"]](dict(backbone_config))
-
-    def patch_grid(self, height: int, width: int) -> tuple[int, int] | None:
-        """None: there are no tokens to lay out."""
-        return None
+            return BACKBONE[config["backbone_name"]](dict(network))
 
     def gradcam_layers(self) -> list[str]:
         """The config's layers, or else the last convolution."""
         return list(self.gradcam.layers or [self.last_convolution])
-
-    def gradcam_site(self) -> str:
-        """A name always means what its module returns."""
-        return "output"
-
-
-def checked_backbone_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """`config["backbone_config"]`, empty where there is none. Raises InputError for anything but a mapping."""
-    backbone_config = config.get("backbone_config") or {}
-    if not isinstance(backbone_config, Mapping):
-        raise InputError(f"config: backbone_config is {backbone_config!r}; allowed: keys with values")
-    return backbone_config
 
 
 @contextmanager
@@ -112,8 +96,8 @@ def no_torchvision_weights() -> Iterator[None]:
         return
     resnet34 = models.resnet34
 
-    def untrained(**asked: Any) -> nn.Module:
+    def untrained(**arguments: Any) -> nn.Module:
         return resnet34(weights=None)
 
-    with mock.patch.object(models, "resnet34", untrained):
+    with patched(models, "resnet34", untrained):
         yield

@@ -6,7 +6,7 @@ import argparse
 import io
 import os
 import sys
-from typing import Callable, NoReturn, Sequence
+from typing import Callable, Mapping, NoReturn, Sequence
 
 from utils.errors import InputError, RunError, did_you_mean
 from utils.packages import complaint
@@ -44,9 +44,10 @@ def positive(text: str) -> int:
     return value
 
 
-def run_command(main: Callable[[Sequence[str]], int]) -> NoReturn:
+def run_command(main: Callable[[Sequence[str]], int], hints: Mapping[str, str] | None = None) -> NoReturn:
     """Call `main` with the arguments and leave with its exit code: 2 for unusable input, 1 for a failed run.
 
+    `hints`: an error's `setting` → the flag that helps, which its message then ends with.
     Of several processes under torchrun each tells of its own failure, one a machine of what all of them meet alike.
     """
     first_here = os.environ.get("LOCAL_RANK", "0") == "0"
@@ -58,9 +59,9 @@ def run_command(main: Callable[[Sequence[str]], int]) -> NoReturn:
             raise InputError(too_old)
         code = main(sys.argv[1:])
     except InputError as error:
-        code = _complain(error, 2) if first_here else 2
+        code = _complain(error, (hints or {}).get(error.setting), 2) if first_here else 2
     except RunError as error:
-        code = _complain(error, 1)
+        code = _complain(error, (hints or {}).get(error.setting), 1)
     except KeyboardInterrupt as stop:
         if first_here:
             print(str(stop) or "interrupted", file=sys.stderr)  # as it is: it may hold a command to type
@@ -68,6 +69,7 @@ def run_command(main: Callable[[Sequence[str]], int]) -> NoReturn:
     sys.exit(code)
 
 
-def _complain(error: object, code: int) -> int:
-    print("error: " + printable(" ".join(str(error).split())), file=sys.stderr)
+def _complain(error: object, hint: str | None, code: int) -> int:
+    message = f"{error} ({hint})" if hint else str(error)
+    print("error: " + printable(" ".join(message.split())), file=sys.stderr)
     return code

@@ -7,11 +7,23 @@ from typing import Iterable
 
 
 class InputError(ValueError):
-    """What the user gave cannot be used: the message says what was found, where, and what to do (exit code 2)."""
+    """What the user gave cannot be used: the message says what was found, where, and what to do (exit code 2).
+
+    `setting` names the setting that would help ("layers", "precision", "device", "weights"), where there is one: a
+    command adds the flag that it has for it.
+    """
+
+    def __init__(self, message: str, setting: str = "") -> None:
+        super().__init__(message)
+        self.setting = setting
 
 
 class RunError(RuntimeError):
-    """The input was fine but the run could not give what was asked for (exit code 1)."""
+    """The input was fine but the run failed (exit code 1). `setting` as in InputError."""
+
+    def __init__(self, message: str, setting: str = "") -> None:
+        super().__init__(message)
+        self.setting = setting
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:

@@ -36,6 +36,12 @@ EMBEDDED_DETECTOR = "config/detector/clip_gradcam_demo.yaml"
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif")
 
 MAX_NAME_BYTES = 200  # of a folder named after a picture; file systems take 255, and a little is added
+# The engine knows no flags: what helps where one of its errors is about that setting.
+HINTS = {
+    "layers": "test_with_gradcam.py --list_layers prints every name",
+    "device": "--device",
+    "weights": "--weights_path",
+}
 
 Crop = Callable[[np.ndarray], np.ndarray]
 
@@ -79,7 +85,7 @@ def main(argv: Sequence[str]) -> int:
         "gradcam_signed": args.signed or None,
     })  # fmt: skip
     crop = face_cropper(Path(args.landmark_model), detector.settings.resolution) if args.landmark_model else None
-    detector.check_layers()
+    detector.dry_run()
     failed = 0
     for index, (file, folder) in enumerate(zip(files, sample_folders(files, Path(args.output)))):
         try:
@@ -163,7 +169,7 @@ def load_picture(file: Path, resolution: int, crop: Crop | None) -> np.ndarray:
 def explain_picture(detector: LoadedDetector, picture: np.ndarray, file: Path, index: int) -> Sample:
     """One picture (H, W, 3) uint8 RGB explained and drawn."""
     pixels = torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1).unsqueeze(0)
-    explanation = detector.explain(pixels, torch.zeros(1, dtype=torch.long), detector.gradcam.target)
+    explanation = detector.explain(pixels)
     real, fake = explanation.logits[0].tolist()
     asked, explained = detector.gradcam.target, explanation.target[0]
     return Sample(
@@ -187,4 +193,4 @@ def explain_picture(detector: LoadedDetector, picture: np.ndarray, file: Path, i
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, HINTS)

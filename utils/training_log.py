@@ -1,4 +1,4 @@
-"""Heatmaps in TensorBoard while a detector trains: the same pictures each time, so that attention is seen moving."""
+"""Heatmaps in TensorBoard while a detector trains: the same images each time, so that changes can be seen."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from utils.cam.targets import Target
 from utils.results.overlays import denormalised, overlay
 
 COLUMNS = 8
@@ -20,35 +21,38 @@ def log_gradcam(
     every: int = 5,
     layers: Sequence[str] | None = None,
     method: str | None = None,
-    target: str = "fake",
+    target: Target = "fake",
+    site: str | None = None,
 ) -> None:
-    """Every `every` epochs, one grid picture a layer: `gradcam/<layer>`, each face above its heatmap.
+    """Logs one image grid per layer every `every` epochs: `gradcam/<layer>`, each face above its heatmap.
 
-    Training goes on as if this had not been called: weights, gradients, modes, random state and losses are the same to
-    the last bit.
+    Training is not affected: weights, gradients, modes, random state and losses are the same to the last bit. It works
+    whether Grad-CAM is enabled or not, since `every` and `writer` already say when to draw.
 
     Args:
         writer: a `SummaryWriter`, or None in the processes that do not log (under DDP all but the first).
         model: a detector with heatmaps, also wrapped in `DistributedDataParallel` or `DataParallel`.
-        data_dict: `image` (B, 3, H, W) as the detector gets it, on its device; the same B pictures at every call.
+        data_dict: `image` (B, 3, H, W) as the detector gets it, on its device; the same B images at every call.
         epoch: of this call, from 0; the first is always logged.
-        layers, method, target: as in `GradCAMMixin.explain`; `fake` keeps the question the same while predictions flip.
+        layers, method, target, site: as in `GradCAMMixin.explain`. With target "fake" the maps of one image can be
+            compared between epochs; "predicted" would change its meaning whenever the prediction flips.
 
-    Raises InputError and NonFiniteMapError as `GradCAMMixin.explain`.
+    Raises:
+        InputError, NonFiniteMapError: as `GradCAMMixin.explain`.
     """
     if writer is None or epoch % every:
         return
     detector: Any = model.module if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)) else model
-    explanation = detector.explain(dict(data_dict), layers=layers, method=method, target=target)
-    pictures = denormalised(data_dict["image"], detector.gradcam)
+    explanation = detector.explain(dict(data_dict), layers=layers, method=method, target=target, site=site)
+    images = denormalised(data_dict["image"], detector.gradcam)
     for name, maps in explanation.layers.items():
-        drawn = overlay(pictures, maps.normalised, maps.empty, detector.gradcam.colormap)
-        writer.add_image(f"gradcam/{name}", grid(pictures, drawn.permute(0, 3, 1, 2)).cpu(), epoch)
+        drawn = overlay(images, maps.normalised, maps.empty, detector.gradcam.colormap)
+        writer.add_image(f"gradcam/{name}", grid(images, drawn.permute(0, 3, 1, 2)).cpu(), epoch)
 
 
-def grid(pictures: Tensor, drawn: Tensor) -> Tensor:
-    """Both (B, 3, H, W) uint8 → (3, rows, columns): each picture above its drawing, eight side by side."""
-    pairs = torch.cat([pictures, drawn], dim=2)
+def grid(images: Tensor, drawn: Tensor) -> Tensor:
+    """Both (B, 3, H, W) uint8 → (3, rows, columns): each image above its drawing, eight side by side."""
+    pairs = torch.cat([images, drawn], dim=2)
     missing = -len(pairs) % min(COLUMNS, len(pairs))
     padded = torch.cat([pairs, pairs.new_full((missing, *pairs.shape[1:]), 255)])
     rows = padded.split(min(COLUMNS, len(pairs)))

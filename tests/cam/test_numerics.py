@@ -20,6 +20,7 @@ from utils.cam import tokens
 from utils.cam.maps import LayerMaps, NonFiniteMapError, layer_maps, normalise
 from utils.cam.methods import METHODS, cam_method
 from utils.cam.tokens import Tokens
+from utils.cam.towers import Grid
 from utils.gradcam import Explanation
 
 LAYERS = tuple(f"encoder.layers.{i}" for i in range(BLOCKS))
@@ -114,7 +115,7 @@ def test_tokens_that_are_all_equal_give_a_flagged_empty_map(channels: int, metho
     G = torch.randn(4, 1 + 7 * 9, channels, generator=generator)
     if method in ("hirescam", "layercam"):  # their weights are each patch's own gradient
         G = G[:, :1].expand_as(G).contiguous()
-    maps = layer_maps({"layer": Tokens(A, G)}, cam_method(method), (7, 9), (112, 144))["layer"]
+    maps = layer_maps({"layer": Tokens(A, G)}, cam_method(method), Grid(7, 9, prefix=1), (112, 144))["layer"]
     assert maps.signed.any() and maps.empty.all() and not maps.normalised.any()
 
 
@@ -196,7 +197,7 @@ def test_an_overflow_is_repeated_with_a_smaller_scale(monkeypatch: pytest.Monkey
     model, image = scaled_head(2e4).half(), pictures(4)
     assert torch.isfinite(explained(model, image, target="fake").layers[LAYERS[0]].signed).all()
     monkeypatch.setattr(tokens, "HALF_SCORE_SCALES", tokens.HALF_SCORE_SCALES[:1])
-    with pytest.raises(NonFiniteMapError, match=r"\[0, 1, 2, 3\].*--precision fp32"):
+    with pytest.raises(NonFiniteMapError, match=r"\[0, 1, 2, 3\].*compute in fp32"):
         explained(model, image, target="fake")
 
 
@@ -231,7 +232,7 @@ def test_logits_that_are_not_finite_are_refused(bias: float) -> None:
     """The gradient of an infinite logit is finite, yet there is no decision to explain."""
     model = scaled_head(1.0, (0.0, bias))
     model = model.half() if bias == 1e38 else model
-    with pytest.raises(NonFiniteMapError, match=r"logits of picture\(s\) \[0, 1\]") as caught:
+    with pytest.raises(NonFiniteMapError, match=r"logits of image\(s\) \[0, 1\]") as caught:
         explained(model, pictures(2), target="fake")
     assert caught.value.samples == (0, 1)
 
@@ -240,7 +241,7 @@ def test_logits_that_are_not_finite_are_refused(bias: float) -> None:
 def test_pixels_beyond_all_measure_are_refused(level: float) -> None:
     image = pictures(3)
     image[1] *= level
-    with pytest.raises((NonFiniteMapError, ValueError), match=r"picture\(s\) \[1\]"):
+    with pytest.raises((NonFiniteMapError, ValueError), match=r"image\(s\) \[1\]"):
         explained(tiny_detector().half(), image, target="fake")
 
 

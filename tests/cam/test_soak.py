@@ -6,7 +6,6 @@ import gc
 import os
 import threading
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,30 +21,33 @@ from tests.helpers.detectors import pictures, tiny_detector
 CALLS, STEPS = 20_000, 10
 
 
-class Tower(nn.Module):
-    """One block of width 8 on four patches, with the parts that the engine looks for and no more."""
-
-    class Block(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layer_norm1 = nn.LayerNorm(8)
-            self.mix = nn.Linear(5, 5)  # between tokens, in place of attention
-
-        def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-            return tokens + self.mix(self.layer_norm1(tokens).transpose(1, 2)).transpose(1, 2)
+class Block(nn.Module):
+    """Mixes five tokens of width 8."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.config = SimpleNamespace(patch_size=8)
-        self.patches = nn.Conv2d(3, 8, 8, stride=8)
-        self.block = self.Block()
+        self.layer_norm1 = nn.LayerNorm(8)
+        self.self_attn = nn.Linear(5, 5)  # between tokens, in place of attention
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return tokens + self.self_attn(self.layer_norm1(tokens).transpose(1, 2)).transpose(1, 2)
+
+
+class Tower(nn.Module):
+    """One block on four patches, with the parts of CLIP's tower that the engine looks for and no more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embeddings, self.encoder = nn.Module(), nn.Module()
+        self.embeddings.patch_embedding = nn.Conv2d(3, 8, 8, stride=8)
+        self.encoder.layers = nn.ModuleList([Block()])
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        patches = self.patches(image).flatten(2).transpose(1, 2)
-        return self.block(F.pad(patches, (0, 0, 1, 0)))[:, 0]
+        patches = self.embeddings.get_submodule("patch_embedding")(image).flatten(2).transpose(1, 2)
+        return self.encoder.get_submodule("layers.0")(F.pad(patches, (0, 0, 1, 0)))[:, 0]
 
 
-class NarrowDetector(GradCAMMixin, nn.Module):
+class NarrowDetector(GradCAMMixin):
     """The engine with as little around it as can be: about a thousand explanations a second."""
 
     def __init__(self, seed: int = 0) -> None:

@@ -1,4 +1,4 @@
-"""CLIP, Grad-CAM and Grad-CAM++ once more, in float64 and from the formulas: nothing here uses the library.
+"""CLIP once more, in float64 and from its formulas: nothing here uses the library.
 
 The tower is computed from the numbers of a state dict; every intermediate result is kept under the name of the module
 that gives it, so that autograd can be asked for its gradient.
@@ -10,6 +10,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from tests.helpers.method_references import TokenReference
 
 
 class ReferenceTower:
@@ -81,21 +83,11 @@ def grid_of(tokens: Tensor, side: tuple[int, int]) -> np.ndarray:
     return tokens.detach().numpy()[1:].T.reshape(-1, *side)
 
 
-def grad_cam(A: np.ndarray, G: np.ndarray) -> np.ndarray:
-    total = np.zeros(A.shape[1:])
-    for a, g in zip(A, G):
-        total += g.mean() * a
-    return np.maximum(total, 0)
-
-
-def grad_cam_pp(A: np.ndarray, G: np.ndarray, epsilon: float) -> np.ndarray:
-    total = np.zeros(A.shape[1:])
-    floor = epsilon * (G**2).max()
-    for a, g in zip(A, G):
-        weight = 0.0
-        for value in g.flat:
-            denominator = 2 * value**2 + value**3 * a.sum() + floor
-            alpha = value**2 / denominator if denominator > 0 else 0.0
-            weight += alpha * max(value, 0.0)
-        total += weight * a
-    return np.maximum(total, 0)
+def maps_of(tower: ReferenceTower, name: str, site: str, formula: TokenReference, side: tuple[int, int]) -> np.ndarray:
+    """Raw maps (B, h, w) of one layer; a block's name means its first norm or, at `residual`, what the block reads."""
+    tokens = tower.points[name]
+    if name in tower.inputs:
+        tokens = tower.points[f"{name}.layer_norm1"] if site == "layer_norm1" else tower.inputs[name]
+    assert tokens.grad is not None
+    pairs = zip(tokens, tokens.grad)
+    return np.stack([np.maximum(formula(grid_of(A, side), grid_of(G, side)), 0) for A, G in pairs])

@@ -183,16 +183,20 @@ class Malicious:
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_code_in_a_checkpoint_never_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zipped: bool) -> None:
+@pytest.mark.parametrize("name", ["weights.pth", "weights.bin", "weights.safetensors"])
+def test_code_in_a_checkpoint_never_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zipped: bool, name: str
+) -> None:
     monkeypatch.chdir(tmp_path)
     content = {"state_dict": Detector().state_dict(), "extra": Malicious()}
-    path = saved(tmp_path, content, _use_new_zipfile_serialization=zipped)
+    path = saved(tmp_path, content, name, _use_new_zipfile_serialization=zipped)
     message = refusal(Detector(), path)
-    assert "pickled objects" in message
-    assert "mkdir" in message
-    assert "torch.save(model.state_dict()" in message
+    if name.endswith(".safetensors"):
+        assert "not a .safetensors file" in message
+    else:
+        assert all(part in message for part in ("pickled objects", "mkdir", "torch.save(model.state_dict()"))
     path.write_bytes(pickle.dumps(Malicious()))
-    assert "pickled objects" in refusal(Detector(), path)
+    assert ("pickled objects" in refusal(Detector(), path)) == (path.suffix != ".safetensors")
     assert not Path(MARK).exists()
     pickle.loads(path.read_bytes())  # it would have run
     assert Path(MARK).exists()

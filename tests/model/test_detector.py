@@ -165,8 +165,37 @@ def test_disabled_is_the_default_and_says_how_to_enable() -> None:
         "encoder.layers.3"
     ]  # the last block, where none is named
     model.disable_gradcam()
-    with pytest.raises(InputError, match="disabled"):
-        model.generate_gradcam({"image": pictures(1)})
+    for draw in (model.generate_gradcam, model.show_gradcam):
+        with pytest.raises(InputError, match="disabled"):
+            draw({"image": pictures(1)})
+
+
+def test_the_switch_is_one_and_explain_does_not_depend_on_it() -> None:
+    model, data = tiny_detector(), {"image": pictures(1)}
+    on = model.explain(data)
+    assert model.gradcam_enabled and model.gradcam.enabled
+    model.disable_gradcam()
+    assert not model.gradcam_enabled and not model.gradcam.enabled
+    off = model.explain(data)
+    assert torch.equal(on.layers["encoder.layers.3"].raw, off.layers["encoder.layers.3"].raw)
+
+
+def test_options_by_keyword_and_in_the_documented_order(tmp_path: Path) -> None:
+    model, data = tiny_detector(gradcam_save_dir=str(tmp_path)), {"image": pictures(2)}
+    how: dict[str, Any] = {"layers": ["encoder.layers.1"], "method": "hirescam", "target": "real", "site": "residual"}
+    wanted = model.explain(data, **how).layers["encoder.layers.1"]
+    by_order = model.explain(data, *how.values()).layers["encoder.layers.1"]
+    maps = [
+        by_order.normalised,
+        model.generate_gradcam(data, **how)["encoder.layers.1"],
+        model.generate_gradcam(data, True, "mine", *how.values())["encoder.layers.1"],
+    ]
+    assert not wanted.empty.all() and all(torch.equal(one, wanted.normalised) for one in maps)
+    assert (tmp_path / "mine_encoder.layers.1_sample1.png").is_file()
+    panels = [model.show_gradcam(data, **how).axes, model.show_gradcam(data, *how.values()).axes]
+    drawn = [np.asarray(axes[1].images[0].get_array()) for axes in panels]
+    saved = read_picture(tmp_path / "mine_encoder.layers.1_sample0.png")[..., ::-1]
+    assert all(np.array_equal(one, saved) for one in drawn)
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from tests.helpers import reference_clip as reference
 from tests.helpers.command_server import CommandServer
 from tests.helpers.datasets import DataTree, change_yaml, make_data_tree, read_picture, rows_of
 from tests.helpers.detectors import ARCHITECTURE, BLOCKS, PATCH, PIXELS, tiny_detector
+from tests.helpers.method_references import grad_cam
 from tests.helpers.paths import DEMO, ROOT, SCRIPT
 
 METADATA_START = ("True Label: ", "Predicted Label: ", "Confidence: ", "Correct: ", "Dataset: ")
@@ -140,9 +141,7 @@ def test_overlay_is_the_jet_of_the_map_over_the_picture(
     tower = reference.reference_gradients(
         tiny_detector().state_dict(), image.permute(2, 0, 1)[None], BLOCKS, 4, PATCH, [[0.0, 1.0]]
     )
-    tokens = tower.points["encoder.layers.1.layer_norm1"]
-    assert tokens.grad is not None
-    raw = reference.grad_cam(reference.grid_of(tokens[0], (4, 4)), reference.grid_of(tokens.grad[0], (4, 4)))
+    raw = reference.maps_of(tower, "encoder.layers.1", "layer_norm1", grad_cam, (4, 4))[0]
     heat = cv2.resize(raw, (PIXELS, PIXELS), interpolation=cv2.INTER_LINEAR)
     heat = (heat - heat.min()) / (heat.max() - heat.min())
     expected = 0.5 * picture + 0.5 * cv2.applyColorMap((heat * 255).round().astype(np.uint8), cv2.COLORMAP_JET)
@@ -251,7 +250,7 @@ BAD_INPUT: dict[str, tuple[dict[str, Any], dict[str, Any], list[str], list[str]]
     "unknown method": ({}, {}, ["--gradcam_method", "grad-cam"], ["did you mean 'gradcam'"]),
     "unknown target": ({}, {}, ["--gradcam_target", "fakes"], ["did you mean 'fake'"]),
     "unknown site": ({}, {}, ["--gradcam_site", "layernorm1"], ["did you mean 'layer_norm1'", "residual"]),
-    "unknown layer": ({"gradcam_layers": ["encoder.layers.23"]}, {}, ["--gradcam_enabled"], ["encoder.layers.23", "layers.3"]),
+    "unknown layer": ({"gradcam_layers": ["encoder.layers.23"]}, {}, ["--gradcam_enabled"], ["encoder.layers.23", "layers.3", "--list_layers"]),
     "blank layer": ({"gradcam_layers": ["encoder.layers.3.mlp"]}, {}, ["--gradcam_enabled"], ["layers.3.mlp", "CLS token"]),
     "unknown flag": ({}, {}, ["--gradcam_sample", "3"], ["did you mean '--gradcam_samples'"]),
     "unknown select": ({}, {}, ["--gradcam_select", "best"], ["--gradcam_select is 'best'", "confident, first, random"]),
@@ -263,7 +262,7 @@ BAD_INPUT: dict[str, tuple[dict[str, Any], dict[str, Any], list[str], list[str]]
     "other architecture": ({"backbone_config": {"architecture": {**ARCHITECTURE, "hidden_size": 48}}}, {}, [],
                            ["tiny.pth", "backbone.embeddings.class_embedding", "48"]),
     "detector YAML missing": ({}, {}, ["--detector_path", "gone.yaml"], ["gone.yaml"]),
-    "device": ({}, {}, ["--device", "gpu"], ["--device is 'gpu'", "cuda:<n>"]),
+    "device": ({}, {}, ["--device", "gpu"], ["device is 'gpu'", "cuda:<n>", "(--device)"]),
 }  # fmt: skip
 
 

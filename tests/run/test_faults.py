@@ -328,7 +328,7 @@ from utils.model.detector import LoadedDetector
 from utils.data.pictures import decode_picture
 picture = torch.from_numpy(decode_picture(open({path!r}, "rb").read(), 64)).permute(2, 0, 1)
 batch = []
-explain, gradients = LoadedDetector.explain, tokens._gradients
+explain, gradients = LoadedDetector.explain, tokens.score_gradients
 def watched(self, pixels, *rest):
     batch[:] = [bool((one == picture).all()) for one in pixels]
     return explain(self, pixels, *rest)
@@ -337,7 +337,7 @@ def poisoned(*args):
     for G in found:
         G[torch.tensor(batch)] = float("nan")
     return found
-LoadedDetector.explain, tokens._gradients = watched, poisoned
+LoadedDetector.explain, tokens.score_gradients = watched, poisoned
 """
     done = run(commands, tree, out, flags, first)
     assert done.code == 0 and f"samples [{poisoned}]" in done.out, done.err

@@ -1,1 +1,1 @@
-"""Maps from activations and gradients: methods, layers, targets."""
+"""Maps from activations, gradients and attention: towers, layers, targets, methods. Needs torch alone."""

@@ -1,166 +1,199 @@
 """Maps from a block's attention: LeGrad, and attention rollout as a baseline that knows no class.
 
 Fast attention kernels never form the probabilities P = softmax(q kᵀ / √d), and nothing here makes them: the forward
-pass stays exactly what it is. P is computed once more from the recorded queries and keys. Its gradient needs no P at
-all: a head's output is O = P V, so ∂score/∂P = (∂score/∂O) Vᵀ, and O is what the block's output projection reads.
+pass stays exactly what it is. P is computed once more from the kept queries and keys. Its gradient needs no P at all:
+a head's output is O = P V, so ∂score/∂P = (∂score/∂O) Vᵀ, and O is what the block's output projection reads.
 """
 
 from __future__ import annotations
 
 from contextlib import ExitStack, contextmanager
-from typing import Any, Callable, Iterator, Mapping, NamedTuple, Sequence
+from dataclasses import dataclass
+from typing import Any, Callable, Iterable, Iterator, Mapping, NamedTuple, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from utils.cam.layers import LayerError, Site, block_names, find_sites
-from utils.cam.maps import LayerMaps, NonFiniteMapError
-from utils.cam.tokens import Tokens
+from utils.cam.layers import LayerError, Site, name_in_tower
+from utils.cam.towers import AttentionModules, family_of
+
+OUTPUT_GRADIENT = "output_gradient"  # beside "q", "k" and "v": ∂score/∂O of the block
 
 
-class Attention(NamedTuple):
-    """The attention of one encoder block. `name` is the layer's as the caller wrote it."""
-
-    name: str
-    block: str
-    module: nn.Module
-
-    @property
-    def heads(self) -> int:
-        return int(self.module.num_heads)  # type: ignore[arg-type]  # an attribute of CLIP's attention
-
-
-class AttentionPair(NamedTuple):
-    """The maps of B pictures of T tokens, both (B, T), prefix tokens included."""
+class TokenMaps(NamedTuple):
+    """The maps of B images of T tokens, both (B, T), prefix tokens included."""
 
     signed: Tensor
     raw: Tensor
 
 
-def find_attention(tower: nn.Module, layers: Sequence[str]) -> list[Attention]:
-    """The attention of the blocks that `layers` name. Raises LayerError for a layer that is no block with q, k, v."""
-    names = {module: name for name, module in tower.named_modules()}
-    found = []
-    for site in find_sites(tower, layers, "residual"):
-        attention = getattr(site.module, "self_attn", None) if site.reads_input else None
-        if attention is None or not all(hasattr(attention, f"{one}_proj") for one in ("q", "k", "v", "out")):
-            raise LayerError(
-                f"layer {site.name!r} has no attention to read (q_proj, k_proj, v_proj, out_proj): legrad and rollout"
-                " take encoder blocks of a CLIP tower; use gradcam or layercam for others"
-            )
-        found.append(Attention(site.name, names[site.module], attention))
-    return found
+class BlockTensors(NamedTuple):
+    """What a pass has kept of one block's attention: `tensors` (B, T, heads · d) are those that the method names."""
+
+    heads: int
+    tensors: Mapping[str, Tensor]
+
+    def by_head(self, name: str) -> Tensor:
+        """(B, T, heads · d) → (B, heads, T, d), float32 (float64 for a float64 model)."""
+        tokens = self.tensors[name]
+        tokens = tokens if tokens.dtype == torch.float64 else tokens.float()
+        return tokens.unflatten(2, (self.heads, -1)).transpose(1, 2)
+
+    def probabilities(self) -> Tensor:
+        """P (B, heads, T, T), from queries and keys."""
+        q = self.by_head("q")
+        return (q @ self.by_head("k").transpose(2, 3) / q.shape[-1] ** 0.5).softmax(dim=-1)
 
 
-def blocks_up_to(tower: nn.Module, attention: Sequence[Attention]) -> list[Attention]:
-    """Every block from the first one to the last of `attention`: what rollout multiplies."""
-    names = block_names(tower)
-    last = max(names.index(one.block) for one in attention)
-    return find_attention(tower, names[: last + 1])
+@dataclass(frozen=True)
+class AttentionMethod:
+    """A method that reads attention.
 
+    `projections` ("q", "k", "v") of a block are kept for it and, with `needs_output_gradient`, ∂score/∂O beside them.
+    `maps` gets the blocks that are explained or, with `every_block`, all blocks from the first to the last of these,
+    and gives the maps of each, in their order.
+    """
 
-def output_sites(attention: Sequence[Attention]) -> list[Site]:
-    """Where the engine reads ∂score/∂O: the input of each block's output projection."""
-    return [Site(f"{one.block}.out_proj", one.module.get_submodule("out_proj"), True) for one in attention]
-
-
-@contextmanager
-def recorded(attention: Sequence[Attention], projections: Sequence[str]) -> Iterator[dict[str, Tensor]]:
-    """What some projections ("q_proj", ...) of some blocks return, detached, under `<block>.<projection>`."""
-    record: dict[str, Tensor] = {}
-
-    def keep(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
-            record[name] = output.detach()
-
-        return hook
-
-    with ExitStack() as hooks:
-        for one in attention:
-            for projection in projections:
-                module = one.module.get_submodule(projection)
-                hooks.callback(module.register_forward_hook(keep(f"{one.block}.{projection}")).remove)
-        yield record
+    name: str
+    projections: tuple[str, ...]
+    every_block: bool
+    needs_output_gradient: bool
+    maps: Callable[[Sequence[BlockTensors]], Iterable[TokenMaps]]
 
 
 # ------------------------------------------------------------------------------------------------------------- methods
 
 
-def by_head(tokens: Tensor, heads: int) -> Tensor:
-    """(B, T, heads · d) → (B, heads, T, d), float32 (float64 for a float64 model)."""
-    tokens = tokens if tokens.dtype == torch.float64 else tokens.float()
-    return tokens.unflatten(2, (heads, -1)).transpose(1, 2)
-
-
-def attention_gradient(V: Tensor, G: Tensor, heads: int) -> Tensor:
-    """∂score/∂P (B, heads, T, T) from the values `V` and `G` = ∂score/∂O, both (B, T, heads · d)."""
-    return by_head(G, heads) @ by_head(V, heads).transpose(2, 3)
-
-
-def attention_probabilities(Q: Tensor, K: Tensor, heads: int) -> Tensor:
-    """P (B, heads, T, T) from queries and keys (B, T, heads · d)."""
-    q = by_head(Q, heads)
-    return (q @ by_head(K, heads).transpose(2, 3) / q.shape[-1] ** 0.5).softmax(dim=-1)
-
-
-def legrad(V: Tensor, G: Tensor, heads: int) -> AttentionPair:
-    """LeGrad: mean over heads and queries of ReLU(∂score/∂P), one value a key (Bousselham et al. 2024, eq. 6 to 8).
+def legrad(blocks: Sequence[BlockTensors]) -> Iterator[TokenMaps]:
+    """LeGrad: mean over heads and queries of ReLU(∂score/∂P), one value per key (Bousselham et al. 2024, eq. 6 to 8).
 
     The paper gives each layer a score of its own, by comparing that layer's tokens with a text. A detector's head is
     for its last block alone, so the score here is the detector's own. Signed: the same mean without the ReLU.
     """
-    gradient = attention_gradient(V, G, heads)
-    return AttentionPair(gradient.mean(dim=(1, 2)), gradient.relu().mean(dim=(1, 2)))
+    for block in blocks:
+        gradient = block.by_head(OUTPUT_GRADIENT) @ block.by_head("v").transpose(2, 3)
+        yield TokenMaps(gradient.mean(dim=(1, 2)), gradient.relu().mean(dim=(1, 2)))
 
 
-def rollout(probabilities: Sequence[Tensor]) -> AttentionPair:
+def rollout(blocks: Sequence[BlockTensors]) -> Iterator[TokenMaps]:
     """Attention rollout: ∏ (P̄ + I) / 2 over the blocks, first to last; the CLS row (Abnar and Zuidema 2020, eq. 1).
 
-    `probabilities`: (B, heads, T, T) each, P̄ their mean over heads. It knows no class, and nothing in it is negative.
+    P̄ is the mean over heads. It knows no class, and nothing in it is negative.
     """
     joint = None
-    for P in probabilities:
-        step = (P.mean(dim=1) + torch.eye(P.shape[-1], dtype=P.dtype, device=P.device)) / 2
+    for block in blocks:
+        P = block.probabilities().mean(dim=1)
+        step = (P + torch.eye(P.shape[-1], dtype=P.dtype, device=P.device)) / 2
         joint = step if joint is None else step @ joint
-    if joint is None:
-        raise ValueError("rollout needs at least one block")
-    return AttentionPair(joint[:, 0], joint[:, 0])
+        yield TokenMaps(joint[:, 0], joint[:, 0])
 
 
-def attention_pairs(
-    method: str,
-    tower: nn.Module,
-    attention: Sequence[Attention],
-    record: Mapping[str, Tensor],
-    captured: Mapping[str, Tokens],
-) -> dict[str, AttentionPair]:
-    """The maps of each layer of `attention` by `method`, "legrad" or "rollout", from what one pass has left."""
-    with torch.autocast(next(iter(record.values())).device.type, enabled=False):
-        if method == "legrad":
-            return {
-                one.name: legrad(record[f"{one.block}.v_proj"], captured[f"{one.block}.out_proj"].G, one.heads)
-                for one in attention
-            }
-        blocks = blocks_up_to(tower, attention)
-        steps = [
-            attention_probabilities(record[f"{b.block}.q_proj"], record[f"{b.block}.k_proj"], b.heads) for b in blocks
-        ]
-        order = [b.block for b in blocks]
-        return {one.name: rollout(steps[: order.index(one.block) + 1]) for one in attention}
+ATTENTION_METHODS = {
+    method.name: method
+    for method in (
+        AttentionMethod("legrad", ("v",), every_block=False, needs_output_gradient=True, maps=legrad),
+        AttentionMethod("rollout", ("q", "k"), every_block=True, needs_output_gradient=False, maps=rollout),
+    )
+}
 
 
-def pair_maps(pairs: Mapping[str, AttentionPair], grid: tuple[int, int], size: tuple[int, int]) -> dict[str, LayerMaps]:
-    """The prefix tokens dropped, the patches in rows, resized to `size`. Raises NonFiniteMapError."""
-    maps = {}
-    for name, pair in pairs.items():
-        signed, raw = (one[:, one.shape[1] - grid[0] * grid[1] :].unflatten(1, grid) for one in pair)
-        finite = torch.isfinite(raw).flatten(1).all(dim=1).cpu()
-        if not finite.all():
-            samples = (~finite).nonzero().flatten().tolist()
-            raise NonFiniteMapError(
-                f"layer {name!r}: the attention map of picture(s) {samples} of the batch is NaN or infinite;"
-                " check those pictures and the weights, or use --precision fp32",
-                samples,
-            )
-        maps[name] = LayerMaps.of(signed, raw, size)
-    return maps
+# ---------------------------------------------------------------------------------------------------------- one pass
+
+
+class Attention(NamedTuple):
+    """The attention of one encoder block, by the block's name in the tower."""
+
+    block: str
+    modules: AttentionModules
+
+
+class BlockProjection(NamedTuple):
+    """Key of what a projection ("q", "k", "v") of a block has returned."""
+
+    block: str
+    projection: str
+
+
+@dataclass(frozen=True)
+class AttentionPass:
+    """What one pass has to read of the tower's attention, for some layers and methods."""
+
+    explained: Mapping[str, Attention]  # layer as the caller wrote it → its block
+    read: Sequence[Attention]  # whose projections are kept: the explained blocks, or all up to the last of them
+    projections: tuple[str, ...]
+    differentiated: Sequence[Attention]  # for which ∂score/∂O is needed
+
+    @classmethod
+    def of(cls, tower: nn.Module, layers: Sequence[str], methods: Sequence[str], path: str = "") -> AttentionPass:
+        """What those of `methods` that read attention need. Raises LayerError for a layer without attention to read."""
+        wanted = [ATTENTION_METHODS[method] for method in methods if method in ATTENTION_METHODS]
+        if not wanted:
+            return cls({}, [], (), [])
+        explained = {layer: _attention(tower, layer, path) for layer in layers}
+        read: Sequence[Attention] = list(dict.fromkeys(explained.values()))
+        if any(method.every_block for method in wanted):
+            read = _up_to_the_last(tower, read)
+        projections = tuple(dict.fromkeys(name for method in wanted for name in method.projections))
+        gradients = any(method.needs_output_gradient for method in wanted)
+        return cls(explained, read, projections, list(dict.fromkeys(explained.values())) if gradients else [])
+
+    def output_sites(self) -> list[Site]:
+        """Where the engine reads ∂score/∂O of the `differentiated` blocks: the input of each output projection."""
+        return [Site(f"{block}.out_proj", modules.out, reads_input=True) for block, modules in self.differentiated]
+
+    @contextmanager
+    def kept(self) -> Iterator[dict[BlockProjection, Tensor]]:
+        """What the projections return during the forward pass, detached."""
+        outputs: dict[BlockProjection, Tensor] = {}
+
+        def keep(key: BlockProjection) -> Callable[..., None]:
+            def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
+                outputs[key] = output.detach()
+
+            return hook
+
+        with ExitStack() as hooks:
+            for block, modules in self.read:
+                for name in self.projections:
+                    module: nn.Module = getattr(modules, name)
+                    hooks.callback(module.register_forward_hook(keep(BlockProjection(block, name))).remove)
+            yield outputs
+
+
+def attention_token_maps(
+    method: AttentionMethod,
+    attention: AttentionPass,
+    projections: Mapping[BlockProjection, Tensor],
+    output_gradients: Mapping[str, Tensor],
+) -> dict[str, TokenMaps]:
+    """The maps of each explained layer by `method`. `output_gradients`: ∂score/∂O by block."""
+
+    def tensors(block: Attention) -> BlockTensors:
+        kept = {name: projections[BlockProjection(block.block, name)] for name in method.projections}
+        if method.needs_output_gradient:
+            kept[OUTPUT_GRADIENT] = output_gradients[block.block]
+        return BlockTensors(block.modules.heads, kept)
+
+    blocks = attention.read if method.every_block else list(dict.fromkeys(attention.explained.values()))
+    with torch.autocast(next(iter(projections.values())).device.type, enabled=False):
+        maps = dict(zip(blocks, method.maps([tensors(block) for block in blocks])))
+    return {layer: maps[block] for layer, block in attention.explained.items()}
+
+
+def _attention(tower: nn.Module, layer: str, path: str) -> Attention:
+    family, block = family_of(tower), name_in_tower(tower, layer, path)
+    is_block = block in family.block_names(tower)
+    modules = family.attention(tower.get_submodule(block)) if is_block else None
+    if modules is None:
+        raise LayerError(
+            f"layer {layer!r} has no attention to read: {' and '.join(ATTENTION_METHODS)} take blocks of a transformer"
+            " whose query, key, value and output projections are modules; use gradcam or layercam for others"
+        )
+    return Attention(block, modules)
+
+
+def _up_to_the_last(tower: nn.Module, attention: Sequence[Attention]) -> list[Attention]:
+    """Every block from the first one to the last of `attention`."""
+    names = family_of(tower).block_names(tower)
+    last = max(names.index(block) for block, _ in attention)
+    return [_attention(tower, name, "") for name in names[: last + 1]]

@@ -12,11 +12,12 @@ the score, negative where it speaks against it. The engine takes the ReLU, so th
 from __future__ import annotations
 
 from functools import partial
-from typing import Callable
+from typing import Callable, Sequence
 
 import torch
 from torch import Tensor
 
+from utils.cam.attention import ATTENTION_METHODS
 from utils.errors import InputError, did_you_mean
 
 Method = Callable[[Tensor, Tensor], Tensor]
@@ -36,7 +37,7 @@ def grad_cam_pp(A: Tensor, G: Tensor, epsilon: float = DEFAULT_EPSILON) -> Tenso
     Chattopadhay et al. 2018, eq. 10 and 19.
 
     The paper has post-ReLU maps, for which the denominator is positive wherever α counts. Tokens are signed, so it can
-    cross zero: ε · max_chw G² of the same picture keeps it away from there at any scale of the gradient, and α is 0
+    cross zero: ε · max_chw G² of the same image keeps it away from there at any scale of the gradient, and α is 0
     where the whole is not positive. ε = 0 is the paper's formula.
 
     Computed with g = G / max_chw |G|: α is the same, and G³ can neither vanish nor overflow.
@@ -78,17 +79,31 @@ METHODS: dict[str, Method] = {
     "layercam": layer_cam,
     "xgradcam": x_grad_cam,
 }
-# These read a block's attention instead of its tokens: utils/cam/attention.py.
-ATTENTION_METHODS = ("legrad", "rollout")
+# What reads a block's attention in its place is in utils/cam/attention.py.
 METHOD_NAMES = (*METHODS, *ATTENTION_METHODS)
+ATTENTION_SITE = "attention"  # where methods that read attention are said to read, whatever the configured site
 
 
-def cam_method(name: str, pp_epsilon: float = DEFAULT_EPSILON) -> Method:
-    """The (A, G) function of method `name`; `pp_epsilon` is Grad-CAM++'s ε. Raises InputError for an unknown name."""
-    if name not in METHODS:
+def is_attention_method(name: str) -> bool:
+    """Whether method `name` reads a block's attention, and not tokens at a site."""
+    return name in ATTENTION_METHODS
+
+
+def sites_of(method: str, sites: Sequence[str]) -> list[str]:
+    """Those of `sites` at which `method` has a map of its own; `[ATTENTION_SITE]` where it reads attention."""
+    return [ATTENTION_SITE] if is_attention_method(method) else list(sites)
+
+
+def check_method(name: str) -> None:
+    """Raises InputError for a name that no method has."""
+    if name not in METHODS and not is_attention_method(name):
         raise InputError(
             f"method {name!r} is unknown; {did_you_mean(name, METHOD_NAMES)}allowed: {', '.join(METHOD_NAMES)}"
         )
+
+
+def cam_method(name: str, pp_epsilon: float = DEFAULT_EPSILON) -> Method:
+    """The (A, G) function of a method of METHODS; `pp_epsilon` is Grad-CAM++'s ε."""
     if name == "gradcam++":
         return partial(grad_cam_pp, epsilon=pp_epsilon)
     return METHODS[name]

@@ -1,4 +1,4 @@
-"""What a heatmap explains: the score of each picture, as a weighted sum of its two logits."""
+"""What a heatmap explains: the score of each image, as a weighted sum of its two logits."""
 
 from __future__ import annotations
 
@@ -15,41 +15,41 @@ Target = Union[str, Sequence[Union[str, int]], Tensor]
 
 
 def wants_both(target: Target) -> bool:
-    """Whether `target` asks for two maps a picture, of "fake" and of "real". Raises InputError where only some ask."""
-    asked = [target] if isinstance(target, (str, Tensor)) else list(target)
-    if isinstance(target, Tensor) or "both" not in asked:
+    """Whether `target` means two maps per image, of "fake" and "real". Raises InputError where only some entries do."""
+    if isinstance(target, Tensor):
         return False
-    if any(one != "both" for one in asked):
-        raise InputError("target 'both' gives two maps a picture: give it for the whole batch, or for none of it")
+    entries = [target] if isinstance(target, str) else list(target)
+    if "both" not in entries:
+        return False
+    if any(entry != "both" for entry in entries):
+        raise InputError("target 'both' gives two maps per image: give it for the whole batch, or for none of it")
     return True
 
 
 def score_weights(logits: Tensor, target: Target, label: Tensor | None) -> tuple[Tensor, list[str]]:
-    """Coefficients (B, 2) by which the logits (real, fake) sum to each picture's score, and the target's name for each.
+    """Coefficients (B, 2) by which the logits (real, fake) sum to each image's score, and the target's name for each.
 
-    `target`: one of TARGETS but "both" for the whole batch, or one entry a picture (a name, or a class 0 / 1). Raises
+    `target`: one of TARGETS but "both" for the whole batch, or one entry per image (a name, or a class 0 / 1). Raises
     InputError.
     Always on logits: a probability saturates, and the softmax depends on the margin fake - real alone.
     """
     count = logits.shape[0]
     if isinstance(target, Tensor):
         target = target.tolist()
-    asked = [target] * count if isinstance(target, str) else list(target)
-    if len(asked) != count:
+    entries = [target] * count if isinstance(target, str) else list(target)
+    if len(entries) != count:
         raise InputError(
-            f"target has {len(asked)} entries for a batch of {count} pictures: give one name, or one a picture"
+            f"target has {len(entries)} entries for a batch of {count} images: give one name, or one per image"
         )
-    classes = logits.argmax(dim=1).tolist() if "predicted" in asked else []
+    classes = logits.argmax(dim=1).tolist() if "predicted" in entries else []
     labels: list[int] = []
-    if "label" in asked:
+    if "label" in entries:
         if label is None:
-            raise InputError(
-                "target 'label' needs data_dict['label'] with one label a picture (0 real, otherwise fake)"
-            )
+            raise InputError("target 'label' needs one label per image in data_dict['label'] (0 real, otherwise fake)")
         if len(label) != count:
-            raise InputError(f"data_dict['label'] has {len(label)} entries for a batch of {count} pictures")
+            raise InputError(f"data_dict['label'] has {len(label)} entries for a batch of {count} images")
         labels = (label != 0).int().tolist()
-    names = [_class_name(one, i, classes, labels) for i, one in enumerate(asked)]
+    names = [_class_name(entry, i, classes, labels) for i, entry in enumerate(entries)]
     coefficients = {"real": (1.0, 0.0), "fake": (0.0, 1.0), "margin": (-1.0, 1.0)}
     return logits.new_tensor([coefficients[name] for name in names]), names
 

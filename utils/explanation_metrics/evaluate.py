@@ -71,7 +71,7 @@ class Judged(NamedTuple):
 
 def check_options(detector: LoadedDetector) -> None:
     """Before anything is evaluated. Raises InputError where the detector or its settings cannot be judged."""
-    if not hasattr(detector.model, "run_once"):
+    if not hasattr(detector.model, "capture"):
         raise InputError(f"model_name {detector.settings.model_name!r} has no heatmaps to evaluate")
     if detector.gradcam.target == "real":
         raise InputError(

@@ -92,18 +92,18 @@ def _batch(
     """For each map of the plan: the batch's raw maps, and what `localise` says of those whose mask is `masked`."""
     side = detector.settings.resolution
     with detector.autocast():
-        one_pass = detector.model.run_once(
+        captured = detector.model.capture(
             {"image": detector.normalised(pixels)},
-            plan.layers,
-            plan.methods,
-            plan.sites,
-            target,
+            layers=plan.layers,
+            methods=plan.methods,
+            sites=plan.sites,
+            target=target,
             map_size=detector.model.patch_grid(side, side) or (side, side),  # the pictures' size comes in `_localised`
         )
     results = []
     for method in plan.methods:
         for site in [ATTENTION] if method in ATTENTION_METHODS else plan.sites:
-            for layer, maps in one_pass.maps(method, site, detector.gradcam.pp_epsilon).items():
+            for layer, maps in captured.maps(method, site, detector.gradcam.pp_epsilon).items():
                 judged = _localised(detector, maps.raw[masked.to(maps.raw.device)], masks)
                 results.append((Spec(method, layer, site), maps.raw.float().cpu(), judged))
     return results

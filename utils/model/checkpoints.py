@@ -7,7 +7,7 @@ import pickle
 import re
 import warnings
 from pathlib import Path
-from typing import Any, Mapping, Sequence
+from typing import Any, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -87,7 +87,7 @@ def sha256_of(path: str | Path) -> str:
 
 
 def _check_file(path: Path) -> None:
-    """What a glance at the file tells. Raises InputError."""
+    """Refuse what the first bytes show to be no checkpoint. Raises InputError."""
     try:
         with path.open("rb") as file:
             head = file.read(64)
@@ -125,10 +125,10 @@ def _read_torch(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
     except MemoryError:
         raise
-    except Exception as error:  # its readers pass on whatever a damaged file makes them trip over, KeyError and all
+    except Exception as error:  # a damaged file makes its readers raise anything, KeyError included
         if "TorchScript" in str(error):
             raise InputError(f"{path}: a TorchScript archive, not a checkpoint; {_RESAVE}") from error
-        if isinstance(error, pickle.UnpicklingError):  # torch's own words advise to load it all the same: not passed on
+        if isinstance(error, pickle.UnpicklingError):  # torch's own message advises to load it anyway: not repeated
             named = re.search(r"(?:GLOBAL|class) ([\w.]+\.\w+)", str(error))
             what = f" ({named[1]})" if named else ""
             raise InputError(
@@ -169,14 +169,6 @@ def _renamed(key: str) -> str:
     return key
 
 
-def _compared(weights: Mapping[str, Tensor], unread: Sequence[str]) -> dict[str, Tensor]:
-    return {
-        key: value
-        for key, value in weights.items()
-        if not _is_position_ids(key) and key.rpartition(".")[2] not in unread
-    }
-
-
 def _is_position_ids(key: str) -> bool:
     return key == POSITION_IDS or key.endswith("." + POSITION_IDS)
 
@@ -187,7 +179,7 @@ def _shown(key: str, weights: Mapping[str, Tensor]) -> str:
 
 
 def _architecture(weights: Mapping[str, Tensor]) -> str:
-    """In a few words, what model the weights are of: "a ViT of 24 blocks, width 1024" where the keys show it."""
+    """A short description of the model: "a ViT of 24 blocks, width 1024" where the keys show it."""
     numbered = [re.search(r"\.(?:layers|resblocks|blocks)\.(\d+)\.", key) for key in weights]
     blocks = {match[1] for match in numbered if match}
     width = [

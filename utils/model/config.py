@@ -9,6 +9,7 @@ import yaml
 
 from utils.data.frames import DataSettings
 from utils.errors import InputError
+from utils.model.backbone_config import backbone_config
 from utils.model.config_values import Section, refuse_odd_values
 from utils.model.gradcam_settings import GradCAMSettings, gradcam_settings
 
@@ -29,7 +30,7 @@ class DetectorSettings(NamedTuple):
 
 
 class RunSettings(NamedTuple):
-    """Everything a run over data sets needs, checked."""
+    """Everything a run over datasets needs, checked."""
 
     detector: DetectorSettings
     datasets: list[str]
@@ -40,18 +41,17 @@ class RunSettings(NamedTuple):
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML file that holds keys with values. Raises InputError for anything else."""
+    """A YAML file that holds a mapping. Raises InputError for anything else."""
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); give the path of a YAML file") from error
-    except (
-        Exception
-    ) as error:  # beside its own errors PyYAML passes on ValueError, IndexError, RecursionError, KeyError
+    # Beside its own errors PyYAML passes on ValueError, IndexError, RecursionError, KeyError.
+    except Exception as error:
         raise InputError(f"{path}: is not valid YAML ({' '.join(str(error).split())[:200]})") from error
     if not isinstance(values, dict):
         raise InputError(
-            f"{path}: holds {type(values).__name__}; expected keys with values, as in config/detector/clip_gradcam.yaml"
+            f"{path}: holds {type(values).__name__}; expected a mapping, as in config/detector/clip_gradcam.yaml"
         )
     refuse_odd_values(values, str(path))
     return values
@@ -81,7 +81,7 @@ def run_settings(detector_path: Path, test_config: Path | None, flags: Mapping[s
     section = Section(config, f"{detector_path} + {test_config.name}")
     return RunSettings(
         detector=_detector_settings(section, config),
-        datasets=section.texts("test_dataset"),
+        datasets=section.strings("test_dataset"),
         data=_data_settings(section),
         batch_size=section.count("test_batchSize", 32, least=1),
         workers=section.count("workers", 2),
@@ -90,7 +90,7 @@ def run_settings(detector_path: Path, test_config: Path | None, flags: Mapping[s
 
 
 def detector_settings(detector_path: Path, flags: Mapping[str, Any]) -> DetectorSettings:
-    """A detector's YAML and `flags` alone, for pictures that belong to no data set. Raises InputError."""
+    """A detector's YAML and `flags` alone, for images that belong to no dataset. Raises InputError."""
     config = _overridden(read_yaml(detector_path), flags)
     return _detector_settings(Section(config, str(detector_path)), config)
 
@@ -100,10 +100,10 @@ def _overridden(config: dict[str, Any], flags: Mapping[str, Any]) -> dict[str, A
 
 
 def _detector_settings(section: Section, config: dict[str, Any]) -> DetectorSettings:
-    section.mapping("backbone_config", {})
+    backbone_config(config, section.where)  # refused here with the file's name, before anything is built
     return DetectorSettings(
         config=config,
-        model_name=section.text("model_name"),
+        model_name=section.string("model_name"),
         weights_path=_weights_path(section),
         resolution=section.count("resolution", 224, least=1),
         gradcam=gradcam_settings(config, section.where),
@@ -111,8 +111,8 @@ def _detector_settings(section: Section, config: dict[str, Any]) -> DetectorSett
 
 
 def _weights_path(section: Section) -> Path | None:
-    """None where the key is missing or, by --random_weights, empty."""
-    name = section.text("weights_path", "")
+    """None where the key is missing or empty."""
+    name = section.string("weights_path", "")
     return find_path(name, "weights file", section.where) if name else None
 
 
@@ -126,14 +126,14 @@ def _data_settings(section: Section) -> DataSettings:
     for name, label in labels.items():
         if isinstance(label, bool) or not isinstance(label, int):
             raise InputError(f"{section.where}: label_dict.{name} is {label!r}; allowed: 0 (real) or 1 (fake)")
-    # DF40 calls the folder of the pictures dataset_root_rgb, DeepfakeBench rgb_dir.
+    # DF40 calls the folder of the images dataset_root_rgb, DeepfakeBench rgb_dir.
     root = section.values.get("dataset_root_rgb") or section.values.get("rgb_dir")
-    lmdb_dir = find_path(section.text("lmdb_dir"), "lmdb_dir", section.where) if section.flag("lmdb", False) else None
+    lmdb_dir = find_path(section.string("lmdb_dir"), "lmdb_dir", section.where) if section.flag("lmdb", False) else None
     return DataSettings(
-        json_folder=find_path(section.text("dataset_json_folder"), "dataset_json_folder", section.where),
+        json_folder=find_path(section.string("dataset_json_folder"), "dataset_json_folder", section.where),
         root=_existing_or_none(root),
         label_dict={str(name): int(label) for name, label in labels.items()},
-        compression=section.text("compression", "c23"),
+        compression=section.string("compression", "c23"),
         frame_num=frame_num,
         sampling=section.choice("frame_sampling", SAMPLINGS, "even"),
         resolution=section.count("resolution", 224, least=1),

@@ -25,7 +25,7 @@ def refuse_odd_values(values: Any, where: str) -> None:
         if isinstance(value, dict):
             for key in value:
                 if not isinstance(key, (str, int, float, type(None))):
-                    raise InputError(f"{where}: the key {key!r:.80} is a {type(key).__name__}; allowed: texts")
+                    raise InputError(f"{where}: the key {key!r:.80} is a {type(key).__name__}; allowed: strings")
             waiting += [*value, *value.values()]
         elif isinstance(value, (list, tuple, set)):
             waiting += value
@@ -43,49 +43,59 @@ class Section:
         self.where = where
 
     def has(self, key: str) -> bool:
+        """Whether the key is there and not null."""
         return self.values.get(key) is not None
 
-    def text(self, key: str, default: str | None = None) -> str:
-        return str(self._typed(key, (str,), "a text", default))
+    def string(self, key: str, default: str | None = None) -> str:
+        """A string. Without `default` the key must be there, here and in all that follow."""
+        return str(self._typed(key, (str,), "a string", default))
 
     def flag(self, key: str, default: bool | None = None) -> bool:
+        """True or false."""
         return bool(self._typed(key, (bool,), "true or false", default))
 
     def count(self, key: str, default: int | None = None, least: int = 0) -> int:
+        """A whole number of at least `least`."""
         value = self._typed(key, (int,), f"a whole number of at least {least}", default)
         if isinstance(value, bool) or value < least:
             raise self.error(key, f"a whole number of at least {least}")
         return int(value)
 
     def number(self, key: str, default: float | None = None) -> float:
+        """A finite number of at least 0."""
         value = self._typed(key, (int, float), "a number of at least 0", default)
         if isinstance(value, bool) or not 0 <= value < float("inf"):
             raise self.error(key, "a number of at least 0")
         return float(value)
 
     def choice(self, key: str, choices: Sequence[str], default: str | None = None) -> str:
+        """One of `choices`."""
         value = self._typed(key, (str,), "one of " + ", ".join(choices), default)
         if value not in choices:
             raise self.error(key, f"{did_you_mean(value, choices)}one of {', '.join(choices)}")
         return str(value)
 
-    def texts(self, key: str, default: Sequence[str] | None = None) -> list[str]:
-        value = self._typed(key, (list, tuple, str), "a list of texts", default)
+    def strings(self, key: str) -> list[str]:
+        """A list of strings that is not empty; one string alone counts as a list of one."""
+        value = self._typed(key, (list, tuple, str), "a list of strings", None)
         items = [value] if isinstance(value, str) else list(value)
         if not items or not all(isinstance(item, str) for item in items):
-            raise self.error(key, "a list of texts that is not empty")
+            raise self.error(key, "a list of strings that is not empty")
         return items
 
     def channels(self, key: str, default: Sequence[float]) -> tuple[float, ...]:
+        """Three numbers, one per colour channel."""
         value = self._typed(key, (list, tuple), "three numbers", default)
         if len(value) != 3 or not all(isinstance(item, (int, float)) for item in value):
-            raise self.error(key, "three numbers, one a colour channel")
+            raise self.error(key, "three numbers, one per colour channel")
         return tuple(float(item) for item in value)
 
     def mapping(self, key: str, default: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
-        return self._typed(key, (dict,), "keys with values", default)
+        """A mapping."""
+        return self._typed(key, (Mapping,), "a mapping", default)
 
     def error(self, key: str, allowed: str) -> InputError:
+        """What to raise where the value of `key` is not what is `allowed`."""
         found = repr(self.values.get(key))
         return InputError(
             f"{self.where}: {key} is {found if len(found) <= 80 else found[:77] + '...'}; allowed: {allowed}"

@@ -1,4 +1,4 @@
-"""A detector with its weights on its device, and what it says of a batch of decoded pictures."""
+"""A detector with its weights on its device, for batches of decoded images."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ from contextlib import nullcontext
 from typing import Any, ContextManager, Mapping, NamedTuple, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from utils.cam.maps import NonFiniteMapError
 from utils.cam.targets import Target
 from utils.errors import InputError, did_you_mean
 from utils.gradcam import Explanation
+from utils.model.backbone_config import without_pretrained
 from utils.model.checkpoints import load_weights
 from utils.model.config import DetectorSettings
 from utils.model.gradcam_settings import GradCAMSettings
@@ -24,24 +25,24 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 class LoadedDetector(NamedTuple):
     """A detector in evaluation mode on its device. `precision` is one of PRECISIONS.
 
-    `compiled` is the model through torch.compile, for predictions of `compiled_size` pictures alone: explaining hooks
-    into the model itself, and another batch size would be compiled anew, for minutes.
+    `compiled_model` is the model through torch.compile, for predictions of `compiled_size` images alone: explaining
+    hooks into the model itself, and another batch size would be compiled anew, for minutes.
     """
 
     model: Any
     device: torch.device
     precision: str
     settings: DetectorSettings
-    compiled: Any = None
+    compiled_model: Any = None
     compiled_size: int = 0
 
     @property
     def gradcam(self) -> GradCAMSettings:
-        """How to explain."""
-        return self.settings.gradcam
+        """How to explain: the model's own settings, where it has heatmaps."""
+        return getattr(self.model, "gradcam", self.settings.gradcam)
 
     def normalised(self, pixels: Tensor) -> Tensor:
-        """uint8 pictures (B, 3, H, W) → float32 on the device, (x / 255 - mean) / std.
+        """uint8 images (B, 3, H, W) → float32 on the device, (x / 255 - mean) / std.
 
         Divisors are tensors on the device: CUDA divides by a tensor exactly as the CPU does, but multiplies by the
         reciprocal of a Python number, which moves the last bit.
@@ -58,44 +59,49 @@ class LoadedDetector(NamedTuple):
         return torch.autocast(self.device.type, dtype=PRECISIONS[self.precision])
 
     def predict(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """uint8 pictures → logits (B, 2) and probability of fake (B,), no graph recorded."""
+        """uint8 images → logits (B, 2) and probability of fake (B,), no graph recorded."""
         with torch.no_grad(), self.autocast():
-            model = self.compiled if len(pixels) == self.compiled_size else self.model
+            model = self.compiled_model if len(pixels) == self.compiled_size else self.model
             prediction = model({"image": self.normalised(pixels)}, inference=True)
         return prediction["cls"], prediction["prob"]
 
-    def explain(self, pixels: Tensor, label: Tensor, target: Target) -> Explanation:
-        """uint8 pictures → logits and maps from one forward pass. Errors as `GradCAMMixin.explain`."""
-        with self.autocast():
-            return self.model.explain({"image": self.normalised(pixels), "label": label.to(self.device)}, target=target)
+    def explain(self, pixels: Tensor, label: Tensor | None = None, target: Target | None = None) -> Explanation:
+        """uint8 images → logits and maps from one forward pass. Errors as `GradCAMMixin.explain`.
 
-    def explain_what_can(
-        self, pixels: Tensor, label: Tensor, target: Sequence[str | int]
+        `label` (B,) is for target "label"; `target` None means the configured one.
+        """
+        data = {"image": self.normalised(pixels)}
+        if label is not None:
+            data["label"] = label.to(self.device)
+        with self.autocast():
+            return self.model.explain(data, target=target)
+
+    def explain_finite(
+        self, pixels: Tensor, label: Tensor | None, target: Sequence[str | int]
     ) -> tuple[Explanation | None, list[int]]:
-        """As `explain`, but pictures whose maps are not finite are left out; returns the positions that were kept."""
+        """As `explain`, but images whose maps are not finite are left out; returns the positions that were kept."""
         kept = list(range(len(pixels)))
         while kept:
             try:
-                return self.explain(pixels[kept], label[kept], [target[i] for i in kept]), kept
+                labels = None if label is None else label[kept]
+                return self.explain(pixels[kept], labels, [target[i] for i in kept]), kept
             except NonFiniteMapError as error:
                 kept = [position for i, position in enumerate(kept) if i not in error.samples]
         return None, []
 
-    def check_layers(self) -> None:
-        """Explain one grey picture with noise, so that an unusable layer is refused before hours of evaluation."""
-        self.explain_what_can(self._noise(1), torch.zeros(1, dtype=torch.long), ["margin"])
+    def dry_run(self) -> None:
+        """Explain one image of noise, so that an unusable layer is refused before hours of evaluation."""
+        self.explain_finite(self._noise(1), None, ["margin"])
 
-    def for_speed(self, batch_size: int) -> LoadedDetector:
+    def compiled(self, batch_size: int) -> LoadedDetector:
         """The same with predictions through torch.compile. Takes minutes. Raises InputError where it does not work."""
         if not hasattr(torch, "compile"):
-            raise InputError(f"--compile needs PyTorch 2.0 or newer, here is {torch.__version__}")
-        faster = self._replace(compiled=torch.compile(self.model), compiled_size=batch_size)
+            raise InputError(f"torch.compile needs PyTorch 2.0 or newer, here is {torch.__version__}", "compile")
+        faster = self._replace(compiled_model=torch.compile(self.model), compiled_size=batch_size)
         try:
             faster.predict(self._noise(batch_size))
         except Exception as error:  # of the compiler, of the C++ compiler it calls, of Triton
-            raise InputError(
-                f"--compile: torch.compile does not work here ({plain_words(error)}); leave the flag out"
-            ) from error
+            raise InputError(f"torch.compile does not work here ({plain_words(error)})", "compile") from error
         return faster
 
     def _noise(self, count: int) -> Tensor:
@@ -113,33 +119,35 @@ def find_device(name: str) -> torch.device:
         return torch.device("cpu")
     family, _, number = name.partition(":")
     if family not in ("cpu", "cuda") or (number and not (family == "cuda" and number.isdigit())):
-        raise InputError(f"--device is {name!r}; allowed: auto, cpu, cuda, cuda:<n>")
+        raise InputError(f"device is {name!r}; allowed: auto, cpu, cuda, cuda:<n>", "device")
     if family == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"--device {name}: PyTorch finds no CUDA device here; use --device cpu or auto")
+        raise InputError(f"device {name!r}: PyTorch finds no CUDA device here; use cpu or auto", "device")
     if family == "cuda" and number and int(number) >= torch.cuda.device_count():
-        raise InputError(f"--device {name}: there are {torch.cuda.device_count()} CUDA devices, numbered from 0")
+        count = torch.cuda.device_count()
+        raise InputError(f"device {name!r}: there are {count} CUDA devices, numbered from 0", "device")
     return torch.device(name)
 
 
 def check_precision(precision: str, device: torch.device) -> None:
-    """Raises InputError where this torch has no arithmetic of that precision on that device: older ones lack fp16."""
-    one = torch.ones(1, 1, device=device)
+    """Raises InputError where this torch cannot compute in that precision on that device; older ones lack fp16."""
+    unit = torch.ones(1, 1, device=device)
     try:
         with torch.autocast(device.type, dtype=PRECISIONS[precision], enabled=precision != "fp32"):
-            found = torch.nn.functional.linear(one, one).dtype
+            found = torch.nn.functional.linear(unit, unit).dtype
     except RuntimeError as error:
-        raise InputError(f"--precision {precision}: {plain_words(error)}; use fp32 or bf16") from error
+        raise InputError(f"precision {precision}: {plain_words(error)}; use fp32 or bf16", "precision") from error
     if found != PRECISIONS[precision]:
         raise InputError(
-            f"--precision {precision} on {device.type} is more than torch {torch.__version__} can; use fp32 or bf16"
+            f"precision {precision} on {device.type} is not available in torch {torch.__version__}; use fp32 or bf16",
+            "precision",
         )
 
 
 def detector_class(model_name: str, explainable: bool, config: Mapping[str, Any]) -> Any:
     """The registered detector of that name; `clip` means `clip_gradcam`, which predicts exactly the same.
 
-    `config` names the networks and losses that it needs. Raises InputError for an unknown name, and where heatmaps are
-    asked of a detector that has none.
+    `config` names the networks and losses that it needs. Raises InputError for an unknown name, and, if `explainable`,
+    for a detector without heatmaps.
     """
     known = find_detectors(model_name, config)
     name = f"{model_name}_gradcam" if f"{model_name}_gradcam" in known else model_name
@@ -149,7 +157,7 @@ def detector_class(model_name: str, explainable: bool, config: Mapping[str, Any]
             f"registered: {', '.join(sorted(known))}"
         )
     if explainable and not hasattr(known[name], "generate_gradcam"):
-        with_maps = sorted(one for one in known if hasattr(known[one], "generate_gradcam"))
+        with_maps = sorted(other for other in known if hasattr(known[other], "generate_gradcam"))
         raise InputError(f"model_name {model_name!r} has no heatmaps; detectors that have: {', '.join(with_maps)}")
     return known[name]
 
@@ -159,17 +167,18 @@ def load_detector(
 ) -> LoadedDetector:
     """The detector with the weights of `settings.weights_path` or, if `random_weights`, with none.
 
-    Either way no pretrained tower is downloaded: a weights file has to cover the whole model. Raises InputError.
+    No pretrained tower is downloaded in either case: a weights file has to cover the whole model. Raises InputError.
     """
     if settings.weights_path is None and not random_weights:
         raise InputError(
-            "no weights: give --weights_path, or weights_path in the YAML (--random_weights evaluates an untrained"
-            " detector and marks every output so)"
+            "no weights: weights_path is not set in the detector's YAML; give the checkpoint of the whole detector",
+            "weights",
         )
     check_precision(precision, device)
-    backbone = {**(settings.config.get("backbone_config") or {}), "pretrained": False}
     cls = detector_class(settings.model_name, settings.gradcam.enabled, settings.config)
-    model: nn.Module = cls({**settings.config, "backbone_config": backbone})
+    model: Any = cls(without_pretrained(settings.config))
+    if hasattr(model, "gradcam"):
+        model.gradcam = settings.gradcam  # the checked settings themselves, so that there is one object and no copy
     if settings.weights_path is not None:
         load_weights(model, settings.weights_path)
     return LoadedDetector(model.to(device).eval(), device, precision, settings)

@@ -54,8 +54,8 @@ def gradcam_settings(config: Mapping[str, Any], where: str = "config") -> GradCA
         )
     return GradCAMSettings(
         enabled=section.flag("gradcam_enabled", False),
-        layers=section.texts("gradcam_layers") if section.has("gradcam_layers") else None,
-        save_dir=Path(section.text("gradcam_save_dir", "./gradcam_visualizations")),
+        layers=section.strings("gradcam_layers") if section.has("gradcam_layers") else None,
+        save_dir=Path(section.string("gradcam_save_dir", "./gradcam_visualizations")),
         method=section.choice("gradcam_method", METHOD_NAMES, "gradcam"),
         target="margin" if signed else target,
         site=section.choice("gradcam_site", SITES, "layer_norm1"),

@@ -1,7 +1,7 @@
 """The host's detectors by name, also on a machine where `import detectors` of the host fails.
 
 That import pulls in every detector of the host with all their packages, and one that is missing (torchvision, loralib,
-a GPU) stops them all. Then only what the asked-for detector needs is loaded: `detectors`, `networks` and `loss` as
+a GPU) stops them all. Then only what the requested detector needs is loaded: `detectors`, `networks` and `loss` as
 packages that hold their registry and nothing else, and in them the modules that register the names of the config.
 """
 
@@ -23,8 +23,8 @@ SUFFIX = "_gradcam"
 def find_detectors(model_name: str, config: Mapping[str, Any]) -> dict[str, Any]:
     """The registered detectors by name, those with heatmaps (`<name>_gradcam`) among them.
 
-    All of them where the host's `import detectors` works, otherwise the one called `model_name`, which is said in one
-    line. Raises InputError where that one cannot be loaded either, naming the package that it lacks.
+    All of them where the host's `import detectors` works, otherwise `model_name` alone, with a note
+    on stderr. Raises InputError where it cannot be loaded either, naming the package that it lacks.
     """
     try:
         detectors = importlib.import_module("detectors")
@@ -43,20 +43,20 @@ def _load_one(model_name: str, config: Mapping[str, Any], error: Exception) -> M
     if module is None:
         raise _unknown(model_name) from error
     detectors, networks, loss = [_bare_package(package) for package in ("detectors", "networks", "loss")]
-    wanted = []
+    needed = []
     for package in (networks, loss):
         registering = _registering_modules(package.__name__)
-        wanted += [f"{package.__name__}.{registering[one]}" for one in _names(config) if one in registering]
-    wanted.append(f"detectors.{module}")
+        needed += [f"{package.__name__}.{registering[key]}" for key in _names(config) if key in registering]
+    needed.append(f"detectors.{module}")
     if _with_maps(module).is_file():
-        wanted.append(f"detectors.{module}{SUFFIX}")
+        needed.append(f"detectors.{module}{SUFFIX}")
     print(
         f"note: the host's detectors cannot all be imported here ({_in_short(error)}), so only {name!r} is loaded:"
-        f" {', '.join(wanted)}",
+        f" {', '.join(needed)}",
         file=sys.stderr,
     )
-    for one in wanted:
-        _load(one, name)
+    for each in needed:
+        _load(each, name)
     return detectors
 
 
@@ -66,7 +66,7 @@ def _load(module: str, model_name: str) -> None:
     except ModuleNotFoundError as error:
         raise InputError(
             f"detector {model_name!r}: {module} needs the package {error.name!r}, which is not installed here;"
-            f" install it as the host's own instructions say (for example: pip install {str(error.name).split('.')[0]})"
+            f" install it as the host's instructions say (for example: pip install {str(error.name).split('.')[0]})"
         ) from error
     except Exception as error:  # the host's own code, on a machine it was not written for
         raise InputError(f"detector {model_name!r}: {module} cannot be imported here ({_in_short(error)})") from error

@@ -72,7 +72,7 @@ def run(settings: RunSettings, options: RunOptions) -> int:
         torch.manual_seed(settings.seed)  # of random weights
         detector = load_detector(settings.detector, device, options.precision, options.random_weights)
         if settings.detector.gradcam.enabled:
-            detector.check_layers()
+            detector.dry_run()
         if options.explanations is not None:
             check_options(detector)
         if options.compile:
@@ -81,7 +81,7 @@ def run(settings: RunSettings, options: RunOptions) -> int:
                     "--compile: the heatmaps of all samples come from the pass that predicts them, which hooks into the"
                     " model, and a compiled one does not allow that; leave the flag out, or give --gradcam_samples"
                 )
-            detector = detector.for_speed(settings.batch_size)
+            detector = detector.compiled(settings.batch_size)
         folder = processes.first_does(lambda: RunFolder.open(options.output_dir, settings, options, device, datasets))
         if folder.finished:
             return _say_complete(folder, options, processes)

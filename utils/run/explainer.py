@@ -122,7 +122,7 @@ class Explainer:
         target: list[str | int] = [gradcam.target] * len(frames)
         if not one_pass and gradcam.target == "predicted":
             target = [self.predictions.predicted(frame.index) for frame in frames]
-        explanation, kept = self.detector.explain_what_can(pixels, label, target)
+        explanation, kept = self.detector.explain_finite(pixels, label, target)
         drawn: list[list[LayerPicture]] = []
         if explanation is not None:
             on_device = pixels[kept].to(self.detector.device)

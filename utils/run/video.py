@@ -16,6 +16,7 @@ from utils.data.face_crop import NoFaceError
 from utils.data.video_files import VideoFrame, VideoReader, video_writer
 from utils.explanation_metrics.temporal_consistency import Steadiness
 from utils.files import write_json, write_whole
+from utils.gradcam import explained_names
 from utils.model.detector import LoadedDetector
 from utils.results.overlays import LayerPicture, comparison, layer_pictures, panels, text_line
 from utils.text import write_row
@@ -62,7 +63,8 @@ def explain_video(detector: LoadedDetector, file: Path, folder: Path, crop: Crop
     reader = VideoReader(file)
     folder.mkdir(parents=True, exist_ok=True)
     scores: list[tuple[VideoFrame, float | None]] = []
-    steadiness, curve, names = Steadiness(), ScoreCurve(reader.length), layer_names(detector)
+    steadiness, curve = Steadiness(), ScoreCurve(reader.length)
+    names = explained_names(detector.model.gradcam_layers(), detector.gradcam.target)
     sizes: dict[tuple[int, ...], int] = {}
     with video_writer(folder / "overlay.mp4", reader.rate) as write:
         for one in explained_frames(detector, reader, crop):
@@ -123,7 +125,7 @@ def _detector_picture(picture: np.ndarray, size: int, crop: Crop | None) -> np.n
 
 def _explain(detector: LoadedDetector, pictures: Sequence[np.ndarray]) -> list[tuple[float, list[LayerPicture]]]:
     pixels = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
-    explanation = detector.explain(pixels, torch.zeros(len(pixels), dtype=torch.long), detector.gradcam.target)
+    explanation = detector.explain(pixels)
     drawn = layer_pictures(
         pixels.to(detector.device), explanation.layers, detector.gradcam.colormap, detector.gradcam.signed
     )
@@ -141,13 +143,6 @@ def drawn_frame(one: Explained, curve: ScoreCurve, names: Sequence[str]) -> np.n
     score = "no face" if one.prob_fake is None else f"fake probability {one.prob_fake:.3f}"
     table = comparison(drawn, f"frame {one.frame.number}   {one.frame.seconds:.2f} s   {score}")
     return np.vstack([table, curve.add(one.prob_fake, table.shape[1])])
-
-
-def layer_names(detector: LoadedDetector) -> list[str]:
-    """Names under which maps come, which the panels of a frame without a face need too."""
-    size = detector.settings.resolution
-    noise = torch.randint(64, 192, (1, 3, size, size), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
-    return list(detector.explain(noise, torch.zeros(1, dtype=torch.long), detector.gradcam.target).layers)
 
 
 class ScoreCurve:

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from utils.errors import InputError
+from utils.model.checkpoint_families import family_of
+from utils.model.checkpoint_families.renaming import KeysCollide, renamed
 from utils.text import plain_words
 
 WRAPPERS = ("state_dict", "model_state_dict", "model")
-# Old name at the start of a key → the detectors' own name. In this order: the second may uncover the third.
-RENAMES = (("base_model.", "backbone."), ("classifier.", "head."), ("backbone.vision_model.", "backbone."))
 # Files written with transformers before 4.31 carry this buffer of 0, 1, 2, ..., newer ones do not.
 POSITION_IDS = "embeddings.position_ids"
 
@@ -27,8 +27,8 @@ _RESAVE = "open it where you trust it and save only its weights: torch.save(mode
 def read_weights(path: str | Path) -> dict[str, Tensor]:
     """The tensors of a checkpoint, on the CPU, under the names that the detectors use.
 
-    `.safetensors`, or whatever `torch.save` wrote of a state dict, also inside `{'state_dict': ...}`. At the start of a
-    key, `module.` is taken off, `base_model.` and `backbone.vision_model.` become `backbone.`, `classifier.` `head.`.
+    `.safetensors`, or whatever `torch.save` wrote of a state dict, also inside `{'state_dict': ...}`. DDP's `module.`
+    is taken off the keys, then the file's family translates them (`utils.model.checkpoint_families`).
 
     Raises InputError: no such file, empty, a Git LFS pointer, a web page, damaged, not a checkpoint, or one that holds
     objects other than tensors (these are never unpickled).
@@ -36,13 +36,11 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     path = Path(path)
     _check_file(path)
     content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
-    weights: dict[str, Tensor] = {}
-    for key, tensor in _tensors(content, path).items():
-        name = _renamed(key)
-        if name in weights:
-            raise InputError(f"{path}: two of its keys mean {name!r}, the second is {key!r}; save one model only")
-        weights[name] = tensor
-    return weights
+    try:
+        weights = renamed(_tensors(content, path), _without_ddp)
+        return family_of(weights).translate(weights)
+    except KeysCollide as error:
+        raise InputError(f"{path}: {error}") from error
 
 
 def load_weights(model: nn.Module, path: str | Path) -> None:
@@ -160,12 +158,9 @@ def _tensors(content: Any, path: Path) -> Mapping[str, Tensor]:
     return content
 
 
-def _renamed(key: str) -> str:
+def _without_ddp(key: str) -> str:
     while key.startswith("module."):
         key = key[len("module.") :]
-    for old, new in RENAMES:
-        if key.startswith(old):
-            key = new + key[len(old) :]
     return key
 
 

@@ -51,6 +51,16 @@ def test_one_grid_a_layer_every_five_epochs() -> None:
     np.testing.assert_allclose(drawn[PIXELS:, PIXELS : 2 * PIXELS], (face + colour) / 2, atol=1)
 
 
+def test_it_draws_whether_grad_cam_is_enabled_or_not() -> None:
+    enabled, disabled = Writer(), Writer()
+    model = tiny_detector()
+    how: dict[str, Any] = {"layers": ["encoder.layers.1"], "method": "hirescam", "site": "residual"}
+    log_gradcam(enabled, model, {"image": pictures(2)}, 0, **how)
+    model.disable_gradcam()
+    log_gradcam(disabled, model, {"image": pictures(2)}, 0, **how)
+    assert torch.equal(enabled.images[0][1], disabled.images[0][1]) and not model.gradcam_enabled
+
+
 def test_more_pictures_than_columns_go_on_below() -> None:
     faces = torch.arange(10, dtype=torch.uint8).view(10, 1, 1, 1).expand(10, 3, 2, 4)
     drawn = grid(faces, faces + 100)

@@ -170,7 +170,7 @@ def test_nothing_detected_is_said(commands: CommandServer, tmp_path: Path) -> No
     torch.save(state, tmp_path / "real.pth")
     tree = make_data_tree(tmp_path / "data", tmp_path / "real.pth", videos=2, frames=1)
     done, found = evaluated(commands, tree, tmp_path / "run")
-    assert "toy: no detected fakes: nothing to judge" in done.out and found["detected_fakes"] == 0
+    assert "toy: no detected fakes: nothing to evaluate_dataset" in done.out and found["detected_fakes"] == 0
 
 
 @pytest.mark.parametrize(
@@ -194,16 +194,16 @@ def test_a_written_config_runs(tmp_path: Path, commands: CommandServer, tree: Da
     """The writer alone, given a map that is better than the controls; then its file, as a user would use it."""
     from utils.explanation_metrics.bootstrap import Interval
     from utils.explanation_metrics.comparison import ALL, Difference, Row
-    from utils.explanation_metrics.evaluate import ENERGY, Judged
+    from utils.explanation_metrics.evaluate import ENERGY, DatasetScores
     from utils.explanation_metrics.output import best_over_all, write_config
-    from utils.explanation_metrics.sweep import Spec
+    from utils.explanation_metrics.sweep import MapSpec
     from utils.model.config import run_settings
 
     settings = run_settings(tree.detector_yaml, tree.test_yaml, {})
-    spec = Spec("layercam", "encoder.layers.2", "residual")
+    spec = MapSpec("layercam", "encoder.layers.2", "residual")
     better = [Difference(control, 0.4, 0.3, 0.5, 0.001) for control in ("random", "gaussian", "face")]
-    row = Row("toy", ALL, *spec, ENERGY, Interval(0.8, 0.7, 0.9, 60, 20), better)
-    judged = Judged("toy", 60, None, [spec], ENERGY, [spec], [row], {}, {}, None, 0, [])
+    row = Row("toy", ALL, spec, ENERGY, Interval(0.8, 0.7, 0.9, 60, 20), better)
+    judged = DatasetScores("toy", 60, [spec], ranking=[spec], rows=[row])
     assert best_over_all([judged]) == spec
     write_config(tmp_path / "best.yaml", spec, [judged], settings)
     written = yaml.safe_load((tmp_path / "best.yaml").read_text())

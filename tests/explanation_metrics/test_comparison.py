@@ -15,19 +15,19 @@ import yaml
 from scipy import stats
 
 from tests.helpers.datasets import DataTree
-from utils.explanation_metrics.comparison import ALL, Row, best_threshold, rows
-from utils.explanation_metrics.evaluate import ENERGY, Judged
+from utils.explanation_metrics.comparison import ALL, Columns, Row, best_threshold, rows
+from utils.explanation_metrics.evaluate import ENERGY, DatasetScores
 from utils.explanation_metrics.output import best_over_all, write_config
-from utils.explanation_metrics.sweep import ATTENTION, Spec
-from utils.explanation_metrics.tables import printed, spec_of, verdict, weakest_control
+from utils.explanation_metrics.sweep import ATTENTION_SITE, MapSpec
+from utils.explanation_metrics.tables import printed, verdict, weakest_control
 from utils.model.config import run_settings
 
 SEED = 7
 VIDEOS, FRAMES = 40, 2
-A, B = Spec("hirescam", "encoder.layers.3", "layer_norm1"), Spec("gradcam", "encoder.layers.3", "residual")
-C, D = Spec("legrad", "encoder.layers.2", ATTENTION), Spec("layercam", "fused", "residual")
+A, B = MapSpec("hirescam", "encoder.layers.3", "layer_norm1"), MapSpec("gradcam", "encoder.layers.3", "residual")
+C, D = MapSpec("legrad", "encoder.layers.2", ATTENTION_SITE), MapSpec("layercam", "fused", "residual")
 MAPS = (A, B, C, D)
-RANDOM, GAUSSIAN, FACE = "random", "gaussian", "face"
+RANDOM, GAUSSIAN, FACE = MapSpec("random"), MapSpec("gaussian"), MapSpec("face")
 CONTROLS = (RANDOM, GAUSSIAN, FACE)
 DELETION = "deletion (blur)"
 FRAME_VIDEOS = [("swap" if v < VIDEOS // 2 else "gan", f"{v:03d}") for v in range(VIDEOS) for _ in range(FRAMES)]
@@ -40,7 +40,7 @@ def level(mean: float, deviation: float, seed: int) -> np.ndarray:
     return (mean + deviation * (noise - noise.mean()) / noise.std(ddof=1))[VIDEO_OF_FRAME]
 
 
-def table() -> dict[str, dict[Any, np.ndarray]]:
+def table() -> Columns:
     """Energy: higher is better. Deletion: lower is better. The pointing game has values for one forgery alone."""
     face = level(0.30, 0.05, 3)
     energy = {
@@ -72,9 +72,8 @@ def compared() -> list[Row]:
     return rows("toy", VALUES, FRAME_VIDEOS, SEED, ["swap", "gan"])
 
 
-def row_of(found: list[Row], spec: Any, metric: str = ENERGY, forgery: str = ALL) -> Row:
-    names = spec if isinstance(spec, Spec) else Spec(spec, "", "")
-    (row,) = [r for r in found if (spec_of(r), r.metric, r.forgery) == (names, metric, forgery)]
+def row_of(found: list[Row], spec: MapSpec, metric: str = ENERGY, forgery: str = ALL) -> Row:
+    (row,) = [r for r in found if (r.spec, r.metric, r.forgery) == (spec, metric, forgery)]
     return row
 
 
@@ -87,9 +86,9 @@ def resampled(column: np.ndarray, frames: np.ndarray) -> np.ndarray:
     return (copies * np.nan_to_num(column[frames])).sum(axis=1) / copies.sum(axis=1)
 
 
-def holm(p: Mapping[Any, float]) -> dict[Any, float]:
+def holm(p: Mapping[MapSpec, float]) -> dict[MapSpec, float]:
     """Holm (1979): the k-th smallest of m times m - k + 1, never smaller than the one before."""
-    corrected: dict[Any, float] = {}
+    corrected: dict[MapSpec, float] = {}
     last = 0.0
     for k, key in enumerate(sorted(p, key=lambda key: p[key])):
         last = max(last, min(1.0, p[key] * (len(p) - k)))
@@ -112,11 +111,11 @@ def test_the_table_is_what_it_claims_to_be() -> None:
 @pytest.mark.parametrize(
     ("metric", "better"), [(ENERGY, {A: True, B: False, C: False, D: False}), (DELETION, {A: True, D: False})]
 )
-def test_better_is_better_than_every_control(compared: list[Row], metric: str, better: Mapping[Spec, bool]) -> None:
+def test_better_is_better_than_every_control(compared: list[Row], metric: str, better: Mapping[MapSpec, bool]) -> None:
     assert {spec: row_of(compared, spec, metric).better for spec in better} == better
     for control in CONTROLS:
         row = row_of(compared, control, metric)
-        assert row.better is None and row.differences == [] and (row.layer, row.site) == ("", "")
+        assert row.better is None and row.differences == []
 
 
 @pytest.mark.parametrize("metric", [ENERGY, DELETION])
@@ -124,9 +123,9 @@ def test_rows_equal_the_rule_written_out(compared: list[Row], metric: str) -> No
     frames = np.arange(VIDEOS * FRAMES)
     columns = VALUES[metric]
     sign = -1 if metric == DELETION else 1  # a difference above 0 is better, also where lower values are
-    maps = [key for key in columns if isinstance(key, Spec)]
-    for key, column in columns.items():
-        interval = row_of(compared, key, metric).interval
+    maps = [spec for spec in columns if spec not in CONTROLS]
+    for spec, column in columns.items():
+        interval = row_of(compared, spec, metric).interval
         expected = np.quantile(resampled(column, frames), [0.025, 0.975])
         np.testing.assert_allclose(interval[:3], [column.mean(), *expected], rtol=1e-6)
         assert interval[3:] == (80, 40)
@@ -136,7 +135,7 @@ def test_rows_equal_the_rule_written_out(compared: list[Row], metric: str) -> No
         means = {spec: resampled(sign * (columns[spec] - columns[control]), frames) for spec in maps}
         corrected = holm({spec: (1 + (means[spec] <= 0).sum()) / 10_001 for spec in maps})
         for spec in maps:
-            (difference,) = [one for one in row_of(compared, spec, metric).differences if one.control == control]
+            (difference,) = [one for one in row_of(compared, spec, metric).differences if one.control == control.method]
             low, high = np.quantile(means[spec], [0.025, 0.975])
             paired = sign * (columns[spec] - columns[control]).mean()
             np.testing.assert_allclose(difference[1:4], [paired, low, high], rtol=1e-6, atol=1e-9)
@@ -164,12 +163,12 @@ def test_frames_without_a_value_are_left_out_and_an_empty_group_has_no_row(compa
 def test_any_number_of_maps_leaves_room_for_a_map_that_is_better() -> None:
     """The smallest p is one over the resamples; times the number of maps it has to stay below 5 %."""
     count = 520
-    columns: dict[Any, np.ndarray] = {
-        Spec("gradcam", str(i), "residual"): np.linspace(0.8, 0.9, 12) for i in range(count)
+    columns: dict[MapSpec, np.ndarray] = {
+        MapSpec("gradcam", str(i), "residual"): np.linspace(0.8, 0.9, 12) for i in range(count)
     }
     columns.update({control: np.full(12, 0.1) for control in CONTROLS})
     found = rows("toy", {ENERGY: columns}, [("swap", str(i)) for i in range(12)], SEED, [])
-    assert count / 10_001 > 0.05 and all(row.better for row in found if row.layer)
+    assert count / 10_001 > 0.05 and all(row.better for row in found if row.spec not in CONTROLS)
 
 
 def test_the_threshold_is_the_best_one_on_average() -> None:
@@ -181,13 +180,13 @@ def test_the_threshold_is_the_best_one_on_average() -> None:
 # ------------------------------------------------------------------------------------------------ verdict, tables, YAML
 
 
-def scores(found: list[Row], ranking: list[Spec], configured: list[Spec], **changes: Any) -> Judged:
+def scores(found: list[Row], ranking: list[MapSpec], configured: list[MapSpec], **changes: Any) -> DatasetScores:
     values: dict[str, Any] = {
         "dataset": "toy", "detected": 80, "samples": None, "configured": configured, "ranked_by": ENERGY,
         "ranking": ranking, "rows": found, "curves": {}, "curve_videos": {}, "randomised": None, "paired": 0,
         "notes": [],
     }  # fmt: skip
-    return Judged(**{**values, **changes})
+    return DatasetScores(**{**values, **changes})
 
 
 def in_brackets(row: Row) -> str:
@@ -243,8 +242,8 @@ def test_printed_in_the_order_of_the_ranking(compared: list[Row]) -> None:
 
 
 def test_a_long_ranking_is_cut_but_for_the_configured_maps() -> None:
-    maps = [Spec("gradcam", f"encoder.layers.{i}", "residual") for i in range(16)]
-    columns: dict[Any, np.ndarray] = {spec: level(0.9 - 0.05 * i, 0.05, i) for i, spec in enumerate(maps)}
+    maps = [MapSpec("gradcam", f"encoder.layers.{i}", "residual") for i in range(16)]
+    columns: dict[MapSpec, np.ndarray] = {spec: level(0.9 - 0.05 * i, 0.05, i) for i, spec in enumerate(maps)}
     columns.update({control: level(0.1, 0.05, 30 + i) for i, control in enumerate(CONTROLS)})
     found = rows("toy", {ENERGY: columns}, FRAME_VIDEOS, SEED, [])
     lines = printed(scores(found, maps, [maps[14]], samples=SomeSamples())).splitlines()
@@ -261,10 +260,10 @@ def test_the_best_map_over_all_datasets(compared: list[Row]) -> None:
     first, second = scores(compared, [A, C, B, D], [B]), scores(other, [C, A, B, D], [B], dataset="other")
     assert best_over_all([first]) == A and best_over_all([second]) == C
     assert np.mean([0.5, 0.3]) < np.mean([0.306, 0.6]) and best_over_all([first, second]) == C
-    assert best_over_all([scores([r for r in compared if r.method != "hirescam"], [C, B, D], [B])]) is None
+    assert best_over_all([scores([row for row in compared if row.spec != A], [C, B, D], [B])]) is None
 
 
-SWEPT = [Spec("layercam", layer, "residual") for layer in ("encoder.layers.3", "fused", "encoder.layers.1")]
+SWEPT = [MapSpec("layercam", layer, "residual") for layer in ("encoder.layers.3", "fused", "encoder.layers.1")]
 
 
 @pytest.mark.parametrize(
@@ -276,7 +275,7 @@ SWEPT = [Spec("layercam", layer, "residual") for layer in ("encoder.layers.3", "
     ],
 )
 def test_the_written_config(
-    compared: list[Row], data_tree: DataTree, tmp_path: Path, best: Spec, expected: dict[str, Any]
+    compared: list[Row], data_tree: DataTree, tmp_path: Path, best: MapSpec, expected: dict[str, Any]
 ) -> None:
     settings = run_settings(data_tree.detector_yaml, data_tree.test_yaml, {})
     judged = scores(compared, [A, *SWEPT, C], [A])

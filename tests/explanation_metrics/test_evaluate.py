@@ -17,18 +17,18 @@ from tests.helpers.known_evidence import DECOY, EVIDENCE, GRID, evidence_tree, p
 from utils.cam.methods import METHOD_NAMES
 from utils.data.frames import Frame, read_dataset
 from utils.explanation_metrics.comparison import ALL, Row
-from utils.explanation_metrics.evaluate import ENERGY, SCREENING, ExplanationOptions, Judged, judge
+from utils.explanation_metrics.evaluate import ENERGY, SCREENING, DatasetScores, ExplanationOptions, evaluate_dataset
 from utils.explanation_metrics.randomisation import FAILS_FROM
-from utils.explanation_metrics.sweep import Spec
-from utils.explanation_metrics.tables import printed, spec_of, verdict
+from utils.explanation_metrics.sweep import MapSpec
+from utils.explanation_metrics.tables import printed, verdict
 from utils.model.config import RunSettings, run_settings
 from utils.model.detector import LoadedDetector, load_detector
 
 LAYER = "encoder.layers.3"
 # What reads the evidence there, and what points at the decoy: see `known_evidence`.
-FINDS = {Spec("hirescam", LAYER, "layer_norm1"), Spec("layercam", LAYER, "layer_norm1"),
-         Spec("layercam", LAYER, "residual"), Spec("rollout", LAYER, "attention")}  # fmt: skip
-MISLED = Spec("gradcam", LAYER, "residual")
+FINDS = {MapSpec("hirescam", LAYER, "layer_norm1"), MapSpec("layercam", LAYER, "layer_norm1"),
+         MapSpec("layercam", LAYER, "residual"), MapSpec("rollout", LAYER, "attention")}  # fmt: skip
+MISLED = MapSpec("gradcam", LAYER, "residual")
 FILLS = ("blur", "mean", "paired real")
 
 
@@ -42,22 +42,23 @@ def loaded(tree: DataTree, **flags: Any) -> tuple[LoadedDetector, RunSettings, l
     return detector, settings, frames, predictions
 
 
-def evaluated(folder: Path, masked: tuple[int, int] | None, sweep: bool, videos: int = 16, **flags: Any) -> Judged:
+def evaluated(
+    folder: Path, masked: tuple[int, int] | None, sweep: bool, videos: int = 16, **flags: Any
+) -> DatasetScores:
     flags = {"gradcam_site": "residual", **flags}
     detector, settings, frames, predictions = loaded(evidence_tree(folder, masked, videos), **flags)
     options = ExplanationOptions(sweep=sweep, layers=[LAYER])
-    return judge(detector, frames, predictions, settings, options)
+    return evaluate_dataset(detector, frames, predictions, settings, options)
 
 
 @pytest.fixture(scope="module")
-def swept(tmp_path_factory: pytest.TempPathFactory) -> Judged:
+def swept(tmp_path_factory: pytest.TempPathFactory) -> DatasetScores:
     """Masks on the evidence, all methods at both sites of one layer; Grad-CAM on the residual stream is configured."""
     return evaluated(tmp_path_factory.mktemp("swept") / "tree", EVIDENCE, sweep=True)
 
 
-def row_of(judged: Judged, spec: Spec | str, metric: str) -> Row:
-    names = spec if isinstance(spec, Spec) else Spec(spec, "", "")
-    (row,) = [r for r in judged.rows if (spec_of(r), r.metric, r.forgery) == (names, metric, ALL)]
+def row_of(scores: DatasetScores, spec: MapSpec, metric: str) -> Row:
+    (row,) = [r for r in scores.rows if (r.spec, r.metric, r.forgery) == (spec, metric, ALL)]
     return row
 
 
@@ -72,9 +73,9 @@ def corner_map(place: tuple[int, int]) -> np.ndarray:
 # ------------------------------------------------------------------------------------------------- masks on the evidence
 
 
-def test_the_map_that_finds_the_evidence_wins(swept: Judged) -> None:
+def test_the_map_that_finds_the_evidence_wins(swept: DatasetScores) -> None:
     assert swept.ranked_by == ENERGY and swept.configured == [MISLED] and len(swept.ranking) == 5 * 2 + 2
-    assert swept.ranking[0] in FINDS and set(swept.ranking[:4]) <= FINDS | {Spec("hirescam", LAYER, "residual")}
+    assert swept.ranking[0] in FINDS and set(swept.ranking[:4]) <= FINDS | {MapSpec("hirescam", LAYER, "residual")}
     assert swept.ranking[-1] == MISLED
     for spec in swept.ranking[:4]:
         assert row_of(swept, spec, ENERGY).better and row_of(swept, spec, "pointing game").better
@@ -87,7 +88,7 @@ def test_the_map_that_finds_the_evidence_wins(swept: Judged) -> None:
     )
 
 
-def test_localisation_by_hand(swept: Judged) -> None:
+def test_localisation_by_hand(swept: DatasetScores) -> None:
     """One hot patch in a corner, drawn bilinearly: along each axis 14 of 16 parts of its mass lie inside the patch."""
     forged = np.zeros((PIXELS, PIXELS), bool)
     forged[patch(EVIDENCE)] = True
@@ -109,21 +110,23 @@ def test_localisation_by_hand(swept: Judged) -> None:
     y, x = np.mgrid[-1 : 1 : PIXELS * 1j, -1 : 1 : PIXELS * 1j]
     blob = np.exp(-(x**2 + y**2) / 0.5)
     blob = (blob - blob.min()) / (blob.max() - blob.min())
-    assert row_of(swept, "gaussian", ENERGY).interval.mean == pytest.approx(blob[forged].sum() / blob.sum(), abs=1e-5)
+    assert row_of(swept, MapSpec("gaussian"), ENERGY).interval.mean == pytest.approx(
+        blob[forged].sum() / blob.sum(), abs=1e-5
+    )
 
 
 @pytest.mark.parametrize("fill", FILLS)
-def test_without_the_evidence_the_score_falls(swept: Judged, fill: str) -> None:
+def test_without_the_evidence_the_score_falls(swept: DatasetScores, fill: str) -> None:
     """Deletion: lower is better, and the difference to a control is signed so that above 0 the map is better."""
     deletion, insertion = (row_of(swept, swept.ranking[0], f"{kind} ({fill})") for kind in ("deletion", "insertion"))
     assert deletion.better and insertion.better
     misled = row_of(swept, MISLED, f"deletion ({fill})")
     assert misled.better is False
     for control in ("random", "gaussian", "face"):
-        kept = row_of(swept, control, f"deletion ({fill})").interval.mean
+        kept = row_of(swept, MapSpec(control), f"deletion ({fill})").interval.mean
         (difference,) = [one for one in deletion.differences if one.control == control]
         assert deletion.interval.mean < kept and difference.mean == pytest.approx(kept - deletion.interval.mean)
-        assert insertion.interval.mean > row_of(swept, control, f"insertion ({fill})").interval.mean
+        assert insertion.interval.mean > row_of(swept, MapSpec(control), f"insertion ({fill})").interval.mean
     curves = swept.curves[fill][swept.ranking[0]]
     # Both curves end in the same two images. The 6.25 % of the evidence are gone from the fourth share (5 %) on.
     assert torch.equal(curves.deletion[:, 0], curves.insertion[:, -1]) and bool((curves.deletion[:, 0] > 0.9).all())
@@ -132,14 +135,14 @@ def test_without_the_evidence_the_score_falls(swept: Judged, fill: str) -> None:
     assert f"deletion ({fill}), lower is better" in text and f"insertion ({fill}), higher is better" in text
 
 
-def test_only_an_attack_on_the_evidence_fools_the_detector(swept: Judged) -> None:
+def test_only_an_attack_on_the_evidence_fools_the_detector(swept: DatasetScores) -> None:
     """Sixteen grey levels on the evidence turn the decision, on whatever else nothing does."""
-    for spec, share in ((swept.ranking[0], 1.0), (MISLED, 0.0), ("gaussian", 0.0), ("face", 0.0)):
+    for spec, share in ((swept.ranking[0], 1.0), (MISLED, 0.0), (MapSpec("gaussian"), 0.0), (MapSpec("face"), 0.0)):
         assert row_of(swept, spec, "accuracy drop (top 1)").interval.mean == share, spec
     assert row_of(swept, swept.ranking[0], "accuracy drop (top 1)").better
 
 
-def test_random_weights_change_the_map(swept: Judged) -> None:
+def test_random_weights_change_the_map(swept: DatasetScores) -> None:
     assert swept.randomised is not None
     assert swept.randomised.steps == ["head", *(f"encoder.layers.{i}" for i in (3, 2, 1, 0)), "embeddings and norms"]
     assert {spec.method for spec in swept.randomised.correlation} == set(METHOD_NAMES)
@@ -151,7 +154,7 @@ def test_random_weights_change_the_map(swept: Judged) -> None:
 
 def test_masks_that_the_detector_does_not_read(tmp_path: Path) -> None:
     """The same maps and another mask: no map is better, while deletion, which asks the detector, stays with the map."""
-    judged = evaluated(
+    scores = evaluated(
         tmp_path / "tree",
         (1, 1),
         sweep=False,
@@ -159,19 +162,19 @@ def test_masks_that_the_detector_does_not_read(tmp_path: Path) -> None:
         gradcam_site="layer_norm1",
         gradcam_layers=[LAYER],
     )
-    (spec,) = judged.ranking
-    assert spec == Spec("hirescam", LAYER, "layer_norm1") and row_of(judged, spec, ENERGY).better is False
-    assert verdict(judged) == (
+    (spec,) = scores.ranking
+    assert spec == MapSpec("hirescam", LAYER, "layer_norm1") and row_of(scores, spec, ENERGY).better is False
+    assert verdict(scores) == (
         "toy: for this checkpoint: no map is better than a centred blob, so its heatmaps show nothing"
     )
-    assert row_of(judged, spec, "deletion (paired real)").better
+    assert row_of(scores, spec, "deletion (paired real)").better
 
 
 def test_without_masks_maps_are_ranked_by_what_the_detector_loses(tmp_path: Path) -> None:
     """The hottest tenth of the image is blurred: of a good map that is the evidence, of the misled one it is not."""
-    judged = evaluated(tmp_path / "tree", None, sweep=True, videos=8)
-    assert judged.ranked_by == SCREENING and judged.ranking[0] in FINDS | {Spec("hirescam", LAYER, "residual")}
-    best, misled = (row_of(judged, spec, SCREENING) for spec in (judged.ranking[0], MISLED))
+    scores = evaluated(tmp_path / "tree", None, sweep=True, videos=8)
+    assert scores.ranked_by == SCREENING and scores.ranking[0] in FINDS | {MapSpec("hirescam", LAYER, "residual")}
+    best, misled = (row_of(scores, spec, SCREENING) for spec in (scores.ranking[0], MISLED))
     assert best.interval.mean > 0.8 and best.better
     assert abs(misled.interval.mean) < 0.01 and not misled.better
-    assert row_of(judged, "gaussian", SCREENING).interval.mean == pytest.approx(0, abs=0.01)
+    assert row_of(scores, MapSpec("gaussian"), SCREENING).interval.mean == pytest.approx(0, abs=0.01)

@@ -16,7 +16,7 @@ from skimage.transform import PiecewiseAffineTransform, warp
 from examples.make_demo_data import Video, draw_video
 from tests.helpers.fake_run import GRID, LAYERS, Row, write_row, write_tables
 from utils.data.face_crop import FIVE_OF_81, MARGIN, TEMPLATE, TEMPLATE_SIZE
-from utils.explanation_metrics.temporal_consistency import Steadiness
+from utils.explanation_metrics.temporal_consistency import TemporalConsistency
 from utils.report.aggregates import write_patterns
 from utils.report.face_regions import REGIONS, RegionShares, region_picture, region_shares, sample_landmarks
 from utils.report.mean_face import MEAN_FACE, warp_to_mean_face
@@ -178,7 +178,7 @@ def test_mean_maps_and_their_difference() -> None:
 def test_steadiness() -> None:
     rng = np.random.default_rng(2)
     maps = [rng.random((4, 4)) for _ in range(4)]
-    row = Steadiness()
+    row = TemporalConsistency()
     for frame in (maps[0], maps[1], None, maps[2], maps[3]):  # no face in the third
         row.add({} if frame is None else {"layer": frame})
     expected = [np.corrcoef(maps[a].ravel(), maps[b].ravel())[0, 1] for a, b in ((0, 1), (2, 3))]

@@ -14,7 +14,7 @@ import torch
 
 from utils.data.face_crop import NoFaceError
 from utils.data.video_files import VideoFrame, VideoReader, video_writer
-from utils.explanation_metrics.temporal_consistency import Steadiness
+from utils.explanation_metrics.temporal_consistency import TemporalConsistency
 from utils.files import write_json, write_whole
 from utils.model.detector import LoadedDetector
 from utils.results.overlays import LayerPicture, comparison, layer_pictures, panels, text_line
@@ -62,7 +62,7 @@ def explain_video(detector: LoadedDetector, file: Path, folder: Path, crop: Crop
     reader = VideoReader(file)
     folder.mkdir(parents=True, exist_ok=True)
     scores: list[tuple[VideoFrame, float | None]] = []
-    steadiness, curve, names = Steadiness(), ScoreCurve(reader.length), layer_names(detector)
+    steadiness, curve, names = TemporalConsistency(), ScoreCurve(reader.length), layer_names(detector)
     sizes: dict[tuple[int, ...], int] = {}
     with video_writer(folder / "overlay.mp4", reader.rate) as write:
         for one in explained_frames(detector, reader, crop):

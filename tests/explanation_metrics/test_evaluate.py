@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import csv
+import json
+import sys
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -17,9 +21,18 @@ from tests.helpers.known_evidence import DECOY, EVIDENCE, GRID, evidence_tree, p
 from utils.cam.methods import METHOD_NAMES
 from utils.data.frames import Frame, read_dataset
 from utils.explanation_metrics.comparison import ALL, Row
-from utils.explanation_metrics.evaluate import ENERGY, SCREENING, DatasetScores, ExplanationOptions, evaluate_dataset
+from utils.explanation_metrics.evaluate import (
+    ENERGY,
+    SCREENING,
+    DatasetEvaluation,
+    DatasetScores,
+    ExplanationOptions,
+    evaluate_dataset,
+)
+from utils.explanation_metrics.output import evaluate_explanations
 from utils.explanation_metrics.randomisation import FAILS_FROM
-from utils.explanation_metrics.sweep import MapSpec
+from utils.explanation_metrics.samples import read_samples
+from utils.explanation_metrics.sweep import MapSpec, SweepPlan
 from utils.explanation_metrics.tables import printed, verdict
 from utils.model.config import RunSettings, run_settings
 from utils.model.detector import LoadedDetector, load_detector
@@ -32,29 +45,33 @@ MISLED = MapSpec("gradcam", LAYER, "residual")
 FILLS = ("blur", "mean", "paired real")
 
 
-def loaded(tree: DataTree, **flags: Any) -> tuple[LoadedDetector, RunSettings, list[Frame], Path]:
-    """Detector, settings, frames, and predictions as a run leaves them, here with every fake detected."""
-    settings = run_settings(tree.detector_yaml, tree.test_yaml, flags)
+def loaded(
+    tree: DataTree, folder: Path, dataset: str = "toy", **flags: Any
+) -> tuple[LoadedDetector, RunSettings, list[Frame], Path]:
+    """Detector, settings, frames, and `folder`/predictions.csv as a run leaves it, here with every fake detected."""
+    settings = run_settings(tree.detector_yaml, tree.test_yaml, {"gradcam_site": "residual", **flags})
     detector = load_detector(settings.detector, torch.device("cpu"))
-    frames = read_dataset("toy", settings.data)
-    predictions = tree.folder / "predictions.csv"
+    frames = read_dataset(dataset, settings.data)
+    folder.mkdir()
+    predictions = folder / "predictions.csv"
     predictions.write_text("index,predicted\n" + "".join(f"{frame.index},{frame.label}\n" for frame in frames))
     return detector, settings, frames, predictions
-
-
-def evaluated(
-    folder: Path, masked: tuple[int, int] | None, sweep: bool, videos: int = 16, **flags: Any
-) -> DatasetScores:
-    flags = {"gradcam_site": "residual", **flags}
-    detector, settings, frames, predictions = loaded(evidence_tree(folder, masked, videos), **flags)
-    options = ExplanationOptions(sweep=sweep, layers=[LAYER])
-    return evaluate_dataset(detector, frames, predictions, settings, options)
 
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory: pytest.TempPathFactory) -> DatasetScores:
     """Masks on the evidence, all methods at both sites of one layer; Grad-CAM on the residual stream is configured."""
-    return evaluated(tmp_path_factory.mktemp("swept") / "tree", EVIDENCE, sweep=True)
+    folder = tmp_path_factory.mktemp("swept")
+    tree = evidence_tree(folder / "tree", EVIDENCE, 10)
+    detector, settings, frames, predictions = loaded(tree, folder / "toy")
+    assert [bool(p > 0.5) for p in detector.predict(all_pixels(tree))[1]] == [False] * 10 + [True] * 10
+    return evaluate_dataset(detector, frames, predictions, settings, ExplanationOptions(sweep=True, layers=[LAYER]))
+
+
+def all_pixels(tree: DataTree) -> torch.Tensor:
+    """(N, 3, H, W) uint8 of the reals, then of the fakes, as OpenCV reads them."""
+    images = [np.asarray(cv2.imread(str(path)))[..., ::-1].copy() for paths in tree.frames.values() for path in paths]
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
 
 
 def row_of(scores: DatasetScores, spec: MapSpec, metric: str) -> Row:
@@ -153,28 +170,107 @@ def test_random_weights_change_the_map(swept: DatasetScores) -> None:
 
 
 def test_masks_that_the_detector_does_not_read(tmp_path: Path) -> None:
-    """The same maps and another mask: no map is better, while deletion, which asks the detector, stays with the map."""
-    scores = evaluated(
-        tmp_path / "tree",
-        (1, 1),
-        sweep=False,
-        gradcam_method="hirescam",
-        gradcam_site="layer_norm1",
-        gradcam_layers=[LAYER],
+    """The same map and other masks: it is no better now, while deletion, which asks the detector, stays with it.
+
+    The whole output is read back; a config is not written, since no map deserves it.
+    """
+    tree = evidence_tree(tmp_path / "tree", (1, 1), 8)
+    flags = {"gradcam_method": "hirescam", "gradcam_site": "layer_norm1"}
+    detector, settings, frames, _ = loaded(tree, tmp_path / "toy", **flags)
+    options = ExplanationOptions(write_config=tmp_path / "best.yaml")
+    text, problem = evaluate_explanations(detector, {"toy": frames}, tmp_path, settings, options)
+    assert (
+        problem.startswith("--write_config: no map is better than the controls")
+        and not (tmp_path / "best.yaml").exists()
     )
-    (spec,) = scores.ranking
-    assert spec == MapSpec("hirescam", LAYER, "layer_norm1") and row_of(scores, spec, ENERGY).better is False
-    assert verdict(scores) == (
-        "toy: for this checkpoint: no map is better than a centred blob, so its heatmaps show nothing"
-    )
-    assert row_of(scores, spec, "deletion (paired real)").better
+    sentence = "toy: for this checkpoint: no map is better than a centred blob, so its heatmaps show nothing"
+    assert text.splitlines()[-1] == sentence
+    values = json.loads((tmp_path / "explanations.json").read_text())["toy"]
+    assert values["verdict"] == sentence and values["masks"]["ok"] == values["detected_fakes"] == 8
+    assert values["paired_real"] == 8 and values["ranked_by"] == ENERGY
+    assert values["configured"] == values["ranking"] == [{"method": "hirescam", "layer": LAYER, "site": "layer_norm1"}]
+    with (tmp_path / "explanations.csv").open(newline="") as file:
+        table = {(row["method"], row["metric"]): row for row in csv.DictReader(file)}
+    energy, deletion = table["hirescam", ENERGY], table["hirescam", "deletion (paired real)"]
+    assert (energy["better"], deletion["better"], table["face", ENERGY]["better"]) == ("no", "yes", "")
+    assert float(energy["mean"]) == pytest.approx(0, abs=1e-3) and (energy["frames"], energy["videos"]) == ("8", "8")
+    assert float(energy["difference_gaussian"]) < 0 and float(energy["p_gaussian"]) == 1
+    kept = float(table["gaussian", "deletion (paired real)"]["mean"])
+    assert float(deletion["difference_gaussian"]) == pytest.approx(kept - float(deletion["mean"]), abs=1e-5)
+    assert table["face", ENERGY]["p_random"] == "" and table["face", ENERGY]["layer"] == ""
+    for name in ("explanation_curves.png", "explanation_heat_table.png"):
+        assert cv2.imread(str(tmp_path / "toy" / name)) is not None
 
 
 def test_without_masks_maps_are_ranked_by_what_the_detector_loses(tmp_path: Path) -> None:
     """The hottest tenth of the image is blurred: of a good map that is the evidence, of the misled one it is not."""
-    scores = evaluated(tmp_path / "tree", None, sweep=True, videos=8)
-    assert scores.ranked_by == SCREENING and scores.ranking[0] in FINDS | {MapSpec("hirescam", LAYER, "residual")}
-    best, misled = (row_of(scores, spec, SCREENING) for spec in (scores.ranking[0], MISLED))
-    assert best.interval.mean > 0.8 and best.better
-    assert abs(misled.interval.mean) < 0.01 and not misled.better
-    assert row_of(scores, MapSpec("gaussian"), SCREENING).interval.mean == pytest.approx(0, abs=0.01)
+    plan = SweepPlan(["gradcam", "hirescam", "rollout"], ["layer_norm1", "residual"], [LAYER])
+    evaluation = evaluation_of(tmp_path, evidence_tree(tmp_path / "tree", None, 8))
+    evaluation.make_maps(plan)
+    evaluation.localisation()
+    assert evaluation.columns == {} and evaluation.ranked_by == SCREENING
+    ranking = evaluation.ranking()
+    good = {MapSpec("hirescam", LAYER, "layer_norm1"), MapSpec("hirescam", LAYER, "residual"), *FINDS}
+    assert set(ranking[:3]) <= good and set(ranking[3:]) == {MISLED, MISLED._replace(site="layer_norm1")}
+    drops = evaluation.columns[SCREENING]
+    assert drops[ranking[0]].min() > 0.8 and np.abs(drops[MISLED]).max() < 0.01
+    assert np.abs(drops[MapSpec("gaussian")]).max() < 0.01
+    assert {row.spec: row.better for row in evaluation.rows("toy")}[ranking[0]]
+
+
+# --------------------------------------------------------------------------------------------------------------- notes
+
+
+def evaluation_of(folder: Path, tree: DataTree, dataset: str = "toy", method: str = "hirescam") -> DatasetEvaluation:
+    """The evaluation of all fakes, without any map yet."""
+    detector, settings, frames, _ = loaded(tree, folder / dataset, dataset, gradcam_method=method)
+    fakes = [frame for frame in frames if frame.label == 1]
+    return DatasetEvaluation(detector, read_samples(fakes, PIXELS, 8, 0), settings, "fake")
+
+
+@pytest.mark.parametrize(
+    ("dataset", "missing", "fills", "note"),
+    [
+        ("toy", 0, set(FILLS), None),
+        ("toy", 3, set(FILLS), "3 of 4 fakes have no real counterpart: left out of that fill"),
+        ("toy_fake", 4, {"blur", "mean"}, "no real counterparts in the dataset: the paired-real fill is left out"),
+    ],
+)
+def test_without_real_counterparts_that_fill_is_left_out(
+    tmp_path: Path, dataset: str, missing: int, fills: set[str], note: str | None
+) -> None:
+    tree = evidence_tree(tmp_path / "tree", None, 4)
+    evaluation = evaluation_of(tmp_path, tree, dataset)
+    for path in tree.frames["toy_Real"][:missing]:
+        path.write_bytes(b"no image")
+    spec = MapSpec("hirescam", LAYER, "layer_norm1")
+    evaluation.make_maps(SweepPlan([spec.method], [spec.site], [spec.layer]))
+    before = list(evaluation.notes)
+    evaluation.perturbation([spec])
+    assert evaluation.notes[len(before) :] == ([] if note is None else [note])
+    assert set(evaluation.curves) == fills and evaluation.paired == 4 - missing
+    for fill in fills:
+        values = evaluation.columns[f"deletion ({fill})"][spec]
+        assert np.isfinite(values).sum() == len(evaluation.curve_videos[fill]) == (4 - missing if "real" in fill else 4)
+
+
+def test_without_scikit_image_the_attack_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluation = evaluation_of(tmp_path, evidence_tree(tmp_path / "tree", None, 2))
+    evaluation.make_maps(SweepPlan(["hirescam"], ["layer_norm1"], [LAYER]))
+    monkeypatch.setitem(sys.modules, "skimage.segmentation", None)
+    evaluation.perturbation([MapSpec("hirescam", LAYER, "layer_norm1")])
+    assert evaluation.notes[-1] == "segment attack left out: it needs scikit-image: pip install scikit-image"
+    assert not [metric for metric in evaluation.columns if metric.startswith("accuracy")]
+
+
+def test_few_fakes_and_none(tmp_path: Path) -> None:
+    detector, settings, frames, predictions = loaded(evidence_tree(tmp_path / "tree", None, 2), tmp_path / "toy")
+    scores = evaluate_dataset(detector, frames, predictions, settings, ExplanationOptions())
+    assert "only 2 detected fakes: intervals over so few videos come out too narrow" in scores.notes
+    predictions.write_text("index,predicted\n" + "".join(f"{frame.index},0\n" for frame in frames))
+    text, problem = evaluate_explanations(detector, {"toy": frames}, tmp_path, settings, ExplanationOptions())
+    nothing = "no detected fakes: nothing to evaluate"
+    assert text.splitlines() == ["toy: explanations", nothing, f"toy: {nothing}"] and problem == ""
+    assert (tmp_path / "explanations.csv").read_text().count("\n") == 1
+    values = json.loads((tmp_path / "explanations.json").read_text())["toy"]
+    assert (values["verdict"], values["detected_fakes"], values["rows"]) == (f"toy: {nothing}", 0, [])

@@ -10,24 +10,25 @@ import torch
 
 from detectors.clip_detector_gradcam import CLIPDetectorWithGradCAM
 from tests.helpers.datasets import DataTree, make_data_tree
-from tests.helpers.detectors import PATCH, PIXELS, tiny_config
+from tests.helpers.detectors import BLOCKS, PATCH, PIXELS, tiny_config
 
 GRID = PIXELS // PATCH
 EVIDENCE, DECOY = (0, 3), (2, 0)  # row and column of a patch: the one that is read, and a brighter one that is not
 REAL_LEVEL, FAKE_LEVEL, DECOY_LEVEL = 120, 196, 250  # grey levels of these patches
 
 # Channels of the residual stream.
-MARKER, CONTENT, RESULT, HIGH, LOW = 0, 1, 2, 3, 4
+MARKER, CONTENT, RESULT, HIGH, LOW, TRACE = 0, 1, 2, 3, 4, 5
 STEEPNESS = 60.0
 
 
 def evidence_detector() -> CLIPDetectorWithGradCAM:
     """Its margin fake - real grows with the mean brightness of the patch EVIDENCE, and depends on nothing else.
 
-    A token holds a constant marker of whether it is that patch, and its patch's brightness. Each block but the last
-    adds nothing. In the last one every token attends to the marked one alone and takes over its brightness, and the
-    head reads that from the CLS token. Two channels of large constants make each LayerNorm nearly linear. The decision
-    lies a little below FAKE_LEVEL, so that a small change of the evidence turns it.
+    A token holds a constant marker of whether it is that patch, and its patch's brightness. In the last block every
+    token attends to the marked one alone and takes over its brightness, and the head reads that from the CLS token. The
+    other blocks add a trace to a channel that nothing reads, so that no gradient is exactly zero. Two channels of large
+    constants make each LayerNorm nearly linear. The decision lies a little below FAKE_LEVEL, so that a small change of
+    the evidence turns it.
     """
     model = CLIPDetectorWithGradCAM(tiny_config())
     state = {name: torch.zeros_like(value) for name, value in model.state_dict().items() if value.is_floating_point()}
@@ -38,11 +39,15 @@ def evidence_detector() -> CLIPDetectorWithGradCAM:
     position = state["backbone.embeddings.position_embedding.weight"]
     position[:, HIGH], position[:, LOW], position[:, MARKER] = 6, -6, -3
     position[1 + EVIDENCE[0] * GRID + EVIDENCE[1], MARKER] = 3
-    attention = "backbone.encoder.layers.3.self_attn."
-    state[attention + "q_proj.bias"][:: 32 // 4] = 10  # the first channel of each head
-    state[attention + "k_proj.weight"][:: 32 // 4, MARKER] = 1
-    state[attention + "v_proj.weight"][0, CONTENT] = 1
-    state[attention + "out_proj.weight"][RESULT, 0] = 1
+    for block in range(BLOCKS):
+        attention = f"backbone.encoder.layers.{block}.self_attn."
+        state[attention + "v_proj.weight"][0, CONTENT] = 1
+        if block == BLOCKS - 1:
+            state[attention + "q_proj.bias"][:: 32 // 4] = 10  # the first channel of each head
+            state[attention + "k_proj.weight"][:: 32 // 4, MARKER] = 1
+            state[attention + "out_proj.weight"][RESULT, 0] = 1
+        else:
+            state[attention + "out_proj.weight"][TRACE, 0] = 0.01
     state["head.weight"][0, RESULT], state["head.weight"][1, RESULT] = -STEEPNESS, STEEPNESS
     model.load_state_dict(state, strict=False)
     with torch.no_grad():

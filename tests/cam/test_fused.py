@@ -47,7 +47,7 @@ def test_the_finest_grid_is_kept() -> None:
 def test_an_empty_map_counts_as_zeros() -> None:
     nothing, something = torch.full((1, 2, 2), -1.0), torch.tensor([[[0.0, 2.0], [0.0, 0.0]]])
     found = fused([maps_of(nothing), maps_of(something)], SIZE)
-    np.testing.assert_allclose(found.raw[0], [[0, 0.5], [0, 0]], atol=1e-6)
-    np.testing.assert_allclose(found.signed[0], [[-0.5, 0], [-0.5, -0.5]], atol=1e-6)
+    np.testing.assert_allclose(found.raw[0], np.array([[0, 0.5], [0, 0]]), atol=1e-6)
+    np.testing.assert_allclose(found.signed[0], np.array([[-0.5, 0], [-0.5, -0.5]]), atol=1e-6)
     both = fused([maps_of(nothing), maps_of(nothing)], SIZE)
     assert bool(both.empty.all()) and not bool(both.normalised.any())

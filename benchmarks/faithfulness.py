@@ -26,8 +26,8 @@ from utils.cam.maps import normalise
 from utils.cam.methods import ATTENTION_METHODS, METHODS
 from utils.data.readers import read_dataset
 from utils.explanation_metrics.localisation import energy_in_mask, pointing_game
-from utils.explanation_metrics.samples import Samples, read_samples, spread
-from utils.explanation_metrics.sweep import ATTENTION, Plan, sweep
+from utils.explanation_metrics.samples import DetectedFakes, evenly_spaced, read_samples
+from utils.explanation_metrics.sweep import SweepPlan, localise_maps, make_maps
 from utils.model.config import TRAINING_FOLDER, run_settings
 from utils.model.detector import LoadedDetector, load_detector
 
@@ -41,7 +41,7 @@ class Case(NamedTuple):
     """The detector and the fakes that it detects, with masks."""
 
     detector: LoadedDetector
-    samples: Samples
+    samples: DetectedFakes
     blocks: list[str]
 
     def modules(self, site: str) -> list[nn.Module]:
@@ -65,11 +65,11 @@ def load_case(data: Path, frames: int) -> Case:
     every = read_samples(fakes, settings.detector.resolution, BATCH, 0)
     detected = torch.cat([detector.predict(part)[1] > 0.5 for part in every.pixels.split(BATCH)])
     found = [frame for frame, said_fake in zip(fakes, detected.tolist()) if said_fake]
-    samples = read_samples(spread(found, frames), settings.detector.resolution, BATCH, 0)
+    samples = read_samples(evenly_spaced(found, frames), settings.detector.resolution, BATCH, 0)
     return Case(detector, samples, block_names(detector.model.explained_tower))
 
 
-def judged(maps: Tensor, samples: Samples) -> str:
+def judged(maps: Tensor, samples: DetectedFakes) -> str:
     masked = samples.masked
     drawn, masks = maps[masked], samples.masks[masked]
     return f"{pointing_game(drawn, masks).mean():.2f} / {energy_in_mask(drawn, masks).mean():.2f}"
@@ -77,10 +77,11 @@ def judged(maps: Tensor, samples: Samples) -> str:
 
 def ours(case: Case) -> Score:
     methods = [*METHODS, *ATTENTION_METHODS]
-    swept = sweep(case.detector, Plan(methods, list(SITES), case.blocks), case.samples, "fake", BATCH)
+    plan, samples = SweepPlan(methods, list(SITES), case.blocks), case.samples
+    maps = make_maps(case.detector, plan, samples.pixels, "fake", BATCH)
     table: Score = {}
-    for spec, found in swept.localisation.items():
-        row = f"ours | {spec.method} | {spec.site if spec.site != ATTENTION else 'attention'}"
+    for spec, found in localise_maps(case.detector, maps, samples.masks, samples.masked).items():
+        row = f"ours | {spec.method} | {spec.site}"
         table.setdefault(row, {})[spec.layer] = f"{found.pointing.mean():.2f} / {found.energy.mean():.2f}"
     return table
 

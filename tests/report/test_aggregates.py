@@ -16,7 +16,8 @@ from skimage.transform import PiecewiseAffineTransform, warp
 from examples.make_demo_data import Video, draw_video
 from tests.helpers.fake_run import GRID, LAYERS, Row, write_row, write_tables
 from utils.data.face_crop import FIVE_OF_81, MARGIN, TEMPLATE, TEMPLATE_SIZE
-from utils.explanation_metrics.temporal_consistency import Steadiness
+from utils.explanation_metrics.temporal_consistency import TemporalConsistency
+from utils.report.aggregate_pictures import CELL, COLUMN, GAP, LINE, NAMES, ROW
 from utils.report.aggregates import write_patterns
 from utils.report.face_regions import REGIONS, RegionShares, region_picture, region_shares, sample_landmarks
 from utils.report.mean_face import MEAN_FACE, warp_to_mean_face
@@ -178,7 +179,7 @@ def test_mean_maps_and_their_difference() -> None:
 def test_steadiness() -> None:
     rng = np.random.default_rng(2)
     maps = [rng.random((4, 4)) for _ in range(4)]
-    row = Steadiness()
+    row = TemporalConsistency()
     for frame in (maps[0], maps[1], None, maps[2], maps[3]):  # no face in the third
         row.add({} if frame is None else {"layer": frame})
     expected = [np.corrcoef(maps[a].ravel(), maps[b].ravel())[0, 1] for a, b in ((0, 1), (2, 3))]
@@ -240,6 +241,36 @@ def test_tables_of_a_run(tmp_path: Path) -> None:
     assert (
         float(similarity[0]["within_fake"]) < float(similarity[1]["within_fake"]) < 1
     )  # hot at different places, at one
-    for name in ("regions.png", "mean_maps.png"):
-        picture = np.asarray(cv2.imread(str(run / "set" / name)))
-        assert picture.shape[1] > 300 and (picture < 250).any(axis=-1).mean() > 0.05
+    drawn_regions(np.asarray(cv2.imread(str(run / "set" / "regions.png")))[..., ::-1], table)
+    drawn_means(np.asarray(cv2.imread(str(run / "set" / "mean_maps.png")))[..., ::-1])
+
+
+def drawn_regions(image: np.ndarray, table: list[dict[str, str]]) -> None:
+    """Every cell's colour is its number's: white at 1, red above, blue below, full at eight times and an eighth."""
+    for k, layer in enumerate(LAYERS):
+        top = GAP + ROW + k * (GAP + 3 * ROW) + GAP + ROW  # below the title and this layer's heading
+        for f, forgery in enumerate(("mouthy", "blind")):
+            own = [row for row in table if (row["forgery"], row["layer"]) == (forgery, layer)]
+            for r, row in enumerate(own):
+                cell = image[top + f * ROW + 3, GAP + 2 * NAMES + r * COLUMN + 4].astype(float)
+                strength = np.clip(np.log(float(row["preference"]) + 1e-9) / np.log(8), -1, 1)
+                end = np.array([178, 24, 43] if strength > 0 else [33, 102, 172])
+                np.testing.assert_allclose(cell, 255 + (end - 255) * abs(strength), atol=2, err_msg=str(row))
+
+
+def drawn_means(image: np.ndarray) -> None:
+    """Two forgeries by two layers: each small map is red at its hot patch and blue far from it, as jet has them."""
+    assert image.shape[:2] == (LINE + 2 * (CELL + LINE), NAMES + 2 * (CELL + GAP))
+    for f, hot in enumerate(((3, 2), (1, 1))):
+        for k in range(2):
+            top, left = LINE + f * (CELL + LINE), NAMES + GAP // 2 + k * (CELL + GAP)
+            cell = image[top : top + CELL, left : left + CELL].astype(int)
+            red = (cell[..., 0] > 150) & (cell[..., 2] < 60)
+            blue = (cell[..., 2] > 100) & (cell[..., 0] < 30)
+            # The first forgery's landmarks lie down and to the right of the mean face's, so its maps move up and left.
+            offset = np.array([0.13, 0.125]) if f == 0 else np.zeros(2)
+            patch = np.array(hot if k == 0 else (1, 1))
+            middle = ((patch + 0.5) / GRID - offset) * CELL
+            found = np.argwhere(red).mean(axis=0)
+            assert np.abs(found - middle).max() < CELL / 12, (f, k, found, middle)
+            assert blue.mean() > 0.3

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any, Iterator
 from urllib.parse import unquote_to_bytes
@@ -17,9 +14,7 @@ import pytest
 
 from tests.helpers.fake_run import (
     LAYERS,
-    PIXELS,
     Row,
-    raw_map,
     remove_pictures,
     some_rows,
     write_large_run,
@@ -27,7 +22,6 @@ from tests.helpers.fake_run import (
     write_run,
     write_tables,
 )
-from tests.helpers.paths import ROOT
 from utils.errors import InputError
 from utils.report.page import render, write_report
 from utils.results.read_run import read_run
@@ -457,35 +451,3 @@ def test_a_narrow_screen(run: Path, tab: Tab) -> None:
     panel = page.get_by_role("dialog").locator("figure").first.bounding_box()
     assert 100 < panel["width"] <= 400
     assert page.evaluate("document.getElementById('large').scrollWidth <= document.getElementById('large').clientWidth")
-
-
-def test_the_page_may_load_and_run_nothing_but_its_own(run: Path) -> None:
-    html = (run / "index.html").read_text(encoding="utf-8")
-    assert "default-src 'none'" in html and "http://" not in html and "https://" not in html
-    assert str(run) not in html  # a run folder can be moved
-
-
-@pytest.mark.slow
-def test_the_command(tmp_path: Path) -> None:
-    run = write_run(tmp_path / "run", some_rows(tmp_path)[:8])
-    command = [sys.executable, "-m", "utils.report", str(run)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0 and done.stdout.strip() == str(run / "index.html"), done.stderr
-    page = (run / "index.html").read_bytes()
-    moved = run.rename(tmp_path / "elsewhere")
-    assert write_report(moved).read_bytes() == page  # no time, no place in it
-
-
-def test_grey_maps_hold_the_raw_map(run: Path) -> None:
-    """What the browser colours is the raw map: read by OpenCV alone."""
-    folder = run / "faces" / "sample0"
-    grey = np.asarray(cv2.imread(str(folder / "heatmaps" / f"{LAYERS[0]}.png"), cv2.IMREAD_UNCHANGED))
-    assert grey.dtype == np.uint8 and np.array_equal(grey, (raw_map(ROWS[0].hot) > 0) * 255)
-    signed = np.asarray(cv2.imread(str(folder / "heatmaps" / f"{LAYERS[0]}_signed.png"), cv2.IMREAD_UNCHANGED))
-    values = raw_map(ROWS[0].hot) - 0.001
-    assert np.abs((signed.astype(float) - 128) / 127 * 0.003 - values).max() < 0.003 / 127
-    box = json.loads((folder / "sample0.json").read_text())["original"]
-    whole = np.asarray(cv2.imread(str(folder / "gradcam_comparison.png")))
-    assert whole.shape[:2] == (box["of_height"], box["of_width"])
-    part = whole[box["top"] : box["top"] + PIXELS, box["left"] : box["left"] + PIXELS, ::-1]
-    assert (part == (90, 120, 60)).all()

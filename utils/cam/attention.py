@@ -180,6 +180,14 @@ def attention_token_maps(
     return {layer: maps[block] for layer, block in attention.explained.items()}
 
 
+def has_attention(tower: nn.Module, layers: Sequence[str], path: str = "") -> bool:
+    """Whether all of `layers` are blocks whose attention can be read."""
+    try:
+        return all(_attention(tower, layer, path) for layer in layers)
+    except LayerError:
+        return False
+
+
 def _attention(tower: nn.Module, layer: str, path: str) -> Attention:
     family, block = family_of(tower), name_in_tower(tower, layer, path)
     is_block = block in family.block_names(tower)

@@ -1,1 +1,1 @@
-"""Are the maps true? Metrics, controls, intervals."""
+"""Evaluation of the maps: metrics, controls, intervals, verdict."""

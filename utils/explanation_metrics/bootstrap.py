@@ -1,4 +1,4 @@
-"""Intervals and comparisons by resampling videos: the frames of one video are no independent witnesses."""
+"""Intervals and comparisons by a cluster bootstrap over videos: frames of one video are correlated."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Interval(NamedTuple):
 
 
 class VideoBootstrap:
-    """Resampled means over the frames of some videos; every column gets the same resamples, so that they pair.
+    """Resampled means over the frames of some videos; all columns share the resamples, so that differences are paired.
 
-    `videos`: for each frame its video. The values are (frames, K); NaN is a frame that has no value.
+    `videos`: the video of each frame. Values are (frames, K); NaN is a frame that has no value.
     """
 
     def __init__(self, videos: Sequence[Hashable], seed: int, resamples: int = RESAMPLES) -> None:
@@ -34,7 +34,7 @@ class VideoBootstrap:
         self.weights = rng.multinomial(count, np.full(count, 1 / max(count, 1)), size=resamples).astype(np.float32)
 
     def means(self, values: np.ndarray) -> np.ndarray:
-        """(frames, K) → (resamples, K): the mean over the frames of the videos drawn, NaN where none has a value."""
+        """(frames, K) → (resamples, K): the mean over the frames of the drawn videos, NaN where none has a value."""
         there = np.isfinite(values)
         sums = self._by_video(np.where(there, values, 0.0))
         counts = self._by_video(there.astype(np.float64))
@@ -64,7 +64,7 @@ class VideoBootstrap:
         return found
 
     def p_values(self, differences: np.ndarray) -> np.ndarray:
-        """(frames, K) paired differences → (K,) one-sided p of "the mean is not above 0"; 1 where there is no value."""
+        """(frames, K) paired differences → (K,) one-sided p of "the mean is not above 0"; 1 without any value."""
         means = self.means(differences)
         with np.errstate(invalid="ignore"):
             p = (1 + (~(means > 0)).sum(axis=0)) / (1 + len(means))
@@ -77,7 +77,7 @@ class VideoBootstrap:
 
 
 def holm(p: np.ndarray) -> np.ndarray:
-    """Holm's step-down correction of (K,) p-values, for one false "better" among all K (Holm 1979)."""
+    """Holm's step-down correction of (K,) p-values: bounds the chance of any false "better" among K (Holm 1979)."""
     order = np.argsort(p, kind="stable")
     stepped = np.maximum.accumulate(p[order] * (len(p) - np.arange(len(p))))
     corrected = np.empty_like(p)

@@ -1,24 +1,24 @@
-"""From one value a picture to means, intervals, and whether a map is better than the controls."""
+"""From one value per image to means, intervals, and whether a map is better than the controls."""
 
 from __future__ import annotations
 
-from typing import Mapping, NamedTuple, Sequence, Union
+from typing import Dict, Mapping, NamedTuple, Sequence
 
 import numpy as np
 
 from utils.explanation_metrics.bootstrap import RESAMPLES, Interval, VideoBootstrap, holm
 from utils.explanation_metrics.controls import CONTROLS
-from utils.explanation_metrics.sweep import Spec
+from utils.explanation_metrics.sweep import MapSpec
 
-Key = Union[Spec, str]  # a map, or the name of a control
-Values = Mapping[str, Mapping[Key, np.ndarray]]  # metric → map or control → (frames,), NaN where there is no value
+# Metric → map or control → (frames,) float64, NaN where there is no value.
+Columns = Dict[str, Dict[MapSpec, np.ndarray]]
 
 SIGNIFICANT = 0.05
 ALL = "all"  # in place of a forgery method: every one of them
 
 
 class Difference(NamedTuple):
-    """A map minus a control on the same frames, signed so that above 0 the map is better; p is Holm's."""
+    """A map minus a control on the same frames, signed so that above 0 the map is better; p after Holm's correction."""
 
     control: str
     mean: float
@@ -28,82 +28,73 @@ class Difference(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One metric of one map (or control: then layer and site are empty) on one data set and forgery method."""
+    """One metric of one map or control on one dataset and forgery method. A control has no differences."""
 
     dataset: str
     forgery: str
-    method: str
-    layer: str
-    site: str
+    spec: MapSpec
     metric: str
     interval: Interval
     differences: list[Difference]
 
     @property
     def better(self) -> bool | None:
-        """Better than every control? None for a control itself."""
+        """Whether the map is significantly better than every control; None for a control itself."""
         return all(one.p < SIGNIFICANT for one in self.differences) if self.differences else None
 
 
 def lower_is_better(metric: str) -> bool:
-    """Of the deletion curves alone: there the score should fall early."""
+    """Only for deletion: there the score should fall early."""
     return metric.startswith("deletion")
 
 
 def rows(
-    dataset: str, values: Values, videos: Sequence[tuple[str, str]], seed: int, forgeries: Sequence[str]
+    dataset: str, columns: Columns, videos: Sequence[tuple[str, str]], seed: int, forgeries: Sequence[str]
 ) -> list[Row]:
     """Every metric of every map and control: over all frames, then for each of `forgeries`.
 
-    `videos`: (forgery, video) of each frame.
+    `videos`: (forgery, video) of each frame. `seed`: of the resampling.
     """
     frame_forgery = np.array([forgery for forgery, _ in videos])
+    # The smallest p-value is one over the resamples; Holm multiplies it by the number of maps.
+    resamples = max(RESAMPLES, 50 * max(len(by_spec) for by_spec in columns.values()))
     found = []
     for group in (ALL, *forgeries):
         chosen = np.ones(len(videos), dtype=bool) if group == ALL else frame_forgery == group
-        largest = max(len(columns) for columns in values.values())
-        bootstrap = VideoBootstrap(
-            [video for video, one in zip(videos, chosen) if one], seed, max(RESAMPLES, 50 * largest)
-        )
-        for metric, columns in values.items():
-            subset = {key: column[chosen] for key, column in columns.items()}
+        bootstrap = VideoBootstrap([video for video, use in zip(videos, chosen) if use], seed, resamples)
+        for metric, by_spec in columns.items():
+            subset = {spec: column[chosen] for spec, column in by_spec.items()}
             found += _metric_rows(dataset, group, metric, subset, bootstrap)
     return found
 
 
 def _metric_rows(
-    dataset: str, group: str, metric: str, columns: Mapping[Key, np.ndarray], bootstrap: VideoBootstrap
+    dataset: str, group: str, metric: str, by_spec: Mapping[MapSpec, np.ndarray], bootstrap: VideoBootstrap
 ) -> list[Row]:
-    keys = list(columns)
-    table = np.stack([columns[key] for key in keys], axis=1)
+    specs = list(by_spec)
+    table = np.stack([by_spec[spec] for spec in specs], axis=1)
     intervals = bootstrap.intervals(table)
     if not any(interval.frames for interval in intervals):
         return []
     sign = -1.0 if lower_is_better(metric) else 1.0
-    specs = [i for i, key in enumerate(keys) if isinstance(key, Spec)]
-    differences: dict[str, tuple[list[Interval], np.ndarray]] = {}
+    maps = [i for i, spec in enumerate(specs) if not spec.is_control]
+    differences: dict[MapSpec, list[Difference]] = {spec: [] for spec in specs}
     for control in CONTROLS:
-        paired = sign * (table[:, specs] - table[:, [keys.index(control)]])
+        paired = sign * (table[:, maps] - table[:, [specs.index(MapSpec(control))]])
         # A map is called better only if it beats all controls, so that its weakest comparison is what is corrected
         # for the number of maps.
-        differences[control] = (bootstrap.intervals(paired), holm(bootstrap.p_values(paired)))
-    found = []
-    for i, key in enumerate(keys):
-        names = (key.method, key.layer, key.site) if isinstance(key, Spec) else (key, "", "")
-        against = []
-        if isinstance(key, Spec):
-            k = specs.index(i)
-            for control, (interval, p) in differences.items():
-                against.append(Difference(control, interval[k].mean, interval[k].low, interval[k].high, float(p[k])))
-        found.append(Row(dataset, group, *names, metric, intervals[i], against))
-    return found
+        corrected = holm(bootstrap.p_values(paired))
+        for i, interval, p in zip(maps, bootstrap.intervals(paired), corrected):
+            difference = Difference(control, interval.mean, interval.low, interval.high, float(p))
+            differences[specs[i]].append(difference)
+    return [Row(dataset, group, spec, metric, interval, differences[spec]) for spec, interval in zip(specs, intervals)]
 
 
-def best_threshold(iou: Mapping[Key, np.ndarray]) -> dict[Key, np.ndarray]:
-    """(frames, thresholds) → (frames,) at the one threshold that is best on average, for each map."""
+def best_threshold(iou: Mapping[MapSpec, np.ndarray]) -> dict[MapSpec, np.ndarray]:
+    """(frames, thresholds) → (frames,) at the one threshold that is best on average, chosen for each map."""
     found = {}
-    for key, table in iou.items():
+    for spec, table in iou.items():
         there = np.isfinite(table).all(axis=1)
         best = int(table[there].mean(axis=0).argmax()) if there.any() else 0
-        found[key] = table[:, best]
+        found[spec] = table[:, best]
     return found

@@ -1,7 +1,8 @@
-"""Are the heatmaps true? The run of --evaluate_explanations: detected fakes → metrics against controls → a verdict."""
+"""Are the heatmaps faithful? Detected fakes → metrics of maps and controls → scores of the dataset."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Mapping, NamedTuple, Sequence
 
@@ -10,25 +11,30 @@ import torch
 from torch import Tensor
 
 from utils.cam.layers import block_names
-from utils.cam.maps import normalise
-from utils.cam.methods import ATTENTION_METHODS
+from utils.cam.methods import ATTENTION_SITE, sites_of
+from utils.cam.targets import Target
 from utils.data.frames import Frame
 from utils.errors import InputError
-from utils.explanation_metrics.comparison import Key, Row, best_threshold, rows
-from utils.explanation_metrics.controls import face_map, gaussian_map, random_maps
-from utils.explanation_metrics.deletion import PAIRED_REAL, Curves
-from utils.explanation_metrics.localisation import Localisation, localise
-from utils.explanation_metrics.perturbation import (
-    Columns,
-    Fills,
-    Randomised,
-    attack_metrics,
-    deletion_metrics,
-    randomisation,
-    screening,
+from utils.explanation_metrics.comparison import Columns, Row, best_threshold, rows
+from utils.explanation_metrics.controls import control_maps
+from utils.explanation_metrics.deletion import PAIRED_REAL, Curves, deletion_metrics, screening
+from utils.explanation_metrics.randomisation import Randomised, randomisation
+from utils.explanation_metrics.samples import (
+    DetectedFakes,
+    RealCounterparts,
+    detected_fakes,
+    evenly_spaced,
+    read_samples,
 )
-from utils.explanation_metrics.samples import RealCounterparts, Samples, detected_fakes, read_samples, spread
-from utils.explanation_metrics.sweep import ATTENTION, CHUNK, Plan, Spec, Swept, full_plan, resized, sweep
+from utils.explanation_metrics.segment_attack import attack_metrics
+from utils.explanation_metrics.sweep import (
+    MapSpec,
+    SweepPlan,
+    full_plan,
+    localise_maps,
+    make_maps,
+    resized,
+)
 from utils.model.config import RunSettings
 from utils.model.detector import LoadedDetector
 
@@ -37,14 +43,14 @@ DELETION_FRAMES = 200  # of them, for the metrics that run the detector again an
 ATTACK_FRAMES = 48
 RANDOMISED_FRAMES = 64
 SCREENED_FRAMES = 100
-BEST = 3  # maps that get these metrics, beside the configured ones
-FEW = 20  # detected fakes below which a warning is given
-NOTHING = "no detected fakes: nothing to judge"
+BEST = 3  # maps that get these metrics, beside the first configured one
+FEW = 20  # detected fakes below which there is a warning
+NO_FAKES = "no detected fakes: nothing to evaluate"
 ENERGY, SCREENING = "energy in mask", "drop at 10 % deleted"  # what maps are ranked by, with and without masks
 
 
 class ExplanationOptions(NamedTuple):
-    """What only the command line says. `layers` None: a sweep takes every block."""
+    """The command line's options alone. `layers` None: a sweep takes every block."""
 
     samples: int = DEFAULT_SAMPLES
     sweep: bool = False
@@ -52,159 +58,230 @@ class ExplanationOptions(NamedTuple):
     write_config: Path | None = None
 
 
-class Judged(NamedTuple):
-    """The explanations of one data set, judged. Empty `rows` where there was nothing to judge; `notes` say why."""
+@dataclass(frozen=True)
+class DatasetScores:
+    """The explanations of one dataset, evaluated. Without detected fakes there is nothing but the `notes`."""
 
     dataset: str
     detected: int
-    samples: Samples | None
-    configured: list[Spec]
-    ranked_by: str
-    ranking: list[Spec]  # best first
-    rows: list[Row]
-    curves: dict[str, dict[Key, Curves]]
-    curve_videos: dict[str, list[tuple[str, str]]]  # of the pictures of each fill's curves
-    randomised: Randomised | None
-    paired: int
-    notes: list[str]
+    configured: list[MapSpec]  # the configured map of each layer, the first layer first
+    samples: DetectedFakes | None = None
+    ranked_by: str = ENERGY
+    ranking: list[MapSpec] = field(default_factory=list)  # best first, without the controls
+    rows: list[Row] = field(default_factory=list)
+    curves: Mapping[str, Mapping[MapSpec, Curves]] = field(default_factory=dict)  # by fill
+    curve_videos: Mapping[str, list[tuple[str, str]]] = field(default_factory=dict)  # of the images of a fill's curves
+    randomised: Randomised | None = None
+    paired: int = 0  # images with a real counterpart, of those with curves
+    notes: list[str] = field(default_factory=list)
 
 
 def check_options(detector: LoadedDetector) -> None:
-    """Before anything is evaluated. Raises InputError where the detector or its settings cannot be judged."""
+    """Raises InputError where the detector has no heatmaps, or its target is none that can be evaluated."""
     if not hasattr(detector.model, "capture"):
         raise InputError(f"model_name {detector.settings.model_name!r} has no heatmaps to evaluate")
     if detector.gradcam.target == "real":
         raise InputError(
-            "--evaluate_explanations judges the evidence for fake on detected fakes, so gradcam_target 'real' does not"
-            " go with it; use predicted, fake or margin"
+            "--evaluate_explanations measures the evidence for fake on detected fakes, so gradcam_target 'real' does"
+            " not go with it; use predicted, fake or margin"
         )
 
 
-def judge(
+def evaluate_dataset(
     detector: LoadedDetector,
     frames: Sequence[Frame],
     predictions: Path,
     settings: RunSettings,
     options: ExplanationOptions,
-) -> Judged:
-    """All metrics on one data set's detected fakes. Raises RunError, InputError."""
+) -> DatasetScores:
+    """All metrics on one dataset's detected fakes.
+
+    Args:
+        frames: of the dataset, all of them.
+        predictions: the run's `predictions.csv` of these frames.
+
+    Raises:
+        RunError: an image or a map cannot be used.
+        InputError: a layer cannot be explained.
+    """
     dataset = frames[0].dataset
-    plan, configured = _plan(detector, options)
+    plan, configured = plan_and_configured(detector, options)
     detected = detected_fakes(frames, predictions)
     if not detected:
-        return Judged(dataset, 0, None, configured, ENERGY, [], [], {}, {}, None, 0, [NOTHING])
-    samples = read_samples(
-        spread(detected, options.samples), settings.detector.resolution, settings.batch_size, settings.workers
+        return DatasetScores(dataset, 0, configured, notes=[NO_FAKES])
+    chosen = evenly_spaced(detected, options.samples)
+    samples = read_samples(chosen, settings.detector.resolution, settings.batch_size, settings.workers)
+    evaluation = DatasetEvaluation(
+        detector, samples, settings, "margin" if detector.gradcam.target == "margin" else "fake"
     )
-    target = "margin" if detector.gradcam.target == "margin" else "fake"
-    swept = sweep(detector, plan, samples, target, settings.batch_size)
-    controls = _control_maps(detector, samples, settings.seed)
-    values = _localisation_values(swept, samples, _judged_controls(controls, samples))
-    notes = mask_notes(samples)
     if len(detected) < FEW:
-        notes.append(f"only {len(detected)} detected fakes: the intervals are wide, and too narrow for so few videos")
-    if not bool(samples.masked.any()):
-        values = {SCREENING: _screened(detector, swept, controls, samples, settings)}
-    ranked_by = next(iter(values))
-    ranking = sorted(swept.raw, key=lambda spec: -_mean(values[ranked_by][spec]))
-    chosen = list(dict.fromkeys([*ranking[:BEST], configured[0]]))
-    more, curves, curve_videos, paired = _asking_again(detector, swept, controls, samples, chosen, settings, notes)
-    values.update(more)
-    per_method = [next(spec for spec in ranking if spec.method == method) for method in plan.methods]
-    randomised = _randomised(detector, [*per_method, *chosen], plan, samples, target, settings)
-    forgeries = list(dict.fromkeys(frame.forgery for frame in samples.frames))
-    table = rows(dataset, values, samples.videos, settings.seed, forgeries if len(forgeries) > 1 else [])
-    return Judged(
-        dataset,
-        len(detected),
-        samples,
-        configured,
-        ranked_by,
-        ranking,
-        table,
-        curves,
-        curve_videos,
-        randomised,
-        paired,
-        notes,
+        evaluation.notes.append(
+            f"only {len(detected)} detected fakes: intervals over so few videos come out too narrow"
+        )
+    evaluation.make_maps(plan)
+    evaluation.localisation()
+    ranking = evaluation.ranking()
+    examined = list(dict.fromkeys([*ranking[:BEST], configured[0]]))
+    evaluation.perturbation(examined)
+    best_of_methods = [next(spec for spec in ranking if spec.method == method) for method in plan.methods]
+    randomised = evaluation.randomisation(list(dict.fromkeys([*best_of_methods, *examined])))
+    return DatasetScores(
+        dataset=dataset,
+        detected=len(detected),
+        configured=configured,
+        samples=samples,
+        ranked_by=evaluation.ranked_by,
+        ranking=ranking,
+        rows=evaluation.rows(dataset),
+        curves=evaluation.curves,
+        curve_videos=evaluation.curve_videos,
+        randomised=randomised,
+        paired=evaluation.paired,
+        notes=evaluation.notes,
     )
 
 
-def _plan(detector: LoadedDetector, options: ExplanationOptions) -> tuple[Plan, list[Spec]]:
-    """What is made, and which of it is the configured map of each layer, the first layer first."""
+def plan_and_configured(detector: LoadedDetector, options: ExplanationOptions) -> tuple[SweepPlan, list[MapSpec]]:
+    """Which maps to make, and which of them is the configured map of each layer, the first layer first."""
     gradcam, model = detector.gradcam, detector.model
-    site = ATTENTION if gradcam.method in ATTENTION_METHODS else gradcam.site
+    (site,) = sites_of(gradcam.method, [gradcam.site])
     layers = list(model.gradcam_layers())
     if not options.sweep:
-        return Plan([gradcam.method], [gradcam.site], layers), [Spec(gradcam.method, layer, site) for layer in layers]
-    swept = list(options.layers or block_names(model.explained_tower) or layers)
-    plan = full_plan(detector, swept)
-    if site not in (ATTENTION, *plan.sites):
+        plan = SweepPlan([gradcam.method], [gradcam.site], layers)
+        return plan, plan.specs()
+    plan = full_plan(detector, list(options.layers or block_names(model.explained_tower) or layers))
+    if site not in (ATTENTION_SITE, *plan.sites):
         site = plan.sites[0]
-    configured = [Spec(gradcam.method, layer, site) for layer in layers if layer in plan.layers]
-    return plan, configured or [Spec(gradcam.method, plan.layers[0], site)]
+    configured = [MapSpec(gradcam.method, layer, site) for layer in layers if layer in plan.layers]
+    return plan, configured or [MapSpec(gradcam.method, plan.layers[0], site)]
+
+
+class DatasetEvaluation:
+    """The metrics of one dataset's detected fakes; each method adds its columns, and its notes for the reader.
+
+    Call `make_maps` first. `columns`: one value per image and metric, for maps and controls, NaN where a metric was not
+    computed. `ranked_by` is the metric that ranks the maps. `notes` tell what was left out and why.
+    """
+
+    def __init__(self, detector: LoadedDetector, samples: DetectedFakes, settings: RunSettings, target: Target) -> None:
+        self.detector, self.samples, self.settings, self.target = detector, samples, settings, target
+        self.ranked_by = ENERGY if bool(samples.masked.any()) else SCREENING
+        self.notes = sample_notes(samples)
+        self.columns: Columns = {}
+        self.maps: dict[MapSpec, Tensor] = {}  # raw, on the CPU
+        self.controls: dict[MapSpec, Tensor] = {}
+        self.layers: list[str] = []  # of the maps
+        self.curves: dict[str, dict[MapSpec, Curves]] = {}
+        self.curve_videos: dict[str, list[tuple[str, str]]] = {}
+        self.paired = 0
+
+    def make_maps(self, plan: SweepPlan) -> None:
+        """Make the plan's maps and the controls."""
+        samples, side = self.samples, self.settings.detector.resolution
+        title = f"{samples.frames[0].dataset}, explanations"
+        self.layers = plan.layers
+        self.maps = make_maps(self.detector, plan, samples.pixels, self.target, self.settings.batch_size, title)
+        grid = self.detector.model.patch_grid(side, side) or (16, 16)
+        self.controls = control_maps(samples.landmarks, grid, (side, side), self.settings.seed)
+
+    def localisation(self) -> None:
+        """How well maps and controls find the masks; no columns where no mask can be used."""
+        masks, masked = self.samples.masks, self.samples.masked
+        if not bool(masked.any()):
+            return
+        found = localise_maps(self.detector, {**self.maps, **self.controls}, masks, masked)
+        columns = {
+            ENERGY: {spec: scores.energy.numpy() for spec, scores in found.items()},
+            "pointing game": {spec: scores.pointing.numpy() for spec, scores in found.items()},
+            "pixel average precision": {spec: scores.average_precision.numpy() for spec, scores in found.items()},
+            "IoU (best threshold)": best_threshold({spec: s.iou.double().numpy() for spec, s in found.items()}),
+            "IoU (threshold 0.5)": {spec: scores.iou_fixed.numpy() for spec, scores in found.items()},
+        }
+        self._add(columns, masked.nonzero().flatten())
+
+    def ranking(self) -> list[MapSpec]:
+        """The maps by the mean of `ranked_by`, best first."""
+        if self.ranked_by == SCREENING:
+            self._add({SCREENING: self._deletion_ranking()}, self._positions(SCREENED_FRAMES))
+        column = self.columns[self.ranked_by]
+        return sorted(self.maps, key=lambda spec: -_mean(column[spec]))
+
+    def _deletion_ranking(self) -> dict[MapSpec, np.ndarray]:
+        part = self._positions(SCREENED_FRAMES)
+        maps = {spec: raw[part] for spec, raw in {**self.maps, **self.controls}.items()}
+        return screening(self.detector, maps, self.samples.pixels[part], self.settings.seed, self.settings.batch_size)
+
+    def perturbation(self, specs: Sequence[MapSpec]) -> None:
+        """Deletion, insertion and segment attack of some maps and the controls."""
+        self._deletion(specs, self._positions(DELETION_FRAMES))
+        self._segment_attack(specs, self._positions(ATTACK_FRAMES))
+
+    def _deletion(self, specs: Sequence[MapSpec], part: Tensor) -> None:
+        frames = [self.samples.frames[int(i)] for i in part]
+        reals = RealCounterparts(frames[0].dataset, self.settings.data).read(frames, self.settings.detector.resolution)
+        self.paired = int(reals.paired.sum())
+        if not self.paired:
+            self.notes.append("no real counterparts in the dataset: the paired-real fill is left out")
+        elif self.paired < len(frames):
+            missing = len(frames) - self.paired
+            self.notes.append(f"{missing} of {len(frames)} fakes have no real counterpart: left out of that fill")
+        drawn, pixels = self._at_image_size(specs, part), self.samples.pixels[part]
+        seed, batch_size = self.settings.seed, self.settings.batch_size
+        columns, self.curves = deletion_metrics(self.detector, drawn, pixels, reals, seed, batch_size)
+        self._add(columns, part)
+        for fill in self.curves:
+            used = [frame for frame, pair in zip(frames, reals.paired) if pair or fill != PAIRED_REAL]
+            self.curve_videos[fill] = [(frame.forgery, frame.video) for frame in used]
+
+    def _segment_attack(self, specs: Sequence[MapSpec], part: Tensor) -> None:
+        drawn, pixels = self._at_image_size(specs, part), self.samples.pixels[part]
+        try:
+            columns = attack_metrics(self.detector, drawn, pixels, self.settings.seed, self.settings.batch_size)
+        except ImportError as error:
+            self.notes.append(f"segment attack left out: {error}")
+        else:
+            self._add(columns, part)
+
+    def randomisation(self, specs: Sequence[MapSpec]) -> Randomised:
+        """How far some maps change as the detector's weights are randomised."""
+        pixels = self.samples.pixels[self._positions(RANDOMISED_FRAMES)]
+        seed, batch_size = self.settings.seed, self.settings.batch_size
+        return randomisation(self.detector, specs, self.layers, pixels, self.target, seed, batch_size)
+
+    def rows(self, dataset: str) -> list[Row]:
+        """Every metric so far compared with the controls, for the dataset and for each of several forgery methods."""
+        forgeries = list(dict.fromkeys(frame.forgery for frame in self.samples.frames))
+        per_forgery = forgeries if len(forgeries) > 1 else []
+        return rows(dataset, self.columns, self.samples.videos, self.settings.seed, per_forgery)
+
+    def _positions(self, count: int) -> Tensor:
+        """Positions of at most `count` images, evenly over them."""
+        return torch.tensor(evenly_spaced(range(len(self.samples.frames)), count))
+
+    def _at_image_size(self, specs: Sequence[MapSpec], part: Tensor) -> dict[MapSpec, Tensor]:
+        """Some maps and the controls of the images at positions `part`, (n, R, R) in [0, 1], on the device."""
+        raw = {**{spec: self.maps[spec] for spec in specs}, **self.controls}
+        return {spec: resized(self.detector, maps[part]) for spec, maps in raw.items()}
+
+    def _add(self, columns: Columns, part: Tensor) -> None:
+        """Columns of the images at positions `part`."""
+        for metric, by_spec in columns.items():
+            self.columns[metric] = {spec: self._with_gaps(column, part) for spec, column in by_spec.items()}
+
+    def _with_gaps(self, values: np.ndarray, part: Tensor) -> np.ndarray:
+        """Values (n, ...) of the images at positions `part` → (N, ...), NaN for the others."""
+        full = np.full((len(self.samples.frames), *values.shape[1:]), np.nan)
+        full[part.numpy()] = values
+        return full
 
 
 def _mean(column: np.ndarray) -> float:
-    there = column[np.isfinite(column)]
-    return float(there.mean()) if len(there) else -np.inf
+    values = column[np.isfinite(column)]
+    return float(values.mean()) if len(values) else -np.inf
 
 
-# ---------------------------------------------------------------------------------------------------- localisation
-
-
-def _control_maps(detector: LoadedDetector, samples: Samples, seed: int) -> dict[str, Tensor]:
-    """The controls as raw maps (N, h, w), or (1, H, W) where they are the same for every picture."""
-    side = detector.settings.resolution
-    grid = detector.model.patch_grid(side, side) or (16, 16)
-    return {
-        "random": random_maps(len(samples.frames), grid, seed),
-        "gaussian": gaussian_map((side, side)).unsqueeze(0),
-        "face": face_map(samples.landmarks, (side, side)).unsqueeze(0),
-    }
-
-
-def _judged_controls(controls: Mapping[str, Tensor], samples: Samples) -> dict[str, Localisation]:
-    masks = samples.masks[samples.masked]
-    found: dict[str, Localisation] = {}
-    for name, raw in controls.items():
-        mine = raw.expand(len(samples.frames), -1, -1)[samples.masked]
-        parts = [
-            localise(normalise(few, (masks.shape[1], masks.shape[2])), some)
-            for few, some in zip(mine.split(CHUNK), masks.split(CHUNK))
-            if len(few)
-        ]
-        if parts:
-            found[name] = Localisation(*map(torch.cat, zip(*parts)))
-    return found
-
-
-def _localisation_values(swept: Swept, samples: Samples, controls: Mapping[str, Localisation]) -> Columns:
-    """The table of values, energy first, since maps are ranked by it; no entry where no mask can be judged against."""
-    found: dict[Key, Localisation] = {}
-    for spec, one in swept.localisation.items():
-        found[spec] = one
-    for name, one in controls.items():
-        found[name] = one
-    if not found:
-        return {}
-
-    def column(values: Tensor) -> np.ndarray:
-        full = np.full((len(samples.frames), *values.shape[1:]), np.nan)
-        full[samples.masked.numpy()] = values.numpy()
-        return full
-
-    return {
-        ENERGY: {key: column(one.energy) for key, one in found.items()},
-        "pointing game": {key: column(one.pointing) for key, one in found.items()},
-        "pixel average precision": {key: column(one.average_precision) for key, one in found.items()},
-        "IoU (best threshold)": best_threshold({key: column(one.iou) for key, one in found.items()}),
-        "IoU (threshold 0.5)": {key: column(one.iou_fixed) for key, one in found.items()},
-    }
-
-
-def mask_notes(samples: Samples) -> list[str]:
-    """What the reader should know of the masks."""
+def sample_notes(samples: DetectedFakes) -> list[str]:
+    """Which masks and landmarks are missing or useless, and what follows from it."""
     states, total = samples.mask_states, len(samples.frames)
     notes = []
     if states["none"] == total:
@@ -215,101 +292,9 @@ def mask_notes(samples: Samples) -> list[str]:
         if states[state]:
             notes.append(f"{states[state]} of {total} masks are {state}: left out of the localisation metrics")
     for forgery in samples.whole_face:
-        notes.append(f"{forgery}: the mask is the whole face, there is no place in it to find: no localisation metrics")
+        notes.append(
+            f"{forgery}: the mask is the whole face, which leaves nothing to localise: no localisation metrics"
+        )
     if all(points is None for points in samples.landmarks):
         notes.append("no landmarks: the face control is a mean face")
     return notes
-
-
-# ------------------------------------------------------------------------------------------ asking the detector again
-
-
-def _part(samples: Samples, count: int) -> Tensor:
-    """Positions of `count` samples, evenly over them."""
-    total = len(samples.frames)
-    count = min(count, total)
-    return torch.tensor([(2 * k + 1) * total // (2 * count) for k in range(count)])
-
-
-def _drawn(
-    detector: LoadedDetector, raw: Mapping[Spec, Tensor], controls: Mapping[str, Tensor], part: Tensor, total: int
-) -> dict[Key, Tensor]:
-    """Maps and controls of some samples, normalised at picture size, on the detector's device."""
-    drawn: dict[Key, Tensor] = {spec: resized(detector, maps[part]) for spec, maps in raw.items()}
-    for name, control in controls.items():
-        drawn[name] = resized(detector, control.expand(total, -1, -1)[part])
-    return drawn
-
-
-def _on_all(columns: Columns, part: Tensor, total: int) -> Columns:
-    """Columns of some samples as columns of all, NaN elsewhere."""
-    full: Columns = {}
-    for metric, by_key in columns.items():
-        for key, column in by_key.items():
-            spread_out = np.full(total, np.nan)
-            spread_out[part.numpy()] = column
-            full.setdefault(metric, {})[key] = spread_out
-    return full
-
-
-def _screened(
-    detector: LoadedDetector,
-    swept: Swept,
-    controls: Mapping[str, Tensor],
-    samples: Samples,
-    settings: RunSettings,
-) -> dict[Key, np.ndarray]:
-    total, part = len(samples.frames), _part(samples, SCREENED_FRAMES)
-    maps: dict[Key, Tensor] = {spec: raw[part] for spec, raw in swept.raw.items()}
-    maps.update({name: control.expand(total, -1, -1)[part] for name, control in controls.items()})
-    column = screening(detector, maps, samples.pixels[part], settings.seed, settings.batch_size)
-    return _on_all({SCREENING: column}, part, total)[SCREENING]
-
-
-def _asking_again(
-    detector: LoadedDetector,
-    swept: Swept,
-    controls: Mapping[str, Tensor],
-    samples: Samples,
-    chosen: Sequence[Spec],
-    settings: RunSettings,
-    notes: list[str],
-) -> tuple[Columns, dict[str, dict[Key, Curves]], dict[str, list[tuple[str, str]]], int]:
-    """Deletion, insertion and segment attack of the chosen maps and the controls; adds to `notes`."""
-    total, part = len(samples.frames), _part(samples, DELETION_FRAMES)
-    raw = {spec: swept.raw[spec] for spec in chosen}
-    frames = [samples.frames[int(i)] for i in part]
-    reals = RealCounterparts(frames[0].dataset, settings.data)
-    fills = Fills(*reals.read(frames, settings.detector.resolution))
-    paired = int(fills.paired.sum())
-    if not paired:
-        notes.append("no real counterparts in the data set: the paired-real fill is left out")
-    elif paired < len(frames):
-        notes.append(f"{len(frames) - paired} of {len(frames)} fakes have no real counterpart: left out of that fill")
-    drawn = _drawn(detector, raw, controls, part, total)
-    columns, curves = deletion_metrics(detector, drawn, samples.pixels[part], fills, settings.seed, settings.batch_size)
-    columns = _on_all(columns, part, total)
-    every = [(frame.forgery, frame.video) for frame in frames]
-    videos = {fill: [v for v, pair in zip(every, fills.paired) if pair or fill != PAIRED_REAL] for fill in curves}
-    part = _part(samples, ATTACK_FRAMES)
-    drawn = _drawn(detector, raw, controls, part, total)
-    try:
-        attack = attack_metrics(detector, drawn, samples.pixels[part], settings.seed, settings.batch_size)
-    except ImportError as error:
-        notes.append(f"segment attack left out: {error}")
-    else:
-        columns.update(_on_all(attack, part, total))
-    return columns, curves, videos, paired
-
-
-def _randomised(
-    detector: LoadedDetector,
-    specs: Sequence[Spec],
-    plan: Plan,
-    samples: Samples,
-    target: str,
-    settings: RunSettings,
-) -> Randomised:
-    pixels = samples.pixels[_part(samples, RANDOMISED_FRAMES)]
-    unique = list(dict.fromkeys(specs))
-    return randomisation(detector, unique, plan.layers, pixels, target, settings.seed, settings.batch_size)

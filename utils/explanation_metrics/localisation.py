@@ -2,10 +2,10 @@
 
 Every function takes
 
-* `maps`: (N, H, W) float in [0, 1], normalised; an all-zero map is an empty one and points nowhere,
-* `masks`: (N, H, W) bool, True where the picture is forged, neither empty nor full,
+* `maps`: (N, H, W) float in [0, 1], normalised; an all-zero map is empty and points nowhere,
+* `masks`: (N, H, W) bool, True where the image is forged, neither empty nor full,
 
-and returns one value a picture, (N,) float32, higher is better.
+and returns one value per image, (N,) float32, higher is better.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# Maps are judged as they are drawn, in 256 levels; IoU takes the pixels of at least a level.
+# Maps are measured as they are drawn, in 256 levels; IoU takes the pixels of at least a level.
 LEVELS = 256
 IOU_LEVELS = tuple(range(13, LEVELS, 13))  # 0.05, 0.10, ... 0.95
 FIXED_LEVEL = 128  # one half

@@ -1,4 +1,4 @@
-"""What --evaluate_explanations leaves on disk and says in the terminal."""
+"""What --evaluate_explanations writes and prints."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ import numpy as np
 import yaml
 
 from utils.cam.maps import FUSED
+from utils.cam.methods import ATTENTION_SITE
 from utils.data.frames import Frame
 from utils.explanation_metrics.comparison import ALL
-from utils.explanation_metrics.evaluate import ExplanationOptions, Judged, judge
-from utils.explanation_metrics.figures import curves_figure, heat_table_figure
-from utils.explanation_metrics.sweep import ATTENTION, Spec
-from utils.explanation_metrics.tables import csv_text, json_values, printed, spec_of, verdict
-from utils.files import write_json, write_whole
+from utils.explanation_metrics.evaluate import DatasetScores, ExplanationOptions, evaluate_dataset
+from utils.explanation_metrics.figures import curves_figure, heat_table_figure, png
+from utils.explanation_metrics.sweep import MapSpec
+from utils.explanation_metrics.tables import CSV_COLUMNS, csv_rows, json_values, printed, verdict
+from utils.files import write_json, write_table, write_whole
 from utils.model.config import RunSettings
 from utils.model.detector import LoadedDetector
-from utils.text import AS_IT_CAME
 
 CSV_FILE, JSON_FILE = "explanations.csv", "explanations.json"
-CURVES_FILE, HEAT_FILE = "explanation_curves.png", "explanation_heat_table.png"  # in each data set's folder
+CURVES_FILE, HEAT_FILE = "explanation_curves.png", "explanation_heat_table.png"  # in each dataset's folder
 CONFIG_HEADER = """\
 # Written by test_with_gradcam.py --write_config: the configuration of the run, with the map that was found best.
 # {verdict}
 """
 
 
-class Explained(NamedTuple):
-    """What to print, and, where not empty, why the run could not give all that was asked for."""
+class EvaluationText(NamedTuple):
+    """Text to print, and the reason for exit code 1 (empty: none)."""
 
     text: str
     problem: str
@@ -41,56 +41,57 @@ def evaluate_explanations(
     folder: Path,
     settings: RunSettings,
     options: ExplanationOptions,
-) -> Explained:
-    """Judge the explanations of every data set from the predictions that a run has left in `folder`.
+) -> EvaluationText:
+    """Evaluate the explanations of every dataset, from the predictions that a run has left in `folder`.
 
-    Writes `explanations.csv`, `explanations.json`, two figures a data set and, where asked for and a map is better than
-    the controls, a config.
+    Writes `explanations.csv`, `explanations.json`, two figures per dataset and, if `options.write_config` is given and
+    a map is better than the controls, a config. Raises as `evaluate_dataset`.
     """
-    judged = [
-        judge(detector, frames, folder / name / "predictions.csv", settings, options)
+    scores = [
+        evaluate_dataset(detector, frames, folder / name / "predictions.csv", settings, options)
         for name, frames in datasets.items()
     ]
-    write_whole(folder / CSV_FILE, csv_text(judged).encode("utf-8", AS_IT_CAME))
-    write_json(folder / JSON_FILE, {one.dataset: json_values(one) for one in judged})
-    for one in judged:
-        if one.rows:
-            write_whole(folder / one.dataset / CURVES_FILE, curves_figure(one, settings.seed))
-            write_whole(folder / one.dataset / HEAT_FILE, heat_table_figure(one))
-    lines = [printed(one) for one in judged] + [verdict(one) for one in judged]
+    write_table(folder / CSV_FILE, CSV_COLUMNS, csv_rows([row for dataset in scores for row in dataset.rows]))
+    write_json(folder / JSON_FILE, {dataset.dataset: json_values(dataset) for dataset in scores})
+    for dataset in scores:
+        if dataset.rows:
+            write_whole(folder / dataset.dataset / CURVES_FILE, png(curves_figure(dataset, settings.seed)))
+            write_whole(folder / dataset.dataset / HEAT_FILE, png(heat_table_figure(dataset)))
+    lines = [printed(dataset) for dataset in scores] + [verdict(dataset) for dataset in scores]
     problem = ""
     if options.write_config is not None:
-        best = best_over_all(judged)
+        best = best_over_all(scores)
         if best is None:
             problem = f"--write_config: no map is better than the controls, so {options.write_config} was not written"
         else:
-            write_config(options.write_config, best, judged, settings)
+            write_config(options.write_config, best, scores, settings)
             lines.append(f"{best}: written as {options.write_config}")
-    return Explained("\n".join(lines) + "\n", problem)
+    return EvaluationText("\n".join(lines) + "\n", problem)
 
 
-def best_over_all(judged: Sequence[Judged]) -> Spec | None:
-    """The map that is best on average over the data sets, of those that beat the controls on one at least."""
-    values: dict[Spec, list[float]] = {}
-    true: set[Spec] = set()
-    for one in judged:
-        for row in one.rows:
-            if (row.forgery, row.metric) == (ALL, one.ranked_by) and row.layer:
-                values.setdefault(spec_of(row), []).append(row.interval.mean)
-                true |= {spec_of(row)} if row.better else set()
-    return max(true, key=lambda spec: float(np.mean(values[spec])), default=None)
+def best_over_all(scores: Sequence[DatasetScores]) -> MapSpec | None:
+    """The map that is best on average over the datasets, of those that beat the controls on one at least."""
+    means: dict[MapSpec, list[float]] = {}
+    faithful: dict[MapSpec, None] = {}
+    for dataset in scores:
+        for row in dataset.rows:
+            if (row.forgery, row.metric) == (ALL, dataset.ranked_by) and not row.spec.is_control:
+                means.setdefault(row.spec, []).append(row.interval.mean)
+                if row.better:
+                    faithful[row.spec] = None
+    return max(faithful, key=lambda spec: float(np.mean(means[spec])), default=None)
 
 
-def write_config(path: Path, best: Spec, judged: Sequence[Judged], settings: RunSettings) -> None:
+def write_config(path: Path, best: MapSpec, scores: Sequence[DatasetScores], settings: RunSettings) -> None:
     """The run's configuration with the map `best` in it, as a YAML file."""
     config: dict[str, Any] = {**settings.detector.config, "gradcam_enabled": True, "gradcam_method": best.method}
-    layers = [one.layer for one in judged[0].ranking if one.method == best.method and one.layer != FUSED]
-    config["gradcam_layers"] = [*sorted(set(layers)), FUSED] if best.layer == FUSED else [best.layer]
-    if best.site != ATTENTION:
+    fusable = {spec.layer for spec in scores[0].ranking if spec.method == best.method and spec.layer != FUSED}
+    config["gradcam_layers"] = [*sorted(fusable), FUSED] if best.layer == FUSED else [best.layer]
+    if best.site != ATTENTION_SITE:
         config["gradcam_site"] = best.site
     if settings.detector.weights_path is not None:
         config["weights_path"] = str(settings.detector.weights_path.resolve())
-    text = CONFIG_HEADER.format(verdict=verdict(judged[0])) + yaml.safe_dump(
+    text = CONFIG_HEADER.format(verdict=verdict(scores[0])) + yaml.safe_dump(
         config, sort_keys=False, allow_unicode=True
     )
     write_whole(path, text.encode())

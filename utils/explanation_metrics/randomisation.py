@@ -7,20 +7,54 @@ rank correlation of the new map with the original one is taken.
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import Iterator, Sequence
+from typing import Iterator, NamedTuple, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from utils.cam.layers import block_names
+from utils.cam.targets import Target
+from utils.explanation_metrics.sweep import MapSpec, maps_of
+from utils.model.detector import LoadedDetector
 
 FAILS_FROM = 0.3  # rank correlation, all weights random, from which a method fails
 
 
+class Randomised(NamedTuple):
+    """Mean rank correlation with the original map after each step of the cascade, for each kind of map."""
+
+    steps: list[str]
+    correlation: dict[MapSpec, list[float]]  # NaN where every map is constant
+
+
+def randomisation(
+    detector: LoadedDetector,
+    specs: Sequence[MapSpec],
+    fused_layers: Sequence[str],
+    pixels: Tensor,
+    target: Target,
+    seed: int,
+    batch_size: int,
+) -> Randomised:
+    """Randomise the detector's weights step by step and compare the maps with the original ones.
+
+    Afterwards the detector is as it was. `pixels`: (N, 3, R, R) uint8; `fused_layers` as in `maps_of`.
+    """
+    original = maps_of(detector, specs, fused_layers, pixels, target, batch_size)
+    steps = []
+    correlations: dict[MapSpec, list[np.ndarray]] = {spec: [] for spec in specs}
+    with weights_put_back(detector.model):
+        for step in cascade(detector.model, detector.model.explained_tower, seed):
+            steps.append(step)
+            for spec, maps in maps_of(detector, specs, fused_layers, pixels, target, batch_size).items():
+                correlations[spec].append(rank_correlation(original[spec], maps))
+    return Randomised(steps, {spec: mean_correlation(values) for spec, values in correlations.items()})
+
+
 @contextmanager
 def weights_put_back(model: nn.Module) -> Iterator[None]:
-    """Weights and buffers of `model` afterwards as they were."""
+    """Restores weights and buffers of `model` at the end of the block."""
     before = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
     try:
         yield
@@ -33,7 +67,7 @@ def weights_put_back(model: nn.Module) -> Iterator[None]:
 def cascade(model: nn.Module, tower: nn.Module, seed: int) -> Iterator[str]:
     """Randomise step by step, yielding the name of each step once done: head, blocks from the last on, the rest.
 
-    Use inside `weights_put_back`. A network without encoder blocks goes by its direct children.
+    Use inside `weights_put_back`. For a network without encoder blocks the steps are its direct children.
     """
     generator = torch.Generator().manual_seed(seed)
     done: set[int] = set()
@@ -56,7 +90,7 @@ def cascade(model: nn.Module, tower: nn.Module, seed: int) -> Iterator[str]:
 
 @torch.no_grad()
 def randomise(weight: Tensor, generator: torch.Generator) -> None:
-    """In place: a matrix becomes normal noise with its own mean and deviation, a vector is shuffled."""
+    """In place: a matrix becomes normal noise of its own mean and standard deviation, a vector is shuffled."""
     if weight.ndim < 2:
         flat = weight.view(-1)
         flat.copy_(flat[torch.randperm(flat.numel(), generator=generator).to(weight.device)].clone())
@@ -76,5 +110,5 @@ def rank_correlation(one: Tensor, other: Tensor) -> np.ndarray:
 
 
 def mean_correlation(correlations: Sequence[np.ndarray]) -> list[float]:
-    """The mean over the pictures that have one, for each step; NaN where none has."""
-    return [float(np.nanmean(one)) if np.isfinite(one).any() else float("nan") for one in correlations]
+    """The mean over the images that have one, for each step; NaN where none has."""
+    return [float(np.nanmean(step)) if np.isfinite(step).any() else float("nan") for step in correlations]

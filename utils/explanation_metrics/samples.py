@@ -1,4 +1,4 @@
-"""The fakes on which explanations are judged: which, their masks, their faces, and their real counterparts."""
+"""The detected fakes whose explanations are evaluated, with their masks, landmarks and real counterparts."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import posixpath
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Mapping, Sequence
+from typing import Mapping, Sequence, TypeVar
 
 import numpy as np
 import torch
@@ -20,22 +20,26 @@ from utils.data.readers import read_dataset
 from utils.data.storage import read_bytes
 from utils.errors import RunError
 from utils.explanation_metrics.controls import hull
+from utils.explanation_metrics.deletion import RealFrames
 
-WHOLE_FACE = 0.9  # share of the face in the mask from which the mask is the whole face
-WHOLE_PICTURE = 0.5  # the same of the picture, where no landmarks say where the face is
+T = TypeVar("T")
+
+WHOLE_FACE = 0.9  # share of the face in the mask from which the mask counts as the whole face
+WHOLE_IMAGE = 0.5  # the same of the image, where no landmarks tell where the face is
 
 
 @dataclass(frozen=True)
-class Samples:
-    """N detected fakes of one data set with all that the metrics need. `mask_states` counts, over `frames`: ok, none
-    (no file), empty, full, unreadable.
+class DetectedFakes:
+    """N detected fakes of one dataset with all that the metrics need.
+
+    `mask_states` counts the frames whose mask is ok, none (no file), empty, full, or unreadable.
     """
 
     frames: list[Frame]
     pixels: Tensor  # (N, 3, R, R) uint8, on the CPU
     masks: Tensor  # (N, R, R) bool; all False where `masked` is False
-    masked: Tensor  # (N,) bool: the mask can be judged against
-    landmarks: list[np.ndarray | None]  # (81, 2) each, in shares of the picture's width and height
+    masked: Tensor  # (N,) bool: the mask serves the localisation metrics
+    landmarks: list[np.ndarray | None]  # (81, 2) each, in shares of the image's width and height
     mask_states: Mapping[str, int]
     whole_face: list[str] = field(default_factory=list)  # forgery methods whose mask is the whole face
 
@@ -45,40 +49,54 @@ class Samples:
 
 
 def detected_fakes(frames: Sequence[Frame], predictions: Path) -> list[Frame]:
-    """The fakes that the detector called fake, by a run's `predictions.csv`, in order."""
+    """The fakes that the detector predicted as fake, by a run's `predictions.csv`, in order."""
     with predictions.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-        said_fake = {int(row["index"]) for row in csv.DictReader(file) if row["predicted"] == "1"}
-    return [frame for frame in frames if frame.label == 1 and frame.index in said_fake]
+        predicted_fake = {int(row["index"]) for row in csv.DictReader(file) if row["predicted"] == "1"}
+    return [frame for frame in frames if frame.label == 1 and frame.index in predicted_fake]
 
 
-def spread(frames: Sequence[Frame], count: int) -> list[Frame]:
-    """`count` of the frames, evenly over them, so that every video and forgery method keeps its share."""
-    if count >= len(frames):
-        return list(frames)
-    return [frames[(2 * k + 1) * len(frames) // (2 * count)] for k in range(count)]
+def evenly_spaced(items: Sequence[T], count: int) -> list[T]:
+    """At most `count` of the items: the middle of each of `count` equal parts.
+
+    Of frames in the order of a dataset, every video and forgery method keeps its share.
+    """
+    total = len(items)
+    count = min(count, total)
+    return [items[(2 * k + 1) * total // (2 * count)] for k in range(count)]
 
 
-def read_samples(frames: Sequence[Frame], resolution: int, batch_size: int, workers: int) -> Samples:
-    """Pictures, masks and landmarks of `frames`. Raises RunError where one can no longer be read."""
+def read_samples(frames: Sequence[Frame], resolution: int, batch_size: int, workers: int) -> DetectedFakes:
+    """Images, masks and landmarks of `frames`. Raises RunError where an image can no longer be read."""
     pixels = []
     for batch in frame_loader(frames, resolution, batch_size, workers):
         if batch.unreadable:
             frame, reason = batch.unreadable[0]
-            raise RunError(f"{frame.path} was readable a moment ago and no longer is ({reason}): run again")
+            raise RunError(
+                f"{frame.path}: could be read for the predictions and no longer can ({reason}); check the file and run"
+                " again"
+            )
         pixels.append(batch.pixels)
     landmarks = [_face_points(frame) for frame in frames]
-    found = [_mask(frame, resolution) for frame in frames]
+    mask_of_frame = [_mask(frame, resolution) for frame in frames]
     states = Counter({"ok": 0, "none": 0, "empty": 0, "full": 0, "unreadable": 0})
-    states.update(state for state, _ in found)
-    masks = torch.from_numpy(np.stack([mask for _, mask in found])).bool()
-    usable = np.array([state == "ok" for state, _ in found])
+    states.update(state for state, _ in mask_of_frame)
+    masks = torch.from_numpy(np.stack([mask for _, mask in mask_of_frame])).bool()
+    usable = np.array([state == "ok" for state, _ in mask_of_frame])
     whole = _whole_face_forgeries(frames, masks.numpy(), usable, landmarks)
-    judged = usable & np.array([frame.forgery not in whole for frame in frames])
-    return Samples(list(frames), torch.cat(pixels), masks, torch.from_numpy(judged), landmarks, dict(states), whole)
+    masked = usable & np.array([frame.forgery not in whole for frame in frames])
+    return DetectedFakes(
+        frames=list(frames),
+        pixels=torch.cat(pixels),
+        masks=masks,
+        masked=torch.from_numpy(masked),
+        landmarks=landmarks,
+        mask_states=dict(states),
+        whole_face=whole,
+    )
 
 
 def _mask(frame: Frame, resolution: int) -> tuple[str, np.ndarray]:
-    """What became of the frame's mask, and the mask."""
+    """The state of the frame's mask, as in `DetectedFakes.mask_states`, and the mask (R, R), zero unless it is ok."""
     nothing = np.zeros((resolution, resolution), dtype=np.uint8)
     try:
         mask = read_mask(frame.path, resolution)
@@ -92,7 +110,7 @@ def _mask(frame: Frame, resolution: int) -> tuple[str, np.ndarray]:
 
 
 def _face_points(frame: Frame) -> np.ndarray | None:
-    """Landmarks in shares of the stored picture's size; None where there are none that can be read."""
+    """Landmarks in shares of the stored image's size; None where none can be read."""
     try:
         points = read_landmarks(frame.path)
         if points is None:
@@ -106,23 +124,22 @@ def _face_points(frame: Frame) -> np.ndarray | None:
 def _whole_face_forgeries(
     frames: Sequence[Frame], masks: np.ndarray, usable: np.ndarray, landmarks: Sequence[np.ndarray | None]
 ) -> list[str]:
-    """The forgery methods of which most masks cover the whole face: there is no place in it to find."""
+    """The forgery methods most of whose masks cover the whole face, which leaves nothing to localise."""
     covered: dict[str, list[bool]] = {}
     for frame, mask, good, points in zip(frames, masks, usable, landmarks):
         if good:
-            whole = (
-                mask.mean() >= WHOLE_PICTURE
-                if points is None
-                else mask[hull(points, mask.shape) > 0].mean() >= WHOLE_FACE
-            )
+            if points is None:
+                whole = mask.mean() >= WHOLE_IMAGE
+            else:
+                whole = mask[hull(points, mask.shape) > 0].mean() >= WHOLE_FACE
             covered.setdefault(frame.forgery, []).append(bool(whole))
-    return [forgery for forgery, found in covered.items() if np.mean(found) > 0.5]
+    return [forgery for forgery, whole_masks in covered.items() if np.mean(whole_masks) > 0.5]
 
 
 class RealCounterparts:
-    """Finds the same frame of the real video that a fake was made from, in the same data set.
+    """Finds the same frame of the real video that a fake was made from, in the same dataset.
 
-    A fake's video has the name of its real one, or begins with it, as FaceForensics++ names them: 000_003 is made from
+    A fake's video is named like its real one, or begins with that name, as in FaceForensics++: 000_003 is made from
     000. The frame has the same file name.
     """
 
@@ -135,25 +152,25 @@ class RealCounterparts:
         }
 
     def path(self, fake: Frame) -> str | None:
-        """Where it lies, or None."""
+        """The path of its real counterpart, or None."""
         file = posixpath.basename(fake.path)
         for video in (fake.video, fake.video.partition("_")[0]):
             if (video, file) in self._paths:
                 return self._paths[video, file]
         return None
 
-    def read(self, fakes: Sequence[Frame], resolution: int) -> tuple[Tensor, Tensor]:
-        """(N, 3, R, R) uint8, zero where there is none, and (N,) bool which there are."""
+    def read(self, fakes: Sequence[Frame], resolution: int) -> RealFrames:
+        """The counterparts of N fakes, zero where there is none or it cannot be read."""
         pixels = torch.zeros(len(fakes), 3, resolution, resolution, dtype=torch.uint8)
-        there = torch.zeros(len(fakes), dtype=torch.bool)
+        paired = torch.zeros(len(fakes), dtype=torch.bool)
         for i, fake in enumerate(fakes):
             path = self.path(fake)
             if path is None:
                 continue
             try:
-                picture = decode_picture(read_bytes(path), resolution)
+                image = decode_picture(read_bytes(path), resolution)
             except UnreadablePicture:  # users often have the fakes only
                 continue
-            pixels[i] = torch.from_numpy(picture).permute(2, 0, 1)
-            there[i] = True
-        return pixels, there
+            pixels[i] = torch.from_numpy(image).permute(2, 0, 1)
+            paired[i] = True
+        return RealFrames(pixels, paired)

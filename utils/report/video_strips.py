@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 
 from utils.data.pictures import UnreadablePicture, decode_picture, read_file
-from utils.explanation_metrics.temporal_consistency import Steadiness
+from utils.explanation_metrics.temporal_consistency import TemporalConsistency
 from utils.files import write_table, write_whole
 from utils.report.aggregate_pictures import plain_label
 from utils.results.overlays import encode, text_line
@@ -44,7 +44,7 @@ def write_strips(data: DatasetResults) -> list[Path]:
 
 
 def _consistency(samples: list[SampleResult]) -> list[tuple[str, str]]:
-    steadiness = Steadiness()
+    steadiness = TemporalConsistency()
     for sample in samples:
         steadiness.add(sample_maps(sample, [layer.name for layer in sample.layers]))
     rows = steadiness.consistency()

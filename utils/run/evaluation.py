@@ -20,7 +20,7 @@ from utils.data.frames import Batch, Frame, frame_loader
 from utils.data.readers import read_dataset
 from utils.errors import InputError, RunError
 from utils.explanation_metrics.evaluate import ExplanationOptions, check_options
-from utils.explanation_metrics.output import Explained, evaluate_explanations
+from utils.explanation_metrics.output import EvaluationText, evaluate_explanations
 from utils.files import write_json
 from utils.model.config import RunSettings
 from utils.model.detector import LoadedDetector, find_device, load_detector
@@ -122,10 +122,10 @@ def _judged(
     folder: RunFolder,
     settings: RunSettings,
     options: RunOptions,
-) -> Explained:
+) -> EvaluationText:
     """What is to be said of the explanations, nothing where they are not asked about."""
     if options.explanations is None:
-        return Explained("", "")
+        return EvaluationText("", "")
     return evaluate_explanations(detector, datasets, folder.path, settings, options.explanations)
 
 

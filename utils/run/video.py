@@ -14,7 +14,7 @@ import torch
 
 from utils.data.face_crop import NoFaceError
 from utils.data.video_files import VideoFrame, VideoReader, video_writer
-from utils.explanation_metrics.temporal_consistency import Steadiness
+from utils.explanation_metrics.temporal_consistency import TemporalConsistency
 from utils.files import write_json, write_whole
 from utils.gradcam import explained_names
 from utils.model.detector import LoadedDetector
@@ -63,7 +63,7 @@ def explain_video(detector: LoadedDetector, file: Path, folder: Path, crop: Crop
     reader = VideoReader(file)
     folder.mkdir(parents=True, exist_ok=True)
     scores: list[tuple[VideoFrame, float | None]] = []
-    steadiness, curve = Steadiness(), ScoreCurve(reader.length)
+    steadiness, curve = TemporalConsistency(), ScoreCurve(reader.length)
     names = explained_names(detector.model.gradcam_layers(), detector.gradcam.target)
     sizes: dict[tuple[int, ...], int] = {}
     with video_writer(folder / "overlay.mp4", reader.rate) as write:

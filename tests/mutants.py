@@ -1,0 +1,151 @@
+"""Are the tests able to fail? Mistakes put into copies of the project, one in each, each of which a test must catch.
+
+    python tests/mutants.py [WORD ...]     # WORD: only mutants whose name contains one of them
+
+Run by hand, about two minutes. Prints a Markdown table; exit code 1 if a mutant survives, 2 if one cannot be tried.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple, Sequence
+
+ROOT = Path(__file__).resolve().parent.parent
+TESTS_FAILED = 1  # pytest's exit code; 0 is passed, all others mean that the tests did not run
+
+
+class Mutant(NamedTuple):
+    """A mistake: in `file` the one place that reads `old` becomes `new`. `test`: a test, or file of them, to catch it."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    test: str
+
+
+COMMANDS = "tests/run/test_commands.py"
+COMPARISON, EVALUATE = "tests/explanation_metrics/test_comparison.py", "tests/explanation_metrics/test_evaluate.py"
+PAGE = "tests/report/test_page_data.py"
+METRICS = "utils/explanation_metrics"
+
+MUTANTS = [
+    Mutant("least confident sample first", "utils/run/predictions.py",
+           "np.argsort(doubt", "np.argsort(-doubt", f"{COMMANDS}::test_a_whole_evaluation"),
+    Mutant("share of unreadable frames ignored", "utils/run/summary.py",
+           "> max_unreadable * total", "> total", f"{COMMANDS}::test_unreadable_frames_are_listed_and_never_replaced"),
+    Mutant("precision may differ on resume", "utils/results/run_folder.py",
+           'FREE_OPTIONS = ("output_dir",', 'FREE_OPTIONS = ("output_dir", "precision",',
+           "tests/run/test_resume.py::test_another_run_is_refused_and_the_difference_named"),
+    Mutant("mean not subtracted", "utils/model/detector.py",
+           ".sub_(mean)", "", f"{COMMANDS}::test_a_whole_evaluation"),
+    Mutant("rounding counts as a map", "utils/cam/maps.py",
+           "\nFLAT = 1e-4\n", "\nFLAT = 0.0\n", "tests/cam/test_numerics.py::test_tokens_that_are_all_equal_give_a_flagged_empty_map"),
+    Mutant("deletion: higher is better", f"{METRICS}/comparison.py",
+           'return metric.startswith("deletion")', "return False", f"{COMPARISON}::test_better_is_better_than_every_control"),
+    Mutant("Holm's correction left out", f"{METRICS}/comparison.py",
+           "holm(bootstrap.p_values(paired))", "bootstrap.p_values(paired)",
+           f"{COMPARISON}::test_better_is_better_than_every_control"),
+    Mutant("better than any control", f"{METRICS}/comparison.py",
+           "return all(one.p < SIGNIFICANT", "return any(one.p < SIGNIFICANT",
+           f"{COMPARISON}::test_better_is_better_than_every_control"),
+    Mutant("worst IoU threshold", f"{METRICS}/comparison.py",
+           ".argmax()", ".argmin()", f"{COMPARISON}::test_the_threshold_is_the_best_one_on_average"),
+    Mutant("ranking reversed", f"{METRICS}/evaluate.py",
+           "-_mean(column[spec])", "_mean(column[spec])", f"{EVALUATE}::test_without_masks_maps_are_ranked_by_what_the_detector_loses"),
+    Mutant("strongest control for the weakest", f"{METRICS}/tables.py",
+           "max(row.differences", "min(row.differences",
+           f"{COMPARISON}::test_the_weakest_control_is_the_one_that_a_map_fails_against_by_most"),
+    Mutant("screening: sign flipped", f"{METRICS}/deletion.py",
+           "(before - after)", "(after - before)", f"{EVALUATE}::test_without_masks_maps_are_ranked_by_what_the_detector_loses"),
+    Mutant("segment attack counts the unfooled", f"{METRICS}/segment_attack.py",
+           "margin(after) <= 0", "margin(after) > 0", f"{EVALUATE}::test_only_an_attack_on_the_evidence_fools_the_detector"),
+    Mutant("written config forgets fused", f"{METRICS}/output.py",
+           "[*sorted(fusable), FUSED]", "sorted(fusable)", f"{COMPARISON}::test_the_written_config"),
+    Mutant("headline of the smallest group", "utils/report/region_tables.py",
+           "group.samples > known.samples", "group.samples < known.samples", f"{PAGE}::test_headlines_are_of_detected_fakes_or_else_of_the_largest_group"),
+    Mutant("histogram not in shares", "utils/report/page.py",
+           "np.histogram(scores, edges)[0] / len(scores)", "np.histogram(scores, edges)[0]", f"{PAGE}::test_histogram_bars_are_shares_of_each_class"),
+    Mutant("fused: signed maps not scaled", "utils/cam/maps.py",
+           "shares = signed / torch.where(largest > 0, largest, torch.ones_like(largest))", "shares = signed",
+           "tests/cam/test_fused.py"),
+    Mutant("strip: the first frames", "utils/report/video_strips.py",
+           "np.linspace(0, len(samples) - 1, MOST_FRAMES)", "np.arange(min(len(samples), MOST_FRAMES))",
+           "tests/report/test_video_strips.py"),
+    Mutant("grey maps: signed scale off", "utils/results/grey_maps.py",
+           "/ extreme * 127", "/ extreme * 120", "tests/results/test_grey_maps.py"),
+]  # fmt: skip
+
+
+class Untriable(Exception):
+    """A mutant whose place is gone, or whose tests do not run."""
+
+
+def left_out(folder: str, names: Sequence[str]) -> set[str]:
+    """Of a folder's entries those that no test needs: hidden ones, caches, and at the top what the examples write."""
+    top = {"data", "runs"} if Path(folder) == ROOT else set()
+    return {name for name in names if name.startswith(".") or name == "__pycache__" or name in top}
+
+
+def mutated(text: str, mutant: Mutant) -> str:
+    if text.count(mutant.old) != 1:
+        raise Untriable(f"{mutant.file} has {text.count(mutant.old)} places that read {mutant.old!r}: anchor it anew")
+    return text.replace(mutant.old, mutant.new)
+
+
+def failing_test(copy: Path, tests: Sequence[str]) -> str | None:
+    """Run some tests in `copy` up to the first failure: its name, or None if all pass."""
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode not in (0, TESTS_FAILED):
+        raise Untriable(
+            f"pytest {' '.join(tests)}: exit code {done.returncode}\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
+        )
+    failed = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - |$)", done.stdout, re.MULTILINE)
+    return failed.group(1) if failed else None
+
+
+def tried(mutant: Mutant) -> tuple[bool, str]:
+    """Put a mutant into a new copy of the project: whether a test caught it, and its row of the table."""
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(shutil.copytree(ROOT, Path(folder) / "project", ignore=left_out))
+        path = copy / mutant.file
+        path.write_text(mutated(path.read_text(encoding="utf-8"), mutant), encoding="utf-8")
+        test = failing_test(copy, [mutant.test])
+    verdict = "**survived**" if test is None else f"`{test}`"
+    return test is not None, f"| {mutant.name} | `{mutant.file}` | {verdict} | {time.monotonic() - start:.0f} |"
+
+
+def main(words: Sequence[str]) -> int:
+    mutants = [mutant for mutant in MUTANTS if not words or any(word in mutant.name for word in words)]
+    caught = []
+    try:
+        for mutant in mutants:  # all of them before minutes are spent
+            mutated((ROOT / mutant.file).read_text(encoding="utf-8"), mutant)
+        broken = failing_test(ROOT, list(dict.fromkeys(mutant.test for mutant in mutants)))
+        if broken is not None:
+            raise Untriable(f"{broken}: fails without any mutant, and would catch everything")
+        print("| mutant | file | caught by | seconds |\n|---|---|---|---|", flush=True)
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for was_caught, row in pool.map(tried, mutants):
+                caught.append(was_caught)
+                print(row, flush=True)
+    except Untriable as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(f"\n{sum(caught)} of {len(caught)} caught")
+    return 0 if all(caught) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

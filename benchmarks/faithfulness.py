@@ -28,7 +28,8 @@ from utils.data.frames import read_dataset
 from utils.explanation_metrics.localisation import energy_in_mask, pointing_game
 from utils.explanation_metrics.samples import Samples, read_samples, spread
 from utils.explanation_metrics.sweep import ATTENTION, Plan, sweep
-from utils.model.config import TRAINING_FOLDER, run_settings
+from utils.files import TRAINING_FOLDER
+from utils.model.config import run_settings
 from utils.model.detector import LoadedDetector, load_detector
 
 BATCH = 25

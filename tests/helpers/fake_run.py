@@ -11,8 +11,8 @@ from typing import Any, NamedTuple, Sequence
 
 import numpy as np
 
-from utils.results.overlays import LayerPicture
-from utils.results.sample_folder import Sample, write_sample
+from utils.results.overlays import LayerImage, original_box
+from utils.results.sample_folder import Drawn, LayerFacts, Sample, write_sample
 
 LAYERS = ("encoder.layers.5", "encoder.layers.3")
 GRID, PIXELS = 4, 64
@@ -60,13 +60,19 @@ def write_row(folder: Path, row: Row, empty: bool = False) -> Path:
     layers = []
     for layer, hot in zip(LAYERS, (row.hot, (1, 1))):
         raw = np.zeros((GRID, GRID), np.float32) if empty else raw_map(hot)
-        layers.append(LayerPicture(layer, picture_of(row), raw, raw - 0.001, empty, empty))
-    sample = Sample(
+        layers.append(LayerImage(layer, picture_of(row), raw, raw - 0.001, empty, empty))
+    drawn = Drawn(sample_of(row, layers), picture_of(row), layers)
+    return write_sample(folder / row.dataset / f"sample{row.number}", drawn)
+
+
+def sample_of(row: Row, layers: Sequence[LayerImage] = ()) -> Sample:
+    """As the library makes it of an explained frame."""
+    return Sample(
         index=row.number, path=row.path, dataset=row.dataset, forgery=row.forgery, video=row.video, label=row.label,
         logits=(-1.0, 1.0), prob_fake=row.prob_fake, target="predicted (fake)", method="gradcam", site="layer_norm1",
-        weights="weights.pth", picture=picture_of(row), layers=layers,
+        weights="weights.pth", layers=[LayerFacts.of(layer) for layer in layers],
+        original=original_box((PIXELS, PIXELS), 1 + len(layers), False),
     )  # fmt: skip
-    return write_sample(folder / row.dataset / f"sample{row.number}", sample)
 
 
 def write_tables(folder: Path, rows: Sequence[Row], finished: bool = True, **manifest: Any) -> None:
@@ -85,17 +91,41 @@ def write_tables(folder: Path, rows: Sequence[Row], finished: bool = True, **man
                     table.writerow((row.number, row.path, row.dataset, row.forgery, row.video, row.label, row.prob_fake,
                                     -1.0, 1.0, predicted, predicted == row.label, *extra))  # fmt: skip
     values = {
+        "command": ["test_with_gradcam.py"],
+        "started": "2024-01-01T00:00:00+00:00",
         "config": {"model_name": "clip_gradcam", "gradcam_colormap": "jet"},
+        "settings": {"batch_size": 4, "seed": 1024},
         "weights": {"path": "weights.pth", "sha256": "ab" * 32},
-        "datasets": {name: {"frames": sum(row.dataset == name for row in rows)} for name in datasets},
+        "datasets": {
+            name: {
+                "frames": sum(row.dataset == name for row in rows),
+                "json_sha256": "cd" * 32,
+                "frames_sha256": "ef" * 32,
+            }
+            for name in datasets
+        },
+        "options": {},
+        "device": "cpu",
+        "threads": 1,
+        "versions": {"python": "3.8.0"},
+        "top_files": [],
         **manifest,
     }
     if finished:
-        counts = {name: {"heatmaps": sum(row.dataset == name for row in rows)} for name in datasets}
+        counts = {
+            name: {
+                "heatmaps": sum(row.dataset == name for row in rows),
+                "empty_maps": {},
+                "non_finite": [],
+                "vanished": [],
+            }
+            for name in datasets
+        }
         metrics = {name: {"acc": 0.5, "auc": 0.75, "eer": None, "ap": 0.6, "video_auc": 0.7, "frames": 4, "videos": 2,
                           "unreadable": 0} for name in datasets}  # fmt: skip
         (folder / "metrics.json").write_text(json.dumps(metrics))
-        (folder / "manifest.json").write_text(json.dumps({**values, "heatmaps": counts}))
+        ending = {"finished": "2024-01-01T01:00:00+00:00", "heatmaps": counts}
+        (folder / "manifest.json").write_text(json.dumps({**values, **ending}))
     else:
         (folder / "manifest.partial.json").write_text(json.dumps(values))
 

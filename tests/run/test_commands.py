@@ -390,7 +390,7 @@ def test_demo_options_and_unreadable_pictures(commands: CommandServer, data_tree
     ("flags", "says"),
     [
         (["--input", "nowhere/*.png"], "no such file, folder, or file that the pattern matches"),
-        (["--input", ".", "--target", "label"], "loose pictures do not have"),
+        (["--input", ".", "--target", "label"], "loose images do not have"),
         (["--input", "{one}", "--landmark_model", "x.dat"], "dlib"),
         (["--input", "{one}", "--layers", "encoder.layers.7"], "encoder.layers.7"),
     ],

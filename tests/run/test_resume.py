@@ -201,7 +201,7 @@ def test_what_a_crash_of_the_machine_left_cut_off_is_done_again(
     """Files that had their names but lost their ends, a journal with a tail of zeros, a folder half written."""
     out = tmp_path / "out"
     reference = whole_run(ONE_PASS)
-    slow = "import time, utils.results.sample_folder as r\nw = r.write_sample\nr.write_sample = lambda *a: (time.sleep(0.1), w(*a))[1]\n"
+    slow = "import time, utils.results.sample_writer as r\nw = r.write_sample\nr.write_sample = lambda *a: (time.sleep(0.1), w(*a))[1]\n"
     run = commands.start(SCRIPT, *flags_of(tree, out, *ONE_PASS), cwd=tmp_path, first=slow)
     until(lambda: len(list((out / "toy").glob("sample*"))) >= 14)
     os.kill(run.pid, signal.SIGKILL)

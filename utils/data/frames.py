@@ -9,7 +9,7 @@ import re
 import signal
 from functools import partial
 from pathlib import Path
-from typing import Any, Callable, Iterable, Mapping, NamedTuple, Sequence
+from typing import Any, Callable, Iterable, Mapping, NamedTuple, Sequence, TypeVar
 
 import cv2
 import numpy as np
@@ -20,7 +20,7 @@ from utils.data.dataset_json import Video, dataset_file, dataset_names, read_vid
 from utils.data.pictures import UnreadablePicture, decode_picture
 from utils.data.storage import beside_key, in_lmdb, lmdb_folder, lmdb_path, read_bytes
 from utils.errors import InputError, did_you_mean
-from utils.text import quoted
+from utils.text import shortened
 
 __all__ = [
     "Batch",
@@ -36,6 +36,7 @@ __all__ = [
     "read_dataset",
 ]
 
+T = TypeVar("T")
 _PROBES = 100  # videos looked at, per label, to find out which folder the paths of a dataset JSON start from
 
 
@@ -107,15 +108,15 @@ def _location(dataset: str, videos: list[Video], settings: DataSettings) -> Call
 def _class_of(label: str, dataset: str, settings: DataSettings) -> int:
     if label not in settings.label_dict:
         raise InputError(
-            f"{settings.json_folder / dataset}.json has the label {quoted(label)}, which label_dict does not: "
-            f"{did_you_mean(label, settings.label_dict)}add {quoted(label)}: 1 (fake) or 0 (real) to label_dict in "
-            f"config/test_config.yaml"
+            f"{settings.json_folder / dataset}.json has the label {shortened(label)!r}, which label_dict does not: "
+            f"{did_you_mean(label, settings.label_dict)}add {shortened(label)!r}: 1 (fake) or 0 (real) to label_dict "
+            f"in config/test_config.yaml"
         )
     return int(settings.label_dict[label] != 0)
 
 
 def _sampled(paths: list[str], count: int | None, sampling: str) -> list[str]:
-    """At most `count` of a video's n frames: the middles of `count` equal parts, frames floor((k + 1/2) n / count)."""
+    """At most `count` of a video's frames."""
     if sampling == "host":
         return paths[:count]
     paths = sorted(paths, key=_by_number)
@@ -123,7 +124,12 @@ def _sampled(paths: list[str], count: int | None, sampling: str) -> list[str]:
         return paths[:count]
     if count is None or count >= len(paths):
         return paths
-    return [paths[(2 * k + 1) * len(paths) // (2 * count)] for k in range(count)]
+    return evenly_spaced(paths, count)
+
+
+def evenly_spaced(items: Sequence[T], count: int) -> list[T]:
+    """`count` of n items: the middles of `count` equal parts, items floor((k + 1/2) n / count)."""
+    return [items[(2 * k + 1) * len(items) // (2 * count)] for k in range(count)]
 
 
 def _by_number(path: str) -> tuple[list[tuple[int, str]], str]:

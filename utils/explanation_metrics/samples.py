@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import posixpath
 from collections import Counter
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from utils.data.pictures import UnreadablePicture, decode_picture
 from utils.data.storage import read_bytes
 from utils.errors import RunError
 from utils.explanation_metrics.controls import hull
+from utils.files import read_table
 
 WHOLE_FACE = 0.9  # share of the face in the mask from which the mask is the whole face
 WHOLE_PICTURE = 0.5  # the same of the picture, where no landmarks say where the face is
@@ -45,8 +45,7 @@ class Samples:
 
 def detected_fakes(frames: Sequence[Frame], predictions: Path) -> list[Frame]:
     """The fakes that the detector called fake, by a run's `predictions.csv`, in order."""
-    with predictions.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-        said_fake = {int(row["index"]) for row in csv.DictReader(file) if row["predicted"] == "1"}
+    said_fake = {int(row["index"]) for row in read_table(predictions) if row["predicted"] == "1"}
     return [frame for frame in frames if frame.label == 1 and frame.index in said_fake]
 
 

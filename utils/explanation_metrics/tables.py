@@ -15,7 +15,7 @@ from utils.explanation_metrics.deletion import SHARES
 from utils.explanation_metrics.evaluate import Judged
 from utils.explanation_metrics.randomisation import FAILS_FROM
 from utils.explanation_metrics.sweep import Spec
-from utils.text import write_row
+from utils.files import write_row
 
 CONTROL_NAMES = {"random": "a random map", "gaussian": "a centred blob", "face": "the mean face"}
 COLUMNS = (

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from utils.errors import InputError
-from utils.text import plain_words
+from utils.text import one_line
 
 WRAPPERS = ("state_dict", "model_state_dict", "model")
 # Old name at the start of a key → the detectors' own name. In this order: the second may uncover the third.
@@ -115,7 +115,7 @@ def _read_safetensors(path: Path) -> Any:
     try:
         return load_file(str(path))
     except (SafetensorError, ValueError, KeyError) as error:
-        raise InputError(f"{path}: not a .safetensors file, or damaged ({plain_words(error)})") from error
+        raise InputError(f"{path}: not a .safetensors file, or damaged ({one_line(error)})") from error
 
 
 def _read_torch(path: Path) -> Any:
@@ -135,7 +135,7 @@ def _read_torch(path: Path) -> Any:
                 f"{path}: holds pickled objects{what}, which could run any code and are not loaded; {_RESAVE}"
             ) from error
         raise InputError(
-            f"{path}: not a checkpoint, or damaged ({type(error).__name__}: {plain_words(error)}); "
+            f"{path}: not a checkpoint, or damaged ({type(error).__name__}: {one_line(error)}); "
             f"expected what torch.save(model.state_dict()) writes"
         ) from error
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Sequence
 
 import numpy as np
 
+from utils.results.manifest import DatasetRecord, HeatmapCounts, Manifest, Weights
 from utils.results.overlays import LayerImage, original_box
 from utils.results.sample_folder import Drawn, LayerFacts, Sample, write_sample
 
@@ -75,7 +76,7 @@ def sample_of(row: Row, layers: Sequence[LayerImage] = ()) -> Sample:
     )  # fmt: skip
 
 
-def write_tables(folder: Path, rows: Sequence[Row], finished: bool = True, **manifest: Any) -> None:
+def write_tables(folder: Path, rows: Sequence[Row], finished: bool = True) -> None:
     """predictions.csv (or the journal of a run under way), metrics and manifest."""
     datasets = list(dict.fromkeys(row.dataset for row in rows))
     for dataset in datasets:
@@ -90,44 +91,44 @@ def write_tables(folder: Path, rows: Sequence[Row], finished: bool = True, **man
                     predicted = int(row.prob_fake > 0.5)
                     table.writerow((row.number, row.path, row.dataset, row.forgery, row.video, row.label, row.prob_fake,
                                     -1.0, 1.0, predicted, predicted == row.label, *extra))  # fmt: skip
-    values = {
-        "command": ["test_with_gradcam.py"],
-        "started": "2024-01-01T00:00:00+00:00",
-        "config": {"model_name": "clip_gradcam", "gradcam_colormap": "jet"},
-        "settings": {"batch_size": 4, "seed": 1024},
-        "weights": {"path": "weights.pth", "sha256": "ab" * 32},
-        "datasets": {
-            name: {
-                "frames": sum(row.dataset == name for row in rows),
-                "json_sha256": "cd" * 32,
-                "frames_sha256": "ef" * 32,
-            }
-            for name in datasets
-        },
-        "options": {},
-        "device": "cpu",
-        "threads": 1,
-        "versions": {"python": "3.8.0"},
-        "top_files": [],
-        **manifest,
-    }
+    frames = {name: sum(row.dataset == name for row in rows) for name in datasets}
+    values = some_manifest(
+        config={"model_name": "clip_gradcam", "gradcam_colormap": "jet"},
+        weights=Weights("weights.pth", "ab" * 32),
+        datasets={name: DatasetRecord(count, "cd" * 32, "ef" * 32) for name, count in frames.items()},
+        heatmaps={name: HeatmapCounts(count) for name, count in frames.items()} if finished else None,
+        finished="2024-01-01T01:00:00+00:00",
+    ).to_json()
     if finished:
-        counts = {
-            name: {
-                "heatmaps": sum(row.dataset == name for row in rows),
-                "empty_maps": {},
-                "non_finite": [],
-                "vanished": [],
-            }
-            for name in datasets
-        }
         metrics = {name: {"acc": 0.5, "auc": 0.75, "eer": None, "ap": 0.6, "video_auc": 0.7, "frames": 4, "videos": 2,
                           "unreadable": 0} for name in datasets}  # fmt: skip
         (folder / "metrics.json").write_text(json.dumps(metrics))
-        ending = {"finished": "2024-01-01T01:00:00+00:00", "heatmaps": counts}
-        (folder / "manifest.json").write_text(json.dumps({**values, **ending}))
+        (folder / "manifest.json").write_text(json.dumps(values))
     else:
         (folder / "manifest.partial.json").write_text(json.dumps(values))
+
+
+def some_manifest(**changes: Any) -> Manifest:
+    """Of a run that has begun."""
+    values: dict[str, Any] = {
+        "command": ["test_with_gradcam.py", "--seed", "7"],
+        "started": "2024-01-01T00:00:00+00:00",
+        "config": {
+            "model_name": "clip_gradcam",
+            "workers": 2,
+            "backbone_config": {"architecture": {"hidden_size": 32}},
+        },
+        "batch_size": 5,
+        "seed": 7,
+        "weights": Weights("best.pth", "ab" * 32),
+        "datasets": {"toy": DatasetRecord(24, "cd" * 32, "ef" * 32)},
+        "options": {"precision": "fp32", "resume": False, "views": [None, False, False]},
+        "device": "cpu",
+        "threads": 4,
+        "versions": {"python": "3.8.0", "torch": "2.1.0"},
+        "top_files": ["metrics.json", "index.html"],
+    }
+    return Manifest(**{**values, **changes})
 
 
 def write_run(folder: Path, rows: Sequence[Row], finished: bool = True) -> Path:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Sequence
+from typing import Any, Sequence
 
 from utils.cam.layers import SITES, block_names
 from utils.cam.methods import METHOD_NAMES
@@ -152,10 +152,9 @@ def explanation_options(args: argparse.Namespace) -> ExplanationOptions | None:
     return ExplanationOptions(args.explanation_samples or DEFAULT_SAMPLES, args.sweep, args.gradcam_layers, path)
 
 
-def list_layers(config: dict[str, object], model_name: str) -> None:
+def list_layers(config: dict[str, Any], model_name: str) -> None:
     """Print the tower's blocks, then every module inside; needs no weights."""
-    backbone = config.get("backbone_config")
-    architecture_only = {**(backbone if isinstance(backbone, dict) else {}), "pretrained": False}
+    architecture_only = {**(config.get("backbone_config") or {}), "pretrained": False}
     model = detector_class(model_name, True, config)({**config, "backbone_config": architecture_only})
     blocks = block_names(model.explained_tower)
     print("# encoder blocks (a block's name means what it reads, at gradcam_site)")

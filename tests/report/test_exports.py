@@ -34,6 +34,8 @@ def test_a_run_with_everything(commands: CommandServer, data_tree: DataTree, tmp
     assert done.code == 0, done.err
     for place in (out / "index.html", out / "fiftyone_samples.json", events, out / "toy" / "strips"):
         assert place.exists() and str(place) in done.out
+    at_the_top = {path.name for path in out.iterdir() if path.is_file()} - {"manifest.json"}
+    assert at_the_top <= set(json.loads((out / "manifest.json").read_text())["top_files"])  # else --overwrite leaves it
     # Raw maps: float32, the patch grid, equal to what the detector says of the same pixels in Python.
     frame = json.loads((out / "toy" / "sample5" / "sample5.json").read_text())["path"]
     picture = cv2.resize(np.asarray(cv2.imread(frame)), (PIXELS, PIXELS), interpolation=cv2.INTER_CUBIC)[..., ::-1]

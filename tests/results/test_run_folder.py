@@ -20,7 +20,7 @@ import yaml
 from tests.helpers.command_server import CommandServer
 from tests.helpers.datasets import DataTree
 from tests.helpers.fake_run import some_manifest as manifest
-from tests.helpers.paths import ROOT, SCRIPT
+from tests.helpers.paths import SCRIPT
 from tests.helpers.watch import PRIVATE_MOUNTS
 from utils.errors import InputError, RunError
 from utils.results.journal import Journal
@@ -82,43 +82,36 @@ def test_a_read_only_output_folder(commands: CommandServer, data_tree: DataTree,
     assert f"output folder {out}: cannot be written (Read-only file system)" in done.err
 
 
-RESUME = """
-import sys
-from pathlib import Path
-sys.path.insert(0, {root!r})
-from utils.errors import InputError
-from utils.results.manifest import read_manifest
-from utils.results.run_folder import RunFolder
-folder = Path({folder!r})
+TRY_LOCK = """
+import fcntl, sys
 try:
-    with RunFolder.open(folder, read_manifest(folder / "manifest.partial.json"), resume=True):
-        print("taken")
-except InputError as error:
-    print(error)
+    fcntl.lockf(open(sys.argv[1], "r+"), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    print("free")
+except OSError:
+    print("locked")
 """
 
 
-def another_process(folder: Path) -> str:
-    """What a second process is told that wants to resume the run in `folder`."""
-    program = RESUME.format(root=str(ROOT), folder=str(folder))
-    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+def seen_from_outside(folder: Path) -> str:
+    """The folder's lock as another process meets it: a process never meets its own."""
+    command = [sys.executable, "-c", TRY_LOCK, str(folder / "manifest.partial.json")]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def test_the_folder_is_locked_until_the_end_of_the_block_and_no_longer(tmp_path: Path) -> None:
     """Not until this process ends: a notebook may begin the run a second time."""
     out = tmp_path / "out"
     with RunFolder.open(out, manifest()) as folder:
-        assert "another process is at work" in another_process(out)
-        sent = pickle.loads(pickle.dumps(folder))  # as another rank gets it
-        with sent:
+        assert seen_from_outside(out) == "locked"
+        with pickle.loads(pickle.dumps(folder)) as sent:  # as another rank gets it
             assert (sent.path, sent.manifest, sent.finished) == (out, manifest(), False)
-        assert "another process is at work" in another_process(out)
-    assert another_process(out) == "taken\n"
+        assert seen_from_outside(out) == "locked"
+    assert seen_from_outside(out) == "free"
     with RunFolder.open(out, manifest(), overwrite=True):
-        assert "another process is at work" in another_process(out)
+        assert seen_from_outside(out) == "locked"
     with RunFolder.open(out, manifest(), resume=True) as folder:
-        assert not folder.finished
-    assert another_process(out) == "taken\n"
+        assert seen_from_outside(out) == "locked" and not folder.finished
+    assert seen_from_outside(out) == "free"
 
 
 def finished_run(out: Path, **changes: Any) -> None:

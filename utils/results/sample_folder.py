@@ -5,6 +5,7 @@ What stands under its final name is whole.
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import shutil
@@ -85,8 +86,8 @@ class Sample:
     ) -> Sample:
         """`frame`, which is image i of the explained batch; `layers` is what was drawn of it."""
         gradcam = detector.gradcam
-        real, fake = explanation.logits[i].tolist()
-        target = explanation.target[i]
+        prediction, target = explanation.prediction, explanation.target[i]
+        real, fake = prediction["cls"][i].tolist()
         if gradcam.signed:
             target = SIGNED_TARGET
         elif target != gradcam.target:
@@ -100,7 +101,7 @@ class Sample:
             video=frame.video,
             label=frame.label,
             logits=(real, fake),
-            prob_fake=float(explanation.prediction["prob"][i]),
+            prob_fake=float(prediction["prob"][i]),
             target=target,
             method=gradcam.method,
             site=detector.model.gradcam_site(),
@@ -161,12 +162,12 @@ class Sample:
             target="", method="", site="", weights="", layers=[], original=None,
         )  # fmt: skip
 
-    @property
+    @functools.cached_property
     def predicted(self) -> int:
         """0 real, 1 fake."""
         return predicted(self.prob_fake)
 
-    @property
+    @functools.cached_property
     def confidence(self) -> float:
         """Probability of the predicted class."""
         return confidence(self.prob_fake)

@@ -24,7 +24,7 @@ class DetectionMetrics(NamedTuple):
 
 
 def detection_metrics(prob_fake: Sequence[float], label: Sequence[int], video: Sequence[Hashable]) -> DetectionMetrics:
-    """Metrics of N frames, as the host trees compute them, except that videos are told apart by `video`.
+    """Metrics of N frames, as the host trees compute them, except that videos are identified by `video`.
 
     Args:
         prob_fake: N probabilities of class 1 (fake). A frame counts as fake above THRESHOLD.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import contextmanager
 from typing import Iterator, Mapping, Sequence
 
@@ -16,7 +15,7 @@ from utils.files import write_json
 from utils.model.config import RunSettings
 from utils.model.detector import LoadedDetector, find_device, load_detector
 from utils.report.exports import PAGE, check_views, write_views
-from utils.results.manifest import METRICS, STARTED
+from utils.results.manifest import METRICS, STARTED, read_json
 from utils.results.run_folder import RunFolder
 from utils.run.dataset_run import Context, DatasetRun, explains_every_frame
 from utils.run.interruption import SignalGuard, resume_command
@@ -92,7 +91,7 @@ def _report_finished(folder: RunFolder, options: RunOptions) -> None:
     print(f"{folder.path}: this run is complete, nothing is left to do")
     if not (folder.path / PAGE).is_file():  # killed in its last moments, or its page removed
         print("\n".join(write_views(folder.path, options.views)))
-    metrics = json.loads((folder.path / METRICS).read_text(encoding="utf-8"))
+    metrics = read_json(folder.path / METRICS)
     check_finished(metrics, folder.manifest.heatmaps or {}, options.max_unreadable)
 
 

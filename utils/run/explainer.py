@@ -9,6 +9,7 @@ from typing import Callable, NamedTuple, Sequence
 import torch
 from torch import Tensor
 
+from utils.cam.tokens import Prediction
 from utils.data.frames import Batch, Frame
 from utils.gradcam import Explanation
 from utils.model.detector import LoadedDetector
@@ -21,13 +22,12 @@ from utils.run.resume import Resume
 
 
 class _Part(NamedTuple):
-    """Part of a batch, explained. `kept` are the positions in `frames` that have finite maps, in order."""
+    """Part of a batch, explained."""
 
     frames: Sequence[Frame]
     pixels: Tensor
-    kept: list[int]
-    explanation: Explanation | None  # of the kept ones; None where none was kept
-    drawn: list[list[LayerImage]]
+    prediction: Prediction | None  # of the frames in `drawn`; None where there are none
+    drawn: list[Drawn]  # of the frames whose maps are finite
 
 
 class Explainer:
@@ -53,8 +53,8 @@ class Explainer:
     def predict_and_explain(self, batch: Batch) -> None:
         """Record logits, and write maps, from the same forward pass."""
         for part in self._parts(batch, [self.detector.gradcam.target] * len(batch.frames)):
-            if part.explanation is not None and len(part.kept) == len(part.frames):
-                self.predictions.add(part.frames, part.explanation.logits, part.explanation.prediction["prob"])
+            if part.prediction is not None and len(part.drawn) == len(part.frames):
+                self.predictions.add(part.frames, part.prediction["cls"], part.prediction["prob"])
             else:  # the pass that gave finite maps left some frames out
                 self.predictions.add(part.frames, *self.predict(part.pixels))
             self._write(part)
@@ -76,25 +76,32 @@ class Explainer:
     def _explained(self, frames: Sequence[Frame], pixels: Tensor, targets: Sequence[str | int]) -> _Part:
         label = torch.tensor([frame.label for frame in frames])
         explanation, kept = self.detector.explain_what_can(pixels, label, targets)
-        drawn = [] if explanation is None else drawn_layers(self.detector, pixels[kept], explanation)
-        return _Part(frames, pixels, kept, explanation, drawn)
+        if explanation is None:
+            return _Part(frames, pixels, None, [])
+        layers = drawn_layers(self.detector, pixels[kept], explanation)
+        drawn = [
+            Drawn(
+                Sample.of(frames[position], self.detector, explanation, i, layers[i]),
+                pixels[position].permute(1, 2, 0).numpy(),
+                layers[i],
+            )
+            for i, position in enumerate(kept)
+        ]
+        return _Part(frames, pixels, explanation.prediction, drawn)
 
     def _write(self, part: _Part) -> None:
         """Queue the samples that are not on disk yet. Their prediction is the recorded one, to the last bit."""
         recorded = self.predictions
-        for i, position in enumerate(part.kept):
-            frame = part.frames[position]
-            if part.explanation is None or not recorded.has(frame.index) or not self.resume.lacks_sample(frame.index):
-                continue
-            real, fake = recorded.logits[frame.index].tolist()
-            prob_fake = float(recorded.prob_fake[frame.index])
-            sample = Sample.of(frame, self.detector, part.explanation, i, part.drawn[i])
-            sample = replace(sample, logits=(real, fake), prob_fake=prob_fake)
-            self.counts.add_sample(sample.layers)
-            image = part.pixels[position].permute(1, 2, 0).numpy()
-            self.writer.write(self.folder / f"sample{frame.index}", Drawn(sample, image, part.drawn[i]))
-        lost = (frame.index for i, frame in enumerate(part.frames) if i not in part.kept)
-        self.counts.non_finite += [index for index in lost if recorded.has(index)]
+        for sample, image, layers in part.drawn:
+            if self.resume.lacks_sample(sample.index):
+                real, fake = recorded.logits[sample.index].tolist()
+                prob_fake = float(recorded.prob_fake[sample.index])
+                sample = replace(sample, logits=(real, fake), prob_fake=prob_fake)
+                self.counts.add_sample(sample.layers)
+                self.writer.write(self.folder / f"sample{sample.index}", Drawn(sample, image, layers))
+        finite = {drawn.sample.index for drawn in part.drawn}
+        lost = [frame.index for frame in part.frames if frame.index not in finite]
+        self.counts.non_finite += [index for index in lost if index not in recorded.unreadable]
 
 
 def drawn_layers(detector: LoadedDetector, pixels: Tensor, explanation: Explanation) -> list[list[LayerImage]]:

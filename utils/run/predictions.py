@@ -88,10 +88,6 @@ class Predictions:
         """(N,) bool: frames that were readable, and so have a prediction."""
         return ~np.isnan(self.prob_fake)
 
-    def has(self, index: int) -> bool:
-        """Whether frame `index` was readable, and so has a prediction."""
-        return not np.isnan(self.prob_fake[index])
-
     @property
     def done(self) -> np.ndarray:
         """(N,) bool: frames that have a prediction or are known to be unreadable."""

@@ -19,6 +19,7 @@ from utils.model.detector import PRECISIONS, detector_class
 from utils.model.gradcam_settings import COLORMAPS
 from utils.report.exports import ViewOptions
 from utils.results.overlays import IMAGE_FORMATS
+from utils.run.dataset_run import MOST_MISTAKES
 from utils.run.evaluation import run
 from utils.run.options import RunOptions
 
@@ -71,7 +72,10 @@ def _add_heatmap_flags(p: OneLineParser) -> None:
         "--gradcam_enabled", action="store_true", default=None, help="render heatmaps; without it a plain evaluation"
     )
     maps.add_argument(
-        "--gradcam_samples", type=positive, metavar="N", help="maximum samples per dataset (50 wrong predictions)"
+        "--gradcam_samples",
+        type=positive,
+        metavar="N",
+        help=f"maximum samples per dataset (default: {MOST_MISTAKES} wrong predictions)",
     )
     maps.add_argument(
         "--gradcam_output_dir", dest="gradcam_save_dir", metavar="DIR", help="where everything is written"

@@ -30,7 +30,7 @@ from utils.run.processes import Processes
 from utils.run.resume import Resume
 from utils.run.summary import DatasetSummary
 
-DEFAULT_SAMPLES = 50  # wrong predictions explained per dataset
+MOST_MISTAKES = 50  # wrong predictions explained per dataset
 
 
 class Context(NamedTuple):
@@ -82,7 +82,7 @@ class DatasetRun:
                 chosen = self.predictions.choose(None, False, "first", 0)
             else:
                 self.predict_all()
-                count, seed = gradcam.samples or DEFAULT_SAMPLES, self.context.settings.seed
+                count, seed = gradcam.samples or MOST_MISTAKES, self.context.settings.seed
                 chosen = self.predictions.choose(count, not options.save_all, options.select, seed)
                 self.explain_chosen(chosen, explainer)
         if self.processes.first:
@@ -102,22 +102,22 @@ class DatasetRun:
             print(f"{self.frames[0].dataset}: {done} of {len(batches)} batches were done before")
         number = self.processes.broadcast(next_number(self.folder)) + self.processes.rank
         with Journal(self.folder, number) as journal:
-
-            def predict(batch: Batch) -> None:
-                frames = sorted([*batch.frames, *(frame for frame, _ in batch.unreadable)], key=lambda f: f.index)
-                if explainer and self.resume.is_recorded([frame.index for frame in frames]):
-                    explainer.explain(batch, [self.target] * len(batch.frames))  # only samples are missing
-                    return
-                for frame, reason in batch.unreadable:
-                    self.predictions.add_unreadable(frame.index, reason)
-                if explainer:
-                    explainer.predict_and_explain(batch)
-                elif batch.frames:
-                    self.predictions.add(batch.frames, *self.context.predict(batch.pixels))
-                journal.append(self.predictions.journal_rows(frames))
-
-            self._for_each(missing, predict, ", with heatmaps" if explainer else "")
+            what = ", with heatmaps" if explainer else ""
+            self._for_each(missing, lambda batch: self._predict_batch(batch, journal, explainer), what)
         self._collect_predictions()
+
+    def _predict_batch(self, batch: Batch, journal: Journal, explainer: Explainer | None) -> None:
+        frames = sorted([*batch.frames, *(frame for frame, _ in batch.unreadable)], key=lambda frame: frame.index)
+        if explainer and self.resume.is_recorded([frame.index for frame in frames]):  # only samples are missing
+            explainer.explain(batch, [self.target] * len(batch.frames))
+            return
+        for frame, reason in batch.unreadable:
+            self.predictions.add_unreadable(frame.index, reason)
+        if explainer:
+            explainer.predict_and_explain(batch)
+        elif batch.frames:
+            self.predictions.add(batch.frames, *self.context.predict(batch.pixels))
+        journal.append(self.predictions.journal_rows(frames))
 
     def explain_chosen(self, chosen: Sequence[int], explainer: Explainer) -> None:
         """The chosen frames in full batches; a batch that lacks a sample is explained as a whole."""

@@ -71,6 +71,8 @@ MISSING = object()
         (("device",), MISSING, "the field device is missing"),
         (("mood",), "good", "the field 'mood' is unknown"),
         (("heatmaps",), MISSING, "the field heatmaps is missing"),
+        (("heatmaps",), {}, "heatmaps: the field toy is missing"),
+        (("heatmaps", "other"), {}, "heatmaps: the field 'other' is unknown"),
         (("heatmaps", "toy", "empty_maps"), {"a": "one"}, "heatmaps.toy: empty_maps is {'a': 'one'}, which no run"),
         (("heatmaps", "toy", "vanished"), [{"index": 5}], "heatmaps.toy.vanished: the field reason is missing"),
     ],

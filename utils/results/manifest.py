@@ -142,6 +142,9 @@ class Manifest:
         for name, dataset in values["datasets"].items():
             _check(dataset, f"{where}: datasets.{name}", {"frames": _count, "json_sha256": str, "frames_sha256": str})
         heatmaps = values.get("heatmaps")
+        if heatmaps is not None:
+            _check(heatmaps, f"{where}: heatmaps", dict.fromkeys(values["datasets"], dict))
+            heatmaps = {name: HeatmapCounts.from_json(heatmaps[name], f"{where}: heatmaps.{name}") for name in heatmaps}
         return cls(
             command=values["command"],
             started=values["started"],
@@ -156,9 +159,7 @@ class Manifest:
             versions=values["versions"],
             top_files=values["top_files"],
             finished=values.get("finished"),
-            heatmaps=None
-            if heatmaps is None
-            else {name: HeatmapCounts.from_json(heatmaps[name], f"{where}: heatmaps.{name}") for name in heatmaps},
+            heatmaps=heatmaps,
         )
 
     def differences(self, earlier: Manifest) -> list[str]:
@@ -274,7 +275,4 @@ _FIELDS: dict[str, type | Fits] = {
     "versions": dict,
     "top_files": lambda value: isinstance(value, list) and all(map(_is_plain_name, value)),
 }
-_FINISHED_FIELDS: dict[str, type | Fits] = {
-    "finished": str,
-    "heatmaps": lambda value: isinstance(value, dict) and all(map(_is_plain_name, value)),
-}
+_FINISHED_FIELDS: dict[str, type | Fits] = {"finished": str, "heatmaps": dict}

@@ -24,11 +24,13 @@ from benchmarks.engine import Logits, without_torchvision
 from utils.cam.layers import SITES, block_names
 from utils.cam.maps import normalise
 from utils.cam.methods import ATTENTION_METHODS, METHODS
+from utils.data.frames import evenly_spaced
 from utils.data.readers import read_dataset
 from utils.explanation_metrics.localisation import energy_in_mask, pointing_game
-from utils.explanation_metrics.samples import DetectedFakes, evenly_spaced, read_samples
+from utils.explanation_metrics.samples import DetectedFakes, read_samples
 from utils.explanation_metrics.sweep import SweepPlan, localise_maps, make_maps
-from utils.model.config import TRAINING_FOLDER, run_settings
+from utils.files import TRAINING_FOLDER
+from utils.model.config import run_settings
 from utils.model.detector import LoadedDetector, load_detector
 
 BATCH = 25

@@ -31,8 +31,8 @@ from utils.data.frames import Batch, Frame, frame_loader
 from utils.data.readers import read_dataset
 from utils.model.config import run_settings
 from utils.model.detector import LoadedDetector, find_device, load_detector
-from utils.results.overlays import encode, layer_pictures
-from utils.results.sample_folder import Sample, comparison_picture, write_sample
+from utils.results.overlays import encode, layer_images
+from utils.results.sample_folder import Drawn, Sample, comparison_image, write_sample
 
 ROOT = Path(__file__).resolve().parent.parent
 TOWERS: dict[str, dict[str, Any]] = {
@@ -142,18 +142,17 @@ def batch_of(detector: LoadedDetector, frames: list[Frame]) -> Batch:
     return next(iter(frame_loader(frames, detector.settings.resolution, len(frames), 0)))
 
 
-def samples_of(detector: LoadedDetector, batch: Batch) -> list[Sample]:
-    """The pictures of the batch, explained and drawn."""
+def samples_of(detector: LoadedDetector, batch: Batch) -> list[Drawn]:
+    """The images of the batch, explained and drawn."""
     explanation = detector.explain(batch.pixels, target="fake")
-    drawn = layer_pictures(batch.pixels.to(detector.device), explanation.layers, "jet")
+    drawn = layer_images(batch.pixels.to(detector.device), explanation.layers, "jet")
     return [
-        Sample(i, frame.path, frame.dataset, frame.forgery, frame.video, frame.label, (0.1, 0.2), 0.525, "fake",
-               "gradcam", "layer_norm1", "weights.pth", pixels.permute(1, 2, 0).numpy(), layers)
+        Drawn(Sample.of(frame, detector, explanation, i, layers), pixels.permute(1, 2, 0).numpy(), layers)
         for i, (frame, pixels, layers) in enumerate(zip(batch.frames, batch.pixels, drawn))
-    ]  # fmt: skip
+    ]
 
 
-def measured_steps(detector: LoadedDetector, frames: list[Frame], samples: list[Sample], folder: Path) -> Steps:
+def measured_steps(detector: LoadedDetector, frames: list[Frame], samples: list[Drawn], folder: Path) -> Steps:
     """Each step alone. All but the detector's own arithmetic on one thread."""
     batch, size = batch_of(detector, frames), len(frames)
     forward = milliseconds(lambda: detector.predict(batch.pixels), 5) / size
@@ -163,10 +162,10 @@ def measured_steps(detector: LoadedDetector, frames: list[Frame], samples: list[
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     decode = milliseconds(lambda: batch_of(detector, frames), 3) / size
-    render = milliseconds(lambda: layer_pictures(on_device, explanation.layers, "jet")) / size
+    render = milliseconds(lambda: layer_images(on_device, explanation.layers, "jet")) / size
     torch.set_num_threads(threads)
-    compose = milliseconds(lambda: [comparison_picture(sample) for sample in samples], 5) / len(samples)
-    pictures = [[*(layer.overlay for layer in sample.layers), comparison_picture(sample)] for sample in samples]
+    compose = milliseconds(lambda: [comparison_image(*sample) for sample in samples], 5) / len(samples)
+    pictures = [[*(layer.overlay for layer in sample.layers), comparison_image(*sample)] for sample in samples]
     encoding = milliseconds(lambda: [encode(picture) for five in pictures for picture in five], 5) / len(samples)
     fresh = (folder / str(count) for count in itertools.count())  # a run replaces nothing
 
@@ -174,7 +173,7 @@ def measured_steps(detector: LoadedDetector, frames: list[Frame], samples: list[
         into = next(fresh)
         into.mkdir(parents=True)
         for one in samples:
-            write_sample(into / str(one.index), one)
+            write_sample(into / str(one.sample.index), one)
 
     whole = milliseconds(write_samples, 5) / len(samples)
     files = [path for path in (folder / "0").rglob("*") if path.is_file()]
@@ -190,7 +189,7 @@ def measured_steps(detector: LoadedDetector, frames: list[Frame], samples: list[
     return Steps(decode, forward, explain - forward, render, compose, encoding, writing, whole)
 
 
-def matplotlib_figures(sample: Sample, folder: Path) -> None:
+def matplotlib_figures(sample: Drawn, folder: Path) -> None:
     """The usual recipe for the same pictures: a figure an overlay, and one with all of them."""
     import matplotlib
 
@@ -200,13 +199,13 @@ def matplotlib_figures(sample: Sample, folder: Path) -> None:
     folder.mkdir(exist_ok=True)
     for layer in sample.layers:
         figure, axes = plt.subplots(figsize=(5, 5))
-        axes.imshow(sample.picture)
+        axes.imshow(sample.image)
         axes.imshow(layer.raw, cmap="jet", alpha=0.5, interpolation="bilinear", extent=(0, 224, 224, 0))
         axes.axis("off")
         figure.savefig(folder / f"{layer.name}.png", dpi=100)
         plt.close(figure)
     figure, panels = plt.subplots(1, 1 + len(sample.layers), figsize=(5 * (1 + len(sample.layers)), 5))
-    for axes, picture in zip(panels, [sample.picture, *(layer.overlay for layer in sample.layers)]):
+    for axes, picture in zip(panels, [sample.image, *(layer.overlay for layer in sample.layers)]):
         axes.imshow(picture)
         axes.axis("off")
     figure.savefig(folder / "comparison.png", dpi=100)

@@ -1,4 +1,4 @@
-"""How a command of this library speaks: one plain line on stderr and an exit code, no traceback for mistakes."""
+"""What all commands share: flags, one line on stderr in place of a traceback, exit codes."""
 
 from __future__ import annotations
 
@@ -6,26 +6,39 @@ import argparse
 import io
 import os
 import sys
-from typing import Callable, Mapping, NoReturn, Sequence
+from typing import Any, Callable, Mapping, NoReturn, Sequence
 
 from utils.errors import InputError, RunError, did_you_mean
-from utils.packages import complaint
+from utils.packages import outdated_packages
 from utils.text import printable
 
 
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Names a flag's default where there is one; "(default: None)" says nothing."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, False) else super()._get_help_string(action)
+
+
 class OneLineParser(argparse.ArgumentParser):
-    """argparse whose complaint is one InputError in place of a page of usage; flags can't be abbreviated."""
+    """argparse that raises an InputError of one line in place of printing its usage; flags can't be abbreviated."""
 
     def __init__(self, description: str) -> None:
-        super().__init__(
-            description=description, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-        )
+        super().__init__(description=description, allow_abbrev=False, formatter_class=_HelpFormatter)
 
     def error(self, message: str) -> NoReturn:
         flags = [flag for action in self._actions for flag in action.option_strings]
         unknown = message.rpartition("unrecognized arguments: ")[2].split(" ")[0] if "unrecognized" in message else ""
         hint = did_you_mean(unknown, flags) if unknown else ""
         raise InputError(f"{message}; {hint}--help lists every flag")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """A flag with `choices`: as argparse, but worded as an unknown value in a YAML is."""
+        if action.choices is not None and value not in action.choices:
+            choices = list(action.choices)
+            raise InputError(
+                f"{action.option_strings[0]} is {value!r}; {did_you_mean(value, choices)}allowed: {', '.join(choices)}"
+            )
 
 
 def percent(text: str) -> float:
@@ -45,23 +58,23 @@ def positive(text: str) -> int:
 
 
 def run_command(main: Callable[[Sequence[str]], int], hints: Mapping[str, str] | None = None) -> NoReturn:
-    """Call `main` with the arguments and leave with its exit code: 2 for unusable input, 1 for a failed run.
+    """Call `main` with the arguments and exit with its code: 2 for unusable input, 1 for a failed run.
 
     `hints`: an error's `setting` → the flag that helps, which its message then ends with.
-    Of several processes under torchrun each tells of its own failure, one a machine of what all of them meet alike.
+    Under torchrun each rank prints its RunError; an InputError, which all ranks meet alike, is printed once per node.
     """
     first_here = os.environ.get("LOCAL_RANK", "0") == "0"
-    if isinstance(sys.stdout, io.TextIOWrapper):  # no name of a file must end a run because the terminal lacks a letter
+    if isinstance(sys.stdout, io.TextIOWrapper):  # else a file name that the terminal cannot show would end the run
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        too_old = complaint()
-        if too_old:
-            raise InputError(too_old)
+        outdated = outdated_packages()
+        if outdated:
+            raise InputError(outdated)
         code = main(sys.argv[1:])
     except InputError as error:
-        code = _complain(error, (hints or {}).get(error.setting), 2) if first_here else 2
+        code = _print_error(error, (hints or {}).get(error.setting), 2) if first_here else 2
     except RunError as error:
-        code = _complain(error, (hints or {}).get(error.setting), 1)
+        code = _print_error(error, (hints or {}).get(error.setting), 1)
     except KeyboardInterrupt as stop:
         if first_here:
             print(str(stop) or "interrupted", file=sys.stderr)  # as it is: it may hold a command to type
@@ -69,7 +82,7 @@ def run_command(main: Callable[[Sequence[str]], int], hints: Mapping[str, str] |
     sys.exit(code)
 
 
-def _complain(error: object, hint: str | None, code: int) -> int:
+def _print_error(error: object, hint: str | None, code: int) -> int:
     message = f"{error} ({hint})" if hint else str(error)
     print("error: " + printable(" ".join(message.split())), file=sys.stderr)
     return code

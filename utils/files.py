@@ -1,17 +1,21 @@
-"""Writing below the output folder and nowhere else: a symbolic link found there is never written or removed through."""
+"""Files below the output folder, each written whole or not at all; a symbolic link found there is never followed."""
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import os
 import shutil
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, Iterator, Sequence
+from typing import IO, BinaryIO, Iterable, Iterator, Sequence
 
 from utils.errors import InputError
-from utils.text import AS_IT_CAME, write_row
+from utils.text import AS_IT_CAME
+
+# The folder that holds config/, detectors/ and test_with_gradcam.py: this repository's root or the host's training/.
+TRAINING_FOLDER = Path(__file__).resolve().parent.parent
 
 
 def new_file(path: Path) -> BinaryIO:
@@ -38,7 +42,7 @@ def own_folder(path: Path) -> None:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that appears under its name, complete and on the disk itself, when the block ends well."""
+    """A file to write that appears under its name, complete and synced to disk, when the block ends without error."""
     partial = path.with_name(f".{path.name}.partial")
     with new_file(partial) as file:
         yield file
@@ -54,13 +58,33 @@ def write_whole(path: Path, data: bytes) -> None:
 
 
 def write_json(path: Path, values: object) -> None:
-    """`values` as indented JSON; NaN is refused, what JSON does not know (paths, dates) becomes text."""
+    """`values` as indented JSON; NaN is refused, what JSON does not know (paths, dates) becomes a string."""
     write_whole(path, (json.dumps(values, indent=1, allow_nan=False, default=str) + "\n").encode())
 
 
-def write_table(path: Path, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """A CSV that appears whole; names from outside come back as they came."""
-    text = io.StringIO(newline="")
-    for row in (columns, *rows):
-        write_row(text, row)
-    write_whole(path, text.getvalue().encode("utf-8", AS_IT_CAME))
+# --------------------------------------------------------------------------------------------------------------- CSV
+
+
+def write_row(table: IO[str], fields: Sequence[object]) -> None:
+    """One line of a CSV file that every reader takes for one row, also where a field holds a carriage return.
+
+    Older versions of Python leave such a field unquoted.
+    """
+    split = any("\r" in str(field) for field in fields)
+    csv.writer(table, lineterminator="\n", quoting=csv.QUOTE_ALL if split else csv.QUOTE_MINIMAL).writerow(fields)
+
+
+def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """A CSV file, row by row, that appears whole; names from outside come back as they came."""
+    with whole_file(path) as raw:
+        table = io.TextIOWrapper(raw, encoding="utf-8", errors=AS_IT_CAME, newline="")
+        write_row(table, columns)
+        for row in rows:
+            write_row(table, row)
+        table.detach()  # flushes; `raw` is closed by its own block
+
+
+def read_table(path: Path) -> Iterator[dict[str, str]]:
+    """The rows of such a file, by column."""
+    with path.open(newline="", encoding="utf-8", errors=AS_IT_CAME) as file:
+        yield from csv.DictReader(file)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Heatmaps for loose pictures and videos: a file, a folder or a glob pattern."""
+"""Heatmaps for loose images and videos: a file, a folder or a glob pattern."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from utils.cam.methods import METHOD_NAMES
 from utils.cam.targets import TARGETS
 from utils.command import OneLineParser, run_command
 from utils.data.face_crop import NoFaceError, face_cropper
+from utils.data.frames import Frame
 from utils.data.pictures import UnreadablePicture, decode_picture, read_file
 from utils.data.video_files import VIDEO_SUFFIXES, UnreadableVideo
 from utils.errors import InputError, RunError
@@ -27,15 +28,16 @@ from utils.model.config import detector_settings, find_path
 from utils.model.detector import LoadedDetector, find_device, load_detector
 from utils.model.gradcam_settings import COLORMAPS
 from utils.packages import require
-from utils.results.overlays import layer_pictures
-from utils.results.sample_folder import SIGNED_TARGET, Sample, write_sample
+from utils.results.decision import UNKNOWN
+from utils.results.sample_folder import Drawn, Sample, write_sample
+from utils.run.explainer import explain_images
 from utils.run.video import explain_video
 from utils.text import printable
 
 EMBEDDED_DETECTOR = "config/detector/clip_gradcam_demo.yaml"
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif")
 
-MAX_NAME_BYTES = 200  # of a folder named after a picture; file systems take 255, and a little is added
+MAX_NAME_BYTES = 200  # of a folder named after an image; file systems take 255, and a little is added
 # The engine knows no flags: what helps where one of its errors is about that setting.
 HINTS = {
     "layers": "test_with_gradcam.py --list_layers prints every name",
@@ -43,6 +45,7 @@ HINTS = {
     "weights": "--weights_path",
 }
 
+LABELLESS_TARGETS = [target for target in TARGETS if target != "label"]
 Crop = Callable[[np.ndarray], np.ndarray]
 
 
@@ -50,44 +53,44 @@ def parser() -> OneLineParser:
     """Every flag."""
     p = OneLineParser(description=__doc__ or "")
     p.add_argument(
-        "--input", required=True, help="picture, video, folder of them, or a quoted pattern such as 'faces/*.png'"
+        "--input", required=True, help="image, video, folder of them, or a quoted pattern such as 'faces/*.png'"
     )
-    p.add_argument("--output", required=True, help="folder for the heatmaps, one folder a picture")
+    p.add_argument("--output", required=True, help="folder for the heatmaps, one folder per image")
     p.add_argument(
         "--detector_path", help="detector YAML; without it and without weights: the embedded one, for trying out"
     )
     p.add_argument("--weights_path", help="checkpoint of the whole detector")
     p.add_argument("--layers", nargs="+", metavar="LAYER", help="e.g. encoder.layers.23 encoder.layers.20")
-    p.add_argument("--method", help=", ".join(METHOD_NAMES))
-    p.add_argument("--target", help=", ".join(target for target in TARGETS if target != "label"))
-    p.add_argument("--site", help=", ".join(SITES))
-    p.add_argument("--signed", action="store_true", help="evidence for fake red, for real blue")
-    p.add_argument("--colormap", help=", ".join(COLORMAPS))
+    p.add_argument("--method", choices=METHOD_NAMES, help="how maps are made")
+    p.add_argument("--target", metavar="TARGET", choices=TARGETS, help=", ".join(LABELLESS_TARGETS))
+    p.add_argument("--site", choices=SITES, help="where in a block")
+    p.add_argument("--signed", action="store_true", default=None, help="evidence for fake red, for real blue")
+    p.add_argument("--colormap", choices=COLORMAPS, help="of the overlays")
     p.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:<n>")
-    p.add_argument("--save_raw", action="store_true", help="also keep the raw maps, one .npz a picture")
+    p.add_argument("--save_raw", action="store_true", help="also keep the raw maps, one .npz per image")
     p.add_argument("--landmark_model", help="shape_predictor_81_face_landmarks.dat: crop the face first (needs dlib)")
     return p
 
 
 def main(argv: Sequence[str]) -> int:
-    """Flags → pictures on disk. Returns the exit code; raises InputError, RunError."""
+    """Flags → heatmaps on disk. Returns the exit code; raises InputError, RunError."""
     args = parser().parse_args(argv)
     if args.target == "label":
         raise InputError(
-            "--target label needs labels, which loose pictures do not have; use predicted, fake, real or margin"
+            f"--target label needs labels, which loose images do not have; use one of {', '.join(LABELLESS_TARGETS)}"
         )
-    files = find_pictures(args.input)
+    files = find_images(args.input)
     if any(is_video(file) for file in files):
         require("av", "a video")
     detector = _detector(args.detector_path, args.weights_path, args.device, {
         "gradcam_enabled": True, "gradcam_layers": args.layers, "gradcam_method": args.method,
         "gradcam_target": args.target, "gradcam_site": args.site, "gradcam_colormap": args.colormap,
-        "gradcam_signed": args.signed or None,
+        "gradcam_signed": args.signed,
     })  # fmt: skip
     crop = face_cropper(Path(args.landmark_model), detector.settings.resolution) if args.landmark_model else None
     detector.dry_run()
     failed = 0
-    for index, (file, folder) in enumerate(zip(files, sample_folders(files, Path(args.output)))):
+    for index, (file, folder) in enumerate(zip(files, output_folders(files, Path(args.output)))):
         try:
             if is_video(file):
                 summary = explain_video(detector, file, folder, crop)
@@ -95,10 +98,10 @@ def main(argv: Sequence[str]) -> int:
                 for remark in summary.remarks:
                     print(printable(f"{file}: {remark}"), file=sys.stderr)
             else:
-                picture = load_picture(file, detector.settings.resolution, crop)
-                sample = explain_picture(detector, picture, file, index)
-                write_sample(folder, sample, save_raw=args.save_raw)
-                print(printable(f"{file}: fake probability {sample.prob_fake:.4f}, heatmaps in {folder}"))
+                image = load_image(file, detector.settings.resolution, crop)
+                drawn = explain_image(detector, image, file, index)
+                write_sample(folder, drawn, save_raw=args.save_raw)
+                print(printable(f"{file}: fake probability {drawn.sample.prob_fake:.4f}, heatmaps in {folder}"))
         except (UnreadablePicture, UnreadableVideo, NoFaceError) as error:
             print(printable(f"{file}: left out: {error}"), file=sys.stderr)
             failed += 1
@@ -112,15 +115,15 @@ def is_video(file: Path) -> bool:
     return file.suffix.lower() in VIDEO_SUFFIXES
 
 
-def find_pictures(pattern: str) -> list[Path]:
-    """The pictures and videos that a file, folder or pattern names, sorted. Raises InputError where there are none."""
+def find_images(pattern: str) -> list[Path]:
+    """The images and videos that a file, folder or pattern names, sorted. Raises InputError where there are none."""
     path = Path(pattern)
     if path.is_file():
         return [path]
     if path.is_dir():
         suffixes = SUFFIXES + VIDEO_SUFFIXES
         found = [file for file in path.iterdir() if file.suffix.lower() in suffixes and file.is_file()]
-        kind = f"no picture or video ({', '.join(suffixes)}) in this folder"
+        kind = f"no image or video ({', '.join(suffixes)}) in this folder"
     else:
         found = [Path(name) for name in glob.glob(pattern, recursive=True) if Path(name).is_file()]  # noqa: PTH207
         kind = "no such file, folder, or file that the pattern matches"
@@ -129,8 +132,8 @@ def find_pictures(pattern: str) -> list[Path]:
     return sorted(found)
 
 
-def sample_folders(files: Sequence[Path], output: Path) -> Iterator[Path]:
-    """One folder a picture, by its name; pictures of one name in several folders get a number."""
+def output_folders(files: Sequence[Path], output: Path) -> Iterator[Path]:
+    """One folder per image, by its name; images of one name in several folders get a number."""
     taken: set[str] = set()
     last: dict[str, int] = {}
     for file in files:
@@ -138,7 +141,7 @@ def sample_folders(files: Sequence[Path], output: Path) -> Iterator[Path]:
         while len(os.fsencode(stem)) > MAX_NAME_BYTES:
             stem = stem[:-1]
         name = stem
-        while name in taken:  # also by a picture whose own name ends in such a number
+        while name in taken:  # also by an image whose own name ends in such a number
             last[stem] = last.get(stem, 1) + 1
             name = f"{stem}_{last[stem]}"
         taken.add(name)
@@ -152,13 +155,13 @@ def _detector(
         detector_path = EMBEDDED_DETECTOR
         print(
             "NOTE: no weights named, so this is the small embedded detector, trained on drawn faces. It is for trying"
-            " out only and says nothing about real pictures. Give --detector_path and --weights_path for yours."
+            " out only and says nothing about real images. Give --detector_path and --weights_path for yours."
         )
     yaml_path = find_path(detector_path or "config/detector/clip_gradcam.yaml", "detector YAML", "--detector_path")
     return load_detector(detector_settings(yaml_path, {**flags, "weights_path": weights_path}), find_device(device))
 
 
-def load_picture(file: Path, resolution: int, crop: Crop | None) -> np.ndarray:
+def load_image(file: Path, resolution: int, crop: Crop | None) -> np.ndarray:
     """(resolution, resolution, 3) uint8 RGB. Raises UnreadablePicture, NoFaceError."""
     data = read_file(str(file))
     if crop is None:
@@ -166,30 +169,12 @@ def load_picture(file: Path, resolution: int, crop: Crop | None) -> np.ndarray:
     return crop(decode_picture(data, None))
 
 
-def explain_picture(detector: LoadedDetector, picture: np.ndarray, file: Path, index: int) -> Sample:
-    """One picture (H, W, 3) uint8 RGB explained and drawn."""
-    pixels = torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1).unsqueeze(0)
-    explanation = detector.explain(pixels)
-    real, fake = explanation.logits[0].tolist()
-    asked, explained = detector.gradcam.target, explanation.target[0]
-    return Sample(
-        index=index,
-        path=str(file),
-        dataset="loose pictures",
-        forgery="unknown",
-        video="none",
-        label=None,
-        logits=(real, fake),
-        prob_fake=float(explanation.prediction["prob"][0]),
-        target=SIGNED_TARGET if detector.gradcam.signed else asked if asked == explained else f"{asked} ({explained})",
-        method=detector.gradcam.method,
-        site=detector.model.gradcam_site(),
-        weights=str(detector.settings.weights_path),
-        picture=picture,
-        layers=layer_pictures(
-            pixels.to(detector.device), explanation.layers, detector.gradcam.colormap, detector.gradcam.signed
-        )[0],
-    )
+def explain_image(detector: LoadedDetector, image: np.ndarray, file: Path, index: int) -> Drawn:
+    """One image (H, W, 3) uint8 RGB explained and drawn."""
+    pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).unsqueeze(0)
+    explanation, drawn = explain_images(detector, pixels)
+    frame = Frame(str(file), "loose pictures", "unknown", "none", UNKNOWN, index)
+    return Drawn(Sample.of(frame, detector, explanation, 0, drawn[0]), image, drawn[0])
 
 
 if __name__ == "__main__":

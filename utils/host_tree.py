@@ -17,9 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Iterable, Mapping, NamedTuple
 
 from utils.errors import InputError
-
-# The root of this repository or, in a host, its training folder.
-EXTENSION_ROOT = Path(__file__).resolve().parent.parent
+from utils.files import TRAINING_FOLDER
 
 # The stand-ins for the host's files of the same name never leave this repository.
 STAND_INS = ("detectors/__init__.py", "detectors/base_detector.py", "detectors/clip_detector.py")
@@ -45,10 +43,10 @@ IMPORTED = "gradcam_detectors"
 
 def extension_files() -> dict[str, bytes]:
     """What is copied into a host: path relative to its training folder, with `/` → content."""
-    found = {EXTENSION_ROOT / name for name in SINGLE_FILES if (EXTENSION_ROOT / name).is_file()}
+    found = {TRAINING_FOLDER / name for name in SINGLE_FILES if (TRAINING_FOLDER / name).is_file()}
     for pattern in PATTERNS:
-        found.update(path for path in EXTENSION_ROOT.glob(pattern) if path.is_file() and not _is_by_product(path))
-    names = {path.relative_to(EXTENSION_ROOT).as_posix(): path for path in sorted(found)}
+        found.update(path for path in TRAINING_FOLDER.glob(pattern) if path.is_file() and not _is_by_product(path))
+    names = {path.relative_to(TRAINING_FOLDER).as_posix(): path for path in sorted(found)}
     return {name: path.read_bytes() for name, path in names.items() if name not in STAND_INS}
 
 
@@ -60,7 +58,7 @@ def check_host(host: Path) -> None:
     """Raises InputError where `host` is no training folder of a host, with what is missing there."""
     if not host.is_dir():
         raise InputError(f"{host}: no such folder; give the training folder of DF40, DeepfakeBench or Effort")
-    if host == EXTENSION_ROOT:
+    if host == TRAINING_FOLDER:
         raise InputError(f"{host}: is this library itself; give the training folder of DF40, DeepfakeBench or Effort")
     missing = [name for name in NEEDED if not (host / name).exists()]
     if not any((host / name).is_file() for name in REGISTRIES):

@@ -12,7 +12,8 @@ if __name__ == "__main__" and not __package__:  # run as a script: the folder ab
 
 from utils.command import OneLineParser, run_command
 from utils.errors import InputError
-from utils.host_tree import EXTENSION_ROOT, KEPT_FOLDER, RECORD_FOLDER, Installation, check_host, extension_files
+from utils.files import TRAINING_FOLDER
+from utils.host_tree import KEPT_FOLDER, RECORD_FOLDER, Installation, check_host, extension_files
 
 
 def parser() -> OneLineParser:
@@ -35,8 +36,8 @@ def main(argv: Sequence[str]) -> int:
     if args.uninstall:
         return uninstall(installation, args.check, args.force)
     check_host(host)
-    if (EXTENSION_ROOT / RECORD_FOLDER).is_dir():
-        raise InputError(f"{EXTENSION_ROOT} is itself an installation: install from the library's own repository")
+    if (TRAINING_FOLDER / RECORD_FOLDER).is_dir():
+        raise InputError(f"{TRAINING_FOLDER} is itself an installation: install from the library's own repository")
     return install(installation, args.check, args.force)
 
 

@@ -1,4 +1,4 @@
-"""Packages that only some features need."""
+"""Which packages are missing or too old here."""
 
 from __future__ import annotations
 
@@ -7,13 +7,6 @@ import re
 import sys
 
 from utils.errors import InputError
-
-
-def require(module: str, feature: str) -> None:
-    """Raises InputError where `module` is not installed, so that a run says so before it starts, not at its end."""
-    if importlib.util.find_spec(module) is None:
-        raise InputError(f"{feature} needs the package {module}, which is missing: pip install {module}")
-
 
 PYTHON = (3, 8)
 PACKAGES = {
@@ -25,21 +18,27 @@ PACKAGES = {
 }
 
 
-def complaint() -> str:
-    """One line naming what is too old here, or an empty text. A missing package is said by whoever needs it."""
+def require(module: str, feature: str) -> None:
+    """Raises InputError where `module`, which only `feature` needs, is not installed."""
+    if importlib.util.find_spec(module) is None:
+        raise InputError(f"{feature} needs the package {module}, which is missing: pip install {module}")
+
+
+def outdated_packages() -> str:
+    """Message listing outdated packages, or "". Missing ones are reported on import."""
     if sys.version_info[:2] < PYTHON:
         return f"this library needs Python {_text(PYTHON)} or newer, here is {_text(sys.version_info[:2])}"
     from importlib.metadata import PackageNotFoundError, version
 
-    lacking = []
+    outdated = []
     for package, least in PACKAGES.items():
         try:
             found = version(package)
         except PackageNotFoundError:
             continue
         if tuple(int(number) for number in re.findall(r"\d+", found)[:2]) < least:
-            lacking.append(f"{package} {_text(least)} (here is {found})")
-    return f"this library needs {', '.join(lacking)} or newer" if lacking else ""
+            outdated.append(f"{package} {_text(least)} (here is {found})")
+    return f"this library needs {', '.join(outdated)} or newer" if outdated else ""
 
 
 def _text(version: tuple[int, ...]) -> str:

@@ -18,6 +18,7 @@ import torch
 import yaml
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
+import test_with_gradcam
 from detectors.clip_detector_gradcam import CLIPDetectorWithGradCAM
 from tests.helpers.hosts import MINIMAL_HOST, write_data
 from tests.helpers.paths import ROOT
@@ -109,6 +110,24 @@ def write_stand_in_faceforensics(tree: Path) -> None:
 def run(line: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
     return subprocess.run(line, shell=True, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+
+
+def option_table() -> dict[str, str]:
+    """Flag → YAML key ("" for none) of the table below "## Options"."""
+    section = README.partition("## Options")[2].partition("\n## ")[0]
+    rows = [line.strip("|").split("|") for line in section.splitlines() if line.startswith("| `--")]
+    return {cells[0].split()[0].strip("`"): cells[1].strip().strip("`") for cells in rows}
+
+
+def test_the_option_table_is_the_parsers() -> None:
+    """Both ways: no flag without a row, no row without a flag, and the YAML key that the flag overrides."""
+    actions = {action.option_strings[-1]: action for action in test_with_gradcam.parser()._actions}
+    del actions["--help"]
+    table = option_table()
+    assert sorted(table) == sorted(actions)
+    for flag, key in table.items():
+        assert (actions[flag].dest if actions[flag].dest in test_with_gradcam.CONFIG_KEYS else "") == key, flag
+    assert set(test_with_gradcam.CONFIG_KEYS) <= set(table.values())
 
 
 def test_readme_has_the_commands_of_all_three_ways() -> None:

@@ -11,14 +11,13 @@ import pytest
 
 from tests.helpers.datasets import DataTree
 from tests.helpers.detectors import PIXELS
-from utils.data.frames import DataSettings, Frame
+from utils.data.frames import DataSettings, Frame, evenly_spaced
 from utils.data.readers import read_dataset
 from utils.explanation_metrics.evaluate import sample_notes
 from utils.explanation_metrics.samples import (
     DetectedFakes,
     RealCounterparts,
     detected_fakes,
-    evenly_spaced,
     read_samples,
 )
 from utils.model.config import run_settings

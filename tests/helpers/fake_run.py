@@ -11,8 +11,9 @@ from typing import Any, NamedTuple, Sequence
 
 import numpy as np
 
-from utils.results.overlays import LayerPicture
-from utils.results.sample_folder import Sample, write_sample
+from utils.results.manifest import DatasetRecord, HeatmapCounts, Manifest, Weights
+from utils.results.overlays import LayerImage, original_box
+from utils.results.sample_folder import Drawn, LayerFacts, Sample, write_sample
 
 LAYERS = ("encoder.layers.5", "encoder.layers.3")
 GRID, PIXELS = 4, 64
@@ -60,16 +61,22 @@ def write_row(folder: Path, row: Row, empty: bool = False) -> Path:
     layers = []
     for layer, hot in zip(LAYERS, (row.hot, (1, 1))):
         raw = np.zeros((GRID, GRID), np.float32) if empty else raw_map(hot)
-        layers.append(LayerPicture(layer, picture_of(row), raw, raw - 0.001, empty, empty))
-    sample = Sample(
+        layers.append(LayerImage(layer, picture_of(row), raw, raw - 0.001, empty, empty))
+    drawn = Drawn(sample_of(row, layers), picture_of(row), layers)
+    return write_sample(folder / row.dataset / f"sample{row.number}", drawn)
+
+
+def sample_of(row: Row, layers: Sequence[LayerImage] = ()) -> Sample:
+    """As the library makes it of an explained frame."""
+    return Sample(
         index=row.number, path=row.path, dataset=row.dataset, forgery=row.forgery, video=row.video, label=row.label,
         logits=(-1.0, 1.0), prob_fake=row.prob_fake, target="predicted (fake)", method="gradcam", site="layer_norm1",
-        weights="weights.pth", picture=picture_of(row), layers=layers,
+        weights="weights.pth", layers=[LayerFacts.of(layer) for layer in layers],
+        original=original_box((PIXELS, PIXELS), 1 + len(layers), False),
     )  # fmt: skip
-    return write_sample(folder / row.dataset / f"sample{row.number}", sample)
 
 
-def write_tables(folder: Path, rows: Sequence[Row], finished: bool = True, **manifest: Any) -> None:
+def write_tables(folder: Path, rows: Sequence[Row], finished: bool = True) -> None:
     """predictions.csv (or the journal of a run under way), metrics and manifest."""
     datasets = list(dict.fromkeys(row.dataset for row in rows))
     for dataset in datasets:
@@ -84,20 +91,44 @@ def write_tables(folder: Path, rows: Sequence[Row], finished: bool = True, **man
                     predicted = int(row.prob_fake > 0.5)
                     table.writerow((row.number, row.path, row.dataset, row.forgery, row.video, row.label, row.prob_fake,
                                     -1.0, 1.0, predicted, predicted == row.label, *extra))  # fmt: skip
-    values = {
-        "config": {"model_name": "clip_gradcam", "gradcam_colormap": "jet"},
-        "weights": {"path": "weights.pth", "sha256": "ab" * 32},
-        "datasets": {name: {"frames": sum(row.dataset == name for row in rows)} for name in datasets},
-        **manifest,
-    }
+    frames = {name: sum(row.dataset == name for row in rows) for name in datasets}
+    values = some_manifest(
+        config={"model_name": "clip_gradcam", "gradcam_colormap": "jet"},
+        weights=Weights("weights.pth", "ab" * 32),
+        datasets={name: DatasetRecord(count, "cd" * 32, "ef" * 32) for name, count in frames.items()},
+        heatmaps={name: HeatmapCounts(count) for name, count in frames.items()} if finished else None,
+        finished="2024-01-01T01:00:00+00:00",
+    ).to_json()
     if finished:
-        counts = {name: {"heatmaps": sum(row.dataset == name for row in rows)} for name in datasets}
         metrics = {name: {"acc": 0.5, "auc": 0.75, "eer": None, "ap": 0.6, "video_auc": 0.7, "frames": 4, "videos": 2,
                           "unreadable": 0} for name in datasets}  # fmt: skip
         (folder / "metrics.json").write_text(json.dumps(metrics))
-        (folder / "manifest.json").write_text(json.dumps({**values, "heatmaps": counts}))
+        (folder / "manifest.json").write_text(json.dumps(values))
     else:
         (folder / "manifest.partial.json").write_text(json.dumps(values))
+
+
+def some_manifest(**changes: Any) -> Manifest:
+    """Of a run that has begun."""
+    values: dict[str, Any] = {
+        "command": ["test_with_gradcam.py", "--seed", "7"],
+        "started": "2024-01-01T00:00:00+00:00",
+        "config": {
+            "model_name": "clip_gradcam",
+            "workers": 2,
+            "backbone_config": {"architecture": {"hidden_size": 32}},
+        },
+        "batch_size": 5,
+        "seed": 7,
+        "weights": Weights("best.pth", "ab" * 32),
+        "datasets": {"toy": DatasetRecord(24, "cd" * 32, "ef" * 32)},
+        "options": {"precision": "fp32", "resume": False, "views": [None, False, False]},
+        "device": "cpu",
+        "threads": 4,
+        "versions": {"python": "3.8.0", "torch": "2.1.0"},
+        "top_files": ["metrics.json", "index.html"],
+    }
+    return Manifest(**{**values, **changes})
 
 
 def write_run(folder: Path, rows: Sequence[Row], finished: bool = True) -> Path:

@@ -14,7 +14,7 @@ from utils.model.detector import PRECISIONS, check_precision
 
 
 def test_here_nothing_is_too_old() -> None:
-    assert packages.complaint() == ""
+    assert packages.outdated_packages() == ""
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ def test_packages(
         return found[package]
 
     monkeypatch.setattr(importlib.metadata, "version", version)
-    assert packages.complaint().endswith(says) and bool(packages.complaint()) == bool(says)
+    assert packages.outdated_packages().endswith(says) and bool(packages.outdated_packages()) == bool(says)
     with pytest.raises(SystemExit) as left:
         command.run_command(lambda arguments: 0)
     error = capsys.readouterr().err
@@ -45,7 +45,7 @@ def test_packages(
 
 def test_python(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "version_info", (3, 7, 16))
-    assert packages.complaint() == "this library needs Python 3.8 or newer, here is 3.7"
+    assert packages.outdated_packages() == "this library needs Python 3.8 or newer, here is 3.7"
 
 
 def test_a_torch_without_half_precision_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

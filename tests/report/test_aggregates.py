@@ -14,7 +14,7 @@ from skimage.draw import polygon2mask
 from skimage.transform import PiecewiseAffineTransform, warp
 
 from examples.make_demo_data import Video, draw_video
-from tests.helpers.fake_run import GRID, LAYERS, Row, write_row, write_tables
+from tests.helpers.fake_run import GRID, LAYERS, Row, sample_of, write_row, write_tables
 from utils.data.face_crop import FIVE_OF_81, MARGIN, TEMPLATE, TEMPLATE_SIZE
 from utils.explanation_metrics.temporal_consistency import TemporalConsistency
 from utils.report.aggregate_pictures import CELL, COLUMN, GAP, LINE, NAMES, ROW
@@ -23,14 +23,15 @@ from utils.report.face_regions import REGIONS, RegionShares, region_picture, reg
 from utils.report.mean_face import MEAN_FACE, warp_to_mean_face
 from utils.report.mean_maps import MEAN_SIZE, MeanMaps
 from utils.report.region_tables import group_regions
-from utils.results.read_run import SampleResult, read_run
+from utils.results.read_run import read_run
+from utils.results.sample_folder import Sample
 
 PLACES = {"left eye": range(36, 42), "right eye": range(42, 48), "brows": range(17, 27), "nose": range(27, 36),
           "mouth": range(48, 68)}  # fmt: skip
 
 
-def sample(number: int, label: int = 1, video: str = "000", forgery: str = "swap", prob: float = 0.9) -> SampleResult:
-    return SampleResult(Path(), number, "", "set", forgery, video, label, prob, [], None, "", {}, "")
+def sample(number: int, label: int = 1, video: str = "000", forgery: str = "swap", prob: float = 0.9) -> Sample:
+    return sample_of(Row(number, "set", forgery, video, label, prob, ""))
 
 
 # ----------------------------------------------------------------------------------------------------------- regions

@@ -23,7 +23,6 @@ from utils.report.exports import ViewOptions, check_views, write_views
 from utils.report.fiftyone_export import write_fiftyone
 from utils.report.tensorboard_export import write_tensorboard
 from utils.report.video_strips import write_strips
-from utils.results import read_run as run_results
 from utils.results.read_run import read_run
 
 
@@ -35,6 +34,8 @@ def test_a_run_with_everything(commands: CommandServer, data_tree: DataTree, tmp
     assert done.code == 0, done.err
     for place in (out / "index.html", out / "fiftyone_samples.json", events, out / "toy" / "strips"):
         assert place.exists() and str(place) in done.out
+    at_the_top = {path.name for path in out.iterdir() if path.is_file()} - {"manifest.json"}
+    assert at_the_top <= set(json.loads((out / "manifest.json").read_text())["top_files"])  # else --overwrite leaves it
     # Raw maps: float32, the patch grid, equal to what the detector says of the same pixels in Python.
     frame = json.loads((out / "toy" / "sample5" / "sample5.json").read_text())["path"]
     picture = cv2.resize(np.asarray(cv2.imread(frame)), (PIXELS, PIXELS), interpolation=cv2.INTER_CUBIC)[..., ::-1]
@@ -98,11 +99,10 @@ def test_a_host_without_a_jinja2_that_works_gets_all_but_the_page(
     assert len(list(out.rglob("gradcam_comparison.png"))) == 24
 
 
-def test_other_programs_get_every_sample(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_other_programs_get_every_sample(tmp_path: Path) -> None:
     """The page shows every k-th of a large data set; a FiftyOne data set or a strip with holes would be wrong."""
     run = write_run(tmp_path / "run", some_rows(tmp_path))
-    monkeypatch.setattr(run_results.read_run, "__defaults__", (5,))
-    write_views(run, ViewOptions(fiftyone=True, video_strips=True))
+    write_views(run, ViewOptions(fiftyone=True, video_strips=True), shown_samples=5)
     assert (run / "index.html").read_text().count('"number": ') == 5 + 3  # of 18 every 4th, of 6 every 2nd
     assert len(json.loads((run / "fiftyone_samples.json").read_text())["samples"]) == 24
     assert len(list((run / "faces" / "strips").glob("*.png"))) == 9

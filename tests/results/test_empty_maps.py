@@ -16,16 +16,16 @@ import numpy as np
 import pytest
 import torch
 
-from tests.helpers.fake_run import PIXELS, Row, write_tables
+from tests.helpers.fake_run import PIXELS, Row, sample_of, write_tables
 from utils.cam.maps import LayerMaps
 from utils.report.aggregates import write_patterns
 from utils.report.fiftyone_export import fiftyone_sample
 from utils.report.page import write_report
 from utils.report.tensorboard_export import write_tensorboard
 from utils.report.video_strips import write_strips
-from utils.results.overlays import layer_pictures
-from utils.results.read_run import RunResults, read_run, sample_maps
-from utils.results.sample_folder import Sample, metadata_text, write_sample
+from utils.results.overlays import layer_images
+from utils.results.read_run import RunOnDisk, read_run, sample_maps
+from utils.results.sample_folder import Drawn, metadata_text, write_sample
 
 GRID = 8
 SIZE = (PIXELS, PIXELS)
@@ -39,7 +39,7 @@ def against_the_target_alone(count: int) -> torch.Tensor:
     return -torch.rand(count, GRID, GRID, generator=torch.Generator().manual_seed(1)) - 0.1
 
 
-def write_maps(folder: Path, signed: torch.Tensor, drawn_signed: bool) -> RunResults:
+def write_maps(folder: Path, signed: torch.Tensor, drawn_signed: bool) -> RunOnDisk:
     """A run of four frames of one video whose layer `a` has these maps and layer `b` an ordinary one."""
     count = len(signed)
     ordinary = torch.rand(count, GRID, GRID, generator=torch.Generator().manual_seed(2))
@@ -47,13 +47,10 @@ def write_maps(folder: Path, signed: torch.Tensor, drawn_signed: bool) -> RunRes
     pictures = torch.full((count, 3, *SIZE), 120, dtype=torch.uint8)
     rows = [Row(i, "toy", "swap", "000", 1, 0.9, f"/nowhere/{i}.png") for i in range(count)]
     write_tables(folder, rows)
-    for row, layers in zip(rows, layer_pictures(pictures, maps, "jet", drawn_signed)):
-        sample = Sample(
-            index=row.number, path=row.path, dataset=row.dataset, forgery=row.forgery, video=row.video, label=1,
-            logits=(-1.0, 1.0), prob_fake=row.prob_fake, target="fake", method="gradcam", site="layer_norm1",
-            weights="weights.pth", picture=pictures[0].permute(1, 2, 0).numpy(), layers=layers,
-        )  # fmt: skip
-        write_sample(folder / "toy" / f"sample{row.number}", sample)
+    for row, layers in zip(rows, layer_images(pictures, maps, "jet", drawn_signed)):
+        sample = sample_of(row, layers)
+        image = pictures[0].permute(1, 2, 0).numpy()
+        write_sample(folder / "toy" / f"sample{row.number}", Drawn(sample, image, layers))
         text = metadata_text(sample)
         assert ("Layer a: empty map" in text) == (not drawn_signed) and "Layer b: raw maximum" in text
     return read_run(folder)

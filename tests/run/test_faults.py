@@ -16,7 +16,7 @@ from tests.helpers.datasets import DataTree, make_data_tree, rows_of
 from tests.helpers.paths import SCRIPT
 from tests.helpers.watch import PRIVATE_MOUNTS
 from utils.errors import RunError
-from utils.results.sample_folder import SampleWriter
+from utils.results.sample_writer import SampleWriter
 from utils.run.out_of_memory import Halving, is_out_of_memory
 
 ALL = ["--gradcam_enabled", "--save_all_predictions"]
@@ -195,7 +195,7 @@ def killed(*args):
 frames.decode_picture = killed
 """
     done = run(commands, tree, out, [*ALL, "--workers", "1"], first)
-    assert_one_plain_line(done, "decodes pictures was ended from outside", "--workers", "--resume")
+    assert_one_plain_line(done, "decodes images was ended from outside", "--workers", "--resume")
     assert_only_whole_files(out, whole["all"])
     assert run(commands, tree, out, [*ALL, "--resume"]).code == 0
     ours, theirs = outputs(out), outputs(whole["all"])
@@ -209,12 +209,12 @@ def test_a_writer_threads_exception_stops_the_run(
     out = tmp_path / "out"
     first = """
 import utils.results.sample_folder as results
-draw, calls = results.comparison_picture, []
-def broken(sample):
+draw, calls = results.comparison_image, []
+def broken(*args):
     calls.append(1)
     if len(calls) == 7: raise ZeroDivisionError("a slip in the drawing")
-    return draw(sample)
-results.comparison_picture = broken
+    return draw(*args)
+results.comparison_image = broken
 """
     done = run(commands, tree, out, SOME, first)
     assert done.code == 1 and "a slip in the drawing" in done.err  # a fault of the program shows where it is
@@ -228,7 +228,7 @@ def test_the_writer_passes_on_its_threads_exceptions(tmp_path: Path, monkeypatch
     def fail(folder: Path, *_: object) -> Path:
         raise OSError(28, "No space left on device", str(folder))
 
-    monkeypatch.setattr("utils.results.sample_folder.write_sample", fail)
+    monkeypatch.setattr("utils.results.sample_writer.write_sample", fail)
     with pytest.raises(OSError, match="No space"), SampleWriter(threads=2) as writer:
         writer.write(tmp_path / "sample0", None)  # type: ignore[arg-type]  # nothing is drawn
     with pytest.raises(OSError, match="No space"), SampleWriter(threads=1) as writer:
@@ -283,7 +283,7 @@ def test_out_of_memory_halves_the_batch_and_says_so(
 
 def test_memory_for_not_even_one_picture(tree: DataTree, commands: CommandServer, tmp_path: Path) -> None:
     done = run(commands, tree, tmp_path / "out", [], SHORT_OF_MEMORY.format(fits=0, mischief="raise MemoryError"))
-    assert_one_plain_line(done, "a single picture")
+    assert_one_plain_line(done, "a single image")
 
 
 def test_halving_covers_every_picture_once_and_passes_other_errors_on() -> None:
@@ -306,7 +306,7 @@ def test_halving_covers_every_picture_once_and_passes_other_errors_on() -> None:
 
     with pytest.raises(RuntimeError, match="mat1"):
         Halving("testing").run(broken, 4)
-    with pytest.raises(RunError, match="a single picture"):
+    with pytest.raises(RunError, match="a single image"):
         Halving("testing").run(lambda part: (_ for _ in ()).throw(MemoryError), 4)
     with pytest.raises(RuntimeError) as real:
         torch.empty(1 << 60, dtype=torch.uint8)

@@ -64,7 +64,9 @@ def run(commands: CommandServer, flags: list[str], cwd: Path, size: int) -> list
     return [process.wait() for process in start(commands, flags, cwd, size)]
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    "mode", ["plain", *(pytest.param(mode, marks=pytest.mark.slow) for mode in MODES if mode != "plain")]
+)
 def test_two_and_three_processes_write_what_one_writes(
     mode: str, tree: DataTree, commands: CommandServer, tmp_path: Path
 ) -> None:
@@ -89,6 +91,7 @@ def test_work_is_shared_and_no_batch_is_done_twice(tree: DataTree, commands: Com
     assert sorted([rank for rank, _ in batches].count(rank) for rank in "012") == [3, 4, 4]
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_ends_the_run_and_resume_finishes_it(
     tree: DataTree, commands: CommandServer, tmp_path: Path
 ) -> None:

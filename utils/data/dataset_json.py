@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Iterable, NamedTuple
 
 from utils.errors import InputError, did_you_mean
-from utils.text import plain_words, quoted
+from utils.text import one_line, shortened
 
 # The data sets whose JSON has the compression level.
 COMPRESSED = ("FaceForensics++", "FF-DF", "FF-F2F", "FF-FS", "FF-NT", "FaceShifter", "DeepFakeDetection")
@@ -35,7 +35,7 @@ def dataset_names(json_folder: Path) -> list[str]:
         return sorted(entry.stem for entry in json_folder.iterdir() if entry.suffix == ".json")
     except (OSError, ValueError) as error:
         raise InputError(
-            f"dataset_json_folder {str(json_folder)!r} cannot be listed ({plain_words(error)}): set it in "
+            f"dataset_json_folder {str(json_folder)!r} cannot be listed ({one_line(error)}): set it in "
             f"config/test_config.yaml to the folder that holds the data sets' JSON files"
         ) from error
 
@@ -49,13 +49,13 @@ def dataset_file(name: str, json_folder: Path) -> Path:
     """The JSON file of a data set. Raises InputError where there is none, naming the data sets that there are."""
     if not is_dataset_name(name):
         raise InputError(
-            f"{quoted(name)} is no name of a data set: a name is printable, has no '/', no '\\' and is not '..'"
+            f"{shortened(name)!r} is no name of a data set: a name is printable, has no '/', no '\\' and is not '..'"
         )
     names = dataset_names(json_folder)
     if name not in names:
         there = f"it holds {_listed(names)}" if names else "it holds no JSON file at all"
         raise InputError(
-            f"no data set {quoted(name)} in dataset_json_folder {str(json_folder)!r}: "
+            f"no data set {shortened(name)!r} in dataset_json_folder {str(json_folder)!r}: "
             f"{did_you_mean(name, names)}{there}"
         )
     return json_folder / f"{name}.json"
@@ -83,7 +83,7 @@ def read_videos(name: str, json_folder: Path, compression: str, split: str) -> l
         videos += [_video(path, found[video], [*where, video]) for video in found]
     videos = [video for video in videos if video.frames]
     if not videos:
-        raise InputError(f"{path}: no video of the split {split!r} of {quoted(key)} holds a frame")
+        raise InputError(f"{path}: no video of the split {split!r} of {shortened(key)!r} holds a frame")
     return videos
 
 
@@ -91,18 +91,18 @@ def _load(path: Path) -> dict[str, Any]:
     try:
         info = path.stat()
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({plain_words(error)})") from error
+        raise InputError(f"{path}: cannot be read ({one_line(error)})") from error
     if not stat.S_ISREG(info.st_mode) or info.st_size > MAX_JSON_BYTES:  # reading a pipe might never end
         raise InputError(f"{path}: cannot be read (no ordinary file, or one of more than {MAX_JSON_BYTES:,} bytes)")
     try:
         # Files made on Windows may begin with a byte-order mark.
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({plain_words(error)})") from error
+        raise InputError(f"{path}: cannot be read ({one_line(error)})") from error
     except RecursionError as error:
         raise InputError(f"{path}: nested too deeply to be a dataset JSON") from error
     except ValueError as error:  # not UTF-8, not JSON, or a number of thousands of digits
-        raise InputError(f"{path}: not a JSON file ({plain_words(error)})") from error
+        raise InputError(f"{path}: not a JSON file ({one_line(error)})") from error
     return _object(path, content, [])
 
 
@@ -128,7 +128,9 @@ def _child(path: Path, parent: dict[str, Any], where: list[str], key: str, what:
     """The object under `key`, which must be there: a `what` (data set, split, compression level)."""
     if key not in parent:
         there = f"there are {_listed(parent)}" if parent else "there is none"
-        raise InputError(f"{path}: at {_place(where)}: no {what} {quoted(key)}; {did_you_mean(key, parent)}{there}")
+        raise InputError(
+            f"{path}: at {_place(where)}: no {what} {shortened(key)!r}; {did_you_mean(key, parent)}{there}"
+        )
     return _object(path, parent[key], [*where, key])
 
 
@@ -139,13 +141,13 @@ def _object(path: Path, value: Any, where: list[str]) -> dict[str, Any]:
 
 
 def _place(where: list[str]) -> str:
-    return " > ".join(quoted(key) for key in where) or "the top"
+    return " > ".join(repr(shortened(key)) for key in where) or "the top"
 
 
 def _listed(names: Iterable[str]) -> str:
     every = list(names)
     more = f" and {len(every) - 20} more" if len(every) > 20 else ""
-    return (", ".join(quoted(name) for name in every[:20]) or "nothing") + more
+    return (", ".join(repr(shortened(name)) for name in every[:20]) or "nothing") + more
 
 
 def _typename(value: Any) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import signal
 from pathlib import Path
-from typing import Any, Iterable, Mapping, NamedTuple, Sequence
+from typing import Any, Iterable, Mapping, NamedTuple, Sequence, TypeVar
 
 import cv2
 import numpy as np
@@ -16,6 +16,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from utils.data.pictures import UnreadablePicture, decode_picture
 from utils.data.storage import read_bytes
+
+T = TypeVar("T")
 
 
 class Frame(NamedTuple):
@@ -53,6 +55,15 @@ class Batch(NamedTuple):
 
 
 # ---------------------------------------------------------------------------------------------------- listing
+
+
+def evenly_spaced(items: Sequence[T], count: int) -> list[T]:
+    """At most `count` of n items: the middles of `count` equal parts, items floor((k + 1/2) n / count).
+
+    Of frames in the order of a dataset, every video and forgery method keeps its share.
+    """
+    count = min(count, len(items))
+    return [items[(2 * k + 1) * len(items) // (2 * count)] for k in range(count)]
 
 
 # ---------------------------------------------------------------------------------------------------- loading

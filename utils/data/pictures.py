@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
-from utils.text import plain_words
+from utils.text import one_line
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -108,7 +108,7 @@ def _open_header(data: bytes) -> Image:
             raise UnreadablePicture(f"not an image: the file begins with {data[:8]!r}") from error
         # Pillow's parsers pass on whatever they trip over: struct.error, SyntaxError, KeyError ...
         except Exception as error:
-            raise UnreadablePicture(f"the image's header is damaged ({plain_words(error)})") from error
+            raise UnreadablePicture(f"the image's header is damaged ({one_line(error)})") from error
 
 
 def _check_size(width: int, height: int) -> None:
@@ -156,7 +156,7 @@ def _load_strictly(picture: Image) -> None:
     except MemoryError:
         raise
     except Exception as error:  # as in _open_header
-        raise UnreadablePicture(f"the image is cut off or damaged ({plain_words(error)})") from error
+        raise UnreadablePicture(f"the image is cut off or damaged ({one_line(error)})") from error
     finally:
         ImageFile.LOAD_TRUNCATED_IMAGES = tolerant
 

@@ -9,10 +9,10 @@ from typing import Callable, NamedTuple
 
 from utils.data.dataset_json import Video, dataset_file, read_videos
 from utils.data.frame_paths import find_prefix
-from utils.data.frames import DataSettings, Frame
+from utils.data.frames import DataSettings, Frame, evenly_spaced
 from utils.data.storage import lmdb_folder, lmdb_path
 from utils.errors import InputError, did_you_mean
-from utils.text import quoted
+from utils.text import shortened
 
 
 class DatasetReader(NamedTuple):
@@ -65,23 +65,21 @@ def _location(dataset: str, videos: list[Video], settings: DataSettings) -> Call
 def _class_of(label: str, dataset: str, settings: DataSettings) -> int:
     if label not in settings.label_dict:
         raise InputError(
-            f"{settings.json_folder / dataset}.json has the label {quoted(label)}, which label_dict does not: "
-            f"{did_you_mean(label, settings.label_dict)}add {quoted(label)}: 1 (fake) or 0 (real) to label_dict in "
-            f"config/test_config.yaml"
+            f"{settings.json_folder / dataset}.json has the label {shortened(label)!r}, which label_dict does not: "
+            f"{did_you_mean(label, settings.label_dict)}add {shortened(label)!r}: 1 (fake) or 0 (real) to label_dict "
+            f"in config/test_config.yaml"
         )
     return int(settings.label_dict[label] != 0)
 
 
 def _sampled(paths: list[str], count: int | None, sampling: str) -> list[str]:
-    """At most `count` of a video's n frames: the middles of `count` equal parts, frames floor((k + 1/2) n / count)."""
+    """At most `count` of a video's frames."""
     if sampling == "host":
         return paths[:count]
     paths = sorted(paths, key=_by_number)
     if sampling == "host_sorted":
         return paths[:count]
-    if count is None or count >= len(paths):
-        return paths
-    return [paths[(2 * k + 1) * len(paths) // (2 * count)] for k in range(count)]
+    return paths if count is None else evenly_spaced(paths, count)
 
 
 def _by_number(path: str) -> tuple[list[tuple[int, str]], str]:

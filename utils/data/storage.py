@@ -13,7 +13,7 @@ from typing import Any, Iterator
 from utils.data.dataset_json import COMPRESSED
 from utils.data.pictures import UnreadablePicture, read_file
 from utils.errors import InputError
-from utils.text import plain_words
+from utils.text import one_line
 
 MARK = "_lmdb!/"
 
@@ -87,7 +87,7 @@ def _value(path: str) -> bytes | None:
     except _lmdb().BadValsizeError:  # longer than a key can be
         return None
     except _lmdb().Error as error:
-        raise UnreadablePicture(f"the LMDB {folder!r} cannot be read ({plain_words(error)})") from error
+        raise UnreadablePicture(f"the LMDB {folder!r} cannot be read ({one_line(error)})") from error
 
 
 def _environment(folder: str) -> Any:

@@ -10,7 +10,7 @@ from typing import Any, Callable, Iterator, NamedTuple
 import numpy as np
 
 from utils.errors import RunError
-from utils.text import plain_words
+from utils.text import one_line
 
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".flv")
 
@@ -41,7 +41,7 @@ class VideoReader:
                 self.rate = stream.average_rate or Fraction(25)
                 self.length = sum(1 for packet in container.demux(stream) if packet.size)
         except (av.error.FFmpegError, IndexError, OSError, ValueError) as error:
-            reason = "it has no pictures" if isinstance(error, IndexError) else plain_words(error)
+            reason = "it has no pictures" if isinstance(error, IndexError) else one_line(error)
             raise UnreadableVideo(f"the video cannot be decoded: {reason}") from error
         self._path = path
 
@@ -54,7 +54,7 @@ class VideoReader:
                 for number, frame in enumerate(container.decode(video=0)):
                     yield VideoFrame(number, float(frame.time or number / self.rate), upright(frame))
             except av.error.FFmpegError as error:
-                self.broken = plain_words(error)
+                self.broken = one_line(error)
 
 
 def upright(frame: Any) -> np.ndarray:

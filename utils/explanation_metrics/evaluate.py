@@ -13,7 +13,7 @@ from torch import Tensor
 from utils.cam.layers import block_names
 from utils.cam.methods import ATTENTION_SITE, sites_of
 from utils.cam.targets import Target
-from utils.data.frames import Frame
+from utils.data.frames import Frame, evenly_spaced
 from utils.errors import InputError
 from utils.explanation_metrics.comparison import Columns, Row, best_threshold, rows
 from utils.explanation_metrics.controls import control_maps
@@ -23,7 +23,6 @@ from utils.explanation_metrics.samples import (
     DetectedFakes,
     RealCounterparts,
     detected_fakes,
-    evenly_spaced,
     read_samples,
 )
 from utils.explanation_metrics.segment_attack import attack_metrics

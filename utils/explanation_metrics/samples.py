@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import posixpath
 from collections import Counter
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from utils.data.storage import read_bytes
 from utils.errors import RunError
 from utils.explanation_metrics.controls import hull
 from utils.explanation_metrics.deletion import RealFrames
+from utils.files import read_table
 
 T = TypeVar("T")
 
@@ -50,19 +50,8 @@ class DetectedFakes:
 
 def detected_fakes(frames: Sequence[Frame], predictions: Path) -> list[Frame]:
     """The fakes that the detector predicted as fake, by a run's `predictions.csv`, in order."""
-    with predictions.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-        predicted_fake = {int(row["index"]) for row in csv.DictReader(file) if row["predicted"] == "1"}
+    predicted_fake = {int(row["index"]) for row in read_table(predictions) if row["predicted"] == "1"}
     return [frame for frame in frames if frame.label == 1 and frame.index in predicted_fake]
-
-
-def evenly_spaced(items: Sequence[T], count: int) -> list[T]:
-    """At most `count` of the items: the middle of each of `count` equal parts.
-
-    Of frames in the order of a dataset, every video and forgery method keeps its share.
-    """
-    total = len(items)
-    count = min(count, total)
-    return [items[(2 * k + 1) * total // (2 * count)] for k in range(count)]
 
 
 def read_samples(frames: Sequence[Frame], resolution: int, batch_size: int, workers: int) -> DetectedFakes:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from utils.errors import InputError
 from utils.model.checkpoint_families import family_of
 from utils.model.checkpoint_families.renaming import KeysCollide, renamed
-from utils.text import plain_words
+from utils.text import one_line
 
 WRAPPERS = ("state_dict", "model_state_dict", "model")
 # Files written with transformers before 4.31 carry this buffer of 0, 1, 2, ..., newer ones do not.
@@ -113,7 +113,7 @@ def _read_safetensors(path: Path) -> Any:
     try:
         return load_file(str(path))
     except (SafetensorError, ValueError, KeyError) as error:
-        raise InputError(f"{path}: not a .safetensors file, or damaged ({plain_words(error)})") from error
+        raise InputError(f"{path}: not a .safetensors file, or damaged ({one_line(error)})") from error
 
 
 def _read_torch(path: Path) -> Any:
@@ -133,7 +133,7 @@ def _read_torch(path: Path) -> Any:
                 f"{path}: holds pickled objects{what}, which could run any code and are not loaded; {_RESAVE}"
             ) from error
         raise InputError(
-            f"{path}: not a checkpoint, or damaged ({type(error).__name__}: {plain_words(error)}); "
+            f"{path}: not a checkpoint, or damaged ({type(error).__name__}: {one_line(error)}); "
             f"expected what torch.save(model.state_dict()) writes"
         ) from error
 

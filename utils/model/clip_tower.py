@@ -8,6 +8,7 @@ from typing import Any, Mapping
 from torch import nn
 
 from utils.errors import InputError, did_you_mean
+from utils.text import one_line
 
 DEFAULT_TOWER = "openai/clip-vit-large-patch14"
 
@@ -71,7 +72,7 @@ def _pretrained_tower(name: str, where: str) -> nn.Module:
         loaded: Any = CLIPVisionModel.from_pretrained(name, output_loading_info=True)
     except (OSError, ValueError) as error:
         raise InputError(
-            f"{where}: the pretrained tower {name!r} could not be loaded ({_first_line(error)}); give a local"
+            f"{where}: the pretrained tower {name!r} could not be loaded ({one_line(error)}); give a local"
             " folder with config.json and model.safetensors as name_or_path, or a weights file of the whole detector"
             " (then nothing is downloaded)"
         ) from error
@@ -102,7 +103,7 @@ def _random_tower(name: str, architecture: Mapping[str, Any] | None, where: str)
     try:
         return CLIPVisionModel(CLIPVisionConfig(**fields))
     except Exception as error:  # transformers 5 raises its own validation errors, 4 whatever the first layer meets
-        raise InputError(f"{where}: no CLIP tower can be built from {fields}: {_first_line(error)}") from error
+        raise InputError(f"{where}: no CLIP tower can be built from {fields}: {one_line(error)}") from error
 
 
 def _published_fields(name: str, where: str) -> dict[str, Any]:
@@ -112,14 +113,9 @@ def _published_fields(name: str, where: str) -> dict[str, Any]:
         return CLIPVisionConfig.from_pretrained(name).to_dict()
     except (OSError, ValueError) as error:
         raise InputError(
-            f"{where}: the architecture of {name!r} could not be read ({_first_line(error)}); known without a network:"
+            f"{where}: the architecture of {name!r} could not be read ({one_line(error)}); known without a network:"
             f" {', '.join(KNOWN_TOWERS)}; for others give backbone_config.architecture or a local folder"
         ) from error
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return " ".join(lines[0].split()) if lines else type(error).__name__
 
 
 def _unwrapped(tower: nn.Module) -> nn.Module:

@@ -9,14 +9,13 @@ import yaml
 
 from utils.data.frames import DataSettings
 from utils.errors import InputError
+from utils.files import TRAINING_FOLDER
 from utils.model.backbone_config import backbone_config
 from utils.model.config_values import Section, refuse_odd_values
 from utils.model.gradcam_settings import GradCAMSettings, gradcam_settings
 
 SELECTIONS = ("confident", "first", "random")
 SAMPLINGS = ("even", "host", "host_sorted")
-# The folder that holds config/, detectors/ and test_with_gradcam.py: the host's training/.
-TRAINING_FOLDER = Path(__file__).resolve().parent.parent.parent
 
 
 class DetectorSettings(NamedTuple):

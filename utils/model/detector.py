@@ -17,7 +17,7 @@ from utils.model.checkpoints import load_weights
 from utils.model.config import DetectorSettings
 from utils.model.gradcam_settings import GradCAMSettings
 from utils.model.host_registry import find_detectors
-from utils.text import plain_words
+from utils.text import one_line
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -101,7 +101,7 @@ class LoadedDetector(NamedTuple):
         try:
             faster.predict(self._noise(batch_size))
         except Exception as error:  # of the compiler, of the C++ compiler it calls, of Triton
-            raise InputError(f"torch.compile does not work here ({plain_words(error)})", "compile") from error
+            raise InputError(f"torch.compile does not work here ({one_line(error)})", "compile") from error
         return faster
 
     def _noise(self, count: int) -> Tensor:
@@ -135,7 +135,7 @@ def check_precision(precision: str, device: torch.device) -> None:
         with torch.autocast(device.type, dtype=PRECISIONS[precision], enabled=precision != "fp32"):
             found = torch.nn.functional.linear(unit, unit).dtype
     except RuntimeError as error:
-        raise InputError(f"precision {precision}: {plain_words(error)}; use fp32 or bf16", "precision") from error
+        raise InputError(f"precision {precision}: {one_line(error)}; use fp32 or bf16", "precision") from error
     if found != PRECISIONS[precision]:
         raise InputError(
             f"precision {precision} on {device.type} is not available in torch {torch.__version__}; use fp32 or bf16",

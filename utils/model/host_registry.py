@@ -15,8 +15,9 @@ from types import ModuleType
 from typing import Any, Iterator, Mapping
 
 from utils.errors import InputError, did_you_mean
+from utils.files import TRAINING_FOLDER
+from utils.text import one_line
 
-TRAINING_FOLDER = Path(__file__).resolve().parent.parent.parent
 SUFFIX = "_gradcam"
 
 
@@ -51,7 +52,8 @@ def _load_one(model_name: str, config: Mapping[str, Any], error: Exception) -> M
     if _with_maps(module).is_file():
         needed.append(f"detectors.{module}{SUFFIX}")
     print(
-        f"note: the host's detectors cannot all be imported here ({_in_short(error)}), so only {name!r} is loaded:"
+        f"note: the host's detectors cannot all be imported here ({type(error).__name__}:"
+        f" {one_line(error)}), so only {name!r} is loaded:"
         f" {', '.join(needed)}",
         file=sys.stderr,
     )
@@ -69,7 +71,9 @@ def _load(module: str, model_name: str) -> None:
             f" install it as the host's instructions say (for example: pip install {str(error.name).split('.')[0]})"
         ) from error
     except Exception as error:  # the host's own code, on a machine it was not written for
-        raise InputError(f"detector {model_name!r}: {module} cannot be imported here ({_in_short(error)})") from error
+        raise InputError(
+            f"detector {model_name!r}: {module} cannot be imported here ({type(error).__name__}: {one_line(error)})"
+        ) from error
 
 
 def _bare_package(name: str) -> ModuleType:
@@ -120,8 +124,3 @@ def _unknown(model_name: str) -> InputError:
 def _with_maps(module: str) -> Path:
     """Our file beside the host's `detectors/<module>.py`, where there is one."""
     return TRAINING_FOLDER / "detectors" / f"{module}{SUFFIX}.py"
-
-
-def _in_short(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -16,6 +16,7 @@ from utils.report.mean_face import MEAN_FACE
 from utils.report.mean_maps import MeanMaps
 from utils.report.region_tables import GroupRegions
 from utils.results.overlays import colour, encode, text_line
+from utils.text import one_line, shortened
 
 STRONGEST = 8.0  # × preference at which the colours of the heat table end
 MOST_ROWS = 60  # of one picture: what comes after is in the tables only
@@ -40,7 +41,7 @@ def region_heat_table(path: Path, groups: Sequence[GroupRegions]) -> None:
 def _heat_row(row: tuple[str, str], group: GroupRegions | None) -> np.ndarray:
     count = "no map" if group is None else f"{group.samples} samples"
     face = ", mean face" if group is not None and group.mean_faces else ""
-    name = text_line(f"{plain_label(row[0])} · {row[1]}  ({count}{face})", 2 * NAMES, ROW, 12)
+    name = text_line(f"{shortened(one_line(row[0]), 40)} · {row[1]}  ({count}{face})", 2 * NAMES, ROW, 12)
     values = [math.nan] * len(REGIONS) if group is None else [one.mean for one in group.preference]
     return np.hstack([name, *(_heat_cell(value) for value in values)])
 
@@ -62,12 +63,6 @@ def _white(height: int, width: int) -> np.ndarray:
     return np.full((height, width, 3), 255, np.uint8)
 
 
-def plain_label(name: str, longest: int = 40) -> str:
-    """A name from outside as one printable line that is not endless."""
-    line = "".join(letter if letter.isprintable() else "?" for letter in name)
-    return line if len(line) <= longest else line[: longest - 1] + "…"
-
-
 def mean_map_table(path: Path, maps: MeanMaps, colormap: str) -> None:
     """Rows are forgery and outcome, columns layers; below them the fakes' mean less the reals'."""
     layers = maps.layers
@@ -76,7 +71,7 @@ def mean_map_table(path: Path, maps: MeanMaps, colormap: str) -> None:
         found = [maps.mean(forgery, outcome, layer) for layer in layers]
         cells = [_cell(None if one is None else _coloured(one[0], colormap)) for one in found]
         counts = ["no map" if one is None else f"{one[1]} samples" for one in found]
-        rows.append(_row(f"{plain_label(forgery, 18)} · {outcome}", cells, counts))
+        rows.append(_row(f"{shortened(one_line(forgery), 18)} · {outcome}", cells, counts))
     differences = [maps.fake_minus_real(layer) for layer in layers]
     if any(one is not None for one in differences):
         largest = max(float(np.nanmax(np.abs(one))) for one in differences if one is not None) or 1.0

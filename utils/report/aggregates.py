@@ -11,7 +11,9 @@ from utils.report.aggregate_pictures import mean_map_table, region_heat_table
 from utils.report.face_regions import RegionShares, sample_landmarks, sample_regions
 from utils.report.mean_maps import MeanMaps, Similarity
 from utils.report.region_tables import GroupRegions, group_regions, write_group_table, write_sample_table
-from utils.results.read_run import DatasetResults, RunResults, sample_maps
+from utils.results.read_run import DatasetOnDisk, RunOnDisk, sample_maps
+
+REGIONS_FILE, SIMILARITY_FILE = "regions.csv", "map_similarity.csv"  # in the run's folder
 
 
 class Patterns(NamedTuple):
@@ -26,21 +28,20 @@ class Patterns(NamedTuple):
     mean_map_picture: Path
 
 
-def write_patterns(run: RunResults) -> list[Patterns]:
+def write_patterns(run: RunOnDisk) -> list[Patterns]:
     """`regions.csv`, `map_similarity.csv`, and per data set `regions.csv`, `regions.png` and `mean_maps.png`.
 
     Data sets without a map are left out; where there is none at all nothing is written.
     """
-    colormap = str(run.manifest.get("config", {}).get("gradcam_colormap", "jet"))
-    found = [_dataset_patterns(data, run.layers, colormap) for data in run.datasets]
+    found = [_dataset_patterns(data, run.layers, run.manifest.colormap) for data in run.datasets]
     patterns = [one for one in found if one is not None]
     if patterns:
-        write_group_table(run.folder / "regions.csv", [group for one in patterns for group in one.regions])
-        _write_similarity(run.folder / "map_similarity.csv", patterns)
+        write_group_table(run.folder / REGIONS_FILE, [group for one in patterns for group in one.regions])
+        _write_similarity(run.folder / SIMILARITY_FILE, patterns)
     return patterns
 
 
-def _dataset_patterns(data: DatasetResults, layers: list[str], colormap: str) -> Patterns | None:
+def _dataset_patterns(data: DatasetOnDisk, layers: list[str], colormap: str) -> Patterns | None:
     shares: list[RegionShares] = []
     means = MeanMaps(layers)
     for sample in data.samples:
@@ -56,8 +57,8 @@ def _dataset_patterns(data: DatasetResults, layers: list[str], colormap: str) ->
     pictures = data.folder / "regions.png", data.folder / "mean_maps.png"
     region_heat_table(pictures[0], groups)
     mean_map_table(pictures[1], means, colormap)
-    mean_faces = {one.sample.number for one in shares if one.mean_face}
-    samples = {one.sample.number for one in shares}
+    mean_faces = {one.sample.index for one in shares if one.mean_face}
+    samples = {one.sample.index for one in shares}
     similarity = {layer: means.similarity(layer) for layer in means.layers}
     return Patterns(data.name, groups, similarity, len(samples), len(mean_faces), *pictures)
 

@@ -7,14 +7,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 from utils.packages import require
-from utils.report.aggregates import write_patterns
-from utils.report.fiftyone_export import write_fiftyone
-from utils.report.page import PAGE, jinja2_problem, write_report
+from utils.report.aggregates import REGIONS_FILE, SIMILARITY_FILE, write_patterns
+from utils.report.fiftyone_export import FIFTYONE_FILE, write_fiftyone
+from utils.report.page import PAGE, SHOWN_SAMPLES, jinja2_problem, write_report
 from utils.report.tensorboard_export import write_tensorboard
 from utils.report.video_strips import write_strips
 from utils.results.read_run import read_run
 
-__all__ = ["PAGE", "ViewOptions", "check_views", "write_views"]
+__all__ = ["PAGE", "TOP_FILES", "ViewOptions", "check_views", "write_views"]
+
+# Whatever is written into a run's folder itself: its manifest lists these, so that --overwrite removes them.
+TOP_FILES = (PAGE, REGIONS_FILE, SIMILARITY_FILE, FIFTYONE_FILE)
 
 
 class ViewOptions(NamedTuple):
@@ -31,7 +34,7 @@ def check_views(options: ViewOptions) -> None:
         require("tensorboard", "--tensorboard")
 
 
-def write_views(folder: Path, options: ViewOptions) -> list[str]:
+def write_views(folder: Path, options: ViewOptions, shown_samples: int = SHOWN_SAMPLES) -> list[str]:
     """Make them from the files of the run in `folder`; returns lines that say where they are.
 
     A host without a jinja2 that works, which only the page needs, gets everything but the page, and is told on stderr.
@@ -39,16 +42,16 @@ def write_views(folder: Path, options: ViewOptions) -> list[str]:
     lines = []
     lacking = jinja2_problem()
     if lacking:
-        write_patterns(read_run(folder))
+        write_patterns(read_run(folder, shown_samples))
         print(
             f"report: left out, {lacking}: pip install 'jinja2>=3', then python -m utils.report {folder}",
             file=sys.stderr,
         )
     else:
-        lines.append(f"report: {write_report(folder)}")
+        lines.append(f"report: {write_report(folder, shown_samples)}")
     if options == ViewOptions():
         return lines
-    run = read_run(folder, samples_at_most=sys.maxsize)  # other programs take every sample
+    run = read_run(folder)  # other programs take every sample
     if options.fiftyone:
         lines.append(f"FiftyOne: {write_fiftyone(run)}")
     if options.tensorboard is not None:

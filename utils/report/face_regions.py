@@ -14,7 +14,7 @@ from PIL import Image
 from utils.data.annotations import read_landmarks
 from utils.data.pictures import UnreadablePicture
 from utils.report.mean_face import MEAN_FACE
-from utils.results.read_run import SampleResult
+from utils.results.sample_folder import Sample
 
 REGIONS = (
     "left eye", "right eye", "brows", "nose", "mouth", "cheeks", "jaw line", "forehead", "boundary ring", "background",
@@ -36,7 +36,7 @@ class RegionShares(NamedTuple):
     `preference` (10,) in the order of REGIONS, NaN for a region outside the picture.
     """
 
-    sample: SampleResult
+    sample: Sample
     layer: str
     preference: np.ndarray
     mass: np.ndarray  # (10,) shares of the map's mass, their sum is 1
@@ -88,7 +88,7 @@ def region_shares(raw_map: np.ndarray, regions: np.ndarray) -> tuple[np.ndarray,
     return np.divide(mass, area, out=np.full(len(REGIONS), np.nan), where=area > 0), mass
 
 
-def sample_landmarks(sample: SampleResult) -> np.ndarray | None:
+def sample_landmarks(sample: Sample) -> np.ndarray | None:
     """The sample's landmarks (81, 2) as fractions of its picture; None where they, or the picture, cannot be read."""
     try:
         landmarks = read_landmarks(sample.path)
@@ -102,7 +102,7 @@ def sample_landmarks(sample: SampleResult) -> np.ndarray | None:
 
 
 def sample_regions(
-    sample: SampleResult, raw_maps: Mapping[str, np.ndarray], landmarks: np.ndarray | None
+    sample: Sample, raw_maps: Mapping[str, np.ndarray], landmarks: np.ndarray | None
 ) -> list[RegionShares]:
     """The shares of every layer's raw map; without landmarks on the mean face's regions."""
     regions = region_picture(MEAN_FACE if landmarks is None else landmarks)

@@ -13,20 +13,23 @@ from pathlib import Path
 from typing import Any
 
 from utils.files import write_json
+from utils.results.decision import CLASS_NAMES
 from utils.results.grey_maps import GREY_MAPS, grey_name
-from utils.results.journal import CLASS_NAMES
-from utils.results.read_run import RunResults, SampleResult
+from utils.results.read_run import RunOnDisk
+from utils.results.sample_folder import Sample
+
+FIFTYONE_FILE = "fiftyone_samples.json"
 
 
-def write_fiftyone(run: RunResults) -> Path:
+def write_fiftyone(run: RunOnDisk) -> Path:
     """Write the file into the run's folder; returns its path. Samples whose pictures are gone are left out."""
-    path = run.folder / "fiftyone_samples.json"
+    path = run.folder / FIFTYONE_FILE
     samples = [fiftyone_sample(sample) for data in run.datasets for sample in data.samples if not sample.lost]
     write_json(path, {"name": f"{run.folder.resolve().name} heatmaps", "media_type": "image", "samples": samples})
     return path
 
 
-def fiftyone_sample(sample: SampleResult) -> dict[str, Any]:
+def fiftyone_sample(sample: Sample) -> dict[str, Any]:
     """One sample: label, prediction, outcome, and one Heatmap field a layer that is not empty."""
     heatmaps = {
         field_name(layer.name): {
@@ -47,7 +50,7 @@ def fiftyone_sample(sample: SampleResult) -> dict[str, Any]:
         },
         "forgery": sample.forgery,
         "video": sample.video,
-        "number": sample.number,
+        "number": sample.index,
         **heatmaps,
     }
 

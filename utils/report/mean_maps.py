@@ -9,7 +9,8 @@ import cv2
 import numpy as np
 
 from utils.report.mean_face import MEAN_FACE, warp_to_mean_face
-from utils.results.read_run import OUTCOMES, SampleResult
+from utils.results.read_run import OUTCOMES
+from utils.results.sample_folder import Sample
 
 MEAN_SIZE = 64  # pixels a side of a mean map: finer than any patch grid
 
@@ -39,7 +40,7 @@ class MeanMaps:
         # layer → class → video → sum of standardised maps and their number
         self._videos: dict[str, dict[int, dict[str, VideoSum]]] = {}
 
-    def add(self, sample: SampleResult, raw_maps: Mapping[str, np.ndarray], landmarks: np.ndarray | None) -> None:
+    def add(self, sample: Sample, raw_maps: Mapping[str, np.ndarray], landmarks: np.ndarray | None) -> None:
         """One sample: its raw maps by layer, none of them all zero, and its landmarks as fractions, or None."""
         if not raw_maps:
             return
@@ -56,7 +57,7 @@ class MeanMaps:
             self._sums[key] = (total + np.nan_to_num(one), count + np.isfinite(one), samples + 1)
             self._add_standardised(sample, layer, one)
 
-    def _add_standardised(self, sample: SampleResult, layer: str, warped: np.ndarray) -> None:
+    def _add_standardised(self, sample: Sample, layer: str, warped: np.ndarray) -> None:
         """A map of mean 0 and length 1, so that the scalar product of two is their correlation."""
         vector = np.where(np.isfinite(warped), warped, np.nanmean(warped)).ravel().astype(np.float64)
         vector -= vector.mean()

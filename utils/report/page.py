@@ -21,23 +21,28 @@ from utils.errors import InputError
 from utils.files import write_whole
 from utils.report.aggregates import Patterns, write_patterns
 from utils.report.region_tables import headlines
+from utils.results.manifest import FREE_CONFIG
 from utils.results.overlays import colour_table
-from utils.results.read_run import DatasetResults, RunResults, SampleResult, read_run
-from utils.results.run_folder import FREE_CONFIG
-from utils.text import plain_words
+from utils.results.read_run import DatasetOnDisk, RunOnDisk, read_run
+from utils.results.sample_folder import RANDOM_WEIGHTS, Sample
+from utils.text import one_line
 
 PAGE = "index.html"
+SHOWN_SAMPLES = 5_000  # per dataset, on the page and in the aggregates
 TEMPLATE = Path(__file__).resolve().parent / "template"
 BINS = 20
 CURVE_POINTS = 200
 
 
-def write_report(folder: Path) -> Path:
-    """Write `index.html`, and what `write_patterns` writes; returns the page's path. Raises InputError."""
+def write_report(folder: Path, samples_at_most: int = SHOWN_SAMPLES) -> Path:
+    """Write `index.html`, and what `write_patterns` writes; returns the page's path. Raises InputError.
+
+    Of a dataset with more than `samples_at_most` explained samples every k-th is shown.
+    """
     lacking = jinja2_problem()
     if lacking:
         raise InputError(f"the report: {lacking}: pip install 'jinja2>=3'")
-    run = read_run(folder)
+    run = read_run(folder, samples_at_most)
     page = folder / PAGE
     write_whole(page, render(run, write_patterns(run)).encode("utf-8", "backslashreplace"))
     return page
@@ -50,12 +55,12 @@ def jinja2_problem() -> str:
     except ModuleNotFoundError as error:
         return f"{error.name} is missing"
     except ImportError as error:  # jinja2 2 beside a markupsafe that no longer has what it wants
-        return f"jinja2 cannot be imported ({plain_words(error)})"
+        return f"jinja2 cannot be imported ({one_line(error)})"
     version = str(getattr(jinja2, "__version__", ""))
     return f"jinja2 {version} is too old" if version.split(".")[0] in ("0", "1", "2") else ""
 
 
-def render(run: RunResults, patterns: Sequence[Patterns]) -> str:
+def render(run: RunOnDisk, patterns: Sequence[Patterns]) -> str:
     """The page as text. All that comes from outside is escaped by the template."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
@@ -79,14 +84,14 @@ def render(run: RunResults, patterns: Sequence[Patterns]) -> str:
         config=config_text(run),
         datasets=[dataset_view(data) for data in run.datasets],
         patterns=[pattern_view(one, run) for one in patterns],
-        colours=colour_columns(str(run.manifest.get("config", {}).get("gradcam_colormap", "jet"))),
+        colours=colour_columns(run.manifest.colormap),
         data=page_data(run),
     )
 
 
-def config_text(run: RunResults) -> str:
+def config_text(run: RunOnDisk) -> str:
     """The config as YAML, without what no output depends on: the page of a run is the same wherever it was written."""
-    config = {key: value for key, value in run.manifest.get("config", {}).items() if key not in FREE_CONFIG}
+    config = {key: value for key, value in run.manifest.config.items() if key not in FREE_CONFIG}
     return yaml.safe_dump(_plain(config), sort_keys=False, allow_unicode=True)
 
 
@@ -99,14 +104,14 @@ def _plain(values: Any) -> Any:
     return values if isinstance(values, (str, int, float, bool, type(None))) else str(values)
 
 
-def notes(run: RunResults) -> list[str]:
+def notes(run: RunOnDisk) -> list[str]:
     """What a reader has to know before looking."""
     lines = []
     if not run.finished:
         lines.append(
             "This run did not finish. The page shows what is there; figures and maps are of a part of the data."
         )
-    if run.manifest.get("weights") == "random":
+    if run.manifest.weights is None:
         lines.append("Random weights: this detector was never trained, its scores and maps mean nothing.")
     for data in run.datasets:
         if not data.complete:
@@ -118,7 +123,7 @@ def notes(run: RunResults) -> list[str]:
                 " of these."
             )
         lost = sum(bool(sample.lost) for sample in data.samples)
-        written = run.manifest.get("heatmaps", {}).get(data.name, {}).get("heatmaps", data.explained)
+        written = run.manifest.heatmaps[data.name].heatmaps if run.manifest.heatmaps else data.explained
         if lost or written > data.explained:
             lines.append(f"{data.name}: of {lost + max(0, written - data.explained)} samples files were deleted.")
         if data.unreadable:
@@ -128,12 +133,10 @@ def notes(run: RunResults) -> list[str]:
     return lines
 
 
-def weights_text(run: RunResults) -> str:
+def weights_text(run: RunOnDisk) -> str:
     """The checkpoint and the start of its SHA-256."""
-    weights = run.manifest.get("weights")
-    if not isinstance(weights, dict):
-        return str(weights)
-    return f"{weights['path']} (SHA-256 {str(weights['sha256'])[:12]}…)"
+    weights = run.manifest.weights
+    return f"{weights.path} (SHA-256 {weights.sha256[:12]}…)" if weights else RANDOM_WEIGHTS
 
 
 # --------------------------------------------------------------------------------------------------------- the header
@@ -150,7 +153,7 @@ class DatasetView(NamedTuple):
     frames: int
 
 
-def dataset_view(data: DatasetResults) -> DatasetView:
+def dataset_view(data: DatasetOnDisk) -> DatasetView:
     """Metrics as text, ROC curve and score histogram as coordinates."""
     keys = (("acc", "ACC"), ("auc", "AUC"), ("eer", "EER"), ("ap", "AP"), ("video_auc", "video AUC"))
     metrics = data.metrics or {}
@@ -197,7 +200,7 @@ def histogram_bars(label: np.ndarray, prob_fake: np.ndarray) -> dict[str, list[t
     }  # fmt: skip
 
 
-def pattern_view(patterns: Patterns, run: RunResults) -> dict[str, Any]:
+def pattern_view(patterns: Patterns, run: RunOnDisk) -> dict[str, Any]:
     """Headlines, similarity and pictures of one data set, as texts."""
     layer = next(name for name in run.layers if name in patterns.similarity)
     return {
@@ -232,23 +235,23 @@ def colour_columns(colormap: str) -> dict[str, str]:
 # -------------------------------------------------------------------------------------------------------- the gallery
 
 
-def page_data(run: RunResults) -> dict[str, Any]:
+def page_data(run: RunOnDisk) -> dict[str, Any]:
     """What the page's script works on."""
     samples = [sample for data in run.datasets for sample in data.samples]
-    first: dict[str, Any] = next((sample.details for sample in samples if sample.details), {})
+    first = next((sample for sample in samples if sample.method), None)  # where the JSON is lost there is none
     layers = run.layers
     return {
         "layers": layers,
-        "run": {key: str(first.get(key, "–")) for key in ("method", "site", "weights")},
+        "run": {key: getattr(first, key) if first else "–" for key in ("method", "site", "weights")},
         "samples": [sample_data(sample, layers) for sample in samples],
     }
 
 
-def sample_data(sample: SampleResult, layers: Sequence[str]) -> dict[str, Any]:
+def sample_data(sample: Sample, layers: Sequence[str]) -> dict[str, Any]:
     """One card. `folder` are the parts of the path from the page to the sample's files."""
     box = sample.original
     return {
-        "number": sample.number,
+        "number": sample.index,
         "dataset": sample.dataset,
         "forgery": sample.forgery,
         "video": sample.video,
@@ -258,8 +261,8 @@ def sample_data(sample: SampleResult, layers: Sequence[str]) -> dict[str, Any]:
         "outcome": sample.outcome,
         "confidence": round(sample.confidence, 6),
         "fake": round(sample.prob_fake, 6),
-        "logits": [sample.details.get("logit_real"), sample.details.get("logit_fake")],
-        "target": str(sample.details.get("target", "–")),
+        "logits": list(sample.logits),
+        "target": sample.target or "–",
         "folder": [sample.folder.parent.name, sample.folder.name],
         "comparison": sample.comparison,
         "box": list(box) if box else [],

@@ -81,7 +81,7 @@ def headlines(groups: Sequence[GroupRegions], layer: str) -> list[GroupRegions]:
 def write_sample_table(path: Path, shares: Sequence[RegionShares]) -> None:
     """One row a sample and layer, one column of preference a region."""
     rows = [
-        [one.sample.number, one.sample.forgery, one.sample.video, one.sample.outcome, one.layer,
+        [one.sample.index, one.sample.forgery, one.sample.video, one.sample.outcome, one.layer,
          "mean face" if one.mean_face else "landmarks", *map(_number, one.preference)]
         for one in shares
     ]  # fmt: skip

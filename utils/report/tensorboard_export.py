@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from utils.data.pictures import UnreadablePicture, decode_picture, read_file
-from utils.results.read_run import DatasetResults, RunResults, SampleResult
+from utils.results.read_run import DatasetOnDisk, RunOnDisk
+from utils.results.sample_folder import Sample
 
 PICTURES = 50  # samples a data set, the most confident first: TensorBoard keeps every picture in memory
 
 
-def write_tensorboard(run: RunResults, folder: Path) -> None:
+def write_tensorboard(run: RunOnDisk, folder: Path) -> None:
     """Write one events file into `folder`. Needs the package tensorboard."""
     from torch.utils.tensorboard import SummaryWriter
 
@@ -26,9 +27,9 @@ def write_tensorboard(run: RunResults, folder: Path) -> None:
                     picture = decode_picture(read_file(str(sample.folder / sample.comparison)), None)
                 except UnreadablePicture:
                     continue  # deleted meanwhile; the report says so
-                writer.add_image(f"{data.name} {sample.outcome}/sample{sample.number}", picture, dataformats="HWC")
+                writer.add_image(f"{data.name} {sample.outcome}/sample{sample.index}", picture, dataformats="HWC")
 
 
-def _most_confident(data: DatasetResults) -> list[SampleResult]:
+def _most_confident(data: DatasetOnDisk) -> list[Sample]:
     there = [sample for sample in data.samples if not sample.lost]
     return sorted(there, key=lambda sample: -sample.confidence)[:PICTURES]

@@ -12,20 +12,22 @@ import numpy as np
 from utils.data.pictures import UnreadablePicture, decode_picture, read_file
 from utils.explanation_metrics.temporal_consistency import TemporalConsistency
 from utils.files import write_table, write_whole
-from utils.report.aggregate_pictures import plain_label
+from utils.results.decision import CLASS_NAMES
 from utils.results.overlays import encode, text_line
-from utils.results.read_run import DatasetResults, SampleResult, sample_maps
+from utils.results.read_run import DatasetOnDisk, sample_maps
+from utils.results.sample_folder import Sample
+from utils.text import one_line, shortened
 
 FRAME, LINE, NAMES, GAP = 112, 20, 150, 4  # pixels
 MOST_FRAMES = 32  # of a video, evenly spread
 
 
-def write_strips(data: DatasetResults) -> list[Path]:
+def write_strips(data: DatasetOnDisk) -> list[Path]:
     """Write `<dataset>/strips/<number>_<forgery>_<video>.png` for every video with explained frames; returns them.
 
     Beside them `consistency.csv`: how steady the maps are over each video's explained frames.
     """
-    videos: dict[tuple[str, str], list[SampleResult]] = {}
+    videos: dict[tuple[str, str], list[Sample]] = {}
     for sample in data.samples:
         if not sample.lost:
             videos.setdefault((sample.forgery, sample.video), []).append(sample)
@@ -43,7 +45,7 @@ def write_strips(data: DatasetResults) -> list[Path]:
     return written
 
 
-def _consistency(samples: list[SampleResult]) -> list[tuple[str, str]]:
+def _consistency(samples: list[Sample]) -> list[tuple[str, str]]:
     steadiness = TemporalConsistency()
     for sample in samples:
         steadiness.add(sample_maps(sample, [layer.name for layer in sample.layers]))
@@ -51,7 +53,7 @@ def _consistency(samples: list[SampleResult]) -> list[tuple[str, str]]:
     return [(layer, f"{value:.4f}") for layer, value in rows.items() if math.isfinite(value)]
 
 
-def strip(samples: list[SampleResult]) -> np.ndarray:
+def strip(samples: list[Sample]) -> np.ndarray:
     """(H, W, 3) uint8 RGB: a row of originals, then a row of overlays a layer, the fake probability below."""
     chosen = [samples[i] for i in np.unique(np.linspace(0, len(samples) - 1, MOST_FRAMES).round().astype(int))]
     layers = [layer.name for layer in chosen[0].layers]
@@ -61,11 +63,12 @@ def strip(samples: list[SampleResult]) -> np.ndarray:
     names = [text_line(name, NAMES, FRAME, 11) for name in ("original", *layers)]
     left = np.vstack([*names, text_line("", NAMES, LINE, 11)])
     table = np.hstack([left, *(np.pad(one, ((0, 0), (0, GAP), (0, 0)), constant_values=255) for one in columns)])
-    title = f"{plain_label(first.forgery)} · {plain_label(first.video)} · {('real', 'fake')[first.label]}"
+    forgery, video = (shortened(one_line(name), 40) for name in (first.forgery, first.video))
+    title = f"{forgery} · {video} · {CLASS_NAMES[first.label].lower()}"
     return np.vstack([text_line(title, table.shape[1], LINE + GAP, 13), table])
 
 
-def frame_pictures(sample: SampleResult, layers: list[str]) -> list[np.ndarray]:
+def frame_pictures(sample: Sample, layers: list[str]) -> list[np.ndarray]:
     """The original and the overlay of every layer, (FRAME, FRAME, 3) uint8 RGB; grey where a file is gone."""
     suffix = Path(sample.comparison).suffix
     whole = _read(sample.folder / sample.comparison)
@@ -73,7 +76,7 @@ def frame_pictures(sample: SampleResult, layers: list[str]) -> list[np.ndarray]:
     original = None
     if whole is not None and box is not None:
         original = whole[box.top : box.top + box.height, box.left : box.left + box.width]
-    drawn = [_read(sample.folder / f"gradcam_{layer}_sample{sample.number}{suffix}") for layer in layers]
+    drawn = [_read(sample.folder / f"gradcam_{layer}_sample{sample.index}{suffix}") for layer in layers]
     return [
         np.full((FRAME, FRAME, 3), 200, np.uint8)
         if picture is None

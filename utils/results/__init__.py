@@ -1,1 +1,1 @@
-"""What a run leaves on disk, written and read."""
+"""What a run leaves on disk: drawn, written and read."""

@@ -1,4 +1,4 @@
-"""Maps on disk, at the size of the patch grid: 8-bit grey pictures for programs that show them, `.npz` for numbers.
+"""Maps on disk, at the size of the patch grid: 8-bit grey images for programs that show them, `.npz` for numbers.
 
 `<sample folder>/heatmaps/<layer>.png` runs from the raw map's minimum (0) to its maximum (255),
 `<layer>_signed.png` from minus its largest magnitude (1) over zero (128) to plus that (255). Both scales are in the
@@ -8,16 +8,13 @@ sample's JSON, so that the raw values come back to half a grey level.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Sequence
+from typing import Sequence
 
 import cv2
 import numpy as np
 
 from utils.data.pictures import UnreadablePicture, read_file
-from utils.results.overlays import encode_grey
-
-if TYPE_CHECKING:
-    from utils.results.overlays import LayerPicture
+from utils.results.overlays import LayerImage
 
 GREY_MAPS = "heatmaps"
 
@@ -32,12 +29,20 @@ def signed_name(layer: str) -> str:
     return f"{layer}_signed.png"
 
 
-def write_grey_maps(folder: Path, layers: Sequence[LayerPicture]) -> None:
+def write_grey_maps(folder: Path, layers: Sequence[LayerImage]) -> None:
     """Write both grey maps of every layer into `folder`, which is made."""
     folder.mkdir()
     for layer in layers:
-        (folder / grey_name(layer.name)).write_bytes(encode_grey(grey(layer.raw, layer.empty)))
-        (folder / signed_name(layer.name)).write_bytes(encode_grey(signed_grey(layer.signed)))
+        (folder / grey_name(layer.name)).write_bytes(_encoded(grey(layer.raw, layer.empty)))
+        (folder / signed_name(layer.name)).write_bytes(_encoded(signed_grey(layer.signed)))
+
+
+def _encoded(grey: np.ndarray) -> bytes:
+    """(h, w) uint8 → the bytes of a PNG."""
+    done, data = cv2.imencode(".png", grey)
+    if not done:
+        raise OSError(f"OpenCV could not encode a grey image of shape {grey.shape}")
+    return data.tobytes()
 
 
 def grey(raw: np.ndarray, empty: bool) -> np.ndarray:
@@ -60,11 +65,11 @@ def read_grey_map(path: Path) -> np.ndarray:
     """A grey map as written: (h, w) float32 in [0, 1]. Raises UnreadablePicture."""
     pixels = cv2.imdecode(np.frombuffer(read_file(str(path)), np.uint8), cv2.IMREAD_UNCHANGED)
     if pixels is None or pixels.ndim != 2 or pixels.dtype != np.uint8:
-        raise UnreadablePicture(f"not an 8-bit grey picture: {str(path)!r}")
+        raise UnreadablePicture(f"not an 8-bit grey image: {str(path)!r}")
     return pixels.astype(np.float32) / 255
 
 
-def raw_arrays(layers: Sequence[LayerPicture]) -> dict[str, np.ndarray]:
+def raw_arrays(layers: Sequence[LayerImage]) -> dict[str, np.ndarray]:
     """What `--save_raw` keeps: per layer its raw map under its name and its signed map under `<name>.signed`."""
     return {
         key: grid.astype(np.float32)

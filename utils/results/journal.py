@@ -1,7 +1,7 @@
-"""Finished batches on disk while a run is under way, so that a killed run is not done twice.
+"""Finished batches on disk while a run is under way, so that a killed run need not begin again.
 
-Each process appends to a file of its own, `predictions.<n>.partial`: rows as in predictions.csv, and in one more column
-why a frame could not be read. A row that was cut off when the process died is no row.
+Each rank appends to a file of its own, `predictions.<n>.partial`: rows as in predictions.csv, and one more column, the
+reason why a frame could not be read. A truncated last row is ignored.
 """
 
 from __future__ import annotations
@@ -12,29 +12,30 @@ from pathlib import Path
 from types import TracebackType
 from typing import Iterable, Iterator, Sequence
 
-from utils.files import new_file
-from utils.text import AS_IT_CAME, write_row
+from utils.files import new_file, write_row
+from utils.text import AS_IT_CAME
 
 COLUMNS = (
     "index", "path", "dataset", "forgery", "video", "label", "prob_fake", "logit_real", "logit_fake", "predicted",
     "correct",
 )  # fmt: skip
 REASON = "unreadable"
+PREDICTIONS, UNREADABLE = "predictions.csv", "unreadable.csv"  # what the journals become when the dataset is done
 
 
 def journals(folder: Path) -> list[Path]:
-    """The journals of a data set's folder, in the order in which they were begun."""
+    """The journals in a dataset's folder, oldest first."""
     numbered = [(path.name.split(".")[1], path) for path in folder.glob("predictions.*.partial")]
     return [path for number, path in sorted((int(n), path) for n, path in numbered if n.isdigit())]
 
 
 def next_number(folder: Path) -> int:
-    """The first number that no journal has. A cut-off file is never appended to."""
+    """The first number that no journal has. A truncated file is never appended to."""
     return 1 + max((int(path.name.split(".")[1]) for path in journals(folder)), default=-1)
 
 
 class Journal:
-    """The journal `number` of a data set, open for appending; use it in a `with` block."""
+    """The journal `number` of a dataset, open for appending; use it in a `with` block."""
 
     def __init__(self, folder: Path, number: int) -> None:
         file = new_file(folder / f"predictions.{number}.partial")
@@ -42,7 +43,7 @@ class Journal:
         write_row(self._file, (*COLUMNS, REASON))
 
     def append(self, rows: Iterable[Sequence[object]]) -> None:
-        """One batch. It is in the kernel's hands afterwards and outlives this process."""
+        """One batch. Flushed to the OS: survives a crash of this process."""
         for row in rows:
             write_row(self._file, row)
         self._file.flush()
@@ -57,7 +58,7 @@ class Journal:
 
 
 def read_rows(folder: Path) -> Iterator[dict[str, str]]:
-    """The whole rows of all journals, by column; a frame may come twice, with the same values."""
+    """The complete rows of all journals, by column; a frame may come twice, with the same values."""
     for path in journals(folder):
         for row in _whole_rows(path):
             yield dict(zip((*COLUMNS, REASON), row))
@@ -88,6 +89,3 @@ def _whole_rows(path: Path) -> Iterator[list[str]]:
 
 def _is_whole(row: Sequence[str]) -> bool:
     return len(row) == len(COLUMNS) + 1 and row[0].isdigit() and (row[10] in ("True", "False")) != bool(row[11])
-
-
-CLASS_NAMES = ("Real", "Fake")

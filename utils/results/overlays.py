@@ -1,10 +1,11 @@
-"""Maps → pictures: colour, blend, compose. Colouring and blending are batched, on the device of their input."""
+"""Maps → images: colour, blend, compose. Colouring and blending are batched, on the device of their input."""
 
 from __future__ import annotations
 
 import functools
+import itertools
 from pathlib import Path
-from typing import TYPE_CHECKING, Mapping, NamedTuple, Sequence
+from typing import TYPE_CHECKING, Iterator, Mapping, NamedTuple, Sequence
 
 import cv2
 import numpy as np
@@ -43,53 +44,43 @@ def colour(maps: Tensor, colormap: str = "jet") -> Tensor:
     return table[(maps * 255).round().long()]
 
 
-def overlay(pictures: Tensor, maps: Tensor, empty: Tensor, colormap: str = "jet") -> Tensor:
-    """The maps laid over the pictures.
+def overlay(images: Tensor, maps: Tensor, empty: Tensor, colormap: str = "jet") -> Tensor:
+    """Blend maps over images.
 
     Args:
-        pictures: (B, 3, H, W) uint8 RGB.
+        images: (B, 3, H, W) uint8 RGB.
         maps: (B, H, W) in [0, 1], on the same device.
-        empty: (B,) bool; the picture of an empty map stays as it is, since a colour would claim a value.
+        empty: (B,) bool; the image of an empty map stays as it is, since a colour would claim a value.
 
     Returns:
         (B, H, W, 3) uint8 RGB on the same device.
     """
-    plain = pictures.permute(0, 2, 3, 1)
+    plain = images.permute(0, 2, 3, 1)
     blended = torch.lerp(plain.float(), colour(maps, colormap).float(), OPACITY).round().to(torch.uint8)
     return torch.where(empty.to(maps.device)[:, None, None, None], plain, blended)
 
 
-def signed_overlay(pictures: Tensor, signed: Tensor) -> Tensor:
-    """Evidence on both sides laid over the pictures: red above zero, blue below, the picture itself at zero.
+def signed_overlay(images: Tensor, signed: Tensor) -> Tensor:
+    """Blend evidence of both signs over images: red above zero, blue below, the image itself at zero.
 
     Args:
-        pictures: (B, 3, H, W) uint8 RGB.
+        images: (B, 3, H, W) uint8 RGB.
         signed: (B, H, W) in [-1, 1], on the same device.
 
     Returns:
         (B, H, W, 3) uint8 RGB on the same device.
     """
-    plain = pictures.permute(0, 2, 3, 1).float()
-    above, below = (torch.tensor(one, dtype=torch.float32, device=pictures.device) for one in (ABOVE, BELOW))
+    plain = images.permute(0, 2, 3, 1).float()
+    above, below = (torch.tensor(rgb, dtype=torch.float32, device=images.device) for rgb in (ABOVE, BELOW))
     ink = torch.where((signed > 0).unsqueeze(-1), above, below)
     return torch.lerp(plain, ink, SIGNED_OPACITY * signed.abs().unsqueeze(-1)).round().to(torch.uint8)
 
 
-def encode(picture: np.ndarray, image_format: str = "png") -> bytes:
+def encode(image: np.ndarray, image_format: str = "png") -> bytes:
     """(H, W, 3) uint8 RGB → the bytes of an image file."""
-    done, data = cv2.imencode(
-        f".{image_format}", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), _encoder_flags(image_format)
-    )
+    done, data = cv2.imencode(f".{image_format}", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), _encoder_flags(image_format))
     if not done:
-        raise OSError(f"OpenCV could not encode a picture of shape {picture.shape} as {image_format}")
-    return data.tobytes()
-
-
-def encode_grey(grey: np.ndarray) -> bytes:
-    """(H, W) uint8 → the bytes of a PNG."""
-    done, data = cv2.imencode(".png", grey)
-    if not done:
-        raise OSError(f"OpenCV could not encode a grey picture of shape {grey.shape}")
+        raise OSError(f"OpenCV could not encode an image of shape {image.shape} as {image_format}")
     return data.tobytes()
 
 
@@ -116,7 +107,11 @@ class Box(NamedTuple):
 
 
 def original_box(size: tuple[int, int], panels: int, warned: bool) -> Box:
-    """The place of the first panel, which is the original, of `size` (height, width)."""
+    """The place of the first panel, which is the original, of `size` (height, width).
+
+    The original is not stored a second time, which would make a sample about a fifth larger: whoever needs it alone
+    crops it out of the comparison by this box, which every `sample<i>.json` holds.
+    """
     height, width = size
     top = TITLE * (2 if warned else 1) + MARGIN
     return Box(MARGIN, top, width, height, MARGIN + panels * (width + MARGIN), top + height + CAPTION + MARGIN)
@@ -126,7 +121,7 @@ def comparison(panels: Sequence[tuple[str, np.ndarray]], title: str, warning: st
     """Panels side by side with a caption below each and a title above all.
 
     Args:
-        panels: (caption, picture (H, W, 3) uint8 RGB), all of one size.
+        panels: (caption, image (H, W, 3) uint8 RGB), all of one size.
         title: one line; shortened where the panels are too narrow for it.
         warning: a second line in red, for example that the weights are random.
 
@@ -137,9 +132,9 @@ def comparison(panels: Sequence[tuple[str, np.ndarray]], title: str, warning: st
     box = original_box((height, width), len(panels), bool(warning))
     top = box.top
     canvas = np.full((box.of_height, box.of_width, 3), PAPER[0], dtype=np.uint8)
-    for column, (caption, picture) in enumerate(panels):
+    for column, (caption, image) in enumerate(panels):
         left = MARGIN + column * (width + MARGIN)
-        canvas[top : top + height, left : left + width] = picture
+        canvas[top : top + height, left : left + width] = image
         canvas[top + height : top + height + CAPTION, left : left + width] = text_line(
             caption, width, CAPTION, CAPTION_SIZE, centred=True
         )
@@ -167,81 +162,67 @@ def text_line(
         font = _font(size)
     while font.getlength(text) > width and len(text) > 1:
         text = text[:-2] + "…"
-    picture = Image.new("RGB", (width, height), PAPER)
+    drawn = Image.new("RGB", (width, height), PAPER)
     anchor, left = ("mm", width // 2) if centred else ("lm", 0)
-    ImageDraw.Draw(picture).text((left, height // 2), text, fill=ink, font=font, anchor=anchor)
-    line = np.asarray(picture).copy()
+    ImageDraw.Draw(drawn).text((left, height // 2), text, fill=ink, font=font, anchor=anchor)
+    line = np.asarray(drawn).copy()
     line.flags.writeable = False
     return line
 
 
 @functools.lru_cache(maxsize=None)
 def _font(size: int) -> FreeTypeFont:
-    import matplotlib  # brings DejaVu Sans, so that pictures look the same on every machine
+    import matplotlib  # brings DejaVu Sans, so that images look the same on every machine
     from PIL import ImageFont
 
     return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), size)
 
 
-class LayerPicture(NamedTuple):
-    """The finished overlay of one layer for one picture."""
+class LayerImage(NamedTuple):
+    """The finished overlay of one layer for one image."""
 
     name: str
     overlay: np.ndarray  # (H, W, 3) uint8 RGB
     raw: np.ndarray  # (h, w) float32, the patch grid, not normalised
     signed: np.ndarray  # (h, w) float32, before ReLU
     empty: bool  # no patch stands out in `raw`, as the engine decided
-    drawn_empty: bool  # `overlay` is the plain picture
-
-    @property
-    def raw_maximum(self) -> float:
-        return float(self.raw.max())
+    drawn_empty: bool  # `overlay` is the plain image
 
 
-def layer_pictures(
-    pictures: Tensor, layers: Mapping[str, LayerMaps], colormap: str, signed: bool = False
-) -> list[list[LayerPicture]]:
-    """Overlays of a batch, drawn where the maps are: one list of layers a picture.
+def layer_images(
+    images: Tensor, layers: Mapping[str, LayerMaps], colormap: str, signed: bool = False
+) -> list[list[LayerImage]]:
+    """Overlays of a batch, drawn where the maps are: one list of layers per image.
 
-    `pictures`: (B, 3, H, W) uint8 RGB on the maps' device. `signed` draws the evidence on both sides of zero; then only
+    `images`: (B, 3, H, W) uint8 RGB on the maps' device. `signed` draws the evidence on both sides of zero; then only
     a map that is zero everywhere is drawn empty.
     """
+    per_layer = [_layer_images(name, images, maps, colormap, signed) for name, maps in layers.items()]
+    return [list(of_image) for of_image in zip(*per_layer)]
+
+
+def _layer_images(name: str, images: Tensor, maps: LayerMaps, colormap: str, signed: bool) -> Iterator[LayerImage]:
+    """One layer's overlay of every image of the batch."""
     if signed:
-        shares = {name: scaled(maps.signed, (pictures.shape[2], pictures.shape[3])) for name, maps in layers.items()}
-        drawn = {name: signed_overlay(pictures, share).cpu().numpy() for name, share in shares.items()}
-        drawn_empty = {name: ~share.flatten(1).any(dim=1).cpu() for name, share in shares.items()}
+        shares = scaled(maps.signed, (images.shape[2], images.shape[3]))
+        drawn, drawn_empty = signed_overlay(images, shares), ~shares.flatten(1).any(dim=1)
     else:
-        drawn = {
-            name: overlay(pictures, maps.normalised, maps.empty, colormap).cpu().numpy()
-            for name, maps in layers.items()
-        }
-        drawn_empty = {name: maps.empty.cpu() for name, maps in layers.items()}
-    empty = {name: maps.empty.cpu() for name, maps in layers.items()}
-    grids = {name: (maps.raw.float().cpu().numpy(), maps.signed.float().cpu().numpy()) for name, maps in layers.items()}
-    return [
-        [
-            LayerPicture(
-                name,
-                drawn[name][i],
-                grids[name][0][i],
-                grids[name][1][i],
-                bool(empty[name][i]),
-                bool(drawn_empty[name][i]),
-            )
-            for name in layers
-        ]
-        for i in range(len(pictures))
-    ]
+        drawn, drawn_empty = overlay(images, maps.normalised, maps.empty, colormap), maps.empty
+    raw, signed_maps = maps.raw.float().cpu().numpy(), maps.signed.float().cpu().numpy()
+    return map(
+        LayerImage, itertools.repeat(name), drawn.cpu().numpy(), raw, signed_maps, maps.empty.tolist(),
+        drawn_empty.tolist(),
+    )  # fmt: skip
 
 
-def panels(picture: np.ndarray, layers: Sequence[LayerPicture]) -> list[tuple[str, np.ndarray]]:
+def panels(image: np.ndarray, layers: Sequence[LayerImage]) -> list[tuple[str, np.ndarray]]:
     """The original and every layer's overlay, each with its caption."""
     drawn = [(layer.name + (" (empty map)" if layer.drawn_empty else ""), layer.overlay) for layer in layers]
-    return [("original", picture), *drawn]
+    return [("original", image), *drawn]
 
 
 def denormalised(image: Tensor, settings: GradCAMSettings) -> Tensor:
-    """Normalised pictures (B, 3, H, W) → uint8 RGB, same device."""
+    """Normalised images (B, 3, H, W) → uint8 RGB, same device."""
     mean = image.new_tensor(settings.mean, dtype=torch.float32).view(3, 1, 1)
     std = image.new_tensor(settings.std, dtype=torch.float32).view(3, 1, 1)
     return ((image.float() * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)

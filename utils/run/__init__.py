@@ -1,1 +1,1 @@
-"""test_with_gradcam.py, from data sets to files."""
+"""test_with_gradcam.py, from datasets to files."""

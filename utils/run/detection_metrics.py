@@ -7,6 +7,8 @@ from typing import Hashable, NamedTuple, Sequence
 import numpy as np
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
+from utils.results.decision import THRESHOLD
+
 
 class DetectionMetrics(NamedTuple):
     """All in [0, 1]; None where the frames at hand do not allow it, and `note` says why."""
@@ -22,10 +24,10 @@ class DetectionMetrics(NamedTuple):
 
 
 def detection_metrics(prob_fake: Sequence[float], label: Sequence[int], video: Sequence[Hashable]) -> DetectionMetrics:
-    """Metrics of N frames, as the host trees compute them, except that videos are told apart by `video`.
+    """Metrics of N frames, as the host trees compute them, except that videos are identified by `video`.
 
     Args:
-        prob_fake: N probabilities of class 1 (fake). A frame counts as fake above 0.5.
+        prob_fake: N probabilities of class 1 (fake). A frame counts as fake above THRESHOLD.
         label: N times 0 (real) or 1 (fake).
         video: N keys; frames of one video share key and label. The host takes the name of the parent folder, which
             merges a real and a fake video of the same name; label name and video name together do not.
@@ -41,7 +43,7 @@ def detection_metrics(prob_fake: Sequence[float], label: Sequence[int], video: S
     frames, videos = len(truth), len(members)
     if not frames:
         return DetectionMetrics(None, None, None, None, None, 0, 0, "no frame to judge by")
-    acc = float(np.mean((probability > 0.5) == (truth == 1)))
+    acc = float(np.mean((probability > THRESHOLD) == (truth == 1)))
     if truth.min() == truth.max():
         only = "fake" if truth[0] else "real"
         note = f"all {frames} frames are {only}: AUC, EER, AP and video AUC need both classes"

@@ -1,4 +1,4 @@
-"""A batch that does not fit into memory is done in halves, and so are the ones after it."""
+"""Batches that do not fit into memory are processed in halves, and so are all later ones."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ T = TypeVar("T")
 class Halving:
     """Runs work over batches in parts that fit into memory.
 
-    After a failure no part is larger than half of what failed, for the rest of the run: finding out costs time. Parts
-    of another size may change the last bits of a result.
+    After a failure no part is larger than half of what failed, for the rest of the run, since a failed attempt costs
+    time. Parts of another size may change the last bits of a result.
     """
 
     def __init__(self, what: str) -> None:
@@ -24,7 +24,7 @@ class Halving:
         self.most: int | None = None
 
     def run(self, work: Callable[[slice], T], size: int) -> list[T]:
-        """The results of `work` over consecutive slices of `size` pictures. Raises RunError where one is too many."""
+        """The results of `work` over slices of `size` images, in order. Raises RunError where one image is too much."""
         results: list[T] = []
         start = 0
         while start < size:
@@ -43,13 +43,13 @@ class Halving:
     def _halve(self, failed: int) -> None:
         if failed == 1:
             raise RunError(
-                f"memory does not suffice for {self.what} a single picture; explain later layers, or use another device"
+                f"not enough memory for {self.what} a single image; explain later layers, or use another device"
             )
         self.most = (failed + 1) // 2
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         print(
-            f"\nout of memory while {self.what} {failed} pictures: going on with at most {self.most} at a time"
+            f"\nout of memory while {self.what} {failed} images: continuing with at most {self.most} at a time"
             f" (--batch_size {self.most} avoids the attempt)",
             file=sys.stderr,
         )

@@ -1,8 +1,7 @@
-"""What the detector said of every frame: columns in memory, and `predictions.csv` when the data set is done."""
+"""Predictions per frame: columns in memory, and `predictions.csv` when the dataset is done."""
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import Iterable, Mapping, Sequence
 
@@ -11,14 +10,14 @@ from torch import Tensor
 
 from utils.data.frames import Frame
 from utils.errors import RunError
-from utils.files import whole_file
-from utils.results.journal import COLUMNS, REASON
+from utils.files import write_table
+from utils.results.decision import THRESHOLD, predicted
+from utils.results.journal import COLUMNS, PREDICTIONS, REASON, UNREADABLE
 from utils.run.detection_metrics import DetectionMetrics, detection_metrics
-from utils.text import AS_IT_CAME, write_row
 
 
 class Predictions:
-    """Predictions of one data set. Memory is 14 bytes a frame, beside the frames themselves.
+    """Predictions of one dataset. Memory is 14 bytes per frame, beside the frames themselves.
 
     Attributes: `logits` (N, 2) and `prob_fake` (N,) float32, NaN where there is none; `label` (N,) int8; `unreadable`:
     index → why the frame could not be read.
@@ -52,7 +51,7 @@ class Predictions:
         self.unreadable.pop(index, None)
 
     def journal_rows(self, frames: Sequence[Frame]) -> list[list[object]]:
-        """What a journal keeps of these frames, each of which was added or is in `unreadable`."""
+        """The journal's rows of these frames, each of which was added or is in `unreadable`."""
         return [
             [*_identity(frame), "", "", "", "", "", self.unreadable[frame.index]]
             if frame.index in self.unreadable
@@ -72,17 +71,17 @@ class Predictions:
     def write(self, folder: Path) -> None:
         """Write `predictions.csv`, and `unreadable.csv` where there are such frames, each complete or not at all."""
         rows = (self._row(self.frames[int(index)]) for index in np.flatnonzero(self.seen))
-        _write_table(folder / "predictions.csv", COLUMNS, rows)
+        write_table(folder / PREDICTIONS, COLUMNS, rows)
         if self.unreadable:
             reasons = ([i, self.frames[i].path, self.unreadable[i]] for i in sorted(self.unreadable))
-            _write_table(folder / "unreadable.csv", ("index", "path", "reason"), reasons)
+            write_table(folder / UNREADABLE, ("index", "path", "reason"), reasons)
 
     def _row(self, frame: Frame) -> list[object]:
         real, fake = self.logits[frame.index]
         # Nine digits give a float32 back exactly.
         numbers = [f"{value:.9g}" for value in (self.prob_fake[frame.index], real, fake)]
-        predicted = self.predicted(frame.index)
-        return [*_identity(frame), *numbers, predicted, predicted == frame.label]
+        decided = self.predicted(frame.index)
+        return [*_identity(frame), *numbers, decided, decided == frame.label]
 
     @property
     def seen(self) -> np.ndarray:
@@ -97,16 +96,11 @@ class Predictions:
         return done
 
     def predicted(self, index: int) -> int:
-        """Class of frame `index`: fake where its probability is above one half, as the host counts."""
-        return int(self.prob_fake[index] > 0.5)
-
-    def confidence(self, index: int) -> float:
-        """Probability of the predicted class."""
-        prob = float(self.prob_fake[index])
-        return prob if prob > 0.5 else 1.0 - prob
+        """Class of frame `index`."""
+        return predicted(self.prob_fake[index])
 
     def metrics(self) -> DetectionMetrics:
-        """Metrics over the readable frames; a video is its label's name and its own."""
+        """Metrics over the readable frames; a video is identified by label name and video name."""
         seen = np.flatnonzero(self.seen)
         videos = [(self.frames[int(i)].forgery, self.frames[int(i)].video) for i in seen]
         return detection_metrics(self.prob_fake[seen].tolist(), self.label[seen].tolist(), videos)
@@ -116,26 +110,17 @@ class Predictions:
 
         "confident": the highest probability of the predicted class first; "first": in order; "random": by `seed`.
         """
-        predicted = self.prob_fake > 0.5
-        wanted = self.seen & (predicted != (self.label > 0)) if mistakes_only else self.seen
+        fake = self.prob_fake > THRESHOLD
+        wanted = self.seen & (fake != (self.label > 0)) if mistakes_only else self.seen
         indices = np.flatnonzero(wanted)
         if count is not None and count < len(indices):
             if select == "confident":
-                doubt = np.where(predicted, -self.prob_fake, self.prob_fake - 1)[indices]
+                doubt = np.where(fake, -self.prob_fake, self.prob_fake - 1)[indices]
                 indices = indices[np.argsort(doubt, kind="stable")]
             elif select == "random":
                 indices = np.random.default_rng(seed).permutation(indices)
             indices = np.sort(indices[:count])
         return [int(index) for index in indices]
-
-
-def _write_table(path: Path, columns: Sequence[str], rows: Iterable[list[object]]) -> None:
-    with whole_file(path) as raw:
-        table = io.TextIOWrapper(raw, encoding="utf-8", errors=AS_IT_CAME, newline="")
-        write_row(table, columns)
-        for row in rows:
-            write_row(table, row)
-        table.detach()  # flushes; `raw` is closed by its own block
 
 
 def _identity(frame: Frame) -> list[object]:

@@ -1,7 +1,7 @@
-"""The processes that share a run under torchrun. What they exchange is small: lists of batches, and counts.
+"""The processes (ranks) that share a run under torchrun. What they exchange is small: lists of batches, and counts.
 
-Predictions go by files (`utils.results.journal`), so all processes need the same output folder. Only CPU objects
-travel, by gloo, also where the detectors are on GPUs.
+Predictions go by files (`utils.results.journal`), so all ranks need the same output folder. Only CPU objects travel, by
+gloo, also where the detectors are on GPUs.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from utils.errors import InputError, RunError
 
 T = TypeVar("T")
 
-# A process that dies ends the others' waiting at once; this is for a machine that vanishes without a word. It is also
-# how long the fastest process waits for the slowest.
+# The death of a process ends the waiting of the others at once; this covers a node that drops off the network. It is
+# also how long the fastest rank waits for the slowest.
 PATIENCE = timedelta(hours=2)
 
 
@@ -30,77 +30,78 @@ class Processes(NamedTuple):
 
     @classmethod
     def start(cls) -> Processes:
-        """Meet the others, if torchrun started more than one process. Raises RunError."""
+        """Join the others, if torchrun started more than one process. Raises RunError."""
         size = int(os.environ.get("WORLD_SIZE", "1"))
         if size == 1 or "RANK" not in os.environ:
             return cls()
         import torch.distributed as dist
 
         # Its functions keep the group of the time they are defined as a default. Imported later, by transformers say,
-        # they keep gloo's threads alive into the end of the interpreter, which then at times aborts.
+        # they keep gloo's threads alive until the interpreter exits, which then at times aborts.
         import torch.distributed.nn  # noqa: F401
 
         own = cls(int(os.environ["RANK"]), size, int(os.environ.get("LOCAL_RANK", "0")))
-        own._together(lambda: dist.init_process_group("gloo", timeout=PATIENCE))
+        own._collective(lambda: dist.init_process_group("gloo", timeout=PATIENCE))
         return own
 
     @property
     def first(self) -> bool:
-        """Whether this is the process that writes the tables and speaks to the person."""
+        """Whether this is rank 0, which writes the tables and prints."""
         return self.rank == 0
 
-    def share(self, numbers: list[T]) -> list[T]:
-        """This process's part: every `size`-th."""
-        return numbers[self.rank :: self.size]
+    def share(self, items: list[T]) -> list[T]:
+        """This rank's part: every `size`-th."""
+        return items[self.rank :: self.size]
 
-    def agreed(self, value: T) -> T:
-        """The first process's value, on every process."""
+    def broadcast(self, value: T) -> T:
+        """The value of rank 0, on every rank."""
         if self.size == 1:
             return value
         import torch.distributed as dist
 
         box = [value]
-        self._together(lambda: dist.broadcast_object_list(box, src=0))
+        self._collective(lambda: dist.broadcast_object_list(box, src=0))
         return box[0]
 
-    def gathered(self, value: T) -> list[T]:
-        """Every process's value, on every process. It also waits for all of them."""
+    def all_gather(self, value: T) -> list[T]:
+        """Every rank's value, on every rank. It also waits for all of them."""
         if self.size == 1:
             return [value]
         import torch.distributed as dist
 
         values: list[T] = [value] * self.size
-        self._together(lambda: dist.all_gather_object(values, value))
+        self._collective(lambda: dist.all_gather_object(values, value))
         return values
 
-    def first_does(self, work: Callable[[], T]) -> T:
-        """The result of `work` on the first process, for every process; its errors end the others quietly."""
+    def on_rank_zero(self, work: Callable[[], T]) -> T:
+        """The result of `work` on rank 0, for every rank; an error there ends the other ranks silently."""
         if not self.first:
-            result, code = self.agreed((None, 0))
+            result, code = self.broadcast((None, 0))
             if code:
                 raise SystemExit(code)
-            return result  # type: ignore[return-value]  # the first process's value
+            return result  # type: ignore[return-value]  # the value of rank 0
         try:
             result = work()
         except InputError:
-            self.agreed((None, 2))
+            self.broadcast((None, 2))
             raise
         except RunError:
-            self.agreed((None, 1))
+            self.broadcast((None, 1))
             raise
-        return self.agreed((result, 0))[0]
+        self.broadcast((result, 0))
+        return result
 
-    def device_name(self, asked: str) -> str:
-        """`--device` for this process: each process of a machine has a CUDA device of its own. Raises RunError."""
-        if self.size == 1 or asked not in ("auto", "cuda"):
-            return asked
-        there = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if not there:
-            return "cpu" if asked == "auto" and not self.first else asked
-        if self.local_rank >= there:
+    def device_name(self, requested: str) -> str:
+        """`--device` for this rank: each rank of a machine has a CUDA device of its own. Raises RunError."""
+        if self.size == 1 or requested not in ("auto", "cuda"):
+            return requested
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if not count:
+            return "cpu" if requested == "auto" and not self.first else requested
+        if self.local_rank >= count:
             raise RunError(
-                f"process {self.rank}: this machine has {there} CUDA devices, fewer than processes;"
-                f" use --nproc_per_node={there}"
+                f"process {self.rank}: this machine has {count} CUDA devices, fewer than processes;"
+                f" use --nproc_per_node={count}"
             )
         return f"cuda:{self.local_rank}"
 
@@ -108,13 +109,13 @@ class Processes(NamedTuple):
         return self
 
     def __exit__(self, *raised: object) -> None:
-        """Part from the others."""
+        """Leave the process group."""
         if self.size > 1:
             import torch.distributed as dist
 
             dist.destroy_process_group()
 
-    def _together(self, work: Callable[[], object]) -> None:
+    def _collective(self, work: Callable[[], object]) -> None:
         try:
             work()
         except RuntimeError as error:

@@ -1,4 +1,4 @@
-"""What a finished run tells: `metrics.json`, the table on the terminal, what the user should know, the exit code."""
+"""Summary of a finished run: `metrics.json`, the table on the terminal, notes for the person, success or failure."""
 
 from __future__ import annotations
 
@@ -6,22 +6,23 @@ from pathlib import Path
 from typing import Any, Mapping, NamedTuple, Sequence
 
 from utils.errors import RunError
+from utils.results.journal import UNREADABLE
+from utils.results.manifest import HeatmapCounts
 from utils.run.detection_metrics import DetectionMetrics
-from utils.run.explainer import Counts
 
 
-class DatasetResult(NamedTuple):
-    """One data set evaluated."""
+class DatasetSummary(NamedTuple):
+    """One dataset evaluated."""
 
     name: str
     metrics: DetectionMetrics
     unreadable: int
-    counts: Counts
+    counts: HeatmapCounts
 
 
-def metrics_json(result: DatasetResult) -> dict[str, Any]:
-    """The entry of one data set in `metrics.json`; what one class alone cannot give is null, with a note."""
-    metrics = result.metrics
+def metrics_json(dataset: DatasetSummary) -> dict[str, Any]:
+    """The entry of one dataset in `metrics.json`; what one class alone cannot give is null, with a note."""
+    metrics = dataset.metrics
     entry: dict[str, Any] = {
         "acc": metrics.acc,
         "auc": metrics.auc,
@@ -30,80 +31,66 @@ def metrics_json(result: DatasetResult) -> dict[str, Any]:
         "video_auc": metrics.video_auc,
         "frames": metrics.frames,
         "videos": metrics.videos,
-        "unreadable": result.unreadable,
+        "unreadable": dataset.unreadable,
     }
     return {**entry, "note": metrics.note} if metrics.note else entry
 
 
-def counts_json(counts: Counts) -> dict[str, Any]:
-    """The entry of one data set under `heatmaps` in the manifest."""
-    return {
-        "heatmaps": counts.heatmaps,
-        "empty_maps": counts.empty_maps,
-        "non_finite": counts.non_finite,
-        "vanished": [{"index": index, "reason": reason} for index, reason in counts.vanished],
-    }
-
-
-def metrics_table(results: Sequence[DatasetResult]) -> str:
-    """One line a data set, for the terminal."""
-    width = max(len("data set"), *(len(result.name) for result in results))
-    lines = [f"{'data set':<{width}}     ACC     AUC     EER      AP  video AUC  frames  videos  unreadable"]
-    for result in results:
-        m = result.metrics
+def metrics_table(datasets: Sequence[DatasetSummary]) -> str:
+    """One line per dataset, for the terminal."""
+    width = max(len("dataset"), *(len(dataset.name) for dataset in datasets))
+    lines = [f"{'dataset':<{width}}     ACC     AUC     EER      AP  video AUC  frames  videos  unreadable"]
+    for dataset in datasets:
+        m = dataset.metrics
         numbers = "".join(f"{'–' if value is None else f'{value:.4f}':>8}" for value in (m.acc, m.auc, m.eer, m.ap))
         video = "–" if m.video_auc is None else f"{m.video_auc:.4f}"
-        lines.append(f"{result.name:<{width}}{numbers}{video:>11}{m.frames:>8}{m.videos:>8}{result.unreadable:>12}")
+        lines.append(f"{dataset.name:<{width}}{numbers}{video:>11}{m.frames:>8}{m.videos:>8}{dataset.unreadable:>12}")
     return "\n".join(lines)
 
 
 def summary(
-    results: Sequence[DatasetResult], output_dir: Path, explained: str = "", random_weights: bool = False
+    datasets: Sequence[DatasetSummary], output_dir: Path, explained: str = "", random_weights: bool = False
 ) -> str:
-    """Where the outputs are and what the user should know of them. `explained`: what kind of sample, "" for none."""
+    """Where the outputs are and what is notable about them. `explained`: which samples were, "" for none."""
     lines = []
-    for result in results:
-        counts = result.counts
+    for dataset in datasets:
+        counts = dataset.counts
         if explained:
-            lines.append(f"{result.name}: heatmaps of {counts.heatmaps} {explained} in {output_dir / result.name}")
+            lines.append(f"{dataset.name}: heatmaps of {counts.heatmaps} {explained} in {output_dir / dataset.name}")
         for layer, count in counts.empty_maps.items():
             if count:
-                lines.append(f"{result.name}: {layer}: {count} of {counts.heatmaps} maps are empty")
+                lines.append(f"{dataset.name}: {layer}: {count} of {counts.heatmaps} maps are empty")
         if counts.non_finite:
-            lines.append(f"{result.name}: no heatmap (NaN or infinite) for samples {counts.non_finite}")
+            lines.append(f"{dataset.name}: no heatmap (NaN or infinite) for samples {counts.non_finite}")
         if counts.vanished:
-            lines.append(f"{result.name}: no heatmap for samples that vanished meanwhile: {counts.vanished}")
-        if result.unreadable:
-            listed = output_dir / result.name / "unreadable.csv"
-            lines.append(f"{result.name}: {result.unreadable} frames could not be read, listed in {listed}")
-        if result.metrics.note:
-            lines.append(f"{result.name}: {result.metrics.note}")
+            lines.append(f"{dataset.name}: no heatmap for samples that vanished meanwhile: {counts.vanished}")
+        if dataset.unreadable:
+            listed = output_dir / dataset.name / UNREADABLE
+            lines.append(f"{dataset.name}: {dataset.unreadable} frames could not be read, listed in {listed}")
+        if dataset.metrics.note:
+            lines.append(f"{dataset.name}: {dataset.metrics.note}")
     if random_weights:
         lines.append("random weights: this detector was never trained, its scores and maps mean nothing")
     lines.append(f"metrics and manifest: {output_dir}")
     return "\n".join(lines)
 
 
-def exit_code(metrics: Mapping[str, Any], heatmaps: Mapping[str, Any], max_unreadable: float) -> int:
-    """0, judged by `metrics.json` and the manifest's `heatmaps`.
-
-    Raises RunError for what makes a finished run a failed one.
-    """
+def check_finished(metrics: Mapping[str, Any], heatmaps: Mapping[str, HeatmapCounts], max_unreadable: float) -> None:
+    """Raises RunError for what makes a finished run a failed one, by `metrics.json` and the manifest's `heatmaps`."""
     for name, entry in metrics.items():
         total = entry["frames"] + entry["unreadable"]
         if entry["unreadable"] > max_unreadable * total:
             raise RunError(
-                f"data set {name}: {entry['unreadable']} of {total} frames could not be read, more than"
+                f"dataset {name}: {entry['unreadable']} of {total} frames could not be read, more than"
                 f" --max_unreadable {100 * max_unreadable:g}%; everything else was written"
             )
-    for name, entry in heatmaps.items():
-        if entry["vanished"]:
-            first = entry["vanished"][0]
+    for name, counts in heatmaps.items():
+        if counts.vanished:
+            index, reason = counts.vanished[0]
             raise RunError(
-                f"data set {name}: {len(entry['vanished'])} frames could be read at first but no longer when their"
-                f" heatmaps were due, first sample {first['index']} ({first['reason']}); everything else was written"
+                f"dataset {name}: {len(counts.vanished)} frames could be read at first but no longer when their"
+                f" heatmaps were due, first sample {index} ({reason}); everything else was written"
             )
     for name, entry in metrics.items():
         if entry["auc"] is None:
-            raise RunError(f"data set {name}: {entry['note']}; everything else was written")
-    return 0
+            raise RunError(f"dataset {name}: {entry['note']}; everything else was written")

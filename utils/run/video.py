@@ -1,8 +1,7 @@
-"""A video explained frame by frame: overlay video with the score curve below, scores, and how steady the maps are."""
+"""A video explained frame by frame: overlay video with the score curve below, scores, consistency of the maps."""
 
 from __future__ import annotations
 
-import io
 import math
 from itertools import islice
 from pathlib import Path
@@ -15,11 +14,12 @@ import torch
 from utils.data.face_crop import NoFaceError
 from utils.data.video_files import VideoFrame, VideoReader, video_writer
 from utils.explanation_metrics.temporal_consistency import TemporalConsistency
-from utils.files import write_json, write_whole
+from utils.files import write_json, write_table
 from utils.gradcam import explained_names
 from utils.model.detector import LoadedDetector
-from utils.results.overlays import LayerPicture, comparison, layer_pictures, panels, text_line
-from utils.text import write_row
+from utils.results.decision import predicted
+from utils.results.overlays import LayerImage, comparison, panels, text_line
+from utils.run.explainer import explain_images
 
 BATCH = 16  # frames explained at a time
 CURVE = 112  # height of the score curve in pixels
@@ -30,17 +30,17 @@ EMPTY = (225, 225, 225)
 Crop = Callable[[np.ndarray], np.ndarray]
 
 
-class Explained(NamedTuple):
+class ExplainedFrame(NamedTuple):
     """One frame as the detector saw it; `layers` is empty and `prob_fake` None where no face was found."""
 
     frame: VideoFrame
-    picture: np.ndarray
+    image: np.ndarray
     prob_fake: float | None
-    layers: list[LayerPicture]
+    layers: list[LayerImage]
 
 
 class VideoSummary(NamedTuple):
-    """What was found in a video. `consistency`: layer → mean correlation of the maps of neighbouring frames."""
+    """Result for one video. `consistency`: layer → mean correlation of the maps of neighbouring frames."""
 
     frames: int
     faceless: int
@@ -67,11 +67,11 @@ def explain_video(detector: LoadedDetector, file: Path, folder: Path, crop: Crop
     names = explained_names(detector.model.gradcam_layers(), detector.gradcam.target)
     sizes: dict[tuple[int, ...], int] = {}
     with video_writer(folder / "overlay.mp4", reader.rate) as write:
-        for one in explained_frames(detector, reader, crop):
-            sizes.setdefault(one.frame.picture.shape[:2], one.frame.number)
-            scores.append((one.frame._replace(picture=np.empty(0)), one.prob_fake))
-            steadiness.add({layer.name: layer.raw for layer in one.layers if not layer.empty})
-            write(drawn_frame(one, curve, names))
+        for explained in explained_frames(detector, reader, crop):
+            sizes.setdefault(explained.frame.picture.shape[:2], explained.frame.number)
+            scores.append((explained.frame._replace(picture=np.empty(0)), explained.prob_fake))
+            steadiness.add({layer.name: layer.raw for layer in explained.layers if not layer.empty})
+            write(drawn_frame(explained, curve, names))
     known = [score for _, score in scores if score is not None]
     if not known:
         (folder / "overlay.mp4").unlink()
@@ -99,50 +99,49 @@ def _remarks(reader: VideoReader, frames: int, faceless: int, sizes: dict[tuple[
     return remarks
 
 
-def explained_frames(detector: LoadedDetector, frames: VideoReader, crop: Crop | None) -> Iterator[Explained]:
+def explained_frames(detector: LoadedDetector, frames: VideoReader, crop: Crop | None) -> Iterator[ExplainedFrame]:
     """Frames in order, explained BATCH at a time."""
     source = iter(frames)
     size = detector.settings.resolution
     while batch := list(islice(source, BATCH)):
-        pictures = [_detector_picture(frame.picture, size, crop) for frame in batch]
-        seen = [picture for picture in pictures if picture is not None]
-        found = iter(_explain(detector, seen) if seen else [])
-        for frame, picture in zip(batch, pictures):
-            if picture is None:
-                yield Explained(frame, np.full((size, size, 3), EMPTY, np.uint8), None, [])
+        images = [_detector_image(frame.picture, size, crop) for frame in batch]
+        explained = iter(_explain(detector, [image for image in images if image is not None]))
+        for frame, image in zip(batch, images):
+            if image is None:
+                yield ExplainedFrame(frame, np.full((size, size, 3), EMPTY, np.uint8), None, [])
             else:
-                yield Explained(frame, picture, *next(found))
+                yield ExplainedFrame(frame, image, *next(explained))
 
 
-def _detector_picture(picture: np.ndarray, size: int, crop: Crop | None) -> np.ndarray | None:
+def _detector_image(image: np.ndarray, size: int, crop: Crop | None) -> np.ndarray | None:
+    """As the detector will see it; None where there is no face."""
     if crop is None:
-        return cv2.resize(picture, (size, size), interpolation=cv2.INTER_CUBIC)
+        return cv2.resize(image, (size, size), interpolation=cv2.INTER_CUBIC)
     try:
-        return crop(picture)
+        return crop(image)
     except NoFaceError:
         return None
 
 
-def _explain(detector: LoadedDetector, pictures: Sequence[np.ndarray]) -> list[tuple[float, list[LayerPicture]]]:
-    pixels = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
-    explanation = detector.explain(pixels)
-    drawn = layer_pictures(
-        pixels.to(detector.device), explanation.layers, detector.gradcam.colormap, detector.gradcam.signed
-    )
+def _explain(detector: LoadedDetector, images: Sequence[np.ndarray]) -> list[tuple[float, list[LayerImage]]]:
+    """Probability of fake and drawn layers per image."""
+    if not images:
+        return []
+    pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
+    explanation, drawn = explain_images(detector, pixels)
     return list(zip(explanation.prediction["prob"].tolist(), drawn))
 
 
 # ----------------------------------------------------------------------------------------------------------- drawing
 
 
-def drawn_frame(one: Explained, curve: ScoreCurve, names: Sequence[str]) -> np.ndarray:
+def drawn_frame(explained: ExplainedFrame, curve: ScoreCurve, names: Sequence[str]) -> np.ndarray:
     """Original and overlays side by side, and below them the scores so far. Of one size for all frames of a video."""
-    drawn = panels(one.picture, one.layers)
-    if not one.layers:
-        drawn = [("no face", one.picture), *((name, one.picture) for name in names)]
-    score = "no face" if one.prob_fake is None else f"fake probability {one.prob_fake:.3f}"
-    table = comparison(drawn, f"frame {one.frame.number}   {one.frame.seconds:.2f} s   {score}")
-    return np.vstack([table, curve.add(one.prob_fake, table.shape[1])])
+    frame, image, prob_fake, layers = explained
+    drawn = panels(image, layers) if layers else [("no face", image), *((name, image) for name in names)]
+    score = "no face" if prob_fake is None else f"fake probability {prob_fake:.3f}"
+    table = comparison(drawn, f"frame {frame.number}   {frame.seconds:.2f} s   {score}")
+    return np.vstack([table, curve.add(prob_fake, table.shape[1])])
 
 
 class ScoreCurve:
@@ -163,7 +162,7 @@ class ScoreCurve:
         if score is not None:
             x = left + min(1.0, self._frames / max(1, self._length - 1)) * (right - left)
             point = round(x), round(bottom - score * (bottom - top))
-            ink = FAKE_INK if score > 0.5 else REAL_INK
+            ink = FAKE_INK if predicted(score) else REAL_INK
             cv2.line(self._canvas, self._before or point, point, ink, 2, cv2.LINE_AA)
         self._before = point
         self._frames += 1
@@ -184,8 +183,5 @@ def _axes(width: int) -> np.ndarray:
 
 def write_scores(path: Path, scores: Sequence[tuple[VideoFrame, float | None]]) -> None:
     """`scores.csv`: frame, seconds, prob_fake (nothing where no face was found)."""
-    text = io.StringIO(newline="")
-    write_row(text, ("frame", "seconds", "prob_fake"))
-    for frame, score in scores:
-        write_row(text, (frame.number, f"{frame.seconds:.4f}", "" if score is None else f"{score:.9g}"))
-    write_whole(path, text.getvalue().encode())
+    rows = [(frame.number, f"{frame.seconds:.4f}", "" if score is None else f"{score:.9g}") for frame, score in scores]
+    write_table(path, ("frame", "seconds", "prob_fake"), rows)

@@ -1,0 +1,137 @@
+"""The manifest: what was written is read back, a foreign one is refused by file and field, and runs are told apart."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.helpers.fake_run import some_manifest as manifest
+from utils.errors import InputError
+from utils.results.manifest import DatasetRecord, HeatmapCounts, Manifest, Weights, outputs_of, read_manifest
+from utils.results.sample_folder import LayerFacts
+
+FINISHED = {
+    "finished": "2024-01-01T01:00:00+00:00",
+    "heatmaps": {"toy": HeatmapCounts(3, {"a": 1}, [4], [(5, "no such file")])},
+}
+
+
+@pytest.mark.parametrize("changes", [{}, {"weights": None}, FINISHED])
+def test_a_manifest_comes_back_as_it_was(changes: dict[str, Any], tmp_path: Path) -> None:
+    before = manifest(**changes)
+    (tmp_path / "manifest.json").write_text(json.dumps(before.to_json()))
+    assert read_manifest(tmp_path / "manifest.json") == before
+
+
+def test_the_json_of_a_manifest_is_an_interface() -> None:
+    assert list(manifest().to_json()) == [
+        "command", "started", "config", "settings", "weights", "datasets", "options", "device", "threads", "versions",
+        "top_files",
+    ]  # fmt: skip
+    finished = manifest(**FINISHED, weights=None).to_json()
+    assert finished["weights"] == "random" and finished["settings"] == {"batch_size": 5, "seed": 7}
+    assert finished["datasets"] == {"toy": {"frames": 24, "json_sha256": "cd" * 32, "frames_sha256": "ef" * 32}}
+    assert finished["heatmaps"] == {
+        "toy": {"heatmaps": 3, "empty_maps": {"a": 1}, "non_finite": [4],
+                "vanished": [{"index": 5, "reason": "no such file"}]},
+    }  # fmt: skip
+
+
+def test_the_manifest_of_an_earlier_version_lists_no_files() -> None:
+    values = manifest().to_json()
+    del values["top_files"]
+    assert Manifest.from_json(values, "m") == manifest(top_files=[])
+
+
+MISSING = object()
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "says"),
+    [
+        (("threads",), "many", "threads is 'many', which no run writes"),
+        (("threads",), 0, "threads is 0, which no run writes"),
+        (("threads",), 10**9, "threads is 1000000000, which no run writes"),
+        (("threads",), None, "threads is None, which no run writes"),
+        (("threads",), True, "threads is True, which no run writes"),
+        (("command",), "python", "command is 'python', which no run writes"),
+        (("config",), [1], "config is [1], which no run writes"),
+        (("weights",), "secret", "weights is 'secret', which no run writes"),
+        (("weights", "sha256"), MISSING, "weights: the field sha256 is missing"),
+        (("settings", "seed"), -1, "settings: seed is -1, which no run writes"),
+        (("datasets",), ["toy"], "datasets is ['toy'], which no run writes"),
+        (("datasets", "../up"), {}, "datasets is {'toy'"),
+        (("datasets", "toy", "frames"), "24", "datasets.toy: frames is '24', which no run writes"),
+        (("datasets", "toy", "frames"), MISSING, "datasets.toy: the field frames is missing"),
+        (("top_files",), ["/etc/passwd"], "top_files is ['/etc/passwd'], which no run writes"),
+        (("device",), MISSING, "the field device is missing"),
+        (("mood",), "good", "the field 'mood' is unknown"),
+        (("heatmaps",), MISSING, "the field heatmaps is missing"),
+        (("heatmaps",), {}, "heatmaps: the field toy is missing"),
+        (("heatmaps", "other"), {}, "heatmaps: the field 'other' is unknown"),
+        (("heatmaps", "toy", "empty_maps"), {"a": "one"}, "heatmaps.toy: empty_maps is {'a': 'one'}, which no run"),
+        (("heatmaps", "toy", "vanished"), [{"index": 5}], "heatmaps.toy.vanished: the field reason is missing"),
+    ],
+)
+def test_a_foreign_manifest_is_refused_by_file_and_field(
+    place: tuple[str, ...], value: object, says: str, tmp_path: Path
+) -> None:
+    values = manifest(**FINISHED).to_json()
+    inner = values
+    for key in place[:-1]:
+        inner = inner[key]
+    if value is MISSING:
+        del inner[place[-1]]
+    else:
+        inner[place[-1]] = value
+    path = tmp_path / "manifest.json"
+    path.write_text(json.dumps(values))
+    with pytest.raises(InputError) as refused:
+        read_manifest(path)
+    assert str(refused.value).startswith(f"{path}: {says}") and "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "7", "null", "[" * 100_000])
+def test_a_file_that_is_no_manifest(text: str, tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text(text)
+    for read in (read_manifest, outputs_of):
+        with pytest.raises(InputError, match=r"manifest\.json"):
+            read(tmp_path / "manifest.json")
+
+
+def test_what_tells_two_runs_apart() -> None:
+    before = manifest()
+    assert manifest().differences(before) == []
+    for changes, says in (
+        ({"seed": 8}, "settings.seed was 7 and is 8"),
+        ({"device": "cuda"}, "device was 'cpu' and is 'cuda'"),
+        ({"weights": None}, "weights.path was 'best.pth' and is None"),
+        ({"weights": Weights("best.pth", "cd" * 32)}, "weights.sha256 was"),
+        ({"datasets": {**before.datasets, "more": DatasetRecord(1, "", "")}}, "datasets.more.frames was None and is 1"),
+        ({"versions": {**before.versions, "torch": "2.2.0"}}, "versions.torch was '2.1.0' and is '2.2.0'"),
+        (
+            {"config": {**before.config, "backbone_config": {}}},
+            "config.backbone_config.architecture.hidden_size was 32",
+        ),
+        ({"options": {**before.options, "precision": "bf16"}}, "options.precision was 'fp32' and is 'bf16'"),
+    ):
+        assert replace(before, **changes).differences(before)[0].startswith(says)
+    elsewhere = replace(before, config={**before.config, "workers": 9, "gradcam_save_dir": "/elsewhere"})
+    assert elsewhere.differences(before) == []
+    assert replace(before, started="later", command=[], threads=1, top_files=[]).differences(before) == []
+    resumed = replace(before, options={**before.options, "resume": True})
+    assert resumed.differences(before) == ["options.resume was False and is True"]
+    assert replace(resumed, free_options=["resume"]).differences(before) == []
+
+
+def test_counts_of_several_ranks_are_one() -> None:
+    layers = [LayerFacts("a", 0, 1, 1, False, False), LayerFacts("b", 0, 0, 0, True, True)]
+    ranks = HeatmapCounts(non_finite=[9, 4]), HeatmapCounts(non_finite=[1], vanished=[(8, "gone")])
+    ranks[0].add_sample(layers)
+    ranks[1].add_sample(layers)
+    ranks[1].add_sample([layers[1], layers[0]._replace(empty=True)])
+    assert HeatmapCounts.merged(ranks) == HeatmapCounts(3, {"a": 1, "b": 3}, [1, 4, 9], [(8, "gone")])

@@ -1,0 +1,211 @@
+"""One explained image on disk: what is written is what is read back, and what is lost is said."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.helpers.datasets import DataTree, make_data_tree
+from tests.helpers.fake_run import LAYERS, Row, picture_of, raw_map, sample_of, write_row
+from utils.data.frames import Frame
+from utils.model.config import detector_settings
+from utils.model.detector import find_device, load_detector
+from utils.results.decision import UNKNOWN
+from utils.results.overlays import Box, LayerImage
+from utils.results.sample_folder import (
+    Drawn,
+    LayerFacts,
+    Sample,
+    comparison_title,
+    metadata_text,
+    read_sample,
+    sample_folders,
+    whole_samples,
+    write_sample,
+)
+from utils.run.explainer import explain_images
+
+ROW = Row(7, "faces", "swap_Fake", "003", 1, 0.25, "/data/größe\udcff.png")
+
+
+def sample(**changes: Any) -> Sample:
+    """Values of which no two are alike, so that none can stand in for another."""
+    layers = [
+        LayerFacts("encoder.layers.3", 0.125, 2.5, 3.75, False, False),
+        LayerFacts("fused", 0.0, 0.0, 1e-30, True, False),
+    ]
+    values: dict[str, Any] = {
+        "index": 7, "path": "/data/größe\udcff.png", "dataset": "faces", "forgery": "swap", "video": "003",
+        "label": 1, "logits": (0.1, -1 / 3), "prob_fake": 0.2, "target": "predicted (real)", "method": "gradcam++",
+        "site": "residual", "weights": "best.pth", "layers": layers, "original": Box(8, 38, 64, 60, 224, 130),
+    }  # fmt: skip
+    return Sample(**{**values, **changes})
+
+
+@pytest.mark.parametrize("label", [0, 1, UNKNOWN])
+@pytest.mark.parametrize("prob_fake", [0.0, 0.5, float(np.float32(0.7)), 1.0])
+def test_a_sample_comes_back_from_json_as_it_was(label: int, prob_fake: float) -> None:
+    before = sample(label=label, prob_fake=prob_fake)
+    assert Sample.from_json(json.loads(json.dumps(before.to_json()))) == before
+
+
+def test_the_json_of_a_sample_is_an_interface() -> None:
+    assert sample().to_json() == {
+        "index": 7, "path": "/data/größe\udcff.png", "dataset": "faces", "forgery": "swap", "video": "003",
+        "label": 1, "predicted": 0, "correct": False, "confidence": 0.8, "prob_fake": 0.2, "logit_real": 0.1,
+        "logit_fake": -1 / 3, "target": "predicted (real)", "method": "gradcam++", "site": "residual",
+        "weights": "best.pth",
+        "layers": [
+            {"name": "encoder.layers.3", "raw_minimum": 0.125, "raw_maximum": 2.5, "signed_extreme": 3.75,
+             "empty": False, "drawn_empty": False},
+            {"name": "fused", "raw_minimum": 0.0, "raw_maximum": 0.0, "signed_extreme": 1e-30, "empty": True,
+             "drawn_empty": False},
+        ],
+        "original": {"left": 8, "top": 38, "width": 64, "height": 60, "of_width": 224, "of_height": 130},
+    }  # fmt: skip
+    unlabelled = sample(label=UNKNOWN).to_json()
+    assert unlabelled["label"] is None and unlabelled["correct"] is None and unlabelled["predicted"] == 0
+
+
+def test_a_half_is_real_and_confidence_is_of_the_predicted_class() -> None:
+    """The host counts as fake what is above one half, not what is at it."""
+    cases = [(0.5, 0, 0.5, "TN"), (0.5001, 1, 0.5001, "FP"), (0.0, 0, 1.0, "TN"), (1.0, 1, 1.0, "FP")]
+    for prob_fake, predicted, confidence, outcome in cases:
+        real = sample(label=0, prob_fake=prob_fake)
+        assert (real.predicted, real.outcome, real.correct) == (predicted, outcome, not predicted)
+        assert real.confidence == pytest.approx(confidence)
+    assert [sample(label=1, prob_fake=p).outcome for p in (0.5, 0.6)] == ["FN", "TP"]
+
+
+def test_the_metadata_in_words() -> None:
+    lines = metadata_text(sample()).splitlines()
+    assert lines[:6] == [
+        "True Label: 1 (Fake)", "Predicted Label: 0 (Real)", "Confidence: 0.8000", "Correct: False", "Dataset: faces",
+        "Image: /data/größe\\udcff.png",
+    ]  # fmt: skip
+    assert lines[-2:] == [
+        "Layer encoder.layers.3: raw maximum 2.5",
+        "Layer fused: no patch speaks for the target, what is drawn speaks against it",
+    ]
+    assert metadata_text(sample(label=UNKNOWN)).splitlines()[0] == "True Label: unknown"
+    assert comparison_title(sample()).startswith("true label: fake   prediction: real ✗   confidence: 0.800")
+    assert comparison_title(sample(label=0)).startswith("true label: real   prediction: real ✓")
+    assert comparison_title(sample(label=UNKNOWN)).startswith("prediction: real   confidence")
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory, tiny_weights: Path) -> DataTree:
+    return make_data_tree(tmp_path_factory.mktemp("data"), tiny_weights)
+
+
+@pytest.mark.parametrize(
+    ("flags", "target"),
+    [
+        ({"gradcam_target": "fake"}, "fake"),
+        ({"gradcam_target": "predicted"}, "predicted ({})"),
+        ({"gradcam_target": "both"}, "both"),
+        ({"gradcam_signed": True}, "margin, signed (red: fake, blue: real)"),
+    ],
+)
+def test_a_sample_of_an_explained_image(flags: dict[str, Any], target: str, tree: DataTree) -> None:
+    settings = detector_settings(tree.detector_yaml, {"gradcam_enabled": True, "gradcam_site": "residual", **flags})
+    detector = load_detector(settings, find_device("cpu"))
+    pixels = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    logits, prob = detector.predict(pixels)
+    explanation, drawn = explain_images(detector, pixels)
+    frame = Frame("/a.png", "toy", "swap", "003", 1, 11)
+    made = Sample.of(frame, detector, explanation, 2, drawn[2])
+    assert (made.index, made.path, made.dataset, made.forgery, made.video, made.label) == (
+        11,
+        *frame[:2],
+        "swap",
+        "003",
+        1,
+    )
+    np.testing.assert_allclose(made.logits, logits[2], rtol=1e-5)
+    assert made.prob_fake == pytest.approx(float(prob[2]), rel=1e-5)
+    assert made.target == target.format(("real", "fake")[int(prob[2] > 0.5)])
+    assert (made.method, made.site, made.weights) == ("gradcam", "residual", str(settings.weights_path))
+    assert [layer.name for layer in made.layers] == list(explanation.layers)
+    for layer, maps in zip(made.layers, explanation.layers.values()):
+        assert layer.raw_maximum == float(maps.raw[2].max()) and layer.raw_minimum == float(maps.raw[2].min())
+        assert layer.signed_extreme == float(maps.signed[2].abs().max())
+    assert made.original is not None and made.original[2:4] == (64, 64)
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    folder = write_row(tmp_path, ROW)
+    layers = [LayerImage(name, picture_of(ROW), raw_map(hot), raw_map(hot) - 0.001, False, False)
+              for name, hot in zip(LAYERS, (ROW.hot, (1, 1)))]  # fmt: skip
+    read = read_sample(folder, 7, None)
+    assert read == replace(sample_of(ROW, layers), folder=folder, comparison="gradcam_comparison.png")
+    for layer, drawn in zip(read.layers, layers):
+        assert np.abs(read.raw_map(layer) - drawn.raw).max() <= (layer.raw_maximum - layer.raw_minimum) / 510
+    assert whole_samples(tmp_path / "faces") == {7: read.layers}
+
+
+CSV_ROW = {"index": "7", "path": "/a.png", "dataset": "faces", "forgery": "swap", "video": "003", "label": "1",
+           "prob_fake": "0.25", "logit_real": "1.5", "logit_fake": "-2"}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (None, "sample7.json is gone"),
+        ("", "sample7.json is damaged (JSONDecodeError)"),
+        ("[]", "sample7.json is damaged (TypeError)"),
+        ("{}", "sample7.json is damaged (KeyError)"),
+        (json.dumps({**sample().to_json(), "prob_fake": "high"}), "sample7.json is damaged (ValueError)"),
+        (json.dumps({**sample().to_json(), "layers": [{"name": "a"}]}), "sample7.json is damaged (KeyError)"),
+        (json.dumps({**sample().to_json(), "original": [1, 2]}), "sample7.json is damaged (TypeError)"),
+        (json.dumps({**sample().to_json(), "label": None}), "sample7.json is damaged (ValueError)"),
+    ],
+)
+def test_a_lost_json_leaves_what_the_table_has(text: str | None, says: str, tmp_path: Path) -> None:
+    folder = write_row(tmp_path, ROW)
+    (folder / "sample7.json").unlink()
+    if text is not None:
+        (folder / "sample7.json").write_text(text)
+    read = read_sample(folder, 7, CSV_ROW)
+    assert read is not None and read.lost == says and read.layers == [] and read.original is None
+    assert (read.index, read.path, read.label, read.prob_fake, read.logits) == (7, "/a.png", 1, 0.25, (1.5, -2.0))
+    assert read_sample(folder, 7, None) is None
+    assert whole_samples(tmp_path / "faces") == {}
+
+
+def test_deleted_images_are_said(tmp_path: Path) -> None:
+    folder = write_row(tmp_path, ROW)
+    shutil.rmtree(folder / "heatmaps")
+    read = read_sample(folder, 7, None)
+    assert (
+        read is not None and read.lost == "its pictures were deleted" and read.layers == [] and read.prob_fake == 0.25
+    )
+
+
+def test_a_sample_with_a_cut_off_file_is_not_whole(tmp_path: Path) -> None:
+    for index in range(4):
+        write_row(tmp_path, ROW._replace(number=index))
+    folder = tmp_path / "faces"
+    (folder / "sample1" / "gradcam_comparison.png").write_bytes(b"\x89PNG")
+    (folder / "sample2" / "heatmaps" / f"{LAYERS[0]}.png").unlink()
+    (folder / "sample3" / "stray.txt").write_text("not of this sample")
+    (folder / "sampleX").mkdir()
+    assert [index for index, _ in sample_folders(folder)] == [0, 1, 2, 3] and list(whole_samples(folder)) == [0]
+
+
+def test_writing_again_replaces_the_sample_as_a_whole(tmp_path: Path) -> None:
+    folder = write_row(tmp_path, ROW)
+    layer = LayerImage("other", picture_of(ROW), raw_map((0, 0)), raw_map((0, 0)), False, False)
+    write_sample(folder, Drawn(sample_of(ROW, [layer]), picture_of(ROW), [layer]), "jpg", save_raw=True)
+    assert {path.relative_to(folder).as_posix() for path in folder.rglob("*.*")} == {
+        "gradcam_other_sample7.jpg", "gradcam_comparison.jpg", "sample7_metadata.txt", "sample7.json", "raw_sample7.npz",
+        "heatmaps/other.png", "heatmaps/other_signed.png",
+    }  # fmt: skip
+    assert [path.name for path in folder.parent.iterdir()] == ["sample7"]

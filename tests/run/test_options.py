@@ -1,0 +1,147 @@
+"""Options and flags: which ones a resumed run may change, and that none is given twice."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import test_with_gradcam
+from tests.helpers.datasets import DataTree
+from utils.data.readers import read_dataset
+from utils.errors import InputError
+from utils.explanation_metrics import output
+from utils.model.config import RunSettings, run_settings
+from utils.report import exports
+from utils.results.manifest import Manifest
+from utils.run.manifest import run_manifest
+from utils.run.options import RunOptions
+
+PATHS = ["--detector_path", "config/detector/clip_gradcam_demo.yaml"]
+
+
+def options_of(*flags: str, cls: type[RunOptions] = RunOptions, **more: Any) -> RunOptions:
+    """As the command makes them of its flags."""
+    arguments = test_with_gradcam.parser().parse_args([*PATHS, *flags])
+    options = test_with_gradcam.run_options(arguments, Path("out"), ["test_with_gradcam.py", *flags])
+    return cls(**{option.name: getattr(options, option.name) for option in fields(options)}, **more)
+
+
+@pytest.fixture
+def settings(data_tree: DataTree) -> RunSettings:
+    return run_settings(data_tree.detector_yaml, data_tree.test_yaml, {})
+
+
+def manifest_of(settings: RunSettings, options: RunOptions) -> Manifest:
+    frames = {"toy": read_dataset("toy", settings.data)}
+    return run_manifest(settings, options, torch.device("cpu"), frames)
+
+
+@pytest.mark.parametrize(
+    ("flags", "free"),
+    [
+        (["--device", "cpu"], True),
+        (["--overwrite"], True),
+        (["--resume"], True),
+        (["--max_unreadable", "10%"], True),
+        (["--fiftyone", "--video_strips", "--tensorboard", "x"], True),
+        (["--precision", "bf16"], False),
+        (["--compile"], False),
+        (["--save_all_predictions"], False),
+        (["--gradcam_select", "first"], False),
+        (["--random_weights"], False),
+        (["--image_format", "webp"], False),
+        (["--save_raw"], False),
+        (["--evaluate_explanations"], False),
+    ],
+)
+def test_a_resumed_run_may_change_what_no_output_depends_on(
+    flags: list[str], free: bool, settings: RunSettings
+) -> None:
+    differences = manifest_of(settings, options_of(*flags)).differences(manifest_of(settings, options_of()))
+    assert (differences == []) == free, differences
+    assert all(difference.startswith("options.") for difference in differences)
+
+
+@dataclass(frozen=True)
+class MoreOptions(RunOptions):
+    """As a later version may have them."""
+
+    harmless: int = field(default=1, metadata={"output": False})
+
+
+@dataclass(frozen=True)
+class DecisiveOptions(RunOptions):
+    """The same, with an option on which outputs depend."""
+
+    decisive: int = 1
+
+
+def test_a_new_option_says_itself_whether_it_breaks_resumption(settings: RunSettings) -> None:
+    earlier = manifest_of(settings, options_of())
+    assert manifest_of(settings, options_of(cls=MoreOptions)).differences(earlier) == []
+    changed = manifest_of(settings, options_of(cls=DecisiveOptions)).differences(earlier)
+    assert changed == ["options.decisive was None and is 1"]
+    assert manifest_of(settings, options_of(cls=MoreOptions)).to_json()["options"]["harmless"] == 1
+
+
+def test_the_manifest_lists_every_file_at_the_top(settings: RunSettings) -> None:
+    listed = manifest_of(settings, options_of()).top_files
+    assert {"metrics.json", *exports.TOP_FILES, output.CSV_FILE, output.JSON_FILE} == set(listed)
+
+
+# --------------------------------------------------------------------------------------------------------- the parser
+
+
+def test_flags_that_are_not_given_leave_the_yaml_alone() -> None:
+    arguments = test_with_gradcam.parser().parse_args(PATHS)
+    assert {key: getattr(arguments, key) for key in test_with_gradcam.CONFIG_KEYS} == dict.fromkeys(
+        test_with_gradcam.CONFIG_KEYS
+    )
+
+
+def test_flags_reach_their_keys() -> None:
+    flags = [
+        "--batch_size",
+        "7",
+        "--seed",
+        "3",
+        "--gradcam_output_dir",
+        "there",
+        "--gradcam_enabled",
+        "--gradcam_signed",
+    ]
+    arguments = test_with_gradcam.parser().parse_args([*PATHS, *flags])
+    assert (arguments.test_batchSize, arguments.manualSeed, arguments.gradcam_save_dir) == (7, 3, "there")
+    assert arguments.gradcam_enabled is True and arguments.gradcam_signed is True
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--precision", "fp8"], "--precision is 'fp8'; did you mean 'fp32' or 'fp16'? allowed: fp32, bf16, fp16"),
+        (["--gradcam_select", "best"], "--gradcam_select is 'best'; allowed: confident, first, random"),
+        (["--image_format", "gif"], "--image_format is 'gif'; allowed: png, jpg, webp"),
+        (["--gradcam_method", "grad-cam"], "--gradcam_method is 'grad-cam'; did you mean 'gradcam'"),
+        (["--gradcam_target", "fakes"], "--gradcam_target is 'fakes'; did you mean 'fake'"),
+        (["--gradcam_site", "layernorm1"], "--gradcam_site is 'layernorm1'; did you mean 'layer_norm1'"),
+        (["--gradcam_samples", "0"], "--gradcam_samples: 0 is not a whole number of at least 1"),
+        (["--gradcam_sample", "3"], "did you mean '--gradcam_samples'"),
+        (["--batch_size", "0"], "--batch_size: 0 is not a whole number of at least 1"),
+        (["--max_unreadable", "101"], "not between 0 and 100 percent"),
+    ],
+)
+def test_a_wrong_flag_is_one_line_that_names_what_is_allowed(flags: list[str], says: str) -> None:
+    with pytest.raises(InputError) as refused:
+        test_with_gradcam.parser().parse_args([*PATHS, *flags])
+    assert says in str(refused.value) and "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("flag", ["--explanation_samples", "--sweep", "--write_config"])
+def test_flags_of_the_measurement_need_it(flag: str) -> None:
+    value = {"--explanation_samples": ["5"], "--write_config": ["best.yaml"]}.get(flag, [])
+    with pytest.raises(InputError, match=f"{flag} needs --evaluate_explanations: give both"):
+        options_of(flag, *value)

@@ -1,0 +1,178 @@
+"""One dataset of a run: predict every frame, explain the chosen ones, write the tables.
+
+The unit of work is a batch: batch k of a dataset holds the same frames however many ranks share the run and however
+often it was interrupted, so that the arithmetic, and every byte that is written, is the same too.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Callable, NamedTuple, Sequence
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from utils.data.frames import Batch, Frame, frame_loader
+from utils.errors import RunError
+from utils.model.config import RunSettings
+from utils.model.detector import LoadedDetector
+from utils.results.journal import Journal, next_number, read_rows
+from utils.results.manifest import HeatmapCounts
+from utils.results.sample_folder import whole_samples
+from utils.results.sample_writer import SampleWriter
+from utils.run.explainer import Explainer
+from utils.run.interruption import SignalGuard
+from utils.run.options import RunOptions
+from utils.run.out_of_memory import Halving
+from utils.run.predictions import Predictions
+from utils.run.processes import Processes
+from utils.run.resume import Resume
+from utils.run.summary import DatasetSummary
+
+MOST_MISTAKES = 50  # wrong predictions explained per dataset
+
+
+class Context(NamedTuple):
+    """What all datasets of a run share."""
+
+    detector: LoadedDetector
+    settings: RunSettings
+    options: RunOptions
+    processes: Processes
+    guard: SignalGuard
+    predicting: Halving
+
+    def predict(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """uint8 images → logits (B, 2) and probability of fake (B,)."""
+        parts = self.predicting.run(lambda part: self.detector.predict(pixels[part]), len(pixels))
+        return torch.cat([logits for logits, _ in parts]), torch.cat([prob for _, prob in parts])
+
+
+def explains_every_frame(settings: RunSettings, options: RunOptions) -> bool:
+    """Whether every frame is to be explained, so that one forward pass gives its logits and its maps."""
+    gradcam = settings.detector.gradcam
+    return gradcam.enabled and options.save_all and gradcam.samples is None
+
+
+class DatasetRun:
+    """One dataset, or what is left of it after an interruption."""
+
+    def __init__(self, context: Context, frames: Sequence[Frame], folder: Path) -> None:
+        self.context = context
+        self.frames = frames
+        self.folder = folder
+        self.processes = context.processes
+        self.target = context.detector.gradcam.target
+        explaining = context.settings.detector.gradcam.enabled
+        whole = self.processes.on_rank_zero(lambda: whole_samples(folder) if explaining else {})
+        self.resume = Resume(folder, frames, whole)
+        self.predictions = self.resume.predictions
+
+    def evaluate(self) -> DatasetSummary:
+        """All of it. The tables are complete afterwards, and every sample is on disk."""
+        gradcam, options = self.context.settings.detector.gradcam, self.context.options
+        if not gradcam.enabled:
+            self.predict_all()
+            return self._finish_dataset(HeatmapCounts())
+        with SampleWriter(options.image_format, options.save_raw) as writer:
+            explainer = Explainer(self.context.detector, self.resume, self.folder, writer, self.context.predict)
+            if explains_every_frame(self.context.settings, options):
+                self.predict_all(explainer)
+                chosen = self.predictions.choose(None, False, "first", 0)
+            else:
+                self.predict_all()
+                count, seed = gradcam.samples or MOST_MISTAKES, self.context.settings.seed
+                chosen = self.predictions.choose(count, not options.save_all, options.select, seed)
+                self.explain_chosen(chosen, explainer)
+        if self.processes.first:
+            for index in chosen:
+                if index in self.resume.whole:
+                    explainer.counts.add_sample(self.resume.whole[index])
+        return self._finish_dataset(HeatmapCounts.merged(self.processes.all_gather(explainer.counts)))
+
+    def predict_all(self, explainer: Explainer | None = None) -> None:
+        """Predict every frame at full speed or, with an explainer, write its maps from the same forward pass."""
+        batches = self._in_batches(range(len(self.frames)))
+        missing = self.processes.broadcast(
+            self.resume.missing(batches, predictions=True, samples=explainer is not None)
+        )
+        if self.processes.first and len(missing) < len(batches):
+            done = len(batches) - len(missing)
+            print(f"{self.frames[0].dataset}: {done} of {len(batches)} batches were done before")
+        number = self.processes.broadcast(next_number(self.folder)) + self.processes.rank
+        with Journal(self.folder, number) as journal:
+            what = ", with heatmaps" if explainer else ""
+            self._for_each(missing, lambda batch: self._predict_batch(batch, journal, explainer), what)
+        self._collect_predictions()
+
+    def _predict_batch(self, batch: Batch, journal: Journal, explainer: Explainer | None) -> None:
+        frames = sorted([*batch.frames, *(frame for frame, _ in batch.unreadable)], key=lambda frame: frame.index)
+        if explainer and self.resume.is_recorded([frame.index for frame in frames]):  # only samples are missing
+            explainer.explain(batch, [self.target] * len(batch.frames))
+            return
+        for frame, reason in batch.unreadable:
+            self.predictions.add_unreadable(frame.index, reason)
+        if explainer:
+            explainer.predict_and_explain(batch)
+        elif batch.frames:
+            self.predictions.add(batch.frames, *self.context.predict(batch.pixels))
+        journal.append(self.predictions.journal_rows(frames))
+
+    def explain_chosen(self, chosen: Sequence[int], explainer: Explainer) -> None:
+        """The chosen frames in full batches; a batch that lacks a sample is explained as a whole."""
+        missing = self.resume.missing(self._in_batches(chosen), predictions=False, samples=True)
+        missing = self.processes.broadcast(missing)
+        self._for_each(missing, lambda batch: explainer.explain(batch, self._targets(batch.frames)), ", heatmaps")
+
+    def _targets(self, frames: Sequence[Frame]) -> list[str | int]:
+        """Per frame; "predicted" means the class that was recorded, which another batch might not give again."""
+        if self.target != "predicted":
+            return [self.target] * len(frames)
+        return [self.predictions.predicted(frame.index) for frame in frames]
+
+    def _in_batches(self, indices: Sequence[int]) -> list[Sequence[int]]:
+        size = self.context.settings.batch_size
+        return [indices[start : start + size] for start in range(0, len(indices), size)]
+
+    def _for_each(self, batches: list[Sequence[int]], step: Callable[[Batch], None], what: str) -> None:
+        """Do `step` with this rank's share of the batches. After a signal the current batch is the last."""
+        guard, settings = self.context.guard, self.context.settings
+        frames = [self.frames[index] for batch in self.processes.share(batches) for index in batch]
+        guard.check()
+        if not frames:
+            return
+        loader = frame_loader(frames, settings.detector.resolution, settings.batch_size, settings.workers)
+        with tqdm(
+            total=len(frames), unit="frame", desc=frames[0].dataset + what, disable=not self.processes.first
+        ) as bar:
+            for batch in loader:
+                step(batch)
+                bar.update(len(batch.frames) + len(batch.unreadable))
+                guard.check()
+
+    def _collect_predictions(self) -> None:
+        """Read what the other ranks have predicted. Raises RunError where a frame has no prediction even so."""
+        if self.processes.size > 1:
+            self.processes.all_gather(None)  # waits until all journals are complete
+            self.predictions.restore(read_rows(self.folder))
+        if not self.predictions.done.all():
+            raise RunError(
+                f"{self.folder}: {int((~self.predictions.done).sum())} predictions are in no journal there; does every"
+                " process write into the same folder? go on with --resume"
+            )
+
+    def _finish_dataset(self, counts: HeatmapCounts) -> DatasetSummary:
+        return self.processes.on_rank_zero(lambda: _write_tables(self.predictions, self.folder, counts))
+
+
+def _write_tables(predictions: Predictions, folder: Path, counts: HeatmapCounts) -> DatasetSummary:
+    predictions.write(folder)
+    frames, unreadable = predictions.frames, predictions.unreadable
+    if not predictions.seen.any():
+        reason = f" ({unreadable[0]})" if unreadable else ""
+        raise RunError(
+            f"dataset {frames[0].dataset}: none of its {len(frames)} frames could be read,"
+            f" first {frames[0].path}{reason}"
+        )
+    return DatasetSummary(frames[0].dataset, predictions.metrics(), len(unreadable), counts)

@@ -1,0 +1,37 @@
+"""What the command line says beside the configuration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Sequence
+
+from utils.explanation_metrics.evaluate import ExplanationOptions
+from utils.report.exports import ViewOptions
+
+FREE = {"output": False}  # no output depends on the option: a run may be resumed with another value
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Options of a run without a config key of their own. Defaults are the command's."""
+
+    output_dir: Path = field(metadata=FREE)
+    device: str = field(metadata=FREE)
+    precision: str
+    compile: bool
+    save_all: bool
+    select: str
+    random_weights: bool
+    max_unreadable: float = field(metadata=FREE)
+    image_format: str
+    save_raw: bool
+    overwrite: bool = field(metadata=FREE)
+    resume: bool = field(metadata=FREE)
+    views: ViewOptions = field(metadata=FREE)
+    explanations: ExplanationOptions | None  # None: not evaluated
+    command: Sequence[str] = field(metadata=FREE)
+
+    def free(self) -> list[str]:
+        """Names of the options on which no output depends."""
+        return [option.name for option in fields(self) if not option.metadata.get("output", True)]

@@ -9,8 +9,6 @@ import json
 import sys
 from pathlib import Path
 
-from tests.helpers.detectors import ARCHITECTURE, pictures, tiny_config
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
@@ -18,6 +16,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.tensorboard import SummaryWriter
 
+from tests.helpers.detectors import ARCHITECTURE, pictures, tiny_config
 from utils.training_log import log_gradcam
 
 

@@ -37,7 +37,7 @@ MANY_PASSES = ("one full backward per layer", "captum, four layers one by one", 
 
 
 class Logits(nn.Module):
-    """The detector as a module from picture to logits, as the peers want it."""
+    """The detector as a module from image to logits, as the peers want it."""
 
     def __init__(self, detector: CLIPDetectorWithGradCAM) -> None:
         super().__init__()
@@ -134,7 +134,7 @@ class Hollow(ModuleType):
 
 
 def without_torchvision() -> None:
-    """Where there is none, let pytorch-grad-cam be imported all the same: only its picture loading wants it."""
+    """Where there is none, let pytorch-grad-cam be imported all the same: only its image loading wants it."""
     try:
         import torchvision  # noqa: F401
     except ImportError:

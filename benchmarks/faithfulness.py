@@ -1,4 +1,4 @@
-"""Whose maps find the forgery? Ours beside torchcam's and pytorch-grad-cam's: same tower, layers and pictures.
+"""Whose maps find the forgery? Ours beside torchcam's and pytorch-grad-cam's: same tower, layers and images.
 
     python examples/make_demo_data.py --output data/held_out --seed 11 --split test
     python benchmarks/faithfulness.py --data data/held_out [--frames 100]
@@ -153,11 +153,11 @@ def peers(case: Case) -> Score:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Whose maps find the forgery? Side by side on the embedded detector.")
     parser.add_argument("--data", type=Path, required=True, help="made by examples/make_demo_data.py")
-    parser.add_argument("--frames", type=int, default=100, help="detected fakes, spread over the data set")
+    parser.add_argument("--frames", type=int, default=100, help="detected fakes, spread over the dataset")
     arguments = parser.parse_args()
     case = load_case(arguments.data.resolve(), arguments.frames)
     count, area = int(case.samples.masked.sum()), float(case.samples.masks.float().mean())
-    print(f"{count} detected fakes, masks cover {100 * area:.1f} % of the picture; pointing game / energy in mask\n")
+    print(f"{count} detected fakes, masks cover {100 * area:.1f} % of the image; pointing game / energy in mask\n")
     print("| library | method | site | " + " | ".join(case.blocks) + " |")
     print("|---|---|---|" + "---|" * len(case.blocks))
     for row, cells in {**ours(case), **peers(case)}.items():

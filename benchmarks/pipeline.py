@@ -4,7 +4,7 @@
     python benchmarks/pipeline.py --data data/pipeline [--tower base|small] [--frames 2000] [--all_frames 200]
 
 Runs `test_with_gradcam.py` as a user does, a process each, with random weights: start-up (one batch), plain evaluation,
-heatmaps of 50 mistakes, heatmaps of every frame. Then each step of the work alone, and one sample's pictures beside
+heatmaps of 50 mistakes, heatmaps of every frame. Then each step of the work alone, and one sample's images beside
 matplotlib figures of the same. Prints Markdown.
 """
 
@@ -43,7 +43,7 @@ TOWERS: dict[str, dict[str, Any]] = {
 TRAINED = ROOT / "config" / "detector" / "clip_gradcam_demo.yaml"  # its maps are what real maps are like, not noise
 LAYERS = [f"encoder.layers.{i}" for i in (11, 9, 7, 5)]
 REPEATS = 20  # of the steps that take milliseconds
-SAMPLES = 24  # pictures drawn for the time and size of one
+SAMPLES = 24  # images drawn for the time and size of one
 
 
 class Setting(NamedTuple):
@@ -165,8 +165,8 @@ def measured_steps(detector: LoadedDetector, frames: list[Frame], samples: list[
     render = milliseconds(lambda: layer_images(on_device, explanation.layers, "jet")) / size
     torch.set_num_threads(threads)
     compose = milliseconds(lambda: [comparison_image(*sample) for sample in samples], 5) / len(samples)
-    pictures = [[*(layer.overlay for layer in sample.layers), comparison_image(*sample)] for sample in samples]
-    encoding = milliseconds(lambda: [encode(picture) for five in pictures for picture in five], 5) / len(samples)
+    images = [[*(layer.overlay for layer in sample.layers), comparison_image(*sample)] for sample in samples]
+    encoding = milliseconds(lambda: [encode(image) for five in images for image in five], 5) / len(samples)
     fresh = (folder / str(count) for count in itertools.count())  # a run replaces nothing
 
     def write_samples() -> None:
@@ -190,7 +190,7 @@ def measured_steps(detector: LoadedDetector, frames: list[Frame], samples: list[
 
 
 def matplotlib_figures(sample: Drawn, folder: Path) -> None:
-    """The usual recipe for the same pictures: a figure an overlay, and one with all of them."""
+    """The usual recipe for the same images: a figure an overlay, and one with all of them."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -205,8 +205,8 @@ def matplotlib_figures(sample: Drawn, folder: Path) -> None:
         figure.savefig(folder / f"{layer.name}.png", dpi=100)
         plt.close(figure)
     figure, panels = plt.subplots(1, 1 + len(sample.layers), figsize=(5 * (1 + len(sample.layers)), 5))
-    for axes, picture in zip(panels, [sample.image, *(layer.overlay for layer in sample.layers)]):
-        axes.imshow(picture)
+    for axes, image in zip(panels, [sample.image, *(layer.overlay for layer in sample.layers)]):
+        axes.imshow(image)
         axes.axis("off")
     figure.savefig(folder / "comparison.png", dpi=100)
     plt.close(figure)

@@ -2,9 +2,9 @@
 
     python benchmarks/scale.py [--frames 2000 20000 200000] [--output benchmarks/plots]
 
-Frames: whole runs of `test_with_gradcam.py` (a process each, tiny tower, 16 × 16 pictures, heatmaps of 50 mistakes),
+Frames: whole runs of `test_with_gradcam.py` (a process each, tiny tower, 16 × 16 images, heatmaps of 50 mistakes),
 their seconds and the peak memory of the process. Layers and pixels: one explanation of a ViT-B/16 in this process;
-pixels by larger pictures with interpolated positions. Prints Markdown.
+pixels by larger images with interpolated positions. Prints Markdown.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from detectors.clip_detector_gradcam import CLIPDetectorWithGradCAM
 ROOT = Path(__file__).resolve().parent.parent
 TINY = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1, "patch_size": 8,
         "image_size": 16}  # fmt: skip
-FILES = 200  # pictures on disk; more frames than that name them again
+FILES = 200  # images on disk; more frames than that name them again
 BATCH, ROUNDS = 4, 5
 LABELS = ("toy_Real", "toy_Fake")
 
 
 def write_data(folder: Path, frames: int) -> list[str]:
-    """Pictures, dataset JSON and configs; returns the flags of a run over them."""
+    """Images, dataset JSON and configs; returns the flags of a run over them."""
     rng = np.random.default_rng(0)
     for label in LABELS:
         for i in range(FILES // 2):
@@ -137,7 +137,7 @@ def main() -> None:
     by_pixels = explain_seconds(detector, [(4, side) for side in sides])
     pixels = [side * side / 1000 for side in sides]
     plot(arguments.output / "layers.png", layers, by_layers, ("last blocks explained", "s"))
-    plot(arguments.output / "pixels.png", pixels, by_pixels, ("thousand pixels a picture", "s"))
+    plot(arguments.output / "pixels.png", pixels, by_pixels, ("thousand pixels an image", "s"))
     print(
         "\n| last blocks explained | s |\n|---|---|\n"
         + "\n".join(f"| {n} | {s:.2f} |" for n, s in zip(layers, by_layers))

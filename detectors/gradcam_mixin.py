@@ -160,7 +160,7 @@ class GradCAMMixin(nn.Module):
         self._refuse_while_disabled()
         explanation = self.explain(data_dict, layers=layers, method=method, target=target, site=site)
         if save_visualizations:
-            from utils.results.batch_pictures import save_loose_maps  # needs OpenCV
+            from utils.results.batch_images import save_loose_maps  # needs OpenCV
 
             save_loose_maps(Path(self.gradcam.save_dir), filename_prefix, data_dict["image"], explanation, self.gradcam)
         return {name: maps.normalised for name, maps in explanation.layers.items()}
@@ -177,7 +177,7 @@ class GradCAMMixin(nn.Module):
 
         Arguments and errors as in `explain`; InputError while Grad-CAM is disabled, and where matplotlib is missing.
         """
-        from utils.results.batch_pictures import explanation_figure  # needs OpenCV and matplotlib
+        from utils.results.batch_images import explanation_figure  # needs OpenCV and matplotlib
 
         self._refuse_while_disabled()
         explanation = self.explain(data_dict, layers=layers, method=method, target=target, site=site)

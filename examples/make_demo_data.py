@@ -1,10 +1,10 @@
-"""Write a synthetic deepfake data set in DeepfakeBench's layout: frames, masks, landmarks and dataset JSON.
+"""Write a synthetic deepfake dataset in DeepfakeBench's layout: frames, masks, landmarks and dataset JSON.
 
     python examples/make_demo_data.py --output data/demo --seed 7 [--split train val test] [--videos N]
 
-Five kinds of local forgery, each a data set of its own (`eyeswap`, ...) with real and fake videos, and all of them as
+Five kinds of local forgery, each a dataset of its own (`eyeswap`, ...) with real and fake videos, and all of them as
 `demo`. A fake video carries the name of the real video it was made from and differs from it inside its mask only. Every
-picture follows from the seed and its own name alone, so neither the number of processes nor the other splits asked for
+image follows from the seed and its own name alone, so neither the number of processes nor the other splits asked for
 change it, and no two videos share a face.
 """
 
@@ -83,16 +83,16 @@ def draw_video(video: Video, seed: int) -> list[tuple[Array, Array, Array, Array
 def write_video(video: Video, seed: int, output: Path) -> None:
     fake_label = f"{video.kind}_Fake"
     for index, (real, fake, mask, landmarks) in enumerate(draw_video(video, seed)):
-        write_picture(output / frame_path(REAL, video, index), real)
-        write_picture(output / frame_path(fake_label, video, index), fake)
-        write_picture(output / fake_label / "masks" / video.name / f"{index:03d}.png", mask)
+        write_image(output / frame_path(REAL, video, index), real)
+        write_image(output / frame_path(fake_label, video, index), fake)
+        write_image(output / fake_label / "masks" / video.name / f"{index:03d}.png", mask)
         for label in (REAL, fake_label):
             path = output / label / "landmarks" / video.name / f"{index:03d}.npy"
             path.parent.mkdir(parents=True, exist_ok=True)
             np.save(path, landmarks)
 
 
-def write_picture(path: Path, pixels: Array) -> None:
+def write_image(path: Path, pixels: Array) -> None:
     """Write RGB or grey pixels as PNG. Little compression: noise hardly shrinks, and the demo waits for this."""
     path.parent.mkdir(parents=True, exist_ok=True)
     ordered = pixels[..., ::-1] if pixels.ndim == 3 else pixels
@@ -105,7 +105,7 @@ def frame_path(label: str, video: Video, index: int) -> str:
 
 
 def dataset_json(name: str, videos: list[Video]) -> dict[str, Any]:
-    """DeepfakeBench's dataset JSON: data set > label > split > video > label and frames."""
+    """DeepfakeBench's dataset JSON: dataset > label > split > video > label and frames."""
     labels = [REAL, *(f"{kind}_Fake" for kind in KINDS if any(video.kind == kind for video in videos))]
     tree: dict[str, Any] = {label: {split: {} for split in SPLITS} for label in labels}
     for video in videos:
@@ -121,7 +121,7 @@ def _write(job: tuple[Video, int, Path]) -> None:
 
 
 def make(output: Path, seed: int, splits: list[str], videos: int | None = None, processes: int | None = None) -> int:
-    """Write the data set, `videos` pairs of real and fake for each kind of forgery. Returns the number of frames."""
+    """Write the dataset, `videos` pairs of real and fake for each kind of forgery. Returns the number of frames."""
     made = [
         Video(split, kind, number)
         for split in splits
@@ -141,7 +141,7 @@ def make(output: Path, seed: int, splits: list[str], videos: int | None = None, 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Write a synthetic deepfake data set in DeepfakeBench's layout.")
+    parser = argparse.ArgumentParser(description="Write a synthetic deepfake dataset in DeepfakeBench's layout.")
     parser.add_argument(
         "--output", type=Path, required=True, help="folder to write; files of the same name are overwritten"
     )

@@ -22,7 +22,7 @@ class Pose(NamedTuple):
     pitch: float
     roll: float
     scale: float  # pixels a face unit
-    x: float  # where the origin of the face lies in the picture, pixels
+    x: float  # where the origin of the face lies in the image, pixels
     y: float
 
 
@@ -63,35 +63,35 @@ def draw_background(rng: np.random.Generator) -> Array:
     """An out-of-focus room, (RESOLUTION, RESOLUTION, 3) float32, linear light."""
     size = RESOLUTION
     corners = linear(rng.uniform(40, 200) + rng.normal(0, 14, (2, 2, 3)).clip(-30, 30)).astype(np.float32)
-    picture = cv2.resize(corners, (size, size), interpolation=cv2.INTER_LINEAR)
+    image = cv2.resize(corners, (size, size), interpolation=cv2.INTER_LINEAR)
     for _ in range(rng.integers(3, 10)):  # furniture, lamps, windows
         colour = linear(np.clip(rng.uniform(20, 230) + rng.normal(0, 16, 3), 5, 250))
         centre, half = rng.uniform(0, size, 2), rng.uniform(8, 60, 2)
         box = np.stack([centre - half, centre + half]).astype(int)
-        cv2.rectangle(picture, box[0].tolist(), box[1].tolist(), colour.tolist(), -1)
-    return cv2.GaussianBlur(picture, (0, 0), rng.uniform(2.5, 11))
+        cv2.rectangle(image, box[0].tolist(), box[1].tolist(), colour.tolist(), -1)
+    return cv2.GaussianBlur(image, (0, 0), rng.uniform(2.5, 11))
 
 
-def draw_shoulders(picture: Array, rng: np.random.Generator, skin: Array, pose: Pose, light: Array) -> None:
-    """Neck and clothes below the head, painted on `picture` in place."""
+def draw_shoulders(image: Array, rng: np.random.Generator, skin: Array, pose: Pose, light: Array) -> None:
+    """Neck and clothes below the head, painted on `image` in place."""
     y, x = np.mgrid[0:RESOLUTION, 0:RESOLUTION].astype(np.float32)
     x, y = (x - pose.x) / pose.scale, (y - pose.y) / pose.scale
     neck = np.clip((0.50 + 0.25 * np.clip(y - 1.35, 0, 1) ** 2 - np.abs(x)) / 0.04 + 0.5, 0, 1) * (y > 0.6)
     roundness = 0.55 + 0.45 * np.clip(1 - (x / 0.6) ** 2, 0, 1) + 0.3 * light[0] * x
     shadow = 0.35 + 0.65 * np.clip((y - 1.15 - 0.25 * (1 - x**2)) / 0.35, 0, 1)
-    picture += ((skin * 0.75) * (roundness * shadow)[..., None] - picture) * neck[..., None]
+    image += ((skin * 0.75) * (roundness * shadow)[..., None] - image) * neck[..., None]
     cloth = linear(np.clip(rng.uniform(20, 190) + rng.normal(0, 26, 3), 8, 240))
     collar = 1.38 + 0.20 * np.clip(1 - (x / 0.52) ** 2, 0, 1) ** 0.5 + 0.30 * np.clip(np.abs(x) - 0.50, 0, None) ** 1.2
     weave = 1 + 0.06 * cv2.GaussianBlur(rng.standard_normal(x.shape).astype(np.float32), (0, 0), 0.8)
     worn = np.clip((y - collar) / 0.04 + 0.5, 0, 1)
     folds = (0.75 + 0.3 * light[0] * x + 0.1 * np.sin(7 * x + 2 * y)) * weave
-    picture += (cloth * folds[..., None] - picture) * worn[..., None]
+    image += (cloth * folds[..., None] - image) * worn[..., None]
 
 
 def photograph(head: Head, background: Array, pose: Pose, camera: Camera) -> tuple[Array, Array]:
     """The head in its pose before the background.
 
-    Returns the picture before the sensor, (RESOLUTION, RESOLUTION, 3) float32 in 0..255 (sRGB), and the landmarks in
+    Returns the image before the sensor, (RESOLUTION, RESOLUTION, 3) float32 in 0..255 (sRGB), and the landmarks in
     its pixels, (81, 2) float32.
     """
     v, u = np.mgrid[0:RESOLUTION, 0:RESOLUTION].astype(np.float32)
@@ -104,31 +104,29 @@ def photograph(head: Head, background: Array, pose: Pose, camera: Camera) -> tup
         x = (seen_x - z * math.sin(pose.yaw)) / math.cos(pose.yaw)
         y = (seen_y - z * math.sin(pose.pitch)) / math.cos(pose.pitch)
     opacity = _sample(head.opacity, x, y)[..., None]
-    picture = background + (_sample(head.colour, x, y) - background) * opacity
-    picture = np.clip(picture * camera.exposure * camera.balance, 0, 1) ** np.float32(1 / 2.2)
-    return cv2.GaussianBlur(picture * 255.0, (0, 0), camera.blur), _seen(head, pose)
+    image = background + (_sample(head.colour, x, y) - background) * opacity
+    image = np.clip(image * camera.exposure * camera.balance, 0, 1) ** np.float32(1 / 2.2)
+    return cv2.GaussianBlur(image * 255.0, (0, 0), camera.blur), _seen(head, pose)
 
 
-def _sample(picture: Array, x: Array, y: Array) -> Array:
-    return cv2.remap(
-        picture, x * UNIT + SIZE / 2, y * UNIT + SIZE / 2, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
-    )
+def _sample(image: Array, x: Array, y: Array) -> Array:
+    return cv2.remap(image, x * UNIT + SIZE / 2, y * UNIT + SIZE / 2, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
 
 
 def _seen(head: Head, pose: Pose) -> Array:
-    """The landmarks in the picture's pixels: the same turn as `photograph`, forward."""
+    """The landmarks in the image's pixels: the same turn as `photograph`, forward."""
     x, y = head.landmarks[:, 0], head.landmarks[:, 1]
     z = _sample(head.relief, x[None], y[None])[0] - 0.4
     seen_x = x * math.cos(pose.yaw) + z * math.sin(pose.yaw)
     seen_y = y * math.cos(pose.pitch) + z * math.sin(pose.pitch)
     cos, sin = math.cos(pose.roll), math.sin(pose.roll)
-    picture_x = (cos * seen_x - sin * seen_y) * pose.scale + pose.x
-    picture_y = (sin * seen_x + cos * seen_y) * pose.scale + pose.y
-    return np.stack([picture_x, picture_y], 1).astype(np.float32)
+    image_x = (cos * seen_x - sin * seen_y) * pose.scale + pose.x
+    image_y = (sin * seen_x + cos * seen_y) * pose.scale + pose.y
+    return np.stack([image_x, image_y], 1).astype(np.float32)
 
 
 def sensor_noise(camera: Camera, rng: np.random.Generator) -> Array:
-    """Noise for a picture in 0..255, (RESOLUTION, RESOLUTION, 3); channels partly agree, as after demosaicing."""
+    """Noise for an image in 0..255, (RESOLUTION, RESOLUTION, 3); channels partly agree, as after demosaicing."""
     shape = (RESOLUTION, RESOLUTION)
     grey, colour = rng.standard_normal((*shape, 1), np.float32), rng.standard_normal((*shape, 3), np.float32)
     noise = 0.8 * grey + 0.6 * colour
@@ -138,13 +136,13 @@ def sensor_noise(camera: Camera, rng: np.random.Generator) -> Array:
     return noise * camera.noise
 
 
-def develop(picture: Array, camera: Camera) -> Array:
-    """The picture after JPEG, (RESOLUTION, RESOLUTION, 3) uint8 RGB."""
-    pixels = np.clip(np.rint(picture), 0, 255).astype(np.uint8)
+def develop(image: Array, camera: Camera) -> Array:
+    """The image after JPEG, (RESOLUTION, RESOLUTION, 3) uint8 RGB."""
+    pixels = np.clip(np.rint(image), 0, 255).astype(np.uint8)
     written, data = cv2.imencode(
         ".jpg", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, camera.quality]
     )
     decoded = cv2.imdecode(data, cv2.IMREAD_COLOR) if written else None
     if decoded is None:
-        raise RuntimeError("this OpenCV cannot encode and decode JPEG pictures")
+        raise RuntimeError("this OpenCV cannot encode and decode JPEG images")
     return cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB)

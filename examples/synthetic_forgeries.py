@@ -72,7 +72,7 @@ def forged_area(forgery: Forgery, landmarks: Array) -> Array:
 
 
 def forged_mask(area: Array) -> Array:
-    """(H, W) uint8: 255 where the blend changes the picture visibly, else 0."""
+    """(H, W) uint8: 255 where the blend changes the image visibly, else 0."""
     return np.where(area > 0.1, 255, 0).astype(np.uint8)
 
 
@@ -87,7 +87,7 @@ def forge(
         noise: the sensor's noise of the target frame, (H, W, 3) float32.
 
     Returns:
-        The forged picture with its noise, before JPEG, (H, W, 3) float32, and the opacity of the blend, (H, W) float32.
+        The forged image with its noise, before JPEG, (H, W, 3) float32, and the opacity of the blend, (H, W) float32.
     """
     area = forged_area(forgery, target_landmarks)
     patch = _resampled(_aligned(forgery, target_landmarks, donor, donor_landmarks), forgery.resampling)
@@ -122,7 +122,7 @@ def _anchors(kind: str, side: int, landmarks: Array) -> Array:
 
 
 def _aligned(forgery: Forgery, target_landmarks: Array, donor: Array, donor_landmarks: Array) -> Array:
-    """The donor's picture moved, turned and scaled so that its part lies on the target's."""
+    """The donor's image moved, turned and scaled so that its part lies on the target's."""
     source, goal = (_anchors(forgery.kind, forgery.side, points) for points in (donor_landmarks, target_landmarks))
     a, b = complex(*(source[1] - source[0])), complex(*(goal[1] - goal[0]))
     turn = b / a
@@ -134,9 +134,9 @@ def _aligned(forgery: Forgery, target_landmarks: Array, donor: Array, donor_land
     return cv2.warpAffine(donor, matrix, donor.shape[1::-1], flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
 
 
-def _resampled(picture: Array, scale: float) -> Array:
-    height, width = picture.shape[:2]
+def _resampled(image: Array, scale: float) -> Array:
+    height, width = image.shape[:2]
     small = cv2.resize(
-        picture, (max(8, round(width * scale)), max(8, round(height * scale))), interpolation=cv2.INTER_AREA
+        image, (max(8, round(width * scale)), max(8, round(height * scale))), interpolation=cv2.INTER_AREA
     )
     return cv2.resize(small, (width, height), interpolation=cv2.INTER_CUBIC)

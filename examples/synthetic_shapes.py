@@ -1,7 +1,7 @@
 """The shape of a procedural face: its random proportions, outlines, 81 landmarks and relief, and brushes to paint with.
 
 Coordinates are face units: x to the right, y down, the origin between eyes and nose, about one unit from there to the
-side of the face. Pictures of the face are `SIZE` x `SIZE` pixels, float32.
+side of the face. Images of the face are `SIZE` x `SIZE` pixels, float32.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ def step(field: Array, softness: float) -> Array:
     return np.clip(field / softness + 0.5, 0.0, 1.0)
 
 
-def blur(picture: Array, sigma: float) -> Array:
-    return cv2.GaussianBlur(picture, (0, 0), sigma)
+def blur(image: Array, sigma: float) -> Array:
+    return cv2.GaussianBlur(image, (0, 0), sigma)
 
 
 def region(points: Array, softness: float = 0.6) -> Array:
@@ -83,9 +83,9 @@ def _fixed(points: Array) -> Array:
 
 
 def over(colour: Array, paint: Array, opacity: Array) -> None:
-    """Paint on `colour` in place; `paint` is a colour (3,) or a picture (SIZE, SIZE, 3).
+    """Paint on `colour` in place; `paint` is a colour (3,) or an image (SIZE, SIZE, 3).
 
-    Most paint covers little of the picture: only the box around it is worked on.
+    Most paint covers little of the image: only the box around it is worked on.
     """
     rows, columns = (np.flatnonzero(opacity.max(axis) > 1e-3) for axis in (1, 0))
     if rows.size == 0:
@@ -120,7 +120,7 @@ def half_width(y: Array, features: Features) -> Array:
 
 
 def eye_lids(side: int, features: Features, t: Array) -> tuple[Array, Array]:
-    """Upper and lower lid, (N, 2) each, at t from -1 (left corner in the picture) to 1."""
+    """Upper and lower lid, (N, 2) each, at t from -1 (left corner in the image) to 1."""
     half, height, slant = features.eye
     x = side * EYE_DISTANCE + half * t
     corner = EYE_LINE - slant * side * t

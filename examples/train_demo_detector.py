@@ -33,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from detectors.clip_detector_gradcam import CLIPDetectorWithGradCAM
 from utils.data.frame_paths import mask_path
 from utils.data.frames import DataSettings, Frame
-from utils.data.pictures import decode_picture
+from utils.data.images import decode_image
 from utils.data.readers import read_dataset
 from utils.run.detection_metrics import DetectionMetrics, detection_metrics
 
@@ -47,7 +47,7 @@ FORGED_PATCH = 0.6  # share of a patch's pixels in the mask from which it counts
 
 
 class ForgedPatches(Dataset[Any]):
-    """Pictures, labels, and how much of each patch is forged."""
+    """Images, labels, and how much of each patch is forged."""
 
     def __init__(self, frames: list[Frame], patch: int) -> None:
         self.frames = frames
@@ -57,15 +57,15 @@ class ForgedPatches(Dataset[Any]):
         return len(self.frames)
 
     def __getitem__(self, i: int) -> tuple[Tensor, int, Tensor]:
-        """Picture (3, H, W) float32 in [-1, 1], label, share of each patch that is forged (h, w)."""
+        """Image (3, H, W) float32 in [-1, 1], label, share of each patch that is forged (h, w)."""
         frame = self.frames[i]
-        pixels = decode_picture(Path(frame.path).read_bytes(), resolution=None)
+        pixels = decode_image(Path(frame.path).read_bytes(), resolution=None)
         mask = np.zeros(pixels.shape[:2], np.uint8)
         if frame.label == 1:
-            mask = decode_picture(Path(mask_path(frame.path)).read_bytes(), resolution=None)[..., 0]
-        picture = torch.from_numpy(pixels).permute(2, 0, 1).float() / 127.5 - 1.0
+            mask = decode_image(Path(mask_path(frame.path)).read_bytes(), resolution=None)[..., 0]
+        image = torch.from_numpy(pixels).permute(2, 0, 1).float() / 127.5 - 1.0
         share = F.avg_pool2d(torch.from_numpy(mask)[None].float() / 255.0, self.patch)[0]
-        return picture, frame.label, share
+        return image, frame.label, share
 
 
 class PairedBatches(Sampler[List[int]]):
@@ -73,10 +73,10 @@ class PairedBatches(Sampler[List[int]]):
     tells them apart is the forgery."""
 
     def __init__(self, frames: list[Frame], batch_size: int) -> None:
-        by_picture: dict[tuple[str, str], list[int]] = {}
+        by_image: dict[tuple[str, str], list[int]] = {}
         for i, frame in enumerate(frames):
-            by_picture.setdefault((frame.video, Path(frame.path).name), []).append(i)
-        self.pairs = list(by_picture.values())
+            by_image.setdefault((frame.video, Path(frame.path).name), []).append(i)
+        self.pairs = list(by_image.values())
         self.pairs_per_batch = batch_size // 2
 
     def __len__(self) -> int:
@@ -149,8 +149,8 @@ class LateEvidenceLoss(nn.Module):
         return torch.stack(losses).mean()
 
 
-def start_from_frequencies(embedding: nn.Conv2d, pictures: Tensor) -> None:
-    """Let each filter of the patch embedding begin as one frequency (DCT-II), as strong as all others on `pictures`.
+def start_from_frequencies(embedding: nn.Conv2d, images: Tensor) -> None:
+    """Let each filter of the patch embedding begin as one frequency (DCT-II), as strong as all others on `images`.
 
     Noise and sharpness are a hundredth of a patch's brightness: random filters drown them for many epochs.
     """
@@ -163,7 +163,7 @@ def start_from_frequencies(embedding: nn.Conv2d, pictures: Tensor) -> None:
     chosen = low + random.sample(high, width - len(low))
     filters = torch.stack([colours[c][:, None, None] * waves[u][:, None] * waves[v] for u, v, c in chosen])
     with torch.no_grad():
-        spread = F.conv2d(pictures, filters, stride=patch).std(dim=(0, 2, 3))
+        spread = F.conv2d(images, filters, stride=patch).std(dim=(0, 2, 3))
         embedding.weight.copy_(0.2 * filters / spread[:, None, None, None])  # positions are to be seen, too
 
 
@@ -238,21 +238,21 @@ def train(parts: Setup, epochs: int, heatmaps_every: int, output: Path) -> None:
 
 
 def watched_samples(loader: DataLoader[Any], frames: list[Frame], count: int = 8) -> dict[str, Tensor]:
-    """A batch of fixed validation fakes, spread over the data set, so that attention can be watched moving."""
+    """A batch of fixed validation fakes, spread over the dataset, so that attention can be watched moving."""
     fakes = [i for i, frame in enumerate(frames) if frame.label == 1]
     chosen = [loader.dataset[fakes[k * len(fakes) // count]] for k in range(count)]
     return {"image": torch.stack([item[0] for item in chosen]), "label": torch.tensor([item[1] for item in chosen])}
 
 
 def log_heatmaps(model: CLIPDetectorWithGradCAM, batch: dict[str, Tensor], writer: SummaryWriter, epoch: int) -> None:
-    """One row of pictures for each layer: the samples, lit where the evidence for "fake" is."""
+    """One row of images for each layer: the samples, lit where the evidence for "fake" is."""
     model.enable_gradcam()
     heatmaps = model.generate_gradcam(batch, target="fake")
     model.disable_gradcam()
-    pictures = batch["image"] * 0.5 + 0.5
-    writer.add_images("samples", pictures, epoch)
+    images = batch["image"] * 0.5 + 0.5
+    writer.add_images("samples", images, epoch)
     for layer, heatmap in heatmaps.items():
-        writer.add_images(f"heatmaps/{layer}", pictures * (0.3 + 0.7 * heatmap[:, None]), epoch)
+        writer.add_images(f"heatmaps/{layer}", images * (0.3 + 0.7 * heatmap[:, None]), epoch)
 
 
 @torch.no_grad()
@@ -274,7 +274,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=ROOT / "runs" / "train_demo", help="TensorBoard log and weights")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--heatmaps_every", type=int, default=1, help="epochs between heatmaps")
-    parser.add_argument("--workers", type=int, default=1, help="processes that decode pictures")
+    parser.add_argument("--workers", type=int, default=1, help="processes that decode images")
     arguments = parser.parse_args()
     config = yaml.safe_load(arguments.config.read_text(encoding="utf-8"))
     config["gradcam_enabled"] = False  # switched on where heatmaps are drawn

@@ -21,7 +21,7 @@ from utils.cam.targets import TARGETS
 from utils.command import OneLineParser, run_command
 from utils.data.face_crop import NoFaceError, face_cropper
 from utils.data.frames import Frame
-from utils.data.pictures import UnreadablePicture, decode_picture, read_file
+from utils.data.images import UnreadableImage, decode_image, read_file
 from utils.data.video_files import VIDEO_SUFFIXES, UnreadableVideo
 from utils.errors import InputError, RunError
 from utils.model.config import detector_settings, find_path
@@ -102,7 +102,7 @@ def main(argv: Sequence[str]) -> int:
                 drawn = explain_image(detector, image, file, index)
                 write_sample(folder, drawn, save_raw=args.save_raw)
                 print(printable(f"{file}: fake probability {drawn.sample.prob_fake:.4f}, heatmaps in {folder}"))
-        except (UnreadablePicture, UnreadableVideo, NoFaceError) as error:
+        except (UnreadableImage, UnreadableVideo, NoFaceError) as error:
             print(printable(f"{file}: left out: {error}"), file=sys.stderr)
             failed += 1
     if failed:
@@ -162,18 +162,18 @@ def _detector(
 
 
 def load_image(file: Path, resolution: int, crop: Crop | None) -> np.ndarray:
-    """(resolution, resolution, 3) uint8 RGB. Raises UnreadablePicture, NoFaceError."""
+    """(resolution, resolution, 3) uint8 RGB. Raises UnreadableImage, NoFaceError."""
     data = read_file(str(file))
     if crop is None:
-        return decode_picture(data, resolution)
-    return crop(decode_picture(data, None))
+        return decode_image(data, resolution)
+    return crop(decode_image(data, None))
 
 
 def explain_image(detector: LoadedDetector, image: np.ndarray, file: Path, index: int) -> Drawn:
     """One image (H, W, 3) uint8 RGB explained and drawn."""
     pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).unsqueeze(0)
     explanation, drawn = explain_images(detector, pixels)
-    frame = Frame(str(file), "loose pictures", "unknown", "none", UNKNOWN, index)
+    frame = Frame(str(file), "loose images", "unknown", "none", UNKNOWN, index)
     return Drawn(Sample.of(frame, detector, explanation, 0, drawn[0]), image, drawn[0])
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from detectors.clip_detector_gradcam import CLIPDetectorWithGradCAM
 from tests.helpers import reference_clip as reference
-from tests.helpers.detectors import ARCHITECTURE, BLOCKS, PATCH, PIXELS, pictures, tiny_detector
+from tests.helpers.detectors import ARCHITECTURE, BLOCKS, PATCH, PIXELS, images, tiny_detector
 from tests.helpers.method_references import TOKEN_REFERENCES, grad_cam_pp_of_the_paper
 
 GRID = (PIXELS // PATCH, PIXELS // PATCH)
@@ -30,7 +30,7 @@ FORMULAS = {**TOKEN_REFERENCES, "gradcam++ epsilon 0": grad_cam_pp_of_the_paper}
 @pytest.mark.parametrize("target", ["predicted", "fake", "real", "label", "margin"])
 def test_maps_equal_plain_autograd_in_float64(formula: str, site: str, target: str) -> None:
     model = tiny_detector(gradcam_pp_epsilon=0.0 if formula.endswith(" 0") else 0.1)
-    image, label = pictures(5), torch.tensor([1, 0, 2, 0, 1])
+    image, label = images(5), torch.tensor([1, 0, 2, 0, 1])
     names = (*BLOCK_NAMES, *DEEP)
     with torch.no_grad():
         predicted = model({"image": image})["cls"].argmax(1).tolist()
@@ -59,7 +59,7 @@ def test_maps_equal_plain_autograd_in_float64(formula: str, site: str, target: s
 def test_normalised_map_is_the_raw_one_resized_and_stretched(detector: CLIPDetectorWithGradCAM) -> None:
     import cv2
 
-    maps = detector.explain({"image": pictures(12)}, layers=["encoder.layers.2"]).layers["encoder.layers.2"]
+    maps = detector.explain({"image": images(12)}, layers=["encoder.layers.2"]).layers["encoder.layers.2"]
     shown = (~maps.empty).nonzero().flatten().tolist()
     assert len(shown) >= 4
     for i in shown:
@@ -88,7 +88,7 @@ def test_grad_cam_equals_torchcam(detector: CLIPDetectorWithGradCAM) -> None:
     def grid(tokens: Tensor) -> Tensor:
         return tokens[:, 1:].transpose(1, 2).unflatten(2, GRID)
 
-    image = pictures(4)
+    image = images(4)
     layers = [f"detector.backbone.{name}.layer_norm1" for name in BLOCK_NAMES]
     ours = detector.explain({"image": image}, layers=BLOCK_NAMES, target="fake")
     with GradCAM(Logits(), target_layer=list(layers), reshape_transform=grid) as extractor:
@@ -98,9 +98,9 @@ def test_grad_cam_equals_torchcam(detector: CLIPDetectorWithGradCAM) -> None:
         torch.testing.assert_close(ours.layers[name].raw, cam, rtol=1e-4, atol=1e-7)
 
 
-def test_a_picture_alone_has_the_map_it_has_in_a_batch() -> None:
+def test_a_image_alone_has_the_map_it_has_in_a_batch() -> None:
     model = tiny_detector().double()
-    image = pictures(5).double()
+    image = images(5).double()
     together = model.explain({"image": image}, layers=BLOCK_NAMES)
     for i in range(5):
         alone = model.explain({"image": image[i : i + 1]}, layers=BLOCK_NAMES)
@@ -110,7 +110,7 @@ def test_a_picture_alone_has_the_map_it_has_in_a_batch() -> None:
 
 def test_order_and_company_of_layers_change_nothing() -> None:
     model = tiny_detector().double()
-    data = {"image": pictures(2).double()}
+    data = {"image": images(2).double()}
     names = [*BLOCK_NAMES, *DEEP]
     forwards = model.explain(data, layers=names)
     backwards = model.explain(data, layers=names[::-1])
@@ -122,10 +122,10 @@ def test_order_and_company_of_layers_change_nothing() -> None:
 
 
 @pytest.mark.parametrize("size", [(64, 96), (32, 64), (96, 96)])
-def test_other_picture_sizes_take_their_grid_from_the_tensor(size: tuple[int, int]) -> None:
+def test_other_image_sizes_take_their_grid_from_the_tensor(size: tuple[int, int]) -> None:
     """Row and column of every patch, also on a grid that is not square, against plain autograd on interpolated positions."""
     model = tiny_detector().double()
-    image = pictures(1, pixels=size).double()
+    image = images(1, pixels=size).double()
     name, kept = "encoder.layers.2", {}
 
     def keep(module: torch.nn.Module, inputs: Any, output: Tensor) -> Tensor:
@@ -150,7 +150,7 @@ def test_other_picture_sizes_take_their_grid_from_the_tensor(size: tuple[int, in
 
 def test_what_the_residual_streams_mean_over_channels_decides() -> None:
     """Nothing, since every reader begins with LayerNorm. HiResCAM and Grad-CAM agree; LayerCAM and Grad-CAM++ do not."""
-    model, image, name = tiny_detector().double(), pictures(2).double(), BLOCK_NAMES[1]
+    model, image, name = tiny_detector().double(), images(2).double(), BLOCK_NAMES[1]
 
     def maps(method: str) -> tuple[Tensor, Tensor]:
         explained = model.explain({"image": image}, layers=[name], method=method, site="residual", target="fake")
@@ -171,8 +171,8 @@ def test_what_the_residual_streams_mean_over_channels_decides() -> None:
     handle.remove()
 
 
-def test_targets_a_picture_mix_names_and_classes(detector: CLIPDetectorWithGradCAM) -> None:
-    data = {"image": pictures(4)}
+def test_targets_a_image_mix_names_and_classes(detector: CLIPDetectorWithGradCAM) -> None:
+    data = {"image": images(4)}
     mixed = detector.explain(data, layers=["encoder.layers.2"], target=["fake", 0, "margin", 1])
     assert mixed.target == ["fake", "real", "margin", "fake"]
     for i, name in enumerate(mixed.target):
@@ -183,7 +183,7 @@ def test_targets_a_picture_mix_names_and_classes(detector: CLIPDetectorWithGradC
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast_changes_the_forward_pass_not_the_map_arithmetic(dtype: torch.dtype) -> None:
     model = tiny_detector()
-    data = {"image": pictures(4)}
+    data = {"image": images(4)}
     plain = model.explain(data, layers=BLOCK_NAMES, target="fake")
     with torch.autocast("cpu", dtype=dtype):
         half = model.explain(data, layers=BLOCK_NAMES, target="fake")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from detectors.clip_detector_gradcam import CLIPDetectorWithGradCAM
 from tests.helpers import reference_clip as reference
-from tests.helpers.detectors import ARCHITECTURE, BLOCKS, PATCH, PIXELS, pictures, tiny_detector
+from tests.helpers.detectors import ARCHITECTURE, BLOCKS, PATCH, PIXELS, images, tiny_detector
 from utils.cam.attention import ATTENTION_METHODS, AttentionMethod, BlockTensors, TokenMaps
 from utils.cam.layers import LayerError
 
@@ -50,7 +50,7 @@ def attended(model: CLIPDetectorWithGradCAM, image: Tensor) -> tuple[Tensor, lis
 def test_legrad_equals_the_gradient_of_the_attention_probabilities(kernel: str) -> None:
     model = tiny_detector()
     model.backbone.config._attn_implementation = kernel
-    image = pictures(3)
+    image = images(3)
     with torch.no_grad():
         plain = model({"image": image})["cls"]
     explanation = model.explain({"image": image}, layers=NAMES, method="legrad", target="margin")
@@ -68,7 +68,7 @@ def test_legrad_equals_the_gradient_of_the_attention_probabilities(kernel: str) 
 
 def test_rollout_multiplies_the_blocks() -> None:
     model = tiny_detector()
-    image = pictures(2)
+    image = images(2)
     maps = model.explain({"image": image}, layers=["encoder.layers.2"], method="rollout").layers["encoder.layers.2"]
     _, probabilities = attended(model, image)
     for i in range(2):
@@ -82,9 +82,9 @@ def test_attention_methods_leave_nothing_behind_and_refuse_other_layers() -> Non
     model = tiny_detector()
     hooks = [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules()]
     for method in ("legrad", "rollout"):
-        model.explain({"image": pictures(1)}, layers=NAMES[-1:], method=method)
+        model.explain({"image": images(1)}, layers=NAMES[-1:], method=method)
         with pytest.raises(LayerError, match=r"encoder\.layers\.1\.mlp.*has no attention"):
-            model.explain({"image": pictures(1)}, layers=["encoder.layers.1.mlp"], method=method)
+            model.explain({"image": images(1)}, layers=["encoder.layers.1.mlp"], method=method)
     assert hooks == [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules()]
     assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
 
@@ -100,7 +100,7 @@ def test_another_method_is_a_function_and_an_instance(monkeypatch: pytest.Monkey
     model, kept = tiny_detector(), []
     module = model.backbone.encoder.layers[1].self_attn.k_proj
     handle = module.register_forward_hook(lambda module, inputs, output: kept.append(output.detach()))
-    maps = model.explain({"image": pictures(2)}, layers=[NAMES[3], NAMES[1]], method="key norm").layers[NAMES[1]]
+    maps = model.explain({"image": images(2)}, layers=[NAMES[3], NAMES[1]], method="key norm").layers[NAMES[1]]
     handle.remove()
     expected = np.linalg.norm(kept[0].double().numpy().reshape(2, -1, HEADS, 32 // HEADS), axis=3).mean(axis=2)
     np.testing.assert_allclose(maps.raw, expected[:, 1:].reshape(2, SIDE, SIDE), rtol=1e-5)
@@ -120,11 +120,11 @@ def test_effort_like_projections_are_read_all_the_same() -> None:
             return torch.nn.functional.linear(x, self.main + self.residual, self.bias)
 
     model = tiny_detector()
-    before = model.explain({"image": pictures(2)}, layers=NAMES, method="legrad", target="fake").layers
+    before = model.explain({"image": images(2)}, layers=NAMES, method="legrad", target="fake").layers
     for module in list(model.backbone.modules()):
         for projection in ("q_proj", "k_proj", "v_proj", "out_proj"):
             if hasattr(module, projection):
                 setattr(module, projection, Split(getattr(module, projection)))
-    after = model.explain({"image": pictures(2)}, layers=NAMES, method="legrad", target="fake").layers
+    after = model.explain({"image": images(2)}, layers=NAMES, method="legrad", target="fake").layers
     for name in NAMES:
         torch.testing.assert_close(after[name].raw, before[name].raw, rtol=1e-4, atol=1e-8)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.helpers.detectors import BLOCKS, pictures, tiny_detector
+from tests.helpers.detectors import BLOCKS, images, tiny_detector
 from utils.cam.targets import Target
 from utils.errors import InputError
 from utils.gradcam import explained_names
@@ -17,7 +17,7 @@ NAMES = [f"encoder.layers.{i}" for i in range(BLOCKS)]
 
 def test_one_pass_gives_what_single_explanations_give() -> None:
     model = tiny_detector()
-    image = pictures(3)
+    image = images(3)
     forwards = []
     handle = model.backbone.register_forward_hook(lambda *_: forwards.append(1))
     methods, sites = ["gradcam", "layercam", "legrad", "rollout"], ["layer_norm1", "residual"]
@@ -34,7 +34,7 @@ def test_one_pass_gives_what_single_explanations_give() -> None:
 def test_fused_is_the_mean_of_the_normalised_maps() -> None:
     model = tiny_detector()
     layers = [NAMES[3], "fused", NAMES[1]]
-    explanation = model.explain({"image": pictures(4)}, layers=layers, method="hirescam", site="residual")
+    explanation = model.explain({"image": images(4)}, layers=layers, method="hirescam", site="residual")
     assert list(explanation.layers) == layers
     stretched = []
     for name in (NAMES[3], NAMES[1]):
@@ -43,19 +43,19 @@ def test_fused_is_the_mean_of_the_normalised_maps() -> None:
         stretched.append((raw - low) / np.where(high > low, high - low, 1))
     np.testing.assert_allclose(explanation.layers["fused"].raw, np.mean(stretched, axis=0), atol=1e-5)
     with pytest.raises(InputError, match="at least two"):
-        model.explain({"image": pictures(1)}, layers=["fused", NAMES[0]])
+        model.explain({"image": images(1)}, layers=["fused", NAMES[0]])
 
 
 @pytest.mark.parametrize("target", ["fake", "margin", "both", ["fake", "real"], ["both", "both"]])
 def test_names_of_the_maps_are_known_beforehand(target: Target) -> None:
     layers = [NAMES[2], "fused", NAMES[0], NAMES[2]]
-    explanation = tiny_detector().explain({"image": pictures(2)}, layers=layers, target=target)
+    explanation = tiny_detector().explain({"image": images(2)}, layers=layers, target=target)
     assert explained_names(layers, target) == list(explanation.layers)
 
 
 def test_both_classes_side_by_side() -> None:
     model = tiny_detector()
-    image = pictures(3)
+    image = images(3)
     both = model.explain({"image": image}, layers=NAMES[2:3], target="both")
     assert both.target == ["both"] * 3 and list(both.layers) == ["encoder.layers.2_fake", "encoder.layers.2_real"]
     for one in ("fake", "real"):
@@ -68,13 +68,13 @@ def test_both_classes_side_by_side() -> None:
 def test_signed_maps_show_the_margin_on_both_sides() -> None:
     model = tiny_detector(gradcam_signed=True)
     assert model.gradcam.target == "margin"
-    maps = model.explain({"image": pictures(3)}, layers=NAMES[2:3], method="hirescam").layers[NAMES[2]]
+    maps = model.explain({"image": images(3)}, layers=NAMES[2:3], method="hirescam").layers[NAMES[2]]
     assert (maps.signed < 0).any() and torch.equal(maps.raw, maps.signed.relu())
     with pytest.raises(InputError, match="gradcam_target 'fake' does not go with it"):
         tiny_detector(gradcam_signed=True, gradcam_target="fake")
 
 
-def test_signed_overlay_is_red_above_zero_blue_below_and_the_picture_at_zero() -> None:
+def test_signed_overlay_is_red_above_zero_blue_below_and_the_image_at_zero() -> None:
     grey = torch.full((1, 3, 1, 3), 100, dtype=torch.uint8)
     drawn = signed_overlay(grey, torch.tensor([[[1.0, 0.0, -1.0]]]))[0, 0].tolist()
     # By hand: 100 + 0.85 (ink - 100), inks (214, 0, 0) and (0, 76, 230).

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from tests.helpers.datasets import DataTree
-from tests.helpers.detectors import ARCHITECTURE, pictures, tiny_detector
+from tests.helpers.detectors import ARCHITECTURE, images, tiny_detector
 from tests.helpers.paths import ROOT
 from tests.helpers.saved_bytes import saved_bytes
 from utils.cam.methods import METHODS
@@ -27,7 +27,7 @@ LAYERS = ["encoder.layers.3", "encoder.layers.1"]
 @pytest.mark.parametrize("method", METHODS)
 def test_maps_are_those_of_the_cpu(method: str, site: str) -> None:
     """In float64 on both, where TF32 plays no part: what is left is the order of sums."""
-    image = pictures(5).double()
+    image = images(5).double()
     wanted = tiny_detector().double().explain({"image": image}, layers=LAYERS, method=method, site=site, target="fake")
     model = tiny_detector().double().cuda()
     found = model.explain({"image": image.cuda()}, layers=LAYERS, method=method, site=site, target="fake")
@@ -41,7 +41,7 @@ def test_maps_are_those_of_the_cpu(method: str, site: str) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_keeps_the_maps(dtype: torch.dtype) -> None:
-    model, image = tiny_detector().cuda(), pictures(5).cuda()
+    model, image = tiny_detector().cuda(), images(5).cuda()
     wanted = model.explain({"image": image}, layers=LAYERS, target="fake")
     with torch.autocast("cuda", dtype=dtype):
         found = model.explain({"image": image}, layers=LAYERS, target="fake")
@@ -64,7 +64,7 @@ def test_overlays_are_those_of_the_cpu() -> None:
 def test_the_last_block_alone_keeps_little_memory() -> None:
     """The graph begins at the block that is explained: of 24 blocks the last needs about a 24th beyond a plain pass."""
     model = tiny_detector(backbone_config={"architecture": {**ARCHITECTURE, "num_hidden_layers": 24}}).cuda()
-    image = pictures(64).cuda()
+    image = images(64).cuda()
 
     def peak(run: Callable[[], object]) -> int:
         run()  # what cuBLAS takes once
@@ -86,7 +86,7 @@ def test_the_last_block_alone_keeps_little_memory() -> None:
 def test_random_state_and_flags_are_left_alone() -> None:
     model = tiny_detector().cuda().train()
     before = torch.cuda.get_rng_state()
-    model.explain({"image": pictures(2).cuda()}, target="fake")
+    model.explain({"image": images(2).cuda()}, target="fake")
     assert model.training and torch.equal(torch.cuda.get_rng_state(), before)
     assert all(one.requires_grad and one.grad is None for one in model.parameters())
 

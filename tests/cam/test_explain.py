@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.helpers import reference_clip as reference
-from tests.helpers.detectors import ARCHITECTURE, BLOCKS, PATCH, pictures, tiny_detector
+from tests.helpers.detectors import ARCHITECTURE, BLOCKS, PATCH, images, tiny_detector
 from tests.helpers.method_references import TOKEN_REFERENCES, grad_cam
 from tests.helpers.model_state import assert_same_state, state_of
 from utils.cam.layers import LayerError
@@ -54,7 +54,7 @@ class Anyones(nn.Module):
 @pytest.mark.parametrize("method", TOKEN_REFERENCES)
 @pytest.mark.parametrize("site", ["layer_norm1", "residual"])
 def test_maps_equal_plain_autograd_in_float64(output: str, method: str, site: str) -> None:
-    model, image = Anyones(output).double(), pictures(3).double()
+    model, image = Anyones(output).double(), images(3).double()
     explanation = explain(model, image, NAMES, method, site=site)
     tower = model.reference(image, [0.0, 1.0])
     for name in NAMES:
@@ -70,7 +70,7 @@ def test_maps_equal_plain_autograd_in_float64(output: str, method: str, site: st
 
 def test_what_is_not_said() -> None:
     """Grad-CAM of `fake` at the last block; names relative to the model are understood, and given back as written."""
-    model, image = Anyones().double(), pictures(2).double()
+    model, image = Anyones().double(), images(2).double()
     plain = explain(model, image)
     assert list(plain.layers) == NAMES[-1:]
     expected = reference.maps_of(model.reference(image, [0.0, 1.0]), NAMES[-1], "layer_norm1", grad_cam, GRID)
@@ -81,7 +81,7 @@ def test_what_is_not_said() -> None:
 
 def test_attention_both_classes_and_a_forward_of_ones_own() -> None:
     detector = tiny_detector()
-    image = pictures(2)
+    image = images(2)
     host = detector.explain({"image": image}, layers=NAMES[1:], method="legrad", target="both").layers
     ours = explain(detector, image, NAMES[1:], "legrad", "both", forward=lambda images: detector({"image": images}))
     assert ours.target == ["both"] * 2 and list(ours.layers) == list(host)
@@ -127,7 +127,7 @@ def test_the_model_is_left_as_it_was(make: Any) -> None:
     model = make().train()
     before = state_of(model)
     with torch.no_grad():
-        maps = explain(model, pictures(2))
+        maps = explain(model, images(2))
     assert_same_state(before, state_of(model))
     assert not any(layer.raw.requires_grad for layer in maps.layers.values())
 
@@ -159,7 +159,7 @@ def test_outputs_without_two_logits_are_refused(answer: Any, says: list[str]) ->
     model = Answers(answer)
     before = state_of(model)
     with pytest.raises(InputError) as caught:
-        explain(model, pictures(2), ["conv"])
+        explain(model, images(2), ["conv"])
     assert all(part in str(caught.value) for part in [*says, "forward"])
     assert_same_state(before, state_of(model))
 

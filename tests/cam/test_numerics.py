@@ -1,4 +1,4 @@
-"""Numbers at their limits: a map is finite and in [0, 1], or flagged as empty, or refused; NaN reaches no picture."""
+"""Numbers at their limits: a map is finite and in [0, 1], or flagged as empty, or refused; NaN reaches no image."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from detectors.clip_detector_gradcam import CLIPDetectorWithGradCAM
 from tests.helpers.command_server import CommandServer
 from tests.helpers.datasets import DataTree
-from tests.helpers.detectors import BLOCKS, PIXELS, pictures, tiny_detector
+from tests.helpers.detectors import BLOCKS, PIXELS, images, tiny_detector
 from utils.cam import tokens
 from utils.cam.maps import LayerMaps, NonFiniteMapError, layer_maps, normalise
 from utils.cam.methods import METHODS, cam_method
@@ -62,7 +62,7 @@ def likeness(one: LayerMaps, other: LayerMaps) -> float:
 def test_logits_of_ten_thousand_change_no_map(bias: tuple[float, float], target: str) -> None:
     """A bias moves the logits and saturates the probability, which float32 then calls 0 or 1; gradients stay."""
     plain, saturated = scaled_head(1.0), scaled_head(1.0, bias)
-    image = pictures(4)
+    image = images(4)
     got = explained(saturated, image, target=target)
     assert got.logits.abs().amin() > 9_000
     prob = got.prediction["prob"]
@@ -76,7 +76,7 @@ def test_logits_of_ten_thousand_change_no_map(bias: tuple[float, float], target:
 @pytest.mark.parametrize("factor", [1e-38, 1e-30, 1e-10, 1e5, 1e15, 1e30])
 def test_the_scale_of_the_head_does_not_show(factor: float) -> None:
     """Grad-CAM is linear in the gradient, so that a head of any scale gives the same normalised map."""
-    image = pictures(4)
+    image = images(4)
     expected = explained(scaled_head(1.0), image, target="fake")
     got = explained(scaled_head(factor), image, target="fake")
     loose = factor < 1e-37  # gradients there are denormal numbers of a few bits
@@ -89,14 +89,14 @@ def test_the_scale_of_the_head_does_not_show(factor: float) -> None:
 
 @pytest.mark.parametrize("factor", [1e-30, 1e-10, 1e5, 1e15])
 def test_grad_cam_pp_with_heads_of_any_scale(factor: float) -> None:
-    for name, maps in explained(scaled_head(factor), pictures(4), method="gradcam++").layers.items():
+    for name, maps in explained(scaled_head(factor), images(4), method="gradcam++").layers.items():
         assert_fit_to_draw(maps)
         assert maps.raw.any(), name  # G³ underflows at 1e-15 already
 
 
 @pytest.mark.parametrize("method", list(METHODS))
 @pytest.mark.parametrize("level", [0.0, 1.0, -1.0, 1000.0])
-def test_constant_pictures(level: float, method: str) -> None:
+def test_constant_images(level: float, method: str) -> None:
     image = torch.full((2, 3, PIXELS, PIXELS), level)
     single, double = tiny_detector(), tiny_detector().double()
     got, expected = (explained(m, i, method=method) for m, i in ((single, image), (double, image.double())))
@@ -109,7 +109,7 @@ def test_constant_pictures(level: float, method: str) -> None:
 @pytest.mark.parametrize("method", list(METHODS))
 @pytest.mark.parametrize("channels", [5, 192, 1024])
 def test_tokens_that_are_all_equal_give_a_flagged_empty_map(channels: int, method: str) -> None:
-    """Rounding must not be stretched into a picture."""
+    """Rounding must not be stretched into an image."""
     generator = torch.Generator().manual_seed(channels)
     A = torch.randn(4, 1, channels, generator=generator).expand(4, 1 + 7 * 9, channels).contiguous()
     G = torch.randn(4, 1 + 7 * 9, channels, generator=generator)
@@ -161,9 +161,9 @@ def test_grad_cam_pp_neither_overflows_nor_vanishes(scale: float, epsilon: float
 
 @pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.parametrize("site", ["layer_norm1", "residual"])
-@pytest.mark.parametrize("given", ["float32 picture", "half picture"])
+@pytest.mark.parametrize("given", ["float32 image", "half image"])
 def test_half_precision_weights_on_the_cpu(dtype: torch.dtype, site: str, given: str) -> None:
-    image = pictures(5)
+    image = images(5)
     expected = explained(tiny_detector(), image, target="fake", site=site)
     got = explained(
         tiny_detector().to(dtype), image.to(dtype) if given.startswith("half") else image, target="fake", site=site
@@ -174,9 +174,9 @@ def test_half_precision_weights_on_the_cpu(dtype: torch.dtype, site: str, given:
 
 
 @pytest.mark.parametrize("dtype", HALVES)
-def test_half_precision_draws_pictures(dtype: torch.dtype, tmp_path: Path) -> None:
+def test_half_precision_draws_images(dtype: torch.dtype, tmp_path: Path) -> None:
     model = tiny_detector(gradcam_save_dir=str(tmp_path)).to(dtype)
-    maps = model.generate_gradcam({"image": pictures(2)}, save_visualizations=True, layers=["encoder.layers.2"])
+    maps = model.generate_gradcam({"image": images(2)}, save_visualizations=True, layers=["encoder.layers.2"])
     assert maps["encoder.layers.2"].dtype == torch.float32
     for i in range(2):
         drawn = cv2.imread(str(tmp_path / f"gradcam_encoder.layers.2_sample{i}.png"))
@@ -185,7 +185,7 @@ def test_half_precision_draws_pictures(dtype: torch.dtype, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("factor", [1e-4, 1e-2, 1.0, 1e3, 1e4, 2e4])
 def test_half_precision_gradients_large_and_small(factor: float) -> None:
-    image = pictures(4)
+    image = images(4)
     expected = explained(scaled_head(factor), image, target="fake")
     got = explained(scaled_head(factor).half(), image, target="fake")
     for name in LAYERS:
@@ -194,16 +194,16 @@ def test_half_precision_gradients_large_and_small(factor: float) -> None:
 
 
 def test_an_overflow_is_repeated_with_a_smaller_scale(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, image = scaled_head(2e4).half(), pictures(4)
+    model, image = scaled_head(2e4).half(), images(4)
     assert torch.isfinite(explained(model, image, target="fake").layers[LAYERS[0]].signed).all()
     monkeypatch.setattr(tokens, "HALF_SCORE_SCALES", tokens.HALF_SCORE_SCALES[:1])
     with pytest.raises(NonFiniteMapError, match=r"\[0, 1, 2, 3\].*compute in fp32"):
         explained(model, image, target="fake")
 
 
-def test_one_pictures_overflow_does_not_coarsen_the_others() -> None:
-    """Three pictures with gradients of three magnitudes: each has the map that it has alone."""
-    model, image = tiny_detector().half(), pictures(3)
+def test_one_images_overflow_does_not_coarsen_the_others() -> None:
+    """Three images with gradients of three magnitudes: each has the map that it has alone."""
+    model, image = tiny_detector().half(), images(3)
     factors = torch.tensor([1e-4, 2e3, 1.0]).half()[:, None, None]
     factor: list[Tensor] = [factors]
     model.backbone.encoder.layers[3].register_forward_hook(lambda module, inputs, output: amplify(output, factor[0]))
@@ -233,13 +233,13 @@ def test_logits_that_are_not_finite_are_refused(bias: float) -> None:
     model = scaled_head(1.0, (0.0, bias))
     model = model.half() if bias == 1e38 else model
     with pytest.raises(NonFiniteMapError, match=r"logits of image\(s\) \[0, 1\]") as caught:
-        explained(model, pictures(2), target="fake")
+        explained(model, images(2), target="fake")
     assert caught.value.samples == (0, 1)
 
 
 @pytest.mark.parametrize("level", [1e30, 3e38])
 def test_pixels_beyond_all_measure_are_refused(level: float) -> None:
-    image = pictures(3)
+    image = images(3)
     image[1] *= level
     with pytest.raises((NonFiniteMapError, ValueError), match=r"image\(s\) \[1\]"):
         explained(tiny_detector().half(), image, target="fake")

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from detectors.clip_detector_gradcam import CLIPDetectorWithGradCAM
-from tests.helpers.detectors import BLOCKS, pictures, tiny_detector
+from tests.helpers.detectors import BLOCKS, images, tiny_detector
 from tests.helpers.model_state import assert_same_state, state_of
 from utils.cam.layers import LayerError
 from utils.cam.maps import NonFiniteMapError
@@ -17,11 +17,11 @@ from utils.errors import InputError
 
 def test_last_block_is_not_blank_and_its_output_is_refused(detector: CLIPDetectorWithGradCAM) -> None:
     last = f"encoder.layers.{BLOCKS - 1}"
-    maps = detector.explain({"image": pictures(5)}, layers=[last], target="margin").layers[last]
+    maps = detector.explain({"image": images(5)}, layers=[last], target="margin").layers[last]
     assert not maps.empty.all() and maps.signed.abs().amax() > 0
     for name in (f"{last}.mlp", f"{last}.mlp.fc2", f"{last}.self_attn", f"{last}.layer_norm2"):
         with pytest.raises(LayerError, match="CLS token") as caught:
-            detector.explain({"image": pictures(5)}, layers=[name])
+            detector.explain({"image": images(5)}, layers=[name])
         assert name in str(caught.value) and "name the block itself" in str(caught.value)
 
 
@@ -38,7 +38,7 @@ def test_last_block_is_not_blank_and_its_output_is_refused(detector: CLIPDetecto
 )
 def test_unusable_layer_names_are_explained(detector: CLIPDetectorWithGradCAM, name: str, says: str) -> None:
     with pytest.raises(LayerError) as caught:
-        detector.explain({"image": pictures(1)}, layers=["encoder.layers.1", name])
+        detector.explain({"image": images(1)}, layers=["encoder.layers.1", name])
     assert repr(name) in str(caught.value) and says in str(caught.value)
 
 
@@ -46,11 +46,11 @@ def test_a_layer_that_the_score_does_not_depend_on_is_refused(detector: CLIPDete
     with torch.no_grad():
         detector.head.weight.zero_()
     with pytest.raises(LayerError, match="exactly 0"):
-        detector.explain({"image": pictures(2)}, layers=["encoder.layers.1"])
+        detector.explain({"image": images(2)}, layers=["encoder.layers.1"])
 
 
-def test_nan_names_the_layer_and_the_pictures(detector: CLIPDetectorWithGradCAM) -> None:
-    image = pictures(3)
+def test_nan_names_the_layer_and_the_images(detector: CLIPDetectorWithGradCAM) -> None:
+    image = images(3)
     broken = torch.zeros(3, 1, 1)
     broken[1] = float("nan")
     detector.backbone.encoder.layers[2].layer_norm2.register_forward_hook(lambda m, i, output: output + broken)
@@ -64,7 +64,7 @@ def test_a_map_without_positive_evidence_is_zero_and_flagged() -> None:
     model = tiny_detector()
     with torch.no_grad():
         model.head.weight[0] = -model.head.weight[1]
-    name, data = "encoder.layers.1", {"image": pictures(8)}
+    name, data = "encoder.layers.1", {"image": images(8)}
     both = [model.explain(data, layers=[name], target=target).layers[name] for target in ("fake", "real")]
     torch.testing.assert_close(both[0].signed, -both[1].signed)
     with torch.no_grad():  # the same token everywhere: evidence of one sign, without any range
@@ -88,7 +88,7 @@ def test_a_map_without_positive_evidence_is_zero_and_flagged() -> None:
         ({"image": torch.full((2, 3, 64, 64), float("nan"))}, r"image(s) [0, 1]"),
     ],
 )
-def test_unusable_pictures_are_refused(detector: CLIPDetectorWithGradCAM, data: Any, says: str) -> None:
+def test_unusable_images_are_refused(detector: CLIPDetectorWithGradCAM, data: Any, says: str) -> None:
     before = state_of(detector)
     with pytest.raises(InputError) as caught:
         detector.generate_gradcam(data)
@@ -109,6 +109,6 @@ def test_unusable_pictures_are_refused(detector: CLIPDetectorWithGradCAM, data: 
 def test_unusable_arguments_are_refused(detector: CLIPDetectorWithGradCAM, arguments: Any, says: str) -> None:
     before = state_of(detector)
     with pytest.raises(InputError) as caught:
-        detector.generate_gradcam({"image": pictures(2)}, **arguments)
+        detector.generate_gradcam({"image": images(2)}, **arguments)
     assert says in str(caught.value)
     assert_same_state(before, state_of(detector))

@@ -16,7 +16,7 @@ from torch import nn
 
 from detectors.clip_detector_gradcam import CLIPDetectorWithGradCAM
 from detectors.gradcam_mixin import GradCAMMixin
-from tests.helpers.detectors import pictures, tiny_detector
+from tests.helpers.detectors import images, tiny_detector
 
 CALLS, STEPS = 20_000, 10
 
@@ -111,7 +111,7 @@ def assert_flat(samples: list[dict[str, int]]) -> None:
 
 @pytest.mark.slow
 def test_nothing_grows_with_twenty_thousand_explanations() -> None:
-    model, image = NarrowDetector(), {"image": pictures(1, pixels=16)}
+    model, image = NarrowDetector(), {"image": images(1, pixels=16)}
     for _ in range(500):
         model.generate_gradcam(image)
     first = model.generate_gradcam(image)
@@ -144,7 +144,7 @@ def trained(pairs: int, with_maps: bool) -> tuple[list[float], dict[str, torch.T
     """Losses, weights, and what was held, of a training loop of `pairs` steps."""
     model = NarrowDetector(3).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    data = {"image": pictures(8, pixels=16), "label": torch.tensor([0, 1] * 4)}
+    data = {"image": images(8, pixels=16), "label": torch.tensor([0, 1] * 4)}
     losses, samples = [], []
     for step in range(pairs):
         if with_maps:
@@ -174,12 +174,12 @@ def test_two_thousand_heatmaps_inside_a_training_loop_change_nothing() -> None:
 
 
 class Explainer(threading.Thread):
-    """Explains its own pictures again and again and keeps every map that is not what it is when nothing else runs."""
+    """Explains its own images again and again and keeps every map that is not what it is when nothing else runs."""
 
     def __init__(self, model: CLIPDetectorWithGradCAM, seed: int, start: threading.Barrier, layers: list[str]) -> None:
         super().__init__()
         self.model, self.layers, self.barrier = model, layers, start
-        self.image = {"image": pictures(2, seed=seed)}
+        self.image = {"image": images(2, seed=seed)}
         self.expected = model.generate_gradcam(self.image, layers=layers)
         self.wrong: list[Any] = []
 
@@ -227,7 +227,7 @@ def test_two_threads_explain_at_once(detectors: str) -> None:
 def test_predictions_from_another_thread_are_not_touched() -> None:
     """A detector in evaluation mode predicts in one thread what it predicts alone, while another explains it."""
     model = tiny_detector()
-    image = {"image": pictures(2, seed=7)}
+    image = {"image": images(2, seed=7)}
     with torch.no_grad():
         expected = model(image)["cls"]
     together = threading.Barrier(2)

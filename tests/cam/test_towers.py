@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig, CLIPVisionModel
 
 from detectors.clip_detector_gradcam import CLIPDetectorWithGradCAM
-from tests.helpers.detectors import ARCHITECTURE, BLOCKS, pictures
+from tests.helpers.detectors import ARCHITECTURE, BLOCKS, images
 from utils.cam.layers import LayerError, block_names, find_sites
 from utils.cam.towers import FAMILIES, Grid, family_of, find_tower
 from utils.cam.towers.cnn import CNN
@@ -128,7 +128,7 @@ def test_names_may_begin_with_the_towers_own_path() -> None:
 
 
 def test_prefixes_of_checkpoints_and_ddp_are_accepted(detector: CLIPDetectorWithGradCAM) -> None:
-    data = {"image": pictures(2)}
+    data = {"image": images(2)}
     plain = detector.generate_gradcam(data, layers=["encoder.layers.1"])["encoder.layers.1"]
     for prefix in ("backbone.", "vision_model.", "module.", "module.backbone.vision_model."):
         name = f"{prefix}encoder.layers.1"

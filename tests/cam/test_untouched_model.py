@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from detectors.clip_detector_gradcam import CLIPDetectorWithGradCAM
-from tests.helpers.detectors import ARCHITECTURE, BLOCKS, pictures, tiny_detector
+from tests.helpers.detectors import ARCHITECTURE, BLOCKS, images, tiny_detector
 from tests.helpers.model_state import assert_same_state, state_of
 from tests.helpers.saved_bytes import saved_bytes
 from utils.cam.frozen import patched
@@ -24,7 +24,7 @@ def unusual_detector() -> CLIPDetectorWithGradCAM:
     model.backbone.encoder.layers[1].eval()
     for parameter in model.backbone.encoder.layers[1].parameters():
         parameter.requires_grad_(False)
-    model({"image": pictures(2)})["cls"].sum().backward()
+    model({"image": images(2)})["cls"].sum().backward()
     model.head.bias.grad = None
     return model
 
@@ -35,11 +35,11 @@ def test_model_is_left_as_it_was(mode: str) -> None:
     before = state_of(model)
     context = {"plain": torch.enable_grad, "no_grad": torch.no_grad, "inference_mode": torch.inference_mode}[mode]
     with context():
-        maps = model.generate_gradcam({"image": pictures(2)}, layers=BLOCK_NAMES)
-        inside = model.generate_gradcam({"image": pictures(2) + 0}, layers=BLOCK_NAMES)
+        maps = model.generate_gradcam({"image": images(2)}, layers=BLOCK_NAMES)
+        inside = model.generate_gradcam({"image": images(2) + 0}, layers=BLOCK_NAMES)
     assert_same_state(before, state_of(model))
     assert all(not one.requires_grad for one in maps.values())
-    expected = copy.deepcopy(model).eval().generate_gradcam({"image": pictures(2)}, layers=BLOCK_NAMES)
+    expected = copy.deepcopy(model).eval().generate_gradcam({"image": images(2)}, layers=BLOCK_NAMES)
     for name in BLOCK_NAMES:  # evaluation mode inside, whatever the mode outside
         assert torch.equal(maps[name], expected[name]) and torch.equal(inside[name], expected[name])
 
@@ -66,14 +66,14 @@ def test_model_is_left_as_it_was_after_an_exception(where: str, monkeypatch: pyt
         monkeypatch.setattr(module.layer_norm1 if where.startswith("encoder") else module, "forward", fail)
     before = state_of(model)
     with pytest.raises(Injected):
-        model.generate_gradcam({"image": pictures(2)}, layers=BLOCK_NAMES)
+        model.generate_gradcam({"image": images(2)}, layers=BLOCK_NAMES)
     assert_same_state(before, state_of(model))
 
 
 @pytest.mark.parametrize("site", ["layer_norm1", "residual"])
 def test_logits_are_bit_identical_with_heatmaps_on_and_off(site: str) -> None:
     model = tiny_detector()
-    image = pictures(5)
+    image = images(5)
     model.disable_gradcam()
     with torch.no_grad():
         off = model({"image": image})
@@ -97,14 +97,14 @@ def test_one_forward_and_one_backward_serve_all_layers_and_the_batch(
         return plain(*args, **kwargs)
 
     monkeypatch.setattr(torch.autograd, "grad", counted_grad)
-    detector.explain({"image": pictures(5)}, layers=[*BLOCK_NAMES, "encoder.layers.1.mlp.fc2"], method="gradcam++")
+    detector.explain({"image": images(5)}, layers=[*BLOCK_NAMES, "encoder.layers.1.mlp.fc2"], method="gradcam++")
     assert len(forwards) == 1 and len(backwards) == 1
 
 
 def test_graph_begins_at_the_earliest_layer() -> None:
     """24 blocks, as ViT-L/14 has: layers 10 to 23 keep 14 blocks' tokens at most, layer 23 alone one block's attention."""
     model = tiny_detector(backbone_config={"architecture": {**ARCHITECTURE, "num_hidden_layers": 24}})
-    image = pictures(4)
+    image = images(4)
     full = saved_bytes(model, lambda: model({"image": image}))
     four = saved_bytes(
         model, lambda: model.explain({"image": image}, layers=[f"encoder.layers.{i}" for i in (23, 20, 15, 10)])

@@ -36,15 +36,15 @@ def face_with_marks() -> tuple[np.ndarray, np.ndarray]:
     angle = np.deg2rad(25)
     rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     points = (TEMPLATE - 56) @ rotation.T * 1.5 + (200, 150)
-    picture = np.zeros((300, 400, 3), dtype=np.uint8)
+    image = np.zeros((300, 400, 3), dtype=np.uint8)
     for x, y in points:
-        cv2.circle(picture, (round(x), round(y)), 5, (255, 255, 255), -1)
-    return picture, points
+        cv2.circle(image, (round(x), round(y)), 5, (255, 255, 255), -1)
+    return image, points
 
 
 def test_crop_puts_the_marks_where_the_template_with_its_margin_has_them() -> None:
-    picture, points = face_with_marks()
-    crop = aligned_crop(picture, points, 224)
+    image, points = face_with_marks()
+    crop = aligned_crop(image, points, 224)
     assert crop.shape == (224, 224, 3)
     for x, y in ((TEMPLATE - 56) / MARGIN + 56) * 2:
         column, row = round(x), round(y)
@@ -82,10 +82,10 @@ def stand_in_dlib(monkeypatch: pytest.MonkeyPatch) -> None:
     points = face_with_marks()[1]
 
     def detector() -> Any:
-        return lambda picture, upsampled: [Box(40), Box(90)] if picture.max() > 0 else []
+        return lambda image, upsampled: [Box(40), Box(90)] if image.max() > 0 else []
 
     def predictor(path: str) -> Any:
-        return lambda picture, box: Shape(points if box.size == 90 else points * 0)
+        return lambda image, box: Shape(points if box.size == 90 else points * 0)
 
     dlib: Any = ModuleType("dlib")
     dlib.get_frontal_face_detector, dlib.shape_predictor = detector, predictor
@@ -96,11 +96,11 @@ def stand_in_dlib(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_largest_face_is_cropped_and_no_face_is_said(tmp_path: Path) -> None:
     model = tmp_path / "shape_predictor_81_face_landmarks.dat"
     model.write_bytes(b"model")
-    picture, points = face_with_marks()
+    image, points = face_with_marks()
     crop = face_cropper(model, 224)
-    np.testing.assert_array_equal(crop(picture), aligned_crop(picture, points, 224))
+    np.testing.assert_array_equal(crop(image), aligned_crop(image, points, 224))
     with pytest.raises(NoFaceError):
-        crop(np.zeros_like(picture))
+        crop(np.zeros_like(image))
     with pytest.raises(InputError, match="no such file"):
         face_cropper(tmp_path / "gone.dat", 224)
 

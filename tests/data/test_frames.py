@@ -1,4 +1,4 @@
-"""Dataset JSON made by hand, pictures on disk, read back through read_dataset and frame_loader."""
+"""Dataset JSON made by hand, images on disk, read back through read_dataset and frame_loader."""
 
 from __future__ import annotations
 
@@ -214,7 +214,7 @@ def test_masks_and_landmarks_replace_the_last_folder_named_frames() -> None:
     assert mask_path("/my frames/frames/set/frames/v/000.png") == "/my frames/frames/set/masks/v/000.png"
     assert landmark_path("/d/frames/frames_v/000.jpg") == "/d/landmarks/frames_v/000.npy"
     assert mask_path("/d/frames/v/frames.jpg") == "/d/masks/v/frames.png"
-    assert mask_path("d/v/000.png") == "d/v/masks/000.png"  # never the picture itself
+    assert mask_path("d/v/000.png") == "d/v/masks/000.png"  # never the image itself
     assert landmark_path("000.png") == "landmarks/000.npy"
 
 
@@ -246,7 +246,7 @@ def test_data_set_that_is_not_there(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["", "..", "../Celeb", "/etc/Celeb", "a\\b", "a\0b", "sub/Celeb"])
 def test_names_that_lead_elsewhere(tmp_path: Path, name: str) -> None:
-    with pytest.raises(InputError, match="no name of a data set"):
+    with pytest.raises(InputError, match="no name of a dataset"):
         read_dataset(name, data_settings(tmp_path))
 
 
@@ -258,7 +258,7 @@ SHAPES = [
     ('{"a":' * 100_000, r"nested too deeply|not a JSON"),
     ('{"Celeb": ' + "1" * 5000 + "}", r"not a JSON file|found a number"),
     ("[1]", r"at the top: expected an object \{...\}, found a list"),
-    ({"celeb": {}}, r"at the top: no data set 'Celeb'; did you mean 'celeb'\? there are 'celeb'"),
+    ({"celeb": {}}, r"at the top: no dataset 'Celeb'; did you mean 'celeb'\? there are 'celeb'"),
     ({"Celeb": []}, r"at 'Celeb': expected an object.*found a list"),
     ({"Celeb": {}}, r"no video of the split 'test'"),
     ({"Celeb": {"r": 3}}, r"at 'Celeb' > 'r': expected an object.*a number"),
@@ -346,8 +346,8 @@ def test_a_million_frames(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> list[Frame]:
-    """23 frames of distinct plain colours: 4 and 11 cut off, 5 missing, 6 and 7 no pictures: batch 1 is empty."""
+def images(tmp_path: Path) -> list[Frame]:
+    """23 frames of distinct plain colours: 4 and 11 cut off, 5 missing, 6 and 7 no images: batch 1 is empty."""
     frames = []
     for i in range(23):
         path = tmp_path / f"{i:03d}.png"
@@ -360,11 +360,11 @@ def pictures(tmp_path: Path) -> list[Frame]:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_batches_are_in_order_and_hold_their_own_pixels(pictures: list[Frame], workers: int) -> None:
-    batches: list[Batch] = list(frame_loader(pictures, 16, 4, workers))
+def test_batches_are_in_order_and_hold_their_own_pixels(images: list[Frame], workers: int) -> None:
+    batches: list[Batch] = list(frame_loader(images, 16, 4, workers))
     assert len(batches) == 6
     for k, batch in enumerate(batches):
-        mine = pictures[4 * k : 4 * k + 4]
+        mine = images[4 * k : 4 * k + 4]
         assert batch.frames == [frame for frame in mine if frame.index - 100 not in (4, 5, 6, 7, 11)]
         assert [frame for frame, _ in batch.unreadable] == [frame for frame in mine if frame not in batch.frames]
         assert batch.pixels.dtype == torch.uint8
@@ -380,10 +380,10 @@ def test_batches_are_in_order_and_hold_their_own_pixels(pictures: list[Frame], w
     assert "not an image" in reasons[7]
 
 
-def test_loading_leaves_the_random_state_alone(pictures: list[Frame]) -> None:
+def test_loading_leaves_the_random_state_alone(images: list[Frame]) -> None:
     before = torch.random.get_rng_state()
     for workers in (0, 1):
-        list(frame_loader(pictures, 16, 8, workers))
+        list(frame_loader(images, 16, 8, workers))
     assert torch.equal(before, torch.random.get_rng_state())
 
 
@@ -391,8 +391,8 @@ def test_no_frames_no_batches() -> None:
     assert list(frame_loader([], 16, 4, 0)) == []
 
 
-def test_memory_does_not_grow_with_the_frames_read(pictures: list[Frame]) -> None:
-    loader = frame_loader(pictures[:4] * 60, 224, 8, 0)
+def test_memory_does_not_grow_with_the_frames_read(images: list[Frame]) -> None:
+    loader = frame_loader(images[:4] * 60, 224, 8, 0)
     sizes = []
     tracemalloc.start()
     for k, _ in enumerate(loader):
@@ -402,9 +402,9 @@ def test_memory_does_not_grow_with_the_frames_read(pictures: list[Frame]) -> Non
     assert abs(sizes[1] - sizes[0]) < 200_000  # a batch has 1.2 MB
 
 
-def test_worker_that_is_interrupted_finishes(pictures: list[Frame]) -> None:
+def test_worker_that_is_interrupted_finishes(images: list[Frame]) -> None:
     """Ctrl-C reaches the workers too; the main process decides when they end."""
-    iterator: Any = iter(frame_loader(pictures, 16, 2, 1))
+    iterator: Any = iter(frame_loader(images, 16, 2, 1))
     next(iterator)
     os.kill(iterator._workers[0].pid, signal.SIGINT)
     assert len(list(iterator)) == 11

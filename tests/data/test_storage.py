@@ -1,4 +1,4 @@
-"""LMDBs as DeepfakeBench writes them: pictures and masks encoded, landmarks as bare 32-bit numbers, odd keys."""
+"""LMDBs as DeepfakeBench writes them: images and masks encoded, landmarks as bare 32-bit numbers, odd keys."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from utils.data.annotations import read_landmarks, read_mask
 from utils.data.frame_paths import landmark_path, mask_path
 from utils.data.frames import DataSettings, frame_loader
-from utils.data.pictures import UnreadablePicture
+from utils.data.images import UnreadableImage
 from utils.data.readers import read_dataset
 from utils.errors import InputError
 
@@ -23,7 +23,7 @@ lmdb = pytest.importorskip("lmdb")
 LABELS = {"FF-real": 0, "FF-DF": 1}
 FOLDERS = {"FF-real": "original_sequences/youtube", "FF-DF": "manipulated_sequences/Deepfakes"}
 RANDOM = np.random.default_rng(3)
-PICTURES = {
+IMAGES = {
     f"{FOLDERS[label]}/c23/frames/{video}/{number:03d}": RANDOM.integers(0, 256, (40, 40, 3), dtype=np.uint8)
     for label in LABELS
     for video in ("000", "001")
@@ -33,12 +33,12 @@ LANDMARKS = RANDOM.integers(0, 40, (81, 2), dtype=np.uint32)
 
 
 def make_lmdb(folder: Path, json_style: str, key_style: str) -> DataSettings:
-    """`FF-DF` in the LMDB of its family. A style writes the path below the data set's folder."""
+    """`FF-DF` in the LMDB of its family. A style writes the path below the dataset's folder."""
     styles = {
         "windows": "FaceForensics++\\{windows}",
         "windows with the folder in front": "./datasets\\FaceForensics++\\{windows}",
         "linux": "FaceForensics++/{linux}",
-        "written on linux": "FaceForensics++\\{linux}",  # the host puts a backslash after the data set's name
+        "written on linux": "FaceForensics++\\{linux}",  # the host puts a backslash after the dataset's name
     }
 
     def styled(style: str, path: str) -> str:
@@ -48,9 +48,9 @@ def make_lmdb(folder: Path, json_style: str, key_style: str) -> DataSettings:
     environment = lmdb.open(str(folder / "lmdb" / "FaceForensics++_lmdb"), map_size=1 << 24)
     entries: dict[str, Any] = {label: {"test": {"c23": {}}} for label in LABELS}
     with environment.begin(write=True) as values:
-        for path, picture in PICTURES.items():
-            encoded = cv2.imencode(".png", picture[..., ::-1])[1].tobytes()
-            mask = cv2.imencode(".png", (picture[..., 0] > 127).astype(np.uint8) * 255)[1].tobytes()
+        for path, image in IMAGES.items():
+            encoded = cv2.imencode(".png", image[..., ::-1])[1].tobytes()
+            mask = cv2.imencode(".png", (image[..., 0] > 127).astype(np.uint8) * 255)[1].tobytes()
             values.put(styled(key_style, f"{path}.png").encode(), encoded)
             values.put(styled(key_style, f"{path.replace('/frames/', '/masks/')}.png").encode(), mask)
             landmark_key = styled(key_style, f"{path.replace('/frames/', '/landmarks/')}.npy")
@@ -71,18 +71,18 @@ CASES = [(json_style, key_style, 0) for json_style in JSON_STYLES for key_style 
 
 
 @pytest.mark.parametrize(("json_style", "key_style", "workers"), [*CASES, ("windows", "written on linux", 2)])
-def test_pictures_masks_and_landmarks(tmp_path: Path, json_style: str, key_style: str, workers: int) -> None:
+def test_images_masks_and_landmarks(tmp_path: Path, json_style: str, key_style: str, workers: int) -> None:
     """Whatever machine wrote the JSON and the LMDB; read here first, then in workers, each with its own environment."""
     frames = read_dataset("FF-DF", make_lmdb(tmp_path, json_style, key_style))
     assert [frame.label for frame in frames] == [0] * 6 + [1] * 6
-    for frame, picture in zip(frames, PICTURES.values()):
+    for frame, image in zip(frames, IMAGES.values()):
         mask, landmarks = read_mask(frame.path, 40), read_landmarks(frame.path)
         assert mask is not None and landmarks is not None
-        np.testing.assert_array_equal(mask, picture[..., 0] > 127)
+        np.testing.assert_array_equal(mask, image[..., 0] > 127)
         np.testing.assert_array_equal(landmarks, LANDMARKS)
     batches = list(frame_loader(frames, 40, 5, workers))
     pixels = np.concatenate([batch.pixels.permute(0, 2, 3, 1).numpy() for batch in batches])
-    np.testing.assert_array_equal(pixels, np.stack(list(PICTURES.values())))
+    np.testing.assert_array_equal(pixels, np.stack(list(IMAGES.values())))
     assert not any(batch.unreadable for batch in batches)
 
 
@@ -106,7 +106,7 @@ def test_landmarks_of_another_size_are_refused(tmp_path: Path) -> None:
     folder, _, key = landmark_path(frames[0].path).partition("!/")
     with lmdb.open(folder, map_size=1 << 24) as environment, environment.begin(write=True) as values:
         values.put(key.encode(), LANDMARKS.astype(np.int64).tobytes())
-    with pytest.raises(UnreadablePicture, match="162 numbers of 4 bytes, found 1296"):
+    with pytest.raises(UnreadableImage, match="162 numbers of 4 bytes, found 1296"):
         read_landmarks(frames[0].path)
 
 
@@ -120,7 +120,7 @@ def test_the_key_of_mask_and_landmarks_keeps_its_separators() -> None:
 
 def test_no_lmdb_and_no_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = make_lmdb(tmp_path, "windows", "windows")._replace(lmdb_dir=tmp_path)
-    with pytest.raises(InputError, match=r"no LMDB of data set 'FF-DF': .*FaceForensics\+\+_lmdb.*lmdb_dir"):
+    with pytest.raises(InputError, match=r"no LMDB of dataset 'FF-DF': .*FaceForensics\+\+_lmdb.*lmdb_dir"):
         read_dataset("FF-DF", settings)
     monkeypatch.setitem(sys.modules, "lmdb", None)
     with pytest.raises(InputError, match="pip install lmdb"):

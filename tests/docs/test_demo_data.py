@@ -1,4 +1,4 @@
-"""The synthetic data set on disk: its layout, its masks, its landmarks, and that all of it follows from the seed."""
+"""The synthetic dataset on disk: its layout, its masks, its landmarks, and that all of it follows from the seed."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def tree(data: Path, name: str) -> dict[str, Any]:
     return json.loads((data / "dataset_json" / f"{name}.json").read_text(encoding="utf-8"))
 
 
-def picture(path: Path) -> np.ndarray:
+def image(path: Path) -> np.ndarray:
     pixels = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
     assert pixels is not None, path
     return pixels
@@ -76,10 +76,10 @@ def test_layout_is_that_of_deepfakebench(data: Path) -> None:
                 for frame in video["frames"]:
                     path = data / frame
                     assert path.parent == data / label / "frames" / name
-                    assert picture(path).shape == (224, 224, 3)
+                    assert image(path).shape == (224, 224, 3)
                     assert np.load(beside(path, "landmarks", ".npy")).shape == (81, 2)
                     if label != "demo_Real":
-                        mask = picture(beside(path, "masks"))
+                        mask = image(beside(path, "masks"))
                         assert mask.shape == (224, 224)
                         assert set(np.unique(mask)) == {0, 255}
 
@@ -87,9 +87,9 @@ def test_layout_is_that_of_deepfakebench(data: Path) -> None:
 def test_every_file_follows_from_the_seed_alone(data: Path, tmp_path: Path) -> None:
     again = make(tmp_path / "again", "--seed", "7", "--videos", "1", "--split", "test", "--processes", "1")
     first, second = digests(data), digests(again)
-    pictures = [name for name in second if not name.startswith("dataset_json")]
-    assert len(pictures) == 5 * 3 * 5  # pairs, frames; two pictures, one mask, two files of landmarks
-    assert all(second[name] == first[name] for name in pictures)
+    images = [name for name in second if not name.startswith("dataset_json")]
+    assert len(images) == 5 * 3 * 5  # pairs, frames; two images, one mask, two files of landmarks
+    assert all(second[name] == first[name] for name in images)
     other = digests(make(tmp_path / "other", "--seed", "8", "--videos", "1", "--split", "test"))
     frames = [name for name in other if "/frames/" in name]
     assert not any(other[name] == first[name] for name in frames)
@@ -99,9 +99,7 @@ def test_no_face_is_in_two_splits(data: Path) -> None:
     videos = [set(tree(data, "demo")["demo"]["demo_Real"][split]) for split in ("train", "val", "test")]
     assert len(set.union(*videos)) == sum(map(len, videos)) == 30
     # Another face in another room: the first frames of two videos have hardly a pixel in common.
-    first = [
-        picture(data / "demo_Real" / "frames" / name / "000.png").astype(int) for name in sorted(set.union(*videos))
-    ]
+    first = [image(data / "demo_Real" / "frames" / name / "000.png").astype(int) for name in sorted(set.union(*videos))]
     for i in range(len(first)):
         for j in range(i):
             assert np.abs(first[i] - first[j]).mean() > 10
@@ -109,8 +107,8 @@ def test_no_face_is_in_two_splits(data: Path) -> None:
 
 def test_a_fake_differs_from_its_real_inside_the_mask_only(data: Path) -> None:
     for fake in fakes(data):
-        mask = picture(beside(fake, "masks")) > 0
-        change = np.abs(picture(fake).astype(int) - picture(real_of(fake)).astype(int)).max(axis=2)
+        mask = image(beside(fake, "masks")) > 0
+        change = np.abs(image(fake).astype(int) - image(real_of(fake)).astype(int)).max(axis=2)
         # JPEG works in squares of 16 pixels (colour at half resolution, then smoothed): none beyond the next one.
         far = cv2.dilate(mask.astype(np.uint8), np.ones((57, 57), np.uint8)) == 0
         assert change[far].max() == 0, fake
@@ -124,7 +122,7 @@ def test_masks_are_small_and_lie_on_the_part_that_the_method_names(data: Path) -
     shares: dict[str, list[float]] = {kind: [] for kind in KINDS}
     for fake in fakes(data):
         kind = fake.parents[2].name.split("_")[0]
-        mask = picture(beside(fake, "masks")) > 0
+        mask = image(beside(fake, "masks")) > 0
         landmarks = np.load(beside(fake, "landmarks", ".npy"))
         shares[kind].append(mask.mean())
         centre = np.argwhere(mask).mean(axis=0)[::-1]
@@ -146,7 +144,7 @@ def test_landmarks_lie_on_the_drawn_features(data: Path) -> None:
     """Against the pixels: eyes hold darker spots than cheeks, lips are redder than the chin."""
     dark, red = [], []
     for path in sorted((data / "demo_Real" / "frames").glob("*/*.png")):
-        pixels = cv2.GaussianBlur(picture(path), (0, 0), 1.0).astype(np.float32)
+        pixels = cv2.GaussianBlur(image(path), (0, 0), 1.0).astype(np.float32)
         grey = pixels.mean(axis=2)
         landmarks = np.load(beside(path, "landmarks", ".npy"))
 

@@ -14,7 +14,7 @@ import torch
 import yaml
 from sklearn.metrics import roc_auc_score
 
-from tests.helpers.datasets import read_picture
+from tests.helpers.datasets import read_image
 from tests.helpers.paths import ROOT
 from utils.model.config import detector_settings
 from utils.model.detector import LoadedDetector, load_detector
@@ -35,7 +35,7 @@ class DemoSet(NamedTuple):
     def mask(self, i: int) -> np.ndarray:
         """(224, 224) bool, from the file beside the frame."""
         path = self.paths[i]
-        return read_picture(path.parents[2] / "masks" / path.parent.name / path.name)[..., 0] > 127
+        return read_image(path.parents[2] / "masks" / path.parent.name / path.name)[..., 0] > 127
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +44,8 @@ def test_set(tmp_path_factory: pytest.TempPathFactory) -> DemoSet:
     command = [sys.executable, "examples/make_demo_data.py", "--output", str(folder), "--seed", "7", "--split", "test"]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     paths = sorted(folder.glob("*/frames/*/*.png"))
-    pictures = [cv2.cvtColor(read_picture(path), cv2.COLOR_BGR2RGB) for path in paths]
-    return DemoSet(paths, torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous())
+    images = [cv2.cvtColor(read_image(path), cv2.COLOR_BGR2RGB) for path in paths]
+    return DemoSet(paths, torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous())
 
 
 @pytest.fixture(scope="module")

@@ -58,7 +58,7 @@ def snippets() -> list[str]:
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the repository in which the reader's picture, weights and data set are stand-ins."""
+    """A copy of the repository in which the reader's image, weights and dataset are stand-ins."""
     tree = tmp_path_factory.mktemp("my host") / "training"
     for folder in ("detectors", "utils", "config", "examples", "assets"):
         shutil.copytree(ROOT / folder, tree / folder, ignore=shutil.ignore_patterns("__pycache__"))
@@ -72,8 +72,8 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     model = CLIPDetectorWithGradCAM({**config, "gradcam_enabled": False})
     torch.save(model.state_dict(), tree / "path" / "to" / "your" / "weights.pth")
-    picture = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
-    cv2.imwrite(str(tree / "path" / "to" / "your" / "image.jpg"), picture)
+    image = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
+    cv2.imwrite(str(tree / "path" / "to" / "your" / "image.jpg"), image)
     write_stand_in_faceforensics(tree)
     write_stand_in_host(tree / "path" / "to" / "training")
     return tree

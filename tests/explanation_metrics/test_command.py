@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.helpers.command_server import CommandServer
-from tests.helpers.datasets import DataTree, read_picture
+from tests.helpers.datasets import DataTree, read_image
 from tests.helpers.detectors import PIXELS
 from tests.helpers.known_evidence import EVIDENCE, evidence_detector, evidence_tree, normalised, patch
 
@@ -103,4 +103,4 @@ def test_signed_both_and_fused_from_the_command_line(
         else:
             assert names == layers[1:]
             assert "Target: margin, signed (red: fake, blue: real)" in next(sample.glob("*metadata.txt")).read_text()
-            assert read_picture(next(sample.glob("gradcam_encoder.layers.3_*"))).shape == (PIXELS, PIXELS, 3)
+            assert read_image(next(sample.glob("gradcam_encoder.layers.3_*"))).shape == (PIXELS, PIXELS, 3)

@@ -13,7 +13,7 @@ from scipy import ndimage, stats
 from sklearn.metrics import average_precision_score, jaccard_score
 from torch import Tensor
 
-from tests.helpers.detectors import pictures, tiny_detector
+from tests.helpers.detectors import images, tiny_detector
 from utils.cam.tokens import frozen_for_explaining
 from utils.explanation_metrics.bootstrap import VideoBootstrap, holm
 from utils.explanation_metrics.controls import face_map, gaussian_map
@@ -120,7 +120,7 @@ def test_deletion_and_insertion_equal_torchcam() -> None:
     torch.manual_seed(0)
     layers = [torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()]
     model = torch.nn.Sequential(*layers, torch.nn.Linear(8, 2)).eval()
-    image = pictures(3, pixels=20)
+    image = images(3, pixels=20)
     maps = torch.rand(3, 20, 20, generator=torch.Generator().manual_seed(2))
     metric = DeletionInsertionMetric(
         GivenMaps(model, maps), lambda logits: logits.softmax(-1), steps=10, baseline=image.mean((2, 3), keepdim=True)
@@ -156,7 +156,7 @@ def test_ties_are_broken_at_random_and_again_the_same() -> None:
 
 
 def test_blur_equals_scipy() -> None:
-    image = pictures(1, pixels=40)
+    image = images(1, pixels=40)
     expected = ndimage.gaussian_filter(image[0].numpy(), (0, 2, 2), mode="mirror", truncate=3)
     np.testing.assert_allclose(blurred(image)[0], expected, atol=1e-5)
 

@@ -14,7 +14,7 @@ import atheris  # type: ignore[import-untyped,import-not-found,unused-ignore]  #
 
 with atheris.instrument_imports(include=["utils", "PIL", "json"]):
     from utils.data.frames import DataSettings
-    from utils.data.pictures import UnreadablePicture, decode_picture
+    from utils.data.images import UnreadableImage, decode_image
     from utils.data.readers import read_dataset
     from utils.errors import InputError
 
@@ -22,11 +22,11 @@ FOLDER = Path(tempfile.mkdtemp())
 SETTINGS = DataSettings(FOLDER, None, {"r": 0, "f": 1}, "c23", 8, "even", 224)
 
 
-def picture(data: bytes) -> None:
-    """Bytes → pixels or UnreadablePicture."""
+def image(data: bytes) -> None:
+    """Bytes → pixels or UnreadableImage."""
     try:
-        pixels = decode_picture(data, 32)
-    except UnreadablePicture:
+        pixels = decode_image(data, 32)
+    except UnreadableImage:
         return
     assert pixels.shape == (32, 32, 3)
 
@@ -62,5 +62,5 @@ if __name__ == "__main__":
     kind = sys.argv.pop(1) if len(sys.argv) > 1 else ""
     if kind not in ("picture", "json"):
         sys.exit(__doc__)
-    atheris.Setup([*sys.argv, str(seeds(kind))], picture if kind == "picture" else dataset_json)
+    atheris.Setup([*sys.argv, str(seeds(kind))], image if kind == "picture" else dataset_json)
     atheris.Fuzz()

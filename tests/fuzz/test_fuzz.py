@@ -23,13 +23,13 @@ from torch import Tensor, nn
 from tests.helpers.datasets import data_settings
 from tests.helpers.detectors import tiny_config
 from utils.data.frames import Frame
-from utils.data.pictures import UnreadablePicture, decode_picture
+from utils.data.images import UnreadableImage, decode_image
 from utils.data.readers import read_dataset
 from utils.errors import InputError
 from utils.model.checkpoints import load_weights, read_weights
 from utils.model.config import detector_settings, run_settings
 
-CASES = 2_000  # of each kind of input: data sets, configurations, checkpoints, pictures
+CASES = 2_000  # of each kind of input: datasets, configurations, checkpoints, images
 
 
 def fuzzed(cases: int) -> Callable[..., Any]:
@@ -269,7 +269,7 @@ def test_checkpoint_by_bytes(outcome: Outcome, scratch: Path, data: bytes) -> No
     assert read is None or all(isinstance(value, Tensor) for value in read.values())
 
 
-# ------------------------------------------------------------------------------------------------------------ pictures
+# ------------------------------------------------------------------------------------------------------------ images
 
 
 def encoded(file_format: str, mode: str = "RGB", **how: Any) -> bytes:
@@ -290,8 +290,8 @@ SOURCES = [
 
 @given(data=mutated(*SOURCES), resolution=st.none() | st.integers(1, 32))
 @fuzzed(CASES)
-def test_pictures_by_bytes(outcome: Outcome, data: bytes, resolution: int | None) -> None:
-    pixels = outcome.of(lambda: decode_picture(data, resolution), UnreadablePicture)
+def test_images_by_bytes(outcome: Outcome, data: bytes, resolution: int | None) -> None:
+    pixels = outcome.of(lambda: decode_image(data, resolution), UnreadableImage)
     if pixels is not None:
         assert pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[2] == 3
         assert resolution is None or pixels.shape[:2] == (resolution, resolution)
@@ -300,7 +300,7 @@ def test_pictures_by_bytes(outcome: Outcome, data: bytes, resolution: int | None
 def test_the_unspoilt_sources_are_fine(scratch: Path) -> None:
     """What the mutations start from is accepted, so that a refusal above is due to the mutation."""
     for data in SOURCES:
-        assert decode_picture(data, None).size
+        assert decode_image(data, None).size
     (scratch / "whole.pth").write_bytes(saved())
     load_weights(Small(), scratch / "whole.pth")
     assert tiny_config()

@@ -22,9 +22,9 @@ from PIL import Image
 
 from tests.helpers.command_server import CommandServer, Finished
 from tests.helpers.datasets import DataTree, data_settings
-from tests.helpers.detectors import pictures, tiny_detector
+from tests.helpers.detectors import images, tiny_detector
 from tests.helpers.paths import ROOT
-from utils.data.pictures import decode_picture
+from utils.data.images import decode_image
 from utils.data.readers import read_dataset
 from utils.errors import InputError
 from utils.model.config import read_yaml
@@ -53,7 +53,7 @@ def everything_below(folder: Path) -> dict[str, bytes | str]:
     return found
 
 
-def some_picture() -> bytes:
+def some_image() -> bytes:
     return cv2.imencode(".png", np.random.default_rng(0).integers(0, 256, (24, 24, 3), dtype=np.uint8))[1].tobytes()
 
 
@@ -153,14 +153,14 @@ BAD_PATHS = [
 
 
 def hostile_tree(data_tree: DataTree) -> list[dict[str, Any]]:
-    """Rewrites data set `toy` with odd names for labels, videos and files; returns what the readable frames are."""
+    """Rewrites dataset `toy` with odd names for labels, videos and files; returns what the readable frames are."""
     labels: dict[str, Any] = {}
     expected = []
     for i, name in enumerate(ODD_NAMES):
         file_name = FILE_NAMES[i % len(FILE_NAMES)]
         folder = data_tree.folder / f"odd/{i}"
         folder.mkdir(parents=True)
-        Path(folder / file_name).write_bytes(some_picture())
+        Path(folder / file_name).write_bytes(some_image())
         # No base can be found from a path that is nowhere: the readable frame comes first.
         paths = [f"odd/{i}/{file_name}", *([BAD_PATHS[i]] if i < len(BAD_PATHS) else [])]
         labels[name] = {"test": {name: {"label": name, "frames": paths}}}
@@ -228,7 +228,7 @@ def test_names_from_outside_stay_in_the_tables(commands: CommandServer, data_tre
 def test_data_set_names_that_lead_elsewhere_or_hide(name: str, tmp_path: Path) -> None:
     if "/" not in name and "\0" not in name:
         (tmp_path / f"{name}.json").write_text(json.dumps({name: {}}))
-    with pytest.raises(InputError, match="no name of a data set") as caught:
+    with pytest.raises(InputError, match="no name of a dataset") as caught:
         read_dataset(name, data_settings(tmp_path))
     assert str(caught.value).isprintable()
 
@@ -270,7 +270,7 @@ def test_links_in_the_output_folder_are_not_followed(
     assert run_into(out, commands, data_tree, "--overwrite").code == 0
     assert everything_below(victim) == before
     assert not (out / "metrics.json").is_symlink() and json.loads((out / "metrics.json").read_text())["toy"]
-    # A folder, both where the earlier run was and where a new data set goes.
+    # A folder, both where the earlier run was and where a new dataset goes.
     (out / "toy_fake").symlink_to(victim)
     refused(
         run_into(out, commands, data_tree, "--overwrite", "--test_dataset", "toy_fake"), "symbolic link", "toy_fake"
@@ -306,7 +306,7 @@ def test_a_manifest_from_elsewhere_removes_nothing(
 def test_a_sample_never_replaces_what_is_no_sample(
     commands: CommandServer, data_tree: DataTree, tmp_path: Path, victim: Path
 ) -> None:
-    (tmp_path / "victim.png").write_bytes(some_picture())
+    (tmp_path / "victim.png").write_bytes(some_image())
     flags: list[str | Path] = [
         "--detector_path",
         data_tree.detector_yaml,
@@ -331,7 +331,7 @@ def test_a_sample_never_replaces_what_is_no_sample(
     assert everything_below(victim) == {"precious.txt": b"keep me"}
 
 
-def test_pictures_with_names_of_any_kind(
+def test_images_with_names_of_any_kind(
     commands: CommandServer, data_tree: DataTree, tmp_path: Path, victim: Path
 ) -> None:
     names = [
@@ -341,7 +341,7 @@ def test_pictures_with_names_of_any_kind(
     faces = tmp_path / "faces"
     faces.mkdir()
     for name in names:
-        (faces / name).write_bytes(some_picture())
+        (faces / name).write_bytes(some_image())
     before = everything_below(tmp_path)
     flags: list[str | Path] = [
         "--detector_path",
@@ -370,11 +370,11 @@ def test_pictures_with_names_of_any_kind(
 def test_prefix_of_saved_maps_is_a_name(prefix: str, tmp_path: Path) -> None:
     model = tiny_detector(gradcam_save_dir=str(tmp_path / "maps"))
     with pytest.raises(InputError, match="filename_prefix"):
-        model.generate_gradcam({"image": pictures(1)}, save_visualizations=True, filename_prefix=prefix)
+        model.generate_gradcam({"image": images(1)}, save_visualizations=True, filename_prefix=prefix)
     assert list(tmp_path.iterdir()) == []
 
 
-# ------------------------------------------------------------------------------------------------- pictures that swell
+# ------------------------------------------------------------------------------------------------- images that swell
 
 
 def chunk(kind: bytes, content: bytes) -> bytes:
@@ -387,7 +387,7 @@ def png(width: int, height: int, data: bytes, *before: bytes) -> bytes:
 
 
 def patched(file_format: str, *changes: tuple[bytes, bytes]) -> bytes:
-    """A small picture of 257 x 258 pixels in which the bytes that say so are replaced."""
+    """A small image of 257 x 258 pixels in which the bytes that say so are replaced."""
     data = io.BytesIO()
     Image.fromarray(np.zeros((258, 257, 3), np.uint8)).save(data, file_format)
     encoded = data.getvalue()
@@ -422,15 +422,15 @@ def bombs() -> dict[str, bytes]:
 MEASURE = """
 import resource, sys
 from pathlib import Path
-from utils.data.pictures import UnreadablePicture, decode_picture, read_file
+from utils.data.images import UnreadableImage, decode_image, read_file
 from PIL import Image
 Image.init()
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 for path in sys.argv[1:]:
     before, reason = peak(), ""
     try:
-        decode_picture(read_file(path), 224)
-    except UnreadablePicture as error:
+        decode_image(read_file(path), 224)
+    except UnreadableImage as error:
         reason = str(error)
     print(peak() - before, reason)
 """
@@ -458,7 +458,7 @@ def test_bombs_are_refused_by_their_header(tmp_path: Path) -> None:
 
 
 def test_bombs_beside_the_pixels_fill_no_memory(tmp_path: Path) -> None:
-    """Comments and colour profiles that unpack to 300 MB: with the picture or without, the memory stays small."""
+    """Comments and colour profiles that unpack to 300 MB: with the image or without, the memory stays small."""
     flood = zlib.compress(b"\0" * 300_000_000, 9)
     pixels = zlib.compress(b"\0" * (3 * 8 + 1) * 8)
     files = [tmp_path / name for name in ("text.png", "profile.png", "late.png")]
@@ -473,7 +473,7 @@ def test_parts_that_claim_gigabytes(tmp_path: Path) -> None:
     """103 bytes, found by fuzzing, for which OpenCV alone allocates 4 GB before it sees that they are not there."""
     pixels = zlib.compress(b"\0" * (3 * 8 + 1) * 8)
     whole = png(8, 8, pixels)
-    assert decode_picture(whole, None).shape == (8, 8, 3)
+    assert decode_image(whole, None).shape == (8, 8, 3)
     files = []
     for name, kind in (("header", b"IHDR"), ("data", b"IDAT"), ("other", b"tEXt"), ("end", b"IEND")):
         data = png(8, 8, pixels, chunk(b"tEXt", b"a\0b"))

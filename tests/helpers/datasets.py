@@ -15,11 +15,11 @@ from tests.helpers.detectors import PIXELS, tiny_config
 from utils.model.config import DataSettings
 
 
-def read_picture(path: str | Path) -> np.ndarray:
-    """(H, W, 3) uint8, blue first, as OpenCV reads it; fails where there is no picture."""
-    picture = cv2.imread(str(path))
-    assert picture is not None, path
-    return picture
+def read_image(path: str | Path) -> np.ndarray:
+    """(H, W, 3) uint8, blue first, as OpenCV reads it; fails where there is no image."""
+    image = cv2.imread(str(path))
+    assert image is not None, path
+    return image
 
 
 class DataTree(NamedTuple):
@@ -37,7 +37,7 @@ class DataTree(NamedTuple):
 
 
 def make_data_tree(folder: Path, weights: Path, videos: int = 4, frames: int = 3, **config: Any) -> DataTree:
-    """`videos` real and as many fake videos of random pictures; data sets `toy` (both) and `toy_fake` (fakes only)."""
+    """`videos` real and as many fake videos of random images; datasets `toy` (both) and `toy_fake` (fakes only)."""
     rng = np.random.default_rng(5)
     labels: dict[str, Any] = {}
     paths: dict[str, list[Path]] = {}

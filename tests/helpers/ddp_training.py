@@ -16,12 +16,12 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.tensorboard import SummaryWriter
 
-from tests.helpers.detectors import ARCHITECTURE, pictures, tiny_config
+from tests.helpers.detectors import ARCHITECTURE, images, tiny_config
 from utils.training_log import log_gradcam
 
 
 def main(output: Path, heatmaps: bool) -> None:
-    """Ten epochs; with heatmaps of the same four pictures every five, if asked."""
+    """Ten epochs; with heatmaps of the same four images every five, if asked."""
     from detectors.clip_detector_gradcam import CLIPDetectorWithGradCAM
 
     dist.init_process_group("gloo")
@@ -33,12 +33,12 @@ def main(output: Path, heatmaps: bool) -> None:
     torch.manual_seed(100 + rank)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     writer = SummaryWriter(str(output / "tensorboard")) if rank == 0 else None
-    fixed = {"image": pictures(4, seed=77)}
+    fixed = {"image": images(4, seed=77)}
     losses = []
     for epoch in range(10):
         model.train()
         for step in range(3):
-            data = {"image": pictures(4, seed=1000 * rank + 10 * epoch + step), "label": torch.tensor([0, 1, 0, 1])}
+            data = {"image": images(4, seed=1000 * rank + 10 * epoch + step), "label": torch.tensor([0, 1, 0, 1])}
             prediction = model(data)
             loss = model.module.get_losses(data, prediction)["overall"]
             optimizer.zero_grad()

@@ -28,7 +28,7 @@ def tiny_config(**changes: Any) -> dict[str, Any]:
 
 
 def tiny_detector(seed: int = 0, **changes: Any) -> CLIPDetectorWithGradCAM:
-    """A detector whose weights are spread widely enough that maps differ from picture to picture."""
+    """A detector whose weights are spread widely enough that maps differ from image to image."""
     torch.manual_seed(seed)
     model = CLIPDetectorWithGradCAM(tiny_config(**changes))
     with torch.no_grad():
@@ -37,7 +37,7 @@ def tiny_detector(seed: int = 0, **changes: Any) -> CLIPDetectorWithGradCAM:
     return model.eval()
 
 
-def pictures(count: int, seed: int = 1, pixels: int | tuple[int, int] = PIXELS) -> torch.Tensor:
-    """Normalised random pictures (count, 3, H, W)."""
+def images(count: int, seed: int = 1, pixels: int | tuple[int, int] = PIXELS) -> torch.Tensor:
+    """Normalised random images (count, 3, H, W)."""
     size = (pixels, pixels) if isinstance(pixels, int) else pixels
     return torch.randn(count, 3, *size, generator=torch.Generator().manual_seed(seed))

@@ -45,8 +45,8 @@ class Row(NamedTuple):
         return max(self.prob_fake, 1 - self.prob_fake)
 
 
-def picture_of(row: Row) -> np.ndarray:
-    """A plain grey-green picture, so that a colour over it can be computed by hand."""
+def image_of(row: Row) -> np.ndarray:
+    """A plain grey-green image, so that a colour over it can be computed by hand."""
     return np.full((PIXELS, PIXELS, 3), (90, 120, 60), dtype=np.uint8)
 
 
@@ -61,8 +61,8 @@ def write_row(folder: Path, row: Row, empty: bool = False) -> Path:
     layers = []
     for layer, hot in zip(LAYERS, (row.hot, (1, 1))):
         raw = np.zeros((GRID, GRID), np.float32) if empty else raw_map(hot)
-        layers.append(LayerImage(layer, picture_of(row), raw, raw - 0.001, empty, empty))
-    drawn = Drawn(sample_of(row, layers), picture_of(row), layers)
+        layers.append(LayerImage(layer, image_of(row), raw, raw - 0.001, empty, empty))
+    drawn = Drawn(sample_of(row, layers), image_of(row), layers)
     return write_sample(folder / row.dataset / f"sample{row.number}", drawn)
 
 
@@ -140,7 +140,7 @@ def write_run(folder: Path, rows: Sequence[Row], finished: bool = True) -> Path:
 
 
 def write_large_run(folder: Path, rows: Sequence[Row]) -> Path:
-    """As `write_run`, for thousands of samples: pictures are links to one sample's."""
+    """As `write_run`, for thousands of samples: images are links to one sample's."""
     write_tables(folder, rows)
     model = write_row(folder, rows[0])
     details = json.loads((model / f"sample{rows[0].number}.json").read_text())
@@ -156,7 +156,7 @@ def write_large_run(folder: Path, rows: Sequence[Row]) -> Path:
 
 
 def some_rows(data: Path) -> list[Row]:
-    """Two data sets, four forgeries, every outcome; the frames' own files are not there."""
+    """Two datasets, four forgeries, every outcome; the frames' own files are not there."""
     rows = []
     kinds = [("faces", "real_Real", 0), ("faces", "swap_Fake", 1), ("faces", "reenact_Fake", 1), ("others", "gan", 1)]
     for k, (dataset, forgery, label) in enumerate(kinds):
@@ -168,7 +168,7 @@ def some_rows(data: Path) -> list[Row]:
     return rows
 
 
-def remove_pictures(sample_folder: Path) -> None:
+def remove_images(sample_folder: Path) -> None:
     """What a user does who is short of disk."""
     for file in sample_folder.glob("*.png"):
         file.unlink()

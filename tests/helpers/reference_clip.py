@@ -71,7 +71,7 @@ class ReferenceTower:
 def reference_gradients(
     state: dict[str, Tensor], image: Tensor, blocks: int, heads: int, patch: int, coefficients: list[list[float]]
 ) -> ReferenceTower:
-    """Run and differentiate Σ coefficients · logits, one picture after the other, so that no batch can leak."""
+    """Run and differentiate Σ coefficients · logits, one image after the other, so that no batch can leak."""
     tower = ReferenceTower(state, blocks, heads, patch)
     logits = tower.logits(image.double())
     (logits * torch.tensor(coefficients, dtype=torch.float64)).sum().backward()
@@ -79,7 +79,7 @@ def reference_gradients(
 
 
 def grid_of(tokens: Tensor, side: tuple[int, int]) -> np.ndarray:
-    """(T, C) tokens of one picture, CLS first → (C, h, w)."""
+    """(T, C) tokens of one image, CLS first → (C, h, w)."""
     return tokens.detach().numpy()[1:].T.reshape(-1, *side)
 
 

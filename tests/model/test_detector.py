@@ -1,4 +1,4 @@
-"""CLIPDetectorWithGradCAM: the contract of its constructor, its predictions, its pictures."""
+"""CLIPDetectorWithGradCAM: the contract of its constructor, its predictions, its images."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 
 from detectors import DETECTOR, CLIPDetector
 from detectors.clip_detector_gradcam import CLIPDetectorWithGradCAM
-from tests.helpers.datasets import read_picture
-from tests.helpers.detectors import ARCHITECTURE, PIXELS, pictures, tiny_config, tiny_detector
+from tests.helpers.datasets import read_image
+from tests.helpers.detectors import ARCHITECTURE, PIXELS, images, tiny_config, tiny_detector
 from tests.helpers.paths import ROOT
 from utils.errors import InputError
 from utils.model.clip_tower import KNOWN_TOWERS
@@ -125,7 +125,7 @@ def test_prediction_is_the_host_detectors_own_bit_for_bit() -> None:
             self.backbone, self.head, self.loss_func = model.backbone, model.head, model.loss_func
 
     model = tiny_detector()
-    data = {"image": pictures(5), "label": torch.tensor([0, 1, 1, 0, 1])}
+    data = {"image": images(5), "label": torch.tensor([0, 1, 1, 0, 1])}
     with torch.no_grad():
         ours, theirs = model(data, inference=True), Host(model).eval()(data, inference=True)
     assert set(ours) == {"cls", "prob", "feat"}
@@ -159,19 +159,19 @@ def test_known_towers_are_the_published_architectures(name: str) -> None:
 def test_disabled_is_the_default_and_says_how_to_enable() -> None:
     model = CLIPDetectorWithGradCAM({key: value for key, value in tiny_config().items() if key != "gradcam_enabled"})
     with pytest.raises(InputError, match=r"enable_gradcam\(\)"):
-        model.generate_gradcam({"image": pictures(1)})
+        model.generate_gradcam({"image": images(1)})
     model.enable_gradcam()
-    assert list(model.generate_gradcam({"image": pictures(1)})) == [
+    assert list(model.generate_gradcam({"image": images(1)})) == [
         "encoder.layers.3"
     ]  # the last block, where none is named
     model.disable_gradcam()
     for draw in (model.generate_gradcam, model.show_gradcam):
         with pytest.raises(InputError, match="disabled"):
-            draw({"image": pictures(1)})
+            draw({"image": images(1)})
 
 
 def test_the_switch_is_one_and_explain_does_not_depend_on_it() -> None:
-    model, data = tiny_detector(), {"image": pictures(1)}
+    model, data = tiny_detector(), {"image": images(1)}
     on = model.explain(data)
     assert model.gradcam_enabled and model.gradcam.enabled
     model.disable_gradcam()
@@ -181,7 +181,7 @@ def test_the_switch_is_one_and_explain_does_not_depend_on_it() -> None:
 
 
 def test_options_by_keyword_and_in_the_documented_order(tmp_path: Path) -> None:
-    model, data = tiny_detector(gradcam_save_dir=str(tmp_path)), {"image": pictures(2)}
+    model, data = tiny_detector(gradcam_save_dir=str(tmp_path)), {"image": images(2)}
     how: dict[str, Any] = {"layers": ["encoder.layers.1"], "method": "hirescam", "target": "real", "site": "residual"}
     wanted = model.explain(data, **how).layers["encoder.layers.1"]
     by_order = model.explain(data, *how.values()).layers["encoder.layers.1"]
@@ -194,7 +194,7 @@ def test_options_by_keyword_and_in_the_documented_order(tmp_path: Path) -> None:
     assert (tmp_path / "mine_encoder.layers.1_sample1.png").is_file()
     panels = [model.show_gradcam(data, **how).axes, model.show_gradcam(data, *how.values()).axes]
     drawn = [np.asarray(axes[1].images[0].get_array()) for axes in panels]
-    saved = read_picture(tmp_path / "mine_encoder.layers.1_sample0.png")[..., ::-1]
+    saved = read_image(tmp_path / "mine_encoder.layers.1_sample0.png")[..., ::-1]
     assert all(np.array_equal(one, saved) for one in drawn)
 
 
@@ -215,21 +215,21 @@ def test_unusable_config_is_refused(changes: dict[str, Any], says: str) -> None:
     assert says in str(caught.value)
 
 
-def test_saved_pictures_show_the_picture_and_its_map(tmp_path: Path) -> None:
-    """Where the map is lowest the overlay is the picture half blended with jet's lowest colour, where highest, its highest."""
+def test_saved_images_show_the_image_and_its_map(tmp_path: Path) -> None:
+    """Where the map is lowest the overlay is the image half blended with jet's lowest colour, where highest, its highest."""
     model = tiny_detector(gradcam_save_dir=str(tmp_path), gradcam_layers=["encoder.layers.1"])
-    image = pictures(2).clamp(-1, 1)
+    image = images(2).clamp(-1, 1)
     cams = model.generate_gradcam({"image": image}, save_visualizations=True, filename_prefix="look")[
         "encoder.layers.1"
     ]
     jet = cv2.applyColorMap(np.arange(256, dtype=np.uint8)[:, None], cv2.COLORMAP_JET)[:, 0]
     for i in range(2):
-        drawn = read_picture(tmp_path / f"look_encoder.layers.1_sample{i}.png").astype(float)
+        drawn = read_image(tmp_path / f"look_encoder.layers.1_sample{i}.png").astype(float)
         original = ((image[i].permute(1, 2, 0).numpy() * 0.5 + 0.5) * 255).round()[..., ::-1]
         for level, place in ((0, int(cams[i].argmin())), (255, int(cams[i].argmax()))):
             row, column = divmod(place, PIXELS)
             np.testing.assert_allclose(drawn[row, column], (original[row, column] + jet[level]) / 2, atol=1.01)
-        comparison = read_picture(tmp_path / f"look_comparison_sample{i}.png")
+        comparison = read_image(tmp_path / f"look_comparison_sample{i}.png")
         places = cv2.matchTemplate(comparison, drawn.astype(np.uint8), cv2.TM_SQDIFF)
         row, column = divmod(int(places.argmin()), places.shape[1])
         cut = comparison[row : row + PIXELS, column : column + PIXELS]

@@ -17,9 +17,9 @@ from examples.make_demo_data import Video, draw_video
 from tests.helpers.fake_run import GRID, LAYERS, Row, sample_of, write_row, write_tables
 from utils.data.face_crop import FIVE_OF_81, MARGIN, TEMPLATE, TEMPLATE_SIZE
 from utils.explanation_metrics.temporal_consistency import TemporalConsistency
-from utils.report.aggregate_pictures import CELL, COLUMN, GAP, LINE, NAMES, ROW
+from utils.report.aggregate_images import CELL, COLUMN, GAP, LINE, NAMES, ROW
 from utils.report.aggregates import write_patterns
-from utils.report.face_regions import REGIONS, RegionShares, region_picture, region_shares, sample_landmarks
+from utils.report.face_regions import REGIONS, RegionShares, region_image, region_shares, sample_landmarks
 from utils.report.mean_face import MEAN_FACE, warp_to_mean_face
 from utils.report.mean_maps import MEAN_SIZE, MeanMaps
 from utils.report.region_tables import group_regions
@@ -41,7 +41,7 @@ def test_every_landmark_lies_in_its_region_on_drawn_faces() -> None:
     for kind, number in (("mouthswap", 0), ("innerface", 1), ("eyeswap", 2)):
         _, _, _, landmarks = draw_video(Video("test", kind, number), seed=7)[0]
         points = landmarks / 224
-        regions = region_picture(points)
+        regions = region_image(points)
         at = [REGIONS[regions[min(223, round(y * 224)), min(223, round(x * 224))]] for x, y in points]
         for region, members in PLACES.items():
             assert {at[i] for i in members} == {region}
@@ -61,7 +61,7 @@ def test_every_landmark_lies_in_its_region_on_drawn_faces() -> None:
 
 def test_the_face_is_the_hull_of_the_landmarks() -> None:
     """Area inside the ring's middle against scikit-image's own polygon."""
-    regions = region_picture(MEAN_FACE)
+    regions = region_image(MEAN_FACE)
     hull = cv2.convexHull((MEAN_FACE * 224).astype(np.float32))[:, 0, ::-1]
     inside = polygon2mask((224, 224), hull)
     face = (regions != REGIONS.index("background")) & (regions != REGIONS.index("boundary ring"))
@@ -72,7 +72,7 @@ def test_the_face_is_the_hull_of_the_landmarks() -> None:
 
 
 def test_preference_is_mass_over_area() -> None:
-    regions = region_picture(MEAN_FACE)
+    regions = region_image(MEAN_FACE)
     preference, mass = region_shares(np.ones((4, 4), np.float32), regions)
     np.testing.assert_allclose(preference, 1, atol=1e-6)  # a map without preference
     np.testing.assert_allclose(mass, np.bincount(regions.ravel(), minlength=10) / regions.size, atol=1e-6)
@@ -82,8 +82,8 @@ def test_preference_is_mass_over_area() -> None:
     assert mass[REGIONS.index("mouth")] == pytest.approx(1)
     assert preference[REGIONS.index("mouth")] == pytest.approx(1 / on_mouth.astype(bool).mean(), rel=1e-6)
     assert preference.sum() == pytest.approx(preference[REGIONS.index("mouth")])
-    # A face so large that nothing around it is in the picture: that region has no preference at all.
-    large = region_picture((MEAN_FACE - 0.5) * 6 + 0.5)
+    # A face so large that nothing around it is in the image: that region has no preference at all.
+    large = region_image((MEAN_FACE - 0.5) * 6 + 0.5)
     assert np.isnan(region_shares(np.ones((4, 4), np.float32), large)[0][REGIONS.index("background")])
 
 
@@ -134,7 +134,7 @@ def test_warping_agrees_with_scikit_image() -> None:
     inner &= np.isfinite(expected)
     difference = np.abs(found - expected)[inner]
     assert inner.sum() > 2500 and np.quantile(difference, 0.99) < 2e-3 and difference.max() < 0.05
-    # A picture whose landmarks are the mean face's stays where it is, border and all.
+    # An image whose landmarks are the mean face's stays where it is, border and all.
     np.testing.assert_allclose(
         warp_to_mean_face(smooth[None], MEAN_FACE, 224)[0], smooth, atol=2e-2 * float(np.ptp(smooth))
     )
@@ -225,11 +225,11 @@ def test_tables_of_a_run(tmp_path: Path) -> None:
     assert best["mouthy"]["region"] == "mouth" and best["mouthy"]["layout"] == "landmarks"
     assert best["blind"]["region"] == "left eye" and best["blind"]["layout"] == "mean face"
     assert (best["mouthy"]["samples"], best["mouthy"]["videos"], best["blind"]["samples"]) == ("4", "2", "3")
-    # The mouth's preference again, from the grey picture on disk, by hand.
+    # The mouth's preference again, from the grey image on disk, by hand.
     grey = np.asarray(cv2.imread(str(run / "set" / "sample0" / "heatmaps" / f"{LAYERS[0]}.png"), cv2.IMREAD_UNCHANGED))
     assert grey.shape == (GRID, GRID)
     full = cv2.resize(grey.astype(np.float32), (224, 224), interpolation=cv2.INTER_LINEAR)
-    mouth = region_picture(MEAN_FACE + np.array([0.125, 0.13])) == REGIONS.index("mouth")
+    mouth = region_image(MEAN_FACE + np.array([0.125, 0.13])) == REGIONS.index("mouth")
     by_hand = (full[mouth].sum() / full.sum()) / mouth.mean()
     assert float(best["mouthy"]["preference"]) == pytest.approx(by_hand, rel=1e-3)
     assert float(best["mouthy"]["low"]) <= by_hand + 1e-3 <= float(best["mouthy"]["high"]) + 2e-3

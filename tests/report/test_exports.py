@@ -14,8 +14,8 @@ from sklearn.metrics import precision_recall_curve
 
 from tests.helpers.command_server import CommandServer
 from tests.helpers.datasets import DataTree
-from tests.helpers.detectors import BLOCKS, PIXELS, pictures, tiny_detector
-from tests.helpers.fake_run import LAYERS, remove_pictures, some_rows, write_run
+from tests.helpers.detectors import BLOCKS, PIXELS, images, tiny_detector
+from tests.helpers.fake_run import LAYERS, remove_images, some_rows, write_run
 from tests.helpers.paths import ROOT
 from utils import packages
 from utils.errors import InputError
@@ -38,8 +38,8 @@ def test_a_run_with_everything(commands: CommandServer, data_tree: DataTree, tmp
     assert at_the_top <= set(json.loads((out / "manifest.json").read_text())["top_files"])  # else --overwrite leaves it
     # Raw maps: float32, the patch grid, equal to what the detector says of the same pixels in Python.
     frame = json.loads((out / "toy" / "sample5" / "sample5.json").read_text())["path"]
-    picture = cv2.resize(np.asarray(cv2.imread(frame)), (PIXELS, PIXELS), interpolation=cv2.INTER_CUBIC)[..., ::-1]
-    image = torch.from_numpy(picture.copy()).permute(2, 0, 1)[None].float().div(255).sub(0.5).div(0.5)
+    image = cv2.resize(np.asarray(cv2.imread(frame)), (PIXELS, PIXELS), interpolation=cv2.INTER_CUBIC)[..., ::-1]
+    image = torch.from_numpy(image.copy()).permute(2, 0, 1)[None].float().div(255).sub(0.5).div(0.5)
     explanation = tiny_detector().explain({"image": image}, layers=["encoder.layers.3", "encoder.layers.1"])
     with np.load(out / "toy" / "sample5" / "raw_sample5.npz") as raw:
         assert set(raw) == {f"encoder.layers.{i}{kind}" for i in (3, 1) for kind in ("", ".signed")}
@@ -100,7 +100,7 @@ def test_a_host_without_a_jinja2_that_works_gets_all_but_the_page(
 
 
 def test_other_programs_get_every_sample(tmp_path: Path) -> None:
-    """The page shows every k-th of a large data set; a FiftyOne data set or a strip with holes would be wrong."""
+    """The page shows every k-th of a large dataset; a FiftyOne dataset or a strip with holes would be wrong."""
     run = write_run(tmp_path / "run", some_rows(tmp_path))
     write_views(run, ViewOptions(fiftyone=True, video_strips=True), shown_samples=5)
     assert (run / "index.html").read_text().count('"number": ') == 5 + 3  # of 18 every 4th, of 6 every 2nd
@@ -110,7 +110,7 @@ def test_other_programs_get_every_sample(tmp_path: Path) -> None:
 
 def test_fiftyone_samples(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", some_rows(tmp_path))
-    remove_pictures(run / "faces" / "sample1")
+    remove_images(run / "faces" / "sample1")
     written = json.loads(write_fiftyone(read_run(run)).read_text())
     assert written["media_type"] == "image" and len(written["samples"]) == 23
     first = written["samples"][0]
@@ -123,7 +123,7 @@ def test_fiftyone_samples(tmp_path: Path) -> None:
 
 
 def test_fiftyone_reads_them(tmp_path: Path) -> None:
-    """By FiftyOne's own reader of a sample; its data sets need a MongoDB server, which tests do not start."""
+    """By FiftyOne's own reader of a sample; its datasets need a MongoDB server, which tests do not start."""
     fiftyone = pytest.importorskip("fiftyone", reason="pip install fiftyone")
     run = write_run(tmp_path / "run", some_rows(tmp_path))
     for values in json.loads(write_fiftyone(read_run(run)).read_text())["samples"]:
@@ -157,7 +157,7 @@ def test_tensorboard(tmp_path: Path) -> None:
 
 def test_video_strips(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", some_rows(tmp_path))
-    remove_pictures(run / "faces" / "sample0")
+    remove_images(run / "faces" / "sample0")
     data = read_run(run).datasets[0]
     strips = write_strips(data)
     assert len(strips) == 9 and len({path.name for path in strips}) == 9  # three videos of three forgeries
@@ -179,7 +179,7 @@ def test_show_gradcam_is_a_figure_of_originals_and_overlays() -> None:
     from matplotlib.figure import Figure
 
     model = tiny_detector(gradcam_layers=["encoder.layers.3", "encoder.layers.2"])
-    data = {"image": pictures(2).clamp(-1, 1)}
+    data = {"image": images(2).clamp(-1, 1)}
     figure = model.show_gradcam(data, target="fake")
     assert isinstance(figure, Figure) and pyplot.get_fignums() == []  # the caller's alone
     axes = figure.axes

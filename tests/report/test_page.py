@@ -15,7 +15,7 @@ import pytest
 from tests.helpers.fake_run import (
     LAYERS,
     Row,
-    remove_pictures,
+    remove_images,
     some_rows,
     write_large_run,
     write_row,
@@ -183,13 +183,13 @@ def test_filters_and_sorting(run: Path, tab: Tab) -> None:
 
 
 def overlay_pixels(page: Any, card: int = 0) -> np.ndarray:
-    """The second picture of a card as the browser shows it, (H, W, 3) RGB."""
-    picture = page.locator(".card").nth(card).locator(".picture").nth(1)
-    picture.scroll_into_view_if_needed()
+    """The second image of a card as the browser shows it, (H, W, 3) RGB."""
+    image = page.locator(".card").nth(card).locator(".picture").nth(1)
+    image.scroll_into_view_if_needed()
     of_card = f"document.querySelectorAll('.card')[{card}].querySelectorAll('img')"
     until(page, f"[...{of_card}].every(image => image.complete)")
     page.wait_for_timeout(150)
-    return screenshot(picture)
+    return screenshot(image)
 
 
 def screenshot(element: Any) -> np.ndarray:
@@ -204,14 +204,14 @@ def at(pixels: np.ndarray, patch: tuple[int, int]) -> np.ndarray:
 
 
 def is_blend(colour: np.ndarray, hot: bool, opacity: int) -> bool:
-    """Whether it is OpenCV's jet over the test picture's colour. Next to a patch's middle the map is a little lower."""
+    """Whether it is OpenCV's jet over the test image's colour. Next to a patch's middle the map is a little lower."""
     table = cv2.applyColorMap(np.arange(256, dtype=np.uint8)[:, None], cv2.COLORMAP_JET)[:, 0, ::-1].astype(int)
     ground = np.array([90, 120, 60])
     values = table[215:] if hot else table[:1]
     return bool((np.abs(ground + (values - ground) * opacity / 100 - colour).max(axis=1) < 8).any())
 
 
-def test_layer_and_opacity_blend_the_map_over_the_picture(run: Path, tab: Tab) -> None:
+def test_layer_and_opacity_blend_the_map_over_the_image(run: Path, tab: Tab) -> None:
     page = tab.open(run)
     hot, cold = ROWS[0].hot, (0, 3)
     for opacity in (0, 50, 100):
@@ -350,10 +350,10 @@ def test_a_run_that_stopped_half_way(tmp_path: Path, tab: Tab) -> None:
     assert page.get_by_role("img", name="ROC curve of faces").count() == 1
 
 
-def test_deleted_pictures(tmp_path: Path, tab: Tab, browser: Any) -> None:
+def test_deleted_images(tmp_path: Path, tab: Tab, browser: Any) -> None:
     rows = some_rows(tmp_path)[:6]
     run = write_run(tmp_path / "run", rows)
-    remove_pictures(run / "faces" / "sample1")
+    remove_images(run / "faces" / "sample1")
     (run / "faces" / "sample2" / "sample2.json").unlink()
     (run / "faces" / "sample3" / "sample3.json").write_text("{")
     shutil.rmtree(run / "faces" / "sample4")
@@ -361,14 +361,14 @@ def test_deleted_pictures(tmp_path: Path, tab: Tab, browser: Any) -> None:
     page = tab.open(run)
     assert "faces: of 4 samples files were deleted" in page.inner_text(".notes")
     assert page.locator(".card").count() == 5
-    assert "its pictures were deleted" in page.locator("[data-key='faces/1']").inner_text()
+    assert "its images were deleted" in page.locator("[data-key='faces/1']").inner_text()
     assert "sample2.json is gone" in page.locator("[data-key='faces/2']").inner_text()
     assert "sample3.json is damaged" in page.locator("[data-key='faces/3']").inner_text()
     assert rows[3].video in page.locator("[data-key='faces/3']").inner_text()
     page.locator("[data-key='faces/1']").click()
-    assert "its pictures were deleted" in page.get_by_role("dialog").inner_text()
+    assert "its images were deleted" in page.get_by_role("dialog").inner_text()
     # Deleted only after the page was written: the browser's own failure to load is told in the card.
-    remove_pictures(run / "faces" / "sample0")
+    remove_images(run / "faces" / "sample0")
     later = Tab(browser)
     page = later.open(run)
     page.locator("[data-key='faces/0'] .lost").wait_for()

@@ -44,12 +44,12 @@ def write_maps(folder: Path, signed: torch.Tensor, drawn_signed: bool) -> RunOnD
     count = len(signed)
     ordinary = torch.rand(count, GRID, GRID, generator=torch.Generator().manual_seed(2))
     maps = {"a": LayerMaps.of(signed, signed.relu(), SIZE), "b": LayerMaps.of(ordinary, ordinary, SIZE)}
-    pictures = torch.full((count, 3, *SIZE), 120, dtype=torch.uint8)
+    images = torch.full((count, 3, *SIZE), 120, dtype=torch.uint8)
     rows = [Row(i, "toy", "swap", "000", 1, 0.9, f"/nowhere/{i}.png") for i in range(count)]
     write_tables(folder, rows)
-    for row, layers in zip(rows, layer_images(pictures, maps, "jet", drawn_signed)):
+    for row, layers in zip(rows, layer_images(images, maps, "jet", drawn_signed)):
         sample = sample_of(row, layers)
-        image = pictures[0].permute(1, 2, 0).numpy()
+        image = images[0].permute(1, 2, 0).numpy()
         write_sample(folder / "toy" / f"sample{row.number}", Drawn(sample, image, layers))
         text = metadata_text(sample)
         assert ("Layer a: empty map" in text) == (not drawn_signed) and "Layer b: raw maximum" in text

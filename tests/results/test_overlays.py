@@ -26,11 +26,11 @@ def test_jet_is_red_where_the_map_is_high_and_blue_where_it_is_low() -> None:
     assert red[1] > 100 and blue[1] == green[1] == 0
 
 
-def test_overlay_is_the_mean_of_picture_and_colour_and_spares_empty_maps() -> None:
-    pictures = torch.randint(0, 256, (3, 3, 8, 8), dtype=torch.uint8)
+def test_overlay_is_the_mean_of_image_and_colour_and_spares_empty_maps() -> None:
+    images = torch.randint(0, 256, (3, 3, 8, 8), dtype=torch.uint8)
     maps = torch.rand(3, 8, 8)
-    drawn = overlay(pictures, maps, torch.tensor([False, True, False]), "turbo").numpy()
-    plain = pictures.permute(0, 2, 3, 1).numpy()
+    drawn = overlay(images, maps, torch.tensor([False, True, False]), "turbo").numpy()
+    plain = images.permute(0, 2, 3, 1).numpy()
     expected = (plain.astype(float) + colour(maps, "turbo").numpy()) / 2
     np.testing.assert_array_equal(drawn[1], plain[1])
     for i in (0, 2):
@@ -38,12 +38,12 @@ def test_overlay_is_the_mean_of_picture_and_colour_and_spares_empty_maps() -> No
 
 
 @pytest.mark.parametrize("image_format", IMAGE_FORMATS)
-def test_encoded_pictures_read_back(image_format: str) -> None:
+def test_encoded_images_read_back(image_format: str) -> None:
     ramp = np.linspace(0, 255, 64).astype(np.uint8)
-    picture = np.stack(np.broadcast_arrays(ramp[None], ramp[:, None], np.full((64, 64), 90, np.uint8)), axis=-1)
-    back = cv2.imdecode(np.frombuffer(encode(picture, image_format), np.uint8), cv2.IMREAD_COLOR)
+    image = np.stack(np.broadcast_arrays(ramp[None], ramp[:, None], np.full((64, 64), 90, np.uint8)), axis=-1)
+    back = cv2.imdecode(np.frombuffer(encode(image, image_format), np.uint8), cv2.IMREAD_COLOR)
     assert back is not None
-    error = np.abs(back[..., ::-1].astype(int) - picture)
+    error = np.abs(back[..., ::-1].astype(int) - image)
     assert error.max() == 0 if image_format == "png" else error.mean() < 3
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from tests.helpers.datasets import DataTree, make_data_tree
-from tests.helpers.fake_run import LAYERS, Row, picture_of, raw_map, sample_of, write_row
+from tests.helpers.fake_run import LAYERS, Row, image_of, raw_map, sample_of, write_row
 from utils.data.frames import Frame
 from utils.model.config import detector_settings
 from utils.model.detector import find_device, load_detector
@@ -142,7 +142,7 @@ def test_a_sample_of_an_explained_image(flags: dict[str, Any], target: str, tree
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     folder = write_row(tmp_path, ROW)
-    layers = [LayerImage(name, picture_of(ROW), raw_map(hot), raw_map(hot) - 0.001, False, False)
+    layers = [LayerImage(name, image_of(ROW), raw_map(hot), raw_map(hot) - 0.001, False, False)
               for name, hot in zip(LAYERS, (ROW.hot, (1, 1)))]  # fmt: skip
     read = read_sample(folder, 7, None)
     assert read == replace(sample_of(ROW, layers), folder=folder, comparison="gradcam_comparison.png")
@@ -184,9 +184,7 @@ def test_deleted_images_are_said(tmp_path: Path) -> None:
     folder = write_row(tmp_path, ROW)
     shutil.rmtree(folder / "heatmaps")
     read = read_sample(folder, 7, None)
-    assert (
-        read is not None and read.lost == "its pictures were deleted" and read.layers == [] and read.prob_fake == 0.25
-    )
+    assert read is not None and read.lost == "its images were deleted" and read.layers == [] and read.prob_fake == 0.25
 
 
 def test_a_sample_with_a_cut_off_file_is_not_whole(tmp_path: Path) -> None:
@@ -202,8 +200,8 @@ def test_a_sample_with_a_cut_off_file_is_not_whole(tmp_path: Path) -> None:
 
 def test_writing_again_replaces_the_sample_as_a_whole(tmp_path: Path) -> None:
     folder = write_row(tmp_path, ROW)
-    layer = LayerImage("other", picture_of(ROW), raw_map((0, 0)), raw_map((0, 0)), False, False)
-    write_sample(folder, Drawn(sample_of(ROW, [layer]), picture_of(ROW), [layer]), "jpg", save_raw=True)
+    layer = LayerImage("other", image_of(ROW), raw_map((0, 0)), raw_map((0, 0)), False, False)
+    write_sample(folder, Drawn(sample_of(ROW, [layer]), image_of(ROW), [layer]), "jpg", save_raw=True)
     assert {path.relative_to(folder).as_posix() for path in folder.rglob("*.*")} == {
         "gradcam_other_sample7.jpg", "gradcam_comparison.jpg", "sample7_metadata.txt", "sample7.json", "raw_sample7.npz",
         "heatmaps/other.png", "heatmaps/other_signed.png",

@@ -17,7 +17,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from tests.helpers import reference_clip as reference
 from tests.helpers.command_server import CommandServer
-from tests.helpers.datasets import DataTree, change_yaml, make_data_tree, read_picture, rows_of
+from tests.helpers.datasets import DataTree, change_yaml, make_data_tree, read_image, rows_of
 from tests.helpers.detectors import ARCHITECTURE, BLOCKS, PATCH, PIXELS, tiny_detector
 from tests.helpers.method_references import grad_cam
 from tests.helpers.paths import DEMO, ROOT, SCRIPT
@@ -29,9 +29,9 @@ def reference_logits(frames: list[Path]) -> torch.Tensor:
     """Logits by plain OpenCV and a float64 CLIP that shares no code with the library."""
     images = []
     for frame in frames:
-        picture = cv2.cvtColor(read_picture(frame), cv2.COLOR_BGR2RGB)
-        picture = cv2.resize(picture, (PIXELS, PIXELS), interpolation=cv2.INTER_CUBIC)
-        images.append((picture.astype(np.float64) / 255 - 0.5) / 0.5)
+        image = cv2.cvtColor(read_image(frame), cv2.COLOR_BGR2RGB)
+        image = cv2.resize(image, (PIXELS, PIXELS), interpolation=cv2.INTER_CUBIC)
+        images.append((image.astype(np.float64) / 255 - 0.5) / 0.5)
     tower = reference.ReferenceTower(tiny_detector().state_dict(), BLOCKS, ARCHITECTURE["num_attention_heads"], PATCH)
     return tower.logits(torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)).detach()
 
@@ -114,13 +114,13 @@ def check_sample(folder: Path, row: dict[str, str], layers: list[str]) -> None:
     for layer in layers:
         entry = next(one for one in details["layers"] if one["name"] == layer)
         assert f"Layer {layer}: " in text and (entry["raw_maximum"] > 0) != entry["empty"]
-        picture = read_picture(folder / f"gradcam_{layer}_sample{i}.png")
-        assert picture.shape == (PIXELS, PIXELS, 3)
-    comparison = read_picture(folder / "gradcam_comparison.png")
+        image = read_image(folder / f"gradcam_{layer}_sample{i}.png")
+        assert image.shape == (PIXELS, PIXELS, 3)
+    comparison = read_image(folder / "gradcam_comparison.png")
     assert comparison.shape[1] > (1 + len(layers)) * PIXELS and comparison.shape[0] > PIXELS
 
 
-def test_overlay_is_the_jet_of_the_map_over_the_picture(
+def test_overlay_is_the_jet_of_the_map_over_the_image(
     commands: CommandServer, data_tree: DataTree, tmp_path: Path
 ) -> None:
     out = tmp_path / "all"
@@ -136,20 +136,20 @@ def test_overlay_is_the_jet_of_the_map_over_the_picture(
     assert done.code == 0, done.err
     assert len(list((out / "toy").glob("sample*"))) == 24
     row = rows_of(out / "toy")[7]
-    picture = cv2.resize(read_picture(row["path"]), (PIXELS, PIXELS), interpolation=cv2.INTER_CUBIC)
-    image = torch.from_numpy((cv2.cvtColor(picture, cv2.COLOR_BGR2RGB).astype(np.float32) / 255 - 0.5) / 0.5)
+    image = cv2.resize(read_image(row["path"]), (PIXELS, PIXELS), interpolation=cv2.INTER_CUBIC)
+    pixels = torch.from_numpy((cv2.cvtColor(image, cv2.COLOR_BGR2RGB).astype(np.float32) / 255 - 0.5) / 0.5)
     tower = reference.reference_gradients(
-        tiny_detector().state_dict(), image.permute(2, 0, 1)[None], BLOCKS, 4, PATCH, [[0.0, 1.0]]
+        tiny_detector().state_dict(), pixels.permute(2, 0, 1)[None], BLOCKS, 4, PATCH, [[0.0, 1.0]]
     )
     raw = reference.maps_of(tower, "encoder.layers.1", "layer_norm1", grad_cam, (4, 4))[0]
     heat = cv2.resize(raw, (PIXELS, PIXELS), interpolation=cv2.INTER_LINEAR)
     heat = (heat - heat.min()) / (heat.max() - heat.min())
-    expected = 0.5 * picture + 0.5 * cv2.applyColorMap((heat * 255).round().astype(np.uint8), cv2.COLORMAP_JET)
-    drawn = read_picture(out / "toy" / "sample7" / "gradcam_encoder.layers.1_sample7.png")
+    expected = 0.5 * image + 0.5 * cv2.applyColorMap((heat * 255).round().astype(np.uint8), cv2.COLORMAP_JET)
+    drawn = read_image(out / "toy" / "sample7" / "gradcam_encoder.layers.1_sample7.png")
     # Where the heat is high the colour is red: OpenCV reads blue, green, red.
     hottest = np.unravel_index(heat.argmax(), heat.shape)
     assert np.abs(drawn.astype(float) - expected).mean() < 1.0
-    assert (drawn.astype(int) - picture // 2)[hottest][2] > (drawn.astype(int) - picture // 2)[hottest][0]
+    assert (drawn.astype(int) - image // 2)[hottest][2] > (drawn.astype(int) - image // 2)[hottest][0]
 
 
 def test_plain_evaluation_renders_nothing(commands: CommandServer, data_tree: DataTree, tmp_path: Path) -> None:
@@ -197,8 +197,8 @@ def test_random_weights_are_marked_everywhere(commands: CommandServer, data_tree
     )
     assert "random weights" in done.out and "Weights: random" in next(folder.glob("*_metadata.txt")).read_text()
     assert json.loads((out / "manifest.json").read_text())["weights"] == "random"
-    marked = read_picture(folder / "gradcam_comparison.png")
-    plain = read_picture(next((trained / "toy").glob("sample*")) / "gradcam_comparison.png")
+    marked = read_image(folder / "gradcam_comparison.png")
+    plain = read_image(next((trained / "toy").glob("sample*")) / "gradcam_comparison.png")
     assert marked.shape[0] > plain.shape[0]
     red = (marked[..., 2].astype(int) - marked[..., 0] > 100) & (marked[..., 2].astype(int) - marked[..., 1] > 100)
     assert red[: marked.shape[0] - PIXELS - 32].sum() > 100  # the warning's own letters, above the panels
@@ -246,7 +246,7 @@ BAD_INPUT: dict[str, tuple[dict[str, Any], dict[str, Any], list[str], list[str]]
     "label without entry": ({}, {"label_dict": {"toy_Real": 0, "toy_Fak": 1}}, [], ["toy_Fake", "toy_Fak"]),
     "label of wrong type": ({}, {"label_dict": {"toy_Real": "zero"}}, [], ["label_dict.toy_Real is 'zero'"]),
     "json folder": ({}, {"dataset_json_folder": "nowhere"}, [], ["dataset_json_folder 'nowhere'", "looked at"]),
-    "unknown data set": ({}, {}, ["--test_dataset", "tay"], ["tay", "toy", "dataset_json"]),
+    "unknown dataset": ({}, {}, ["--test_dataset", "tay"], ["tay", "toy", "dataset_json"]),
     "unknown method": ({}, {}, ["--gradcam_method", "grad-cam"], ["did you mean 'gradcam'"]),
     "unknown layer": ({"gradcam_layers": ["encoder.layers.23"]}, {}, ["--gradcam_enabled"], ["encoder.layers.23", "layers.3", "--list_layers"]),
     "blank layer": ({"gradcam_layers": ["encoder.layers.3.mlp"]}, {}, ["--gradcam_enabled"], ["layers.3.mlp", "CLS token"]),
@@ -310,7 +310,7 @@ def test_unreadable_frames_are_listed_and_never_replaced(
     fakes[0].unlink()
     fakes[4].write_bytes(b"")
     fakes[8].write_bytes(fakes[8].read_bytes()[:200])
-    fakes[12].write_text("not a picture")
+    fakes[12].write_text("not an image")
     out = tmp_path / "out"
     flags = tree.arguments("--gradcam_enabled", "--save_all_predictions", "--gradcam_output_dir", out)
     strict = commands.run(SCRIPT, *flags, cwd=tmp_path)
@@ -344,7 +344,7 @@ def test_no_readable_frame_at_all(commands: CommandServer, data_tree: DataTree, 
     assert done.code == 1 and "none of its 24 frames could be read" in done.err
 
 
-# ------------------------------------------------------------------------------------------------------ loose pictures
+# ------------------------------------------------------------------------------------------------------ loose images
 
 
 def demo_flags(tree: DataTree, out: Path) -> list[str]:
@@ -367,7 +367,7 @@ def test_demo_explains_a_file_a_folder_and_a_pattern(
         assert {"gradcam_encoder.layers.3_sample0.png", "gradcam_comparison.png", "sample0_metadata.txt"} <= names
 
 
-def test_demo_options_and_unreadable_pictures(commands: CommandServer, data_tree: DataTree, tmp_path: Path) -> None:
+def test_demo_options_and_unreadable_images(commands: CommandServer, data_tree: DataTree, tmp_path: Path) -> None:
     folder = tmp_path / "loose"
     folder.mkdir()
     (folder / "good.png").write_bytes(data_tree.frames["toy_Fake"][0].read_bytes())

@@ -92,7 +92,7 @@ def test_full_disk(tree: DataTree, commands: CommandServer, whole: dict[str, Pat
 def test_a_quota_met_by_the_writer(
     tree: DataTree, commands: CommandServer, whole: dict[str, Path], tmp_path: Path
 ) -> None:
-    """No file may exceed 6,000 bytes, so that a writer thread fails in the midst of a picture."""
+    """No file may exceed 6,000 bytes, so that a writer thread fails in the midst of an image."""
     out = tmp_path / "out"
     done = run(commands, tree, out, SOME, SMALL_FILES)
     assert_one_plain_line(done, "File too large", "--resume")
@@ -187,12 +187,12 @@ def test_a_decoding_process_that_is_killed(
     first = """
 import os, signal
 import utils.data.frames as frames
-decode, calls = frames.decode_picture, []
+decode, calls = frames.decode_image, []
 def killed(*args):
     calls.append(1)
     if len(calls) == 9: os.kill(os.getpid(), signal.SIGKILL)
     return decode(*args)
-frames.decode_picture = killed
+frames.decode_image = killed
 """
     done = run(commands, tree, out, [*ALL, "--workers", "1"], first)
     assert_one_plain_line(done, "decodes images was ended from outside", "--workers", "--resume")
@@ -281,12 +281,12 @@ def test_out_of_memory_halves_the_batch_and_says_so(
     assert {path.name for path in (out / "toy").iterdir()} == {path.name for path in (reference / "toy").iterdir()}
 
 
-def test_memory_for_not_even_one_picture(tree: DataTree, commands: CommandServer, tmp_path: Path) -> None:
+def test_memory_for_not_even_one_image(tree: DataTree, commands: CommandServer, tmp_path: Path) -> None:
     done = run(commands, tree, tmp_path / "out", [], SHORT_OF_MEMORY.format(fits=0, mischief="raise MemoryError"))
     assert_one_plain_line(done, "a single image")
 
 
-def test_halving_covers_every_picture_once_and_passes_other_errors_on() -> None:
+def test_halving_covers_every_image_once_and_passes_other_errors_on() -> None:
     for size in range(1, 20):
         for fits in range(1, size + 1):
             halving, done = Halving("testing"), []
@@ -325,12 +325,12 @@ def test_a_nan_in_one_samples_gradient(
 import torch
 import utils.cam.tokens as tokens
 from utils.model.detector import LoadedDetector
-from utils.data.pictures import decode_picture
-picture = torch.from_numpy(decode_picture(open({path!r}, "rb").read(), 64)).permute(2, 0, 1)
+from utils.data.images import decode_image
+image = torch.from_numpy(decode_image(open({path!r}, "rb").read(), 64)).permute(2, 0, 1)
 batch = []
 explain, gradients = LoadedDetector.explain, tokens.score_gradients
 def watched(self, pixels, *rest):
-    batch[:] = [bool((one == picture).all()) for one in pixels]
+    batch[:] = [bool((one == image).all()) for one in pixels]
     return explain(self, pixels, *rest)
 def poisoned(*args):
     found = gradients(*args)

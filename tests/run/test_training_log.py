@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.helpers.detectors import PIXELS, pictures, tiny_detector
+from tests.helpers.detectors import PIXELS, images, tiny_detector
 from tests.helpers.paths import ROOT
 from utils.training_log import grid, log_gradcam
 
@@ -27,23 +27,23 @@ class Writer:
     def __init__(self) -> None:
         self.images: list[tuple[str, torch.Tensor, int]] = []
 
-    def add_image(self, tag: str, picture: torch.Tensor, step: int) -> None:
-        self.images.append((tag, picture, step))
+    def add_image(self, tag: str, image: torch.Tensor, step: int) -> None:
+        self.images.append((tag, image, step))
 
 
 def test_one_grid_a_layer_every_five_epochs() -> None:
     model, writer = tiny_detector(), Writer()
     for epoch in range(11):
-        log_gradcam(writer, model, {"image": pictures(3)}, epoch, layers=["encoder.layers.3", "encoder.layers.0"])
+        log_gradcam(writer, model, {"image": images(3)}, epoch, layers=["encoder.layers.3", "encoder.layers.0"])
     assert [(tag, step) for tag, _, step in writer.images] == [
         (f"gradcam/encoder.layers.{layer}", epoch) for epoch in (0, 5, 10) for layer in (3, 0)
     ]
-    log_gradcam(None, model, {"image": pictures(3)}, 0)  # a process that does not log
-    # The second face's heatmap, drawn here with OpenCV over the picture that the detector saw.
-    heatmap = model.generate_gradcam({"image": pictures(3)}, layers=["encoder.layers.3"], target="fake")[
+    log_gradcam(None, model, {"image": images(3)}, 0)  # a process that does not log
+    # The second face's heatmap, drawn here with OpenCV over the image that the detector saw.
+    heatmap = model.generate_gradcam({"image": images(3)}, layers=["encoder.layers.3"], target="fake")[
         "encoder.layers.3"
     ]
-    face = ((pictures(3)[1].permute(1, 2, 0).numpy() * 0.5 + 0.5) * 255).round().clip(0, 255)
+    face = ((images(3)[1].permute(1, 2, 0).numpy() * 0.5 + 0.5) * 255).round().clip(0, 255)
     colour = cv2.applyColorMap((heatmap[1].numpy() * 255).round().astype(np.uint8), cv2.COLORMAP_JET)[..., ::-1]
     drawn = writer.images[0][1].permute(1, 2, 0).numpy().astype(float)
     assert drawn.shape == (2 * PIXELS, 3 * PIXELS, 3)
@@ -55,13 +55,13 @@ def test_it_draws_whether_grad_cam_is_enabled_or_not() -> None:
     enabled, disabled = Writer(), Writer()
     model = tiny_detector()
     how: dict[str, Any] = {"layers": ["encoder.layers.1"], "method": "hirescam", "site": "residual"}
-    log_gradcam(enabled, model, {"image": pictures(2)}, 0, **how)
+    log_gradcam(enabled, model, {"image": images(2)}, 0, **how)
     model.disable_gradcam()
-    log_gradcam(disabled, model, {"image": pictures(2)}, 0, **how)
+    log_gradcam(disabled, model, {"image": images(2)}, 0, **how)
     assert torch.equal(enabled.images[0][1], disabled.images[0][1]) and not model.gradcam_enabled
 
 
-def test_more_pictures_than_columns_go_on_below() -> None:
+def test_more_images_than_columns_go_on_below() -> None:
     faces = torch.arange(10, dtype=torch.uint8).view(10, 1, 1, 1).expand(10, 3, 2, 4)
     drawn = grid(faces, faces + 100)
     assert drawn.shape == (3, 8, 32)
@@ -71,7 +71,7 @@ def test_more_pictures_than_columns_go_on_below() -> None:
 
 @pytest.mark.slow
 def test_the_loss_curve_under_ddp_is_the_same_to_the_last_bit(tmp_path: Path) -> None:
-    """Two gloo processes, with dropout; then the logged pictures are read back from TensorBoard's file."""
+    """Two gloo processes, with dropout; then the logged images are read back from TensorBoard's file."""
     curves: dict[str, list[Any]] = {}
     for heatmaps in ("yes", "no"):
         folder = tmp_path / heatmaps

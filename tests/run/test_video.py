@@ -27,7 +27,7 @@ DEMO = "utils/gradcam_demo.py"
 
 
 def shots(count: int, height: int = 96, width: int = 128, seed: int = 0) -> list[np.ndarray]:
-    """Coarse random pictures, which a codec keeps well."""
+    """Coarse random images, which a codec keeps well."""
     rng = np.random.default_rng(seed)
     return [
         cv2.resize(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8), (width, height), interpolation=cv2.INTER_CUBIC)
@@ -35,14 +35,14 @@ def shots(count: int, height: int = 96, width: int = 128, seed: int = 0) -> list
     ]
 
 
-def write_clip(path: Path, pictures: list[np.ndarray], codec: str = "mpeg4", rate: int = 12) -> Path:
+def write_clip(path: Path, images: list[np.ndarray], codec: str = "mpeg4", rate: int = 12) -> Path:
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=rate)
-        stream.height, stream.width = pictures[0].shape[:2]
+        stream.height, stream.width = images[0].shape[:2]
         stream.pix_fmt = "yuv420p"
         stream.bit_rate = 4_000_000
-        for picture in pictures:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        for image in images:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
         container.mux(stream.encode(None))
     return path
 
@@ -133,18 +133,18 @@ def test_a_folder_with_bad_videos_does_the_rest(commands: CommandServer, data_tr
         frame.sample_rate = 8000
         container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
-    cv2.imwrite(str(folder / "picture.png"), shots(1)[0])
+    cv2.imwrite(str(folder / "image.png"), shots(1)[0])
     out = tmp_path / "out"
     flags = ["--output", str(out), "--detector_path", str(data_tree.detector_yaml), "--device", "cpu"]
     done = commands.run(DEMO, "--input", folder, *flags, cwd=tmp_path)
     assert done.code == 1 and "3 of 6 files were left out" in done.err and "Traceback" not in done.err
     for name in ("empty.mp4", "text.mkv", "sound.mp4"):
         assert f"{name}: left out: the video cannot be decoded" in done.err
-    assert "it has no pictures" in done.err
-    assert (out / "good" / "overlay.mp4").is_file() and (out / "picture" / "gradcam_comparison.png").is_file()
+    assert "it has no images" in done.err
+    assert (out / "good" / "overlay.mp4").is_file() and (out / "image" / "gradcam_comparison.png").is_file()
     frames = json.loads((out / "half" / "video.json").read_text())["frames"]
     assert 10 < frames < 40 and len(decoded(out / "half" / "overlay.mp4")) == frames
-    assert {path.name for path in out.iterdir()} == {"good", "half", "picture"}
+    assert {path.name for path in out.iterdir()} == {"good", "half", "image"}
 
 
 def test_a_video_that_changes_size(detector: LoadedDetector, tmp_path: Path) -> None:
@@ -166,10 +166,10 @@ def test_frames_without_a_face(detector: LoadedDetector, tmp_path: Path) -> None
     clip = write_clip(tmp_path / "clip.mp4", shots(9))
     seen = iter(range(9))
 
-    def crop(picture: np.ndarray) -> np.ndarray:
+    def crop(image: np.ndarray) -> np.ndarray:
         if next(seen) in (0, 4, 5):
             raise NoFaceError("no face")
-        return np.ascontiguousarray(picture[:PIXELS, :PIXELS])
+        return np.ascontiguousarray(image[:PIXELS, :PIXELS])
 
     summary = explain_video(detector, clip, tmp_path / "out", crop)
     assert (summary.frames, summary.faceless) == (9, 3)
@@ -181,7 +181,7 @@ def test_frames_without_a_face(detector: LoadedDetector, tmp_path: Path) -> None
     grey = decoded(tmp_path / "out" / "overlay.mp4")[4][38 : 38 + PIXELS, 8 : 8 + PIXELS]
     assert np.abs(grey.astype(int) - 225).max() < 12
 
-    def no_face(picture: np.ndarray) -> np.ndarray:
+    def no_face(image: np.ndarray) -> np.ndarray:
         raise NoFaceError("no face")
 
     with pytest.raises(NoFaceError, match="no face in any of its 9 frames"):
@@ -190,16 +190,16 @@ def test_frames_without_a_face(detector: LoadedDetector, tmp_path: Path) -> None
 
 
 def test_reader_and_writer(tmp_path: Path) -> None:
-    pictures = shots(5, 65, 67)  # odd sides
+    images = shots(5, 65, 67)  # odd sides
     with video_writer(tmp_path / "out.mp4", Fraction(30000, 1001)) as write:
-        for picture in pictures:
-            write(picture)
+        for image in images:
+            write(image)
     assert [path.name for path in tmp_path.iterdir()] == ["out.mp4"]
     reader = VideoReader(tmp_path / "out.mp4")
     frames = list(reader)
     assert reader.length == len(frames) == 5 and reader.rate == Fraction(30000, 1001) and not reader.broken
-    assert frames[3].picture.shape == (64, 66, 3) and frames[3].seconds == pytest.approx(3 * 1001 / 30000, abs=1e-3)
-    assert np.abs(frames[3].picture.astype(int) - pictures[3][:64, :66]).mean() < 12
+    assert frames[3].image.shape == (64, 66, 3) and frames[3].seconds == pytest.approx(3 * 1001 / 30000, abs=1e-3)
+    assert np.abs(frames[3].image.astype(int) - images[3][:64, :66]).mean() < 12
     data = (tmp_path / "out.mp4").read_bytes()
     assert data.index(b"moov") < data.index(b"mdat")  # a browser can begin to play at once
     with pytest.raises(UnreadableVideo, match="cannot be decoded"):

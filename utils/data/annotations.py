@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from utils.data.frame_paths import landmark_path, mask_path
-from utils.data.pictures import UnreadablePicture, decode_picture
+from utils.data.images import UnreadableImage, decode_image
 from utils.data.storage import in_lmdb, is_there, read_bytes
 
 NUM_LANDMARKS = 81
@@ -18,12 +18,12 @@ def read_mask(frame_path: str, size: int) -> np.ndarray | None:
     """The forged region of a frame: uint8 (size, size), 1 forged and 0 not, resized to the nearest pixel.
 
     None where there is no mask file. A pixel is forged where its brightest channel is above 127, or, in a file that
-    holds nothing above 1, where it is 1. Raises UnreadablePicture where the file is there and is no picture.
+    holds nothing above 1, where it is 1. Raises UnreadableImage where the file is there and is no image.
     """
     path = mask_path(frame_path)
     if not is_there(path):
         return None
-    grey = decode_picture(read_bytes(path), None).max(axis=2)  # some masks of FaceForensics++ are coloured
+    grey = decode_image(read_bytes(path), None).max(axis=2)  # some masks of FaceForensics++ are coloured
     forged = (grey > (127 if grey.max() > 1 else 0)).astype(np.uint8)
     return cv2.resize(forged, (size, size), interpolation=cv2.INTER_NEAREST)
 
@@ -31,7 +31,7 @@ def read_mask(frame_path: str, size: int) -> np.ndarray | None:
 def read_landmarks(frame_path: str) -> np.ndarray | None:
     """The landmarks of a frame: float32 (81, 2), x and y in pixels of the stored (not resized) face crop.
 
-    None where there is no landmark file. Raises UnreadablePicture where it holds anything but 81 finite points.
+    None where there is no landmark file. Raises UnreadableImage where it holds anything but 81 finite points.
     """
     path = landmark_path(frame_path)
     if not is_there(path):
@@ -43,20 +43,18 @@ def read_landmarks(frame_path: str) -> np.ndarray | None:
         points = np.load(io.BytesIO(data), allow_pickle=False)
     # A damaged header ends in ValueError, EOFError, SyntaxError, BadZipFile or a vast allocation.
     except Exception as error:
-        raise UnreadablePicture(f"not a NumPy array file: {path!r}") from error
+        raise UnreadableImage(f"not a NumPy array file: {path!r}") from error
     if not isinstance(points, np.ndarray) or points.shape != (NUM_LANDMARKS, 2) or points.dtype.kind not in "fiu":
         found = f"{points.dtype} {points.shape}" if isinstance(points, np.ndarray) else "an archive of arrays"
-        raise UnreadablePicture(f"landmarks must be {NUM_LANDMARKS} points (81, 2), found {found}: {path!r}")
+        raise UnreadableImage(f"landmarks must be {NUM_LANDMARKS} points (81, 2), found {found}: {path!r}")
     landmarks = points.astype(np.float32)
     if not np.isfinite(landmarks).all():
-        raise UnreadablePicture(f"landmarks that are not finite numbers: {path!r}")
+        raise UnreadableImage(f"landmarks that are not finite numbers: {path!r}")
     return landmarks
 
 
 def _points_from_lmdb(data: bytes, path: str) -> np.ndarray:
-    """Landmarks as the host reads them: unsigned 32-bit numbers, two a point. Raises UnreadablePicture."""
+    """Landmarks as the host reads them: unsigned 32-bit numbers, two a point. Raises UnreadableImage."""
     if len(data) != NUM_LANDMARKS * 2 * 4:
-        raise UnreadablePicture(
-            f"landmarks must be {NUM_LANDMARKS * 2} numbers of 4 bytes, found {len(data)}: {path!r}"
-        )
+        raise UnreadableImage(f"landmarks must be {NUM_LANDMARKS * 2} numbers of 4 bytes, found {len(data)}: {path!r}")
     return np.frombuffer(data, np.uint32).reshape(NUM_LANDMARKS, 2).astype(np.float32)

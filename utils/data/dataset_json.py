@@ -1,6 +1,6 @@
 """The dataset JSON of DF40 and DeepfakeBench → videos. Its shape is checked here, once.
 
-    { data set: { label: { split: { video: {"label": label, "frames": [path, ...]} } } } }
+    { dataset: { label: { split: { video: {"label": label, "frames": [path, ...]} } } } }
 
 The FaceForensics++ family has one more level, the compression (c23, c40, raw), between split and videos.
 """
@@ -15,7 +15,7 @@ from typing import Any, Iterable, NamedTuple
 from utils.errors import InputError, did_you_mean
 from utils.text import one_line, shortened
 
-# The data sets whose JSON has the compression level.
+# The datasets whose JSON has the compression level.
 COMPRESSED = ("FaceForensics++", "FF-DF", "FF-F2F", "FF-FS", "FF-NT", "FaceShifter", "DeepFakeDetection")
 MAX_JSON_BYTES = 2 * 1024**3
 
@@ -27,7 +27,7 @@ class Video(NamedTuple):
 
 
 def dataset_names(json_folder: Path) -> list[str]:
-    """The data sets that there are: the names of the `.json` files in `json_folder`, sorted.
+    """The datasets that there are: the names of the `.json` files in `json_folder`, sorted.
 
     Raises InputError where the folder is not there.
     """
@@ -36,33 +36,33 @@ def dataset_names(json_folder: Path) -> list[str]:
     except (OSError, ValueError) as error:
         raise InputError(
             f"dataset_json_folder {str(json_folder)!r} cannot be listed ({one_line(error)}): set it in "
-            f"config/test_config.yaml to the folder that holds the data sets' JSON files"
+            f"config/test_config.yaml to the folder that holds the datasets' JSON files"
         ) from error
 
 
 def is_dataset_name(name: str) -> bool:
-    """Whether `name` can be a data set's, which is the name of its JSON file and of its folder below the outputs."""
+    """Whether `name` can be a dataset's, which is the name of its JSON file and of its folder below the outputs."""
     return name not in ("", ".", "..") and name.isprintable() and "/" not in name and "\\" not in name
 
 
 def dataset_file(name: str, json_folder: Path) -> Path:
-    """The JSON file of a data set. Raises InputError where there is none, naming the data sets that there are."""
+    """The JSON file of a dataset. Raises InputError where there is none, naming the datasets that there are."""
     if not is_dataset_name(name):
         raise InputError(
-            f"{shortened(name)!r} is no name of a data set: a name is printable, has no '/', no '\\' and is not '..'"
+            f"{shortened(name)!r} is no name of a dataset: a name is printable, has no '/', no '\\' and is not '..'"
         )
     names = dataset_names(json_folder)
     if name not in names:
         there = f"it holds {_listed(names)}" if names else "it holds no JSON file at all"
         raise InputError(
-            f"no data set {shortened(name)!r} in dataset_json_folder {str(json_folder)!r}: "
+            f"no dataset {shortened(name)!r} in dataset_json_folder {str(json_folder)!r}: "
             f"{did_you_mean(name, names)}{there}"
         )
     return json_folder / f"{name}.json"
 
 
 def read_videos(name: str, json_folder: Path, compression: str, split: str) -> list[Video]:
-    """All videos of one split of a data set, in the order of the file; videos without frames are left out.
+    """All videos of one split of a dataset, in the order of the file; videos without frames are left out.
 
     `name` is the file's; `<name>_c40` of the FaceForensics++ family means the file `<name>_c40.json`, in it the key
     `<name>`, and compression c40. Raises InputError where the file is missing or of another shape, saying where in it.
@@ -71,7 +71,7 @@ def read_videos(name: str, json_folder: Path, compression: str, split: str) -> l
     key = name
     if name.endswith("_c40") and name[: -len("_c40")] in COMPRESSED:
         key, compression = name[: -len("_c40")], "c40"
-    labels = _child(path, _load(path), [], key, "data set")
+    labels = _child(path, _load(path), [], key, "dataset")
     videos = []
     for label in labels:
         where = [key, label]
@@ -125,7 +125,7 @@ def _video(path: Path, value: Any, where: list[str]) -> Video:
 
 
 def _child(path: Path, parent: dict[str, Any], where: list[str], key: str, what: str) -> dict[str, Any]:
-    """The object under `key`, which must be there: a `what` (data set, split, compression level)."""
+    """The object under `key`, which must be there: a `what` (dataset, split, compression level)."""
     if key not in parent:
         there = f"there are {_listed(parent)}" if parent else "there is none"
         raise InputError(

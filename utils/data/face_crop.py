@@ -1,4 +1,4 @@
-"""Crops and aligns the largest face of a picture as the benchmarks' preprocessing does, where dlib is installed."""
+"""Crops and aligns the largest face of an image as the benchmarks' preprocessing does, where dlib is installed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MARGIN = 1.3  # the crop shows this much more than the template
 
 
 class NoFaceError(RunError):
-    """The picture has no face that dlib finds."""
+    """The image has no face that dlib finds."""
 
 
 def similarity(source: np.ndarray, target: np.ndarray) -> np.ndarray:
@@ -34,15 +34,15 @@ def similarity(source: np.ndarray, target: np.ndarray) -> np.ndarray:
     return np.array([[a.real, -a.imag, b.real], [a.imag, a.real, b.imag]])
 
 
-def aligned_crop(picture: np.ndarray, five_points: np.ndarray, size: int) -> np.ndarray:
+def aligned_crop(image: np.ndarray, five_points: np.ndarray, size: int) -> np.ndarray:
     """(H, W, 3) uint8 and its five points (5, 2) x, y → (size, size, 3) with the face upright in the middle."""
     centre = TEMPLATE_SIZE / 2
     target = ((TEMPLATE - centre) / MARGIN + centre) * size / TEMPLATE_SIZE
-    return cv2.warpAffine(picture, similarity(five_points, target), (size, size))
+    return cv2.warpAffine(image, similarity(five_points, target), (size, size))
 
 
 def face_cropper(landmark_model: Path, size: int) -> Callable[[np.ndarray], np.ndarray]:
-    """A function picture (H, W, 3) uint8 RGB → aligned crop (size, size, 3); it raises NoFaceError where there is none.
+    """A function image (H, W, 3) uint8 RGB → aligned crop (size, size, 3); it raises NoFaceError where there is none.
 
     Raises InputError where dlib or the landmark file (`shape_predictor_81_face_landmarks.dat`) is missing.
     """
@@ -51,7 +51,7 @@ def face_cropper(landmark_model: Path, size: int) -> Callable[[np.ndarray], np.n
     except ImportError as error:
         raise InputError(
             "--landmark_model crops faces with dlib, which is not installed: pip install dlib (it needs CMake and a C++"
-            " compiler), or give pictures that are face crops already"
+            " compiler), or give images that are face crops already"
         ) from error
     if not landmark_model.is_file():
         raise InputError(
@@ -64,13 +64,13 @@ def face_cropper(landmark_model: Path, size: int) -> Callable[[np.ndarray], np.n
     except RuntimeError as error:
         raise InputError(f"--landmark_model {landmark_model}: dlib cannot read it ({error})") from error
 
-    def crop(picture: np.ndarray) -> np.ndarray:
-        faces = find_faces(picture, 1)
+    def crop(image: np.ndarray) -> np.ndarray:
+        faces = find_faces(image, 1)
         if len(faces) == 0:
             raise NoFaceError("dlib finds no face in it")
         largest = max(faces, key=lambda box: box.width() * box.height())
-        shape = find_landmarks(picture, largest)
+        shape = find_landmarks(image, largest)
         points = np.array([(shape.part(i).x, shape.part(i).y) for i in FIVE_OF_81], dtype=np.float64)
-        return aligned_crop(picture, points, size)
+        return aligned_crop(image, points, size)
 
     return crop

@@ -50,7 +50,7 @@ def _candidates(path: str, root: Path | None) -> list[Prefix]:
         return [as_it_is]
     below = str(root.absolute())
     first = [as_it_is] if absolute else [Prefix(below, 0), as_it_is]
-    # At least the video's folder and the file stay, so that no picture of the same name elsewhere is taken for it.
+    # At least the video's folder and the file stay, so that no image of the same name elsewhere is taken for it.
     folders = plain.lstrip("/").count("/")
     return first + [Prefix(below, drop) for drop in range(1, folders)]
 
@@ -74,7 +74,7 @@ def landmark_path(frame_path: str) -> str:
 
 
 def _beside(frame_path: str, folder: str, suffix: str) -> str:
-    """The last folder named `frames` replaced; where there is none, a folder of that name beside the picture."""
+    """The last folder named `frames` replaced; where there is none, a folder of that name beside the image."""
     if in_lmdb(frame_path):
         return beside_key(frame_path, folder, suffix)
     parts = list(Path(frame_path).with_suffix(suffix).parts)

@@ -14,21 +14,21 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from utils.data.pictures import UnreadablePicture, decode_picture
+from utils.data.images import UnreadableImage, decode_image
 from utils.data.storage import read_bytes
 
 T = TypeVar("T")
 
 
 class Frame(NamedTuple):
-    """One picture of a data set and all that is known of it."""
+    """One image of a dataset and all that is known of it."""
 
     path: str  # on disk
     dataset: str  # as asked for, e.g. "FF-DF_c40"
     forgery: str  # label name in the dataset JSON, e.g. "FF-DF", "simswap_Fake"
     video: str  # video name in the dataset JSON
     label: int  # 0 real, 1 fake
-    index: int  # type: ignore[assignment]  # position in the data set after sampling; hides tuple.index, which nobody asks
+    index: int  # type: ignore[assignment]  # position in the dataset after sampling; hides tuple.index, which nobody asks
 
 
 class DataSettings(NamedTuple):
@@ -43,7 +43,7 @@ class DataSettings(NamedTuple):
     # first ones by number, as DeepfakeBench and Effort do.
     sampling: str
     resolution: int
-    lmdb_dir: Path | None = None  # where the LMDBs lie, if the pictures are in them
+    lmdb_dir: Path | None = None  # where the LMDBs lie, if the images are in them
 
 
 class Batch(NamedTuple):
@@ -82,20 +82,20 @@ class _FrameDataset(Dataset[Any]):
     def __getitem__(self, i: int) -> tuple[Frame, np.ndarray | str]:
         frame = self.frames[i]
         try:
-            return frame, decode_picture(read_bytes(frame.path), self.resolution)
-        except UnreadablePicture as reason:
+            return frame, decode_image(read_bytes(frame.path), self.resolution)
+        except UnreadableImage as reason:
             return frame, str(reason)
 
     def collate(self, items: Iterable[tuple[Frame, np.ndarray | str]]) -> Batch:
-        frames, pictures, unreadable = [], [], []
-        for frame, picture in items:
-            if isinstance(picture, str):
-                unreadable.append((frame, picture))
+        frames, images, unreadable = [], [], []
+        for frame, image in items:
+            if isinstance(image, str):
+                unreadable.append((frame, image))
             else:
                 frames.append(frame)
-                pictures.append(torch.from_numpy(picture).permute(2, 0, 1))
+                images.append(torch.from_numpy(image).permute(2, 0, 1))
         empty = torch.empty((0, 3, self.resolution, self.resolution), dtype=torch.uint8)
-        return Batch(frames, torch.stack(pictures) if pictures else empty, unreadable)
+        return Batch(frames, torch.stack(images) if images else empty, unreadable)
 
 
 def frame_loader(frames: Sequence[Frame], resolution: int, batch_size: int, workers: int) -> DataLoader[Any]:

@@ -1,4 +1,4 @@
-"""Pictures, masks and landmarks in an LMDB, as DeepfakeBench stores them: one value a file, under the file's path.
+"""Images, masks and landmarks in an LMDB, as DeepfakeBench stores them: one value a file, under the file's path.
 
 A file in an LMDB is written `<lmdb folder>!/<key>`, so that a frame's path says all that is needed to read it.
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Iterator
 
 from utils.data.dataset_json import COMPRESSED
-from utils.data.pictures import UnreadablePicture, read_file
+from utils.data.images import UnreadableImage, read_file
 from utils.errors import InputError
 from utils.text import one_line
 
@@ -26,12 +26,12 @@ def in_lmdb(path: str) -> bool:
 
 
 def read_bytes(path: str) -> bytes:
-    """The content of a file, or the value of a key in an LMDB. Raises UnreadablePicture where it is not there."""
+    """The content of a file, or the value of a key in an LMDB. Raises UnreadableImage where it is not there."""
     if not in_lmdb(path):
         return read_file(path)
     value = _value(path)
     if value is None:
-        raise UnreadablePicture(f"no such key in the LMDB: {path!r}")
+        raise UnreadableImage(f"no such key in the LMDB: {path!r}")
     return value
 
 
@@ -41,13 +41,13 @@ def is_there(path: str) -> bool:
 
 
 def lmdb_folder(dataset: str, lmdb_dir: Path) -> Path:
-    """The LMDB of a data set: `<name>_lmdb`, one for the whole FaceForensics++ family. Raises InputError."""
+    """The LMDB of a dataset: `<name>_lmdb`, one for the whole FaceForensics++ family. Raises InputError."""
     _lmdb()
     family = dataset.replace("_c40", "")
     folder = lmdb_dir / f"{'FaceForensics++' if family in COMPRESSED else dataset}_lmdb"
     if not (folder / "data.mdb").is_file():
         raise InputError(
-            f"no LMDB of data set {dataset!r}: {str(folder / 'data.mdb')!r} is not there; set lmdb_dir in"
+            f"no LMDB of dataset {dataset!r}: {str(folder / 'data.mdb')!r} is not there; set lmdb_dir in"
             " config/test_config.yaml to the folder that holds it, or lmdb: false to read files"
         )
     return folder
@@ -60,7 +60,7 @@ def lmdb_path(folder: Path, frame: str) -> str:
 
 
 def _spellings(frame: str) -> Iterator[str]:
-    """The host takes `./datasets\\` off and looks the rest up; it writes `<data set>\\` and the path below that, with
+    """The host takes `./datasets\\` off and looks the rest up; it writes `<dataset>\\` and the path below that, with
     the separators of the machine it runs on. So a JSON made on Windows meets an LMDB made on Linux, and the reverse."""
     yield frame.replace("./datasets\\", "") if frame.startswith(".") else frame
     plain = re.sub(r"^(\./)?(datasets/)?(rgb/)?", "", frame.replace("\\", "/"))
@@ -87,7 +87,7 @@ def _value(path: str) -> bytes | None:
     except _lmdb().BadValsizeError:  # longer than a key can be
         return None
     except _lmdb().Error as error:
-        raise UnreadablePicture(f"the LMDB {folder!r} cannot be read ({one_line(error)})") from error
+        raise UnreadableImage(f"the LMDB {folder!r} cannot be read ({one_line(error)})") from error
 
 
 def _environment(folder: str) -> Any:

@@ -24,7 +24,7 @@ class VideoFrame(NamedTuple):
 
     number: int
     seconds: float
-    picture: np.ndarray
+    image: np.ndarray
 
 
 class VideoReader:
@@ -41,7 +41,7 @@ class VideoReader:
                 self.rate = stream.average_rate or Fraction(25)
                 self.length = sum(1 for packet in container.demux(stream) if packet.size)
         except (av.error.FFmpegError, IndexError, OSError, ValueError) as error:
-            reason = "it has no pictures" if isinstance(error, IndexError) else one_line(error)
+            reason = "it has no images" if isinstance(error, IndexError) else one_line(error)
             raise UnreadableVideo(f"the video cannot be decoded: {reason}") from error
         self._path = path
 
@@ -65,7 +65,7 @@ def upright(frame: Any) -> np.ndarray:
 
 @contextmanager
 def video_writer(path: Path, rate: Fraction) -> Iterator[Callable[[np.ndarray], None]]:
-    """A function that appends a picture (H, W, 3) uint8 RGB, all of one size, to `path`, which appears when whole.
+    """A function that appends an image (H, W, 3) uint8 RGB, all of one size, to `path`, which appears when whole.
 
     An odd last row or column is left out, since H.264's colours are of half the size.
     """
@@ -76,14 +76,14 @@ def video_writer(path: Path, rate: Fraction) -> Iterator[Callable[[np.ndarray], 
     # faststart puts the index first, so that a browser plays before it has the whole file.
     with av.open(str(partial), "w", options={"movflags": "faststart"}) as container:
 
-        def write(picture: np.ndarray) -> None:
+        def write(image: np.ndarray) -> None:
             nonlocal stream
-            height, width = picture.shape[0] // 2 * 2, picture.shape[1] // 2 * 2
+            height, width = image.shape[0] // 2 * 2, image.shape[1] // 2 * 2
             if stream is None:
                 stream = container.add_stream("libx264", rate=rate, options={"crf": "18", "preset": "veryfast"})
                 stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
                 stream.codec_context.thread_count = 1  # the same bytes on every machine
-            even = np.ascontiguousarray(picture[:height, :width])
+            even = np.ascontiguousarray(image[:height, :width])
             container.mux(stream.encode(av.VideoFrame.from_ndarray(even, format="rgb24")))
 
         yield write

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from utils.data.annotations import read_landmarks, read_mask
 from utils.data.frames import DataSettings, Frame, frame_loader
-from utils.data.pictures import UnreadablePicture, decode_picture
+from utils.data.images import UnreadableImage, decode_image
 from utils.data.readers import read_dataset
 from utils.data.storage import read_bytes
 from utils.errors import RunError
@@ -89,7 +89,7 @@ def _mask(frame: Frame, resolution: int) -> tuple[str, np.ndarray]:
     nothing = np.zeros((resolution, resolution), dtype=np.uint8)
     try:
         mask = read_mask(frame.path, resolution)
-    except UnreadablePicture:
+    except UnreadableImage:
         return "unreadable", nothing
     if mask is None:
         return "none", nothing
@@ -104,8 +104,8 @@ def _face_points(frame: Frame) -> np.ndarray | None:
         points = read_landmarks(frame.path)
         if points is None:
             return None
-        height, width = decode_picture(read_bytes(frame.path), None).shape[:2]
-    except UnreadablePicture:
+        height, width = decode_image(read_bytes(frame.path), None).shape[:2]
+    except UnreadableImage:
         return None
     return points / np.array([width, height], dtype=np.float32)
 
@@ -157,8 +157,8 @@ class RealCounterparts:
             if path is None:
                 continue
             try:
-                image = decode_picture(read_bytes(path), resolution)
-            except UnreadablePicture:  # users often have the fakes only
+                image = decode_image(read_bytes(path), resolution)
+            except UnreadableImage:  # users often have the fakes only
                 continue
             pixels[i] = torch.from_numpy(image).permute(2, 0, 1)
             paired[i] = True

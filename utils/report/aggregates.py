@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from utils.files import write_table
-from utils.report.aggregate_pictures import mean_map_table, region_heat_table
+from utils.report.aggregate_images import mean_map_table, region_heat_table
 from utils.report.face_regions import RegionShares, sample_landmarks, sample_regions
 from utils.report.mean_maps import MeanMaps, Similarity
 from utils.report.region_tables import GroupRegions, group_regions, write_group_table, write_sample_table
@@ -17,21 +17,21 @@ REGIONS_FILE, SIMILARITY_FILE = "regions.csv", "map_similarity.csv"  # in the ru
 
 
 class Patterns(NamedTuple):
-    """What was found in one data set, and the pictures of it, which lie in the data set's folder."""
+    """What was found in one dataset, and the images of it, which lie in the dataset's folder."""
 
     dataset: str
     regions: list[GroupRegions]
     similarity: dict[str, Similarity]
     samples: int  # with at least one map that is not empty
     mean_faces: int  # of them without landmarks
-    region_picture: Path
-    mean_map_picture: Path
+    region_image: Path
+    mean_map_image: Path
 
 
 def write_patterns(run: RunOnDisk) -> list[Patterns]:
-    """`regions.csv`, `map_similarity.csv`, and per data set `regions.csv`, `regions.png` and `mean_maps.png`.
+    """`regions.csv`, `map_similarity.csv`, and per dataset `regions.csv`, `regions.png` and `mean_maps.png`.
 
-    Data sets without a map are left out; where there is none at all nothing is written.
+    Datasets without a map are left out; where there is none at all nothing is written.
     """
     found = [_dataset_patterns(data, run.layers, run.manifest.colormap) for data in run.datasets]
     patterns = [one for one in found if one is not None]
@@ -54,13 +54,13 @@ def _dataset_patterns(data: DatasetOnDisk, layers: list[str], colormap: str) -> 
         return None
     groups = group_regions(shares, layers)
     write_sample_table(data.folder / "regions.csv", shares)
-    pictures = data.folder / "regions.png", data.folder / "mean_maps.png"
-    region_heat_table(pictures[0], groups)
-    mean_map_table(pictures[1], means, colormap)
+    images = data.folder / "regions.png", data.folder / "mean_maps.png"
+    region_heat_table(images[0], groups)
+    mean_map_table(images[1], means, colormap)
     mean_faces = {one.sample.index for one in shares if one.mean_face}
     samples = {one.sample.index for one in shares}
     similarity = {layer: means.similarity(layer) for layer in means.layers}
-    return Patterns(data.name, groups, similarity, len(samples), len(mean_faces), *pictures)
+    return Patterns(data.name, groups, similarity, len(samples), len(mean_faces), *images)
 
 
 def _write_similarity(path: Path, patterns: list[Patterns]) -> None:

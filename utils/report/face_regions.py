@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from utils.data.annotations import read_landmarks
-from utils.data.pictures import UnreadablePicture
+from utils.data.images import UnreadableImage
 from utils.report.mean_face import MEAN_FACE
 from utils.results.sample_folder import Sample
 
@@ -31,9 +31,9 @@ GROW_EYES, GROW_BROWS, GROW_NOSE, GROW_MOUTH, RING = 0.14, 0.07, 0.10, 0.08, 0.1
 
 
 class RegionShares(NamedTuple):
-    """One map's preference for each region: its share of the map's mass over its share of the picture (1 = none).
+    """One map's preference for each region: its share of the map's mass over its share of the image (1 = none).
 
-    `preference` (10,) in the order of REGIONS, NaN for a region outside the picture.
+    `preference` (10,) in the order of REGIONS, NaN for a region outside the image.
     """
 
     sample: Sample
@@ -43,40 +43,40 @@ class RegionShares(NamedTuple):
     mean_face: bool  # no landmarks: the regions of the mean face were taken
 
 
-def region_picture(landmarks: np.ndarray, size: int = SIZE) -> np.ndarray:
+def region_image(landmarks: np.ndarray, size: int = SIZE) -> np.ndarray:
     """Which region every pixel belongs to: uint8 (size, size), positions in REGIONS.
 
-    `landmarks`: (81, 2), x and y as fractions of the picture. Left and right are the viewer's. The face is the convex
+    `landmarks`: (81, 2), x and y as fractions of the image. Left and right are the viewer's. The face is the convex
     hull of all points, and its boundary ring lies half inside, half outside of it; forehead, cheeks and jaw line are
     what features and ring leave of it above the brows, between, and below the mouth's corners.
     """
     points = landmarks * size
     unit = float(np.linalg.norm(points[RIGHT_EYE].mean(axis=0) - points[LEFT_EYE].mean(axis=0)))
-    picture = np.full((size, size), REGIONS.index("background"), dtype=np.uint8)
+    image = np.full((size, size), REGIONS.index("background"), dtype=np.uint8)
     face = _hull(points)
-    _fill(picture, face, "cheeks")
-    _fill(picture, _hull(points[list(CHIN)]), "jaw line")
-    _fill(picture, _hull(np.concatenate([points[FOREHEAD], points[LEFT_BROW], points[RIGHT_BROW]])), "forehead")
-    _outline(picture, face, "boundary ring", RING * unit)
+    _fill(image, face, "cheeks")
+    _fill(image, _hull(points[list(CHIN)]), "jaw line")
+    _fill(image, _hull(np.concatenate([points[FOREHEAD], points[LEFT_BROW], points[RIGHT_BROW]])), "forehead")
+    _outline(image, face, "boundary ring", RING * unit)
     for name, part, grow in (
         ("nose", NOSE, GROW_NOSE), ("mouth", MOUTH, GROW_MOUTH), ("brows", LEFT_BROW, GROW_BROWS),
         ("brows", RIGHT_BROW, GROW_BROWS), ("left eye", LEFT_EYE, GROW_EYES), ("right eye", RIGHT_EYE, GROW_EYES),
     ):  # fmt: skip
-        _fill(picture, _hull(points[part]), name)
-        _outline(picture, _hull(points[part]), name, grow * unit)
-    return picture
+        _fill(image, _hull(points[part]), name)
+        _outline(image, _hull(points[part]), name, grow * unit)
+    return image
 
 
 def _hull(points: np.ndarray) -> np.ndarray:
     return cv2.convexHull(np.rint(points).astype(np.int32))
 
 
-def _fill(picture: np.ndarray, polygon: np.ndarray, region: str) -> None:
-    cv2.fillPoly(picture, [polygon], REGIONS.index(region))
+def _fill(image: np.ndarray, polygon: np.ndarray, region: str) -> None:
+    cv2.fillPoly(image, [polygon], REGIONS.index(region))
 
 
-def _outline(picture: np.ndarray, polygon: np.ndarray, region: str, half_width: float) -> None:
-    cv2.polylines(picture, [polygon], True, REGIONS.index(region), max(1, round(2 * half_width)))
+def _outline(image: np.ndarray, polygon: np.ndarray, region: str, half_width: float) -> None:
+    cv2.polylines(image, [polygon], True, REGIONS.index(region), max(1, round(2 * half_width)))
 
 
 def region_shares(raw_map: np.ndarray, regions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -89,14 +89,14 @@ def region_shares(raw_map: np.ndarray, regions: np.ndarray) -> tuple[np.ndarray,
 
 
 def sample_landmarks(sample: Sample) -> np.ndarray | None:
-    """The sample's landmarks (81, 2) as fractions of its picture; None where they, or the picture, cannot be read."""
+    """The sample's landmarks (81, 2) as fractions of its image; None where they, or the image, cannot be read."""
     try:
         landmarks = read_landmarks(sample.path)
         if landmarks is None:
             return None
-        with Image.open(sample.path) as picture:
-            width, height = picture.size
-    except (UnreadablePicture, OSError, ValueError):
+        with Image.open(sample.path) as image:
+            width, height = image.size
+    except (UnreadableImage, OSError, ValueError):
         return None
     return landmarks / np.array([width, height], dtype=np.float32)
 
@@ -105,7 +105,7 @@ def sample_regions(
     sample: Sample, raw_maps: Mapping[str, np.ndarray], landmarks: np.ndarray | None
 ) -> list[RegionShares]:
     """The shares of every layer's raw map; without landmarks on the mean face's regions."""
-    regions = region_picture(MEAN_FACE if landmarks is None else landmarks)
+    regions = region_image(MEAN_FACE if landmarks is None else landmarks)
     return [
         RegionShares(sample, layer, *region_shares(raw, regions), mean_face=landmarks is None)
         for layer, raw in raw_maps.items()

@@ -22,7 +22,7 @@ FIFTYONE_FILE = "fiftyone_samples.json"
 
 
 def write_fiftyone(run: RunOnDisk) -> Path:
-    """Write the file into the run's folder; returns its path. Samples whose pictures are gone are left out."""
+    """Write the file into the run's folder; returns its path. Samples whose images are gone are left out."""
     path = run.folder / FIFTYONE_FILE
     samples = [fiftyone_sample(sample) for data in run.datasets for sample in data.samples if not sample.lost]
     write_json(path, {"name": f"{run.folder.resolve().name} heatmaps", "media_type": "image", "samples": samples})

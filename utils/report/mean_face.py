@@ -42,17 +42,17 @@ class _Triangles(NamedTuple):
 
 
 def warp_to_mean_face(maps: np.ndarray, landmarks: np.ndarray, size: int) -> np.ndarray:
-    """Maps of one picture moved so that its landmarks come to lie on the mean face's.
+    """Maps of one image moved so that its landmarks come to lie on the mean face's.
 
     Piecewise affine over a Delaunay triangulation; around the face the affine map that fits the landmarks best.
 
     Args:
         maps: (L, H, W) float32.
-        landmarks: (81, 2), x and y as fractions of the picture's width and height.
+        landmarks: (81, 2), x and y as fractions of the image's width and height.
         size: pixels a side of the result.
 
     Returns:
-        (L, size, size) float32, NaN where the picture does not reach.
+        (L, size, size) float32, NaN where the image does not reach.
     """
     triangles = _triangles(size)
     design = np.column_stack([MEAN_FACE, np.ones(len(MEAN_FACE))])

@@ -32,7 +32,7 @@ class Similarity(NamedTuple):
 
 
 class MeanMaps:
-    """Sums over the samples of one data set, from which means and similarities follow; holds no single map."""
+    """Sums over the samples of one dataset, from which means and similarities follow; holds no single map."""
 
     def __init__(self, layers: Sequence[str]) -> None:
         self._order = list(layers)
@@ -80,7 +80,7 @@ class MeanMaps:
         return [(forgery, outcome) for forgery in forgeries for outcome in OUTCOMES if (forgery, outcome) in found]
 
     def mean(self, forgery: str, outcome: str, layer: str) -> tuple[np.ndarray, int] | None:
-        """Mean of the normalised maps (MEAN_SIZE, MEAN_SIZE), NaN where no picture reaches, and how many samples."""
+        """Mean of the normalised maps (MEAN_SIZE, MEAN_SIZE), NaN where no image reaches, and how many samples."""
         if (forgery, outcome, layer) not in self._sums:
             return None
         total, count, samples = self._sums[forgery, outcome, layer]

@@ -143,7 +143,7 @@ def weights_text(run: RunOnDisk) -> str:
 
 
 class DatasetView(NamedTuple):
-    """One data set in the header. Curves are points of an SVG of 100 × 100; bars are (x, width, height, title)."""
+    """One dataset in the header. Curves are points of an SVG of 100 × 100; bars are (x, width, height, title)."""
 
     name: str
     metrics: list[tuple[str, str]]
@@ -201,7 +201,7 @@ def histogram_bars(label: np.ndarray, prob_fake: np.ndarray) -> dict[str, list[t
 
 
 def pattern_view(patterns: Patterns, run: RunOnDisk) -> dict[str, Any]:
-    """Headlines, similarity and pictures of one data set, as texts."""
+    """Headlines, similarity and images of one dataset, as texts."""
     layer = next(name for name in run.layers if name in patterns.similarity)
     return {
         "dataset": patterns.dataset,
@@ -215,8 +215,8 @@ def pattern_view(patterns: Patterns, run: RunOnDisk) -> dict[str, Any]:
             (name, *("–" if math.isnan(value) else f"{value:.2f}" for value in one[:3]), one.reals, one.fakes)
             for name, one in patterns.similarity.items()
         ],
-        "regions": [patterns.region_picture.parent.name, patterns.region_picture.name],
-        "mean_maps": [patterns.mean_map_picture.parent.name, patterns.mean_map_picture.name],
+        "regions": [patterns.region_image.parent.name, patterns.region_image.name],
+        "mean_maps": [patterns.mean_map_image.parent.name, patterns.mean_map_image.name],
     }
 
 

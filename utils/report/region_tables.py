@@ -1,4 +1,4 @@
-"""Region shares of a whole run → tables on disk: every sample, and data set × forgery × outcome with intervals."""
+"""Region shares of a whole run → tables on disk: every sample, and dataset × forgery × outcome with intervals."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SEED, RESAMPLES = 0, 1000
 
 
 class GroupRegions(NamedTuple):
-    """Mean preferences of the samples of one data set, forgery, outcome and layer, in the order of REGIONS."""
+    """Mean preferences of the samples of one dataset, forgery, outcome and layer, in the order of REGIONS."""
 
     dataset: str
     forgery: str
@@ -37,7 +37,7 @@ class GroupRegions(NamedTuple):
 
     def headline(self) -> str:
         """The region looked at most, in words: `deepfacelab: 3.1 × on the boundary ring (2.8–3.4)`."""
-        # Whatever the crop, some region is in the picture, so one mean at least is a number.
+        # Whatever the crop, some region is in the image, so one mean at least is a number.
         top = int(np.nanargmax([one.mean for one in self.preference]))
         best = self.preference[top]
         interval = f" ({best.low:.1f}–{best.high:.1f})" if math.isfinite(best.low) else ""
@@ -45,7 +45,7 @@ class GroupRegions(NamedTuple):
 
 
 def group_regions(shares: Sequence[RegionShares], layers: Sequence[str]) -> list[GroupRegions]:
-    """Groups in order of data set and forgery as the samples come, outcome (TP, FP, TN, FN) and layer."""
+    """Groups in order of dataset and forgery as the samples come, outcome (TP, FP, TN, FN) and layer."""
     groups: dict[tuple[str, str, str, str], list[RegionShares]] = {}
     for one in shares:
         groups.setdefault((one.sample.dataset, one.sample.forgery, one.sample.outcome, one.layer), []).append(one)

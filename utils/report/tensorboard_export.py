@@ -1,14 +1,14 @@
-"""A run's metrics, precision-recall curves and comparison pictures for TensorBoard (`--tensorboard DIR`)."""
+"""A run's metrics, precision-recall curves and comparison images for TensorBoard (`--tensorboard DIR`)."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from utils.data.pictures import UnreadablePicture, decode_picture, read_file
+from utils.data.images import UnreadableImage, decode_image, read_file
 from utils.results.read_run import DatasetOnDisk, RunOnDisk
 from utils.results.sample_folder import Sample
 
-PICTURES = 50  # samples a data set, the most confident first: TensorBoard keeps every picture in memory
+IMAGES = 50  # samples a dataset, the most confident first: TensorBoard keeps every image in memory
 
 
 def write_tensorboard(run: RunOnDisk, folder: Path) -> None:
@@ -24,12 +24,12 @@ def write_tensorboard(run: RunOnDisk, folder: Path) -> None:
                 writer.add_pr_curve(f"{data.name}/precision-recall", data.label, data.prob_fake)
             for sample in _most_confident(data):
                 try:
-                    picture = decode_picture(read_file(str(sample.folder / sample.comparison)), None)
-                except UnreadablePicture:
+                    image = decode_image(read_file(str(sample.folder / sample.comparison)), None)
+                except UnreadableImage:
                     continue  # deleted meanwhile; the report says so
-                writer.add_image(f"{data.name} {sample.outcome}/sample{sample.index}", picture, dataformats="HWC")
+                writer.add_image(f"{data.name} {sample.outcome}/sample{sample.index}", image, dataformats="HWC")
 
 
 def _most_confident(data: DatasetOnDisk) -> list[Sample]:
     there = [sample for sample in data.samples if not sample.lost]
-    return sorted(there, key=lambda sample: -sample.confidence)[:PICTURES]
+    return sorted(there, key=lambda sample: -sample.confidence)[:IMAGES]

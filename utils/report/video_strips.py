@@ -9,7 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from utils.data.pictures import UnreadablePicture, decode_picture, read_file
+from utils.data.images import UnreadableImage, decode_image, read_file
 from utils.explanation_metrics.temporal_consistency import TemporalConsistency
 from utils.files import write_table, write_whole
 from utils.results.decision import CLASS_NAMES
@@ -58,7 +58,7 @@ def strip(samples: list[Sample]) -> np.ndarray:
     chosen = [samples[i] for i in np.unique(np.linspace(0, len(samples) - 1, MOST_FRAMES).round().astype(int))]
     layers = [layer.name for layer in chosen[0].layers]
     first = chosen[0]
-    columns = [np.vstack([*frame_pictures(one, layers), text_line(f"fake {one.prob_fake:.3f}", FRAME, LINE, 11, True)])
+    columns = [np.vstack([*frame_images(one, layers), text_line(f"fake {one.prob_fake:.3f}", FRAME, LINE, 11, True)])
                for one in chosen]  # fmt: skip
     names = [text_line(name, NAMES, FRAME, 11) for name in ("original", *layers)]
     left = np.vstack([*names, text_line("", NAMES, LINE, 11)])
@@ -68,7 +68,7 @@ def strip(samples: list[Sample]) -> np.ndarray:
     return np.vstack([text_line(title, table.shape[1], LINE + GAP, 13), table])
 
 
-def frame_pictures(sample: Sample, layers: list[str]) -> list[np.ndarray]:
+def frame_images(sample: Sample, layers: list[str]) -> list[np.ndarray]:
     """The original and the overlay of every layer, (FRAME, FRAME, 3) uint8 RGB; grey where a file is gone."""
     suffix = Path(sample.comparison).suffix
     whole = _read(sample.folder / sample.comparison)
@@ -79,14 +79,14 @@ def frame_pictures(sample: Sample, layers: list[str]) -> list[np.ndarray]:
     drawn = [_read(sample.folder / f"gradcam_{layer}_sample{sample.index}{suffix}") for layer in layers]
     return [
         np.full((FRAME, FRAME, 3), 200, np.uint8)
-        if picture is None
-        else cv2.resize(picture, (FRAME, FRAME), interpolation=cv2.INTER_AREA)
-        for picture in (original, *drawn)
+        if image is None
+        else cv2.resize(image, (FRAME, FRAME), interpolation=cv2.INTER_AREA)
+        for image in (original, *drawn)
     ]
 
 
 def _read(path: Path) -> np.ndarray | None:
     try:
-        return decode_picture(read_file(str(path)), None)
-    except UnreadablePicture:
+        return decode_image(read_file(str(path)), None)
+    except UnreadableImage:
         return None

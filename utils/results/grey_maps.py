@@ -13,7 +13,7 @@ from typing import Sequence
 import cv2
 import numpy as np
 
-from utils.data.pictures import UnreadablePicture, read_file
+from utils.data.images import UnreadableImage, read_file
 from utils.results.overlays import LayerImage
 
 GREY_MAPS = "heatmaps"
@@ -62,10 +62,10 @@ def signed_grey(signed: np.ndarray) -> np.ndarray:
 
 
 def read_grey_map(path: Path) -> np.ndarray:
-    """A grey map as written: (h, w) float32 in [0, 1]. Raises UnreadablePicture."""
+    """A grey map as written: (h, w) float32 in [0, 1]. Raises UnreadableImage."""
     pixels = cv2.imdecode(np.frombuffer(read_file(str(path)), np.uint8), cv2.IMREAD_UNCHANGED)
     if pixels is None or pixels.ndim != 2 or pixels.dtype != np.uint8:
-        raise UnreadablePicture(f"not an 8-bit grey image: {str(path)!r}")
+        raise UnreadableImage(f"not an 8-bit grey image: {str(path)!r}")
     return pixels.astype(np.float32) / 255
 
 

@@ -11,7 +11,7 @@ from typing import Any, Iterator, NamedTuple, Sequence
 
 import numpy as np
 
-from utils.data.pictures import UnreadablePicture
+from utils.data.images import UnreadableImage
 from utils.errors import InputError
 from utils.files import read_table
 from utils.results.journal import PREDICTIONS, REASON, UNREADABLE, read_rows
@@ -121,6 +121,6 @@ def sample_maps(sample: Sample, layers: Sequence[str]) -> dict[str, np.ndarray]:
         if layer.name in layers and not layer.empty:
             try:
                 maps[layer.name] = sample.raw_map(layer)
-            except UnreadablePicture:
+            except UnreadableImage:
                 continue  # the report's card says that the image is gone
     return maps

@@ -183,7 +183,7 @@ class Sample:
         return ("T" if self.correct else "F") + ("P" if self.predicted else "N")
 
     def raw_map(self, layer: LayerFacts) -> np.ndarray:
-        """A map as it lies on disk: (h, w) float32, to half of 1/255 of its range. Raises UnreadablePicture."""
+        """A map as it lies on disk: (h, w) float32, to half of 1/255 of its range. Raises UnreadableImage."""
         grey = read_grey_map(self.folder / GREY_MAPS / grey_name(layer.name))
         return grey * (layer.raw_maximum - layer.raw_minimum) + layer.raw_minimum
 
@@ -315,7 +315,7 @@ def read_sample(folder: Path, index: int, row: Mapping[str, str] | None) -> Samp
         sample = replace(sample, index=index, folder=folder, comparison=comparison)
         if comparison and GREY_MAPS in files:
             return sample
-        return replace(sample, layers=[], lost="its pictures were deleted")
+        return replace(sample, layers=[], lost="its images were deleted")
     return None if row is None else replace(Sample.from_row(row), folder=folder, lost=lost)
 
 

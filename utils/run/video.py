@@ -68,8 +68,8 @@ def explain_video(detector: LoadedDetector, file: Path, folder: Path, crop: Crop
     sizes: dict[tuple[int, ...], int] = {}
     with video_writer(folder / "overlay.mp4", reader.rate) as write:
         for explained in explained_frames(detector, reader, crop):
-            sizes.setdefault(explained.frame.picture.shape[:2], explained.frame.number)
-            scores.append((explained.frame._replace(picture=np.empty(0)), explained.prob_fake))
+            sizes.setdefault(explained.frame.image.shape[:2], explained.frame.number)
+            scores.append((explained.frame._replace(image=np.empty(0)), explained.prob_fake))
             steadiness.add({layer.name: layer.raw for layer in explained.layers if not layer.empty})
             write(drawn_frame(explained, curve, names))
     known = [score for _, score in scores if score is not None]
@@ -95,7 +95,7 @@ def _remarks(reader: VideoReader, frames: int, faceless: int, sizes: dict[tuple[
         remarks.append(f"no face in {faceless} of {frames} frames, which are grey in the video")
     if len(sizes) > 1:
         changes = [f"{width}x{height} from frame {number}" for (height, width), number in sizes.items()]
-        remarks.append(f"the picture's size changes: {', '.join(changes)}; each frame was resized on its own")
+        remarks.append(f"the image's size changes: {', '.join(changes)}; each frame was resized on its own")
     return remarks
 
 
@@ -104,7 +104,7 @@ def explained_frames(detector: LoadedDetector, frames: VideoReader, crop: Crop |
     source = iter(frames)
     size = detector.settings.resolution
     while batch := list(islice(source, BATCH)):
-        images = [_detector_image(frame.picture, size, crop) for frame in batch]
+        images = [_detector_image(frame.image, size, crop) for frame in batch]
         explained = iter(_explain(detector, [image for image in images if image is not None]))
         for frame, image in zip(batch, images):
             if image is None:

@@ -1,4 +1,4 @@
-"""Pictures that sum up a data set: regions as a heat table, mean maps as small multiples."""
+"""Images that sum up a dataset: regions as a heat table, mean maps as small multiples."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from utils.files import write_whole
-from utils.report.face_regions import REGIONS, region_picture
+from utils.report.face_regions import REGIONS, region_image
 from utils.report.mean_face import MEAN_FACE
 from utils.report.mean_maps import MeanMaps
 from utils.report.region_tables import GroupRegions
@@ -19,7 +19,7 @@ from utils.results.overlays import colour, encode, text_line
 from utils.text import one_line, shortened
 
 STRONGEST = 8.0  # × preference at which the colours of the heat table end
-MOST_ROWS = 60  # of one picture: what comes after is in the tables only
+MOST_ROWS = 60  # of one image: what comes after is in the tables only
 CELL, LINE, NAMES, GAP = 144, 22, 190, 8  # pixels
 COLUMN, ROW = 92, 26
 
@@ -28,7 +28,7 @@ def region_heat_table(path: Path, groups: Sequence[GroupRegions]) -> None:
     """One table a layer: rows are forgery and outcome, columns regions, numbers the mean preference."""
     rows = list(dict.fromkeys((group.forgery, group.outcome) for group in groups))[:MOST_ROWS]
     width = 2 * NAMES + COLUMN * len(REGIONS)
-    lines = [text_line("share of the map ÷ share of the picture (1 = no preference)", width, ROW, 14)]
+    lines = [text_line("share of the map ÷ share of the image (1 = no preference)", width, ROW, 14)]
     for layer in dict.fromkeys(group.layer for group in groups):
         found = {(group.forgery, group.outcome): group for group in groups if group.layer == layer}
         names = [text_line(region, COLUMN, ROW, 12, centred=True) for region in REGIONS]
@@ -96,10 +96,10 @@ def _padded(cell: np.ndarray) -> np.ndarray:
     return np.pad(cell, ((0, 0), (GAP // 2, GAP // 2), (0, 0)), constant_values=255)
 
 
-def _cell(picture: np.ndarray | None, line: int = 255) -> np.ndarray:
-    """(CELL, CELL, 3) uint8 with the borders of the mean face's regions in grey `line`; grey without a picture."""
-    cell = np.full((CELL, CELL, 3), 128, np.uint8) if picture is None else cv2.resize(picture, (CELL, CELL))
-    regions = region_picture(MEAN_FACE, CELL)
+def _cell(image: np.ndarray | None, line: int = 255) -> np.ndarray:
+    """(CELL, CELL, 3) uint8 with the borders of the mean face's regions in grey `line`; grey without an image."""
+    cell = np.full((CELL, CELL, 3), 128, np.uint8) if image is None else cv2.resize(image, (CELL, CELL))
+    regions = region_image(MEAN_FACE, CELL)
     border = cv2.morphologyEx(regions, cv2.MORPH_GRADIENT, np.ones((2, 2), np.uint8)) > 0
     return np.where(border[..., None], cell // 2 + line // 2, cell).astype(np.uint8)
 

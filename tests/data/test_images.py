@@ -1,4 +1,4 @@
-"""Pictures written by Pillow and OpenCV, read back through decode_picture."""
+"""Images written by Pillow and OpenCV, read back through decode_image."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from utils.data import pictures
+from utils.data import images
 from utils.data.annotations import read_landmarks, read_mask
-from utils.data.pictures import UnreadablePicture, decode_picture, read_file
+from utils.data.images import UnreadableImage, decode_image, read_file
 
 FORMATS = ["JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "JPEG2000", "PPM"]
 
 
 def smooth(height: int = 96, width: int = 128) -> np.ndarray:
-    """A colourful picture without hard edges, so that lossy formats stay close to it."""
+    """A colourful image without hard edges, so that lossy formats stay close to it."""
     y, x = np.mgrid[0:height, 0:width]
     planes = [128 + 100 * np.sin(x / 17), 128 + 100 * np.cos(y / 13), 255 * (x + y) / (height + width)]
     return np.stack(planes, axis=-1).astype(np.uint8)
@@ -31,8 +31,8 @@ def smooth(height: int = 96, width: int = 128) -> np.ndarray:
 
 def encoded(pixels: np.ndarray | Image.Image, file_format: str, **options: Any) -> bytes:
     file = io.BytesIO()
-    picture = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
-    picture.save(file, file_format, **options)
+    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+    image.save(file, file_format, **options)
     return file.getvalue()
 
 
@@ -46,14 +46,14 @@ def test_pixels_are_those_of_the_host(tmp_path: Path, file_format: str, resoluti
     expected = cv2.cvtColor(expected, cv2.COLOR_BGR2RGB)
     if resolution is not None:
         expected = cv2.resize(expected, (resolution, resolution), interpolation=cv2.INTER_CUBIC)
-    got = decode_picture(read_file(str(path)), resolution)
+    got = decode_image(read_file(str(path)), resolution)
     assert got.dtype == np.uint8
     np.testing.assert_array_equal(got, expected)
 
 
 @pytest.mark.parametrize("file_format", ["PNG", "BMP", "TIFF", "PPM"])
-def test_lossless_pictures_come_back_exactly(file_format: str) -> None:
-    np.testing.assert_array_equal(decode_picture(encoded(smooth(), file_format), None), smooth())
+def test_lossless_images_come_back_exactly(file_format: str) -> None:
+    np.testing.assert_array_equal(decode_image(encoded(smooth(), file_format), None), smooth())
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_lossless_pictures_come_back_exactly(file_format: str) -> None:
 def test_greyscale_becomes_three_equal_channels(mode: str, file_format: str) -> None:
     grey = Image.fromarray(smooth()).convert("L")
     expected = np.asarray(grey.convert("1").convert("L") if mode == "1" else grey)
-    got = decode_picture(
+    got = decode_image(
         encoded(grey.convert(mode), file_format, **({"quality": 95} if file_format == "JPEG" else {})), None
     )
     assert got.shape == (*expected.shape, 3)
@@ -71,50 +71,50 @@ def test_greyscale_becomes_three_equal_channels(mode: str, file_format: str) -> 
 
 def test_palette_with_and_without_colour() -> None:
     grey = Image.fromarray(smooth()).convert("L").convert("P")
-    np.testing.assert_array_equal(decode_picture(encoded(grey, "PNG"), None), np.asarray(grey.convert("RGB")))
+    np.testing.assert_array_equal(decode_image(encoded(grey, "PNG"), None), np.asarray(grey.convert("RGB")))
     colour = Image.fromarray(smooth()).quantize(64)
-    np.testing.assert_array_equal(decode_picture(encoded(colour, "PNG"), None), np.asarray(colour.convert("RGB")))
+    np.testing.assert_array_equal(decode_image(encoded(colour, "PNG"), None), np.asarray(colour.convert("RGB")))
 
 
 def test_alpha_is_dropped() -> None:
     rgba = np.dstack([smooth(), np.full(smooth().shape[:2], 90, np.uint8)])
-    np.testing.assert_array_equal(decode_picture(encoded(rgba, "PNG"), None), smooth())
+    np.testing.assert_array_equal(decode_image(encoded(rgba, "PNG"), None), smooth())
 
 
 @pytest.mark.parametrize("file_format", ["JPEG", "TIFF"])
 def test_cmyk_becomes_rgb(file_format: str) -> None:
     data = encoded(Image.fromarray(smooth()).convert("CMYK"), file_format, quality=95)
-    assert np.abs(decode_picture(data, None).astype(int) - smooth()).mean() < 3
+    assert np.abs(decode_image(data, None).astype(int) - smooth()).mean() < 3
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tiff"])
 def test_sixteen_bits_keep_the_high_byte(suffix: str) -> None:
     low = np.random.default_rng(0).integers(0, 256, smooth().shape, dtype=np.uint16)
     colour = cv2.imencode(suffix, ((smooth().astype(np.uint16) << 8) | low)[..., ::-1])[1].tobytes()
-    assert np.abs(decode_picture(colour, None).astype(int) - smooth()).max() <= 1
+    assert np.abs(decode_image(colour, None).astype(int) - smooth()).max() <= 1
     grey = cv2.imencode(suffix, (smooth()[..., 0].astype(np.uint16) << 8) | low[..., 0])[1].tobytes()
-    assert np.abs(decode_picture(grey, None).astype(int) - smooth()[..., :1]).max() <= 1
+    assert np.abs(decode_image(grey, None).astype(int) - smooth()[..., :1]).max() <= 1
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "I;16", "P", "CMYK", "RGBA"])
 def test_what_opencv_cannot_read_pillow_does(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if mode == "I;16":
-        picture = Image.fromarray(smooth()[..., 0].astype(np.uint16) << 8)
+        image = Image.fromarray(smooth()[..., 0].astype(np.uint16) << 8)
         expected = np.repeat(smooth()[..., :1], 3, axis=2)
     else:
-        picture = Image.fromarray(smooth()).convert(mode)
-        expected = np.asarray(picture.convert("RGB"))
-    data = encoded(picture, "TIFF")
-    monkeypatch.setattr(pictures.cv2, "imdecode", lambda *_: None)
-    np.testing.assert_array_equal(decode_picture(data, None), expected)
+        image = Image.fromarray(smooth()).convert(mode)
+        expected = np.asarray(image.convert("RGB"))
+    data = encoded(image, "TIFF")
+    monkeypatch.setattr(images.cv2, "imdecode", lambda *_: None)
+    np.testing.assert_array_equal(decode_image(data, None), expected)
 
 
-def test_one_pixel_and_a_large_picture() -> None:
+def test_one_pixel_and_a_large_image() -> None:
     one = np.array([[[10, 200, 30]]], np.uint8)
-    np.testing.assert_array_equal(decode_picture(encoded(one, "PNG"), 224), np.broadcast_to(one, (224, 224, 3)))
+    np.testing.assert_array_equal(decode_image(encoded(one, "PNG"), 224), np.broadcast_to(one, (224, 224, 3)))
     large = np.zeros((6000, 8000, 3), np.uint8)
     large[:, 4000:] = (255, 0, 90)
-    got = decode_picture(cv2.imencode(".png", large[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 1])[1].tobytes(), 224)
+    got = decode_image(cv2.imencode(".png", large[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 1])[1].tobytes(), 224)
     assert got.shape == (224, 224, 3)
     assert got[:, :100].max() == 0
     assert (got[:, -100:] == (255, 0, 90)).all()
@@ -125,43 +125,43 @@ def test_orientation_tag_is_followed_by_both_decoders(tmp_path: Path, monkeypatc
     tags[0x0112] = 6  # stored lying on its side
     data = encoded(smooth(), "JPEG", exif=tags.tobytes(), quality=95)
     (tmp_path / "a.jpg").write_bytes(data)
-    got = decode_picture(data, None)
+    got = decode_image(data, None)
     np.testing.assert_array_equal(got[..., ::-1], cv2.imread(str(tmp_path / "a.jpg")))
     assert np.abs(got.astype(int) - np.rot90(smooth(), -1)).mean() < 4
-    monkeypatch.setattr(pictures.cv2, "imdecode", lambda *_: None)
-    assert np.abs(decode_picture(data, None).astype(int) - np.rot90(smooth(), -1)).mean() < 4
+    monkeypatch.setattr(images.cv2, "imdecode", lambda *_: None)
+    assert np.abs(decode_image(data, None).astype(int) - np.rot90(smooth(), -1)).mean() < 4
 
 
 @pytest.mark.parametrize("file_format", FORMATS)
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.95])
-def test_a_truncated_file_is_never_a_picture(file_format: str, share: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_truncated_file_is_never_a_image(file_format: str, share: float, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     data = encoded(whole, file_format)
-    # Older OpenCV gives a half-grey picture for such a file instead of none.
-    monkeypatch.setattr(pictures.cv2, "imdecode", lambda *_: np.full((64, 64, 3), 128, np.uint8))
+    # Older OpenCV gives a half-grey image for such a file instead of none.
+    monkeypatch.setattr(images.cv2, "imdecode", lambda *_: np.full((64, 64, 3), 128, np.uint8))
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
-    with pytest.raises(UnreadablePicture, match=r"cut off|damaged"):
-        decode_picture(data[: int(len(data) * share)], None)
+    with pytest.raises(UnreadableImage, match=r"cut off|damaged"):
+        decode_image(data[: int(len(data) * share)], None)
     assert ImageFile.LOAD_TRUNCATED_IMAGES is True
 
 
-def test_bytes_after_the_end_do_not_spoil_a_picture() -> None:
-    np.testing.assert_array_equal(decode_picture(encoded(smooth(), "PNG") + b"\0" * 500, None), smooth())
+def test_bytes_after_the_end_do_not_spoil_a_image() -> None:
+    np.testing.assert_array_equal(decode_image(encoded(smooth(), "PNG") + b"\0" * 500, None), smooth())
     data = encoded(smooth(), "JPEG")
-    np.testing.assert_array_equal(decode_picture(data + b"trailer", None), decode_picture(data, None))
+    np.testing.assert_array_equal(decode_image(data + b"trailer", None), decode_image(data, None))
 
 
 @pytest.mark.parametrize(
     "data", [b"not an image at all" * 20, b"\0" * 5000, b"<html>404</html>", b"%!PS-Adobe-3.0 EPSF-3.0\n"]
 )
 def test_what_is_no_image_is_said_to_be_none(data: bytes) -> None:
-    with pytest.raises(UnreadablePicture, match="not an image"):
-        decode_picture(data, None)
+    with pytest.raises(UnreadableImage, match="not an image"):
+        decode_image(data, None)
 
 
 def test_an_empty_file() -> None:
-    with pytest.raises(UnreadablePicture, match="empty"):
-        decode_picture(b"", 224)
+    with pytest.raises(UnreadableImage, match="empty"):
+        decode_image(b"", 224)
 
 
 def png_claiming(width: int, height: int) -> bytes:
@@ -181,13 +181,13 @@ def test_size_is_refused_before_decoding(size: tuple[int, int], monkeypatch: pyt
     def decoded(*_: object) -> None:
         raise AssertionError("decoded before its size was judged")
 
-    monkeypatch.setattr(pictures.cv2, "imdecode", decoded)
+    monkeypatch.setattr(images.cv2, "imdecode", decoded)
     monkeypatch.setattr(ImageFile.ImageFile, "load", decoded)
-    with pytest.raises(UnreadablePicture, match="megapixels"):
-        decode_picture(png_claiming(*size), 224)
+    with pytest.raises(UnreadableImage, match="megapixels"):
+        decode_image(png_claiming(*size), 224)
 
 
-def test_any_damage_ends_in_a_picture_or_a_reason() -> None:
+def test_any_damage_ends_in_a_image_or_a_reason() -> None:
     rng = np.random.default_rng(2)
     sources = [encoded(smooth(24, 24), file_format) for file_format in FORMATS]
     reasons = whole = 0
@@ -196,11 +196,11 @@ def test_any_damage_ends_in_a_picture_or_a_reason() -> None:
         for _ in range(rng.integers(1, 6)):
             data[rng.integers(len(data))] = rng.integers(256)
         try:
-            picture = decode_picture(bytes(data), 16)
-        except UnreadablePicture as reason:
+            image = decode_image(bytes(data), 16)
+        except UnreadableImage as reason:
             reasons += str(reason).isprintable()  # not so: the sum below falls short
         else:
-            whole += picture.shape == (16, 16, 3) and picture.dtype == np.uint8
+            whole += image.shape == (16, 16, 3) and image.dtype == np.uint8
     assert reasons + whole == 600
     assert reasons > 50
 
@@ -216,11 +216,11 @@ def test_files_that_are_no_files(tmp_path: Path) -> None:
         ("\ud800.png", "cannot be opened"),
         ("x" * 5000, "cannot be read"),
     ]:
-        with pytest.raises(UnreadablePicture, match=reason):
+        with pytest.raises(UnreadableImage, match=reason):
             read_file(str(path))
     with (tmp_path / "huge.png").open("wb") as file:
-        file.truncate(pictures.MAX_FILE_BYTES + 1)
-    with pytest.raises(UnreadablePicture, match="more than"):
+        file.truncate(images.MAX_FILE_BYTES + 1)
+    with pytest.raises(UnreadableImage, match="more than"):
         read_file(str(tmp_path / "huge.png"))
 
 
@@ -235,7 +235,7 @@ def test_permission_is_a_reason_and_a_machine_at_its_limit_is_not(
 
     (tmp_path / "a.png").write_bytes(b"x")
     monkeypatch.setattr("builtins.open", failing(errno.EACCES))
-    with pytest.raises(UnreadablePicture, match="Permission denied"):
+    with pytest.raises(UnreadableImage, match="Permission denied"):
         read_file(str(tmp_path / "a.png"))
     monkeypatch.setattr("builtins.open", failing(errno.EMFILE))
     with pytest.raises(OSError, match="Too many open files"):
@@ -261,7 +261,7 @@ def test_mask_beside_a_frame(tmp_path: Path) -> None:
     cv2.imwrite(str(path), (stored > 127).astype(np.uint8))  # written as 0 and 1
     np.testing.assert_array_equal(read_mask(frame, 8), expected)
     path.write_bytes(b"")
-    with pytest.raises(UnreadablePicture, match="empty"):
+    with pytest.raises(UnreadableImage, match="empty"):
         read_mask(frame, 8)
 
 
@@ -283,7 +283,7 @@ def test_landmarks_beside_a_frame(tmp_path: Path) -> None:
 def test_landmarks_of_another_kind(tmp_path: Path, bad: np.ndarray) -> None:
     frame, path = frame_with(tmp_path, "landmarks", "000.npy")
     np.save(path, bad, allow_pickle=True)
-    with pytest.raises(UnreadablePicture, match=r"landmarks|NumPy"):
+    with pytest.raises(UnreadableImage, match=r"landmarks|NumPy"):
         read_landmarks(frame)
 
 
@@ -291,5 +291,5 @@ def test_landmarks_of_another_kind(tmp_path: Path, bad: np.ndarray) -> None:
 def test_landmarks_that_are_no_array(tmp_path: Path, bad: bytes) -> None:
     frame, path = frame_with(tmp_path, "landmarks", "000.npy")
     path.write_bytes(bad)
-    with pytest.raises(UnreadablePicture, match="NumPy"):
+    with pytest.raises(UnreadableImage, match="NumPy"):
         read_landmarks(frame)

@@ -1,4 +1,4 @@
-"""One picture file → RGB pixels, or a plain reason why there are none.
+"""One image file → RGB pixels, or a plain reason why there are none.
 
 OpenCV decodes, so that a well-formed file gives exactly the pixels that the host trees see. Pillow reads the header
 first (the size is judged before anything is decoded), decides about files that look cut off, and decodes what OpenCV
@@ -29,58 +29,58 @@ MAX_FILE_BYTES = 512 * 1024 * 1024
 # What OpenCV reads too. Not "whatever Pillow knows": its EPS reader, for one, starts another program.
 FORMATS = ("JPEG", "PNG", "BMP", "DIB", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000")
 
-# An open() that failed for want of these says nothing about the picture: the machine is at its limit.
+# An open() that failed for want of these says nothing about the image: the machine is at its limit.
 _MACHINE_ERRORS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
-class UnreadablePicture(Exception):
-    """A file that cannot be used as a picture (or mask, or landmarks); the message is the reason in plain words."""
+class UnreadableImage(Exception):
+    """A file that cannot be used as an image (or mask, or landmarks); the message is the reason in plain words."""
 
 
 def read_file(path: str) -> bytes:
     """The bytes of an ordinary file of at most 512 MiB.
 
-    Raises UnreadablePicture where it is missing, not permitted, not an ordinary file (a folder, a device, a pipe) or
+    Raises UnreadableImage where it is missing, not permitted, not an ordinary file (a folder, a device, a pipe) or
     larger; an OSError where the machine is at its limit (too many open files, no memory).
     """
     try:
         info = os.stat(path)  # noqa: PTH116
         if not stat.S_ISREG(info.st_mode):  # reading a pipe or a device might never end
-            raise UnreadablePicture(f"not a file but a {_kind(info.st_mode)}: {path!r}")
+            raise UnreadableImage(f"not a file but a {_kind(info.st_mode)}: {path!r}")
         if info.st_size > MAX_FILE_BYTES:
-            raise UnreadablePicture(f"the file has {info.st_size:,} bytes, more than the {MAX_FILE_BYTES:,} allowed")
+            raise UnreadableImage(f"the file has {info.st_size:,} bytes, more than the {MAX_FILE_BYTES:,} allowed")
         with open(path, "rb") as file:  # noqa: PTH123 (a million Path objects for nothing)
             return file.read()
     except FileNotFoundError:
-        raise UnreadablePicture(f"no such file: {path!r}") from None
+        raise UnreadableImage(f"no such file: {path!r}") from None
     except OSError as error:
         if error.errno in _MACHINE_ERRORS:
             raise
-        raise UnreadablePicture(f"the file cannot be read ({error.strerror}): {path!r}") from error
+        raise UnreadableImage(f"the file cannot be read ({error.strerror}): {path!r}") from error
     except ValueError as error:  # a NUL or half of a surrogate pair in the path
-        raise UnreadablePicture(f"the path cannot be opened ({error}): {path!r}") from error
+        raise UnreadableImage(f"the path cannot be opened ({error}): {path!r}") from error
 
 
-def decode_picture(data: bytes, resolution: int | None) -> np.ndarray:
+def decode_image(data: bytes, resolution: int | None) -> np.ndarray:
     """Encoded file → RGB uint8 (H, W, 3); with `resolution`, both sides resized to it by cubic interpolation.
 
-    Greyscale, palette, RGBA (alpha dropped), CMYK and 16-bit (high byte) pictures become RGB uint8; EXIF orientation is
-    applied; of an animation it is the first picture. The pixels equal those of `cv2.imread`, `cv2.cvtColor(BGR2RGB)`,
+    Greyscale, palette, RGBA (alpha dropped), CMYK and 16-bit (high byte) images become RGB uint8; EXIF orientation is
+    applied; of an animation it is the first image. The pixels equal those of `cv2.imread`, `cv2.cvtColor(BGR2RGB)`,
     `cv2.resize(INTER_CUBIC)`.
 
-    Raises UnreadablePicture: no bytes, not an image, cut off or damaged, over 100 megapixels or 32,768 pixels a side.
+    Raises UnreadableImage: no bytes, not an image, cut off or damaged, over 100 megapixels or 32,768 pixels a side.
     """
     if not data:
-        raise UnreadablePicture("the file is empty (0 bytes)")
-    picture = _open_header(data)
-    _check_size(*picture.size)
-    if picture.format == "PNG":
+        raise UnreadableImage("the file is empty (0 bytes)")
+    image = _open_header(data)
+    _check_size(*image.size)
+    if image.format == "PNG":
         _check_png_chunks(data)
-    if not _has_end_marker(data, picture.format):
-        _load_strictly(picture)  # older OpenCV fills the missing part of such a file with grey, and says nothing
+    if not _has_end_marker(data, image.format):
+        _load_strictly(image)  # older OpenCV fills the missing part of such a file with grey, and says nothing
     pixels = _decode_with_opencv(data)
     if pixels is None:
-        pixels = _decode_with_pillow(picture)
+        pixels = _decode_with_pillow(image)
     if resolution is None:
         return pixels
     return cv2.resize(pixels, (resolution, resolution), interpolation=cv2.INTER_CUBIC)
@@ -97,25 +97,25 @@ def _open_header(data: bytes) -> Image:
     from PIL import Image, UnidentifiedImageError
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow warns of large pictures and odd EXIF; the size has a check of its own
+        warnings.simplefilter("ignore")  # Pillow warns of large images and odd EXIF; the size has a check of its own
         try:
             return Image.open(io.BytesIO(data), formats=FORMATS)
         except MemoryError:
             raise
         except Image.DecompressionBombError as error:
-            raise UnreadablePicture(f"larger than {MAX_PIXELS // 1_000_000} megapixels by its header") from error
+            raise UnreadableImage(f"larger than {MAX_PIXELS // 1_000_000} megapixels by its header") from error
         except UnidentifiedImageError as error:
-            raise UnreadablePicture(f"not an image: the file begins with {data[:8]!r}") from error
+            raise UnreadableImage(f"not an image: the file begins with {data[:8]!r}") from error
         # Pillow's parsers pass on whatever they trip over: struct.error, SyntaxError, KeyError ...
         except Exception as error:
-            raise UnreadablePicture(f"the image's header is damaged ({one_line(error)})") from error
+            raise UnreadableImage(f"the image's header is damaged ({one_line(error)})") from error
 
 
 def _check_size(width: int, height: int) -> None:
     if width < 1 or height < 1:
-        raise UnreadablePicture(f"a picture of {width}x{height} pixels")
+        raise UnreadableImage(f"an image of {width}x{height} pixels")
     if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
-        raise UnreadablePicture(
+        raise UnreadableImage(
             f"{width}x{height} pixels by its header, more than the {MAX_PIXELS // 1_000_000} megapixels "
             f"or {MAX_SIDE:,} pixels a side allowed"
         )
@@ -128,7 +128,7 @@ def _check_png_chunks(data: bytes) -> None:
         kind = data[place + 4 : place + 8]
         place += 12 + int.from_bytes(data[place : place + 4], "big")
         if place > len(data):
-            raise UnreadablePicture("the image is cut off or damaged (a part of it claims to be longer than the file)")
+            raise UnreadableImage("the image is cut off or damaged (a part of it claims to be longer than the file)")
 
 
 def _has_end_marker(data: bytes, file_format: str | None) -> bool:
@@ -140,10 +140,10 @@ def _has_end_marker(data: bytes, file_format: str | None) -> bool:
     return False
 
 
-def _load_strictly(picture: Image) -> None:
+def _load_strictly(image: Image) -> None:
     """Decode all of it with Pillow, which, unlike OpenCV, complains where the data ends early.
 
-    Raises UnreadablePicture.
+    Raises UnreadableImage.
     """
     from PIL import ImageFile
 
@@ -152,11 +152,11 @@ def _load_strictly(picture: Image) -> None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            picture.load()
+            image.load()
     except MemoryError:
         raise
     except Exception as error:  # as in _open_header
-        raise UnreadablePicture(f"the image is cut off or damaged ({one_line(error)})") from error
+        raise UnreadableImage(f"the image is cut off or damaged ({one_line(error)})") from error
     finally:
         ImageFile.LOAD_TRUNCATED_IMAGES = tolerant
 
@@ -169,14 +169,14 @@ def _decode_with_opencv(data: bytes) -> np.ndarray | None:
     return None if pixels is None else cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
 
 
-def _decode_with_pillow(picture: Image) -> np.ndarray:
-    """What OpenCV could not read. Raises UnreadablePicture where Pillow cannot either."""
+def _decode_with_pillow(image: Image) -> np.ndarray:
+    """What OpenCV could not read. Raises UnreadableImage where Pillow cannot either."""
     from PIL import ImageOps
 
-    _load_strictly(picture)
-    if picture.mode in ("F", "I"):
-        raise UnreadablePicture("32-bit pixels, which have no agreed range")
-    upright = ImageOps.exif_transpose(picture)
+    _load_strictly(image)
+    if image.mode in ("F", "I"):
+        raise UnreadableImage("32-bit pixels, which have no agreed range")
+    upright = ImageOps.exif_transpose(image)
     if upright.mode.startswith("I;16"):  # Pillow's own conversion would clip at 255
         grey = (np.asarray(upright) >> 8).astype(np.uint8)
         return np.ascontiguousarray(np.stack([grey] * 3, axis=-1))

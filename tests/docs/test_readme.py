@@ -35,6 +35,12 @@ SHORTER = {
     "python examples/train_demo_detector.py": "--epochs 1 --workers 0",
 }
 
+# A part of a command → the start of one that has to run before it.
+NEEDS = {
+    "python path/to/training/": "python -m utils.install_into_host path/to/training",
+    "--uninstall": "python -m utils.install_into_host path/to/training",
+    "--data data/demo": "python examples/make_demo_data.py",
+}
 # Command → what its output folder holds afterwards.
 OUTPUTS = {
     "gradcam_demo.py": ["image/gradcam_comparison.png", "image/gradcam_encoder.layers.*_sample0.png", "image/*.json"],
@@ -136,12 +142,20 @@ def test_readme_has_the_commands_of_all_three_ways() -> None:
     assert len(snippets()) >= 3
 
 
+def needed_before(line: str) -> list[str]:
+    """The commands further up whose result this one takes for granted."""
+    earlier = commands()[: commands().index(line)]
+    starts = [start for sign, start in NEEDS.items() if sign in line]
+    return [command for command in earlier if command.startswith(tuple(starts)) and command != line]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("line", [line for line in commands() if not line.startswith(NOT_RUN_HERE)])
 def test_command_runs_as_written(line: str, tree: Path) -> None:
-    more = next((flags for start, flags in SHORTER.items() if line.startswith(start)), "")
-    done = run(f"{line} {more}", tree)
-    assert done.returncode == 0, done.stderr[-2000:]
+    for command in [*needed_before(line), line]:  # tests may run in any order, and in several processes
+        more = next((flags for start, flags in SHORTER.items() if command.startswith(start)), "")
+        done = run(f"{command} {more}", tree)
+        assert done.returncode == 0, done.stderr[-2000:]
     output = re.search(r"--(?:output|gradcam_output_dir) (\S+)", line)
     if output:
         for pattern in OUTPUTS[re.sub(r".*?([a-z_]+\.py).*", r"\1", line)]:

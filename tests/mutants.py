@@ -44,7 +44,7 @@ MUTANTS = [
            "> max_unreadable * total", "> total", f"{COMMANDS}::test_unreadable_frames_are_listed_and_never_replaced"),
     Mutant("precision may differ on resume", "utils/run/options.py",
            "    precision: str\n", "    precision: str = field(metadata=FREE)\n",
-           "tests/run/test_resume.py::test_another_run_is_refused_and_the_difference_named"),
+           "tests/run/test_options.py"),
     Mutant("mean not subtracted", "utils/model/detector.py",
            ".sub_(mean)", "", f"{COMMANDS}::test_a_whole_evaluation"),
     Mutant("rounding counts as a map", "utils/cam/maps.py",

@@ -110,7 +110,7 @@ def milliseconds(work: Callable[[], Any], repeats: int = REPEATS) -> float:
 
 
 class Steps(NamedTuple):
-    """Milliseconds a frame."""
+    """Milliseconds per frame."""
 
     decode: float
     forward: float

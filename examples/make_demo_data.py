@@ -4,7 +4,7 @@
 
 Five kinds of local forgery, each a dataset of its own (`eyeswap`, ...) with real and fake videos, and all of them as
 `demo`. A fake video carries the name of the real video it was made from and differs from it inside its mask only. Every
-image follows from the seed and its own name alone, so neither the number of processes nor the other splits asked for
+image follows from the seed and its own name alone, so neither the number of processes nor the other splits
 change it, and no two videos share a face.
 """
 
@@ -151,7 +151,7 @@ def main() -> None:
         nargs="+",
         choices=SPLITS,
         default=list(SPLITS),
-        help="default: all; the JSON lists what was asked for",
+        help="default: all; the JSON lists what was requested",
     )
     parser.add_argument(
         "--videos", type=int, help=f"pairs of a real and a fake video for each kind of forgery (default {VIDEOS})"

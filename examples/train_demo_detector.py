@@ -122,7 +122,7 @@ class ForgedPatchLoss(nn.Module):
 
 
 class LateEvidenceLoss(nn.Module):
-    """Asks that the CLS token knows nothing of a forgery before the last block reads the patches.
+    """Penalises a CLS token that knows of a forgery before the last block reads the patches.
 
     A fake and the real frame it was made from are to have the same CLS token in front of every block. Then the evidence
     has to come from the patches that the last block reads, and a map of that block shows where they are. Used in

@@ -246,7 +246,7 @@ def test_data_set_that_is_not_there(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["", "..", "../Celeb", "/etc/Celeb", "a\\b", "a\0b", "sub/Celeb"])
 def test_names_that_lead_elsewhere(tmp_path: Path, name: str) -> None:
-    with pytest.raises(InputError, match="no name of a dataset"):
+    with pytest.raises(InputError, match="not a dataset name"):
         read_dataset(name, data_settings(tmp_path))
 
 

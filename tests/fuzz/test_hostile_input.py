@@ -228,7 +228,7 @@ def test_names_from_outside_stay_in_the_tables(commands: CommandServer, data_tre
 def test_data_set_names_that_lead_elsewhere_or_hide(name: str, tmp_path: Path) -> None:
     if "/" not in name and "\0" not in name:
         (tmp_path / f"{name}.json").write_text(json.dumps({name: {}}))
-    with pytest.raises(InputError, match="no name of a dataset") as caught:
+    with pytest.raises(InputError, match="not a dataset name") as caught:
         read_dataset(name, data_settings(tmp_path))
     assert str(caught.value).isprintable()
 

@@ -33,8 +33,8 @@ def tapped(sites: Sequence[Site]) -> Iterator[dict[int, Tensor]]:
     """Hooks on `sites` that fill the yielded dict, during the forward pass, with the tokens at each by its position.
 
     The graph begins at the first site that runs: what is before it records nothing, since the weights are constant
-    and the tokens there become a leaf. The tower goes on with a copy, so that an in-place ReLU cannot overwrite them.
-    A forward pass that another thread makes meanwhile is let through untouched.
+    and the tokens there become a leaf. The tower continues with a copy, so that an in-place ReLU cannot overwrite them.
+    A forward pass of another thread at the same time passes through untouched.
     """
     tokens: dict[int, Tensor] = {}
     thread = threading.get_ident()

@@ -1,4 +1,4 @@
-"""What lies beside a frame: the mask of its forged region and the landmarks of its face."""
+"""Files beside a frame: the mask of its forged region and the landmarks of its face."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ def dataset_file(name: str, json_folder: Path) -> Path:
     """The JSON file of a dataset. Raises InputError where there is none, naming the datasets that there are."""
     if not is_dataset_name(name):
         raise InputError(
-            f"{shortened(name)!r} is no name of a dataset: a name is printable, has no '/', no '\\' and is not '..'"
+            f"{shortened(name)!r} is not a dataset name: a name is printable, has no '/', no '\\' and is not '..'"
         )
     names = dataset_names(json_folder)
     if name not in names:

@@ -21,18 +21,18 @@ T = TypeVar("T")
 
 
 class Frame(NamedTuple):
-    """One image of a dataset and all that is known of it."""
+    """One image of a dataset and everything known about it."""
 
     path: str  # on disk
-    dataset: str  # as asked for, e.g. "FF-DF_c40"
+    dataset: str  # as named in test_dataset, e.g. "FF-DF_c40"
     forgery: str  # label name in the dataset JSON, e.g. "FF-DF", "simswap_Fake"
     video: str  # video name in the dataset JSON
     label: int  # 0 real, 1 fake
-    index: int  # type: ignore[assignment]  # position in the dataset after sampling; hides tuple.index, which nobody asks
+    index: int  # type: ignore[assignment]  # position in the dataset after sampling; hides tuple.index, which nobody calls
 
 
 class DataSettings(NamedTuple):
-    """What the configuration says of the data."""
+    """The configuration of the data."""
 
     json_folder: Path
     root: Path | None  # dataset_root_rgb (DeepfakeBench: rgb_dir)

@@ -29,12 +29,12 @@ MAX_FILE_BYTES = 512 * 1024 * 1024
 # What OpenCV reads too. Not "whatever Pillow knows": its EPS reader, for one, starts another program.
 FORMATS = ("JPEG", "PNG", "BMP", "DIB", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000")
 
-# An open() that failed for want of these says nothing about the image: the machine is at its limit.
+# An open() that fails with these says nothing about the image: the machine is at its limit.
 _MACHINE_ERRORS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 class UnreadableImage(Exception):
-    """A file that cannot be used as an image (or mask, or landmarks); the message is the reason in plain words."""
+    """A file that cannot be used as an image (or mask, or landmarks); the message is the reason."""
 
 
 def read_file(path: str) -> bytes:

@@ -87,7 +87,7 @@ def _by_number(path: str) -> tuple[list[tuple[int, str]], str]:
     name = path.replace("\\", "/").rsplit("/", 1)[-1]
     pieces = re.split("([0-9]+)", name)  # text, digits, text, digits, ...
     numbers = [piece.lstrip("0") if i % 2 else piece for i, piece in enumerate(pieces)]
-    # A number with more digits is larger; texts compare as texts, so their length is not looked at.
+    # A number with more digits is larger; strings compare as strings, whatever their length.
     return [(len(piece) if i % 2 else 0, piece) for i, piece in enumerate(numbers)], path
 
 

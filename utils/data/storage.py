@@ -1,4 +1,4 @@
-"""Images, masks and landmarks in an LMDB, as DeepfakeBench stores them: one value a file, under the file's path.
+"""Images, masks and landmarks in an LMDB, as DeepfakeBench stores them: one value per file, under the file's path.
 
 A file in an LMDB is written `<lmdb folder>!/<key>`, so that a frame's path says all that is needed to read it.
 """

@@ -16,7 +16,7 @@ VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpe
 
 
 class UnreadableVideo(RunError):
-    """A file from which no frame can be decoded; the message is the reason in plain words."""
+    """A file from which no frame can be decoded; the message is the reason."""
 
 
 class VideoFrame(NamedTuple):
@@ -58,7 +58,7 @@ class VideoReader:
 
 
 def upright(frame: Any) -> np.ndarray:
-    """The pixels of a PyAV frame, turned as a telephone that was held upright asks for."""
+    """The pixels of a PyAV frame, rotated by the stream's display matrix."""
     turns = round(getattr(frame, "rotation", 0) / 90)  # counterclockwise; older PyAV does not say
     return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), turns))
 

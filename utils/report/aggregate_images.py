@@ -1,4 +1,4 @@
-"""Images that sum up a dataset: regions as a heat table, mean maps as small multiples."""
+"""Summary images of a dataset: regions as a heat table, mean maps as small multiples."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from utils.results.overlays import colour, encode, text_line
 from utils.text import one_line, shortened
 
 STRONGEST = 8.0  # × preference at which the colours of the heat table end
-MOST_ROWS = 60  # of one image: what comes after is in the tables only
+MOST_ROWS = 60  # per image; the CSV tables have all of them
 CELL, LINE, NAMES, GAP = 144, 22, 190, 8  # pixels
 COLUMN, ROW = 92, 26
 
 
 def region_heat_table(path: Path, groups: Sequence[GroupRegions]) -> None:
-    """One table a layer: rows are forgery and outcome, columns regions, numbers the mean preference."""
+    """One table per layer: rows are forgery and outcome, columns regions, numbers the mean preference."""
     rows = list(dict.fromkeys((group.forgery, group.outcome) for group in groups))[:MOST_ROWS]
     width = 2 * NAMES + COLUMN * len(REGIONS)
     lines = [text_line("share of the map ÷ share of the image (1 = no preference)", width, ROW, 14)]

@@ -1,4 +1,4 @@
-"""What the maps of a run have in common: regions of the face and mean maps, from the files of the run."""
+"""Patterns across the maps of a run: regions of the face and mean maps, from the run's files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ REGIONS_FILE, SIMILARITY_FILE = "regions.csv", "map_similarity.csv"  # in the ru
 
 
 class Patterns(NamedTuple):
-    """What was found in one dataset, and the images of it, which lie in the dataset's folder."""
+    """The patterns of one dataset, and the summary images in the dataset's folder."""
 
     dataset: str
     regions: list[GroupRegions]

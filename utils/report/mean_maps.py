@@ -1,4 +1,4 @@
-"""Maps brought to the mean face and averaged, and how alike the maps of two samples are: within a class, and across."""
+"""Maps warped to the mean face and averaged, and how similar maps are within a class and across classes."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ class MeanMaps:
 
 
 def _pairs(one: Mapping[str, VideoSum], other: Mapping[str, VideoSum]) -> float:
-    """Mean scalar product of all pairs less those inside a video: sums hold every pair's product, none is formed."""
+    """Mean scalar product of all pairs less those inside a video: computed from sums, without forming the pairs."""
     both = [video for video in one if video in other]
     counts = [sum(count for _, count in videos.values()) for videos in (one, other)]
     pairs = counts[0] * counts[1] - sum(one[video][1] * other[video][1] for video in both)

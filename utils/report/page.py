@@ -49,7 +49,7 @@ def write_report(folder: Path, samples_at_most: int = SHOWN_SAMPLES) -> Path:
 
 
 def jinja2_problem() -> str:
-    """Why the page cannot be written here, in words; empty where it can."""
+    """Why the page cannot be written here; empty where it can."""
     try:
         import jinja2
     except ModuleNotFoundError as error:
@@ -61,7 +61,7 @@ def jinja2_problem() -> str:
 
 
 def render(run: RunOnDisk, patterns: Sequence[Patterns]) -> str:
-    """The page as text. All that comes from outside is escaped by the template."""
+    """The page as HTML. Everything from outside is escaped by the template."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -105,7 +105,7 @@ def _plain(values: Any) -> Any:
 
 
 def notes(run: RunOnDisk) -> list[str]:
-    """What a reader has to know before looking."""
+    """What a reader should know first."""
     lines = []
     if not run.finished:
         lines.append(
@@ -201,7 +201,7 @@ def histogram_bars(label: np.ndarray, prob_fake: np.ndarray) -> dict[str, list[t
 
 
 def pattern_view(patterns: Patterns, run: RunOnDisk) -> dict[str, Any]:
-    """Headlines, similarity and images of one dataset, as texts."""
+    """Headlines, similarity and images of one dataset, as strings."""
     layer = next(name for name in run.layers if name in patterns.similarity)
     return {
         "dataset": patterns.dataset,
@@ -227,7 +227,7 @@ def _members(outcome: str, count: int) -> str:
 
 
 def colour_columns(colormap: str) -> dict[str, str]:
-    """The colour map as tables of SVG's feComponentTransfer: one text of 256 numbers a channel."""
+    """The colour map as tables of SVG's feComponentTransfer: one string of 256 numbers per channel."""
     table = colour_table(colormap).numpy() / 255
     return {channel: " ".join(f"{value:.3f}" for value in table[:, i]) for i, channel in enumerate("RGB")}
 

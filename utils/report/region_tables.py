@@ -1,4 +1,4 @@
-"""Region shares of a whole run → tables on disk: every sample, and dataset × forgery × outcome with intervals."""
+"""Region shares of a run → CSV tables: every sample, and dataset × forgery × outcome with intervals."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class GroupRegions(NamedTuple):
     layer: str
     samples: int
     videos: int
-    mean_faces: int  # samples whose regions are the mean face's, for want of landmarks
+    mean_faces: int  # samples without landmarks, whose regions are the mean face's
     preference: list[Interval]  # with one video there is no interval: low and high are NaN
 
     @property
@@ -36,7 +36,7 @@ class GroupRegions(NamedTuple):
         return "mean face" if self.mean_faces == self.samples else f"mean face for {self.mean_faces}"
 
     def headline(self) -> str:
-        """The region looked at most, in words: `deepfacelab: 3.1 × on the boundary ring (2.8–3.4)`."""
+        """The region with the highest preference, as a line: `deepfacelab: 3.1 × on the boundary ring (2.8–3.4)`."""
         # Whatever the crop, some region is in the image, so one mean at least is a number.
         top = int(np.nanargmax([one.mean for one in self.preference]))
         best = self.preference[top]
@@ -65,7 +65,7 @@ def _group(key: tuple[str, str, str, str], members: Sequence[RegionShares]) -> G
 
 
 def headlines(groups: Sequence[GroupRegions], layer: str) -> list[GroupRegions]:
-    """At one layer, for each forgery, the group that says most: its detected fakes, or else the largest."""
+    """At one layer, per forgery, the most informative group: its detected fakes, or else the largest."""
     best: dict[tuple[str, str], GroupRegions] = {}
     for group in groups:
         if group.layer == layer:
@@ -79,7 +79,7 @@ def headlines(groups: Sequence[GroupRegions], layer: str) -> list[GroupRegions]:
 
 
 def write_sample_table(path: Path, shares: Sequence[RegionShares]) -> None:
-    """One row a sample and layer, one column of preference a region."""
+    """One row per sample and layer, one column of preference per region."""
     rows = [
         [one.sample.index, one.sample.forgery, one.sample.video, one.sample.outcome, one.layer,
          "mean face" if one.mean_face else "landmarks", *map(_number, one.preference)]
@@ -89,7 +89,7 @@ def write_sample_table(path: Path, shares: Sequence[RegionShares]) -> None:
 
 
 def write_group_table(path: Path, groups: Sequence[GroupRegions]) -> None:
-    """One row a group and region."""
+    """One row per group and region."""
     columns = (
         "dataset", "forgery", "outcome", "layer", "region", "preference", "low", "high", "samples", "videos", "layout",
     )  # fmt: skip

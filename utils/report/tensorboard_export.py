@@ -8,7 +8,7 @@ from utils.data.images import UnreadableImage, decode_image, read_file
 from utils.results.read_run import DatasetOnDisk, RunOnDisk
 from utils.results.sample_folder import Sample
 
-IMAGES = 50  # samples a dataset, the most confident first: TensorBoard keeps every image in memory
+IMAGES = 50  # samples per dataset, the most confident first: TensorBoard keeps every image in memory
 
 
 def write_tensorboard(run: RunOnDisk, folder: Path) -> None:
@@ -26,7 +26,7 @@ def write_tensorboard(run: RunOnDisk, folder: Path) -> None:
                 try:
                     image = decode_image(read_file(str(sample.folder / sample.comparison)), None)
                 except UnreadableImage:
-                    continue  # deleted meanwhile; the report says so
+                    continue  # deleted since; the report says so
                 writer.add_image(f"{data.name} {sample.outcome}/sample{sample.index}", image, dataformats="HWC")
 
 

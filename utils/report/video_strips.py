@@ -1,4 +1,4 @@
-"""One strip a video (`--video_strips`): its explained frames side by side, each layer's map below them."""
+"""One strip per video (`--video_strips`): its explained frames side by side, each layer's map below them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from utils.results.sample_folder import Sample
 from utils.text import one_line, shortened
 
 FRAME, LINE, NAMES, GAP = 112, 20, 150, 4  # pixels
-MOST_FRAMES = 32  # of a video, evenly spread
+MOST_FRAMES = 32  # per video, evenly spaced
 
 
 def write_strips(data: DatasetOnDisk) -> list[Path]:
@@ -54,7 +54,7 @@ def _consistency(samples: list[Sample]) -> list[tuple[str, str]]:
 
 
 def strip(samples: list[Sample]) -> np.ndarray:
-    """(H, W, 3) uint8 RGB: a row of originals, then a row of overlays a layer, the fake probability below."""
+    """(H, W, 3) uint8 RGB: a row of originals, then a row of overlays per layer, the fake probability below."""
     chosen = [samples[i] for i in np.unique(np.linspace(0, len(samples) - 1, MOST_FRAMES).round().astype(int))]
     layers = [layer.name for layer in chosen[0].layers]
     first = chosen[0]

@@ -54,15 +54,18 @@ class GradCAMMixin(nn.Module):
         """The module that layer names are relative to."""
         return self.backbone
 
+    def patch_grid(self, height: int, width: int) -> tuple[int, int] | None:
+        """Rows and columns of patches for an image of that size; None for a convolutional network.
+
+        A detector whose images fall into patches otherwise than its tower's family says overrides this.
+        """
+        grid = family_of(self.explained_tower).grid(self.explained_tower, height, width)
+        return None if grid is None else (grid.rows, grid.columns)
+
     def token_grid(self, height: int, width: int) -> Grid | None:
         """How tokens lie on an image of that size. A detector that adds tokens of its own overrides this."""
-        tower = self.explained_tower
-        return family_of(tower).grid(tower, height, width)
-
-    def patch_grid(self, height: int, width: int) -> tuple[int, int] | None:
-        """Rows and columns of patches for an image of that size; None for a convolutional network."""
-        grid = self.token_grid(height, width)
-        return None if grid is None else (grid.rows, grid.columns)
+        patches = self.patch_grid(height, width)
+        return None if patches is None else Grid(*patches, prefix=family_of(self.explained_tower).prefix)
 
     def gradcam_layers(self) -> list[str]:
         """The layers explained where a call names none: the config's, or else the tower's last block."""

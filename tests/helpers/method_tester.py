@@ -23,7 +23,8 @@ from utils.cam.methods import METHODS, cam_method
 from utils.cam.tokens import Tokens
 from utils.cam.towers import AttentionModules, Grid
 
-GRID, SIZE, CHANNELS, HEADS, BLOCKS = Grid(3, 4, prefix=2), (30, 40), 12, 3, 3
+PREFIX, SIZE, CHANNELS, HEADS, BLOCKS = 2, (30, 40), 12, 3, 3
+GRID = Grid(3, 4, PREFIX)
 Key = Tuple[str, str]  # layer or block, and what of it
 Inputs = Dict[Key, Tensor]  # (B, tokens, CHANNELS) each
 
@@ -53,7 +54,7 @@ class MethodTester(abc.ABC):
 
     def inputs(self, count: int = 3, seed: int = 0) -> Inputs:
         generator = torch.Generator().manual_seed(seed)
-        tokens = GRID.prefix + GRID.rows * GRID.columns
+        tokens = PREFIX + GRID.rows * GRID.columns
         return {
             key: torch.randn(count, tokens, CHANNELS, dtype=torch.float64, generator=generator) for key in self.keys()
         }
@@ -155,7 +156,7 @@ class TokenMethodTester(MethodTester):
         return layer_maps(tokens, cam_method(self.name), GRID, SIZE)
 
     def expected(self, inputs: dict[Key, np.ndarray], layer: str) -> tuple[np.ndarray, np.ndarray]:
-        A, G = (inputs[layer, name][GRID.prefix :].T.reshape(-1, GRID.rows, GRID.columns) for name in "AG")
+        A, G = (inputs[layer, name][PREFIX:].T.reshape(-1, GRID.rows, GRID.columns) for name in "AG")
         signed = self.reference(A, G)
         return signed, np.maximum(signed, 0)
 
@@ -190,7 +191,7 @@ class AttentionMethodTester(MethodTester):
         blocks = [{key[1]: array for key, array in inputs.items() if key[0] == name} for name in names]
         signed, raw = self.reference(blocks[: names.index(layer) + 1], HEADS)
         shape = (GRID.rows, GRID.columns)
-        return signed[GRID.prefix :].reshape(shape), raw[GRID.prefix :].reshape(shape)
+        return signed[PREFIX:].reshape(shape), raw[PREFIX:].reshape(shape)
 
 
 TESTERS: dict[str, MethodTester] = {

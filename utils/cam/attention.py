@@ -195,7 +195,8 @@ def _attention(tower: nn.Module, layer: str, path: str) -> Attention:
     if modules is None:
         raise LayerError(
             f"layer {layer!r} has no attention to read: {' and '.join(ATTENTION_METHODS)} take blocks of a transformer"
-            " whose query, key, value and output projections are modules; use gradcam or layercam for others"
+            " whose query, key, value and output projections are modules, as CLIP's q_proj, k_proj, v_proj and"
+            " out_proj; use gradcam or layercam for others"
         )
     return Attention(block, modules)
 

@@ -73,12 +73,14 @@ def on_grid(tokens: Tensor, grid: Grid | None, name: str) -> Tensor:
 
 def _patches(tokens: Tensor, grid: Grid, name: str) -> Tensor:
     """(B, T, ...) → (B, rows · columns, ...), without the prefix tokens. Raises LayerError for another number T."""
-    if tokens.shape[1] != grid.prefix + grid.rows * grid.columns:
+    before = tokens.shape[1] - grid.rows * grid.columns
+    if before < 0 or grid.prefix not in (None, before):
+        expected = f"{grid.rows}x{grid.columns} patches" + (f" and {grid.prefix} before them" if grid.prefix else "")
         raise LayerError(
-            f"layer {name!r} gives {tokens.shape[1]} tokens, but {grid.rows}x{grid.columns} patches and {grid.prefix}"
-            " before them are expected: name an encoder block or a module inside one"
+            f"layer {name!r} gives {tokens.shape[1]} tokens, but {expected} are expected: name an encoder block or a"
+            " module inside one"
         )
-    return tokens[:, grid.prefix :]
+    return tokens[:, before:]
 
 
 def layer_maps(

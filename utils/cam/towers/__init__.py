@@ -7,10 +7,11 @@ from torch import nn
 from utils.cam.towers.cnn import CNN
 from utils.cam.towers.family import AttentionModules, Grid, TowerFamily
 from utils.cam.towers.hf_clip import HuggingFaceCLIP
+from utils.cam.towers.pre_norm import PreNormTransformer
 from utils.errors import InputError
 
-# In this order: a transformer may hold convolutions too, for its patches.
-FAMILIES: tuple[TowerFamily, ...] = (HuggingFaceCLIP(), CNN())
+# In this order: the special before the general; a transformer may hold convolutions too, for its patches.
+FAMILIES: tuple[TowerFamily, ...] = (HuggingFaceCLIP(), PreNormTransformer(), CNN())
 
 
 def family_of(tower: nn.Module) -> TowerFamily:

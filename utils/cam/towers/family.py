@@ -13,7 +13,7 @@ class Grid(NamedTuple):
 
     rows: int
     columns: int
-    prefix: int
+    prefix: int | None  # None: whatever the tensor has beside the patches
 
 
 class AttentionModules(NamedTuple):
@@ -34,6 +34,7 @@ class TowerFamily(abc.ABC):
 
     name: str
     signs: str
+    prefix: int | None = None  # tokens before the patches (CLS, registers); None: read from the tensor
 
     @abc.abstractmethod
     def recognises(self, module: nn.Module) -> bool:

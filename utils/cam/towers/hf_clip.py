@@ -17,6 +17,7 @@ class HuggingFaceCLIP(TowerFamily):
 
     name = "Hugging Face CLIP vision towers"
     signs = "embeddings.patch_embedding, and encoder.layers with layer_norm1 and self_attn"
+    prefix = 1
 
     def recognises(self, module: nn.Module) -> bool:
         layers = _submodule(module, "encoder", "layers")
@@ -28,7 +29,7 @@ class HuggingFaceCLIP(TowerFamily):
     def grid(self, tower: nn.Module, height: int, width: int) -> Grid:
         patches: Any = _submodule(tower, "embeddings", "patch_embedding")
         rows, columns = patches.stride
-        return Grid(height // rows, width // columns, prefix=1)
+        return Grid(height // rows, width // columns, prefix=self.prefix)
 
     def block_names(self, tower: nn.Module) -> list[str]:
         layers: Any = _submodule(tower, "encoder", "layers")

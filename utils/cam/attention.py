@@ -36,7 +36,7 @@ class BlockTensors(NamedTuple):
     def by_head(self, name: str) -> Tensor:
         """(B, T, heads · d) → (B, heads, T, d), float32 (float64 for a float64 model)."""
         tokens = self.tensors[name]
-        tokens = tokens if tokens.dtype == torch.float64 else tokens.float()
+        tokens = tokens.to(torch.promote_types(tokens.dtype, torch.float32))
         return tokens.unflatten(2, (self.heads, -1)).transpose(1, 2)
 
     def probabilities(self) -> Tensor:

@@ -18,7 +18,7 @@ from utils.model.backbone_config import without_pretrained
 from utils.model.config import SELECTIONS, find_path, run_settings
 from utils.model.detector import PRECISIONS, detector_class
 from utils.model.gradcam_settings import COLORMAPS
-from utils.report.exports import ViewOptions
+from utils.report.exports import ExportOptions
 from utils.results.overlays import IMAGE_FORMATS
 from utils.run.dataset_run import MOST_MISTAKES
 from utils.run.evaluation import run
@@ -147,7 +147,7 @@ def run_options(args: argparse.Namespace, output_dir: Path, command: list[str]) 
         save_raw=args.save_raw,
         overwrite=args.overwrite,
         resume=args.resume,
-        views=ViewOptions(args.tensorboard, args.fiftyone, args.video_strips),
+        views=ExportOptions(args.tensorboard, args.fiftyone, args.video_strips),
         explanations=explanation_options(args),
         command=command,
     )

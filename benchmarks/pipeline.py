@@ -147,7 +147,7 @@ def samples_of(detector: LoadedDetector, batch: Batch) -> list[Drawn]:
     explanation = detector.explain(batch.pixels, target="fake")
     drawn = layer_images(batch.pixels.to(detector.device), explanation.layers, "jet")
     return [
-        Drawn(Sample.of(frame, detector, explanation, i, layers), pixels.permute(1, 2, 0).numpy(), layers)
+        Drawn(Sample.of(frame, explanation, i, layers, detector.settings), pixels.permute(1, 2, 0).numpy(), layers)
         for i, (frame, pixels, layers) in enumerate(zip(batch.frames, batch.pixels, drawn))
     ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Mapping, Sequence
 
@@ -11,11 +12,13 @@ from utils.cam.layers import block_names
 from utils.cam.targets import Target
 from utils.cam.towers import Grid, family_of
 from utils.errors import InputError
-from utils.gradcam import Capture, Explanation, capture, check_images, explain_target
+from utils.gradcam import Capture, Explanation, capture, check_images, explain_tower
 from utils.model.gradcam_settings import GradCAMSettings, gradcam_settings
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+IMAGE = "data_dict['image']"  # in errors
 
 
 class GradCAMMixin(nn.Module):
@@ -64,16 +67,12 @@ class GradCAMMixin(nn.Module):
 
     def token_grid(self, height: int, width: int) -> Grid | None:
         """How tokens lie on an image of that size. A detector that adds tokens of its own overrides this."""
-        patches = self.patch_grid(height, width)
-        return None if patches is None else Grid(*patches, prefix=family_of(self.explained_tower).prefix)
+        patches, tower = self.patch_grid(height, width), self.explained_tower
+        return None if patches is None else Grid(*patches, prefix=family_of(tower).prefix(tower))
 
     def gradcam_layers(self) -> list[str]:
         """The layers explained where a call names none: the config's, or else the tower's last block."""
         return list(self.gradcam.layers or block_names(self.explained_tower)[-1:])
-
-    def gradcam_site(self) -> str:
-        """Where a layer's name reads its tokens: the configured site, or "output" where there are no blocks."""
-        return self.gradcam.site if block_names(self.explained_tower) else "output"
 
     def explain(
         self,
@@ -101,16 +100,21 @@ class GradCAMMixin(nn.Module):
             InputError: an unusable argument, or a layer that cannot be explained (LayerError); the model is untouched.
             NonFiniteMapError: NaN or infinity in the maps or logits of some images.
         """
-        names, settings = layers or self.gradcam_layers(), self.gradcam
-        method_name, site_name = method or settings.method, site or settings.site
-
-        def explain_one(one_target: Target) -> Explanation:
-            captured = self.capture(
-                data_dict, layers=names, methods=[method_name], sites=[site_name], target=one_target
-            )
-            return captured.explanation(method_name, site_name, settings.pp_epsilon)
-
-        return explain_target(settings.target if target is None else target, explain_one)
+        image, settings = _image(data_dict), self.gradcam
+        return explain_tower(
+            self,
+            self.explained_tower,
+            image,
+            partial(self.forward, {"image": image}),
+            layers=layers or self.gradcam_layers(),
+            method=method or settings.method,
+            site=site or settings.site,
+            target=settings.target if target is None else target,
+            label=data_dict.get("label"),
+            grid=self.token_grid,
+            pp_epsilon=settings.pp_epsilon,
+            what=IMAGE,
+        )
 
     def capture(
         self,
@@ -126,15 +130,13 @@ class GradCAMMixin(nn.Module):
 
         `map_size`: (H, W) of the normalised maps, the image's where it is None.
         """
-        image = data_dict.get("image")
-        if image is None:
-            raise InputError("data_dict['image'] is missing: give {'image': tensor of shape (B, 3, H, W)}")
-        check_images(image, "data_dict['image']")
+        image = _image(data_dict)
+        check_images(image, IMAGE)
         height, width = image.shape[2:]
         return capture(
             self,
             self.explained_tower,
-            lambda: self.forward({"image": image}),
+            partial(self.forward, {"image": image}),
             layers=layers,
             methods=methods,
             sites=sites,
@@ -191,3 +193,10 @@ class GradCAMMixin(nn.Module):
             raise InputError(
                 "Grad-CAM is disabled: call model.enable_gradcam() first, or set gradcam_enabled: true in the config"
             )
+
+
+def _image(data_dict: Mapping[str, Tensor]) -> Tensor:
+    image = data_dict.get("image")
+    if image is None:
+        raise InputError(f"{IMAGE} is missing: give {{'image': tensor of shape (B, 3, H, W)}}")
+    return image

@@ -6,7 +6,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Callable, Mapping, NamedTuple, Sequence
 
 import torch
@@ -14,11 +15,11 @@ from torch import Tensor, nn
 
 from utils.cam.attention import ATTENTION_METHODS, AttentionPass, BlockProjection, attention_token_maps
 from utils.cam.frozen import frozen_for_explaining
-from utils.cam.layers import SITES, LayerError, find_sites
-from utils.cam.maps import FUSED, LayerMaps, fused, layer_maps, refuse_non_finite, to_layer_maps, without_fused
-from utils.cam.methods import DEFAULT_EPSILON, cam_method, check_method, is_attention_method
-from utils.cam.targets import Target, wants_both
-from utils.cam.tokens import Prediction, Tokens, token_gradients
+from utils.cam.layers import SITES, LayerError, find_sites, without_fused
+from utils.cam.maps import LayerMaps, in_order, layer_maps, refuse_non_finite, to_layer_maps
+from utils.cam.methods import DEFAULT_EPSILON, check_methods, signed_maps
+from utils.cam.targets import Target
+from utils.cam.tokens import Prediction, Tokens, on_grid, token_gradients
 from utils.cam.towers import Grid, family_of, find_tower
 from utils.errors import InputError
 
@@ -28,12 +29,15 @@ class Explanation:
     """A batch explained: `prediction` is the detector's own output of the same forward pass, detached.
 
     `target` names what each image's map explains ("fake", "real" or "margin"); `layers` maps the layer's name, as it
-    was given, to its maps, in the order given.
+    was given, to its maps, in the order given. `site` is where a block's name was read; "output" in a network without
+    patch tokens, of which every module is read there.
     """
 
     prediction: Prediction
     target: list[str]
     layers: dict[str, LayerMaps]
+    method: str
+    site: str
 
     @property
     def logits(self) -> Tensor:
@@ -71,19 +75,20 @@ class Capture:
             LayerError: a gradient is structurally zero, or the network has no patch tokens, which the method needs.
             NonFiniteMapError: a map is not finite.
         """
-        if is_attention_method(method):
+        if method in ATTENTION_METHODS:
             if self.grid is None:
                 raise LayerError(f"method {method!r} needs patch tokens, which this detector's network does not have")
-            token_maps = attention_token_maps(
-                ATTENTION_METHODS[method], self.attention, self.projections, self.output_gradients
-            )
+            reading = ATTENTION_METHODS[method]
+            token_maps = attention_token_maps(reading, self.attention, self.projections, self.output_gradients)
+            patches = self.grid.rows * self.grid.columns
+            if reading.needs_class_token and any(pair.raw.shape[1] == patches for pair in token_maps.values()):
+                raise LayerError(f"method {method!r} reads the class token, which this tower does not have")
             found = to_layer_maps(token_maps, self.grid, self.size)
         else:
-            tokens = {layer: self.activations[LayerSite(layer, site)] for layer in without_fused(self.layers)}
-            found = layer_maps(tokens, cam_method(method, pp_epsilon), self.grid, self.size)
-        if FUSED in self.layers:
-            found[FUSED] = fused(list(found.values()), self.size)
-        return {layer: found[layer] for layer in dict.fromkeys(self.layers)}
+            tokens = {key.layer: pair for key, pair in self.activations.items() if key.site == site}
+            on_image = on_grid(tokens, self.grid)
+            found = layer_maps(signed_maps(method, on_image, pp_epsilon), on_image, tokens, self.size)
+        return in_order(found, self.layers, self.size)
 
     def explanation(self, method: str, site: str, pp_epsilon: float = DEFAULT_EPSILON) -> Explanation:
         """`maps` beside the prediction. Raises NonFiniteMapError for logits that are not finite, too.
@@ -92,7 +97,7 @@ class Capture:
         """
         maps = self.maps(method, site, pp_epsilon)
         refuse_non_finite(torch.isfinite(self.prediction["cls"]).all(dim=1), "the logits")
-        return Explanation(self.prediction, self.target, maps)
+        return Explanation(self.prediction, self.target, maps, method, "output" if self.grid is None else site)
 
 
 def capture(
@@ -126,29 +131,91 @@ def capture(
         InputError: an unknown method, site or target.
         LayerError: a layer that cannot be explained.
     """
-    for method in methods:
-        check_method(method)
-    named, path = without_fused(layers), _path_of(tower, model)
+    path = next((name for name, module in model.named_modules() if module is tower), "")
+    check_methods(methods)
+    named = without_fused(layers)
     points = {}
-    if not all(is_attention_method(method) for method in methods):
+    if not set(methods) <= set(ATTENTION_METHODS):
         for site in sites:
-            points.update({LayerSite(point.name, site): point for point in find_sites(tower, named, site, path)})
+            for point in find_sites(tower, named, site, path):
+                points[LayerSite(point.name, site)] = point
     attention = AttentionPass.of(tower, named, methods, path)
+    read = [*points.values(), *attention.output_sites()]
     with attention.kept() as projections:
-        prediction, names, tokens = token_gradients(
-            model, [*points.values(), *attention.output_sites()], forward, target, label
-        )
+        prediction, names, tokens = token_gradients(model, read, forward, target, label)
     activations = dict(zip(points, tokens))
     blocks = [block for block, _ in attention.differentiated]
     output_gradients = dict(zip(blocks, (pair.G for pair in tokens[len(points) :])))
     return Capture(prediction, names, layers, activations, attention, projections, output_gradients, grid, size)
 
 
-def _path_of(tower: nn.Module, model: nn.Module) -> str:
-    return next((name for name, module in model.named_modules() if module is tower), "")
+def explain_tower(
+    model: nn.Module,
+    tower: nn.Module,
+    images: Tensor,
+    forward: Callable[[], Prediction],
+    *,
+    layers: Sequence[str] | None,
+    method: str,
+    site: str,
+    target: Target,
+    label: Tensor | None = None,
+    grid: Callable[[int, int], Grid | None],
+    pp_epsilon: float = DEFAULT_EPSILON,
+    what: str = "images",
+) -> Explanation:
+    """`images` explained by one method at one site: one pass, or one for each class for target "both".
+
+    Args:
+        model, tower, label: as for `capture`.
+        images: (B, 3, H, W), which `forward` gives to the model.
+        layers: as for `capture`; None: the default of the tower's family.
+        target: see `utils.cam.targets.score_weights`, and "both".
+        grid: height and width → the patches of such an image, None for a convolutional network.
+        what: how an error calls the images.
+
+    Raises: as `explain`.
+    """
+    check_images(images, what)
+    size = (images.shape[2], images.shape[3])
+    if layers is None:
+        with frozen_for_explaining(model):
+            layers = [family_of(tower).default_layer(tower, forward)]
+    names = layers
+
+    def explain_one(one_target: Target) -> Explanation:
+        captured = capture(
+            model,
+            tower,
+            forward,
+            layers=names,
+            methods=[method],
+            sites=[site],
+            target=one_target,
+            label=label,
+            grid=grid(*size),
+            size=size,
+        )
+        return captured.explanation(method, site, pp_epsilon)
+
+    if wants_both(target):
+        return _both_classes(explain_one("fake"), explain_one("real"))
+    return explain_one(target)
 
 
 # --------------------------------------------------------------------------------------------------------- both classes
+
+
+def wants_both(target: Target) -> bool:
+    """Whether `target` means two maps per image, of "fake" and "real". Raises InputError where only some entries do."""
+    if isinstance(target, Tensor):
+        return False
+    entries = [target] if isinstance(target, str) else list(target)
+    if "both" not in entries:
+        return False
+    if any(entry != "both" for entry in entries):
+        raise InputError("target 'both' gives two maps per image: give it for the whole batch, or for none of it")
+    return True
 
 
 def explained_names(layers: Sequence[str], target: Target) -> list[str]:
@@ -158,14 +225,11 @@ def explained_names(layers: Sequence[str], target: Target) -> list[str]:
     return [f"{layer}_{one_class}" for layer in dict.fromkeys(layers) for one_class in ("fake", "real")]
 
 
-def explain_target(target: Target, explain_one: Callable[[Target], Explanation]) -> Explanation:
-    """`explain_one(target)`; for target "both" one pass for each class, their maps named as by `explained_names`."""
-    if not wants_both(target):
-        return explain_one(target)
-    fake, real = explain_one("fake"), explain_one("real")
+def _both_classes(fake: Explanation, real: Explanation) -> Explanation:
+    """One explanation of the same images, with the maps of both under the names that `explained_names` gives."""
     maps = [explanation.layers[layer] for layer in fake.layers for explanation in (fake, real)]
-    layers = dict(zip(explained_names(list(fake.layers), target), maps))
-    return Explanation(fake.prediction, ["both"] * len(fake.target), layers)
+    layers = dict(zip(explained_names(list(fake.layers), "both"), maps))
+    return replace(fake, target=["both"] * len(fake.target), layers=layers)
 
 
 # --------------------------------------------------------------------------------------------------------- any detector
@@ -200,36 +264,23 @@ def explain(
         LayerError: a layer that cannot be explained.
         NonFiniteMapError: NaN or infinity in the maps or logits of some images.
     """
-    check_images(images, "images")
     tower = find_tower(model)
-    family, size = family_of(tower), (images.shape[2], images.shape[3])
-    method_name, site_name = method or "gradcam", site or SITES[0]
 
     def predict() -> Prediction:
         logits = _logits((forward or model)(images), len(images))
         return {"cls": logits, "prob": logits.softmax(dim=1)[:, 1]}
 
-    if layers is None:
-        with frozen_for_explaining(model):
-            names: Sequence[str] = [family.default_layer(tower, predict)]
-    else:
-        names = layers
-
-    def explain_one(one_target: Target) -> Explanation:
-        captured = capture(
-            model,
-            tower,
-            predict,
-            layers=names,
-            methods=[method_name],
-            sites=[site_name],
-            target=one_target,
-            grid=family.grid(tower, *size),
-            size=size,
-        )
-        return captured.explanation(method_name, site_name)
-
-    return explain_target(target, explain_one)
+    return explain_tower(
+        model,
+        tower,
+        images,
+        predict,
+        layers=layers,
+        method=method or "gradcam",
+        site=site or SITES[0],
+        target=target,
+        grid=partial(family_of(tower).grid, tower),
+    )
 
 
 def check_images(images: Any, what: str) -> None:

@@ -174,7 +174,7 @@ def explain_image(detector: LoadedDetector, image: np.ndarray, file: Path, index
     pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).unsqueeze(0)
     explanation, drawn = explain_images(detector, pixels)
     frame = Frame(str(file), "loose images", "unknown", "none", UNKNOWN, index)
-    return Drawn(Sample.of(frame, detector, explanation, 0, drawn[0]), image, drawn[0])
+    return Drawn(Sample.of(frame, explanation, 0, drawn[0], detector.settings), image, drawn[0])
 
 
 if __name__ == "__main__":

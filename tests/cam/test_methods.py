@@ -8,7 +8,7 @@ import torch
 from tests.helpers.method_references import ATTENTION_REFERENCES, TOKEN_REFERENCES
 from tests.helpers.method_tester import TESTERS, MethodTester
 from utils.cam.attention import ATTENTION_METHODS
-from utils.cam.methods import ATTENTION_SITE, METHOD_NAMES, METHODS, check_method, sites_of
+from utils.cam.methods import ATTENTION_SITE, METHOD_NAMES, METHODS, check_methods, sites_of
 from utils.errors import InputError
 
 
@@ -59,7 +59,7 @@ def test_values_that_are_not_finite(tester: MethodTester, value: float) -> None:
 @pytest.mark.parametrize("name", ["hirescan", "layer-cam", "LeGrad"])
 def test_unknown_methods_are_answered_with_the_closest(name: str) -> None:
     with pytest.raises(InputError, match="did you mean '(hirescam|layercam|legrad)"):
-        check_method(name)
+        check_methods(["gradcam", name])
 
 
 def test_sites_at_which_a_method_has_maps() -> None:

@@ -18,8 +18,8 @@ from tests.helpers.datasets import DataTree
 from tests.helpers.detectors import BLOCKS, PIXELS, images, tiny_detector
 from utils.cam import tokens
 from utils.cam.maps import LayerMaps, NonFiniteMapError, layer_maps, normalise
-from utils.cam.methods import METHODS, cam_method
-from utils.cam.tokens import Tokens
+from utils.cam.methods import METHODS, cam_method, signed_maps
+from utils.cam.tokens import Tokens, on_grid
 from utils.cam.towers import Grid
 from utils.gradcam import Explanation
 
@@ -115,7 +115,9 @@ def test_tokens_that_are_all_equal_give_a_flagged_empty_map(channels: int, metho
     G = torch.randn(4, 1 + 7 * 9, channels, generator=generator)
     if method in ("hirescam", "layercam"):  # their weights are each patch's own gradient
         G = G[:, :1].expand_as(G).contiguous()
-    maps = layer_maps({"layer": Tokens(A, G)}, cam_method(method), Grid(7, 9, prefix=1), (112, 144))["layer"]
+    tokens = {"layer": Tokens(A, G)}
+    patches = on_grid(tokens, Grid(7, 9, prefix=1))
+    maps = layer_maps(signed_maps(method, patches), patches, tokens, (112, 144))["layer"]
     assert maps.signed.any() and maps.empty.all() and not maps.normalised.any()
 
 

@@ -120,6 +120,21 @@ def test_explain_finds_it_inside_a_model_of_ones_own() -> None:
     torch.testing.assert_close(explanation.layers[f"backbone.{layer}"].signed, expected.layers[layer].signed)
 
 
+def test_siglip_has_no_class_token() -> None:
+    """Its patches are all its tokens; rollout, whose map is the class token's row, is refused."""
+    module = pytest.importorskip("transformers", "4.37", reason="SigLIP is newer")
+    config = module.SiglipVisionConfig(intermediate_size=64, num_channels=3, **SMALL)
+    tower = module.SiglipVisionModel(config)
+    model, pixels = make_detector(Kind(lambda: getattr(tower, "vision_model", tower), "", "")), images(2).double()
+    (layer,) = model.gradcam_layers()
+    found = model.explain({"image": pixels}, layers=["encoder.layers.1"], target="fake").layers["encoder.layers.1"]
+    expected = by_hand(model, model.backbone.get_submodule("encoder.layers.1.layer_norm1"), pixels)
+    torch.testing.assert_close(found.signed, expected, rtol=0, atol=1e-12)
+    assert model.explain({"image": pixels}, method="legrad").layers[layer].raw.shape == (2, 4, 4)
+    with pytest.raises(LayerError, match="reads the class token, which this tower does not have"):
+        model.explain({"image": pixels}, method="rollout")
+
+
 class Described(Detector):
     """A tower that cuts images into patches by no convolution; the detector says how they lie."""
 

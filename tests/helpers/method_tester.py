@@ -19,8 +19,8 @@ from tests.helpers.method_references import (
 from utils.cam.attention import ATTENTION_METHODS, Attention, AttentionPass, BlockProjection, attention_token_maps
 from utils.cam.layers import LayerError
 from utils.cam.maps import LayerMaps, NonFiniteMapError, layer_maps, to_layer_maps
-from utils.cam.methods import METHODS, cam_method
-from utils.cam.tokens import Tokens
+from utils.cam.methods import METHODS, signed_maps
+from utils.cam.tokens import Tokens, on_grid
 from utils.cam.towers import AttentionModules, Grid
 
 PREFIX, SIZE, CHANNELS, HEADS, BLOCKS = 2, (30, 40), 12, 3, 3
@@ -153,7 +153,8 @@ class TokenMethodTester(MethodTester):
 
     def maps(self, inputs: Inputs) -> dict[str, LayerMaps]:
         tokens = {"layer": Tokens(inputs["layer", "A"], inputs["layer", "G"])}
-        return layer_maps(tokens, cam_method(self.name), GRID, SIZE)
+        patches = on_grid(tokens, GRID)
+        return layer_maps(signed_maps(self.name, patches), patches, tokens, SIZE)
 
     def expected(self, inputs: dict[Key, np.ndarray], layer: str) -> tuple[np.ndarray, np.ndarray]:
         A, G = (inputs[layer, name][PREFIX:].T.reshape(-1, GRID.rows, GRID.columns) for name in "AG")

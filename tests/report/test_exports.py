@@ -19,7 +19,7 @@ from tests.helpers.fake_run import LAYERS, remove_images, some_rows, write_run
 from tests.helpers.paths import ROOT
 from utils import packages
 from utils.errors import InputError
-from utils.report.exports import ViewOptions, check_views, write_views
+from utils.report.exports import ExportOptions, check_exports, write_exports
 from utils.report.fiftyone_export import write_fiftyone
 from utils.report.tensorboard_export import write_tensorboard
 from utils.report.video_strips import write_strips
@@ -52,7 +52,7 @@ def test_a_run_with_everything(commands: CommandServer, data_tree: DataTree, tmp
     assert page.count('"number": ') == 24
 
 
-def test_overwriting_removes_the_views_too(commands: CommandServer, data_tree: DataTree, tmp_path: Path) -> None:
+def test_overwriting_removes_the_exports_too(commands: CommandServer, data_tree: DataTree, tmp_path: Path) -> None:
     out = tmp_path / "out"
     everything = data_tree.arguments(
         "--gradcam_enabled", "--save_all_predictions", "--fiftyone", "--gradcam_output_dir", out
@@ -67,9 +67,9 @@ def test_overwriting_removes_the_views_too(commands: CommandServer, data_tree: D
 
 def test_a_missing_package_is_said_before_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packages.importlib.util, "find_spec", lambda name: None if name == "tensorboard" else object())
-    check_views(ViewOptions())
+    check_exports(ExportOptions())
     with pytest.raises(InputError, match="--tensorboard needs the package tensorboard, .* pip install tensorboard"):
-        check_views(ViewOptions(tensorboard=Path("x")))
+        check_exports(ExportOptions(tensorboard=Path("x")))
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_a_host_without_a_jinja2_that_works_gets_all_but_the_page(
 def test_other_programs_get_every_sample(tmp_path: Path) -> None:
     """The page shows every k-th of a large dataset; a FiftyOne dataset or a strip with holes would be wrong."""
     run = write_run(tmp_path / "run", some_rows(tmp_path))
-    write_views(run, ViewOptions(fiftyone=True, video_strips=True), shown_samples=5)
+    write_exports(run, ExportOptions(fiftyone=True, video_strips=True), shown_samples=5)
     assert (run / "index.html").read_text().count('"number": ') == 5 + 3  # of 18 every 4th, of 6 every 2nd
     assert len(json.loads((run / "fiftyone_samples.json").read_text())["samples"]) == 24
     assert len(list((run / "faces" / "strips").glob("*.png"))) == 9

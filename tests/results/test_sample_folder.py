@@ -121,7 +121,7 @@ def test_a_sample_of_an_explained_image(flags: dict[str, Any], target: str, tree
     logits, prob = detector.predict(pixels)
     explanation, drawn = explain_images(detector, pixels)
     frame = Frame("/a.png", "toy", "swap", "003", 1, 11)
-    made = Sample.of(frame, detector, explanation, 2, drawn[2])
+    made = Sample.of(frame, explanation, 2, drawn[2], detector.settings)
     assert (made.index, made.path, made.dataset, made.forgery, made.video, made.label) == (
         11,
         *frame[:2],

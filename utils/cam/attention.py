@@ -36,7 +36,7 @@ class BlockTensors(NamedTuple):
     def by_head(self, name: str) -> Tensor:
         """(B, T, heads · d) → (B, heads, T, d), float32 (float64 for a float64 model)."""
         tokens = self.tensors[name]
-        tokens = tokens if tokens.dtype == torch.float64 else tokens.float()
+        tokens = tokens.to(torch.promote_types(tokens.dtype, torch.float32))
         return tokens.unflatten(2, (self.heads, -1)).transpose(1, 2)
 
     def probabilities(self) -> Tensor:
@@ -59,6 +59,7 @@ class AttentionMethod:
     every_block: bool
     needs_output_gradient: bool
     maps: Callable[[Sequence[BlockTensors]], Iterable[TokenMaps]]
+    needs_class_token: bool = False  # its map is what the first token, which is no patch, reads
 
 
 # ------------------------------------------------------------------------------------------------------------- methods
@@ -92,7 +93,7 @@ ATTENTION_METHODS = {
     method.name: method
     for method in (
         AttentionMethod("legrad", ("v",), every_block=False, needs_output_gradient=True, maps=legrad),
-        AttentionMethod("rollout", ("q", "k"), every_block=True, needs_output_gradient=False, maps=rollout),
+        AttentionMethod("rollout", ("q", "k"), True, False, maps=rollout, needs_class_token=True),
     )
 }
 

@@ -11,6 +11,9 @@ from utils.errors import InputError, did_you_mean
 
 SITES = ("layer_norm1", "residual")
 
+# Among layer names: the mean of the normalised maps of the other layers.
+FUSED = "fused"
+
 # What may stand before the tower's own names in a checkpoint, in DDP or in transformers 4.
 TOWER_PREFIXES = ("module.", "backbone.", "vision_model.")
 
@@ -32,6 +35,14 @@ def block_names(tower: nn.Module) -> list[str]:
     return family_of(tower).block_names(tower)
 
 
+def without_fused(layers: Sequence[str]) -> list[str]:
+    """The layers that are modules. Raises InputError where `fused` has fewer than two of them to fuse."""
+    named = [layer for layer in layers if layer != FUSED]
+    if FUSED in layers and len(set(named)) < 2:
+        raise InputError(f"layer {FUSED!r} is the mean of the other layers' maps: name at least two beside it")
+    return named
+
+
 def find_sites(tower: nn.Module, layers: Sequence[str], site: str = "layer_norm1", path: str = "") -> list[Site]:
     """The points of `tower` that `layers` name. A block's name means what that block reads, at `site`.
 
@@ -40,11 +51,11 @@ def find_sites(tower: nn.Module, layers: Sequence[str], site: str = "layer_norm1
     """
     if site not in SITES:
         raise InputError(f"site {site!r} is unknown; {did_you_mean(site, SITES)}allowed: {', '.join(SITES)}")
+    names = {layer: name_in_tower(tower, layer, path) for layer in layers}
     family = family_of(tower)
     blocks = set(family.block_names(tower))
     sites = []
-    for layer in dict.fromkeys(layers):
-        name = name_in_tower(tower, layer, path)
+    for layer, name in names.items():
         module = tower.get_submodule(name)
         if name not in blocks:
             sites.append(Site(layer, module, reads_input=False))

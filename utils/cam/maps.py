@@ -10,11 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from utils.cam.attention import TokenMaps
-from utils.cam.layers import LayerError
-from utils.cam.methods import Method
-from utils.cam.tokens import Tokens, map_dtype
+from utils.cam.layers import FUSED, LayerError
+from utils.cam.tokens import Tokens, without_prefix
 from utils.cam.towers import Grid
-from utils.errors import InputError, RunError
+from utils.errors import RunError
 
 # A range of this share of the peak is rounding: a sum over 1,024 channels of equal tokens differs by 1e-5 now and then.
 FLAT = 1e-4
@@ -55,55 +54,26 @@ class LayerMaps:
         return self.raw.shape[-2], self.raw.shape[-1]
 
 
-def on_grid(tokens: Tensor, grid: Grid | None, name: str) -> Tensor:
-    """Tokens (B, T, C) → (B, C, h, w): the prefix tokens (CLS) dropped, the patches in rows, as a view.
-
-    A convolution's (B, C, h, w) passes as it is. Raises LayerError where the tokens are not those of `grid`.
-    """
-    if tokens.ndim == 4:
-        return tokens.to(map_dtype(tokens))
-    if tokens.ndim != 3 or grid is None:
-        raise LayerError(
-            f"layer {name!r} gives a tensor of shape {tuple(tokens.shape)}, which has no patch tokens:"
-            " name an encoder block or a module inside one"
-        )
-    patches = _patches(tokens, grid, name).to(map_dtype(tokens))
-    return patches.transpose(1, 2).reshape(patches.shape[0], patches.shape[2], grid.rows, grid.columns)
-
-
-def _patches(tokens: Tensor, grid: Grid, name: str) -> Tensor:
-    """(B, T, ...) → (B, rows · columns, ...), without the prefix tokens. Raises LayerError for another number T."""
-    before = tokens.shape[1] - grid.rows * grid.columns
-    if before < 0 or grid.prefix not in (None, before):
-        expected = f"{grid.rows}x{grid.columns} patches" + (f" and {grid.prefix} before them" if grid.prefix else "")
-        raise LayerError(
-            f"layer {name!r} gives {tokens.shape[1]} tokens, but {expected} are expected: name an encoder block or a"
-            " module inside one"
-        )
-    return tokens[:, before:]
-
-
 def layer_maps(
-    tokens: Mapping[str, Tokens], method: Method, grid: Grid | None, size: tuple[int, int]
+    signed: Mapping[str, Tensor], patches: Mapping[str, Tokens], tokens: Mapping[str, Tokens], size: tuple[int, int]
 ) -> dict[str, LayerMaps]:
-    """One map per layer from its tokens, resized to `size` (H, W).
+    """Signed maps (B, h, w) by layer as maps of the image, resized to `size` (H, W).
 
+    `patches` and `tokens`, what they were computed from, show whether the score can depend on the patches at all.
     Raises LayerError where the patch gradients are structurally zero, NonFiniteMapError where a map is not finite.
     """
     maps: dict[str, LayerMaps] = {}
     checks: list[Tensor] = []
-    for name, (A, G) in tokens.items():
-        with torch.autocast(A.device.type, enabled=False):
-            gradient = on_grid(G, grid, name)
-            signed = method(on_grid(A, grid, name), gradient)
-            maps[name] = LayerMaps.of(signed, signed.relu(), size)
-        finite = torch.isfinite(signed).flatten(1).all(dim=1)
-        checks.append(torch.stack([gradient.flatten(1).any(dim=1), (G != 0).flatten(1).any(dim=1), finite]))
+    for layer, values in signed.items():
+        with torch.autocast(values.device.type, enabled=False):
+            maps[layer] = LayerMaps.of(values, values.relu(), size)
+        reached, touched = ((of[layer].G != 0).flatten(1).any(dim=1) for of in (patches, tokens))
+        checks.append(torch.stack([reached, touched, torch.isfinite(values).flatten(1).all(dim=1)]))
     # One transfer for every check of every layer, so that the device is waited for once.
     verdicts = torch.stack(checks).cpu()
-    for name, (reached, touched, finite) in zip(tokens, verdicts):
-        refuse_non_finite(finite, f"the map of layer {name!r}")
-        _refuse_unreached(name, reached, touched)
+    for layer, (reached, touched, finite) in zip(signed, verdicts):
+        refuse_non_finite(finite, f"the map of layer {layer!r}")
+        _refuse_unreached(layer, reached, touched)
     return maps
 
 
@@ -111,7 +81,7 @@ def to_layer_maps(maps: Mapping[str, TokenMaps], grid: Grid, size: tuple[int, in
     """Maps of tokens by layer, without the prefix tokens, as maps of the image. Raises NonFiniteMapError."""
     found = {}
     for name, pair in maps.items():
-        signed, raw = (_patches(tokens, grid, name).unflatten(1, (grid.rows, grid.columns)) for tokens in pair)
+        signed, raw = (without_prefix(tokens, grid, name).unflatten(1, (grid.rows, grid.columns)) for tokens in pair)
         refuse_non_finite(torch.isfinite(raw).flatten(1).all(dim=1), f"the map of layer {name!r}")
         found[name] = LayerMaps.of(signed, raw, size)
     return found
@@ -160,16 +130,12 @@ def normalise(raw: Tensor, size: tuple[int, int]) -> Tensor:
     return torch.where(constant, torch.zeros_like(stretched), stretched).float()
 
 
-# Among layer names: the mean of the normalised maps of the other layers.
-FUSED = "fused"
-
-
-def without_fused(layers: Sequence[str]) -> list[str]:
-    """The layers that are modules. Raises InputError where `fused` has fewer than two of them to fuse."""
-    named = [layer for layer in layers if layer != FUSED]
-    if FUSED in layers and len(set(named)) < 2:
-        raise InputError(f"layer {FUSED!r} is the mean of the other layers' maps: name at least two beside it")
-    return named
+def in_order(maps: Mapping[str, LayerMaps], layers: Sequence[str], size: tuple[int, int]) -> dict[str, LayerMaps]:
+    """The maps of `layers` in their order, FUSED among them made from all of `maps`."""
+    found = dict(maps)
+    if FUSED in layers:
+        found[FUSED] = fused(list(maps.values()), size)
+    return {layer: found[layer] for layer in dict.fromkeys(layers)}
 
 
 def fused(layers: Sequence[LayerMaps], size: tuple[int, int]) -> LayerMaps:

@@ -12,12 +12,13 @@ the score, negative where it speaks against it. The engine takes the ReLU, so th
 from __future__ import annotations
 
 from functools import partial
-from typing import Callable, Sequence
+from typing import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from utils.cam.attention import ATTENTION_METHODS
+from utils.cam.tokens import Tokens
 from utils.errors import InputError, did_you_mean
 
 Method = Callable[[Tensor, Tensor], Tensor]
@@ -84,22 +85,18 @@ METHOD_NAMES = (*METHODS, *ATTENTION_METHODS)
 ATTENTION_SITE = "attention"  # where methods that read attention are said to read, whatever the configured site
 
 
-def is_attention_method(name: str) -> bool:
-    """Whether method `name` reads a block's attention, and not tokens at a site."""
-    return name in ATTENTION_METHODS
-
-
 def sites_of(method: str, sites: Sequence[str]) -> list[str]:
     """Those of `sites` at which `method` has a map of its own; `[ATTENTION_SITE]` where it reads attention."""
-    return [ATTENTION_SITE] if is_attention_method(method) else list(sites)
+    return [ATTENTION_SITE] if method in ATTENTION_METHODS else list(sites)
 
 
-def check_method(name: str) -> None:
+def check_methods(names: Sequence[str]) -> None:
     """Raises InputError for a name that no method has."""
-    if name not in METHODS and not is_attention_method(name):
-        raise InputError(
-            f"method {name!r} is unknown; {did_you_mean(name, METHOD_NAMES)}allowed: {', '.join(METHOD_NAMES)}"
-        )
+    for name in names:
+        if name not in METHODS and name not in ATTENTION_METHODS:
+            raise InputError(
+                f"method {name!r} is unknown; {did_you_mean(name, METHOD_NAMES)}allowed: {', '.join(METHOD_NAMES)}"
+            )
 
 
 def cam_method(name: str, pp_epsilon: float = DEFAULT_EPSILON) -> Method:
@@ -107,3 +104,17 @@ def cam_method(name: str, pp_epsilon: float = DEFAULT_EPSILON) -> Method:
     if name == "gradcam++":
         return partial(grad_cam_pp, epsilon=pp_epsilon)
     return METHODS[name]
+
+
+def signed_maps(name: str, patches: Mapping[str, Tokens], pp_epsilon: float = DEFAULT_EPSILON) -> dict[str, Tensor]:
+    """The map of each layer, before ReLU, by a method of METHODS; `patches` on their grid.
+
+    Computed in float32 (float64 for a float64 model), whatever the precision of the model or of an autocast around.
+    """
+    method = cam_method(name, pp_epsilon)
+    maps = {}
+    for layer, (A, G) in patches.items():
+        dtype = torch.promote_types(A.dtype, torch.float32)
+        with torch.autocast(A.device.type, enabled=False):
+            maps[layer] = method(A.to(dtype), G.to(dtype))
+    return maps

@@ -14,18 +14,6 @@ TARGETS = ("predicted", "fake", "real", "label", "margin", "both")
 Target = Union[str, Sequence[Union[str, int]], Tensor]
 
 
-def wants_both(target: Target) -> bool:
-    """Whether `target` means two maps per image, of "fake" and "real". Raises InputError where only some entries do."""
-    if isinstance(target, Tensor):
-        return False
-    entries = [target] if isinstance(target, str) else list(target)
-    if "both" not in entries:
-        return False
-    if any(entry != "both" for entry in entries):
-        raise InputError("target 'both' gives two maps per image: give it for the whole batch, or for none of it")
-    return True
-
-
 def score_weights(logits: Tensor, target: Target, label: Tensor | None) -> tuple[Tensor, list[str]]:
     """Coefficients (B, 2) by which the logits (real, fake) sum to each image's score, and the target's name for each.
 

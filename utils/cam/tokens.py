@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from contextlib import ExitStack, contextmanager
-from typing import Any, Callable, Dict, Iterator, NamedTuple, Sequence
+from typing import Any, Callable, Dict, Iterator, Mapping, NamedTuple, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from utils.cam.frozen import frozen_for_explaining
 from utils.cam.layers import LayerError, Site
 from utils.cam.targets import Target, score_weights
+from utils.cam.towers import Grid
 
 # Patch gradients of a logit are about 1e-5, below what float16 resolves: there the score is scaled before backward, by
 # the largest of these factors with which the image's gradients do not overflow. Powers of two: they round nothing.
@@ -22,7 +23,10 @@ Prediction = Dict[str, Tensor]
 
 
 class Tokens(NamedTuple):
-    """Activations and gradients at one site, still with prefix tokens: (B, T, C), or (B, C, h, w) of a convolution."""
+    """Activations and gradients at one site: (B, T, C) with prefix tokens, or (B, C, h, w) of a convolution.
+
+    After `on_grid` always (B, C, h, w).
+    """
 
     A: Tensor
     G: Tensor
@@ -93,6 +97,7 @@ def token_gradients(
                 raise LayerError(f"layer {site.name!r} does not run in the detector's forward pass: name another")
         activations = [tokens[position] for position in range(len(sites))]
         gradients = score_gradients(logits, weights, activations)
+        detached = {key: value.detach() for key, value in prediction.items()}
     captured = []
     for site, A, G in zip(sites, activations, gradients):
         if G is None:
@@ -100,7 +105,7 @@ def token_gradients(
                 f"the score does not depend on layer {site.name!r} at all: name one that the head reads from"
             )
         captured.append(Tokens(A.detach(), G))
-    return {key: value.detach() for key, value in prediction.items()}, names, captured
+    return detached, names, captured
 
 
 def score_gradients(logits: Tensor, weights: Tensor, tokens: Sequence[Tensor]) -> Sequence[Tensor | None]:
@@ -110,7 +115,8 @@ def score_gradients(logits: Tensor, weights: Tensor, tokens: Sequence[Tensor]) -
     """
     if not logits.requires_grad:
         return [None] * len(tokens)
-    score = (logits.to(map_dtype(logits)) * weights.to(map_dtype(logits))).sum(dim=1)
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    score = (logits.to(dtype) * weights.to(dtype)).sum(dim=1)
     if any(tensor.dtype == torch.float16 for tensor in (logits, *tokens)):
         return _half_gradients(score, tokens)
     return torch.autograd.grad(score.sum(), list(tokens), allow_unused=True)
@@ -130,6 +136,35 @@ def _half_gradients(score: Tensor, tokens: Sequence[Tensor]) -> Sequence[Tensor 
     return [G if G is None else G.float() / scale.view(-1, *[1] * (G.ndim - 1)) for G in gradients]
 
 
-def map_dtype(tokens: Tensor) -> torch.dtype:
-    """Map arithmetic is float32, or float64 for a float64 model."""
-    return torch.float64 if tokens.dtype == torch.float64 else torch.float32
+# ------------------------------------------------------------------------------------------------------- on the image
+
+
+def on_grid(tokens: Mapping[str, Tokens], grid: Grid | None) -> dict[str, Tokens]:
+    """Per layer (B, T, C) → (B, C, h, w): the prefix tokens (CLS) dropped, the patches in rows, as views.
+
+    A convolution's (B, C, h, w) passes as it is. Raises LayerError where a layer's tokens are not those of `grid`.
+    """
+    return {layer: Tokens(_on_grid(A, grid, layer), _on_grid(G, grid, layer)) for layer, (A, G) in tokens.items()}
+
+
+def _on_grid(tokens: Tensor, grid: Grid | None, layer: str) -> Tensor:
+    if tokens.ndim == 4:
+        return tokens
+    if tokens.ndim != 3 or grid is None:
+        raise LayerError(
+            f"layer {layer!r} gives a tensor of shape {tuple(tokens.shape)}, which has no patch tokens:"
+            " name an encoder block or a module inside one"
+        )
+    return without_prefix(tokens, grid, layer).transpose(1, 2).unflatten(2, (grid.rows, grid.columns))
+
+
+def without_prefix(tokens: Tensor, grid: Grid, layer: str) -> Tensor:
+    """(B, T, ...) → (B, rows · columns, ...), the patches alone. Raises LayerError for another number T."""
+    before = tokens.shape[1] - grid.rows * grid.columns
+    if before < 0 or grid.prefix not in (None, before):
+        expected = f"{grid.rows}x{grid.columns} patches" + (f" and {grid.prefix} before them" if grid.prefix else "")
+        raise LayerError(
+            f"layer {layer!r} gives {tokens.shape[1]} tokens, but {expected} are expected: name an encoder block or a"
+            " module inside one"
+        )
+    return tokens[:, before:]

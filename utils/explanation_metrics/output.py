@@ -8,7 +8,7 @@ from typing import Any, Mapping, NamedTuple, Sequence
 import numpy as np
 import yaml
 
-from utils.cam.maps import FUSED
+from utils.cam.layers import FUSED
 from utils.cam.methods import ATTENTION_SITE
 from utils.data.frames import Frame
 from utils.explanation_metrics.comparison import ALL

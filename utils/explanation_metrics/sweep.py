@@ -9,8 +9,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from utils.cam.attention import has_attention
-from utils.cam.layers import SITES, find_sites
-from utils.cam.maps import FUSED, normalise, without_fused
+from utils.cam.layers import FUSED, SITES, find_sites, without_fused
+from utils.cam.maps import normalise
 from utils.cam.methods import ATTENTION_METHODS, METHODS, sites_of
 from utils.cam.targets import Target
 from utils.explanation_metrics.localisation import Localisation, localise

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from utils.errors import InputError
 from utils.model.checkpoint_families import family_of
 from utils.model.checkpoint_families.renaming import KeysCollide, renamed
-from utils.text import one_line
+from utils.text import one_line, shortened
 
 WRAPPERS = ("state_dict", "model_state_dict", "model")
 # Files written with transformers before 4.31 carry this buffer of 0, 1, 2, ..., newer ones do not.
@@ -92,9 +92,8 @@ def _check_file(path: Path) -> None:
     except IsADirectoryError:
         raise InputError(f"{path}: a folder; give the weights file in it (.pth or .safetensors)") from None
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
         raise InputError(
-            f"weights file {str(path)!r} cannot be read ({reason}); check the path of the weights"
+            f"weights file {str(path)!r} cannot be read ({one_line(error)}); check the path of the weights"
         ) from None
     if not head:
         raise InputError(f"{path}: an empty file; download it again")
@@ -149,11 +148,12 @@ def _tensors(content: Any, path: Path) -> Mapping[str, Tensor]:
         raise InputError(f"{path}: holds {type(content).__name__}, not a dictionary of weights; {_RESAVE}")
     others = [key for key, value in content.items() if not (isinstance(key, str) and isinstance(value, Tensor))]
     if len(others) == len(content):
-        held = ", ".join(repr(key)[:60] for key in others[:5]) or "nothing"
+        held = ", ".join(shortened(repr(key), 60) for key in others[:5]) or "nothing"
         raise InputError(f"{path}: a dictionary without weights, it holds {held}; {_RESAVE}")
     if others:
         raise InputError(
-            f"{path}: {others[0]!r:.80} is no weight but {type(content[others[0]]).__name__} among weights; {_RESAVE}"
+            f"{path}: {shortened(repr(others[0]))} is no weight but {type(content[others[0]]).__name__} among weights;"
+            f" {_RESAVE}"
         )
     return content
 
@@ -169,7 +169,7 @@ def _is_position_ids(key: str) -> bool:
 
 
 def _shown(key: str, weights: Mapping[str, Tensor]) -> str:
-    name = key if key.isprintable() and len(key) <= 120 else repr(key)[:120]
+    name = shortened(key if key.isprintable() else repr(key), 120)
     return f"{name} {tuple(weights[key].shape)}"
 
 

@@ -6,6 +6,7 @@ import math
 from typing import Any, Mapping, Sequence
 
 from utils.errors import InputError, did_you_mean
+from utils.text import shortened
 
 MAX_VALUES = 100_000
 
@@ -25,7 +26,9 @@ def refuse_odd_values(values: Any, where: str) -> None:
         if isinstance(value, dict):
             for key in value:
                 if not isinstance(key, (str, int, float, type(None))):
-                    raise InputError(f"{where}: the key {key!r:.80} is a {type(key).__name__}; allowed: strings")
+                    raise InputError(
+                        f"{where}: the key {shortened(repr(key))} is a {type(key).__name__}; allowed: strings"
+                    )
             waiting += [*value, *value.values()]
         elif isinstance(value, (list, tuple, set)):
             waiting += value
@@ -96,10 +99,7 @@ class Section:
 
     def error(self, key: str, allowed: str) -> InputError:
         """What to raise where the value of `key` is not what is `allowed`."""
-        found = repr(self.values.get(key))
-        return InputError(
-            f"{self.where}: {key} is {found if len(found) <= 80 else found[:77] + '...'}; allowed: {allowed}"
-        )
+        return InputError(f"{self.where}: {key} is {shortened(repr(self.values.get(key)))}; allowed: {allowed}")
 
     def _typed(self, key: str, types: tuple[type, ...], allowed: str, default: Any) -> Any:
         value = self.values.get(key)

@@ -14,13 +14,13 @@ from utils.report.tensorboard_export import write_tensorboard
 from utils.report.video_strips import write_strips
 from utils.results.read_run import read_run
 
-__all__ = ["PAGE", "TOP_FILES", "ViewOptions", "check_views", "write_views"]
+__all__ = ["PAGE", "TOP_FILES", "ExportOptions", "check_exports", "write_exports"]
 
 # Whatever is written into a run's folder itself: its manifest lists these, so that --overwrite removes them.
 TOP_FILES = (PAGE, REGIONS_FILE, SIMILARITY_FILE, FIFTYONE_FILE)
 
 
-class ViewOptions(NamedTuple):
+class ExportOptions(NamedTuple):
     """What is asked for beside the report."""
 
     tensorboard: Path | None = None
@@ -28,13 +28,13 @@ class ViewOptions(NamedTuple):
     video_strips: bool = False
 
 
-def check_views(options: ViewOptions) -> None:
+def check_exports(options: ExportOptions) -> None:
     """Raises InputError where a package is missing, before hours of evaluation."""
     if options.tensorboard is not None:
         require("tensorboard", "--tensorboard")
 
 
-def write_views(folder: Path, options: ViewOptions, shown_samples: int = SHOWN_SAMPLES) -> list[str]:
+def write_exports(folder: Path, options: ExportOptions, shown_samples: int = SHOWN_SAMPLES) -> list[str]:
     """Make them from the files of the run in `folder`; returns lines that say where they are.
 
     A host without a jinja2 that works, which only the page needs, gets everything but the page, and is told on stderr.
@@ -49,7 +49,7 @@ def write_views(folder: Path, options: ViewOptions, shown_samples: int = SHOWN_S
         )
     else:
         lines.append(f"report: {write_report(folder, shown_samples)}")
-    if options == ViewOptions():
+    if options == ExportOptions():
         return lines
     run = read_run(folder)  # other programs take every sample
     if options.fiftyone:

@@ -19,7 +19,7 @@ from utils.data.frames import Frame
 from utils.errors import InputError
 from utils.files import new_folder
 from utils.gradcam import Explanation
-from utils.model.detector import LoadedDetector
+from utils.model.config import DetectorSettings
 from utils.results.decision import CLASS_NAMES, UNKNOWN, confidence, predicted
 from utils.results.grey_maps import GREY_MAPS, grey_name, raw_arrays, read_grey_map, write_grey_maps
 from utils.results.overlays import Box, LayerImage, comparison, encode, original_box, panels
@@ -82,17 +82,17 @@ class Sample:
 
     @classmethod
     def of(
-        cls, frame: Frame, detector: LoadedDetector, explanation: Explanation, i: int, layers: Sequence[LayerImage]
+        cls, frame: Frame, explanation: Explanation, i: int, layers: Sequence[LayerImage], settings: DetectorSettings
     ) -> Sample:
         """`frame`, which is image i of the explained batch; `layers` is what was drawn of it."""
-        gradcam = detector.gradcam
+        gradcam = settings.gradcam
         prediction, target = explanation.prediction, explanation.target[i]
         real, fake = prediction["cls"][i].tolist()
         if gradcam.signed:
             target = SIGNED_TARGET
         elif target != gradcam.target:
             target = f"{gradcam.target} ({target})"
-        weights = str(detector.settings.weights_path or RANDOM_WEIGHTS)
+        weights = str(settings.weights_path or RANDOM_WEIGHTS)
         return cls(
             index=frame.index,
             path=frame.path,
@@ -103,8 +103,8 @@ class Sample:
             logits=(real, fake),
             prob_fake=float(prediction["prob"][i]),
             target=target,
-            method=gradcam.method,
-            site=detector.model.gradcam_site(),
+            method=explanation.method,
+            site=explanation.site,
             weights=weights,
             layers=[LayerFacts.of(layer) for layer in layers],
             original=original_box(layers[0].overlay.shape[:2], 1 + len(layers), weights == RANDOM_WEIGHTS),
@@ -237,8 +237,9 @@ def comparison_title(sample: Sample) -> str:
 
 def comparison_image(sample: Sample, image: np.ndarray, layers: Sequence[LayerImage]) -> np.ndarray:
     """Original and every layer side by side, (H', W', 3) uint8 RGB."""
+    title = comparison_title(sample)
     warning = RANDOM_WEIGHTS_WARNING if sample.weights == RANDOM_WEIGHTS else ""
-    return comparison(panels(image, layers), comparison_title(sample), warning)
+    return comparison(panels(image, layers), title, warning)
 
 
 # ---------------------------------------------------------------------------------------------------------- on disk

@@ -15,7 +15,7 @@ from utils.explanation_metrics.output import evaluate_explanations
 from utils.files import write_json
 from utils.model.config import RunSettings
 from utils.model.detector import LoadedDetector, find_device, load_detector
-from utils.report.exports import PAGE, check_views, write_views
+from utils.report.exports import PAGE, check_exports, write_exports
 from utils.results.manifest import METRICS, STARTED, read_json
 from utils.results.run_folder import RunFolder
 from utils.run.dataset_run import Context, DatasetRun, explains_every_frame
@@ -36,7 +36,7 @@ def run(settings: RunSettings, options: RunOptions) -> None:
         RunError: later; what is on disk by then is whole.
         Interrupted: after SIGINT or SIGTERM.
     """
-    check_views(options.views)
+    check_exports(options.views)
     message = f"interrupted; go on with: {resume_command(options.command[1:])}"
     with Processes.start() as processes, SignalGuard(message, quiet=not processes.first) as guard:
         datasets = {name: read_dataset(name, settings.data) for name in dict.fromkeys(settings.datasets)}
@@ -91,7 +91,7 @@ def _open_folder(
 def _report_finished(folder: RunFolder, options: RunOptions) -> None:
     print(f"{folder.path}: this run is complete, nothing is left to do")
     if not (folder.path / PAGE).is_file():  # killed in its last moments, or its page removed
-        print("\n".join(write_views(folder.path, options.views)))
+        print("\n".join(write_exports(folder.path, options.views)))
     metrics = read_json(folder.path / METRICS)
     check_finished(metrics, folder.manifest.heatmaps or {}, options.max_unreadable)
 
@@ -122,7 +122,7 @@ def _finish_run(
     print(metrics_table(results))
     explained = ("samples" if options.save_all else "wrong predictions") if settings.detector.gradcam.enabled else ""
     print(summary(results, options.output_dir, explained, options.random_weights))
-    print("\n".join(write_views(folder.path, options.views)))
+    print("\n".join(write_exports(folder.path, options.views)))
     check_finished(metrics, heatmaps, options.max_unreadable)
 
 

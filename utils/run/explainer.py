@@ -42,6 +42,7 @@ class Explainer:
         predict: Callable[[Tensor], tuple[Tensor, Tensor]],
     ) -> None:
         self.detector = detector
+        self.gradcam = detector.gradcam
         self.resume = resume
         self.predictions = resume.predictions
         self.folder = folder
@@ -52,7 +53,7 @@ class Explainer:
 
     def predict_and_explain(self, batch: Batch) -> None:
         """Record logits, and write maps, from the same forward pass."""
-        for part in self._parts(batch, [self.detector.gradcam.target] * len(batch.frames)):
+        for part in self._parts(batch, [self.gradcam.target] * len(batch.frames)):
             if part.prediction is not None and len(part.drawn) == len(part.frames):
                 self.predictions.add(part.frames, part.prediction["cls"], part.prediction["prob"])
             else:  # the pass that gave finite maps left some frames out
@@ -78,15 +79,12 @@ class Explainer:
         explanation, kept = self.detector.explain_finite(pixels, label, targets)
         if explanation is None:
             return _Part(frames, pixels, None, [])
-        layers = drawn_layers(self.detector, pixels[kept], explanation)
-        drawn = [
-            Drawn(
-                Sample.of(frames[position], self.detector, explanation, i, layers[i]),
-                pixels[position].permute(1, 2, 0).numpy(),
-                layers[i],
-            )
-            for i, position in enumerate(kept)
-        ]
+        on_device = pixels[kept].to(self.detector.device)
+        images = layer_images(on_device, explanation.layers, self.gradcam.colormap, self.gradcam.signed)
+        drawn = []
+        for i, (position, layers) in enumerate(zip(kept, images)):
+            sample = Sample.of(frames[position], explanation, i, layers, self.detector.settings)
+            drawn.append(Drawn(sample, pixels[position].permute(1, 2, 0).numpy(), layers))
         return _Part(frames, pixels, explanation.prediction, drawn)
 
     def _write(self, part: _Part) -> None:
@@ -104,14 +102,7 @@ class Explainer:
         self.counts.non_finite += [index for index in lost if index not in recorded.unreadable]
 
 
-def drawn_layers(detector: LoadedDetector, pixels: Tensor, explanation: Explanation) -> list[list[LayerImage]]:
-    """The maps of uint8 images (B, 3, H, W), drawn in the detector's colours: one list of layers per image."""
-    gradcam = detector.gradcam
-    return layer_images(pixels.to(detector.device), explanation.layers, gradcam.colormap, gradcam.signed)
-
-
 def explain_images(detector: LoadedDetector, pixels: Tensor) -> tuple[Explanation, list[list[LayerImage]]]:
-    """uint8 images (B, 3, H, W) that belong to no dataset, explained and drawn."""
-    label = torch.zeros(len(pixels), dtype=torch.long)  # not looked at: the target is not "label"
-    explanation = detector.explain(pixels, label, detector.gradcam.target)
-    return explanation, drawn_layers(detector, pixels, explanation)
+    """uint8 images (B, 3, H, W) that belong to no dataset, explained and drawn: one list of layers per image."""
+    explanation, gradcam = detector.explain(pixels), detector.gradcam
+    return explanation, layer_images(pixels.to(detector.device), explanation.layers, gradcam.colormap, gradcam.signed)

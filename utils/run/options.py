@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Sequence
 
 from utils.explanation_metrics.evaluate import ExplanationOptions
-from utils.report.exports import ViewOptions
+from utils.report.exports import ExportOptions
 
 FREE = {"output": False}  # no output depends on the option: a run may be resumed with another value
 
@@ -28,7 +28,7 @@ class RunOptions:
     save_raw: bool
     overwrite: bool = field(metadata=FREE)
     resume: bool = field(metadata=FREE)
-    views: ViewOptions = field(metadata=FREE)
+    views: ExportOptions = field(metadata=FREE)
     explanations: ExplanationOptions | None  # None: not evaluated
     command: Sequence[str] = field(metadata=FREE)
 

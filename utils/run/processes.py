@@ -42,6 +42,9 @@ class Processes(NamedTuple):
 
         own = cls(int(os.environ["RANK"]), size, int(os.environ.get("LOCAL_RANK", "0")))
         own._collective(lambda: dist.init_process_group("gloo", timeout=PATIENCE))
+        # A rank is through as soon as it has found the others. Were it to end before they are, for an error that every
+        # rank will meet, they would take that for the death of a process.
+        own.all_gather(None)
         return own
 
     @property

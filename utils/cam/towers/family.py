@@ -34,7 +34,6 @@ class TowerFamily(abc.ABC):
 
     name: str
     signs: str
-    prefix: int | None = None  # tokens before the patches (CLS, registers); None: read from the tensor
 
     @abc.abstractmethod
     def recognises(self, module: nn.Module) -> bool:
@@ -43,6 +42,10 @@ class TowerFamily(abc.ABC):
     @abc.abstractmethod
     def grid(self, tower: nn.Module, height: int, width: int) -> Grid | None:
         """The patches of an image of that size; None for a network whose activations are (B, C, h, w)."""
+
+    def prefix(self, tower: nn.Module) -> int | None:
+        """How many tokens precede the patches (CLS, registers); None: whatever the tensor has beside the patches."""
+        return None
 
     @abc.abstractmethod
     def block_names(self, tower: nn.Module) -> list[str]:

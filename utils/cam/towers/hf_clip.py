@@ -1,4 +1,4 @@
-"""Hugging Face's CLIP vision tower, as transformers 4 and 5 build it."""
+"""Hugging Face's CLIP vision tower, as transformers 4 and 5 build it, and SigLIP's."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ class HuggingFaceCLIP(TowerFamily):
     That is `CLIPVisionModel` itself in transformers 5, and its `vision_model` in transformers 4.
     """
 
-    name = "Hugging Face CLIP vision towers"
+    name = "Hugging Face CLIP and SigLIP vision towers"
     signs = "embeddings.patch_embedding, and encoder.layers with layer_norm1 and self_attn"
-    prefix = 1
 
     def recognises(self, module: nn.Module) -> bool:
         layers = _submodule(module, "encoder", "layers")
@@ -29,7 +28,11 @@ class HuggingFaceCLIP(TowerFamily):
     def grid(self, tower: nn.Module, height: int, width: int) -> Grid:
         patches: Any = _submodule(tower, "embeddings", "patch_embedding")
         rows, columns = patches.stride
-        return Grid(height // rows, width // columns, prefix=self.prefix)
+        return Grid(height // rows, width // columns, prefix=self.prefix(tower))
+
+    def prefix(self, tower: nn.Module) -> int | None:
+        # SigLIP's tower is built alike, but has no class token.
+        return 1 if _submodule(tower, "embeddings", "class_embedding") is not None else None
 
     def block_names(self, tower: nn.Module) -> list[str]:
         layers: Any = _submodule(tower, "encoder", "layers")

@@ -24,7 +24,7 @@ class PreNormTransformer(TowerFamily):
 
     def grid(self, tower: nn.Module, height: int, width: int) -> Grid:
         rows, columns = _patch_size(tower)
-        return Grid(height // rows, width // columns, prefix=self.prefix)
+        return Grid(height // rows, width // columns, prefix=self.prefix(tower))
 
     def block_names(self, tower: nn.Module) -> list[str]:
         return [name for name, module in tower.named_modules() if _first_norm(module) is not None]

@@ -118,6 +118,7 @@ def test_a_cnn_against_the_closed_form() -> None:
     expected = np.stack([grad_cam(a, g) for a, g in zip(A, G)])
     np.testing.assert_allclose(maps.signed.numpy(), expected, rtol=0, atol=1e-12)
     assert maps.grid == A.shape[2:] and maps.normalised.shape == (3, 40, 56)
+    assert (explanation.method, explanation.site) == ("gradcam", "output")
     with pytest.raises(LayerError, match="legrad"):
         explain(model, image, ["second"], "legrad")
 

@@ -132,6 +132,7 @@ def test_a_sample_of_an_explained_image(flags: dict[str, Any], target: str, tree
     np.testing.assert_allclose(made.logits, logits[2], rtol=1e-5)
     assert made.prob_fake == pytest.approx(float(prob[2]), rel=1e-5)
     assert made.target == target.format(("real", "fake")[int(prob[2] > 0.5)])
+    assert (explanation.method, explanation.site) == ("gradcam", "residual")
     assert (made.method, made.site, made.weights) == ("gradcam", "residual", str(settings.weights_path))
     assert [layer.name for layer in made.layers] == list(explanation.layers)
     for layer, maps in zip(made.layers, explanation.layers.values()):

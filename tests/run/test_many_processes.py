@@ -137,6 +137,40 @@ def test_what_is_wrong_is_told_once(tree: DataTree, commands: CommandServer, tmp
     assert [one.code for one in done] == [2, 2] and "not empty" in done[0].err and done[1].err == ""
 
 
+# RANKS start and end at once, ROUNDS times. Forked, so that a round takes no second; many, so that some are late.
+RANKS, ROUNDS = 8, 5
+ENDS_AT_ONCE = f"""
+import multiprocessing, os, socket
+from utils.run.processes import Processes
+import torch.distributed.nn
+
+def end_at_once(rank, port):
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE="{RANKS}", RANK=str(rank))
+    with Processes.start():
+        os._exit(2)
+
+for _ in range({ROUNDS}):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    context = multiprocessing.get_context("fork")
+    ranks = [context.Process(target=end_at_once, args=(rank, port)) for rank in range({RANKS})]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join(20)
+        rank.kill()
+        rank.join()
+    print(*(rank.exitcode for rank in ranks))
+"""
+
+
+def test_a_rank_that_ends_at_once_does_not_fail_the_others() -> None:
+    """Bad input: no rank ends before every rank has joined."""
+    done = subprocess.run([sys.executable, "-c", ENDS_AT_ONCE], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["2"] * RANKS * ROUNDS, done.stderr
+
+
 # Leaves the names of the threads that are still there when the interpreter ends. Started as `sitecustomize`.
 THREADS = """
 import atexit, os, pathlib

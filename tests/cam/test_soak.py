@@ -1,4 +1,7 @@
-"""Tens of thousands of explanations: nothing that the process holds grows with their number, also from two threads."""
+"""Thousands of explanations: nothing that the process holds grows with their number, also from two threads.
+
+SOAK_CALLS=20000 makes it twenty thousand, by hand.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ from detectors.clip_detector_gradcam import CLIPDetectorWithGradCAM
 from detectors.gradcam_mixin import GradCAMMixin
 from tests.helpers.detectors import images, tiny_detector
 
-CALLS, STEPS = 20_000, 10
+CALLS, STEPS = int(os.environ.get("SOAK_CALLS", "4000")), 10
 
 
 class Block(nn.Module):
@@ -91,7 +94,7 @@ def slope(values: list[int]) -> float:
     return round(float(np.polyfit(np.linspace(0, 1, len(values)), values, 1)[0]), 6)
 
 
-# What may come and go; anything that a single call left behind would be 20,000.
+# What may come and go; anything that a single call left behind would be thousands.
 ALLOWED = {
     "hooks": 0,
     "threads": 0,
@@ -110,7 +113,7 @@ def assert_flat(samples: list[dict[str, int]]) -> None:
 
 
 @pytest.mark.slow
-def test_nothing_grows_with_twenty_thousand_explanations() -> None:
+def test_nothing_grows_with_thousands_of_explanations() -> None:
     model, image = NarrowDetector(), {"image": images(1, pixels=16)}
     for _ in range(500):
         model.generate_gradcam(image)
@@ -162,9 +165,9 @@ def trained(pairs: int, with_maps: bool) -> tuple[list[float], dict[str, torch.T
 
 
 @pytest.mark.slow
-def test_two_thousand_heatmaps_inside_a_training_loop_change_nothing() -> None:
-    losses, weights, samples = trained(2_000, with_maps=True)
-    plain_losses, plain_weights, _ = trained(2_000, with_maps=False)
+def test_hundreds_of_heatmaps_inside_a_training_loop_change_nothing() -> None:
+    losses, weights, samples = trained(400, with_maps=True)
+    plain_losses, plain_weights, _ = trained(400, with_maps=False)
     assert losses == plain_losses and losses[-1] < losses[0]
     assert all(torch.equal(weights[key], plain_weights[key]) for key in weights)
     assert_flat(samples)

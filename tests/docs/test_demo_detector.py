@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,11 +37,8 @@ class DemoSet(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def test_set(tmp_path_factory: pytest.TempPathFactory) -> DemoSet:
-    folder = tmp_path_factory.mktemp("demo")
-    command = [sys.executable, "examples/make_demo_data.py", "--output", str(folder), "--seed", "7", "--split", "test"]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-    paths = sorted(folder.glob("*/frames/*/*.png"))
+def test_set(made_demo: Path) -> DemoSet:
+    paths = sorted((made_demo / "data" / "demo").glob("*/frames/test_*/*.png"))
     images = [cv2.cvtColor(read_image(path), cv2.COLOR_BGR2RGB) for path in paths]
     return DemoSet(paths, torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous())
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import tempfile
 from pathlib import Path
 from typing import Any, Callable, Iterator
@@ -29,7 +30,7 @@ from utils.errors import InputError
 from utils.model.checkpoints import load_weights, read_weights
 from utils.model.config import detector_settings, run_settings
 
-CASES = 2_000  # of each kind of input: datasets, configurations, checkpoints, images
+CASES = int(os.environ.get("FUZZ_CASES", "300"))  # of each kind of input: datasets, configurations, checkpoints, images
 
 
 def fuzzed(cases: int) -> Callable[..., Any]:
@@ -64,7 +65,7 @@ class Outcome:
 def outcome() -> Iterator[Outcome]:
     counted = Outcome()
     yield counted
-    assert min(counted.fine, counted.refused) >= 20, (counted.fine, counted.refused)
+    assert min(counted.fine, counted.refused) >= 10, (counted.fine, counted.refused)
 
 
 @pytest.fixture(scope="module")

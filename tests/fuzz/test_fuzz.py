@@ -30,7 +30,7 @@ from utils.errors import InputError
 from utils.model.checkpoints import load_weights, read_weights
 from utils.model.config import detector_settings, run_settings
 
-CASES = int(os.environ.get("FUZZ_CASES", "300"))  # of each kind of input: datasets, configurations, checkpoints, images
+CASES = int(os.environ.get("FUZZ_CASES", "400"))  # of each kind of input: datasets, configurations, checkpoints, images
 
 
 def fuzzed(cases: int) -> Callable[..., Any]:
@@ -172,7 +172,7 @@ GOOD_CONFIG: dict[str, Any] = {
 @given(
     changes=st.dictionaries(st.sampled_from([*GOOD_CONFIG, "weights_path", "rgb_dir"]) | names, anything, max_size=2)
 )
-@fuzzed(CASES // 4)
+@fuzzed(CASES // 2)
 def test_config_by_value(outcome: Outcome, scratch: Path, changes: dict[str, Any]) -> None:
     config = {**GOOD_CONFIG, "dataset_json_folder": str(scratch), **changes}
     (scratch / "detector.yaml").write_text(json.dumps(config))  # YAML with every character said
@@ -184,7 +184,7 @@ def test_config_by_value(outcome: Outcome, scratch: Path, changes: dict[str, Any
 
 
 @given(data=mutated(yaml.safe_dump(GOOD_CONFIG).encode()))
-@fuzzed(CASES // 4)
+@fuzzed(CASES // 2)
 def test_config_by_bytes(outcome: Outcome, scratch: Path, data: bytes) -> None:
     (scratch / "detector.yaml").write_bytes(data)
     outcome.of(lambda: detector_settings(scratch / "detector.yaml", {}), InputError)
@@ -263,7 +263,7 @@ def saved(**how: Any) -> bytes:
 
 
 @given(data=mutated(saved(), saved(_use_new_zipfile_serialization=False)))
-@fuzzed(CASES // 4)
+@fuzzed(CASES // 2)
 def test_checkpoint_by_bytes(outcome: Outcome, scratch: Path, data: bytes) -> None:
     (scratch / "bytes.pth").write_bytes(data)
     read = outcome.of(lambda: read_weights(scratch / "bytes.pth"), InputError)

@@ -21,7 +21,7 @@ TOP_FILES = (PAGE, REGIONS_FILE, SIMILARITY_FILE, FIFTYONE_FILE)
 
 
 class ExportOptions(NamedTuple):
-    """What is asked for beside the report."""
+    """Exports beside the report."""
 
     tensorboard: Path | None = None
     fiftyone: bool = False

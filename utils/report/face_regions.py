@@ -21,7 +21,7 @@ REGIONS = (
 )  # fmt: skip
 SIZE = 224  # pixels a side at which regions are drawn
 
-JAW, LEFT_BROW, RIGHT_BROW, NOSE = slice(0, 17), slice(17, 22), slice(22, 27), slice(27, 36)
+LEFT_BROW, RIGHT_BROW, NOSE = slice(17, 22), slice(22, 27), slice(27, 36)
 LEFT_EYE, RIGHT_EYE, MOUTH, FOREHEAD = slice(36, 42), slice(42, 48), slice(48, 68), slice(68, 81)
 CHIN = (4, 5, 6, 7, 8, 9, 10, 11, 12, 54, 48)  # jaw points below the mouth's corners, and these corners
 

@@ -19,6 +19,7 @@ from utils.report.exports import TOP_FILES
 from utils.results.manifest import METRICS, DatasetRecord, Manifest, Weights
 from utils.results.run_folder import now
 from utils.run.options import RunOptions
+from utils.version import VERSION
 
 PACKAGES = ("torch", "transformers", "numpy", "cv2", "sklearn")
 
@@ -47,6 +48,7 @@ def run_manifest(
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         threads=torch.get_num_threads(),
         versions={
+            "gradcam_extension": VERSION,
             "python": platform.python_version(),
             **{name: str(importlib.import_module(name).__version__) for name in PACKAGES},
         },

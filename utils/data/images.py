@@ -26,6 +26,7 @@ MAX_PIXELS = 100_000_000
 MAX_SIDE = 32_768
 MAX_FILE_BYTES = 512 * 1024 * 1024
 
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif")  # taken from a folder
 # What OpenCV reads too. Not "whatever Pillow knows": its EPS reader, for one, starts another program.
 FORMATS = ("JPEG", "PNG", "BMP", "DIB", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000")
 

@@ -7,6 +7,7 @@ from typing import Iterator, Mapping, Sequence
 
 import torch
 
+from utils.data.folder_dataset import counted
 from utils.data.frames import Frame
 from utils.data.readers import read_dataset
 from utils.errors import InputError, RunError
@@ -25,7 +26,7 @@ from utils.run.options import RunOptions
 from utils.run.out_of_memory import Halving
 from utils.run.processes import Processes
 from utils.run.summary import DatasetSummary, check_finished, metrics_json, metrics_table, summary
-from utils.text import one_line
+from utils.text import one_line, printable
 
 
 def run(settings: RunSettings, options: RunOptions) -> None:
@@ -40,6 +41,9 @@ def run(settings: RunSettings, options: RunOptions) -> None:
     message = f"interrupted; go on with: {resume_command(options.command[1:])}"
     with Processes.start() as processes, SignalGuard(message, quiet=not processes.first) as guard:
         datasets = {name: read_dataset(name, settings.data) for name in dict.fromkeys(settings.datasets)}
+        if processes.first:
+            for name in settings.data.folders:
+                print(printable(f"{name}: {counted(datasets[name])}"))
         detector = _load_detector(settings, options, processes)
         folder = processes.on_rank_zero(lambda: _open_folder(settings, options, detector, datasets))
         with folder:

@@ -17,7 +17,7 @@ import numpy as np
 
 from utils.data.frames import Frame
 from utils.errors import InputError
-from utils.files import new_folder
+from utils.files import new_folder, read_text
 from utils.gradcam import Explanation
 from utils.model.config import DetectorSettings
 from utils.results.decision import CLASS_NAMES, UNKNOWN, confidence, predicted
@@ -303,7 +303,7 @@ def read_sample(folder: Path, index: int, row: Mapping[str, str] | None) -> Samp
     """A run's sample; where its JSON is gone, what predictions.csv (`row`) has of it; None where that has nothing."""
     path = folder / f"sample{index}.json"
     try:
-        sample = Sample.from_json(json.loads(path.read_text(encoding="utf-8")))
+        sample = Sample.from_json(json.loads(read_text(path)))
         if sample.label == UNKNOWN:
             raise ValueError("a run's samples have labels")
         files = sorted(file.name for file in folder.iterdir())
@@ -329,7 +329,7 @@ def whole_samples(dataset_folder: Path) -> dict[int, list[LayerFacts]]:
     for index, folder in sample_folders(dataset_folder):
         path = folder / f"sample{index}.json"
         try:
-            details = json.loads(path.read_text(encoding="utf-8"))
+            details = json.loads(read_text(path))
             if _sizes(folder) == {**details["files"], path.name: path.stat().st_size}:
                 samples[index] = Sample.from_json(details).layers
         except (OSError, ValueError, KeyError, TypeError):

@@ -32,7 +32,7 @@ from utils.results.decision import UNKNOWN
 from utils.results.sample_folder import Drawn, Sample, write_sample
 from utils.run.explainer import explain_images
 from utils.run.video import explain_video
-from utils.text import printable
+from utils.text import one_line, printable
 
 EMBEDDED_DETECTOR = "config/detector/clip_gradcam_demo.yaml"
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif")
@@ -87,6 +87,7 @@ def main(argv: Sequence[str]) -> int:
         "gradcam_target": args.target, "gradcam_site": args.site, "gradcam_colormap": args.colormap,
         "gradcam_signed": args.signed,
     })  # fmt: skip
+    _make_output(Path(args.output))
     crop = face_cropper(Path(args.landmark_model), detector.settings.resolution) if args.landmark_model else None
     detector.dry_run()
     failed = 0
@@ -102,12 +103,22 @@ def main(argv: Sequence[str]) -> int:
                 drawn = explain_image(detector, image, file, index)
                 write_sample(folder, drawn, save_raw=args.save_raw)
                 print(printable(f"{file}: fake probability {drawn.sample.prob_fake:.4f}, heatmaps in {folder}"))
+                for name in drawn.sample.faint_layers:
+                    print(printable(f"{file}: {name} is faint: a thousand times weaker than another layer"))
         except (UnreadableImage, UnreadableVideo, NoFaceError) as error:
             print(printable(f"{file}: left out: {error}"), file=sys.stderr)
             failed += 1
     if failed:
         raise RunError(f"{failed} of {len(files)} files were left out, see above")
     return 0
+
+
+def _make_output(folder: Path) -> None:
+    """Raises InputError where nothing can be written there, before anything is explained."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--output {folder}: cannot be made ({one_line(error)}); give another folder") from error
 
 
 def is_video(file: Path) -> bool:

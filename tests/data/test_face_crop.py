@@ -71,6 +71,7 @@ class Box:
 class Shape:
     def __init__(self, points: np.ndarray) -> None:
         self.points = points
+        self.num_parts = 81
 
     def part(self, number: int) -> Part:
         return Part(*self.points[FIVE_OF_81.index(number)])

@@ -197,7 +197,7 @@ def test_reader_and_writer(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["out.mp4"]
     reader = VideoReader(tmp_path / "out.mp4")
     frames = list(reader)
-    assert reader.length == len(frames) == 5 and reader.rate == Fraction(30000, 1001) and not reader.broken
+    assert reader.length == len(frames) == 5 and reader.rate == Fraction(30000, 1001) and not reader.faults
     assert frames[3].image.shape == (64, 66, 3) and frames[3].seconds == pytest.approx(3 * 1001 / 30000, abs=1e-3)
     assert np.abs(frames[3].image.astype(int) - images[3][:64, :66]).mean() < 12
     data = (tmp_path / "out.mp4").read_bytes()

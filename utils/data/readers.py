@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Callable, NamedTuple
 
 from utils.data.dataset_json import Video, dataset_file, read_videos
-from utils.data.frame_paths import find_prefix
+from utils.data.frame_paths import find_prefix, first_prefix
 from utils.data.frames import DataSettings, Frame, evenly_spaced
 from utils.data.storage import lmdb_folder, lmdb_path
 from utils.errors import InputError, did_you_mean
@@ -45,8 +45,9 @@ def json_frames(name: str, settings: DataSettings, split: str) -> list[Frame]:
     for video in videos:
         by_label.setdefault(video.label, []).append(video)
     numbers = {label: _class_of(label, name, settings) for label in by_label}
+    places = _locations(name, by_label, settings)
     # Each label once, as (its one string object, its class, where its frames lie): frames come by the million.
-    known = {label: (label, numbers[label], _location(name, group, settings)) for label, group in by_label.items()}
+    known = {label: (label, numbers[label], places[label]) for label in by_label}
     frames: list[Frame] = []
     for video in videos:
         label, number, on_disk = known[video.label]
@@ -55,11 +56,18 @@ def json_frames(name: str, settings: DataSettings, split: str) -> list[Frame]:
     return frames
 
 
-def _location(dataset: str, videos: list[Video], settings: DataSettings) -> Callable[[str], str]:
-    """How the paths of one label become paths on disk, or in an LMDB."""
+def _locations(
+    dataset: str, by_label: dict[str, list[Video]], settings: DataSettings
+) -> dict[str, Callable[[str], str]]:
+    """How the paths of each label become paths on disk, or in an LMDB."""
     if settings.lmdb_dir is not None:
-        return partial(lmdb_path, lmdb_folder(dataset, settings.lmdb_dir))
-    return find_prefix(videos, settings.root).of
+        return dict.fromkeys(by_label, partial(lmdb_path, lmdb_folder(dataset, settings.lmdb_dir)))
+    found = {label: find_prefix(videos, settings.root) for label, videos in by_label.items()}
+    # Of a label whose folder is not there nothing is found: it is looked for, and listed as missing, beside the others.
+    others = next((prefix for prefix in found.values() if prefix is not None), None)
+    return {
+        label: (prefix or others or first_prefix(by_label[label], settings.root)).of for label, prefix in found.items()
+    }
 
 
 def _class_of(label: str, dataset: str, settings: DataSettings) -> int:

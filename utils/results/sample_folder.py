@@ -22,7 +22,7 @@ from utils.gradcam import Explanation
 from utils.model.config import DetectorSettings
 from utils.results.decision import CLASS_NAMES, UNKNOWN, confidence, predicted
 from utils.results.grey_maps import GREY_MAPS, grey_name, raw_arrays, read_grey_map, write_grey_maps
-from utils.results.overlays import Box, LayerImage, comparison, encode, original_box, panels
+from utils.results.overlays import Box, LayerImage, comparison, encode, faint_layers, original_box, panels
 from utils.text import printable
 
 RANDOM_WEIGHTS = "random"
@@ -173,6 +173,11 @@ class Sample:
         return confidence(self.prob_fake)
 
     @property
+    def faint_layers(self) -> list[str]:
+        """The layers that count for next to nothing beside another one."""
+        return faint_layers({layer.name: layer.raw_maximum for layer in self.layers})
+
+    @property
     def correct(self) -> bool | None:
         """None where the label is unknown."""
         return None if self.label == UNKNOWN else self.predicted == self.label
@@ -209,6 +214,7 @@ def metadata_text(sample: Sample) -> str:
         f"Site: {sample.site}",
         f"Weights: {printable(sample.weights)}",
         *(f"Layer {layer.name}: {_map_text(layer)}" for layer in sample.layers),
+        *(f"Faint: {name}, a thousand times weaker than another layer" for name in sample.faint_layers),
     ]
     return "\n".join(lines) + "\n"
 

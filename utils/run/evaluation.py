@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import contextmanager
 from typing import Iterator, Mapping, Sequence
 
 import torch
 
 from utils.data.frames import Frame
+from utils.data.gaps import absent_frames, forgery_gaps
 from utils.data.readers import read_dataset
 from utils.errors import InputError, RunError
 from utils.explanation_metrics.evaluate import check_options
@@ -25,7 +27,7 @@ from utils.run.options import RunOptions
 from utils.run.out_of_memory import Halving
 from utils.run.processes import Processes
 from utils.run.summary import DatasetSummary, check_finished, metrics_json, metrics_table, summary
-from utils.text import one_line
+from utils.text import one_line, printable
 
 
 def run(settings: RunSettings, options: RunOptions) -> None:
@@ -40,6 +42,8 @@ def run(settings: RunSettings, options: RunOptions) -> None:
     message = f"interrupted; go on with: {resume_command(options.command[1:])}"
     with Processes.start() as processes, SignalGuard(message, quiet=not processes.first) as guard:
         datasets = {name: read_dataset(name, settings.data) for name in dict.fromkeys(settings.datasets)}
+        if processes.first:
+            _tell_of_absent_folders(datasets)
         detector = _load_detector(settings, options, processes)
         folder = processes.on_rank_zero(lambda: _open_folder(settings, options, detector, datasets))
         with folder:
@@ -60,6 +64,13 @@ def run(settings: RunSettings, options: RunOptions) -> None:
                 processes.on_rank_zero(lambda: _finish_run(results, folder, settings, options))
     if problem:
         raise RunError(problem)
+
+
+def _tell_of_absent_folders(datasets: Mapping[str, Sequence[Frame]]) -> None:
+    """Say on stderr which parts of the datasets are not there, before hours are spent on the others."""
+    for name, frames in datasets.items():
+        for gaps in forgery_gaps(frames, absent_frames(frames)):
+            print(printable(f"{name}: {gaps.line()}"), file=sys.stderr)
 
 
 def _load_detector(settings: RunSettings, options: RunOptions, processes: Processes) -> LoadedDetector:

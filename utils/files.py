@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import errno
+import hashlib
 import io
 import json
 import os
@@ -89,6 +90,15 @@ def write_whole(path: Path, data: bytes) -> None:
 def write_json(path: Path, values: object) -> None:
     """`values` as indented JSON; NaN is refused, what JSON does not know (paths, dates) becomes a string."""
     write_whole(path, (json.dumps(values, indent=1, allow_nan=False, default=str) + "\n").encode())
+
+
+def sha256_of(path: str | Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        for block in iter(lambda: file.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 # --------------------------------------------------------------------------------------------------------------- CSV

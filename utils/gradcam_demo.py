@@ -21,7 +21,7 @@ from utils.cam.targets import TARGETS
 from utils.command import OneLineParser, run_command
 from utils.data.face_crop import NoFaceError, face_cropper
 from utils.data.frames import Frame
-from utils.data.images import UnreadableImage, decode_image, read_file
+from utils.data.images import IMAGE_SUFFIXES, UnreadableImage, decode_image, read_file
 from utils.data.video_files import VIDEO_SUFFIXES, UnreadableVideo
 from utils.errors import InputError, RunError
 from utils.model.config import detector_settings, find_path
@@ -35,7 +35,6 @@ from utils.run.video import explain_video
 from utils.text import one_line, printable
 
 EMBEDDED_DETECTOR = "config/detector/clip_gradcam_demo.yaml"
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif")
 
 MAX_NAME_BYTES = 200  # of a folder named after an image; file systems take 255, and a little is added
 # The engine knows no flags: what helps where one of its errors is about that setting.
@@ -132,7 +131,7 @@ def find_images(pattern: str) -> list[Path]:
     if path.is_file():
         return [path]
     if path.is_dir():
-        suffixes = SUFFIXES + VIDEO_SUFFIXES
+        suffixes = IMAGE_SUFFIXES + VIDEO_SUFFIXES
         found = [file for file in path.iterdir() if file.suffix.lower() in suffixes and file.is_file()]
         kind = f"no image or video ({', '.join(suffixes)}) in this folder"
     else:

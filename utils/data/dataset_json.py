@@ -3,6 +3,7 @@
     { dataset: { label: { split: { video: {"label": label, "frames": [path, ...]} } } } }
 
 The FaceForensics++ family has one more level, the compression (c23, c40, raw), between split and videos.
+`python -m utils.data.dataset_json FOLDER -o NAME.json` writes one from a folder of images or a CSV.
 """
 
 from __future__ import annotations
@@ -159,3 +160,10 @@ def _listed(names: Iterable[str]) -> str:
 def _typename(value: Any) -> str:
     known = {dict: "an object", list: "a list", str: "a string", bool: "true or false", type(None): "null"}
     return known.get(type(value), "a number")
+
+
+if __name__ == "__main__":
+    from utils.command import run_command
+    from utils.data.write_dataset_json import main
+
+    run_command(main)

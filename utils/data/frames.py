@@ -44,6 +44,7 @@ class DataSettings(NamedTuple):
     sampling: str
     resolution: int
     lmdb_dir: Path | None = None  # where the LMDBs lie, if the images are in them
+    folders: Mapping[str, Path] = {}  # datasets that are a folder of images or a CSV, by name
 
 
 class Batch(NamedTuple):

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from functools import partial
-from pathlib import Path
 from typing import Callable, NamedTuple
 
 from utils.data.dataset_json import Video, dataset_file, read_videos
+from utils.data.folder_dataset import read_labelled
 from utils.data.frame_paths import find_prefix, first_prefix
 from utils.data.frames import DataSettings, Frame, evenly_spaced
 from utils.data.storage import lmdb_folder, lmdb_path
 from utils.errors import InputError, did_you_mean
+from utils.files import sha256_of
 from utils.text import shortened
 
 
@@ -21,7 +23,7 @@ class DatasetReader(NamedTuple):
     kind: str
     reads: Callable[[str, DataSettings], bool]  # whether a name in `test_dataset` is for this reader
     frames: Callable[[str, DataSettings, str], list[Frame]]  # name, settings, split → frames in a fixed order
-    source: Callable[[str, DataSettings], Path]  # the file whose hash identifies the dataset in a run's manifest
+    sha256: Callable[[str, DataSettings], str]  # of what says which frames there are, for a run's manifest
 
 
 def read_dataset(name: str, settings: DataSettings, split: str = "test") -> list[Frame]:
@@ -54,6 +56,24 @@ def json_frames(name: str, settings: DataSettings, split: str) -> list[Frame]:
         for path in _sampled(video.frames, settings.frame_num, settings.sampling):
             frames.append(Frame(on_disk(path), name, label, video.name, number, len(frames)))
     return frames
+
+
+def folder_frames(name: str, settings: DataSettings, split: str) -> list[Frame]:
+    """The frames of a folder or a CSV of `settings.folders`; it has no splits. Raises InputError."""
+    frames: list[Frame] = []
+    for number, video in read_labelled(settings.folders[name]):
+        for path in _sampled(video.frames, settings.frame_num, settings.sampling):
+            frames.append(Frame(path, name, video.label, video.name, number, len(frames)))
+    return frames
+
+
+def _folder_sha256(name: str, settings: DataSettings) -> str:
+    """Of the CSV, or of the list of images and their labels."""
+    path = settings.folders[name]
+    if path.is_file():
+        return sha256_of(path)
+    listed = "\n".join(repr((number, tuple(video))) for number, video in read_labelled(path))
+    return hashlib.sha256(listed.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _locations(
@@ -103,7 +123,14 @@ JSON_READER = DatasetReader(
     kind="dataset JSON",
     reads=lambda name, settings: True,
     frames=json_frames,
-    source=lambda name, settings: dataset_file(name, settings.json_folder),
+    sha256=lambda name, settings: sha256_of(dataset_file(name, settings.json_folder)),
 )
 # Tried in order, before the dataset JSON.
-READERS: list[DatasetReader] = []
+READERS: list[DatasetReader] = [
+    DatasetReader(
+        kind="folder of images, or CSV",
+        reads=lambda name, settings: name in settings.folders,
+        frames=folder_frames,
+        sha256=_folder_sha256,
+    )
+]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, Mapping, NamedTuple
+from typing import Any, Mapping, NamedTuple, Sequence
 
 import yaml
 
+from utils.data.folder_dataset import dataset_name, is_path
 from utils.data.frames import DataSettings
 from utils.errors import InputError
 from utils.files import TRAINING_FOLDER, read_text
@@ -81,10 +82,12 @@ def run_settings(detector_path: Path, test_config: Path | None, flags: Mapping[s
     test_config = TRAINING_FOLDER / "config" / "test_config.yaml" if test_config is None else test_config
     config = _overridden({**read_yaml(detector_path), **read_yaml(test_config)}, flags)
     section = Section(config, f"{detector_path} + {test_config.name}")
+    data = _data_settings(section)
+    datasets, folders = _datasets(section.strings("test_dataset"), data.json_folder)
     return RunSettings(
         detector=_detector_settings(section, config),
-        datasets=section.strings("test_dataset"),
-        data=_data_settings(section),
+        datasets=datasets,
+        data=data._replace(folders=folders),
         batch_size=section.count("test_batchSize", 32, least=1, most=MAX_BATCH),
         workers=section.count("workers", 2, most=MAX_WORKERS),
         seed=section.count("manualSeed", 1024),
@@ -141,6 +144,22 @@ def _data_settings(section: Section) -> DataSettings:
         resolution=section.count("resolution", 224, least=1, most=MAX_RESOLUTION),
         lmdb_dir=lmdb_dir,
     )
+
+
+def _datasets(entries: Sequence[str], json_folder: Path) -> tuple[list[str], dict[str, Path]]:
+    """Names of the datasets and, of those that are a folder or a CSV, where it is. Raises InputError."""
+    names: dict[str, str] = {}  # name → entry
+    folders = {}
+    for entry in entries:
+        name = entry
+        if is_path(entry, json_folder):
+            name = dataset_name(Path(entry))
+            folders[name] = Path(entry).absolute()
+        if names.setdefault(name, entry) != entry:
+            raise InputError(
+                f"test_dataset: {names[name]!r} and {entry!r} are both called {name!r}: rename one of them"
+            )
+    return list(names), folders
 
 
 def _existing_or_none(root: Any) -> Path | None:

@@ -8,6 +8,7 @@ from typing import Iterator, Mapping, Sequence
 
 import torch
 
+from utils.data.folder_dataset import counted
 from utils.data.frames import Frame
 from utils.data.gaps import absent_frames, forgery_gaps
 from utils.data.readers import read_dataset
@@ -44,6 +45,8 @@ def run(settings: RunSettings, options: RunOptions) -> None:
         datasets = {name: read_dataset(name, settings.data) for name in dict.fromkeys(settings.datasets)}
         if processes.first:
             _tell_of_absent_folders(datasets)
+            for name in settings.data.folders:
+                print(printable(f"{name}: {counted(datasets[name])}"))
         detector = _load_detector(settings, options, processes)
         folder = processes.on_rank_zero(lambda: _open_folder(settings, options, detector, datasets))
         with folder:

@@ -13,12 +13,13 @@ import torch
 from utils.data.frames import Frame
 from utils.data.readers import reader_of
 from utils.explanation_metrics.output import CSV_FILE, JSON_FILE
-from utils.model.checkpoints import sha256_of
+from utils.files import sha256_of
 from utils.model.config import RunSettings
 from utils.report.exports import TOP_FILES
 from utils.results.manifest import METRICS, DatasetRecord, Manifest, Weights
 from utils.results.run_folder import now
 from utils.run.options import RunOptions
+from utils.version import VERSION
 
 PACKAGES = ("torch", "transformers", "numpy", "cv2", "sklearn")
 
@@ -38,7 +39,7 @@ def run_manifest(
         datasets={
             name: DatasetRecord(
                 frames=len(frames),
-                json_sha256=sha256_of(reader_of(name, settings.data).source(name, settings.data)),
+                json_sha256=reader_of(name, settings.data).sha256(name, settings.data),
                 frames_sha256=_frames_sha256(frames),
             )
             for name, frames in datasets.items()
@@ -47,6 +48,7 @@ def run_manifest(
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         threads=torch.get_num_threads(),
         versions={
+            "gradcam_extension": VERSION,
             "python": platform.python_version(),
             **{name: str(importlib.import_module(name).__version__) for name in PACKAGES},
         },

@@ -128,15 +128,16 @@ def is_video(file: Path) -> bool:
 def find_images(pattern: str) -> list[Path]:
     """The images and videos that a file, folder or pattern names, sorted. Raises InputError where there are none."""
     path = Path(pattern)
-    if path.is_file():
+    if os.path.isfile(path):  # noqa: PTH113 (Path's fails for a name of 300 letters)
         return [path]
-    if path.is_dir():
+    if os.path.isdir(path):  # noqa: PTH112
         suffixes = IMAGE_SUFFIXES + VIDEO_SUFFIXES
         found = [file for file in path.iterdir() if file.suffix.lower() in suffixes and file.is_file()]
         kind = f"no image or video ({', '.join(suffixes)}) in this folder"
     else:
         found = [Path(name) for name in glob.glob(pattern, recursive=True) if Path(name).is_file()]  # noqa: PTH207
-        kind = "no such file, folder, or file that the pattern matches"
+        special = os.path.exists(path)  # noqa: PTH110
+        kind = "a pipe, socket or device" if special else "no such file, folder, or file that the pattern matches"
     if not found:
         raise InputError(f"--input {pattern!r}: {kind}")
     return sorted(found)

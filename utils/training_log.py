@@ -68,7 +68,8 @@ def captions(prob_fake: Tensor, label: Tensor | None) -> list[str]:
 def grid(images: Tensor, drawn: Tensor, texts: Sequence[str]) -> Tensor:
     """Both (B, 3, H, W) uint8 → (3, rows, columns): each image above its drawing and its text, eight side by side."""
     width = images.shape[-1]
-    lines = [torch.from_numpy(text_line(text, width, LINE, LETTERS, centred=True)).permute(2, 0, 1) for text in texts]
+    drawn_texts = [text_line(text, width, LINE, LETTERS, centred=True) for text in texts]
+    lines = [torch.from_numpy(line.copy()).permute(2, 0, 1) for line in drawn_texts]
     pairs = torch.cat([images, drawn, torch.stack(lines).to(images.device)], dim=2)
     missing = -len(pairs) % min(COLUMNS, len(pairs))
     padded = torch.cat([pairs, pairs.new_full((missing, *pairs.shape[1:]), 255)])

@@ -25,6 +25,10 @@ class Prefix(NamedTuple):
             plain = plain.lstrip("/").split("/", self.drop)[-1]
         return f"{self.folder}/{plain}" if self.folder else plain
 
+    def dropped(self, path: str) -> list[str]:
+        """The leading folders of `path` that are taken off."""
+        return _plain(path).lstrip("/").split("/")[: self.drop]
+
 
 def first_prefix(videos: list[Video], root: Path | None) -> Prefix:
     """Where the videos are looked for first."""

@@ -6,7 +6,7 @@ import difflib
 import os
 import re
 from pathlib import Path
-from typing import Collection, Iterable, NamedTuple, Sequence
+from typing import Collection, Iterable, Mapping, NamedTuple, Sequence
 
 from utils.data.frames import Frame
 from utils.data.images import NO_FOLDER
@@ -134,14 +134,13 @@ def write_gaps(path: Path, gaps: Iterable[ForgeryGaps]) -> None:
 def read_gaps(path: Path) -> list[ForgeryGaps]:
     """The rows of such a table. Raises InputError where it is none."""
     try:
-        return [
-            ForgeryGaps(
-                row["forgery"],
-                *(int(row[name]) for name in ForgeryGaps._fields[1:6]),
-                row["first_absent"],
-                row["beside"],
-            )
-            for row in read_table(path)
-        ]
+        return [_from_row(row) for row in read_table(path)]
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path}: is not as a run writes it; run again") from error
+
+
+def _from_row(row: Mapping[str, str]) -> ForgeryGaps:
+    numbers = [int(row[name]) for name in ("frames", "folders", "absent_frames", "absent_folders", "unreadable_frames")]
+    return ForgeryGaps(
+        row["forgery"], numbers[0], numbers[1], numbers[2], numbers[3], numbers[4], row["first_absent"], row["beside"]
+    )

@@ -9,7 +9,7 @@ from typing import Callable, NamedTuple
 
 from utils.data.dataset_json import Video, dataset_file, read_videos
 from utils.data.folder_dataset import read_labelled
-from utils.data.frame_paths import find_prefix, first_prefix
+from utils.data.frame_paths import Prefix, find_prefix, first_prefix
 from utils.data.frames import DataSettings, Frame, evenly_spaced
 from utils.data.storage import lmdb_folder, lmdb_path
 from utils.errors import InputError, did_you_mean
@@ -83,11 +83,17 @@ def _locations(
     if settings.lmdb_dir is not None:
         return dict.fromkeys(by_label, partial(lmdb_path, lmdb_folder(dataset, settings.lmdb_dir)))
     found = {label: find_prefix(videos, settings.root) for label, videos in by_label.items()}
-    # Of a label whose folder is not there nothing is found: it is looked for, and listed as missing, beside the others.
-    others = next((prefix for prefix in found.values() if prefix is not None), None)
-    return {
-        label: (prefix or others or first_prefix(by_label[label], settings.root)).of for label, prefix in found.items()
-    }
+    first = {label: videos[0].frames[0] for label, videos in by_label.items()}
+
+    def beside_others(label: str) -> Prefix:
+        """For a label of which nothing is found: as of one that begins with the same folders, so that its own folder is
+        looked for, and named as missing, where the other's is."""
+        for other, prefix in found.items():
+            if prefix is not None and prefix.dropped(first[other]) == prefix.dropped(first[label]):
+                return prefix
+        return first_prefix(by_label[label], settings.root)
+
+    return {label: (prefix or beside_others(label)).of for label, prefix in found.items()}
 
 
 def _class_of(label: str, dataset: str, settings: DataSettings) -> int:

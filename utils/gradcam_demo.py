@@ -86,9 +86,9 @@ def main(argv: Sequence[str]) -> int:
         "gradcam_target": args.target, "gradcam_site": args.site, "gradcam_colormap": args.colormap,
         "gradcam_signed": args.signed,
     })  # fmt: skip
-    _make_output(Path(args.output))
     crop = face_cropper(Path(args.landmark_model), detector.settings.resolution) if args.landmark_model else None
     detector.dry_run()
+    _make_output(Path(args.output))
     failed = 0
     for index, (file, folder) in enumerate(zip(files, output_folders(files, Path(args.output)))):
         try:

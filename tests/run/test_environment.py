@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import socket
+import time
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -13,9 +16,10 @@ from tests.helpers.datasets import DataTree, change_yaml, data_settings
 from utils.data.dataset_json import MAX_DATASET_NAME_BYTES
 from utils.data.frames import frame_loader
 from utils.data.readers import read_dataset
-from utils.errors import InputError
+from utils.errors import InputError, RunError
 from utils.model.checkpoints import read_weights
 from utils.model.config import read_yaml, run_settings
+from utils.run import processes
 from utils.run.processes import Processes
 
 RENDEZVOUS = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
@@ -47,6 +51,19 @@ def test_processes_that_nobody_started(
     with pytest.raises(InputError) as refused:
         Processes.start()
     assert message in str(refused.value) and "unset WORLD_SIZE" in str(refused.value)
+
+
+def test_a_process_that_never_starts_is_not_waited_for_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    for name, value in {"WORLD_SIZE": "2", "RANK": "0", **RENDEZVOUS, "MASTER_PORT": port}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(processes, "JOINING", timedelta(seconds=1))
+    start = time.monotonic()
+    with pytest.raises(RunError, match="another process of this run has ended or does not answer"):
+        Processes.start()
+    assert time.monotonic() - start < 20
 
 
 @pytest.mark.parametrize(

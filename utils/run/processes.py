@@ -21,6 +21,7 @@ T = TypeVar("T")
 # The death of a process ends the waiting of the others at once; this covers a node that drops off the network. It is
 # also how long the fastest rank waits for the slowest.
 PATIENCE = timedelta(hours=2)
+JOINING = timedelta(minutes=10)  # how long the first processes wait for the last ones to start
 MAX_PROCESSES = 100_000
 
 
@@ -54,9 +55,17 @@ class Processes(NamedTuple):
         # Its functions keep the group of the time they are defined as a default. Imported later, by transformers say,
         # they keep gloo's threads alive until the interpreter exits, which then at times aborts.
         import torch.distributed.nn  # noqa: F401
+        from torch.distributed.rendezvous import rendezvous
 
         own = cls(rank, size, local_rank)
-        own._collective(lambda: dist.init_process_group("gloo", timeout=PATIENCE))
+
+        def join() -> None:
+            store, _, _ = next(rendezvous("env://", rank, size, timeout=JOINING))
+            store.set_timeout(PATIENCE)
+            store = dist.PrefixStore("run", store)
+            dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=PATIENCE)
+
+        own._collective(join)
         # A rank is through as soon as it has found the others. Were it to end before they are, for an error that every
         # rank will meet, they would take that for the death of a process.
         own.all_gather(None)

@@ -191,7 +191,7 @@ def test_a_forgery_whose_folder_is_absent(commands: CommandServer, data_tree: Da
 
 def test_the_demo_where_nothing_can_be_written(commands: CommandServer, data_tree: DataTree, tmp_path: Path) -> None:
     image = data_tree.frames["toy_Fake"][0]
-    flags = ["--detector_path", data_tree.detector_yaml, "--device", "cpu", "--input", image, "--output"]
+    flags = ["--detector_path", str(data_tree.detector_yaml), "--device", "cpu", "--input", str(image), "--output"]
     below_a_file = commands.run("utils/gradcam_demo.py", *flags, image / "out", cwd=tmp_path)
     assert below_a_file.code == 2 and below_a_file.err.startswith("error: --output ")
     quota = commands.start(

@@ -298,8 +298,8 @@ def test_a_video_without_an_image_leaves_nothing_and_the_next_input_is_done(
     without_images(inputs / "a.mp4")
     cv2.imwrite(str(inputs / "b.png"), shots(1)[0])
     out = tmp_path / "out"
-    flags = ["--detector_path", data_tree.detector_yaml, "--device", "cpu", "--input", inputs, "--output", out]
-    done = commands.run(DEMO, *flags, cwd=tmp_path)
+    flags = ["--detector_path", str(data_tree.detector_yaml), "--device", "cpu", "--input", str(inputs)]
+    done = commands.run(DEMO, *flags, "--output", out, cwd=tmp_path)
     assert done.code == 1 and "Traceback" not in done.err
     said = done.err.splitlines()
     assert said[0].startswith(f"{inputs / 'a.mp4'}: left out: no frame of the video can be decoded") and len(said) == 2

@@ -76,12 +76,16 @@ def test_the_command(tmp_path: Path) -> None:
 
 
 def test_frames_per_video_as_a_histogram() -> None:
-    bars, text = video_histogram([32] * 8 + [30, 31])
+    histogram = video_histogram([32] * 8 + [30, 31])
+    assert histogram is not None and (histogram.least, histogram.most) == (30, 32)
+    bars, text = histogram.bars, histogram.text
     assert [(round(height, 2), title) for _, _, height, title in bars] == [
         (12.5, "1 videos of 30 frames"), (12.5, "1 videos of 31 frames"), (100.0, "8 videos of 32 frames")
     ]  # fmt: skip
     assert text == "10 videos; 8 of them have 32 frames, the fewest 30, the most 32"
-    wide, _ = video_histogram([1, 300])  # in 20 bins of 15
+    histogram = video_histogram([1, 300])  # in 20 bins of 15
+    assert histogram is not None
+    wide = histogram.bars
     assert [title for *_, title in wide] == ["1 videos of 1 to 15 frames", "1 videos of 286 to 300 frames"]
     assert all(x >= 0 and x + width <= 100 for x, width, _, _ in wide) and wide[1][0] > 90
-    assert video_histogram([]) == ([], "")
+    assert video_histogram([]) is None

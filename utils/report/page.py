@@ -145,6 +145,15 @@ def weights_text(run: RunOnDisk) -> str:
 # --------------------------------------------------------------------------------------------------------- the header
 
 
+class VideoHistogram(NamedTuple):
+    """How many videos have how many frames, from the fewest to the most; bars as in `DatasetView`."""
+
+    bars: list[tuple[float, float, float, str]]
+    least: int
+    most: int
+    text: str
+
+
 class DatasetView(NamedTuple):
     """One dataset in the header. Curves are points of an SVG of 100 × 100; bars are (x, width, height, title)."""
 
@@ -154,8 +163,7 @@ class DatasetView(NamedTuple):
     roc_label: str
     bars: dict[str, list[tuple[float, float, float, str]]]
     frames: int
-    video_bars: list[tuple[float, float, float, str]]
-    video_text: str
+    videos: VideoHistogram | None
     gaps: list[ForgeryGaps]
 
 
@@ -172,7 +180,7 @@ def dataset_view(data: DatasetOnDisk) -> DatasetView:
         f"ROC curve of {data.name}" + (f", AUC {metrics['auc']:.4f}" if metrics.get("auc") is not None else ""),
         histogram_bars(data.label, data.prob_fake),
         len(data.label),
-        *video_histogram(data.video_frames),
+        video_histogram(data.video_frames),
         data.gaps,
     )
 
@@ -208,10 +216,10 @@ def histogram_bars(label: np.ndarray, prob_fake: np.ndarray) -> dict[str, list[t
     }  # fmt: skip
 
 
-def video_histogram(counts: Sequence[int]) -> tuple[list[tuple[float, float, float, str]], str]:
-    """How many frames the videos have: bars as in `histogram_bars`, the highest 100 high, and a sentence."""
+def video_histogram(counts: Sequence[int]) -> VideoHistogram | None:
+    """How many frames the videos have; None without a video."""
     if not counts:
-        return [], ""
+        return None
     least, most = min(counts), max(counts)
     step = -(-(most - least + 1) // BINS)
     numbers = Counter((count - least) // step for count in counts)
@@ -225,7 +233,7 @@ def video_histogram(counts: Sequence[int]) -> tuple[list[tuple[float, float, flo
         )
     usual, often = Counter(counts).most_common(1)[0]
     text = f"{len(counts):,} videos; {often:,} of them have {usual} frames, the fewest {least}, the most {most}"
-    return bars, text
+    return VideoHistogram(bars, least, most, text)
 
 
 def pattern_view(patterns: Patterns, run: RunOnDisk) -> dict[str, Any]:

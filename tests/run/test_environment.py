@@ -77,6 +77,8 @@ def test_a_process_that_never_starts_is_not_waited_for_without_end(monkeypatch: 
         (["--weights_path", "x" * 5000], "weights file 'xxx"),
         (["--detector_path", "x" * 5000], "detector YAML 'xxx"),
         (["--test_dataset", "x" * (MAX_DATASET_NAME_BYTES + 1)], "is not a dataset name"),
+        (["--test_dataset", "x" * 5000], "is not a dataset name"),
+        (["--test_dataset", "x/" + "x" * 5000], "there is no folder and no CSV"),
     ],
 )
 def test_numbers_and_names_that_no_machine_takes(

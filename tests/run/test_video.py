@@ -239,6 +239,19 @@ def test_the_overlay_keeps_the_times_of_a_clip_of_variable_rate(
         np.testing.assert_allclose([float(row["seconds"]) for row in csv.DictReader(file)], times, atol=2e-3)
 
 
+def test_a_video_that_could_not_be_finished_leaves_no_file(tmp_path: Path) -> None:
+    def fails() -> None:
+        with video_writer(tmp_path / "out.mp4", Fraction(10)) as write:
+            write(shots(1)[0], 0.0)
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fails()
+    with video_writer(tmp_path / "none.mp4", Fraction(10)):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_times_that_stand_still_or_go_back_are_written_in_order(tmp_path: Path) -> None:
     with video_writer(tmp_path / "out.mp4", Fraction(10)) as write:
         for image, seconds in zip(shots(4), (0.0, 0.0, 0.5, 0.2)):

@@ -134,13 +134,24 @@ def video_writer(path: Path, rate: Fraction) -> Iterator[Callable[[np.ndarray, f
     The file appears when whole, and not at all where nothing was appended. An odd last row or column is left out, since
     H.264's colours are of half the size. `rate` only tells how long the last image is shown.
     """
+    partial = path.with_name(f".{path.name}.partial.mp4")
+    try:
+        with _writer_to(partial, rate) as write:
+            yield write
+        if partial.exists() and partial.stat().st_size:  # else nothing was appended
+            partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def _writer_to(path: Path, rate: Fraction) -> Iterator[Callable[[np.ndarray, float], None]]:
     import av
 
-    partial = path.with_name(f".{path.name}.partial.mp4")
     stream: Any = None
     shown = -1
     # faststart puts the index first, so that a browser plays before it has the whole file.
-    with av.open(str(partial), "w", options={"movflags": "faststart"}) as container:
+    with av.open(str(path), "w", options={"movflags": "faststart"}) as container:
 
         def write(image: np.ndarray, seconds: float) -> None:
             nonlocal stream, shown
@@ -160,7 +171,3 @@ def video_writer(path: Path, rate: Fraction) -> Iterator[Callable[[np.ndarray, f
         yield write
         if stream is not None:
             container.mux(stream.encode(None))
-    if stream is not None:
-        partial.replace(path)
-    else:
-        partial.unlink(missing_ok=True)

@@ -167,6 +167,6 @@ def _existing_or_none(root: Any) -> Path | None:
     if not isinstance(root, str):
         return None
     for folder in (Path.cwd(), TRAINING_FOLDER, TRAINING_FOLDER.parent):
-        if (folder / root).is_dir():
+        if os.path.isdir(folder / root):  # noqa: PTH112
             return folder / root
     return None

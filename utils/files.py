@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import errno
 import hashlib
 import io
 import json
 import os
 import shutil
+import stat
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, BinaryIO, Iterable, Iterator, Sequence
@@ -17,6 +19,33 @@ from utils.text import AS_IT_CAME
 
 # The folder that holds config/, detectors/ and test_with_gradcam.py: this repository's root or the host's training/.
 TRAINING_FOLDER = Path(__file__).resolve().parent.parent
+
+MOST_TEXT_BYTES = 64 * 1024**2  # of a configuration or of a JSON file that a run has written
+
+
+def kind_of(mode: int) -> str:
+    """What a file's mode says it is: "file", "folder", "pipe", "socket" or "device"."""
+    known = {stat.S_IFREG: "file", stat.S_IFDIR: "folder", stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket"}
+    return known.get(stat.S_IFMT(mode), "device")
+
+
+def check_ordinary(path: str | Path, most_bytes: int | None = None) -> None:
+    """Raises OSError, its `strerror` the reason, unless `path` is an ordinary file of at most `most_bytes`.
+
+    Called before a file from outside is opened: a pipe, a socket or a device might never end, or never begin.
+    """
+    info = os.stat(path)  # noqa: PTH116
+    kind = kind_of(info.st_mode)
+    if kind != "file":
+        raise OSError(errno.EISDIR if kind == "folder" else errno.EINVAL, f"it is a {kind}, not a file", str(path))
+    if most_bytes is not None and info.st_size > most_bytes:
+        raise OSError(errno.EFBIG, f"{info.st_size:,} bytes, more than the {most_bytes:,} allowed", str(path))
+
+
+def read_text(path: Path, encoding: str = "utf-8", most_bytes: int = MOST_TEXT_BYTES) -> str:
+    """The text of an ordinary file of at most `most_bytes`. Raises OSError or UnicodeDecodeError."""
+    check_ordinary(path, most_bytes)
+    return path.read_text(encoding=encoding)
 
 
 def new_file(path: Path) -> BinaryIO:

@@ -32,7 +32,7 @@ from utils.results.decision import UNKNOWN
 from utils.results.sample_folder import Drawn, Sample, write_sample
 from utils.run.explainer import explain_images
 from utils.run.video import explain_video
-from utils.text import printable
+from utils.text import one_line, printable
 
 EMBEDDED_DETECTOR = "config/detector/clip_gradcam_demo.yaml"
 
@@ -89,6 +89,7 @@ def main(argv: Sequence[str]) -> int:
     })  # fmt: skip
     crop = face_cropper(Path(args.landmark_model), detector.settings.resolution) if args.landmark_model else None
     detector.dry_run()
+    _make_output(Path(args.output))
     failed = 0
     for index, (file, folder) in enumerate(zip(files, output_folders(files, Path(args.output)))):
         try:
@@ -102,12 +103,22 @@ def main(argv: Sequence[str]) -> int:
                 drawn = explain_image(detector, image, file, index)
                 write_sample(folder, drawn, save_raw=args.save_raw)
                 print(printable(f"{file}: fake probability {drawn.sample.prob_fake:.4f}, heatmaps in {folder}"))
+                for name in drawn.sample.faint_layers:
+                    print(printable(f"{file}: {name} is faint: a thousand times weaker than another layer"))
         except (UnreadableImage, UnreadableVideo, NoFaceError) as error:
             print(printable(f"{file}: left out: {error}"), file=sys.stderr)
             failed += 1
     if failed:
         raise RunError(f"{failed} of {len(files)} files were left out, see above")
     return 0
+
+
+def _make_output(folder: Path) -> None:
+    """Raises InputError where nothing can be written there, before anything is explained."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--output {folder}: cannot be made ({one_line(error)}); give another folder") from error
 
 
 def is_video(file: Path) -> bool:
@@ -118,15 +129,16 @@ def is_video(file: Path) -> bool:
 def find_images(pattern: str) -> list[Path]:
     """The images and videos that a file, folder or pattern names, sorted. Raises InputError where there are none."""
     path = Path(pattern)
-    if path.is_file():
+    if os.path.isfile(path):  # noqa: PTH113 (Path's fails for a name of 300 letters)
         return [path]
-    if path.is_dir():
+    if os.path.isdir(path):  # noqa: PTH112
         suffixes = IMAGE_SUFFIXES + VIDEO_SUFFIXES
         found = [file for file in path.iterdir() if file.suffix.lower() in suffixes and file.is_file()]
         kind = f"no image or video ({', '.join(suffixes)}) in this folder"
     else:
         found = [Path(name) for name in glob.glob(pattern, recursive=True) if Path(name).is_file()]  # noqa: PTH207
-        kind = "no such file, folder, or file that the pattern matches"
+        special = os.path.exists(path)  # noqa: PTH110
+        kind = "a pipe, socket or device" if special else "no such file, folder, or file that the pattern matches"
     if not found:
         raise InputError(f"--input {pattern!r}: {kind}")
     return sorted(found)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from utils.data.annotations import read_landmarks, read_mask
+from utils.data.annotations import face_points, read_mask
 from utils.data.frames import DataSettings, Frame, frame_loader
 from utils.data.images import UnreadableImage, decode_image
 from utils.data.readers import read_dataset
@@ -101,13 +101,9 @@ def _mask(frame: Frame, resolution: int) -> tuple[str, np.ndarray]:
 def _face_points(frame: Frame) -> np.ndarray | None:
     """Landmarks in shares of the stored image's size; None where none can be read."""
     try:
-        points = read_landmarks(frame.path)
-        if points is None:
-            return None
-        height, width = decode_image(read_bytes(frame.path), None).shape[:2]
+        return face_points(frame.path)
     except UnreadableImage:
         return None
-    return points / np.array([width, height], dtype=np.float32)
 
 
 def _whole_face_forgeries(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from utils.errors import InputError
+from utils.files import check_ordinary
 from utils.model.checkpoint_families import family_of
 from utils.model.checkpoint_families.renaming import KeysCollide, renamed
 from utils.text import one_line, shortened
@@ -77,6 +78,7 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
 def _check_file(path: Path) -> None:
     """Refuse what the first bytes show to be no checkpoint. Raises InputError."""
     try:
+        check_ordinary(path)
         with path.open("rb") as file:
             head = file.read(64)
     except IsADirectoryError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, Mapping, NamedTuple, Sequence
 
@@ -10,13 +11,16 @@ import yaml
 from utils.data.folder_dataset import dataset_name, is_path
 from utils.data.frames import DataSettings
 from utils.errors import InputError
-from utils.files import TRAINING_FOLDER
+from utils.files import TRAINING_FOLDER, read_text
 from utils.model.backbone_config import backbone_config
 from utils.model.config_values import Section, refuse_odd_values
 from utils.model.gradcam_settings import GradCAMSettings, gradcam_settings
+from utils.text import one_line, shortened
 
 SELECTIONS = ("confident", "first", "random")
 SAMPLINGS = ("even", "host", "host_sorted")
+# Beyond these the machine would give up, after a while and in other words.
+MAX_BATCH, MAX_WORKERS, MAX_RESOLUTION = 1_000_000, 1_000, 8_192
 
 
 class DetectorSettings(NamedTuple):
@@ -43,9 +47,9 @@ class RunSettings(NamedTuple):
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML file that holds a mapping. Raises InputError for anything else."""
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.safe_load(read_text(path))
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); give the path of a YAML file") from error
+        raise InputError(f"{path}: cannot be read ({one_line(error)}); give the path of a YAML file") from error
     # Beside its own errors PyYAML passes on ValueError, IndexError, RecursionError, KeyError.
     except Exception as error:
         raise InputError(f"{path}: is not valid YAML ({' '.join(str(error).split())[:200]})") from error
@@ -64,11 +68,10 @@ def find_path(path: str | Path, what: str, where: str) -> Path:
     """
     tried = [folder / path for folder in dict.fromkeys((Path.cwd(), TRAINING_FOLDER, TRAINING_FOLDER.parent))]
     for candidate in tried:
-        if candidate.exists():
+        if os.path.exists(candidate):  # noqa: PTH110 (Path's fails for a name of 5,000 letters)
             return candidate
-    raise InputError(
-        f"{where}: {what} {str(path)!r} is not there; looked at {', '.join(map(str, dict.fromkeys(tried)))}"
-    )
+    looked = ", ".join(shortened(str(place), 300) for place in dict.fromkeys(tried))
+    raise InputError(f"{where}: {what} {shortened(str(path), 300)!r} is not there; looked at {looked}")
 
 
 def run_settings(detector_path: Path, test_config: Path | None, flags: Mapping[str, Any]) -> RunSettings:
@@ -85,8 +88,8 @@ def run_settings(detector_path: Path, test_config: Path | None, flags: Mapping[s
         detector=_detector_settings(section, config),
         datasets=datasets,
         data=data._replace(folders=folders),
-        batch_size=section.count("test_batchSize", 32, least=1),
-        workers=section.count("workers", 2),
+        batch_size=section.count("test_batchSize", 32, least=1, most=MAX_BATCH),
+        workers=section.count("workers", 2, most=MAX_WORKERS),
         seed=section.count("manualSeed", 1024),
     )
 
@@ -107,7 +110,7 @@ def _detector_settings(section: Section, config: dict[str, Any]) -> DetectorSett
         config=config,
         model_name=section.string("model_name"),
         weights_path=_weights_path(section),
-        resolution=section.count("resolution", 224, least=1),
+        resolution=section.count("resolution", 224, least=1, most=MAX_RESOLUTION),
         gradcam=gradcam_settings(config, section.where),
     )
 
@@ -138,7 +141,7 @@ def _data_settings(section: Section) -> DataSettings:
         compression=section.string("compression", "c23"),
         frame_num=frame_num,
         sampling=section.choice("frame_sampling", SAMPLINGS, "even"),
-        resolution=section.count("resolution", 224, least=1),
+        resolution=section.count("resolution", 224, least=1, most=MAX_RESOLUTION),
         lmdb_dir=lmdb_dir,
     )
 
@@ -164,6 +167,6 @@ def _existing_or_none(root: Any) -> Path | None:
     if not isinstance(root, str):
         return None
     for folder in (Path.cwd(), TRAINING_FOLDER, TRAINING_FOLDER.parent):
-        if (folder / root).is_dir():
+        if os.path.isdir(folder / root):  # noqa: PTH112
             return folder / root
     return None

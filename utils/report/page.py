@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
+from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple, Sequence
 
@@ -17,6 +18,7 @@ import numpy as np
 import yaml
 
 from utils.command import OneLineParser
+from utils.data.gaps import ForgeryGaps
 from utils.errors import InputError
 from utils.files import write_whole
 from utils.report.aggregates import Patterns, write_patterns
@@ -130,6 +132,7 @@ def notes(run: RunOnDisk) -> list[str]:
             lines.append(
                 f"{data.name}: {data.unreadable} frames could not be read; {data.name}/unreadable.csv says why."
             )
+        lines += [f"{data.name}: {gaps.line()}." for gaps in data.gaps if gaps.absent_frames]
     return lines
 
 
@@ -142,6 +145,15 @@ def weights_text(run: RunOnDisk) -> str:
 # --------------------------------------------------------------------------------------------------------- the header
 
 
+class VideoHistogram(NamedTuple):
+    """How many videos have how many frames, from the fewest to the most; bars as in `DatasetView`."""
+
+    bars: list[tuple[float, float, float, str]]
+    least: int
+    most: int
+    text: str
+
+
 class DatasetView(NamedTuple):
     """One dataset in the header. Curves are points of an SVG of 100 × 100; bars are (x, width, height, title)."""
 
@@ -151,6 +163,8 @@ class DatasetView(NamedTuple):
     roc_label: str
     bars: dict[str, list[tuple[float, float, float, str]]]
     frames: int
+    videos: VideoHistogram | None
+    gaps: list[ForgeryGaps]
 
 
 def dataset_view(data: DatasetOnDisk) -> DatasetView:
@@ -166,6 +180,8 @@ def dataset_view(data: DatasetOnDisk) -> DatasetView:
         f"ROC curve of {data.name}" + (f", AUC {metrics['auc']:.4f}" if metrics.get("auc") is not None else ""),
         histogram_bars(data.label, data.prob_fake),
         len(data.label),
+        video_histogram(data.video_frames),
+        data.gaps,
     )
 
 
@@ -198,6 +214,26 @@ def histogram_bars(label: np.ndarray, prob_fake: np.ndarray) -> dict[str, list[t
         ]
         for kind, share in shares.items()
     }  # fmt: skip
+
+
+def video_histogram(counts: Sequence[int]) -> VideoHistogram | None:
+    """How many frames the videos have; None without a video."""
+    if not counts:
+        return None
+    least, most = min(counts), max(counts)
+    step = -(-(most - least + 1) // BINS)
+    numbers = Counter((count - least) // step for count in counts)
+    bins, highest = 1 + max(numbers), max(numbers.values())
+    bars = []
+    for i, number in sorted(numbers.items()):
+        low, high = least + i * step, min(most, least + (i + 1) * step - 1)
+        span = f"{low}" if low == high else f"{low} to {high}"
+        bars.append(
+            (100 * i / bins + 0.2, 100 / bins - 0.4, 100 * number / highest, f"{number} videos of {span} frames")
+        )
+    usual, often = Counter(counts).most_common(1)[0]
+    text = f"{len(counts):,} videos; {often:,} of them have {usual} frames, the fewest {least}, the most {most}"
+    return VideoHistogram(bars, least, most, text)
 
 
 def pattern_view(patterns: Patterns, run: RunOnDisk) -> dict[str, Any]:

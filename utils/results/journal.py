@@ -21,6 +21,7 @@ COLUMNS = (
 )  # fmt: skip
 REASON = "unreadable"
 PREDICTIONS, UNREADABLE = "predictions.csv", "unreadable.csv"  # what the journals become when the dataset is done
+GAPS = "gaps.csv"  # the same, summed up per forgery, where anything is missing
 
 
 def journals(folder: Path) -> list[Path]:

@@ -9,6 +9,7 @@ from typing import Any, Callable, Iterable, Mapping, NamedTuple, Sequence
 
 from utils.data.dataset_json import is_dataset_name
 from utils.errors import InputError
+from utils.files import read_text
 from utils.results.sample_folder import LayerFacts
 from utils.text import shortened
 
@@ -218,7 +219,7 @@ def outputs_of(path: Path) -> tuple[list[str], list[str]]:
 def read_json(path: Path) -> Any:
     """Whatever JSON a file of a run holds. Raises InputError, in one line, where it holds none."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(read_text(path))
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: cannot be read ({' '.join(str(error).split())}); run again") from error
 

@@ -23,6 +23,8 @@ SIGNED_OPACITY = 0.85  # where a signed map is at its largest magnitude
 ABOVE, BELOW = (214, 0, 0), (0, 76, 230)  # evidence for fake, evidence for real
 IMAGE_FORMATS = ("png", "jpg", "webp")
 
+FAINT = 1e-3  # of the strongest layer's raw maximum
+
 MARGIN = 8  # pixels around and between the panels of a comparison
 CAPTION = 24  # height of the line below each panel
 TITLE = 30  # height of the line above all panels
@@ -219,8 +221,19 @@ def _layer_images(name: str, images: Tensor, maps: LayerMaps, colormap: str, sig
 
 def panels(image: np.ndarray, layers: Sequence[LayerImage]) -> list[tuple[str, np.ndarray]]:
     """The original and every layer's overlay, each with its caption."""
-    drawn = [(layer.name + (" (empty map)" if layer.drawn_empty else ""), layer.overlay) for layer in layers]
+    faint = faint_layers({layer.name: float(layer.raw.max()) for layer in layers})
+    drawn = []
+    for layer in layers:
+        remark = " (empty map)" if layer.drawn_empty else " (faint map)" if layer.name in faint else ""
+        drawn.append((layer.name + remark, layer.overlay))
     return [("original", image), *drawn]
+
+
+def faint_layers(raw_maxima: Mapping[str, float]) -> list[str]:
+    """The layers, of one image, whose raw map is a thousand times weaker than another's: each is drawn over its own
+    range, so that what such a layer contributes looks like more than it is."""
+    most = max(raw_maxima.values(), default=0.0)
+    return [name for name, value in raw_maxima.items() if 0 < value < FAINT * most]
 
 
 def denormalised(image: Tensor, settings: GradCAMSettings) -> Tensor:

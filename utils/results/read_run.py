@@ -6,15 +6,17 @@ A run that was stopped half-way is read as far as it got, and samples whose file
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any, Iterator, NamedTuple, Sequence
 
 import numpy as np
 
+from utils.data.gaps import ForgeryGaps, read_gaps
 from utils.data.images import UnreadableImage
 from utils.errors import InputError
 from utils.files import read_table
-from utils.results.journal import PREDICTIONS, REASON, UNREADABLE, read_rows
+from utils.results.journal import GAPS, PREDICTIONS, REASON, UNREADABLE, read_rows
 from utils.results.manifest import FINISHED, METRICS, STARTED, Manifest, manifest_path, read_json, read_manifest
 from utils.results.sample_folder import Sample, read_sample, sample_folders
 
@@ -34,6 +36,8 @@ class DatasetOnDisk(NamedTuple):
     samples: list[Sample]
     explained: int  # sample folders that are there, `samples` may be fewer
     unreadable: int
+    gaps: list[ForgeryGaps]  # the forgeries that lack frames
+    video_frames: list[int]  # readable frames of each video
 
 
 class RunOnDisk(NamedTuple):
@@ -83,9 +87,11 @@ def _read_dataset(folder: Path, metrics: dict[str, Any] | None, frames: int, sam
     step = -(-len(folders) // samples_at_most) or 1
     wanted = {index for index, _ in folders[::step]}
     labels, scores, rows = [], [], {}
+    videos: Counter[tuple[str, str]] = Counter()
     for row in prediction_rows(folder):
         labels.append(int(row["label"]))
         scores.append(float(row["prob_fake"]))
+        videos[row["forgery"], row["video"]] += 1
         if int(row["index"]) in wanted:
             rows[int(row["index"])] = row
     samples = [read_sample(place, index, rows.get(index)) for index, place in folders[::step]]
@@ -101,6 +107,8 @@ def _read_dataset(folder: Path, metrics: dict[str, Any] | None, frames: int, sam
         samples=[sample for sample in samples if sample is not None],
         explained=len(folders),
         unreadable=sum(1 for _ in read_table(unreadable)) if unreadable.is_file() else 0,
+        gaps=read_gaps(folder / GAPS) if (folder / GAPS).is_file() else [],
+        video_frames=list(videos.values()),
     )
 
 

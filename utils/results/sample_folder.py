@@ -17,12 +17,12 @@ import numpy as np
 
 from utils.data.frames import Frame
 from utils.errors import InputError
-from utils.files import new_folder
+from utils.files import new_folder, read_text
 from utils.gradcam import Explanation
 from utils.model.config import DetectorSettings
 from utils.results.decision import CLASS_NAMES, UNKNOWN, confidence, predicted
 from utils.results.grey_maps import GREY_MAPS, grey_name, raw_arrays, read_grey_map, write_grey_maps
-from utils.results.overlays import Box, LayerImage, comparison, encode, original_box, panels
+from utils.results.overlays import Box, LayerImage, comparison, encode, faint_layers, original_box, panels
 from utils.text import printable
 
 RANDOM_WEIGHTS = "random"
@@ -198,6 +198,11 @@ class Sample:
         return confidence(self.prob_fake)
 
     @property
+    def faint_layers(self) -> list[str]:
+        """The layers that count for next to nothing beside another one."""
+        return faint_layers({layer.name: layer.raw_maximum for layer in self.layers})
+
+    @property
     def correct(self) -> bool | None:
         """None where the label is unknown."""
         return None if self.label == UNKNOWN else self.predicted == self.label
@@ -239,6 +244,7 @@ def metadata_text(sample: Sample) -> str:
             f"Completeness {name}: error {tested.error:.3g}, share of the biases {tested.bias_share:.3g}"
             for name, tested in sample.completeness.items()
         ),
+        *(f"Faint: {name}, a thousand times weaker than another layer" for name in sample.faint_layers),
     ]
     return "\n".join(lines) + "\n"
 
@@ -338,7 +344,7 @@ def read_sample(folder: Path, index: int, row: Mapping[str, str] | None) -> Samp
     """A run's sample; where its JSON is gone, what predictions.csv (`row`) has of it; None where that has nothing."""
     path = folder / f"sample{index}.json"
     try:
-        sample = Sample.from_json(json.loads(path.read_text(encoding="utf-8")))
+        sample = Sample.from_json(json.loads(read_text(path)))
         if sample.label == UNKNOWN:
             raise ValueError("a run's samples have labels")
         files = sorted(file.name for file in folder.iterdir())
@@ -364,7 +370,7 @@ def whole_samples(dataset_folder: Path) -> dict[int, list[LayerFacts]]:
     for index, folder in sample_folders(dataset_folder):
         path = folder / f"sample{index}.json"
         try:
-            details = json.loads(path.read_text(encoding="utf-8"))
+            details = json.loads(read_text(path))
             if _sizes(folder) == {**details["files"], path.name: path.stat().st_size}:
                 samples[index] = Sample.from_json(details).layers
         except (OSError, ValueError, KeyError, TypeError):

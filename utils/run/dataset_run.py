@@ -14,10 +14,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from utils.data.frames import Batch, Frame, frame_loader
+from utils.data.gaps import forgery_gaps, is_absent, write_gaps
 from utils.errors import RunError
 from utils.model.config import RunSettings
 from utils.model.detector import LoadedDetector
-from utils.results.journal import Journal, next_number, read_rows
+from utils.results.journal import GAPS, Journal, next_number, read_rows
 from utils.results.manifest import HeatmapCounts
 from utils.results.sample_folder import whole_samples
 from utils.results.sample_writer import SampleWriter
@@ -175,4 +176,8 @@ def _write_tables(predictions: Predictions, folder: Path, counts: HeatmapCounts)
             f"dataset {frames[0].dataset}: none of its {len(frames)} frames could be read,"
             f" first {frames[0].path}{reason}"
         )
-    return DatasetSummary(frames[0].dataset, predictions.metrics(), len(unreadable), counts)
+    absent = [index for index, reason in unreadable.items() if is_absent(reason)]
+    gaps = forgery_gaps(frames, absent, unreadable.keys() - set(absent))
+    if gaps:
+        write_gaps(folder / GAPS, gaps)
+    return DatasetSummary(frames[0].dataset, predictions.metrics(), len(unreadable), counts, gaps)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import contextmanager
 from typing import Iterator, Mapping, Sequence
 
@@ -9,6 +10,7 @@ import torch
 
 from utils.data.folder_dataset import counted
 from utils.data.frames import Frame
+from utils.data.gaps import absent_frames, forgery_gaps
 from utils.data.readers import read_dataset
 from utils.errors import InputError, RunError
 from utils.explanation_metrics.evaluate import check_options
@@ -42,6 +44,7 @@ def run(settings: RunSettings, options: RunOptions) -> None:
     with Processes.start() as processes, SignalGuard(message, quiet=not processes.first) as guard:
         datasets = {name: read_dataset(name, settings.data) for name in dict.fromkeys(settings.datasets)}
         if processes.first:
+            _tell_of_absent_folders(datasets)
             for name in settings.data.folders:
                 print(printable(f"{name}: {counted(datasets[name])}"))
         detector = _load_detector(settings, options, processes)
@@ -64,6 +67,13 @@ def run(settings: RunSettings, options: RunOptions) -> None:
                 processes.on_rank_zero(lambda: _finish_run(results, folder, settings, options))
     if problem:
         raise RunError(problem)
+
+
+def _tell_of_absent_folders(datasets: Mapping[str, Sequence[Frame]]) -> None:
+    """Say on stderr which parts of the datasets are not there, before hours are spent on the others."""
+    for name, frames in datasets.items():
+        for gaps in forgery_gaps(frames, absent_frames(frames)):
+            print(printable(f"{name}: {gaps.line()}"), file=sys.stderr)
 
 
 def _load_detector(settings: RunSettings, options: RunOptions, processes: Processes) -> LoadedDetector:

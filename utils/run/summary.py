@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Mapping, NamedTuple, Sequence
 
+from utils.data.gaps import ForgeryGaps
 from utils.errors import RunError
 from utils.results.journal import UNREADABLE
 from utils.results.manifest import HeatmapCounts
 from utils.run.detection_metrics import DetectionMetrics
+from utils.text import printable
 
 
 class DatasetSummary(NamedTuple):
@@ -18,6 +20,12 @@ class DatasetSummary(NamedTuple):
     metrics: DetectionMetrics
     unreadable: int
     counts: HeatmapCounts
+    gaps: Sequence[ForgeryGaps] = ()
+
+    @property
+    def absent(self) -> int:
+        """The frames among the unreadable ones whose folder is not there."""
+        return sum(one.absent_frames for one in self.gaps)
 
 
 def metrics_json(dataset: DatasetSummary) -> dict[str, Any]:
@@ -32,6 +40,7 @@ def metrics_json(dataset: DatasetSummary) -> dict[str, Any]:
         "frames": metrics.frames,
         "videos": metrics.videos,
         "unreadable": dataset.unreadable,
+        "absent": dataset.absent,
     }
     return {**entry, "note": metrics.note} if metrics.note else entry
 
@@ -67,6 +76,7 @@ def summary(
         if dataset.unreadable:
             listed = output_dir / dataset.name / UNREADABLE
             lines.append(f"{dataset.name}: {dataset.unreadable} frames could not be read, listed in {listed}")
+        lines += [printable(f"{dataset.name}: {one.line()}") for one in dataset.gaps]
         if dataset.metrics.note:
             lines.append(f"{dataset.name}: {dataset.metrics.note}")
     if random_weights:
@@ -76,12 +86,16 @@ def summary(
 
 
 def check_finished(metrics: Mapping[str, Any], heatmaps: Mapping[str, HeatmapCounts], max_unreadable: float) -> None:
-    """Raises RunError for what makes a finished run a failed one, by `metrics.json` and the manifest's `heatmaps`."""
+    """Raises RunError for what makes a finished run a failed one, by `metrics.json` and the manifest's `heatmaps`.
+
+    Frames whose folder is not there do not count: that part of the dataset is not at hand, and was said to be missing.
+    """
     for name, entry in metrics.items():
-        total = entry["frames"] + entry["unreadable"]
-        if entry["unreadable"] > max_unreadable * total:
+        unreadable = entry["unreadable"] - entry.get("absent", 0)  # earlier versions do not have it
+        total = entry["frames"] + unreadable
+        if unreadable > max_unreadable * total:
             raise RunError(
-                f"dataset {name}: {entry['unreadable']} of {total} frames could not be read, more than"
+                f"dataset {name}: {unreadable} of {total} frames could not be read, more than"
                 f" --max_unreadable {100 * max_unreadable:g}%; everything else was written"
             )
     for name, counts in heatmaps.items():
@@ -91,6 +105,3 @@ def check_finished(metrics: Mapping[str, Any], heatmaps: Mapping[str, HeatmapCou
                 f"dataset {name}: {len(counts.vanished)} frames could be read at first but no longer when their"
                 f" heatmaps were due, first sample {index} ({reason}); everything else was written"
             )
-    for name, entry in metrics.items():
-        if entry["auc"] is None:
-            raise RunError(f"dataset {name}: {entry['note']}; everything else was written")

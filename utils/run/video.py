@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from utils.data.face_crop import NoFaceError
-from utils.data.video_files import VideoFrame, VideoReader, video_writer
+from utils.data.video_files import UnreadableVideo, VideoFrame, VideoReader, video_writer
 from utils.explanation_metrics.temporal_consistency import TemporalConsistency
 from utils.files import write_json, write_table
 from utils.gradcam import explained_names
@@ -71,12 +71,15 @@ def explain_video(detector: LoadedDetector, file: Path, folder: Path, crop: Crop
             sizes.setdefault(explained.frame.image.shape[:2], explained.frame.number)
             scores.append((explained.frame._replace(image=np.empty(0)), explained.prob_fake))
             steadiness.add({layer.name: layer.raw for layer in explained.layers if not layer.empty})
-            write(drawn_frame(explained, curve, names))
+            write(drawn_frame(explained, curve, names), explained.frame.seconds)
     known = [score for _, score in scores if score is not None]
     if not known:
-        (folder / "overlay.mp4").unlink()
-        folder.rmdir()
-        raise NoFaceError(f"dlib finds no face in any of its {len(scores)} frames" if scores else "it has no frames")
+        (folder / "overlay.mp4").unlink(missing_ok=True)
+        if not any(folder.iterdir()):
+            folder.rmdir()
+        if not scores:
+            raise UnreadableVideo("; ".join(["no frame of the video can be decoded", *reader.faults]))
+        raise NoFaceError(f"dlib finds no face in any of its {len(scores)} frames")
     remarks = _remarks(reader, len(scores), len(scores) - len(known), sizes)
     steady = steadiness.consistency()
     steady = {name: steady[name] for name in names if name in steady}  # in the order of the panels
@@ -88,9 +91,7 @@ def explain_video(detector: LoadedDetector, file: Path, folder: Path, crop: Crop
 
 
 def _remarks(reader: VideoReader, frames: int, faceless: int, sizes: dict[tuple[int, ...], int]) -> list[str]:
-    remarks = []
-    if reader.broken:
-        remarks.append(f"decoding ended after {frames} frames: {reader.broken}")
+    remarks = list(reader.faults)
     if faceless:
         remarks.append(f"no face in {faceless} of {frames} frames, which are grey in the video")
     if len(sizes) > 1:

@@ -93,7 +93,9 @@ def _add_heatmap_flags(p: OneLineParser) -> None:
     maps.add_argument("--save_all_predictions", action="store_true", help="explain all samples, not only wrong ones")
     maps.add_argument("--gradcam_layers", nargs="+", metavar="LAYER", help="e.g. encoder.layers.23 encoder.layers.20")
     maps.add_argument("--gradcam_method", choices=METHOD_NAMES, help="how maps are made")
-    maps.add_argument("--gradcam_target", choices=TARGETS, help="which logit, or logits, they explain")
+    maps.add_argument(
+        "--gradcam_target", metavar="TARGET", help=f"what they explain: {', '.join(TARGETS)}, or the name of a class"
+    )
     maps.add_argument("--gradcam_site", choices=SITES, help="where in a block")
     maps.add_argument(
         "--gradcam_signed",

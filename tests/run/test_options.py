@@ -126,7 +126,6 @@ def test_flags_reach_their_keys() -> None:
         (["--gradcam_select", "best"], "--gradcam_select is 'best'; allowed: confident, first, random"),
         (["--image_format", "gif"], "--image_format is 'gif'; allowed: png, jpg, webp"),
         (["--gradcam_method", "grad-cam"], "--gradcam_method is 'grad-cam'; did you mean 'gradcam'"),
-        (["--gradcam_target", "fakes"], "--gradcam_target is 'fakes'; did you mean 'fake'"),
         (["--gradcam_site", "layernorm1"], "--gradcam_site is 'layernorm1'; did you mean 'layer_norm1'"),
         (["--gradcam_samples", "0"], "--gradcam_samples: 0 is not a whole number of at least 1"),
         (["--gradcam_sample", "3"], "did you mean '--gradcam_samples'"),

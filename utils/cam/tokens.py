@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 from contextlib import ExitStack, contextmanager
-from typing import Any, Callable, Dict, Iterator, Mapping, NamedTuple, Sequence
+from typing import Any, Callable, Iterator, Mapping, NamedTuple, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from utils.cam.frozen import frozen_for_explaining
+from utils.cam.heads import ANY_MODEL, Head, HeadReader, Prediction
 from utils.cam.layers import LayerError, Site
 from utils.cam.targets import Target, score_weights
 from utils.cam.towers import Grid
@@ -17,9 +18,6 @@ from utils.cam.towers import Grid
 # Patch gradients of a logit are about 1e-5, below what float16 resolves: there the score is scaled before backward, by
 # the largest of these factors with which the image's gradients do not overflow. Powers of two: they round nothing.
 HALF_SCORE_SCALES = (2.0**15, 2.0**10, 2.0**5, 1.0, 2.0**-5, 2.0**-10)
-
-
-Prediction = Dict[str, Tensor]
 
 
 class Tokens(NamedTuple):
@@ -73,25 +71,28 @@ def tapped(sites: Sequence[Site]) -> Iterator[dict[int, Tensor]]:
 def token_gradients(
     model: nn.Module,
     sites: Sequence[Site],
-    forward: Callable[[], Prediction],
+    forward: Callable[[], Any],
     target: Target,
     label: Tensor | None = None,
-) -> tuple[Prediction, list[str], list[Tokens]]:
+    head: HeadReader = ANY_MODEL,
+) -> tuple[Prediction, Head, list[str], list[Tokens]]:
     """Run `forward` once and differentiate its score once with respect to the tokens of all `sites`.
 
     Samples are independent, so the gradient of the batch's summed score is each image's own gradient.
 
     Returns:
-        The prediction, the target's name per image, and activations and gradients per site, in the order of `sites`;
-        all detached.
+        The prediction as `head` reads it, what kind of head that is, the target's name per image, and activations and
+        gradients per site, in the order of `sites`; all detached.
 
     Raises:
         LayerError: a site that does not run, or that the score does not depend on.
+        InputError: what `forward` returned holds no logits.
     """
     with frozen_for_explaining(model), tapped(sites) as tokens:
-        prediction = forward()
+        prediction, kind = head.read(forward())
         logits = prediction["cls"]
-        weights, names = score_weights(logits.detach().float(), target, label)
+        exact = torch.promote_types(logits.dtype, torch.float32)
+        weights, names = score_weights(logits.detach().to(exact), target, label, kind)
         for position, site in enumerate(sites):
             if position not in tokens:
                 raise LayerError(f"layer {site.name!r} does not run in the detector's forward pass: name another")
@@ -105,13 +106,13 @@ def token_gradients(
                 f"the score does not depend on layer {site.name!r} at all: name one that the head reads from"
             )
         captured.append(Tokens(A.detach(), G))
-    return detached, names, captured
+    return detached, kind, names, captured
 
 
 def score_gradients(logits: Tensor, weights: Tensor, tokens: Sequence[Tensor]) -> Sequence[Tensor | None]:
     """∂(Σ weights · logits)/∂tokens for each of `tokens`, None where the score does not depend on them.
 
-    Logits and weights (B, 2). Gradients have the tokens' dtype, but are float32 for a float16 model.
+    Logits and weights (B, K). Gradients have the tokens' dtype, but are float32 for a float16 model.
     """
     if not logits.requires_grad:
         return [None] * len(tokens)

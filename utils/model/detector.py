@@ -8,6 +8,7 @@ from typing import Any, ContextManager, Mapping, NamedTuple, Sequence
 import torch
 from torch import Tensor
 
+from utils.cam.heads import HeadReader
 from utils.cam.maps import NonFiniteMapError
 from utils.cam.targets import Target
 from utils.errors import InputError, did_you_mean
@@ -20,6 +21,14 @@ from utils.model.host_registry import find_detectors
 from utils.text import one_line
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Scores(NamedTuple):
+    """Of B images: real and fake (B, 2), with two logits these; margin (B,) float32; probability of fake (B,)."""
+
+    real_and_fake: Tensor
+    margin: Tensor
+    prob_fake: Tensor
 
 
 class LoadedDetector(NamedTuple):
@@ -59,11 +68,27 @@ class LoadedDetector(NamedTuple):
         return torch.autocast(self.device.type, dtype=PRECISIONS[self.precision])
 
     def predict(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """uint8 images → logits (B, 2) and probability of fake (B,), no graph recorded."""
-        with torch.no_grad(), self.autocast():
+        """uint8 images → scores (B, 2) for real and fake and probability of fake (B,), no graph recorded."""
+        with torch.no_grad():
             model = self.compiled_model if len(pixels) == self.compiled_size else self.model
-            prediction = model({"image": self.normalised(pixels)}, inference=True)
-        return prediction["cls"], prediction["prob"]
+            scores = self.scores(self.normalised(pixels), model)
+        return scores.real_and_fake, scores.prob_fake
+
+    def scores(self, images: Tensor, model: Any = None) -> Scores:
+        """Normalised images (B, 3, H, W) → what the head says of them; differentiable. `model`: None means its own.
+
+        Raises InputError where the detector returns no logits.
+        """
+        with self.autocast():
+            output = (model or self.model)({"image": images}, inference=True)
+        prediction, head = self.head_reader._replace(count=len(images)).read(output)
+        logits = prediction["cls"]
+        return Scores(head.real_and_fake(logits), head.margin(logits.float()), prediction["prob"])
+
+    @property
+    def head_reader(self) -> HeadReader:
+        """How the detector's output is read."""
+        return HeadReader(f"detector {self.settings.model_name!r}", self.gradcam.classes, self.gradcam.labels)
 
     def explain(self, pixels: Tensor, label: Tensor | None = None, target: Target | None = None) -> Explanation:
         """uint8 images → logits and maps from one forward pass. Errors as `GradCAMMixin.explain`.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Mapping, NamedTuple
 
+from utils.cam.heads import named_classes
 from utils.cam.layers import SITES
 from utils.cam.methods import DEFAULT_EPSILON, METHOD_NAMES
 from utils.cam.targets import TARGETS
@@ -15,12 +16,15 @@ COLORMAPS = ("jet", "turbo", "viridis", "magma")
 
 GRADCAM_KEYS = (
     "gradcam_enabled", "gradcam_layers", "gradcam_save_dir", "gradcam_method", "gradcam_target", "gradcam_site",
-    "gradcam_samples", "gradcam_pp_epsilon", "gradcam_colormap", "gradcam_signed",
+    "gradcam_samples", "gradcam_pp_epsilon", "gradcam_colormap", "gradcam_signed", "gradcam_classes",
 )  # fmt: skip
 
 
 class GradCAMSettings(NamedTuple):
-    """The `gradcam_*` keys of a config. `layers` None means the tower's last block."""
+    """The `gradcam_*` keys of a config. `layers` None means the tower's last block.
+
+    `classes` and `labels` as in `utils.cam.heads.HeadReader`.
+    """
 
     enabled: bool
     layers: list[str] | None
@@ -34,6 +38,8 @@ class GradCAMSettings(NamedTuple):
     signed: bool
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    classes: dict[str, bool] | None
+    labels: dict[str, int]
 
 
 def gradcam_settings(config: Mapping[str, Any], where: str = "config") -> GradCAMSettings:
@@ -46,7 +52,13 @@ def gradcam_settings(config: Mapping[str, Any], where: str = "config") -> GradCA
             )
     section = Section(config, where)
     signed = section.flag("gradcam_signed", False)
-    target = section.choice("gradcam_target", TARGETS, "predicted")
+    classes = (
+        named_classes(config["gradcam_classes"], f"{where}: gradcam_classes")
+        if section.has("gradcam_classes")
+        else None
+    )
+    labels = {str(name): number for name, number in section.mapping("label_dict", {}).items() if type(number) is int}
+    target = section.choice("gradcam_target", list(dict.fromkeys((*TARGETS, *(classes or labels)))), "predicted")
     if signed and target not in ("predicted", "margin"):
         raise InputError(
             f"{where}: gradcam_signed shows the evidence for fake and for real at once, so gradcam_target {target!r}"
@@ -65,4 +77,6 @@ def gradcam_settings(config: Mapping[str, Any], where: str = "config") -> GradCA
         signed=signed,
         mean=section.channels("mean", (0.5, 0.5, 0.5)),
         std=section.channels("std", (0.5, 0.5, 0.5)),
+        classes=classes,
+        labels=labels,
     )

@@ -33,7 +33,8 @@ def metrics_json(dataset: DatasetSummary) -> dict[str, Any]:
         "videos": metrics.videos,
         "unreadable": dataset.unreadable,
     }
-    return {**entry, "note": metrics.note} if metrics.note else entry
+    said = {"note": metrics.note, "warning": metrics.warning}
+    return {**entry, **{key: text for key, text in said.items() if text}}
 
 
 def metrics_table(datasets: Sequence[DatasetSummary]) -> str:
@@ -69,6 +70,8 @@ def summary(
             lines.append(f"{dataset.name}: {dataset.unreadable} frames could not be read, listed in {listed}")
         if dataset.metrics.note:
             lines.append(f"{dataset.name}: {dataset.metrics.note}")
+        if dataset.metrics.warning:
+            lines.append(f"warning: {dataset.name}: {dataset.metrics.warning}")
     if random_weights:
         lines.append("random weights: this detector was never trained, its scores and maps mean nothing")
     lines.append(f"metrics and manifest: {output_dir}")

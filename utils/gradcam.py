@@ -257,7 +257,7 @@ def explain(
     target: Target = "fake",
     forward: Callable[[Tensor], Any] | None = None,
     site: str | None = None,
-    classes: Mapping[str, bool] | Sequence[str] | None = None,
+    classes: Sequence[str | Mapping[str, str]] | None = None,
 ) -> Explanation:
     """Prediction and maps of one batch, for any detector with a network of a known family somewhere inside.
 

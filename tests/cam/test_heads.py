@@ -8,38 +8,32 @@ from typing import Any, Callable
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from detectors.clip_detector_gradcam import CLIPDetectorWithGradCAM
 from tests.helpers import reference_clip as reference
-from tests.helpers.detectors import ARCHITECTURE, BLOCKS, PATCH, PIXELS, images, tiny_config, tiny_detector
+from tests.helpers.detectors import (
+    ARCHITECTURE,
+    BLOCKS,
+    PATCH,
+    PIXELS,
+    AnyHead,
+    images,
+    spread,
+    tiny_config,
+    tiny_detector,
+)
 from tests.helpers.method_references import TOKEN_REFERENCES
 from utils.cam.heads import HeadReader, named_classes
 from utils.errors import InputError
 
 LAYERS = [f"encoder.layers.{i}" for i in range(BLOCKS)]
 GRID = (PIXELS // PATCH, PIXELS // PATCH)
-FOUR = {"pristine": "real", "deepfakes": "fake", "studio": "real", "face2face": "fake"}
-
-
-class AnyHead(CLIPDetectorWithGradCAM):
-    """The CLIP detector with `logits` of them, and a forward pass of its own."""
-
-    def __init__(self, logits: int, **config: Any) -> None:
-        super().__init__(tiny_config(**config))
-        self.head = nn.Linear(ARCHITECTURE["hidden_size"], logits)
-
-    def forward(self, data_dict: dict[str, Tensor], inference: bool = False) -> dict[str, Tensor]:
-        return {"cls": self.classifier(self.features(data_dict))}
+FOUR = [{"pristine": "real"}, "deepfakes", {"studio": "real"}, {"face2face": "fake"}]
 
 
 def with_head(logits: int, **config: Any) -> AnyHead:
     torch.manual_seed(0)
-    model = AnyHead(logits, **config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.15 * torch.randn_like(parameter))
-    return model.eval()
+    return spread(AnyHead(tiny_config(**config), logits))
 
 
 def log_sum_exp(z: Tensor) -> Tensor:
@@ -108,7 +102,7 @@ def test_probabilities_of_many_classes_add_up() -> None:
     fake = probability[:, 1] + probability[:, 3]
     torch.testing.assert_close(explanation.prediction["prob"], fake)
     assert explanation.target == ["fake" if one > 0.5 else "real" for one in fake.tolist()]
-    assert explanation.head.names == tuple(FOUR)
+    assert explanation.head.names == ("pristine", "deepfakes", "studio", "face2face")
 
 
 def test_two_logits_are_passed_on_as_they_are() -> None:
@@ -123,14 +117,15 @@ def test_two_logits_are_passed_on_as_they_are() -> None:
 @pytest.mark.parametrize(
     ("classes", "says"),
     [
-        ("real", "allowed: the classes' names"),
-        ([], "allowed: the classes' names"),
-        ([0, 1], "allowed: the classes' names"),
-        ({"a": "real", "b": "forged"}, "the class 'b' is 'forged'; allowed: real, fake"),
+        ("real", "allowed: a list of the classes' names"),
+        ([], "allowed: a list of the classes' names"),
+        ([0, 1], "allowed: a list of the classes' names"),
+        ([{"a": "real"}, {"b": "forged"}], "allowed: a list of the classes' names"),
+        ({"a": "real", "b": "fake"}, "allowed: a list of the classes' names"),
         (["real", "df", "df"], "names a class twice"),
-        ({"a": "fake", "b": "fake"}, "all classes (a, b) are fake"),
+        ([{"a": "fake"}, "b"], "all classes (a, b) are fake"),
         (["real", "margin"], "has the name of a target"),
-        ({"real": "fake", "b": "real"}, "the class 'real' cannot be fake"),
+        ([{"real": "fake"}, {"b": "real"}], "the class 'real' cannot be fake"),
     ],
 )
 def test_unusable_classes_are_one_line(classes: Any, says: str) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor
 from utils.errors import InputError
 
 Prediction = Dict[str, Tensor]
+WORD_REAL = re.compile(r"(?<![a-z])real(?![a-z])", re.IGNORECASE)
 RESERVED = ("predicted", "label", "margin", "both")  # targets, so no names of classes
 
 
@@ -91,28 +92,25 @@ ONE_LOGIT = Head(("fake",), (True,))
 def named_classes(classes: Any, where: str) -> dict[str, bool]:
     """Name → whether it is fake, in the order of the logits, from what a person states.
 
-    `classes`: a mapping of each name to "real" or "fake", or a list of names, of which those with the word "real" in
-    them are real (`FF-real`, `Celeb_Real`) or, where there is none, the first. Raises InputError, whose message begins
-    with `where`.
+    `classes`: a list of names. Real are those stated so (`{"pristine": "real"}` in place of the name) and those with
+    the word "real" in them (`FF-real`, `Celeb_Real`), or else the first. Raises InputError, whose message begins with
+    `where`.
     """
-    if isinstance(classes, (list, tuple)) and classes and all(isinstance(name, str) for name in classes):
-        real = [bool(re.search(r"(?<![a-z])real(?![a-z])", name, re.IGNORECASE)) for name in classes]
-        if not any(real) and len(classes) > 1:
-            real[0] = True
-        pairs = list(zip(classes, [not each for each in real]))
-    elif isinstance(classes, Mapping) and classes and all(isinstance(name, str) for name in classes):
-        for name, kind in classes.items():
-            if kind not in ("real", "fake"):
-                raise InputError(f"{where}: the class {name!r} is {kind!r}; allowed: real, fake")
-        pairs = [(name, kind == "fake") for name, kind in classes.items()]
-    else:
+    items = list(classes) if isinstance(classes, (list, tuple)) else []
+    pairs = [next(iter(item.items())) if isinstance(item, Mapping) and len(item) == 1 else (item, "") for item in items]
+    if not pairs or any(not isinstance(name, str) or kind not in ("", "real", "fake") for name, kind in pairs):
         raise InputError(
-            f"{where} is {classes!r}; allowed: the classes' names in the order of the logits, as a list, or each with"
-            " real or fake: {pristine: real, deepfakes: fake}"
+            f"{where} is {classes!r}; allowed: a list of the classes' names in the order of the logits, such as"
+            " [real, deepfakes, face2face], where {name: real} or {name: fake} says what a name does not"
         )
-    found = dict(pairs)
+    kinds = [kind or ("real" if WORD_REAL.search(name) else "") for name, kind in pairs]
+    if "real" not in kinds and len(kinds) > 1:
+        kinds[0] = kinds[0] or "real"
+    found = {name: kind != "real" for (name, _), kind in zip(pairs, kinds)}
     if len(found) < len(pairs):
-        raise InputError(f"{where} names a class twice ({', '.join(classes)}): give each logit a name of its own")
+        raise InputError(
+            f"{where} names a class twice ({', '.join(name for name, _ in pairs)}): give each logit a name of its own"
+        )
     if len(found) > 1 and len(set(found.values())) == 1:
         only = "fake" if all(found.values()) else "real"
         raise InputError(f"{where}: all classes ({', '.join(found)}) are {only}: at least one has to be real, one fake")

@@ -92,7 +92,7 @@ class Sample:
             target = SIGNED_TARGET
         elif target != gradcam.target:
             target = f"{gradcam.target} ({target})"
-        weights = str(settings.weights_path or RANDOM_WEIGHTS)
+        weights = settings.weights_name or RANDOM_WEIGHTS
         return cls(
             index=frame.index,
             path=frame.path,

@@ -82,5 +82,5 @@ def test_named_classes(data_tree: DataTree, monkeypatch: pytest.MonkeyPatch) -> 
 def test_explanations_of_such_heads_are_evaluated(data_tree: DataTree, monkeypatch: pytest.MonkeyPatch) -> None:
     config = {"gradcam_layers": ["encoder.layers.3"], "gradcam_classes": NAMES}
     out = run(data_tree, monkeypatch, 4, "--evaluate_explanations", "--explanation_samples", "4", **config)
-    found = json.loads((out / "explanation_metrics.json").read_text())["datasets"]["toy"]
+    found = json.loads((out / "explanations.json").read_text())["toy"]
     assert found["detected_fakes"] > 0 and found["rows"]

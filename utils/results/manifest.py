@@ -116,13 +116,13 @@ class Manifest:
             "config": self.config,
             "settings": {"batch_size": self.batch_size, "seed": self.seed},
             "weights": self.weights._asdict() if self.weights else "random",
-            "detector": self.detector,
             "datasets": {name: dataset._asdict() for name, dataset in self.datasets.items()},
             "options": self.options,
             "device": self.device,
             "threads": self.threads,
             "versions": self.versions,
             "top_files": self.top_files,
+            "detector": self.detector,
         }
         if self.heatmaps is not None:
             values["finished"] = self.finished

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Mapping, Sequence
 
 from torch import Tensor, nn
 
+from utils.cam.heads import HeadReader
 from utils.cam.layers import block_names
 from utils.cam.targets import Target
 from utils.cam.towers import Grid, family_of
@@ -65,6 +66,11 @@ class GradCAMMixin(nn.Module):
         grid = family_of(self.explained_tower).grid(self.explained_tower, height, width)
         return None if grid is None else (grid.rows, grid.columns)
 
+    @property
+    def head_reader(self) -> HeadReader:
+        """How the logits are read: what the config says of their classes."""
+        return HeadReader(type(self).__name__, self.gradcam.classes, self.gradcam.labels)
+
     def token_grid(self, height: int, width: int) -> Grid | None:
         """How tokens lie on an image of that size. A detector that adds tokens of its own overrides this."""
         patches, tower = self.patch_grid(height, width), self.explained_tower
@@ -91,7 +97,8 @@ class GradCAMMixin(nn.Module):
             layers: module names relative to the tower; a block's name means what the block reads, at `site`; "fused"
                 means the mean of the other layers' normalised maps, "sum" the sum of the raw maps of all blocks.
             method: one of `utils.cam.methods.METHOD_NAMES`.
-            target: one of `utils.cam.targets.TARGETS`, or one entry per image (such a name, or a class 0 / 1). "both"
+            target: one of `utils.cam.targets.TARGETS`, the name of a class, or one entry per image (such a name, or 0
+                real / 1 fake). "both"
                 makes two passes and gives every layer twice, as `<layer>_fake` and `<layer>_real`.
             site: "layer_norm1" or "residual".
             backward: "plain" or "balanced", which holds attention weights and norms constant.
@@ -117,6 +124,7 @@ class GradCAMMixin(nn.Module):
             pp_epsilon=settings.pp_epsilon,
             what=IMAGE,
             backward=backward or settings.backward,
+            head=self.head_reader,
         )
 
     def capture(
@@ -149,6 +157,7 @@ class GradCAMMixin(nn.Module):
             grid=self.token_grid(height, width),
             size=map_size or (height, width),
             backward=backward or self.gradcam.backward,
+            head=self.head_reader._replace(count=len(image)),
         )
 
     def generate_gradcam(

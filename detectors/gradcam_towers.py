@@ -6,7 +6,8 @@ from contextlib import contextmanager
 from inspect import signature
 from typing import Any, Iterator
 
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from utils.cam.frozen import patched
 from utils.errors import InputError
@@ -27,15 +28,31 @@ class CLIPTowerMixin(GradCAMMixin):
     for.
     """
 
-    head: nn.Linear
+    head: Any  # the host's nn.Linear, or a NormalisedHead
 
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__(config)  # the host's constructor: backbone, head, loss
         self.backbone = self.build_tower(config)
-        width = int(self.backbone.config.hidden_size)
-        if self.head.in_features != width:  # the host writes its head for one tower only
-            self.head = nn.Linear(width, 2)
+        self.head = self.build_head(config, int(self.backbone.config.hidden_size))
         self.init_gradcam(config)
+
+    def build_head(self, config: dict[str, Any], width: int) -> nn.Module:
+        """The host's head, unless the tower has another width, or the weights are of another head."""
+        wanted = backbone_config(config).get("head", {})  # of `utils.model.fitted_config`
+        logits = wanted.get("logits", 2)
+        if wanted.get("normalised"):
+            return NormalisedHead(width, wanted["projection"], logits)
+        if (self.head.in_features, self.head.out_features) == (width, logits):
+            return self.head
+        return nn.Linear(width, logits)
+
+    def forward(self, data_dict: dict[str, Any], inference: bool = False) -> dict[str, Any]:
+        """The host's. It takes the softmax of two logits, so that of another head the logits are returned alone."""
+        if getattr(self.head, "out_features", 2) == 2:
+            found: dict[str, Any] = super().forward(data_dict, inference)
+            return found
+        features = self.features(data_dict)
+        return {"cls": self.classifier(features), "feat": features}
 
     def build_backbone(self, config: dict[str, Any]) -> nn.Module:
         """Nothing yet: the host's own tower would be downloaded here, before the width of its head is known."""
@@ -60,6 +77,22 @@ class CLIPTowerMixin(GradCAMMixin):
                 f" cannot interpolate the positions; set resolution: {size}, or install transformers 4.46 or newer"
             )
         return self.backbone(data_dict["image"], interpolate_pos_encoding=True)["pooler_output"]
+
+
+class NormalisedHead(nn.Module):
+    """A linear head that reads features of length 1, projected before where `projection` is their number (not None)."""
+
+    def __init__(self, width: int, projection: int | None, logits: int) -> None:
+        super().__init__()
+        self.projection = None if projection is None else nn.Linear(width, projection, bias=False)
+        self.linear = nn.Linear(projection or width, logits)
+        self.out_features = logits
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, width) → (B, logits)."""
+        if self.projection is not None:
+            features = self.projection(features)
+        return self.linear(F.normalize(features, dim=1))
 
 
 class CNNMixin(GradCAMMixin):

@@ -61,7 +61,7 @@ def parser() -> OneLineParser:
     p.add_argument("--weights_path", help="checkpoint of the whole detector")
     p.add_argument("--layers", nargs="+", metavar="LAYER", help="e.g. encoder.layers.23 encoder.layers.20")
     p.add_argument("--method", choices=METHOD_NAMES, help="how maps are made")
-    p.add_argument("--target", metavar="TARGET", choices=TARGETS, help=", ".join(LABELLESS_TARGETS))
+    p.add_argument("--target", metavar="TARGET", help=f"{', '.join(LABELLESS_TARGETS)}, or the name of a class")
     p.add_argument("--site", choices=SITES, help="where in a block")
     p.add_argument("--backward", choices=BACKWARD_CHOICES, help="what the gradient takes for constant")
     p.add_argument("--signed", action="store_true", default=None, help="evidence for fake red, for real blue")

@@ -30,7 +30,7 @@ def test_a_manifest_comes_back_as_it_was(changes: dict[str, Any], tmp_path: Path
 def test_the_json_of_a_manifest_is_an_interface() -> None:
     assert list(manifest().to_json()) == [
         "command", "started", "config", "settings", "weights", "datasets", "options", "device", "threads", "versions",
-        "top_files",
+        "top_files", "detector",
     ]  # fmt: skip
     finished = manifest(**FINISHED, weights=None).to_json()
     assert finished["weights"] == "random" and finished["settings"] == {"batch_size": 5, "seed": 7}
@@ -43,7 +43,7 @@ def test_the_json_of_a_manifest_is_an_interface() -> None:
 
 def test_the_manifest_of_an_earlier_version_lists_no_files() -> None:
     values = manifest().to_json()
-    del values["top_files"]
+    del values["top_files"], values["detector"]
     assert Manifest.from_json(values, "m") == manifest(top_files=[])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from contextlib import contextmanager
 from typing import Any, Iterator
@@ -21,6 +22,18 @@ def frozen_for_explaining(model: nn.Module) -> Iterator[None]:
     """`model` in evaluation mode with constant weights and gradients enabled, put back as it was afterwards."""
     if any(parameter.is_inference() for parameter in model.parameters()):
         raise InputError("the model was built inside torch.inference_mode(), which forbids gradients: build it outside")
+    for name, module in model.named_modules():
+        if re.match(r"torch\.(ao\.)?nn\.(quantized|intrinsic\.quantized)", type(module).__module__):
+            raise InputError(
+                f"{type(model).__name__} has 8-bit layers ({name}), through which no gradient passes: explain the model"
+                " before it is quantised"
+            )
+    on_meta = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+    if on_meta and not any(hasattr(module, "_hf_hook") for module in model.modules()):  # accelerate brings them back
+        raise InputError(
+            f"{type(model).__name__} has {len(on_meta)} weights without data, on the meta device ({on_meta[0]}): load"
+            " its weights first"
+        )
     devices = {parameter.device for parameter in model.parameters() if parameter.device.type == "cuda"}
     with _one_at_a_time, torch.random.fork_rng(devices=sorted(devices, key=str)):
         modes = [(module, module.training) for module in model.modules()]

@@ -86,8 +86,11 @@ def name_in_tower(tower: nn.Module, layer: str, path: str = "") -> str:
     """`layer` relative to the tower, without the prefixes of `find_sites`. Raises LayerError."""
     modules = dict(tower.named_modules())
     name = layer
-    if path and name not in modules and name.startswith(f"{path}."):
-        name = name[len(path) + 1 :]
+    while path and name not in modules:  # the whole path, or the end of it: names may begin at a model inside
+        if name.startswith(f"{path}."):
+            name = name[len(path) + 1 :]
+            break
+        path = path.partition(".")[2]
     while name not in modules and name.startswith(TOWER_PREFIXES):
         name = name.partition(".")[2]
     if name and name in modules:

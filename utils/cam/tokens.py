@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 from contextlib import ExitStack, contextmanager
-from typing import Any, Callable, Dict, Iterator, Mapping, NamedTuple, Sequence
+from typing import Any, Callable, Iterator, Mapping, NamedTuple, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from utils.cam.completeness import Completeness, SelfTest, completeness_of, scaled_biases
 from utils.cam.frozen import frozen_for_explaining
+from utils.cam.heads import ANY_MODEL, Head, HeadReader, Prediction
 from utils.cam.layers import LayerError, Site
 from utils.cam.targets import Target, score_weights
 from utils.cam.towers import Grid
@@ -20,13 +21,11 @@ from utils.cam.towers import Grid
 HALF_SCORE_SCALES = (2.0**15, 2.0**10, 2.0**5, 1.0, 2.0**-5, 2.0**-10)
 
 
-Prediction = Dict[str, Tensor]
-
-
 class Differentiated(NamedTuple):
     """What one pass each way gives, all detached."""
 
-    prediction: Prediction
+    prediction: Prediction  # as the head reader reads it
+    head: Head
     target: list[str]  # its name for each image
     tokens: list[Tokens]  # per site, in the order given
     completeness: list[Completeness]  # per site of the self-test
@@ -83,27 +82,30 @@ def tapped(sites: Sequence[Site]) -> Iterator[dict[int, Tensor]]:
 def token_gradients(
     model: nn.Module,
     sites: Sequence[Site],
-    forward: Callable[[], Prediction],
+    forward: Callable[[], Any],
     target: Target,
     label: Tensor | None = None,
     self_test: SelfTest | None = None,
+    head: HeadReader = ANY_MODEL,
 ) -> Differentiated:
     """Run `forward` once and differentiate its score once with respect to the tokens of all `sites`.
 
     Samples are independent, so the gradient of the batch's summed score is each image's own gradient. A `self_test`
-    differentiates a second time, by secants of the activations.
+    differentiates a second time, by secants of the activations. `head` reads what `forward` returns.
 
     Raises:
         LayerError: a site that does not run, or that the score does not depend on.
+        InputError: what `forward` returned holds no logits.
     """
     tested = self_test.sites if self_test else []
     with ExitStack() as hooks:
         hooks.enter_context(frozen_for_explaining(model))
         tokens = hooks.enter_context(tapped([*sites, *tested]))
         scales = hooks.enter_context(scaled_biases(model, tokens)) if self_test else {}
-        prediction = forward()
+        prediction, kind = head.read(forward())
         logits = prediction["cls"]
-        weights, names = score_weights(logits.detach().float(), target, label)
+        exact = torch.promote_types(logits.dtype, torch.float32)
+        weights, names = score_weights(logits.detach().to(exact), target, label, kind)
         for position, site in enumerate([*sites, *tested]):
             if position not in tokens:
                 raise LayerError(f"layer {site.name!r} does not run in the detector's forward pass: name another")
@@ -130,7 +132,7 @@ def token_gradients(
                 f"the score does not depend on layer {site.name!r} at all: name one that the head reads from"
             )
         captured.append(Tokens(A.detach(), G))
-    return Differentiated(detached, names, captured, completeness)
+    return Differentiated(detached, kind, names, captured, completeness)
 
 
 def score_gradients(
@@ -139,7 +141,7 @@ def score_gradients(
     """∂(Σ weights · logits)/∂tokens for each of `tokens`, None where the score does not depend on them.
 
     `again`: the graph is kept, for another call.
-    Logits and weights (B, 2). Gradients have the tokens' dtype, but are float32 for a float16 model.
+    Logits and weights (B, K). Gradients have the tokens' dtype, but are float32 for a float16 model.
     """
     if not logits.requires_grad:
         return [None] * len(tokens)

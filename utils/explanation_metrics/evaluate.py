@@ -12,7 +12,7 @@ from torch import Tensor
 
 from utils.cam.layers import block_names
 from utils.cam.methods import ATTENTION_SITE, sites_of
-from utils.cam.targets import Target
+from utils.cam.targets import TARGETS, Target
 from utils.data.frames import Frame, evenly_spaced
 from utils.errors import InputError
 from utils.explanation_metrics.comparison import Columns, Row, best_threshold, rows
@@ -79,10 +79,11 @@ def check_options(detector: LoadedDetector) -> None:
     """Raises InputError where the detector has no heatmaps, or its target is none that can be evaluated."""
     if not hasattr(detector.model, "capture"):
         raise InputError(f"model_name {detector.settings.model_name!r} has no heatmaps to evaluate")
-    if detector.gradcam.target == "real":
+    target = detector.gradcam.target
+    if target == "real" or target not in TARGETS:
         raise InputError(
-            "--evaluate_explanations measures the evidence for fake on detected fakes, so gradcam_target 'real' does"
-            " not go with it; use predicted, fake or margin"
+            "--evaluate_explanations measures the evidence for fake on detected fakes, so gradcam_target"
+            f" {target!r} does not go with it; use predicted, fake or margin"
         )
 
 

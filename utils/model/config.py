@@ -24,13 +24,22 @@ MAX_BATCH, MAX_WORKERS, MAX_RESOLUTION = 1_000_000, 1_000, 8_192
 
 
 class DetectorSettings(NamedTuple):
-    """Which detector, with which weights. `config` is the YAML's dict as the detector's constructor gets it."""
+    """Which detector, with which weights. `config` is the YAML's dict as the detector's constructor gets it.
+
+    `build` names a function that builds the model (`utils.model.built_model`); "" for a registered detector.
+    """
 
     config: dict[str, Any]
     model_name: str
     weights_path: Path | None
     resolution: int
     gradcam: GradCAMSettings
+    build: str = ""
+
+    @property
+    def weights_name(self) -> str:
+        """Where the weights are from: a file, or the function that built the model; "" for random ones."""
+        return str(self.weights_path or self.build)
 
 
 class RunSettings(NamedTuple):
@@ -74,18 +83,23 @@ def find_path(path: str | Path, what: str, where: str) -> Path:
     raise InputError(f"{where}: {what} {shortened(str(path), 300)!r} is not there; looked at {looked}")
 
 
-def run_settings(detector_path: Path, test_config: Path | None, flags: Mapping[str, Any]) -> RunSettings:
-    """Detector YAML, then test_config.yaml (which wins, as in the host), then `flags` (which win over both).
+def run_settings(
+    detector_path: Path | None, test_config: Path | None, flags: Mapping[str, Any], build: str = ""
+) -> RunSettings:
+    """Detector YAML, if there is one, then test_config.yaml (which wins, as in the host), then `flags` (which win).
 
-    `flags` holds config keys; None means not given. Raises InputError.
+    `flags` holds config keys; None means not given. `build`: see DetectorSettings. Raises InputError.
     """
     test_config = TRAINING_FOLDER / "config" / "test_config.yaml" if test_config is None else test_config
-    config = _overridden({**read_yaml(detector_path), **read_yaml(test_config)}, flags)
-    section = Section(config, f"{detector_path} + {test_config.name}")
+    detector = {} if detector_path is None else read_yaml(detector_path)
+    config = _overridden({**detector, **read_yaml(test_config)}, flags)
+    if build:
+        config["model_name"] = build
+    section = Section(config, f"{detector_path or build} + {test_config.name}")
     data = _data_settings(section)
     datasets, folders = _datasets(section.strings("test_dataset"), data.json_folder)
     return RunSettings(
-        detector=_detector_settings(section, config),
+        detector=_detector_settings(section, config)._replace(build=build),
         datasets=datasets,
         data=data._replace(folders=folders),
         batch_size=section.count("test_batchSize", 32, least=1, most=MAX_BATCH),

@@ -8,18 +8,31 @@ from typing import Any, ContextManager, Mapping, NamedTuple, Sequence
 import torch
 from torch import Tensor
 
+from utils.cam.heads import HeadReader
 from utils.cam.maps import NonFiniteMapError
 from utils.cam.targets import Target
 from utils.errors import InputError, did_you_mean
 from utils.gradcam import Explanation
 from utils.model.backbone_config import without_pretrained
-from utils.model.checkpoints import load_weights
+from utils.model.built_model import build_model
+from utils.model.checkpoints import fill, sha256_of_state, translated
+from utils.model.clip_tower import activation_of
 from utils.model.config import DetectorSettings
+from utils.model.fitted_config import fitted_config
 from utils.model.gradcam_settings import GradCAMSettings
-from utils.model.host_registry import find_detectors
+from utils.model.host_registry import any_model_class, find_detectors
+from utils.model.weights_file import read_file
 from utils.text import one_line
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Scores(NamedTuple):
+    """Of B images: real and fake (B, 2), with two logits these; margin (B,) float32; probability of fake (B,)."""
+
+    real_and_fake: Tensor
+    margin: Tensor
+    prob_fake: Tensor
 
 
 class LoadedDetector(NamedTuple):
@@ -33,6 +46,9 @@ class LoadedDetector(NamedTuple):
     device: torch.device
     precision: str
     settings: DetectorSettings
+    weights_sha256: str = (
+        ""  # of the file's bytes or, of a model that a function built, of its state dict; "" if random
+    )
     compiled_model: Any = None
     compiled_size: int = 0
 
@@ -40,6 +56,20 @@ class LoadedDetector(NamedTuple):
     def gradcam(self) -> GradCAMSettings:
         """How to explain: the model's own settings, where it has heatmaps."""
         return getattr(self.model, "gradcam", self.settings.gradcam)
+
+    def facts(self) -> dict[str, str]:
+        """What the scores depend on and no checkpoint shows, in words: the activation, and how images are normalised.
+
+        `classes` where the head's are not real and fake.
+        """
+        activation, classes = activation_of(self.model), self.gradcam.classes
+        found = {"activation": f"{activation} (assumed, no checkpoint shows it)"} if activation else {}
+        for key, values in (("mean", self.gradcam.mean), ("std", self.gradcam.std)):
+            default = "" if key in self.settings.config else " (default)"
+            found[key] = " ".join(f"{value:g}" for value in values) + default
+        if classes is not None:
+            found["classes"] = ", ".join(f"{name} ({'fake' if fake else 'real'})" for name, fake in classes.items())
+        return found
 
     def normalised(self, pixels: Tensor) -> Tensor:
         """uint8 images (B, 3, H, W) → float32 on the device, (x / 255 - mean) / std.
@@ -59,11 +89,27 @@ class LoadedDetector(NamedTuple):
         return torch.autocast(self.device.type, dtype=PRECISIONS[self.precision])
 
     def predict(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """uint8 images → logits (B, 2) and probability of fake (B,), no graph recorded."""
-        with torch.no_grad(), self.autocast():
+        """uint8 images → scores (B, 2) for real and fake and probability of fake (B,), no graph recorded."""
+        with torch.no_grad():
             model = self.compiled_model if len(pixels) == self.compiled_size else self.model
-            prediction = model({"image": self.normalised(pixels)}, inference=True)
-        return prediction["cls"], prediction["prob"]
+            scores = self.scores(self.normalised(pixels), model)
+        return scores.real_and_fake, scores.prob_fake
+
+    def scores(self, images: Tensor, model: Any = None) -> Scores:
+        """Normalised images (B, 3, H, W) → what the head says of them; differentiable. `model`: None means its own.
+
+        Raises InputError where the detector returns no logits.
+        """
+        with self.autocast():
+            output = (model or self.model)({"image": images}, inference=True)
+        prediction, head = self.head_reader._replace(count=len(images)).read(output)
+        logits = prediction["cls"]
+        return Scores(head.real_and_fake(logits), head.margin(logits.float()), prediction["prob"])
+
+    @property
+    def head_reader(self) -> HeadReader:
+        """How the detector's output is read."""
+        return HeadReader(f"detector {self.settings.model_name!r}", self.gradcam.classes, self.gradcam.labels)
 
     def explain(self, pixels: Tensor, label: Tensor | None = None, target: Target | None = None) -> Explanation:
         """uint8 images → logits and maps from one forward pass. Errors as `GradCAMMixin.explain`.
@@ -162,23 +208,39 @@ def detector_class(model_name: str, explainable: bool, config: Mapping[str, Any]
     return known[name]
 
 
+def untrained_detector(settings: DetectorSettings, explainable: bool) -> Any:
+    """The detector without the weights of its file: a registered one, or what `settings.build` names. InputError."""
+    if settings.build:
+        return any_model_class()(build_model(settings.build, settings.config), settings.config)
+    cls = detector_class(settings.model_name, explainable, settings.config)
+    return cls(without_pretrained(settings.config))
+
+
 def load_detector(
     settings: DetectorSettings, device: torch.device, precision: str = "fp32", random_weights: bool = False
 ) -> LoadedDetector:
     """The detector with the weights of `settings.weights_path` or, if `random_weights`, with none.
 
+    A model that `settings.build` builds may have its weights from there.
+
     No pretrained tower is downloaded in either case: a weights file has to cover the whole model. Raises InputError.
     """
-    if settings.weights_path is None and not random_weights:
+    if not settings.weights_name and not random_weights:
         raise InputError(
             "no weights: weights_path is not set in the detector's YAML; give the checkpoint of the whole detector",
             "weights",
         )
     check_precision(precision, device)
-    cls = detector_class(settings.model_name, settings.gradcam.enabled, settings.config)
-    model: Any = cls(without_pretrained(settings.config))
+    file = None if settings.weights_path is None else read_file(settings.weights_path)
+    if file is not None and not settings.build:
+        settings = settings._replace(config=fitted_config(settings.config, translated(file)))
+    model = untrained_detector(settings, settings.gradcam.enabled)
     if hasattr(model, "gradcam"):
         model.gradcam = settings.gradcam  # the checked settings themselves, so that there is one object and no copy
-    if settings.weights_path is not None:
-        load_weights(model, settings.weights_path)
-    return LoadedDetector(model.to(device).eval(), device, precision, settings)
+    sha256 = ""
+    if file is not None:
+        sha256 = file.sha256
+        fill(model.model if settings.build else model, file)
+    elif settings.build:
+        sha256 = sha256_of_state(model.model)
+    return LoadedDetector(model.to(device).eval(), device, precision, settings, sha256)

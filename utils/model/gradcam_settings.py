@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Mapping, NamedTuple
 
 from utils.cam.backward import BACKWARDS
+from utils.cam.heads import named_classes
 from utils.cam.layers import SITES
 from utils.cam.methods import DEFAULT_EPSILON, METHOD_NAMES
 from utils.cam.targets import TARGETS
@@ -19,11 +20,15 @@ COLORMAPS = ("jet", "turbo", "viridis", "magma")
 GRADCAM_KEYS = (
     "gradcam_enabled", "gradcam_layers", "gradcam_save_dir", "gradcam_method", "gradcam_target", "gradcam_site",
     "gradcam_backward", "gradcam_samples", "gradcam_pp_epsilon", "gradcam_colormap", "gradcam_signed",
+    "gradcam_classes",
 )  # fmt: skip
 
 
 class GradCAMSettings(NamedTuple):
-    """The `gradcam_*` keys of a config. `layers` None means the tower's last block."""
+    """The `gradcam_*` keys of a config. `layers` None means the tower's last block.
+
+    `classes` and `labels` as in `utils.cam.heads.HeadReader`.
+    """
 
     enabled: bool
     layers: list[str] | None
@@ -38,6 +43,8 @@ class GradCAMSettings(NamedTuple):
     signed: bool
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    classes: dict[str, bool] | None
+    labels: dict[str, int]
 
 
 def gradcam_settings(config: Mapping[str, Any], where: str = "config") -> GradCAMSettings:
@@ -51,7 +58,13 @@ def gradcam_settings(config: Mapping[str, Any], where: str = "config") -> GradCA
     section = Section(config, where)
     backward = section.choice("gradcam_backward", BACKWARD_CHOICES, AUTO)
     signed = section.flag("gradcam_signed", False)
-    target = section.choice("gradcam_target", TARGETS, "predicted")
+    classes = (
+        named_classes(config["gradcam_classes"], f"{where}: gradcam_classes")
+        if section.has("gradcam_classes")
+        else None
+    )
+    labels = {str(name): number for name, number in section.mapping("label_dict", {}).items() if type(number) is int}
+    target = section.choice("gradcam_target", list(dict.fromkeys((*TARGETS, *(classes or labels)))), "predicted")
     if signed and target not in ("predicted", "margin"):
         raise InputError(
             f"{where}: gradcam_signed shows the evidence for fake and for real at once, so gradcam_target {target!r}"
@@ -71,4 +84,6 @@ def gradcam_settings(config: Mapping[str, Any], where: str = "config") -> GradCA
         signed=signed,
         mean=section.channels("mean", (0.5, 0.5, 0.5)),
         std=section.channels("std", (0.5, 0.5, 0.5)),
+        classes=classes,
+        labels=labels,
     )

@@ -38,6 +38,17 @@ def find_detectors(model_name: str, config: Mapping[str, Any]) -> dict[str, Any]
     return dict(detectors.DETECTOR.data)
 
 
+def any_model_class() -> Any:
+    """`AnyModelWithGradCAM`, also where the host's `import detectors` fails: it needs none of the host's detectors."""
+    try:
+        importlib.import_module("detectors")
+    except Exception:  # whatever any of the host's detectors trips over while being imported
+        if not (TRAINING_FOLDER / "networks").is_dir():  # no host: an error of our own
+            raise
+        _bare_package("detectors")
+    return importlib.import_module("detectors.gradcam_any_model").AnyModelWithGradCAM
+
+
 def _load_one(model_name: str, config: Mapping[str, Any], error: Exception) -> ModuleType:
     name = model_name[: -len(SUFFIX)] if model_name.endswith(SUFFIX) else model_name
     module = _registering_modules("detectors").get(name)

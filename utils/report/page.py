@@ -116,6 +116,8 @@ def notes(run: RunOnDisk) -> list[str]:
     if run.manifest.weights is None:
         lines.append("Random weights: this detector was never trained, its scores and maps mean nothing.")
     for data in run.datasets:
+        if data.metrics and data.metrics.get("warning"):
+            lines.append(f"{data.name}: {data.metrics['warning']}.")
         if not data.complete:
             lines.append(f"{data.name}: {len(data.label)} of {data.frames} frames were evaluated.")
         if data.explained > len(data.samples):

@@ -83,6 +83,7 @@ class HeatmapCounts:
 class Manifest:
     """Everything by which a run can be told from another. `finished` and `heatmaps` are None until it has finished.
 
+    `detector`: what its scores depend on and neither the weights nor the config show, in words, such as the activation.
     `top_files` names the files that a run writes beside the manifest and the datasets' folders, so that --overwrite
     removes them. `free_options`, which is not written, names the options on which no output depends.
     """
@@ -99,6 +100,7 @@ class Manifest:
     threads: int
     versions: dict[str, str]
     top_files: list[str]
+    detector: dict[str, str] = field(default_factory=dict)
     finished: str | None = None
     heatmaps: dict[str, HeatmapCounts] | None = None
     free_options: Sequence[str] = field(default=(), compare=False)
@@ -121,6 +123,7 @@ class Manifest:
             "threads": self.threads,
             "versions": self.versions,
             "top_files": self.top_files,
+            "detector": self.detector,
         }
         if self.heatmaps is not None:
             values["finished"] = self.finished
@@ -131,10 +134,10 @@ class Manifest:
     def from_json(cls, values: Any, where: str) -> Manifest:
         """The manifest that `to_json` gave. Raises InputError, whose message begins with `where` and names the field.
 
-        `top_files` may be missing: runs of earlier versions do not have it.
+        `top_files` and `detector` may be missing: runs of earlier versions do not have them.
         """
         if isinstance(values, dict):
-            values = {"top_files": [], **values}
+            values = {"top_files": [], "detector": {}, **values}
         finished = isinstance(values, dict) and "finished" in values
         _check(values, where, {**_FIELDS, **(_FINISHED_FIELDS if finished else {})})
         _check(values["settings"], f"{where}: settings", {"batch_size": _count, "seed": _count})
@@ -159,6 +162,7 @@ class Manifest:
             threads=values["threads"],
             versions=values["versions"],
             top_files=values["top_files"],
+            detector=values["detector"],
             finished=values.get("finished"),
             heatmaps=heatmaps,
         )
@@ -269,6 +273,7 @@ _FIELDS: dict[str, type | Fits] = {
     "config": dict,
     "settings": dict,
     "weights": lambda value: value == "random" or isinstance(value, dict),
+    "detector": lambda value: isinstance(value, dict) and all(isinstance(one, str) for one in value.values()),
     "datasets": lambda value: isinstance(value, dict) and all(map(_is_plain_name, value)),
     "options": dict,
     "device": str,

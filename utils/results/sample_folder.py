@@ -79,7 +79,7 @@ class Sample:
     forgery: str
     video: str
     label: int  # 0 real, 1 fake, UNKNOWN
-    logits: tuple[float, float]  # real, fake
+    logits: tuple[float, float]  # real, fake: the scores that the head makes of its logits, with two the logits
     prob_fake: float
     target: str
     method: str
@@ -100,12 +100,12 @@ class Sample:
         """`frame`, which is image i of the explained batch; `layers` is what was drawn of it."""
         gradcam = settings.gradcam
         prediction, target = explanation.prediction, explanation.target[i]
-        real, fake = prediction["cls"][i].tolist()
+        real, fake = explanation.real_and_fake[i].tolist()
         if gradcam.signed:
             target = SIGNED_TARGET
         elif target != gradcam.target:
             target = f"{gradcam.target} ({target})"
-        weights = str(settings.weights_path or RANDOM_WEIGHTS)
+        weights = settings.weights_name or RANDOM_WEIGHTS
         return cls(
             index=frame.index,
             path=frame.path,

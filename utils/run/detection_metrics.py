@@ -8,10 +8,14 @@ import numpy as np
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 from utils.results.decision import THRESHOLD
+from utils.run.reversed_labels import reversed_labels
 
 
 class DetectionMetrics(NamedTuple):
-    """All in [0, 1]; None where the frames at hand do not allow it, and `note` says why."""
+    """All in [0, 1]; None where the frames at hand do not allow it, and `note` says why.
+
+    `warning` says where the numbers, though right, look as if a setting were wrong.
+    """
 
     acc: float | None
     auc: float | None
@@ -21,6 +25,7 @@ class DetectionMetrics(NamedTuple):
     frames: int
     videos: int
     note: str
+    warning: str = ""
 
 
 def detection_metrics(prob_fake: Sequence[float], label: Sequence[int], video: Sequence[Hashable]) -> DetectionMetrics:
@@ -52,13 +57,15 @@ def detection_metrics(prob_fake: Sequence[float], label: Sequence[int], video: S
     nearest = np.argmin(np.abs((1 - true_positive) - false_positive))
     video_truth = [truth[of[0]] for of in members.values()]
     video_probability = [probability[of].mean() for of in members.values()]
+    auc = float(roc_auc_score(truth, probability))
     return DetectionMetrics(
         acc=acc,
-        auc=float(roc_auc_score(truth, probability)),
+        auc=auc,
         eer=float(false_positive[nearest]),
         ap=float(average_precision_score(truth, probability)),
         video_auc=float(roc_auc_score(video_truth, video_probability)),
         frames=frames,
         videos=videos,
         note="",
+        warning=reversed_labels(prob_fake, label, video) if auc < 0.5 else "",
     )

@@ -48,6 +48,9 @@ def run(settings: RunSettings, options: RunOptions) -> None:
             for name in settings.data.folders:
                 print(printable(f"{name}: {counted(datasets[name])}"))
         detector = _load_detector(settings, options, processes)
+        if processes.first:
+            facts = ", ".join(f"{key} {value}" for key, value in detector.facts().items())
+            print(f"detector {settings.detector.model_name}: {facts}")
         folder = processes.on_rank_zero(lambda: _open_folder(settings, options, detector, datasets))
         with folder:
             if folder.finished:
@@ -98,7 +101,7 @@ def _load_detector(settings: RunSettings, options: RunOptions, processes: Proces
 def _open_folder(
     settings: RunSettings, options: RunOptions, detector: LoadedDetector, datasets: Mapping[str, Sequence[Frame]]
 ) -> RunFolder:
-    manifest = run_manifest(settings, options, detector.device, datasets)
+    manifest = run_manifest(settings, options, detector, datasets)
     return RunFolder.open(options.output_dir, manifest, options.overwrite, options.resume)
 
 

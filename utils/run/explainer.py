@@ -9,7 +9,6 @@ from typing import Callable, NamedTuple, Sequence
 import torch
 from torch import Tensor
 
-from utils.cam.tokens import Prediction
 from utils.data.frames import Batch, Frame
 from utils.gradcam import Explanation
 from utils.model.detector import LoadedDetector
@@ -26,7 +25,7 @@ class _Part(NamedTuple):
 
     frames: Sequence[Frame]
     pixels: Tensor
-    prediction: Prediction | None  # of the frames in `drawn`; None where there are none
+    explanation: Explanation | None  # of the frames in `drawn`; None where there are none
     drawn: list[Drawn]  # of the frames whose maps are finite
 
 
@@ -54,8 +53,9 @@ class Explainer:
     def predict_and_explain(self, batch: Batch) -> None:
         """Record logits, and write maps, from the same forward pass."""
         for part in self._parts(batch, [self.gradcam.target] * len(batch.frames)):
-            if part.prediction is not None and len(part.drawn) == len(part.frames):
-                self.predictions.add(part.frames, part.prediction["cls"], part.prediction["prob"])
+            explained = part.explanation
+            if explained is not None and len(part.drawn) == len(part.frames):
+                self.predictions.add(part.frames, explained.real_and_fake, explained.prediction["prob"])
             else:  # the pass that gave finite maps left some frames out
                 self.predictions.add(part.frames, *self.predict(part.pixels))
             self._write(part)
@@ -85,7 +85,7 @@ class Explainer:
         for i, (position, layers) in enumerate(zip(kept, images)):
             sample = Sample.of(frames[position], explanation, i, layers, self.detector.settings)
             drawn.append(Drawn(sample, pixels[position].permute(1, 2, 0).numpy(), layers))
-        return _Part(frames, pixels, explanation.prediction, drawn)
+        return _Part(frames, pixels, explanation, drawn)
 
     def _write(self, part: _Part) -> None:
         """Queue the samples that are not on disk yet. Their prediction is the recorded one, to the last bit."""

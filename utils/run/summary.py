@@ -42,7 +42,8 @@ def metrics_json(dataset: DatasetSummary) -> dict[str, Any]:
         "unreadable": dataset.unreadable,
         "absent": dataset.absent,
     }
-    return {**entry, "note": metrics.note} if metrics.note else entry
+    said = {"note": metrics.note, "warning": metrics.warning}
+    return {**entry, **{key: text for key, text in said.items() if text}}
 
 
 def metrics_table(datasets: Sequence[DatasetSummary]) -> str:
@@ -79,6 +80,8 @@ def summary(
         lines += [printable(f"{dataset.name}: {one.line()}") for one in dataset.gaps]
         if dataset.metrics.note:
             lines.append(f"{dataset.name}: {dataset.metrics.note}")
+        if dataset.metrics.warning:
+            lines.append(f"warning: {dataset.name}: {dataset.metrics.warning}")
     if random_weights:
         lines.append("random weights: this detector was never trained, its scores and maps mean nothing")
     lines.append(f"metrics and manifest: {output_dir}")

@@ -20,7 +20,7 @@ from utils.cam.maps import LayerMaps, in_order, layer_maps, refuse_non_finite, t
 from utils.cam.methods import DEFAULT_EPSILON, check_methods, signed_maps
 from utils.cam.targets import Target
 from utils.cam.tokens import Prediction, Tokens, on_grid, token_gradients
-from utils.cam.towers import Grid, family_of, find_tower
+from utils.cam.towers import Grid, family_of, find_tower, unwrapped
 from utils.errors import InputError
 
 
@@ -131,7 +131,7 @@ def capture(
         InputError: an unknown method, site or target.
         LayerError: a layer that cannot be explained.
     """
-    path = next((name for name, module in model.named_modules() if module is tower), "")
+    path = next((name for name, module in model.named_modules() if module is tower), "").replace("._orig_mod", "")
     check_methods(methods)
     named = without_fused(layers)
     points = {}
@@ -144,8 +144,7 @@ def capture(
     with attention.kept() as projections:
         prediction, names, tokens = token_gradients(model, read, forward, target, label)
     activations = dict(zip(points, tokens))
-    blocks = [block for block, _ in attention.differentiated]
-    output_gradients = dict(zip(blocks, (pair.G for pair in tokens[len(points) :])))
+    output_gradients = attention.output_gradients([pair.G for pair in tokens[len(points) :]])
     return Capture(prediction, names, layers, activations, attention, projections, output_gradients, grid, size)
 
 
@@ -264,6 +263,7 @@ def explain(
         LayerError: a layer that cannot be explained.
         NonFiniteMapError: NaN or infinity in the maps or logits of some images.
     """
+    model = unwrapped(model)
     tower = find_tower(model)
 
     def predict() -> Prediction:

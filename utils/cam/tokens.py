@@ -9,6 +9,7 @@ from typing import Any, Callable, Dict, Iterator, Mapping, NamedTuple, Sequence
 import torch
 from torch import Tensor, nn
 
+from utils.cam.channel_axis import LAST, ChannelAxes
 from utils.cam.frozen import frozen_for_explaining
 from utils.cam.layers import LayerError, Site
 from utils.cam.targets import Target, score_weights
@@ -23,7 +24,7 @@ Prediction = Dict[str, Tensor]
 
 
 class Tokens(NamedTuple):
-    """Activations and gradients at one site: (B, T, C) with prefix tokens, or (B, C, h, w) of a convolution.
+    """Activations and gradients at one site: (B, T, C) with prefix tokens, or (B, C, h, w), whatever the tower's order.
 
     After `on_grid` always (B, C, h, w).
     """
@@ -32,33 +33,75 @@ class Tokens(NamedTuple):
     G: Tensor
 
 
+class Tap(NamedTuple):
+    """What has come past a site: tokens as the tower has them, and of four axes the one that holds the channels."""
+
+    tokens: Tensor
+    channel_axis: int | None
+
+    def in_order(self, tensor: Tensor, site: Site, images: int) -> Tensor:
+        """The tokens or their gradient as (B, T, C) or (B, C, h, w). Raises LayerError where the axes are not known."""
+        if tensor.ndim == 4:
+            if self.channel_axis is None:
+                raise LayerError(
+                    f"layer {site.name!r} gives a tensor of shape {tuple(tensor.shape)}, and which of its axes holds the"
+                    " channels could not be followed: name a convolution, a norm or a linear layer beside it"
+                )
+            tensor = tensor.permute(0, 3, 1, 2) if self.channel_axis == LAST else tensor
+        elif tensor.ndim == 3 and _batch_axis(tensor, site, images) == 1:
+            tensor = tensor.transpose(0, 1)
+        if tensor.ndim in (3, 4) and tensor.shape[0] != images:
+            raise LayerError(
+                f"layer {site.name!r} gives a tensor of shape {tuple(self.tokens.shape)} for {images} images: it works on"
+                " parts of an image (windows), or on several images at once; name a whole block"
+            )
+        return tensor
+
+
+def _batch_axis(tokens: Tensor, site: Site, images: int) -> int:
+    """Axis of the batch in tokens (B, T, C) or (T, B, C), by the sizes where the tower does not tell."""
+    if site.batch_axis is not None:
+        return site.batch_axis
+    fits = [axis for axis in (0, 1) if tokens.shape[axis] == images]
+    if len(fits) != 1:
+        raise LayerError(
+            f"layer {site.name!r} gives a tensor of shape {tuple(tokens.shape)} for {images} images: whether it is (B, T, C)"
+            " or (T, B, C) can't be told; explain another number of images at once, or write a tower family"
+        )
+    return fits[0]
+
+
 @contextmanager
-def tapped(sites: Sequence[Site]) -> Iterator[dict[int, Tensor]]:
+def tapped(sites: Sequence[Site]) -> Iterator[dict[int, Tap]]:
     """Hooks on `sites` that fill the yielded dict, during the forward pass, with the tokens at each by its position.
 
     The graph begins at the first site that runs: what is before it records nothing, since the weights are constant
     and the tokens there become a leaf. The tower continues with a copy, so that an in-place ReLU cannot overwrite them.
     A forward pass of another thread at the same time passes through untouched.
     """
-    tokens: dict[int, Tensor] = {}
+    taps: dict[int, Tap] = {}
     thread = threading.get_ident()
+    axes = ChannelAxes() if any(site.may_be_4d for site in sites) else None
 
-    def tap(position: int, value: Any) -> Any:
+    def tap(position: int, value: Any, read: Any = None) -> Any:
         name = sites[position].name
-        if position in tokens:
+        if position in taps:
             raise LayerError(f"layer {name!r} runs more than once in one forward pass: name one that runs once")
         first = value[0] if isinstance(value, tuple) and value else value
         if not isinstance(first, Tensor):
             raise LayerError(f"layer {name!r} passes on {type(first).__name__}, not a tensor of tokens: name another")
-        tokens[position] = first if first.requires_grad else first.detach().requires_grad_()
-        passed_on = tokens[position].clone()
+        tokens = first if first.requires_grad else first.detach().requires_grad_()
+        taps[position] = Tap(tokens, axes.axis_of(first, read) if axes is not None and first.ndim == 4 else None)
+        passed_on = tokens.clone()
         return (passed_on, *value[1:]) if isinstance(value, tuple) else passed_on
 
     def input_hook(position: int) -> Callable[..., Any]:
         return lambda module, inputs: tap(position, inputs) if threading.get_ident() == thread else None
 
     def output_hook(position: int) -> Callable[..., Any]:
-        return lambda module, inputs, output: tap(position, output) if threading.get_ident() == thread else None
+        return lambda module, inputs, output: (
+            tap(position, output, inputs[0] if inputs else None) if threading.get_ident() == thread else None
+        )
 
     with ExitStack() as hooks:
         for position, site in enumerate(sites):
@@ -67,7 +110,9 @@ def tapped(sites: Sequence[Site]) -> Iterator[dict[int, Tensor]]:
             else:
                 handle = site.module.register_forward_hook(output_hook(position))
             hooks.callback(handle.remove)
-        yield tokens
+        if axes is not None:
+            hooks.enter_context(axes)
+        yield taps
 
 
 def token_gradients(
@@ -88,23 +133,23 @@ def token_gradients(
     Raises:
         LayerError: a site that does not run, or that the score does not depend on.
     """
-    with frozen_for_explaining(model), tapped(sites) as tokens:
+    with frozen_for_explaining(model), tapped(sites) as taps:
         prediction = forward()
         logits = prediction["cls"]
         weights, names = score_weights(logits.detach().float(), target, label)
         for position, site in enumerate(sites):
-            if position not in tokens:
+            if position not in taps:
                 raise LayerError(f"layer {site.name!r} does not run in the detector's forward pass: name another")
-        activations = [tokens[position] for position in range(len(sites))]
+        activations = [taps[position].tokens for position in range(len(sites))]
         gradients = score_gradients(logits, weights, activations)
         detached = {key: value.detach() for key, value in prediction.items()}
     captured = []
-    for site, A, G in zip(sites, activations, gradients):
+    for position, (site, A, G) in enumerate(zip(sites, activations, gradients)):
         if G is None:
             raise LayerError(
                 f"the score does not depend on layer {site.name!r} at all: name one that the head reads from"
             )
-        captured.append(Tokens(A.detach(), G))
+        captured.append(Tokens(*(taps[position].in_order(one, site, len(logits)) for one in (A.detach(), G))))
     return detached, names, captured
 
 
@@ -155,16 +200,19 @@ def _on_grid(tokens: Tensor, grid: Grid | None, layer: str) -> Tensor:
             f"layer {layer!r} gives a tensor of shape {tuple(tokens.shape)}, which has no patch tokens:"
             " name an encoder block or a module inside one"
         )
+    grid = grid.of_tokens(tokens.shape[1])
     return without_prefix(tokens, grid, layer).transpose(1, 2).unflatten(2, (grid.rows, grid.columns))
 
 
 def without_prefix(tokens: Tensor, grid: Grid, layer: str) -> Tensor:
     """(B, T, ...) → (B, rows · columns, ...), the patches alone. Raises LayerError for another number T."""
-    before = tokens.shape[1] - grid.rows * grid.columns
+    patches = grid.rows * grid.columns
+    before = tokens.shape[1] - patches - grid.suffix
     if before < 0 or grid.prefix not in (None, before):
         expected = f"{grid.rows}x{grid.columns} patches" + (f" and {grid.prefix} before them" if grid.prefix else "")
+        expected += f" and {grid.suffix} after them" if grid.suffix else ""
         raise LayerError(
             f"layer {layer!r} gives {tokens.shape[1]} tokens, but {expected} are expected: name an encoder block or a"
             " module inside one"
         )
-    return tokens[:, before:]
+    return tokens[:, before : before + patches]

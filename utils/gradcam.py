@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from utils.cam.attention import ATTENTION_METHODS, AttentionPass, BlockProjection, attention_token_maps
 from utils.cam.frozen import frozen_for_explaining
 from utils.cam.layers import SITES, LayerError, find_sites, without_fused
-from utils.cam.maps import LayerMaps, in_order, layer_maps, refuse_non_finite, to_layer_maps
+from utils.cam.maps import Canvas, LayerMaps, in_order, layer_maps, refuse_non_finite, to_layer_maps
 from utils.cam.methods import DEFAULT_EPSILON, check_methods, signed_maps
 from utils.cam.targets import Target
 from utils.cam.tokens import Prediction, Tokens, on_grid, token_gradients
@@ -75,6 +75,7 @@ class Capture:
             LayerError: a gradient is structurally zero, or the network has no patch tokens, which the method needs.
             NonFiniteMapError: a map is not finite.
         """
+        canvas = Canvas.of(self.size, self.grid)
         if method in ATTENTION_METHODS:
             if self.grid is None:
                 raise LayerError(f"method {method!r} needs patch tokens, which this detector's network does not have")
@@ -83,12 +84,12 @@ class Capture:
             patches = self.grid.rows * self.grid.columns
             if reading.needs_class_token and any(pair.raw.shape[1] == patches for pair in token_maps.values()):
                 raise LayerError(f"method {method!r} reads the class token, which this tower does not have")
-            found = to_layer_maps(token_maps, self.grid, self.size)
+            found = to_layer_maps(token_maps, self.grid, canvas)
         else:
             tokens = {key.layer: pair for key, pair in self.activations.items() if key.site == site}
             on_image = on_grid(tokens, self.grid)
-            found = layer_maps(signed_maps(method, on_image, pp_epsilon), on_image, tokens, self.size)
-        return in_order(found, self.layers, self.size)
+            found = layer_maps(signed_maps(method, on_image, pp_epsilon), on_image, tokens, canvas)
+        return in_order(found, self.layers, canvas)
 
     def explanation(self, method: str, site: str, pp_epsilon: float = DEFAULT_EPSILON) -> Explanation:
         """`maps` beside the prediction. Raises NonFiniteMapError for logits that are not finite, too.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from utils.cam.targets import Target
-from utils.results.overlays import denormalised, overlay
+from utils.results.overlays import denormalised, overlay, unseen_in_grey
 
 COLUMNS = 8
 
@@ -47,6 +47,7 @@ def log_gradcam(
     images = denormalised(data_dict["image"], detector.gradcam)
     for name, maps in explanation.layers.items():
         drawn = overlay(images, maps.normalised, maps.empty, detector.gradcam.colormap)
+        drawn = unseen_in_grey(drawn, maps.canvas.seen)
         writer.add_image(f"gradcam/{name}", grid(images, drawn.permute(0, 3, 1, 2)).cpu(), epoch)
 
 

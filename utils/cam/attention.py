@@ -7,9 +7,10 @@ a head's output is O = P V, so ∂score/∂P = (∂score/∂O) Vᵀ, and O is wh
 
 from __future__ import annotations
 
+import threading
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, Callable, Iterable, Iterator, Mapping, NamedTuple, Sequence
+from typing import Callable, Iterable, Iterator, Mapping, NamedTuple, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -148,19 +149,25 @@ class AttentionPass:
     def output_gradients(self, gradients: Sequence[Tensor]) -> dict[str, Tensor]:
         """∂score/∂O (B, T, C) by block, from the gradients at `output_sites`."""
         return {
-            block: modules.output_gradient(gradient) for (block, modules), gradient in zip(self.differentiated, gradients)
+            block: modules.output_gradient(gradient)
+            for (block, modules), gradient in zip(self.differentiated, gradients)
         }
 
     @contextmanager
     def kept(self) -> Iterator[dict[BlockProjection, Tensor]]:
         """Queries, keys and values during the forward pass, detached. Raises LayerError for a block that runs twice."""
         kept: dict[BlockProjection, Tensor] = {}
+        thread = threading.get_ident()
 
         def keep_of(block: str) -> Keep:
             def keep(name: str, tensor: Tensor) -> None:
+                if threading.get_ident() != thread:
+                    return
                 key = BlockProjection(block, name)
                 if key in kept:
-                    raise LayerError(f"layer {block!r} runs more than once in one forward pass: name one that runs once")
+                    raise LayerError(
+                        f"layer {block!r} runs more than once in one forward pass: name one that runs once"
+                    )
                 kept[key] = tensor
 
             return keep
@@ -177,7 +184,7 @@ class AttentionPass:
             self._check_probabilities(kept)
 
     def _check_probabilities(self, kept: dict[BlockProjection, Tensor]) -> None:
-        """That softmax(q kᵀ / √d) v is what each block has mixed. Raises LayerError, for a mask or a bias nobody knows of."""
+        """That softmax(q kᵀ / √d) v is what each block has mixed. Raises LayerError: a mask or bias is unknown."""
         errors = []
         for block, modules in self.read:
             tensors = {name: kept[BlockProjection(block, name)] for name in ("q", "k", "v")}
@@ -191,8 +198,8 @@ class AttentionPass:
         for (block, _), error in zip(self.read, torch.stack(errors).tolist()):
             if error > (0.1 if coarse else 1e-3):
                 raise LayerError(
-                    f"layer {block!r} does not attend by softmax(q kᵀ / √d) alone: a mask, a bias or a scale of its own is"
-                    " not known to the tower's family; use gradcam or legrad, or write a tower family"
+                    f"layer {block!r} does not attend by softmax(q kᵀ / √d) alone: the tower's family knows of no mask,"
+                    " bias or other scale; use gradcam or legrad, or write a tower family"
                 )
 
 
@@ -232,7 +239,7 @@ def _attention(tower: nn.Module, layer: str, path: str) -> Attention:
         raise LayerError(
             f"layer {layer!r} has no attention to read: {' and '.join(ATTENTION_METHODS)} take blocks of a transformer"
             " in which each token attends to all, with queries, keys and values that the tower's family knows to read"
-            " (CLIP's q_proj, k_proj and v_proj, a fused qkv, nn.MultiheadAttention); use gradcam or layercam for others"
+            " (CLIP's q_proj, k_proj and v_proj, timm's qkv, nn.MultiheadAttention); use gradcam or layercam for others"
         )
     return Attention(block, modules)
 

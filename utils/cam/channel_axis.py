@@ -1,7 +1,8 @@
 """Which axis of a four-dimensional activation holds its channels: (B, C, h, w) or (B, h, w, C).
 
-Sizes can't tell: 8 × 8 positions of 8 channels look alike. Operations do: a convolution writes channels first, a linear
-layer or a layer norm over one axis channels last, `permute` moves them, and nearly everything else leaves them in place.
+Sizes can't tell: 8 × 8 positions of 8 channels look alike. Operations do: a convolution writes channels first, a
+linear layer or a layer norm over one axis channels last, `permute` moves them, and nearly everything else leaves them
+in place.
 """
 
 from __future__ import annotations
@@ -96,7 +97,9 @@ def _moved(function: Any, args: Any, kwargs: dict[str, Any], axis: int | None) -
         first, second = (int(place) % 4 for place in places)
         order[first], order[second] = order[second], order[first]
     else:
-        order = [int(place) % 4 for place in (places[0] if isinstance(places[0], (tuple, list, torch.Size)) else places)]
+        order = [
+            int(place) % 4 for place in (places[0] if isinstance(places[0], (tuple, list, torch.Size)) else places)
+        ]
     return order.index(axis) if axis in order else None
 
 

@@ -15,7 +15,7 @@ from torch import nn
 
 @contextmanager
 def plain_forward(model: nn.Module) -> Iterator[None]:
-    """Inside, `model` runs module by module. Not for two threads at once: checkpointing is off for the whole process."""
+    """Inside, `model` runs module by module. Checkpointing and fast path are off for the whole process."""
     with ExitStack() as undo:
         _without_compiled(model, undo)
         _without_checkpointing(undo)

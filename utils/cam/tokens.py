@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any, Callable, Dict, Iterator, Mapping, NamedTuple, Sequence
 
 import torch
@@ -44,16 +44,16 @@ class Tap(NamedTuple):
         if tensor.ndim == 4:
             if self.channel_axis is None:
                 raise LayerError(
-                    f"layer {site.name!r} gives a tensor of shape {tuple(tensor.shape)}, and which of its axes holds the"
-                    " channels could not be followed: name a convolution, a norm or a linear layer beside it"
+                    f"layer {site.name!r} gives a tensor of shape {tuple(tensor.shape)}, and which of its axes holds"
+                    " the channels could not be followed: name a convolution, a norm or a linear layer beside it"
                 )
             tensor = tensor.permute(0, 3, 1, 2) if self.channel_axis == LAST else tensor
         elif tensor.ndim == 3 and _batch_axis(tensor, site, images) == 1:
             tensor = tensor.transpose(0, 1)
         if tensor.ndim in (3, 4) and tensor.shape[0] != images:
             raise LayerError(
-                f"layer {site.name!r} gives a tensor of shape {tuple(self.tokens.shape)} for {images} images: it works on"
-                " parts of an image (windows), or on several images at once; name a whole block"
+                f"layer {site.name!r} gives a tensor of shape {tuple(self.tokens.shape)} for {images} images: it works"
+                " on parts of an image (windows), or on several images at once; name a whole block"
             )
         return tensor
 
@@ -65,23 +65,23 @@ def _batch_axis(tokens: Tensor, site: Site, images: int) -> int:
     fits = [axis for axis in (0, 1) if tokens.shape[axis] == images]
     if len(fits) != 1:
         raise LayerError(
-            f"layer {site.name!r} gives a tensor of shape {tuple(tokens.shape)} for {images} images: whether it is (B, T, C)"
-            " or (T, B, C) can't be told; explain another number of images at once, or write a tower family"
+            f"layer {site.name!r} gives a tensor of shape {tuple(tokens.shape)} for {images} images: whether it is"
+            " (B, T, C) or (T, B, C) can't be told; explain another number of images at once, or write a tower family"
         )
     return fits[0]
 
 
 @contextmanager
-def tapped(sites: Sequence[Site]) -> Iterator[dict[int, Tap]]:
+def tapped(sites: Sequence[Site], axes: ChannelAxes | None) -> Iterator[dict[int, Tap]]:
     """Hooks on `sites` that fill the yielded dict, during the forward pass, with the tokens at each by its position.
 
     The graph begins at the first site that runs: what is before it records nothing, since the weights are constant
     and the tokens there become a leaf. The tower continues with a copy, so that an in-place ReLU cannot overwrite them.
-    A forward pass of another thread at the same time passes through untouched.
+    A forward pass of another thread at the same time passes through untouched. `axes` follows the channels of a forward
+    pass inside it.
     """
     taps: dict[int, Tap] = {}
     thread = threading.get_ident()
-    axes = ChannelAxes() if any(site.may_be_4d for site in sites) else None
 
     def tap(position: int, value: Any, read: Any = None) -> Any:
         name = sites[position].name
@@ -110,8 +110,6 @@ def tapped(sites: Sequence[Site]) -> Iterator[dict[int, Tap]]:
             else:
                 handle = site.module.register_forward_hook(output_hook(position))
             hooks.callback(handle.remove)
-        if axes is not None:
-            hooks.enter_context(axes)
         yield taps
 
 
@@ -133,8 +131,10 @@ def token_gradients(
     Raises:
         LayerError: a site that does not run, or that the score does not depend on.
     """
-    with frozen_for_explaining(model), tapped(sites) as taps:
-        prediction = forward()
+    axes = ChannelAxes() if any(site.may_be_4d for site in sites) else None
+    with frozen_for_explaining(model), tapped(sites, axes) as taps:
+        with axes or nullcontext():
+            prediction = forward()
         logits = prediction["cls"]
         weights, names = score_weights(logits.detach().float(), target, label)
         for position, site in enumerate(sites):

@@ -6,6 +6,7 @@ Nothing here changes what a block computes: hooks read it, or (`constant_queries
 from __future__ import annotations
 
 import abc
+import threading
 from dataclasses import dataclass
 from typing import Any, Callable, Dict, Protocol
 
@@ -36,7 +37,7 @@ class BlockAttention(abc.ABC):
     def watch(self, names: tuple[str, ...], keep: Keep) -> list[Handle]:
         """Hooks that call `keep` in each forward pass with those of "q", "k", "v" and MIXED that are in `names`.
 
-        All (B, T, heads · d), detached; q and k as the softmax reads them: normalised and rotated, where the block does.
+        All (B, T, heads · d), detached; q and k as the softmax reads them: normalised and rotated, where they are.
         """
 
     @property
@@ -107,7 +108,8 @@ class AttentionModules(BlockAttention):
         return self.out, True
 
     def constant_queries_and_keys(self) -> list[Handle]:
-        return [module.register_forward_hook(lambda module, inputs, output: output.detach()) for module in (self.q, self.k)]
+        hook = in_this_thread(lambda module, inputs, output: output.detach())
+        return [module.register_forward_hook(hook) for module in (self.q, self.k)]
 
 
 @dataclass(frozen=True)
@@ -145,7 +147,9 @@ class TorchAttention(BlockAttention):
     def _tokens(self, inputs: Any) -> Tensor:
         """What attends to itself, (B, T, C)."""
         if len(inputs) < 3 or not inputs[0] is inputs[1] is inputs[2]:
-            raise InputError("nn.MultiheadAttention is read where query, key and value are one tensor, given in this order")
+            raise InputError(
+                "nn.MultiheadAttention is read where query, key and value are one tensor, given in this order"
+            )
         return self._batch_first(inputs[0])
 
     def _batch_first(self, tokens: Tensor) -> Tensor:
@@ -167,7 +171,7 @@ class TorchAttention(BlockAttention):
             linear = self.project(mixed_by_constant(self.queries_keys_values(self._tokens(inputs)), self.heads))
             return (same_value(output[0], self._batch_first(linear)), *output[1:])
 
-        return [self.module.register_forward_hook(hook)]
+        return [self.module.register_forward_hook(in_this_thread(hook))]
 
 
 @dataclass(frozen=True)
@@ -186,7 +190,9 @@ class TimmAttention(BlockAttention):
     def queries_keys_values(self, x: Tensor, rope: Tensor | None) -> Heads:
         """`x` (B, T, C); `rope` (..., patches, 2 d): sines and cosines beside each other."""
         q, k, v = (part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in self._projected(x))
-        q, k = (getattr(self.module, name, nn.Identity()).forward(part) for name, part in (("q_norm", q), ("k_norm", k)))
+        q, k = (
+            getattr(self.module, name, nn.Identity()).forward(part) for name, part in (("q_norm", q), ("k_norm", k))
+        )
         if rope is not None:
             sin, cos = rope.chunk(2, dim=-1)
             before, halves = self.module.num_prefix_tokens, getattr(self.module, "rotate_half", False)
@@ -240,7 +246,10 @@ class TimmAttention(BlockAttention):
             linear = mixed_by_constant(self.queries_keys_values(x, rope), self.heads)
             return (same_value(inputs[0], linear), *inputs[1:])
 
-        return [self._with_rope(before), self.output[0].register_forward_pre_hook(at_output)]
+        return [
+            self._with_rope(in_this_thread(before)),
+            self.output[0].register_forward_pre_hook(in_this_thread(at_output)),
+        ]
 
 
 # ------------------------------------------------------------------------------------------------------------ formulas
@@ -265,9 +274,9 @@ def same_value(value: Tensor, linear: Tensor) -> Tensor:
 
 
 def rotated(x: Tensor, cos: Tensor, sin: Tensor, before: int, halves: bool) -> Tensor:
-    """Rotary positions (Su et al. 2021, eq. 34): pairs of channels of `x` (..., T, d) turned by the angle of their token.
+    """Rotary positions (Su et al. 2021, eq. 34): pairs of channels of `x` (..., T, d) turned by their token's angle.
 
-    The first `before` tokens are no patches and stay. A pair is channel i and i + d/2 with `halves`, else 2i and 2i + 1.
+    The first `before` tokens are no patches and stay. A pair is channel i and i + d/2 with `halves`, else 2i and 2i+1.
     """
     patches = x[..., before:, :]
     if halves:
@@ -276,6 +285,12 @@ def rotated(x: Tensor, cos: Tensor, sin: Tensor, before: int, halves: bool) -> T
     else:
         turned = torch.stack([-patches[..., 1::2], patches[..., ::2]], dim=-1).flatten(-2)
     return torch.cat([x[..., :before, :], (patches * cos + turned * sin).to(x.dtype)], dim=-2)
+
+
+def in_this_thread(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """`hook` for passes of the thread that calls this; those of others go by untouched."""
+    thread = threading.get_ident()
+    return lambda *arguments: hook(*arguments) if threading.get_ident() == thread else None
 
 
 def with_keywords(module: nn.Module, hook: Callable[[nn.Module, Any, dict[str, Any]], None]) -> Handle:

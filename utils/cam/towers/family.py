@@ -19,11 +19,14 @@ class Grid(NamedTuple):
     columns: int
     prefix: int | None  # None: whatever the tensor has beside the patches
     suffix: int = 0
-    covers: tuple[float, float] = (1.0, 1.0)  # of the image's height and width, from the top left; > 1 where it is padded
+    covers: tuple[float, float] = (
+        1.0,
+        1.0,
+    )  # of the image's height and width, from the top left; > 1 where it is padded
     halvings: int = 0  # how often later stages halve rows and columns, rounding up
 
     def covering(self, patch: tuple[int, int] | None, size: tuple[int, int]) -> Grid:
-        """The same grid on an image of `size` (H, W): patches at its left and top edge, and maybe less than all of it."""
+        """The same grid on an image of `size` (H, W): patches at its left and top edge, maybe not on all of it."""
         if patch is None:
             return self
         return self._replace(covers=(self.rows * patch[0] / size[0], self.columns * patch[1] / size[1]))

@@ -43,5 +43,5 @@ class HuggingFaceDINOv3(TowerFamily):
 
     def attention(self, block: nn.Module) -> AttentionModules:
         attention = submodule(block, "attention")
-        projections = (submodule(attention, f"{name}_proj") for name in ("q", "k", "v", "o"))
-        return AttentionModules(int(attention.num_heads), *projections, rotary=attention)
+        q, k, v, out = (submodule(attention, f"{name}_proj") for name in ("q", "k", "v", "o"))
+        return AttentionModules(int(attention.num_heads), q, k, v, out, rotary=attention)

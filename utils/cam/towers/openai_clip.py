@@ -1,7 +1,7 @@
 """The vision tower of OpenAI's `clip` package and of open_clip.
 
-Tokens: the class token, then the patches; within the blocks (T, B, C), or (B, T, C) in an open_clip that says so. Gradient
-checkpointing is open_clip's `transformer.grad_checkpointing`, which counts in evaluation, too.
+Tokens: the class token, then the patches; within the blocks (T, B, C), or (B, T, C) in an open_clip that says so.
+Gradient checkpointing is open_clip's `transformer.grad_checkpointing`, which counts in evaluation, too.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Swin transformers of Hugging Face, timm and torchvision.
 
-Hugging Face's blocks pass (B, T, C), the others (B, h, w, C); no token precedes the patches. Each stage but the last halves
-the grid. A block's attention stays within windows, so that there is none over the whole image to read. Gradient
+Hugging Face's blocks pass (B, T, C), the others (B, h, w, C); no token precedes the patches. Each stage but the last
+halves the grid. A block's attention stays within windows, so that there is none over the whole image to read. Gradient
 checkpointing is timm's `grad_checkpointing` of each stage.
 """
 

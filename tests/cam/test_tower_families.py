@@ -84,37 +84,37 @@ class Family(NamedTuple):
 
 REGISTERS = {"num_register_tokens": 4}
 FAMILIES = {
-    "HF CLIP": Family(lambda: hugging_face("CLIPVision"), "encoder.layers.1.layer_norm1"),
-    "HF CLIP with LoRA": Family(lora, "encoder.layers.1.layer_norm1"),
-    "HF SigLIP": Family(lambda: hugging_face("SiglipVision"), "encoder.layers.1.layer_norm1", 0, has_class_token=False),
-    "HF ViT": Family(lambda: hugging_face("ViT"), "layers.1.layernorm_before"),
-    "HF DeiT": Family(lambda: hugging_face("DeiT"), "layers.1.layernorm_before", 2),
+    "HF CLIP": Family(lambda: hugging_face("CLIPVision"), "1.layer_norm1"),
+    "HF CLIP with LoRA": Family(lora, "1.layer_norm1"),
+    "HF SigLIP": Family(lambda: hugging_face("SiglipVision"), "1.layer_norm1", 0, has_class_token=False),
+    "HF ViT": Family(lambda: hugging_face("ViT"), "1.layernorm_before"),
+    "HF DeiT": Family(lambda: hugging_face("DeiT"), "1.layernorm_before", 2),
     "HF YOLOS": Family(
-        lambda: hugging_face("Yolos", image_size=[64, 64], num_detection_tokens=5), "layers.1.layernorm_before", 1, 5
+        lambda: hugging_face("Yolos", image_size=[64, 64], num_detection_tokens=5), "1.layernorm_before", 1, 5
     ),
-    "HF DINOv2": Family(lambda: hugging_face("Dinov2", mlp_ratio=2), "layer.1.norm1"),
+    "HF DINOv2": Family(lambda: hugging_face("Dinov2", mlp_ratio=2), "1.norm1"),
     "HF DINOv2 with registers": Family(
-        lambda: hugging_face("Dinov2WithRegisters", mlp_ratio=2, **REGISTERS), "layer.1.norm1", 5
+        lambda: hugging_face("Dinov2WithRegisters", mlp_ratio=2, **REGISTERS), "1.norm1", 5
     ),
-    "HF DINOv3": Family(lambda: hugging_face("DINOv3ViT", **REGISTERS), "layer.1.norm1", 5),
-    "OpenAI clip": Family(OpenAITower, "transformer.resblocks.1.ln_1", tokens_first=True),
-    "open_clip": Family(lambda: open_clip(True), "transformer.resblocks.1.ln_1"),
-    "open_clip, (T, B, C)": Family(lambda: open_clip(False), "transformer.resblocks.1.ln_1", tokens_first=True),
+    "HF DINOv3": Family(lambda: hugging_face("DINOv3ViT", **REGISTERS), "1.norm1", 5),
+    "OpenAI clip": Family(OpenAITower, "1.ln_1", tokens_first=True),
+    "open_clip": Family(lambda: open_clip(True), "1.ln_1"),
+    "open_clip, (T, B, C)": Family(lambda: open_clip(False), "1.ln_1", tokens_first=True),
     "timm ViT": Family(
-        lambda: timm("vit_tiny_patch16_224", img_size=64, embed_dim=32, num_heads=4, depth=3), "blocks.1.norm1"
+        lambda: timm("vit_tiny_patch16_224", img_size=64, embed_dim=32, num_heads=4, depth=3), "1.norm1"
     ),
     "timm ViT, q and k normalised": Family(
         lambda: timm("vit_tiny_patch16_224", img_size=64, embed_dim=32, num_heads=4, depth=3, qk_norm=True,
-                     reg_tokens=2, global_pool="avg"), "blocks.1.norm1", 3,
+                     reg_tokens=2, global_pool="avg"), "1.norm1", 3,
     ),
     "timm EVA-02": Family(
-        lambda: timm("eva02_tiny_patch14_224", img_size=56, embed_dim=32, num_heads=4, depth=3), "blocks.1.norm1",
+        lambda: timm("eva02_tiny_patch14_224", img_size=56, embed_dim=32, num_heads=4, depth=3), "1.norm1",
         pixels=56,
     ),
     "timm DINOv3": Family(
-        lambda: timm("vit_small_patch16_dinov3", img_size=64, embed_dim=32, num_heads=2, depth=3), "blocks.1.norm1", 5
+        lambda: timm("vit_small_patch16_dinov3", img_size=64, embed_dim=32, num_heads=2, depth=3), "1.norm1", 5
     ),
-    "PyTorch's encoder": Family(TorchEncoder, "encoder.layers.1.norm1"),
+    "PyTorch's encoder": Family(TorchEncoder, "1.norm1"),
     "torchvision ViT": Family(
         lambda: library("torchvision").models.VisionTransformer(64, 16, 3, 4, 32, 64, num_classes=32),
         "encoder.layers.encoder_layer_1.ln_1",
@@ -160,9 +160,9 @@ def model(family: Family) -> Detector:
 
 
 def norm_of(model: nn.Module, family: Family) -> tuple[str, nn.Module]:
-    """The explained block's name within the detector's tower, and its norm; `layer.1` may lie in a module of its own."""
+    """The explained block and its norm; lists of blocks have many names."""
     name = next(name for name, _ in model.named_modules() if name.endswith(f".{family.norm}"))
-    return name.rpartition(".")[0].removeprefix("tower."), model.get_submodule(name)
+    return name.rpartition(".")[0], model.get_submodule(name)
 
 
 def activations(model: nn.Module, norm: nn.Module, family: Family, pixels: Tensor) -> tuple[Tensor, Tensor]:

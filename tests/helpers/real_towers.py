@@ -7,6 +7,7 @@ torchvision is the ordinary wheel beside a CPU build of torch, and works once it
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import sys
 from collections import OrderedDict
 from pathlib import Path

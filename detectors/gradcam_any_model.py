@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from utils.cam.frozen import frozen_for_explaining
-from utils.cam.towers import family_of, find_tower
-from utils.gradcam import unwrapped
+from utils.cam.towers import family_of, find_tower, unwrapped
 
 from .gradcam_mixin import GradCAMMixin
 

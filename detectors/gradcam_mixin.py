@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from utils.cam.heads import HeadReader
 from utils.cam.layers import block_names
 from utils.cam.targets import Target
-from utils.cam.towers import Grid, family_of
+from utils.cam.towers import Grid, family_of, unwrapped
 from utils.errors import InputError
 from utils.gradcam import Capture, Explanation, capture, check_images, explain_tower
 from utils.model.gradcam_settings import GradCAMSettings, gradcam_settings
@@ -55,8 +55,8 @@ class GradCAMMixin(nn.Module):
 
     @property
     def explained_tower(self) -> nn.Module:
-        """The module that layer names are relative to."""
-        return self.backbone
+        """The module that layer names are relative to; of a compiled `backbone` the one inside."""
+        return unwrapped(self.backbone)
 
     def patch_grid(self, height: int, width: int) -> tuple[int, int] | None:
         """Rows and columns of patches for an image of that size; None for a convolutional network.
@@ -74,7 +74,13 @@ class GradCAMMixin(nn.Module):
     def token_grid(self, height: int, width: int) -> Grid | None:
         """How tokens lie on an image of that size. A detector that adds tokens of its own overrides this."""
         patches, tower = self.patch_grid(height, width), self.explained_tower
-        return None if patches is None else Grid(*patches, prefix=family_of(tower).prefix(tower))
+        if patches is None:
+            return None
+        family = family_of(tower)
+        grid = Grid(*patches, family.prefix(tower), family.suffix(tower))
+        patch = family.patch_size(tower)
+        of_family = patch is not None and patches == (height // patch[0], width // patch[1])
+        return grid.covering(patch, (height, width)) if of_family else grid
 
     def gradcam_layers(self) -> list[str]:
         """The layers explained where a call names none: the config's, or else the tower's last block."""

@@ -29,11 +29,11 @@ from utils.cam.layers import (
     named_layers,
     summed_blocks,
 )
-from utils.cam.maps import LayerMaps, in_order, layer_maps, refuse_non_finite, to_layer_maps
+from utils.cam.maps import Canvas, LayerMaps, in_order, layer_maps, refuse_non_finite, to_layer_maps
 from utils.cam.methods import DEFAULT_EPSILON, check_methods, leftover, signed_maps
 from utils.cam.targets import Target
 from utils.cam.tokens import Tokens, on_grid, token_gradients
-from utils.cam.towers import Grid, family_of, find_tower
+from utils.cam.towers import Grid, family_of, find_tower, unwrapped
 from utils.errors import InputError
 
 
@@ -103,6 +103,7 @@ class Capture:
             LayerError: a gradient is structurally zero, or the network has no patch tokens, which the method needs.
             NonFiniteMapError: a map is not finite.
         """
+        canvas = Canvas.of(self.size, self.grid)
         if method in ATTENTION_METHODS:
             if self.grid is None:
                 raise LayerError(f"method {method!r} needs patch tokens, which this detector's network does not have")
@@ -111,7 +112,7 @@ class Capture:
             patches = self.grid.rows * self.grid.columns
             if reading.needs_class_token and any(pair.raw.shape[1] == patches for pair in token_maps.values()):
                 raise LayerError(f"method {method!r} reads the class token, which this tower does not have")
-            found = to_layer_maps(token_maps, self.grid, self.size, reading.sum_of or "", self.parts())
+            found = to_layer_maps(token_maps, self.grid, canvas, reading.sum_of or "", self.parts())
         else:
             tokens = {key.layer: pair for key, pair in self.activations.items() if key.site == site}
             on_image = on_grid(tokens, self.grid)
@@ -119,8 +120,8 @@ class Capture:
             if method == "hirescam":  # the one whose sum a LayerNorm can make 0
                 epsilons = {layer: self.norm_epsilons[LayerSite(layer, site)] for layer in on_image}
                 leftovers = {layer: leftover(A, G, epsilons[layer]) for layer, (A, G) in on_image.items()}
-            found = layer_maps(signed, on_image, tokens, self.size, self.parts(), leftovers)
-        return in_order(found, self.layers, self.size)
+            found = layer_maps(signed, on_image, tokens, canvas, self.parts(), leftovers)
+        return in_order(found, self.layers, canvas)
 
     def parts(self) -> dict[str, Sequence[str]]:
         """The captured layers that each layer's maps are made of: itself, or for SUM all blocks."""
@@ -177,7 +178,7 @@ def capture(
             what `forward` returned holds no logits.
         LayerError: a layer that cannot be explained.
     """
-    path = next((name for name, module in model.named_modules() if module is tower), "")
+    path = next((name for name, module in model.named_modules() if module is tower), "").replace("._orig_mod", "")
     check_methods(methods)
     named, summed = named_layers(layers), summed_blocks(tower, layers)
     _refuse_sums(methods if summed else [])
@@ -197,8 +198,7 @@ def capture(
     rules = backward_rules(model, tower, backward, activations if self_test else None)
     with attention.kept() as projections, rules:
         found = token_gradients(model, read, forward, target, label, self_test, head)
-    blocks = [block for block, _ in attention.differentiated]
-    output_gradients = dict(zip(blocks, (pair.G for pair in found.tokens[len(points) :])))
+    output_gradients = attention.output_gradients([pair.G for pair in found.tokens[len(points) :]])
     complete = dict(zip(blocks_named, found.completeness))
     if summed and complete:
         complete[SUM] = Completeness.worst([complete[block] for block in summed])
@@ -387,17 +387,6 @@ def explain(
         backward=backward or BACKWARDS[0],
         head=HeadReader(type(model).__name__, None if classes is None else named_classes(classes, "classes")),
     )
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The module inside DataParallel, DistributedDataParallel and torch.compile, in whatever order they were put on."""
-    while True:
-        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            model = model.module
-        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):  # torch.compile's, of torch 2
-            model = model._orig_mod  # type: ignore[assignment]  # just seen to be a module
-        else:
-            return model
 
 
 def check_images(images: Any, what: str) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from utils.cam.targets import Target
 from utils.results.decision import CLASS_NAMES
-from utils.results.overlays import denormalised, overlay, text_line
+from utils.results.overlays import denormalised, overlay, text_line, unseen_in_grey
 
 COLUMNS = 8
 LINE, LETTERS = 18, 12  # height of a caption and of its letters, in pixels
@@ -54,6 +54,7 @@ def log_gradcam(
     texts = captions(explanation.prediction["prob"], data_dict.get("label"))
     for name, maps in explanation.layers.items():
         drawn = overlay(images, maps.normalised, maps.empty, detector.gradcam.colormap)
+        drawn = unseen_in_grey(drawn, maps.canvas.seen)
         writer.add_image(f"gradcam/{name}", grid(images, drawn.permute(0, 3, 1, 2), texts).cpu(), epoch)
 
 

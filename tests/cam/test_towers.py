@@ -66,6 +66,7 @@ def test_the_grid_is_what_the_tower_really_makes() -> None:
     tower = vision_tower()
     for height, width in ((64, 64), (32, 96), (70, 79)):
         grid = HuggingFaceCLIP().grid(tower, height, width)
+        assert grid is not None
         with torch.no_grad():
             patches = tower.embeddings.patch_embedding(torch.zeros(1, 3, height, width))
         assert (grid.rows, grid.columns) == tuple(patches.shape[2:])

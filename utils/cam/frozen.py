@@ -10,6 +10,7 @@ from typing import Any, Iterator
 import torch
 from torch import nn
 
+from utils.cam.plain_forward import plain_forward
 from utils.errors import InputError
 
 # Two explanations at once would see each other's frozen weights and global random state: one after the other, also of
@@ -43,7 +44,7 @@ def frozen_for_explaining(model: nn.Module) -> Iterator[None]:
                 module.training = False
             for parameter, _ in parameters:
                 parameter.requires_grad_(False)
-            with torch.inference_mode(False), torch.enable_grad():
+            with plain_forward(model), torch.inference_mode(False), torch.enable_grad():
                 yield
         finally:
             for module, training in modes:

@@ -15,8 +15,8 @@ SITES = ("layer_norm1", "residual")
 FUSED = "fused"
 SUM = "sum"
 
-# What may stand before the tower's own names in a checkpoint, in DDP or in transformers 4.
-TOWER_PREFIXES = ("module.", "backbone.", "vision_model.")
+# What may stand before the tower's own names in a checkpoint, in DDP, in transformers 4 or in torch.compile.
+TOWER_PREFIXES = ("module.", "backbone.", "vision_model.", "_orig_mod.")
 
 
 class LayerError(InputError):
@@ -29,6 +29,8 @@ class Site(NamedTuple):
     name: str  # the layer as the caller wrote it
     module: nn.Module
     reads_input: bool  # tokens are what the module reads (True) or what it returns (False)
+    batch_axis: int | None = 0  # 0 of (B, T, C), 1 of (T, B, C), None where sizes have to tell
+    may_be_4d: bool = False  # then it is followed which axis holds the channels
     norm_epsilon: float = 0.0  # ε of the norm through which a block reads the tokens
 
 
@@ -73,12 +75,14 @@ def find_sites(tower: nn.Module, layers: Sequence[str], site: str = "layer_norm1
     sites = []
     for layer, name in names.items():
         module = tower.get_submodule(name)
+        axis = family.batch_axis(tower, name)
         if name not in blocks:
-            sites.append(Site(layer, module, reads_input=False))
+            sites.append(Site(layer, module, False, axis, may_be_4d=True))
         elif site == "residual":
-            sites.append(Site(layer, module, True, float(getattr(family.first_norm(module), "eps", 0.0))))
+            epsilon = float(getattr(family.first_norm(module), "eps", 0.0))
+            sites.append(Site(layer, module, True, axis, not family.blocks_give_tokens, epsilon))
         else:
-            sites.append(Site(layer, family.first_norm(module), reads_input=False))
+            sites.append(Site(layer, family.first_norm(module), False, axis, not family.blocks_give_tokens))
     return sites
 
 

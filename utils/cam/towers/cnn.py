@@ -1,4 +1,7 @@
-"""Convolutional networks: their activations (B, C, h, w) are maps already."""
+"""Convolutional networks, ConvNeXt among them: their activations are maps already.
+
+(B, C, h, w), in parts of ConvNeXt (B, h, w, C). Gradient checkpointing is timm's `grad_checkpointing` of each stage.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from typing import Any, Callable
 import torch
 from torch import Tensor, nn
 
-from utils.cam.towers.family import AttentionModules, TowerFamily
+from utils.cam.towers.family import TowerFamily
 from utils.errors import InputError
 
 
@@ -17,6 +20,7 @@ class CNN(TowerFamily):
 
     name = "convolutional networks"
     signs = "an nn.Conv2d with a kernel larger than its stride"
+    blocks_give_tokens = False
 
     def recognises(self, module: nn.Module) -> bool:
         return any(
@@ -33,7 +37,7 @@ class CNN(TowerFamily):
     def first_norm(self, block: nn.Module) -> nn.Module:
         raise NotImplementedError("a convolutional network has no blocks")
 
-    def attention(self, block: nn.Module) -> AttentionModules | None:
+    def attention(self, block: nn.Module) -> None:
         return None
 
     def default_layer(self, tower: nn.Module, run: Callable[[], object]) -> str:

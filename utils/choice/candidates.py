@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import Any, Callable, NamedTuple, Protocol, Sequence
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from utils.cam.attention import ATTENTION_METHODS, has_attention
 from utils.cam.backward import BACKWARDS, queries_and_keys
@@ -16,6 +18,7 @@ from utils.errors import InputError
 PLAIN, BALANCED = BACKWARDS
 AUTO = "auto"
 MOST = 16  # candidates of one trial
+FEWEST_CHANNELS = 8  # of a layer that is tried: fewer are no features
 RESIDUAL, NORMED = "residual", "layer_norm1"
 
 
@@ -61,22 +64,22 @@ def can_balance(tower: nn.Module) -> bool:
         return False
 
 
-def shortlist(tower: nn.Module, cnn_layers: Sequence[str], named: Named) -> list[Candidate]:
+def shortlist(tower: nn.Module, maps: Sequence[str], named: Named) -> list[Candidate]:
     """At most MOST candidates for `tower`, what is named kept to; the first is the one to fall back on.
 
     Args:
-        cnn_layers: the layers of a network without blocks, its default first.
+        maps: the layers of a network without blocks, its default first.
         named: what is left open is filled in.
     """
     blocks = block_names(tower)
     attention, balanced = bool(blocks) and has_attention(tower, blocks), can_balance(tower)
-    usual = _of_blocks(blocks, attention, balanced) if blocks else _of_maps(cnn_layers)
+    usual = _of_blocks(blocks, attention, balanced) if blocks else _of_maps(maps)
     if named.method is None and named.layers is None:
         fitting = [one for one in usual if _fits(one, named)]
         if fitting:
             return fitting
     methods = [named.method] if named.method else list(dict.fromkeys(one.method for one in usual))
-    layers = named.layers or tuple(_depths(blocks)) or tuple(cnn_layers)
+    layers = named.layers or tuple(_depths(blocks)) or tuple(maps)
     return _spelled_out(methods, layers, balanced, named)
 
 
@@ -136,6 +139,38 @@ def _spelled_out(methods: Sequence[str], layers: Sequence[str], balanced: bool, 
     room = max(1, MOST // len(kinds))
     used = layers if len(layers) <= room else [layers[(2 * k + 1) * len(layers) // (2 * room)] for k in range(room)]
     return [Candidate(method, layer, site, rule) for method, site, rule in kinds for layer in used]
+
+
+def cnn_layers(tower: nn.Module, last: str, run: Callable[[], object]) -> list[str]:
+    """`last` of a convolutional network, and a layer before it with finer maps where there is one.
+
+    That is the last module of the outermost ones that `run`, a forward pass of the whole model, sees finish before it.
+    """
+    sizes: dict[str, int] = {}
+    repeated: set[str] = set()
+
+    def note(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            if isinstance(output, Tensor) and output.ndim == 4 and output.shape[1] >= FEWEST_CHANNELS:
+                repeated.update([name] if name in sizes else [])
+                sizes[name] = output.shape[2] * output.shape[3]
+
+        return hook
+
+    with ExitStack() as hooks, torch.no_grad():
+        for name, module in tower.named_modules():
+            if name:
+                hooks.callback(module.register_forward_hook(note(name)).remove)
+        run()
+    finer = [
+        name
+        for name, size in sizes.items()
+        if size > sizes.get(last, size) and name not in repeated and not name.startswith(f"{last}.")
+    ]
+    if not finer:
+        return [last]
+    outermost = min(name.count(".") for name in finer)
+    return [last, [name for name in finer if name.count(".") == outermost][-1]]
 
 
 # ---------------------------------------------------------------------------------------------------------- their maps

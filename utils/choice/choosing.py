@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, Callable, Hashable, List, NamedTuple, Sequence, TypeVar
+from typing import Any, Callable, Hashable, Iterable, List, Mapping, NamedTuple, Sequence, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from utils.choice.candidates import Candidate, candidate_maps
 from utils.choice.fills import PAIRED_REAL, fills_of
 from utils.choice.trial import Heat, Margins, Scorer, try_candidates
 from utils.choice.verdict import UNTRIED, Choice, choose
+from utils.errors import InputError
 
 T = TypeVar("T")
 DEFAULT_IMAGES = 32
@@ -67,6 +68,42 @@ class TrialImages(NamedTuple):
             None if self.paired is None else self.paired[kept],
             None if self.has_pair is None else self.has_pair[kept],
         )
+
+
+def trial_images(
+    margins: Margins, batches: Iterable[Mapping[str, Any]], count: int, target: str = "fake"
+) -> TrialImages:
+    """The first `count` images of `batches` that the detector calls fake, and as many that it calls real.
+
+    Where it calls none fake, those that it calls real are tried, for the evidence for real. A batch holds `image`
+    (B, 3, H, W), and may hold `video` and `paired_real` as `GradCAMMixin.calibrate_gradcam` takes them. Raises
+    InputError where there is no image.
+    """
+    fakes: list[tuple[Tensor, Hashable, Tensor | None]] = []
+    reals: list[tuple[Tensor, Hashable, Tensor | None]] = []
+    number = 0
+    for batch in batches:
+        images, videos, paired = batch["image"], batch.get("video"), batch.get("paired_real")
+        for i, margin in enumerate(margins(images).tolist()):
+            where = fakes if margin > 0 else reals
+            if len(where) < count:
+                video = videos[i] if videos is not None else ("image", number)
+                where.append((images[i], video, None if paired is None else paired[i]))
+            number += 1
+        if len(fakes) == len(reals) == count:
+            break
+    used = fakes or reals
+    if not used:
+        raise InputError("no image to choose the map on: give at least one batch")
+    pairs = [pair for _, _, pair in used if pair is not None]
+    return TrialImages(
+        torch.stack([image for image, _, _ in used]),
+        [target if fakes else "real"] * len(used),
+        [video for _, video, _ in used],
+        torch.stack([image for image, _, _ in reals]) if fakes and reals else None,
+        torch.stack(pairs) if len(pairs) == len(used) else None,
+        torch.ones(len(used), dtype=torch.bool) if len(pairs) == len(used) else None,
+    )
 
 
 def choose_map(

@@ -51,13 +51,13 @@ def key_of(values: Any) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def find_calibration(key: str, output: Path) -> Choice | None:
-    """The choice of that key that was kept in the output folder, or in a run's folder beside it."""
+def find_calibration(key: str, output: Path) -> Calibration | None:
+    """The calibration of that key that was kept in the output folder, or in a run's folder beside it."""
     places = [output / CALIBRATION_JSON]
     if output.parent.is_dir():
         places += sorted(output.parent.glob(f"*/{CALIBRATION_JSON}"))
     for place in places:
         found = Calibration.read(place) if place.is_file() else None
         if found is not None and found.key == key:
-            return found.choice
+            return found
     return None

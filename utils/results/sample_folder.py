@@ -15,6 +15,8 @@ from typing import Any, Mapping, NamedTuple, Sequence
 
 import numpy as np
 
+from utils.choice.check import MapCheck
+from utils.choice.verdict import Choice, headline, judgements
 from utils.data.frames import Frame
 from utils.errors import InputError
 from utils.files import new_folder
@@ -39,6 +41,7 @@ class LayerFacts(NamedTuple):
     signed_extreme: float  # largest magnitude of the signed map
     empty: bool  # no patch stands out in the raw map: there is nothing to weigh
     drawn_empty: bool  # the overlay is the plain image: there is nothing to show
+    check: MapCheck | None = None  # None: not checked
 
     @classmethod
     def of(cls, layer: LayerImage) -> LayerFacts:
@@ -48,9 +51,13 @@ class LayerFacts(NamedTuple):
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> LayerFacts:
-        """From `_asdict()`, as `Sample.to_json` writes it."""
+        """The facts that `to_json` gave; runs of earlier versions have no `check`."""
         low, high, extreme = (float(values[key]) for key in ("raw_minimum", "raw_maximum", "signed_extreme"))
-        return cls(str(values["name"]), low, high, extreme, bool(values["empty"]), bool(values["drawn_empty"]))
+        check = MapCheck.from_json(values["check"]) if values.get("check") else None
+        return cls(str(values["name"]), low, high, extreme, bool(values["empty"]), bool(values["drawn_empty"]), check)
+
+    def to_json(self) -> dict[str, Any]:
+        return {**self._asdict(), "check": self.check._asdict() if self.check else None}
 
 
 @dataclass(frozen=True)
@@ -78,14 +85,25 @@ class Sample:
     layers: list[LayerFacts]
     original: Box | None  # where the comparison shows the original
     folder: Path = Path()
+    chosen: tuple[str, ...] = ()  # how the map was chosen, and what is to be said of a named one
     comparison: str = ""
     lost: str = ""
 
     @classmethod
     def of(
-        cls, frame: Frame, explanation: Explanation, i: int, layers: Sequence[LayerImage], settings: DetectorSettings
+        cls,
+        frame: Frame,
+        explanation: Explanation,
+        i: int,
+        layers: Sequence[LayerImage],
+        settings: DetectorSettings,
+        choice: Choice | None = None,
+        checks: Mapping[str, MapCheck] | None = None,
     ) -> Sample:
-        """`frame`, which is image i of the explained batch; `layers` is what was drawn of it."""
+        """`frame`, which is image i of the explained batch; `layers` is what was drawn of it.
+
+        `choice`: how the map was chosen; `checks`: of the image's map of each layer.
+        """
         gradcam = settings.gradcam
         prediction, target = explanation.prediction, explanation.target[i]
         real, fake = prediction["cls"][i].tolist()
@@ -108,8 +126,9 @@ class Sample:
             site=explanation.site,
             backward=explanation.backward,
             weights=weights,
-            layers=[LayerFacts.of(layer) for layer in layers],
+            layers=[LayerFacts.of(layer)._replace(check=(checks or {}).get(layer.name)) for layer in layers],
             original=original_box(layers[0].overlay.shape[:2], 1 + len(layers), weights == RANDOM_WEIGHTS),
+            chosen=(headline(choice), *judgements(choice)) if choice else (),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -132,7 +151,8 @@ class Sample:
             "site": self.site,
             "backward": self.backward,
             "weights": self.weights,
-            "layers": [layer._asdict() for layer in self.layers],
+            "layers": [layer.to_json() for layer in self.layers],
+            "chosen": list(self.chosen),
             "original": self.original._asdict() if self.original else None,
         }
 
@@ -155,6 +175,7 @@ class Sample:
             weights=str(values["weights"]),
             layers=[LayerFacts.from_json(layer) for layer in values["layers"]],
             original=Box(**values["original"]),
+            chosen=tuple(map(str, values.get("chosen", ()))),
         )
 
     @classmethod
@@ -214,6 +235,8 @@ def metadata_text(sample: Sample) -> str:
         f"Backward: {sample.backward}",
         f"Weights: {printable(sample.weights)}",
         *(f"Layer {layer.name}: {_map_text(layer)}" for layer in sample.layers),
+        *(f"Check {layer.name}: {_check_text(layer.check)}" for layer in sample.layers if layer.check),
+        *(f"Choice: {line}" for line in sample.chosen),
     ]
     return "\n".join(lines) + "\n"
 
@@ -228,6 +251,17 @@ def _map_text(layer: LayerFacts) -> str:
     if layer.empty:
         return "no patch speaks for the target, what is drawn speaks against it"
     return f"raw maximum {layer.raw_maximum:.6g}"
+
+
+def _check_text(check: MapCheck) -> str:
+    """The word and the figures behind it."""
+    votes = "" if check.votes is None else f", {check.votes:.0%} of the blocks hottest there"
+    others = "" if check.others is None else f", {check.others:.0%} of other maps"
+    mass = "" if check.mass is None else f"; raw map {check.mass:.3g} of the margin"
+    return (
+        f"{check.word}: margin {check.margin:.4g} falls by {check.fall:.4g} with its hottest patches replaced, by"
+        f" {check.random:.4g} with random ones{votes}{others}{mass}"
+    )
 
 
 def comparison_title(sample: Sample) -> str:

@@ -64,7 +64,7 @@ def test_a_fill_that_speaks_for_a_class_leaves_it_undecided() -> None:
     falls = {"mean": {A: 6.5, B: 3.5, C: 0.5}, "blur": {A: 6.5, B: 3.5, C: 0.5}}
     choice = chosen(trial(falls, {"mean": 0.01, "blur": 0.3}))
     assert (choice.state, choice.used) == (UNDECIDED, A)
-    assert choice.reason == "random patches move the margin by more than 10% of it when filled by blur"
+    assert choice.reason == "the detector minds random patches, too, where they are filled by blur"
 
 
 def test_the_paired_real_needs_no_second_fill() -> None:

@@ -112,7 +112,7 @@ def choose_map(
     """Try `named` and `candidates` on the images, and choose as `utils.choice.verdict.choose` does.
 
     Images whose margin or maps are not finite are left out, and candidates that have no map on this detector are told
-    with the reason. Where at least half of the images have a pair, the pair is the fill and the others are left out.
+    with the reason. Where at least half of the images have a pair, the pair is the fill, and the others are left out.
     """
     fallback = (named or candidates)[0]
     margins = detector.margins(given.images).float().cpu()
@@ -126,9 +126,11 @@ def choose_map(
             UNTRIED, fallback, "no image, or no map, could be tried", unmade={str(k): v for k, v in unmade.items()}
         )
     paired = given.paired if given.has_pair is not None and bool(given.has_pair.all()) else None
-    fills = fills_of(given.images, given.reals) if paired is None else {PAIRED_REAL: paired}
+    fills = fills_of(given.images, given.reals)
+    if paired is not None:
+        fills[PAIRED_REAL] = paired
     scorer = Scorer(detector.margins, directions(given.target))
-    trial = try_candidates(given.images, maps, fills, scorer)
+    trial = try_candidates(given.images, maps, fills, scorer, None if paired is None else PAIRED_REAL)
     return choose(trial, candidates, [one for one in named if one in maps], given.videos, unmade)
 
 

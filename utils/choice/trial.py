@@ -91,9 +91,9 @@ def random_patches(count: int, grid: tuple[int, int], seed: int) -> Tensor:
 class Trial:
     """What N images lost, in units of the margin; every tensor float32 on the CPU.
 
-    `margins` (N,). `moved`: fill → how far random patches move the margin, mean over images as a share of the mean
-    margin. `falls`: fill → candidate → (N,), of the hottest patches; `random`: the same of as many patches at
-    random on that candidate's grid. Both for the fills that were used, the calmest first.
+    `margins` (N,). `moved`: fill → how far random patches move the margin, median over images as a share of the mean
+    size of the margin. `falls`: fill → candidate → (N,), of the hottest patches; `random`: the same of as many patches
+    at random on that candidate's grid. Both for the fills that were used, the calmest first.
     """
 
     images: int
@@ -103,14 +103,17 @@ class Trial:
     random: dict[str, dict[Candidate, Tensor]]
 
 
-def try_candidates(images: Tensor, maps: Mapping[Candidate, Heat], fills: Fills, scorer: Scorer) -> Trial:
+def try_candidates(
+    images: Tensor, maps: Mapping[Candidate, Heat], fills: Fills, scorer: Scorer, only: str | None = None
+) -> Trial:
     """The fall of the margin of N images by each candidate's map.
 
     Args:
         images: (N, 3, H, W), as `scorer` takes them.
         maps: of these images.
-        fills: what patches are replaced by. One alone is used as it is; of several the two that random patches move
-            the margin least with.
+        fills: what patches are replaced by. The hottest ones are by the two that random patches move the margin least
+            with.
+        only: the fill that the hottest patches are replaced by instead.
     """
     before = scorer.of(images)
     patches = {candidate: hottest(*one) for candidate, one in maps.items()}
@@ -122,7 +125,7 @@ def try_candidates(images: Tensor, maps: Mapping[Candidate, Heat], fills: Fills,
     }
     scale = float(before.abs().mean())
     moved = {name: _moved(list(falls.values()), scale) for name, falls in random.items()}
-    used = sorted(fills, key=lambda name: moved[name])[:FILLS_USED]
+    used = [only] if only else sorted(fills, key=lambda name: moved[name])[:FILLS_USED]
     return Trial(
         len(images),
         before,
@@ -137,8 +140,9 @@ def _grid(mask: Tensor) -> tuple[int, int]:
 
 
 def _moved(falls: Sequence[Tensor], scale: float) -> float:
-    mean = float(torch.stack(list(falls)).mean().abs())
-    return mean / scale if scale else (0.0 if mean == 0 else float("inf"))
+    """The median, since random patches do hit the evidence now and then, and that is no fault of the fill's."""
+    middle = float(torch.cat(list(falls)).median().abs())
+    return middle / scale if scale else (0.0 if middle == 0 else float("inf"))
 
 
 def passes(images: int, candidates: int, fills: int) -> int:

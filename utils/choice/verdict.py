@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from utils.choice.candidates import Candidate
+from utils.choice.fills import PAIRED_REAL
 from utils.choice.trial import SHARE, Trial
 
 CHOSEN, UNDECIDED, UNSUPPORTED, NAMED, UNTRIED = "chosen", "undecided", "unsupported", "named", "untried"
-CALM = 0.1  # random patches move the margin by at most this share of it, or the fill itself speaks for a class
+CALM = 0.1  # of the margin or the best fall: random patches move the margin less, or the fill itself speaks for a class
 ALIKE = 0.95  # of the best fall: such candidates count as equal, and the first on the list is taken
 AGREES = 0.9  # of each fill's best fall: what the winner must reach under both
 FAR_BELOW = 0.5  # of the best fall: a named map below it is said to be
@@ -185,15 +186,23 @@ def _winner(rows: Sequence[Row], candidates: Sequence[Candidate]) -> Row:
 
 
 def _disagreement(trial: Trial, winner: Row) -> str:
-    """Why the winner cannot be relied on; empty where it can. A paired real, the only fill then, needs no second."""
-    if len(trial.moved) == 1:
+    """Why the winner cannot be relied on; empty where it can. A paired real needs no second fill."""
+    if PAIRED_REAL in trial.falls:
         return ""
-    restless = [name for name in trial.falls if trial.moved[name] > CALM]
+    margin = float(trial.margins.abs().mean())
+    restless = [
+        fill for fill, falls in trial.falls.items() if trial.moved[fill] * margin > CALM * _worth(falls, margin)
+    ]
     if restless:
-        return f"random patches move the margin by more than {CALM:.0%} of it when filled by {' or '.join(restless)}"
+        return f"the detector minds random patches, too, where they are filled by {' or '.join(restless)}"
     if winner.share < AGREES:
         return f"the fills {' and '.join(trial.falls)} do not agree on one map"
     return ""
+
+
+def _worth(falls: Mapping[Candidate, Tensor], margin: float) -> float:
+    """What there is to be lost: the margin or, where images lie near the decision, the best fall."""
+    return max(margin, *(float(values.mean()) for values in falls.values()))
 
 
 def _rows(trial: Trial, named: Sequence[Candidate], videos: Sequence[Hashable]) -> list[Row]:

@@ -42,11 +42,13 @@ def tried(
 
 
 class MapChecker:
-    """Checks the maps of a run's samples. `fills`: those the run's map was tried with, the calmest first."""
+    """Checks the maps of a run's samples, by the fill that random patches moved the margin least with in its trial."""
 
-    def __init__(self, detector: LoadedDetector, fills: Sequence[str], batch_size: int) -> None:
+    def __init__(self, detector: LoadedDetector, batch_size: int) -> None:
         self.tried = tried(detector, in_batches(batch_size))
-        self.fill = next((fill for fill in fills if fill in FILLS), MEAN_COLOUR)
+        choice = detector.model.gradcam_choice
+        moved = choice.moved if choice else {}
+        self.fill = min((fill for fill in moved if fill in FILLS), key=lambda fill: moved[fill], default=MEAN_COLOUR)
         tower = detector.model.explained_tower
         self.voters = block_voters(block_names(tower)) if can_balance(tower) else []
         self.others = detector.model.gradcam_candidates()

@@ -25,7 +25,7 @@ from utils.run.out_of_memory import Halving
 
 POOL = 8  # frames predicted for each image that is wanted: detectors call few images fake on some data
 JUDGED = 16  # images on which a named map is judged, at most: a figure to warn by needs no more
-FILLS = 4  # tried at most
+FILLS = 5  # tried at most
 NO_FAKE = "the detector calls no image fake: maps were tried on images that it calls real"
 VERSION = 1  # of the trial: a choice by another one is not taken over
 

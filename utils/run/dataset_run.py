@@ -77,10 +77,8 @@ class DatasetRun:
             self.predict_all()
             return self._finish_dataset(HeatmapCounts())
         with SampleWriter(options.image_format, options.save_raw) as writer:
-            detector, checker = self.context.detector, None
-            if options.checks_maps:
-                choice = detector.model.gradcam_choice
-                checker = MapChecker(detector, choice.fills if choice else (), self.context.settings.batch_size)
+            detector = self.context.detector
+            checker = MapChecker(detector, self.context.settings.batch_size) if options.checks_maps else None
             explainer = Explainer(detector, self.resume, self.folder, writer, self.context.predict, checker)
             if explains_every_frame(self.context.settings, options):
                 self.predict_all(explainer)

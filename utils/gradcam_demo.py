@@ -181,7 +181,7 @@ def _detector(
 
 
 def _choose(detector: LoadedDetector, files: Sequence[Path], crop: Crop | None, images: int) -> None:
-    """Choose the map on the first `images` of `files` that are called fake, or judge the named one; say so in a few lines.
+    """Choose the map on the first `images` of `files` that are called fake, or judge the named one, and say so.
 
     Each file counts as a video of its own. Fewer than FEWEST_IMAGES choose nothing, and are not tried.
     """

@@ -206,7 +206,7 @@ function fillForm() {
 }
 
 function readForm() {
-  const values = Object.fromEntries(["dataset", "forgery", "min", "max", "text", "sort", "opacity"].map(name => [name, form.elements[name].value]));
+  const values = Object.fromEntries(["dataset", "forgery", "word", "min", "max", "text", "sort", "opacity"].map(name => [name, form.elements[name].value]));
   values.outcome = [...form.querySelectorAll("[name=outcome]:checked")].map(box => box.value).join();
   values.layer = data.layers[form.elements.layer.value] || "";
   return values;

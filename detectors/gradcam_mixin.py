@@ -112,7 +112,10 @@ class GradCAMMixin(nn.Module):
         return [Candidate(settings.method, layer, site, settings.backward) for layer in self.gradcam_layers()]
 
     def calibrate_gradcam(
-        self, data_dicts: Iterable[Mapping[str, Any]], images: int = DEFAULT_IMAGES, batch_size: int = 32
+        self,
+        data_dicts: Mapping[str, Any] | Iterable[Mapping[str, Any]],
+        images: int = DEFAULT_IMAGES,
+        batch_size: int = 32,
     ) -> Choice:
         """Choose the map to draw by cause, on images that the detector calls fake; the config then holds it.
 

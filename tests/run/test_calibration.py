@@ -28,7 +28,9 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> DataTree:
 def run(commands: CommandServer, tree: DataTree, out: Path, *flags: str) -> tuple[str, dict[str, Any]]:
     """Output and manifest."""
     save = ("--gradcam_enabled", "--save_all_predictions", "--gradcam_samples", "6", "--check_maps")
-    done = commands.run(SCRIPT, *tree.arguments(*save, "--gradcam_target", "fake", "--gradcam_output_dir", out, *flags))
+    done = commands.run(
+        SCRIPT, *tree.arguments(*save, "--gradcam_target", "fake", "--gradcam_output_dir", out, *flags), cwd=out.parent
+    )
     assert done.code == 0, done.err
     return done.out, json.loads((out / "manifest.json").read_text())
 
@@ -60,8 +62,8 @@ def test_a_run_chooses_its_map_and_keeps_the_choice(commands: CommandServer, tre
     assert "How the map was chosen" in page and "chosen by cause" in page
 
     # The same weights, data and candidates: nothing is asked again, here or in a folder beside it.
-    for folder, flags in (("first", ["--overwrite"]), ("second", [])):
-        again, later = run(commands, tree, tmp_path / folder, *flags)
+    for name, flags in (("first", ["--overwrite"]), ("second", [])):
+        again, later = run(commands, tree, tmp_path / name, *flags)
         assert ASKED not in again and later["choice"] == choice
     asked, _ = run(commands, tree, tmp_path / "third", "--gradcam_backward", "plain")
     assert ASKED in asked  # other candidates

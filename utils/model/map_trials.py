@@ -45,7 +45,7 @@ def tried(
 class MapChecker:
     """Checks the maps of a run's samples. Patches get the mean colour, or a fill that the detector minds less.
 
-    On four towers the mean colour told right from wrong maps best (docs/faithfulness.md).
+    On the embedded detector the mean colour tells right from wrong maps better than the mirrored image does.
     """
 
     def __init__(self, detector: LoadedDetector, batch_size: int) -> None:

@@ -101,10 +101,15 @@ def test_the_metadata_in_words() -> None:
         "True Label: 1 (Fake)", "Predicted Label: 0 (Real)", "Confidence: 0.8000", "Correct: False", "Dataset: faces",
         "Image: /data/größe\\udcff.png",
     ]  # fmt: skip
-    assert lines[-3] == "Layer encoder.layers.3: raw maximum 2.5"
-    assert lines[-2].startswith("Layer fused: empty map: an artefact, raw maximum 0 is what rounding and LayerNorm's")
-    assert lines[-1] == "Completeness encoder.layers.3: error 1e-07, share of the biases 0.25"
-    against = sample(layers=[LayerFacts("fused", 0.0, 0.0, 1e-30, True, False)], completeness={})
+    assert lines[-5] == "Layer encoder.layers.3: raw maximum 2.5"
+    assert lines[-4].startswith("Layer fused: empty map: an artefact, raw maximum 0 is what rounding and LayerNorm's")
+    assert lines[-3] == "Completeness encoder.layers.3: error 1e-07, share of the biases 0.25"
+    assert lines[-2] == (
+        "Check encoder.layers.3: supported: margin 2.5 falls by 1.25 with its hottest patches replaced, by -0.125 with"
+        " random ones, 50% of the blocks hottest there; raw map 0.75 of the margin"
+    )
+    assert lines[-1] == "Choice: hirescam at sum, chosen"
+    against = sample(layers=[LayerFacts("fused", 0.0, 0.0, 1e-30, True, False)], completeness={}, chosen=())
     assert metadata_text(against).endswith("fused: no patch speaks for the target, what is drawn speaks against it\n")
     assert metadata_text(sample(label=UNKNOWN)).splitlines()[0] == "True Label: unknown"
     assert comparison_title(sample()).startswith("true label: fake   prediction: real ✗   confidence: 0.800")

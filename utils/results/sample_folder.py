@@ -257,12 +257,12 @@ def metadata_text(sample: Sample) -> str:
         f"Backward: {sample.backward}",
         f"Weights: {printable(sample.weights)}",
         *(f"Layer {layer.name}: {_map_text(layer)}" for layer in sample.layers),
-        *(f"Check {layer.name}: {_check_text(layer.check)}" for layer in sample.layers if layer.check),
-        *(f"Choice: {line}" for line in sample.chosen),
         *(
             f"Completeness {name}: error {tested.error:.3g}, share of the biases {tested.bias_share:.3g}"
             for name, tested in sample.completeness.items()
         ),
+        *(f"Check {layer.name}: {_check_text(layer.check)}" for layer in sample.layers if layer.check),
+        *(f"Choice: {line}" for line in sample.chosen),
     ]
     return "\n".join(lines) + "\n"
 

@@ -24,7 +24,7 @@ class AnyModelWithGradCAM(GradCAMMixin):
         super().__init__()
         self.model = unwrapped(model)
         self.side = int(config.get("resolution", 224))
-        self.default_layers: list[str] = []
+        self._default_layers: list[str] = []
         self.init_gradcam(config)
 
     @property
@@ -36,14 +36,12 @@ class AnyModelWithGradCAM(GradCAMMixin):
         """What the model returns."""
         return self.model(data_dict["image"])
 
-    def gradcam_layers(self) -> list[str]:
-        """The config's layers, or else the default of the tower's family, for which the model may have to run once."""
-        if self.gradcam.layers:
-            return list(self.gradcam.layers)
-        if not self.default_layers:
+    def default_layers(self) -> list[str]:
+        """The default of the tower's family, for which the model may have to run once."""
+        if not self._default_layers:
             device = next((each.device for each in self.model.parameters()), torch.device("cpu"))
             noise = torch.randn(1, 3, self.side, self.side, generator=torch.Generator().manual_seed(0)).to(device)
             tower = self.explained_tower
             with frozen_for_explaining(self):
-                self.default_layers = [family_of(tower).default_layer(tower, lambda: self.model(noise))]
-        return self.default_layers
+                self._default_layers = [family_of(tower).default_layer(tower, lambda: self.model(noise))]
+        return self._default_layers

@@ -51,8 +51,9 @@ class CLIPTowerMixin(GradCAMMixin):
         if getattr(self.head, "out_features", 2) == 2:
             found: dict[str, Any] = super().forward(data_dict, inference)
             return found
-        features = self.features(data_dict)
-        return {"cls": self.classifier(features), "feat": features}
+        host: Any = super()
+        features = host.features(data_dict)
+        return {"cls": host.classifier(features), "feat": features}
 
     def build_backbone(self, config: dict[str, Any]) -> nn.Module:
         """Nothing yet: the host's own tower would be downloaded here, before the width of its head is known."""
@@ -114,9 +115,9 @@ class CNNMixin(GradCAMMixin):
         with no_torchvision_weights():
             return BACKBONE[config["backbone_name"]](dict(network))
 
-    def gradcam_layers(self) -> list[str]:
-        """The config's layers, or else the last convolution."""
-        return list(self.gradcam.layers or [self.last_convolution])
+    def default_layers(self) -> list[str]:
+        """The last convolution."""
+        return [self.last_convolution]
 
 
 @contextmanager

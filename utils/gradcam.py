@@ -34,6 +34,9 @@ from utils.cam.methods import DEFAULT_EPSILON, check_methods, leftover, signed_m
 from utils.cam.targets import Target
 from utils.cam.tokens import Tokens, on_grid, token_gradients
 from utils.cam.towers import Grid, family_of, find_tower, unwrapped
+from utils.choice.candidates import AUTO, Named, cnn_layers, shortlist
+from utils.choice.choosing import DEFAULT_IMAGES, TriedDetector, choose_map, in_batches, trial_images
+from utils.choice.verdict import Choice
 from utils.errors import InputError
 
 
@@ -45,7 +48,8 @@ class Explanation:
     name of a class); `layers` maps the layer's name, as it
     was given, to its maps, in the order given. `site` is where a block's name was read; "output" in a network without
     patch tokens, of which every module is read there. `backward` is what the gradient took for constant; with
-    "balanced", `completeness` says of each layer that is a block, and of "sum", whether its shares add up.
+    "balanced", `completeness` says of each layer that is a block, and of "sum", whether its shares add up. `choice`:
+    how the map was chosen, where this call chose it.
     """
 
     prediction: Prediction
@@ -56,6 +60,7 @@ class Explanation:
     site: str
     backward: str
     completeness: Mapping[str, Completeness]
+    choice: Choice | None = None
 
     @property
     def logits(self) -> Tensor:
@@ -350,7 +355,9 @@ def explain(
             at `site`; "fused" means the mean of the other layers' normalised maps, "sum" the sum of the raw maps of all
             blocks. None: the last block, or the last module of a convolutional network that returns maps, which a
             forward pass of its own has to find.
-        method: one of `utils.cam.methods.METHOD_NAMES`; None means "gradcam".
+        method: one of `utils.cam.methods.METHOD_NAMES`; None means "gradcam". "auto" tries a short list of maps on
+            those of `images` that the model calls fake, and explains all by the one whose hottest patches cost the
+            model most (`Explanation.choice` says how it was chosen); what else is named here is kept to.
         target: one of `utils.cam.targets.TARGETS` but "label", the name of a class, or one entry per image (such a
             name, or 0 real / 1 fake). "both" makes two passes and gives every layer twice, as `<layer>_fake` and
             `<layer>_real`.
@@ -374,19 +381,61 @@ def explain(
     tower = find_tower(model)
     device = next((each.device for each in model.parameters() if each.device.type != "meta"), images.device)
     images = images.to(device)
-    return explain_tower(
+    predict = forward or model
+    head = HeadReader(type(model).__name__, None if classes is None else named_classes(classes, "classes"))
+    choice = None
+    if method == AUTO:
+        named = Named(None, tuple(layers) if layers else None, site, backward)
+        choice = _chosen(model, tower, images, predict, head, named, target)
+        used = choice.used
+        layers, method, backward = layers or [used.layer], used.method, used.backward
+        site = used.site if used.site in SITES else None
+    explanation = explain_tower(
         model,
         tower,
         images,
-        partial(forward or model, images),
+        partial(predict, images),
         layers=layers,
         method=method or "gradcam",
         site=site or SITES[0],
         target=target,
         grid=partial(family_of(tower).grid, tower),
         backward=backward or BACKWARDS[0],
-        head=HeadReader(type(model).__name__, None if classes is None else named_classes(classes, "classes")),
+        head=head,
     )
+    return replace(explanation, choice=choice)
+
+
+def _chosen(
+    model: nn.Module,
+    tower: nn.Module,
+    images: Tensor,
+    predict: Callable[[Tensor], Any],
+    head: HeadReader,
+    named: Named,
+    target: Target,
+) -> Choice:
+    """The map that costs the model most, tried on images of this batch."""
+    size = (images.shape[2], images.shape[3])
+    grid = family_of(tower).grid(tower, *size)
+
+    def margins(batch: Tensor) -> Tensor:
+        with frozen_for_explaining(model), torch.no_grad():
+            read = [head.read(predict(part)) for part in batch.split(len(images))]
+        return torch.cat([kind.margin(prediction["cls"].float()) for prediction, kind in read])
+
+    def asked(batch: Tensor, whose: Sequence[str], **options: Any) -> Capture:
+        forward = partial(predict, batch)
+        return capture(model, tower, forward, target=list(whose), grid=grid, size=size, head=head, **options)
+
+    whose = target if isinstance(target, str) and target in ("margin", "real") else "fake"
+    given = trial_images(margins, [{"image": images}], DEFAULT_IMAGES, whose)
+    layers: list[str] = []
+    if grid is None:
+        run = partial(predict, images[:1])
+        with frozen_for_explaining(model):
+            layers = cnn_layers(tower, family_of(tower).default_layer(tower, run), run)
+    return choose_map(TriedDetector(asked, margins, in_batches(len(images))), given, shortlist(tower, layers, named))
 
 
 def check_images(images: Any, what: str) -> None:

@@ -16,6 +16,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from tests.helpers.datasets import DataTree, change_yaml
 from tests.helpers.detectors import ARCHITECTURE, images, spread, tiny_detector
+from tests.helpers.real_towers import library
 from utils.errors import InputError
 from utils.files import sha256_of
 from utils.model.checkpoints import load_weights
@@ -130,8 +131,8 @@ def test_a_head_that_reads_the_projection_is_merged_with_it(data_tree: DataTree)
 
 
 def test_openais_own_tower_gives_what_it_gives_there(data_tree: DataTree) -> None:
-    open_clip = pytest.importorskip("open_clip")
-    from open_clip.transformer import QuickGELU, VisionTransformer
+    open_clip = library("open_clip")
+    QuickGELU, VisionTransformer = open_clip.transformer.QuickGELU, open_clip.transformer.VisionTransformer
 
     torch.manual_seed(0)
     visual = VisionTransformer(

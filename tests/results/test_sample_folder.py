@@ -14,6 +14,7 @@ import torch
 
 from tests.helpers.datasets import DataTree, make_data_tree
 from tests.helpers.fake_run import LAYERS, Row, image_of, raw_map, sample_of, write_row
+from utils.choice.check import MapCheck
 from utils.data.frames import Frame
 from utils.model.config import detector_settings
 from utils.model.detector import find_device, load_detector
@@ -36,10 +37,13 @@ from utils.run.explainer import explain_images
 ROW = Row(7, "faces", "swap_Fake", "003", 1, 0.25, "/data/größe\udcff.png")
 
 
+CHECK = MapCheck("supported", 2.5, 1.25, -0.125, 0.75, 0.5, None)
+
+
 def sample(**changes: Any) -> Sample:
     """Values of which no two are alike, so that none can stand in for another."""
     layers = [
-        LayerFacts("encoder.layers.3", 0.125, 2.5, 3.75, False, False),
+        LayerFacts("encoder.layers.3", 0.125, 2.5, 3.75, False, False, check=CHECK),
         LayerFacts("fused", 0.0, 0.0, 1e-30, True, False, True),
     ]
     values: dict[str, Any] = {
@@ -47,7 +51,7 @@ def sample(**changes: Any) -> Sample:
         "label": 1, "logits": (0.1, -1 / 3), "prob_fake": 0.2, "target": "predicted (real)", "method": "gradcam++",
         "site": "residual", "backward": "balanced", "weights": "best.pth", "layers": layers,
         "original": Box(8, 38, 64, 60, 224, 130),
-        "completeness": {"encoder.layers.3": CompletenessFacts(1e-7, 0.25)},
+        "completeness": {"encoder.layers.3": CompletenessFacts(1e-7, 0.25)}, "chosen": ("hirescam at sum, chosen",),
     }  # fmt: skip
     return Sample(**{**values, **changes})
 
@@ -67,10 +71,13 @@ def test_the_json_of_a_sample_is_an_interface() -> None:
         "backward": "balanced", "weights": "best.pth",
         "layers": [
             {"name": "encoder.layers.3", "raw_minimum": 0.125, "raw_maximum": 2.5, "signed_extreme": 3.75,
-             "empty": False, "drawn_empty": False, "artefact": False},
+             "empty": False, "drawn_empty": False, "artefact": False,
+             "check": {"word": "supported", "margin": 2.5, "fall": 1.25, "random": -0.125, "mass": 0.75, "votes": 0.5,
+                       "others": None}},
             {"name": "fused", "raw_minimum": 0.0, "raw_maximum": 0.0, "signed_extreme": 1e-30, "empty": True,
-             "drawn_empty": False, "artefact": True},
+             "drawn_empty": False, "artefact": True, "check": None},
         ],
+        "chosen": ["hirescam at sum, chosen"],
         "original": {"left": 8, "top": 38, "width": 64, "height": 60, "of_width": 224, "of_height": 130},
         "completeness": {"encoder.layers.3": {"error": 1e-7, "bias_share": 0.25}},
     }  # fmt: skip
@@ -94,10 +101,15 @@ def test_the_metadata_in_words() -> None:
         "True Label: 1 (Fake)", "Predicted Label: 0 (Real)", "Confidence: 0.8000", "Correct: False", "Dataset: faces",
         "Image: /data/größe\\udcff.png",
     ]  # fmt: skip
-    assert lines[-3] == "Layer encoder.layers.3: raw maximum 2.5"
-    assert lines[-2].startswith("Layer fused: empty map: an artefact, raw maximum 0 is what rounding and LayerNorm's")
-    assert lines[-1] == "Completeness encoder.layers.3: error 1e-07, share of the biases 0.25"
-    against = sample(layers=[LayerFacts("fused", 0.0, 0.0, 1e-30, True, False)], completeness={})
+    assert lines[-5] == "Layer encoder.layers.3: raw maximum 2.5"
+    assert lines[-4].startswith("Layer fused: empty map: an artefact, raw maximum 0 is what rounding and LayerNorm's")
+    assert lines[-3] == "Completeness encoder.layers.3: error 1e-07, share of the biases 0.25"
+    assert lines[-2] == (
+        "Check encoder.layers.3: supported: margin 2.5 falls by 1.25 with its hottest patches replaced, by -0.125 with"
+        " random ones, 50% of the blocks hottest there; raw map 0.75 of the margin"
+    )
+    assert lines[-1] == "Choice: hirescam at sum, chosen"
+    against = sample(layers=[LayerFacts("fused", 0.0, 0.0, 1e-30, True, False)], completeness={}, chosen=())
     assert metadata_text(against).endswith("fused: no patch speaks for the target, what is drawn speaks against it\n")
     assert metadata_text(sample(label=UNKNOWN)).splitlines()[0] == "True Label: unknown"
     assert comparison_title(sample()).startswith("true label: fake   prediction: real ✗   confidence: 0.800")

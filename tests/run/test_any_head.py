@@ -46,7 +46,8 @@ def logits_of(tree: DataTree, path: str, logits: int) -> np.ndarray:
     """The head's logits in float64, from the files on disk."""
     model = AnyHead(tiny_config(), logits)
     model.load_state_dict(torch.load(tree.folder / "head.pth", weights_only=True))
-    image = cv2.resize(cv2.imread(path)[..., ::-1], (PIXELS, PIXELS), interpolation=cv2.INTER_CUBIC)
+    read: Any = cv2.imread(path)
+    image = cv2.resize(read[..., ::-1], (PIXELS, PIXELS), interpolation=cv2.INTER_CUBIC)
     pixels = torch.from_numpy(image.copy()).permute(2, 0, 1)[None].double() / 255
     with torch.no_grad():
         return model.double().eval()({"image": (pixels - 0.5) / 0.5})["cls"][0].numpy()

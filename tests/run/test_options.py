@@ -93,7 +93,8 @@ def test_a_new_option_says_itself_whether_it_breaks_resumption(settings: RunSett
 
 def test_the_manifest_lists_every_file_at_the_top(settings: RunSettings) -> None:
     listed = manifest_of(settings, options_of()).top_files
-    assert {"metrics.json", *exports.TOP_FILES, output.CSV_FILE, output.JSON_FILE} == set(listed)
+    chosen = {"calibration.json", "calibration.csv"}
+    assert {"metrics.json", *chosen, *exports.TOP_FILES, output.CSV_FILE, output.JSON_FILE} == set(listed)
 
 
 # --------------------------------------------------------------------------------------------------------- the parser

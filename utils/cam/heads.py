@@ -135,7 +135,7 @@ class HeadReader(NamedTuple):
     detector: str = "the model"
     classes: Mapping[str, bool] | None = None
     labels: Mapping[str, int] = {}
-    count: int | None = None
+    count: int | None = None  # type: ignore[assignment]  # hides tuple.count, which nobody calls
 
     def read(self, output: Any) -> tuple[Prediction, Head]:
         """The tensors in `output`, among them "cls", logits (B, K), and "prob", probability of fake (B,).

@@ -54,8 +54,8 @@ class LoadedDetector(NamedTuple):
 
     @property
     def gradcam(self) -> GradCAMSettings:
-        """How to explain: the model's own settings, where it has heatmaps."""
-        return getattr(self.model, "gradcam", self.settings.gradcam)
+        """How to explain: the model's own settings, where it has heatmaps; nothing in them is left to be chosen."""
+        return self.model.drawn_settings() if hasattr(self.model, "drawn_settings") else self.settings.gradcam
 
     def facts(self) -> dict[str, str]:
         """What the scores depend on and no checkpoint shows, in words: the activation, and how images are normalised.

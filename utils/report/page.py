@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, Sequence
 import numpy as np
 import yaml
 
+from utils.choice.verdict import judgements, printed
 from utils.command import OneLineParser
 from utils.data.gaps import ForgeryGaps
 from utils.errors import InputError
@@ -84,6 +85,7 @@ def render(run: RunOnDisk, patterns: Sequence[Patterns]) -> str:
         notes=notes(run),
         weights=weights_text(run),
         config=config_text(run),
+        choice=choice_lines(run),
         datasets=[dataset_view(data) for data in run.datasets],
         patterns=[pattern_view(one, run) for one in patterns],
         colours=colour_columns(run.manifest.colormap),
@@ -136,6 +138,14 @@ def notes(run: RunOnDisk) -> list[str]:
             )
         lines += [f"{data.name}: {gaps.line()}." for gaps in data.gaps if gaps.absent_frames]
     return lines
+
+
+def choice_lines(run: RunOnDisk) -> list[str]:
+    """How the map was chosen, and what is to be said of a named one; from any sample where the run did not finish."""
+    choice = run.manifest.choice
+    if choice is not None:
+        return [*printed(choice), *judgements(choice)]
+    return list(next((sample.chosen for data in run.datasets for sample in data.samples if sample.chosen), ()))
 
 
 def weights_text(run: RunOnDisk) -> str:
@@ -305,7 +315,13 @@ def sample_data(sample: Sample, layers: Sequence[str]) -> dict[str, Any]:
         "comparison": sample.comparison,
         "box": list(box) if box else [],
         "maps": [
-            [layers.index(one.name), float(f"{one.raw_maximum:.4g}"), one.empty, one.drawn_empty]
+            [
+                layers.index(one.name),
+                float(f"{one.raw_maximum:.4g}"),
+                one.empty,
+                one.drawn_empty,
+                one.check.word if one.check else "",
+            ]
             for one in sample.layers
         ],
         "lost": sample.lost,

@@ -51,9 +51,9 @@ class CLIPTowerMixin(GradCAMMixin):
         if getattr(self.head, "out_features", 2) == 2:
             found: dict[str, Any] = super().forward(data_dict, inference)
             return found
-        host: Any = super()
-        features = host.features(data_dict)
-        return {"cls": host.classifier(features), "feat": features}
+        detector: Any = self
+        features = detector.features(data_dict)
+        return {"cls": detector.classifier(features), "feat": features}
 
     def build_backbone(self, config: dict[str, Any]) -> nn.Module:
         """Nothing yet: the host's own tower would be downloaded here, before the width of its head is known."""

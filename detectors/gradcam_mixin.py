@@ -6,13 +6,17 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Mapping, Sequence
 
+import torch
 from torch import Tensor, nn
 
+from utils.cam.frozen import frozen_for_explaining
 from utils.cam.layers import block_names
+from utils.cam.spatial_layers import SpatialLayer, last_spatial_layer
 from utils.cam.targets import Target
 from utils.cam.towers import Grid, family_of
 from utils.errors import InputError
 from utils.gradcam import Capture, Explanation, capture, check_images, explain_tower
+from utils.model.config_values import Section
 from utils.model.gradcam_settings import GradCAMSettings, gradcam_settings
 
 if TYPE_CHECKING:
@@ -34,10 +38,13 @@ class GradCAMMixin(nn.Module):
 
     backbone: Any  # the host's vision tower
     gradcam: GradCAMSettings
+    default_layer: SpatialLayer | None = None  # of a network without blocks, once it was looked for
+    usual_size: int
 
     def init_gradcam(self, config: Mapping[str, Any]) -> None:
         """Check and keep the `gradcam_*` keys of `config`. Raises InputError."""
         self.gradcam = gradcam_settings(config)
+        self.usual_size = Section(config, "config").count("resolution", 224, least=1)
 
     @property
     def gradcam_enabled(self) -> bool:
@@ -71,8 +78,26 @@ class GradCAMMixin(nn.Module):
         return None if patches is None else Grid(*patches, prefix=family_of(tower).prefix(tower))
 
     def gradcam_layers(self) -> list[str]:
-        """The layers explained where a call names none: the config's, or else the tower's last block."""
-        return list(self.gradcam.layers or block_names(self.explained_tower)[-1:])
+        """The layers explained where a call names none: the config's, the tower's last block, or else `default_layer`.
+
+        The last is the last activation on a grid that the score depends on. A forward pass on noise finds it, once.
+        """
+        named = self.gradcam.layers or block_names(self.explained_tower)[-1:]
+        return list(named or [self.find_default_layer().name])
+
+    def find_default_layer(self) -> SpatialLayer:
+        """`default_layer`. Raises InputError where the network has none."""
+        if self.default_layer is None:
+            device = next(self.parameters()).device
+            size = (2, 3, self.usual_size, self.usual_size)
+            noise = torch.randn(size, generator=torch.Generator().manual_seed(0)).to(device)
+            with frozen_for_explaining(self):
+                self.default_layer = last_spatial_layer(self.explained_tower, partial(self.evaluated, {"image": noise}))
+        return self.default_layer
+
+    def evaluated(self, data_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The prediction that is explained. Overridden where the detector must be told that it is not in training."""
+        return self.forward(data_dict)
 
     def explain(
         self,
@@ -105,7 +130,7 @@ class GradCAMMixin(nn.Module):
             self,
             self.explained_tower,
             image,
-            partial(self.forward, {"image": image}),
+            partial(self.evaluated, data_dict),
             layers=layers or self.gradcam_layers(),
             method=method or settings.method,
             site=site or settings.site,
@@ -136,7 +161,7 @@ class GradCAMMixin(nn.Module):
         return capture(
             self,
             self.explained_tower,
-            partial(self.forward, {"image": image}),
+            partial(self.evaluated, data_dict),
             layers=layers,
             methods=methods,
             sites=sites,

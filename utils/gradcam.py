@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from utils.cam.attention import ATTENTION_METHODS, AttentionPass, BlockProjection, attention_token_maps
 from utils.cam.frozen import frozen_for_explaining
-from utils.cam.layers import SITES, LayerError, find_sites, without_fused
+from utils.cam.layers import SITES, LayerError, find_sites, name_in_tower, without_fused
 from utils.cam.maps import LayerMaps, in_order, layer_maps, refuse_non_finite, to_layer_maps
 from utils.cam.methods import DEFAULT_EPSILON, check_methods, signed_maps
+from utils.cam.spatial_layers import is_shareable, last_run
 from utils.cam.targets import Target
 from utils.cam.tokens import Prediction, Tokens, on_grid, token_gradients
 from utils.cam.towers import Grid, family_of, find_tower
@@ -138,6 +139,9 @@ def capture(
     if not set(methods) <= set(ATTENTION_METHODS):
         for site in sites:
             for point in find_sites(tower, named, site, path):
+                if not point.reads_input and is_shareable(point.module):
+                    run = last_run(tower, name_in_tower(tower, point.name, path), model, forward)
+                    point = point._replace(run=run)
                 points[LayerSite(point.name, site)] = point
     attention = AttentionPass.of(tower, named, methods, path)
     read = [*points.values(), *attention.output_sites()]

@@ -25,7 +25,7 @@ from utils.data.images import UnreadableImage, decode_image, read_file
 from utils.data.video_files import VIDEO_SUFFIXES, UnreadableVideo
 from utils.errors import InputError, RunError
 from utils.model.config import detector_settings, find_path
-from utils.model.detector import LoadedDetector, find_device, load_detector
+from utils.model.detector import LoadedDetector, find_device, load_detector, print_default_layer
 from utils.model.gradcam_settings import COLORMAPS
 from utils.packages import require
 from utils.results.decision import UNKNOWN
@@ -88,7 +88,9 @@ def main(argv: Sequence[str]) -> int:
         "gradcam_signed": args.signed,
     })  # fmt: skip
     crop = face_cropper(Path(args.landmark_model), detector.settings.resolution) if args.landmark_model else None
+    detector.check_predictions()
     detector.dry_run()
+    print_default_layer(detector)
     failed = 0
     for index, (file, folder) in enumerate(zip(files, output_folders(files, Path(args.output)))):
         try:

@@ -149,6 +149,10 @@ class AttentionPass:
 
         def keep(key: BlockProjection) -> Callable[..., None]:
             def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
+                if key in outputs:
+                    raise LayerError(
+                        f"layer {key.block!r} runs more than once in one forward pass: name one that runs once"
+                    )
                 outputs[key] = output.detach()
 
             return hook

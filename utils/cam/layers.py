@@ -28,6 +28,7 @@ class Site(NamedTuple):
     name: str  # the layer as the caller wrote it
     module: nn.Module
     reads_input: bool  # tokens are what the module reads (True) or what it returns (False)
+    run: int = 1  # which of the module's runs in a forward pass is meant
 
 
 def block_names(tower: nn.Module) -> list[str]:
@@ -74,6 +75,8 @@ def name_in_tower(tower: nn.Module, layer: str, path: str = "") -> str:
         name = name[len(path) + 1 :]
     while name not in modules and name.startswith(TOWER_PREFIXES):
         name = name.partition(".")[2]
+    if name not in modules and f"backbone.{name}" in modules:  # where the tower is the detector itself
+        name = f"backbone.{name}"
     if name and name in modules:
         return name
     blocks = block_names(tower)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from copy import deepcopy
 from typing import Any, ContextManager, Mapping, NamedTuple, Sequence
 
 import torch
@@ -10,12 +11,14 @@ from torch import Tensor
 
 from utils.cam.maps import NonFiniteMapError
 from utils.cam.targets import Target
+from utils.data.frames import Frame
 from utils.errors import InputError, did_you_mean
 from utils.gradcam import Explanation
 from utils.model.backbone_config import without_pretrained
 from utils.model.checkpoints import load_weights
 from utils.model.config import DetectorSettings
 from utils.model.gradcam_settings import GradCAMSettings
+from utils.model.host_inputs import HostInputs, nothing_collected
 from utils.model.host_registry import find_detectors
 from utils.text import one_line
 
@@ -58,36 +61,94 @@ class LoadedDetector(NamedTuple):
             return nullcontext()
         return torch.autocast(self.device.type, dtype=PRECISIONS[self.precision])
 
-    def predict(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """uint8 images → logits (B, 2) and probability of fake (B,), no graph recorded."""
-        with torch.no_grad(), self.autocast():
+    def inputs(self, pixels: Tensor, frames: Sequence[Frame] | None = None) -> HostInputs:
+        """uint8 images → what the model is given: the image, and what it may ask for beside it of `frames`."""
+        image, settings = self.normalised(pixels), self.gradcam
+        labels = self.settings.config.get("label_dict")
+        name = self.settings.model_name
+        return HostInputs({"image": image}, name, settings.mean, settings.std, frames, labels)
+
+    def predict(self, pixels: Tensor, frames: Sequence[Frame] | None = None) -> tuple[Tensor, Tensor]:
+        """uint8 images → logits (B, 2) and probability of fake (B,), no graph recorded.
+
+        `frames`, where they belong to a data set: some detectors read a frame's label or mask, too.
+        """
+        with torch.no_grad(), self.autocast(), nothing_collected(self.model):
             model = self.compiled_model if len(pixels) == self.compiled_size else self.model
-            prediction = model({"image": self.normalised(pixels)}, inference=True)
+            prediction = model(self.inputs(pixels, frames), inference=True)
         return prediction["cls"], prediction["prob"]
 
-    def explain(self, pixels: Tensor, label: Tensor | None = None, target: Target | None = None) -> Explanation:
+    def explain(
+        self,
+        pixels: Tensor,
+        label: Tensor | None = None,
+        target: Target | None = None,
+        frames: Sequence[Frame] | None = None,
+    ) -> Explanation:
         """uint8 images → logits and maps from one forward pass. Errors as `GradCAMMixin.explain`.
 
-        `label` (B,) is for target "label"; `target` None means the configured one.
+        `label` (B,) is for target "label"; `target` None means the configured one. `frames` as for `predict`.
         """
-        data = {"image": self.normalised(pixels)}
+        data = self.inputs(pixels, frames)
         if label is not None:
             data["label"] = label.to(self.device)
-        with self.autocast():
+        with self.autocast(), nothing_collected(self.model):
             return self.model.explain(data, target=target)
 
     def explain_finite(
-        self, pixels: Tensor, label: Tensor | None, target: Sequence[str | int]
+        self,
+        pixels: Tensor,
+        label: Tensor | None,
+        target: Sequence[str | int],
+        frames: Sequence[Frame] | None = None,
     ) -> tuple[Explanation | None, list[int]]:
         """As `explain`, but images whose maps are not finite are left out; returns the positions that were kept."""
         kept = list(range(len(pixels)))
         while kept:
             try:
                 labels = None if label is None else label[kept]
-                return self.explain(pixels[kept], labels, [target[i] for i in kept]), kept
+                some = None if frames is None else [frames[i] for i in kept]
+                return self.explain(pixels[kept], labels, [target[i] for i in kept], some), kept
             except NonFiniteMapError as error:
                 kept = [position for i, position in enumerate(kept) if i not in error.samples]
         return None, []
+
+    def check_predictions(self) -> None:
+        """Predict two images of noise, twice. Raises InputError, in one line, for a detector that cannot be evaluated.
+
+        That is one which does not run on single images, or gives them other logits each time, or other ones to other
+        labels.
+        """
+        noise, name = self._noise(2), self.settings.model_name
+        inputs = self.inputs(noise)
+        first, again = self._tried(inputs), self._tried(self.inputs(noise))
+        if not _same(first, again):
+            raise InputError(
+                f"detector {name!r} is random in evaluation mode: its logits for the same images differ by up to"
+                f" {float((first - again).abs().max()):.3g} from pass to pass, so nothing about them can be measured or"
+                " explained; switch off what draws random numbers where self.training is False"
+            )
+        if "label" in inputs:  # it has asked
+            relabelled = self.inputs(noise)
+            relabelled["label"] = 1 - inputs["label"]
+            if not _same(first, self._tried(relabelled)):
+                raise InputError(
+                    f"detector {name!r} gives other logits where data_dict['label'] is another: it is told the answer,"
+                    " so it cannot be evaluated"
+                )
+
+    def _tried(self, data: HostInputs) -> Tensor:
+        """Logits, float32. Raises InputError for whatever the host's own code raises."""
+        try:
+            with torch.no_grad(), self.autocast(), nothing_collected(self.model):
+                return self.model(data, inference=True)["cls"].float()
+        except (InputError, MemoryError, torch.cuda.OutOfMemoryError):
+            raise
+        except Exception as error:
+            raise InputError(
+                f"detector {self.settings.model_name!r} does not run on images of shape {tuple(data['image'].shape)}:"
+                f" {type(error).__name__}: {one_line(error)}"
+            ) from error
 
     def dry_run(self) -> None:
         """Explain one image of noise, so that an unusable layer is refused before hours of evaluation."""
@@ -108,6 +169,11 @@ class LoadedDetector(NamedTuple):
         resolution = self.settings.resolution
         size = (count, 3, resolution, resolution)
         return torch.randint(64, 192, size, generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+
+
+def _same(first: Tensor, second: Tensor) -> bool:
+    """But for the rounding of kernels that add in no fixed order."""
+    return torch.allclose(first, second, rtol=1e-2, atol=1e-3, equal_nan=True)
 
 
 def find_device(name: str) -> torch.device:
@@ -162,10 +228,22 @@ def detector_class(model_name: str, explainable: bool, config: Mapping[str, Any]
     return known[name]
 
 
+def print_default_layer(detector: LoadedDetector) -> None:
+    """Say which layer is explained where none was named and a pass had to find it."""
+    layer = getattr(detector.model, "default_layer", None)
+    if layer is not None:
+        print(
+            f"layer {layer.name} ({layer.shape}) is explained: the last activation on a grid that the score depends on;"
+            " others by gradcam_layers"
+        )
+
+
 def load_detector(
     settings: DetectorSettings, device: torch.device, precision: str = "fp32", random_weights: bool = False
 ) -> LoadedDetector:
     """The detector with the weights of `settings.weights_path` or, if `random_weights`, with none.
+
+    Whether its logits can be used, `LoadedDetector.check_predictions` tells.
 
     No pretrained tower is downloaded in either case: a weights file has to cover the whole model. Raises InputError.
     """
@@ -175,8 +253,13 @@ def load_detector(
             "weights",
         )
     check_precision(precision, device)
+    if settings.config.get("video_mode"):
+        raise InputError(
+            f"detector {settings.model_name!r} reads clips of frames (video_mode: true in its YAML); detectors of"
+            " single images are evaluated and explained"
+        )
     cls = detector_class(settings.model_name, settings.gradcam.enabled, settings.config)
-    model: Any = cls(without_pretrained(settings.config))
+    model: Any = cls(deepcopy(without_pretrained(settings.config)))  # some hosts write into their config
     if hasattr(model, "gradcam"):
         model.gradcam = settings.gradcam  # the checked settings themselves, so that there is one object and no copy
     if settings.weights_path is not None:

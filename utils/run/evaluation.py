@@ -14,7 +14,7 @@ from utils.explanation_metrics.evaluate import check_options
 from utils.explanation_metrics.output import evaluate_explanations
 from utils.files import write_json
 from utils.model.config import RunSettings
-from utils.model.detector import LoadedDetector, find_device, load_detector
+from utils.model.detector import LoadedDetector, find_device, load_detector, print_default_layer
 from utils.report.exports import PAGE, check_exports, write_exports
 from utils.results.manifest import METRICS, STARTED, read_json
 from utils.results.run_folder import RunFolder
@@ -67,8 +67,11 @@ def _load_detector(settings: RunSettings, options: RunOptions, processes: Proces
     device = find_device(processes.device_name(options.device))
     torch.manual_seed(settings.seed)  # of random weights
     detector = load_detector(settings.detector, device, options.precision, options.random_weights)
+    detector.check_predictions()
     if settings.detector.gradcam.enabled:
         detector.dry_run()
+        if processes.first:
+            print_default_layer(detector)
     if options.explanations is not None:
         check_options(detector)
     if not options.compile:
@@ -84,7 +87,7 @@ def _load_detector(settings: RunSettings, options: RunOptions, processes: Proces
 def _open_folder(
     settings: RunSettings, options: RunOptions, detector: LoadedDetector, datasets: Mapping[str, Sequence[Frame]]
 ) -> RunFolder:
-    manifest = run_manifest(settings, options, detector.device, datasets)
+    manifest = run_manifest(settings, options, detector, datasets)
     return RunFolder.open(options.output_dir, manifest, options.overwrite, options.resume)
 
 

@@ -88,9 +88,9 @@ class GradCAMMixin(nn.Module):
     def find_default_layer(self) -> SpatialLayer:
         """`default_layer`. Raises InputError where the network has none."""
         if self.default_layer is None:
-            device = next(self.parameters()).device
+            weights = next(self.parameters())
             size = (2, 3, self.usual_size, self.usual_size)
-            noise = torch.randn(size, generator=torch.Generator().manual_seed(0)).to(device)
+            noise = torch.randn(size, generator=torch.Generator().manual_seed(0)).to(weights)
             with frozen_for_explaining(self):
                 self.default_layer = last_spatial_layer(self.explained_tower, partial(self.evaluated, {"image": noise}))
         return self.default_layer

@@ -47,12 +47,12 @@ class RegisteredMixin(GradCAMMixin):
     def forward(self, data_dict: Mapping[str, Any], inference: bool = False) -> dict[str, Tensor]:
         """The host's forward pass. Raises InputError where it reads what a test set does not have."""
         if self.training:
-            return super().forward(data_dict, inference=inference)  # type: ignore[misc]  # the host's
+            return super().forward(data_dict, inference=inference)  # the host's
         image = data_dict["image"]
         if not isinstance(data_dict, HostInputs):
             data_dict = HostInputs(data_dict, self.registered_name, self.gradcam.mean, self.gradcam.std)
         with cuda_means(image.device):
-            prediction = super().forward(data_dict, inference=inference)  # type: ignore[misc]  # the host's
+            prediction = super().forward(data_dict, inference=inference)  # the host's
         if "prob" not in prediction:
             prediction["prob"] = prediction["cls"].softmax(dim=1)[:, 1]
         return dict(prediction)
@@ -67,7 +67,8 @@ class RegisteredMixin(GradCAMMixin):
         try:
             return super().find_default_layer()
         except InputError as error:
-            raise InputError(f"detector {self.registered_name!r}: {error}") from error
+            named = f"detector {self.registered_name!r}"
+            raise InputError(str(error) if str(error).startswith(named) else f"{named}: {error}") from error
 
 
 def with_gradcam(name: str, host_class: type) -> type:

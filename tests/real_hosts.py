@@ -124,7 +124,7 @@ def tried(training: Path, path: Path) -> Outcome:
     video = bool(config.get("video_mode"))
     out = training.parent / "out" / path.stem
     start = time.perf_counter()
-    explained = started(training, path, out, "--gradcam_enabled", "--save_all_predictions")
+    explained = started(training, path, out, "--gradcam_enabled", "--gradcam_signed", "--save_all_predictions")
     seconds = time.perf_counter() - start
     if explained.returncode == 0:
         manifest = json.loads((out / "manifest.json").read_text())

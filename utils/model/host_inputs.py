@@ -25,7 +25,7 @@ class HostInputs(Dict[str, Any]):
     | Key | Value |
     |---|---|
     | `label` | (B,) int64 of the frames; without frames 0: no prediction may depend on it |
-    | `label_spe` | (B,) int64, the number of the frame's forgery in the config's `label_dict` |
+    | `label_spe` | (B,) int64, the number of the frame's forgery in the config's `label_dict`; without frames 0 |
     | `mask` | (B, 1, H, W) float32 in [0, 1]; None, as the host gives, where a frame has none |
     | `landmark` | None |
     | `idct` | (B, 1, H, W) float32, where the host's data set makes it |
@@ -54,7 +54,7 @@ class HostInputs(Dict[str, Any]):
             "mask": self._mask,
             "landmark": lambda: None,
         }
-        if self.frames is not None and all(frame.forgery in self.label_dict for frame in self.frames):
+        if all(frame.forgery in self.label_dict for frame in self.frames or ()):
             makers["label_spe"] = self._label_spe
         if host_makes("idct"):
             makers["idct"] = self._idct
@@ -72,8 +72,9 @@ class HostInputs(Dict[str, Any]):
         return torch.tensor(labels, device=image.device)
 
     def _label_spe(self) -> Tensor:
-        numbers = [self.label_dict[frame.forgery] for frame in self.frames or ()]
-        return torch.tensor(numbers, device=self["image"].device)
+        if self.frames is None:
+            return self._label()
+        return torch.tensor([self.label_dict[frame.forgery] for frame in self.frames], device=self["image"].device)
 
     def _mask(self) -> Tensor | None:
         image: Tensor = self["image"]
@@ -96,7 +97,8 @@ def high_frequencies(pixels: Tensor) -> Tensor:
     r · W / H + c < 0.33 W, is transformed back: the second stream of Chen et al., Local Relation Learning for Face
     Forgery Detection (2021), as DeepfakeBench's data set makes it.
     """
-    grey = (pixels.float() * pixels.new_tensor(GREY).view(3, 1, 1)).sum(dim=1).round().double()
+    pixels = pixels.float()
+    grey = (pixels * pixels.new_tensor(GREY).view(3, 1, 1)).sum(dim=1).round().double()
     height, width = grey.shape[1:]
     rows, columns = (_dct_matrix(size).to(grey) for size in (height, width))
     spectrum = rows @ grey @ columns.T

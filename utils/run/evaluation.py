@@ -87,7 +87,11 @@ def _load_detector(settings: RunSettings, options: RunOptions, processes: Proces
 def _open_folder(
     settings: RunSettings, options: RunOptions, detector: LoadedDetector, datasets: Mapping[str, Sequence[Frame]]
 ) -> RunFolder:
-    manifest = run_manifest(settings, options, detector, datasets)
+    found = getattr(detector.model, "default_layer", None)  # looked for where heatmaps are on and no layer is named
+    if found is not None:
+        config = {**settings.detector.config, "gradcam_layers": [found.name]}
+        settings = settings._replace(detector=settings.detector._replace(config=config))
+    manifest = run_manifest(settings, options, detector.device, datasets)
     return RunFolder.open(options.output_dir, manifest, options.overwrite, options.resume)
 
 

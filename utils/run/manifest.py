@@ -15,7 +15,6 @@ from utils.data.readers import reader_of
 from utils.explanation_metrics.output import CSV_FILE, JSON_FILE
 from utils.model.checkpoints import sha256_of
 from utils.model.config import RunSettings
-from utils.model.detector import LoadedDetector
 from utils.report.exports import TOP_FILES
 from utils.results.manifest import METRICS, DatasetRecord, Manifest, Weights
 from utils.results.run_folder import now
@@ -25,15 +24,14 @@ PACKAGES = ("torch", "transformers", "numpy", "cv2", "sklearn")
 
 
 def run_manifest(
-    settings: RunSettings, options: RunOptions, detector: LoadedDetector, datasets: Mapping[str, Sequence[Frame]]
+    settings: RunSettings, options: RunOptions, device: torch.device, datasets: Mapping[str, Sequence[Frame]]
 ) -> Manifest:
     """The manifest of a run that begins now. Reads all of the weights file, for its hash."""
-    weights, device = settings.detector.weights_path, detector.device
-    found = getattr(detector.model, "default_layer", None)  # looked for where heatmaps are on and no layer is named
+    weights = settings.detector.weights_path
     return Manifest(
         command=list(options.command),
         started=now(),
-        config={**settings.detector.config, "gradcam_layers": [found.name]} if found else settings.detector.config,
+        config=settings.detector.config,
         batch_size=settings.batch_size,
         seed=settings.seed,
         weights=Weights(str(weights), sha256_of(weights)) if weights else None,

@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Sequence
+from typing import Iterable, Sequence
 
 from utils.cam.layers import block_names
 from utils.cam.targets import TARGETS
@@ -202,11 +202,16 @@ def explanation_options(args: argparse.Namespace) -> ExplanationOptions | None:
 def list_layers(settings: DetectorSettings) -> None:
     """Print the tower's blocks, then every module inside; needs no weights."""
     model = untrained_detector(settings, True)
-    blocks = block_names(model.explained_tower)
+    tower, default = model.explained_tower, model.default_layers()
+    blocks = block_names(tower)
+
+    def print_names(names: Iterable[str]) -> None:
+        print("\n".join(f"{name}  # explained where no layer is named" if name in default else name for name in names))
+
     print("# encoder blocks (a block's name means what it reads, at gradcam_site)")
-    print("\n".join(blocks))
+    print_names(blocks)
     print("# every other module (its name means its output)")
-    print("\n".join(name for name, _ in model.explained_tower.named_modules() if name and name not in blocks))
+    print_names(name for name, _ in tower.named_modules() if name and name not in blocks)
 
 
 if __name__ == "__main__":

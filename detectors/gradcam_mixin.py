@@ -14,6 +14,7 @@ from utils.cam.frozen import frozen_for_explaining
 from utils.cam.heads import HeadReader
 from utils.cam.layers import SITES, block_names
 from utils.cam.methods import sites_of
+from utils.cam.spatial_layers import SpatialLayer, last_spatial_layer
 from utils.cam.targets import Target
 from utils.cam.towers import Grid, family_of, unwrapped
 from utils.choice.candidates import AUTO, Candidate, Named, cnn_layers, shortlist
@@ -21,6 +22,7 @@ from utils.choice.choosing import DEFAULT_IMAGES, TriedDetector, choose_map, in_
 from utils.choice.verdict import Choice
 from utils.errors import InputError
 from utils.gradcam import Capture, Explanation, capture, check_images, explain_tower
+from utils.model.config_values import Section
 from utils.model.gradcam_settings import GradCAMSettings, gradcam_settings
 
 if TYPE_CHECKING:
@@ -45,10 +47,13 @@ class GradCAMMixin(nn.Module):
     gradcam_choice: Choice | None = (
         None  # how `gradcam`'s map was chosen, after `calibrate_gradcam` or a run's own trial
     )
+    default_layer: SpatialLayer | None = None  # of a network without blocks, once it was looked for
+    usual_size: int
 
     def init_gradcam(self, config: Mapping[str, Any]) -> None:
         """Check and keep the `gradcam_*` keys of `config`. Raises InputError."""
         self.gradcam = gradcam_settings(config)
+        self.usual_size = Section(config, "config").count("resolution", 224, least=1)
 
     @property
     def gradcam_enabled(self) -> bool:
@@ -93,8 +98,11 @@ class GradCAMMixin(nn.Module):
         return grid.covering(patch, (height, width)) if of_family else grid
 
     def default_layers(self) -> list[str]:
-        """The layers explained where a method is named and no layer: the tower's last block."""
-        return block_names(self.explained_tower)[-1:]
+        """The layers explained where a method is named and no layer: the tower's last block, or else `default_layer`.
+
+        The latter is the last activation on a grid that the score depends on. A forward pass on noise finds it, once.
+        """
+        return block_names(self.explained_tower)[-1:] or [self.find_default_layer().name]
 
     def gradcam_layers(self) -> list[str]:
         """The layers explained where a call names none: the config's, the chosen one, or the tower's last block."""
@@ -112,7 +120,7 @@ class GradCAMMixin(nn.Module):
         layers = self.default_layers()
         if image is not None and not block_names(self.explained_tower):
             with frozen_for_explaining(self):
-                layers = cnn_layers(self.explained_tower, layers[-1], partial(self.forward, {"image": image}))
+                layers = cnn_layers(self.explained_tower, layers[-1], partial(self.evaluated, {"image": image}))
         return shortlist(self.explained_tower, layers, self.gradcam.named if self.gradcam.chooses else Named())
 
     def gradcam_named(self) -> list[Candidate]:
@@ -160,13 +168,27 @@ class GradCAMMixin(nn.Module):
     def _tried(self, batch_size: int) -> TriedDetector:
         def margins(images: Tensor) -> Tensor:
             with frozen_for_explaining(self), torch.no_grad():
-                read = [self.head_reader.read(self.forward({"image": part})) for part in images.split(batch_size)]
+                read = [self.head_reader.read(self.evaluated({"image": part})) for part in images.split(batch_size)]
             return torch.cat([head.margin(prediction["cls"].float()) for prediction, head in read])
 
         def asked(images: Tensor, target: Sequence[str], **options: Any) -> Capture:
             return self.capture({"image": images}, target=list(target), **options)
 
         return TriedDetector(asked, margins, in_batches(batch_size))
+
+    def find_default_layer(self) -> SpatialLayer:
+        """`default_layer`. Raises InputError where the network has none."""
+        if self.default_layer is None:
+            weights = next(self.parameters())
+            size = (2, 3, self.usual_size, self.usual_size)
+            noise = torch.randn(size, generator=torch.Generator().manual_seed(0)).to(weights)
+            with frozen_for_explaining(self):
+                self.default_layer = last_spatial_layer(self.explained_tower, partial(self.evaluated, {"image": noise}))
+        return self.default_layer
+
+    def evaluated(self, data_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The prediction that is explained. Overridden where the detector must be told that it is not in training."""
+        return self.forward(data_dict)
 
     def explain(
         self,
@@ -205,7 +227,7 @@ class GradCAMMixin(nn.Module):
             self,
             self.explained_tower,
             image,
-            partial(self.forward, {"image": image}),
+            partial(self.evaluated, data_dict),
             layers=layers or settings.layers or self.default_layers(),
             method=settings.method if method in (None, AUTO) else method,
             site=site or settings.site,
@@ -255,7 +277,7 @@ class GradCAMMixin(nn.Module):
         return capture(
             self,
             self.explained_tower,
-            partial(self.forward, {"image": image}),
+            partial(self.evaluated, data_dict),
             layers=layers,
             methods=methods,
             sites=sites,

@@ -1,15 +1,13 @@
-"""The two kinds of network that the host's detectors are built on, each mixed in before the host's class."""
+"""A CLIP vision tower that the config describes, mixed in before the host's class."""
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from inspect import signature
-from typing import Any, Iterator
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from utils.cam.frozen import patched
 from utils.errors import InputError
 from utils.model.backbone_config import backbone_config
 from utils.model.clip_tower import DEFAULT_TOWER, build_clip_tower
@@ -94,44 +92,3 @@ class NormalisedHead(nn.Module):
         if self.projection is not None:
             features = self.projection(features)
         return self.linear(F.normalize(features, dim=1))
-
-
-class CNNMixin(GradCAMMixin):
-    """A host detector whose `backbone` is a convolutional network: its 4-D activations are maps already."""
-
-    last_convolution: str  # module of the backbone whose output the head pools: explained where no layer is named
-
-    def __init__(self, config: dict[str, Any]) -> None:
-        super().__init__(config)  # the host's constructor
-        self.init_gradcam(config)
-
-    def build_backbone(self, config: dict[str, Any]) -> nn.Module:
-        """The host's own or, with `backbone_config.pretrained: false`, the same without its pretrained weights."""
-        network = backbone_config(config)
-        if network.get("pretrained", True):
-            return super().build_backbone(config)  # type: ignore[misc]  # the host's
-        from networks import BACKBONE  # the host's
-
-        with no_torchvision_weights():
-            return BACKBONE[config["backbone_name"]](dict(network))
-
-    def default_layers(self) -> list[str]:
-        """The last convolution."""
-        return [self.last_convolution]
-
-
-@contextmanager
-def no_torchvision_weights() -> Iterator[None]:
-    """The host's ResNet-34 asks torchvision for published weights whatever its config says; here it gets none."""
-    try:
-        from torchvision import models
-    except ImportError:  # then the network at hand does not use it
-        yield
-        return
-    resnet34 = models.resnet34
-
-    def untrained(**arguments: Any) -> nn.Module:
-        return resnet34(weights=None)
-
-    with patched(models, "resnet34", untrained):
-        yield

@@ -31,6 +31,7 @@ from utils.cam.layers import (
 )
 from utils.cam.maps import Canvas, LayerMaps, in_order, layer_maps, refuse_non_finite, to_layer_maps
 from utils.cam.methods import DEFAULT_EPSILON, check_methods, leftover, signed_maps
+from utils.cam.spatial_layers import is_shareable, last_run
 from utils.cam.targets import Target
 from utils.cam.tokens import Tokens, on_grid, token_gradients
 from utils.cam.towers import Grid, family_of, find_tower, unwrapped
@@ -192,6 +193,9 @@ def capture(
     if not set(methods) <= set(ATTENTION_METHODS):
         for site in sites:
             for point in find_sites(tower, captured, site, path):
+                if not point.reads_input and is_shareable(point.module):
+                    run = last_run(tower, name_in_tower(tower, point.name, path), model, forward)
+                    point = point._replace(run=run)
                 points[LayerSite(point.name, site)] = point
     attention = AttentionPass.of(tower, captured, methods, path)
     read = [*points.values(), *attention.output_sites()]

@@ -25,7 +25,7 @@ from utils.data.images import IMAGE_SUFFIXES, UnreadableImage, decode_image, rea
 from utils.data.video_files import VIDEO_SUFFIXES, UnreadableVideo
 from utils.errors import InputError, RunError
 from utils.model.config import detector_settings, find_path
-from utils.model.detector import LoadedDetector, find_device, load_detector
+from utils.model.detector import LoadedDetector, find_device, load_detector, print_default_layer
 from utils.model.gradcam_settings import BACKWARD_CHOICES, COLORMAPS, METHOD_CHOICES, SITE_CHOICES
 from utils.model.map_trials import MapChecker, tried
 from utils.packages import require
@@ -100,7 +100,9 @@ def main(argv: Sequence[str]) -> int:
         "gradcam_colormap": args.colormap, "gradcam_signed": args.signed,
     })  # fmt: skip
     crop = face_cropper(Path(args.landmark_model), detector.settings.resolution) if args.landmark_model else None
+    detector.check_predictions()
     detector.dry_run()
+    print_default_layer(detector)
     if args.calibration_images:
         images = [file for file in files if not is_video(file)]
         _choose(detector, images, crop, args.calibration_images)

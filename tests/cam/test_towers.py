@@ -107,9 +107,9 @@ class Scrambled(nn.Module):
         return self.head(self.pool(maps).flatten(1))
 
 
-def test_the_default_layer_of_a_cnn_is_the_last_that_returns_maps() -> None:
+def test_the_default_layer_of_a_cnn_is_the_last_whose_maps_reach_the_score() -> None:
     model, staged = Scrambled(), nn.Sequential()
-    assert CNN().default_layer(model, lambda: model(torch.zeros(1, 3, 16, 16))) == "late"
+    assert CNN().default_layer(model, lambda: model(torch.zeros(1, 3, 16, 16))) == "relu"
     staged.add_module("stem", nn.Conv2d(3, 4, 3))
     staged.add_module("layer4", nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3)))
     staged.add_module("avgpool", nn.AdaptiveAvgPool2d(1))

@@ -57,9 +57,10 @@ def frozen_for_explaining(model: nn.Module) -> Iterator[None]:
 def patched(owner: Any, name: str, value: Any) -> Iterator[None]:
     """`owner.name` is `value` inside, for the whole process: no explanation runs meanwhile, nor another patch."""
     with _one_at_a_time:
-        original = getattr(owner, name)
+        inherited = name not in vars(owner)
+        original = vars(owner).get(name)  # as it stands there: a classmethod, not a method bound to its class
         setattr(owner, name, value)
         try:
             yield
         finally:
-            setattr(owner, name, original)
+            delattr(owner, name) if inherited else setattr(owner, name, original)

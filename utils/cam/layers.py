@@ -32,6 +32,7 @@ class Site(NamedTuple):
     batch_axis: int | None = 0  # 0 of (B, T, C), 1 of (T, B, C), None where sizes have to tell
     may_be_4d: bool = False  # then it is followed which axis holds the channels
     norm_epsilon: float = 0.0  # ε of the norm through which a block reads the tokens
+    run: int = 1  # which of the module's runs in a forward pass is meant
 
 
 def block_names(tower: nn.Module) -> list[str]:
@@ -97,6 +98,8 @@ def name_in_tower(tower: nn.Module, layer: str, path: str = "") -> str:
         path = path.partition(".")[2]
     while name not in modules and name.startswith(TOWER_PREFIXES):
         name = name.partition(".")[2]
+    if name not in modules and f"backbone.{name}" in modules:  # where the tower is the detector itself
+        name = f"backbone.{name}"
     if name and name in modules:
         return name
     blocks = block_names(tower)

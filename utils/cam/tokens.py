@@ -90,12 +90,21 @@ def tapped(sites: Sequence[Site], axes: ChannelAxes | None) -> Iterator[dict[int
     pass inside it.
     """
     taps: dict[int, Tap] = {}
+    runs = [0] * len(sites)
     thread = threading.get_ident()
 
     def tap(position: int, value: Any, read: Any = None) -> Any:
-        name = sites[position].name
-        if position in taps:
+        name, run = sites[position].name, sites[position].run
+        runs[position] += 1
+        if runs[position] < run:
+            return None
+        if runs[position] > run:
             raise LayerError(f"layer {name!r} runs more than once in one forward pass: name one that runs once")
+        if not torch.is_grad_enabled():
+            raise LayerError(
+                f"layer {name!r} runs under torch.no_grad() in the detector's forward pass, so the score has no"
+                " gradient there: name one that runs outside, or take the no_grad out of the detector"
+            )
         first = value[0] if isinstance(value, tuple) and value else value
         if not isinstance(first, Tensor):
             raise LayerError(f"layer {name!r} passes on {type(first).__name__}, not a tensor of tokens: name another")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from copy import deepcopy
 from typing import Any, ContextManager, Mapping, NamedTuple, Sequence
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from utils.cam.heads import HeadReader
 from utils.cam.maps import NonFiniteMapError
 from utils.cam.targets import Target
+from utils.data.frames import Frame
 from utils.errors import InputError, did_you_mean
 from utils.gradcam import Explanation
 from utils.model.backbone_config import without_pretrained
@@ -20,6 +22,7 @@ from utils.model.clip_tower import activation_of
 from utils.model.config import DetectorSettings
 from utils.model.fitted_config import fitted_config
 from utils.model.gradcam_settings import GradCAMSettings
+from utils.model.host_inputs import HostInputs, nothing_collected
 from utils.model.host_registry import any_model_class, find_detectors
 from utils.model.weights_file import read_file
 from utils.text import one_line
@@ -88,20 +91,28 @@ class LoadedDetector(NamedTuple):
             return nullcontext()
         return torch.autocast(self.device.type, dtype=PRECISIONS[self.precision])
 
-    def predict(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """uint8 images → scores (B, 2) for real and fake and probability of fake (B,), no graph recorded."""
+    def inputs(self, image: Tensor, frames: Sequence[Frame] | None = None) -> HostInputs:
+        """Normalised images → what the model is given: the image, and what it may ask for beside it of `frames`."""
+        settings, labels = self.gradcam, self.settings.config.get("label_dict")
+        return HostInputs({"image": image}, self.settings.model_name, settings.mean, settings.std, frames, labels)
+
+    def predict(self, pixels: Tensor, frames: Sequence[Frame] | None = None) -> tuple[Tensor, Tensor]:
+        """uint8 images → scores (B, 2) for real and fake and probability of fake (B,), no graph recorded.
+
+        `frames`, where they belong to a dataset: some detectors read a frame's label or mask, too.
+        """
         with torch.no_grad():
             model = self.compiled_model if len(pixels) == self.compiled_size else self.model
-            scores = self.scores(self.normalised(pixels), model)
+            scores = self.scores(self.normalised(pixels), model, frames)
         return scores.real_and_fake, scores.prob_fake
 
-    def scores(self, images: Tensor, model: Any = None) -> Scores:
+    def scores(self, images: Tensor, model: Any = None, frames: Sequence[Frame] | None = None) -> Scores:
         """Normalised images (B, 3, H, W) → what the head says of them; differentiable. `model`: None means its own.
 
         Raises InputError where the detector returns no logits.
         """
-        with self.autocast():
-            output = (model or self.model)({"image": images}, inference=True)
+        with self.autocast(), nothing_collected(self.model):
+            output = (model or self.model)(self.inputs(images, frames), inference=True)
         prediction, head = self.head_reader._replace(count=len(images)).read(output)
         logits = prediction["cls"]
         return Scores(head.real_and_fake(logits), head.margin(logits.float()), prediction["prob"])
@@ -111,29 +122,80 @@ class LoadedDetector(NamedTuple):
         """How the detector's output is read."""
         return HeadReader(f"detector {self.settings.model_name!r}", self.gradcam.classes, self.gradcam.labels)
 
-    def explain(self, pixels: Tensor, label: Tensor | None = None, target: Target | None = None) -> Explanation:
+    def explain(
+        self,
+        pixels: Tensor,
+        label: Tensor | None = None,
+        target: Target | None = None,
+        frames: Sequence[Frame] | None = None,
+    ) -> Explanation:
         """uint8 images → logits and maps from one forward pass. Errors as `GradCAMMixin.explain`.
 
-        `label` (B,) is for target "label"; `target` None means the configured one.
+        `label` (B,) is for target "label"; `target` None means the configured one. `frames` as for `predict`.
         """
-        data = {"image": self.normalised(pixels)}
+        data = self.inputs(self.normalised(pixels), frames)
         if label is not None:
             data["label"] = label.to(self.device)
-        with self.autocast():
+        with self.autocast(), nothing_collected(self.model):
             return self.model.explain(data, target=target)
 
     def explain_finite(
-        self, pixels: Tensor, label: Tensor | None, target: Sequence[str | int]
+        self,
+        pixels: Tensor,
+        label: Tensor | None,
+        target: Sequence[str | int],
+        frames: Sequence[Frame] | None = None,
     ) -> tuple[Explanation | None, list[int]]:
         """As `explain`, but images whose maps are not finite are left out; returns the positions that were kept."""
         kept = list(range(len(pixels)))
         while kept:
             try:
                 labels = None if label is None else label[kept]
-                return self.explain(pixels[kept], labels, [target[i] for i in kept]), kept
+                some = None if frames is None else [frames[i] for i in kept]
+                return self.explain(pixels[kept], labels, [target[i] for i in kept], some), kept
             except NonFiniteMapError as error:
                 kept = [position for i, position in enumerate(kept) if i not in error.samples]
         return None, []
+
+    def check_predictions(self) -> None:
+        """Predict two images of noise, twice. Raises InputError, in one line, for a detector that cannot be evaluated.
+
+        That is one which does not run on single images, or gives them other logits each time, or other ones to other
+        labels.
+        """
+        noise, name = self._noise(2), self.settings.model_name
+        noise = self.normalised(noise)
+        inputs = self.inputs(noise)
+        first, again = self._tried(inputs), self._tried(self.inputs(noise))
+        if not _same(first, again):
+            raise InputError(
+                f"detector {name!r} is random in evaluation mode: its logits for the same images differ by up to"
+                f" {float((first - again).abs().max()):.3g} from pass to pass, so nothing about them can be measured or"
+                " explained; switch off what draws random numbers where self.training is False"
+            )
+        if "label" in inputs:  # it has asked
+            relabelled = self.inputs(noise)
+            relabelled["label"] = 1 - inputs["label"]
+            if not _same(first, self._tried(relabelled)):
+                raise InputError(
+                    f"detector {name!r} gives other logits where data_dict['label'] is another: it is told the answer,"
+                    " so it cannot be evaluated"
+                )
+
+    def _tried(self, data: HostInputs) -> Tensor:
+        """Logits, float32. Raises InputError for whatever the host's own code raises."""
+        try:
+            with torch.no_grad(), self.autocast(), nothing_collected(self.model):
+                output = self.model(data, inference=True)
+                prediction, _ = self.head_reader._replace(count=len(data["image"])).read(output)
+            return prediction["cls"].float()
+        except (InputError, MemoryError, torch.cuda.OutOfMemoryError):
+            raise
+        except Exception as error:
+            raise InputError(
+                f"detector {self.settings.model_name!r} does not run on images of shape {tuple(data['image'].shape)}:"
+                f" {type(error).__name__}: {one_line(error)}"
+            ) from error
 
     def dry_run(self) -> None:
         """Explain one image of noise, so that an unusable layer is refused before hours of evaluation."""
@@ -154,6 +216,11 @@ class LoadedDetector(NamedTuple):
         resolution = self.settings.resolution
         size = (count, 3, resolution, resolution)
         return torch.randint(64, 192, size, generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+
+
+def _same(first: Tensor, second: Tensor) -> bool:
+    """But for the rounding of kernels that add in no fixed order."""
+    return torch.allclose(first, second, rtol=1e-2, atol=1e-3, equal_nan=True)
 
 
 def find_device(name: str) -> torch.device:
@@ -212,8 +279,23 @@ def untrained_detector(settings: DetectorSettings, explainable: bool) -> Any:
     """The detector without the weights of its file: a registered one, or what `settings.build` names. InputError."""
     if settings.build:
         return any_model_class()(build_model(settings.build, settings.config), settings.config)
+    if settings.config.get("video_mode"):
+        raise InputError(
+            f"detector {settings.model_name!r} reads clips of frames (video_mode: true in its YAML); detectors of"
+            " single images are evaluated and explained"
+        )
     cls = detector_class(settings.model_name, explainable, settings.config)
-    return cls(without_pretrained(settings.config))
+    return cls(deepcopy(without_pretrained(settings.config)))  # some hosts write into their config
+
+
+def print_default_layer(detector: LoadedDetector) -> None:
+    """Say which layer is explained where none was named and a pass had to find it."""
+    layer = getattr(detector.model, "default_layer", None)
+    if layer is not None:
+        print(
+            f"layer {layer.name} ({layer.shape}) is explained: the last activation on a grid that the score depends on;"
+            " others by gradcam_layers"
+        )
 
 
 def load_detector(
@@ -221,7 +303,8 @@ def load_detector(
 ) -> LoadedDetector:
     """The detector with the weights of `settings.weights_path` or, if `random_weights`, with none.
 
-    A model that `settings.build` builds may have its weights from there.
+    A model that `settings.build` builds may have its weights from there. Whether its logits can be used,
+    `LoadedDetector.check_predictions` tells.
 
     No pretrained tower is downloaded in either case: a weights file has to cover the whole model. Raises InputError.
     """

@@ -28,7 +28,7 @@ def tried(
         def work(part: slice) -> Tensor:
             between()
             with torch.no_grad(), detector.autocast():
-                prediction, head = model.head_reader.read(model({"image": images[part]}, inference=True))
+                prediction, head = model.head_reader.read(model(detector.inputs(images[part]), inference=True))
             return head.margin(prediction["cls"].float())
 
         return torch.cat(in_parts(work, len(images))) if len(images) else torch.empty(0)

@@ -250,7 +250,8 @@ def video_histogram(counts: Sequence[int]) -> VideoHistogram | None:
 
 def pattern_view(patterns: Patterns, run: RunOnDisk) -> dict[str, Any]:
     """Headlines, similarity and images of one dataset, as strings."""
-    layer = next(name for name in run.layers if name in patterns.similarity)
+    # Maps that are flat all over the mean face have a similarity to none.
+    layer = next((name for name in run.layers if name in patterns.similarity), run.layers[0])
     return {
         "dataset": patterns.dataset,
         "layer": layer,

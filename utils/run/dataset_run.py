@@ -45,9 +45,9 @@ class Context(NamedTuple):
     guard: SignalGuard
     predicting: Halving
 
-    def predict(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """uint8 images → logits (B, 2) and probability of fake (B,)."""
-        parts = self.predicting.run(lambda part: self.detector.predict(pixels[part]), len(pixels))
+    def predict(self, pixels: Tensor, frames: Sequence[Frame]) -> tuple[Tensor, Tensor]:
+        """uint8 images of `frames` → logits (B, 2) and probability of fake (B,)."""
+        parts = self.predicting.run(lambda part: self.detector.predict(pixels[part], frames[part]), len(pixels))
         return torch.cat([logits for logits, _ in parts]), torch.cat([prob for _, prob in parts])
 
 
@@ -120,7 +120,7 @@ class DatasetRun:
         if explainer:
             explainer.predict_and_explain(batch)
         elif batch.frames:
-            self.predictions.add(batch.frames, *self.context.predict(batch.pixels))
+            self.predictions.add(batch.frames, *self.context.predict(batch.pixels, batch.frames))
         journal.append(self.predictions.journal_rows(frames))
 
     def explain_chosen(self, chosen: Sequence[int], explainer: Explainer) -> None:

@@ -17,7 +17,7 @@ from utils.explanation_metrics.evaluate import check_options
 from utils.explanation_metrics.output import evaluate_explanations
 from utils.files import write_json
 from utils.model.config import RunSettings
-from utils.model.detector import LoadedDetector, find_device, load_detector
+from utils.model.detector import LoadedDetector, find_device, load_detector, print_default_layer
 from utils.report.exports import PAGE, check_exports, write_exports
 from utils.results.calibration_file import Calibration, find_calibration
 from utils.results.manifest import METRICS, STARTED, read_json
@@ -91,8 +91,11 @@ def _load_detector(settings: RunSettings, options: RunOptions, processes: Proces
     device = find_device(processes.device_name(options.device))
     torch.manual_seed(settings.seed)  # of random weights
     detector = load_detector(settings.detector, device, options.precision, options.random_weights)
+    detector.check_predictions()
     if settings.detector.gradcam.enabled:
         detector.dry_run()
+        if processes.first:
+            print_default_layer(detector)
     if options.explanations is not None:
         check_options(detector)
     if not options.compile:
@@ -109,6 +112,10 @@ def _open_folder(
     settings: RunSettings, options: RunOptions, detector: LoadedDetector, datasets: Mapping[str, Sequence[Frame]]
 ) -> tuple[RunFolder, Calibration | None]:
     """The folder, and how the map was chosen by an earlier run of the same weights, data and candidates."""
+    found = getattr(detector.model, "default_layer", None)
+    if found is not None and not detector.model.gradcam.chooses and not settings.detector.gradcam.layers:
+        config = {**settings.detector.config, "gradcam_layers": [found.name]}
+        settings = settings._replace(detector=settings.detector._replace(config=config))
     manifest = run_manifest(settings, options, detector, datasets)
     kept = None
     if settings.detector.gradcam.enabled and options.calibration_images:

@@ -40,7 +40,7 @@ class Explainer:
         resume: Resume,
         folder: Path,
         writer: SampleWriter,
-        predict: Callable[[Tensor], tuple[Tensor, Tensor]],
+        predict: Callable[[Tensor, Sequence[Frame]], tuple[Tensor, Tensor]],
         checker: MapChecker | None = None,
     ) -> None:
         self.detector = detector
@@ -61,7 +61,7 @@ class Explainer:
             if explained is not None and len(part.drawn) == len(part.frames):
                 self.predictions.add(part.frames, explained.real_and_fake, explained.prediction["prob"])
             else:  # the pass that gave finite maps left some frames out
-                self.predictions.add(part.frames, *self.predict(part.pixels))
+                self.predictions.add(part.frames, *self.predict(part.pixels, part.frames))
             self._write(part)
 
     def explain(self, batch: Batch, targets: Sequence[str | int]) -> None:
@@ -80,7 +80,7 @@ class Explainer:
 
     def _explained(self, frames: Sequence[Frame], pixels: Tensor, targets: Sequence[str | int]) -> _Part:
         label = torch.tensor([frame.label for frame in frames])
-        explanation, kept = self.detector.explain_finite(pixels, label, targets)
+        explanation, kept = self.detector.explain_finite(pixels, label, targets, frames)
         if explanation is None:
             return _Part(frames, pixels, None, [])
         on_device = pixels[kept].to(self.detector.device)

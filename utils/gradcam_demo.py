@@ -209,7 +209,7 @@ def _choose(detector: LoadedDetector, files: Sequence[Path], crop: Crop | None, 
         return
     choice = choose_map(asked, given, model.gradcam_candidates(given.images[:1]), model.gradcam_named())
     model.set_gradcam_choice(choice)
-    print("\n".join([*printed(choice), *judgements(choice)]))
+    print("\n".join([*printed(choice), *judgements(choice)]), file=sys.stderr)  # stdout has one line per image
 
 
 def _batches(detector: LoadedDetector, files: Sequence[Path], crop: Crop | None) -> Iterator[torch.Tensor]:

@@ -380,6 +380,27 @@ def test_what_cannot_be_evaluated_is_one_line(host: type, says: str) -> None:
     loaded(Host).check_predictions()
 
 
+class LosesABatchOfOne(Host):
+    """As RECCE in DF40."""
+
+    def logits(self, data_dict: dict[str, Any], inference: bool) -> Tensor:
+        A = torch.relu(self.backbone.features(data_dict["image"]))  # type: ignore[operator]
+        return self.backbone.fc(nn.functional.adaptive_avg_pool2d(A, 1).squeeze())  # type: ignore[operator]
+
+
+def test_a_single_image_stays_a_batch() -> None:
+    detector = loaded(LosesABatchOfOne)
+    pixels = torch.randint(0, 256, (3, 3, 32, 32), generator=torch.Generator().manual_seed(4)).to(torch.uint8)
+    before = torch.Tensor.squeeze
+    detector.check_predictions()
+    detector.dry_run()
+    assert torch.Tensor.squeeze is before and not loaded(Host).model.loses_batch_of_one
+    three, one = detector.predict(pixels)[0], detector.predict(pixels[2:])[0]
+    torch.testing.assert_close(one, three[2:], rtol=0, atol=1e-6)
+    maps = [detector.explain(part, target="fake").layers["backbone.conv2"].raw for part in (pixels, pixels[2:])]
+    torch.testing.assert_close(maps[1], maps[0][2:], rtol=1e-4, atol=1e-6)
+
+
 def test_detectors_of_clips_are_refused_before_they_are_built() -> None:
     config = {"model_name": "i3d", "video_mode": True}
     settings = DetectorSettings(config, "i3d", None, 224, gradcam_settings({}))

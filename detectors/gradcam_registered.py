@@ -17,7 +17,7 @@ from utils.cam.towers import find_tower
 from utils.errors import InputError
 from utils.model.absent_weights import no_pretrained_weights
 from utils.model.backbone_config import backbone_config
-from utils.model.host_device import cuda_means
+from utils.model.host_device import batch_of_one_kept, cuda_means
 from utils.model.host_inputs import HostInputs
 
 from .gradcam_mixin import GradCAMMixin
@@ -32,6 +32,7 @@ class RegisteredMixin(GradCAMMixin):
     """
 
     registered_name: str  # the host's
+    loses_batch_of_one = False  # whether its forward pass was found to fail with a single image
 
     def __init__(self, config: dict[str, Any]) -> None:
         wanted = backbone_config(config).get("pretrained", True)
@@ -51,7 +52,8 @@ class RegisteredMixin(GradCAMMixin):
         image = data_dict["image"]
         if not isinstance(data_dict, HostInputs):
             data_dict = HostInputs(data_dict, self.registered_name, self.gradcam.mean, self.gradcam.std)
-        with cuda_means(image.device):
+        alone = self.loses_batch_of_one and len(image) == 1
+        with cuda_means(image.device), batch_of_one_kept() if alone else nullcontext():
             prediction = super().forward(data_dict, inference=inference)  # the host's
         if "prob" not in prediction and prediction["cls"].shape[-1] == 2:
             prediction["prob"] = prediction["cls"].softmax(dim=1)[:, 1]

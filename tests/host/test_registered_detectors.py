@@ -16,10 +16,12 @@ from torch import Tensor, nn
 
 from detectors import Registry
 from detectors.gradcam_registered import register_all, with_gradcam
+from tests.helpers.detectors import ARCHITECTURE, tiny_detector
 from utils.cam.layers import LayerError
 from utils.data.frames import Frame
 from utils.errors import InputError
 from utils.model import host_inputs
+from utils.model.clip_tower import KNOWN_TOWERS
 from utils.model.config import DetectorSettings
 from utils.model.detector import LoadedDetector, load_detector
 from utils.model.gradcam_settings import gradcam_settings
@@ -160,8 +162,6 @@ def test_what_cannot_be_explained_is_one_line(host: type, layers: list[str] | No
 
 
 def test_a_network_that_runs_twice_is_refused_by_rollout_too() -> None:
-    from tests.helpers.detectors import tiny_detector
-
     model = tiny_detector()
     tower, image = model.backbone, torch.randn(1, 3, 64, 64)
 
@@ -317,6 +317,7 @@ def test_no_constructor_loads_or_downloads_anything(host: type, monkeypatch: pyt
         raise AssertionError(f"the network was used: {arguments}")
 
     monkeypatch.setattr(urllib.request, "urlopen", refuse)
+    monkeypatch.setitem(KNOWN_TOWERS, "openai/clip-vit-base-patch32", dict(ARCHITECTURE))  # small, to be quick
     owners: list[tuple[Any, str]] = [(torch, "load"), (nn.Module, "__init__"), (nn.Module, "load_state_dict"),
               (torch.hub, "download_url_to_file"), (transformers.PreTrainedModel, "from_pretrained"),
               (nn.Module, "cuda")]  # fmt: skip
@@ -325,7 +326,7 @@ def test_no_constructor_loads_or_downloads_anything(host: type, monkeypatch: pyt
     assert [vars(owner)[name] for owner, name in owners] == before and "cuda" not in vars(Tensor)
     assert not model.explain({"image": images()}, target="margin").layers["backbone.relu"].empty.all()
     if host is LoadsCLIP:
-        assert model.published.hidden_size == 768 and model.published.patch_size == 32
+        assert model.published.hidden_size == ARCHITECTURE["hidden_size"]
 
 
 def _keeps(config: dict[str, Any]) -> Any:
@@ -377,6 +378,27 @@ def test_what_cannot_be_evaluated_is_one_line(host: type, says: str) -> None:
     with pytest.raises(InputError, match=says):
         loaded(host).check_predictions()
     loaded(Host).check_predictions()
+
+
+class LosesABatchOfOne(Host):
+    """As RECCE in DF40."""
+
+    def logits(self, data_dict: dict[str, Any], inference: bool) -> Tensor:
+        A = torch.relu(self.backbone.features(data_dict["image"]))  # type: ignore[operator]
+        return self.backbone.fc(nn.functional.adaptive_avg_pool2d(A, 1).squeeze())  # type: ignore[operator]
+
+
+def test_a_single_image_stays_a_batch() -> None:
+    detector = loaded(LosesABatchOfOne)
+    pixels = torch.randint(0, 256, (3, 3, 32, 32), generator=torch.Generator().manual_seed(4)).to(torch.uint8)
+    before = torch.Tensor.squeeze
+    detector.check_predictions()
+    detector.dry_run()
+    assert torch.Tensor.squeeze is before and not loaded(Host).model.loses_batch_of_one
+    three, one = detector.predict(pixels)[0], detector.predict(pixels[2:])[0]
+    torch.testing.assert_close(one, three[2:], rtol=0, atol=1e-6)
+    maps = [detector.explain(part, target="fake").layers["backbone.conv2"].raw for part in (pixels, pixels[2:])]
+    torch.testing.assert_close(maps[1], maps[0][2:], rtol=1e-4, atol=1e-6)
 
 
 def test_detectors_of_clips_are_refused_before_they_are_built() -> None:

@@ -173,6 +173,7 @@ class LoadedDetector(NamedTuple):
                 f" {float((first - again).abs().max()):.3g} from pass to pass, so nothing about them can be measured or"
                 " explained; switch off what draws random numbers where self.training is False"
             )
+        self._try_one(noise[:1])
         if "label" in inputs:  # it has asked
             relabelled = self.inputs(noise)
             relabelled["label"] = 1 - inputs["label"]
@@ -181,6 +182,16 @@ class LoadedDetector(NamedTuple):
                     f"detector {name!r} gives other logits where data_dict['label'] is another: it is told the answer,"
                     " so it cannot be evaluated"
                 )
+
+    def _try_one(self, pixels: Tensor) -> None:
+        """The last batch of a data set may hold one image alone, which some hosts' `.squeeze()` takes out of it."""
+        try:
+            self._tried(self.inputs(pixels))
+        except InputError:
+            if not hasattr(self.model, "loses_batch_of_one"):
+                raise
+            self.model.loses_batch_of_one = True
+            self._tried(self.inputs(pixels))
 
     def _tried(self, data: HostInputs) -> Tensor:
         """Logits, float32. Raises InputError for whatever the host's own code raises."""

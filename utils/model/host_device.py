@@ -1,4 +1,4 @@
-"""Hosts write `.cuda()` into constructors and forward passes; on another device it has to mean that one."""
+"""Two habits of hosts' code, made harmless: `.cuda()` whatever the device, `.squeeze()` whatever the batch."""
 
 from __future__ import annotations
 
@@ -26,4 +26,18 @@ def cuda_means(device: torch.device) -> Iterator[None]:
     with ExitStack() as patches:
         for owner in (Tensor, nn.Module):
             patches.enter_context(patched(owner, "cuda", to_device))
+        yield
+
+
+@contextmanager
+def batch_of_one_kept() -> Iterator[None]:
+    """Inside, `x.squeeze()` without a dimension keeps the first one, which is how some code loses a batch of one."""
+    original = Tensor.squeeze
+
+    def squeeze(this: Tensor, *dims: Any, **options: Any) -> Tensor:
+        if dims or options or this.ndim == 0:
+            return original(this, *dims, **options)
+        return this.reshape(this.shape[0], *(size for size in this.shape[1:] if size != 1))
+
+    with patched(Tensor, "squeeze", squeeze):
         yield

@@ -87,6 +87,7 @@ class GradCAMMixin(nn.Module):
         method: str | None = None,
         target: Target | None = None,
         site: str | None = None,
+        backward: str | None = None,
     ) -> Explanation:
         """Prediction and maps of one batch, from one forward pass and one backward pass. Give options by keyword.
 
@@ -94,11 +95,12 @@ class GradCAMMixin(nn.Module):
             data_dict: `image` (B, 3, H, W) floating point, normalised, on the model's device; for target "label" also
                 `label` (B,).
             layers: module names relative to the tower; a block's name means what the block reads, at `site`; "fused"
-                means the mean of the other layers' normalised maps.
+                means the mean of the other layers' normalised maps, "sum" the sum of the raw maps of all blocks.
             method: one of `utils.cam.methods.METHOD_NAMES`.
             target: one of `utils.cam.targets.TARGETS`, or one entry per image (such a name, or a class 0 / 1). "both"
                 makes two passes and gives every layer twice, as `<layer>_fake` and `<layer>_real`.
             site: "layer_norm1" or "residual".
+            backward: "plain" or "balanced", which holds attention weights and norms constant.
 
         What is not given comes from the config.
 
@@ -120,6 +122,7 @@ class GradCAMMixin(nn.Module):
             grid=self.token_grid,
             pp_epsilon=settings.pp_epsilon,
             what=IMAGE,
+            backward=backward or settings.backward,
         )
 
     def capture(
@@ -131,6 +134,7 @@ class GradCAMMixin(nn.Module):
         sites: Sequence[str],
         target: Target,
         map_size: tuple[int, int] | None = None,
+        backward: str | None = None,
     ) -> Capture:
         """One forward and one backward pass that serve all `methods` at all `sites`. Arguments, errors: `explain`.
 
@@ -150,6 +154,7 @@ class GradCAMMixin(nn.Module):
             label=data_dict.get("label"),
             grid=self.token_grid(height, width),
             size=map_size or (height, width),
+            backward=backward or self.gradcam.backward,
         )
 
     def generate_gradcam(
@@ -161,6 +166,7 @@ class GradCAMMixin(nn.Module):
         method: str | None = None,
         target: Target | None = None,
         site: str | None = None,
+        backward: str | None = None,
     ) -> dict[str, Tensor]:
         """Heatmaps of one batch: layer name as given → (B, H, W) float32 in [0, 1], detached, on the model's device.
 
@@ -169,7 +175,7 @@ class GradCAMMixin(nn.Module):
         InputError while Grad-CAM is disabled.
         """
         self._refuse_while_disabled()
-        explanation = self.explain(data_dict, layers=layers, method=method, target=target, site=site)
+        explanation = self.explain(data_dict, layers=layers, method=method, target=target, site=site, backward=backward)
         if save_visualizations:
             from utils.results.batch_images import save_loose_maps  # needs OpenCV
 
@@ -183,6 +189,7 @@ class GradCAMMixin(nn.Module):
         method: str | None = None,
         target: Target | None = None,
         site: str | None = None,
+        backward: str | None = None,
     ) -> Figure:
         """The batch as a matplotlib figure, for a notebook: one row per image, the original and each layer's overlay.
 
@@ -191,7 +198,7 @@ class GradCAMMixin(nn.Module):
         from utils.results.batch_images import explanation_figure  # needs OpenCV and matplotlib
 
         self._refuse_while_disabled()
-        explanation = self.explain(data_dict, layers=layers, method=method, target=target, site=site)
+        explanation = self.explain(data_dict, layers=layers, method=method, target=target, site=site, backward=backward)
         return explanation_figure(data_dict["image"], explanation, self.gradcam)
 
     def _refuse_while_disabled(self) -> None:

@@ -14,10 +14,22 @@ import torch
 from torch import Tensor, nn
 
 from utils.cam.attention import ATTENTION_METHODS, AttentionPass, BlockProjection, attention_token_maps
+from utils.cam.backward import BACKWARDS, Activations, backward_rules
+from utils.cam.completeness import Completeness, SelfTest
 from utils.cam.frozen import frozen_for_explaining
-from utils.cam.layers import SITES, LayerError, find_sites, without_fused
+from utils.cam.layers import (
+    FUSED,
+    SITES,
+    SUM,
+    LayerError,
+    block_names,
+    find_sites,
+    name_in_tower,
+    named_layers,
+    summed_blocks,
+)
 from utils.cam.maps import Canvas, LayerMaps, in_order, layer_maps, refuse_non_finite, to_layer_maps
-from utils.cam.methods import DEFAULT_EPSILON, check_methods, signed_maps
+from utils.cam.methods import DEFAULT_EPSILON, check_methods, leftover, signed_maps
 from utils.cam.targets import Target
 from utils.cam.tokens import Prediction, Tokens, on_grid, token_gradients
 from utils.cam.towers import Grid, family_of, find_tower, unwrapped
@@ -30,7 +42,8 @@ class Explanation:
 
     `target` names what each image's map explains ("fake", "real" or "margin"); `layers` maps the layer's name, as it
     was given, to its maps, in the order given. `site` is where a block's name was read; "output" in a network without
-    patch tokens, of which every module is read there.
+    patch tokens, of which every module is read there. `backward` is what the gradient took for constant; with
+    "balanced", `completeness` says of each layer that is a block, and of "sum", whether its shares add up.
     """
 
     prediction: Prediction
@@ -38,6 +51,8 @@ class Explanation:
     layers: dict[str, LayerMaps]
     method: str
     site: str
+    backward: str
+    completeness: Mapping[str, Completeness]
 
     @property
     def logits(self) -> Tensor:
@@ -59,10 +74,14 @@ class Capture:
     prediction: Prediction
     target: list[str]
     layers: Sequence[str]
+    summed: Sequence[str]  # the blocks that layer SUM adds
+    backward: str
     activations: Mapping[LayerSite, Tokens]
+    norm_epsilons: Mapping[LayerSite, float]  # ε of the norm that reads them, 0 where it is not known
     attention: AttentionPass
     projections: Mapping[BlockProjection, Tensor]
     output_gradients: Mapping[str, Tensor]  # block → ∂score/∂O of its attention
+    completeness: Mapping[str, Completeness]  # of layers that are blocks, where it was asked for
     grid: Grid | None
     size: tuple[int, int]
 
@@ -84,12 +103,20 @@ class Capture:
             patches = self.grid.rows * self.grid.columns
             if reading.needs_class_token and any(pair.raw.shape[1] == patches for pair in token_maps.values()):
                 raise LayerError(f"method {method!r} reads the class token, which this tower does not have")
-            found = to_layer_maps(token_maps, self.grid, canvas)
+            found = to_layer_maps(token_maps, self.grid, canvas, reading.sum_of or "", self.parts())
         else:
             tokens = {key.layer: pair for key, pair in self.activations.items() if key.site == site}
             on_image = on_grid(tokens, self.grid)
-            found = layer_maps(signed_maps(method, on_image, pp_epsilon), on_image, tokens, canvas)
+            signed, leftovers = signed_maps(method, on_image, pp_epsilon), None
+            if method == "hirescam":  # the one whose sum a LayerNorm can make 0
+                epsilons = {layer: self.norm_epsilons[LayerSite(layer, site)] for layer in on_image}
+                leftovers = {layer: leftover(A, G, epsilons[layer]) for layer, (A, G) in on_image.items()}
+            found = layer_maps(signed, on_image, tokens, canvas, self.parts(), leftovers)
         return in_order(found, self.layers, canvas)
+
+    def parts(self) -> dict[str, Sequence[str]]:
+        """The captured layers that each layer's maps are made of: itself, or for SUM all blocks."""
+        return {layer: self.summed if layer == SUM else [layer] for layer in self.layers if layer != FUSED}
 
     def explanation(self, method: str, site: str, pp_epsilon: float = DEFAULT_EPSILON) -> Explanation:
         """`maps` beside the prediction. Raises NonFiniteMapError for logits that are not finite, too.
@@ -98,7 +125,8 @@ class Capture:
         """
         maps = self.maps(method, site, pp_epsilon)
         refuse_non_finite(torch.isfinite(self.prediction["cls"]).all(dim=1), "the logits")
-        return Explanation(self.prediction, self.target, maps, method, "output" if self.grid is None else site)
+        where = "output" if self.grid is None else site
+        return Explanation(self.prediction, self.target, maps, method, where, self.backward, self.completeness)
 
 
 def capture(
@@ -113,6 +141,8 @@ def capture(
     label: Tensor | None = None,
     grid: Grid | None,
     size: tuple[int, int],
+    backward: str = BACKWARDS[0],
+    completeness: bool = False,
 ) -> Capture:
     """Run `forward` once and differentiate once, for all `methods` at all `sites` of all `layers`.
 
@@ -120,33 +150,70 @@ def capture(
         model: what `forward` runs; put into evaluation mode for the pass.
         tower: the part of it that layer names are relative to, of a family in `utils.cam.towers`.
         forward: returns a mapping with the logits (B, 2), real and fake, under "cls".
-        layers: names of modules, and "fused"; see `utils.cam.layers.find_sites`.
+        layers: names of modules, "fused" and "sum"; see `utils.cam.layers.find_sites`.
         methods: some of `utils.cam.methods.METHOD_NAMES`.
         sites: some of `utils.cam.layers.SITES`.
         target: see `utils.cam.targets.score_weights`; not "both".
         label: (B,), for target "label".
         grid: of the patches on the images, None for a convolutional network.
         size: (H, W) of the normalised maps.
+        backward: one of `utils.cam.backward.BACKWARDS`.
+        completeness: with "balanced", whether to test if the shares of each block add up, by a second backward pass.
 
     Raises:
-        InputError: an unknown method, site or target.
+        InputError: an unknown method, site, target or backward pass, or a backward pass that this tower does not have.
         LayerError: a layer that cannot be explained.
     """
     path = next((name for name, module in model.named_modules() if module is tower), "").replace("._orig_mod", "")
     check_methods(methods)
-    named = without_fused(layers)
+    named, summed = named_layers(layers), summed_blocks(tower, layers)
+    _refuse_sums(methods if summed else [])
+    captured = list(dict.fromkeys([*named, *summed]))
     points = {}
     if not set(methods) <= set(ATTENTION_METHODS):
         for site in sites:
-            for point in find_sites(tower, named, site, path):
+            for point in find_sites(tower, captured, site, path):
                 points[LayerSite(point.name, site)] = point
-    attention = AttentionPass.of(tower, named, methods, path)
+    attention = AttentionPass.of(tower, captured, methods, path)
     read = [*points.values(), *attention.output_sites()]
-    with attention.kept() as projections:
-        prediction, names, tokens = token_gradients(model, read, forward, target, label)
-    activations = dict(zip(points, tokens))
-    output_gradients = attention.output_gradients([pair.G for pair in tokens[len(points) :]])
-    return Capture(prediction, names, layers, activations, attention, projections, output_gradients, grid, size)
+    blocks_named = [layer for layer in captured if name_in_tower(tower, layer, path) in block_names(tower)]
+    activations = Activations()
+    self_test = None
+    if completeness and backward != BACKWARDS[0]:
+        self_test = SelfTest(find_sites(tower, blocks_named, "residual", path), activations)
+    rules = backward_rules(model, tower, backward, activations if self_test else None)
+    with attention.kept() as projections, rules:
+        found = token_gradients(model, read, forward, target, label, self_test)
+    output_gradients = attention.output_gradients([pair.G for pair in found.tokens[len(points) :]])
+    complete = dict(zip(blocks_named, found.completeness))
+    if summed and complete:
+        complete[SUM] = Completeness.worst([complete[block] for block in summed])
+    return Capture(
+        prediction=found.prediction,
+        target=found.target,
+        layers=layers,
+        summed=summed,
+        backward=backward,
+        activations=dict(zip(points, found.tokens)),
+        norm_epsilons={key: point.norm_epsilon for key, point in points.items()},
+        attention=attention,
+        projections=projections,
+        output_gradients=output_gradients,
+        completeness={layer: complete[layer] for layer in layers if layer in complete},
+        grid=grid,
+        size=size,
+    )
+
+
+def _refuse_sums(methods: Sequence[str]) -> None:
+    """Raises LayerError for methods whose maps do not add over blocks."""
+    for method in methods:
+        if method in ATTENTION_METHODS and ATTENTION_METHODS[method].sum_of is None:
+            raise LayerError(
+                f"method {method!r} has no maps to add for layer {SUM!r}: its map of a block follows from all blocks"
+                " before it already; name the last block",
+                "layers",
+            )
 
 
 def explain_tower(
@@ -163,11 +230,12 @@ def explain_tower(
     grid: Callable[[int, int], Grid | None],
     pp_epsilon: float = DEFAULT_EPSILON,
     what: str = "images",
+    backward: str = BACKWARDS[0],
 ) -> Explanation:
     """`images` explained by one method at one site: one pass, or one for each class for target "both".
 
     Args:
-        model, tower, label: as for `capture`.
+        model, tower, label, backward: as for `capture`.
         images: (B, 3, H, W), which `forward` gives to the model.
         layers: as for `capture`; None: the default of the tower's family.
         target: see `utils.cam.targets.score_weights`, and "both".
@@ -195,6 +263,8 @@ def explain_tower(
             label=label,
             grid=grid(*size),
             size=size,
+            backward=backward,
+            completeness=True,
         )
         return captured.explanation(method, site, pp_epsilon)
 
@@ -227,9 +297,15 @@ def explained_names(layers: Sequence[str], target: Target) -> list[str]:
 
 def _both_classes(fake: Explanation, real: Explanation) -> Explanation:
     """One explanation of the same images, with the maps of both under the names that `explained_names` gives."""
-    maps = [explanation.layers[layer] for layer in fake.layers for explanation in (fake, real)]
-    layers = dict(zip(explained_names(list(fake.layers), "both"), maps))
-    return replace(fake, target=["both"] * len(fake.target), layers=layers)
+    names = explained_names(list(fake.layers), "both")
+    of_class = [(layer, explanation) for layer in fake.layers for explanation in (fake, real)]
+    layers = {name: explanation.layers[layer] for name, (layer, explanation) in zip(names, of_class)}
+    completeness = {
+        name: explanation.completeness[layer]
+        for name, (layer, explanation) in zip(names, of_class)
+        if layer in explanation.completeness
+    }
+    return replace(fake, target=["both"] * len(fake.target), layers=layers, completeness=completeness)
 
 
 # --------------------------------------------------------------------------------------------------------- any detector
@@ -243,6 +319,7 @@ def explain(
     target: Target = "fake",
     forward: Callable[[Tensor], Any] | None = None,
     site: str | None = None,
+    backward: str | None = None,
 ) -> Explanation:
     """Prediction and maps of one batch, for any detector with a network of a known family somewhere inside.
 
@@ -251,13 +328,16 @@ def explain(
             one under "cls" or "logits", or as an object with `.logits`.
         images: (B, 3, H, W) floating point, normalised as the model wants them, on its device.
         layers: module names, relative to the model or to the network inside; a block's name means what the block reads,
-            at `site`; "fused" means the mean of the other layers' normalised maps. None: the last block, or the last
-            module of a convolutional network that returns maps, which a forward pass of its own has to find.
+            at `site`; "fused" means the mean of the other layers' normalised maps, "sum" the sum of the raw maps of all
+            blocks. None: the last block, or the last module of a convolutional network that returns maps, which a
+            forward pass of its own has to find.
         method: one of `utils.cam.methods.METHOD_NAMES`; None means "gradcam".
         target: one of `utils.cam.targets.TARGETS` but "label", or one entry per image (such a name, or a class 0 / 1).
             "both" makes two passes and gives every layer twice, as `<layer>_fake` and `<layer>_real`.
         forward: runs the model on `images`, where `model(images)` does not.
         site: one of `utils.cam.layers.SITES`; None means the first.
+        backward: one of `utils.cam.backward.BACKWARDS`; None means "plain". "balanced" needs a transformer whose query
+            and key projections are known.
 
     Raises:
         InputError: an unusable argument, a network of no known family, or logits of another shape.
@@ -281,6 +361,7 @@ def explain(
         site=site or SITES[0],
         target=target,
         grid=partial(family_of(tower).grid, tower),
+        backward=backward or BACKWARDS[0],
     )
 
 

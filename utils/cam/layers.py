@@ -11,8 +11,9 @@ from utils.errors import InputError, did_you_mean
 
 SITES = ("layer_norm1", "residual")
 
-# Among layer names: the mean of the normalised maps of the other layers.
+# Among layer names: the mean of the normalised maps of the other layers, and the sum of the raw maps of all blocks.
 FUSED = "fused"
+SUM = "sum"
 
 # What may stand before the tower's own names in a checkpoint, in DDP, in transformers 4 or in torch.compile.
 TOWER_PREFIXES = ("module.", "backbone.", "vision_model.", "_orig_mod.")
@@ -30,6 +31,7 @@ class Site(NamedTuple):
     reads_input: bool  # tokens are what the module reads (True) or what it returns (False)
     batch_axis: int | None = 0  # 0 of (B, T, C), 1 of (T, B, C), None where sizes have to tell
     may_be_4d: bool = False  # then it is followed which axis holds the channels
+    norm_epsilon: float = 0.0  # ε of the norm through which a block reads the tokens
 
 
 def block_names(tower: nn.Module) -> list[str]:
@@ -37,12 +39,26 @@ def block_names(tower: nn.Module) -> list[str]:
     return family_of(tower).block_names(tower)
 
 
-def without_fused(layers: Sequence[str]) -> list[str]:
+def named_layers(layers: Sequence[str]) -> list[str]:
     """The layers that are modules. Raises InputError where `fused` has fewer than two of them to fuse."""
-    named = [layer for layer in layers if layer != FUSED]
+    named = [layer for layer in layers if layer not in (FUSED, SUM)]
     if FUSED in layers and len(set(named)) < 2:
         raise InputError(f"layer {FUSED!r} is the mean of the other layers' maps: name at least two beside it")
     return named
+
+
+def summed_blocks(tower: nn.Module, layers: Sequence[str]) -> list[str]:
+    """The blocks that `sum` adds, all of the tower's; none where it is not among `layers`. Raises LayerError."""
+    if SUM not in layers:
+        return []
+    blocks = block_names(tower)
+    if not blocks:
+        raise LayerError(
+            f"layer {SUM!r} adds the maps of a transformer's blocks, which share one grid and one stream of tokens;"
+            f" {type(tower).__name__} has no such blocks: name its layers, and {FUSED!r} for their mean",
+            "layers",
+        )
+    return blocks
 
 
 def find_sites(tower: nn.Module, layers: Sequence[str], site: str = "layer_norm1", path: str = "") -> list[Site]:
@@ -63,7 +79,8 @@ def find_sites(tower: nn.Module, layers: Sequence[str], site: str = "layer_norm1
         if name not in blocks:
             sites.append(Site(layer, module, False, axis, may_be_4d=True))
         elif site == "residual":
-            sites.append(Site(layer, module, True, axis, not family.blocks_give_tokens))
+            epsilon = float(getattr(family.first_norm(module), "eps", 0.0))
+            sites.append(Site(layer, module, True, axis, not family.blocks_give_tokens, epsilon))
         else:
             sites.append(Site(layer, family.first_norm(module), False, axis, not family.blocks_give_tokens))
     return sites

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from utils.cam.attention import TokenMaps
-from utils.cam.layers import FUSED, LayerError
+from utils.cam.layers import FUSED, SUM, LayerError
 from utils.cam.tokens import Tokens, without_prefix
 from utils.cam.towers import Grid
 from utils.errors import RunError
@@ -73,7 +73,8 @@ class LayerMaps:
     `signed` (B, h, w): the method's sum before ReLU, float32 (float64 for a float64 model), on the model's device.
     `raw` (B, h, w): its ReLU. `normalised` (B, H, W): `raw` resized and min-max normalised, float32 in [0, 1].
     `empty` (B,): bool, on the maps' device; no patch stands out: `raw` is zero everywhere or, within rounding,
-    constant, and `normalised` is all zero. Whether a map is empty is decided here and nowhere else.
+    constant, or the map is an artefact; `normalised` is all zero. Whether a map is empty is decided here alone.
+    `artefact` (B,): bool; the map is not zero, but nowhere more than what is left of sums that are.
     `canvas`: which pixels the network has seen; `normalised` is zero on the others.
     """
 
@@ -81,13 +82,21 @@ class LayerMaps:
     raw: Tensor
     normalised: Tensor
     empty: Tensor
+    artefact: Tensor
     canvas: Canvas
 
     @classmethod
-    def of(cls, signed: Tensor, raw: Tensor, size: Size) -> LayerMaps:
-        """From the signed and the raw maps, both (B, h, w); `size` of the normalised ones."""
+    def of(cls, signed: Tensor, raw: Tensor, size: Size, leftover: Tensor | None = None) -> LayerMaps:
+        """From the signed and the raw maps, both (B, h, w); `size` of the normalised ones.
+
+        `leftover` (B, h, w): what each value may come to where it should be 0, as `utils.cam.methods.leftover` gives.
+        """
         normalised = normalise(raw, size)
-        return cls(signed, raw, normalised, normalised.flatten(1).amax(dim=1) == 0, _canvas(size))
+        artefact = torch.zeros(len(raw), dtype=torch.bool, device=raw.device)
+        if leftover is not None:
+            artefact = (signed.abs() <= leftover).flatten(1).all(dim=1) & signed.flatten(1).any(dim=1)
+            normalised = _but(artefact, normalised)
+        return cls(signed, raw, normalised, normalised.flatten(1).amax(dim=1) == 0, artefact, _canvas(size))
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -95,37 +104,73 @@ class LayerMaps:
         return self.raw.shape[-2], self.raw.shape[-1]
 
 
+Parts = Mapping[str, Sequence[str]]  # layer → the captured layers whose maps it adds: itself, or for SUM all blocks
+
+
 def layer_maps(
-    signed: Mapping[str, Tensor], patches: Mapping[str, Tokens], tokens: Mapping[str, Tokens], size: Size
+    signed: Mapping[str, Tensor],
+    patches: Mapping[str, Tokens],
+    tokens: Mapping[str, Tokens],
+    size: Size,
+    parts: Parts | None = None,
+    leftovers: Mapping[str, Tensor] | None = None,
 ) -> dict[str, LayerMaps]:
     """Signed maps (B, h, w) by layer as maps of the image, drawn at `size`.
 
     `patches` and `tokens`, what they were computed from, show whether the score can depend on the patches at all.
+    `parts`: which layers to give, as sums of those of `signed`; each of them as it is where it is None.
+    `leftovers`, by layer of `signed`: see `LayerMaps.of`.
     Raises LayerError where the patch gradients are structurally zero, NonFiniteMapError where a map is not finite.
     """
     maps: dict[str, LayerMaps] = {}
     checks: list[Tensor] = []
-    for layer, values in signed.items():
+    parts = parts or {layer: [layer] for layer in signed}
+    for layer, added in parts.items():
+        values = _sum([signed[part] for part in added])
         with torch.autocast(values.device.type, enabled=False):
-            maps[layer] = LayerMaps.of(values, values.relu(), size)
-        reached, touched = ((of[layer].G != 0).flatten(1).any(dim=1) for of in (patches, tokens))
+            leftover = _sum([leftovers[part] for part in added]) if leftovers else None
+            maps[layer] = LayerMaps.of(values, values.relu(), size, leftover)
+        reached, touched = (_has_gradient([of[part] for part in added]) for of in (patches, tokens))
         checks.append(torch.stack([reached, touched, torch.isfinite(values).flatten(1).all(dim=1)]))
     # One transfer for every check of every layer, so that the device is waited for once.
     verdicts = torch.stack(checks).cpu()
-    for layer, (reached, touched, finite) in zip(signed, verdicts):
+    for layer, (reached, touched, finite) in zip(parts, verdicts):
         refuse_non_finite(finite, f"the map of layer {layer!r}")
         _refuse_unreached(layer, reached, touched)
     return maps
 
 
-def to_layer_maps(maps: Mapping[str, TokenMaps], grid: Grid, size: Size) -> dict[str, LayerMaps]:
-    """Maps of tokens by layer, without the prefix tokens, as maps of the image. Raises NonFiniteMapError."""
+def to_layer_maps(
+    maps: Mapping[str, TokenMaps], grid: Grid, size: Size, sum_of: str = "signed", parts: Parts | None = None
+) -> dict[str, LayerMaps]:
+    """Maps of tokens by layer, without the prefix tokens, as maps of the image. Raises NonFiniteMapError.
+
+    `parts` as for `layer_maps`; where there are several, `sum_of` says which of their maps are added, "signed" or
+    "raw": the raw map of the whole is then the ReLU of the sum, or the sum of the raw maps.
+    """
     found = {}
-    for name, pair in maps.items():
-        signed, raw = (without_prefix(tokens, grid, name).unflatten(1, (grid.rows, grid.columns)) for tokens in pair)
-        refuse_non_finite(torch.isfinite(raw).flatten(1).all(dim=1), f"the map of layer {name!r}")
-        found[name] = LayerMaps.of(signed, raw, size)
+    for layer, added in (parts or {name: [name] for name in maps}).items():
+        on_image = [
+            TokenMaps(*(without_prefix(of, grid, layer).unflatten(1, (grid.rows, grid.columns)) for of in maps[part]))
+            for part in added
+        ]
+        signed = _sum([pair.signed for pair in on_image])
+        raw = signed.relu() if len(added) > 1 and sum_of == "signed" else _sum([pair.raw for pair in on_image])
+        refuse_non_finite(torch.isfinite(raw).flatten(1).all(dim=1), f"the map of layer {layer!r}")
+        found[layer] = LayerMaps.of(signed, raw, size)
     return found
+
+
+def _sum(maps: Sequence[Tensor]) -> Tensor:
+    total = maps[0]
+    for one in maps[1:]:
+        total = total + one
+    return total
+
+
+def _has_gradient(tokens: Sequence[Tokens]) -> Tensor:
+    """(B,) bool: whether any token of any of them has one."""
+    return torch.stack([(one.G != 0).flatten(1).any(dim=1) for one in tokens]).any(dim=0)
 
 
 def _refuse_unreached(name: str, reached: Tensor, touched: Tensor) -> None:
@@ -174,22 +219,28 @@ def normalise(raw: Tensor, size: Size) -> Tensor:
 
 
 def in_order(maps: Mapping[str, LayerMaps], layers: Sequence[str], size: Size) -> dict[str, LayerMaps]:
-    """The maps of `layers` in their order, FUSED among them made from all of `maps`."""
+    """The maps of `layers` in their order, FUSED among them made from all of `maps` but SUM."""
     found = dict(maps)
     if FUSED in layers:
-        found[FUSED] = fused(list(maps.values()), size)
+        found[FUSED] = fused([one for layer, one in maps.items() if layer != SUM], size)
     return {layer: found[layer] for layer in dict.fromkeys(layers)}
 
 
 def fused(layers: Sequence[LayerMaps], size: Size) -> LayerMaps:
     """The mean over layers of each image's normalised map, on the finest of their grids, then drawn at `size`.
 
-    An empty map counts as zeros. Signed: the mean of the signed maps, each divided by its largest magnitude.
+    An empty map counts as zeros. Signed: the mean of the signed maps, each divided by its largest magnitude, where only
+    an artefact counts as zeros.
     """
     grid = max((maps.grid for maps in layers), key=lambda rows_columns: rows_columns[0] * rows_columns[1])
-    raw = torch.stack([normalise(maps.raw, grid) for maps in layers]).mean(dim=0)
-    signed = torch.stack([scaled(maps.signed, grid) for maps in layers]).mean(dim=0)
+    raw = torch.stack([_but(maps.empty, normalise(maps.raw, grid)) for maps in layers]).mean(dim=0)
+    signed = torch.stack([_but(maps.artefact, scaled(maps.signed, grid)) for maps in layers]).mean(dim=0)
     return LayerMaps.of(signed, raw, size)
+
+
+def _but(without: Tensor, maps: Tensor) -> Tensor:
+    """`maps` (B, h, w) with zeros for the images of `without` (B,) bool."""
+    return torch.where(without[:, None, None], torch.zeros_like(maps), maps)
 
 
 def scaled(signed: Tensor, size: Size) -> Tensor:

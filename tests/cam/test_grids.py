@@ -60,8 +60,8 @@ def timm_swin() -> nn.Module:
     return timm("swin_tiny_patch4_window7_224", img_size=64, **sizes)
 
 
-def convnext(name: str) -> Callable[[], nn.Module]:
-    return lambda: timm("convnext_atto", dims=(16, 16, 16, 16), depths=(1, 1, 1, 1))
+def convnext(mixer: str) -> Callable[[], nn.Module]:
+    return lambda: timm("convnext_atto", conv_mlp=mixer == "convolutions", dims=(16, 16, 16, 16), depths=(1, 1, 1, 1))
 
 
 LAST, FIRST, TOKENS = "channels last", "channels first", "tokens"
@@ -79,8 +79,11 @@ READ: dict[str, tuple[Callable[[], nn.Module], str, str, str]] = {
     "HF Swin, second stage": (
         hugging_face_swin, "encoder.layers.1.blocks.1", "encoder.layers.1.blocks.1.layernorm_before", TOKENS
     ),
-    "ConvNeXt, a stage": (convnext("atto"), "stages.2", "stages.2", FIRST),
-    "ConvNeXt, its norm": (convnext("atto"), "stages.2.blocks.0.norm", "stages.2.blocks.0.norm", LAST),
+    "ConvNeXt, a stage": (convnext("linear"), "stages.2", "stages.2", FIRST),
+    "ConvNeXt, its norm": (convnext("linear"), "stages.2.blocks.0.norm", "stages.2.blocks.0.norm", LAST),
+    "ConvNeXt of convolutions, its norm": (
+        convnext("convolutions"), "stages.2.blocks.0.norm", "stages.2.blocks.0.norm", FIRST
+    ),
 }  # fmt: skip
 
 
@@ -140,11 +143,9 @@ def test_a_map_covers_what_the_tower_has_seen() -> None:
 
 
 def test_unseen_pixels_are_grey() -> None:
-    model: Any = detector_of(lambda: timm("vit_tiny_patch16_224", img_size=64, embed_dim=32, num_heads=4, depth=2,
-                                          dynamic_img_size=True))  # fmt: skip
-    pixels = images(1, pixels=(70, 90)).double()
-    maps = explain(model, pixels, layers=["blocks.1"]).layers
-    assert maps["blocks.1"].grid == (4, 5) and maps["blocks.1"].canvas.seen == (64, 80)
+    model, pixels = tiny_detector(), images(1, pixels=(70, 90))
+    maps = model.explain({"image": pixels}, layers=["encoder.layers.1"]).layers
+    assert maps["encoder.layers.1"].grid == (4, 5) and maps["encoder.layers.1"].canvas.seen == (64, 80)
     for signed in (False, True):
         ((drawn,),) = layer_images(torch.zeros(1, 3, 70, 90, dtype=torch.uint8), maps, "jet", signed)
         assert (drawn.overlay[64:] == UNSEEN).all() and (drawn.overlay[:, 80:] == UNSEEN).all()

@@ -80,6 +80,7 @@ class Family(NamedTuple):
     pixels: int = 64
     tokens_first: bool = False
     has_class_token: bool = True
+    exact: bool = True  # False: PyTorch itself multiplies otherwise where a weight needs no gradient
 
 
 REGISTERS = {"num_register_tokens": 4}
@@ -98,7 +99,7 @@ FAMILIES = {
     ),
     "HF DINOv3": Family(lambda: hugging_face("DINOv3ViT", **REGISTERS), "1.norm1", 5),
     "OpenAI clip": Family(OpenAITower, "1.ln_1", tokens_first=True),
-    "open_clip": Family(lambda: open_clip(True), "1.ln_1"),
+    "open_clip": Family(lambda: open_clip(True), "1.ln_1", exact=False),
     "open_clip, (T, B, C)": Family(lambda: open_clip(False), "1.ln_1", tokens_first=True),
     "timm ViT": Family(
         lambda: timm("vit_tiny_patch16_224", img_size=64, embed_dim=32, num_heads=4, depth=3), "1.norm1"
@@ -114,10 +115,10 @@ FAMILIES = {
     "timm DINOv3": Family(
         lambda: timm("vit_small_patch16_dinov3", img_size=64, embed_dim=32, num_heads=2, depth=3), "1.norm1", 5
     ),
-    "PyTorch's encoder": Family(TorchEncoder, "1.norm1"),
+    "PyTorch's encoder": Family(TorchEncoder, "1.norm1", exact=False),
     "torchvision ViT": Family(
         lambda: library("torchvision").models.VisionTransformer(64, 16, 3, 4, 32, 64, num_classes=32),
-        "encoder.layers.encoder_layer_1.ln_1",
+        "encoder.layers.encoder_layer_1.ln_1", exact=False,
     ),
 }  # fmt: skip
 
@@ -188,7 +189,7 @@ def test_maps_equal_plain_autograd_and_a_batch_its_images(model: Detector, famil
     }
     for method, wanted in expected.items():
         found = explain(model, pixels, layers=[block], method=method)
-        assert torch.equal(found.logits, model(pixels))
+        torch.testing.assert_close(found.logits, model(pixels).detach(), rtol=0, atol=0 if family.exact else 1e-12)
         torch.testing.assert_close(found.layers[block].signed, wanted, rtol=0, atol=1e-9)
         assert wanted.abs().max() > 1e-4
         alone = explain(model, pixels[1:2], layers=[block], method=method).layers[block].signed
@@ -246,3 +247,30 @@ def test_attention_maps_equal_those_of_the_probabilities_themselves(
     wanted = (second @ first)[:, 0, patches].unflatten(1, family.grid)
     found = explain(model, pixels, layers=[block], method="rollout").layers[block]
     torch.testing.assert_close(found.raw, wanted, rtol=1e-9, atol=1e-12)
+
+
+def test_balanced_maps_hold_attention_and_norms_constant(
+    model: Detector, family: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against attention with constant probabilities and LayerNorm with a constant deviation, both written here."""
+    pixels = images(2, pixels=family.pixels).double()
+    block, norm = norm_of(model, family)
+    logits = model(pixels)
+
+    def attention(q: Tensor, k: Tensor, v: Tensor, *rest: Any, **options: Any) -> Tensor:
+        return (q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5).softmax(dim=-1).detach() @ v
+
+    def layer_norm(x: Tensor, shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5) -> Tensor:
+        deviation = (x.var(dim=-1, unbiased=False, keepdim=True) + eps).sqrt().detach()
+        return (x - x.mean(dim=-1, keepdim=True)) / deviation * weight + bias
+
+    with monkeypatch.context() as patch:
+        patch.setattr(F, "scaled_dot_product_attention", attention)
+        patch.setattr(F, "layer_norm", layer_norm)
+        A, G = activations(model, norm, family, pixels)
+    for method, wanted in (("gradcam", (G.mean(dim=1, keepdim=True) * A).sum(dim=2)), ("hirescam", (G * A).sum(dim=2))):
+        found = explain(model, pixels, layers=[block], method=method, backward="balanced")
+        torch.testing.assert_close(found.logits, logits.detach(), rtol=0, atol=0 if family.exact else 1e-12)
+        torch.testing.assert_close(found.layers[block].signed.flatten(1), wanted, rtol=0, atol=1e-9)
+    plain = explain(model, pixels, layers=[block], method="hirescam").layers[block].signed
+    assert (plain - found.layers[block].signed).abs().max() > 1e-6

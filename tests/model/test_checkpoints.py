@@ -17,7 +17,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from utils.errors import InputError
-from utils.model.checkpoints import load_weights, read_weights, sha256_of
+from utils.files import sha256_of
+from utils.model.checkpoints import load_weights, read_weights
 
 
 class Tower(nn.Module):

@@ -22,6 +22,7 @@ from tests.helpers.datasets import DataTree, change_yaml, make_data_tree, rows_o
 from tests.helpers.paths import SCRIPT
 from tests.helpers.watch import WATCHED, journalled, until
 from utils.data.frames import Frame
+from utils.data.stamps import Stamp
 from utils.results.journal import REASON, Journal, journals, next_number, read_rows
 from utils.run.predictions import Predictions
 
@@ -229,8 +230,9 @@ def test_a_journal_cut_anywhere_gives_whole_rows_only(tmp_path: Path) -> None:
     predictions.add([frames[0], frames[1], frames[3]], logits, logits.softmax(1)[:, 1])
     predictions.add_unreadable(2, "no such file: 'gone\\r.png'")
     with Journal(tmp_path, next_number(tmp_path)) as journal:
-        journal.append(predictions.journal_rows(frames[:2]))
-        journal.append(predictions.journal_rows(frames[2:]))
+        stamps = {frame.index: Stamp(9, 7, "" if frame.index == 2 else f"{frame.index:016x}") for frame in frames}
+        journal.append(predictions.journal_rows(frames[:2], stamps))
+        journal.append(predictions.journal_rows(frames[2:], stamps))
     path = journals(tmp_path)[0]
     content = path.read_bytes()
     whole = list(read_rows(tmp_path))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import pickle
 import re
 import warnings
@@ -73,15 +72,6 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
             f"{_architecture(wanted)}; {len(differences)} of the keys differ: {', '.join(differences[:10])}{more}"
         )
     model.load_state_dict(found, strict=False)  # strict but for those: the keys are compared above
-
-
-def sha256_of(path: str | Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with Path(path).open("rb") as file:
-        for block in iter(lambda: file.read(1 << 20), b""):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _check_file(path: Path) -> None:

@@ -13,7 +13,7 @@ import torch
 from utils.data.frames import Frame
 from utils.data.readers import reader_of
 from utils.explanation_metrics.output import CSV_FILE, JSON_FILE
-from utils.model.checkpoints import sha256_of
+from utils.files import sha256_of
 from utils.model.config import RunSettings
 from utils.report.exports import TOP_FILES
 from utils.results.manifest import METRICS, DatasetRecord, Manifest, Weights

@@ -1,6 +1,6 @@
 """Files below the output folder, each written whole or not at all; a symbolic link found there is never followed.
 
-A folder may keep a list, `written.csv`, of the files that were written into it with their SHA-256, so that later a file
+A folder may keep a list, `written.sha256`, of the files that were written into it, in the form of `sha256sum`: a file
 of ours can be told from one that somebody put there or has changed.
 """
 
@@ -22,7 +22,7 @@ from utils.text import AS_IT_CAME
 # The folder that holds config/, detectors/ and test_with_gradcam.py: this repository's root or the host's training/.
 TRAINING_FOLDER = Path(__file__).resolve().parent.parent
 
-LIST = "written.csv"
+OPEN_LIST, LIST = "written.partial.sha256", "written.sha256"  # as files come, and once it is in order
 LEVELS = 3  # a file is entered in a list at most so many folders above it
 LONGEST_FIELD = 1 << 24  # of a CSV file, in letters; a path has at most some thousands
 
@@ -111,32 +111,33 @@ def hashes_below(folder: Path) -> dict[str, str]:
 
 def start_list(folder: Path) -> None:
     """From now on `whole_file` enters what it writes below `folder` in its list."""
-    with (folder / LIST).open("ab"):
+    with (folder / OPEN_LIST).open("ab"):
         pass
 
 
 def _enter(path: Path, sha256: str) -> None:
     above = [folder for folder in list(path.parents)[:LEVELS] if keeps_list(folder)]
     if above:
-        line = io.StringIO()
-        write_row(line, (sha256, path.relative_to(above[0]).as_posix()))
-        with (above[0] / LIST).open("ab") as file:
-            file.write(line.getvalue().encode("utf-8", AS_IT_CAME))
+        line = f"{sha256}  {path.relative_to(above[0]).as_posix()}\n"
+        with (above[0] / OPEN_LIST).open("ab") as file:
+            file.write(line.encode("utf-8", AS_IT_CAME))
 
 
 def keeps_list(folder: Path) -> bool:
-    """Whether `folder` has a list of its own files."""
-    return (folder / LIST).is_file() and not (folder / LIST).is_symlink()
+    """Whether `folder` has a list of its own files. A link in its place is none."""
+    lists = [folder / name for name in (OPEN_LIST, LIST)]
+    return any(path.is_file() for path in lists) and not any(path.is_symlink() for path in lists)
 
 
 def read_list(folder: Path) -> dict[str, set[str]]:
     """Path below `folder` → the SHA-256 of whatever was written there. A damaged line is passed over."""
     found: dict[str, set[str]] = {}
-    if keeps_list(folder):
-        for line in (folder / LIST).read_text(encoding="utf-8", errors=AS_IT_CAME).splitlines():
-            fields = next(csv.reader([line]), [])
-            if len(fields) == 2:
-                found.setdefault(fields[1], set()).add(fields[0])
+    for path in (folder / LIST, folder / OPEN_LIST) if keeps_list(folder) else ():
+        if path.is_file():
+            for line in path.read_text(encoding="utf-8", errors=AS_IT_CAME).split("\n"):
+                fields = line.split("  ", 1)
+                if len(fields) == 2:
+                    found.setdefault(fields[1], set()).add(fields[0])
     return found
 
 
@@ -149,10 +150,10 @@ def settle_list(folder: Path) -> None:
             now = sha256_of(path)
             rows += [(now, name)] if now in hashes else [(one, name) for one in sorted(hashes)]
     partial = folder / f".{LIST}.partial"
-    with io.TextIOWrapper(new_file(partial), encoding="utf-8", errors=AS_IT_CAME, newline="") as table:
-        for row in rows:
-            write_row(table, row)
+    with new_file(partial) as file:
+        file.write("".join(f"{sha256}  {name}\n" for sha256, name in rows).encode("utf-8", AS_IT_CAME))
     partial.replace(folder / LIST)
+    (folder / OPEN_LIST).unlink(missing_ok=True)
 
 
 # ---------------------------------------------------------------------------- a folder that one JSON file says all of

@@ -167,7 +167,8 @@ def test_a_handful_of_videos_decides_nothing(videos: int) -> None:
     assert row.interval.videos == videos and row.interval.mean == pytest.approx((0.9 + noise).mean())
     assert [one.p for one in row.differences] == pytest.approx([max(least, 1 / 10_001)] * 3)
     assert row.better == (least < 0.05) == (videos >= FEWEST_VIDEOS)
-    has_interval = [math.isfinite(bound) for one in (row.interval, *row.differences) for bound in (one.low, one.high)]
+    bounds = [(one.low, one.high) for one in row.differences] + [(row.interval.low, row.interval.high)]
+    has_interval = [math.isfinite(bound) for pair in bounds for bound in pair]
     assert has_interval == [videos > 1] * 8
     if videos == 1:
         scores = DatasetScores("toy", frames, [A], ranked_by=ENERGY, ranking=[A], rows=found)

@@ -89,10 +89,10 @@ def write_tables(folder: Path, rows: Sequence[Row], finished: bool = True) -> No
             for row in rows:
                 if row.dataset == dataset:
                     predicted = int(row.prob_fake > 0.5)
-                    values = [row.number, row.path, row.dataset, row.forgery, row.video, row.label, row.prob_fake,
+                    cells: list[object] = [row.number, row.path, row.dataset, row.forgery, row.video, row.label, row.prob_fake,
                               -1.0, 1.0, predicted, predicted == row.label]  # fmt: skip
                     extra = [] if finished else ["", "0 0 "]
-                    table.writerow([*values, *extra, *([] if finished else [checksum([*values, *extra])])])
+                    table.writerow([*cells, *extra, *([] if finished else [checksum([*cells, *extra])])])
     frames = {name: sum(row.dataset == name for row in rows) for name in datasets}
     values = some_manifest(
         config={"model_name": "clip_gradcam", "gradcam_colormap": "jet"},

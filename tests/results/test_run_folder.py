@@ -134,7 +134,7 @@ def names(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
 
 
-EMPTY = {".lock", "manifest.partial.json", "toy", "written.csv"}  # a run that has just begun
+EMPTY = {".lock", "manifest.partial.json", "toy", "written.partial.sha256"}  # a run that has just begun
 
 
 def test_overwriting_removes_what_the_run_wrote_and_nothing_else(tmp_path: Path) -> None:
@@ -147,7 +147,7 @@ def test_overwriting_removes_what_the_run_wrote_and_nothing_else(tmp_path: Path)
     (out / "toy" / ".sample3.partial").mkdir()
     with RunFolder.open(out, manifest(), overwrite=True):
         assert names(out) == EMPTY | {"thesis.tex", "toy/.DS_Store"}
-        assert (out / "written.csv").read_text() == ""
+        assert (out / "written.partial.sha256").read_text() == ""
     assert names(out) == EMPTY - {".lock"} | {"thesis.tex", "toy/.DS_Store"}
 
 
@@ -192,7 +192,7 @@ def test_a_folder_without_a_list_is_not_a_run(tmp_path: Path) -> None:
     (tmp_path / "photos" / "wedding.jpg").write_bytes(b"x")
     (tmp_path / "manifest.json").write_text(json.dumps({"name": "web app", "datasets": {"photos": {}}}))
     before = names(tmp_path)
-    with pytest.raises(InputError, match=r"has no written\.csv, .* so nothing is removed .*: give another"):
+    with pytest.raises(InputError, match=r"has no written\.sha256, .* so nothing is removed .*: give another"):
         RunFolder.open(tmp_path, manifest(), overwrite=True)
     assert names(tmp_path) == before
 
@@ -206,7 +206,7 @@ def test_a_list_from_elsewhere_removes_nothing_outside(tmp_path: Path) -> None:
     (out / "link").symlink_to(victim)
     (out / "linked.txt").symlink_to(victim / "precious.txt")
     sha256 = hashlib.sha256(b"keep me").hexdigest()
-    with (out / "written.csv").open("a") as table:
+    with (out / "written.partial.sha256").open("a") as table:
         for name in (
             "../victim/precious.txt",
             str(victim / "precious.txt"),
@@ -215,14 +215,16 @@ def test_a_list_from_elsewhere_removes_nothing_outside(tmp_path: Path) -> None:
             "..",
             "",
         ):
-            table.write(f"{sha256},{name}\n")
+            table.write(f"{sha256}  {name}\n")
         table.write('"\0damaged\n')
     with RunFolder.open(out, manifest(), overwrite=True):
         assert names(out) == EMPTY | {"link", "linked.txt"}
     assert (victim / "precious.txt").read_text() == "keep me"
 
 
-@pytest.mark.parametrize("name", ["metrics.json", "index.html", "Manifest.JSON", "written.csv", ".lock", ".a.partial"])
+@pytest.mark.parametrize(
+    "name", ["metrics.json", "index.html", "Manifest.JSON", "written.sha256", ".lock", ".a.partial"]
+)
 def test_a_dataset_named_like_a_file_of_the_run(name: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="its folder would have the name of a file"):
         RunFolder.open(tmp_path / "out", manifest(datasets={name: DatasetRecord(1, "", "")}))
@@ -239,7 +241,7 @@ def begin_slowly(out: Path, at_it: Any, go_on: Any) -> None:
             go_on.wait(60)
         make(path, *how, **more)
 
-    Path.mkdir = slow  # type: ignore[method-assign]  # of this process alone
+    Path.mkdir = slow  # type: ignore[method-assign,assignment]  # of this process alone
     with RunFolder.open(out, manifest()):
         pass
 

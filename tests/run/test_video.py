@@ -18,6 +18,7 @@ from tests.helpers.datasets import DataTree
 from tests.helpers.detectors import ARCHITECTURE, BLOCKS, PATCH, PIXELS, tiny_detector
 from utils.data.face_crop import NoFaceError
 from utils.data.video_files import UnreadableVideo, VideoReader, video_writer
+from utils.errors import InputError
 from utils.model.config import detector_settings
 from utils.model.detector import LoadedDetector, find_device, load_detector
 from utils.run.video import explain_video
@@ -204,3 +205,19 @@ def test_reader_and_writer(tmp_path: Path) -> None:
     assert data.index(b"moov") < data.index(b"mdat")  # a browser can begin to play at once
     with pytest.raises(UnreadableVideo, match="cannot be decoded"):
         VideoReader(tmp_path / "gone.mp4")
+
+
+def test_a_folder_of_ones_own_is_never_replaced(detector: LoadedDetector, tmp_path: Path) -> None:
+    """Neither one that has the name of the video nor a video's that was edited; one as it was written is."""
+    clip = write_clip(tmp_path / "clip.mp4", shots(4))
+    folder = tmp_path / "out" / "clip"
+    explain_video(detector, clip, folder, None)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    explain_video(detector, clip, folder, None)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    for name, content in (("notes.txt", "mine"), ("scores.csv", "frame,what I think\n")):
+        (folder / name).write_text(content)
+        with pytest.raises(InputError, match="is there and is no folder of a video, or one that was changed"):
+            explain_video(detector, clip, folder, None)
+        assert (folder / name).read_text() == content and sorted(tmp_path.rglob("*.partial")) == []
+        (folder / name).unlink()

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Iterable, Iterator
 
 from utils.errors import InputError
-from utils.files import LIST, keeps_list, own_files, read_list, sha256_of
+from utils.files import LIST, OPEN_LIST, keeps_list, own_files, read_list, sha256_of
 from utils.results.journal import is_journal
 from utils.results.manifest import FINISHED, STARTED, datasets_of, is_as_written
 from utils.results.run_lock import LOCK
@@ -59,8 +59,8 @@ def remove_run(folder: Path, manifest: Path, new_names: Iterable[str]) -> None:
         remove_half_written(place)
     for dataset in datasets:
         _remove_empty(dataset)
-    for name in (LIST, STARTED):
-        (folder / name).unlink()
+    for name in (LIST, OPEN_LIST, STARTED):
+        (folder / name).unlink(missing_ok=True)
 
 
 def remove_half_written(folder: Path) -> None:

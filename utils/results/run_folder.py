@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Iterable, Mapping
 
 from utils.errors import InputError, RunError
-from utils.files import LIST, own_folder, start_list, write_json
+from utils.files import LIST, OPEN_LIST, own_folder, start_list, write_json
 from utils.results.earlier_run import is_empty, remove_half_written, remove_run
 from utils.results.journal import journals
 from utils.results.manifest import (
@@ -41,7 +41,7 @@ class RunFolder:
 
         Raises InputError otherwise, and where another process is at work there.
         """
-        check_names(manifest.datasets, (*manifest.top_files, LIST))
+        check_names(manifest.datasets, (*manifest.top_files, LIST, OPEN_LIST))
         try:
             if not (resume and manifest_path(path)):
                 _run_to_replace(path, overwrite)  # before anything is written into a folder that is not ours

@@ -162,7 +162,7 @@ class Sample:
             dataset=string(values, "dataset"),
             forgery=string(values, "forgery"),
             video=string(values, "video"),
-            label=UNKNOWN if values["label"] is None else int(number(values, "label", 0, 1)),
+            label=UNKNOWN if values["label"] is None else count(values, "label", 1),
             logits=(number(values, "logit_real"), number(values, "logit_fake")),
             prob_fake=number(values, "prob_fake", 0, 1),
             target=string(values, "target"),

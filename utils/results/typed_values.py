@@ -18,10 +18,10 @@ def number(values: Mapping[str, Any], key: str, low: float = -math.inf, high: fl
     return float(value)
 
 
-def count(values: Mapping[str, Any], key: str) -> int:
-    """A whole number, 0 or more, that fits 63 bits."""
+def count(values: Mapping[str, Any], key: str, high: int = 2**63 - 1) -> int:
+    """A whole number from 0 to `high`."""
     value = values[key]
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**63:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= high:
         raise ValueError(f"{key} is no whole number")
     return value
 

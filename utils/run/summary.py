@@ -90,8 +90,8 @@ def check_finished(metrics: Mapping[str, Any], heatmaps: Mapping[str, HeatmapCou
         if counts.vanished:
             index, reason = counts.vanished[0]
             raise RunError(
-                f"dataset {name}: {len(counts.vanished)} frames were read at first but gone or replaced when their"
-                f" heatmaps were due, first sample {index} ({reason}); everything else was written"
+                f"dataset {name}: {len(counts.vanished)} frames could be read at first but were gone or replaced when"
+                f" their heatmaps were due, first sample {index} ({reason}); everything else was written"
             )
     for name, entry in metrics.items():
         if entry["auc"] is None:

@@ -5,10 +5,12 @@ The same cases each time (`derandomize`), so that a failure here is one everywhe
 
 from __future__ import annotations
 
+import faulthandler
 import io
 import json
-import subprocess
-import sys
+import os
+import resource
+import signal
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -22,14 +24,14 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor, nn
 
-from tests.fuzz.harness import CASES, Outcome, fuzzed, mutate, mutated
+from tests.fuzz.harness import CASES, SECONDS, Outcome, fuzzed, mutate, mutated
 from tests.helpers.datasets import data_settings
 from tests.helpers.detectors import tiny_config
-from tests.helpers.paths import ROOT
 from utils.data.annotations import read_landmarks
 from utils.data.frames import Frame
 from utils.data.images import UnreadableImage, decode_image
 from utils.data.readers import read_dataset
+from utils.data.storage import read_bytes
 from utils.data.video_files import UnreadableVideo, VideoReader, video_writer
 from utils.errors import InputError
 from utils.model.checkpoints import load_weights, read_weights
@@ -268,13 +270,14 @@ def video(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return path.read_bytes()
 
 
-@given(seed=st.integers(0, 2**32 - 1))
-@fuzzed(CASES // 4)
-def test_videos_by_bytes(outcome: Outcome, scratch: Path, video: bytes, seed: int) -> None:
-    path = scratch / "a.mp4"
-    path.write_bytes(mutate(seed, video))
-    frames = outcome.of(lambda: [frame.image for frame in VideoReader(path)], UnreadableVideo)
-    assert all(image.ndim == 3 and image.dtype == np.uint8 for image in frames or [])
+def test_videos_by_bytes(scratch: Path, video: bytes) -> None:
+    """FFmpeg decodes what it can of most of them."""
+    outcome, path = Outcome(), scratch / "a.mp4"
+    for seed in range(CASES // 4):
+        path.write_bytes(mutate(seed, video))
+        frames = outcome.of(lambda: [frame.image for frame in VideoReader(path)], UnreadableVideo)
+        assert all(image.ndim == 3 and image.dtype == np.uint8 for image in frames or [])
+    assert min(outcome.fine, outcome.refused) >= 3, (outcome.fine, outcome.refused)
 
 
 @pytest.fixture(scope="module")
@@ -287,39 +290,32 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return (folder / "data.mdb").read_bytes()
 
 
-READ_LMDB = """
-import sys
-from utils.data.images import UnreadableImage
-from utils.data.storage import read_bytes
-for folder in sys.argv[1:]:
-    print(folder, flush=True)
-    try:
-        read_bytes(f"{folder}!/7")
-        print("read")
-    except UnreadableImage:
-        print("refused")
-"""
+READ, REFUSED = 0, 3
 
 
 def test_databases_by_bytes(scratch: Path, database: bytes) -> None:
-    """In one process of their own, which is begun again behind a file on which LMDB itself, written in C, fails."""
-    folders = []
+    """Each in a process of its own: LMDB, which is C and maps the file, is killed by a part of such files."""
+    ends = []
     for seed in range(CASES // 4):
-        folders.append(scratch / f"{seed}_lmdb")
-        folders[-1].mkdir()
-        (folders[-1] / "data.mdb").write_bytes(mutate(seed, database))
-    left, told, killed = [str(folder) for folder in folders], [], 0
-    while left:
-        done = subprocess.run(
-            [sys.executable, "-c", READ_LMDB, *left], cwd=ROOT, capture_output=True, text=True, timeout=120
-        )
-        assert "Traceback" not in done.stderr, done.stderr
-        told += [line for line in done.stdout.split() if line in ("read", "refused")]
-        reached = done.stdout.count("_lmdb")
-        killed += done.returncode < 0
-        left = left[reached:]
-    assert len(told) + killed == len(folders) and told.count("read") > 5 and told.count("refused") > 5
-    assert killed < len(folders) / 10, killed
+        folder = scratch / f"{seed}_lmdb"
+        folder.mkdir()
+        (folder / "data.mdb").write_bytes(mutate(seed, database))
+        child = os.fork()
+        if child == 0:
+            faulthandler.disable()
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+            signal.alarm(SECONDS)
+            try:
+                read_bytes(f"{folder}!/7")
+            except UnreadableImage:
+                os._exit(REFUSED)
+            except BaseException:
+                os._exit(1)
+            os._exit(READ)
+        ends.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    killed = [end for end in ends if end in (-signal.SIGBUS, -signal.SIGSEGV, -signal.SIGABRT)]
+    assert ends.count(READ) + ends.count(REFUSED) + len(killed) == len(ends), ends  # no traceback, none too slow
+    assert min(ends.count(READ), ends.count(REFUSED)) >= 5 and len(killed) <= 0.3 * len(ends), ends
 
 
 def test_the_unspoilt_sources_are_fine(scratch: Path) -> None:

@@ -305,7 +305,7 @@ def test_a_manifest_that_someone_edited(threads: object, tmp_path: Path) -> None
         assert not folder.finished and (tmp_path / "manifest.json.edited").read_text() == edited
 
 
-@pytest.mark.parametrize(("field", "value"), [("threads", 3), ("started", "2024-01-02"), ("top_files", [])])
+@pytest.mark.parametrize(("field", "value"), [("threads", 3), ("device", "CPU"), ("top_files", [])])
 def test_a_manifest_that_was_changed_a_little_is_not_resumed(field: str, value: object, tmp_path: Path) -> None:
     """Of values that a run might have written, so that the checksum alone tells."""
     finished_run(tmp_path)
@@ -313,3 +313,15 @@ def test_a_manifest_that_was_changed_a_little_is_not_resumed(field: str, value: 
     path.write_text(json.dumps({**json.loads(path.read_text()), field: value}))
     with pytest.raises(InputError, match=r"manifest\.json: was changed since the run wrote it"):
         RunFolder.open(tmp_path, manifest(), resume=True)
+
+
+def test_runs_of_the_same_work_have_the_same_checksum() -> None:
+    """Whenever, however and into whatever folder they were started."""
+    moment = {
+        "started": "later",
+        "command": ["again"],
+        "options": {"resume": True},
+        "config": {"gradcam_save_dir": "x"},
+    }
+    assert manifest(**moment).to_json()["checksum"] == manifest().to_json()["checksum"]
+    assert manifest(threads=3).to_json()["checksum"] != manifest().to_json()["checksum"]

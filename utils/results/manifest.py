@@ -18,6 +18,15 @@ from utils.text import shortened
 STARTED, FINISHED = "manifest.partial.json", "manifest.json"
 METRICS = "metrics.json"
 MOST_THREADS = 4096  # more than any machine has
+CHECKED = (
+    "settings",
+    "weights",
+    "datasets",
+    "device",
+    "threads",
+    "versions",
+    "top_files",
+)  # by the manifest's checksum
 # Config keys on which no output depends: a resumed run may have others, and the report leaves them out.
 FREE_CONFIG = ("gradcam_save_dir", "workers")
 
@@ -227,9 +236,9 @@ def _agrees(values: Mapping[str, Any]) -> bool:
 
 
 def _checksum(values: Mapping[str, Any]) -> str:
-    """SHA-256 of what a run begins with: all of its manifest but what comes at its end."""
-    begun = {key: value for key, value in values.items() if key not in ("finished", "heatmaps", "checksum")}
-    return hashlib.sha256(json.dumps(begun, sort_keys=True, default=str).encode()).hexdigest()
+    """SHA-256 of what a run of the same work has too. (On config and options --resume looks itself, `differences`.)"""
+    same = {key: values.get(key) for key in CHECKED}
+    return hashlib.sha256(json.dumps(same, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def datasets_of(path: Path) -> list[str]:

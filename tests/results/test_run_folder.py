@@ -192,7 +192,9 @@ def test_a_folder_without_a_list_is_not_a_run(tmp_path: Path) -> None:
     (tmp_path / "photos" / "wedding.jpg").write_bytes(b"x")
     (tmp_path / "manifest.json").write_text(json.dumps({"name": "web app", "datasets": {"photos": {}}}))
     before = names(tmp_path)
-    with pytest.raises(InputError, match=r"has no written\.sha256, .* so nothing is removed .*: give another"):
+    with pytest.raises(
+        InputError, match=r"has a manifest.json, but no written\.sha256, .*: nothing is removed .*; give another"
+    ):
         RunFolder.open(tmp_path, manifest(), overwrite=True)
     assert names(tmp_path) == before
 

@@ -29,8 +29,9 @@ def remove_run(folder: Path, manifest: Path, new_names: Iterable[str]) -> None:
     """
     if not keeps_list(folder):
         raise InputError(
-            f"output folder {folder}: has no {LIST}, in which a run lists its files, so nothing is removed (another"
-            " program's, or an earlier version's run?): give another --gradcam_output_dir, or remove it yourself"
+            f"output folder {folder}: has a {manifest.name}, but no {LIST}, in which a run lists its files: nothing"
+            " is removed (another program's, or an earlier version's run?); give another --gradcam_output_dir, or remove it"
+            " yourself"
         )
     datasets = [folder / name for name in datasets_of(manifest)]
     own = set(_listed_files(folder))
@@ -43,7 +44,8 @@ def remove_run(folder: Path, manifest: Path, new_names: Iterable[str]) -> None:
             own |= own_files(sample / f"sample{index}.json")
         own |= {path for path in dataset.glob("predictions.*.partial") if is_journal(path)}
     foreign = [path for dataset in datasets for path in _files_below(dataset) if path not in own]
-    foreign += [folder / name for name in new_names if (folder / name).exists() and folder / name not in own]
+    beside = [folder / name for name in new_names]  # a link there will be replaced, what it leads to stays
+    foreign += [path for path in beside if path.exists() and not path.is_symlink() and path not in own]
     if foreign:
         more = f" (and {len(foreign) - 1} more)" if len(foreign) > 1 else ""
         raise InputError(

@@ -14,7 +14,7 @@ from utils.choice.candidates import Candidate
 from utils.choice.check import MapCheck
 from utils.choice.verdict import Choice
 from utils.errors import InputError
-from utils.results.manifest import DatasetRecord, HeatmapCounts, Manifest, Weights, outputs_of, read_manifest
+from utils.results.manifest import DatasetRecord, HeatmapCounts, Manifest, Weights, datasets_of, read_manifest
 from utils.results.sample_folder import LayerFacts
 
 FINISHED = {
@@ -33,7 +33,7 @@ def test_a_manifest_comes_back_as_it_was(changes: dict[str, Any], tmp_path: Path
 def test_the_json_of_a_manifest_is_an_interface() -> None:
     assert list(manifest().to_json()) == [
         "command", "started", "config", "settings", "weights", "datasets", "options", "device", "threads", "versions",
-        "top_files", "detector",
+        "top_files", "checksum", "detector",
     ]  # fmt: skip
     finished = manifest(**FINISHED, weights=None).to_json()
     assert finished["weights"] == "random" and finished["settings"] == {"batch_size": 5, "seed": 7}
@@ -101,7 +101,7 @@ def test_a_foreign_manifest_is_refused_by_file_and_field(
 @pytest.mark.parametrize("text", ["", "{", "[]", "7", "null", "[" * 100_000])
 def test_a_file_that_is_no_manifest(text: str, tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text(text)
-    for read in (read_manifest, outputs_of):
+    for read in (read_manifest, datasets_of):
         with pytest.raises(InputError, match=r"manifest\.json"):
             read(tmp_path / "manifest.json")
 

@@ -16,6 +16,7 @@ from tests.helpers.datasets import DataTree, make_data_tree
 from tests.helpers.fake_run import LAYERS, Row, image_of, raw_map, sample_of, write_row
 from utils.choice.check import MapCheck
 from utils.data.frames import Frame
+from utils.errors import InputError
 from utils.model.config import detector_settings
 from utils.model.detector import find_device, load_detector
 from utils.results.decision import UNKNOWN
@@ -80,6 +81,7 @@ def test_the_json_of_a_sample_is_an_interface() -> None:
         "chosen": ["hirescam at sum, chosen"],
         "original": {"left": 8, "top": 38, "width": 64, "height": 60, "of_width": 224, "of_height": 130},
         "completeness": {"encoder.layers.3": {"error": 1e-7, "bias_share": 0.25}},
+        "image_hash": "", "landmarks_hash": "",
     }  # fmt: skip
     unlabelled = sample(label=UNKNOWN).to_json()
     assert unlabelled["label"] is None and unlabelled["correct"] is None and unlabelled["predicted"] == 0
@@ -166,7 +168,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert read == replace(sample_of(ROW, layers), folder=folder, comparison="gradcam_comparison.png")
     for layer, drawn in zip(read.layers, layers):
         assert np.abs(read.raw_map(layer) - drawn.raw).max() <= (layer.raw_maximum - layer.raw_minimum) / 510
-    assert whole_samples(tmp_path / "faces") == {7: read.layers}
+    assert whole_samples(tmp_path / "faces") == {7: replace(read, folder=Path(), comparison="")}
 
 
 CSV_ROW = {"index": "7", "path": "/a.png", "dataset": "faces", "forgery": "swap", "video": "003", "label": "1",
@@ -213,7 +215,21 @@ def test_a_sample_with_a_cut_off_file_is_not_whole(tmp_path: Path) -> None:
     (folder / "sample2" / "heatmaps" / f"{LAYERS[0]}.png").unlink()
     (folder / "sample3" / "stray.txt").write_text("not of this sample")
     (folder / "sampleX").mkdir()
-    assert [index for index, _ in sample_folders(folder)] == [0, 1, 2, 3] and list(whole_samples(folder)) == [0]
+    assert [index for index, _ in sample_folders(folder)] == [0, 1, 2, 3]
+    assert list(whole_samples(folder)) == [0, 3]
+
+
+@pytest.mark.parametrize("file", ["sample7.json", "gradcam_comparison.png", f"heatmaps/{LAYERS[0]}_signed.png"])
+def test_a_sample_of_which_any_byte_was_changed_is_not_whole(file: str, tmp_path: Path) -> None:
+    """The size is the same; of the JSON every byte in turn, also those that leave the same values."""
+    folder = write_row(tmp_path, ROW)
+    content = (folder / file).read_bytes()
+    for place in range(0, len(content), 1 if file.endswith(".json") else 97):
+        changed = bytes([content[place] ^ 1])
+        (folder / file).write_bytes(content[:place] + changed + content[place + 1 :])
+        assert whole_samples(tmp_path / "faces") == {}, place
+    (folder / file).write_bytes(content)
+    assert list(whole_samples(tmp_path / "faces")) == [7]
 
 
 def test_writing_again_replaces_the_sample_as_a_whole(tmp_path: Path) -> None:
@@ -225,3 +241,19 @@ def test_writing_again_replaces_the_sample_as_a_whole(tmp_path: Path) -> None:
         "heatmaps/other.png", "heatmaps/other_signed.png",
     }  # fmt: skip
     assert [path.name for path in folder.parent.iterdir()] == ["sample7"]
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "gradcam_comparison.png", "sample7.json", "sample8.json"])
+def test_a_sample_that_somebody_changed_is_replaced_in_its_own_run_alone(name: str, tmp_path: Path) -> None:
+    """There what is not the sample's stays, and what is becomes whole again."""
+    folder = write_row(tmp_path, ROW)
+    whole = {path: path.read_bytes() for path in folder.rglob("*.*")}
+    (folder / name).write_text("{}")
+    layers = [LayerImage(layer, image_of(ROW), raw_map(hot), raw_map(hot) - 0.001, False, False)
+              for layer, hot in zip(LAYERS, (ROW.hot, (1, 1)))]  # fmt: skip
+    drawn = Drawn(sample_of(ROW, layers), image_of(ROW), layers)
+    with pytest.raises(InputError, match="is there and is no folder of a sample, or one that was changed"):
+        write_sample(folder, drawn)
+    write_sample(folder, drawn, damaged=True)
+    kept = {} if folder / name in whole else {folder / name: b"{}"}
+    assert {path: path.read_bytes() for path in folder.rglob("*.*")} == {**whole, **kept}

@@ -18,6 +18,7 @@ from tests.helpers.datasets import DataTree
 from tests.helpers.detectors import ARCHITECTURE, BLOCKS, PATCH, PIXELS, tiny_detector
 from utils.data.face_crop import NoFaceError
 from utils.data.video_files import UnreadableVideo, VideoReader, video_writer
+from utils.errors import InputError
 from utils.model.config import detector_settings
 from utils.model.detector import LoadedDetector, find_device, load_detector
 from utils.run.video import explain_video
@@ -319,11 +320,17 @@ def test_a_video_without_an_image_leaves_nothing_and_the_next_input_is_done(
     assert [path.name for path in out.iterdir()] == ["b"]
 
 
-def test_a_folder_of_the_users_is_not_removed_with_a_video_that_failed(
-    detector: LoadedDetector, tmp_path: Path
-) -> None:
-    (tmp_path / "a").mkdir()
-    (tmp_path / "a" / "mine.txt").write_text("mine")
-    with pytest.raises(UnreadableVideo, match="no frame"):
-        explain_video(detector, without_images(tmp_path / "a.mp4"), tmp_path / "a", None)
-    assert [path.name for path in (tmp_path / "a").iterdir()] == ["mine.txt"]
+def test_a_folder_of_ones_own_is_never_replaced(detector: LoadedDetector, tmp_path: Path) -> None:
+    """Neither one that has the name of the video nor a video's that was edited; one as it was written is."""
+    clip = write_clip(tmp_path / "clip.mp4", shots(4))
+    folder = tmp_path / "out" / "clip"
+    explain_video(detector, clip, folder, None)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    explain_video(detector, clip, folder, None)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    for name, content in (("notes.txt", "mine"), ("scores.csv", "frame,what I think\n")):
+        (folder / name).write_text(content)
+        with pytest.raises(InputError, match="is there and is no folder of a video, or one that was changed"):
+            explain_video(detector, clip, folder, None)
+        assert (folder / name).read_text() == content and sorted(tmp_path.rglob("*.partial")) == []
+        (folder / name).unlink()

@@ -43,7 +43,7 @@ ATTACK_FRAMES = 48
 RANDOMISED_FRAMES = 64
 SCREENED_FRAMES = 100
 BEST = 3  # maps that get these metrics, beside the first configured one
-FEW = 20  # detected fakes below which there is a warning
+FEW = 20  # videos with detected fakes below which there is a warning
 NO_FAKES = "no detected fakes: nothing to evaluate"
 ENERGY, SCREENING = "energy in mask", "drop at 10 % deleted"  # what maps are ranked by, with and without masks
 
@@ -114,10 +114,11 @@ def evaluate_dataset(
     evaluation = DatasetEvaluation(
         detector, samples, settings, "margin" if detector.gradcam.target == "margin" else "fake"
     )
-    if len(detected) < FEW:
-        evaluation.notes.append(
-            f"only {len(detected)} detected fakes: intervals over so few videos come out too narrow"
-        )
+    videos = len(set(samples.videos))
+    if videos == 1:
+        evaluation.notes.append(f"all {len(chosen)} detected fakes are of one video: no interval, and no map is better")
+    elif videos < FEW:
+        evaluation.notes.append(f"detected fakes of only {videos} videos: intervals over so few come out too narrow")
     evaluation.make_maps(plan)
     evaluation.localisation()
     ranking = evaluation.ranking()

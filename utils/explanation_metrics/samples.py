@@ -50,7 +50,9 @@ class DetectedFakes:
 
 def detected_fakes(frames: Sequence[Frame], predictions: Path) -> list[Frame]:
     """The fakes that the detector predicted as fake, by a run's `predictions.csv`, in order."""
-    predicted_fake = {int(row["index"]) for row in read_table(predictions) if row["predicted"] == "1"}
+    predicted_fake = {
+        int(row["index"]) for row in read_table(predictions, ("index", "predicted")) if row["predicted"] == "1"
+    }
     return [frame for frame in frames if frame.label == 1 and frame.index in predicted_fake]
 
 

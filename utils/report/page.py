@@ -21,7 +21,7 @@ from utils.choice.verdict import judgements, printed
 from utils.command import OneLineParser
 from utils.data.gaps import ForgeryGaps
 from utils.errors import InputError
-from utils.files import write_whole
+from utils.files import keeps_list, settle_list, write_whole
 from utils.report.aggregates import Patterns, write_patterns
 from utils.report.region_tables import headlines
 from utils.results.manifest import FREE_CONFIG
@@ -132,6 +132,12 @@ def notes(run: RunOnDisk) -> list[str]:
         written = run.manifest.heatmaps[data.name].heatmaps if run.manifest.heatmaps else data.explained
         if lost or written > data.explained:
             lines.append(f"{data.name}: of {lost + max(0, written - data.explained)} samples files were deleted.")
+        replaced = [file for file in (sample.replaced_file() for sample in data.samples) if file]
+        if replaced:
+            lines.append(
+                f"{data.name}: {len(replaced)} images or landmark files are not those that the run had, first"
+                f" {replaced[0]}; regions and mean maps are of those that are there now."
+            )
         if data.unreadable:
             lines.append(
                 f"{data.name}: {data.unreadable} frames could not be read; {data.name}/unreadable.csv says why."
@@ -333,5 +339,8 @@ def main(argv: Sequence[str]) -> int:
     """Write the report of a run. Returns the exit code; raises InputError."""
     parser = OneLineParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("run_dir", help="a run's folder, its --gradcam_output_dir")
-    print(write_report(Path(parser.parse_args(argv).run_dir)))
+    folder = Path(parser.parse_args(argv).run_dir)
+    print(write_report(folder))
+    if keeps_list(folder):
+        settle_list(folder)
     return 0

@@ -6,6 +6,7 @@ often it was interrupted, so that the arithmetic, and every byte that is written
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Callable, NamedTuple, Sequence
 
@@ -21,7 +22,7 @@ from utils.model.detector import LoadedDetector
 from utils.model.map_trials import MapChecker
 from utils.results.journal import GAPS, Journal, next_number, read_rows
 from utils.results.manifest import HeatmapCounts
-from utils.results.sample_folder import whole_samples
+from utils.results.sample_folder import sample_folders, whole_samples
 from utils.results.sample_writer import SampleWriter
 from utils.run.explainer import Explainer
 from utils.run.interruption import SignalGuard
@@ -68,8 +69,10 @@ class DatasetRun:
         self.target = context.detector.gradcam.target
         explaining = context.settings.detector.gradcam.enabled
         whole = self.processes.on_rank_zero(lambda: whole_samples(folder) if explaining else {})
-        self.resume = Resume(folder, frames, whole)
+        self.resume = Resume(folder, frames, whole, len(sample_folders(folder)) if explaining else 0)
         self.predictions = self.resume.predictions
+        if self.processes.first and self.resume.remarks:
+            print("\n".join(self.resume.remarks), file=sys.stderr)
 
     def evaluate(self) -> DatasetSummary:
         """All of it. The tables are complete afterwards, and every sample is on disk."""
@@ -115,13 +118,14 @@ class DatasetRun:
         if explainer and self.resume.is_recorded([frame.index for frame in frames]):  # only samples are missing
             explainer.explain(batch, [self.target] * len(batch.frames))
             return
+        self.predictions.stamp(batch.stamps)
         for frame, reason in batch.unreadable:
             self.predictions.add_unreadable(frame.index, reason)
         if explainer:
             explainer.predict_and_explain(batch)
         elif batch.frames:
             self.predictions.add(batch.frames, *self.context.predict(batch.pixels, batch.frames))
-        journal.append(self.predictions.journal_rows(frames))
+        journal.append(self.predictions.journal_rows(frames, batch.stamps))
 
     def explain_chosen(self, chosen: Sequence[int], explainer: Explainer) -> None:
         """The chosen frames in full batches; a batch that lacks a sample is explained as a whole."""
@@ -159,7 +163,7 @@ class DatasetRun:
         """Read what the other ranks have predicted. Raises RunError where a frame has no prediction even so."""
         if self.processes.size > 1:
             self.processes.all_gather(None)  # waits until all journals are complete
-            self.predictions.restore(read_rows(self.folder))
+            self.predictions.restore(filter(self.predictions.belongs, read_rows(self.folder)))
         if not self.predictions.done.all():
             raise RunError(
                 f"{self.folder}: {int((~self.predictions.done).sum())} predictions are in no journal there; does every"

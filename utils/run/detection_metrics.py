@@ -38,7 +38,7 @@ def detection_metrics(prob_fake: Sequence[float], label: Sequence[int], video: S
             merges a real and a fake video of the same name; label name and video name together do not.
 
     AUC, EER, AP and the video AUC (of the mean probability of each video) need both classes; with one they are None.
-    EER is the false positive rate where it is nearest to the false negative rate.
+    EER is the host's, but where many frames share one score: see `equal_error_rate`.
     """
     probability = np.asarray(prob_fake, dtype=np.float64)
     truth = np.asarray(label, dtype=np.int64)
@@ -54,14 +54,13 @@ def detection_metrics(prob_fake: Sequence[float], label: Sequence[int], video: S
         note = f"all {frames} frames are {only}: AUC, EER, AP and video AUC need both classes"
         return DetectionMetrics(acc, None, None, None, None, frames, videos, note)
     false_positive, true_positive, _ = roc_curve(truth, probability)
-    nearest = np.argmin(np.abs((1 - true_positive) - false_positive))
     video_truth = [truth[of[0]] for of in members.values()]
     video_probability = [probability[of].mean() for of in members.values()]
     auc = float(roc_auc_score(truth, probability))
     return DetectionMetrics(
         acc=acc,
         auc=auc,
-        eer=float(false_positive[nearest]),
+        eer=equal_error_rate(false_positive, true_positive, int((truth == 0).sum()), int(truth.sum())),
         ap=float(average_precision_score(truth, probability)),
         video_auc=float(roc_auc_score(video_truth, video_probability)),
         frames=frames,
@@ -69,3 +68,20 @@ def detection_metrics(prob_fake: Sequence[float], label: Sequence[int], video: S
         note="",
         warning=reversed_labels(prob_fake, label, video) if auc < 0.5 else "",
     )
+
+
+def equal_error_rate(false_positive: np.ndarray, true_positive: np.ndarray, reals: int, fakes: int) -> float:
+    """The rate at which as many reals are called fake as fakes real; `reals` and `fakes` are the numbers of frames.
+
+    As in the hosts, the false positive rate of the ROC point, both (N,), at which the two rates are closest. Where many
+    real and fake frames share one score, no point may be close (with one score for all, the host's rate is 0, a perfect
+    detector's): there it is where the straight line between the two points around it meets the line of equal rates,
+    since every mixture of their thresholds can be had (Fawcett 2006, section 6).
+    """
+    excess = false_positive - (1 - true_positive)  # rises from -1 to 1
+    nearest = int(np.abs(excess).argmin())
+    after = int(np.argmax(excess >= 0))
+    width, height = np.diff(false_positive)[after - 1], np.diff(true_positive)[after - 1]
+    if abs(excess[nearest]) <= 1 / reals + 1 / fakes or width == 0 or height == 0:
+        return float(false_positive[nearest])
+    return float(false_positive[after - 1] + width * -excess[after - 1] / (excess[after] - excess[after - 1]))

@@ -18,9 +18,10 @@ from utils.explanation_metrics.output import evaluate_explanations
 from utils.files import write_json
 from utils.model.config import RunSettings
 from utils.model.detector import LoadedDetector, find_device, load_detector, print_default_layer
-from utils.report.exports import PAGE, check_exports, write_exports
+from utils.report.exports import begin_exports, check_exports, lacks_exports, write_exports
 from utils.results.calibration_file import Calibration, find_calibration
-from utils.results.manifest import METRICS, STARTED, read_json
+from utils.results.manifest import METRICS, STARTED
+from utils.results.read_run import read_metrics
 from utils.results.run_folder import RunFolder
 from utils.run.calibration import Plan, calibrate, untried
 from utils.run.dataset_run import Context, DatasetRun, explains_every_frame
@@ -149,9 +150,9 @@ def _calibrate(
 
 def _report_finished(folder: RunFolder, options: RunOptions) -> None:
     print(f"{folder.path}: this run is complete, nothing is left to do")
-    if not (folder.path / PAGE).is_file():  # killed in its last moments, or its page removed
+    if lacks_exports(folder.path, options.views):
         print("\n".join(write_exports(folder.path, options.views)))
-    metrics = read_json(folder.path / METRICS)
+    metrics = read_metrics(folder.path / METRICS)
     check_finished(metrics, folder.manifest.heatmaps or {}, options.max_unreadable)
 
 
@@ -181,6 +182,7 @@ def _finish_run(
     metrics = {result.name: metrics_json(result) for result in results}
     heatmaps = {result.name: result.counts for result in results}
     write_json(folder.path / METRICS, metrics)
+    begin_exports(folder.path)
     choice = calibration.choice if calibration else None
     folder.finish(heatmaps, choice)
     print(metrics_table(results))

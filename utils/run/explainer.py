@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Callable, NamedTuple, Sequence
+from typing import Callable, Collection, Mapping, NamedTuple, Sequence
 
 import torch
 from torch import Tensor
 
 from utils.choice.check import MapCheck
 from utils.data.frames import Batch, Frame
+from utils.data.stamps import Stamp
 from utils.gradcam import Explanation
 from utils.model.detector import LoadedDetector
 from utils.model.map_trials import MapChecker
@@ -66,19 +67,24 @@ class Explainer:
 
     def explain(self, batch: Batch, targets: Sequence[str | int]) -> None:
         """Write the maps of frames whose predictions are recorded, for one target per frame."""
+        replaced = [f for f in batch.frames if not self.predictions.is_same_image(f.index, batch.stamps[f.index])]
+        gone = [*batch.unreadable, *((frame, f"replaced by another image: {frame.path!r}") for frame in replaced)]
         for part in self._parts(batch, targets):
-            self._write(part)
+            self._write(part, {frame.index for frame in replaced})
         self.counts.vanished += [
-            (frame.index, reason) for frame, reason in batch.unreadable if self.resume.lacks_sample(frame.index)
+            (frame.index, reason) for frame, reason in gone if self.resume.lacks_sample(frame.index)
         ]
 
     def _parts(self, batch: Batch, targets: Sequence[str | int]) -> list[_Part]:
         """The batch explained, in as many parts as memory demands."""
         return self._halving.run(
-            lambda part: self._explained(batch.frames[part], batch.pixels[part], targets[part]), len(batch.frames)
+            lambda part: self._explained(batch.frames[part], batch.pixels[part], targets[part], batch.stamps),
+            len(batch.frames),
         )
 
-    def _explained(self, frames: Sequence[Frame], pixels: Tensor, targets: Sequence[str | int]) -> _Part:
+    def _explained(
+        self, frames: Sequence[Frame], pixels: Tensor, targets: Sequence[str | int], stamps: Mapping[int, Stamp]
+    ) -> _Part:
         label = torch.tensor([frame.label for frame in frames])
         explanation, kept = self.detector.explain_finite(pixels, label, targets, frames)
         if explanation is None:
@@ -90,15 +96,21 @@ class Explainer:
         checks = checks_by_image(self.checker, self.detector.normalised(pixels[kept]), explanation, seeds)
         choice = self.detector.model.gradcam_choice
         for i, (position, layers) in enumerate(zip(kept, images)):
-            sample = Sample.of(frames[position], explanation, i, layers, self.detector.settings, choice, checks[i])
+            frame = frames[position]
+            content = stamps[frame.index].content
+            settings = self.detector.settings
+            sample = Sample.of(frame, explanation, i, layers, settings, choice, checks[i], content)
             drawn.append(Drawn(sample, pixels[position].permute(1, 2, 0).numpy(), layers))
         return _Part(frames, pixels, explanation, drawn)
 
-    def _write(self, part: _Part) -> None:
-        """Queue the samples that are not on disk yet. Their prediction is the recorded one, to the last bit."""
+    def _write(self, part: _Part, without: Collection[int] = ()) -> None:
+        """Queue the samples that are not on disk yet. Their prediction is the recorded one, to the last bit.
+
+        Not those of the frames `without`, whose prediction is of another image.
+        """
         recorded = self.predictions
         for sample, image, layers in part.drawn:
-            if self.resume.lacks_sample(sample.index):
+            if self.resume.lacks_sample(sample.index) and sample.index not in without:
                 real, fake = recorded.logits[sample.index].tolist()
                 prob_fake = float(recorded.prob_fake[sample.index])
                 sample = replace(sample, logits=(real, fake), prob_fake=prob_fake)

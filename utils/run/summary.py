@@ -81,7 +81,9 @@ def summary(
         if counts.non_finite:
             lines.append(f"{dataset.name}: no heatmap (NaN or infinite) for samples {counts.non_finite}")
         if counts.vanished:
-            lines.append(f"{dataset.name}: no heatmap for samples that vanished meanwhile: {counts.vanished}")
+            lines.append(
+                f"{dataset.name}: no heatmap for samples that vanished or were replaced meanwhile: {counts.vanished}"
+            )
         if dataset.unreadable:
             listed = output_dir / dataset.name / UNREADABLE
             lines.append(f"{dataset.name}: {dataset.unreadable} frames could not be read, listed in {listed}")
@@ -119,6 +121,6 @@ def check_finished(metrics: Mapping[str, Any], heatmaps: Mapping[str, HeatmapCou
         if counts.vanished:
             index, reason = counts.vanished[0]
             raise RunError(
-                f"dataset {name}: {len(counts.vanished)} frames could be read at first but no longer when their"
-                f" heatmaps were due, first sample {index} ({reason}); everything else was written"
+                f"dataset {name}: {len(counts.vanished)} frames could be read at first but were gone or replaced when"
+                f" their heatmaps were due, first sample {index} ({reason}); everything else was written"
             )

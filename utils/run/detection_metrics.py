@@ -82,6 +82,6 @@ def equal_error_rate(false_positive: np.ndarray, true_positive: np.ndarray, real
     nearest = int(np.abs(excess).argmin())
     after = int(np.argmax(excess >= 0))
     width, height = np.diff(false_positive)[after - 1], np.diff(true_positive)[after - 1]
-    if abs(excess[nearest]) <= 1 / reals + 1 / fakes or width == 0 or height == 0:
+    if abs(excess[nearest]) <= (1 / reals + 1 / fakes) / 2 or width == 0 or height == 0:
         return float(false_positive[nearest])
     return float(false_positive[after - 1] + width * -excess[after - 1] / (excess[after] - excess[after - 1]))

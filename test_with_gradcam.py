@@ -11,6 +11,7 @@ from typing import Any, Sequence
 from utils.cam.layers import SITES, block_names
 from utils.cam.methods import METHOD_NAMES
 from utils.cam.targets import TARGETS
+from utils.cam.transplant import TRANSPLANT
 from utils.command import OneLineParser, percent, positive, run_command
 from utils.errors import InputError
 from utils.explanation_metrics.evaluate import DEFAULT_SAMPLES, ExplanationOptions
@@ -92,7 +93,7 @@ def _add_heatmap_flags(p: OneLineParser) -> None:
     )
     maps.add_argument("--save_all_predictions", action="store_true", help="explain all samples, not only wrong ones")
     maps.add_argument("--gradcam_layers", nargs="+", metavar="LAYER", help="e.g. encoder.layers.23 encoder.layers.20")
-    maps.add_argument("--gradcam_method", choices=METHOD_NAMES, help="how maps are made")
+    maps.add_argument("--gradcam_method", choices=(*METHOD_NAMES, TRANSPLANT), help="how maps are made")
     maps.add_argument("--gradcam_target", choices=TARGETS, help="which logit, or logits, they explain")
     maps.add_argument("--gradcam_site", choices=SITES, help="where in a block")
     maps.add_argument(

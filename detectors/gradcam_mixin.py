@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from utils.cam.layers import block_names
 from utils.cam.targets import Target
 from utils.cam.towers import Grid, family_of
+from utils.cam.transplant import INPUT, TRANSPLANT
 from utils.errors import InputError
 from utils.gradcam import Capture, Explanation, capture, check_images, explain_tower
 from utils.model.gradcam_settings import GradCAMSettings, gradcam_settings
+from utils.model.transplant import explain_by_transplant
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -71,7 +73,12 @@ class GradCAMMixin(nn.Module):
         return None if patches is None else Grid(*patches, prefix=family_of(tower).prefix(tower))
 
     def gradcam_layers(self) -> list[str]:
-        """The layers explained where a call names none: the config's, or else the tower's last block."""
+        """The layers explained where a call names none: the config's, or else the tower's last block.
+
+        "input" alone for method "transplant", which reads no layer.
+        """
+        if self.gradcam.method == TRANSPLANT:
+            return [INPUT]
         return list(self.gradcam.layers or block_names(self.explained_tower)[-1:])
 
     def explain(
@@ -86,10 +93,12 @@ class GradCAMMixin(nn.Module):
 
         Args:
             data_dict: `image` (B, 3, H, W) floating point, normalised, on the model's device; for target "label" also
-                `label` (B,).
+                `label` (B,); for method "transplant" also `reference`, as `image`: the real frames that the images
+                were made from, blurred copies where it is not given.
             layers: module names relative to the tower; a block's name means what the block reads, at `site`; "fused"
                 means the mean of the other layers' normalised maps.
-            method: one of `utils.cam.methods.METHOD_NAMES`.
+            method: one of `utils.cam.methods.METHOD_NAMES`, or "transplant": two forward passes for each patch and no
+                backward pass, one map of the layer "input" whatever `layers` and `site` say.
             target: one of `utils.cam.targets.TARGETS`, or one entry per image (such a name, or a class 0 / 1). "both"
                 makes two passes and gives every layer twice, as `<layer>_fake` and `<layer>_real`.
             site: "layer_norm1" or "residual".
@@ -101,6 +110,18 @@ class GradCAMMixin(nn.Module):
             NonFiniteMapError: NaN or infinity in the maps or logits of some images.
         """
         image, settings = _image(data_dict), self.gradcam
+        if (method or settings.method) == TRANSPLANT:
+            check_images(image, IMAGE)
+            return explain_by_transplant(
+                self,
+                image,
+                data_dict.get("reference"),
+                lambda images: self.forward({"image": images}),
+                target=settings.target if target is None else target,
+                label=data_dict.get("label"),
+                patches=self.patch_grid(image.shape[2], image.shape[3]),
+                what=IMAGE,
+            )
         return explain_tower(
             self,
             self.explained_tower,

@@ -18,6 +18,7 @@ import torch
 from utils.cam.layers import SITES
 from utils.cam.methods import METHOD_NAMES
 from utils.cam.targets import TARGETS
+from utils.cam.transplant import TRANSPLANT
 from utils.command import OneLineParser, run_command
 from utils.data.face_crop import NoFaceError, face_cropper
 from utils.data.frames import Frame
@@ -61,7 +62,7 @@ def parser() -> OneLineParser:
     )
     p.add_argument("--weights_path", help="checkpoint of the whole detector")
     p.add_argument("--layers", nargs="+", metavar="LAYER", help="e.g. encoder.layers.23 encoder.layers.20")
-    p.add_argument("--method", choices=METHOD_NAMES, help="how maps are made")
+    p.add_argument("--method", choices=(*METHOD_NAMES, TRANSPLANT), help="how maps are made")
     p.add_argument("--target", metavar="TARGET", choices=TARGETS, help=", ".join(LABELLESS_TARGETS))
     p.add_argument("--site", choices=SITES, help="where in a block")
     p.add_argument("--signed", action="store_true", default=None, help="evidence for fake red, for real blue")

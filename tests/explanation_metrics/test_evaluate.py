@@ -234,7 +234,12 @@ def evaluation_of(folder: Path, tree: DataTree, dataset: str = "toy", method: st
     [
         ("toy", 0, set(FILLS), None),
         ("toy", 3, set(FILLS), "3 of 4 fakes have no real counterpart: left out of that fill"),
-        ("toy_fake", 4, {"blur", "mean"}, "no real counterparts in the dataset: the paired-real fill is left out"),
+        (
+            "toy_fake",
+            4,
+            {"blur", "mean"},
+            "no real counterparts in the dataset: the paired-real fill and transplant are left out",
+        ),
     ],
 )
 def test_without_real_counterparts_that_fill_is_left_out(

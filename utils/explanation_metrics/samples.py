@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from utils.cam.transplant import blurred
 from utils.data.annotations import read_landmarks, read_mask
 from utils.data.frames import DataSettings, Frame, frame_loader
 from utils.data.images import UnreadableImage, decode_image
@@ -141,7 +142,9 @@ class RealCounterparts:
         }
 
     def path(self, fake: Frame) -> str | None:
-        """The path of its real counterpart, or None."""
+        """The path of its real counterpart, or None; a real frame has none."""
+        if fake.label == 0:
+            return None
         file = posixpath.basename(fake.path)
         for video in (fake.video, fake.video.partition("_")[0]):
             if (video, file) in self._paths:
@@ -163,3 +166,9 @@ class RealCounterparts:
             pixels[i] = torch.from_numpy(image).permute(2, 0, 1)
             paired[i] = True
         return RealFrames(pixels, paired)
+
+    def references(self, frames: Sequence[Frame], pixels: Tensor) -> Tensor:
+        """What transplant compares `frames` with, uint8 as their `pixels`: the counterpart, or else a blurred copy."""
+        reals = self.read(frames, pixels.shape[-1])
+        copies = blurred(pixels.float()).round().to(torch.uint8)
+        return torch.where(reals.paired.view(-1, 1, 1, 1), reals.pixels, copies)

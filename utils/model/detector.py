@@ -10,6 +10,7 @@ from torch import Tensor
 
 from utils.cam.maps import NonFiniteMapError
 from utils.cam.targets import Target
+from utils.cam.transplant import TRANSPLANT
 from utils.errors import InputError, did_you_mean
 from utils.gradcam import Explanation
 from utils.model.backbone_config import without_pretrained
@@ -65,32 +66,51 @@ class LoadedDetector(NamedTuple):
             prediction = model({"image": self.normalised(pixels)}, inference=True)
         return prediction["cls"], prediction["prob"]
 
-    def explain(self, pixels: Tensor, label: Tensor | None = None, target: Target | None = None) -> Explanation:
+    def explain(
+        self,
+        pixels: Tensor,
+        label: Tensor | None = None,
+        target: Target | None = None,
+        reference: Tensor | None = None,
+    ) -> Explanation:
         """uint8 images → logits and maps from one forward pass. Errors as `GradCAMMixin.explain`.
 
-        `label` (B,) is for target "label"; `target` None means the configured one.
+        `label` (B,) is for target "label"; `target` None means the configured one; `reference`, uint8 as `pixels`, is
+        for method "transplant".
         """
         data = {"image": self.normalised(pixels)}
+        if reference is not None:
+            data["reference"] = self.normalised(reference)
         if label is not None:
             data["label"] = label.to(self.device)
         with self.autocast():
             return self.model.explain(data, target=target)
 
     def explain_finite(
-        self, pixels: Tensor, label: Tensor | None, target: Sequence[str | int]
+        self,
+        pixels: Tensor,
+        label: Tensor | None,
+        target: Sequence[str | int],
+        reference: Tensor | None = None,
     ) -> tuple[Explanation | None, list[int]]:
         """As `explain`, but images whose maps are not finite are left out; returns the positions that were kept."""
         kept = list(range(len(pixels)))
         while kept:
             try:
                 labels = None if label is None else label[kept]
-                return self.explain(pixels[kept], labels, [target[i] for i in kept]), kept
+                references = None if reference is None else reference[kept]
+                return self.explain(pixels[kept], labels, [target[i] for i in kept], references), kept
             except NonFiniteMapError as error:
                 kept = [position for i, position in enumerate(kept) if i not in error.samples]
         return None, []
 
     def dry_run(self) -> None:
-        """Explain one image of noise, so that an unusable layer is refused before hours of evaluation."""
+        """Explain one image of noise, so that an unusable layer is refused before hours of evaluation.
+
+        Not by transplant, which reads no layer and takes hundreds of passes an image.
+        """
+        if self.gradcam.method == TRANSPLANT:
+            return
         self.explain_finite(self._noise(1), None, ["margin"])
 
     def compiled(self, batch_size: int) -> LoadedDetector:

@@ -8,6 +8,7 @@ from typing import Any, Mapping, NamedTuple
 from utils.cam.layers import SITES
 from utils.cam.methods import DEFAULT_EPSILON, METHOD_NAMES
 from utils.cam.targets import TARGETS
+from utils.cam.transplant import TRANSPLANT
 from utils.errors import InputError, did_you_mean
 from utils.model.config_values import Section
 
@@ -56,7 +57,7 @@ def gradcam_settings(config: Mapping[str, Any], where: str = "config") -> GradCA
         enabled=section.flag("gradcam_enabled", False),
         layers=section.strings("gradcam_layers") if section.has("gradcam_layers") else None,
         save_dir=Path(section.string("gradcam_save_dir", "./gradcam_visualizations")),
-        method=section.choice("gradcam_method", METHOD_NAMES, "gradcam"),
+        method=section.choice("gradcam_method", (*METHOD_NAMES, TRANSPLANT), "gradcam"),
         target="margin" if signed else target,
         site=section.choice("gradcam_site", SITES, "layer_norm1"),
         samples=section.count("gradcam_samples", least=1) if section.has("gradcam_samples") else None,

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from utils.cam.tokens import Prediction
 from utils.data.frames import Batch, Frame
+from utils.explanation_metrics.samples import RealCounterparts
 from utils.gradcam import Explanation
 from utils.model.detector import LoadedDetector
 from utils.results.manifest import HeatmapCounts
@@ -31,7 +32,10 @@ class _Part(NamedTuple):
 
 
 class Explainer:
-    """Explains batches of one dataset. Samples that an earlier, killed run has left whole are not written again."""
+    """Explains batches of one dataset. Samples that an earlier, killed run has left whole are not written again.
+
+    `counterparts`: what method transplant compares images with; None for other methods.
+    """
 
     def __init__(
         self,
@@ -40,6 +44,7 @@ class Explainer:
         folder: Path,
         writer: SampleWriter,
         predict: Callable[[Tensor], tuple[Tensor, Tensor]],
+        counterparts: RealCounterparts | None = None,
     ) -> None:
         self.detector = detector
         self.gradcam = detector.gradcam
@@ -48,6 +53,7 @@ class Explainer:
         self.folder = folder
         self.writer = writer
         self.predict = predict
+        self.counterparts = counterparts
         self.counts = HeatmapCounts()
         self._halving = Halving("explaining")
 
@@ -76,7 +82,8 @@ class Explainer:
 
     def _explained(self, frames: Sequence[Frame], pixels: Tensor, targets: Sequence[str | int]) -> _Part:
         label = torch.tensor([frame.label for frame in frames])
-        explanation, kept = self.detector.explain_finite(pixels, label, targets)
+        reference = None if self.counterparts is None else self.counterparts.references(frames, pixels)
+        explanation, kept = self.detector.explain_finite(pixels, label, targets, reference)
         if explanation is None:
             return _Part(frames, pixels, None, [])
         on_device = pixels[kept].to(self.detector.device)

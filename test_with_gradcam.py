@@ -18,7 +18,7 @@ from utils.explanation_metrics.evaluate import DEFAULT_SAMPLES, ExplanationOptio
 from utils.model.backbone_config import without_pretrained
 from utils.model.config import SELECTIONS, find_path, run_settings
 from utils.model.detector import PRECISIONS, detector_class
-from utils.model.gradcam_settings import COLORMAPS
+from utils.model.gradcam_settings import BACKWARD_CHOICES, COLORMAPS
 from utils.report.exports import ExportOptions
 from utils.results.overlays import IMAGE_FORMATS
 from utils.run.dataset_run import MOST_MISTAKES
@@ -28,8 +28,8 @@ from utils.run.options import RunOptions
 # Config keys that have a flag: `dest` below. A flag that is not given is None, and the YAML's value counts.
 CONFIG_KEYS = (
     "weights_path", "test_dataset", "test_batchSize", "workers", "manualSeed", "gradcam_enabled", "gradcam_samples",
-    "gradcam_save_dir", "gradcam_layers", "gradcam_method", "gradcam_target", "gradcam_site", "gradcam_colormap",
-    "gradcam_signed",
+    "gradcam_save_dir", "gradcam_layers", "gradcam_method", "gradcam_target", "gradcam_site", "gradcam_backward",
+    "gradcam_colormap", "gradcam_signed",
 )  # fmt: skip
 
 # The engine knows no flags: what helps where one of its errors is about that setting.
@@ -96,6 +96,7 @@ def _add_heatmap_flags(p: OneLineParser) -> None:
     maps.add_argument("--gradcam_method", choices=(*METHOD_NAMES, TRANSPLANT), help="how maps are made")
     maps.add_argument("--gradcam_target", choices=TARGETS, help="which logit, or logits, they explain")
     maps.add_argument("--gradcam_site", choices=SITES, help="where in a block")
+    maps.add_argument("--gradcam_backward", choices=BACKWARD_CHOICES, help="what the gradient takes for constant")
     maps.add_argument(
         "--gradcam_signed",
         action="store_true",

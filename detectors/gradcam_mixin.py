@@ -88,6 +88,7 @@ class GradCAMMixin(nn.Module):
         method: str | None = None,
         target: Target | None = None,
         site: str | None = None,
+        backward: str | None = None,
     ) -> Explanation:
         """Prediction and maps of one batch, from one forward pass and one backward pass. Give options by keyword.
 
@@ -96,12 +97,13 @@ class GradCAMMixin(nn.Module):
                 `label` (B,); for method "transplant" also `reference`, as `image`: the real frames that the images
                 were made from, blurred copies where it is not given.
             layers: module names relative to the tower; a block's name means what the block reads, at `site`; "fused"
-                means the mean of the other layers' normalised maps.
+                means the mean of the other layers' normalised maps, "sum" the sum of the raw maps of all blocks.
             method: one of `utils.cam.methods.METHOD_NAMES`, or "transplant": two forward passes for each patch and no
                 backward pass, one map of the layer "input" whatever `layers` and `site` say.
             target: one of `utils.cam.targets.TARGETS`, or one entry per image (such a name, or a class 0 / 1). "both"
                 makes two passes and gives every layer twice, as `<layer>_fake` and `<layer>_real`.
             site: "layer_norm1" or "residual".
+            backward: "plain" or "balanced", which holds attention weights and norms constant.
 
         What is not given comes from the config.
 
@@ -135,6 +137,7 @@ class GradCAMMixin(nn.Module):
             grid=self.token_grid,
             pp_epsilon=settings.pp_epsilon,
             what=IMAGE,
+            backward=backward or settings.backward,
         )
 
     def capture(
@@ -146,6 +149,7 @@ class GradCAMMixin(nn.Module):
         sites: Sequence[str],
         target: Target,
         map_size: tuple[int, int] | None = None,
+        backward: str | None = None,
     ) -> Capture:
         """One forward and one backward pass that serve all `methods` at all `sites`. Arguments, errors: `explain`.
 
@@ -165,6 +169,7 @@ class GradCAMMixin(nn.Module):
             label=data_dict.get("label"),
             grid=self.token_grid(height, width),
             size=map_size or (height, width),
+            backward=backward or self.gradcam.backward,
         )
 
     def generate_gradcam(
@@ -176,6 +181,7 @@ class GradCAMMixin(nn.Module):
         method: str | None = None,
         target: Target | None = None,
         site: str | None = None,
+        backward: str | None = None,
     ) -> dict[str, Tensor]:
         """Heatmaps of one batch: layer name as given → (B, H, W) float32 in [0, 1], detached, on the model's device.
 
@@ -184,7 +190,7 @@ class GradCAMMixin(nn.Module):
         InputError while Grad-CAM is disabled.
         """
         self._refuse_while_disabled()
-        explanation = self.explain(data_dict, layers=layers, method=method, target=target, site=site)
+        explanation = self.explain(data_dict, layers=layers, method=method, target=target, site=site, backward=backward)
         if save_visualizations:
             from utils.results.batch_images import save_loose_maps  # needs OpenCV
 
@@ -198,6 +204,7 @@ class GradCAMMixin(nn.Module):
         method: str | None = None,
         target: Target | None = None,
         site: str | None = None,
+        backward: str | None = None,
     ) -> Figure:
         """The batch as a matplotlib figure, for a notebook: one row per image, the original and each layer's overlay.
 
@@ -206,7 +213,7 @@ class GradCAMMixin(nn.Module):
         from utils.results.batch_images import explanation_figure  # needs OpenCV and matplotlib
 
         self._refuse_while_disabled()
-        explanation = self.explain(data_dict, layers=layers, method=method, target=target, site=site)
+        explanation = self.explain(data_dict, layers=layers, method=method, target=target, site=site, backward=backward)
         return explanation_figure(data_dict["image"], explanation, self.gradcam)
 
     def _refuse_while_disabled(self) -> None:

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from utils.cam.attention import ATTENTION_METHODS, AttentionPass, BlockProjection, attention_token_maps
+from utils.cam.backward import BACKWARDS, backward_rules
 from utils.cam.frozen import frozen_for_explaining
-from utils.cam.layers import SITES, LayerError, find_sites, without_fused
+from utils.cam.layers import FUSED, SITES, SUM, LayerError, find_sites, named_layers, summed_blocks
 from utils.cam.maps import LayerMaps, in_order, layer_maps, refuse_non_finite, to_layer_maps
 from utils.cam.methods import DEFAULT_EPSILON, check_methods, signed_maps
 from utils.cam.targets import Target
@@ -30,7 +31,7 @@ class Explanation:
 
     `target` names what each image's map explains ("fake", "real" or "margin"); `layers` maps the layer's name, as it
     was given, to its maps, in the order given. `site` is where a block's name was read; "output" in a network without
-    patch tokens, of which every module is read there.
+    patch tokens, of which every module is read there. `backward` is what the gradient took for constant.
     """
 
     prediction: Prediction
@@ -38,6 +39,7 @@ class Explanation:
     layers: dict[str, LayerMaps]
     method: str
     site: str
+    backward: str
 
     @property
     def logits(self) -> Tensor:
@@ -59,6 +61,8 @@ class Capture:
     prediction: Prediction
     target: list[str]
     layers: Sequence[str]
+    summed: Sequence[str]  # the blocks that layer SUM adds
+    backward: str
     activations: Mapping[LayerSite, Tokens]
     attention: AttentionPass
     projections: Mapping[BlockProjection, Tensor]
@@ -83,12 +87,16 @@ class Capture:
             patches = self.grid.rows * self.grid.columns
             if reading.needs_class_token and any(pair.raw.shape[1] == patches for pair in token_maps.values()):
                 raise LayerError(f"method {method!r} reads the class token, which this tower does not have")
-            found = to_layer_maps(token_maps, self.grid, self.size)
+            found = to_layer_maps(token_maps, self.grid, self.size, reading.sum_of or "", self.parts())
         else:
             tokens = {key.layer: pair for key, pair in self.activations.items() if key.site == site}
             on_image = on_grid(tokens, self.grid)
-            found = layer_maps(signed_maps(method, on_image, pp_epsilon), on_image, tokens, self.size)
+            found = layer_maps(signed_maps(method, on_image, pp_epsilon), on_image, tokens, self.size, self.parts())
         return in_order(found, self.layers, self.size)
+
+    def parts(self) -> dict[str, Sequence[str]]:
+        """The captured layers that each layer's maps are made of: itself, or for SUM all blocks."""
+        return {layer: self.summed if layer == SUM else [layer] for layer in self.layers if layer != FUSED}
 
     def explanation(self, method: str, site: str, pp_epsilon: float = DEFAULT_EPSILON) -> Explanation:
         """`maps` beside the prediction. Raises NonFiniteMapError for logits that are not finite, too.
@@ -97,7 +105,8 @@ class Capture:
         """
         maps = self.maps(method, site, pp_epsilon)
         refuse_non_finite(torch.isfinite(self.prediction["cls"]).all(dim=1), "the logits")
-        return Explanation(self.prediction, self.target, maps, method, "output" if self.grid is None else site)
+        where = "output" if self.grid is None else site
+        return Explanation(self.prediction, self.target, maps, method, where, self.backward)
 
 
 def capture(
@@ -112,6 +121,7 @@ def capture(
     label: Tensor | None = None,
     grid: Grid | None,
     size: tuple[int, int],
+    backward: str = BACKWARDS[0],
 ) -> Capture:
     """Run `forward` once and differentiate once, for all `methods` at all `sites` of all `layers`.
 
@@ -119,34 +129,50 @@ def capture(
         model: what `forward` runs; put into evaluation mode for the pass.
         tower: the part of it that layer names are relative to, of a family in `utils.cam.towers`.
         forward: returns a mapping with the logits (B, 2), real and fake, under "cls".
-        layers: names of modules, and "fused"; see `utils.cam.layers.find_sites`.
+        layers: names of modules, "fused" and "sum"; see `utils.cam.layers.find_sites`.
         methods: some of `utils.cam.methods.METHOD_NAMES`.
         sites: some of `utils.cam.layers.SITES`.
         target: see `utils.cam.targets.score_weights`; not "both".
         label: (B,), for target "label".
         grid: of the patches on the images, None for a convolutional network.
         size: (H, W) of the normalised maps.
+        backward: one of `utils.cam.backward.BACKWARDS`.
 
     Raises:
-        InputError: an unknown method, site or target.
+        InputError: an unknown method, site, target or backward pass, or a backward pass that this tower does not have.
         LayerError: a layer that cannot be explained.
     """
     path = next((name for name, module in model.named_modules() if module is tower), "")
     check_methods(methods)
-    named = without_fused(layers)
+    named, summed = named_layers(layers), summed_blocks(tower, layers)
+    _refuse_sums(methods if summed else [])
+    captured = list(dict.fromkeys([*named, *summed]))
     points = {}
     if not set(methods) <= set(ATTENTION_METHODS):
         for site in sites:
-            for point in find_sites(tower, named, site, path):
+            for point in find_sites(tower, captured, site, path):
                 points[LayerSite(point.name, site)] = point
-    attention = AttentionPass.of(tower, named, methods, path)
+    attention = AttentionPass.of(tower, captured, methods, path)
     read = [*points.values(), *attention.output_sites()]
-    with attention.kept() as projections:
+    with attention.kept() as projections, backward_rules(model, tower, backward):
         prediction, names, tokens = token_gradients(model, read, forward, target, label)
     activations = dict(zip(points, tokens))
     blocks = [block for block, _ in attention.differentiated]
     output_gradients = dict(zip(blocks, (pair.G for pair in tokens[len(points) :])))
-    return Capture(prediction, names, layers, activations, attention, projections, output_gradients, grid, size)
+    return Capture(
+        prediction, names, layers, summed, backward, activations, attention, projections, output_gradients, grid, size
+    )
+
+
+def _refuse_sums(methods: Sequence[str]) -> None:
+    """Raises LayerError for methods whose maps do not add over blocks."""
+    for method in methods:
+        if method in ATTENTION_METHODS and ATTENTION_METHODS[method].sum_of is None:
+            raise LayerError(
+                f"method {method!r} has no maps to add for layer {SUM!r}: its map of a block follows from all blocks"
+                " before it already; name the last block",
+                "layers",
+            )
 
 
 def explain_tower(
@@ -163,11 +189,12 @@ def explain_tower(
     grid: Callable[[int, int], Grid | None],
     pp_epsilon: float = DEFAULT_EPSILON,
     what: str = "images",
+    backward: str = BACKWARDS[0],
 ) -> Explanation:
     """`images` explained by one method at one site: one pass, or one for each class for target "both".
 
     Args:
-        model, tower, label: as for `capture`.
+        model, tower, label, backward: as for `capture`.
         images: (B, 3, H, W), which `forward` gives to the model.
         layers: as for `capture`; None: the default of the tower's family.
         target: see `utils.cam.targets.score_weights`, and "both".
@@ -195,6 +222,7 @@ def explain_tower(
             label=label,
             grid=grid(*size),
             size=size,
+            backward=backward,
         )
         return captured.explanation(method, site, pp_epsilon)
 
@@ -243,6 +271,7 @@ def explain(
     target: Target = "fake",
     forward: Callable[[Tensor], Any] | None = None,
     site: str | None = None,
+    backward: str | None = None,
 ) -> Explanation:
     """Prediction and maps of one batch, for any detector with a network of a known family somewhere inside.
 
@@ -251,13 +280,16 @@ def explain(
             one under "cls" or "logits", or as an object with `.logits`.
         images: (B, 3, H, W) floating point, normalised as the model wants them, on its device.
         layers: module names, relative to the model or to the network inside; a block's name means what the block reads,
-            at `site`; "fused" means the mean of the other layers' normalised maps. None: the last block, or the last
-            module of a convolutional network that returns maps, which a forward pass of its own has to find.
+            at `site`; "fused" means the mean of the other layers' normalised maps, "sum" the sum of the raw maps of all
+            blocks. None: the last block, or the last module of a convolutional network that returns maps, which a
+            forward pass of its own has to find.
         method: one of `utils.cam.methods.METHOD_NAMES`; None means "gradcam".
         target: one of `utils.cam.targets.TARGETS` but "label", or one entry per image (such a name, or a class 0 / 1).
             "both" makes two passes and gives every layer twice, as `<layer>_fake` and `<layer>_real`.
         forward: runs the model on `images`, where `model(images)` does not.
         site: one of `utils.cam.layers.SITES`; None means the first.
+        backward: one of `utils.cam.backward.BACKWARDS`; None means "plain". "balanced" needs a transformer whose query
+            and key projections are known.
 
     Raises:
         InputError: an unusable argument, a network of no known family, or logits of another shape.
@@ -280,6 +312,7 @@ def explain(
         site=site or SITES[0],
         target=target,
         grid=partial(family_of(tower).grid, tower),
+        backward=backward or BACKWARDS[0],
     )
 
 

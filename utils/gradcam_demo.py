@@ -27,7 +27,7 @@ from utils.data.video_files import VIDEO_SUFFIXES, UnreadableVideo
 from utils.errors import InputError, RunError
 from utils.model.config import detector_settings, find_path
 from utils.model.detector import LoadedDetector, find_device, load_detector
-from utils.model.gradcam_settings import COLORMAPS
+from utils.model.gradcam_settings import BACKWARD_CHOICES, COLORMAPS
 from utils.packages import require
 from utils.results.decision import UNKNOWN
 from utils.results.sample_folder import Drawn, Sample, write_sample
@@ -65,6 +65,7 @@ def parser() -> OneLineParser:
     p.add_argument("--method", choices=(*METHOD_NAMES, TRANSPLANT), help="how maps are made")
     p.add_argument("--target", metavar="TARGET", choices=TARGETS, help=", ".join(LABELLESS_TARGETS))
     p.add_argument("--site", choices=SITES, help="where in a block")
+    p.add_argument("--backward", choices=BACKWARD_CHOICES, help="what the gradient takes for constant")
     p.add_argument("--signed", action="store_true", default=None, help="evidence for fake red, for real blue")
     p.add_argument("--colormap", choices=COLORMAPS, help="of the overlays")
     p.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:<n>")
@@ -85,8 +86,8 @@ def main(argv: Sequence[str]) -> int:
         require("av", "a video")
     detector = _detector(args.detector_path, args.weights_path, args.device, {
         "gradcam_enabled": True, "gradcam_layers": args.layers, "gradcam_method": args.method,
-        "gradcam_target": args.target, "gradcam_site": args.site, "gradcam_colormap": args.colormap,
-        "gradcam_signed": args.signed,
+        "gradcam_target": args.target, "gradcam_site": args.site, "gradcam_backward": args.backward,
+        "gradcam_colormap": args.colormap, "gradcam_signed": args.signed,
     })  # fmt: skip
     crop = face_cropper(Path(args.landmark_model), detector.settings.resolution) if args.landmark_model else None
     detector.dry_run()

@@ -71,7 +71,7 @@ def sample_of(row: Row, layers: Sequence[LayerImage] = ()) -> Sample:
     return Sample(
         index=row.number, path=row.path, dataset=row.dataset, forgery=row.forgery, video=row.video, label=row.label,
         logits=(-1.0, 1.0), prob_fake=row.prob_fake, target="predicted (fake)", method="gradcam", site="layer_norm1",
-        weights="weights.pth", layers=[LayerFacts.of(layer) for layer in layers],
+        backward="plain", weights="weights.pth", layers=[LayerFacts.of(layer) for layer in layers],
         original=original_box((PIXELS, PIXELS), 1 + len(layers), False),
     )  # fmt: skip
 

@@ -29,9 +29,17 @@ class ReferenceTower:
 
     def norm(self, x: Tensor, name: str) -> Tensor:
         centred = x - x.mean(-1, keepdim=True)
-        scaled = centred / torch.sqrt((centred**2).mean(-1, keepdim=True) + 1e-5)
+        scaled = centred / self.scale(torch.sqrt((centred**2).mean(-1, keepdim=True) + 1e-5))
         y = scaled * self.state[f"backbone.{name}.weight"] + self.state[f"backbone.{name}.bias"]
         return self.keep(name, y)
+
+    def scale(self, value: Tensor) -> Tensor:
+        """What only scales or weighs tokens: LayerNorm's σ, queries and keys."""
+        return value
+
+    def gate(self, value: Tensor) -> Tensor:
+        """The factor that QuickGELU puts before its input."""
+        return value
 
     def keep(self, name: str, value: Tensor) -> Tensor:
         if value.requires_grad:
@@ -46,13 +54,14 @@ class ReferenceTower:
             x.retain_grad()
         y = self.norm(x, f"{name}.layer_norm1")
         q, k, v = (self.linear(y, f"{name}.self_attn.{one}_proj") for one in "qkv")
+        q, k = self.scale(q), self.scale(k)
         b, t, c = q.shape
         q, k, v = (one.reshape(b, t, self.heads, c // self.heads).permute(0, 2, 1, 3) for one in (q, k, v))
         logits = q @ k.transpose(2, 3) / np.sqrt(c // self.heads)
         mixed = (torch.softmax(logits, -1) @ v).permute(0, 2, 1, 3).reshape(b, t, c)
         x = x + self.linear(mixed, f"{name}.self_attn.out_proj")
         hidden = self.linear(self.norm(x, f"{name}.layer_norm2"), f"{name}.mlp.fc1")
-        hidden = hidden * torch.sigmoid(1.702 * hidden)
+        hidden = hidden * self.gate(torch.sigmoid(1.702 * hidden))
         return self.keep(name, x + self.linear(hidden, f"{name}.mlp.fc2"))
 
     def logits(self, image: Tensor) -> Tensor:
@@ -68,11 +77,31 @@ class ReferenceTower:
         return pooled @ s["head.weight"].T + s["head.bias"]
 
 
+class BalancedTower(ReferenceTower):
+    """The same numbers; what only scales or weighs tokens is a constant for the gradient."""
+
+    def scale(self, value: Tensor) -> Tensor:
+        return value.detach()
+
+
+class LinearTower(BalancedTower):
+    """QuickGELU's factor is a constant, too: from a block's tokens on, the logits are linear."""
+
+    def gate(self, value: Tensor) -> Tensor:
+        return value.detach()
+
+
 def reference_gradients(
-    state: dict[str, Tensor], image: Tensor, blocks: int, heads: int, patch: int, coefficients: list[list[float]]
+    state: dict[str, Tensor],
+    image: Tensor,
+    blocks: int,
+    heads: int,
+    patch: int,
+    coefficients: list[list[float]],
+    kind: type[ReferenceTower] = ReferenceTower,
 ) -> ReferenceTower:
     """Run and differentiate Σ coefficients · logits, one image after the other, so that no batch can leak."""
-    tower = ReferenceTower(state, blocks, heads, patch)
+    tower = kind(state, blocks, heads, patch)
     logits = tower.logits(image.double())
     (logits * torch.tensor(coefficients, dtype=torch.float64)).sum().backward()
     return tower

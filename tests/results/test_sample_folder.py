@@ -44,7 +44,8 @@ def sample(**changes: Any) -> Sample:
     values: dict[str, Any] = {
         "index": 7, "path": "/data/größe\udcff.png", "dataset": "faces", "forgery": "swap", "video": "003",
         "label": 1, "logits": (0.1, -1 / 3), "prob_fake": 0.2, "target": "predicted (real)", "method": "gradcam++",
-        "site": "residual", "weights": "best.pth", "layers": layers, "original": Box(8, 38, 64, 60, 224, 130),
+        "site": "residual", "backward": "balanced", "weights": "best.pth", "layers": layers,
+        "original": Box(8, 38, 64, 60, 224, 130),
     }  # fmt: skip
     return Sample(**{**values, **changes})
 
@@ -61,7 +62,7 @@ def test_the_json_of_a_sample_is_an_interface() -> None:
         "index": 7, "path": "/data/größe\udcff.png", "dataset": "faces", "forgery": "swap", "video": "003",
         "label": 1, "predicted": 0, "correct": False, "confidence": 0.8, "prob_fake": 0.2, "logit_real": 0.1,
         "logit_fake": -1 / 3, "target": "predicted (real)", "method": "gradcam++", "site": "residual",
-        "weights": "best.pth",
+        "backward": "balanced", "weights": "best.pth",
         "layers": [
             {"name": "encoder.layers.3", "raw_minimum": 0.125, "raw_maximum": 2.5, "signed_extreme": 3.75,
              "empty": False, "drawn_empty": False},

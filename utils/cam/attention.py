@@ -60,6 +60,7 @@ class AttentionMethod:
     needs_output_gradient: bool
     maps: Callable[[Sequence[BlockTensors]], Iterable[TokenMaps]]
     needs_class_token: bool = False  # its map is what the first token, which is no patch, reads
+    sum_of: str | None = "signed"  # which of its maps are added over blocks, "signed" or "raw"; None: they do not add
 
 
 # ------------------------------------------------------------------------------------------------------------- methods
@@ -92,8 +93,8 @@ def rollout(blocks: Sequence[BlockTensors]) -> Iterator[TokenMaps]:
 ATTENTION_METHODS = {
     method.name: method
     for method in (
-        AttentionMethod("legrad", ("v",), every_block=False, needs_output_gradient=True, maps=legrad),
-        AttentionMethod("rollout", ("q", "k"), True, False, maps=rollout, needs_class_token=True),
+        AttentionMethod("legrad", ("v",), every_block=False, needs_output_gradient=True, maps=legrad, sum_of="raw"),
+        AttentionMethod("rollout", ("q", "k"), True, False, maps=rollout, needs_class_token=True, sum_of=None),
     )
 }
 

@@ -11,8 +11,9 @@ from utils.errors import InputError, did_you_mean
 
 SITES = ("layer_norm1", "residual")
 
-# Among layer names: the mean of the normalised maps of the other layers.
+# Among layer names: the mean of the normalised maps of the other layers, and the sum of the raw maps of all blocks.
 FUSED = "fused"
+SUM = "sum"
 
 # What may stand before the tower's own names in a checkpoint, in DDP or in transformers 4.
 TOWER_PREFIXES = ("module.", "backbone.", "vision_model.")
@@ -35,12 +36,26 @@ def block_names(tower: nn.Module) -> list[str]:
     return family_of(tower).block_names(tower)
 
 
-def without_fused(layers: Sequence[str]) -> list[str]:
+def named_layers(layers: Sequence[str]) -> list[str]:
     """The layers that are modules. Raises InputError where `fused` has fewer than two of them to fuse."""
-    named = [layer for layer in layers if layer != FUSED]
+    named = [layer for layer in layers if layer not in (FUSED, SUM)]
     if FUSED in layers and len(set(named)) < 2:
         raise InputError(f"layer {FUSED!r} is the mean of the other layers' maps: name at least two beside it")
     return named
+
+
+def summed_blocks(tower: nn.Module, layers: Sequence[str]) -> list[str]:
+    """The blocks that `sum` adds, all of the tower's; none where it is not among `layers`. Raises LayerError."""
+    if SUM not in layers:
+        return []
+    blocks = block_names(tower)
+    if not blocks:
+        raise LayerError(
+            f"layer {SUM!r} adds the maps of a transformer's blocks, which share one grid and one stream of tokens;"
+            f" {type(tower).__name__} has no such blocks: name its layers, and {FUSED!r} for their mean",
+            "layers",
+        )
+    return blocks
 
 
 def find_sites(tower: nn.Module, layers: Sequence[str], site: str = "layer_norm1", path: str = "") -> list[Site]:

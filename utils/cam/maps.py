@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from utils.cam.attention import TokenMaps
-from utils.cam.layers import FUSED, LayerError
+from utils.cam.layers import FUSED, SUM, LayerError
 from utils.cam.tokens import Tokens, without_prefix
 from utils.cam.towers import Grid
 from utils.errors import RunError
@@ -54,37 +54,70 @@ class LayerMaps:
         return self.raw.shape[-2], self.raw.shape[-1]
 
 
+Parts = Mapping[str, Sequence[str]]  # layer → the captured layers whose maps it adds: itself, or for SUM all blocks
+
+
 def layer_maps(
-    signed: Mapping[str, Tensor], patches: Mapping[str, Tokens], tokens: Mapping[str, Tokens], size: tuple[int, int]
+    signed: Mapping[str, Tensor],
+    patches: Mapping[str, Tokens],
+    tokens: Mapping[str, Tokens],
+    size: tuple[int, int],
+    parts: Parts | None = None,
 ) -> dict[str, LayerMaps]:
     """Signed maps (B, h, w) by layer as maps of the image, resized to `size` (H, W).
 
     `patches` and `tokens`, what they were computed from, show whether the score can depend on the patches at all.
+    `parts`: which layers to give, as sums of those of `signed`; each of them as it is where it is None.
     Raises LayerError where the patch gradients are structurally zero, NonFiniteMapError where a map is not finite.
     """
     maps: dict[str, LayerMaps] = {}
     checks: list[Tensor] = []
-    for layer, values in signed.items():
+    parts = parts or {layer: [layer] for layer in signed}
+    for layer, added in parts.items():
+        values = _sum([signed[part] for part in added])
         with torch.autocast(values.device.type, enabled=False):
             maps[layer] = LayerMaps.of(values, values.relu(), size)
-        reached, touched = ((of[layer].G != 0).flatten(1).any(dim=1) for of in (patches, tokens))
+        reached, touched = (_has_gradient([of[part] for part in added]) for of in (patches, tokens))
         checks.append(torch.stack([reached, touched, torch.isfinite(values).flatten(1).all(dim=1)]))
     # One transfer for every check of every layer, so that the device is waited for once.
     verdicts = torch.stack(checks).cpu()
-    for layer, (reached, touched, finite) in zip(signed, verdicts):
+    for layer, (reached, touched, finite) in zip(parts, verdicts):
         refuse_non_finite(finite, f"the map of layer {layer!r}")
         _refuse_unreached(layer, reached, touched)
     return maps
 
 
-def to_layer_maps(maps: Mapping[str, TokenMaps], grid: Grid, size: tuple[int, int]) -> dict[str, LayerMaps]:
-    """Maps of tokens by layer, without the prefix tokens, as maps of the image. Raises NonFiniteMapError."""
+def to_layer_maps(
+    maps: Mapping[str, TokenMaps], grid: Grid, size: tuple[int, int], sum_of: str = "signed", parts: Parts | None = None
+) -> dict[str, LayerMaps]:
+    """Maps of tokens by layer, without the prefix tokens, as maps of the image. Raises NonFiniteMapError.
+
+    `parts` as for `layer_maps`; where there are several, `sum_of` says which of their maps are added, "signed" or
+    "raw": the raw map of the whole is then the ReLU of the sum, or the sum of the raw maps.
+    """
     found = {}
-    for name, pair in maps.items():
-        signed, raw = (without_prefix(tokens, grid, name).unflatten(1, (grid.rows, grid.columns)) for tokens in pair)
-        refuse_non_finite(torch.isfinite(raw).flatten(1).all(dim=1), f"the map of layer {name!r}")
-        found[name] = LayerMaps.of(signed, raw, size)
+    for layer, added in (parts or {name: [name] for name in maps}).items():
+        on_image = [
+            TokenMaps(*(without_prefix(of, grid, layer).unflatten(1, (grid.rows, grid.columns)) for of in maps[part]))
+            for part in added
+        ]
+        signed = _sum([pair.signed for pair in on_image])
+        raw = signed.relu() if len(added) > 1 and sum_of == "signed" else _sum([pair.raw for pair in on_image])
+        refuse_non_finite(torch.isfinite(raw).flatten(1).all(dim=1), f"the map of layer {layer!r}")
+        found[layer] = LayerMaps.of(signed, raw, size)
     return found
+
+
+def _sum(maps: Sequence[Tensor]) -> Tensor:
+    total = maps[0]
+    for one in maps[1:]:
+        total = total + one
+    return total
+
+
+def _has_gradient(tokens: Sequence[Tokens]) -> Tensor:
+    """(B,) bool: whether any token of any of them has one."""
+    return torch.stack([(one.G != 0).flatten(1).any(dim=1) for one in tokens]).any(dim=0)
 
 
 def _refuse_unreached(name: str, reached: Tensor, touched: Tensor) -> None:
@@ -131,10 +164,10 @@ def normalise(raw: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def in_order(maps: Mapping[str, LayerMaps], layers: Sequence[str], size: tuple[int, int]) -> dict[str, LayerMaps]:
-    """The maps of `layers` in their order, FUSED among them made from all of `maps`."""
+    """The maps of `layers` in their order, FUSED among them made from all of `maps` but SUM."""
     found = dict(maps)
     if FUSED in layers:
-        found[FUSED] = fused(list(maps.values()), size)
+        found[FUSED] = fused([one for layer, one in maps.items() if layer != SUM], size)
     return {layer: found[layer] for layer in dict.fromkeys(layers)}
 
 

@@ -8,7 +8,7 @@ from typing import Any, Mapping, NamedTuple, Sequence
 import numpy as np
 import yaml
 
-from utils.cam.layers import FUSED
+from utils.cam.layers import FUSED, SUM
 from utils.cam.methods import ATTENTION_SITE
 from utils.data.frames import Frame
 from utils.explanation_metrics.comparison import ALL
@@ -85,7 +85,7 @@ def best_over_all(scores: Sequence[DatasetScores]) -> MapSpec | None:
 def write_config(path: Path, best: MapSpec, scores: Sequence[DatasetScores], settings: RunSettings) -> None:
     """The run's configuration with the map `best` in it, as a YAML file."""
     config: dict[str, Any] = {**settings.detector.config, "gradcam_enabled": True, "gradcam_method": best.method}
-    fusable = {spec.layer for spec in scores[0].ranking if spec.method == best.method and spec.layer != FUSED}
+    fusable = {spec.layer for spec in scores[0].ranking if spec.method == best.method} - {FUSED, SUM}
     config["gradcam_layers"] = [*sorted(fusable), FUSED] if best.layer == FUSED else [best.layer]
     if best.site != ATTENTION_SITE:
         config["gradcam_site"] = best.site

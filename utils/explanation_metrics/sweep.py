@@ -9,7 +9,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from utils.cam.attention import has_attention
-from utils.cam.layers import FUSED, SITES, find_sites, without_fused
+from utils.cam.layers import FUSED, SITES, SUM, find_sites, named_layers, summed_blocks
 from utils.cam.maps import normalise
 from utils.cam.methods import ATTENTION_METHODS, METHODS, sites_of
 from utils.cam.targets import Target
@@ -53,13 +53,18 @@ class SweepPlan(NamedTuple):
 
 
 def full_plan(detector: LoadedDetector, layers: Sequence[str]) -> SweepPlan:
-    """All methods at all sites of `layers`, with `fused` beside them where there are two or more."""
+    """All methods at all sites of `layers`, with `fused` beside them where there are two or more.
+
+    Where `sum` is among them, methods whose maps do not add are left out.
+    """
     tower = detector.model.explained_tower
-    named = without_fused(layers)
-    points = [find_sites(tower, named, site) for site in SITES]
+    named, summed = named_layers(layers), summed_blocks(tower, layers)
+    read = [*named, *summed]
+    points = [find_sites(tower, read, site) for site in SITES]
     sites = list(SITES) if any(a.module is not b.module for a, b in zip(*points)) else [SITES[0]]
-    methods = [*METHODS, *(ATTENTION_METHODS if has_attention(tower, named) else ())]
-    return SweepPlan(methods, sites, [*named, FUSED] if len(named) > 1 else named)
+    attention = [name for name, method in ATTENTION_METHODS.items() if not summed or method.sum_of is not None]
+    methods = [*METHODS, *(attention if has_attention(tower, read) else ())]
+    return SweepPlan(methods, sites, [*named, *([FUSED] if len(named) > 1 else []), *([SUM] if summed else [])])
 
 
 def make_maps(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Mapping, NamedTuple
 
+from utils.cam.backward import BACKWARDS
 from utils.cam.layers import SITES
 from utils.cam.methods import DEFAULT_EPSILON, METHOD_NAMES
 from utils.cam.targets import TARGETS
@@ -12,11 +13,13 @@ from utils.cam.transplant import TRANSPLANT
 from utils.errors import InputError, did_you_mean
 from utils.model.config_values import Section
 
+AUTO = "auto"
+BACKWARD_CHOICES = (AUTO, *BACKWARDS)
 COLORMAPS = ("jet", "turbo", "viridis", "magma")
 
 GRADCAM_KEYS = (
     "gradcam_enabled", "gradcam_layers", "gradcam_save_dir", "gradcam_method", "gradcam_target", "gradcam_site",
-    "gradcam_samples", "gradcam_pp_epsilon", "gradcam_colormap", "gradcam_signed",
+    "gradcam_backward", "gradcam_samples", "gradcam_pp_epsilon", "gradcam_colormap", "gradcam_signed",
 )  # fmt: skip
 
 
@@ -29,6 +32,7 @@ class GradCAMSettings(NamedTuple):
     method: str
     target: str
     site: str
+    backward: str
     samples: int | None
     pp_epsilon: float
     colormap: str
@@ -46,6 +50,7 @@ def gradcam_settings(config: Mapping[str, Any], where: str = "config") -> GradCA
                 f"allowed: {', '.join(GRADCAM_KEYS)}"
             )
     section = Section(config, where)
+    backward = section.choice("gradcam_backward", BACKWARD_CHOICES, AUTO)
     signed = section.flag("gradcam_signed", False)
     target = section.choice("gradcam_target", TARGETS, "predicted")
     if signed and target not in ("predicted", "margin"):
@@ -60,6 +65,7 @@ def gradcam_settings(config: Mapping[str, Any], where: str = "config") -> GradCA
         method=section.choice("gradcam_method", (*METHOD_NAMES, TRANSPLANT), "gradcam"),
         target="margin" if signed else target,
         site=section.choice("gradcam_site", SITES, "layer_norm1"),
+        backward=BACKWARDS[0] if backward == AUTO else backward,
         samples=section.count("gradcam_samples", least=1) if section.has("gradcam_samples") else None,
         pp_epsilon=section.number("gradcam_pp_epsilon", DEFAULT_EPSILON),
         colormap=section.choice("gradcam_colormap", COLORMAPS, "jet"),

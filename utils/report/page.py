@@ -242,7 +242,7 @@ def page_data(run: RunOnDisk) -> dict[str, Any]:
     layers = run.layers
     return {
         "layers": layers,
-        "run": {key: getattr(first, key) if first else "–" for key in ("method", "site", "weights")},
+        "run": {key: getattr(first, key) if first else "–" for key in ("method", "site", "backward", "weights")},
         "samples": [sample_data(sample, layers) for sample in samples],
     }
 

@@ -59,7 +59,7 @@ class Sample:
 
     `folder`, `comparison` and `lost` are of a sample read from disk: where it lies, the name of its comparison image,
     and what is gone of it, in words. Where files are lost, `layers` is empty; where the JSON is, `target`, `method`,
-    `site` and `weights` are too, and `original` is None.
+    `site`, `backward` and `weights` are too, and `original` is None.
     """
 
     index: int  # position in the dataset
@@ -73,6 +73,7 @@ class Sample:
     target: str
     method: str
     site: str
+    backward: str
     weights: str
     layers: list[LayerFacts]
     original: Box | None  # where the comparison shows the original
@@ -105,6 +106,7 @@ class Sample:
             target=target,
             method=explanation.method,
             site=explanation.site,
+            backward=explanation.backward,
             weights=weights,
             layers=[LayerFacts.of(layer) for layer in layers],
             original=original_box(layers[0].overlay.shape[:2], 1 + len(layers), weights == RANDOM_WEIGHTS),
@@ -128,6 +130,7 @@ class Sample:
             "target": self.target,
             "method": self.method,
             "site": self.site,
+            "backward": self.backward,
             "weights": self.weights,
             "layers": [layer._asdict() for layer in self.layers],
             "original": self.original._asdict() if self.original else None,
@@ -148,6 +151,7 @@ class Sample:
             target=str(values["target"]),
             method=str(values["method"]),
             site=str(values["site"]),
+            backward=str(values.get("backward", "plain")),  # runs before there were others
             weights=str(values["weights"]),
             layers=[LayerFacts.from_json(layer) for layer in values["layers"]],
             original=Box(**values["original"]),
@@ -159,7 +163,7 @@ class Sample:
         return cls(
             int(row["index"]), row["path"], row["dataset"], row["forgery"], row["video"], int(row["label"]),
             (float(row["logit_real"]), float(row["logit_fake"])), float(row["prob_fake"]),
-            target="", method="", site="", weights="", layers=[], original=None,
+            target="", method="", site="", backward="", weights="", layers=[], original=None,
         )  # fmt: skip
 
     @functools.cached_property
@@ -207,6 +211,7 @@ def metadata_text(sample: Sample) -> str:
         f"Target: {sample.target}",
         f"Method: {sample.method}",
         f"Site: {sample.site}",
+        f"Backward: {sample.backward}",
         f"Weights: {printable(sample.weights)}",
         *(f"Layer {layer.name}: {_map_text(layer)}" for layer in sample.layers),
     ]

@@ -150,7 +150,8 @@ function showLarge() {
   const facts = {
     outcome: sample.outcome, confidence: sample.confidence.toFixed(4), "fake probability": sample.fake.toFixed(4),
     "logits (real, fake)": sample.logits.map(number).join(", "), forgery: readable(sample.forgery), video: readable(sample.video),
-    target: sample.target, method: data.run.method, site: data.run.site, weights: readable(data.run.weights),
+    target: sample.target, method: data.run.method, site: data.run.site, backward: data.run.backward,
+    weights: readable(data.run.weights),
   };
   const link = element("a", {href: "file://" + sample.path.split("/").map(encodePart).join("/"), textContent: readable(sample.path)});
   document.getElementById("metadata").replaceChildren(

@@ -1,0 +1,207 @@
+"""What a backward pass takes for constant. The forward pass, and so every logit, stays bit for bit what it is.
+
+A plain gradient says how the score changes when a token is moved a little; a token's share of the score is something
+else, wherever the tower divides by what it has just computed. "balanced" therefore holds constant, for the gradient
+alone, what only weighs or scales tokens (LibraGrad, Mehri et al. 2025; CP-LRP, Ali et al. 2022; Achtibat et al. 2024):
+
+* queries and keys of every block, and with them the attention weights, whatever kernel computes these,
+* the standard deviation in every LayerNorm and the root mean square in every RMS norm, also behind the tower,
+* the length in an L2 normalisation, as in F.normalize before a head.
+
+What is left between a block's tokens and the score is linear but for the activations f. Their secants, f(x) = x · r
+with r = f(x) / x constant, make it linear altogether, for `utils/cam/completeness.py`. Maps use the ordinary derivative
+of f: with the secant they point worse on a pre-trained tower, and no better on small ones (docs/faithfulness.md).
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Callable, ContextManager, Iterator, Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from utils.cam.towers import family_of
+from utils.errors import InputError, did_you_mean
+
+BACKWARDS = ("plain", "balanced")
+
+RMS_NORM = re.compile("rms_?norm", re.IGNORECASE)  # by the class's name: most are written by hand
+ACTIVATION = re.compile("gelu|silu|swish|mish|relu|elu", re.IGNORECASE)  # those with f(0) = 0
+
+
+@dataclass
+class Activations:
+    """How activations are differentiated at this moment: ordinarily, or by their secants."""
+
+    by_secant: bool = False
+
+
+def check_backward(backward: str) -> None:
+    """Raises InputError for a backward pass that is none of BACKWARDS."""
+    if backward not in BACKWARDS:
+        raise InputError(
+            f"backward {backward!r} is unknown; {did_you_mean(backward, BACKWARDS)}allowed: {', '.join(BACKWARDS)}"
+        )
+
+
+def backward_rules(
+    model: nn.Module, tower: nn.Module, backward: str, activations: Activations | None = None
+) -> ContextManager[None]:
+    """Hooks for a forward pass inside, so that its backward pass is `backward`, one of BACKWARDS.
+
+    Args:
+        tower: the part of `model` whose attention and activations are meant; norms are those of all of `model`.
+        activations: lets the caller differentiate by secants later, which keeps more of the forward pass.
+
+    Raises:
+        InputError: an unknown name, or "balanced" for a tower whose queries and keys are not known.
+    """
+    check_backward(backward)
+    if backward == "plain":
+        return nullcontext()
+    return _balanced(model, queries_and_keys(tower), tower if activations else None, activations or Activations())
+
+
+def queries_and_keys(tower: nn.Module) -> list[nn.Module]:
+    """The modules that return queries and keys, of every block. Raises InputError where they are not known."""
+    family = family_of(tower)
+    blocks = family.block_names(tower)
+    if not blocks:
+        raise InputError(
+            f"backward 'balanced' is for transformers, and {type(tower).__name__} has no attention to hold constant:"
+            " use backward 'plain'",
+            "backward",
+        )
+    found: list[nn.Module] = []
+    for block in blocks:
+        attention = family.attention(tower.get_submodule(block))
+        if attention is None:
+            raise InputError(
+                "backward 'balanced' holds queries and keys constant, and those of"
+                f" {type(tower).__name__}'s block {block!r} are not known (known are projections that are modules, as"
+                " CLIP's q_proj and k_proj): use backward 'plain'",
+                "backward",
+            )
+        found += [attention.q, attention.k]
+    return found
+
+
+@contextmanager
+def _balanced(
+    model: nn.Module, constant: Sequence[nn.Module], secants_of: nn.Module | None, activations: Activations
+) -> Iterator[None]:
+    thread = threading.get_ident()
+
+    def hook(rule: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Tensor | None]:
+        """`rule` gets what the module has read and returned, in this thread alone."""
+        return lambda module, inputs, output: rule(inputs[0], output) if threading.get_ident() == thread else None
+
+    with ExitStack() as hooks:
+        for module in constant:
+            hooks.callback(module.register_forward_hook(hook(lambda x, output: output.detach())).remove)
+        for module in model.modules():
+            if RMS_NORM.search(type(module).__name__):
+                hooks.callback(module.register_forward_hook(hook(by_factor)).remove)
+        for module in activation_modules(secants_of) if secants_of is not None else ():
+            secant = hook(lambda x, output: _Activation.apply(output, by_factor(x, output), activations))
+            hooks.callback(module.register_forward_hook(secant).remove)
+        hooks.enter_context(_ConstantNorms())
+        yield
+
+
+def activation_modules(tower: nn.Module) -> list[nn.Module]:
+    """The modules of `tower` that are activation functions, known by the names of their classes."""
+    leaves = (module for module in tower.modules() if not any(module.children()) and not any(module.parameters()))
+    return [module for module in leaves if ACTIVATION.search(type(module).__name__)]
+
+
+# ------------------------------------------------------------------------------------------------------ linear parts
+
+
+def with_gradient_of(output: Tensor, linear: Tensor) -> Tensor:
+    """`output` to the last bit, with the gradient of `linear`, which is finite and of the same shape."""
+    return output.detach() + (linear - linear.detach()).to(output.dtype)
+
+
+def by_factor(x: Tensor, output: Tensor) -> Tensor:
+    """`output` as x · r with the factor r = output / x constant: an RMS norm's w / rms, an activation's secant.
+
+    Where x is 0 it has no share, and r is taken for 0.
+    """
+    precise = x.to(torch.promote_types(x.dtype, torch.float32))
+    with torch.no_grad():
+        factor = torch.where(precise == 0, torch.zeros_like(precise), output.to(precise.dtype) / precise)
+    return with_gradient_of(output, precise * factor)
+
+
+class _Activation(torch.autograd.Function):
+    """An activation's output, with its ordinary gradient or its secant's, whichever is asked for at that time."""
+
+    @staticmethod
+    def forward(ctx: Any, ordinary: Tensor, secant: Tensor, activations: Activations) -> Tensor:
+        ctx.activations = activations
+        return ordinary.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        return (None, gradient, None) if ctx.activations.by_secant else (gradient, None, None)
+
+
+def layer_norm(x: Tensor, normalized_shape: Sequence[int], weight: Tensor | None, eps: float) -> Tensor:
+    """LayerNorm without its bias, with a constant standard deviation: (x - mean) / σ · weight, float32 or float64."""
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    dims = tuple(range(-len(normalized_shape), 0))
+    centred = x - x.mean(dim=dims, keepdim=True)
+    sigma = (centred.detach().square().mean(dim=dims, keepdim=True) + eps).sqrt()
+    return centred / sigma if weight is None else centred / sigma * weight
+
+
+class _ConstantNorms(TorchFunctionMode):
+    """LayerNorm and L2 norms, wherever in the model and however they are called, of this thread alone."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        output = func(*args, **kwargs)
+        if func in NORMS:
+            return NORMS[func](output, *args, **kwargs)
+        return output
+
+
+def _layer_norm(
+    output: Tensor,
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *rest: Any,
+) -> Tensor:
+    return with_gradient_of(output, layer_norm(input, normalized_shape, weight, eps))
+
+
+def _normalize(output: Tensor, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    return by_factor(input, output)
+
+
+def _length(output: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    return output.detach()
+
+
+# torch's function → what becomes of its output, given its arguments as the caller wrote them.
+NORMS: dict[Any, Callable[..., Tensor]] = {
+    F.layer_norm: _layer_norm,
+    torch.layer_norm: _layer_norm,
+    F.normalize: _normalize,
+    torch.norm: _length,
+    Tensor.norm: _length,
+    torch.linalg.norm: _length,
+    torch.linalg.vector_norm: _length,
+}

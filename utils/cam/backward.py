@@ -117,7 +117,7 @@ def _balanced(
 
 def activation_modules(tower: nn.Module) -> list[nn.Module]:
     """The modules of `tower` that are activation functions, known by the names of their classes."""
-    leaves = (module for module in tower.modules() if not any(module.children()) and not any(module.parameters()))
+    leaves = (module for module in tower.modules() if not [*module.children(), *module.parameters()])
     return [module for module in leaves if ACTIVATION.search(type(module).__name__)]
 
 

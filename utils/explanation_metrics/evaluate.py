@@ -34,12 +34,15 @@ from utils.explanation_metrics.deletion import (
     mean_coloured,
     screening,
 )
+from utils.explanation_metrics.localisation import click_distance
 from utils.explanation_metrics.randomisation import Randomised, randomisation
 from utils.explanation_metrics.samples import (
     DetectedFakes,
     RealCounterparts,
     detected_fakes,
+    find_evidence,
     read_samples,
+    stored_size,
 )
 from utils.explanation_metrics.segment_attack import attack_metrics
 from utils.explanation_metrics.sweep import (
@@ -62,6 +65,12 @@ SCREENED_FRAMES = 100
 BEST = 3  # maps that get these metrics, beside the first configured one
 FEW = 20  # detected fakes below which there is a warning
 NO_FAKES = "no detected fakes: nothing to evaluate"
+HIT = 0.1  # share of the diagonal within which a map hits a click
+CLICK_METRICS = (
+    "distance to the nearest click, shares of the diagonal",
+    "distance to the nearest click, pixels",
+    f"hit: a click within {HIT} of the diagonal",
+)
 ENERGY, SCREENING = "energy in mask", "drop at 10 % deleted"  # what maps are ranked by, with and without masks
 
 
@@ -72,6 +81,8 @@ class ExplanationOptions(NamedTuple):
     sweep: bool = False
     layers: Sequence[str] | None = None
     write_config: Path | None = None
+    masks: Path | None = None  # a folder of masks in place of those beside the frames
+    clicks: Path | None = None  # a CSV of where people saw the forgery
 
 
 @dataclass(frozen=True)
@@ -131,7 +142,8 @@ def evaluate_dataset(
     if not detected:
         return DatasetScores(dataset, 0, configured, notes=[NO_FAKES])
     chosen = evenly_spaced(detected, options.samples)
-    samples = read_samples(chosen, settings.detector.resolution, settings.batch_size, settings.workers)
+    evidence = find_evidence(options.masks, options.clicks, chosen)
+    samples = read_samples(chosen, settings.detector.resolution, settings.batch_size, settings.workers, evidence)
     evaluation = DatasetEvaluation(
         detector, samples, settings, "margin" if detector.gradcam.target == "margin" else "fake"
     )
@@ -141,6 +153,8 @@ def evaluate_dataset(
         )
     evaluation.make_maps(plan)
     evaluation.localisation()
+    if options.clicks is not None:
+        evaluation.clicks(evidence.clicks)
     ranking = evaluation.ranking()
     examined = list(dict.fromkeys([*ranking[:BEST], configured[0]]))
     evaluation.perturbation(examined)
@@ -219,6 +233,24 @@ class DatasetEvaluation:
             "IoU (threshold 0.5)": {spec: scores.iou_fixed.numpy() for spec, scores in found.items()},
         }
         self._add(columns, masked.nonzero().flatten())
+
+    def clicks(self, clicks: Mapping[str, np.ndarray]) -> None:
+        """How near maps and controls point to where people clicked; `clicks` by the frames' paths."""
+        frames = self.samples.frames
+        part = torch.tensor([i for i, frame in enumerate(frames) if frame.path in clicks], dtype=torch.long)
+        self.notes.append(f"clicks on {len(part)} of {len(frames)} fakes")
+        if not len(part):
+            return
+        sizes = [stored_size(frames[int(i)]) for i in part]
+        places = [clicks[frames[int(i)].path] for i in part]
+        diagonals = np.array([np.hypot(*size) for size in sizes])
+        columns: Columns = {metric: {} for metric in CLICK_METRICS}
+        for spec, raw in {**self.maps, **self.controls}.items():
+            drawn = resized(self.detector, raw[part])
+            pixels = np.array([click_distance(*one) for one in zip(drawn, places, sizes)])
+            for metric, values in zip(CLICK_METRICS, (pixels / diagonals, pixels, pixels <= HIT * diagonals)):
+                columns[metric][spec] = values.astype(np.float64)
+        self._add(columns, part)
 
     def ranking(self) -> list[MapSpec]:
         """The maps by the mean of `ranked_by`, best first."""

@@ -10,7 +10,7 @@ from utils.explanation_metrics.causal.transplant_agreement import AGREEMENT
 from utils.explanation_metrics.comparison import ALL, Row, lower_is_better
 from utils.explanation_metrics.controls import CONTROLS
 from utils.explanation_metrics.deletion import SHARES
-from utils.explanation_metrics.evaluate import DatasetScores
+from utils.explanation_metrics.evaluate import CLICK_METRICS, DatasetScores
 from utils.explanation_metrics.randomisation import FAILS_FROM, Randomised
 from utils.explanation_metrics.sweep import MapSpec
 
@@ -97,7 +97,7 @@ def _perturbation_tables(scores: DatasetScores, overall: Sequence[Row]) -> list[
     shown = {*scores.ranking[:PRINTED], *scores.configured, *map(MapSpec, CONTROLS)}
     lines = []
     for metric in dict.fromkeys(row.metric for row in overall):
-        if not metric.startswith(("deletion", "insertion", "SaCo", AGREEMENT, "accuracy drop")):
+        if not metric.startswith(("deletion", "insertion", "SaCo", AGREEMENT, "accuracy drop", *CLICK_METRICS)):
             continue
         lines.append(f"{metric}, {'lower' if lower_is_better(metric) else 'higher'} is better")
         for row in overall:

@@ -34,6 +34,7 @@ class Mutant(NamedTuple):
 
 COMMANDS = "tests/run/test_commands.py"
 COMPARISON, EVALUATE = "tests/explanation_metrics/test_comparison.py", "tests/explanation_metrics/test_evaluate.py"
+BALANCED = "tests/cam/balanced"
 PAGE = "tests/report/test_page_data.py"
 METRICS = "utils/explanation_metrics"
 
@@ -47,6 +48,14 @@ MUTANTS = [
            "tests/run/test_options.py"),
     Mutant("mean not subtracted", "utils/model/detector.py",
            ".sub_(mean)", "", f"{COMMANDS}::test_a_whole_evaluation"),
+    Mutant("LayerNorm's σ is no constant", "utils/cam/backward.py",
+           "(centred.detach().square()", "(centred.square()",
+           f"{BALANCED}/test_backward.py::test_maps_equal_those_of_a_tower_with_constant_norms_and_attention"),
+    Mutant("biases before a block count", "utils/cam/completeness.py",
+           "if read > read_before and", "if", f"{BALANCED}/test_completeness.py::test_shares_and_biases_equal_the_score_of_a_linear_tower"),
+    Mutant("ε's leftover counts as a map", "utils/cam/methods.py",
+           "4 * norm_epsilon /", "0 * norm_epsilon /",
+           f"{BALANCED}/test_artefacts.py::test_in_a_tower_it_is_the_last_block_of_a_plain_pass_alone"),
     Mutant("rounding counts as a map", "utils/cam/maps.py",
            "\nFLAT = 1e-4\n", "\nFLAT = 0.0\n", "tests/cam/test_numerics.py::test_tokens_that_are_all_equal_give_a_flagged_empty_map"),
     Mutant("deletion: higher is better", f"{METRICS}/comparison.py",

@@ -14,11 +14,22 @@ import torch
 from torch import Tensor, nn
 
 from utils.cam.attention import ATTENTION_METHODS, AttentionPass, BlockProjection, attention_token_maps
-from utils.cam.backward import BACKWARDS, backward_rules
+from utils.cam.backward import BACKWARDS, Activations, backward_rules
+from utils.cam.completeness import Completeness, SelfTest
 from utils.cam.frozen import frozen_for_explaining
-from utils.cam.layers import FUSED, SITES, SUM, LayerError, find_sites, named_layers, summed_blocks
+from utils.cam.layers import (
+    FUSED,
+    SITES,
+    SUM,
+    LayerError,
+    block_names,
+    find_sites,
+    name_in_tower,
+    named_layers,
+    summed_blocks,
+)
 from utils.cam.maps import LayerMaps, in_order, layer_maps, refuse_non_finite, to_layer_maps
-from utils.cam.methods import DEFAULT_EPSILON, check_methods, signed_maps
+from utils.cam.methods import DEFAULT_EPSILON, check_methods, leftover, signed_maps
 from utils.cam.targets import Target
 from utils.cam.tokens import Prediction, Tokens, on_grid, token_gradients
 from utils.cam.towers import Grid, family_of, find_tower
@@ -31,7 +42,8 @@ class Explanation:
 
     `target` names what each image's map explains ("fake", "real" or "margin"); `layers` maps the layer's name, as it
     was given, to its maps, in the order given. `site` is where a block's name was read; "output" in a network without
-    patch tokens, of which every module is read there. `backward` is what the gradient took for constant.
+    patch tokens, of which every module is read there. `backward` is what the gradient took for constant; with
+    "balanced", `completeness` says of each layer that is a block, and of "sum", whether its shares add up.
     """
 
     prediction: Prediction
@@ -40,6 +52,7 @@ class Explanation:
     method: str
     site: str
     backward: str
+    completeness: Mapping[str, Completeness]
 
     @property
     def logits(self) -> Tensor:
@@ -64,9 +77,11 @@ class Capture:
     summed: Sequence[str]  # the blocks that layer SUM adds
     backward: str
     activations: Mapping[LayerSite, Tokens]
+    norm_epsilons: Mapping[LayerSite, float]  # ε of the norm that reads them, 0 where it is not known
     attention: AttentionPass
     projections: Mapping[BlockProjection, Tensor]
     output_gradients: Mapping[str, Tensor]  # block → ∂score/∂O of its attention
+    completeness: Mapping[str, Completeness]  # of layers that are blocks, where it was asked for
     grid: Grid | None
     size: tuple[int, int]
 
@@ -91,7 +106,11 @@ class Capture:
         else:
             tokens = {key.layer: pair for key, pair in self.activations.items() if key.site == site}
             on_image = on_grid(tokens, self.grid)
-            found = layer_maps(signed_maps(method, on_image, pp_epsilon), on_image, tokens, self.size, self.parts())
+            signed, leftovers = signed_maps(method, on_image, pp_epsilon), None
+            if method == "hirescam":  # the one whose sum a LayerNorm can make 0
+                epsilons = {layer: self.norm_epsilons[LayerSite(layer, site)] for layer in on_image}
+                leftovers = {layer: leftover(A, G, epsilons[layer]) for layer, (A, G) in on_image.items()}
+            found = layer_maps(signed, on_image, tokens, self.size, self.parts(), leftovers)
         return in_order(found, self.layers, self.size)
 
     def parts(self) -> dict[str, Sequence[str]]:
@@ -106,7 +125,7 @@ class Capture:
         maps = self.maps(method, site, pp_epsilon)
         refuse_non_finite(torch.isfinite(self.prediction["cls"]).all(dim=1), "the logits")
         where = "output" if self.grid is None else site
-        return Explanation(self.prediction, self.target, maps, method, where, self.backward)
+        return Explanation(self.prediction, self.target, maps, method, where, self.backward, self.completeness)
 
 
 def capture(
@@ -122,6 +141,7 @@ def capture(
     grid: Grid | None,
     size: tuple[int, int],
     backward: str = BACKWARDS[0],
+    completeness: bool = False,
 ) -> Capture:
     """Run `forward` once and differentiate once, for all `methods` at all `sites` of all `layers`.
 
@@ -137,6 +157,7 @@ def capture(
         grid: of the patches on the images, None for a convolutional network.
         size: (H, W) of the normalised maps.
         backward: one of `utils.cam.backward.BACKWARDS`.
+        completeness: with "balanced", whether to test if the shares of each block add up, by a second backward pass.
 
     Raises:
         InputError: an unknown method, site, target or backward pass, or a backward pass that this tower does not have.
@@ -154,13 +175,33 @@ def capture(
                 points[LayerSite(point.name, site)] = point
     attention = AttentionPass.of(tower, captured, methods, path)
     read = [*points.values(), *attention.output_sites()]
-    with attention.kept() as projections, backward_rules(model, tower, backward):
-        prediction, names, tokens = token_gradients(model, read, forward, target, label)
-    activations = dict(zip(points, tokens))
+    blocks_named = [layer for layer in captured if name_in_tower(tower, layer, path) in block_names(tower)]
+    activations = Activations()
+    self_test = None
+    if completeness and backward != BACKWARDS[0]:
+        self_test = SelfTest(find_sites(tower, blocks_named, "residual", path), activations)
+    rules = backward_rules(model, tower, backward, activations if self_test else None)
+    with attention.kept() as projections, rules:
+        found = token_gradients(model, read, forward, target, label, self_test)
     blocks = [block for block, _ in attention.differentiated]
-    output_gradients = dict(zip(blocks, (pair.G for pair in tokens[len(points) :])))
+    output_gradients = dict(zip(blocks, (pair.G for pair in found.tokens[len(points) :])))
+    complete = dict(zip(blocks_named, found.completeness))
+    if summed and complete:
+        complete[SUM] = Completeness.worst([complete[block] for block in summed])
     return Capture(
-        prediction, names, layers, summed, backward, activations, attention, projections, output_gradients, grid, size
+        prediction=found.prediction,
+        target=found.target,
+        layers=layers,
+        summed=summed,
+        backward=backward,
+        activations=dict(zip(points, found.tokens)),
+        norm_epsilons={key: point.norm_epsilon for key, point in points.items()},
+        attention=attention,
+        projections=projections,
+        output_gradients=output_gradients,
+        completeness={layer: complete[layer] for layer in layers if layer in complete},
+        grid=grid,
+        size=size,
     )
 
 
@@ -223,6 +264,7 @@ def explain_tower(
             grid=grid(*size),
             size=size,
             backward=backward,
+            completeness=True,
         )
         return captured.explanation(method, site, pp_epsilon)
 
@@ -255,9 +297,15 @@ def explained_names(layers: Sequence[str], target: Target) -> list[str]:
 
 def _both_classes(fake: Explanation, real: Explanation) -> Explanation:
     """One explanation of the same images, with the maps of both under the names that `explained_names` gives."""
-    maps = [explanation.layers[layer] for layer in fake.layers for explanation in (fake, real)]
-    layers = dict(zip(explained_names(list(fake.layers), "both"), maps))
-    return replace(fake, target=["both"] * len(fake.target), layers=layers)
+    names = explained_names(list(fake.layers), "both")
+    of_class = [(layer, explanation) for layer in fake.layers for explanation in (fake, real)]
+    layers = {name: explanation.layers[layer] for name, (layer, explanation) in zip(names, of_class)}
+    completeness = {
+        name: explanation.completeness[layer]
+        for name, (layer, explanation) in zip(names, of_class)
+        if layer in explanation.completeness
+    }
+    return replace(fake, target=["both"] * len(fake.target), layers=layers, completeness=completeness)
 
 
 # --------------------------------------------------------------------------------------------------------- any detector

@@ -34,7 +34,7 @@ def secant_maps(case: Case) -> Maps:
     """The balanced backward pass with the activation's secant in place of its derivative."""
     model = case.detector.model
     rules = backward_rules(model, model.explained_tower, "balanced", Activations(by_secant=True))
-    return _maps(case, TOKEN_METHODS, [*_layers(case), SUM], "plain", rules, "balanced, secant")
+    return _maps(case, ("gradcam", "hirescam"), [*_layers(case), SUM], "plain", rules, "balanced, secant")
 
 
 def _layers(case: Case) -> list[str]:

@@ -33,9 +33,9 @@ class Yardstick:
         self.causal = torch.linspace(0, len(case.fakes) - 1, min(causal, len(case.fakes))).round().long()
         self.patch = patch_of_pixel(self.grid, (side, side), torch.device("cpu"))
         reals, part = case.reals[self.causal], case.fakes[self.causal]
-        self.gold = transplanted(case.detector, part, reals, BATCH)
         usable = torch.ones(len(part), dtype=torch.bool)
         self.changed = changed_patches(part, reals, case.masks[self.causal], usable, self.grid)
+        self.gold = transplanted(case.detector, part, reals, self.changed, BATCH)
         self.whole, self.none = self._margins(part), self._margins(reals)
         self._known: dict[tuple[int, tuple[int, ...]], float] = {}  # margin of image i with these patches cut
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from tests.helpers.detectors import BLOCKS, images, tiny_detector
+from utils.cam.layers import LayerError
 from utils.cam.targets import Target
 from utils.errors import InputError
-from utils.gradcam import explained_names
+from utils.gradcam import explain, explained_names
 from utils.results.overlays import signed_overlay
 
 NAMES = [f"encoder.layers.{i}" for i in range(BLOCKS)]
@@ -33,11 +35,11 @@ def test_one_pass_gives_what_single_explanations_give() -> None:
 
 def test_fused_is_the_mean_of_the_normalised_maps() -> None:
     model = tiny_detector()
-    layers = [NAMES[3], "fused", NAMES[1]]
+    layers = [NAMES[2], "fused", NAMES[1]]
     explanation = model.explain({"image": images(4)}, layers=layers, method="hirescam", site="residual")
     assert list(explanation.layers) == layers
     stretched = []
-    for name in (NAMES[3], NAMES[1]):
+    for name in (NAMES[2], NAMES[1]):
         raw = explanation.layers[name].raw.numpy().astype(np.float64)
         low, high = raw.min((1, 2), keepdims=True), raw.max((1, 2), keepdims=True)
         stretched.append((raw - low) / np.where(high > low, high - low, 1))
@@ -79,3 +81,45 @@ def test_signed_overlay_is_red_above_zero_blue_below_and_the_image_at_zero() -> 
     drawn = signed_overlay(grey, torch.tensor([[[1.0, 0.0, -1.0]]]))[0, 0].tolist()
     # By hand: 100 + 0.85 (ink - 100), inks (214, 0, 0) and (0, 76, 230).
     assert drawn == [[197, 15, 15], [100, 100, 100], [15, 80, 210]]
+
+
+@pytest.mark.parametrize("backward", ["plain", "balanced"])
+@pytest.mark.parametrize("method", ["gradcam", "hirescam"])
+def test_sum_is_the_signed_maps_of_all_blocks_then_relu(method: str, backward: str) -> None:
+    model, image = tiny_detector().double(), images(3).double()
+    how = {"method": method, "target": "fake", "site": "residual", "backward": backward}
+    single = model.explain({"image": image}, NAMES, **how).layers
+    expected = sum(maps.signed for maps in single.values())
+    assert isinstance(expected, torch.Tensor)
+    alone = model.explain({"image": image}, ["sum"], **how).layers
+    assert list(alone) == ["sum"]
+    beside = model.explain({"image": image}, [NAMES[1], "sum", NAMES[2], "fused"], **how).layers
+    assert list(beside) == [NAMES[1], "sum", NAMES[2], "fused"]
+    for maps in (alone["sum"], beside["sum"]):
+        torch.testing.assert_close(maps.signed, expected, rtol=0, atol=1e-13)
+        assert torch.equal(maps.raw, maps.signed.relu()) and not maps.empty.any()
+    fused = model.explain({"image": image}, [NAMES[1], NAMES[2], "fused"], **how).layers["fused"]
+    assert torch.equal(beside["fused"].raw, fused.raw)
+
+
+def test_the_sum_of_legrad_is_that_of_its_raw_maps() -> None:
+    """Each is a mean of ReLUs already, as the paper's, which averages them over layers."""
+    model, image = tiny_detector().double(), images(2).double()
+    single = model.explain({"image": image}, NAMES, "legrad").layers.values()
+    found = model.explain({"image": image}, ["sum"], "legrad").layers["sum"]
+    torch.testing.assert_close(found.raw, torch.stack([maps.raw for maps in single]).sum(0), rtol=1e-12, atol=0)
+    torch.testing.assert_close(found.signed, torch.stack([maps.signed for maps in single]).sum(0), rtol=0, atol=1e-14)
+
+
+def test_rollout_has_no_sum() -> None:
+    with pytest.raises(LayerError, match="'rollout' has no maps to add for layer 'sum'"):
+        tiny_detector().explain({"image": images(1)}, ["sum"], "rollout")
+
+
+def test_a_convolutional_network_has_no_sum() -> None:
+    class Net(nn.Sequential):
+        pass
+
+    net = Net(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    with pytest.raises(LayerError, match="'sum' adds the maps of a transformer's blocks.*Net has no such blocks"):
+        explain(net, images(1), ["sum"])

@@ -83,6 +83,24 @@ def rollout(blocks: list[Block], heads: int) -> tuple[np.ndarray, np.ndarray]:
     return joint[0], joint[0]
 
 
+def grad_eclip(blocks: list[Block], heads: int) -> tuple[np.ndarray, np.ndarray]:
+    block = blocks[-1]
+    query, w = block["q"][0], block["output_gradient"][0]
+    cosines = [key @ query / np.linalg.norm(key) / np.linalg.norm(query) for key in block["k"]]
+    low, high = min(cosines[1:]), max(cosines[1:])
+    signed = np.array([(cosine - low) / (high - low) * (value @ w) for cosine, value in zip(cosines, block["v"])])
+    return signed, np.maximum(signed, 0)
+
+
+def attention_gradient(blocks: list[Block], heads: int) -> tuple[np.ndarray, np.ndarray]:
+    signed = np.zeros(len(blocks[0]["q"]))
+    parts = [heads_of(blocks[-1][name], heads) for name in ("q", "k", "v", "output_gradient")]
+    for Q, K, V, G in zip(*parts):
+        weights = np.exp(K @ Q[0] / np.sqrt(Q.shape[1]))
+        signed += weights / weights.sum() * (V @ G[0]) / heads
+    return signed, np.maximum(signed, 0)
+
+
 TOKEN_REFERENCES: dict[str, TokenReference] = {
     "gradcam": grad_cam,
     "gradcam++": grad_cam_pp,
@@ -90,4 +108,9 @@ TOKEN_REFERENCES: dict[str, TokenReference] = {
     "layercam": layer_cam,
     "xgradcam": x_grad_cam,
 }
-ATTENTION_REFERENCES: dict[str, AttentionReference] = {"legrad": legrad, "rollout": rollout}
+ATTENTION_REFERENCES: dict[str, AttentionReference] = {
+    "legrad": legrad,
+    "gradeclip": grad_eclip,
+    "attngrad": attention_gradient,
+    "rollout": rollout,
+}

@@ -20,6 +20,7 @@ from utils.model.detector import find_device, load_detector
 from utils.results.decision import UNKNOWN
 from utils.results.overlays import Box, LayerImage
 from utils.results.sample_folder import (
+    CompletenessFacts,
     Drawn,
     LayerFacts,
     Sample,
@@ -39,13 +40,14 @@ def sample(**changes: Any) -> Sample:
     """Values of which no two are alike, so that none can stand in for another."""
     layers = [
         LayerFacts("encoder.layers.3", 0.125, 2.5, 3.75, False, False),
-        LayerFacts("fused", 0.0, 0.0, 1e-30, True, False),
+        LayerFacts("fused", 0.0, 0.0, 1e-30, True, False, True),
     ]
     values: dict[str, Any] = {
         "index": 7, "path": "/data/größe\udcff.png", "dataset": "faces", "forgery": "swap", "video": "003",
         "label": 1, "logits": (0.1, -1 / 3), "prob_fake": 0.2, "target": "predicted (real)", "method": "gradcam++",
         "site": "residual", "backward": "balanced", "weights": "best.pth", "layers": layers,
         "original": Box(8, 38, 64, 60, 224, 130),
+        "completeness": {"encoder.layers.3": CompletenessFacts(1e-7, 0.25)},
     }  # fmt: skip
     return Sample(**{**values, **changes})
 
@@ -65,11 +67,12 @@ def test_the_json_of_a_sample_is_an_interface() -> None:
         "backward": "balanced", "weights": "best.pth",
         "layers": [
             {"name": "encoder.layers.3", "raw_minimum": 0.125, "raw_maximum": 2.5, "signed_extreme": 3.75,
-             "empty": False, "drawn_empty": False},
+             "empty": False, "drawn_empty": False, "artefact": False},
             {"name": "fused", "raw_minimum": 0.0, "raw_maximum": 0.0, "signed_extreme": 1e-30, "empty": True,
-             "drawn_empty": False},
+             "drawn_empty": False, "artefact": True},
         ],
         "original": {"left": 8, "top": 38, "width": 64, "height": 60, "of_width": 224, "of_height": 130},
+        "completeness": {"encoder.layers.3": {"error": 1e-7, "bias_share": 0.25}},
     }  # fmt: skip
     unlabelled = sample(label=UNKNOWN).to_json()
     assert unlabelled["label"] is None and unlabelled["correct"] is None and unlabelled["predicted"] == 0
@@ -91,10 +94,11 @@ def test_the_metadata_in_words() -> None:
         "True Label: 1 (Fake)", "Predicted Label: 0 (Real)", "Confidence: 0.8000", "Correct: False", "Dataset: faces",
         "Image: /data/größe\\udcff.png",
     ]  # fmt: skip
-    assert lines[-2:] == [
-        "Layer encoder.layers.3: raw maximum 2.5",
-        "Layer fused: no patch speaks for the target, what is drawn speaks against it",
-    ]
+    assert lines[-3] == "Layer encoder.layers.3: raw maximum 2.5"
+    assert lines[-2].startswith("Layer fused: empty map: an artefact, raw maximum 0 is what rounding and LayerNorm's")
+    assert lines[-1] == "Completeness encoder.layers.3: error 1e-07, share of the biases 0.25"
+    against = sample(layers=[LayerFacts("fused", 0.0, 0.0, 1e-30, True, False)], completeness={})
+    assert metadata_text(against).endswith("fused: no patch speaks for the target, what is drawn speaks against it\n")
     assert metadata_text(sample(label=UNKNOWN)).splitlines()[0] == "True Label: unknown"
     assert comparison_title(sample()).startswith("true label: fake   prediction: real ✗   confidence: 0.800")
     assert comparison_title(sample(label=0)).startswith("true label: real   prediction: real ✓")

@@ -1,4 +1,4 @@
-"""Maps from a block's attention: LeGrad, and attention rollout as a baseline that knows no class.
+"""Maps from a block's attention: LeGrad, Grad-ECLIP, attention × gradient, and attention rollout, which knows no class.
 
 Fast attention kernels never form the probabilities P = softmax(q kᵀ / √d), and nothing here makes them: the forward
 pass stays exactly what it is. P is computed once more from the kept queries and keys. Its gradient needs no P at all:
@@ -90,10 +90,36 @@ def rollout(blocks: Sequence[BlockTensors]) -> Iterator[TokenMaps]:
         yield TokenMaps(joint[:, 0], joint[:, 0])
 
 
+def grad_eclip(blocks: Sequence[BlockTensors]) -> Iterator[TokenMaps]:
+    """Grad-ECLIP: λ_i Σ_c w_c v_ic, w = ∂score/∂O of the CLS token, λ_i its likeness to key i (Zhao et al. 2025).
+
+    λ is the cosine of the CLS token's query and the key over all channels, min-max normalised over the other tokens: a
+    looser weight than the softmax's, which all but a few tokens do without (arXiv 2502.18816, section 3).
+    """
+    for block in blocks:
+        q, k, v, w = (block.by_head(name).transpose(1, 2).flatten(2) for name in ("q", "k", "v", OUTPUT_GRADIENT))
+        likeness = torch.cosine_similarity(q[:, :1], k, dim=2)
+        lowest = likeness[:, 1:].amin(dim=1, keepdim=True)
+        span = likeness[:, 1:].amax(dim=1, keepdim=True) - lowest
+        weight = (likeness - lowest) / torch.where(span > 0, span, torch.ones_like(span))
+        signed = weight * torch.einsum("bc,btc->bt", w[:, 0], v)
+        yield TokenMaps(signed, signed.relu())
+
+
+def attention_gradient(blocks: Sequence[BlockTensors]) -> Iterator[TokenMaps]:
+    """Attention × gradient: mean over heads of P ⊙ ∂score/∂P in the CLS row (a block of Chefer et al. 2021, eq. 5)."""
+    for block in blocks:
+        gradient = torch.einsum("bhc,bhtc->bht", block.by_head(OUTPUT_GRADIENT)[:, :, 0], block.by_head("v"))
+        signed = (block.probabilities()[:, :, 0] * gradient).mean(dim=1)
+        yield TokenMaps(signed, signed.relu())
+
+
 ATTENTION_METHODS = {
     method.name: method
     for method in (
         AttentionMethod("legrad", ("v",), every_block=False, needs_output_gradient=True, maps=legrad, sum_of="raw"),
+        AttentionMethod("gradeclip", ("q", "k", "v"), False, True, maps=grad_eclip, needs_class_token=True),
+        AttentionMethod("attngrad", ("q", "k", "v"), False, True, maps=attention_gradient, needs_class_token=True),
         AttentionMethod("rollout", ("q", "k"), True, False, maps=rollout, needs_class_token=True, sum_of=None),
     )
 }

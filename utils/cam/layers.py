@@ -29,6 +29,7 @@ class Site(NamedTuple):
     name: str  # the layer as the caller wrote it
     module: nn.Module
     reads_input: bool  # tokens are what the module reads (True) or what it returns (False)
+    norm_epsilon: float = 0.0  # ε of the norm through which a block reads the tokens
 
 
 def block_names(tower: nn.Module) -> list[str]:
@@ -75,7 +76,7 @@ def find_sites(tower: nn.Module, layers: Sequence[str], site: str = "layer_norm1
         if name not in blocks:
             sites.append(Site(layer, module, reads_input=False))
         elif site == "residual":
-            sites.append(Site(layer, module, reads_input=True))
+            sites.append(Site(layer, module, True, float(getattr(family.first_norm(module), "eps", 0.0))))
         else:
             sites.append(Site(layer, family.first_norm(module), reads_input=False))
     return sites

@@ -34,19 +34,28 @@ class LayerMaps:
     `signed` (B, h, w): the method's sum before ReLU, float32 (float64 for a float64 model), on the model's device.
     `raw` (B, h, w): its ReLU. `normalised` (B, H, W): `raw` resized and min-max normalised, float32 in [0, 1].
     `empty` (B,): bool, on the maps' device; no patch stands out: `raw` is zero everywhere or, within rounding,
-    constant, and `normalised` is all zero. Whether a map is empty is decided here and nowhere else.
+    constant, or the map is an artefact; `normalised` is all zero. Whether a map is empty is decided here alone.
+    `artefact` (B,): bool; the map is not zero, but nowhere more than what is left of sums that are.
     """
 
     signed: Tensor
     raw: Tensor
     normalised: Tensor
     empty: Tensor
+    artefact: Tensor
 
     @classmethod
-    def of(cls, signed: Tensor, raw: Tensor, size: tuple[int, int]) -> LayerMaps:
-        """From the signed and the raw maps, both (B, h, w); `size` (H, W) of the normalised ones."""
+    def of(cls, signed: Tensor, raw: Tensor, size: tuple[int, int], leftover: Tensor | None = None) -> LayerMaps:
+        """From the signed and the raw maps, both (B, h, w); `size` (H, W) of the normalised ones.
+
+        `leftover` (B, h, w): what each value may come to where it should be 0, as `utils.cam.methods.leftover` gives.
+        """
         normalised = normalise(raw, size)
-        return cls(signed, raw, normalised, normalised.flatten(1).amax(dim=1) == 0)
+        artefact = torch.zeros(len(raw), dtype=torch.bool, device=raw.device)
+        if leftover is not None:
+            artefact = (signed.abs() <= leftover).flatten(1).all(dim=1) & signed.flatten(1).any(dim=1)
+            normalised = _but(artefact, normalised)
+        return cls(signed, raw, normalised, normalised.flatten(1).amax(dim=1) == 0, artefact)
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -63,11 +72,13 @@ def layer_maps(
     tokens: Mapping[str, Tokens],
     size: tuple[int, int],
     parts: Parts | None = None,
+    leftovers: Mapping[str, Tensor] | None = None,
 ) -> dict[str, LayerMaps]:
     """Signed maps (B, h, w) by layer as maps of the image, resized to `size` (H, W).
 
     `patches` and `tokens`, what they were computed from, show whether the score can depend on the patches at all.
     `parts`: which layers to give, as sums of those of `signed`; each of them as it is where it is None.
+    `leftovers`, by layer of `signed`: see `LayerMaps.of`.
     Raises LayerError where the patch gradients are structurally zero, NonFiniteMapError where a map is not finite.
     """
     maps: dict[str, LayerMaps] = {}
@@ -76,7 +87,8 @@ def layer_maps(
     for layer, added in parts.items():
         values = _sum([signed[part] for part in added])
         with torch.autocast(values.device.type, enabled=False):
-            maps[layer] = LayerMaps.of(values, values.relu(), size)
+            leftover = _sum([leftovers[part] for part in added]) if leftovers else None
+            maps[layer] = LayerMaps.of(values, values.relu(), size, leftover)
         reached, touched = (_has_gradient([of[part] for part in added]) for of in (patches, tokens))
         checks.append(torch.stack([reached, touched, torch.isfinite(values).flatten(1).all(dim=1)]))
     # One transfer for every check of every layer, so that the device is waited for once.
@@ -174,12 +186,18 @@ def in_order(maps: Mapping[str, LayerMaps], layers: Sequence[str], size: tuple[i
 def fused(layers: Sequence[LayerMaps], size: tuple[int, int]) -> LayerMaps:
     """The mean over layers of each image's normalised map, on the finest of their grids, then resized to `size`.
 
-    An empty map counts as zeros. Signed: the mean of the signed maps, each divided by its largest magnitude.
+    An empty map counts as zeros. Signed: the mean of the signed maps, each divided by its largest magnitude, where only
+    an artefact counts as zeros.
     """
     grid = max((maps.grid for maps in layers), key=lambda rows_columns: rows_columns[0] * rows_columns[1])
-    raw = torch.stack([normalise(maps.raw, grid) for maps in layers]).mean(dim=0)
-    signed = torch.stack([scaled(maps.signed, grid) for maps in layers]).mean(dim=0)
+    raw = torch.stack([_but(maps.empty, normalise(maps.raw, grid)) for maps in layers]).mean(dim=0)
+    signed = torch.stack([_but(maps.artefact, scaled(maps.signed, grid)) for maps in layers]).mean(dim=0)
     return LayerMaps.of(signed, raw, size)
+
+
+def _but(without: Tensor, maps: Tensor) -> Tensor:
+    """`maps` (B, h, w) with zeros for the images of `without` (B,) bool."""
+    return torch.where(without[:, None, None], torch.zeros_like(maps), maps)
 
 
 def scaled(signed: Tensor, size: tuple[int, int]) -> Tensor:

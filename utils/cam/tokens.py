@@ -9,6 +9,7 @@ from typing import Any, Callable, Dict, Iterator, Mapping, NamedTuple, Sequence
 import torch
 from torch import Tensor, nn
 
+from utils.cam.completeness import Completeness, SelfTest, completeness_of, scaled_biases
 from utils.cam.frozen import frozen_for_explaining
 from utils.cam.layers import LayerError, Site
 from utils.cam.targets import Target, score_weights
@@ -20,6 +21,15 @@ HALF_SCORE_SCALES = (2.0**15, 2.0**10, 2.0**5, 1.0, 2.0**-5, 2.0**-10)
 
 
 Prediction = Dict[str, Tensor]
+
+
+class Differentiated(NamedTuple):
+    """What one pass each way gives, all detached."""
+
+    prediction: Prediction
+    target: list[str]  # its name for each image
+    tokens: list[Tokens]  # per site, in the order given
+    completeness: list[Completeness]  # per site of the self-test
 
 
 class Tokens(NamedTuple):
@@ -76,27 +86,42 @@ def token_gradients(
     forward: Callable[[], Prediction],
     target: Target,
     label: Tensor | None = None,
-) -> tuple[Prediction, list[str], list[Tokens]]:
+    self_test: SelfTest | None = None,
+) -> Differentiated:
     """Run `forward` once and differentiate its score once with respect to the tokens of all `sites`.
 
-    Samples are independent, so the gradient of the batch's summed score is each image's own gradient.
-
-    Returns:
-        The prediction, the target's name per image, and activations and gradients per site, in the order of `sites`;
-        all detached.
+    Samples are independent, so the gradient of the batch's summed score is each image's own gradient. A `self_test`
+    differentiates a second time, by secants of the activations.
 
     Raises:
         LayerError: a site that does not run, or that the score does not depend on.
     """
-    with frozen_for_explaining(model), tapped(sites) as tokens:
+    tested = self_test.sites if self_test else []
+    with ExitStack() as hooks:
+        hooks.enter_context(frozen_for_explaining(model))
+        tokens = hooks.enter_context(tapped([*sites, *tested]))
+        scales = hooks.enter_context(scaled_biases(model, tokens)) if self_test else {}
         prediction = forward()
         logits = prediction["cls"]
         weights, names = score_weights(logits.detach().float(), target, label)
-        for position, site in enumerate(sites):
+        for position, site in enumerate([*sites, *tested]):
             if position not in tokens:
                 raise LayerError(f"layer {site.name!r} does not run in the detector's forward pass: name another")
         activations = [tokens[position] for position in range(len(sites))]
-        gradients = score_gradients(logits, weights, activations)
+        gradients = score_gradients(logits, weights, activations, again=self_test is not None)
+        completeness = []
+        if self_test:
+            self_test.activations.by_secant = True
+            order = {position: rank for rank, position in enumerate(tokens)}
+            positions = range(len(sites), len(sites) + len(tested))
+            shares = [tokens[position] for position in positions]
+            found = score_gradients(logits, weights, [*shares, *scales.values()])
+            by_leaf = zip(scales, found[len(shares) :])
+            terms = {read: term for read, term in by_leaf if term is not None}
+            score = (logits.detach().double() * weights).sum(dim=1)
+            for position, A, G in zip(positions, shares, found):
+                if G is not None:
+                    completeness.append(completeness_of(A.detach(), G, order[position], terms, score))
         detached = {key: value.detach() for key, value in prediction.items()}
     captured = []
     for site, A, G in zip(sites, activations, gradients):
@@ -105,12 +130,15 @@ def token_gradients(
                 f"the score does not depend on layer {site.name!r} at all: name one that the head reads from"
             )
         captured.append(Tokens(A.detach(), G))
-    return detached, names, captured
+    return Differentiated(detached, names, captured, completeness)
 
 
-def score_gradients(logits: Tensor, weights: Tensor, tokens: Sequence[Tensor]) -> Sequence[Tensor | None]:
+def score_gradients(
+    logits: Tensor, weights: Tensor, tokens: Sequence[Tensor], again: bool = False
+) -> Sequence[Tensor | None]:
     """∂(Σ weights · logits)/∂tokens for each of `tokens`, None where the score does not depend on them.
 
+    `again`: the graph is kept, for another call.
     Logits and weights (B, 2). Gradients have the tokens' dtype, but are float32 for a float16 model.
     """
     if not logits.requires_grad:
@@ -119,7 +147,7 @@ def score_gradients(logits: Tensor, weights: Tensor, tokens: Sequence[Tensor]) -
     score = (logits.to(dtype) * weights.to(dtype)).sum(dim=1)
     if any(tensor.dtype == torch.float16 for tensor in (logits, *tokens)):
         return _half_gradients(score, tokens)
-    return torch.autograd.grad(score.sum(), list(tokens), allow_unused=True)
+    return torch.autograd.grad(score.sum(), list(tokens), retain_graph=again, allow_unused=True)
 
 
 def _half_gradients(score: Tensor, tokens: Sequence[Tensor]) -> Sequence[Tensor | None]:
@@ -128,7 +156,7 @@ def _half_gradients(score: Tensor, tokens: Sequence[Tensor]) -> Sequence[Tensor 
     for lower in (*HALF_SCORE_SCALES[1:], None):
         gradients = torch.autograd.grad((score * scale).sum(), list(tokens), allow_unused=True, retain_graph=True)
         reached = [G for G in gradients if G is not None]
-        finite = [torch.isfinite(G).flatten(1).all(dim=1) for G in reached]
+        finite = [torch.isfinite(G).reshape(len(G), -1).all(dim=1) for G in reached]
         overflown = ~torch.stack(finite).all(dim=0) if finite else torch.zeros_like(score, dtype=torch.bool)
         if lower is None or not overflown.any():
             break

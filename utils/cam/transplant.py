@@ -27,7 +27,12 @@ Margins = Callable[[Tensor], Tensor]  # images (N, 3, H, W) → fake − real (N
 
 @torch.no_grad()
 def transplant_maps(
-    margins: Margins, images: Tensor, references: Tensor, grid: tuple[int, int], batch_size: int
+    margins: Margins,
+    images: Tensor,
+    references: Tensor,
+    grid: tuple[int, int],
+    batch_size: int,
+    only: Tensor | None = None,
 ) -> Tensor:
     """The signed map (B, h, w) float32 of each image: above 0 where a patch speaks for "fake".
 
@@ -37,11 +42,14 @@ def transplant_maps(
         references: the same shape, dtype and device: where patches are taken from and planted into.
         grid: rows and columns of the patches.
         batch_size: images per call of `margins`.
+        only: (B, h, w) bool, the patches that are wanted; the others are 0. None: all.
     """
     patch = patch_of_pixel(grid, (images.shape[2], images.shape[3]), images.device)
     differs = (images != references).any(dim=1).flatten(1).float()
     pixels_changed = differs.new_zeros(len(images), grid[0] * grid[1]).index_add_(1, patch.flatten(), differs)
     whole, empty = _in_parts(margins, images, batch_size), _in_parts(margins, references, batch_size)
+    if only is not None:
+        pixels_changed = pixels_changed * only.flatten(1)
     worth = torch.zeros_like(pixels_changed)
     for jobs in pixels_changed.nonzero().split(max(1, batch_size // 2)):
         b, k = jobs.unbind(1)

@@ -20,6 +20,7 @@ from utils.explanation_metrics.causal.saco import saco
 from utils.explanation_metrics.causal.transplant_agreement import (
     AGREEMENT,
     changed_patches,
+    patches_of,
     transplant_agreement,
     transplanted,
 )
@@ -313,9 +314,9 @@ class DatasetEvaluation:
         if not len(part):
             return
         samples = self.samples
-        gold = transplanted(self.detector, samples.pixels[part], reals, self.settings.batch_size)
-        grid = (gold.shape[1], gold.shape[2])
-        changed = changed_patches(samples.pixels[part], reals, samples.masks[part], samples.masked[part], grid)
+        pixels, grid = samples.pixels[part], patches_of(self.detector)
+        changed = changed_patches(pixels, reals, samples.masks[part], samples.masked[part], grid)
+        gold = transplanted(self.detector, pixels, reals, changed, self.settings.batch_size)
         maps = {spec: raw[part] for spec, raw in {**self.maps, **self.controls}.items()}
         self._add({AGREEMENT: transplant_agreement(gold, changed, maps)}, part)
 

@@ -103,7 +103,9 @@ def _batch_maps(detector: LoadedDetector, plan: SweepPlan, pixels: Tensor, targe
             map_size=detector.model.patch_grid(side, side) or (side, side),  # `resized` brings them to image size
         )
     return {
-        MapSpec(method, layer, site): maps.raw.float().cpu()
+        MapSpec(method, layer, site): torch.where(maps.empty[:, None, None], torch.zeros_like(maps.raw), maps.raw)
+        .float()
+        .cpu()
         for method in plan.methods
         for site in sites_of(method, plan.sites)
         for layer, maps in captured.maps(method, site, detector.gradcam.pp_epsilon).items()

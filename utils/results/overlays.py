@@ -187,6 +187,7 @@ class LayerImage(NamedTuple):
     signed: np.ndarray  # (h, w) float32, before ReLU
     empty: bool  # no patch stands out in `raw`, as the engine decided
     drawn_empty: bool  # `overlay` is the plain image
+    artefact: bool = False  # `empty` because all of it is what is left of sums that are zero
 
 
 def layer_images(
@@ -195,7 +196,7 @@ def layer_images(
     """Overlays of a batch, drawn where the maps are: one list of layers per image.
 
     `images`: (B, 3, H, W) uint8 RGB on the maps' device. `signed` draws the evidence on both sides of zero; then only
-    a map that is zero everywhere is drawn empty.
+    a map that is zero everywhere, or an artefact, is drawn empty.
     """
     per_layer = [_layer_images(name, images, maps, colormap, signed) for name, maps in layers.items()]
     return [list(of_image) for of_image in zip(*per_layer)]
@@ -205,13 +206,14 @@ def _layer_images(name: str, images: Tensor, maps: LayerMaps, colormap: str, sig
     """One layer's overlay of every image of the batch."""
     if signed:
         shares = scaled(maps.signed, (images.shape[2], images.shape[3]))
+        shares[maps.artefact] = 0
         drawn, drawn_empty = signed_overlay(images, shares), ~shares.flatten(1).any(dim=1)
     else:
         drawn, drawn_empty = overlay(images, maps.normalised, maps.empty, colormap), maps.empty
     raw, signed_maps = maps.raw.float().cpu().numpy(), maps.signed.float().cpu().numpy()
     return map(
         LayerImage, itertools.repeat(name), drawn.cpu().numpy(), raw, signed_maps, maps.empty.tolist(),
-        drawn_empty.tolist(),
+        drawn_empty.tolist(), maps.artefact.tolist(),
     )  # fmt: skip
 
 

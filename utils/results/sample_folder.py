@@ -9,7 +9,7 @@ import functools
 import json
 import re
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Mapping, NamedTuple, Sequence
 
@@ -39,18 +39,29 @@ class LayerFacts(NamedTuple):
     signed_extreme: float  # largest magnitude of the signed map
     empty: bool  # no patch stands out in the raw map: there is nothing to weigh
     drawn_empty: bool  # the overlay is the plain image: there is nothing to show
+    artefact: bool = False  # empty because all of it is what rounding and LayerNorm's ε leave of sums that are zero
 
     @classmethod
     def of(cls, layer: LayerImage) -> LayerFacts:
         """Of a map that was just drawn."""
         raw, extreme = layer.raw, float(np.abs(layer.signed).max())
-        return cls(layer.name, float(raw.min()), float(raw.max()), extreme, layer.empty, layer.drawn_empty)
+        return cls(
+            layer.name, float(raw.min()), float(raw.max()), extreme, layer.empty, layer.drawn_empty, layer.artefact
+        )
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> LayerFacts:
         """From `_asdict()`, as `Sample.to_json` writes it."""
         low, high, extreme = (float(values[key]) for key in ("raw_minimum", "raw_maximum", "signed_extreme"))
-        return cls(str(values["name"]), low, high, extreme, bool(values["empty"]), bool(values["drawn_empty"]))
+        empty, drawn_empty = (bool(values[key]) for key in ("empty", "drawn_empty"))
+        return cls(str(values["name"]), low, high, extreme, empty, drawn_empty, bool(values.get("artefact", False)))
+
+
+class CompletenessFacts(NamedTuple):
+    """Whether a layer's shares add up to this image's score, see `utils.cam.completeness.Completeness`."""
+
+    error: float
+    bias_share: float
 
 
 @dataclass(frozen=True)
@@ -77,6 +88,7 @@ class Sample:
     weights: str
     layers: list[LayerFacts]
     original: Box | None  # where the comparison shows the original
+    completeness: dict[str, CompletenessFacts] = field(default_factory=dict)  # by layer, where it was tested
     folder: Path = Path()
     comparison: str = ""
     lost: str = ""
@@ -110,6 +122,10 @@ class Sample:
             weights=weights,
             layers=[LayerFacts.of(layer) for layer in layers],
             original=original_box(layers[0].overlay.shape[:2], 1 + len(layers), weights == RANDOM_WEIGHTS),
+            completeness={
+                name: CompletenessFacts(float(tested.error[i]), float(tested.bias_share[i]))
+                for name, tested in explanation.completeness.items()
+            },
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -134,6 +150,7 @@ class Sample:
             "weights": self.weights,
             "layers": [layer._asdict() for layer in self.layers],
             "original": self.original._asdict() if self.original else None,
+            "completeness": {name: tested._asdict() for name, tested in self.completeness.items()},
         }
 
     @classmethod
@@ -155,6 +172,10 @@ class Sample:
             weights=str(values["weights"]),
             layers=[LayerFacts.from_json(layer) for layer in values["layers"]],
             original=Box(**values["original"]),
+            completeness={
+                str(name): CompletenessFacts(float(tested["error"]), float(tested["bias_share"]))
+                for name, tested in values.get("completeness", {}).items()
+            },
         )
 
     @classmethod
@@ -214,6 +235,10 @@ def metadata_text(sample: Sample) -> str:
         f"Backward: {sample.backward}",
         f"Weights: {printable(sample.weights)}",
         *(f"Layer {layer.name}: {_map_text(layer)}" for layer in sample.layers),
+        *(
+            f"Completeness {name}: error {tested.error:.3g}, share of the biases {tested.bias_share:.3g}"
+            for name, tested in sample.completeness.items()
+        ),
     ]
     return "\n".join(lines) + "\n"
 
@@ -223,6 +248,11 @@ def _label_text(label: int) -> str:
 
 
 def _map_text(layer: LayerFacts) -> str:
+    if layer.artefact:
+        return (
+            f"empty map: an artefact, raw maximum {layer.raw_maximum:.6g} is what rounding and LayerNorm's epsilon"
+            " leave of a sum that is 0; the balanced backward pass shows what the block contributes"
+        )
     if layer.drawn_empty:
         return "empty map: no patch speaks for the target"
     if layer.empty:

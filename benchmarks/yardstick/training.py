@@ -1,4 +1,4 @@
-"""Train the towers `trial` (masks and labels) and `scratch` (image labels alone) on the second forger's pairs.
+"""Train the towers `trial` (masks and labels), `scratch` and `early` (image labels alone) on the second forger's pairs.
 
     python -m benchmarks.yardstick.training --tower scratch --output runs/yardstick
 
@@ -27,12 +27,13 @@ from detectors.clip_detector_gradcam import CLIPDetectorWithGradCAM
 from examples.train_demo_detector import ForgedPatchLoss, start_from_frequencies
 from utils.files import TRAINING_FOLDER
 
-TOWERS = ("trial", "scratch")
-SEED = {"trial": 21, "scratch": 22}
-STEPS = {"trial": 150, "scratch": 300}
+TOWERS = ("trial", "scratch", "early")
+SEED = {"trial": 21, "scratch": 22, "early": 24}
+STEPS = {"trial": 150, "scratch": 300, "early": 220}
 PAIRS = 16  # of a batch
 VIDEOS = 400
 PATCH_LOSS = 2.0
+EARLY_BLOCK = 2  # whose CLS token `early` has to know the label already
 
 
 def config(weights: Path | None = None) -> dict[str, Any]:
@@ -53,6 +54,23 @@ def batch(pairs: list[Pair]) -> tuple[Tensor, Tensor, Tensor]:
     return images, torch.tensor([0, 1] * len(pairs)), F.avg_pool2d(masks[:, None].float() / 255.0, 16)[:, 0]
 
 
+class EarlyLoss(nn.Module):
+    """Asks the CLS token for the image's label long before the last block (deep supervision). Used in training only."""
+
+    def __init__(self, tower: nn.Module) -> None:
+        super().__init__()
+        self.reader = nn.Sequential(nn.LayerNorm(128), nn.Linear(128, 2))
+        self._cls: list[Tensor] = []
+        tower.get_submodule(f"encoder.layers.{EARLY_BLOCK}").register_forward_hook(self._keep)
+
+    def _keep(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        if module.training:
+            self._cls.append((output[0] if isinstance(output, tuple) else output)[:, 0])
+
+    def forward(self, label: Tensor) -> Tensor:
+        return F.cross_entropy(self.reader(self._cls.pop()), label)
+
+
 @torch.no_grad()
 def auc(model: nn.Module, pairs: list[Pair]) -> float:
     model.eval()
@@ -71,7 +89,9 @@ def train(tower: str, output: Path) -> Path:
     pairs = [forge(photo, rng) for photo in drawn[:PAIRS]]
     start_from_frequencies(model.backbone.embeddings.patch_embedding, batch(pairs)[0])
     patch_loss = ForgedPatchLoss(model.backbone, (1, 2, 3, 4), 128)
-    optimiser = torch.optim.AdamW([*model.parameters(), *patch_loss.parameters()], lr=1e-3, weight_decay=0.05)
+    early_loss = EarlyLoss(model.backbone)
+    trained = [*model.parameters(), *patch_loss.parameters(), *early_loss.parameters()]
+    optimiser = torch.optim.AdamW(trained, lr=1e-3, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=1e-3, total_steps=STEPS[tower], pct_start=0.15)
     started = time.monotonic()
     for step in range(1, STEPS[tower] + 1):
@@ -80,9 +100,11 @@ def train(tower: str, output: Path) -> Path:
         if rng.random() < 0.5:
             images, share = images.flip(3), share.flip(2)
         loss = F.cross_entropy(model({"image": images})["cls"], label)
-        patches = patch_loss(share)
+        patches, early = patch_loss(share), early_loss(label)
         if tower == "trial":
             loss = loss + PATCH_LOSS * patches
+        elif tower == "early":
+            loss = loss + early
         optimiser.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)

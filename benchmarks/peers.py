@@ -1,7 +1,7 @@
 """Whose maps find the forgery? Ours beside torchcam's and pytorch-grad-cam's: same tower, layers and images.
 
     python examples/make_demo_data.py --output data/held_out --seed 11 --split test
-    python benchmarks/faithfulness.py --data data/held_out [--frames 100]
+    python benchmarks/peers.py --data data/held_out [--frames 100]
 
 Every library gives maps of the logit "fake" for the same detected fakes, at what each encoder block reads: its
 `layer_norm1`, and the residual stream, which peers reach as the output of the module before. Their maps are judged as

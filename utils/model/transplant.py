@@ -72,4 +72,4 @@ def explain_by_transplant(
     for layer, sign in zip(explained_names([INPUT], target), signs):
         signed = worth * (sign if isinstance(sign, float) else sign.float().unsqueeze(2))
         maps[layer] = LayerMaps.of(signed, signed.relu(), size)
-    return Explanation(prediction, names, maps, TRANSPLANT, PIXELS, backward="none")
+    return Explanation(prediction, names, maps, TRANSPLANT, PIXELS, backward="none", completeness={})

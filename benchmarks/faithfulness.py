@@ -33,7 +33,7 @@ def measured(case: Case, causal: int, output: Path) -> dict[str, Any]:
     maps: Maps = {**yardstick.controls(), **all_maps(case), **secant_maps(case)}
     if case.name != "probe":  # there it takes an hour
         maps.update(integrated_gradients(case))
-    columns: dict[str, Columns] = {name: yardstick.measure(raw) for name, raw in maps.items()}
+    columns: dict[str, Columns] = {name: yardstick.measure(name, raw) for name, raw in maps.items()}
     bootstrap = VideoBootstrap(case.videos, SEED, resamples=2000)
     names = list(columns)
     figures: dict[str, Any] = {name: {} for name in names}

@@ -40,7 +40,7 @@ class Yardstick:
         self._known: dict[tuple[int, tuple[int, ...]], float] = {}  # margin of image i with these patches cut
 
     def controls(self) -> Maps:
-        """A random map, a centred blob, the mask, and transplant itself (zero where it was not computed)."""
+        """A random map, a centred blob, the mask, and transplant itself (empty where it was not computed)."""
         count, side = len(self.case.fakes), self.case.fakes.shape[-1]
         blob = F.interpolate(gaussian_map((side, side))[None, None], size=self.grid, mode="area")[0]
         gold = torch.zeros(count, *self.grid)
@@ -52,8 +52,8 @@ class Yardstick:
             "transplant": gold,
         }
 
-    def measure(self, raw: Tensor) -> Columns:
-        """All measures of the maps (N, h, w); NaN where an image has none.
+    def measure(self, name: str, raw: Tensor) -> Columns:
+        """All measures of the maps (N, h, w) of that name; NaN where an image has none.
 
         pointing: the centre of the hottest patch lies in the mask, 0 for an empty map. energy: the map's share in the
         mask, as it is drawn. cut: as many of the hottest patches as are forged get the pixels of the real frame; the
@@ -68,6 +68,9 @@ class Yardstick:
         agreement[self.causal] = transplant_agreement(self.gold, self.changed, {spec: raw[self.causal]})[spec]
         pointing = self.points(raw).double().numpy()
         energy = energy_in_mask(drawn, case.masks).double().numpy()
+        if name == "transplant":
+            elsewhere = ~np.isin(np.arange(count), self.causal.numpy())
+            pointing[elsewhere], energy[elsewhere] = np.nan, np.nan
         return {"pointing": pointing, "energy": energy, "cut": cut, "transplant": agreement}
 
     def points(self, raw: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""A second forger, so that the towers don't all read one trace; its images lie in DeepfakeBench's layout.
+"""A second forger, so that the towers don't all read one trace.
 
 A part of the face is replaced by itself: softened by resampling, tinted, without the camera's noise, and with the
 grid that a decoder's upsampling leaves. Nothing else tells real from fake, and the place is known.
@@ -6,13 +6,11 @@ grid that a decoder's upsampling leaves. Nothing else tells real from fake, and 
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Iterator, NamedTuple
 
 import cv2
 import numpy as np
 
-from examples.make_demo_data import write_image
 from examples.synthetic_camera import (
     RESOLUTION,
     Camera,
@@ -30,7 +28,6 @@ from examples.synthetic_faces import draw_head, skin_colour
 from examples.synthetic_forgeries import forged_mask
 from examples.synthetic_shapes import Array, random_features
 
-REAL, FAKE = "trial_Real", "trial_Fake"
 FRAMES = 2  # of each video
 
 
@@ -38,7 +35,7 @@ class Photo(NamedTuple):
     """What the camera saw, before its sensor: (224, 224, 3) float32 in 0..255, and the landmarks (81, 2) in pixels."""
 
     video: str
-    index: int
+    number: int
     image: Array
     landmarks: Array
     camera: Camera
@@ -95,13 +92,3 @@ def _grid() -> Array:
     """A grid of two pixels a mesh, (224, 224) in -1..1."""
     wave = np.cos(np.pi * np.arange(RESOLUTION))
     return (0.5 * (wave[:, None] + wave)).astype(np.float32)
-
-
-def write_pairs(output: Path, videos: int, seed: int) -> None:
-    """A test set under `output`, beside the dataset JSON `trial`."""
-    for photo in photos("test", videos, seed):
-        pair = forge(photo, np.random.default_rng([seed, 9, int(photo.video[-4:]), photo.index]))
-        name = f"{photo.video}/{photo.index:03d}.png"
-        write_image(output / REAL / "frames" / name, pair.real)
-        write_image(output / FAKE / "frames" / name, pair.fake)
-        write_image(output / FAKE / "masks" / name, pair.mask)

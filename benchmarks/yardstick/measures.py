@@ -40,7 +40,7 @@ class Yardstick:
         self._known: dict[tuple[int, tuple[int, ...]], float] = {}  # margin of image i with these patches cut
 
     def controls(self) -> Maps:
-        """A random map, a centred blob, the mask, and transplant itself (empty where it was not computed)."""
+        """A random map, a centred blob, the mask, and transplant itself."""
         count, side = len(self.case.fakes), self.case.fakes.shape[-1]
         blob = F.interpolate(gaussian_map((side, side))[None, None], size=self.grid, mode="area")[0]
         gold = torch.zeros(count, *self.grid)
@@ -68,9 +68,8 @@ class Yardstick:
         agreement[self.causal] = transplant_agreement(self.gold, self.changed, {spec: raw[self.causal]})[spec]
         pointing = self.points(raw).double().numpy()
         energy = energy_in_mask(drawn, case.masks).double().numpy()
-        if name == "transplant":
-            elsewhere = ~np.isin(np.arange(count), self.causal.numpy())
-            pointing[elsewhere], energy[elsewhere] = np.nan, np.nan
+        if name == "transplant":  # it is 0 outside the forged patches, where it was not computed
+            pointing, energy = np.full(count, np.nan), np.full(count, np.nan)
         return {"pointing": pointing, "energy": energy, "cut": cut, "transplant": agreement}
 
     def points(self, raw: Tensor) -> Tensor:

@@ -66,11 +66,12 @@ def test_masks_and_clicks_of_other_places(tmp_path: Path) -> None:
 def test_what_cannot_be_used_is_refused_before_anything_is_written(commands: CommandServer, tmp_path: Path) -> None:
     tree, out = evidence_tree(tmp_path / "tree", None, 2), tmp_path / "run"
     (tmp_path / "bad.csv").write_text('video,clicks\n000,"{1}"\n')
-    for flags, said in (
+    refusals: list[tuple[list[str | Path], str]] = [
         (["--evaluate_explanations", "--clicks", tmp_path / "bad.csv"], "line 2: the clicks are no JSON"),
         (["--evaluate_explanations", "--masks", tmp_path / "nowhere"], "no such folder"),
         (["--masks", tmp_path], "--masks needs --evaluate_explanations: give both"),
-    ):
+    ]
+    for flags, said in refusals:
         done = commands.run(SCRIPT, *tree.arguments(*flags, "--gradcam_output_dir", out), cwd=tmp_path)
         assert done.code == 2 and said in done.err and len(done.err.splitlines()) == 1, done.err
     assert not out.exists()

@@ -64,12 +64,10 @@ def explain_by_transplant(
         worth = transplant_maps(margins, images, other, patches or CELLS, max(LEAST_BATCH, 2 * len(images)))
     refuse_non_finite(torch.isfinite(worth).flatten(1).all(dim=1), "the transplant map")
     if wants_both(target):
-        names, signs = ["both"] * len(images), [1.0, -1.0]
+        names, signed = ["both"] * len(images), [worth, -worth]
     else:
         weights, names = score_weights(logits, target, label)
-        signs = [weights[:, 1:].sign() * 2 - 1]  # fake and margin weigh the logit of fake by 1, real by 0
-    maps = {}
-    for layer, sign in zip(explained_names([INPUT], target), signs):
-        signed = worth * (sign if isinstance(sign, float) else sign.float().unsqueeze(2))
-        maps[layer] = LayerMaps.of(signed, signed.relu(), size)
+        sign = 2.0 * (weights[:, 1] > 0).float() - 1.0  # fake and margin weigh the logit of fake, real does not
+        signed = [worth * sign.view(-1, 1, 1)]
+    maps = {layer: LayerMaps.of(one, one.relu(), size) for layer, one in zip(explained_names([INPUT], target), signed)}
     return Explanation(prediction, names, maps, TRANSPLANT, PIXELS, backward="none", completeness={})

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -59,15 +60,21 @@ def about(case: Case) -> dict[str, Any]:
 
 
 def table(results: dict[str, Any], measure: str) -> list[str]:
-    """Markdown: a row a map, best first by its mean over the detectors."""
+    """Markdown: a row a map, best first by its mean over the detectors that it was measured on."""
     towers = list(results)
-    names = list(results[towers[0]]["maps"])
+    rows: dict[str, dict[str, list[float]]] = {}  # map → detector → mean and interval
+    for tower in towers:
+        for name, figures in results[tower]["maps"].items():
+            if math.isfinite(figures[measure][0]):
+                rows.setdefault(name, {})[tower] = figures[measure]
 
     def cell(name: str, tower: str) -> str:
-        mean, low, high = results[tower]["maps"][name][measure]
-        return "–" if mean != mean else f"{mean:.2f} [{low:.2f}, {high:.2f}]"
+        if tower not in rows[name]:
+            return "–"
+        mean, low, high = rows[name][tower]
+        return f"{mean:.2f} [{low:.2f}, {high:.2f}]"
 
-    order = sorted(names, key=lambda name: -np.nanmean([results[tower]["maps"][name][measure][0] for tower in towers]))
+    order = sorted(rows, key=lambda name: -float(np.mean([figure[0] for figure in rows[name].values()])))
     lines = [f"| {measure} | {' | '.join(towers)} |", "|---|" + "---|" * len(towers)]
     return lines + [f"| {name} | {' | '.join(cell(name, tower) for tower in towers)} |" for name in order]
 

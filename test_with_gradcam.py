@@ -78,6 +78,8 @@ def parser() -> OneLineParser:
     measured.add_argument(
         "--write_config", metavar="YAML", help="write the best map of the sweep as a config that runs"
     )
+    measured.add_argument("--masks", type=Path, metavar="FOLDER", help="masks in a folder of any layout")
+    measured.add_argument("--clicks", type=Path, metavar="CSV", help="where people saw the forgery, as in ExDDV")
     return p
 
 
@@ -189,14 +191,16 @@ def run_options(args: argparse.Namespace, output_dir: Path, command: list[str]) 
 def explanation_options(args: argparse.Namespace) -> ExplanationOptions | None:
     """None without --evaluate_explanations. Raises InputError for flags that need it."""
     if not args.evaluate_explanations:
-        for flag in ("explanation_samples", "sweep", "write_config"):
+        for flag in ("explanation_samples", "sweep", "write_config", "masks", "clicks"):
             if getattr(args, flag):
                 raise InputError(f"--{flag} needs --evaluate_explanations: give both")
         return None
     path = Path(args.write_config) if args.write_config else None
     if path is not None and (path.suffix not in (".yaml", ".yml") or not path.absolute().parent.is_dir()):
         raise InputError(f"--write_config {args.write_config!r}: give a .yaml file in a folder that is there")
-    return ExplanationOptions(args.explanation_samples or DEFAULT_SAMPLES, args.sweep, args.gradcam_layers, path)
+    return ExplanationOptions(
+        args.explanation_samples or DEFAULT_SAMPLES, args.sweep, args.gradcam_layers, path, args.masks, args.clicks
+    )
 
 
 def list_layers(settings: DetectorSettings) -> None:

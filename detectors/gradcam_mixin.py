@@ -17,6 +17,7 @@ from utils.cam.methods import sites_of
 from utils.cam.spatial_layers import SpatialLayer, last_spatial_layer
 from utils.cam.targets import Target
 from utils.cam.towers import Grid, family_of, unwrapped
+from utils.cam.transplant import INPUT, TRANSPLANT
 from utils.choice.candidates import AUTO, Candidate, Named, cnn_layers, shortlist
 from utils.choice.choosing import DEFAULT_IMAGES, TriedDetector, choose_map, in_batches, trial_images
 from utils.choice.verdict import Choice
@@ -24,6 +25,7 @@ from utils.errors import InputError
 from utils.gradcam import Capture, Explanation, capture, check_images, explain_tower
 from utils.model.config_values import Section
 from utils.model.gradcam_settings import GradCAMSettings, gradcam_settings
+from utils.model.transplant import explain_by_transplant
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -105,7 +107,12 @@ class GradCAMMixin(nn.Module):
         return block_names(self.explained_tower)[-1:] or [self.find_default_layer().name]
 
     def gradcam_layers(self) -> list[str]:
-        """The layers explained where a call names none: the config's, the chosen one, or the tower's last block."""
+        """The layers explained where a call names none: the config's, the chosen one, or the tower's last block.
+
+        "input" alone for method "transplant", which reads no layer.
+        """
+        if self.gradcam.method == TRANSPLANT:
+            return [INPUT]
         return list(self.drawn_settings().layers or self.default_layers())
 
     def drawn_settings(self) -> GradCAMSettings:
@@ -126,7 +133,7 @@ class GradCAMMixin(nn.Module):
     def gradcam_named(self) -> list[Candidate]:
         """The config's map of each layer; none where it leaves a choice."""
         settings = self.gradcam
-        if settings.chooses:
+        if settings.chooses or settings.method == TRANSPLANT:
             return []
         (site,) = sites_of(settings.method, [settings.site])
         return [Candidate(settings.method, layer, site, settings.backward) for layer in self.gradcam_layers()]
@@ -203,11 +210,13 @@ class GradCAMMixin(nn.Module):
 
         Args:
             data_dict: `image` (B, 3, H, W) floating point, normalised, on the model's device; for target "label" also
-                `label` (B,).
+                `label` (B,); for method "transplant" also `reference`, as `image`: the real frames that the images
+                were made from, blurred copies where it is not given.
             layers: module names relative to the tower; a block's name means what the block reads, at `site`; "fused"
                 means the mean of the other layers' normalised maps, "sum" the sum of the raw maps of all blocks.
             method: one of `utils.cam.methods.METHOD_NAMES`, or "auto": the map that `calibrate_gradcam` has chosen or,
-                before that, the first of `gradcam_candidates`.
+                before that, the first of `gradcam_candidates`; or "transplant": two forward passes for each patch and
+                no backward pass, one map of the layer "input" whatever `layers` and `site` say.
             target: one of `utils.cam.targets.TARGETS`, the name of a class, or one entry per image (such a name, or 0
                 real / 1 fake). "both"
                 makes two passes and gives every layer twice, as `<layer>_fake` and `<layer>_real`.
@@ -222,7 +231,21 @@ class GradCAMMixin(nn.Module):
             InputError: an unusable argument, or a layer that cannot be explained (LayerError); the model is untouched.
             NonFiniteMapError: NaN or infinity in the maps or logits of some images.
         """
-        image, settings = _image(data_dict), self._settings_for(layers, method)
+        image = _image(data_dict)
+        if (method or self.gradcam.method) == TRANSPLANT:
+            check_images(image, IMAGE)
+            return explain_by_transplant(
+                self,
+                image,
+                data_dict.get("reference"),
+                lambda images: self.evaluated({"image": images}),
+                target=self.gradcam.target if target is None else target,
+                label=data_dict.get("label"),
+                patches=self.patch_grid(image.shape[2], image.shape[3]),
+                what=IMAGE,
+                head=self.head_reader,
+            )
+        settings = self._settings_for(layers, method)
         return explain_tower(
             self,
             self.explained_tower,

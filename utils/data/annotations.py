@@ -22,12 +22,17 @@ MAX_COORDINATE = 10 * MAX_SIDE  # far beyond the border of any image
 def read_mask(frame_path: str, size: int) -> np.ndarray | None:
     """The forged region of a frame: uint8 (size, size), 1 forged and 0 not, resized to the nearest pixel.
 
-    None where there is no mask file. A pixel is forged where its brightest channel is above 127, or, in a file that
-    holds nothing above 1, where it is 1. Raises UnreadableImage where the file is there and is no image.
+    None where there is no mask file beside it. Raises UnreadableImage where the file is there and is no image.
     """
     path = mask_path(frame_path)
-    if not is_there(path):
-        return None
+    return read_mask_file(path, size) if is_there(path) else None
+
+
+def read_mask_file(path: str, size: int) -> np.ndarray:
+    """As `read_mask`, from the mask's own path.
+
+    A pixel is forged where its brightest channel is above 127, or, in a file that holds nothing above 1, where it is 1.
+    """
     grey = decode_image(read_bytes(path), None).max(axis=2)  # some masks of FaceForensics++ are coloured
     forged = (grey > (127 if grey.max() > 1 else 0)).astype(np.uint8)
     return cv2.resize(forged, (size, size), interpolation=cv2.INTER_NEAREST)

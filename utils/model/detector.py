@@ -12,6 +12,7 @@ from torch import Tensor
 from utils.cam.heads import HeadReader
 from utils.cam.maps import NonFiniteMapError
 from utils.cam.targets import Target
+from utils.cam.transplant import TRANSPLANT
 from utils.data.frames import Frame
 from utils.errors import InputError, did_you_mean
 from utils.gradcam import Explanation
@@ -128,12 +129,16 @@ class LoadedDetector(NamedTuple):
         label: Tensor | None = None,
         target: Target | None = None,
         frames: Sequence[Frame] | None = None,
+        reference: Tensor | None = None,
     ) -> Explanation:
         """uint8 images → logits and maps from one forward pass. Errors as `GradCAMMixin.explain`.
 
-        `label` (B,) is for target "label"; `target` None means the configured one. `frames` as for `predict`.
+        `label` (B,) is for target "label"; `target` None means the configured one. `frames` as for `predict`;
+        `reference`, uint8 as `pixels`, is for method "transplant".
         """
         data = self.inputs(self.normalised(pixels), frames)
+        if reference is not None:
+            data["reference"] = self.normalised(reference)
         if label is not None:
             data["label"] = label.to(self.device)
         with self.autocast(), nothing_collected(self.model):
@@ -145,6 +150,7 @@ class LoadedDetector(NamedTuple):
         label: Tensor | None,
         target: Sequence[str | int],
         frames: Sequence[Frame] | None = None,
+        reference: Tensor | None = None,
     ) -> tuple[Explanation | None, list[int]]:
         """As `explain`, but images whose maps are not finite are left out; returns the positions that were kept."""
         kept = list(range(len(pixels)))
@@ -152,7 +158,8 @@ class LoadedDetector(NamedTuple):
             try:
                 labels = None if label is None else label[kept]
                 some = None if frames is None else [frames[i] for i in kept]
-                return self.explain(pixels[kept], labels, [target[i] for i in kept], some), kept
+                references = None if reference is None else reference[kept]
+                return self.explain(pixels[kept], labels, [target[i] for i in kept], some, references), kept
             except NonFiniteMapError as error:
                 kept = [position for i, position in enumerate(kept) if i not in error.samples]
         return None, []
@@ -209,7 +216,12 @@ class LoadedDetector(NamedTuple):
             ) from error
 
     def dry_run(self) -> None:
-        """Explain one image of noise, so that an unusable layer is refused before hours of evaluation."""
+        """Explain one image of noise, so that an unusable layer is refused before hours of evaluation.
+
+        Not by transplant, which reads no layer and takes hundreds of passes an image.
+        """
+        if self.gradcam.method == TRANSPLANT:
+            return
         self.explain_finite(self._noise(1), None, ["margin"])
 
     def compiled(self, batch_size: int) -> LoadedDetector:

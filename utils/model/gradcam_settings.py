@@ -10,12 +10,13 @@ from utils.cam.heads import named_classes
 from utils.cam.layers import SITES
 from utils.cam.methods import DEFAULT_EPSILON, METHOD_NAMES
 from utils.cam.targets import TARGETS
+from utils.cam.transplant import TRANSPLANT
 from utils.choice.candidates import AUTO, Candidate, Named, site_of
 from utils.errors import InputError, did_you_mean
 from utils.model.config_values import Section
 
 BACKWARD_CHOICES = (AUTO, *BACKWARDS)
-METHOD_CHOICES = (AUTO, *METHOD_NAMES)
+METHOD_CHOICES = (AUTO, *METHOD_NAMES, TRANSPLANT)
 SITE_CHOICES = (AUTO, *SITES)
 COLORMAPS = ("jet", "turbo", "viridis", "magma")
 

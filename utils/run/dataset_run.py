@@ -14,9 +14,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from utils.cam.transplant import CELLS, TRANSPLANT
 from utils.data.frames import Batch, Frame, frame_loader
 from utils.data.gaps import forgery_gaps, is_absent, write_gaps
 from utils.errors import RunError
+from utils.explanation_metrics.samples import RealCounterparts
 from utils.model.config import RunSettings
 from utils.model.detector import LoadedDetector
 from utils.model.map_trials import MapChecker
@@ -82,21 +84,50 @@ class DatasetRun:
             return self._finish_dataset(HeatmapCounts())
         with SampleWriter(options.image_format, options.save_raw) as writer:
             detector = self.context.detector
-            checker = MapChecker(detector, self.context.settings.batch_size) if options.checks_maps else None
-            explainer = Explainer(detector, self.resume, self.folder, writer, self.context.predict, checker)
+            counterparts = self._counterparts()
+            checker = (
+                MapChecker(detector, self.context.settings.batch_size)
+                if options.checks_maps and counterparts is None
+                else None
+            )
+            explainer = Explainer(
+                detector, self.resume, self.folder, writer, self.context.predict, checker, counterparts
+            )
             if explains_every_frame(self.context.settings, options):
+                if counterparts is not None and self.processes.first:
+                    self._say_cost(self.frames, counterparts)
                 self.predict_all(explainer)
                 chosen = self.predictions.choose(None, False, "first", 0)
             else:
                 self.predict_all()
                 count, seed = gradcam.samples or MOST_MISTAKES, self.context.settings.seed
                 chosen = self.predictions.choose(count, not options.save_all, options.select, seed)
+                if counterparts is not None and self.processes.first:
+                    self._say_cost([self.frames[index] for index in chosen], counterparts)
                 self.explain_chosen(chosen, explainer)
         if self.processes.first:
             for index in chosen:
                 if index in self.resume.whole:
                     explainer.counts.add_sample(self.resume.whole[index])
         return self._finish_dataset(HeatmapCounts.merged(self.processes.all_gather(explainer.counts)))
+
+    def _counterparts(self) -> RealCounterparts | None:
+        """What method transplant compares images with; None for other methods."""
+        settings = self.context.settings
+        if settings.detector.gradcam.method != TRANSPLANT:
+            return None
+        return RealCounterparts(self.frames[0].dataset, settings.data)
+
+    def _say_cost(self, frames: Sequence[Frame], counterparts: RealCounterparts) -> None:
+        """Transplant takes hundreds of passes an image: how many, before they begin."""
+        side = self.context.settings.detector.resolution
+        rows, columns = self.context.detector.model.patch_grid(side, side) or CELLS
+        paired = sum(counterparts.path(frame) is not None for frame in frames)
+        print(
+            f"{self.frames[0].dataset}: transplant takes up to {2 * rows * columns} forward passes for each of"
+            f" {len(frames)} images; {paired} are compared with the real frame that they were made from,"
+            f" {len(frames) - paired} with a blurred copy"
+        )
 
     def predict_all(self, explainer: Explainer | None = None) -> None:
         """Predict every frame at full speed or, with an explainer, write its maps from the same forward pass."""

@@ -15,6 +15,7 @@ from utils.data.readers import read_dataset
 from utils.errors import InputError, RunError
 from utils.explanation_metrics.evaluate import check_options
 from utils.explanation_metrics.output import evaluate_explanations
+from utils.explanation_metrics.samples import find_evidence
 from utils.files import write_json
 from utils.model.config import RunSettings
 from utils.model.detector import LoadedDetector, find_device, load_detector, print_default_layer
@@ -46,6 +47,9 @@ def run(settings: RunSettings, options: RunOptions) -> None:
     message = f"interrupted; go on with: {resume_command(options.command[1:])}"
     with Processes.start() as processes, SignalGuard(message, quiet=not processes.first) as guard:
         datasets = {name: read_dataset(name, settings.data) for name in dict.fromkeys(settings.datasets)}
+        if options.explanations is not None:  # what it cannot use is refused now
+            given = options.explanations
+            find_evidence(given.masks, given.clicks, [frame for frames in datasets.values() for frame in frames])
         if processes.first:
             _tell_of_absent_folders(datasets)
             for name in settings.data.folders:

@@ -12,6 +12,7 @@ from torch import Tensor
 from utils.choice.check import MapCheck
 from utils.data.frames import Batch, Frame
 from utils.data.stamps import Stamp
+from utils.explanation_metrics.samples import RealCounterparts
 from utils.gradcam import Explanation
 from utils.model.detector import LoadedDetector
 from utils.model.map_trials import MapChecker
@@ -33,7 +34,10 @@ class _Part(NamedTuple):
 
 
 class Explainer:
-    """Explains batches of one dataset. Samples that an earlier, killed run has left whole are not written again."""
+    """Explains batches of one dataset. Samples that an earlier, killed run has left whole are not written again.
+
+    `counterparts`: what method transplant compares images with; None for other methods.
+    """
 
     def __init__(
         self,
@@ -43,6 +47,7 @@ class Explainer:
         writer: SampleWriter,
         predict: Callable[[Tensor, Sequence[Frame]], tuple[Tensor, Tensor]],
         checker: MapChecker | None = None,
+        counterparts: RealCounterparts | None = None,
     ) -> None:
         self.detector = detector
         self.gradcam = detector.gradcam
@@ -52,6 +57,7 @@ class Explainer:
         self.writer = writer
         self.predict = predict
         self.checker = checker
+        self.counterparts = counterparts
         self.counts = HeatmapCounts()
         self._halving = Halving("explaining")
 
@@ -86,7 +92,8 @@ class Explainer:
         self, frames: Sequence[Frame], pixels: Tensor, targets: Sequence[str | int], stamps: Mapping[int, Stamp]
     ) -> _Part:
         label = torch.tensor([frame.label for frame in frames])
-        explanation, kept = self.detector.explain_finite(pixels, label, targets, frames)
+        reference = None if self.counterparts is None else self.counterparts.references(frames, pixels)
+        explanation, kept = self.detector.explain_finite(pixels, label, targets, frames, reference)
         if explanation is None:
             return _Part(frames, pixels, None, [])
         on_device = pixels[kept].to(self.detector.device)

@@ -1,7 +1,7 @@
 """`<name>_gradcam` for any detector that the host registers: its class with heatmaps, made on the fly.
 
 Losses, metrics and the forward pass are the host's own. In evaluation the detector is given what the host's
-data set would give it beside the image (`utils.model.host_inputs`), and "prob" is the softmax of its logits where it
+data set would give it beside the image (`utils.model.host.inputs`), and "prob" is the softmax of its logits where it
 returns none.
 """
 
@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from utils.cam.spatial_layers import SpatialLayer
 from utils.cam.towers import find_tower
 from utils.errors import InputError
-from utils.model.absent_weights import no_pretrained_weights
 from utils.model.backbone_config import backbone_config
-from utils.model.host_device import batch_of_one_kept, cuda_means
-from utils.model.host_inputs import HostInputs
+from utils.model.host.absent_weights import no_pretrained_weights
+from utils.model.host.device import batch_of_one_kept, cuda_means
+from utils.model.host.inputs import HostInputs
 
 from .gradcam_mixin import GradCAMMixin
 

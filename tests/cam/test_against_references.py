@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from detectors.clip_detector_gradcam import CLIPDetectorWithGradCAM
-from tests.helpers import reference_clip as reference
 from tests.helpers.detectors import ARCHITECTURE, BLOCKS, PATCH, PIXELS, images, tiny_detector
-from tests.helpers.method_references import TOKEN_REFERENCES, grad_cam_pp_of_the_paper
+from tests.helpers.references import reference_clip as reference
+from tests.helpers.references.method_references import TOKEN_REFERENCES, grad_cam_pp_of_the_paper
 
 GRID = (PIXELS // PATCH, PIXELS // PATCH)
 DEEP = ("encoder.layers.1.mlp.fc2", "encoder.layers.2.self_attn.v_proj", "encoder.layers.0.layer_norm2", "pre_layrnorm")

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from detectors.clip_detector_gradcam import CLIPDetectorWithGradCAM
-from tests.helpers import reference_clip as reference
 from tests.helpers.detectors import ARCHITECTURE, BLOCKS, PATCH, PIXELS, images, tiny_detector
+from tests.helpers.references import reference_clip as reference
 from utils.cam.attention import ATTENTION_METHODS, AttentionMethod, BlockTensors, TokenMaps
 from utils.cam.layers import LayerError
 

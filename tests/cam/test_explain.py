@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.helpers import reference_clip as reference
 from tests.helpers.detectors import ARCHITECTURE, BLOCKS, PATCH, images, tiny_detector
-from tests.helpers.method_references import TOKEN_REFERENCES, grad_cam
 from tests.helpers.model_state import assert_same_state, state_of
+from tests.helpers.references import reference_clip as reference
+from tests.helpers.references.method_references import TOKEN_REFERENCES, grad_cam
 from utils.cam.layers import LayerError
 from utils.errors import InputError
 from utils.gradcam import explain

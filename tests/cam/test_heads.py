@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.helpers import reference_clip as reference
 from tests.helpers.detectors import (
     ARCHITECTURE,
     BLOCKS,
@@ -22,7 +21,8 @@ from tests.helpers.detectors import (
     tiny_config,
     tiny_detector,
 )
-from tests.helpers.method_references import TOKEN_REFERENCES
+from tests.helpers.references import reference_clip as reference
+from tests.helpers.references.method_references import TOKEN_REFERENCES
 from utils.cam.heads import HeadReader, named_classes
 from utils.errors import InputError
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.helpers.method_references import ATTENTION_REFERENCES, TOKEN_REFERENCES
 from tests.helpers.method_tester import TESTERS, MethodTester
+from tests.helpers.references.method_references import ATTENTION_REFERENCES, TOKEN_REFERENCES
 from utils.cam.attention import ATTENTION_METHODS
 from utils.cam.methods import ATTENTION_SITE, METHOD_NAMES, METHODS, check_methods, sites_of
 from utils.errors import InputError

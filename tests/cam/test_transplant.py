@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.helpers import reference_clip as reference
 from tests.helpers.command_server import CommandServer
 from tests.helpers.datasets import rows_of
 from tests.helpers.detectors import ARCHITECTURE, BLOCKS, PATCH, PIXELS, images, tiny_detector
-from tests.helpers.known_evidence import EVIDENCE, GRID, evidence_tree, patch
 from tests.helpers.paths import SCRIPT
+from tests.helpers.references import reference_clip as reference
+from tests.helpers.references.known_evidence import EVIDENCE, GRID, evidence_tree, patch
 from utils.cam.maps import NonFiniteMapError
 from utils.cam.transplant import transplant_maps
 from utils.errors import InputError

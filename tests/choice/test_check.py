@@ -11,7 +11,14 @@ import pytest
 import torch
 
 from tests.helpers.detectors import BLOCKS
-from tests.helpers.known_evidence import EVIDENCE, FAKE_LEVEL, GRID, evidence_detector, flat_image, normalised
+from tests.helpers.references.known_evidence import (
+    EVIDENCE,
+    FAKE_LEVEL,
+    GRID,
+    evidence_detector,
+    flat_image,
+    normalised,
+)
 from utils.choice.candidates import Candidate
 from utils.choice.check import ARTEFACT, SUPPORTED, WEAK, MapCheck, block_voters, check_maps, support, word_of
 from utils.choice.choosing import TriedDetector, in_batches

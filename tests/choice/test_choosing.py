@@ -12,7 +12,7 @@ from scipy import ndimage
 from detectors.clip_detector_gradcam import CLIPDetectorWithGradCAM
 from tests.helpers.detectors import images as random_images
 from tests.helpers.detectors import tiny_config, tiny_detector
-from tests.helpers.known_evidence import (
+from tests.helpers.references.known_evidence import (
     DECOY,
     DECOY_LEVEL,
     EVIDENCE,

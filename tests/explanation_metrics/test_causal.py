@@ -11,7 +11,7 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from tests.explanation_metrics.test_evaluate import LAYER, evaluation_of
-from tests.helpers.known_evidence import EVIDENCE, GRID, evidence_tree
+from tests.helpers.references.known_evidence import EVIDENCE, GRID, evidence_tree
 from utils.explanation_metrics.causal.saco import GROUPS, saco
 from utils.explanation_metrics.causal.transplant_agreement import AGREEMENT, changed_patches, transplant_agreement
 from utils.explanation_metrics.sweep import MapSpec, SweepPlan

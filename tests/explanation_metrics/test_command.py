@@ -13,7 +13,7 @@ import pytest
 from tests.helpers.command_server import CommandServer
 from tests.helpers.datasets import DataTree, read_image
 from tests.helpers.detectors import PIXELS
-from tests.helpers.known_evidence import EVIDENCE, evidence_detector, evidence_tree, normalised, patch
+from tests.helpers.references.known_evidence import EVIDENCE, evidence_detector, evidence_tree, normalised, patch
 
 SCRIPT = "test_with_gradcam.py"
 LAYERS = ["encoder.layers.1", "encoder.layers.3"]

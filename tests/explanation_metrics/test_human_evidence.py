@@ -14,8 +14,8 @@ import torch
 from tests.explanation_metrics.test_evaluate import LAYER, corner_map, loaded
 from tests.helpers.command_server import CommandServer
 from tests.helpers.detectors import PATCH, PIXELS
-from tests.helpers.known_evidence import EVIDENCE, evidence_tree, patch
 from tests.helpers.paths import SCRIPT
+from tests.helpers.references.known_evidence import EVIDENCE, evidence_tree, patch
 from utils.explanation_metrics.evaluate import CLICK_METRICS, ENERGY, ExplanationOptions, evaluate_dataset
 from utils.explanation_metrics.localisation import click_distance
 from utils.explanation_metrics.sweep import MapSpec

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.helpers.method_references import (
+from tests.helpers.references.method_references import (
     ATTENTION_REFERENCES,
     TOKEN_REFERENCES,
     AttentionReference,

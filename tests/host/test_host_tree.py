@@ -21,7 +21,7 @@ import json, sys
 sys.path.insert(0, ".")
 import numpy, torch, transformers, yaml
 from utils.model.config import detector_settings
-from utils.model.host_registry import find_detectors
+from utils.model.host.registry import find_detectors
 from pathlib import Path
 
 name, weights = sys.argv[1], sys.argv[2]

@@ -20,12 +20,12 @@ from tests.helpers.detectors import ARCHITECTURE, tiny_detector
 from utils.cam.layers import LayerError
 from utils.data.frames import Frame
 from utils.errors import InputError
-from utils.model import host_inputs
 from utils.model.clip_tower import KNOWN_TOWERS
 from utils.model.config import DetectorSettings
 from utils.model.detector import LoadedDetector, load_detector
 from utils.model.gradcam_settings import gradcam_settings
-from utils.model.host_inputs import HostInputs, high_frequencies
+from utils.model.host import inputs as host_inputs
+from utils.model.host.inputs import HostInputs, high_frequencies
 
 NO_WEIGHTS = {"backbone_config": {"pretrained": False}, "resolution": 32}
 

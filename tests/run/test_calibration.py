@@ -11,8 +11,8 @@ import pytest
 
 from tests.helpers.command_server import CommandServer
 from tests.helpers.datasets import DataTree, change_yaml, read_image
-from tests.helpers.known_evidence import EVIDENCE, evidence_tree
 from tests.helpers.paths import SCRIPT
+from tests.helpers.references.known_evidence import EVIDENCE, evidence_tree
 
 ASKED = "choosing the map: "
 

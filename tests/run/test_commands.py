@@ -15,12 +15,12 @@ import pytest
 import torch
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from tests.helpers import reference_clip as reference
 from tests.helpers.command_server import CommandServer
 from tests.helpers.datasets import DataTree, change_yaml, make_data_tree, read_image, rows_of
 from tests.helpers.detectors import ARCHITECTURE, BLOCKS, PATCH, PIXELS, tiny_detector
-from tests.helpers.method_references import grad_cam
 from tests.helpers.paths import DEMO, ROOT, SCRIPT
+from tests.helpers.references import reference_clip as reference
+from tests.helpers.references.method_references import grad_cam
 
 METADATA_START = ("True Label: ", "Predicted Label: ", "Confidence: ", "Correct: ", "Dataset: ")
 

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from tests.helpers import reference_clip as reference
 from tests.helpers.command_server import CommandServer
 from tests.helpers.datasets import DataTree
 from tests.helpers.detectors import ARCHITECTURE, BLOCKS, PATCH, PIXELS, tiny_detector
+from tests.helpers.references import reference_clip as reference
 from utils.data.face_crop import NoFaceError
 from utils.data.video_files import UnreadableVideo, VideoReader, video_writer
 from utils.errors import InputError

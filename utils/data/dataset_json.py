@@ -164,6 +164,6 @@ def _typename(value: Any) -> str:
 
 if __name__ == "__main__":
     from utils.command import run_command
-    from utils.data.write_dataset_json import main
+    from utils.data.folder_dataset import main
 
     run_command(main)

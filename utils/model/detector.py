@@ -23,8 +23,8 @@ from utils.model.clip_tower import activation_of
 from utils.model.config import DetectorSettings
 from utils.model.fitted_config import fitted_config
 from utils.model.gradcam_settings import GradCAMSettings
-from utils.model.host_inputs import HostInputs, nothing_collected
-from utils.model.host_registry import any_model_class, find_detectors
+from utils.model.host.inputs import HostInputs, nothing_collected
+from utils.model.host.registry import any_model_class, find_detectors
 from utils.model.weights_file import read_file
 from utils.text import one_line
 

@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
-from tests.helpers import reference_clip as reference
 from tests.helpers.detectors import ARCHITECTURE, BLOCKS, PATCH, PIXELS, images, tiny_detector
-from tests.helpers.method_references import TOKEN_REFERENCES
 from tests.helpers.model_state import assert_same_state, state_of
 from tests.helpers.paths import ROOT
+from tests.helpers.references import reference_clip as reference
+from tests.helpers.references.method_references import TOKEN_REFERENCES
 from tests.helpers.saved_bytes import saved_bytes
 from utils.cam.layers import LayerError
 from utils.errors import InputError

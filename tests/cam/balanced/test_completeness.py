@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.helpers import reference_clip as reference
 from tests.helpers.detectors import ARCHITECTURE, BLOCKS, PATCH, images, tiny_detector
+from tests.helpers.references import reference_clip as reference
 from utils.cam.completeness import Completeness
 from utils.gradcam import explain
 

@@ -18,7 +18,7 @@ from torch.nn.modules.module import _IncompatibleKeys
 from utils.cam.frozen import patched
 from utils.errors import InputError
 from utils.model.clip_tower import KNOWN_TOWERS
-from utils.model.host_device import cuda_means
+from utils.model.host.device import cuda_means
 from utils.text import one_line
 
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.helpers.method_references import TokenReference
+from tests.helpers.references.method_references import TokenReference
 
 
 class ReferenceTower:

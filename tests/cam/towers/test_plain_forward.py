@@ -10,7 +10,7 @@ import torch.utils.checkpoint
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from tests.cam.test_tower_families import TorchEncoder, detector_of
+from tests.cam.towers.test_tower_families import TorchEncoder, detector_of
 from tests.helpers.detectors import images, tiny_detector
 from utils.errors import InputError
 from utils.gradcam import explain

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 import transformers
 from torch import Tensor, nn
 
-from tests.cam.test_tower_families import Detector, detector_of, timm
+from tests.cam.towers.test_tower_families import Detector, detector_of, timm
 from tests.helpers.detectors import images, tiny_detector
 from tests.helpers.real_towers import library
 from utils.cam.layers import LayerError

@@ -302,6 +302,19 @@ class LoadsStrictly(Host):
         return net if torch.cuda.is_available() else net.cuda()
 
 
+class LoadsSeveral(Host):
+    """As LSDA: networks of one kind, each wrapped after it was loaded, in a list that is no part of the detector yet."""
+
+    def build_backbone(self, config: dict[str, Any]) -> nn.Module:
+        def loaded_net() -> nn.Module:
+            net = Net()
+            assert not net.load_state_dict(torch.load("other.pth")).missing_keys
+            return nn.ModuleList([net, nn.Linear(2, 2)])
+
+        self.teachers = nn.ModuleList([loaded_net() for _ in range(3)])
+        return Net()
+
+
 class LoadsCLIP(Host):
     """From the folder of a hub's cache that only its author has."""
 
@@ -311,7 +324,7 @@ class LoadsCLIP(Host):
         return Net()
 
 
-@pytest.mark.parametrize("host", [LoadsAndCopies, LoadsStrictly, LoadsCLIP])
+@pytest.mark.parametrize("host", [LoadsAndCopies, LoadsStrictly, LoadsSeveral, LoadsCLIP])
 def test_no_constructor_loads_or_downloads_anything(host: type, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*arguments: Any, **options: Any) -> None:
         raise AssertionError(f"the network was used: {arguments}")

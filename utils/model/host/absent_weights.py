@@ -79,10 +79,15 @@ def _noting(original: Callable[..., None], built: list[nn.Module]) -> Callable[.
 
 
 def _just_built(built: list[nn.Module]) -> nn.Module:
-    """The largest network, of several the last, that is part of no other yet. The first module is the detector."""
+    """The last network that is part of no other yet. The first module is the detector.
+
+    Layers that a constructor has made and replaced are part of no other either: what has less than half of the weights
+    of the largest one is none.
+    """
     inside = {id(child) for module in built for child in module.children()}
-    whole = [module for module in built[1:] if id(module) not in inside]
-    return max(reversed(whole), key=lambda module: len(module.state_dict()), default=built[0])
+    whole = [(module, len(module.state_dict())) for module in built[1:] if id(module) not in inside]
+    largest = max((size for _, size in whole), default=0)
+    return next((module for module, size in reversed(whole) if largest and 2 * size >= largest), built[0])
 
 
 def _loads_nothing(self: nn.Module, state_dict: Mapping[str, Any], *arguments: Any, **options: Any) -> Any:

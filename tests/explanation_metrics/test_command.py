@@ -21,7 +21,7 @@ LAYERS = ["encoder.layers.1", "encoder.layers.3"]
 
 @pytest.mark.slow
 def test_a_sweep_and_the_config_that_it_writes(commands: CommandServer, tmp_path: Path) -> None:
-    tree, out, best = evidence_tree(tmp_path / "tree", EVIDENCE, videos=8), tmp_path / "run", tmp_path / "best.yaml"
+    tree, out, best = evidence_tree(tmp_path / "tree", EVIDENCE, videos=16), tmp_path / "run", tmp_path / "best.yaml"
     flags: list[str | Path] = [
         "--evaluate_explanations",
         "--sweep",
@@ -33,8 +33,8 @@ def test_a_sweep_and_the_config_that_it_writes(commands: CommandServer, tmp_path
     done = commands.run(SCRIPT, *tree.arguments(*flags, "--gradcam_output_dir", out), cwd=tmp_path)
     assert done.code == 0, done.err
     found = json.loads((out / "explanations.json").read_text())["toy"]
-    assert found["detected_fakes"] == found["judged"] == found["masks"]["ok"] == found["paired_real"] == 8
-    assert "only 8 detected fakes" in done.out and f"{found['verdict']}\n" in done.out
+    assert found["detected_fakes"] == found["judged"] == found["masks"]["ok"] == found["paired_real"] == 16
+    assert "detected fakes of only 16 videos" in done.out and f"{found['verdict']}\n" in done.out
     winner = found["ranking"][0]
     name = f"{winner['method']} at {winner['layer']}, {winner['site']}"
     assert found["verdict"].startswith(f"toy: for this checkpoint: {name} (energy in mask 0.7")

@@ -29,9 +29,9 @@ def remove_run(folder: Path, manifest: Path, new_names: Iterable[str]) -> None:
     """
     if not keeps_list(folder):
         raise InputError(
-            f"output folder {folder}: has a {manifest.name}, but no {LIST}, in which a run lists its files: nothing is"
-            " removed (another program's, or an earlier version's run?); give another --gradcam_output_dir, or remove"
-            " it yourself"
+            f"output folder {folder}: has a {manifest.name}, but no {LIST}, in which a run lists its files: nothing"
+            " is removed (another program's folder, or an earlier version's run?); give another --gradcam_output_dir,"
+            " or remove it yourself"
         )
     datasets = [folder / name for name in datasets_of(manifest)]
     own = set(_listed_files(folder))

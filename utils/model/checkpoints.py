@@ -14,7 +14,7 @@ from utils.errors import InputError
 from utils.model.checkpoint_families import family_of
 from utils.model.checkpoint_families.peft_lora import is_lora, merged_lora
 from utils.model.checkpoint_families.renaming import KeysCollide, renamed
-from utils.model.checkpoint_families.wrappers import without_counters, without_outer_wrappers, without_wrappers
+from utils.model.checkpoint_families.wrappers import unwrapped_step_by_step, without_counters, without_wrappers
 from utils.model.weights_file import WeightsFile, read_file
 from utils.text import shortened
 
@@ -62,8 +62,8 @@ def fill(model: nn.Module, file: WeightsFile) -> None:
     mis-shaped keys, naming the first ten, and for weights of another kind of number, NaN or infinite.
     """
     wanted = _decisive(model.state_dict(), model)
-    for names in (lambda key: key, without_outer_wrappers):
-        found = _decisive(renamed(without_counters(file.weights), names), model)
+    for names in unwrapped_step_by_step(without_counters(file.weights)):
+        found = _decisive(names, model)
         if set(found) == set(wanted):
             break
     else:

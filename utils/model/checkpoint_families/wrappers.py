@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Mapping
+from typing import Iterator, Mapping
 
 from torch import Tensor
 
@@ -14,12 +14,16 @@ def without_wrappers(key: str) -> str:
     return ".".join(part for part in key.split(".") if part not in SEGMENTS) or key
 
 
-def without_outer_wrappers(key: str) -> str:
-    """The key without such segments at its start: what is left may be the model's own name, `module` in it too."""
-    parts = key.split(".")
-    while len(parts) > 1 and parts[0] in SEGMENTS:
-        parts = parts[1:]
-    return ".".join(parts)
+def unwrapped_step_by_step(weights: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    """The weights as they are, then with one such segment less at the start of all keys, and so on.
+
+    What is left at any step may be a model's own names, `module` among them.
+    """
+    found = dict(weights)
+    yield found
+    while found and all(key.partition(".")[0] in SEGMENTS and "." in key for key in found):
+        found = {key.partition(".")[2]: tensor for key, tensor in found.items()}
+        yield found
 
 
 def without_counters(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -11,10 +11,9 @@ from torch import Tensor
 
 from utils.choice.candidates import Candidate
 from utils.choice.fills import PAIRED_REAL
-from utils.choice.trial import SHARE, Trial
+from utils.choice.trial import CALM, SHARE, Trial
 
 CHOSEN, UNDECIDED, UNSUPPORTED, NAMED, UNTRIED = "chosen", "undecided", "unsupported", "named", "untried"
-CALM = 0.1  # of the margin or the best fall: random patches move the margin less, or the fill itself speaks for a class
 ALIKE = 0.95  # of the best fall: such candidates count as equal, and the first on the list is taken
 AGREES = 0.9  # of each fill's best fall: what the winner must reach under both
 FAR_BELOW = 0.5  # of the best fall: a named map below it is said to be
@@ -31,7 +30,7 @@ class Interval(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One candidate: falls of the margin under the calmest fill, and beyond random patches under all fills used.
+    """One candidate: falls of the margin under the first fill used, and beyond random patches under all fills used.
 
     `share` is of the best candidate's fall beyond random, the worst of the fills used. `named` by the user.
     """

@@ -42,13 +42,13 @@ def test_fills_by_hand() -> None:
     exact = images.double().numpy()
     reals = pictures(2, seed=5)
     fills = fills_of(images, reals)
-    assert list(fills) == [MEAN_COLOUR, MIRRORED, BLUR, OTHER_REAL]
+    assert list(fills) == [OTHER_REAL, MEAN_COLOUR, BLUR, MIRRORED]
     np.testing.assert_allclose(fills[MEAN_COLOUR][4, 1], np.full((SIDE, SIDE), exact[4, 1].mean()), atol=1e-6)
     assert torch.equal(fills[MIRRORED][2, 0, 5], images[2, 0, 5, torch.arange(SIDE - 1, -1, -1)])
     blurred = ndimage.gaussian_filter(exact[3, 2], 0.05 * SIDE, mode="mirror", radius=int(0.15 * SIDE))
     np.testing.assert_allclose(fills[BLUR][3, 2], blurred, atol=1e-6)
     assert all(torch.equal(fills[OTHER_REAL][i], reals[i % 2]) for i in range(6))
-    assert list(fills_of(images)) == [MEAN_COLOUR, MIRRORED, BLUR]
+    assert list(fills_of(images)) == [MEAN_COLOUR, BLUR, MIRRORED]
 
 
 def test_only_the_pixels_of_the_patches_are_replaced() -> None:
@@ -114,7 +114,16 @@ def test_where_real_is_explained_the_margin_is_turned_round() -> None:
         torch.testing.assert_close(falls[RIGHT], -real.falls[name][RIGHT])
 
 
-def test_of_several_fills_the_two_that_move_the_margin_least_are_used() -> None:
+def test_of_several_fills_the_first_two_that_leave_the_margin_alone_are_used() -> None:
+    images = pictures()
+    maps, scorer = {RIGHT: heat_at(EVIDENCE)}, Scorer(margins, torch.ones(6))
+    fills = {"loud": torch.full_like(images, 50.0), **{str(i): images.clone() for i in range(3)}}
+    half = Scorer(lambda batch: batch.mean(dim=(1, 2, 3)), torch.ones(6))
+    assert list(try_candidates(images, maps, fills, half).falls) == ["0", "1"]
+    assert list(try_candidates(images, maps, fills, scorer, "2").falls) == ["2"]
+
+
+def test_where_none_does_the_two_that_move_it_least_are_used() -> None:
     images = pictures()
     loud = torch.full_like(images, 50.0)
     half = torch.full_like(images, 5.0)

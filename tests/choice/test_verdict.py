@@ -45,18 +45,18 @@ def test_the_largest_fall_beyond_random_wins() -> None:
     choice = chosen(trial({"mean": {A: 2.5, B: 6.5, C: 0.5}, "mirror": {A: 2.0, B: 7.5, C: 0.5}}))
     assert (choice.state, choice.used) == (CHOSEN, B) and choice.best is not None and choice.best.candidate == B
     row = choice.row(A)
-    assert row is not None and row.share == pytest.approx(min(2.0 / 6.0, 1.5 / 7.0))
-    assert (row.fall, row.random) == pytest.approx((2.5, 0.5)) and row.beyond.mean == pytest.approx((2.0 + 1.5) / 2)
+    assert row is not None and (row.share, row.second) == pytest.approx((2.0 / 6.0, 1.5 / 7.0))
+    assert (row.fall, row.random) == pytest.approx((2.5, 0.5)) and row.beyond.mean == pytest.approx(2.0)
     assert (choice.images, choice.videos, choice.margin) == (8, 4, 10.0)
 
 
 def test_of_candidates_that_are_as_good_the_first_on_the_list() -> None:
-    assert chosen(trial({"mean": {A: 6.3, B: 6.5, C: 5.0}, "mirror": {A: 6.4, B: 6.5, C: 5.0}})).used == A
-    assert chosen(trial({"mean": {A: 6.0, B: 6.5, C: 5.0}, "mirror": {A: 6.1, B: 6.5, C: 5.0}})).used == B
+    assert chosen(trial({"mean": {A: 6.3, B: 6.5, C: 5.0}, "mirror": {A: 5.0, B: 6.5, C: 5.0}})).used == A
+    assert chosen(trial({"mean": {A: 6.0, B: 6.5, C: 5.0}, "mirror": {A: 6.5, B: 6.1, C: 5.0}})).used == B
 
 
 def test_fills_that_do_not_agree_leave_it_undecided() -> None:
-    choice = chosen(trial({"mean": {A: 6.5, B: 3.5, C: 0.5}, "mirror": {A: 3.5, B: 6.5, C: 0.5}}))
+    choice = chosen(trial({"mean": {A: 6.5, B: 3.5, C: 0.5}, "mirror": {A: 3.4, B: 6.5, C: 0.5}}))
     assert choice.state == UNDECIDED and choice.reason == "the fills mean and mirror do not agree on one map"
 
 

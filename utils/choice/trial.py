@@ -16,6 +16,7 @@ from torch import Tensor
 from utils.choice.candidates import Candidate
 from utils.choice.fills import Fills
 
+CALM = 0.1  # of the margin: random patches move it less, or the fill itself speaks for a class
 FILLS_USED = 2  # that have to agree
 SEED = 0  # of the random patches: the same for every candidate and every run
 SHARE = 0.05  # of the patches that are replaced
@@ -93,7 +94,7 @@ class Trial:
 
     `margins` (N,). `moved`: fill → how far random patches move the margin, median over images as a share of the mean
     size of the margin. `falls`: fill → candidate → (N,), of the hottest patches; `random`: the same of as many patches
-    at random on that candidate's grid. Both for the fills that were used, the calmest first.
+    at random on that candidate's grid. Both for the fills that were used, the preferred first.
     """
 
     images: int
@@ -111,8 +112,8 @@ def try_candidates(
     Args:
         images: (N, 3, H, W), as `scorer` takes them.
         maps: of these images.
-        fills: what patches are replaced by. The hottest ones are by the two that random patches move the margin least
-            with.
+        fills: what patches are replaced by, in order of preference. The hottest ones are by the first two that are CALM
+            or, where there are not two, by those that random patches move the margin least with.
         only: the fill that the hottest patches are replaced by instead.
     """
     before = scorer.of(images)
@@ -125,7 +126,7 @@ def try_candidates(
     }
     scale = float(before.abs().mean())
     moved = {name: _moved(list(falls.values()), scale) for name, falls in random.items()}
-    used = [only] if only else sorted(fills, key=lambda name: moved[name])[:FILLS_USED]
+    used = [only] if only else _used(moved)
     return Trial(
         len(images),
         before,
@@ -137,6 +138,11 @@ def try_candidates(
 
 def _grid(mask: Tensor) -> tuple[int, int]:
     return mask.shape[1], mask.shape[2]
+
+
+def _used(moved: Mapping[str, float]) -> list[str]:
+    calm = [fill for fill, share in moved.items() if share <= CALM]
+    return [*calm, *sorted(set(moved) - set(calm), key=lambda fill: moved[fill])][:FILLS_USED]
 
 
 def _moved(falls: Sequence[Tensor], scale: float) -> float:

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from utils.choice.candidates import Candidate
 from utils.choice.fills import PAIRED_REAL
-from utils.choice.trial import SHARE, Trial
+from utils.choice.trial import CALM, SHARE, Trial
 
 CHOSEN, UNDECIDED, UNSUPPORTED, NAMED, UNTRIED = "chosen", "undecided", "unsupported", "named", "untried"
-CALM = 0.1  # of the margin or the best fall: random patches move the margin less, or the fill itself speaks for a class
 ALIKE = 0.95  # of the best fall: such candidates count as equal, and the first on the list is taken
-AGREES = 0.9  # of each fill's best fall: what the winner must reach under both
-FAR_BELOW = 0.5  # of the best fall: a named map below it is said to be
+FAR_BELOW = (
+    0.5  # of the best fall: a named map below it is said to be, and a second fill that puts the winner there disagrees
+)
 FEWEST_IMAGES = 4  # fewer choose nothing
 RESAMPLES, LEVEL = 2_000, 0.95
 
@@ -31,9 +31,10 @@ class Interval(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One candidate: falls of the margin under the calmest fill, and beyond random patches under all fills used.
+    """One candidate: its fall of the margin under the first fill used, that of random patches, and the difference.
 
-    `share` is of the best candidate's fall beyond random, the worst of the fills used. `named` by the user.
+    `share` of the best candidate's fall beyond random; `second`: the same under the second fill, or the first where it
+    is the only one. `named` by the user.
     """
 
     candidate: Candidate
@@ -41,6 +42,7 @@ class Row(NamedTuple):
     random: float
     beyond: Interval
     share: float
+    second: float
     named: bool
 
 
@@ -98,6 +100,7 @@ class Choice:
                 float(row["random"]),
                 Interval(*(_number(row["beyond"][key]) for key in Interval._fields)),
                 float(row["share"]),
+                float(row["second"]),
                 bool(row["named"]),
             )
             for row in values["rows"]
@@ -195,7 +198,7 @@ def _disagreement(trial: Trial, winner: Row) -> str:
     ]
     if restless:
         return f"the detector minds random patches, too, where they are filled by {' or '.join(restless)}"
-    if winner.share < AGREES:
+    if winner.second < FAR_BELOW:
         return f"the fills {' and '.join(trial.falls)} do not agree on one map"
     return ""
 
@@ -209,18 +212,22 @@ def _rows(trial: Trial, named: Sequence[Candidate], videos: Sequence[Hashable]) 
     """A row per candidate, the largest share first."""
     fills = list(trial.falls)
     candidates = list(trial.falls[fills[0]])
-    beyond = {fill: {one: trial.falls[fill][one] - trial.random[fill][one] for one in candidates} for fill in fills}
-    means = {fill: {one: float(values.mean()) for one, values in by.items()} for fill, by in beyond.items()}
-    best = {fill: max(by.values()) for fill, by in means.items()}
+    beyond = [{one: trial.falls[fill][one] - trial.random[fill][one] for one in candidates} for fill in fills]
+    shares = [_shares(by) for by in beyond]
     rows = []
     for one in candidates:
-        shares = [means[fill][one] / best[fill] if best[fill] > 0 else 0.0 for fill in fills]
-        together = torch.stack([beyond[fill][one] for fill in fills]).mean(dim=0)
         falls, random = trial.falls[fills[0]][one], trial.random[fills[0]][one]
-        rows.append(
-            Row(one, float(falls.mean()), float(random.mean()), interval(together, videos), min(shares), one in named)
-        )
+        first, second = shares[0][one], shares[-1][one]
+        fall = interval(beyond[0][one], videos)
+        rows.append(Row(one, float(falls.mean()), float(random.mean()), fall, first, second, one in named))
     return sorted(rows, key=lambda row: -row.share)
+
+
+def _shares(beyond: Mapping[Candidate, Tensor]) -> dict[Candidate, float]:
+    """Each candidate's mean as a share of the largest, 0 where none is above 0."""
+    means = {one: float(values.mean()) for one, values in beyond.items()}
+    best = max(means.values())
+    return {one: mean / best if best > 0 else 0.0 for one, mean in means.items()}
 
 
 def interval(values: Tensor, videos: Sequence[Hashable], seed: int = 0) -> Interval:
@@ -271,7 +278,7 @@ def headline(choice: Choice) -> str:
 
 
 def _basis(choice: Choice) -> str:
-    fills = " and ".join(choice.fills)
+    fills = " and, to confirm it, ".join(choice.fills)
     return (
         f"fall of the margin (mean {choice.margin:.2f}) with the hottest {SHARE:.0%} of the patches filled by {fills},"
         f" {choice.images} images of {choice.videos} videos"

@@ -12,8 +12,7 @@ from utils.choice.candidates import can_balance
 from utils.choice.check import FILLS, MapCheck, block_voters, check_maps
 from utils.choice.choosing import InParts, TriedDetector, in_batches
 from utils.choice.fills import MEAN_COLOUR
-from utils.choice.trial import Heat
-from utils.choice.verdict import CALM
+from utils.choice.trial import CALM, Heat
 from utils.gradcam import Explanation
 from utils.model.detector import LoadedDetector
 

@@ -322,15 +322,10 @@ def sample_data(sample: Sample, layers: Sequence[str]) -> dict[str, Any]:
         "comparison": sample.comparison,
         "box": list(box) if box else [],
         "maps": [
-            [
-                layers.index(one.name),
-                float(f"{one.raw_maximum:.4g}"),
-                one.empty,
-                one.drawn_empty,
-                one.check.word if one.check else "",
-            ]
+            [layers.index(one.name), float(f"{one.raw_maximum:.4g}"), one.empty, one.drawn_empty]
             for one in sample.layers
         ],
+        "words": [one.check.word if one.check else "" for one in sample.layers],  # of each of `maps`
         "lost": sample.lost,
     }
 

@@ -14,7 +14,7 @@ from utils.files import write_json, write_table
 CALIBRATION_JSON, CALIBRATION_CSV = "calibration.json", "calibration.csv"
 COLUMNS = (
     "method", "layer", "site", "backward", "named", "used", "fall", "fall_random", "beyond_random", "beyond_low",
-    "beyond_high", "share_of_best",
+    "beyond_high", "share_of_best", "share_by_second_fill",
 )  # fmt: skip
 
 
@@ -41,7 +41,7 @@ class Calibration(NamedTuple):
 
 def _table(choice: Choice) -> Iterable[list[object]]:
     for row in choice.rows:
-        numbers = (row.fall, row.random, *row.beyond, row.share)
+        numbers = (row.fall, row.random, *row.beyond, row.share, row.second)
         shown = ["" if math.isnan(number) else f"{number:.6g}" for number in numbers]
         yield [*row.candidate, row.named, row.candidate == choice.used, *shown]
 

@@ -48,6 +48,9 @@ function picture(sample, ...images) {
 
 const mapOf = (sample, layer) => sample.maps.find(([index]) => data.layers[index] === layer);
 
+// What the check of a map says of it; empty where it was not checked.
+const wordOf = (sample, layer) => sample.words[sample.maps.findIndex(([index]) => data.layers[index] === layer)] || "";
+
 function mapImage(sample, layer) {
   return element("img", {className: "map", src: url(...sample.folder, "heatmaps", `${layer}.png`), alt: "", loading: "lazy"});
 }
@@ -81,7 +84,7 @@ function verdict(sample) {
 function card(sample) {
   const map = mapOf(sample, state.layer);
   const button = element("button", {type: "button", className: "card"}, pair(sample), verdict(sample),
-    element("span", {className: "where", textContent: `${readable(sample.forgery)} · video ${readable(sample.video)} · sample ${sample.number}${map && map[2] ? ` · ${emptiness(map)}` : ""}${map && map[4] ? ` · ${map[4]}` : ""}`}),
+    element("span", {className: "where", textContent: `${readable(sample.forgery)} · video ${readable(sample.video)} · sample ${sample.number}${map && map[2] ? ` · ${emptiness(map)}` : ""}${wordOf(sample, state.layer) && ` · ${wordOf(sample, state.layer)}`}`}),
     element("span", {className: "where", textContent: readable(sample.path.split("/").slice(-2).join("/"))}));
   button.dataset.key = key(sample);
   button.addEventListener("click", () => update({sample: key(sample)}));
@@ -108,7 +111,7 @@ function filterCards() {
   const min = state.min - 0.005, max = +state.max + 0.005;
   shown = data.samples.filter(sample =>
     (!state.dataset || sample.dataset === state.dataset) && (!state.forgery || sample.forgery === state.forgery)
-    && (!state.word || (mapOf(sample, state.layer) || [])[4] === state.word)
+    && (!state.word || wordOf(sample, state.layer) === state.word)
     && outcomes.has(sample.outcome) && sample.confidence >= min && sample.confidence <= max
     && (!text || sample.path.toLowerCase().includes(text)));
   shown.sort(SORTS[state.sort]);

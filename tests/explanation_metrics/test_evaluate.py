@@ -272,7 +272,8 @@ def test_without_scikit_image_the_attack_is_left_out(tmp_path: Path, monkeypatch
 def test_few_fakes_and_none(tmp_path: Path) -> None:
     detector, settings, frames, predictions = loaded(evidence_tree(tmp_path / "tree", None, 2), tmp_path / "toy")
     scores = evaluate_dataset(detector, frames, predictions, settings, ExplanationOptions())
-    assert "only 2 detected fakes: intervals over so few videos come out too narrow" in scores.notes
+    assert "detected fakes of only 2 videos: intervals over so few come out too narrow" in scores.notes
+    assert verdict(scores).endswith("2 videos are too few to tell whether a map is better than the controls")
     predictions.write_text("index,predicted\n" + "".join(f"{frame.index},0\n" for frame in frames))
     text, problem = evaluate_explanations(detector, {"toy": frames}, tmp_path, settings, ExplanationOptions())
     nothing = "no detected fakes: nothing to evaluate"

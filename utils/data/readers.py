@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from functools import partial
-from pathlib import Path
 from typing import Callable, NamedTuple
 
 from utils.data.dataset_json import Video, dataset_file, read_videos
-from utils.data.frame_paths import find_prefix
+from utils.data.folder_dataset import read_labelled
+from utils.data.frame_paths import Prefix, find_prefix, first_prefix
 from utils.data.frames import DataSettings, Frame, evenly_spaced
 from utils.data.storage import lmdb_folder, lmdb_path
 from utils.errors import InputError, did_you_mean
+from utils.files import sha256_of
 from utils.text import shortened
 
 
@@ -21,7 +23,7 @@ class DatasetReader(NamedTuple):
     kind: str
     reads: Callable[[str, DataSettings], bool]  # whether a name in `test_dataset` is for this reader
     frames: Callable[[str, DataSettings, str], list[Frame]]  # name, settings, split → frames in a fixed order
-    source: Callable[[str, DataSettings], Path]  # the file whose hash identifies the dataset in a run's manifest
+    sha256: Callable[[str, DataSettings], str]  # of what says which frames there are, for a run's manifest
 
 
 def read_dataset(name: str, settings: DataSettings, split: str = "test") -> list[Frame]:
@@ -45,8 +47,9 @@ def json_frames(name: str, settings: DataSettings, split: str) -> list[Frame]:
     for video in videos:
         by_label.setdefault(video.label, []).append(video)
     numbers = {label: _class_of(label, name, settings) for label in by_label}
+    places = _locations(name, by_label, settings)
     # Each label once, as (its one string object, its class, where its frames lie): frames come by the million.
-    known = {label: (label, numbers[label], _location(name, group, settings)) for label, group in by_label.items()}
+    known = {label: (label, numbers[label], places[label]) for label in by_label}
     frames: list[Frame] = []
     for video in videos:
         label, number, on_disk = known[video.label]
@@ -55,11 +58,42 @@ def json_frames(name: str, settings: DataSettings, split: str) -> list[Frame]:
     return frames
 
 
-def _location(dataset: str, videos: list[Video], settings: DataSettings) -> Callable[[str], str]:
-    """How the paths of one label become paths on disk, or in an LMDB."""
+def folder_frames(name: str, settings: DataSettings, split: str) -> list[Frame]:
+    """The frames of a folder or a CSV of `settings.folders`; it has no splits. Raises InputError."""
+    frames: list[Frame] = []
+    for number, video in read_labelled(settings.folders[name]):
+        for path in _sampled(video.frames, settings.frame_num, settings.sampling):
+            frames.append(Frame(path, name, video.label, video.name, number, len(frames)))
+    return frames
+
+
+def _folder_sha256(name: str, settings: DataSettings) -> str:
+    """Of the CSV, or of the list of images and their labels."""
+    path = settings.folders[name]
+    if path.is_file():
+        return sha256_of(path)
+    listed = "\n".join(repr((number, tuple(video))) for number, video in read_labelled(path))
+    return hashlib.sha256(listed.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _locations(
+    dataset: str, by_label: dict[str, list[Video]], settings: DataSettings
+) -> dict[str, Callable[[str], str]]:
+    """How the paths of each label become paths on disk, or in an LMDB."""
     if settings.lmdb_dir is not None:
-        return partial(lmdb_path, lmdb_folder(dataset, settings.lmdb_dir))
-    return find_prefix(videos, settings.root).of
+        return dict.fromkeys(by_label, partial(lmdb_path, lmdb_folder(dataset, settings.lmdb_dir)))
+    found = {label: find_prefix(videos, settings.root) for label, videos in by_label.items()}
+    first = {label: videos[0].frames[0] for label, videos in by_label.items()}
+
+    def beside_others(label: str) -> Prefix:
+        """For a label of which nothing is found: as of one that begins with the same folders, so that its own folder is
+        looked for, and named as missing, where the other's is."""
+        for other, prefix in found.items():
+            if prefix is not None and prefix.dropped(first[other]) == prefix.dropped(first[label]):
+                return prefix
+        return first_prefix(by_label[label], settings.root)
+
+    return {label: (prefix or beside_others(label)).of for label, prefix in found.items()}
 
 
 def _class_of(label: str, dataset: str, settings: DataSettings) -> int:
@@ -95,7 +129,14 @@ JSON_READER = DatasetReader(
     kind="dataset JSON",
     reads=lambda name, settings: True,
     frames=json_frames,
-    source=lambda name, settings: dataset_file(name, settings.json_folder),
+    sha256=lambda name, settings: sha256_of(dataset_file(name, settings.json_folder)),
 )
 # Tried in order, before the dataset JSON.
-READERS: list[DatasetReader] = []
+READERS: list[DatasetReader] = [
+    DatasetReader(
+        kind="folder of images, or CSV",
+        reads=lambda name, settings: name in settings.folders,
+        frames=folder_frames,
+        sha256=_folder_sha256,
+    )
+]

@@ -13,12 +13,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from utils.cam.transplant import blurred
+from utils.choice.fills import PAIRED_REAL, blurred, mean_coloured
 from utils.explanation_metrics.comparison import Columns
 from utils.explanation_metrics.sweep import MapSpec, resized
 from utils.model.detector import LoadedDetector
 
-PAIRED_REAL = "paired real"
 FILLS = ("blur", "mean", PAIRED_REAL)
 # Shares of the image that are replaced. A forged region is small, so that the steps are fine where it is found.
 SHARES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.7, 1.0)
@@ -108,8 +107,7 @@ def fake_probability(detector: LoadedDetector) -> Score:
     """Normalised images (N, 3, R, R) on the device → probability of fake (N,)."""
 
     def score(images: Tensor) -> Tensor:
-        with detector.autocast():
-            return detector.model({"image": images}, inference=True)["prob"].float()
+        return detector.scores(images).prob_fake.float()
 
     return score
 
@@ -118,11 +116,6 @@ def _fill(detector: LoadedDetector, fill: str, images: Tensor, reals: Tensor) ->
     if fill == "blur":
         return blurred(images)
     return mean_coloured(images) if fill == "mean" else detector.normalised(reals)
-
-
-def mean_coloured(images: Tensor) -> Tensor:
-    """(N, 3, H, W) → each image's own mean colour everywhere."""
-    return images.mean(dim=(2, 3), keepdim=True).expand_as(images)
 
 
 # -------------------------------------------------------------------------------------------------------- any score

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from utils.cam.layers import block_names
 from utils.cam.methods import ATTENTION_SITE, METHOD_NAMES, sites_of
-from utils.cam.targets import Target
+from utils.cam.targets import TARGETS, Target
 from utils.cam.transplant import TRANSPLANT
 from utils.data.frames import Frame, evenly_spaced
 from utils.errors import InputError
@@ -64,7 +64,7 @@ TRANSPLANT_FRAMES = 48
 RANDOMISED_FRAMES = 64
 SCREENED_FRAMES = 100
 BEST = 3  # maps that get these metrics, beside the first configured one
-FEW = 20  # detected fakes below which there is a warning
+FEW = 20  # videos with detected fakes below which there is a warning
 NO_FAKES = "no detected fakes: nothing to evaluate"
 HIT = 0.1  # share of the diagonal within which a map hits a click
 CLICK_METRICS = (
@@ -108,15 +108,16 @@ def check_options(detector: LoadedDetector) -> None:
     """Raises InputError where the detector has no heatmaps, or its target is none that can be evaluated."""
     if not hasattr(detector.model, "capture"):
         raise InputError(f"model_name {detector.settings.model_name!r} has no heatmaps to evaluate")
+    target = detector.gradcam.target
     if detector.gradcam.method == TRANSPLANT:
         raise InputError(
             "--evaluate_explanations measures every map by transplant already, so gradcam_method 'transplant' does not"
             f" go with it; use one of {', '.join(METHOD_NAMES)}"
         )
-    if detector.gradcam.target == "real":
+    if target == "real" or target not in TARGETS:
         raise InputError(
-            "--evaluate_explanations measures the evidence for fake on detected fakes, so gradcam_target 'real' does"
-            " not go with it; use predicted, fake or margin"
+            "--evaluate_explanations measures the evidence for fake on detected fakes, so gradcam_target"
+            f" {target!r} does not go with it; use predicted, fake or margin"
         )
 
 
@@ -148,10 +149,11 @@ def evaluate_dataset(
     evaluation = DatasetEvaluation(
         detector, samples, settings, "margin" if detector.gradcam.target == "margin" else "fake"
     )
-    if len(detected) < FEW:
-        evaluation.notes.append(
-            f"only {len(detected)} detected fakes: intervals over so few videos come out too narrow"
-        )
+    videos = len(set(samples.videos))
+    if videos == 1:
+        evaluation.notes.append(f"all {len(chosen)} detected fakes are of one video: no interval, and no map is better")
+    elif videos < FEW:
+        evaluation.notes.append(f"detected fakes of only {videos} videos: intervals over so few come out too narrow")
     evaluation.make_maps(plan)
     evaluation.localisation()
     if options.clicks is not None:

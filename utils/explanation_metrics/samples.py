@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from utils.cam.transplant import blurred
-from utils.data.annotations import read_landmarks, read_mask, read_mask_file
+from utils.data.annotations import face_points, read_mask, read_mask_file
 from utils.data.clicks import Clicks
 from utils.data.frames import DataSettings, Frame, frame_loader
 from utils.data.images import UnreadableImage, decode_image
@@ -79,7 +79,9 @@ class DetectedFakes:
 
 def detected_fakes(frames: Sequence[Frame], predictions: Path) -> list[Frame]:
     """The fakes that the detector predicted as fake, by a run's `predictions.csv`, in order."""
-    predicted_fake = {int(row["index"]) for row in read_table(predictions) if row["predicted"] == "1"}
+    predicted_fake = {
+        int(row["index"]) for row in read_table(predictions, ("index", "predicted")) if row["predicted"] == "1"
+    }
     return [frame for frame in frames if frame.label == 1 and frame.index in predicted_fake]
 
 
@@ -142,13 +144,9 @@ def stored_size(frame: Frame) -> tuple[int, int]:
 def _face_points(frame: Frame) -> np.ndarray | None:
     """Landmarks in shares of the stored image's size; None where none can be read."""
     try:
-        points = read_landmarks(frame.path)
-        if points is None:
-            return None
-        height, width = stored_size(frame)
+        return face_points(frame.path)
     except UnreadableImage:
         return None
-    return points / np.array([width, height], dtype=np.float32)
 
 
 def _whole_face_forgeries(

@@ -20,6 +20,7 @@ CSV_COLUMNS = (
     *(f"{what}_{control}" for control in CONTROLS for what in ("difference", "low", "high", "p")), "better",
 )  # fmt: skip
 PRINTED = 12  # maps in the printed table
+FEWEST_VIDEOS = 5  # from which on a p-value can be below 0.05: 2^-4 is not
 
 
 # ------------------------------------------------------------------------------------------------------------- verdict
@@ -31,6 +32,9 @@ def verdict(scores: DatasetScores) -> str:
         return f"{scores.dataset}: {scores.notes[0]}"
     ranked = {row.spec: row for row in scores.rows if (row.forgery, row.metric) == (ALL, scores.ranked_by)}
     best = ranked[scores.ranking[0]]
+    if best.interval.videos < FEWEST_VIDEOS:
+        sentence = f"{_videos_text(best.interval.videos)} are too few to tell whether a map is better than the controls"
+        return f"{scores.dataset}: for this checkpoint: {sentence.replace('video are', 'video is')}"
     if best.better:
         sentence = f"{best.spec} ({scores.ranked_by} {interval_text(best.interval)})"
     else:
@@ -48,7 +52,13 @@ def weakest_control(row: Row) -> str:
     return CONTROL_NAMES[worst.control]
 
 
+def _videos_text(videos: int) -> str:
+    return "one video" if videos == 1 else f"{videos} videos"
+
+
 def interval_text(interval: Interval) -> str:
+    if math.isnan(interval.low):
+        return f"{interval.mean:.3f} [no interval]"
     return f"{interval.mean:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
 
 
@@ -155,7 +165,7 @@ def _against_controls(row: Row) -> list[str]:
 
 
 def _digits(*numbers: float) -> list[str]:
-    return [f"{number:.6g}" for number in numbers]
+    return ["" if math.isnan(number) else f"{number:.6g}" for number in numbers]
 
 
 def json_values(scores: DatasetScores) -> dict[str, Any]:

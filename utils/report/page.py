@@ -10,15 +10,18 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
+from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple, Sequence
 
 import numpy as np
 import yaml
 
+from utils.choice.verdict import judgements, printed
 from utils.command import OneLineParser
+from utils.data.gaps import ForgeryGaps
 from utils.errors import InputError
-from utils.files import write_whole
+from utils.files import keeps_list, settle_list, write_whole
 from utils.report.aggregates import Patterns, write_patterns
 from utils.report.region_tables import headlines
 from utils.results.manifest import FREE_CONFIG
@@ -82,6 +85,7 @@ def render(run: RunOnDisk, patterns: Sequence[Patterns]) -> str:
         notes=notes(run),
         weights=weights_text(run),
         config=config_text(run),
+        choice=choice_lines(run),
         datasets=[dataset_view(data) for data in run.datasets],
         patterns=[pattern_view(one, run) for one in patterns],
         colours=colour_columns(run.manifest.colormap),
@@ -114,6 +118,8 @@ def notes(run: RunOnDisk) -> list[str]:
     if run.manifest.weights is None:
         lines.append("Random weights: this detector was never trained, its scores and maps mean nothing.")
     for data in run.datasets:
+        if data.metrics and data.metrics.get("warning"):
+            lines.append(f"{data.name}: {data.metrics['warning']}.")
         if not data.complete:
             lines.append(f"{data.name}: {len(data.label)} of {data.frames} frames were evaluated.")
         if data.explained > len(data.samples):
@@ -126,11 +132,26 @@ def notes(run: RunOnDisk) -> list[str]:
         written = run.manifest.heatmaps[data.name].heatmaps if run.manifest.heatmaps else data.explained
         if lost or written > data.explained:
             lines.append(f"{data.name}: of {lost + max(0, written - data.explained)} samples files were deleted.")
+        replaced = [file for file in (sample.replaced_file() for sample in data.samples) if file]
+        if replaced:
+            lines.append(
+                f"{data.name}: {len(replaced)} images or landmark files are not those that the run had, first"
+                f" {replaced[0]}; regions and mean maps are of those that are there now."
+            )
         if data.unreadable:
             lines.append(
                 f"{data.name}: {data.unreadable} frames could not be read; {data.name}/unreadable.csv says why."
             )
+        lines += [f"{data.name}: {gaps.line()}." for gaps in data.gaps if gaps.absent_frames]
     return lines
+
+
+def choice_lines(run: RunOnDisk) -> list[str]:
+    """How the map was chosen, and what is to be said of a named one; from any sample where the run did not finish."""
+    choice = run.manifest.choice
+    if choice is not None:
+        return [*printed(choice), *judgements(choice)]
+    return list(next((sample.chosen for data in run.datasets for sample in data.samples if sample.chosen), ()))
 
 
 def weights_text(run: RunOnDisk) -> str:
@@ -142,6 +163,15 @@ def weights_text(run: RunOnDisk) -> str:
 # --------------------------------------------------------------------------------------------------------- the header
 
 
+class VideoHistogram(NamedTuple):
+    """How many videos have how many frames, from the fewest to the most; bars as in `DatasetView`."""
+
+    bars: list[tuple[float, float, float, str]]
+    least: int
+    most: int
+    text: str
+
+
 class DatasetView(NamedTuple):
     """One dataset in the header. Curves are points of an SVG of 100 × 100; bars are (x, width, height, title)."""
 
@@ -151,6 +181,8 @@ class DatasetView(NamedTuple):
     roc_label: str
     bars: dict[str, list[tuple[float, float, float, str]]]
     frames: int
+    videos: VideoHistogram | None
+    gaps: list[ForgeryGaps]
 
 
 def dataset_view(data: DatasetOnDisk) -> DatasetView:
@@ -166,6 +198,8 @@ def dataset_view(data: DatasetOnDisk) -> DatasetView:
         f"ROC curve of {data.name}" + (f", AUC {metrics['auc']:.4f}" if metrics.get("auc") is not None else ""),
         histogram_bars(data.label, data.prob_fake),
         len(data.label),
+        video_histogram(data.video_frames),
+        data.gaps,
     )
 
 
@@ -200,9 +234,30 @@ def histogram_bars(label: np.ndarray, prob_fake: np.ndarray) -> dict[str, list[t
     }  # fmt: skip
 
 
+def video_histogram(counts: Sequence[int]) -> VideoHistogram | None:
+    """How many frames the videos have; None without a video."""
+    if not counts:
+        return None
+    least, most = min(counts), max(counts)
+    step = -(-(most - least + 1) // BINS)
+    numbers = Counter((count - least) // step for count in counts)
+    bins, highest = 1 + max(numbers), max(numbers.values())
+    bars = []
+    for i, number in sorted(numbers.items()):
+        low, high = least + i * step, min(most, least + (i + 1) * step - 1)
+        span = f"{low}" if low == high else f"{low} to {high}"
+        bars.append(
+            (100 * i / bins + 0.2, 100 / bins - 0.4, 100 * number / highest, f"{number} videos of {span} frames")
+        )
+    usual, often = Counter(counts).most_common(1)[0]
+    text = f"{len(counts):,} videos; {often:,} of them have {usual} frames, the fewest {least}, the most {most}"
+    return VideoHistogram(bars, least, most, text)
+
+
 def pattern_view(patterns: Patterns, run: RunOnDisk) -> dict[str, Any]:
     """Headlines, similarity and images of one dataset, as strings."""
-    layer = next(name for name in run.layers if name in patterns.similarity)
+    # Maps that are flat all over the mean face have a similarity to none.
+    layer = next((name for name in run.layers if name in patterns.similarity), run.layers[0])
     return {
         "dataset": patterns.dataset,
         "layer": layer,
@@ -267,7 +322,13 @@ def sample_data(sample: Sample, layers: Sequence[str]) -> dict[str, Any]:
         "comparison": sample.comparison,
         "box": list(box) if box else [],
         "maps": [
-            [layers.index(one.name), float(f"{one.raw_maximum:.4g}"), one.empty, one.drawn_empty]
+            [
+                layers.index(one.name),
+                float(f"{one.raw_maximum:.4g}"),
+                one.empty,
+                one.drawn_empty,
+                one.check.word if one.check else "",
+            ]
             for one in sample.layers
         ],
         "lost": sample.lost,
@@ -278,5 +339,8 @@ def main(argv: Sequence[str]) -> int:
     """Write the report of a run. Returns the exit code; raises InputError."""
     parser = OneLineParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("run_dir", help="a run's folder, its --gradcam_output_dir")
-    print(write_report(Path(parser.parse_args(argv).run_dir)))
+    folder = Path(parser.parse_args(argv).run_dir)
+    print(write_report(folder))
+    if keeps_list(folder):
+        settle_list(folder)
     return 0

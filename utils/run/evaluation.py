@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import contextmanager
 from typing import Iterator, Mapping, Sequence
 
 import torch
 
+from utils.data.folder_dataset import counted
 from utils.data.frames import Frame
+from utils.data.gaps import absent_frames, forgery_gaps
 from utils.data.readers import read_dataset
 from utils.errors import InputError, RunError
 from utils.explanation_metrics.evaluate import check_options
@@ -15,10 +18,13 @@ from utils.explanation_metrics.output import evaluate_explanations
 from utils.explanation_metrics.samples import find_evidence
 from utils.files import write_json
 from utils.model.config import RunSettings
-from utils.model.detector import LoadedDetector, find_device, load_detector
-from utils.report.exports import PAGE, check_exports, write_exports
-from utils.results.manifest import METRICS, STARTED, read_json
+from utils.model.detector import LoadedDetector, find_device, load_detector, print_default_layer
+from utils.report.exports import begin_exports, check_exports, lacks_exports, write_exports
+from utils.results.calibration_file import Calibration, find_calibration
+from utils.results.manifest import METRICS, STARTED
+from utils.results.read_run import read_metrics
 from utils.results.run_folder import RunFolder
+from utils.run.calibration import Plan, calibrate, untried
 from utils.run.dataset_run import Context, DatasetRun, explains_every_frame
 from utils.run.interruption import SignalGuard, resume_command
 from utils.run.manifest import run_manifest
@@ -26,7 +32,7 @@ from utils.run.options import RunOptions
 from utils.run.out_of_memory import Halving
 from utils.run.processes import Processes
 from utils.run.summary import DatasetSummary, check_finished, metrics_json, metrics_table, summary
-from utils.text import one_line
+from utils.text import one_line, printable
 
 
 def run(settings: RunSettings, options: RunOptions) -> None:
@@ -44,8 +50,15 @@ def run(settings: RunSettings, options: RunOptions) -> None:
         if options.explanations is not None:  # what it cannot use is refused now
             given = options.explanations
             find_evidence(given.masks, given.clicks, [frame for frames in datasets.values() for frame in frames])
+        if processes.first:
+            _tell_of_absent_folders(datasets)
+            for name in settings.data.folders:
+                print(printable(f"{name}: {counted(datasets[name])}"))
         detector = _load_detector(settings, options, processes)
-        folder = processes.on_rank_zero(lambda: _open_folder(settings, options, detector, datasets))
+        if processes.first:
+            facts = ", ".join(f"{key} {value}" for key, value in detector.facts().items())
+            print(f"detector {settings.detector.model_name}: {facts}")
+        folder, kept = processes.on_rank_zero(lambda: _open_folder(settings, options, detector, datasets))
         with folder:
             if folder.finished:
                 if processes.first:
@@ -56,14 +69,26 @@ def run(settings: RunSettings, options: RunOptions) -> None:
                     raise RunError(f"process {processes.rank} does not see {folder.path}: all need the same folder")
                 # Sums are split among the threads, so another number may change the last bit.
                 torch.set_num_threads(folder.manifest.threads)
+                calibration = processes.on_rank_zero(
+                    lambda: kept or _calibrate(detector, datasets, folder, settings, options, guard)
+                )
+                if calibration is not None:
+                    detector.model.set_gradcam_choice(calibration.choice)
                 context = Context(detector, settings, options, processes, guard, Halving("evaluating"))
                 results = [
                     DatasetRun(context, frames, folder.dataset(name)).evaluate() for name, frames in datasets.items()
                 ]
                 problem = processes.on_rank_zero(lambda: _measure(detector, datasets, folder, settings, options))
-                processes.on_rank_zero(lambda: _finish_run(results, folder, settings, options))
+                processes.on_rank_zero(lambda: _finish_run(results, folder, settings, options, calibration))
     if problem:
         raise RunError(problem)
+
+
+def _tell_of_absent_folders(datasets: Mapping[str, Sequence[Frame]]) -> None:
+    """Say on stderr which parts of the datasets are not there, before hours are spent on the others."""
+    for name, frames in datasets.items():
+        for gaps in forgery_gaps(frames, absent_frames(frames)):
+            print(printable(f"{name}: {gaps.line()}"), file=sys.stderr)
 
 
 def _load_detector(settings: RunSettings, options: RunOptions, processes: Processes) -> LoadedDetector:
@@ -71,8 +96,11 @@ def _load_detector(settings: RunSettings, options: RunOptions, processes: Proces
     device = find_device(processes.device_name(options.device))
     torch.manual_seed(settings.seed)  # of random weights
     detector = load_detector(settings.detector, device, options.precision, options.random_weights)
+    detector.check_predictions()
     if settings.detector.gradcam.enabled:
         detector.dry_run()
+        if processes.first:
+            print_default_layer(detector)
     if options.explanations is not None:
         check_options(detector)
     if not options.compile:
@@ -87,16 +115,48 @@ def _load_detector(settings: RunSettings, options: RunOptions, processes: Proces
 
 def _open_folder(
     settings: RunSettings, options: RunOptions, detector: LoadedDetector, datasets: Mapping[str, Sequence[Frame]]
-) -> RunFolder:
-    manifest = run_manifest(settings, options, detector.device, datasets)
-    return RunFolder.open(options.output_dir, manifest, options.overwrite, options.resume)
+) -> tuple[RunFolder, Calibration | None]:
+    """The folder, and how the map was chosen by an earlier run of the same weights, data and candidates."""
+    found = getattr(detector.model, "default_layer", None)
+    if found is not None and not detector.model.gradcam.chooses and not settings.detector.gradcam.layers:
+        config = {**settings.detector.config, "gradcam_layers": [found.name]}
+        settings = settings._replace(detector=settings.detector._replace(config=config))
+    manifest = run_manifest(settings, options, detector, datasets)
+    kept = None
+    if settings.detector.gradcam.enabled and options.calibration_images:
+        key = Plan.of(detector, options.calibration_images).key(manifest)
+        kept = find_calibration(key, options.output_dir)  # before --overwrite removes it
+    folder = RunFolder.open(options.output_dir, manifest, options.overwrite, options.resume)
+    if kept is not None and not folder.finished:
+        kept.write(folder.path)
+    return folder, kept
+
+
+def _calibrate(
+    detector: LoadedDetector,
+    datasets: Mapping[str, Sequence[Frame]],
+    folder: RunFolder,
+    settings: RunSettings,
+    options: RunOptions,
+    guard: SignalGuard,
+) -> Calibration | None:
+    """How the run's map was chosen, or judged; None for a plain evaluation."""
+    if not settings.detector.gradcam.enabled:
+        return None
+    plan = Plan.of(detector, options.calibration_images)
+    if not options.calibration_images:
+        return Calibration("", untried(plan))
+    print(plan.announcement())
+    found = Calibration(plan.key(folder.manifest), calibrate(detector, plan, datasets, settings, guard.check))
+    found.write(folder.path)
+    return found
 
 
 def _report_finished(folder: RunFolder, options: RunOptions) -> None:
     print(f"{folder.path}: this run is complete, nothing is left to do")
-    if not (folder.path / PAGE).is_file():  # killed in its last moments, or its page removed
+    if lacks_exports(folder.path, options.views):
         print("\n".join(write_exports(folder.path, options.views)))
-    metrics = read_json(folder.path / METRICS)
+    metrics = read_metrics(folder.path / METRICS)
     check_finished(metrics, folder.manifest.heatmaps or {}, options.max_unreadable)
 
 
@@ -116,16 +176,22 @@ def _measure(
 
 
 def _finish_run(
-    results: Sequence[DatasetSummary], folder: RunFolder, settings: RunSettings, options: RunOptions
+    results: Sequence[DatasetSummary],
+    folder: RunFolder,
+    settings: RunSettings,
+    options: RunOptions,
+    calibration: Calibration | None,
 ) -> None:
     """Metrics, manifest, summary and report. Raises RunError where the run, though finished, has failed."""
     metrics = {result.name: metrics_json(result) for result in results}
     heatmaps = {result.name: result.counts for result in results}
     write_json(folder.path / METRICS, metrics)
-    folder.finish(heatmaps)
+    begin_exports(folder.path)
+    choice = calibration.choice if calibration else None
+    folder.finish(heatmaps, choice)
     print(metrics_table(results))
     explained = ("samples" if options.save_all else "wrong predictions") if settings.detector.gradcam.enabled else ""
-    print(summary(results, options.output_dir, explained, options.random_weights))
+    print(summary(results, options.output_dir, explained, options.random_weights, choice))
     print("\n".join(write_exports(folder.path, options.views)))
     check_finished(metrics, heatmaps, options.max_unreadable)
 

@@ -1,0 +1,204 @@
+"""Samples of a run → one figure for a paper: images × (original, forged region, layers), text as text.
+
+python -m utils.report figure RUN --samples 3 17 42 -o figure.pdf
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Sequence
+
+import cv2
+import numpy as np
+
+from utils.command import OneLineParser, positive
+from utils.data.annotations import read_mask
+from utils.data.images import UnreadableImage, decode_image, read_file
+from utils.errors import InputError, did_you_mean
+from utils.files import whole_file
+from utils.results.read_run import DatasetOnDisk, RunOnDisk, read_run
+from utils.results.sample_folder import Sample
+from utils.text import printable
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+FORMATS = (".pdf", ".svg", ".png")
+COLUMNS = {"single": 3.3, "double": 6.9}  # inches: the text columns of two-column proceedings
+COLORMAP = "inferno"  # perceptually even, and readable in grey and to colour-blind readers
+OPACITY = 0.75  # where a map is at its peak; it fades with the heat, so that the face stays visible
+DPI = 300  # of the images in it
+BAR, GAP = 0.08, 0.06  # inches: the colour bar and what is left before it
+LINE, BAR_TEXT = 1.35, 2.4  # a line of text, and the text beside the colour bar, in units of its size
+STYLE: Any = {"pdf.fonttype": 42, "svg.fonttype": "none", "axes.linewidth": 0.4}
+
+
+class Cell(NamedTuple):
+    """One image of the figure. `heat` (H, W) in [0, 1], None for an image without a map over it."""
+
+    image: np.ndarray  # (H, W, 3) uint8 RGB
+    heat: np.ndarray | None = None
+    outline: np.ndarray | None = None  # (H, W), 1 where forged
+    note: str = ""
+
+
+def cells(sample: Sample, layers: Sequence[str]) -> list[Cell]:
+    """A row of the figure: the original, the forged region where its mask is known, every layer.
+
+    Raises InputError where a file of the sample is gone.
+    """
+    image = original(sample)
+    size = image.shape[0]
+    row = [Cell(image)]
+    try:
+        mask = read_mask(sample.path, size)
+    except UnreadableImage as error:
+        raise InputError(f"sample {sample.index}: its mask cannot be read: {error}") from error
+    row.append(Cell(image, outline=mask) if mask is not None else Cell(image, note="no mask"))
+    known = {layer.name: layer for layer in sample.layers}
+    for name in layers:
+        layer = known[name]
+        if layer.empty:
+            row.append(Cell(image, note="empty map"))
+            continue
+        try:
+            raw = sample.raw_map(layer)
+        except UnreadableImage as error:
+            raise InputError(f"sample {sample.index}: {error}") from error
+        heat = cv2.resize(raw, (size, size), interpolation=cv2.INTER_LINEAR)
+        row.append(Cell(image, np.clip((heat - heat.min()) / (heat.max() - heat.min()), 0, 1)))
+    return row
+
+
+def original(sample: Sample) -> np.ndarray:
+    """The image as the detector saw it, (H, W, 3) uint8 RGB, out of its comparison image. Raises InputError."""
+    box = sample.original
+    try:
+        if sample.lost or box is None:
+            raise UnreadableImage(sample.lost)
+        whole = decode_image(read_file(str(sample.folder / sample.comparison)), None)
+    except UnreadableImage as error:
+        raise InputError(f"sample {sample.index} of {sample.dataset!r} cannot be drawn: {error}") from error
+    return whole[box.top : box.top + box.height, box.left : box.left + box.width]
+
+
+def paper_figure(samples: Sequence[Sample], layers: Sequence[str], width: float, font_size: float) -> Figure:
+    """A Matplotlib figure `width` inches wide: a row per sample, captions of `font_size` points, one colour bar."""
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+    from matplotlib.figure import Figure
+
+    rows = [cells(sample, layers) for sample in samples]
+    titles = ["image", "forged region", *layers]
+    if not any(row[1].outline is not None for row in rows):
+        rows, titles = [[row[0], *row[2:]] for row in rows], [titles[0], *titles[2:]]
+    line = LINE * font_size / 72
+    side = (width - GAP - BAR - BAR_TEXT * font_size / 72) / len(titles)
+    height = line + len(rows) * (side + line)
+    figure = Figure(figsize=(width, height))
+    for r, (sample, row) in enumerate(zip(samples, rows)):
+        for c, cell in enumerate(row):
+            top = height - line - (r + 1) * side - r * line
+            axes = figure.add_axes((c * side / width, top / height, 0.98 * side / width, 0.98 * side / height))
+            _draw(axes, cell, font_size)
+            if r == 0:
+                axes.set_title(_short(titles[c]), fontsize=font_size, pad=2)
+            if c == 0:
+                truth = "" if sample.correct is None else f"{('real', 'fake')[sample.label]}, "
+                axes.text(0, -0.03, f"{truth}fake {sample.prob_fake:.2f}", fontsize=font_size, va="top",
+                          transform=axes.transAxes)  # fmt: skip
+    left = (len(titles) * side + GAP) / width
+    bar = figure.add_axes((left, (height - line - side) / height, BAR / width, 0.98 * side / height))
+    scale = figure.colorbar(ScalarMappable(Normalize(0, 1), COLORMAP), cax=bar, ticks=[0, 1])
+    scale.ax.tick_params(labelsize=font_size, length=1.5, width=0.4, pad=1.5)
+    scale.set_label("share of the map's peak", fontsize=font_size, labelpad=-3)
+    return figure
+
+
+def _draw(axes: Axes, cell: Cell, font_size: float) -> None:
+    axes.imshow(cell.image, interpolation="antialiased")
+    if cell.heat is not None:
+        axes.imshow(cell.heat, cmap=COLORMAP, vmin=0, vmax=1, alpha=OPACITY * cell.heat, interpolation="antialiased")
+    if cell.outline is not None:
+        axes.contour(cell.outline, levels=[0.5], colors="#00d0ff", linewidths=0.8)
+    if cell.note:
+        axes.text(0.5, 0.04, cell.note, fontsize=font_size, color="white", ha="center", transform=axes.transAxes)
+    axes.set_xticks([])
+    axes.set_yticks([])
+
+
+def _short(layer: str) -> str:
+    """`encoder.layers.23` → `block 23`: what a reader of the paper can use."""
+    head, _, number = layer.rpartition(".")
+    return (
+        f"block {number}" if number.isdigit() and head.endswith(("layers", "layer", "blocks", "resblocks")) else layer
+    )
+
+
+# ------------------------------------------------------------------------------------------------------- the command
+
+
+def main(argv: Sequence[str]) -> int:
+    """Flags → one figure. Returns the exit code; raises InputError."""
+    p = OneLineParser(description=(__doc__ or "").split("\n")[0])
+    p.add_argument("run_dir", help="a run's folder, its --gradcam_output_dir")
+    p.add_argument("--samples", nargs="+", type=int, required=True, metavar="I", help="the i of sample<i>/")
+    p.add_argument("-o", "--output", required=True, metavar="FILE", help=f"{', '.join(FORMATS)}")
+    p.add_argument("--dataset", help="where the run has several")
+    p.add_argument("--layers", nargs="+", metavar="LAYER", help="all of the run's where it is not given")
+    p.add_argument("--column", choices=tuple(COLUMNS), default="double", help="width of a text column")
+    p.add_argument("--width", type=float, metavar="INCHES", help="in place of --column")
+    p.add_argument("--font_size", type=positive, default=8, metavar="POINTS", help="of all text")
+    args = p.parse_args(argv)
+    output = Path(args.output)
+    if output.suffix not in FORMATS or not output.absolute().parent.is_dir():
+        raise InputError(f"--output {args.output!r}: give a file ({', '.join(FORMATS)}) in a folder that is there")
+    width = COLUMNS[args.column] if args.width is None else args.width
+    if not (math.isfinite(width) and 1 <= width <= 40):
+        raise InputError(f"--width is {width}; allowed: 1 to 40 inches")
+    run = read_run(Path(args.run_dir))
+    data = _dataset(run, args.dataset)
+    layers = _layers(run, args.layers)
+    figure = paper_figure(_samples(data, args.samples, layers), layers, width, args.font_size)
+    from matplotlib import rc_context
+
+    with rc_context(STYLE), whole_file(output) as file:
+        figure.savefig(file, format=output.suffix[1:], dpi=DPI)
+    print(printable(f"{output}: {len(args.samples)} samples, {width} inches wide"))
+    return 0
+
+
+def _dataset(run: RunOnDisk, name: str | None) -> DatasetOnDisk:
+    names = [data.name for data in run.datasets]
+    if name is None and len(names) > 1:
+        raise InputError(f"{run.folder} has several datasets: give --dataset with one of {', '.join(names)}")
+    if name is not None and name not in names:
+        raise InputError(f"--dataset is {name!r}; {did_you_mean(name, names)}the run has {', '.join(names)}")
+    return run.datasets[names.index(name) if name else 0]
+
+
+def _layers(run: RunOnDisk, asked: Sequence[str] | None) -> list[str]:
+    for layer in asked or ():
+        if layer not in run.layers:
+            raise InputError(
+                f"--layers: {layer!r} is not in the run; {did_you_mean(layer, run.layers)}"
+                f"it has {', '.join(run.layers)}"
+            )
+    return list(asked or run.layers)
+
+
+def _samples(data: DatasetOnDisk, numbers: Sequence[int], layers: Sequence[str]) -> list[Sample]:
+    known = {sample.index: sample for sample in data.samples}
+    for number in numbers:
+        if number not in known:
+            some = ", ".join(map(str, list(known)[:10]))
+            more = ", ..." if len(known) > 10 else ""
+            raise InputError(
+                f"sample {number} was not explained in {data.name!r}; there are {some or 'none'}{more} (sample<i>/)"
+            )
+        lacking = [layer for layer in layers if layer not in [one.name for one in known[number].layers]]
+        if lacking:
+            raise InputError(f"sample {number} has no map of {', '.join(lacking)}: {known[number].lost}")
+    return [known[number] for number in numbers]

@@ -85,11 +85,8 @@ class DatasetRun:
         with SampleWriter(options.image_format, options.save_raw) as writer:
             detector = self.context.detector
             counterparts = self._counterparts()
-            checker = (
-                MapChecker(detector, self.context.settings.batch_size)
-                if options.checks_maps and counterparts is None
-                else None
-            )
+            checked = options.checks_maps and counterparts is None  # transplant is a check itself
+            checker = MapChecker(detector, self.context.settings.batch_size) if checked else None
             explainer = Explainer(
                 detector, self.resume, self.folder, writer, self.context.predict, checker, counterparts
             )

@@ -8,6 +8,7 @@ from typing import Iterator, Mapping, Sequence
 
 import torch
 
+from utils.cam.transplant import TRANSPLANT
 from utils.data.folder_dataset import counted
 from utils.data.frames import Frame
 from utils.data.gaps import absent_frames, forgery_gaps
@@ -123,7 +124,7 @@ def _open_folder(
         settings = settings._replace(detector=settings.detector._replace(config=config))
     manifest = run_manifest(settings, options, detector, datasets)
     kept = None
-    if settings.detector.gradcam.enabled and options.calibration_images:
+    if _draws_gradients(settings) and options.calibration_images:
         key = Plan.of(detector, options.calibration_images).key(manifest)
         kept = find_calibration(key, options.output_dir)  # before --overwrite removes it
     folder = RunFolder.open(options.output_dir, manifest, options.overwrite, options.resume)
@@ -140,8 +141,8 @@ def _calibrate(
     options: RunOptions,
     guard: SignalGuard,
 ) -> Calibration | None:
-    """How the run's map was chosen, or judged; None for a plain evaluation."""
-    if not settings.detector.gradcam.enabled:
+    """How the run's map was chosen, or judged; None for a plain evaluation, and for transplant, which is a trial."""
+    if not _draws_gradients(settings):
         return None
     plan = Plan.of(detector, options.calibration_images)
     if not options.calibration_images:
@@ -150,6 +151,10 @@ def _calibrate(
     found = Calibration(plan.key(folder.manifest), calibrate(detector, plan, datasets, settings, guard.check))
     found.write(folder.path)
     return found
+
+
+def _draws_gradients(settings: RunSettings) -> bool:
+    return settings.detector.gradcam.enabled and settings.detector.gradcam.method != TRANSPLANT
 
 
 def _report_finished(folder: RunFolder, options: RunOptions) -> None:

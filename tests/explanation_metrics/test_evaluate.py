@@ -93,8 +93,9 @@ def corner_map(place: tuple[int, int]) -> np.ndarray:
 
 def test_the_map_that_finds_the_evidence_wins(swept: DatasetScores) -> None:
     assert swept.ranked_by == ENERGY and swept.configured == [MISLED] and len(swept.ranking) == 5 * 2 + 4
-    assert swept.ranking[0] in FINDS and set(swept.ranking[:4]) <= FINDS | {MapSpec("hirescam", LAYER, "residual")}
-    assert swept.ranking[-1] == MISLED
+    assert set(swept.ranking[:4]) <= FINDS
+    # HiResCAM on the residual stream of the last block is nothing but rounding here, and empty.
+    assert set(swept.ranking[-2:]) == {MISLED, MapSpec("hirescam", LAYER, "residual")}
     for spec in swept.ranking[:4]:
         assert row_of(swept, spec, ENERGY).better and row_of(swept, spec, "pointing game").better
     assert row_of(swept, MISLED, ENERGY).better is False

@@ -8,21 +8,21 @@ import sys
 from pathlib import Path
 from typing import Any, Sequence
 
-from utils.cam.layers import SITES, block_names
-from utils.cam.methods import METHOD_NAMES
+from utils.cam.layers import block_names
 from utils.cam.targets import TARGETS
-from utils.command import OneLineParser, percent, positive, run_command
+from utils.choice.choosing import DEFAULT_IMAGES
+from utils.command import OneLineParser, count, percent, positive, run_command
 from utils.errors import InputError
 from utils.explanation_metrics.evaluate import DEFAULT_SAMPLES, ExplanationOptions
 from utils.model.backbone_config import without_pretrained
 from utils.model.config import SELECTIONS, find_path, run_settings
 from utils.model.detector import PRECISIONS, detector_class
-from utils.model.gradcam_settings import BACKWARD_CHOICES, COLORMAPS
+from utils.model.gradcam_settings import BACKWARD_CHOICES, COLORMAPS, METHOD_CHOICES, SITE_CHOICES
 from utils.report.exports import ExportOptions
 from utils.results.overlays import IMAGE_FORMATS
 from utils.run.dataset_run import MOST_MISTAKES
 from utils.run.evaluation import run
-from utils.run.options import RunOptions
+from utils.run.options import CHECK_MAPS, RunOptions
 
 # Config keys that have a flag: `dest` below. A flag that is not given is None, and the YAML's value counts.
 CONFIG_KEYS = (
@@ -91,16 +91,33 @@ def _add_heatmap_flags(p: OneLineParser) -> None:
         "--gradcam_output_dir", dest="gradcam_save_dir", metavar="DIR", help="where everything is written"
     )
     maps.add_argument("--save_all_predictions", action="store_true", help="explain all samples, not only wrong ones")
-    maps.add_argument("--gradcam_layers", nargs="+", metavar="LAYER", help="e.g. encoder.layers.23 encoder.layers.20")
-    maps.add_argument("--gradcam_method", choices=METHOD_NAMES, help="how maps are made")
+    maps.add_argument(
+        "--gradcam_layers", nargs="+", metavar="LAYER", help="auto, or e.g. encoder.layers.23 encoder.layers.20"
+    )
+    maps.add_argument("--gradcam_method", choices=METHOD_CHOICES, help="how maps are made; auto: chosen by cause")
     maps.add_argument("--gradcam_target", choices=TARGETS, help="which logit, or logits, they explain")
-    maps.add_argument("--gradcam_site", choices=SITES, help="where in a block")
+    maps.add_argument("--gradcam_site", choices=SITE_CHOICES, help="where in a block; auto: as the method wants")
     maps.add_argument("--gradcam_backward", choices=BACKWARD_CHOICES, help="what the gradient takes for constant")
     maps.add_argument(
         "--gradcam_signed",
         action="store_true",
         default=None,
         help="evidence for fake red, for real blue (of the margin fake - real)",
+    )
+    maps.add_argument(
+        "--calibration_images",
+        type=count,
+        default=DEFAULT_IMAGES,
+        metavar="N",
+        help="images on which the map is chosen, or a named one judged; 0: neither",
+    )
+    maps.add_argument(
+        "--check_maps",
+        nargs="?",
+        const="on",
+        default="auto",
+        choices=CHECK_MAPS,
+        help="check every map by cause (auto: of wrong predictions)",
     )
     maps.add_argument("--gradcam_colormap", choices=COLORMAPS, help="of the overlays")
     maps.add_argument("--gradcam_select", default="confident", choices=SELECTIONS, help="where there are more than N")
@@ -149,6 +166,8 @@ def run_options(args: argparse.Namespace, output_dir: Path, command: list[str]) 
         overwrite=args.overwrite,
         resume=args.resume,
         views=ExportOptions(args.tensorboard, args.fiftyone, args.video_strips),
+        calibration_images=args.calibration_images,
+        check_maps=args.check_maps,
         explanations=explanation_options(args),
         command=command,
     )

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Iterable, Mapping, Sequence
 
+import torch
 from torch import Tensor, nn
 
-from utils.cam.layers import block_names
+from utils.cam.backward import BACKWARDS
+from utils.cam.frozen import frozen_for_explaining
+from utils.cam.layers import SITES, block_names
+from utils.cam.methods import sites_of
 from utils.cam.targets import Target
 from utils.cam.towers import Grid, family_of
+from utils.choice.candidates import AUTO, Candidate, Named, cnn_layers, shortlist
+from utils.choice.choosing import DEFAULT_IMAGES, TriedDetector, choose_map, in_batches, trial_images
+from utils.choice.verdict import Choice
 from utils.errors import InputError
 from utils.gradcam import Capture, Explanation, capture, check_images, explain_tower
 from utils.model.gradcam_settings import GradCAMSettings, gradcam_settings
@@ -34,6 +41,9 @@ class GradCAMMixin(nn.Module):
 
     backbone: Any  # the host's vision tower
     gradcam: GradCAMSettings
+    gradcam_choice: Choice | None = (
+        None  # how `gradcam`'s map was chosen, after `calibrate_gradcam` or a run's own trial
+    )
 
     def init_gradcam(self, config: Mapping[str, Any]) -> None:
         """Check and keep the `gradcam_*` keys of `config`. Raises InputError."""
@@ -70,9 +80,79 @@ class GradCAMMixin(nn.Module):
         patches, tower = self.patch_grid(height, width), self.explained_tower
         return None if patches is None else Grid(*patches, prefix=family_of(tower).prefix(tower))
 
+    def default_layers(self) -> list[str]:
+        """The layers explained where a method is named and no layer: the tower's last block."""
+        return block_names(self.explained_tower)[-1:]
+
     def gradcam_layers(self) -> list[str]:
-        """The layers explained where a call names none: the config's, or else the tower's last block."""
-        return list(self.gradcam.layers or block_names(self.explained_tower)[-1:])
+        """The layers explained where a call names none: the config's, the chosen one, or the tower's last block."""
+        return list(self.drawn_settings().layers or self.default_layers())
+
+    def drawn_settings(self) -> GradCAMSettings:
+        """The config's, where it leaves the map to be chosen and none has been: with the first of its candidates."""
+        return self.gradcam.using(self.gradcam_candidates()[0]) if self.gradcam.chooses else self.gradcam
+
+    def gradcam_candidates(self, image: Tensor | None = None) -> list[Candidate]:
+        """The maps worth trying, the one to fall back on first. What a config names that leaves a choice is kept to.
+
+        `image` (B, 3, H, W): of a convolutional network one forward pass finds an earlier layer beside the default.
+        """
+        layers = self.default_layers()
+        if image is not None and not block_names(self.explained_tower):
+            with frozen_for_explaining(self):
+                layers = cnn_layers(self.explained_tower, layers[-1], partial(self.forward, {"image": image}))
+        return shortlist(self.explained_tower, layers, self.gradcam.named if self.gradcam.chooses else Named())
+
+    def gradcam_named(self) -> list[Candidate]:
+        """The config's map of each layer; none where it leaves a choice."""
+        settings = self.gradcam
+        if settings.chooses:
+            return []
+        (site,) = sites_of(settings.method, [settings.site])
+        return [Candidate(settings.method, layer, site, settings.backward) for layer in self.gradcam_layers()]
+
+    def calibrate_gradcam(
+        self, data_dicts: Iterable[Mapping[str, Any]], images: int = DEFAULT_IMAGES, batch_size: int = 32
+    ) -> Choice:
+        """Choose the map to draw by cause, on images that the detector calls fake; the config then holds it.
+
+        Args:
+            data_dicts: batches as for `explain`; beside `image` they may hold `video`, a name for each image, and
+                `paired_real` (B, 3, H, W), the real images that they were made from. One batch alone will do.
+            images: at most so many that are called fake, and as many that are called real, are used: the first ones.
+            batch_size: images per pass.
+
+        Returns:
+            The choice, which `gradcam_choice` keeps, with the table of all that was tried. Where the config names
+            method and layers, these are judged and nothing changes. Nothing is drawn.
+
+        Raises:
+            InputError: no batch, or an unusable one.
+        """
+        batches = [data_dicts] if isinstance(data_dicts, Mapping) else data_dicts
+        tried = self._tried(batch_size)
+        given = trial_images(tried.margins, map(_checked, batches), images, _trial_target(self.gradcam.target))
+        choice = choose_map(tried, given, self.gradcam_candidates(given.images[:1]), self.gradcam_named())
+        self.set_gradcam_choice(choice)
+        return choice
+
+    def set_gradcam_choice(self, choice: Choice) -> None:
+        """Draw what was chosen from now on, where the config leaves a choice."""
+        if self.gradcam.chooses:
+            self.gradcam = self.gradcam.using(choice.used)
+        self.gradcam_choice = choice
+
+    def _tried(self, batch_size: int) -> TriedDetector:
+        def margins(images: Tensor) -> Tensor:
+            with frozen_for_explaining(self), torch.no_grad():
+                parts = [self.forward({"image": part})["cls"].float() for part in images.split(batch_size)]
+            logits = torch.cat(parts)
+            return logits[:, 1] - logits[:, 0]
+
+        def asked(images: Tensor, target: Sequence[str], **options: Any) -> Capture:
+            return self.capture({"image": images}, target=list(target), **options)
+
+        return TriedDetector(asked, margins, in_batches(batch_size))
 
     def explain(
         self,
@@ -90,26 +170,29 @@ class GradCAMMixin(nn.Module):
                 `label` (B,).
             layers: module names relative to the tower; a block's name means what the block reads, at `site`; "fused"
                 means the mean of the other layers' normalised maps, "sum" the sum of the raw maps of all blocks.
-            method: one of `utils.cam.methods.METHOD_NAMES`.
+            method: one of `utils.cam.methods.METHOD_NAMES`, or "auto": the map that `calibrate_gradcam` has chosen or,
+                before that, the first of `gradcam_candidates`.
             target: one of `utils.cam.targets.TARGETS`, or one entry per image (such a name, or a class 0 / 1). "both"
                 makes two passes and gives every layer twice, as `<layer>_fake` and `<layer>_real`.
             site: "layer_norm1" or "residual".
             backward: "plain" or "balanced", which holds attention weights and norms constant.
 
-        What is not given comes from the config.
+        What is not given comes from the config; where that leaves the map to be chosen and `calibrate_gradcam` has not
+        been called, a call that names nothing gets the first of `gradcam_candidates`, and one that names the layers or
+        the method gets the plain method behind the block's first norm, Grad-CAM and the last block by default.
 
         Raises:
             InputError: an unusable argument, or a layer that cannot be explained (LayerError); the model is untouched.
             NonFiniteMapError: NaN or infinity in the maps or logits of some images.
         """
-        image, settings = _image(data_dict), self.gradcam
+        image, settings = _image(data_dict), self._settings_for(layers, method)
         return explain_tower(
             self,
             self.explained_tower,
             image,
             partial(self.forward, {"image": image}),
-            layers=layers or self.gradcam_layers(),
-            method=method or settings.method,
+            layers=layers or settings.layers or self.default_layers(),
+            method=settings.method if method in (None, AUTO) else method,
             site=site or settings.site,
             target=settings.target if target is None else target,
             label=data_dict.get("label"),
@@ -117,6 +200,22 @@ class GradCAMMixin(nn.Module):
             pp_epsilon=settings.pp_epsilon,
             what=IMAGE,
             backward=backward or settings.backward,
+        )
+
+    def _settings_for(self, layers: Sequence[str] | None, method: str | None) -> GradCAMSettings:
+        """The settings behind a call that names these, with nothing left to be chosen."""
+        settings = self.gradcam
+        if method == AUTO and not layers and not settings.chooses:
+            chosen = self.gradcam_choice.used if self.gradcam_choice else self.gradcam_candidates()[0]
+            return settings._replace(layers=None).using(chosen)
+        if not settings.chooses or (not layers and method in (None, AUTO)):
+            return self.drawn_settings()
+        named = settings.named
+        return settings._replace(
+            layers=None,
+            method=named.method or "gradcam",
+            site=named.site or SITES[0],
+            backward=named.backward or BACKWARDS[0],
         )
 
     def capture(
@@ -148,7 +247,7 @@ class GradCAMMixin(nn.Module):
             label=data_dict.get("label"),
             grid=self.token_grid(height, width),
             size=map_size or (height, width),
-            backward=backward or self.gradcam.backward,
+            backward=backward or self.drawn_settings().backward,
         )
 
     def generate_gradcam(
@@ -200,6 +299,16 @@ class GradCAMMixin(nn.Module):
             raise InputError(
                 "Grad-CAM is disabled: call model.enable_gradcam() first, or set gradcam_enabled: true in the config"
             )
+
+
+def _checked(data_dict: Mapping[str, Any]) -> Mapping[str, Any]:
+    check_images(_image(data_dict), IMAGE)
+    return data_dict
+
+
+def _trial_target(target: str) -> str:
+    """Whose evidence is shown on images that are called fake, for the config's target."""
+    return target if target in ("margin", "real") else "fake"
 
 
 def _image(data_dict: Mapping[str, Tensor]) -> Tensor:

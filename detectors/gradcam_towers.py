@@ -81,9 +81,9 @@ class CNNMixin(GradCAMMixin):
         with no_torchvision_weights():
             return BACKBONE[config["backbone_name"]](dict(network))
 
-    def gradcam_layers(self) -> list[str]:
-        """The config's layers, or else the last convolution."""
-        return list(self.gradcam.layers or [self.last_convolution])
+    def default_layers(self) -> list[str]:
+        """The last convolution."""
+        return [self.last_convolution]
 
 
 @contextmanager

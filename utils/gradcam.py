@@ -33,6 +33,9 @@ from utils.cam.methods import DEFAULT_EPSILON, check_methods, leftover, signed_m
 from utils.cam.targets import Target
 from utils.cam.tokens import Prediction, Tokens, on_grid, token_gradients
 from utils.cam.towers import Grid, family_of, find_tower
+from utils.choice.candidates import AUTO, Named, cnn_layers, shortlist
+from utils.choice.choosing import DEFAULT_IMAGES, TriedDetector, choose_map, in_batches, trial_images
+from utils.choice.verdict import Choice
 from utils.errors import InputError
 
 
@@ -43,7 +46,8 @@ class Explanation:
     `target` names what each image's map explains ("fake", "real" or "margin"); `layers` maps the layer's name, as it
     was given, to its maps, in the order given. `site` is where a block's name was read; "output" in a network without
     patch tokens, of which every module is read there. `backward` is what the gradient took for constant; with
-    "balanced", `completeness` says of each layer that is a block, and of "sum", whether its shares add up.
+    "balanced", `completeness` says of each layer that is a block, and of "sum", whether its shares add up. `choice`:
+    how the map was chosen, where this call chose it.
     """
 
     prediction: Prediction
@@ -53,6 +57,7 @@ class Explanation:
     site: str
     backward: str
     completeness: Mapping[str, Completeness]
+    choice: Choice | None = None
 
     @property
     def logits(self) -> Tensor:
@@ -331,7 +336,9 @@ def explain(
             at `site`; "fused" means the mean of the other layers' normalised maps, "sum" the sum of the raw maps of all
             blocks. None: the last block, or the last module of a convolutional network that returns maps, which a
             forward pass of its own has to find.
-        method: one of `utils.cam.methods.METHOD_NAMES`; None means "gradcam".
+        method: one of `utils.cam.methods.METHOD_NAMES`; None means "gradcam". "auto" tries a short list of maps on
+            those of `images` that the model calls fake, and explains all by the one whose hottest patches cost the
+            model most (`Explanation.choice` says how it was chosen); what else is named here is kept to.
         target: one of `utils.cam.targets.TARGETS` but "label", or one entry per image (such a name, or a class 0 / 1).
             "both" makes two passes and gives every layer twice, as `<layer>_fake` and `<layer>_real`.
         forward: runs the model on `images`, where `model(images)` does not.
@@ -346,15 +353,23 @@ def explain(
     """
     tower = find_tower(model)
 
-    def predict() -> Prediction:
-        logits = _logits((forward or model)(images), len(images))
+    def predict(batch: Tensor) -> Prediction:
+        logits = _logits((forward or model)(batch), len(batch))
         return {"cls": logits, "prob": logits.softmax(dim=1)[:, 1]}
 
-    return explain_tower(
+    choice = None
+    if method == AUTO:
+        check_images(images, "images")
+        named = Named(None, tuple(layers) if layers else None, site, backward)
+        choice = _chosen(model, tower, images, predict, named, target)
+        used = choice.used
+        layers, method, backward = layers or [used.layer], used.method, used.backward
+        site = used.site if used.site in SITES else None
+    explanation = explain_tower(
         model,
         tower,
         images,
-        predict,
+        partial(predict, images),
         layers=layers,
         method=method or "gradcam",
         site=site or SITES[0],
@@ -362,6 +377,37 @@ def explain(
         grid=partial(family_of(tower).grid, tower),
         backward=backward or BACKWARDS[0],
     )
+    return replace(explanation, choice=choice)
+
+
+def _chosen(
+    model: nn.Module,
+    tower: nn.Module,
+    images: Tensor,
+    predict: Callable[[Tensor], Prediction],
+    named: Named,
+    target: Target,
+) -> Choice:
+    """The map that costs the model most, tried on images of this batch."""
+    size = (images.shape[2], images.shape[3])
+    grid = family_of(tower).grid(tower, *size)
+
+    def margins(batch: Tensor) -> Tensor:
+        with frozen_for_explaining(model), torch.no_grad():
+            logits = torch.cat([predict(part)["cls"].float() for part in batch.split(len(images))])
+        return logits[:, 1] - logits[:, 0]
+
+    def asked(batch: Tensor, whose: Sequence[str], **options: Any) -> Capture:
+        return capture(model, tower, partial(predict, batch), target=list(whose), grid=grid, size=size, **options)
+
+    whose = target if isinstance(target, str) and target in ("margin", "real") else "fake"
+    given = trial_images(margins, [{"image": images}], DEFAULT_IMAGES, whose)
+    layers: list[str] = []
+    if grid is None:
+        run = partial(predict, images[:1])
+        with frozen_for_explaining(model):
+            layers = cnn_layers(tower, family_of(tower).default_layer(tower, run), run)
+    return choose_map(TriedDetector(asked, margins, in_batches(len(images))), given, shortlist(tower, layers, named))
 
 
 def check_images(images: Any, what: str) -> None:

@@ -15,10 +15,10 @@ if __name__ == "__main__":  # run as a script: the folder above holds the packag
 import numpy as np
 import torch
 
-from utils.cam.layers import SITES
-from utils.cam.methods import METHOD_NAMES
 from utils.cam.targets import TARGETS
-from utils.command import OneLineParser, run_command
+from utils.choice.choosing import DEFAULT_IMAGES, choose_map, in_batches, trial_images
+from utils.choice.verdict import FEWEST_IMAGES, judgements, printed
+from utils.command import OneLineParser, count, run_command
 from utils.data.face_crop import NoFaceError, face_cropper
 from utils.data.frames import Frame
 from utils.data.images import IMAGE_SUFFIXES, UnreadableImage, decode_image, read_file
@@ -26,11 +26,12 @@ from utils.data.video_files import VIDEO_SUFFIXES, UnreadableVideo
 from utils.errors import InputError, RunError
 from utils.model.config import detector_settings, find_path
 from utils.model.detector import LoadedDetector, find_device, load_detector
-from utils.model.gradcam_settings import BACKWARD_CHOICES, COLORMAPS
+from utils.model.gradcam_settings import BACKWARD_CHOICES, COLORMAPS, METHOD_CHOICES, SITE_CHOICES
+from utils.model.map_trials import MapChecker, tried
 from utils.packages import require
 from utils.results.decision import UNKNOWN
 from utils.results.sample_folder import Drawn, Sample, write_sample
-from utils.run.explainer import explain_images
+from utils.run.explainer import checks_by_image, explain_images
 from utils.run.video import explain_video
 from utils.text import printable
 
@@ -44,6 +45,7 @@ HINTS = {
     "weights": "--weights_path",
 }
 
+BATCH, POOL = 16, 8  # images at a time, and looked through for each that the trial wants
 LABELLESS_TARGETS = [target for target in TARGETS if target != "label"]
 Crop = Callable[[np.ndarray], np.ndarray]
 
@@ -60,10 +62,20 @@ def parser() -> OneLineParser:
     )
     p.add_argument("--weights_path", help="checkpoint of the whole detector")
     p.add_argument("--layers", nargs="+", metavar="LAYER", help="e.g. encoder.layers.23 encoder.layers.20")
-    p.add_argument("--method", choices=METHOD_NAMES, help="how maps are made")
+    p.add_argument("--method", choices=METHOD_CHOICES, help="how maps are made; auto: chosen by cause")
     p.add_argument("--target", metavar="TARGET", choices=TARGETS, help=", ".join(LABELLESS_TARGETS))
-    p.add_argument("--site", choices=SITES, help="where in a block")
+    p.add_argument("--site", choices=SITE_CHOICES, help="where in a block; auto: as the method wants")
     p.add_argument("--backward", choices=BACKWARD_CHOICES, help="what the gradient takes for constant")
+    p.add_argument(
+        "--calibration_images",
+        type=count,
+        default=DEFAULT_IMAGES,
+        metavar="N",
+        help="images of the input on which the map is chosen, or a named one judged; 0: neither",
+    )
+    p.add_argument(
+        "--check_maps", nargs="?", const="on", default="on", choices=("on", "off"), help="check every map by cause"
+    )
     p.add_argument("--signed", action="store_true", default=None, help="evidence for fake red, for real blue")
     p.add_argument("--colormap", choices=COLORMAPS, help="of the overlays")
     p.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:<n>")
@@ -89,6 +101,10 @@ def main(argv: Sequence[str]) -> int:
     })  # fmt: skip
     crop = face_cropper(Path(args.landmark_model), detector.settings.resolution) if args.landmark_model else None
     detector.dry_run()
+    if args.calibration_images:
+        images = [file for file in files if not is_video(file)]
+        _choose(detector, images, crop, args.calibration_images)
+    checker = MapChecker(detector, batch_size=1) if args.check_maps == "on" else None
     failed = 0
     for index, (file, folder) in enumerate(zip(files, output_folders(files, Path(args.output)))):
         try:
@@ -99,9 +115,11 @@ def main(argv: Sequence[str]) -> int:
                     print(printable(f"{file}: {remark}"), file=sys.stderr)
             else:
                 image = load_image(file, detector.settings.resolution, crop)
-                drawn = explain_image(detector, image, file, index)
+                drawn = explain_image(detector, image, file, index, checker)
                 write_sample(folder, drawn, save_raw=args.save_raw)
-                print(printable(f"{file}: fake probability {drawn.sample.prob_fake:.4f}, heatmaps in {folder}"))
+                words = ", ".join(layer.check.word for layer in drawn.sample.layers if layer.check)
+                said = f"fake probability {drawn.sample.prob_fake:.4f}, heatmaps in {folder}"
+                print(printable(f"{file}: {said}{f' ({words})' if words else ''}"))
         except (UnreadableImage, UnreadableVideo, NoFaceError) as error:
             print(printable(f"{file}: left out: {error}"), file=sys.stderr)
             failed += 1
@@ -161,6 +179,43 @@ def _detector(
     return load_detector(detector_settings(yaml_path, {**flags, "weights_path": weights_path}), find_device(device))
 
 
+def _choose(detector: LoadedDetector, files: Sequence[Path], crop: Crop | None, images: int) -> None:
+    """Choose the map on the first `images` of `files` that are called fake, or judge the named one, and say so.
+
+    Each file counts as a video of its own. Fewer than FEWEST_IMAGES choose nothing, and are not tried.
+    """
+    if len(files) < FEWEST_IMAGES:
+        return
+    model, target = detector.model, detector.gradcam.target
+    asked = tried(detector, in_batches(BATCH))
+    batches = ({"image": batch} for batch in _batches(detector, files[: POOL * images], crop))
+    try:
+        given = trial_images(asked.margins, batches, images, target if target in ("margin", "real") else "fake")
+    except InputError:  # none of them can be read, which is said of each where it is explained
+        return
+    choice = choose_map(asked, given, model.gradcam_candidates(given.images[:1]), model.gradcam_named())
+    model.set_gradcam_choice(choice)
+    print("\n".join([*printed(choice), *judgements(choice)]))
+
+
+def _batches(detector: LoadedDetector, files: Sequence[Path], crop: Crop | None) -> Iterator[torch.Tensor]:
+    """The files that can be read, BATCH at a time, as the detector takes them."""
+    for start in range(0, len(files), BATCH):
+        found = []
+        for file in files[start : start + BATCH]:
+            try:
+                found.append(to_pixels(load_image(file, detector.settings.resolution, crop)))
+            except (UnreadableImage, NoFaceError):
+                continue  # said where it is explained
+        if found:
+            yield detector.normalised(torch.cat(found))
+
+
+def to_pixels(image: np.ndarray) -> torch.Tensor:
+    """(H, W, 3) → (1, 3, H, W), both uint8."""
+    return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).unsqueeze(0)
+
+
 def load_image(file: Path, resolution: int, crop: Crop | None) -> np.ndarray:
     """(resolution, resolution, 3) uint8 RGB. Raises UnreadableImage, NoFaceError."""
     data = read_file(str(file))
@@ -169,12 +224,16 @@ def load_image(file: Path, resolution: int, crop: Crop | None) -> np.ndarray:
     return crop(decode_image(data, None))
 
 
-def explain_image(detector: LoadedDetector, image: np.ndarray, file: Path, index: int) -> Drawn:
-    """One image (H, W, 3) uint8 RGB explained and drawn."""
-    pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).unsqueeze(0)
+def explain_image(
+    detector: LoadedDetector, image: np.ndarray, file: Path, index: int, checker: MapChecker | None = None
+) -> Drawn:
+    """One image (H, W, 3) uint8 RGB explained, checked where there is a checker, and drawn."""
+    pixels = to_pixels(image)
     explanation, drawn = explain_images(detector, pixels)
+    (checks,) = checks_by_image(checker, detector.normalised(pixels), explanation, [index])
     frame = Frame(str(file), "loose images", "unknown", "none", UNKNOWN, index)
-    return Drawn(Sample.of(frame, explanation, 0, drawn[0], detector.settings), image, drawn[0])
+    choice = detector.model.gradcam_choice
+    return Drawn(Sample.of(frame, explanation, 0, drawn[0], detector.settings, choice, checks), image, drawn[0])
 
 
 if __name__ == "__main__":

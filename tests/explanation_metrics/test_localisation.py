@@ -15,13 +15,12 @@ from torch import Tensor
 
 from tests.helpers.detectors import images, tiny_detector
 from utils.cam.tokens import frozen_for_explaining
+from utils.choice.fills import blurred, mean_coloured
 from utils.explanation_metrics.bootstrap import VideoBootstrap, holm
 from utils.explanation_metrics.controls import face_map, gaussian_map
 from utils.explanation_metrics.deletion import (
     area,
-    blurred,
     deletion_insertion,
-    mean_coloured,
     pixel_ranks,
     score_without,
 )

@@ -10,20 +10,18 @@ from typing import Callable, Mapping, NamedTuple, Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from utils.choice.fills import PAIRED_REAL, blurred, mean_coloured
 from utils.explanation_metrics.comparison import Columns
 from utils.explanation_metrics.sweep import MapSpec, resized
 from utils.model.detector import LoadedDetector
 
-PAIRED_REAL = "paired real"
 FILLS = ("blur", "mean", PAIRED_REAL)
 # Shares of the image that are replaced. A forged region is small, so that the steps are fine where it is found.
 SHARES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.7, 1.0)
 SCREENED = 0.1  # the share that is replaced where maps are ranked without masks
-BLUR = 0.05  # standard deviation of the blur, as a share of the image's side
 
 Score = Callable[[Tensor], Tensor]  # images (N, 3, H, W) as the detector reads them → (N,)
 
@@ -119,24 +117,6 @@ def _fill(detector: LoadedDetector, fill: str, images: Tensor, reals: Tensor) ->
     if fill == "blur":
         return blurred(images)
     return mean_coloured(images) if fill == "mean" else detector.normalised(reals)
-
-
-def blurred(images: Tensor) -> Tensor:
-    """(N, 3, H, W) → the same after a Gaussian blur, float."""
-    side = min(images.shape[2:])
-    sigma = BLUR * side
-    radius = min(int(3 * sigma), side - 1)
-    x = torch.arange(-radius, radius + 1, device=images.device, dtype=images.dtype)
-    kernel = torch.exp(-x.square() / (2 * sigma**2))
-    kernel = (kernel / kernel.sum()).expand(3, 1, -1)
-    padded = F.pad(images, [radius] * 4, mode="reflect")
-    rows = F.conv2d(padded, kernel.unsqueeze(2), groups=3)
-    return F.conv2d(rows, kernel.unsqueeze(3), groups=3)
-
-
-def mean_coloured(images: Tensor) -> Tensor:
-    """(N, 3, H, W) → each image's own mean colour everywhere."""
-    return images.mean(dim=(2, 3), keepdim=True).expand_as(images)
 
 
 # -------------------------------------------------------------------------------------------------------- any score

@@ -38,8 +38,8 @@ class LoadedDetector(NamedTuple):
 
     @property
     def gradcam(self) -> GradCAMSettings:
-        """How to explain: the model's own settings, where it has heatmaps."""
-        return getattr(self.model, "gradcam", self.settings.gradcam)
+        """How to explain: the model's own settings, where it has heatmaps; nothing in them is left to be chosen."""
+        return self.model.drawn_settings() if hasattr(self.model, "drawn_settings") else self.settings.gradcam
 
     def normalised(self, pixels: Tensor) -> Tensor:
         """uint8 images (B, 3, H, W) → float32 on the device, (x / 255 - mean) / std.

@@ -9,11 +9,13 @@ from utils.cam.backward import BACKWARDS
 from utils.cam.layers import SITES
 from utils.cam.methods import DEFAULT_EPSILON, METHOD_NAMES
 from utils.cam.targets import TARGETS
+from utils.choice.candidates import AUTO, Candidate, Named, site_of
 from utils.errors import InputError, did_you_mean
 from utils.model.config_values import Section
 
-AUTO = "auto"
 BACKWARD_CHOICES = (AUTO, *BACKWARDS)
+METHOD_CHOICES = (AUTO, *METHOD_NAMES)
+SITE_CHOICES = (AUTO, *SITES)
 COLORMAPS = ("jet", "turbo", "viridis", "magma")
 
 GRADCAM_KEYS = (
@@ -23,7 +25,11 @@ GRADCAM_KEYS = (
 
 
 class GradCAMSettings(NamedTuple):
-    """The `gradcam_*` keys of a config. `layers` None means the tower's last block."""
+    """The `gradcam_*` keys of a config.
+
+    `layers` None means the tower's last block; `[AUTO]`, and `method` AUTO, that they are to be chosen (`chooses`), and
+    only then `site` and `backward` may be AUTO, too.
+    """
 
     enabled: bool
     layers: list[str] | None
@@ -39,6 +45,27 @@ class GradCAMSettings(NamedTuple):
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
+    @property
+    def chooses(self) -> bool:
+        """Whether the map is still to be chosen."""
+        return AUTO in (self.method, *(self.layers or ()))
+
+    @property
+    def named(self) -> Named:
+        """What of the map is named."""
+        layers = None if self.layers is None or AUTO in self.layers else tuple(self.layers)
+        method, site, backward = (None if name == AUTO else name for name in (self.method, self.site, self.backward))
+        return Named(method, layers, site, backward)
+
+    def using(self, chosen: Candidate) -> GradCAMSettings:
+        """The same with that kind of map, at all layers where they are named."""
+        return self._replace(
+            method=chosen.method,
+            layers=list(self.named.layers or (chosen.layer,)),
+            site=chosen.site if chosen.site in SITES else SITES[0],
+            backward=chosen.backward,
+        )
+
 
 def gradcam_settings(config: Mapping[str, Any], where: str = "config") -> GradCAMSettings:
     """The Grad-CAM settings of a detector's config. Raises InputError, whose message begins with `where`."""
@@ -49,7 +76,18 @@ def gradcam_settings(config: Mapping[str, Any], where: str = "config") -> GradCA
                 f"allowed: {', '.join(GRADCAM_KEYS)}"
             )
     section = Section(config, where)
+    layers = section.strings("gradcam_layers") if section.has("gradcam_layers") else None
+    method = section.choice("gradcam_method", METHOD_CHOICES, "gradcam" if layers and AUTO not in layers else AUTO)
+    if layers and AUTO in layers and len(layers) > 1:
+        raise InputError(f"{where}: gradcam_layers names {AUTO!r} beside others; give {AUTO} alone, or the layers")
+    if method == AUTO and layers is None:
+        layers = [AUTO]
+    site = section.choice("gradcam_site", SITE_CHOICES, AUTO if AUTO in (method, *(layers or ())) else SITES[0])
     backward = section.choice("gradcam_backward", BACKWARD_CHOICES, AUTO)
+    if AUTO not in (method, *(layers or ())):  # what is named is drawn as named
+        backward = BACKWARDS[0] if backward == AUTO else backward
+        site = site_of(method, backward) if site == AUTO else site
+        site = site if site in SITES else SITES[0]  # of a method that reads attention, which has none
     signed = section.flag("gradcam_signed", False)
     target = section.choice("gradcam_target", TARGETS, "predicted")
     if signed and target not in ("predicted", "margin"):
@@ -59,12 +97,12 @@ def gradcam_settings(config: Mapping[str, Any], where: str = "config") -> GradCA
         )
     return GradCAMSettings(
         enabled=section.flag("gradcam_enabled", False),
-        layers=section.strings("gradcam_layers") if section.has("gradcam_layers") else None,
+        layers=layers,
         save_dir=Path(section.string("gradcam_save_dir", "./gradcam_visualizations")),
-        method=section.choice("gradcam_method", METHOD_NAMES, "gradcam"),
+        method=method,
         target="margin" if signed else target,
-        site=section.choice("gradcam_site", SITES, "layer_norm1"),
-        backward=BACKWARDS[0] if backward == AUTO else backward,
+        site=site,
+        backward=backward,
         samples=section.count("gradcam_samples", least=1) if section.has("gradcam_samples") else None,
         pp_epsilon=section.number("gradcam_pp_epsilon", DEFAULT_EPSILON),
         colormap=section.choice("gradcam_colormap", COLORMAPS, "jet"),

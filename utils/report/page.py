@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Sequence
 import numpy as np
 import yaml
 
+from utils.choice.verdict import judgements, printed
 from utils.command import OneLineParser
 from utils.errors import InputError
 from utils.files import write_whole
@@ -82,6 +83,7 @@ def render(run: RunOnDisk, patterns: Sequence[Patterns]) -> str:
         notes=notes(run),
         weights=weights_text(run),
         config=config_text(run),
+        choice=choice_lines(run),
         datasets=[dataset_view(data) for data in run.datasets],
         patterns=[pattern_view(one, run) for one in patterns],
         colours=colour_columns(run.manifest.colormap),
@@ -131,6 +133,14 @@ def notes(run: RunOnDisk) -> list[str]:
                 f"{data.name}: {data.unreadable} frames could not be read; {data.name}/unreadable.csv says why."
             )
     return lines
+
+
+def choice_lines(run: RunOnDisk) -> list[str]:
+    """How the map was chosen, and what is to be said of a named one; from any sample where the run did not finish."""
+    choice = run.manifest.choice
+    if choice is not None:
+        return [*printed(choice), *judgements(choice)]
+    return list(next((sample.chosen for data in run.datasets for sample in data.samples if sample.chosen), ()))
 
 
 def weights_text(run: RunOnDisk) -> str:
@@ -267,7 +277,13 @@ def sample_data(sample: Sample, layers: Sequence[str]) -> dict[str, Any]:
         "comparison": sample.comparison,
         "box": list(box) if box else [],
         "maps": [
-            [layers.index(one.name), float(f"{one.raw_maximum:.4g}"), one.empty, one.drawn_empty]
+            [
+                layers.index(one.name),
+                float(f"{one.raw_maximum:.4g}"),
+                one.empty,
+                one.drawn_empty,
+                one.check.word if one.check else "",
+            ]
             for one in sample.layers
         ],
         "lost": sample.lost,

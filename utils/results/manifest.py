@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable, Iterable, Mapping, NamedTuple, Sequence
 
+from utils.choice.verdict import Choice
 from utils.data.dataset_json import is_dataset_name
 from utils.errors import InputError
 from utils.results.sample_folder import LayerFacts
@@ -42,12 +43,15 @@ class HeatmapCounts:
     empty_maps: dict[str, int] = field(default_factory=dict)  # layer → samples whose map is empty
     non_finite: list[int] = field(default_factory=list)  # samples without heatmaps, because a map was NaN or infinite
     vanished: list[tuple[int, str]] = field(default_factory=list)  # readable at first, but not when explained; reason
+    checks: dict[str, int] = field(default_factory=dict)  # word of a map's check → maps
 
     def add_sample(self, layers: Iterable[LayerFacts]) -> None:
         """One more sample with heatmaps."""
         self.heatmaps += 1
         for layer in layers:
             self.empty_maps[layer.name] = self.empty_maps.get(layer.name, 0) + layer.empty
+            if layer.check is not None:
+                self.checks[layer.check.word] = self.checks.get(layer.check.word, 0) + 1
 
     @classmethod
     def merged(cls, parts: Iterable[HeatmapCounts]) -> HeatmapCounts:
@@ -57,6 +61,8 @@ class HeatmapCounts:
             total.heatmaps += part.heatmaps
             for layer, count in part.empty_maps.items():
                 total.empty_maps[layer] = total.empty_maps.get(layer, 0) + count
+            for word, count in part.checks.items():
+                total.checks[word] = total.checks.get(word, 0) + count
             total.non_finite = sorted(total.non_finite + part.non_finite)
             total.vanished = sorted(total.vanished + part.vanished)
         return total
@@ -65,23 +71,33 @@ class HeatmapCounts:
         return {
             "heatmaps": self.heatmaps,
             "empty_maps": self.empty_maps,
+            "checks": self.checks,
             "non_finite": self.non_finite,
             "vanished": [{"index": index, "reason": reason} for index, reason in self.vanished],
         }
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any], where: str) -> HeatmapCounts:
-        _check(values, where, {"heatmaps": _count, "empty_maps": _counts, "non_finite": list, "vanished": list})
+        values = {"checks": {}, **values}  # runs before there were any
+        fields: dict[str, type | Fits] = {
+            "heatmaps": _count,
+            "empty_maps": _counts,
+            "checks": _counts,
+            "non_finite": list,
+            "vanished": list,
+        }
+        _check(values, where, fields)
         for entry in values["vanished"]:
             _check(entry, f"{where}.vanished", {"index": _count, "reason": str})
         vanished = [(entry["index"], entry["reason"]) for entry in values["vanished"]]
-        return cls(values["heatmaps"], values["empty_maps"], values["non_finite"], vanished)
+        return cls(values["heatmaps"], values["empty_maps"], values["non_finite"], vanished, values["checks"])
 
 
 @dataclass(frozen=True)
 class Manifest:
     """Everything by which a run can be told from another. `finished` and `heatmaps` are None until it has finished.
 
+    `choice` is how the map was chosen: None until then, for a plain evaluation, and for a run of an earlier version.
     `top_files` names the files that a run writes beside the manifest and the datasets' folders, so that --overwrite
     removes them. `free_options`, which is not written, names the options on which no output depends.
     """
@@ -100,6 +116,7 @@ class Manifest:
     top_files: list[str]
     finished: str | None = None
     heatmaps: dict[str, HeatmapCounts] | None = None
+    choice: Choice | None = None
     free_options: Sequence[str] = field(default=(), compare=False)
 
     @property
@@ -124,6 +141,8 @@ class Manifest:
         if self.heatmaps is not None:
             values["finished"] = self.finished
             values["heatmaps"] = {name: counts.to_json() for name, counts in self.heatmaps.items()}
+        if self.choice is not None:
+            values["choice"] = self.choice.to_json()
         return values
 
     @classmethod
@@ -135,7 +154,9 @@ class Manifest:
         if isinstance(values, dict):
             values = {"top_files": [], **values}
         finished = isinstance(values, dict) and "finished" in values
-        _check(values, where, {**_FIELDS, **(_FINISHED_FIELDS if finished else {})})
+        chosen = isinstance(values, dict) and "choice" in values
+        fields = {**_FIELDS, **(_FINISHED_FIELDS if finished else {}), **({"choice": _is_choice} if chosen else {})}
+        _check(values, where, fields)
         _check(values["settings"], f"{where}: settings", {"batch_size": _count, "seed": _count})
         if values["weights"] != "random":
             _check(values["weights"], f"{where}: weights", {"path": str, "sha256": str})
@@ -160,6 +181,7 @@ class Manifest:
             top_files=values["top_files"],
             finished=values.get("finished"),
             heatmaps=heatmaps,
+            choice=Choice.from_json(values["choice"]) if chosen else None,
         )
 
     def differences(self, earlier: Manifest) -> list[str]:
@@ -256,6 +278,14 @@ def _counts(value: Any) -> bool:
 
 def _strings(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+def _is_choice(value: Any) -> bool:
+    try:
+        Choice.from_json(value)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return False
+    return True
 
 
 def _is_plain_name(name: Any) -> bool:

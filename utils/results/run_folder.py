@@ -10,6 +10,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import IO, Any, Iterable, Iterator, Mapping
 
+from utils.choice.verdict import Choice
 from utils.errors import InputError, RunError
 from utils.files import own_folder, write_json
 from utils.results.journal import journals
@@ -81,7 +82,7 @@ class RunFolder:
         """The folder of one dataset."""
         return self.path / name
 
-    def finish(self, heatmaps: Mapping[str, HeatmapCounts]) -> None:
+    def finish(self, heatmaps: Mapping[str, HeatmapCounts], choice: Choice | None = None) -> None:
         """Write `manifest.json`: the run is whole. What only a resumption needs is removed.
 
         Raises RunError where the folder is no longer what this run made.
@@ -92,7 +93,7 @@ class RunFolder:
             raise RunError(
                 f"{self.path}: was removed or emptied while the run was at work, so outputs are missing; begin again"
             )
-        self.manifest = replace(self.manifest, finished=now(), heatmaps=dict(heatmaps))
+        self.manifest = replace(self.manifest, finished=now(), heatmaps=dict(heatmaps), choice=choice)
         write_json(self.path / FINISHED, self.manifest.to_json())
         _tidy(self.path, self.manifest.datasets)
 

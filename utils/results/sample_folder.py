@@ -15,6 +15,8 @@ from typing import Any, Mapping, NamedTuple, Sequence
 
 import numpy as np
 
+from utils.choice.check import MapCheck
+from utils.choice.verdict import Choice, headline, judgements
 from utils.data.frames import Frame
 from utils.errors import InputError
 from utils.files import new_folder
@@ -40,6 +42,7 @@ class LayerFacts(NamedTuple):
     empty: bool  # no patch stands out in the raw map: there is nothing to weigh
     drawn_empty: bool  # the overlay is the plain image: there is nothing to show
     artefact: bool = False  # empty because all of it is what rounding and LayerNorm's ε leave of sums that are zero
+    check: MapCheck | None = None  # None: not checked
 
     @classmethod
     def of(cls, layer: LayerImage) -> LayerFacts:
@@ -51,10 +54,15 @@ class LayerFacts(NamedTuple):
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> LayerFacts:
-        """From `_asdict()`, as `Sample.to_json` writes it."""
+        """The facts that `to_json` gave; runs of earlier versions have no `check`."""
         low, high, extreme = (float(values[key]) for key in ("raw_minimum", "raw_maximum", "signed_extreme"))
         empty, drawn_empty = (bool(values[key]) for key in ("empty", "drawn_empty"))
-        return cls(str(values["name"]), low, high, extreme, empty, drawn_empty, bool(values.get("artefact", False)))
+        artefact = bool(values.get("artefact", False))
+        check = MapCheck.from_json(values["check"]) if values.get("check") else None
+        return cls(str(values["name"]), low, high, extreme, empty, drawn_empty, artefact, check)
+
+    def to_json(self) -> dict[str, Any]:
+        return {**self._asdict(), "check": self.check._asdict() if self.check else None}
 
 
 class CompletenessFacts(NamedTuple):
@@ -90,14 +98,25 @@ class Sample:
     original: Box | None  # where the comparison shows the original
     completeness: dict[str, CompletenessFacts] = field(default_factory=dict)  # by layer, where it was tested
     folder: Path = Path()
+    chosen: tuple[str, ...] = ()  # how the map was chosen, and what is to be said of a named one
     comparison: str = ""
     lost: str = ""
 
     @classmethod
     def of(
-        cls, frame: Frame, explanation: Explanation, i: int, layers: Sequence[LayerImage], settings: DetectorSettings
+        cls,
+        frame: Frame,
+        explanation: Explanation,
+        i: int,
+        layers: Sequence[LayerImage],
+        settings: DetectorSettings,
+        choice: Choice | None = None,
+        checks: Mapping[str, MapCheck] | None = None,
     ) -> Sample:
-        """`frame`, which is image i of the explained batch; `layers` is what was drawn of it."""
+        """`frame`, which is image i of the explained batch; `layers` is what was drawn of it.
+
+        `choice`: how the map was chosen; `checks`: of the image's map of each layer.
+        """
         gradcam = settings.gradcam
         prediction, target = explanation.prediction, explanation.target[i]
         real, fake = prediction["cls"][i].tolist()
@@ -120,8 +139,9 @@ class Sample:
             site=explanation.site,
             backward=explanation.backward,
             weights=weights,
-            layers=[LayerFacts.of(layer) for layer in layers],
+            layers=[LayerFacts.of(layer)._replace(check=(checks or {}).get(layer.name)) for layer in layers],
             original=original_box(layers[0].overlay.shape[:2], 1 + len(layers), weights == RANDOM_WEIGHTS),
+            chosen=(headline(choice), *judgements(choice)) if choice else (),
             completeness={
                 name: CompletenessFacts(float(tested.error[i]), float(tested.bias_share[i]))
                 for name, tested in explanation.completeness.items()
@@ -148,7 +168,8 @@ class Sample:
             "site": self.site,
             "backward": self.backward,
             "weights": self.weights,
-            "layers": [layer._asdict() for layer in self.layers],
+            "layers": [layer.to_json() for layer in self.layers],
+            "chosen": list(self.chosen),
             "original": self.original._asdict() if self.original else None,
             "completeness": {name: tested._asdict() for name, tested in self.completeness.items()},
         }
@@ -172,6 +193,7 @@ class Sample:
             weights=str(values["weights"]),
             layers=[LayerFacts.from_json(layer) for layer in values["layers"]],
             original=Box(**values["original"]),
+            chosen=tuple(map(str, values.get("chosen", ()))),
             completeness={
                 str(name): CompletenessFacts(float(tested["error"]), float(tested["bias_share"]))
                 for name, tested in values.get("completeness", {}).items()
@@ -235,6 +257,8 @@ def metadata_text(sample: Sample) -> str:
         f"Backward: {sample.backward}",
         f"Weights: {printable(sample.weights)}",
         *(f"Layer {layer.name}: {_map_text(layer)}" for layer in sample.layers),
+        *(f"Check {layer.name}: {_check_text(layer.check)}" for layer in sample.layers if layer.check),
+        *(f"Choice: {line}" for line in sample.chosen),
         *(
             f"Completeness {name}: error {tested.error:.3g}, share of the biases {tested.bias_share:.3g}"
             for name, tested in sample.completeness.items()
@@ -258,6 +282,17 @@ def _map_text(layer: LayerFacts) -> str:
     if layer.empty:
         return "no patch speaks for the target, what is drawn speaks against it"
     return f"raw maximum {layer.raw_maximum:.6g}"
+
+
+def _check_text(check: MapCheck) -> str:
+    """The word and the figures behind it."""
+    votes = "" if check.votes is None else f", {check.votes:.0%} of the blocks hottest there"
+    others = "" if check.others is None else f", {check.others:.0%} of other maps"
+    mass = "" if check.mass is None else f"; raw map {check.mass:.3g} of the margin"
+    return (
+        f"{check.word}: margin {check.margin:.4g} falls by {check.fall:.4g} with its hottest patches replaced, by"
+        f" {check.random:.4g} with random ones{votes}{others}{mass}"
+    )
 
 
 def comparison_title(sample: Sample) -> str:

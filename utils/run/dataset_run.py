@@ -17,6 +17,7 @@ from utils.data.frames import Batch, Frame, frame_loader
 from utils.errors import RunError
 from utils.model.config import RunSettings
 from utils.model.detector import LoadedDetector
+from utils.model.map_trials import MapChecker
 from utils.results.journal import Journal, next_number, read_rows
 from utils.results.manifest import HeatmapCounts
 from utils.results.sample_folder import whole_samples
@@ -76,7 +77,9 @@ class DatasetRun:
             self.predict_all()
             return self._finish_dataset(HeatmapCounts())
         with SampleWriter(options.image_format, options.save_raw) as writer:
-            explainer = Explainer(self.context.detector, self.resume, self.folder, writer, self.context.predict)
+            detector = self.context.detector
+            checker = MapChecker(detector, self.context.settings.batch_size) if options.checks_maps else None
+            explainer = Explainer(detector, self.resume, self.folder, writer, self.context.predict, checker)
             if explains_every_frame(self.context.settings, options):
                 self.predict_all(explainer)
                 chosen = self.predictions.choose(None, False, "first", 0)

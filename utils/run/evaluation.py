@@ -17,8 +17,10 @@ from utils.files import write_json
 from utils.model.config import RunSettings
 from utils.model.detector import LoadedDetector, find_device, load_detector
 from utils.report.exports import PAGE, check_exports, write_exports
+from utils.results.calibration_file import Calibration, find_calibration
 from utils.results.manifest import METRICS, STARTED, read_json
 from utils.results.run_folder import RunFolder
+from utils.run.calibration import Plan, calibrate, untried
 from utils.run.dataset_run import Context, DatasetRun, explains_every_frame
 from utils.run.interruption import SignalGuard, resume_command
 from utils.run.manifest import run_manifest
@@ -45,7 +47,7 @@ def run(settings: RunSettings, options: RunOptions) -> None:
             for name in settings.data.folders:
                 print(printable(f"{name}: {counted(datasets[name])}"))
         detector = _load_detector(settings, options, processes)
-        folder = processes.on_rank_zero(lambda: _open_folder(settings, options, detector, datasets))
+        folder, kept = processes.on_rank_zero(lambda: _open_folder(settings, options, detector, datasets))
         with folder:
             if folder.finished:
                 if processes.first:
@@ -56,12 +58,17 @@ def run(settings: RunSettings, options: RunOptions) -> None:
                     raise RunError(f"process {processes.rank} does not see {folder.path}: all need the same folder")
                 # Sums are split among the threads, so another number may change the last bit.
                 torch.set_num_threads(folder.manifest.threads)
+                calibration = processes.on_rank_zero(
+                    lambda: kept or _calibrate(detector, datasets, folder, settings, options, guard)
+                )
+                if calibration is not None:
+                    detector.model.set_gradcam_choice(calibration.choice)
                 context = Context(detector, settings, options, processes, guard, Halving("evaluating"))
                 results = [
                     DatasetRun(context, frames, folder.dataset(name)).evaluate() for name, frames in datasets.items()
                 ]
                 problem = processes.on_rank_zero(lambda: _measure(detector, datasets, folder, settings, options))
-                processes.on_rank_zero(lambda: _finish_run(results, folder, settings, options))
+                processes.on_rank_zero(lambda: _finish_run(results, folder, settings, options, calibration))
     if problem:
         raise RunError(problem)
 
@@ -87,9 +94,37 @@ def _load_detector(settings: RunSettings, options: RunOptions, processes: Proces
 
 def _open_folder(
     settings: RunSettings, options: RunOptions, detector: LoadedDetector, datasets: Mapping[str, Sequence[Frame]]
-) -> RunFolder:
+) -> tuple[RunFolder, Calibration | None]:
+    """The folder, and how the map was chosen by an earlier run of the same weights, data and candidates."""
     manifest = run_manifest(settings, options, detector.device, datasets)
-    return RunFolder.open(options.output_dir, manifest, options.overwrite, options.resume)
+    kept = None
+    if settings.detector.gradcam.enabled and options.calibration_images:
+        key = Plan.of(detector, options.calibration_images).key(manifest)
+        kept = find_calibration(key, options.output_dir)  # before --overwrite removes it
+    folder = RunFolder.open(options.output_dir, manifest, options.overwrite, options.resume)
+    if kept is not None and not folder.finished:
+        kept.write(folder.path)
+    return folder, kept
+
+
+def _calibrate(
+    detector: LoadedDetector,
+    datasets: Mapping[str, Sequence[Frame]],
+    folder: RunFolder,
+    settings: RunSettings,
+    options: RunOptions,
+    guard: SignalGuard,
+) -> Calibration | None:
+    """How the run's map was chosen, or judged; None for a plain evaluation."""
+    if not settings.detector.gradcam.enabled:
+        return None
+    plan = Plan.of(detector, options.calibration_images)
+    if not options.calibration_images:
+        return Calibration("", untried(plan))
+    print(plan.announcement())
+    found = Calibration(plan.key(folder.manifest), calibrate(detector, plan, datasets, settings, guard.check))
+    found.write(folder.path)
+    return found
 
 
 def _report_finished(folder: RunFolder, options: RunOptions) -> None:
@@ -116,16 +151,21 @@ def _measure(
 
 
 def _finish_run(
-    results: Sequence[DatasetSummary], folder: RunFolder, settings: RunSettings, options: RunOptions
+    results: Sequence[DatasetSummary],
+    folder: RunFolder,
+    settings: RunSettings,
+    options: RunOptions,
+    calibration: Calibration | None,
 ) -> None:
     """Metrics, manifest, summary and report. Raises RunError where the run, though finished, has failed."""
     metrics = {result.name: metrics_json(result) for result in results}
     heatmaps = {result.name: result.counts for result in results}
     write_json(folder.path / METRICS, metrics)
-    folder.finish(heatmaps)
+    choice = calibration.choice if calibration else None
+    folder.finish(heatmaps, choice)
     print(metrics_table(results))
     explained = ("samples" if options.save_all else "wrong predictions") if settings.detector.gradcam.enabled else ""
-    print(summary(results, options.output_dir, explained, options.random_weights))
+    print(summary(results, options.output_dir, explained, options.random_weights, choice))
     print("\n".join(write_exports(folder.path, options.views)))
     check_finished(metrics, heatmaps, options.max_unreadable)
 

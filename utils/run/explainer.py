@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from utils.cam.tokens import Prediction
+from utils.choice.check import MapCheck
 from utils.data.frames import Batch, Frame
 from utils.gradcam import Explanation
 from utils.model.detector import LoadedDetector
+from utils.model.map_trials import MapChecker
 from utils.results.manifest import HeatmapCounts
 from utils.results.overlays import LayerImage, layer_images
 from utils.results.sample_folder import Drawn, Sample
@@ -40,6 +42,7 @@ class Explainer:
         folder: Path,
         writer: SampleWriter,
         predict: Callable[[Tensor], tuple[Tensor, Tensor]],
+        checker: MapChecker | None = None,
     ) -> None:
         self.detector = detector
         self.gradcam = detector.gradcam
@@ -48,6 +51,7 @@ class Explainer:
         self.folder = folder
         self.writer = writer
         self.predict = predict
+        self.checker = checker
         self.counts = HeatmapCounts()
         self._halving = Halving("explaining")
 
@@ -82,8 +86,11 @@ class Explainer:
         on_device = pixels[kept].to(self.detector.device)
         images = layer_images(on_device, explanation.layers, self.gradcam.colormap, self.gradcam.signed)
         drawn = []
+        seeds = [frames[position].index for position in kept]
+        checks = checks_by_image(self.checker, self.detector.normalised(pixels[kept]), explanation, seeds)
+        choice = self.detector.model.gradcam_choice
         for i, (position, layers) in enumerate(zip(kept, images)):
-            sample = Sample.of(frames[position], explanation, i, layers, self.detector.settings)
+            sample = Sample.of(frames[position], explanation, i, layers, self.detector.settings, choice, checks[i])
             drawn.append(Drawn(sample, pixels[position].permute(1, 2, 0).numpy(), layers))
         return _Part(frames, pixels, explanation.prediction, drawn)
 
@@ -100,6 +107,14 @@ class Explainer:
         finite = {drawn.sample.index for drawn in part.drawn}
         lost = [frame.index for frame in part.frames if frame.index not in finite]
         self.counts.non_finite += [index for index in lost if index not in recorded.unreadable]
+
+
+def checks_by_image(
+    checker: MapChecker | None, images: Tensor, explanation: Explanation, seeds: Sequence[int]
+) -> list[dict[str, MapCheck]]:
+    """Layer → check for each of the images (N, 3, H, W), as the detector takes them; none without a checker."""
+    checks = checker.checks(images, explanation, seeds) if checker else {}
+    return [{layer: of_images[i] for layer, of_images in checks.items()} for i in range(len(images))]
 
 
 def explain_images(detector: LoadedDetector, pixels: Tensor) -> tuple[Explanation, list[list[LayerImage]]]:

@@ -16,6 +16,7 @@ from utils.explanation_metrics.output import CSV_FILE, JSON_FILE
 from utils.files import sha256_of
 from utils.model.config import RunSettings
 from utils.report.exports import TOP_FILES
+from utils.results.calibration_file import CALIBRATION_CSV, CALIBRATION_JSON
 from utils.results.manifest import METRICS, DatasetRecord, Manifest, Weights
 from utils.results.run_folder import now
 from utils.run.options import RunOptions
@@ -52,7 +53,7 @@ def run_manifest(
             "python": platform.python_version(),
             **{name: str(importlib.import_module(name).__version__) for name in PACKAGES},
         },
-        top_files=[METRICS, *TOP_FILES, CSV_FILE, JSON_FILE],
+        top_files=[METRICS, *TOP_FILES, CSV_FILE, JSON_FILE, CALIBRATION_JSON, CALIBRATION_CSV],
         free_options=options.free(),
     )
 

@@ -9,6 +9,7 @@ from typing import Sequence
 from utils.explanation_metrics.evaluate import ExplanationOptions
 from utils.report.exports import ExportOptions
 
+CHECK_MAPS = ("auto", "on", "off")  # auto: unless all samples are explained, not only wrong predictions
 FREE = {"output": False}  # no output depends on the option: a run may be resumed with another value
 
 
@@ -29,8 +30,15 @@ class RunOptions:
     overwrite: bool = field(metadata=FREE)
     resume: bool = field(metadata=FREE)
     views: ExportOptions = field(metadata=FREE)
+    calibration_images: int  # 0: the map is neither chosen nor judged
+    check_maps: str  # CHECK_MAPS
     explanations: ExplanationOptions | None  # None: not evaluated
     command: Sequence[str] = field(metadata=FREE)
+
+    @property
+    def checks_maps(self) -> bool:
+        """Whether every map is checked, at two forward passes each and the maps that it is compared with."""
+        return self.check_maps == "on" or (self.check_maps == "auto" and not self.save_all)
 
     def free(self) -> list[str]:
         """Names of the options on which no output depends."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Mapping, NamedTuple, Sequence
 
+from utils.choice.check import WORDS
+from utils.choice.verdict import Choice, judgements, printed
 from utils.errors import RunError
 from utils.results.journal import UNREADABLE
 from utils.results.manifest import HeatmapCounts
@@ -49,10 +51,14 @@ def metrics_table(datasets: Sequence[DatasetSummary]) -> str:
 
 
 def summary(
-    datasets: Sequence[DatasetSummary], output_dir: Path, explained: str = "", random_weights: bool = False
+    datasets: Sequence[DatasetSummary],
+    output_dir: Path,
+    explained: str = "",
+    random_weights: bool = False,
+    choice: Choice | None = None,
 ) -> str:
     """Where the outputs are and what is notable about them. `explained`: which samples were, "" for none."""
-    lines = []
+    lines = [] if choice is None else [*printed(choice), *judgements(choice)]
     for dataset in datasets:
         counts = dataset.counts
         if explained:
@@ -60,6 +66,8 @@ def summary(
         for layer, count in counts.empty_maps.items():
             if count:
                 lines.append(f"{dataset.name}: {layer}: {count} of {counts.heatmaps} maps are empty")
+        if counts.checks:
+            lines.append(f"{dataset.name}: {checks_text(counts.checks)}")
         if counts.non_finite:
             lines.append(f"{dataset.name}: no heatmap (NaN or infinite) for samples {counts.non_finite}")
         if counts.vanished:
@@ -73,6 +81,12 @@ def summary(
         lines.append("random weights: this detector was never trained, its scores and maps mean nothing")
     lines.append(f"metrics and manifest: {output_dir}")
     return "\n".join(lines)
+
+
+def checks_text(checks: Mapping[str, int]) -> str:
+    """`of 50 maps 46 are supported, 3 weak, 1 an artefact`, by word."""
+    counted = [f"{checks.get(word, 0)} {word}" for word in WORDS]
+    return f"of {sum(checks.values())} maps {', '.join(counted)}"
 
 
 def check_finished(metrics: Mapping[str, Any], heatmaps: Mapping[str, HeatmapCounts], max_unreadable: float) -> None:

@@ -6,7 +6,7 @@ const large = document.getElementById("large");
 const CHUNK = 48; // cards made at a time, as they are scrolled to
 const OUTCOMES = ["TP", "FP", "TN", "FN"];
 const CLASSES = ["real", "fake"];
-const DEFAULTS = {dataset: "", forgery: "", outcome: OUTCOMES.join(), min: "0.5", max: "1", text: "", sort: "number", layer: data.layers[0] || "", opacity: "50", sample: ""};
+const DEFAULTS = {dataset: "", forgery: "", outcome: OUTCOMES.join(), word: "", min: "0.5", max: "1", text: "", sort: "number", layer: data.layers[0] || "", opacity: "50", sample: ""};
 
 let state = {...DEFAULTS};
 let shown = []; // the samples that pass the filters, sorted
@@ -81,7 +81,7 @@ function verdict(sample) {
 function card(sample) {
   const map = mapOf(sample, state.layer);
   const button = element("button", {type: "button", className: "card"}, pair(sample), verdict(sample),
-    element("span", {className: "where", textContent: `${readable(sample.forgery)} · video ${readable(sample.video)} · sample ${sample.number}${map && map[2] ? ` · ${emptiness(map)}` : ""}`}),
+    element("span", {className: "where", textContent: `${readable(sample.forgery)} · video ${readable(sample.video)} · sample ${sample.number}${map && map[2] ? ` · ${emptiness(map)}` : ""}${map && map[4] ? ` · ${map[4]}` : ""}`}),
     element("span", {className: "where", textContent: readable(sample.path.split("/").slice(-2).join("/"))}));
   button.dataset.key = key(sample);
   button.addEventListener("click", () => update({sample: key(sample)}));
@@ -108,6 +108,7 @@ function filterCards() {
   const min = state.min - 0.005, max = +state.max + 0.005;
   shown = data.samples.filter(sample =>
     (!state.dataset || sample.dataset === state.dataset) && (!state.forgery || sample.forgery === state.forgery)
+    && (!state.word || (mapOf(sample, state.layer) || [])[4] === state.word)
     && outcomes.has(sample.outcome) && sample.confidence >= min && sample.confidence <= max
     && (!text || sample.path.toLowerCase().includes(text)));
   shown.sort(SORTS[state.sort]);
@@ -188,7 +189,7 @@ function writeFragment() {
 }
 
 function fillForm() {
-  for (const name of ["dataset", "forgery", "min", "max", "text", "sort", "opacity"]) {
+  for (const name of ["dataset", "forgery", "word", "min", "max", "text", "sort", "opacity"]) {
     const field = form.elements[name];
     if (field.value !== state[name]) field.value = state[name];
   }
@@ -205,7 +206,7 @@ function fillForm() {
 }
 
 function readForm() {
-  const values = Object.fromEntries(["dataset", "forgery", "min", "max", "text", "sort", "opacity"].map(name => [name, form.elements[name].value]));
+  const values = Object.fromEntries(["dataset", "forgery", "word", "min", "max", "text", "sort", "opacity"].map(name => [name, form.elements[name].value]));
   values.outcome = [...form.querySelectorAll("[name=outcome]:checked")].map(box => box.value).join();
   values.layer = data.layers[form.elements.layer.value] || "";
   return values;
@@ -225,8 +226,8 @@ function update(changes) {
   document.documentElement.style.setProperty("--opacity", state.opacity / 100);
   fillForm();
   writeFragment();
-  if (differs("dataset", "forgery", "outcome", "min", "max", "text", "sort")) filterCards();
-  else if (differs("layer")) changeLayer();
+  if (differs("dataset", "forgery", "word", "outcome", "min", "max", "text", "sort")) filterCards();
+  else if (differs("layer")) state.word ? filterCards() : changeLayer();
   if (differs("sample")) showLarge();
 }
 

@@ -1,0 +1,251 @@
+"""The choice on a real tower whose evidence is known: one patch decides, and a brighter one only looks as if it did."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+
+from detectors.clip_detector_gradcam import CLIPDetectorWithGradCAM
+from tests.helpers.detectors import images as random_images
+from tests.helpers.detectors import tiny_config, tiny_detector
+from tests.helpers.known_evidence import (
+    DECOY,
+    DECOY_LEVEL,
+    EVIDENCE,
+    FAKE_LEVEL,
+    GRID,
+    REAL_LEVEL,
+    evidence_detector,
+    normalised,
+    patch,
+)
+from utils.choice.candidates import Candidate
+from utils.choice.fills import BLUR, MEAN_COLOUR, MIRRORED
+from utils.choice.verdict import CHOSEN, NAMED, UNDECIDED, UNSUPPORTED, judgements
+from utils.errors import InputError
+from utils.gradcam import explain
+
+LAYER = "encoder.layers.3"
+MISLED = Candidate("gradcam", LAYER, "residual", "plain")
+
+
+def picture(seed: int, level: int) -> np.ndarray:
+    """(H, W, 3) uint8 noise with a bright decoy, and evidence of that level."""
+    image = np.random.default_rng(seed).integers(124, 133, (64, 64, 3), dtype=np.uint8)
+    image[patch(DECOY)] = DECOY_LEVEL
+    image[patch(EVIDENCE)] = level
+    return image
+
+
+def batch(level: int, count: int = 8) -> torch.Tensor:
+    return torch.cat([normalised(picture(seed, level)) for seed in range(count)])
+
+
+def margin(model: Any, images: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        logits = model({"image": images})["cls"]
+    return logits[:, 1] - logits[:, 0]
+
+
+@pytest.fixture(scope="module")
+def model() -> CLIPDetectorWithGradCAM:
+    return evidence_detector()
+
+
+@pytest.fixture
+def fakes_and_reals() -> dict[str, torch.Tensor]:
+    return {"image": torch.cat([batch(FAKE_LEVEL), batch(REAL_LEVEL)])}
+
+
+def test_the_map_that_finds_the_evidence_is_chosen(fakes_and_reals: dict[str, torch.Tensor]) -> None:
+    model = evidence_detector()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    choice = model.calibrate_gradcam([fakes_and_reals])
+    assert (choice.state, choice.images, choice.videos) == (CHOSEN, 8, 8) and model.gradcam_choice == choice
+    assert not model.gradcam.chooses and model.gradcam_layers() == [choice.used.layer]
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    explanation = model.explain(fakes_and_reals, target="fake")
+    (maps,) = explanation.layers.values()
+    hottest = maps.raw[:8].flatten(1).argmax(dim=1)
+    assert hottest.tolist() == [EVIDENCE[0] * GRID + EVIDENCE[1]] * 8
+    assert (explanation.method, explanation.backward) == (choice.used.method, choice.used.backward)
+
+
+def filled(image: np.ndarray, fill: str) -> np.ndarray:
+    """(3, H, W) float64 replaced as a whole."""
+    if fill == MIRRORED:
+        return image[..., ::-1]
+    if fill == BLUR:
+        return np.stack([ndimage.gaussian_filter(one, 3.2, mode="mirror", radius=9) for one in image])
+    assert fill == MEAN_COLOUR
+    return np.broadcast_to(image.mean(axis=(1, 2), keepdims=True), image.shape)
+
+
+def test_falls_are_those_of_the_image_changed_by_hand(model: CLIPDetectorWithGradCAM) -> None:
+    """One patch of sixteen is replaced: of a map that finds it the evidence, and the margin falls by all it was worth."""
+    fakes = batch(FAKE_LEVEL)
+    wrong = evidence_detector()
+    wrong.gradcam = wrong.gradcam._replace(method="gradcam", layers=[LAYER], site="residual", backward="plain")
+    judged = wrong.calibrate_gradcam({"image": fakes})
+    changed = fakes.double().numpy().copy()
+    rows, columns = patch(EVIDENCE)
+    for image in changed:
+        image[:, rows, columns] = filled(image.copy(), judged.fills[0])[:, rows, columns]
+    worth = float((margin(model, fakes) - margin(model, torch.from_numpy(changed).float())).mean())
+    assert judged.margin == pytest.approx(float(margin(model, fakes).mean()), rel=1e-5)
+    assert judged.rows[0].fall == pytest.approx(worth, rel=1e-4) and worth > judged.margin
+    row = judged.row(MISLED)
+    assert row is not None and abs(row.fall) < 0.01 * worth
+
+
+def test_a_named_map_is_judged_and_stays(fakes_and_reals: dict[str, torch.Tensor]) -> None:
+    for site, backward, wrong in (("residual", "plain", True), ("residual", "balanced", None)):
+        model = evidence_detector()
+        method = "gradcam" if wrong else "hirescam"
+        named = model.gradcam._replace(method=method, layers=[LAYER], site=site, backward=backward)
+        model.gradcam = named
+        choice = model.calibrate_gradcam(fakes_and_reals)
+        assert (
+            choice.state == NAMED and model.gradcam == named and choice.used == Candidate(method, LAYER, site, backward)
+        )
+        sentences = judgements(choice)
+        assert bool(sentences) == bool(wrong)
+        assert not wrong or ("shows nothing" in sentences[0] and str(MISLED) in sentences[0])
+
+
+def test_what_is_named_is_kept_to() -> None:
+    model = CLIPDetectorWithGradCAM(tiny_config(gradcam_method="legrad", gradcam_layers="auto"))
+    assert {one.method for one in model.gradcam_candidates()} == {"legrad"}
+    model = CLIPDetectorWithGradCAM(tiny_config(gradcam_method="auto", gradcam_layers=["encoder.layers.1"]))
+    assert {one.layer for one in model.gradcam_candidates()} == {"encoder.layers.1"}
+    assert len({one.method for one in model.gradcam_candidates()}) > 2
+    model = CLIPDetectorWithGradCAM(tiny_config(gradcam_backward="plain"))
+    assert {one.backward for one in model.gradcam_candidates()} == {"plain"}
+    assert all(len(tiny_detector(**names).gradcam_candidates()) <= 16 for names in ({}, {"gradcam_layers": ["auto"]}))
+
+
+def test_what_a_config_names_is_what_it_named_before() -> None:
+    """Layers alone: Grad-CAM behind the first norm. Nothing: the balanced sum. A call that names something: plain."""
+    image = {"image": random_images(2)}
+    named = tiny_detector(gradcam_layers=["encoder.layers.2"]).explain(image)
+    assert (named.method, named.site, named.backward, list(named.layers)) == (
+        "gradcam", "layer_norm1", "plain", ["encoder.layers.2"],
+    )  # fmt: skip
+    open_model = tiny_detector()
+    nothing = open_model.explain(image)
+    assert (nothing.method, nothing.site, nothing.backward, list(nothing.layers)) == (
+        "hirescam", "residual", "balanced", ["sum"],
+    )  # fmt: skip
+    same = open_model.explain(image, layers=["encoder.layers.2"])
+    assert (same.method, same.site, same.backward) == ("gradcam", "layer_norm1", "plain")
+    assert torch.equal(same.layers["encoder.layers.2"].raw, named.layers["encoder.layers.2"].raw)
+    assert list(open_model.explain(image, method="legrad").layers) == ["encoder.layers.3"]
+
+
+def test_the_site_follows_the_method_where_it_is_auto() -> None:
+    sites = {
+        ("hirescam", "balanced"): "residual",
+        ("hirescam", "plain"): "layer_norm1",
+        ("legrad", "plain"): "layer_norm1",
+    }
+    for (method, backward), site in sites.items():
+        config = tiny_config(gradcam_method=method, gradcam_backward=backward, gradcam_site="auto")
+        assert CLIPDetectorWithGradCAM(config).gradcam.site == site
+
+
+# --------------------------------------------------------------------------------------------------------- bad input
+
+
+def test_no_image_called_fake(model: CLIPDetectorWithGradCAM) -> None:
+    """What there is is used: images called real, and the evidence for that."""
+    found = evidence_detector()
+    choice = found.calibrate_gradcam({"image": batch(REAL_LEVEL)})
+    assert choice.images == 8 and choice.margin == pytest.approx(
+        float(-margin(model, batch(REAL_LEVEL)).mean()), rel=1e-5
+    )
+
+
+def test_one_image_chooses_nothing() -> None:
+    model = evidence_detector()
+    choice = model.calibrate_gradcam({"image": batch(FAKE_LEVEL, 1)})
+    assert choice.state == UNDECIDED and "images: 1" in choice.reason
+    assert choice.used == evidence_detector().gradcam_candidates()[0]
+
+
+def test_no_image_at_all() -> None:
+    with pytest.raises(InputError, match="at least one batch"):
+        evidence_detector().calibrate_gradcam([])
+
+
+def test_a_detector_that_reads_nothing_of_the_image_is_unsupported() -> None:
+    """The head is scaled down until the image moves the margin by rounding alone; a constant one has no gradient."""
+    model = evidence_detector()
+    with torch.no_grad():
+        model.head.weight.mul_(1e-12)
+        model.head.bias[:] = torch.tensor([-1.0, 1.0])
+    choice = model.calibrate_gradcam({"image": batch(FAKE_LEVEL)})
+    assert choice.state == UNSUPPORTED and all(row.beyond.low <= 0 for row in choice.rows)
+
+
+def test_images_with_nan_logits_are_left_out(fakes_and_reals: dict[str, torch.Tensor]) -> None:
+    model = evidence_detector()
+    whole = model.forward
+
+    def broken(data: dict[str, torch.Tensor], inference: bool = False) -> dict[str, torch.Tensor]:
+        found = whole(data, inference)
+        marked = data["image"][:, 0, 0, 0] > 5
+        found["cls"] = torch.where(marked.view(-1, 1), torch.full_like(found["cls"], float("nan")), found["cls"])
+        return found
+
+    model.forward = broken  # type: ignore[method-assign,assignment]  # as overflow would do it
+    images = fakes_and_reals["image"].clone()
+    images[2, 0, 0, 0] = 9.0
+    choice = model.calibrate_gradcam({"image": images})
+    assert choice.images == 7 and choice.state == CHOSEN
+
+
+# ------------------------------------------------------------------------------------------------------ explain(), CNN
+
+
+def test_explain_chooses_on_its_own_batch(model: CLIPDetectorWithGradCAM) -> None:
+    images = torch.cat([batch(FAKE_LEVEL), batch(REAL_LEVEL)])
+    explanation = explain(model, images, method="auto", forward=lambda x: model({"image": x}))
+    assert explanation.choice is not None and explanation.choice.state == CHOSEN
+    assert explanation.method == explanation.choice.used.method
+    (maps,) = explanation.layers.values()
+    assert set(maps.raw[:8].flatten(1).argmax(dim=1).tolist()) == {EVIDENCE[0] * GRID + EVIDENCE[1]}
+    assert explain(model, images, forward=lambda x: model({"image": x})).choice is None
+
+
+class Spot(torch.nn.Module):
+    """A small network of convolutions whose margin is the brightness of the lower right quarter's red, times ten."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first = torch.nn.Conv2d(3, 8, 3, padding=1)
+        self.second = torch.nn.Conv2d(8, 8, 3, stride=4, padding=1)
+        with torch.no_grad():
+            for layer in (self.first, self.second):
+                layer.weight.mul_(0.01)
+                layer.bias.zero_()
+                layer.weight[0, 0, 1, 1] = 1
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        maps = self.second(self.first(x).relu()).relu()
+        red = maps[:, 0, maps.shape[2] // 2 :, maps.shape[3] // 2 :].mean(dim=(1, 2))
+        return torch.stack([-5 * red, 5 * red], dim=1)
+
+
+def test_a_convolutional_network_has_candidates_at_two_layers() -> None:
+    network = Spot().eval()
+    images = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    choice = explain(network, images, method="auto").choice
+    assert choice is not None and choice.state in (CHOSEN, UNDECIDED)
+    assert {row.candidate.layer for row in choice.rows} == {"first", "second"}
+    assert {row.candidate.backward for row in choice.rows} == {"plain"}
+    assert choice.rows[0].beyond.low > 0

@@ -1,0 +1,138 @@
+"""Maps tried by cause, on a detector whose margin is a sum over patches, so that every fall is known by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+
+from utils.choice.candidates import Candidate
+from utils.choice.fills import BLUR, MEAN_COLOUR, MIRRORED, OTHER_REAL, fills_of
+from utils.choice.trial import Heat, Scorer, hottest, on_trial_grid, passes, random_patches, replaced, try_candidates
+
+GRID, PATCH = 4, 8
+SIDE = GRID * PATCH
+EVIDENCE = (1, 3)  # row and column of the patch that the detector reads
+RIGHT, WRONG, BLANK = (Candidate("gradcam", name, "residual", "plain") for name in ("right", "wrong", "blank"))
+
+
+def pictures(count: int = 6, seed: int = 0) -> torch.Tensor:
+    return torch.rand(count, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(seed))
+
+
+def patch_means(images: np.ndarray) -> np.ndarray:
+    """(N, 3, H, W) float64 → (N, 4, 4), the mean of each patch over its pixels and colours."""
+    return images.reshape(-1, 3, GRID, PATCH, GRID, PATCH).mean(axis=(1, 3, 5))
+
+
+def margins(images: torch.Tensor) -> torch.Tensor:
+    """Ten times the mean of the evidence, as float32."""
+    return 10 * images[:, :, 8:16, 24:32].mean(dim=(1, 2, 3))
+
+
+def heat_at(place: tuple[int, int], count: int = 6) -> Heat:
+    raw = torch.full((count, GRID, GRID), 0.1)
+    raw[:, place[0], place[1]] = 1
+    return Heat(raw, torch.zeros(count, dtype=torch.bool))
+
+
+def test_fills_by_hand() -> None:
+    images = pictures()
+    exact = images.double().numpy()
+    reals = pictures(2, seed=5)
+    fills = fills_of(images, reals)
+    assert list(fills) == [MEAN_COLOUR, MIRRORED, BLUR, OTHER_REAL]
+    np.testing.assert_allclose(fills[MEAN_COLOUR][4, 1], np.full((SIDE, SIDE), exact[4, 1].mean()), atol=1e-6)
+    assert torch.equal(fills[MIRRORED][2, 0, 5], images[2, 0, 5, torch.arange(SIDE - 1, -1, -1)])
+    blurred = ndimage.gaussian_filter(exact[3, 2], 0.05 * SIDE, mode="mirror", radius=int(0.15 * SIDE))
+    np.testing.assert_allclose(fills[BLUR][3, 2], blurred, atol=1e-6)
+    assert all(torch.equal(fills[OTHER_REAL][i], reals[i % 2]) for i in range(6))
+    assert list(fills_of(images)) == [MEAN_COLOUR, MIRRORED, BLUR]
+
+
+def test_only_the_pixels_of_the_patches_are_replaced() -> None:
+    images, fill = pictures(2), pictures(2, seed=9)
+    patches = torch.zeros(2, GRID, GRID, dtype=torch.bool)
+    patches[0, 1, 3] = patches[1, 0, 0] = True
+    expected = images.clone()
+    expected[0, :, 8:16, 24:32] = fill[0, :, 8:16, 24:32]
+    expected[1, :, :8, :8] = fill[1, :, :8, :8]
+    assert torch.equal(replaced(images, fill, patches), expected)
+
+
+def test_the_hottest_twentieth_above_zero() -> None:
+    raw = torch.arange(200, dtype=torch.float32).view(2, 10, 10)
+    mask = hottest(raw, torch.tensor([False, False]))
+    assert [sorted(raw[i][mask[i]].tolist()) for i in range(2)] == [[95, 96, 97, 98, 99], [195, 196, 197, 198, 199]]
+    few = torch.zeros(1, 10, 10)
+    few[0, 2, 2] = 3
+    assert hottest(few, torch.tensor([False])).nonzero().tolist() == [[0, 2, 2]]
+    assert not hottest(few, torch.tensor([True])).any()
+
+
+def test_a_fine_map_is_averaged() -> None:
+    raw = torch.arange(64 * 64, dtype=torch.float32).view(1, 64, 64)
+    assert float(on_trial_grid(raw)[0, 0, 1]) == np.mean([2, 3, 66, 67]) and on_trial_grid(raw).shape == (1, 32, 32)
+
+
+def test_random_patches_are_as_many_and_the_same_every_time() -> None:
+    drawn = random_patches(500, (10, 10), seed=3)
+    assert (drawn.flatten(1).sum(dim=1) == 5).all()
+    assert torch.equal(drawn, random_patches(500, (10, 10), seed=3))
+    share = drawn.float().mean(dim=0)  # 0.05 with a standard deviation of 0.01
+    assert float(share.min()) > 0.01 and float(share.max()) < 0.09
+
+
+def test_falls_are_what_the_evidence_is_worth() -> None:
+    images = pictures()
+    exact = patch_means(images.double().numpy())[:, EVIDENCE[0], EVIDENCE[1]]
+    grey = images.double().numpy().mean(axis=(1, 2, 3))
+    flipped = patch_means(images.double().numpy()[..., ::-1])[:, EVIDENCE[0], EVIDENCE[1]]
+    maps = {RIGHT: heat_at(EVIDENCE), WRONG: heat_at((0, 0)), BLANK: Heat(torch.ones(6, 4, 4), torch.ones(6) > 0)}
+    fills = {name: fill for name, fill in fills_of(images).items() if name != BLUR}
+    trial = try_candidates(images, maps, fills, Scorer(margins, torch.ones(6)))
+    np.testing.assert_allclose(trial.margins, 10 * exact, rtol=1e-5)
+    np.testing.assert_allclose(trial.falls[MEAN_COLOUR][RIGHT], 10 * (exact - grey), atol=1e-5)
+    np.testing.assert_allclose(trial.falls[MIRRORED][RIGHT], 10 * (exact - flipped), atol=1e-5)
+    for name in fills:
+        assert not trial.falls[name][WRONG].any() and not trial.falls[name][BLANK].any()
+    hit = random_patches(6, (4, 4), seed=0)[:, EVIDENCE[0], EVIDENCE[1]].numpy()
+    np.testing.assert_allclose(trial.random[MEAN_COLOUR][WRONG], 10 * (exact - grey) * hit, atol=1e-5)
+    moved = abs(np.sort(10 * (exact - grey) * hit)[2]) / (10 * exact).mean()  # the lower of the two in the middle
+    assert trial.moved[MEAN_COLOUR] == pytest.approx(moved, abs=1e-6)
+
+
+def test_where_real_is_explained_the_margin_is_turned_round() -> None:
+    images = pictures()
+    maps = {RIGHT: heat_at(EVIDENCE)}
+    fake, real = (
+        try_candidates(images, maps, fills_of(images), Scorer(margins, sign * torch.ones(6))) for sign in (1, -1)
+    )
+    assert torch.equal(fake.margins, -real.margins)
+    for name, falls in fake.falls.items():
+        torch.testing.assert_close(falls[RIGHT], -real.falls[name][RIGHT])
+
+
+def test_of_several_fills_the_two_that_move_the_margin_least_are_used() -> None:
+    images = pictures()
+    loud = torch.full_like(images, 50.0)
+    half = torch.full_like(images, 5.0)
+    fills = {"loud": loud, "half": half, MEAN_COLOUR: fills_of(images)[MEAN_COLOUR]}
+    everywhere = Scorer(lambda batch: batch.mean(dim=(1, 2, 3)), torch.ones(6))
+    trial = try_candidates(images, {RIGHT: heat_at(EVIDENCE)}, fills, everywhere)
+    assert list(trial.falls) == [MEAN_COLOUR, "half"] and trial.moved["loud"] > trial.moved["half"] > 0.1
+
+
+def test_the_number_of_passes_is_the_one_announced() -> None:
+    seen = 0
+
+    def counted(batch: torch.Tensor) -> torch.Tensor:
+        nonlocal seen
+        seen += len(batch)
+        return margins(batch)
+
+    images = pictures()
+    maps = {RIGHT: heat_at(EVIDENCE), WRONG: heat_at((0, 0)), BLANK: heat_at((3, 3))}
+    try_candidates(images, maps, fills_of(images, images), Scorer(counted, torch.ones(6)))
+    assert seen == passes(6, 3, 4) == 6 * (1 + 4 + 2 * 3)

@@ -1,0 +1,53 @@
+"""What patches are replaced by, where it is asked what the detector loses with them.
+
+Every fill is a whole image of the same size, of which the replaced patches are taken. No fill suits every detector: a
+blurred patch looks forged to one, a grey one to another. `utils.choice.verdict.calm_fills` chooses among them.
+"""
+
+from __future__ import annotations
+
+from typing import Dict
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+MEAN_COLOUR, MIRRORED, BLUR, OTHER_REAL, PAIRED_REAL = "mean colour", "mirrored", "blur", "another real", "paired real"
+BLUR_WIDTH = 0.05  # standard deviation of the blur, as a share of the image's side
+
+Fills = Dict[str, Tensor]  # name → (N, 3, H, W), for the same N images
+
+
+def fills_of(images: Tensor, reals: Tensor | None = None) -> Fills:
+    """Every fill of `images` (N, 3, H, W) that needs no pair, the most natural first.
+
+    `reals` (M, 3, H, W): images that the detector calls real; image i is given the patches of real i modulo M. Without
+    any that fill is left out.
+    """
+    fills = {MEAN_COLOUR: mean_coloured(images), MIRRORED: mirrored(images), BLUR: blurred(images)}
+    if reals is not None and len(reals):
+        fills[OTHER_REAL] = reals[torch.arange(len(images), device=reals.device) % len(reals)]
+    return fills
+
+
+def mean_coloured(images: Tensor) -> Tensor:
+    """(N, 3, H, W) → each image's own mean colour everywhere."""
+    return images.mean(dim=(2, 3), keepdim=True).expand_as(images)
+
+
+def mirrored(images: Tensor) -> Tensor:
+    """(N, 3, H, W) → left and right exchanged: the same place on the face's other side."""
+    return images.flip(3)
+
+
+def blurred(images: Tensor) -> Tensor:
+    """(N, 3, H, W) → the same after a Gaussian blur, float."""
+    side = min(images.shape[2:])
+    sigma = BLUR_WIDTH * side
+    radius = min(int(3 * sigma), side - 1)
+    x = torch.arange(-radius, radius + 1, device=images.device, dtype=images.dtype)
+    kernel = torch.exp(-x.square() / (2 * sigma**2))
+    kernel = (kernel / kernel.sum()).expand(3, 1, -1)
+    padded = F.pad(images, [radius] * 4, mode="reflect")
+    rows = F.conv2d(padded, kernel.unsqueeze(2), groups=3)
+    return F.conv2d(rows, kernel.unsqueeze(3), groups=3)

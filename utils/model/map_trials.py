@@ -1,0 +1,72 @@
+"""A loaded detector as `utils.choice` asks for it: maps and margins of decoded images, and checks of single maps."""
+
+from __future__ import annotations
+
+from typing import Any, Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from utils.cam.layers import block_names
+from utils.choice.candidates import can_balance
+from utils.choice.check import FILLS, MapCheck, block_voters, check_maps
+from utils.choice.choosing import InParts, TriedDetector, in_batches
+from utils.choice.fills import MEAN_COLOUR
+from utils.choice.trial import Heat
+from utils.gradcam import Explanation
+from utils.model.detector import LoadedDetector
+
+
+def tried(
+    detector: LoadedDetector, in_parts: InParts[Any], between: Callable[[], None] = lambda: None
+) -> TriedDetector:
+    """`detector` for a trial; `between` is called before each batch of margins, and may raise."""
+    model = detector.model
+
+    def margins(images: Tensor) -> Tensor:
+        def work(part: slice) -> Tensor:
+            between()
+            with torch.no_grad(), detector.autocast():
+                logits = model({"image": images[part]}, inference=True)["cls"].float()
+            return logits[:, 1] - logits[:, 0]
+
+        return torch.cat(in_parts(work, len(images))) if len(images) else torch.empty(0)
+
+    def capture(images: Tensor, target: Sequence[str], **asked: Any) -> Any:
+        height, width = images.shape[2:]
+        size = model.patch_grid(height, width) or (height, width)
+        with detector.autocast():
+            return model.capture({"image": images}, target=list(target), map_size=size, **asked)
+
+    return TriedDetector(capture, margins, in_parts)
+
+
+class MapChecker:
+    """Checks the maps of a run's samples, by the fill that random patches moved the margin least with in its trial."""
+
+    def __init__(self, detector: LoadedDetector, batch_size: int) -> None:
+        self.tried = tried(detector, in_batches(batch_size))
+        choice = detector.model.gradcam_choice
+        moved = choice.moved if choice else {}
+        self.fill = min((fill for fill in moved if fill in FILLS), key=lambda fill: moved[fill], default=MEAN_COLOUR)
+        tower = detector.model.explained_tower
+        self.voters = block_voters(block_names(tower)) if can_balance(tower) else []
+        self.others = detector.model.gradcam_candidates()
+
+    def checks(self, images: Tensor, explanation: Explanation, seeds: Sequence[int]) -> Mapping[str, list[MapCheck]]:
+        """Layer → a check for each of the images (N, 3, H, W), as the detector takes them; none of two-sided maps."""
+        if "both" in explanation.target:
+            return {}
+        logits = explanation.logits.float()
+        return check_maps(
+            self.tried,
+            images,
+            explanation.target,
+            logits[:, 1] - logits[:, 0],
+            {name: Heat(maps.raw.float().cpu(), maps.empty.cpu()) for name, maps in explanation.layers.items()},
+            method=explanation.method,
+            fill=self.fill,
+            seeds=seeds,
+            voters=self.voters,
+            others=self.others,
+        )

@@ -1,0 +1,79 @@
+"""Every file of a run that the page links, with its size."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import quote
+
+from utils.results.read_run import RunOnDisk
+
+MEANING = {
+    "manifest.json": "settings, versions and hashes: how the run came about",
+    "manifest.partial.json": "settings, versions and hashes of a run that has not finished",
+    "metrics.json": "metrics of every dataset",
+    "predictions.csv": "score and prediction of every frame",
+    "unreadable.csv": "frames that could not be read, and why",
+    "regions.csv": "share of the maps by region of the face",
+    "regions.png": "the same as a picture",
+    "mean_maps.png": "mean maps as a picture",
+    "map_similarity.csv": "how alike maps are within and across classes",
+    "calibration.csv": "how the map was chosen",
+    "calibration.json": "the same, for the next run",
+    "explanations.csv": "faithfulness: every map, metric and control",
+    "explanations.json": "the same with curves and verdict",
+    "explanation_curves.png": "deletion and insertion curves",
+    "explanation_heat_table.png": "every method and layer",
+    "fiftyone_samples.json": "for FiftyOne",
+}
+
+
+class RunFile(NamedTuple):
+    """A file or a folder of files: its name, where it is from the page on, its size in words and what it holds."""
+
+    name: str
+    href: str
+    size: str
+    meaning: str
+
+
+def run_files(run: RunOnDisk, page: str) -> list[tuple[str, list[RunFile]]]:
+    """Title and files of the run's folder and of every dataset's; the samples' own are linked in their large view."""
+    groups = [("run", _files(run.folder, run.folder, page))]
+    for data in run.datasets:
+        files = _files(data.folder, run.folder, page)
+        for folder in sorted(path for path in data.folder.glob("*") if path.is_dir() and _is_no_sample(path)):
+            files += _files(folder, run.folder, page)
+        groups.append((data.name, files))
+    return [(title, files) for title, files in groups if files]
+
+
+def _is_no_sample(folder: Path) -> bool:
+    return not folder.name.startswith(("sample", "."))
+
+
+def _files(folder: Path, run: Path, page: str) -> list[RunFile]:
+    if not folder.is_dir():
+        return []
+    # The page itself is left out: with its own size in it, it would never be the same twice.
+    files = sorted(file for file in folder.iterdir() if file.is_file() and file.name[0] != "." and file.name != page)
+    return [
+        RunFile(
+            file.relative_to(folder if folder == run else folder.parent if folder.parent != run else folder).as_posix(),
+            quote(os.fsencode(file.relative_to(run).as_posix())),
+            size_text(file.stat().st_size),
+            MEANING.get(file.name, ""),
+        )
+        for file in files
+    ]
+
+
+def size_text(size: int) -> str:
+    """`512 B`, `1.4 MB`."""
+    amount, units = float(size), ("B", "kB", "MB", "GB", "TB")
+    for unit in units:
+        if amount < 1000 or unit == units[-1]:
+            break
+        amount /= 1000
+    return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"

@@ -458,7 +458,7 @@ def test_hostile_names_are_text_and_their_links_work(tmp_path: Path, tab: Tab) -
         assert visible in page.locator(".card").nth(i).inner_text()
         page.locator(".card").nth(i).click()
         assert visible in page.locator("#metadata").inner_text()
-        href = page.locator("#metadata a").get_attribute("href")
+        href = page.locator("#metadata a").first.get_attribute("href")
         assert href.startswith("file:///")
         assert unquote_to_bytes(href[len("file://") :]) == os.fsencode(rows[i].path)
         assert Path(os.fsdecode(unquote_to_bytes(href[len("file://") :]))).is_file()

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from urllib.parse import quote
 
 from utils.results.read_run import RunOnDisk
+from utils.text import size_text
 
 MEANING = {
     "manifest.json": "settings, versions and hashes: how the run came about",
@@ -40,11 +41,11 @@ class RunFile(NamedTuple):
 
 def run_files(run: RunOnDisk, page: str) -> list[tuple[str, list[RunFile]]]:
     """Title and files of the run's folder and of every dataset's; the samples' own are linked in their large view."""
-    groups = [("run", _files(run.folder, run.folder, page))]
+    groups = [("run", _files(run.folder, run.folder, run.folder, page))]
     for data in run.datasets:
-        files = _files(data.folder, run.folder, page)
+        files = _files(data.folder, data.folder, run.folder, page)
         for folder in sorted(path for path in data.folder.glob("*") if path.is_dir() and _is_no_sample(path)):
-            files += _files(folder, run.folder, page)
+            files += _files(folder, data.folder, run.folder, page)
         groups.append((data.name, files))
     return [(title, files) for title, files in groups if files]
 
@@ -53,27 +54,18 @@ def _is_no_sample(folder: Path) -> bool:
     return not folder.name.startswith(("sample", "."))
 
 
-def _files(folder: Path, run: Path, page: str) -> list[RunFile]:
+def _files(folder: Path, below: Path, run: Path, page: str) -> list[RunFile]:
+    """The files in `folder`, named from `below` on."""
     if not folder.is_dir():
         return []
     # The page itself is left out: with its own size in it, it would never be the same twice.
     files = sorted(file for file in folder.iterdir() if file.is_file() and file.name[0] != "." and file.name != page)
     return [
         RunFile(
-            file.relative_to(folder if folder == run else folder.parent if folder.parent != run else folder).as_posix(),
+            file.relative_to(below).as_posix(),
             quote(os.fsencode(file.relative_to(run).as_posix())),
             size_text(file.stat().st_size),
             MEANING.get(file.name, ""),
         )
         for file in files
     ]
-
-
-def size_text(size: int) -> str:
-    """`512 B`, `1.4 MB`."""
-    amount, units = float(size), ("B", "kB", "MB", "GB", "TB")
-    for unit in units:
-        if amount < 1000 or unit == units[-1]:
-            break
-        amount /= 1000
-    return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"

@@ -23,7 +23,7 @@ from utils.report.aggregates import Patterns, write_patterns
 from utils.report.page_parts.facts import facts, is_toy, target
 from utils.report.page_parts.faithfulness import choice_view, measured_views, measuring_command
 from utils.report.page_parts.gallery import page_data
-from utils.report.page_parts.pattern_drawings import difference_row, face_lines, mean_map_rows, region_tables
+from utils.report.page_parts.pattern_drawings import face_lines, mean_maps_view, region_tables
 from utils.report.page_parts.pixels import write_pixels
 from utils.report.page_parts.run_files import run_files
 from utils.report.region_tables import headlines
@@ -235,9 +235,7 @@ def pattern_view(patterns: Patterns, run: RunOnDisk) -> dict[str, Any]:
             for name, one in patterns.similarity.items()
         ],
         "regions": region_tables(patterns.regions),
-        "layers": patterns.means.layers,
-        "mean_maps": mean_map_rows(patterns.means),
-        "differences": difference_row(patterns.means),
+        "mean_maps": mean_maps_view(patterns.means),
     }
 
 

@@ -58,22 +58,44 @@ def _region_cell(mean: float, low: float, high: float) -> RegionCell:
     return RegionCell(f"{mean:.1f}", interval, "more" if shade > 0 else "less", round(100 * abs(shade)))
 
 
-def mean_map_rows(maps: MeanMaps) -> list[dict[str, Any]]:
-    """A row per forgery and outcome, a cell per layer: the mean map as a grey PNG, and how many samples it is of."""
-    rows = []
-    for forgery, outcome in maps.groups()[:MOST_ROWS]:
-        found = [maps.mean(forgery, outcome, layer) for layer in maps.layers]
-        cells = [None if one is None else (_grey_png(one[0]), one[1]) for one in found]
-        rows.append({"forgery": forgery, "outcome": outcome, "cells": cells})
-    return rows
+class MeanMap(NamedTuple):
+    """A grey or signed PNG as a data URI, whose it is, and a line below it."""
+
+    image: str
+    title: str
+    caption: str
+    signed: bool = False
 
 
-def difference_row(maps: MeanMaps) -> list[tuple[str, float] | None]:
-    """Fakes' mean less the reals' per layer: a signed grey PNG and its largest magnitude; empty without any."""
-    differences = [maps.fake_minus_real(layer) for layer in maps.layers]
-    if all(one is None for one in differences):
+class MeanMapsView(NamedTuple):
+    """Per layer its mean maps, and the highest value of any: white in the grey images."""
+
+    layers: list[tuple[str, list[MeanMap]]]
+    peak: float
+
+
+def mean_maps_view(maps: MeanMaps) -> MeanMapsView:
+    """The mean map of each forgery and outcome, and the fakes' less the reals'."""
+    groups = maps.groups()[:MOST_ROWS]
+    found = {(group, layer): maps.mean(*group, layer) for layer in maps.layers for group in groups}
+    peak = max(float(np.nanmax(one[0])) for one in found.values() if one is not None)
+    layers = []
+    for layer in maps.layers:
+        shown = [
+            MeanMap(_grey_png(one[0] / peak), f"{forgery} · {outcome}", f"samples: {one[1]}")
+            for forgery, outcome in groups
+            for one in [found[(forgery, outcome), layer]]
+            if one is not None
+        ]
+        layers.append((layer, shown + _difference(maps.fake_minus_real(layer))))
+    return MeanMapsView(layers, peak)
+
+
+def _difference(difference: np.ndarray | None) -> list[MeanMap]:
+    if difference is None:
         return []
-    return [None if one is None else (_signed_png(one), float(np.nanmax(np.abs(one)))) for one in differences]
+    largest = float(np.nanmax(np.abs(difference)))
+    return [MeanMap(_signed_png(difference), "fakes − reals", f"red +{largest:.2f}, blue −{largest:.2f}", signed=True)]
 
 
 def _grey_png(mean: np.ndarray) -> str:

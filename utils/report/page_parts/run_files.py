@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
 
+from utils.report.page_parts.pixels import FOLDER as PIXELS
 from utils.results.read_run import RunOnDisk
 from utils.text import size_text
 
@@ -26,6 +27,7 @@ MEANING = {
     "explanations.json": "the same with curves and verdict",
     "explanation_curves.png": "deletion and insertion curves",
     "explanation_heat_table.png": "every method and layer",
+    "consistency.csv": "how steady maps are from frame to frame",
     "fiftyone_samples.json": "for FiftyOne",
 }
 
@@ -65,7 +67,7 @@ def _files(folder: Path, below: Path, run: Path, page: str) -> list[RunFile]:
             file.relative_to(below).as_posix(),
             quote(os.fsencode(file.relative_to(run).as_posix())),
             size_text(file.stat().st_size),
-            MEANING.get(file.name, ""),
+            "images for saving a view" if file.parent.name == PIXELS else MEANING.get(file.name, ""),
         )
         for file in files
     ]

@@ -39,7 +39,7 @@ function showLarge() {
 // The image with what is laid over it. Its place in the scrolled stage stays when only the map changes.
 function showStage() {
   const sample = openSample();
-  fillControls(sample);
+  fillControls();
   if (sample.lost) {
     stage.replaceChildren(lost(sample.lost));
     return;
@@ -54,7 +54,8 @@ function showStage() {
   document.getElementById("caption").textContent = !map ? "no map of this layer"
     : `${state.layer}: ${map[2] ? emptiness(map) : `maximum ${map[1].toPrecision(3)}`}${map[4] ? `, check: ${map[4]}` : ""}`
       + (state.view === "signed" ? "; red speaks for the target, blue against it" : "");
-  document.getElementById("scale").textContent = `0 · share of the maximum ${map ? map[1].toPrecision(3) : ""} · 1`;
+  document.getElementById("scale").textContent = state.view === "signed" ? "against · no evidence · for the target"
+    : `0 · share of the maximum ${map ? map[1].toPrecision(3) : ""} · 1`;
 }
 
 // The file that the detector's input was made from. Its own proportions show, also where the detector squashes it.
@@ -71,7 +72,8 @@ function fullImage(sample) {
   return image;
 }
 
-function fillControls(sample) {
+function fillControls() {
+  controls.dataset.view = state.view;
   for (const radio of controls.querySelectorAll("[name=view]")) radio.checked = radio.value === state.view;
   controls.querySelector("[name=layer]").value = state.layer;
   controls.querySelector("[name=opacity]").value = state.opacity;

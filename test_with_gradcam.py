@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any, Sequence
+from typing import Iterable, Sequence
 
 from utils.cam.layers import block_names
 from utils.cam.targets import TARGETS
@@ -14,9 +14,8 @@ from utils.choice.choosing import DEFAULT_IMAGES
 from utils.command import OneLineParser, count, percent, positive, run_command
 from utils.errors import InputError
 from utils.explanation_metrics.evaluate import DEFAULT_SAMPLES, ExplanationOptions
-from utils.model.backbone_config import without_pretrained
-from utils.model.config import SELECTIONS, find_path, run_settings
-from utils.model.detector import PRECISIONS, detector_class
+from utils.model.config import SELECTIONS, DetectorSettings, find_path, run_settings
+from utils.model.detector import PRECISIONS, untrained_detector
 from utils.model.gradcam_settings import BACKWARD_CHOICES, COLORMAPS, METHOD_CHOICES, SITE_CHOICES
 from utils.report.exports import ExportOptions
 from utils.results.overlays import IMAGE_FORMATS
@@ -28,7 +27,7 @@ from utils.run.options import CHECK_MAPS, RunOptions
 CONFIG_KEYS = (
     "weights_path", "test_dataset", "test_batchSize", "workers", "manualSeed", "gradcam_enabled", "gradcam_samples",
     "gradcam_save_dir", "gradcam_layers", "gradcam_method", "gradcam_target", "gradcam_site", "gradcam_backward",
-    "gradcam_colormap", "gradcam_signed",
+    "gradcam_colormap", "gradcam_signed", "mean", "std", "resolution",
 )  # fmt: skip
 
 # The engine knows no flags: what helps where one of its errors is about that setting.
@@ -44,7 +43,13 @@ HINTS = {
 def parser() -> OneLineParser:
     """Every flag; those with a config key of their own override it when given."""
     p = OneLineParser(description=__doc__ or "")
-    p.add_argument("--detector_path", required=True, help="detector YAML, e.g. config/detector/clip_gradcam.yaml")
+    p.add_argument("--detector_path", metavar="YAML", help="detector YAML, e.g. config/detector/clip_gradcam.yaml")
+    p.add_argument(
+        "--detector", metavar="MODULE:FUNCTION", help="a function of yours that returns the model; needs no YAML"
+    )
+    p.add_argument("--mean", nargs=3, type=float, metavar="M", help="of the images' normalisation, per channel")
+    p.add_argument("--std", nargs=3, type=float, metavar="S", help="of the images' normalisation, per channel")
+    p.add_argument("--resolution", type=positive, metavar="N", help="to which images are resized")
     p.add_argument("--weights_path", help="checkpoint (.pth, .safetensors); overrides the YAML")
     p.add_argument("--test_dataset", nargs="+", metavar="NAME", help="datasets, by the names of their JSON files")
     p.add_argument("--test_config", help="YAML read second; default: config/test_config.yaml beside this script")
@@ -73,6 +78,8 @@ def parser() -> OneLineParser:
     measured.add_argument(
         "--write_config", metavar="YAML", help="write the best map of the sweep as a config that runs"
     )
+    measured.add_argument("--masks", type=Path, metavar="FOLDER", help="masks in a folder of any layout")
+    measured.add_argument("--clicks", type=Path, metavar="CSV", help="where people saw the forgery, as in ExDDV")
     return p
 
 
@@ -95,7 +102,9 @@ def _add_heatmap_flags(p: OneLineParser) -> None:
         "--gradcam_layers", nargs="+", metavar="LAYER", help="auto, or e.g. encoder.layers.23 encoder.layers.20"
     )
     maps.add_argument("--gradcam_method", choices=METHOD_CHOICES, help="how maps are made; auto: chosen by cause")
-    maps.add_argument("--gradcam_target", choices=TARGETS, help="which logit, or logits, they explain")
+    maps.add_argument(
+        "--gradcam_target", metavar="TARGET", help=f"what they explain: {', '.join(TARGETS)}, or the name of a class"
+    )
     maps.add_argument("--gradcam_site", choices=SITE_CHOICES, help="where in a block; auto: as the method wants")
     maps.add_argument("--gradcam_backward", choices=BACKWARD_CHOICES, help="what the gradient takes for constant")
     maps.add_argument(
@@ -140,11 +149,17 @@ def main(argv: Sequence[str]) -> int:
     flags = {key: getattr(args, key) for key in CONFIG_KEYS}
     if args.random_weights:
         flags["weights_path"] = ""
-    detector_path = find_path(args.detector_path, "detector YAML", "--detector_path")
+    if args.random_weights and args.detector:
+        raise InputError("--random_weights and --detector exclude each other: your function decides the weights")
+    if not args.detector and not args.detector_path:
+        raise InputError(
+            "no detector: give --detector_path YAML, or --detector module:function for a model of your own"
+        )
+    detector_path = find_path(args.detector_path, "detector YAML", "--detector_path") if args.detector_path else None
     test_config = find_path(args.test_config, "YAML", "--test_config") if args.test_config else None
-    settings = run_settings(detector_path, test_config, flags)
+    settings = run_settings(detector_path, test_config, flags, args.detector or "")
     if args.list_layers:
-        list_layers(settings.detector.config, settings.detector.model_name)
+        list_layers(settings.detector)
     else:
         run(settings, run_options(args, settings.detector.gradcam.save_dir, [Path(sys.argv[0]).name, *argv]))
     return 0
@@ -176,24 +191,31 @@ def run_options(args: argparse.Namespace, output_dir: Path, command: list[str]) 
 def explanation_options(args: argparse.Namespace) -> ExplanationOptions | None:
     """None without --evaluate_explanations. Raises InputError for flags that need it."""
     if not args.evaluate_explanations:
-        for flag in ("explanation_samples", "sweep", "write_config"):
+        for flag in ("explanation_samples", "sweep", "write_config", "masks", "clicks"):
             if getattr(args, flag):
                 raise InputError(f"--{flag} needs --evaluate_explanations: give both")
         return None
     path = Path(args.write_config) if args.write_config else None
     if path is not None and (path.suffix not in (".yaml", ".yml") or not path.absolute().parent.is_dir()):
         raise InputError(f"--write_config {args.write_config!r}: give a .yaml file in a folder that is there")
-    return ExplanationOptions(args.explanation_samples or DEFAULT_SAMPLES, args.sweep, args.gradcam_layers, path)
+    return ExplanationOptions(
+        args.explanation_samples or DEFAULT_SAMPLES, args.sweep, args.gradcam_layers, path, args.masks, args.clicks
+    )
 
 
-def list_layers(config: dict[str, Any], model_name: str) -> None:
+def list_layers(settings: DetectorSettings) -> None:
     """Print the tower's blocks, then every module inside; needs no weights."""
-    model = detector_class(model_name, True, config)(without_pretrained(config))
-    blocks = block_names(model.explained_tower)
+    model = untrained_detector(settings, True)
+    tower, default = model.explained_tower, model.default_layers()
+    blocks = block_names(tower)
+
+    def print_names(names: Iterable[str]) -> None:
+        print("\n".join(f"{name}  # explained where no layer is named" if name in default else name for name in names))
+
     print("# encoder blocks (a block's name means what it reads, at gradcam_site)")
-    print("\n".join(blocks))
+    print_names(blocks)
     print("# every other module (its name means its output)")
-    print("\n".join(name for name, _ in model.explained_tower.named_modules() if name and name not in blocks))
+    print_names(name for name, _ in tower.named_modules() if name and name not in blocks)
 
 
 if __name__ == "__main__":

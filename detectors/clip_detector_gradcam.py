@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from detectors import DETECTOR
+from utils.errors import InputError
 
 from .clip_detector import CLIPDetector
 from .gradcam_towers import CLIPTowerMixin
@@ -20,6 +21,8 @@ class CLIPDetectorWithGradCAM(CLIPTowerMixin, CLIPDetector):
     """
 
     def build_loss(self, config: dict[str, Any]) -> nn.Module:
-        if config.get("loss_func") == "cross_entropy_loss":
+        if not isinstance(config.get("loss_func"), str):
+            raise InputError(f"loss_func is {config.get('loss_func')!r}; allowed: the name of a loss, cross_entropy")
+        if config["loss_func"] == "cross_entropy_loss":
             config = {**config, "loss_func": "cross_entropy"}
         return super().build_loss(config)

@@ -31,7 +31,8 @@ class EffortDetectorWithGradCAM(CLIPTowerMixin, EffortDetector):
         if not {"name_or_path", "architecture", "pretrained"} & set(network):
             return EffortDetector.build_backbone(self, config)
         tower = super().build_tower(config)
-        rank = int(tower.config.hidden_size) - 1  # type: ignore[union-attr,arg-type]  # a CLIP tower's config
+        width = int(tower.config.hidden_size)  # type: ignore[union-attr,arg-type]  # a CLIP tower's config
+        rank = width - int(network.get("residual_rank", 1))  # as the checkpoint has it, see utils.model.fitted_config
         if network.get("pretrained", "architecture" not in network):
             return apply_svd_residual_to_self_attn(tower, r=rank)
         with patched(torch.linalg, "svd", split_without_svd):

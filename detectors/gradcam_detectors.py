@@ -1,7 +1,8 @@
-"""Registers a `<name>_gradcam` beside every detector of the host that can show where its decision came from.
+"""Registers a `<name>_gradcam` beside every detector of the host.
 
 `detectors/__init__.py` imports this module last: what it imported before gets heatmaps, what it did not is left alone.
-A module `<detector>_gradcam.py` holds the class for the host's `<detector>.py`.
+Most need no code of their own. Where a detector does, `<detector>_gradcam.py` holds the class for the host's
+`<detector>.py`.
 """
 
 from __future__ import annotations
@@ -10,6 +11,17 @@ import importlib
 import sys
 from pathlib import Path
 
-for _path in sorted(Path(__file__).parent.glob("*_detector_gradcam.py")):
-    if f"{__package__}.{_path.stem[: -len('_gradcam')]}" in sys.modules:
-        importlib.import_module(f"{__package__}.{_path.stem}")
+from detectors import DETECTOR
+
+from .gradcam_registered import register_all
+
+
+def register() -> None:
+    """Also called again later, for detectors that were imported after this module."""
+    for path in sorted(Path(__file__).parent.glob("*_detector_gradcam.py")):
+        if f"{__package__}.{path.stem[: -len('_gradcam')]}" in sys.modules:
+            importlib.import_module(f"{__package__}.{path.stem}")
+    register_all(DETECTOR)
+
+
+register()

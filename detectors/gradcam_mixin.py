@@ -11,16 +11,21 @@ from torch import Tensor, nn
 
 from utils.cam.backward import BACKWARDS
 from utils.cam.frozen import frozen_for_explaining
+from utils.cam.heads import HeadReader
 from utils.cam.layers import SITES, block_names
 from utils.cam.methods import sites_of
+from utils.cam.spatial_layers import SpatialLayer, last_spatial_layer
 from utils.cam.targets import Target
-from utils.cam.towers import Grid, family_of
+from utils.cam.towers import Grid, family_of, unwrapped
+from utils.cam.transplant import INPUT, TRANSPLANT
 from utils.choice.candidates import AUTO, Candidate, Named, cnn_layers, shortlist
 from utils.choice.choosing import DEFAULT_IMAGES, TriedDetector, choose_map, in_batches, trial_images
 from utils.choice.verdict import Choice
 from utils.errors import InputError
 from utils.gradcam import Capture, Explanation, capture, check_images, explain_tower
+from utils.model.config_values import Section
 from utils.model.gradcam_settings import GradCAMSettings, gradcam_settings
+from utils.model.transplant import explain_by_transplant
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -44,10 +49,13 @@ class GradCAMMixin(nn.Module):
     gradcam_choice: Choice | None = (
         None  # how `gradcam`'s map was chosen, after `calibrate_gradcam` or a run's own trial
     )
+    default_layer: SpatialLayer | None = None  # of a network without blocks, once it was looked for
+    usual_size: int
 
     def init_gradcam(self, config: Mapping[str, Any]) -> None:
         """Check and keep the `gradcam_*` keys of `config`. Raises InputError."""
         self.gradcam = gradcam_settings(config)
+        self.usual_size = Section(config, "config").count("resolution", 224, least=1)
 
     @property
     def gradcam_enabled(self) -> bool:
@@ -64,8 +72,8 @@ class GradCAMMixin(nn.Module):
 
     @property
     def explained_tower(self) -> nn.Module:
-        """The module that layer names are relative to."""
-        return self.backbone
+        """The module that layer names are relative to; of a compiled `backbone` the one inside."""
+        return unwrapped(self.backbone)
 
     def patch_grid(self, height: int, width: int) -> tuple[int, int] | None:
         """Rows and columns of patches for an image of that size; None for a convolutional network.
@@ -75,17 +83,36 @@ class GradCAMMixin(nn.Module):
         grid = family_of(self.explained_tower).grid(self.explained_tower, height, width)
         return None if grid is None else (grid.rows, grid.columns)
 
+    @property
+    def head_reader(self) -> HeadReader:
+        """How the logits are read: what the config says of their classes."""
+        return HeadReader(type(self).__name__, self.gradcam.classes, self.gradcam.labels)
+
     def token_grid(self, height: int, width: int) -> Grid | None:
         """How tokens lie on an image of that size. A detector that adds tokens of its own overrides this."""
         patches, tower = self.patch_grid(height, width), self.explained_tower
-        return None if patches is None else Grid(*patches, prefix=family_of(tower).prefix(tower))
+        if patches is None:
+            return None
+        family = family_of(tower)
+        grid = Grid(*patches, family.prefix(tower), family.suffix(tower))
+        patch = family.patch_size(tower)
+        of_family = patch is not None and patches == (height // patch[0], width // patch[1])
+        return grid.covering(patch, (height, width)) if of_family else grid
 
     def default_layers(self) -> list[str]:
-        """The layers explained where a method is named and no layer: the tower's last block."""
-        return block_names(self.explained_tower)[-1:]
+        """The layers explained where a method is named and no layer: the tower's last block, or else `default_layer`.
+
+        The latter is the last activation on a grid that the score depends on. A forward pass on noise finds it, once.
+        """
+        return block_names(self.explained_tower)[-1:] or [self.find_default_layer().name]
 
     def gradcam_layers(self) -> list[str]:
-        """The layers explained where a call names none: the config's, the chosen one, or the tower's last block."""
+        """The layers explained where a call names none: the config's, the chosen one, or the tower's last block.
+
+        "input" alone for method "transplant", which reads no layer.
+        """
+        if self.gradcam.method == TRANSPLANT:
+            return [INPUT]
         return list(self.drawn_settings().layers or self.default_layers())
 
     def drawn_settings(self) -> GradCAMSettings:
@@ -100,19 +127,22 @@ class GradCAMMixin(nn.Module):
         layers = self.default_layers()
         if image is not None and not block_names(self.explained_tower):
             with frozen_for_explaining(self):
-                layers = cnn_layers(self.explained_tower, layers[-1], partial(self.forward, {"image": image}))
+                layers = cnn_layers(self.explained_tower, layers[-1], partial(self.evaluated, {"image": image}))
         return shortlist(self.explained_tower, layers, self.gradcam.named if self.gradcam.chooses else Named())
 
     def gradcam_named(self) -> list[Candidate]:
         """The config's map of each layer; none where it leaves a choice."""
         settings = self.gradcam
-        if settings.chooses:
+        if settings.chooses or settings.method == TRANSPLANT:
             return []
         (site,) = sites_of(settings.method, [settings.site])
         return [Candidate(settings.method, layer, site, settings.backward) for layer in self.gradcam_layers()]
 
     def calibrate_gradcam(
-        self, data_dicts: Iterable[Mapping[str, Any]], images: int = DEFAULT_IMAGES, batch_size: int = 32
+        self,
+        data_dicts: Mapping[str, Any] | Iterable[Mapping[str, Any]],
+        images: int = DEFAULT_IMAGES,
+        batch_size: int = 32,
     ) -> Choice:
         """Choose the map to draw by cause, on images that the detector calls fake; the config then holds it.
 
@@ -145,14 +175,27 @@ class GradCAMMixin(nn.Module):
     def _tried(self, batch_size: int) -> TriedDetector:
         def margins(images: Tensor) -> Tensor:
             with frozen_for_explaining(self), torch.no_grad():
-                parts = [self.forward({"image": part})["cls"].float() for part in images.split(batch_size)]
-            logits = torch.cat(parts)
-            return logits[:, 1] - logits[:, 0]
+                read = [self.head_reader.read(self.evaluated({"image": part})) for part in images.split(batch_size)]
+            return torch.cat([head.margin(prediction["cls"].float()) for prediction, head in read])
 
         def asked(images: Tensor, target: Sequence[str], **options: Any) -> Capture:
             return self.capture({"image": images}, target=list(target), **options)
 
         return TriedDetector(asked, margins, in_batches(batch_size))
+
+    def find_default_layer(self) -> SpatialLayer:
+        """`default_layer`. Raises InputError where the network has none."""
+        if self.default_layer is None:
+            weights = next(self.parameters())
+            size = (2, 3, self.usual_size, self.usual_size)
+            noise = torch.randn(size, generator=torch.Generator().manual_seed(0)).to(weights)
+            with frozen_for_explaining(self):
+                self.default_layer = last_spatial_layer(self.explained_tower, partial(self.evaluated, {"image": noise}))
+        return self.default_layer
+
+    def evaluated(self, data_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The prediction that is explained. Overridden where the detector must be told that it is not in training."""
+        return self.forward(data_dict)
 
     def explain(
         self,
@@ -167,12 +210,15 @@ class GradCAMMixin(nn.Module):
 
         Args:
             data_dict: `image` (B, 3, H, W) floating point, normalised, on the model's device; for target "label" also
-                `label` (B,).
+                `label` (B,); for method "transplant" also `reference`, as `image`: the real frames that the images
+                were made from, blurred copies where it is not given.
             layers: module names relative to the tower; a block's name means what the block reads, at `site`; "fused"
                 means the mean of the other layers' normalised maps, "sum" the sum of the raw maps of all blocks.
             method: one of `utils.cam.methods.METHOD_NAMES`, or "auto": the map that `calibrate_gradcam` has chosen or,
-                before that, the first of `gradcam_candidates`.
-            target: one of `utils.cam.targets.TARGETS`, or one entry per image (such a name, or a class 0 / 1). "both"
+                before that, the first of `gradcam_candidates`; or "transplant": two forward passes for each patch and
+                no backward pass, one map of the layer "input" whatever `layers` and `site` say.
+            target: one of `utils.cam.targets.TARGETS`, the name of a class, or one entry per image (such a name, or 0
+                real / 1 fake). "both"
                 makes two passes and gives every layer twice, as `<layer>_fake` and `<layer>_real`.
             site: "layer_norm1" or "residual".
             backward: "plain" or "balanced", which holds attention weights and norms constant.
@@ -185,12 +231,26 @@ class GradCAMMixin(nn.Module):
             InputError: an unusable argument, or a layer that cannot be explained (LayerError); the model is untouched.
             NonFiniteMapError: NaN or infinity in the maps or logits of some images.
         """
-        image, settings = _image(data_dict), self._settings_for(layers, method)
+        image = _image(data_dict)
+        if (method or self.gradcam.method) == TRANSPLANT:
+            check_images(image, IMAGE)
+            return explain_by_transplant(
+                self,
+                image,
+                data_dict.get("reference"),
+                lambda images: self.evaluated({"image": images}),
+                target=self.gradcam.target if target is None else target,
+                label=data_dict.get("label"),
+                patches=self.patch_grid(image.shape[2], image.shape[3]),
+                what=IMAGE,
+                head=self.head_reader,
+            )
+        settings = self._settings_for(layers, method)
         return explain_tower(
             self,
             self.explained_tower,
             image,
-            partial(self.forward, {"image": image}),
+            partial(self.evaluated, data_dict),
             layers=layers or settings.layers or self.default_layers(),
             method=settings.method if method in (None, AUTO) else method,
             site=site or settings.site,
@@ -200,6 +260,7 @@ class GradCAMMixin(nn.Module):
             pp_epsilon=settings.pp_epsilon,
             what=IMAGE,
             backward=backward or settings.backward,
+            head=self.head_reader,
         )
 
     def _settings_for(self, layers: Sequence[str] | None, method: str | None) -> GradCAMSettings:
@@ -239,7 +300,7 @@ class GradCAMMixin(nn.Module):
         return capture(
             self,
             self.explained_tower,
-            partial(self.forward, {"image": image}),
+            partial(self.evaluated, data_dict),
             layers=layers,
             methods=methods,
             sites=sites,
@@ -248,6 +309,7 @@ class GradCAMMixin(nn.Module):
             grid=self.token_grid(height, width),
             size=map_size or (height, width),
             backward=backward or self.drawn_settings().backward,
+            head=self.head_reader._replace(count=len(image)),
         )
 
     def generate_gradcam(

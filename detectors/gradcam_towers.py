@@ -1,14 +1,13 @@
-"""The two kinds of network that the host's detectors are built on, each mixed in before the host's class."""
+"""A CLIP vision tower that the config describes, mixed in before the host's class."""
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from inspect import signature
-from typing import Any, Iterator
+from typing import Any
 
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from utils.cam.frozen import patched
 from utils.errors import InputError
 from utils.model.backbone_config import backbone_config
 from utils.model.clip_tower import DEFAULT_TOWER, build_clip_tower
@@ -27,15 +26,32 @@ class CLIPTowerMixin(GradCAMMixin):
     for.
     """
 
-    head: nn.Linear
+    head: Any  # the host's nn.Linear, or a NormalisedHead
 
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__(config)  # the host's constructor: backbone, head, loss
         self.backbone = self.build_tower(config)
-        width = int(self.backbone.config.hidden_size)
-        if self.head.in_features != width:  # the host writes its head for one tower only
-            self.head = nn.Linear(width, 2)
+        self.head = self.build_head(config, int(self.backbone.config.hidden_size))
         self.init_gradcam(config)
+
+    def build_head(self, config: dict[str, Any], width: int) -> nn.Module:
+        """The host's head, unless the tower has another width, or the weights are of another head."""
+        wanted = backbone_config(config).get("head", {})  # of `utils.model.fitted_config`
+        logits = wanted.get("logits", 2)
+        if wanted.get("normalised"):
+            return NormalisedHead(width, wanted["projection"], logits)
+        if (self.head.in_features, self.head.out_features) == (width, logits):
+            return self.head
+        return nn.Linear(width, logits)
+
+    def forward(self, data_dict: dict[str, Any], inference: bool = False) -> dict[str, Any]:
+        """The host's. It takes the softmax of two logits, so that of another head the logits are returned alone."""
+        if getattr(self.head, "out_features", 2) == 2:
+            found: dict[str, Any] = super().forward(data_dict, inference)
+            return found
+        detector: Any = self
+        features = detector.features(data_dict)
+        return {"cls": detector.classifier(features), "feat": features}
 
     def build_backbone(self, config: dict[str, Any]) -> nn.Module:
         """Nothing yet: the host's own tower would be downloaded here, before the width of its head is known."""
@@ -62,42 +78,17 @@ class CLIPTowerMixin(GradCAMMixin):
         return self.backbone(data_dict["image"], interpolate_pos_encoding=True)["pooler_output"]
 
 
-class CNNMixin(GradCAMMixin):
-    """A host detector whose `backbone` is a convolutional network: its 4-D activations are maps already."""
+class NormalisedHead(nn.Module):
+    """A linear head that reads features of length 1, projected before where `projection` is their number (not None)."""
 
-    last_convolution: str  # module of the backbone whose output the head pools: explained where no layer is named
+    def __init__(self, width: int, projection: int | None, logits: int) -> None:
+        super().__init__()
+        self.projection = None if projection is None else nn.Linear(width, projection, bias=False)
+        self.linear = nn.Linear(projection or width, logits)
+        self.out_features = logits
 
-    def __init__(self, config: dict[str, Any]) -> None:
-        super().__init__(config)  # the host's constructor
-        self.init_gradcam(config)
-
-    def build_backbone(self, config: dict[str, Any]) -> nn.Module:
-        """The host's own or, with `backbone_config.pretrained: false`, the same without its pretrained weights."""
-        network = backbone_config(config)
-        if network.get("pretrained", True):
-            return super().build_backbone(config)  # type: ignore[misc]  # the host's
-        from networks import BACKBONE  # the host's
-
-        with no_torchvision_weights():
-            return BACKBONE[config["backbone_name"]](dict(network))
-
-    def default_layers(self) -> list[str]:
-        """The last convolution."""
-        return [self.last_convolution]
-
-
-@contextmanager
-def no_torchvision_weights() -> Iterator[None]:
-    """The host's ResNet-34 asks torchvision for published weights whatever its config says; here it gets none."""
-    try:
-        from torchvision import models
-    except ImportError:  # then the network at hand does not use it
-        yield
-        return
-    resnet34 = models.resnet34
-
-    def untrained(**arguments: Any) -> nn.Module:
-        return resnet34(weights=None)
-
-    with patched(models, "resnet34", untrained):
-        yield
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, width) → (B, logits)."""
+        if self.projection is not None:
+            features = self.projection(features)
+        return self.linear(F.normalize(features, dim=1))

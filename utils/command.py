@@ -10,7 +10,9 @@ from typing import Any, Callable, Mapping, NoReturn, Sequence
 
 from utils.errors import InputError, RunError, did_you_mean
 from utils.packages import outdated_packages
-from utils.text import printable
+from utils.text import one_line, printable
+
+NO_THREAD = "can't start new thread"  # as Python says it
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -71,9 +73,8 @@ def run_command(main: Callable[[Sequence[str]], int], hints: Mapping[str, str] |
     `hints`: an error's `setting` → the flag that helps, which its message then ends with.
     Under torchrun each rank prints its RunError; an InputError, which all ranks meet alike, is printed once per node.
     """
-    first_here = os.environ.get("LOCAL_RANK", "0") == "0"
-    if isinstance(sys.stdout, io.TextIOWrapper):  # else a file name that the terminal cannot show would end the run
-        sys.stdout.reconfigure(errors="backslashreplace")
+    first_here = _is_first_here()
+    sys.stdout, sys.stderr = _lasting(sys.stdout), _lasting(sys.stderr)
     try:
         outdated = outdated_packages()
         if outdated:
@@ -83,11 +84,59 @@ def run_command(main: Callable[[Sequence[str]], int], hints: Mapping[str, str] |
         code = _print_error(error, (hints or {}).get(error.setting), 2) if first_here else 2
     except RunError as error:
         code = _print_error(error, (hints or {}).get(error.setting), 1)
+    except OSError as error:  # the machine's, or of a file: no fault of the program's
+        code = _print_error(f"{error.filename}: {one_line(error)}" if error.filename else one_line(error), None, 1)
+    except RuntimeError as error:
+        if NO_THREAD not in str(error):
+            raise
+        code = _print_error("this machine or account allows no further thread: end other programs, then again", None, 1)
     except KeyboardInterrupt as stop:
         if first_here:
             print(str(stop) or "interrupted", file=sys.stderr)  # as it is: it may hold a command to type
         code = 130
+    sys.stdout.flush()  # here and not at the interpreter's end, which would complain of a reader that has gone
     sys.exit(code)
+
+
+def _is_first_here() -> bool:
+    """Whether this process prints what others on this machine would print too."""
+    rank, size = (os.environ.get(name, "") for name in ("LOCAL_RANK", "WORLD_SIZE"))
+    return not (rank.isdigit() and size.isdigit() and 0 < int(rank) < int(size))
+
+
+class _Lasting:
+    """A stream whose reader may go away (`| head`): what is written from then on is lost, the run is not."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        self._try(lambda: self._stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        self._try(self._stream.flush)
+
+    def _try(self, work: Callable[[], object]) -> None:
+        try:
+            work()
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())
+            os.close(nowhere)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def _lasting(stream: Any) -> Any:
+    """stdout or stderr, as a command uses it: whatever happens to it, or is printed, does not end the command."""
+    if stream is None:  # closed before the start
+        return open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123
+    if not isinstance(stream, io.TextIOWrapper):
+        return stream
+    stream.reconfigure(errors="backslashreplace")  # else a file name that the terminal cannot show would end the run
+    return _Lasting(stream)
 
 
 def _print_error(error: object, hint: str | None, code: int) -> int:

@@ -17,6 +17,7 @@ from utils.cam.attention import ATTENTION_METHODS, AttentionPass, BlockProjectio
 from utils.cam.backward import BACKWARDS, Activations, backward_rules
 from utils.cam.completeness import Completeness, SelfTest
 from utils.cam.frozen import frozen_for_explaining
+from utils.cam.heads import ANY_MODEL, Head, HeadReader, Prediction, named_classes
 from utils.cam.layers import (
     FUSED,
     SITES,
@@ -28,11 +29,12 @@ from utils.cam.layers import (
     named_layers,
     summed_blocks,
 )
-from utils.cam.maps import LayerMaps, in_order, layer_maps, refuse_non_finite, to_layer_maps
+from utils.cam.maps import Canvas, LayerMaps, in_order, layer_maps, refuse_non_finite, to_layer_maps
 from utils.cam.methods import DEFAULT_EPSILON, check_methods, leftover, signed_maps
+from utils.cam.spatial_layers import is_shareable, last_run
 from utils.cam.targets import Target
-from utils.cam.tokens import Prediction, Tokens, on_grid, token_gradients
-from utils.cam.towers import Grid, family_of, find_tower
+from utils.cam.tokens import Tokens, on_grid, token_gradients
+from utils.cam.towers import Grid, family_of, find_tower, unwrapped
 from utils.choice.candidates import AUTO, Named, cnn_layers, shortlist
 from utils.choice.choosing import DEFAULT_IMAGES, TriedDetector, choose_map, in_batches, trial_images
 from utils.choice.verdict import Choice
@@ -43,7 +45,8 @@ from utils.errors import InputError
 class Explanation:
     """A batch explained: `prediction` is the detector's own output of the same forward pass, detached.
 
-    `target` names what each image's map explains ("fake", "real" or "margin"); `layers` maps the layer's name, as it
+    `head` says what its logits mean. `target` names what each image's map explains ("fake", "real", "margin" or the
+    name of a class); `layers` maps the layer's name, as it
     was given, to its maps, in the order given. `site` is where a block's name was read; "output" in a network without
     patch tokens, of which every module is read there. `backward` is what the gradient took for constant; with
     "balanced", `completeness` says of each layer that is a block, and of "sum", whether its shares add up. `choice`:
@@ -51,6 +54,7 @@ class Explanation:
     """
 
     prediction: Prediction
+    head: Head
     target: list[str]
     layers: dict[str, LayerMaps]
     method: str
@@ -61,8 +65,13 @@ class Explanation:
 
     @property
     def logits(self) -> Tensor:
-        """(B, 2): real, fake."""
+        """(B, K): those of the detector; with two, real and fake."""
         return self.prediction["cls"]
+
+    @property
+    def real_and_fake(self) -> Tensor:
+        """(B, 2): the scores for real and for fake, whatever the head; with two logits the logits themselves."""
+        return self.head.real_and_fake(self.logits)
 
 
 class LayerSite(NamedTuple):
@@ -74,9 +83,10 @@ class LayerSite(NamedTuple):
 
 @dataclass(frozen=True)
 class Capture:
-    """What one pass has left. `prediction` and `target` as in `Explanation`; `maps` gives the rest."""
+    """What one pass has left. `prediction`, `head` and `target` as in `Explanation`; `maps` gives the rest."""
 
     prediction: Prediction
+    head: Head
     target: list[str]
     layers: Sequence[str]
     summed: Sequence[str]  # the blocks that layer SUM adds
@@ -99,6 +109,7 @@ class Capture:
             LayerError: a gradient is structurally zero, or the network has no patch tokens, which the method needs.
             NonFiniteMapError: a map is not finite.
         """
+        canvas = Canvas.of(self.size, self.grid)
         if method in ATTENTION_METHODS:
             if self.grid is None:
                 raise LayerError(f"method {method!r} needs patch tokens, which this detector's network does not have")
@@ -107,7 +118,7 @@ class Capture:
             patches = self.grid.rows * self.grid.columns
             if reading.needs_class_token and any(pair.raw.shape[1] == patches for pair in token_maps.values()):
                 raise LayerError(f"method {method!r} reads the class token, which this tower does not have")
-            found = to_layer_maps(token_maps, self.grid, self.size, reading.sum_of or "", self.parts())
+            found = to_layer_maps(token_maps, self.grid, canvas, reading.sum_of or "", self.parts())
         else:
             tokens = {key.layer: pair for key, pair in self.activations.items() if key.site == site}
             on_image = on_grid(tokens, self.grid)
@@ -115,8 +126,8 @@ class Capture:
             if method == "hirescam":  # the one whose sum a LayerNorm can make 0
                 epsilons = {layer: self.norm_epsilons[LayerSite(layer, site)] for layer in on_image}
                 leftovers = {layer: leftover(A, G, epsilons[layer]) for layer, (A, G) in on_image.items()}
-            found = layer_maps(signed, on_image, tokens, self.size, self.parts(), leftovers)
-        return in_order(found, self.layers, self.size)
+            found = layer_maps(signed, on_image, tokens, canvas, self.parts(), leftovers)
+        return in_order(found, self.layers, canvas)
 
     def parts(self) -> dict[str, Sequence[str]]:
         """The captured layers that each layer's maps are made of: itself, or for SUM all blocks."""
@@ -130,13 +141,15 @@ class Capture:
         maps = self.maps(method, site, pp_epsilon)
         refuse_non_finite(torch.isfinite(self.prediction["cls"]).all(dim=1), "the logits")
         where = "output" if self.grid is None else site
-        return Explanation(self.prediction, self.target, maps, method, where, self.backward, self.completeness)
+        return Explanation(
+            self.prediction, self.head, self.target, maps, method, where, self.backward, self.completeness
+        )
 
 
 def capture(
     model: nn.Module,
     tower: nn.Module,
-    forward: Callable[[], Prediction],
+    forward: Callable[[], Any],
     *,
     layers: Sequence[str],
     methods: Sequence[str],
@@ -147,13 +160,14 @@ def capture(
     size: tuple[int, int],
     backward: str = BACKWARDS[0],
     completeness: bool = False,
+    head: HeadReader = ANY_MODEL,
 ) -> Capture:
     """Run `forward` once and differentiate once, for all `methods` at all `sites` of all `layers`.
 
     Args:
         model: what `forward` runs; put into evaluation mode for the pass.
         tower: the part of it that layer names are relative to, of a family in `utils.cam.towers`.
-        forward: returns a mapping with the logits (B, 2), real and fake, under "cls".
+        forward: returns the logits, as `head` can read them.
         layers: names of modules, "fused" and "sum"; see `utils.cam.layers.find_sites`.
         methods: some of `utils.cam.methods.METHOD_NAMES`.
         sites: some of `utils.cam.layers.SITES`.
@@ -163,12 +177,14 @@ def capture(
         size: (H, W) of the normalised maps.
         backward: one of `utils.cam.backward.BACKWARDS`.
         completeness: with "balanced", whether to test if the shares of each block add up, by a second backward pass.
+        head: says which detector it is and what its classes are.
 
     Raises:
-        InputError: an unknown method, site, target or backward pass, or a backward pass that this tower does not have.
+        InputError: an unknown method, site, target or backward pass, a backward pass that this tower does not have, or
+            what `forward` returned holds no logits.
         LayerError: a layer that cannot be explained.
     """
-    path = next((name for name, module in model.named_modules() if module is tower), "")
+    path = next((name for name, module in model.named_modules() if module is tower), "").replace("._orig_mod", "")
     check_methods(methods)
     named, summed = named_layers(layers), summed_blocks(tower, layers)
     _refuse_sums(methods if summed else [])
@@ -177,6 +193,9 @@ def capture(
     if not set(methods) <= set(ATTENTION_METHODS):
         for site in sites:
             for point in find_sites(tower, captured, site, path):
+                if not point.reads_input and is_shareable(point.module):
+                    run = last_run(tower, name_in_tower(tower, point.name, path), model, forward)
+                    point = point._replace(run=run)
                 points[LayerSite(point.name, site)] = point
     attention = AttentionPass.of(tower, captured, methods, path)
     read = [*points.values(), *attention.output_sites()]
@@ -187,14 +206,14 @@ def capture(
         self_test = SelfTest(find_sites(tower, blocks_named, "residual", path), activations)
     rules = backward_rules(model, tower, backward, activations if self_test else None)
     with attention.kept() as projections, rules:
-        found = token_gradients(model, read, forward, target, label, self_test)
-    blocks = [block for block, _ in attention.differentiated]
-    output_gradients = dict(zip(blocks, (pair.G for pair in found.tokens[len(points) :])))
+        found = token_gradients(model, read, forward, target, label, self_test, head)
+    output_gradients = attention.output_gradients([pair.G for pair in found.tokens[len(points) :]])
     complete = dict(zip(blocks_named, found.completeness))
     if summed and complete:
         complete[SUM] = Completeness.worst([complete[block] for block in summed])
     return Capture(
         prediction=found.prediction,
+        head=found.head,
         target=found.target,
         layers=layers,
         summed=summed,
@@ -225,7 +244,7 @@ def explain_tower(
     model: nn.Module,
     tower: nn.Module,
     images: Tensor,
-    forward: Callable[[], Prediction],
+    forward: Callable[[], Any],
     *,
     layers: Sequence[str] | None,
     method: str,
@@ -236,11 +255,12 @@ def explain_tower(
     pp_epsilon: float = DEFAULT_EPSILON,
     what: str = "images",
     backward: str = BACKWARDS[0],
+    head: HeadReader = ANY_MODEL,
 ) -> Explanation:
     """`images` explained by one method at one site: one pass, or one for each class for target "both".
 
     Args:
-        model, tower, label, backward: as for `capture`.
+        model, tower, label, backward, head: as for `capture`.
         images: (B, 3, H, W), which `forward` gives to the model.
         layers: as for `capture`; None: the default of the tower's family.
         target: see `utils.cam.targets.score_weights`, and "both".
@@ -270,6 +290,7 @@ def explain_tower(
             size=size,
             backward=backward,
             completeness=True,
+            head=head._replace(count=len(images)),
         )
         return captured.explanation(method, site, pp_epsilon)
 
@@ -325,13 +346,15 @@ def explain(
     forward: Callable[[Tensor], Any] | None = None,
     site: str | None = None,
     backward: str | None = None,
+    classes: Sequence[str | Mapping[str, str]] | None = None,
 ) -> Explanation:
     """Prediction and maps of one batch, for any detector with a network of a known family somewhere inside.
 
     Args:
-        model: any module that gives two logits per image, real and fake: as a tensor (B, 2), as a mapping that holds
-            one under "cls" or "logits", or as an object with `.logits`.
-        images: (B, 3, H, W) floating point, normalised as the model wants them, on its device.
+        model: any module that gives logits: as a tensor, as a mapping that holds one under "cls" or "logits", or as an
+            object with `.logits` (see `utils.cam.heads`). Of a model in DataParallel, DistributedDataParallel or
+            torch.compile the module inside is explained.
+        images: (B, 3, H, W) floating point, normalised as the model wants them, on any device.
         layers: module names, relative to the model or to the network inside; a block's name means what the block reads,
             at `site`; "fused" means the mean of the other layers' normalised maps, "sum" the sum of the raw maps of all
             blocks. None: the last block, or the last module of a convolutional network that returns maps, which a
@@ -339,29 +362,35 @@ def explain(
         method: one of `utils.cam.methods.METHOD_NAMES`; None means "gradcam". "auto" tries a short list of maps on
             those of `images` that the model calls fake, and explains all by the one whose hottest patches cost the
             model most (`Explanation.choice` says how it was chosen); what else is named here is kept to.
-        target: one of `utils.cam.targets.TARGETS` but "label", or one entry per image (such a name, or a class 0 / 1).
-            "both" makes two passes and gives every layer twice, as `<layer>_fake` and `<layer>_real`.
+        target: one of `utils.cam.targets.TARGETS` but "label", the name of a class, or one entry per image (such a
+            name, or 0 real / 1 fake). "both" makes two passes and gives every layer twice, as `<layer>_fake` and
+            `<layer>_real`.
         forward: runs the model on `images`, where `model(images)` does not.
         site: one of `utils.cam.layers.SITES`; None means the first.
         backward: one of `utils.cam.backward.BACKWARDS`; None means "plain". "balanced" needs a transformer whose query
             and key projections are known.
+        classes: of the logits, in their order, as for `utils.cam.heads.named_classes`. None: one logit speaks for fake;
+            of two or more the first speaks for real, all others for fake.
+
+    Returns:
+        All tensors on the model's device.
 
     Raises:
-        InputError: an unusable argument, a network of no known family, or logits of another shape.
+        InputError: an unusable argument, a network of no known family, or no logits.
         LayerError: a layer that cannot be explained.
         NonFiniteMapError: NaN or infinity in the maps or logits of some images.
     """
+    check_images(images, "images")
+    model = unwrapped(model)
     tower = find_tower(model)
-
-    def predict(batch: Tensor) -> Prediction:
-        logits = _logits((forward or model)(batch), len(batch))
-        return {"cls": logits, "prob": logits.softmax(dim=1)[:, 1]}
-
+    device = next((each.device for each in model.parameters() if each.device.type != "meta"), images.device)
+    images = images.to(device)
+    predict = forward or model
+    head = HeadReader(type(model).__name__, None if classes is None else named_classes(classes, "classes"))
     choice = None
     if method == AUTO:
-        check_images(images, "images")
         named = Named(None, tuple(layers) if layers else None, site, backward)
-        choice = _chosen(model, tower, images, predict, named, target)
+        choice = _chosen(model, tower, images, predict, head, named, target)
         used = choice.used
         layers, method, backward = layers or [used.layer], used.method, used.backward
         site = used.site if used.site in SITES else None
@@ -376,6 +405,7 @@ def explain(
         target=target,
         grid=partial(family_of(tower).grid, tower),
         backward=backward or BACKWARDS[0],
+        head=head,
     )
     return replace(explanation, choice=choice)
 
@@ -384,7 +414,8 @@ def _chosen(
     model: nn.Module,
     tower: nn.Module,
     images: Tensor,
-    predict: Callable[[Tensor], Prediction],
+    predict: Callable[[Tensor], Any],
+    head: HeadReader,
     named: Named,
     target: Target,
 ) -> Choice:
@@ -394,11 +425,12 @@ def _chosen(
 
     def margins(batch: Tensor) -> Tensor:
         with frozen_for_explaining(model), torch.no_grad():
-            logits = torch.cat([predict(part)["cls"].float() for part in batch.split(len(images))])
-        return logits[:, 1] - logits[:, 0]
+            read = [head.read(predict(part)) for part in batch.split(len(images))]
+        return torch.cat([kind.margin(prediction["cls"].float()) for prediction, kind in read])
 
     def asked(batch: Tensor, whose: Sequence[str], **options: Any) -> Capture:
-        return capture(model, tower, partial(predict, batch), target=list(whose), grid=grid, size=size, **options)
+        forward = partial(predict, batch)
+        return capture(model, tower, forward, target=list(whose), grid=grid, size=size, head=head, **options)
 
     whose = target if isinstance(target, str) and target in ("margin", "real") else "fake"
     given = trial_images(margins, [{"image": images}], DEFAULT_IMAGES, whose)
@@ -430,24 +462,3 @@ def check_images(images: Any, what: str) -> None:
     if not finite.all():
         bad = (~finite).nonzero().flatten().tolist()
         raise InputError(f"{what} holds NaN or infinite pixels in image(s) {bad}: check how they were normalised")
-
-
-def _logits(output: Any, count: int) -> Tensor:
-    """The logits (B, 2) in what a model has returned. Raises InputError."""
-    logits = output
-    if isinstance(output, Mapping):
-        logits = output["cls"] if "cls" in output else output.get("logits")
-    elif not isinstance(output, Tensor):
-        logits = getattr(output, "logits", None)
-    if not isinstance(logits, Tensor):
-        held = f" with {', '.join(map(str, output))}" if isinstance(output, Mapping) else ""
-        raise InputError(
-            f"the model returned {type(output).__name__}{held}: expected logits of shape ({count}, 2) as a tensor,"
-            " under 'cls' or 'logits' of a mapping, or as .logits; or give forward, a function from images to logits"
-        )
-    if tuple(logits.shape) != (count, 2):
-        raise InputError(
-            f"the model's logits have shape {tuple(logits.shape)}: expected ({count}, 2), real and fake; heads with one"
-            " logit or more than two classes are not supported: give forward, a function from images to two logits"
-        )
-    return logits

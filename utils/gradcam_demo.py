@@ -25,7 +25,7 @@ from utils.data.images import IMAGE_SUFFIXES, UnreadableImage, decode_image, rea
 from utils.data.video_files import VIDEO_SUFFIXES, UnreadableVideo
 from utils.errors import InputError, RunError
 from utils.model.config import detector_settings, find_path
-from utils.model.detector import LoadedDetector, find_device, load_detector
+from utils.model.detector import LoadedDetector, find_device, load_detector, print_default_layer
 from utils.model.gradcam_settings import BACKWARD_CHOICES, COLORMAPS, METHOD_CHOICES, SITE_CHOICES
 from utils.model.map_trials import MapChecker, tried
 from utils.packages import require
@@ -33,7 +33,7 @@ from utils.results.decision import UNKNOWN
 from utils.results.sample_folder import Drawn, Sample, write_sample
 from utils.run.explainer import checks_by_image, explain_images
 from utils.run.video import explain_video
-from utils.text import printable
+from utils.text import one_line, printable
 
 EMBEDDED_DETECTOR = "config/detector/clip_gradcam_demo.yaml"
 
@@ -63,7 +63,7 @@ def parser() -> OneLineParser:
     p.add_argument("--weights_path", help="checkpoint of the whole detector")
     p.add_argument("--layers", nargs="+", metavar="LAYER", help="e.g. encoder.layers.23 encoder.layers.20")
     p.add_argument("--method", choices=METHOD_CHOICES, help="how maps are made; auto: chosen by cause")
-    p.add_argument("--target", metavar="TARGET", choices=TARGETS, help=", ".join(LABELLESS_TARGETS))
+    p.add_argument("--target", metavar="TARGET", help=f"{', '.join(LABELLESS_TARGETS)}, or the name of a class")
     p.add_argument("--site", choices=SITE_CHOICES, help="where in a block; auto: as the method wants")
     p.add_argument("--backward", choices=BACKWARD_CHOICES, help="what the gradient takes for constant")
     p.add_argument(
@@ -100,11 +100,14 @@ def main(argv: Sequence[str]) -> int:
         "gradcam_colormap": args.colormap, "gradcam_signed": args.signed,
     })  # fmt: skip
     crop = face_cropper(Path(args.landmark_model), detector.settings.resolution) if args.landmark_model else None
+    detector.check_predictions()
     detector.dry_run()
+    print_default_layer(detector)
     if args.calibration_images:
         images = [file for file in files if not is_video(file)]
         _choose(detector, images, crop, args.calibration_images)
     checker = MapChecker(detector, batch_size=1) if args.check_maps == "on" else None
+    _make_output(Path(args.output))
     failed = 0
     for index, (file, folder) in enumerate(zip(files, output_folders(files, Path(args.output)))):
         try:
@@ -120,12 +123,22 @@ def main(argv: Sequence[str]) -> int:
                 words = ", ".join(layer.check.word for layer in drawn.sample.layers if layer.check)
                 said = f"fake probability {drawn.sample.prob_fake:.4f}, heatmaps in {folder}"
                 print(printable(f"{file}: {said}{f' ({words})' if words else ''}"))
+                for name in drawn.sample.faint_layers:
+                    print(printable(f"{file}: {name} is faint: a thousand times weaker than another layer"))
         except (UnreadableImage, UnreadableVideo, NoFaceError) as error:
             print(printable(f"{file}: left out: {error}"), file=sys.stderr)
             failed += 1
     if failed:
         raise RunError(f"{failed} of {len(files)} files were left out, see above")
     return 0
+
+
+def _make_output(folder: Path) -> None:
+    """Raises InputError where nothing can be written there, before anything is explained."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--output {folder}: cannot be made ({one_line(error)}); give another folder") from error
 
 
 def is_video(file: Path) -> bool:
@@ -136,15 +149,16 @@ def is_video(file: Path) -> bool:
 def find_images(pattern: str) -> list[Path]:
     """The images and videos that a file, folder or pattern names, sorted. Raises InputError where there are none."""
     path = Path(pattern)
-    if path.is_file():
+    if os.path.isfile(path):  # noqa: PTH113 (Path's fails for a name of 300 letters)
         return [path]
-    if path.is_dir():
+    if os.path.isdir(path):  # noqa: PTH112
         suffixes = IMAGE_SUFFIXES + VIDEO_SUFFIXES
         found = [file for file in path.iterdir() if file.suffix.lower() in suffixes and file.is_file()]
         kind = f"no image or video ({', '.join(suffixes)}) in this folder"
     else:
         found = [Path(name) for name in glob.glob(pattern, recursive=True) if Path(name).is_file()]  # noqa: PTH207
-        kind = "no such file, folder, or file that the pattern matches"
+        special = os.path.exists(path)  # noqa: PTH110
+        kind = "a pipe, socket or device" if special else "no such file, folder, or file that the pattern matches"
     if not found:
         raise InputError(f"--input {pattern!r}: {kind}")
     return sorted(found)
@@ -195,7 +209,7 @@ def _choose(detector: LoadedDetector, files: Sequence[Path], crop: Crop | None, 
         return
     choice = choose_map(asked, given, model.gradcam_candidates(given.images[:1]), model.gradcam_named())
     model.set_gradcam_choice(choice)
-    print("\n".join([*printed(choice), *judgements(choice)]))
+    print("\n".join([*printed(choice), *judgements(choice)]), file=sys.stderr)  # stdout has one line per image
 
 
 def _batches(detector: LoadedDetector, files: Sequence[Path], crop: Crop | None) -> Iterator[torch.Tensor]:

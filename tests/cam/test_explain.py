@@ -148,20 +148,22 @@ class Answers(nn.Module):
 @pytest.mark.parametrize(
     ("answer", "says"),
     [
-        (lambda x: x[:, :1], ["shape (2, 1)", "expected (2, 2)", "one logit"]),
-        (lambda x: x[:, :3], ["shape (2, 3)", "more than two classes"]),
-        (lambda x: x[0, :2], ["shape (2,)"]),
+        (lambda x: x.unsqueeze(2), ["shape (2, 4, 1)", "for 2 images", "(2, K)"]),
+        (lambda x: x[:1], ["shape (1, 4)", "for 2 images"]),
+        (lambda x: x.flatten(), ["shape (8,)", "for 2 images"]),
+        (lambda x: x[:, :0], ["shape (2, 0)"]),
+        (lambda x: x.long(), ["torch.int64"]),
         (lambda x: {"prob": x, "score": x}, ["returned dict with prob, score", "'cls' or 'logits'"]),
         (lambda x: (x, x), ["returned tuple"]),
         (lambda x: None, ["returned NoneType"]),
     ],
 )
-def test_outputs_without_two_logits_are_refused(answer: Any, says: list[str]) -> None:
+def test_outputs_without_logits_are_refused(answer: Any, says: list[str]) -> None:
     model = Answers(answer)
     before = state_of(model)
     with pytest.raises(InputError) as caught:
         explain(model, images(2), ["conv"])
-    assert all(part in str(caught.value) for part in [*says, "forward"])
+    assert all(part in str(caught.value) for part in ["Answers", *says, "forward"])
     assert_same_state(before, state_of(model))
 
 

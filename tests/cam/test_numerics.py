@@ -255,8 +255,8 @@ def test_weights_with_nan_draw_nothing(commands: CommandServer, data_tree: DataT
     for more in ([], ["--gradcam_enabled", "--save_all_predictions"], ["--gradcam_enabled"]):
         finished = commands.run(SCRIPT, *arguments, "--overwrite", *more, cwd=tmp_path)
         errors = [line for line in finished.err.splitlines() if line.startswith("error: ")]
-        assert finished.code == 1 and len(errors) == 1 and "Traceback" not in finished.err, finished
-        assert "nan" in errors[0] and "check the weights" in errors[0]
+        assert finished.code == 2 and len(errors) == 1 and "Traceback" not in finished.err, finished
+        assert "the weight head.bias holds NaN or infinity (1 of 2 values)" in errors[0]
         assert not list((tmp_path / "out").rglob("*.png"))
 
 

@@ -66,6 +66,7 @@ def test_the_grid_is_what_the_tower_really_makes() -> None:
     tower = vision_tower()
     for height, width in ((64, 64), (32, 96), (70, 79)):
         grid = HuggingFaceCLIP().grid(tower, height, width)
+        assert grid is not None
         with torch.no_grad():
             patches = tower.embeddings.patch_embedding(torch.zeros(1, 3, height, width))
         assert (grid.rows, grid.columns) == tuple(patches.shape[2:])
@@ -106,9 +107,9 @@ class Scrambled(nn.Module):
         return self.head(self.pool(maps).flatten(1))
 
 
-def test_the_default_layer_of_a_cnn_is_the_last_that_returns_maps() -> None:
+def test_the_default_layer_of_a_cnn_is_the_last_whose_maps_reach_the_score() -> None:
     model, staged = Scrambled(), nn.Sequential()
-    assert CNN().default_layer(model, lambda: model(torch.zeros(1, 3, 16, 16))) == "late"
+    assert CNN().default_layer(model, lambda: model(torch.zeros(1, 3, 16, 16))) == "relu"
     staged.add_module("stem", nn.Conv2d(3, 4, 3))
     staged.add_module("layer4", nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3)))
     staged.add_module("avgpool", nn.AdaptiveAvgPool2d(1))

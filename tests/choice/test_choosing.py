@@ -33,6 +33,9 @@ LAYER = "encoder.layers.3"
 MISLED = Candidate("gradcam", LAYER, "residual", "plain")
 
 
+NAMES: list[dict[str, Any]] = [{}, {"gradcam_layers": ["auto"]}, {"gradcam_layers": "auto", "gradcam_method": "legrad"}]
+
+
 def picture(seed: int, level: int) -> np.ndarray:
     """(H, W, 3) uint8 noise with a bright decoy, and evidence of that level."""
     image = np.random.default_rng(seed).integers(124, 133, (64, 64, 3), dtype=np.uint8)
@@ -125,7 +128,7 @@ def test_what_is_named_is_kept_to() -> None:
     assert len({one.method for one in model.gradcam_candidates()}) > 2
     model = CLIPDetectorWithGradCAM(tiny_config(gradcam_backward="plain"))
     assert {one.backward for one in model.gradcam_candidates()} == {"plain"}
-    assert all(len(tiny_detector(**names).gradcam_candidates()) <= 16 for names in ({}, {"gradcam_layers": ["auto"]}))
+    assert all(len(tiny_detector(**names).gradcam_candidates()) <= 16 for names in NAMES)
 
 
 def test_what_a_config_names_is_what_it_named_before() -> None:
@@ -232,6 +235,7 @@ class Spot(torch.nn.Module):
         with torch.no_grad():
             for layer in (self.first, self.second):
                 layer.weight.mul_(0.01)
+                assert layer.bias is not None
                 layer.bias.zero_()
                 layer.weight[0, 0, 1, 1] = 1
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from utils.data.face_crop import FIVE_OF_81, MARGIN, TEMPLATE, NoFaceError, aligned_crop, face_cropper, similarity
+from utils.data.images import UnreadableImage
 from utils.errors import InputError
 
 
@@ -71,6 +72,7 @@ class Box:
 class Shape:
     def __init__(self, points: np.ndarray) -> None:
         self.points = points
+        self.num_parts = 81
 
     def part(self, number: int) -> Part:
         return Part(*self.points[FIVE_OF_81.index(number)])
@@ -109,3 +111,64 @@ def test_without_dlib_the_error_says_how_to_get_it(monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(sys.modules, "dlib", None)
     with pytest.raises(InputError, match="pip install dlib"):
         face_cropper(tmp_path / "model.dat", 224)
+
+
+def cropper_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, find: Any, points: Any) -> Any:
+    """The cropper on a dlib whose search is `find`, and whose model gives `points`."""
+    dlib: Any = ModuleType("dlib")
+    dlib.__version__ = "19.24.2"
+    dlib.get_frontal_face_detector, dlib.shape_predictor = lambda: find, lambda path: lambda image, box: points
+    monkeypatch.setitem(sys.modules, "dlib", dlib)
+    (tmp_path / "model.dat").write_bytes(b"model")
+    return face_cropper(tmp_path / "model.dat", 112)
+
+
+def refusing(image: np.ndarray, upsampled: int) -> Any:
+    raise RuntimeError("Unsupported image type, must be 8bit gray or RGB image.")
+
+
+def test_an_image_that_dlib_refuses_names_the_versions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    crop = cropper_of(tmp_path, monkeypatch, refusing, None)
+    with pytest.raises(
+        InputError, match=rf"dlib 19\.24\.2 refuses an image of 200x160 .*numpy {np.__version__}: install"
+    ):
+        crop(np.zeros((160, 200, 3), np.uint8))
+
+
+def test_dlib_is_given_whole_arrays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As dlib itself, which takes nothing that does not lie in memory row after row."""
+
+    def find(image: np.ndarray, upsampled: int) -> Any:
+        return [] if image.flags.c_contiguous else refusing(image, upsampled)
+
+    with pytest.raises(NoFaceError, match="finds no face"):
+        cropper_of(tmp_path, monkeypatch, find, None)(np.zeros((160, 200, 6), np.uint8)[::-1, :, ::2])
+
+
+def test_a_model_of_other_points_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    five = Shape(np.zeros((5, 2)))
+    five.num_parts = 5
+    crop = cropper_of(tmp_path, monkeypatch, lambda image, upsampled: [Box(90)], five)
+    with pytest.raises(InputError, match="finds 5 points; expected a model of 81"):
+        crop(np.zeros((160, 200, 3), np.uint8))
+
+
+@pytest.mark.parametrize("moved", [(-500, 0), (0, 900)])
+def test_a_face_outside_of_the_image_is_none(
+    moved: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image, points = face_with_marks()
+    crop = cropper_of(tmp_path, monkeypatch, lambda image, upsampled: [Box(90)], Shape(points + np.array(moved)))
+    with pytest.raises(NoFaceError, match="outside"):
+        crop(image)
+    flat = cropper_of(tmp_path, monkeypatch, lambda image, upsampled: [Box(90)], Shape(points * (1, 0) + (0, 50)))
+    with pytest.raises(NoFaceError, match="on one line"):
+        flat(image)
+
+
+def test_an_image_too_large_for_dlib_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(image: np.ndarray, upsampled: int) -> Any:
+        raise MemoryError("bad allocation")
+
+    with pytest.raises(UnreadableImage, match="too large for dlib"):
+        cropper_of(tmp_path, monkeypatch, full, None)(np.zeros((160, 200, 3), np.uint8))

@@ -6,6 +6,7 @@ import errno
 import io
 import os
 import struct
+import time
 import zlib
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,8 @@ import pytest
 from PIL import Image, ImageFile
 
 from utils.data import images
-from utils.data.annotations import read_landmarks, read_mask
-from utils.data.images import UnreadableImage, decode_image, read_file
+from utils.data.annotations import face_points, read_landmarks, read_mask
+from utils.data.images import UnreadableImage, decode_image, image_size, jpeg_scans, read_file
 
 FORMATS = ["JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "JPEG2000", "PPM"]
 
@@ -293,3 +294,126 @@ def test_landmarks_that_are_no_array(tmp_path: Path, bad: bytes) -> None:
     path.write_bytes(bad)
     with pytest.raises(UnreadableImage, match="NumPy"):
         read_landmarks(frame)
+
+
+def header(shape: str, kind: str = "'<f8'", version: int = 1) -> bytes:
+    """The header of a `.npy` file, written by the format's own description."""
+    text = f"{{'descr': {kind}, 'fortran_order': False, 'shape': {shape}, }}\n".encode()
+    return b"\x93NUMPY" + bytes([version, 0]) + len(text).to_bytes(2 if version == 1 else 4, "little") + text
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        header("(4000000000, 2)"), header("(81, 2, 1000000000)"), header("(81, 2)", "'<U1000000000'"),
+        header("(81, 2)", "'|O'") + b"x" * 1296, header("(81, 2)", "[('a', '<f8')]") + b"x" * 1296,
+        header("(81, 2)") + b"x" * 1295, header("(-81, 2)"), header("(" * 3000 + "81, 2"), header("(81, 2)", version=2)[:-9],
+        header("(81, 2)") + b"x" * 70_000, b"\x93NUMPY\x02\x00\xff\xff\xff\xff{", b"PK\x03\x04" + b"x" * 100,
+    ],
+)  # fmt: skip
+def test_landmark_files_that_promise_what_they_do_not_hold(tmp_path: Path, data: bytes) -> None:
+    frame, path = frame_with(tmp_path, "landmarks", "000.npy")
+    path.write_bytes(data)
+    start = time.monotonic()
+    with pytest.raises(UnreadableImage):
+        read_landmarks(frame)
+    assert time.monotonic() - start < 1
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e30, -1e8, 1e300])
+def test_one_number_that_no_image_has_refuses_all_landmarks(tmp_path: Path, bad: float) -> None:
+    frame, path = frame_with(tmp_path, "landmarks", "000.npy")
+    points = np.random.default_rng(0).uniform(10, 50, (81, 2))
+    points[40, 0] = bad
+    np.save(path, points)
+    with pytest.raises(UnreadableImage, match="landmarks that no image can have"):
+        read_landmarks(frame)
+
+
+def test_landmarks_by_column_and_of_the_second_version(tmp_path: Path) -> None:
+    frame, path = frame_with(tmp_path, "landmarks", "000.npy")
+    points = np.random.default_rng(0).uniform(10, 50, (81, 2)).astype(np.float32)
+    np.save(path, np.asfortranarray(points))
+    np.testing.assert_array_equal(read_landmarks(frame), points)
+    path.write_bytes(header("(81, 2)", "'<f4'", version=2) + points.tobytes())
+    np.testing.assert_array_equal(read_landmarks(frame), points)
+
+
+def test_points_are_shares_of_the_image_and_a_faces(tmp_path: Path) -> None:
+    frame, path = frame_with(tmp_path, "landmarks", "000.npy")
+    Path(frame).parent.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(frame, np.zeros((50, 200, 3), np.uint8))
+    points = np.random.default_rng(0).uniform(0, 50, (81, 2))
+    np.save(path, points)
+    shares = face_points(frame)
+    assert shares is not None and np.abs(shares - points / np.array([200.0, 50.0])).max() < 1e-6
+    points[3] = 250, 60  # a little beside the image, as an ear may be
+    np.save(path, points)
+    assert face_points(frame) is not None
+    for far in ((450, 20), (20, 5000)):
+        points[3] = far
+        np.save(path, points)
+        with pytest.raises(UnreadableImage, match="no face of this image"):
+            face_points(frame)
+    np.save(path, np.full((81, 2), 20.0))
+    with pytest.raises(UnreadableImage, match="no face of this image"):
+        face_points(frame)
+
+
+def test_the_size_is_that_of_the_upright_image() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter
+    turned = encoded(smooth(40, 90), "JPEG", exif=exif)
+    assert image_size(turned) == (40, 90) and decode_image(turned, None).shape == (90, 40, 3)
+    assert image_size(encoded(smooth(40, 90), "PNG")) == (90, 40)
+
+
+def jpeg_part(mark: int, body: bytes) -> bytes:
+    return b"\xff" + bytes([mark]) + struct.pack(">H", len(body) + 2) + body
+
+
+def many_scans(side: int, scans: int) -> bytes:
+    """A grey progressive JPEG: one scan of means, then scans that say of all blocks that nothing follows.
+
+    The codes are of one bit: 0 for "no difference" and for a run of 2^14 empty blocks, whose 14 bits come after it.
+    """
+    blocks = ((side + 7) // 8) ** 2
+    runs, left = "", blocks
+    while left > 0:
+        run = max(16_384, min(left, 32_767))
+        runs, left = runs + "0" + format(run - 16_384, "014b"), left - run
+
+    def packed(bits: str) -> bytes:
+        bits += "1" * (-len(bits) % 8)
+        return int(bits, 2).to_bytes(len(bits) // 8, "big").replace(b"\xff", b"\xff\0")
+
+    start = jpeg_part(0xDB, b"\0" + b"\1" * 64)
+    start += jpeg_part(0xC2, struct.pack(">BHHB", 8, side, side, 1) + b"\1\x11\0")
+    start += jpeg_part(0xC4, b"\0\1" + b"\0" * 16) + jpeg_part(0xC4, b"\x10\1" + b"\0" * 15 + b"\xe0")
+    first = jpeg_part(0xDA, b"\1\1\0\0\0\0") + packed("0" * blocks)
+    return b"\xff\xd8" + start + first + (jpeg_part(0xDA, b"\1\1\0\1\x3f\0") + packed(runs)) * (scans - 1) + b"\xff\xd9"
+
+
+def test_a_jpeg_of_a_thousand_scans_is_refused_before_it_is_decoded() -> None:
+    assert decode_image(many_scans(64, 100), None).shape == (64, 64, 3)
+    start = time.process_time()
+    with pytest.raises(UnreadableImage, match="more than 100 scans"):
+        decode_image(many_scans(10_000, 1_000), None)
+    assert time.process_time() - start < 0.5
+
+
+def test_scans_are_counted_as_the_encoder_has_made_them() -> None:
+    """libjpeg's own plan for a progressive image has ten scans, six if it is grey; other parts may hold the marker."""
+    assert jpeg_scans(encoded(smooth(), "JPEG")) == 1
+    assert jpeg_scans(encoded(smooth(), "JPEG", progressive=True)) == 10
+    assert jpeg_scans(encoded(Image.fromarray(smooth()).convert("L"), "JPEG", progressive=True)) == 6
+    commented = encoded(smooth(), "JPEG", progressive=True, comment=b"\xff\xda\0\2" * 500)
+    assert jpeg_scans(commented) == 10 and decode_image(commented, 50).shape == (50, 50, 3)
+    assert jpeg_scans(many_scans(64, 37)) == 37
+
+
+def test_a_missing_folder_is_another_reason_than_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(UnreadableImage, match="^no such file"):
+        read_file(str(tmp_path / "gone.png"))
+    with pytest.raises(UnreadableImage, match="^no such folder"):
+        read_file(str(tmp_path / "gone" / "0.png"))

@@ -11,12 +11,15 @@ import cv2
 import numpy as np
 import pytest
 
-from utils.data.annotations import read_landmarks, read_mask
+from tests.helpers.fake_run import Row, sample_of
+from utils.data.annotations import face_points, read_landmarks, read_mask
 from utils.data.frame_paths import landmark_path, mask_path
 from utils.data.frames import DataSettings, frame_loader
 from utils.data.images import UnreadableImage
 from utils.data.readers import read_dataset
 from utils.errors import InputError
+from utils.report.face_regions import sample_landmarks
+from utils.results.sample_folder import Sample
 
 lmdb = pytest.importorskip("lmdb")
 
@@ -65,6 +68,11 @@ def make_lmdb(folder: Path, json_style: str, key_style: str) -> DataSettings:
     return DataSettings(folder / "json", None, LABELS, "c23", None, "even", 40, folder / "lmdb")
 
 
+def sample_at(path: str) -> Sample:
+    """A run's explained sample of a frame in the LMDB."""
+    return sample_of(Row(0, "FF-DF", "FF-DF", "000", 1, 0.9, path))
+
+
 JSON_STYLES = ("windows", "windows with the folder in front", "linux")
 KEY_STYLES = ("windows", "linux", "written on linux")
 CASES = [(json_style, key_style, 0) for json_style in JSON_STYLES for key_style in KEY_STYLES]
@@ -80,6 +88,8 @@ def test_images_masks_and_landmarks(tmp_path: Path, json_style: str, key_style: 
         assert mask is not None and landmarks is not None
         np.testing.assert_array_equal(mask, image[..., 0] > 127)
         np.testing.assert_array_equal(landmarks, LANDMARKS)
+        for points in (face_points(frame.path), sample_landmarks(sample_at(frame.path))):  # of an image of 40 x 40
+            assert points is not None and np.abs(points - LANDMARKS / 40.0).max() < 1e-6
     batches = list(frame_loader(frames, 40, 5, workers))
     pixels = np.concatenate([batch.pixels.permute(0, 2, 3, 1).numpy() for batch in batches])
     np.testing.assert_array_equal(pixels, np.stack(list(IMAGES.values())))

@@ -41,8 +41,8 @@ def test_a_sweep_and_the_config_that_it_writes(commands: CommandServer, tmp_path
     assert f"{name}: written as {best}\n" in done.out
     with (out / "explanations.csv").open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["metric"] == "energy in mask" and row["layer"]]
-    # Five token methods at two sites and two that read attention, at two layers and fused.
-    assert len(rows) == (5 * 2 + 2) * 3 and {row["layer"] for row in rows} == {*LAYERS, "fused"}
+    # Five token methods at two sites and four that read attention, at two layers and fused.
+    assert len(rows) == (5 * 2 + 4) * 3 and {row["layer"] for row in rows} == {*LAYERS, "fused"}
     # One value again, from the maps as Python gives them: the energy of Grad-CAM at the last block.
     model = evidence_detector()
     energies = []

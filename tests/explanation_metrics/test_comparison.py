@@ -6,6 +6,7 @@ number of maps is corrected for. The expected numbers are computed here, with Sc
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any, Mapping
 
@@ -20,7 +21,15 @@ from utils.explanation_metrics.comparison import ALL, Columns, Row, best_thresho
 from utils.explanation_metrics.evaluate import ENERGY, DatasetScores
 from utils.explanation_metrics.output import best_over_all, write_config
 from utils.explanation_metrics.sweep import MapSpec
-from utils.explanation_metrics.tables import printed, verdict, weakest_control
+from utils.explanation_metrics.tables import (
+    CSV_COLUMNS,
+    FEWEST_VIDEOS,
+    csv_rows,
+    json_values,
+    printed,
+    verdict,
+    weakest_control,
+)
 from utils.model.config import run_settings
 
 SEED = 7
@@ -143,6 +152,36 @@ def test_rows_equal_the_rule_written_out(compared: list[Row], metric: str) -> No
             assert difference.p == pytest.approx(corrected[spec], rel=1e-9)
 
 
+@pytest.mark.parametrize("videos", [1, 2, 4, 5, 6])
+def test_a_handful_of_videos_decides_nothing(videos: int) -> None:
+    """A map better than every control in every frame: one video has no interval, and fewer than five no verdict.
+
+    The sign test by SciPy is the bound: of V differences that are all above 0 its one-sided p is 2 ** -V.
+    """
+    frames = 24 * videos
+    noise = np.random.default_rng(0).normal(0, 0.02, frames)
+    columns: Columns = {ENERGY: {A: 0.9 + noise, **dict.fromkeys(CONTROLS, 0.2 + 0 * noise)}}
+    found = rows("toy", columns, [("swap", f"{i % videos}") for i in range(frames)], SEED, [])
+    row = row_of(found, A)
+    least = stats.binomtest(videos, videos, alternative="greater").pvalue
+    assert row.interval.videos == videos and row.interval.mean == pytest.approx((0.9 + noise).mean())
+    assert [one.p for one in row.differences] == pytest.approx([max(least, 1 / 10_001)] * 3)
+    assert row.better == (least < 0.05) == (videos >= FEWEST_VIDEOS)
+    bounds = [(one.low, one.high) for one in row.differences] + [(row.interval.low, row.interval.high)]
+    has_interval = [math.isfinite(bound) for pair in bounds for bound in pair]
+    assert has_interval == [videos > 1] * 8
+    if videos == 1:
+        scores = DatasetScores("toy", frames, [A], ranked_by=ENERGY, ranking=[A], rows=found)
+        assert verdict(scores) == (
+            "toy: for this checkpoint: one video is too few to tell whether a map is better than the controls"
+        )
+        written = dict(zip(CSV_COLUMNS, csv_rows([row])[0]))
+        assert (written["low"], written["high"], written["low_random"], written["better"]) == ("", "", "", "no")
+        values = json_values(scores)["rows"][0]
+        assert values["low"] is None and values["differences"][0]["high"] is None and values["better"] is False
+        assert best_over_all([scores]) is None
+
+
 def test_rows_of_a_forgery_are_of_its_frames_alone(compared: list[Row]) -> None:
     frames = np.flatnonzero([forgery == "gan" for forgery, _ in FRAME_VIDEOS])
     interval = row_of(compared, B, ENERGY, "gan").interval
@@ -165,10 +204,10 @@ def test_any_number_of_maps_leaves_room_for_a_map_that_is_better() -> None:
     """The smallest p is one over the resamples; times the number of maps it has to stay below 5 %."""
     count = 520
     columns: dict[MapSpec, np.ndarray] = {
-        MapSpec("gradcam", str(i), "residual"): np.linspace(0.8, 0.9, 12) for i in range(count)
+        MapSpec("gradcam", str(i), "residual"): np.linspace(0.8, 0.9, 40) for i in range(count)
     }
-    columns.update({control: np.full(12, 0.1) for control in CONTROLS})
-    found = rows("toy", {ENERGY: columns}, [("swap", str(i)) for i in range(12)], SEED, [])
+    columns.update({control: np.full(40, 0.1) for control in CONTROLS})
+    found = rows("toy", {ENERGY: columns}, [("swap", str(i)) for i in range(40)], SEED, [])
     assert count / 10_001 > 0.05 and all(row.better for row in found if row.spec not in CONTROLS)
 
 

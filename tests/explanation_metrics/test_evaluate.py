@@ -41,7 +41,7 @@ from utils.model.detector import LoadedDetector, load_detector
 LAYER = "encoder.layers.3"
 # What reads the evidence there, and what points at the decoy: see `known_evidence`.
 FINDS = {MapSpec("hirescam", LAYER, "layer_norm1"), MapSpec("layercam", LAYER, "layer_norm1"),
-         MapSpec("layercam", LAYER, "residual"), MapSpec("rollout", LAYER, "attention")}  # fmt: skip
+         MapSpec("layercam", LAYER, "residual"), *(MapSpec(name, LAYER, "attention") for name in ("rollout", "gradeclip", "attngrad"))}  # fmt: skip
 MISLED = MapSpec("gradcam", LAYER, "residual")
 FILLS = ("blur", "mean", "paired real")
 
@@ -92,7 +92,7 @@ def corner_map(place: tuple[int, int]) -> np.ndarray:
 
 
 def test_the_map_that_finds_the_evidence_wins(swept: DatasetScores) -> None:
-    assert swept.ranked_by == ENERGY and swept.configured == [MISLED] and len(swept.ranking) == 5 * 2 + 2
+    assert swept.ranked_by == ENERGY and swept.configured == [MISLED] and len(swept.ranking) == 5 * 2 + 4
     assert swept.ranking[0] in FINDS and set(swept.ranking[:4]) <= FINDS | {MapSpec("hirescam", LAYER, "residual")}
     assert swept.ranking[-1] == MISLED
     for spec in swept.ranking[:4]:
@@ -234,7 +234,12 @@ def evaluation_of(folder: Path, tree: DataTree, dataset: str = "toy", method: st
     [
         ("toy", 0, set(FILLS), None),
         ("toy", 3, set(FILLS), "3 of 4 fakes have no real counterpart: left out of that fill"),
-        ("toy_fake", 4, {"blur", "mean"}, "no real counterparts in the dataset: the paired-real fill is left out"),
+        (
+            "toy_fake",
+            4,
+            {"blur", "mean"},
+            "no real counterparts in the dataset: the paired-real fill and transplant are left out",
+        ),
     ],
 )
 def test_without_real_counterparts_that_fill_is_left_out(
@@ -267,7 +272,8 @@ def test_without_scikit_image_the_attack_is_left_out(tmp_path: Path, monkeypatch
 def test_few_fakes_and_none(tmp_path: Path) -> None:
     detector, settings, frames, predictions = loaded(evidence_tree(tmp_path / "tree", None, 2), tmp_path / "toy")
     scores = evaluate_dataset(detector, frames, predictions, settings, ExplanationOptions())
-    assert "only 2 detected fakes: intervals over so few videos come out too narrow" in scores.notes
+    assert "detected fakes of only 2 videos: intervals over so few come out too narrow" in scores.notes
+    assert verdict(scores).endswith("2 videos are too few to tell whether a map is better than the controls")
     predictions.write_text("index,predicted\n" + "".join(f"{frame.index},0\n" for frame in frames))
     text, problem = evaluate_explanations(detector, {"toy": frames}, tmp_path, settings, ExplanationOptions())
     nothing = "no detected fakes: nothing to evaluate"

@@ -5,76 +5,37 @@ The same cases each time (`derandomize`), so that a failure here is one everywhe
 
 from __future__ import annotations
 
+import faulthandler
 import io
 import json
 import os
-import tempfile
+import resource
+import signal
+from fractions import Fraction
 from pathlib import Path
-from typing import Any, Callable, Iterator
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor, nn
 
+from tests.fuzz.harness import CASES, SECONDS, Outcome, fuzzed, mutate, mutated
 from tests.helpers.datasets import data_settings
 from tests.helpers.detectors import tiny_config
+from utils.data.annotations import read_landmarks
 from utils.data.frames import Frame
 from utils.data.images import UnreadableImage, decode_image
 from utils.data.readers import read_dataset
+from utils.data.storage import read_bytes
+from utils.data.video_files import UnreadableVideo, VideoReader, video_writer
 from utils.errors import InputError
 from utils.model.checkpoints import load_weights, read_weights
 from utils.model.config import detector_settings, run_settings
-
-CASES = int(os.environ.get("FUZZ_CASES", "400"))  # of each kind of input: datasets, configurations, checkpoints, images
-
-
-def fuzzed(cases: int) -> Callable[..., Any]:
-    return settings(
-        max_examples=cases,
-        deadline=None,
-        derandomize=True,
-        database=None,
-        suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
-    )
-
-
-class Outcome:
-    """Counts what came out, so that a fuzz that only ever fails (or never does) is seen to be blind."""
-
-    def __init__(self) -> None:
-        self.fine = self.refused = 0
-
-    def of(self, call: Callable[[], object], *documented: type[Exception]) -> Any:
-        try:
-            value = call()
-        except documented as error:
-            self.refused += 1
-            message = " ".join(str(error).split())
-            assert message and len(message) < 5_000
-            return None
-        self.fine += 1
-        return value
-
-
-@pytest.fixture
-def outcome() -> Iterator[Outcome]:
-    counted = Outcome()
-    yield counted
-    assert min(counted.fine, counted.refused) >= 10, (counted.fine, counted.refused)
-
-
-@pytest.fixture(scope="module")
-def scratch() -> Iterator[Path]:
-    """A folder in memory where there is one: thousands of files are written."""
-    shared = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(dir=shared if shared.is_dir() else None) as folder:
-        yield Path(folder)
-
 
 names = st.text(st.characters(), max_size=12)  # all of Unicode, half surrogate pairs and NUL too
 scalars = st.one_of(
@@ -83,23 +44,6 @@ scalars = st.one_of(
 anything = st.recursive(
     scalars, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(names, inner, max_size=4), max_leaves=5
 )
-
-
-def mutated(*sources: bytes) -> st.SearchStrategy[bytes]:
-    """One of `sources` with a few bytes changed and, in every second case, a part cut out, doubled, or its end lost."""
-
-    def apply(
-        seed: int,
-    ) -> bytes:  # one number from hypothesis and the rest from NumPy: ten times as many cases a second
-        rng = np.random.default_rng(seed)
-        data = bytearray(sources[rng.integers(len(sources))])
-        for _ in range(rng.integers(6)):
-            data[rng.integers(len(data))] = rng.integers(256)
-        first, last = sorted(rng.integers(len(data), size=2))
-        cut = [data, data, data, data[:first] + data[last:], data[:last] + data[first:last] + data[last:], data[:last]]
-        return bytes(cut[rng.integers(len(cut))])
-
-    return st.integers(0, 2**32 - 1).map(apply)
 
 
 # -------------------------------------------------------------------------------------------------------- dataset JSON
@@ -296,6 +240,82 @@ def test_images_by_bytes(outcome: Outcome, data: bytes, resolution: int | None) 
     if pixels is not None:
         assert pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[2] == 3
         assert resolution is None or pixels.shape[:2] == (resolution, resolution)
+
+
+# ------------------------------------------------------------------------------------- landmarks, videos and databases
+
+
+def saved_points(**how: Any) -> bytes:
+    data = io.BytesIO()
+    np.save(data, np.random.default_rng(2).uniform(0, 200, (81, 2)).astype(how.get("dtype", np.float32)))
+    return data.getvalue()
+
+
+@given(data=mutated(saved_points(), saved_points(dtype=np.float64), saved_points(dtype=np.int64)))
+@fuzzed(CASES // 4)
+def test_landmarks_by_bytes(outcome: Outcome, scratch: Path, data: bytes) -> None:
+    (scratch / "landmarks").mkdir(exist_ok=True)
+    (scratch / "landmarks" / "a.npy").write_bytes(data)
+    points = outcome.of(lambda: read_landmarks(str(scratch / "a.png")), UnreadableImage)
+    assert points is None or (points.shape == (81, 2) and np.isfinite(points).all())
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    pytest.importorskip("av")
+    path = tmp_path_factory.mktemp("video") / "a.mp4"
+    with video_writer(path, Fraction(25)) as write:
+        for number, image in enumerate(np.random.default_rng(3).integers(0, 256, (6, 32, 32, 3), dtype=np.uint8)):
+            write(image, 0.04 * number)
+    return path.read_bytes()
+
+
+def test_videos_by_bytes(scratch: Path, video: bytes) -> None:
+    """FFmpeg decodes what it can of most of them."""
+    outcome, path = Outcome(), scratch / "a.mp4"
+    for seed in range(CASES // 4):
+        path.write_bytes(mutate(seed, video))
+        frames = outcome.of(lambda: [frame.image for frame in VideoReader(path)], UnreadableVideo)
+        assert all(image.ndim == 3 and image.dtype == np.uint8 for image in frames or [])
+    assert min(outcome.fine, outcome.refused) >= 3, (outcome.fine, outcome.refused)
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    lmdb = pytest.importorskip("lmdb")
+    folder = tmp_path_factory.mktemp("toy_lmdb")
+    with lmdb.open(str(folder), map_size=1 << 20) as environment, environment.begin(write=True) as transaction:
+        for number in range(40):
+            transaction.put(f"{number}".encode(), bytes([number]) * 100)
+    return (folder / "data.mdb").read_bytes()
+
+
+READ, REFUSED = 0, 3
+
+
+def test_databases_by_bytes(scratch: Path, database: bytes) -> None:
+    """Each in a process of its own: LMDB, which is C and maps the file, is killed by a part of such files."""
+    ends = []
+    for seed in range(CASES // 4):
+        folder = scratch / f"{seed}_lmdb"
+        folder.mkdir()
+        (folder / "data.mdb").write_bytes(mutate(seed, database))
+        child = os.fork()
+        if child == 0:
+            faulthandler.disable()
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+            signal.alarm(SECONDS)
+            try:
+                read_bytes(f"{folder}!/7")
+            except UnreadableImage:
+                os._exit(REFUSED)
+            except BaseException:
+                os._exit(1)
+            os._exit(READ)
+        ends.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    killed = [end for end in ends if end in (-signal.SIGBUS, -signal.SIGSEGV, -signal.SIGABRT)]
+    assert ends.count(READ) + ends.count(REFUSED) + len(killed) == len(ends), ends  # no traceback, none too slow
+    assert min(ends.count(READ), ends.count(REFUSED)) >= 5 and len(killed) <= 0.3 * len(ends), ends
 
 
 def test_the_unspoilt_sources_are_fine(scratch: Path) -> None:

@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import socket
 from pathlib import Path
 
 import pytest
 
 import detectors
 from utils.errors import InputError
-from utils.files import TRAINING_FOLDER, new_folder, own_folder, read_table, whole_file, write_json, write_table
+from utils.files import (
+    TRAINING_FOLDER,
+    check_ordinary,
+    new_folder,
+    own_folder,
+    read_table,
+    read_text,
+    whole_file,
+    write_json,
+    write_table,
+)
 
 ROWS = [
     ["0", "plain", ""],
@@ -68,3 +80,25 @@ def test_links_are_never_written_through(tmp_path: Path) -> None:
 def test_the_training_folder_is_the_one_that_holds_the_rooms() -> None:
     assert detectors.__file__ is not None and Path(detectors.__file__).parent.parent == TRAINING_FOLDER
     assert (TRAINING_FOLDER / "test_with_gradcam.py").is_file()
+
+
+def test_only_ordinary_files_are_opened(tmp_path: Path) -> None:
+    """Opening the pipe would wait for ever: that the test ends is part of it."""
+    (tmp_path / "file").write_text("größe", encoding="utf-8")
+    assert read_text(tmp_path / "file") == "größe"
+    with pytest.raises(OSError, match="7 bytes, more than the 6 allowed"):
+        read_text(tmp_path / "file", most_bytes=6)
+    os.mkfifo(tmp_path / "pipe")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "s"))
+        for path, kind in ((tmp_path / "pipe", "pipe"), (tmp_path / "s", "socket"), (Path("/dev/zero"), "device")):
+            with pytest.raises(OSError, match=f"it is a {kind}, not a file"):
+                check_ordinary(path)
+            link = tmp_path / f"link to a {kind}"
+            link.symlink_to(path)
+            with pytest.raises(OSError, match=f"it is a {kind}, not a file"):
+                read_text(link)
+    with pytest.raises(IsADirectoryError, match="it is a folder"):
+        check_ordinary(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        check_ordinary(tmp_path / "gone")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import nn
 
 from detectors.clip_detector_gradcam import CLIPDetectorWithGradCAM
 
@@ -41,3 +42,23 @@ def images(count: int, seed: int = 1, pixels: int | tuple[int, int] = PIXELS) ->
     """Normalised random images (count, 3, H, W)."""
     size = (pixels, pixels) if isinstance(pixels, int) else pixels
     return torch.randn(count, 3, *size, generator=torch.Generator().manual_seed(seed))
+
+
+class AnyHead(CLIPDetectorWithGradCAM):
+    """The CLIP detector with a head of any number of logits, and a forward pass that returns nothing else."""
+
+    def __init__(self, config: dict[str, Any], logits: int = 2) -> None:
+        super().__init__(config)
+        self.head = nn.Linear(ARCHITECTURE["hidden_size"], logits)
+
+    def forward(self, data_dict: dict[str, Any], inference: bool = False) -> dict[str, Any]:
+        return {"cls": self.classifier(self.features(data_dict))}
+
+
+def spread(model: Any, seed: int = 0) -> Any:
+    """Weights wide enough that maps differ from image to image; the model in evaluation mode."""
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.15 * torch.randn_like(parameter))
+    return model.eval()

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Sequence
 
 import numpy as np
 
+from utils.results.journal import checksum
 from utils.results.manifest import DatasetRecord, HeatmapCounts, Manifest, Weights
 from utils.results.overlays import LayerImage, original_box
 from utils.results.sample_folder import Drawn, LayerFacts, Sample, write_sample
@@ -82,15 +83,16 @@ def write_tables(folder: Path, rows: Sequence[Row], finished: bool = True) -> No
     for dataset in datasets:
         (folder / dataset).mkdir(parents=True, exist_ok=True)
         name = "predictions.csv" if finished else "predictions.0.partial"
-        extra = () if finished else ("",)
         with (folder / dataset / name).open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
             table = csv.writer(file, lineterminator="\n")
-            table.writerow((*COLUMNS, *(() if finished else ("unreadable",))))
+            table.writerow((*COLUMNS, *(() if finished else ("unreadable", "file", "checksum"))))
             for row in rows:
                 if row.dataset == dataset:
                     predicted = int(row.prob_fake > 0.5)
-                    table.writerow((row.number, row.path, row.dataset, row.forgery, row.video, row.label, row.prob_fake,
-                                    -1.0, 1.0, predicted, predicted == row.label, *extra))  # fmt: skip
+                    cells: list[object] = [row.number, row.path, row.dataset, row.forgery, row.video, row.label, row.prob_fake,
+                              -1.0, 1.0, predicted, predicted == row.label]  # fmt: skip
+                    extra = [] if finished else ["", "0 0 "]
+                    table.writerow([*cells, *extra, *([] if finished else [checksum([*cells, *extra])])])
     frames = {name: sum(row.dataset == name for row in rows) for name in datasets}
     values = some_manifest(
         config={"model_name": "clip_gradcam", "gradcam_colormap": "jet"},

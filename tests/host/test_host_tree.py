@@ -61,11 +61,11 @@ if name != "xception":
 ours.enable_gradcam()
 maps = ours.generate_gradcam({"image": image}, target="fake")
 result["maps"] = {layer: one.tolist() for layer, one in maps.items()}
-if name == "xception":  # Grad-CAM by hand: the features of the last convolution, and a plain backward pass in float64
+if name == "xception":  # Grad-CAM by hand: what the shared ReLU returns last, and a plain backward pass in float64
     double = ours.double()
-    x = double.backbone.relu(double.backbone.bn1(double.backbone.conv1(image.double())))
-    features = double.backbone.conv4(x).detach().requires_grad_()
-    double.backbone.classifier(double.backbone.bn4(features))[:, 1].sum().backward()
+    x = torch.relu(double.backbone.bn1(double.backbone.conv1(image.double())))
+    features = torch.relu(double.backbone.bn4(double.backbone.conv4(x))).detach().requires_grad_()
+    double.backbone.last_linear(features.mean(dim=(2, 3)))[:, 1].sum().backward()
     weight = features.grad.mean(dim=(2, 3), keepdim=True)
     result["by_hand"] = (weight * features).sum(1).clamp(min=0).tolist()
 print(json.dumps(result))
@@ -152,16 +152,18 @@ def test_metrics_are_the_hosts_own(
 
 def test_a_cnn_is_explained_from_its_own_yaml(host: Path, tmp_path: Path) -> None:
     found = compare(host, "xception")
-    assert list(found["maps"]) == ["conv4"]
+    assert list(found["maps"]) == ["backbone.relu"]
     by_hand = torch.tensor(found["by_hand"], dtype=torch.float64).unsqueeze(1)
     grown = torch.nn.functional.interpolate(by_hand, size=(64, 64), mode="bilinear").squeeze(1)
     low, high = grown.amin((1, 2), keepdim=True), grown.amax((1, 2), keepdim=True)
-    np.testing.assert_allclose(np.array(found["maps"]["conv4"]), ((grown - low) / (high - low)).numpy(), atol=1e-4)
+    np.testing.assert_allclose(
+        np.array(found["maps"]["backbone.relu"]), ((grown - low) / (high - low)).numpy(), atol=1e-4
+    )
     code, _, err = evaluate(
         host, host, "xception", str(tmp_path / "out"), "--gradcam_enabled", "--save_all_predictions"
     )
     assert code == 0, err
-    assert len(list((tmp_path / "out").rglob("gradcam_conv4_sample*.png"))) == 12
+    assert len(list((tmp_path / "out").rglob("gradcam_backbone.relu_sample*.png"))) == 12
     said = next((tmp_path / "out").rglob("*_metadata.txt")).read_text(encoding="utf-8")
     assert "Site: output" in said.splitlines()  # a CNN has no LayerNorm to read before
 

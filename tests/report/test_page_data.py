@@ -15,7 +15,7 @@ from tests.helpers.fake_run import some_rows, write_run
 from tests.helpers.paths import ROOT
 from utils.explanation_metrics.bootstrap import Interval
 from utils.report.face_regions import REGIONS
-from utils.report.page import BINS, histogram_bars, write_report
+from utils.report.page import BINS, histogram_bars, video_histogram, write_report
 from utils.report.page_parts.faithfulness import measured_views, measuring_command
 from utils.report.region_tables import GroupRegions, headlines
 from utils.results.read_run import read_run
@@ -134,3 +134,19 @@ def test_the_command(tmp_path: Path) -> None:
     page = (run / "index.html").read_bytes()
     moved = run.rename(tmp_path / "elsewhere")
     assert write_report(moved).read_bytes() == page  # no time, no place in it
+
+
+def test_frames_per_video_as_a_histogram() -> None:
+    histogram = video_histogram([32] * 8 + [30, 31])
+    assert histogram is not None and (histogram.least, histogram.most) == (30, 32)
+    bars, text = histogram.bars, histogram.text
+    assert [(round(height, 2), title) for _, _, height, title in bars] == [
+        (12.5, "1 videos of 30 frames"), (12.5, "1 videos of 31 frames"), (100.0, "8 videos of 32 frames")
+    ]  # fmt: skip
+    assert text == "10 videos; 8 of them have 32 frames, the fewest 30, the most 32"
+    histogram = video_histogram([1, 300])  # in 20 bins of 15
+    assert histogram is not None
+    wide = histogram.bars
+    assert [title for *_, title in wide] == ["1 videos of 1 to 15 frames", "1 videos of 286 to 300 frames"]
+    assert all(x >= 0 and x + width <= 100 for x, width, _, _ in wide) and wide[1][0] > 90
+    assert video_histogram([]) is None

@@ -31,7 +31,7 @@ def test_the_heat_lies_where_the_map_is_hot(run: Path) -> None:
     assert np.abs(image.image.astype(int) - (90, 120, 60)).max() <= 2  # the image of the fixture
     assert first.heat is not None and first.heat.max() == 1
     row, column = np.unravel_index(first.heat.argmax(), first.heat.shape)
-    assert (row * 4 // 64, column * 4 // 64) == (0, 3)
+    assert (int(row) * 4 // 64, int(column) * 4 // 64) == (0, 3)
 
 
 @pytest.mark.parametrize("suffix", ["pdf", "svg", "png"])
@@ -44,7 +44,8 @@ def test_text_is_text_and_the_width_is_the_columns(run: Path, tmp_path: Path, su
             assert words in text
         assert "forged region" not in text  # no sample has a mask
     if suffix == "png":
-        assert abs(cv2.imread(str(path)).shape[1] / 300 - 3.3) < 0.01
+        read = cv2.imread(str(path))
+        assert read is not None and abs(read.shape[1] / 300 - 3.3) < 0.01
     if suffix == "pdf":
         assert b"/Type3" not in path.read_bytes()  # publishers refuse such fonts
 

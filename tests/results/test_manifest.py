@@ -10,8 +10,11 @@ from typing import Any
 import pytest
 
 from tests.helpers.fake_run import some_manifest as manifest
+from utils.choice.candidates import Candidate
+from utils.choice.check import MapCheck
+from utils.choice.verdict import Choice
 from utils.errors import InputError
-from utils.results.manifest import DatasetRecord, HeatmapCounts, Manifest, Weights, outputs_of, read_manifest
+from utils.results.manifest import DatasetRecord, HeatmapCounts, Manifest, Weights, datasets_of, read_manifest
 from utils.results.sample_folder import LayerFacts
 
 FINISHED = {
@@ -30,20 +33,20 @@ def test_a_manifest_comes_back_as_it_was(changes: dict[str, Any], tmp_path: Path
 def test_the_json_of_a_manifest_is_an_interface() -> None:
     assert list(manifest().to_json()) == [
         "command", "started", "config", "settings", "weights", "datasets", "options", "device", "threads", "versions",
-        "top_files",
+        "top_files", "checksum", "detector",
     ]  # fmt: skip
     finished = manifest(**FINISHED, weights=None).to_json()
     assert finished["weights"] == "random" and finished["settings"] == {"batch_size": 5, "seed": 7}
     assert finished["datasets"] == {"toy": {"frames": 24, "json_sha256": "cd" * 32, "frames_sha256": "ef" * 32}}
     assert finished["heatmaps"] == {
-        "toy": {"heatmaps": 3, "empty_maps": {"a": 1}, "non_finite": [4],
+        "toy": {"heatmaps": 3, "empty_maps": {"a": 1}, "checks": {}, "non_finite": [4],
                 "vanished": [{"index": 5, "reason": "no such file"}]},
     }  # fmt: skip
 
 
 def test_the_manifest_of_an_earlier_version_lists_no_files() -> None:
     values = manifest().to_json()
-    del values["top_files"]
+    del values["top_files"], values["detector"]
     assert Manifest.from_json(values, "m") == manifest(top_files=[])
 
 
@@ -98,7 +101,7 @@ def test_a_foreign_manifest_is_refused_by_file_and_field(
 @pytest.mark.parametrize("text", ["", "{", "[]", "7", "null", "[" * 100_000])
 def test_a_file_that_is_no_manifest(text: str, tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text(text)
-    for read in (read_manifest, outputs_of):
+    for read in (read_manifest, datasets_of):
         with pytest.raises(InputError, match=r"manifest\.json"):
             read(tmp_path / "manifest.json")
 
@@ -128,10 +131,26 @@ def test_what_tells_two_runs_apart() -> None:
     assert replace(resumed, free_options=["resume"]).differences(before) == []
 
 
+def test_a_finished_manifest_says_how_the_map_was_chosen() -> None:
+    chosen = Choice("chosen", Candidate("hirescam", "sum", "residual", "balanced"), images=8, videos=4, margin=2.5)
+    values = json.loads(json.dumps(manifest(**FINISHED, choice=chosen).to_json()))
+    assert values["choice"]["used"]["layer"] == "sum" and Manifest.from_json(values, "m").choice == chosen
+    del values["choice"]["rows"]
+    with pytest.raises(InputError, match=r"m: choice is .*, which no run writes"):
+        Manifest.from_json(values, "m")
+
+
+def test_the_heatmaps_of_an_earlier_version_were_not_checked() -> None:
+    values = manifest(**FINISHED).to_json()
+    del values["heatmaps"]["toy"]["checks"]
+    assert Manifest.from_json(values, "m") == manifest(**FINISHED)
+
+
 def test_counts_of_several_ranks_are_one() -> None:
-    layers = [LayerFacts("a", 0, 1, 1, False, False), LayerFacts("b", 0, 0, 0, True, True)]
+    check = MapCheck("weak", 2.0, 0.1, 0.0, 1.0, 0.5, None)
+    layers = [LayerFacts("a", 0, 1, 1, False, False, check=check), LayerFacts("b", 0, 0, 0, True, True)]
     ranks = HeatmapCounts(non_finite=[9, 4]), HeatmapCounts(non_finite=[1], vanished=[(8, "gone")])
     ranks[0].add_sample(layers)
     ranks[1].add_sample(layers)
     ranks[1].add_sample([layers[1], layers[0]._replace(empty=True)])
-    assert HeatmapCounts.merged(ranks) == HeatmapCounts(3, {"a": 1, "b": 3}, [1, 4, 9], [(8, "gone")])
+    assert HeatmapCounts.merged(ranks) == HeatmapCounts(3, {"a": 1, "b": 3}, [1, 4, 9], [(8, "gone")], {"weak": 3})

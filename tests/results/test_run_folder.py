@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing
 import pickle
 import platform
 import shutil
@@ -19,12 +20,14 @@ import yaml
 
 from tests.helpers.command_server import CommandServer
 from tests.helpers.datasets import DataTree
+from tests.helpers.fake_run import Row, write_row
 from tests.helpers.fake_run import some_manifest as manifest
 from tests.helpers.paths import SCRIPT
 from tests.helpers.watch import PRIVATE_MOUNTS
 from utils.errors import InputError, RunError
+from utils.files import write_json
 from utils.results.journal import Journal
-from utils.results.manifest import HeatmapCounts
+from utils.results.manifest import DatasetRecord, HeatmapCounts
 from utils.results.run_folder import RunFolder
 
 READ_ONLY = (
@@ -60,7 +63,7 @@ def test_the_manifest_says_how_the_run_came_about_and_nothing_of_the_environment
     assert datetime.fromisoformat(manifest["started"]) <= datetime.fromisoformat(manifest["finished"])
     assert set(manifest) == {
         "command", "started", "finished", "config", "settings", "weights", "datasets", "options", "device", "threads",
-        "versions", "heatmaps", "top_files",
+        "versions", "heatmaps", "top_files", "checksum", "detector",
     }  # fmt: skip
     written = b"".join(path.read_bytes() for path in out.rglob("*") if path.is_file()).decode(errors="replace")
     assert not any(part in written for pair in secret.items() for part in pair)
@@ -94,7 +97,9 @@ except OSError:
 
 def seen_from_outside(folder: Path) -> str:
     """The folder's lock as another process meets it: a process never meets its own."""
-    command = [sys.executable, "-c", TRY_LOCK, str(folder / "manifest.partial.json")]
+    if not (folder / ".lock").exists():
+        return "free"
+    command = [sys.executable, "-c", TRY_LOCK, str(folder / ".lock")]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
@@ -119,7 +124,9 @@ def finished_run(out: Path, **changes: Any) -> None:
     with RunFolder.open(out, manifest(**changes)) as folder:
         with Journal(folder.dataset("toy"), 0):
             pass
-        (out / "metrics.json").write_text("{}")
+        write_json(out / "metrics.json", {})
+        write_json(out / "toy" / "regions.csv", [1])
+        write_row(out, Row(7, "toy", "swap", "003", 1, 0.25, "/data/a.png"))
         folder.finish({"toy": HeatmapCounts()})
 
 
@@ -127,33 +134,135 @@ def names(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
 
 
-def test_overwriting_removes_what_the_run_lists_and_nothing_else(tmp_path: Path) -> None:
-    """Also the files of an export that this version does not know, and those that a manifest without a list left."""
+EMPTY = {".lock", "manifest.partial.json", "toy", "written.partial.sha256"}  # a run that has just begun
+
+
+def test_overwriting_removes_what_the_run_wrote_and_nothing_else(tmp_path: Path) -> None:
+    """Also an export that this version does not know; not a file that has a run's name or place, but is not the run's."""
     out = tmp_path / "out"
-    finished_run(out, top_files=["metrics.json", "export_of_the_future.parquet"])
-    for name in ("export_of_the_future.parquet", "index.html", "thesis.tex"):
-        (out / name).write_text("")
+    finished_run(out)
+    write_json(out / "export_of_the_future.parquet", {})
+    (out / "thesis.tex").write_text("mine")
+    (out / "toy" / ".DS_Store").write_text("the system's")
+    (out / "toy" / ".sample3.partial").mkdir()
     with RunFolder.open(out, manifest(), overwrite=True):
-        assert names(out) == {"toy", "manifest.partial.json", "thesis.tex"}
-    finished_run(tmp_path / "old")
-    path = tmp_path / "old" / "manifest.json"
-    values = json.loads(path.read_text())
-    del values["top_files"], values["threads"]  # of an earlier version, whatever else it had
-    path.write_text(json.dumps(values))
-    with RunFolder.open(tmp_path / "old", manifest(), overwrite=True):
-        assert names(tmp_path / "old") == {"toy", "manifest.partial.json"}
+        assert names(out) == EMPTY | {"thesis.tex", "toy/.DS_Store"}
+        assert (out / "written.partial.sha256").read_text() == ""
+    assert names(out) == EMPTY - {".lock"} | {"thesis.tex", "toy/.DS_Store"}
 
 
-@pytest.mark.parametrize("top_files", [["../victim"], ["/etc/passwd"], [""], [".."], "metrics.json", [7], None])
-def test_a_list_of_files_from_elsewhere_removes_nothing(top_files: Any, tmp_path: Path) -> None:
-    (tmp_path / "victim").write_text("keep me")
-    finished_run(tmp_path / "out")
-    path = tmp_path / "out" / "manifest.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "top_files": top_files}))
+def test_a_run_that_was_killed_is_overwritten_too(tmp_path: Path) -> None:
+    with RunFolder.open(tmp_path, manifest()) as folder:
+        with Journal(folder.dataset("toy"), 3):
+            pass
+        write_row(tmp_path, Row(7, "toy", "swap", "003", 1, 0.25, "/data/a.png"))
+        (tmp_path / ".metrics.json.partial").write_text("{")
+    with RunFolder.open(tmp_path, manifest(), overwrite=True):
+        assert names(tmp_path) == EMPTY
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("toy/sample7/gradcam_comparison.png", "retouched"),
+        ("toy/sample7/sample7.json", "{}"),
+        ("toy/sample7/notes.txt", "seen by me"),
+        ("toy/regions.csv", "my own table"),
+        ("toy/notes.txt", "what I think"),
+        ("toy/predictions.4.partial", "another program's"),
+        ("metrics.json", "edited"),
+        ("index.html", "my home page"),
+    ],
+)
+def test_what_somebody_put_there_or_changed_stops_overwriting(name: str, content: str, tmp_path: Path) -> None:
+    finished_run(tmp_path)
+    (tmp_path / name).write_text(content)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(
+        InputError, match="did not write this, or it was changed since, so nothing is removed"
+    ) as refused:
+        RunFolder.open(tmp_path, manifest(), overwrite=True)
+    assert str(tmp_path / name) in str(refused.value) or "sample7" in name
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_folder_without_a_list_is_not_a_run(tmp_path: Path) -> None:
+    """Another program's manifest.json, which happens to have a key `datasets`."""
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "wedding.jpg").write_bytes(b"x")
+    (tmp_path / "manifest.json").write_text(json.dumps({"name": "web app", "datasets": {"photos": {}}}))
     before = names(tmp_path)
-    with pytest.raises(InputError, match=r"manifest\.json: not as a run writes it, so nothing is removed"):
-        RunFolder.open(tmp_path / "out", manifest(), overwrite=True)
+    with pytest.raises(
+        InputError, match=r"has a manifest.json, but no written\.sha256, .*: nothing is removed .*; give another"
+    ):
+        RunFolder.open(tmp_path, manifest(), overwrite=True)
     assert names(tmp_path) == before
+
+
+def test_a_list_from_elsewhere_removes_nothing_outside(tmp_path: Path) -> None:
+    """Paths that lead out of the folder, also by links, with the right hashes."""
+    out, victim = tmp_path / "out", tmp_path / "victim"
+    finished_run(out)
+    victim.mkdir()
+    (victim / "precious.txt").write_text("keep me")
+    (out / "link").symlink_to(victim)
+    (out / "linked.txt").symlink_to(victim / "precious.txt")
+    sha256 = hashlib.sha256(b"keep me").hexdigest()
+    with (out / "written.partial.sha256").open("a") as table:
+        for name in (
+            "../victim/precious.txt",
+            str(victim / "precious.txt"),
+            "link/precious.txt",
+            "linked.txt",
+            "..",
+            "",
+        ):
+            table.write(f"{sha256}  {name}\n")
+        table.write('"\0damaged\n')
+    with RunFolder.open(out, manifest(), overwrite=True):
+        assert names(out) == EMPTY | {"link", "linked.txt"}
+    assert (victim / "precious.txt").read_text() == "keep me"
+
+
+@pytest.mark.parametrize(
+    "name", ["metrics.json", "index.html", "Manifest.JSON", "written.sha256", ".lock", ".a.partial"]
+)
+def test_a_dataset_named_like_a_file_of_the_run(name: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="its folder would have the name of a file"):
+        RunFolder.open(tmp_path / "out", manifest(datasets={name: DatasetRecord(1, "", "")}))
+    assert not (tmp_path / "out").exists()
+
+
+def begin_slowly(out: Path, at_it: Any, go_on: Any) -> None:
+    """In a process of its own: begin a run where making the dataset's folder takes until `go_on`."""
+    make = Path.mkdir
+
+    def slow(path: Path, *how: Any, **more: Any) -> None:
+        if path.name == "toy":
+            at_it.set()
+            go_on.wait(60)
+        make(path, *how, **more)
+
+    Path.mkdir = slow  # type: ignore[method-assign,assignment]  # of this process alone
+    with RunFolder.open(out, manifest()):
+        pass
+
+
+@pytest.mark.parametrize("module", ["a_module_that_nobody_needs", "fcntl"])
+def test_one_of_two_that_begin_at_once_is_refused(module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While one of them makes its folders, on a slow disk; also where there are no locks, as without fcntl and msvcrt."""
+    monkeypatch.setitem(sys.modules, module, None)
+    out, fork = tmp_path / "out", multiprocessing.get_context("fork")
+    at_it, go_on = fork.Event(), fork.Event()
+    one = fork.Process(target=begin_slowly, args=(out, at_it, go_on))
+    one.start()
+    assert at_it.wait(60)
+    for flags in ({}, {"overwrite": True}, {"resume": True}):
+        with pytest.raises(InputError, match="another process is at work there; wait for it or end it"):
+            RunFolder.open(out, manifest(), **flags)
+    go_on.set()
+    one.join(60)
+    assert one.exitcode == 0 and names(out) == EMPTY - {".lock"}
 
 
 def test_a_finished_run_is_resumed_by_doing_nothing(tmp_path: Path) -> None:
@@ -175,7 +284,7 @@ def test_a_resumed_run_is_cleared_of_what_was_half_written(tmp_path: Path) -> No
     (tmp_path / "toy" / ".sample3.partial").mkdir()
     (tmp_path / "toy" / ".predictions.csv.partial").write_text("index,pa")
     with RunFolder.open(tmp_path, manifest(), resume=True):
-        assert names(tmp_path) == {"toy", "toy/predictions.0.partial", "manifest.partial.json"}
+        assert names(tmp_path) == EMPTY | {"toy/predictions.0.partial"}
 
 
 def test_an_emptied_folder_is_no_finished_run(tmp_path: Path) -> None:
@@ -193,5 +302,28 @@ def test_a_manifest_that_someone_edited(threads: object, tmp_path: Path) -> None
     with pytest.raises(InputError) as refused:
         RunFolder.open(tmp_path, manifest(), resume=True)
     assert str(refused.value).startswith(f"{path}: threads is {threads!r}, which no run writes; give another")
+    edited = path.read_text()
     with RunFolder.open(tmp_path, manifest(), overwrite=True) as folder:  # the way out that the message names
-        assert not folder.finished
+        assert not folder.finished and (tmp_path / "manifest.json.edited").read_text() == edited
+
+
+@pytest.mark.parametrize(("field", "value"), [("threads", 3), ("device", "CPU"), ("top_files", [])])
+def test_a_manifest_that_was_changed_a_little_is_not_resumed(field: str, value: object, tmp_path: Path) -> None:
+    """Of values that a run might have written, so that the checksum alone tells."""
+    finished_run(tmp_path)
+    path = tmp_path / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), field: value}))
+    with pytest.raises(InputError, match=r"manifest\.json: was changed since the run wrote it"):
+        RunFolder.open(tmp_path, manifest(), resume=True)
+
+
+def test_runs_of_the_same_work_have_the_same_checksum() -> None:
+    """Whenever, however and into whatever folder they were started."""
+    moment = {
+        "started": "later",
+        "command": ["again"],
+        "options": {"resume": True},
+        "config": {"gradcam_save_dir": "x"},
+    }
+    assert manifest(**moment).to_json()["checksum"] == manifest().to_json()["checksum"]
+    assert manifest(threads=3).to_json()["checksum"] != manifest().to_json()["checksum"]

@@ -14,7 +14,9 @@ import torch
 
 from tests.helpers.datasets import DataTree, make_data_tree
 from tests.helpers.fake_run import LAYERS, Row, image_of, raw_map, sample_of, write_row
+from utils.choice.check import MapCheck
 from utils.data.frames import Frame
+from utils.errors import InputError
 from utils.model.config import detector_settings
 from utils.model.detector import find_device, load_detector
 from utils.results.decision import UNKNOWN
@@ -37,10 +39,13 @@ from utils.run.explainer import explain_images
 ROW = Row(7, "faces", "swap_Fake", "003", 1, 0.25, "/data/größe\udcff.png")
 
 
+CHECK = MapCheck("supported", 2.5, 1.25, -0.125, 0.75, 0.5, None)
+
+
 def sample(**changes: Any) -> Sample:
     """Values of which no two are alike, so that none can stand in for another."""
     layers = [
-        LayerFacts("encoder.layers.3", 0.125, 2.5, 3.75, False, False),
+        LayerFacts("encoder.layers.3", 0.125, 2.5, 3.75, False, False, check=CHECK),
         LayerFacts("fused", 0.0, 0.0, 1e-30, True, False, True),
     ]
     values: dict[str, Any] = {
@@ -48,7 +53,7 @@ def sample(**changes: Any) -> Sample:
         "label": 1, "logits": (0.1, -1 / 3), "prob_fake": 0.2, "target": "predicted (real)", "method": "gradcam++",
         "site": "residual", "backward": "balanced", "weights": "best.pth", "layers": layers,
         "original": Box(8, 38, 64, 60, 224, 130),
-        "completeness": {"encoder.layers.3": CompletenessFacts(1e-7, 0.25)},
+        "completeness": {"encoder.layers.3": CompletenessFacts(1e-7, 0.25)}, "chosen": ("hirescam at sum, chosen",),
     }  # fmt: skip
     return Sample(**{**values, **changes})
 
@@ -68,12 +73,16 @@ def test_the_json_of_a_sample_is_an_interface() -> None:
         "backward": "balanced", "weights": "best.pth",
         "layers": [
             {"name": "encoder.layers.3", "raw_minimum": 0.125, "raw_maximum": 2.5, "signed_extreme": 3.75,
-             "empty": False, "drawn_empty": False, "artefact": False},
+             "empty": False, "drawn_empty": False, "artefact": False,
+             "check": {"word": "supported", "margin": 2.5, "fall": 1.25, "random": -0.125, "mass": 0.75, "votes": 0.5,
+                       "others": None}},
             {"name": "fused", "raw_minimum": 0.0, "raw_maximum": 0.0, "signed_extreme": 1e-30, "empty": True,
-             "drawn_empty": False, "artefact": True},
+             "drawn_empty": False, "artefact": True, "check": None},
         ],
+        "chosen": ["hirescam at sum, chosen"],
         "original": {"left": 8, "top": 38, "width": 64, "height": 60, "of_width": 224, "of_height": 130},
         "completeness": {"encoder.layers.3": {"error": 1e-7, "bias_share": 0.25}},
+        "image_hash": "", "landmarks_hash": "",
     }  # fmt: skip
     unlabelled = sample(label=UNKNOWN).to_json()
     assert unlabelled["label"] is None and unlabelled["correct"] is None and unlabelled["predicted"] == 0
@@ -95,10 +104,15 @@ def test_the_metadata_in_words() -> None:
         "True Label: 1 (Fake)", "Predicted Label: 0 (Real)", "Confidence: 0.8000", "Correct: False", "Dataset: faces",
         "Image: /data/größe\\udcff.png",
     ]  # fmt: skip
-    assert lines[-3] == "Layer encoder.layers.3: raw maximum 2.5"
-    assert lines[-2].startswith("Layer fused: empty map: an artefact, raw maximum 0 is what rounding and LayerNorm's")
-    assert lines[-1] == "Completeness encoder.layers.3: error 1e-07, share of the biases 0.25"
-    against = sample(layers=[LayerFacts("fused", 0.0, 0.0, 1e-30, True, False)], completeness={})
+    assert lines[-5] == "Layer encoder.layers.3: raw maximum 2.5"
+    assert lines[-4].startswith("Layer fused: empty map: an artefact, raw maximum 0 is what rounding and LayerNorm's")
+    assert lines[-3] == "Completeness encoder.layers.3: error 1e-07, share of the biases 0.25"
+    assert lines[-2] == (
+        "Check encoder.layers.3: supported: margin 2.5 falls by 1.25 with its hottest patches replaced, by -0.125 with"
+        " random ones, 50% of the blocks hottest there; raw map 0.75 of the margin"
+    )
+    assert lines[-1] == "Choice: hirescam at sum, chosen"
+    against = sample(layers=[LayerFacts("fused", 0.0, 0.0, 1e-30, True, False)], completeness={}, chosen=())
     assert metadata_text(against).endswith("fused: no patch speaks for the target, what is drawn speaks against it\n")
     assert metadata_text(sample(label=UNKNOWN)).splitlines()[0] == "True Label: unknown"
     assert comparison_title(sample()).startswith("true label: fake   prediction: real ✗   confidence: 0.800")
@@ -155,7 +169,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert read == replace(sample_of(ROW, layers), folder=folder, comparison="gradcam_comparison.png")
     for layer, drawn in zip(read.layers, layers):
         assert np.abs(read.raw_map(layer) - drawn.raw).max() <= (layer.raw_maximum - layer.raw_minimum) / 510
-    assert whole_samples(tmp_path / "faces") == {7: read.layers}
+    assert whole_samples(tmp_path / "faces") == {7: replace(read, folder=Path(), comparison="")}
 
 
 CSV_ROW = {"index": "7", "path": "/a.png", "dataset": "faces", "forgery": "swap", "video": "003", "label": "1",
@@ -202,7 +216,21 @@ def test_a_sample_with_a_cut_off_file_is_not_whole(tmp_path: Path) -> None:
     (folder / "sample2" / "heatmaps" / f"{LAYERS[0]}.png").unlink()
     (folder / "sample3" / "stray.txt").write_text("not of this sample")
     (folder / "sampleX").mkdir()
-    assert [index for index, _ in sample_folders(folder)] == [0, 1, 2, 3] and list(whole_samples(folder)) == [0]
+    assert [index for index, _ in sample_folders(folder)] == [0, 1, 2, 3]
+    assert list(whole_samples(folder)) == [0, 3]
+
+
+@pytest.mark.parametrize("file", ["sample7.json", "gradcam_comparison.png", f"heatmaps/{LAYERS[0]}_signed.png"])
+def test_a_sample_of_which_any_byte_was_changed_is_not_whole(file: str, tmp_path: Path) -> None:
+    """The size is the same; of the JSON every byte in turn, also those that leave the same values."""
+    folder = write_row(tmp_path, ROW)
+    content = (folder / file).read_bytes()
+    for place in range(0, len(content), 1 if file.endswith(".json") else 97):
+        changed = bytes([content[place] ^ 1])
+        (folder / file).write_bytes(content[:place] + changed + content[place + 1 :])
+        assert whole_samples(tmp_path / "faces") == {}, place
+    (folder / file).write_bytes(content)
+    assert list(whole_samples(tmp_path / "faces")) == [7]
 
 
 def test_writing_again_replaces_the_sample_as_a_whole(tmp_path: Path) -> None:
@@ -228,3 +256,19 @@ def test_the_flood_that_is_announced_is_the_flood_that_comes(image_format: str, 
     sizes = [path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()]
     files, size = expected_output(10, len(LAYERS), side, image_format, save_raw)
     assert files == 10 * len(sizes) and 0.5 < size / (10 * sum(sizes)) < 2
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "gradcam_comparison.png", "sample7.json", "sample8.json"])
+def test_a_sample_that_somebody_changed_is_replaced_in_its_own_run_alone(name: str, tmp_path: Path) -> None:
+    """There what is not the sample's stays, and what is becomes whole again."""
+    folder = write_row(tmp_path, ROW)
+    whole = {path: path.read_bytes() for path in folder.rglob("*.*")}
+    (folder / name).write_text("{}")
+    layers = [LayerImage(layer, image_of(ROW), raw_map(hot), raw_map(hot) - 0.001, False, False)
+              for layer, hot in zip(LAYERS, (ROW.hot, (1, 1)))]  # fmt: skip
+    drawn = Drawn(sample_of(ROW, layers), image_of(ROW), layers)
+    with pytest.raises(InputError, match="is there and is no folder of a sample, or one that was changed"):
+        write_sample(folder, drawn)
+    write_sample(folder, drawn, damaged=True)
+    kept = {} if folder / name in whole else {folder / name: b"{}"}
+    assert {path: path.read_bytes() for path in folder.rglob("*.*")} == {**whole, **kept}

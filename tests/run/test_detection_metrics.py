@@ -32,6 +32,13 @@ def test_perfect_inverted_and_tied() -> None:
     assert (inverted.acc, inverted.auc, inverted.eer, inverted.video_auc) == (0.0, 0.0, 1.0, 0.0)
     tied = detection_metrics([0.5] * 4, [0, 1, 0, 1], "abcd")
     assert (tied.acc, tied.auc, tied.ap) == (0.5, 0.5, 0.5)  # 0.5 counts as real
+    assert tied.eer == 0.5
+
+
+def test_eer_between_two_points_of_the_curve() -> None:
+    """Worked out by hand: the points (0, 1/2) and (2/3, 1) and the line FPR = 1 - TPR meet at 2/7."""
+    got = detection_metrics([0.9, 0.5, 0.5, 0.5, 0.1], [1, 1, 0, 0, 0], "abcde")
+    assert got.eer == pytest.approx(2 / 7, abs=1e-15)
 
 
 def test_large_sample_against_the_definitions() -> None:
@@ -59,11 +66,9 @@ def test_large_sample_against_the_definitions() -> None:
         area += (recall - last) * label[chosen].mean()
         last = recall
     assert got.ap == pytest.approx(area, abs=1e-12)
-    # EER: no threshold has rates nearer to each other than the one reported.
+    # EER: as the hosts, the false positive rate of the threshold at which the two rates are closest.
     rates = [((prob >= t)[label == 0].mean(), (prob < t)[label == 1].mean()) for t in [*np.unique(prob), 2.0]]
-    nearest = min(abs(fpr - fnr) for fpr, fnr in rates)
-    assert got.eer is not None
-    assert any(abs(fpr - got.eer) < 1e-12 and abs(fpr - fnr) < nearest + 1e-2 for fpr, fnr in rates)
+    assert got.eer == min(rates, key=lambda pair: abs(pair[0] - pair[1]))[0]
 
 
 def test_float32_probabilities_keep_their_value() -> None:

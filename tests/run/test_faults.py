@@ -177,6 +177,35 @@ Predictions.choose = then_gone
     assert len(samples) == 15 and not samples & set(lost)
 
 
+def test_a_frame_replaced_between_the_phases(
+    tree: DataTree, commands: CommandServer, whole: dict[str, Path], tiny_weights: Path, tmp_path: Path
+) -> None:
+    """As one that is gone; the same file written again is no other image, whatever its time."""
+    own = make_data_tree(tmp_path / "data", tiny_weights)
+    out = tmp_path / "out"
+    first = """
+import pathlib, time
+from utils.run.predictions import Predictions
+choose = Predictions.choose
+def then_replaced(self, *args):
+    chosen = choose(self, *args)
+    paths = [pathlib.Path(self.frames[index].path) for index in chosen]
+    content = [path.read_bytes() for path in paths]
+    paths[0].write_bytes(content[0])  # again, later
+    paths[3].write_bytes(content[7])
+    return chosen
+Predictions.choose = then_replaced
+"""
+    done = run(commands, own, out, SOME, first)
+    chosen = json.loads((out / "manifest.json").read_text())["heatmaps"]["toy"]["vanished"]
+    assert len(chosen) == 1 and "replaced by another image" in chosen[0]["reason"]
+    assert_one_plain_line(
+        done, "1 frames could be read at first but were gone or replaced", "replaced by another image"
+    )
+    samples = {path.name for path in (out / "toy").glob("sample*")}
+    assert samples == {path.name for path in (whole["some"] / "toy").glob("sample*")} - {f"sample{chosen[0]['index']}"}
+
+
 # ------------------------------------------------------------------------------------------- processes and threads
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 import test_with_gradcam
 from tests.helpers.datasets import DataTree
@@ -15,6 +16,7 @@ from utils.data.readers import read_dataset
 from utils.errors import InputError
 from utils.explanation_metrics import output
 from utils.model.config import RunSettings, run_settings
+from utils.model.detector import LoadedDetector
 from utils.report import exports
 from utils.results.manifest import Manifest
 from utils.run.manifest import run_manifest
@@ -37,7 +39,8 @@ def settings(data_tree: DataTree) -> RunSettings:
 
 def manifest_of(settings: RunSettings, options: RunOptions) -> Manifest:
     frames = {"toy": read_dataset("toy", settings.data)}
-    return run_manifest(settings, options, torch.device("cpu"), frames)
+    detector = LoadedDetector(nn.Identity(), torch.device("cpu"), "fp32", settings.detector, "0" * 64)
+    return run_manifest(settings, options, detector, frames)
 
 
 @pytest.mark.parametrize(
@@ -90,7 +93,8 @@ def test_a_new_option_says_itself_whether_it_breaks_resumption(settings: RunSett
 
 def test_the_manifest_lists_every_file_at_the_top(settings: RunSettings) -> None:
     listed = manifest_of(settings, options_of()).top_files
-    assert {"metrics.json", *exports.TOP_FILES, output.CSV_FILE, output.JSON_FILE} == set(listed)
+    chosen = {"calibration.json", "calibration.csv"}
+    assert {"metrics.json", *chosen, *exports.TOP_FILES, output.CSV_FILE, output.JSON_FILE} == set(listed)
 
 
 # --------------------------------------------------------------------------------------------------------- the parser
@@ -126,7 +130,6 @@ def test_flags_reach_their_keys() -> None:
         (["--gradcam_select", "best"], "--gradcam_select is 'best'; allowed: confident, first, random"),
         (["--image_format", "gif"], "--image_format is 'gif'; allowed: png, jpg, webp"),
         (["--gradcam_method", "grad-cam"], "--gradcam_method is 'grad-cam'; did you mean 'gradcam'"),
-        (["--gradcam_target", "fakes"], "--gradcam_target is 'fakes'; did you mean 'fake'"),
         (["--gradcam_site", "layernorm1"], "--gradcam_site is 'layernorm1'; did you mean 'layer_norm1'"),
         (["--gradcam_samples", "0"], "--gradcam_samples: 0 is not a whole number of at least 1"),
         (["--gradcam_sample", "3"], "did you mean '--gradcam_samples'"),

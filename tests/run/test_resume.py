@@ -22,6 +22,7 @@ from tests.helpers.datasets import DataTree, change_yaml, make_data_tree, rows_o
 from tests.helpers.paths import SCRIPT
 from tests.helpers.watch import WATCHED, journalled, until
 from utils.data.frames import Frame
+from utils.data.stamps import Stamp
 from utils.results.journal import REASON, Journal, journals, next_number, read_rows
 from utils.run.predictions import Predictions
 
@@ -216,6 +217,56 @@ def test_what_a_crash_of_the_machine_left_cut_off_is_done_again(
     assert_same_run(out, reference)
 
 
+def test_files_replaced_since_the_first_run_are_named_and_done_again(
+    commands: CommandServer, tiny_weights: Path, tmp_path: Path
+) -> None:
+    """The outputs are those of a run that begins now; a file that was only written again is no other file."""
+    tree = make_data_tree(tmp_path / "data", tiny_weights)
+    marks = tmp_path / "data" / "toy_Real" / "landmarks" / "000"
+    marks.mkdir(parents=True)
+    np.save(marks / "000.npy", np.full((81, 2), 20, np.float32))
+    out = tmp_path / "out"
+    slow = WATCHED.format(path=str(tmp_path / "seen"), seconds=0)
+    kill = "import os\nfrom utils.results.run_folder import RunFolder\nRunFolder.finish = lambda *a: os._exit(9)\n"
+    assert commands.start(SCRIPT, *flags_of(tree, out, *TWO_PHASES), cwd=tmp_path, first=kill).wait().code == 9
+    first, other, same = (tree.frames["toy_Fake"][i] for i in (0, 5, 6))
+    first.write_bytes(other.read_bytes())
+    same.write_bytes(same.read_bytes())
+    np.save(marks / "000.npy", np.full((81, 2), 21, np.float32))
+    done = commands.start(SCRIPT, *flags_of(tree, out, *TWO_PHASES, "--resume"), cwd=tmp_path, first=slow).wait()
+    assert done.code == 0, done.err
+    assert f"toy: 1 images were replaced since their prediction, first {first}: done again" in done.err
+    assert len((tmp_path / "seen").read_text().splitlines()) == 1  # the batch of that image, and no other
+    assert commands.run(SCRIPT, *flags_of(tree, tmp_path / "new", *TWO_PHASES), cwd=tmp_path).code == 0
+    assert_same_run(out, tmp_path / "new")
+    explained = (out / "toy" / "sample0").is_dir()
+    assert explained == (f"1 landmark files were replaced since, first {marks / '000.npy'}" in done.err)
+
+
+def test_exports_that_a_kill_prevented_are_made(
+    tree: DataTree, commands: CommandServer, whole_run: Callable[[list[str]], Path], tmp_path: Path
+) -> None:
+    """Killed between two exports; and on a run that is complete those that are asked for later."""
+    out, views = tmp_path / "out", ["--fiftyone", "--video_strips"]
+    kill = "import os\nimport utils.report.exports as e\ne.write_fiftyone = lambda *a: os._exit(9)\n"
+    run = commands.start(SCRIPT, *flags_of(tree, out, *ONE_PASS, *views), cwd=tmp_path, first=kill)
+    assert run.wait().code == 9 and (out / "manifest.json").is_file() and (out / "index.html").is_file()
+    done = commands.run(SCRIPT, *flags_of(tree, out, *ONE_PASS, *views, "--resume"), cwd=tmp_path)
+    assert done.code == 0 and "complete" in done.out, done.err
+    assert (out / "fiftyone_samples.json").is_file() and (out / "toy" / "strips" / "consistency.csv").is_file()
+    assert not list(out.glob(".*"))
+    later = tmp_path / "later"
+    shutil.copytree(whole_run(ONE_PASS), later)
+    done = commands.run(SCRIPT, *flags_of(tree, later, *ONE_PASS, *views, "--resume"), cwd=tmp_path)
+    assert done.code == 0, done.err
+    ours, theirs = outputs(later), outputs(out)
+    assert sorted(ours) == sorted(theirs)
+    assert [name for name in ours if ours[name] != theirs[name]] == [
+        "fiftyone_samples.json",
+        "written.sha256",
+    ]  # its name
+
+
 def frame(index: int, path: str) -> Frame:
     return Frame(path, "toy", "a, b", 'v "1"', index % 2, index)
 
@@ -229,8 +280,9 @@ def test_a_journal_cut_anywhere_gives_whole_rows_only(tmp_path: Path) -> None:
     predictions.add([frames[0], frames[1], frames[3]], logits, logits.softmax(1)[:, 1])
     predictions.add_unreadable(2, "no such file: 'gone\\r.png'")
     with Journal(tmp_path, next_number(tmp_path)) as journal:
-        journal.append(predictions.journal_rows(frames[:2]))
-        journal.append(predictions.journal_rows(frames[2:]))
+        stamps = {frame.index: Stamp(9, 7, "" if frame.index == 2 else f"{frame.index:016x}") for frame in frames}
+        journal.append(predictions.journal_rows(frames[:2], stamps))
+        journal.append(predictions.journal_rows(frames[2:], stamps))
     path = journals(tmp_path)[0]
     content = path.read_bytes()
     whole = list(read_rows(tmp_path))

@@ -18,7 +18,7 @@ from PIL import Image
 
 from tests.helpers.detectors import PIXELS, images, tiny_detector
 from tests.helpers.paths import ROOT
-from utils.training_log import grid, log_gradcam
+from utils.training_log import LINE, captions, grid, log_gradcam
 
 
 class Writer:
@@ -46,9 +46,10 @@ def test_one_grid_a_layer_every_five_epochs() -> None:
     face = ((images(3)[1].permute(1, 2, 0).numpy() * 0.5 + 0.5) * 255).round().clip(0, 255)
     colour = cv2.applyColorMap((heatmap[1].numpy() * 255).round().astype(np.uint8), cv2.COLORMAP_JET)[..., ::-1]
     drawn = writer.images[0][1].permute(1, 2, 0).numpy().astype(float)
-    assert drawn.shape == (2 * PIXELS, 3 * PIXELS, 3)
+    assert drawn.shape == (2 * PIXELS + LINE, 3 * PIXELS, 3)
     np.testing.assert_array_equal(drawn[:PIXELS, PIXELS : 2 * PIXELS], face)
-    np.testing.assert_allclose(drawn[PIXELS:, PIXELS : 2 * PIXELS], (face + colour) / 2, atol=1)
+    np.testing.assert_allclose(drawn[PIXELS : 2 * PIXELS, PIXELS : 2 * PIXELS], (face + colour) / 2, atol=1)
+    assert (drawn[2 * PIXELS :, PIXELS : 2 * PIXELS] < 100).any()  # the caption's ink
 
 
 def test_it_draws_whether_grad_cam_is_enabled_or_not() -> None:
@@ -63,10 +64,18 @@ def test_it_draws_whether_grad_cam_is_enabled_or_not() -> None:
 
 def test_more_images_than_columns_go_on_below() -> None:
     faces = torch.arange(10, dtype=torch.uint8).view(10, 1, 1, 1).expand(10, 3, 2, 4)
-    drawn = grid(faces, faces + 100)
-    assert drawn.shape == (3, 8, 32)
-    assert drawn[0, 4, :8].tolist() == [8] * 4 + [9] * 4 and drawn[0, 6, :8].tolist() == [108] * 4 + [109] * 4
-    assert (drawn[:, 4:, 8:] == 255).all()
+    drawn = grid(faces, faces + 100, [""] * 10)
+    below = 4 + LINE
+    assert drawn.shape == (3, 2 * below, 32)
+    assert drawn[0, below, :8].tolist() == [8] * 4 + [9] * 4
+    assert drawn[0, below + 2, :8].tolist() == [108] * 4 + [109] * 4
+    assert (drawn[:, below:, 8:] == 255).all()
+
+
+def test_the_caption_has_the_probability_and_the_label() -> None:
+    probability = torch.tensor([0.934, 0.1])
+    assert captions(probability, torch.tensor([0, 1])) == ["fake 0.93, is real", "fake 0.10, is fake"]
+    assert captions(probability, None) == ["fake 0.93", "fake 0.10"]
 
 
 @pytest.mark.slow
@@ -96,5 +105,5 @@ def test_the_loss_curve_under_ddp_is_the_same_to_the_last_bit(tmp_path: Path) ->
     logged = events.Images("gradcam/encoder.layers.3")
     assert [image.step for image in logged] == [0, 5]
     first, later = (np.asarray(Image.open(io.BytesIO(image.encoded_image_string))) for image in logged)
-    assert first.shape == (2 * PIXELS, 4 * PIXELS, 3)
+    assert first.shape == (2 * PIXELS + LINE, 4 * PIXELS, 3)
     assert (first[:PIXELS] == later[:PIXELS]).all() and (first[PIXELS:] != later[PIXELS:]).any()

@@ -18,6 +18,7 @@ from tests.helpers.datasets import DataTree
 from tests.helpers.detectors import ARCHITECTURE, BLOCKS, PATCH, PIXELS, tiny_detector
 from utils.data.face_crop import NoFaceError
 from utils.data.video_files import UnreadableVideo, VideoReader, video_writer
+from utils.errors import InputError
 from utils.model.config import detector_settings
 from utils.model.detector import LoadedDetector, find_device, load_detector
 from utils.run.video import explain_video
@@ -192,15 +193,144 @@ def test_frames_without_a_face(detector: LoadedDetector, tmp_path: Path) -> None
 def test_reader_and_writer(tmp_path: Path) -> None:
     images = shots(5, 65, 67)  # odd sides
     with video_writer(tmp_path / "out.mp4", Fraction(30000, 1001)) as write:
-        for image in images:
-            write(image)
+        for number, image in enumerate(images):
+            write(image, number * 1001 / 30000)
     assert [path.name for path in tmp_path.iterdir()] == ["out.mp4"]
     reader = VideoReader(tmp_path / "out.mp4")
     frames = list(reader)
-    assert reader.length == len(frames) == 5 and reader.rate == Fraction(30000, 1001) and not reader.broken
+    assert reader.length == len(frames) == 5 and reader.rate == Fraction(30000, 1001) and not reader.faults
     assert frames[3].image.shape == (64, 66, 3) and frames[3].seconds == pytest.approx(3 * 1001 / 30000, abs=1e-3)
     assert np.abs(frames[3].image.astype(int) - images[3][:64, :66]).mean() < 12
     data = (tmp_path / "out.mp4").read_bytes()
     assert data.index(b"moov") < data.index(b"mdat")  # a browser can begin to play at once
     with pytest.raises(UnreadableVideo, match="cannot be decoded"):
         VideoReader(tmp_path / "gone.mp4")
+
+
+def times_of(path: Path) -> list[float]:
+    with av.open(str(path)) as container:
+        return [float(frame.time) for frame in container.decode(video=0)]
+
+
+def write_at(path: Path, times: list[float], images: list[np.ndarray], codec: str = "libx264") -> Path:
+    """A clip of variable frame rate."""
+    tick = Fraction(1, 1000)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=20, options={"bf": "0"})
+        stream.height, stream.width = images[0].shape[:2]
+        stream.pix_fmt, stream.codec_context.time_base = "yuv420p", tick
+        for seconds, image in zip(times, images):
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+            frame.pts, frame.time_base = round(1000 * seconds), tick
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+@pytest.mark.parametrize("name", ["clip.mp4", "clip.mkv"])
+def test_the_overlay_keeps_the_times_of_a_clip_of_variable_rate(
+    name: str, detector: LoadedDetector, tmp_path: Path
+) -> None:
+    times = [k / 20 for k in range(10)] + [0.5 + k / 3 for k in range(6)]
+    clip = write_at(tmp_path / name, times, shots(len(times)))
+    summary = explain_video(detector, clip, tmp_path / "out", None)
+    assert summary.remarks == [] and summary.frames == len(times)
+    np.testing.assert_allclose(times_of(tmp_path / "out" / "overlay.mp4"), times, atol=2e-3)
+    with (tmp_path / "out" / "scores.csv").open(newline="") as file:
+        np.testing.assert_allclose([float(row["seconds"]) for row in csv.DictReader(file)], times, atol=2e-3)
+
+
+def test_a_video_that_could_not_be_finished_leaves_no_file(tmp_path: Path) -> None:
+    def fails() -> None:
+        with video_writer(tmp_path / "out.mp4", Fraction(10)) as write:
+            write(shots(1)[0], 0.0)
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fails()
+    with video_writer(tmp_path / "none.mp4", Fraction(10)):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_times_that_stand_still_or_go_back_are_written_in_order(tmp_path: Path) -> None:
+    with video_writer(tmp_path / "out.mp4", Fraction(10)) as write:
+        for image, seconds in zip(shots(4), (0.0, 0.0, 0.5, 0.2)):
+            write(image, seconds)
+    times = times_of(tmp_path / "out.mp4")
+    np.testing.assert_allclose(times, [0, 0, 0.5, 0.5], atol=1e-3)
+    assert times == sorted(set(times))
+
+
+@pytest.mark.parametrize("width", [128, 1408])
+def test_colours_are_tagged_so_that_no_player_guesses(width: int, tmp_path: Path) -> None:
+    """Players take an untagged file's matrix by its size. Luma of a red by BT.709's own formula."""
+    red = np.zeros((64, width, 3), np.uint8)
+    red[:] = 220, 30, 40
+    with video_writer(tmp_path / "out.mp4", Fraction(10)) as write:
+        write(red, 0)
+    with av.open(str(tmp_path / "out.mp4")) as container:
+        frame = next(container.decode(video=0))
+    assert (frame.colorspace, frame.color_range) == (1, 1)
+    luma = np.frombuffer(bytes(frame.planes[0]), np.uint8)[20 * frame.planes[0].line_size + 50]
+    assert abs(int(luma) - (16 + 219 * (0.2126 * 220 + 0.7152 * 30 + 0.0722 * 40) / 255)) <= 2
+    assert np.abs(frame.to_ndarray(format="rgb24")[20, 50].astype(int) - (220, 30, 40)).max() <= 4
+
+
+CONTAINERS = [("a.avi", "mpeg4"), ("a.mkv", "libx264"), ("a.webm", "libvpx"), ("a.mpg", "mpeg2video"), ("a.ts", "libx264"),
+              ("a.flv", "flv"), ("a.wmv", "wmv2")]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "codec"), CONTAINERS)
+def test_a_video_that_was_cut_off_says_so_and_a_whole_one_does_not(name: str, codec: str, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    noise = [rng.integers(0, 256, (64, 64, 3), dtype=np.uint8) for _ in range(30)]
+    whole = write_clip(tmp_path / name, noise, codec, rate=25)
+    reader = VideoReader(whole)
+    assert len(list(reader)) == 30 and reader.faults == []
+    data = whole.read_bytes()
+    for share in (0.5, 0.9):
+        (tmp_path / f"cut{whole.suffix}").write_bytes(data[: int(share * len(data))])
+        reader = VideoReader(tmp_path / f"cut{whole.suffix}")
+        assert 0 < len(list(reader)) < 30 and len(reader.faults) > 0
+
+
+def without_images(path: Path) -> Path:
+    """A clip whose index is whole and whose images are not."""
+    data = bytearray(write_clip(path, shots(8), "libx264").read_bytes())
+    first, last = data.find(b"mdat") + 4, data.find(b"moov") - 4
+    data[first:last] = b"\xff" * (last - first)
+    path.write_bytes(data)
+    return path
+
+
+def test_a_video_without_an_image_leaves_nothing_and_the_next_input_is_done(
+    commands: CommandServer, data_tree: DataTree, tmp_path: Path
+) -> None:
+    inputs = tmp_path / "inputs"
+    inputs.mkdir()
+    without_images(inputs / "a.mp4")
+    cv2.imwrite(str(inputs / "b.png"), shots(1)[0])
+    out = tmp_path / "out"
+    flags = ["--detector_path", str(data_tree.detector_yaml), "--device", "cpu", "--input", str(inputs)]
+    done = commands.run(DEMO, *flags, "--output", out, cwd=tmp_path)
+    assert done.code == 1 and "Traceback" not in done.err
+    said = done.err.splitlines()
+    assert said[0].startswith(f"{inputs / 'a.mp4'}: left out: no frame of the video can be decoded") and len(said) == 2
+    assert [path.name for path in out.iterdir()] == ["b"]
+
+
+def test_a_folder_of_ones_own_is_never_replaced(detector: LoadedDetector, tmp_path: Path) -> None:
+    """Neither one that has the name of the video nor a video's that was edited; one as it was written is."""
+    clip = write_clip(tmp_path / "clip.mp4", shots(4))
+    folder = tmp_path / "out" / "clip"
+    explain_video(detector, clip, folder, None)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    explain_video(detector, clip, folder, None)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    for name, content in (("notes.txt", "mine"), ("scores.csv", "frame,what I think\n")):
+        (folder / name).write_text(content)
+        with pytest.raises(InputError, match="is there and is no folder of a video, or one that was changed"):
+            explain_video(detector, clip, folder, None)
+        assert (folder / name).read_text() == content and sorted(tmp_path.rglob("*.partial")) == []
+        (folder / name).unlink()

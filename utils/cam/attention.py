@@ -7,15 +7,17 @@ a head's output is O = P V, so ∂score/∂P = (∂score/∂O) Vᵀ, and O is wh
 
 from __future__ import annotations
 
+import threading
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, Callable, Iterable, Iterator, Mapping, NamedTuple, Sequence
+from typing import Callable, Iterable, Iterator, Mapping, NamedTuple, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from utils.cam.layers import LayerError, Site, name_in_tower
-from utils.cam.towers import AttentionModules, family_of
+from utils.cam.towers import BlockAttention, family_of
+from utils.cam.towers.attention import MIXED, Keep, probabilities
 
 OUTPUT_GRADIENT = "output_gradient"  # beside "q", "k" and "v": ∂score/∂O of the block
 
@@ -41,8 +43,7 @@ class BlockTensors(NamedTuple):
 
     def probabilities(self) -> Tensor:
         """P (B, heads, T, T), from queries and keys."""
-        q = self.by_head("q")
-        return (q @ self.by_head("k").transpose(2, 3) / q.shape[-1] ** 0.5).softmax(dim=-1)
+        return probabilities(self.by_head("q"), self.by_head("k"))
 
 
 @dataclass(frozen=True)
@@ -132,11 +133,11 @@ class Attention(NamedTuple):
     """The attention of one encoder block, by the block's name in the tower."""
 
     block: str
-    modules: AttentionModules
+    modules: BlockAttention
 
 
 class BlockProjection(NamedTuple):
-    """Key of what a projection ("q", "k", "v") of a block has returned."""
+    """Key of a block's queries, keys or values ("q", "k", "v")."""
 
     block: str
     projection: str
@@ -166,26 +167,67 @@ class AttentionPass:
         return cls(explained, read, projections, list(dict.fromkeys(explained.values())) if gradients else [])
 
     def output_sites(self) -> list[Site]:
-        """Where the engine reads ∂score/∂O of the `differentiated` blocks: the input of each output projection."""
-        return [Site(f"{block}.out_proj", modules.out, reads_input=True) for block, modules in self.differentiated]
+        """Where the engine reads the gradient that ∂score/∂O of the `differentiated` blocks follows from."""
+        return [
+            Site(f"{block}.out_proj", *modules.output, batch_axis=int(modules.tokens_first))
+            for block, modules in self.differentiated
+        ]
+
+    def output_gradients(self, gradients: Sequence[Tensor]) -> dict[str, Tensor]:
+        """∂score/∂O (B, T, C) by block, from the gradients at `output_sites`."""
+        return {
+            block: modules.output_gradient(gradient)
+            for (block, modules), gradient in zip(self.differentiated, gradients)
+        }
 
     @contextmanager
     def kept(self) -> Iterator[dict[BlockProjection, Tensor]]:
-        """What the projections return during the forward pass, detached."""
-        outputs: dict[BlockProjection, Tensor] = {}
+        """Queries, keys and values during the forward pass, detached. Raises LayerError for a block that runs twice."""
+        kept: dict[BlockProjection, Tensor] = {}
+        thread = threading.get_ident()
 
-        def keep(key: BlockProjection) -> Callable[..., None]:
-            def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
-                outputs[key] = output.detach()
+        def keep_of(block: str) -> Keep:
+            def keep(name: str, tensor: Tensor) -> None:
+                if threading.get_ident() != thread:
+                    return
+                key = BlockProjection(block, name)
+                if key in kept:
+                    raise LayerError(
+                        f"layer {block!r} runs more than once in one forward pass: name one that runs once"
+                    )
+                kept[key] = tensor
 
-            return hook
+            return keep
 
+        names = self.projections
+        if {"q", "k"} <= set(names):
+            names = tuple(dict.fromkeys((*names, "v", MIXED)))
         with ExitStack() as hooks:
             for block, modules in self.read:
-                for name in self.projections:
-                    module: nn.Module = getattr(modules, name)
-                    hooks.callback(module.register_forward_hook(keep(BlockProjection(block, name))).remove)
-            yield outputs
+                for handle in modules.watch(names, keep_of(block)):
+                    hooks.callback(handle.remove)
+            yield kept
+        if MIXED in names:
+            self._check_probabilities(kept)
+
+    def _check_probabilities(self, kept: dict[BlockProjection, Tensor]) -> None:
+        """That softmax(q kᵀ / √d) v is what each block has mixed. Raises LayerError: a mask or bias is unknown."""
+        errors = []
+        for block, modules in self.read:
+            tensors = {name: kept[BlockProjection(block, name)] for name in ("q", "k", "v")}
+            mixed = kept.pop(BlockProjection(block, MIXED))
+            of_block = BlockTensors(modules.heads, tensors)
+            dtype = torch.promote_types(mixed.dtype, torch.float32)
+            with torch.no_grad(), torch.autocast(mixed.device.type, enabled=False):
+                found = modules.project((of_block.probabilities() @ of_block.by_head("v")).transpose(1, 2).flatten(2))
+                errors.append((found.to(dtype) - mixed.to(dtype)).abs().amax() / mixed.to(dtype).abs().amax())
+            coarse = mixed.dtype in (torch.float16, torch.bfloat16)
+        for (block, _), error in zip(self.read, torch.stack(errors).tolist()):
+            if error > (0.1 if coarse else 1e-3):
+                raise LayerError(
+                    f"layer {block!r} does not attend by softmax(q kᵀ / √d) alone: the tower's family knows of no mask,"
+                    " bias or other scale; use gradcam or legrad, or write a tower family"
+                )
 
 
 def attention_token_maps(
@@ -223,8 +265,8 @@ def _attention(tower: nn.Module, layer: str, path: str) -> Attention:
     if modules is None:
         raise LayerError(
             f"layer {layer!r} has no attention to read: {' and '.join(ATTENTION_METHODS)} take blocks of a transformer"
-            " whose query, key, value and output projections are modules, as CLIP's q_proj, k_proj, v_proj and"
-            " out_proj; use gradcam or layercam for others"
+            " in which each token attends to all, with queries, keys and values that the tower's family knows to read"
+            " (CLIP's q_proj, k_proj and v_proj, timm's qkv, nn.MultiheadAttention); use gradcam or layercam for others"
         )
     return Attention(block, modules)
 

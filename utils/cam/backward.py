@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from utils.cam.towers import family_of
+from utils.cam.towers import BlockAttention, family_of
 from utils.errors import InputError, did_you_mean
 
 BACKWARDS = ("plain", "balanced")
@@ -65,11 +65,12 @@ def backward_rules(
     check_backward(backward)
     if backward == "plain":
         return nullcontext()
-    return _balanced(model, queries_and_keys(tower), tower if activations else None, activations or Activations())
+    secants_of = tower if activations else None
+    return _balanced(model, attention_of(tower), secants_of, activations or Activations())
 
 
-def queries_and_keys(tower: nn.Module) -> list[nn.Module]:
-    """The modules that return queries and keys, of every block. Raises InputError where they are not known."""
+def attention_of(tower: nn.Module) -> list[BlockAttention]:
+    """The attention of every block. Raises InputError where there are no blocks, or their attention is not known."""
     family = family_of(tower)
     blocks = family.block_names(tower)
     if not blocks:
@@ -78,23 +79,23 @@ def queries_and_keys(tower: nn.Module) -> list[nn.Module]:
             " use backward 'plain'",
             "backward",
         )
-    found: list[nn.Module] = []
+    found = []
     for block in blocks:
         attention = family.attention(tower.get_submodule(block))
         if attention is None:
             raise InputError(
                 "backward 'balanced' holds queries and keys constant, and those of"
-                f" {type(tower).__name__}'s block {block!r} are not known (known are projections that are modules, as"
-                " CLIP's q_proj and k_proj): use backward 'plain'",
+                f" {type(tower).__name__}'s block {block!r} are not known: use backward 'plain', or write a tower"
+                " family (docs/how_to/add_a_tower_family.md)",
                 "backward",
             )
-        found += [attention.q, attention.k]
+        found.append(attention)
     return found
 
 
 @contextmanager
 def _balanced(
-    model: nn.Module, constant: Sequence[nn.Module], secants_of: nn.Module | None, activations: Activations
+    model: nn.Module, attention: Sequence[BlockAttention], secants_of: nn.Module | None, activations: Activations
 ) -> Iterator[None]:
     thread = threading.get_ident()
 
@@ -103,8 +104,9 @@ def _balanced(
         return lambda module, inputs, output: rule(inputs[0], output) if threading.get_ident() == thread else None
 
     with ExitStack() as hooks:
-        for module in constant:
-            hooks.callback(module.register_forward_hook(hook(lambda x, output: output.detach())).remove)
+        for block in attention:
+            for handle in block.constant_queries_and_keys():
+                hooks.callback(handle.remove)
         for module in model.modules():
             if RMS_NORM.search(type(module).__name__):
                 hooks.callback(module.register_forward_hook(hook(by_factor)).remove)

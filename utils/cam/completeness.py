@@ -62,7 +62,7 @@ class Completeness(NamedTuple):
 
 
 @contextmanager
-def scaled_biases(model: nn.Module, read: Mapping[int, Tensor]) -> Iterator[dict[int, Tensor]]:
+def scaled_biases(model: nn.Module, read: Mapping[int, object]) -> Iterator[dict[int, Tensor]]:
     """Hooks that multiply each image's biases by a leaf of ones, which leaves every value as it is.
 
     ∂score/∂leaf is Σ (∂score/∂b) b, image by image. There is one leaf (B,) float64 for all biases between two sites:

@@ -15,8 +15,8 @@ SITES = ("layer_norm1", "residual")
 FUSED = "fused"
 SUM = "sum"
 
-# What may stand before the tower's own names in a checkpoint, in DDP or in transformers 4.
-TOWER_PREFIXES = ("module.", "backbone.", "vision_model.")
+# What may stand before the tower's own names in a checkpoint, in DDP, in transformers 4 or in torch.compile.
+TOWER_PREFIXES = ("module.", "backbone.", "vision_model.", "_orig_mod.")
 
 
 class LayerError(InputError):
@@ -29,7 +29,10 @@ class Site(NamedTuple):
     name: str  # the layer as the caller wrote it
     module: nn.Module
     reads_input: bool  # tokens are what the module reads (True) or what it returns (False)
+    batch_axis: int | None = 0  # 0 of (B, T, C), 1 of (T, B, C), None where sizes have to tell
+    may_be_4d: bool = False  # then it is followed which axis holds the channels
     norm_epsilon: float = 0.0  # ε of the norm through which a block reads the tokens
+    run: int = 1  # which of the module's runs in a forward pass is meant
 
 
 def block_names(tower: nn.Module) -> list[str]:
@@ -73,12 +76,14 @@ def find_sites(tower: nn.Module, layers: Sequence[str], site: str = "layer_norm1
     sites = []
     for layer, name in names.items():
         module = tower.get_submodule(name)
+        axis = family.batch_axis(tower, name)
         if name not in blocks:
-            sites.append(Site(layer, module, reads_input=False))
+            sites.append(Site(layer, module, False, axis, may_be_4d=True))
         elif site == "residual":
-            sites.append(Site(layer, module, True, float(getattr(family.first_norm(module), "eps", 0.0))))
+            epsilon = float(getattr(family.first_norm(module), "eps", 0.0))
+            sites.append(Site(layer, module, True, axis, not family.blocks_give_tokens, epsilon))
         else:
-            sites.append(Site(layer, family.first_norm(module), reads_input=False))
+            sites.append(Site(layer, family.first_norm(module), False, axis, not family.blocks_give_tokens))
     return sites
 
 
@@ -86,10 +91,15 @@ def name_in_tower(tower: nn.Module, layer: str, path: str = "") -> str:
     """`layer` relative to the tower, without the prefixes of `find_sites`. Raises LayerError."""
     modules = dict(tower.named_modules())
     name = layer
-    if path and name not in modules and name.startswith(f"{path}."):
-        name = name[len(path) + 1 :]
+    while path and name not in modules:  # the whole path, or the end of it: names may begin at a model inside
+        if name.startswith(f"{path}."):
+            name = name[len(path) + 1 :]
+            break
+        path = path.partition(".")[2]
     while name not in modules and name.startswith(TOWER_PREFIXES):
         name = name.partition(".")[2]
+    if name not in modules and f"backbone.{name}" in modules:  # where the tower is the detector itself
+        name = f"backbone.{name}"
     if name and name in modules:
         return name
     blocks = block_names(tower)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Mapping, Sequence
+from typing import Mapping, NamedTuple, Sequence, Tuple, Union
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +27,45 @@ class NonFiniteMapError(RunError):
         self.samples = tuple(samples)
 
 
+class Canvas(NamedTuple):
+    """Where maps are drawn: `size` (H, W) in pixels, of which the patches span `spanned`, from the top left.
+
+    They span less where the patch does not divide the image, and more where the tower pads it.
+    """
+
+    size: tuple[int, int]
+    spanned: tuple[int, int]
+
+    @classmethod
+    def of(cls, size: tuple[int, int], grid: Grid | None) -> Canvas:
+        """Without a grid, of a convolutional network, maps span the image."""
+        if grid is None:
+            return cls(size, size)
+        rows, columns = (max(1, round(pixels * share)) for pixels, share in zip(size, grid.covers))
+        return cls(size, (rows, columns))
+
+    @property
+    def seen(self) -> tuple[int, int]:
+        """Height and width of what the network has seen of the image."""
+        return min(self.size[0], self.spanned[0]), min(self.size[1], self.spanned[1])
+
+    def stretch(self, maps: Tensor) -> Tensor:
+        """(B, h, w) → (B, *seen): bilinear, with half-pixel centres, so that each value stands on its own patch."""
+        spanned = F.interpolate(maps.unsqueeze(1), size=self.spanned, mode="bilinear", align_corners=False).squeeze(1)
+        return spanned[:, : self.seen[0], : self.seen[1]]
+
+    def pad(self, seen: Tensor) -> Tensor:
+        """(B, *seen) → (B, H, W), zero where the network has seen nothing."""
+        return F.pad(seen, (0, self.size[1] - self.seen[1], 0, self.size[0] - self.seen[0]))
+
+
+Size = Union[Canvas, Tuple[int, int]]  # (H, W) alone: maps span it all
+
+
+def _canvas(size: Size) -> Canvas:
+    return size if isinstance(size, Canvas) else Canvas(size, size)
+
+
 @dataclass(frozen=True)
 class LayerMaps:
     """The maps of one layer for a batch of B images of H × W pixels.
@@ -36,6 +75,7 @@ class LayerMaps:
     `empty` (B,): bool, on the maps' device; no patch stands out: `raw` is zero everywhere or, within rounding,
     constant, or the map is an artefact; `normalised` is all zero. Whether a map is empty is decided here alone.
     `artefact` (B,): bool; the map is not zero, but nowhere more than what is left of sums that are.
+    `canvas`: which pixels the network has seen; `normalised` is zero on the others.
     """
 
     signed: Tensor
@@ -43,10 +83,11 @@ class LayerMaps:
     normalised: Tensor
     empty: Tensor
     artefact: Tensor
+    canvas: Canvas
 
     @classmethod
-    def of(cls, signed: Tensor, raw: Tensor, size: tuple[int, int], leftover: Tensor | None = None) -> LayerMaps:
-        """From the signed and the raw maps, both (B, h, w); `size` (H, W) of the normalised ones.
+    def of(cls, signed: Tensor, raw: Tensor, size: Size, leftover: Tensor | None = None) -> LayerMaps:
+        """From the signed and the raw maps, both (B, h, w); `size` of the normalised ones.
 
         `leftover` (B, h, w): what each value may come to where it should be 0, as `utils.cam.methods.leftover` gives.
         """
@@ -55,7 +96,8 @@ class LayerMaps:
         if leftover is not None:
             artefact = (signed.abs() <= leftover).flatten(1).all(dim=1) & signed.flatten(1).any(dim=1)
             normalised = _but(artefact, normalised)
-        return cls(signed, raw, normalised, normalised.flatten(1).amax(dim=1) == 0, artefact)
+        empty = normalised.flatten(1).amax(dim=1) == 0
+        return cls(signed, raw, normalised, empty, artefact, _canvas(size))
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -70,11 +112,11 @@ def layer_maps(
     signed: Mapping[str, Tensor],
     patches: Mapping[str, Tokens],
     tokens: Mapping[str, Tokens],
-    size: tuple[int, int],
+    size: Size,
     parts: Parts | None = None,
     leftovers: Mapping[str, Tensor] | None = None,
 ) -> dict[str, LayerMaps]:
-    """Signed maps (B, h, w) by layer as maps of the image, resized to `size` (H, W).
+    """Signed maps (B, h, w) by layer as maps of the image, drawn at `size`.
 
     `patches` and `tokens`, what they were computed from, show whether the score can depend on the patches at all.
     `parts`: which layers to give, as sums of those of `signed`; each of them as it is where it is None.
@@ -100,7 +142,7 @@ def layer_maps(
 
 
 def to_layer_maps(
-    maps: Mapping[str, TokenMaps], grid: Grid, size: tuple[int, int], sum_of: str = "signed", parts: Parts | None = None
+    maps: Mapping[str, TokenMaps], grid: Grid, size: Size, sum_of: str = "signed", parts: Parts | None = None
 ) -> dict[str, LayerMaps]:
     """Maps of tokens by layer, without the prefix tokens, as maps of the image. Raises NonFiniteMapError.
 
@@ -159,23 +201,25 @@ def refuse_non_finite(finite: Tensor, what: str) -> None:
         )
 
 
-def normalise(raw: Tensor, size: tuple[int, int]) -> Tensor:
+def normalise(raw: Tensor, size: Size) -> Tensor:
     """(B, h, w) ≥ 0 → (B, H, W) float32 in [0, 1]: bilinear (half-pixel centres), then (M - min) / (max - min).
 
-    Per image. A map without range (all zero or, within rounding, constant) becomes all zero.
+    Per image, over what the network has seen of it; the rest is zero. A map without range (all zero or, within
+    rounding, constant) becomes all zero.
     """
+    canvas = _canvas(size)
     peak = raw.amax(dim=(1, 2), keepdim=True)
     # As shares of the peak, since between values of 1e-40 or 1e38 nothing can be interpolated.
     shares = raw / torch.where(peak > 0, peak, torch.ones_like(peak))
-    resized = F.interpolate(shares.unsqueeze(1), size=size, mode="bilinear", align_corners=False).squeeze(1)
+    resized = canvas.stretch(shares)
     lowest = resized.amin(dim=(1, 2), keepdim=True)
     span = resized.amax(dim=(1, 2), keepdim=True) - lowest
     constant = span <= FLAT
     stretched = (resized - lowest) / torch.where(constant, torch.ones_like(span), span)
-    return torch.where(constant, torch.zeros_like(stretched), stretched).float()
+    return canvas.pad(torch.where(constant, torch.zeros_like(stretched), stretched).float())
 
 
-def in_order(maps: Mapping[str, LayerMaps], layers: Sequence[str], size: tuple[int, int]) -> dict[str, LayerMaps]:
+def in_order(maps: Mapping[str, LayerMaps], layers: Sequence[str], size: Size) -> dict[str, LayerMaps]:
     """The maps of `layers` in their order, FUSED among them made from all of `maps` but SUM."""
     found = dict(maps)
     if FUSED in layers:
@@ -183,8 +227,8 @@ def in_order(maps: Mapping[str, LayerMaps], layers: Sequence[str], size: tuple[i
     return {layer: found[layer] for layer in dict.fromkeys(layers)}
 
 
-def fused(layers: Sequence[LayerMaps], size: tuple[int, int]) -> LayerMaps:
-    """The mean over layers of each image's normalised map, on the finest of their grids, then resized to `size`.
+def fused(layers: Sequence[LayerMaps], size: Size) -> LayerMaps:
+    """The mean over layers of each image's normalised map, on the finest of their grids, then drawn at `size`.
 
     An empty map counts as zeros. Signed: the mean of the signed maps, each divided by its largest magnitude, where only
     an artefact counts as zeros.
@@ -200,8 +244,9 @@ def _but(without: Tensor, maps: Tensor) -> Tensor:
     return torch.where(without[:, None, None], torch.zeros_like(maps), maps)
 
 
-def scaled(signed: Tensor, size: tuple[int, int]) -> Tensor:
+def scaled(signed: Tensor, size: Size) -> Tensor:
     """(B, h, w) → (B, H, W) float32 in [-1, 1]: each image divided by its largest magnitude, zero stays zero."""
     largest = signed.abs().amax(dim=(1, 2), keepdim=True)
     shares = signed / torch.where(largest > 0, largest, torch.ones_like(largest))
-    return F.interpolate(shares.unsqueeze(1), size=size, mode="bilinear", align_corners=False).squeeze(1).float()
+    canvas = _canvas(size)
+    return canvas.pad(canvas.stretch(shares)).float()

@@ -1,4 +1,4 @@
-"""What a heatmap explains: the score of each image, as a weighted sum of its two logits."""
+"""What a heatmap explains: the score of each image, which the detector's head makes of its logits."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Sequence, Union
 
 from torch import Tensor
 
+from utils.cam.heads import REAL_OR_FAKE, Head
 from utils.errors import InputError, did_you_mean
 
 TARGETS = ("predicted", "fake", "real", "label", "margin", "both")
@@ -14,11 +15,13 @@ TARGETS = ("predicted", "fake", "real", "label", "margin", "both")
 Target = Union[str, Sequence[Union[str, int]], Tensor]
 
 
-def score_weights(logits: Tensor, target: Target, label: Tensor | None) -> tuple[Tensor, list[str]]:
-    """Coefficients (B, 2) by which the logits (real, fake) sum to each image's score, and the target's name for each.
+def score_weights(
+    logits: Tensor, target: Target, label: Tensor | None, head: Head = REAL_OR_FAKE
+) -> tuple[Tensor, list[str]]:
+    """Coefficients (B, K) whose weighted sum of the logits has each score's gradient, and each target's name.
 
-    `target`: one of TARGETS but "both" for the whole batch, or one entry per image (a name, or a class 0 / 1). Raises
-    InputError.
+    `target`: one of TARGETS but "both" or the name of a class, for the whole batch, or one entry per image (a name, or
+    0 real / 1 fake). Raises InputError.
     Always on logits: a probability saturates, and the softmax depends on the margin fake - real alone.
     """
     count = logits.shape[0]
@@ -29,7 +32,7 @@ def score_weights(logits: Tensor, target: Target, label: Tensor | None) -> tuple
         raise InputError(
             f"target has {len(entries)} entries for a batch of {count} images: give one name, or one per image"
         )
-    classes = logits.argmax(dim=1).tolist() if "predicted" in entries else []
+    classes = head.predicted(logits) if "predicted" in entries else []
     labels: list[int] = []
     if "label" in entries:
         if label is None:
@@ -37,20 +40,20 @@ def score_weights(logits: Tensor, target: Target, label: Tensor | None) -> tuple
         if len(label) != count:
             raise InputError(f"data_dict['label'] has {len(label)} entries for a batch of {count} images")
         labels = (label != 0).int().tolist()
-    names = [_class_name(entry, i, classes, labels) for i, entry in enumerate(entries)]
-    coefficients = {"real": (1.0, 0.0), "fake": (0.0, 1.0), "margin": (-1.0, 1.0)}
-    return logits.new_tensor([coefficients[name] for name in names]), names
+    names = [_score_name(entry, i, classes, labels, head) for i, entry in enumerate(entries)]
+    return head.coefficients(logits, names), names
 
 
-def _class_name(target: str | int, index: int, predicted: Sequence[int], labels: Sequence[int]) -> str:
-    if target in ("fake", "real", "margin"):
+def _score_name(target: str | int, index: int, predicted: Sequence[int], labels: Sequence[int], head: Head) -> str:
+    if target in ("fake", "real", "margin", *head.names):
         return str(target)
     if target == "predicted":
         target = predicted[index]
     elif target == "label":
         target = labels[index]
     if target not in (0, 1):
+        allowed = list(dict.fromkeys((*TARGETS, *head.names)))
         raise InputError(
-            f"target {target!r} is unknown; {did_you_mean(str(target), TARGETS)}allowed: {', '.join(TARGETS)}"
+            f"target {target!r} is unknown; {did_you_mean(str(target), allowed)}allowed: {', '.join(allowed)}"
         )
     return "fake" if target == 1 else "real"

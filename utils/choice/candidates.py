@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from utils.cam.attention import ATTENTION_METHODS, has_attention
-from utils.cam.backward import BACKWARDS, queries_and_keys
+from utils.cam.backward import BACKWARDS, attention_of
 from utils.cam.layers import SITES, SUM, block_names
 from utils.cam.maps import LayerMaps
 from utils.cam.methods import ATTENTION_SITE, METHODS
@@ -59,7 +59,7 @@ def site_of(method: str, backward: str) -> str:
 def can_balance(tower: nn.Module) -> bool:
     """Whether `tower` can be differentiated by the balanced rule."""
     try:
-        return bool(queries_and_keys(tower))
+        return bool(attention_of(tower))
     except InputError:
         return False
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 from typing import Dict
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from utils.cam.transplant import blurred
+
 MEAN_COLOUR, MIRRORED, BLUR, OTHER_REAL, PAIRED_REAL = "mean colour", "mirrored", "blur", "another real", "paired real"
-BLUR_WIDTH = 0.05  # standard deviation of the blur, as a share of the image's side
 
 Fills = Dict[str, Tensor]  # name → (N, 3, H, W), for the same N images
 
@@ -38,16 +38,3 @@ def mean_coloured(images: Tensor) -> Tensor:
 def mirrored(images: Tensor) -> Tensor:
     """(N, 3, H, W) → left and right exchanged: the same place on the face's other side."""
     return images.flip(3)
-
-
-def blurred(images: Tensor) -> Tensor:
-    """(N, 3, H, W) → the same after a Gaussian blur, float."""
-    side = min(images.shape[2:])
-    sigma = BLUR_WIDTH * side
-    radius = min(int(3 * sigma), side - 1)
-    x = torch.arange(-radius, radius + 1, device=images.device, dtype=images.dtype)
-    kernel = torch.exp(-x.square() / (2 * sigma**2))
-    kernel = (kernel / kernel.sum()).expand(3, 1, -1)
-    padded = F.pad(images, [radius] * 4, mode="reflect")
-    rows = F.conv2d(padded, kernel.unsqueeze(2), groups=3)
-    return F.conv2d(rows, kernel.unsqueeze(3), groups=3)

@@ -9,16 +9,19 @@ The FaceForensics++ family has one more level, the compression (c23, c40, raw), 
 from __future__ import annotations
 
 import json
-import stat
+import os
 from pathlib import Path
 from typing import Any, Iterable, NamedTuple
 
 from utils.errors import InputError, did_you_mean
+from utils.files import read_text
 from utils.text import one_line, shortened
 
 # The datasets whose JSON has the compression level.
 COMPRESSED = ("FaceForensics++", "FF-DF", "FF-F2F", "FF-FS", "FF-NT", "FaceShifter", "DeepFakeDetection")
 MAX_JSON_BYTES = 2 * 1024**3
+MAX_NAME = 32_768  # letters of a label, a video or a path; no system opens a longer path
+MAX_DATASET_NAME_BYTES = 200  # file systems take 255, and a little is added
 
 
 class Video(NamedTuple):
@@ -43,14 +46,17 @@ def dataset_names(json_folder: Path) -> list[str]:
 
 def is_dataset_name(name: str) -> bool:
     """Whether `name` can be a dataset's, which is the name of its JSON file and of its folder below the outputs."""
-    return name not in ("", ".", "..") and name.isprintable() and "/" not in name and "\\" not in name
+    if name in ("", ".", "..") or not name.isprintable() or "/" in name or "\\" in name:
+        return False
+    return len(os.fsencode(name)) <= MAX_DATASET_NAME_BYTES
 
 
 def dataset_file(name: str, json_folder: Path) -> Path:
     """The JSON file of a dataset. Raises InputError where there is none, naming the datasets that there are."""
     if not is_dataset_name(name):
         raise InputError(
-            f"{shortened(name)!r} is not a dataset name: a name is printable, has no '/', no '\\' and is not '..'"
+            f"{shortened(name)!r} is not a dataset name: a name is printable, has no '/', no '\\', is not '..', and has"
+            f" at most {MAX_DATASET_NAME_BYTES} bytes"
         )
     names = dataset_names(json_folder)
     if name not in names:
@@ -90,14 +96,8 @@ def read_videos(name: str, json_folder: Path, compression: str, split: str) -> l
 
 def _load(path: Path) -> dict[str, Any]:
     try:
-        info = path.stat()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({one_line(error)})") from error
-    if not stat.S_ISREG(info.st_mode) or info.st_size > MAX_JSON_BYTES:  # reading a pipe might never end
-        raise InputError(f"{path}: cannot be read (no ordinary file, or one of more than {MAX_JSON_BYTES:,} bytes)")
-    try:
         # Files made on Windows may begin with a byte-order mark.
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        content = json.loads(read_text(path, "utf-8-sig", MAX_JSON_BYTES))
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({one_line(error)})") from error
     except RecursionError as error:
@@ -122,6 +122,12 @@ def _video(path: Path, value: Any, where: list[str]) -> Video:
         if not isinstance(frame, str) or not frame:
             found = "an empty string" if frame == "" else _typename(frame)
             raise InputError(f"{path}: at {_place([*where, 'frames', str(number)])}: expected a path, found {found}")
+    longest = max([label, where[-1], *frames], key=len)
+    if len(longest) > MAX_NAME:
+        raise InputError(
+            f"{path}: at {_place(where)}: the name {shortened(longest)!r} has {len(longest):,} letters;"
+            f" allowed: at most {MAX_NAME:,}"
+        )
     return Video(label, where[-1], frames)
 
 

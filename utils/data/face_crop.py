@@ -8,7 +8,9 @@ from typing import Any, Callable
 import cv2
 import numpy as np
 
+from utils.data.images import UnreadableImage
 from utils.errors import InputError, RunError
+from utils.text import one_line
 
 # Eyes, nose tip and mouth corners in a 112 x 112 crop (the template that ArcFace made common), and where dlib has them.
 TEMPLATE = np.array(
@@ -62,15 +64,46 @@ def face_cropper(landmark_model: Path, size: int) -> Callable[[np.ndarray], np.n
     try:
         find_landmarks: Any = dlib.shape_predictor(str(landmark_model))
     except RuntimeError as error:
-        raise InputError(f"--landmark_model {landmark_model}: dlib cannot read it ({error})") from error
+        raise InputError(f"--landmark_model {landmark_model}: dlib cannot read it ({one_line(error)})") from error
 
     def crop(image: np.ndarray) -> np.ndarray:
-        faces = find_faces(image, 1)
-        if len(faces) == 0:
-            raise NoFaceError("dlib finds no face in it")
-        largest = max(faces, key=lambda box: box.width() * box.height())
-        shape = find_landmarks(image, largest)
-        points = np.array([(shape.part(i).x, shape.part(i).y) for i in FIVE_OF_81], dtype=np.float64)
+        image = np.ascontiguousarray(image)  # dlib refuses a view
+        try:
+            faces = find_faces(image, 1)
+            if len(faces) == 0:
+                raise NoFaceError("dlib finds no face in it")
+            shape = find_landmarks(image, max(faces, key=lambda box: box.width() * box.height()))
+            points = five_points(shape, landmark_model)
+        except (InputError, NoFaceError):
+            raise
+        except MemoryError as error:
+            raise UnreadableImage(f"too large for dlib: {image.shape[1]}x{image.shape[0]} pixels") from error
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise InputError(
+                f"dlib {getattr(dlib, '__version__', '')} refuses an image of {image.shape[1]}x{image.shape[0]} pixels"
+                f" ({one_line(error)}); here is numpy {np.__version__}: install a newer dlib or, with dlib 19, numpy 1"
+            ) from error
+        check_face(points, image.shape[:2])
         return aligned_crop(image, points, size)
 
     return crop
+
+
+def five_points(shape: Any, landmark_model: Path) -> np.ndarray:
+    """The points of dlib's `shape` that the template has: (5, 2) x, y. Raises InputError for another model's."""
+    if shape.num_parts not in (68, 81):  # the first 68 of the 81 are the same
+        raise InputError(
+            f"--landmark_model {landmark_model}: finds {shape.num_parts} points; expected a model of 81 (or 68) points,"
+            " shape_predictor_81_face_landmarks.dat"
+        )
+    return np.array([(shape.part(i).x, shape.part(i).y) for i in FIVE_OF_81], dtype=np.float64)
+
+
+def check_face(points: np.ndarray, size: tuple[int, int]) -> None:
+    """Raises NoFaceError for points (5, 2) that give no crop of an image of that height and width."""
+    if np.ptp(points, axis=0).min() < 1:
+        raise NoFaceError("the points that dlib finds in it lie on one line")
+    height, width = size
+    x, y = points.mean(axis=0)
+    if not (0 <= x < width and 0 <= y < height):
+        raise NoFaceError("the face that dlib finds lies outside of the image")

@@ -30,17 +30,22 @@ def is_path(entry: str, json_folder: Path) -> bool:
     """Whether an entry of `test_dataset` means a folder or a CSV, and not the name of a dataset JSON."""
     if "/" in entry or os.sep in entry or entry.endswith(".csv"):
         return True
-    return not (json_folder / f"{entry}.json").is_file() and Path(entry).is_dir()
+    # Unlike Path's, these are False for a name that is longer than a name can be.
+    return not os.path.isfile(json_folder / f"{entry}.json") and os.path.isdir(entry)  # noqa: PTH112, PTH113
 
 
 def dataset_name(path: Path) -> str:
     """What a folder's or a CSV's outputs are called: its own name. Raises InputError where there is neither."""
     resolved = path.resolve()
-    if resolved.is_file() and path.suffix != ".csv":
+    is_file, is_folder = os.path.isfile(resolved), os.path.isdir(resolved)  # noqa: PTH112, PTH113
+    if is_file and path.suffix != ".csv":
         raise InputError(f"test_dataset: {str(path)!r} is a file; give a folder of images, or a .csv that lists them")
-    if not resolved.is_dir() and not resolved.is_file():
-        raise InputError(f"test_dataset: there is no folder and no CSV {str(path)!r}; looked at {resolved}")
-    name = resolved.stem if resolved.is_file() else resolved.name
+    if not is_folder and not is_file:
+        looked = shortened(str(resolved), 300)
+        raise InputError(
+            f"test_dataset: there is no folder and no CSV {shortened(str(path), 300)!r}; looked at {looked}"
+        )
+    name = resolved.stem if is_file else resolved.name
     if not is_dataset_name(name):
         raise InputError(f"test_dataset: {str(path)!r} gives the outputs no usable name: rename it")
     return name
@@ -118,7 +123,7 @@ def _read_csv(path: Path) -> list[tuple[int, Video]]:
         if label is None:
             raise InputError(f"{where}: label is {shortened(row['label'] or '')!r}; allowed: {', '.join(LABELS)}")
         image = path.parent / (row["path"] or "")
-        if not image.is_file():
+        if not os.path.isfile(image):  # noqa: PTH113 (Path's fails for a name of 300 letters)
             raise InputError(f"{where}: there is no file {str(image)!r}; paths are relative to the CSV's folder")
         forgery = row.get("forgery") or ("real", "fake")[label]
         name = row.get("video") or image.with_suffix("").as_posix()

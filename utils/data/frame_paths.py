@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -24,22 +25,31 @@ class Prefix(NamedTuple):
             plain = plain.lstrip("/").split("/", self.drop)[-1]
         return f"{self.folder}/{plain}" if self.folder else plain
 
+    def dropped(self, path: str) -> list[str]:
+        """The leading folders of `path` that are taken off."""
+        return _plain(path).lstrip("/").split("/")[: self.drop]
 
-def find_prefix(videos: list[Video], root: Path | None) -> Prefix:
+
+def first_prefix(videos: list[Video], root: Path | None) -> Prefix:
+    """Where the videos are looked for first."""
+    return _candidates(videos[0].frames[0], root)[0]
+
+
+def find_prefix(videos: list[Video], root: Path | None) -> Prefix | None:
     """Which folder the paths of one label's videos start from, found out on the first frames of some of them.
 
     DF40 opens the paths as they are (from the working directory), DeepfakeBench puts `rgb_dir` in front, and the JSON
     files that circulate carry the folders of the machine they were made on (`D:\\data\\...`, `./datasets/rgb/...`). So
     these are tried: below the root, as they are, and below the root with one, two, ... leading folders off. The first
     that holds a file decides, once per label (reals and fakes often come from different archives), never per frame.
+    None where none of them is there.
     """
     step = max(1, len(videos) // _PROBES)
     for video in videos[::step]:
         for prefix in _candidates(video.frames[0], root):
-            if Path(prefix.of(video.frames[0])).is_file():
+            if os.path.isfile(prefix.of(video.frames[0])):  # noqa: PTH113 (Path's fails for a name of 300 letters)
                 return prefix
-    # Nothing is there: each frame will be listed as missing, by this path.
-    return _candidates(videos[0].frames[0], root)[0]
+    return None
 
 
 def _candidates(path: str, root: Path | None) -> list[Prefix]:

@@ -15,6 +15,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from utils.data.images import UnreadableImage, decode_image
+from utils.data.stamps import Stamp, content_hash
 from utils.data.storage import read_bytes
 
 T = TypeVar("T")
@@ -53,6 +54,7 @@ class Batch(NamedTuple):
     frames: list[Frame]
     pixels: torch.Tensor  # uint8 (len(frames), 3, resolution, resolution), RGB, on the CPU
     unreadable: list[tuple[Frame, str]]
+    stamps: Mapping[int, Stamp] = {}  # index of each of these frames → what its file was
 
 
 # ---------------------------------------------------------------------------------------------------- listing
@@ -80,23 +82,26 @@ class _FrameDataset(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.frames)
 
-    def __getitem__(self, i: int) -> tuple[Frame, np.ndarray | str]:
+    def __getitem__(self, i: int) -> tuple[Frame, np.ndarray | str, Stamp]:
         frame = self.frames[i]
+        before = Stamp.of(frame.path)  # a change while it is read leaves a time that is later than this one
         try:
-            return frame, decode_image(read_bytes(frame.path), self.resolution)
+            data = read_bytes(frame.path)
+            return frame, decode_image(data, self.resolution), before._replace(content=content_hash(data))
         except UnreadableImage as reason:
-            return frame, str(reason)
+            return frame, str(reason), before
 
-    def collate(self, items: Iterable[tuple[Frame, np.ndarray | str]]) -> Batch:
-        frames, images, unreadable = [], [], []
-        for frame, image in items:
+    def collate(self, items: Iterable[tuple[Frame, np.ndarray | str, Stamp]]) -> Batch:
+        frames, images, unreadable, stamps = [], [], [], {}
+        for frame, image, stamp in items:
+            stamps[frame.index] = stamp
             if isinstance(image, str):
                 unreadable.append((frame, image))
             else:
                 frames.append(frame)
                 images.append(torch.from_numpy(image).permute(2, 0, 1))
         empty = torch.empty((0, 3, self.resolution, self.resolution), dtype=torch.uint8)
-        return Batch(frames, torch.stack(images) if images else empty, unreadable)
+        return Batch(frames, torch.stack(images) if images else empty, unreadable, stamps)
 
 
 def frame_loader(frames: Sequence[Frame], resolution: int, batch_size: int, workers: int) -> DataLoader[Any]:

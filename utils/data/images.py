@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import re
 import stat
 import warnings
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
+from utils.files import kind_of
 from utils.text import one_line
 
 if TYPE_CHECKING:
@@ -26,9 +28,14 @@ MAX_PIXELS = 100_000_000
 MAX_SIDE = 32_768
 MAX_FILE_BYTES = 512 * 1024 * 1024
 
+# A progressive JPEG is decoded once per scan, however little a scan holds. Programs write about ten.
+MAX_SCANS = 100
+
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif")  # taken from a folder
 # What OpenCV reads too. Not "whatever Pillow knows": its EPS reader, for one, starts another program.
 FORMATS = ("JPEG", "PNG", "BMP", "DIB", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000")
+
+NO_FOLDER = "no such folder"  # so begins the reason of a frame whose folder is not there
 
 # An open() that fails with these says nothing about the image: the machine is at its limit.
 _MACHINE_ERRORS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
@@ -41,25 +48,38 @@ class UnreadableImage(Exception):
 def read_file(path: str) -> bytes:
     """The bytes of an ordinary file of at most 512 MiB.
 
-    Raises UnreadableImage where it is missing, not permitted, not an ordinary file (a folder, a device, a pipe) or
-    larger; an OSError where the machine is at its limit (too many open files, no memory).
+    Raises UnreadableImage where it is missing (the reason begins with NO_FOLDER where its folder is), not permitted,
+    not an ordinary file (a folder, a device, a pipe) or larger; an OSError where the machine is at its limit (too many
+    open files, no memory).
     """
     try:
         info = os.stat(path)  # noqa: PTH116
         if not stat.S_ISREG(info.st_mode):  # reading a pipe or a device might never end
-            raise UnreadableImage(f"not a file but a {_kind(info.st_mode)}: {path!r}")
+            raise UnreadableImage(f"not a file but a {kind_of(info.st_mode)}: {path!r}")
         if info.st_size > MAX_FILE_BYTES:
             raise UnreadableImage(f"the file has {info.st_size:,} bytes, more than the {MAX_FILE_BYTES:,} allowed")
         with open(path, "rb") as file:  # noqa: PTH123 (a million Path objects for nothing)
             return file.read()
     except FileNotFoundError:
-        raise UnreadableImage(f"no such file: {path!r}") from None
+        there = os.path.isdir(os.path.dirname(path) or ".")  # noqa: PTH112, PTH120
+        raise UnreadableImage(f"no such file: {path!r}" if there else f"{NO_FOLDER}: {path!r}") from None
     except OSError as error:
         if error.errno in _MACHINE_ERRORS:
             raise
         raise UnreadableImage(f"the file cannot be read ({error.strerror}): {path!r}") from error
     except ValueError as error:  # a NUL or half of a surrogate pair in the path
         raise UnreadableImage(f"the path cannot be opened ({error}): {path!r}") from error
+
+
+_ORIENTATION = 0x0112  # the tag in EXIF
+
+
+def image_size(data: bytes) -> tuple[int, int]:
+    """Width and height of an encoded image, upright as `decode_image` gives it. Raises UnreadableImage."""
+    image = _open_header(data)
+    _check_size(*image.size)
+    turned = image.getexif().get(_ORIENTATION) in (5, 6, 7, 8)
+    return image.size[::-1] if turned else image.size
 
 
 def decode_image(data: bytes, resolution: int | None) -> np.ndarray:
@@ -77,6 +97,8 @@ def decode_image(data: bytes, resolution: int | None) -> np.ndarray:
     _check_size(*image.size)
     if image.format == "PNG":
         _check_png_chunks(data)
+    elif image.format in ("JPEG", "MPO") and jpeg_scans(data) > MAX_SCANS:
+        raise UnreadableImage(f"a JPEG of more than {MAX_SCANS} scans, which no camera or program writes")
     if not _has_end_marker(data, image.format):
         _load_strictly(image)  # older OpenCV fills the missing part of such a file with grey, and says nothing
     pixels = _decode_with_opencv(data)
@@ -85,12 +107,6 @@ def decode_image(data: bytes, resolution: int | None) -> np.ndarray:
     if resolution is None:
         return pixels
     return cv2.resize(pixels, (resolution, resolution), interpolation=cv2.INTER_CUBIC)
-
-
-def _kind(mode: int) -> str:
-    if stat.S_ISDIR(mode):
-        return "folder"
-    return "pipe" if stat.S_ISFIFO(mode) else "device or socket"
 
 
 def _open_header(data: bytes) -> Image:
@@ -130,6 +146,22 @@ def _check_png_chunks(data: bytes) -> None:
         place += 12 + int.from_bytes(data[place : place + 4], "big")
         if place > len(data):
             raise UnreadableImage("the image is cut off or damaged (a part of it claims to be longer than the file)")
+
+
+_JPEG_MARKER = re.compile(rb"\xff+([^\xff\x00\x01\xd0-\xd8])")  # of a part, which begins with its length
+_END_OF_IMAGE, _START_OF_SCAN = b"\xd9", b"\xda"
+
+
+def jpeg_scans(data: bytes) -> int:
+    """How many scans the (first) image of a JPEG file has, counted without decoding; beyond MAX_SCANS no further."""
+    scans = place = 0
+    while scans <= MAX_SCANS:
+        found = _JPEG_MARKER.search(data, place)
+        if found is None or found[1] == _END_OF_IMAGE:
+            break
+        scans += found[1] == _START_OF_SCAN
+        place = found.end() + max(2, int.from_bytes(data[found.end() : found.end() + 2], "big"))
+    return scans
 
 
 def _has_end_marker(data: bytes, file_format: str | None) -> bool:

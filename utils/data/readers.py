@@ -9,7 +9,7 @@ from typing import Callable, NamedTuple
 
 from utils.data.dataset_json import Video, dataset_file, read_videos
 from utils.data.folder_dataset import read_labelled
-from utils.data.frame_paths import find_prefix
+from utils.data.frame_paths import Prefix, find_prefix, first_prefix
 from utils.data.frames import DataSettings, Frame, evenly_spaced
 from utils.data.storage import lmdb_folder, lmdb_path
 from utils.errors import InputError, did_you_mean
@@ -47,8 +47,9 @@ def json_frames(name: str, settings: DataSettings, split: str) -> list[Frame]:
     for video in videos:
         by_label.setdefault(video.label, []).append(video)
     numbers = {label: _class_of(label, name, settings) for label in by_label}
+    places = _locations(name, by_label, settings)
     # Each label once, as (its one string object, its class, where its frames lie): frames come by the million.
-    known = {label: (label, numbers[label], _location(name, group, settings)) for label, group in by_label.items()}
+    known = {label: (label, numbers[label], places[label]) for label in by_label}
     frames: list[Frame] = []
     for video in videos:
         label, number, on_disk = known[video.label]
@@ -75,11 +76,24 @@ def _folder_sha256(name: str, settings: DataSettings) -> str:
     return hashlib.sha256(listed.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _location(dataset: str, videos: list[Video], settings: DataSettings) -> Callable[[str], str]:
-    """How the paths of one label become paths on disk, or in an LMDB."""
+def _locations(
+    dataset: str, by_label: dict[str, list[Video]], settings: DataSettings
+) -> dict[str, Callable[[str], str]]:
+    """How the paths of each label become paths on disk, or in an LMDB."""
     if settings.lmdb_dir is not None:
-        return partial(lmdb_path, lmdb_folder(dataset, settings.lmdb_dir))
-    return find_prefix(videos, settings.root).of
+        return dict.fromkeys(by_label, partial(lmdb_path, lmdb_folder(dataset, settings.lmdb_dir)))
+    found = {label: find_prefix(videos, settings.root) for label, videos in by_label.items()}
+    first = {label: videos[0].frames[0] for label, videos in by_label.items()}
+
+    def beside_others(label: str) -> Prefix:
+        """For a label of which nothing is found: as of one that begins with the same folders, so that its own folder is
+        looked for, and named as missing, where the other's is."""
+        for other, prefix in found.items():
+            if prefix is not None and prefix.dropped(first[other]) == prefix.dropped(first[label]):
+                return prefix
+        return first_prefix(by_label[label], settings.root)
+
+    return {label: (prefix or beside_others(label)).of for label, prefix in found.items()}
 
 
 def _class_of(label: str, dataset: str, settings: DataSettings) -> int:

@@ -37,7 +37,8 @@ def read_bytes(path: str) -> bytes:
 
 def is_there(path: str) -> bool:
     """Whether there is such a file or such a key."""
-    return _value(path) is not None if in_lmdb(path) else Path(path).exists()
+    # Unlike Path.exists, False also for a name that is longer than a name can be.
+    return _value(path) is not None if in_lmdb(path) else os.path.exists(path)  # noqa: PTH110
 
 
 def lmdb_folder(dataset: str, lmdb_dir: Path) -> Path:

@@ -11,7 +11,10 @@ LEVEL = 0.95
 
 
 class Interval(NamedTuple):
-    """A mean over frames with its interval; of `frames` frames from `videos` videos. NaN where there are none."""
+    """A mean over frames with its interval; of `frames` frames from `videos` videos. NaN where there are none.
+
+    One video alone has no interval, since every resample of it is the same: `low` and `high` are NaN.
+    """
 
     mean: float
     low: float
@@ -51,24 +54,29 @@ class VideoBootstrap:
             if not there.any():
                 found.append(Interval(np.nan, np.nan, np.nan, 0, 0))
                 continue
-            low, high = np.nanquantile(means[:, k], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-            found.append(
-                Interval(
-                    float(values[there, k].mean()),
-                    float(low),
-                    float(high),
-                    int(there.sum()),
-                    len(np.unique(self.video[there])),
-                )
-            )
+            videos = len(np.unique(self.video[there]))
+            low, high = np.nan, np.nan
+            if videos > 1:
+                low, high = np.nanquantile(means[:, k], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+            mean = float(values[there, k].mean())
+            found.append(Interval(mean, float(low), float(high), int(there.sum()), videos))
         return found
 
     def p_values(self, differences: np.ndarray) -> np.ndarray:
-        """(frames, K) paired differences → (K,) one-sided p of "the mean is not above 0"; 1 without any value."""
+        """(frames, K) paired differences → (K,) one-sided p of "the mean is not above 0"; 1 without any value.
+
+        Of V videos never below 2^-V, the chance that V differences of no true sign are all above 0 (the sign test's
+        smallest p): resampling a handful of videos alone would call any difference certain.
+        """
         means = self.means(differences)
         with np.errstate(invalid="ignore"):
             p = (1 + (~(means > 0)).sum(axis=0)) / (1 + len(means))
-        return np.where(np.isfinite(differences).any(axis=0), p, 1.0)
+        there = np.isfinite(differences)
+        return np.where(there.any(axis=0), np.maximum(p, 0.5 ** self._videos_of(there)), 1.0)
+
+    def _videos_of(self, there: np.ndarray) -> np.ndarray:
+        """(frames, K) bool → (K,): in how many videos there is a value."""
+        return (self._by_video(there.astype(np.float64)) > 0).sum(axis=0)
 
     def _by_video(self, values: np.ndarray) -> np.ndarray:
         sums = np.zeros((self.weights.shape[1], values.shape[1]))

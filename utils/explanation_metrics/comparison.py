@@ -44,8 +44,8 @@ class Row(NamedTuple):
 
 
 def lower_is_better(metric: str) -> bool:
-    """Only for deletion: there the score should fall early."""
-    return metric.startswith("deletion")
+    """For deletion, where the score should fall early, and for the distance to a click."""
+    return metric.startswith(("deletion", "distance"))
 
 
 def rows(

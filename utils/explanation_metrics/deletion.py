@@ -107,8 +107,7 @@ def fake_probability(detector: LoadedDetector) -> Score:
     """Normalised images (N, 3, R, R) on the device → probability of fake (N,)."""
 
     def score(images: Tensor) -> Tensor:
-        with detector.autocast():
-            return detector.model({"image": images}, inference=True)["prob"].float()
+        return detector.scores(images).prob_fake.float()
 
     return score
 

@@ -11,19 +11,39 @@ import torch
 from torch import Tensor
 
 from utils.cam.layers import block_names
-from utils.cam.methods import ATTENTION_SITE, sites_of
-from utils.cam.targets import Target
+from utils.cam.methods import ATTENTION_SITE, METHOD_NAMES, sites_of
+from utils.cam.targets import TARGETS, Target
+from utils.cam.transplant import TRANSPLANT
 from utils.data.frames import Frame, evenly_spaced
 from utils.errors import InputError
+from utils.explanation_metrics.causal.saco import saco
+from utils.explanation_metrics.causal.transplant_agreement import (
+    AGREEMENT,
+    changed_patches,
+    patches_of,
+    transplant_agreement,
+    transplanted,
+)
 from utils.explanation_metrics.comparison import Columns, Row, best_threshold, rows
 from utils.explanation_metrics.controls import control_maps
-from utils.explanation_metrics.deletion import PAIRED_REAL, Curves, deletion_metrics, screening
+from utils.explanation_metrics.deletion import (
+    PAIRED_REAL,
+    Curves,
+    RealFrames,
+    deletion_metrics,
+    fake_probability,
+    mean_coloured,
+    screening,
+)
+from utils.explanation_metrics.localisation import click_distance
 from utils.explanation_metrics.randomisation import Randomised, randomisation
 from utils.explanation_metrics.samples import (
     DetectedFakes,
     RealCounterparts,
     detected_fakes,
+    find_evidence,
     read_samples,
+    stored_size,
 )
 from utils.explanation_metrics.segment_attack import attack_metrics
 from utils.explanation_metrics.sweep import (
@@ -40,11 +60,18 @@ from utils.model.detector import LoadedDetector
 DEFAULT_SAMPLES = 500
 DELETION_FRAMES = 200  # of them, for the metrics that run the detector again and again
 ATTACK_FRAMES = 48
+TRANSPLANT_FRAMES = 48
 RANDOMISED_FRAMES = 64
 SCREENED_FRAMES = 100
 BEST = 3  # maps that get these metrics, beside the first configured one
-FEW = 20  # detected fakes below which there is a warning
+FEW = 20  # videos with detected fakes below which there is a warning
 NO_FAKES = "no detected fakes: nothing to evaluate"
+HIT = 0.1  # share of the diagonal within which a map hits a click
+CLICK_METRICS = (
+    "distance to the nearest click, shares of the diagonal",
+    "distance to the nearest click, pixels",
+    f"hit: a click within {HIT} of the diagonal",
+)
 ENERGY, SCREENING = "energy in mask", "drop at 10 % deleted"  # what maps are ranked by, with and without masks
 
 
@@ -55,6 +82,8 @@ class ExplanationOptions(NamedTuple):
     sweep: bool = False
     layers: Sequence[str] | None = None
     write_config: Path | None = None
+    masks: Path | None = None  # a folder of masks in place of those beside the frames
+    clicks: Path | None = None  # a CSV of where people saw the forgery
 
 
 @dataclass(frozen=True)
@@ -79,10 +108,16 @@ def check_options(detector: LoadedDetector) -> None:
     """Raises InputError where the detector has no heatmaps, or its target is none that can be evaluated."""
     if not hasattr(detector.model, "capture"):
         raise InputError(f"model_name {detector.settings.model_name!r} has no heatmaps to evaluate")
-    if detector.gradcam.target == "real":
+    target = detector.gradcam.target
+    if detector.gradcam.method == TRANSPLANT:
         raise InputError(
-            "--evaluate_explanations measures the evidence for fake on detected fakes, so gradcam_target 'real' does"
-            " not go with it; use predicted, fake or margin"
+            "--evaluate_explanations measures every map by transplant already, so gradcam_method 'transplant' does not"
+            f" go with it; use one of {', '.join(METHOD_NAMES)}"
+        )
+    if target == "real" or target not in TARGETS:
+        raise InputError(
+            "--evaluate_explanations measures the evidence for fake on detected fakes, so gradcam_target"
+            f" {target!r} does not go with it; use predicted, fake or margin"
         )
 
 
@@ -109,16 +144,20 @@ def evaluate_dataset(
     if not detected:
         return DatasetScores(dataset, 0, configured, notes=[NO_FAKES])
     chosen = evenly_spaced(detected, options.samples)
-    samples = read_samples(chosen, settings.detector.resolution, settings.batch_size, settings.workers)
+    evidence = find_evidence(options.masks, options.clicks, chosen)
+    samples = read_samples(chosen, settings.detector.resolution, settings.batch_size, settings.workers, evidence)
     evaluation = DatasetEvaluation(
         detector, samples, settings, "margin" if detector.gradcam.target == "margin" else "fake"
     )
-    if len(detected) < FEW:
-        evaluation.notes.append(
-            f"only {len(detected)} detected fakes: intervals over so few videos come out too narrow"
-        )
+    videos = len(set(samples.videos))
+    if videos == 1:
+        evaluation.notes.append(f"all {len(chosen)} detected fakes are of one video: no interval, and no map is better")
+    elif videos < FEW:
+        evaluation.notes.append(f"detected fakes of only {videos} videos: intervals over so few come out too narrow")
     evaluation.make_maps(plan)
     evaluation.localisation()
+    if options.clicks is not None:
+        evaluation.clicks(evidence.clicks)
     ranking = evaluation.ranking()
     examined = list(dict.fromkeys([*ranking[:BEST], configured[0]]))
     evaluation.perturbation(examined)
@@ -198,6 +237,24 @@ class DatasetEvaluation:
         }
         self._add(columns, masked.nonzero().flatten())
 
+    def clicks(self, clicks: Mapping[str, np.ndarray]) -> None:
+        """How near maps and controls point to where people clicked; `clicks` by the frames' paths."""
+        frames = self.samples.frames
+        part = torch.tensor([i for i, frame in enumerate(frames) if frame.path in clicks], dtype=torch.long)
+        self.notes.append(f"clicks on {len(part)} of {len(frames)} fakes")
+        if not len(part):
+            return
+        sizes = [stored_size(frames[int(i)]) for i in part]
+        places = [clicks[frames[int(i)].path] for i in part]
+        diagonals = np.array([np.hypot(*size) for size in sizes])
+        columns: Columns = {metric: {} for metric in CLICK_METRICS}
+        for spec, raw in {**self.maps, **self.controls}.items():
+            drawn = resized(self.detector, raw[part])
+            pixels = np.array([click_distance(*one) for one in zip(drawn, places, sizes)])
+            for metric, values in zip(CLICK_METRICS, (pixels / diagonals, pixels, pixels <= HIT * diagonals)):
+                columns[metric][spec] = values.astype(np.float64)
+        self._add(columns, part)
+
     def ranking(self) -> list[MapSpec]:
         """The maps by the mean of `ranked_by`, best first."""
         if self.ranked_by == SCREENING:
@@ -211,19 +268,28 @@ class DatasetEvaluation:
         return screening(self.detector, maps, self.samples.pixels[part], self.settings.seed, self.settings.batch_size)
 
     def perturbation(self, specs: Sequence[MapSpec]) -> None:
-        """Deletion, insertion and segment attack of some maps and the controls."""
-        self._deletion(specs, self._positions(DELETION_FRAMES))
+        """Deletion, insertion, SaCo and segment attack of some maps and the controls; transplant of all of them."""
+        part = self._positions(DELETION_FRAMES)
+        reals = self._counterparts(part)
+        self._deletion(specs, part, reals)
+        self._saco(specs, part, reals)
+        self._transplant(part[reals.paired][:TRANSPLANT_FRAMES], reals.pixels[reals.paired][:TRANSPLANT_FRAMES])
         self._segment_attack(specs, self._positions(ATTACK_FRAMES))
 
-    def _deletion(self, specs: Sequence[MapSpec], part: Tensor) -> None:
+    def _counterparts(self, part: Tensor) -> RealFrames:
+        """The real counterparts of the images at positions `part`, with a note where some are missing."""
         frames = [self.samples.frames[int(i)] for i in part]
         reals = RealCounterparts(frames[0].dataset, self.settings.data).read(frames, self.settings.detector.resolution)
         self.paired = int(reals.paired.sum())
         if not self.paired:
-            self.notes.append("no real counterparts in the dataset: the paired-real fill is left out")
+            self.notes.append("no real counterparts in the dataset: the paired-real fill and transplant are left out")
         elif self.paired < len(frames):
             missing = len(frames) - self.paired
             self.notes.append(f"{missing} of {len(frames)} fakes have no real counterpart: left out of that fill")
+        return reals
+
+    def _deletion(self, specs: Sequence[MapSpec], part: Tensor, reals: RealFrames) -> None:
+        frames = [self.samples.frames[int(i)] for i in part]
         drawn, pixels = self._at_image_size(specs, part), self.samples.pixels[part]
         seed, batch_size = self.settings.seed, self.settings.batch_size
         columns, self.curves = deletion_metrics(self.detector, drawn, pixels, reals, seed, batch_size)
@@ -231,6 +297,30 @@ class DatasetEvaluation:
         for fill in self.curves:
             used = [frame for frame, pair in zip(frames, reals.paired) if pair or fill != PAIRED_REAL]
             self.curve_videos[fill] = [(frame.forgery, frame.video) for frame in used]
+
+    def _saco(self, specs: Sequence[MapSpec], part: Tensor, reals: RealFrames) -> None:
+        """With the paired real where there is any, else with the mean colour, which is the paper's."""
+        paired = bool(reals.paired.any())
+        use = reals.paired if paired else torch.ones(len(part), dtype=torch.bool)
+        images = self.detector.normalised(self.samples.pixels[part[use]])
+        fill = self.detector.normalised(reals.pixels[use]) if paired else mean_coloured(images)
+        score, batch_size = fake_probability(self.detector), 2 * self.settings.batch_size
+        column = {
+            spec: saco(images, fill, drawn, score, self.settings.seed, batch_size).double().numpy()
+            for spec, drawn in self._at_image_size(specs, part[use]).items()
+        }
+        self._add({f"SaCo ({PAIRED_REAL if paired else 'mean'})": column}, part[use])
+
+    def _transplant(self, part: Tensor, reals: Tensor) -> None:
+        """The images at positions `part`, with their counterparts (n, 3, R, R) uint8: every map against transplant."""
+        if not len(part):
+            return
+        samples = self.samples
+        pixels, grid = samples.pixels[part], patches_of(self.detector)
+        changed = changed_patches(pixels, reals, samples.masks[part], samples.masked[part], grid)
+        gold = transplanted(self.detector, pixels, reals, changed, self.settings.batch_size)
+        maps = {spec: raw[part] for spec, raw in {**self.maps, **self.controls}.items()}
+        self._add({AGREEMENT: transplant_agreement(gold, changed, maps)}, part)
 
     def _segment_attack(self, specs: Sequence[MapSpec], part: Tensor) -> None:
         drawn, pixels = self._at_image_size(specs, part), self.samples.pixels[part]

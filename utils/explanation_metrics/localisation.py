@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -50,6 +51,25 @@ def pointing_game(maps: Tensor, masks: Tensor) -> Tensor:
     hottest = maps == peak
     share = (hottest & masks).sum(dim=(1, 2)) / hottest.sum(dim=(1, 2))
     return torch.where(peak.flatten() > 0, share, torch.zeros_like(share))
+
+
+def click_distance(drawn: Tensor, clicks: np.ndarray, size: tuple[int, int]) -> float:
+    """From the hottest pixel of one map to the nearest click, in pixels of an image of `size` (height, width).
+
+    Among tied pixels the mean. An empty map points nowhere: the whole diagonal.
+
+    Args:
+        drawn: (H, W) in [0, 1].
+        clicks: (n, 2) x and y in shares of width and height.
+    """
+    height, width = size
+    if not bool(drawn.any()):
+        return float(np.hypot(height, width))
+    rows, columns = (drawn == drawn.max()).nonzero(as_tuple=True)
+    x = (columns.double().cpu().numpy() + 0.5) / drawn.shape[1] * width
+    y = (rows.double().cpu().numpy() + 0.5) / drawn.shape[0] * height
+    distances = np.hypot(x[:, None] - clicks[:, 0] * width, y[:, None] - clicks[:, 1] * height)
+    return float(distances.min(axis=1).mean())
 
 
 def energy_in_mask(maps: Tensor, masks: Tensor) -> Tensor:

@@ -6,15 +6,18 @@ import posixpath
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Mapping, Sequence, TypeVar
+from typing import Mapping, NamedTuple, Sequence, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from utils.data.annotations import read_landmarks, read_mask
+from utils.cam.transplant import blurred
+from utils.data.annotations import face_points, read_mask, read_mask_file
+from utils.data.clicks import Clicks
 from utils.data.frames import DataSettings, Frame, frame_loader
 from utils.data.images import UnreadableImage, decode_image
+from utils.data.mask_folder import MaskFolder
 from utils.data.readers import read_dataset
 from utils.data.storage import read_bytes
 from utils.errors import RunError
@@ -26,6 +29,32 @@ T = TypeVar("T")
 
 WHOLE_FACE = 0.9  # share of the face in the mask from which the mask counts as the whole face
 WHOLE_IMAGE = 0.5  # the same of the image, where no landmarks tell where the face is
+
+
+class Evidence(NamedTuple):
+    """Where the forgery is by files that the user named, for the fakes among some frames; all by the frames' paths.
+
+    `masks`: the mask's path, None where a frame has none; the whole is None where the masks lie beside the frames.
+    `clicks`: (n, 2) x and y in shares of the frame's width and height.
+    """
+
+    masks: Mapping[str, str | None] | None = None
+    clicks: Mapping[str, np.ndarray] = {}
+
+
+NO_EVIDENCE = Evidence()
+
+
+def find_evidence(masks: Path | None, clicks: Path | None, frames: Sequence[Frame]) -> Evidence:
+    """The evidence of --masks and --clicks. Raises InputError for what cannot be read or is ambiguous."""
+    fakes = [frame for frame in frames if frame.label == 1]
+    paths = [frame.path for frame in fakes]
+    found = None if masks is None else dict(zip(paths, MaskFolder(masks).paths(paths)))
+    if clicks is None:
+        return Evidence(found)
+    file = Clicks(clicks)
+    places = {frame.path: file.of(frame) for frame in fakes}
+    return Evidence(found, {path: points for path, points in places.items() if points is not None})
 
 
 @dataclass(frozen=True)
@@ -50,11 +79,15 @@ class DetectedFakes:
 
 def detected_fakes(frames: Sequence[Frame], predictions: Path) -> list[Frame]:
     """The fakes that the detector predicted as fake, by a run's `predictions.csv`, in order."""
-    predicted_fake = {int(row["index"]) for row in read_table(predictions) if row["predicted"] == "1"}
+    predicted_fake = {
+        int(row["index"]) for row in read_table(predictions, ("index", "predicted")) if row["predicted"] == "1"
+    }
     return [frame for frame in frames if frame.label == 1 and frame.index in predicted_fake]
 
 
-def read_samples(frames: Sequence[Frame], resolution: int, batch_size: int, workers: int) -> DetectedFakes:
+def read_samples(
+    frames: Sequence[Frame], resolution: int, batch_size: int, workers: int, evidence: Evidence = NO_EVIDENCE
+) -> DetectedFakes:
     """Images, masks and landmarks of `frames`. Raises RunError where an image can no longer be read."""
     pixels = []
     for batch in frame_loader(frames, resolution, batch_size, workers):
@@ -66,7 +99,7 @@ def read_samples(frames: Sequence[Frame], resolution: int, batch_size: int, work
             )
         pixels.append(batch.pixels)
     landmarks = [_face_points(frame) for frame in frames]
-    mask_of_frame = [_mask(frame, resolution) for frame in frames]
+    mask_of_frame = [_mask(frame, resolution, evidence) for frame in frames]
     states = Counter({"ok": 0, "none": 0, "empty": 0, "full": 0, "unreadable": 0})
     states.update(state for state, _ in mask_of_frame)
     masks = torch.from_numpy(np.stack([mask for _, mask in mask_of_frame])).bool()
@@ -84,11 +117,15 @@ def read_samples(frames: Sequence[Frame], resolution: int, batch_size: int, work
     )
 
 
-def _mask(frame: Frame, resolution: int) -> tuple[str, np.ndarray]:
+def _mask(frame: Frame, resolution: int, evidence: Evidence) -> tuple[str, np.ndarray]:
     """The state of the frame's mask, as in `DetectedFakes.mask_states`, and the mask (R, R), zero unless it is ok."""
     nothing = np.zeros((resolution, resolution), dtype=np.uint8)
     try:
-        mask = read_mask(frame.path, resolution)
+        if evidence.masks is None:
+            mask = read_mask(frame.path, resolution)
+        else:
+            path = evidence.masks[frame.path]
+            mask = None if path is None else read_mask_file(path, resolution)
     except UnreadableImage:
         return "unreadable", nothing
     if mask is None:
@@ -98,16 +135,18 @@ def _mask(frame: Frame, resolution: int) -> tuple[str, np.ndarray]:
     return "ok", mask
 
 
+def stored_size(frame: Frame) -> tuple[int, int]:
+    """Height and width of the image as it is on disk. Raises UnreadableImage."""
+    height, width = decode_image(read_bytes(frame.path), None).shape[:2]
+    return height, width
+
+
 def _face_points(frame: Frame) -> np.ndarray | None:
     """Landmarks in shares of the stored image's size; None where none can be read."""
     try:
-        points = read_landmarks(frame.path)
-        if points is None:
-            return None
-        height, width = decode_image(read_bytes(frame.path), None).shape[:2]
+        return face_points(frame.path)
     except UnreadableImage:
         return None
-    return points / np.array([width, height], dtype=np.float32)
 
 
 def _whole_face_forgeries(
@@ -141,7 +180,9 @@ class RealCounterparts:
         }
 
     def path(self, fake: Frame) -> str | None:
-        """The path of its real counterpart, or None."""
+        """The path of its real counterpart, or None; a real frame has none."""
+        if fake.label == 0:
+            return None
         file = posixpath.basename(fake.path)
         for video in (fake.video, fake.video.partition("_")[0]):
             if (video, file) in self._paths:
@@ -163,3 +204,9 @@ class RealCounterparts:
             pixels[i] = torch.from_numpy(image).permute(2, 0, 1)
             paired[i] = True
         return RealFrames(pixels, paired)
+
+    def references(self, frames: Sequence[Frame], pixels: Tensor) -> Tensor:
+        """What transplant compares `frames` with, uint8 as their `pixels`: the counterpart, or else a blurred copy."""
+        reals = self.read(frames, pixels.shape[-1])
+        copies = blurred(pixels.float()).round().to(torch.uint8)
+        return torch.where(reals.paired.view(-1, 1, 1, 1), reals.pixels, copies)

@@ -57,16 +57,14 @@ def attack_metrics(
 
 
 def fake_margin(detector: LoadedDetector) -> Margin:
-    """Images in [0, 1] on the detector's device → logit of fake minus logit of real."""
+    """Images in [0, 1] on the detector's device → score of fake minus score of real."""
     mean, std = (
         torch.tensor(values, device=detector.device).view(3, 1, 1)
         for values in (detector.gradcam.mean, detector.gradcam.std)
     )
 
     def margin(images: Tensor) -> Tensor:
-        with detector.autocast():
-            logits = detector.model({"image": (images - mean) / std}, inference=True)["cls"].float()
-        return logits[:, 1] - logits[:, 0]
+        return detector.scores((images - mean) / std).margin
 
     return margin
 

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from utils.cam.attention import has_attention
 from utils.cam.layers import FUSED, SITES, SUM, find_sites, named_layers, summed_blocks
-from utils.cam.maps import normalise
+from utils.cam.maps import Canvas, normalise
 from utils.cam.methods import ATTENTION_METHODS, METHODS, sites_of
 from utils.cam.targets import Target
 from utils.explanation_metrics.localisation import Localisation, localise
@@ -133,7 +133,7 @@ def maps_of(
 def resized(detector: LoadedDetector, raw: Tensor) -> Tensor:
     """Raw maps (N, h, w) → (N, R, R) in [0, 1] on the detector's device, as they are drawn."""
     side = detector.settings.resolution
-    return normalise(raw.to(detector.device), (side, side))
+    return normalise(raw.to(detector.device), Canvas.of((side, side), detector.model.token_grid(side, side)))
 
 
 def localise_maps(

@@ -6,10 +6,11 @@ import math
 from typing import Any, Sequence
 
 from utils.explanation_metrics.bootstrap import Interval
+from utils.explanation_metrics.causal.transplant_agreement import AGREEMENT
 from utils.explanation_metrics.comparison import ALL, Row, lower_is_better
 from utils.explanation_metrics.controls import CONTROLS
 from utils.explanation_metrics.deletion import SHARES
-from utils.explanation_metrics.evaluate import DatasetScores
+from utils.explanation_metrics.evaluate import CLICK_METRICS, DatasetScores
 from utils.explanation_metrics.randomisation import FAILS_FROM, Randomised
 from utils.explanation_metrics.sweep import MapSpec
 
@@ -19,6 +20,7 @@ CSV_COLUMNS = (
     *(f"{what}_{control}" for control in CONTROLS for what in ("difference", "low", "high", "p")), "better",
 )  # fmt: skip
 PRINTED = 12  # maps in the printed table
+FEWEST_VIDEOS = 5  # from which on a p-value can be below 0.05: 2^-4 is not
 
 
 # ------------------------------------------------------------------------------------------------------------- verdict
@@ -30,6 +32,9 @@ def verdict(scores: DatasetScores) -> str:
         return f"{scores.dataset}: {scores.notes[0]}"
     ranked = {row.spec: row for row in scores.rows if (row.forgery, row.metric) == (ALL, scores.ranked_by)}
     best = ranked[scores.ranking[0]]
+    if best.interval.videos < FEWEST_VIDEOS:
+        sentence = f"{_videos_text(best.interval.videos)} are too few to tell whether a map is better than the controls"
+        return f"{scores.dataset}: for this checkpoint: {sentence.replace('video are', 'video is')}"
     if best.better:
         sentence = f"{best.spec} ({scores.ranked_by} {interval_text(best.interval)})"
     else:
@@ -47,7 +52,13 @@ def weakest_control(row: Row) -> str:
     return CONTROL_NAMES[worst.control]
 
 
+def _videos_text(videos: int) -> str:
+    return "one video" if videos == 1 else f"{videos} videos"
+
+
 def interval_text(interval: Interval) -> str:
+    if math.isnan(interval.low):
+        return f"{interval.mean:.3f} [no interval]"
     return f"{interval.mean:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
 
 
@@ -63,7 +74,7 @@ def printed(scores: DatasetScores) -> str:
     title = (
         f"{scores.dataset}: explanations of {len(samples.frames)} of {scores.detected} detected fakes, 95 % intervals"
     )
-    lines = [title, *_ranked_table(scores, overall), *_perturbation_tables(overall), *_forgery_lines(scores)]
+    lines = [title, *_ranked_table(scores, overall), *_perturbation_tables(scores, overall), *_forgery_lines(scores)]
     if scores.randomised:
         lines += _randomisation_lines(scores.randomised)
     return "\n".join([*lines, *(f"note: {note}" for note in scores.notes)])
@@ -91,15 +102,16 @@ def _better_text(row: Row) -> str:
     return {True: "yes", False: "no", None: "(control)"}[row.better]
 
 
-def _perturbation_tables(overall: Sequence[Row]) -> list[str]:
-    """Deletion, insertion and attack: one table per metric, of the few maps that have them."""
+def _perturbation_tables(scores: DatasetScores, overall: Sequence[Row]) -> list[str]:
+    """What runs the detector again: one table per metric, of the shown maps that have it."""
+    shown = {*scores.ranking[:PRINTED], *scores.configured, *map(MapSpec, CONTROLS)}
     lines = []
     for metric in dict.fromkeys(row.metric for row in overall):
-        if not metric.startswith(("deletion", "insertion", "accuracy drop")):
+        if not metric.startswith(("deletion", "insertion", "SaCo", AGREEMENT, "accuracy drop", *CLICK_METRICS)):
             continue
         lines.append(f"{metric}, {'lower' if lower_is_better(metric) else 'higher'} is better")
         for row in overall:
-            if row.metric == metric:
+            if row.metric == metric and row.spec in shown:
                 name = CONTROL_NAMES[row.spec.method] if row.spec.is_control else str(row.spec)
                 lines.append(f"  {name:<48} {interval_text(row.interval)}  {_better_text(row)}")
     return lines
@@ -153,7 +165,7 @@ def _against_controls(row: Row) -> list[str]:
 
 
 def _digits(*numbers: float) -> list[str]:
-    return [f"{number:.6g}" for number in numbers]
+    return ["" if math.isnan(number) else f"{number:.6g}" for number in numbers]
 
 
 def json_values(scores: DatasetScores) -> dict[str, Any]:

@@ -13,10 +13,12 @@ from utils.text import one_line
 DEFAULT_TOWER = "openai/clip-vit-large-patch14"
 
 
-def _vit(width: int, blocks: int, heads: int, patch: int, pixels: int) -> dict[str, int]:
+def _vit(
+    width: int, blocks: int, heads: int, patch: int, pixels: int = 224, hidden: int | None = None
+) -> dict[str, int]:
     return {
         "hidden_size": width,
-        "intermediate_size": 4 * width,
+        "intermediate_size": hidden or 4 * width,
         "num_hidden_layers": blocks,
         "num_attention_heads": heads,
         "patch_size": patch,
@@ -24,13 +26,42 @@ def _vit(width: int, blocks: int, heads: int, patch: int, pixels: int) -> dict[s
     }
 
 
+_BASE_32, _BASE_16, _LARGE_14 = _vit(768, 12, 12, 32), _vit(768, 12, 12, 16), _vit(1024, 24, 16, 14)
+
 # Published architectures, so that a detector whose weights come from its own checkpoint needs no network at all.
+# OpenAI's were trained with QuickGELU, LAION's and DataComp's with GELU. No checkpoint shows which: see `hidden_act`.
 KNOWN_TOWERS = {
-    DEFAULT_TOWER: _vit(1024, 24, 16, 14, 224),
+    DEFAULT_TOWER: _LARGE_14,
     "openai/clip-vit-large-patch14-336": _vit(1024, 24, 16, 14, 336),
-    "openai/clip-vit-base-patch16": _vit(768, 12, 12, 16, 224),
-    "openai/clip-vit-base-patch32": _vit(768, 12, 12, 32, 224),
+    "openai/clip-vit-base-patch16": _BASE_16,
+    "openai/clip-vit-base-patch32": _BASE_32,
+    "laion/CLIP-ViT-B-32-laion2B-s34B-b79K": _BASE_32,
+    "laion/CLIP-ViT-B-16-laion2B-s34B-b88K": _BASE_16,
+    "laion/CLIP-ViT-L-14-laion2B-s32B-b82K": _LARGE_14,
+    "laion/CLIP-ViT-H-14-laion2B-s32B-b79K": _vit(1280, 32, 16, 14),
+    "laion/CLIP-ViT-g-14-laion2B-s12B-b42K": _vit(1408, 40, 16, 14, hidden=6144),
+    "laion/CLIP-ViT-bigG-14-laion2B-39B-b160k": _vit(1664, 48, 16, 14, hidden=8192),
+    "laion/CLIP-ViT-B-32-DataComp.XL-s13B-b90K": _BASE_32,
+    "laion/CLIP-ViT-B-32-256x256-DataComp-s34B-b86K": _vit(768, 12, 12, 32, 256),
+    "laion/CLIP-ViT-B-16-DataComp.XL-s13B-b90K": _BASE_16,
+    "laion/CLIP-ViT-L-14-DataComp.XL-s13B-b90K": _LARGE_14,
 }
+
+
+def hidden_act(name: str) -> str:
+    """The activation that a published tower was trained with, as `CLIPVisionConfig.hidden_act` names it."""
+    return "quick_gelu" if name.startswith("openai/") else "gelu"
+
+
+def activation_of(model: nn.Module) -> str:
+    """Which GELU the MLPs in `model` use ("quick_gelu", "gelu", ...); "" where there is none."""
+    for module in model.modules():
+        stated = getattr(getattr(module, "config", None), "hidden_act", None)
+        if isinstance(stated, str):
+            return stated
+        if "GELU" in type(module).__name__:
+            return "quick_gelu" if "QuickGELU" in type(module).__name__ else "gelu"
+    return ""
 
 
 def build_clip_tower(backbone_config: Mapping[str, Any], where: str = "backbone_config") -> nn.Module:
@@ -97,7 +128,7 @@ def _random_tower(name: str, architecture: Mapping[str, Any] | None, where: str)
                 )
         fields = dict(architecture)
     elif name in KNOWN_TOWERS:
-        fields = dict(KNOWN_TOWERS[name])
+        fields = {**KNOWN_TOWERS[name], "hidden_act": hidden_act(name)}
     else:
         fields = _published_fields(name, where)
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, Mapping, NamedTuple, Sequence
 
@@ -10,23 +11,35 @@ import yaml
 from utils.data.folder_dataset import dataset_name, is_path
 from utils.data.frames import DataSettings
 from utils.errors import InputError
-from utils.files import TRAINING_FOLDER
+from utils.files import TRAINING_FOLDER, read_text
 from utils.model.backbone_config import backbone_config
 from utils.model.config_values import Section, refuse_odd_values
 from utils.model.gradcam_settings import GradCAMSettings, gradcam_settings
+from utils.text import one_line, shortened
 
 SELECTIONS = ("confident", "first", "random")
 SAMPLINGS = ("even", "host", "host_sorted")
+# Beyond these the machine would give up, after a while and in other words.
+MAX_BATCH, MAX_WORKERS, MAX_RESOLUTION = 1_000_000, 1_000, 8_192
 
 
 class DetectorSettings(NamedTuple):
-    """Which detector, with which weights. `config` is the YAML's dict as the detector's constructor gets it."""
+    """Which detector, with which weights. `config` is the YAML's dict as the detector's constructor gets it.
+
+    `build` names a function that builds the model (`utils.model.built_model`); "" for a registered detector.
+    """
 
     config: dict[str, Any]
     model_name: str
     weights_path: Path | None
     resolution: int
     gradcam: GradCAMSettings
+    build: str = ""
+
+    @property
+    def weights_name(self) -> str:
+        """Where the weights are from: a file, or the function that built the model; "" for random ones."""
+        return str(self.weights_path or self.build)
 
 
 class RunSettings(NamedTuple):
@@ -43,9 +56,9 @@ class RunSettings(NamedTuple):
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML file that holds a mapping. Raises InputError for anything else."""
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.safe_load(read_text(path))
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); give the path of a YAML file") from error
+        raise InputError(f"{path}: cannot be read ({one_line(error)}); give the path of a YAML file") from error
     # Beside its own errors PyYAML passes on ValueError, IndexError, RecursionError, KeyError.
     except Exception as error:
         raise InputError(f"{path}: is not valid YAML ({' '.join(str(error).split())[:200]})") from error
@@ -64,29 +77,33 @@ def find_path(path: str | Path, what: str, where: str) -> Path:
     """
     tried = [folder / path for folder in dict.fromkeys((Path.cwd(), TRAINING_FOLDER, TRAINING_FOLDER.parent))]
     for candidate in tried:
-        if candidate.exists():
+        if os.path.exists(candidate):  # noqa: PTH110 (Path's fails for a name of 5,000 letters)
             return candidate
-    raise InputError(
-        f"{where}: {what} {str(path)!r} is not there; looked at {', '.join(map(str, dict.fromkeys(tried)))}"
-    )
+    looked = ", ".join(shortened(str(place), 300) for place in dict.fromkeys(tried))
+    raise InputError(f"{where}: {what} {shortened(str(path), 300)!r} is not there; looked at {looked}")
 
 
-def run_settings(detector_path: Path, test_config: Path | None, flags: Mapping[str, Any]) -> RunSettings:
-    """Detector YAML, then test_config.yaml (which wins, as in the host), then `flags` (which win over both).
+def run_settings(
+    detector_path: Path | None, test_config: Path | None, flags: Mapping[str, Any], build: str = ""
+) -> RunSettings:
+    """Detector YAML, if there is one, then test_config.yaml (which wins, as in the host), then `flags` (which win).
 
-    `flags` holds config keys; None means not given. Raises InputError.
+    `flags` holds config keys; None means not given. `build`: see DetectorSettings. Raises InputError.
     """
     test_config = TRAINING_FOLDER / "config" / "test_config.yaml" if test_config is None else test_config
-    config = _overridden({**read_yaml(detector_path), **read_yaml(test_config)}, flags)
-    section = Section(config, f"{detector_path} + {test_config.name}")
+    detector = {} if detector_path is None else read_yaml(detector_path)
+    config = _overridden({**detector, **read_yaml(test_config)}, flags)
+    if build:
+        config["model_name"] = build
+    section = Section(config, f"{detector_path or build} + {test_config.name}")
     data = _data_settings(section)
     datasets, folders = _datasets(section.strings("test_dataset"), data.json_folder)
     return RunSettings(
-        detector=_detector_settings(section, config),
+        detector=_detector_settings(section, config)._replace(build=build),
         datasets=datasets,
         data=data._replace(folders=folders),
-        batch_size=section.count("test_batchSize", 32, least=1),
-        workers=section.count("workers", 2),
+        batch_size=section.count("test_batchSize", 32, least=1, most=MAX_BATCH),
+        workers=section.count("workers", 2, most=MAX_WORKERS),
         seed=section.count("manualSeed", 1024),
     )
 
@@ -107,7 +124,7 @@ def _detector_settings(section: Section, config: dict[str, Any]) -> DetectorSett
         config=config,
         model_name=section.string("model_name"),
         weights_path=_weights_path(section),
-        resolution=section.count("resolution", 224, least=1),
+        resolution=section.count("resolution", 224, least=1, most=MAX_RESOLUTION),
         gradcam=gradcam_settings(config, section.where),
     )
 
@@ -138,7 +155,7 @@ def _data_settings(section: Section) -> DataSettings:
         compression=section.string("compression", "c23"),
         frame_num=frame_num,
         sampling=section.choice("frame_sampling", SAMPLINGS, "even"),
-        resolution=section.count("resolution", 224, least=1),
+        resolution=section.count("resolution", 224, least=1, most=MAX_RESOLUTION),
         lmdb_dir=lmdb_dir,
     )
 
@@ -164,6 +181,6 @@ def _existing_or_none(root: Any) -> Path | None:
     if not isinstance(root, str):
         return None
     for folder in (Path.cwd(), TRAINING_FOLDER, TRAINING_FOLDER.parent):
-        if (folder / root).is_dir():
+        if os.path.isdir(folder / root):  # noqa: PTH112
             return folder / root
     return None

@@ -9,6 +9,7 @@ from utils.errors import InputError, did_you_mean
 from utils.text import shortened
 
 MAX_VALUES = 100_000
+MAX_COUNT = 2**63 - 1
 
 
 def refuse_odd_values(values: Any, where: str) -> None:
@@ -57,11 +58,12 @@ class Section:
         """True or false."""
         return bool(self._typed(key, (bool,), "true or false", default))
 
-    def count(self, key: str, default: int | None = None, least: int = 0) -> int:
-        """A whole number of at least `least`."""
-        value = self._typed(key, (int,), f"a whole number of at least {least}", default)
-        if isinstance(value, bool) or value < least:
-            raise self.error(key, f"a whole number of at least {least}")
+    def count(self, key: str, default: int | None = None, least: int = 0, most: int = MAX_COUNT) -> int:
+        """A whole number from `least` to `most`."""
+        allowed = f"a whole number of at least {least}" + (f" and at most {most:,}" if most < MAX_COUNT else "")
+        value = self._typed(key, (int,), allowed, default)
+        if isinstance(value, bool) or not least <= value <= most:
+            raise self.error(key, allowed if value < MAX_COUNT else f"{allowed}, of 64 bits")
         return int(value)
 
     def number(self, key: str, default: float | None = None) -> float:

@@ -3,23 +3,40 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from copy import deepcopy
 from typing import Any, ContextManager, Mapping, NamedTuple, Sequence
 
 import torch
 from torch import Tensor
 
+from utils.cam.heads import HeadReader
 from utils.cam.maps import NonFiniteMapError
 from utils.cam.targets import Target
+from utils.cam.transplant import TRANSPLANT
+from utils.data.frames import Frame
 from utils.errors import InputError, did_you_mean
 from utils.gradcam import Explanation
 from utils.model.backbone_config import without_pretrained
-from utils.model.checkpoints import load_weights
+from utils.model.built_model import build_model
+from utils.model.checkpoints import fill, sha256_of_state, translated
+from utils.model.clip_tower import activation_of
 from utils.model.config import DetectorSettings
+from utils.model.fitted_config import fitted_config
 from utils.model.gradcam_settings import GradCAMSettings
-from utils.model.host_registry import find_detectors
+from utils.model.host_inputs import HostInputs, nothing_collected
+from utils.model.host_registry import any_model_class, find_detectors
+from utils.model.weights_file import read_file
 from utils.text import one_line
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Scores(NamedTuple):
+    """Of B images: real and fake (B, 2), with two logits these; margin (B,) float32; probability of fake (B,)."""
+
+    real_and_fake: Tensor
+    margin: Tensor
+    prob_fake: Tensor
 
 
 class LoadedDetector(NamedTuple):
@@ -33,6 +50,9 @@ class LoadedDetector(NamedTuple):
     device: torch.device
     precision: str
     settings: DetectorSettings
+    weights_sha256: str = (
+        ""  # of the file's bytes or, of a model that a function built, of its state dict; "" if random
+    )
     compiled_model: Any = None
     compiled_size: int = 0
 
@@ -40,6 +60,20 @@ class LoadedDetector(NamedTuple):
     def gradcam(self) -> GradCAMSettings:
         """How to explain: the model's own settings, where it has heatmaps; nothing in them is left to be chosen."""
         return self.model.drawn_settings() if hasattr(self.model, "drawn_settings") else self.settings.gradcam
+
+    def facts(self) -> dict[str, str]:
+        """What the scores depend on and no checkpoint shows, in words: the activation, and how images are normalised.
+
+        `classes` where the head's are not real and fake.
+        """
+        activation, classes = activation_of(self.model), self.gradcam.classes
+        found = {"activation": f"{activation} (assumed, no checkpoint shows it)"} if activation else {}
+        for key, values in (("mean", self.gradcam.mean), ("std", self.gradcam.std)):
+            default = "" if key in self.settings.config else " (default)"
+            found[key] = " ".join(f"{value:g}" for value in values) + default
+        if classes is not None:
+            found["classes"] = ", ".join(f"{name} ({'fake' if fake else 'real'})" for name, fake in classes.items())
+        return found
 
     def normalised(self, pixels: Tensor) -> Tensor:
         """uint8 images (B, 3, H, W) → float32 on the device, (x / 255 - mean) / std.
@@ -58,39 +92,136 @@ class LoadedDetector(NamedTuple):
             return nullcontext()
         return torch.autocast(self.device.type, dtype=PRECISIONS[self.precision])
 
-    def predict(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """uint8 images → logits (B, 2) and probability of fake (B,), no graph recorded."""
-        with torch.no_grad(), self.autocast():
-            model = self.compiled_model if len(pixels) == self.compiled_size else self.model
-            prediction = model({"image": self.normalised(pixels)}, inference=True)
-        return prediction["cls"], prediction["prob"]
+    def inputs(self, image: Tensor, frames: Sequence[Frame] | None = None) -> HostInputs:
+        """Normalised images → what the model is given: the image, and what it may ask for beside it of `frames`."""
+        settings, labels = self.gradcam, self.settings.config.get("label_dict")
+        return HostInputs({"image": image}, self.settings.model_name, settings.mean, settings.std, frames, labels)
 
-    def explain(self, pixels: Tensor, label: Tensor | None = None, target: Target | None = None) -> Explanation:
+    def predict(self, pixels: Tensor, frames: Sequence[Frame] | None = None) -> tuple[Tensor, Tensor]:
+        """uint8 images → scores (B, 2) for real and fake and probability of fake (B,), no graph recorded.
+
+        `frames`, where they belong to a dataset: some detectors read a frame's label or mask, too.
+        """
+        with torch.no_grad():
+            model = self.compiled_model if len(pixels) == self.compiled_size else self.model
+            scores = self.scores(self.normalised(pixels), model, frames)
+        return scores.real_and_fake, scores.prob_fake
+
+    def scores(self, images: Tensor, model: Any = None, frames: Sequence[Frame] | None = None) -> Scores:
+        """Normalised images (B, 3, H, W) → what the head says of them; differentiable. `model`: None means its own.
+
+        Raises InputError where the detector returns no logits.
+        """
+        with self.autocast(), nothing_collected(self.model):
+            output = (model or self.model)(self.inputs(images, frames), inference=True)
+        prediction, head = self.head_reader._replace(count=len(images)).read(output)
+        logits = prediction["cls"]
+        return Scores(head.real_and_fake(logits), head.margin(logits.float()), prediction["prob"])
+
+    @property
+    def head_reader(self) -> HeadReader:
+        """How the detector's output is read."""
+        return HeadReader(f"detector {self.settings.model_name!r}", self.gradcam.classes, self.gradcam.labels)
+
+    def explain(
+        self,
+        pixels: Tensor,
+        label: Tensor | None = None,
+        target: Target | None = None,
+        frames: Sequence[Frame] | None = None,
+        reference: Tensor | None = None,
+    ) -> Explanation:
         """uint8 images → logits and maps from one forward pass. Errors as `GradCAMMixin.explain`.
 
-        `label` (B,) is for target "label"; `target` None means the configured one.
+        `label` (B,) is for target "label"; `target` None means the configured one. `frames` as for `predict`;
+        `reference`, uint8 as `pixels`, is for method "transplant".
         """
-        data = {"image": self.normalised(pixels)}
+        data = self.inputs(self.normalised(pixels), frames)
+        if reference is not None:
+            data["reference"] = self.normalised(reference)
         if label is not None:
             data["label"] = label.to(self.device)
-        with self.autocast():
+        with self.autocast(), nothing_collected(self.model):
             return self.model.explain(data, target=target)
 
     def explain_finite(
-        self, pixels: Tensor, label: Tensor | None, target: Sequence[str | int]
+        self,
+        pixels: Tensor,
+        label: Tensor | None,
+        target: Sequence[str | int],
+        frames: Sequence[Frame] | None = None,
+        reference: Tensor | None = None,
     ) -> tuple[Explanation | None, list[int]]:
         """As `explain`, but images whose maps are not finite are left out; returns the positions that were kept."""
         kept = list(range(len(pixels)))
         while kept:
             try:
                 labels = None if label is None else label[kept]
-                return self.explain(pixels[kept], labels, [target[i] for i in kept]), kept
+                some = None if frames is None else [frames[i] for i in kept]
+                references = None if reference is None else reference[kept]
+                return self.explain(pixels[kept], labels, [target[i] for i in kept], some, references), kept
             except NonFiniteMapError as error:
                 kept = [position for i, position in enumerate(kept) if i not in error.samples]
         return None, []
 
+    def check_predictions(self) -> None:
+        """Predict two images of noise, twice. Raises InputError, in one line, for a detector that cannot be evaluated.
+
+        That is one which does not run on single images, or gives them other logits each time, or other ones to other
+        labels.
+        """
+        noise, name = self._noise(2), self.settings.model_name
+        noise = self.normalised(noise)
+        inputs = self.inputs(noise)
+        first, again = self._tried(inputs), self._tried(self.inputs(noise))
+        if not _same(first, again):
+            raise InputError(
+                f"detector {name!r} is random in evaluation mode: its logits for the same images differ by up to"
+                f" {float((first - again).abs().max()):.3g} from pass to pass, so nothing about them can be measured or"
+                " explained; switch off what draws random numbers where self.training is False"
+            )
+        self._try_one(noise[:1])
+        if "label" in inputs:  # it has asked
+            relabelled = self.inputs(noise)
+            relabelled["label"] = 1 - inputs["label"]
+            if not _same(first, self._tried(relabelled)):
+                raise InputError(
+                    f"detector {name!r} gives other logits where data_dict['label'] is another: it is told the answer,"
+                    " so it cannot be evaluated"
+                )
+
+    def _try_one(self, pixels: Tensor) -> None:
+        """The last batch of a data set may hold one image alone, which some hosts' `.squeeze()` takes out of it."""
+        try:
+            self._tried(self.inputs(pixels))
+        except InputError:
+            if not hasattr(self.model, "loses_batch_of_one"):
+                raise
+            self.model.loses_batch_of_one = True
+            self._tried(self.inputs(pixels))
+
+    def _tried(self, data: HostInputs) -> Tensor:
+        """Logits, float32. Raises InputError for whatever the host's own code raises."""
+        try:
+            with torch.no_grad(), self.autocast(), nothing_collected(self.model):
+                output = self.model(data, inference=True)
+                prediction, _ = self.head_reader._replace(count=len(data["image"])).read(output)
+            return prediction["cls"].float()
+        except (InputError, MemoryError, torch.cuda.OutOfMemoryError):
+            raise
+        except Exception as error:
+            raise InputError(
+                f"detector {self.settings.model_name!r} does not run on images of shape {tuple(data['image'].shape)}:"
+                f" {type(error).__name__}: {one_line(error)}"
+            ) from error
+
     def dry_run(self) -> None:
-        """Explain one image of noise, so that an unusable layer is refused before hours of evaluation."""
+        """Explain one image of noise, so that an unusable layer is refused before hours of evaluation.
+
+        Not by transplant, which reads no layer and takes hundreds of passes an image.
+        """
+        if self.gradcam.method == TRANSPLANT:
+            return
         self.explain_finite(self._noise(1), None, ["margin"])
 
     def compiled(self, batch_size: int) -> LoadedDetector:
@@ -108,6 +239,11 @@ class LoadedDetector(NamedTuple):
         resolution = self.settings.resolution
         size = (count, 3, resolution, resolution)
         return torch.randint(64, 192, size, generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+
+
+def _same(first: Tensor, second: Tensor) -> bool:
+    """But for the rounding of kernels that add in no fixed order."""
+    return torch.allclose(first, second, rtol=1e-2, atol=1e-3, equal_nan=True)
 
 
 def find_device(name: str) -> torch.device:
@@ -162,23 +298,55 @@ def detector_class(model_name: str, explainable: bool, config: Mapping[str, Any]
     return known[name]
 
 
+def untrained_detector(settings: DetectorSettings, explainable: bool) -> Any:
+    """The detector without the weights of its file: a registered one, or what `settings.build` names. InputError."""
+    if settings.build:
+        return any_model_class()(build_model(settings.build, settings.config), settings.config)
+    if settings.config.get("video_mode"):
+        raise InputError(
+            f"detector {settings.model_name!r} reads clips of frames (video_mode: true in its YAML); detectors of"
+            " single images are evaluated and explained"
+        )
+    cls = detector_class(settings.model_name, explainable, settings.config)
+    return cls(deepcopy(without_pretrained(settings.config)))  # some hosts write into their config
+
+
+def print_default_layer(detector: LoadedDetector) -> None:
+    """Say which layer is explained where none was named and a pass had to find it."""
+    layer = getattr(detector.model, "default_layer", None)
+    if layer is not None:
+        print(
+            f"layer {layer.name} ({layer.shape}) is explained: the last activation on a grid that the score depends on;"
+            " others by gradcam_layers"
+        )
+
+
 def load_detector(
     settings: DetectorSettings, device: torch.device, precision: str = "fp32", random_weights: bool = False
 ) -> LoadedDetector:
     """The detector with the weights of `settings.weights_path` or, if `random_weights`, with none.
 
+    A model that `settings.build` builds may have its weights from there. Whether its logits can be used,
+    `LoadedDetector.check_predictions` tells.
+
     No pretrained tower is downloaded in either case: a weights file has to cover the whole model. Raises InputError.
     """
-    if settings.weights_path is None and not random_weights:
+    if not settings.weights_name and not random_weights:
         raise InputError(
             "no weights: weights_path is not set in the detector's YAML; give the checkpoint of the whole detector",
             "weights",
         )
     check_precision(precision, device)
-    cls = detector_class(settings.model_name, settings.gradcam.enabled, settings.config)
-    model: Any = cls(without_pretrained(settings.config))
+    file = None if settings.weights_path is None else read_file(settings.weights_path)
+    if file is not None and not settings.build:
+        settings = settings._replace(config=fitted_config(settings.config, translated(file)))
+    model = untrained_detector(settings, settings.gradcam.enabled)
     if hasattr(model, "gradcam"):
         model.gradcam = settings.gradcam  # the checked settings themselves, so that there is one object and no copy
-    if settings.weights_path is not None:
-        load_weights(model, settings.weights_path)
-    return LoadedDetector(model.to(device).eval(), device, precision, settings)
+    sha256 = ""
+    if file is not None:
+        sha256 = file.sha256
+        fill(model.model if settings.build else model, file)
+    elif settings.build:
+        sha256 = sha256_of_state(model.model)
+    return LoadedDetector(model.to(device).eval(), device, precision, settings, sha256)

@@ -6,21 +6,24 @@ from pathlib import Path
 from typing import Any, Mapping, NamedTuple
 
 from utils.cam.backward import BACKWARDS
+from utils.cam.heads import named_classes
 from utils.cam.layers import SITES
 from utils.cam.methods import DEFAULT_EPSILON, METHOD_NAMES
 from utils.cam.targets import TARGETS
+from utils.cam.transplant import TRANSPLANT
 from utils.choice.candidates import AUTO, Candidate, Named, site_of
 from utils.errors import InputError, did_you_mean
 from utils.model.config_values import Section
 
 BACKWARD_CHOICES = (AUTO, *BACKWARDS)
-METHOD_CHOICES = (AUTO, *METHOD_NAMES)
+METHOD_CHOICES = (AUTO, *METHOD_NAMES, TRANSPLANT)
 SITE_CHOICES = (AUTO, *SITES)
 COLORMAPS = ("jet", "turbo", "viridis", "magma")
 
 GRADCAM_KEYS = (
     "gradcam_enabled", "gradcam_layers", "gradcam_save_dir", "gradcam_method", "gradcam_target", "gradcam_site",
     "gradcam_backward", "gradcam_samples", "gradcam_pp_epsilon", "gradcam_colormap", "gradcam_signed",
+    "gradcam_classes",
 )  # fmt: skip
 
 
@@ -28,7 +31,7 @@ class GradCAMSettings(NamedTuple):
     """The `gradcam_*` keys of a config.
 
     `layers` None means the tower's last block; `[AUTO]`, and `method` AUTO, that they are to be chosen (`chooses`), and
-    only then `site` and `backward` may be AUTO, too.
+    only then `site` and `backward` may be AUTO, too. `classes` and `labels` as in `utils.cam.heads.HeadReader`.
     """
 
     enabled: bool
@@ -44,6 +47,8 @@ class GradCAMSettings(NamedTuple):
     signed: bool
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    classes: dict[str, bool] | None
+    labels: dict[str, int]
 
     @property
     def chooses(self) -> bool:
@@ -89,7 +94,13 @@ def gradcam_settings(config: Mapping[str, Any], where: str = "config") -> GradCA
         site = site_of(method, backward) if site == AUTO else site
         site = site if site in SITES else SITES[0]  # of a method that reads attention, which has none
     signed = section.flag("gradcam_signed", False)
-    target = section.choice("gradcam_target", TARGETS, "predicted")
+    classes = (
+        named_classes(config["gradcam_classes"], f"{where}: gradcam_classes")
+        if section.has("gradcam_classes")
+        else None
+    )
+    labels = {str(name): number for name, number in section.mapping("label_dict", {}).items() if type(number) is int}
+    target = section.choice("gradcam_target", list(dict.fromkeys((*TARGETS, *(classes or labels)))), "predicted")
     if signed and target not in ("predicted", "margin"):
         raise InputError(
             f"{where}: gradcam_signed shows the evidence for fake and for real at once, so gradcam_target {target!r}"
@@ -109,4 +120,6 @@ def gradcam_settings(config: Mapping[str, Any], where: str = "config") -> GradCA
         signed=signed,
         mean=section.channels("mean", (0.5, 0.5, 0.5)),
         std=section.channels("std", (0.5, 0.5, 0.5)),
+        classes=classes,
+        labels=labels,
     )

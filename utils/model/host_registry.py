@@ -33,9 +33,20 @@ def find_detectors(model_name: str, config: Mapping[str, Any]) -> dict[str, Any]
         if not (TRAINING_FOLDER / "networks").is_dir():  # no host: an error of our own
             raise
         detectors = _load_one(model_name, config, error)
-    else:
-        importlib.import_module("detectors.gradcam_detectors")  # the host's own __init__.py may not have our line
+    # The host's own __init__.py may not have our line, or more detectors behind it.
+    importlib.import_module("detectors.gradcam_detectors").register()
     return dict(detectors.DETECTOR.data)
+
+
+def any_model_class() -> Any:
+    """`AnyModelWithGradCAM`, also where the host's `import detectors` fails: it needs none of the host's detectors."""
+    try:
+        importlib.import_module("detectors")
+    except Exception:  # whatever any of the host's detectors trips over while being imported
+        if not (TRAINING_FOLDER / "networks").is_dir():  # no host: an error of our own
+            raise
+        _bare_package("detectors")
+    return importlib.import_module("detectors.gradcam_any_model").AnyModelWithGradCAM
 
 
 def _load_one(model_name: str, config: Mapping[str, Any], error: Exception) -> ModuleType:
@@ -44,6 +55,8 @@ def _load_one(model_name: str, config: Mapping[str, Any], error: Exception) -> M
     if module is None:
         raise _unknown(model_name) from error
     detectors, networks, loss = [_bare_package(package) for package in ("detectors", "networks", "loss")]
+    if (TRAINING_FOLDER / "dataset" / "__init__.py").is_file():  # for training; some detectors import a part of it
+        _empty_package("dataset")
     needed = []
     for package in (networks, loss):
         registering = _registering_modules(package.__name__)
@@ -83,9 +96,15 @@ def _bare_package(name: str) -> ModuleType:
     registry = re.search(r"^from\s+([\w.]*registry)\s+import\s+(\w+)", text, re.MULTILINE)
     if registry is None:
         raise InputError(f"{folder / '__init__.py'}: imports no registry, so the detectors of this tree are not known")
-    package = ModuleType(name)
-    package.__path__ = [str(folder)]
+    package = _empty_package(name)
     setattr(package, registry[2], getattr(importlib.import_module(registry[1]), registry[2]))
+    return package
+
+
+def _empty_package(name: str) -> ModuleType:
+    """Package `name` of the host without its `__init__.py`; its modules can be imported one by one."""
+    package = ModuleType(name)
+    package.__path__ = [str(TRAINING_FOLDER / name)]
     sys.modules[name] = package
     return package
 
@@ -114,7 +133,7 @@ def _names(config: Mapping[str, Any]) -> Iterator[str]:
 
 def _unknown(model_name: str) -> InputError:
     modules = _registering_modules("detectors")
-    known = [*modules, *(f"{name}{SUFFIX}" for name, module in modules.items() if _with_maps(module).is_file())]
+    known = [*modules, *(f"{name}{SUFFIX}" for name in modules)]
     return InputError(
         f"model_name {model_name!r} is no registered detector; {did_you_mean(model_name, known)}"
         f"registered: {', '.join(sorted(known))}"

@@ -13,6 +13,7 @@ from utils.choice.check import FILLS, MapCheck, block_voters, check_maps
 from utils.choice.choosing import InParts, TriedDetector, in_batches
 from utils.choice.fills import MEAN_COLOUR
 from utils.choice.trial import Heat
+from utils.choice.verdict import CALM
 from utils.gradcam import Explanation
 from utils.model.detector import LoadedDetector
 
@@ -27,8 +28,8 @@ def tried(
         def work(part: slice) -> Tensor:
             between()
             with torch.no_grad(), detector.autocast():
-                logits = model({"image": images[part]}, inference=True)["cls"].float()
-            return logits[:, 1] - logits[:, 0]
+                prediction, head = model.head_reader.read(model(detector.inputs(images[part]), inference=True))
+            return head.margin(prediction["cls"].float())
 
         return torch.cat(in_parts(work, len(images))) if len(images) else torch.empty(0)
 
@@ -42,13 +43,17 @@ def tried(
 
 
 class MapChecker:
-    """Checks the maps of a run's samples, by the fill that random patches moved the margin least with in its trial."""
+    """Checks the maps of a run's samples. Patches get the mean colour, or a fill that the detector minds less.
+
+    On the embedded detector the mean colour tells right from wrong maps better than the mirrored image does.
+    """
 
     def __init__(self, detector: LoadedDetector, batch_size: int) -> None:
         self.tried = tried(detector, in_batches(batch_size))
         choice = detector.model.gradcam_choice
-        moved = choice.moved if choice else {}
-        self.fill = min((fill for fill in moved if fill in FILLS), key=lambda fill: moved[fill], default=MEAN_COLOUR)
+        moved = {fill: share for fill, share in choice.moved.items() if fill in FILLS} if choice else {}
+        calm = moved.get(MEAN_COLOUR, 0.0) <= CALM
+        self.fill = MEAN_COLOUR if calm else min(moved, key=lambda fill: moved[fill])
         tower = detector.model.explained_tower
         self.voters = block_voters(block_names(tower)) if can_balance(tower) else []
         self.others = detector.model.gradcam_candidates()
@@ -57,12 +62,11 @@ class MapChecker:
         """Layer → a check for each of the images (N, 3, H, W), as the detector takes them; none of two-sided maps."""
         if "both" in explanation.target:
             return {}
-        logits = explanation.logits.float()
         return check_maps(
             self.tried,
             images,
             explanation.target,
-            logits[:, 1] - logits[:, 0],
+            explanation.head.margin(explanation.logits.float()),
             {name: Heat(maps.raw.float().cpu(), maps.empty.cpu()) for name, maps in explanation.layers.items()},
             method=explanation.method,
             fill=self.fill,

@@ -6,18 +6,22 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+from utils.files import keeps_list, settle_list
 from utils.packages import require
 from utils.report.aggregates import REGIONS_FILE, SIMILARITY_FILE, write_patterns
 from utils.report.fiftyone_export import FIFTYONE_FILE, write_fiftyone
 from utils.report.page import PAGE, SHOWN_SAMPLES, jinja2_problem, write_report
 from utils.report.tensorboard_export import write_tensorboard
-from utils.report.video_strips import write_strips
+from utils.report.video_strips import STRIPS, write_strips
+from utils.results.manifest import FINISHED, read_manifest
 from utils.results.read_run import read_run
 
 __all__ = ["PAGE", "TOP_FILES", "ExportOptions", "check_exports", "write_exports"]
 
 # Whatever is written into a run's folder itself: its manifest lists these, so that --overwrite removes them.
 TOP_FILES = (PAGE, REGIONS_FILE, SIMILARITY_FILE, FIFTYONE_FILE)
+
+UNFINISHED = ".exports.partial"
 
 
 class ExportOptions(NamedTuple):
@@ -34,11 +38,39 @@ def check_exports(options: ExportOptions) -> None:
         require("tensorboard", "--tensorboard")
 
 
+def begin_exports(folder: Path) -> None:
+    """Mark the exports of the run in `folder` as not all written; `write_exports` ends by removing the mark."""
+    (folder / UNFINISHED).touch()
+
+
+def lacks_exports(folder: Path, options: ExportOptions) -> bool:
+    """Whether a run was killed while it wrote its exports, or one that is asked for is not there."""
+    strips = (
+        [folder / name / STRIPS for name in read_manifest(folder / FINISHED).datasets] if options.video_strips else []
+    )
+    return (
+        (folder / UNFINISHED).exists()
+        or not (folder / PAGE).is_file()
+        or (options.fiftyone and not (folder / FIFTYONE_FILE).is_file())
+        or (options.tensorboard is not None and not any(options.tensorboard.glob("events.out.*")))
+        or not all(place.is_dir() for place in strips)
+    )
+
+
 def write_exports(folder: Path, options: ExportOptions, shown_samples: int = SHOWN_SAMPLES) -> list[str]:
     """Make them from the files of the run in `folder`; returns lines that say where they are.
 
     A host without a jinja2 that works, which only the page needs, gets everything but the page, and is told on stderr.
     """
+    begin_exports(folder)
+    lines = _written_exports(folder, options, shown_samples)
+    if keeps_list(folder):
+        settle_list(folder)
+    (folder / UNFINISHED).unlink()
+    return lines
+
+
+def _written_exports(folder: Path, options: ExportOptions, shown_samples: int) -> list[str]:
     others = _other_exports(folder, options)  # first, so that the page links them, too
     lacking = jinja2_problem()
     if not lacking:

@@ -9,9 +9,8 @@ from typing import Mapping, NamedTuple
 
 import cv2
 import numpy as np
-from PIL import Image
 
-from utils.data.annotations import read_landmarks
+from utils.data.annotations import face_points
 from utils.data.images import UnreadableImage
 from utils.report.mean_face import MEAN_FACE
 from utils.results.sample_folder import Sample
@@ -89,16 +88,11 @@ def region_shares(raw_map: np.ndarray, regions: np.ndarray) -> tuple[np.ndarray,
 
 
 def sample_landmarks(sample: Sample) -> np.ndarray | None:
-    """The sample's landmarks (81, 2) as fractions of its image; None where they, or the image, cannot be read."""
+    """The sample's landmarks (81, 2) as fractions of its image; None where they, or the image, are of no use."""
     try:
-        landmarks = read_landmarks(sample.path)
-        if landmarks is None:
-            return None
-        with Image.open(sample.path) as image:
-            width, height = image.size
-    except (UnreadableImage, OSError, ValueError):
+        return face_points(sample.path)
+    except (UnreadableImage, OSError):
         return None
-    return landmarks / np.array([width, height], dtype=np.float32)
 
 
 def sample_regions(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
+from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple, Sequence
 
@@ -17,8 +18,9 @@ import numpy as np
 import yaml
 
 from utils.command import OneLineParser
+from utils.data.gaps import ForgeryGaps
 from utils.errors import InputError
-from utils.files import write_whole
+from utils.files import keeps_list, settle_list, write_whole
 from utils.report.aggregates import Patterns, write_patterns
 from utils.report.page_parts.facts import facts, is_toy, target
 from utils.report.page_parts.faithfulness import choice_view, measured_views, measuring_command
@@ -132,6 +134,8 @@ def notes(run: RunOnDisk) -> list[str]:
     if run.manifest.weights is None:
         lines.append("Random weights: this detector was never trained, its scores and maps mean nothing.")
     for data in run.datasets:
+        if data.metrics and data.metrics.get("warning"):
+            lines.append(f"{data.name}: {data.metrics['warning']}.")
         if not data.complete:
             lines.append(f"{data.name}: {len(data.label)} of {data.frames} frames were evaluated.")
         if data.explained > len(data.samples):
@@ -144,10 +148,17 @@ def notes(run: RunOnDisk) -> list[str]:
         written = run.manifest.heatmaps[data.name].heatmaps if run.manifest.heatmaps else data.explained
         if lost or written > data.explained:
             lines.append(f"{data.name}: of {lost + max(0, written - data.explained)} samples files were deleted.")
+        replaced = [file for file in (sample.replaced_file() for sample in data.samples) if file]
+        if replaced:
+            lines.append(
+                f"{data.name}: {len(replaced)} images or landmark files are not those that the run had, first"
+                f" {replaced[0]}; regions and mean maps are of those that are there now."
+            )
         if data.unreadable:
             lines.append(
                 f"{data.name}: {data.unreadable} frames could not be read; {data.name}/unreadable.csv says why."
             )
+        lines += [f"{data.name}: {gaps.line()}." for gaps in data.gaps if gaps.absent_frames]
     return lines
 
 
@@ -160,6 +171,15 @@ def checks(run: RunOnDisk) -> list[tuple[str, dict[str, int]]]:
 # --------------------------------------------------------------------------------------------------------- metrics
 
 
+class VideoHistogram(NamedTuple):
+    """How many videos have how many frames, from the fewest to the most; bars as in `DatasetView`."""
+
+    bars: list[tuple[float, float, float, str]]
+    least: int
+    most: int
+    text: str
+
+
 class DatasetView(NamedTuple):
     """One dataset in the header. Curves are points of an SVG of 100 × 100; bars are (x, width, height, title)."""
 
@@ -169,6 +189,8 @@ class DatasetView(NamedTuple):
     roc_label: str
     bars: dict[str, list[tuple[float, float, float, str]]]
     frames: int
+    videos: VideoHistogram | None
+    gaps: list[ForgeryGaps]
 
 
 def dataset_view(data: DatasetOnDisk) -> DatasetView:
@@ -184,6 +206,8 @@ def dataset_view(data: DatasetOnDisk) -> DatasetView:
         f"ROC curve of {data.name}" + (f", AUC {metrics['auc']:.4f}" if metrics.get("auc") is not None else ""),
         histogram_bars(data.label, data.prob_fake),
         len(data.label),
+        video_histogram(data.video_frames),
+        data.gaps,
     )
 
 
@@ -216,6 +240,26 @@ def histogram_bars(label: np.ndarray, prob_fake: np.ndarray) -> dict[str, list[t
         ]
         for kind, share in shares.items()
     }  # fmt: skip
+
+
+def video_histogram(counts: Sequence[int]) -> VideoHistogram | None:
+    """How many frames the videos have; None without a video."""
+    if not counts:
+        return None
+    least, most = min(counts), max(counts)
+    step = -(-(most - least + 1) // BINS)
+    numbers = Counter((count - least) // step for count in counts)
+    bins, highest = 1 + max(numbers), max(numbers.values())
+    bars = []
+    for i, number in sorted(numbers.items()):
+        low, high = least + i * step, min(most, least + (i + 1) * step - 1)
+        span = f"{low}" if low == high else f"{low} to {high}"
+        bars.append(
+            (100 * i / bins + 0.2, 100 / bins - 0.4, 100 * number / highest, f"{number} videos of {span} frames")
+        )
+    usual, often = Counter(counts).most_common(1)[0]
+    text = f"{len(counts):,} videos; {often:,} of them have {usual} frames, the fewest {least}, the most {most}"
+    return VideoHistogram(bars, least, most, text)
 
 
 def pattern_view(patterns: Patterns, run: RunOnDisk) -> dict[str, Any]:
@@ -257,5 +301,8 @@ def main(argv: Sequence[str]) -> int:
     """Write the report of a run. Returns the exit code; raises InputError."""
     parser = OneLineParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("run_dir", help="a run's folder, its --gradcam_output_dir")
-    print(write_report(Path(parser.parse_args(argv).run_dir)))
+    folder = Path(parser.parse_args(argv).run_dir)
+    print(write_report(folder))
+    if keeps_list(folder):
+        settle_list(folder)
     return 0

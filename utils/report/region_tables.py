@@ -59,8 +59,6 @@ def group_regions(shares: Sequence[RegionShares], layers: Sequence[str]) -> list
 def _group(key: tuple[str, str, str, str], members: Sequence[RegionShares]) -> GroupRegions:
     videos = [one.sample.video for one in members]
     preference = VideoBootstrap(videos, SEED, RESAMPLES).intervals(np.stack([one.preference for one in members]))
-    if len(set(videos)) < 2:
-        preference = [one._replace(low=math.nan, high=math.nan) for one in preference]
     return GroupRegions(*key, len(members), len(set(videos)), sum(one.mean_face for one in members), preference)
 
 

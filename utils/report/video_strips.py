@@ -11,7 +11,7 @@ import numpy as np
 
 from utils.data.images import UnreadableImage, decode_image, read_file
 from utils.explanation_metrics.temporal_consistency import TemporalConsistency
-from utils.files import write_table, write_whole
+from utils.files import own_folder, write_table, write_whole
 from utils.results.decision import CLASS_NAMES
 from utils.results.overlays import encode, text_line
 from utils.results.read_run import DatasetOnDisk, sample_maps
@@ -19,6 +19,7 @@ from utils.results.sample_folder import Sample
 from utils.text import one_line, shortened
 
 FRAME, LINE, NAMES, GAP = 112, 20, 150, 4  # pixels
+STRIPS = "strips"  # in the dataset's folder
 MOST_FRAMES = 32  # per video, evenly spaced
 
 
@@ -31,8 +32,8 @@ def write_strips(data: DatasetOnDisk) -> list[Path]:
     for sample in data.samples:
         if not sample.lost:
             videos.setdefault((sample.forgery, sample.video), []).append(sample)
-    folder = data.folder / "strips"
-    folder.mkdir(exist_ok=True)
+    folder = data.folder / STRIPS
+    own_folder(folder)
     written, steadiness = [], []
     for number, ((forgery, video), samples) in enumerate(videos.items()):
         # Names come from outside and may be no file names at all; the number keeps them apart.

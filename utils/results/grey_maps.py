@@ -13,10 +13,11 @@ from typing import Sequence
 import cv2
 import numpy as np
 
-from utils.data.images import UnreadableImage, read_file
+from utils.data.images import UnreadableImage, decode_image, read_file
 from utils.results.overlays import LayerImage
 
 GREY_MAPS = "heatmaps"
+LARGEST_GRID = 4096  # patches a side; a tower has some dozens
 
 
 def grey_name(layer: str) -> str:
@@ -63,9 +64,13 @@ def signed_grey(signed: np.ndarray) -> np.ndarray:
 
 def read_grey_map(path: Path) -> np.ndarray:
     """A grey map as written: (h, w) float32 in [0, 1]. Raises UnreadableImage."""
-    pixels = cv2.imdecode(np.frombuffer(read_file(str(path)), np.uint8), cv2.IMREAD_UNCHANGED)
-    if pixels is None or pixels.ndim != 2 or pixels.dtype != np.uint8:
+    data = read_file(str(path))
+    # Every PNG has its size and kind in these places: 8 bits, grey.
+    if data[:8] != b"\x89PNG\r\n\x1a\n" or data[24:26] != b"\x08\x00":
         raise UnreadableImage(f"not an 8-bit grey image: {str(path)!r}")
+    if max(int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")) > LARGEST_GRID:
+        raise UnreadableImage(f"larger than any patch grid: {str(path)!r}")
+    pixels = decode_image(data, None)[..., 0]
     return pixels.astype(np.float32) / 255
 
 

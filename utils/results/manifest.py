@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,12 +11,24 @@ from typing import Any, Callable, Iterable, Mapping, NamedTuple, Sequence
 from utils.choice.verdict import Choice
 from utils.data.dataset_json import is_dataset_name
 from utils.errors import InputError
+from utils.files import read_text
+from utils.model.gradcam_settings import COLORMAPS
 from utils.results.sample_folder import LayerFacts
+from utils.results.typed_values import check_depth
 from utils.text import shortened
 
 STARTED, FINISHED = "manifest.partial.json", "manifest.json"
 METRICS = "metrics.json"
 MOST_THREADS = 4096  # more than any machine has
+CHECKED = (
+    "settings",
+    "weights",
+    "datasets",
+    "device",
+    "threads",
+    "versions",
+    "top_files",
+)  # by the manifest's checksum
 # Config keys on which no output depends: a resumed run may have others, and the report leaves them out.
 FREE_CONFIG = ("gradcam_save_dir", "workers")
 
@@ -83,7 +96,7 @@ class HeatmapCounts:
             "heatmaps": _count,
             "empty_maps": _counts,
             "checks": _counts,
-            "non_finite": list,
+            "non_finite": _whole_numbers,
             "vanished": list,
         }
         _check(values, where, fields)
@@ -97,6 +110,7 @@ class HeatmapCounts:
 class Manifest:
     """Everything by which a run can be told from another. `finished` and `heatmaps` are None until it has finished.
 
+    `detector`: what its scores depend on and neither the weights nor the config show, in words, such as the activation.
     `choice` is how the map was chosen: None until then, for a plain evaluation, and for a run of an earlier version.
     `top_files` names the files that a run writes beside the manifest and the datasets' folders, so that --overwrite
     removes them. `free_options`, which is not written, names the options on which no output depends.
@@ -114,6 +128,7 @@ class Manifest:
     threads: int
     versions: dict[str, str]
     top_files: list[str]
+    detector: dict[str, str] = field(default_factory=dict)
     finished: str | None = None
     heatmaps: dict[str, HeatmapCounts] | None = None
     choice: Choice | None = None
@@ -137,22 +152,23 @@ class Manifest:
             "threads": self.threads,
             "versions": self.versions,
             "top_files": self.top_files,
+            "detector": self.detector,
         }
         if self.heatmaps is not None:
             values["finished"] = self.finished
             values["heatmaps"] = {name: counts.to_json() for name, counts in self.heatmaps.items()}
         if self.choice is not None:
             values["choice"] = self.choice.to_json()
-        return values
+        return {**values, "checksum": _checksum(values)}
 
     @classmethod
     def from_json(cls, values: Any, where: str) -> Manifest:
         """The manifest that `to_json` gave. Raises InputError, whose message begins with `where` and names the field.
 
-        `top_files` may be missing: runs of earlier versions do not have it.
+        `top_files`, `detector` and `checksum` may be missing: runs of earlier versions do not have them.
         """
         if isinstance(values, dict):
-            values = {"top_files": [], **values}
+            values = {"top_files": [], "detector": {}, "checksum": "", **values}
         finished = isinstance(values, dict) and "finished" in values
         chosen = isinstance(values, dict) and "choice" in values
         fields = {**_FIELDS, **(_FINISHED_FIELDS if finished else {}), **({"choice": _is_choice} if chosen else {})}
@@ -160,6 +176,9 @@ class Manifest:
         _check(values["settings"], f"{where}: settings", {"batch_size": _count, "seed": _count})
         if values["weights"] != "random":
             _check(values["weights"], f"{where}: weights", {"path": str, "sha256": str})
+        colormap = values["config"].get("gradcam_colormap", "jet")
+        if colormap not in COLORMAPS:
+            raise InputError(f"{where}: config.gradcam_colormap is {shortened(repr(colormap))}, which no run writes")
         for name, dataset in values["datasets"].items():
             _check(dataset, f"{where}: datasets.{name}", {"frames": _count, "json_sha256": str, "frames_sha256": str})
         heatmaps = values.get("heatmaps")
@@ -179,6 +198,7 @@ class Manifest:
             threads=values["threads"],
             versions=values["versions"],
             top_files=values["top_files"],
+            detector=values["detector"],
             finished=values.get("finished"),
             heatmaps=heatmaps,
             choice=Choice.from_json(values["choice"]) if chosen else None,
@@ -219,28 +239,62 @@ def manifest_path(folder: Path) -> Path | None:
     return next((folder / name for name in (FINISHED, STARTED) if (folder / name).is_file()), None)
 
 
-def read_manifest(path: Path) -> Manifest:
-    """Raises InputError, in one line, for anything but a manifest."""
-    return Manifest.from_json(read_json(path), str(path))
+def read_manifest(path: Path, as_written: bool = False) -> Manifest:
+    """Raises InputError, in one line, for anything but a manifest, and with `as_written` for one that was edited."""
+    values = read_json(path)
+    manifest = Manifest.from_json(values, str(path))
+    if as_written and not _agrees(values):
+        raise InputError(
+            f"{path}: was changed since the run wrote it; give another --gradcam_output_dir, or --overwrite"
+        )
+    return manifest
 
 
-def outputs_of(path: Path) -> tuple[list[str], list[str]]:
-    """The datasets and the top-level files that a manifest of any version names.
+def is_as_written(path: Path) -> bool:
+    """Whether a manifest says of itself what it holds. Raises InputError where it is no JSON."""
+    values = read_json(path)
+    return isinstance(values, dict) and _agrees(values)
 
-    These will be removed, so nothing else is looked at, and only plain names are believed. Raises InputError.
+
+def _agrees(values: Mapping[str, Any]) -> bool:
+    return "checksum" not in values or values["checksum"] == _checksum(values)
+
+
+def _checksum(values: Mapping[str, Any]) -> str:
+    """SHA-256 of what a run of the same work has too. (On config and options --resume looks itself, `differences`.)"""
+    same = {key: values.get(key) for key in CHECKED}
+    return hashlib.sha256(json.dumps(same, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def datasets_of(path: Path) -> list[str]:
+    """The datasets that a manifest of any version names. Raises InputError where they are no plain names.
+
+    Files in these folders will be removed, so nothing else is looked at.
     """
     values = read_json(path)
-    if isinstance(values, dict):
-        datasets, files = values.get("datasets"), values.get("top_files", [])
-        if isinstance(datasets, dict) and isinstance(files, list) and all(map(_is_plain_name, [*datasets, *files])):
-            return list(datasets), files
+    datasets = values.get("datasets") if isinstance(values, dict) else None
+    if isinstance(datasets, dict) and all(map(_is_plain_name, datasets)):
+        return list(datasets)
     raise InputError(f"{path}: not as a run writes it, so nothing is removed; give another --gradcam_output_dir")
+
+
+def check_names(datasets: Iterable[str], files: Iterable[str]) -> None:
+    """Raises InputError where the folder of a dataset would have the name of one of the run's own `files`."""
+    own = {name.casefold() for name in (STARTED, FINISHED, METRICS, *files)}  # some file systems know one case only
+    for name in datasets:
+        if name.casefold() in own or name.startswith("."):
+            raise InputError(
+                f"dataset {name!r}: its folder would have the name of a file that a run writes, or hides, beside it;"
+                " rename its JSON file, and the name inside it"
+            )
 
 
 def read_json(path: Path) -> Any:
     """Whatever JSON a file of a run holds. Raises InputError, in one line, where it holds none."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(read_text(path))
+        check_depth(values)
+        return values
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: cannot be read ({' '.join(str(error).split())}); run again") from error
 
@@ -269,11 +323,15 @@ def _check(values: Any, where: str, fields: Mapping[str, type | Fits]) -> None:
 
 
 def _count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
 
 
 def _counts(value: Any) -> bool:
     return isinstance(value, dict) and all(map(_count, value.values()))
+
+
+def _whole_numbers(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_count, value))
 
 
 def _strings(value: Any) -> bool:
@@ -298,11 +356,13 @@ _FIELDS: dict[str, type | Fits] = {
     "config": dict,
     "settings": dict,
     "weights": lambda value: value == "random" or isinstance(value, dict),
+    "detector": lambda value: isinstance(value, dict) and all(isinstance(one, str) for one in value.values()),
     "datasets": lambda value: isinstance(value, dict) and all(map(_is_plain_name, value)),
     "options": dict,
     "device": str,
     "threads": lambda value: _count(value) and 1 <= value <= MOST_THREADS,
     "versions": dict,
+    "checksum": str,
     "top_files": lambda value: isinstance(value, list) and all(map(_is_plain_name, value)),
 }
 _FINISHED_FIELDS: dict[str, type | Fits] = {"finished": str, "heatmaps": dict}

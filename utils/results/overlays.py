@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 OPACITY = 0.5
 SIGNED_OPACITY = 0.85  # where a signed map is at its largest magnitude
 ABOVE, BELOW = (214, 0, 0), (0, 76, 230)  # evidence for fake, evidence for real
+UNSEEN = 160  # grey of the pixels at the edge that belong to no patch
 IMAGE_FORMATS = ("png", "jpg", "webp")
+
+FAINT = 1e-3  # of the strongest layer's raw maximum
 
 MARGIN = 8  # pixels around and between the panels of a comparison
 CAPTION = 24  # height of the line below each panel
@@ -58,6 +61,15 @@ def overlay(images: Tensor, maps: Tensor, empty: Tensor, colormap: str = "jet") 
     plain = images.permute(0, 2, 3, 1)
     blended = torch.lerp(plain.float(), colour(maps, colormap).float(), OPACITY).round().to(torch.uint8)
     return torch.where(empty.to(maps.device)[:, None, None, None], plain, blended)
+
+
+def unseen_in_grey(images: Tensor, seen: tuple[int, int]) -> Tensor:
+    """(B, H, W, 3) uint8 RGB with grey where the network has seen nothing of the image, outside of `seen` (h, w)."""
+    if tuple(images.shape[1:3]) == seen:
+        return images
+    marked = torch.full_like(images, UNSEEN)
+    marked[:, : seen[0], : seen[1]] = images[:, : seen[0], : seen[1]]
+    return marked
 
 
 def signed_overlay(images: Tensor, signed: Tensor) -> Tensor:
@@ -205,11 +217,12 @@ def layer_images(
 def _layer_images(name: str, images: Tensor, maps: LayerMaps, colormap: str, signed: bool) -> Iterator[LayerImage]:
     """One layer's overlay of every image of the batch."""
     if signed:
-        shares = scaled(maps.signed, (images.shape[2], images.shape[3]))
+        shares = scaled(maps.signed, maps.canvas)
         shares[maps.artefact] = 0
         drawn, drawn_empty = signed_overlay(images, shares), ~shares.flatten(1).any(dim=1)
     else:
         drawn, drawn_empty = overlay(images, maps.normalised, maps.empty, colormap), maps.empty
+    drawn = unseen_in_grey(drawn, maps.canvas.seen)
     raw, signed_maps = maps.raw.float().cpu().numpy(), maps.signed.float().cpu().numpy()
     return map(
         LayerImage, itertools.repeat(name), drawn.cpu().numpy(), raw, signed_maps, maps.empty.tolist(),
@@ -219,8 +232,19 @@ def _layer_images(name: str, images: Tensor, maps: LayerMaps, colormap: str, sig
 
 def panels(image: np.ndarray, layers: Sequence[LayerImage]) -> list[tuple[str, np.ndarray]]:
     """The original and every layer's overlay, each with its caption."""
-    drawn = [(layer.name + (" (empty map)" if layer.drawn_empty else ""), layer.overlay) for layer in layers]
+    faint = faint_layers({layer.name: float(layer.raw.max()) for layer in layers})
+    drawn = []
+    for layer in layers:
+        remark = " (empty map)" if layer.drawn_empty else " (faint map)" if layer.name in faint else ""
+        drawn.append((layer.name + remark, layer.overlay))
     return [("original", image), *drawn]
+
+
+def faint_layers(raw_maxima: Mapping[str, float]) -> list[str]:
+    """The layers, of one image, whose raw map is a thousand times weaker than another's: each is drawn over its own
+    range, so that what such a layer contributes looks like more than it is."""
+    most = max(raw_maxima.values(), default=0.0)
+    return [name for name, value in raw_maxima.items() if 0 < value < FAINT * most]
 
 
 def denormalised(image: Tensor, settings: GradCAMSettings) -> Tensor:

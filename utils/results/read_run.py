@@ -5,19 +5,25 @@ A run that was stopped half-way is read as far as it got, and samples whose file
 
 from __future__ import annotations
 
+import math
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any, Iterator, NamedTuple, Sequence
 
 import numpy as np
 
+from utils.data.gaps import ForgeryGaps, read_gaps
 from utils.data.images import UnreadableImage
 from utils.errors import InputError
 from utils.files import read_table
-from utils.results.journal import PREDICTIONS, REASON, UNREADABLE, read_rows
+from utils.results.journal import COLUMNS, GAPS, PREDICTIONS, REASON, UNREADABLE, read_rows
 from utils.results.manifest import FINISHED, METRICS, STARTED, Manifest, manifest_path, read_json, read_manifest
 from utils.results.sample_folder import Sample, read_sample, sample_folders
+from utils.results.typed_values import count, number, string
+from utils.text import one_line, printable, shortened
 
+SHARES = ("acc", "auc", "eer", "ap", "video_auc")  # of metrics.json: from 0 to 1, or null
 OUTCOMES = ("TP", "FP", "TN", "FN")  # positive means fake
 
 
@@ -34,6 +40,8 @@ class DatasetOnDisk(NamedTuple):
     samples: list[Sample]
     explained: int  # sample folders that are there, `samples` may be fewer
     unreadable: int
+    gaps: list[ForgeryGaps]  # the forgeries that lack frames
+    video_frames: list[int]  # readable frames of each video
 
 
 class RunOnDisk(NamedTuple):
@@ -62,7 +70,12 @@ def read_run(folder: Path, samples_at_most: int = sys.maxsize) -> RunOnDisk:
             f"{folder}: holds no run (neither {FINISHED} nor {STARTED}); give the --gradcam_output_dir of a run"
         )
     manifest = read_manifest(path)
-    metrics = _read_metrics(folder / METRICS)
+    metrics = read_metrics(folder / METRICS) if (folder / METRICS).is_file() else {}
+    for name in manifest.datasets:
+        if (folder / name).is_symlink():
+            raise InputError(
+                f"{folder / name}: is a symbolic link, which is not followed: put the dataset's folder there"
+            )
     datasets = [
         _read_dataset(folder / name, metrics.get(name), record.frames, samples_at_most)
         for name, record in manifest.datasets.items()
@@ -70,11 +83,23 @@ def read_run(folder: Path, samples_at_most: int = sys.maxsize) -> RunOnDisk:
     return RunOnDisk(folder, path.name == FINISHED, manifest, datasets)
 
 
-def _read_metrics(path: Path) -> dict[str, Any]:
-    """Dataset → its entry; empty while there are none."""
-    values = read_json(path) if path.is_file() else {}
+def read_metrics(path: Path) -> dict[str, dict[str, Any]]:
+    """Dataset → its entry. Raises InputError for a file that is damaged."""
+    values = read_json(path)
     if not isinstance(values, dict):
         raise InputError(f"{path}: holds {type(values).__name__}, expected a mapping; run again")
+    for name, entry in values.items():
+        try:
+            for key in SHARES:
+                if entry[key] is not None:
+                    number(entry, key, 0, 1)
+            for key in ("frames", "videos", "unreadable"):
+                count(entry, key)
+            if entry["auc"] is None:
+                string(entry, "note")
+        except (KeyError, TypeError, ValueError) as error:
+            reason = f"the entry {error} is missing" if isinstance(error, KeyError) else one_line(error)
+            raise InputError(f"{path}: {printable(name)}: {reason}, which no run writes; run again") from error
     return values
 
 
@@ -83,9 +108,11 @@ def _read_dataset(folder: Path, metrics: dict[str, Any] | None, frames: int, sam
     step = -(-len(folders) // samples_at_most) or 1
     wanted = {index for index, _ in folders[::step]}
     labels, scores, rows = [], [], {}
+    videos: Counter[tuple[str, str]] = Counter()
     for row in prediction_rows(folder):
         labels.append(int(row["label"]))
         scores.append(float(row["prob_fake"]))
+        videos[row["forgery"], row["video"]] += 1
         if int(row["index"]) in wanted:
             rows[int(row["index"])] = row
     samples = [read_sample(place, index, rows.get(index)) for index, place in folders[::step]]
@@ -101,6 +128,8 @@ def _read_dataset(folder: Path, metrics: dict[str, Any] | None, frames: int, sam
         samples=[sample for sample in samples if sample is not None],
         explained=len(folders),
         unreadable=sum(1 for _ in read_table(unreadable)) if unreadable.is_file() else 0,
+        gaps=read_gaps(folder / GAPS) if (folder / GAPS).is_file() else [],
+        video_frames=list(videos.values()),
     )
 
 
@@ -108,10 +137,23 @@ def prediction_rows(folder: Path) -> Iterator[dict[str, str]]:
     """Rows of a dataset's predictions.csv or, while there is none yet, of its journals, each frame once."""
     table = folder / PREDICTIONS
     if table.is_file():
-        yield from read_table(table)
+        yield from read_predictions(table)
         return
     seen = {int(row["index"]): row for row in read_rows(folder) if not row[REASON]}
     yield from (seen[index] for index in sorted(seen))
+
+
+def read_predictions(path: Path) -> Iterator[dict[str, str]]:
+    """The rows of a `predictions.csv`, whose numbers are numbers. Raises InputError, which names the line."""
+    for line, row in enumerate(read_table(path, COLUMNS), start=2):
+        try:
+            known = row["index"].isdigit() and row["label"] in ("0", "1") and row["predicted"] in ("0", "1")
+            finite = all(math.isfinite(float(row[column])) for column in ("logit_real", "logit_fake"))
+            if not (known and finite and 0 <= float(row["prob_fake"]) <= 1 and int(row["index"]) >= 0):
+                raise ValueError
+        except ValueError as error:
+            raise InputError(f"{path}: row {line} is {shortened(repr(list(row.values())))}; run again") from error
+        yield row
 
 
 def sample_maps(sample: Sample, layers: Sequence[str]) -> dict[str, np.ndarray]:

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import errno
-import shutil
-from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import IO, Any, Iterable, Iterator, Mapping
+from typing import Any, Iterable, Mapping
 
 from utils.choice.verdict import Choice
 from utils.errors import InputError, RunError
-from utils.files import own_folder, write_json
+from utils.files import LIST, OPEN_LIST, own_folder, start_list, write_json
+from utils.results.earlier_run import is_empty, remove_half_written, remove_run
 from utils.results.journal import journals
 from utils.results.manifest import (
     FINISHED,
     STARTED,
     HeatmapCounts,
     Manifest,
+    check_names,
     manifest_path,
-    outputs_of,
     read_manifest,
 )
+from utils.results.run_lock import FolderLock
 
 
 class RunFolder:
@@ -31,7 +30,7 @@ class RunFolder:
     `manifest.json` is written last: where it is, the run is whole. `finished`: by an earlier call of the same command.
     """
 
-    def __init__(self, path: Path, manifest: Manifest, finished: bool, lock: IO[str] | None = None) -> None:
+    def __init__(self, path: Path, manifest: Manifest, finished: bool, lock: FolderLock | None = None) -> None:
         self.path = path
         self.manifest = manifest
         self.finished = finished
@@ -43,23 +42,40 @@ class RunFolder:
 
         Raises InputError otherwise, and where another process is at work there.
         """
+        check_names(manifest.datasets, (*manifest.top_files, LIST, OPEN_LIST))
         try:
-            if resume and manifest_path(path):
-                return cls._resumed(path, manifest)
-            with _cleared(path, overwrite, manifest.top_files):
-                for name in manifest.datasets:
-                    own_folder(path / name)
-                write_json(path / STARTED, manifest.to_json())
-                return cls(path, manifest, finished=False, lock=_lock(path))
+            if not (resume and manifest_path(path)):
+                _run_to_replace(path, overwrite)  # before anything is written into a folder that is not ours
+            path.mkdir(parents=True, exist_ok=True)
+            lock = FolderLock(path)
+            try:
+                if resume and manifest_path(path):
+                    return cls._resumed(path, manifest, lock)
+                return cls._begun(path, manifest, overwrite, lock)
+            except BaseException:
+                lock.release()
+                raise
         except OSError as error:
             raise InputError(f"output folder {path}: cannot be written ({error.strerror}); give another one") from error
 
     @classmethod
-    def _resumed(cls, path: Path, manifest: Manifest) -> RunFolder:
+    def _begun(cls, path: Path, manifest: Manifest, overwrite: bool, lock: FolderLock) -> RunFolder:
+        """The folder, emptied of an earlier run's files."""
+        earlier = _run_to_replace(path, overwrite)  # as it is now that others are kept out
+        if earlier is not None:
+            remove_run(path, earlier, manifest.top_files)
+        for name in manifest.datasets:
+            own_folder(path / name)
+        start_list(path)
+        write_json(path / STARTED, manifest.to_json(), listed=False)
+        return cls(path, manifest, finished=False, lock=lock)
+
+    @classmethod
+    def _resumed(cls, path: Path, manifest: Manifest, lock: FolderLock) -> RunFolder:
         """The folder of the run that `manifest` describes, cleared of what was half written."""
         found = manifest_path(path)
         assert found is not None  # as `open` has seen
-        earlier = read_manifest(found)
+        earlier = read_manifest(found, as_written=True)
         differences = manifest.differences(earlier)
         if differences:
             more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
@@ -70,13 +86,11 @@ class RunFolder:
         earlier = replace(earlier, top_files=_united(earlier.top_files, manifest.top_files))
         if found.name == FINISHED:
             _tidy(path, earlier.datasets)
-            return cls(path, earlier, finished=True)
-        lock = _lock(path)
+            return cls(path, earlier, True, lock)
         for name in earlier.datasets:
             own_folder(path / name)
-            for partial in (path / name).glob(".*.partial"):
-                shutil.rmtree(partial) if partial.is_dir() and not partial.is_symlink() else partial.unlink()
-        return cls(path, earlier, finished=False, lock=lock)
+            remove_half_written(path / name)
+        return cls(path, earlier, False, lock)
 
     def dataset(self, name: str) -> Path:
         """The folder of one dataset."""
@@ -94,7 +108,7 @@ class RunFolder:
                 f"{self.path}: was removed or emptied while the run was at work, so outputs are missing; begin again"
             )
         self.manifest = replace(self.manifest, finished=now(), heatmaps=dict(heatmaps), choice=choice)
-        write_json(self.path / FINISHED, self.manifest.to_json())
+        write_json(self.path / FINISHED, self.manifest.to_json(), listed=False)
         _tidy(self.path, self.manifest.datasets)
 
     def __enter__(self) -> RunFolder:
@@ -102,7 +116,7 @@ class RunFolder:
 
     def __exit__(self, *raised: object) -> None:
         if self._lock is not None:
-            self._lock.close()
+            self._lock.release()
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Sent to another process, it leaves the lock with the process that holds it."""
@@ -125,56 +139,13 @@ def _tidy(path: Path, datasets: Iterable[str]) -> None:
     (path / STARTED).unlink(missing_ok=True)
 
 
-def _lock(path: Path) -> IO[str]:
-    """Keep other processes out until the file that is returned is closed, or this process ends, however it ends.
-
-    Raises InputError where another process has locked the folder.
-    """
-    import fcntl
-
-    file = (path / STARTED).open("r+", encoding="utf-8")
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock not inherited by decoding processes
-    except OSError as error:
-        if error.errno in (errno.EACCES, errno.EAGAIN):
-            file.close()
-            raise InputError(
-                f"output folder {path}: another process is at work there; wait for it or end it"
-            ) from error
-        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EINVAL):  # a file system without locks
-            file.close()
-            raise
-    return file
-
-
-@contextmanager
-def _cleared(path: Path, overwrite: bool, top_files: Iterable[str]) -> Iterator[None]:
-    """`path` without what an earlier run left there: what its manifest lists, and what this version writes.
-
-    That run's lock is held until the end of the block, which takes the new one's.
-    """
-    earlier = _run_to_replace(path, overwrite)
-    if earlier is None:
-        yield
-        return
-    datasets, listed = outputs_of(earlier)
-    earlier.replace(path / STARTED)  # first of all: from here on the run there is not whole
-    with _lock(path):
-        for name in datasets:
-            own_folder(path / name)
-            shutil.rmtree(path / name)
-        for name in _united(listed, top_files):
-            (path / name).unlink(missing_ok=True)
-        yield
-
-
 def _run_to_replace(path: Path, overwrite: bool) -> Path | None:
     """The manifest of the run to be removed, None where there is nothing. Raises InputError where it is to be kept."""
     if not path.exists():
         return None
     if not path.is_dir():
         raise InputError(f"output folder {path}: is a file; give a folder")
-    if not any(path.iterdir()):
+    if is_empty(path):
         return None
     earlier = manifest_path(path)
     if not overwrite:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import json
 import re
-import shutil
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Mapping, NamedTuple, Sequence
@@ -17,14 +16,17 @@ import numpy as np
 
 from utils.choice.check import MapCheck
 from utils.choice.verdict import Choice, headline, judgements
+from utils.data.frame_paths import landmark_path
 from utils.data.frames import Frame
+from utils.data.stamps import hash_of
 from utils.errors import InputError
-from utils.files import new_folder
+from utils.files import hashes_below, holds_only_own, new_folder, own_files, read_text, replace_folder, write_listing
 from utils.gradcam import Explanation
 from utils.model.config import DetectorSettings
 from utils.results.decision import CLASS_NAMES, UNKNOWN, confidence, predicted
 from utils.results.grey_maps import GREY_MAPS, grey_name, raw_arrays, read_grey_map, write_grey_maps
-from utils.results.overlays import Box, LayerImage, comparison, encode, original_box, panels
+from utils.results.overlays import Box, LayerImage, comparison, encode, faint_layers, original_box, panels
+from utils.results.typed_values import count, flag, number, plain_name, string
 from utils.text import printable
 
 RANDOM_WEIGHTS = "random"
@@ -54,12 +56,14 @@ class LayerFacts(NamedTuple):
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> LayerFacts:
-        """The facts that `to_json` gave; runs of earlier versions have no `check`."""
-        low, high, extreme = (float(values[key]) for key in ("raw_minimum", "raw_maximum", "signed_extreme"))
-        empty, drawn_empty = (bool(values[key]) for key in ("empty", "drawn_empty"))
-        artefact = bool(values.get("artefact", False))
-        check = MapCheck.from_json(values["check"]) if values.get("check") else None
-        return cls(str(values["name"]), low, high, extreme, empty, drawn_empty, artefact, check)
+        """The facts that `to_json` gave; runs of earlier versions have no `artefact` and no `check`."""
+        values = {"artefact": False, "check": None, **values}
+        low, high, extreme = (number(values, key) for key in ("raw_minimum", "raw_maximum", "signed_extreme"))
+        if low > high:
+            raise ValueError("raw_minimum is above raw_maximum")
+        empty, drawn_empty, artefact = (flag(values, key) for key in ("empty", "drawn_empty", "artefact"))
+        check = None if values["check"] is None else MapCheck.from_json(values["check"])
+        return cls(plain_name(values, "name"), low, high, extreme, empty, drawn_empty, artefact, check)
 
     def to_json(self) -> dict[str, Any]:
         return {**self._asdict(), "check": self.check._asdict() if self.check else None}
@@ -87,7 +91,7 @@ class Sample:
     forgery: str
     video: str
     label: int  # 0 real, 1 fake, UNKNOWN
-    logits: tuple[float, float]  # real, fake
+    logits: tuple[float, float]  # real, fake: the scores that the head makes of its logits, with two the logits
     prob_fake: float
     target: str
     method: str
@@ -97,6 +101,8 @@ class Sample:
     layers: list[LayerFacts]
     original: Box | None  # where the comparison shows the original
     completeness: dict[str, CompletenessFacts] = field(default_factory=dict)  # by layer, where it was tested
+    image_hash: str = ""  # of the file that was explained (`utils.data.stamps`), empty where it is not known
+    landmarks_hash: str = ""  # of its landmark file, empty where there was none
     folder: Path = Path()
     chosen: tuple[str, ...] = ()  # how the map was chosen, and what is to be said of a named one
     comparison: str = ""
@@ -112,6 +118,7 @@ class Sample:
         settings: DetectorSettings,
         choice: Choice | None = None,
         checks: Mapping[str, MapCheck] | None = None,
+        image_hash: str = "",
     ) -> Sample:
         """`frame`, which is image i of the explained batch; `layers` is what was drawn of it.
 
@@ -119,12 +126,12 @@ class Sample:
         """
         gradcam = settings.gradcam
         prediction, target = explanation.prediction, explanation.target[i]
-        real, fake = prediction["cls"][i].tolist()
+        real, fake = explanation.real_and_fake[i].tolist()
         if gradcam.signed:
             target = SIGNED_TARGET
         elif target != gradcam.target:
             target = f"{gradcam.target} ({target})"
-        weights = str(settings.weights_path or RANDOM_WEIGHTS)
+        weights = settings.weights_name or RANDOM_WEIGHTS
         return cls(
             index=frame.index,
             path=frame.path,
@@ -146,6 +153,8 @@ class Sample:
                 name: CompletenessFacts(float(tested.error[i]), float(tested.bias_share[i]))
                 for name, tested in explanation.completeness.items()
             },
+            image_hash=image_hash,
+            landmarks_hash=hash_of(landmark_path(frame.path)) if image_hash else "",
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -172,32 +181,41 @@ class Sample:
             "chosen": list(self.chosen),
             "original": self.original._asdict() if self.original else None,
             "completeness": {name: tested._asdict() for name, tested in self.completeness.items()},
+            "image_hash": self.image_hash,
+            "landmarks_hash": self.landmarks_hash,
         }
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Sample:
-        """The sample that `to_json` gave. Raises KeyError, TypeError or ValueError for anything else."""
+        """The sample that `to_json` gave. Raises KeyError, TypeError or ValueError for anything else.
+
+        Runs of earlier versions have no hashes, no other backward pass than the plain one, and no choice.
+        """
+        later = {"image_hash": "", "landmarks_hash": "", "backward": "plain", "chosen": [], "completeness": {}}
+        values = {**later, **values}
         return cls(
-            index=int(values["index"]),
-            path=str(values["path"]),
-            dataset=str(values["dataset"]),
-            forgery=str(values["forgery"]),
-            video=str(values["video"]),
-            label=UNKNOWN if values["label"] is None else int(values["label"]),
-            logits=(float(values["logit_real"]), float(values["logit_fake"])),
-            prob_fake=float(values["prob_fake"]),
-            target=str(values["target"]),
-            method=str(values["method"]),
-            site=str(values["site"]),
-            backward=str(values.get("backward", "plain")),  # runs before there were others
-            weights=str(values["weights"]),
+            index=count(values, "index"),
+            path=string(values, "path"),
+            dataset=string(values, "dataset"),
+            forgery=string(values, "forgery"),
+            video=string(values, "video"),
+            label=UNKNOWN if values["label"] is None else count(values, "label", 1),
+            logits=(number(values, "logit_real"), number(values, "logit_fake")),
+            prob_fake=number(values, "prob_fake", 0, 1),
+            target=string(values, "target"),
+            method=string(values, "method"),
+            site=string(values, "site"),
+            backward=string(values, "backward"),
+            weights=string(values, "weights"),
             layers=[LayerFacts.from_json(layer) for layer in values["layers"]],
-            original=Box(**values["original"]),
-            chosen=tuple(map(str, values.get("chosen", ()))),
+            original=Box(*(count(values["original"], key) for key in Box._fields)),
+            chosen=tuple(map(str, values["chosen"])),
             completeness={
-                str(name): CompletenessFacts(float(tested["error"]), float(tested["bias_share"]))
-                for name, tested in values.get("completeness", {}).items()
+                str(name): CompletenessFacts(number(tested, "error"), number(tested, "bias_share"))
+                for name, tested in values["completeness"].items()
             },
+            image_hash=string(values, "image_hash"),
+            landmarks_hash=string(values, "landmarks_hash"),
         )
 
     @classmethod
@@ -220,6 +238,11 @@ class Sample:
         return confidence(self.prob_fake)
 
     @property
+    def faint_layers(self) -> list[str]:
+        """The layers that count for next to nothing beside another one."""
+        return faint_layers({layer.name: layer.raw_maximum for layer in self.layers})
+
+    @property
     def correct(self) -> bool | None:
         """None where the label is unknown."""
         return None if self.label == UNKNOWN else self.predicted == self.label
@@ -228,6 +251,14 @@ class Sample:
     def outcome(self) -> str:
         """TP, FP, TN or FN, where positive means fake."""
         return ("T" if self.correct else "F") + ("P" if self.predicted else "N")
+
+    def replaced_file(self) -> str:
+        """The image or landmark file that is another one than the run had; empty where both are the same, or gone."""
+        for path, before in ((self.path, self.image_hash), (landmark_path(self.path), self.landmarks_hash)):
+            now = hash_of(path) if self.image_hash else ""
+            if now not in ("", before):
+                return path
+        return ""
 
     def raw_map(self, layer: LayerFacts) -> np.ndarray:
         """A map as it lies on disk: (h, w) float32, to half of 1/255 of its range. Raises UnreadableImage."""
@@ -257,12 +288,13 @@ def metadata_text(sample: Sample) -> str:
         f"Backward: {sample.backward}",
         f"Weights: {printable(sample.weights)}",
         *(f"Layer {layer.name}: {_map_text(layer)}" for layer in sample.layers),
-        *(f"Check {layer.name}: {_check_text(layer.check)}" for layer in sample.layers if layer.check),
-        *(f"Choice: {line}" for line in sample.chosen),
         *(
             f"Completeness {name}: error {tested.error:.3g}, share of the biases {tested.bias_share:.3g}"
             for name, tested in sample.completeness.items()
         ),
+        *(f"Faint: {name}, a thousand times weaker than another layer" for name in sample.faint_layers),
+        *(f"Check {layer.name}: {_check_text(layer.check)}" for layer in sample.layers if layer.check),
+        *(f"Choice: {line}" for line in sample.chosen),
     ]
     return "\n".join(lines) + "\n"
 
@@ -323,14 +355,20 @@ class Drawn(NamedTuple):
     layers: Sequence[LayerImage]
 
 
-def write_sample(folder: Path, drawn: Drawn, image_format: str = "png", save_raw: bool = False) -> Path:
+def write_sample(
+    folder: Path, drawn: Drawn, image_format: str = "png", save_raw: bool = False, damaged: bool = False
+) -> Path:
     """Write one sample's images and metadata as `folder`, which appears complete or not at all; returns it.
 
-    An earlier run's sample there is replaced; InputError where `folder` is anything else.
-    `save_raw` adds the maps as the method gave them, before any normalising: `raw_sample<i>.npz`.
+    An earlier sample there is replaced if every file is as it was written; InputError where `folder` is anything else.
+    With `damaged` the folder is known to be a sample's: its own files are replaced whatever became of them, and others
+    stay. `save_raw` adds the maps as the method gave them, before any normalising: `raw_sample<i>.npz`.
     """
-    if folder.is_symlink() or (folder.exists() and not any(folder.glob("sample*.*"))):
-        raise InputError(f"{folder}: is there and is no folder of a sample: move it, or give another output folder")
+    if folder.is_symlink() or (folder.exists() and not damaged and not is_sample(folder)):
+        raise InputError(
+            f"{folder}: is there and is no folder of a sample, or one that was changed: move it, or give another output"
+            " folder"
+        )
     partial = folder.with_name(f".{folder.name}.partial")
     new_folder(partial)
     sample, image, layers = drawn
@@ -343,22 +381,18 @@ def write_sample(folder: Path, drawn: Drawn, image_format: str = "png", save_raw
     whole = comparison_image(sample, image, layers)
     (partial / f"gradcam_comparison.{image_format}").write_bytes(encode(whole, image_format))
     (partial / f"sample{i}_metadata.txt").write_text(metadata_text(sample), encoding="utf-8", errors="backslashreplace")
-    details = {**sample.to_json(), "files": _sizes(partial)}
-    (partial / f"sample{i}.json").write_text(json.dumps(details, indent=1) + "\n", encoding="utf-8")
-    old = folder.with_name(f".{folder.name}.old.partial")
+    write_listing(partial / f"sample{i}.json", sample.to_json())
     if folder.exists():
-        new_folder(old)
-        folder.replace(old)  # a folder half removed must not stand under the final name
-    partial.replace(folder)
-    if old.exists():
-        shutil.rmtree(old)
+        for name in set(hashes_below(folder)) - set(hashes_below(partial)) if damaged else ():
+            (partial / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).replace(partial / name)
+    replace_folder(partial, folder)
     return folder
 
 
-def _sizes(folder: Path) -> dict[str, int]:
-    """File below `folder` → bytes."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
+def is_sample(folder: Path) -> bool:
+    """Whether a folder holds one sample as it was written, and nothing else."""
+    return holds_only_own(folder, [path.name for path in folder.glob("sample*.json")])
 
 
 def sample_folders(dataset_folder: Path) -> list[tuple[int, Path]]:
@@ -373,13 +407,13 @@ def read_sample(folder: Path, index: int, row: Mapping[str, str] | None) -> Samp
     """A run's sample; where its JSON is gone, what predictions.csv (`row`) has of it; None where that has nothing."""
     path = folder / f"sample{index}.json"
     try:
-        sample = Sample.from_json(json.loads(path.read_text(encoding="utf-8")))
+        sample = Sample.from_json(json.loads(read_text(path)))
         if sample.label == UNKNOWN:
             raise ValueError("a run's samples have labels")
         files = sorted(file.name for file in folder.iterdir())
     except FileNotFoundError:
         lost = f"{path.name} is gone"
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         lost = f"{path.name} is damaged ({type(error).__name__})"
     else:
         comparison = next((name for name in files if name.startswith("gradcam_comparison.")), "")
@@ -390,18 +424,19 @@ def read_sample(folder: Path, index: int, row: Mapping[str, str] | None) -> Samp
     return None if row is None else replace(Sample.from_row(row), folder=folder, lost=lost)
 
 
-def whole_samples(dataset_folder: Path) -> dict[int, list[LayerFacts]]:
-    """The layers of the samples of which every file is there in full, by index.
+def whole_samples(dataset_folder: Path) -> dict[int, Sample]:
+    """The samples of which every file is there as it was written, by index.
 
     A folder appears complete, but after a crash of the machine its files may have lost their ends.
     """
     samples = {}
     for index, folder in sample_folders(dataset_folder):
         path = folder / f"sample{index}.json"
+        own = own_files(path)
         try:
-            details = json.loads(path.read_text(encoding="utf-8"))
-            if _sizes(folder) == {**details["files"], path.name: path.stat().st_size}:
-                samples[index] = Sample.from_json(details).layers
+            details = json.loads(read_text(path)) if own else {"files": [""]}
+            if all(folder / name in own for name in details["files"]):
+                samples[index] = Sample.from_json(details)
         except (OSError, ValueError, KeyError, TypeError):
-            continue  # not whole
+            continue  # another version's
     return samples

@@ -44,7 +44,7 @@ class SampleWriter:
         """Queue one sample; waits while too many are queued."""
         while len(self._waiting) >= self._most_waiting:
             self._waiting.popleft().result()
-        self._waiting.append(self._pool.submit(write_sample, folder, drawn, self._image_format, self._save_raw))
+        self._waiting.append(self._pool.submit(write_sample, folder, drawn, self._image_format, self._save_raw, True))
 
     def __enter__(self) -> SampleWriter:
         return self

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 from typing import Callable, Hashable, Mapping, NamedTuple, Sequence
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from utils.choice.candidates import Candidate
 from utils.choice.choosing import TrialImages, choose_map
-from utils.choice.trial import passes
+from utils.choice.trial import Margins, passes
 from utils.choice.verdict import UNTRIED, Choice
 from utils.data.frames import Frame, evenly_spaced, frame_loader
 from utils.explanation_metrics.samples import RealCounterparts
@@ -19,7 +18,6 @@ from utils.model.config import RunSettings
 from utils.model.detector import LoadedDetector
 from utils.model.map_trials import tried
 from utils.results.calibration_file import key_of
-from utils.results.decision import THRESHOLD
 from utils.results.manifest import Manifest
 from utils.run.out_of_memory import Halving
 
@@ -96,7 +94,10 @@ def calibrate(
     that it calls real are used. `check` is called between batches, and may raise.
     """
     frames = [frame for some in datasets.values() for frame in some]
-    seen = _Seen.of(detector, evenly_spaced(frames, POOL * plan.images), settings, check)
+    halving = Halving("trying maps on")
+    halving.most = settings.batch_size
+    asked = tried(detector, halving.run, check)
+    seen = _Seen.of(detector, asked.margins, evenly_spaced(frames, POOL * plan.images), settings)
     fakes, reals = (evenly_spaced(found, plan.images) for found in (seen.called_fake, seen.called_real))
     used, target = (fakes, _target(detector)) if fakes else (reals, "real")
     if not used:
@@ -110,9 +111,7 @@ def calibrate(
         detector.normalised(paired),
         has_pair,
     )
-    halving = Halving("trying maps on")
-    halving.most = settings.batch_size
-    choice = choose_map(tried(detector, halving.run, check), images, plan.candidates, plan.named)
+    choice = choose_map(asked, images, plan.candidates, plan.named)
     return choice if fakes else replace(choice, notes=(*choice.notes, NO_FAKE))
 
 
@@ -125,28 +124,18 @@ class _Seen(NamedTuple):
     called_real: list[int]
 
     @classmethod
-    def of(
-        cls, detector: LoadedDetector, frames: Sequence[Frame], settings: RunSettings, check: Callable[[], None]
-    ) -> _Seen:
+    def of(cls, detector: LoadedDetector, margins: Margins, frames: Sequence[Frame], settings: RunSettings) -> _Seen:
         found: list[Frame] = []
         pixels: list[Tensor] = []
         fake: list[bool] = []
-        predicting = Halving("evaluating")
         for batch in frame_loader(frames, settings.detector.resolution, settings.batch_size, settings.workers):
-            check()
-            if not batch.frames:
-                continue
-            found += batch.frames
-            pixels.append(batch.pixels)
-            for _, prob in predicting.run(partial(_predict, detector, batch.pixels), len(batch.frames)):
-                fake += (prob > THRESHOLD).tolist()
+            if batch.frames:
+                found += batch.frames
+                pixels.append(batch.pixels)
+                fake += (margins(detector.normalised(batch.pixels)) > 0).tolist()
         called_fake = [i for i, one in enumerate(fake) if one]
         called_real = [i for i, one in enumerate(fake) if not one]
         return cls(found, torch.cat(pixels) if pixels else torch.empty(0), called_fake, called_real)
-
-
-def _predict(detector: LoadedDetector, pixels: Tensor, part: slice) -> tuple[Tensor, Tensor]:
-    return detector.predict(pixels[part])
 
 
 def _target(detector: LoadedDetector) -> str:

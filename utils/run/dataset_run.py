@@ -6,6 +6,7 @@ often it was interrupted, so that the arithmetic, and every byte that is written
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Callable, NamedTuple, Sequence
 
@@ -13,14 +14,17 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from utils.cam.transplant import CELLS, TRANSPLANT
 from utils.data.frames import Batch, Frame, frame_loader
+from utils.data.gaps import forgery_gaps, is_absent, write_gaps
 from utils.errors import RunError
+from utils.explanation_metrics.samples import RealCounterparts
 from utils.model.config import RunSettings
 from utils.model.detector import LoadedDetector
 from utils.model.map_trials import MapChecker
-from utils.results.journal import Journal, next_number, read_rows
+from utils.results.journal import GAPS, Journal, next_number, read_rows
 from utils.results.manifest import HeatmapCounts
-from utils.results.sample_folder import whole_samples
+from utils.results.sample_folder import sample_folders, whole_samples
 from utils.results.sample_writer import SampleWriter
 from utils.run.explainer import Explainer
 from utils.run.interruption import SignalGuard
@@ -44,9 +48,9 @@ class Context(NamedTuple):
     guard: SignalGuard
     predicting: Halving
 
-    def predict(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """uint8 images → logits (B, 2) and probability of fake (B,)."""
-        parts = self.predicting.run(lambda part: self.detector.predict(pixels[part]), len(pixels))
+    def predict(self, pixels: Tensor, frames: Sequence[Frame]) -> tuple[Tensor, Tensor]:
+        """uint8 images of `frames` → logits (B, 2) and probability of fake (B,)."""
+        parts = self.predicting.run(lambda part: self.detector.predict(pixels[part], frames[part]), len(pixels))
         return torch.cat([logits for logits, _ in parts]), torch.cat([prob for _, prob in parts])
 
 
@@ -75,8 +79,10 @@ class DatasetRun:
         self.target = context.detector.gradcam.target
         explaining = context.settings.detector.gradcam.enabled
         whole = self.processes.on_rank_zero(lambda: whole_samples(folder) if explaining else {})
-        self.resume = Resume(folder, frames, whole)
+        self.resume = Resume(folder, frames, whole, len(sample_folders(folder)) if explaining else 0)
         self.predictions = self.resume.predictions
+        if self.processes.first and self.resume.remarks:
+            print("\n".join(self.resume.remarks), file=sys.stderr)
 
     def evaluate(self) -> DatasetSummary:
         """All of it. The tables are complete afterwards, and every sample is on disk."""
@@ -86,21 +92,47 @@ class DatasetRun:
             return self._finish_dataset(HeatmapCounts())
         with SampleWriter(options.image_format, options.save_raw) as writer:
             detector = self.context.detector
-            checker = MapChecker(detector, self.context.settings.batch_size) if options.checks_maps else None
-            explainer = Explainer(detector, self.resume, self.folder, writer, self.context.predict, checker)
+            counterparts = self._counterparts()
+            checked = options.checks_maps and counterparts is None  # transplant is a check itself
+            checker = MapChecker(detector, self.context.settings.batch_size) if checked else None
+            explainer = Explainer(
+                detector, self.resume, self.folder, writer, self.context.predict, checker, counterparts
+            )
             if explains_every_frame(self.context.settings, options):
+                if counterparts is not None and self.processes.first:
+                    self._say_cost(self.frames, counterparts)
                 self.predict_all(explainer)
                 chosen = self.predictions.choose(None, False, "first", 0)
             else:
                 self.predict_all()
                 count, seed = gradcam.samples or MOST_MISTAKES, self.context.settings.seed
                 chosen = self.predictions.choose(count, not options.save_all, options.select, seed)
+                if counterparts is not None and self.processes.first:
+                    self._say_cost([self.frames[index] for index in chosen], counterparts)
                 self.explain_chosen(chosen, explainer)
         if self.processes.first:
             for index in chosen:
                 if index in self.resume.whole:
                     explainer.counts.add_sample(self.resume.whole[index])
         return self._finish_dataset(HeatmapCounts.merged(self.processes.all_gather(explainer.counts)))
+
+    def _counterparts(self) -> RealCounterparts | None:
+        """What method transplant compares images with; None for other methods."""
+        settings = self.context.settings
+        if settings.detector.gradcam.method != TRANSPLANT:
+            return None
+        return RealCounterparts(self.frames[0].dataset, settings.data)
+
+    def _say_cost(self, frames: Sequence[Frame], counterparts: RealCounterparts) -> None:
+        """Transplant takes hundreds of passes an image: how many, before they begin."""
+        side = self.context.settings.detector.resolution
+        rows, columns = self.context.detector.model.patch_grid(side, side) or CELLS
+        paired = sum(counterparts.path(frame) is not None for frame in frames)
+        print(
+            f"{self.frames[0].dataset}: transplant takes up to {2 * rows * columns} forward passes for each of"
+            f" {len(frames)} images; {paired} are compared with the real frame that they were made from,"
+            f" {len(frames) - paired} with a blurred copy"
+        )
 
     def predict_all(self, explainer: Explainer | None = None) -> None:
         """Predict every frame at full speed or, with an explainer, write its maps from the same forward pass."""
@@ -122,13 +154,14 @@ class DatasetRun:
         if explainer and self.resume.is_recorded([frame.index for frame in frames]):  # only samples are missing
             explainer.explain(batch, [self.target] * len(batch.frames))
             return
+        self.predictions.stamp(batch.stamps)
         for frame, reason in batch.unreadable:
             self.predictions.add_unreadable(frame.index, reason)
         if explainer:
             explainer.predict_and_explain(batch)
         elif batch.frames:
-            self.predictions.add(batch.frames, *self.context.predict(batch.pixels))
-        journal.append(self.predictions.journal_rows(frames))
+            self.predictions.add(batch.frames, *self.context.predict(batch.pixels, batch.frames))
+        journal.append(self.predictions.journal_rows(frames, batch.stamps))
 
     def explain_chosen(self, chosen: Sequence[int], explainer: Explainer) -> None:
         """The chosen frames in full batches; a batch that lacks a sample is explained as a whole."""
@@ -166,7 +199,7 @@ class DatasetRun:
         """Read what the other ranks have predicted. Raises RunError where a frame has no prediction even so."""
         if self.processes.size > 1:
             self.processes.all_gather(None)  # waits until all journals are complete
-            self.predictions.restore(read_rows(self.folder))
+            self.predictions.restore(filter(self.predictions.belongs, read_rows(self.folder)))
         if not self.predictions.done.all():
             raise RunError(
                 f"{self.folder}: {int((~self.predictions.done).sum())} predictions are in no journal there; does every"
@@ -186,4 +219,8 @@ def _write_tables(predictions: Predictions, folder: Path, counts: HeatmapCounts)
             f"dataset {frames[0].dataset}: none of its {len(frames)} frames could be read,"
             f" first {frames[0].path}{reason}"
         )
-    return DatasetSummary(frames[0].dataset, predictions.metrics(), len(unreadable), counts)
+    absent = [index for index, reason in unreadable.items() if is_absent(reason)]
+    gaps = forgery_gaps(frames, absent, unreadable.keys() - set(absent))
+    if gaps:
+        write_gaps(folder / GAPS, gaps)
+    return DatasetSummary(frames[0].dataset, predictions.metrics(), len(unreadable), counts, gaps)

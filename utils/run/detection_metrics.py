@@ -8,10 +8,14 @@ import numpy as np
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 from utils.results.decision import THRESHOLD
+from utils.run.reversed_labels import reversed_labels
 
 
 class DetectionMetrics(NamedTuple):
-    """All in [0, 1]; None where the frames at hand do not allow it, and `note` says why."""
+    """All in [0, 1]; None where the frames at hand do not allow it, and `note` says why.
+
+    `warning` says where the numbers, though right, look as if a setting were wrong.
+    """
 
     acc: float | None
     auc: float | None
@@ -21,6 +25,7 @@ class DetectionMetrics(NamedTuple):
     frames: int
     videos: int
     note: str
+    warning: str = ""
 
 
 def detection_metrics(prob_fake: Sequence[float], label: Sequence[int], video: Sequence[Hashable]) -> DetectionMetrics:
@@ -33,7 +38,7 @@ def detection_metrics(prob_fake: Sequence[float], label: Sequence[int], video: S
             merges a real and a fake video of the same name; label name and video name together do not.
 
     AUC, EER, AP and the video AUC (of the mean probability of each video) need both classes; with one they are None.
-    EER is the false positive rate where it is nearest to the false negative rate.
+    EER is the host's, but where many frames share one score: see `equal_error_rate`.
     """
     probability = np.asarray(prob_fake, dtype=np.float64)
     truth = np.asarray(label, dtype=np.int64)
@@ -49,16 +54,34 @@ def detection_metrics(prob_fake: Sequence[float], label: Sequence[int], video: S
         note = f"all {frames} frames are {only}: AUC, EER, AP and video AUC need both classes"
         return DetectionMetrics(acc, None, None, None, None, frames, videos, note)
     false_positive, true_positive, _ = roc_curve(truth, probability)
-    nearest = np.argmin(np.abs((1 - true_positive) - false_positive))
     video_truth = [truth[of[0]] for of in members.values()]
     video_probability = [probability[of].mean() for of in members.values()]
+    auc = float(roc_auc_score(truth, probability))
     return DetectionMetrics(
         acc=acc,
-        auc=float(roc_auc_score(truth, probability)),
-        eer=float(false_positive[nearest]),
+        auc=auc,
+        eer=equal_error_rate(false_positive, true_positive, int((truth == 0).sum()), int(truth.sum())),
         ap=float(average_precision_score(truth, probability)),
         video_auc=float(roc_auc_score(video_truth, video_probability)),
         frames=frames,
         videos=videos,
         note="",
+        warning=reversed_labels(prob_fake, label, video) if auc < 0.5 else "",
     )
+
+
+def equal_error_rate(false_positive: np.ndarray, true_positive: np.ndarray, reals: int, fakes: int) -> float:
+    """The rate at which as many reals are called fake as fakes real; `reals` and `fakes` are the numbers of frames.
+
+    As in the hosts, the false positive rate of the ROC point, both (N,), at which the two rates are closest. Where many
+    real and fake frames share one score, no point may be close (with one score for all, the host's rate is 0, a perfect
+    detector's): there it is where the straight line between the two points around it meets the line of equal rates,
+    since every mixture of their thresholds can be had (Fawcett 2006, section 6).
+    """
+    excess = false_positive - (1 - true_positive)  # rises from -1 to 1
+    nearest = int(np.abs(excess).argmin())
+    after = int(np.argmax(excess >= 0))
+    width, height = np.diff(false_positive)[after - 1], np.diff(true_positive)[after - 1]
+    if abs(excess[nearest]) <= (1 / reals + 1 / fakes) / 2 or width == 0 or height == 0:
+        return float(false_positive[nearest])
+    return float(false_positive[after - 1] + width * -excess[after - 1] / (excess[after] - excess[after - 1]))

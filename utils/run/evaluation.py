@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import contextmanager
 from typing import Iterator, Mapping, Sequence
 
 import torch
 
+from utils.cam.transplant import TRANSPLANT
 from utils.data.folder_dataset import counted
 from utils.data.frames import Frame
+from utils.data.gaps import absent_frames, forgery_gaps
 from utils.data.readers import read_dataset
 from utils.errors import InputError, RunError
 from utils.explanation_metrics.evaluate import check_options
 from utils.explanation_metrics.output import evaluate_explanations
+from utils.explanation_metrics.samples import find_evidence
 from utils.files import write_json
 from utils.model.config import RunSettings
-from utils.model.detector import LoadedDetector, find_device, load_detector
-from utils.report.exports import PAGE, check_exports, write_exports
+from utils.model.detector import LoadedDetector, find_device, load_detector, print_default_layer
+from utils.report.exports import begin_exports, check_exports, lacks_exports, write_exports
 from utils.results.calibration_file import Calibration, find_calibration
-from utils.results.manifest import METRICS, STARTED, read_json
+from utils.results.manifest import METRICS, STARTED
+from utils.results.read_run import read_metrics
 from utils.results.run_folder import RunFolder
 from utils.run.calibration import Plan, calibrate, untried
 from utils.run.dataset_run import Context, DatasetRun, explains_every_frame, samples_at_most
@@ -43,10 +48,17 @@ def run(settings: RunSettings, options: RunOptions) -> None:
     message = f"interrupted; go on with: {resume_command(options.command[1:])}"
     with Processes.start() as processes, SignalGuard(message, quiet=not processes.first) as guard:
         datasets = {name: read_dataset(name, settings.data) for name in dict.fromkeys(settings.datasets)}
+        if options.explanations is not None:  # what it cannot use is refused now
+            given = options.explanations
+            find_evidence(given.masks, given.clicks, [frame for frames in datasets.values() for frame in frames])
         if processes.first:
+            _tell_of_absent_folders(datasets)
             for name in settings.data.folders:
                 print(printable(f"{name}: {counted(datasets[name])}"))
         detector = _load_detector(settings, options, processes)
+        if processes.first:
+            facts = ", ".join(f"{key} {value}" for key, value in detector.facts().items())
+            print(f"detector {settings.detector.model_name}: {facts}")
         folder, kept = processes.on_rank_zero(lambda: _open_folder(settings, options, detector, datasets))
         with folder:
             if folder.finished:
@@ -75,13 +87,23 @@ def run(settings: RunSettings, options: RunOptions) -> None:
         raise RunError(problem)
 
 
+def _tell_of_absent_folders(datasets: Mapping[str, Sequence[Frame]]) -> None:
+    """Say on stderr which parts of the datasets are not there, before hours are spent on the others."""
+    for name, frames in datasets.items():
+        for gaps in forgery_gaps(frames, absent_frames(frames)):
+            print(printable(f"{name}: {gaps.line()}"), file=sys.stderr)
+
+
 def _load_detector(settings: RunSettings, options: RunOptions, processes: Processes) -> LoadedDetector:
     """The detector on its device, tried out on whatever the run will need of it. Raises InputError."""
     device = find_device(processes.device_name(options.device))
     torch.manual_seed(settings.seed)  # of random weights
     detector = load_detector(settings.detector, device, options.precision, options.random_weights)
+    detector.check_predictions()
     if settings.detector.gradcam.enabled:
         detector.dry_run()
+        if processes.first:
+            print_default_layer(detector)
     if options.explanations is not None:
         check_options(detector)
     if not options.compile:
@@ -98,9 +120,13 @@ def _open_folder(
     settings: RunSettings, options: RunOptions, detector: LoadedDetector, datasets: Mapping[str, Sequence[Frame]]
 ) -> tuple[RunFolder, Calibration | None]:
     """The folder, and how the map was chosen by an earlier run of the same weights, data and candidates."""
-    manifest = run_manifest(settings, options, detector.device, datasets)
+    found = getattr(detector.model, "default_layer", None)
+    if found is not None and not detector.model.gradcam.chooses and not settings.detector.gradcam.layers:
+        config = {**settings.detector.config, "gradcam_layers": [found.name]}
+        settings = settings._replace(detector=settings.detector._replace(config=config))
+    manifest = run_manifest(settings, options, detector, datasets)
     kept = None
-    if settings.detector.gradcam.enabled and options.calibration_images:
+    if _draws_gradients(settings) and options.calibration_images:
         key = Plan.of(detector, options.calibration_images).key(manifest)
         kept = find_calibration(key, options.output_dir)  # before --overwrite removes it
     folder = RunFolder.open(options.output_dir, manifest, options.overwrite, options.resume)
@@ -128,8 +154,8 @@ def _calibrate(
     options: RunOptions,
     guard: SignalGuard,
 ) -> Calibration | None:
-    """How the run's map was chosen, or judged; None for a plain evaluation."""
-    if not settings.detector.gradcam.enabled:
+    """How the run's map was chosen, or judged; None for a plain evaluation, and for transplant, which is a trial."""
+    if not _draws_gradients(settings):
         return None
     plan = Plan.of(detector, options.calibration_images)
     if not options.calibration_images:
@@ -140,11 +166,15 @@ def _calibrate(
     return found
 
 
+def _draws_gradients(settings: RunSettings) -> bool:
+    return settings.detector.gradcam.enabled and settings.detector.gradcam.method != TRANSPLANT
+
+
 def _report_finished(folder: RunFolder, options: RunOptions) -> None:
     print(f"{folder.path}: this run is complete, nothing is left to do")
-    if not (folder.path / PAGE).is_file():  # killed in its last moments, or its page removed
+    if lacks_exports(folder.path, options.views):
         print("\n".join(write_exports(folder.path, options.views)))
-    metrics = read_json(folder.path / METRICS)
+    metrics = read_metrics(folder.path / METRICS)
     check_finished(metrics, folder.manifest.heatmaps or {}, options.max_unreadable)
 
 
@@ -174,6 +204,7 @@ def _finish_run(
     metrics = {result.name: metrics_json(result) for result in results}
     heatmaps = {result.name: result.counts for result in results}
     write_json(folder.path / METRICS, metrics)
+    begin_exports(folder.path)
     choice = calibration.choice if calibration else None
     folder.finish(heatmaps, choice)
     print(metrics_table(results))

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Callable, NamedTuple, Sequence
+from typing import Callable, Collection, Mapping, NamedTuple, Sequence
 
 import torch
 from torch import Tensor
 
-from utils.cam.tokens import Prediction
 from utils.choice.check import MapCheck
 from utils.data.frames import Batch, Frame
+from utils.data.stamps import Stamp
+from utils.explanation_metrics.samples import RealCounterparts
 from utils.gradcam import Explanation
 from utils.model.detector import LoadedDetector
 from utils.model.map_trials import MapChecker
@@ -28,12 +29,15 @@ class _Part(NamedTuple):
 
     frames: Sequence[Frame]
     pixels: Tensor
-    prediction: Prediction | None  # of the frames in `drawn`; None where there are none
+    explanation: Explanation | None  # of the frames in `drawn`; None where there are none
     drawn: list[Drawn]  # of the frames whose maps are finite
 
 
 class Explainer:
-    """Explains batches of one dataset. Samples that an earlier, killed run has left whole are not written again."""
+    """Explains batches of one dataset. Samples that an earlier, killed run has left whole are not written again.
+
+    `counterparts`: what method transplant compares images with; None for other methods.
+    """
 
     def __init__(
         self,
@@ -41,8 +45,9 @@ class Explainer:
         resume: Resume,
         folder: Path,
         writer: SampleWriter,
-        predict: Callable[[Tensor], tuple[Tensor, Tensor]],
+        predict: Callable[[Tensor, Sequence[Frame]], tuple[Tensor, Tensor]],
         checker: MapChecker | None = None,
+        counterparts: RealCounterparts | None = None,
     ) -> None:
         self.detector = detector
         self.gradcam = detector.gradcam
@@ -52,35 +57,43 @@ class Explainer:
         self.writer = writer
         self.predict = predict
         self.checker = checker
+        self.counterparts = counterparts
         self.counts = HeatmapCounts()
         self._halving = Halving("explaining")
 
     def predict_and_explain(self, batch: Batch) -> None:
         """Record logits, and write maps, from the same forward pass."""
         for part in self._parts(batch, [self.gradcam.target] * len(batch.frames)):
-            if part.prediction is not None and len(part.drawn) == len(part.frames):
-                self.predictions.add(part.frames, part.prediction["cls"], part.prediction["prob"])
+            explained = part.explanation
+            if explained is not None and len(part.drawn) == len(part.frames):
+                self.predictions.add(part.frames, explained.real_and_fake, explained.prediction["prob"])
             else:  # the pass that gave finite maps left some frames out
-                self.predictions.add(part.frames, *self.predict(part.pixels))
+                self.predictions.add(part.frames, *self.predict(part.pixels, part.frames))
             self._write(part)
 
     def explain(self, batch: Batch, targets: Sequence[str | int]) -> None:
         """Write the maps of frames whose predictions are recorded, for one target per frame."""
+        replaced = [f for f in batch.frames if not self.predictions.is_same_image(f.index, batch.stamps[f.index])]
+        gone = [*batch.unreadable, *((frame, f"replaced by another image: {frame.path!r}") for frame in replaced)]
         for part in self._parts(batch, targets):
-            self._write(part)
+            self._write(part, {frame.index for frame in replaced})
         self.counts.vanished += [
-            (frame.index, reason) for frame, reason in batch.unreadable if self.resume.lacks_sample(frame.index)
+            (frame.index, reason) for frame, reason in gone if self.resume.lacks_sample(frame.index)
         ]
 
     def _parts(self, batch: Batch, targets: Sequence[str | int]) -> list[_Part]:
         """The batch explained, in as many parts as memory demands."""
         return self._halving.run(
-            lambda part: self._explained(batch.frames[part], batch.pixels[part], targets[part]), len(batch.frames)
+            lambda part: self._explained(batch.frames[part], batch.pixels[part], targets[part], batch.stamps),
+            len(batch.frames),
         )
 
-    def _explained(self, frames: Sequence[Frame], pixels: Tensor, targets: Sequence[str | int]) -> _Part:
+    def _explained(
+        self, frames: Sequence[Frame], pixels: Tensor, targets: Sequence[str | int], stamps: Mapping[int, Stamp]
+    ) -> _Part:
         label = torch.tensor([frame.label for frame in frames])
-        explanation, kept = self.detector.explain_finite(pixels, label, targets)
+        reference = None if self.counterparts is None else self.counterparts.references(frames, pixels)
+        explanation, kept = self.detector.explain_finite(pixels, label, targets, frames, reference)
         if explanation is None:
             return _Part(frames, pixels, None, [])
         on_device = pixels[kept].to(self.detector.device)
@@ -90,15 +103,21 @@ class Explainer:
         checks = checks_by_image(self.checker, self.detector.normalised(pixels[kept]), explanation, seeds)
         choice = self.detector.model.gradcam_choice
         for i, (position, layers) in enumerate(zip(kept, images)):
-            sample = Sample.of(frames[position], explanation, i, layers, self.detector.settings, choice, checks[i])
+            frame = frames[position]
+            content = stamps[frame.index].content
+            settings = self.detector.settings
+            sample = Sample.of(frame, explanation, i, layers, settings, choice, checks[i], content)
             drawn.append(Drawn(sample, pixels[position].permute(1, 2, 0).numpy(), layers))
-        return _Part(frames, pixels, explanation.prediction, drawn)
+        return _Part(frames, pixels, explanation, drawn)
 
-    def _write(self, part: _Part) -> None:
-        """Queue the samples that are not on disk yet. Their prediction is the recorded one, to the last bit."""
+    def _write(self, part: _Part, without: Collection[int] = ()) -> None:
+        """Queue the samples that are not on disk yet. Their prediction is the recorded one, to the last bit.
+
+        Not those of the frames `without`, whose prediction is of another image.
+        """
         recorded = self.predictions
         for sample, image, layers in part.drawn:
-            if self.resume.lacks_sample(sample.index):
+            if self.resume.lacks_sample(sample.index) and sample.index not in without:
                 real, fake = recorded.logits[sample.index].tolist()
                 prob_fake = float(recorded.prob_fake[sample.index])
                 sample = replace(sample, logits=(real, fake), prob_fake=prob_fake)

@@ -13,8 +13,8 @@ import torch
 from utils.data.frames import Frame
 from utils.data.readers import reader_of
 from utils.explanation_metrics.output import CSV_FILE, JSON_FILE
-from utils.files import sha256_of
 from utils.model.config import RunSettings
+from utils.model.detector import LoadedDetector
 from utils.report.exports import TOP_FILES
 from utils.results.calibration_file import CALIBRATION_CSV, CALIBRATION_JSON
 from utils.results.manifest import METRICS, DatasetRecord, Manifest, Weights
@@ -26,17 +26,18 @@ PACKAGES = ("torch", "transformers", "numpy", "cv2", "sklearn")
 
 
 def run_manifest(
-    settings: RunSettings, options: RunOptions, device: torch.device, datasets: Mapping[str, Sequence[Frame]]
+    settings: RunSettings, options: RunOptions, detector: LoadedDetector, datasets: Mapping[str, Sequence[Frame]]
 ) -> Manifest:
-    """The manifest of a run that begins now. Reads all of the weights file, for its hash."""
-    weights = settings.detector.weights_path
+    """The manifest of a run that begins now."""
+    device, weights = detector.device, settings.detector.weights_name
     return Manifest(
         command=list(options.command),
         started=now(),
         config=settings.detector.config,
         batch_size=settings.batch_size,
         seed=settings.seed,
-        weights=Weights(str(weights), sha256_of(weights)) if weights else None,
+        detector=detector.facts(),
+        weights=Weights(weights, detector.weights_sha256) if weights else None,
         datasets={
             name: DatasetRecord(
                 frames=len(frames),

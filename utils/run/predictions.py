@@ -9,18 +9,20 @@ import numpy as np
 from torch import Tensor
 
 from utils.data.frames import Frame
+from utils.data.stamps import Stamp
 from utils.errors import RunError
 from utils.files import write_table
 from utils.results.decision import THRESHOLD, predicted
-from utils.results.journal import COLUMNS, PREDICTIONS, REASON, UNREADABLE
+from utils.results.journal import COLUMNS, PREDICTIONS, REASON, STAMP, UNREADABLE
 from utils.run.detection_metrics import DetectionMetrics, detection_metrics
 
 
 class Predictions:
-    """Predictions of one dataset. Memory is 14 bytes per frame, beside the frames themselves.
+    """Predictions of one dataset. Memory is 22 bytes per frame, beside the frames themselves.
 
-    Attributes: `logits` (N, 2) and `prob_fake` (N,) float32, NaN where there is none; `label` (N,) int8; `unreadable`:
-    index → why the frame could not be read.
+    Attributes: `logits` (N, 2) and `prob_fake` (N,) float32, NaN where there is none; `label` (N,) int8; `content` (N,)
+    uint64, the hash of the image that was predicted, 0 where it is not known; `unreadable`: index → why the frame could
+    not be read.
     """
 
     def __init__(self, frames: Sequence[Frame]) -> None:
@@ -28,10 +30,14 @@ class Predictions:
         self.logits = np.full((len(frames), 2), np.nan, dtype=np.float32)
         self.prob_fake = np.full(len(frames), np.nan, dtype=np.float32)
         self.label = np.fromiter((frame.label for frame in frames), dtype=np.int8, count=len(frames))
+        self.content = np.zeros(len(frames), dtype=np.uint64)
         self.unreadable: dict[int, str] = {}
 
     def add(self, frames: Sequence[Frame], logits: Tensor, prob_fake: Tensor) -> None:
-        """Frames beside `logits` (B, 2), `prob_fake` (B,). Raises RunError where a logit is not finite."""
+        """Frames beside `logits` (B, 2), their scores for real and fake, and `prob_fake` (B,).
+
+        Raises RunError where a logit is not finite.
+        """
         logits_np, prob_np = logits.float().cpu().numpy(), prob_fake.float().cpu().numpy()
         for frame, (real, fake), prob in zip(frames, logits_np, prob_np):
             if not (np.isfinite(real) and np.isfinite(fake)):
@@ -50,19 +56,36 @@ class Predictions:
         self.prob_fake[index] = prob_fake
         self.unreadable.pop(index, None)
 
-    def journal_rows(self, frames: Sequence[Frame]) -> list[list[object]]:
+    def stamp(self, stamps: Mapping[int, Stamp]) -> None:
+        """Remember by index which images were predicted."""
+        for index, stamp in stamps.items():
+            self.content[index] = int(stamp.content or "0", 16)
+
+    def is_same_image(self, index: int, stamp: Stamp) -> bool:
+        """Whether the image that was read now is the one that was predicted, as far as that is known."""
+        return self.content[index] in (0, int(stamp.content or "0", 16))
+
+    def journal_rows(self, frames: Sequence[Frame], stamps: Mapping[int, Stamp]) -> list[list[object]]:
         """The journal's rows of these frames, each of which was added or is in `unreadable`."""
         return [
-            [*_identity(frame), "", "", "", "", "", self.unreadable[frame.index]]
+            [*_identity(frame), "", "", "", "", "", self.unreadable[frame.index], stamps[frame.index]]
             if frame.index in self.unreadable
-            else [*self._row(frame), ""]
+            else [*self._row(frame), "", stamps[frame.index]]
             for frame in frames
         ]
 
+    def belongs(self, row: Mapping[str, str]) -> bool:
+        """Whether a journal's row is of a frame of this dataset."""
+        known = row["index"].isdigit() and int(row["index"]) < len(self.frames)
+        return known and [str(value) for value in _identity(self.frames[int(row["index"])])] == [
+            row[column] for column in COLUMNS[:6]
+        ]
+
     def restore(self, rows: Iterable[Mapping[str, str]]) -> None:
-        """Take over rows of journals."""
+        """Take over rows of journals, each of which belongs."""
         for row in rows:
             index = int(row["index"])
+            self.stamp({index: Stamp.parse(row[STAMP])})
             if row[REASON]:
                 self.add_unreadable(index, row[REASON])
             else:

@@ -7,18 +7,22 @@ gloo, also where the detectors are on GPUs.
 from __future__ import annotations
 
 import os
+import re
 from datetime import timedelta
 from typing import Callable, NamedTuple, TypeVar
 
 import torch
 
 from utils.errors import InputError, RunError
+from utils.text import shortened
 
 T = TypeVar("T")
 
 # The death of a process ends the waiting of the others at once; this covers a node that drops off the network. It is
 # also how long the fastest rank waits for the slowest.
 PATIENCE = timedelta(hours=2)
+JOINING = timedelta(minutes=10)  # how long the first processes wait for the last ones to start
+MAX_PROCESSES = 100_000
 
 
 class Processes(NamedTuple):
@@ -30,18 +34,38 @@ class Processes(NamedTuple):
 
     @classmethod
     def start(cls) -> Processes:
-        """Join the others, if torchrun started more than one process. Raises RunError."""
-        size = int(os.environ.get("WORLD_SIZE", "1"))
-        if size == 1 or "RANK" not in os.environ:
+        """Join the others, if torchrun started more than one process.
+
+        Raises InputError where the environment does not say how, RunError where they do not answer.
+        """
+        size = _number("WORLD_SIZE", 1, 1, MAX_PROCESSES)
+        if size == 1:
             return cls()
+        missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
+        if missing:
+            raise InputError(
+                f"the environment has WORLD_SIZE={size} but not {', '.join(missing)}: start the processes with"
+                " torchrun, or unset WORLD_SIZE to run alone"
+            )
+        _number("MASTER_PORT", 0, 0, 65535)
+        rank = _number("RANK", 0, 0, size - 1)  # of a higher one nobody would take notice, and all would wait
+        local_rank = _number("LOCAL_RANK", 0, 0, size - 1)
         import torch.distributed as dist
 
         # Its functions keep the group of the time they are defined as a default. Imported later, by transformers say,
         # they keep gloo's threads alive until the interpreter exits, which then at times aborts.
         import torch.distributed.nn  # noqa: F401
+        from torch.distributed.rendezvous import rendezvous
 
-        own = cls(int(os.environ["RANK"]), size, int(os.environ.get("LOCAL_RANK", "0")))
-        own._collective(lambda: dist.init_process_group("gloo", timeout=PATIENCE))
+        own = cls(rank, size, local_rank)
+
+        def join() -> None:
+            store, _, _ = next(rendezvous("env://", rank, size, timeout=JOINING))
+            store.set_timeout(PATIENCE)
+            store = dist.PrefixStore("run", store)
+            dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=PATIENCE)
+
+        own._collective(join)
         # A rank is through as soon as it has found the others. Were it to end before they are, for an error that every
         # rank will meet, they would take that for the death of a process.
         own.all_gather(None)
@@ -126,3 +150,14 @@ class Processes(NamedTuple):
                 f"process {self.rank} of {self.size}: another process of this run has ended or does not answer;"
                 " see its message above, then go on with --resume"
             ) from error
+
+
+def _number(name: str, default: int, least: int, most: int) -> int:
+    """The whole number in an environment variable. Raises InputError."""
+    text = os.environ.get(name, "").strip() or str(default)
+    if not re.fullmatch("-?[0-9]{1,9}", text) or not least <= int(text) <= most:
+        raise InputError(
+            f"the environment has {name}={shortened(text)!r}; allowed: a whole number from {least} to {most:,}, as"
+            " torchrun sets it; unset WORLD_SIZE to run alone"
+        )
+    return int(text)

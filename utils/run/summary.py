@@ -7,12 +7,13 @@ from typing import Any, Mapping, NamedTuple, Sequence
 
 from utils.choice.check import WORDS
 from utils.choice.verdict import Choice, judgements, printed
+from utils.data.gaps import ForgeryGaps
 from utils.errors import RunError
 from utils.results.journal import UNREADABLE
 from utils.results.manifest import HeatmapCounts
 from utils.results.sample_writer import expected_output
 from utils.run.detection_metrics import DetectionMetrics
-from utils.text import size_text
+from utils.text import printable, size_text
 
 
 class DatasetSummary(NamedTuple):
@@ -22,6 +23,12 @@ class DatasetSummary(NamedTuple):
     metrics: DetectionMetrics
     unreadable: int
     counts: HeatmapCounts
+    gaps: Sequence[ForgeryGaps] = ()
+
+    @property
+    def absent(self) -> int:
+        """The frames among the unreadable ones whose folder is not there."""
+        return sum(one.absent_frames for one in self.gaps)
 
 
 def metrics_json(dataset: DatasetSummary) -> dict[str, Any]:
@@ -36,8 +43,10 @@ def metrics_json(dataset: DatasetSummary) -> dict[str, Any]:
         "frames": metrics.frames,
         "videos": metrics.videos,
         "unreadable": dataset.unreadable,
+        "absent": dataset.absent,
     }
-    return {**entry, "note": metrics.note} if metrics.note else entry
+    said = {"note": metrics.note, "warning": metrics.warning}
+    return {**entry, **{key: text for key, text in said.items() if text}}
 
 
 def metrics_table(datasets: Sequence[DatasetSummary]) -> str:
@@ -73,12 +82,17 @@ def summary(
         if counts.non_finite:
             lines.append(f"{dataset.name}: no heatmap (NaN or infinite) for samples {counts.non_finite}")
         if counts.vanished:
-            lines.append(f"{dataset.name}: no heatmap for samples that vanished meanwhile: {counts.vanished}")
+            lines.append(
+                f"{dataset.name}: no heatmap for samples that vanished or were replaced meanwhile: {counts.vanished}"
+            )
         if dataset.unreadable:
             listed = output_dir / dataset.name / UNREADABLE
             lines.append(f"{dataset.name}: {dataset.unreadable} frames could not be read, listed in {listed}")
+        lines += [printable(f"{dataset.name}: {one.line()}") for one in dataset.gaps]
         if dataset.metrics.note:
             lines.append(f"{dataset.name}: {dataset.metrics.note}")
+        if dataset.metrics.warning:
+            lines.append(f"warning: {dataset.name}: {dataset.metrics.warning}")
     if random_weights:
         lines.append("random weights: this detector was never trained, its scores and maps mean nothing")
     lines.append(f"metrics and manifest: {output_dir}")
@@ -99,21 +113,22 @@ def flood(samples: int, layers: int, resolution: int, image_format: str, save_ra
 
 
 def check_finished(metrics: Mapping[str, Any], heatmaps: Mapping[str, HeatmapCounts], max_unreadable: float) -> None:
-    """Raises RunError for what makes a finished run a failed one, by `metrics.json` and the manifest's `heatmaps`."""
+    """Raises RunError for what makes a finished run a failed one, by `metrics.json` and the manifest's `heatmaps`.
+
+    Frames whose folder is not there do not count: that part of the dataset is not at hand, and was said to be missing.
+    """
     for name, entry in metrics.items():
-        total = entry["frames"] + entry["unreadable"]
-        if entry["unreadable"] > max_unreadable * total:
+        unreadable = entry["unreadable"] - entry.get("absent", 0)  # earlier versions do not have it
+        total = entry["frames"] + unreadable
+        if unreadable > max_unreadable * total:
             raise RunError(
-                f"dataset {name}: {entry['unreadable']} of {total} frames could not be read, more than"
+                f"dataset {name}: {unreadable} of {total} frames could not be read, more than"
                 f" --max_unreadable {100 * max_unreadable:g}%; everything else was written"
             )
     for name, counts in heatmaps.items():
         if counts.vanished:
             index, reason = counts.vanished[0]
             raise RunError(
-                f"dataset {name}: {len(counts.vanished)} frames could be read at first but no longer when their"
-                f" heatmaps were due, first sample {index} ({reason}); everything else was written"
+                f"dataset {name}: {len(counts.vanished)} frames could be read at first but were gone or replaced when"
+                f" their heatmaps were due, first sample {index} ({reason}); everything else was written"
             )
-    for name, entry in metrics.items():
-        if entry["auc"] is None:
-            raise RunError(f"dataset {name}: {entry['note']}; everything else was written")

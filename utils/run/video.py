@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from itertools import islice
 from pathlib import Path
 from typing import Callable, Iterator, NamedTuple, Sequence
@@ -12,9 +13,10 @@ import numpy as np
 import torch
 
 from utils.data.face_crop import NoFaceError
-from utils.data.video_files import VideoFrame, VideoReader, video_writer
+from utils.data.video_files import UnreadableVideo, VideoFrame, VideoReader, video_writer
+from utils.errors import InputError
 from utils.explanation_metrics.temporal_consistency import TemporalConsistency
-from utils.files import write_json, write_table
+from utils.files import holds_only_own, new_folder, replace_folder, write_listing, write_table
 from utils.gradcam import explained_names
 from utils.model.detector import LoadedDetector
 from utils.results.decision import predicted
@@ -58,10 +60,17 @@ class VideoSummary(NamedTuple):
 def explain_video(detector: LoadedDetector, file: Path, folder: Path, crop: Crop | None) -> VideoSummary:
     """Write `overlay.mp4`, `scores.csv` and `video.json` into `folder`.
 
+    The folder appears whole, and replaces one of a video as it was written; InputError where it is anything else.
     Raises UnreadableVideo where nothing can be decoded, NoFaceError where `crop` finds no face in any frame.
     """
     reader = VideoReader(file)
-    folder.mkdir(parents=True, exist_ok=True)
+    if folder.is_symlink() or (folder.exists() and not holds_only_own(folder, ["video.json"])):
+        raise InputError(
+            f"{folder}: is there and is no folder of a video, or one that was changed: move it, or give another"
+            " output folder"
+        )
+    final, folder = folder, folder.with_name(f".{folder.name}.partial")
+    new_folder(folder)
     scores: list[tuple[VideoFrame, float | None]] = []
     steadiness, curve = TemporalConsistency(), ScoreCurve(reader.length)
     names = explained_names(detector.model.gradcam_layers(), detector.gradcam.target)
@@ -71,26 +80,26 @@ def explain_video(detector: LoadedDetector, file: Path, folder: Path, crop: Crop
             sizes.setdefault(explained.frame.image.shape[:2], explained.frame.number)
             scores.append((explained.frame._replace(image=np.empty(0)), explained.prob_fake))
             steadiness.add({layer.name: layer.raw for layer in explained.layers if not layer.empty})
-            write(drawn_frame(explained, curve, names))
+            write(drawn_frame(explained, curve, names), explained.frame.seconds)
     known = [score for _, score in scores if score is not None]
     if not known:
-        (folder / "overlay.mp4").unlink()
-        folder.rmdir()
-        raise NoFaceError(f"dlib finds no face in any of its {len(scores)} frames" if scores else "it has no frames")
+        shutil.rmtree(folder)
+        if not scores:
+            raise UnreadableVideo("; ".join(["no frame of the video can be decoded", *reader.faults]))
+        raise NoFaceError(f"dlib finds no face in any of its {len(scores)} frames")
     remarks = _remarks(reader, len(scores), len(scores) - len(known), sizes)
     steady = steadiness.consistency()
     steady = {name: steady[name] for name in names if name in steady}  # in the order of the panels
     summary = VideoSummary(len(scores), len(scores) - len(known), float(np.mean(known)), steady, remarks)
     write_scores(folder / "scores.csv", scores)
     finite = {name: value if math.isfinite(value) else None for name, value in summary.consistency.items()}
-    write_json(folder / "video.json", {"path": str(file), **summary._asdict(), "consistency": finite})
+    write_listing(folder / "video.json", {"path": str(file), **summary._asdict(), "consistency": finite})
+    replace_folder(folder, final)
     return summary
 
 
 def _remarks(reader: VideoReader, frames: int, faceless: int, sizes: dict[tuple[int, ...], int]) -> list[str]:
-    remarks = []
-    if reader.broken:
-        remarks.append(f"decoding ended after {frames} frames: {reader.broken}")
+    remarks = list(reader.faults)
     if faceless:
         remarks.append(f"no face in {faceless} of {frames} frames, which are grey in the video")
     if len(sizes) > 1:

@@ -4,14 +4,30 @@ from __future__ import annotations
 
 from torch import nn
 
+from utils.cam.towers.attention import AttentionModules, BlockAttention
 from utils.cam.towers.cnn import CNN
-from utils.cam.towers.family import AttentionModules, Grid, TowerFamily
+from utils.cam.towers.family import Grid, TowerFamily
 from utils.cam.towers.hf_clip import HuggingFaceCLIP
+from utils.cam.towers.hf_dinov3 import HuggingFaceDINOv3
+from utils.cam.towers.hf_vit import HuggingFaceViT
+from utils.cam.towers.openai_clip import OpenAICLIP
 from utils.cam.towers.pre_norm import PreNormTransformer
+from utils.cam.towers.swin import Swin
+from utils.cam.towers.timm_vit import TimmViT
+from utils.cam.towers.unknown import unknown_tower
 from utils.errors import InputError
 
 # In this order: the special before the general; a transformer may hold convolutions too, for its patches.
-FAMILIES: tuple[TowerFamily, ...] = (HuggingFaceCLIP(), PreNormTransformer(), CNN())
+FAMILIES: tuple[TowerFamily, ...] = (
+    HuggingFaceCLIP(),
+    HuggingFaceViT(),
+    HuggingFaceDINOv3(),
+    OpenAICLIP(),
+    Swin(),
+    TimmViT(),
+    PreNormTransformer(),
+    CNN(),
+)
 
 
 def family_of(tower: nn.Module) -> TowerFamily:
@@ -19,7 +35,7 @@ def family_of(tower: nn.Module) -> TowerFamily:
     for family in FAMILIES:
         if family.recognises(tower):
             return family
-    raise _unknown(tower)
+    raise unknown_tower(tower, FAMILIES)
 
 
 def find_tower(model: nn.Module) -> nn.Module:
@@ -39,16 +55,28 @@ def find_tower(model: nn.Module) -> nn.Module:
                 " explain: call utils.gradcam.capture with one of them"
             )
         if found:
-            return next(iter(found.values()))
-    raise _unknown(model)
+            return unwrapped(next(iter(found.values())))
+    raise unknown_tower(model, FAMILIES)
 
 
-def _unknown(module: nn.Module) -> InputError:
-    known = "; ".join(f"{family.name} ({family.signs})" for family in FAMILIES)
-    return InputError(
-        f"{type(module).__name__} holds no network of a known family. Known are: {known}."
-        " Another one is a short file in utils/cam/towers/"
-    )
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The module inside DataParallel, DistributedDataParallel and torch.compile, in whatever order they were put on."""
+    while True:
+        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            model = model.module
+        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):  # torch.compile's, of torch 2
+            model = model._orig_mod  # type: ignore[assignment]  # just seen to be a module
+        else:
+            return model
 
 
-__all__ = ["FAMILIES", "AttentionModules", "Grid", "TowerFamily", "family_of", "find_tower"]
+__all__ = [
+    "FAMILIES",
+    "AttentionModules",
+    "BlockAttention",
+    "Grid",
+    "TowerFamily",
+    "family_of",
+    "find_tower",
+    "unwrapped",
+]

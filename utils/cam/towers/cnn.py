@@ -1,15 +1,16 @@
-"""Convolutional networks: their activations (B, C, h, w) are maps already."""
+"""Convolutional networks, ConvNeXt among them: their activations are maps already.
+
+(B, C, h, w), in parts of ConvNeXt (B, h, w, C). Gradient checkpointing is timm's `grad_checkpointing` of each stage.
+"""
 
 from __future__ import annotations
 
-from contextlib import ExitStack
-from typing import Any, Callable
+from typing import Callable
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from utils.cam.towers.family import AttentionModules, TowerFamily
-from utils.errors import InputError
+from utils.cam.spatial_layers import last_spatial_layer
+from utils.cam.towers.family import TowerFamily
 
 
 class CNN(TowerFamily):
@@ -17,6 +18,7 @@ class CNN(TowerFamily):
 
     name = "convolutional networks"
     signs = "an nn.Conv2d with a kernel larger than its stride"
+    blocks_give_tokens = False
 
     def recognises(self, module: nn.Module) -> bool:
         return any(
@@ -33,31 +35,9 @@ class CNN(TowerFamily):
     def first_norm(self, block: nn.Module) -> nn.Module:
         raise NotImplementedError("a convolutional network has no blocks")
 
-    def attention(self, block: nn.Module) -> AttentionModules | None:
+    def attention(self, block: nn.Module) -> None:
         return None
 
     def default_layer(self, tower: nn.Module, run: Callable[[], object]) -> str:
-        """The last module to return a map of more than one position: `layer4` of a ResNet, `features` of a VGG.
-
-        Where that is can be seen by running the network only: modules may stand in any order, or never run.
-        """
-        finished: list[str] = []
-
-        def note(name: str) -> Callable[..., None]:
-            def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-                if isinstance(output, Tensor) and output.ndim == 4 and output.shape[2] * output.shape[3] > 1:
-                    finished.append(name)
-
-            return hook
-
-        with ExitStack() as hooks, torch.no_grad():
-            for name, module in tower.named_modules():
-                if name:
-                    hooks.callback(module.register_forward_hook(note(name)).remove)
-            run()
-        once = [name for name in finished if finished.count(name) == 1]
-        if not once:
-            raise InputError(
-                "no module of this network returns maps (B, C, h, w), once in a forward pass: name a layer"
-            )
-        return once[-1]
+        """The last activation on a grid that the score depends on: `relu` of an Xception, `layer4` of a ResNet."""
+        return last_spatial_layer(tower, run).name

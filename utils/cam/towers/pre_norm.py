@@ -1,16 +1,15 @@
-"""Any transformer of pre-norm blocks, such as Hugging Face's ViT and DINO towers and timm's vision transformers."""
+"""Any other transformer of pre-norm blocks, such as `nn.TransformerEncoder` and torchvision's vision transformer."""
 
 from __future__ import annotations
 
-from typing import Any, Callable
-
 from torch import nn
 
-from utils.cam.towers.family import AttentionModules, Grid, TowerFamily
-from utils.errors import InputError
+from utils.cam.towers.attention import BlockAttention
+from utils.cam.towers.family import TowerFamily, stride_of
+from utils.cam.towers.torch_attention import multihead_attention, torch_attention
 
-# The first norm of a block, as CLIP, Hugging Face's ViT and timm name it.
-FIRST_NORMS = ("layer_norm1", "layernorm_before", "norm1")
+# The first norm of a block, as CLIP, Hugging Face's ViT, timm, OpenAI and torchvision name it.
+FIRST_NORMS = ("layer_norm1", "layernorm_before", "norm1", "ln_1")
 
 
 class PreNormTransformer(TowerFamily):
@@ -22,9 +21,20 @@ class PreNormTransformer(TowerFamily):
     def recognises(self, module: nn.Module) -> bool:
         return any(_first_norm(inner) is not None for inner in module.modules())
 
-    def grid(self, tower: nn.Module, height: int, width: int) -> Grid:
-        rows, columns = _patch_size(tower)
-        return Grid(height // rows, width // columns, prefix=self.prefix(tower))
+    def patch_size(self, tower: nn.Module) -> tuple[int, int] | None:
+        for module in tower.modules():
+            if isinstance(module, nn.Conv2d) and module.in_channels == 3 and module.kernel_size == module.stride:
+                return stride_of(module)
+        return None
+
+    def batch_axis(self, tower: nn.Module, layer: str) -> int | None:
+        """As the attention of the block says in which the layer lies, or which it is."""
+        names = layer.split(".")
+        for end in range(len(names), 0, -1):
+            attention = multihead_attention(tower.get_submodule(".".join(names[:end])))
+            if attention is not None:
+                return int(not attention.batch_first)
+        return None
 
     def block_names(self, tower: nn.Module) -> list[str]:
         return [name for name, module in tower.named_modules() if _first_norm(module) is not None]
@@ -34,24 +44,11 @@ class PreNormTransformer(TowerFamily):
         assert norm is not None, "a block of block_names"
         return norm
 
-    def attention(self, block: nn.Module) -> AttentionModules | None:
-        return None
-
-    def default_layer(self, tower: nn.Module, run: Callable[[], object]) -> str:
-        return self.block_names(tower)[-1]
+    def attention(self, block: nn.Module) -> BlockAttention | None:
+        return torch_attention(block)
 
 
 def _first_norm(module: nn.Module) -> nn.Module | None:
+    if isinstance(module, nn.TransformerEncoderLayer) and not module.norm_first:
+        return None  # its norm1 comes after the attention
     return next((child for name, child in module.named_children() if name in FIRST_NORMS), None)
-
-
-def _patch_size(tower: nn.Module) -> tuple[int, int]:
-    """The stride of the convolution that cuts the image into patches. Raises InputError where there is none."""
-    for module in tower.modules():
-        if isinstance(module, nn.Conv2d) and module.in_channels == 3 and module.kernel_size == module.stride:
-            stride: Any = module.stride
-            return stride
-    raise InputError(
-        f"{type(tower).__name__} cuts images into patches by no convolution: the patch size is not known; override"
-        " patch_grid in the detector, or write a tower family"
-    )

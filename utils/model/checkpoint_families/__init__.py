@@ -7,6 +7,13 @@ from typing import Callable, Mapping, NamedTuple
 from torch import Tensor
 
 from utils.model.checkpoint_families.host import host_names
+from utils.model.checkpoint_families.normalised_heads import c2p_clip_names, gend_names, is_c2p_clip, is_gend
+from utils.model.checkpoint_families.universal_fake_detect import (
+    is_head_alone,
+    is_universal_fake_detect,
+    refuse_head_alone,
+    universal_fake_detect_names,
+)
 
 Weights = Mapping[str, Tensor]
 
@@ -14,9 +21,9 @@ Weights = Mapping[str, Tensor]
 class CheckpointFamily(NamedTuple):
     """State dicts that one project or tool writes.
 
-    `recognises` looks at the keys, from which `module.` is already taken off. `translate` gives the same weights under
-    the names that the detectors here use (`backbone.`, `head.`); it may leave out or merge tensors, and raises
-    KeysCollide where two of them would bear one name.
+    `recognises` looks at the keys, from which `module.` and the like are already taken off. `translate` gives the same
+    weights under the names that the detectors here use (`backbone.`, `head.`); it may leave out or merge tensors, and
+    raises InputError for what is no whole detector, and KeysCollide where two tensors would bear one name.
     """
 
     name: str
@@ -26,6 +33,10 @@ class CheckpointFamily(NamedTuple):
 
 # The first that recognises a file reads it; the benchmarks' own names come last and fit every file.
 FAMILIES: tuple[CheckpointFamily, ...] = (
+    CheckpointFamily("GenD", is_gend, gend_names),
+    CheckpointFamily("C2P-CLIP", is_c2p_clip, c2p_clip_names),
+    CheckpointFamily("UniversalFakeDetect, and Effort's", is_universal_fake_detect, universal_fake_detect_names),
+    CheckpointFamily("UniversalFakeDetect's head alone", is_head_alone, refuse_head_alone),
     CheckpointFamily("DF40, DeepfakeBench and Effort", lambda weights: True, host_names),
 )
 

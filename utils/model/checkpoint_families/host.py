@@ -8,9 +8,16 @@ from torch import Tensor
 
 from utils.model.checkpoint_families.renaming import renamed
 
-# Old name at the start of a key → the detectors' own name. In this order: the second may uncover the third.
-# Some releases name the tower `base_model.` and the head `classifier.`; transformers 4 nests a `vision_model.`.
-RENAMES = (("base_model.", "backbone."), ("classifier.", "head."), ("backbone.vision_model.", "backbone."))
+# Old name at the start of a key → the detectors' own name. In this order: one may uncover the next.
+# Lightning and others hold the detector as `model.`. Some releases name the tower `base_model.` and the head
+# `classifier.`; transformers 4 nests a `vision_model.`.
+RENAMES = (
+    ("model.backbone.", "backbone."),
+    ("model.head.", "head."),
+    ("base_model.", "backbone."),
+    ("classifier.", "head."),
+    ("backbone.vision_model.", "backbone."),
+)
 
 
 def host_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

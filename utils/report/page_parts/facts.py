@@ -21,8 +21,7 @@ def facts(run: RunOnDisk) -> list[tuple[str, str]]:
     """Name and value of every fact; what this run does not know is left out."""
     manifest, sample = run.manifest, some_sample(run)
     found = [("detector", str(manifest.config.get("model_name", ""))), ("weights", weights_text(run))]
-    architecture = (manifest.config.get("backbone_config") or {}).get("architecture") or {}
-    found.append(("activation", str(architecture.get("hidden_act", ""))))
+    found += [(fact, str(value)) for fact, value in manifest.detector.items()]
     if sample is not None:
         found += [("method", sample.method), ("site", sample.site), ("backward", sample.backward)]
         found.append(("layers", ", ".join(run.layers)))

@@ -1,0 +1,88 @@
+"""`<name>_gradcam` for any detector that the host registers: its class with heatmaps, made on the fly.
+
+Losses, metrics and the forward pass are the host's own. In evaluation the detector is given what the host's
+data set would give it beside the image (`utils.model.host_inputs`), and "prob" is the softmax of its logits where it
+returns none.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any, Mapping
+
+from torch import Tensor, nn
+
+from utils.cam.spatial_layers import SpatialLayer
+from utils.cam.towers import find_tower
+from utils.errors import InputError
+from utils.model.absent_weights import no_pretrained_weights
+from utils.model.backbone_config import backbone_config
+from utils.model.host_device import batch_of_one_kept, cuda_means
+from utils.model.host_inputs import HostInputs
+
+from .gradcam_mixin import GradCAMMixin
+
+SUFFIX = "_gradcam"
+
+
+class RegisteredMixin(GradCAMMixin):
+    """Mixed in before a host's class. Layer names are relative to the detector, with or without `backbone.`.
+
+    With `backbone_config.pretrained: false` the host's constructor loads and downloads no weights.
+    """
+
+    registered_name: str  # the host's
+    loses_batch_of_one = False  # whether its forward pass was found to fail with a single image
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        wanted = backbone_config(config).get("pretrained", True)
+        with nullcontext() if wanted else no_pretrained_weights(self.registered_name):
+            super().__init__(config)
+        self.init_gradcam(config)
+
+    @property
+    def explained_tower(self) -> nn.Module:
+        """The transformer inside, or else the detector itself: its head may hold the last maps."""
+        return find_tower(self)
+
+    def forward(self, data_dict: Mapping[str, Any], inference: bool = False) -> dict[str, Tensor]:
+        """The host's forward pass. Raises InputError where it reads what a test set does not have."""
+        if self.training:
+            return super().forward(data_dict, inference=inference)  # the host's
+        image = data_dict["image"]
+        if not isinstance(data_dict, HostInputs):
+            data_dict = HostInputs(data_dict, self.registered_name, self.gradcam.mean, self.gradcam.std)
+        alone = self.loses_batch_of_one and len(image) == 1
+        with cuda_means(image.device), batch_of_one_kept() if alone else nullcontext():
+            prediction = super().forward(data_dict, inference=inference)  # the host's
+        if "prob" not in prediction and prediction["cls"].shape[-1] == 2:
+            prediction["prob"] = prediction["cls"].softmax(dim=1)[:, 1]
+        return dict(prediction)
+
+    def evaluated(self, data_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """As the host's test.py calls it: some detectors do in training what needs more than a test set has."""
+        prediction = self.forward(data_dict, inference=True)
+        return {key: value for key, value in prediction.items() if isinstance(value, Tensor)}
+
+    def find_default_layer(self) -> SpatialLayer:
+        """As `GradCAMMixin`'s; its errors name the detector."""
+        try:
+            return super().find_default_layer()
+        except InputError as error:
+            named = f"detector {self.registered_name!r}"
+            raise InputError(str(error) if str(error).startswith(named) else f"{named}: {error}") from error
+
+
+def with_gradcam(name: str, host_class: type) -> type:
+    """The host's class with heatmaps."""
+    members = {"registered_name": name, "__module__": __name__, "__doc__": f"The host's `{name}` with heatmaps."}
+    return type(f"{host_class.__name__}WithGradCAM", (RegisteredMixin, host_class), members)
+
+
+def register_all(registry: Any) -> None:
+    """`<name>_gradcam` for every detector in the host's registry that has none yet."""
+    for name, host_class in list(registry.data.items()):
+        if name.endswith(SUFFIX) or f"{name}{SUFFIX}" in registry.data:
+            continue
+        if isinstance(host_class, type) and issubclass(host_class, nn.Module):
+            registry.register_module(module_name=f"{name}{SUFFIX}")(with_gradcam(name, host_class))

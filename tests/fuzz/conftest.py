@@ -1,0 +1,26 @@
+"""Fixtures of the fuzz tests."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Iterator
+
+import pytest
+
+from tests.fuzz.harness import Outcome
+
+
+@pytest.fixture
+def outcome() -> Iterator[Outcome]:
+    counted = Outcome()
+    yield counted
+    assert min(counted.fine, counted.refused) >= 10, (counted.fine, counted.refused)
+
+
+@pytest.fixture(scope="module")
+def scratch() -> Iterator[Path]:
+    """A folder in memory where there is one: thousands of files are written."""
+    shared = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=shared if shared.is_dir() else None) as folder:
+        yield Path(folder)

@@ -1,0 +1,156 @@
+"""Run folders with bytes changed, cut out or doubled: a page or one line, and a resumed run believes nothing damaged."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.fuzz.harness import CASES, SECONDS, Outcome, at_most, fuzzed, mutate
+from tests.helpers.fake_run import Row, image_of, sample_of, some_rows, write_run
+from tests.helpers.fake_run import some_manifest as manifest
+from utils.data.frames import Frame
+from utils.data.stamps import Stamp
+from utils.errors import InputError
+from utils.report.page import render, write_report
+from utils.results.journal import Journal, journals
+from utils.results.manifest import read_manifest
+from utils.results.overlays import LayerImage
+from utils.results.read_run import read_run
+from utils.results.run_folder import RunFolder
+from utils.results.sample_folder import Drawn, whole_samples, write_sample
+from utils.run.predictions import Predictions
+from utils.run.resume import Resume
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("finished")
+    rows = some_rows(folder / "data")
+    return write_run(folder / "run", [*rows[:2], rows[8], rows[20]])
+
+
+def text_files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.suffix in (".json", ".csv", ".partial"))
+
+
+def damage(copy: Path, files: list[Path], which: int, seed: int) -> Path:
+    """One of the files mutated; never left as it was."""
+    path = copy / files[which % len(files)]
+    content = path.read_bytes()
+    while (changed := mutate(seed, content)) == content:
+        seed += 1
+    path.write_bytes(changed)
+    return path
+
+
+@given(which=st.integers(0, 99), seed=st.integers(0, 2**32 - 1))
+@fuzzed(CASES // 4)
+def test_a_damaged_run_is_reported_or_refused(
+    outcome: Outcome, scratch: Path, finished: Path, which: int, seed: int
+) -> None:
+    """Manifest, metrics, predictions, and the JSON of samples; images in the test below."""
+    copy = scratch / "run"
+    shutil.rmtree(copy, ignore_errors=True)
+    shutil.copytree(finished, copy)
+    damage(copy, [path.relative_to(finished) for path in text_files(finished)], which, seed)
+    with at_most(SECONDS):
+        outcome.of(lambda: render(read_run(copy), []), InputError)
+
+
+@given(which=st.integers(0, 99), seed=st.integers(0, 2**32 - 1))
+@fuzzed(max(5, CASES // 40))
+def test_a_run_with_damaged_images_is_reported(scratch: Path, finished: Path, which: int, seed: int) -> None:
+    copy = scratch / "images"
+    shutil.rmtree(copy, ignore_errors=True)
+    shutil.copytree(finished, copy)
+    damage(copy, [path.relative_to(finished) for path in sorted(finished.rglob("*.png"))], which, seed)
+    with at_most(SECONDS):
+        assert write_report(copy).is_file()
+
+
+class Half(NamedTuple):
+    """A half-finished run: `predictions` are in its journal, some of them have samples."""
+
+    folder: Path
+    frames: list[Frame]
+    predictions: Predictions
+
+
+@pytest.fixture(scope="module")
+def half(tmp_path_factory: pytest.TempPathFactory) -> Half:
+    folder = tmp_path_factory.mktemp("half")
+    frames = []
+    for index in range(8):
+        path = folder / f"{index}.png"
+        path.write_bytes(bytes([index]) * 9)
+        frames.append(Frame(str(path), "toy", "swap, one", f"{index // 2:03d}", index % 2, index))
+    predictions = Predictions(frames)
+    logits = torch.randn(7, 2, generator=torch.Generator().manual_seed(1))
+    predictions.add(frames[:7], logits, logits.softmax(1)[:, 1])
+    predictions.add_unreadable(7, "no such file")
+    stamps = {frame.index: Stamp.of(frame.path, Path(frame.path).read_bytes()) for frame in frames}
+    predictions.stamp(stamps)
+    with RunFolder.open(folder / "run", manifest(top_files=["metrics.json"])):
+        with Journal(folder / "run" / "toy", 0) as journal:
+            journal.append(predictions.journal_rows(frames, stamps))
+        for index in range(3):
+            row = Row(index, "toy", "swap, one", frames[index].video, frames[index].label, 0.5, frames[index].path)
+            layer = LayerImage(
+                "a", image_of(row), np.eye(4, dtype=np.float32), np.eye(4, dtype=np.float32), False, False
+            )
+            sample = sample_of(row, [layer])
+            real, fake = predictions.logits[index].tolist()
+            sample = replace(sample, logits=(real, fake), prob_fake=float(predictions.prob_fake[index]))
+            drawn = Drawn(sample, image_of(row), [layer])
+            write_sample(folder / "run" / "toy" / f"sample{index}", drawn)
+    return Half(folder / "run", frames, predictions)
+
+
+def resumed(folder: Path, frames: list[Frame]) -> Resume:
+    return Resume(folder / "toy", frames, whole_samples(folder / "toy"))
+
+
+def test_undamaged_everything_is_taken_over(half: Half) -> None:
+    state = resumed(half.folder, half.frames)
+    assert state.predictions.done.all() and sorted(state.whole) == [0, 1, 2] and state.remarks == []
+
+
+@given(which=st.integers(0, 99), seed=st.integers(0, 2**32 - 1))
+@fuzzed(CASES // 4)
+def test_a_resumed_run_takes_over_nothing_that_was_damaged(
+    outcome: Outcome, scratch: Path, half: Half, which: int, seed: int
+) -> None:
+    """What is taken over of a journal is bit for bit what was recorded; a sample with a changed file is done again."""
+    copy = scratch / "half"
+    shutil.rmtree(copy, ignore_errors=True)
+    shutil.copytree(half.folder, copy)
+    files = [path.relative_to(half.folder) for path in sorted(half.folder.rglob("*.*")) if "written" not in path.name]
+    path = damage(copy, [file for file in files if (half.folder / file).is_file()], which, seed)
+    with at_most(SECONDS):
+        if path.name == "manifest.partial.json":
+            found = outcome.of(lambda: read_manifest(path, as_written=True), InputError)
+            whole = read_manifest(half.folder / path.name)
+            same = found is None or (found.threads, found.top_files) == (whole.threads, whole.top_files)
+            assert same or whole.differences(found)  # which --resume refuses
+            return
+        state = resumed(copy, half.frames)
+    done = state.predictions.done
+    np.testing.assert_array_equal(state.predictions.logits[done], half.predictions.logits[done])
+    np.testing.assert_array_equal(state.predictions.prob_fake[done], half.predictions.prob_fake[done])
+    assert all(half.predictions.unreadable[index] == text for index, text in state.predictions.unreadable.items())
+    if path in journals(copy / "toy"):
+        outcome.refused += not done.all()
+        outcome.fine += bool(done.any())
+    else:
+        number = int(path.relative_to(copy / "toy").parts[0].removeprefix("sample"))
+        assert number not in state.whole and len(state.whole) == 2
+        outcome.refused += 1
+        outcome.fine += 1

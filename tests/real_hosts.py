@@ -1,0 +1,156 @@
+"""Every detector of a real host tree, evaluated and explained with random weights, as one table.
+
+    python tests/real_hosts.py TREE [DETECTOR ...] [--keep FOLDER]
+
+TREE: the training folder of DF40, DeepfakeBench or Effort; it is copied, and only the copy is touched. DETECTOR: names
+of YAML files in its config/detector, all of them if none is given. Run by hand, a few minutes. Prints a Markdown table;
+exit code 1 if a detector of images was not explained.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from utils.host_tree import Installation, extension_files  # noqa: E402  found through the line above
+
+PIXELS = 256
+LABELS = {"CelebDFv2_real": 0, "CelebDFv2_fake": 1}
+# A torchvision without its compiled operators, which nothing here calls, wants them declared before its import.
+START = """
+import runpy, sys, torch
+try:
+    operators = torch.library.Library("torchvision", "DEF")
+    for name in ("nms", "qnms"):
+        operators.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+except RuntimeError:
+    pass
+sys.argv = sys.argv[1:]
+sys.path.insert(0, sys.argv[0].rpartition("/")[0])
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+class Outcome(NamedTuple):
+    """One row of the table."""
+
+    detector: str
+    layer: str
+    evaluated: bool
+    explained: bool
+    seconds: float
+    reason: str
+    video: bool
+
+    def row(self) -> str:
+        marks = ["yes" if mark else "no" for mark in (self.evaluated, self.explained)]
+        return f"| {self.detector} | {self.layer} | {' | '.join(marks)} | {self.seconds:.0f} | {self.reason} |"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("tree", type=Path)
+    parser.add_argument("detectors", nargs="*")
+    parser.add_argument("--keep", type=Path, help="work in this folder, and leave it there")
+    args = parser.parse_args()
+    work = args.keep or Path(tempfile.mkdtemp(prefix="real_hosts_"))
+    training = work / "training"
+    shutil.copytree(args.tree, training, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
+    yamls = [path for path in sorted((training / "config" / "detector").glob("*.yaml")) if "gradcam" not in path.name]
+    installation = Installation(training)
+    installation.carry_out(installation.plan(extension_files(), force=True))
+    write_data(work)
+    print("| detector | default layer | evaluated | explained | seconds | reason |\n|---|---|---|---|---|---|")
+    outcomes = []
+    for path in yamls:
+        if not args.detectors or path.stem in args.detectors:
+            outcomes.append(tried(training, path))
+            print(outcomes[-1].row(), flush=True)
+    if not args.keep:
+        shutil.rmtree(work)
+    return int(not all(outcome.explained or outcome.video for outcome in outcomes))
+
+
+def write_data(work: Path) -> None:
+    """`Celeb-DF-v2` with two frames each of two real and two fake videos, their masks and landmarks."""
+    random = np.random.default_rng(5)
+    entries: dict[str, Any] = {}
+    for label, number in LABELS.items():
+        videos = {}
+        for video in ("id0", "id1"):
+            frames = []
+            for frame in range(2):
+                name = f"{label}/frames/{video}/{frame:03d}.png"
+                coarse = random.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+                image = cv2.resize(coarse, (PIXELS, PIXELS), interpolation=cv2.INTER_CUBIC)
+                mask = np.zeros((PIXELS, PIXELS), np.uint8)
+                mask[80:180, 60:200] = 255 * number
+                landmarks = random.integers(40, 216, (81, 2)).astype(np.int64)
+                for part, content in (("frames", image), ("masks", mask)):
+                    file = work / "data" / name.replace("frames", part)
+                    file.parent.mkdir(parents=True, exist_ok=True)
+                    cv2.imwrite(str(file), content)
+                file = work / "data" / name.replace("frames", "landmarks").replace(".png", ".npy")
+                file.parent.mkdir(parents=True, exist_ok=True)
+                np.save(file, landmarks)
+                frames.append(name)
+            videos[video] = {"label": label, "frames": frames}
+        entries[label] = {"test": videos}
+    (work / "json").mkdir(exist_ok=True)
+    (work / "json" / "Celeb-DF-v2.json").write_text(json.dumps({"Celeb-DF-v2": entries}))
+    config = {"dataset_json_folder": str(work / "json"), "dataset_root_rgb": str(work / "data"), "label_dict": LABELS,
+              "lmdb": False, "ddp": False}  # fmt: skip
+    (work / "test_config.yaml").write_text(yaml.safe_dump(config))
+
+
+def tried(training: Path, path: Path) -> Outcome:
+    """One detector: all frames explained, or else evaluated alone."""
+    config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    video = bool(config.get("video_mode"))
+    out = training.parent / "out" / path.stem
+    start = time.perf_counter()
+    explained = started(training, path, out, "--gradcam_enabled", "--gradcam_signed", "--save_all_predictions")
+    seconds = time.perf_counter() - start
+    if explained.returncode == 0:
+        manifest = json.loads((out / "manifest.json").read_text())
+        (counts,) = manifest["heatmaps"].values()
+        layers = list(counts["empty_maps"])
+        empty = sum(counts["empty_maps"].values())
+        notes = f"{empty} of {counts['heatmaps']} maps are empty" if empty else ""
+        return Outcome(path.stem, f"`{layers[0]}`", True, counts["heatmaps"] > 0, seconds, notes, video)
+    reason = (explained.stderr.strip().splitlines() or ["no word"])[-1]
+    plain = None if video else started(training, path, out)
+    return Outcome(path.stem, "", plain is not None and plain.returncode == 0, False, seconds, reason, video)
+
+
+def started(training: Path, path: Path, out: Path, *flags: str) -> subprocess.CompletedProcess[str]:
+    """test_with_gradcam.py in the copy, from the folder above, as the hosts' own paths want it; `lib/` is found too."""
+    environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+    link = training.parent / "lib"  # one of the hosts' detectors opens `lib/...`, the others `./training/lib/...`
+    if not link.exists():
+        link.symlink_to(training / "lib")
+    return subprocess.run(
+        [sys.executable, "-c", START, str(training / "test_with_gradcam.py"), "--detector_path", str(path),
+         "--test_config", str(training.parent / "test_config.yaml"), "--test_dataset", "Celeb-DF-v2", "--random_weights",
+         "--device", "cpu", "--workers", "0", "--gradcam_output_dir", str(out), "--overwrite", *flags],
+        cwd=training.parent, env=environment, capture_output=True, text=True, timeout=900,
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,75 @@
+"""A detector's decision explained by patch transplant, in place of a gradient."""
+
+from __future__ import annotations
+
+from typing import Any, Callable
+
+import torch
+from torch import Tensor, nn
+
+from utils.cam.frozen import frozen_for_explaining
+from utils.cam.heads import ANY_MODEL, HeadReader
+from utils.cam.maps import LayerMaps, refuse_non_finite
+from utils.cam.targets import Target, score_weights
+from utils.cam.transplant import CELLS, INPUT, PIXELS, TRANSPLANT, blurred, transplant_maps
+from utils.errors import InputError
+from utils.gradcam import Explanation, check_images, explained_names, wants_both
+
+LEAST_BATCH = 16  # images a forward pass; where more are explained at once, twice as many as these
+
+
+def explain_by_transplant(
+    model: nn.Module,
+    images: Tensor,
+    references: Tensor | None,
+    predict: Callable[[Tensor], Any],
+    *,
+    target: Target,
+    label: Tensor | None,
+    patches: tuple[int, int] | None,
+    what: str,
+    head: HeadReader = ANY_MODEL,
+) -> Explanation:
+    """One map per image, named "input": the margin fake − real by patches, its sign turned where "real" is explained.
+
+    Args:
+        model: in evaluation mode for the call; weights and modes are put back.
+        images: (B, 3, H, W) floating point, normalised.
+        references: the real frames that they were made from, alike; None: blurred copies.
+        predict: images → the detector's output, as `head` reads it.
+        target, label: as in `GradCAMMixin.explain`.
+        patches: rows and columns; None, for a convolutional network, takes 16 × 16 cells.
+        what: how an error calls the images.
+
+    Raises:
+        InputError: an unusable argument.
+        NonFiniteMapError: NaN or infinity in the maps or logits of some images.
+    """
+    check_images(images, what)
+    if references is not None and references.shape != images.shape:
+        raise InputError(
+            f"data_dict['reference'] has shape {tuple(references.shape)}: expected {tuple(images.shape)}, one for each"
+            " image"
+        )
+    size = (images.shape[2], images.shape[3])
+
+    def margins(part: Tensor) -> Tensor:
+        output, kind = head._replace(count=len(part)).read(predict(part))
+        return kind.margin(output["cls"].float())
+
+    with frozen_for_explaining(model), torch.no_grad():
+        output, kind = head._replace(count=len(images)).read(predict(images))
+        prediction = {name: value.detach() for name, value in output.items()}
+        logits = prediction["cls"]
+        refuse_non_finite(torch.isfinite(logits).all(dim=1), "the logits")
+        other = blurred(images) if references is None else references
+        worth = transplant_maps(margins, images, other, patches or CELLS, max(LEAST_BATCH, 2 * len(images)))
+    refuse_non_finite(torch.isfinite(worth).flatten(1).all(dim=1), "the transplant map")
+    if wants_both(target):
+        names, signed = ["both"] * len(images), [worth, -worth]
+    else:
+        _, names = score_weights(logits, target, label, kind)
+        sign = worth.new_tensor([-1.0 if name == "real" else 1.0 for name in names])
+        signed = [worth * sign.view(-1, 1, 1)]
+    maps = {layer: LayerMaps.of(one, one.relu(), size) for layer, one in zip(explained_names([INPUT], target), signed)}
+    return Explanation(prediction, kind, names, maps, TRANSPLANT, PIXELS, backward="none", completeness={})

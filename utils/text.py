@@ -35,3 +35,13 @@ def one_line(text: object) -> str:
 def shortened(text: str, longest: int = 80) -> str:
     """At most `longest` characters of `text`; the middle goes first, since names often differ at their ends."""
     return text if len(text) <= longest else f"{text[: longest - 11]}...{text[-8:]}"
+
+
+def size_text(size: int) -> str:
+    """Bytes in words: `512 B`, `1.4 MB`."""
+    amount, units = float(size), ("B", "kB", "MB", "GB", "TB")
+    for unit in units:
+        if amount < 1000 or unit == units[-1]:
+            break
+        amount /= 1000
+    return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"

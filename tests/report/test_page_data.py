@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,9 @@ from tests.helpers.paths import ROOT
 from utils.explanation_metrics.bootstrap import Interval
 from utils.report.face_regions import REGIONS
 from utils.report.page import BINS, histogram_bars, video_histogram, write_report
+from utils.report.page_parts.faithfulness import measured_views, measuring_command
 from utils.report.region_tables import GroupRegions, headlines
+from utils.results.read_run import read_run
 
 
 def group(forgery: str, outcome: str, samples: int, layer: str = "layer", dataset: str = "set") -> GroupRegions:
@@ -62,6 +66,63 @@ def test_the_page_may_load_and_run_nothing_but_its_own(tmp_path: Path) -> None:
     html = write_report(run).read_text(encoding="utf-8")
     assert "default-src 'none'" in html and "http://" not in html and "https://" not in html
     assert str(run) not in html  # a run folder can be moved
+
+
+def test_what_was_measured_is_on_the_page(tmp_path: Path) -> None:
+    """Maps by what they are ranked by, controls last; curves as points of an SVG, the share on a square-root scale."""
+    run = write_run(tmp_path / "run", some_rows(tmp_path)[:4])
+    row = {"metric": "pointing game", "low": 0.1, "high": 0.9, "differences": []}
+    names = [
+        ("random", "", "", 0.95, None),
+        ("legrad", "sum", "attention", 0.4, False),
+        ("hirescam", "sum", "residual", 0.8, True),
+    ]
+    curve = {"method": "legrad", "layer": "sum", "site": "attention", "fill": "blur", "shares": [0, 0.25, 1],
+             "deletion": [1, 0.5, 0], "insertion": [0, 0.5, 1]}  # fmt: skip
+    values = {
+        "verdict": "faces: for this checkpoint: <b>it holds</b>", "ranked_by": "pointing game", "notes": [],
+        "rows": [{**row, "method": m, "layer": where, "site": s, "mean": mean, "better": b} for m, where, s, mean, b in names],
+        "curves": [curve],
+    }  # fmt: skip
+    assert measured_views(read_run(run)) == []
+    (run / "explanations.json").write_text(json.dumps({"faces": values}))
+    (one,) = measured_views(read_run(run))
+    assert [(row[0], row[-2], row[-1]) for row in one.rows] == [
+        ("hirescam", "0.800 [0.100, 0.900]", "yes"), ("legrad", "0.400 [0.100, 0.900]", "no"),
+        ("a random map", "0.950 [0.100, 0.900]", "control"),
+    ]  # fmt: skip
+    deletion, insertion = one.curves
+    assert deletion.lines == [("legrad sum attention", "map0", "0.0,0.0 50.0,50.0 100.0,100.0")]
+    assert insertion.lines[0][2] == "0.0,100.0 50.0,50.0 100.0,0.0" and "higher is better" in insertion.title
+    html = write_report(run).read_text(encoding="utf-8")
+    assert "faces: for this checkpoint: &lt;b&gt;it holds&lt;/b&gt;" in html and "Not measured" not in html
+
+
+def test_where_nothing_was_measured_the_command_is_given(tmp_path: Path) -> None:
+    run = read_run(write_run(tmp_path / "run", some_rows(tmp_path)[:2]))
+    command = [
+        "test_with_gradcam.py",
+        "--gradcam_output_dir",
+        "/home/me/out",
+        "--overwrite",
+        "--test_dataset",
+        "my faces",
+    ]
+    asked = run._replace(manifest=replace(run.manifest, command=command))
+    assert measuring_command(asked) == (
+        "python test_with_gradcam.py --test_dataset 'my faces' --evaluate_explanations --gradcam_output_dir runs/measured"
+    )
+
+
+def test_with_the_target_predicted_the_page_says_that_classes_differ(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", some_rows(tmp_path)[:12])
+    caveat = "of different classes, see above"
+    assert caveat in write_report(run).read_text(encoding="utf-8")
+    manifest = json.loads((run / "manifest.json").read_text())
+    manifest["config"]["gradcam_target"] = "fake"
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    page = write_report(run).read_text(encoding="utf-8")
+    assert caveat not in page and "fakes − reals" in page
 
 
 @pytest.mark.slow

@@ -33,6 +33,7 @@ from utils.results.sample_folder import (
     whole_samples,
     write_sample,
 )
+from utils.results.sample_writer import expected_output
 from utils.run.explainer import explain_images
 
 ROW = Row(7, "faces", "swap_Fake", "003", 1, 0.25, "/data/größe\udcff.png")
@@ -241,6 +242,20 @@ def test_writing_again_replaces_the_sample_as_a_whole(tmp_path: Path) -> None:
         "heatmaps/other.png", "heatmaps/other_signed.png",
     }  # fmt: skip
     assert [path.name for path in folder.parent.iterdir()] == ["sample7"]
+
+
+@pytest.mark.parametrize(("image_format", "save_raw"), [("png", False), ("webp", True)])
+def test_the_flood_that_is_announced_is_the_flood_that_comes(image_format: str, save_raw: bool, tmp_path: Path) -> None:
+    """As many files, and about as many bytes, of an image that is grainy as photographs are."""
+    side, random = 224, np.random.default_rng(0)
+    smooth = np.linspace(40, 200, side)[:, None, None] * np.array([1.0, 0.8, 0.7]) * np.ones((1, side, 1))
+    image = (smooth + random.normal(0, 2.5, (side, side, 1))).clip(0, 255).astype(np.uint8)
+    raw = random.random((16, 16)).astype(np.float32)
+    layers = [LayerImage(name, image, raw, raw - 0.5, False, False) for name in LAYERS]
+    write_sample(tmp_path / "sample7", Drawn(sample_of(ROW, layers), image, layers), image_format, save_raw)
+    sizes = [path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()]
+    files, size = expected_output(10, len(LAYERS), side, image_format, save_raw)
+    assert files == 10 * len(sizes) and 0.5 < size / (10 * sum(sizes)) < 2
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "gradcam_comparison.png", "sample7.json", "sample8.json"])

@@ -26,6 +26,7 @@ class Patterns(NamedTuple):
     mean_faces: int  # of them without landmarks
     region_image: Path
     mean_map_image: Path
+    means: MeanMaps
 
 
 def write_patterns(run: RunOnDisk) -> list[Patterns]:
@@ -60,7 +61,7 @@ def _dataset_patterns(data: DatasetOnDisk, layers: list[str], colormap: str) -> 
     mean_faces = {one.sample.index for one in shares if one.mean_face}
     samples = {one.sample.index for one in shares}
     similarity = {layer: means.similarity(layer) for layer in means.layers}
-    return Patterns(data.name, groups, similarity, len(samples), len(mean_faces), *images)
+    return Patterns(data.name, groups, similarity, len(samples), len(mean_faces), *images, means)
 
 
 def _write_similarity(path: Path, patterns: list[Patterns]) -> None:

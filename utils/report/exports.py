@@ -71,18 +71,22 @@ def write_exports(folder: Path, options: ExportOptions, shown_samples: int = SHO
 
 
 def _written_exports(folder: Path, options: ExportOptions, shown_samples: int) -> list[str]:
-    lines = []
+    others = _other_exports(folder, options)  # first, so that the page links them, too
     lacking = jinja2_problem()
-    if lacking:
-        write_patterns(read_run(folder, shown_samples))
-        print(
-            f"report: left out, {lacking}: pip install 'jinja2>=3', then python -m utils.report {folder}",
-            file=sys.stderr,
-        )
-    else:
-        lines.append(f"report: {write_report(folder, shown_samples)}")
+    if not lacking:
+        return [f"report: {write_report(folder, shown_samples)}", *others]
+    write_patterns(read_run(folder, shown_samples))
+    print(
+        f"report: left out, {lacking}: pip install 'jinja2>=3', then python -m utils.report {folder}",
+        file=sys.stderr,
+    )
+    return others
+
+
+def _other_exports(folder: Path, options: ExportOptions) -> list[str]:
     if options == ExportOptions():
-        return lines
+        return []
+    lines = []
     run = read_run(folder)  # other programs take every sample
     if options.fiftyone:
         lines.append(f"FiftyOne: {write_fiftyone(run)}")

@@ -17,17 +17,21 @@ from typing import Any, NamedTuple, Sequence
 import numpy as np
 import yaml
 
-from utils.choice.verdict import judgements, printed
 from utils.command import OneLineParser
 from utils.data.gaps import ForgeryGaps
 from utils.errors import InputError
 from utils.files import keeps_list, settle_list, write_whole
 from utils.report.aggregates import Patterns, write_patterns
+from utils.report.page_parts.facts import facts, is_toy, target
+from utils.report.page_parts.faithfulness import choice_view, measured_views, measuring_command
+from utils.report.page_parts.gallery import page_data
+from utils.report.page_parts.pattern_drawings import face_lines, mean_maps_view, region_tables
+from utils.report.page_parts.pixels import write_pixels
+from utils.report.page_parts.run_files import run_files
 from utils.report.region_tables import headlines
 from utils.results.manifest import FREE_CONFIG
 from utils.results.overlays import colour_table
 from utils.results.read_run import DatasetOnDisk, RunOnDisk, read_run
-from utils.results.sample_folder import RANDOM_WEIGHTS, Sample
 from utils.text import one_line
 
 PAGE = "index.html"
@@ -35,18 +39,22 @@ SHOWN_SAMPLES = 5_000  # per dataset, on the page and in the aggregates
 TEMPLATE = Path(__file__).resolve().parent / "template"
 BINS = 20
 CURVE_POINTS = 200
+COLORMAP = "inferno"  # perceptually even; the run's own is in its images
+STYLES = ("base.css", "gallery.css", "large.css", "analysis.css", "print.css")
+SCRIPTS = ("basics.js", "pictures.js", "cards.js", "large.js", "save.js", "state.js")
 
 
 def write_report(folder: Path, samples_at_most: int = SHOWN_SAMPLES) -> Path:
-    """Write `index.html`, and what `write_patterns` writes; returns the page's path. Raises InputError.
+    """Write `index.html` with its `page_data`, and what `write_patterns` writes; returns the page's path.
 
-    Of a dataset with more than `samples_at_most` explained samples every k-th is shown.
+    Of a dataset with more than `samples_at_most` explained samples every k-th is shown. Raises InputError.
     """
     lacking = jinja2_problem()
     if lacking:
         raise InputError(f"the report: {lacking}: pip install 'jinja2>=3'")
     run = read_run(folder, samples_at_most)
     page = folder / PAGE
+    write_pixels(run)
     write_whole(page, render(run, write_patterns(run)).encode("utf-8", "backslashreplace"))
     return page
 
@@ -75,20 +83,28 @@ def render(run: RunOnDisk, patterns: Sequence[Patterns]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    script = (TEMPLATE / "report.js").read_text(encoding="utf-8")
+    style = "\n".join((TEMPLATE / "css" / name).read_text(encoding="utf-8") for name in STYLES)
+    script = "\n".join((TEMPLATE / "js" / name).read_text(encoding="utf-8") for name in SCRIPTS)
     return environment.get_template("index.html.j2").render(
-        style=Markup((TEMPLATE / "report.css").read_text(encoding="utf-8")),  # our own files, not escaped
+        style=Markup(style),  # our own files, not escaped
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         run=run,
         name=", ".join(data.name for data in run.datasets),
+        facts=facts(run),
+        toy=is_toy(run),
         notes=notes(run),
-        weights=weights_text(run),
         config=config_text(run),
-        choice=choice_lines(run),
         datasets=[dataset_view(data) for data in run.datasets],
+        choice=choice_view(run),
+        checks=checks(run),
+        measured=measured_views(run),
+        measuring_command=measuring_command(run),
         patterns=[pattern_view(one, run) for one in patterns],
-        colours=colour_columns(run.manifest.colormap),
+        face=face_lines(),
+        target=target(run),
+        files=run_files(run, PAGE),
+        colours=colours(),
         data=page_data(run),
     )
 
@@ -146,21 +162,13 @@ def notes(run: RunOnDisk) -> list[str]:
     return lines
 
 
-def choice_lines(run: RunOnDisk) -> list[str]:
-    """How the map was chosen, and what is to be said of a named one; from any sample where the run did not finish."""
-    choice = run.manifest.choice
-    if choice is not None:
-        return [*printed(choice), *judgements(choice)]
-    return list(next((sample.chosen for data in run.datasets for sample in data.samples if sample.chosen), ()))
+def checks(run: RunOnDisk) -> list[tuple[str, dict[str, int]]]:
+    """Dataset → how many of its maps bear which word of the check; datasets without a check are left out."""
+    heatmaps = run.manifest.heatmaps or {}
+    return [(name, counts.checks) for name, counts in heatmaps.items() if counts.checks]
 
 
-def weights_text(run: RunOnDisk) -> str:
-    """The checkpoint and the start of its SHA-256."""
-    weights = run.manifest.weights
-    return f"{weights.path} (SHA-256 {weights.sha256[:12]}…)" if weights else RANDOM_WEIGHTS
-
-
-# --------------------------------------------------------------------------------------------------------- the header
+# --------------------------------------------------------------------------------------------------------- metrics
 
 
 class VideoHistogram(NamedTuple):
@@ -270,8 +278,8 @@ def pattern_view(patterns: Patterns, run: RunOnDisk) -> dict[str, Any]:
             (name, *("–" if math.isnan(value) else f"{value:.2f}" for value in one[:3]), one.reals, one.fakes)
             for name, one in patterns.similarity.items()
         ],
-        "regions": [patterns.region_image.parent.name, patterns.region_image.name],
-        "mean_maps": [patterns.mean_map_image.parent.name, patterns.mean_map_image.name],
+        "regions": region_tables(patterns.regions),
+        "mean_maps": mean_maps_view(patterns.means),
     }
 
 
@@ -281,53 +289,12 @@ def _members(outcome: str, count: int) -> str:
     return f"{count} {(kinds if count == 1 else plural)[outcome]}"
 
 
-def colour_columns(colormap: str) -> dict[str, str]:
-    """The colour map as tables of SVG's feComponentTransfer: one string of 256 numbers per channel."""
-    table = colour_table(colormap).numpy() / 255
-    return {channel: " ".join(f"{value:.3f}" for value in table[:, i]) for i, channel in enumerate("RGB")}
-
-
-# -------------------------------------------------------------------------------------------------------- the gallery
-
-
-def page_data(run: RunOnDisk) -> dict[str, Any]:
-    """What the page's script works on."""
-    samples = [sample for data in run.datasets for sample in data.samples]
-    first = next((sample for sample in samples if sample.method), None)  # where the JSON is lost there is none
-    layers = run.layers
-    return {
-        "layers": layers,
-        "run": {key: getattr(first, key) if first else "–" for key in ("method", "site", "backward", "weights")},
-        "samples": [sample_data(sample, layers) for sample in samples],
-    }
-
-
-def sample_data(sample: Sample, layers: Sequence[str]) -> dict[str, Any]:
-    """One card. `folder` are the parts of the path from the page to the sample's files."""
-    box = sample.original
-    return {
-        "number": sample.index,
-        "dataset": sample.dataset,
-        "forgery": sample.forgery,
-        "video": sample.video,
-        "path": sample.path,
-        "label": sample.label,
-        "predicted": sample.predicted,
-        "outcome": sample.outcome,
-        "confidence": round(sample.confidence, 6),
-        "fake": round(sample.prob_fake, 6),
-        "logits": list(sample.logits),
-        "target": sample.target or "–",
-        "folder": [sample.folder.parent.name, sample.folder.name],
-        "comparison": sample.comparison,
-        "box": list(box) if box else [],
-        "maps": [
-            [layers.index(one.name), float(f"{one.raw_maximum:.4g}"), one.empty, one.drawn_empty]
-            for one in sample.layers
-        ],
-        "words": [one.check.word if one.check else "" for one in sample.layers],  # of each of `maps`
-        "lost": sample.lost,
-    }
+def colours() -> dict[str, str]:
+    """The page's colour map as tables of SVG's feComponentTransfer, and as stops of a gradient in CSS."""
+    table = colour_table(COLORMAP).numpy()
+    columns = {channel: " ".join(f"{value:.3f}" for value in table[:, i] / 255) for i, channel in enumerate("RGB")}
+    shown = [(row, round(100 * i / 255)) for i, row in enumerate(table.tolist()) if i % 17 == 0]
+    return {**columns, "stops": ", ".join(f"rgb({r} {g} {b} / {heat}%) {heat}%" for (r, g, b), heat in shown)}
 
 
 def main(argv: Sequence[str]) -> int:

@@ -10,6 +10,20 @@ from types import TracebackType
 
 from utils.results.sample_folder import Drawn, write_sample
 
+# Measured on face crops of 224 x 224; what a drawn image, its maps and its texts take.
+BYTES_PER_PIXEL = {"png": 1.5, "jpg": 0.25, "webp": 0.15}
+MAP_BYTES, RAW_BYTES, TEXT_BYTES = 400, 2500, 2500  # both grey maps of a layer, both raw maps of one, metadata and JSON
+
+
+def expected_output(
+    samples: int, layers: int, resolution: int, image_format: str = "png", save_raw: bool = False
+) -> tuple[int, int]:
+    """How many files `samples` samples of `layers` layers are, and about how many bytes they take."""
+    image_bytes = BYTES_PER_PIXEL[image_format] * resolution**2
+    files = 3 * layers + 3 + save_raw  # overlay and two grey maps per layer; comparison, metadata, JSON
+    size = (2 * layers + 1) * image_bytes + layers * (MAP_BYTES + save_raw * RAW_BYTES) + TEXT_BYTES
+    return samples * files, round(samples * size)
+
 
 class SampleWriter:
     """Encodes and writes samples in a few threads. A slow disk slows the run, it never fills the memory.

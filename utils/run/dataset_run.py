@@ -60,6 +60,14 @@ def explains_every_frame(settings: RunSettings, options: RunOptions) -> bool:
     return gradcam.enabled and options.save_all and gradcam.samples is None
 
 
+def samples_at_most(frames: int, settings: RunSettings, options: RunOptions) -> int:
+    """How many of a dataset's frames may be explained."""
+    gradcam = settings.detector.gradcam
+    if not gradcam.enabled:
+        return 0
+    return frames if explains_every_frame(settings, options) else min(frames, gradcam.samples or MOST_MISTAKES)
+
+
 class DatasetRun:
     """One dataset, or what is left of it after an interruption."""
 

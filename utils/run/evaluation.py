@@ -26,13 +26,13 @@ from utils.results.manifest import METRICS, STARTED
 from utils.results.read_run import read_metrics
 from utils.results.run_folder import RunFolder
 from utils.run.calibration import Plan, calibrate, untried
-from utils.run.dataset_run import Context, DatasetRun, explains_every_frame
+from utils.run.dataset_run import Context, DatasetRun, explains_every_frame, samples_at_most
 from utils.run.interruption import SignalGuard, resume_command
 from utils.run.manifest import run_manifest
 from utils.run.options import RunOptions
 from utils.run.out_of_memory import Halving
 from utils.run.processes import Processes
-from utils.run.summary import DatasetSummary, check_finished, metrics_json, metrics_table, summary
+from utils.run.summary import DatasetSummary, check_finished, flood, metrics_json, metrics_table, summary
 from utils.text import one_line, printable
 
 
@@ -75,6 +75,8 @@ def run(settings: RunSettings, options: RunOptions) -> None:
                 )
                 if calibration is not None:
                     detector.model.set_gradcam_choice(calibration.choice)
+                if processes.first:
+                    print(_flood(detector, datasets, settings, options), end="")
                 context = Context(detector, settings, options, processes, guard, Halving("evaluating"))
                 results = [
                     DatasetRun(context, frames, folder.dataset(name)).evaluate() for name, frames in datasets.items()
@@ -131,6 +133,17 @@ def _open_folder(
     if kept is not None and not folder.finished:
         kept.write(folder.path)
     return folder, kept
+
+
+def _flood(
+    detector: LoadedDetector, datasets: Mapping[str, Sequence[Frame]], settings: RunSettings, options: RunOptions
+) -> str:
+    """What the heatmaps are about to fill the disk with, as a line; empty where none are drawn."""
+    samples = sum(samples_at_most(len(frames), settings, options) for frames in datasets.values())
+    if not samples:
+        return ""
+    layers, resolution = len(detector.model.gradcam_layers()), settings.detector.resolution
+    return flood(samples, layers, resolution, options.image_format, options.save_raw, options.output_dir) + "\n"
 
 
 def _calibrate(

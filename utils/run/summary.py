@@ -11,8 +11,9 @@ from utils.data.gaps import ForgeryGaps
 from utils.errors import RunError
 from utils.results.journal import UNREADABLE
 from utils.results.manifest import HeatmapCounts
+from utils.results.sample_writer import expected_output
 from utils.run.detection_metrics import DetectionMetrics
-from utils.text import printable
+from utils.text import printable, size_text
 
 
 class DatasetSummary(NamedTuple):
@@ -102,6 +103,13 @@ def checks_text(checks: Mapping[str, int]) -> str:
     """`of 50 maps 46 are supported, 3 weak, 1 an artefact`, by word."""
     counted = [f"{checks.get(word, 0)} {word}" for word in WORDS]
     return f"of {sum(checks.values())} maps {', '.join(counted)}"
+
+
+def flood(samples: int, layers: int, resolution: int, image_format: str, save_raw: bool, output_dir: Path) -> str:
+    """What is about to be written, in one line."""
+    files, size = expected_output(samples, layers, resolution, image_format, save_raw)
+    most = f"at most {samples:,} samples with {layers} {'map' if layers == 1 else 'maps'} each"
+    return f"heatmaps: {most}: up to {files:,} files, about {size_text(size)}, in {output_dir}"
 
 
 def check_finished(metrics: Mapping[str, Any], heatmaps: Mapping[str, HeatmapCounts], max_unreadable: float) -> None:

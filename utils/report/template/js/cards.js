@@ -1,0 +1,74 @@
+// The samples as cards: filtered, sorted, made as they are scrolled to.
+const CHUNK = 48;
+
+function pair(sample) {
+  if (sample.lost) return lost(sample.lost);
+  const made = element("span", {className: "pair"}, picture(sample, original(sample)), overlay(sample, state.layer));
+  // Pictures may have been deleted after this page was written.
+  made.addEventListener("error", () => made.isConnected && made.replaceWith(lost("they were deleted")), {capture: true, once: true});
+  return made;
+}
+
+function verdict(sample) {
+  const right = sample.predicted === sample.label;
+  const probability = element("span", {className: "probability", title: "fake probability"}, `fake ${sample.fake.toFixed(3)}`);
+  probability.style.setProperty("--fake-share", `${100 * sample.fake}%`);
+  return element("span", {className: "verdict"},
+    element("span", {className: right ? "right" : "wrong", textContent: `${right ? "✓" : "✗"} ${CLASSES[sample.label]}, predicted ${CLASSES[sample.predicted]}`}),
+    probability);
+}
+
+function where(sample) {
+  const map = mapOf(sample, state.layer);
+  const words = [sample.outcome, readable(sample.forgery), `video ${readable(sample.video)}`, `sample ${sample.number}`];
+  if (map && map[2]) words.push(emptiness(map));
+  return element("span", {className: "where"}, words.join(" · "),
+    ...(map && map[4] ? [" · ", element("span", {className: `word ${map[4]}`, textContent: map[4]})] : []));
+}
+
+function card(sample) {
+  const button = element("button", {type: "button", className: "card"}, pair(sample), verdict(sample), where(sample),
+    element("span", {className: "where path", textContent: readable(sample.path.split("/").slice(-2).join("/"))}));
+  button.dataset.key = key(sample);
+  button.addEventListener("click", () => update({sample: key(sample)}));
+  return element("li", {}, button);
+}
+
+function appendCards() {
+  const from = cards.childElementCount;
+  cards.append(...shown.slice(from, from + CHUNK).map(card));
+  document.getElementById("more").hidden = cards.childElementCount >= shown.length;
+}
+
+const SORTS = {
+  number: () => 0, // the order in which they come
+  sure: (a, b) => b.confidence - a.confidence,
+  unsure: (a, b) => a.confidence - b.confidence,
+  fake: (a, b) => b.fake - a.fake,
+  path: (a, b) => a.path < b.path ? -1 : a.path > b.path ? 1 : 0,
+};
+
+function filterCards() {
+  const outcomes = new Set(state.outcome.split(",")), text = state.text.toLowerCase();
+  // Half a step of slack: the sliders stand on hundredths, confidences between them.
+  const min = state.min - 0.005, max = +state.max + 0.005;
+  shown = data.samples.filter(sample =>
+    (!state.dataset || sample.dataset === state.dataset) && (!state.forgery || sample.forgery === state.forgery)
+    && (!state.word || (mapOf(sample, state.layer) || [])[4] === state.word)
+    && outcomes.has(sample.outcome) && sample.confidence >= min && sample.confidence <= max
+    && (!text || sample.path.toLowerCase().includes(text)));
+  shown.sort(SORTS[state.sort]);
+  cards.replaceChildren();
+  appendCards();
+  document.getElementById("count").textContent = !data.samples.length ? "This run explained no samples."
+    : shown.length ? `${shown.length} of ${data.samples.length} explained samples`
+    : `None of the ${data.samples.length} explained samples match; “Reset” shows all of them.`;
+}
+
+function changeLayer() {
+  for (const button of cards.querySelectorAll(".card")) {
+    const sample = bySample.get(button.dataset.key);
+    if (!sample.lost) button.querySelector(".pair")?.lastElementChild.replaceWith(overlay(sample, state.layer));
+    button.querySelector(".where").replaceWith(where(sample));
+  }
+}

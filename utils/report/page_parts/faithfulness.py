@@ -38,7 +38,7 @@ def choice_view(run: RunOnDisk) -> ChoiceView | None:
 
 
 def _choice_rows(choice: Choice) -> list[tuple[str, ...]]:
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for row in choice.rows:
         mean, low, high = row.beyond
         spread = "" if math.isnan(low) else f" [{low:.2f}, {high:.2f}]"

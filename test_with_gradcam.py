@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Iterable, Sequence
+from typing import Sequence
 
 from utils.cam.layers import block_names
 from utils.cam.targets import TARGETS
@@ -206,16 +206,12 @@ def explanation_options(args: argparse.Namespace) -> ExplanationOptions | None:
 def list_layers(settings: DetectorSettings) -> None:
     """Print the tower's blocks, then every module inside; needs no weights."""
     model = untrained_detector(settings, True)
-    tower, default = model.explained_tower, model.default_layers()
-    blocks = block_names(tower)
-
-    def print_names(names: Iterable[str]) -> None:
-        print("\n".join(f"{name}  # explained where no layer is named" if name in default else name for name in names))
-
+    blocks = block_names(model.explained_tower)
+    print(f"# explained as it is configured: {' '.join(model.gradcam_layers())}")
     print("# encoder blocks (a block's name means what it reads, at gradcam_site)")
-    print_names(blocks)
+    print("\n".join(blocks))
     print("# every other module (its name means its output)")
-    print_names(name for name, _ in tower.named_modules() if name and name not in blocks)
+    print("\n".join(name for name, _ in model.explained_tower.named_modules() if name and name not in blocks))
 
 
 if __name__ == "__main__":

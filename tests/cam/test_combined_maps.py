@@ -23,7 +23,9 @@ def test_one_pass_gives_what_single_explanations_give() -> None:
     forwards = []
     handle = model.backbone.register_forward_hook(lambda *_: forwards.append(1))
     methods, sites = ["gradcam", "layercam", "legrad", "rollout"], ["layer_norm1", "residual"]
-    captured = model.capture({"image": image}, layers=NAMES, methods=methods, sites=sites, target="fake")
+    captured = model.capture(
+        {"image": image}, layers=NAMES, methods=methods, sites=sites, target="fake", backward="plain"
+    )
     handle.remove()
     assert len(forwards) == 1
     for method in methods:

@@ -91,7 +91,10 @@ def test_one_logit_decides_by_its_sign_and_sigmoid() -> None:
     assert len(set(explanation.target)) == 2
     torch.testing.assert_close(explanation.prediction["prob"], 1 / (1 + (-z).exp()))
     assert torch.equal(explanation.real_and_fake, torch.stack([-z, z], dim=1))
-    fake, real = (model.explain({"image": x}, target=target).layers["encoder.layers.3"] for target in ("fake", "real"))
+    fake, real = (
+        model.explain({"image": x}, method="gradcam", target=target).layers["encoder.layers.3"]
+        for target in ("fake", "real")
+    )
     assert torch.equal(fake.signed, -real.signed)
 
 

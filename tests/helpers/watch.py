@@ -23,11 +23,11 @@ WATCHED = """
 import pathlib, time
 from utils.model.detector import LoadedDetector
 predict = LoadedDetector.predict
-def watched(self, pixels):
+def watched(self, pixels, frames=None):
     with open({path!r}, "a") as file:
         file.write(f"{{int(pixels.sum())}}\\n")
     time.sleep({seconds})
-    return predict(self, pixels)
+    return predict(self, pixels, frames)
 LoadedDetector.predict = watched
 """
 

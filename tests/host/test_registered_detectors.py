@@ -303,7 +303,7 @@ class LoadsStrictly(Host):
 
 
 class LoadsSeveral(Host):
-    """As LSDA: networks of one kind, each wrapped after it was loaded, in a list that is no part of the detector yet."""
+    """As LSDA: networks of one kind, wrapped one by one, some of them in a larger one that is no part of anything yet."""
 
     def build_backbone(self, config: dict[str, Any]) -> nn.Module:
         def loaded_net() -> nn.Module:
@@ -311,7 +311,10 @@ class LoadsSeveral(Host):
             assert not net.load_state_dict(torch.load("other.pth")).missing_keys
             return nn.ModuleList([net, nn.Linear(2, 2)])
 
-        self.teachers = nn.ModuleList([loaded_net() for _ in range(3)])
+        whole = nn.Module()
+        whole.teachers = nn.ModuleList([loaded_net() for _ in range(3)])
+        whole.student = loaded_net()
+        self.whole = whole
         return Net()
 
 

@@ -33,7 +33,7 @@ def test_a_manifest_comes_back_as_it_was(changes: dict[str, Any], tmp_path: Path
 def test_the_json_of_a_manifest_is_an_interface() -> None:
     assert list(manifest().to_json()) == [
         "command", "started", "config", "settings", "weights", "datasets", "options", "device", "threads", "versions",
-        "top_files", "checksum", "detector",
+        "top_files", "detector", "checksum",
     ]  # fmt: skip
     finished = manifest(**FINISHED, weights=None).to_json()
     assert finished["weights"] == "random" and finished["settings"] == {"batch_size": 5, "seed": 7}

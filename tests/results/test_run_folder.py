@@ -63,7 +63,7 @@ def test_the_manifest_says_how_the_run_came_about_and_nothing_of_the_environment
     assert datetime.fromisoformat(manifest["started"]) <= datetime.fromisoformat(manifest["finished"])
     assert set(manifest) == {
         "command", "started", "finished", "config", "settings", "weights", "datasets", "options", "device", "threads",
-        "versions", "heatmaps", "top_files", "checksum", "detector",
+        "versions", "heatmaps", "top_files", "detector", "checksum",
     }  # fmt: skip
     written = b"".join(path.read_bytes() for path in out.rglob("*") if path.is_file()).decode(errors="replace")
     assert not any(part in written for pair in secret.items() for part in pair)

@@ -211,6 +211,7 @@ def test_list_layers_needs_no_weights_and_names_what_can_be_asked_for(
                         "--list_layers", cwd=tmp_path)  # fmt: skip
     assert done.code == 0, done.err
     names = [line for line in done.out.splitlines() if not line.startswith("#")]
+    assert done.out.splitlines()[0].endswith(": encoder.layers.3 encoder.layers.1")  # the YAML's
     assert names[:BLOCKS] == [f"encoder.layers.{i}" for i in range(BLOCKS)]
     assert set(names) == {name for name, _ in tiny_detector().backbone.named_modules() if name}
 

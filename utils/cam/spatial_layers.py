@@ -63,8 +63,7 @@ def last_spatial_layer(tower: nn.Module, run: Callable[[], Any]) -> SpatialLayer
             if name:
                 hooks.callback(module.register_forward_hook(note(name)).remove)
         result = run()
-    prediction, _ = ANY_MODEL.read(result)
-    logits = prediction["cls"]
+    logits = result if isinstance(result, Tensor) else ANY_MODEL.read(result)[0]["cls"]
     found = [(name, output) for name, output in outputs if output.requires_grad]
     if found and logits.requires_grad:
         gradients = torch.autograd.grad(logits.sum(), [output for _, output in found], allow_unused=True)

@@ -99,22 +99,22 @@ def by_hand(model: Detector, norm: nn.Module, pixels: Tensor) -> Tensor:
 @pytest.mark.parametrize("name", KINDS)
 def test_the_last_block_is_explained_without_a_word_about_the_tower(name: str) -> None:
     model, pixels = make_detector(KINDS[name]), images(3).double()
-    (layer,) = model.gradcam_layers()
+    (layer,) = model.default_layers()
     assert layer == KINDS[name].block or layer.endswith("layer.2") or layer.endswith("layers.2")
-    found = model.explain({"image": pixels}, target="fake").layers[layer]
+    found = model.explain({"image": pixels}, method="gradcam", target="fake").layers[layer]
     norm = model.backbone.get_submodule(f"{layer}.{KINDS[name].norm}")
     torch.testing.assert_close(found.signed, by_hand(model, norm, pixels), rtol=0, atol=1e-12)
-    alone = model.explain({"image": pixels[1:2]}, target="fake").layers[layer]
+    alone = model.explain({"image": pixels[1:2]}, method="gradcam", target="fake").layers[layer]
     torch.testing.assert_close(alone.signed, found.signed[1:2], rtol=0, atol=1e-12)
 
 
 def test_explain_finds_it_inside_a_model_of_ones_own() -> None:
     detector, pixels = make_detector(KINDS["Hugging Face ViT"]), images(2).double()
-    layer = detector.gradcam_layers()[0]
+    layer = detector.default_layers()[0]
     explanation = explain(
         detector, pixels, forward=lambda x: detector({"image": x})["cls"], layers=[f"backbone.{layer}"]
     )
-    expected = detector.explain({"image": pixels}, target="fake")
+    expected = detector.explain({"image": pixels}, method="gradcam", target="fake")
     torch.testing.assert_close(explanation.layers[f"backbone.{layer}"].signed, expected.layers[layer].signed)
 
 
@@ -124,7 +124,7 @@ def test_siglip_has_no_class_token() -> None:
     config = module.SiglipVisionConfig(intermediate_size=64, num_channels=3, **SMALL)
     tower = module.SiglipVisionModel(config)
     model, pixels = make_detector(Kind(lambda: getattr(tower, "vision_model", tower), "", "")), images(2).double()
-    (layer,) = model.gradcam_layers()
+    (layer,) = model.default_layers()
     found = model.explain({"image": pixels}, layers=["encoder.layers.1"], target="fake").layers["encoder.layers.1"]
     expected = by_hand(model, model.backbone.get_submodule("encoder.layers.1.layer_norm1"), pixels)
     torch.testing.assert_close(found.signed, expected, rtol=0, atol=1e-12)
@@ -157,6 +157,6 @@ def test_a_detector_may_say_how_patches_lie() -> None:
     with pytest.raises(InputError, match="patch size is not known; override patch_grid"):
         Detector(Unfolded()).eval().explain({"image": pixels}, target="fake")
     model = Described(Unfolded()).eval()
-    found = model.explain({"image": pixels}, target="fake").layers["encoder.layers.2"]
+    found = model.explain({"image": pixels}, method="gradcam", target="fake").layers["encoder.layers.2"]
     expected = by_hand(model, model.backbone.encoder.layers[2].norm1, pixels)
     torch.testing.assert_close(found.signed, expected, rtol=0, atol=1e-6)

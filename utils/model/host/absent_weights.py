@@ -79,15 +79,17 @@ def _noting(original: Callable[..., None], built: list[nn.Module]) -> Callable[.
 
 
 def _just_built(built: list[nn.Module]) -> nn.Module:
-    """The last network that is part of no other yet. The first module is the detector.
+    """The last network that is part of no other yet, or else the detector, which is the first module.
 
-    Layers that a constructor has made and replaced are part of no other either: what has less than half of the weights
-    of the largest one is none.
+    A single layer is no network: those that a constructor has made and replaced are part of no other either.
     """
     inside = {id(child) for module in built for child in module.children()}
-    whole = [(module, len(module.state_dict())) for module in built[1:] if id(module) not in inside]
-    largest = max((size for _, size in whole), default=0)
-    return next((module for module, size in reversed(whole) if largest and 2 * size >= largest), built[0])
+    networks = [
+        module
+        for module in built[1:]
+        if id(module) not in inside and any(child.state_dict() for child in module.children())
+    ]
+    return networks[-1] if networks else built[0]
 
 
 def _loads_nothing(self: nn.Module, state_dict: Mapping[str, Any], *arguments: Any, **options: Any) -> Any:

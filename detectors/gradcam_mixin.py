@@ -152,7 +152,7 @@ class GradCAMMixin(nn.Module):
             label=data_dict.get("label"),
             grid=self.token_grid(height, width),
             size=map_size or (height, width),
-            head=self.head_reader._replace(count=len(image)),
+            head=self.head_reader._replace(batch=len(image)),
         )
 
     def generate_gradcam(

@@ -49,7 +49,7 @@ class CLIPTowerMixin(GradCAMMixin):
     def forward(self, data_dict: dict[str, Any], inference: bool = False) -> dict[str, Any]:
         """The host's. It takes the softmax of two logits, so that of another head the logits are returned alone."""
         if getattr(self.head, "out_features", 2) == 2:
-            found: dict[str, Any] = super().forward(data_dict, inference)
+            found: dict[str, Any] = super().forward(data_dict, inference)  # type: ignore[operator]  # the host's
             return found
         features = self.features(data_dict)
         return {"cls": self.classifier(features), "feat": features}

@@ -208,7 +208,7 @@ def explain_tower(
             label=label,
             grid=grid(*size),
             size=size,
-            head=head._replace(count=len(images)),
+            head=head._replace(batch=len(images)),
         )
         return captured.explanation(method, site, pp_epsilon)
 

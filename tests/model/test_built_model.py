@@ -12,8 +12,9 @@ import pytest
 import torch
 
 import test_with_gradcam
-from tests.helpers.datasets import DataTree, rows_of
+from tests.helpers.datasets import DataTree, read_image, rows_of
 from utils.errors import InputError
+from utils.gradcam import unwrapped
 from utils.model.built_model import build_model
 from utils.model.checkpoints import sha256_of_state
 
@@ -69,9 +70,9 @@ def test_a_run_without_any_yaml_of_a_detector(
     normalisation = ["--mean", "0.4", "0.5", "0.6", "--std", "0.2", "0.3", "0.25", "--resolution", "40"]
     out = run(data_tree, detector, "--gradcam_enabled", "--save_all_predictions", *normalisation)
     torch.manual_seed(1024)  # manualSeed, of random weights
-    model = build_model("my_small_model:build", {}).module
+    model = unwrapped(build_model("my_small_model:build", {}))
     for row in rows_of(out / "toy")[::7]:
-        image = cv2.resize(cv2.imread(row["path"])[..., ::-1], (40, 40), interpolation=cv2.INTER_CUBIC)
+        image = cv2.resize(read_image(row["path"])[..., ::-1], (40, 40), interpolation=cv2.INTER_CUBIC)
         pixels = (image / 255 - [0.4, 0.5, 0.6]) / [0.2, 0.3, 0.25]
         with torch.no_grad():
             z = model(torch.from_numpy(pixels).permute(2, 0, 1)[None].float())["logits"].item()

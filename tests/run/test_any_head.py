@@ -13,7 +13,7 @@ import torch
 
 import test_with_gradcam
 from detectors import DETECTOR
-from tests.helpers.datasets import DataTree, change_yaml, rows_of
+from tests.helpers.datasets import DataTree, change_yaml, read_image, rows_of
 from tests.helpers.detectors import PIXELS, AnyHead, spread, tiny_config
 
 NAMES = [{"pristine": "real"}, "deepfakes", {"studio": "real"}, "face2face"]
@@ -46,7 +46,7 @@ def logits_of(tree: DataTree, path: str, logits: int) -> np.ndarray:
     """The head's logits in float64, from the files on disk."""
     model = AnyHead(tiny_config(), logits)
     model.load_state_dict(torch.load(tree.folder / "head.pth", weights_only=True))
-    image = cv2.resize(cv2.imread(path)[..., ::-1], (PIXELS, PIXELS), interpolation=cv2.INTER_CUBIC)
+    image = cv2.resize(read_image(path)[..., ::-1], (PIXELS, PIXELS), interpolation=cv2.INTER_CUBIC)
     pixels = torch.from_numpy(image.copy()).permute(2, 0, 1)[None].double() / 255
     with torch.no_grad():
         return model.double().eval()({"image": (pixels - 0.5) / 0.5})["cls"][0].numpy()

@@ -102,7 +102,7 @@ class LoadedDetector(NamedTuple):
         """
         with self.autocast():
             output = (model or self.model)({"image": images}, inference=True)
-        prediction, head = self.head_reader._replace(count=len(images)).read(output)
+        prediction, head = self.head_reader._replace(batch=len(images)).read(output)
         logits = prediction["cls"]
         return Scores(head.real_and_fake(logits), head.margin(logits.float()), prediction["prob"])
 

@@ -156,10 +156,10 @@ def _harmless_types() -> ContextManager[Any]:
     allow = getattr(torch.serialization, "safe_globals", None)
     if allow is None:
         return nullcontext()
-    scalar = np.float64(0).__reduce__()[0]  # type: ignore[index]  # a tuple
+    scalar = np.float64(0).__reduce__()[0]
     numbers = [type(np.dtype(code)) for code in "?bhilqBHILQefd"]
     harmless: list[Any] = [argparse.Namespace, np.dtype, scalar, *numbers, _encode]
-    return allow(harmless)  # type: ignore[no-any-return]  # torch's own context manager
+    return allow(harmless)
 
 
 def _tensors(content: Any, path: Path) -> Mapping[str, Tensor]:

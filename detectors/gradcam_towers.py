@@ -29,6 +29,7 @@ class CLIPTowerMixin(GradCAMMixin):
     """
 
     head: Any  # the host's nn.Linear, or a NormalisedHead
+    classifier: Any  # the host's method
 
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__(config)  # the host's constructor: backbone, head, loss
@@ -49,7 +50,7 @@ class CLIPTowerMixin(GradCAMMixin):
     def forward(self, data_dict: dict[str, Any], inference: bool = False) -> dict[str, Any]:
         """The host's. It takes the softmax of two logits, so that of another head the logits are returned alone."""
         if getattr(self.head, "out_features", 2) == 2:
-            found: dict[str, Any] = super().forward(data_dict, inference)  # type: ignore[operator]  # the host's
+            found: dict[str, Any] = super().forward(data_dict, inference)
             return found
         features = self.features(data_dict)
         return {"cls": self.classifier(features), "feat": features}

@@ -27,6 +27,7 @@ class CLIPTowerMixin(GradCAMMixin):
     """
 
     head: Any  # the host's nn.Linear, or a NormalisedHead
+    classifier: Any  # the host's method
 
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__(config)  # the host's constructor: backbone, head, loss

@@ -167,11 +167,11 @@ def test_unknown_targets_name_the_classes() -> None:
 )
 def test_logits_of_another_number_of_images_are_never_broadcast(output: Any) -> None:
     with pytest.raises(InputError, match=r"the model returned logits of shape \(.*for 2 images"):
-        HeadReader(count=2).read(output)
+        HeadReader(batch=2).read(output)
 
 
 def test_a_detector_may_leave_out_prob_and_return_more_than_tensors() -> None:
     logits = torch.tensor([[0.0, 1.0], [2.0, -1.0]])
-    read, head = HeadReader(count=2).read({"cls": logits, "names": ["a", "b"]})
+    read, head = HeadReader(batch=2).read({"cls": logits, "names": ["a", "b"]})
     assert read["cls"] is logits and set(read) == {"cls", "prob"} and head.is_plain
     torch.testing.assert_close(read["prob"], 1 / (1 + torch.tensor([-1.0, 3.0]).exp()))

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any, Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from utils.cam.backward import BACKWARDS
 from utils.cam.frozen import frozen_for_explaining
 from utils.cam.heads import HeadReader
-from utils.cam.layers import SITES, block_names
+from utils.cam.layers import block_names
 from utils.cam.methods import sites_of
 from utils.cam.spatial_layers import SpatialLayer, last_spatial_layer
 from utils.cam.targets import Target
@@ -116,8 +115,14 @@ class GradCAMMixin(nn.Module):
         return list(self.drawn_settings().layers or self.default_layers())
 
     def drawn_settings(self) -> GradCAMSettings:
-        """The config's, where it leaves the map to be chosen and none has been: with the first of its candidates."""
-        return self.gradcam.using(self.gradcam_candidates()[0]) if self.gradcam.chooses else self.gradcam
+        """The config's. Where it leaves the map to be chosen and none has been: with the first of its candidates.
+
+        A config that says nothing of the map, not even "auto", means Grad-CAM at the last block until one is chosen.
+        """
+        settings = self.gradcam
+        if not settings.chooses:
+            return settings
+        return settings.plainly() if settings.says_nothing else settings.using(self.gradcam_candidates()[0])
 
     def gradcam_candidates(self, image: Tensor | None = None) -> list[Candidate]:
         """The maps worth trying, the one to fall back on first. What a config names that leaves a choice is kept to.
@@ -266,18 +271,12 @@ class GradCAMMixin(nn.Module):
     def _settings_for(self, layers: Sequence[str] | None, method: str | None) -> GradCAMSettings:
         """The settings behind a call that names these, with nothing left to be chosen."""
         settings = self.gradcam
-        if method == AUTO and not layers and not settings.chooses:
+        if method == AUTO and not layers and (settings.says_nothing or not settings.chooses):
             chosen = self.gradcam_choice.used if self.gradcam_choice else self.gradcam_candidates()[0]
             return settings._replace(layers=None).using(chosen)
         if not settings.chooses or (not layers and method in (None, AUTO)):
             return self.drawn_settings()
-        named = settings.named
-        return settings._replace(
-            layers=None,
-            method=named.method or "gradcam",
-            site=named.site or SITES[0],
-            backward=named.backward or BACKWARDS[0],
-        )
+        return settings.plainly()
 
     def capture(
         self,
@@ -309,7 +308,7 @@ class GradCAMMixin(nn.Module):
             grid=self.token_grid(height, width),
             size=map_size or (height, width),
             backward=backward or self.drawn_settings().backward,
-            head=self.head_reader._replace(count=len(image)),
+            head=self.head_reader._replace(batch=len(image)),
         )
 
     def generate_gradcam(

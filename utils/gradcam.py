@@ -290,7 +290,7 @@ def explain_tower(
             size=size,
             backward=backward,
             completeness=True,
-            head=head._replace(count=len(images)),
+            head=head._replace(batch=len(images)),
         )
         return captured.explanation(method, site, pp_epsilon)
 

@@ -129,13 +129,13 @@ class HeadReader(NamedTuple):
     `detector` is its name in errors. `classes` (name → whether it is fake, in the order of the logits) is what a config
     states, and has to fit; `labels` (name → number, 0 for real) is a dataset's `label_dict`, which names the classes of
     a head of three or more logits where its numbers are exactly theirs. With neither, class 0 is real.
-    `count` is the number of images, None where it is not known.
+    `batch` is the number of images, None where it is not known.
     """
 
     detector: str = "the model"
     classes: Mapping[str, bool] | None = None
     labels: Mapping[str, int] = {}
-    count: int | None = None  # type: ignore[assignment]  # hides tuple.count, which nobody calls
+    batch: int | None = None
 
     def read(self, output: Any) -> tuple[Prediction, Head]:
         """The tensors in `output`, among them "cls", logits (B, K), and "prob", probability of fake (B,).
@@ -158,7 +158,7 @@ class HeadReader(NamedTuple):
         shape = tuple(logits.shape)
         if logits.ndim == 1:
             logits = logits.unsqueeze(1)
-        count = logits.shape[0] if self.count is None else self.count
+        count = logits.shape[0] if self.batch is None else self.batch
         if logits.ndim != 2 or logits.shape[0] != count or not logits.shape[1] or not logits.is_floating_point():
             raise InputError(
                 f"{self.detector} returned logits of shape {shape} and type {logits.dtype} for"

@@ -114,7 +114,7 @@ class LoadedDetector(NamedTuple):
         """
         with self.autocast(), nothing_collected(self.model):
             output = (model or self.model)(self.inputs(images, frames), inference=True)
-        prediction, head = self.head_reader._replace(count=len(images)).read(output)
+        prediction, head = self.head_reader._replace(batch=len(images)).read(output)
         logits = prediction["cls"]
         return Scores(head.real_and_fake(logits), head.margin(logits.float()), prediction["prob"])
 
@@ -205,7 +205,7 @@ class LoadedDetector(NamedTuple):
         try:
             with torch.no_grad(), self.autocast(), nothing_collected(self.model):
                 output = self.model(data, inference=True)
-                prediction, _ = self.head_reader._replace(count=len(data["image"])).read(output)
+                prediction, _ = self.head_reader._replace(batch=len(data["image"])).read(output)
             return prediction["cls"].float()
         except (InputError, MemoryError, torch.cuda.OutOfMemoryError):
             raise

@@ -49,6 +49,7 @@ class GradCAMSettings(NamedTuple):
     std: tuple[float, ...]
     classes: dict[str, bool] | None
     labels: dict[str, int]
+    says_nothing: bool  # neither method nor layers are in the config, so that only a command chooses by itself
 
     @property
     def chooses(self) -> bool:
@@ -61,6 +62,16 @@ class GradCAMSettings(NamedTuple):
         layers = None if self.layers is None or AUTO in self.layers else tuple(self.layers)
         method, site, backward = (None if name == AUTO else name for name in (self.method, self.site, self.backward))
         return Named(method, layers, site, backward)
+
+    def plainly(self) -> GradCAMSettings:
+        """The same with nothing left to be chosen: Grad-CAM, the last block, where no other method, layer is named."""
+        named = self.named
+        return self._replace(
+            layers=None if named.layers is None else list(named.layers),
+            method=named.method or "gradcam",
+            site=named.site or SITES[0],
+            backward=named.backward or BACKWARDS[0],
+        )
 
     def using(self, chosen: Candidate) -> GradCAMSettings:
         """The same with that kind of map, at all layers where they are named."""
@@ -122,4 +133,5 @@ def gradcam_settings(config: Mapping[str, Any], where: str = "config") -> GradCA
         std=section.channels("std", (0.5, 0.5, 0.5)),
         classes=classes,
         labels=labels,
+        says_nothing=not (section.has("gradcam_method") or section.has("gradcam_layers")),
     )

@@ -54,11 +54,11 @@ def explain_by_transplant(
     size = (images.shape[2], images.shape[3])
 
     def margins(part: Tensor) -> Tensor:
-        output, kind = head._replace(count=len(part)).read(predict(part))
+        output, kind = head._replace(batch=len(part)).read(predict(part))
         return kind.margin(output["cls"].float())
 
     with frozen_for_explaining(model), torch.no_grad():
-        output, kind = head._replace(count=len(images)).read(predict(images))
+        output, kind = head._replace(batch=len(images)).read(predict(images))
         prediction = {name: value.detach() for name, value in output.items()}
         logits = prediction["cls"]
         refuse_non_finite(torch.isfinite(logits).all(dim=1), "the logits")

@@ -228,9 +228,10 @@ class GradCAMMixin(nn.Module):
             site: "layer_norm1" or "residual".
             backward: "plain" or "balanced", which holds attention weights and norms constant.
 
-        What is not given comes from the config; where that leaves the map to be chosen and `calibrate_gradcam` has not
-        been called, a call that names nothing gets the first of `gradcam_candidates`, and one that names the layers or
-        the method gets the plain method behind the block's first norm, Grad-CAM and the last block by default.
+        What is not given comes from the config. Where that says "auto" and `calibrate_gradcam` has not been called, a
+        call that names nothing gets the first of `gradcam_candidates`. Where it says nothing, or the call names the
+        layers or the method, it is the plain method behind the block's first norm, by default Grad-CAM and the last
+        block.
 
         Raises:
             InputError: an unusable argument, or a layer that cannot be explained (LayerError); the model is untouched.

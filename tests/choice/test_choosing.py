@@ -132,17 +132,21 @@ def test_what_is_named_is_kept_to() -> None:
 
 
 def test_what_a_config_names_is_what_it_named_before() -> None:
-    """Layers alone: Grad-CAM behind the first norm. Nothing: the balanced sum. A call that names something: plain."""
+    """Layers alone, or nothing: Grad-CAM behind the first norm. "auto": the balanced sum. A call that names: plain."""
     image = {"image": random_images(2)}
     named = tiny_detector(gradcam_layers=["encoder.layers.2"]).explain(image)
     assert (named.method, named.site, named.backward, list(named.layers)) == (
         "gradcam", "layer_norm1", "plain", ["encoder.layers.2"],
     )  # fmt: skip
-    open_model = tiny_detector()
-    nothing = open_model.explain(image)
+    nothing = tiny_detector().explain(image)
     assert (nothing.method, nothing.site, nothing.backward, list(nothing.layers)) == (
-        "hirescam", "residual", "balanced", ["sum"],
+        "gradcam", "layer_norm1", "plain", ["encoder.layers.3"],
     )  # fmt: skip
+    open_model = tiny_detector(gradcam_method="auto")
+    for auto in (open_model.explain(image), tiny_detector().explain(image, method="auto")):
+        assert (auto.method, auto.site, auto.backward, list(auto.layers)) == (
+            "hirescam", "residual", "balanced", ["sum"],
+        )  # fmt: skip
     same = open_model.explain(image, layers=["encoder.layers.2"])
     assert (same.method, same.site, same.backward) == ("gradcam", "layer_norm1", "plain")
     assert torch.equal(same.layers["encoder.layers.2"].raw, named.layers["encoder.layers.2"].raw)

@@ -115,7 +115,7 @@ def test_the_default_layer_of_a_cnn_is_the_last_whose_maps_reach_the_score() -> 
     staged.add_module("avgpool", nn.AdaptiveAvgPool2d(1))
     assert CNN().default_layer(staged, lambda: staged(torch.zeros(1, 3, 16, 16))) == "layer4"
     assert not any(module._forward_hooks for module in staged.modules())
-    with pytest.raises(InputError, match="name a layer"):
+    with pytest.raises(InputError, match="expected logits"):
         CNN().default_layer(staged, lambda: None)
 
 

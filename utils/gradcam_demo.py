@@ -122,7 +122,9 @@ def main(argv: Sequence[str]) -> int:
                 write_sample(folder, drawn, save_raw=args.save_raw)
                 words = ", ".join(layer.check.word for layer in drawn.sample.layers if layer.check)
                 said = f"fake probability {drawn.sample.prob_fake:.4f}, heatmaps in {folder}"
-                print(printable(f"{file}: {said}{f' ({words})' if words else ''}"))
+                print(printable(f"{file}: {said}"))
+                if words:
+                    print(printable(f"{file}: the check of its map says: {words}"))
                 for name in drawn.sample.faint_layers:
                     print(printable(f"{file}: {name} is faint: a thousand times weaker than another layer"))
         except (UnreadableImage, UnreadableVideo, NoFaceError) as error:

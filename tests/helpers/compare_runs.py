@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,22 @@ OF_THE_MOMENT = ("started", "finished", "command", "options")
 
 
 def outputs(folder: Path) -> dict[str, bytes]:
-    """Every file below a run's folder but the manifest: relative path → bytes."""
+    """Every file below a run's folder but the manifest: relative path → what is the same in another run of the work.
+
+    That is its bytes; but the page also shows the command and the sizes of files that hold it, so of the page it is
+    what its script works on, and of the list of what was written the names.
+    """
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "manifest.json")
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+    return {path.relative_to(folder).as_posix(): _of_the_work(path) for path in files}
+
+
+def _of_the_work(path: Path) -> bytes:
+    content = path.read_bytes()
+    if path.name == "index.html":
+        return b"".join(re.findall(rb'<script type="application/json" id="data">.*?</script>', content))
+    if path.name == "written.sha256":
+        return b"\n".join(sorted(line[66:] for line in content.splitlines()))
+    return content
 
 
 def manifest(folder: Path) -> dict[str, Any]:

@@ -119,7 +119,7 @@ def test_heatmaps_from_either_working_directory(
     assert code == 0, err
     notes = [line for line in err.splitlines() if NOTE in line]
     assert len(notes) == 1 and "a_package_that_nobody_has" in notes[0] and "detectors.clip_detector_gradcam" in notes[0]
-    samples = list((tmp_path / "out" / "Celeb-DF-v2").glob("sample*/gradcam_encoder.layers.2_sample*.png"))
+    samples = list((tmp_path / "out" / "Celeb-DF-v2").glob("sample*/gradcam_comparison.png"))
     assert len(samples) == 12  # two frames each of three real and three fake videos
     rows = list(csv.DictReader((tmp_path / "out" / "Celeb-DF-v2" / "predictions.csv").open(encoding="utf-8")))
     assert {row["path"].split("datasets/")[0] for row in rows} == {f"{host.parent}/"}

@@ -361,9 +361,9 @@ explain, gradients = LoadedDetector.explain, tokens.score_gradients
 def watched(self, pixels, *rest):
     batch[:] = [bool((one == image).all()) for one in pixels]
     return explain(self, pixels, *rest)
-def poisoned(*args):
-    found = gradients(*args)
-    for G in found:
+def poisoned(*args, **options):
+    found = gradients(*args, **options)
+    for G in (one for one in found if one is not None):
         G[torch.tensor(batch)] = float("nan")
     return found
 LoadedDetector.explain, tokens.score_gradients = watched, poisoned

@@ -6,6 +6,7 @@ from __future__ import annotations
 import glob
 import os
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Callable, Iterator, Sequence
 
@@ -109,6 +110,7 @@ def main(argv: Sequence[str]) -> int:
     checker = MapChecker(detector, batch_size=1) if args.check_maps == "on" else None
     _make_output(Path(args.output))
     failed = 0
+    words: Counter[str] = Counter()
     for index, (file, folder) in enumerate(zip(files, output_folders(files, Path(args.output)))):
         try:
             if is_video(file):
@@ -120,16 +122,16 @@ def main(argv: Sequence[str]) -> int:
                 image = load_image(file, detector.settings.resolution, crop)
                 drawn = explain_image(detector, image, file, index, checker)
                 write_sample(folder, drawn, save_raw=args.save_raw)
-                words = ", ".join(layer.check.word for layer in drawn.sample.layers if layer.check)
-                said = f"fake probability {drawn.sample.prob_fake:.4f}, heatmaps in {folder}"
-                print(printable(f"{file}: {said}"))
-                if words:
-                    print(printable(f"{file}: the check of its map says: {words}"))
+                words.update(layer.check.word for layer in drawn.sample.layers if layer.check)
+                print(printable(f"{file}: fake probability {drawn.sample.prob_fake:.4f}, heatmaps in {folder}"))
                 for name in drawn.sample.faint_layers:
                     print(printable(f"{file}: {name} is faint: a thousand times weaker than another layer"))
         except (UnreadableImage, UnreadableVideo, NoFaceError) as error:
             print(printable(f"{file}: left out: {error}"), file=sys.stderr)
             failed += 1
+    if words:
+        said = ", ".join(f"{count} {word}" for word, count in words.most_common())
+        print(f"of {sum(words.values())} maps {said}: sample<i>.json says which", file=sys.stderr)
     if failed:
         raise RunError(f"{failed} of {len(files)} files were left out, see above")
     return 0

@@ -363,7 +363,7 @@ def watched(self, pixels, *rest):
     return explain(self, pixels, *rest)
 def poisoned(*args, **options):
     found = gradients(*args, **options)
-    for G in (one for one in found if one is not None):
+    for G in (one for one in found if one is not None and len(one) == len(batch)):
         G[torch.tensor(batch)] = float("nan")
     return found
 LoadedDetector.explain, tokens.score_gradients = watched, poisoned

@@ -168,7 +168,7 @@ def test_disabled_is_the_default_and_says_how_to_enable() -> None:
     with pytest.raises(InputError, match=r"enable_gradcam\(\)"):
         model.generate_gradcam({"image": images(1)})
     model.enable_gradcam()
-    assert list(model.generate_gradcam({"image": images(1)})) == ["sum"]  # of all blocks, where nothing is named
+    assert list(model.generate_gradcam({"image": images(1)})) == ["encoder.layers.3"]  # the last block
     model.disable_gradcam()
     for draw in (model.generate_gradcam, model.show_gradcam):
         with pytest.raises(InputError, match="disabled"):
@@ -182,7 +182,7 @@ def test_the_switch_is_one_and_explain_does_not_depend_on_it() -> None:
     model.disable_gradcam()
     assert not model.gradcam_enabled and not model.gradcam.enabled
     off = model.explain(data)
-    assert torch.equal(on.layers["sum"].raw, off.layers["sum"].raw)
+    assert torch.equal(on.layers["encoder.layers.3"].raw, off.layers["encoder.layers.3"].raw)
 
 
 def test_options_by_keyword_and_in_the_documented_order(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ NEEDS = {
 }
 # Command → what its output folder holds afterwards.
 OUTPUTS = {
-    "gradcam_demo.py": ["image/gradcam_comparison.png", "image/gradcam_encoder.layers.*_sample0.png", "image/*.json"],
+    "gradcam_demo.py": ["image/gradcam_comparison.png", "image/gradcam_*_sample0.png", "image/*.json"],
     "test_with_gradcam.py": ["metrics.json", "manifest.json", "index.html", "*/predictions.csv"],
     "make_demo_data.py": ["dataset_json/demo.json", "*/frames/*/*.png", "*/masks/*/*.png"],
     "train_demo_detector.py": ["*.safetensors", "events.out.tfevents.*"],

@@ -52,7 +52,7 @@ def test_a_sweep_and_the_config_that_it_writes(commands: CommandServer, tmp_path
         energies.append(float(heat[patch(EVIDENCE)].sum() / heat.sum()))
     names = ("gradcam", LAYERS[1], "layer_norm1")
     (row,) = [row for row in rows if (row["method"], row["layer"], row["site"]) == names]
-    assert float(row["mean"]) == pytest.approx(np.mean(energies), abs=1e-5) and row["videos"] == "8"
+    assert float(row["mean"]) == pytest.approx(np.mean(energies), abs=1e-5) and row["videos"] == "16"
     # The written config, as a user would use it.
     again: list[str | Path] = [
         "--detector_path",

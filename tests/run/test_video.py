@@ -316,7 +316,8 @@ def test_a_video_without_an_image_leaves_nothing_and_the_next_input_is_done(
     done = commands.run(DEMO, *flags, "--output", out, cwd=tmp_path)
     assert done.code == 1 and "Traceback" not in done.err
     said = done.err.splitlines()
-    assert said[0].startswith(f"{inputs / 'a.mp4'}: left out: no frame of the video can be decoded") and len(said) == 2
+    assert said[0].startswith(f"{inputs / 'a.mp4'}: left out: no frame of the video can be decoded") and len(said) == 3
+    assert said[1].startswith("of ") and " maps " in said[1]  # what the checks of the image's maps say
     assert [path.name for path in out.iterdir()] == ["b"]
 
 

@@ -113,7 +113,7 @@ class LoadedDetector(NamedTuple):
         Raises InputError where the detector returns no logits.
         """
         with self.autocast(), nothing_collected(self.model):
-            output = (model or self.model)(self.inputs(images, frames), inference=True)
+            output = (self.model if model is None else model)(self.inputs(images, frames), inference=True)
         prediction, head = self.head_reader._replace(batch=len(images)).read(output)
         logits = prediction["cls"]
         return Scores(head.real_and_fake(logits), head.margin(logits.float()), prediction["prob"])

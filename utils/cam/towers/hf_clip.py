@@ -28,8 +28,9 @@ class HuggingFaceCLIP(TowerFamily):
     def patch_size(self, tower: nn.Module) -> tuple[int, int] | None:
         return stride_of(submodule(tower, "embeddings", "patch_embedding"))
 
-    def prefix(self, tower: nn.Module) -> int:
-        return 1 if submodule(tower, "embeddings", "class_embedding") is not None else 0
+    def prefix(self, tower: nn.Module) -> int | None:
+        # SigLIP's tower is built alike, but has no class token; one's own may have it elsewhere.
+        return 1 if submodule(tower, "embeddings", "class_embedding") is not None else None
 
     def block_names(self, tower: nn.Module) -> list[str]:
         return [f"encoder.layers.{i}" for i in range(len(submodule(tower, "encoder", "layers")))]

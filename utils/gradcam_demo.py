@@ -248,7 +248,7 @@ def explain_image(
     """One image (H, W, 3) uint8 RGB explained, checked where there is a checker, and drawn."""
     pixels = to_pixels(image)
     explanation, drawn = explain_images(detector, pixels)
-    (checks,) = checks_by_image(checker, detector.normalised(pixels), explanation, [index])
+    (checks,) = checks_by_image(checker, detector, pixels, explanation, [index])
     frame = Frame(str(file), "loose images", "unknown", "none", UNKNOWN, index)
     choice = detector.model.gradcam_choice
     return Drawn(Sample.of(frame, explanation, 0, drawn[0], detector.settings, choice, checks), image, drawn[0])

@@ -114,12 +114,15 @@ def check_maps(
     heats, kept, _ = maps_of_all(detector, images, target, [*voters, *asked])
     votes = partial(_agreement, heats=heats, kept=kept)
     checks = {}
+    random_falls: dict[tuple[int, int], list[float]] = {}  # by grid: layers of one grid share them
     for layer, heat in maps.items():
         patches = hottest(*heat)
         grid = (patches.shape[1], patches.shape[2])
-        drawn = torch.cat([random_patches(1, grid, seed) for seed in seeds])
         falls = scorer.fall(towards, images, filled, patches).tolist()
-        random = scorer.fall(towards, images, filled, drawn).tolist()
+        if grid not in random_falls:
+            drawn = torch.cat([random_patches(1, grid, seed) for seed in seeds])
+            random_falls[grid] = scorer.fall(towards, images, filled, drawn).tolist()
+        random = random_falls[grid]
         mass = heat.raw.flatten(1).sum(dim=1).tolist()
         by_block, by_method = votes(heat, voters), votes(heat, asked)
         checks[layer] = [

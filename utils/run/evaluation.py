@@ -65,7 +65,8 @@ def run(settings: RunSettings, options: RunOptions) -> None:
                 if processes.first:
                     _report_finished(folder, options)
                 return
-            with _one_line_errors(folder, guard):
+            # Twice: torch raises for a dead worker from a signal handler, also while its first trace is being told.
+            with _one_line_errors(folder, guard), _one_line_errors(folder, guard):
                 if not (folder.path / STARTED).is_file():
                     raise RunError(f"process {processes.rank} does not see {folder.path}: all need the same folder")
                 # Sums are split among the threads, so another number may change the last bit.
@@ -231,8 +232,8 @@ def _one_line_errors(folder: RunFolder, guard: SignalGuard) -> Iterator[None]:
         raise RunError(f"{error.filename or folder.path}: {one_line(error)}; {go_on}") from error
     except MemoryError as error:
         raise RunError(f"out of memory outside the detector (decoding or drawing an image); {go_on}") from error
-    except RuntimeError as error:  # RunError too
+    except RuntimeError as error:
         guard.check()
-        if "DataLoader worker" not in str(error):
+        if isinstance(error, RunError) or "DataLoader worker" not in str(error):
             raise
         raise RunError(worker_gone.format(one_line(error)) + go_on) from error

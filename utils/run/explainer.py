@@ -100,7 +100,7 @@ class Explainer:
         images = layer_images(on_device, explanation.layers, self.gradcam.colormap, self.gradcam.signed)
         drawn = []
         seeds = [frames[position].index for position in kept]
-        checks = checks_by_image(self.checker, self.detector.normalised(pixels[kept]), explanation, seeds)
+        checks = checks_by_image(self.checker, self.detector, pixels[kept], explanation, seeds)
         choice = self.detector.model.gradcam_choice
         for i, (position, layers) in enumerate(zip(kept, images)):
             frame = frames[position]
@@ -129,11 +129,11 @@ class Explainer:
 
 
 def checks_by_image(
-    checker: MapChecker | None, images: Tensor, explanation: Explanation, seeds: Sequence[int]
+    checker: MapChecker | None, detector: LoadedDetector, pixels: Tensor, explanation: Explanation, seeds: Sequence[int]
 ) -> list[dict[str, MapCheck]]:
-    """Layer → check for each of the images (N, 3, H, W), as the detector takes them; none without a checker."""
-    checks = checker.checks(images, explanation, seeds) if checker else {}
-    return [{layer: of_images[i] for layer, of_images in checks.items()} for i in range(len(images))]
+    """Layer → check for each of the images (N, 3, H, W) uint8; none, and nothing computed, without a checker."""
+    checks = checker.checks(detector.normalised(pixels), explanation, seeds) if checker else {}
+    return [{layer: of_images[i] for layer, of_images in checks.items()} for i in range(len(pixels))]
 
 
 def explain_images(detector: LoadedDetector, pixels: Tensor) -> tuple[Explanation, list[list[LayerImage]]]:

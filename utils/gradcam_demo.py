@@ -32,7 +32,7 @@ from utils.model.map_trials import MapChecker, tried
 from utils.packages import require
 from utils.results.decision import UNKNOWN
 from utils.results.sample_folder import Drawn, Sample, write_sample
-from utils.run.explainer import checks_by_image, explain_images
+from utils.run.explainer import explain_images
 from utils.run.video import explain_video
 from utils.text import one_line, printable
 
@@ -247,8 +247,8 @@ def explain_image(
 ) -> Drawn:
     """One image (H, W, 3) uint8 RGB explained, checked where there is a checker, and drawn."""
     pixels = to_pixels(image)
-    explanation, drawn = explain_images(detector, pixels)
-    (checks,) = checks_by_image(checker, detector, pixels, explanation, [index])
+    explanation, drawn, found = explain_images(detector, pixels, checker, [index])
+    checks = {layer: of_image for layer, (of_image,) in found.items()}
     frame = Frame(str(file), "loose images", "unknown", "none", UNKNOWN, index)
     choice = detector.model.gradcam_choice
     return Drawn(Sample.of(frame, explanation, 0, drawn[0], detector.settings, choice, checks), image, drawn[0])

@@ -7,8 +7,21 @@ import numpy as np
 import pytest
 import torch
 
+from utils.cam.maps import LayerMaps
 from utils.model.gradcam_settings import COLORMAPS
-from utils.results.overlays import CAPTION, IMAGE_FORMATS, MARGIN, TITLE, colour, comparison, encode, overlay, text_line
+from utils.results.overlays import (
+    CAPTION,
+    IMAGE_FORMATS,
+    MARGIN,
+    TITLE,
+    colour,
+    comparison,
+    encode,
+    layer_images,
+    overlay,
+    panels,
+    text_line,
+)
 
 
 @pytest.mark.parametrize("colormap", COLORMAPS)
@@ -35,6 +48,20 @@ def test_overlay_is_the_mean_of_image_and_colour_and_spares_empty_maps() -> None
     np.testing.assert_array_equal(drawn[1], plain[1])
     for i in (0, 2):
         np.testing.assert_allclose(drawn[i], expected[i], atol=0.51)
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_a_map_that_its_check_calls_an_artefact_has_no_colour(signed: bool) -> None:
+    images = torch.full((2, 3, 4, 4), 90, dtype=torch.uint8)
+    raw = torch.rand(2, 4, 4) + 0.1
+    drawn = layer_images(images, {"a": LayerMaps.of(raw, raw, (4, 4))}, "jet", signed, {"a": [True, False]})
+    denied, believed = (layers[0] for layers in drawn)
+    low, high = raw[0].min(), raw[0].max()
+    grey = (90 + 255 * (raw[0] - low) / (high - low)) / 2
+    np.testing.assert_allclose(denied.overlay, np.repeat(grey.numpy()[..., None], 3, axis=2), atol=1)
+    assert np.ptp(believed.overlay.astype(int), axis=2).any()
+    captions = [panels(np.zeros((4, 4, 3), np.uint8), [layer])[1][0] for layer in (denied, believed)]
+    assert captions == ["a (artefact)", "a"]
 
 
 @pytest.mark.parametrize("image_format", IMAGE_FORMATS)

@@ -139,7 +139,7 @@ def test_a_sample_of_an_explained_image(flags: dict[str, Any], target: str, tree
     detector = load_detector(settings, find_device("cpu"))
     pixels = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     logits, prob = detector.predict(pixels)
-    explanation, drawn = explain_images(detector, pixels)
+    explanation, drawn, _ = explain_images(detector, pixels)
     frame = Frame("/a.png", "toy", "swap", "003", 1, 11)
     made = Sample.of(frame, explanation, 2, drawn[2], detector.settings)
     assert (made.index, made.path, made.dataset, made.forgery, made.video, made.label) == (

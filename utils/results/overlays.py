@@ -24,6 +24,9 @@ ABOVE, BELOW = (214, 0, 0), (0, 76, 230)  # evidence for fake, evidence for real
 UNSEEN = 160  # grey of the pixels at the edge that belong to no patch
 IMAGE_FORMATS = ("png", "jpg", "webp")
 
+GREY = "grey"  # beside OpenCV's colour maps: for a map that is no evidence
+NONE_DENIED: Mapping[str, Sequence[bool]] = {}
+
 FAINT = 1e-3  # of the strongest layer's raw maximum
 
 MARGIN = 8  # pixels around and between the panels of a comparison
@@ -37,12 +40,14 @@ INK, PAPER, WARNING = (20, 20, 20), (255, 255, 255), (176, 0, 32)
 def colour_table(colormap: str) -> Tensor:
     """(256, 3) uint8 RGB, low to high."""
     ramp = np.arange(256, dtype=np.uint8).reshape(256, 1)
+    if colormap == GREY:
+        return torch.from_numpy(np.repeat(ramp, 3, axis=1))
     table = cv2.applyColorMap(ramp, getattr(cv2, f"COLORMAP_{colormap.upper()}"))
     return torch.from_numpy(np.ascontiguousarray(table.reshape(256, 3)[:, ::-1]))
 
 
 def colour(maps: Tensor, colormap: str = "jet") -> Tensor:
-    """Maps (..., H, W) in [0, 1] → (..., H, W, 3) uint8 RGB on their device; `colormap` is one of COLORMAPS."""
+    """Maps (..., H, W) in [0, 1] → (..., H, W, 3) uint8 RGB on their device; `colormap` is one of COLORMAPS, or GREY."""
     table = colour_table(colormap).to(maps.device)
     return table[(maps * 255).round().long()]
 
@@ -200,21 +205,32 @@ class LayerImage(NamedTuple):
     empty: bool  # no patch stands out in `raw`, as the engine decided
     drawn_empty: bool  # `overlay` is the plain image
     artefact: bool = False  # `empty` because all of it is what is left of sums that are zero
+    denied: bool = False  # a check calls the map an artefact: `overlay` is grey
 
 
 def layer_images(
-    images: Tensor, layers: Mapping[str, LayerMaps], colormap: str, signed: bool = False
+    images: Tensor,
+    layers: Mapping[str, LayerMaps],
+    colormap: str,
+    signed: bool = False,
+    denied: Mapping[str, Sequence[bool]] = NONE_DENIED,
 ) -> list[list[LayerImage]]:
     """Overlays of a batch, drawn where the maps are: one list of layers per image.
 
     `images`: (B, 3, H, W) uint8 RGB on the maps' device. `signed` draws the evidence on both sides of zero; then only
-    a map that is zero everywhere, or an artefact, is drawn empty.
+    a map that is zero everywhere, or an artefact, is drawn empty. `denied`: layer → for each image, whether a check
+    calls its map an artefact; such a map is drawn in grey, since a colour would claim evidence.
     """
-    per_layer = [_layer_images(name, images, maps, colormap, signed) for name, maps in layers.items()]
+    per_layer = [
+        _layer_images(name, images, maps, colormap, signed, denied.get(name, [False] * len(images)))
+        for name, maps in layers.items()
+    ]
     return [list(of_image) for of_image in zip(*per_layer)]
 
 
-def _layer_images(name: str, images: Tensor, maps: LayerMaps, colormap: str, signed: bool) -> Iterator[LayerImage]:
+def _layer_images(
+    name: str, images: Tensor, maps: LayerMaps, colormap: str, signed: bool, denied: Sequence[bool]
+) -> Iterator[LayerImage]:
     """One layer's overlay of every image of the batch."""
     if signed:
         shares = scaled(maps.signed, maps.canvas)
@@ -222,11 +238,14 @@ def _layer_images(name: str, images: Tensor, maps: LayerMaps, colormap: str, sig
         drawn, drawn_empty = signed_overlay(images, shares), ~shares.flatten(1).any(dim=1)
     else:
         drawn, drawn_empty = overlay(images, maps.normalised, maps.empty, colormap), maps.empty
+    if any(denied):
+        which = torch.tensor(denied, device=drawn.device)
+        drawn[which] = overlay(images[which], maps.normalised[which], maps.empty[which], GREY)
     drawn = unseen_in_grey(drawn, maps.canvas.seen)
     raw, signed_maps = maps.raw.float().cpu().numpy(), maps.signed.float().cpu().numpy()
     return map(
         LayerImage, itertools.repeat(name), drawn.cpu().numpy(), raw, signed_maps, maps.empty.tolist(),
-        drawn_empty.tolist(), maps.artefact.tolist(),
+        drawn_empty.tolist(), maps.artefact.tolist(), denied,
     )  # fmt: skip
 
 
@@ -235,9 +254,16 @@ def panels(image: np.ndarray, layers: Sequence[LayerImage]) -> list[tuple[str, n
     faint = faint_layers({layer.name: float(layer.raw.max()) for layer in layers})
     drawn = []
     for layer in layers:
-        remark = " (empty map)" if layer.drawn_empty else " (faint map)" if layer.name in faint else ""
-        drawn.append((layer.name + remark, layer.overlay))
+        drawn.append((layer.name + _remark(layer, faint), layer.overlay))
     return [("original", image), *drawn]
+
+
+def _remark(layer: LayerImage, faint: Sequence[str]) -> str:
+    if layer.drawn_empty:
+        return " (empty map)"
+    if layer.denied:
+        return " (artefact)"
+    return " (faint map)" if layer.name in faint else ""
 
 
 def faint_layers(raw_maxima: Mapping[str, float]) -> list[str]:

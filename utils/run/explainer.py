@@ -9,7 +9,7 @@ from typing import Callable, Collection, Mapping, NamedTuple, Sequence
 import torch
 from torch import Tensor
 
-from utils.choice.check import MapCheck
+from utils.choice.check import ARTEFACT, MapCheck
 from utils.data.frames import Batch, Frame
 from utils.data.stamps import Stamp
 from utils.explanation_metrics.samples import RealCounterparts
@@ -97,16 +97,19 @@ class Explainer:
         if explanation is None:
             return _Part(frames, pixels, None, [])
         on_device = pixels[kept].to(self.detector.device)
-        images = layer_images(on_device, explanation.layers, self.gradcam.colormap, self.gradcam.signed)
-        drawn = []
         seeds = [frames[position].index for position in kept]
-        checks = checks_by_image(self.checker, self.detector, pixels[kept], explanation, seeds)
+        checks = checks_of(self.checker, self.detector, pixels[kept], explanation, seeds)
+        images = layer_images(
+            on_device, explanation.layers, self.gradcam.colormap, self.gradcam.signed, denied_maps(checks)
+        )
+        drawn = []
         choice = self.detector.model.gradcam_choice
         for i, (position, layers) in enumerate(zip(kept, images)):
             frame = frames[position]
             content = stamps[frame.index].content
             settings = self.detector.settings
-            sample = Sample.of(frame, explanation, i, layers, settings, choice, checks[i], content)
+            of_image = {layer: found[i] for layer, found in checks.items()}
+            sample = Sample.of(frame, explanation, i, layers, settings, choice, of_image, content)
             drawn.append(Drawn(sample, pixels[position].permute(1, 2, 0).numpy(), layers))
         return _Part(frames, pixels, explanation, drawn)
 
@@ -128,15 +131,27 @@ class Explainer:
         self.counts.non_finite += [index for index in lost if index not in recorded.unreadable]
 
 
-def checks_by_image(
+def checks_of(
     checker: MapChecker | None, detector: LoadedDetector, pixels: Tensor, explanation: Explanation, seeds: Sequence[int]
-) -> list[dict[str, MapCheck]]:
-    """Layer → check for each of the images (N, 3, H, W) uint8; none, and nothing computed, without a checker."""
-    checks = checker.checks(detector.normalised(pixels), explanation, seeds) if checker else {}
-    return [{layer: of_images[i] for layer, of_images in checks.items()} for i in range(len(pixels))]
+) -> Mapping[str, list[MapCheck]]:
+    """Layer → a check for each of the images (N, 3, H, W) uint8; none, and nothing computed, without a checker."""
+    return checker.checks(detector.normalised(pixels), explanation, seeds) if checker else {}
 
 
-def explain_images(detector: LoadedDetector, pixels: Tensor) -> tuple[Explanation, list[list[LayerImage]]]:
-    """uint8 images (B, 3, H, W) that belong to no dataset, explained and drawn: one list of layers per image."""
+def denied_maps(checks: Mapping[str, Sequence[MapCheck]]) -> dict[str, list[bool]]:
+    """Layer → for each image, whether its check says that the map is no evidence."""
+    return {layer: [check.word == ARTEFACT for check in of_images] for layer, of_images in checks.items()}
+
+
+def explain_images(
+    detector: LoadedDetector, pixels: Tensor, checker: MapChecker | None = None, seeds: Sequence[int] = ()
+) -> tuple[Explanation, list[list[LayerImage]], Mapping[str, list[MapCheck]]]:
+    """uint8 images (B, 3, H, W) that belong to no dataset: explained, drawn (a list of layers per image), checked.
+
+    `seeds`: of each image's check, where there is a checker.
+    """
     explanation, gradcam = detector.explain(pixels), detector.gradcam
-    return explanation, layer_images(pixels.to(detector.device), explanation.layers, gradcam.colormap, gradcam.signed)
+    checks = checks_of(checker, detector, pixels, explanation, seeds)
+    on_device = pixels.to(detector.device)
+    drawn = layer_images(on_device, explanation.layers, gradcam.colormap, gradcam.signed, denied_maps(checks))
+    return explanation, drawn, checks

@@ -137,7 +137,7 @@ def _explain(detector: LoadedDetector, images: Sequence[np.ndarray]) -> list[tup
     if not images:
         return []
     pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
-    explanation, drawn = explain_images(detector, pixels)
+    explanation, drawn, _ = explain_images(detector, pixels)
     return list(zip(explanation.prediction["prob"].tolist(), drawn))
 
 

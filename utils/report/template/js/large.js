@@ -52,7 +52,7 @@ function showStage() {
   stage.replaceChildren(box);
   const map = mapOf(sample, state.layer);
   document.getElementById("caption").textContent = !map ? "no map of this layer"
-    : `${state.layer}: ${map[2] ? emptiness(map) : `maximum ${map[1].toPrecision(3)}`}${map[4] ? `, check: ${map[4]}` : ""}`
+    : `${state.layer}: ${map[2] ? emptiness(map) : `maximum ${map[1].toPrecision(3)}`}${map[4] ? `, check: ${map[4]}${map[4] === "artefact" ? ", drawn in grey: the detector does not rest on its hottest patches" : ""}` : ""}`
       + (state.view === "signed" ? "; red speaks for the target, blue against it" : "");
   document.getElementById("scale").textContent = state.view === "signed" ? "against · no evidence · for the target"
     : `0 · share of the maximum ${map ? map[1].toPrecision(3) : ""} · 1`;

@@ -21,10 +21,11 @@ const mapOf = (sample, layer) => sample.maps.find(([index]) => data.layers[index
 
 const mapUrl = (sample, layer, signed) => url(...sample.folder, "heatmaps", `${layer}${signed ? "_signed" : ""}.png`);
 
-// `view`: evidence for the class that is explained, or signed: red for it, blue against.
+// `view`: evidence for the class that is explained, or signed: red for it, blue against. What its check calls an
+// artefact is no evidence and gets no colour.
 function mapImage(sample, layer, view = "evidence") {
-  const signed = view === "signed";
-  return element("img", {className: signed ? "signed" : "map", src: mapUrl(sample, layer, signed), alt: "", loading: "lazy"});
+  const signed = view === "signed", word = mapOf(sample, layer)[4];
+  return element("img", {className: signed ? "signed" : word === "artefact" ? "map artefact" : "map", src: mapUrl(sample, layer, signed), alt: "", loading: "lazy"});
 }
 
 // An empty map has no evidence to show, but may hold evidence against.

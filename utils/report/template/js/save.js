@@ -21,18 +21,19 @@ function decoded(uri) {
 // The numbers of the SVG filters that the page itself draws with.
 const table = (filter, channel) => document.querySelector(`#${filter} feFunc${channel}`).getAttribute("tableValues").split(" ").map(Number);
 
-function colourOf(view) {
+function colourOf(view, word) {
+  if (word === "artefact" && view !== "signed") return grey => [grey, grey, grey, grey / 255];
   const [red, green, blue] = ["R", "G", "B"].map(channel => table(view === "signed" ? "signed" : "colormap", channel));
   if (view === "signed") return grey => [red, green, blue].map(values => 255 * values[grey < 128 ? 0 : 1]).concat(Math.abs(2 * grey / 255 - 1));
   return grey => [red[grey], green[grey], blue[grey]].map(value => 255 * value).concat(grey / 255);
 }
 
-function blend(context, map, view, opacity) {
+function blend(context, map, view, word, opacity) {
   const {width, height} = context.canvas;
   const small = element("canvas", {width, height}).getContext("2d", {willReadFrequently: true});
   small.imageSmoothingQuality = "high";
   small.drawImage(map, 0, 0, width, height);
-  const greys = small.getImageData(0, 0, width, height).data, all = context.getImageData(0, 0, width, height), colour = colourOf(view);
+  const greys = small.getImageData(0, 0, width, height).data, all = context.getImageData(0, 0, width, height), colour = colourOf(view, word);
   for (let i = 0; i < greys.length; i += 4) {
     const [red, green, blue, heat] = colour(greys[i]), share = heat * opacity;
     [red, green, blue].forEach((value, c) => { all.data[i + c] += (value - all.data[i + c]) * share; });
@@ -50,7 +51,7 @@ async function viewAsCanvas(sample) {
   context.drawImage(image, 0, 0, width, height);
   const place = sample.maps.findIndex(([index]) => data.layers[index] === state.layer);
   if (place >= 0 && mapsOver(sample, state.layer, state.view).length)
-    blend(context, await decoded(kept.maps[place][state.view === "signed" ? 1 : 0]), state.view, state.opacity / 100);
+    blend(context, await decoded(kept.maps[place][state.view === "signed" ? 1 : 0]), state.view, sample.maps[place][4], state.opacity / 100);
   if (state.outline && sample.outline) {
     context.setTransform(width / 100, 0, 0, height / 100, 0, 0);
     for (const [colour, line] of [["#000", 0.5], ["#fff", 0.22]]) Object.assign(context, {strokeStyle: colour, lineWidth: line}).stroke(new Path2D(sample.outline));

@@ -14,6 +14,7 @@ from tests.helpers.command_server import CommandServer
 from tests.helpers.datasets import DataTree, read_image
 from tests.helpers.detectors import PIXELS
 from tests.helpers.references.known_evidence import EVIDENCE, evidence_detector, evidence_tree, normalised, patch
+from utils.explanation_metrics.sweep import MapSpec
 
 SCRIPT = "test_with_gradcam.py"
 LAYERS = ["encoder.layers.1", "encoder.layers.3"]
@@ -36,13 +37,14 @@ def test_a_sweep_and_the_config_that_it_writes(commands: CommandServer, tmp_path
     assert found["detected_fakes"] == found["judged"] == found["masks"]["ok"] == found["paired_real"] == 16
     assert "detected fakes of only 16 videos" in done.out and f"{found['verdict']}\n" in done.out
     winner = found["ranking"][0]
-    name = f"{winner['method']} at {winner['layer']}, {winner['site']}"
+    name = str(MapSpec(**winner))
     assert found["verdict"].startswith(f"toy: for this checkpoint: {name} (energy in mask 0.7")
     assert f"{name}: written as {best}\n" in done.out
     with (out / "explanations.csv").open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["metric"] == "energy in mask" and row["layer"]]
-    # Five token methods at two sites and four that read attention, at two layers and fused.
-    assert len(rows) == (5 * 2 + 4) * 3 and {row["layer"] for row in rows} == {*LAYERS, "fused"}
+    # Five token methods at two sites and four that read attention, and balanced the five at one site and three, since
+    # rollout has no gradient; at two layers and fused.
+    assert len(rows) == (5 * 2 + 4 + 5 + 3) * 3 and {row["layer"] for row in rows} == {*LAYERS, "fused"}
     # One value again, from the maps as Python gives them: the energy of Grad-CAM at the last block.
     model = evidence_detector()
     energies = []
@@ -50,8 +52,8 @@ def test_a_sweep_and_the_config_that_it_writes(commands: CommandServer, tmp_path
         image = normalised(np.asarray(cv2.imread(str(frame)))[..., ::-1])
         heat = model.generate_gradcam({"image": image}, layers=LAYERS[1:], target="fake")[LAYERS[1]][0].numpy()
         energies.append(float(heat[patch(EVIDENCE)].sum() / heat.sum()))
-    names = ("gradcam", LAYERS[1], "layer_norm1")
-    (row,) = [row for row in rows if (row["method"], row["layer"], row["site"]) == names]
+    names = ("gradcam", LAYERS[1], "layer_norm1", "plain")
+    (row,) = [row for row in rows if (row["method"], row["layer"], row["site"], row["backward"]) == names]
     assert float(row["mean"]) == pytest.approx(np.mean(energies), abs=1e-5) and row["videos"] == "16"
     # The written config, as a user would use it.
     again: list[str | Path] = [
@@ -67,6 +69,7 @@ def test_a_sweep_and_the_config_that_it_writes(commands: CommandServer, tmp_path
     assert done.code == 0, done.err
     sample = json.loads(next((tmp_path / "again" / "toy").glob("sample*/sample*.json")).read_text())
     assert sample["method"] == winner["method"] and sample["layers"][-1]["name"] == winner["layer"]
+    assert sample["backward"] == winner["backward"]
 
 
 @pytest.mark.parametrize(

@@ -304,6 +304,7 @@ def test_the_best_map_over_all_datasets(compared: list[Row]) -> None:
 
 
 SWEPT = [MapSpec("layercam", layer, "residual") for layer in ("encoder.layers.3", "fused", "encoder.layers.1")]
+BALANCED_SWEPT = SWEPT[0]._replace(backward="balanced")
 
 
 @pytest.mark.parametrize(
@@ -311,6 +312,10 @@ SWEPT = [MapSpec("layercam", layer, "residual") for layer in ("encoder.layers.3"
     [
         (SWEPT[0], {"gradcam_layers": ["encoder.layers.3"], "gradcam_site": "residual"}),
         (SWEPT[1], {"gradcam_layers": ["encoder.layers.1", "encoder.layers.3", "fused"], "gradcam_site": "residual"}),
+        (
+            BALANCED_SWEPT,
+            {"gradcam_layers": ["encoder.layers.3"], "gradcam_site": "residual", "gradcam_backward": "balanced"},
+        ),
         (C, {"gradcam_layers": ["encoder.layers.2"]}),  # a method that reads attention has no site
     ],
 )
@@ -318,11 +323,12 @@ def test_the_written_config(
     compared: list[Row], data_tree: DataTree, tmp_path: Path, best: MapSpec, expected: dict[str, Any]
 ) -> None:
     settings = run_settings(data_tree.detector_yaml, data_tree.test_yaml, {})
-    judged = scores(compared, [A, *SWEPT, C], [A])
+    judged = scores(compared, [A, *SWEPT, BALANCED_SWEPT, C], [A])
     write_config(tmp_path / "best.yaml", best, [judged], settings)
     text = (tmp_path / "best.yaml").read_text()
     before, written = settings.detector.config, yaml.safe_load(text)
     changed = {key: value for key, value in written.items() if key not in before or before[key] != value}
-    assert changed == {"gradcam_enabled": True, "gradcam_method": best.method, **expected}
+    everywhere = {"gradcam_enabled": True, "gradcam_method": best.method, "gradcam_backward": "plain"}
+    assert changed == {**everywhere, **expected}
     assert not set(before) - set(written)
     assert text.splitlines()[1] == f"# {BEST}{in_brackets(row_of(compared, A))})"

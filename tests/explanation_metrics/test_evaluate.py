@@ -41,7 +41,9 @@ from utils.model.detector import LoadedDetector, load_detector
 LAYER = "encoder.layers.3"
 # What reads the evidence there, and what points at the decoy: see `known_evidence`.
 FINDS = {MapSpec("hirescam", LAYER, "layer_norm1"), MapSpec("layercam", LAYER, "layer_norm1"),
-         MapSpec("layercam", LAYER, "residual"), *(MapSpec(name, LAYER, "attention") for name in ("rollout", "gradeclip", "attngrad"))}  # fmt: skip
+         MapSpec("layercam", LAYER, "residual"), *(MapSpec(name, LAYER, "attention") for name in ("rollout", "gradeclip", "attngrad")),
+         *(MapSpec(name, LAYER, "attention", "balanced") for name in ("gradeclip", "attngrad")),
+         *(MapSpec(name, LAYER, "residual", "balanced") for name in ("hirescam", "layercam"))}  # fmt: skip
 MISLED = MapSpec("gradcam", LAYER, "residual")
 FILLS = ("blur", "mean", "paired real")
 
@@ -92,7 +94,7 @@ def corner_map(place: tuple[int, int]) -> np.ndarray:
 
 
 def test_the_map_that_finds_the_evidence_wins(swept: DatasetScores) -> None:
-    assert swept.ranked_by == ENERGY and swept.configured == [MISLED] and len(swept.ranking) == 5 * 2 + 4
+    assert swept.ranked_by == ENERGY and swept.configured == [MISLED] and len(swept.ranking) == 5 * 2 + 4 + 5 + 3
     assert set(swept.ranking[:4]) <= FINDS
     # HiResCAM on the residual stream of the last block is nothing but rounding here, and empty.
     assert set(swept.ranking[-2:]) == {MISLED, MapSpec("hirescam", LAYER, "residual")}
@@ -190,7 +192,11 @@ def test_masks_that_the_detector_does_not_read(tmp_path: Path) -> None:
     values = json.loads((tmp_path / "explanations.json").read_text())["toy"]
     assert values["verdict"] == sentence and values["masks"]["ok"] == values["detected_fakes"] == 8
     assert values["paired_real"] == 8 and values["ranked_by"] == ENERGY
-    assert values["configured"] == values["ranking"] == [{"method": "hirescam", "layer": LAYER, "site": "layer_norm1"}]
+    assert (
+        values["configured"]
+        == values["ranking"]
+        == [{"method": "hirescam", "layer": LAYER, "site": "layer_norm1", "backward": "plain"}]
+    )
     with (tmp_path / "explanations.csv").open(newline="") as file:
         table = {(row["method"], row["metric"]): row for row in csv.DictReader(file)}
     energy, deletion = table["hirescam", ENERGY], table["hirescam", "deletion (paired real)"]

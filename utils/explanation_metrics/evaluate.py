@@ -185,13 +185,16 @@ def plan_and_configured(detector: LoadedDetector, options: ExplanationOptions) -
     (site,) = sites_of(gradcam.method, [gradcam.site])
     layers = list(model.gradcam_layers())
     if not options.sweep:
-        plan = SweepPlan([gradcam.method], [gradcam.site], layers)
+        plan = SweepPlan([gradcam.method], [gradcam.site], layers, (gradcam.backward,))
         return plan, plan.specs()
     plan = full_plan(detector, list(options.layers or block_names(model.explained_tower) or layers))
     if site not in (ATTENTION_SITE, *plan.sites):
         site = plan.sites[0]
-    configured = [MapSpec(gradcam.method, layer, site) for layer in layers if layer in plan.layers]
-    return plan, configured or [MapSpec(gradcam.method, plan.layers[0], site)]
+    drawn = MapSpec(gradcam.method, plan.layers[0], site, gradcam.backward)
+    configured = [drawn._replace(layer=layer) for layer in layers if layer in plan.layers] or [drawn]
+    # What is drawn is measured, also at a site where a sweep would not try that rule.
+    plan = plan if configured[0] in plan.specs() else plan._replace(backwards=(gradcam.backward,))
+    return plan, configured
 
 
 class DatasetEvaluation:

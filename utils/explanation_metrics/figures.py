@@ -91,7 +91,7 @@ def _band(videos: Sequence[tuple[str, str]], values: np.ndarray, seed: int) -> t
 
 
 def heat_table_figure(scores: DatasetScores) -> Figure:
-    """The metric that maps are ranked by, for every method (rows) and layer (columns), one panel per site."""
+    """The metric that maps are ranked by, for every method (rows) and layer (columns), one panel per site and rule."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -101,37 +101,43 @@ def heat_table_figure(scores: DatasetScores) -> Figure:
         if (row.forgery, row.metric) == (ALL, scores.ranked_by) and not row.spec.is_control
     }
     layers = list(dict.fromkeys(spec.layer for spec in found))
-    sites = list(dict.fromkeys(spec.site for spec in found))
+    panels = list(dict.fromkeys((spec.site, spec.backward) for spec in found))
     methods = {
-        site: [method for method in METHOD_NAMES if any((s.method, s.site) == (method, site) for s in found)]
-        for site in sites
+        panel: [m for m in METHOD_NAMES if any((s.method, s.site, s.backward) == (m, *panel) for s in found)]
+        for panel in panels
     }
-    height = 0.42 * sum(map(len, methods.values())) + 0.75 * len(sites) + 0.9
+    height = 0.42 * sum(map(len, methods.values())) + 0.75 * len(panels) + 0.9
     highest = max(0.05, *(row.interval.mean for row in found.values()))
     with rc_context({**STYLE, "axes.spines.left": False, "axes.spines.bottom": False}):
         figure = Figure(figsize=(0.8 * len(layers) + 2.2, height), layout="constrained")
-        ratios = [len(methods[site]) for site in sites]
-        axes = figure.subplots(len(sites), 1, squeeze=False, height_ratios=ratios)
-        for panel, site in zip(axes[:, 0], sites):
-            image = _draw_heat(panel, found, methods[site], layers, site, highest)
+        ratios = [len(methods[panel]) for panel in panels]
+        axes = figure.subplots(len(panels), 1, squeeze=False, height_ratios=ratios)
+        for drawn, panel in zip(axes[:, 0], panels):
+            image = _draw_heat(drawn, found, methods[panel], layers, panel, highest)
         figure.colorbar(image, ax=axes[:, 0].tolist(), label=scores.ranked_by, shrink=0.6, pad=0.02)
         figure.suptitle(f"{scores.dataset}: {scores.ranked_by}  (● better than every control)", fontsize=10)
     return figure
 
 
 def _draw_heat(
-    axes: Axes, found: Mapping[MapSpec, Row], methods: Sequence[str], layers: Sequence[str], site: str, highest: float
+    axes: Axes,
+    found: Mapping[MapSpec, Row],
+    methods: Sequence[str],
+    layers: Sequence[str],
+    panel: tuple[str, str],
+    highest: float,
 ) -> Any:
-    """One panel; colours run from 0 to `highest`. Returns the image, for the colour bar."""
-    table = np.array([[found[MapSpec(method, layer, site)].interval.mean for layer in layers] for method in methods])
+    """One panel, of a site and a rule; colours run from 0 to `highest`. Returns the image, for the colour bar."""
+    table = np.array([[found[MapSpec(method, layer, *panel)].interval.mean for layer in layers] for method in methods])
     image = axes.imshow(table, cmap="viridis", vmin=0.0, vmax=highest, aspect="auto")
     for y, method in enumerate(methods):
         for x, layer in enumerate(layers):
-            mark = " ●" if found[MapSpec(method, layer, site)].better else ""
+            mark = " ●" if found[MapSpec(method, layer, *panel)].better else ""
             colour = "black" if table[y, x] > 0.6 * highest else "white"
             axes.text(x, y, f"{table[y, x]:.2f}{mark}", ha="center", va="center", fontsize=8, color=colour)
     axes.set_yticks(range(len(methods)), methods)
     axes.set_xticks(range(len(layers)), [layer.replace("encoder.layers.", "") for layer in layers])
     axes.tick_params(length=0)
-    axes.set_title(f"{site} (columns: encoder.layers.*)" if len(layers) > 1 else site, loc="left")
+    title = MapSpec("", "", *panel).where
+    axes.set_title(f"{title} (columns: encoder.layers.*)" if len(layers) > 1 else title, loc="left")
     return image

@@ -87,6 +87,7 @@ def write_config(path: Path, best: MapSpec, scores: Sequence[DatasetScores], set
     config: dict[str, Any] = {**settings.detector.config, "gradcam_enabled": True, "gradcam_method": best.method}
     fusable = {spec.layer for spec in scores[0].ranking if spec.method == best.method} - {FUSED, SUM}
     config["gradcam_layers"] = [*sorted(fusable), FUSED] if best.layer == FUSED else [best.layer]
+    config["gradcam_backward"] = best.backward
     if best.site != ATTENTION_SITE:
         config["gradcam_site"] = best.site
     if settings.detector.weights_path is not None:

@@ -18,6 +18,7 @@ CONTROL_NAMES = {"random": "a random map", "gaussian": "a centred blob", "face":
 CSV_COLUMNS = (
     "dataset", "forgery", "method", "layer", "site", "metric", "mean", "low", "high", "frames", "videos",
     *(f"{what}_{control}" for control in CONTROLS for what in ("difference", "low", "high", "p")), "better",
+    "backward",
 )  # fmt: skip
 PRINTED = 12  # maps in the printed table
 FEWEST_VIDEOS = 5  # from which on a p-value can be below 0.05: 2^-4 is not
@@ -86,12 +87,12 @@ def _ranked_table(scores: DatasetScores, overall: Sequence[Row]) -> list[str]:
     pointing = {row.spec: row.interval for row in overall if row.metric == "pointing game"}
     shown = list(dict.fromkeys([*scores.ranking[:PRINTED], *scores.configured]))
     lines = [
-        f"  {'method':<10}{'layer':<22}{'site':<13}{scores.ranked_by:<23}{'pointing game':<23}better than controls"
+        f"  {'method':<10}{'layer':<22}{'site':<22}{scores.ranked_by:<23}{'pointing game':<23}better than controls"
     ]
     for spec in [*shown, *map(MapSpec, CONTROLS)]:
         row = ranked[spec]
         points = interval_text(pointing[spec]) if spec in pointing else "–"
-        names = f"{spec.method:<10}{spec.layer:<22}{spec.site:<13}"
+        names = f"{spec.method:<10}{spec.layer:<22}{spec.where:<22}"
         lines.append(f"  {names}{interval_text(row.interval):<23}{points:<23}{_better_text(row)}")
     if len(scores.ranking) > len(shown):
         lines.append(f"  … {len(scores.ranking) - len(shown)} more in explanations.csv")
@@ -149,8 +150,10 @@ def csv_rows(rows: Sequence[Row]) -> list[list[object]]:
     for row in rows:
         mean, low, high, frames, videos = row.interval
         better = "" if row.better is None else ("yes" if row.better else "no")
-        names = [row.dataset, row.forgery, *row.spec, row.metric]
-        table.append([*names, *_digits(mean, low, high), frames, videos, *_against_controls(row), better])
+        method, layer, site, backward = row.spec
+        names = [row.dataset, row.forgery, method, layer, site, row.metric]
+        rule = "" if row.spec.is_control else backward
+        table.append([*names, *_digits(mean, low, high), frames, videos, *_against_controls(row), better, rule])
     return table
 
 

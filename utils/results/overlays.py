@@ -47,7 +47,7 @@ def colour_table(colormap: str) -> Tensor:
 
 
 def colour(maps: Tensor, colormap: str = "jet") -> Tensor:
-    """Maps (..., H, W) in [0, 1] → (..., H, W, 3) uint8 RGB on their device; `colormap` is one of COLORMAPS, or GREY."""
+    """Maps (..., H, W) in [0, 1] → (..., H, W, 3) uint8 RGB on their device; `colormap`: one of COLORMAPS, or GREY."""
     table = colour_table(colormap).to(maps.device)
     return table[(maps * 255).round().long()]
 

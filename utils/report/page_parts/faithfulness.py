@@ -6,6 +6,7 @@ import math
 import shlex
 from typing import Any, Mapping, NamedTuple, Sequence
 
+from utils.choice.candidates import PLAIN
 from utils.choice.verdict import Choice, headline, judgements
 from utils.explanation_metrics.comparison import lower_is_better
 from utils.explanation_metrics.controls import CONTROLS
@@ -95,7 +96,8 @@ def _rank(row: Mapping[str, Any], metric: str) -> tuple[bool, float]:
 
 
 def _spec_names(row: Mapping[str, Any]) -> tuple[str, str, str]:
-    return CONTROL_NAMES.get(row["method"], row["method"]), row["layer"], row["site"]
+    balanced = row.get("backward", PLAIN) != PLAIN  # runs of earlier versions know no other rule
+    return CONTROL_NAMES.get(row["method"], row["method"]), row["layer"], row["site"] + ", balanced" * balanced
 
 
 def _interval(row: Mapping[str, Any]) -> str:

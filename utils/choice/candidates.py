@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from typing import Any, Callable, NamedTuple, Protocol, Sequence
+from typing import Any, Callable, Iterable, NamedTuple, Protocol, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -180,6 +180,11 @@ class HasMaps(Protocol):
     """What a capture gives: `utils.gradcam.Capture`."""
 
     def maps(self, method: str, site: str, pp_epsilon: float = ...) -> dict[str, LayerMaps]: ...
+
+
+def captures(candidates: Iterable[Candidate]) -> int:
+    """Forward and backward passes that `candidate_maps` makes."""
+    return len({(one.site, one.backward) for one in candidates})
 
 
 def candidate_maps(capture: Callable[..., Any], candidates: Sequence[Candidate]) -> dict[Candidate, LayerMaps]:

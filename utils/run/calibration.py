@@ -8,7 +8,7 @@ from typing import Callable, Hashable, Mapping, NamedTuple, Sequence
 import torch
 from torch import Tensor
 
-from utils.choice.candidates import Candidate
+from utils.choice.candidates import Candidate, captures
 from utils.choice.choosing import TrialImages, choose_map
 from utils.choice.trial import Margins, passes
 from utils.choice.verdict import UNTRIED, Choice
@@ -67,12 +67,13 @@ class Plan(NamedTuple):
 
     def announcement(self) -> str:
         """What it will cost, in one line."""
-        tried_maps = len(set(self.named) | set(self.candidates))
-        most = POOL * self.images + passes(self.images, tried_maps, FILLS)
+        every = {*self.named, *self.candidates}
+        backward = self.images * captures(every)
+        forward = POOL * self.images + passes(self.images, len(every), FILLS) + backward
         what = "judging the named map" if self.named else "choosing the map"
         return (
-            f"{what}: {tried_maps} kinds of map on at most {self.images} images, at most {most:,} forward passes of one"
-            " image; --calibration_images 0 leaves it out"
+            f"{what}: {len(every)} kinds of map on at most {self.images} images, at most {forward:,} forward and"
+            f" {backward:,} backward passes of one image; --calibration_images 0 leaves it out"
         )
 
 

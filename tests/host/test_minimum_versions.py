@@ -63,3 +63,13 @@ def test_a_torch_without_half_precision_says_so(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(torch.nn.functional, "linear", no_kernel)
     with pytest.raises(InputError, match="precision fp16: .*not implemented for 'Half'.*; use fp32 or bf16"):
         check_precision("fp16", cpu)
+
+
+def test_single_precision_asks_nothing_of_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch 1.13's autocast on the CPU refuses float32 even where it is switched off."""
+
+    def refuse(*arguments: object, **options: object) -> None:
+        raise RuntimeError("Currently, AutocastCPU only support Bfloat16 as the autocast_cpu_dtype")
+
+    monkeypatch.setattr(torch, "autocast", refuse)
+    check_precision("fp32", torch.device("cpu"))

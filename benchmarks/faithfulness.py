@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.yardstick.candidates import Maps, all_maps, integrated_gradients, secant_maps
+from benchmarks.yardstick.candidates import Maps, all_maps, finer_cam, integrated_gradients, secant_maps
 from benchmarks.yardstick.measures import Columns, Yardstick
 from benchmarks.yardstick.towers import TOWERS, Case, make_case
 from utils.explanation_metrics.bootstrap import VideoBootstrap
@@ -31,7 +31,7 @@ SEED = 0
 def measured(case: Case, causal: int, output: Path) -> dict[str, Any]:
     """Every map's figures on one case: name → measure → mean and interval."""
     yardstick = Yardstick(case, causal)
-    maps: Maps = {**yardstick.controls(), **all_maps(case), **secant_maps(case)}
+    maps: Maps = {**yardstick.controls(), **all_maps(case), **secant_maps(case), **finer_cam(case)}
     if case.name != "probe":  # there it takes an hour
         maps.update(integrated_gradients(case))
     columns: dict[str, Columns] = {name: yardstick.measure(name, raw) for name, raw in maps.items()}

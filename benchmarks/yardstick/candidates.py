@@ -15,6 +15,7 @@ from utils.cam.methods import ATTENTION_METHODS, sites_of
 
 TOKEN_METHODS = ("gradcam", "hirescam", "layercam", "gradcam++")
 STEPS = 16  # of integrated gradients
+GAMMAS = (0.3, 0.6, 1.0)
 
 Maps = Dict[str, Tensor]  # "method, site, layer, backward" → raw maps (N, h, w)
 
@@ -63,6 +64,24 @@ def _maps(
                         key = f"{method}, {site}, {short[layer]}, {name or backward}"
                         parts.setdefault(key, []).append(maps.raw.float())
     return {key: torch.cat(raw) for key, raw in parts.items()}
+
+
+def finer_cam(case: Case) -> Maps:
+    """Finer-CAM (arXiv 2501.11309): HiResCAM of the score fake − γ real. γ = 0 is target fake, 1 is margin."""
+    signed: dict[str, list[Tensor]] = {"fake": [], "real": []}
+    for pixels in case.fakes.split(BATCH):
+        for target, parts in signed.items():
+            captured = case.detector.model.capture(
+                {"image": case.detector.normalised(pixels)},
+                layers=[SUM],
+                methods=["hirescam"],
+                sites=["residual"],
+                target=target,
+                backward="balanced",
+            )
+            parts.append(captured.maps("hirescam", "residual")[SUM].signed.float())
+    fake, real = (torch.cat(parts) for parts in signed.values())
+    return {f"hirescam, residual, sum, balanced, γ {g:g}": (fake - g * real).relu() for g in GAMMAS}
 
 
 def integrated_gradients(case: Case) -> Maps:

@@ -12,9 +12,10 @@ from tests.fuzz.harness import Outcome
 
 
 @pytest.fixture
-def outcome() -> Iterator[Outcome]:
+def outcome(request: pytest.FixtureRequest) -> Iterator[Outcome]:
     counted = Outcome()
     yield counted
+    print(f"{request.node.name}: {counted.fine} fine, {counted.refused} refused")  # pytest -s shows it
     assert min(counted.fine, counted.refused) >= 10, (counted.fine, counted.refused)
 
 

@@ -277,6 +277,7 @@ def test_videos_by_bytes(scratch: Path, video: bytes) -> None:
         path.write_bytes(mutate(seed, video))
         frames = outcome.of(lambda: [frame.image for frame in VideoReader(path)], UnreadableVideo)
         assert all(image.ndim == 3 and image.dtype == np.uint8 for image in frames or [])
+    print(f"videos: {outcome.fine} fine, {outcome.refused} refused")
     assert min(outcome.fine, outcome.refused) >= 3, (outcome.fine, outcome.refused)
 
 
@@ -315,6 +316,7 @@ def test_databases_by_bytes(scratch: Path, database: bytes) -> None:
         ends.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
     killed = [end for end in ends if end in (-signal.SIGBUS, -signal.SIGSEGV, -signal.SIGABRT)]
     assert ends.count(READ) + ends.count(REFUSED) + len(killed) == len(ends), ends  # no traceback, none too slow
+    print(f"databases: {ends.count(READ)} fine, {ends.count(REFUSED)} refused, {len(killed)} killed")
     assert min(ends.count(READ), ends.count(REFUSED)) >= 5 and len(killed) <= 0.3 * len(ends), ends
 
 

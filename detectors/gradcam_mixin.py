@@ -17,7 +17,7 @@ from utils.cam.spatial_layers import SpatialLayer, last_spatial_layer
 from utils.cam.targets import Target
 from utils.cam.towers import Grid, family_of, unwrapped
 from utils.cam.transplant import INPUT, TRANSPLANT
-from utils.choice.candidates import AUTO, Candidate, Named, cnn_layers, shortlist
+from utils.choice.candidates import AUTO, NO_MAPS, Candidate, MapLayers, Named, map_layers, shortlist
 from utils.choice.choosing import DEFAULT_IMAGES, TriedDetector, choose_map, in_batches, trial_images
 from utils.choice.verdict import Choice
 from utils.errors import InputError
@@ -48,6 +48,7 @@ class GradCAMMixin(nn.Module):
     gradcam_choice: Choice | None = (
         None  # how `gradcam`'s map was chosen, after `calibrate_gradcam` or a run's own trial
     )
+    found_maps: MapLayers | None = None  # of a network without blocks, once they were looked for
     default_layer: SpatialLayer | None = None  # of a network without blocks, once it was looked for
     usual_size: int
 
@@ -124,16 +125,26 @@ class GradCAMMixin(nn.Module):
             return settings
         return settings.plainly() if settings.says_nothing else settings.using(self.gradcam_candidates()[0])
 
-    def gradcam_candidates(self, image: Tensor | None = None) -> list[Candidate]:
-        """The maps worth trying, the one to fall back on first. What a config names that leaves a choice is kept to.
+    def gradcam_candidates(self) -> list[Candidate]:
+        """The maps worth trying, the one to fall back on first. What a config names that leaves a choice is kept to."""
+        named = self.gradcam.named if self.gradcam.chooses else Named()
+        return shortlist(self.explained_tower, self.map_layers(), named)
 
-        `image` (B, 3, H, W): of a convolutional network one forward pass finds an earlier layer beside the default.
-        """
-        layers = self.default_layers()
-        if image is not None and not block_names(self.explained_tower):
-            with frozen_for_explaining(self):
-                layers = cnn_layers(self.explained_tower, layers[-1], partial(self.evaluated, {"image": image}))
-        return shortlist(self.explained_tower, layers, self.gradcam.named if self.gradcam.chooses else Named())
+    def map_layers(self) -> MapLayers:
+        """Where a network without blocks may be read: a forward pass on noise finds it, once. With blocks, nothing."""
+        tower = self.explained_tower
+        if self.found_maps is None:
+            self.found_maps = NO_MAPS
+            if not block_names(tower):
+                default, forward = self.default_layers()[-1], partial(self.evaluated, {"image": self.noise()})
+                with frozen_for_explaining(self):
+                    self.found_maps = map_layers(tower, default, forward)
+        return self.found_maps
+
+    def noise(self) -> Tensor:
+        """Two images of the usual size, to see what runs in a forward pass."""
+        size = (2, 3, self.usual_size, self.usual_size)
+        return torch.randn(size, generator=torch.Generator().manual_seed(0)).to(next(self.parameters()))
 
     def gradcam_named(self) -> list[Candidate]:
         """The config's map of each layer; none where it leaves a choice."""
@@ -167,7 +178,7 @@ class GradCAMMixin(nn.Module):
         batches = [data_dicts] if isinstance(data_dicts, Mapping) else data_dicts
         tried = self._tried(batch_size)
         given = trial_images(tried.margins, map(_checked, batches), images, _trial_target(self.gradcam.target))
-        choice = choose_map(tried, given, self.gradcam_candidates(given.images[:1]), self.gradcam_named())
+        choice = choose_map(tried, given, self.gradcam_candidates(), self.gradcam_named())
         self.set_gradcam_choice(choice)
         return choice
 
@@ -191,11 +202,9 @@ class GradCAMMixin(nn.Module):
     def find_default_layer(self) -> SpatialLayer:
         """`default_layer`. Raises InputError where the network has none."""
         if self.default_layer is None:
-            weights = next(self.parameters())
-            size = (2, 3, self.usual_size, self.usual_size)
-            noise = torch.randn(size, generator=torch.Generator().manual_seed(0)).to(weights)
+            forward = partial(self.evaluated, {"image": self.noise()})
             with frozen_for_explaining(self):
-                self.default_layer = last_spatial_layer(self.explained_tower, partial(self.evaluated, {"image": noise}))
+                self.default_layer = last_spatial_layer(self.explained_tower, forward)
         return self.default_layer
 
     def evaluated(self, data_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:

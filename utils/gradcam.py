@@ -35,7 +35,7 @@ from utils.cam.spatial_layers import is_shareable, last_run
 from utils.cam.targets import Target
 from utils.cam.tokens import Tokens, on_grid, token_gradients
 from utils.cam.towers import Grid, family_of, find_tower, unwrapped
-from utils.choice.candidates import AUTO, Named, cnn_layers, shortlist
+from utils.choice.candidates import AUTO, NO_MAPS, Named, map_layers, shortlist
 from utils.choice.choosing import DEFAULT_IMAGES, TriedDetector, choose_map, in_batches, trial_images
 from utils.choice.verdict import Choice
 from utils.errors import InputError
@@ -434,11 +434,11 @@ def _chosen(
 
     whose = target if isinstance(target, str) and target in ("margin", "real") else "fake"
     given = trial_images(margins, [{"image": images}], DEFAULT_IMAGES, whose)
-    layers: list[str] = []
+    layers = NO_MAPS
     if grid is None:
         run = partial(predict, images[:1])
         with frozen_for_explaining(model):
-            layers = cnn_layers(tower, family_of(tower).default_layer(tower, run), run)
+            layers = map_layers(tower, family_of(tower).default_layer(tower, run), run)
     return choose_map(TriedDetector(asked, margins, in_batches(len(images))), given, shortlist(tower, layers, named))
 
 

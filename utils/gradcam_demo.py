@@ -211,7 +211,7 @@ def _choose(detector: LoadedDetector, files: Sequence[Path], crop: Crop | None, 
         given = trial_images(asked.margins, batches, images, target if target in ("margin", "real") else "fake")
     except InputError:  # none of them can be read, which is said of each where it is explained
         return
-    choice = choose_map(asked, given, model.gradcam_candidates(given.images[:1]), model.gradcam_named())
+    choice = choose_map(asked, given, model.gradcam_candidates(), model.gradcam_named())
     model.set_gradcam_choice(choice)
     print("\n".join([*printed(choice), *judgements(choice)]), file=sys.stderr)  # stdout has one line per image
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import ndimage
+from torch import nn
 
 from detectors.clip_detector_gradcam import CLIPDetectorWithGradCAM
 from tests.helpers.detectors import images as random_images
@@ -23,7 +24,7 @@ from tests.helpers.references.known_evidence import (
     normalised,
     patch,
 )
-from utils.choice.candidates import Candidate, candidate_maps, captures
+from utils.choice.candidates import Candidate, MapLayers, Named, candidate_maps, captures, map_layers, shortlist
 from utils.choice.fills import BLUR, MEAN_COLOUR, MIRRORED
 from utils.choice.verdict import CHOSEN, NAMED, UNDECIDED, UNSUPPORTED, judgements
 from utils.errors import InputError
@@ -257,6 +258,30 @@ def test_a_convolutional_network_has_candidates_at_two_layers() -> None:
     assert {row.candidate.layer for row in choice.rows} == {"first", "second"}
     assert {row.candidate.backward for row in choice.rows} == {"plain"}
     assert choice.rows[0].beyond.low > 0
+
+
+class Gated(nn.Module):
+    """Three stages of halved grids; a gate weighs the channels of the second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, 2, 1)
+        self.stages = nn.ModuleList(nn.Sequential(nn.Conv2d(8, 8, 3, 2, 1), nn.ReLU()) for _ in range(3))
+        self.weigh, self.head = nn.Conv2d(8, 8, 1), nn.Linear(8, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stages[1](self.stages[0](self.stem(x)))
+        x = x * self.weigh(x.mean(dim=(2, 3), keepdim=True)).sigmoid()
+        return self.head(self.stages[2](x).mean(dim=(2, 3)))
+
+
+def test_a_network_with_gates_has_finer_candidates_with_constant_gates() -> None:
+    network, image = Gated().eval(), torch.rand(1, 3, 64, 64)
+    found = map_layers(network, "stages.2", lambda: network(image))
+    assert found == MapLayers(["stages.2", "stages.1", "stages.0", "stem"], gated=True)
+    candidates = shortlist(network, found, Named())
+    assert len(candidates) == 16 and candidates[0] == Candidate("gradcam", "stages.2", "layer_norm1", "plain")
+    assert {one.layer for one in candidates if one.backward == "balanced"} == {"stages.1", "stages.0", "stem"}
 
 
 def test_the_passes_that_are_announced_are_those_that_are_made(model: CLIPDetectorWithGradCAM) -> None:

@@ -6,7 +6,8 @@ alone, what only weighs or scales tokens (LibraGrad, Mehri et al. 2025; CP-LRP, 
 
 * queries and keys of every block, and with them the attention weights, whatever kernel computes these,
 * the standard deviation in every LayerNorm and the root mean square in every RMS norm, also behind the tower,
-* the length in an L2 normalisation, as in F.normalize before a head.
+* the length in an L2 normalisation, as in F.normalize before a head,
+* in a convolutional network the gates of squeeze-and-excitation, one number for each channel of an image.
 
 What is left between a block's tokens and the score is linear but for the activations f. Their secants, f(x) = x · r
 with r = f(x) / x constant, make it linear altogether, for `utils/cam/completeness.py`. Maps use the ordinary derivative
@@ -26,10 +27,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from utils.cam.layers import LayerError
 from utils.cam.towers import BlockAttention, family_of
 from utils.errors import InputError, did_you_mean
 
-BACKWARDS = ("plain", "balanced")
+PLAIN, BALANCED = BACKWARDS = ("plain", "balanced")
 
 RMS_NORM = re.compile("rms_?norm", re.IGNORECASE)  # by the class's name: most are written by hand
 ACTIVATION = re.compile("gelu|silu|swish|mish|relu|elu", re.IGNORECASE)  # those with f(0) = 0
@@ -61,26 +63,20 @@ def backward_rules(
 
     Raises:
         InputError: an unknown name, or "balanced" for a tower whose queries and keys are not known.
+        LayerError: as the context is left, "balanced" of a network without blocks, and no gate ran behind the layers.
     """
     check_backward(backward)
-    if backward == "plain":
+    if backward == PLAIN:
         return nullcontext()
     secants_of = tower if activations else None
     return _balanced(model, attention_of(tower), secants_of, activations or Activations())
 
 
 def attention_of(tower: nn.Module) -> list[BlockAttention]:
-    """The attention of every block. Raises InputError where there are no blocks, or their attention is not known."""
+    """The attention of every block; none without blocks. Raises InputError where it is not known."""
     family = family_of(tower)
-    blocks = family.block_names(tower)
-    if not blocks:
-        raise InputError(
-            f"backward 'balanced' is for transformers, and {type(tower).__name__} has no attention to hold constant:"
-            " use backward 'plain'",
-            "backward",
-        )
     found = []
-    for block in blocks:
+    for block in family.block_names(tower):
         attention = family.attention(tower.get_submodule(block))
         if attention is None:
             raise InputError(
@@ -113,8 +109,21 @@ def _balanced(
         for module in activation_modules(secants_of) if secants_of is not None else ():
             secant = hook(lambda x, output: _Activation.apply(output, by_factor(x, output), activations))
             hooks.callback(module.register_forward_hook(secant).remove)
-        hooks.enter_context(_ConstantNorms())
+        constants = hooks.enter_context(_Constants())
         yield
+    if not attention and not constants.gates:
+        raise LayerError(
+            "backward 'balanced' holds attention, norms and the gates of squeeze-and-excitation constant, and between"
+            f" the layers and the score {type(model).__name__} has neither attention nor such gates:"
+            " use backward 'plain'"
+        )
+
+
+def gates_in(run: Callable[[], object]) -> int:
+    """How many gates of squeeze-and-excitation `run`, a forward pass, multiplies by."""
+    with _Constants() as constants:
+        run()
+    return constants.gates
 
 
 def activation_modules(tower: nn.Module) -> list[nn.Module]:
@@ -164,8 +173,12 @@ def layer_norm(x: Tensor, normalized_shape: Sequence[int], weight: Tensor | None
     return centred / sigma if weight is None else centred / sigma * weight
 
 
-class _ConstantNorms(TorchFunctionMode):
-    """LayerNorm and L2 norms, wherever in the model and however they are called, of this thread alone."""
+class _Constants(TorchFunctionMode):
+    """Norms and gates, wherever in the model and however they are called, of this thread alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gates = 0  # that maps were multiplied by; in a pass with gradients, those that depend on the layers
 
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -174,7 +187,20 @@ class _ConstantNorms(TorchFunctionMode):
         output = func(*args, **kwargs)
         if func in NORMS:
             return NORMS[func](output, *args, **kwargs)
+        if getattr(func, "__name__", "") in PRODUCTS and len(args) == 2:
+            for x, gate in (args, args[::-1]):
+                if is_gate(x, gate):
+                    self.gates += gate.requires_grad or not torch.is_grad_enabled()
+                    return with_gradient_of(output, x * gate.detach())
         return output
+
+
+def is_gate(x: Any, gate: Any) -> bool:
+    """Whether `gate` has one number for each channel of each image of the maps `x` (B, C, H, W)."""
+    if not (isinstance(x, Tensor) and isinstance(gate, Tensor) and x.ndim == gate.ndim == 4):
+        return False
+    of_channels = gate.shape[2:] == (1, 1) or (gate.shape == x.shape and gate.stride()[2:] == (0, 0))  # expanded
+    return of_channels and gate.shape[:2] == x.shape[:2] and x.shape[2] * x.shape[3] > 1
 
 
 def _layer_norm(
@@ -197,6 +223,7 @@ def _length(output: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     return output.detach()
 
 
+PRODUCTS = ("mul", "multiply", "__mul__", "__rmul__")
 # torch's function → what becomes of its output, given its arguments as the caller wrote them.
 NORMS: dict[Any, Callable[..., Tensor]] = {
     F.layer_norm: _layer_norm,

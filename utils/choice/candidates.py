@@ -9,15 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from utils.cam.attention import ATTENTION_METHODS, has_attention
-from utils.cam.backward import BACKWARDS, attention_of
+from utils.cam.backward import BALANCED, PLAIN, attention_of, gates_in
 from utils.cam.layers import SITES, SUM, block_names
 from utils.cam.maps import LayerMaps
 from utils.cam.methods import ATTENTION_SITE, METHODS
 from utils.errors import InputError
 
-PLAIN, BALANCED = BACKWARDS
 AUTO = "auto"
 MOST = 16  # candidates of one trial
+FINER = 3  # grids that are tried beside the default one of a convolutional network
 FEWEST_CHANNELS = 8  # of a layer that is tried: fewer are no features
 RESIDUAL, NORMED = "residual", "layer_norm1"
 
@@ -64,22 +64,22 @@ def can_balance(tower: nn.Module) -> bool:
         return False
 
 
-def shortlist(tower: nn.Module, maps: Sequence[str], named: Named) -> list[Candidate]:
+def shortlist(tower: nn.Module, maps: MapLayers, named: Named) -> list[Candidate]:
     """At most MOST candidates for `tower`, what is named kept to; the first is the one to fall back on.
 
     Args:
-        maps: the layers of a network without blocks, its default first.
+        maps: the layers of a network without blocks.
         named: what is left open is filled in.
     """
     blocks = block_names(tower)
-    attention, balanced = bool(blocks) and has_attention(tower, blocks), can_balance(tower)
+    attention, balanced = bool(blocks) and has_attention(tower, blocks), maps.gated or can_balance(tower)
     usual = _of_blocks(blocks, attention, balanced) if blocks else _of_maps(maps)
     if named.method is None and named.layers is None:
         fitting = [one for one in usual if _fits(one, named)]
         if fitting:
             return fitting
     methods = [named.method] if named.method else list(dict.fromkeys(one.method for one in usual))
-    layers = named.layers or tuple(_depths(blocks)) or tuple(maps)
+    layers = named.layers or tuple(_depths(blocks)) or tuple(maps.names)
     return _spelled_out(methods, layers, balanced, named)
 
 
@@ -109,10 +109,17 @@ def _of_blocks(blocks: Sequence[str], attention: bool, balanced: bool) -> list[C
     return list(dict.fromkeys(one for one in found if one.method in known))
 
 
-def _of_maps(layers: Sequence[str]) -> list[Candidate]:
-    """Of a convolutional network."""
-    methods = ("gradcam", "hirescam", "layercam", "gradcam++")
-    return [Candidate(method, layer, NORMED, PLAIN) for layer in layers for method in methods]
+def _of_maps(maps: MapLayers) -> list[Candidate]:
+    """Of a convolutional network: its default layer, and finer maps, with constant gates where it has gates."""
+    plain = ("gradcam", "hirescam", "layercam", "gradcam++")
+    default, finer = maps.names[:1], maps.names[1:]
+    found = [Candidate(method, layer, NORMED, PLAIN) for layer in default for method in plain]
+    if maps.gated:
+        found += [Candidate(method, layer, NORMED, BALANCED) for layer in finer for method in plain[:3]]
+        found += [Candidate("hirescam", layer, NORMED, PLAIN) for layer in finer]
+    else:
+        found += [Candidate(method, layer, NORMED, PLAIN) for layer in finer for method in plain]
+    return found
 
 
 def _fits(one: Candidate, named: Named) -> bool:
@@ -141,10 +148,24 @@ def _spelled_out(methods: Sequence[str], layers: Sequence[str], balanced: bool, 
     return [Candidate(method, layer, site, rule) for method, site, rule in kinds for layer in used]
 
 
-def cnn_layers(tower: nn.Module, last: str, run: Callable[[], object]) -> list[str]:
-    """`last` of a convolutional network, and a layer before it with finer maps where there is one.
+class MapLayers(NamedTuple):
+    """Where a network without blocks may be read: its default layer, then finer maps, the coarsest of them first.
 
-    That is the last module of the outermost ones that `run`, a forward pass of the whole model, sees finish before it.
+    `gated`: squeeze-and-excitation weighs its channels.
+    """
+
+    names: list[str]
+    gated: bool = False
+
+
+NO_MAPS = MapLayers([])
+
+
+def map_layers(tower: nn.Module, default: str, run: Callable[[], object]) -> MapLayers:
+    """`default` of a convolutional network, and the last module on each of the next FINER finer grids.
+
+    Modules made of others are preferred: the blocks and stages that a network is built of. `run` is a forward pass of
+    the whole model.
     """
     sizes: dict[str, int] = {}
     repeated: set[str] = set()
@@ -161,16 +182,15 @@ def cnn_layers(tower: nn.Module, last: str, run: Callable[[], object]) -> list[s
         for name, module in tower.named_modules():
             if name:
                 hooks.callback(module.register_forward_hook(note(name)).remove)
-        run()
-    finer = [
-        name
-        for name, size in sizes.items()
-        if size > sizes.get(last, size) and name not in repeated and not name.startswith(f"{last}.")
-    ]
-    if not finer:
-        return [last]
-    outermost = min(name.count(".") for name in finer)
-    return [last, [name for name in finer if name.count(".") == outermost][-1]]
+        gates = gates_in(run)
+    finer: dict[int, str] = {}
+    for name, size in sizes.items():
+        usable = size > sizes.get(default, size) and name not in repeated and not name.startswith(f"{default}.")
+        made_of_others = next(tower.get_submodule(name).children(), None) is not None
+        before = size in finer and next(tower.get_submodule(finer[size]).children(), None) is not None
+        if usable and (made_of_others or not before):
+            finer[size] = name
+    return MapLayers([default, *(finer[size] for size in sorted(finer)[:FINER])], gates > 0)
 
 
 # ---------------------------------------------------------------------------------------------------------- their maps

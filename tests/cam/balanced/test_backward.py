@@ -196,7 +196,7 @@ class Convolutions(nn.Module):
     ("model", "says"),
     [
         (Blocks(), r"queries and keys constant, and those of Blocks's block 'encoder\.0' are not known.*plain"),
-        (Convolutions(), "is for transformers, and Convolutions has no attention.*'plain'"),
+        (Convolutions(), "the score Convolutions has neither attention nor such gates.*'plain'"),
     ],
 )
 def test_a_tower_whose_attention_is_not_known_is_refused(model: nn.Module, says: str) -> None:

@@ -33,8 +33,9 @@ from utils.cam.maps import Canvas, LayerMaps, in_order, layer_maps, refuse_non_f
 from utils.cam.methods import DEFAULT_EPSILON, check_methods, leftover, signed_maps
 from utils.cam.spatial_layers import is_shareable, last_run
 from utils.cam.targets import Target
-from utils.cam.tokens import Tokens, on_grid, token_gradients
+from utils.cam.tokens import Differentiated, NotOneToken, Tokens, on_grid, token_gradients
 from utils.cam.towers import Grid, family_of, find_tower, unwrapped
+from utils.cam.towers.class_token_path import ClassTokenPath, class_token_path, reads_more_tokens
 from utils.choice.candidates import AUTO, NO_MAPS, Named, map_layers, shortlist
 from utils.choice.choosing import DEFAULT_IMAGES, TriedDetector, choose_map, in_batches, trial_images
 from utils.choice.verdict import Choice
@@ -204,9 +205,18 @@ def capture(
     self_test = None
     if completeness and backward != BACKWARDS[0]:
         self_test = SelfTest(find_sites(tower, blocks_named, "residual", path), activations)
-    rules = backward_rules(model, tower, backward, activations if self_test else None)
-    with attention.kept() as projections, rules:
-        found = token_gradients(model, read, forward, target, label, self_test, head)
+
+    def one_pass(path: ClassTokenPath | None) -> tuple[Differentiated, Mapping[BlockProjection, Tensor]]:
+        rules = backward_rules(model, tower, backward, activations if self_test else None)
+        with attention.kept() as projections, rules:
+            return token_gradients(model, read, forward, target, label, self_test, head, path), projections
+
+    asked = [(site.module, site.reads_input) for site in (*read, *(self_test.sites if self_test else ()))]
+    try:
+        found, projections = one_pass(None if attention.read else class_token_path(tower, asked))
+    except NotOneToken:
+        reads_more_tokens.add(tower)
+        found, projections = one_pass(None)
     output_gradients = attention.output_gradients([pair.G for pair in found.tokens[len(points) :]])
     complete = dict(zip(blocks_named, found.completeness))
     if summed and complete:

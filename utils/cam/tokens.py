@@ -16,6 +16,7 @@ from utils.cam.heads import ANY_MODEL, Head, HeadReader, Prediction
 from utils.cam.layers import LayerError, Site
 from utils.cam.targets import Target, score_weights
 from utils.cam.towers import Grid
+from utils.cam.towers.class_token_path import ClassTokenPath
 
 # Patch gradients of a logit are about 1e-5, below what float16 resolves: there the score is scaled before backward, by
 # the largest of these factors with which the image's gradients do not overflow. Powers of two: they round nothing.
@@ -40,6 +41,10 @@ class Tokens(NamedTuple):
 
     A: Tensor
     G: Tensor
+
+
+class NotOneToken(Exception):
+    """The score depends on other tokens of the last block's output than the first."""
 
 
 class Tap(NamedTuple):
@@ -81,13 +86,15 @@ def _batch_axis(tokens: Tensor, site: Site, images: int) -> int:
 
 
 @contextmanager
-def tapped(sites: Sequence[Site], axes: ChannelAxes | None) -> Iterator[dict[int, Tap]]:
+def tapped(
+    sites: Sequence[Site], axes: ChannelAxes | None, looks_away: Callable[[], bool] = lambda: False
+) -> Iterator[dict[int, Tap]]:
     """Hooks on `sites` that fill the yielded dict, during the forward pass, with the tokens at each by its position.
 
     The graph begins at the first site that runs: what is before it records nothing, since the weights are constant
     and the tokens there become a leaf. The tower continues with a copy, so that an in-place ReLU cannot overwrite them.
     A forward pass of another thread at the same time passes through untouched. `axes` follows the channels of a forward
-    pass inside it.
+    pass inside it. What runs while it `looks_away` is no part of the pass.
     """
     taps: dict[int, Tap] = {}
     runs = [0] * len(sites)
@@ -113,13 +120,14 @@ def tapped(sites: Sequence[Site], axes: ChannelAxes | None) -> Iterator[dict[int
         passed_on = tokens.clone()
         return (passed_on, *value[1:]) if isinstance(value, tuple) else passed_on
 
+    def seen() -> bool:
+        return threading.get_ident() == thread and not looks_away()
+
     def input_hook(position: int) -> Callable[..., Any]:
-        return lambda module, inputs: tap(position, inputs) if threading.get_ident() == thread else None
+        return lambda module, inputs: tap(position, inputs) if seen() else None
 
     def output_hook(position: int) -> Callable[..., Any]:
-        return lambda module, inputs, output: (
-            tap(position, output, inputs[0] if inputs else None) if threading.get_ident() == thread else None
-        )
+        return lambda module, inputs, output: tap(position, output, inputs[0] if inputs else None) if seen() else None
 
     with ExitStack() as hooks:
         for position, site in enumerate(sites):
@@ -139,13 +147,16 @@ def token_gradients(
     label: Tensor | None = None,
     self_test: SelfTest | None = None,
     head: HeadReader = ANY_MODEL,
+    path: ClassTokenPath | None = None,
 ) -> Differentiated:
     """Run `forward` once and differentiate its score once with respect to the tokens of all `sites`.
 
     Samples are independent, so the gradient of the batch's summed score is each image's own gradient. A `self_test`
-    differentiates a second time, by secants of the activations. `head` reads what `forward` returns.
+    differentiates a second time, by secants of the activations. `head` reads what `forward` returns. `path`: the last
+    block for its class token alone, where all that is asked for is before its keys and values.
 
     Raises:
+        NotOneToken: the score depends on more of the last block than `path` has.
         LayerError: a site that does not run, or that the score does not depend on.
         InputError: what `forward` returned holds no logits.
     """
@@ -153,9 +164,10 @@ def token_gradients(
     axes = ChannelAxes() if any(site.may_be_4d for site in sites) else None
     with ExitStack() as hooks:
         hooks.enter_context(frozen_for_explaining(model))
-        taps = hooks.enter_context(tapped([*sites, *tested], axes))
+        looks_away = (lambda: path.replaying) if path else (lambda: False)
+        taps = hooks.enter_context(tapped([*sites, *tested], axes, looks_away))
         scales = hooks.enter_context(scaled_biases(model, taps)) if self_test else {}
-        with axes or nullcontext():
+        with axes or nullcontext(), path.hooked() if path else nullcontext():
             output = forward()
         prediction, kind = head.read(output)
         logits = prediction["cls"]
@@ -165,7 +177,11 @@ def token_gradients(
             if position not in taps:
                 raise LayerError(f"layer {site.name!r} does not run in the detector's forward pass: name another")
         activations = [taps[position].tokens for position in range(len(sites))]
-        gradients = score_gradients(logits, weights, activations, again=self_test is not None)
+        rest = [path.rest] if path and path.rest is not None else []
+        found = score_gradients(logits, weights, [*activations, *rest], again=self_test is not None)
+        gradients = found[: len(activations)]
+        if path and rest:
+            _refuse_more_than_one(path, found[-1])
         completeness = []
         if self_test:
             self_test.activations.by_secant = True
@@ -189,6 +205,13 @@ def token_gradients(
             )
         captured.append(Tokens(*(taps[position].in_order(one, site, len(logits)) for one in (A.detach(), G))))
     return Differentiated(detached, kind, names, captured, completeness)
+
+
+def _refuse_more_than_one(path: ClassTokenPath, of_rest: Tensor | None) -> None:
+    """Raises NotOneToken where the other tokens have a gradient, or the class token's own run gave another value."""
+    reached = path.differs if of_rest is None else path.differs | of_rest.ne(0).any()
+    if bool(reached):
+        raise NotOneToken
 
 
 def score_gradients(

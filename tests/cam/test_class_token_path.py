@@ -1,0 +1,112 @@
+"""The last block for the class token alone: the same maps from less, and the full block where the head reads more."""
+
+from __future__ import annotations
+
+from typing import Any, Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.helpers.detectors import images, tiny_detector
+from tests.helpers.saved_bytes import saved_bytes
+from utils import gradcam
+from utils.cam.methods import METHODS
+from utils.cam.towers import class_token_path
+
+LAST = "encoder.layers.3"
+LAYERS = ["encoder.layers.1", LAST]
+
+
+@pytest.fixture(autouse=True)
+def nothing_learnt() -> Iterator[None]:
+    class_token_path.reads_more_tokens.clear()
+    yield
+    class_token_path.reads_more_tokens.clear()
+
+
+def in_full(monkeypatch: pytest.MonkeyPatch, model: Any, image: Tensor, **asked: Any) -> Any:
+    """The same by the whole block."""
+    with monkeypatch.context() as patched:
+        patched.setattr(gradcam, "class_token_path", lambda tower, read: None)
+        return model.explain({"image": image}, **asked)
+
+
+@pytest.mark.parametrize("backward", ["plain", "balanced"])
+@pytest.mark.parametrize("site", ["layer_norm1", "residual"])
+@pytest.mark.parametrize("method", METHODS)
+def test_maps_are_those_of_the_whole_block(
+    monkeypatch: pytest.MonkeyPatch, method: str, site: str, backward: str
+) -> None:
+    model, image = tiny_detector().double(), images(3).double()
+    asked: dict[str, Any] = {"layers": LAYERS, "method": method, "site": site, "backward": backward, "target": "margin"}
+    found, full = model.explain({"image": image}, **asked), in_full(monkeypatch, model, image, **asked)
+    assert torch.equal(found.logits, full.logits) and torch.equal(found.logits, model({"image": image})["cls"])
+    for layer, maps in found.layers.items():
+        peak = full.layers[layer].signed.abs().max()
+        if not full.layers[layer].artefact.all():  # what is left of sums that are 0 has no digits to compare
+            torch.testing.assert_close(maps.signed, full.layers[layer].signed, rtol=0, atol=1e-12 * float(peak))
+    for layer, tested in full.completeness.items():
+        torch.testing.assert_close(found.completeness[layer].error, tested.error, rtol=0, atol=1e-12)
+    assert not class_token_path.reads_more_tokens
+
+
+def test_less_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, image = tiny_detector(), images(8)
+
+    def kept(layers: list[str], backward: str) -> int:
+        return saved_bytes(model, lambda: model.explain({"image": image}, layers=layers, backward=backward))
+
+    def kept_in_full(layers: list[str], backward: str) -> int:
+        return saved_bytes(model, lambda: in_full(monkeypatch, model, image, layers=layers, backward=backward))
+
+    assert kept([LAST], "plain") < 0.5 * kept_in_full([LAST], "plain")
+    assert kept(LAYERS, "plain") < 0.85 * kept_in_full(LAYERS, "plain")
+
+
+class MeanOfPatches(nn.Module):
+    """In place of the class token's norm: it gets the pooled token, and the tower's output is pooled otherwise."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.tower, self.head = model.backbone, model.head
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.head(self.tower(image)["last_hidden_state"][:, 1:].mean(dim=1))
+
+
+def test_a_head_that_pools_patches_has_the_whole_block() -> None:
+    """Against plain autograd, in a model of which nothing says what its head reads."""
+    model, image = MeanOfPatches(tiny_detector()).double().eval(), images(2).double()
+    block = model.tower.get_submodule(LAST)
+    kept: list[Tensor] = []
+    handle = block.layer_norm1.register_forward_hook(lambda module, inputs, output: kept.append(output))
+    (gradient,) = torch.autograd.grad(model(image)[:, 1].sum(), kept)
+    handle.remove()
+    expected = (gradient * kept[0]).sum(dim=2)[:, 1:].unflatten(1, (4, 4))
+    for _ in range(2):  # the first call finds out, the second knows
+        found = gradcam.explain(model, image, layers=[LAST], method="hirescam", target="fake")
+        torch.testing.assert_close(found.layers[LAST].signed, expected, rtol=1e-9, atol=1e-12)
+        assert list(class_token_path.reads_more_tokens) == [model.tower]
+
+
+def test_a_head_that_is_exchanged_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, image = tiny_detector(), images(2)
+    model.explain({"image": image}, layers=[LAST])
+    pooled = model.backbone.forward
+
+    def mean_of_all(*given: Any, **options: Any) -> Any:
+        output = pooled(*given, **options)
+        output["pooler_output"] = output["last_hidden_state"].mean(dim=1)
+        return output
+
+    monkeypatch.setattr(model.backbone, "forward", mean_of_all)
+    found, full = model.explain({"image": image}, layers=[LAST]), in_full(monkeypatch, model, image, layers=[LAST])
+    assert torch.equal(found.layers[LAST].signed, full.layers[LAST].signed)
+    assert len(class_token_path.reads_more_tokens) == 1
+
+
+def test_what_is_read_further_in_has_the_whole_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, image, layer = tiny_detector().double(), images(2).double(), f"{LAST}.self_attn.v_proj"
+    found, full = model.explain({"image": image}, layers=[layer]), in_full(monkeypatch, model, image, layers=[layer])
+    assert torch.equal(found.layers[layer].signed, full.layers[layer].signed)

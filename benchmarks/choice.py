@@ -22,7 +22,7 @@ from torch import Tensor
 from benchmarks.yardstick.measures import Yardstick
 from benchmarks.yardstick.towers import BATCH, TOWERS, Case, make_case
 from utils.cam.layers import block_names
-from utils.choice.candidates import Candidate, Named, candidate_maps, shortlist
+from utils.choice.candidates import NO_MAPS, Candidate, Named, candidate_maps, shortlist
 from utils.choice.check import block_voters, check_maps, support
 from utils.choice.choosing import TrialImages, TriedDetector, choose_map
 from utils.choice.fills import MEAN_COLOUR
@@ -90,7 +90,7 @@ def measured(case: Case) -> dict[str, Any]:
     seen, held_out = halves(case)
     model = case.detector.model
     tried: TriedDetector = model._tried(BATCH)
-    candidates = shortlist(model.explained_tower, [], Named())
+    candidates = shortlist(model.explained_tower, NO_MAPS, Named())
     count = min(IMAGES, len(seen.fakes))
     given = TrialImages(
         case.detector.normalised(seen.fakes[:count]),

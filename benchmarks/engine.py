@@ -14,6 +14,7 @@ import argparse
 import statistics
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Callable, Dict, NamedTuple
@@ -87,6 +88,10 @@ def explain(bench: Bench, layers: list[str], method: str = "gradcam") -> Callabl
 def ours(bench: Bench) -> Contenders:
     runs: Contenders = {"ours, four layers": explain(bench, bench.names)}
     runs["ours, last block alone"] = explain(bench, bench.names[:1])
+    balanced: dict[str, Any] = {"method": "hirescam", "target": "fake", "site": "residual", "backward": "balanced"}
+    for name, completeness in (("balanced", False), ("balanced, with its test of completeness", True)):
+        asked = {**balanced, "layers": bench.names, "completeness": completeness}
+        runs[f"ours, four layers, {name}"] = partial(bench.detector.explain, {"image": bench.image}, **asked)
     for method in METHOD_NAMES:
         if method != "gradcam":
             runs[f"ours, four layers, {method}"] = explain(bench, bench.names, method)

@@ -219,6 +219,7 @@ class GradCAMMixin(nn.Module):
         target: Target | None = None,
         site: str | None = None,
         backward: str | None = None,
+        completeness: bool = True,
     ) -> Explanation:
         """Prediction and maps of one batch, from one forward pass and one backward pass. Give options by keyword.
 
@@ -235,7 +236,8 @@ class GradCAMMixin(nn.Module):
                 real / 1 fake). "both"
                 makes two passes and gives every layer twice, as `<layer>_fake` and `<layer>_real`.
             site: "layer_norm1" or "residual".
-            backward: "plain" or "balanced", which holds attention weights and norms constant.
+            backward: "plain" or "balanced", which holds attention weights, norms and channel gates constant.
+            completeness: with "balanced", test whether each block's shares add up, by a second backward pass.
 
         What is not given comes from the config. Where that says "auto" and `calibrate_gradcam` has not been called, a
         call that names nothing gets the first of `gradcam_candidates`. Where it says nothing, or the call names the
@@ -275,6 +277,7 @@ class GradCAMMixin(nn.Module):
             pp_epsilon=settings.pp_epsilon,
             what=IMAGE,
             backward=backward or settings.backward,
+            completeness=completeness,
             head=self.head_reader,
         )
 

@@ -265,12 +265,13 @@ def explain_tower(
     pp_epsilon: float = DEFAULT_EPSILON,
     what: str = "images",
     backward: str = BACKWARDS[0],
+    completeness: bool = True,
     head: HeadReader = ANY_MODEL,
 ) -> Explanation:
     """`images` explained by one method at one site: one pass, or one for each class for target "both".
 
     Args:
-        model, tower, label, backward, head: as for `capture`.
+        model, tower, label, backward, completeness, head: as for `capture`.
         images: (B, 3, H, W), which `forward` gives to the model.
         layers: as for `capture`; None: the default of the tower's family.
         target: see `utils.cam.targets.score_weights`, and "both".
@@ -299,7 +300,7 @@ def explain_tower(
             grid=grid(*size),
             size=size,
             backward=backward,
-            completeness=True,
+            completeness=completeness,
             head=head._replace(batch=len(images)),
         )
         return captured.explanation(method, site, pp_epsilon)
@@ -357,6 +358,7 @@ def explain(
     site: str | None = None,
     backward: str | None = None,
     classes: Sequence[str | Mapping[str, str]] | None = None,
+    completeness: bool = True,
 ) -> Explanation:
     """Prediction and maps of one batch, for any detector with a network of a known family somewhere inside.
 
@@ -378,9 +380,10 @@ def explain(
         forward: runs the model on `images`, where `model(images)` does not.
         site: one of `utils.cam.layers.SITES`; None means the first.
         backward: one of `utils.cam.backward.BACKWARDS`; None means "plain". "balanced" needs a transformer whose query
-            and key projections are known.
+            and key projections are known, or a convolutional network with squeeze-and-excitation.
         classes: of the logits, in their order, as for `utils.cam.heads.named_classes`. None: one logit speaks for fake;
             of two or more the first speaks for real, all others for fake.
+        completeness: with "balanced", test whether each block's shares add up, by a second backward pass.
 
     Returns:
         All tensors on the model's device.
@@ -415,6 +418,7 @@ def explain(
         target=target,
         grid=partial(family_of(tower).grid, tower),
         backward=backward or BACKWARDS[0],
+        completeness=completeness,
         head=head,
     )
     return replace(explanation, choice=choice)

@@ -130,8 +130,9 @@ class LoadedDetector(NamedTuple):
         target: Target | None = None,
         frames: Sequence[Frame] | None = None,
         reference: Tensor | None = None,
+        completeness: bool = True,
     ) -> Explanation:
-        """uint8 images → logits and maps from one forward pass. Errors as `GradCAMMixin.explain`.
+        """uint8 images → logits and maps from one forward pass. `completeness`, errors as `GradCAMMixin.explain`.
 
         `label` (B,) is for target "label"; `target` None means the configured one. `frames` as for `predict`;
         `reference`, uint8 as `pixels`, is for method "transplant".
@@ -142,7 +143,7 @@ class LoadedDetector(NamedTuple):
         if label is not None:
             data["label"] = label.to(self.device)
         with self.autocast(), nothing_collected(self.model):
-            return self.model.explain(data, target=target)
+            return self.model.explain(data, target=target, completeness=completeness)
 
     def explain_finite(
         self,
@@ -151,6 +152,7 @@ class LoadedDetector(NamedTuple):
         target: Sequence[str | int],
         frames: Sequence[Frame] | None = None,
         reference: Tensor | None = None,
+        completeness: bool = True,
     ) -> tuple[Explanation | None, list[int]]:
         """As `explain`, but images whose maps are not finite are left out; returns the positions that were kept."""
         kept = list(range(len(pixels)))
@@ -159,7 +161,8 @@ class LoadedDetector(NamedTuple):
                 labels = None if label is None else label[kept]
                 some = None if frames is None else [frames[i] for i in kept]
                 references = None if reference is None else reference[kept]
-                return self.explain(pixels[kept], labels, [target[i] for i in kept], some, references), kept
+                targets = [target[i] for i in kept]
+                return self.explain(pixels[kept], labels, targets, some, references, completeness), kept
             except NonFiniteMapError as error:
                 kept = [position for i, position in enumerate(kept) if i not in error.samples]
         return None, []

@@ -93,7 +93,8 @@ class Explainer:
     ) -> _Part:
         label = torch.tensor([frame.label for frame in frames])
         reference = None if self.counterparts is None else self.counterparts.references(frames, pixels)
-        explanation, kept = self.detector.explain_finite(pixels, label, targets, frames, reference)
+        tested = self.checker is not None
+        explanation, kept = self.detector.explain_finite(pixels, label, targets, frames, reference, tested)
         if explanation is None:
             return _Part(frames, pixels, None, [])
         on_device = pixels[kept].to(self.detector.device)
@@ -150,7 +151,7 @@ def explain_images(
 
     `seeds`: of each image's check, where there is a checker.
     """
-    explanation, gradcam = detector.explain(pixels), detector.gradcam
+    explanation, gradcam = detector.explain(pixels, completeness=checker is not None), detector.gradcam
     checks = checks_of(checker, detector, pixels, explanation, seeds)
     on_device = pixels.to(detector.device)
     drawn = layer_images(on_device, explanation.layers, gradcam.colormap, gradcam.signed, denied_maps(checks))

@@ -1,0 +1,202 @@
+"""What heatmaps cost on a CUDA device, in one call of about three minutes. Prints Markdown.
+
+    python benchmarks/gpu.py [--batches 32 128] [--rounds 10] [--runs]
+
+The detector is CLIP ViT-L/14 with random weights. All contenders run in turn, round after round, timed by the device's
+own events; a ratio is to the plain forward pass of the same precision and batch, by the median and by the minimum of
+the rounds. `--runs` adds whole runs of test_with_gradcam.py on generated frames. A library that is missing is said to
+be. `--device cpu --tiny` tries the script where there is no such device.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections import Counter
+from functools import partial
+from pathlib import Path
+from typing import Any, Callable, ContextManager, Iterator
+
+import torch
+import yaml
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.engine import Bench, Contenders, plain, pytorch_grad_cam_run, torchcam_run
+from detectors.clip_detector_gradcam import CLIPDetectorWithGradCAM
+from utils.files import TRAINING_FOLDER
+
+LARGE: dict[str, Any] = {"name_or_path": "openai/clip-vit-large-patch14", "pretrained": False}
+TINY: dict[str, Any] = {
+    "architecture": {
+        "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4,
+        "patch_size": 32, "image_size": 224,
+    }
+}  # fmt: skip
+PRECISIONS = ("fp32", "tf32", "bf16")
+PEERS_BATCH = 32  # theirs keep much more
+
+
+def contenders(bench: Bench, peers: bool) -> Contenders:
+    explain, data = bench.detector.explain, {"image": bench.image}
+    balanced: dict[str, Any] = {"method": "hirescam", "site": "residual", "backward": "balanced"}
+    runs: Contenders = {
+        "plain forward": lambda: plain(bench),
+        "ours, last block": partial(explain, data, layers=bench.names[:1], target="fake"),
+        "ours, four layers": partial(explain, data, layers=bench.names, target="fake"),
+        "ours, four layers, balanced": partial(
+            explain, data, layers=bench.names, target="fake", completeness=False, **balanced
+        ),
+        "ours, sum of all blocks, balanced": partial(
+            explain, data, layers=["sum"], target="fake", completeness=False, **balanced
+        ),
+    }
+    for name, make in (("torchcam", torchcam_run), ("pytorch-grad-cam", pytorch_grad_cam_run)):
+        if peers:
+            try:
+                runs[f"{name}, four layers"] = make(bench)
+            except ImportError as error:
+                print(f"{name} is left out: {error}")
+    return runs
+
+
+@contextlib.contextmanager
+def precision_of(name: str, device: str) -> Iterator[None]:
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = name == "tf32"
+    half: ContextManager[Any] = contextlib.nullcontext()
+    if name == "bf16":
+        half = torch.autocast(device, dtype=torch.bfloat16)
+    with half:
+        yield
+
+
+def milliseconds(run: Callable[[], Any], device: str) -> float:
+    if device == "cpu":
+        start = time.perf_counter()
+        run()
+        return 1000 * (time.perf_counter() - start)
+    before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    before.record()
+    run()
+    after.record()
+    torch.cuda.synchronize()
+    return before.elapsed_time(after)
+
+
+def peak(run: Callable[[], Any], device: str) -> str:
+    if device == "cpu":
+        return "–"
+    torch.cuda.reset_peak_memory_stats()
+    run()
+    return f"{torch.cuda.max_memory_allocated() / 2**30:.2f}"
+
+
+def engine(detector: Any, blocks: tuple[int, ...], device: str, batches: list[int], rounds: int) -> None:
+    print("\n| precision | batch | | ms, median (min) | ÷ forward, median (min) | images/s | peak GiB |")
+    print("|---|---|---|---|---|---|---|", flush=True)
+    for precision in PRECISIONS if device != "cpu" else ("fp32", "bf16"):
+        for batch in batches:
+            bench = Bench(detector, torch.randn(batch, 3, 224, 224, device=device), blocks)
+            runs = contenders(bench, peers=batch <= PEERS_BATCH)
+            times: dict[str, list[float]] = {name: [] for name in runs}
+            with precision_of(precision, device):
+                for _ in range(rounds + 2):  # the first two warm up and are dropped
+                    for name, run in runs.items():
+                        times[name].append(milliseconds(run, device))
+                measured = {name: times[name][2:] for name in runs}
+                base = [statistics.median(measured["plain forward"]), min(measured["plain forward"])]
+                for name, run in runs.items():
+                    median, least = statistics.median(measured[name]), min(measured[name])
+                    print(
+                        f"| {precision} | {batch} | {name} | {median:.1f} ({least:.1f}) | {median / base[0]:.2f}"
+                        f" ({least / base[1]:.2f}) | {1000 * batch / median:.0f} | {peak(run, device)} |",
+                        flush=True,
+                    )
+
+
+def synchronisations(bench: Bench) -> None:
+    """Where explaining waits for the device, by the line of ours that asks."""
+    run = contenders(bench, peers=False)["ours, four layers"]
+    run()
+    torch.cuda.synchronize()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        run()
+        torch.cuda.set_sync_debug_mode("default")
+    found = Counter(f"{Path(one.filename).name}:{one.lineno}" for one in caught if "synchroniz" in str(one.message))
+    print(f"\nSynchronisations in one explanation: {sum(found.values())}", dict(found), flush=True)
+
+
+def whole_runs(backbone: dict[str, Any], device: str, videos: int) -> None:
+    """Frames per second of test_with_gradcam.py, without its start: between the first and the last batch."""
+    with tempfile.TemporaryDirectory() as folder:
+        data, root = Path(folder) / "data", TRAINING_FOLDER
+        made = [sys.executable, str(root / "examples" / "make_demo_data.py"), "--output", str(data), "--seed", "7"]
+        subprocess.run([*made, "--split", "test", "--videos", str(videos)], check=True, stdout=subprocess.DEVNULL)
+        config = yaml.safe_load((root / "config" / "detector" / "clip_gradcam_demo.yaml").read_text(encoding="utf-8"))
+        config.update(
+            weights_path=None, backbone_config=backbone, resolution=224, test_batchSize=64, gradcam_enabled=False
+        )
+        detector, test = Path(folder) / "detector.yaml", Path(folder) / "test.yaml"
+        detector.write_text(yaml.safe_dump(config), encoding="utf-8")
+        paths = yaml.safe_load((root / "config" / "test_config.yaml").read_text(encoding="utf-8"))
+        paths.update(dataset_json_folder=str(data / "dataset_json"), dataset_root_rgb=str(data))
+        test.write_text(yaml.safe_dump(paths), encoding="utf-8")
+        print("\n| whole run | seconds | frames | of these explained |\n|---|---|---|---|")
+        for name, flags in (
+            ("evaluation alone", []),
+            ("and the maps of 50 mistakes", ["--gradcam_enabled"]),
+            ("every frame's map", ["--gradcam_enabled", "--save_all_predictions", "--gradcam_samples", "1000000"]),
+        ):
+            out = Path(folder) / name.replace(" ", "_")
+            command = [
+                sys.executable, str(root / "test_with_gradcam.py"), "--detector_path", str(detector), "--test_dataset",
+                "demo", "--random_weights", "--device", device, "--gradcam_output_dir", str(out), "--workers", "12",
+                "--test_config", str(test), "--calibration_images", "0", "--gradcam_layers", "sum", "--gradcam_method",
+                "hirescam", "--gradcam_backward", "balanced", *flags,
+            ]  # fmt: skip
+            start = time.monotonic()
+            done = subprocess.run(command, capture_output=True, text=True)
+            took = time.monotonic() - start
+            if done.returncode:
+                print(f"| {name} | failed: {done.stderr.strip().splitlines()[-1:]} | | |", flush=True)
+                continue
+            metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))["demo"] if flags else {}
+            explained = len(list(out.glob("demo/sample*")))
+            print(f"| {name} | {took:.1f} | {metrics.get('frames', '')} | {explained} |", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
+    parser.add_argument("--batches", type=int, nargs="+", default=[32, 128])
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--tiny", action="store_true", help="a small tower, to try the script")
+    parser.add_argument("--runs", action="store_true", help="whole runs, too")
+    parser.add_argument("--videos", type=int, default=40, help="of each forgery in the whole runs")
+    arguments = parser.parse_args()
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        raise SystemExit("PyTorch finds no CUDA device here, so there is nothing to measure")
+    card = torch.cuda.get_device_name() if arguments.device == "cuda" else "CPU"
+    print(f"{card}, torch {torch.__version__}, {'a tiny tower' if arguments.tiny else 'CLIP ViT-L/14, random weights'}")
+    torch.manual_seed(0)
+    backbone, blocks = (TINY, (3, 2, 1, 0)) if arguments.tiny else (LARGE, (23, 20, 15, 10))
+    detector = CLIPDetectorWithGradCAM({"loss_func": "cross_entropy", "backbone_config": backbone})
+    detector.eval().to(arguments.device)
+    engine(detector, blocks, arguments.device, arguments.batches, arguments.rounds)
+    if arguments.device == "cuda":
+        synchronisations(Bench(detector, torch.randn(8, 3, 224, 224, device="cuda"), blocks))
+    if arguments.runs:
+        whole_runs(backbone, arguments.device, arguments.videos)
+
+
+if __name__ == "__main__":
+    main()

@@ -164,13 +164,24 @@ class _Activation(torch.autograd.Function):
         return (None, gradient, None) if ctx.activations.by_secant else (gradient, None, None)
 
 
-def layer_norm(x: Tensor, normalized_shape: Sequence[int], weight: Tensor | None, eps: float) -> Tensor:
-    """LayerNorm without its bias, with a constant standard deviation: (x - mean) / σ · weight, float32 or float64."""
-    x = x.to(torch.promote_types(x.dtype, torch.float32))
-    dims = tuple(range(-len(normalized_shape), 0))
-    centred = x - x.mean(dim=dims, keepdim=True)
-    sigma = (centred.detach().square().mean(dim=dims, keepdim=True) + eps).sqrt()
-    return centred / sigma if weight is None else centred / sigma * weight
+class _LayerNorm(torch.autograd.Function):
+    """LayerNorm as it is, with the gradient of (x - mean) / σ · weight whose standard deviation σ is constant."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float
+    ) -> Tensor:
+        precise = x.to(torch.promote_types(x.dtype, torch.float32))
+        ctx.dims = tuple(range(-len(shape), 0))
+        sigma = (precise.var(dim=ctx.dims, unbiased=False, keepdim=True) + eps).sqrt()
+        ctx.save_for_backward(sigma, weight)
+        return F.layer_norm(x, shape, weight, bias, eps)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        sigma, weight = ctx.saved_tensors
+        scaled = gradient / sigma if weight is None else gradient * weight / sigma
+        return scaled - scaled.mean(dim=ctx.dims, keepdim=True), None, None, None, None
 
 
 class _Constants(TorchFunctionMode):
@@ -184,15 +195,14 @@ class _Constants(TorchFunctionMode):
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        output = func(*args, **kwargs)
         if func in NORMS:
-            return NORMS[func](output, *args, **kwargs)
-        if getattr(func, "__name__", "") in PRODUCTS and len(args) == 2:
+            return NORMS[func](func, *args, **kwargs)
+        if func in PRODUCTS and len(args) == 2:
             for x, gate in (args, args[::-1]):
                 if is_gate(x, gate):
                     self.gates += gate.requires_grad or not torch.is_grad_enabled()
-                    return with_gradient_of(output, x * gate.detach())
-        return output
+                    return func(*(one.detach() if one is gate else one for one in args), **kwargs)
+        return func(*args, **kwargs)
 
 
 def is_gate(x: Any, gate: Any) -> bool:
@@ -204,7 +214,7 @@ def is_gate(x: Any, gate: Any) -> bool:
 
 
 def _layer_norm(
-    output: Tensor,
+    func: Any,
     input: Tensor,
     normalized_shape: Sequence[int],
     weight: Tensor | None = None,
@@ -212,19 +222,19 @@ def _layer_norm(
     eps: float = 1e-5,
     *rest: Any,
 ) -> Tensor:
-    return with_gradient_of(output, layer_norm(input, normalized_shape, weight, eps))
+    return _LayerNorm.apply(input, tuple(normalized_shape), weight, bias, eps)
 
 
-def _normalize(output: Tensor, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    return by_factor(input, output)
+def _normalize(func: Any, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    return by_factor(input, func(input, *args, **kwargs))
 
 
-def _length(output: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    return output.detach()
+def _length(func: Any, *args: Any, **kwargs: Any) -> Tensor:
+    return func(*args, **kwargs).detach()
 
 
-PRODUCTS = ("mul", "multiply", "__mul__", "__rmul__")
-# torch's function → what becomes of its output, given its arguments as the caller wrote them.
+PRODUCTS = {torch.mul, torch.multiply, Tensor.mul, Tensor.multiply, Tensor.__mul__, Tensor.__rmul__}
+# torch's function → what is called in its place, with it and its arguments as the caller wrote them.
 NORMS: dict[Any, Callable[..., Tensor]] = {
     F.layer_norm: _layer_norm,
     torch.layer_norm: _layer_norm,

@@ -89,19 +89,26 @@ def find_sites(tower: nn.Module, layers: Sequence[str], site: str = "layer_norm1
 
 def name_in_tower(tower: nn.Module, layer: str, path: str = "") -> str:
     """`layer` relative to the tower, without the prefixes of `find_sites`. Raises LayerError."""
-    modules = dict(tower.named_modules())
     name = layer
-    while path and name not in modules:  # the whole path, or the end of it: names may begin at a model inside
+    while path and not _has(tower, name):  # the whole path, or the end of it: names may begin at a model inside
         if name.startswith(f"{path}."):
             name = name[len(path) + 1 :]
             break
         path = path.partition(".")[2]
-    while name not in modules and name.startswith(TOWER_PREFIXES):
+    while not _has(tower, name) and name.startswith(TOWER_PREFIXES):
         name = name.partition(".")[2]
-    if name not in modules and f"backbone.{name}" in modules:  # where the tower is the detector itself
+    if not _has(tower, name) and _has(tower, f"backbone.{name}"):  # where the tower is the detector itself
         name = f"backbone.{name}"
-    if name and name in modules:
+    if name and _has(tower, name):
         return name
-    blocks = block_names(tower)
+    blocks, modules = block_names(tower), dict(tower.named_modules())
     named = f"its encoder blocks are {blocks[0]} ... {blocks[-1]}" if blocks else "it has no encoder blocks"
     raise LayerError(f"layer {layer!r} is not in the detector's tower; {did_you_mean(name, modules)}{named}", "layers")
+
+
+def _has(tower: nn.Module, name: str) -> bool:
+    """Whether `name` leads to a module of `tower`; the empty one leads to itself."""
+    module: nn.Module | None = tower
+    for part in name.split(".") if name else ():
+        module = module._modules.get(part) if module is not None else None
+    return module is not None

@@ -7,25 +7,25 @@ Three ways in which PyTorch passes hooks by, or runs a module twice, are off wit
 from __future__ import annotations
 
 from contextlib import ExitStack, contextmanager
-from typing import Any, Callable, Iterator
+from typing import Any, Callable, Iterator, Sequence
 
 import torch.utils.checkpoint
 from torch import nn
 
 
 @contextmanager
-def plain_forward(model: nn.Module) -> Iterator[None]:
-    """Inside, `model` runs module by module. Checkpointing and fast path are off for the whole process."""
+def plain_forward(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Inside, a model of these modules runs one by one. Checkpointing and fast path are off for the whole process."""
     with ExitStack() as undo:
-        _without_compiled(model, undo)
+        _without_compiled(modules, undo)
         _without_checkpointing(undo)
         _without_fast_path(undo)
         yield
 
 
-def _without_compiled(model: nn.Module, undo: ExitStack) -> None:
-    """The modules inside what `torch.compile` has made of parts of `model`."""
-    for module in list(model.modules()):
+def _without_compiled(modules: Sequence[nn.Module], undo: ExitStack) -> None:
+    """The modules inside what `torch.compile` has made of parts of them."""
+    for module in modules:
         for name, child in list(module._modules.items()):
             if hasattr(child, "_orig_mod"):
                 undo.callback(module._modules.__setitem__, name, child)

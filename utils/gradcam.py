@@ -208,8 +208,9 @@ def capture(
 
     def one_pass(path: ClassTokenPath | None) -> tuple[Differentiated, Mapping[BlockProjection, Tensor]]:
         rules = backward_rules(model, tower, backward, activations if self_test else None)
-        with attention.kept() as projections, rules:
-            return token_gradients(model, read, forward, target, label, self_test, head, path), projections
+        with attention.kept() as projections, rules as constants:
+            found = token_gradients(model, read, forward, target, label, self_test, head, path, constants)
+            return found, projections
 
     asked = [(site.module, site.reads_input) for site in (*read, *(self_test.sites if self_test else ()))]
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from typing import ContextManager, Dict, Sequence
+from typing import Any, ContextManager, Dict, Sequence
 
 import torch
 from torch import Tensor
@@ -44,11 +44,11 @@ def _layers(case: Case) -> list[str]:
 
 
 def _maps(
-    case: Case, methods: Sequence[str], layers: list[str], backward: str, rules: ContextManager[None], name: str = ""
+    case: Case, methods: Sequence[str], layers: list[str], backward: str, rules: ContextManager[Any], name: str = ""
 ) -> Maps:
     parts: dict[str, list[Tensor]] = {}
     short = dict(zip(layers, ("first", "middle", "last", "sum")))
-    with rules:
+    with rules as constants, constants or nullcontext():
         for pixels in case.fakes.split(BATCH):
             captured = case.detector.model.capture(
                 {"image": case.detector.normalised(pixels)},

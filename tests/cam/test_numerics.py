@@ -218,7 +218,7 @@ def test_one_images_overflow_does_not_coarsen_the_others() -> None:
                 together.layers[name].signed[i],
                 alone.layers[name].signed[0],
                 rtol=0.02,
-                atol=1e-4 * float(alone.layers[name].raw.max()),
+                atol=1e-3 * float(alone.layers[name].raw.max()),  # of half precision
             )
 
 

@@ -70,7 +70,7 @@ def test_a_run_without_any_yaml_of_a_detector(
     normalisation = ["--mean", "0.4", "0.5", "0.6", "--std", "0.2", "0.3", "0.25", "--resolution", "40"]
     out = run(data_tree, detector, "--gradcam_enabled", "--save_all_predictions", *normalisation)
     torch.manual_seed(1024)  # manualSeed, of random weights
-    model: Any = build_model("my_small_model:build", {}).module
+    model: Any = build_model("my_small_model:build", {}).module.cpu()  # where the run may have left it
     for row in rows_of(out / "toy")[::7]:
         read: Any = cv2.imread(row["path"])
         image = cv2.resize(read[..., ::-1], (40, 40), interpolation=cv2.INTER_CUBIC)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from tests.helpers.command_server import CommandServer
@@ -58,7 +59,8 @@ def test_the_manifest_says_how_the_run_came_about_and_nothing_of_the_environment
         key: given[key] for key in ("backbone_config", "test_dataset", "resolution")
     }
     assert manifest["versions"]["python"] == platform.python_version()
-    for package in ("torch", "transformers", "numpy"):
+    assert manifest["versions"]["torch"] == torch.__version__
+    for package in ("transformers", "numpy"):
         assert manifest["versions"][package] == version(package)
     assert datetime.fromisoformat(manifest["started"]) <= datetime.fromisoformat(manifest["finished"])
     assert set(manifest) == {

@@ -180,7 +180,7 @@ def test_frames_without_a_face(detector: LoadedDetector, tmp_path: Path) -> None
     assert [i for i, score in enumerate(scores) if not score] == [0, 4, 5]
     assert summary.prob_fake == pytest.approx(np.mean([float(score) for score in scores if score]), abs=1e-6)
     grey = decoded(tmp_path / "out" / "overlay.mp4")[4][38 : 38 + PIXELS, 8 : 8 + PIXELS]
-    assert np.abs(grey.astype(int) - 225).max() < 12
+    assert np.abs(grey.astype(int) - 225).max() < 16  # codecs differ
 
     def no_face(image: np.ndarray) -> np.ndarray:
         raise NoFaceError("no face")

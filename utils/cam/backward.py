@@ -54,8 +54,10 @@ def check_backward(backward: str) -> None:
 
 def backward_rules(
     model: nn.Module, tower: nn.Module, backward: str, activations: Activations | None = None
-) -> ContextManager[None]:
+) -> ContextManager[ContextManager[Any]]:
     """Hooks for a forward pass inside, so that its backward pass is `backward`, one of BACKWARDS.
+
+    What is yielded is another context, to be entered around the forward pass alone: it slows every torch function down.
 
     Args:
         tower: the part of `model` whose attention and activations are meant; norms are those of all of `model`.
@@ -67,7 +69,7 @@ def backward_rules(
     """
     check_backward(backward)
     if backward == PLAIN:
-        return nullcontext()
+        return nullcontext(nullcontext())
     secants_of = tower if activations else None
     return _balanced(model, attention_of(tower), secants_of, activations or Activations())
 
@@ -92,13 +94,14 @@ def attention_of(tower: nn.Module) -> list[BlockAttention]:
 @contextmanager
 def _balanced(
     model: nn.Module, attention: Sequence[BlockAttention], secants_of: nn.Module | None, activations: Activations
-) -> Iterator[None]:
+) -> Iterator[ContextManager[Any]]:
     thread = threading.get_ident()
 
     def hook(rule: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Tensor | None]:
         """`rule` gets what the module has read and returned, in this thread alone."""
         return lambda module, inputs, output: rule(inputs[0], output) if threading.get_ident() == thread else None
 
+    constants = _Constants()
     with ExitStack() as hooks:
         for block in attention:
             for handle in block.constant_queries_and_keys():
@@ -109,8 +112,7 @@ def _balanced(
         for module in activation_modules(secants_of) if secants_of is not None else ():
             secant = hook(lambda x, output: _Activation.apply(output, by_factor(x, output), activations))
             hooks.callback(module.register_forward_hook(secant).remove)
-        constants = hooks.enter_context(_Constants())
-        yield
+        yield constants
     if not attention and not constants.gates:
         raise LayerError(
             "backward 'balanced' holds attention, norms and the gates of squeeze-and-excitation constant, and between"

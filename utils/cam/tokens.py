@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from contextlib import ExitStack, contextmanager, nullcontext
-from typing import Any, Callable, Iterator, Mapping, NamedTuple, Sequence
+from typing import Any, Callable, ContextManager, Iterator, Mapping, NamedTuple, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -148,12 +148,14 @@ def token_gradients(
     self_test: SelfTest | None = None,
     head: HeadReader = ANY_MODEL,
     path: ClassTokenPath | None = None,
+    constants: ContextManager[Any] | None = None,
 ) -> Differentiated:
     """Run `forward` once and differentiate its score once with respect to the tokens of all `sites`.
 
     Samples are independent, so the gradient of the batch's summed score is each image's own gradient. A `self_test`
     differentiates a second time, by secants of the activations. `head` reads what `forward` returns. `path`: the last
-    block for its class token alone, where all that is asked for is before its keys and values.
+    block for its class token alone, where all that is asked for is before its keys and values. `constants`: what a
+    backward rule wants around the forward pass.
 
     Raises:
         NotOneToken: the score depends on more of the last block than `path` has.
@@ -167,7 +169,7 @@ def token_gradients(
         looks_away = (lambda: path.replaying) if path else (lambda: False)
         taps = hooks.enter_context(tapped([*sites, *tested], axes, looks_away))
         scales = hooks.enter_context(scaled_biases(model, taps)) if self_test else {}
-        with axes or nullcontext(), path.hooked() if path else nullcontext():
+        with axes or nullcontext(), path.hooked() if path else nullcontext(), constants or nullcontext():
             output = forward()
         prediction, kind = head.read(output)
         logits = prediction["cls"]

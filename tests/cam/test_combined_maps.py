@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -89,7 +91,7 @@ def test_signed_overlay_is_red_above_zero_blue_below_and_the_image_at_zero() -> 
 @pytest.mark.parametrize("method", ["gradcam", "hirescam"])
 def test_sum_is_the_signed_maps_of_all_blocks_then_relu(method: str, backward: str) -> None:
     model, image = tiny_detector().double(), images(3).double()
-    how = {"method": method, "target": "fake", "site": "residual", "backward": backward}
+    how: Any = {"method": method, "target": "fake", "site": "residual", "backward": backward}
     single = model.explain({"image": image}, NAMES, **how).layers
     expected = sum(maps.signed for maps in single.values())
     assert isinstance(expected, torch.Tensor)

@@ -16,7 +16,7 @@ from utils.cam.heads import ANY_MODEL, Head, HeadReader, Prediction
 from utils.cam.layers import LayerError, Site
 from utils.cam.targets import Target, score_weights
 from utils.cam.towers import Grid
-from utils.cam.towers.class_token_path import ClassTokenPath
+from utils.cam.towers.class_token_path import ClassTokenPath, Joined
 
 # Patch gradients of a logit are about 1e-5, below what float16 resolves: there the score is scaled before backward, by
 # the largest of these factors with which the image's gradients do not overflow. Powers of two: they round nothing.
@@ -179,11 +179,12 @@ def token_gradients(
             if position not in taps:
                 raise LayerError(f"layer {site.name!r} does not run in the detector's forward pass: name another")
         activations = [taps[position].tokens for position in range(len(sites))]
-        rest = [path.rest] if path and path.rest is not None else []
+        joined = path.joined if path else None
+        rest = [joined.rest] if joined else []
         found = score_gradients(logits, weights, [*activations, *rest], again=self_test is not None)
         gradients = found[: len(activations)]
-        if path and rest:
-            _refuse_more_than_one(path, found[-1])
+        if joined:
+            _refuse_more_than_one(joined, found[-1])
         completeness = []
         if self_test:
             self_test.activations.by_secant = True
@@ -209,10 +210,9 @@ def token_gradients(
     return Differentiated(detached, kind, names, captured, completeness)
 
 
-def _refuse_more_than_one(path: ClassTokenPath, of_rest: Tensor | None) -> None:
+def _refuse_more_than_one(joined: Joined, of_rest: Tensor | None) -> None:
     """Raises NotOneToken where the other tokens have a gradient, or the class token's own run gave another value."""
-    reached = path.differs if of_rest is None else path.differs | of_rest.ne(0).any()
-    if bool(reached):
+    if bool(joined.differs if of_rest is None else joined.differs | of_rest.ne(0).any()):
         raise NotOneToken
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 import threading
 from contextlib import ExitStack, contextmanager
-from typing import Any, Iterable, Iterator
+from typing import Any, Iterable, Iterator, NamedTuple
 from weakref import WeakSet
 
 import torch
@@ -27,20 +27,24 @@ HOOKS_SEE_KEYWORDS = "with_kwargs" in inspect.signature(nn.Module.register_forwa
 ALIKE = {torch.float64: 1e-9, torch.float32: 1e-3}  # how far apart the two runs of a block may be; else 0.1
 
 
+class Joined(NamedTuple):
+    """The block's output, with the class token's own run in front."""
+
+    rest: Tensor  # the other tokens, a leaf
+    differs: Tensor  # bool: whether the second run gave another value than the first
+
+
 class ClassTokenPath:
     """Hooks on the last block of a tower whose tokens are (B, T, C) and begin with the class token.
 
     `replaying` is True while the block runs for the class token alone: whatever counts its runs has to look away.
-    After the pass `rest` is the leaf in place of the other tokens' output, and `differs` (bool tensor) says whether the
-    second run gave another value than the first. `rest` is None where the block got a mask; the graph is then the
-    ordinary one.
+    After the pass `joined` is what it came to; None where the block got a mask, and the graph is the ordinary one.
     """
 
     def __init__(self, block: nn.Module, first_norm: nn.Module, attention: AttentionModules) -> None:
         self.block, self.first_norm, self.attention = block, first_norm, attention
         self.replaying = False
-        self.rest: Tensor | None = None
-        self.differs: Tensor | None = None
+        self.joined: Joined | None = None
         self._active = False  # between the ordinary run's beginning and end
         self._read: dict[str, Any] = {}  # of the ordinary run: "x", "h", "k" and "v", with graph, and the arguments
         self._mixed: Tensor | None = None  # what the class token's attention gives, for the second run
@@ -102,10 +106,10 @@ class ClassTokenPath:
             self.replaying, self._mixed, self._read = False, None, {}
         own = again[0] if isinstance(again, tuple) else again
         first = tokens[:, :1].detach()
-        self.differs = (own.detach() - first).abs().amax() > ALIKE.get(first.dtype, 0.1) * first.abs().amax()
-        self.rest = tokens[:, 1:].detach().requires_grad_()
-        joined = torch.cat([same_value(first, own), self.rest], dim=1)
-        return (joined, *output[1:]) if isinstance(output, tuple) else joined
+        differs = (own.detach() - first).abs().amax() > ALIKE.get(first.dtype, 0.1) * first.abs().amax()
+        self.joined = Joined(tokens[:, 1:].detach().requires_grad_(), differs)
+        passed_on = torch.cat([same_value(first, own), self.joined.rest], dim=1)
+        return (passed_on, *output[1:]) if isinstance(output, tuple) else passed_on
 
 
 def _mixed(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:

@@ -86,20 +86,26 @@ def parser() -> OneLineParser:
 def _add_heatmap_flags(p: OneLineParser) -> None:
     maps = p.add_argument_group("heatmaps")
     maps.add_argument(
-        "--gradcam_enabled", action="store_true", default=None, help="render heatmaps; without it a plain evaluation"
+        "--gradcam_enabled", action="store_true", default=None, help="render heatmaps (default: as the YAML says)"
+    )
+    maps.add_argument(
+        "--no-gradcam_enabled", dest="gradcam_enabled", action="store_false", default=None, help="a plain evaluation"
     )
     maps.add_argument(
         "--gradcam_samples",
         type=positive,
         metavar="N",
-        help=f"maximum samples per dataset (default: {MOST_MISTAKES} wrong predictions)",
+        help=f"maximum samples per dataset (default: {MOST_MISTAKES} wrong predictions, or as the YAML says)",
     )
     maps.add_argument(
         "--gradcam_output_dir", dest="gradcam_save_dir", metavar="DIR", help="where everything is written"
     )
-    maps.add_argument("--save_all_predictions", action="store_true", help="explain all samples, not only wrong ones")
+    maps.add_argument("--save_all_predictions", action="store_true", help="explain all samples, or --gradcam_samples")
     maps.add_argument(
-        "--gradcam_layers", nargs="+", metavar="LAYER", help="auto, or e.g. encoder.layers.23 encoder.layers.20"
+        "--gradcam_layers",
+        nargs="+",
+        metavar="LAYER",
+        help="auto, or e.g. encoder.layers.23 encoder.layers.20, or 23 20, or -1",
     )
     maps.add_argument("--gradcam_method", choices=METHOD_CHOICES, help="how maps are made; auto: chosen by cause")
     maps.add_argument(
@@ -158,6 +164,8 @@ def main(argv: Sequence[str]) -> int:
     detector_path = find_path(args.detector_path, "detector YAML", "--detector_path") if args.detector_path else None
     test_config = find_path(args.test_config, "YAML", "--test_config") if args.test_config else None
     settings = run_settings(detector_path, test_config, flags, args.detector or "")
+    if args.save_all_predictions and args.gradcam_samples is None:  # a YAML's number is one of mistakes
+        settings = settings._replace(detector=settings.detector.with_every_sample())
     if args.list_layers:
         list_layers(settings.detector)
     else:

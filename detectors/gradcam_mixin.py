@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from utils.cam.frozen import frozen_for_explaining
 from utils.cam.heads import HeadReader
-from utils.cam.layers import block_names
+from utils.cam.layers import as_names, block_names
 from utils.cam.methods import sites_of
 from utils.cam.spatial_layers import SpatialLayer, last_spatial_layer
 from utils.cam.targets import Target
@@ -213,8 +213,8 @@ class GradCAMMixin(nn.Module):
 
     def explain(
         self,
-        data_dict: Mapping[str, Tensor],
-        layers: Sequence[str] | None = None,
+        data_dict: Mapping[str, Tensor] | Tensor,
+        layers: str | int | Sequence[str | int] | None = None,
         method: str | None = None,
         target: Target | None = None,
         site: str | None = None,
@@ -226,9 +226,10 @@ class GradCAMMixin(nn.Module):
         Args:
             data_dict: `image` (B, 3, H, W) floating point, normalised, on the model's device; for target "label" also
                 `label` (B,); for method "transplant" also `reference`, as `image`: the real frames that the images
-                were made from, blurred copies where it is not given.
-            layers: module names relative to the tower; a block's name means what the block reads, at `site`; "fused"
-                means the mean of the other layers' normalised maps, "sum" the sum of the raw maps of all blocks.
+                were made from, blurred copies where it is not given. A tensor alone counts as `image`.
+            layers: module names relative to the tower, or numbers of blocks (-1: the last); one alone will do.
+                A block's name means what the block reads, at `site`; "fused" means the mean of the other layers'
+                normalised maps, "sum" the sum of the raw maps of all blocks.
             method: one of `utils.cam.methods.METHOD_NAMES`, or "auto": the map that `calibrate_gradcam` has chosen or,
                 before that, the first of `gradcam_candidates`; or "transplant": two forward passes for each patch and
                 no backward pass, one map of the layer "input" whatever `layers` and `site` say.
@@ -248,6 +249,8 @@ class GradCAMMixin(nn.Module):
             InputError: an unusable argument, or a layer that cannot be explained (LayerError); the model is untouched.
             NonFiniteMapError: NaN or infinity in the maps or logits of some images.
         """
+        if isinstance(data_dict, Tensor):
+            data_dict = {"image": data_dict}
         image = _image(data_dict)
         if (method or self.gradcam.method) == TRANSPLANT:
             check_images(image, IMAGE)
@@ -262,6 +265,7 @@ class GradCAMMixin(nn.Module):
                 what=IMAGE,
                 head=self.head_reader,
             )
+        layers = as_names(layers) if layers is not None else None
         settings = self._settings_for(layers, method)
         return explain_tower(
             self,
@@ -326,10 +330,10 @@ class GradCAMMixin(nn.Module):
 
     def generate_gradcam(
         self,
-        data_dict: Mapping[str, Tensor],
+        data_dict: Mapping[str, Tensor] | Tensor,
         save_visualizations: bool = False,
         filename_prefix: str = "gradcam",
-        layers: Sequence[str] | None = None,
+        layers: str | int | Sequence[str | int] | None = None,
         method: str | None = None,
         target: Target | None = None,
         site: str | None = None,
@@ -342,6 +346,7 @@ class GradCAMMixin(nn.Module):
         InputError while Grad-CAM is disabled.
         """
         self._refuse_while_disabled()
+        data_dict = {"image": data_dict} if isinstance(data_dict, Tensor) else data_dict
         explanation = self.explain(data_dict, layers=layers, method=method, target=target, site=site, backward=backward)
         if save_visualizations:
             from utils.results.batch_images import save_loose_maps  # needs OpenCV
@@ -351,8 +356,8 @@ class GradCAMMixin(nn.Module):
 
     def show_gradcam(
         self,
-        data_dict: Mapping[str, Tensor],
-        layers: Sequence[str] | None = None,
+        data_dict: Mapping[str, Tensor] | Tensor,
+        layers: str | int | Sequence[str | int] | None = None,
         method: str | None = None,
         target: Target | None = None,
         site: str | None = None,
@@ -365,6 +370,7 @@ class GradCAMMixin(nn.Module):
         from utils.results.batch_images import explanation_figure  # needs OpenCV and matplotlib
 
         self._refuse_while_disabled()
+        data_dict = {"image": data_dict} if isinstance(data_dict, Tensor) else data_dict
         explanation = self.explain(data_dict, layers=layers, method=method, target=target, site=site, backward=backward)
         return explanation_figure(data_dict["image"], explanation, self.gradcam)
 

@@ -23,6 +23,7 @@ from utils.cam.layers import (
     SITES,
     SUM,
     LayerError,
+    as_names,
     block_names,
     find_sites,
     name_in_tower,
@@ -352,7 +353,7 @@ def _both_classes(fake: Explanation, real: Explanation) -> Explanation:
 def explain(
     model: nn.Module,
     images: Tensor,
-    layers: Sequence[str] | None = None,
+    layers: str | int | Sequence[str | int] | None = None,
     method: str | None = None,
     target: Target = "fake",
     forward: Callable[[Tensor], Any] | None = None,
@@ -368,10 +369,10 @@ def explain(
             object with `.logits` (see `utils.cam.heads`). Of a model in DataParallel, DistributedDataParallel or
             torch.compile the module inside is explained.
         images: (B, 3, H, W) floating point, normalised as the model wants them, on any device.
-        layers: module names, relative to the model or to the network inside; a block's name means what the block reads,
-            at `site`; "fused" means the mean of the other layers' normalised maps, "sum" the sum of the raw maps of all
-            blocks. None: the last block, or the last module of a convolutional network that returns maps, which a
-            forward pass of its own has to find.
+        layers: module names, relative to the model or to the network inside, or numbers of blocks (-1: the last); a
+            block's name means what the block reads, at `site`; "fused" means the mean of the other layers' normalised
+            maps, "sum" the sum of the raw maps of all blocks. One alone will do. None: the last block, or the last
+            module of a convolutional network that returns maps, which a forward pass of its own has to find.
         method: one of `utils.cam.methods.METHOD_NAMES`; None means "gradcam". "auto" tries a short list of maps on
             those of `images` that the model calls fake, and explains all by the one whose hottest patches cost the
             model most (`Explanation.choice` says how it was chosen); what else is named here is kept to.
@@ -395,6 +396,7 @@ def explain(
         NonFiniteMapError: NaN or infinity in the maps or logits of some images.
     """
     check_images(images, "images")
+    layers = as_names(layers) if layers is not None else None
     model = unwrapped(model)
     tower = find_tower(model)
     device = next((each.device for each in model.parameters() if each.device.type != "meta"), images.device)

@@ -127,3 +127,14 @@ def test_a_convolutional_network_has_no_sum() -> None:
     net = Net(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
     with pytest.raises(LayerError, match="'sum' adds the maps of a transformer's blocks.*Net has no such blocks"):
         explain(net, images(1), ["sum"])
+
+
+def test_numbers_name_blocks_and_one_layer_or_a_tensor_alone_will_do() -> None:
+    model, image = tiny_detector(), images(2)
+    expected = model.explain({"image": image}, [f"encoder.layers.{BLOCKS - 1}"]).layers
+    (wanted,) = expected.values()
+    for layers in ("-1", -1, [BLOCKS - 1], f"encoder.layers.{BLOCKS - 1}"):
+        (found,) = model.explain(image, layers).layers.values()
+        assert torch.equal(found.signed, wanted.signed)
+    with pytest.raises(LayerError, match="layer '9' is not in the detector's tower"):
+        model.explain(image, 9)

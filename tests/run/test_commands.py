@@ -184,6 +184,23 @@ def test_flags_override_the_yaml_and_both_data_sets_are_evaluated(
     assert (out / "toy" / f"sample{wrong[0]}" / f"gradcam_encoder.layers.2_sample{wrong[0]}.jpg").is_file()
 
 
+def test_what_the_yaml_says_of_mistakes_does_not_limit_all_of_them(
+    commands: CommandServer, tiny_weights: Path, tmp_path: Path
+) -> None:
+    tree = make_data_tree(tmp_path / "tree", tiny_weights, gradcam_samples=2, gradcam_enabled=True)
+    for name, flags, count in (
+        ("all", ["--save_all_predictions", "--gradcam_layers", "-1", "2"], 24),
+        ("some", ["--save_all_predictions", "--gradcam_samples", "5", "--gradcam_layers", "-1"], 5),
+        ("none", ["--no-gradcam_enabled"], 0),
+    ):
+        done = commands.run(SCRIPT, *tree.arguments(*flags, "--gradcam_output_dir", tmp_path / name), cwd=tmp_path)
+        assert done.code == 0, done.err
+        assert len(list(tmp_path.glob(f"{name}/toy/sample*"))) == count
+        assert (f"toy: heatmaps of {count} of 24 samples" in done.out) == (count > 0)
+    sample = json.loads((tmp_path / "all" / "toy" / "sample0" / "sample0.json").read_text())
+    assert [layer["name"] for layer in sample["layers"]] == ["-1", "2"]
+
+
 def test_random_weights_are_marked_everywhere(commands: CommandServer, data_tree: DataTree, tmp_path: Path) -> None:
     out = tmp_path / "out"
     flags = ["--gradcam_enabled", "--random_weights", "--gradcam_samples", "1", "--save_all_predictions"]
@@ -237,7 +254,7 @@ BAD_INPUT: dict[str, tuple[dict[str, Any], dict[str, Any], list[str], list[str]]
     # name: changes of the detector YAML, changes of the test YAML, flags, what the one line says
     "no model name": ({"model_name": ...}, {}, [], ["tiny.yaml", "model_name is missing"]),
     "unknown model": ({"model_name": "clpi_gradcam"}, {}, [], ["did you mean 'clip_gradcam'"]),
-    "layers of wrong type": ({"gradcam_layers": 7}, {}, [], ["tiny.yaml", "gradcam_layers is 7", "list"]),
+    "layers of wrong type": ({"gradcam_layers": 7.5}, {}, [], ["tiny.yaml", "gradcam_layers is 7.5", "list"]),
     "misspelt key": ({"gradcam_layer": ["x"]}, {}, [], ["gradcam_layer ", "did you mean 'gradcam_layers'"]),
     "enabled of wrong type": ({"gradcam_enabled": "yes"}, {}, [], ["gradcam_enabled is 'yes'", "true or false"]),
     "batch size": ({"test_batchSize": 0}, {}, [], ["test_batchSize is 0", "at least 1"]),

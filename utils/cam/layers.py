@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple, Sequence
 
 from torch import nn
@@ -38,6 +39,11 @@ class Site(NamedTuple):
 def block_names(tower: nn.Module) -> list[str]:
     """Names of the encoder blocks of `tower`, first to last: `encoder.layers.0`, ...; none for a CNN."""
     return family_of(tower).block_names(tower)
+
+
+def as_names(layers: str | int | Sequence[str | int]) -> list[str]:
+    """Layers as a caller may give them, one alone or several, names or numbers of blocks, as a list of strings."""
+    return [str(layer) for layer in ([layers] if isinstance(layers, (str, int)) else layers)]
 
 
 def named_layers(layers: Sequence[str]) -> list[str]:
@@ -88,7 +94,10 @@ def find_sites(tower: nn.Module, layers: Sequence[str], site: str = "layer_norm1
 
 
 def name_in_tower(tower: nn.Module, layer: str, path: str = "") -> str:
-    """`layer` relative to the tower, without the prefixes of `find_sites`. Raises LayerError."""
+    """`layer` relative to the tower, without the prefixes of `find_sites`; a number is a block's, -1 the last one's.
+
+    Raises LayerError.
+    """
     name = layer
     while path and not _has(tower, name):  # the whole path, or the end of it: names may begin at a model inside
         if name.startswith(f"{path}."):
@@ -102,6 +111,8 @@ def name_in_tower(tower: nn.Module, layer: str, path: str = "") -> str:
     if name and _has(tower, name):
         return name
     blocks, modules = block_names(tower), dict(tower.named_modules())
+    if re.fullmatch("-?[0-9]{1,4}", layer) and -len(blocks) <= int(layer) < len(blocks):
+        return blocks[int(layer)]
     named = f"its encoder blocks are {blocks[0]} ... {blocks[-1]}" if blocks else "it has no encoder blocks"
     raise LayerError(f"layer {layer!r} is not in the detector's tower; {did_you_mean(name, modules)}{named}", "layers")
 

@@ -36,6 +36,11 @@ class DetectorSettings(NamedTuple):
     gradcam: GradCAMSettings
     build: str = ""
 
+    def with_every_sample(self) -> DetectorSettings:
+        """The same without a limit on how many samples are explained."""
+        config = {key: value for key, value in self.config.items() if key != "gradcam_samples"}
+        return self._replace(config=config, gradcam=self.gradcam._replace(samples=None))
+
     @property
     def weights_name(self) -> str:
         """Where the weights are from: a file, or the function that built the model; "" for random ones."""

@@ -91,6 +91,10 @@ def gradcam_settings(config: Mapping[str, Any], where: str = "config") -> GradCA
                 f"{where}: the key {key} is unknown; {did_you_mean(str(key), GRADCAM_KEYS)}"
                 f"allowed: {', '.join(GRADCAM_KEYS)}"
             )
+    named = config.get("gradcam_layers")
+    if type(named) is int or (isinstance(named, (list, tuple)) and any(type(one) is int for one in named)):
+        numbers = named if isinstance(named, (list, tuple)) else [named]
+        config = {**config, "gradcam_layers": [str(one) if type(one) is int else one for one in numbers]}
     section = Section(config, where)
     layers = section.strings("gradcam_layers") if section.has("gradcam_layers") else None
     method = section.choice("gradcam_method", METHOD_CHOICES, "gradcam" if layers and AUTO not in layers else AUTO)

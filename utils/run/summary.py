@@ -73,7 +73,8 @@ def summary(
     for dataset in datasets:
         counts = dataset.counts
         if explained:
-            lines.append(f"{dataset.name}: heatmaps of {counts.heatmaps} {explained} in {output_dir / dataset.name}")
+            number = f"{counts.heatmaps} of {dataset.metrics.frames}" if explained == "samples" else counts.heatmaps
+            lines.append(f"{dataset.name}: heatmaps of {number} {explained} in {output_dir / dataset.name}")
         for layer, count in counts.empty_maps.items():
             if count:
                 lines.append(f"{dataset.name}: {layer}: {count} of {counts.heatmaps} maps are empty")

@@ -6,22 +6,18 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Sequence
+from typing import TYPE_CHECKING, Sequence
 
-from utils.cam.layers import block_names
-from utils.cam.targets import TARGETS
-from utils.choice.choosing import DEFAULT_IMAGES
-from utils.command import OneLineParser, count, percent, positive, run_command
+from utils.allowed import DEFAULT_SAMPLES, MOST_MISTAKES, SELECTIONS, TARGETS
+from utils.command import OneLineParser, percent, positive, run_command
 from utils.errors import InputError
-from utils.explanation_metrics.evaluate import DEFAULT_SAMPLES, ExplanationOptions
-from utils.model.config import SELECTIONS, DetectorSettings, find_path, run_settings
-from utils.model.detector import PRECISIONS, untrained_detector
-from utils.model.gradcam_settings import BACKWARD_CHOICES, COLORMAPS, METHOD_CHOICES, SITE_CHOICES
-from utils.report.exports import ExportOptions
-from utils.results.overlays import IMAGE_FORMATS
-from utils.run.dataset_run import MOST_MISTAKES
-from utils.run.evaluation import run
-from utils.run.options import CHECK_MAPS, RunOptions
+from utils.flags import add_detector_flags, add_map_flags, read_as, unless_configured
+
+# Whatever loads torch is imported once the flags are known to be right: a misspelt one is said at once.
+if TYPE_CHECKING:
+    from utils.explanation_metrics.evaluate import ExplanationOptions
+    from utils.model.config import DetectorSettings
+    from utils.run.options import RunOptions
 
 # Config keys that have a flag: `dest` below. A flag that is not given is None, and the YAML's value counts.
 CONFIG_KEYS = (
@@ -43,111 +39,117 @@ HINTS = {
 def parser() -> OneLineParser:
     """Every flag; those with a config key of their own override it when given."""
     p = OneLineParser(description=__doc__ or "")
-    p.add_argument("--detector_path", metavar="YAML", help="detector YAML, e.g. config/detector/clip_gradcam.yaml")
+    add_detector_flags(p)
     p.add_argument(
         "--detector", metavar="MODULE:FUNCTION", help="a function of yours that returns the model; needs no YAML"
     )
-    p.add_argument("--mean", nargs=3, type=float, metavar="M", help="of the images' normalisation, per channel")
-    p.add_argument("--std", nargs=3, type=float, metavar="S", help="of the images' normalisation, per channel")
-    p.add_argument("--resolution", type=positive, metavar="N", help="to which images are resized")
-    p.add_argument("--weights_path", help="checkpoint (.pth, .safetensors); overrides the YAML")
-    p.add_argument("--test_dataset", nargs="+", metavar="NAME", help="datasets, by the names of their JSON files")
-    p.add_argument("--test_config", help="YAML read second; default: config/test_config.yaml beside this script")
     p.add_argument(
         "--random_weights", action="store_true", help="evaluate an untrained detector, and mark every output"
     )
-    p.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:<n>")
-    p.add_argument("--precision", default="fp32", choices=PRECISIONS, help="of the detector; maps are always float32")
-    p.add_argument("--compile", action="store_true", help="predict through torch.compile (heatmaps never are)")
-    p.add_argument("--batch_size", dest="test_batchSize", type=positive, metavar="N", help="images per batch")
-    p.add_argument("--workers", type=int, metavar="N", help="processes that decode images")
-    p.add_argument("--seed", dest="manualSeed", type=int, metavar="N", help="for --gradcam_select random")
-    p.add_argument("--max_unreadable", type=percent, default="5%", help="share of unreadable frames that fails the run")
     p.add_argument("--list_layers", action="store_true", help="print every layer name of the detector and exit")
-    _add_heatmap_flags(p)
-    measured = p.add_argument_group("are the heatmaps true?")
-    measured.add_argument(
-        "--evaluate_explanations", action="store_true", help="measure the maps of detected fakes against controls"
-    )
-    measured.add_argument(
-        "--explanation_samples", type=positive, metavar="N", help=f"fakes per dataset ({DEFAULT_SAMPLES})"
-    )
-    measured.add_argument(
-        "--sweep", action="store_true", help="try all methods and sites on all blocks or --gradcam_layers"
-    )
-    measured.add_argument(
-        "--write_config", metavar="YAML", help="write the best map of the sweep as a config that runs"
-    )
-    measured.add_argument("--masks", type=Path, metavar="FOLDER", help="masks in a folder of any layout")
-    measured.add_argument("--clicks", type=Path, metavar="CSV", help="where people saw the forgery, as in ExDDV")
+    p.add_argument("--compile", action="store_true", help="predict through torch.compile (heatmaps never are)")
+    _add_data_flags(p.add_argument_group("data"))
+    maps = p.add_argument_group("heatmaps")
+    _add_selection_flags(maps)
+    add_map_flags(maps, TARGETS, check_maps="auto")
+    _add_output_flags(p.add_argument_group("outputs"))
+    _add_measurement_flags(p.add_argument_group("are the heatmaps faithful?"))
     return p
 
 
-def _add_heatmap_flags(p: OneLineParser) -> None:
-    maps = p.add_argument_group("heatmaps")
-    maps.add_argument(
-        "--gradcam_enabled", action="store_true", default=None, help="render heatmaps (default: as the YAML says)"
+def _add_data_flags(p: argparse._ArgumentGroup) -> None:
+    p.add_argument(
+        "--test_dataset", nargs="+", metavar="NAME", help="names of dataset JSON files; or folders, or CSV files"
     )
-    maps.add_argument(
-        "--no-gradcam_enabled", dest="gradcam_enabled", action="store_false", default=None, help="a plain evaluation"
+    p.add_argument(
+        "--test_config",
+        metavar="YAML",
+        help="read after the detector's YAML, and wins (default: config/test_config.yaml beside this script)",
     )
-    maps.add_argument(
+    normalisation = unless_configured("0.5 0.5 0.5")
+    p.add_argument("--mean", nargs=3, type=float, metavar="M", help=f"of the images' normalisation {normalisation}")
+    p.add_argument("--std", nargs=3, type=float, metavar="S", help=f"of the images' normalisation {normalisation}")
+    p.add_argument(
+        "--resolution", type=positive, metavar="N", help=f"to which images are resized {unless_configured(224)}"
+    )
+    p.add_argument(
+        "--batch_size",
+        dest="test_batchSize",
+        type=positive,
+        metavar="N",
+        help=f"images per batch {unless_configured(32)}",
+    )
+    p.add_argument("--workers", type=int, metavar="N", help=f"processes that decode images {unless_configured(2)}")
+    p.add_argument(
+        "--seed",
+        dest="manualSeed",
+        type=int,
+        metavar="N",
+        help=f"for --gradcam_select random {unless_configured(1024)}",
+    )
+    p.add_argument("--max_unreadable", type=percent, default="5%", help="share of unreadable frames that fails the run")
+
+
+def _add_selection_flags(p: argparse._ArgumentGroup) -> None:
+    p.add_argument(
+        "--gradcam_enabled",
+        action="store_true",
+        default=None,
+        help=f"render heatmaps {unless_configured('off')}",
+    )
+    p.add_argument(
+        "--no-gradcam_enabled",
+        "--no_gradcam",
+        dest="gradcam_enabled",
+        action="store_false",
+        default=None,
+        help="a plain evaluation",
+    )
+    p.add_argument(
         "--gradcam_samples",
         type=positive,
         metavar="N",
-        help=f"maximum samples per dataset (default: {MOST_MISTAKES} wrong predictions, or as the YAML says)",
+        help=f"maximum samples per dataset {unless_configured(f'{MOST_MISTAKES} wrong predictions')}",
     )
-    maps.add_argument(
-        "--gradcam_output_dir", dest="gradcam_save_dir", metavar="DIR", help="where everything is written"
+    p.add_argument("--save_all_predictions", action="store_true", help="explain all samples, or --gradcam_samples")
+    p.add_argument("--gradcam_select", default="confident", choices=SELECTIONS, help="where there are more than N")
+
+
+def _add_output_flags(p: argparse._ArgumentGroup) -> None:
+    p.add_argument(
+        "--gradcam_output_dir",
+        "--output",
+        dest="gradcam_save_dir",
+        metavar="DIR",
+        help=f"where everything is written {unless_configured('./gradcam_visualizations')}",
     )
-    maps.add_argument("--save_all_predictions", action="store_true", help="explain all samples, or --gradcam_samples")
-    maps.add_argument(
-        "--gradcam_layers",
-        nargs="+",
-        metavar="LAYER",
-        help="auto, or e.g. encoder.layers.23 encoder.layers.20, or 23 20, or -1",
+    p.add_argument("--overwrite", action="store_true", help="replace an earlier run in the output folder")
+    p.add_argument("--resume", action="store_true", help="continue this run where it was interrupted")
+    p.add_argument("--video_strips", action="store_true", help="also one image per video: its explained frames")
+    p.add_argument("--fiftyone", action="store_true", help="also fiftyone_samples.json, for FiftyOne to open")
+    p.add_argument("--tensorboard", type=Path, metavar="DIR", help="also metrics, curves, overlays for TensorBoard")
+
+
+def _add_measurement_flags(p: argparse._ArgumentGroup) -> None:
+    p.add_argument(
+        "--evaluate_explanations", action="store_true", help="measure the maps of detected fakes against controls"
     )
-    maps.add_argument("--gradcam_method", choices=METHOD_CHOICES, help="how maps are made; auto: chosen by cause")
-    maps.add_argument(
-        "--gradcam_target", metavar="TARGET", help=f"what they explain: {', '.join(TARGETS)}, or the name of a class"
-    )
-    maps.add_argument("--gradcam_site", choices=SITE_CHOICES, help="where in a block; auto: as the method wants")
-    maps.add_argument("--gradcam_backward", choices=BACKWARD_CHOICES, help="what the gradient takes for constant")
-    maps.add_argument(
-        "--gradcam_signed",
-        action="store_true",
-        default=None,
-        help="evidence for fake red, for real blue (of the margin fake - real)",
-    )
-    maps.add_argument(
-        "--calibration_images",
-        type=count,
-        default=DEFAULT_IMAGES,
+    p.add_argument(
+        "--explanation_samples",
+        type=positive,
         metavar="N",
-        help="images on which the map is chosen, or a named one judged; 0: neither",
+        help=f"maximum fakes per dataset (default: {DEFAULT_SAMPLES})",
     )
-    maps.add_argument(
-        "--check_maps",
-        nargs="?",
-        const="on",
-        default="auto",
-        choices=CHECK_MAPS,
-        help="check every map by cause (auto: of wrong predictions)",
-    )
-    maps.add_argument("--gradcam_colormap", choices=COLORMAPS, help="of the overlays")
-    maps.add_argument("--gradcam_select", default="confident", choices=SELECTIONS, help="where there are more than N")
-    maps.add_argument("--image_format", default="png", choices=IMAGE_FORMATS, help="of overlays and comparisons")
-    maps.add_argument("--save_raw", action="store_true", help="also keep the raw maps, one .npz per sample")
-    maps.add_argument("--video_strips", action="store_true", help="also one image per video: its explained frames")
-    maps.add_argument("--fiftyone", action="store_true", help="also fiftyone_samples.json, for FiftyOne to open")
-    maps.add_argument("--tensorboard", type=Path, metavar="DIR", help="also metrics, curves, overlays for TensorBoard")
-    maps.add_argument("--overwrite", action="store_true", help="replace an earlier run in the output folder")
-    maps.add_argument("--resume", action="store_true", help="continue this run where it was interrupted")
+    p.add_argument("--sweep", action="store_true", help="try all methods and sites on all blocks or --gradcam_layers")
+    p.add_argument("--write_config", metavar="YAML", help="write the best map of the sweep as a config that runs")
+    p.add_argument("--masks", type=Path, metavar="FOLDER", help="masks in a folder of any layout")
+    p.add_argument("--clicks", type=Path, metavar="CSV", help="where people saw the forgery, as in ExDDV")
 
 
 def main(argv: Sequence[str]) -> int:
     """Flags → run. Returns the exit code; raises InputError, RunError."""
-    args = parser().parse_args(argv)
+    flags_of = parser()
+    args = flags_of.parse_args(argv)
     if args.random_weights and args.weights_path:
         raise InputError("--random_weights and --weights_path exclude each other: give one of them")
     if args.resume and args.overwrite:
@@ -161,9 +163,12 @@ def main(argv: Sequence[str]) -> int:
         raise InputError(
             "no detector: give --detector_path YAML, or --detector module:function for a model of your own"
         )
+    from utils.model.config import find_path, run_settings
+    from utils.run.evaluation import run
+
     detector_path = find_path(args.detector_path, "detector YAML", "--detector_path") if args.detector_path else None
     test_config = find_path(args.test_config, "YAML", "--test_config") if args.test_config else None
-    settings = run_settings(detector_path, test_config, flags, args.detector or "")
+    settings = run_settings(detector_path, test_config, flags, args.detector or "", read_as(flags_of))
     if args.save_all_predictions and args.gradcam_samples is None:  # a YAML's number is one of mistakes
         settings = settings._replace(detector=settings.detector.with_every_sample())
     if args.list_layers:
@@ -175,6 +180,9 @@ def main(argv: Sequence[str]) -> int:
 
 def run_options(args: argparse.Namespace, output_dir: Path, command: list[str]) -> RunOptions:
     """What the flags say beside the configuration. Raises InputError for flags that need another."""
+    from utils.report.exports import ExportOptions
+    from utils.run.options import RunOptions
+
     return RunOptions(
         output_dir=output_dir,
         device=args.device,
@@ -203,6 +211,8 @@ def explanation_options(args: argparse.Namespace) -> ExplanationOptions | None:
             if getattr(args, flag):
                 raise InputError(f"--{flag} needs --evaluate_explanations: give both")
         return None
+    from utils.explanation_metrics.evaluate import ExplanationOptions
+
     path = Path(args.write_config) if args.write_config else None
     if path is not None and (path.suffix not in (".yaml", ".yml") or not path.absolute().parent.is_dir()):
         raise InputError(f"--write_config {args.write_config!r}: give a .yaml file in a folder that is there")
@@ -213,6 +223,9 @@ def explanation_options(args: argparse.Namespace) -> ExplanationOptions | None:
 
 def list_layers(settings: DetectorSettings) -> None:
     """Print the tower's blocks, then every module inside; needs no weights."""
+    from utils.cam.layers import block_names
+    from utils.model.detector import untrained_detector
+
     model = untrained_detector(settings, True)
     blocks = block_names(model.explained_tower)
     print(f"# explained as it is configured: {' '.join(model.gradcam_layers())}")

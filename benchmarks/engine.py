@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from detectors.clip_detector_gradcam import CLIPDetectorWithGradCAM
 from tests.helpers.saved_bytes import saved_bytes
-from utils.cam.methods import METHOD_NAMES
+from utils.allowed import METHOD_NAMES
 
 TOWERS = {
     "large": ("openai/clip-vit-large-patch14", (23, 20, 15, 10)),

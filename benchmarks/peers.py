@@ -21,7 +21,8 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.engine import Logits, without_torchvision
-from utils.cam.layers import SITES, block_names
+from utils.allowed import SITES
+from utils.cam.layers import block_names
 from utils.cam.maps import normalise
 from utils.cam.methods import ATTENTION_METHODS, METHODS
 from utils.data.frames import evenly_spaced

@@ -164,8 +164,8 @@ def measured_steps(detector: LoadedDetector, frames: list[Frame], samples: list[
     decode = milliseconds(lambda: batch_of(detector, frames), 3) / size
     render = milliseconds(lambda: layer_images(on_device, explanation.layers, "jet")) / size
     torch.set_num_threads(threads)
-    compose = milliseconds(lambda: [comparison_image(*sample) for sample in samples], 5) / len(samples)
-    images = [[*(layer.overlay for layer in sample.layers), comparison_image(*sample)] for sample in samples]
+    compose = milliseconds(lambda: [comparison_image(*sample[:3]) for sample in samples], 5) / len(samples)
+    images = [[*(layer.overlay for layer in sample.layers), comparison_image(*sample[:3])] for sample in samples]
     encoding = milliseconds(lambda: [encode(image) for five in images for image in five], 5) / len(samples)
     fresh = (folder / str(count) for count in itertools.count())  # a run replaces nothing
 

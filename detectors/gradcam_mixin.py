@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from utils.allowed import AUTO, DEFAULT_IMAGES, TRANSPLANT
 from utils.cam.frozen import frozen_for_explaining
 from utils.cam.heads import HeadReader
 from utils.cam.layers import as_names, block_names
@@ -16,9 +17,9 @@ from utils.cam.methods import sites_of
 from utils.cam.spatial_layers import SpatialLayer, last_spatial_layer
 from utils.cam.targets import Target
 from utils.cam.towers import Grid, family_of, unwrapped
-from utils.cam.transplant import INPUT, TRANSPLANT
-from utils.choice.candidates import AUTO, NO_MAPS, Candidate, MapLayers, Named, map_layers, shortlist
-from utils.choice.choosing import DEFAULT_IMAGES, TriedDetector, choose_map, in_batches, trial_images
+from utils.cam.transplant import INPUT
+from utils.choice.candidates import NO_MAPS, Candidate, MapLayers, Named, map_layers, shortlist
+from utils.choice.choosing import TriedDetector, choose_map, in_batches, trial_images
 from utils.choice.verdict import Choice
 from utils.errors import InputError
 from utils.gradcam import Capture, Explanation, capture, check_images, explain_tower

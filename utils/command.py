@@ -11,6 +11,7 @@ from typing import Any, Callable, Mapping, NoReturn, Sequence
 from utils.errors import InputError, RunError, did_you_mean
 from utils.packages import outdated_packages
 from utils.text import one_line, printable
+from utils.version import VERSION
 
 NO_THREAD = "can't start new thread"  # as Python says it
 
@@ -21,12 +22,22 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     def _get_help_string(self, action: argparse.Action) -> str | None:
         return action.help if action.default in (None, False) else super()._get_help_string(action)
 
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        """`--name, --short VALUE`: the value once."""
+        if not action.option_strings or action.nargs == 0:
+            return super()._format_action_invocation(action)
+        value = self._format_args(action, self._get_default_metavar_for_optional(action))
+        return f"{', '.join(action.option_strings)} {value}"
+
 
 class OneLineParser(argparse.ArgumentParser):
     """argparse that raises an InputError of one line in place of printing its usage; flags can't be abbreviated."""
 
     def __init__(self, description: str) -> None:
-        super().__init__(description=description, allow_abbrev=False, formatter_class=_HelpFormatter)
+        super().__init__(
+            description=description, allow_abbrev=False, usage="%(prog)s [options]", formatter_class=_HelpFormatter
+        )
+        self.add_argument("--version", action="version", version=f"{self.prog} {VERSION}")
 
     def error(self, message: str) -> NoReturn:
         flags = [flag for action in self._actions for flag in action.option_strings]

@@ -28,7 +28,6 @@ class RunError(RuntimeError):
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
     """`"did you mean 'auc'? "` for the closest of `choices`, or an empty string where nothing comes close."""
-    close = difflib.get_close_matches(name, list(choices), n=3, cutoff=0.5)
-    if not close:
-        return ""
-    return "did you mean " + " or ".join(repr(match) for match in close) + "? "
+    spelled = {choice.replace("+", "p"): choice for choice in choices}  # gradcam++ is typed as gradcampp, too
+    close = difflib.get_close_matches(name.replace("plusplus", "pp").replace("+", "p"), spelled, n=1, cutoff=0.5)
+    return f"did you mean {spelled[close[0]]!r}? " if close else ""

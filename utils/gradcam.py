@@ -13,14 +13,14 @@ from typing import Any, Callable, Mapping, NamedTuple, Sequence
 import torch
 from torch import Tensor, nn
 
+from utils.allowed import AUTO, BACKWARDS, DEFAULT_IMAGES, SITES
 from utils.cam.attention import ATTENTION_METHODS, AttentionPass, BlockProjection, attention_token_maps
-from utils.cam.backward import BACKWARDS, Activations, backward_rules
+from utils.cam.backward import Activations, backward_rules
 from utils.cam.completeness import Completeness, SelfTest
 from utils.cam.frozen import frozen_for_explaining
 from utils.cam.heads import ANY_MODEL, Head, HeadReader, Prediction, named_classes
 from utils.cam.layers import (
     FUSED,
-    SITES,
     SUM,
     LayerError,
     as_names,
@@ -37,8 +37,8 @@ from utils.cam.targets import Target
 from utils.cam.tokens import Differentiated, NotOneToken, Tokens, on_grid, token_gradients
 from utils.cam.towers import Grid, family_of, find_tower, unwrapped
 from utils.cam.towers.class_token_path import ClassTokenPath, class_token_path, reads_more_tokens
-from utils.choice.candidates import AUTO, NO_MAPS, Named, map_layers, shortlist
-from utils.choice.choosing import DEFAULT_IMAGES, TriedDetector, choose_map, in_batches, trial_images
+from utils.choice.candidates import NO_MAPS, Named, map_layers, shortlist
+from utils.choice.choosing import TriedDetector, choose_map, in_batches, trial_images
 from utils.choice.verdict import Choice
 from utils.errors import InputError
 

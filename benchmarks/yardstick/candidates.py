@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.yardstick.towers import BATCH, Case
-from utils.cam.backward import BACKWARDS, Activations, backward_rules
-from utils.cam.layers import SITES, SUM, block_names
+from utils.allowed import BACKWARDS, SITES
+from utils.cam.backward import Activations, backward_rules
+from utils.cam.layers import SUM, block_names
 from utils.cam.methods import ATTENTION_METHODS, sites_of
 
 TOKEN_METHODS = ("gradcam", "hirescam", "layercam", "gradcam++")

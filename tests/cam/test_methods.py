@@ -7,8 +7,9 @@ import torch
 
 from tests.helpers.method_tester import TESTERS, MethodTester
 from tests.helpers.references.method_references import ATTENTION_REFERENCES, TOKEN_REFERENCES
+from utils.allowed import METHOD_NAMES
 from utils.cam.attention import ATTENTION_METHODS
-from utils.cam.methods import ATTENTION_SITE, METHOD_NAMES, METHODS, check_methods, sites_of
+from utils.cam.methods import ATTENTION_SITE, METHODS, check_methods, sites_of
 from utils.errors import InputError
 
 

@@ -6,6 +6,7 @@ import errno
 import io
 import os
 import struct
+import sys
 import time
 import zlib
 from pathlib import Path
@@ -417,3 +418,15 @@ def test_a_missing_folder_is_another_reason_than_a_missing_file(tmp_path: Path) 
         read_file(str(tmp_path / "gone.png"))
     with pytest.raises(UnreadableImage, match="^no such folder"):
         read_file(str(tmp_path / "gone" / "0.png"))
+
+
+def test_avif_is_decoded_and_heic_without_its_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against Pillow's own pixels; a HEIC file is told by its brand, before any decoder sees it."""
+    image = Image.fromarray(np.full((24, 32, 3), (200, 90, 40), dtype=np.uint8))
+    packed = io.BytesIO()
+    image.save(packed, "AVIF", quality=95)
+    assert np.abs(decode_image(packed.getvalue(), None).astype(int) - np.asarray(image)).max() <= 4
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    heic = b"\x00\x00\x00\x18ftypheic\x00\x00\x00\x00mif1heic" + bytes(200)
+    with pytest.raises(UnreadableImage, match="a HEIC image, which needs the package pillow-heif: pip install"):
+        decode_image(heic, None)

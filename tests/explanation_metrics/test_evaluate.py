@@ -18,7 +18,7 @@ from sklearn.metrics import average_precision_score, jaccard_score
 from tests.helpers.datasets import DataTree
 from tests.helpers.detectors import PIXELS
 from tests.helpers.references.known_evidence import DECOY, EVIDENCE, GRID, evidence_tree, patch
-from utils.cam.methods import METHOD_NAMES
+from utils.allowed import METHOD_NAMES
 from utils.data.frames import Frame
 from utils.data.readers import read_dataset
 from utils.explanation_metrics.comparison import ALL, Row

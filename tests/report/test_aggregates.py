@@ -15,7 +15,8 @@ from skimage.transform import PiecewiseAffineTransform, warp
 
 from examples.make_demo_data import Video, draw_video
 from tests.helpers.fake_run import GRID, LAYERS, Row, sample_of, write_row, write_tables
-from utils.data.face_crop import FIVE_OF_81, MARGIN, TEMPLATE, TEMPLATE_SIZE
+from utils.data.faces.align import MARGIN, TEMPLATE, TEMPLATE_SIZE
+from utils.data.faces.find import FIVE_OF_81
 from utils.explanation_metrics.temporal_consistency import TemporalConsistency
 from utils.report.aggregate_images import CELL, COLUMN, GAP, LINE, NAMES, ROW
 from utils.report.aggregates import write_patterns

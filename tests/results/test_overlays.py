@@ -7,19 +7,21 @@ import numpy as np
 import pytest
 import torch
 
+from utils.allowed import COLORMAPS, IMAGE_FORMATS
 from utils.cam.maps import LayerMaps
-from utils.model.gradcam_settings import COLORMAPS
 from utils.results.overlays import (
     CAPTION,
-    IMAGE_FORMATS,
+    LONGEST,
     MARGIN,
     TITLE,
+    Pasted,
     colour,
     comparison,
     encode,
     layer_images,
     overlay,
     panels,
+    paste,
     text_line,
 )
 
@@ -93,3 +95,28 @@ def test_any_text_fits_its_line(text: str) -> None:
     line = text_line(text, 224, 24, 14)
     assert line.shape == (24, 224, 3) and line.dtype == np.uint8
     assert (line[:, -1] == 255).all() and (line[0] == 255).all() and (line[-1] == 255).all()
+
+
+def test_a_crops_overlay_is_pasted_where_the_crop_was_taken() -> None:
+    """A crop cut out by hand, twice as large as in the photograph and turned by a right angle."""
+    photo = np.full((60, 80, 3), 100, dtype=np.uint8)
+    overlay = np.zeros((20, 40, 3), dtype=np.uint8)
+    overlay[:, :20] = (255, 0, 0)  # left half red, right half blue
+    overlay[:, 20:] = (0, 0, 255)
+    # The crop's x runs down the photograph, its y to the left: photo (x, y) → crop (2 (y - 10), 2 (50 - x)).
+    matrix = np.array([[0, 2, -20], [-2, 0, 100]], dtype=float)
+    drawn = paste(photo.copy(), overlay, matrix)
+    assert drawn[15, 45].tolist() == [255, 0, 0] and drawn[27, 45].tolist() == [0, 0, 255]
+    outside = np.ones((60, 80), dtype=bool)
+    outside[8:33, 38:53] = False
+    assert (drawn[outside] == 100).all()
+
+
+def test_a_large_photograph_is_made_smaller_with_its_overlay_in_place() -> None:
+    photo = np.zeros((1000, 2 * LONGEST, 3), dtype=np.uint8)
+    overlay = np.full((50, 50, 3), 200, dtype=np.uint8)
+    pasted = Pasted(photo, np.array([[0.5, 0, -500], [0, 0.5, -200]])).over(overlay)  # x 1000 to 1100, y 400 to 500
+    assert pasted.shape[1] == LONGEST
+    scale = LONGEST / photo.shape[1]
+    assert pasted[round(450 * scale), round(1050 * scale)].tolist() == [200, 200, 200]
+    assert pasted[round(450 * scale), round(1150 * scale)].tolist() == [0, 0, 0]

@@ -363,7 +363,7 @@ def test_no_readable_frame_at_all(commands: CommandServer, data_tree: DataTree, 
     assert done.code == 1 and "none of its 24 frames could be read" in done.err
 
 
-# ------------------------------------------------------------------------------------------------------ loose images
+# ------------------------------------------------------------------------------------------------------ single images
 
 
 def demo_flags(tree: DataTree, out: Path) -> list[str]:
@@ -404,7 +404,7 @@ def test_demo_options_and_unreadable_images(commands: CommandServer, data_tree: 
     ("flags", "says"),
     [
         (["--input", "nowhere/*.png"], "no such file, folder, or file that the pattern matches"),
-        (["--input", ".", "--target", "label"], "loose images do not have"),
+        (["--input", ".", "--target", "label"], "single images do not have"),
         (["--input", "{one}", "--landmark_model", "x.dat"], "dlib"),
         (["--input", "{one}", "--layers", "encoder.layers.7"], "encoder.layers.7"),
     ],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,12 @@ import torch
 from torch import nn
 
 import test_with_gradcam
-from tests.helpers.datasets import DataTree
+from tests.helpers.datasets import DataTree, change_yaml
+from tests.helpers.paths import ROOT
+from utils import gradcam_demo
+from utils.allowed import METHOD_NAMES
+from utils.cam.attention import ATTENTION_METHODS
+from utils.cam.methods import METHODS
 from utils.data.readers import read_dataset
 from utils.errors import InputError
 from utils.explanation_metrics import output
@@ -126,13 +133,17 @@ def test_flags_reach_their_keys() -> None:
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        (["--precision", "fp8"], "--precision is 'fp8'; did you mean 'fp32' or 'fp16'? allowed: fp32, bf16, fp16"),
+        (["--precision", "fp8"], "--precision is 'fp8'; did you mean 'fp32'? allowed: fp32, bf16, fp16"),
         (["--gradcam_select", "best"], "--gradcam_select is 'best'; allowed: confident, first, random"),
         (["--image_format", "gif"], "--image_format is 'gif'; allowed: png, jpg, webp"),
         (["--gradcam_method", "grad-cam"], "--gradcam_method is 'grad-cam'; did you mean 'gradcam'"),
         (["--gradcam_site", "layernorm1"], "--gradcam_site is 'layernorm1'; did you mean 'layer_norm1'"),
         (["--gradcam_samples", "0"], "--gradcam_samples: 0 is not a whole number of at least 1"),
         (["--gradcam_sample", "3"], "did you mean '--gradcam_samples'"),
+        (
+            ["--gradcam_method", "gradcampp"],
+            "--gradcam_method is 'gradcampp'; did you mean 'gradcam++'? allowed: auto,",
+        ),
         (["--batch_size", "0"], "--batch_size: 0 is not a whole number of at least 1"),
         (["--max_unreadable", "101"], "not between 0 and 100 percent"),
     ],
@@ -148,3 +159,60 @@ def test_flags_of_the_measurement_need_it(flag: str) -> None:
     value = {"--explanation_samples": ["5"], "--write_config": ["best.yaml"]}.get(flag, [])
     with pytest.raises(InputError, match=f"{flag} needs --evaluate_explanations: give both"):
         options_of(flag, *value)
+
+
+HEAVY = ("torch", "cv2", "numpy", "transformers", "sklearn", "matplotlib", "yaml")
+
+
+@pytest.mark.parametrize(
+    ("command", "flags", "code"),
+    [
+        ("test_with_gradcam.py", ["--help"], 0),
+        ("test_with_gradcam.py", ["--version"], 0),
+        ("test_with_gradcam.py", ["--gradcam_metod", "x"], 2),
+        ("utils/gradcam_demo.py", ["--help"], 0),
+        ("utils/gradcam_demo.py", ["--input", "x", "--output", "y", "--method", "gradcampp"], 2),
+        ("utils/report/__main__.py", ["--help"], 0),
+        ("utils/report/__main__.py", ["figure", "--help"], 0),
+        ("utils/data/dataset_json.py", ["--help"], 0),
+    ],
+)
+def test_help_and_misspelt_flags_load_nothing_heavy(command: str, flags: list[str], code: int, tmp_path: Path) -> None:
+    """Counted, not timed: the modules that are loaded when the command ends."""
+    module = command.replace(".py", "").replace("/__main__", "").replace("/", ".")
+    script = (
+        "import runpy, sys\n"
+        f"sys.argv = [{command!r}, *{flags!r}]\n"
+        f"sys.path.insert(0, {str(ROOT)!r})\n"
+        "try:\n"
+        f"    runpy.run_module({module!r}, run_name='__main__', alter_sys=False)\n"
+        "except SystemExit as end:\n"
+        f"    print('LOADED', end.code, [name for name in {HEAVY!r} if name in sys.modules])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert f"LOADED {code} []" in done.stdout, done.stdout + done.stderr
+
+
+def test_the_same_thing_has_the_same_name_in_both_commands() -> None:
+    """And the short names of one command are understood by the other."""
+    both = [
+        {tuple(a.option_strings): a for a in module.parser()._actions} for module in (test_with_gradcam, gradcam_demo)
+    ]
+    shared = {names for names in both[0] if any(set(names) & set(others) for others in both[1])}
+    assert shared <= set(both[1]) and {"--layers", "--method", "--target", "--output"} <= {
+        n for names in shared for n in names
+    }
+    assert all(both[0][names].choices == both[1][names].choices for names in shared)
+
+
+def test_a_value_from_a_flag_is_blamed_on_the_flag_and_one_from_the_yaml_on_the_yaml(data_tree: DataTree) -> None:
+    names = {"gradcam_target": "--gradcam_target", "resolution": "--resolution"}
+    with pytest.raises(InputError, match=r"^--gradcam_target is 'fakes'; did you mean 'fake'\? allowed: predicted"):
+        run_settings(data_tree.detector_yaml, data_tree.test_yaml, {"gradcam_target": "fakes"}, "", names)
+    change_yaml(data_tree.detector_yaml, gradcam_target="fakes")
+    with pytest.raises(InputError, match=r"\.yaml.*: gradcam_target is 'fakes'"):
+        run_settings(data_tree.detector_yaml, data_tree.test_yaml, {"gradcam_target": None}, "", names)
+
+
+def test_the_names_of_methods_are_those_of_the_functions() -> None:
+    assert (*METHODS, *ATTENTION_METHODS) == METHOD_NAMES

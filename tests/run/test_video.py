@@ -16,12 +16,15 @@ from tests.helpers.command_server import CommandServer
 from tests.helpers.datasets import DataTree
 from tests.helpers.detectors import ARCHITECTURE, BLOCKS, PATCH, PIXELS, tiny_detector
 from tests.helpers.references import reference_clip as reference
-from utils.data.face_crop import NoFaceError
+from utils.data.faces.align import TEMPLATE, Face
+from utils.data.faces.find import NoFaceError
+from utils.data.faces.photographs import Photographs
+from utils.data.faces.tracks import FrameViews
 from utils.data.video_files import UnreadableVideo, VideoReader, video_writer
 from utils.errors import InputError
 from utils.model.config import detector_settings
 from utils.model.detector import LoadedDetector, find_device, load_detector
-from utils.run.video import explain_video
+from utils.run.video.explain_video import explain_video
 
 av = pytest.importorskip("av", reason="videos need PyAV: pip install av")
 DEMO = "utils/gradcam_demo.py"
@@ -64,6 +67,10 @@ def detector(data_tree: DataTree) -> LoadedDetector:
     return load_detector(detector_settings(data_tree.detector_yaml, {"gradcam_enabled": True}), find_device("cpu"))
 
 
+def whole_frames() -> FrameViews:
+    return FrameViews(Photographs(PIXELS))
+
+
 def test_a_clip_from_the_command_line(commands: CommandServer, data_tree: DataTree, tmp_path: Path) -> None:
     clip = write_clip(tmp_path / "clip.mp4", shots(20))
     out = tmp_path / "out"
@@ -81,7 +88,8 @@ def test_a_clip_from_the_command_line(commands: CommandServer, data_tree: DataTr
     assert done.code == 0, done.err
     # Scores: by OpenCV's decoder and a float64 tower that shares no code.
     frames = decoded(clip)
-    small = [cv2.resize(frame, (PIXELS, PIXELS), interpolation=cv2.INTER_CUBIC) for frame in frames]
+    square = [np.pad(frame, ((16, 16), (0, 0), (0, 0))) for frame in frames]  # of 128 x 96
+    small = [cv2.resize(frame, (PIXELS, PIXELS), interpolation=cv2.INTER_AREA) for frame in square]
     images = torch.from_numpy(np.stack(small)).permute(0, 3, 1, 2).double().div(255).sub(0.5).div(0.5)
     tower = reference.ReferenceTower(tiny_detector().state_dict(), BLOCKS, ARCHITECTURE["num_attention_heads"], PATCH)
     expected = tower.logits(images).detach().softmax(1)[:, 1].numpy()
@@ -95,7 +103,10 @@ def test_a_clip_from_the_command_line(commands: CommandServer, data_tree: DataTr
     assert f"fake probability {expected.mean():.2f}"[:-1] in done.out and str(out / "clip") in done.out
 
     summary = json.loads((out / "clip" / "video.json").read_text())
-    assert summary["frames"] == 20 and summary["remarks"] == []
+    assert summary["frames"] == 20 and len(summary["remarks"]) == 1
+    assert summary["remarks"][0].startswith("128x96 pixels, not square: padded; the detector expects face crops")
+    assert summary["prob_fake"] == pytest.approx(expected.mean(), abs=0.01)
+    assert [(track["track"], track["frames"]) for track in summary["tracks"]] == [(0, 20)]
     maps = tiny_detector().explain({"image": images.float()}, layers=["encoder.layers.3"], target="fake")
     raw = maps.layers["encoder.layers.3"].raw.double()
     pairs = [
@@ -156,7 +167,7 @@ def test_a_video_that_changes_size(detector: LoadedDetector, tmp_path: Path) -> 
     ]
     clip = tmp_path / "both.ts"
     clip.write_bytes(b"".join(parts))
-    summary = explain_video(detector, clip, tmp_path / "out", None)
+    summary = explain_video(detector, clip, tmp_path / "out", whole_frames())
     assert summary.frames in (11, 12)  # FFmpeg drops the last frame of the first size in some versions
     change = f"size changes: 128x96 from frame 0, 176x144 from frame {summary.frames - 6}"
     assert any(change in remark for remark in summary.remarks)
@@ -167,26 +178,24 @@ def test_frames_without_a_face(detector: LoadedDetector, tmp_path: Path) -> None
     clip = write_clip(tmp_path / "clip.mp4", shots(9))
     seen = iter(range(9))
 
-    def crop(image: np.ndarray) -> np.ndarray:
-        if next(seen) in (0, 4, 5):
-            raise NoFaceError("no face")
-        return np.ascontiguousarray(image[:PIXELS, :PIXELS])
+    face = Face((0, 0, PIXELS, PIXELS), TEMPLATE / 112 * PIXELS)
 
-    summary = explain_video(detector, clip, tmp_path / "out", crop)
+    def find(photo: np.ndarray) -> list[Face]:
+        return [] if next(seen) in (0, 4, 5) else [face]
+
+    summary = explain_video(detector, clip, tmp_path / "out", FrameViews(Photographs(PIXELS, "largest", find)))
     assert (summary.frames, summary.faceless) == (9, 3)
-    assert summary.remarks == ["no face in 3 of 9 frames, which are grey in the video"]
+    assert "no face in 3 of 9 frames, which are grey in the video" in summary.remarks
     with (tmp_path / "out" / "scores.csv").open(newline="") as file:
         scores = [row["prob_fake"] for row in csv.DictReader(file)]
     assert [i for i, score in enumerate(scores) if not score] == [0, 4, 5]
-    assert summary.prob_fake == pytest.approx(np.mean([float(score) for score in scores if score]), abs=1e-6)
+    mean = sum(track.prob_fake * track.frames for track in summary.tracks) / 6
+    assert mean == pytest.approx(np.mean([float(score) for score in scores if score]), abs=1e-6)
     grey = decoded(tmp_path / "out" / "overlay.mp4")[4][38 : 38 + PIXELS, 8 : 8 + PIXELS]
     assert np.abs(grey.astype(int) - 225).max() < 16  # codecs differ
 
-    def no_face(image: np.ndarray) -> np.ndarray:
-        raise NoFaceError("no face")
-
     with pytest.raises(NoFaceError, match="no face in any of its 9 frames"):
-        explain_video(detector, clip, tmp_path / "none", no_face)
+        explain_video(detector, clip, tmp_path / "none", FrameViews(Photographs(PIXELS, "largest", lambda photo: [])))
     assert not (tmp_path / "none").exists()
 
 
@@ -232,8 +241,8 @@ def test_the_overlay_keeps_the_times_of_a_clip_of_variable_rate(
     name: str, detector: LoadedDetector, tmp_path: Path
 ) -> None:
     times = [k / 20 for k in range(10)] + [0.5 + k / 3 for k in range(6)]
-    clip = write_at(tmp_path / name, times, shots(len(times)))
-    summary = explain_video(detector, clip, tmp_path / "out", None)
+    clip = write_at(tmp_path / name, times, shots(len(times), 96, 96))
+    summary = explain_video(detector, clip, tmp_path / "out", whole_frames())
     assert summary.remarks == [] and summary.frames == len(times)
     np.testing.assert_allclose(times_of(tmp_path / "out" / "overlay.mp4"), times, atol=2e-3)
     with (tmp_path / "out" / "scores.csv").open(newline="") as file:
@@ -310,7 +319,7 @@ def test_a_video_without_an_image_leaves_nothing_and_the_next_input_is_done(
     inputs = tmp_path / "inputs"
     inputs.mkdir()
     without_images(inputs / "a.mp4")
-    cv2.imwrite(str(inputs / "b.png"), shots(1)[0])
+    cv2.imwrite(str(inputs / "b.png"), shots(1, 96, 96)[0])
     out = tmp_path / "out"
     flags = ["--detector_path", str(data_tree.detector_yaml), "--device", "cpu", "--input", str(inputs)]
     done = commands.run(DEMO, *flags, "--output", out, cwd=tmp_path)
@@ -325,9 +334,9 @@ def test_a_folder_of_ones_own_is_never_replaced(detector: LoadedDetector, tmp_pa
     """Neither one that has the name of the video nor a video's that was edited; one as it was written is."""
     clip = write_clip(tmp_path / "clip.mp4", shots(4))
     folder = tmp_path / "out" / "clip"
-    explain_video(detector, clip, folder, None)
+    explain_video(detector, clip, folder, whole_frames())
     before, shown = {path.name: path.read_bytes() for path in folder.iterdir()}, decoded(folder / "overlay.mp4")
-    explain_video(detector, clip, folder, None)
+    explain_video(detector, clip, folder, whole_frames())
     again = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert set(again) == set(before) and again["scores.csv"] == before["scores.csv"]
     # The encoded bytes differ now and then, by a few grey levels of a few pixels: the images are the same ones.
@@ -336,6 +345,30 @@ def test_a_folder_of_ones_own_is_never_replaced(detector: LoadedDetector, tmp_pa
     for name, content in (("notes.txt", "mine"), ("scores.csv", "frame,what I think\n")):
         (folder / name).write_text(content)
         with pytest.raises(InputError, match="is there and is no folder of a video, or one that was changed"):
-            explain_video(detector, clip, folder, None)
+            explain_video(detector, clip, folder, whole_frames())
         assert (folder / name).read_text() == content and sorted(tmp_path.rglob("*.partial")) == []
         (folder / name).unlink()
+
+
+def test_two_people_have_a_score_and_a_curve_each(detector: LoadedDetector, tmp_path: Path) -> None:
+    """Each is the mean over that person's own frames, computed from the rows of `scores.csv`; the video has none."""
+    clip = write_clip(tmp_path / "clip.mp4", [shots(1, 120, 240)[0]] * 6)
+    shown = iter(range(6))
+
+    def find(photo: np.ndarray) -> list[Face]:
+        boxes = [(10.0, 10.0, 90.0, 90.0), (130.0, 20.0, 200.0, 90.0)][: 2 if next(shown) < 4 else 1]
+        return [Face(box, TEMPLATE / 112 * (box[2] - box[0]) + box[:2]) for box in boxes]
+
+    summary = explain_video(detector, clip, tmp_path / "out", FrameViews(Photographs(PIXELS, "all", find)))
+    assert [(track.track, track.frames, track.last_frame) for track in summary.tracks] == [(1, 6, 5), (2, 4, 3)]
+    with (tmp_path / "out" / "scores.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 10
+    for track in summary.tracks:
+        scores = [float(row["prob_fake"]) for row in rows if row["face"] == str(track.track)]
+        assert track.prob_fake == pytest.approx(np.mean(scores), abs=1e-6)
+    written = json.loads((tmp_path / "out" / "video.json").read_text())
+    assert written["prob_fake"] is None and len(written["tracks"]) == 2
+    assert "face 1 (frames 0 to 5)" in summary.line() and "face 2 (frames 0 to 3)" in summary.line()
+    overlay = decoded(tmp_path / "out" / "overlay.mp4")
+    assert len(overlay) == 6 and overlay[0].shape[1] > 2 * 700  # the whole frame, twice as wide as high, 360 high

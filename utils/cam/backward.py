@@ -27,11 +27,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from utils.allowed import BACKWARDS
 from utils.cam.layers import LayerError
 from utils.cam.towers import BlockAttention, family_of
 from utils.errors import InputError, did_you_mean
 
-PLAIN, BALANCED = BACKWARDS = ("plain", "balanced")
+PLAIN, BALANCED = BACKWARDS
 
 RMS_NORM = re.compile("rms_?norm", re.IGNORECASE)  # by the class's name: most are written by hand
 ACTIVATION = re.compile("gelu|silu|swish|mish|relu|elu", re.IGNORECASE)  # those with f(0) = 0

@@ -7,10 +7,9 @@ from typing import NamedTuple, Sequence
 
 from torch import nn
 
+from utils.allowed import SITES
 from utils.cam.towers import family_of
 from utils.errors import InputError, did_you_mean
-
-SITES = ("layer_norm1", "residual")
 
 # Among layer names: the mean of the normalised maps of the other layers, and the sum of the raw maps of all blocks.
 FUSED = "fused"

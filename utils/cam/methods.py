@@ -17,6 +17,7 @@ from typing import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from utils.allowed import METHOD_NAMES
 from utils.cam.attention import ATTENTION_METHODS
 from utils.cam.tokens import Tokens
 from utils.errors import InputError, did_you_mean
@@ -81,7 +82,6 @@ METHODS: dict[str, Method] = {
     "xgradcam": x_grad_cam,
 }
 # What reads a block's attention in its place is in utils/cam/attention.py.
-METHOD_NAMES = (*METHODS, *ATTENTION_METHODS)
 ATTENTION_SITE = "attention"  # where methods that read attention are said to read, whatever the configured site
 
 

@@ -6,11 +6,9 @@ from typing import Sequence, Union
 
 from torch import Tensor
 
+from utils.allowed import TARGETS
 from utils.cam.heads import REAL_OR_FAKE, Head
 from utils.errors import InputError, did_you_mean
-
-TARGETS = ("predicted", "fake", "real", "label", "margin", "both")
-
 
 Target = Union[str, Sequence[Union[str, int]], Tensor]
 

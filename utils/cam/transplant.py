@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-TRANSPLANT = "transplant"  # its name among the methods
 INPUT = "input"  # what its one map is of, in place of a layer
 PIXELS = "pixels"  # where it reads, in place of a site
 CELLS = (16, 16)  # rows and columns for a network without patches

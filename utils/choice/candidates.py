@@ -8,14 +8,14 @@ from typing import Any, Callable, Iterable, NamedTuple, Protocol, Sequence
 import torch
 from torch import Tensor, nn
 
+from utils.allowed import SITES
 from utils.cam.attention import ATTENTION_METHODS, has_attention
 from utils.cam.backward import BALANCED, PLAIN, attention_of, gates_in
-from utils.cam.layers import SITES, SUM, block_names
+from utils.cam.layers import SUM, block_names
 from utils.cam.maps import LayerMaps
 from utils.cam.methods import ATTENTION_SITE, METHODS
 from utils.errors import InputError
 
-AUTO = "auto"
 MOST = 16  # candidates of one trial
 FINER = 3  # grids that are tried beside the default one of a convolutional network
 FEWEST_CHANNELS = 8  # of a layer that is tried: fewer are no features

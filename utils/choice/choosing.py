@@ -17,7 +17,6 @@ from utils.choice.verdict import UNTRIED, Choice, choose
 from utils.errors import InputError
 
 T = TypeVar("T")
-DEFAULT_IMAGES = 32
 InParts = Callable[[Callable[[slice], T], int], List[T]]  # work over slices of so many images → the results in order
 
 

@@ -11,8 +11,9 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any, Iterable, NamedTuple
+from typing import Any, Iterable, NamedTuple, Sequence
 
+from utils.command import OneLineParser, run_command
 from utils.errors import InputError, did_you_mean
 from utils.files import read_text
 from utils.text import one_line, shortened
@@ -162,8 +163,17 @@ def _typename(value: Any) -> str:
     return known.get(type(value), "a number")
 
 
-if __name__ == "__main__":
-    from utils.command import run_command
-    from utils.data.folder_dataset import main
+def main(argv: Sequence[str]) -> int:
+    """Flags → one JSON file. Returns the exit code; raises InputError."""
+    p = OneLineParser(description="A folder of images or a CSV → the dataset JSON that the hosts read too.")
+    p.add_argument("folder", help="folder with real/ and fake/ (or 0_real/ and 1_fake/) in it, or a CSV path,label")
+    p.add_argument("-o", "--output", required=True, metavar="NAME.json", help="the file to write; not replaced")
+    args = p.parse_args(argv)
+    from utils.data.folder_dataset import write_dataset_json
 
+    write_dataset_json(Path(args.folder), Path(args.output))
+    return 0
+
+
+if __name__ == "__main__":
     run_command(main)

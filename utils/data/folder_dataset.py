@@ -13,7 +13,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Iterator, Sequence
 
-from utils.command import OneLineParser
 from utils.data.dataset_json import Video, is_dataset_name
 from utils.data.frames import Frame
 from utils.data.images import IMAGE_SUFFIXES
@@ -159,18 +158,13 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, str | None]]]:
 # ------------------------------------------------------------------------------------------- as the hosts' own JSON
 
 
-def main(argv: Sequence[str]) -> int:
-    """Flags → one JSON file. Returns the exit code; raises InputError."""
-    p = OneLineParser(description="A folder of images or a CSV → the dataset JSON that the hosts read too.")
-    p.add_argument("folder", help="folder with real/ and fake/ (or 0_real/ and 1_fake/) in it, or a CSV path,label")
-    p.add_argument("-o", "--output", required=True, metavar="NAME.json", help="the file to write; not replaced")
-    args = p.parse_args(argv)
-    source, output = Path(args.folder), Path(args.output)
+def write_dataset_json(source: Path, output: Path) -> None:
+    """Write the JSON of a folder or CSV, and print what the hosts' `label_dict` needs. Raises InputError."""
     dataset_name(source)  # is it there?
     if output.suffix != ".json" or not is_dataset_name(output.stem) or not output.absolute().parent.is_dir():
-        raise InputError(f"--output {args.output!r}: give NAME.json in a folder that is there")
+        raise InputError(f"--output {str(output)!r}: give NAME.json in a folder that is there")
     if output.exists():
-        raise InputError(f"--output {args.output!r} is there already: remove it, or give another name")
+        raise InputError(f"--output {str(output)!r} is there already: remove it, or give another name")
     labels: dict[str, dict[str, dict[str, object]]] = {}
     numbers: dict[str, int] = {}
     for number, video in read_labelled(source.absolute()):
@@ -185,4 +179,3 @@ def main(argv: Sequence[str]) -> int:
     print("label_dict of config/test_config.yaml needs these lines:")
     for label, number in sorted(numbers.items()):
         print(printable(f"  {label}: {number}"))
-    return 0

@@ -13,7 +13,7 @@ import os
 import re
 import stat
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Sequence
 
 import cv2
 import numpy as np
@@ -31,7 +31,19 @@ MAX_FILE_BYTES = 512 * 1024 * 1024
 # A progressive JPEG is decoded once per scan, however little a scan holds. Programs write about ten.
 MAX_SCANS = 100
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif")  # taken from a folder
+IMAGE_SUFFIXES = (
+    ".png",
+    ".jpg",
+    ".jpeg",
+    ".bmp",
+    ".webp",
+    ".tif",
+    ".tiff",
+    ".gif",
+    ".avif",
+    ".heic",
+    ".heif",
+)  # taken from a folder
 # What OpenCV reads too. Not "whatever Pillow knows": its EPS reader, for one, starts another program.
 FORMATS = ("JPEG", "PNG", "BMP", "DIB", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000")
 
@@ -113,10 +125,11 @@ def _open_header(data: bytes) -> Image:
     """Format, mode and size from the header; no pixel is decoded yet."""
     from PIL import Image, UnidentifiedImageError
 
+    formats = [*FORMATS, *_phone_formats(data)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of large images and odd EXIF; the size has a check of its own
         try:
-            return Image.open(io.BytesIO(data), formats=FORMATS)
+            return Image.open(io.BytesIO(data), formats=formats)
         except MemoryError:
             raise
         except Image.DecompressionBombError as error:
@@ -126,6 +139,35 @@ def _open_header(data: bytes) -> Image:
         # Pillow's parsers pass on whatever they trip over: struct.error, SyntaxError, KeyError ...
         except Exception as error:
             raise UnreadableImage(f"the image's header is damaged ({one_line(error)})") from error
+
+
+_AVIF_BRANDS = (b"avif", b"avis")
+_HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+
+
+def _phone_formats(data: bytes) -> Sequence[str]:
+    """Pillow's name for the format of an AVIF or HEIC file; none for others. Raises UnreadableImage where it has none.
+
+    Both are containers that say at their start which of them they are.
+    """
+    brand = data[8:12] if data[4:8] == b"ftyp" else b""
+    if brand in _AVIF_BRANDS or (brand in (b"mif1", b"msf1") and b"avif" in data[16:64]):
+        from PIL import Image, features
+
+        if "avif" not in features.modules or not features.check("avif"):
+            raise UnreadableImage("an AVIF image, which this Pillow cannot decode: pip install 'pillow>=11.3'")
+        Image.init()
+        return ["AVIF"]
+    if brand in _HEIC_BRANDS:
+        try:
+            from pillow_heif import register_heif_opener
+        except ImportError:
+            raise UnreadableImage(
+                "a HEIC image, which needs the package pillow-heif: pip install pillow-heif, or save it as JPEG"
+            ) from None
+        register_heif_opener()
+        return ["HEIF"]
+    return []
 
 
 def _check_size(width: int, height: int) -> None:

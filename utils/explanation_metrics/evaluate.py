@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from utils.allowed import DEFAULT_SAMPLES, METHOD_NAMES, TARGETS, TRANSPLANT
 from utils.cam.layers import block_names
-from utils.cam.methods import ATTENTION_SITE, METHOD_NAMES, sites_of
-from utils.cam.targets import TARGETS, Target
-from utils.cam.transplant import TRANSPLANT
+from utils.cam.methods import ATTENTION_SITE, sites_of
+from utils.cam.targets import Target
 from utils.data.frames import Frame, evenly_spaced
 from utils.errors import InputError
 from utils.explanation_metrics.causal.saco import saco
@@ -57,7 +57,6 @@ from utils.explanation_metrics.sweep import (
 from utils.model.config import RunSettings
 from utils.model.detector import LoadedDetector
 
-DEFAULT_SAMPLES = 500
 DELETION_FRAMES = 200  # of them, for the metrics that run the detector again and again
 ATTACK_FRAMES = 48
 TRANSPLANT_FRAMES = 48

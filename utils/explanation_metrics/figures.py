@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Mapping, Sequence
 
 import numpy as np
 
-from utils.cam.methods import METHOD_NAMES
+from utils.allowed import METHOD_NAMES
 from utils.explanation_metrics.bootstrap import VideoBootstrap
 from utils.explanation_metrics.comparison import ALL, Row
 from utils.explanation_metrics.deletion import SHARES

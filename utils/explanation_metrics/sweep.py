@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from utils.allowed import SITES
 from utils.cam.attention import has_attention
-from utils.cam.layers import FUSED, SITES, SUM, find_sites, named_layers, summed_blocks
+from utils.cam.layers import FUSED, SUM, find_sites, named_layers, summed_blocks
 from utils.cam.maps import Canvas, normalise
 from utils.cam.methods import ATTENTION_METHODS, METHODS, sites_of
 from utils.cam.targets import Target

@@ -17,7 +17,6 @@ from utils.model.config_values import Section, refuse_odd_values
 from utils.model.gradcam_settings import GradCAMSettings, gradcam_settings
 from utils.text import one_line, shortened
 
-SELECTIONS = ("confident", "first", "random")
 SAMPLINGS = ("even", "host", "host_sorted")
 # Beyond these the machine would give up, after a while and in other words.
 MAX_BATCH, MAX_WORKERS, MAX_RESOLUTION = 1_000_000, 1_000, 8_192
@@ -89,18 +88,23 @@ def find_path(path: str | Path, what: str, where: str) -> Path:
 
 
 def run_settings(
-    detector_path: Path | None, test_config: Path | None, flags: Mapping[str, Any], build: str = ""
+    detector_path: Path | None,
+    test_config: Path | None,
+    flags: Mapping[str, Any],
+    build: str = "",
+    flag_names: Mapping[str, str] | None = None,
 ) -> RunSettings:
     """Detector YAML, if there is one, then test_config.yaml (which wins, as in the host), then `flags` (which win).
 
-    `flags` holds config keys; None means not given. `build`: see DetectorSettings. Raises InputError.
+    `flags` holds config keys; None means not given. `build`: see DetectorSettings. `flag_names`: key → what the user
+    typed for it, for messages. Raises InputError.
     """
     test_config = TRAINING_FOLDER / "config" / "test_config.yaml" if test_config is None else test_config
     detector = {} if detector_path is None else read_yaml(detector_path)
     config = _overridden({**detector, **read_yaml(test_config)}, flags)
     if build:
         config["model_name"] = build
-    section = Section(config, f"{detector_path or build} + {test_config.name}")
+    section = Section(config, f"{detector_path or build} + {test_config.name}", _given(flags, flag_names))
     data = _data_settings(section)
     datasets, folders = _datasets(section.strings("test_dataset"), data.json_folder)
     return RunSettings(
@@ -113,10 +117,17 @@ def run_settings(
     )
 
 
-def detector_settings(detector_path: Path, flags: Mapping[str, Any]) -> DetectorSettings:
-    """A detector's YAML and `flags` alone, for images that belong to no dataset. Raises InputError."""
+def detector_settings(
+    detector_path: Path, flags: Mapping[str, Any], flag_names: Mapping[str, str] | None = None
+) -> DetectorSettings:
+    """A detector's YAML and `flags` alone, for images that belong to no dataset. As `run_settings`."""
     config = _overridden(read_yaml(detector_path), flags)
-    return _detector_settings(Section(config, str(detector_path)), config)
+    return _detector_settings(Section(config, str(detector_path), _given(flags, flag_names)), config)
+
+
+def _given(flags: Mapping[str, Any], names: Mapping[str, str] | None) -> dict[str, str]:
+    """The names of those flags that were given."""
+    return {key: name for key, name in (names or {}).items() if flags.get(key) is not None}
 
 
 def _overridden(config: dict[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
@@ -130,14 +141,14 @@ def _detector_settings(section: Section, config: dict[str, Any]) -> DetectorSett
         model_name=section.string("model_name"),
         weights_path=_weights_path(section),
         resolution=section.count("resolution", 224, least=1, most=MAX_RESOLUTION),
-        gradcam=gradcam_settings(config, section.where),
+        gradcam=gradcam_settings(config, section.where, section.flags),
     )
 
 
 def _weights_path(section: Section) -> Path | None:
     """None where the key is missing or empty."""
     name = section.string("weights_path", "")
-    return find_path(name, "weights file", section.where) if name else None
+    return find_path(name, "weights file", section.flags.get("weights_path") or section.where) if name else None
 
 
 def _data_settings(section: Section) -> DataSettings:

@@ -42,9 +42,15 @@ def refuse_odd_values(values: Any, where: str) -> None:
 class Section:
     """Typed reading of one mapping from outside; errors name the file, the key, what was found and what is allowed."""
 
-    def __init__(self, values: Mapping[str, Any], where: str) -> None:
+    def __init__(self, values: Mapping[str, Any], where: str, flags: Mapping[str, str] | None = None) -> None:
+        """`where`: the file. `flags`: key → the command's flag, for keys whose value was given by one."""
         self.values = values
         self.where = where
+        self.flags = flags or {}
+
+    def name(self, key: str) -> str:
+        """Where the value of `key` was given: a flag, or the key in its file."""
+        return self.flags.get(key) or f"{self.where}: {key}"
 
     def has(self, key: str) -> bool:
         """Whether the key is there and not null."""
@@ -77,7 +83,7 @@ class Section:
         """One of `choices`."""
         value = self._typed(key, (str,), "one of " + ", ".join(choices), default)
         if value not in choices:
-            raise self.error(key, f"{did_you_mean(value, choices)}one of {', '.join(choices)}")
+            raise self.error(key, ", ".join(choices), did_you_mean(value, choices))
         return str(value)
 
     def strings(self, key: str) -> list[str]:
@@ -99,9 +105,9 @@ class Section:
         """A mapping."""
         return self._typed(key, (Mapping,), "a mapping", default)
 
-    def error(self, key: str, allowed: str) -> InputError:
-        """What to raise where the value of `key` is not what is `allowed`."""
-        return InputError(f"{self.where}: {key} is {shortened(repr(self.values.get(key)))}; allowed: {allowed}")
+    def error(self, key: str, allowed: str, close: str = "") -> InputError:
+        """What to raise where the value of `key` is not what is `allowed`; `close` as `did_you_mean` gives it."""
+        return InputError(f"{self.name(key)} is {shortened(repr(self.values.get(key)))}; {close}allowed: {allowed}")
 
     def _typed(self, key: str, types: tuple[type, ...], allowed: str, default: Any) -> Any:
         value = self.values.get(key)

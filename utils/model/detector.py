@@ -9,10 +9,10 @@ from typing import Any, ContextManager, Mapping, NamedTuple, Sequence
 import torch
 from torch import Tensor
 
+from utils.allowed import TRANSPLANT
 from utils.cam.heads import HeadReader
 from utils.cam.maps import NonFiniteMapError
 from utils.cam.targets import Target
-from utils.cam.transplant import TRANSPLANT
 from utils.data.frames import Frame
 from utils.errors import InputError, did_you_mean
 from utils.gradcam import Explanation
@@ -28,7 +28,7 @@ from utils.model.host.registry import any_model_class, find_detectors
 from utils.model.weights_file import read_file
 from utils.text import one_line
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Scores(NamedTuple):
@@ -90,7 +90,7 @@ class LoadedDetector(NamedTuple):
         """The precision of the detector's own arithmetic; maps are always computed in float32."""
         if self.precision == "fp32":
             return nullcontext()
-        return torch.autocast(self.device.type, dtype=PRECISIONS[self.precision])
+        return torch.autocast(self.device.type, dtype=DTYPES[self.precision])
 
     def inputs(self, image: Tensor, frames: Sequence[Frame] | None = None) -> HostInputs:
         """Normalised images → what the model is given: the image, and what it may ask for beside it of `frames`."""
@@ -273,11 +273,11 @@ def check_precision(precision: str, device: torch.device) -> None:
         return
     unit = torch.ones(1, 1, device=device)
     try:
-        with torch.autocast(device.type, dtype=PRECISIONS[precision]):
+        with torch.autocast(device.type, dtype=DTYPES[precision]):
             found = torch.nn.functional.linear(unit, unit).dtype
     except RuntimeError as error:
         raise InputError(f"precision {precision}: {one_line(error)}; use fp32 or bf16", "precision") from error
-    if found != PRECISIONS[precision]:
+    if found != DTYPES[precision]:
         raise InputError(
             f"precision {precision} on {device.type} is not available in torch {torch.__version__}; use fp32 or bf16",
             "precision",

@@ -5,20 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Mapping, NamedTuple
 
-from utils.cam.backward import BACKWARDS
+from utils.allowed import (
+    AUTO,
+    BACKWARD_CHOICES,
+    BACKWARDS,
+    COLORMAPS,
+    METHOD_CHOICES,
+    SITE_CHOICES,
+    SITES,
+    TARGETS,
+)
 from utils.cam.heads import named_classes
-from utils.cam.layers import SITES
-from utils.cam.methods import DEFAULT_EPSILON, METHOD_NAMES
-from utils.cam.targets import TARGETS
-from utils.cam.transplant import TRANSPLANT
-from utils.choice.candidates import AUTO, Candidate, Named, site_of
+from utils.cam.methods import DEFAULT_EPSILON
+from utils.choice.candidates import Candidate, Named, site_of
 from utils.errors import InputError, did_you_mean
 from utils.model.config_values import Section
-
-BACKWARD_CHOICES = (AUTO, *BACKWARDS)
-METHOD_CHOICES = (AUTO, *METHOD_NAMES, TRANSPLANT)
-SITE_CHOICES = (AUTO, *SITES)
-COLORMAPS = ("jet", "turbo", "viridis", "magma")
 
 GRADCAM_KEYS = (
     "gradcam_enabled", "gradcam_layers", "gradcam_save_dir", "gradcam_method", "gradcam_target", "gradcam_site",
@@ -83,8 +84,13 @@ class GradCAMSettings(NamedTuple):
         )
 
 
-def gradcam_settings(config: Mapping[str, Any], where: str = "config") -> GradCAMSettings:
-    """The Grad-CAM settings of a detector's config. Raises InputError, whose message begins with `where`."""
+def gradcam_settings(
+    config: Mapping[str, Any], where: str = "config", flags: Mapping[str, str] | None = None
+) -> GradCAMSettings:
+    """The Grad-CAM settings of a detector's config. Raises InputError, whose message begins with `where`.
+
+    `flags` as for `utils.model.config_values.Section`.
+    """
     for key in config:
         if str(key).startswith("gradcam_") and key not in GRADCAM_KEYS:
             raise InputError(
@@ -95,11 +101,13 @@ def gradcam_settings(config: Mapping[str, Any], where: str = "config") -> GradCA
     if type(named) is int or (isinstance(named, (list, tuple)) and any(type(one) is int for one in named)):
         numbers = named if isinstance(named, (list, tuple)) else [named]
         config = {**config, "gradcam_layers": [str(one) if type(one) is int else one for one in numbers]}
-    section = Section(config, where)
+    section = Section(config, where, flags)
     layers = section.strings("gradcam_layers") if section.has("gradcam_layers") else None
     method = section.choice("gradcam_method", METHOD_CHOICES, "gradcam" if layers and AUTO not in layers else AUTO)
     if layers and AUTO in layers and len(layers) > 1:
-        raise InputError(f"{where}: gradcam_layers names {AUTO!r} beside others; give {AUTO} alone, or the layers")
+        raise InputError(
+            f"{section.name('gradcam_layers')} names {AUTO!r} beside others; give {AUTO} alone, or the layers"
+        )
     if method == AUTO and layers is None:
         layers = [AUTO]
     site = section.choice("gradcam_site", SITE_CHOICES, AUTO if AUTO in (method, *(layers or ())) else SITES[0])
@@ -118,8 +126,8 @@ def gradcam_settings(config: Mapping[str, Any], where: str = "config") -> GradCA
     target = section.choice("gradcam_target", list(dict.fromkeys((*TARGETS, *(classes or labels)))), "predicted")
     if signed and target not in ("predicted", "margin"):
         raise InputError(
-            f"{where}: gradcam_signed shows the evidence for fake and for real at once, so gradcam_target {target!r}"
-            " does not go with it; leave gradcam_target out, or set it to margin"
+            f"{section.name('gradcam_signed')} shows the evidence for fake and for real at once, so gradcam_target"
+            f" {target!r} does not go with it; leave gradcam_target out, or set it to margin"
         )
     return GradCAMSettings(
         enabled=section.flag("gradcam_enabled", False),

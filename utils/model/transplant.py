@@ -7,11 +7,12 @@ from typing import Any, Callable
 import torch
 from torch import Tensor, nn
 
+from utils.allowed import TRANSPLANT
 from utils.cam.frozen import frozen_for_explaining
 from utils.cam.heads import ANY_MODEL, HeadReader
 from utils.cam.maps import LayerMaps, refuse_non_finite
 from utils.cam.targets import Target, score_weights
-from utils.cam.transplant import CELLS, INPUT, PIXELS, TRANSPLANT, blurred, transplant_maps
+from utils.cam.transplant import CELLS, INPUT, PIXELS, blurred, transplant_maps
 from utils.errors import InputError
 from utils.gradcam import Explanation, check_images, explained_names, wants_both
 

@@ -2,20 +2,55 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Sequence
 
-from utils.command import run_command
+from utils.allowed import FIGURE_COLUMNS, FIGURE_FORMATS
+from utils.command import OneLineParser, positive, run_command
+
+RUN = "a run's folder, its --gradcam_output_dir"
 
 
 def main(argv: Sequence[str]) -> int:
     """The command that the first argument names; a run's folder of that name is given as ./figure."""
-    if argv and argv[0] == "figure":
-        from utils.report.paper_figure import main as figure
-
-        return figure(argv[1:])
-    from utils.report.page import main as page
-
+    commands = {"figure": figure}
+    if argv and argv[0] in commands:
+        return commands[argv[0]](argv[1:])
     return page(argv)
+
+
+def page(argv: Sequence[str]) -> int:
+    """Write the page of a run again. Returns the exit code; raises InputError, as all of these."""
+    p = OneLineParser(
+        description="The page of a run, index.html, written again. Further commands: figure (python -m utils.report"
+        " figure --help)."
+    )
+    p.add_argument("run_dir", help=RUN)
+    args = p.parse_args(argv)
+    from utils.report.page import rewrite_report
+
+    rewrite_report(Path(args.run_dir))
+    return 0
+
+
+def figure(argv: Sequence[str]) -> int:
+    """Write a figure for a paper."""
+    p = OneLineParser(description="Samples of a run as one figure for a paper: images x (original, mask, layers).")
+    p.add_argument("run_dir", help=RUN)
+    p.add_argument("--samples", nargs="+", type=int, required=True, metavar="I", help="the i of sample<i>/")
+    p.add_argument("-o", "--output", required=True, metavar="FILE", help=f"{', '.join(FIGURE_FORMATS)}")
+    p.add_argument("--dataset", help="where the run has several")
+    p.add_argument("--layers", nargs="+", metavar="LAYER", help="all of the run's where it is not given")
+    p.add_argument("--column", choices=tuple(FIGURE_COLUMNS), default="double", help="width of a text column")
+    p.add_argument("--width", type=float, metavar="INCHES", help="in place of --column")
+    p.add_argument("--font_size", type=positive, default=8, metavar="POINTS", help="of all text")
+    args = p.parse_args(argv)
+    from utils.report.paper_figure import write_figure
+
+    width = FIGURE_COLUMNS[args.column] if args.width is None else args.width
+    output = Path(args.output)
+    write_figure(Path(args.run_dir), output, args.samples, args.dataset, args.layers, width, args.font_size)
+    return 0
 
 
 if __name__ == "__main__":

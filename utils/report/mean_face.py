@@ -10,7 +10,7 @@ import numpy as np
 
 # Fractions of the crop's width and height, in the usual order: jaw line, brows, nose, eyes, mouth, forehead. Made from
 # the landmarks of this project's synthetic faces, moved so that eyes, nose and mouth lie where the benchmarks'
-# preprocessing puts them (utils/data/face_crop.py), and mirrored, so that left and right are alike.
+# preprocessing puts them (utils/data/faces/align.py), and mirrored, so that left and right are alike.
 MEAN_FACE = np.array([
     (0.233, 0.488), (0.234, 0.565), (0.243, 0.639), (0.264, 0.708), (0.299, 0.768), (0.344, 0.817),
     (0.398, 0.854), (0.453, 0.877), (0.500, 0.885), (0.547, 0.877), (0.602, 0.854), (0.656, 0.817),

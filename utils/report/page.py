@@ -17,7 +17,6 @@ from typing import Any, NamedTuple, Sequence
 import numpy as np
 import yaml
 
-from utils.command import OneLineParser
 from utils.data.gaps import ForgeryGaps
 from utils.errors import InputError
 from utils.files import keeps_list, settle_list, write_whole
@@ -297,12 +296,8 @@ def colours() -> dict[str, str]:
     return {**columns, "stops": ", ".join(f"rgb({r} {g} {b} / {heat}%) {heat}%" for (r, g, b), heat in shown)}
 
 
-def main(argv: Sequence[str]) -> int:
-    """Write the report of a run. Returns the exit code; raises InputError."""
-    parser = OneLineParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("run_dir", help="a run's folder, its --gradcam_output_dir")
-    folder = Path(parser.parse_args(argv).run_dir)
+def rewrite_report(folder: Path) -> None:
+    """Write the report of a run that is there, and say where. Raises InputError."""
     print(write_report(folder))
     if keeps_list(folder):
         settle_list(folder)
-    return 0

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Sequence
 import cv2
 import numpy as np
 
-from utils.command import OneLineParser, positive
+from utils.allowed import FIGURE_FORMATS
 from utils.data.annotations import read_mask
 from utils.data.images import UnreadableImage, decode_image, read_file
 from utils.errors import InputError, did_you_mean
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-FORMATS = (".pdf", ".svg", ".png")
-COLUMNS = {"single": 3.3, "double": 6.9}  # inches: the text columns of two-column proceedings
 COLORMAP = "inferno"  # perceptually even, and readable in grey and to colour-blind readers
 OPACITY = 0.75  # where a map is at its peak; it fades with the heat, so that the face stays visible
 DPI = 300  # of the images in it
@@ -137,37 +135,35 @@ def _short(layer: str) -> str:
     )
 
 
-# ------------------------------------------------------------------------------------------------------- the command
+def write_figure(
+    run_dir: Path,
+    output: Path,
+    samples: Sequence[int],
+    dataset: str | None,
+    layers: Sequence[str] | None,
+    width: float,
+    font_size: float,
+) -> None:
+    """Draw `samples` of a run into `output`. Raises InputError.
 
-
-def main(argv: Sequence[str]) -> int:
-    """Flags → one figure. Returns the exit code; raises InputError."""
-    p = OneLineParser(description=(__doc__ or "").split("\n")[0])
-    p.add_argument("run_dir", help="a run's folder, its --gradcam_output_dir")
-    p.add_argument("--samples", nargs="+", type=int, required=True, metavar="I", help="the i of sample<i>/")
-    p.add_argument("-o", "--output", required=True, metavar="FILE", help=f"{', '.join(FORMATS)}")
-    p.add_argument("--dataset", help="where the run has several")
-    p.add_argument("--layers", nargs="+", metavar="LAYER", help="all of the run's where it is not given")
-    p.add_argument("--column", choices=tuple(COLUMNS), default="double", help="width of a text column")
-    p.add_argument("--width", type=float, metavar="INCHES", help="in place of --column")
-    p.add_argument("--font_size", type=positive, default=8, metavar="POINTS", help="of all text")
-    args = p.parse_args(argv)
-    output = Path(args.output)
-    if output.suffix not in FORMATS or not output.absolute().parent.is_dir():
-        raise InputError(f"--output {args.output!r}: give a file ({', '.join(FORMATS)}) in a folder that is there")
-    width = COLUMNS[args.column] if args.width is None else args.width
+    `dataset` is needed where the run has several; `layers` None: all of the run's. `width` in inches, `font_size` in
+    points.
+    """
+    if output.suffix not in FIGURE_FORMATS or not output.absolute().parent.is_dir():
+        raise InputError(
+            f"--output {str(output)!r}: give a file ({', '.join(FIGURE_FORMATS)}) in a folder that is there"
+        )
     if not (math.isfinite(width) and 1 <= width <= 40):
         raise InputError(f"--width is {width}; allowed: 1 to 40 inches")
-    run = read_run(Path(args.run_dir))
-    data = _dataset(run, args.dataset)
-    layers = _layers(run, args.layers)
-    figure = paper_figure(_samples(data, args.samples, layers), layers, width, args.font_size)
+    run = read_run(run_dir)
+    data = _dataset(run, dataset)
+    shown = _layers(run, layers)
+    figure = paper_figure(_samples(data, samples, shown), shown, width, font_size)
     from matplotlib import rc_context
 
     with rc_context(STYLE), whole_file(output) as file:
         figure.savefig(file, format=output.suffix[1:], dpi=DPI)
-    print(printable(f"{output}: {len(args.samples)} samples, {width} inches wide"))
-    return 0
+    print(printable(f"{output}: {len(samples)} samples, {width} inches wide"))
 
 
 def _dataset(run: RunOnDisk, name: str | None) -> DatasetOnDisk:

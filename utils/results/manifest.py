@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable, Iterable, Mapping, NamedTuple, Sequence
 
+from utils.allowed import COLORMAPS
 from utils.choice.verdict import Choice
 from utils.data.dataset_json import is_dataset_name
 from utils.errors import InputError
 from utils.files import read_text
-from utils.model.gradcam_settings import COLORMAPS
 from utils.results.sample_folder import LayerFacts
 from utils.results.typed_values import check_depth
 from utils.text import shortened

@@ -22,7 +22,6 @@ OPACITY = 0.5
 SIGNED_OPACITY = 0.85  # where a signed map is at its largest magnitude
 ABOVE, BELOW = (214, 0, 0), (0, 76, 230)  # evidence for fake, evidence for real
 UNSEEN = 160  # grey of the pixels at the edge that belong to no patch
-IMAGE_FORMATS = ("png", "jpg", "webp")
 
 GREY = "grey"  # beside OpenCV's colour maps: for a map that is no evidence
 NONE_DENIED: Mapping[str, Sequence[bool]] = {}
@@ -33,6 +32,8 @@ MARGIN = 8  # pixels around and between the panels of a comparison
 CAPTION = 24  # height of the line below each panel
 TITLE = 30  # height of the line above all panels
 TITLE_SIZE, CAPTION_SIZE = 16, 14
+LONGEST = 2048  # pixels of a photograph's longer side in what is written of it
+OUTLINE = (255, 255, 255)  # of the crop in it
 INK, PAPER, WARNING = (20, 20, 20), (255, 255, 255), (176, 0, 32)
 
 
@@ -271,6 +272,37 @@ def faint_layers(raw_maxima: Mapping[str, float]) -> list[str]:
     range, so that what such a layer contributes looks like more than it is."""
     most = max(raw_maxima.values(), default=0.0)
     return [name for name, value in raw_maxima.items() if 0 < value < FAINT * most]
+
+
+class Pasted(NamedTuple):
+    """A photograph (H, W, 3) uint8 RGB, and the matrix (2, 3) that takes its pixels to those of the explained crop."""
+
+    photo: np.ndarray
+    matrix: np.ndarray
+
+    def over(self, overlay: np.ndarray) -> np.ndarray:
+        """The photograph, at most LONGEST pixels a side, with the crop's overlay in its place, and its outline."""
+        photo, matrix = self.photo, self.matrix
+        scale = min(1.0, LONGEST / max(photo.shape[:2]))
+        if scale < 1:
+            photo = cv2.resize(photo, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+            matrix = matrix @ np.diag([1 / scale, 1 / scale, 1.0])
+        return paste(photo.copy(), overlay, matrix)
+
+
+def paste(photo: np.ndarray, overlay: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """`overlay` (h, w, 3) drawn into `photo` (H, W, 3), both uint8 RGB, at the place that `matrix` takes to it."""
+    size = photo.shape[1::-1]
+    back = cv2.warpAffine(overlay, matrix, size, flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
+    inside = np.ones(overlay.shape[:2], dtype=np.uint8)
+    covered = cv2.warpAffine(inside, matrix, size, flags=cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP) > 0
+    photo[covered] = back[covered]
+    height, width = overlay.shape[:2]
+    corners = np.array([[0, 0, 1], [width, 0, 1], [width, height, 1], [0, height, 1]], dtype=float)
+    to_photo = np.linalg.inv(np.vstack([matrix, [0, 0, 1]]))
+    outline = np.rint(corners @ to_photo[:2].T).astype(np.int32)
+    cv2.polylines(photo, [outline], True, OUTLINE, max(1, round(max(photo.shape) / 600)), cv2.LINE_AA)
+    return photo
 
 
 def denormalised(image: Tensor, settings: GradCAMSettings) -> Tensor:

@@ -25,7 +25,7 @@ from utils.gradcam import Explanation
 from utils.model.config import DetectorSettings
 from utils.results.decision import CLASS_NAMES, UNKNOWN, confidence, predicted
 from utils.results.grey_maps import GREY_MAPS, grey_name, raw_arrays, read_grey_map, write_grey_maps
-from utils.results.overlays import Box, LayerImage, comparison, encode, faint_layers, original_box, panels
+from utils.results.overlays import Box, LayerImage, Pasted, comparison, encode, faint_layers, original_box, panels
 from utils.results.typed_values import count, flag, number, plain_name, string
 from utils.text import printable
 
@@ -353,6 +353,7 @@ class Drawn(NamedTuple):
     sample: Sample
     image: np.ndarray  # (H, W, 3) uint8 RGB, as the detector saw it
     layers: Sequence[LayerImage]
+    pasted: Pasted | None = None  # the photograph that it is a crop of
 
 
 def write_sample(
@@ -362,7 +363,8 @@ def write_sample(
 
     An earlier sample there is replaced if every file is as it was written; InputError where `folder` is anything else.
     With `damaged` the folder is known to be a sample's: its own files are replaced whatever became of them, and others
-    stay. `save_raw` adds the maps as the method gave them, before any normalising: `raw_sample<i>.npz`.
+    stay. `save_raw` adds the maps as the method gave them, before any normalising: `raw_sample<i>.npz`. A crop's
+    overlays are also drawn into its photograph.
     """
     if folder.is_symlink() or (folder.exists() and not damaged and not is_sample(folder)):
         raise InputError(
@@ -371,10 +373,13 @@ def write_sample(
         )
     partial = folder.with_name(f".{folder.name}.partial")
     new_folder(partial)
-    sample, image, layers = drawn
+    sample, image, layers, pasted = drawn
     i = sample.index
     for layer in layers:
         (partial / f"gradcam_{layer.name}_sample{i}.{image_format}").write_bytes(encode(layer.overlay, image_format))
+        if pasted is not None:
+            photo = encode(pasted.over(layer.overlay), image_format)
+            (partial / f"gradcam_photo_{layer.name}_sample{i}.{image_format}").write_bytes(photo)
     write_grey_maps(partial / GREY_MAPS, layers)
     if save_raw:
         np.savez_compressed(partial / f"raw_sample{i}.npz", **raw_arrays(layers))  # type: ignore[arg-type]  # numpy's stub takes them for its own flag

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from utils.cam.transplant import CELLS, TRANSPLANT
+from utils.allowed import MOST_MISTAKES, TRANSPLANT
+from utils.cam.transplant import CELLS
 from utils.data.frames import Batch, Frame, frame_loader
 from utils.data.gaps import forgery_gaps, is_absent, write_gaps
 from utils.errors import RunError
@@ -34,8 +35,6 @@ from utils.run.predictions import Predictions
 from utils.run.processes import Processes
 from utils.run.resume import Resume
 from utils.run.summary import DatasetSummary
-
-MOST_MISTAKES = 50  # wrong predictions explained per dataset
 
 
 class Context(NamedTuple):

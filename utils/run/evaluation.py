@@ -8,7 +8,7 @@ from typing import Iterator, Mapping, Sequence
 
 import torch
 
-from utils.cam.transplant import TRANSPLANT
+from utils.allowed import TRANSPLANT
 from utils.data.folder_dataset import counted
 from utils.data.frames import Frame
 from utils.data.gaps import absent_frames, forgery_gaps

@@ -120,7 +120,7 @@ class Explainer:
         Not those of the frames `without`, whose prediction is of another image.
         """
         recorded = self.predictions
-        for sample, image, layers in part.drawn:
+        for sample, image, layers, _ in part.drawn:
             if self.resume.lacks_sample(sample.index) and sample.index not in without:
                 real, fake = recorded.logits[sample.index].tolist()
                 prob_fake = float(recorded.prob_fake[sample.index])

@@ -9,7 +9,6 @@ from typing import Sequence
 from utils.explanation_metrics.evaluate import ExplanationOptions
 from utils.report.exports import ExportOptions
 
-CHECK_MAPS = ("auto", "on", "off")  # auto: unless all samples are explained, not only wrong predictions
 FREE = {"output": False}  # no output depends on the option: a run may be resumed with another value
 
 

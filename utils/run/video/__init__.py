@@ -1,0 +1,1 @@
+"""Videos: every frame explained, drawn and scored, person by person."""

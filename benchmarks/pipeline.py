@@ -29,9 +29,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from utils.data.frames import Batch, Frame, frame_loader
 from utils.data.readers import read_dataset
+from utils.drawing.overlays import encode, layer_images
 from utils.model.config import run_settings
 from utils.model.detector import LoadedDetector, find_device, load_detector
-from utils.results.overlays import encode, layer_images
 from utils.results.sample_folder import Drawn, Sample, comparison_image, write_sample
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -26,6 +26,7 @@ class AnyModelWithGradCAM(GradCAMMixin):
         self.side = int(config.get("resolution", 224))
         self._default_layers: list[str] = []
         self.init_gradcam(config)
+        self.weights_at_first = None  # the model came with its weights, or not: nobody here can tell
 
     @property
     def explained_tower(self) -> nn.Module:

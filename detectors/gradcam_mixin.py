@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Iterable, Mapping, Sequence
 
 import torch
@@ -22,15 +23,18 @@ from utils.choice.candidates import NO_MAPS, Candidate, MapLayers, Named, map_la
 from utils.choice.choosing import TriedDetector, choose_map, in_batches, trial_images
 from utils.choice.verdict import Choice
 from utils.errors import InputError
-from utils.gradcam import Capture, Explanation, capture, check_images, explain_tower
+from utils.explaining.explanation import UNTRAINED, Explanation, Look
+from utils.gradcam import Capture, capture, check_images, explain_tower
 from utils.model.config_values import Section
 from utils.model.gradcam_settings import GradCAMSettings, gradcam_settings
 from utils.model.transplant import explain_by_transplant
+from utils.model.untrained import WeightVersions, weight_versions
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 IMAGE = "data_dict['image']"  # in errors
+FAR = 8  # times the largest value of a normalised image: beyond it, pixels were not normalised
 
 
 class GradCAMMixin(nn.Module):
@@ -52,11 +56,14 @@ class GradCAMMixin(nn.Module):
     found_maps: MapLayers | None = None  # of a network without blocks, once they were looked for
     default_layer: SpatialLayer | None = None  # of a network without blocks, once it was looked for
     usual_size: int
+    said_untrained = False
+    weights_at_first: WeightVersions | None = None  # None once it is known whether weights have come, or not asked
 
     def init_gradcam(self, config: Mapping[str, Any]) -> None:
         """Check and keep the `gradcam_*` keys of `config`. Raises InputError."""
         self.gradcam = gradcam_settings(config)
         self.usual_size = Section(config, "config").count("resolution", 224, least=1)
+        self.weights_at_first = weight_versions(self)
 
     @property
     def gradcam_enabled(self) -> bool:
@@ -250,11 +257,23 @@ class GradCAMMixin(nn.Module):
             InputError: an unusable argument, or a layer that cannot be explained (LayerError); the model is untouched.
             NonFiniteMapError: NaN or infinity in the maps or logits of some images.
         """
-        if isinstance(data_dict, Tensor):
-            data_dict = {"image": data_dict}
-        image = _image(data_dict)
+        data_dict = _as_mapping(data_dict)
+        image = self._checked_image(data_dict)
+        explanation = self._explained(data_dict, image, layers, method, target, site, backward, completeness)
+        return replace(explanation, look=self._look(), untrained=self._is_untrained())
+
+    def _explained(
+        self,
+        data_dict: Mapping[str, Tensor],
+        image: Tensor,
+        layers: str | int | Sequence[str | int] | None,
+        method: str | None,
+        target: Target | None,
+        site: str | None,
+        backward: str | None,
+        completeness: bool,
+    ) -> Explanation:
         if (method or self.gradcam.method) == TRANSPLANT:
-            check_images(image, IMAGE)
             return explain_by_transplant(
                 self,
                 image,
@@ -285,6 +304,34 @@ class GradCAMMixin(nn.Module):
             completeness=completeness,
             head=self.head_reader,
         )
+
+    def _look(self) -> Look:
+        return Look(self.gradcam.mean, self.gradcam.std, self.gradcam.colormap, self.gradcam.signed)
+
+    def _is_untrained(self) -> bool:
+        """Whether the weights are still those of the constructor, which is said once."""
+        if self.weights_at_first is None:
+            return False
+        if weight_versions(self) != self.weights_at_first:
+            self.weights_at_first = None
+            return False
+        if not self.said_untrained:
+            self.said_untrained = True
+            warnings.warn(f"{UNTRAINED}; utils.model.load.load_gradcam_detector loads a checkpoint", stacklevel=3)
+        return True
+
+    def _checked_image(self, data_dict: Mapping[str, Tensor]) -> Tensor:
+        """The batch's images. Raises InputError for unusable ones, and for pixels that were not normalised."""
+        image = _image(data_dict)
+        check_images(image, IMAGE)
+        least, largest = (float(value) for value in image.aminmax())
+        ends = [abs((end - m) / s) for m, s in zip(self.gradcam.mean, self.gradcam.std) for end in (0, 1)]
+        if least >= 0 and FAR * max(ends) < largest <= 255:
+            raise InputError(
+                f"{IMAGE} holds values of up to {largest:.4g}, which are pixels of 0 to 255: give (x / 255 - mean) /"
+                f" std, of which the largest is {max(ends):.3g}; utils.model.load.read_images does it"
+            )
+        return image
 
     def _settings_for(self, layers: Sequence[str] | None, method: str | None) -> GradCAMSettings:
         """The settings behind a call that names these, with nothing left to be chosen."""
@@ -347,12 +394,9 @@ class GradCAMMixin(nn.Module):
         InputError while Grad-CAM is disabled.
         """
         self._refuse_while_disabled()
-        data_dict = {"image": data_dict} if isinstance(data_dict, Tensor) else data_dict
         explanation = self.explain(data_dict, layers=layers, method=method, target=target, site=site, backward=backward)
         if save_visualizations:
-            from utils.results.batch_images import save_loose_maps  # needs OpenCV
-
-            save_loose_maps(Path(self.gradcam.save_dir), filename_prefix, data_dict["image"], explanation, self.gradcam)
+            explanation.save(self.gradcam.save_dir, filename_prefix)
         return {name: maps.normalised for name, maps in explanation.layers.items()}
 
     def show_gradcam(
@@ -368,12 +412,8 @@ class GradCAMMixin(nn.Module):
 
         Arguments and errors as in `explain`; InputError while Grad-CAM is disabled, and where matplotlib is missing.
         """
-        from utils.results.batch_images import explanation_figure  # needs OpenCV and matplotlib
-
         self._refuse_while_disabled()
-        data_dict = {"image": data_dict} if isinstance(data_dict, Tensor) else data_dict
-        explanation = self.explain(data_dict, layers=layers, method=method, target=target, site=site, backward=backward)
-        return explanation_figure(data_dict["image"], explanation, self.gradcam)
+        return self.explain(data_dict, layers=layers, method=method, target=target, site=site, backward=backward).show()
 
     def _refuse_while_disabled(self) -> None:
         if not self.gradcam_enabled:
@@ -390,6 +430,18 @@ def _checked(data_dict: Mapping[str, Any]) -> Mapping[str, Any]:
 def _trial_target(target: str) -> str:
     """Whose evidence is shown on images that are called fake, for the config's target."""
     return target if target in ("margin", "real") else "fake"
+
+
+def _as_mapping(data_dict: Any) -> Mapping[str, Tensor]:
+    """What `explain` was given; a tensor alone counts as the image. Raises InputError for anything else."""
+    if isinstance(data_dict, Tensor):
+        return {"image": data_dict}
+    if not hasattr(data_dict, "get"):
+        raise InputError(
+            f"data_dict is {type(data_dict).__name__}: give a tensor (B, 3, H, W), or {{'image': such a tensor}};"
+            " utils.model.load.read_images makes one from files"
+        )
+    return data_dict
 
 
 def _image(data_dict: Mapping[str, Tensor]) -> Tensor:

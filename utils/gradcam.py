@@ -1,255 +1,29 @@
-"""The engine's face: `explain` for any detector, and `capture`, the one pass from which all maps follow.
-
-`utils/cam/tokens.py` reads tokens and gradients, `utils/cam/methods.py` turns them into maps, and
-`utils/cam/attention.py` does so from a block's attention. The model is left exactly as it was found.
-"""
+"""The engine's face: `explain` for any detector; `capture`, the one pass from which all maps follow, is beside it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import Any, Callable, Mapping, NamedTuple, Sequence
+from typing import Any, Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from utils.allowed import AUTO, BACKWARDS, DEFAULT_IMAGES, SITES
-from utils.cam.attention import ATTENTION_METHODS, AttentionPass, BlockProjection, attention_token_maps
-from utils.cam.backward import Activations, backward_rules
-from utils.cam.completeness import Completeness, SelfTest
 from utils.cam.frozen import frozen_for_explaining
-from utils.cam.heads import ANY_MODEL, Head, HeadReader, Prediction, named_classes
+from utils.cam.heads import ANY_MODEL, HeadReader, named_classes
 from utils.cam.layers import (
-    FUSED,
-    SUM,
-    LayerError,
     as_names,
-    block_names,
-    find_sites,
-    name_in_tower,
-    named_layers,
-    summed_blocks,
 )
-from utils.cam.maps import Canvas, LayerMaps, in_order, layer_maps, refuse_non_finite, to_layer_maps
-from utils.cam.methods import DEFAULT_EPSILON, check_methods, leftover, signed_maps
-from utils.cam.spatial_layers import is_shareable, last_run
+from utils.cam.methods import DEFAULT_EPSILON
 from utils.cam.targets import Target
-from utils.cam.tokens import Differentiated, NotOneToken, Tokens, on_grid, token_gradients
 from utils.cam.towers import Grid, family_of, find_tower, unwrapped
-from utils.cam.towers.class_token_path import ClassTokenPath, class_token_path, reads_more_tokens
 from utils.choice.candidates import NO_MAPS, Named, map_layers, shortlist
 from utils.choice.choosing import TriedDetector, choose_map, in_batches, trial_images
 from utils.choice.verdict import Choice
 from utils.errors import InputError
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """A batch explained: `prediction` is the detector's own output of the same forward pass, detached.
-
-    `head` says what its logits mean. `target` names what each image's map explains ("fake", "real", "margin" or the
-    name of a class); `layers` maps the layer's name, as it
-    was given, to its maps, in the order given. `site` is where a block's name was read; "output" in a network without
-    patch tokens, of which every module is read there. `backward` is what the gradient took for constant; with
-    "balanced", `completeness` says of each layer that is a block, and of "sum", whether its shares add up. `choice`:
-    how the map was chosen, where this call chose it.
-    """
-
-    prediction: Prediction
-    head: Head
-    target: list[str]
-    layers: dict[str, LayerMaps]
-    method: str
-    site: str
-    backward: str
-    completeness: Mapping[str, Completeness]
-    choice: Choice | None = None
-
-    @property
-    def logits(self) -> Tensor:
-        """(B, K): those of the detector; with two, real and fake."""
-        return self.prediction["cls"]
-
-    @property
-    def real_and_fake(self) -> Tensor:
-        """(B, 2): the scores for real and for fake, whatever the head; with two logits the logits themselves."""
-        return self.head.real_and_fake(self.logits)
-
-
-class LayerSite(NamedTuple):
-    """Key of the tokens of one layer, named as the caller wrote it, at one site."""
-
-    layer: str
-    site: str
-
-
-@dataclass(frozen=True)
-class Capture:
-    """What one pass has left. `prediction`, `head` and `target` as in `Explanation`; `maps` gives the rest."""
-
-    prediction: Prediction
-    head: Head
-    target: list[str]
-    layers: Sequence[str]
-    summed: Sequence[str]  # the blocks that layer SUM adds
-    backward: str
-    activations: Mapping[LayerSite, Tokens]
-    norm_epsilons: Mapping[LayerSite, float]  # ε of the norm that reads them, 0 where it is not known
-    attention: AttentionPass
-    projections: Mapping[BlockProjection, Tensor]
-    output_gradients: Mapping[str, Tensor]  # block → ∂score/∂O of its attention
-    completeness: Mapping[str, Completeness]  # of layers that are blocks, where it was asked for
-    grid: Grid | None
-    size: tuple[int, int]
-
-    def maps(self, method: str, site: str, pp_epsilon: float = DEFAULT_EPSILON) -> dict[str, LayerMaps]:
-        """The maps of every layer by one method at one site, both among those that the pass was made for.
-
-        A method that reads attention has the same maps at every site.
-
-        Raises:
-            LayerError: a gradient is structurally zero, or the network has no patch tokens, which the method needs.
-            NonFiniteMapError: a map is not finite.
-        """
-        canvas = Canvas.of(self.size, self.grid)
-        if method in ATTENTION_METHODS:
-            if self.grid is None:
-                raise LayerError(f"method {method!r} needs patch tokens, which this detector's network does not have")
-            reading = ATTENTION_METHODS[method]
-            token_maps = attention_token_maps(reading, self.attention, self.projections, self.output_gradients)
-            patches = self.grid.rows * self.grid.columns
-            if reading.needs_class_token and any(pair.raw.shape[1] == patches for pair in token_maps.values()):
-                raise LayerError(f"method {method!r} reads the class token, which this tower does not have")
-            found = to_layer_maps(token_maps, self.grid, canvas, reading.sum_of or "", self.parts())
-        else:
-            tokens = {key.layer: pair for key, pair in self.activations.items() if key.site == site}
-            on_image = on_grid(tokens, self.grid)
-            signed, leftovers = signed_maps(method, on_image, pp_epsilon), None
-            if method == "hirescam":  # the one whose sum a LayerNorm can make 0
-                epsilons = {layer: self.norm_epsilons[LayerSite(layer, site)] for layer in on_image}
-                leftovers = {layer: leftover(A, G, epsilons[layer]) for layer, (A, G) in on_image.items()}
-            found = layer_maps(signed, on_image, tokens, canvas, self.parts(), leftovers)
-        return in_order(found, self.layers, canvas)
-
-    def parts(self) -> dict[str, Sequence[str]]:
-        """The captured layers that each layer's maps are made of: itself, or for SUM all blocks."""
-        return {layer: self.summed if layer == SUM else [layer] for layer in self.layers if layer != FUSED}
-
-    def explanation(self, method: str, site: str, pp_epsilon: float = DEFAULT_EPSILON) -> Explanation:
-        """`maps` beside the prediction. Raises NonFiniteMapError for logits that are not finite, too.
-
-        Where a logit is not finite its gradient may still be, but explains no decision.
-        """
-        maps = self.maps(method, site, pp_epsilon)
-        refuse_non_finite(torch.isfinite(self.prediction["cls"]).all(dim=1), "the logits")
-        where = "output" if self.grid is None else site
-        return Explanation(
-            self.prediction, self.head, self.target, maps, method, where, self.backward, self.completeness
-        )
-
-
-def capture(
-    model: nn.Module,
-    tower: nn.Module,
-    forward: Callable[[], Any],
-    *,
-    layers: Sequence[str],
-    methods: Sequence[str],
-    sites: Sequence[str],
-    target: Target,
-    label: Tensor | None = None,
-    grid: Grid | None,
-    size: tuple[int, int],
-    backward: str = BACKWARDS[0],
-    completeness: bool = False,
-    head: HeadReader = ANY_MODEL,
-) -> Capture:
-    """Run `forward` once and differentiate once, for all `methods` at all `sites` of all `layers`.
-
-    Args:
-        model: what `forward` runs; put into evaluation mode for the pass.
-        tower: the part of it that layer names are relative to, of a family in `utils.cam.towers`.
-        forward: returns the logits, as `head` can read them.
-        layers: names of modules, "fused" and "sum"; see `utils.cam.layers.find_sites`.
-        methods: some of `utils.cam.methods.METHOD_NAMES`.
-        sites: some of `utils.cam.layers.SITES`.
-        target: see `utils.cam.targets.score_weights`; not "both".
-        label: (B,), for target "label".
-        grid: of the patches on the images, None for a convolutional network.
-        size: (H, W) of the normalised maps.
-        backward: one of `utils.cam.backward.BACKWARDS`.
-        completeness: with "balanced", whether to test if the shares of each block add up, by a second backward pass.
-        head: says which detector it is and what its classes are.
-
-    Raises:
-        InputError: an unknown method, site, target or backward pass, a backward pass that this tower does not have, or
-            what `forward` returned holds no logits.
-        LayerError: a layer that cannot be explained.
-    """
-    path = next((name for name, module in model.named_modules() if module is tower), "").replace("._orig_mod", "")
-    check_methods(methods)
-    named, summed = named_layers(layers), summed_blocks(tower, layers)
-    _refuse_sums(methods if summed else [])
-    captured = list(dict.fromkeys([*named, *summed]))
-    points = {}
-    if not set(methods) <= set(ATTENTION_METHODS):
-        for site in sites:
-            for point in find_sites(tower, captured, site, path):
-                if not point.reads_input and is_shareable(point.module):
-                    run = last_run(tower, name_in_tower(tower, point.name, path), model, forward)
-                    point = point._replace(run=run)
-                points[LayerSite(point.name, site)] = point
-    attention = AttentionPass.of(tower, captured, methods, path)
-    read = [*points.values(), *attention.output_sites()]
-    blocks_named = [layer for layer in captured if name_in_tower(tower, layer, path) in block_names(tower)]
-    activations = Activations()
-    self_test = None
-    if completeness and backward != BACKWARDS[0]:
-        self_test = SelfTest(find_sites(tower, blocks_named, "residual", path), activations)
-
-    def one_pass(path: ClassTokenPath | None) -> tuple[Differentiated, Mapping[BlockProjection, Tensor]]:
-        rules = backward_rules(model, tower, backward, activations if self_test else None)
-        with attention.kept() as projections, rules as constants:
-            found = token_gradients(model, read, forward, target, label, self_test, head, path, constants)
-            return found, projections
-
-    asked = [(site.module, site.reads_input) for site in (*read, *(self_test.sites if self_test else ()))]
-    try:
-        found, projections = one_pass(None if attention.read else class_token_path(tower, asked))
-    except NotOneToken:
-        reads_more_tokens.add(tower)
-        found, projections = one_pass(None)
-    output_gradients = attention.output_gradients([pair.G for pair in found.tokens[len(points) :]])
-    complete = dict(zip(blocks_named, found.completeness))
-    if summed and complete:
-        complete[SUM] = Completeness.worst([complete[block] for block in summed])
-    return Capture(
-        prediction=found.prediction,
-        head=found.head,
-        target=found.target,
-        layers=layers,
-        summed=summed,
-        backward=backward,
-        activations=dict(zip(points, found.tokens)),
-        norm_epsilons={key: point.norm_epsilon for key, point in points.items()},
-        attention=attention,
-        projections=projections,
-        output_gradients=output_gradients,
-        completeness={layer: complete[layer] for layer in layers if layer in complete},
-        grid=grid,
-        size=size,
-    )
-
-
-def _refuse_sums(methods: Sequence[str]) -> None:
-    """Raises LayerError for methods whose maps do not add over blocks."""
-    for method in methods:
-        if method in ATTENTION_METHODS and ATTENTION_METHODS[method].sum_of is None:
-            raise LayerError(
-                f"method {method!r} has no maps to add for layer {SUM!r}: its map of a block follows from all blocks"
-                " before it already; name the last block",
-                "layers",
-            )
+from utils.explaining.capture import Capture, capture
+from utils.explaining.explanation import Explanation
 
 
 def explain_tower(
@@ -305,7 +79,7 @@ def explain_tower(
             completeness=completeness,
             head=head._replace(batch=len(images)),
         )
-        return captured.explanation(method, site, pp_epsilon)
+        return captured.explanation(method, site, images, pp_epsilon)
 
     if wants_both(target):
         return _both_classes(explain_one("fake"), explain_one("real"))

@@ -77,7 +77,7 @@ def main(argv: Sequence[str]) -> int:
     from utils.model.detector import print_default_layer
     from utils.model.map_trials import MapChecker
     from utils.packages import require
-    from utils.single_images import SingleImages, find_images, is_video, make_output, photographs
+    from utils.run.single_images import SingleImages, find_images, is_video, make_output, photographs
 
     files = find_images(args.input)
     images = [file for file in files if not is_video(file)]

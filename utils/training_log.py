@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from utils.cam.targets import Target
-from utils.results.decision import CLASS_NAMES
-from utils.results.overlays import denormalised, overlay, text_line, unseen_in_grey
+from utils.decision import CLASS_NAMES
+from utils.drawing.overlays import denormalised, overlay, text_line, unseen_in_grey
 
 COLUMNS = 8
 LINE, LETTERS = 18, 12  # height of a caption and of its letters, in pixels
@@ -50,7 +50,7 @@ def log_gradcam(
         return
     detector: Any = model.module if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)) else model
     explanation = detector.explain(dict(data_dict), layers=layers, method=method, target=target, site=site)
-    images = denormalised(data_dict["image"], detector.gradcam)
+    images = denormalised(data_dict["image"], detector.gradcam.mean, detector.gradcam.std)
     texts = captions(explanation.prediction["prob"], data_dict.get("label"))
     for name, maps in explanation.layers.items():
         drawn = overlay(images, maps.normalised, maps.empty, detector.gradcam.colormap)

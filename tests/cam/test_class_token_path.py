@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from tests.helpers.detectors import images, tiny_detector
 from tests.helpers.saved_bytes import saved_bytes
-from utils import gradcam
 from utils.cam.methods import METHODS
 from utils.cam.towers import class_token_path
+from utils.explaining import capture
+from utils.gradcam import explain
 
 LAST = "encoder.layers.3"
 LAYERS = ["encoder.layers.1", LAST]
@@ -28,7 +29,7 @@ def nothing_learnt() -> Iterator[None]:
 def in_full(monkeypatch: pytest.MonkeyPatch, model: Any, image: Tensor, **asked: Any) -> Any:
     """The same by the whole block."""
     with monkeypatch.context() as patched:
-        patched.setattr(gradcam, "class_token_path", lambda tower, read: None)
+        patched.setattr(capture, "class_token_path", lambda tower, read: None)
         return model.explain({"image": image}, **asked)
 
 
@@ -85,7 +86,7 @@ def test_a_head_that_pools_patches_has_the_whole_block() -> None:
     handle.remove()
     expected = (gradient * kept[0]).sum(dim=2)[:, 1:].unflatten(1, (4, 4))
     for _ in range(2):  # the first call finds out, the second knows
-        found = gradcam.explain(model, image, layers=[LAST], method="hirescam", target="fake")
+        found = explain(model, image, layers=[LAST], method="hirescam", target="fake")
         torch.testing.assert_close(found.layers[LAST].signed, expected, rtol=1e-9, atol=1e-12)
         assert list(class_token_path.reads_more_tokens) == [model.tower]
 

@@ -12,9 +12,9 @@ from torch import nn
 from tests.helpers.detectors import BLOCKS, images, tiny_detector
 from utils.cam.layers import LayerError
 from utils.cam.targets import Target
+from utils.drawing.overlays import signed_overlay
 from utils.errors import InputError
 from utils.gradcam import explain, explained_names
-from utils.results.overlays import signed_overlay
 
 NAMES = [f"encoder.layers.{i}" for i in range(BLOCKS)]
 

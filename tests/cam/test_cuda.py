@@ -17,7 +17,7 @@ from tests.helpers.detectors import ARCHITECTURE, images, tiny_detector
 from tests.helpers.paths import ROOT
 from tests.helpers.saved_bytes import saved_bytes
 from utils.cam.methods import METHODS
-from utils.results.overlays import overlay
+from utils.drawing.overlays import overlay
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch finds no CUDA device here")
 LAYERS = ["encoder.layers.3", "encoder.layers.1"]

@@ -18,7 +18,7 @@ from tests.helpers.references.known_evidence import EVIDENCE, GRID, evidence_tre
 from utils.cam.maps import NonFiniteMapError
 from utils.cam.transplant import transplant_maps
 from utils.errors import InputError
-from utils.gradcam import Explanation
+from utils.explaining.explanation import Explanation
 
 
 def reference_map(image: Tensor, other: Tensor) -> np.ndarray:

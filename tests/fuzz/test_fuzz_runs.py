@@ -18,11 +18,11 @@ from tests.helpers.fake_run import Row, image_of, sample_of, some_rows, write_ru
 from tests.helpers.fake_run import some_manifest as manifest
 from utils.data.frames import Frame
 from utils.data.stamps import Stamp
+from utils.drawing.overlays import LayerImage
 from utils.errors import InputError
 from utils.report.page import render, write_report
 from utils.results.journal import Journal, journals
 from utils.results.manifest import read_manifest
-from utils.results.overlays import LayerImage
 from utils.results.read_run import read_run
 from utils.results.run_folder import RunFolder
 from utils.results.sample_folder import Drawn, whole_samples, write_sample

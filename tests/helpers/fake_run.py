@@ -11,9 +11,9 @@ from typing import Any, NamedTuple, Sequence
 
 import numpy as np
 
+from utils.drawing.overlays import LayerImage, original_box
 from utils.results.journal import checksum
 from utils.results.manifest import DatasetRecord, HeatmapCounts, Manifest, Weights
-from utils.results.overlays import LayerImage, original_box
 from utils.results.sample_folder import Drawn, LayerFacts, Sample, write_sample
 
 LAYERS = ("encoder.layers.5", "encoder.layers.3")

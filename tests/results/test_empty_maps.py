@@ -18,12 +18,12 @@ import torch
 
 from tests.helpers.fake_run import PIXELS, Row, sample_of, write_tables
 from utils.cam.maps import LayerMaps
+from utils.drawing.overlays import layer_images
 from utils.report.aggregates import write_patterns
 from utils.report.fiftyone_export import fiftyone_sample
 from utils.report.page import write_report
 from utils.report.tensorboard_export import write_tensorboard
 from utils.report.video_strips import write_strips
-from utils.results.overlays import layer_images
 from utils.results.read_run import RunOnDisk, read_run, sample_maps
 from utils.results.sample_folder import Drawn, metadata_text, write_sample
 

@@ -9,7 +9,7 @@ import torch
 
 from utils.allowed import COLORMAPS, IMAGE_FORMATS
 from utils.cam.maps import LayerMaps
-from utils.results.overlays import (
+from utils.drawing.overlays import (
     CAPTION,
     LONGEST,
     MARGIN,

@@ -16,11 +16,11 @@ from tests.helpers.datasets import DataTree, make_data_tree
 from tests.helpers.fake_run import LAYERS, Row, image_of, raw_map, sample_of, write_row
 from utils.choice.check import MapCheck
 from utils.data.frames import Frame
+from utils.decision import UNKNOWN
+from utils.drawing.overlays import Box, LayerImage
 from utils.errors import InputError
 from utils.model.config import detector_settings
 from utils.model.detector import find_device, load_detector
-from utils.results.decision import UNKNOWN
-from utils.results.overlays import Box, LayerImage
 from utils.results.sample_folder import (
     CompletenessFacts,
     Drawn,

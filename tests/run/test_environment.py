@@ -69,9 +69,9 @@ def test_a_process_that_never_starts_is_not_waited_for_without_end(monkeypatch: 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--seed", "1" * 26], "manualSeed is 1111"),
+        (["--seed", "1" * 26], "--seed is 1111"),
         (["--seed", str(2**63)], "of 64 bits"),
-        (["--batch_size", "1" * 26], "test_batchSize is 1111"),
+        (["--batch_size", "1" * 26], "--batch_size is 1111"),
         (["--batch_size", "1000001"], "at least 1 and at most 1,000,000"),
         (["--workers", "100000"], "workers is 100000; allowed: a whole number of at least 0 and at most 1,000"),
         (["--weights_path", "x" * 5000], "weights file 'xxx"),

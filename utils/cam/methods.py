@@ -93,6 +93,10 @@ def sites_of(method: str, sites: Sequence[str]) -> list[str]:
 def check_methods(names: Sequence[str]) -> None:
     """Raises InputError for a name that no method has."""
     for name in names:
+        if not isinstance(name, str):
+            raise InputError(
+                f"method is {name!r}: one call has one method; model.capture() serves several from one pass"
+            )
         if name not in METHODS and name not in ATTENTION_METHODS:
             raise InputError(
                 f"method {name!r} is unknown; {did_you_mean(name, METHOD_NAMES)}allowed: {', '.join(METHOD_NAMES)}"

@@ -15,7 +15,7 @@ from utils.cam.maps import NonFiniteMapError
 from utils.cam.targets import Target
 from utils.data.frames import Frame
 from utils.errors import InputError, did_you_mean
-from utils.gradcam import Explanation
+from utils.explaining.explanation import Explanation
 from utils.model.backbone_config import without_pretrained
 from utils.model.built_model import build_model
 from utils.model.checkpoints import fill, sha256_of_state, translated
@@ -348,6 +348,8 @@ def load_detector(
     model = untrained_detector(settings, settings.gradcam.enabled)
     if hasattr(model, "gradcam"):
         model.gradcam = settings.gradcam  # the checked settings themselves, so that there is one object and no copy
+    if hasattr(model, "weights_at_first"):
+        model.weights_at_first = None  # a file fills it, or random weights were asked for and are marked as such
     sha256 = ""
     if file is not None:
         sha256 = file.sha256

@@ -13,7 +13,7 @@ from utils.choice.check import FILLS, MapCheck, block_voters, check_maps
 from utils.choice.choosing import InParts, TriedDetector, in_batches
 from utils.choice.fills import MEAN_COLOUR
 from utils.choice.trial import CALM, Heat
-from utils.gradcam import Explanation
+from utils.explaining.explanation import Explanation
 from utils.model.detector import LoadedDetector
 
 

@@ -14,7 +14,8 @@ from utils.cam.maps import LayerMaps, refuse_non_finite
 from utils.cam.targets import Target, score_weights
 from utils.cam.transplant import CELLS, INPUT, PIXELS, blurred, transplant_maps
 from utils.errors import InputError
-from utils.gradcam import Explanation, check_images, explained_names, wants_both
+from utils.explaining.explanation import Explanation
+from utils.gradcam import check_images, explained_names, wants_both
 
 LEAST_BATCH = 16  # images a forward pass; where more are explained at once, twice as many as these
 
@@ -73,4 +74,4 @@ def explain_by_transplant(
         sign = worth.new_tensor([-1.0 if name == "real" else 1.0 for name in names])
         signed = [worth * sign.view(-1, 1, 1)]
     maps = {layer: LayerMaps.of(one, one.relu(), size) for layer, one in zip(explained_names([INPUT], target), signed)}
-    return Explanation(prediction, kind, names, maps, TRANSPLANT, PIXELS, backward="none", completeness={})
+    return Explanation(prediction, kind, names, maps, TRANSPLANT, PIXELS, "none", {}, images)

@@ -10,12 +10,12 @@ import cv2
 import numpy as np
 import torch
 
+from utils.drawing.overlays import colour, encode, text_line
 from utils.files import write_whole
 from utils.report.face_regions import REGIONS, region_image
 from utils.report.mean_face import MEAN_FACE
 from utils.report.mean_maps import MeanMaps
 from utils.report.region_tables import GroupRegions
-from utils.results.overlays import colour, encode, text_line
 from utils.text import one_line, shortened
 
 STRONGEST = 8.0  # × preference at which the colours of the heat table end

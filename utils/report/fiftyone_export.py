@@ -12,8 +12,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from utils.decision import CLASS_NAMES
 from utils.files import write_json
-from utils.results.decision import CLASS_NAMES
 from utils.results.grey_maps import GREY_MAPS, grey_name
 from utils.results.read_run import RunOnDisk
 from utils.results.sample_folder import Sample

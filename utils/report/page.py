@@ -18,6 +18,7 @@ import numpy as np
 import yaml
 
 from utils.data.gaps import ForgeryGaps
+from utils.drawing.overlays import colour_table
 from utils.errors import InputError
 from utils.files import keeps_list, settle_list, write_whole
 from utils.report.aggregates import Patterns, write_patterns
@@ -29,7 +30,6 @@ from utils.report.page_parts.pixels import write_pixels
 from utils.report.page_parts.run_files import run_files
 from utils.report.region_tables import headlines
 from utils.results.manifest import FREE_CONFIG
-from utils.results.overlays import colour_table
 from utils.results.read_run import DatasetOnDisk, RunOnDisk, read_run
 from utils.text import one_line
 

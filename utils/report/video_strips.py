@@ -10,10 +10,10 @@ import cv2
 import numpy as np
 
 from utils.data.images import UnreadableImage, decode_image, read_file
+from utils.decision import CLASS_NAMES
+from utils.drawing.overlays import encode, text_line
 from utils.explanation_metrics.temporal_consistency import TemporalConsistency
 from utils.files import own_folder, write_table, write_whole
-from utils.results.decision import CLASS_NAMES
-from utils.results.overlays import encode, text_line
 from utils.results.read_run import DatasetOnDisk, sample_maps
 from utils.results.sample_folder import Sample
 from utils.text import one_line, shortened

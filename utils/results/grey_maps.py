@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 
 from utils.data.images import UnreadableImage, decode_image, read_file
-from utils.results.overlays import LayerImage
+from utils.drawing.overlays import LayerImage
 
 GREY_MAPS = "heatmaps"
 LARGEST_GRID = 4096  # patches a side; a tower has some dozens

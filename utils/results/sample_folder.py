@@ -19,19 +19,18 @@ from utils.choice.verdict import Choice, headline, judgements
 from utils.data.frame_paths import landmark_path
 from utils.data.frames import Frame
 from utils.data.stamps import hash_of
+from utils.decision import CLASS_NAMES, UNKNOWN, confidence, predicted
+from utils.drawing.overlays import Box, LayerImage, Pasted, comparison, encode, faint_layers, original_box, panels
 from utils.errors import InputError
+from utils.explaining.explanation import UNTRAINED, Explanation
 from utils.files import hashes_below, holds_only_own, new_folder, own_files, read_text, replace_folder, write_listing
-from utils.gradcam import Explanation
 from utils.model.config import DetectorSettings
-from utils.results.decision import CLASS_NAMES, UNKNOWN, confidence, predicted
 from utils.results.grey_maps import GREY_MAPS, grey_name, raw_arrays, read_grey_map, write_grey_maps
-from utils.results.overlays import Box, LayerImage, Pasted, comparison, encode, faint_layers, original_box, panels
 from utils.results.typed_values import count, flag, number, plain_name, string
 from utils.text import printable
 
 RANDOM_WEIGHTS = "random"
 SIGNED_TARGET = "margin, signed (red: fake, blue: real)"
-RANDOM_WEIGHTS_WARNING = "random weights: this detector was never trained, its scores and maps mean nothing"
 
 
 class LayerFacts(NamedTuple):
@@ -340,7 +339,7 @@ def comparison_title(sample: Sample) -> str:
 def comparison_image(sample: Sample, image: np.ndarray, layers: Sequence[LayerImage]) -> np.ndarray:
     """Original and every layer side by side, (H', W', 3) uint8 RGB."""
     title = comparison_title(sample)
-    warning = RANDOM_WEIGHTS_WARNING if sample.weights == RANDOM_WEIGHTS else ""
+    warning = UNTRAINED if sample.weights == RANDOM_WEIGHTS else ""
     return comparison(panels(image, layers), title, warning)
 
 

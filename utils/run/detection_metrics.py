@@ -7,8 +7,8 @@ from typing import Hashable, NamedTuple, Sequence
 import numpy as np
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
+from utils.decision import THRESHOLD
 from utils.explanation_metrics.bootstrap import LEVEL, VideoBootstrap
-from utils.results.decision import THRESHOLD
 
 RESAMPLES = 1000
 LEAST_VIDEOS = 3  # of each class: with fewer, all pairs are the wrong way round too often by chance

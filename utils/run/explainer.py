@@ -12,12 +12,12 @@ from torch import Tensor
 from utils.choice.check import ARTEFACT, MapCheck
 from utils.data.frames import Batch, Frame
 from utils.data.stamps import Stamp
+from utils.drawing.overlays import LayerImage, layer_images
+from utils.explaining.explanation import Explanation
 from utils.explanation_metrics.samples import RealCounterparts
-from utils.gradcam import Explanation
 from utils.model.detector import LoadedDetector
 from utils.model.map_trials import MapChecker
 from utils.results.manifest import HeatmapCounts
-from utils.results.overlays import LayerImage, layer_images
 from utils.results.sample_folder import Drawn, Sample
 from utils.results.sample_writer import SampleWriter
 from utils.run.out_of_memory import Halving

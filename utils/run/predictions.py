@@ -10,9 +10,9 @@ from torch import Tensor
 
 from utils.data.frames import Frame
 from utils.data.stamps import Stamp
+from utils.decision import THRESHOLD, predicted
 from utils.errors import RunError
 from utils.files import write_table
-from utils.results.decision import THRESHOLD, predicted
 from utils.results.journal import COLUMNS, PREDICTIONS, REASON, STAMP, UNREADABLE
 from utils.run.detection_metrics import DetectionMetrics, detection_metrics
 

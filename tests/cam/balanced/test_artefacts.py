@@ -10,7 +10,7 @@ from torch import Tensor
 from tests.helpers.detectors import ARCHITECTURE, BLOCKS, images, tiny_detector
 from utils.cam.maps import LayerMaps, fused
 from utils.cam.methods import hires_cam, leftover
-from utils.results.overlays import layer_images
+from utils.drawing.overlays import layer_images
 
 LAST = f"encoder.layers.{BLOCKS - 1}"
 SIZE = (8, 8)

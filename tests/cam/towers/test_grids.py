@@ -15,8 +15,8 @@ from tests.helpers.detectors import images, tiny_detector
 from tests.helpers.real_towers import library
 from utils.cam.layers import LayerError
 from utils.cam.maps import Canvas, normalise
+from utils.drawing.overlays import UNSEEN, layer_images
 from utils.gradcam import explain
-from utils.results.overlays import UNSEEN, layer_images
 
 
 class Mixer(nn.Module):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import PurePath
 
+from utils.decision import THRESHOLD
 from utils.files import TRAINING_FOLDER, sha256_of
-from utils.results.decision import THRESHOLD
 from utils.results.read_run import RunOnDisk
 from utils.results.sample_folder import RANDOM_WEIGHTS, Sample
 

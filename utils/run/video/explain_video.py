@@ -15,12 +15,12 @@ import torch
 from utils.data.faces.find import NoFaceError
 from utils.data.faces.tracks import FrameViews
 from utils.data.video_files import UnreadableVideo, VideoFrame, VideoReader, video_writer
+from utils.drawing.overlays import LayerImage
 from utils.errors import InputError
 from utils.explanation_metrics.temporal_consistency import TemporalConsistency
 from utils.files import holds_only_own, new_folder, replace_folder, write_listing, write_table
 from utils.gradcam import explained_names
 from utils.model.detector import LoadedDetector
-from utils.results.overlays import LayerImage
 from utils.run.explainer import explain_images
 from utils.run.video.overlay_frames import ExplainedFace, ScoreCurve, drawn_frame, drawn_photograph
 

@@ -9,8 +9,8 @@ import numpy as np
 
 from utils.data.faces.align import View
 from utils.data.video_files import VideoFrame
-from utils.results.decision import predicted
-from utils.results.overlays import LayerImage, comparison, panels, paste, text_line
+from utils.decision import predicted
+from utils.drawing.overlays import LayerImage, comparison, panels, paste, text_line
 
 CURVE = 112  # height of the score curve in pixels
 PLOT = (36, 12, 10, 12)  # pixels left, right, above and below its axes

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from utils.cam.maps import LayerMaps, scaled
-from utils.model.gradcam_settings import GradCAMSettings
 
 if TYPE_CHECKING:
     from PIL.ImageFont import FreeTypeFont
@@ -305,8 +304,15 @@ def paste(photo: np.ndarray, overlay: np.ndarray, matrix: np.ndarray) -> np.ndar
     return photo
 
 
-def denormalised(image: Tensor, settings: GradCAMSettings) -> Tensor:
-    """Normalised images (B, 3, H, W) → uint8 RGB, same device."""
-    mean = image.new_tensor(settings.mean, dtype=torch.float32).view(3, 1, 1)
-    std = image.new_tensor(settings.std, dtype=torch.float32).view(3, 1, 1)
-    return ((image.float() * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
+def denormalised(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Normalised images (B, 3, H, W), of that mean and std per channel → uint8 RGB, same device."""
+    centre = image.new_tensor(mean, dtype=torch.float32).view(3, 1, 1)
+    spread = image.new_tensor(std, dtype=torch.float32).view(3, 1, 1)
+    return ((image.float() * spread + centre) * 255).round().clamp(0, 255).to(torch.uint8)
+
+
+def stretched(image: Tensor) -> Tensor:
+    """Images (B, 3, H, W) of unknown normalisation → uint8 RGB, each over its own range; colours may be off."""
+    flat = image.float().flatten(1)
+    low, high = flat.amin(dim=1).view(-1, 1, 1, 1), flat.amax(dim=1).view(-1, 1, 1, 1)
+    return ((image.float() - low) / (high - low).clamp_min(1e-12) * 255).round().to(torch.uint8)

@@ -22,11 +22,11 @@ from utils.data.faces.tracks import FrameViews
 from utils.data.frames import Frame
 from utils.data.images import IMAGE_SUFFIXES, UnreadableImage, decode_image, read_file
 from utils.data.video_files import VIDEO_SUFFIXES, UnreadableVideo
+from utils.decision import UNKNOWN
+from utils.drawing.overlays import Pasted
 from utils.errors import InputError, RunError
 from utils.model.detector import LoadedDetector
 from utils.model.map_trials import MapChecker, tried
-from utils.results.decision import UNKNOWN
-from utils.results.overlays import Pasted
 from utils.results.sample_folder import Drawn, Sample, write_sample
 from utils.run.explainer import explain_images
 from utils.run.video.explain_video import explain_video

@@ -1,0 +1,1 @@
+"""What an explanation is, and the one pass from which it follows."""

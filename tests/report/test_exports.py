@@ -147,10 +147,16 @@ def test_tensorboard(tmp_path: Path) -> None:
     events.Reload()
     assert events.Scalars("faces/auc")[0].value == pytest.approx(0.75)
     assert "faces/eer" not in events.Tags()["scalars"]  # null in metrics.json
-    images = [tag for tag in events.Tags()["images"] if tag.startswith("faces ")]
-    assert len(images) == 18 and "faces TN/sample0" in images
-    shown = cv2.imdecode(np.frombuffer(events.Images("faces TN/sample0")[0].encoded_image_string, np.uint8), 1)
-    assert np.array_equal(np.asarray(shown), np.asarray(cv2.imread(str(run / "faces/sample0/gradcam_comparison.png"))))
+    assert {"faces/encoder.layers.5", "faces/encoder.layers.3"} <= set(events.Tags()["images"])
+    steps = events.Images("faces/encoder.layers.5")
+    assert [image.step for image in steps] == list(range(18))  # a slider, one step per sample
+    faces = [row for row in rows if row.dataset == "faces"]
+    wrong_first = sorted(faces, key=lambda row: (row.outcome[0] == "T", -row.confidence))
+    for image, row in zip(steps, wrong_first):
+        shown = cv2.imdecode(np.frombuffer(image.encoded_image_string, np.uint8), 1)
+        path = run / f"faces/sample{row.number}/gradcam_encoder.layers.5_sample{row.number}.png"
+        assert np.array_equal(np.asarray(shown)[:64], np.asarray(cv2.imread(str(path))))
+        assert (np.asarray(shown)[64:] < 100).any()  # a caption
     curve = tensor_util.make_ndarray(events.Tensors("faces/precision-recall")[0].tensor_proto)
     label = [row.label for row in rows if row.dataset == "faces"]
     score = [row.prob_fake for row in rows if row.dataset == "faces"]

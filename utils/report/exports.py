@@ -92,7 +92,8 @@ def _other_exports(folder: Path, options: ExportOptions) -> list[str]:
         lines.append(f"FiftyOne: {write_fiftyone(run)}")
     if options.tensorboard is not None:
         write_tensorboard(run, options.tensorboard)
-        lines.append(f"TensorBoard: tensorboard --logdir {options.tensorboard}")
+        keep = "--samples_per_plugin images=1000"  # else ten of a tag are kept, by lot
+        lines.append(f"TensorBoard: tensorboard --logdir {options.tensorboard} {keep}")
     if options.video_strips:
         for data in run.datasets:
             lines.append(f"{data.name}: {len(write_strips(data))} video strips in {data.folder / 'strips'}")

@@ -1,4 +1,4 @@
-"""python -m utils.report RUN_DIR, or figure RUN_DIR: the page of a run, or a figure of some of its samples."""
+"""python -m utils.report RUN_DIR, or figure RUN_DIR, or compare RUN_A RUN_B: page, figure for a paper, comparison."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ RUN = "a run's folder, its --gradcam_output_dir"
 
 def main(argv: Sequence[str]) -> int:
     """The command that the first argument names; a run's folder of that name is given as ./figure."""
-    commands = {"figure": figure}
+    commands = {"figure": figure, "compare": compare}
     if argv and argv[0] in commands:
         return commands[argv[0]](argv[1:])
     return page(argv)
@@ -22,8 +22,8 @@ def main(argv: Sequence[str]) -> int:
 def page(argv: Sequence[str]) -> int:
     """Write the page of a run again. Returns the exit code; raises InputError, as all of these."""
     p = OneLineParser(
-        description="The page of a run, index.html, written again. Further commands: figure (python -m utils.report"
-        " figure --help)."
+        description="The page of a run, index.html, written again. Further commands, each with a --help of its own:"
+        " figure (samples of a run for a paper), compare (two runs of the same data)."
     )
     p.add_argument("run_dir", help=RUN)
     args = p.parse_args(argv)
@@ -50,6 +50,23 @@ def figure(argv: Sequence[str]) -> int:
     width = FIGURE_COLUMNS[args.column] if args.width is None else args.width
     output = Path(args.output)
     write_figure(Path(args.run_dir), output, args.samples, args.dataset, args.layers, width, args.font_size)
+    return 0
+
+
+def compare(argv: Sequence[str]) -> int:
+    """Write a page that compares two runs."""
+    p = OneLineParser(
+        description="Two runs of the same data side by side: metrics with paired intervals, the frames on which they"
+        " disagree, their maps beside each other. Two checkpoints, two methods or two detectors."
+    )
+    p.add_argument("run_a", help=RUN)
+    p.add_argument("run_b", help="another one")
+    p.add_argument("-o", "--output", required=True, metavar="DIR", help="a new folder; its index.html is the page")
+    p.add_argument("--samples", type=positive, default=60, metavar="N", help="maximum samples shown per dataset")
+    args = p.parse_args(argv)
+    from utils.report.comparison.page import write_comparison
+
+    write_comparison(Path(args.run_a), Path(args.run_b), Path(args.output), args.samples)
     return 0
 
 

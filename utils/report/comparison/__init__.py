@@ -1,0 +1,1 @@
+"""Two runs of the same data side by side."""

@@ -125,6 +125,7 @@ def _add_output_flags(p: argparse._ArgumentGroup) -> None:
     )
     p.add_argument("--overwrite", action="store_true", help="replace an earlier run in the output folder")
     p.add_argument("--resume", action="store_true", help="continue this run where it was interrupted")
+    p.add_argument("--save_features", action="store_true", help="also what the head reads of every frame, features.npz")
     p.add_argument("--video_strips", action="store_true", help="also one image per video: its explained frames")
     p.add_argument("--fiftyone", action="store_true", help="also fiftyone_samples.json, for FiftyOne to open")
     p.add_argument("--tensorboard", type=Path, metavar="DIR", help="also metrics, curves, overlays for TensorBoard")
@@ -194,6 +195,7 @@ def run_options(args: argparse.Namespace, output_dir: Path, command: list[str]) 
         max_unreadable=args.max_unreadable,
         image_format=args.image_format,
         save_raw=args.save_raw,
+        save_features=args.save_features,
         overwrite=args.overwrite,
         resume=args.resume,
         views=ExportOptions(args.tensorboard, args.fiftyone, args.video_strips),

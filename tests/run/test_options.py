@@ -65,6 +65,7 @@ def manifest_of(settings: RunSettings, options: RunOptions) -> Manifest:
         (["--random_weights"], False),
         (["--image_format", "webp"], False),
         (["--save_raw"], False),
+        (["--save_features"], False),
         (["--evaluate_explanations"], False),
     ],
 )

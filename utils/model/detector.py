@@ -118,6 +118,21 @@ class LoadedDetector(NamedTuple):
         logits = prediction["cls"]
         return Scores(head.real_and_fake(logits), head.margin(logits.float()), prediction["prob"])
 
+    def features(self, pixels: Tensor, frames: Sequence[Frame] | None = None) -> Tensor:
+        """uint8 images → what the head reads, (B, D) float32; maps of a convolutional network are averaged.
+
+        Raises InputError where the detector returns none under "feat".
+        """
+        with torch.no_grad(), self.autocast(), nothing_collected(self.model):
+            output = self.model(self.inputs(self.normalised(pixels), frames), inference=True)
+        found = output.get("feat") if isinstance(output, Mapping) else None
+        if not isinstance(found, Tensor) or found.ndim < 2 or len(found) != len(pixels):
+            raise InputError(
+                f"--save_features: detector {self.settings.model_name!r} returns no features of its images under"
+                " 'feat'; leave --save_features out"
+            )
+        return (found.flatten(2).mean(dim=2) if found.ndim > 2 else found).float()
+
     @property
     def head_reader(self) -> HeadReader:
         """How the detector's output is read."""
@@ -192,6 +207,10 @@ class LoadedDetector(NamedTuple):
                     f"detector {name!r} gives other logits where data_dict['label'] is another: it is told the answer,"
                     " so it cannot be evaluated"
                 )
+
+    def check_features(self) -> None:
+        """Raises InputError for a detector that has no features to save."""
+        self.features(self._noise(1))
 
     def _try_one(self, pixels: Tensor) -> None:
         """The last batch of a data set may hold one image alone, which some hosts' `.squeeze()` takes out of it."""

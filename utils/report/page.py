@@ -24,6 +24,7 @@ from utils.files import keeps_list, settle_list, write_whole
 from utils.report.aggregates import Patterns, write_patterns
 from utils.report.page_parts.facts import facts, is_toy, target
 from utils.report.page_parts.faithfulness import choice_view, measured_views, measuring_command
+from utils.report.page_parts.feature_scatter import feature_views
 from utils.report.page_parts.gallery import page_data
 from utils.report.page_parts.pattern_drawings import face_lines, mean_maps_view, region_tables
 from utils.report.page_parts.pixels import write_pixels
@@ -101,6 +102,7 @@ def render(run: RunOnDisk, patterns: Sequence[Patterns]) -> str:
         measuring_command=measuring_command(run),
         patterns=[pattern_view(one, run) for one in patterns],
         face=face_lines(),
+        features=feature_views(run),
         target=target(run),
         files=run_files(run, PAGE),
         colours=colours(),

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Callable, NamedTuple, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -23,6 +24,7 @@ from utils.explanation_metrics.samples import RealCounterparts
 from utils.model.config import RunSettings
 from utils.model.detector import LoadedDetector
 from utils.model.map_trials import MapChecker
+from utils.results.features_file import FEATURES, Features, write_features
 from utils.results.journal import GAPS, Journal, next_number, read_rows
 from utils.results.manifest import HeatmapCounts
 from utils.results.sample_folder import sample_folders, whole_samples
@@ -85,6 +87,34 @@ class DatasetRun:
 
     def evaluate(self) -> DatasetSummary:
         """All of it. The tables are complete afterwards, and every sample is on disk."""
+        summary = self._predicted_and_explained()
+        if self.context.options.save_features:
+            self.save_features()
+        return summary
+
+    def save_features(self) -> None:
+        """Write `features.npz`, where it is not there yet, in a pass of its own over the readable frames."""
+        if self.processes.broadcast((self.folder / FEATURES).is_file()):
+            return
+        detector = self.context.detector
+        found: list[Tensor] = []
+        indices: list[int] = []
+
+        def step(batch: Batch) -> None:
+            if batch.frames:
+                found.append(detector.features(batch.pixels, batch.frames).cpu())
+                indices.extend(frame.index for frame in batch.frames)
+
+        seen = [int(index) for index in self.predictions.seen.nonzero()[0]]
+        self._for_each(self._in_batches(seen), step, ", features")
+        mine = (torch.cat(found).numpy() if found else None, indices)
+        gathered = [(part, places) for part, places in self.processes.all_gather(mine) if part is not None]
+        if self.processes.first and gathered:
+            feat, index = np.concatenate([part for part, _ in gathered]), np.concatenate([of for _, of in gathered])
+            order = index.argsort()
+            write_features(self.folder, Features(feat[order], index[order]), self.frames)
+
+    def _predicted_and_explained(self) -> DatasetSummary:
         gradcam, options = self.context.settings.detector.gradcam, self.context.options
         if not gradcam.enabled:
             self.predict_all()

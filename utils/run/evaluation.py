@@ -105,6 +105,8 @@ def _load_detector(settings: RunSettings, options: RunOptions, processes: Proces
         detector.dry_run()
         if processes.first:
             print_default_layer(detector)
+    if options.save_features:
+        detector.check_features()
     if options.explanations is not None:
         check_options(detector)
     if not options.compile:

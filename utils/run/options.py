@@ -26,6 +26,7 @@ class RunOptions:
     max_unreadable: float = field(metadata=FREE)
     image_format: str
     save_raw: bool
+    save_features: bool
     overwrite: bool = field(metadata=FREE)
     resume: bool = field(metadata=FREE)
     views: ExportOptions = field(metadata=FREE)

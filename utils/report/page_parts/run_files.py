@@ -17,6 +17,7 @@ MEANING = {
     "metrics.json": "metrics of every dataset",
     "predictions.csv": "score and prediction of every frame",
     "unreadable.csv": "frames that could not be read, and why",
+    "features.npz": "what the head reads of every frame",
     "regions.csv": "share of the maps by region of the face",
     "regions.png": "the same as a picture",
     "mean_maps.png": "mean maps as a picture",

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 CONFIG_KEYS = (
     "weights_path", "test_dataset", "test_batchSize", "workers", "manualSeed", "gradcam_enabled", "gradcam_samples",
     "gradcam_save_dir", "gradcam_layers", "gradcam_method", "gradcam_target", "gradcam_site", "gradcam_backward",
-    "gradcam_colormap", "gradcam_signed", "mean", "std", "resolution",
+    "gradcam_colormap", "gradcam_signed", "mean", "std", "resolution", "gradcam_backward_precision",
 )  # fmt: skip
 
 # The engine knows no flags: what helps where one of its errors is about that setting.

@@ -303,6 +303,7 @@ class GradCAMMixin(nn.Module):
             backward=backward or settings.backward,
             completeness=completeness,
             head=self.head_reader,
+            backward_precision=settings.backward_precision,
         )
 
     def _look(self) -> Look:
@@ -374,6 +375,7 @@ class GradCAMMixin(nn.Module):
             size=map_size or (height, width),
             backward=backward or self.drawn_settings().backward,
             head=self.head_reader._replace(batch=len(image)),
+            backward_precision=self.gradcam.backward_precision,
         )
 
     def generate_gradcam(

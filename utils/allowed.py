@@ -17,6 +17,7 @@ SITE_CHOICES = (AUTO, *SITES)
 
 BACKWARDS = ("plain", "balanced")
 BACKWARD_CHOICES = (AUTO, *BACKWARDS)
+BACKWARD_PRECISIONS = (AUTO, "fp32", "bf16", "tf32")  # auto: the fastest on the device, measured once
 
 TARGETS = ("predicted", "fake", "real", "label", "margin", "both")
 

@@ -11,6 +11,7 @@ from typing import Sequence
 
 from utils.allowed import (
     BACKWARD_CHOICES,
+    BACKWARD_PRECISIONS,
     CHECK_MAPS,
     COLORMAPS,
     DEFAULT_IMAGES,
@@ -69,6 +70,12 @@ def add_map_flags(p: _ActionsContainer, targets: Sequence[str], check_maps: str)
         "--backward",
         choices=BACKWARD_CHOICES,
         help="what the gradient takes for constant " + unless_configured("auto"),
+    )
+    p.add_argument(
+        "--backward_precision",
+        dest="gradcam_backward_precision",
+        choices=BACKWARD_PRECISIONS,
+        help="of the backward pass's matrix products; auto: the fastest on the device " + unless_configured("fp32"),
     )
     p.add_argument(
         "--gradcam_signed",

@@ -24,6 +24,7 @@ from utils.choice.verdict import Choice
 from utils.errors import InputError
 from utils.explaining.capture import Capture, capture
 from utils.explaining.explanation import Explanation
+from utils.explaining.precision import FP32
 
 
 def explain_tower(
@@ -43,11 +44,12 @@ def explain_tower(
     backward: str = BACKWARDS[0],
     completeness: bool = True,
     head: HeadReader = ANY_MODEL,
+    backward_precision: str = FP32,
 ) -> Explanation:
     """`images` explained by one method at one site: one pass, or one for each class for target "both".
 
     Args:
-        model, tower, label, backward, completeness, head: as for `capture`.
+        model, tower, label, backward, completeness, head, backward_precision: as for `capture`.
         images: (B, 3, H, W), which `forward` gives to the model.
         layers: as for `capture`; None: the default of the tower's family.
         target: see `utils.cam.targets.score_weights`, and "both".
@@ -78,6 +80,7 @@ def explain_tower(
             backward=backward,
             completeness=completeness,
             head=head._replace(batch=len(images)),
+            backward_precision=backward_precision,
         )
         return captured.explanation(method, site, images, pp_epsilon)
 
@@ -135,6 +138,7 @@ def explain(
     backward: str | None = None,
     classes: Sequence[str | Mapping[str, str]] | None = None,
     completeness: bool = True,
+    backward_precision: str = FP32,
 ) -> Explanation:
     """Prediction and maps of one batch, for any detector with a network of a known family somewhere inside.
 
@@ -160,6 +164,8 @@ def explain(
         classes: of the logits, in their order, as for `utils.cam.heads.named_classes`. None: one logit speaks for fake;
             of two or more the first speaks for real, all others for fake.
         completeness: with "balanced", test whether each block's shares add up, by a second backward pass.
+        backward_precision: of the backward pass's matrix products: "fp32"; "bf16" or "tf32", which are faster on some
+            devices and keep the order of a map's patches but for rounding; "auto": the fastest, measured once.
 
     Returns:
         All tensors on the model's device.
@@ -197,6 +203,7 @@ def explain(
         backward=backward or BACKWARDS[0],
         completeness=completeness,
         head=head,
+        backward_precision=backward_precision,
     )
     return replace(explanation, choice=choice)
 

@@ -31,7 +31,7 @@ HINTS = {
 }
 CONFIG_KEYS = (
     "gradcam_layers", "gradcam_method", "gradcam_target", "gradcam_site", "gradcam_backward", "gradcam_colormap",
-    "gradcam_signed", "weights_path",
+    "gradcam_signed", "gradcam_backward_precision", "weights_path",
 )  # fmt: skip
 
 
@@ -74,7 +74,7 @@ def main(argv: Sequence[str]) -> int:
         raise InputError(
             f"--target label needs labels, which single images do not have; use one of {', '.join(LABELLESS_TARGETS)}"
         )
-    from utils.model.detector import print_default_layer
+    from utils.model.detector import print_backward_precision, print_default_layer
     from utils.model.map_trials import MapChecker
     from utils.packages import require
     from utils.run.single_images import SingleImages, find_images, is_video, make_output, photographs
@@ -89,6 +89,7 @@ def main(argv: Sequence[str]) -> int:
     detector.check_predictions()
     detector.dry_run()
     print_default_layer(detector)
+    print_backward_precision(detector)
     checker = None if args.check_maps == "off" else MapChecker(detector, batch_size=1)
     work = SingleImages(detector, cropped, checker, args.image_format, args.save_raw)
     if args.calibration_images:

@@ -149,13 +149,14 @@ def token_gradients(
     head: HeadReader = ANY_MODEL,
     path: ClassTokenPath | None = None,
     constants: ContextManager[Any] | None = None,
+    products: Callable[[], ContextManager[Any]] = nullcontext,
 ) -> Differentiated:
     """Run `forward` once and differentiate its score once with respect to the tokens of all `sites`.
 
     Samples are independent, so the gradient of the batch's summed score is each image's own gradient. A `self_test`
     differentiates a second time, by secants of the activations. `head` reads what `forward` returns. `path`: the last
     block for its class token alone, where all that is asked for is before its keys and values. `constants`: what a
-    backward rule wants around the forward pass.
+    backward rule wants around the forward pass; `products`: what a precision wants around the backward pass.
 
     Raises:
         NotOneToken: the score depends on more of the last block than `path` has.
@@ -181,7 +182,8 @@ def token_gradients(
         activations = [taps[position].tokens for position in range(len(sites))]
         joined = path.joined if path else None
         rest = [joined.rest] if joined else []
-        found = score_gradients(logits, weights, [*activations, *rest], again=self_test is not None)
+        with products():
+            found = score_gradients(logits, weights, [*activations, *rest], again=self_test is not None)
         gradients = found[: len(activations)]
         if joined:
             _refuse_more_than_one(joined, found[-1])

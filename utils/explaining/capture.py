@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Callable, Mapping, NamedTuple, Sequence
 
 import torch
@@ -35,6 +36,7 @@ from utils.cam.tokens import Differentiated, NotOneToken, Tokens, on_grid, token
 from utils.cam.towers import Grid
 from utils.cam.towers.class_token_path import ClassTokenPath, class_token_path, reads_more_tokens
 from utils.explaining.explanation import Explanation
+from utils.explaining.precision import FP32, check_backward_precision, matrix_products_in, resolved_precision
 
 
 class LayerSite(NamedTuple):
@@ -124,6 +126,7 @@ def capture(
     backward: str = BACKWARDS[0],
     completeness: bool = False,
     head: HeadReader = ANY_MODEL,
+    backward_precision: str = FP32,
 ) -> Capture:
     """Run `forward` once and differentiate once, for all `methods` at all `sites` of all `layers`.
 
@@ -141,14 +144,19 @@ def capture(
         backward: one of `utils.cam.backward.BACKWARDS`.
         completeness: with "balanced", whether to test if the shares of each block add up, by a second backward pass.
         head: says which detector it is and what its classes are.
+        backward_precision: one of `utils.allowed.BACKWARD_PRECISIONS`, of the matrix products of the backward pass. The
+            test of completeness is always float32's.
 
     Raises:
-        InputError: an unknown method, site, target or backward pass, a backward pass that this tower does not have, or
-            what `forward` returned holds no logits.
+        InputError: an unknown method, site, target, precision or backward pass, a backward pass that this tower does
+            not have, or what `forward` returned holds no logits.
         LayerError: a layer that cannot be explained.
     """
     path = next((name for name, module in model.named_modules() if module is tower), "").replace("._orig_mod", "")
     check_methods(methods)
+    check_backward_precision(backward_precision)
+    device = next((each.device for each in model.parameters()), torch.device("cpu"))
+    products = partial(matrix_products_in, resolved_precision(backward_precision, device))
     named, summed = named_layers(layers), summed_blocks(tower, layers)
     _refuse_sums(methods if summed else [])
     captured = list(dict.fromkeys([*named, *summed]))
@@ -171,7 +179,7 @@ def capture(
     def one_pass(path: ClassTokenPath | None) -> tuple[Differentiated, Mapping[BlockProjection, Tensor]]:
         rules = backward_rules(model, tower, backward, activations if self_test else None)
         with attention.kept() as projections, rules as constants:
-            found = token_gradients(model, read, forward, target, label, self_test, head, path, constants)
+            found = token_gradients(model, read, forward, target, label, self_test, head, path, constants, products)
             return found, projections
 
     asked = [(site.module, site.reads_input) for site in (*read, *(self_test.sites if self_test else ()))]

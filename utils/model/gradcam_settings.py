@@ -8,6 +8,7 @@ from typing import Any, Mapping, NamedTuple
 from utils.allowed import (
     AUTO,
     BACKWARD_CHOICES,
+    BACKWARD_PRECISIONS,
     BACKWARDS,
     COLORMAPS,
     METHOD_CHOICES,
@@ -24,7 +25,7 @@ from utils.model.config_values import Section
 GRADCAM_KEYS = (
     "gradcam_enabled", "gradcam_layers", "gradcam_save_dir", "gradcam_method", "gradcam_target", "gradcam_site",
     "gradcam_backward", "gradcam_samples", "gradcam_pp_epsilon", "gradcam_colormap", "gradcam_signed",
-    "gradcam_classes",
+    "gradcam_classes", "gradcam_backward_precision",
 )  # fmt: skip
 
 
@@ -42,6 +43,7 @@ class GradCAMSettings(NamedTuple):
     target: str
     site: str
     backward: str
+    backward_precision: str
     samples: int | None
     pp_epsilon: float
     colormap: str
@@ -137,6 +139,7 @@ def gradcam_settings(
         target="margin" if signed else target,
         site=site,
         backward=backward,
+        backward_precision=section.choice("gradcam_backward_precision", BACKWARD_PRECISIONS, "fp32"),
         samples=section.count("gradcam_samples", least=1) if section.has("gradcam_samples") else None,
         pp_epsilon=section.number("gradcam_pp_epsilon", DEFAULT_EPSILON),
         colormap=section.choice("gradcam_colormap", COLORMAPS, "jet"),

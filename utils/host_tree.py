@@ -27,6 +27,11 @@ PATTERNS = (
     "detectors/*_detector_gradcam.py",
     "utils/**/*",
     "config/detector/clip_gradcam*.yaml",
+    "docs/**/*.md",
+    "assets/*.png",  # of the README
+    "benchmarks/*.md",
+    "benchmarks/plots/*.png",
+    "examples/heatmaps.ipynb",
     "assets/demo_detector/*",  # the embedded detector, so that utils/gradcam_demo.py works without weights
 )
 

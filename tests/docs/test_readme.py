@@ -24,11 +24,12 @@ from tests.helpers.hosts import MINIMAL_HOST, write_data
 from tests.helpers.paths import ROOT
 
 README = (ROOT / "README_gradcam.md").read_text(encoding="utf-8")
+OPTIONS = (ROOT / "docs" / "options.md").read_text(encoding="utf-8")
 # 24 blocks as ViT-L/14 has, so that every layer the README names is there, but narrow.
 TOWER = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 24, "num_attention_heads": 2,
          "patch_size": 32, "image_size": 224}  # fmt: skip
 # Run elsewhere (make test is this very run), for ever (tensorboard), or over the network (pip).
-NOT_RUN_HERE = ("make ", "pip install", "tensorboard ")
+NOT_RUN_HERE = ("make ", "pip install", "tensorboard ", "source ")
 # Part of a command → flags that make it short without changing what it does.
 SHORTER = {
     "python examples/make_demo_data.py": "--videos 2",
@@ -40,11 +41,14 @@ SHORTER = {
 NEEDS = {
     "python path/to/training/": "python -m utils.install_into_host path/to/training",
     "--uninstall": "python -m utils.install_into_host path/to/training",
-    "--data data/demo": "python examples/make_demo_data.py",
+    "--data data/training": "python examples/make_demo_data.py",
+    "report figure": "python test_with_gradcam.py",
+    "report compare": "python test_with_gradcam.py",
 }
 # Command → what its output folder holds afterwards.
 OUTPUTS = {
-    "gradcam_demo.py": ["image/gradcam_comparison.png", "image/gradcam_*_sample0.png", "image/*.json"],
+    "gradcam_demo.py": ["*/gradcam_comparison.png", "*/gradcam_*_sample0.png", "*/*.json"],
+    "report": ["index.html", "frames.csv"],
     "test_with_gradcam.py": ["metrics.json", "manifest.json", "index.html", "*/predictions.csv"],
     "make_demo_data.py": ["dataset_json/demo.json", "*/frames/*/*.png", "*/masks/*/*.png"],
     "train_demo_detector.py": ["*.safetensors", "events.out.tfevents.*"],
@@ -76,11 +80,13 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config["workers"] = 0
     detector_yaml.write_text(yaml.safe_dump(config))
     (tree / "path" / "to" / "your").mkdir(parents=True)
+    (tree / "data" / "demo" / "mouthswap_Fake" / "frames" / "test_mouthswap_0007").mkdir(parents=True)
     torch.manual_seed(0)
     model = CLIPDetectorWithGradCAM({**config, "gradcam_enabled": False})
     torch.save(model.state_dict(), tree / "path" / "to" / "your" / "weights.pth")
     image = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
     cv2.imwrite(str(tree / "path" / "to" / "your" / "image.jpg"), image)
+    cv2.imwrite(str(tree / "data" / "demo" / "mouthswap_Fake" / "frames" / "test_mouthswap_0007" / "000.png"), image)
     write_stand_in_faceforensics(tree)
     write_stand_in_host(tree / "path" / "to" / "training")
     return tree
@@ -120,9 +126,8 @@ def run(line: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 def option_table() -> dict[str, str]:
-    """Flag → YAML key ("" for none) of the table below "## Options"."""
-    section = README.partition("## Options")[2].partition("\n## ")[0]
-    rows = [line.strip("|").split("|") for line in section.splitlines() if line.startswith("| `--")]
+    """Flag → YAML key ("" for none) of the table in docs/options.md."""
+    rows = [line.strip("|").split("|") for line in OPTIONS.splitlines() if line.startswith("| `--")]
     return {cells[0].split()[0].strip("`"): cells[1].strip().strip("`") for cells in rows}
 
 
@@ -155,11 +160,21 @@ def needed_before(line: str) -> list[str]:
 def test_command_runs_as_written(line: str, tree: Path) -> None:
     for command in [*needed_before(line), line]:  # tests may run in any order, and in several processes
         more = next((flags for part, flags in SHORTER.items() if part in command), "")
+        if "test_with_gradcam.py" in command and "--resume" not in command:
+            more += " --overwrite"  # an earlier test's
+        if "report figure" in command:  # which samples there are, a reader sees on the page
+            explained = next((tree / "test_gradcam_results").glob("*/sample*")).name.removeprefix("sample")
+            command = re.sub(r"--samples \d+", f"--samples {explained}", command)
+        if "report compare" in command:
+            shutil.rmtree(tree / "comparison", ignore_errors=True)
         done = run(f"{command} {more}", tree)
         assert done.returncode == 0, done.stderr[-2000:]
-    output = re.search(r"--(?:output|gradcam_output_dir) (\S+)", line)
+    output = re.search(r"(?:--output|--gradcam_output_dir|-o) (\S+)", line)
+    if output and output[1].endswith(".pdf"):
+        assert (tree / output[1]).read_bytes().startswith(b"%PDF")
+        return
     if output:
-        for pattern in OUTPUTS[re.sub(r".*?([a-z_]+\.py).*", r"\1", line)]:
+        for pattern in OUTPUTS["report" if "utils.report" in line else re.sub(r".*?([a-z_]+\.py).*", r"\1", line)]:
             found = list((tree / output[1]).glob(pattern))
             assert found and all(path.stat().st_size for path in found), pattern
             for path in found:
@@ -198,9 +213,11 @@ def test_snippets_run_as_written(tmp_path: Path) -> None:
     (cache / "refs" / "main").write_text("0123")
     parts = snippets()
     assert any("config['nEpochs']" in part for part in parts)
-    program = "config['nEpochs'] = 6\n".join([PRELUDE + parts[0], *parts[1:]])
+    loop = next(i for i, part in enumerate(parts) if "config['nEpochs']" in part)
+    program = "\n".join([PRELUDE, *parts[:loop], "config['nEpochs'] = 6", *parts[loop:]])
     program += "\nprint(sorted(cams), model.training)\n"
     (tmp_path / "program.py").write_text(program)
+    cv2.imwrite(str(tmp_path / "face.png"), np.full((256, 256, 3), 90, np.uint8))
     environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, "program.py"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False

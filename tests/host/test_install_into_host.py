@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -316,3 +317,19 @@ def test_efforts_own_utils_folder_is_shared(tmp_path: Path) -> None:
     assert Path(found.stdout.strip()) == training / "utils" / "registry.py", found.stderr
     assert install(training, "--uninstall").returncode == 0
     assert snapshot(training) == before
+
+
+def test_every_link_and_picture_of_the_installed_pages_is_there(tmp_path: Path) -> None:
+    training = make_host(tmp_path)
+    assert install(training).returncode == 0
+    pages = [
+        training / "README_gradcam.md",
+        *(training / "docs").rglob("*.md"),
+        *(training / "benchmarks").glob("*.md"),
+    ]
+    assert len(pages) > 10
+    for page in pages:
+        text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+        for target in re.findall(r"\]\(([^)#\s]+)", text):
+            if not target.startswith(("http://", "https://")):
+                assert (page.parent / target).exists(), f"{page.name}: {target}"

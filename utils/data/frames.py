@@ -101,7 +101,7 @@ class _FrameDataset(Dataset[Any]):
                 frames.append(frame)
                 images.append(image)
         empty = torch.empty((0, 3, self.resolution, self.resolution), dtype=torch.uint8)
-        # Stacked as they come and seen as (B, 3, H, W): a copy of the bytes costs a twentieth of one that moves channels.
+        # Stacked as they come, and seen as (B, 3, H, W): copying the bytes costs a twentieth of moving the channels.
         pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2) if images else empty
         return Batch(frames, pixels, unreadable, stamps)
 

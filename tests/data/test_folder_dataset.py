@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 
 from tests.helpers.paths import ROOT
-from utils.data.folder_dataset import counted, dataset_name, is_path, read_labelled
+from utils.data.folder_dataset import counted, dataset_name, is_path, named_masks, read_labelled
 from utils.data.frames import DataSettings
 from utils.data.readers import read_dataset, reader_of
 from utils.errors import InputError
+from utils.explanation_metrics.samples import find_evidence
 
 
 def image(path: Path) -> str:
@@ -88,6 +89,20 @@ def test_a_csv_that_says_something_else(tmp_path: Path, content: str, said: str)
     (tmp_path / "list.csv").write_text(content)
     with pytest.raises(InputError, match=said):
         read_labelled(tmp_path / "list.csv")
+
+
+def test_a_csv_may_name_masks(tmp_path: Path) -> None:
+    for name in ("a.png", "b.png", "m.png"):
+        image(tmp_path / name)
+    table = tmp_path / "list.csv"
+    table.write_text("path,label,mask\na.png,0,\nb.png,1,m.png\n")
+    assert named_masks(table) == {str(tmp_path / "b.png"): str(tmp_path / "m.png")} and named_masks(tmp_path) == {}
+    frames = read_dataset("list", settings(table))
+    evidence = find_evidence(None, None, frames, [table])
+    assert evidence.masks == {str(tmp_path / "b.png"): str(tmp_path / "m.png")}
+    table.write_text("path,label,mask\nb.png,1,gone.png\n")
+    with pytest.raises(InputError, match=r"line 2: there is no mask .*gone\.png"):
+        named_masks(table)
 
 
 def test_folders_without_a_label_and_with_two(tmp_path: Path) -> None:

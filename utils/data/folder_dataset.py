@@ -2,7 +2,7 @@
 
 A folder called `real` or `fake` (`0_real` or `1_fake`; `nature` or `ai`), at any depth, labels what lies below it, as
 the datasets of CNNDetection, UniversalFakeDetect and GenImage do it. A folder in there is a video; an image that lies
-in none is a video of its own. The columns of a CSV are path and label and, where they are known, video and forgery.
+in none is a video of its own. The columns of a CSV are path and label and, where they are known, video, forgery, mask.
 """
 
 from __future__ import annotations
@@ -55,6 +55,21 @@ def dataset_name(path: Path) -> str:
 def read_labelled(path: Path) -> list[tuple[int, Video]]:
     """The videos of a folder or a CSV with their classes, in a fixed order. Raises InputError, naming what is wrong."""
     return _read_csv(path) if path.is_file() else _read_folder(path)
+
+
+def named_masks(path: Path) -> dict[str, str]:
+    """Frame → the mask that a CSV's column `mask` names for it; empty for a folder, and without the column.
+
+    Raises InputError where a mask is not there.
+    """
+    masks = {}
+    for where, row in _rows(path) if path.is_file() else ():
+        if row.get("mask"):
+            mask = path.parent / str(row["mask"])
+            if not os.path.isfile(mask):  # noqa: PTH113
+                raise InputError(f"{where}: there is no mask {str(mask)!r}; paths are relative to the CSV's folder")
+            masks[str(path.parent / (row["path"] or ""))] = str(mask)
+    return masks
 
 
 def counted(frames: Sequence[Frame]) -> str:
@@ -145,7 +160,7 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, str | None]]]:
             if missing:
                 raise InputError(
                     f"{path}: has no column {', '.join(missing)}; its first line must name path,label and may name"
-                    " video,forgery"
+                    " video,forgery,mask"
                 )
             for row in table:
                 yield f"{path}, line {table.line_num}", row

@@ -143,7 +143,7 @@ def evaluate_dataset(
     if not detected:
         return DatasetScores(dataset, 0, configured, notes=[NO_FAKES])
     chosen = evenly_spaced(detected, options.samples)
-    evidence = find_evidence(options.masks, options.clicks, chosen)
+    evidence = find_evidence(options.masks, options.clicks, chosen, settings.data.folders.values())
     samples = read_samples(chosen, settings.detector.resolution, settings.batch_size, settings.workers, evidence)
     evaluation = DatasetEvaluation(
         detector, samples, settings, "margin" if detector.gradcam.target == "margin" else "fake"

@@ -6,7 +6,7 @@ import posixpath
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Mapping, NamedTuple, Sequence, TypeVar
+from typing import Iterable, Mapping, NamedTuple, Sequence, TypeVar
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 from utils.cam.transplant import blurred
 from utils.data.annotations import face_points, read_mask, read_mask_file
 from utils.data.clicks import Clicks
+from utils.data.folder_dataset import named_masks
 from utils.data.frames import DataSettings, Frame, frame_loader
 from utils.data.images import UnreadableImage, decode_image
 from utils.data.mask_folder import MaskFolder
@@ -45,11 +46,21 @@ class Evidence(NamedTuple):
 NO_EVIDENCE = Evidence()
 
 
-def find_evidence(masks: Path | None, clicks: Path | None, frames: Sequence[Frame]) -> Evidence:
-    """The evidence of --masks and --clicks. Raises InputError for what cannot be read or is ambiguous."""
+def find_evidence(
+    masks: Path | None, clicks: Path | None, frames: Sequence[Frame], tables: Iterable[Path] = ()
+) -> Evidence:
+    """The evidence of --masks and --clicks. Raises InputError for what cannot be read or is ambiguous.
+
+    `tables`: datasets that are a CSV or a folder; a CSV may name masks, which count where --masks is not given.
+    """
     fakes = [frame for frame in frames if frame.label == 1]
     paths = [frame.path for frame in fakes]
-    found = None if masks is None else dict(zip(paths, MaskFolder(masks).paths(paths)))
+    found: dict[str, str | None] | None = None
+    if masks is not None:
+        found = dict(zip(paths, MaskFolder(masks).paths(paths)))
+    else:
+        named = {frame: mask for table in tables for frame, mask in named_masks(table).items()}
+        found = {path: named.get(path) for path in paths} if named else None
     if clicks is None:
         return Evidence(found)
     file = Clicks(clicks)

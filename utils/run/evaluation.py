@@ -56,7 +56,12 @@ def run(settings: RunSettings, options: RunOptions) -> None:
         datasets = {name: read_dataset(name, settings.data) for name in dict.fromkeys(settings.datasets)}
         if options.explanations is not None:  # what it cannot use is refused now
             given = options.explanations
-            find_evidence(given.masks, given.clicks, [frame for frames in datasets.values() for frame in frames])
+            find_evidence(
+                given.masks,
+                given.clicks,
+                [frame for frames in datasets.values() for frame in frames],
+                settings.data.folders.values(),
+            )
         if processes.first:
             _tell_of_absent_folders(datasets)
             for name in settings.data.folders:

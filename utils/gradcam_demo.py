@@ -84,7 +84,7 @@ def main(argv: Sequence[str]) -> int:
     if len(images) < len(files):
         require("av", "a video")
     flags = {"gradcam_enabled": True, **{key: getattr(args, key) for key in CONFIG_KEYS}}
-    detector = _detector(args.detector_path, args.device, args.precision, flags, read_as(flags_of))
+    detector = load_named_detector(args.detector_path, args.device, args.precision, flags, read_as(flags_of))
     cropped = photographs(detector.settings.resolution, args.face_crop, args.landmark_model)
     detector.check_predictions()
     detector.dry_run()
@@ -99,9 +99,10 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _detector(
+def load_named_detector(
     detector_path: str | None, device: str, precision: str, flags: Mapping[str, object], names: Mapping[str, str]
 ) -> LoadedDetector:
+    """The detector of a YAML, or the embedded one where neither that nor weights are named. Raises InputError."""
     from utils.model.config import detector_settings, find_path
     from utils.model.detector import find_device, load_detector
 

@@ -1,0 +1,1 @@
+"""Try a detector live in a browser: `python -m utils.app`."""

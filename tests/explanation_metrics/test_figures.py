@@ -13,7 +13,7 @@ from utils.explanation_metrics.bootstrap import Interval
 from utils.explanation_metrics.comparison import ALL, Difference, Row
 from utils.explanation_metrics.deletion import SHARES, Curves
 from utils.explanation_metrics.evaluate import ENERGY, DatasetScores
-from utils.explanation_metrics.figures import curves_figure, heat_table_figure, png
+from utils.explanation_metrics.figures import curves_figure, heat_table_figure, image_file
 from utils.explanation_metrics.sweep import MapSpec
 
 pytest.importorskip("matplotlib")
@@ -109,5 +109,5 @@ def edges(band: Any) -> list[float]:
 
 def test_a_figure_becomes_a_png_at_its_own_size() -> None:
     figure = heat_table_figure(some_scores())
-    pixels = np.asarray(cv2.imdecode(np.frombuffer(png(figure), np.uint8), cv2.IMREAD_COLOR))
+    pixels = np.asarray(cv2.imdecode(np.frombuffer(image_file(figure, "png"), np.uint8), cv2.IMREAD_COLOR))
     assert pixels.shape[:2] == tuple(int(160 * inches) for inches in figure.get_size_inches()[::-1])

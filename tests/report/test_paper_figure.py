@@ -11,7 +11,8 @@ import pytest
 from tests.helpers.fake_run import LAYERS, Row, write_row, write_tables
 from utils.errors import InputError
 from utils.report.__main__ import main
-from utils.report.paper_figure import cells
+from utils.report.explanation_table import escaped
+from utils.report.paper_figure import Column, cells
 from utils.results.read_run import read_run
 
 ROWS = [Row(3, "toy", "toy_Fake", "v", 1, 0.9, "3.png", hot=(0, 3)), Row(7, "toy", "toy_Real", "w", 0, 0.2, "7.png")]
@@ -27,7 +28,7 @@ def run(tmp_path: Path) -> Path:
 
 def test_the_heat_lies_where_the_map_is_hot(run: Path) -> None:
     (sample, _) = read_run(run).datasets[0].samples
-    image, _, first, _ = cells(sample, LAYERS)
+    image, _, first, _ = cells([sample], [Column(0, layer, layer) for layer in LAYERS])
     assert np.abs(image.image.astype(int) - (90, 120, 60)).max() <= 2  # the image of the fixture
     assert first.heat is not None and first.heat.max() == 1
     row, column = np.unravel_index(first.heat.argmax(), first.heat.shape)
@@ -58,6 +59,7 @@ def test_text_is_text_and_the_width_is_the_columns(run: Path, tmp_path: Path, su
         (["--samples", "3", "--dataset", "to"], "did you mean 'toy'"),
         (["--samples", "3", "--width", "nan"], "--width is nan"),
         (["--samples", "3", "-o", "x.gif"], "give a file"),
+        (["--samples", "3", "--methods", "hirescam"], "'hirescam' is in none of the runs; .*they have gradcam"),
     ],
 )
 def test_what_is_not_there(run: Path, tmp_path: Path, flags: list[str], said: str) -> None:
@@ -70,3 +72,76 @@ def test_a_sample_whose_images_are_gone(run: Path, tmp_path: Path) -> None:
     (run / "toy" / "sample3" / "gradcam_comparison.png").unlink()
     with pytest.raises(InputError, match="images were deleted"):
         main(["figure", str(run), "--samples", "3", "-o", str(tmp_path / "f.pdf")])
+
+
+def test_methods_of_several_runs_stand_beside_each_other(run: Path, tmp_path: Path) -> None:
+    """The second run has the other method and its heat elsewhere; samples are matched by their image."""
+    other = tmp_path / "other"
+    for row in ROWS:
+        write_row(other, row._replace(hot=(3, 0)))
+    write_tables(other, ROWS)
+    for file in other.rglob("sample*.json"):
+        file.write_text(file.read_text().replace('"gradcam"', '"hirescam"'))
+    path = tmp_path / "figure.svg"
+    runs, layer = [str(run), str(other)], LAYERS[0]
+    assert (
+        main(
+            ["figure", *runs, "--samples", "3", "--layers", layer, "--methods", "hirescam", "gradcam", "-o", str(path)]
+        )
+        == 0
+    )
+    text = path.read_text()
+    assert text.index("hirescam, block 5") < text.index("gradcam, block 5")
+    samples = [read_run(folder).datasets[0].samples[0] for folder in (run, other)]
+    _, _, first, second = cells(samples, [Column(0, layer, ""), Column(1, layer, "")])
+    assert first.heat is not None and second.heat is not None
+    assert first.heat[8, 56] > 0.9 and second.heat[56, 8] > 0.9 and first.heat[56, 8] == 0
+
+
+# ------------------------------------------------------------------------------------------------------------- table
+
+MEASURED = """dataset,forgery,method,layer,site,metric,mean,low,high,frames,videos,better,backward
+toy,all,hirescam,encoder.layers.5,residual,energy in mask,0.71,0.6,0.8,9,9,True,balanced
+toy,all,hirescam,encoder.layers.5,residual,deletion (blur),0.21,0.1,0.3,9,9,True,balanced
+toy,all,random,,,energy in mask,0.1,0.05,0.15,9,9,,plain
+toy,all,random,,,deletion (blur),0.61,,,9,9,,plain
+toy,swap_Fake,hirescam,encoder.layers.5,residual,energy in mask,0.99,0.9,1,9,9,True,balanced
+"""
+
+
+def test_the_table_is_latex_that_says_what_was_measured(tmp_path: Path) -> None:
+    (tmp_path / "explanations.csv").write_text(MEASURED)
+    out = tmp_path / "table.tex"
+    assert main(["table", str(tmp_path), "-o", str(out)]) == 0
+    lines = out.read_text().splitlines()
+    assert lines[1:4] == [r"\begin{tabular}{lrr}", r"\toprule", r"map & energy in mask & deletion (blur) \\"]
+    best = r"hirescam, encoder.layers.5, residual, balanced & \textbf{0.710}$^\dagger$ {\scriptsize [0.600, 0.800]}"
+    assert lines[5].startswith(best) and r"\textbf{0.210}" in lines[5]  # lower is better
+    assert lines[6] == r"random & 0.100 {\scriptsize [0.050, 0.150]} & 0.610 \\" and "0.990" not in out.read_text()
+    assert lines[-1] == r"\end{tabular}" and out.read_text().count("{") == out.read_text().count("}")
+    csv_file = tmp_path / "table.csv"
+    assert main(["table", str(tmp_path), "-o", str(csv_file), "--metrics", "energy in mask"]) == 0
+    assert csv_file.read_text().splitlines()[2] == "random,0.1"
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["-o", "t.txt"], r"give a file \(\.tex, \.csv\)"),
+        (["-o", "t.tex", "--metrics", "energy"], "'energy' was not measured; did you mean 'energy in mask'"),
+        (["-o", "t.tex", "--dataset", "to"], "did you mean 'toy'"),
+    ],
+)
+def test_a_table_of_what_is_not_there(
+    flags: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="run test_with_gradcam.py with --evaluate_explanations first"):
+        main(["table", ".", "-o", "t.tex"])
+    Path("explanations.csv").write_text(MEASURED)
+    with pytest.raises(InputError, match=said):
+        main(["table", ".", *flags])
+
+
+def test_names_are_escaped_for_latex() -> None:
+    assert escaped(r"a_b%{c}\&") == r"a\_b\%\{c\}\textbackslash{}\&"

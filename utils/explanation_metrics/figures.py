@@ -33,10 +33,14 @@ STYLE: Any = {
 DPI = 160
 
 
-def png(figure: Figure) -> bytes:
-    """The figure as a PNG file."""
+def image_file(figure: Figure, kind: str) -> bytes:
+    """The figure as a file, "png" or "pdf" (text as text, in fonts that journals take), the same bytes each time."""
+    from matplotlib import rc_context
+
     data = io.BytesIO()
-    figure.savefig(data, format="png", dpi=DPI, metadata={"Software": None})
+    metadata: dict[str, None] = {"Software": None} if kind == "png" else {"CreationDate": None, "Producer": None}
+    with rc_context({"pdf.fonttype": 42}):
+        figure.savefig(data, format=kind, dpi=DPI, metadata=metadata)
     return data.getvalue()
 
 

@@ -13,7 +13,7 @@ from utils.cam.methods import ATTENTION_SITE
 from utils.data.frames import Frame
 from utils.explanation_metrics.comparison import ALL
 from utils.explanation_metrics.evaluate import DatasetScores, ExplanationOptions, evaluate_dataset
-from utils.explanation_metrics.figures import curves_figure, heat_table_figure, png
+from utils.explanation_metrics.figures import curves_figure, heat_table_figure, image_file
 from utils.explanation_metrics.sweep import MapSpec
 from utils.explanation_metrics.tables import CSV_COLUMNS, csv_rows, json_values, printed, verdict
 from utils.files import write_json, write_table, write_whole
@@ -21,7 +21,9 @@ from utils.model.config import RunSettings
 from utils.model.detector import LoadedDetector
 
 CSV_FILE, JSON_FILE = "explanations.csv", "explanations.json"
-CURVES_FILE, HEAT_FILE = "explanation_curves.png", "explanation_heat_table.png"  # in each dataset's folder
+CURVES, HEAT_TABLE = "explanation_curves", "explanation_heat_table"  # in each dataset's folder
+CURVES_FILE, HEAT_FILE = f"{CURVES}.png", f"{HEAT_TABLE}.png"
+FIGURE_KINDS = ("png", "pdf")
 CONFIG_HEADER = """\
 # Written by test_with_gradcam.py --write_config: the configuration of the run, with the map that was found best.
 # {verdict}
@@ -55,8 +57,12 @@ def evaluate_explanations(
     write_json(folder / JSON_FILE, {dataset.dataset: json_values(dataset) for dataset in scores})
     for dataset in scores:
         if dataset.rows:
-            write_whole(folder / dataset.dataset / CURVES_FILE, png(curves_figure(dataset, settings.seed)))
-            write_whole(folder / dataset.dataset / HEAT_FILE, png(heat_table_figure(dataset)))
+            for name, figure in (
+                (CURVES, curves_figure(dataset, settings.seed)),
+                (HEAT_TABLE, heat_table_figure(dataset)),
+            ):
+                for kind in FIGURE_KINDS:
+                    write_whole(folder / dataset.dataset / f"{name}.{kind}", image_file(figure, kind))
     lines = [printed(dataset) for dataset in scores] + [verdict(dataset) for dataset in scores]
     problem = ""
     if options.write_config is not None:

@@ -33,6 +33,14 @@ LINE, BAR_TEXT = 1.35, 2.4  # a line of text, and the text beside the colour bar
 STYLE: Any = {"pdf.fonttype": 42, "svg.fonttype": "none", "axes.linewidth": 0.4}
 
 
+class Column(NamedTuple):
+    """What one column of maps shows: a layer of one of the runs, under `title`."""
+
+    run: int
+    layer: str
+    title: str
+
+
 class Cell(NamedTuple):
     """One image of the figure. `heat` (H, W) in [0, 1], None for an image without a map over it."""
 
@@ -42,11 +50,12 @@ class Cell(NamedTuple):
     note: str = ""
 
 
-def cells(sample: Sample, layers: Sequence[str]) -> list[Cell]:
-    """A row of the figure: the original, the forged region where its mask is known, every layer.
+def cells(samples: Sequence[Sample], columns: Sequence[Column]) -> list[Cell]:
+    """A row of the figure: the original, the forged region where its mask is known, every column's map.
 
-    Raises InputError where a file of the sample is gone.
+    `samples`: the same image in each of the runs. Raises InputError where a file of a sample is gone.
     """
+    sample = samples[0]
     image = original(sample)
     size = image.shape[0]
     row = [Cell(image)]
@@ -55,16 +64,16 @@ def cells(sample: Sample, layers: Sequence[str]) -> list[Cell]:
     except UnreadableImage as error:
         raise InputError(f"sample {sample.index}: its mask cannot be read: {error}") from error
     row.append(Cell(image, outline=mask) if mask is not None else Cell(image, note="no mask"))
-    known = {layer.name: layer for layer in sample.layers}
-    for name in layers:
-        layer = known[name]
+    for column in columns:
+        shown = samples[column.run]
+        layer = next(layer for layer in shown.layers if layer.name == column.layer)
         if layer.empty:
             row.append(Cell(image, note="empty map"))
             continue
         try:
-            raw = sample.raw_map(layer)
+            raw = shown.raw_map(layer)
         except UnreadableImage as error:
-            raise InputError(f"sample {sample.index}: {error}") from error
+            raise InputError(f"sample {shown.index}: {error}") from error
         heat = cv2.resize(raw, (size, size), interpolation=cv2.INTER_LINEAR)
         row.append(Cell(image, np.clip((heat - heat.min()) / (heat.max() - heat.min()), 0, 1)))
     return row
@@ -82,27 +91,29 @@ def original(sample: Sample) -> np.ndarray:
     return whole[box.top : box.top + box.height, box.left : box.left + box.width]
 
 
-def paper_figure(samples: Sequence[Sample], layers: Sequence[str], width: float, font_size: float) -> Figure:
+def paper_figure(
+    samples: Sequence[Sequence[Sample]], columns: Sequence[Column], width: float, font_size: float
+) -> Figure:
     """A Matplotlib figure `width` inches wide: a row per sample, captions of `font_size` points, one colour bar."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
     from matplotlib.figure import Figure
 
-    rows = [cells(sample, layers) for sample in samples]
-    titles = ["image", "forged region", *layers]
+    rows = [cells(of_image, columns) for of_image in samples]
+    titles = ["image", "forged region", *(column.title for column in columns)]
     if not any(row[1].outline is not None for row in rows):
         rows, titles = [[row[0], *row[2:]] for row in rows], [titles[0], *titles[2:]]
     line = LINE * font_size / 72
     side = (width - GAP - BAR - BAR_TEXT * font_size / 72) / len(titles)
     height = line + len(rows) * (side + line)
     figure = Figure(figsize=(width, height))
-    for r, (sample, row) in enumerate(zip(samples, rows)):
+    for r, ((sample, *_), row) in enumerate(zip(samples, rows)):
         for c, cell in enumerate(row):
             top = height - line - (r + 1) * side - r * line
             axes = figure.add_axes((c * side / width, top / height, 0.98 * side / width, 0.98 * side / height))
             _draw(axes, cell, font_size)
             if r == 0:
-                axes.set_title(_short(titles[c]), fontsize=font_size, pad=2)
+                axes.set_title(titles[c], fontsize=font_size, pad=2)
             if c == 0:
                 truth = "" if sample.correct is None else f"{('real', 'fake')[sample.label]}, "
                 axes.text(0, -0.03, f"{truth}fake {sample.prob_fake:.2f}", fontsize=font_size, va="top",
@@ -136,18 +147,19 @@ def _short(layer: str) -> str:
 
 
 def write_figure(
-    run_dir: Path,
+    run_dirs: Sequence[Path],
     output: Path,
     samples: Sequence[int],
     dataset: str | None,
     layers: Sequence[str] | None,
+    methods: Sequence[str] | None,
     width: float,
     font_size: float,
 ) -> None:
-    """Draw `samples` of a run into `output`. Raises InputError.
+    """Draw `samples` of the first run into `output`, with their maps in every run. Raises InputError.
 
-    `dataset` is needed where the run has several; `layers` None: all of the run's. `width` in inches, `font_size` in
-    points.
+    `dataset` is needed where the run has several; `layers` and `methods` None: all that the runs have. `width` in
+    inches, `font_size` in points.
     """
     if output.suffix not in FIGURE_FORMATS or not output.absolute().parent.is_dir():
         raise InputError(
@@ -155,15 +167,40 @@ def write_figure(
         )
     if not (math.isfinite(width) and 1 <= width <= 40):
         raise InputError(f"--width is {width}; allowed: 1 to 40 inches")
-    run = read_run(run_dir)
-    data = _dataset(run, dataset)
-    shown = _layers(run, layers)
-    figure = paper_figure(_samples(data, samples, shown), shown, width, font_size)
+    runs = [read_run(folder) for folder in run_dirs]
+    columns = _columns(runs, layers, methods)
+    data = [_dataset(run, dataset) for run in runs]
+    chosen = _samples(data, samples, columns)
+    figure = paper_figure(chosen, columns, width, font_size)
     from matplotlib import rc_context
 
     with rc_context(STYLE), whole_file(output) as file:
         figure.savefig(file, format=output.suffix[1:], dpi=DPI)
     print(printable(f"{output}: {len(samples)} samples, {width} inches wide"))
+
+
+def _columns(runs: Sequence[RunOnDisk], layers: Sequence[str] | None, methods: Sequence[str] | None) -> list[Column]:
+    """The maps to show, in the order of `methods` and then of `layers`, where these are given."""
+    of_run = [method_of(run) for run in runs]
+    for method in methods or ():
+        if method not in of_run:
+            raise InputError(
+                f"--methods: {method!r} is in none of the runs; {did_you_mean(method, of_run)}they have"
+                f" {', '.join(dict.fromkeys(of_run))}: give one run for each method"
+            )
+    order = (
+        [i for method in methods for i, name in enumerate(of_run) if name == method] if methods else range(len(runs))
+    )
+    columns = []
+    for i in order:
+        for layer in _layers(runs[i], layers):
+            columns.append(Column(i, layer, f"{of_run[i]}, {_short(layer)}" if len(runs) > 1 else _short(layer)))
+    return columns
+
+
+def method_of(run: RunOnDisk) -> str:
+    """The method by which a run's maps were made, "" where it has none."""
+    return next((sample.method for data in run.datasets for sample in data.samples if sample.method), "")
 
 
 def _dataset(run: RunOnDisk, name: str | None) -> DatasetOnDisk:
@@ -185,16 +222,26 @@ def _layers(run: RunOnDisk, asked: Sequence[str] | None) -> list[str]:
     return list(asked or run.layers)
 
 
-def _samples(data: DatasetOnDisk, numbers: Sequence[int], layers: Sequence[str]) -> list[Sample]:
-    known = {sample.index: sample for sample in data.samples}
+def _samples(data: Sequence[DatasetOnDisk], numbers: Sequence[int], columns: Sequence[Column]) -> list[list[Sample]]:
+    """For each number in the first run, the same image's sample in every run."""
+    known = {sample.index: sample for sample in data[0].samples}
+    by_path = [{sample.path: sample for sample in one.samples} for one in data]
+    chosen = []
     for number in numbers:
         if number not in known:
             some = ", ".join(map(str, list(known)[:10]))
             more = ", ..." if len(known) > 10 else ""
             raise InputError(
-                f"sample {number} was not explained in {data.name!r}; there are {some or 'none'}{more} (sample<i>/)"
+                f"sample {number} was not explained in {data[0].name!r}; there are {some or 'none'}{more} (sample<i>/)"
             )
-        lacking = [layer for layer in layers if layer not in [one.name for one in known[number].layers]]
-        if lacking:
-            raise InputError(f"sample {number} has no map of {', '.join(lacking)}: {known[number].lost}")
-    return [known[number] for number in numbers]
+        path = known[number].path
+        missing = [str(one.folder) for one, samples in zip(data, by_path) if path not in samples]
+        if missing:
+            raise InputError(f"sample {number} was not explained in {missing[0]}: explain the same frames in both")
+        of_runs = [samples[path] for samples in by_path]
+        for column in columns:
+            sample = of_runs[column.run]
+            if column.layer not in [one.name for one in sample.layers]:
+                raise InputError(f"sample {sample.index} has no map of {column.layer}: {sample.lost}")
+        chosen.append(of_runs)
+    return chosen

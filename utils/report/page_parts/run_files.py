@@ -27,7 +27,9 @@ MEANING = {
     "explanations.csv": "faithfulness: every map, metric and control",
     "explanations.json": "the same with curves and verdict",
     "explanation_curves.png": "deletion and insertion curves",
+    "explanation_curves.pdf": "the same for a paper",
     "explanation_heat_table.png": "every method and layer",
+    "explanation_heat_table.pdf": "the same for a paper",
     "consistency.csv": "how steady maps are from frame to frame",
     "fiftyone_samples.json": "for FiftyOne",
 }

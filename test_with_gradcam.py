@@ -127,6 +127,7 @@ def _add_output_flags(p: argparse._ArgumentGroup) -> None:
     p.add_argument("--resume", action="store_true", help="continue this run where it was interrupted")
     p.add_argument("--save_features", action="store_true", help="also what the head reads of every frame, features.npz")
     p.add_argument("--video_strips", action="store_true", help="also one image per video: its explained frames")
+    p.add_argument("--bundle", action="store_true", help="at the end, pack the samples' files a thousand to a .zip")
     p.add_argument("--fiftyone", action="store_true", help="also fiftyone_samples.json, for FiftyOne to open")
     p.add_argument("--tensorboard", type=Path, metavar="DIR", help="also metrics, curves, overlays for TensorBoard")
 
@@ -198,7 +199,7 @@ def run_options(args: argparse.Namespace, output_dir: Path, command: list[str]) 
         save_features=args.save_features,
         overwrite=args.overwrite,
         resume=args.resume,
-        views=ExportOptions(args.tensorboard, args.fiftyone, args.video_strips),
+        views=ExportOptions(args.tensorboard, args.fiftyone, args.video_strips, args.bundle),
         calibration_images=args.calibration_images,
         check_maps=args.check_maps,
         explanations=explanation_options(args),

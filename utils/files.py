@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import csv
 import errno
+import functools
 import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import stat
+import zipfile
+import zlib
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, BinaryIO, Collection, Iterable, Iterator, Mapping, Sequence
@@ -50,9 +54,65 @@ def check_ordinary(path: str | Path, most_bytes: int | None = None) -> None:
 
 
 def read_text(path: Path, encoding: str = "utf-8", most_bytes: int = MOST_TEXT_BYTES) -> str:
-    """The text of an ordinary file of at most `most_bytes`. Raises OSError or UnicodeDecodeError."""
+    """The text of an ordinary file, or of a bundle's entry, of at most `most_bytes`.
+
+    Raises OSError or UnicodeDecodeError.
+    """
+    if in_bundle(path):
+        return read_bundled(path, most_bytes).decode(encoding)
     check_ordinary(path, most_bytes)
     return path.read_text(encoding=encoding)
+
+
+# -------------------------------------------------------------------------------------------------------- bundles
+
+_BUNDLE = re.compile(r"(.*/samples_[0-9]+\.zip)/(.+)", re.DOTALL)
+
+
+def in_bundle(path: str | Path) -> bool:
+    """Whether a path goes on inside a bundle of samples, `…/samples_0.zip/sample12/…`."""
+    return ".zip/" in str(path) and _BUNDLE.fullmatch(Path(path).as_posix()) is not None
+
+
+def read_bundled(path: str | Path, most_bytes: int = MOST_TEXT_BYTES) -> bytes:
+    """An entry of a bundle of at most `most_bytes`. Raises OSError, a FileNotFoundError where it is not there."""
+    found = _BUNDLE.fullmatch(Path(path).as_posix())
+    assert found is not None  # as `in_bundle` has said
+    try:
+        bundle = _opened(found[1], os.stat(found[1]).st_mtime_ns)  # noqa: PTH116
+        if bundle.getinfo(found[2]).file_size > most_bytes:
+            raise OSError(errno.EFBIG, f"more than the {most_bytes:,} bytes allowed", str(path))
+        return bundle.read(found[2])
+    except KeyError:
+        raise FileNotFoundError(errno.ENOENT, "no such file", str(path)) from None
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError) as error:
+        raise OSError(errno.EIO, f"the bundle is damaged ({error})", str(path)) from error
+
+
+def bundle_entries(path: Path) -> list[str]:
+    """The names in a bundle; a damaged one has none."""
+    try:
+        return _opened(str(path), path.stat().st_mtime_ns).namelist()
+    except (OSError, zipfile.BadZipFile):
+        return []
+
+
+def names_in(folder: Path) -> list[str]:
+    """The names of what lies in a folder, also one in a bundle, sorted. Raises OSError."""
+    if not in_bundle(folder):
+        return sorted(path.name for path in folder.iterdir())
+    inside = f"{folder.name}/"
+    names = (name for name in bundle_entries(folder.parent) if name.startswith(inside))
+    return sorted({name[len(inside) :].partition("/")[0] for name in names})
+
+
+@functools.lru_cache(maxsize=4)
+def _opened(path: str, changed: int) -> zipfile.ZipFile:
+    """A bundle, kept open: its list of entries is read once. `changed` tells one from another of the same name."""
+    return zipfile.ZipFile(path)
+
+
+# ------------------------------------------------------------------------------------------------------------ writing
 
 
 def new_file(path: Path) -> BinaryIO:

@@ -24,6 +24,7 @@ from tests.helpers.fake_run import (
     write_tables,
 )
 from utils.errors import InputError
+from utils.report.exports import ExportOptions, write_exports
 from utils.report.page import SHOWN_SAMPLES, render, write_report
 from utils.results.read_run import read_run
 
@@ -167,6 +168,28 @@ def test_tabs_by_keyboard_and_address(run: Path, tab: Tab) -> None:
     assert page.evaluate("location.hash") == "#tab=files"
     page.reload()
     assert page.get_by_role("tabpanel").get_attribute("id") == "panel-files"
+
+
+def test_a_bundled_run_shows_its_images(browser: Any, tab: Tab, tmp_path: Path) -> None:
+    """Cards, the large view and the saved view, with no file of a sample beside the page."""
+    folder = write_run(tmp_path / "run", some_rows(tmp_path))
+    write_exports(folder, ExportOptions(bundle=True))
+    assert not list(folder.glob("*/sample*/"))
+    page = tab.open(folder)
+    loaded = "[...document.querySelectorAll('.card')].slice(0, 6).every(card => [...card.querySelectorAll('img')].every(image => image.naturalWidth > 0))"
+    until(page, loaded)
+    assert page.locator(".card .lost").count() == 0 and page.locator(".card img").count() >= 2 * 24
+    image = page.evaluate(
+        "(() => { const i = document.querySelector('.card img'); return [i.naturalWidth, i.naturalHeight]; })()"
+    )
+    assert image == [64, 64]  # the image alone, not the comparison
+    page.locator(".card").first.click()
+    until(page, "[...document.querySelectorAll('#stage img')].every(image => image.naturalWidth > 0)")
+    assert page.get_by_role("link", name="in samples_0.zip").count() == 1
+    with page.expect_download() as download:
+        page.locator("#save").click()
+    saved = cv2.imread(str(download.value.path()))
+    assert saved is not None and saved.shape[1] == 896
 
 
 def test_the_first_screen_shows_samples(run: Path, tab: Tab) -> None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Sequence
 import cv2
 import numpy as np
 
-from utils.files import kind_of
+from utils.files import in_bundle, kind_of, read_bundled
 from utils.text import one_line
 
 if TYPE_CHECKING:
@@ -65,6 +65,8 @@ def read_file(path: str) -> bytes:
     open files, no memory).
     """
     try:
+        if in_bundle(path):
+            return read_bundled(path, MAX_FILE_BYTES)
         info = os.stat(path)  # noqa: PTH116
         if not stat.S_ISREG(info.st_mode):  # reading a pipe or a device might never end
             raise UnreadableImage(f"not a file but a {kind_of(info.st_mode)}: {path!r}")

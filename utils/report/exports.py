@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+from utils.errors import InputError
 from utils.files import keeps_list, settle_list
 from utils.packages import require
 from utils.report.aggregates import REGIONS_FILE, SIMILARITY_FILE, write_patterns
@@ -13,8 +14,10 @@ from utils.report.fiftyone_export import FIFTYONE_FILE, write_fiftyone
 from utils.report.page import PAGE, SHOWN_SAMPLES, jinja2_problem, write_report
 from utils.report.tensorboard_export import write_tensorboard
 from utils.report.video_strips import STRIPS, write_strips
+from utils.results.bundles import pack_samples
 from utils.results.manifest import FINISHED, read_manifest
 from utils.results.read_run import read_run
+from utils.results.sample_folder import sample_folders
 
 __all__ = ["PAGE", "TOP_FILES", "ExportOptions", "check_exports", "write_exports"]
 
@@ -30,12 +33,15 @@ class ExportOptions(NamedTuple):
     tensorboard: Path | None = None
     fiftyone: bool = False
     video_strips: bool = False
+    bundle: bool = False
 
 
 def check_exports(options: ExportOptions) -> None:
     """Raises InputError where a package is missing, before hours of evaluation."""
     if options.tensorboard is not None:
         require("tensorboard", "--tensorboard")
+    if options.bundle and options.fiftyone:
+        raise InputError("--bundle and --fiftyone exclude each other: FiftyOne opens the maps as files of their own")
 
 
 def begin_exports(folder: Path) -> None:
@@ -51,6 +57,7 @@ def lacks_exports(folder: Path, options: ExportOptions) -> bool:
     return (
         (folder / UNFINISHED).exists()
         or not (folder / PAGE).is_file()
+        or (options.bundle and any(sample_folders(folder / name) for name in read_manifest(folder / FINISHED).datasets))
         or (options.fiftyone and not (folder / FIFTYONE_FILE).is_file())
         or (options.tensorboard is not None and not any(options.tensorboard.glob("events.out.*")))
         or not all(place.is_dir() for place in strips)
@@ -63,6 +70,9 @@ def write_exports(folder: Path, options: ExportOptions, shown_samples: int = SHO
     A host without a jinja2 that works, which only the page needs, gets everything but the page, and is told on stderr.
     """
     begin_exports(folder)
+    if options.bundle:  # first, so that the page knows where the images are
+        for name in read_manifest(folder / FINISHED).datasets:
+            pack_samples(folder / name, sample_folders(folder / name))
     lines = _written_exports(folder, options, shown_samples)
     if keeps_list(folder):
         settle_list(folder)
@@ -84,7 +94,7 @@ def _written_exports(folder: Path, options: ExportOptions, shown_samples: int) -
 
 
 def _other_exports(folder: Path, options: ExportOptions) -> list[str]:
-    if options == ExportOptions():
+    if options._replace(bundle=False) == ExportOptions():
         return []
     lines = []
     run = read_run(folder)  # other programs take every sample

@@ -140,6 +140,8 @@ def _draw(axes: Axes, cell: Cell, font_size: float) -> None:
 
 def _short(layer: str) -> str:
     """`encoder.layers.23` → `block 23`: what a reader of the paper can use."""
+    if layer.lstrip("-").isdigit():
+        return f"block {layer}"
     head, _, number = layer.rpartition(".")
     return (
         f"block {number}" if number.isdigit() and head.endswith(("layers", "layer", "blocks", "resblocks")) else layer

@@ -17,6 +17,7 @@ from utils.data.gaps import ForgeryGaps, read_gaps
 from utils.data.images import UnreadableImage
 from utils.errors import InputError
 from utils.files import read_table
+from utils.results.bundles import bundled_samples
 from utils.results.journal import COLUMNS, GAPS, PREDICTIONS, REASON, UNREADABLE, read_rows
 from utils.results.manifest import FINISHED, METRICS, STARTED, Manifest, manifest_path, read_json, read_manifest
 from utils.results.sample_folder import Sample, read_sample, sample_folders
@@ -104,7 +105,7 @@ def read_metrics(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def _read_dataset(folder: Path, metrics: dict[str, Any] | None, frames: int, samples_at_most: int) -> DatasetOnDisk:
-    folders = sample_folders(folder)
+    folders = all_samples(folder)
     step = -(-len(folders) // samples_at_most) or 1
     wanted = {index for index, _ in folders[::step]}
     labels, scores, rows = [], [], {}
@@ -131,6 +132,13 @@ def _read_dataset(folder: Path, metrics: dict[str, Any] | None, frames: int, sam
         gaps=read_gaps(folder / GAPS) if (folder / GAPS).is_file() else [],
         video_frames=list(videos.values()),
     )
+
+
+def all_samples(dataset_folder: Path) -> list[tuple[int, Path]]:
+    """The samples of a dataset by index, ascending: folders, and those that were packed into bundles."""
+    if not dataset_folder.is_dir():
+        return []
+    return sorted({**dict(bundled_samples(dataset_folder)), **dict(sample_folders(dataset_folder))}.items())
 
 
 def prediction_rows(folder: Path) -> Iterator[dict[str, str]]:

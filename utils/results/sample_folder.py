@@ -23,7 +23,16 @@ from utils.decision import CLASS_NAMES, UNKNOWN, confidence, predicted
 from utils.drawing.overlays import Box, LayerImage, Pasted, comparison, encode, faint_layers, original_box, panels
 from utils.errors import InputError
 from utils.explaining.explanation import UNTRAINED, Explanation
-from utils.files import hashes_below, holds_only_own, new_folder, own_files, read_text, replace_folder, write_listing
+from utils.files import (
+    hashes_below,
+    holds_only_own,
+    names_in,
+    new_folder,
+    own_files,
+    read_text,
+    replace_folder,
+    write_listing,
+)
 from utils.model.config import DetectorSettings
 from utils.results.grey_maps import GREY_MAPS, grey_name, raw_arrays, read_grey_map, write_grey_maps
 from utils.results.typed_values import count, flag, number, plain_name, string
@@ -414,7 +423,7 @@ def read_sample(folder: Path, index: int, row: Mapping[str, str] | None) -> Samp
         sample = Sample.from_json(json.loads(read_text(path)))
         if sample.label == UNKNOWN:
             raise ValueError("a run's samples have labels")
-        files = sorted(file.name for file in folder.iterdir())
+        files = names_in(folder)
     except FileNotFoundError:
         lost = f"{path.name} is gone"
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

@@ -158,7 +158,8 @@ def _flood(
     if not samples:
         return ""
     layers, resolution = len(detector.model.gradcam_layers()), settings.detector.resolution
-    return flood(samples, layers, resolution, options.image_format, options.save_raw, options.output_dir) + "\n"
+    kind, bundle = options.image_format, options.views.bundle
+    return flood(samples, layers, resolution, kind, options.save_raw, options.output_dir, bundle) + "\n"
 
 
 def _calibrate(

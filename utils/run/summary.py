@@ -9,6 +9,7 @@ from utils.choice.check import WORDS
 from utils.choice.verdict import Choice, judgements, printed
 from utils.data.gaps import ForgeryGaps
 from utils.errors import RunError
+from utils.results.bundles import PER_BUNDLE
 from utils.results.journal import UNREADABLE
 from utils.results.manifest import HeatmapCounts
 from utils.results.sample_writer import expected_output
@@ -106,11 +107,14 @@ def checks_text(checks: Mapping[str, int]) -> str:
     return f"of {sum(checks.values())} maps {', '.join(counted)}"
 
 
-def flood(samples: int, layers: int, resolution: int, image_format: str, save_raw: bool, output_dir: Path) -> str:
+def flood(
+    samples: int, layers: int, resolution: int, image_format: str, save_raw: bool, output_dir: Path, bundle: bool
+) -> str:
     """What is about to be written, in one line."""
     files, size = expected_output(samples, layers, resolution, image_format, save_raw)
     most = f"at most {samples:,} samples with {layers} {'map' if layers == 1 else 'maps'} each"
-    return f"heatmaps: {most}: up to {files:,} files, about {size_text(size)}, in {output_dir}"
+    packed = f", packed into {-(-samples // PER_BUNDLE):,} at the end" if bundle else ""
+    return f"heatmaps: {most}: up to {files:,} files{packed}, about {size_text(size)}, in {output_dir}"
 
 
 def check_finished(metrics: Mapping[str, Any], heatmaps: Mapping[str, HeatmapCounts], max_unreadable: float) -> None:

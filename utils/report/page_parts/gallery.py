@@ -11,7 +11,7 @@ import numpy as np
 
 from utils.data.annotations import read_mask
 from utils.data.images import UnreadableImage
-from utils.files import sha256_of
+from utils.files import in_bundle, sha256_of
 from utils.report.page_parts.facts import some_sample
 from utils.report.page_parts.pixels import PER_FILE
 from utils.results.read_run import DatasetOnDisk, RunOnDisk, prediction_rows
@@ -73,6 +73,7 @@ def sample_data(sample: Sample, layers: Sequence[str]) -> dict[str, Any]:
         "logits": list(sample.logits),
         "target": sample.target or "–",
         "folder": [sample.folder.parent.name, sample.folder.name],
+        "bundle": sample.folder.parent.name if in_bundle(sample.folder) else "",
         "comparison": sample.comparison,
         "box": list(box) if box else [],
         "maps": [

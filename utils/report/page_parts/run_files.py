@@ -8,6 +8,7 @@ from typing import NamedTuple
 from urllib.parse import quote
 
 from utils.report.page_parts.pixels import FOLDER as PIXELS
+from utils.results.bundles import BUNDLE
 from utils.results.read_run import RunOnDisk
 from utils.text import size_text
 
@@ -55,6 +56,14 @@ def run_files(run: RunOnDisk, page: str) -> list[tuple[str, list[RunFile]]]:
     return [(title, files) for title, files in groups if files]
 
 
+def _meaning(file: Path) -> str:
+    if file.parent.name == PIXELS:
+        return "the page's images as text"
+    if BUNDLE.fullmatch(file.name):
+        return "files of up to a thousand samples"
+    return MEANING.get(file.name, "")
+
+
 def _is_no_sample(folder: Path) -> bool:
     return not folder.name.startswith(("sample", "."))
 
@@ -70,7 +79,7 @@ def _files(folder: Path, below: Path, run: Path, page: str) -> list[RunFile]:
             file.relative_to(below).as_posix(),
             quote(os.fsencode(file.relative_to(run).as_posix())),
             size_text(file.stat().st_size),
-            "images for saving a view" if file.parent.name == PIXELS else MEANING.get(file.name, ""),
+            _meaning(file),
         )
         for file in files
     ]

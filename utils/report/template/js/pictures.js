@@ -2,12 +2,20 @@
 
 // The original is the first panel of the comparison picture: the image is scaled and moved until only it shows.
 function original(sample) {
+  if (sample.bundle) return keptImage(sample, {className: "whole-image"}, kept => kept.image);
   const [boxLeft, boxTop, boxWidth, boxHeight, ofWidth, ofHeight] = sample.box;
   // Half a pixel off each side, or the white around the panel would shine through where pixels are not whole.
   const left = boxLeft + 0.5, top = boxTop + 0.5, width = boxWidth - 1, height = boxHeight - 1;
   const image = element("img", {className: "original", src: url(...sample.folder, sample.comparison), alt: "", loading: "lazy", decoding: "async"});
   // With its height known it takes up its place before it is loaded, so that loading starts when it is scrolled to.
   Object.assign(image.style, {aspectRatio: `${ofWidth} / ${ofHeight}`, width: `${100 * ofWidth / width}%`, left: `${-100 * left / width}%`, top: `${-100 * top / height}%`});
+  return image;
+}
+
+// Of a bundled run the images are only kept as text; they come a hundred samples at a time.
+function keptImage(sample, attributes, uriOf) {
+  const image = element("img", {alt: "", decoding: "async", ...attributes});
+  loadPixels(sample).then(() => { image.src = uriOf(pixels.get(key(sample))); }).catch(() => image.dispatchEvent(new Event("error")));
   return image;
 }
 
@@ -25,7 +33,10 @@ const mapUrl = (sample, layer, signed) => url(...sample.folder, "heatmaps", `${l
 // artefact is no evidence and gets no colour.
 function mapImage(sample, layer, view = "evidence") {
   const signed = view === "signed", word = mapOf(sample, layer)[4];
-  return element("img", {className: signed ? "signed" : word === "artefact" ? "map artefact" : "map", src: mapUrl(sample, layer, signed), alt: "", loading: "lazy"});
+  const className = signed ? "signed" : word === "artefact" ? "map artefact" : "map";
+  const place = sample.maps.findIndex(([index]) => data.layers[index] === layer);
+  if (sample.bundle) return keptImage(sample, {className}, kept => kept.maps[place][signed ? 1 : 0]);
+  return element("img", {className, src: mapUrl(sample, layer, signed), alt: "", loading: "lazy"});
 }
 
 // An empty map has no evidence to show, but may hold evidence against.

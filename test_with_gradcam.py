@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Sequence
 
-from utils.allowed import DEFAULT_SAMPLES, MOST_MISTAKES, SELECTIONS, TARGETS
+from utils.allowed import DEFAULT_SAMPLES, MEASUREMENTS, MOST_MISTAKES, SELECTIONS, TARGETS
 from utils.command import OneLineParser, percent, positive, run_command
 from utils.errors import InputError
 from utils.flags import add_detector_flags, add_map_flags, read_as, unless_configured
@@ -143,6 +143,7 @@ def _add_measurement_flags(p: argparse._ArgumentGroup) -> None:
         help=f"maximum fakes per dataset (default: {DEFAULT_SAMPLES})",
     )
     p.add_argument("--sweep", action="store_true", help="try all methods and sites on all blocks or --gradcam_layers")
+    p.add_argument("--leave_out", nargs="+", choices=MEASUREMENTS, metavar="NAME", help=", ".join(MEASUREMENTS))
     p.add_argument("--write_config", metavar="YAML", help="write the best map of the sweep as a config that runs")
     p.add_argument("--masks", type=Path, metavar="FOLDER", help="masks in a folder of any layout")
     p.add_argument("--clicks", type=Path, metavar="CSV", help="where people saw the forgery, as in ExDDV")
@@ -210,7 +211,7 @@ def run_options(args: argparse.Namespace, output_dir: Path, command: list[str]) 
 def explanation_options(args: argparse.Namespace) -> ExplanationOptions | None:
     """None without --evaluate_explanations. Raises InputError for flags that need it."""
     if not args.evaluate_explanations:
-        for flag in ("explanation_samples", "sweep", "write_config", "masks", "clicks"):
+        for flag in ("explanation_samples", "sweep", "write_config", "masks", "clicks", "leave_out"):
             if getattr(args, flag):
                 raise InputError(f"--{flag} needs --evaluate_explanations: give both")
         return None
@@ -220,7 +221,13 @@ def explanation_options(args: argparse.Namespace) -> ExplanationOptions | None:
     if path is not None and (path.suffix not in (".yaml", ".yml") or not path.absolute().parent.is_dir()):
         raise InputError(f"--write_config {args.write_config!r}: give a .yaml file in a folder that is there")
     return ExplanationOptions(
-        args.explanation_samples or DEFAULT_SAMPLES, args.sweep, args.gradcam_layers, path, args.masks, args.clicks
+        args.explanation_samples or DEFAULT_SAMPLES,
+        args.sweep,
+        args.gradcam_layers,
+        path,
+        args.masks,
+        args.clicks,
+        args.leave_out or (),
     )
 
 

@@ -35,3 +35,5 @@ FACE_CROPS = ("auto", "off", "largest", "all")  # auto: where an image is no squ
 
 FIGURE_FORMATS = (".pdf", ".svg", ".png")
 FIGURE_COLUMNS = {"single": 3.3, "double": 6.9}  # inches: the text columns of two-column proceedings
+
+MEASUREMENTS = ("deletion", "saco", "transplant", "attack", "randomisation")  # of --evaluate_explanations, each dear

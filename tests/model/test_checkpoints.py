@@ -304,3 +304,9 @@ def test_sha256(tmp_path: Path) -> None:
     data = np.random.default_rng(0).bytes(3_000_001)
     (tmp_path / "a").write_bytes(data)
     assert sha256_of(tmp_path / "a") == hashlib.sha256(data).hexdigest()
+
+
+def test_a_text_file_is_told_as_text(tmp_path: Path) -> None:
+    (tmp_path / "w.pth").write_text("model_name: clip\n" * 9)
+    with pytest.raises(InputError, match="text, not a checkpoint: it begins with 'model_name: clip"):
+        read_weights(tmp_path / "w.pth")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Mapping, NamedTuple, Sequence
+from typing import Collection, Mapping, NamedTuple, Sequence
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from utils.explanation_metrics.causal.transplant_agreement import (
 )
 from utils.explanation_metrics.comparison import Columns, Row, best_threshold, rows
 from utils.explanation_metrics.controls import control_maps
+from utils.explanation_metrics.cost import announcement, expected_passes
 from utils.explanation_metrics.deletion import (
     PAIRED_REAL,
     Curves,
@@ -83,6 +84,7 @@ class ExplanationOptions(NamedTuple):
     write_config: Path | None = None
     masks: Path | None = None  # a folder of masks in place of those beside the frames
     clicks: Path | None = None  # a CSV of where people saw the forgery
+    leave_out: Sequence[str] = ()  # of MEASUREMENTS
 
 
 @dataclass(frozen=True)
@@ -159,9 +161,14 @@ def evaluate_dataset(
         evaluation.clicks(evidence.clicks)
     ranking = evaluation.ranking()
     examined = list(dict.fromkeys([*ranking[:BEST], configured[0]]))
-    evaluation.perturbation(examined)
+    evaluation.say_cost(len(examined), options.leave_out)
+    evaluation.perturbation(examined, options.leave_out)
     best_of_methods = [next(spec for spec in ranking if spec.method == method) for method in plan.methods]
-    randomised = evaluation.randomisation(list(dict.fromkeys([*best_of_methods, *examined])))
+    randomised = None
+    if "randomisation" not in options.leave_out:
+        randomised = evaluation.randomisation(list(dict.fromkeys([*best_of_methods, *examined])))
+    if options.leave_out:
+        evaluation.notes.append(f"left out as asked: {', '.join(options.leave_out)}")
     return DatasetScores(
         dataset=dataset,
         detected=len(detected),
@@ -269,14 +276,31 @@ class DatasetEvaluation:
         maps = {spec: raw[part] for spec, raw in {**self.maps, **self.controls}.items()}
         return screening(self.detector, maps, self.samples.pixels[part], self.settings.seed, self.settings.batch_size)
 
-    def perturbation(self, specs: Sequence[MapSpec]) -> None:
+    def say_cost(self, maps: int, left_out: Collection[str]) -> None:
+        """Print how long what is left to be measured will take."""
+        total = len(self.samples.frames)
+        of_each = {"deletion": DELETION_FRAMES, "saco": DELETION_FRAMES, "transplant": TRANSPLANT_FRAMES,
+                   "attack": ATTACK_FRAMES, "randomisation": RANDOMISED_FRAMES}  # fmt: skip
+        frames = {name: min(total, most) for name, most in of_each.items()}
+        grid = patches_of(self.detector)
+        levels = len(block_names(self.detector.model.explained_tower)) + 2
+        passes = expected_passes(frames, maps, grid[0] * grid[1], levels, left_out)
+        if passes:
+            print(announcement(self.detector, self.samples.pixels[: self.settings.batch_size], passes))
+
+    def perturbation(self, specs: Sequence[MapSpec], left_out: Collection[str] = ()) -> None:
         """Deletion, insertion, SaCo and segment attack of some maps and the controls; transplant of all of them."""
         part = self._positions(DELETION_FRAMES)
         reals = self._counterparts(part)
-        self._deletion(specs, part, reals)
-        self._saco(specs, part, reals)
-        self._transplant(part[reals.paired][:TRANSPLANT_FRAMES], reals.pixels[reals.paired][:TRANSPLANT_FRAMES])
-        self._segment_attack(specs, self._positions(ATTACK_FRAMES))
+        paired = reals.paired
+        if "deletion" not in left_out:
+            self._deletion(specs, part, reals)
+        if "saco" not in left_out:
+            self._saco(specs, part, reals)
+        if "transplant" not in left_out:
+            self._transplant(part[paired][:TRANSPLANT_FRAMES], reals.pixels[paired][:TRANSPLANT_FRAMES])
+        if "attack" not in left_out:
+            self._segment_attack(specs, self._positions(ATTACK_FRAMES))
 
     def _counterparts(self, part: Tensor) -> RealFrames:
         """The real counterparts of the images at positions `part`, with a note where some are missing."""

@@ -118,6 +118,11 @@ def _read_safetensors(path: Path) -> Any:
         raise InputError(f"{path}: not a .safetensors file, or damaged ({one_line(error)})") from error
 
 
+def _first_bytes(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(24)
+
+
 def _read_torch(path: Path) -> Any:
     try:
         with warnings.catch_warnings(), _harmless_types():
@@ -130,6 +135,12 @@ def _read_torch(path: Path) -> Any:
             raise InputError(
                 f"{path}: a TorchScript archive, not a checkpoint; convert it where you trust it:"
                 f" torch.save(torch.jit.load({path.name!r}, map_location='cpu').state_dict(), 'weights.pth')"
+            ) from error
+        start = _first_bytes(path)
+        if start and all(byte in b"\t\n\r" or 32 <= byte < 127 for byte in start):
+            raise InputError(
+                f"{path}: text, not a checkpoint: it begins with {start.decode()!r}; give the file that torch.save"
+                " wrote"
             ) from error
         if isinstance(error, pickle.UnpicklingError):  # torch's own message advises to load it anyway: not repeated
             named = re.search(r"(?:GLOBAL|class) ([\w.]+\.\w+)", str(error))

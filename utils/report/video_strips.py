@@ -18,7 +18,7 @@ from utils.results.read_run import DatasetOnDisk, sample_maps
 from utils.results.sample_folder import Sample
 from utils.text import one_line, shortened
 
-FRAME, LINE, NAMES, GAP = 112, 20, 150, 4  # pixels
+FRAME, LINE, NAMES, GAP, MARGIN = 112, 20, 150, 4, 8  # pixels
 STRIPS = "strips"  # in the dataset's folder
 MOST_FRAMES = 32  # per video, evenly spaced
 
@@ -61,12 +61,17 @@ def strip(samples: list[Sample]) -> np.ndarray:
     first = chosen[0]
     columns = [np.vstack([*frame_images(one, layers), text_line(f"fake {one.prob_fake:.3f}", FRAME, LINE, 11, True)])
                for one in chosen]  # fmt: skip
-    names = [text_line(name, NAMES, FRAME, 11) for name in ("original", *layers)]
-    left = np.vstack([*names, text_line("", NAMES, LINE, 11)])
+    names = [text_line(name, NAMES - MARGIN, FRAME, 11) for name in ("original", *layers)]
+    left = _beside_margin(np.vstack([*names, text_line("", NAMES - MARGIN, LINE, 11)]))
     table = np.hstack([left, *(np.pad(one, ((0, 0), (0, GAP), (0, 0)), constant_values=255) for one in columns)])
     forgery, video = (shortened(one_line(name), 40) for name in (first.forgery, first.video))
     title = f"{forgery} · {video} · {CLASS_NAMES[first.label].lower()}"
-    return np.vstack([text_line(title, table.shape[1], LINE + GAP, 13), table])
+    heading = _beside_margin(text_line(title, table.shape[1] - MARGIN, LINE + GAP, 13))
+    return np.vstack([heading, table])
+
+
+def _beside_margin(text: np.ndarray) -> np.ndarray:
+    return np.pad(text, ((0, 0), (MARGIN, 0), (0, 0)), constant_values=255)
 
 
 def frame_images(sample: Sample, layers: list[str]) -> list[np.ndarray]:

@@ -207,6 +207,18 @@ def test_a_wide_photograph_is_padded_not_squashed_and_its_matrix_leads_back() ->
     np.testing.assert_allclose(centre[::-1], bright.mean(axis=0), atol=0.5)
 
 
+def test_a_panorama_takes_no_more_memory_than_it_has() -> None:
+    """Of 20,000 by 5 pixels: the square around it would be 1.2 GB."""
+    import tracemalloc
+
+    photo = np.full((5, 20_000, 3), 200, dtype=np.uint8)
+    tracemalloc.start()
+    view = whole(photo, 224)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 5_000_000 and view.image.shape == (224, 224, 3) and view.image[111].min() >= 190
+
+
 def test_a_squarish_image_is_resized_as_the_hosts_do() -> None:
     photo = photograph(250, 256)
     view = whole(photo, 64)

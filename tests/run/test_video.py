@@ -88,8 +88,8 @@ def test_a_clip_from_the_command_line(commands: CommandServer, data_tree: DataTr
     assert done.code == 0, done.err
     # Scores: by OpenCV's decoder and a float64 tower that shares no code.
     frames = decoded(clip)
-    square = [np.pad(frame, ((16, 16), (0, 0), (0, 0))) for frame in frames]  # of 128 x 96
-    small = [cv2.resize(frame, (PIXELS, PIXELS), interpolation=cv2.INTER_AREA) for frame in square]
+    flat = [cv2.resize(frame, (PIXELS, PIXELS * 3 // 4), interpolation=cv2.INTER_AREA) for frame in frames]  # 128 x 96
+    small = [np.pad(frame, ((PIXELS // 8, PIXELS // 8), (0, 0), (0, 0))) for frame in flat]
     images = torch.from_numpy(np.stack(small)).permute(0, 3, 1, 2).double().div(255).sub(0.5).div(0.5)
     tower = reference.ReferenceTower(tiny_detector().state_dict(), BLOCKS, ARCHITECTURE["num_attention_heads"], PATCH)
     expected = tower.logits(images).detach().softmax(1)[:, 1].numpy()

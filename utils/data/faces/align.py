@@ -71,12 +71,12 @@ def whole(photo: np.ndarray, size: int) -> View:
     if is_squarish(photo):
         return View(cv2.resize(photo, (size, size), interpolation=cv2.INTER_CUBIC))
     height, width = photo.shape[:2]
-    side = max(height, width)
-    left, top = (side - width) // 2, (side - height) // 2
-    square = np.zeros((side, side, 3), dtype=np.uint8)
-    square[top : top + height, left : left + width] = photo
-    scale = size / side
+    # Made smaller before it is padded: the square around a panorama of 20,000 pixels would take a gigabyte.
+    small = [max(1, round(pixels * size / max(height, width))) for pixels in (width, height)]
+    left, top = ((size - pixels) // 2 for pixels in small)
+    square = np.zeros((size, size, 3), dtype=np.uint8)
+    square[top : top + small[1], left : left + small[0]] = cv2.resize(photo, small, interpolation=cv2.INTER_AREA)
+    scale = np.array(small) / (width, height)
     # OpenCV resizes between the centres of pixels, hence the halves.
-    shift = scale * (np.array([left, top]) + 0.5) - 0.5
-    matrix = np.array([[scale, 0, shift[0]], [0, scale, shift[1]]])
-    return View(cv2.resize(square, (size, size), interpolation=cv2.INTER_AREA), matrix)
+    shift = 0.5 * scale - 0.5 + (left, top)
+    return View(square, np.array([[scale[0], 0, shift[0]], [0, scale[1], shift[1]]]))

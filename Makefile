@@ -34,13 +34,16 @@ test: $(READY)
 test-matrix: test $(READY4)
 	$(BIN4)/python $(PYTEST) -m "not slow"
 
+# Takes about two hours on two cores. Each benchmark's tables go into benchmarks/RESULTS.md.
+bench: WRITE = $(BIN)/python benchmarks/write_results.py
 bench: $(READY)
 	$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt captum grad-cam ttach
-	$(BIN)/python benchmarks/engine.py --tower large
-	$(BIN)/python benchmarks/engine.py --tower base
+	$(BIN)/python benchmarks/engine.py --tower large | $(WRITE) engine-large
+	$(BIN)/python benchmarks/engine.py --tower base | $(WRITE) engine-base
 	$(BIN)/python examples/make_demo_data.py --output data/pipeline --seed 7 --split test --videos 67
-	$(BIN)/python benchmarks/pipeline.py --data data/pipeline
-	$(BIN)/python benchmarks/scale.py
+	$(BIN)/python benchmarks/pipeline.py --data data/pipeline | $(WRITE) pipeline
+	$(BIN)/python benchmarks/scale.py | $(WRITE) scale
+	$(BIN)/python benchmarks/gpu.py | $(WRITE) gpu
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

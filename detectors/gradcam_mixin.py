@@ -5,39 +5,30 @@ from __future__ import annotations
 import warnings
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Mapping, Sequence
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from utils.allowed import AUTO, DEFAULT_IMAGES, TRANSPLANT
-from utils.cam.frozen import frozen_for_explaining
-from utils.cam.heads import HeadReader
-from utils.cam.layers import as_names, block_names
-from utils.cam.methods import sites_of
-from utils.cam.spatial_layers import SpatialLayer, last_spatial_layer
+from utils.allowed import AUTO, TRANSPLANT
+from utils.cam.layers import as_names
 from utils.cam.targets import Target
-from utils.cam.towers import Grid, family_of, unwrapped
-from utils.cam.transplant import INPUT
-from utils.choice.candidates import NO_MAPS, Candidate, MapLayers, Named, map_layers, shortlist
-from utils.choice.choosing import TriedDetector, choose_map, in_batches, trial_images
-from utils.choice.verdict import Choice
 from utils.errors import InputError
 from utils.explaining.explanation import UNTRAINED, Explanation, Look
-from utils.gradcam import Capture, capture, check_images, explain_tower
-from utils.model.config_values import Section
-from utils.model.gradcam_settings import GradCAMSettings, gradcam_settings
+from utils.gradcam import check_images, explain_tower
+from utils.model.gradcam_settings import GradCAMSettings
 from utils.model.transplant import explain_by_transplant
-from utils.model.untrained import WeightVersions, weight_versions
+from utils.model.untrained import weight_versions
+
+from .gradcam_base import IMAGE, image_of
+from .gradcam_choice import ChoosingDetector
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-IMAGE = "data_dict['image']"  # in errors
 FAR = 8  # times the largest value of a normalised image: beyond it, pixels were not normalised
 
 
-class GradCAMMixin(nn.Module):
+class GradCAMMixin(ChoosingDetector):
     """Adds `explain`, `generate_gradcam`, `show_gradcam`, `enable_gradcam` and `disable_gradcam` to a host detector.
 
     The detector calls `init_gradcam(config)` at the end of its constructor. Nothing is hooked outside of those calls:
@@ -47,177 +38,6 @@ class GradCAMMixin(nn.Module):
     disabled they refuse. `explain`, which they rest on, always works, and with it what decides by itself when to draw
     (`utils.training_log.log_gradcam`).
     """
-
-    backbone: Any  # the host's vision tower
-    gradcam: GradCAMSettings
-    gradcam_choice: Choice | None = (
-        None  # how `gradcam`'s map was chosen, after `calibrate_gradcam` or a run's own trial
-    )
-    found_maps: MapLayers | None = None  # of a network without blocks, once they were looked for
-    default_layer: SpatialLayer | None = None  # of a network without blocks, once it was looked for
-    usual_size: int
-    said_untrained = False
-    weights_at_first: WeightVersions | None = None  # None once it is known whether weights have come, or not asked
-
-    def init_gradcam(self, config: Mapping[str, Any]) -> None:
-        """Check and keep the `gradcam_*` keys of `config`. Raises InputError."""
-        self.gradcam = gradcam_settings(config)
-        self.usual_size = Section(config, "config").count("resolution", 224, least=1)
-        self.weights_at_first = weight_versions(self)
-
-    @property
-    def gradcam_enabled(self) -> bool:
-        """Whether `generate_gradcam` and `show_gradcam` work."""
-        return self.gradcam.enabled
-
-    def enable_gradcam(self) -> None:
-        """Allow heatmaps from now on."""
-        self.gradcam = self.gradcam._replace(enabled=True)
-
-    def disable_gradcam(self) -> None:
-        """Refuse heatmaps from now on."""
-        self.gradcam = self.gradcam._replace(enabled=False)
-
-    @property
-    def explained_tower(self) -> nn.Module:
-        """The module that layer names are relative to; of a compiled `backbone` the one inside."""
-        return unwrapped(self.backbone)
-
-    def patch_grid(self, height: int, width: int) -> tuple[int, int] | None:
-        """Rows and columns of patches for an image of that size; None for a convolutional network.
-
-        A detector whose images fall into patches otherwise than its tower's family says overrides this.
-        """
-        grid = family_of(self.explained_tower).grid(self.explained_tower, height, width)
-        return None if grid is None else (grid.rows, grid.columns)
-
-    @property
-    def head_reader(self) -> HeadReader:
-        """How the logits are read: what the config says of their classes."""
-        return HeadReader(type(self).__name__, self.gradcam.classes, self.gradcam.labels)
-
-    def token_grid(self, height: int, width: int) -> Grid | None:
-        """How tokens lie on an image of that size. A detector that adds tokens of its own overrides this."""
-        patches, tower = self.patch_grid(height, width), self.explained_tower
-        if patches is None:
-            return None
-        family = family_of(tower)
-        grid = Grid(*patches, family.prefix(tower), family.suffix(tower))
-        patch = family.patch_size(tower)
-        of_family = patch is not None and patches == (height // patch[0], width // patch[1])
-        return grid.covering(patch, (height, width)) if of_family else grid
-
-    def default_layers(self) -> list[str]:
-        """The layers explained where a method is named and no layer: the tower's last block, or else `default_layer`.
-
-        The latter is the last activation on a grid that the score depends on. A forward pass on noise finds it, once.
-        """
-        return block_names(self.explained_tower)[-1:] or [self.find_default_layer().name]
-
-    def gradcam_layers(self) -> list[str]:
-        """The layers explained where a call names none: the config's, the chosen one, or the tower's last block.
-
-        "input" alone for method "transplant", which reads no layer.
-        """
-        if self.gradcam.method == TRANSPLANT:
-            return [INPUT]
-        return list(self.drawn_settings().layers or self.default_layers())
-
-    def drawn_settings(self) -> GradCAMSettings:
-        """The config's. Where it leaves the map to be chosen and none has been: with the first of its candidates.
-
-        A config that says nothing of the map, not even "auto", means Grad-CAM at the last block until one is chosen.
-        """
-        settings = self.gradcam
-        if not settings.chooses:
-            return settings
-        return settings.plainly() if settings.says_nothing else settings.using(self.gradcam_candidates()[0])
-
-    def gradcam_candidates(self) -> list[Candidate]:
-        """The maps worth trying, the one to fall back on first. What a config names that leaves a choice is kept to."""
-        named = self.gradcam.named if self.gradcam.chooses else Named()
-        return shortlist(self.explained_tower, self.map_layers(), named)
-
-    def map_layers(self) -> MapLayers:
-        """Where a network without blocks may be read: a forward pass on noise finds it, once. With blocks, nothing."""
-        tower = self.explained_tower
-        if self.found_maps is None:
-            self.found_maps = NO_MAPS
-            if not block_names(tower):
-                default, forward = self.default_layers()[-1], partial(self.evaluated, {"image": self.noise()})
-                with frozen_for_explaining(self):
-                    self.found_maps = map_layers(tower, default, forward)
-        return self.found_maps
-
-    def noise(self) -> Tensor:
-        """Two images of the usual size, to see what runs in a forward pass."""
-        size = (2, 3, self.usual_size, self.usual_size)
-        return torch.randn(size, generator=torch.Generator().manual_seed(0)).to(next(self.parameters()))
-
-    def gradcam_named(self) -> list[Candidate]:
-        """The config's map of each layer; none where it leaves a choice."""
-        settings = self.gradcam
-        if settings.chooses or settings.method == TRANSPLANT:
-            return []
-        (site,) = sites_of(settings.method, [settings.site])
-        return [Candidate(settings.method, layer, site, settings.backward) for layer in self.gradcam_layers()]
-
-    def calibrate_gradcam(
-        self,
-        data_dicts: Mapping[str, Any] | Iterable[Mapping[str, Any]],
-        images: int = DEFAULT_IMAGES,
-        batch_size: int = 32,
-    ) -> Choice:
-        """Choose the map to draw by cause, on images that the detector calls fake; the config then holds it.
-
-        Args:
-            data_dicts: batches as for `explain`; beside `image` they may hold `video`, a name for each image, and
-                `paired_real` (B, 3, H, W), the real images that they were made from. One batch alone will do.
-            images: at most so many that are called fake, and as many that are called real, are used: the first ones.
-            batch_size: images per pass.
-
-        Returns:
-            The choice, which `gradcam_choice` keeps, with the table of all that was tried. Where the config names
-            method and layers, these are judged and nothing changes. Nothing is drawn.
-
-        Raises:
-            InputError: no batch, or an unusable one.
-        """
-        batches = [data_dicts] if isinstance(data_dicts, Mapping) else data_dicts
-        tried = self._tried(batch_size)
-        given = trial_images(tried.margins, map(_checked, batches), images, _trial_target(self.gradcam.target))
-        choice = choose_map(tried, given, self.gradcam_candidates(), self.gradcam_named())
-        self.set_gradcam_choice(choice)
-        return choice
-
-    def set_gradcam_choice(self, choice: Choice) -> None:
-        """Draw what was chosen from now on, where the config leaves a choice."""
-        if self.gradcam.chooses:
-            self.gradcam = self.gradcam.using(choice.used)
-        self.gradcam_choice = choice
-
-    def _tried(self, batch_size: int) -> TriedDetector:
-        def margins(images: Tensor) -> Tensor:
-            with frozen_for_explaining(self), torch.no_grad():
-                read = [self.head_reader.read(self.evaluated({"image": part})) for part in images.split(batch_size)]
-            return torch.cat([head.margin(prediction["cls"].float()) for prediction, head in read])
-
-        def asked(images: Tensor, target: Sequence[str], **options: Any) -> Capture:
-            return self.capture({"image": images}, target=list(target), **options)
-
-        return TriedDetector(asked, margins, in_batches(batch_size))
-
-    def find_default_layer(self) -> SpatialLayer:
-        """`default_layer`. Raises InputError where the network has none."""
-        if self.default_layer is None:
-            forward = partial(self.evaluated, {"image": self.noise()})
-            with frozen_for_explaining(self):
-                self.default_layer = last_spatial_layer(self.explained_tower, forward)
-        return self.default_layer
-
-    def evaluated(self, data_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The prediction that is explained. Overridden where the detector must be told that it is not in training."""
-        return self.forward(data_dict)
 
     def explain(
         self,
@@ -323,7 +143,7 @@ class GradCAMMixin(nn.Module):
 
     def _checked_image(self, data_dict: Mapping[str, Tensor]) -> Tensor:
         """The batch's images. Raises InputError for unusable ones, and for pixels that were not normalised."""
-        image = _image(data_dict)
+        image = image_of(data_dict)
         check_images(image, IMAGE)
         least, largest = (float(value) for value in image.aminmax())
         ends = [abs((end - m) / s) for m, s in zip(self.gradcam.mean, self.gradcam.std) for end in (0, 1)]
@@ -343,40 +163,6 @@ class GradCAMMixin(nn.Module):
         if not settings.chooses or (not layers and method in (None, AUTO)):
             return self.drawn_settings()
         return settings.plainly()
-
-    def capture(
-        self,
-        data_dict: Mapping[str, Tensor],
-        *,
-        layers: Sequence[str],
-        methods: Sequence[str],
-        sites: Sequence[str],
-        target: Target,
-        map_size: tuple[int, int] | None = None,
-        backward: str | None = None,
-    ) -> Capture:
-        """One forward and one backward pass that serve all `methods` at all `sites`. Arguments, errors: `explain`.
-
-        `map_size`: (H, W) of the normalised maps, the image's where it is None.
-        """
-        image = _image(data_dict)
-        check_images(image, IMAGE)
-        height, width = image.shape[2:]
-        return capture(
-            self,
-            self.explained_tower,
-            partial(self.evaluated, data_dict),
-            layers=layers,
-            methods=methods,
-            sites=sites,
-            target=target,
-            label=data_dict.get("label"),
-            grid=self.token_grid(height, width),
-            size=map_size or (height, width),
-            backward=backward or self.drawn_settings().backward,
-            head=self.head_reader._replace(batch=len(image)),
-            backward_precision=self.gradcam.backward_precision,
-        )
 
     def generate_gradcam(
         self,
@@ -424,16 +210,6 @@ class GradCAMMixin(nn.Module):
             )
 
 
-def _checked(data_dict: Mapping[str, Any]) -> Mapping[str, Any]:
-    check_images(_image(data_dict), IMAGE)
-    return data_dict
-
-
-def _trial_target(target: str) -> str:
-    """Whose evidence is shown on images that are called fake, for the config's target."""
-    return target if target in ("margin", "real") else "fake"
-
-
 def _as_mapping(data_dict: Any) -> Mapping[str, Tensor]:
     """What `explain` was given; a tensor alone counts as the image. Raises InputError for anything else."""
     if isinstance(data_dict, Tensor):
@@ -444,10 +220,3 @@ def _as_mapping(data_dict: Any) -> Mapping[str, Tensor]:
             " utils.model.load.read_images makes one from files"
         )
     return data_dict
-
-
-def _image(data_dict: Mapping[str, Tensor]) -> Tensor:
-    image = data_dict.get("image")
-    if image is None:
-        raise InputError(f"{IMAGE} is missing: give {{'image': tensor of shape (B, 3, H, W)}}")
-    return image

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.write_results import written
 from tests.helpers.paths import ROOT
 
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "benchmarks").glob("*.md")])
@@ -48,3 +49,18 @@ def test_every_guarantee_names_a_test_that_is_there() -> None:
             assert name in functions_of(TESTS[file]), f"{file}::{name}"
             named += 1
     assert named > 60
+
+
+def test_every_benchmark_of_make_bench_has_its_section() -> None:
+    """And the writer puts tables there and nowhere else."""
+    made = (ROOT / "Makefile").read_text(encoding="utf-8")
+    names = re.findall(r"\$\(WRITE\) (\S+)", made)
+    text = (ROOT / "benchmarks" / "RESULTS.md").read_text(encoding="utf-8")
+    assert len(names) == 5
+    for name in names:
+        changed = written(text, name, "| a | b |\n|---|---|\n")
+        assert changed.count("| a | b |") == 1 and f"<!-- end of {name} -->" in changed
+        before = text.partition(f"<!-- {name} -->")[0]
+        assert changed.startswith(before) and changed.endswith(text.partition(f"<!-- end of {name} -->")[2])
+    with pytest.raises(ValueError, match="no section"):
+        written(text, "other", "x")

@@ -17,6 +17,7 @@ from tests.helpers.detectors import images, tiny_detector
 from utils.cam.tokens import frozen_for_explaining
 from utils.choice.fills import blurred, mean_coloured
 from utils.explanation_metrics.bootstrap import VideoBootstrap, holm
+from utils.explanation_metrics.causal.segment_attack import attacked, hottest_segments, slic_segments
 from utils.explanation_metrics.controls import face_map, gaussian_map
 from utils.explanation_metrics.deletion import (
     area,
@@ -26,7 +27,6 @@ from utils.explanation_metrics.deletion import (
 )
 from utils.explanation_metrics.localisation import FIXED_LEVEL, IOU_LEVELS, energy_in_mask, localise, pointing_game
 from utils.explanation_metrics.randomisation import cascade, rank_correlation, weights_put_back
-from utils.explanation_metrics.segment_attack import attacked, hottest_segments, slic_segments
 
 
 def random_case(count: int = 6, side: int = 20) -> tuple[Tensor, Tensor]:

@@ -17,6 +17,7 @@ from utils.cam.targets import Target
 from utils.data.frames import Frame, evenly_spaced
 from utils.errors import InputError
 from utils.explanation_metrics.causal.saco import saco
+from utils.explanation_metrics.causal.segment_attack import attack_metrics
 from utils.explanation_metrics.causal.transplant_agreement import (
     AGREEMENT,
     changed_patches,
@@ -46,7 +47,6 @@ from utils.explanation_metrics.samples import (
     read_samples,
     stored_size,
 )
-from utils.explanation_metrics.segment_attack import attack_metrics
 from utils.explanation_metrics.sweep import (
     MapSpec,
     SweepPlan,

@@ -6,16 +6,15 @@ from pathlib import Path
 from typing import Mapping, NamedTuple, Sequence
 
 from utils.errors import InputError, did_you_mean
+from utils.explanation_metrics.comparison import ALL, lower_is_better
 from utils.files import read_table, write_table, write_whole
 from utils.text import printable
 
 SOURCE = "explanations.csv"
-ALL = "all"  # forgeries together
 SPECIAL = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
 }  # fmt: skip
-LOWER_IS_BETTER = ("deletion", "distance", "rank correlation")  # how the names of such metrics begin
 
 
 class Measured(NamedTuple):
@@ -92,7 +91,7 @@ def latex(rows: Rows, metrics: Sequence[str]) -> str:
 def _best(rows: Rows, metric: str) -> str:
     """The map with the best mean."""
     values = {name: of_map[metric].mean for name, of_map in rows.items() if metric in of_map}
-    pick = min if metric.startswith(LOWER_IS_BETTER) else max
+    pick = min if lower_is_better(metric) else max
     return pick(values, key=lambda name: values[name])
 
 

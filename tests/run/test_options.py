@@ -217,3 +217,12 @@ def test_a_value_from_a_flag_is_blamed_on_the_flag_and_one_from_the_yaml_on_the_
 
 def test_the_names_of_methods_are_those_of_the_functions() -> None:
     assert (*METHODS, *ATTENTION_METHODS) == METHOD_NAMES
+
+
+def test_a_run_begins_without_what_only_its_end_needs(tmp_path: Path) -> None:
+    """Decoding processes are forked before these are loaded, and a wrong path is said a second earlier."""
+    late = ("sklearn", "scipy", "pandas", "matplotlib", "jinja2", "tensorboard", "skimage", "av")
+    script = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import utils.run.evaluation; "
+    script += f"print('LOADED', [name for name in {late!r} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert "LOADED []" in done.stdout, done.stdout + done.stderr

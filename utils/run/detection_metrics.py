@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Hashable, NamedTuple, Sequence
 
 import numpy as np
-from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 from utils.decision import THRESHOLD
 from utils.explanation_metrics.bootstrap import LEVEL, VideoBootstrap
@@ -43,6 +42,9 @@ def detection_metrics(prob_fake: Sequence[float], label: Sequence[int], video: S
     AUC, EER, AP and the video AUC (of the mean probability of each video) need both classes; with one they are None.
     EER is the host's, but where many frames share one score: see `equal_error_rate`.
     """
+    # A second to import, and needed at the end alone.
+    from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
+
     probability = np.asarray(prob_fake, dtype=np.float64)
     truth = np.asarray(label, dtype=np.int64)
     members: dict[Hashable, list[int]] = {}

@@ -49,7 +49,7 @@ MUTANTS = [
     Mutant("mean not subtracted", "utils/model/detector.py",
            ".sub_(mean)", "", f"{COMMANDS}::test_a_whole_evaluation"),
     Mutant("LayerNorm's σ is left out", "utils/cam/backward.py",
-           "gradient * weight / sigma", "gradient * weight",
+           "gradient * weight * inverse", "gradient * weight",
            f"{BALANCED}/test_backward.py::test_maps_equal_those_of_a_tower_with_constant_norms_and_attention"),
     Mutant("biases before a block count", "utils/cam/completeness.py",
            "if read > read_before and", "if", f"{BALANCED}/test_completeness.py::test_shares_and_biases_equal_the_score_of_a_linear_tower"),

@@ -174,16 +174,20 @@ class _LayerNorm(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float
     ) -> Tensor:
-        precise = x.to(torch.promote_types(x.dtype, torch.float32))
         ctx.dims = tuple(range(-len(shape), 0))
-        sigma = (precise.var(dim=ctx.dims, unbiased=False, keepdim=True) + eps).sqrt()
-        ctx.save_for_backward(sigma, weight)
-        return F.layer_norm(x, shape, weight, bias, eps)
+        if x.dtype in (torch.float32, torch.float64):
+            # What F.layer_norm calls, too: the same bits, and 1 / σ beside them for nothing.
+            normed, _, inverse = torch.native_layer_norm(x, list(shape), weight, bias, eps)
+        else:  # autocast may compute these in float32
+            normed = F.layer_norm(x, shape, weight, bias, eps)
+            inverse = (x.float().var(dim=ctx.dims, unbiased=False, keepdim=True) + eps).rsqrt()
+        ctx.save_for_backward(inverse, weight)
+        return normed
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        sigma, weight = ctx.saved_tensors
-        scaled = gradient / sigma if weight is None else gradient * weight / sigma
+        inverse, weight = ctx.saved_tensors
+        scaled = gradient * inverse if weight is None else gradient * weight * inverse
         return scaled - scaled.mean(dim=ctx.dims, keepdim=True), None, None, None, None
 
 

@@ -13,6 +13,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 import torch.distributed as dist
+
+# Before the process group: its functions keep the group of the time they are defined. Imported after it, by the tower's
+# library, they keep gloo's threads alive until the interpreter exits, which then at times aborts.
+import torch.distributed.nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.tensorboard import SummaryWriter
 

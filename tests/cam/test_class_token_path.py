@@ -29,7 +29,7 @@ def nothing_learnt() -> Iterator[None]:
 def in_full(monkeypatch: pytest.MonkeyPatch, model: Any, image: Tensor, **asked: Any) -> Any:
     """The same by the whole block."""
     with monkeypatch.context() as patched:
-        patched.setattr(capture, "class_token_path", lambda tower, read: None)
+        patched.setattr(capture, "class_token_path", lambda tower, read, constant: None)
         return model.explain({"image": image}, **asked)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, Sequence
@@ -27,6 +27,7 @@ from utils.errors import InputError
 from utils.explaining.explanation import Explanation
 from utils.model.detector import LoadedDetector
 from utils.model.map_trials import MapChecker
+from utils.run.single_images import to_pixels
 
 FILLS = ("blur", "grey", "paired real")
 AS_CONFIGURED = "as configured"
@@ -103,24 +104,22 @@ class LiveDetector:
                 raise UnreadableImage("no frame of the video can be decoded")
         else:
             photo = decode_image(read_file(str(path)), None)
-        faces = self.photographs.find(photo) if self.photographs.find else []
-        auto = Photographs(self.photographs.size, "auto", self.photographs.find)
-        if not faces or auto.is_crop(photo, faces):
-            views, remark = auto.views(photo)
-        else:
-            views, remark = self.photographs.views(photo)
+        faces = self.photographs.faces(photo)
+        whole = not faces or self.photographs.is_crop(photo, faces)
+        cropped = replace(self.photographs, mode="auto") if whole else self.photographs
+        views, remark = cropped.views_of(photo, faces)
         return Opened(photo, views, remark, frames)
 
     def explain(self, view: View, layer: str, method: str, target: str) -> LiveMap:
         """One view explained and checked. Raises InputError for a layer that the method cannot read."""
         model = self.detector.model
-        pixels = _pixels(view.image)
+        images = self.detector.normalised(to_pixels(view.image))
         named: dict[str, Any] = {"layers": None if layer == AS_CONFIGURED else [layer]}
         if method != AS_CONFIGURED:
             named["method"] = method
-        explanation: Explanation = model.explain(self.detector.normalised(pixels), target=target, **named)
+        explanation: Explanation = model.explain(images, target=target, **named)
         name, maps = next(iter(explanation.layers.items()))
-        check = MapChecker(self.detector, 1).checks(self.detector.normalised(pixels), explanation, [0])[name][0]
+        check = MapChecker(self.detector, 1).checks(images, explanation, [0])[name][0]
         word = "empty" if bool(maps.empty[0]) else check.word
         prob_fake = float(explanation.prob_fake[0])
         report = {
@@ -152,7 +151,7 @@ class LiveDetector:
         inside = cv2.resize(region.astype(np.uint8), (size, size), interpolation=cv2.INTER_NEAREST) > 0
         if not inside.any():
             raise InputError("nothing is brushed: paint over a region first")
-        image = _pixels(view.image)
+        image = to_pixels(view.image)
         other = self._filler(image, view, fill, paired)
         mask = torch.from_numpy(inside)
         changed = torch.where(mask, other, image)
@@ -172,12 +171,7 @@ class LiveDetector:
             real = cv2.warpAffine(paired, view.matrix, (size, size))
         else:
             real = cv2.resize(paired, (size, size), interpolation=cv2.INTER_CUBIC)
-        return _pixels(real)
-
-
-def _pixels(image: np.ndarray) -> Tensor:
-    """(H, W, 3) → (1, 3, H, W), both uint8."""
-    return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).unsqueeze(0)
+        return to_pixels(real)
 
 
 def as_json(report: dict[str, Any]) -> str:

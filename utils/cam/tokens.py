@@ -9,6 +9,7 @@ from typing import Any, Callable, ContextManager, Iterator, Mapping, NamedTuple,
 import torch
 from torch import Tensor, nn
 
+from utils.cam.backward.quick_gelu import quick_gelu_in_one
 from utils.cam.channel_axis import LAST, ChannelAxes
 from utils.cam.completeness import Completeness, SelfTest, completeness_of, scaled_biases
 from utils.cam.frozen import frozen_for_explaining
@@ -16,7 +17,7 @@ from utils.cam.heads import ANY_MODEL, Head, HeadReader, Prediction
 from utils.cam.layers import LayerError, Site
 from utils.cam.targets import Target, score_weights
 from utils.cam.towers import Grid
-from utils.cam.towers.class_token_path import ClassTokenPath, Joined
+from utils.cam.towers.class_token_path import ClassTokenPath, Joined, NotOneToken
 
 # Patch gradients of a logit are about 1e-5, below what float16 resolves: there the score is scaled before backward, by
 # the largest of these factors with which the image's gradients do not overflow. Powers of two: they round nothing.
@@ -41,10 +42,6 @@ class Tokens(NamedTuple):
 
     A: Tensor
     G: Tensor
-
-
-class NotOneToken(Exception):
-    """The score depends on other tokens of the last block's output than the first."""
 
 
 class Tap(NamedTuple):
@@ -167,6 +164,7 @@ def token_gradients(
     axes = ChannelAxes() if any(site.may_be_4d for site in sites) else None
     with ExitStack() as hooks:
         hooks.enter_context(frozen_for_explaining(model))
+        hooks.enter_context(quick_gelu_in_one(model))
         looks_away = (lambda: path.replaying) if path else (lambda: False)
         taps = hooks.enter_context(tapped([*sites, *tested], axes, looks_away))
         scales = hooks.enter_context(scaled_biases(model, taps)) if self_test else {}

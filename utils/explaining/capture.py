@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from utils.allowed import BACKWARDS
 from utils.cam.attention import ATTENTION_METHODS, AttentionPass, BlockProjection, attention_token_maps
-from utils.cam.backward import Activations, backward_rules
+from utils.cam.backward import PLAIN, Activations, backward_rules
 from utils.cam.completeness import Completeness, SelfTest
 from utils.cam.heads import ANY_MODEL, Head, HeadReader, Prediction
 from utils.cam.layers import (
@@ -32,9 +32,14 @@ from utils.cam.maps import Canvas, LayerMaps, in_order, layer_maps, refuse_non_f
 from utils.cam.methods import DEFAULT_EPSILON, check_methods, leftover, signed_maps
 from utils.cam.spatial_layers import is_shareable, last_run
 from utils.cam.targets import Target
-from utils.cam.tokens import Differentiated, NotOneToken, Tokens, on_grid, token_gradients
+from utils.cam.tokens import Differentiated, Tokens, on_grid, token_gradients
 from utils.cam.towers import Grid
-from utils.cam.towers.class_token_path import ClassTokenPath, class_token_path, reads_more_tokens
+from utils.cam.towers.class_token_path import (
+    ClassTokenPath,
+    NotOneToken,
+    class_token_path,
+    reads_more_tokens,
+)
 from utils.explaining.explanation import Explanation
 from utils.explaining.precision import FP32, check_backward_precision, matrix_products_in, resolved_precision
 
@@ -184,7 +189,7 @@ def capture(
 
     asked = [(site.module, site.reads_input) for site in (*read, *(self_test.sites if self_test else ()))]
     try:
-        found, projections = one_pass(None if attention.read else class_token_path(tower, asked))
+        found, projections = one_pass(None if attention.read else class_token_path(tower, asked, backward != PLAIN))
     except NotOneToken:
         reads_more_tokens.add(tower)
         found, projections = one_pass(None)

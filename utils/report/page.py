@@ -12,7 +12,7 @@ import hashlib
 import math
 from collections import Counter
 from pathlib import Path
-from typing import Any, NamedTuple, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Sequence
 
 import numpy as np
 import yaml
@@ -33,6 +33,9 @@ from utils.report.region_tables import headlines
 from utils.results.manifest import FREE_CONFIG
 from utils.results.read_run import DatasetOnDisk, RunOnDisk, read_run
 from utils.text import one_line
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 PAGE = "index.html"
 SHOWN_SAMPLES = 5_000  # per dataset, on the page and in the aggregates
@@ -71,42 +74,55 @@ def jinja2_problem() -> str:
     return f"jinja2 {version} is too old" if version.split(".")[0] in ("0", "1", "2") else ""
 
 
-def render(run: RunOnDisk, patterns: Sequence[Patterns]) -> str:
-    """The page as HTML. Everything from outside is escaped by the template."""
+def templates() -> Environment:
+    """Ours, which escape everything from outside and refuse a name that is not given."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    from markupsafe import Markup
 
-    environment = Environment(
+    return Environment(
         loader=FileSystemLoader(str(TEMPLATE)),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    style = "\n".join((TEMPLATE / "css" / name).read_text(encoding="utf-8") for name in STYLES)
-    script = "\n".join((TEMPLATE / "js" / name).read_text(encoding="utf-8") for name in SCRIPTS)
-    return environment.get_template("index.html.j2").render(
-        style=Markup(style),  # our own files, not escaped
-        script=Markup(script),
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        run=run,
-        name=", ".join(data.name for data in run.datasets),
-        facts=facts(run),
-        toy=is_toy(run),
-        notes=notes(run),
-        config=config_text(run),
-        datasets=[dataset_view(data) for data in run.datasets],
-        choice=choice_view(run),
-        checks=checks(run),
-        measured=measured_views(run),
-        measuring_command=measuring_command(run),
-        patterns=[pattern_view(one, run) for one in patterns],
-        face=face_lines(),
-        features=feature_views(run),
-        target=target(run),
-        files=run_files(run, PAGE),
-        colours=colours(),
-        data=page_data(run),
+
+
+def joined(kind: str, names: Sequence[str]) -> str:
+    """The text of the templates' files of one kind, "css" or "js"."""
+    return "\n".join((TEMPLATE / kind / name).read_text(encoding="utf-8") for name in names)
+
+
+def render(run: RunOnDisk, patterns: Sequence[Patterns]) -> str:
+    """The page as HTML. Everything from outside is escaped by the template."""
+    from markupsafe import Markup
+
+    script = joined("js", SCRIPTS)
+    return (
+        templates()
+        .get_template("index.html.j2")
+        .render(
+            style=Markup(joined("css", STYLES)),  # our own files, not escaped
+            script=Markup(script),
+            script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+            run=run,
+            name=", ".join(data.name for data in run.datasets),
+            facts=facts(run),
+            toy=is_toy(run),
+            notes=notes(run),
+            config=config_text(run),
+            datasets=[dataset_view(data) for data in run.datasets],
+            choice=choice_view(run),
+            checks=checks(run),
+            measured=measured_views(run),
+            measuring_command=measuring_command(run),
+            patterns=[pattern_view(one, run) for one in patterns],
+            face=face_lines(),
+            features=feature_views(run),
+            target=target(run),
+            files=run_files(run, PAGE),
+            colours=colours(),
+            data=page_data(run),
+        )
     )
 
 

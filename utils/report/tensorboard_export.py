@@ -44,8 +44,7 @@ def captioned(sample: Sample, layer: LayerFacts) -> np.ndarray:
 
     Raises UnreadableImage where the file is gone.
     """
-    name = f"gradcam_{layer.name}_sample{sample.index}{Path(sample.comparison).suffix}"
-    overlay = decode_image(read_file(str(sample.folder / name)), None)
+    overlay = decode_image(read_file(str(sample.overlay(layer.name))), None)
     text = f"sample {sample.index}  {sample.outcome}  fake {sample.prob_fake:.3f}"
     return np.vstack([overlay, text_line(text, overlay.shape[1], LINE, LETTERS, centred=True)])
 

@@ -76,13 +76,12 @@ def _beside_margin(text: np.ndarray) -> np.ndarray:
 
 def frame_images(sample: Sample, layers: list[str]) -> list[np.ndarray]:
     """The original and the overlay of every layer, (FRAME, FRAME, 3) uint8 RGB; grey where a file is gone."""
-    suffix = Path(sample.comparison).suffix
     whole = _read(sample.folder / sample.comparison)
     box = sample.original
     original = None
     if whole is not None and box is not None:
         original = whole[box.top : box.top + box.height, box.left : box.left + box.width]
-    drawn = [_read(sample.folder / f"gradcam_{layer}_sample{sample.index}{suffix}") for layer in layers]
+    drawn = [_read(sample.overlay(layer)) for layer in layers]
     return [
         np.full((FRAME, FRAME, 3), 200, np.uint8)
         if image is None

@@ -250,6 +250,10 @@ class Sample:
         """The layers that count for next to nothing beside another one."""
         return faint_layers({layer.name: layer.raw_maximum for layer in self.layers})
 
+    def overlay(self, layer: str) -> Path:
+        """The file of a layer's overlay, of a sample read from disk."""
+        return self.folder / f"gradcam_{layer}_sample{self.index}{Path(self.comparison).suffix}"
+
     @property
     def correct(self) -> bool | None:
         """None where the label is unknown."""

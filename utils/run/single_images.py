@@ -73,8 +73,8 @@ class SingleImages:
         views, remark = self.photographs.views(photo)
         if remark:
             print(printable(f"{file}: {remark}"), file=sys.stderr)
+        every = self.photographs.mode == "all"
         for number, view in enumerate(views, start=1):
-            every = self.photographs.mode == "all"
             drawn = self._drawn(view, photo, file, index)
             place = folder / f"face{number}" if every else folder
             place.parent.mkdir(parents=True, exist_ok=True)

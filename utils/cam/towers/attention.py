@@ -8,7 +8,7 @@ from __future__ import annotations
 import abc
 import threading
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, Protocol
+from typing import Any, Callable, Dict, Protocol, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -59,6 +59,18 @@ class BlockAttention(abc.ABC):
     def constant_queries_and_keys(self) -> list[Handle]:
         """Hooks that stop the gradient through q and k. What the block computes stays the same to the last bit."""
 
+    @property
+    @abc.abstractmethod
+    def projections(self) -> tuple[nn.Module, ...]:
+        """The modules whose outputs `of_first_token` needs: those that read the normalised tokens."""
+
+    @abc.abstractmethod
+    def of_first_token(self, tokens: Tensor, projected: Sequence[Tensor]) -> Heads:
+        """q (B, 1, heads · d) of the first token, k and v (B, T, heads · d) of all.
+
+        From the normalised `tokens` (B, T, C) and what `projections` have made of them.
+        """
+
 
 @dataclass(frozen=True)
 class AttentionModules(BlockAttention):
@@ -106,6 +118,14 @@ class AttentionModules(BlockAttention):
     @property
     def output(self) -> tuple[nn.Module, bool]:
         return self.out, True
+
+    @property
+    def projections(self) -> tuple[nn.Module, ...]:
+        return self.k, self.v
+
+    def of_first_token(self, tokens: Tensor, projected: Sequence[Tensor]) -> Heads:
+        k, v = projected
+        return {"q": self.q(tokens[:, :1]), "k": k, "v": v}
 
     def constant_queries_and_keys(self) -> list[Handle]:
         hook = in_this_thread(lambda module, inputs, output: output.detach())
@@ -166,8 +186,18 @@ class TorchAttention(BlockAttention):
         weight, bias = self.module.out_proj.weight, self.module.out_proj.bias
         return F.linear(mixed, weight.to(mixed.dtype), None if bias is None else bias.to(mixed.dtype))
 
+    projections = ()  # none is a module
+
+    def of_first_token(self, tokens: Tensor, projected: Sequence[Tensor]) -> Heads:
+        weight, bias, width = self.module.in_proj_weight, self.module.in_proj_bias, tokens.shape[2]
+        of_q, of_rest = (None, None) if bias is None else (bias[:width], bias[width:])
+        k, v = F.linear(tokens, weight[width:], of_rest).chunk(2, dim=-1)
+        return {"q": F.linear(tokens[:, :1], weight[:width], of_q), "k": k, "v": v}
+
     def constant_queries_and_keys(self) -> list[Handle]:
         def hook(module: nn.Module, inputs: Any, output: Any) -> Any:
+            if not inputs[0].requires_grad:
+                return None
             linear = self.project(mixed_by_constant(self.queries_keys_values(self._tokens(inputs)), self.heads))
             return (same_value(output[0], self._batch_first(linear)), *output[1:])
 
@@ -189,15 +219,20 @@ class TimmAttention(BlockAttention):
 
     def queries_keys_values(self, x: Tensor, rope: Tensor | None) -> Heads:
         """`x` (B, T, C); `rope` (..., patches, 2 d): sines and cosines beside each other."""
-        q, k, v = (part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in self._projected(x))
-        q, k = (
-            getattr(self.module, name, nn.Identity()).forward(part) for name, part in (("q_norm", q), ("k_norm", k))
-        )
+        q, k, v = self._normed(*self._projected(x))
         if rope is not None:
             sin, cos = rope.chunk(2, dim=-1)
             before, halves = self.module.num_prefix_tokens, getattr(self.module, "rotate_half", False)
             q, k = (rotated(part, cos, sin, before, halves) for part in (q, k))
         return {name: part.transpose(1, 2).flatten(2) for name, part in zip("qkv", (q, k, v))}
+
+    def _normed(self, *projected: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """q, k and v (B, T, heads · d) → (B, heads, T, d), with their norms."""
+        q, k, v = (part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in projected)
+        q, k = (
+            getattr(self.module, name, nn.Identity()).forward(part) for name, part in (("q_norm", q), ("k_norm", k))
+        )
+        return q, k, v
 
     def _projected(self, x: Tensor) -> tuple[Tensor, ...]:
         attention = self.module
@@ -235,6 +270,16 @@ class TimmAttention(BlockAttention):
         norm: nn.Module | None = getattr(self.module, "norm", None)
         return (self.module.proj if norm is None else norm), True
 
+    @property
+    def projections(self) -> tuple[nn.Module, ...]:
+        plain = self.module.qkv is not None and getattr(self.module, "q_bias", None) is None
+        return (self.module.qkv,) if plain else ()
+
+    def of_first_token(self, tokens: Tensor, projected: Sequence[Tensor]) -> Heads:
+        q, k, v = projected[0].chunk(3, dim=-1) if projected else self._projected(tokens)
+        parts = self._normed(q[:, :1], k, v)
+        return {name: part.transpose(1, 2).flatten(2) for name, part in zip("qkv", parts)}
+
     def constant_queries_and_keys(self) -> list[Handle]:
         read: list[tuple[Tensor, Tensor | None]] = []
 
@@ -243,6 +288,8 @@ class TimmAttention(BlockAttention):
 
         def at_output(module: nn.Module, inputs: Any) -> Any:
             x, rope = read.pop()
+            if not x.requires_grad:
+                return None
             linear = mixed_by_constant(self.queries_keys_values(x, rope), self.heads)
             return (same_value(inputs[0], linear), *inputs[1:])
 

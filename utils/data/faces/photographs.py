@@ -29,7 +29,14 @@ class Photographs:
 
         Raises NoFaceError where a face has to be found and is not.
         """
-        faces: Sequence[Face] = self.find(photo) if self.find and self.mode != "off" else []
+        return self.views_of(photo, self.faces(photo))
+
+    def faces(self, photo: np.ndarray) -> Sequence[Face]:
+        """The faces that are looked for, the largest first."""
+        return self.find(photo) if self.find and self.mode != "off" else []
+
+    def views_of(self, photo: np.ndarray, faces: Sequence[Face]) -> tuple[list[View], str]:
+        """As `views`, of a photograph whose faces are known."""
         if self.mode in ("largest", "all") and not faces:
             raise NoFaceError("dlib finds no face in it")
         if self.mode in ("auto", "off") and (not faces or self.is_crop(photo, faces)):

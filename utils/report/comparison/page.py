@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any, NamedTuple, Sequence, Tuple
 
 import cv2
+import numpy as np
 
 from utils.data.images import UnreadableImage, decode_image, read_file
-from utils.decision import CLASS_NAMES
+from utils.decision import CLASS_NAMES, THRESHOLD
 from utils.drawing.overlays import encode
 from utils.errors import InputError
 from utils.files import new_folder, replace_folder, write_table
@@ -25,7 +26,7 @@ from utils.report.comparison.pairs import (
     paired_layers,
     paired_samples,
 )
-from utils.report.page import TEMPLATE, jinja2_problem
+from utils.report.page import jinja2_problem, joined, templates
 from utils.report.page_parts.facts import facts
 from utils.report.paper_figure import original
 from utils.results.read_run import RunOnDisk, read_run
@@ -33,6 +34,7 @@ from utils.results.sample_folder import Sample
 
 PAGE, FRAMES, IMAGES = "index.html", "frames.csv", "images"
 SIZE = 224  # pixels of an image on the page
+STYLES = ("base.css", "analysis.css", "compare.css")
 READ = 5_000  # samples per dataset of each run
 COLUMNS = ("path", "dataset", "forgery", "video", "label", "prob_fake_a", "prob_fake_b", "decisions_differ")
 
@@ -83,22 +85,21 @@ def _rows(frames: PairedFrames) -> list[tuple[object, ...]]:
 
 
 def _rendered(a: RunOnDisk, b: RunOnDisk, views: Sequence[dict[str, Any]]) -> str:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
-    environment = Environment(
-        loader=FileSystemLoader(str(TEMPLATE)), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True,
-    )  # fmt: skip
-    styles = ("base.css", "analysis.css", "compare.css")
-    style = "\n".join((TEMPLATE / "css" / name).read_text(encoding="utf-8") for name in styles)
     both = dict(facts(a)), dict(facts(b))
-    return environment.get_template("compare.html.j2").render(
-        style=Markup(style),  # our own files, not escaped
-        runs=(str(a.folder), str(b.folder)),
-        facts=[(name, both[0].get(name, "–"), both[1].get(name, "–")) for name in dict.fromkeys([*both[0], *both[1]])],
-        datasets=views,
-        frames_file=FRAMES,
+    return (
+        templates()
+        .get_template("compare.html.j2")
+        .render(
+            style=Markup(joined("css", STYLES)),  # our own files, not escaped
+            runs=(str(a.folder), str(b.folder)),
+            facts=[
+                (name, both[0].get(name, "–"), both[1].get(name, "–")) for name in dict.fromkeys([*both[0], *both[1]])
+            ],
+            datasets=views,
+            frames_file=FRAMES,
+        )
     )
 
 
@@ -134,13 +135,13 @@ def _metric_row(one: MetricDifference) -> tuple[str, str, str, str, str]:
 
 def _decisions(frames: PairedFrames) -> list[tuple[str, int, int, int]]:
     """Forgery, frames, those that only A decides rightly, those that only B does; all of them last."""
-    differ = frames.differ
-    right_a = (frames.prob_a > 0.5) == (frames.label == 1)
+    right_a = (frames.prob_a > THRESHOLD) == (frames.label == 1)
+    forgeries = np.array(frames.forgery)
+    groups = [(name, forgeries == name) for name in dict.fromkeys(frames.forgery)]
     rows = []
-    for name in [*dict.fromkeys(frames.forgery), "all"]:
-        members = [name in (forgery, "all") for forgery in frames.forgery]
-        only_a, only_b = (int((differ & right & members).sum()) for right in (right_a, ~right_a))
-        rows.append((name, sum(members), only_a, only_b))
+    for name, members in [*groups, ("all", np.ones(len(forgeries), dtype=bool))]:
+        only_a, only_b = (int((frames.differ & right & members).sum()) for right in (right_a, ~right_a))
+        rows.append((name, int(members.sum()), only_a, only_b))
     return rows
 
 
@@ -174,7 +175,7 @@ def _card(pair: PairedSample, layers: Sequence[tuple[str, str]], folder: Path) -
     try:
         images = {"original": original(pair.a)}
         for i, (of_a, of_b) in enumerate(layers):
-            images[f"{i}a"], images[f"{i}b"] = _overlay(pair.a, of_a), _overlay(pair.b, of_b)
+            images[f"{i}a"], images[f"{i}b"] = _read(pair.a.overlay(of_a)), _read(pair.b.overlay(of_b))
     except (UnreadableImage, InputError):
         return None
     address = {}
@@ -196,9 +197,8 @@ def _card(pair: PairedSample, layers: Sequence[tuple[str, str]], folder: Path) -
     )
 
 
-def _overlay(sample: Sample, layer: str) -> Any:
-    name = f"gradcam_{layer}_sample{sample.index}{Path(sample.comparison).suffix}"
-    return decode_image(read_file(str(sample.folder / name)), None)
+def _read(path: Path) -> np.ndarray:
+    return decode_image(read_file(str(path)), None)
 
 
 def _verdict(sample: Sample) -> str:

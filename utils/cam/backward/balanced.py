@@ -28,6 +28,12 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from utils.allowed import BACKWARDS
+from utils.cam.backward.derivatives import (
+    AttentionOfConstantWeights,
+    EitherGradient,
+    LayerNormOfConstantDeviation,
+    by_factor,
+)
 from utils.cam.layers import LayerError
 from utils.cam.towers import BlockAttention, family_of
 from utils.errors import InputError, did_you_mean
@@ -111,7 +117,9 @@ def _balanced(
             if RMS_NORM.search(type(module).__name__):
                 hooks.callback(module.register_forward_hook(hook(by_factor)).remove)
         for module in activation_modules(secants_of) if secants_of is not None else ():
-            secant = hook(lambda x, output: _Activation.apply(output, by_factor(x, output), activations))
+            secant = hook(
+                lambda x, output: EitherGradient.apply(output, by_factor(x, output), lambda: activations.by_secant)
+            )
             hooks.callback(module.register_forward_hook(secant).remove)
         yield constants
     if not attention and not constants.gates:
@@ -135,62 +143,6 @@ def activation_modules(tower: nn.Module) -> list[nn.Module]:
     return [module for module in leaves if ACTIVATION.search(type(module).__name__)]
 
 
-# ------------------------------------------------------------------------------------------------------ linear parts
-
-
-def with_gradient_of(output: Tensor, linear: Tensor) -> Tensor:
-    """`output` to the last bit, with the gradient of `linear`, which is finite and of the same shape."""
-    return output.detach() + (linear - linear.detach()).to(output.dtype)
-
-
-def by_factor(x: Tensor, output: Tensor) -> Tensor:
-    """`output` as x · r with the factor r = output / x constant: an RMS norm's w / rms, an activation's secant.
-
-    Where x is 0 it has no share, and r is taken for 0.
-    """
-    precise = x.to(torch.promote_types(x.dtype, torch.float32))
-    with torch.no_grad():
-        factor = torch.where(precise == 0, torch.zeros_like(precise), output.to(precise.dtype) / precise)
-    return with_gradient_of(output, precise * factor)
-
-
-class _Activation(torch.autograd.Function):
-    """An activation's output, with its ordinary gradient or its secant's, whichever is asked for at that time."""
-
-    @staticmethod
-    def forward(ctx: Any, ordinary: Tensor, secant: Tensor, activations: Activations) -> Tensor:
-        ctx.activations = activations
-        return ordinary.clone()
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        return (None, gradient, None) if ctx.activations.by_secant else (gradient, None, None)
-
-
-class _LayerNorm(torch.autograd.Function):
-    """LayerNorm as it is, with the gradient of (x - mean) / σ · weight whose standard deviation σ is constant."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float
-    ) -> Tensor:
-        ctx.dims = tuple(range(-len(shape), 0))
-        if x.dtype in (torch.float32, torch.float64):
-            # What F.layer_norm calls, too: the same bits, and 1 / σ beside them for nothing.
-            normed, _, inverse = torch.native_layer_norm(x, list(shape), weight, bias, eps)
-        else:  # autocast may compute these in float32
-            normed = F.layer_norm(x, shape, weight, bias, eps)
-            inverse = (x.float().var(dim=ctx.dims, unbiased=False, keepdim=True) + eps).rsqrt()
-        ctx.save_for_backward(inverse, weight)
-        return normed
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        inverse, weight = ctx.saved_tensors
-        scaled = gradient * inverse if weight is None else gradient * weight * inverse
-        return scaled - scaled.mean(dim=ctx.dims, keepdim=True), None, None, None, None
-
-
 class _Constants(TorchFunctionMode):
     """Norms and gates, wherever in the model and however they are called, of this thread alone."""
 
@@ -202,8 +154,8 @@ class _Constants(TorchFunctionMode):
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func in NORMS:
-            return NORMS[func](func, *args, **kwargs)
+        if func in REPLACED:
+            return REPLACED[func](func, *args, **kwargs)
         if func in PRODUCTS and len(args) == 2:
             for x, gate in (args, args[::-1]):
                 if is_gate(x, gate):
@@ -229,7 +181,7 @@ def _layer_norm(
     eps: float = 1e-5,
     *rest: Any,
 ) -> Tensor:
-    return _LayerNorm.apply(input, tuple(normalized_shape), weight, bias, eps)
+    return LayerNormOfConstantDeviation.apply(input, tuple(normalized_shape), weight, bias, eps)
 
 
 def _normalize(func: Any, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -240,9 +192,34 @@ def _length(func: Any, *args: Any, **kwargs: Any) -> Tensor:
     return func(*args, **kwargs).detach()
 
 
+def _attention(
+    func: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    **rest: Any,
+) -> Tensor:
+    """Without the gradients of queries and keys, where those are constant and the kernel would compute them."""
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return func(q, k, v, attn_mask, dropout_p, is_causal, **({} if scale is None else {"scale": scale}), **rest)
+
+    constant = not query.requires_grad and not key.requires_grad
+    as_written = attn_mask is None and dropout_p == 0 and not is_causal and not any(rest.values())
+    if not (constant and as_written and value.requires_grad and value.device.type == "cpu" and query.ndim == 4):
+        return attend(query, key, value)
+    return AttentionOfConstantWeights.apply(
+        query, key, value, query.shape[-1] ** -0.5 if scale is None else scale, attend
+    )
+
+
 PRODUCTS = {torch.mul, torch.multiply, Tensor.mul, Tensor.multiply, Tensor.__mul__, Tensor.__rmul__}
 # torch's function → what is called in its place, with it and its arguments as the caller wrote them.
-NORMS: dict[Any, Callable[..., Tensor]] = {
+REPLACED: dict[Any, Callable[..., Tensor]] = {
     F.layer_norm: _layer_norm,
     torch.layer_norm: _layer_norm,
     F.normalize: _normalize,
@@ -251,3 +228,5 @@ NORMS: dict[Any, Callable[..., Tensor]] = {
     torch.linalg.norm: _length,
     torch.linalg.vector_norm: _length,
 }
+if hasattr(F, "scaled_dot_product_attention"):  # torch 2.0
+    REPLACED[F.scaled_dot_product_attention] = _attention

@@ -1,0 +1,92 @@
+"""The last block for the class token alone, in the towers of each family, against the whole block's gradients."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.cam.towers.test_tower_families import FAMILIES, detector_of
+from tests.helpers.detectors import images
+from utils.cam.towers import class_token_path, find_tower
+from utils.cam.towers.class_token_path import ClassTokenPath
+from utils.explaining import capture
+from utils.gradcam import explain
+
+WITH_PATH = ["HF CLIP", "HF CLIP with LoRA", "HF ViT", "HF DINOv2", "HF DINOv2 with registers", "OpenAI clip",
+             "open_clip", "open_clip, (T, B, C)", "timm ViT"]  # fmt: skip
+# Their heads read the class token, but what they turn by angles, or what their head pools, has the whole block.
+WITHOUT = ["HF DINOv3", "timm EVA-02", "timm DINOv3", "timm ViT, q and k normalised", "HF SigLIP"]
+
+
+class ReadsTheFirst(nn.Module):
+    """A linear head on the class token of a tower that returns all tokens, or on what it returns in its place."""
+
+    def __init__(self, tower: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.tower, self.head = tower, head
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        found = self.tower(pixels)
+        if not isinstance(found, Tensor):
+            found = found.last_hidden_state[:, 0]
+        logits: Tensor = self.head(found)
+        return logits
+
+
+def detector(name: str) -> ReadsTheFirst:
+    class_token_path.reads_more_tokens.clear()
+    made = detector_of(FAMILIES[name].make, FAMILIES[name].pixels)
+    return ReadsTheFirst(made.tower, made.head).eval()
+
+
+def asked_of(name: str, model: ReadsTheFirst, **asked: Any) -> dict[str, Any]:
+    """The last block of that family's tower, by its name in the tower."""
+    tower = find_tower(model)
+    block = class_token_path.family_of(tower).block_names(tower)[-1]
+    return {"images": images(2, pixels=FAMILIES[name].pixels).double(), "layers": [block], "method": "gradcam", **asked}
+
+
+def explained(monkeypatch: pytest.MonkeyPatch, model: nn.Module, in_full: bool, **asked: Any) -> tuple[Any, list[Any]]:
+    """The explanation, and the paths that were tried."""
+    paths: list[ClassTokenPath | None] = []
+
+    def path_of(*given: Any) -> ClassTokenPath | None:
+        paths.append(None if in_full else class_token_path.class_token_path(*given))
+        return paths[-1]
+
+    with monkeypatch.context() as patched:
+        patched.setattr(capture, "class_token_path", path_of)
+        return explain(model, target="margin", **asked), paths
+
+
+@pytest.mark.parametrize("backward", ["plain", "balanced"])
+@pytest.mark.parametrize("site", ["layer_norm1", "residual"])
+@pytest.mark.parametrize("name", WITH_PATH)
+def test_maps_are_those_of_the_whole_block(
+    monkeypatch: pytest.MonkeyPatch, name: str, site: str, backward: str
+) -> None:
+    model = detector(name)
+    asked = asked_of(name, model, site=site, backward=backward)
+    full, _ = explained(monkeypatch, model, in_full=True, **asked)
+    found, paths = explained(monkeypatch, model, in_full=False, **asked)
+    assert paths[0] is not None and paths[0].joined is not None and len(paths) == 1
+    assert not class_token_path.reads_more_tokens
+    if FAMILIES[name].exact:
+        assert torch.equal(found.logits, full.logits)
+    (layer,) = found.layers
+    peak = float(full.layers[layer].signed.abs().max())
+    assert peak > 0
+    torch.testing.assert_close(found.layers[layer].signed, full.layers[layer].signed, rtol=0, atol=1e-12 * peak)
+
+
+@pytest.mark.parametrize("name", WITHOUT)
+def test_others_have_the_whole_block(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    model = detector(name)
+    asked = asked_of(name, model)
+    full, _ = explained(monkeypatch, model, in_full=True, **asked)
+    found, _ = explained(monkeypatch, model, in_full=False, **asked)
+    (layer,) = found.layers
+    assert torch.equal(found.layers[layer].signed, full.layers[layer].signed)

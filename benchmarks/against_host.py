@@ -6,7 +6,8 @@ TREE: DeepfakeBench's `training` folder; it is copied, and only the copy is touc
 docs/host_trees.md; albumentations 1.1.0). The tower is small, so that reading, start-up and metrics show: width 768,
 two blocks, patches of 32 pixels. The host runs without a GPU because three things stand in: the name of a CUDA device,
 NumPy's old table of types, and the file of dlib's landmarks; its download is a folder here. CPU seconds are those of
-the process and of all it has started. Prints Markdown; exit code 1 where a metric differs by more than 1e-9.
+the process and of all it has started, one thread each, since several spin while they wait. Prints Markdown; exit code 1
+where a metric differs by more than 1e-9.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from utils.host_tree import Installation, extension_files  # noqa: E402  found through the line above
+from tests.helpers.real_towers import library  # noqa: E402  found through the line above
+from utils.host_tree import Installation, extension_files  # noqa: E402
 
 NAME = "Celeb-DF-v2"
 LABELS = {"CelebDFv2_real": 0, "CelebDFv2_fake": 1}
@@ -128,6 +130,7 @@ def write_frames(work: Path, count: int) -> None:
 
 def write_tower(work: Path) -> None:
     """The folder that the host loads, and a checkpoint for both, which spreads the probabilities."""
+    library("torchvision")  # transformers finds the host's, and wants it whole
     from transformers import CLIPConfig, CLIPModel
 
     torch.manual_seed(0)
@@ -135,7 +138,7 @@ def write_tower(work: Path) -> None:
     model = CLIPModel(CLIPConfig(vision_config=TOWER, text_config=text))
     model.save_pretrained(work / HUB)
     weights = {f"backbone.{key}": value for key, value in model.vision_model.state_dict().items()}
-    weights["head.weight"], weights["head.bias"] = torch.randn(2, TOWER["hidden_size"]), torch.zeros(2)
+    weights["head.weight"], weights["head.bias"] = 0.1 * torch.randn(2, TOWER["hidden_size"]), torch.zeros(2)
     torch.save(weights, work / "weights.pth")
 
 
@@ -147,7 +150,8 @@ def compare(work: Path, frames: int, rounds: int) -> list[float]:
     commands = {
         "the host's test.py": ["training/test.py", "--detector_path", "host.yaml"],
         "ours, evaluation alone": [*ours, "--no_gradcam"],
-        "ours, and maps of 50 mistakes": explaining,
+        "ours, and maps of 50 mistakes, unchecked": [*explaining, "--check_maps", "off"],
+        "ours, and maps of 50 mistakes, each checked": explaining,
         "ours, and maps of every frame": [*explaining, "--save_all_predictions"],
     }
     seconds: dict[str, list[float]] = {name: [] for name in commands}
@@ -178,7 +182,8 @@ def run(work: Path, command: list[str]) -> Finished:
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(
         [sys.executable, "-c", START, *command, *arguments],
-        cwd=work, capture_output=True, text=True, check=False, env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        cwd=work, capture_output=True, text=True, check=False,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     if done.returncode:

@@ -102,7 +102,6 @@ class GradCAMMixin(ChoosingDetector):
                 target=self.gradcam.target if target is None else target,
                 label=data_dict.get("label"),
                 patches=self.patch_grid(image.shape[2], image.shape[3]),
-                what=IMAGE,
                 head=self.head_reader,
             )
         layers = as_names(layers) if layers is not None else None
@@ -119,7 +118,6 @@ class GradCAMMixin(ChoosingDetector):
             label=data_dict.get("label"),
             grid=self.token_grid,
             pp_epsilon=settings.pp_epsilon,
-            what=IMAGE,
             backward=backward or settings.backward,
             completeness=completeness,
             head=self.head_reader,
@@ -144,8 +142,7 @@ class GradCAMMixin(ChoosingDetector):
     def _checked_image(self, data_dict: Mapping[str, Tensor]) -> Tensor:
         """The batch's images. Raises InputError for unusable ones, and for pixels that were not normalised."""
         image = image_of(data_dict)
-        check_images(image, IMAGE)
-        least, largest = (float(value) for value in image.aminmax())
+        least, largest = check_images(image, IMAGE)
         ends = [abs((end - m) / s) for m, s in zip(self.gradcam.mean, self.gradcam.std) for end in (0, 1)]
         if least >= 0 and FAR * max(ends) < largest <= 255:
             raise InputError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from functools import partial
 from typing import Any, Callable, Mapping, Sequence
@@ -40,7 +41,6 @@ def explain_tower(
     label: Tensor | None = None,
     grid: Callable[[int, int], Grid | None],
     pp_epsilon: float = DEFAULT_EPSILON,
-    what: str = "images",
     backward: str = BACKWARDS[0],
     completeness: bool = True,
     head: HeadReader = ANY_MODEL,
@@ -50,15 +50,13 @@ def explain_tower(
 
     Args:
         model, tower, label, backward, completeness, head, backward_precision: as for `capture`.
-        images: (B, 3, H, W), which `forward` gives to the model.
+        images: (B, 3, H, W), which `check_images` has passed and `forward` gives to the model.
         layers: as for `capture`; None: the default of the tower's family.
         target: see `utils.cam.targets.score_weights`, and "both".
         grid: height and width → the patches of such an image, None for a convolutional network.
-        what: how an error calls the images.
 
     Raises: as `explain`.
     """
-    check_images(images, what)
     size = (images.shape[2], images.shape[3])
     if layers is None:
         with frozen_for_explaining(model):
@@ -240,8 +238,11 @@ def _chosen(
     return choose_map(TriedDetector(asked, margins, in_batches(len(images))), given, shortlist(tower, layers, named))
 
 
-def check_images(images: Any, what: str) -> None:
-    """Raises InputError, which calls them `what`, for anything but a batch of finite images (B, 3, H, W)."""
+def check_images(images: Any, what: str) -> tuple[float, float]:
+    """The least and the largest value of a batch of images.
+
+    Raises InputError, which calls them `what`, for anything but finite images (B, 3, H, W).
+    """
     if not isinstance(images, Tensor):
         raise InputError(f"{what} is {type(images).__name__}: expected a tensor of shape (B, 3, H, W)")
     if images.ndim == 5:
@@ -256,7 +257,8 @@ def check_images(images: Any, what: str) -> None:
         )
     if images.shape[0] == 0:
         raise InputError(f"{what} is an empty batch: give at least one image")
-    finite = torch.isfinite(images).flatten(1).all(dim=1)
-    if not finite.all():
-        bad = (~finite).nonzero().flatten().tolist()
+    least, largest = torch.stack(images.detach().aminmax()).tolist()  # the device is waited for once
+    if not (math.isfinite(least) and math.isfinite(largest)):
+        bad = (~torch.isfinite(images).flatten(1).all(dim=1)).nonzero().flatten().tolist()
         raise InputError(f"{what} holds NaN or infinite pixels in image(s) {bad}: check how they were normalised")
+    return least, largest

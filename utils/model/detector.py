@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from contextlib import nullcontext
 from copy import deepcopy
 from typing import Any, ContextManager, Mapping, NamedTuple, Sequence
@@ -77,14 +78,8 @@ class LoadedDetector(NamedTuple):
         return found
 
     def normalised(self, pixels: Tensor) -> Tensor:
-        """uint8 images (B, 3, H, W) → float32 on the device, (x / 255 - mean) / std.
-
-        Divisors are tensors on the device: CUDA divides by a tensor exactly as the CPU does, but multiplies by the
-        reciprocal of a Python number, which moves the last bit.
-        """
-        divisor = torch.tensor(255.0, device=self.device)
-        mean = torch.tensor(self.gradcam.mean, device=self.device).view(3, 1, 1)
-        std = torch.tensor(self.gradcam.std, device=self.device).view(3, 1, 1)
+        """uint8 images (B, 3, H, W) → float32 on the device, (x / 255 - mean) / std."""
+        divisor, mean, std = _divisor_mean_std(self.gradcam.mean, self.gradcam.std, self.device)
         on_device = pixels.to(self.device, non_blocking=True)
         # In the order of channels that detectors are written for: another one may take another kernel, and other bits.
         plain = torch.empty(pixels.shape, device=self.device).copy_(on_device)
@@ -265,6 +260,17 @@ class LoadedDetector(NamedTuple):
         resolution = self.settings.resolution
         size = (count, 3, resolution, resolution)
         return torch.randint(64, 192, size, generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+
+
+@functools.lru_cache(maxsize=None)
+def _divisor_mean_std(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, ...]:
+    """On the device, once: each transfer of a number makes the device wait.
+
+    CUDA divides by a tensor exactly as the CPU does, but multiplies by the reciprocal of a Python number, which moves
+    the last bit.
+    """
+    divisor = torch.tensor(255.0, device=device)
+    return divisor, *(torch.tensor(values, device=device).view(3, 1, 1) for values in (mean, std))
 
 
 def _same(first: Tensor, second: Tensor) -> bool:

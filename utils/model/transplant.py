@@ -15,7 +15,7 @@ from utils.cam.targets import Target, score_weights
 from utils.cam.transplant import CELLS, INPUT, PIXELS, blurred, transplant_maps
 from utils.errors import InputError
 from utils.explaining.explanation import Explanation
-from utils.gradcam import check_images, explained_names, wants_both
+from utils.gradcam import explained_names, wants_both
 
 LEAST_BATCH = 16  # images a forward pass; where more are explained at once, twice as many as these
 
@@ -29,7 +29,6 @@ def explain_by_transplant(
     target: Target,
     label: Tensor | None,
     patches: tuple[int, int] | None,
-    what: str,
     head: HeadReader = ANY_MODEL,
 ) -> Explanation:
     """One map per image, named "input": the margin fake − real by patches, its sign turned where "real" is explained.
@@ -41,13 +40,11 @@ def explain_by_transplant(
         predict: images → the detector's output, as `head` reads it.
         target, label: as in `GradCAMMixin.explain`.
         patches: rows and columns; None, for a convolutional network, takes 16 × 16 cells.
-        what: how an error calls the images.
 
     Raises:
         InputError: an unusable argument.
         NonFiniteMapError: NaN or infinity in the maps or logits of some images.
     """
-    check_images(images, what)
     if references is not None and references.shape != images.shape:
         raise InputError(
             f"data_dict['reference'] has shape {tuple(references.shape)}: expected {tuple(images.shape)}, one for each"

@@ -104,7 +104,7 @@ def load_named_detector(
 ) -> LoadedDetector:
     """The detector of a YAML, or the embedded one where neither that nor weights are named. Raises InputError."""
     from utils.model.config import detector_settings, find_path
-    from utils.model.detector import find_device, load_detector
+    from utils.model.detector import find_device, import_sooner, load_detector
 
     if detector_path is None and flags["weights_path"] is None:
         detector_path = EMBEDDED_DETECTOR
@@ -113,7 +113,9 @@ def load_named_detector(
             " out only and says nothing about real images. Give --detector_path and --weights_path for yours."
         )
     yaml_path = find_path(detector_path or "config/detector/clip_gradcam.yaml", "detector YAML", "--detector_path")
-    return load_detector(detector_settings(yaml_path, flags, names), find_device(device), precision)
+    settings = detector_settings(yaml_path, flags, names)
+    import_sooner(settings)
+    return load_detector(settings, find_device(device), precision)
 
 
 if __name__ == "__main__":

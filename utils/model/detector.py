@@ -26,7 +26,7 @@ from utils.model.config import DetectorSettings
 from utils.model.fitted_config import fitted_config
 from utils.model.gradcam_settings import GradCAMSettings
 from utils.model.host.inputs import HostInputs, nothing_collected
-from utils.model.host.registry import any_model_class, find_detectors
+from utils.model.host.registry import any_model_class, find_detectors, import_alone
 from utils.model.weights_file import read_file
 from utils.text import one_line
 
@@ -311,6 +311,12 @@ def check_precision(precision: str, device: torch.device) -> None:
             f"precision {precision} on {device.type} is not available in torch {torch.__version__}; use fp32 or bf16",
             "precision",
         )
+
+
+def import_sooner(settings: DetectorSettings) -> None:
+    """For a command, before it loads the detector: import nothing of the host that this one does not need."""
+    if not settings.build:
+        import_alone(settings.model_name, settings.config)
 
 
 def detector_class(model_name: str, explainable: bool, config: Mapping[str, Any]) -> Any:

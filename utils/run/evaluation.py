@@ -22,6 +22,7 @@ from utils.model.config import RunSettings
 from utils.model.detector import (
     LoadedDetector,
     find_device,
+    import_sooner,
     load_detector,
     print_backward_precision,
     print_default_layer,
@@ -110,6 +111,7 @@ def _load_detector(settings: RunSettings, options: RunOptions, processes: Proces
     """The detector on its device, tried out on whatever the run will need of it. Raises InputError."""
     device = find_device(processes.device_name(options.device))
     torch.manual_seed(settings.seed)  # of random weights
+    import_sooner(settings.detector)
     detector = load_detector(settings.detector, device, options.precision, options.random_weights)
     detector.check_predictions()
     if settings.detector.gradcam.enabled:

@@ -19,6 +19,7 @@ from utils.files import TRAINING_FOLDER
 from utils.text import one_line
 
 SUFFIX = "_gradcam"
+PACKAGES = ("detectors", "networks", "loss", "dataset")  # of the host, which bare ones may stand for
 
 
 def find_detectors(model_name: str, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -38,6 +39,28 @@ def find_detectors(model_name: str, config: Mapping[str, Any]) -> dict[str, Any]
     return dict(detectors.DETECTOR.data)
 
 
+def import_alone(model_name: str, config: Mapping[str, Any]) -> None:
+    """Import of the host what `model_name` needs and nothing else, seconds sooner, for `find_detectors` to find.
+
+    For a command, whose process nobody else imports the host's `detectors` in. Nothing happens for a detector without a
+    file of ours beside the host's, where one of the imports fails, and where the host has been imported already.
+    """
+    name = _without_suffix(model_name)
+    before = set(sys.modules)
+    if not (TRAINING_FOLDER / "networks").is_dir() or before & set(PACKAGES):
+        return
+    module = _registering_modules("detectors").get(name)
+    if module is None or not _with_maps(module).is_file():
+        return
+    try:
+        for each in _bare_packages(module, config):
+            importlib.import_module(each)
+    except Exception:  # whatever it is, the whole import comes next, and tells
+        for imported in set(sys.modules) - before:
+            if imported.partition(".")[0] in PACKAGES:
+                del sys.modules[imported]
+
+
 def any_model_class() -> Any:
     """`AnyModelWithGradCAM`, also where the host's `import detectors` fails: it needs none of the host's detectors."""
     try:
@@ -50,20 +73,11 @@ def any_model_class() -> Any:
 
 
 def _load_one(model_name: str, config: Mapping[str, Any], error: Exception) -> ModuleType:
-    name = model_name[: -len(SUFFIX)] if model_name.endswith(SUFFIX) else model_name
+    name = _without_suffix(model_name)
     module = _registering_modules("detectors").get(name)
     if module is None:
         raise _unknown(model_name) from error
-    detectors, networks, loss = [_bare_package(package) for package in ("detectors", "networks", "loss")]
-    if (TRAINING_FOLDER / "dataset" / "__init__.py").is_file():  # for training; some detectors import a part of it
-        _empty_package("dataset")
-    needed = []
-    for package in (networks, loss):
-        registering = _registering_modules(package.__name__)
-        needed += [f"{package.__name__}.{registering[key]}" for key in _names(config) if key in registering]
-    needed.append(f"detectors.{module}")
-    if _with_maps(module).is_file():
-        needed.append(f"detectors.{module}{SUFFIX}")
+    needed = _bare_packages(module, config)
     print(
         f"note: the host's detectors cannot all be imported here ({type(error).__name__}:"
         f" {one_line(error)}), so only {name!r} is loaded:"
@@ -72,7 +86,23 @@ def _load_one(model_name: str, config: Mapping[str, Any], error: Exception) -> M
     )
     for each in needed:
         _load(each, name)
-    return detectors
+    return sys.modules["detectors"]
+
+
+def _bare_packages(module: str, config: Mapping[str, Any]) -> list[str]:
+    """Make the host's packages without what `__init__.py` imports; the modules that `module` needs, itself last."""
+    for package in ("detectors", "networks", "loss"):
+        _bare_package(package)
+    if (TRAINING_FOLDER / "dataset" / "__init__.py").is_file():  # for training; some detectors import a part of it
+        _empty_package("dataset")
+    needed = []
+    for package in ("networks", "loss"):
+        registering = _registering_modules(package)
+        needed += [f"{package}.{registering[key]}" for key in _names(config) if key in registering]
+    needed.append(f"detectors.{module}")
+    if _with_maps(module).is_file():
+        needed.append(f"detectors.{module}{SUFFIX}")
+    return needed
 
 
 def _load(module: str, model_name: str) -> None:
@@ -87,6 +117,10 @@ def _load(module: str, model_name: str) -> None:
         raise InputError(
             f"detector {model_name!r}: {module} cannot be imported here ({type(error).__name__}: {one_line(error)})"
         ) from error
+
+
+def _without_suffix(model_name: str) -> str:
+    return model_name[: -len(SUFFIX)] if model_name.endswith(SUFFIX) else model_name
 
 
 def _bare_package(name: str) -> ModuleType:

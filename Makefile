@@ -34,7 +34,8 @@ test: $(READY)
 test-matrix: test $(READY4)
 	$(BIN4)/python $(PYTEST) -m "not slow"
 
-# Takes about two hours on two cores. Each benchmark's tables go into benchmarks/RESULTS.md.
+# Takes about two hours on two cores. Each benchmark's tables go into benchmarks/RESULTS.md. HOST: the training folder of
+# DeepfakeBench, to be run beside ours.
 bench: WRITE = $(BIN)/python benchmarks/write_results.py
 bench: $(READY)
 	$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt captum grad-cam ttach
@@ -44,6 +45,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/pipeline.py --data data/pipeline | $(WRITE) pipeline
 	$(BIN)/python benchmarks/scale.py | $(WRITE) scale
 	$(BIN)/python benchmarks/gpu.py | $(WRITE) gpu
+	$(if $(HOST),$(BIN)/python benchmarks/against_host.py $(HOST) | $(WRITE) host)
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

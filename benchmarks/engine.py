@@ -1,7 +1,7 @@
 """What heatmaps cost: our engine beside torchcam, captum, pytorch-grad-cam and plain backward passes, in one process.
 
     python benchmarks/engine.py [--tower large|base] [--device cpu|cuda] [--batch 4] [--rounds 5]
-        [--only TEXT]
+        [--only PATTERN]
 
 All contenders run in turn, round after round, so that a slow minute of the machine hits them all; the median counts.
 Time is given as a ratio to the plain fp32 forward pass of the same process. Saved bytes are what autograd keeps for
@@ -11,6 +11,7 @@ backward, each storage once, parameters excluded. Prints Markdown.
 from __future__ import annotations
 
 import argparse
+import re
 import statistics
 import sys
 import time
@@ -227,7 +228,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--only", default="", help="contenders whose name holds this text, beside the plain forward")
+    parser.add_argument("--only", default="", help="contenders whose name this pattern finds, beside the plain forward")
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
     name, blocks = TOWERS[arguments.tower]
@@ -236,7 +237,7 @@ def main() -> None:
     detector = CLIPDetectorWithGradCAM({"loss_func": "cross_entropy", "backbone_config": backbone}).eval().to(device)
     bench = Bench(detector, torch.randn(arguments.batch, 3, 224, 224, device=device), blocks)
 
-    wanted = {name: run for name, run in {**ours(bench), **peers(bench)}.items() if arguments.only in name}
+    wanted = {name: run for name, run in {**ours(bench), **peers(bench)}.items() if re.search(arguments.only, name)}
     runs: Contenders = {"plain forward": lambda: plain(bench), **wanted}
     times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(arguments.rounds + 1):  # the first round warms the allocator and is dropped

@@ -80,6 +80,8 @@ def test_maps_are_those_of_the_whole_block(
     peak = float(full.layers[layer].signed.abs().max())
     assert peak > 0
     torch.testing.assert_close(found.layers[layer].signed, full.layers[layer].signed, rtol=0, atol=1e-12 * peak)
+    alone, _ = explained(monkeypatch, model, in_full=False, **{**asked, "images": asked["images"][1:]})
+    torch.testing.assert_close(alone.layers[layer].signed, found.layers[layer].signed[1:], rtol=0, atol=1e-12 * peak)
 
 
 @pytest.mark.parametrize("name", WITHOUT)

@@ -60,6 +60,23 @@ def test_of_quick_gelu_one_tensor_is_kept(monkeypatch: pytest.MonkeyPatch) -> No
     assert found < 0.85 * kept()
 
 
+def test_autocast_does_not_reach_the_derivative() -> None:
+    """A detector's own precision is around the backward pass, too."""
+    q, k, v, g = (torch.randn(2, 3, 9, 8, generator=torch.Generator().manual_seed(i)) for i in range(4))
+    v.requires_grad_()
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        with torch.autocast("cpu", enabled=False):
+            return (q @ k.mT * 0.3).softmax(dim=-1) @ v
+
+    def gradient() -> Tensor:
+        return torch.autograd.grad(AttentionOfConstantWeights.apply(q, k, v, 0.3, attend), v, g)[0]
+
+    expected = gradient()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(gradient(), expected)
+
+
 @pytest.mark.parametrize("queries", [1, 9])
 def test_attention_of_constant_weights(queries: int) -> None:
     generator = torch.Generator().manual_seed(2)

@@ -85,9 +85,10 @@ class AttentionOfConstantWeights(torch.autograd.Function):
         q, k = (saved.to(exact) for saved in ctx.saved_tensors)
         nothing = q.new_zeros(1, 1, 1)
         of_v = gradient.new_empty(*k.shape[:3], gradient.shape[3])
-        for i, of_image in enumerate(gradient.to(exact)):  # image by image, so that P stays in the processor's cache
-            P = torch.baddbmm(nothing, q[i], k[i].transpose(1, 2), beta=0, alpha=ctx.scale).softmax(dim=-1)
-            of_v[i] = torch.bmm(P.transpose(1, 2), of_image)
+        with torch.autocast(gradient.device.type, enabled=False):
+            for i, of_image in enumerate(gradient.to(exact)):  # one by one, so that P stays in the processor's cache
+                P = torch.baddbmm(nothing, q[i], k[i].transpose(1, 2), beta=0, alpha=ctx.scale).softmax(dim=-1)
+                of_v[i] = torch.bmm(P.transpose(1, 2), of_image)
         return None, None, of_v, None, None
 
 

@@ -36,7 +36,7 @@ def _applied(activate: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 def is_quick_gelu(module: nn.Module) -> bool:
     """Whether `module` computes x · sigmoid(1.702 x): by its class's name, and by five of its values."""
-    if "quickgelu" not in type(module).__name__.lower():
+    if "quickgelu" not in type(module).__name__.lower() or [*module.children(), *module.parameters()]:
         return False
     if module not in _seen:
         probe = torch.linspace(-3, 3, 5, dtype=torch.float64)

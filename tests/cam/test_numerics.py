@@ -207,7 +207,7 @@ def test_an_overflow_is_repeated_with_a_smaller_scale(monkeypatch: pytest.Monkey
 def test_one_images_overflow_does_not_coarsen_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three images with gradients of three magnitudes: each has the map that it has alone."""
     # The hook below changes some images' block and not others': all of them go through the whole block here.
-    monkeypatch.setattr(capture, "class_token_path", lambda tower, read: None)
+    monkeypatch.setattr(capture, "class_token_path", lambda tower, read, constant: None)
     model, image = tiny_detector().half(), images(3)
     factors = torch.tensor([1e-4, 2e3, 1.0]).half()[:, None, None]
     factor: list[Tensor] = [factors]

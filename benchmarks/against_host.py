@@ -96,7 +96,6 @@ def prepare(work: Path, tree: Path, frames: int, workers: int) -> None:
     write_frames(work, frames)
     test_config = training / "config" / "test_config.yaml"
     test = yaml.safe_load(test_config.read_text(encoding="utf-8"))
-    # The host puts `rgb_dir` before a path that does not begin with a dot.
     test.update(lmdb=False, dataset_json_folder=str(work), dataset_root_rgb=str(work), label_dict=LABELS)
     test_config.write_text(yaml.safe_dump(test), encoding="utf-8")
     detector = yaml.safe_load((training / "config" / "detector" / "clip.yaml").read_text(encoding="utf-8"))
@@ -119,6 +118,7 @@ def write_frames(work: Path, count: int) -> None:
             paths = []
             for frame in range(FRAMES):
                 image = np.clip(scene + random.normal(0, 4, scene.shape), 0, 255).astype(np.uint8)
+                # The host puts `rgb_dir` before a path that does not begin with a dot.
                 path = f"./frames/{label}/{label[-4:]}{video:03d}/{frame:03d}.png"
                 (work / path).parent.mkdir(parents=True, exist_ok=True)
                 cv2.imwrite(str(work / path), image)

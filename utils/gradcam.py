@@ -13,9 +13,7 @@ from torch import Tensor, nn
 from utils.allowed import AUTO, BACKWARDS, DEFAULT_IMAGES, SITES
 from utils.cam.frozen import frozen_for_explaining
 from utils.cam.heads import ANY_MODEL, HeadReader, named_classes
-from utils.cam.layers import (
-    as_names,
-)
+from utils.cam.layers import as_names
 from utils.cam.methods import DEFAULT_EPSILON
 from utils.cam.targets import Target
 from utils.cam.towers import Grid, family_of, find_tower, unwrapped

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from tests.helpers.detectors import images, tiny_detector
 from tests.helpers.saved_bytes import saved_bytes
+from tests.helpers.whole_block import take_the_whole_block
 from utils.cam.methods import METHODS
 from utils.cam.towers import class_token_path
-from utils.explaining import capture
 from utils.gradcam import explain
 
 LAST = "encoder.layers.3"
@@ -29,7 +29,7 @@ def nothing_learnt() -> Iterator[None]:
 def in_full(monkeypatch: pytest.MonkeyPatch, model: Any, image: Tensor, **asked: Any) -> Any:
     """The same by the whole block."""
     with monkeypatch.context() as patched:
-        patched.setattr(capture, "class_token_path", lambda tower, read, constant: None)
+        take_the_whole_block(patched)
         return model.explain({"image": image}, **asked)
 
 

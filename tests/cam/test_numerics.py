@@ -16,12 +16,12 @@ from detectors.clip_detector_gradcam import CLIPDetectorWithGradCAM
 from tests.helpers.command_server import CommandServer
 from tests.helpers.datasets import DataTree
 from tests.helpers.detectors import BLOCKS, PIXELS, images, tiny_detector
+from tests.helpers.whole_block import take_the_whole_block
 from utils.cam import tokens
 from utils.cam.maps import LayerMaps, NonFiniteMapError, layer_maps, normalise
 from utils.cam.methods import METHODS, cam_method, signed_maps
 from utils.cam.tokens import Tokens, on_grid
 from utils.cam.towers import Grid
-from utils.explaining import capture
 from utils.explaining.explanation import Explanation
 
 LAYERS = tuple(f"encoder.layers.{i}" for i in range(BLOCKS))
@@ -207,7 +207,7 @@ def test_an_overflow_is_repeated_with_a_smaller_scale(monkeypatch: pytest.Monkey
 def test_one_images_overflow_does_not_coarsen_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three images with gradients of three magnitudes: each has the map that it has alone."""
     # The hook below changes some images' block and not others': all of them go through the whole block here.
-    monkeypatch.setattr(capture, "class_token_path", lambda tower, read, constant: None)
+    take_the_whole_block(monkeypatch)
     model, image = tiny_detector().half(), images(3)
     factors = torch.tensor([1e-4, 2e3, 1.0]).half()[:, None, None]
     factor: list[Tensor] = [factors]

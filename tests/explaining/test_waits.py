@@ -63,7 +63,7 @@ def test_the_count_sees_a_read() -> None:
     assert waits.count == 3
 
 
-def test_batches_come_in_pinned_memory_where_there_is_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_come_in_pinned_memory_where_the_run_is_on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
     pinned: list[Tensor] = []
 
     def pin(tensor: Tensor) -> Tensor:
@@ -74,5 +74,5 @@ def test_batches_come_in_pinned_memory_where_there_is_a_device(monkeypatch: pyte
     batch = Batch([], torch.zeros(0, 3, 4, 4, dtype=torch.uint8), [])
     assert batch.pin_memory() == batch and pinned[0] is batch.pixels
     for there in (True, False):
-        monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
+        monkeypatch.setattr(torch.cuda, "is_initialized", lambda there=there: there)
         assert frame_loader([], 4, 2, 0).pin_memory is there

@@ -9,7 +9,7 @@ from typing import Any, Callable, ContextManager, Iterator, Mapping, NamedTuple,
 import torch
 from torch import Tensor, nn
 
-from utils.cam.backward.quick_gelu import quick_gelu_in_one
+from utils.cam.backward import quick_gelu_in_one
 from utils.cam.channel_axis import LAST, ChannelAxes
 from utils.cam.completeness import Completeness, SelfTest, completeness_of, scaled_biases
 from utils.cam.frozen import frozen_for_explaining

@@ -57,7 +57,7 @@ class Batch(NamedTuple):
     stamps: Mapping[int, Stamp] = {}  # index of each of these frames → what its file was
 
     def pin_memory(self) -> Batch:
-        """What the loader calls where there is a CUDA device, which copies from such memory while it computes."""
+        """What the loader calls in a run on a CUDA device, which copies from such memory while it computes."""
         return self._replace(pixels=self.pixels.pin_memory())
 
 
@@ -126,7 +126,7 @@ def frame_loader(frames: Sequence[Frame], resolution: int, batch_size: int, work
         collate_fn=dataset.collate,
         worker_init_fn=_start_worker,
         generator=torch.Generator(),  # else each pass draws from the global one
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=torch.cuda.is_initialized(),  # not where there is a device that the run does not use
     )
 
 

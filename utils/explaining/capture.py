@@ -178,7 +178,7 @@ def capture(
     blocks_named = [layer for layer in captured if name_in_tower(tower, layer, path) in block_names(tower)]
     activations = Activations()
     self_test = None
-    if completeness and backward != BACKWARDS[0]:
+    if completeness and backward != PLAIN:
         self_test = SelfTest(find_sites(tower, blocks_named, "residual", path), activations)
 
     def one_pass(path: ClassTokenPath | None) -> tuple[Differentiated, Mapping[BlockProjection, Tensor]]:

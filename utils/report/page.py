@@ -35,7 +35,7 @@ from utils.results.read_run import DatasetOnDisk, RunOnDisk, read_run
 from utils.text import one_line
 
 if TYPE_CHECKING:
-    from jinja2 import Environment
+    from jinja2 import Template
 
 PAGE = "index.html"
 SHOWN_SAMPLES = 5_000  # per dataset, on the page and in the aggregates
@@ -74,17 +74,18 @@ def jinja2_problem() -> str:
     return f"jinja2 {version} is too old" if version.split(".")[0] in ("0", "1", "2") else ""
 
 
-def templates() -> Environment:
-    """Ours, which escape everything from outside and refuse a name that is not given."""
+def template(name: str) -> Template:
+    """One of ours, which escape everything from outside and refuse a name that is not given."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    return Environment(
+    environment = Environment(
         loader=FileSystemLoader(str(TEMPLATE)),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    return environment.get_template(name)
 
 
 def joined(kind: str, names: Sequence[str]) -> str:
@@ -97,32 +98,28 @@ def render(run: RunOnDisk, patterns: Sequence[Patterns]) -> str:
     from markupsafe import Markup
 
     script = joined("js", SCRIPTS)
-    return (
-        templates()
-        .get_template("index.html.j2")
-        .render(
-            style=Markup(joined("css", STYLES)),  # our own files, not escaped
-            script=Markup(script),
-            script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-            run=run,
-            name=", ".join(data.name for data in run.datasets),
-            facts=facts(run),
-            toy=is_toy(run),
-            notes=notes(run),
-            config=config_text(run),
-            datasets=[dataset_view(data) for data in run.datasets],
-            choice=choice_view(run),
-            checks=checks(run),
-            measured=measured_views(run),
-            measuring_command=measuring_command(run),
-            patterns=[pattern_view(one, run) for one in patterns],
-            face=face_lines(),
-            features=feature_views(run),
-            target=target(run),
-            files=run_files(run, PAGE),
-            colours=colours(),
-            data=page_data(run),
-        )
+    return template("index.html.j2").render(
+        style=Markup(joined("css", STYLES)),  # our own files, not escaped
+        script=Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        run=run,
+        name=", ".join(data.name for data in run.datasets),
+        facts=facts(run),
+        toy=is_toy(run),
+        notes=notes(run),
+        config=config_text(run),
+        datasets=[dataset_view(data) for data in run.datasets],
+        choice=choice_view(run),
+        checks=checks(run),
+        measured=measured_views(run),
+        measuring_command=measuring_command(run),
+        patterns=[pattern_view(one, run) for one in patterns],
+        face=face_lines(),
+        features=feature_views(run),
+        target=target(run),
+        files=run_files(run, PAGE),
+        colours=colours(),
+        data=page_data(run),
     )
 
 

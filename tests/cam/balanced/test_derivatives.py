@@ -116,3 +116,14 @@ def test_attention_is_taken_where_it_is_plain(
     gradient = torch.randn(value.shape)
     (found,), (own,) = (torch.autograd.grad(one, v, gradient) for one in (value, expected))
     torch.testing.assert_close(found, own, rtol=1e-5, atol=1e-6)
+
+
+def test_what_is_broadcast_is_pytorchs_own() -> None:
+    """One image's queries against the keys of two."""
+    q, k, v = (torch.randn(n, 3, 9, 8, generator=torch.Generator().manual_seed(i)) for i, n in enumerate((1, 2, 2)))
+    v.requires_grad_()
+    with balanced._Constants():
+        value = F.scaled_dot_product_attention(q, k, v)
+    expected = F.scaled_dot_product_attention(q.expand(2, -1, -1, -1), k, v)
+    (found,), (own,) = (torch.autograd.grad(one.square().sum(), v) for one in (value, expected))
+    torch.testing.assert_close(found, own, rtol=1e-5, atol=1e-6)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from tests.cam.towers.test_tower_families import FAMILIES, detector_of
 from tests.helpers.detectors import images
+from tests.helpers.whole_block import take_the_whole_block
 from utils.cam.towers import class_token_path, find_tower
 from utils.cam.towers.class_token_path import ClassTokenPath
 from utils.explaining import capture
@@ -49,17 +50,23 @@ def asked_of(name: str, model: ReadsTheFirst, **asked: Any) -> dict[str, Any]:
     return {"images": images(2, pixels=FAMILIES[name].pixels).double(), "layers": [block], "method": "gradcam", **asked}
 
 
-def explained(monkeypatch: pytest.MonkeyPatch, model: nn.Module, in_full: bool, **asked: Any) -> tuple[Any, list[Any]]:
+def explained(monkeypatch: pytest.MonkeyPatch, model: nn.Module, **asked: Any) -> tuple[Any, list[Any]]:
     """The explanation, and the paths that were tried."""
     paths: list[ClassTokenPath | None] = []
 
     def path_of(*given: Any) -> ClassTokenPath | None:
-        paths.append(None if in_full else class_token_path.class_token_path(*given))
+        paths.append(class_token_path.class_token_path(*given))
         return paths[-1]
 
     with monkeypatch.context() as patched:
         patched.setattr(capture, "class_token_path", path_of)
         return explain(model, target="margin", **asked), paths
+
+
+def in_full(monkeypatch: pytest.MonkeyPatch, model: nn.Module, **asked: Any) -> Any:
+    with monkeypatch.context() as patched:
+        take_the_whole_block(patched)
+        return explain(model, target="margin", **asked)
 
 
 @pytest.mark.parametrize("backward", ["plain", "balanced"])
@@ -70,8 +77,8 @@ def test_maps_are_those_of_the_whole_block(
 ) -> None:
     model = detector(name)
     asked = asked_of(name, model, site=site, backward=backward)
-    full, _ = explained(monkeypatch, model, in_full=True, **asked)
-    found, paths = explained(monkeypatch, model, in_full=False, **asked)
+    full = in_full(monkeypatch, model, **asked)
+    found, paths = explained(monkeypatch, model, **asked)
     assert paths[0] is not None and paths[0].joined is not None and len(paths) == 1
     assert not class_token_path.reads_more_tokens
     if FAMILIES[name].exact:
@@ -80,7 +87,7 @@ def test_maps_are_those_of_the_whole_block(
     peak = float(full.layers[layer].signed.abs().max())
     assert peak > 0
     torch.testing.assert_close(found.layers[layer].signed, full.layers[layer].signed, rtol=0, atol=1e-12 * peak)
-    alone, _ = explained(monkeypatch, model, in_full=False, **{**asked, "images": asked["images"][1:]})
+    alone, _ = explained(monkeypatch, model, **{**asked, "images": asked["images"][1:]})
     torch.testing.assert_close(alone.layers[layer].signed, found.layers[layer].signed[1:], rtol=0, atol=1e-12 * peak)
 
 
@@ -88,7 +95,10 @@ def test_maps_are_those_of_the_whole_block(
 def test_others_have_the_whole_block(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     model = detector(name)
     asked = asked_of(name, model)
-    full, _ = explained(monkeypatch, model, in_full=True, **asked)
-    found, _ = explained(monkeypatch, model, in_full=False, **asked)
+    full = in_full(monkeypatch, model, **asked)
+    found, paths = explained(monkeypatch, model, **asked)
+    assert all(
+        path is None or path.joined is None or find_tower(model) in class_token_path.reads_more_tokens for path in paths
+    )
     (layer,) = found.layers
     assert torch.equal(found.layers[layer].signed, full.layers[layer].signed)

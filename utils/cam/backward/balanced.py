@@ -209,8 +209,9 @@ def _attention(
         return func(q, k, v, attn_mask, dropout_p, is_causal, **({} if scale is None else {"scale": scale}), **rest)
 
     constant = not query.requires_grad and not key.requires_grad
-    as_written = attn_mask is None and dropout_p == 0 and not is_causal and not any(rest.values())
-    if not (constant and as_written and value.requires_grad and value.device.type == "cpu" and query.ndim == 4):
+    plain = attn_mask is None and dropout_p == 0 and not is_causal and not any(rest.values())
+    alike = query.ndim == 4 and query.shape[:2] == key.shape[:2] == value.shape[:2]  # nothing to be broadcast
+    if not (constant and plain and alike and value.requires_grad and value.device.type == "cpu"):
         return attend(query, key, value)
     return AttentionOfConstantWeights.apply(
         query, key, value, query.shape[-1] ** -0.5 if scale is None else scale, attend

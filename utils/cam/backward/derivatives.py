@@ -8,12 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from utils.cam.towers.attention import same_value
+
 QUICK_GELU = 1.702  # its slope (Hendrycks and Gimpel 2016, section 2)
-
-
-def with_gradient_of(output: Tensor, linear: Tensor) -> Tensor:
-    """`output` to the last bit, with the gradient of `linear`, which is finite and of the same shape."""
-    return output.detach() + (linear - linear.detach()).to(output.dtype)
 
 
 def by_factor(x: Tensor, output: Tensor) -> Tensor:
@@ -24,7 +21,7 @@ def by_factor(x: Tensor, output: Tensor) -> Tensor:
     precise = x.to(torch.promote_types(x.dtype, torch.float32))
     with torch.no_grad():
         factor = torch.where(precise == 0, torch.zeros_like(precise), output.to(precise.dtype) / precise)
-    return with_gradient_of(output, precise * factor)
+    return same_value(output, precise * factor)
 
 
 class EitherGradient(torch.autograd.Function):

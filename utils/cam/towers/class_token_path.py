@@ -21,7 +21,9 @@ from torch import Tensor, nn
 from utils.cam.towers import family_of
 from utils.cam.towers.attention import AttentionModules, BlockAttention, Heads, same_value
 
-reads_more_tokens: WeakSet[nn.Module] = WeakSet()  # towers of which more than the class token was seen to be read
+reads_more_tokens: WeakSet[nn.Module] = (
+    WeakSet()
+)  # towers whose last block was seen to have no such path, or to be read for more than that token
 HOOKS_SEE_KEYWORDS = "with_kwargs" in inspect.signature(nn.Module.register_forward_pre_hook).parameters  # torch 2.0
 
 ALIKE = {torch.float64: 1e-9, torch.float32: 1e-3}  # how far apart the two runs of a block may be; else 0.1

@@ -26,7 +26,7 @@ from utils.report.comparison.pairs import (
     paired_layers,
     paired_samples,
 )
-from utils.report.page import jinja2_problem, joined, templates
+from utils.report.page import jinja2_problem, joined, template
 from utils.report.page_parts.facts import facts
 from utils.report.paper_figure import original
 from utils.results.read_run import RunOnDisk, read_run
@@ -88,18 +88,13 @@ def _rendered(a: RunOnDisk, b: RunOnDisk, views: Sequence[dict[str, Any]]) -> st
     from markupsafe import Markup
 
     both = dict(facts(a)), dict(facts(b))
-    return (
-        templates()
-        .get_template("compare.html.j2")
-        .render(
-            style=Markup(joined("css", STYLES)),  # our own files, not escaped
-            runs=(str(a.folder), str(b.folder)),
-            facts=[
-                (name, both[0].get(name, "–"), both[1].get(name, "–")) for name in dict.fromkeys([*both[0], *both[1]])
-            ],
-            datasets=views,
-            frames_file=FRAMES,
-        )
+    names = dict.fromkeys([*both[0], *both[1]])
+    return template("compare.html.j2").render(
+        style=Markup(joined("css", STYLES)),  # our own files, not escaped
+        runs=(str(a.folder), str(b.folder)),
+        facts=[(name, both[0].get(name, "–"), both[1].get(name, "–")) for name in names],
+        datasets=views,
+        frames_file=FRAMES,
     )
 
 

@@ -26,11 +26,14 @@ from typing import Any, Callable, ContextManager, Iterator
 
 import torch
 import yaml
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.engine import Bench, Contenders, plain, pytorch_grad_cam_run, torchcam_run
 from detectors.clip_detector_gradcam import CLIPDetectorWithGradCAM
+from utils.explaining.pending import Pending
 from utils.files import TRAINING_FOLDER
 
 LARGE: dict[str, Any] = {"name_or_path": "openai/clip-vit-large-patch14", "pretrained": False}
@@ -42,6 +45,7 @@ TINY: dict[str, Any] = {
 }  # fmt: skip
 PRECISIONS = ("fp32", "tf32", "bf16")
 PEERS_BATCH = 32  # theirs keep much more
+ROW, ROUNDS_IN_A_ROW = 5, 3  # explanations in a row
 
 
 def contenders(bench: Bench, peers: bool) -> Contenders:
@@ -77,6 +81,16 @@ def precision_of(name: str, device: str) -> Iterator[None]:
         yield
 
 
+def in_precision(name: str, device: str, run: Callable[[], Any]) -> Callable[[], Any]:
+    """As a loop does it, batch by batch: autocast keeps no weights that it has cast from one call to the next."""
+
+    def wrapped() -> Any:
+        with precision_of(name, device):
+            return run()
+
+    return wrapped
+
+
 def milliseconds(run: Callable[[], Any], device: str) -> float:
     if device == "cpu":
         start = time.perf_counter()
@@ -106,33 +120,99 @@ def engine(detector: Any, blocks: tuple[int, ...], device: str, batches: list[in
             bench = Bench(detector, torch.randn(batch, 3, 224, 224, device=device), blocks)
             runs = contenders(bench, peers=batch <= PEERS_BATCH)
             times: dict[str, list[float]] = {name: [] for name in runs}
-            with precision_of(precision, device):
-                for _ in range(rounds + 2):  # the first two warm up and are dropped
-                    for name, run in runs.items():
-                        times[name].append(milliseconds(run, device))
-                measured = {name: times[name][2:] for name in runs}
-                base = [statistics.median(measured["plain forward"]), min(measured["plain forward"])]
+            runs = {name: in_precision(precision, device, run) for name, run in runs.items()}
+            for _ in range(rounds + 2):  # the first two warm up and are dropped
                 for name, run in runs.items():
-                    median, least = statistics.median(measured[name]), min(measured[name])
-                    print(
-                        f"| {precision} | {batch} | {name} | {median:.1f} ({least:.1f}) | {median / base[0]:.2f}"
-                        f" ({least / base[1]:.2f}) | {1000 * batch / median:.0f} | {peak(run, device)} |",
-                        flush=True,
-                    )
+                    times[name].append(milliseconds(run, device))
+            measured = {name: times[name][2:] for name in runs}
+            base = [statistics.median(measured["plain forward"]), min(measured["plain forward"])]
+            for name, run in runs.items():
+                median, least = statistics.median(measured[name]), min(measured[name])
+                print(
+                    f"| {precision} | {batch} | {name} | {median:.1f} ({least:.1f}) | {median / base[0]:.2f}"
+                    f" ({least / base[1]:.2f}) | {1000 * batch / median:.0f} | {peak(run, device)} |",
+                    flush=True,
+                )
+
+
+def in_a_row(detector: Any, blocks: tuple[int, ...], device: str, batches: list[int], rounds: int) -> None:
+    """Explanations each waited for, as `explain` does it, and read when the next is under way, as runs do it."""
+    print("\n| four layers, in a row | batch | ms each, waited for | ms each, one behind | kernels alone, ms |")
+    print("|---|---|---|---|---|", flush=True)
+    for precision in PRECISIONS if device != "cpu" else ("fp32",):
+        for batch in batches:
+            bench = Bench(detector, torch.randn(batch, 3, 224, 224, device=device), blocks)
+            asked = ({"image": bench.image}, bench.names, "gradcam", "fake", "layer_norm1", "plain", False)
+            begin = in_precision(precision, device, partial(Pending, partial(detector.explained, *asked)))
+            begin().result()
+            waited, behind = [], []
+            for _ in range(min(rounds, ROUNDS_IN_A_ROW)):
+                start = time.perf_counter()
+                for _ in range(ROW):
+                    begin().result()
+                waited.append(1000 * (time.perf_counter() - start) / ROW)
+                start, before = time.perf_counter(), begin()
+                for _ in range(ROW - 1):
+                    after = begin()
+                    before.result()
+                    before = after
+                before.result()
+                behind.append(1000 * (time.perf_counter() - start) / ROW)
+            print(
+                f"| {precision} | {batch} | {statistics.median(waited):.1f} | {statistics.median(behind):.1f} |"
+                f" {kernels(begin, device)} |",
+                flush=True,
+            )
+
+
+def kernels(run: Callable[[], Any], device: str) -> str:
+    if device == "cpu":
+        return "–"
+    with profile(activities=[ProfilerActivity.CUDA]) as found:
+        run()
+        torch.cuda.synchronize()
+    return f"{sum(one.device_time for one in found.events() if one.device_type == DeviceType.CUDA) / 1000:.1f}"
+
+
+def forward_in_a_graph(detector: Any, batch: int) -> None:
+    """What a CUDA graph brings to the plain forward pass of full batches."""
+    bench = Bench(detector, torch.randn(batch, 3, 224, 224, device="cuda"), ())
+    for precision in PRECISIONS:
+        run = in_precision(precision, "cuda", lambda: plain(bench))
+        stream = torch.cuda.Stream()
+        with torch.cuda.stream(stream):
+            run()
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            run()
+        eager, replayed = ([milliseconds(one, "cuda") for _ in range(ROW)] for one in (run, graph.replay))
+        print(
+            f"\nForward, {precision}, batch {batch}: {statistics.median(eager):.1f} ms, in a CUDA graph"
+            f" {statistics.median(replayed):.1f} ms",
+            flush=True,
+        )
 
 
 def synchronisations(bench: Bench) -> None:
-    """Where explaining waits for the device, by the line of ours that asks."""
-    run = contenders(bench, peers=False)["ours, four layers"]
-    run()
+    """Where handing an explanation to the device waits for it, by the line of ours that asks."""
+    asked = ({"image": bench.image}, bench.names, "gradcam", "predicted", "layer_norm1", "plain", False)
+    run = partial(Pending, partial(bench.detector.explained, *asked))
+    run().result()
     torch.cuda.synchronize()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         torch.cuda.set_sync_debug_mode("warn")
         run()
         torch.cuda.set_sync_debug_mode("default")
-    found = Counter(f"{Path(one.filename).name}:{one.lineno}" for one in caught if "synchroniz" in str(one.message))
-    print(f"\nSynchronisations in one explanation: {sum(found.values())}", dict(found), flush=True)
+    found = Counter(
+        f"{Path(one.filename).name}:{one.lineno}" for one in caught if "called a synchronizing" in str(one.message)
+    )
+    print(
+        f"\nSynchronisations before an explanation is asked for its result: {sum(found.values())}",
+        dict(found),
+        flush=True,
+    )
 
 
 def whole_runs(backbone: dict[str, Any], device: str, videos: int) -> None:
@@ -154,7 +234,7 @@ def whole_runs(backbone: dict[str, Any], device: str, videos: int) -> None:
         for name, flags in (
             ("evaluation alone", []),
             ("and the maps of 50 mistakes", ["--gradcam_enabled"]),
-            ("every frame's map", ["--gradcam_enabled", "--save_all_predictions", "--gradcam_samples", "1000000"]),
+            ("every frame's map", ["--gradcam_enabled", "--save_all_predictions"]),
         ):
             out = Path(folder) / name.replace(" ", "_")
             command = [
@@ -193,7 +273,9 @@ def main() -> None:
     detector = CLIPDetectorWithGradCAM({"loss_func": "cross_entropy", "backbone_config": backbone})
     detector.eval().to(arguments.device)
     engine(detector, blocks, arguments.device, arguments.batches, arguments.rounds)
+    in_a_row(detector, blocks, arguments.device, arguments.batches, arguments.rounds)
     if arguments.device == "cuda":
+        forward_in_a_graph(detector, min(arguments.batches))
         synchronisations(Bench(detector, torch.randn(8, 3, 224, 224, device="cuda"), blocks))
     if arguments.runs:
         whole_runs(backbone, arguments.device, arguments.videos)

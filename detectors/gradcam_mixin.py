@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any, Mapping, Sequence
 from torch import Tensor
 
 from utils.allowed import AUTO, TRANSPLANT
+from utils.cam.checks import Checks
 from utils.cam.layers import as_names
 from utils.cam.targets import Target
 from utils.errors import InputError
 from utils.explaining.explanation import UNTRAINED, Explanation, Look
-from utils.gradcam import check_images, explain_tower
+from utils.explaining.pending import Pending
+from utils.gradcam import check_pixels, check_shape, explain_tower
 from utils.model.gradcam_settings import GradCAMSettings
 from utils.model.transplant import explain_by_transplant
 from utils.model.untrained import weight_versions
@@ -77,10 +79,28 @@ class GradCAMMixin(ChoosingDetector):
             InputError: an unusable argument, or a layer that cannot be explained (LayerError); the model is untouched.
             NonFiniteMapError: NaN or infinity in the maps or logits of some images.
         """
-        data_dict = _as_mapping(data_dict)
-        image = self._checked_image(data_dict)
-        explanation = self._explained(data_dict, image, layers, method, target, site, backward, completeness)
-        return replace(explanation, look=self._look(), untrained=self._is_untrained())
+        explained = partial(
+            self.explained, _as_mapping(data_dict), layers, method, target, site, backward, completeness
+        )
+        return replace(Pending(explained).result(), untrained=self._is_untrained())
+
+    def explained(
+        self,
+        data_dict: Mapping[str, Tensor],
+        layers: str | int | Sequence[str | int] | None,
+        method: str | None,
+        target: Target | None,
+        site: str | None,
+        backward: str | None,
+        completeness: bool,
+        checks: Checks,
+    ) -> Explanation:
+        """As `explain`, but what the device has to say first is left in `checks`: see `utils.explaining.pending`."""
+        image = image_of(data_dict)
+        check_shape(image, IMAGE)
+        check_pixels(image, IMAGE, checks, self._refuse_pixels)
+        explanation = self._explained(data_dict, image, layers, method, target, site, backward, completeness, checks)
+        return replace(explanation, look=self._look())
 
     def _explained(
         self,
@@ -92,6 +112,7 @@ class GradCAMMixin(ChoosingDetector):
         site: str | None,
         backward: str | None,
         completeness: bool,
+        checks: Checks,
     ) -> Explanation:
         if (method or self.gradcam.method) == TRANSPLANT:
             return explain_by_transplant(
@@ -122,6 +143,7 @@ class GradCAMMixin(ChoosingDetector):
             completeness=completeness,
             head=self.head_reader,
             backward_precision=settings.backward_precision,
+            checks=checks,
         )
 
     def _look(self) -> Look:
@@ -139,17 +161,14 @@ class GradCAMMixin(ChoosingDetector):
             warnings.warn(f"{UNTRAINED}; utils.model.load.load_gradcam_detector loads a checkpoint", stacklevel=3)
         return True
 
-    def _checked_image(self, data_dict: Mapping[str, Tensor]) -> Tensor:
-        """The batch's images. Raises InputError for unusable ones, and for pixels that were not normalised."""
-        image = image_of(data_dict)
-        least, largest = check_images(image, IMAGE)
+    def _refuse_pixels(self, least: float, largest: float) -> None:
+        """Raises InputError for images of these values, if they were not normalised."""
         ends = [abs((end - m) / s) for m, s in zip(self.gradcam.mean, self.gradcam.std) for end in (0, 1)]
         if least >= 0 and FAR * max(ends) < largest <= 255:
             raise InputError(
                 f"{IMAGE} holds values of up to {largest:.4g}, which are pixels of 0 to 255: give (x / 255 - mean) /"
                 f" std, of which the largest is {max(ends):.3g}; utils.model.load.read_images does it"
             )
-        return image
 
     def _settings_for(self, layers: Sequence[str] | None, method: str | None) -> GradCAMSettings:
         """The settings behind a call that names these, with nothing left to be chosen."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from utils.allowed import AUTO, BACKWARDS, DEFAULT_IMAGES, SITES
+from utils.cam.checks import Checks, read_at_once
 from utils.cam.frozen import frozen_for_explaining
 from utils.cam.heads import ANY_MODEL, HeadReader, named_classes
 from utils.cam.layers import as_names
@@ -23,6 +24,7 @@ from utils.choice.verdict import Choice
 from utils.errors import InputError
 from utils.explaining.capture import Capture, capture
 from utils.explaining.explanation import Explanation
+from utils.explaining.pending import Pending
 from utils.explaining.precision import FP32
 
 
@@ -43,12 +45,13 @@ def explain_tower(
     completeness: bool = True,
     head: HeadReader = ANY_MODEL,
     backward_precision: str = FP32,
+    checks: Checks,
 ) -> Explanation:
     """`images` explained by one method at one site: one pass, or one for each class for target "both".
 
     Args:
-        model, tower, label, backward, completeness, head, backward_precision: as for `capture`.
-        images: (B, 3, H, W), which `check_images` has passed and `forward` gives to the model.
+        model, tower, label, backward, completeness, head, backward_precision, checks: as for `capture`.
+        images: (B, 3, H, W), of a shape that `check_shape` has passed, which `forward` gives to the model.
         layers: as for `capture`; None: the default of the tower's family.
         target: see `utils.cam.targets.score_weights`, and "both".
         grid: height and width → the patches of such an image, None for a convolutional network.
@@ -77,8 +80,9 @@ def explain_tower(
             completeness=completeness,
             head=head._replace(batch=len(images)),
             backward_precision=backward_precision,
+            checks=checks,
         )
-        return captured.explanation(method, site, images, pp_epsilon)
+        return captured.explanation(method, site, images, pp_epsilon, checks)
 
     if wants_both(target):
         return _both_classes(explain_one("fake"), explain_one("real"))
@@ -171,7 +175,7 @@ def explain(
         LayerError: a layer that cannot be explained.
         NonFiniteMapError: NaN or infinity in the maps or logits of some images.
     """
-    check_images(images, "images")
+    check_shape(images, "images")
     layers = as_names(layers) if layers is not None else None
     model = unwrapped(model)
     tower = find_tower(model)
@@ -181,27 +185,33 @@ def explain(
     head = HeadReader(type(model).__name__, None if classes is None else named_classes(classes, "classes"))
     choice = None
     if method == AUTO:
+        check_pixels(images, "images")
         named = Named(None, tuple(layers) if layers else None, site, backward)
         choice = _chosen(model, tower, images, predict, head, named, target)
         used = choice.used
         layers, method, backward = layers or [used.layer], used.method, used.backward
         site = used.site if used.site in SITES else None
-    explanation = explain_tower(
-        model,
-        tower,
-        images,
-        partial(predict, images),
-        layers=layers,
-        method=method or "gradcam",
-        site=site or SITES[0],
-        target=target,
-        grid=partial(family_of(tower).grid, tower),
-        backward=backward or BACKWARDS[0],
-        completeness=completeness,
-        head=head,
-        backward_precision=backward_precision,
-    )
-    return replace(explanation, choice=choice)
+
+    def explained(checks: Checks) -> Explanation:
+        check_pixels(images, "images", checks)
+        return explain_tower(
+            model,
+            tower,
+            images,
+            partial(predict, images),
+            layers=layers,
+            method=method or "gradcam",
+            site=site or SITES[0],
+            target=target,
+            grid=partial(family_of(tower).grid, tower),
+            backward=backward or BACKWARDS[0],
+            completeness=completeness,
+            head=head,
+            backward_precision=backward_precision,
+            checks=checks,
+        )
+
+    return replace(Pending(explained).result(), choice=choice)
 
 
 def _chosen(
@@ -236,11 +246,31 @@ def _chosen(
     return choose_map(TriedDetector(asked, margins, in_batches(len(images))), given, shortlist(tower, layers, named))
 
 
-def check_images(images: Any, what: str) -> tuple[float, float]:
-    """The least and the largest value of a batch of images.
+def check_images(images: Any, what: str) -> None:
+    """Raises InputError, which calls them `what`, for anything but finite images (B, 3, H, W)."""
+    check_shape(images, what)
+    check_pixels(images, what)
 
-    Raises InputError, which calls them `what`, for anything but finite images (B, 3, H, W).
-    """
+
+def check_pixels(
+    images: Tensor, what: str, checks: Checks | None = None, further: Callable[[float, float], None] | None = None
+) -> None:
+    """Raises InputError for NaN or infinite pixels; `further` gets their least and their largest value."""
+
+    def tell(ends: Tensor) -> None:
+        least, largest = ends.tolist()
+        if not (math.isfinite(least) and math.isfinite(largest)):
+            bad = (~torch.isfinite(images).flatten(1).all(dim=1)).nonzero().flatten().tolist()
+            raise InputError(f"{what} holds NaN or infinite pixels in image(s) {bad}: check how they were normalised")
+        if further is not None:
+            further(least, largest)
+
+    with read_at_once(checks) as asked:
+        asked.add(torch.stack(images.detach().aminmax()), tell)
+
+
+def check_shape(images: Any, what: str) -> None:
+    """Raises InputError for anything but a batch of floating point images (B, 3, H, W)."""
     if not isinstance(images, Tensor):
         raise InputError(f"{what} is {type(images).__name__}: expected a tensor of shape (B, 3, H, W)")
     if images.ndim == 5:
@@ -255,8 +285,3 @@ def check_images(images: Any, what: str) -> tuple[float, float]:
         )
     if images.shape[0] == 0:
         raise InputError(f"{what} is an empty batch: give at least one image")
-    least, largest = torch.stack(images.detach().aminmax()).tolist()  # the device is waited for once
-    if not (math.isfinite(least) and math.isfinite(largest)):
-        bad = (~torch.isfinite(images).flatten(1).all(dim=1)).nonzero().flatten().tolist()
-        raise InputError(f"{what} holds NaN or infinite pixels in image(s) {bad}: check how they were normalised")
-    return least, largest

@@ -5,19 +5,24 @@ from __future__ import annotations
 import csv
 import subprocess
 import sys
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Callable
+from typing import Any, Callable, Iterator
 
 import numpy as np
 import pytest
 import torch
 
+import test_with_gradcam
 from tests.helpers.datasets import DataTree
 from tests.helpers.detectors import ARCHITECTURE, images, tiny_detector
 from tests.helpers.paths import ROOT
 from tests.helpers.saved_bytes import saved_bytes
 from utils.cam.methods import METHODS
 from utils.drawing.overlays import overlay
+from utils.explaining.pending import Pending
+from utils.run.dataset_run import DatasetRun
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch finds no CUDA device here")
 LAYERS = ["encoder.layers.3", "encoder.layers.1"]
@@ -89,6 +94,57 @@ def test_random_state_and_flags_are_left_alone() -> None:
     model.explain({"image": images(2).cuda()}, target="fake")
     assert model.training and torch.equal(torch.cuda.get_rng_state(), before)
     assert all(one.requires_grad and one.grad is None for one in model.parameters())
+
+
+@contextmanager
+def refusing_to_wait() -> Iterator[None]:
+    """Inside, PyTorch raises RuntimeError where the device is waited for without an event."""
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_pytorch_tells_who_waits() -> None:
+    with refusing_to_wait(), pytest.raises(RuntimeError, match="synchroniz"):
+        torch.ones(1, device="cuda").item()
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("backward", ["plain", "balanced"])
+@pytest.mark.parametrize("target", ["margin", "predicted"])
+def test_an_explanation_is_handed_over_without_a_wait(target: str, backward: str, method: str) -> None:
+    model, image = tiny_detector().cuda(), images(3).cuda()
+    begin = partial(model.explained, {"image": image}, LAYERS, method, target, "residual", backward, False)
+    wanted = Pending(begin).result()
+    with refusing_to_wait():
+        found = Pending(begin).result()
+    assert found.target == wanted.target
+    for name in LAYERS:
+        torch.testing.assert_close(found.layers[name].signed, wanted.layers[name].signed, rtol=1e-4, atol=1e-9)
+
+
+@pytest.mark.parametrize("more", [[], ["--save_all_predictions"], ["--gradcam_target", "label"]], ids=" ".join)
+def test_the_loop_of_a_run_never_waits(
+    more: list[str], data_tree: DataTree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But for the events of what comes back from the device."""
+    loops: list[str] = []
+    for_each = DatasetRun._for_each
+
+    def watched(run: DatasetRun, batches: Any, step: Any, what: str) -> None:
+        loops.append(what)
+        with refusing_to_wait():
+            for_each(run, batches, step, what)
+
+    monkeypatch.setattr(DatasetRun, "_for_each", watched)
+    flags = data_tree.arguments(
+        "--gradcam_enabled", "--check_maps", "off", *more, "--gradcam_output_dir", tmp_path / "out"
+    )
+    flags[flags.index("--device") + 1] = "cuda"
+    test_with_gradcam.main(flags)
+    assert loops == [", with heatmaps"] if "--save_all_predictions" in more else ["", ", heatmaps"]
 
 
 def test_a_whole_run_agrees_with_the_cpus(data_tree: DataTree, tmp_path: Path) -> None:

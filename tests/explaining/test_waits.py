@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Mapping, Sequence
 
 import pytest
@@ -9,17 +10,25 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+import test_with_gradcam
+from tests.helpers.datasets import DataTree
 from tests.helpers.detectors import images, tiny_detector
+from utils.cam.checks import FromDevice
 from utils.data.frames import Batch, frame_loader
+from utils.model.detector import LoadedDetector
+from utils.run import evaluation
+from utils.run.evaluation import run
+from utils.run.explainer import Explainer
 
 READS = {Tensor.__bool__, Tensor.__float__, Tensor.__int__, Tensor.item, Tensor.tolist, Tensor.cpu, Tensor.numpy,
          Tensor.nonzero, torch.nonzero}  # fmt: skip
-# The batch's range; whether the class token's path holds; the checks of all maps; whether the logits are finite.
-WAITS = 4
 
 
 class Waits(TorchFunctionMode):
-    """Counts reads of tensors that a device would hold: not of what has been copied from it, nor of what follows."""
+    """Counts reads of tensors that a device would hold: not of what has been copied from it, nor of what follows.
+
+    A copy that does not wait, by `Tensor.to`, counts where it is read (`FromDevice.read`).
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -32,25 +41,83 @@ class Waits(TorchFunctionMode):
         result = func(*args, **(kwargs or {}))
         on_host = any(one is copied for one in args for copied in self._copied)
         self.count += func in READS and not on_host
-        if func is Tensor.cpu:
+        copies = func is Tensor.cpu or (func is Tensor.to and "cpu" in args[1:])
+        if copies:
             result = result.clone()  # here it is the tensor itself
-        if isinstance(result, Tensor) and (on_host or func is Tensor.cpu):
+        if isinstance(result, Tensor) and (on_host or copies):
             self._copied.append(result)
         elif isinstance(result, (list, tuple)) and on_host:
             self._copied += [one for one in result if isinstance(one, Tensor)]
         return result
 
+    def read(self, coming: FromDevice) -> list[Tensor]:
+        self.count += 1
+        return FROM_DEVICE_READ(coming)
 
+
+FROM_DEVICE_READ = FromDevice.read
+
+
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> Waits:
+    counted = Waits()
+    monkeypatch.setattr(FromDevice, "read", lambda coming: counted.read(coming))
+    return counted
+
+
+@pytest.mark.parametrize("method", ["hirescam", "gradcam++", "legrad"])
+@pytest.mark.parametrize("target", ["margin", "predicted"])
 @pytest.mark.parametrize("backward", ["plain", "balanced"])
 @pytest.mark.parametrize("layers", [["encoder.layers.3"], ["encoder.layers.3", "encoder.layers.1", "encoder.layers.0"]])
-def test_waits_are_few_and_the_same_for_any_number_of_layers(layers: list[str], backward: str) -> None:
+def test_an_explanation_waits_once(layers: list[str], backward: str, target: str, method: str, waits: Waits) -> None:
     model, image = tiny_detector(), images(3)
-    model.explain({"image": image}, layers=layers, backward=backward)
-    with Waits() as waits:
-        model.explain(
-            {"image": image}, layers=layers, method="hirescam", target="margin", backward=backward, completeness=False
-        )
-    assert waits.count == WAITS
+    asked: dict[str, Any] = {"layers": layers, "method": method, "target": target, "backward": backward}
+    model.explain({"image": image}, **asked)
+    waits.count = 0
+    with waits:
+        model.explain({"image": image}, completeness=False, **asked)
+    assert waits.count == 1
+
+
+@pytest.mark.parametrize("every", [True, False], ids=["every frame", "mistakes"])
+def test_a_run_reads_a_batch_when_the_next_is_under_way(
+    every: bool, data_tree: DataTree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, waits: Waits
+) -> None:
+    """Nothing is read before the next batch has been given to the device, and then one batch at a time."""
+    order: list[str] = []
+
+    def logged(name: str, method: Any) -> Any:
+        def call(*given: Any, **options: Any) -> Any:
+            before = waits.count
+            with waits:
+                result = method(*given, **options)
+            assert waits.count == before, f"{name} waits"
+            order.append(name)
+            return result
+
+        return call
+
+    def recorded(method: Any) -> Any:
+        def call(*given: Any, **options: Any) -> Any:
+            order.append("write")
+            return method(*given, **options)
+
+        return call
+
+    def to_the_end(settings: Any, options: Any) -> None:
+        monkeypatch.setattr(Explainer, "begin", logged("begin", Explainer.begin))
+        monkeypatch.setattr(Explainer, "_write", recorded(Explainer._write))
+        monkeypatch.setattr(LoadedDetector, "predict", logged("predict", LoadedDetector.predict))
+        run(settings._replace(batch_size=4), options)
+
+    flags = ["--save_all_predictions"] if every else []
+    monkeypatch.setattr(evaluation, "run", to_the_end)
+    test_with_gradcam.main(data_tree.arguments("--gradcam_enabled", *flags, "--gradcam_output_dir", tmp_path / "out"))
+    batches = order.count("begin")
+    assert batches > 2
+    explained = [one for one in order if one != "predict"]
+    assert explained == ["begin", *["begin", "write"] * (batches - 1), "write"]
+    assert ("predict" in order) is not every
 
 
 def test_the_count_sees_a_read() -> None:

@@ -276,7 +276,7 @@ def write_many(writer: SampleWriter, folder: Path) -> None:
 SHORT_OF_MEMORY = """
 import torch
 from utils.model.detector import LoadedDetector
-for name in ("predict", "explain"):
+for name in ("predict", "begin_explaining"):
     def wrap(method):
         def short(self, pixels, *rest):
             if len(pixels) > {fits}: {mischief}
@@ -357,7 +357,7 @@ from utils.model.detector import LoadedDetector
 from utils.data.images import decode_image
 image = torch.from_numpy(decode_image(open({path!r}, "rb").read(), 64)).permute(2, 0, 1)
 batch = []
-explain, gradients = LoadedDetector.explain, tokens.score_gradients
+explain, gradients = LoadedDetector.begin_explaining, tokens.score_gradients
 def watched(self, pixels, *rest):
     batch[:] = [bool((one == image).all()) for one in pixels]
     return explain(self, pixels, *rest)
@@ -366,7 +366,7 @@ def poisoned(*args, **options):
     for G in (one for one in found if one is not None and len(one) == len(batch)):
         G[torch.tensor(batch)] = float("nan")
     return found
-LoadedDetector.explain, tokens.score_gradients = watched, poisoned
+LoadedDetector.begin_explaining, tokens.score_gradients = watched, poisoned
 """
     done = run(commands, tree, out, flags, first)
     assert done.code == 0 and f"samples [{poisoned}]" in done.out, done.err

@@ -49,6 +49,8 @@ class Head(NamedTuple):
         for k, name in enumerate(self.names):
             if name not in scores:
                 scores[name] = torch.zeros_like(logits).index_fill_(1, torch.tensor(k, device=logits.device), 1.0)
+        if len(set(targets)) == 1:
+            return scores[targets[0]]
         return torch.stack([scores[target][i] for i, target in enumerate(targets)])
 
     def _softmax_over(self, logits: Tensor, fake: bool) -> Tensor:
@@ -79,10 +81,10 @@ class Head(NamedTuple):
         """(B,): in [0, 1]."""
         return logits.softmax(dim=1)[:, 1] if self.is_plain else self.margin(logits).sigmoid()
 
-    def predicted(self, logits: Tensor) -> list[int]:
-        """Per image 0 (real) or 1 (fake)."""
+    def predicts_fake(self, logits: Tensor) -> Tensor:
+        """(B,) bool."""
         pair = self.real_and_fake(logits)
-        return (pair[:, 1] > pair[:, 0]).int().tolist()
+        return pair[:, 1] > pair[:, 0]
 
 
 REAL_OR_FAKE = Head(("real", "fake"), (False, True))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Mapping, NamedTuple, Sequence, Tuple, Union
 
 import torch
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from utils.cam.attention import TokenMaps
+from utils.cam.checks import Checks, read_at_once
 from utils.cam.layers import FUSED, SUM, LayerError
 from utils.cam.tokens import Tokens, without_prefix
 from utils.cam.towers import Grid
@@ -115,16 +117,17 @@ def layer_maps(
     size: Size,
     parts: Parts | None = None,
     leftovers: Mapping[str, Tensor] | None = None,
+    checks: Checks | None = None,
 ) -> dict[str, LayerMaps]:
     """Signed maps (B, h, w) by layer as maps of the image, drawn at `size`.
 
     `patches` and `tokens`, what they were computed from, show whether the score can depend on the patches at all.
     `parts`: which layers to give, as sums of those of `signed`; each of them as it is where it is None.
-    `leftovers`, by layer of `signed`: see `LayerMaps.of`.
+    `leftovers`, by layer of `signed`: see `LayerMaps.of`. `checks`: where errors are left that are found on the device.
     Raises LayerError where the patch gradients are structurally zero, NonFiniteMapError where a map is not finite.
     """
     maps: dict[str, LayerMaps] = {}
-    checks: list[Tensor] = []
+    found: list[Tensor] = []
     parts = parts or {layer: [layer] for layer in signed}
     for layer, added in parts.items():
         values = _sum([signed[part] for part in added])
@@ -132,22 +135,31 @@ def layer_maps(
             leftover = _sum([leftovers[part] for part in added]) if leftovers else None
             maps[layer] = LayerMaps.of(values, values.relu(), size, leftover)
         reached, touched = (_has_gradient([of[part] for part in added]) for of in (patches, tokens))
-        checks.append(torch.stack([reached, touched, torch.isfinite(values).flatten(1).all(dim=1)]))
-    # One transfer for every check of every layer, so that the device is waited for once.
-    verdicts = torch.stack(checks).cpu()
-    for layer, (reached, touched, finite) in zip(parts, verdicts):
-        refuse_non_finite(finite, f"the map of layer {layer!r}")
-        _refuse_unreached(layer, reached, touched)
+        found.append(torch.stack([reached, touched, torch.isfinite(values).flatten(1).all(dim=1)]))
+    with read_at_once(checks) as asked:
+        asked.add(torch.stack(found), partial(_refuse_maps, list(parts)))
     return maps
 
 
+def _refuse_maps(layers: Sequence[str], found: Tensor) -> None:
+    """`found` (L, 3, B) bool: of each layer and image whether any patch has a gradient, any token, is all finite."""
+    for layer, (reached, touched, finite) in zip(layers, found):
+        _refuse_where_not(f"the map of layer {layer!r}", finite)
+        _refuse_unreached(layer, reached, touched)
+
+
 def to_layer_maps(
-    maps: Mapping[str, TokenMaps], grid: Grid, size: Size, sum_of: str = "signed", parts: Parts | None = None
+    maps: Mapping[str, TokenMaps],
+    grid: Grid,
+    size: Size,
+    sum_of: str = "signed",
+    parts: Parts | None = None,
+    checks: Checks | None = None,
 ) -> dict[str, LayerMaps]:
     """Maps of tokens by layer, without the prefix tokens, as maps of the image. Raises NonFiniteMapError.
 
-    `parts` as for `layer_maps`; where there are several, `sum_of` says which of their maps are added, "signed" or
-    "raw": the raw map of the whole is then the ReLU of the sum, or the sum of the raw maps.
+    `parts` and `checks` as for `layer_maps`; where there are several, `sum_of` says which of their maps are added,
+    "signed" or "raw": the raw map of the whole is then the ReLU of the sum, or the sum of the raw maps.
     """
     found = {}
     for layer, added in (parts or {name: [name] for name in maps}).items():
@@ -157,7 +169,7 @@ def to_layer_maps(
         ]
         signed = _sum([pair.signed for pair in on_image])
         raw = signed.relu() if len(added) > 1 and sum_of == "signed" else _sum([pair.raw for pair in on_image])
-        refuse_non_finite(torch.isfinite(raw).flatten(1).all(dim=1), f"the map of layer {layer!r}")
+        refuse_non_finite(torch.isfinite(raw).flatten(1).all(dim=1), f"the map of layer {layer!r}", checks)
         found[layer] = LayerMaps.of(signed, raw, size)
     return found
 
@@ -189,9 +201,13 @@ def _refuse_unreached(name: str, reached: Tensor, touched: Tensor) -> None:
     )
 
 
-def refuse_non_finite(finite: Tensor, what: str) -> None:
+def refuse_non_finite(finite: Tensor, what: str, checks: Checks | None = None) -> None:
     """Raises NonFiniteMapError for the images where `finite` (B,) bool is not true; `what` says of what."""
-    finite = finite.cpu()
+    with read_at_once(checks) as asked:
+        asked.add(finite, partial(_refuse_where_not, what))
+
+
+def _refuse_where_not(what: str, finite: Tensor) -> None:
     if not finite.all():
         samples = (~finite).nonzero().flatten().tolist()
         raise NonFiniteMapError(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Sequence, Union
 
+import torch
 from torch import Tensor
 
 from utils.allowed import TARGETS
+from utils.cam.checks import Checks, read_at_once
 from utils.cam.heads import REAL_OR_FAKE, Head
 from utils.errors import InputError, did_you_mean
 
@@ -14,12 +17,17 @@ Target = Union[str, Sequence[Union[str, int]], Tensor]
 
 
 def score_weights(
-    logits: Tensor, target: Target, label: Tensor | None, head: Head = REAL_OR_FAKE
+    logits: Tensor,
+    target: Target,
+    label: Tensor | None,
+    head: Head = REAL_OR_FAKE,
+    checks: Checks | None = None,
 ) -> tuple[Tensor, list[str]]:
     """Coefficients (B, K) whose weighted sum of the logits has each score's gradient, and each target's name.
 
     `target`: one of TARGETS but "both" or the name of a class, for the whole batch, or one entry per image (a name, or
-    0 real / 1 fake). Raises InputError.
+    0 real / 1 fake). Raises InputError. `checks`: with them the names of targets "predicted" are "fake" until they are
+    read.
     Always on logits: a probability saturates, and the softmax depends on the margin fake - real alone.
     """
     count = logits.shape[0]
@@ -30,7 +38,6 @@ def score_weights(
         raise InputError(
             f"target has {len(entries)} entries for a batch of {count} images: give one name, or one per image"
         )
-    classes = head.predicted(logits) if "predicted" in entries else []
     labels: list[int] = []
     if "label" in entries:
         if label is None:
@@ -38,16 +45,27 @@ def score_weights(
         if len(label) != count:
             raise InputError(f"data_dict['label'] has {len(label)} entries for a batch of {count} images")
         labels = (label != 0).int().tolist()
-    names = [_score_name(entry, i, classes, labels, head) for i, entry in enumerate(entries)]
-    return head.coefficients(logits, names), names
+    names = [_score_name("fake" if entry == "predicted" else entry, i, labels, head) for i, entry in enumerate(entries)]
+    weights = head.coefficients(logits, names)
+    predicted = [i for i, entry in enumerate(entries) if entry == "predicted"]
+    if not predicted:
+        return weights, names
+    if_real = ["real" if i in predicted else name for i, name in enumerate(names)]
+    is_fake = head.predicts_fake(logits)
+    with read_at_once(checks) as asked:
+        asked.add(is_fake, partial(_name_predicted, names, predicted))
+    return torch.where(is_fake[:, None], weights, head.coefficients(logits, if_real)), names
 
 
-def _score_name(target: str | int, index: int, predicted: Sequence[int], labels: Sequence[int], head: Head) -> str:
+def _name_predicted(names: list[str], predicted: Sequence[int], is_fake: Tensor) -> None:
+    for i in predicted:
+        names[i] = "fake" if is_fake[i] else "real"
+
+
+def _score_name(target: str | int, index: int, labels: Sequence[int], head: Head) -> str:
     if target in ("fake", "real", "margin", *head.names):
         return str(target)
-    if target == "predicted":
-        target = predicted[index]
-    elif target == "label":
+    if target == "label":
         target = labels[index]
     if target not in (0, 1):
         allowed = list(dict.fromkeys((*TARGETS, *head.names)))

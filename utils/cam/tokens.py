@@ -11,13 +11,14 @@ from torch import Tensor, nn
 
 from utils.cam.backward import quick_gelu_in_one
 from utils.cam.channel_axis import LAST, ChannelAxes
+from utils.cam.checks import Checks
 from utils.cam.completeness import Completeness, SelfTest, completeness_of, scaled_biases
 from utils.cam.frozen import frozen_for_explaining
 from utils.cam.heads import ANY_MODEL, Head, HeadReader, Prediction
 from utils.cam.layers import LayerError, Site
 from utils.cam.targets import Target, score_weights
 from utils.cam.towers import Grid
-from utils.cam.towers.class_token_path import ClassTokenPath, Joined, NotOneToken
+from utils.cam.towers.class_token_path import ClassTokenPath, Joined
 
 # Patch gradients of a logit are about 1e-5, below what float16 resolves: there the score is scaled before backward, by
 # the largest of these factors with which the image's gradients do not overflow. Powers of two: they round nothing.
@@ -32,6 +33,7 @@ class Differentiated(NamedTuple):
     target: list[str]  # its name for each image
     tokens: list[Tokens]  # per site, in the order given
     completeness: list[Completeness]  # per site of the self-test
+    more_tokens: Tensor | None  # bool: whether the score depends on more of the last block than a `ClassTokenPath` has
 
 
 class Tokens(NamedTuple):
@@ -147,6 +149,7 @@ def token_gradients(
     path: ClassTokenPath | None = None,
     constants: ContextManager[Any] | None = None,
     products: Callable[[], ContextManager[Any]] = nullcontext,
+    checks: Checks | None = None,
 ) -> Differentiated:
     """Run `forward` once and differentiate its score once with respect to the tokens of all `sites`.
 
@@ -155,8 +158,9 @@ def token_gradients(
     block for its class token alone, where all that is asked for is before its keys and values. `constants`: what a
     backward rule wants around the forward pass; `products`: what a precision wants around the backward pass.
 
+    `checks` as for `score_weights`.
+
     Raises:
-        NotOneToken: the score depends on more of the last block than `path` has.
         LayerError: a site that does not run, or that the score does not depend on.
         InputError: what `forward` returned holds no logits.
     """
@@ -173,7 +177,7 @@ def token_gradients(
         prediction, kind = head.read(output)
         logits = prediction["cls"]
         exact = torch.promote_types(logits.dtype, torch.float32)
-        weights, names = score_weights(logits.detach().to(exact), target, label, kind)
+        weights, names = score_weights(logits.detach().to(exact), target, label, kind, checks)
         for position, site in enumerate([*sites, *tested]):
             if position not in taps:
                 raise LayerError(f"layer {site.name!r} does not run in the detector's forward pass: name another")
@@ -183,8 +187,7 @@ def token_gradients(
         with products():
             found = score_gradients(logits, weights, [*activations, *rest], again=self_test is not None)
         gradients = found[: len(activations)]
-        if joined:
-            _refuse_more_than_one(joined, found[-1])
+        more_tokens = _more_than_one(joined, found[-1]) if joined else None
         completeness = []
         if self_test:
             self_test.activations.by_secant = True
@@ -207,13 +210,15 @@ def token_gradients(
                 f"the score does not depend on layer {site.name!r} at all: name one that the head reads from"
             )
         captured.append(Tokens(*(taps[position].in_order(one, site, len(logits)) for one in (A.detach(), G))))
-    return Differentiated(detached, kind, names, captured, completeness)
+    return Differentiated(detached, kind, names, captured, completeness, more_tokens)
 
 
-def _refuse_more_than_one(joined: Joined, of_rest: Tensor | None) -> None:
-    """Raises NotOneToken where the other tokens have a gradient, or the class token's own run gave another value."""
-    if bool(joined.differs if of_rest is None else joined.differs | of_rest.ne(0).any()):
-        raise NotOneToken
+def _more_than_one(joined: Joined, of_rest: Tensor | None) -> Tensor:
+    """Whether the other tokens have a gradient, or the class token's own run gave another value: bool.
+
+    NaN is neither: an image that has them says nothing of the tower.
+    """
+    return joined.differs if of_rest is None else joined.differs | of_rest.abs().gt(0).any()
 
 
 def score_gradients(

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from utils.cam.checks import FromDevice
 from utils.cam.maps import LayerMaps, scaled
 
 if TYPE_CHECKING:
@@ -46,10 +47,22 @@ def colour_table(colormap: str) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(table.reshape(256, 3)[:, ::-1]))
 
 
+@functools.lru_cache(maxsize=None)
+def _table_on(device: torch.device, colormap: str) -> Tensor:
+    return colour_table(colormap).to(device)
+
+
+@functools.lru_cache(maxsize=None)
+def _inks_on(device: torch.device) -> tuple[Tensor, Tensor]:
+    above, below = (torch.tensor(rgb, dtype=torch.float32, device=device) for rgb in (ABOVE, BELOW))
+    return above, below
+
+
 def colour(maps: Tensor, colormap: str = "jet") -> Tensor:
     """Maps (..., H, W) in [0, 1] → (..., H, W, 3) uint8 RGB on their device; `colormap`: one of COLORMAPS, or GREY."""
-    table = colour_table(colormap).to(maps.device)
-    return table[(maps * 255).round().long()]
+    table = _table_on(maps.device, colormap)
+    # Maps may be drawn before they are known to be finite, and an index outside of the table would end a CUDA process.
+    return table[(maps * 255).nan_to_num(0).round().long().clamp(0, 255)]
 
 
 def overlay(images: Tensor, maps: Tensor, empty: Tensor, colormap: str = "jet") -> Tensor:
@@ -88,7 +101,7 @@ def signed_overlay(images: Tensor, signed: Tensor) -> Tensor:
         (B, H, W, 3) uint8 RGB on the same device.
     """
     plain = images.permute(0, 2, 3, 1).float()
-    above, below = (torch.tensor(rgb, dtype=torch.float32, device=images.device) for rgb in (ABOVE, BELOW))
+    above, below = _inks_on(images.device)
     ink = torch.where((signed > 0).unsqueeze(-1), above, below)
     return torch.lerp(plain, ink, SIGNED_OPACITY * signed.abs().unsqueeze(-1)).round().to(torch.uint8)
 
@@ -221,20 +234,50 @@ def layer_images(
     a map that is zero everywhere, or an artefact, is drawn empty. `denied`: layer → for each image, whether a check
     calls its map an artefact; such a map is drawn in grey, since a colour would claim evidence.
     """
-    per_layer = [
-        _layer_images(name, images, maps, colormap, signed, denied.get(name, [False] * len(images)))
-        for name, maps in layers.items()
-    ]
+    drawn = draw_layers(images, layers, colormap, signed, denied)
+    return drawn_images({name: DrawnLayer(*FromDevice(layer).read()) for name, layer in drawn.items()}, denied)
+
+
+class DrawnLayer(NamedTuple):
+    """One layer's overlays of a batch, and what is kept of its maps beside them."""
+
+    overlay: Tensor  # (B, H, W, 3) uint8 RGB
+    raw: Tensor  # (B, h, w) float32, as `signed`
+    signed: Tensor
+    empty: Tensor  # (B,) bool, as the following
+    drawn_empty: Tensor
+    artefact: Tensor
+
+
+def draw_layers(
+    images: Tensor,
+    layers: Mapping[str, LayerMaps],
+    colormap: str,
+    signed: bool = False,
+    denied: Mapping[str, Sequence[bool]] = NONE_DENIED,
+) -> dict[str, DrawnLayer]:
+    """As `layer_images`, left on the device."""
+    return {name: _draw(images, maps, colormap, signed, denied.get(name, [])) for name, maps in layers.items()}
+
+
+def drawn_images(
+    layers: Mapping[str, DrawnLayer], denied: Mapping[str, Sequence[bool]] = NONE_DENIED
+) -> list[list[LayerImage]]:
+    """Layers that were drawn, on the CPU, as one list of layers per image."""
+    per_layer = [_images_of(name, layer, denied.get(name)) for name, layer in layers.items()]
     return [list(of_image) for of_image in zip(*per_layer)]
 
 
-def _layer_images(
-    name: str, images: Tensor, maps: LayerMaps, colormap: str, signed: bool, denied: Sequence[bool]
-) -> Iterator[LayerImage]:
-    """One layer's overlay of every image of the batch."""
+def _images_of(name: str, layer: DrawnLayer, denied: Sequence[bool] | None) -> Iterator[LayerImage]:
+    arrays = [tensor.numpy() for tensor in layer[:3]]
+    flags = [tensor.tolist() for tensor in layer[3:]]
+    return map(LayerImage, itertools.repeat(name), *arrays, *flags, denied or itertools.repeat(False))
+
+
+def _draw(images: Tensor, maps: LayerMaps, colormap: str, signed: bool, denied: Sequence[bool]) -> DrawnLayer:
     if signed:
         shares = scaled(maps.signed, maps.canvas)
-        shares[maps.artefact] = 0
+        shares = torch.where(maps.artefact[:, None, None], torch.zeros_like(shares), shares)
         drawn, drawn_empty = signed_overlay(images, shares), ~shares.flatten(1).any(dim=1)
     else:
         drawn, drawn_empty = overlay(images, maps.normalised, maps.empty, colormap), maps.empty
@@ -242,11 +285,7 @@ def _layer_images(
         which = torch.tensor(denied, device=drawn.device)
         drawn[which] = overlay(images[which], maps.normalised[which], maps.empty[which], GREY)
     drawn = unseen_in_grey(drawn, maps.canvas.seen)
-    raw, signed_maps = maps.raw.float().cpu().numpy(), maps.signed.float().cpu().numpy()
-    return map(
-        LayerImage, itertools.repeat(name), drawn.cpu().numpy(), raw, signed_maps, maps.empty.tolist(),
-        drawn_empty.tolist(), maps.artefact.tolist(), denied,
-    )  # fmt: skip
+    return DrawnLayer(drawn, maps.raw.float(), maps.signed.float(), maps.empty, drawn_empty, maps.artefact)
 
 
 def panels(image: np.ndarray, layers: Sequence[LayerImage]) -> list[tuple[str, np.ndarray]]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from utils.allowed import BACKWARDS
 from utils.cam.attention import ATTENTION_METHODS, AttentionPass, BlockProjection, attention_token_maps
 from utils.cam.backward import PLAIN, Activations, backward_rules
+from utils.cam.checks import Checks, read_at_once
 from utils.cam.completeness import Completeness, SelfTest
 from utils.cam.heads import ANY_MODEL, Head, HeadReader, Prediction
 from utils.cam.layers import (
@@ -70,10 +71,13 @@ class Capture:
     grid: Grid | None
     size: tuple[int, int]
 
-    def maps(self, method: str, site: str, pp_epsilon: float = DEFAULT_EPSILON) -> dict[str, LayerMaps]:
+    def maps(
+        self, method: str, site: str, pp_epsilon: float = DEFAULT_EPSILON, checks: Checks | None = None
+    ) -> dict[str, LayerMaps]:
         """The maps of every layer by one method at one site, both among those that the pass was made for.
 
-        A method that reads attention has the same maps at every site.
+        A method that reads attention has the same maps at every site. `checks`: where errors are left that are found on
+        the device; None: they are raised here.
 
         Raises:
             LayerError: a gradient is structurally zero, or the network has no patch tokens, which the method needs.
@@ -88,7 +92,7 @@ class Capture:
             patches = self.grid.rows * self.grid.columns
             if reading.needs_class_token and any(pair.raw.shape[1] == patches for pair in token_maps.values()):
                 raise LayerError(f"method {method!r} reads the class token, which this tower does not have")
-            found = to_layer_maps(token_maps, self.grid, canvas, reading.sum_of or "", self.parts())
+            found = to_layer_maps(token_maps, self.grid, canvas, reading.sum_of or "", self.parts(), checks)
         else:
             tokens = {key.layer: pair for key, pair in self.activations.items() if key.site == site}
             on_image = on_grid(tokens, self.grid)
@@ -96,20 +100,22 @@ class Capture:
             if method == "hirescam":  # the one whose sum a LayerNorm can make 0
                 epsilons = {layer: self.norm_epsilons[LayerSite(layer, site)] for layer in on_image}
                 leftovers = {layer: leftover(A, G, epsilons[layer]) for layer, (A, G) in on_image.items()}
-            found = layer_maps(signed, on_image, tokens, canvas, self.parts(), leftovers)
+            found = layer_maps(signed, on_image, tokens, canvas, self.parts(), leftovers, checks)
         return in_order(found, self.layers, canvas)
 
     def parts(self) -> dict[str, Sequence[str]]:
         """The captured layers that each layer's maps are made of: itself, or for SUM all blocks."""
         return {layer: self.summed if layer == SUM else [layer] for layer in self.layers if layer != FUSED}
 
-    def explanation(self, method: str, site: str, images: Tensor, pp_epsilon: float = DEFAULT_EPSILON) -> Explanation:
+    def explanation(
+        self, method: str, site: str, images: Tensor, pp_epsilon: float = DEFAULT_EPSILON, checks: Checks | None = None
+    ) -> Explanation:
         """`maps` beside the prediction of `images`, those of the pass. Raises NonFiniteMapError for the logits, too.
 
         Where a logit is not finite its gradient may still be, but explains no decision.
         """
-        maps = self.maps(method, site, pp_epsilon)
-        refuse_non_finite(torch.isfinite(self.prediction["cls"]).all(dim=1), "the logits")
+        maps = self.maps(method, site, pp_epsilon, checks)
+        refuse_non_finite(torch.isfinite(self.prediction["cls"]).all(dim=1), "the logits", checks)
         where = "output" if self.grid is None else site
         return Explanation(
             self.prediction, self.head, self.target, maps, method, where, self.backward, self.completeness, images
@@ -132,6 +138,7 @@ def capture(
     completeness: bool = False,
     head: HeadReader = ANY_MODEL,
     backward_precision: str = FP32,
+    checks: Checks | None = None,
 ) -> Capture:
     """Run `forward` once and differentiate once, for all `methods` at all `sites` of all `layers`.
 
@@ -151,6 +158,8 @@ def capture(
         head: says which detector it is and what its classes are.
         backward_precision: one of `utils.allowed.BACKWARD_PRECISIONS`, of the matrix products of the backward pass. The
             test of completeness is always float32's.
+        checks: where what the device has to say first is left, for the caller to read; None: it is read here. They
+            raise NotOneToken where the pass has to be made once more, by the same call.
 
     Raises:
         InputError: an unknown method, site, target, precision or backward pass, a backward pass that this tower does
@@ -183,8 +192,12 @@ def capture(
 
     def one_pass(path: ClassTokenPath | None) -> tuple[Differentiated, Mapping[BlockProjection, Tensor]]:
         rules = backward_rules(model, tower, backward, activations if self_test else None)
-        with attention.kept() as projections, rules as constants:
-            found = token_gradients(model, read, forward, target, label, self_test, head, path, constants, products)
+        with attention.kept() as projections, rules as constants, read_at_once(checks) as asked:
+            found = token_gradients(
+                model, read, forward, target, label, self_test, head, path, constants, products, asked
+            )
+            if found.more_tokens is not None:
+                asked.add(found.more_tokens, partial(_refuse_more_tokens, tower))
             return found, projections
 
     asked = [(site.module, site.reads_input) for site in (*read, *(self_test.sites if self_test else ()))]
@@ -213,6 +226,12 @@ def capture(
         grid=grid,
         size=size,
     )
+
+
+def _refuse_more_tokens(tower: nn.Module, more_tokens: Tensor) -> None:
+    if more_tokens:
+        reads_more_tokens.add(tower)
+        raise NotOneToken
 
 
 def _refuse_sums(methods: Sequence[str]) -> None:

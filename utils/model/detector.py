@@ -11,12 +11,14 @@ import torch
 from torch import Tensor
 
 from utils.allowed import AUTO, TRANSPLANT
+from utils.cam.checks import Checks
 from utils.cam.heads import HeadReader
 from utils.cam.maps import NonFiniteMapError
 from utils.cam.targets import Target
 from utils.data.frames import Frame
 from utils.errors import InputError, did_you_mean
 from utils.explaining.explanation import Explanation
+from utils.explaining.pending import Pending
 from utils.explaining.precision import faster_precision
 from utils.model.backbone_config import without_pretrained
 from utils.model.built_model import build_model
@@ -151,13 +153,30 @@ class LoadedDetector(NamedTuple):
         `label` (B,) is for target "label"; `target` None means the configured one. `frames` as for `predict`;
         `reference`, uint8 as `pixels`, is for method "transplant".
         """
+        return self.begin_explaining(pixels, label, target, frames, reference, completeness).result()
+
+    def begin_explaining(
+        self,
+        pixels: Tensor,
+        label: Tensor | None = None,
+        target: Target | None = None,
+        frames: Sequence[Frame] | None = None,
+        reference: Tensor | None = None,
+        completeness: bool = True,
+    ) -> Pending:
+        """As `explain`, handed to the device and not waited for."""
         data = self.inputs(self.normalised(pixels), frames)
         if reference is not None:
             data["reference"] = self.normalised(reference)
         if label is not None:
             data["label"] = label.to(self.device)
-        with self.autocast(), nothing_collected(self.model):
-            return self.model.explain(data, target=target, completeness=completeness)
+
+        def explained(checks: Checks) -> Explanation:
+            with self.autocast(), nothing_collected(self.model):
+                found: Explanation = self.model.explained(data, None, None, target, None, None, completeness, checks)
+                return found
+
+        return Pending(explained)
 
     def explain_finite(
         self,
@@ -167,8 +186,12 @@ class LoadedDetector(NamedTuple):
         frames: Sequence[Frame] | None = None,
         reference: Tensor | None = None,
         completeness: bool = True,
+        begun: Pending | None = None,
     ) -> tuple[Explanation | None, list[int]]:
-        """As `explain`, but images whose maps are not finite are left out; returns the positions that were kept."""
+        """As `explain`, but images whose maps are not finite are left out; returns the positions that were kept.
+
+        `begun`: what `begin_explaining` gave for the same arguments.
+        """
         kept = list(range(len(pixels)))
         while kept:
             try:
@@ -176,8 +199,10 @@ class LoadedDetector(NamedTuple):
                 some = None if frames is None else [frames[i] for i in kept]
                 references = None if reference is None else reference[kept]
                 targets = [target[i] for i in kept]
-                return self.explain(pixels[kept], labels, targets, some, references, completeness), kept
+                pending = begun or self.begin_explaining(pixels[kept], labels, targets, some, references, completeness)
+                return pending.result(), kept
             except NonFiniteMapError as error:
+                begun = None
                 kept = [position for i, position in enumerate(kept) if i not in error.samples]
         return None, []
 

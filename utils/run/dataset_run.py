@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from types import TracebackType
 from typing import Callable, NamedTuple, Sequence
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from utils.allowed import MOST_MISTAKES, TRANSPLANT
+from utils.cam.checks import FromDevice
 from utils.cam.transplant import CELLS
 from utils.data.frames import Batch, Frame, frame_loader
 from utils.data.gaps import forgery_gaps, is_absent, write_gaps
@@ -53,6 +55,32 @@ class Context(NamedTuple):
         """uint8 images of `frames` → logits (B, 2) and probability of fake (B,)."""
         parts = self.predicting.run(lambda part: self.detector.predict(pixels[part], frames[part]), len(pixels))
         return torch.cat([logits for logits, _ in parts]), torch.cat([prob for _, prob in parts])
+
+
+class OneBehind:
+    """Keeps a device at work: what a step has handed to it is read and written when the next step is under way.
+
+    The last half is done at the end of the `with` block, also where that ends by an interruption or an error.
+    """
+
+    def __init__(self) -> None:
+        self._left: Callable[[], None] | None = None
+
+    def add(self, second_half: Callable[[], None]) -> None:
+        """Do what was left of the step before; `second_half` is left now."""
+        before, self._left = self._left, second_half
+        if before is not None:
+            before()
+
+    def __enter__(self) -> OneBehind:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        last, self._left = self._left, None
+        if last is not None:
+            last()
 
 
 def explains_every_frame(settings: RunSettings, options: RunOptions) -> bool:
@@ -100,10 +128,10 @@ class DatasetRun:
         found: list[Tensor] = []
         indices: list[int] = []
 
-        def step(batch: Batch) -> None:
-            if batch.frames:
-                found.append(detector.features(batch.pixels, batch.frames).cpu())
-                indices.extend(frame.index for frame in batch.frames)
+        def step(batch: Batch) -> Callable[[], None]:
+            indices.extend(frame.index for frame in batch.frames)
+            coming = FromDevice([detector.features(batch.pixels, batch.frames)] if batch.frames else [])
+            return lambda: found.extend(coming.read())
 
         seen = [int(index) for index in self.predictions.seen.nonzero()[0]]
         self._for_each(self._in_batches(seen), step, ", features")
@@ -178,25 +206,41 @@ class DatasetRun:
             self._for_each(missing, lambda batch: self._predict_batch(batch, journal, explainer), what)
         self._collect_predictions()
 
-    def _predict_batch(self, batch: Batch, journal: Journal, explainer: Explainer | None) -> None:
+    def _predict_batch(self, batch: Batch, journal: Journal, explainer: Explainer | None) -> Callable[[], None]:
+        """The batch handed to the device; returns what is to be done with its results."""
         frames = sorted([*batch.frames, *(frame for frame, _ in batch.unreadable)], key=lambda frame: frame.index)
-        if explainer and self.resume.is_recorded([frame.index for frame in frames]):  # only samples are missing
-            explainer.explain(batch, [self.target] * len(batch.frames))
-            return
-        self.predictions.stamp(batch.stamps)
-        for frame, reason in batch.unreadable:
-            self.predictions.add_unreadable(frame.index, reason)
-        if explainer:
-            explainer.predict_and_explain(batch)
-        elif batch.frames:
-            self.predictions.add(batch.frames, *self.context.predict(batch.pixels, batch.frames))
-        journal.append(self.predictions.journal_rows(frames, batch.stamps))
+        if explainer is None:
+            coming = FromDevice(self.context.predict(batch.pixels, batch.frames) if batch.frames else ())
+        else:
+            targets: list[str | int] = [self.target] * len(batch.frames)
+            begun = explainer.begin(batch, targets)
+
+        def record() -> None:
+            if explainer and self.resume.is_recorded([frame.index for frame in frames]):  # only samples are missing
+                explainer.explain(batch, targets, begun)
+                return
+            self.predictions.stamp(batch.stamps)
+            for frame, reason in batch.unreadable:
+                self.predictions.add_unreadable(frame.index, reason)
+            if explainer:
+                explainer.predict_and_explain(batch, begun)
+            elif batch.frames:
+                self.predictions.add(batch.frames, *coming.read())
+            journal.append(self.predictions.journal_rows(frames, batch.stamps))
+
+        return record
 
     def explain_chosen(self, chosen: Sequence[int], explainer: Explainer) -> None:
         """The chosen frames in full batches; a batch that lacks a sample is explained as a whole."""
         missing = self.resume.missing(self._in_batches(chosen), predictions=False, samples=True)
         missing = self.processes.broadcast(missing)
-        self._for_each(missing, lambda batch: explainer.explain(batch, self._targets(batch.frames)), ", heatmaps")
+
+        def step(batch: Batch) -> Callable[[], None]:
+            targets = self._targets(batch.frames)
+            begun = explainer.begin(batch, targets)
+            return lambda: explainer.explain(batch, targets, begun)
+
+        self._for_each(missing, step, ", heatmaps")
 
     def _targets(self, frames: Sequence[Frame]) -> list[str | int]:
         """Per frame; "predicted" means the class that was recorded, which another batch might not give again."""
@@ -208,8 +252,11 @@ class DatasetRun:
         size = self.context.settings.batch_size
         return [indices[start : start + size] for start in range(0, len(indices), size)]
 
-    def _for_each(self, batches: list[Sequence[int]], step: Callable[[Batch], None], what: str) -> None:
-        """Do `step` with this rank's share of the batches. After a signal the current batch is the last."""
+    def _for_each(self, batches: list[Sequence[int]], step: Callable[[Batch], Callable[[], None]], what: str) -> None:
+        """Do `step` with this rank's share of the batches, and what it returns when the next one is under way.
+
+        After a signal the current batch is the last.
+        """
         guard, settings = self.context.guard, self.context.settings
         frames = [self.frames[index] for batch in self.processes.share(batches) for index in batch]
         guard.check()
@@ -218,9 +265,9 @@ class DatasetRun:
         loader = frame_loader(frames, settings.detector.resolution, settings.batch_size, settings.workers)
         with tqdm(
             total=len(frames), unit="frame", desc=frames[0].dataset + what, disable=not self.processes.first
-        ) as bar:
+        ) as bar, OneBehind() as behind:
             for batch in loader:
-                step(batch)
+                behind.add(step(batch))
                 bar.update(len(batch.frames) + len(batch.unreadable))
                 guard.check()
 

@@ -3,25 +3,35 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Callable, Collection, Mapping, NamedTuple, Sequence
 
 import torch
 from torch import Tensor
 
+from utils.cam.checks import FromDevice
 from utils.choice.check import ARTEFACT, MapCheck
 from utils.data.frames import Batch, Frame
 from utils.data.stamps import Stamp
-from utils.drawing.overlays import LayerImage, layer_images
+from utils.drawing.overlays import DrawnLayer, LayerImage, draw_layers, drawn_images, layer_images
 from utils.explaining.explanation import Explanation
+from utils.explaining.pending import Pending
 from utils.explanation_metrics.samples import RealCounterparts
 from utils.model.detector import LoadedDetector
 from utils.model.map_trials import MapChecker
 from utils.results.manifest import HeatmapCounts
 from utils.results.sample_folder import Drawn, Sample
 from utils.results.sample_writer import SampleWriter
-from utils.run.out_of_memory import Halving
+from utils.run.out_of_memory import Halving, is_out_of_memory
 from utils.run.resume import Resume
+
+
+class _Begun(NamedTuple):
+    """A batch whose maps and overlays the device is at."""
+
+    pending: Pending
+    coming: FromDevice  # what `Explainer._sent` sends of `pending.unchecked`
 
 
 class _Part(NamedTuple):
@@ -29,7 +39,7 @@ class _Part(NamedTuple):
 
     frames: Sequence[Frame]
     pixels: Tensor
-    explanation: Explanation | None  # of the frames in `drawn`; None where there are none
+    scores: tuple[Tensor, Tensor]  # (B, 2), (B,), on the CPU: for real and fake, and the probability of fake
     drawn: list[Drawn]  # of the frames whose maps are finite
 
 
@@ -60,49 +70,96 @@ class Explainer:
         self.counterparts = counterparts
         self.counts = HeatmapCounts()
         self._halving = Halving("explaining")
+        self._begins = True
 
-    def predict_and_explain(self, batch: Batch) -> None:
+    def begin(self, batch: Batch, targets: Sequence[str | int]) -> _Begun | None:
+        """Hand a batch to the device and wait for nothing. None where it may not fit, with the one before still there.
+
+        What is given is for `predict_and_explain` or `explain`, which do without it if need be.
+        """
+        if not batch.frames or not self._begins or self._halving.most is not None:
+            return None
+        try:
+            return self._begin(batch.frames, batch.pixels, targets)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            self._begins = False
+        return None
+
+    def _begin(self, frames: Sequence[Frame], pixels: Tensor, targets: Sequence[str | int]) -> _Begun:
+        reference = None if self.counterparts is None else self.counterparts.references(frames, pixels)
+        pending = self.detector.begin_explaining(
+            pixels, None, _without_labels(targets, frames), frames, reference, self.checker is not None
+        )
+        return _Begun(pending, self._sent(pending.unchecked, pixels))
+
+    def _sent(self, explanation: Explanation, pixels: Tensor) -> FromDevice:
+        """The logits, the scores, the probability of fake, and the drawn layers: what is kept of an explanation."""
+        on_device = pixels.to(self.detector.device, non_blocking=True)
+        drawn = draw_layers(on_device, explanation.layers, self.gradcam.colormap, self.gradcam.signed)
+        of_layers = [tensor for layer in drawn.values() for tensor in layer]
+        return FromDevice([explanation.logits, explanation.real_and_fake, explanation.prob_fake, *of_layers])
+
+    def predict_and_explain(self, batch: Batch, begun: _Begun | None = None) -> None:
         """Record logits, and write maps, from the same forward pass."""
-        for part in self._parts(batch, [self.gradcam.target] * len(batch.frames)):
-            explained = part.explanation
-            if explained is not None and len(part.drawn) == len(part.frames):
-                self.predictions.add(part.frames, explained.real_and_fake, explained.prediction["prob"])
+        for part in self._parts(batch, [self.gradcam.target] * len(batch.frames), begun):
+            if len(part.drawn) == len(part.frames):
+                self.predictions.add(part.frames, *part.scores)
             else:  # the pass that gave finite maps left some frames out
                 self.predictions.add(part.frames, *self.predict(part.pixels, part.frames))
             self._write(part)
 
-    def explain(self, batch: Batch, targets: Sequence[str | int]) -> None:
+    def explain(self, batch: Batch, targets: Sequence[str | int], begun: _Begun | None = None) -> None:
         """Write the maps of frames whose predictions are recorded, for one target per frame."""
         replaced = [f for f in batch.frames if not self.predictions.is_same_image(f.index, batch.stamps[f.index])]
         gone = [*batch.unreadable, *((frame, f"replaced by another image: {frame.path!r}") for frame in replaced)]
-        for part in self._parts(batch, targets):
+        for part in self._parts(batch, targets, begun):
             self._write(part, {frame.index for frame in replaced})
         self.counts.vanished += [
             (frame.index, reason) for frame, reason in gone if self.resume.lacks_sample(frame.index)
         ]
 
-    def _parts(self, batch: Batch, targets: Sequence[str | int]) -> list[_Part]:
+    def _parts(self, batch: Batch, targets: Sequence[str | int], begun: _Begun | None) -> list[_Part]:
         """The batch explained, in as many parts as memory demands."""
-        return self._halving.run(
-            lambda part: self._explained(batch.frames[part], batch.pixels[part], targets[part], batch.stamps),
-            len(batch.frames),
-        )
+        ahead = [begun] if begun else []
+
+        def explained(part: slice) -> _Part:
+            frames, pixels = batch.frames[part], batch.pixels[part]
+            started = ahead.pop() if ahead else self._begin(frames, pixels, targets[part])
+            return self._explained(frames, pixels, targets[part], batch.stamps, started)
+
+        return self._halving.run(explained, len(batch.frames))
 
     def _explained(
-        self, frames: Sequence[Frame], pixels: Tensor, targets: Sequence[str | int], stamps: Mapping[int, Stamp]
+        self,
+        frames: Sequence[Frame],
+        pixels: Tensor,
+        targets: Sequence[str | int],
+        stamps: Mapping[int, Stamp],
+        begun: _Begun,
     ) -> _Part:
-        label = torch.tensor([frame.label for frame in frames])
         reference = None if self.counterparts is None else self.counterparts.references(frames, pixels)
-        tested = self.checker is not None
-        explanation, kept = self.detector.explain_finite(pixels, label, targets, frames, reference, tested)
+        asked, tested = _without_labels(targets, frames), self.checker is not None
+        explanation, kept = self.detector.explain_finite(
+            pixels, None, asked, frames, reference, tested, begun=begun.pending
+        )
         if explanation is None:
-            return _Part(frames, pixels, None, [])
-        on_device = pixels[kept].to(self.detector.device)
+            return _Part(frames, pixels, (torch.empty(0, 2), torch.empty(0)), [])
+        coming = begun.coming
+        if explanation is not begun.pending.unchecked:
+            coming = self._sent(explanation, pixels[kept])
+        logits, scores, probabilities, *of_layers = coming.read()
+        tensors = iter(of_layers)
+        by_layer = {name: DrawnLayer(*islice(tensors, len(DrawnLayer._fields))) for name in explanation.layers}
+        images = drawn_images(by_layer)
         seeds = [frames[position].index for position in kept]
         checks = checks_of(self.checker, self.detector, pixels[kept], explanation, seeds)
-        images = layer_images(
-            on_device, explanation.layers, self.gradcam.colormap, self.gradcam.signed, denied_maps(checks)
-        )
+        denied = denied_maps(checks)
+        if any(map(any, denied.values())):
+            on_device = pixels[kept].to(self.detector.device)
+            images = layer_images(on_device, explanation.layers, self.gradcam.colormap, self.gradcam.signed, denied)
+        explanation = replace(explanation, prediction={**explanation.prediction, "cls": logits, "prob": probabilities})
         drawn = []
         choice = self.detector.model.gradcam_choice
         for i, (position, layers) in enumerate(zip(kept, images)):
@@ -112,7 +169,7 @@ class Explainer:
             of_image = {layer: found[i] for layer, found in checks.items()}
             sample = Sample.of(frame, explanation, i, layers, settings, choice, of_image, content)
             drawn.append(Drawn(sample, pixels[position].permute(1, 2, 0).numpy(), layers))
-        return _Part(frames, pixels, explanation, drawn)
+        return _Part(frames, pixels, (scores, probabilities), drawn)
 
     def _write(self, part: _Part, without: Collection[int] = ()) -> None:
         """Queue the samples that are not on disk yet. Their prediction is the recorded one, to the last bit.
@@ -130,6 +187,11 @@ class Explainer:
         finite = {drawn.sample.index for drawn in part.drawn}
         lost = [frame.index for frame in part.frames if frame.index not in finite]
         self.counts.non_finite += [index for index in lost if index not in recorded.unreadable]
+
+
+def _without_labels(targets: Sequence[str | int], frames: Sequence[Frame]) -> list[str | int]:
+    """The targets with each frame's own label in place of "label", which need not be looked up on a device."""
+    return [int(frame.label != 0) if target == "label" else target for target, frame in zip(targets, frames)]
 
 
 def checks_of(

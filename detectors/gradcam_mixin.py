@@ -99,10 +99,12 @@ class GradCAMMixin(ChoosingDetector):
         image = image_of(data_dict)
         check_shape(image, IMAGE)
         check_pixels(image, IMAGE, checks, self._refuse_pixels)
-        explanation = self._explained(data_dict, image, layers, method, target, site, backward, completeness, checks)
+        explanation = self._by_its_method(
+            data_dict, image, layers, method, target, site, backward, completeness, checks
+        )
         return replace(explanation, look=self._look())
 
-    def _explained(
+    def _by_its_method(
         self,
         data_dict: Mapping[str, Tensor],
         image: Tensor,

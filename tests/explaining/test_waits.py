@@ -92,6 +92,7 @@ def test_a_run_reads_a_batch_when_the_next_is_under_way(
             with waits:
                 result = method(*given, **options)
             assert waits.count == before, f"{name} waits"
+            assert result is not None, f"{name} does nothing"
             order.append(name)
             return result
 

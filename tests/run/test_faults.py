@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,8 @@ from tests.helpers.paths import SCRIPT
 from tests.helpers.watch import PRIVATE_MOUNTS
 from utils.errors import RunError
 from utils.results.sample_writer import SampleWriter
+from utils.run.dataset_run import OneBehind
+from utils.run.interruption import Interrupted
 from utils.run.out_of_memory import Halving, is_out_of_memory
 
 ALL = ["--gradcam_enabled", "--save_all_predictions"]
@@ -308,6 +312,50 @@ def test_out_of_memory_halves_the_batch_and_says_so(
             [float(row[column]) for row in ours], [float(row[column]) for row in theirs], rtol=1e-4, atol=1e-6
         )
     assert {path.name for path in (out / "toy").iterdir()} == {path.name for path in (reference / "toy").iterdir()}
+
+
+def test_memory_that_is_short_beside_the_batch_before(
+    tree: DataTree, commands: CommandServer, whole: dict[str, Path], tmp_path: Path
+) -> None:
+    """Alone the batch fits: it is explained as a whole, and none is begun any more before the last is done."""
+    first = """
+from utils.model.detector import LoadedDetector
+begin, calls = LoadedDetector.begin_explaining, []
+def short(self, pixels, *rest):
+    calls.append(len(pixels))
+    if len(calls) == 3:  # the dry run, one batch, and the next beside it
+        raise MemoryError
+    return begin(self, pixels, *rest)
+LoadedDetector.begin_explaining = short
+"""
+    done = run(commands, tree, tmp_path / "out", ALL, first)
+    assert done.code == 0 and "out of memory" not in done.err
+    assert outputs(tmp_path / "out") == outputs(whole["all"])
+
+
+@pytest.mark.parametrize("end", [None, RunError("disk"), Interrupted("signal"), KeyboardInterrupt()], ids=repr)
+def test_what_is_under_way_is_finished_but_for_a_second_signal(end: BaseException | None) -> None:
+    done: list[int] = []
+    with pytest.raises(type(end)) if end else nullcontext(), OneBehind() as behind:
+        for i in range(3):
+            behind.add(partial(done.append, i))
+            assert done == list(range(i))
+        if end:
+            raise end
+    assert done == ([0, 1] if type(end) is KeyboardInterrupt else [0, 1, 2])
+
+
+def test_after_a_failure_nothing_is_done_for_the_batch_behind() -> None:
+    done: list[int] = []
+
+    def two_batches() -> None:
+        with OneBehind() as behind:
+            behind.add(lambda: done.append(1 // 0))
+            behind.add(lambda: done.append(1))
+
+    with pytest.raises(ZeroDivisionError):
+        two_batches()
+    assert done == []
 
 
 def test_memory_for_not_even_one_image(tree: DataTree, commands: CommandServer, tmp_path: Path) -> None:

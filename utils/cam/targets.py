@@ -50,7 +50,7 @@ def score_weights(
     predicted = [i for i, entry in enumerate(entries) if entry == "predicted"]
     if not predicted:
         return weights, names
-    if_real = ["real" if i in predicted else name for i, name in enumerate(names)]
+    if_real = ["real" if entry == "predicted" else name for entry, name in zip(entries, names)]
     is_fake = head.predicts_fake(logits)
     with read_at_once(checks) as asked:
         asked.add(is_fake, partial(_name_predicted, names, predicted))

@@ -32,7 +32,7 @@ from utils.results.manifest import HeatmapCounts
 from utils.results.sample_folder import sample_folders, whole_samples
 from utils.results.sample_writer import SampleWriter
 from utils.run.explainer import Explainer
-from utils.run.interruption import SignalGuard
+from utils.run.interruption import Interrupted, SignalGuard
 from utils.run.options import RunOptions
 from utils.run.out_of_memory import Halving
 from utils.run.predictions import Predictions
@@ -60,7 +60,7 @@ class Context(NamedTuple):
 class OneBehind:
     """Keeps a device at work: what a step has handed to it is read and written when the next step is under way.
 
-    The last half is done at the end of the `with` block, also where that ends by an interruption or an error.
+    The last half is done at the end of the `with` block, also where that ends by an error or by a first signal.
     """
 
     def __init__(self) -> None:
@@ -68,9 +68,10 @@ class OneBehind:
 
     def add(self, second_half: Callable[[], None]) -> None:
         """Do what was left of the step before; `second_half` is left now."""
-        before, self._left = self._left, second_half
+        before, self._left = self._left, None
         if before is not None:
             before()
+        self._left = second_half
 
     def __enter__(self) -> OneBehind:
         return self
@@ -78,9 +79,8 @@ class OneBehind:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        last, self._left = self._left, None
-        if last is not None:
-            last()
+        if self._left is not None and (error is None or isinstance(error, (Exception, Interrupted))):
+            self._left()
 
 
 def explains_every_frame(settings: RunSettings, options: RunOptions) -> bool:

@@ -30,6 +30,8 @@ from utils.run.resume import Resume
 class _Begun(NamedTuple):
     """A batch whose maps and overlays the device is at."""
 
+    targets: Sequence[str | int]
+    reference: Tensor | None
     pending: Pending
     coming: FromDevice  # what `Explainer._sent` sends of `pending.unchecked`
 
@@ -89,10 +91,9 @@ class Explainer:
 
     def _begin(self, frames: Sequence[Frame], pixels: Tensor, targets: Sequence[str | int]) -> _Begun:
         reference = None if self.counterparts is None else self.counterparts.references(frames, pixels)
-        pending = self.detector.begin_explaining(
-            pixels, None, _without_labels(targets, frames), frames, reference, self.checker is not None
-        )
-        return _Begun(pending, self._sent(pending.unchecked, pixels))
+        targets = _without_labels(targets, frames)
+        pending = self.detector.begin_explaining(pixels, None, targets, frames, reference, self.checker is not None)
+        return _Begun(targets, reference, pending, self._sent(pending.unchecked, pixels))
 
     def _sent(self, explanation: Explanation, pixels: Tensor) -> FromDevice:
         """The logits, the scores, the probability of fake, and the drawn layers: what is kept of an explanation."""
@@ -127,22 +128,13 @@ class Explainer:
         def explained(part: slice) -> _Part:
             frames, pixels = batch.frames[part], batch.pixels[part]
             started = ahead.pop() if ahead else self._begin(frames, pixels, targets[part])
-            return self._explained(frames, pixels, targets[part], batch.stamps, started)
+            return self._explained(frames, pixels, batch.stamps, started)
 
         return self._halving.run(explained, len(batch.frames))
 
-    def _explained(
-        self,
-        frames: Sequence[Frame],
-        pixels: Tensor,
-        targets: Sequence[str | int],
-        stamps: Mapping[int, Stamp],
-        begun: _Begun,
-    ) -> _Part:
-        reference = None if self.counterparts is None else self.counterparts.references(frames, pixels)
-        asked, tested = _without_labels(targets, frames), self.checker is not None
+    def _explained(self, frames: Sequence[Frame], pixels: Tensor, stamps: Mapping[int, Stamp], begun: _Begun) -> _Part:
         explanation, kept = self.detector.explain_finite(
-            pixels, None, asked, frames, reference, tested, begun=begun.pending
+            pixels, None, begun.targets, frames, begun.reference, self.checker is not None, begun=begun.pending
         )
         if explanation is None:
             return _Part(frames, pixels, (torch.empty(0, 2), torch.empty(0)), [])

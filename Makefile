@@ -41,7 +41,7 @@ bench: $(READY)
 	$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt captum grad-cam ttach
 	$(BIN)/python benchmarks/engine.py --tower large | $(WRITE) engine-large
 	$(BIN)/python benchmarks/engine.py --tower base | $(WRITE) engine-base
-	$(BIN)/python examples/make_demo_data.py --output data/pipeline --seed 7 --split test --videos 67
+	$(BIN)/python examples/make_demo_data.py --output data/pipeline --seed 7 --split test --videos 17
 	$(BIN)/python benchmarks/pipeline.py --data data/pipeline | $(WRITE) pipeline
 	$(BIN)/python benchmarks/scale.py | $(WRITE) scale
 	$(BIN)/python benchmarks/gpu.py | $(WRITE) gpu

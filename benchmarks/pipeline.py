@@ -4,8 +4,8 @@
     python benchmarks/pipeline.py --data data/pipeline [--tower base|small] [--frames 400]
 
 Runs `test_with_gradcam.py` as a user does, a process each, with random weights: start-up (one batch), plain evaluation,
-heatmaps of 50 mistakes, heatmaps of every frame. Before them each step of the work alone, and one sample's images beside
-matplotlib figures of the same. Prints Markdown.
+heatmaps of 50 mistakes, heatmaps of every frame. Before them each step of the work alone, and one sample's images
+beside matplotlib figures of the same. Prints Markdown.
 """
 
 from __future__ import annotations

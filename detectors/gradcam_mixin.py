@@ -99,25 +99,8 @@ class GradCAMMixin(ChoosingDetector):
         image = image_of(data_dict)
         check_shape(image, IMAGE)
         check_pixels(image, IMAGE, checks, self._refuse_pixels)
-        explanation = self._by_its_method(
-            data_dict, image, layers, method, target, site, backward, completeness, checks
-        )
-        return replace(explanation, look=self._look())
-
-    def _by_its_method(
-        self,
-        data_dict: Mapping[str, Tensor],
-        image: Tensor,
-        layers: str | int | Sequence[str | int] | None,
-        method: str | None,
-        target: Target | None,
-        site: str | None,
-        backward: str | None,
-        completeness: bool,
-        checks: Checks,
-    ) -> Explanation:
         if (method or self.gradcam.method) == TRANSPLANT:
-            return explain_by_transplant(
+            found = explain_by_transplant(
                 self,
                 image,
                 data_dict.get("reference"),
@@ -127,9 +110,10 @@ class GradCAMMixin(ChoosingDetector):
                 patches=self.patch_grid(image.shape[2], image.shape[3]),
                 head=self.head_reader,
             )
+            return replace(found, look=self._look())
         layers = as_names(layers) if layers is not None else None
         settings = self._settings_for(layers, method)
-        return explain_tower(
+        found = explain_tower(
             self,
             self.explained_tower,
             image,
@@ -147,6 +131,7 @@ class GradCAMMixin(ChoosingDetector):
             backward_precision=settings.backward_precision,
             checks=checks,
         )
+        return replace(found, look=self._look())
 
     def _look(self) -> Look:
         return Look(self.gradcam.mean, self.gradcam.std, self.gradcam.colormap, self.gradcam.signed)

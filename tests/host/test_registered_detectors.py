@@ -214,7 +214,7 @@ def test_what_a_detector_reads_is_passed_where_the_data_has_it(tmp_path: Path) -
         assert torch.equal(prob, logits.softmax(dim=1)[:, 1])
         seen[key] = detector.model.last
         assert detector.model.seen == []  # nothing piles up over a test set
-        detector.explain(pixels, target="fake", frames=given)
+        detector.begin_explaining(pixels, target="fake", frames=given)
     assert seen["label"].tolist() == [0, 1] and seen["label"].dtype == torch.int64
     assert seen["label_spe"].tolist() == [0, 3]
     assert seen["mask"].shape == (2, 1, 32, 32) and seen["mask"].sum(dim=(1, 2, 3)).tolist() == [0, 32 * 16]

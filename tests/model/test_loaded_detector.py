@@ -61,7 +61,7 @@ def test_images_without_finite_maps_are_left_out(loaded: LoadedDetector, broken:
         return torch.where(hit.view(-1, 1, 1, 1), torch.full_like(output, float("nan")), output)
 
     handle = loaded.model.backbone.embeddings.patch_embedding.register_forward_hook(spoil)
-    explanation, kept = loaded.explain_finite(pixels(4), None, target)
+    explanation, kept = loaded.explain_finite(pixels(4), target)
     handle.remove()
     assert kept == [i for i in range(4) if i not in broken]
     assert (explanation is None) == (not kept)

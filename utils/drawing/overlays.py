@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
-import itertools
+from itertools import islice, repeat
 from pathlib import Path
-from typing import TYPE_CHECKING, Iterator, Mapping, NamedTuple, Sequence
+from typing import TYPE_CHECKING, Mapping, NamedTuple, Sequence
 
 import cv2
 import numpy as np
@@ -221,6 +221,9 @@ class LayerImage(NamedTuple):
     denied: bool = False  # a check calls the map an artefact: `overlay` is grey
 
 
+PER_LAYER = 6  # tensors that `_draw` gives
+
+
 def layer_images(
     images: Tensor,
     layers: Mapping[str, LayerMaps],
@@ -234,47 +237,37 @@ def layer_images(
     a map that is zero everywhere, or an artefact, is drawn empty. `denied`: layer → for each image, whether a check
     calls its map an artefact; such a map is drawn in grey, since a colour would claim evidence.
     """
-    drawn = draw_layers(images, layers, colormap, signed, denied)
-    return drawn_images({name: DrawnLayer(*FromDevice(layer).read()) for name, layer in drawn.items()}, denied)
+    return DrawnLayers(images, layers, colormap, signed, denied).read()
 
 
-class DrawnLayer(NamedTuple):
-    """One layer's overlays of a batch, and what is kept of its maps beside them."""
+class DrawnLayers:
+    """What `layer_images` gives, drawn on the maps' device and on its way from there: all layers at once."""
 
-    overlay: Tensor  # (B, H, W, 3) uint8 RGB
-    raw: Tensor  # (B, h, w) float32, as `signed`
-    signed: Tensor
-    empty: Tensor  # (B,) bool, as the following
-    drawn_empty: Tensor
-    artefact: Tensor
+    def __init__(
+        self,
+        images: Tensor,
+        layers: Mapping[str, LayerMaps],
+        colormap: str,
+        signed: bool = False,
+        denied: Mapping[str, Sequence[bool]] = NONE_DENIED,
+    ) -> None:
+        self._denied = {name: denied.get(name, [False] * len(images)) for name in layers}
+        drawn = [_draw(images, maps, colormap, signed, self._denied[name]) for name, maps in layers.items()]
+        self._coming = FromDevice([tensor for layer in drawn for tensor in layer])
 
-
-def draw_layers(
-    images: Tensor,
-    layers: Mapping[str, LayerMaps],
-    colormap: str,
-    signed: bool = False,
-    denied: Mapping[str, Sequence[bool]] = NONE_DENIED,
-) -> dict[str, DrawnLayer]:
-    """As `layer_images`, left on the device."""
-    return {name: _draw(images, maps, colormap, signed, denied.get(name, [])) for name, maps in layers.items()}
-
-
-def drawn_images(
-    layers: Mapping[str, DrawnLayer], denied: Mapping[str, Sequence[bool]] = NONE_DENIED
-) -> list[list[LayerImage]]:
-    """Layers that were drawn, on the CPU, as one list of layers per image."""
-    per_layer = [_images_of(name, layer, denied.get(name)) for name, layer in layers.items()]
-    return [list(of_image) for of_image in zip(*per_layer)]
+    def read(self) -> list[list[LayerImage]]:
+        """Waits for them."""
+        tensors = iter(self._coming.read())
+        per_layer = []
+        for name, denied in self._denied.items():
+            overlays, raw, signed, *flags = islice(tensors, PER_LAYER)
+            arrays = (overlays.numpy(), raw.numpy(), signed.numpy())
+            per_layer.append(map(LayerImage, repeat(name), *arrays, *(flag.tolist() for flag in flags), denied))
+        return [list(of_image) for of_image in zip(*per_layer)]
 
 
-def _images_of(name: str, layer: DrawnLayer, denied: Sequence[bool] | None) -> Iterator[LayerImage]:
-    arrays = [tensor.numpy() for tensor in layer[:3]]
-    flags = [tensor.tolist() for tensor in layer[3:]]
-    return map(LayerImage, itertools.repeat(name), *arrays, *flags, denied or itertools.repeat(False))
-
-
-def _draw(images: Tensor, maps: LayerMaps, colormap: str, signed: bool, denied: Sequence[bool]) -> DrawnLayer:
+def _draw(images: Tensor, maps: LayerMaps, colormap: str, signed: bool, denied: Sequence[bool]) -> list[Tensor]:
+    """The fields of `LayerImage` from `overlay` to `artefact`, for the whole batch."""
     if signed:
         shares = scaled(maps.signed, maps.canvas)
         shares = torch.where(maps.artefact[:, None, None], torch.zeros_like(shares), shares)
@@ -285,7 +278,7 @@ def _draw(images: Tensor, maps: LayerMaps, colormap: str, signed: bool, denied: 
         which = torch.tensor(denied, device=drawn.device)
         drawn[which] = overlay(images[which], maps.normalised[which], maps.empty[which], GREY)
     drawn = unseen_in_grey(drawn, maps.canvas.seen)
-    return DrawnLayer(drawn, maps.raw.float(), maps.signed.float(), maps.empty, drawn_empty, maps.artefact)
+    return [drawn, maps.raw.float(), maps.signed.float(), maps.empty, drawn_empty, maps.artefact]
 
 
 def panels(image: np.ndarray, layers: Sequence[LayerImage]) -> list[tuple[str, np.ndarray]]:

@@ -140,20 +140,10 @@ class LoadedDetector(NamedTuple):
         return HeadReader(f"detector {self.settings.model_name!r}", self.gradcam.classes, self.gradcam.labels)
 
     def explain(
-        self,
-        pixels: Tensor,
-        label: Tensor | None = None,
-        target: Target | None = None,
-        frames: Sequence[Frame] | None = None,
-        reference: Tensor | None = None,
-        completeness: bool = True,
+        self, pixels: Tensor, label: Tensor | None = None, target: Target | None = None, completeness: bool = True
     ) -> Explanation:
-        """uint8 images → logits and maps from one forward pass. `completeness`, errors as `GradCAMMixin.explain`.
-
-        `label` (B,) is for target "label"; `target` None means the configured one. `frames` as for `predict`;
-        `reference`, uint8 as `pixels`, is for method "transplant".
-        """
-        return self.begin_explaining(pixels, label, target, frames, reference, completeness).result()
+        """As `begin_explaining`, and its result. Errors as `GradCAMMixin.explain`."""
+        return self.begin_explaining(pixels, label, target, completeness=completeness).result()
 
     def begin_explaining(
         self,
@@ -164,7 +154,11 @@ class LoadedDetector(NamedTuple):
         reference: Tensor | None = None,
         completeness: bool = True,
     ) -> Pending:
-        """As `explain`, handed to the device and not waited for."""
+        """uint8 images → logits and maps from one forward pass, handed to the device and not waited for.
+
+        `label` (B,) is for target "label"; `target` None means the configured one. `frames` as for `predict`;
+        `reference`, uint8 as `pixels`, is for method "transplant"; `completeness` as for `GradCAMMixin.explain`.
+        """
         data = self.inputs(self.normalised(pixels), frames)
         if reference is not None:
             data["reference"] = self.normalised(reference)
@@ -181,7 +175,6 @@ class LoadedDetector(NamedTuple):
     def explain_finite(
         self,
         pixels: Tensor,
-        label: Tensor | None,
         target: Sequence[str | int],
         frames: Sequence[Frame] | None = None,
         reference: Tensor | None = None,
@@ -190,16 +183,15 @@ class LoadedDetector(NamedTuple):
     ) -> tuple[Explanation | None, list[int]]:
         """As `explain`, but images whose maps are not finite are left out; returns the positions that were kept.
 
-        `begun`: what `begin_explaining` gave for the same arguments.
+        `begun`: what `begin_explaining` gave for the same arguments, without labels.
         """
         kept = list(range(len(pixels)))
         while kept:
             try:
-                labels = None if label is None else label[kept]
                 some = None if frames is None else [frames[i] for i in kept]
                 references = None if reference is None else reference[kept]
                 targets = [target[i] for i in kept]
-                pending = begun or self.begin_explaining(pixels[kept], labels, targets, some, references, completeness)
+                pending = begun or self.begin_explaining(pixels[kept], None, targets, some, references, completeness)
                 return pending.result(), kept
             except NonFiniteMapError as error:
                 begun = None
@@ -268,7 +260,7 @@ class LoadedDetector(NamedTuple):
         """
         if self.gradcam.method == TRANSPLANT:
             return
-        self.explain_finite(self._noise(1), None, ["margin"])
+        self.explain_finite(self._noise(1), ["margin"])
 
     def compiled(self, batch_size: int) -> LoadedDetector:
         """The same with predictions through torch.compile. Takes minutes. Raises InputError where it does not work."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from typing import Callable, Collection, Mapping, NamedTuple, Sequence
 
@@ -14,7 +13,7 @@ from utils.cam.checks import FromDevice
 from utils.choice.check import ARTEFACT, MapCheck
 from utils.data.frames import Batch, Frame
 from utils.data.stamps import Stamp
-from utils.drawing.overlays import DrawnLayer, LayerImage, draw_layers, drawn_images, layer_images
+from utils.drawing.overlays import DrawnLayers, LayerImage, layer_images
 from utils.explaining.explanation import Explanation
 from utils.explaining.pending import Pending
 from utils.explanation_metrics.samples import RealCounterparts
@@ -27,13 +26,20 @@ from utils.run.out_of_memory import Halving, is_out_of_memory
 from utils.run.resume import Resume
 
 
+class _Coming(NamedTuple):
+    """What is kept of an explanation, on its way from the device."""
+
+    numbers: FromDevice  # the logits, the scores for real and fake, the probability of fake
+    drawn: DrawnLayers
+
+
 class _Begun(NamedTuple):
     """A batch whose maps and overlays the device is at."""
 
     targets: Sequence[str | int]
     reference: Tensor | None
     pending: Pending
-    coming: FromDevice  # what `Explainer._sent` sends of `pending.unchecked`
+    coming: _Coming  # of `pending.unchecked`
 
 
 class _Part(NamedTuple):
@@ -92,15 +98,13 @@ class Explainer:
     def _begin(self, frames: Sequence[Frame], pixels: Tensor, targets: Sequence[str | int]) -> _Begun:
         reference = None if self.counterparts is None else self.counterparts.references(frames, pixels)
         targets = _without_labels(targets, frames)
+        pixels = pixels.to(self.detector.device, non_blocking=True)
         pending = self.detector.begin_explaining(pixels, None, targets, frames, reference, self.checker is not None)
         return _Begun(targets, reference, pending, self._sent(pending.unchecked, pixels))
 
-    def _sent(self, explanation: Explanation, pixels: Tensor) -> FromDevice:
-        """The logits, the scores, the probability of fake, and the drawn layers: what is kept of an explanation."""
-        on_device = pixels.to(self.detector.device, non_blocking=True)
-        drawn = draw_layers(on_device, explanation.layers, self.gradcam.colormap, self.gradcam.signed)
-        of_layers = [tensor for layer in drawn.values() for tensor in layer]
-        return FromDevice([explanation.logits, explanation.real_and_fake, explanation.prob_fake, *of_layers])
+    def _sent(self, explanation: Explanation, pixels: Tensor) -> _Coming:
+        numbers = FromDevice([explanation.logits, explanation.real_and_fake, explanation.prob_fake])
+        return _Coming(numbers, DrawnLayers(pixels, explanation.layers, self.gradcam.colormap, self.gradcam.signed))
 
     def predict_and_explain(self, batch: Batch, begun: _Begun | None = None) -> None:
         """Record logits, and write maps, from the same forward pass."""
@@ -134,19 +138,17 @@ class Explainer:
 
     def _explained(self, frames: Sequence[Frame], pixels: Tensor, stamps: Mapping[int, Stamp], begun: _Begun) -> _Part:
         explanation, kept = self.detector.explain_finite(
-            pixels, None, begun.targets, frames, begun.reference, self.checker is not None, begun=begun.pending
+            pixels, begun.targets, frames, begun.reference, self.checker is not None, begun=begun.pending
         )
         if explanation is None:
             return _Part(frames, pixels, (torch.empty(0, 2), torch.empty(0)), [])
         coming = begun.coming
         if explanation is not begun.pending.unchecked:
-            coming = self._sent(explanation, pixels[kept])
-        logits, scores, probabilities, *of_layers = coming.read()
-        tensors = iter(of_layers)
-        by_layer = {name: DrawnLayer(*islice(tensors, len(DrawnLayer._fields))) for name in explanation.layers}
-        images = drawn_images(by_layer)
+            coming = self._sent(explanation, pixels[kept].to(self.detector.device))
+        logits, scores, probabilities = coming.numbers.read()
+        images = coming.drawn.read()
         seeds = [frames[position].index for position in kept]
-        checks = checks_of(self.checker, self.detector, pixels[kept], explanation, seeds)
+        checks = checks_of(self.checker, explanation, seeds)
         denied = denied_maps(checks)
         if any(map(any, denied.values())):
             on_device = pixels[kept].to(self.detector.device)
@@ -187,10 +189,10 @@ def _without_labels(targets: Sequence[str | int], frames: Sequence[Frame]) -> li
 
 
 def checks_of(
-    checker: MapChecker | None, detector: LoadedDetector, pixels: Tensor, explanation: Explanation, seeds: Sequence[int]
+    checker: MapChecker | None, explanation: Explanation, seeds: Sequence[int]
 ) -> Mapping[str, list[MapCheck]]:
-    """Layer → a check for each of the images (N, 3, H, W) uint8; none, and nothing computed, without a checker."""
-    return checker.checks(detector.normalised(pixels), explanation, seeds) if checker else {}
+    """Layer → a check for each of the images that were explained; none, and nothing computed, without a checker."""
+    return checker.checks(explanation.images, explanation, seeds) if checker else {}
 
 
 def denied_maps(checks: Mapping[str, Sequence[MapCheck]]) -> dict[str, list[bool]]:
@@ -206,7 +208,7 @@ def explain_images(
     `seeds`: of each image's check, where there is a checker.
     """
     explanation, gradcam = detector.explain(pixels, completeness=checker is not None), detector.gradcam
-    checks = checks_of(checker, detector, pixels, explanation, seeds)
+    checks = checks_of(checker, explanation, seeds)
     on_device = pixels.to(detector.device)
     drawn = layer_images(on_device, explanation.layers, gradcam.colormap, gradcam.signed, denied_maps(checks))
     return explanation, drawn, checks

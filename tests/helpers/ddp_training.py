@@ -25,10 +25,18 @@ from utils.training_log import log_gradcam
 
 
 def main(output: Path, heatmaps: bool) -> None:
+    """Trains in a process group of its own."""
+    dist.init_process_group("gloo")
+    train(output, heatmaps)
+    # The model is gone by now. Were it the last to hold the group, it would join gloo's thread with the interpreter's
+    # lock held, and wait forever for a thread that wants that lock to let go of its last all-reduce.
+    dist.destroy_process_group()
+
+
+def train(output: Path, heatmaps: bool) -> None:
     """Ten epochs; with heatmaps of the same four images every five, if asked."""
     from detectors.clip_detector_gradcam import CLIPDetectorWithGradCAM
 
-    dist.init_process_group("gloo")
     rank = dist.get_rank()
     torch.manual_seed(11)
     # Dropout, so that a disturbed random state would show in the very next loss.
@@ -56,7 +64,6 @@ def main(output: Path, heatmaps: bool) -> None:
     (output / f"rank{rank}.json").write_text(json.dumps({"losses": losses, "weights": weights}))
     if writer is not None:
         writer.close()
-    dist.destroy_process_group()
 
 
 if __name__ == "__main__":

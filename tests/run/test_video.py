@@ -335,13 +335,9 @@ def test_a_folder_of_ones_own_is_never_replaced(detector: LoadedDetector, tmp_pa
     clip = write_clip(tmp_path / "clip.mp4", shots(4))
     folder = tmp_path / "out" / "clip"
     explain_video(detector, clip, folder, whole_frames())
-    before, shown = {path.name: path.read_bytes() for path in folder.iterdir()}, decoded(folder / "overlay.mp4")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
     explain_video(detector, clip, folder, whole_frames())
-    again = {path.name: path.read_bytes() for path in folder.iterdir()}
-    assert set(again) == set(before) and again["scores.csv"] == before["scores.csv"]
-    # The encoded bytes differ now and then, by a few grey levels of a few pixels: the images are the same ones.
-    for one, other in zip(decoded(folder / "overlay.mp4"), shown):
-        assert np.abs(one.astype(int) - other.astype(int)).mean() < 1
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     for name, content in (("notes.txt", "mine"), ("scores.csv", "frame,what I think\n")):
         (folder / name).write_text(content)
         with pytest.raises(InputError, match="is there and is no folder of a video, or one that was changed"):

@@ -32,7 +32,8 @@ from utils.data.readers import read_dataset
 from utils.drawing.overlays import encode, layer_images
 from utils.model.config import run_settings
 from utils.model.detector import LoadedDetector, find_device, load_detector
-from utils.results.sample_folder import Drawn, Sample, comparison_image, write_sample
+from utils.results.sample import Sample
+from utils.results.sample_folder import Drawn, comparison_image, write_sample
 
 ROOT = Path(__file__).resolve().parent.parent
 TOWERS: dict[str, dict[str, Any]] = {

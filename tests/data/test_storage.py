@@ -19,7 +19,7 @@ from utils.data.images import UnreadableImage
 from utils.data.readers import read_dataset
 from utils.errors import InputError
 from utils.report.face_regions import sample_landmarks
-from utils.results.sample_folder import Sample
+from utils.results.sample import Sample
 
 lmdb = pytest.importorskip("lmdb")
 

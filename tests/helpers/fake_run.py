@@ -14,7 +14,8 @@ import numpy as np
 from utils.drawing.overlays import LayerImage, original_box
 from utils.results.journal import checksum
 from utils.results.manifest import DatasetRecord, HeatmapCounts, Manifest, Weights
-from utils.results.sample_folder import Drawn, LayerFacts, Sample, write_sample
+from utils.results.sample import LayerFacts, Sample
+from utils.results.sample_folder import Drawn, write_sample
 
 LAYERS = ("encoder.layers.5", "encoder.layers.3")
 GRID, PIXELS = 4, 64

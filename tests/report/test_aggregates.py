@@ -25,7 +25,7 @@ from utils.report.mean_face import MEAN_FACE, warp_to_mean_face
 from utils.report.mean_maps import MEAN_SIZE, MeanMaps
 from utils.report.region_tables import group_regions
 from utils.results.read_run import read_run
-from utils.results.sample_folder import Sample
+from utils.results.sample import Sample
 
 PLACES = {"left eye": range(36, 42), "right eye": range(42, 48), "brows": range(17, 27), "nose": range(27, 36),
           "mouth": range(48, 68)}  # fmt: skip

@@ -15,7 +15,7 @@ from utils.choice.check import MapCheck
 from utils.choice.verdict import Choice
 from utils.errors import InputError
 from utils.results.manifest import DatasetRecord, HeatmapCounts, Manifest, Weights, datasets_of, read_manifest
-from utils.results.sample_folder import LayerFacts
+from utils.results.sample import LayerFacts
 
 FINISHED = {
     "finished": "2024-01-01T01:00:00+00:00",

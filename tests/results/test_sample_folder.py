@@ -21,11 +21,9 @@ from utils.drawing.overlays import Box, LayerImage
 from utils.errors import InputError
 from utils.model.config import detector_settings
 from utils.model.detector import find_device, load_detector
+from utils.results.sample import CompletenessFacts, LayerFacts, Sample
 from utils.results.sample_folder import (
-    CompletenessFacts,
     Drawn,
-    LayerFacts,
-    Sample,
     comparison_title,
     metadata_text,
     read_sample,

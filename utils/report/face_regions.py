@@ -13,7 +13,7 @@ import numpy as np
 from utils.data.annotations import face_points
 from utils.data.images import UnreadableImage
 from utils.report.mean_face import MEAN_FACE
-from utils.results.sample_folder import Sample
+from utils.results.sample import Sample
 
 REGIONS = (
     "left eye", "right eye", "brows", "nose", "mouth", "cheeks", "jaw line", "forehead", "boundary ring", "background",

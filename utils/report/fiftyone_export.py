@@ -16,7 +16,7 @@ from utils.decision import CLASS_NAMES
 from utils.files import write_json
 from utils.results.grey_maps import GREY_MAPS, grey_name
 from utils.results.read_run import RunOnDisk
-from utils.results.sample_folder import Sample
+from utils.results.sample import Sample
 
 FIFTYONE_FILE = "fiftyone_samples.json"
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from utils.report.mean_face import MEAN_FACE, warp_to_mean_face
 from utils.results.read_run import OUTCOMES
-from utils.results.sample_folder import Sample
+from utils.results.sample import Sample
 
 MEAN_SIZE = 64  # pixels a side of a mean map: finer than any patch grid
 

@@ -18,7 +18,7 @@ from utils.data.images import UnreadableImage, decode_image, read_file
 from utils.errors import InputError, did_you_mean
 from utils.files import whole_file
 from utils.results.read_run import DatasetOnDisk, RunOnDisk, read_run
-from utils.results.sample_folder import Sample
+from utils.results.sample import Sample
 from utils.text import printable
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import numpy as np
 from utils.data.images import UnreadableImage, decode_image, read_file
 from utils.drawing.overlays import text_line
 from utils.results.read_run import DatasetOnDisk, RunOnDisk
-from utils.results.sample_folder import LayerFacts, Sample
+from utils.results.sample import LayerFacts, Sample
 
 IMAGES = 50  # samples per dataset: TensorBoard keeps every image in memory
 LINE, LETTERS = 20, 12  # height of a caption and of its letters, in pixels

@@ -15,7 +15,7 @@ from utils.drawing.overlays import encode, text_line
 from utils.explanation_metrics.temporal_consistency import TemporalConsistency
 from utils.files import own_folder, write_table, write_whole
 from utils.results.read_run import DatasetOnDisk, sample_maps
-from utils.results.sample_folder import Sample
+from utils.results.sample import Sample
 from utils.text import one_line, shortened
 
 FRAME, LINE, NAMES, GAP, MARGIN = 112, 20, 150, 4, 8  # pixels

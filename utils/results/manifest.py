@@ -13,7 +13,7 @@ from utils.choice.verdict import Choice
 from utils.data.dataset_json import is_dataset_name
 from utils.errors import InputError
 from utils.files import read_text
-from utils.results.sample_folder import LayerFacts
+from utils.results.sample import LayerFacts
 from utils.results.typed_values import check_depth
 from utils.text import shortened
 

@@ -20,7 +20,8 @@ from utils.files import read_table
 from utils.results.bundles import bundled_samples
 from utils.results.journal import COLUMNS, GAPS, PREDICTIONS, REASON, UNREADABLE, read_rows
 from utils.results.manifest import FINISHED, METRICS, STARTED, Manifest, manifest_path, read_json, read_manifest
-from utils.results.sample_folder import Sample, read_sample, sample_folders
+from utils.results.sample import Sample
+from utils.results.sample_folder import read_sample, sample_folders
 from utils.results.typed_values import count, number, string
 from utils.text import one_line, printable, shortened
 

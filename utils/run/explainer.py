@@ -20,7 +20,8 @@ from utils.explanation_metrics.samples import RealCounterparts
 from utils.model.detector import LoadedDetector
 from utils.model.map_trials import MapChecker
 from utils.results.manifest import HeatmapCounts
-from utils.results.sample_folder import Drawn, Sample
+from utils.results.sample import Sample
+from utils.results.sample_folder import Drawn
 from utils.results.sample_writer import SampleWriter
 from utils.run.out_of_memory import Halving, is_out_of_memory
 from utils.run.resume import Resume

@@ -9,7 +9,7 @@ from utils.data.frame_paths import landmark_path
 from utils.data.frames import Frame
 from utils.data.stamps import Stamp, hash_of
 from utils.results.journal import STAMP, read_rows
-from utils.results.sample_folder import LayerFacts, Sample
+from utils.results.sample import LayerFacts, Sample
 from utils.run.predictions import Predictions
 from utils.text import printable
 

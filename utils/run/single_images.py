@@ -27,7 +27,8 @@ from utils.drawing.overlays import Pasted
 from utils.errors import InputError, RunError
 from utils.model.detector import LoadedDetector
 from utils.model.map_trials import MapChecker, tried
-from utils.results.sample_folder import Drawn, Sample, write_sample
+from utils.results.sample import Sample
+from utils.results.sample_folder import Drawn, write_sample
 from utils.run.explainer import explain_images
 from utils.run.video.explain_video import explain_video
 from utils.text import one_line, printable

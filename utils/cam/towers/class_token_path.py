@@ -21,9 +21,8 @@ from torch import Tensor, nn
 from utils.cam.towers import family_of
 from utils.cam.towers.attention import AttentionModules, BlockAttention, Heads, same_value
 
-reads_more_tokens: WeakSet[nn.Module] = (
-    WeakSet()
-)  # towers whose last block was seen to have no such path, or to be read for more than that token
+# Towers whose last block was seen to have no such path, or to be read for more than that token.
+reads_more_tokens: WeakSet[nn.Module] = WeakSet()
 HOOKS_SEE_KEYWORDS = "with_kwargs" in inspect.signature(nn.Module.register_forward_pre_hook).parameters  # torch 2.0
 
 ALIKE = {torch.float64: 1e-9, torch.float32: 1e-3}  # how far apart the two runs of a block may be; else 0.1
@@ -170,11 +169,8 @@ def class_token_path(tower: nn.Module, read: Iterable[tuple[nn.Module, bool]], c
     if not HOOKS_SEE_KEYWORDS or not blocks or tower in reads_more_tokens or not family.prefix(tower):
         return None
     block = tower.get_submodule(blocks[-1])
-    norm, attention, batch_axis = (
-        family.first_norm(block),
-        family.attention(block),
-        family.batch_axis(tower, blocks[-1]),
-    )
+    norm, attention = family.first_norm(block), family.attention(block)
+    batch_axis = family.batch_axis(tower, blocks[-1])
     turned = isinstance(attention, AttentionModules) and attention.rotary is not None
     if attention is None or batch_axis is None or turned:
         return None

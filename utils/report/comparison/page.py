@@ -30,7 +30,7 @@ from utils.report.page import jinja2_problem, joined, template
 from utils.report.page_parts.facts import facts
 from utils.report.paper_figure import original
 from utils.results.read_run import RunOnDisk, read_run
-from utils.results.sample_folder import Sample
+from utils.results.sample import Sample
 
 PAGE, FRAMES, IMAGES = "index.html", "frames.csv", "images"
 SIZE = 224  # pixels of an image on the page

@@ -10,7 +10,7 @@ from utils.decision import THRESHOLD
 from utils.errors import InputError
 from utils.explanation_metrics.bootstrap import LEVEL, VideoBootstrap
 from utils.results.read_run import DatasetOnDisk, RunOnDisk, prediction_rows, sample_maps
-from utils.results.sample_folder import Sample
+from utils.results.sample import Sample
 
 RESAMPLES = 1000
 FEWEST_VIDEOS = 2  # of each class, for an interval

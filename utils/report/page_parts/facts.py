@@ -7,7 +7,7 @@ from pathlib import PurePath
 from utils.decision import THRESHOLD
 from utils.files import TRAINING_FOLDER, sha256_of
 from utils.results.read_run import RunOnDisk
-from utils.results.sample_folder import RANDOM_WEIGHTS, Sample
+from utils.results.sample import RANDOM_WEIGHTS, Sample
 
 TOY_WEIGHTS = TRAINING_FOLDER / "assets" / "demo_detector" / "clip_demo.safetensors"
 SELECTED = {

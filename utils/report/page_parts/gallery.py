@@ -15,7 +15,7 @@ from utils.files import in_bundle, sha256_of
 from utils.report.page_parts.facts import some_sample
 from utils.report.page_parts.pixels import PER_FILE
 from utils.results.read_run import DatasetOnDisk, RunOnDisk, prediction_rows
-from utils.results.sample_folder import Sample
+from utils.results.sample import Sample
 
 OUTLINE = 256  # pixels a side at which a mask is outlined
 CORNER = 0.8  # pixels that an outline may leave the mask's edge by

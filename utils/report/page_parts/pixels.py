@@ -17,7 +17,7 @@ from utils.data.images import UnreadableImage, decode_image, read_file
 from utils.files import new_folder, write_whole
 from utils.results.grey_maps import GREY_MAPS, grey_name, signed_name
 from utils.results.read_run import RunOnDisk
-from utils.results.sample_folder import Sample
+from utils.results.sample import Sample
 
 FOLDER = "page_data"
 PER_FILE = 100

@@ -173,10 +173,13 @@ def test_a_rank_that_ends_at_once_does_not_fail_the_others() -> None:
 
 # Leaves the names of the threads that are still there when the interpreter ends. Started as `sitecustomize`.
 THREADS = """
-import atexit, os, pathlib
+import atexit, contextlib, os, pathlib
 
 def leave_names():
-    names = [task.joinpath("comm").read_text() for task in pathlib.Path("/proc/self/task").iterdir()]
+    names = []
+    for task in pathlib.Path("/proc/self/task").iterdir():
+        with contextlib.suppress(OSError):  # a thread that has ended since it was listed
+            names.append(task.joinpath("comm").read_text())
     pathlib.Path(__file__).with_name("threads" + os.environ["RANK"]).write_text("".join(names))
 
 if "RANK" in os.environ:

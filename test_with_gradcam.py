@@ -234,7 +234,7 @@ def explanation_options(args: argparse.Namespace) -> ExplanationOptions | None:
 def list_layers(settings: DetectorSettings) -> None:
     """Print the tower's blocks, then every module inside; needs no weights."""
     from utils.cam.layers import block_names
-    from utils.model.detector import import_sooner, untrained_detector
+    from utils.model.load import import_sooner, untrained_detector
 
     import_sooner(settings)
     model = untrained_detector(settings, True)

@@ -32,7 +32,8 @@ from utils.explanation_metrics.samples import DetectedFakes, read_samples
 from utils.explanation_metrics.sweep import SweepPlan, localise_maps, make_maps
 from utils.files import TRAINING_FOLDER
 from utils.model.config import run_settings
-from utils.model.detector import LoadedDetector, load_detector
+from utils.model.detector import LoadedDetector
+from utils.model.load import load_detector
 
 BATCH = 25
 Score = Dict[str, Dict[str, str]]  # row → block → "pointing / energy"

@@ -31,7 +31,8 @@ from utils.data.frames import Batch, Frame, frame_loader
 from utils.data.readers import read_dataset
 from utils.drawing.overlays import encode, layer_images
 from utils.model.config import run_settings
-from utils.model.detector import LoadedDetector, find_device, load_detector
+from utils.model.detector import LoadedDetector
+from utils.model.load import find_device, load_detector
 from utils.results.sample import Sample
 from utils.results.sample_folder import Drawn, comparison_image, write_sample
 

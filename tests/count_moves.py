@@ -23,7 +23,7 @@ from tests.helpers.paths import ROOT
 from utils.data.frames import frame_loader
 from utils.data.readers import read_dataset
 from utils.model.config import run_settings
-from utils.model.detector import find_device, load_detector
+from utils.model.load import find_device, load_detector
 from utils.results.sample_folder import Drawn, write_sample
 from utils.results.sample_writer import SampleWriter
 from utils.run.explainer import Explainer

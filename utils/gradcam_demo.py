@@ -104,7 +104,7 @@ def load_named_detector(
 ) -> LoadedDetector:
     """The detector of a YAML, or the embedded one where neither that nor weights are named. Raises InputError."""
     from utils.model.config import detector_settings, find_path
-    from utils.model.detector import find_device, import_sooner, load_detector
+    from utils.model.load import find_device, import_sooner, load_detector
 
     if detector_path is None and flags["weights_path"] is None:
         detector_path = EMBEDDED_DETECTOR

@@ -36,7 +36,8 @@ from examples.synthetic_forgeries import KINDS
 from utils.data.frames import evenly_spaced
 from utils.files import TRAINING_FOLDER
 from utils.model.config import detector_settings
-from utils.model.detector import LoadedDetector, load_detector
+from utils.model.detector import LoadedDetector
+from utils.model.load import load_detector
 
 TOWERS = ("demo", "trial", "scratch", "early", "probe")
 KEPT = Path(__file__).parent / "weights"  # of what takes long to train

@@ -21,7 +21,7 @@ from utils.data.faces.photographs import Photographs
 from utils.data.images import UnreadableImage
 from utils.errors import InputError
 from utils.model.config import detector_settings
-from utils.model.detector import find_device, load_detector
+from utils.model.load import find_device, load_detector
 
 
 @pytest.fixture

@@ -15,7 +15,8 @@ from sklearn.metrics import roc_auc_score
 from tests.helpers.datasets import read_image
 from tests.helpers.paths import ROOT
 from utils.model.config import detector_settings
-from utils.model.detector import LoadedDetector, load_detector
+from utils.model.detector import LoadedDetector
+from utils.model.load import load_detector
 
 YAML = ROOT / "config" / "detector" / "clip_gradcam_demo.yaml"
 

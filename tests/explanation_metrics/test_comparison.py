@@ -18,7 +18,8 @@ from scipy import stats
 from tests.helpers.datasets import DataTree
 from utils.cam.methods import ATTENTION_SITE
 from utils.explanation_metrics.comparison import ALL, Columns, Row, best_threshold, rows
-from utils.explanation_metrics.evaluate import ENERGY, DatasetScores
+from utils.explanation_metrics.dataset_evaluation import ENERGY
+from utils.explanation_metrics.evaluate import DatasetScores
 from utils.explanation_metrics.output import best_over_all, write_config
 from utils.explanation_metrics.sweep import MapSpec
 from utils.explanation_metrics.tables import (

@@ -22,21 +22,16 @@ from utils.allowed import METHOD_NAMES
 from utils.data.frames import Frame
 from utils.data.readers import read_dataset
 from utils.explanation_metrics.comparison import ALL, Row
-from utils.explanation_metrics.evaluate import (
-    ENERGY,
-    SCREENING,
-    DatasetEvaluation,
-    DatasetScores,
-    ExplanationOptions,
-    evaluate_dataset,
-)
+from utils.explanation_metrics.dataset_evaluation import ENERGY, SCREENING, DatasetEvaluation
+from utils.explanation_metrics.evaluate import DatasetScores, ExplanationOptions, evaluate_dataset
 from utils.explanation_metrics.output import evaluate_explanations
 from utils.explanation_metrics.randomisation import FAILS_FROM
 from utils.explanation_metrics.samples import read_samples
 from utils.explanation_metrics.sweep import MapSpec, SweepPlan
 from utils.explanation_metrics.tables import printed, verdict
 from utils.model.config import RunSettings, run_settings
-from utils.model.detector import LoadedDetector, load_detector
+from utils.model.detector import LoadedDetector
+from utils.model.load import load_detector
 
 LAYER = "encoder.layers.3"
 # What reads the evidence there, and what points at the decoy: see `known_evidence`.

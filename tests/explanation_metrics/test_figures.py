@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from utils.explanation_metrics.bootstrap import Interval
+from utils.explanation_metrics.causal.deletion import SHARES, Curves
 from utils.explanation_metrics.comparison import ALL, Difference, Row
-from utils.explanation_metrics.deletion import SHARES, Curves
-from utils.explanation_metrics.evaluate import ENERGY, DatasetScores
+from utils.explanation_metrics.dataset_evaluation import ENERGY
+from utils.explanation_metrics.evaluate import DatasetScores
 from utils.explanation_metrics.figures import curves_figure, heat_table_figure, image_file
 from utils.explanation_metrics.sweep import MapSpec
 

@@ -16,7 +16,8 @@ from tests.helpers.command_server import CommandServer
 from tests.helpers.detectors import PATCH, PIXELS
 from tests.helpers.paths import SCRIPT
 from tests.helpers.references.known_evidence import EVIDENCE, evidence_tree, patch
-from utils.explanation_metrics.evaluate import CLICK_METRICS, ENERGY, ExplanationOptions, evaluate_dataset
+from utils.explanation_metrics.dataset_evaluation import CLICK_METRICS, ENERGY
+from utils.explanation_metrics.evaluate import ExplanationOptions, evaluate_dataset
 from utils.explanation_metrics.localisation import click_distance
 from utils.explanation_metrics.sweep import MapSpec
 

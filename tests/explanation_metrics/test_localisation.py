@@ -17,14 +17,14 @@ from tests.helpers.detectors import images, tiny_detector
 from utils.cam.tokens import frozen_for_explaining
 from utils.choice.fills import blurred, mean_coloured
 from utils.explanation_metrics.bootstrap import VideoBootstrap, holm
-from utils.explanation_metrics.causal.segment_attack import attacked, hottest_segments, slic_segments
-from utils.explanation_metrics.controls import face_map, gaussian_map
-from utils.explanation_metrics.deletion import (
+from utils.explanation_metrics.causal.deletion import (
     area,
     deletion_insertion,
     pixel_ranks,
     score_without,
 )
+from utils.explanation_metrics.causal.segment_attack import attacked, hottest_segments, slic_segments
+from utils.explanation_metrics.controls import face_map, gaussian_map
 from utils.explanation_metrics.localisation import FIXED_LEVEL, IOU_LEVELS, energy_in_mask, localise, pointing_game
 from utils.explanation_metrics.randomisation import cascade, rank_correlation, weights_put_back
 

@@ -13,7 +13,7 @@ from tests.helpers.datasets import DataTree
 from tests.helpers.detectors import PIXELS
 from utils.data.frames import DataSettings, Frame, evenly_spaced
 from utils.data.readers import read_dataset
-from utils.explanation_metrics.evaluate import sample_notes
+from utils.explanation_metrics.dataset_evaluation import sample_notes
 from utils.explanation_metrics.samples import (
     DetectedFakes,
     RealCounterparts,

@@ -11,7 +11,7 @@ import torch
 from utils import command, packages
 from utils.allowed import PRECISIONS
 from utils.errors import InputError
-from utils.model.detector import check_precision
+from utils.model.load import check_precision
 
 
 def test_here_nothing_is_too_old() -> None:

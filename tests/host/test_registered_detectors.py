@@ -22,10 +22,11 @@ from utils.data.frames import Frame
 from utils.errors import InputError
 from utils.model.clip_tower import KNOWN_TOWERS
 from utils.model.config import DetectorSettings
-from utils.model.detector import LoadedDetector, load_detector
+from utils.model.detector import LoadedDetector
 from utils.model.gradcam_settings import gradcam_settings
 from utils.model.host import inputs as host_inputs
 from utils.model.host.inputs import HostInputs, high_frequencies
+from utils.model.load import load_detector
 
 NO_WEIGHTS = {"backbone_config": {"pretrained": False}, "resolution": 32}
 

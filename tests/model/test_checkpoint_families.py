@@ -22,8 +22,9 @@ from utils.files import sha256_of
 from utils.model.checkpoints import load_weights
 from utils.model.clip_tower import KNOWN_TOWERS
 from utils.model.config import detector_settings
-from utils.model.detector import LoadedDetector, load_detector
+from utils.model.detector import LoadedDetector
 from utils.model.fitted_config import fitted_config
+from utils.model.load import load_detector
 from utils.model.weights_file import read_file
 
 WIDTH = ARCHITECTURE["hidden_size"]

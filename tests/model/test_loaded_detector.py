@@ -11,7 +11,8 @@ from tests.helpers.datasets import DataTree
 from tests.helpers.detectors import PIXELS, tiny_detector
 from utils.errors import InputError
 from utils.model.config import DetectorSettings, detector_settings
-from utils.model.detector import LoadedDetector, find_device, load_detector
+from utils.model.detector import LoadedDetector
+from utils.model.load import find_device, load_detector
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from utils.decision import UNKNOWN
 from utils.drawing.overlays import Box, LayerImage
 from utils.errors import InputError
 from utils.model.config import detector_settings
-from utils.model.detector import find_device, load_detector
+from utils.model.load import find_device, load_detector
 from utils.results.sample import CompletenessFacts, LayerFacts, Sample
 from utils.results.sample_folder import (
     Drawn,

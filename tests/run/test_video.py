@@ -23,7 +23,8 @@ from utils.data.faces.tracks import FrameViews
 from utils.data.video_files import UnreadableVideo, VideoReader, video_writer
 from utils.errors import InputError
 from utils.model.config import detector_settings
-from utils.model.detector import LoadedDetector, find_device, load_detector
+from utils.model.detector import LoadedDetector
+from utils.model.load import find_device, load_detector
 from utils.run.video.explain_video import explain_video
 
 av = pytest.importorskip("av", reason="videos need PyAV: pip install av")

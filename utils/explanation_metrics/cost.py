@@ -7,10 +7,10 @@ from typing import Collection, Mapping
 
 from torch import Tensor
 
+from utils.explanation_metrics.causal.deletion import FILLS, SHARES
 from utils.explanation_metrics.causal.saco import GROUPS
 from utils.explanation_metrics.causal.segment_attack import STEPS, TOP
 from utils.explanation_metrics.controls import CONTROLS
-from utils.explanation_metrics.deletion import FILLS, SHARES
 from utils.model.detector import LoadedDetector
 
 BACKWARD = 3  # forward passes that a pass with gradients counts for

@@ -9,8 +9,8 @@ import numpy as np
 
 from utils.allowed import METHOD_NAMES
 from utils.explanation_metrics.bootstrap import VideoBootstrap
+from utils.explanation_metrics.causal.deletion import SHARES
 from utils.explanation_metrics.comparison import ALL, Row
-from utils.explanation_metrics.deletion import SHARES
 from utils.explanation_metrics.evaluate import DatasetScores
 from utils.explanation_metrics.sweep import MapSpec
 

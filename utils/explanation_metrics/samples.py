@@ -22,8 +22,8 @@ from utils.data.mask_folder import MaskFolder
 from utils.data.readers import read_dataset
 from utils.data.storage import read_bytes
 from utils.errors import RunError
+from utils.explanation_metrics.causal.deletion import RealFrames
 from utils.explanation_metrics.controls import hull
-from utils.explanation_metrics.deletion import RealFrames
 from utils.files import read_table
 
 T = TypeVar("T")

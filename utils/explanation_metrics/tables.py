@@ -6,11 +6,12 @@ import math
 from typing import Any, Sequence
 
 from utils.explanation_metrics.bootstrap import Interval
+from utils.explanation_metrics.causal.deletion import SHARES
 from utils.explanation_metrics.causal.transplant_agreement import AGREEMENT
 from utils.explanation_metrics.comparison import ALL, Row, lower_is_better
 from utils.explanation_metrics.controls import CONTROLS
-from utils.explanation_metrics.deletion import SHARES
-from utils.explanation_metrics.evaluate import CLICK_METRICS, DatasetScores
+from utils.explanation_metrics.dataset_evaluation import CLICK_METRICS
+from utils.explanation_metrics.evaluate import DatasetScores
 from utils.explanation_metrics.randomisation import FAILS_FROM, Randomised
 from utils.explanation_metrics.sweep import MapSpec
 

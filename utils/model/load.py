@@ -1,18 +1,26 @@
-"""From weights to a detector that explains, and from image files to its input, in one line each."""
+"""From settings and weights to a detector on its device, and from image files to its input."""
 
 from __future__ import annotations
 
+from copy import deepcopy
 from pathlib import Path
-from typing import Any, Sequence
+from typing import Any, Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from utils.data.images import UnreadableImage, decode_image, read_file
-from utils.errors import InputError
-from utils.model.config import detector_settings, find_path
-from utils.model.detector import find_device, load_detector
+from utils.errors import InputError, did_you_mean
+from utils.model.backbone_config import without_pretrained
+from utils.model.built_model import build_model
+from utils.model.checkpoints import fill, sha256_of_state, translated
+from utils.model.config import DetectorSettings, detector_settings, find_path
+from utils.model.detector import DTYPES, LoadedDetector
+from utils.model.fitted_config import fitted_config
+from utils.model.host.registry import any_model_class, find_detectors, import_alone
+from utils.model.weights_file import read_file as read_weights
+from utils.text import one_line
 
 
 def load_gradcam_detector(
@@ -60,3 +68,109 @@ def read_images(model: Any, files: Sequence[str | Path] | str | Path) -> Tensor:
     pixels = torch.from_numpy(np.stack(decoded)).permute(0, 3, 1, 2).float().div(255)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (model.gradcam.mean, model.gradcam.std))
     return ((pixels - mean) / std).to(next(model.parameters()).device)
+
+
+def load_detector(
+    settings: DetectorSettings, device: torch.device, precision: str = "fp32", random_weights: bool = False
+) -> LoadedDetector:
+    """The detector with the weights of `settings.weights_path` or, if `random_weights`, with none.
+
+    A model that `settings.build` builds may have its weights from there. Whether its logits can be used,
+    `LoadedDetector.check_predictions` tells.
+
+    No pretrained tower is downloaded in either case: a weights file has to cover the whole model. Raises InputError.
+    """
+    if not settings.weights_name and not random_weights:
+        raise InputError(
+            "no weights: weights_path is not set in the detector's YAML; give the checkpoint of the whole detector",
+            "weights",
+        )
+    check_precision(precision, device)
+    file = None if settings.weights_path is None else read_weights(settings.weights_path)
+    if file is not None and not settings.build:
+        settings = settings._replace(config=fitted_config(settings.config, translated(file)))
+    model = untrained_detector(settings, settings.gradcam.enabled)
+    if hasattr(model, "gradcam"):
+        model.gradcam = settings.gradcam  # the checked settings themselves, so that there is one object and no copy
+    if hasattr(model, "weights_at_first"):
+        model.weights_at_first = None  # a file fills it, or random weights were asked for and are marked as such
+    sha256 = ""
+    if file is not None:
+        sha256 = file.sha256
+        fill(model.model if settings.build else model, file)
+    elif settings.build:
+        sha256 = sha256_of_state(model.model)
+    return LoadedDetector(model.to(device).eval(), device, precision, settings, sha256)
+
+
+def find_device(name: str) -> torch.device:
+    """ "auto", "cpu", "cuda" or "cuda:n" → a device that is there. Raises InputError; `auto` falls back to the CPU."""
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        print("device: cpu (no CUDA device found)")
+        return torch.device("cpu")
+    family, _, number = name.partition(":")
+    if family not in ("cpu", "cuda") or (number and not (family == "cuda" and number.isdigit())):
+        raise InputError(f"device is {name!r}; allowed: auto, cpu, cuda, cuda:<n>", "device")
+    if family == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"device {name!r}: PyTorch finds no CUDA device here; use cpu or auto", "device")
+    if family == "cuda" and number and int(number) >= torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        raise InputError(f"device {name!r}: there are {count} CUDA devices, numbered from 0", "device")
+    return torch.device(name)
+
+
+def check_precision(precision: str, device: torch.device) -> None:
+    """Raises InputError where this torch cannot compute in that precision on that device; older ones lack fp16."""
+    if precision == "fp32":
+        return
+    unit = torch.ones(1, 1, device=device)
+    try:
+        with torch.autocast(device.type, dtype=DTYPES[precision]):
+            found = torch.nn.functional.linear(unit, unit).dtype
+    except RuntimeError as error:
+        raise InputError(f"precision {precision}: {one_line(error)}; use fp32 or bf16", "precision") from error
+    if found != DTYPES[precision]:
+        raise InputError(
+            f"precision {precision} on {device.type} is not available in torch {torch.__version__}; use fp32 or bf16",
+            "precision",
+        )
+
+
+def import_sooner(settings: DetectorSettings) -> None:
+    """For a command, before it loads the detector: import nothing of the host that this one does not need."""
+    if not settings.build:
+        import_alone(settings.model_name, settings.config)
+
+
+def detector_class(model_name: str, explainable: bool, config: Mapping[str, Any]) -> Any:
+    """The registered detector of that name; `clip` means `clip_gradcam`, which predicts exactly the same.
+
+    `config` names the networks and losses that it needs. Raises InputError for an unknown name, and, if `explainable`,
+    for a detector without heatmaps.
+    """
+    known = find_detectors(model_name, config)
+    name = f"{model_name}_gradcam" if f"{model_name}_gradcam" in known else model_name
+    if name not in known:
+        raise InputError(
+            f"model_name {model_name!r} is no registered detector; {did_you_mean(model_name, known)}"
+            f"registered: {', '.join(sorted(known))}"
+        )
+    if explainable and not hasattr(known[name], "generate_gradcam"):
+        with_maps = sorted(other for other in known if hasattr(known[other], "generate_gradcam"))
+        raise InputError(f"model_name {model_name!r} has no heatmaps; detectors that have: {', '.join(with_maps)}")
+    return known[name]
+
+
+def untrained_detector(settings: DetectorSettings, explainable: bool) -> Any:
+    """The detector without the weights of its file: a registered one, or what `settings.build` names. InputError."""
+    if settings.build:
+        return any_model_class()(build_model(settings.build, settings.config), settings.config)
+    if settings.config.get("video_mode"):
+        raise InputError(
+            f"detector {settings.model_name!r} reads clips of frames (video_mode: true in its YAML); detectors of"
+            " single images are evaluated and explained"
+        )
+    cls = detector_class(settings.model_name, explainable, settings.config)
+    return cls(deepcopy(without_pretrained(settings.config)))  # some hosts write into their config

@@ -19,14 +19,8 @@ from utils.explanation_metrics.output import evaluate_explanations
 from utils.explanation_metrics.samples import find_evidence
 from utils.files import write_json
 from utils.model.config import RunSettings
-from utils.model.detector import (
-    LoadedDetector,
-    find_device,
-    import_sooner,
-    load_detector,
-    print_backward_precision,
-    print_default_layer,
-)
+from utils.model.detector import LoadedDetector, print_backward_precision, print_default_layer
+from utils.model.load import find_device, import_sooner, load_detector
 from utils.report.exports import begin_exports, check_exports, lacks_exports, write_exports
 from utils.results.calibration_file import Calibration, find_calibration
 from utils.results.manifest import METRICS, STARTED

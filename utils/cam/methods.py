@@ -113,7 +113,8 @@ def cam_method(name: str, pp_epsilon: float = DEFAULT_EPSILON) -> Method:
 def leftover(A: Tensor, G: Tensor, norm_epsilon: float) -> Tensor:
     """What a sum Σ_c G_c A_c that is 0 may come to, (B, h, w); `norm_epsilon` is that of the LayerNorm that reads A.
 
-    Two things keep it from 0. Each term is known to the precision of A and of G alone. And a LayerNorm
+    Two things keep it from 0. Each term is known to the precision of A and of G alone, and G to that in which the
+    LayerNorm's backward pass subtracts means, which is float32 at least. And a LayerNorm
     y = (x - μ) / √(σ² + ε) does not change when x is scaled, so that Σ_c x_c ∂s/∂x_c = ε / (σ² + ε) Σ_c y_c ∂s/∂y_c:
     where a score reads x through a LayerNorm alone, as the patches of the last block, ε is all there is. Its terms
     Σ |y ∂s/∂y| are not those of the sum, but of their size: they are allowed four times as much.
@@ -124,7 +125,7 @@ def leftover(A: Tensor, G: Tensor, norm_epsilon: float) -> Tensor:
         A, G = A.to(dtype), G.to(dtype)
         terms, variance = (G * A).abs().sum(dim=1), A.var(dim=1, unbiased=False)
         share = 4 * norm_epsilon / (variance + norm_epsilon) if norm_epsilon else torch.zeros_like(variance)
-        return terms * (share + 2 * precision)
+        return terms * (share + 2 * precision + 4 * torch.finfo(dtype).eps)
 
 
 def signed_maps(name: str, patches: Mapping[str, Tokens], pp_epsilon: float = DEFAULT_EPSILON) -> dict[str, Tensor]:

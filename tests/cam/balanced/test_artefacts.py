@@ -68,3 +68,12 @@ def test_in_a_tower_it_is_the_last_block_of_a_plain_pass_alone(epsilon: float, d
                 for name, maps in found.layers.items():
                     expected = (name, backward, site, method) == (LAST, "plain", "residual", "hirescam")
                     assert maps.artefact.tolist() == [expected] * 4, (name, backward, site, method)
+
+
+def test_rounding_alone_is_an_artefact_in_every_tower() -> None:
+    """Where ε leaves nothing, only rounding is left, and more of it in some towers than in others."""
+    architecture = {**ARCHITECTURE, "layer_norm_eps": 1e-12}
+    for seed in range(40):
+        model = tiny_detector(seed=seed, backbone_config={"architecture": architecture})
+        maps = model.explain({"image": images(8, seed)}, [LAST], "hirescam", "fake", "residual", "plain").layers[LAST]
+        assert maps.signed.any() and maps.artefact.all(), seed

@@ -90,11 +90,16 @@ def test_forty_kills_at_random_moments(
         assert run.wait().code == 0
         at_work[len(flags)] = time.monotonic() - begin
     killed = rounds = landed = 0
-    while killed < KILLS:
+
+    def enough() -> bool:
+        # Where the machine is busier now than when a run was timed, kills come too early: then there are more of them.
+        return killed >= KILLS and (landed >= 10 or killed >= 3 * KILLS)
+
+    while not enough():
         flags = [ONE_PASS, TWO_PHASES][rounds % 2]
         reference, out = whole_run(flags), tmp_path / f"round{rounds}"
         rounds += 1
-        while not (out / "manifest.json").exists() and killed < KILLS:
+        while not (out / "manifest.json").exists() and not enough():
             run = commands.start(SCRIPT, *flags_of(tree, out, *flags, "--resume"), cwd=tmp_path)
             before, begun = progress(out), len(journals(out / "toy"))
             if moments.random() < 0.25:  # while it reads and loads

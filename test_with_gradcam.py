@@ -5,19 +5,20 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Sequence
+from typing import TYPE_CHECKING
 
-from utils.allowed import DEFAULT_SAMPLES, MEASUREMENTS, MOST_MISTAKES, SELECTIONS, TARGETS
-from utils.command import OneLineParser, percent, positive, run_command
-from utils.errors import InputError
-from utils.flags import add_detector_flags, add_map_flags, read_as, unless_configured
+from utils.gradcam_kit.base.allowed import DEFAULT_SAMPLES, MEASUREMENTS, MOST_MISTAKES, SELECTIONS, TARGETS
+from utils.gradcam_kit.base.command import OneLineParser, percent, positive, run_command
+from utils.gradcam_kit.base.errors import InputError
+from utils.gradcam_kit.settings.flags import add_detector_flags, add_map_flags, read_as, unless_configured
 
 # Whatever loads torch is imported once the flags are known to be right: a misspelt one is said at once.
 if TYPE_CHECKING:
-    from utils.explanation_metrics.evaluate import ExplanationOptions
-    from utils.model.config import DetectorSettings
-    from utils.run.options import RunOptions
+    from utils.gradcam_kit.measure.evaluate import ExplanationOptions
+    from utils.gradcam_kit.settings.config import DetectorSettings
+    from utils.gradcam_kit.settings.run_options import RunOptions
 
 # Config keys that have a flag: `dest` below. A flag that is not given is None, and the YAML's value counts.
 CONFIG_KEYS = (
@@ -166,8 +167,8 @@ def main(argv: Sequence[str]) -> int:
         raise InputError(
             "no detector: give --detector_path YAML, or --detector module:function for a model of your own"
         )
-    from utils.model.config import find_path, run_settings
-    from utils.run.evaluation import run
+    from utils.gradcam_kit.run.evaluation import run
+    from utils.gradcam_kit.settings.config import find_path, run_settings
 
     detector_path = find_path(args.detector_path, "detector YAML", "--detector_path") if args.detector_path else None
     test_config = find_path(args.test_config, "YAML", "--test_config") if args.test_config else None
@@ -183,8 +184,8 @@ def main(argv: Sequence[str]) -> int:
 
 def run_options(args: argparse.Namespace, output_dir: Path, command: list[str]) -> RunOptions:
     """What the flags say beside the configuration. Raises InputError for flags that need another."""
-    from utils.report.exports import ExportOptions
-    from utils.run.options import RunOptions
+    from utils.gradcam_kit.run.exports import ExportOptions
+    from utils.gradcam_kit.settings.run_options import RunOptions
 
     return RunOptions(
         output_dir=output_dir,
@@ -215,7 +216,7 @@ def explanation_options(args: argparse.Namespace) -> ExplanationOptions | None:
             if getattr(args, flag):
                 raise InputError(f"--{flag} needs --evaluate_explanations: give both")
         return None
-    from utils.explanation_metrics.evaluate import ExplanationOptions
+    from utils.gradcam_kit.measure.evaluate import ExplanationOptions
 
     path = Path(args.write_config) if args.write_config else None
     if path is not None and (path.suffix not in (".yaml", ".yml") or not path.absolute().parent.is_dir()):
@@ -233,8 +234,8 @@ def explanation_options(args: argparse.Namespace) -> ExplanationOptions | None:
 
 def list_layers(settings: DetectorSettings) -> None:
     """Print the tower's blocks, then every module inside; needs no weights."""
-    from utils.cam.layers import block_names
-    from utils.model.load import import_sooner, untrained_detector
+    from utils.gradcam_kit.engine.layers import block_names
+    from utils.gradcam_kit.model.load import import_sooner, untrained_detector
 
     import_sooner(settings)
     model = untrained_detector(settings, True)

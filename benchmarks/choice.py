@@ -21,14 +21,15 @@ from torch import Tensor
 
 from benchmarks.yardstick.measures import Yardstick
 from benchmarks.yardstick.towers import BATCH, TOWERS, Case, make_case
-from utils.cam.layers import block_names
-from utils.choice.candidates import NO_MAPS, Candidate, Named, candidate_maps, shortlist
-from utils.choice.check import block_voters, check_maps, support
-from utils.choice.choosing import TrialImages, TriedDetector, choose_map
-from utils.choice.fills import MEAN_COLOUR
-from utils.choice.trial import Heat, hottest, replaced
-from utils.choice.verdict import FAR_BELOW, Choice
-from utils.explanation_metrics.bootstrap import VideoBootstrap
+from utils.gradcam_kit.engine.layers import block_names
+from utils.gradcam_kit.engine.recipe import Recipe
+from utils.gradcam_kit.judge.bootstrap import VideoBootstrap
+from utils.gradcam_kit.judge.candidates import NO_MAPS, candidate_maps, shortlist
+from utils.gradcam_kit.judge.check import block_voters, check_maps, support
+from utils.gradcam_kit.judge.choosing import TrialImages, TriedDetector, choose_map
+from utils.gradcam_kit.judge.fills import MEAN_COLOUR
+from utils.gradcam_kit.judge.trial import Heat, hottest, replaced
+from utils.gradcam_kit.judge.verdict import FAR_BELOW, Choice
 
 IMAGES = 32  # that the choice sees
 TIMES = 1.5  # as many test videos as usual, for more than 100 held-out fakes
@@ -48,8 +49,8 @@ def halves(case: Case) -> tuple[Case, Case]:
     return part(True), part(False)
 
 
-def heats_of(case: Case, candidates: list[Candidate]) -> dict[Candidate, Heat]:
-    parts: dict[Candidate, list[Any]] = {one: [] for one in candidates}
+def heats_of(case: Case, candidates: list[Recipe]) -> dict[Recipe, Heat]:
+    parts: dict[Recipe, list[Any]] = {one: [] for one in candidates}
     for pixels in case.fakes.split(BATCH):
         images = case.detector.normalised(pixels)
 
@@ -64,7 +65,7 @@ def heats_of(case: Case, candidates: list[Candidate]) -> dict[Candidate, Heat]:
     }
 
 
-def falls_of(case: Case, heats: dict[Candidate, Heat], margins: Any) -> dict[Candidate, np.ndarray]:
+def falls_of(case: Case, heats: dict[Recipe, Heat], margins: Any) -> dict[Recipe, np.ndarray]:
     """How far the margin falls by the hottest 5 % of the patches, of the paired real frame."""
     images, reals = case.detector.normalised(case.fakes), case.detector.normalised(case.reals)
     before = margins(images)
@@ -73,24 +74,24 @@ def falls_of(case: Case, heats: dict[Candidate, Heat], margins: Any) -> dict[Can
     }
 
 
-def every_name(case: Case) -> list[Candidate]:
+def every_name(case: Case) -> list[Recipe]:
     """What a user may name: methods × first, middle and last block × where they read, with the plain gradient."""
     blocks = block_names(case.detector.model.explained_tower)
     layers = [blocks[0], blocks[len(blocks) // 2], blocks[-1]]
     token = [
-        Candidate(method, layer, site, "plain")
+        Recipe(method, layer, site, "plain")
         for method in ("gradcam", "hirescam", "layercam")
         for layer in layers
         for site in ("layer_norm1", "residual")
     ]
-    return [*token, *(Candidate("legrad", layer, "attention", "plain") for layer in layers)]
+    return [*token, *(Recipe("legrad", layer, "attention", "plain") for layer in layers)]
 
 
 def measured(case: Case) -> dict[str, Any]:
     seen, held_out = halves(case)
     model = case.detector.model
     tried: TriedDetector = model._tried(BATCH)
-    candidates = shortlist(model.explained_tower, NO_MAPS, Named())
+    candidates = shortlist(model.explained_tower, NO_MAPS, Recipe.open())
     count = min(IMAGES, len(seen.fakes))
     given = TrialImages(
         case.detector.normalised(seen.fakes[:count]),
@@ -121,7 +122,7 @@ def measured(case: Case) -> dict[str, Any]:
     }
 
 
-def named_words(judged: Choice, names: list[Candidate], share: dict[Candidate, float]) -> dict[str, Any]:
+def named_words(judged: Choice, names: list[Recipe], share: dict[Recipe, float]) -> dict[str, Any]:
     """What the choice says of each name, beside its share of the best fall with the paired real, on other images."""
     said = {
         one: row is None or row.beyond.low <= 0 or row.share < FAR_BELOW for one in names for row in [judged.row(one)]
@@ -138,7 +139,7 @@ def named_words(judged: Choice, names: list[Candidate], share: dict[Candidate, f
 
 
 def check_figures(
-    case: Case, tried: TriedDetector, heats: dict[Candidate, Heat], names: list[Candidate], points: dict[Candidate, Any]
+    case: Case, tried: TriedDetector, heats: dict[Recipe, Heat], names: list[Recipe], points: dict[Recipe, Any]
 ) -> dict[str, Any]:
     """Does the check's figure rank maps that point into the forgery above those that do not? Over images × names."""
     images = case.detector.normalised(case.fakes)
@@ -168,7 +169,7 @@ def check_figures(
             videos.append(case.videos[i])
     found: dict[str, Any] = {"maps": len(right), "right": float(np.mean(right))}
     for word in ("supported", "weak", "artefact"):
-        chosen = [r for r, w in zip(right, words) if w == word]
+        chosen = [r for r, w in zip(right, words, strict=True) if w == word]
         found[word] = [len(chosen), float(np.mean(chosen)) if chosen else None]
     if 0 < np.mean(right) < 1:
         found["AUROC"] = [float(roc_auc_score(right, scores)), *auroc_interval(right, scores, videos)]

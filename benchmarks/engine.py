@@ -15,10 +15,12 @@ import re
 import statistics
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Callable, Dict, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -27,13 +29,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from detectors.clip_detector_gradcam import CLIPDetectorWithGradCAM
 from tests.helpers.saved_bytes import saved_bytes
-from utils.allowed import METHOD_NAMES
+from utils.gradcam_kit.base.allowed import METHOD_NAMES
 
 TOWERS = {
     "large": ("openai/clip-vit-large-patch14", (23, 20, 15, 10)),
     "base": ("openai/clip-vit-base-patch16", (11, 9, 7, 5)),
 }
-Contenders = Dict[str, Callable[[], Any]]
+Contenders = dict[str, Callable[[], Any]]
 # What these keep is not counted: counting holds on to the graphs of all their passes at once, more than 16 GiB.
 MANY_PASSES = ("one full backward per layer", "captum, four layers one by one", "pytorch-grad-cam, four layers")
 
@@ -91,7 +93,7 @@ def in_backward_precision(bench: Bench, precision: str, options: dict[str, Any])
 
     def run() -> Any:
         detector, before = bench.detector, bench.detector.gradcam
-        detector.gradcam = before._replace(backward_precision=precision)
+        detector.gradcam = replace(before, backward_precision=precision)
         try:
             return detector.explain({"image": bench.image}, **options)
         finally:

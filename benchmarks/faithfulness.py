@@ -22,7 +22,7 @@ import numpy as np
 from benchmarks.yardstick.candidates import Maps, all_maps, finer_cam, integrated_gradients, secant_maps
 from benchmarks.yardstick.measures import Columns, Yardstick
 from benchmarks.yardstick.towers import TOWERS, Case, make_case
-from utils.explanation_metrics.bootstrap import VideoBootstrap
+from utils.gradcam_kit.judge.bootstrap import VideoBootstrap
 
 MEASURES = ("pointing", "energy", "cut", "transplant")
 SEED = 0
@@ -40,7 +40,7 @@ def measured(case: Case, causal: int, output: Path) -> dict[str, Any]:
     figures: dict[str, Any] = {name: {} for name in names}
     for measure in MEASURES:
         table = np.stack([columns[name][measure] for name in names], axis=1)
-        for name, interval in zip(names, bootstrap.intervals(table)):
+        for name, interval in zip(names, bootstrap.intervals(table), strict=True):
             figures[name][measure] = [round(value, 4) for value in interval[:3]]
     flat = {f"{name}|{measure}": columns[name][measure] for name in names for measure in MEASURES}
     np.savez_compressed(output / f"{case.name}.npz", videos=np.array(case.videos), **flat)  # type: ignore[arg-type]  # numpy's stub takes them for its own flag

@@ -20,9 +20,11 @@ import tempfile
 import time
 import warnings
 from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
-from typing import Any, Callable, ContextManager, Iterator
+from typing import Any
 
 import torch
 import yaml
@@ -33,8 +35,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.engine import Bench, Contenders, plain, pytorch_grad_cam_run, torchcam_run
 from detectors.clip_detector_gradcam import CLIPDetectorWithGradCAM
-from utils.explaining.pending import Pending
-from utils.files import TRAINING_FOLDER
+from utils.gradcam_kit.base.files import TRAINING_FOLDER
+from utils.gradcam_kit.explain.pending import Pending
 
 LARGE: dict[str, Any] = {"name_or_path": "openai/clip-vit-large-patch14", "pretrained": False}
 TINY: dict[str, Any] = {
@@ -74,7 +76,7 @@ def contenders(bench: Bench, peers: bool) -> Contenders:
 @contextlib.contextmanager
 def precision_of(name: str, device: str) -> Iterator[None]:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = name == "tf32"
-    half: ContextManager[Any] = contextlib.nullcontext()
+    half: AbstractContextManager[Any] = contextlib.nullcontext()
     if name == "bf16":
         half = torch.autocast(device, dtype=torch.bfloat16)
     with half:

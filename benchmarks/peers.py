@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Callable, Dict, List, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,24 +22,24 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.engine import Logits, without_torchvision
-from utils.allowed import SITES
-from utils.cam.layers import block_names
-from utils.cam.maps import normalise
-from utils.cam.methods import ATTENTION_METHODS, METHODS
-from utils.data.frames import evenly_spaced
-from utils.data.readers import read_dataset
-from utils.explanation_metrics.localisation import energy_in_mask, pointing_game
-from utils.explanation_metrics.samples import DetectedFakes, read_samples
-from utils.explanation_metrics.sweep import SweepPlan, localise_maps, make_maps
-from utils.files import TRAINING_FOLDER
-from utils.model.config import run_settings
-from utils.model.detector import LoadedDetector
-from utils.model.load import load_detector
+from utils.gradcam_kit.base.allowed import SITES
+from utils.gradcam_kit.base.files import TRAINING_FOLDER
+from utils.gradcam_kit.data.frames import evenly_spaced
+from utils.gradcam_kit.data.readers import read_dataset
+from utils.gradcam_kit.engine.layers import block_names
+from utils.gradcam_kit.engine.maps import normalise
+from utils.gradcam_kit.engine.methods import ATTENTION_METHODS, METHODS
+from utils.gradcam_kit.judge.localisation import energy_in_mask, pointing_game
+from utils.gradcam_kit.measure.samples import DetectedFakes, read_samples
+from utils.gradcam_kit.measure.sweep import SweepPlan, localise_maps, make_maps
+from utils.gradcam_kit.model.detector import LoadedDetector
+from utils.gradcam_kit.model.load import load_detector
+from utils.gradcam_kit.settings.config import run_settings
 
 BATCH = 25
-Score = Dict[str, Dict[str, str]]  # row → block → "pointing / energy"
+Score = dict[str, dict[str, str]]  # row → block → "pointing / energy"
 ToGrid = Callable[[Tensor], Tensor]
-MakeMaps = Callable[[Any, nn.Module, List[nn.Module], Tensor, ToGrid], List[Tensor]]
+MakeMaps = Callable[[Any, nn.Module, list[nn.Module], Tensor, ToGrid], list[Tensor]]
 
 
 class Case(NamedTuple):
@@ -68,7 +69,7 @@ def load_case(data: Path, frames: int) -> Case:
     fakes = [frame for frame in read_dataset("demo", settings.data) if frame.label == 1]
     every = read_samples(fakes, settings.detector.resolution, BATCH, 0)
     detected = torch.cat([detector.predict(part)[1] > 0.5 for part in every.pixels.split(BATCH)])
-    found = [frame for frame, said_fake in zip(fakes, detected.tolist()) if said_fake]
+    found = [frame for frame, said_fake in zip(fakes, detected.tolist(), strict=True) if said_fake]
     samples = read_samples(evenly_spaced(found, frames), settings.detector.resolution, BATCH, 0)
     return Case(detector, samples, block_names(detector.model.explained_tower))
 
@@ -117,9 +118,9 @@ def theirs(case: Case, library: str, classes: dict[str, Any], make_maps: MakeMap
                 make_maps(cls, model, case.modules(site), case.detector.normalised(part), case.to_grid)
                 for part in case.samples.pixels.split(BATCH)
             ]
-            maps = [torch.cat(one) for one in zip(*parts)]
+            maps = [torch.cat(one) for one in zip(*parts, strict=True)]
             table[f"{library} | {name} | {site}"] = {
-                block: judged(one, case.samples) for block, one in zip(case.blocks, maps)
+                block: judged(one, case.samples) for block, one in zip(case.blocks, maps, strict=True)
             }
     return table
 

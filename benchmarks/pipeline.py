@@ -19,22 +19,23 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Callable, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from utils.data.frames import Batch, Frame, frame_loader
-from utils.data.readers import read_dataset
-from utils.drawing.overlays import encode, layer_images
-from utils.model.config import run_settings
-from utils.model.detector import LoadedDetector
-from utils.model.load import find_device, load_detector
-from utils.results.sample import Sample
-from utils.results.sample_folder import Drawn, comparison_image, write_sample
+from utils.gradcam_kit.data.frames import Batch, Frame, frame_loader
+from utils.gradcam_kit.data.readers import read_dataset
+from utils.gradcam_kit.drawing.overlays import encode, layer_images
+from utils.gradcam_kit.model.detector import LoadedDetector
+from utils.gradcam_kit.model.load import find_device, load_detector
+from utils.gradcam_kit.settings.config import run_settings
+from utils.gradcam_kit.store.sample import Sample
+from utils.gradcam_kit.store.sample_folder import Drawn, comparison_image, write_sample
 
 ROOT = Path(__file__).resolve().parent.parent
 TOWERS: dict[str, dict[str, Any]] = {
@@ -150,7 +151,7 @@ def samples_of(detector: LoadedDetector, batch: Batch) -> list[Drawn]:
     drawn = layer_images(batch.pixels.to(detector.device), explanation.layers, "jet")
     return [
         Drawn(Sample.of(frame, explanation, i, layers, detector.settings), pixels.permute(1, 2, 0).numpy(), layers)
-        for i, (frame, pixels, layers) in enumerate(zip(batch.frames, batch.pixels, drawn))
+        for i, (frame, pixels, layers) in enumerate(zip(batch.frames, batch.pixels, drawn, strict=True))
     ]
 
 
@@ -207,7 +208,7 @@ def matplotlib_figures(sample: Drawn, folder: Path) -> None:
         figure.savefig(folder / f"{layer.name}.png", dpi=100)
         plt.close(figure)
     figure, panels = plt.subplots(1, 1 + len(sample.layers), figsize=(5 * (1 + len(sample.layers)), 5))
-    for axes, image in zip(panels, [sample.image, *(layer.overlay for layer in sample.layers)]):
+    for axes, image in zip(panels, [sample.image, *(layer.overlay for layer in sample.layers)], strict=True):
         axes.imshow(image)
         axes.axis("off")
     figure.savefig(folder / "comparison.png", dpi=100)

@@ -17,8 +17,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Sequence
+from typing import Any
 
 import cv2
 import numpy as np
@@ -90,7 +91,7 @@ def explain_seconds(detector: CLIPDetectorWithGradCAM, cases: Sequence[tuple[int
     """Of the last `layers` blocks, at `side` pixels a side: medians, the cases in turn."""
     times: list[list[float]] = [[] for _ in cases]
     for _ in range(ROUNDS + 1):
-        for one, (layers, side) in zip(times, cases):
+        for one, (layers, side) in zip(times, cases, strict=True):
             names = [f"encoder.layers.{i}" for i in range(12 - layers, 12)]
             image = torch.randn(BATCH, 3, side, side, generator=torch.Generator().manual_seed(1))
             start = time.perf_counter()
@@ -128,7 +129,7 @@ def main() -> None:
     thousands = [count / 1000 for count in arguments.frames]
     plot(arguments.output / "frames.png", thousands, [seconds for seconds, _ in runs], ("thousand frames", "s"))
     print("| frames | s | peak MiB |\n|---|---|---|")
-    for count, (seconds, peak) in zip(arguments.frames, runs):
+    for count, (seconds, peak) in zip(arguments.frames, runs, strict=True):
         print(f"| {count} | {seconds:.1f} | {peak:.0f} |")
     detector = detector_of_base()
     layers = [1, 2, 4, 6, 8, 10, 12]
@@ -140,9 +141,12 @@ def main() -> None:
     plot(arguments.output / "pixels.png", pixels, by_pixels, ("thousand pixels an image", "s"))
     print(
         "\n| last blocks explained | s |\n|---|---|\n"
-        + "\n".join(f"| {n} | {s:.2f} |" for n, s in zip(layers, by_layers))
+        + "\n".join(f"| {n} | {s:.2f} |" for n, s in zip(layers, by_layers, strict=True))
     )
-    print("\n| pixels a side | s |\n|---|---|\n" + "\n".join(f"| {n} | {s:.2f} |" for n, s in zip(sides, by_pixels)))
+    print(
+        "\n| pixels a side | s |\n|---|---|\n"
+        + "\n".join(f"| {n} | {s:.2f} |" for n, s in zip(sides, by_pixels, strict=True))
+    )
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Mapping
+from collections.abc import Mapping
 
 from torch import Tensor
 
@@ -24,7 +24,7 @@ class CapsuleNetDetectorWithGradCAM(RegisteredMixin, CapsuleNetDetector):
 
     def gradcam_layers(self) -> list[str]:
         """The features that all ten capsules read; the last activation would be one capsule's own."""
-        return list(self.gradcam.layers or ["vgg_ext"])
+        return list(self.gradcam.recipe.layers or ["vgg_ext"])
 
     def evaluated(self, data_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """As the host's, with the same "cls" as a function of the network."""

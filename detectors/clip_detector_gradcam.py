@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from detectors import DETECTOR
-from utils.errors import InputError
+from utils.gradcam_kit.base.errors import InputError
 
 from .clip_detector import CLIPDetector
 from .gradcam_towers import CLIPTowerMixin

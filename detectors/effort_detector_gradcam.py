@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from detectors import DETECTOR
-from utils.cam.frozen import patched
-from utils.model.backbone_config import backbone_config
+from utils.gradcam_kit.engine.frozen import patched
+from utils.gradcam_kit.settings.backbone_config import backbone_config
 
 from .effort_detector import EffortDetector, apply_svd_residual_to_self_attn
 from .gradcam_towers import CLIPTowerMixin
@@ -32,7 +32,9 @@ class EffortDetectorWithGradCAM(CLIPTowerMixin, EffortDetector):
             return EffortDetector.build_backbone(self, config)
         tower = super().build_tower(config)
         width = int(tower.config.hidden_size)  # type: ignore[union-attr,arg-type]  # a CLIP tower's config
-        rank = width - int(network.get("residual_rank", 1))  # as the checkpoint has it, see utils.model.fitted_config
+        rank = width - int(
+            network.get("residual_rank", 1)
+        )  # as the checkpoint has it, see gradcam_kit.model.fitted_config
         if network.get("pretrained", "architecture" not in network):
             return apply_svd_residual_to_self_attn(tower, r=rank)
         with patched(torch.linalg, "svd", split_without_svd):

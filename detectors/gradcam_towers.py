@@ -8,11 +8,10 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from utils.errors import InputError
-from utils.model.backbone_config import backbone_config
-from utils.model.clip_tower import DEFAULT_TOWER, build_clip_tower
-
-from .gradcam_mixin import GradCAMMixin
+from utils.gradcam_kit.base.errors import InputError
+from utils.gradcam_kit.explain.mixin import GradCAMMixin
+from utils.gradcam_kit.model.clip_tower import DEFAULT_TOWER, build_clip_tower
+from utils.gradcam_kit.settings.backbone_config import backbone_config
 
 # The published tower that a host has written its head for, by the head's width, where the config names none.
 TOWERS_BY_WIDTH = {1024: DEFAULT_TOWER, 768: "openai/clip-vit-base-patch16"}
@@ -21,7 +20,7 @@ TOWERS_BY_WIDTH = {1024: DEFAULT_TOWER, 768: "openai/clip-vit-base-patch16"}
 class CLIPTowerMixin(GradCAMMixin):
     """A host detector with `backbone` (a CLIP vision tower) and `head`; the tower comes from the config.
 
-    `config["backbone_config"]` may hold `name_or_path`, `architecture` and `pretrained` (see `utils.model.clip_tower`);
+    `config["backbone_config"]` may hold `name_or_path`, `architecture` and `pretrained` (see `model.clip_tower`);
     the `gradcam_*` keys are in README_gradcam.md. Without `name_or_path` the tower is the one that the host's head is
     for.
     """
@@ -37,7 +36,7 @@ class CLIPTowerMixin(GradCAMMixin):
 
     def build_head(self, config: dict[str, Any], width: int) -> nn.Module:
         """The host's head, unless the tower has another width, or the weights are of another head."""
-        wanted = backbone_config(config).get("head", {})  # of `utils.model.fitted_config`
+        wanted = backbone_config(config).get("head", {})  # of `model.fitted_config`
         logits = wanted.get("logits", 2)
         if wanted.get("normalised"):
             return NormalisedHead(width, wanted["projection"], logits)

@@ -15,8 +15,9 @@ import argparse
 import random
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Iterator, List, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -31,11 +32,11 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from detectors.clip_detector_gradcam import CLIPDetectorWithGradCAM
-from utils.data.frame_paths import mask_path
-from utils.data.frames import DataSettings, Frame
-from utils.data.images import decode_image
-from utils.data.readers import read_dataset
-from utils.run.detection_metrics import DetectionMetrics, detection_metrics
+from utils.gradcam_kit.data.frame_paths import mask_path
+from utils.gradcam_kit.data.frames import DataSettings, Frame
+from utils.gradcam_kit.data.images import decode_image
+from utils.gradcam_kit.data.readers import read_dataset
+from utils.gradcam_kit.judge.detection_metrics import DetectionMetrics, detection_metrics
 
 ROOT = Path(__file__).resolve().parent.parent
 AUXILIARY_WEIGHT = 2.0
@@ -68,7 +69,7 @@ class ForgedPatches(Dataset[Any]):
         return image, frame.label, share
 
 
-class PairedBatches(Sampler[List[int]]):
+class PairedBatches(Sampler[list[int]]):
     """Random batches in which each fake stands beside the real frame it was made from: all else being equal, what
     tells them apart is the forgery."""
 

@@ -20,14 +20,14 @@ import torch
 from tests.helpers.datasets import make_data_tree
 from tests.helpers.detectors import PIXELS, tiny_detector
 from tests.helpers.paths import ROOT
-from utils.data.frames import frame_loader
-from utils.data.readers import read_dataset
-from utils.model.config import run_settings
-from utils.model.load import find_device, load_detector
-from utils.results.sample_folder import Drawn, write_sample
-from utils.results.sample_writer import SampleWriter
-from utils.run.explainer import Explainer
-from utils.run.resume import Resume
+from utils.gradcam_kit.data.frames import frame_loader
+from utils.gradcam_kit.data.readers import read_dataset
+from utils.gradcam_kit.model.load import find_device, load_detector
+from utils.gradcam_kit.run.explainer import Explainer
+from utils.gradcam_kit.run.resume import Resume
+from utils.gradcam_kit.settings.config import run_settings
+from utils.gradcam_kit.store.sample_folder import Drawn, write_sample
+from utils.gradcam_kit.store.sample_writer import SampleWriter
 
 
 class DirectWriter(SampleWriter):
@@ -70,7 +70,7 @@ def without_repeats(places: list[str]) -> list[str]:
 
 
 def room_of(file: str) -> str:
-    """`utils/run/explainer.py` → `utils/run`, `utils/gradcam.py` and the ground floor by their own names."""
+    """`utils/gradcam_kit/run/explainer.py` → `utils/run`, `utils/gradcam.py` and the ground floor by their own names."""
     parts = Path(file).parts
     return parts[0] if parts[0] == "detectors" else "/".join(parts[:2])
 

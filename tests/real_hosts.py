@@ -27,7 +27,7 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from utils.host_tree import Installation, extension_files  # noqa: E402  found through the line above
+from tools.host_tree import Installation, extension_files  # noqa: E402  found through the line above
 
 PIXELS = 256
 LABELS = {"CelebDFv2_real": 0, "CelebDFv2_fake": 1}

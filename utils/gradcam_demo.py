@@ -4,22 +4,22 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 if __name__ == "__main__":  # run as a script: the folder above holds the packages, this one holds none
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from utils.allowed import FACE_CROPS, TARGETS
-from utils.command import OneLineParser, run_command
-from utils.errors import InputError
-from utils.flags import add_detector_flags, add_map_flags, read_as
+from utils.gradcam_kit.base.allowed import FACE_CROPS, TARGETS
+from utils.gradcam_kit.base.command import OneLineParser, run_command
+from utils.gradcam_kit.base.errors import InputError
+from utils.gradcam_kit.settings.flags import add_detector_flags, add_map_flags, read_as
 
 # Whatever loads torch is imported once the flags are known to be right: a misspelt one is said at once.
 if TYPE_CHECKING:
-    from utils.model.detector import LoadedDetector
+    pass
 
-EMBEDDED_DETECTOR = "config/detector/clip_gradcam_demo.yaml"
 LABELLESS_TARGETS = [target for target in TARGETS if target != "label"]
 
 # The engine knows no flags: what helps where one of its errors is about that setting.
@@ -74,16 +74,18 @@ def main(argv: Sequence[str]) -> int:
         raise InputError(
             f"--target label needs labels, which single images do not have; use one of {', '.join(LABELLESS_TARGETS)}"
         )
-    from utils.model.detector import print_backward_precision, print_default_layer
-    from utils.model.map_trials import MapChecker
-    from utils.packages import require
-    from utils.run.single_images import SingleImages, find_images, is_video, make_output, photographs
+    from utils.gradcam_kit.base.packages import require
+    from utils.gradcam_kit.media.single_images import SingleImages, find_images, is_video, make_output, photographs
+    from utils.gradcam_kit.model.detector import print_backward_precision, print_default_layer
+    from utils.gradcam_kit.model.map_trials import MapChecker
 
     files = find_images(args.input)
     images = [file for file in files if not is_video(file)]
     if len(images) < len(files):
         require("av", "a video")
     flags = {"gradcam_enabled": True, **{key: getattr(args, key) for key in CONFIG_KEYS}}
+    from utils.gradcam_kit.model.named_detector import load_named_detector
+
     detector = load_named_detector(args.detector_path, args.device, args.precision, flags, read_as(flags_of))
     cropped = photographs(detector.settings.resolution, args.face_crop, args.landmark_model)
     detector.check_predictions()
@@ -97,25 +99,6 @@ def main(argv: Sequence[str]) -> int:
     make_output(Path(args.output))
     work.explain(files, Path(args.output))
     return 0
-
-
-def load_named_detector(
-    detector_path: str | None, device: str, precision: str, flags: Mapping[str, object], names: Mapping[str, str]
-) -> LoadedDetector:
-    """The detector of a YAML, or the embedded one where neither that nor weights are named. Raises InputError."""
-    from utils.model.config import detector_settings, find_path
-    from utils.model.load import find_device, import_sooner, load_detector
-
-    if detector_path is None and flags["weights_path"] is None:
-        detector_path = EMBEDDED_DETECTOR
-        print(
-            "NOTE: no weights named, so this is the small embedded detector, trained on drawn faces. It is for trying"
-            " out only and says nothing about real images. Give --detector_path and --weights_path for yours."
-        )
-    yaml_path = find_path(detector_path or "config/detector/clip_gradcam.yaml", "detector YAML", "--detector_path")
-    settings = detector_settings(yaml_path, flags, names)
-    import_sooner(settings)
-    return load_detector(settings, find_device(device), precision)
 
 
 if __name__ == "__main__":

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-from typing import Any, ContextManager, Dict, Sequence
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from benchmarks.yardstick.towers import BATCH, Case
-from utils.allowed import BACKWARDS, SITES
-from utils.cam.backward import Activations, backward_rules
-from utils.cam.layers import SUM, block_names
-from utils.cam.methods import ATTENTION_METHODS, sites_of
+from utils.gradcam_kit.base.allowed import BACKWARDS, SITES
+from utils.gradcam_kit.engine.backward import Activations, backward_rules
+from utils.gradcam_kit.engine.layers import SUM, block_names
+from utils.gradcam_kit.engine.methods import ATTENTION_METHODS
+from utils.gradcam_kit.engine.recipe import sites_of
 
 TOKEN_METHODS = ("gradcam", "hirescam", "layercam", "gradcam++")
 STEPS = 16  # of integrated gradients
 GAMMAS = (0.3, 0.6, 1.0)
 
-Maps = Dict[str, Tensor]  # "method, site, layer, backward" → raw maps (N, h, w)
+Maps = dict[str, Tensor]  # "method, site, layer, backward" → raw maps (N, h, w)
 
 
 def all_maps(case: Case) -> Maps:
@@ -45,10 +47,15 @@ def _layers(case: Case) -> list[str]:
 
 
 def _maps(
-    case: Case, methods: Sequence[str], layers: list[str], backward: str, rules: ContextManager[Any], name: str = ""
+    case: Case,
+    methods: Sequence[str],
+    layers: list[str],
+    backward: str,
+    rules: AbstractContextManager[Any],
+    name: str = "",
 ) -> Maps:
     parts: dict[str, list[Tensor]] = {}
-    short = dict(zip(layers, ("first", "middle", "last", "sum")))
+    short = dict(zip(layers, ("first", "middle", "last", "sum"), strict=True))
     with rules as constants, constants or nullcontext():
         for pixels in case.fakes.split(BATCH):
             captured = case.detector.model.capture(
@@ -90,7 +97,7 @@ def integrated_gradients(case: Case) -> Maps:
     detector, found = case.detector, []
     side = case.fakes.shape[-1]
     grid = detector.model.patch_grid(side, side)
-    for fakes, reals in zip(case.fakes.split(BATCH), case.reals.split(BATCH)):
+    for fakes, reals in zip(case.fakes.split(BATCH), case.reals.split(BATCH), strict=True):
         image, baseline = detector.normalised(fakes), detector.normalised(reals)
         gradient = torch.zeros_like(image)
         for step in range(STEPS):

@@ -26,10 +26,10 @@ from torch import Tensor, nn
 
 from benchmarks.yardstick.forgeries import Pair, forge, photos
 from benchmarks.yardstick.training import batch
-from utils.cam.backward import by_factor
-from utils.cam.methods import METHODS
-from utils.choice.trial import hottest, replaced
-from utils.explanation_metrics.bootstrap import VideoBootstrap
+from utils.gradcam_kit.engine.backward import by_factor
+from utils.gradcam_kit.engine.methods import METHODS
+from utils.gradcam_kit.judge.bootstrap import VideoBootstrap
+from utils.gradcam_kit.judge.trial import hottest, replaced
 
 SEED, STEPS, PAIRS, VIDEOS, HELD_OUT = 41, 300, 16, 400, 80
 GRID = 14  # patches a side, of which maps are compared
@@ -124,7 +124,7 @@ def maps(model: Network, images: Tensor, rule: str, methods: list[str]) -> dict[
     return {
         (method, i): METHODS[method](A.detach(), G).relu()
         for method in methods
-        for i, (A, G) in enumerate(zip(kept, gradients))
+        for i, (A, G) in enumerate(zip(kept, gradients, strict=True))
     }
 
 
@@ -148,7 +148,7 @@ def measured(model: Network, pairs: list[Pair], videos: list[str]) -> None:
     def row(name: str, pointing: Tensor, cut: Tensor) -> None:
         table = np.stack([pointing.double().numpy(), cut.double().numpy()], axis=1)
         low, high = np.quantile(bootstrap.means(table), [0.025, 0.975], axis=0)
-        cells = [f"{m:.2f} [{a:.2f}, {b:.2f}]" for m, a, b in zip(table.mean(axis=0), low, high)]
+        cells = [f"{m:.2f} [{a:.2f}, {b:.2f}]" for m, a, b in zip(table.mean(axis=0), low, high, strict=True)]
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
     print("| map | pointing | cut |\n|---|---|---|")

@@ -6,7 +6,8 @@ grid that a decoder's upsampling leaves. Nothing else tells real from fake, and 
 
 from __future__ import annotations
 
-from typing import Iterator, NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import cv2
 import numpy as np

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Dict
-
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.yardstick.towers import BATCH, Case
-from utils.cam.transplant import patch_of_pixel
-from utils.explanation_metrics.causal.transplant_agreement import changed_patches, transplant_agreement, transplanted
-from utils.explanation_metrics.controls import gaussian_map, random_maps
-from utils.explanation_metrics.localisation import energy_in_mask
-from utils.explanation_metrics.sweep import MapSpec, resized
+from utils.gradcam_kit.engine.recipe import Recipe
+from utils.gradcam_kit.engine.transplant import patch_of_pixel
+from utils.gradcam_kit.judge.localisation import energy_in_mask
+from utils.gradcam_kit.measure.controls import gaussian_map, random_maps
+from utils.gradcam_kit.measure.sweep import resized
+from utils.gradcam_kit.measure.transplant_agreement import changed_patches, transplant_agreement, transplanted
 
-Maps = Dict[str, Tensor]  # name → raw maps (N, h, w)
-Columns = Dict[str, np.ndarray]  # measure → (N,)
+Maps = dict[str, Tensor]  # name → raw maps (N, h, w)
+Columns = dict[str, np.ndarray]  # measure → (N,)
 FORGED = 0.5  # share of a patch in the mask from which it counts as forged, for how many patches `cut` replaces
 
 
@@ -64,7 +63,7 @@ class Yardstick:
         drawn = resized(case.detector, raw)
         cut, agreement = np.full(count, np.nan), np.full(count, np.nan)
         cut[self.causal] = self._cut(raw[self.causal])
-        spec = MapSpec("map")
+        spec = Recipe.control("map")
         agreement[self.causal] = transplant_agreement(self.gold, self.changed, {spec: raw[self.causal]})[spec]
         pointing = self.points(raw).double().numpy()
         energy = energy_in_mask(drawn, case.masks).double().numpy()
@@ -83,7 +82,8 @@ class Yardstick:
     def _cut(self, raw: Tensor) -> np.ndarray:
         forged = (self.share[self.causal] >= FORGED).flatten(1).sum(dim=1).clamp(min=1).tolist()
         keys = [
-            (i, tuple(sorted(one.flatten().topk(k).indices.tolist()))) for i, (one, k) in enumerate(zip(raw, forged))
+            (i, tuple(sorted(one.flatten().topk(k).indices.tolist())))
+            for i, (one, k) in enumerate(zip(raw, forged, strict=True))
         ]
         missing = [key for key in dict.fromkeys(keys) if key not in self._known]
         fakes, reals = self.case.fakes[self.causal], self.case.reals[self.causal]
@@ -92,7 +92,7 @@ class Yardstick:
             images = [
                 torch.where(torch.isin(self.patch, torch.tensor(patches)), reals[i], fakes[i]) for i, patches in part
             ]
-            self._known.update(zip(part, self._margins(torch.stack(images)).tolist()))
+            self._known.update(zip(part, self._margins(torch.stack(images)).tolist(), strict=True))
         after = torch.tensor([self._known[key] for key in keys])
         return ((self.whole - after) / (self.whole - self.none)).double().numpy()
 

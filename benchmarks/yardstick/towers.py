@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import copy
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Iterable, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -33,11 +34,11 @@ from benchmarks.yardstick.training import config, train
 from detectors.clip_detector_gradcam import CLIPDetectorWithGradCAM
 from examples.make_demo_data import Video, draw_video
 from examples.synthetic_forgeries import KINDS
-from utils.data.frames import evenly_spaced
-from utils.files import TRAINING_FOLDER
-from utils.model.config import detector_settings
-from utils.model.detector import LoadedDetector
-from utils.model.load import load_detector
+from utils.gradcam_kit.base.files import TRAINING_FOLDER
+from utils.gradcam_kit.data.frames import evenly_spaced
+from utils.gradcam_kit.model.detector import LoadedDetector
+from utils.gradcam_kit.model.load import load_detector
+from utils.gradcam_kit.settings.config import detector_settings
 
 TOWERS = ("demo", "trial", "scratch", "early", "probe")
 KEPT = Path(__file__).parent / "weights"  # of what takes long to train

@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from benchmarks.yardstick.forgeries import Pair, Photo, forge, photos
 from detectors.clip_detector_gradcam import CLIPDetectorWithGradCAM
 from examples.train_demo_detector import ForgedPatchLoss, start_from_frequencies
-from utils.files import TRAINING_FOLDER
+from utils.gradcam_kit.base.files import TRAINING_FOLDER
 
 TOWERS = ("trial", "scratch", "early")
 SEED = {"trial": 21, "scratch": 22, "early": 24}

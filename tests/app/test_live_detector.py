@@ -15,13 +15,13 @@ import torch
 from tests.helpers.datasets import DataTree
 from tests.helpers.detectors import PIXELS
 from tests.helpers.paths import ROOT
-from utils.app.live_detector import AS_CONFIGURED, LiveDetector, LiveMap, region_of
-from utils.data.faces.align import TEMPLATE, Face, View
-from utils.data.faces.photographs import Photographs
-from utils.data.images import UnreadableImage
-from utils.errors import InputError
-from utils.model.config import detector_settings
-from utils.model.load import find_device, load_detector
+from utils.gradcam_kit.app.live_detector import AS_CONFIGURED, LiveDetector, LiveMap, region_of
+from utils.gradcam_kit.base.errors import InputError
+from utils.gradcam_kit.data.images import UnreadableImage
+from utils.gradcam_kit.media.faces.align import TEMPLATE, Face, View
+from utils.gradcam_kit.media.faces.photographs import Photographs
+from utils.gradcam_kit.model.load import find_device, load_detector
+from utils.gradcam_kit.settings.config import detector_settings
 
 
 @pytest.fixture

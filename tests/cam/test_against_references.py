@@ -94,7 +94,7 @@ def test_grad_cam_equals_torchcam(detector: CLIPDetectorWithGradCAM) -> None:
     with GradCAM(Logits(), target_layer=list(layers), reshape_transform=grid) as extractor:
         scores = extractor.model(image)
         theirs = extractor(1, scores, normalized=False)
-    for name, cam in zip(BLOCK_NAMES, theirs):
+    for name, cam in zip(BLOCK_NAMES, theirs, strict=True):
         torch.testing.assert_close(ours.layers[name].raw, cam, rtol=1e-4, atol=1e-7)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,8 +13,8 @@ from torch import Tensor
 from detectors.clip_detector_gradcam import CLIPDetectorWithGradCAM
 from tests.helpers.detectors import ARCHITECTURE, BLOCKS, PATCH, PIXELS, images, tiny_detector
 from tests.helpers.references import reference_clip as reference
-from utils.cam.attention import ATTENTION_METHODS, AttentionMethod, BlockTensors, TokenMaps
-from utils.cam.layers import LayerError
+from utils.gradcam_kit.engine.attention import ATTENTION_METHODS, AttentionMethod, BlockTensors, TokenMaps
+from utils.gradcam_kit.engine.layers import LayerError
 
 SIDE = PIXELS // PATCH
 HEADS = ARCHITECTURE["num_attention_heads"]
@@ -57,7 +58,7 @@ def test_legrad_equals_the_gradient_of_the_attention_probabilities(kernel: str) 
     assert torch.equal(explanation.logits, plain)  # nothing was recomputed or replaced in the forward pass
     logits, probabilities = attended(model, image)
     torch.testing.assert_close(plain.double(), logits, rtol=0, atol=1e-5)
-    for name, P in zip(NAMES, probabilities):
+    for name, P in zip(NAMES, probabilities, strict=True):
         assert P.grad is not None
         evidence = P.grad.clamp(min=0).mean(dim=(1, 2))[:, 1:].unflatten(1, (SIDE, SIDE))
         signed = P.grad.mean(dim=(1, 2))[:, 1:].unflatten(1, (SIDE, SIDE))

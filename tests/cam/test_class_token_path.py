@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Iterator
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -11,11 +12,11 @@ from torch import Tensor, nn
 from tests.helpers.detectors import images, tiny_detector
 from tests.helpers.saved_bytes import saved_bytes
 from tests.helpers.whole_block import take_the_whole_block
-from utils.cam import tokens
-from utils.cam.maps import NonFiniteMapError
-from utils.cam.methods import METHODS
-from utils.cam.towers import class_token_path
 from utils.gradcam import explain
+from utils.gradcam_kit.engine import tokens
+from utils.gradcam_kit.engine.fast import class_token_path
+from utils.gradcam_kit.engine.maps import NonFiniteMapError
+from utils.gradcam_kit.engine.methods import METHODS
 
 LAST = "encoder.layers.3"
 LAYERS = ["encoder.layers.1", LAST]

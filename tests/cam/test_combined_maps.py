@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 from tests.helpers.detectors import BLOCKS, images, tiny_detector
-from utils.cam.layers import LayerError
-from utils.cam.targets import Target
-from utils.drawing.overlays import signed_overlay
-from utils.errors import InputError
 from utils.gradcam import explain, explained_names
+from utils.gradcam_kit.base.errors import InputError
+from utils.gradcam_kit.drawing.overlays import signed_overlay
+from utils.gradcam_kit.engine.layers import LayerError
+from utils.gradcam_kit.engine.targets import Target
 
 NAMES = [f"encoder.layers.{i}" for i in range(BLOCKS)]
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import csv
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Callable, Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,10 +20,10 @@ from tests.helpers.datasets import DataTree
 from tests.helpers.detectors import ARCHITECTURE, images, tiny_detector
 from tests.helpers.paths import ROOT
 from tests.helpers.saved_bytes import saved_bytes
-from utils.cam.methods import METHODS
-from utils.drawing.overlays import overlay
-from utils.explaining.pending import Pending
-from utils.run.dataset_run import DatasetRun
+from utils.gradcam_kit.drawing.overlays import overlay
+from utils.gradcam_kit.engine.methods import METHODS
+from utils.gradcam_kit.explain.pending import Pending
+from utils.gradcam_kit.run.dataset_run import DatasetRun
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch finds no CUDA device here")
 LAYERS = ["encoder.layers.3", "encoder.layers.1"]

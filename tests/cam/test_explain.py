@@ -15,9 +15,9 @@ from tests.helpers.detectors import ARCHITECTURE, BLOCKS, PATCH, images, tiny_de
 from tests.helpers.model_state import assert_same_state, state_of
 from tests.helpers.references import reference_clip as reference
 from tests.helpers.references.method_references import TOKEN_REFERENCES, grad_cam
-from utils.cam.layers import LayerError
-from utils.errors import InputError
 from utils.gradcam import explain
+from utils.gradcam_kit.base.errors import InputError
+from utils.gradcam_kit.engine.layers import LayerError
 
 NAMES = [f"encoder.layers.{i}" for i in range(BLOCKS)]
 GRID = (4, 4)
@@ -115,7 +115,7 @@ def test_a_cnn_against_the_closed_form() -> None:
                      model.second.weight, model.second.bias, stride=2).numpy()  # fmt: skip
     w = state["head.weight"][1] - state["head.weight"][0]
     G = w[None, :, None, None] * (A > 0) / (A.shape[2] * A.shape[3])
-    expected = np.stack([grad_cam(a, g) for a, g in zip(A, G)])
+    expected = np.stack([grad_cam(a, g) for a, g in zip(A, G, strict=True)])
     np.testing.assert_allclose(maps.signed.numpy(), expected, rtol=0, atol=1e-12)
     assert maps.grid == A.shape[2:] and maps.normalised.shape == (3, 40, 56)
     assert (explanation.method, explanation.site) == ("gradcam", "output")
@@ -184,6 +184,7 @@ def test_unusable_images_are_refused(images: Any, says: str) -> None:
 
 def test_a_network_of_no_known_family_is_refused_with_the_known_ones() -> None:
     with pytest.raises(
-        InputError, match=r"Hugging Face CLIP .*encoder\.layers.*convolutional networks.*utils/cam/towers"
+        InputError,
+        match=r"Hugging Face CLIP .*encoder\.layers.*convolutional networks.*utils/gradcam_kit/engine/towers",
     ):
         explain(nn.Sequential(nn.Flatten(), nn.Linear(12, 2)), torch.zeros(1, 3, 2, 2))

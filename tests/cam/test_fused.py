@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from utils.cam.maps import LayerMaps, fused
+from utils.gradcam_kit.engine.maps import LayerMaps, fused
 
 SIZE = (12, 8)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,8 +24,8 @@ from tests.helpers.detectors import (
 )
 from tests.helpers.references import reference_clip as reference
 from tests.helpers.references.method_references import TOKEN_REFERENCES
-from utils.cam.heads import HeadReader, named_classes
-from utils.errors import InputError
+from utils.gradcam_kit.base.errors import InputError
+from utils.gradcam_kit.engine.heads import HeadReader, named_classes
 
 LAYERS = [f"encoder.layers.{i}" for i in range(BLOCKS)]
 GRID = (PIXELS // PATCH, PIXELS // PATCH)

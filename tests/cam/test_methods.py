@@ -7,10 +7,11 @@ import torch
 
 from tests.helpers.method_tester import TESTERS, MethodTester
 from tests.helpers.references.method_references import ATTENTION_REFERENCES, TOKEN_REFERENCES
-from utils.allowed import METHOD_NAMES
-from utils.cam.attention import ATTENTION_METHODS
-from utils.cam.methods import ATTENTION_SITE, METHODS, check_methods, sites_of
-from utils.errors import InputError
+from utils.gradcam_kit.base.allowed import METHOD_NAMES
+from utils.gradcam_kit.base.errors import InputError
+from utils.gradcam_kit.engine.attention import ATTENTION_METHODS
+from utils.gradcam_kit.engine.methods import METHODS, check_methods
+from utils.gradcam_kit.engine.recipe import ATTENTION_SITE, sites_of
 
 
 @pytest.fixture(params=TESTERS)

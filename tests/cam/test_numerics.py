@@ -17,12 +17,12 @@ from tests.helpers.command_server import CommandServer
 from tests.helpers.datasets import DataTree
 from tests.helpers.detectors import BLOCKS, PIXELS, images, tiny_detector
 from tests.helpers.whole_block import take_the_whole_block
-from utils.cam import tokens
-from utils.cam.maps import LayerMaps, NonFiniteMapError, layer_maps, normalise
-from utils.cam.methods import METHODS, cam_method, signed_maps
-from utils.cam.tokens import Tokens, on_grid
-from utils.cam.towers import Grid
-from utils.explaining.explanation import Explanation
+from utils.gradcam_kit.engine import tokens
+from utils.gradcam_kit.engine.maps import LayerMaps, NonFiniteMapError, layer_maps, normalise
+from utils.gradcam_kit.engine.methods import METHODS, cam_method, signed_maps
+from utils.gradcam_kit.engine.tokens import Tokens, on_grid
+from utils.gradcam_kit.engine.towers import Grid
+from utils.gradcam_kit.explain.explanation import Explanation
 
 LAYERS = tuple(f"encoder.layers.{i}" for i in range(BLOCKS))
 HALVES = (torch.float16, torch.bfloat16)
@@ -44,7 +44,7 @@ def assert_fit_to_draw(maps: LayerMaps) -> None:
     """Finite, in [0, 1], stretched over all of it; or flagged, and then all zero."""
     normalised = maps.normalised
     assert normalised.dtype == torch.float32 and torch.isfinite(normalised).all() and torch.isfinite(maps.raw).all()
-    for one, empty in zip(normalised, maps.empty):
+    for one, empty in zip(normalised, maps.empty, strict=True):
         assert one.min() == 0 and one.max() == (0 if empty else 1)
 
 
@@ -130,7 +130,7 @@ def test_normalising_maps_of_any_magnitude(peak: float) -> None:
     shares = np.random.default_rng(3).random((3, 5, 4)) ** 2
     raw = (shares / shares.max(axis=(1, 2), keepdims=True) * peak).astype(np.float32)
     got = normalise(torch.from_numpy(raw), (50, 40)).numpy()
-    for one, expected in zip(got, raw.astype(np.float64)):
+    for one, expected in zip(got, raw.astype(np.float64), strict=True):
         resized = cv2.resize(expected / expected.max(), (40, 50), interpolation=cv2.INTER_LINEAR)
         resized = (resized - resized.min()) / (resized.max() - resized.min())
         np.testing.assert_allclose(one, resized, atol=2e-6)

@@ -10,9 +10,9 @@ import torch
 from detectors.clip_detector_gradcam import CLIPDetectorWithGradCAM
 from tests.helpers.detectors import BLOCKS, images, tiny_detector
 from tests.helpers.model_state import assert_same_state, state_of
-from utils.cam.layers import LayerError
-from utils.cam.maps import NonFiniteMapError
-from utils.errors import InputError
+from utils.gradcam_kit.base.errors import InputError
+from utils.gradcam_kit.engine.layers import LayerError
+from utils.gradcam_kit.engine.maps import NonFiniteMapError
 
 
 def test_last_block_is_not_blank_and_its_output_is_refused(detector: CLIPDetectorWithGradCAM) -> None:

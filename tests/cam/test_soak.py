@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from detectors.clip_detector_gradcam import CLIPDetectorWithGradCAM
-from detectors.gradcam_mixin import GradCAMMixin
 from tests.helpers.detectors import images, tiny_detector
+from utils.gradcam_kit.explain.mixin import GradCAMMixin
 
 CALLS, STEPS = int(os.environ.get("SOAK_CALLS", "4000")), 10
 

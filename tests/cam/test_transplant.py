@@ -15,10 +15,10 @@ from tests.helpers.detectors import ARCHITECTURE, BLOCKS, PATCH, PIXELS, images,
 from tests.helpers.paths import SCRIPT
 from tests.helpers.references import reference_clip as reference
 from tests.helpers.references.known_evidence import EVIDENCE, GRID, evidence_tree, patch
-from utils.cam.maps import NonFiniteMapError
-from utils.cam.transplant import transplant_maps
-from utils.errors import InputError
-from utils.explaining.explanation import Explanation
+from utils.gradcam_kit.base.errors import InputError
+from utils.gradcam_kit.engine.maps import NonFiniteMapError
+from utils.gradcam_kit.engine.transplant import transplant_maps
+from utils.gradcam_kit.explain.explanation import Explanation
 
 
 def reference_map(image: Tensor, other: Tensor) -> np.ndarray:

@@ -12,7 +12,7 @@ from detectors.clip_detector_gradcam import CLIPDetectorWithGradCAM
 from tests.helpers.detectors import ARCHITECTURE, BLOCKS, images, tiny_detector
 from tests.helpers.model_state import assert_same_state, state_of
 from tests.helpers.saved_bytes import saved_bytes
-from utils.cam.frozen import patched
+from utils.gradcam_kit.engine.frozen import patched
 
 BLOCK_NAMES = tuple(f"encoder.layers.{i}" for i in range(BLOCKS))
 
@@ -60,7 +60,7 @@ def test_model_is_left_as_it_was_after_an_exception(where: str, monkeypatch: pyt
     if where == "backward":
         monkeypatch.setattr(torch.autograd, "grad", fail)
     elif where == "method":
-        monkeypatch.setattr("utils.cam.methods.torch.einsum", fail)
+        monkeypatch.setattr("utils.gradcam_kit.engine.methods.torch.einsum", fail)
     else:
         module = model.backbone.get_submodule(where)
         monkeypatch.setattr(module.layer_norm1 if where.startswith("encoder") else module, "forward", fail)

@@ -19,11 +19,20 @@ from tests.helpers.references.known_evidence import (
     flat_image,
     normalised,
 )
-from utils.choice.candidates import Candidate
-from utils.choice.check import ARTEFACT, SUPPORTED, WEAK, MapCheck, block_voters, check_maps, support, word_of
-from utils.choice.choosing import TriedDetector, in_batches
-from utils.choice.fills import MEAN_COLOUR
-from utils.choice.trial import Heat, random_patches
+from utils.gradcam_kit.engine.recipe import Recipe
+from utils.gradcam_kit.judge.check import (
+    ARTEFACT,
+    SUPPORTED,
+    WEAK,
+    MapCheck,
+    block_voters,
+    check_maps,
+    support,
+    word_of,
+)
+from utils.gradcam_kit.judge.choosing import TriedDetector, in_batches
+from utils.gradcam_kit.judge.fills import MEAN_COLOUR
+from utils.gradcam_kit.judge.trial import Heat, random_patches
 
 
 @pytest.mark.parametrize(
@@ -89,7 +98,7 @@ def test_checks_of_a_right_and_of_a_wrong_map() -> None:
     checks = check({"right": heat_at(EVIDENCE, 2), "wrong": heat_at((3, 0), 2)})
     grey = images.clone()
     rows, columns = (slice(16 * place, 16 * place + 16) for place in EVIDENCE)
-    for image, whole in zip(grey, images):
+    for image, whole in zip(grey, images, strict=True):
         image[:, rows, columns] = float(whole.double().mean())
     falls = margins - tried.margins(grey)
     for i in range(2):
@@ -106,8 +115,8 @@ def test_checks_of_a_right_and_of_a_wrong_map() -> None:
 def test_votes_by_hand() -> None:
     """Voters hottest at the same patch, beside it across a corner, two patches away; one of them empty."""
     places = [(1, 1), (2, 2), (1, 3), (1, 1)]
-    voters = [Candidate("hirescam", f"block{i}", "residual", "balanced") for i in range(4)]
-    heats = {voter: heat_at(place, 1) for voter, place in zip(voters, places)}
+    voters = [Recipe("hirescam", f"block{i}", "residual", "balanced") for i in range(4)]
+    heats = {voter: heat_at(place, 1) for voter, place in zip(voters, places, strict=True)}
     heats[voters[3]].empty[:] = True
     layers = {voter.layer: heats[voter] for voter in voters}
 
@@ -118,7 +127,7 @@ def test_votes_by_hand() -> None:
     tried = TriedDetector(lambda *given, **asked: Maps(), lambda x: x.mean(dim=(1, 2, 3)), in_batches(4))
     found = check_maps(
         tried, torch.rand(1, 3, 32, 32), ["fake"], torch.ones(1), {"map": heat_at((1, 1), 1)}, method="gradcam",
-        fill=MEAN_COLOUR, seeds=[0], voters=voters, others=[Candidate("gradcam", "block2", "residual", "balanced")],
+        fill=MEAN_COLOUR, seeds=[0], voters=voters, others=[Recipe("gradcam", "block2", "residual", "balanced")],
     )  # fmt: skip
     assert found["map"][0].votes == 0.5 and found["map"][0].others is None  # a map of its own method is not asked
 

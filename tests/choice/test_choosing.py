@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -24,14 +25,15 @@ from tests.helpers.references.known_evidence import (
     normalised,
     patch,
 )
-from utils.choice.candidates import Candidate, MapLayers, Named, candidate_maps, captures, map_layers, shortlist
-from utils.choice.fills import BLUR, MEAN_COLOUR, MIRRORED
-from utils.choice.verdict import CHOSEN, NAMED, UNDECIDED, UNSUPPORTED, judgements
-from utils.errors import InputError
 from utils.gradcam import explain
+from utils.gradcam_kit.base.errors import InputError
+from utils.gradcam_kit.engine.recipe import Recipe
+from utils.gradcam_kit.judge.candidates import MapLayers, candidate_maps, captures, map_layers, shortlist
+from utils.gradcam_kit.judge.fills import BLUR, MEAN_COLOUR, MIRRORED
+from utils.gradcam_kit.judge.verdict import CHOSEN, NAMED, UNDECIDED, UNSUPPORTED, judgements
 
 LAYER = "encoder.layers.3"
-MISLED = Candidate("gradcam", LAYER, "residual", "plain")
+MISLED = Recipe("gradcam", LAYER, "residual", "plain")
 
 
 NAMES: list[dict[str, Any]] = [{}, {"gradcam_layers": ["auto"]}, {"gradcam_layers": "auto", "gradcam_method": "legrad"}]
@@ -93,7 +95,7 @@ def test_falls_are_those_of_the_image_changed_by_hand(model: CLIPDetectorWithGra
     """One patch of sixteen is replaced: of a map that finds it the evidence, and the margin falls by all it was worth."""
     fakes = batch(FAKE_LEVEL)
     wrong = evidence_detector()
-    wrong.gradcam = wrong.gradcam._replace(method="gradcam", layers=[LAYER], site="residual", backward="plain")
+    wrong.gradcam = replace(wrong.gradcam, recipe=Recipe("gradcam", LAYER, "residual", "plain"))
     judged = wrong.calibrate_gradcam({"image": fakes})
     changed = fakes.double().numpy().copy()
     rows, columns = patch(EVIDENCE)
@@ -110,12 +112,10 @@ def test_a_named_map_is_judged_and_stays(fakes_and_reals: dict[str, torch.Tensor
     for site, backward, wrong in (("residual", "plain", True), ("residual", "balanced", None)):
         model = evidence_detector()
         method = "gradcam" if wrong else "hirescam"
-        named = model.gradcam._replace(method=method, layers=[LAYER], site=site, backward=backward)
+        named = replace(model.gradcam, recipe=Recipe(method, LAYER, site, backward))
         model.gradcam = named
         choice = model.calibrate_gradcam(fakes_and_reals)
-        assert (
-            choice.state == NAMED and model.gradcam == named and choice.used == Candidate(method, LAYER, site, backward)
-        )
+        assert choice.state == NAMED and model.gradcam == named and choice.used == Recipe(method, LAYER, site, backward)
         sentences = judgements(choice)
         assert bool(sentences) == bool(wrong)
         assert not wrong or ("shows nothing" in sentences[0] and str(MISLED) in sentences[0])
@@ -158,11 +158,11 @@ def test_the_site_follows_the_method_where_it_is_auto() -> None:
     sites = {
         ("hirescam", "balanced"): "residual",
         ("hirescam", "plain"): "layer_norm1",
-        ("legrad", "plain"): "layer_norm1",
+        ("legrad", "plain"): "attention",
     }
     for (method, backward), site in sites.items():
         config = tiny_config(gradcam_method=method, gradcam_backward=backward, gradcam_site="auto")
-        assert CLIPDetectorWithGradCAM(config).gradcam.site == site
+        assert CLIPDetectorWithGradCAM(config).gradcam.recipe.site == site
 
 
 # --------------------------------------------------------------------------------------------------------- bad input
@@ -279,8 +279,8 @@ def test_a_network_with_gates_has_finer_candidates_with_constant_gates() -> None
     network, image = Gated().eval(), torch.rand(1, 3, 64, 64)
     found = map_layers(network, "stages.2", lambda: network(image))
     assert found == MapLayers(["stages.2", "stages.1", "stages.0", "stem"], gated=True)
-    candidates = shortlist(network, found, Named())
-    assert len(candidates) == 16 and candidates[0] == Candidate("gradcam", "stages.2", "layer_norm1", "plain")
+    candidates = shortlist(network, found, Recipe.open())
+    assert len(candidates) == 16 and candidates[0] == Recipe("gradcam", "stages.2", "layer_norm1", "plain")
     assert {one.layer for one in candidates if one.backward == "balanced"} == {"stages.1", "stages.0", "stem"}
 
 

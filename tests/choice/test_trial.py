@@ -7,14 +7,23 @@ import pytest
 import torch
 from scipy import ndimage
 
-from utils.choice.candidates import Candidate
-from utils.choice.fills import BLUR, MEAN_COLOUR, MIRRORED, OTHER_REAL, fills_of
-from utils.choice.trial import Heat, Scorer, hottest, on_trial_grid, passes, random_patches, replaced, try_candidates
+from utils.gradcam_kit.engine.recipe import Recipe
+from utils.gradcam_kit.judge.fills import BLUR, MEAN_COLOUR, MIRRORED, OTHER_REAL, fills_of
+from utils.gradcam_kit.judge.trial import (
+    Heat,
+    Scorer,
+    hottest,
+    on_trial_grid,
+    passes,
+    random_patches,
+    replaced,
+    try_candidates,
+)
 
 GRID, PATCH = 4, 8
 SIDE = GRID * PATCH
 EVIDENCE = (1, 3)  # row and column of the patch that the detector reads
-RIGHT, WRONG, BLANK = (Candidate("gradcam", name, "residual", "plain") for name in ("right", "wrong", "blank"))
+RIGHT, WRONG, BLANK = (Recipe("gradcam", name, "residual", "plain") for name in ("right", "wrong", "blank"))
 
 
 def pictures(count: int = 6, seed: int = 0) -> torch.Tensor:

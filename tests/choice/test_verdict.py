@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-from typing import Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 import torch
 
-from utils.choice.candidates import Candidate
-from utils.choice.trial import Trial
-from utils.choice.verdict import (
+from utils.gradcam_kit.engine.recipe import Recipe
+from utils.gradcam_kit.judge.trial import Trial
+from utils.gradcam_kit.judge.verdict import (
     CHOSEN,
     NAMED,
     UNDECIDED,
@@ -25,19 +25,19 @@ from utils.choice.verdict import (
     printed,
 )
 
-A, B, C = (Candidate("gradcam", name, "residual", "plain") for name in "abc")
+A, B, C = (Recipe("gradcam", name, "residual", "plain") for name in "abc")
 VIDEOS = ["p", "p", "q", "q", "r", "r", "s", "s"]
 NOISE = torch.tensor([0.1, 0.1, -0.1, -0.1, 0.2, 0.2, -0.2, -0.2])
 
 
-def trial(falls: dict[str, dict[Candidate, float]], moved: dict[str, float] | None = None) -> Trial:
+def trial(falls: dict[str, dict[Recipe, float]], moved: dict[str, float] | None = None) -> Trial:
     """Falls that spread a little about the given means; random patches cost 0.5 on average."""
     of_fill = {fill: {one: mean + NOISE for one, mean in by.items()} for fill, by in falls.items()}
     random = {fill: dict.fromkeys(by, 0.5 + 0 * NOISE) for fill, by in falls.items()}
     return Trial(8, torch.full((8,), 10.0), moved or dict.fromkeys(falls, 0.01), of_fill, random)
 
 
-def chosen(tried: Trial, named: Sequence[Candidate] = (), videos: Sequence[str] = VIDEOS) -> Choice:
+def chosen(tried: Trial, named: Sequence[Recipe] = (), videos: Sequence[str] = VIDEOS) -> Choice:
     return choose(tried, [A, B, C], named, videos, {})
 
 
@@ -150,7 +150,7 @@ def test_a_choice_comes_back_from_json() -> None:
 
 
 def test_the_printed_table_shows_the_best_and_what_is_drawn() -> None:
-    others = [Candidate("gradcam", f"block{i}", "residual", "plain") for i in range(8)]
+    others = [Recipe("gradcam", f"block{i}", "residual", "plain") for i in range(8)]
     falls = {**{one: 9.0 - i for i, one in enumerate(others)}, A: 0.6}
     lines = printed(choose(trial({"mean": falls, "mirror": falls}), [*others, A], [A], VIDEOS, {}))
     assert len(lines) == 1 + 5 + 1 and "block0" in lines[1] and str(A) in lines[-1]

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from utils.data.clicks import Clicks
-from utils.data.frames import Frame
-from utils.data.mask_folder import MaskFolder
-from utils.errors import InputError
+from utils.gradcam_kit.base.errors import InputError
+from utils.gradcam_kit.data.frames import Frame
+from utils.gradcam_kit.data.masks.clicks import Clicks
+from utils.gradcam_kit.data.masks.mask_folder import MaskFolder
 
 EXDDV = ["id", "username", "movie_name", "text", "dataset", "manipulation", "click_locations", "difficulty", "split"]
 

@@ -11,12 +11,12 @@ import cv2
 import numpy as np
 import pytest
 
-from utils.data.faces.align import MARGIN, TEMPLATE, Face, aligned, similarity, whole
-from utils.data.faces.find import FIVE_OF_81, NoFaceError, face_finder, is_face
-from utils.data.faces.photographs import Photographs
-from utils.data.faces.tracks import PATIENCE, FrameViews, overlap
-from utils.data.images import UnreadableImage
-from utils.errors import InputError
+from utils.gradcam_kit.base.errors import InputError
+from utils.gradcam_kit.data.images import UnreadableImage
+from utils.gradcam_kit.media.faces.align import MARGIN, TEMPLATE, Face, aligned, similarity, whole
+from utils.gradcam_kit.media.faces.find import FIVE_OF_81, NoFaceError, face_finder, is_face
+from utils.gradcam_kit.media.faces.photographs import Photographs
+from utils.gradcam_kit.media.faces.tracks import PATIENCE, FrameViews, overlap
 
 
 def test_similarity_recovers_a_known_rotation_scale_and_shift() -> None:

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from tests.helpers.paths import ROOT
-from utils.data.folder_dataset import counted, dataset_name, is_path, named_masks, read_labelled
-from utils.data.frames import DataSettings
-from utils.data.readers import read_dataset, reader_of
-from utils.errors import InputError
-from utils.explanation_metrics.samples import find_evidence
+from utils.gradcam_kit.base.errors import InputError
+from utils.gradcam_kit.data.folder_dataset import counted, dataset_name, is_path, named_masks, read_labelled
+from utils.gradcam_kit.data.frames import DataSettings
+from utils.gradcam_kit.data.readers import read_dataset, reader_of
+from utils.gradcam_kit.measure.samples import find_evidence
 
 
 def image(path: Path) -> str:
@@ -145,7 +145,14 @@ def test_another_image_is_another_dataset(tmp_path: Path) -> None:
 
 def test_the_hosts_json_from_a_folder(tmp_path: Path) -> None:
     one, two = image(tmp_path / "faces" / "real" / "x.png"), image(tmp_path / "faces" / "fake" / "v" / "0.png")
-    call = [sys.executable, "-m", "utils.data.dataset_json", str(tmp_path / "faces"), "-o", str(tmp_path / "mine.json")]
+    call = [
+        sys.executable,
+        "-m",
+        "utils.dataset_json",
+        str(tmp_path / "faces"),
+        "-o",
+        str(tmp_path / "mine.json"),
+    ]
     done = subprocess.run(call, cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "") and "  fake: 1\n  real: 0" in done.stdout
     assert json.loads((tmp_path / "mine.json").read_text()) == {

@@ -17,11 +17,11 @@ import pytest
 import torch
 
 from tests.helpers.datasets import data_settings
-from utils.data.dataset_json import COMPRESSED, dataset_names
-from utils.data.frame_paths import landmark_path, mask_path
-from utils.data.frames import Batch, Frame, frame_loader
-from utils.data.readers import read_dataset
-from utils.errors import InputError
+from utils.gradcam_kit.base.errors import InputError
+from utils.gradcam_kit.data.dataset_json import COMPRESSED, dataset_names
+from utils.gradcam_kit.data.frame_paths import landmark_path, mask_path
+from utils.gradcam_kit.data.frames import Batch, Frame, frame_loader
+from utils.gradcam_kit.data.readers import read_dataset
 
 
 def videos(label: str, **frames: list[str]) -> dict[str, Any]:
@@ -369,7 +369,7 @@ def test_batches_are_in_order_and_hold_their_own_pixels(images: list[Frame], wor
         assert [frame for frame, _ in batch.unreadable] == [frame for frame in mine if frame not in batch.frames]
         assert batch.pixels.dtype == torch.uint8
         assert batch.pixels.shape == (len(batch.frames), 3, 16, 16)
-        for frame, pixels in zip(batch.frames, batch.pixels):
+        for frame, pixels in zip(batch.frames, batch.pixels, strict=True):
             i = frame.index - 100  # written as blue, green, red
             assert pixels.amax((1, 2)).tolist() == pixels.amin((1, 2)).tolist() == [200, 100 + i, i]
     reasons = {frame.index - 100: reason for batch in batches for frame, reason in batch.unreadable}

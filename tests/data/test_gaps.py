@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.datasets import data_settings
-from utils.data.frames import Frame
-from utils.data.gaps import absent_frames, forgery_gaps, read_gaps, write_gaps
-from utils.data.readers import read_dataset
-from utils.errors import InputError
+from utils.gradcam_kit.base.errors import InputError
+from utils.gradcam_kit.data.frames import Frame
+from utils.gradcam_kit.data.gaps import absent_frames, forgery_gaps, read_gaps, write_gaps
+from utils.gradcam_kit.data.readers import read_dataset
 
 
 def frames_of(root: Path, **videos: int) -> list[Frame]:

@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from utils.data import images
-from utils.data.annotations import face_points, read_landmarks, read_mask
-from utils.data.images import UnreadableImage, decode_image, image_size, jpeg_scans, read_file
+from utils.gradcam_kit.data import images
+from utils.gradcam_kit.data.images import UnreadableImage, decode_image, image_size, jpeg_scans, read_file
+from utils.gradcam_kit.data.masks.annotations import face_points, read_landmarks, read_mask
 
 FORMATS = ["JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "JPEG2000", "PPM"]
 

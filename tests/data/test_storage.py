@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 
 from tests.helpers.fake_run import Row, sample_of
-from utils.data.annotations import face_points, read_landmarks, read_mask
-from utils.data.frame_paths import landmark_path, mask_path
-from utils.data.frames import DataSettings, frame_loader
-from utils.data.images import UnreadableImage
-from utils.data.readers import read_dataset
-from utils.errors import InputError
-from utils.report.face_regions import sample_landmarks
-from utils.results.sample import Sample
+from utils.gradcam_kit.base.errors import InputError
+from utils.gradcam_kit.data.frame_paths import landmark_path, mask_path
+from utils.gradcam_kit.data.frames import DataSettings, frame_loader
+from utils.gradcam_kit.data.images import UnreadableImage
+from utils.gradcam_kit.data.masks.annotations import face_points, read_landmarks, read_mask
+from utils.gradcam_kit.data.readers import read_dataset
+from utils.gradcam_kit.report.face_regions import sample_landmarks
+from utils.gradcam_kit.store.sample import Sample
 
 lmdb = pytest.importorskip("lmdb")
 
@@ -83,7 +83,7 @@ def test_images_masks_and_landmarks(tmp_path: Path, json_style: str, key_style: 
     """Whatever machine wrote the JSON and the LMDB; read here first, then in workers, each with its own environment."""
     frames = read_dataset("FF-DF", make_lmdb(tmp_path, json_style, key_style))
     assert [frame.label for frame in frames] == [0] * 6 + [1] * 6
-    for frame, image in zip(frames, IMAGES.values()):
+    for frame, image in zip(frames, IMAGES.values(), strict=True):
         mask, landmarks = read_mask(frame.path, 40), read_landmarks(frame.path)
         assert mask is not None and landmarks is not None
         np.testing.assert_array_equal(mask, image[..., 0] > 127)
@@ -110,7 +110,7 @@ def test_a_key_that_is_not_there_is_an_unreadable_frame(tmp_path: Path) -> None:
 
 def test_landmarks_of_another_size_are_refused(tmp_path: Path) -> None:
     frames = read_dataset("FF-DF", make_lmdb(tmp_path, "windows", "windows"))
-    from utils.data.storage import _close_all
+    from utils.gradcam_kit.data.storage import _close_all
 
     _close_all()
     folder, _, key = landmark_path(frames[0].path).partition("!/")

@@ -14,9 +14,9 @@ from sklearn.metrics import roc_auc_score
 
 from tests.helpers.datasets import read_image
 from tests.helpers.paths import ROOT
-from utils.model.config import detector_settings
-from utils.model.detector import LoadedDetector
-from utils.model.load import load_detector
+from utils.gradcam_kit.model.detector import LoadedDetector
+from utils.gradcam_kit.model.load import load_detector
+from utils.gradcam_kit.settings.config import detector_settings
 
 YAML = ROOT / "config" / "detector" / "clip_gradcam_demo.yaml"
 
@@ -77,7 +77,7 @@ def test_hottest_pixel_of_the_last_block_lies_in_the_forgery(
         image = embedded.normalised(test_set.pixels[part])
         explanation = embedded.model.explain({"image": image}, [last], "gradcam", "fake", site="layer_norm1")
         maps = explanation.layers[last].normalised.numpy()
-        for i, heat in zip(part, maps):
+        for i, heat in zip(part, maps, strict=True):
             mask = test_set.mask(int(i))
             hits.append(mask[np.unravel_index(heat.argmax(), heat.shape)])
             random_hits.append(mask[tuple(rng.integers(0, 224, 2))])

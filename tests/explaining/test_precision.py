@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,11 +11,11 @@ from scipy.stats import spearmanr
 
 from detectors.clip_detector_gradcam import CLIPDetectorWithGradCAM
 from tests.helpers.detectors import ARCHITECTURE, BLOCKS, images, spread, tiny_config, tiny_detector
-from utils.allowed import BACKWARD_PRECISIONS
-from utils.errors import InputError
-from utils.explaining import precision
-from utils.explaining.precision import faster_precision, matrix_products_in, resolved_precision
 from utils.gradcam import explain
+from utils.gradcam_kit.base.allowed import BACKWARD_PRECISIONS
+from utils.gradcam_kit.base.errors import InputError
+from utils.gradcam_kit.explain import precision
+from utils.gradcam_kit.explain.precision import faster_precision, matrix_products_in, resolved_precision
 
 NAMES = [f"encoder.layers.{i}" for i in range(BLOCKS)]
 
@@ -54,11 +55,11 @@ def test_maps_in_bf16_are_those_of_fp32_but_for_rounding(method: str, backward: 
     given = images(4, pixels=160)
     options: dict[str, Any] = {"layers": NAMES, "method": method, "target": "fake", "backward": backward}
     exact = model.explain(given, **options)
-    model.gradcam = model.gradcam._replace(backward_precision="bf16")
+    model.gradcam = replace(model.gradcam, backward_precision="bf16")
     rounded = model.explain(given, **options)
     assert torch.equal(exact.logits, rounded.logits)
     for name in NAMES:
-        for one, other in zip(exact.layers[name].signed, rounded.layers[name].signed):
+        for one, other in zip(exact.layers[name].signed, rounded.layers[name].signed, strict=True):
             assert spearmanr(one.flatten(), other.flatten()).statistic >= 0.999, name
     assert not torch.equal(exact.layers[NAMES[1]].signed, rounded.layers[NAMES[1]].signed)
 
@@ -67,7 +68,7 @@ def test_a_float64_model_is_not_rounded() -> None:
     model = tiny_detector().double()
     given = images(2).double()
     exact = model.explain(given, layers=NAMES[1])
-    model.gradcam = model.gradcam._replace(backward_precision="bf16")
+    model.gradcam = replace(model.gradcam, backward_precision="bf16")
     assert torch.equal(model.explain(given, layers=NAMES[1]).layers[NAMES[1]].raw, exact.layers[NAMES[1]].raw)
 
 

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from detectors.clip_detector_gradcam import CLIPDetectorWithGradCAM
-from detectors.gradcam_any_model import AnyModelWithGradCAM
 from tests.helpers.datasets import DataTree
 from tests.helpers.detectors import BLOCKS, PIXELS, images, tiny_config, tiny_detector
-from utils.errors import InputError
-from utils.explaining.explanation import UNTRAINED
 from utils.gradcam import explain
-from utils.model.load import load_gradcam_detector, read_images
+from utils.gradcam_kit.base.errors import InputError
+from utils.gradcam_kit.explain.any_model import AnyModelWithGradCAM
+from utils.gradcam_kit.explain.explanation import UNTRAINED
+from utils.gradcam_kit.model.load import load_gradcam_detector, read_images
 
 LAST = f"encoder.layers.{BLOCKS - 1}"
 
@@ -61,7 +61,7 @@ def test_what_cannot_be_loaded_is_one_line(call: Any, says: str, data_tree: Data
         (np.zeros((1, 3, PIXELS, PIXELS)), {}, "data_dict is ndarray: give a tensor"),
         ({"image": np.zeros((1, 3, PIXELS, PIXELS))}, {}, "is ndarray: expected a tensor of shape"),
         (torch.rand(1, 3, PIXELS, PIXELS) * 255, {}, "which are pixels of 0 to 255: give (x / 255 - mean) / std"),
-        (torch.zeros(1, 3, PIXELS, PIXELS), {"method": ["gradcam", "hirescam"]}, "one call has one method"),
+        (torch.zeros(1, 3, PIXELS, PIXELS), {"method": ["gradcam", "hirescam"]}, "one recipe has one method"),
         ({"picture": 1}, {}, "data_dict['image'] is missing"),
     ],
 )
@@ -148,7 +148,7 @@ def test_what_is_saved_is_what_was_computed(tmp_path: Path) -> None:
     heat = (explanation.layers[LAST].normalised * 255).round().byte().numpy()
     pixels = ((given * 0.5 + 0.5) * 255).round().clamp(0, 255).permute(0, 2, 3, 1).numpy()
     overlay = explanation.overlay()[LAST].numpy()
-    for one, mapped, plain in zip(overlay, heat, pixels):
+    for one, mapped, plain in zip(overlay, heat, pixels, strict=True):
         jet = cv2.applyColorMap(mapped, cv2.COLORMAP_JET)[..., ::-1]
         assert np.abs(one - (jet * 0.5 + plain * 0.5)).max() <= 1
     names = [path.name for path in explanation.save(tmp_path / "out", "mine")]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Mapping, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -13,12 +14,12 @@ from torch.overrides import TorchFunctionMode
 import test_with_gradcam
 from tests.helpers.datasets import DataTree
 from tests.helpers.detectors import images, tiny_detector
-from utils.cam.checks import FromDevice
-from utils.data.frames import Batch, frame_loader
-from utils.model.detector import LoadedDetector
-from utils.run import evaluation
-from utils.run.evaluation import run
-from utils.run.explainer import Explainer
+from utils.gradcam_kit.data.frames import Batch, frame_loader
+from utils.gradcam_kit.engine.checks import FromDevice
+from utils.gradcam_kit.model.detector import LoadedDetector
+from utils.gradcam_kit.run import evaluation
+from utils.gradcam_kit.run.evaluation import run
+from utils.gradcam_kit.run.explainer import Explainer
 
 READS = {Tensor.__bool__, Tensor.__float__, Tensor.__int__, Tensor.item, Tensor.tolist, Tensor.cpu, Tensor.numpy,
          Tensor.nonzero, torch.nonzero}  # fmt: skip

@@ -12,12 +12,13 @@ from torch import Tensor
 
 from tests.explanation_metrics.test_evaluate import LAYER, evaluation_of
 from tests.helpers.references.known_evidence import EVIDENCE, GRID, evidence_tree
-from utils.explanation_metrics.causal.saco import GROUPS, saco
-from utils.explanation_metrics.causal.transplant_agreement import AGREEMENT, changed_patches, transplant_agreement
-from utils.explanation_metrics.sweep import MapSpec, SweepPlan
+from utils.gradcam_kit.engine.recipe import Recipe
+from utils.gradcam_kit.measure.saco import GROUPS, saco
+from utils.gradcam_kit.measure.sweep import SweepPlan
+from utils.gradcam_kit.measure.transplant_agreement import AGREEMENT, changed_patches, transplant_agreement
 
 SIDE = 20
-SPEC = MapSpec("hirescam", LAYER, "layer_norm1")
+SPEC = Recipe("hirescam", LAYER, "layer_norm1")
 
 
 def weighted(images: Tensor) -> Tensor:
@@ -52,7 +53,9 @@ def test_saco_is_the_papers() -> None:
     images, fill = torch.randn(2, 6, 3, SIDE, SIDE, generator=generator)
     maps = torch.rand(6, SIDE, SIDE, generator=generator)
     found = saco(images, fill, maps, weighted, batch_size=4)
-    expected = [saco_of_the_paper(*(one.double().numpy() for one in trio)) for trio in zip(images, fill, maps)]
+    expected = [
+        saco_of_the_paper(*(one.double().numpy() for one in trio)) for trio in zip(images, fill, maps, strict=True)
+    ]
     np.testing.assert_allclose(found.numpy(), expected, atol=1e-5)
     assert min(expected) < 0 < max(expected)
 
@@ -95,12 +98,14 @@ def test_changed_patches_by_mask_or_by_difference() -> None:
 def test_an_evaluation_has_both(tmp_path: Path) -> None:
     """Only the evidence counts: a map that is hot there and nowhere else falls in step with what the detector loses."""
     evaluation = evaluation_of(tmp_path, evidence_tree(tmp_path / "tree", None, 3))
-    misled = MapSpec("gradcam", LAYER, "layer_norm1")
+    misled = Recipe("gradcam", LAYER, "layer_norm1")
     evaluation.make_maps(SweepPlan(["hirescam", "gradcam"], ["layer_norm1"], [LAYER]))
     evaluation.perturbation([SPEC])
     good = evaluation.columns["SaCo (paired real)"][SPEC]
-    assert good.min() > 0.5 and good.min() > np.nanmean(evaluation.columns["SaCo (paired real)"][MapSpec("random")])
+    assert good.min() > 0.5 and good.min() > np.nanmean(
+        evaluation.columns["SaCo (paired real)"][Recipe.control("random")]
+    )
     agreement = evaluation.columns[AGREEMENT]
-    assert set(agreement) == {SPEC, misled, *map(MapSpec, ("random", "gaussian", "face"))}
+    assert set(agreement) == {SPEC, misled, *map(Recipe.control, ("random", "gaussian", "face"))}
     # Of one forged patch nothing can be ranked; the noise beside it is below what counts as a change.
     assert EVIDENCE < (GRID, GRID) and np.isnan(agreement[SPEC]).all()

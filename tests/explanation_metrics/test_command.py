@@ -14,7 +14,7 @@ from tests.helpers.command_server import CommandServer
 from tests.helpers.datasets import DataTree, read_image
 from tests.helpers.detectors import PIXELS
 from tests.helpers.references.known_evidence import EVIDENCE, evidence_detector, evidence_tree, normalised, patch
-from utils.explanation_metrics.sweep import MapSpec
+from utils.gradcam_kit.engine.recipe import Recipe
 
 SCRIPT = "test_with_gradcam.py"
 LAYERS = ["encoder.layers.1", "encoder.layers.3"]
@@ -37,7 +37,7 @@ def test_a_sweep_and_the_config_that_it_writes(commands: CommandServer, tmp_path
     assert found["detected_fakes"] == found["judged"] == found["masks"]["ok"] == found["paired_real"] == 16
     assert "detected fakes of only 16 videos" in done.out and f"{found['verdict']}\n" in done.out
     winner = found["ranking"][0]
-    name = str(MapSpec(**winner))
+    name = Recipe.of(winner).title
     assert found["verdict"].startswith(f"toy: for this checkpoint: {name} (energy in mask 0.7")
     assert f"{name}: written as {best}\n" in done.out
     with (out / "explanations.csv").open(newline="") as file:

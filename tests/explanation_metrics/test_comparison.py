@@ -7,8 +7,10 @@ number of maps is corrected for. The expected numbers are computed here, with Sc
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Mapping
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,13 +18,12 @@ import yaml
 from scipy import stats
 
 from tests.helpers.datasets import DataTree
-from utils.cam.methods import ATTENTION_SITE
-from utils.explanation_metrics.comparison import ALL, Columns, Row, best_threshold, rows
-from utils.explanation_metrics.dataset_evaluation import ENERGY
-from utils.explanation_metrics.evaluate import DatasetScores
-from utils.explanation_metrics.output import best_over_all, write_config
-from utils.explanation_metrics.sweep import MapSpec
-from utils.explanation_metrics.tables import (
+from utils.gradcam_kit.engine.recipe import ATTENTION_SITE, Recipe
+from utils.gradcam_kit.measure.comparison import ALL, Columns, Row, best_threshold, rows
+from utils.gradcam_kit.measure.dataset_evaluation import ENERGY
+from utils.gradcam_kit.measure.evaluate import DatasetScores
+from utils.gradcam_kit.measure.output import best_over_all, write_config
+from utils.gradcam_kit.measure.tables import (
     CSV_COLUMNS,
     FEWEST_VIDEOS,
     csv_rows,
@@ -31,14 +32,14 @@ from utils.explanation_metrics.tables import (
     verdict,
     weakest_control,
 )
-from utils.model.config import run_settings
+from utils.gradcam_kit.settings.config import run_settings
 
 SEED = 7
 VIDEOS, FRAMES = 40, 2
-A, B = MapSpec("hirescam", "encoder.layers.3", "layer_norm1"), MapSpec("gradcam", "encoder.layers.3", "residual")
-C, D = MapSpec("legrad", "encoder.layers.2", ATTENTION_SITE), MapSpec("layercam", "fused", "residual")
+A, B = Recipe("hirescam", "encoder.layers.3", "layer_norm1"), Recipe("gradcam", "encoder.layers.3", "residual")
+C, D = Recipe("legrad", "encoder.layers.2", ATTENTION_SITE), Recipe("layercam", "fused", "residual")
 MAPS = (A, B, C, D)
-RANDOM, GAUSSIAN, FACE = MapSpec("random"), MapSpec("gaussian"), MapSpec("face")
+RANDOM, GAUSSIAN, FACE = Recipe.control("random"), Recipe.control("gaussian"), Recipe.control("face")
 CONTROLS = (RANDOM, GAUSSIAN, FACE)
 DELETION = "deletion (blur)"
 FRAME_VIDEOS = [("swap" if v < VIDEOS // 2 else "gan", f"{v:03d}") for v in range(VIDEOS) for _ in range(FRAMES)]
@@ -83,7 +84,7 @@ def compared() -> list[Row]:
     return rows("toy", VALUES, FRAME_VIDEOS, SEED, ["swap", "gan"])
 
 
-def row_of(found: list[Row], spec: MapSpec, metric: str = ENERGY, forgery: str = ALL) -> Row:
+def row_of(found: list[Row], spec: Recipe, metric: str = ENERGY, forgery: str = ALL) -> Row:
     (row,) = [r for r in found if (r.spec, r.metric, r.forgery) == (spec, metric, forgery)]
     return row
 
@@ -97,9 +98,9 @@ def resampled(column: np.ndarray, frames: np.ndarray) -> np.ndarray:
     return (copies * np.nan_to_num(column[frames])).sum(axis=1) / copies.sum(axis=1)
 
 
-def holm(p: Mapping[MapSpec, float]) -> dict[MapSpec, float]:
+def holm(p: Mapping[Recipe, float]) -> dict[Recipe, float]:
     """Holm (1979): the k-th smallest of m times m - k + 1, never smaller than the one before."""
-    corrected: dict[MapSpec, float] = {}
+    corrected: dict[Recipe, float] = {}
     last = 0.0
     for k, key in enumerate(sorted(p, key=lambda key: p[key])):
         last = max(last, min(1.0, p[key] * (len(p) - k)))
@@ -122,7 +123,7 @@ def test_the_table_is_what_it_claims_to_be() -> None:
 @pytest.mark.parametrize(
     ("metric", "better"), [(ENERGY, {A: True, B: False, C: False, D: False}), (DELETION, {A: True, D: False})]
 )
-def test_better_is_better_than_every_control(compared: list[Row], metric: str, better: Mapping[MapSpec, bool]) -> None:
+def test_better_is_better_than_every_control(compared: list[Row], metric: str, better: Mapping[Recipe, bool]) -> None:
     assert {spec: row_of(compared, spec, metric).better for spec in better} == better
     for control in CONTROLS:
         row = row_of(compared, control, metric)
@@ -176,7 +177,7 @@ def test_a_handful_of_videos_decides_nothing(videos: int) -> None:
         assert verdict(scores) == (
             "toy: for this checkpoint: one video is too few to tell whether a map is better than the controls"
         )
-        written = dict(zip(CSV_COLUMNS, csv_rows([row])[0]))
+        written = dict(zip(CSV_COLUMNS, csv_rows([row])[0], strict=True))
         assert (written["low"], written["high"], written["low_random"], written["better"]) == ("", "", "", "no")
         values = json_values(scores)["rows"][0]
         assert values["low"] is None and values["differences"][0]["high"] is None and values["better"] is False
@@ -204,8 +205,8 @@ def test_frames_without_a_value_are_left_out_and_an_empty_group_has_no_row(compa
 def test_any_number_of_maps_leaves_room_for_a_map_that_is_better() -> None:
     """The smallest p is one over the resamples; times the number of maps it has to stay below 5 %."""
     count = 520
-    columns: dict[MapSpec, np.ndarray] = {
-        MapSpec("gradcam", str(i), "residual"): np.linspace(0.8, 0.9, 40) for i in range(count)
+    columns: dict[Recipe, np.ndarray] = {
+        Recipe("gradcam", str(i), "residual"): np.linspace(0.8, 0.9, 40) for i in range(count)
     }
     columns.update({control: np.full(40, 0.1) for control in CONTROLS})
     found = rows("toy", {ENERGY: columns}, [("swap", str(i)) for i in range(40)], SEED, [])
@@ -221,7 +222,7 @@ def test_the_threshold_is_the_best_one_on_average() -> None:
 # ------------------------------------------------------------------------------------------------ verdict, tables, YAML
 
 
-def scores(found: list[Row], ranking: list[MapSpec], configured: list[MapSpec], **changes: Any) -> DatasetScores:
+def scores(found: list[Row], ranking: list[Recipe], configured: list[Recipe], **changes: Any) -> DatasetScores:
     values: dict[str, Any] = {
         "dataset": "toy", "detected": 80, "samples": None, "configured": configured, "ranked_by": ENERGY,
         "ranking": ranking, "rows": found, "curves": {}, "curve_videos": {}, "randomised": None, "paired": 0,
@@ -283,8 +284,8 @@ def test_printed_in_the_order_of_the_ranking(compared: list[Row]) -> None:
 
 
 def test_a_long_ranking_is_cut_but_for_the_configured_maps() -> None:
-    maps = [MapSpec("gradcam", f"encoder.layers.{i}", "residual") for i in range(16)]
-    columns: dict[MapSpec, np.ndarray] = {spec: level(0.9 - 0.05 * i, 0.05, i) for i, spec in enumerate(maps)}
+    maps = [Recipe("gradcam", f"encoder.layers.{i}", "residual") for i in range(16)]
+    columns: dict[Recipe, np.ndarray] = {spec: level(0.9 - 0.05 * i, 0.05, i) for i, spec in enumerate(maps)}
     columns.update({control: level(0.1, 0.05, 30 + i) for i, control in enumerate(CONTROLS)})
     found = rows("toy", {ENERGY: columns}, FRAME_VIDEOS, SEED, [])
     lines = printed(scores(found, maps, [maps[14]], samples=SomeSamples())).splitlines()
@@ -304,8 +305,8 @@ def test_the_best_map_over_all_datasets(compared: list[Row]) -> None:
     assert best_over_all([scores([row for row in compared if row.spec != A], [C, B, D], [B])]) is None
 
 
-SWEPT = [MapSpec("layercam", layer, "residual") for layer in ("encoder.layers.3", "fused", "encoder.layers.1")]
-BALANCED_SWEPT = SWEPT[0]._replace(backward="balanced")
+SWEPT = [Recipe("layercam", layer, "residual") for layer in ("encoder.layers.3", "fused", "encoder.layers.1")]
+BALANCED_SWEPT = replace(SWEPT[0], backward="balanced")
 
 
 @pytest.mark.parametrize(
@@ -321,7 +322,7 @@ BALANCED_SWEPT = SWEPT[0]._replace(backward="balanced")
     ],
 )
 def test_the_written_config(
-    compared: list[Row], data_tree: DataTree, tmp_path: Path, best: MapSpec, expected: dict[str, Any]
+    compared: list[Row], data_tree: DataTree, tmp_path: Path, best: Recipe, expected: dict[str, Any]
 ) -> None:
     settings = run_settings(data_tree.detector_yaml, data_tree.test_yaml, {})
     judged = scores(compared, [A, *SWEPT, BALANCED_SWEPT, C], [A])

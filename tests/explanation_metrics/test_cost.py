@@ -10,9 +10,9 @@ import pytest
 
 from tests.explanation_metrics.test_evaluate import loaded
 from tests.helpers.references.known_evidence import EVIDENCE, evidence_tree
-from utils.explanation_metrics.cost import in_words
-from utils.explanation_metrics.dataset_evaluation import DatasetEvaluation
-from utils.explanation_metrics.evaluate import ExplanationOptions, evaluate_dataset
+from utils.gradcam_kit.measure.cost import in_words
+from utils.gradcam_kit.measure.dataset_evaluation import DatasetEvaluation
+from utils.gradcam_kit.measure.evaluate import ExplanationOptions, evaluate_dataset
 
 
 def test_time_in_words() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,28 +19,29 @@ from sklearn.metrics import average_precision_score, jaccard_score
 from tests.helpers.datasets import DataTree
 from tests.helpers.detectors import PIXELS
 from tests.helpers.references.known_evidence import DECOY, EVIDENCE, GRID, evidence_tree, patch
-from utils.allowed import METHOD_NAMES
-from utils.data.frames import Frame
-from utils.data.readers import read_dataset
-from utils.explanation_metrics.comparison import ALL, Row
-from utils.explanation_metrics.dataset_evaluation import ENERGY, SCREENING, DatasetEvaluation
-from utils.explanation_metrics.evaluate import DatasetScores, ExplanationOptions, evaluate_dataset
-from utils.explanation_metrics.output import evaluate_explanations
-from utils.explanation_metrics.randomisation import FAILS_FROM
-from utils.explanation_metrics.samples import read_samples
-from utils.explanation_metrics.sweep import MapSpec, SweepPlan
-from utils.explanation_metrics.tables import printed, verdict
-from utils.model.config import RunSettings, run_settings
-from utils.model.detector import LoadedDetector
-from utils.model.load import load_detector
+from utils.gradcam_kit.base.allowed import METHOD_NAMES
+from utils.gradcam_kit.data.frames import Frame
+from utils.gradcam_kit.data.readers import read_dataset
+from utils.gradcam_kit.engine.recipe import Recipe
+from utils.gradcam_kit.measure.comparison import ALL, Row
+from utils.gradcam_kit.measure.dataset_evaluation import ENERGY, SCREENING, DatasetEvaluation
+from utils.gradcam_kit.measure.evaluate import DatasetScores, ExplanationOptions, evaluate_dataset
+from utils.gradcam_kit.measure.output import evaluate_explanations
+from utils.gradcam_kit.measure.randomisation import FAILS_FROM
+from utils.gradcam_kit.measure.samples import read_samples
+from utils.gradcam_kit.measure.sweep import SweepPlan
+from utils.gradcam_kit.measure.tables import printed, verdict
+from utils.gradcam_kit.model.detector import LoadedDetector
+from utils.gradcam_kit.model.load import load_detector
+from utils.gradcam_kit.settings.config import RunSettings, run_settings
 
 LAYER = "encoder.layers.3"
 # What reads the evidence there, and what points at the decoy: see `known_evidence`.
-FINDS = {MapSpec("hirescam", LAYER, "layer_norm1"), MapSpec("layercam", LAYER, "layer_norm1"),
-         MapSpec("layercam", LAYER, "residual"), *(MapSpec(name, LAYER, "attention") for name in ("rollout", "gradeclip", "attngrad")),
-         *(MapSpec(name, LAYER, "attention", "balanced") for name in ("gradeclip", "attngrad")),
-         *(MapSpec(name, LAYER, "residual", "balanced") for name in ("hirescam", "layercam"))}  # fmt: skip
-MISLED = MapSpec("gradcam", LAYER, "residual")
+FINDS = {Recipe("hirescam", LAYER, "layer_norm1"), Recipe("layercam", LAYER, "layer_norm1"),
+         Recipe("layercam", LAYER, "residual"), *(Recipe(name, LAYER, "attention") for name in ("rollout", "gradeclip", "attngrad")),
+         *(Recipe(name, LAYER, "attention", "balanced") for name in ("gradeclip", "attngrad")),
+         *(Recipe(name, LAYER, "residual", "balanced") for name in ("hirescam", "layercam"))}  # fmt: skip
+MISLED = Recipe("gradcam", LAYER, "residual")
 FILLS = ("blur", "mean", "paired real")
 
 
@@ -72,7 +74,7 @@ def all_pixels(tree: DataTree) -> torch.Tensor:
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
 
 
-def row_of(scores: DatasetScores, spec: MapSpec, metric: str) -> Row:
+def row_of(scores: DatasetScores, spec: Recipe, metric: str) -> Row:
     (row,) = [r for r in scores.rows if (r.spec, r.metric, r.forgery) == (spec, metric, ALL)]
     return row
 
@@ -92,14 +94,14 @@ def test_the_map_that_finds_the_evidence_wins(swept: DatasetScores) -> None:
     assert swept.ranked_by == ENERGY and swept.configured == [MISLED] and len(swept.ranking) == 5 * 2 + 4 + 5 + 3
     assert set(swept.ranking[:4]) <= FINDS
     # HiResCAM on the residual stream of the last block is nothing but rounding here, and empty.
-    assert set(swept.ranking[-2:]) == {MISLED, MapSpec("hirescam", LAYER, "residual")}
+    assert set(swept.ranking[-2:]) == {MISLED, Recipe("hirescam", LAYER, "residual")}
     for spec in swept.ranking[:4]:
         assert row_of(swept, spec, ENERGY).better and row_of(swept, spec, "pointing game").better
     assert row_of(swept, MISLED, ENERGY).better is False
     means = [row_of(swept, spec, ENERGY).interval.mean for spec in swept.ranking]
     assert means == sorted(means, reverse=True)
     assert verdict(swept) == (
-        f"toy: for this checkpoint: {swept.ranking[0]} (energy in mask 0.766 [0.766, 0.766]);"
+        f"toy: for this checkpoint: {swept.ranking[0].title} (energy in mask 0.766 [0.766, 0.766]);"
         " gradcam at encoder.layers.3, residual is no better than a random map"
     )
 
@@ -126,7 +128,7 @@ def test_localisation_by_hand(swept: DatasetScores) -> None:
     y, x = np.mgrid[-1 : 1 : PIXELS * 1j, -1 : 1 : PIXELS * 1j]
     blob = np.exp(-(x**2 + y**2) / 0.5)
     blob = (blob - blob.min()) / (blob.max() - blob.min())
-    assert row_of(swept, MapSpec("gaussian"), ENERGY).interval.mean == pytest.approx(
+    assert row_of(swept, Recipe.control("gaussian"), ENERGY).interval.mean == pytest.approx(
         blob[forged].sum() / blob.sum(), abs=1e-5
     )
 
@@ -139,10 +141,10 @@ def test_without_the_evidence_the_score_falls(swept: DatasetScores, fill: str) -
     misled = row_of(swept, MISLED, f"deletion ({fill})")
     assert misled.better is False
     for control in ("random", "gaussian", "face"):
-        kept = row_of(swept, MapSpec(control), f"deletion ({fill})").interval.mean
+        kept = row_of(swept, Recipe.control(control), f"deletion ({fill})").interval.mean
         (difference,) = [one for one in deletion.differences if one.control == control]
         assert deletion.interval.mean < kept and difference.mean == pytest.approx(kept - deletion.interval.mean)
-        assert insertion.interval.mean > row_of(swept, MapSpec(control), f"insertion ({fill})").interval.mean
+        assert insertion.interval.mean > row_of(swept, Recipe.control(control), f"insertion ({fill})").interval.mean
     curves = swept.curves[fill][swept.ranking[0]]
     # Both curves end in the same two images. The 6.25 % of the evidence are gone from the fourth share (5 %) on.
     assert torch.equal(curves.deletion[:, 0], curves.insertion[:, -1]) and bool((curves.deletion[:, 0] > 0.9).all())
@@ -153,7 +155,12 @@ def test_without_the_evidence_the_score_falls(swept: DatasetScores, fill: str) -
 
 def test_only_an_attack_on_the_evidence_fools_the_detector(swept: DatasetScores) -> None:
     """Sixteen grey levels on the evidence turn the decision, on whatever else nothing does."""
-    for spec, share in ((swept.ranking[0], 1.0), (MISLED, 0.0), (MapSpec("gaussian"), 0.0), (MapSpec("face"), 0.0)):
+    for spec, share in (
+        (swept.ranking[0], 1.0),
+        (MISLED, 0.0),
+        (Recipe.control("gaussian"), 0.0),
+        (Recipe.control("face"), 0.0),
+    ):
         assert row_of(swept, spec, "accuracy drop (top 1)").interval.mean == share, spec
     assert row_of(swept, swept.ranking[0], "accuracy drop (top 1)").better
 
@@ -213,11 +220,11 @@ def test_without_masks_maps_are_ranked_by_what_the_detector_loses(tmp_path: Path
     evaluation.localisation()
     assert evaluation.columns == {} and evaluation.ranked_by == SCREENING
     ranking = evaluation.ranking()
-    good = {MapSpec("hirescam", LAYER, "layer_norm1"), MapSpec("hirescam", LAYER, "residual"), *FINDS}
-    assert set(ranking[:3]) <= good and set(ranking[3:]) == {MISLED, MISLED._replace(site="layer_norm1")}
+    good = {Recipe("hirescam", LAYER, "layer_norm1"), Recipe("hirescam", LAYER, "residual"), *FINDS}
+    assert set(ranking[:3]) <= good and set(ranking[3:]) == {MISLED, replace(MISLED, site="layer_norm1")}
     drops = evaluation.columns[SCREENING]
     assert drops[ranking[0]].min() > 0.8 and np.abs(drops[MISLED]).max() < 0.01
-    assert np.abs(drops[MapSpec("gaussian")]).max() < 0.01
+    assert np.abs(drops[Recipe.control("gaussian")]).max() < 0.01
     assert {row.spec: row.better for row in evaluation.rows("toy")}[ranking[0]]
 
 
@@ -251,7 +258,7 @@ def test_without_real_counterparts_that_fill_is_left_out(
     evaluation = evaluation_of(tmp_path, tree, dataset)
     for path in tree.frames["toy_Real"][:missing]:
         path.write_bytes(b"no image")
-    spec = MapSpec("hirescam", LAYER, "layer_norm1")
+    spec = Recipe("hirescam", LAYER, "layer_norm1")
     evaluation.make_maps(SweepPlan([spec.method], [spec.site], [spec.layer]))
     before = list(evaluation.notes)
     evaluation.perturbation([spec])
@@ -266,7 +273,7 @@ def test_without_scikit_image_the_attack_is_left_out(tmp_path: Path, monkeypatch
     evaluation = evaluation_of(tmp_path, evidence_tree(tmp_path / "tree", None, 2))
     evaluation.make_maps(SweepPlan(["hirescam"], ["layer_norm1"], [LAYER]))
     monkeypatch.setitem(sys.modules, "skimage.segmentation", None)
-    evaluation.perturbation([MapSpec("hirescam", LAYER, "layer_norm1")])
+    evaluation.perturbation([Recipe("hirescam", LAYER, "layer_norm1")])
     assert evaluation.notes[-1] == "segment attack left out: it needs scikit-image: pip install scikit-image"
     assert not [metric for metric in evaluation.columns if metric.startswith("accuracy")]
 

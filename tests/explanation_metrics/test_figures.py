@@ -9,26 +9,26 @@ import numpy as np
 import pytest
 import torch
 
-from utils.explanation_metrics.bootstrap import Interval
-from utils.explanation_metrics.causal.deletion import SHARES, Curves
-from utils.explanation_metrics.comparison import ALL, Difference, Row
-from utils.explanation_metrics.dataset_evaluation import ENERGY
-from utils.explanation_metrics.evaluate import DatasetScores
-from utils.explanation_metrics.figures import curves_figure, heat_table_figure, image_file
-from utils.explanation_metrics.sweep import MapSpec
+from utils.gradcam_kit.engine.recipe import Recipe
+from utils.gradcam_kit.judge.bootstrap import Interval
+from utils.gradcam_kit.measure.comparison import ALL, Difference, Row
+from utils.gradcam_kit.measure.dataset_evaluation import ENERGY
+from utils.gradcam_kit.measure.deletion import SHARES, Curves
+from utils.gradcam_kit.measure.evaluate import DatasetScores
+from utils.gradcam_kit.measure.figures import curves_figure, heat_table_figure, image_file
 
 pytest.importorskip("matplotlib")
 LAYERS = ("encoder.layers.1", "encoder.layers.3")
-CONTROLS = [MapSpec("random"), MapSpec("gaussian"), MapSpec("face")]
+CONTROLS = [Recipe.control("random"), Recipe.control("gaussian"), Recipe.control("face")]
 MEANS = {
-    MapSpec("layercam", LAYERS[0], "layer_norm1"): 0.125,
-    MapSpec("layercam", LAYERS[1], "layer_norm1"): 0.75,
-    MapSpec("gradcam", LAYERS[0], "layer_norm1"): 0.25,
-    MapSpec("gradcam", LAYERS[1], "layer_norm1"): 0.5,
-    MapSpec("rollout", LAYERS[0], "attention"): 0.0625,
-    MapSpec("rollout", LAYERS[1], "attention"): 0.375,
+    Recipe("layercam", LAYERS[0], "layer_norm1"): 0.125,
+    Recipe("layercam", LAYERS[1], "layer_norm1"): 0.75,
+    Recipe("gradcam", LAYERS[0], "layer_norm1"): 0.25,
+    Recipe("gradcam", LAYERS[1], "layer_norm1"): 0.5,
+    Recipe("rollout", LAYERS[0], "attention"): 0.0625,
+    Recipe("rollout", LAYERS[1], "attention"): 0.375,
 }
-BEST = MapSpec("layercam", LAYERS[1], "layer_norm1")
+BEST = Recipe("layercam", LAYERS[1], "layer_norm1")
 VIDEOS = [("swap", "a"), ("swap", "a"), ("swap", "b"), ("swap", "c")]
 
 
@@ -87,7 +87,7 @@ def test_curves_are_the_means_and_bands_those_of_videos() -> None:
         for row, kind in enumerate(("deletion", "insertion")):
             lines, bands = panels[row][column].lines, panels[row][column].collections
             assert len(lines) == len(bands) == 5
-            for line, band, (spec, curves) in zip(lines, bands, scores.curves[fill].items()):
+            for line, band, (spec, curves) in zip(lines, bands, scores.curves[fill].items(), strict=True):
                 values = getattr(curves, kind).numpy().astype(np.float64)
                 np.testing.assert_allclose(line.get_xdata(), SHARES)
                 np.testing.assert_allclose(line.get_ydata(), values.mean(axis=0), rtol=1e-6)
@@ -96,7 +96,7 @@ def test_curves_are_the_means_and_bands_those_of_videos() -> None:
                 low, high = np.quantile(means, [0.025, 0.975], axis=0)
                 assert edges(band) == pytest.approx([*low, *high], rel=1e-5)
     legend = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert legend == [str(BEST), str(next(iter(MEANS))), "random map", "centred blob", "mean face"]
+    assert legend == [BEST.title, next(iter(MEANS)).title, "random map", "centred blob", "mean face"]
     for row, kind in enumerate(("deletion (lower", "insertion (higher")):
         assert kind in panels[row][0].get_ylabel()
 

@@ -16,10 +16,10 @@ from tests.helpers.command_server import CommandServer
 from tests.helpers.detectors import PATCH, PIXELS
 from tests.helpers.paths import SCRIPT
 from tests.helpers.references.known_evidence import EVIDENCE, evidence_tree, patch
-from utils.explanation_metrics.dataset_evaluation import CLICK_METRICS, ENERGY
-from utils.explanation_metrics.evaluate import ExplanationOptions, evaluate_dataset
-from utils.explanation_metrics.localisation import click_distance
-from utils.explanation_metrics.sweep import MapSpec
+from utils.gradcam_kit.engine.recipe import Recipe
+from utils.gradcam_kit.judge.localisation import click_distance
+from utils.gradcam_kit.measure.dataset_evaluation import CLICK_METRICS, ENERGY
+from utils.gradcam_kit.measure.evaluate import ExplanationOptions, evaluate_dataset
 
 
 def test_the_distance_by_hand() -> None:
@@ -53,10 +53,10 @@ def test_masks_and_clicks_of_other_places(tmp_path: Path) -> None:
     found = {(row.spec, row.metric): row for row in scores.rows}
     hottest = np.argwhere(corner_map(EVIDENCE) == 1) + 0.5  # tied in the corner, where the map is not interpolated
     pixels = np.hypot(*(hottest - PIXELS * np.array(centre[::-1])).T).mean()
-    spec = MapSpec("hirescam", LAYER, "layer_norm1")
+    spec = Recipe("hirescam", LAYER, "layer_norm1")
     expected = (pixels / np.hypot(PIXELS, PIXELS), pixels, 1.0)
     # The frames are stored at the detector's size, so that their pixels are the map's.
-    for metric, value in zip(CLICK_METRICS, expected):
+    for metric, value in zip(CLICK_METRICS, expected, strict=True):
         row = found[spec, metric]
         assert row.interval.mean == pytest.approx(value, rel=0.05), metric
         assert row.interval.frames == 2 and {one.control for one in row.differences} == {"random", "gaussian", "face"}

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from contextlib import nullcontext
-from typing import Any, ContextManager
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,19 +14,19 @@ from sklearn.metrics import average_precision_score, jaccard_score
 from torch import Tensor
 
 from tests.helpers.detectors import images, tiny_detector
-from utils.cam.tokens import frozen_for_explaining
-from utils.choice.fills import blurred, mean_coloured
-from utils.explanation_metrics.bootstrap import VideoBootstrap, holm
-from utils.explanation_metrics.causal.deletion import (
+from utils.gradcam_kit.engine.tokens import frozen_for_explaining
+from utils.gradcam_kit.judge.bootstrap import VideoBootstrap, holm
+from utils.gradcam_kit.judge.fills import blurred, mean_coloured
+from utils.gradcam_kit.judge.localisation import FIXED_LEVEL, IOU_LEVELS, energy_in_mask, localise, pointing_game
+from utils.gradcam_kit.measure.controls import face_map, gaussian_map
+from utils.gradcam_kit.measure.deletion import (
     area,
     deletion_insertion,
     pixel_ranks,
     score_without,
 )
-from utils.explanation_metrics.causal.segment_attack import attacked, hottest_segments, slic_segments
-from utils.explanation_metrics.controls import face_map, gaussian_map
-from utils.explanation_metrics.localisation import FIXED_LEVEL, IOU_LEVELS, energy_in_mask, localise, pointing_game
-from utils.explanation_metrics.randomisation import cascade, rank_correlation, weights_put_back
+from utils.gradcam_kit.measure.randomisation import cascade, rank_correlation, weights_put_back
+from utils.gradcam_kit.measure.segment_attack import attacked, hottest_segments, slic_segments
 
 
 def random_case(count: int = 6, side: int = 20) -> tuple[Tensor, Tensor]:
@@ -109,7 +109,7 @@ class GivenMaps:
     def fuse_cams(self, cams: list[Tensor]) -> Tensor:
         return cams[0]
 
-    def _hooks_off(self) -> ContextManager[None]:
+    def _hooks_off(self) -> AbstractContextManager[None]:
         return nullcontext()
 
 

@@ -11,16 +11,16 @@ import pytest
 
 from tests.helpers.datasets import DataTree
 from tests.helpers.detectors import PIXELS
-from utils.data.frames import DataSettings, Frame, evenly_spaced
-from utils.data.readers import read_dataset
-from utils.explanation_metrics.dataset_evaluation import sample_notes
-from utils.explanation_metrics.samples import (
+from utils.gradcam_kit.data.frames import DataSettings, Frame, evenly_spaced
+from utils.gradcam_kit.data.readers import read_dataset
+from utils.gradcam_kit.measure.dataset_evaluation import sample_notes
+from utils.gradcam_kit.measure.samples import (
     DetectedFakes,
     RealCounterparts,
     detected_fakes,
     read_samples,
 )
-from utils.model.config import run_settings
+from utils.gradcam_kit.settings.config import run_settings
 
 
 def read_fakes(tree: DataTree) -> DetectedFakes:

@@ -13,10 +13,10 @@ from pathlib import Path
 import atheris  # type: ignore[import-untyped,import-not-found,unused-ignore]  # not installed by default
 
 with atheris.instrument_imports(include=["utils", "PIL", "json"]):
-    from utils.data.frames import DataSettings
-    from utils.data.images import UnreadableImage, decode_image
-    from utils.data.readers import read_dataset
-    from utils.errors import InputError
+    from utils.gradcam_kit.base.errors import InputError
+    from utils.gradcam_kit.data.frames import DataSettings
+    from utils.gradcam_kit.data.images import UnreadableImage, decode_image
+    from utils.gradcam_kit.data.readers import read_dataset
 
 FOLDER = Path(tempfile.mkdtemp())
 SETTINGS = DataSettings(FOLDER, None, {"r": 0, "f": 1}, "c23", 8, "even", 224)

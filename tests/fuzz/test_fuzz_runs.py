@@ -16,18 +16,18 @@ from hypothesis import strategies as st
 from tests.fuzz.harness import CASES, SECONDS, Outcome, at_most, fuzzed, mutate
 from tests.helpers.fake_run import Row, image_of, sample_of, some_rows, write_run
 from tests.helpers.fake_run import some_manifest as manifest
-from utils.data.frames import Frame
-from utils.data.stamps import Stamp
-from utils.drawing.overlays import LayerImage
-from utils.errors import InputError
-from utils.report.page import render, write_report
-from utils.results.journal import Journal, journals
-from utils.results.manifest import read_manifest
-from utils.results.read_run import read_run
-from utils.results.run_folder import RunFolder
-from utils.results.sample_folder import Drawn, whole_samples, write_sample
-from utils.run.predictions import Predictions
-from utils.run.resume import Resume
+from utils.gradcam_kit.base.errors import InputError
+from utils.gradcam_kit.data.frames import Frame
+from utils.gradcam_kit.data.stamps import Stamp
+from utils.gradcam_kit.drawing.overlays import LayerImage
+from utils.gradcam_kit.report.page import render, write_report
+from utils.gradcam_kit.run.predictions import Predictions
+from utils.gradcam_kit.run.resume import Resume
+from utils.gradcam_kit.store.journal import Journal, journals
+from utils.gradcam_kit.store.manifest import read_manifest
+from utils.gradcam_kit.store.read_run import read_run
+from utils.gradcam_kit.store.run_folder import RunFolder
+from utils.gradcam_kit.store.sample_folder import Drawn, whole_samples, write_sample
 
 
 @pytest.fixture(scope="module")

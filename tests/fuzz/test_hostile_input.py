@@ -24,12 +24,12 @@ from tests.helpers.command_server import CommandServer, Finished
 from tests.helpers.datasets import DataTree, data_settings
 from tests.helpers.detectors import images, tiny_detector
 from tests.helpers.paths import ROOT
-from utils.data.images import decode_image
-from utils.data.readers import read_dataset
-from utils.errors import InputError
-from utils.model.config import read_yaml
-from utils.results.sample_folder import write_sample
-from utils.text import printable
+from utils.gradcam_kit.base.errors import InputError
+from utils.gradcam_kit.base.text import printable
+from utils.gradcam_kit.data.images import decode_image
+from utils.gradcam_kit.data.readers import read_dataset
+from utils.gradcam_kit.settings.config import read_yaml
+from utils.gradcam_kit.store.sample_folder import write_sample
 
 SCRIPT, DEMO = "test_with_gradcam.py", "utils/gradcam_demo.py"
 MARK = "the_code_ran"
@@ -49,7 +49,7 @@ def everything_below(folder: Path) -> dict[str, bytes | str]:
     found: dict[str, bytes | str] = {}
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
-        found[name] = os.readlink(path) if path.is_symlink() else path.read_bytes() if path.is_file() else "folder"
+        found[name] = str(path.readlink()) if path.is_symlink() else path.read_bytes() if path.is_file() else "folder"
     return found
 
 
@@ -75,7 +75,7 @@ def victim(tmp_path: Path) -> Path:
         f"!!python/object/apply:os.mkdir [{MARK}]",
         f"!!python/object/new:os.mkdir [{MARK}]",
         "!!python/name:os.system",
-        "!!python/object:utils.errors.InputError {}",
+        "!!python/object:utils.gradcam_kit.base.errors.InputError {}",
     ],
 )
 @pytest.mark.parametrize("flag", ["--detector_path", "--test_config"])
@@ -202,7 +202,7 @@ def test_names_from_outside_stay_in_the_tables(commands: CommandServer, data_tre
     assert [(row["forgery"], row["video"], row["path"]) for row in rows] == [
         (as_written(one["name"]), as_written(one["name"]), one["path"]) for one in expected
     ]
-    for row, one in zip(rows, expected):
+    for row, one in zip(rows, expected, strict=True):
         folder, i = out / "toy" / f"sample{row['index']}", row["index"]
         told = json.loads((folder / f"sample{i}.json").read_text(encoding="utf-8"))
         assert (told["forgery"], told["video"], told["path"]) == (one["name"], one["name"], one["path"])
@@ -422,7 +422,7 @@ def bombs() -> dict[str, bytes]:
 MEASURE = """
 import resource, sys
 from pathlib import Path
-from utils.data.images import UnreadableImage, decode_image, read_file
+from utils.gradcam_kit.data.images import UnreadableImage, decode_image, read_file
 from PIL import Image
 Image.init()
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
@@ -452,7 +452,7 @@ def test_bombs_are_refused_by_their_header(tmp_path: Path) -> None:
         files[-1].write_bytes(data)
     results = measured(files)
     assert len(results) == len(files)
-    for file, (grown, reason) in zip(files, results):
+    for file, (grown, reason) in zip(files, results, strict=True):
         assert "by its header" in reason, (file, reason)
         assert grown < 30, (file, grown)
 
@@ -465,7 +465,7 @@ def test_bombs_beside_the_pixels_fill_no_memory(tmp_path: Path) -> None:
     files[0].write_bytes(png(8, 8, pixels, chunk(b"zTXt", b"Comment\0\0" + flood)))
     files[1].write_bytes(png(8, 8, pixels, chunk(b"iCCP", b"profile\0\0" + flood)))
     files[2].write_bytes(png(8, 8, flood))
-    for file, (grown, _) in zip(files, measured(files)):
+    for file, (grown, _) in zip(files, measured(files), strict=True):
         assert grown < 120, (file, grown)
 
 
@@ -480,7 +480,7 @@ def test_parts_that_claim_gigabytes(tmp_path: Path) -> None:
         place = data.index(kind) - 4
         files.append(tmp_path / f"{name}.png")
         files[-1].write_bytes(data[:place] + b"\xfd\xff\x00\x2d" + data[place + 4 :])
-    for file, (grown, reason) in zip(files, measured(files)):
+    for file, (grown, reason) in zip(files, measured(files), strict=True):
         assert reason and grown < 30, (file, grown, reason)
 
 
@@ -499,7 +499,7 @@ def test_two_headers_in_one_file(tmp_path: Path) -> None:
     files[1].write_bytes(start + small + vast + flood + end)
     files[2].write_bytes(jpeg[:frame] + vast_header + jpeg[frame:])
     files[3].write_bytes(jpeg[:frame] + header + vast_header + jpeg[frame + len(header) :])
-    for file, (grown, _) in zip(files, measured(files)):
+    for file, (grown, _) in zip(files, measured(files), strict=True):
         assert grown < 120, (file, grown)
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 import detectors
-from utils.errors import InputError
-from utils.files import (
+from utils.gradcam_kit.base.errors import InputError
+from utils.gradcam_kit.base.files import (
     TRAINING_FOLDER,
     check_ordinary,
     new_folder,

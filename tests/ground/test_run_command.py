@@ -6,13 +6,14 @@ import io
 import os
 import subprocess
 import sys
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from tests.helpers.paths import ROOT
-from utils.command import run_command
-from utils.errors import InputError
+from utils.gradcam_kit.base.command import run_command
+from utils.gradcam_kit.base.errors import InputError
 
 
 def ended(main: Callable[[Any], int]) -> int | str | None:
@@ -64,7 +65,7 @@ def test_who_prints_what_all_processes_meet(
 
 TALKATIVE = """
 import sys
-from utils.command import run_command
+from utils.gradcam_kit.base.command import run_command
 def main(arguments):
     for number in range(20_000):
         print(number)

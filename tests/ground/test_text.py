@@ -6,7 +6,7 @@ import errno
 
 import pytest
 
-from utils.text import AS_IT_CAME, one_line, printable, shortened
+from utils.gradcam_kit.base.text import AS_IT_CAME, one_line, printable, shortened
 
 
 @pytest.mark.parametrize(

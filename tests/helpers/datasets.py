@@ -12,7 +12,7 @@ import numpy as np
 import yaml
 
 from tests.helpers.detectors import PIXELS, tiny_config
-from utils.model.config import DataSettings
+from utils.gradcam_kit.settings.config import DataSettings
 
 
 def read_image(path: str | Path) -> np.ndarray:

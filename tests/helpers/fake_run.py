@@ -6,16 +6,17 @@ import csv
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from utils.drawing.overlays import LayerImage, original_box
-from utils.results.journal import checksum
-from utils.results.manifest import DatasetRecord, HeatmapCounts, Manifest, Weights
-from utils.results.sample import LayerFacts, Sample
-from utils.results.sample_folder import Drawn, write_sample
+from utils.gradcam_kit.drawing.overlays import LayerImage, original_box
+from utils.gradcam_kit.store.journal import checksum
+from utils.gradcam_kit.store.manifest import DatasetRecord, HeatmapCounts, Manifest, Weights
+from utils.gradcam_kit.store.sample import LayerFacts, Sample
+from utils.gradcam_kit.store.sample_folder import Drawn, write_sample
 
 LAYERS = ("encoder.layers.5", "encoder.layers.3")
 GRID, PIXELS = 4, 64
@@ -61,7 +62,7 @@ def raw_map(hot: tuple[int, int], height: float = 0.004) -> np.ndarray:
 def write_row(folder: Path, row: Row, empty: bool = False) -> Path:
     """The sample's folder as a run leaves it."""
     layers = []
-    for layer, hot in zip(LAYERS, (row.hot, (1, 1))):
+    for layer, hot in zip(LAYERS, (row.hot, (1, 1)), strict=True):
         raw = np.zeros((GRID, GRID), np.float32) if empty else raw_map(hot)
         layers.append(LayerImage(layer, image_of(row), raw, raw - 0.001, empty, empty))
     drawn = Drawn(sample_of(row, layers), image_of(row), layers)

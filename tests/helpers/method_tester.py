@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import abc
-from typing import Dict, Tuple
 
 import numpy as np
 import pytest
@@ -16,17 +15,23 @@ from tests.helpers.references.method_references import (
     AttentionReference,
     TokenReference,
 )
-from utils.cam.attention import ATTENTION_METHODS, Attention, AttentionPass, BlockProjection, attention_token_maps
-from utils.cam.layers import LayerError
-from utils.cam.maps import LayerMaps, NonFiniteMapError, layer_maps, to_layer_maps
-from utils.cam.methods import METHODS, signed_maps
-from utils.cam.tokens import Tokens, on_grid
-from utils.cam.towers import AttentionModules, Grid
+from utils.gradcam_kit.engine.attention import (
+    ATTENTION_METHODS,
+    Attention,
+    AttentionPass,
+    BlockProjection,
+    attention_token_maps,
+)
+from utils.gradcam_kit.engine.layers import LayerError
+from utils.gradcam_kit.engine.maps import LayerMaps, NonFiniteMapError, layer_maps, to_layer_maps
+from utils.gradcam_kit.engine.methods import METHODS, signed_maps
+from utils.gradcam_kit.engine.tokens import Tokens, on_grid
+from utils.gradcam_kit.engine.towers import AttentionModules, Grid
 
 PREFIX, SIZE, CHANNELS, HEADS, BLOCKS = 2, (30, 40), 12, 3, 3
 GRID = Grid(3, 4, PREFIX)
-Key = Tuple[str, str]  # layer or block, and what of it
-Inputs = Dict[Key, Tensor]  # (B, tokens, CHANNELS) each
+Key = tuple[str, str]  # layer or block, and what of it
+Inputs = dict[Key, Tensor]  # (B, tokens, CHANNELS) each
 
 
 class MethodTester(abc.ABC):
@@ -76,7 +81,7 @@ class MethodTester(abc.ABC):
         for layer, maps in self.maps(inputs).items():
             for i in range(len(maps.raw)):
                 one_image = {key: tensor[i].double().cpu().numpy() for key, tensor in inputs.items()}
-                for got, expected in zip((maps.signed[i], maps.raw[i]), self.expected(one_image, layer)):
+                for got, expected in zip((maps.signed[i], maps.raw[i]), self.expected(one_image, layer), strict=True):
                     scale = np.abs(expected).max() or 1.0
                     np.testing.assert_allclose(got.double().cpu() / scale, expected / scale, rtol=0, atol=tolerance)
 

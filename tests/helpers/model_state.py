@@ -22,6 +22,6 @@ def state_of(model: torch.nn.Module) -> Any:
 
 def assert_same_state(before: Any, after: Any) -> None:
     assert before[0] == after[0] and before[3] == after[3] and torch.equal(before[2], after[2])
-    for (flag, grad, value), (flag_after, grad_after, value_after) in zip(before[1], after[1]):
+    for (flag, grad, value), (flag_after, grad_after, value_after) in zip(before[1], after[1], strict=True):
         assert flag == flag_after and torch.equal(value, value_after)
         assert (grad is None and grad_after is None) or torch.equal(grad, grad_after)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Callable
 
-from utils.results.journal import read_rows
+from utils.gradcam_kit.store.journal import read_rows
 
 PRIVATE_MOUNTS = """
 import ctypes, os, pathlib
@@ -21,7 +21,7 @@ check(libc.mount(b"none", b"/", None, 0x44000, None))  # MS_REC | MS_PRIVATE
 # Writes the first frame of every batch that the detector sees, and slows it down enough for a signal to meet it at work.
 WATCHED = """
 import pathlib, time
-from utils.model.detector import LoadedDetector
+from utils.gradcam_kit.model.detector import LoadedDetector
 predict = LoadedDetector.predict
 def watched(self, pixels, frames=None):
     with open({path!r}, "a") as file:

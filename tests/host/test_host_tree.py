@@ -20,8 +20,8 @@ COMPARE = """
 import json, sys
 sys.path.insert(0, ".")
 import numpy, torch, transformers, yaml
-from utils.model.config import detector_settings
-from utils.model.host.registry import find_detectors
+from utils.gradcam_kit.settings.config import detector_settings
+from utils.gradcam_kit.model.host.registry import find_detectors
 from pathlib import Path
 
 name, weights = sys.argv[1], sys.argv[2]

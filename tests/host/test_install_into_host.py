@@ -13,9 +13,9 @@ import pytest
 
 from tests.helpers.hosts import install, make_effort_host, make_host, run_python, snapshot
 from tests.helpers.paths import ROOT
-from utils import host_tree
-from utils.errors import InputError
-from utils.host_tree import KEPT_FOLDER, LINE, RECORD_FOLDER, Installation, check_host, digest, extension_files
+from tools import host_tree
+from tools.host_tree import KEPT_FOLDER, LINE, RECORD_FOLDER, Installation, check_host, digest, extension_files
+from utils.gradcam_kit.base.errors import InputError
 
 
 class Killed(BaseException):
@@ -37,7 +37,7 @@ def test_install_says_what_it_did_and_uninstall_restores_every_byte(tmp_path: Pa
     assert "one line added to detectors/__init__.py" in done.stdout and LINE in done.stdout
     added = {name for name in snapshot(training) if name not in before and not name.startswith(RECORD_FOLDER)}
     for name in ("test_with_gradcam.py", "README_gradcam.md", "config/detector/clip_gradcam.yaml", "utils/gradcam.py",
-                 "detectors/clip_detector_gradcam.py", "detectors/gradcam_mixin.py", "utils/gradcam_demo.py"):  # fmt: skip
+                 "detectors/clip_detector_gradcam.py", "utils/gradcam_kit/explain/mixin.py", "utils/gradcam_demo.py"):  # fmt: skip
         assert name in added and (training / name).read_bytes() == (ROOT / name).read_bytes()
     assert not [name for name in added if "cache" in name]
     for stand_in in ("base_detector.py", "clip_detector.py"):
@@ -83,7 +83,9 @@ def test_a_file_of_the_host_that_differs_is_kept_unless_forced_and_comes_back(tm
     (training / "utils" / "errors.py").write_bytes((ROOT / "utils" / "errors.py").read_bytes())  # the same by chance
     before = snapshot(training)
     refused = install(training)
-    assert refused.returncode == 2 and "utils/text.py" in refused.stderr and "--force" in refused.stderr
+    assert (
+        refused.returncode == 2 and "utils/gradcam_kit/base/text.py" in refused.stderr and "--force" in refused.stderr
+    )
     assert refused.stderr.count("\n") == 1 and snapshot(training) == before
     assert install(training, "--force").returncode == 0
     assert (training / "utils" / "text.py").read_bytes() == (ROOT / "utils" / "text.py").read_bytes()
@@ -127,7 +129,12 @@ def test_a_new_version_replaces_the_old_one(tmp_path: Path) -> None:
     training = make_host(tmp_path)
     before = snapshot(training)
     put_in(
-        training, wanted={**extension_files(), "utils/errors.py": b"OLD = 1\n", "utils/dropped/old.py": b"OLD = 1\n"}
+        training,
+        wanted={
+            **extension_files(),
+            "utils/gradcam_kit/base/errors.py": b"OLD = 1\n",
+            "utils/dropped/old.py": b"OLD = 1\n",
+        },
     )
     put_in(training)
     assert not (training / "utils" / "dropped" / "old.py").exists()
@@ -161,7 +168,7 @@ def test_the_flat_layout_of_old_is_replaced_by_the_rooms(tmp_path: Path) -> None
     assert done.returncode == 0 and "4 files removed" in done.stdout, done.stderr
     for gone in ("report.py", "results.py", "cam_methods.py", "report_template", "__pycache__"):
         assert not (training / "utils" / gone).exists(), gone
-    used = run_python("-c", "import utils.report, utils.results; print(utils.report.__file__)", cwd=training)
+    used = run_python("-c", "import utils.report, utils.gradcam_kit.store; print(utils.report.__file__)", cwd=training)
     assert Path(used.stdout.strip()) == training / "utils" / "report" / "__init__.py", used.stderr
     fresh = make_host(tmp_path / "fresh")
     assert install(fresh).returncode == 0

@@ -8,10 +8,10 @@ import sys
 import pytest
 import torch
 
-from utils import command, packages
-from utils.allowed import PRECISIONS
-from utils.errors import InputError
-from utils.model.load import check_precision
+from utils.gradcam_kit.base import command, packages
+from utils.gradcam_kit.base.allowed import PRECISIONS
+from utils.gradcam_kit.base.errors import InputError
+from utils.gradcam_kit.model.load import check_precision
 
 
 def test_here_nothing_is_too_old() -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 import cv2
 import numpy as np
@@ -17,16 +18,16 @@ from torch import Tensor, nn
 from detectors import Registry
 from detectors.gradcam_registered import register_all, with_gradcam
 from tests.helpers.detectors import ARCHITECTURE, tiny_detector
-from utils.cam.layers import LayerError
-from utils.data.frames import Frame
-from utils.errors import InputError
-from utils.model.clip_tower import KNOWN_TOWERS
-from utils.model.config import DetectorSettings
-from utils.model.detector import LoadedDetector
-from utils.model.gradcam_settings import gradcam_settings
-from utils.model.host import inputs as host_inputs
-from utils.model.host.inputs import HostInputs, high_frequencies
-from utils.model.load import load_detector
+from utils.gradcam_kit.base.errors import InputError
+from utils.gradcam_kit.data.frames import Frame
+from utils.gradcam_kit.engine.layers import LayerError
+from utils.gradcam_kit.model.clip_tower import KNOWN_TOWERS
+from utils.gradcam_kit.model.detector import LoadedDetector
+from utils.gradcam_kit.model.host import inputs as host_inputs
+from utils.gradcam_kit.model.host.inputs import HostInputs, high_frequencies
+from utils.gradcam_kit.model.load import load_detector
+from utils.gradcam_kit.settings.config import DetectorSettings
+from utils.gradcam_kit.settings.gradcam_settings import gradcam_settings
 
 NO_WEIGHTS = {"backbone_config": {"pretrained": False}, "resolution": 32}
 

@@ -14,9 +14,9 @@ import torch
 
 import test_with_gradcam
 from tests.helpers.datasets import DataTree, rows_of
-from utils.errors import InputError
-from utils.model.built_model import build_model
-from utils.model.checkpoints import sha256_of_state
+from utils.gradcam_kit.base.errors import InputError
+from utils.gradcam_kit.model.built_model import build_model
+from utils.gradcam_kit.model.checkpoints import sha256_of_state
 
 CODE = """
 import torch

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,15 +18,15 @@ from torch.optim.swa_utils import AveragedModel
 from tests.helpers.datasets import DataTree, change_yaml
 from tests.helpers.detectors import ARCHITECTURE, images, spread, tiny_detector
 from tests.helpers.real_towers import library
-from utils.errors import InputError
-from utils.files import sha256_of
-from utils.model.checkpoints import load_weights
-from utils.model.clip_tower import KNOWN_TOWERS
-from utils.model.config import detector_settings
-from utils.model.detector import LoadedDetector
-from utils.model.fitted_config import fitted_config
-from utils.model.load import load_detector
-from utils.model.weights_file import read_file
+from utils.gradcam_kit.base.errors import InputError
+from utils.gradcam_kit.base.files import sha256_of
+from utils.gradcam_kit.model.checkpoints import load_weights
+from utils.gradcam_kit.model.clip_tower import KNOWN_TOWERS
+from utils.gradcam_kit.model.detector import LoadedDetector
+from utils.gradcam_kit.model.fitted_config import fitted_config
+from utils.gradcam_kit.model.load import load_detector
+from utils.gradcam_kit.model.weights_file import read_file
+from utils.gradcam_kit.settings.config import detector_settings
 
 WIDTH = ARCHITECTURE["hidden_size"]
 Weights = dict[str, Tensor]
@@ -285,9 +286,10 @@ def test_an_archive_that_unpacks_to_a_thousand_times_its_size_is_not_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.save({"a": torch.zeros(3_000_000)}, tmp_path / "stored.pth")
-    with zipfile.ZipFile(tmp_path / "stored.pth") as stored, zipfile.ZipFile(
-        tmp_path / "bomb.pth", "w", zipfile.ZIP_DEFLATED
-    ) as bomb:
+    with (
+        zipfile.ZipFile(tmp_path / "stored.pth") as stored,
+        zipfile.ZipFile(tmp_path / "bomb.pth", "w", zipfile.ZIP_DEFLATED) as bomb,
+    ):
         for entry in stored.infolist():
             bomb.writestr(entry.filename, stored.read(entry))
     assert (tmp_path / "bomb.pth").stat().st_size < 50_000

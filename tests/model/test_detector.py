@@ -21,8 +21,8 @@ from detectors.clip_detector_gradcam import CLIPDetectorWithGradCAM
 from tests.helpers.datasets import read_image
 from tests.helpers.detectors import ARCHITECTURE, PIXELS, images, tiny_config, tiny_detector
 from tests.helpers.paths import ROOT
-from utils.errors import InputError
-from utils.model.clip_tower import KNOWN_TOWERS, hidden_act
+from utils.gradcam_kit.base.errors import InputError
+from utils.gradcam_kit.model.clip_tower import KNOWN_TOWERS, hidden_act
 
 
 def whole_clip() -> CLIPModel:

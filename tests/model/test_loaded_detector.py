@@ -9,10 +9,10 @@ import torch
 
 from tests.helpers.datasets import DataTree
 from tests.helpers.detectors import PIXELS, tiny_detector
-from utils.errors import InputError
-from utils.model.config import DetectorSettings, detector_settings
-from utils.model.detector import LoadedDetector
-from utils.model.load import find_device, load_detector
+from utils.gradcam_kit.base.errors import InputError
+from utils.gradcam_kit.model.detector import LoadedDetector
+from utils.gradcam_kit.model.load import find_device, load_detector
+from utils.gradcam_kit.settings.config import DetectorSettings, detector_settings
 
 
 @pytest.fixture

@@ -15,17 +15,17 @@ from skimage.transform import PiecewiseAffineTransform, warp
 
 from examples.make_demo_data import Video, draw_video
 from tests.helpers.fake_run import GRID, LAYERS, Row, sample_of, write_row, write_tables
-from utils.data.faces.align import MARGIN, TEMPLATE, TEMPLATE_SIZE
-from utils.data.faces.find import FIVE_OF_81
-from utils.explanation_metrics.temporal_consistency import TemporalConsistency
-from utils.report.aggregate_images import CELL, COLUMN, GAP, LINE, NAMES, ROW
-from utils.report.aggregates import write_patterns
-from utils.report.face_regions import REGIONS, RegionShares, region_image, region_shares, sample_landmarks
-from utils.report.mean_face import MEAN_FACE, warp_to_mean_face
-from utils.report.mean_maps import MEAN_SIZE, MeanMaps
-from utils.report.region_tables import group_regions
-from utils.results.read_run import read_run
-from utils.results.sample import Sample
+from utils.gradcam_kit.judge.temporal_consistency import TemporalConsistency
+from utils.gradcam_kit.media.faces.align import MARGIN, TEMPLATE, TEMPLATE_SIZE
+from utils.gradcam_kit.media.faces.find import FIVE_OF_81
+from utils.gradcam_kit.report.aggregate_images import CELL, COLUMN, GAP, LINE, NAMES, ROW
+from utils.gradcam_kit.report.aggregates import write_patterns
+from utils.gradcam_kit.report.face_regions import REGIONS, RegionShares, region_image, region_shares, sample_landmarks
+from utils.gradcam_kit.report.mean_face import MEAN_FACE, warp_to_mean_face
+from utils.gradcam_kit.report.mean_maps import MEAN_SIZE, MeanMaps
+from utils.gradcam_kit.report.region_tables import group_regions
+from utils.gradcam_kit.store.read_run import read_run
+from utils.gradcam_kit.store.sample import Sample
 
 PLACES = {"left eye": range(36, 42), "right eye": range(42, 48), "brows": range(17, 27), "nose": range(27, 36),
           "mouth": range(48, 68)}  # fmt: skip

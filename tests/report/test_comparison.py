@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import csv
 import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Sequence
 
 import cv2
 import numpy as np
@@ -13,10 +13,10 @@ import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from tests.helpers.fake_run import Row, write_run
-from utils.errors import InputError
-from utils.report.__main__ import main
-from utils.report.comparison.pairs import correlation, metric_differences, paired_frames, paired_layers
-from utils.results.read_run import read_run
+from utils.gradcam_kit.base.errors import InputError
+from utils.gradcam_kit.report.command import main
+from utils.gradcam_kit.report.comparison.pairs import correlation, metric_differences, paired_frames, paired_layers
+from utils.gradcam_kit.store.read_run import read_run
 
 
 def rows(probabilities: Sequence[float], hot: tuple[int, int] = (3, 2), dataset: str = "faces") -> list[Row]:
@@ -43,8 +43,8 @@ def test_metrics_are_scikit_learns_and_the_interval_is_a_bootstrap_over_videos(t
         assert found[name].a == pytest.approx(score(label, A)) and found[name].b == pytest.approx(score(label, B))
     assert (found["ACC"].a, found["ACC"].b) == (14 / 16, 13 / 16)
     # By hand: resample the eight videos of two frames each, with another generator.
-    difference = np.array([(b > 0.5) == y for b, y in zip(B, label)], float) - [
-        (a > 0.5) == y for a, y in zip(A, label)
+    difference = np.array([(b > 0.5) == y for b, y in zip(B, label, strict=True)], float) - [
+        (a > 0.5) == y for a, y in zip(A, label, strict=True)
     ]
     of_video = difference.reshape(8, 2).mean(axis=1)
     rng = np.random.default_rng(99)

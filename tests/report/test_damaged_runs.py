@@ -7,17 +7,18 @@ import json
 import shutil
 import struct
 import zlib
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 import pytest
 
 from tests.helpers.fake_run import LAYERS, some_rows, write_run
-from utils.data.images import UnreadableImage
-from utils.errors import InputError
-from utils.report.page import write_report
-from utils.results.grey_maps import read_grey_map
-from utils.results.read_run import read_metrics, read_run
+from utils.gradcam_kit.base.errors import InputError
+from utils.gradcam_kit.data.images import UnreadableImage
+from utils.gradcam_kit.report.page import write_report
+from utils.gradcam_kit.store.grey_maps import read_grey_map
+from utils.gradcam_kit.store.read_run import read_metrics, read_run
 
 
 @pytest.fixture(scope="module")

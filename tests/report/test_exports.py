@@ -18,13 +18,13 @@ from tests.helpers.datasets import DataTree
 from tests.helpers.detectors import BLOCKS, PIXELS, images, tiny_detector
 from tests.helpers.fake_run import LAYERS, remove_images, some_rows, write_run
 from tests.helpers.paths import ROOT
-from utils import packages
-from utils.errors import InputError
-from utils.report.exports import ExportOptions, check_exports, write_exports
-from utils.report.fiftyone_export import write_fiftyone
-from utils.report.tensorboard_export import write_tensorboard
-from utils.report.video_strips import write_strips
-from utils.results.read_run import read_run
+from utils.gradcam_kit.base import packages
+from utils.gradcam_kit.base.errors import InputError
+from utils.gradcam_kit.exports.fiftyone_export import write_fiftyone
+from utils.gradcam_kit.exports.tensorboard_export import write_tensorboard
+from utils.gradcam_kit.exports.video_strips import write_strips
+from utils.gradcam_kit.run.exports import ExportOptions, check_exports, write_exports
+from utils.gradcam_kit.store.read_run import read_run
 
 
 def test_a_run_with_everything(commands: CommandServer, data_tree: DataTree, tmp_path: Path) -> None:
@@ -152,7 +152,7 @@ def test_tensorboard(tmp_path: Path) -> None:
     assert [image.step for image in steps] == list(range(18))  # a slider, one step per sample
     faces = [row for row in rows if row.dataset == "faces"]
     wrong_first = sorted(faces, key=lambda row: (row.outcome[0] == "T", -row.confidence))
-    for image, row in zip(steps, wrong_first):
+    for image, row in zip(steps, wrong_first, strict=True):
         shown = cv2.imdecode(np.frombuffer(image.encoded_image_string, np.uint8), 1)
         path = run / f"faces/sample{row.number}/gradcam_encoder.layers.5_sample{row.number}.png"
         assert np.array_equal(np.asarray(shown)[:64], np.asarray(cv2.imread(str(path))))
@@ -161,7 +161,7 @@ def test_tensorboard(tmp_path: Path) -> None:
     label = [row.label for row in rows if row.dataset == "faces"]
     score = [row.prob_fake for row in rows if row.dataset == "faces"]
     precision, recall, _ = precision_recall_curve(label, score)
-    for p, r in zip(precision[:-1], recall[:-1]):
+    for p, r in zip(precision[:-1], recall[:-1], strict=True):
         assert min(np.abs(curve[4] - p) + np.abs(curve[5] - r)) < 1e-6
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any
 from urllib.parse import unquote_to_bytes
 
 import cv2
@@ -23,10 +25,10 @@ from tests.helpers.fake_run import (
     write_run,
     write_tables,
 )
-from utils.errors import InputError
-from utils.report.exports import ExportOptions, write_exports
-from utils.report.page import SHOWN_SAMPLES, render, write_report
-from utils.results.read_run import read_run
+from utils.gradcam_kit.base.errors import InputError
+from utils.gradcam_kit.report.page import SHOWN_SAMPLES, render, write_report
+from utils.gradcam_kit.run.exports import ExportOptions, write_exports
+from utils.gradcam_kit.store.read_run import read_run
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 if CHROMIUM is None:
@@ -146,7 +148,7 @@ def test_the_header_tells_the_run(run: Path, tab: Tab) -> None:
 
 def _distance(curve: np.ndarray, point: np.ndarray) -> list[float]:
     distances = []
-    for one, other in zip(curve[:-1], curve[1:]):
+    for one, other in itertools.pairwise(curve):
         along = other - one
         share = np.clip((point - one) @ along / max(1e-12, along @ along), 0, 1)
         distances.append(float(np.linalg.norm(one + share * along - point)))
@@ -275,7 +277,7 @@ def screenshot(element: Any) -> np.ndarray:
 
 def at(pixels: np.ndarray, patch: tuple[int, int]) -> np.ndarray:
     """The colour in the middle of a patch of the 4 x 4 grid."""
-    y, x = (int((place + 0.5) * side / 4) for place, side in zip(patch, pixels.shape[:2]))
+    y, x = (int((place + 0.5) * side / 4) for place, side in zip(patch, pixels.shape[:2], strict=True))
     return pixels[y, x].astype(int)
 
 

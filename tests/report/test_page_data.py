@@ -13,12 +13,12 @@ import pytest
 
 from tests.helpers.fake_run import some_rows, write_run
 from tests.helpers.paths import ROOT
-from utils.explanation_metrics.bootstrap import Interval
-from utils.report.face_regions import REGIONS
-from utils.report.page import BINS, histogram_bars, video_histogram, write_report
-from utils.report.page_parts.faithfulness import measured_views, measuring_command
-from utils.report.region_tables import GroupRegions, headlines
-from utils.results.read_run import read_run
+from utils.gradcam_kit.judge.bootstrap import Interval
+from utils.gradcam_kit.report.face_regions import REGIONS
+from utils.gradcam_kit.report.page import BINS, histogram_bars, video_histogram, write_report
+from utils.gradcam_kit.report.page_parts.faithfulness import measured_views, measuring_command
+from utils.gradcam_kit.report.region_tables import GroupRegions, headlines
+from utils.gradcam_kit.store.read_run import read_run
 
 
 def group(forgery: str, outcome: str, samples: int, layer: str = "layer", dataset: str = "set") -> GroupRegions:

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from tests.helpers.fake_run import some_rows, write_run
-from utils.errors import InputError
-from utils.report.exports import ExportOptions, check_exports, lacks_exports, write_exports
-from utils.report.paper_figure import original
-from utils.report.video_strips import write_strips
-from utils.results import bundles
-from utils.results.bundles import bundled_samples, bundles_of, pack_samples
-from utils.results.read_run import all_samples, read_run, sample_maps
-from utils.results.sample_folder import sample_folders
+from utils.gradcam_kit.base.errors import InputError
+from utils.gradcam_kit.exports.video_strips import write_strips
+from utils.gradcam_kit.report.paper_figure import original
+from utils.gradcam_kit.run.exports import ExportOptions, check_exports, lacks_exports, write_exports
+from utils.gradcam_kit.store import bundles
+from utils.gradcam_kit.store.bundles import bundled_samples, bundles_of, pack_samples
+from utils.gradcam_kit.store.read_run import all_samples, read_run, sample_maps
+from utils.gradcam_kit.store.sample_folder import sample_folders
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -57,7 +57,7 @@ def test_a_bundled_run_reads_as_the_unbundled_one(run: Path) -> None:
     samples = [sample for data in after.datasets for sample in data.samples]
     assert [s.to_json() for s in samples] == [s.to_json() for data in before.datasets for s in data.samples]
     assert not any(sample.lost for sample in samples)
-    for sample, of_sample, image in zip(samples, maps, images):
+    for sample, of_sample, image in zip(samples, maps, images, strict=True):
         for layer, values in sample_maps(sample, after.layers).items():
             np.testing.assert_array_equal(values, of_sample[layer])
         np.testing.assert_array_equal(original(sample), image)

@@ -17,15 +17,15 @@ import pytest
 import torch
 
 from tests.helpers.fake_run import PIXELS, Row, sample_of, write_tables
-from utils.cam.maps import LayerMaps
-from utils.drawing.overlays import layer_images
-from utils.report.aggregates import write_patterns
-from utils.report.fiftyone_export import fiftyone_sample
-from utils.report.page import write_report
-from utils.report.tensorboard_export import write_tensorboard
-from utils.report.video_strips import write_strips
-from utils.results.read_run import RunOnDisk, read_run, sample_maps
-from utils.results.sample_folder import Drawn, metadata_text, write_sample
+from utils.gradcam_kit.drawing.overlays import layer_images
+from utils.gradcam_kit.engine.maps import LayerMaps
+from utils.gradcam_kit.exports.fiftyone_export import fiftyone_sample
+from utils.gradcam_kit.exports.tensorboard_export import write_tensorboard
+from utils.gradcam_kit.exports.video_strips import write_strips
+from utils.gradcam_kit.report.aggregates import write_patterns
+from utils.gradcam_kit.report.page import write_report
+from utils.gradcam_kit.store.read_run import RunOnDisk, read_run, sample_maps
+from utils.gradcam_kit.store.sample_folder import Drawn, metadata_text, write_sample
 
 GRID = 8
 SIZE = (PIXELS, PIXELS)
@@ -47,7 +47,7 @@ def write_maps(folder: Path, signed: torch.Tensor, drawn_signed: bool) -> RunOnD
     images = torch.full((count, 3, *SIZE), 120, dtype=torch.uint8)
     rows = [Row(i, "toy", "swap", "000", 1, 0.9, f"/nowhere/{i}.png") for i in range(count)]
     write_tables(folder, rows)
-    for row, layers in zip(rows, layer_images(images, maps, "jet", drawn_signed)):
+    for row, layers in zip(rows, layer_images(images, maps, "jet", drawn_signed), strict=True):
         sample = sample_of(row, layers)
         image = images[0].permute(1, 2, 0).numpy()
         write_sample(folder / "toy" / f"sample{row.number}", Drawn(sample, image, layers))

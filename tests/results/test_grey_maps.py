@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from tests.helpers.fake_run import LAYERS, PIXELS, Row, raw_map, write_row
-from utils.results.grey_maps import grey, read_grey_map, signed_grey
+from utils.gradcam_kit.store.grey_maps import grey, read_grey_map, signed_grey
 
 HOT = (3, 2)
 

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from tests.helpers.fake_run import some_manifest as manifest
-from utils.choice.candidates import Candidate
-from utils.choice.check import MapCheck
-from utils.choice.verdict import Choice
-from utils.errors import InputError
-from utils.results.manifest import DatasetRecord, HeatmapCounts, Manifest, Weights, datasets_of, read_manifest
-from utils.results.sample import LayerFacts
+from utils.gradcam_kit.base.errors import InputError
+from utils.gradcam_kit.engine.recipe import Recipe
+from utils.gradcam_kit.judge.check import MapCheck
+from utils.gradcam_kit.judge.verdict import Choice
+from utils.gradcam_kit.store.manifest import DatasetRecord, HeatmapCounts, Manifest, Weights, datasets_of, read_manifest
+from utils.gradcam_kit.store.sample import LayerFacts
 
 FINISHED = {
     "finished": "2024-01-01T01:00:00+00:00",
@@ -132,7 +132,7 @@ def test_what_tells_two_runs_apart() -> None:
 
 
 def test_a_finished_manifest_says_how_the_map_was_chosen() -> None:
-    chosen = Choice("chosen", Candidate("hirescam", "sum", "residual", "balanced"), images=8, videos=4, margin=2.5)
+    chosen = Choice("chosen", Recipe("hirescam", "sum", "residual", "balanced"), images=8, videos=4, margin=2.5)
     values = json.loads(json.dumps(manifest(**FINISHED, choice=chosen).to_json()))
     assert values["choice"]["used"]["layer"] == "sum" and Manifest.from_json(values, "m").choice == chosen
     del values["choice"]["rows"]

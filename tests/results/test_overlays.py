@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from utils.allowed import COLORMAPS, IMAGE_FORMATS
-from utils.cam.maps import LayerMaps
-from utils.drawing.overlays import (
+from utils.gradcam_kit.base.allowed import COLORMAPS, IMAGE_FORMATS
+from utils.gradcam_kit.drawing.overlays import (
     CAPTION,
     LONGEST,
     MARGIN,
@@ -24,6 +23,7 @@ from utils.drawing.overlays import (
     paste,
     text_line,
 )
+from utils.gradcam_kit.engine.maps import LayerMaps
 
 
 @pytest.mark.parametrize("colormap", COLORMAPS)
@@ -31,7 +31,7 @@ def test_colours_are_opencvs(colormap: str) -> None:
     maps = torch.rand(2, 9, 7)
     levels = (maps.numpy() * 255).round().astype(np.uint8)
     flag = getattr(cv2, f"COLORMAP_{colormap.upper()}")
-    for got, level in zip(colour(maps, colormap).numpy(), levels):
+    for got, level in zip(colour(maps, colormap).numpy(), levels, strict=True):
         np.testing.assert_array_equal(got, cv2.applyColorMap(level, flag)[..., ::-1])
 
 

@@ -25,11 +25,11 @@ from tests.helpers.fake_run import Row, write_row
 from tests.helpers.fake_run import some_manifest as manifest
 from tests.helpers.paths import SCRIPT
 from tests.helpers.watch import PRIVATE_MOUNTS
-from utils.errors import InputError, RunError
-from utils.files import write_json
-from utils.results.journal import Journal
-from utils.results.manifest import DatasetRecord, HeatmapCounts
-from utils.results.run_folder import RunFolder
+from utils.gradcam_kit.base.errors import InputError, RunError
+from utils.gradcam_kit.base.files import write_json
+from utils.gradcam_kit.store.journal import Journal
+from utils.gradcam_kit.store.manifest import DatasetRecord, HeatmapCounts
+from utils.gradcam_kit.store.run_folder import RunFolder
 
 READ_ONLY = (
     PRIVATE_MOUNTS

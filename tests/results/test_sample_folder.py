@@ -14,15 +14,16 @@ import torch
 
 from tests.helpers.datasets import DataTree, make_data_tree
 from tests.helpers.fake_run import LAYERS, Row, image_of, raw_map, sample_of, write_row
-from utils.choice.check import MapCheck
-from utils.data.frames import Frame
-from utils.decision import UNKNOWN
-from utils.drawing.overlays import Box, LayerImage
-from utils.errors import InputError
-from utils.model.config import detector_settings
-from utils.model.load import find_device, load_detector
-from utils.results.sample import CompletenessFacts, LayerFacts, Sample
-from utils.results.sample_folder import (
+from utils.gradcam_kit.base.decision import UNKNOWN
+from utils.gradcam_kit.base.errors import InputError
+from utils.gradcam_kit.data.frames import Frame
+from utils.gradcam_kit.drawing.overlays import Box, LayerImage
+from utils.gradcam_kit.judge.check import MapCheck
+from utils.gradcam_kit.model.load import find_device, load_detector
+from utils.gradcam_kit.run.explainer import explain_images
+from utils.gradcam_kit.settings.config import detector_settings
+from utils.gradcam_kit.store.sample import CompletenessFacts, LayerFacts, Sample
+from utils.gradcam_kit.store.sample_folder import (
     Drawn,
     comparison_title,
     metadata_text,
@@ -31,8 +32,7 @@ from utils.results.sample_folder import (
     whole_samples,
     write_sample,
 )
-from utils.results.sample_writer import expected_output
-from utils.run.explainer import explain_images
+from utils.gradcam_kit.store.sample_writer import expected_output
 
 ROW = Row(7, "faces", "swap_Fake", "003", 1, 0.25, "/data/größe\udcff.png")
 
@@ -153,7 +153,7 @@ def test_a_sample_of_an_explained_image(flags: dict[str, Any], target: str, tree
     assert (explanation.method, explanation.site) == ("gradcam", "residual")
     assert (made.method, made.site, made.weights) == ("gradcam", "residual", str(settings.weights_path))
     assert [layer.name for layer in made.layers] == list(explanation.layers)
-    for layer, maps in zip(made.layers, explanation.layers.values()):
+    for layer, maps in zip(made.layers, explanation.layers.values(), strict=True):
         assert layer.raw_maximum == float(maps.raw[2].max()) and layer.raw_minimum == float(maps.raw[2].min())
         assert layer.signed_extreme == float(maps.signed[2].abs().max())
     assert made.original is not None and made.original[2:4] == (64, 64)
@@ -162,10 +162,10 @@ def test_a_sample_of_an_explained_image(flags: dict[str, Any], target: str, tree
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     folder = write_row(tmp_path, ROW)
     layers = [LayerImage(name, image_of(ROW), raw_map(hot), raw_map(hot) - 0.001, False, False)
-              for name, hot in zip(LAYERS, (ROW.hot, (1, 1)))]  # fmt: skip
+              for name, hot in zip(LAYERS, (ROW.hot, (1, 1)), strict=True)]  # fmt: skip
     read = read_sample(folder, 7, None)
     assert read == replace(sample_of(ROW, layers), folder=folder, comparison="gradcam_comparison.png")
-    for layer, drawn in zip(read.layers, layers):
+    for layer, drawn in zip(read.layers, layers, strict=True):
         assert np.abs(read.raw_map(layer) - drawn.raw).max() <= (layer.raw_maximum - layer.raw_minimum) / 510
     assert whole_samples(tmp_path / "faces") == {7: replace(read, folder=Path(), comparison="")}
 
@@ -263,7 +263,7 @@ def test_a_sample_that_somebody_changed_is_replaced_in_its_own_run_alone(name: s
     whole = {path: path.read_bytes() for path in folder.rglob("*.*")}
     (folder / name).write_text("{}")
     layers = [LayerImage(layer, image_of(ROW), raw_map(hot), raw_map(hot) - 0.001, False, False)
-              for layer, hot in zip(LAYERS, (ROW.hot, (1, 1)))]  # fmt: skip
+              for layer, hot in zip(LAYERS, (ROW.hot, (1, 1)), strict=True)]  # fmt: skip
     drawn = Drawn(sample_of(ROW, layers), image_of(ROW), layers)
     with pytest.raises(InputError, match="is there and is no folder of a sample, or one that was changed"):
         write_sample(folder, drawn)

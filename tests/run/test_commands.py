@@ -65,7 +65,7 @@ def test_a_whole_evaluation(commands: CommandServer, data_tree: DataTree, tmp_pa
     )
     assert [row["index"] for row in rows] == [str(i) for i in range(len(frames))]
     by_path = {row["path"]: row for row in rows}
-    for frame, logits in zip(frames, expected):
+    for frame, logits in zip(frames, expected, strict=True):
         row = by_path[str(frame)]
         np.testing.assert_allclose([float(row["logit_real"]), float(row["logit_fake"])], logits, atol=1e-4)
         np.testing.assert_allclose(float(row["prob_fake"]), logits.softmax(0)[1], atol=1e-5)
@@ -105,7 +105,7 @@ def check_sample(folder: Path, row: dict[str, str], layers: list[str]) -> None:
         row["correct"],
         row["dataset"],
     )
-    assert lines[:5] == [start + value for start, value in zip(METADATA_START, values)]
+    assert lines[:5] == [start + value for start, value in zip(METADATA_START, values, strict=True)]
     text = "\n".join(lines)
     for part in (row["path"], f"Video: {row['video']}", "Target: predicted", "Method: gradcam", "Site: layer_norm1"):
         assert part in text

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from utils.run.detection_metrics import detection_metrics
+from utils.gradcam_kit.judge.detection_metrics import detection_metrics
 
 
 def test_worked_out_by_hand() -> None:
@@ -45,7 +45,7 @@ def test_large_sample_against_the_definitions() -> None:
     rng = np.random.default_rng(5)
     label = rng.integers(0, 2, 400)
     prob = np.round(np.clip(rng.normal(0.4 + 0.2 * label, 0.2), 0, 1), 2)  # rounded: with ties
-    video = [(int(y), int(v)) for y, v in zip(label, rng.integers(0, 30, 400))]
+    video = [(int(y), int(v)) for y, v in zip(label, rng.integers(0, 30, 400), strict=True)]
     got = detection_metrics(prob.tolist(), label.tolist(), video)
 
     def mann_whitney(fake: np.ndarray, real: np.ndarray) -> float:
@@ -53,7 +53,7 @@ def test_large_sample_against_the_definitions() -> None:
         return float((pairs + 1).mean() / 2)
 
     assert got.auc == pytest.approx(mann_whitney(prob[label == 1], prob[label == 0]), abs=1e-12)
-    means = {key: np.mean([p for p, k in zip(prob, video) if k == key]) for key in set(video)}
+    means = {key: np.mean([p for p, k in zip(prob, video, strict=True) if k == key]) for key in set(video)}
     by_class = [np.array([mean for key, mean in means.items() if key[0] == y]) for y in (1, 0)]
     assert got.video_auc == pytest.approx(mann_whitney(*by_class), abs=1e-12)
     assert got.videos == len(means)

@@ -13,14 +13,14 @@ import pytest
 import test_with_gradcam
 from tests.helpers.command_server import CommandServer
 from tests.helpers.datasets import DataTree, change_yaml, data_settings
-from utils.data.dataset_json import MAX_DATASET_NAME_BYTES
-from utils.data.frames import frame_loader
-from utils.data.readers import read_dataset
-from utils.errors import InputError, RunError
-from utils.model.checkpoints import read_weights
-from utils.model.config import read_yaml, run_settings
-from utils.run import processes
-from utils.run.processes import Processes
+from utils.gradcam_kit.base.errors import InputError, RunError
+from utils.gradcam_kit.data.dataset_json import MAX_DATASET_NAME_BYTES
+from utils.gradcam_kit.data.frames import frame_loader
+from utils.gradcam_kit.data.readers import read_dataset
+from utils.gradcam_kit.model.checkpoints import read_weights
+from utils.gradcam_kit.run import processes
+from utils.gradcam_kit.run.processes import Processes
+from utils.gradcam_kit.settings.config import read_yaml, run_settings
 
 RENDEZVOUS = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 
@@ -149,7 +149,7 @@ def test_workers_that_are_spawned_read_the_same(data_tree: DataTree) -> None:
     loader.multiprocessing_context = "spawn"
     spawned = list(loader)
     assert [batch.frames for batch in spawned] == [batch.frames for batch in here]
-    assert all((one.pixels == other.pixels).all() for one, other in zip(spawned, here))
+    assert all((one.pixels == other.pixels).all() for one, other in zip(spawned, here, strict=True))
 
 
 def test_no_further_thread(commands: CommandServer, data_tree: DataTree, tmp_path: Path) -> None:

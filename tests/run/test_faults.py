@@ -17,11 +17,11 @@ from tests.helpers.compare_runs import assert_only_whole_files, assert_same_run,
 from tests.helpers.datasets import DataTree, make_data_tree, rows_of
 from tests.helpers.paths import SCRIPT
 from tests.helpers.watch import PRIVATE_MOUNTS
-from utils.errors import RunError
-from utils.results.sample_writer import SampleWriter
-from utils.run.dataset_run import OneBehind
-from utils.run.interruption import Interrupted
-from utils.run.out_of_memory import Halving, is_out_of_memory
+from utils.gradcam_kit.base.errors import RunError
+from utils.gradcam_kit.run.dataset_run import OneBehind
+from utils.gradcam_kit.run.interruption import Interrupted
+from utils.gradcam_kit.run.out_of_memory import Halving, is_out_of_memory
+from utils.gradcam_kit.store.sample_writer import SampleWriter
 
 ALL = ["--gradcam_enabled", "--save_all_predictions"]
 SOME = [*ALL, "--gradcam_samples", "16"]
@@ -120,7 +120,7 @@ def test_an_output_folder_that_vanishes(
     out = tmp_path / "out"
     vanish = f"""
 import shutil
-from utils.run.predictions import Predictions
+from utils.gradcam_kit.run.predictions import Predictions
 add, calls = Predictions.add, []
 def vanishing(self, *batch):
     calls.append(1)
@@ -140,7 +140,7 @@ def test_a_frame_gone_between_listing_and_reading(commands: CommandServer, tiny_
     tree = make_data_tree(tmp_path / "data", tiny_weights)
     gone = tree.frames["toy_Fake"][4]
     first = f"""
-import os, utils.run.evaluation as evaluation
+import os, utils.gradcam_kit.run.evaluation as evaluation
 listing = evaluation.read_dataset
 def then_gone(*args):
     frames = listing(*args)
@@ -162,7 +162,7 @@ def test_a_frame_gone_between_the_phases(commands: CommandServer, tiny_weights: 
     out = tmp_path / "out"
     first = """
 import os
-from utils.run.predictions import Predictions
+from utils.gradcam_kit.run.predictions import Predictions
 choose = Predictions.choose
 def then_gone(self, *args):
     chosen = choose(self, *args)
@@ -189,7 +189,7 @@ def test_a_frame_replaced_between_the_phases(
     out = tmp_path / "out"
     first = """
 import pathlib, time
-from utils.run.predictions import Predictions
+from utils.gradcam_kit.run.predictions import Predictions
 choose = Predictions.choose
 def then_replaced(self, *args):
     chosen = choose(self, *args)
@@ -219,7 +219,7 @@ def test_a_decoding_process_that_is_killed(
     out = tmp_path / "out"
     first = """
 import os, signal
-import utils.data.frames as frames
+import utils.gradcam_kit.data.frames as frames
 decode, calls = frames.decode_image, []
 def killed(*args):
     calls.append(1)
@@ -241,7 +241,7 @@ def test_a_writer_threads_exception_stops_the_run(
     """Whatever it is: no sample is silently missing from a run that ends well."""
     out = tmp_path / "out"
     first = """
-import utils.results.sample_folder as results
+import utils.gradcam_kit.store.sample_folder as results
 draw, calls = results.comparison_image, []
 def broken(*args):
     calls.append(1)
@@ -261,7 +261,7 @@ def test_the_writer_passes_on_its_threads_exceptions(tmp_path: Path, monkeypatch
     def fail(folder: Path, *_: object) -> Path:
         raise OSError(28, "No space left on device", str(folder))
 
-    monkeypatch.setattr("utils.results.sample_writer.write_sample", fail)
+    monkeypatch.setattr("utils.gradcam_kit.store.sample_writer.write_sample", fail)
     with pytest.raises(OSError, match="No space"), SampleWriter(threads=2) as writer:
         writer.write(tmp_path / "sample0", None)  # type: ignore[arg-type]  # nothing is drawn
     with pytest.raises(OSError, match="No space"), SampleWriter(threads=1) as writer:
@@ -279,7 +279,7 @@ def write_many(writer: SampleWriter, folder: Path) -> None:
 
 SHORT_OF_MEMORY = """
 import torch
-from utils.model.detector import LoadedDetector
+from utils.gradcam_kit.model.detector import LoadedDetector
 for name in ("predict", "begin_explaining"):
     def wrap(method):
         def short(self, pixels, *rest):
@@ -319,7 +319,7 @@ def test_memory_that_is_short_beside_the_batch_before(
 ) -> None:
     """Alone the batch fits: it is explained as a whole, and none is begun any more before the last is done."""
     first = """
-from utils.model.detector import LoadedDetector
+from utils.gradcam_kit.model.detector import LoadedDetector
 begin, calls = LoadedDetector.begin_explaining, []
 def short(self, pixels, *rest):
     calls.append(len(pixels))
@@ -400,9 +400,9 @@ def test_a_nan_in_one_samples_gradient(
     path = rows_of(reference / "toy")[poisoned]["path"]
     first = f"""
 import torch
-import utils.cam.tokens as tokens
-from utils.model.detector import LoadedDetector
-from utils.data.images import decode_image
+import utils.gradcam_kit.engine.tokens as tokens
+from utils.gradcam_kit.model.detector import LoadedDetector
+from utils.gradcam_kit.data.images import decode_image
 image = torch.from_numpy(decode_image(open({path!r}, "rb").read(), 64)).permute(2, 0, 1)
 batch = []
 explain, gradients = LoadedDetector.begin_explaining, tokens.score_gradients

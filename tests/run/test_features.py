@@ -14,9 +14,9 @@ import test_with_gradcam
 from tests.helpers.command_server import CommandServer
 from tests.helpers.datasets import DataTree, read_image, rows_of
 from tests.helpers.detectors import PIXELS, tiny_detector
-from utils.errors import InputError
-from utils.report.page_parts.feature_scatter import principal_plane
-from utils.results.features_file import FEATURES, read_features
+from utils.gradcam_kit.base.errors import InputError
+from utils.gradcam_kit.report.page_parts.feature_scatter import principal_plane
+from utils.gradcam_kit.store.features_file import FEATURES, read_features
 
 
 def features_of(rows: list[dict[str, str]]) -> np.ndarray:
@@ -67,7 +67,7 @@ def test_the_plane_is_numpys_svd() -> None:
     centred = feat - feat.mean(axis=0)
     _, s, v = np.linalg.svd(centred, full_matrices=False)
     assert list(shares) == pytest.approx((s[:2] ** 2 / (s**2).sum()).tolist())
-    for column, axis in zip(plane.T, v[:2]):
+    for column, axis in zip(plane.T, v[:2], strict=True):
         assert abs(np.corrcoef(column, centred @ axis)[0, 1]) == pytest.approx(1)
     assert plane.min() == pytest.approx(2) and plane.max() == pytest.approx(98)
 

@@ -18,8 +18,8 @@ from tests.helpers.compare_runs import assert_only_whole_files, assert_same_run
 from tests.helpers.datasets import DataTree, make_data_tree, rows_of
 from tests.helpers.paths import ROOT, SCRIPT
 from tests.helpers.watch import WATCHED, journalled, until
-from utils.run.interruption import resume_command
-from utils.run.processes import Processes
+from utils.gradcam_kit.run.interruption import resume_command
+from utils.gradcam_kit.run.processes import Processes
 
 # 42 frames in 11 batches, which neither 2 nor 3 divide; the last batch is short.
 MODES = {
@@ -141,7 +141,7 @@ def test_what_is_wrong_is_told_once(tree: DataTree, commands: CommandServer, tmp
 RANKS, ROUNDS = 8, 5
 ENDS_AT_ONCE = f"""
 import multiprocessing, os, socket
-from utils.run.processes import Processes
+from utils.gradcam_kit.run.processes import Processes
 import torch.distributed.nn
 
 def end_at_once(rank, port):

@@ -16,18 +16,18 @@ import test_with_gradcam
 from tests.helpers.datasets import DataTree, change_yaml
 from tests.helpers.paths import ROOT
 from utils import gradcam_demo
-from utils.allowed import METHOD_NAMES
-from utils.cam.attention import ATTENTION_METHODS
-from utils.cam.methods import METHODS
-from utils.data.readers import read_dataset
-from utils.errors import InputError
-from utils.explanation_metrics import output
-from utils.model.config import RunSettings, run_settings
-from utils.model.detector import LoadedDetector
-from utils.report import exports
-from utils.results.manifest import Manifest
-from utils.run.manifest import run_manifest
-from utils.run.options import RunOptions
+from utils.gradcam_kit.base.allowed import METHOD_NAMES
+from utils.gradcam_kit.base.errors import InputError
+from utils.gradcam_kit.data.readers import read_dataset
+from utils.gradcam_kit.engine.attention import ATTENTION_METHODS
+from utils.gradcam_kit.engine.methods import METHODS
+from utils.gradcam_kit.measure import output
+from utils.gradcam_kit.model.detector import LoadedDetector
+from utils.gradcam_kit.run import exports
+from utils.gradcam_kit.run.run_manifest import run_manifest
+from utils.gradcam_kit.settings.config import RunSettings, run_settings
+from utils.gradcam_kit.settings.run_options import RunOptions
+from utils.gradcam_kit.store.manifest import Manifest
 
 PATHS = ["--detector_path", "config/detector/clip_gradcam_demo.yaml"]
 
@@ -173,9 +173,9 @@ HEAVY = ("torch", "cv2", "numpy", "transformers", "sklearn", "matplotlib", "yaml
         ("test_with_gradcam.py", ["--gradcam_metod", "x"], 2),
         ("utils/gradcam_demo.py", ["--help"], 0),
         ("utils/gradcam_demo.py", ["--input", "x", "--output", "y", "--method", "gradcampp"], 2),
-        ("utils/report/__main__.py", ["--help"], 0),
-        ("utils/report/__main__.py", ["figure", "--help"], 0),
-        ("utils/data/dataset_json.py", ["--help"], 0),
+        ("utils/gradcam_kit/report/command.py", ["--help"], 0),
+        ("utils/gradcam_kit/report/command.py", ["figure", "--help"], 0),
+        ("utils/dataset_json.py", ["--help"], 0),
     ],
 )
 def test_help_and_misspelt_flags_load_nothing_heavy(command: str, flags: list[str], code: int, tmp_path: Path) -> None:
@@ -222,7 +222,7 @@ def test_the_names_of_methods_are_those_of_the_functions() -> None:
 def test_a_run_begins_without_what_only_its_end_needs(tmp_path: Path) -> None:
     """Decoding processes are forked before these are loaded, and a wrong path is said a second earlier."""
     late = ("sklearn", "scipy", "pandas", "matplotlib", "jinja2", "tensorboard", "skimage", "av")
-    script = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import utils.run.evaluation; "
+    script = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import utils.gradcam_kit.run.evaluation; "
     script += f"print('LOADED', [name for name in {late!r} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert "LOADED []" in done.stdout, done.stdout + done.stderr

@@ -8,9 +8,9 @@ import shlex
 import shutil
 import signal
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Callable
 
 import numpy as np
 import pytest
@@ -21,10 +21,10 @@ from tests.helpers.compare_runs import assert_only_whole_files, assert_same_run,
 from tests.helpers.datasets import DataTree, change_yaml, make_data_tree, rows_of
 from tests.helpers.paths import SCRIPT
 from tests.helpers.watch import WATCHED, journalled, until
-from utils.data.frames import Frame
-from utils.data.stamps import Stamp
-from utils.results.journal import REASON, Journal, journals, next_number, read_rows
-from utils.run.predictions import Predictions
+from utils.gradcam_kit.data.frames import Frame
+from utils.gradcam_kit.data.stamps import Stamp
+from utils.gradcam_kit.run.predictions import Predictions
+from utils.gradcam_kit.store.journal import REASON, Journal, journals, next_number, read_rows
 
 KILLS = 40
 
@@ -203,7 +203,7 @@ def test_what_a_crash_of_the_machine_left_cut_off_is_done_again(
     """Files that had their names but lost their ends, a journal with a tail of zeros, a folder half written."""
     out = tmp_path / "out"
     reference = whole_run(ONE_PASS)
-    slow = "import time, utils.results.sample_writer as r\nw = r.write_sample\nr.write_sample = lambda *a: (time.sleep(0.1), w(*a))[1]\n"
+    slow = "import time, utils.gradcam_kit.store.sample_writer as r\nw = r.write_sample\nr.write_sample = lambda *a: (time.sleep(0.1), w(*a))[1]\n"
     run = commands.start(SCRIPT, *flags_of(tree, out, *ONE_PASS), cwd=tmp_path, first=slow)
     until(lambda: len(list((out / "toy").glob("sample*"))) >= 14)
     os.kill(run.pid, signal.SIGKILL)
@@ -232,7 +232,7 @@ def test_files_replaced_since_the_first_run_are_named_and_done_again(
     np.save(marks / "000.npy", np.full((81, 2), 20, np.float32))
     out = tmp_path / "out"
     slow = WATCHED.format(path=str(tmp_path / "seen"), seconds=0)
-    kill = "import os\nfrom utils.results.run_folder import RunFolder\nRunFolder.finish = lambda *a: os._exit(9)\n"
+    kill = "import os\nfrom utils.gradcam_kit.store.run_folder import RunFolder\nRunFolder.finish = lambda *a: os._exit(9)\n"
     assert commands.start(SCRIPT, *flags_of(tree, out, *TWO_PHASES), cwd=tmp_path, first=kill).wait().code == 9
     first, other, same = (tree.frames["toy_Fake"][i] for i in (0, 5, 6))
     first.write_bytes(other.read_bytes())
@@ -253,7 +253,7 @@ def test_exports_that_a_kill_prevented_are_made(
 ) -> None:
     """Killed between two exports; and on a run that is complete those that are asked for later."""
     out, views = tmp_path / "out", ["--fiftyone", "--video_strips"]
-    kill = "import os\nimport utils.report.exports as e\ne.write_fiftyone = lambda *a: os._exit(9)\n"
+    kill = "import os\nimport utils.gradcam_kit.run.exports as e\ne.write_fiftyone = lambda *a: os._exit(9)\n"
     run = commands.start(SCRIPT, *flags_of(tree, out, *ONE_PASS, *views), cwd=tmp_path, first=kill)
     assert run.wait().code == 9 and (out / "manifest.json").is_file() and not (out / "index.html").exists()
     done = commands.run(SCRIPT, *flags_of(tree, out, *ONE_PASS, *views, "--resume"), cwd=tmp_path)

@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from utils.run.detection_metrics import detection_metrics, reversed_labels, weighted_auc
+from utils.gradcam_kit.judge.detection_metrics import detection_metrics, reversed_labels, weighted_auc
 
 
 def videos(reals: int, fakes: int, frames: int = 2) -> tuple[list[int], list[str]]:

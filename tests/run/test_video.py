@@ -16,16 +16,16 @@ from tests.helpers.command_server import CommandServer
 from tests.helpers.datasets import DataTree
 from tests.helpers.detectors import ARCHITECTURE, BLOCKS, PATCH, PIXELS, tiny_detector
 from tests.helpers.references import reference_clip as reference
-from utils.data.faces.align import TEMPLATE, Face
-from utils.data.faces.find import NoFaceError
-from utils.data.faces.photographs import Photographs
-from utils.data.faces.tracks import FrameViews
-from utils.data.video_files import UnreadableVideo, VideoReader, video_writer
-from utils.errors import InputError
-from utils.model.config import detector_settings
-from utils.model.detector import LoadedDetector
-from utils.model.load import find_device, load_detector
-from utils.run.video.explain_video import explain_video
+from utils.gradcam_kit.base.errors import InputError
+from utils.gradcam_kit.media.explain_video import explain_video
+from utils.gradcam_kit.media.faces.align import TEMPLATE, Face
+from utils.gradcam_kit.media.faces.find import NoFaceError
+from utils.gradcam_kit.media.faces.photographs import Photographs
+from utils.gradcam_kit.media.faces.tracks import FrameViews
+from utils.gradcam_kit.media.video_files import UnreadableVideo, VideoReader, video_writer
+from utils.gradcam_kit.model.detector import LoadedDetector
+from utils.gradcam_kit.model.load import find_device, load_detector
+from utils.gradcam_kit.settings.config import detector_settings
 
 av = pytest.importorskip("av", reason="videos need PyAV: pip install av")
 DEMO = "utils/gradcam_demo.py"
@@ -229,7 +229,7 @@ def write_at(path: Path, times: list[float], images: list[np.ndarray], codec: st
         stream = container.add_stream(codec, rate=20, options={"bf": "0"})
         stream.height, stream.width = images[0].shape[:2]
         stream.pix_fmt, stream.codec_context.time_base = "yuv420p", tick
-        for seconds, image in zip(times, images):
+        for seconds, image in zip(times, images, strict=True):
             frame = av.VideoFrame.from_ndarray(image, format="rgb24")
             frame.pts, frame.time_base = round(1000 * seconds), tick
             container.mux(stream.encode(frame))
@@ -265,7 +265,7 @@ def test_a_video_that_could_not_be_finished_leaves_no_file(tmp_path: Path) -> No
 
 def test_times_that_stand_still_or_go_back_are_written_in_order(tmp_path: Path) -> None:
     with video_writer(tmp_path / "out.mp4", Fraction(10)) as write:
-        for image, seconds in zip(shots(4), (0.0, 0.0, 0.5, 0.2)):
+        for image, seconds in zip(shots(4), (0.0, 0.0, 0.5, 0.2), strict=True):
             write(image, seconds)
     times = times_of(tmp_path / "out.mp4")
     np.testing.assert_allclose(times, [0, 0, 0.5, 0.5], atol=1e-3)

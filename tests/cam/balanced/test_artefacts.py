@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.helpers.detectors import ARCHITECTURE, BLOCKS, images, tiny_detector
-from utils.cam.maps import LayerMaps, fused
-from utils.cam.methods import hires_cam, leftover
-from utils.drawing.overlays import layer_images
+from utils.gradcam_kit.drawing.overlays import layer_images
+from utils.gradcam_kit.engine.maps import LayerMaps, fused
+from utils.gradcam_kit.engine.methods import hires_cam, leftover
 
 LAST = f"encoder.layers.{BLOCKS - 1}"
 SIZE = (8, 8)

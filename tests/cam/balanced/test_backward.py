@@ -18,11 +18,11 @@ from tests.helpers.paths import ROOT
 from tests.helpers.references import reference_clip as reference
 from tests.helpers.references.method_references import TOKEN_REFERENCES
 from tests.helpers.saved_bytes import saved_bytes
-from utils.cam.layers import LayerError
-from utils.errors import InputError
 from utils.gradcam import explain
-from utils.model.config import detector_settings
-from utils.model.load import load_detector
+from utils.gradcam_kit.base.errors import InputError
+from utils.gradcam_kit.engine.layers import LayerError
+from utils.gradcam_kit.model.load import load_detector
+from utils.gradcam_kit.settings.config import detector_settings
 
 NAMES = [f"encoder.layers.{i}" for i in range(BLOCKS)]
 HEADS = ARCHITECTURE["num_attention_heads"]
@@ -227,6 +227,6 @@ def test_maps_of_a_trained_tower_change_with_its_weights() -> None:
             parameter.copy_(parameter.mean() + (parameter.std() if parameter.numel() > 1 else 0) * noise)
     after = model.explain({"image": image}, backward="balanced", **how).layers
     for name, maps in before.items():
-        pairs = zip(maps.signed.flatten(1).numpy(), after[name].signed.flatten(1).numpy())
+        pairs = zip(maps.signed.flatten(1).numpy(), after[name].signed.flatten(1).numpy(), strict=True)
         likeness = [float(spearmanr(one, other).statistic) for one, other in pairs]
         assert np.mean(likeness) < 0.3, (name, likeness)

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from tests.helpers.detectors import ARCHITECTURE, BLOCKS, PATCH, images, tiny_detector
 from tests.helpers.references import reference_clip as reference
-from utils.cam.completeness import Completeness
 from utils.gradcam import explain
+from utils.gradcam_kit.engine.completeness import Completeness
 
 NAMES = [f"encoder.layers.{i}" for i in range(BLOCKS)]
 HEADS = ARCHITECTURE["num_attention_heads"]

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from tests.helpers.detectors import images, tiny_detector
 from tests.helpers.saved_bytes import saved_bytes
-from utils.cam.backward import balanced, quick_gelu
-from utils.cam.backward.derivatives import AttentionOfConstantWeights, QuickGELU
+from utils.gradcam_kit.engine.backward import balanced
+from utils.gradcam_kit.engine.fast import quick_gelu
+from utils.gradcam_kit.engine.fast.derivatives import AttentionOfConstantWeights, QuickGELU
 
 LAYERS = ["encoder.layers.0", "encoder.layers.2"]
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import copy
-from typing import Callable
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from utils.cam.layers import LayerError
 from utils.gradcam import explain
+from utils.gradcam_kit.engine.layers import LayerError
 
 WRITTEN: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "gate * x": lambda x, gate: gate * x,

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from tests.cam.towers.test_tower_families import FAMILIES, detector_of
 from tests.helpers.detectors import images
 from tests.helpers.whole_block import take_the_whole_block
-from utils.cam.towers import class_token_path, find_tower
-from utils.cam.towers.class_token_path import ClassTokenPath
-from utils.explaining import capture
 from utils.gradcam import explain
+from utils.gradcam_kit.engine.fast import class_token_path
+from utils.gradcam_kit.engine.fast.class_token_path import ClassTokenPath
+from utils.gradcam_kit.engine.towers import find_tower
+from utils.gradcam_kit.explain import capture
 
 WITH_PATH = ["HF CLIP", "HF CLIP with LoRA", "HF ViT", "HF DINOv2", "HF DINOv2 with registers", "OpenAI clip",
              "open_clip", "open_clip, (T, B, C)", "timm ViT"]  # fmt: skip

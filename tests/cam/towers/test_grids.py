@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -13,10 +14,10 @@ from torch import Tensor, nn
 from tests.cam.towers.test_tower_families import Detector, detector_of, timm
 from tests.helpers.detectors import images, tiny_detector
 from tests.helpers.real_towers import library
-from utils.cam.layers import LayerError
-from utils.cam.maps import Canvas, normalise
-from utils.drawing.overlays import UNSEEN, layer_images
 from utils.gradcam import explain
+from utils.gradcam_kit.drawing.overlays import UNSEEN, layer_images
+from utils.gradcam_kit.engine.layers import LayerError
+from utils.gradcam_kit.engine.maps import Canvas, normalise
 
 
 class Mixer(nn.Module):

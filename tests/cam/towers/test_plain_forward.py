@@ -12,8 +12,8 @@ from torch.utils.checkpoint import checkpoint
 
 from tests.cam.towers.test_tower_families import TorchEncoder, detector_of
 from tests.helpers.detectors import images, tiny_detector
-from utils.errors import InputError
 from utils.gradcam import explain
+from utils.gradcam_kit.base.errors import InputError
 
 LAYERS = ["encoder.layers.3", "encoder.layers.1"]
 METHODS = ("gradcam", "legrad", "rollout")
@@ -51,7 +51,7 @@ def test_the_module_inside_a_compiled_one_is_used(how: str) -> None:
         for prefix in ("", "backbone.", "_orig_mod."):
             names = [prefix + layer for layer in LAYERS]
             found = model.explain({"image": pixels}, layers=names, target="fake", method=method).layers
-            for name, layer in zip(names, LAYERS):
+            for name, layer in zip(names, LAYERS, strict=True):
                 torch.testing.assert_close(found[name].signed, expected[layer].signed, rtol=0, atol=1e-6)
     assert model.backbone is compiled
 

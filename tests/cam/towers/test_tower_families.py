@@ -7,7 +7,8 @@ a tower does to queries and keys before (norms, rotary positions, a fused projec
 
 from __future__ import annotations
 
-from typing import Any, Callable, Iterator, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -17,8 +18,8 @@ from torch import Tensor, nn
 
 from tests.helpers.detectors import images
 from tests.helpers.real_towers import OpenAITower, library
-from utils.cam.layers import LayerError
 from utils.gradcam import explain
+from utils.gradcam_kit.engine.layers import LayerError
 
 SMALL: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "image_size": 64}
 VIT = {**SMALL, "patch_size": 16, "intermediate_size": 64}

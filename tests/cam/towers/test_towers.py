@@ -11,11 +11,11 @@ from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 
 from detectors.clip_detector_gradcam import CLIPDetectorWithGradCAM
 from tests.helpers.detectors import ARCHITECTURE, BLOCKS, images
-from utils.cam.layers import LayerError, block_names, find_sites
-from utils.cam.towers import FAMILIES, Grid, family_of, find_tower
-from utils.cam.towers.cnn import CNN
-from utils.cam.towers.hf_clip import HuggingFaceCLIP
-from utils.errors import InputError
+from utils.gradcam_kit.base.errors import InputError
+from utils.gradcam_kit.engine.layers import LayerError, block_names, find_sites
+from utils.gradcam_kit.engine.towers import FAMILIES, Grid, family_of, find_tower
+from utils.gradcam_kit.engine.towers.cnn import CNN
+from utils.gradcam_kit.engine.towers.hf_clip import HuggingFaceCLIP
 
 
 def vision_tower() -> Any:

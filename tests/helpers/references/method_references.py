@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Callable, Dict, List, Tuple
+from collections.abc import Callable
 
 import numpy as np
 
 TokenReference = Callable[[np.ndarray, np.ndarray], np.ndarray]  # A and G (C, h, w) → signed map (h, w)
-Block = Dict[str, np.ndarray]  # "q", "k", "v" and "output_gradient", (T, heads · d) each
+Block = dict[str, np.ndarray]  # "q", "k", "v" and "output_gradient", (T, heads · d) each
 # The blocks up to the explained one, number of heads → signed and raw maps (T,).
-AttentionReference = Callable[[List[Block], int], Tuple[np.ndarray, np.ndarray]]
+AttentionReference = Callable[[list[Block], int], tuple[np.ndarray, np.ndarray]]
 
 
 def grad_cam(A: np.ndarray, G: np.ndarray) -> np.ndarray:
     total = np.zeros(A.shape[1:])
-    for a, g in zip(A, G):
+    for a, g in zip(A, G, strict=True):
         total += g.mean() * a
     return total
 
@@ -22,7 +22,7 @@ def grad_cam(A: np.ndarray, G: np.ndarray) -> np.ndarray:
 def grad_cam_pp(A: np.ndarray, G: np.ndarray, epsilon: float = 0.1) -> np.ndarray:
     total = np.zeros(A.shape[1:])
     floor = epsilon * (G**2).max()
-    for a, g in zip(A, G):
+    for a, g in zip(A, G, strict=True):
         weight = 0.0
         for value in g.flat:
             denominator = 2 * value**2 + value**3 * a.sum() + floor
@@ -38,21 +38,21 @@ def grad_cam_pp_of_the_paper(A: np.ndarray, G: np.ndarray) -> np.ndarray:
 
 def hires_cam(A: np.ndarray, G: np.ndarray) -> np.ndarray:
     total = np.zeros(A.shape[1:])
-    for a, g in zip(A, G):
+    for a, g in zip(A, G, strict=True):
         total += g * a
     return total
 
 
 def layer_cam(A: np.ndarray, G: np.ndarray) -> np.ndarray:
     total = np.zeros(A.shape[1:])
-    for a, g in zip(A, G):
+    for a, g in zip(A, G, strict=True):
         total += np.maximum(g, 0) * a
     return total
 
 
 def x_grad_cam(A: np.ndarray, G: np.ndarray) -> np.ndarray:
     total = np.zeros(A.shape[1:])
-    for a, g in zip(A, G):
+    for a, g in zip(A, G, strict=True):
         total += (g * a).sum() / a.sum() * a
     return total
 
@@ -64,7 +64,7 @@ def heads_of(tokens: np.ndarray, heads: int) -> list[np.ndarray]:
 def legrad(blocks: list[Block], heads: int) -> tuple[np.ndarray, np.ndarray]:
     signed, raw, count = 0.0, 0.0, 0
     block = blocks[-1]
-    for V, G in zip(heads_of(block["v"], heads), heads_of(block["output_gradient"], heads)):
+    for V, G in zip(heads_of(block["v"], heads), heads_of(block["output_gradient"], heads), strict=True):
         for g in G:  # the query's
             gradient = V @ g  # one value per key
             signed, raw, count = signed + gradient, raw + np.maximum(gradient, 0), count + 1
@@ -76,7 +76,7 @@ def rollout(blocks: list[Block], heads: int) -> tuple[np.ndarray, np.ndarray]:
     joint = np.eye(count)
     for block in blocks:
         mean = np.zeros((count, count))
-        for Q, K in zip(heads_of(block["q"], heads), heads_of(block["k"], heads)):
+        for Q, K in zip(heads_of(block["q"], heads), heads_of(block["k"], heads), strict=True):
             weights = np.exp(Q @ K.T / np.sqrt(Q.shape[1]))
             mean += weights / weights.sum(axis=1, keepdims=True) / heads
         joint = (mean + np.eye(count)) / 2 @ joint
@@ -88,14 +88,16 @@ def grad_eclip(blocks: list[Block], heads: int) -> tuple[np.ndarray, np.ndarray]
     query, w = block["q"][0], block["output_gradient"][0]
     cosines = [key @ query / np.linalg.norm(key) / np.linalg.norm(query) for key in block["k"]]
     low, high = min(cosines[1:]), max(cosines[1:])
-    signed = np.array([(cosine - low) / (high - low) * (value @ w) for cosine, value in zip(cosines, block["v"])])
+    signed = np.array(
+        [(cosine - low) / (high - low) * (value @ w) for cosine, value in zip(cosines, block["v"], strict=True)]
+    )
     return signed, np.maximum(signed, 0)
 
 
 def attention_gradient(blocks: list[Block], heads: int) -> tuple[np.ndarray, np.ndarray]:
     signed = np.zeros(len(blocks[0]["q"]))
     parts = [heads_of(blocks[-1][name], heads) for name in ("q", "k", "v", "output_gradient")]
-    for Q, K, V, G in zip(*parts):
+    for Q, K, V, G in zip(*parts, strict=True):
         weights = np.exp(K @ Q[0] / np.sqrt(Q.shape[1]))
         signed += weights / weights.sum() * (V @ G[0]) / heads
     return signed, np.maximum(signed, 0)

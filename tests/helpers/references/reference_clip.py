@@ -118,5 +118,5 @@ def maps_of(tower: ReferenceTower, name: str, site: str, formula: TokenReference
     if name in tower.inputs:
         tokens = tower.points[f"{name}.layer_norm1"] if site == "layer_norm1" else tower.inputs[name]
     assert tokens.grad is not None
-    pairs = zip(tokens, tokens.grad)
+    pairs = zip(tokens, tokens.grad, strict=True)
     return np.stack([np.maximum(formula(grid_of(A, side), grid_of(G, side)), 0) for A, G in pairs])

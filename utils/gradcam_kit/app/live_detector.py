@@ -1,0 +1,188 @@
+"""What the live app asks of a detector: faces, scores, maps, and the score without a region."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..base.allowed import METHOD_NAMES
+from ..base.decision import CLASS_NAMES, predicted
+from ..base.errors import InputError
+from ..data.images import UnreadableImage, decode_image, read_file
+from ..drawing.overlays import colour_table
+from ..engine.layers import SUM, block_names
+from ..engine.transplant import blurred
+from ..explain.explanation import Explanation
+from ..media.faces.align import View
+from ..media.faces.find import face_finder, is_installed
+from ..media.faces.photographs import Photographs
+from ..media.single_images import to_pixels
+from ..media.video_files import VIDEO_SUFFIXES, VideoReader
+from ..model.detector import LoadedDetector
+from ..model.map_trials import MapChecker
+
+FILLS = ("blur", "grey", "paired real")
+AS_CONFIGURED = "as configured"
+FIRST_FRAMES = 3_000  # of a video, among which one is picked
+
+
+class Opened(NamedTuple):
+    """A file: its faces as the detector will see them, and what the user has to know of them."""
+
+    photo: np.ndarray  # (H, W, 3) uint8 RGB
+    views: list[View]
+    remark: str
+    frames: int  # of a video; 1 for an image
+
+
+class LiveMap(NamedTuple):
+    """One explained view: `heat` (R, R) in [0, 1], `word` of the check, `report` as it is downloaded."""
+
+    image: np.ndarray
+    heat: np.ndarray
+    prob_fake: float
+    word: str
+    report: dict[str, Any]
+
+    def drawn(self, opacity: float, colormap: str = "inferno") -> np.ndarray:
+        """The map over the image, as opaque as it is hot, (R, R, 3) uint8 RGB; grey where its check denies it."""
+        table = colour_table("grey" if self.word == "artefact" else colormap).numpy()
+        colours = table[np.rint(self.heat * 255).astype(int)]
+        alpha = (opacity * self.heat)[..., None]
+        return np.rint(self.image * (1 - alpha) + colours * alpha).astype(np.uint8)
+
+    def verdict(self) -> str:
+        """`fake, probability 0.973`, and what the check says of the map."""
+        called = CLASS_NAMES[predicted(self.prob_fake)].lower()
+        return f"{called}: fake probability {self.prob_fake:.3f}; the map is {self.word}"
+
+
+@dataclass(frozen=True)
+class LiveDetector:
+    """A detector, asked about one file at a time. Nothing is kept from one question to the next."""
+
+    detector: LoadedDetector
+    photographs: Photographs
+
+    @classmethod
+    def of(cls, detector: LoadedDetector) -> LiveDetector:
+        """Faces are found where the packages are installed. Raises InputError for a detector that is not usable."""
+        detector.check_predictions()
+        find = face_finder() if is_installed() else None
+        return cls(detector, Photographs(detector.settings.resolution, "all" if find else "auto", find))
+
+    def layers(self) -> list[str]:
+        """The names to choose from."""
+        blocks = block_names(self.detector.model.explained_tower)
+        return [AS_CONFIGURED, *([*reversed(blocks), SUM] if blocks else self.detector.model.default_layers())]
+
+    def methods(self) -> list[str]:
+        """The names to choose from."""
+        return [AS_CONFIGURED, *METHOD_NAMES]
+
+    def open(self, file: str | Path, frame: int = 0) -> Opened:
+        """An image, or frame number `frame` of a video (the last where it has fewer).
+
+        Raises UnreadableImage, UnreadableVideo for what cannot be decoded.
+        """
+        path, frames = Path(file), 1
+        if path.suffix.lower() in VIDEO_SUFFIXES:
+            reader = VideoReader(path)
+            frames = max(1, min(reader.length, FIRST_FRAMES))
+            photo = None
+            for shown in islice(reader, min(frame, frames - 1) + 1):
+                photo = shown.image
+            if photo is None:
+                raise UnreadableImage("no frame of the video can be decoded")
+        else:
+            photo = decode_image(read_file(str(path)), None)
+        faces = self.photographs.faces(photo)
+        whole = not faces or self.photographs.is_crop(photo, faces)
+        cropped = replace(self.photographs, mode="auto") if whole else self.photographs
+        views, remark = cropped.views_of(photo, faces)
+        return Opened(photo, views, remark, frames)
+
+    def explain(self, view: View, layer: str, method: str, target: str) -> LiveMap:
+        """One view explained and checked. Raises InputError for a layer that the method cannot read."""
+        model = self.detector.model
+        images = self.detector.normalised(to_pixels(view.image))
+        named: dict[str, Any] = {"layers": None if layer == AS_CONFIGURED else [layer]}
+        if method != AS_CONFIGURED:
+            named["method"] = method
+        explanation: Explanation = model.explain(images, target=target, **named)
+        name, maps = next(iter(explanation.layers.items()))
+        check = MapChecker(self.detector, 1).checks(images, explanation, [0])[name][0]
+        word = "empty" if bool(maps.empty[0]) else check.word
+        prob_fake = float(explanation.prob_fake[0])
+        report = {
+            "layer": name,
+            "method": explanation.method,
+            "site": explanation.site,
+            "backward": explanation.backward,
+            "target": explanation.target[0],
+            "prob_fake": prob_fake,
+            "logits": explanation.logits[0].tolist(),
+            "map": word,
+            "raw_maximum": float(maps.raw[0].max()),
+            "check": check._asdict(),
+            "weights": self.detector.settings.weights_name,
+            "weights_sha256": self.detector.weights_sha256,
+        }
+        heat = maps.normalised[0].float().cpu().numpy()
+        return LiveMap(view.image, heat, prob_fake, word, report)
+
+    def without(
+        self, view: View, region: np.ndarray, fill: str, paired: np.ndarray | None = None
+    ) -> tuple[float, float]:
+        """Fake probability of a view, and with `region` (h, w) bool, of any size, filled.
+
+        `fill`: one of FILLS; "paired real" takes the pixels of `paired` (H, W, 3), an image of the same scene, resized.
+        Raises InputError where that is not given, or nothing is brushed.
+        """
+        size = view.image.shape[0]
+        inside = cv2.resize(region.astype(np.uint8), (size, size), interpolation=cv2.INTER_NEAREST) > 0
+        if not inside.any():
+            raise InputError("nothing is brushed: paint over a region first")
+        image = to_pixels(view.image)
+        other = self._filler(image, view, fill, paired)
+        mask = torch.from_numpy(inside)
+        changed = torch.where(mask, other, image)
+        _, prob = self.detector.predict(torch.cat([image, changed]))
+        before, after = prob.tolist()
+        return before, after
+
+    def _filler(self, image: Tensor, view: View, fill: str, paired: np.ndarray | None) -> Tensor:
+        if fill == "blur":
+            return blurred(image.float()).round().clamp(0, 255).to(torch.uint8)
+        if fill == "grey":
+            return torch.full_like(image, 128)
+        if paired is None:
+            raise InputError("the paired real is not given: drop the real image that the fake was made from")
+        size = view.image.shape[0]
+        if view.matrix is not None:
+            real = cv2.warpAffine(paired, view.matrix, (size, size))
+        else:
+            real = cv2.resize(paired, (size, size), interpolation=cv2.INTER_CUBIC)
+        return to_pixels(real)
+
+
+def as_json(report: dict[str, Any]) -> str:
+    """What is downloaded."""
+    return json.dumps(report, indent=1, default=str)
+
+
+def region_of(layers: Sequence[np.ndarray]) -> np.ndarray:
+    """The brushed region (h, w) bool of an editor's layers (h, w, 4) RGBA; a single False where there is none."""
+    if not layers:
+        return np.zeros((1, 1), dtype=bool)
+    painted: np.ndarray = np.any([layer[..., 3] > 0 for layer in layers], axis=0)
+    return painted

@@ -1,0 +1,45 @@
+"""Which packages are missing or too old here."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+
+from .errors import InputError
+
+PYTHON = (3, 8)
+PACKAGES = {
+    "torch": (1, 13),
+    "transformers": (4, 26),
+    "numpy": (1, 21),
+    "opencv-python": (4, 0),
+    "opencv-python-headless": (4, 0),
+}
+
+
+def require(module: str, feature: str) -> None:
+    """Raises InputError where `module`, which only `feature` needs, is not installed."""
+    if importlib.util.find_spec(module) is None:
+        raise InputError(f"{feature} needs the package {module}, which is missing: pip install {module}")
+
+
+def outdated_packages() -> str:
+    """Message listing outdated packages, or "". Missing ones are reported on import."""
+    if sys.version_info[:2] < PYTHON:
+        return f"this library needs Python {_text(PYTHON)} or newer, here is {_text(sys.version_info[:2])}"
+    from importlib.metadata import PackageNotFoundError, version
+
+    outdated = []
+    for package, least in PACKAGES.items():
+        try:
+            found = version(package)
+        except PackageNotFoundError:
+            continue
+        if tuple(int(number) for number in re.findall(r"\d+", found)[:2]) < least:
+            outdated.append(f"{package} {_text(least)} (here is {found})")
+    return f"this library needs {', '.join(outdated)} or newer" if outdated else ""
+
+
+def _text(version: tuple[int, ...]) -> str:
+    return ".".join(str(number) for number in version)

@@ -1,0 +1,176 @@
+"""The dataset JSON of DF40 and DeepfakeBench → videos. Its shape is checked here, once.
+
+    { dataset: { label: { split: { video: {"label": label, "frames": [path, ...]} } } } }
+
+The FaceForensics++ family has one more level, the compression (c23, c40, raw), between split and videos.
+`python -m utils.dataset_json FOLDER -o NAME.json` writes one from a folder of images or a CSV.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..base.command import OneLineParser
+from ..base.errors import InputError, did_you_mean
+from ..base.files import read_text
+from ..base.text import one_line, shortened
+
+# The datasets whose JSON has the compression level.
+COMPRESSED = ("FaceForensics++", "FF-DF", "FF-F2F", "FF-FS", "FF-NT", "FaceShifter", "DeepFakeDetection")
+MAX_JSON_BYTES = 2 * 1024**3
+MAX_NAME = 32_768  # letters of a label, a video or a path; no system opens a longer path
+MAX_DATASET_NAME_BYTES = 200  # file systems take 255, and a little is added
+
+
+class Video(NamedTuple):
+    label: str
+    name: str
+    frames: list[str]  # paths as the JSON has them, in its order
+
+
+def dataset_names(json_folder: Path) -> list[str]:
+    """The datasets that there are: the names of the `.json` files in `json_folder`, sorted.
+
+    Raises InputError where the folder is not there.
+    """
+    try:
+        return sorted(entry.stem for entry in json_folder.iterdir() if entry.suffix == ".json")
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"dataset_json_folder {str(json_folder)!r} cannot be listed ({one_line(error)}): set it in "
+            f"config/test_config.yaml to the folder that holds the datasets' JSON files"
+        ) from error
+
+
+def is_dataset_name(name: str) -> bool:
+    """Whether `name` can be a dataset's, which is the name of its JSON file and of its folder below the outputs."""
+    if name in ("", ".", "..") or not name.isprintable() or "/" in name or "\\" in name:
+        return False
+    return len(os.fsencode(name)) <= MAX_DATASET_NAME_BYTES
+
+
+def dataset_file(name: str, json_folder: Path) -> Path:
+    """The JSON file of a dataset. Raises InputError where there is none, naming the datasets that there are."""
+    if not is_dataset_name(name):
+        raise InputError(
+            f"{shortened(name)!r} is not a dataset name: a name is printable, has no '/', no '\\', is not '..', and has"
+            f" at most {MAX_DATASET_NAME_BYTES} bytes"
+        )
+    names = dataset_names(json_folder)
+    if name not in names:
+        there = f"it holds {_listed(names)}" if names else "it holds no JSON file at all"
+        raise InputError(
+            f"no dataset {shortened(name)!r} in dataset_json_folder {str(json_folder)!r}: "
+            f"{did_you_mean(name, names)}{there}"
+        )
+    return json_folder / f"{name}.json"
+
+
+def read_videos(name: str, json_folder: Path, compression: str, split: str) -> list[Video]:
+    """All videos of one split of a dataset, in the order of the file; videos without frames are left out.
+
+    `name` is the file's; `<name>_c40` of the FaceForensics++ family means the file `<name>_c40.json`, in it the key
+    `<name>`, and compression c40. Raises InputError where the file is missing or of another shape, saying where in it.
+    """
+    path = dataset_file(name, json_folder)
+    key = name
+    if name.endswith("_c40") and name[: -len("_c40")] in COMPRESSED:
+        key, compression = name[: -len("_c40")], "c40"
+    labels = _child(path, _load(path), [], key, "dataset")
+    videos = []
+    for label in labels:
+        where = [key, label]
+        found = _child(path, _object(path, labels[label], where), where, split, "split")
+        where = [*where, split]
+        if key in COMPRESSED and found:
+            found = _child(path, found, where, compression, "compression level")
+            where = [*where, compression]
+        videos += [_video(path, found[video], [*where, video]) for video in found]
+    videos = [video for video in videos if video.frames]
+    if not videos:
+        raise InputError(f"{path}: no video of the split {split!r} of {shortened(key)!r} holds a frame")
+    return videos
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        # Files made on Windows may begin with a byte-order mark.
+        content = json.loads(read_text(path, "utf-8-sig", MAX_JSON_BYTES))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({one_line(error)})") from error
+    except RecursionError as error:
+        raise InputError(f"{path}: nested too deeply to be a dataset JSON") from error
+    except ValueError as error:  # not UTF-8, not JSON, or a number of thousands of digits
+        raise InputError(f"{path}: not a JSON file ({one_line(error)})") from error
+    return _object(path, content, [])
+
+
+def _video(path: Path, value: Any, where: list[str]) -> Video:
+    entry = _object(path, value, where)
+    if "label" not in entry or "frames" not in entry:
+        raise InputError(
+            f"{path}: at {_place(where)}: expected a video with the keys 'label' and 'frames', found {_listed(entry)}"
+        )
+    label, frames = entry["label"], entry["frames"]
+    if not isinstance(label, str):
+        raise InputError(f"{path}: at {_place([*where, 'label'])}: expected a string, found {_typename(label)}")
+    if not isinstance(frames, list):
+        raise InputError(f"{path}: at {_place([*where, 'frames'])}: expected a list, found {_typename(frames)}")
+    for number, frame in enumerate(frames):
+        if not isinstance(frame, str) or not frame:
+            found = "an empty string" if frame == "" else _typename(frame)
+            raise InputError(f"{path}: at {_place([*where, 'frames', str(number)])}: expected a path, found {found}")
+    longest = max([label, where[-1], *frames], key=len)
+    if len(longest) > MAX_NAME:
+        raise InputError(
+            f"{path}: at {_place(where)}: the name {shortened(longest)!r} has {len(longest):,} letters;"
+            f" allowed: at most {MAX_NAME:,}"
+        )
+    return Video(label, where[-1], frames)
+
+
+def _child(path: Path, parent: dict[str, Any], where: list[str], key: str, what: str) -> dict[str, Any]:
+    """The object under `key`, which must be there: a `what` (dataset, split, compression level)."""
+    if key not in parent:
+        there = f"there are {_listed(parent)}" if parent else "there is none"
+        raise InputError(
+            f"{path}: at {_place(where)}: no {what} {shortened(key)!r}; {did_you_mean(key, parent)}{there}"
+        )
+    return _object(path, parent[key], [*where, key])
+
+
+def _object(path: Path, value: Any, where: list[str]) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: at {_place(where)}: expected an object {{...}}, found {_typename(value)}")
+    return value
+
+
+def _place(where: list[str]) -> str:
+    return " > ".join(repr(shortened(key)) for key in where) or "the top"
+
+
+def _listed(names: Iterable[str]) -> str:
+    every = list(names)
+    more = f" and {len(every) - 20} more" if len(every) > 20 else ""
+    return (", ".join(repr(shortened(name)) for name in every[:20]) or "nothing") + more
+
+
+def _typename(value: Any) -> str:
+    known = {dict: "an object", list: "a list", str: "a string", bool: "true or false", type(None): "null"}
+    return known.get(type(value), "a number")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Flags → one JSON file. Returns the exit code; raises InputError."""
+    p = OneLineParser(description="A folder of images or a CSV → the dataset JSON that the hosts read too.")
+    p.add_argument("folder", help="folder with real/ and fake/ (or 0_real/ and 1_fake/) in it, or a CSV path,label")
+    p.add_argument("-o", "--output", required=True, metavar="NAME.json", help="the file to write; not replaced")
+    args = p.parse_args(argv)
+    from .folder_dataset import write_dataset_json
+
+    write_dataset_json(Path(args.folder), Path(args.output))
+    return 0

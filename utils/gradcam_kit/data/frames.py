@@ -1,0 +1,138 @@
+"""Frames and decoded batches of them. A `Frame` travels with its pixels all the way.
+
+Nothing is shuffled, and no frame is ever replaced by another: what cannot be read is listed with its reason.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from .images import UnreadableImage, decode_image
+from .stamps import Stamp, content_hash
+from .storage import read_bytes
+
+T = TypeVar("T")
+
+
+class Frame(NamedTuple):
+    """One image of a dataset and everything known about it."""
+
+    path: str  # on disk
+    dataset: str  # as named in test_dataset, e.g. "FF-DF_c40"
+    forgery: str  # label name in the dataset JSON, e.g. "FF-DF", "simswap_Fake"
+    video: str  # video name in the dataset JSON
+    label: int  # 0 real, 1 fake
+    index: int  # type: ignore[assignment]  # position in the dataset after sampling; hides tuple.index, which nobody calls
+
+
+class DataSettings(NamedTuple):
+    """The configuration of the data."""
+
+    json_folder: Path
+    root: Path | None  # dataset_root_rgb (DeepfakeBench: rgb_dir)
+    label_dict: Mapping[str, int]  # label name → 0 real, anything else fake
+    compression: str
+    frame_num: int | None  # frames taken of each video; None takes all
+    # "even": spread over the video; "host": the first ones in the order of the JSON, as DF40 does; "host_sorted": the
+    # first ones by number, as DeepfakeBench and Effort do.
+    sampling: str
+    resolution: int
+    lmdb_dir: Path | None = None  # where the LMDBs lie, if the images are in them
+    folders: Mapping[str, Path] = {}  # datasets that are a folder of images or a CSV, by name
+
+
+class Batch(NamedTuple):
+    """Some frames in order, and apart from them those that could not be read, with the reason."""
+
+    frames: list[Frame]
+    pixels: torch.Tensor  # uint8 (len(frames), 3, resolution, resolution), RGB, on the CPU
+    unreadable: list[tuple[Frame, str]]
+    stamps: Mapping[int, Stamp] = {}  # index of each of these frames → what its file was
+
+    def pin_memory(self) -> Batch:
+        """What the loader calls in a run on a CUDA device, which copies from such memory while it computes."""
+        return self._replace(pixels=self.pixels.pin_memory())
+
+
+# ---------------------------------------------------------------------------------------------------- listing
+
+
+def evenly_spaced(items: Sequence[T], count: int) -> list[T]:
+    """At most `count` of n items: the middles of `count` equal parts, items floor((k + 1/2) n / count).
+
+    Of frames in the order of a dataset, every video and forgery method keeps its share.
+    """
+    count = min(count, len(items))
+    return [items[(2 * k + 1) * len(items) // (2 * count)] for k in range(count)]
+
+
+# ---------------------------------------------------------------------------------------------------- loading
+
+
+class _FrameDataset(Dataset[Any]):
+    """Frame i with its pixels, or with the reason why there are none."""
+
+    def __init__(self, frames: Sequence[Frame], resolution: int) -> None:
+        self.frames = frames
+        self.resolution = resolution
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __getitem__(self, i: int) -> tuple[Frame, np.ndarray | str, Stamp]:
+        frame = self.frames[i]
+        before = Stamp.of(frame.path)  # a change while it is read leaves a time that is later than this one
+        try:
+            data = read_bytes(frame.path)
+            return frame, decode_image(data, self.resolution), before._replace(content=content_hash(data))
+        except UnreadableImage as reason:
+            return frame, str(reason), before
+
+    def collate(self, items: Iterable[tuple[Frame, np.ndarray | str, Stamp]]) -> Batch:
+        frames, images, unreadable, stamps = [], [], [], {}
+        for frame, image, stamp in items:
+            stamps[frame.index] = stamp
+            if isinstance(image, str):
+                unreadable.append((frame, image))
+            else:
+                frames.append(frame)
+                images.append(image)
+        empty = torch.empty((0, 3, self.resolution, self.resolution), dtype=torch.uint8)
+        # Stacked as they come, and seen as (B, 3, H, W): copying the bytes costs a twentieth of moving the channels.
+        pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2) if images else empty
+        return Batch(frames, pixels, unreadable, stamps)
+
+
+def frame_loader(frames: Sequence[Frame], resolution: int, batch_size: int, workers: int) -> DataLoader[Any]:
+    """A DataLoader that yields a `Batch` for frames[0 : batch_size], frames[batch_size : 2 * batch_size], ...
+
+    Batch k holds frames[k * batch_size : (k + 1) * batch_size], in order, less those that cannot be read, which are in
+    `Batch.unreadable`; a batch without one readable frame has pixels of shape (0, 3, resolution, resolution). Decoding
+    happens in `workers` processes, or here where workers is 0. The global random state is neither used nor changed.
+    """
+    dataset = _FrameDataset(frames, resolution)
+    return DataLoader(
+        dataset,
+        batch_size=batch_size,
+        shuffle=False,
+        num_workers=workers,
+        collate_fn=dataset.collate,
+        worker_init_fn=_start_worker,
+        generator=torch.Generator(),  # else each pass draws from the global one
+        pin_memory=torch.cuda.is_initialized(),  # not where there is a device that the run does not use
+    )
+
+
+def _start_worker(worker: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process, which ends its workers itself
+    cv2.setNumThreads(0)  # the workers are the parallelism
+    # What OpenCV would print of a damaged file comes back as its reason. Before 4.6 the switch is in another place.
+    getattr(cv2.utils, "logging", cv2).setLogLevel(0)

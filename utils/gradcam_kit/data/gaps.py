@@ -1,0 +1,148 @@
+"""Which frames of a dataset are missing, per forgery: folders that are not there, and files that cannot be read."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+from ..base.errors import InputError
+from ..base.files import read_table, write_table
+from ..base.text import shortened
+from .frames import Frame
+from .images import NO_FOLDER
+from .storage import in_lmdb
+
+MOST_LISTED = 10_000  # entries of a folder that are compared with the name of the missing one
+
+
+class ForgeryGaps(NamedTuple):
+    """What one forgery method (or kind of real video) lacks. A frame is absent where its folder is not there."""
+
+    forgery: str
+    frames: int  # in the dataset, after sampling
+    folders: int  # that these lie in
+    absent_frames: int
+    absent_folders: int
+    unreadable_frames: int  # that cannot be read although their folder is there
+    first_absent: str  # path of the first missing folder, its missing parents included; empty where none is
+    beside: str  # names of folders beside that one that resemble it
+
+    def line(self) -> str:
+        """For people."""
+        missing = ""
+        if self.absent_frames == self.frames:
+            missing = f"all {self.frames:,} frames of {shortened(self.forgery)} are missing: the folder"
+            missing += f" {self.first_absent} is not there"
+            missing += f"; a folder {self.beside} lies beside it" if self.beside else ""
+        elif self.absent_frames:
+            missing = f"{self.absent_frames:,} of {self.frames:,} frames of {shortened(self.forgery)} are missing:"
+            missing += f" {self.absent_folders:,} of {self.folders:,} folders are not there, first {self.first_absent}"
+        unreadable = f"{self.unreadable_frames:,} of {self.frames:,} frames of {shortened(self.forgery)} cannot be read"
+        return "; ".join([missing] * bool(missing) + [unreadable] * bool(self.unreadable_frames))
+
+
+def absent_frames(frames: Sequence[Frame]) -> list[int]:
+    """Positions of the frames whose folder is not there. Looks at each folder once and opens no file."""
+    there: dict[str, bool] = {}
+    absent = []
+    for position, frame in enumerate(frames):
+        folder = _folder(frame)
+        if folder not in there:
+            there[folder] = in_lmdb(frame.path) or os.path.isdir(folder)  # noqa: PTH112
+        if not there[folder]:
+            absent.append(position)
+    return absent
+
+
+def is_absent(reason: str) -> bool:
+    """Whether a frame could not be read for the reason that its folder is not there."""
+    return reason.startswith(NO_FOLDER)
+
+
+def forgery_gaps(
+    frames: Sequence[Frame], absent: Collection[int], unreadable: Collection[int] = ()
+) -> list[ForgeryGaps]:
+    """The forgeries that lack something, in the order of the dataset. `absent`, `unreadable`: positions in `frames`."""
+    absent, unreadable = set(absent), set(unreadable)
+    concerned = {frames[i].forgery for i in absent | unreadable}
+    if not concerned:
+        return []
+    folders = {_folder(frame) for frame in frames}
+    gaps = []
+    for forgery in dict.fromkeys(frame.forgery for frame in frames):
+        if forgery in concerned:
+            own = [i for i, frame in enumerate(frames) if frame.forgery == forgery]
+            gaps.append(_gaps_of(forgery, [frames[i] for i in own], [i in absent for i in own], folders))
+            gaps[-1] = gaps[-1]._replace(unreadable_frames=sum(i in unreadable for i in own))
+    return gaps
+
+
+def _gaps_of(forgery: str, frames: list[Frame], absent: list[bool], folders: Collection[str]) -> ForgeryGaps:
+    gone = list(dict.fromkeys(_folder(frame) for frame, missing in zip(frames, absent, strict=True) if missing))
+    first = _topmost_missing(Path(gone[0])) if gone else None
+    return ForgeryGaps(
+        forgery=forgery,
+        frames=len(frames),
+        folders=len({_folder(frame) for frame in frames}),
+        absent_frames=sum(absent),
+        absent_folders=len(gone),
+        unreadable_frames=0,
+        first_absent=str(first or ""),
+        beside=" or ".join(_resembling(first, folders)) if first is not None and all(absent) else "",
+    )
+
+
+def _folder(frame: Frame) -> str:
+    return os.path.dirname(frame.path) or "."  # noqa: PTH120 (a million Path objects for nothing)
+
+
+def _topmost_missing(folder: Path) -> Path:
+    """The first folder on the way to `folder` that is not there."""
+    missing = folder
+    while not os.path.isdir(missing.parent) and missing.parent != missing:  # noqa: PTH112
+        missing = missing.parent
+    return missing
+
+
+def _resembling(missing: Path, used: Iterable[str]) -> list[str]:
+    """Folders beside `missing` whose names resemble its own, up to three, but for those that the dataset uses."""
+    above = f"{missing.parent}{os.sep}"
+    taken = {folder[len(above) :].split(os.sep, 1)[0] for folder in used if folder.startswith(above)}
+    try:
+        with os.scandir(missing.parent) as entries:
+            listed = list(islice(entries, MOST_LISTED))
+        there = sorted(entry.name for entry in listed if entry.name not in taken and entry.is_dir())
+    except OSError:  # there is nothing to propose
+        return []
+    plain = {name: re.sub("[^a-z0-9]", "", name.lower()) for name in there}
+    wanted = re.sub("[^a-z0-9]", "", missing.name.lower())
+    alike = difflib.get_close_matches(wanted, plain.values(), n=3, cutoff=0.6)
+    return [name for name in there if plain[name] in alike][:3]
+
+
+# ------------------------------------------------------------------------------------------------------------- on disk
+
+
+def write_gaps(path: Path, gaps: Iterable[ForgeryGaps]) -> None:
+    """One row per forgery that lacks something."""
+    write_table(path, ForgeryGaps._fields, gaps)
+
+
+def read_gaps(path: Path) -> list[ForgeryGaps]:
+    """The rows of such a table. Raises InputError where it is none."""
+    try:
+        return [_from_row(row) for row in read_table(path)]
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path}: is not as a run writes it; run again") from error
+
+
+def _from_row(row: Mapping[str, str]) -> ForgeryGaps:
+    numbers = [int(row[name]) for name in ("frames", "folders", "absent_frames", "absent_folders", "unreadable_frames")]
+    return ForgeryGaps(
+        row["forgery"], numbers[0], numbers[1], numbers[2], numbers[3], numbers[4], row["first_absent"], row["beside"]
+    )

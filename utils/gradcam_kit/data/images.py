@@ -1,0 +1,261 @@
+"""One image file → RGB pixels, or a plain reason why there are none.
+
+OpenCV decodes, so that a well-formed file gives exactly the pixels that the host trees see. Pillow reads the header
+first (the size is judged before anything is decoded), decides about files that look cut off, and decodes what OpenCV
+cannot.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import re
+import stat
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import cv2
+import numpy as np
+
+from ..base.files import in_bundle, kind_of, read_bundled
+from ..base.text import one_line
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+MAX_PIXELS = 100_000_000
+MAX_SIDE = 32_768
+MAX_FILE_BYTES = 512 * 1024 * 1024
+
+# A progressive JPEG is decoded once per scan, however little a scan holds. Programs write about ten.
+MAX_SCANS = 100
+
+IMAGE_SUFFIXES = (
+    ".png",
+    ".jpg",
+    ".jpeg",
+    ".bmp",
+    ".webp",
+    ".tif",
+    ".tiff",
+    ".gif",
+    ".avif",
+    ".heic",
+    ".heif",
+)  # taken from a folder
+# What OpenCV reads too. Not "whatever Pillow knows": its EPS reader, for one, starts another program.
+FORMATS = ("JPEG", "PNG", "BMP", "DIB", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000")
+
+NO_FOLDER = "no such folder"  # so begins the reason of a frame whose folder is not there
+
+# An open() that fails with these says nothing about the image: the machine is at its limit.
+_MACHINE_ERRORS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+
+
+class UnreadableImage(Exception):
+    """A file that cannot be used as an image (or mask, or landmarks); the message is the reason."""
+
+
+def read_file(path: str) -> bytes:
+    """The bytes of an ordinary file of at most 512 MiB.
+
+    Raises UnreadableImage where it is missing (the reason begins with NO_FOLDER where its folder is), not permitted,
+    not an ordinary file (a folder, a device, a pipe) or larger; an OSError where the machine is at its limit (too many
+    open files, no memory).
+    """
+    try:
+        if in_bundle(path):
+            return read_bundled(path, MAX_FILE_BYTES)
+        info = os.stat(path)  # noqa: PTH116
+        if not stat.S_ISREG(info.st_mode):  # reading a pipe or a device might never end
+            raise UnreadableImage(f"not a file but a {kind_of(info.st_mode)}: {path!r}")
+        if info.st_size > MAX_FILE_BYTES:
+            raise UnreadableImage(f"the file has {info.st_size:,} bytes, more than the {MAX_FILE_BYTES:,} allowed")
+        with open(path, "rb") as file:  # noqa: PTH123 (a million Path objects for nothing)
+            return file.read()
+    except FileNotFoundError:
+        there = os.path.isdir(os.path.dirname(path) or ".")  # noqa: PTH112, PTH120
+        raise UnreadableImage(f"no such file: {path!r}" if there else f"{NO_FOLDER}: {path!r}") from None
+    except OSError as error:
+        if error.errno in _MACHINE_ERRORS:
+            raise
+        raise UnreadableImage(f"the file cannot be read ({error.strerror}): {path!r}") from error
+    except ValueError as error:  # a NUL or half of a surrogate pair in the path
+        raise UnreadableImage(f"the path cannot be opened ({error}): {path!r}") from error
+
+
+_ORIENTATION = 0x0112  # the tag in EXIF
+
+
+def image_size(data: bytes) -> tuple[int, int]:
+    """Width and height of an encoded image, upright as `decode_image` gives it. Raises UnreadableImage."""
+    image = _open_header(data)
+    _check_size(*image.size)
+    turned = image.getexif().get(_ORIENTATION) in (5, 6, 7, 8)
+    return image.size[::-1] if turned else image.size
+
+
+def decode_image(data: bytes, resolution: int | None) -> np.ndarray:
+    """Encoded file → RGB uint8 (H, W, 3); with `resolution`, both sides resized to it by cubic interpolation.
+
+    Greyscale, palette, RGBA (alpha dropped), CMYK and 16-bit (high byte) images become RGB uint8; EXIF orientation is
+    applied; of an animation it is the first image. The pixels equal those of `cv2.imread`, `cv2.cvtColor(BGR2RGB)`,
+    `cv2.resize(INTER_CUBIC)`.
+
+    Raises UnreadableImage: no bytes, not an image, cut off or damaged, over 100 megapixels or 32,768 pixels a side.
+    """
+    if not data:
+        raise UnreadableImage("the file is empty (0 bytes)")
+    image = _open_header(data)
+    _check_size(*image.size)
+    if image.format == "PNG":
+        _check_png_chunks(data)
+    elif image.format in ("JPEG", "MPO") and jpeg_scans(data) > MAX_SCANS:
+        raise UnreadableImage(f"a JPEG of more than {MAX_SCANS} scans, which no camera or program writes")
+    if not _has_end_marker(data, image.format):
+        _load_strictly(image)  # older OpenCV fills the missing part of such a file with grey, and says nothing
+    pixels = _decode_with_opencv(data)
+    if pixels is None:
+        pixels = _decode_with_pillow(image)
+    if resolution is None:
+        return pixels
+    return cv2.resize(pixels, (resolution, resolution), interpolation=cv2.INTER_CUBIC)
+
+
+def _open_header(data: bytes) -> Image:
+    """Format, mode and size from the header; no pixel is decoded yet."""
+    from PIL import Image, UnidentifiedImageError
+
+    formats = [*FORMATS, *_phone_formats(data)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow warns of large images and odd EXIF; the size has a check of its own
+        try:
+            return Image.open(io.BytesIO(data), formats=formats)
+        except MemoryError:
+            raise
+        except Image.DecompressionBombError as error:
+            raise UnreadableImage(f"larger than {MAX_PIXELS // 1_000_000} megapixels by its header") from error
+        except UnidentifiedImageError as error:
+            raise UnreadableImage(f"not an image: the file begins with {data[:8]!r}") from error
+        # Pillow's parsers pass on whatever they trip over: struct.error, SyntaxError, KeyError ...
+        except Exception as error:
+            raise UnreadableImage(f"the image's header is damaged ({one_line(error)})") from error
+
+
+_AVIF_BRANDS = (b"avif", b"avis")
+_HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+
+
+def _phone_formats(data: bytes) -> Sequence[str]:
+    """Pillow's name for the format of an AVIF or HEIC file; none for others. Raises UnreadableImage where it has none.
+
+    Both are containers that say at their start which of them they are.
+    """
+    brand = data[8:12] if data[4:8] == b"ftyp" else b""
+    if brand in _AVIF_BRANDS or (brand in (b"mif1", b"msf1") and b"avif" in data[16:64]):
+        from PIL import Image, features
+
+        if "avif" not in features.modules or not features.check("avif"):
+            raise UnreadableImage("an AVIF image, which this Pillow cannot decode: pip install 'pillow>=11.3'")
+        Image.init()
+        return ["AVIF"]
+    if brand in _HEIC_BRANDS:
+        try:
+            from pillow_heif import register_heif_opener
+        except ImportError:
+            raise UnreadableImage(
+                "a HEIC image, which needs the package pillow-heif: pip install pillow-heif, or save it as JPEG"
+            ) from None
+        register_heif_opener()
+        return ["HEIF"]
+    return []
+
+
+def _check_size(width: int, height: int) -> None:
+    if width < 1 or height < 1:
+        raise UnreadableImage(f"an image of {width}x{height} pixels")
+    if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
+        raise UnreadableImage(
+            f"{width}x{height} pixels by its header, more than the {MAX_PIXELS // 1_000_000} megapixels "
+            f"or {MAX_SIDE:,} pixels a side allowed"
+        )
+
+
+def _check_png_chunks(data: bytes) -> None:
+    """Refuse a chunk that says it is longer than the file: OpenCV would allocate that, up to 4 GB, before it looks."""
+    place, kind = 8, b""
+    while place + 8 <= len(data) and kind != b"IEND":
+        kind = data[place + 4 : place + 8]
+        place += 12 + int.from_bytes(data[place : place + 4], "big")
+        if place > len(data):
+            raise UnreadableImage("the image is cut off or damaged (a part of it claims to be longer than the file)")
+
+
+_JPEG_MARKER = re.compile(rb"\xff+([^\xff\x00\x01\xd0-\xd8])")  # of a part, which begins with its length
+_END_OF_IMAGE, _START_OF_SCAN = b"\xd9", b"\xda"
+
+
+def jpeg_scans(data: bytes) -> int:
+    """How many scans the (first) image of a JPEG file has, counted without decoding; beyond MAX_SCANS no further."""
+    scans = place = 0
+    while scans <= MAX_SCANS:
+        found = _JPEG_MARKER.search(data, place)
+        if found is None or found[1] == _END_OF_IMAGE:
+            break
+        scans += found[1] == _START_OF_SCAN
+        place = found.end() + max(2, int.from_bytes(data[found.end() : found.end() + 2], "big"))
+    return scans
+
+
+def _has_end_marker(data: bytes, file_format: str | None) -> bool:
+    """Whether the file visibly ends as its format does; False also for formats that have no end marker."""
+    if file_format in ("JPEG", "MPO"):
+        return data.endswith(b"\xff\xd9")
+    if file_format == "PNG":
+        return data.endswith(b"IEND\xaeB`\x82")
+    return False
+
+
+def _load_strictly(image: Image) -> None:
+    """Decode all of it with Pillow, which, unlike OpenCV, complains where the data ends early.
+
+    Raises UnreadableImage.
+    """
+    from PIL import ImageFile
+
+    tolerant = ImageFile.LOAD_TRUNCATED_IMAGES  # training code likes to switch this on for the whole process
+    ImageFile.LOAD_TRUNCATED_IMAGES = False
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image.load()
+    except MemoryError:
+        raise
+    except Exception as error:  # as in _open_header
+        raise UnreadableImage(f"the image is cut off or damaged ({one_line(error)})") from error
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = tolerant
+
+
+def _decode_with_opencv(data: bytes) -> np.ndarray | None:
+    try:
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    except cv2.error:
+        return None  # Pillow, next in line, decodes the file or gives the reason
+    return None if pixels is None else cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+
+
+def _decode_with_pillow(image: Image) -> np.ndarray:
+    """What OpenCV could not read. Raises UnreadableImage where Pillow cannot either."""
+    from PIL import ImageOps
+
+    _load_strictly(image)
+    if image.mode in ("F", "I"):
+        raise UnreadableImage("32-bit pixels, which have no agreed range")
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode.startswith("I;16"):  # Pillow's own conversion would clip at 255
+        grey = (np.asarray(upright) >> 8).astype(np.uint8)
+        return np.ascontiguousarray(np.stack([grey] * 3, axis=-1))
+    return np.array(upright.convert("RGB"))

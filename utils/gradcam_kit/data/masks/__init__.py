@@ -1,0 +1,1 @@
+"""Masks, landmarks and clicks beside an image."""

@@ -1,0 +1,127 @@
+"""Where people saw the forgery: the clicks of ExDDV (arXiv 2503.14421), or of any CSV with the same three things.
+
+A row is one video: its name, and its clicks as JSON, frame number → place, in shares of the whole frame.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ...base.errors import InputError
+from ...base.text import one_line
+from ..frames import Frame
+
+VIDEO_COLUMNS = ("video", "movie_name")
+CLICK_COLUMNS = ("clicks", "click_locations")
+LARGEST_CELL = 2**24  # characters
+
+Points = dict[int, list[tuple[float, float]]]  # frame number → x and y in shares of width and height
+
+
+class Row(NamedTuple):
+    """The clicks of one row, which is line `line` of the file. `kind` is what else tells videos apart."""
+
+    line: int
+    kind: tuple[str, ...]  # dataset and manipulation, where the file has these columns
+    points: Points
+
+
+class Clicks:
+    """The clicks of one CSV file, by the name of the video without folder and suffix."""
+
+    def __init__(self, path: Path) -> None:
+        """Read and check the file. Raises InputError with the line at fault."""
+        self.path = path
+        self._rows: dict[str, list[Row]] = {}
+        try:
+            text = path.read_text(encoding="utf-8-sig")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"--clicks {str(path)!r} cannot be read ({one_line(error)}): give a CSV file") from error
+        csv.field_size_limit(LARGEST_CELL)
+        reader = csv.DictReader(text.splitlines(keepends=True))
+        try:
+            video, clicks = self._column(reader, VIDEO_COLUMNS), self._column(reader, CLICK_COLUMNS)
+            for row in reader:
+                where = f"--clicks {str(path)!r}, line {reader.line_num}"
+                name = Path((row[video] or "").strip().replace("\\", "/")).stem
+                if not name:
+                    raise InputError(f"{where}: column {video!r} is empty: give the video's name")
+                kind = tuple((row.get(column) or "").strip() for column in ("dataset", "manipulation"))
+                self._rows.setdefault(name, []).append(Row(reader.line_num, kind, _points(row[clicks] or "", where)))
+        except csv.Error as error:
+            raise InputError(f"--clicks {str(path)!r}, line {reader.line_num}: {one_line(error)}") from error
+        if not any(row.points for rows in self._rows.values() for row in rows):
+            raise InputError(f"--clicks {str(path)!r} holds no click at all: expected rows of video and clicks")
+
+    def _column(self, reader: Any, names: tuple[str, ...]) -> str:
+        found = [name for name in names if name in (reader.fieldnames or ())]
+        if not found:
+            held = ", ".join(map(str, reader.fieldnames or ())) or "nothing"
+            raise InputError(
+                f"--clicks {str(self.path)!r} has no column {' or '.join(map(repr, names))}; its columns are: {held}"
+            )
+        return found[0]
+
+    def of(self, frame: Frame) -> np.ndarray | None:
+        """(n, 2) x and y in shares of the frame's width and height; None where nobody clicked on it.
+
+        Videos are matched by name, frames by the number in the file's name. Several people's clicks are put together.
+        Raises InputError where the name stands for videos of several datasets or manipulations.
+        """
+        rows = self._rows.get(Path(frame.video).stem, self._rows.get(frame.video, []))
+        kinds = sorted({row.kind for row in rows})
+        if len(kinds) > 1:
+            named = "; ".join(" ".join(filter(None, kind)) or "(nothing)" for kind in kinds[:4])
+            raise InputError(
+                f"--clicks {str(self.path)!r}: video {frame.video!r} is in it for several datasets or manipulations"
+                f" ({named}), of which only one can be {frame.forgery!r}: give a file with the rows of that one"
+            )
+        digits = "".join(c if c.isdigit() else " " for c in Path(frame.path).stem).split()
+        if not rows or not digits:
+            return None
+        points = [point for row in rows for point in row.points.get(int(digits[-1]), [])]
+        return np.array(points, dtype=np.float64) if points else None
+
+
+def _points(cell: str, where: str) -> Points:
+    """`{"12": {"x": 0.4, "y": 0.3}, "15": [{...}, [0.5, 0.1]]}` → points; an empty cell has none. Raises InputError."""
+    if not cell.strip():
+        return {}
+    try:
+        held = json.loads(cell)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where}: the clicks are no JSON ({one_line(error)})") from error
+    if not isinstance(held, Mapping):
+        raise InputError(f"{where}: the clicks are {type(held).__name__}: expected frame number → place")
+    points: Points = {}
+    for frame, places in held.items():
+        if not frame.strip().isdecimal():
+            raise InputError(f"{where}: {frame!r} is no frame number")
+        for place in places if _is_list_of_places(places) else [places]:
+            points.setdefault(int(frame), []).append(_point(place, f"{where}, frame {int(frame)}"))
+    return points
+
+
+def _is_list_of_places(places: Any) -> bool:
+    """Several places, not one that is written [x, y]."""
+    return isinstance(places, list) and not (places and isinstance(places[0], (int, float)))
+
+
+def _point(place: Any, where: str) -> tuple[float, float]:
+    found = [place.get("x"), place.get("y")] if isinstance(place, Mapping) else place
+    if (
+        not isinstance(found, list)
+        or len(found) != 2
+        or any(isinstance(value, bool) or not isinstance(value, (int, float)) for value in found)
+        or not all(math.isfinite(value) and 0 <= value <= 1 for value in found)
+    ):
+        text = one_line(json.dumps(place))[:60]
+        raise InputError(f"{where}: a click is {text}: expected x and y between 0 and 1, shares of the frame's size")
+    return float(found[0]), float(found[1])

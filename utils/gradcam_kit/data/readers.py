@@ -1,0 +1,143 @@
+"""Dataset name → frames. One reader per kind of dataset; the first that recognises the name reads it."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+from ..base.errors import InputError, did_you_mean
+from ..base.files import sha256_of
+from ..base.text import shortened
+from .dataset_json import Video, dataset_file, read_videos
+from .folder_dataset import read_labelled
+from .frame_paths import Prefix, find_prefix, first_prefix
+from .frames import DataSettings, Frame, evenly_spaced
+from .storage import lmdb_folder, lmdb_path
+
+
+class DatasetReader(NamedTuple):
+    """One kind of dataset. `docs/how_to/add_a_dataset_reader.md` adds one."""
+
+    kind: str
+    reads: Callable[[str, DataSettings], bool]  # whether a name in `test_dataset` is for this reader
+    frames: Callable[[str, DataSettings, str], list[Frame]]  # name, settings, split → frames in a fixed order
+    sha256: Callable[[str, DataSettings], str]  # of what says which frames there are, for a run's manifest
+
+
+def read_dataset(name: str, settings: DataSettings, split: str = "test") -> list[Frame]:
+    """The frames of one split of a dataset, in a fixed order; no image is opened. Raises InputError."""
+    return reader_of(name, settings).frames(name, settings, split)
+
+
+def reader_of(name: str, settings: DataSettings) -> DatasetReader:
+    """The reader of the dataset of that name: a dataset JSON's where no other recognises it."""
+    return next((reader for reader in READERS if reader.reads(name, settings)), JSON_READER)
+
+
+def json_frames(name: str, settings: DataSettings, split: str) -> list[Frame]:
+    """The frames of a dataset JSON, video after video in its order.
+
+    Raises InputError: dataset not there, JSON of another shape, split or compression level missing, label not in
+    `settings.label_dict`.
+    """
+    videos = read_videos(name, settings.json_folder, settings.compression, split)
+    by_label: dict[str, list[Video]] = {}
+    for video in videos:
+        by_label.setdefault(video.label, []).append(video)
+    numbers = {label: _class_of(label, name, settings) for label in by_label}
+    places = _locations(name, by_label, settings)
+    # Each label once, as (its one string object, its class, where its frames lie): frames come by the million.
+    known = {label: (label, numbers[label], places[label]) for label in by_label}
+    frames: list[Frame] = []
+    for video in videos:
+        label, number, on_disk = known[video.label]
+        for path in _sampled(video.frames, settings.frame_num, settings.sampling):
+            frames.append(Frame(on_disk(path), name, label, video.name, number, len(frames)))
+    return frames
+
+
+def folder_frames(name: str, settings: DataSettings, split: str) -> list[Frame]:
+    """The frames of a folder or a CSV of `settings.folders`; it has no splits. Raises InputError."""
+    frames: list[Frame] = []
+    for number, video in read_labelled(settings.folders[name]):
+        for path in _sampled(video.frames, settings.frame_num, settings.sampling):
+            frames.append(Frame(path, name, video.label, video.name, number, len(frames)))
+    return frames
+
+
+def _folder_sha256(name: str, settings: DataSettings) -> str:
+    """Of the CSV, or of the list of images and their labels."""
+    path = settings.folders[name]
+    if path.is_file():
+        return sha256_of(path)
+    listed = "\n".join(repr((number, tuple(video))) for number, video in read_labelled(path))
+    return hashlib.sha256(listed.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _locations(
+    dataset: str, by_label: dict[str, list[Video]], settings: DataSettings
+) -> dict[str, Callable[[str], str]]:
+    """How the paths of each label become paths on disk, or in an LMDB."""
+    if settings.lmdb_dir is not None:
+        return dict.fromkeys(by_label, partial(lmdb_path, lmdb_folder(dataset, settings.lmdb_dir)))
+    found = {label: find_prefix(videos, settings.root) for label, videos in by_label.items()}
+    first = {label: videos[0].frames[0] for label, videos in by_label.items()}
+
+    def beside_others(label: str) -> Prefix:
+        """For a label of which nothing is found: as of one that begins with the same folders, so that its own folder is
+        looked for, and named as missing, where the other's is."""
+        for other, prefix in found.items():
+            if prefix is not None and prefix.dropped(first[other]) == prefix.dropped(first[label]):
+                return prefix
+        return first_prefix(by_label[label], settings.root)
+
+    return {label: (prefix or beside_others(label)).of for label, prefix in found.items()}
+
+
+def _class_of(label: str, dataset: str, settings: DataSettings) -> int:
+    if label not in settings.label_dict:
+        raise InputError(
+            f"{settings.json_folder / dataset}.json has the label {shortened(label)!r}, which label_dict does not: "
+            f"{did_you_mean(label, settings.label_dict)}add {shortened(label)!r}: 1 (fake) or 0 (real) to label_dict "
+            f"in config/test_config.yaml"
+        )
+    return int(settings.label_dict[label] != 0)
+
+
+def _sampled(paths: list[str], count: int | None, sampling: str) -> list[str]:
+    """At most `count` of a video's frames."""
+    if sampling == "host":
+        return paths[:count]
+    paths = sorted(paths, key=_by_number)
+    if sampling == "host_sorted":
+        return paths[:count]
+    return paths if count is None else evenly_spaced(paths, count)
+
+
+def _by_number(path: str) -> tuple[list[tuple[int, str]], str]:
+    """Sort key: 9.png before 10.png, 9.png and 09.png side by side; the whole path decides between equals."""
+    name = path.replace("\\", "/").rsplit("/", 1)[-1]
+    pieces = re.split("([0-9]+)", name)  # text, digits, text, digits, ...
+    numbers = [piece.lstrip("0") if i % 2 else piece for i, piece in enumerate(pieces)]
+    # A number with more digits is larger; strings compare as strings, whatever their length.
+    return [(len(piece) if i % 2 else 0, piece) for i, piece in enumerate(numbers)], path
+
+
+JSON_READER = DatasetReader(
+    kind="dataset JSON",
+    reads=lambda name, settings: True,
+    frames=json_frames,
+    sha256=lambda name, settings: sha256_of(dataset_file(name, settings.json_folder)),
+)
+# Tried in order, before the dataset JSON.
+READERS: list[DatasetReader] = [
+    DatasetReader(
+        kind="folder of images, or CSV",
+        reads=lambda name, settings: name in settings.folders,
+        frames=folder_frames,
+        sha256=_folder_sha256,
+    )
+]

@@ -1,0 +1,76 @@
+"""An explained batch → image files, or one matplotlib figure for a notebook."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from ..base.decision import CLASS_NAMES, confidence, predicted
+from ..base.errors import InputError
+from ..base.files import write_whole
+from ..base.packages import require
+from .overlays import LayerImage, comparison, encode, panels
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+INCHES = 2.3  # per image
+
+
+class DrawnImage(NamedTuple):
+    """One image of a batch: (H, W, 3) uint8 RGB, its overlays, and what was decided and explained."""
+
+    image: np.ndarray
+    layers: Sequence[LayerImage]
+    prob_fake: float
+    target: str
+
+    def verdict(self) -> str:
+        """`fake, 0.973`: the prediction and its probability."""
+        return f"{CLASS_NAMES[predicted(self.prob_fake)].lower()}, {confidence(self.prob_fake):.3f}"
+
+
+def batch_figure(drawn: Sequence[DrawnImage], warning: str = "") -> Figure:
+    """One row per image: the original, titled with the prediction, and the overlay of every layer.
+
+    `warning` stands above all of it. The figure belongs to the caller; pyplot does not keep it. Raises InputError where
+    matplotlib is missing.
+    """
+    require("matplotlib", "a figure")
+    from matplotlib import pyplot  # once imported, a notebook knows how to show a figure that a cell returns
+
+    columns = 1 + len(drawn[0].layers)
+    figure = pyplot.figure(figsize=(INCHES * columns, (INCHES + 0.3) * len(drawn)), layout="constrained")
+    pyplot.close(figure)  # else a notebook shows it twice
+    grid = figure.subplots(len(drawn), columns, squeeze=False)
+    for row, one in zip(grid, drawn, strict=True):
+        shown = panels(one.image, one.layers)
+        shown[0] = (one.verdict(), shown[0][1])
+        for axes, (caption, panel) in zip(row, shown, strict=True):
+            axes.imshow(panel)
+            axes.set_title(caption, fontsize=8)
+            axes.set_axis_off()
+    if warning:
+        figure.suptitle(warning, color="#b00020", fontsize=8, wrap=True)
+    return figure
+
+
+def save_batch(folder: Path, prefix: str, drawn: Sequence[DrawnImage], warning: str = "") -> list[Path]:
+    """Images straight into `folder`: `<prefix>_<layer>_sample<i>.png` and `<prefix>_comparison_sample<i>.png`."""
+    if any(letter in prefix for letter in "/\\\0"):
+        raise InputError(f"filename_prefix is {prefix!r}: it names files in a folder, so it has no '/' in it")
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {}
+    for i, one in enumerate(drawn):
+        for layer in one.layers:
+            files[folder / f"{prefix}_{layer.name}_sample{i}.png"] = layer.overlay
+        verdict = CLASS_NAMES[predicted(one.prob_fake)].lower()
+        title = f"prediction: {verdict}   confidence: {confidence(one.prob_fake):.3f}   target: {one.target}"
+        whole = comparison(panels(one.image, one.layers), title, warning)
+        files[folder / f"{prefix}_comparison_sample{i}.png"] = whole
+    for path, image in files.items():
+        write_whole(path, encode(image))
+    return list(files)

@@ -1,0 +1,351 @@
+"""Maps → images: colour, blend, compose. Colouring and blending are batched, on the device of their input."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from itertools import islice, repeat
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..engine.checks import FromDevice
+from ..engine.maps import LayerMaps, scaled
+
+if TYPE_CHECKING:
+    from PIL.ImageFont import FreeTypeFont
+
+OPACITY = 0.5
+SIGNED_OPACITY = 0.85  # where a signed map is at its largest magnitude
+ABOVE, BELOW = (214, 0, 0), (0, 76, 230)  # evidence for fake, evidence for real
+UNSEEN = 160  # grey of the pixels at the edge that belong to no patch
+
+GREY = "grey"  # beside OpenCV's colour maps: for a map that is no evidence
+NONE_DENIED: Mapping[str, Sequence[bool]] = {}
+
+FAINT = 1e-3  # of the strongest layer's raw maximum
+
+MARGIN = 8  # pixels around and between the panels of a comparison
+CAPTION = 24  # height of the line below each panel
+TITLE = 30  # height of the line above all panels
+TITLE_SIZE, CAPTION_SIZE = 16, 14
+LONGEST = 2048  # pixels of a photograph's longer side in what is written of it
+OUTLINE = (255, 255, 255)  # of the crop in it
+INK, PAPER, WARNING = (20, 20, 20), (255, 255, 255), (176, 0, 32)
+
+
+@functools.cache
+def colour_table(colormap: str) -> Tensor:
+    """(256, 3) uint8 RGB, low to high."""
+    ramp = np.arange(256, dtype=np.uint8).reshape(256, 1)
+    if colormap == GREY:
+        return torch.from_numpy(np.repeat(ramp, 3, axis=1))
+    table = cv2.applyColorMap(ramp, getattr(cv2, f"COLORMAP_{colormap.upper()}"))
+    return torch.from_numpy(np.ascontiguousarray(table.reshape(256, 3)[:, ::-1]))
+
+
+@functools.cache
+def _table_on(device: torch.device, colormap: str) -> Tensor:
+    return colour_table(colormap).to(device)
+
+
+@functools.cache
+def _inks_on(device: torch.device) -> tuple[Tensor, Tensor]:
+    above, below = (torch.tensor(rgb, dtype=torch.float32, device=device) for rgb in (ABOVE, BELOW))
+    return above, below
+
+
+def colour(maps: Tensor, colormap: str = "jet") -> Tensor:
+    """Maps (..., H, W) in [0, 1] → (..., H, W, 3) uint8 RGB on their device; `colormap`: one of COLORMAPS, or GREY."""
+    table = _table_on(maps.device, colormap)
+    # Maps may be drawn before they are known to be finite, and an index outside of the table would end a CUDA process.
+    return table[(maps * 255).nan_to_num(0).round().long().clamp(0, 255)]
+
+
+def overlay(images: Tensor, maps: Tensor, empty: Tensor, colormap: str = "jet") -> Tensor:
+    """Blend maps over images.
+
+    Args:
+        images: (B, 3, H, W) uint8 RGB.
+        maps: (B, H, W) in [0, 1], on the same device.
+        empty: (B,) bool; the image of an empty map stays as it is, since a colour would claim a value.
+
+    Returns:
+        (B, H, W, 3) uint8 RGB on the same device.
+    """
+    plain = images.permute(0, 2, 3, 1)
+    blended = torch.lerp(plain.float(), colour(maps, colormap).float(), OPACITY).round().to(torch.uint8)
+    return torch.where(empty.to(maps.device)[:, None, None, None], plain, blended)
+
+
+def unseen_in_grey(images: Tensor, seen: tuple[int, int]) -> Tensor:
+    """(B, H, W, 3) uint8 RGB with grey where the network has seen nothing of the image, outside of `seen` (h, w)."""
+    if tuple(images.shape[1:3]) == seen:
+        return images
+    marked = torch.full_like(images, UNSEEN)
+    marked[:, : seen[0], : seen[1]] = images[:, : seen[0], : seen[1]]
+    return marked
+
+
+def signed_overlay(images: Tensor, signed: Tensor) -> Tensor:
+    """Blend evidence of both signs over images: red above zero, blue below, the image itself at zero.
+
+    Args:
+        images: (B, 3, H, W) uint8 RGB.
+        signed: (B, H, W) in [-1, 1], on the same device.
+
+    Returns:
+        (B, H, W, 3) uint8 RGB on the same device.
+    """
+    plain = images.permute(0, 2, 3, 1).float()
+    above, below = _inks_on(images.device)
+    ink = torch.where((signed > 0).unsqueeze(-1), above, below)
+    return torch.lerp(plain, ink, SIGNED_OPACITY * signed.abs().unsqueeze(-1)).round().to(torch.uint8)
+
+
+def encode(image: np.ndarray, image_format: str = "png") -> bytes:
+    """(H, W, 3) uint8 RGB → the bytes of an image file."""
+    done, data = cv2.imencode(f".{image_format}", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), _encoder_flags(image_format))
+    if not done:
+        raise OSError(f"OpenCV could not encode an image of shape {image.shape} as {image_format}")
+    return data.tobytes()
+
+
+def _encoder_flags(image_format: str) -> list[int]:
+    if image_format == "jpg":
+        return [cv2.IMWRITE_JPEG_QUALITY, 92]
+    if image_format == "webp":
+        return [cv2.IMWRITE_WEBP_QUALITY, 90]
+    if not hasattr(cv2, "IMWRITE_PNG_FILTER"):  # OpenCV before 4.11
+        return [cv2.IMWRITE_PNG_COMPRESSION, 3]
+    # Trying every filter on every row, which OpenCV 5 does by itself, takes twice as long and saves nothing here.
+    return [cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP]
+
+
+class Box(NamedTuple):
+    """Where a panel lies in a comparison of `of_width` × `of_height` pixels."""
+
+    left: int
+    top: int
+    width: int
+    height: int
+    of_width: int
+    of_height: int
+
+
+def original_box(size: tuple[int, int], panels: int, warned: bool) -> Box:
+    """The place of the first panel, which is the original, of `size` (height, width).
+
+    The original is not stored a second time, which would make a sample about a fifth larger: whoever needs it alone
+    crops it out of the comparison by this box, which every `sample<i>.json` holds.
+    """
+    height, width = size
+    top = TITLE * (2 if warned else 1) + MARGIN
+    return Box(MARGIN, top, width, height, MARGIN + panels * (width + MARGIN), top + height + CAPTION + MARGIN)
+
+
+def comparison(panels: Sequence[tuple[str, np.ndarray]], title: str, warning: str = "") -> np.ndarray:
+    """Panels side by side with a caption below each and a title above all.
+
+    Args:
+        panels: (caption, image (H, W, 3) uint8 RGB), all of one size.
+        title: one line; shortened where the panels are too narrow for it.
+        warning: a second line in red, for example that the weights are random.
+
+    Returns:
+        (H', W', 3) uint8 RGB.
+    """
+    height, width = panels[0][1].shape[:2]
+    box = original_box((height, width), len(panels), bool(warning))
+    top = box.top
+    canvas = np.full((box.of_height, box.of_width, 3), PAPER[0], dtype=np.uint8)
+    for column, (caption, image) in enumerate(panels):
+        left = MARGIN + column * (width + MARGIN)
+        canvas[top : top + height, left : left + width] = image
+        canvas[top + height : top + height + CAPTION, left : left + width] = text_line(
+            caption, width, CAPTION, CAPTION_SIZE, centred=True
+        )
+    inner = canvas.shape[1] - 2 * MARGIN
+    canvas[MARGIN // 2 : MARGIN // 2 + TITLE, MARGIN:-MARGIN] = text_line(title, inner, TITLE, TITLE_SIZE)
+    if warning:
+        canvas[MARGIN // 2 + TITLE : MARGIN // 2 + 2 * TITLE, MARGIN:-MARGIN] = text_line(
+            warning, inner, TITLE, TITLE_SIZE, ink=WARNING
+        )
+    return canvas
+
+
+# A run repeats the same few captions and titles for thousands of samples.
+@functools.lru_cache(maxsize=512)
+def text_line(
+    text: str, width: int, height: int, size: int, centred: bool = False, ink: tuple[int, int, int] = INK
+) -> np.ndarray:
+    """`text` on white, (height, width, 3) uint8 RGB, read-only; set smaller, then cut with an ellipsis, to fit."""
+    from PIL import Image, ImageDraw
+
+    text = text.encode("utf-8", "replace").decode("utf-8")  # file names may hold what no font and no encoder has
+    font = _font(size)
+    while font.getlength(text) > width and size > 9:
+        size -= 1
+        font = _font(size)
+    while font.getlength(text) > width and len(text) > 1:
+        text = text[:-2] + "…"
+    drawn = Image.new("RGB", (width, height), PAPER)
+    anchor, left = ("mm", width // 2) if centred else ("lm", 0)
+    ImageDraw.Draw(drawn).text((left, height // 2), text, fill=ink, font=font, anchor=anchor)
+    line = np.asarray(drawn).copy()
+    line.flags.writeable = False
+    return line
+
+
+@functools.cache
+def _font(size: int) -> FreeTypeFont:
+    import matplotlib  # brings DejaVu Sans, so that images look the same on every machine
+    from PIL import ImageFont
+
+    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), size)
+
+
+class LayerImage(NamedTuple):
+    """The finished overlay of one layer for one image."""
+
+    name: str
+    overlay: np.ndarray  # (H, W, 3) uint8 RGB
+    raw: np.ndarray  # (h, w) float32, the patch grid, not normalised
+    signed: np.ndarray  # (h, w) float32, before ReLU
+    empty: bool  # no patch stands out in `raw`, as the engine decided
+    drawn_empty: bool  # `overlay` is the plain image
+    artefact: bool = False  # `empty` because all of it is what is left of sums that are zero
+    denied: bool = False  # a check calls the map an artefact: `overlay` is grey
+
+
+PER_LAYER = 6  # tensors that `_draw` gives
+
+
+def layer_images(
+    images: Tensor,
+    layers: Mapping[str, LayerMaps],
+    colormap: str,
+    signed: bool = False,
+    denied: Mapping[str, Sequence[bool]] = NONE_DENIED,
+) -> list[list[LayerImage]]:
+    """Overlays of a batch, drawn where the maps are: one list of layers per image.
+
+    `images`: (B, 3, H, W) uint8 RGB on the maps' device. `signed` draws the evidence on both sides of zero; then only
+    a map that is zero everywhere, or an artefact, is drawn empty. `denied`: layer → for each image, whether a check
+    calls its map an artefact; such a map is drawn in grey, since a colour would claim evidence.
+    """
+    return DrawnLayers(images, layers, colormap, signed, denied).read()
+
+
+class DrawnLayers:
+    """What `layer_images` gives, drawn on the maps' device and on its way from there: all layers at once."""
+
+    def __init__(
+        self,
+        images: Tensor,
+        layers: Mapping[str, LayerMaps],
+        colormap: str,
+        signed: bool = False,
+        denied: Mapping[str, Sequence[bool]] = NONE_DENIED,
+    ) -> None:
+        self._denied = {name: denied.get(name, [False] * len(images)) for name in layers}
+        drawn = [_draw(images, maps, colormap, signed, self._denied[name]) for name, maps in layers.items()]
+        self._coming = FromDevice([tensor for layer in drawn for tensor in layer])
+
+    def read(self) -> list[list[LayerImage]]:
+        """Waits for them."""
+        tensors = iter(self._coming.read())
+        per_layer = []
+        for name, denied in self._denied.items():
+            overlays, raw, signed, *flags = islice(tensors, PER_LAYER)
+            arrays = (overlays.numpy(), raw.numpy(), signed.numpy())
+            per_layer.append(map(LayerImage, repeat(name), *arrays, *(flag.tolist() for flag in flags), denied))
+        return [list(of_image) for of_image in zip(*per_layer, strict=True)]
+
+
+def _draw(images: Tensor, maps: LayerMaps, colormap: str, signed: bool, denied: Sequence[bool]) -> list[Tensor]:
+    """The fields of `LayerImage` from `overlay` to `artefact`, for the whole batch."""
+    if signed:
+        shares = scaled(maps.signed, maps.canvas)
+        shares = torch.where(maps.artefact[:, None, None], torch.zeros_like(shares), shares)
+        drawn, drawn_empty = signed_overlay(images, shares), ~shares.flatten(1).any(dim=1)
+    else:
+        drawn, drawn_empty = overlay(images, maps.normalised, maps.empty, colormap), maps.empty
+    if any(denied):
+        which = torch.tensor(denied, device=drawn.device)
+        drawn[which] = overlay(images[which], maps.normalised[which], maps.empty[which], GREY)
+    drawn = unseen_in_grey(drawn, maps.canvas.seen)
+    return [drawn, maps.raw.float(), maps.signed.float(), maps.empty, drawn_empty, maps.artefact]
+
+
+def panels(image: np.ndarray, layers: Sequence[LayerImage]) -> list[tuple[str, np.ndarray]]:
+    """The original and every layer's overlay, each with its caption."""
+    faint = faint_layers({layer.name: float(layer.raw.max()) for layer in layers})
+    drawn = []
+    for layer in layers:
+        drawn.append((layer.name + _remark(layer, faint), layer.overlay))
+    return [("original", image), *drawn]
+
+
+def _remark(layer: LayerImage, faint: Sequence[str]) -> str:
+    if layer.drawn_empty:
+        return " (empty map)"
+    if layer.denied:
+        return " (artefact)"
+    return " (faint map)" if layer.name in faint else ""
+
+
+def faint_layers(raw_maxima: Mapping[str, float]) -> list[str]:
+    """The layers, of one image, whose raw map is a thousand times weaker than another's: each is drawn over its own
+    range, so that what such a layer contributes looks like more than it is."""
+    most = max(raw_maxima.values(), default=0.0)
+    return [name for name, value in raw_maxima.items() if 0 < value < FAINT * most]
+
+
+class Pasted(NamedTuple):
+    """A photograph (H, W, 3) uint8 RGB, and the matrix (2, 3) that takes its pixels to those of the explained crop."""
+
+    photo: np.ndarray
+    matrix: np.ndarray
+
+    def over(self, overlay: np.ndarray) -> np.ndarray:
+        """The photograph, at most LONGEST pixels a side, with the crop's overlay in its place, and its outline."""
+        photo, matrix = self.photo, self.matrix
+        scale = min(1.0, LONGEST / max(photo.shape[:2]))
+        if scale < 1:
+            photo = cv2.resize(photo, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+            matrix = matrix @ np.diag([1 / scale, 1 / scale, 1.0])
+        return paste(photo.copy(), overlay, matrix)
+
+
+def paste(photo: np.ndarray, overlay: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """`overlay` (h, w, 3) drawn into `photo` (H, W, 3), both uint8 RGB, at the place that `matrix` takes to it."""
+    size = photo.shape[1::-1]
+    back = cv2.warpAffine(overlay, matrix, size, flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
+    inside = np.ones(overlay.shape[:2], dtype=np.uint8)
+    covered = cv2.warpAffine(inside, matrix, size, flags=cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP) > 0
+    photo[covered] = back[covered]
+    height, width = overlay.shape[:2]
+    corners = np.array([[0, 0, 1], [width, 0, 1], [width, height, 1], [0, height, 1]], dtype=float)
+    to_photo = np.linalg.inv(np.vstack([matrix, [0, 0, 1]]))
+    outline = np.rint(corners @ to_photo[:2].T).astype(np.int32)
+    cv2.polylines(photo, [outline], True, OUTLINE, max(1, round(max(photo.shape) / 600)), cv2.LINE_AA)
+    return photo
+
+
+def denormalised(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Normalised images (B, 3, H, W), of that mean and std per channel → uint8 RGB, same device."""
+    centre = image.new_tensor(mean, dtype=torch.float32).view(3, 1, 1)
+    spread = image.new_tensor(std, dtype=torch.float32).view(3, 1, 1)
+    return ((image.float() * spread + centre) * 255).round().clamp(0, 255).to(torch.uint8)
+
+
+def stretched(image: Tensor) -> Tensor:
+    """Images (B, 3, H, W) of unknown normalisation → uint8 RGB, each over its own range; colours may be off."""
+    flat = image.float().flatten(1)
+    low, high = flat.amin(dim=1).view(-1, 1, 1, 1), flat.amax(dim=1).view(-1, 1, 1, 1)
+    return ((image.float() - low) / (high - low).clamp_min(1e-12) * 255).round().to(torch.uint8)

@@ -1,0 +1,25 @@
+"""The backward pass: its rules (`balanced.py`), and derivatives that are got from less (`derivatives.py`)."""
+
+from __future__ import annotations
+
+from ..fast.derivatives import by_factor
+from ..fast.quick_gelu import quick_gelu_in_one
+from .balanced import (
+    BALANCED,
+    PLAIN,
+    Activations,
+    attention_of,
+    backward_rules,
+    gates_in,
+)
+
+__all__ = [
+    "BALANCED",
+    "PLAIN",
+    "Activations",
+    "attention_of",
+    "backward_rules",
+    "by_factor",
+    "gates_in",
+    "quick_gelu_in_one",
+]

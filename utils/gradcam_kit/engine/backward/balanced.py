@@ -1,0 +1,234 @@
+"""What a backward pass takes for constant. The forward pass, and so every logit, stays bit for bit what it is.
+
+A plain gradient says how the score changes when a token is moved a little; a token's share of the score is something
+else, wherever the tower divides by what it has just computed. "balanced" therefore holds constant, for the gradient
+alone, what only weighs or scales tokens (LibraGrad, Mehri et al. 2025; CP-LRP, Ali et al. 2022; Achtibat et al. 2024):
+
+* queries and keys of every block, and with them the attention weights, whatever kernel computes these,
+* the standard deviation in every LayerNorm and the root mean square in every RMS norm, also behind the tower,
+* the length in an L2 normalisation, as in F.normalize before a head,
+* in a convolutional network the gates of squeeze-and-excitation, one number for each channel of an image.
+
+What is left between a block's tokens and the score is linear but for the activations f. Their secants, f(x) = x · r
+with r = f(x) / x constant, make it linear altogether, for `engine/completeness.py`. Maps use the ordinary derivative
+of f: with the secant they point worse on a pre-trained tower, and no better on small ones (docs/faithfulness.md).
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from ...base.allowed import BACKWARDS
+from ...base.errors import InputError, did_you_mean
+from ..fast.derivatives import (
+    AttentionOfConstantWeights,
+    EitherGradient,
+    LayerNormOfConstantDeviation,
+    by_factor,
+)
+from ..layers import LayerError
+from ..towers import BlockAttention, family_of
+
+PLAIN, BALANCED = BACKWARDS
+
+RMS_NORM = re.compile("rms_?norm", re.IGNORECASE)  # by the class's name: most are written by hand
+ACTIVATION = re.compile("gelu|silu|swish|mish|relu|elu", re.IGNORECASE)  # those with f(0) = 0
+
+
+@dataclass
+class Activations:
+    """How activations are differentiated at this moment: ordinarily, or by their secants."""
+
+    by_secant: bool = False
+
+
+def check_backward(backward: str) -> None:
+    """Raises InputError for a backward pass that is none of BACKWARDS."""
+    if backward not in BACKWARDS:
+        raise InputError(
+            f"backward {backward!r} is unknown; {did_you_mean(backward, BACKWARDS)}allowed: {', '.join(BACKWARDS)}"
+        )
+
+
+def backward_rules(
+    model: nn.Module, tower: nn.Module, backward: str, activations: Activations | None = None
+) -> AbstractContextManager[AbstractContextManager[Any]]:
+    """Hooks for a forward pass inside, so that its backward pass is `backward`, one of BACKWARDS.
+
+    What is yielded is another context, to be entered around the forward pass alone: it slows every torch function down.
+
+    Args:
+        tower: the part of `model` whose attention and activations are meant; norms are those of all of `model`.
+        activations: lets the caller differentiate by secants later, which keeps more of the forward pass.
+
+    Raises:
+        InputError: an unknown name, or "balanced" for a tower whose queries and keys are not known.
+        LayerError: as the context is left, "balanced" of a network without blocks, and no gate ran behind the layers.
+    """
+    check_backward(backward)
+    if backward == PLAIN:
+        return nullcontext(nullcontext())
+    secants_of = tower if activations else None
+    return _balanced(model, attention_of(tower), secants_of, activations or Activations())
+
+
+def attention_of(tower: nn.Module) -> list[BlockAttention]:
+    """The attention of every block; none without blocks. Raises InputError where it is not known."""
+    family = family_of(tower)
+    found = []
+    for block in family.block_names(tower):
+        attention = family.attention(tower.get_submodule(block))
+        if attention is None:
+            raise InputError(
+                "backward 'balanced' holds queries and keys constant, and those of"
+                f" {type(tower).__name__}'s block {block!r} are not known: use backward 'plain', or write a tower"
+                " family (docs/how_to/add_a_tower_family.md)",
+                "backward",
+            )
+        found.append(attention)
+    return found
+
+
+@contextmanager
+def _balanced(
+    model: nn.Module, attention: Sequence[BlockAttention], secants_of: nn.Module | None, activations: Activations
+) -> Iterator[AbstractContextManager[Any]]:
+    thread = threading.get_ident()
+
+    def hook(rule: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Tensor | None]:
+        """`rule` gets what the module has read and returned, in this thread alone."""
+        return lambda module, inputs, output: rule(inputs[0], output) if threading.get_ident() == thread else None
+
+    constants = _Constants()
+    with ExitStack() as hooks:
+        for block in attention:
+            for handle in block.constant_queries_and_keys():
+                hooks.callback(handle.remove)
+        for module in model.modules():
+            if RMS_NORM.search(type(module).__name__):
+                hooks.callback(module.register_forward_hook(hook(by_factor)).remove)
+        for module in activation_modules(secants_of) if secants_of is not None else ():
+            secant = hook(
+                lambda x, output: EitherGradient.apply(output, by_factor(x, output), lambda: activations.by_secant)
+            )
+            hooks.callback(module.register_forward_hook(secant).remove)
+        yield constants
+    if not attention and not constants.gates:
+        raise LayerError(
+            "backward 'balanced' holds attention, norms and the gates of squeeze-and-excitation constant, and between"
+            f" the layers and the score {type(model).__name__} has neither attention nor such gates:"
+            " use backward 'plain'"
+        )
+
+
+def gates_in(run: Callable[[], object]) -> int:
+    """How many gates of squeeze-and-excitation `run`, a forward pass, multiplies by."""
+    with _Constants() as constants:
+        run()
+    return constants.gates
+
+
+def activation_modules(tower: nn.Module) -> list[nn.Module]:
+    """The modules of `tower` that are activation functions, known by the names of their classes."""
+    leaves = (module for module in tower.modules() if not [*module.children(), *module.parameters()])
+    return [module for module in leaves if ACTIVATION.search(type(module).__name__)]
+
+
+class _Constants(TorchFunctionMode):
+    """Norms and gates, wherever in the model and however they are called, of this thread alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gates = 0  # that maps were multiplied by; in a pass with gradients, those that depend on the layers
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in REPLACED:
+            return REPLACED[func](func, *args, **kwargs)
+        if func in PRODUCTS and len(args) == 2:
+            for x, gate in (args, args[::-1]):
+                if is_gate(x, gate):
+                    self.gates += gate.requires_grad or not torch.is_grad_enabled()
+                    return func(*(one.detach() if one is gate else one for one in args), **kwargs)
+        return func(*args, **kwargs)
+
+
+def is_gate(x: Any, gate: Any) -> bool:
+    """Whether `gate` has one number for each channel of each image of the maps `x` (B, C, H, W)."""
+    if not (isinstance(x, Tensor) and isinstance(gate, Tensor) and x.ndim == gate.ndim == 4):
+        return False
+    of_channels = gate.shape[2:] == (1, 1) or (gate.shape == x.shape and gate.stride()[2:] == (0, 0))  # expanded
+    return of_channels and gate.shape[:2] == x.shape[:2] and x.shape[2] * x.shape[3] > 1
+
+
+def _layer_norm(
+    func: Any,
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *rest: Any,
+) -> Tensor:
+    return LayerNormOfConstantDeviation.apply(input, tuple(normalized_shape), weight, bias, eps)
+
+
+def _normalize(func: Any, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    return by_factor(input, func(input, *args, **kwargs))
+
+
+def _length(func: Any, *args: Any, **kwargs: Any) -> Tensor:
+    return func(*args, **kwargs).detach()
+
+
+def _attention(
+    func: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    **rest: Any,
+) -> Tensor:
+    """Without the gradients of queries and keys, where those are constant and the kernel would compute them."""
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return func(q, k, v, attn_mask, dropout_p, is_causal, **({} if scale is None else {"scale": scale}), **rest)
+
+    constant = not query.requires_grad and not key.requires_grad
+    plain = attn_mask is None and dropout_p == 0 and not is_causal and not any(rest.values())
+    alike = query.ndim == 4 and query.shape[:2] == key.shape[:2] == value.shape[:2]  # nothing to be broadcast
+    if not (constant and plain and alike and value.requires_grad and value.device.type == "cpu"):
+        return attend(query, key, value)
+    return AttentionOfConstantWeights.apply(
+        query, key, value, query.shape[-1] ** -0.5 if scale is None else scale, attend
+    )
+
+
+PRODUCTS = {torch.mul, torch.multiply, Tensor.mul, Tensor.multiply, Tensor.__mul__, Tensor.__rmul__}
+# torch's function → what is called in its place, with it and its arguments as the caller wrote them.
+REPLACED: dict[Any, Callable[..., Tensor]] = {
+    F.layer_norm: _layer_norm,
+    torch.layer_norm: _layer_norm,
+    F.normalize: _normalize,
+    torch.norm: _length,
+    Tensor.norm: _length,
+    torch.linalg.norm: _length,
+    torch.linalg.vector_norm: _length,
+}
+if hasattr(F, "scaled_dot_product_attention"):  # torch 2.0
+    REPLACED[F.scaled_dot_product_attention] = _attention

@@ -1,0 +1,112 @@
+"""Which axis of a four-dimensional activation holds its channels: (B, C, h, w) or (B, h, w, C).
+
+Sizes can't tell: 8 × 8 positions of 8 channels look alike. Operations do: a convolution writes channels first, a
+linear layer or a layer norm over one axis channels last, `permute` moves them, and nearly everything else leaves them
+in place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+FIRST, LAST = 1, 3
+
+WRITES_FIRST = {torch.conv2d, torch.conv_transpose2d, F.conv2d, F.conv_transpose2d}
+WRITES_LAST = {F.linear}
+NORMS_LAST = {F.layer_norm, torch.layer_norm}
+PERMUTES = {torch.permute, Tensor.permute}
+SWAPS = {torch.transpose, Tensor.transpose, torch.swapaxes, Tensor.swapaxes, torch.swapdims, Tensor.swapdims}
+# What may put another axis in the channels' place in a way that is not followed.
+REORDERS = {
+    torch.movedim, Tensor.movedim, torch.moveaxis, Tensor.moveaxis, torch.einsum, torch.matmul, Tensor.matmul,
+    Tensor.__matmul__, torch.bmm, Tensor.bmm, torch.reshape, Tensor.reshape, Tensor.view, torch.flatten, Tensor.flatten,
+    torch.unflatten, Tensor.unflatten, torch.unsqueeze, Tensor.unsqueeze, Tensor.unfold, torch.rot90,
+}  # fmt: skip
+
+
+class ChannelAxes(TorchFunctionMode):
+    """Follows the channels through what runs inside it; `axis_of` says where they are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen_last = False  # whether anything has written channels last
+
+    def __torch_function__(
+        self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = function(*args, **(kwargs or {}))
+        if isinstance(result, Tensor) and result.ndim == 4:
+            axis = self._written_axis(function, args, kwargs or {}, result)
+            self.seen_last |= axis == LAST
+            _mark(result, axis)
+        return result
+
+    def axis_of(self, activation: Tensor, like: Any = None) -> int | None:
+        """1 or 3; None where that could not be followed. `like`: what the module has read that gave the activation.
+
+        Code that PyTorch shows nobody, such as an autograd function of one's own, is taken to leave channels in place.
+        """
+        known = _axis(activation)
+        if known is None and isinstance(like, Tensor) and like.shape == activation.shape:
+            known = _axis(like)
+        if known is None and not self.seen_last:
+            return FIRST
+        return known
+
+    def _written_axis(self, function: Any, args: Any, kwargs: dict[str, Any], result: Tensor) -> int | None:
+        if function in WRITES_FIRST:
+            return FIRST
+        if function in WRITES_LAST:
+            return LAST
+        if function in NORMS_LAST:
+            shape = kwargs.get("normalized_shape", args[1] if len(args) > 1 else ())
+            return LAST if len(tuple(shape)) == 1 else _axis(args[0])
+        read = [tensor for tensor in _tensors((*args, *kwargs.values())) if tensor.ndim == 4]
+        axes = {_axis(tensor) for tensor in read} - {None}
+        if len(axes) != 1:
+            return None
+        (axis,) = axes
+        if function in PERMUTES or function in SWAPS:
+            return _moved(function, args, kwargs, axis)
+        if function in REORDERS and all(tensor.shape != result.shape for tensor in read):
+            return None
+        if function in REORDERS and function not in {torch.reshape, Tensor.reshape, Tensor.view}:
+            return None
+        return axis
+
+
+def _mark(tensor: Tensor, axis: int | None) -> None:
+    tensor._channel_axis = axis  # type: ignore[attr-defined]  # lives and dies with the activation
+
+
+def _axis(tensor: Tensor) -> int | None:
+    axis: int | None = getattr(tensor, "_channel_axis", None)
+    return axis
+
+
+def _moved(function: Any, args: Any, kwargs: dict[str, Any], axis: int | None) -> int | None:
+    """Where `permute` or `transpose` puts the channels."""
+    places = list(args[1:]) or list(kwargs.values())
+    order = list(range(4))
+    if function in SWAPS:
+        first, second = (int(place) % 4 for place in places)
+        order[first], order[second] = order[second], order[first]
+    else:
+        order = [
+            int(place) % 4 for place in (places[0] if isinstance(places[0], (tuple, list, torch.Size)) else places)
+        ]
+    return order.index(axis) if axis in order else None
+
+
+def _tensors(values: Any) -> Iterator[Tensor]:
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (tuple, list)):
+            yield from _tensors(value)

@@ -1,0 +1,117 @@
+"""Do a map's shares add up to the score? They do where the tower behind its tokens is linear, as "balanced" makes it.
+
+A linear function is its gradient times its input and a constant, and the constant is what the biases give, each times
+the gradient at its place (Srinivas and Fleuret 2019, FullGrad; Mehri et al. 2025, LibraGrad):
+
+    score = Σ_tokens Σ_c G_c A_c + Σ_biases Σ_c (∂score/∂b)_c b_c
+
+Both sums are taken by autograd, independently of one another, so that what is not linear shows: a head with a hidden
+layer, gated MLPs, a norm that the balanced rules do not know.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .backward import Activations
+from .layers import Site
+
+
+class SelfTest(NamedTuple):
+    """What `engine.tokens.token_gradients` has to add up: the tokens at `sites`, each all that the score depends on.
+
+    `activations`: those that the balanced rules of the pass are to differentiate by their secants for it.
+    """
+
+    sites: Sequence[Site]
+    activations: Activations
+
+
+class Completeness(NamedTuple):
+    """How far the shares of one block's tokens, with prefix tokens, account for each image's score; both (B,) float64.
+
+    `error`: what is missing from score = shares + biases, as a share of the largest of the three; 0 is complete.
+    `bias_share`: |biases| / (|shares| + |biases|), in [0, 1]: what no token is charged for. Where it is large, a map
+    shows the smaller part of the decision.
+    """
+
+    error: Tensor
+    bias_share: Tensor
+
+    @classmethod
+    def of(cls, shares: Tensor, biases: Tensor, score: Tensor) -> Completeness:
+        """From the two sums and the score, each (B,). Where all are 0, nothing is missing."""
+        shares, biases, score = shares.double(), biases.double(), score.double()
+        scale = torch.stack([shares.abs(), biases.abs(), score.abs()]).amax(dim=0)
+        total = shares.abs() + biases.abs()
+        ones = torch.ones_like(scale)
+        return cls(
+            (shares + biases - score).abs() / torch.where(scale > 0, scale, ones),
+            biases.abs() / torch.where(total > 0, total, ones),
+        )
+
+    @classmethod
+    def worst(cls, blocks: Sequence[Completeness]) -> Completeness:
+        """The largest values of several blocks, image by image."""
+        return cls(*(torch.stack(values).amax(dim=0) for values in zip(*blocks, strict=True)))
+
+
+@contextmanager
+def scaled_biases(model: nn.Module, read: Mapping[int, object]) -> Iterator[dict[int, Tensor]]:
+    """Hooks that multiply each image's biases by a leaf of ones, which leaves every value as it is.
+
+    ∂score/∂leaf is Σ (∂score/∂b) b, image by image. There is one leaf (B,) float64 for all biases between two sites:
+    the yielded dict has it by how many sites were `read` before.
+    """
+    scales: dict[int, Tensor] = {}
+    thread = threading.get_ident()
+
+    def hook(module: nn.Module, inputs: Any, output: Any) -> Tensor | None:
+        # What requires no gradient the score does not depend on linearly: queries, keys, all before the first site.
+        if threading.get_ident() != thread or not isinstance(output, Tensor) or not output.requires_grad:
+            return None
+        if len(read) not in scales:
+            ones = torch.ones(len(output), dtype=torch.float64, device=output.device)
+            scales[len(read)] = ones.requires_grad_()
+        scale = scales[len(read)]
+        if len(output) != len(scale):  # images are not the first axis here: these biases are missing from the sum
+            return None
+        added = (scale - scale.detach()).view(-1, *[1] * (output.ndim - 1)) * _bias(module, output)
+        return output + added.to(output.dtype)
+
+    with ExitStack() as hooks:
+        for module in model.modules():
+            if isinstance(getattr(module, "bias", None), Tensor):
+                hooks.callback(module.register_forward_hook(hook).remove)
+        yield scales
+
+
+def _bias(module: Any, output: Tensor) -> Tensor:
+    """What `module` adds to a linear function of its input, to be broadcast over `output`."""
+    bias = module.bias.detach().double()
+    batch_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
+    if batch_norm and module.running_mean is not None:
+        bias = (
+            bias - (module.running_mean * (module.running_var + module.eps).rsqrt() * module.weight.detach()).double()
+        )
+    if batch_norm or isinstance(module, nn.modules.conv._ConvNd):
+        bias = bias.view(-1, *[1] * (output.ndim - 2))
+    return bias
+
+
+def completeness_of(
+    A: Tensor, G: Tensor, read_before: int, bias_terms: Mapping[int, Tensor], score: Tensor
+) -> Completeness:
+    """At one site: tokens and gradients (B, T, C), after how many other sites they were read, and the `score` (B,).
+
+    `bias_terms`: ∂score/∂leaf of each leaf of `scaled_biases`.
+    """
+    later = [term for read, term in bias_terms.items() if read > read_before and len(term) == len(score)]
+    biases = torch.stack(later).sum(dim=0) if later else torch.zeros_like(score)
+    return Completeness.of((A.double() * G.double()).flatten(1).sum(dim=1), biases, score)

@@ -1,0 +1,1 @@
+"""What makes a pass cost only what its arithmetic needs."""

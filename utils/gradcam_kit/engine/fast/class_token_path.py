@@ -1,0 +1,181 @@
+"""The last block for the class token alone: what the score cannot depend on is neither kept nor differentiated.
+
+A head that reads the class token depends on the other tokens of the last block through their keys and values alone. The
+ordinary forward pass gives the block's output, to the last bit, and records nothing but the first norm, keys and
+values. The block then runs once more for the class token, whose attention reads these, and the gradient goes that way.
+Whether the head does read that token alone is not assumed: the gradient at the other tokens is looked at.
+"""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple
+from weakref import WeakSet
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..towers import family_of
+from ..towers.attention import AttentionModules, BlockAttention, Heads, same_value
+
+# Towers whose last block was seen to have no such path, or to be read for more than that token.
+reads_more_tokens: WeakSet[nn.Module] = WeakSet()
+HOOKS_SEE_KEYWORDS = "with_kwargs" in inspect.signature(nn.Module.register_forward_pre_hook).parameters  # torch 2.0
+
+ALIKE = {torch.float64: 1e-9, torch.float32: 1e-3}  # how far apart the two runs of a block may be; else 0.1
+
+
+class NotOneToken(Exception):
+    """The class token of the last block's output has no path of its own, or the score depends on other tokens too."""
+
+
+class Joined(NamedTuple):
+    """The block's output, with the class token's own run in front."""
+
+    rest: Tensor  # the other tokens, a leaf
+    differs: Tensor  # bool: whether the second run gave another value than the first
+
+
+class ClassTokenPath:
+    """Hooks on the last block of a tower whose tokens begin with the class token.
+
+    `batch_axis`: 0 of tokens (B, T, C), 1 of (T, B, C). `constant`: whether queries and keys are, for the gradient.
+    `replaying` is True while the block runs for the class token alone: whatever counts its runs has to look away.
+    After the pass `joined` is what it came to; None where the block got a mask, and the graph is the ordinary one.
+    """
+
+    def __init__(
+        self, block: nn.Module, first_norm: nn.Module, attention: BlockAttention, batch_axis: int, constant: bool
+    ) -> None:
+        self.block, self.first_norm, self.attention = block, first_norm, attention
+        self.constant = constant
+        self.replaying = False
+        self.joined: Joined | None = None
+        self._tokens_axis = 1 - batch_axis
+        self._active = False  # between the ordinary run's beginning and end
+        self._given: Any = None  # the arguments of the ordinary run
+        self._graph: dict[nn.Module, Tensor] = {}  # what these modules read or returned then, with its graph
+        self._cut: dict[nn.Module, Tensor] = {}  # the same as the ordinary run has it, without
+        self._mixed: Tensor | None = None  # what the class token's attention gives, for the second run
+
+    @contextmanager
+    def hooked(self) -> Iterator[None]:
+        """For a forward pass inside, of this thread. To be entered after all that reads or replaces tokens."""
+        thread = threading.get_ident()
+
+        def inside(hook: Callable[..., Any]) -> Callable[..., Any]:
+            return lambda *given: hook(*given) if self._active and threading.get_ident() == thread else None
+
+        def enter(*given: Any) -> Any:
+            return self._enter(*given) if threading.get_ident() == thread else None
+
+        def replaced(*given: Any) -> Any:
+            return self._replaced(*given) if self.replaying and threading.get_ident() == thread else None
+
+        out, by_input = self.attention.output
+        with ExitStack() as hooks:
+            for handle in (
+                self.block.register_forward_pre_hook(enter, with_kwargs=True),
+                self.first_norm.register_forward_pre_hook(inside(self._with_graph_of(self.block))),
+                self.first_norm.register_forward_hook(inside(self._keep)),
+                *(each.register_forward_pre_hook(inside(self._with_graph_of(self.first_norm)))
+                  for each in self.attention.projections),
+                *(each.register_forward_hook(inside(self._keep)) for each in self.attention.projections),
+                out.register_forward_pre_hook(replaced) if by_input else out.register_forward_hook(replaced),
+                self.block.register_forward_hook(inside(self._leave)),
+            ):  # fmt: skip
+                hooks.callback(handle.remove)
+            yield
+
+    def _enter(self, module: nn.Module, inputs: Any, keywords: dict[str, Any]) -> Any:
+        if any(isinstance(value, Tensor) for value in (*inputs[1:], *keywords.values())) or not inputs:
+            return None
+        self._active, self._given = True, (inputs[1:], keywords)
+        return (self._keep(module, (), inputs[0]), *inputs[1:]), keywords
+
+    def _keep(self, module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        """What goes on in the ordinary run, without a graph."""
+        self._graph[module], self._cut[module] = output, output.detach()
+        return self._cut[module]
+
+    def _with_graph_of(self, source: nn.Module) -> Callable[..., Any]:
+        """A module that reads what has come of `source` reads it with its graph."""
+
+        def hook(module: nn.Module, inputs: Any) -> Any:
+            if not inputs or inputs[0] is not self._cut[source]:
+                raise NotOneToken
+            return (self._graph[source], *inputs[1:])
+
+        return hook
+
+    def _replaced(self, module: nn.Module, inputs: Any, output: Any = None) -> Any:
+        """In the second run, the class token's attention in place of what one token alone has made."""
+        assert self._mixed is not None, "a second run"
+        if output is None:
+            return (self._mixed, *inputs[1:])
+        return (self.attention.project(self._mixed).transpose(0, 1 - self._tokens_axis), *output[1:])
+
+    def _leave(self, module: nn.Module, inputs: Any, output: Any) -> Any:
+        """The block's output with the gradient of the class token's own run."""
+        tokens = output[0] if isinstance(output, tuple) else output
+        arguments, keywords = self._given
+        self._active, self.replaying = False, True
+        try:
+            self._mixed = self._attended()
+            again = module.forward(self._first(self._graph[module]), *arguments, **keywords)
+        finally:
+            self.replaying, self._mixed, self._given = False, None, None
+            self._graph, self._cut = {}, {}
+        own = again[0] if isinstance(again, tuple) else again
+        first = self._first(tokens).detach()
+        differs = (own.detach() - first).abs().amax() > ALIKE.get(first.dtype, 0.1) * first.abs().amax()
+        rest = tokens.narrow(self._tokens_axis, 1, tokens.shape[self._tokens_axis] - 1).detach().requires_grad_()
+        self.joined = Joined(rest, differs)
+        passed_on = torch.cat([same_value(first, own), rest], dim=self._tokens_axis)
+        return (passed_on, *output[1:]) if isinstance(output, tuple) else passed_on
+
+    def _attended(self) -> Tensor:
+        """What attention gives the class token, (B, 1, heads · d)."""
+        if any(each not in self._graph for each in (self.first_norm, *self.attention.projections)):
+            raise NotOneToken
+        tokens = self._graph[self.first_norm].transpose(0, 1 - self._tokens_axis)
+        parts = self.attention.of_first_token(tokens, [self._graph[each] for each in self.attention.projections])
+        if self.constant:
+            parts = {name: part if name == "v" else part.detach() for name, part in parts.items()}
+        return _mixed(parts, self.attention.heads)
+
+    def _first(self, tokens: Tensor) -> Tensor:
+        return tokens.narrow(self._tokens_axis, 0, 1)
+
+
+def _mixed(parts: Heads, heads: int) -> Tensor:
+    """softmax(q kᵀ / √d) v for the queries (B, 1, heads · d) alone: (B, 1, heads · d)."""
+    q, k, v = (parts[name].unflatten(2, (heads, -1)).transpose(1, 2) for name in "qkv")
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+def class_token_path(tower: nn.Module, read: Iterable[tuple[nn.Module, bool]], constant: bool) -> ClassTokenPath | None:
+    """The path for a pass that reads these modules, each by its input or not.
+
+    `constant`: whether the pass takes queries and keys for constant. None for a tower without a class token in front,
+    or whose attention is not known or turns its tokens, and where the last block is read further in than its first
+    norm.
+    """
+    family = family_of(tower)
+    blocks = family.block_names(tower)
+    if not HOOKS_SEE_KEYWORDS or not blocks or tower in reads_more_tokens or not family.prefix(tower):
+        return None
+    block = tower.get_submodule(blocks[-1])
+    norm, attention = family.first_norm(block), family.attention(block)
+    batch_axis = family.batch_axis(tower, blocks[-1])
+    turned = isinstance(attention, AttentionModules) and attention.rotary is not None
+    if attention is None or batch_axis is None or turned:
+        return None
+    inside, allowed = set(block.modules()), {(block, True), (norm, False)}
+    if any(module in inside and (module, by_input) not in allowed for module, by_input in read):
+        return None
+    return ClassTokenPath(block, norm, attention, batch_axis, constant)

@@ -1,0 +1,108 @@
+"""Functions whose value is PyTorch's to the last bit, and whose derivative is another or is got from less."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..towers.attention import same_value
+
+QUICK_GELU = 1.702  # its slope (Hendrycks and Gimpel 2016, section 2)
+
+
+def by_factor(x: Tensor, output: Tensor) -> Tensor:
+    """`output` as x · r with the factor r = output / x constant: an RMS norm's w / rms, an activation's secant.
+
+    Where x is 0 it has no share, and r is taken for 0.
+    """
+    precise = x.to(torch.promote_types(x.dtype, torch.float32))
+    with torch.no_grad():
+        factor = torch.where(precise == 0, torch.zeros_like(precise), output.to(precise.dtype) / precise)
+    return same_value(output, precise * factor)
+
+
+class EitherGradient(torch.autograd.Function):
+    """An activation's output, with its ordinary gradient or its secant's, as `by_secant()` says at that time."""
+
+    @staticmethod
+    def forward(ctx: Any, ordinary: Tensor, secant: Tensor, by_secant: Callable[[], bool]) -> Tensor:
+        ctx.by_secant = by_secant
+        return ordinary.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        return (None, gradient, None) if ctx.by_secant() else (gradient, None, None)
+
+
+class LayerNormOfConstantDeviation(torch.autograd.Function):
+    """LayerNorm as it is, with the gradient of (x - mean) / σ · weight whose standard deviation σ is constant."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float
+    ) -> Tensor:
+        ctx.dims = tuple(range(-len(shape), 0))
+        if x.dtype in (torch.float32, torch.float64):
+            # What F.layer_norm calls, too: the same bits, and 1 / σ beside them for nothing.
+            normed, _, inverse = torch.native_layer_norm(x, list(shape), weight, bias, eps)
+        else:  # autocast may compute these in float32
+            normed = F.layer_norm(x, shape, weight, bias, eps)
+            inverse = (x.float().var(dim=ctx.dims, unbiased=False, keepdim=True) + eps).rsqrt()
+        ctx.save_for_backward(inverse, weight)
+        return normed
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        inverse, weight = ctx.saved_tensors
+        scaled = gradient * inverse if weight is None else gradient * weight * inverse
+        return scaled - scaled.mean(dim=ctx.dims, keepdim=True), None, None, None, None
+
+
+class AttentionOfConstantWeights(torch.autograd.Function):
+    """softmax(s q kᵀ) v as `attend` computes it, where P = softmax(s q kᵀ) is constant: ∂score/∂v = Pᵀ ∂score/∂O.
+
+    PyTorch's fused kernel for the CPU computes the gradients of q and k, too, whether or not they are wanted. q is
+    (B, heads, queries, d), k and v are (B, heads, T, d).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float, attend: Callable[[Tensor, Tensor, Tensor], Tensor]
+    ) -> Tensor:
+        ctx.save_for_backward(q, k)
+        ctx.scale = scale
+        return attend(q, k, v)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        exact = torch.promote_types(gradient.dtype, torch.float32)
+        q, k = (saved.to(exact) for saved in ctx.saved_tensors)
+        nothing = q.new_zeros(1, 1, 1)
+        of_v = gradient.new_empty(*k.shape[:3], gradient.shape[3])
+        with torch.autocast(gradient.device.type, enabled=False):
+            for i, of_image in enumerate(gradient.to(exact)):  # one by one, so that P stays in the processor's cache
+                P = torch.baddbmm(nothing, q[i], k[i].transpose(1, 2), beta=0, alpha=ctx.scale).softmax(dim=-1)
+                of_v[i] = torch.bmm(P.transpose(1, 2), of_image)
+        return None, None, of_v, None, None
+
+
+class QuickGELU(torch.autograd.Function):
+    """x · sigmoid(1.702 x) as `activate` computes it, of which x alone is kept.
+
+    With y = 1.702 x it is silu(y) / 1.702, so that its derivative is silu'(y): one pass over memory. Autograd keeps two
+    tensors for it and takes five.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, activate: Callable[[Tensor], Tensor]) -> Tensor:
+        ctx.save_for_backward(x)
+        return activate(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (x,) = ctx.saved_tensors
+        return torch.ops.aten.silu_backward(gradient, QUICK_GELU * x), None

@@ -1,0 +1,78 @@
+"""The model and the process left as they were: nothing of an explanation stays behind, nothing of another shows."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..base.errors import InputError
+from .fast.plain_forward import plain_forward
+
+# Two explanations at once would see each other's frozen weights and global random state: one after the other, also of
+# different detectors. What has to be put back is noted inside, where no other explanation has changed it.
+_one_at_a_time = threading.RLock()
+QUANTISED = tuple(f"torch.{place}nn.{kind}quantized" for place in ("", "ao.") for kind in ("", "intrinsic."))
+
+
+@contextmanager
+def frozen_for_explaining(model: nn.Module) -> Iterator[None]:
+    """`model` in evaluation mode with constant weights and gradients enabled, put back as it was afterwards."""
+    modules, parameters = list(model.modules()), list(model.parameters())
+    _refuse_unusable(model, modules, parameters)
+    devices = {parameter.device for parameter in parameters if parameter.is_cuda}
+    with _one_at_a_time, torch.random.fork_rng(devices=sorted(devices, key=str)):
+        training = [module.training for module in modules]
+        trained = [parameter.requires_grad for parameter in parameters]
+        try:
+            _put(modules, "training", [False] * len(modules))
+            _put(parameters, "requires_grad", [False] * len(parameters))
+            with plain_forward(modules), torch.inference_mode(False), torch.enable_grad():
+                yield
+        finally:
+            _put(modules, "training", training)
+            _put(parameters, "requires_grad", trained)
+
+
+def _put(owners: Sequence[Any], name: str, values: Sequence[bool]) -> None:
+    """Only where it is another: a module's attributes are slow to set, and a tower has hundreds."""
+    for owner, value in zip(owners, values, strict=True):
+        if getattr(owner, name) != value:
+            setattr(owner, name, value)
+
+
+def _refuse_unusable(model: nn.Module, modules: Sequence[nn.Module], parameters: Sequence[nn.Parameter]) -> None:
+    """Raises InputError for a model that cannot be differentiated."""
+    if any(parameter.is_inference() for parameter in parameters):
+        raise InputError("the model was built inside torch.inference_mode(), which forbids gradients: build it outside")
+    for module in modules:
+        if type(module).__module__.startswith(QUANTISED):
+            name = next(name for name, other in model.named_modules() if other is module)
+            raise InputError(
+                f"{type(model).__name__} has 8-bit layers ({name}), through which no gradient passes: explain the model"
+                " before it is quantised"
+            )
+    on_meta = [parameter for parameter in parameters if parameter.is_meta]
+    if on_meta and not any(hasattr(module, "_hf_hook") for module in modules):  # accelerate brings them back
+        name = next(name for name, parameter in model.named_parameters() if parameter.is_meta)
+        raise InputError(
+            f"{type(model).__name__} has {len(on_meta)} weights without data, on the meta device ({name}): load its"
+            " weights first"
+        )
+
+
+@contextmanager
+def patched(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """`owner.name` is `value` inside, for the whole process: no explanation runs meanwhile, nor another patch."""
+    with _one_at_a_time:
+        inherited = name not in vars(owner)
+        original = vars(owner).get(name)  # as it stands there: a classmethod, not a method bound to its class
+        setattr(owner, name, value)
+        try:
+            yield
+        finally:
+            delattr(owner, name) if inherited else setattr(owner, name, original)

@@ -1,0 +1,197 @@
+"""What the logits of a detector mean: one, two, or one per class, each of which speaks for real or for fake.
+
+Whatever the head, three scores follow from its logits, and everything else goes by them:
+
+    one logit z (sigmoid):  fake = z,  real = -z,  margin = z
+    two or more (softmax):  fake = logsumexp of the fake classes,  real = that of the real ones,  margin = fake - real
+
+The probability of fake is sigmoid(margin) in both cases, and fake is predicted where the margin is above 0.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..base.errors import InputError
+
+Prediction = dict[str, Tensor]
+WORD_REAL = re.compile(r"(?<![a-z])real(?![a-z])", re.IGNORECASE)
+RESERVED = ("predicted", "label", "margin", "both")  # targets, so no names of classes
+
+
+class Head(NamedTuple):
+    """One logit per name; `fake` says which of them speak for fake. Logits are (B, K) throughout."""
+
+    names: tuple[str, ...]
+    fake: tuple[bool, ...]
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is the benchmarks' own head: two logits, real and fake."""
+        return self.fake == (False, True)
+
+    def coefficients(self, logits: Tensor, targets: Sequence[str]) -> Tensor:
+        """(B, K): the gradient of each image's score with respect to its logits, which are constants here.
+
+        The score of image i is `targets[i]`: "fake", "real", "margin" or the name of a class. The gradient of a
+        logsumexp is the softmax over its members, so for one member it is 1.
+        """
+        fake, real = self._softmax_over(logits, True), self._softmax_over(logits, False)
+        if len(self.names) == 1:
+            fake = fake - real  # one of them is 0: the logit, or its negative
+            scores = {"fake": fake, "real": -fake, "margin": fake}
+        else:
+            scores = {"fake": fake, "real": real, "margin": fake - real}
+        for k, name in enumerate(self.names):
+            if name not in scores:
+                scores[name] = torch.zeros_like(logits).index_fill_(1, torch.tensor(k, device=logits.device), 1.0)
+        if len(set(targets)) == 1:
+            return scores[targets[0]]
+        return torch.stack([scores[target][i] for i, target in enumerate(targets)])
+
+    def _softmax_over(self, logits: Tensor, fake: bool) -> Tensor:
+        members = [k for k, is_fake in enumerate(self.fake) if is_fake == fake]
+        found = torch.zeros_like(logits)
+        if len(members) == 1:
+            found[:, members[0]] = 1.0
+        elif members:
+            found[:, members] = logits[:, members].softmax(dim=1)
+        return found
+
+    def real_and_fake(self, logits: Tensor) -> Tensor:
+        """(B, 2): the scores "real" and "fake"; the logits themselves where there are two of that order."""
+        if self.is_plain:
+            return logits
+        if len(self.names) == 1:
+            z = logits if self.fake[0] else -logits
+            return torch.cat([-z, z], dim=1)
+        groups = [[k for k, is_fake in enumerate(self.fake) if is_fake == fake] for fake in (False, True)]
+        return torch.stack([logits[:, members].logsumexp(dim=1) for members in groups], dim=1)
+
+    def margin(self, logits: Tensor) -> Tensor:
+        """(B,): the score "margin"."""
+        pair = self.real_and_fake(logits)
+        return pair[:, 1] if len(self.names) == 1 else pair[:, 1] - pair[:, 0]
+
+    def prob_fake(self, logits: Tensor) -> Tensor:
+        """(B,): in [0, 1]."""
+        return logits.softmax(dim=1)[:, 1] if self.is_plain else self.margin(logits).sigmoid()
+
+    def predicts_fake(self, logits: Tensor) -> Tensor:
+        """(B,) bool."""
+        pair = self.real_and_fake(logits)
+        return pair[:, 1] > pair[:, 0]
+
+
+REAL_OR_FAKE = Head(("real", "fake"), (False, True))
+ONE_LOGIT = Head(("fake",), (True,))
+
+
+def named_classes(classes: Any, where: str) -> dict[str, bool]:
+    """Name → whether it is fake, in the order of the logits, from what a person states.
+
+    `classes`: a list of names. Real are those stated so (`{"pristine": "real"}` in place of the name) and those with
+    the word "real" in them (`FF-real`, `Celeb_Real`), or else the first. Raises InputError, whose message begins with
+    `where`.
+    """
+    items = list(classes) if isinstance(classes, (list, tuple)) else []
+    pairs = [next(iter(item.items())) if isinstance(item, Mapping) and len(item) == 1 else (item, "") for item in items]
+    if not pairs or any(not isinstance(name, str) or kind not in ("", "real", "fake") for name, kind in pairs):
+        raise InputError(
+            f"{where} is {classes!r}; allowed: a list of the classes' names in the order of the logits, such as"
+            " [real, deepfakes, face2face], where {name: real} or {name: fake} says what a name does not"
+        )
+    kinds = [kind or ("real" if WORD_REAL.search(name) else "") for name, kind in pairs]
+    if "real" not in kinds and len(kinds) > 1:
+        kinds[0] = kinds[0] or "real"
+    found = {name: kind != "real" for (name, _), kind in zip(pairs, kinds, strict=True)}
+    if len(found) < len(pairs):
+        raise InputError(
+            f"{where} names a class twice ({', '.join(name for name, _ in pairs)}): give each logit a name of its own"
+        )
+    if len(found) > 1 and len(set(found.values())) == 1:
+        only = "fake" if all(found.values()) else "real"
+        raise InputError(f"{where}: all classes ({', '.join(found)}) are {only}: at least one has to be real, one fake")
+    for name in RESERVED:
+        if name in found:
+            raise InputError(f"{where}: the class {name!r} has the name of a target: give it another name")
+    for name, is_fake in found.items():
+        if name in ("real", "fake") and is_fake != (name == "fake"):
+            raise InputError(f"{where}: the class {name!r} cannot be {'fake' if is_fake else 'real'}")
+    return found
+
+
+class HeadReader(NamedTuple):
+    """Reads what one detector returns: the door at which the kind of its head is decided.
+
+    `detector` is its name in errors. `classes` (name → whether it is fake, in the order of the logits) is what a config
+    states, and has to fit; `labels` (name → number, 0 for real) is a dataset's `label_dict`, which names the classes of
+    a head of three or more logits where its numbers are exactly theirs. With neither, class 0 is real.
+    `batch` is the number of images, None where it is not known.
+    """
+
+    detector: str = "the model"
+    classes: Mapping[str, bool] | None = None
+    labels: Mapping[str, int] = {}
+    batch: int | None = None
+
+    def read(self, output: Any) -> tuple[Prediction, Head]:
+        """The tensors in `output`, among them "cls", logits (B, K), and "prob", probability of fake (B,).
+
+        `output`: a tensor of logits (B,) or (B, K), a mapping that holds one under "cls" or "logits", or an object with
+        `.logits`. A "prob" that comes with two logits, real and fake, is passed on as it is. Raises InputError for
+        anything else, and for another number of images or classes.
+        """
+        found = output if isinstance(output, Mapping) else {"cls": output}
+        if not isinstance(output, (Mapping, Tensor)):
+            found = {"cls": getattr(output, "logits", None)}
+        logits = found["cls"] if "cls" in found else found.get("logits")
+        if not isinstance(logits, Tensor):
+            held = f" with {', '.join(map(str, output))}" if isinstance(output, Mapping) else ""
+            raise InputError(
+                f"{self.detector} returned {type(output).__name__}{held}: expected logits of shape (B, K), as a tensor,"
+                " under 'cls' or 'logits' of a mapping, or as .logits; or give forward, a function from images to"
+                " logits"
+            )
+        shape = tuple(logits.shape)
+        if logits.ndim == 1:
+            logits = logits.unsqueeze(1)
+        count = logits.shape[0] if self.batch is None else self.batch
+        if logits.ndim != 2 or logits.shape[0] != count or not logits.shape[1] or not logits.is_floating_point():
+            raise InputError(
+                f"{self.detector} returned logits of shape {shape} and type {logits.dtype} for"
+                f" {count} images: expected floating point logits, one, two or one per class for"
+                f" each image, ({count}, K); or give forward, a function from images to such logits"
+            )
+        head = self._head(logits.shape[1])
+        tensors = {str(key): value for key, value in found.items() if isinstance(value, Tensor)}
+        prob = tensors.get("prob")
+        if prob is None or not head.is_plain or prob.shape != logits.shape[:1]:
+            prob = head.prob_fake(logits)
+        return {**tensors, "cls": logits, "prob": prob}, head
+
+    def _head(self, logits: int) -> Head:
+        if self.classes is not None:
+            if len(self.classes) != logits:
+                raise InputError(
+                    f"gradcam_classes names {len(self.classes)} classes ({', '.join(self.classes)}), but"
+                    f" {self.detector} has {logits} logits: name one class per logit, in their order"
+                )
+            return Head(tuple(self.classes), tuple(self.classes.values()))
+        if logits == 1:
+            return ONE_LOGIT
+        if logits == 2:
+            return REAL_OR_FAKE
+        fake = tuple(k > 0 for k in range(logits))
+        if sorted(set(self.labels.values())) == list(range(logits)):
+            first = {number: name for name, number in reversed(list(self.labels.items()))}
+            return Head(tuple(first[k] for k in range(logits)), fake)
+        return Head(("real", *(f"class {k}" for k in range(1, logits))), fake)
+
+
+ANY_MODEL = HeadReader()

@@ -1,0 +1,269 @@
+"""Tokens on their patch grid → maps: raw, normalised, and flagged where they are empty."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..base.errors import RunError
+from .attention import TokenMaps
+from .checks import Checks, read_at_once
+from .layers import FUSED, SUM, LayerError
+from .tokens import Tokens, without_prefix
+from .towers import Grid
+
+# A range of this share of the peak is rounding: a sum over 1,024 channels of equal tokens differs by 1e-5 now and then.
+FLAT = 1e-4
+
+
+class NonFiniteMapError(RunError):
+    """NaN or infinity in the maps or logits of some images of a batch, whose positions are `samples`."""
+
+    def __init__(self, message: str, samples: Sequence[int]) -> None:
+        super().__init__(message, "precision")
+        self.samples = tuple(samples)
+
+
+class Canvas(NamedTuple):
+    """Where maps are drawn: `size` (H, W) in pixels, of which the patches span `spanned`, from the top left.
+
+    They span less where the patch does not divide the image, and more where the tower pads it.
+    """
+
+    size: tuple[int, int]
+    spanned: tuple[int, int]
+
+    @classmethod
+    def of(cls, size: tuple[int, int], grid: Grid | None) -> Canvas:
+        """Without a grid, of a convolutional network, maps span the image."""
+        if grid is None:
+            return cls(size, size)
+        rows, columns = (max(1, round(pixels * share)) for pixels, share in zip(size, grid.covers, strict=True))
+        return cls(size, (rows, columns))
+
+    @property
+    def seen(self) -> tuple[int, int]:
+        """Height and width of what the network has seen of the image."""
+        return min(self.size[0], self.spanned[0]), min(self.size[1], self.spanned[1])
+
+    def stretch(self, maps: Tensor) -> Tensor:
+        """(B, h, w) → (B, *seen): bilinear, with half-pixel centres, so that each value stands on its own patch."""
+        spanned = F.interpolate(maps.unsqueeze(1), size=self.spanned, mode="bilinear", align_corners=False).squeeze(1)
+        return spanned[:, : self.seen[0], : self.seen[1]]
+
+    def pad(self, seen: Tensor) -> Tensor:
+        """(B, *seen) → (B, H, W), zero where the network has seen nothing."""
+        return F.pad(seen, (0, self.size[1] - self.seen[1], 0, self.size[0] - self.seen[0]))
+
+
+Size = Canvas | tuple[int, int]  # (H, W) alone: maps span it all
+
+
+def _canvas(size: Size) -> Canvas:
+    return size if isinstance(size, Canvas) else Canvas(size, size)
+
+
+@dataclass(frozen=True)
+class LayerMaps:
+    """The maps of one layer for a batch of B images of H × W pixels.
+
+    `signed` (B, h, w): the method's sum before ReLU, float32 (float64 for a float64 model), on the model's device.
+    `raw` (B, h, w): its ReLU. `normalised` (B, H, W): `raw` resized and min-max normalised, float32 in [0, 1].
+    `empty` (B,): bool, on the maps' device; no patch stands out: `raw` is zero everywhere or, within rounding,
+    constant, or the map is an artefact; `normalised` is all zero. Whether a map is empty is decided here alone.
+    `artefact` (B,): bool; the map is not zero, but nowhere more than what is left of sums that are.
+    `canvas`: which pixels the network has seen; `normalised` is zero on the others.
+    """
+
+    signed: Tensor
+    raw: Tensor
+    normalised: Tensor
+    empty: Tensor
+    artefact: Tensor
+    canvas: Canvas
+
+    @classmethod
+    def of(cls, signed: Tensor, raw: Tensor, size: Size, leftover: Tensor | None = None) -> LayerMaps:
+        """From the signed and the raw maps, both (B, h, w); `size` of the normalised ones.
+
+        `leftover` (B, h, w): what each value may come to where it should be 0, as `engine.methods.leftover` gives.
+        """
+        normalised = normalise(raw, size)
+        artefact = torch.zeros(len(raw), dtype=torch.bool, device=raw.device)
+        if leftover is not None:
+            artefact = (signed.abs() <= leftover).flatten(1).all(dim=1) & signed.flatten(1).any(dim=1)
+            normalised = _but(artefact, normalised)
+        empty = normalised.flatten(1).amax(dim=1) == 0
+        return cls(signed, raw, normalised, empty, artefact, _canvas(size))
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of the patch grid."""
+        return self.raw.shape[-2], self.raw.shape[-1]
+
+
+Parts = Mapping[str, Sequence[str]]  # layer → the captured layers whose maps it adds: itself, or for SUM all blocks
+
+
+def layer_maps(
+    signed: Mapping[str, Tensor],
+    patches: Mapping[str, Tokens],
+    tokens: Mapping[str, Tokens],
+    size: Size,
+    parts: Parts | None = None,
+    leftovers: Mapping[str, Tensor] | None = None,
+    checks: Checks | None = None,
+) -> dict[str, LayerMaps]:
+    """Signed maps (B, h, w) by layer as maps of the image, drawn at `size`.
+
+    `patches` and `tokens`, what they were computed from, show whether the score can depend on the patches at all.
+    `parts`: which layers to give, as sums of those of `signed`; each of them as it is where it is None.
+    `leftovers`, by layer of `signed`: see `LayerMaps.of`. `checks`: where errors are left that are found on the device.
+    Raises LayerError where the patch gradients are structurally zero, NonFiniteMapError where a map is not finite.
+    """
+    maps: dict[str, LayerMaps] = {}
+    found: list[Tensor] = []
+    parts = parts or {layer: [layer] for layer in signed}
+    for layer, added in parts.items():
+        values = _sum([signed[part] for part in added])
+        with torch.autocast(values.device.type, enabled=False):
+            leftover = _sum([leftovers[part] for part in added]) if leftovers else None
+            maps[layer] = LayerMaps.of(values, values.relu(), size, leftover)
+        reached, touched = (_has_gradient([of[part] for part in added]) for of in (patches, tokens))
+        found.append(torch.stack([reached, touched, torch.isfinite(values).flatten(1).all(dim=1)]))
+    with read_at_once(checks) as asked:
+        asked.add(torch.stack(found), partial(_refuse_maps, list(parts)))
+    return maps
+
+
+def _refuse_maps(layers: Sequence[str], found: Tensor) -> None:
+    """`found` (L, 3, B) bool: of each layer and image whether any patch has a gradient, any token, is all finite."""
+    for layer, (reached, touched, finite) in zip(layers, found, strict=True):
+        _refuse_where_not(f"the map of layer {layer!r}", finite)
+        _refuse_unreached(layer, reached, touched)
+
+
+def to_layer_maps(
+    maps: Mapping[str, TokenMaps],
+    grid: Grid,
+    size: Size,
+    sum_of: str = "signed",
+    parts: Parts | None = None,
+    checks: Checks | None = None,
+) -> dict[str, LayerMaps]:
+    """Maps of tokens by layer, without the prefix tokens, as maps of the image. Raises NonFiniteMapError.
+
+    `parts` and `checks` as for `layer_maps`; where there are several, `sum_of` says which of their maps are added,
+    "signed" or "raw": the raw map of the whole is then the ReLU of the sum, or the sum of the raw maps.
+    """
+    found = {}
+    for layer, added in (parts or {name: [name] for name in maps}).items():
+        on_image = [
+            TokenMaps(*(without_prefix(of, grid, layer).unflatten(1, (grid.rows, grid.columns)) for of in maps[part]))
+            for part in added
+        ]
+        signed = _sum([pair.signed for pair in on_image])
+        raw = signed.relu() if len(added) > 1 and sum_of == "signed" else _sum([pair.raw for pair in on_image])
+        refuse_non_finite(torch.isfinite(raw).flatten(1).all(dim=1), f"the map of layer {layer!r}", checks)
+        found[layer] = LayerMaps.of(signed, raw, size)
+    return found
+
+
+def _sum(maps: Sequence[Tensor]) -> Tensor:
+    total = maps[0]
+    for one in maps[1:]:
+        total = total + one
+    return total
+
+
+def _has_gradient(tokens: Sequence[Tokens]) -> Tensor:
+    """(B,) bool: whether any token of any of them has one."""
+    return torch.stack([(one.G != 0).flatten(1).any(dim=1) for one in tokens]).any(dim=0)
+
+
+def _refuse_unreached(name: str, reached: Tensor, touched: Tensor) -> None:
+    """Each (B,) bool: whether any patch has a gradient, whether any token has."""
+    if reached.any():
+        return
+    if touched.any():
+        raise LayerError(
+            f"layer {name!r}: the patch tokens there have a gradient of exactly 0, because the head reads the CLS token"
+            " alone and nothing after this point mixes patches into it, so every map would be blank;"
+            " name the block itself (encoder.layers.<i> means what that block reads) or an earlier layer"
+        )
+    raise LayerError(
+        f"layer {name!r}: the score's gradient is exactly 0 there for every image; name another layer or target"
+    )
+
+
+def refuse_non_finite(finite: Tensor, what: str, checks: Checks | None = None) -> None:
+    """Raises NonFiniteMapError for the images where `finite` (B,) bool is not true; `what` says of what."""
+    with read_at_once(checks) as asked:
+        asked.add(finite, partial(_refuse_where_not, what))
+
+
+def _refuse_where_not(what: str, finite: Tensor) -> None:
+    if not finite.all():
+        samples = (~finite).nonzero().flatten().tolist()
+        raise NonFiniteMapError(
+            f"NaN or infinity in {what} of image(s) {samples} of the batch;"
+            " check these images and the weights, or compute in fp32",
+            samples,
+        )
+
+
+def normalise(raw: Tensor, size: Size) -> Tensor:
+    """(B, h, w) ≥ 0 → (B, H, W) float32 in [0, 1]: bilinear (half-pixel centres), then (M - min) / (max - min).
+
+    Per image, over what the network has seen of it; the rest is zero. A map without range (all zero or, within
+    rounding, constant) becomes all zero.
+    """
+    canvas = _canvas(size)
+    peak = raw.amax(dim=(1, 2), keepdim=True)
+    # As shares of the peak, since between values of 1e-40 or 1e38 nothing can be interpolated.
+    shares = raw / torch.where(peak > 0, peak, torch.ones_like(peak))
+    resized = canvas.stretch(shares)
+    lowest = resized.amin(dim=(1, 2), keepdim=True)
+    span = resized.amax(dim=(1, 2), keepdim=True) - lowest
+    constant = span <= FLAT
+    stretched = (resized - lowest) / torch.where(constant, torch.ones_like(span), span)
+    return canvas.pad(torch.where(constant, torch.zeros_like(stretched), stretched).float())
+
+
+def in_order(maps: Mapping[str, LayerMaps], layers: Sequence[str], size: Size) -> dict[str, LayerMaps]:
+    """The maps of `layers` in their order, FUSED among them made from all of `maps` but SUM."""
+    found = dict(maps)
+    if FUSED in layers:
+        found[FUSED] = fused([one for layer, one in maps.items() if layer != SUM], size)
+    return {layer: found[layer] for layer in dict.fromkeys(layers)}
+
+
+def fused(layers: Sequence[LayerMaps], size: Size) -> LayerMaps:
+    """The mean over layers of each image's normalised map, on the finest of their grids, then drawn at `size`.
+
+    An empty map counts as zeros. Signed: the mean of the signed maps, each divided by its largest magnitude, where only
+    an artefact counts as zeros.
+    """
+    grid = max((maps.grid for maps in layers), key=lambda rows_columns: rows_columns[0] * rows_columns[1])
+    raw = torch.stack([_but(maps.empty, normalise(maps.raw, grid)) for maps in layers]).mean(dim=0)
+    signed = torch.stack([_but(maps.artefact, scaled(maps.signed, grid)) for maps in layers]).mean(dim=0)
+    return LayerMaps.of(signed, raw, size)
+
+
+def _but(without: Tensor, maps: Tensor) -> Tensor:
+    """`maps` (B, h, w) with zeros for the images of `without` (B,) bool."""
+    return torch.where(without[:, None, None], torch.zeros_like(maps), maps)
+
+
+def scaled(signed: Tensor, size: Size) -> Tensor:
+    """(B, h, w) → (B, H, W) float32 in [-1, 1]: each image divided by its largest magnitude, zero stays zero."""
+    largest = signed.abs().amax(dim=(1, 2), keepdim=True)
+    shares = signed / torch.where(largest > 0, largest, torch.ones_like(largest))
+    canvas = _canvas(size)
+    return canvas.pad(canvas.stretch(shares)).float()

@@ -1,0 +1,125 @@
+"""What a forward pass shows of a network: which modules return maps that the score depends on, how often each runs.
+
+Modules may stand in any order in a network, never run, or run at several places, as one ReLU that a whole network
+shares: only a pass can tell.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from ..base.errors import InputError
+from .frozen import frozen_for_explaining
+from .heads import ANY_MODEL
+
+LEAST_CHANNELS = 8  # fewer are masks and attention maps that a network predicts, not its features
+
+
+class SpatialLayer(NamedTuple):
+    """A module that has returned (B, channels, rows, columns)."""
+
+    name: str
+    channels: int
+    rows: int
+    columns: int
+
+    @property
+    def shape(self) -> str:
+        """For the terminal."""
+        return f"{self.channels} x {self.rows} x {self.columns}"
+
+
+def last_spatial_layer(tower: nn.Module, run: Callable[[], Any]) -> SpatialLayer:
+    """The last activation of `tower` on a grid of positions that the score's gradient reaches.
+
+    Of those with at least 8 channels, unless the network has none so wide. `run` runs the whole model once, with
+    gradients enabled, and returns logits as `engine.heads.HeadReader` reads them.
+
+    Raises InputError where nothing on a grid reaches the score.
+    """
+    outputs: list[tuple[str, Tensor]] = []
+
+    def note(name: str) -> Callable[..., Any]:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> Any:
+            if not isinstance(output, Tensor) or output.ndim != 4 or not output.is_floating_point():
+                return None
+            if output.requires_grad or not torch.is_grad_enabled():
+                outputs.append((name, output))
+                return None
+            leaf = output.detach().requires_grad_()  # weights are constant, so that the graph begins here
+            outputs.append((name, leaf))
+            return leaf.clone()
+
+        return hook
+
+    with ExitStack() as hooks, torch.enable_grad():
+        for name, module in tower.named_modules():
+            if name:
+                hooks.callback(module.register_forward_hook(note(name)).remove)
+        result = run()
+    logits = result if isinstance(result, Tensor) else ANY_MODEL.read(result)[0]["cls"]
+    found = [(name, output) for name, output in outputs if output.requires_grad]
+    if found and logits.requires_grad:
+        gradients = torch.autograd.grad(logits.sum(), [output for _, output in found], allow_unused=True)
+        reached = [
+            SpatialLayer(name, *output.shape[1:])
+            for (name, output), gradient in zip(found, gradients, strict=True)
+            if gradient is not None and len(output) == len(logits) and output.shape[2] * output.shape[3] > 1
+        ]
+        wide = [layer for layer in reached if layer.channels >= LEAST_CHANNELS] or reached
+        if wide:
+            return wide[-1]
+    if outputs and not found:
+        raise InputError("its network runs under torch.no_grad(), so no gradient reaches a layer")
+    raise InputError("none of its modules returns maps (B, C, h, w) that the score depends on: name a layer")
+
+
+# ----------------------------------------------------------------------------------------------------------------- runs
+
+_runs: WeakKeyDictionary[nn.Module, Counter[str]] = WeakKeyDictionary()  # of towers that were counted
+
+
+def is_shareable(module: nn.Module) -> bool:
+    """Whether `module` holds no weights, as a ReLU: a network may use it at several places, which are not alike."""
+    return next(module.parameters(), None) is None and next(module.buffers(), None) is None
+
+
+def last_run(tower: nn.Module, name: str, model: nn.Module, forward: Callable[[], Any]) -> int:
+    """How often the shareable module `name` runs in a forward pass; its last run is what the name means.
+
+    1 where the modules with weights around it run more than once too: then the whole network runs several times, and
+    which of the runs to explain is not clear. The first call for a tower makes a forward pass of its own.
+    """
+    if tower not in _runs:
+        with frozen_for_explaining(model), torch.no_grad():
+            _runs[tower] = _count_runs(tower, forward)
+    runs, around = _runs[tower], name.rpartition(".")[0]
+    weighted = [
+        other
+        for other, module in tower.named_modules()
+        if (not around or other.startswith(f"{around}.")) and next(module.parameters(recurse=False), None) is not None
+    ]
+    return 1 if any(runs[other] > 1 for other in weighted) else max(1, runs[name])
+
+
+def _count_runs(tower: nn.Module, forward: Callable[[], Any]) -> Counter[str]:
+    runs: Counter[str] = Counter()
+
+    def count(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: Sequence[Any], output: Any) -> None:
+            runs[name] += 1
+
+        return hook
+
+    with ExitStack() as hooks:
+        for name, module in tower.named_modules():
+            hooks.callback(module.register_forward_hook(count(name)).remove)
+        forward()
+    return runs

@@ -1,0 +1,290 @@
+"""Tokens at named points of a tower and the gradients of a score with respect to them, from one pass each way."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .backward import quick_gelu_in_one
+from .channel_axis import LAST, ChannelAxes
+from .checks import Checks
+from .completeness import Completeness, SelfTest, completeness_of, scaled_biases
+from .fast.class_token_path import ClassTokenPath, Joined
+from .frozen import frozen_for_explaining
+from .heads import ANY_MODEL, Head, HeadReader, Prediction
+from .layers import LayerError, Site
+from .targets import Target, score_weights
+from .towers import Grid
+
+# Patch gradients of a logit are about 1e-5, below what float16 resolves: there the score is scaled before backward, by
+# the largest of these factors with which the image's gradients do not overflow. Powers of two: they round nothing.
+HALF_SCORE_SCALES = (2.0**15, 2.0**10, 2.0**5, 1.0, 2.0**-5, 2.0**-10)
+
+
+class Differentiated(NamedTuple):
+    """What one pass each way gives, all detached."""
+
+    prediction: Prediction  # as the head reader reads it
+    head: Head
+    target: list[str]  # its name for each image
+    tokens: list[Tokens]  # per site, in the order given
+    completeness: list[Completeness]  # per site of the self-test
+    more_tokens: Tensor | None  # bool: whether the score depends on more of the last block than a `ClassTokenPath` has
+
+
+class Tokens(NamedTuple):
+    """Activations and gradients at one site: (B, T, C) with prefix tokens, or (B, C, h, w), whatever the tower's order.
+
+    After `on_grid` always (B, C, h, w).
+    """
+
+    A: Tensor
+    G: Tensor
+
+
+class Tap(NamedTuple):
+    """What has come past a site: tokens as the tower has them, and of four axes the one that holds the channels."""
+
+    tokens: Tensor
+    channel_axis: int | None
+
+    def in_order(self, tensor: Tensor, site: Site, images: int) -> Tensor:
+        """The tokens or their gradient as (B, T, C) or (B, C, h, w). Raises LayerError where the axes are not known."""
+        if tensor.ndim == 4:
+            if self.channel_axis is None:
+                raise LayerError(
+                    f"layer {site.name!r} gives a tensor of shape {tuple(tensor.shape)}, and which of its axes holds"
+                    " the channels could not be followed: name a convolution, a norm or a linear layer beside it"
+                )
+            tensor = tensor.permute(0, 3, 1, 2) if self.channel_axis == LAST else tensor
+        elif tensor.ndim == 3 and _batch_axis(tensor, site, images) == 1:
+            tensor = tensor.transpose(0, 1)
+        if tensor.ndim in (3, 4) and tensor.shape[0] != images:
+            raise LayerError(
+                f"layer {site.name!r} gives a tensor of shape {tuple(self.tokens.shape)} for {images} images: it works"
+                " on parts of an image (windows), or on several images at once; name a whole block"
+            )
+        return tensor
+
+
+def _batch_axis(tokens: Tensor, site: Site, images: int) -> int:
+    """Axis of the batch in tokens (B, T, C) or (T, B, C), by the sizes where the tower does not tell."""
+    if site.batch_axis is not None:
+        return site.batch_axis
+    fits = [axis for axis in (0, 1) if tokens.shape[axis] == images]
+    if len(fits) != 1:
+        raise LayerError(
+            f"layer {site.name!r} gives a tensor of shape {tuple(tokens.shape)} for {images} images: whether it is"
+            " (B, T, C) or (T, B, C) can't be told; explain another number of images at once, or write a tower family"
+        )
+    return fits[0]
+
+
+@contextmanager
+def tapped(
+    sites: Sequence[Site], axes: ChannelAxes | None, looks_away: Callable[[], bool] = lambda: False
+) -> Iterator[dict[int, Tap]]:
+    """Hooks on `sites` that fill the yielded dict, during the forward pass, with the tokens at each by its position.
+
+    The graph begins at the first site that runs: what is before it records nothing, since the weights are constant
+    and the tokens there become a leaf. The tower continues with a copy, so that an in-place ReLU cannot overwrite them.
+    A forward pass of another thread at the same time passes through untouched. `axes` follows the channels of a forward
+    pass inside it. What runs while it `looks_away` is no part of the pass.
+    """
+    taps: dict[int, Tap] = {}
+    runs = [0] * len(sites)
+    thread = threading.get_ident()
+
+    def tap(position: int, value: Any, read: Any = None) -> Any:
+        name, run = sites[position].name, sites[position].run
+        runs[position] += 1
+        if runs[position] < run:
+            return None
+        if runs[position] > run:
+            raise LayerError(f"layer {name!r} runs more than once in one forward pass: name one that runs once")
+        if not torch.is_grad_enabled():
+            raise LayerError(
+                f"layer {name!r} runs under torch.no_grad() in the detector's forward pass, so the score has no"
+                " gradient there: name one that runs outside, or take the no_grad out of the detector"
+            )
+        first = value[0] if isinstance(value, tuple) and value else value
+        if not isinstance(first, Tensor):
+            raise LayerError(f"layer {name!r} passes on {type(first).__name__}, not a tensor of tokens: name another")
+        tokens = first if first.requires_grad else first.detach().requires_grad_()
+        taps[position] = Tap(tokens, axes.axis_of(first, read) if axes is not None and first.ndim == 4 else None)
+        passed_on = tokens.clone()
+        return (passed_on, *value[1:]) if isinstance(value, tuple) else passed_on
+
+    def seen() -> bool:
+        return threading.get_ident() == thread and not looks_away()
+
+    def input_hook(position: int) -> Callable[..., Any]:
+        return lambda module, inputs: tap(position, inputs) if seen() else None
+
+    def output_hook(position: int) -> Callable[..., Any]:
+        return lambda module, inputs, output: tap(position, output, inputs[0] if inputs else None) if seen() else None
+
+    with ExitStack() as hooks:
+        for position, site in enumerate(sites):
+            if site.reads_input:
+                handle = site.module.register_forward_pre_hook(input_hook(position))
+            else:
+                handle = site.module.register_forward_hook(output_hook(position))
+            hooks.callback(handle.remove)
+        yield taps
+
+
+def token_gradients(
+    model: nn.Module,
+    sites: Sequence[Site],
+    forward: Callable[[], Any],
+    target: Target,
+    label: Tensor | None = None,
+    self_test: SelfTest | None = None,
+    head: HeadReader = ANY_MODEL,
+    path: ClassTokenPath | None = None,
+    constants: AbstractContextManager[Any] | None = None,
+    products: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    checks: Checks | None = None,
+) -> Differentiated:
+    """Run `forward` once and differentiate its score once with respect to the tokens of all `sites`.
+
+    Samples are independent, so the gradient of the batch's summed score is each image's own gradient. A `self_test`
+    differentiates a second time, by secants of the activations. `head` reads what `forward` returns. `path`: the last
+    block for its class token alone, where all that is asked for is before its keys and values. `constants`: what a
+    backward rule wants around the forward pass; `products`: what a precision wants around the backward pass.
+
+    `checks` as for `score_weights`.
+
+    Raises:
+        LayerError: a site that does not run, or that the score does not depend on.
+        InputError: what `forward` returned holds no logits.
+    """
+    tested = self_test.sites if self_test else []
+    axes = ChannelAxes() if any(site.may_be_4d for site in sites) else None
+    with ExitStack() as hooks:
+        hooks.enter_context(frozen_for_explaining(model))
+        hooks.enter_context(quick_gelu_in_one(model))
+        looks_away = (lambda: path.replaying) if path else (lambda: False)
+        taps = hooks.enter_context(tapped([*sites, *tested], axes, looks_away))
+        scales = hooks.enter_context(scaled_biases(model, taps)) if self_test else {}
+        with axes or nullcontext(), path.hooked() if path else nullcontext(), constants or nullcontext():
+            output = forward()
+        prediction, kind = head.read(output)
+        logits = prediction["cls"]
+        exact = torch.promote_types(logits.dtype, torch.float32)
+        weights, names = score_weights(logits.detach().to(exact), target, label, kind, checks)
+        for position, site in enumerate([*sites, *tested]):
+            if position not in taps:
+                raise LayerError(f"layer {site.name!r} does not run in the detector's forward pass: name another")
+        activations = [taps[position].tokens for position in range(len(sites))]
+        joined = path.joined if path else None
+        rest = [joined.rest] if joined else []
+        with products():
+            found = score_gradients(logits, weights, [*activations, *rest], again=self_test is not None)
+        gradients = found[: len(activations)]
+        more_tokens = _more_than_one(joined, found[-1]) if joined else None
+        completeness = []
+        if self_test:
+            self_test.activations.by_secant = True
+            order = {position: rank for rank, position in enumerate(taps)}
+            positions = range(len(sites), len(sites) + len(tested))
+            shares = [taps[position].tokens for position in positions]
+            found = score_gradients(logits, weights, [*shares, *scales.values()])
+            by_leaf = zip(scales, found[len(shares) :], strict=True)
+            terms = {read: term for read, term in by_leaf if term is not None}
+            score = (logits.detach().double() * weights).sum(dim=1)
+            for position, site, A, G in zip(positions, tested, shares, found[: len(shares)], strict=True):
+                if G is not None:
+                    ordered = [taps[position].in_order(one, site, len(logits)) for one in (A.detach(), G)]
+                    completeness.append(completeness_of(ordered[0], ordered[1], order[position], terms, score))
+        detached = {key: value.detach() for key, value in prediction.items()}
+    captured = []
+    for position, (site, A, G) in enumerate(zip(sites, activations, gradients, strict=True)):
+        if G is None:
+            raise LayerError(
+                f"the score does not depend on layer {site.name!r} at all: name one that the head reads from"
+            )
+        captured.append(Tokens(*(taps[position].in_order(one, site, len(logits)) for one in (A.detach(), G))))
+    return Differentiated(detached, kind, names, captured, completeness, more_tokens)
+
+
+def _more_than_one(joined: Joined, of_rest: Tensor | None) -> Tensor:
+    """Whether the other tokens have a gradient, or the class token's own run gave another value: bool.
+
+    NaN is neither: an image that has them says nothing of the tower.
+    """
+    return joined.differs if of_rest is None else joined.differs | of_rest.abs().gt(0).any()
+
+
+def score_gradients(
+    logits: Tensor, weights: Tensor, tokens: Sequence[Tensor], again: bool = False
+) -> Sequence[Tensor | None]:
+    """∂(Σ weights · logits)/∂tokens for each of `tokens`, None where the score does not depend on them.
+
+    `again`: the graph is kept, for another call.
+    Logits and weights (B, K). Gradients have the tokens' dtype, but are float32 for a float16 model.
+    """
+    if not logits.requires_grad:
+        return [None] * len(tokens)
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    score = (logits.to(dtype) * weights.to(dtype)).sum(dim=1)
+    if any(tensor.dtype == torch.float16 for tensor in (logits, *tokens)):
+        return _half_gradients(score, tokens)
+    return torch.autograd.grad(score.sum(), list(tokens), retain_graph=again, allow_unused=True)
+
+
+def _half_gradients(score: Tensor, tokens: Sequence[Tensor]) -> Sequence[Tensor | None]:
+    """As float32. Each image has a scale of its own: what overflows in one must not coarsen the others' gradients."""
+    scale = torch.full_like(score, HALF_SCORE_SCALES[0])
+    for lower in (*HALF_SCORE_SCALES[1:], None):
+        gradients = torch.autograd.grad((score * scale).sum(), list(tokens), allow_unused=True, retain_graph=True)
+        reached = [G for G in gradients if G is not None]
+        finite = [torch.isfinite(G).reshape(len(G), -1).all(dim=1) for G in reached]
+        overflown = ~torch.stack(finite).all(dim=0) if finite else torch.zeros_like(score, dtype=torch.bool)
+        if lower is None or not overflown.any():
+            break
+        scale = torch.where(overflown, torch.full_like(scale, lower), scale)
+    return [G if G is None else G.float() / scale.view(-1, *[1] * (G.ndim - 1)) for G in gradients]
+
+
+# ------------------------------------------------------------------------------------------------------- on the image
+
+
+def on_grid(tokens: Mapping[str, Tokens], grid: Grid | None) -> dict[str, Tokens]:
+    """Per layer (B, T, C) → (B, C, h, w): the prefix tokens (CLS) dropped, the patches in rows, as views.
+
+    A convolution's (B, C, h, w) passes as it is. Raises LayerError where a layer's tokens are not those of `grid`.
+    """
+    return {layer: Tokens(_on_grid(A, grid, layer), _on_grid(G, grid, layer)) for layer, (A, G) in tokens.items()}
+
+
+def _on_grid(tokens: Tensor, grid: Grid | None, layer: str) -> Tensor:
+    if tokens.ndim == 4:
+        return tokens
+    if tokens.ndim != 3 or grid is None:
+        raise LayerError(
+            f"layer {layer!r} gives a tensor of shape {tuple(tokens.shape)}, which has no patch tokens:"
+            " name an encoder block or a module inside one"
+        )
+    grid = grid.of_tokens(tokens.shape[1])
+    return without_prefix(tokens, grid, layer).transpose(1, 2).unflatten(2, (grid.rows, grid.columns))
+
+
+def without_prefix(tokens: Tensor, grid: Grid, layer: str) -> Tensor:
+    """(B, T, ...) → (B, rows · columns, ...), the patches alone. Raises LayerError for another number T."""
+    patches = grid.rows * grid.columns
+    before = tokens.shape[1] - patches - grid.suffix
+    if before < 0 or grid.prefix not in (None, before):
+        expected = f"{grid.rows}x{grid.columns} patches" + (f" and {grid.prefix} before them" if grid.prefix else "")
+        expected += f" and {grid.suffix} after them" if grid.suffix else ""
+        raise LayerError(
+            f"layer {layer!r} gives {tokens.shape[1]} tokens, but {expected} are expected: name an encoder block or a"
+            " module inside one"
+        )
+    return tokens[:, before : before + patches]

@@ -1,0 +1,184 @@
+"""The attention of one block, whichever way its queries, keys and values are computed.
+
+Nothing here changes what a block computes: hooks read it, or (`constant_queries_and_keys`) stop its gradient.
+"""
+
+from __future__ import annotations
+
+import abc
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ...base.errors import InputError
+
+Keep = Callable[[str, Tensor], None]  # name of a tensor, and the tensor
+Heads = dict[str, Tensor]  # "q", "k", "v": (B, T, heads · d)
+
+MIXED = "mixed"  # beside "q", "k" and "v": what `project` makes of the heads' outputs in the block itself
+
+
+class Handle(Protocol):
+    """What registering a hook returns."""
+
+    def remove(self) -> None: ...
+
+
+class BlockAttention(abc.ABC):
+    """What methods need of a block's attention. A head's output is O = softmax(q kᵀ / √d) v."""
+
+    heads: int
+
+    @abc.abstractmethod
+    def watch(self, names: tuple[str, ...], keep: Keep) -> list[Handle]:
+        """Hooks that call `keep` in each forward pass with those of "q", "k", "v" and MIXED that are in `names`.
+
+        All (B, T, heads · d), detached; q and k as the softmax reads them: normalised and rotated, where they are.
+        """
+
+    @property
+    @abc.abstractmethod
+    def output(self) -> tuple[nn.Module, bool]:
+        """The module at which the gradient of the heads' outputs is read, and whether by its input."""
+
+    tokens_first = False  # whether that module passes (T, B, C)
+
+    def output_gradient(self, gradient: Tensor) -> Tensor:
+        """∂score/∂O from the gradient at `output`, both (B, T, C)."""
+        return gradient
+
+    def project(self, mixed: Tensor) -> Tensor:
+        """The heads' outputs side by side → what the block makes of them, which `watch` keeps as MIXED."""
+        return mixed
+
+    @abc.abstractmethod
+    def constant_queries_and_keys(self) -> list[Handle]:
+        """Hooks that stop the gradient through q and k. What the block computes stays the same to the last bit."""
+
+    @property
+    @abc.abstractmethod
+    def projections(self) -> tuple[nn.Module, ...]:
+        """The modules whose outputs `of_first_token` needs: those that read the normalised tokens."""
+
+    @abc.abstractmethod
+    def of_first_token(self, tokens: Tensor, projected: Sequence[Tensor]) -> Heads:
+        """q (B, 1, heads · d) of the first token, k and v (B, T, heads · d) of all.
+
+        From the normalised `tokens` (B, T, C) and what `projections` have made of them.
+        """
+
+
+@dataclass(frozen=True)
+class AttentionModules(BlockAttention):
+    """Projections that are modules.
+
+    `q`, `k` and `v` return (B, T, heads · d); `out` reads the heads' outputs side by side, of the same shape. With
+    `rotary`, the module that reads `position_embeddings` (cos, sin), q and k of the patches are rotated by these.
+    """
+
+    heads: int
+    q: nn.Module
+    k: nn.Module
+    v: nn.Module
+    out: nn.Module
+    rotary: nn.Module | None = None
+
+    def watch(self, names: tuple[str, ...], keep: Keep) -> list[Handle]:
+        angles: list[tuple[Tensor, Tensor]] = []
+        handles: list[Handle] = []
+
+        def read_angles(module: nn.Module, inputs: Any, keywords: dict[str, Any]) -> None:
+            angles[:] = [keywords["position_embeddings"]]
+
+        def read_output(name: str) -> Callable[..., None]:
+            def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
+                turned = angles and name in ("q", "k")
+                keep(name, self._rotated(output.detach(), *angles[0]) if turned else output.detach())
+
+            return hook
+
+        if self.rotary is not None and {"q", "k"} & set(names):
+            handles.append(with_keywords(self.rotary, read_angles))
+        for name in names:
+            if name == MIXED:
+                hook = self.out.register_forward_pre_hook(lambda module, inputs: keep(MIXED, inputs[0].detach()))
+                handles.append(hook)
+            else:
+                handles.append(getattr(self, name).register_forward_hook(read_output(name)))
+        return handles
+
+    def _rotated(self, tokens: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        by_head = tokens.unflatten(2, (self.heads, -1)).transpose(1, 2)
+        return rotated(by_head, cos, sin, by_head.shape[2] - cos.shape[-2], halves=True).transpose(1, 2).flatten(2)
+
+    @property
+    def output(self) -> tuple[nn.Module, bool]:
+        return self.out, True
+
+    @property
+    def projections(self) -> tuple[nn.Module, ...]:
+        return self.k, self.v
+
+    def of_first_token(self, tokens: Tensor, projected: Sequence[Tensor]) -> Heads:
+        k, v = projected
+        return {"q": self.q(tokens[:, :1]), "k": k, "v": v}
+
+    def constant_queries_and_keys(self) -> list[Handle]:
+        hook = in_this_thread(lambda module, inputs, output: output.detach())
+        return [module.register_forward_hook(hook) for module in (self.q, self.k)]
+
+
+# ------------------------------------------------------------------------------------------------------------ formulas
+
+
+def probabilities(q: Tensor, k: Tensor) -> Tensor:
+    """P (B, heads, T, T) = softmax(q kᵀ / √d), from (B, heads, T, d)."""
+    return (q @ k.transpose(2, 3) / q.shape[-1] ** 0.5).softmax(dim=-1)
+
+
+def mixed_by_constant(parts: Heads, heads: int) -> Tensor:
+    """The heads' outputs P v (B, T, heads · d), with P a constant."""
+    q, k, v = (parts[name].unflatten(2, (heads, -1)).transpose(1, 2) for name in "qkv")
+    with torch.no_grad():
+        P = probabilities(q, k)
+    return (P @ v).transpose(1, 2).flatten(2)
+
+
+def same_value(value: Tensor, linear: Tensor) -> Tensor:
+    """`value` to the last bit, with the gradient of `linear`, which is finite and of the same shape."""
+    return value.detach() + (linear - linear.detach()).to(value.dtype)
+
+
+def rotated(x: Tensor, cos: Tensor, sin: Tensor, before: int, halves: bool) -> Tensor:
+    """Rotary positions (Su et al. 2021, eq. 34): pairs of channels of `x` (..., T, d) turned by their token's angle.
+
+    The first `before` tokens are no patches and stay. A pair is channel i and i + d/2 with `halves`, else 2i and 2i+1.
+    """
+    patches = x[..., before:, :]
+    if halves:
+        first, second = patches.chunk(2, dim=-1)
+        turned = torch.cat([-second, first], dim=-1)
+    else:
+        turned = torch.stack([-patches[..., 1::2], patches[..., ::2]], dim=-1).flatten(-2)
+    return torch.cat([x[..., :before, :], (patches * cos + turned * sin).to(x.dtype)], dim=-2)
+
+
+def in_this_thread(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """`hook` for passes of the thread that calls this; those of others go by untouched."""
+    thread = threading.get_ident()
+    return lambda *arguments: hook(*arguments) if threading.get_ident() == thread else None
+
+
+def with_keywords(module: nn.Module, hook: Callable[[nn.Module, Any, dict[str, Any]], None]) -> Handle:
+    """A pre-hook that sees keyword arguments, too. Raises InputError for a PyTorch without such."""
+    try:
+        return module.register_forward_pre_hook(hook, with_kwargs=True)
+    except TypeError:
+        raise InputError(
+            f"{type(module).__name__} gets its rotary positions by keyword, which hooks see from PyTorch 2.0 on:"
+            " use gradcam or layercam, or a newer PyTorch"
+        ) from None

@@ -1,0 +1,83 @@
+"""Patch transplant: what a patch is worth is measured by exchanging it, not derived from a gradient.
+
+After CAAP (arXiv 2603.13652) and Gowrisankar and Thing 2024. With x the image, r its reference (the real frame it was
+made from, or a blurred copy), x[k ← r] the image whose patch k comes from r, and m the margin fake − real:
+
+    map_k = ((m(x) − m(x[k ← r])) + (m(r[k ← x]) − m(r))) / 2
+
+Two forward passes a patch; none for a patch that is the same in both, whose worth is exactly 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+INPUT = "input"  # what its one map is of, in place of a layer
+PIXELS = "pixels"  # where it reads, in place of a site
+CELLS = (16, 16)  # rows and columns for a network without patches
+BLUR = 0.05  # standard deviation of the blur, as a share of the image's side
+
+Margins = Callable[[Tensor], Tensor]  # images (N, 3, H, W) → fake − real (N,)
+
+
+@torch.no_grad()
+def transplant_maps(
+    margins: Margins,
+    images: Tensor,
+    references: Tensor,
+    grid: tuple[int, int],
+    batch_size: int,
+    only: Tensor | None = None,
+) -> Tensor:
+    """The signed map (B, h, w) float32 of each image: above 0 where a patch speaks for "fake".
+
+    Args:
+        margins: of the detector.
+        images: (B, 3, H, W), as `margins` takes them.
+        references: the same shape, dtype and device: where patches are taken from and planted into.
+        grid: rows and columns of the patches.
+        batch_size: images per call of `margins`.
+        only: (B, h, w) bool, the patches that are wanted; the others are 0. None: all.
+    """
+    patch = patch_of_pixel(grid, (images.shape[2], images.shape[3]), images.device)
+    differs = (images != references).any(dim=1).flatten(1).float()
+    pixels_changed = differs.new_zeros(len(images), grid[0] * grid[1]).index_add_(1, patch.flatten(), differs)
+    whole, empty = _in_parts(margins, images, batch_size), _in_parts(margins, references, batch_size)
+    if only is not None:
+        pixels_changed = pixels_changed * only.flatten(1)
+    worth = torch.zeros_like(pixels_changed)
+    for jobs in pixels_changed.nonzero().split(max(1, batch_size // 2)):
+        b, k = jobs.unbind(1)
+        own = (patch == k.view(-1, 1, 1)).unsqueeze(1)
+        taken = torch.where(own, references[b], images[b])
+        planted = torch.where(own, images[b], references[b])
+        without, alone = margins(torch.cat([taken, planted])).float().chunk(2)
+        worth[b, k] = ((whole[b] - without) + (alone - empty[b])) / 2
+    return worth.unflatten(1, grid)
+
+
+def patch_of_pixel(grid: tuple[int, int], size: tuple[int, int], device: torch.device) -> Tensor:
+    """(H, W) int64: the number of the patch that each pixel lies in, by rows."""
+    row, column = (torch.arange(side, device=device) * count // side for side, count in zip(size, grid, strict=True))
+    return row.unsqueeze(1) * grid[1] + column
+
+
+def _in_parts(margins: Margins, images: Tensor, batch_size: int) -> Tensor:
+    return torch.cat([margins(part).float() for part in images.split(batch_size)])
+
+
+def blurred(images: Tensor) -> Tensor:
+    """(N, 3, H, W) → the same after a Gaussian blur, float."""
+    side = min(images.shape[2:])
+    sigma = BLUR * side
+    radius = min(int(3 * sigma), side - 1)
+    x = torch.arange(-radius, radius + 1, device=images.device, dtype=images.dtype)
+    kernel = torch.exp(-x.square() / (2 * sigma**2))
+    kernel = (kernel / kernel.sum()).expand(3, 1, -1)
+    padded = F.pad(images, [radius] * 4, mode="reflect")
+    rows = F.conv2d(padded, kernel.unsqueeze(2), groups=3)
+    return F.conv2d(rows, kernel.unsqueeze(3), groups=3)

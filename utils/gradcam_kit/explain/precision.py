@@ -1,0 +1,98 @@
+"""Precision of the backward pass: maps do not need what logits need.
+
+The forward pass is untouched, and so are all sums and norms of the backward pass; its matrix products alone are
+computed from rounded factors, with results in float32.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ..base.allowed import BACKWARD_PRECISIONS
+from ..base.errors import InputError, did_you_mean
+
+AUTO, FP32, BF16, TF32 = BACKWARD_PRECISIONS
+SIDE = 1024  # of the matrices that "auto" multiplies to see what is faster
+PAYS = 1.3  # times faster than float32, from which on "auto" takes it
+REPEATS = 3
+
+
+def matrix_products_in(precision: str) -> AbstractContextManager[Any]:
+    """A context for `torch.autograd.grad`, for one of BACKWARD_PRECISIONS but "auto"."""
+    if precision == FP32:
+        return nullcontext()
+    return _RoundedFactors() if precision == BF16 else _tf32()
+
+
+class _RoundedFactors(TorchDispatchMode):
+    """Products of float32 matrices from factors rounded to bfloat16; the results are float32 again."""
+
+    PRODUCTS = frozenset({torch.ops.aten.mm.default, torch.ops.aten.bmm.default, torch.ops.aten.addmm.default})
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        factors = [each for each in args if isinstance(each, Tensor)]
+        if func not in self.PRODUCTS or any(each.dtype != torch.float32 for each in factors):
+            return func(*args, **(kwargs or {}))
+        rounded = [each.bfloat16() if isinstance(each, Tensor) else each for each in args]
+        return func(*rounded, **(kwargs or {})).float()
+
+
+@contextmanager
+def _tf32() -> Iterator[None]:
+    """What PyTorch calls "high": TensorFloat32 on CUDA; elsewhere what the library makes of it."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def check_backward_precision(precision: str) -> None:
+    """Raises InputError for none of BACKWARD_PRECISIONS."""
+    if precision not in BACKWARD_PRECISIONS:
+        raise InputError(
+            f"backward_precision {precision!r} is unknown; {did_you_mean(precision, BACKWARD_PRECISIONS)}"
+            f"allowed: {', '.join(BACKWARD_PRECISIONS)}"
+        )
+
+
+def resolved_precision(precision: str, device: torch.device) -> str:
+    """`precision`, or for "auto" the fastest of them on `device`, measured once."""
+    return faster_precision(device.type)[0] if precision == AUTO else precision
+
+
+@functools.cache
+def faster_precision(device: str) -> tuple[str, float]:
+    """The precision for "auto" on a kind of device, and how many times faster than float32 its products are."""
+    a, b = (torch.randn(SIDE, SIDE, device=device, generator=torch.Generator(device).manual_seed(i)) for i in (0, 1))
+    plain = _seconds(lambda: torch.mm(a, b), device)
+    ways = [BF16, TF32] if device == "cuda" else [BF16]
+    gains = {}
+    for way in ways:
+        with matrix_products_in(way):
+            gains[way] = plain / _seconds(lambda: torch.mm(a, b), device)
+    best = max(gains, key=lambda way: gains[way])
+    return (best, gains[best]) if gains[best] >= PAYS else (FP32, 1.0)
+
+
+def _seconds(work: Any, device: str) -> float:
+    """The fastest of a few runs, after one to warm up."""
+    times = []
+    for _ in range(1 + REPEATS):
+        start = time.perf_counter()
+        work()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    return min(times[1:])

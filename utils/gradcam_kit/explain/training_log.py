@@ -1,0 +1,81 @@
+"""Heatmaps in TensorBoard while a detector trains: the same images each time, so that changes can be seen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..base.decision import CLASS_NAMES
+from ..drawing.overlays import denormalised, overlay, text_line, unseen_in_grey
+from ..engine.targets import Target
+
+COLUMNS = 8
+LINE, LETTERS = 18, 12  # height of a caption and of its letters, in pixels
+
+
+def log_gradcam(
+    writer: Any,
+    model: nn.Module,
+    data_dict: Mapping[str, Tensor],
+    epoch: int,
+    every: int = 5,
+    layers: Sequence[str] | None = None,
+    method: str | None = None,
+    target: Target = "fake",
+    site: str | None = None,
+) -> None:
+    """Logs one image grid per layer every `every` epochs: `gradcam/<layer>`, each face above its heatmap and caption.
+
+    The caption has the probability of fake and, where `data_dict` has it, the label. The epoch is the step: one tag per
+    layer, whose slider goes through the epochs. TensorBoard keeps ten steps of a tag, chosen by lot, unless it is
+    started with `tensorboard --logdir DIR --samples_per_plugin images=1000`.
+
+    Training is not affected: weights, gradients, modes, random state and losses are the same to the last bit. It works
+    whether Grad-CAM is enabled or not, since `every` and `writer` already say when to draw.
+
+    Args:
+        writer: a `SummaryWriter`, or None in the processes that do not log (under DDP all but the first).
+        model: a detector with heatmaps, also wrapped in `DistributedDataParallel` or `DataParallel`.
+        data_dict: `image` (B, 3, H, W) as the detector gets it, on its device; the same B images at every call.
+        epoch: of this call, from 0; the first is always logged.
+        layers, method, target, site: as in `GradCAMMixin.explain`. With target "fake" the maps of one image can be
+            compared between epochs; "predicted" would change its meaning whenever the prediction flips.
+
+    Raises:
+        InputError, NonFiniteMapError: as `GradCAMMixin.explain`.
+    """
+    if writer is None or epoch % every:
+        return
+    detector: Any = model.module if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)) else model
+    explanation = detector.explain(dict(data_dict), layers=layers, method=method, target=target, site=site)
+    images = denormalised(data_dict["image"], detector.gradcam.mean, detector.gradcam.std)
+    texts = captions(explanation.prediction["prob"], data_dict.get("label"))
+    for name, maps in explanation.layers.items():
+        drawn = overlay(images, maps.normalised, maps.empty, detector.gradcam.colormap)
+        drawn = unseen_in_grey(drawn, maps.canvas.seen)
+        writer.add_image(f"gradcam/{name}", grid(images, drawn.permute(0, 3, 1, 2), texts).cpu(), epoch)
+
+
+def captions(prob_fake: Tensor, label: Tensor | None) -> list[str]:
+    """For each of B images: `fake 0.93, is real`. `prob_fake` (B,); `label` (B,) 0 real and anything else fake."""
+    texts = [f"fake {value:.2f}" for value in prob_fake.tolist()]
+    if label is None:
+        return texts
+    return [
+        f"{text}, is {CLASS_NAMES[int(truth != 0)].lower()}" for text, truth in zip(texts, label.tolist(), strict=True)
+    ]
+
+
+def grid(images: Tensor, drawn: Tensor, texts: Sequence[str]) -> Tensor:
+    """Both (B, 3, H, W) uint8 → (3, rows, columns): each image above its drawing and its text, eight side by side."""
+    width = images.shape[-1]
+    drawn_texts = [text_line(text, width, LINE, LETTERS, centred=True) for text in texts]
+    lines = [torch.from_numpy(line.copy()).permute(2, 0, 1) for line in drawn_texts]
+    pairs = torch.cat([images, drawn, torch.stack(lines).to(images.device)], dim=2)
+    missing = -len(pairs) % min(COLUMNS, len(pairs))
+    padded = torch.cat([pairs, pairs.new_full((missing, *pairs.shape[1:]), 255)])
+    rows = padded.split(min(COLUMNS, len(pairs)))
+    return torch.cat([torch.cat(list(row), dim=2) for row in rows], dim=1)

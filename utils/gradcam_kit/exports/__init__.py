@@ -1,0 +1,1 @@
+"""Other formats of a finished run."""

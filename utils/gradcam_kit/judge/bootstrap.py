@@ -1,0 +1,94 @@
+"""Intervals and comparisons by a cluster bootstrap over videos: frames of one video are correlated."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+RESAMPLES = 10_000
+LEVEL = 0.95
+
+
+class Interval(NamedTuple):
+    """A mean over frames with its interval; of `frames` frames from `videos` videos. NaN where there are none.
+
+    One video alone has no interval, since every resample of it is the same: `low` and `high` are NaN.
+    """
+
+    mean: float
+    low: float
+    high: float
+    frames: int
+    videos: int
+
+
+class VideoBootstrap:
+    """Resampled means over the frames of some videos; all columns share the resamples, so that differences are paired.
+
+    `videos`: the video of each frame. Values are (frames, K); NaN is a frame that has no value.
+    """
+
+    def __init__(self, videos: Sequence[Hashable], seed: int, resamples: int = RESAMPLES) -> None:
+        names = {name: i for i, name in enumerate(dict.fromkeys(videos))}
+        self.video = np.array([names[name] for name in videos], dtype=np.int64)
+        count = len(names)
+        rng = np.random.default_rng(seed)
+        self.weights = rng.multinomial(count, np.full(count, 1 / max(count, 1)), size=resamples).astype(np.float32)
+
+    def means(self, values: np.ndarray) -> np.ndarray:
+        """(frames, K) → (resamples, K): the mean over the frames of the drawn videos, NaN where none has a value."""
+        there = np.isfinite(values)
+        sums = self._by_video(np.where(there, values, 0.0))
+        counts = self._by_video(there.astype(np.float64))
+        drawn = self.weights @ counts
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.where(drawn > 0, (self.weights @ sums) / drawn, np.nan)
+
+    def intervals(self, values: np.ndarray) -> list[Interval]:
+        """One percentile interval for each of K columns."""
+        means = self.means(values)
+        found = []
+        for k in range(values.shape[1]):
+            there = np.isfinite(values[:, k])
+            if not there.any():
+                found.append(Interval(np.nan, np.nan, np.nan, 0, 0))
+                continue
+            videos = len(np.unique(self.video[there]))
+            low, high = np.nan, np.nan
+            if videos > 1:
+                low, high = np.nanquantile(means[:, k], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+            mean = float(values[there, k].mean())
+            found.append(Interval(mean, float(low), float(high), int(there.sum()), videos))
+        return found
+
+    def p_values(self, differences: np.ndarray) -> np.ndarray:
+        """(frames, K) paired differences → (K,) one-sided p of "the mean is not above 0"; 1 without any value.
+
+        Of V videos never below 2^-V, the chance that V differences of no true sign are all above 0 (the sign test's
+        smallest p): resampling a handful of videos alone would call any difference certain.
+        """
+        means = self.means(differences)
+        with np.errstate(invalid="ignore"):
+            p = (1 + (~(means > 0)).sum(axis=0)) / (1 + len(means))
+        there = np.isfinite(differences)
+        return np.where(there.any(axis=0), np.maximum(p, 0.5 ** self._videos_of(there)), 1.0)
+
+    def _videos_of(self, there: np.ndarray) -> np.ndarray:
+        """(frames, K) bool → (K,): in how many videos there is a value."""
+        return (self._by_video(there.astype(np.float64)) > 0).sum(axis=0)
+
+    def _by_video(self, values: np.ndarray) -> np.ndarray:
+        sums = np.zeros((self.weights.shape[1], values.shape[1]))
+        np.add.at(sums, self.video, values)
+        return sums
+
+
+def holm(p: np.ndarray) -> np.ndarray:
+    """Holm's step-down correction of (K,) p-values: bounds the chance of any false "better" among K (Holm 1979)."""
+    order = np.argsort(p, kind="stable")
+    stepped = np.maximum.accumulate(p[order] * (len(p) - np.arange(len(p))))
+    corrected = np.empty_like(p)
+    corrected[order] = np.minimum(stepped, 1.0)
+    return corrected

@@ -1,0 +1,199 @@
+"""The maps worth trying on a detector: a short list of method, layer, site and backward rule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ..base.allowed import AUTO, SITES
+from ..base.errors import InputError
+from ..engine.attention import ATTENTION_METHODS, has_attention
+from ..engine.backward import BALANCED, PLAIN, attention_of, gates_in
+from ..engine.layers import SUM, block_names
+from ..engine.maps import LayerMaps
+from ..engine.methods import METHODS
+from ..engine.recipe import ATTENTION_SITE, NORMED, RESIDUAL, Recipe, site_of
+
+MOST = 16  # candidates of one trial
+FINER = 3  # grids that are tried beside the default one of a convolutional network
+FEWEST_CHANNELS = 8  # of a layer that is tried: fewer are no features
+
+
+def can_balance(tower: nn.Module) -> bool:
+    """Whether `tower` can be differentiated by the balanced rule."""
+    try:
+        return bool(attention_of(tower))
+    except InputError:
+        return False
+
+
+def shortlist(tower: nn.Module, maps: MapLayers, named: Recipe) -> list[Recipe]:
+    """At most MOST candidates for `tower`, what is named kept to; the first is the one to fall back on.
+
+    Args:
+        maps: the layers of a network without blocks.
+        named: what is left open is filled in.
+    """
+    blocks = block_names(tower)
+    attention, balanced = bool(blocks) and has_attention(tower, blocks), maps.gated or can_balance(tower)
+    usual = _of_blocks(blocks, attention, balanced) if blocks else _of_maps(maps)
+    if named.method == AUTO and AUTO in named.layers:
+        fitting = [one for one in usual if _fits(one, named)]
+        if fitting:
+            return fitting
+    methods = [named.method] if named.method != AUTO else list(dict.fromkeys(one.method for one in usual))
+    layers = (named.layers if AUTO not in named.layers else ()) or tuple(_depths(blocks)) or tuple(maps.names)
+    return _spelled_out(methods, layers, balanced, named)
+
+
+def _of_blocks(blocks: Sequence[str], attention: bool, balanced: bool) -> list[Recipe]:
+    """Of a transformer: sums over all blocks first, since they have no layer to get wrong."""
+    last, late, middle = blocks[-1], blocks[(3 * len(blocks)) // 4 - (len(blocks) < 4)], blocks[len(blocks) // 2]
+    found = []
+    if balanced:
+        found += [
+            Recipe("hirescam", SUM, RESIDUAL, BALANCED),
+            Recipe("gradcam", SUM, RESIDUAL, BALANCED),
+            *(Recipe("hirescam", block, RESIDUAL, BALANCED) for block in dict.fromkeys((middle, late))),
+            Recipe("gradcam", late, RESIDUAL, BALANCED),
+        ]
+    found += [Recipe(method, last, NORMED, PLAIN) for method in ("gradcam", "hirescam", "layercam")]
+    if attention:
+        found += [
+            Recipe("legrad", last, ATTENTION_SITE, PLAIN),
+            Recipe("gradeclip", last, ATTENTION_SITE, PLAIN),
+            Recipe("gradeclip", SUM, ATTENTION_SITE, PLAIN),
+            Recipe("attngrad", SUM, ATTENTION_SITE, PLAIN),
+        ]
+    if not balanced:
+        found += [Recipe("hirescam", block, NORMED, PLAIN) for block in dict.fromkeys((late, middle))]
+        found += [Recipe("hirescam", middle, RESIDUAL, PLAIN), Recipe("gradcam", middle, NORMED, PLAIN)]
+    known = {*METHODS, *ATTENTION_METHODS}
+    return list(dict.fromkeys(one for one in found if one.method in known))
+
+
+def _of_maps(maps: MapLayers) -> list[Recipe]:
+    """Of a convolutional network: its default layer, and finer maps, with constant gates where it has gates."""
+    plain = ("gradcam", "hirescam", "layercam", "gradcam++")
+    default, finer = maps.names[:1], maps.names[1:]
+    found = [Recipe(method, layer, NORMED, PLAIN) for layer in default for method in plain]
+    if maps.gated:
+        found += [Recipe(method, layer, NORMED, BALANCED) for layer in finer for method in plain[:3]]
+        found += [Recipe("hirescam", layer, NORMED, PLAIN) for layer in finer]
+    else:
+        found += [Recipe(method, layer, NORMED, PLAIN) for layer in finer for method in plain]
+    return found
+
+
+def _fits(one: Recipe, named: Recipe) -> bool:
+    site = one.site in (named.site, ATTENTION_SITE) or named.site == AUTO
+    return site and named.backward in (AUTO, one.backward)
+
+
+def _depths(blocks: Sequence[str]) -> list[str]:
+    """Layers where only the method is named: all blocks summed, and three depths."""
+    if not blocks:
+        return []
+    return list(dict.fromkeys((SUM, blocks[-1], blocks[(3 * len(blocks)) // 4], blocks[len(blocks) // 2])))
+
+
+def _spelled_out(methods: Sequence[str], layers: Sequence[str], balanced: bool, named: Recipe) -> list[Recipe]:
+    """Every method by every backward rule at its site, at as many of `layers` as the list has room for."""
+    rules = [named.backward] if named.backward != AUTO else ([BALANCED, PLAIN] if balanced else [PLAIN])
+    kinds = []
+    for rule in rules:
+        for method in methods:
+            site = (
+                ATTENTION_SITE
+                if method in ATTENTION_METHODS
+                else site_of(method, rule)
+                if named.site == AUTO
+                else named.site
+            )
+            kinds.append((method, site, rule))
+    kinds = kinds[:MOST]
+    room = max(1, MOST // len(kinds))
+    used = layers if len(layers) <= room else [layers[(2 * k + 1) * len(layers) // (2 * room)] for k in range(room)]
+    return [Recipe(method, layer, site, rule) for method, site, rule in kinds for layer in used]
+
+
+class MapLayers(NamedTuple):
+    """Where a network without blocks may be read: its default layer, then finer maps, the coarsest of them first.
+
+    `gated`: squeeze-and-excitation weighs its channels.
+    """
+
+    names: list[str]
+    gated: bool = False
+
+
+NO_MAPS = MapLayers([])
+
+
+def map_layers(tower: nn.Module, default: str, run: Callable[[], object]) -> MapLayers:
+    """`default` of a convolutional network, and the last module on each of the next FINER finer grids.
+
+    Modules made of others are preferred: the blocks and stages that a network is built of. `run` is a forward pass of
+    the whole model.
+    """
+    sizes: dict[str, int] = {}
+    repeated: set[str] = set()
+
+    def note(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            if isinstance(output, Tensor) and output.ndim == 4 and output.shape[1] >= FEWEST_CHANNELS:
+                repeated.update([name] if name in sizes else [])
+                sizes[name] = output.shape[2] * output.shape[3]
+
+        return hook
+
+    with ExitStack() as hooks, torch.no_grad():
+        for name, module in tower.named_modules():
+            if name:
+                hooks.callback(module.register_forward_hook(note(name)).remove)
+        gates = gates_in(run)
+    finer: dict[int, str] = {}
+    for name, size in sizes.items():
+        usable = size > sizes.get(default, size) and name not in repeated and not name.startswith(f"{default}.")
+        made_of_others = next(tower.get_submodule(name).children(), None) is not None
+        before = size in finer and next(tower.get_submodule(finer[size]).children(), None) is not None
+        if usable and (made_of_others or not before):
+            finer[size] = name
+    return MapLayers([default, *(finer[size] for size in sorted(finer)[:FINER])], gates > 0)
+
+
+# ---------------------------------------------------------------------------------------------------------- their maps
+
+
+class HasMaps(Protocol):
+    """What a capture gives: `utils.gradcam.Capture`."""
+
+    def maps(self, method: str, site: str, pp_epsilon: float = ...) -> dict[str, LayerMaps]: ...
+
+
+def captures(candidates: Iterable[Recipe]) -> int:
+    """Forward and backward passes that `candidate_maps` makes."""
+    return len({(one.site, one.backward) for one in candidates})
+
+
+def candidate_maps(capture: Callable[..., Any], candidates: Sequence[Recipe]) -> dict[Recipe, LayerMaps]:
+    """The maps of all candidates, from one pass for each backward rule and site.
+
+    `capture` takes `layers`, `methods`, `sites`, `backward` by keyword and returns `HasMaps`; its errors are passed on.
+    """
+    groups: dict[tuple[str, str], list[Recipe]] = {}
+    for candidate in candidates:
+        groups.setdefault((candidate.site, candidate.backward), []).append(candidate)
+    found = {}
+    for (site, backward), group in groups.items():
+        layers = list(dict.fromkeys(one.layer for one in group))
+        methods = list(dict.fromkeys(one.method for one in group))
+        sites = [site if site in SITES else SITES[0]]
+        captured: HasMaps = capture(layers=layers, methods=methods, sites=sites, backward=backward)
+        maps = {method: captured.maps(method, site) for method in methods}
+        found.update({one: maps[one.method][one.layer] for one in group})
+    return {candidate: found[candidate] for candidate in candidates}

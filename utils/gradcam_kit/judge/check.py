@@ -1,0 +1,179 @@
+"""Is this one map of this one image to be believed? Figures by cause and by agreement, and one word for them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..engine.recipe import RESIDUAL, Recipe
+from .candidates import BALANCED
+from .choosing import TriedDetector, directions, maps_of_all
+from .fills import BLUR, MEAN_COLOUR, MIRRORED, blurred, mean_coloured, mirrored
+from .trial import Heat, Scorer, hottest, on_trial_grid, random_patches
+
+SUPPORTED, WEAK, ARTEFACT = "supported", "weak", "artefact"
+WORDS = (SUPPORTED, WEAK, ARTEFACT)
+# Every threshold of the word. Shares of the margin that the hottest patches take beyond random ones, and of the votes.
+CLEAR_FALL, SOME_FALL = 0.25, 0.05
+CLEAR_VOTES, SOME_VOTES = 0.5, 0.25
+
+FILLS = {MEAN_COLOUR: mean_coloured, MIRRORED: mirrored, BLUR: blurred}  # that an image has by itself
+
+
+class MapCheck(NamedTuple):
+    """What speaks for one map of one image.
+
+    `margin`: towards the class that is explained, as the detector gives it. `fall` and `random`: how far it falls once
+    the map's hottest patches, and as many random ones, are replaced. `mass`: sum of the raw map as a share of the
+    margin. `votes`: share of the tower's blocks whose balanced map is hottest at the same patch or one beside it.
+    `others`: the same of other methods' maps. None where there are none, or the margin is 0.
+    """
+
+    word: str
+    margin: float
+    fall: float
+    random: float
+    mass: float | None
+    votes: float | None
+    others: float | None
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> MapCheck:
+        """From `_asdict()`. Raises KeyError, TypeError or ValueError for anything else."""
+        if values["word"] not in WORDS:
+            raise ValueError(f"no word of a check: {values['word']!r}")
+        numbers = {name: None if values[name] is None else float(values[name]) for name in cls._fields[1:]}
+        return cls(str(values["word"]), **numbers)  # type: ignore[arg-type]  # the first three are never None in a file of ours
+
+
+def support(fall: float, random: float, margin: float, votes: float | None) -> float:
+    """How much speaks for a map, 0 to 1: mean of the votes and of its fall beyond random, where CLEAR_FALL is all.
+
+    The number behind the word, for ranking maps. A margin of 0 leaves the votes alone.
+    """
+    signs = [] if votes is None else [votes]
+    if margin:
+        signs.append(min(1.0, max(0.0, (fall - random) / abs(margin) / CLEAR_FALL)))
+    return sum(signs) / len(signs) if signs else 0.0
+
+
+def word_of(fall: float, random: float, margin: float, votes: float | None, empty: bool = False) -> str:
+    """SUPPORTED, WEAK or ARTEFACT.
+
+    Supported: replacing the hottest patches costs a clear share of the margin and some blocks agree, or it costs some
+    of it and most blocks agree. Artefact: it costs nothing to speak of and hardly a block agrees; and an empty map. A
+    tower without balanced maps has no votes, and the fall alone decides.
+    """
+    share = (fall - random) / abs(margin) if margin else 0.0
+    clear, some = share >= CLEAR_FALL, share >= SOME_FALL
+    if empty:
+        return ARTEFACT
+    if votes is None:
+        return SUPPORTED if clear else WEAK if some else ARTEFACT
+    if (clear and votes >= SOME_VOTES) or (some and votes >= CLEAR_VOTES):
+        return SUPPORTED
+    return WEAK if some or votes >= SOME_VOTES else ARTEFACT
+
+
+def block_voters(blocks: Sequence[str]) -> list[Recipe]:
+    """The balanced map of every block."""
+    return [Recipe("hirescam", block, RESIDUAL, BALANCED) for block in blocks]
+
+
+def check_maps(
+    detector: TriedDetector,
+    images: Tensor,
+    target: Sequence[str],
+    margins: Tensor,
+    maps: Mapping[str, Heat],
+    *,
+    method: str,
+    fill: str,
+    seeds: Sequence[int],
+    voters: Sequence[Recipe],
+    others: Sequence[Recipe],
+) -> dict[str, list[MapCheck]]:
+    """One check for each image of each of `maps`.
+
+    Args:
+        images: (N, 3, H, W), as the detector takes them.
+        target: what each image's map explains: fake, real or margin.
+        margins: (N,) fake - real of these images.
+        maps: by layer, of these images, by `method`.
+        fill: one of FILLS.
+        seeds: of each image's random patches.
+        voters, others: the maps that are asked; of `others` those of another method. Such as are not finite, or not to
+            be had, are not asked.
+    """
+    direction = directions(target)
+    towards = margins.float().cpu() * direction
+    scorer, filled = Scorer(detector.margins, direction), FILLS[fill](images)
+    asked = [one for one in others if one.method != method]
+    heats, kept, _ = maps_of_all(detector, images, target, [*voters, *asked])
+    votes = partial(_agreement, heats=heats, kept=kept)
+    checks = {}
+    random_falls: dict[tuple[int, int], list[float]] = {}  # by grid: layers of one grid share them
+    for layer, heat in maps.items():
+        patches = hottest(*heat)
+        grid = (patches.shape[1], patches.shape[2])
+        falls = scorer.fall(towards, images, filled, patches).tolist()
+        if grid not in random_falls:
+            drawn = torch.cat([random_patches(1, grid, seed) for seed in seeds])
+            random_falls[grid] = scorer.fall(towards, images, filled, drawn).tolist()
+        random = random_falls[grid]
+        mass = heat.raw.flatten(1).sum(dim=1).tolist()
+        by_block, by_method = votes(heat, voters), votes(heat, asked)
+        checks[layer] = [
+            MapCheck(
+                word_of(falls[i], random[i], margin, by_block[i], bool(heat.empty[i])),
+                margin,
+                falls[i],
+                random[i],
+                mass[i] / abs(margin) if margin else None,
+                by_block[i],
+                by_method[i],
+            )
+            for i, margin in enumerate(towards.tolist())
+        ]
+    return checks
+
+
+def _agreement(
+    heat: Heat, voters: Sequence[Recipe], heats: Mapping[Recipe, Heat], kept: Sequence[int]
+) -> list[float | None]:
+    """Per image: the share of the voters whose hottest patch is the map's own or one beside it; None without voters.
+
+    `heats` are of the images at the positions `kept`.
+    """
+    found: list[float | None] = [None] * len(heat.raw)
+    there = [heats[voter] for voter in voters if voter in heats]
+    if not there or not kept:
+        return found
+    own = _peak(Heat(heat.raw[list(kept)], heat.empty[list(kept)]))
+    near = torch.stack([_beside(own, _peak(voter)) & ~voter.empty for voter in there]).float().mean(dim=0)
+    for position, share in zip(kept, near.tolist(), strict=True):
+        found[position] = share
+    return found
+
+
+class _Peak(NamedTuple):
+    place: Tensor  # (N, 2): row and column of the hottest patch's centre, in shares of the image
+    patch: Tensor  # (2,): height and width of a patch
+
+
+def _peak(heat: Heat) -> _Peak:
+    raw = on_trial_grid(heat.raw)
+    size = torch.tensor(raw.shape[1:], dtype=torch.float32)
+    place = raw.flatten(1).argmax(dim=1)
+    rows_columns = torch.stack([torch.div(place, raw.shape[2], rounding_mode="floor"), place % raw.shape[2]], dim=1)
+    return _Peak((rows_columns + 0.5) / size, 1 / size)
+
+
+def _beside(a: _Peak, b: _Peak) -> Tensor:
+    """(N,) bool: no further apart than one patch of the coarser grid, in either direction."""
+    reach = torch.maximum(a.patch, b.patch) * 1.01  # rounding
+    return ((a.place - b.place).abs() <= reach).all(dim=1)

@@ -1,0 +1,194 @@
+"""Images in, choice out: the trial as a run, a model's own method and `explain` ask for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from ..base.errors import InputError
+from ..engine.layers import LayerError
+from ..engine.maps import NonFiniteMapError
+from ..engine.recipe import Recipe
+from .candidates import candidate_maps
+from .fills import PAIRED_REAL, fills_of
+from .trial import Heat, Margins, Scorer, try_candidates
+from .verdict import UNTRIED, Choice, choose
+
+T = TypeVar("T")
+InParts = Callable[[Callable[[slice], T], int], list[T]]  # work over slices of so many images → the results in order
+
+
+def in_batches(size: int) -> InParts[Any]:
+    """Batches of `size` images."""
+
+    def run(work: Callable[[slice], T], count: int) -> list[T]:
+        return [work(slice(start, min(start + size, count))) for start in range(0, count, size)]
+
+    return run
+
+
+class TriedDetector(NamedTuple):
+    """What a trial needs of a detector.
+
+    `capture(images, target, layers=, methods=, sites=, backward=)` gives maps as `utils.gradcam.Capture` does, and
+    `margins` the margins fake - real of images. `in_parts` splits the maps' work into batches that fit into memory;
+    `margins` sees to that itself.
+    """
+
+    capture: Callable[..., Any]
+    margins: Margins
+    in_parts: Callable[[Callable[[slice], Any], int], list[Any]]
+
+
+class TrialImages(NamedTuple):
+    """N images (N, 3, H, W) as the detector takes them; `target` is whose evidence is shown: fake, real or margin.
+
+    `videos` of each. `reals` (M, 3, H, W): images that the detector calls real. `paired` (N, 3, H, W): the real image
+    that each was made from; `has_pair` (N,) bool: where it is known.
+    """
+
+    images: Tensor
+    target: Sequence[str]
+    videos: Sequence[Hashable]
+    reals: Tensor | None = None
+    paired: Tensor | None = None
+    has_pair: Tensor | None = None
+
+    def only(self, kept: Tensor) -> TrialImages:
+        """Those at the positions `kept`."""
+        positions = kept.tolist()
+        return TrialImages(
+            self.images[kept],
+            [self.target[i] for i in positions],
+            [self.videos[i] for i in positions],
+            self.reals,
+            None if self.paired is None else self.paired[kept],
+            None if self.has_pair is None else self.has_pair[kept],
+        )
+
+
+def trial_images(
+    margins: Margins, batches: Iterable[Mapping[str, Any]], count: int, target: str = "fake"
+) -> TrialImages:
+    """The first `count` images of `batches` that the detector calls fake, and as many that it calls real.
+
+    Where it calls none fake, those that it calls real are tried, for the evidence for real. A batch holds `image`
+    (B, 3, H, W), and may hold `video` and `paired_real` as `GradCAMMixin.calibrate_gradcam` takes them. Raises
+    InputError where there is no image.
+    """
+    fakes: list[tuple[Tensor, Hashable, Tensor | None]] = []
+    reals: list[tuple[Tensor, Hashable, Tensor | None]] = []
+    number = 0
+    for batch in batches:
+        images, videos, paired = batch["image"], batch.get("video"), batch.get("paired_real")
+        for i, margin in enumerate(margins(images).tolist()):
+            where = fakes if margin > 0 else reals
+            if len(where) < count:
+                video = videos[i] if videos is not None else ("image", number)
+                where.append((images[i], video, None if paired is None else paired[i]))
+            number += 1
+        if len(fakes) == len(reals) == count:
+            break
+    used = fakes or reals
+    if not used:
+        raise InputError("no image to choose the map on: give at least one batch")
+    pairs = [pair for _, _, pair in used if pair is not None]
+    return TrialImages(
+        torch.stack([image for image, _, _ in used]),
+        [target if fakes else "real"] * len(used),
+        [video for _, video, _ in used],
+        torch.stack([image for image, _, _ in reals]) if fakes and reals else None,
+        torch.stack(pairs) if len(pairs) == len(used) else None,
+        torch.ones(len(used), dtype=torch.bool) if len(pairs) == len(used) else None,
+    )
+
+
+def choose_map(
+    detector: TriedDetector, given: TrialImages, candidates: Sequence[Recipe], named: Sequence[Recipe] = ()
+) -> Choice:
+    """Try `named` and `candidates` on the images, and choose as `judge.verdict.choose` does.
+
+    Images whose margin or maps are not finite are left out, and candidates that have no map on this detector are told
+    with the reason. Where at least half of the images have a pair, the pair is the fill, and the others are left out.
+    """
+    fallback = (named or candidates)[0]
+    margins = detector.margins(given.images).float().cpu()
+    given = given.only(torch.isfinite(margins).nonzero().flatten())
+    if given.has_pair is not None and given.has_pair.float().mean() >= 0.5:
+        given = given.only(given.has_pair.nonzero().flatten())
+    maps, kept, unmade = maps_of_all(detector, given.images, given.target, list(dict.fromkeys([*named, *candidates])))
+    given = given.only(torch.tensor(kept, dtype=torch.long))
+    if not maps or not kept:
+        return Choice(
+            UNTRIED, fallback, "no image, or no map, could be tried", unmade={str(k): v for k, v in unmade.items()}
+        )
+    paired = given.paired if given.has_pair is not None and bool(given.has_pair.all()) else None
+    fills = fills_of(given.images, given.reals)
+    if paired is not None:
+        fills[PAIRED_REAL] = paired
+    scorer = Scorer(detector.margins, directions(given.target))
+    trial = try_candidates(given.images, maps, fills, scorer, None if paired is None else PAIRED_REAL)
+    return choose(trial, candidates, [one for one in named if one in maps], given.videos, unmade)
+
+
+def directions(target: Sequence[str]) -> Tensor:
+    """(N,): 1 where the evidence for fake is shown, -1 where that for real is."""
+    return torch.tensor([-1.0 if name == "real" else 1.0 for name in target])
+
+
+def maps_of_all(
+    detector: TriedDetector, images: Tensor, target: Sequence[str], candidates: Sequence[Recipe]
+) -> tuple[dict[Recipe, Heat], list[int], dict[Recipe, str]]:
+    """Maps of the candidates that have any, positions of the images that they are of, and why the others have none.
+
+    An image of which one map is not finite is left out of all.
+    """
+    unmade: dict[Recipe, str] = {}
+    kept: list[int] = []
+
+    def work(part: slice) -> dict[Recipe, Heat]:
+        positions = list(range(*part.indices(len(images))))
+        while positions:
+            names = [target[i] for i in positions]
+            wanted = [one for one in candidates if one not in unmade]
+            try:
+                found = _made(partial(detector.capture, images[positions], names), wanted, unmade)
+            except NonFiniteMapError as error:
+                positions = [position for i, position in enumerate(positions) if i not in error.samples]
+            else:
+                kept.extend(positions)
+                return found
+        return {}
+
+    parts = [found for found in detector.in_parts(work, len(images)) if found]
+    made = [one for one in candidates if one not in unmade]
+    if not parts:
+        return {}, [], unmade
+    heats = {
+        one: Heat(torch.cat([found[one].raw for found in parts]), torch.cat([found[one].empty for found in parts]))
+        for one in made
+    }
+    return heats, kept, unmade
+
+
+def _made(capture: Callable[..., Any], wanted: Sequence[Recipe], unmade: dict[Recipe, str]) -> dict[Recipe, Heat]:
+    """The maps of those that can be made; the reasons of the others are added to `unmade`."""
+    try:
+        return _heats(capture, wanted)
+    except LayerError:
+        found = {}
+    for one in wanted:
+        try:
+            found.update(_heats(capture, [one]))
+        except LayerError as error:
+            unmade[one] = str(error)
+    return found
+
+
+def _heats(capture: Callable[..., Any], candidates: Sequence[Recipe]) -> dict[Recipe, Heat]:
+    maps = candidate_maps(capture, candidates)
+    return {one: Heat(layer.raw.float().cpu(), layer.empty.cpu()) for one, layer in maps.items()}

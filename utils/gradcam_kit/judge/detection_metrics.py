@@ -1,0 +1,129 @@
+"""How good the detector is: ACC, AUC, EER and AP per frame, AUC per video."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from ..base.decision import THRESHOLD
+from .bootstrap import LEVEL, VideoBootstrap
+
+RESAMPLES = 1000
+LEAST_VIDEOS = 3  # of each class: with fewer, all pairs are the wrong way round too often by chance
+
+
+class DetectionMetrics(NamedTuple):
+    """All in [0, 1]; None where the frames at hand do not allow it, and `note` says why.
+
+    `warning` says where the numbers, though right, look as if a setting were wrong.
+    """
+
+    acc: float | None
+    auc: float | None
+    eer: float | None
+    ap: float | None
+    video_auc: float | None
+    frames: int
+    videos: int
+    note: str
+    warning: str = ""
+
+
+def detection_metrics(prob_fake: Sequence[float], label: Sequence[int], video: Sequence[Hashable]) -> DetectionMetrics:
+    """Metrics of N frames, as the host trees compute them, except that videos are identified by `video`.
+
+    Args:
+        prob_fake: N probabilities of class 1 (fake). A frame counts as fake above THRESHOLD.
+        label: N times 0 (real) or 1 (fake).
+        video: N keys; frames of one video share key and label. The host takes the name of the parent folder, which
+            merges a real and a fake video of the same name; label name and video name together do not.
+
+    AUC, EER, AP and the video AUC (of the mean probability of each video) need both classes; with one they are None.
+    EER is the host's, but where many frames share one score: see `equal_error_rate`.
+    """
+    # A second to import, and needed at the end alone.
+    from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
+
+    probability = np.asarray(prob_fake, dtype=np.float64)
+    truth = np.asarray(label, dtype=np.int64)
+    members: dict[Hashable, list[int]] = {}
+    for i, key in enumerate(video):
+        members.setdefault(key, []).append(i)
+    frames, videos = len(truth), len(members)
+    if not frames:
+        return DetectionMetrics(None, None, None, None, None, 0, 0, "no frame to judge by")
+    acc = float(np.mean((probability > THRESHOLD) == (truth == 1)))
+    if truth.min() == truth.max():
+        only = "fake" if truth[0] else "real"
+        note = f"all {frames} frames are {only}: AUC, EER, AP and video AUC need both classes"
+        return DetectionMetrics(acc, None, None, None, None, frames, videos, note)
+    false_positive, true_positive, _ = roc_curve(truth, probability)
+    video_truth = [truth[of[0]] for of in members.values()]
+    video_probability = [probability[of].mean() for of in members.values()]
+    auc = float(roc_auc_score(truth, probability))
+    return DetectionMetrics(
+        acc=acc,
+        auc=auc,
+        eer=equal_error_rate(false_positive, true_positive, int((truth == 0).sum()), int(truth.sum())),
+        ap=float(average_precision_score(truth, probability)),
+        video_auc=float(roc_auc_score(video_truth, video_probability)),
+        frames=frames,
+        videos=videos,
+        note="",
+        warning=reversed_labels(prob_fake, label, video) if auc < 0.5 else "",
+    )
+
+
+def equal_error_rate(false_positive: np.ndarray, true_positive: np.ndarray, reals: int, fakes: int) -> float:
+    """The rate at which as many reals are called fake as fakes real; `reals` and `fakes` are the numbers of frames.
+
+    As in the hosts, the false positive rate of the ROC point, both (N,), at which the two rates are closest. Where many
+    real and fake frames share one score, no point may be close (with one score for all, the host's rate is 0, a perfect
+    detector's): there it is where the straight line between the two points around it meets the line of equal rates,
+    since every mixture of their thresholds can be had (Fawcett 2006, section 6).
+    """
+    excess = false_positive - (1 - true_positive)  # rises from -1 to 1
+    nearest = int(np.abs(excess).argmin())
+    after = int(np.argmax(excess >= 0))
+    width, height = np.diff(false_positive)[after - 1], np.diff(true_positive)[after - 1]
+    if abs(excess[nearest]) <= (1 / reals + 1 / fakes) / 2 or width == 0 or height == 0:
+        return float(false_positive[nearest])
+    return float(false_positive[after - 1] + width * -excess[after - 1] / (excess[after] - excess[after - 1]))
+
+
+def reversed_labels(prob_fake: Sequence[float], label: Sequence[int], video: Sequence[Hashable]) -> str:
+    """One sentence where the whole interval of the AUC lies below 0.5, "" where it does not.
+
+    Arguments as for `detection_metrics`, of both classes. The interval is that of a
+    bootstrap over videos.
+    """
+    score, truth = np.asarray(prob_fake, dtype=np.float64), np.asarray(label, dtype=np.int64)
+    for one_class in (0, 1):
+        if len({key for key, number in zip(video, truth, strict=True) if number == one_class}) < LEAST_VIDEOS:
+            return ""
+    bootstrap = VideoBootstrap(video, seed=0, resamples=RESAMPLES)
+    aucs = np.array([weighted_auc(score, truth, weights[bootstrap.video]) for weights in bootstrap.weights])
+    low, high = np.nanquantile(aucs, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    if high >= 0.5:
+        return ""
+    auc = weighted_auc(score, truth, np.ones(len(truth)))
+    return (
+        f"labels look reversed: AUC {auc:.3f}, {LEVEL:.0%} interval {low:.3f} to {high:.3f}, all below 0.5; if the"
+        " detector's classes are (fake, real), set gradcam_classes: [fake, real], or for one logit that speaks for real"
+        " gradcam_classes: [real]; else check label_dict"
+    )
+
+
+def weighted_auc(score: np.ndarray, label: np.ndarray, weight: np.ndarray) -> float:
+    """Share of the pairs of a fake and a real frame in which the fake scores higher, ties by half; NaN without pairs.
+
+    All (N,); a pair counts as often as the product of its frames' weights.
+    """
+    _, place = np.unique(score, return_inverse=True)
+    fake = np.bincount(place, weights=weight * (label == 1))
+    real = np.bincount(place, weights=weight * (label == 0))
+    below = np.cumsum(real) - real
+    pairs = fake.sum() * real.sum()
+    return float((fake * (below + real / 2)).sum() / pairs) if pairs else float("nan")

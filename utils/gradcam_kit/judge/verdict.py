@@ -1,0 +1,305 @@
+"""From a trial to a choice: the map whose hottest patches the detector misses most, or that none can be told apart."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..engine.recipe import Recipe
+from .fills import PAIRED_REAL
+from .trial import CALM, SHARE, Trial
+
+CHOSEN, UNDECIDED, UNSUPPORTED, NAMED, UNTRIED = "chosen", "undecided", "unsupported", "named", "untried"
+ALIKE = 0.95  # of the best fall: such candidates count as equal, and the first on the list is taken
+FAR_BELOW = (
+    0.5  # of the best fall: a named map below it is said to be, and a second fill that puts the winner there disagrees
+)
+FEWEST_IMAGES = 4  # fewer choose nothing
+RESAMPLES, LEVEL = 2_000, 0.95
+
+
+class Interval(NamedTuple):
+    """A mean over images, with its interval by a bootstrap over videos; the ends are NaN where one video is all."""
+
+    mean: float
+    low: float
+    high: float
+
+
+class Row(NamedTuple):
+    """One candidate: its fall of the margin under the first fill used, that of random patches, and the difference.
+
+    `share` of the best candidate's fall beyond random; `second`: the same under the second fill, or the first where it
+    is the only one. `named` by the user.
+    """
+
+    candidate: Recipe
+    fall: float
+    random: float
+    beyond: Interval
+    share: float
+    second: float
+    named: bool
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which map is drawn, and why.
+
+    `state`: CHOSEN; UNDECIDED, where fills disagree or there are too few images; UNSUPPORTED, where no candidate's
+    interval lies above 0; NAMED, where nothing was left open; UNTRIED. `used` is what is drawn, of several named layers
+    the first. `moved`: fill → share of the margin by which random patches move it; `fills` are those that were used.
+    `unmade`: candidate → why it has no map here. `margin`: mean of its size over the images.
+    """
+
+    state: str
+    used: Recipe
+    reason: str = ""
+    rows: tuple[Row, ...] = ()  # best first
+    moved: Mapping[str, float] = field(default_factory=dict)
+    fills: tuple[str, ...] = ()
+    images: int = 0
+    videos: int = 0
+    margin: float = 0.0
+    unmade: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()  # on the images
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "state": self.state,
+            "used": self.used.facts(),
+            "reason": self.reason,
+            "rows": [
+                {
+                    **row._asdict(),
+                    "candidate": row.candidate.facts(),
+                    "beyond": {end: _or_none(value) for end, value in row.beyond._asdict().items()},
+                }
+                for row in self.rows
+            ],
+            "moved": {fill: _or_none(value) for fill, value in self.moved.items()},
+            "fills": list(self.fills),
+            "images": self.images,
+            "videos": self.videos,
+            "margin": self.margin,
+            "unmade": dict(self.unmade),
+            "notes": list(self.notes),
+        }
+
+    @classmethod
+    def from_json(cls, values: Any) -> Choice:
+        """The choice that `to_json` gave. Raises KeyError, TypeError or ValueError for anything else."""
+        rows = [
+            Row(
+                Recipe.of(row["candidate"]),
+                float(row["fall"]),
+                float(row["random"]),
+                Interval(*(_number(row["beyond"][key]) for key in Interval._fields)),
+                float(row["share"]),
+                float(row["second"]),
+                bool(row["named"]),
+            )
+            for row in values["rows"]
+        ]
+        return cls(
+            state=str(values["state"]),
+            used=Recipe.of(values["used"]),
+            reason=str(values["reason"]),
+            rows=tuple(rows),
+            moved={str(name): _number(value) for name, value in values["moved"].items()},
+            fills=tuple(map(str, values["fills"])),
+            images=int(values["images"]),
+            videos=int(values["videos"]),
+            margin=float(values["margin"]),
+            unmade={str(name): str(reason) for name, reason in values["unmade"].items()},
+            notes=tuple(map(str, values["notes"])),
+        )
+
+    @property
+    def best(self) -> Row | None:
+        """The row of the largest fall beyond random, None where nothing was tried."""
+        return self.rows[0] if self.rows else None
+
+    def row(self, candidate: Recipe) -> Row | None:
+        """The row of one candidate."""
+        return next((row for row in self.rows if row.candidate == candidate), None)
+
+
+def _or_none(value: float) -> float | None:
+    """JSON knows no NaN."""
+    return value if math.isfinite(value) else None
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else float(value)
+
+
+# ----------------------------------------------------------------------------------------------------------- the choice
+
+
+def choose(
+    trial: Trial,
+    candidates: Sequence[Recipe],
+    named: Sequence[Recipe],
+    videos: Sequence[Hashable],
+    unmade: Mapping[Recipe, str],
+) -> Choice:
+    """The candidate with the largest fall beyond random patches.
+
+    Args:
+        candidates: what may be chosen, in order of preference; the first that has a map is fallen back on.
+        named: what the user has named wholly; then nothing is chosen, and the others are what it is measured by.
+        videos: of each image.
+        unmade: candidates without maps here, and why.
+    """
+    rows = _rows(trial, named, videos)
+    facts: dict[str, Any] = {
+        "rows": tuple(rows),
+        "moved": trial.moved,
+        "fills": tuple(trial.falls),
+        "images": trial.images,
+        "videos": len(set(videos)),
+        "margin": float(trial.margins.abs().mean()),
+        "unmade": {str(one): reason for one, reason in unmade.items()},
+    }
+    if named:
+        return Choice(NAMED, named[0], **facts)
+    first = next(one for one in candidates if one not in unmade)
+    if trial.images < FEWEST_IMAGES or len(set(videos)) < 2:
+        seen = f"images: {trial.images}, videos: {len(set(videos))}"
+        return Choice(UNDECIDED, first, f"{seen}; it takes at least {FEWEST_IMAGES}, of two videos, to choose", **facts)
+    if not any(row.beyond.low > 0 for row in rows):
+        return Choice(
+            UNSUPPORTED, first, "no map's hottest patches matter more to the detector than random ones", **facts
+        )
+    winner = _winner(rows, candidates)
+    problem = _disagreement(trial, winner)
+    return Choice(UNDECIDED if problem else CHOSEN, winner.candidate, problem, **facts)
+
+
+def _winner(rows: Sequence[Row], candidates: Sequence[Recipe]) -> Row:
+    """Of the rows that are ALIKE the best, the one that comes first among the candidates."""
+    best = max(row.share for row in rows)
+    alike = [row for row in rows if row.share >= ALIKE * best and row.beyond.low > 0] or list(rows[:1])
+    return min(alike, key=lambda row: candidates.index(row.candidate))
+
+
+def _disagreement(trial: Trial, winner: Row) -> str:
+    """Why the winner cannot be relied on; empty where it can. A paired real needs no second fill."""
+    if PAIRED_REAL in trial.falls:
+        return ""
+    margin = float(trial.margins.abs().mean())
+    restless = [
+        fill for fill, falls in trial.falls.items() if trial.moved[fill] * margin > CALM * _worth(falls, margin)
+    ]
+    if restless:
+        return f"the detector minds random patches, too, where they are filled by {' or '.join(restless)}"
+    if winner.second < FAR_BELOW:
+        return f"the fills {' and '.join(trial.falls)} do not agree on one map"
+    return ""
+
+
+def _worth(falls: Mapping[Recipe, Tensor], margin: float) -> float:
+    """What there is to be lost: the margin or, where images lie near the decision, the best fall."""
+    return max(margin, *(float(values.mean()) for values in falls.values()))
+
+
+def _rows(trial: Trial, named: Sequence[Recipe], videos: Sequence[Hashable]) -> list[Row]:
+    """A row per candidate, the largest share first."""
+    fills = list(trial.falls)
+    candidates = list(trial.falls[fills[0]])
+    beyond = [{one: trial.falls[fill][one] - trial.random[fill][one] for one in candidates} for fill in fills]
+    shares = [_shares(by) for by in beyond]
+    rows = []
+    for one in candidates:
+        falls, random = trial.falls[fills[0]][one], trial.random[fills[0]][one]
+        first, second = shares[0][one], shares[-1][one]
+        fall = interval(beyond[0][one], videos)
+        rows.append(Row(one, float(falls.mean()), float(random.mean()), fall, first, second, one in named))
+    return sorted(rows, key=lambda row: -row.share)
+
+
+def _shares(beyond: Mapping[Recipe, Tensor]) -> dict[Recipe, float]:
+    """Each candidate's mean as a share of the largest, 0 where none is above 0."""
+    means = {one: float(values.mean()) for one, values in beyond.items()}
+    best = max(means.values())
+    return {one: mean / best if best > 0 else 0.0 for one, mean in means.items()}
+
+
+def interval(values: Tensor, videos: Sequence[Hashable], seed: int = 0) -> Interval:
+    """Mean of (N,) with its 95 % percentile interval, by a cluster bootstrap over videos."""
+    names = {name: i for i, name in enumerate(dict.fromkeys(videos))}
+    if len(names) < 2:
+        return Interval(float(values.mean()), math.nan, math.nan)
+    video = torch.tensor([names[name] for name in videos])
+    sums = torch.zeros(len(names), dtype=torch.float64).index_add(0, video, values.double())
+    counts = torch.bincount(video, minlength=len(names)).double()
+    drawn = torch.randint(len(names), (RESAMPLES, len(names)), generator=torch.Generator().manual_seed(seed))
+    means = sums[drawn].sum(dim=1) / counts[drawn].sum(dim=1)
+    low, high = means.quantile(torch.tensor([(1 - LEVEL) / 2, (1 + LEVEL) / 2], dtype=torch.float64)).tolist()
+    return Interval(float(values.mean()), low, high)
+
+
+# ------------------------------------------------------------------------------------------------------------ in words
+
+SHOWN_ROWS = 5
+
+
+def printed(choice: Choice) -> list[str]:
+    """The choice in a few lines: what is drawn and why, and the best rows of the table."""
+    lines = [f"map: {headline(choice)}"]
+    shown = [row for i, row in enumerate(choice.rows) if i < SHOWN_ROWS or row.named or row.candidate == choice.used]
+    for row in shown:
+        spread = "" if math.isnan(row.beyond.low) else f" [{row.beyond.low:.2f}, {row.beyond.high:.2f}]"
+        lines.append(
+            f"  {row.candidate!s:<52} fall {row.fall:6.2f}, random {row.random:6.2f},"
+            f" beyond random {row.beyond.mean:6.2f}{spread}"
+        )
+    return [*lines, *(f"  {note}" for note in choice.notes)]
+
+
+def headline(choice: Choice) -> str:
+    """One sentence: which map, and how sure that is."""
+    if choice.state == NAMED:
+        return f"{choice.used}, as named, beside others: {_basis(choice)}"
+    reason = f" ({choice.reason})" if choice.reason else ""
+    if choice.state == UNTRIED:
+        return f"{choice.used}, not tried{reason}"
+    meaning = {
+        CHOSEN: "chosen by cause",
+        UNDECIDED: "undecided",
+        UNSUPPORTED: "unsupported: its maps are drawn, but nothing shows that they mean anything",
+    }
+    return f"{choice.used}, {meaning[choice.state]}{reason}: {_basis(choice)}"
+
+
+def _basis(choice: Choice) -> str:
+    fills = " and, to confirm it, ".join(choice.fills)
+    return (
+        f"fall of the margin (mean {choice.margin:.2f}) with the hottest {SHARE:.0%} of the patches filled by {fills},"
+        f" {choice.images} images of {choice.videos} videos"
+    )
+
+
+def judgements(choice: Choice) -> list[str]:
+    """One sentence for each named map that random patches or the best candidate put to shame, with both figures."""
+    best = choice.best
+    if best is None or choice.images < FEWEST_IMAGES or not best.beyond.mean > 0:
+        return []
+    lines = []
+    for row in choice.rows:
+        lost = not row.beyond.mean > 0 or (row.beyond.low <= 0 < best.beyond.low)
+        if row.named and (lost or row.share < FAR_BELOW):
+            found = "nothing" if lost else "little"
+            lines.append(
+                f"{row.candidate}: with its hottest patches replaced the margin falls by {row.fall:.2f},"
+                f" with random ones by {row.random:.2f}, with those of {best.candidate} by {best.fall:.2f}:"
+                f" it shows {found} of what the detector reads;"
+                " use --gradcam_method auto --gradcam_layers auto"
+            )
+    return lines

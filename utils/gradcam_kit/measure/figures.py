@@ -1,0 +1,148 @@
+"""Scores of a dataset → figures: deletion and insertion curves with bands, and a table of heat, method × layer."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..base.allowed import METHOD_NAMES
+from ..engine.recipe import Recipe, where
+from ..judge.bootstrap import VideoBootstrap
+from .comparison import ALL, Row
+from .deletion import SHARES
+from .evaluate import DatasetScores
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito: distinct to colour-blind readers too. Controls are grey.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+GREYS = {"random": ("#888888", ":"), "gaussian": ("#888888", "--"), "face": ("#888888", "-.")}
+LEGEND = {"random": "random map", "gaussian": "centred blob", "face": "mean face"}
+FILL_NAMES = {"blur": "its blur", "mean": "its mean colour", "paired real": "the real frame"}
+STYLE: Any = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 10,
+    "svg.fonttype": "none",
+}
+DPI = 160
+
+
+def image_file(figure: Figure, kind: str) -> bytes:
+    """The figure as a file, "png" or "pdf" (text as text, in fonts that journals take), the same bytes each time."""
+    from matplotlib import rc_context
+
+    data = io.BytesIO()
+    metadata: dict[str, None] = {"Software": None} if kind == "png" else {"CreationDate": None, "Producer": None}
+    with rc_context({"pdf.fonttype": 42}):
+        figure.savefig(data, format=kind, dpi=DPI, metadata=metadata)
+    return data.getvalue()
+
+
+# -------------------------------------------------------------------------------------------------------------- curves
+
+
+def curves_figure(scores: DatasetScores, seed: int) -> Figure:
+    """Deletion above insertion, one column of panels per fill; bands are 95 % over videos."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure  # without pyplot, which would choose a backend for the whole process
+
+    fills = list(scores.curves)
+    with rc_context(STYLE):
+        figure = Figure(figsize=(2.9 * len(fills) + 0.4, 5.6))
+        axes = figure.subplots(2, len(fills), sharex=True, sharey=True, squeeze=False)
+        for column, fill in enumerate(fills):
+            for row, kind in enumerate(("deletion", "insertion")):
+                _draw_curves(axes[row][column], scores, fill, kind, seed)
+            axes[0][column].set_title(f"replaced by {FILL_NAMES[fill]}")
+            axes[1][column].set_xlabel("share of pixels, hottest first")
+        axes[0][0].set_ylabel("probability of fake\nafter deletion (lower is better)")
+        axes[1][0].set_ylabel("probability of fake\nafter insertion (higher is better)")
+        handles, labels = axes[0][0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="lower center", ncol=2, frameon=False, fontsize=8)
+        figure.tight_layout(rect=(0, 0.03 + 0.028 * ((len(labels) + 1) // 2), 1, 1))
+    return figure
+
+
+def _draw_curves(axes: Axes, scores: DatasetScores, fill: str, kind: str, seed: int) -> None:
+    colours = iter(COLOURS)
+    for spec, curves in scores.curves[fill].items():
+        values = getattr(curves, kind).numpy()
+        colour, line = GREYS[spec.method] if spec.is_control else (next(colours), "-")
+        low, high = _band(scores.curve_videos[fill], values, seed)
+        axes.fill_between(SHARES, low, high, color=colour, alpha=0.18, linewidth=0)
+        label = LEGEND[spec.method] if spec.is_control else spec.title
+        axes.plot(SHARES, values.mean(axis=0), line, color=colour, linewidth=1.4, label=label)
+    axes.set_xscale("symlog", linthresh=0.01)
+    axes.set_xticks([0, 0.01, 0.1, 1], ["0", "1 %", "10 %", "100 %"])
+    axes.set_xlim(0, 1)
+    axes.set_ylim(0, 1.02)
+    axes.grid(alpha=0.25, linewidth=0.5)
+
+
+def _band(videos: Sequence[tuple[str, str]], values: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    means = VideoBootstrap(videos, seed, 2000).means(values)
+    low, high = np.nanquantile(means, [0.025, 0.975], axis=0)
+    return low, high
+
+
+# ---------------------------------------------------------------------------------------------------------- heat table
+
+
+def heat_table_figure(scores: DatasetScores) -> Figure:
+    """The metric that maps are ranked by, for every method (rows) and layer (columns), one panel per site and rule."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    found = {
+        row.spec: row
+        for row in scores.rows
+        if (row.forgery, row.metric) == (ALL, scores.ranked_by) and not row.spec.is_control
+    }
+    layers = list(dict.fromkeys(spec.layer for spec in found))
+    panels = list(dict.fromkeys((spec.site, spec.backward) for spec in found))
+    methods = {
+        panel: [m for m in METHOD_NAMES if any((s.method, s.site, s.backward) == (m, *panel) for s in found)]
+        for panel in panels
+    }
+    height = 0.42 * sum(map(len, methods.values())) + 0.75 * len(panels) + 0.9
+    highest = max(0.05, *(row.interval.mean for row in found.values()))
+    with rc_context({**STYLE, "axes.spines.left": False, "axes.spines.bottom": False}):
+        figure = Figure(figsize=(0.8 * len(layers) + 2.2, height), layout="constrained")
+        ratios = [len(methods[panel]) for panel in panels]
+        axes = figure.subplots(len(panels), 1, squeeze=False, height_ratios=ratios)
+        for drawn, panel in zip(axes[:, 0], panels, strict=True):
+            image = _draw_heat(drawn, found, methods[panel], layers, panel, highest)
+        figure.colorbar(image, ax=axes[:, 0].tolist(), label=scores.ranked_by, shrink=0.6, pad=0.02)
+        figure.suptitle(f"{scores.dataset}: {scores.ranked_by}  (● better than every control)", fontsize=10)
+    return figure
+
+
+def _draw_heat(
+    axes: Axes,
+    found: Mapping[Recipe, Row],
+    methods: Sequence[str],
+    layers: Sequence[str],
+    panel: tuple[str, str],
+    highest: float,
+) -> Any:
+    """One panel, of a site and a rule; colours run from 0 to `highest`. Returns the image, for the colour bar."""
+    table = np.array([[found[Recipe(method, layer, *panel)].interval.mean for layer in layers] for method in methods])
+    image = axes.imshow(table, cmap="viridis", vmin=0.0, vmax=highest, aspect="auto")
+    for y, method in enumerate(methods):
+        for x, layer in enumerate(layers):
+            mark = " ●" if found[Recipe(method, layer, *panel)].better else ""
+            colour = "black" if table[y, x] > 0.6 * highest else "white"
+            axes.text(x, y, f"{table[y, x]:.2f}{mark}", ha="center", va="center", fontsize=8, color=colour)
+    axes.set_yticks(range(len(methods)), methods)
+    axes.set_xticks(range(len(layers)), [layer.replace("encoder.layers.", "") for layer in layers])
+    axes.tick_params(length=0)
+    title = where(*panel)
+    axes.set_title(f"{title} (columns: encoder.layers.*)" if len(layers) > 1 else title, loc="left")
+    return image

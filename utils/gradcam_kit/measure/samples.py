@@ -1,0 +1,224 @@
+"""The detected fakes whose explanations are evaluated, with their masks, landmarks and real counterparts."""
+
+from __future__ import annotations
+
+import posixpath
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..base.errors import RunError
+from ..base.files import read_table
+from ..data.folder_dataset import named_masks
+from ..data.frames import DataSettings, Frame, frame_loader
+from ..data.images import UnreadableImage, decode_image
+from ..data.masks.annotations import face_points, read_mask, read_mask_file
+from ..data.masks.clicks import Clicks
+from ..data.masks.mask_folder import MaskFolder
+from ..data.readers import read_dataset
+from ..data.storage import read_bytes
+from ..engine.transplant import blurred
+from .controls import hull
+from .deletion import RealFrames
+
+T = TypeVar("T")
+
+WHOLE_FACE = 0.9  # share of the face in the mask from which the mask counts as the whole face
+WHOLE_IMAGE = 0.5  # the same of the image, where no landmarks tell where the face is
+
+
+class Evidence(NamedTuple):
+    """Where the forgery is by files that the user named, for the fakes among some frames; all by the frames' paths.
+
+    `masks`: the mask's path, None where a frame has none; the whole is None where the masks lie beside the frames.
+    `clicks`: (n, 2) x and y in shares of the frame's width and height.
+    """
+
+    masks: Mapping[str, str | None] | None = None
+    clicks: Mapping[str, np.ndarray] = {}
+
+
+NO_EVIDENCE = Evidence()
+
+
+def find_evidence(
+    masks: Path | None, clicks: Path | None, frames: Sequence[Frame], tables: Iterable[Path] = ()
+) -> Evidence:
+    """The evidence of --masks and --clicks. Raises InputError for what cannot be read or is ambiguous.
+
+    `tables`: datasets that are a CSV or a folder; a CSV may name masks, which count where --masks is not given.
+    """
+    fakes = [frame for frame in frames if frame.label == 1]
+    paths = [frame.path for frame in fakes]
+    found: dict[str, str | None] | None = None
+    if masks is not None:
+        found = dict(zip(paths, MaskFolder(masks).paths(paths), strict=True))
+    else:
+        named = {frame: mask for table in tables for frame, mask in named_masks(table).items()}
+        found = {path: named.get(path) for path in paths} if named else None
+    if clicks is None:
+        return Evidence(found)
+    file = Clicks(clicks)
+    places = {frame.path: file.of(frame) for frame in fakes}
+    return Evidence(found, {path: points for path, points in places.items() if points is not None})
+
+
+@dataclass(frozen=True)
+class DetectedFakes:
+    """N detected fakes of one dataset with all that the metrics need.
+
+    `mask_states` counts the frames whose mask is ok, none (no file), empty, full, or unreadable.
+    """
+
+    frames: list[Frame]
+    pixels: Tensor  # (N, 3, R, R) uint8, on the CPU
+    masks: Tensor  # (N, R, R) bool; all False where `masked` is False
+    masked: Tensor  # (N,) bool: the mask serves the localisation metrics
+    landmarks: list[np.ndarray | None]  # (81, 2) each, in shares of the image's width and height
+    mask_states: Mapping[str, int]
+    whole_face: list[str] = field(default_factory=list)  # forgery methods whose mask is the whole face
+
+    @property
+    def videos(self) -> list[tuple[str, str]]:
+        return [(frame.forgery, frame.video) for frame in self.frames]
+
+
+def detected_fakes(frames: Sequence[Frame], predictions: Path) -> list[Frame]:
+    """The fakes that the detector predicted as fake, by a run's `predictions.csv`, in order."""
+    predicted_fake = {
+        int(row["index"]) for row in read_table(predictions, ("index", "predicted")) if row["predicted"] == "1"
+    }
+    return [frame for frame in frames if frame.label == 1 and frame.index in predicted_fake]
+
+
+def read_samples(
+    frames: Sequence[Frame], resolution: int, batch_size: int, workers: int, evidence: Evidence = NO_EVIDENCE
+) -> DetectedFakes:
+    """Images, masks and landmarks of `frames`. Raises RunError where an image can no longer be read."""
+    pixels = []
+    for batch in frame_loader(frames, resolution, batch_size, workers):
+        if batch.unreadable:
+            frame, reason = batch.unreadable[0]
+            raise RunError(
+                f"{frame.path}: could be read for the predictions and no longer can ({reason}); check the file and run"
+                " again"
+            )
+        pixels.append(batch.pixels)
+    landmarks = [_face_points(frame) for frame in frames]
+    mask_of_frame = [_mask(frame, resolution, evidence) for frame in frames]
+    states = Counter({"ok": 0, "none": 0, "empty": 0, "full": 0, "unreadable": 0})
+    states.update(state for state, _ in mask_of_frame)
+    masks = torch.from_numpy(np.stack([mask for _, mask in mask_of_frame])).bool()
+    usable = np.array([state == "ok" for state, _ in mask_of_frame])
+    whole = _whole_face_forgeries(frames, masks.numpy(), usable, landmarks)
+    masked = usable & np.array([frame.forgery not in whole for frame in frames])
+    return DetectedFakes(
+        frames=list(frames),
+        pixels=torch.cat(pixels),
+        masks=masks,
+        masked=torch.from_numpy(masked),
+        landmarks=landmarks,
+        mask_states=dict(states),
+        whole_face=whole,
+    )
+
+
+def _mask(frame: Frame, resolution: int, evidence: Evidence) -> tuple[str, np.ndarray]:
+    """The state of the frame's mask, as in `DetectedFakes.mask_states`, and the mask (R, R), zero unless it is ok."""
+    nothing = np.zeros((resolution, resolution), dtype=np.uint8)
+    try:
+        if evidence.masks is None:
+            mask = read_mask(frame.path, resolution)
+        else:
+            path = evidence.masks[frame.path]
+            mask = None if path is None else read_mask_file(path, resolution)
+    except UnreadableImage:
+        return "unreadable", nothing
+    if mask is None:
+        return "none", nothing
+    if not mask.any() or mask.all():
+        return ("full" if mask.any() else "empty"), nothing
+    return "ok", mask
+
+
+def stored_size(frame: Frame) -> tuple[int, int]:
+    """Height and width of the image as it is on disk. Raises UnreadableImage."""
+    height, width = decode_image(read_bytes(frame.path), None).shape[:2]
+    return height, width
+
+
+def _face_points(frame: Frame) -> np.ndarray | None:
+    """Landmarks in shares of the stored image's size; None where none can be read."""
+    try:
+        return face_points(frame.path)
+    except UnreadableImage:
+        return None
+
+
+def _whole_face_forgeries(
+    frames: Sequence[Frame], masks: np.ndarray, usable: np.ndarray, landmarks: Sequence[np.ndarray | None]
+) -> list[str]:
+    """The forgery methods most of whose masks cover the whole face, which leaves nothing to localise."""
+    covered: dict[str, list[bool]] = {}
+    for frame, mask, good, points in zip(frames, masks, usable, landmarks, strict=True):
+        if good:
+            if points is None:
+                whole = mask.mean() >= WHOLE_IMAGE
+            else:
+                whole = mask[hull(points, mask.shape) > 0].mean() >= WHOLE_FACE
+            covered.setdefault(frame.forgery, []).append(bool(whole))
+    return [forgery for forgery, whole_masks in covered.items() if np.mean(whole_masks) > 0.5]
+
+
+class RealCounterparts:
+    """Finds the same frame of the real video that a fake was made from, in the same dataset.
+
+    A fake's video is named like its real one, or begins with that name, as in FaceForensics++: 000_003 is made from
+    000. The frame has the same file name.
+    """
+
+    def __init__(self, dataset: str, settings: DataSettings) -> None:
+        every_frame = settings._replace(frame_num=None)
+        self._paths = {
+            (frame.video, posixpath.basename(frame.path)): frame.path
+            for frame in read_dataset(dataset, every_frame)
+            if frame.label == 0
+        }
+
+    def path(self, fake: Frame) -> str | None:
+        """The path of its real counterpart, or None; a real frame has none."""
+        if fake.label == 0:
+            return None
+        file = posixpath.basename(fake.path)
+        for video in (fake.video, fake.video.partition("_")[0]):
+            if (video, file) in self._paths:
+                return self._paths[video, file]
+        return None
+
+    def read(self, fakes: Sequence[Frame], resolution: int) -> RealFrames:
+        """The counterparts of N fakes, zero where there is none or it cannot be read."""
+        pixels = torch.zeros(len(fakes), 3, resolution, resolution, dtype=torch.uint8)
+        paired = torch.zeros(len(fakes), dtype=torch.bool)
+        for i, fake in enumerate(fakes):
+            path = self.path(fake)
+            if path is None:
+                continue
+            try:
+                image = decode_image(read_bytes(path), resolution)
+            except UnreadableImage:  # users often have the fakes only
+                continue
+            pixels[i] = torch.from_numpy(image).permute(2, 0, 1)
+            paired[i] = True
+        return RealFrames(pixels, paired)
+
+    def references(self, frames: Sequence[Frame], pixels: Tensor) -> Tensor:
+        """What transplant compares `frames` with, uint8 as their `pixels`: the counterpart, or else a blurred copy."""
+        reals = self.read(frames, pixels.shape[-1])
+        copies = blurred(pixels.float()).round().to(torch.uint8)
+        return torch.where(reals.paired.view(-1, 1, 1, 1), reals.pixels, copies)

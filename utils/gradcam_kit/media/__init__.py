@@ -1,0 +1,1 @@
+"""Photographs, faces, videos and single images."""

@@ -1,0 +1,220 @@
+"""A video explained frame by frame: overlay video, scores, consistency of the maps; each person on their own."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice, pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from ..base.errors import InputError
+from ..base.files import holds_only_own, new_folder, replace_folder, write_listing, write_table
+from ..drawing.overlays import LayerImage
+from ..explain.one_pass import explained_names
+from ..judge.temporal_consistency import TemporalConsistency
+from ..model.detector import LoadedDetector
+from ..run.explainer import explain_images
+from .faces.find import NoFaceError
+from .faces.tracks import FrameViews
+from .overlay_frames import ExplainedFace, ScoreCurve, drawn_frame, drawn_photograph
+from .video_files import UnreadableVideo, VideoFrame, VideoReader, video_writer
+
+BATCH = 16  # faces explained at a time
+
+
+class ExplainedFrame(NamedTuple):
+    """One frame; `faces` is empty where nobody is there who is followed."""
+
+    frame: VideoFrame
+    faces: list[ExplainedFace]
+
+
+@dataclass
+class Track:
+    """One person in a video: their frames' numbers and scores, and how steady their maps are."""
+
+    frames: list[int] = field(default_factory=list)
+    scores: list[float] = field(default_factory=list)
+    steadiness: TemporalConsistency = field(default_factory=TemporalConsistency)
+
+    def add(self, frame: int, face: ExplainedFace) -> None:
+        """The person's face in the next frame that shows it."""
+        if self.frames and frame > self.frames[-1] + 1:
+            self.steadiness.add({})  # frames between which it was gone are no neighbours
+        self.frames.append(frame)
+        self.scores.append(face.prob_fake)
+        self.steadiness.add({layer.name: layer.raw for layer in face.layers if not layer.empty})
+
+    def consistency(self, names: Sequence[str]) -> dict[str, float]:
+        """Layer → mean correlation of the maps of neighbouring frames, in the order of `names`."""
+        steady = self.steadiness.consistency()
+        return {name: steady[name] for name in names if name in steady}
+
+
+class TrackSummary(NamedTuple):
+    """Result for one person. `prob_fake`: mean over their frames; `consistency` as of `Track`."""
+
+    track: int
+    first_frame: int
+    last_frame: int
+    frames: int
+    prob_fake: float
+    consistency: dict[str, float]
+
+    def line(self) -> str:
+        """For the terminal."""
+        steady = ", ".join(f"{layer} {value:.3f}" for layer, value in self.consistency.items() if math.isfinite(value))
+        kept = f"mean of {self.frames} frames"
+        return f"fake probability {self.prob_fake:.4f} ({kept}), consistency of the maps: {steady or 'none'}"
+
+
+class VideoSummary(NamedTuple):
+    """Result for one video: one score for each person in it, never one for several."""
+
+    frames: int
+    faceless: int
+    tracks: list[TrackSummary]
+    remarks: list[str]
+
+    def line(self) -> str:
+        """For the terminal."""
+        if len(self.tracks) == 1:
+            return self.tracks[0].line()
+        return "; ".join(
+            f"face {one.track} (frames {one.first_frame} to {one.last_frame}): {one.line()}" for one in self.tracks
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The entries of `video.json`; `prob_fake` and `consistency` hold null where there are several people."""
+        tracks = [{**one._asdict(), "consistency": _finite(one.consistency)} for one in self.tracks]
+        nothing = {layer: None for one in self.tracks for layer in one.consistency}
+        only = tracks[0] if len(tracks) == 1 else {"prob_fake": None, "consistency": nothing}
+        return {
+            "frames": self.frames,
+            "faceless": self.faceless,
+            "prob_fake": only["prob_fake"],
+            "consistency": only["consistency"],
+            "tracks": tracks,
+            "remarks": self.remarks,
+        }
+
+
+def _finite(values: Mapping[str, float]) -> dict[str, float | None]:
+    return {name: value if math.isfinite(value) else None for name, value in values.items()}
+
+
+def explain_video(detector: LoadedDetector, file: Path, folder: Path, views: FrameViews) -> VideoSummary:
+    """Write `overlay.mp4`, `scores.csv` and `video.json` into `folder`.
+
+    The folder appears whole, and replaces one of a video as it was written; InputError where it is anything else.
+    Raises UnreadableVideo where nothing can be decoded, NoFaceError where `views` finds nobody in any frame.
+    """
+    reader = VideoReader(file)
+    if folder.is_symlink() or (folder.exists() and not holds_only_own(folder, ["video.json"])):
+        raise InputError(
+            f"{folder}: is there and is no folder of a video, or one that was changed: move it, or give another"
+            " output folder"
+        )
+    final, folder = folder, folder.with_name(f".{folder.name}.partial")
+    new_folder(folder)
+    frames: list[VideoFrame] = []
+    tracks: dict[int, Track] = {}
+    curve = ScoreCurve(reader.length)
+    names = explained_names(detector.model.gradcam_layers(), detector.gradcam.target)
+    size = detector.settings.resolution
+    with video_writer(folder / "overlay.mp4", reader.rate) as write:
+        for frame, faces in explained_frames(detector, reader, views):
+            if views.photographs.mode == "all" and views.follows:
+                drawn = drawn_photograph(frame, faces, curve, names)
+            else:
+                drawn = drawn_frame(frame, faces, curve, names, size)
+            write(drawn, frame.seconds)
+            frames.append(frame._replace(image=np.empty((*frame.image.shape[:2], 0))))
+            for face in faces:
+                tracks.setdefault(face.track, Track()).add(frame.number, face)
+    if not tracks:
+        shutil.rmtree(folder)
+        if not frames:
+            raise UnreadableVideo("; ".join(["no frame of the video can be decoded", *reader.faults]))
+        raise NoFaceError(f"dlib finds no face in any of its {len(frames)} frames")
+    summary = _summary(frames, tracks, names, [*reader.faults, *_said_of(views)])
+    write_scores(folder / "scores.csv", frames, tracks)
+    write_listing(folder / "video.json", {"path": str(file), **summary.to_json()})
+    replace_folder(folder, final)
+    return summary
+
+
+def _summary(
+    frames: Sequence[VideoFrame], tracks: Mapping[int, Track], names: Sequence[str], remarks: Sequence[str]
+) -> VideoSummary:
+    seen = {number for track in tracks.values() for number in track.frames}
+    faceless = len(frames) - len(seen)
+    remarks = [*remarks, *_switches(tracks)]
+    if faceless:
+        remarks.append(f"no face in {faceless} of {len(frames)} frames, which are grey in the video")
+    sizes: dict[tuple[int, ...], int] = {}
+    for frame in frames:
+        sizes.setdefault(frame.image.shape[:2], frame.number)
+    if len(sizes) > 1:
+        changes = [f"{width}x{height} from frame {number}" for (height, width), number in sizes.items()]
+        remarks.append(f"the image's size changes: {', '.join(changes)}; each frame was resized on its own")
+    found = [
+        TrackSummary(
+            number, one.frames[0], one.frames[-1], len(one.frames), float(np.mean(one.scores)), one.consistency(names)
+        )
+        for number, one in sorted(tracks.items())
+    ]
+    return VideoSummary(len(frames), faceless, found, list(remarks))
+
+
+def _said_of(views: FrameViews) -> list[str]:
+    several = "several faces in a frame: one person is followed; --face_crop all explains each"
+    return [views.remark] * bool(views.remark) + [several] * (views.several and views.photographs.mode != "all")
+
+
+def _switches(tracks: Mapping[int, Track]) -> list[str]:
+    """Where one person's frames follow another's, as they do when one is followed at a time."""
+    ordered = sorted(tracks.values(), key=lambda track: track.frames[0])
+    return [
+        f"another face from frame {after.frames[0]} on: scored on its own"
+        for before, after in pairwise(ordered)
+        if after.frames[0] > before.frames[-1]
+    ]
+
+
+def explained_frames(detector: LoadedDetector, frames: VideoReader, views: FrameViews) -> Iterator[ExplainedFrame]:
+    """Frames in order, their faces explained BATCH at a time."""
+    source = iter(frames)
+    while batch := list(islice(source, BATCH)):
+        seen = [views.add(frame.image) for frame in batch]
+        explained = iter(_explain(detector, [face.view.image for faces in seen for face in faces]))
+        for frame, faces in zip(batch, seen, strict=True):
+            yield ExplainedFrame(frame, [ExplainedFace(*face, *next(explained)) for face in faces])
+
+
+def _explain(detector: LoadedDetector, images: Sequence[np.ndarray]) -> Iterator[tuple[float, list[LayerImage]]]:
+    """Probability of fake and drawn layers per image."""
+    for start in range(0, len(images), BATCH):
+        pixels = torch.from_numpy(np.stack(images[start : start + BATCH])).permute(0, 3, 1, 2).contiguous()
+        explanation, drawn, _ = explain_images(detector, pixels)
+        yield from zip(explanation.prediction["prob"].tolist(), drawn, strict=True)
+
+
+def write_scores(path: Path, frames: Sequence[VideoFrame], tracks: Mapping[int, Track]) -> None:
+    """`scores.csv`: frame, seconds, prob_fake (nothing where no face was found), face: a row for each face."""
+    scores: dict[int, list[tuple[int, float]]] = {}
+    for number, track in sorted(tracks.items()):
+        for frame, score in zip(track.frames, track.scores, strict=True):
+            scores.setdefault(frame, []).append((number, score))
+    rows = [
+        (frame.number, f"{frame.seconds:.4f}", "" if score is None else f"{score:.9g}", "" if face is None else face)
+        for frame in frames
+        for face, score in scores.get(frame.number, [(None, None)])
+    ]
+    write_table(path, ("frame", "seconds", "prob_fake", "face"), rows)

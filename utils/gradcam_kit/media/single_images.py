@@ -1,0 +1,199 @@
+"""Images and videos that belong to no dataset: found, cropped to their faces, explained and written."""
+
+from __future__ import annotations
+
+import glob
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..base.decision import UNKNOWN
+from ..base.errors import InputError, RunError
+from ..base.text import one_line, printable
+from ..data.frames import Frame
+from ..data.images import IMAGE_SUFFIXES, UnreadableImage, decode_image, read_file
+from ..drawing.overlays import Pasted
+from ..judge.choosing import choose_map, in_batches, trial_images
+from ..judge.verdict import FEWEST_IMAGES, judgements, printed
+from ..model.detector import LoadedDetector
+from ..model.map_trials import MapChecker, tried
+from ..run.explainer import explain_images
+from ..store.sample import Sample
+from ..store.sample_folder import Drawn, write_sample
+from .explain_video import explain_video
+from .faces.align import View
+from .faces.find import FaceFinder, NoFaceError, face_finder, is_installed
+from .faces.photographs import Photographs
+from .faces.tracks import FrameViews
+from .video_files import VIDEO_SUFFIXES, UnreadableVideo
+
+MAX_NAME_BYTES = 200  # of a folder named after an image; file systems take 255, and a little is added
+BATCH, POOL = 16, 8  # images at a time, and looked through for each that the trial wants
+
+
+@dataclass
+class SingleImages:
+    """Explains files one by one, and counts what came of them.
+
+    `checker`: None where maps are not checked.
+    """
+
+    detector: LoadedDetector
+    photographs: Photographs
+    checker: MapChecker | None
+    image_format: str = "png"
+    save_raw: bool = False
+    words: Counter[str] = field(default_factory=Counter)  # of the maps' checks
+    left_out: int = 0
+
+    def explain(self, files: Sequence[Path], output: Path) -> None:
+        """Write heatmaps of every file below `output`. Raises RunError at the end where files had to be left out."""
+        for index, (file, folder) in enumerate(zip(files, output_folders(files, output), strict=True)):
+            try:
+                if is_video(file):
+                    self._video(file, folder)
+                else:
+                    self._image(file, folder, index)
+            except (UnreadableImage, UnreadableVideo, NoFaceError) as error:
+                print(printable(f"{file}: left out: {error}"), file=sys.stderr)
+                self.left_out += 1
+        if self.words:
+            said = ", ".join(f"{count} {word}" for word, count in self.words.most_common())
+            print(f"of {sum(self.words.values())} maps {said}: sample<i>.json says which", file=sys.stderr)
+        if self.left_out:
+            raise RunError(f"{self.left_out} of {len(files)} files were left out, see above")
+
+    def _image(self, file: Path, folder: Path, index: int) -> None:
+        photo = decode_image(read_file(str(file)), None)
+        views, remark = self.photographs.views(photo)
+        if remark:
+            print(printable(f"{file}: {remark}"), file=sys.stderr)
+        every = self.photographs.mode == "all"
+        for number, view in enumerate(views, start=1):
+            drawn = self._drawn(view, photo, file, index)
+            place = folder / f"face{number}" if every else folder
+            place.parent.mkdir(parents=True, exist_ok=True)
+            write_sample(place, drawn, self.image_format, self.save_raw)
+            self.words.update(layer.check.word for layer in drawn.sample.layers if layer.check)
+            name = f"{file}, face {number} of {len(views)}" if every else f"{file}"
+            print(printable(f"{name}: fake probability {drawn.sample.prob_fake:.4f}, heatmaps in {place}"))
+            for layer in drawn.sample.faint_layers:
+                print(printable(f"{name}: {layer} is faint: a thousand times weaker than another layer"))
+
+    def _drawn(self, view: View, photo: np.ndarray, file: Path, index: int) -> Drawn:
+        """One view explained, checked where there is a checker, and drawn."""
+        pixels = to_pixels(view.image)
+        explanation, drawn, found = explain_images(self.detector, pixels, self.checker, [index])
+        checks = {layer: of_image for layer, (of_image,) in found.items()}
+        frame = Frame(str(file), "single images", "unknown", "none", UNKNOWN, index)
+        choice = self.detector.model.gradcam_choice
+        sample = Sample.of(frame, explanation, 0, drawn[0], self.detector.settings, choice, checks)
+        pasted = None if view.matrix is None else Pasted(photo, view.matrix)
+        return Drawn(sample, view.image, drawn[0], pasted)
+
+    def _video(self, file: Path, folder: Path) -> None:
+        summary = explain_video(self.detector, file, folder, FrameViews(self.photographs))
+        print(printable(f"{file}: {summary.line()}, video in {folder}"))
+        for remark in summary.remarks:
+            print(printable(f"{file}: {remark}"), file=sys.stderr)
+
+    def choose_map(self, files: Sequence[Path], images: int) -> None:
+        """Choose the map on the first `images` of `files` that are called fake, or judge the named one, and say so.
+
+        Each file counts as a video of its own. Fewer than FEWEST_IMAGES choose nothing, and are not tried.
+        """
+        if len(files) < FEWEST_IMAGES:
+            return
+        model, target = self.detector.model, self.detector.gradcam.target
+        asked = tried(self.detector, in_batches(BATCH))
+        batches = ({"image": batch} for batch in self._batches(files[: POOL * images]))
+        try:
+            given = trial_images(asked.margins, batches, images, target if target in ("margin", "real") else "fake")
+        except InputError:  # none of them can be read, which is said of each where it is explained
+            return
+        choice = choose_map(asked, given, model.gradcam_candidates(), model.gradcam_named())
+        model.set_gradcam_choice(choice)
+        print("\n".join([*printed(choice), *judgements(choice)]), file=sys.stderr)  # stdout has one line per image
+
+    def _batches(self, files: Sequence[Path]) -> Iterator[torch.Tensor]:
+        """The first view of each file that can be read, BATCH at a time, as the detector takes them."""
+        for start in range(0, len(files), BATCH):
+            found = []
+            for file in files[start : start + BATCH]:
+                try:
+                    views, _ = self.photographs.views(decode_image(read_file(str(file)), None))
+                except (UnreadableImage, NoFaceError):
+                    continue  # said where it is explained
+                found.append(to_pixels(views[0].image))
+            if found:
+                yield self.detector.normalised(torch.cat(found))
+
+
+def photographs(size: int, face_crop: str | None, landmark_model: Path | None) -> Photographs:
+    """How photographs are cropped. `face_crop` None: "largest" where a landmark file is given, else "auto".
+
+    Raises InputError where faces are asked for and cannot be found here.
+    """
+    mode = face_crop or ("largest" if landmark_model else "auto")
+    find: FaceFinder | None = None
+    if mode in ("largest", "all") or landmark_model or (mode == "auto" and is_installed()):
+        find = face_finder(landmark_model)
+    return Photographs(size, mode, find)
+
+
+def to_pixels(image: np.ndarray) -> torch.Tensor:
+    """(H, W, 3) → (1, 3, H, W), both uint8."""
+    return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).unsqueeze(0)
+
+
+def make_output(folder: Path) -> None:
+    """Raises InputError where nothing can be written there, before anything is explained."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--output {folder}: cannot be made ({one_line(error)}); give another folder") from error
+
+
+def is_video(file: Path) -> bool:
+    """By its name, as a folder's contents are chosen."""
+    return file.suffix.lower() in VIDEO_SUFFIXES
+
+
+def find_images(pattern: str) -> list[Path]:
+    """The images and videos that a file, folder or pattern names, sorted. Raises InputError where there are none."""
+    path = Path(pattern)
+    if os.path.isfile(path):  # noqa: PTH113 (Path's fails for a name of 300 letters)
+        return [path]
+    if os.path.isdir(path):  # noqa: PTH112
+        suffixes = IMAGE_SUFFIXES + VIDEO_SUFFIXES
+        found = [file for file in path.iterdir() if file.suffix.lower() in suffixes and file.is_file()]
+        kind = f"no image or video ({', '.join(suffixes)}) in this folder"
+    else:
+        found = [Path(name) for name in glob.glob(pattern, recursive=True) if Path(name).is_file()]  # noqa: PTH207
+        special = os.path.exists(path)  # noqa: PTH110
+        kind = "a pipe, socket or device" if special else "no such file, folder, or file that the pattern matches"
+    if not found:
+        raise InputError(f"--input {pattern!r}: {kind}")
+    return sorted(found)
+
+
+def output_folders(files: Sequence[Path], output: Path) -> Iterator[Path]:
+    """One folder per image, by its name; images of one name in several folders get a number."""
+    taken: set[str] = set()
+    last: dict[str, int] = {}
+    for file in files:
+        stem = file.stem if file.stem.strip(".") else f"_{file.name}"  # the stem of "...png" is the folder above
+        while len(os.fsencode(stem)) > MAX_NAME_BYTES:
+            stem = stem[:-1]
+        name = stem
+        while name in taken:  # also by an image whose own name ends in such a number
+            last[stem] = last.get(stem, 1) + 1
+            name = f"{stem}_{last[stem]}"
+        taken.add(name)
+        yield output / name

@@ -1,0 +1,176 @@
+"""Video files: decoded frame by frame, written as H.264 that browsers play. Uses PyAV (the package `av`)."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..base.errors import RunError
+from ..base.files import check_ordinary
+from ..base.text import one_line
+
+VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".flv")
+
+LEAST_MISSING = 0.1  # seconds that the end must lack to be called cut off
+TICK = Fraction(1, 90_000)  # in which the times of written frames are counted
+
+
+class UnreadableVideo(RunError):
+    """A file from which no frame can be decoded; the message is the reason."""
+
+
+class VideoFrame(NamedTuple):
+    """A decoded frame: (H, W, 3) uint8 RGB, H and W may change within a file, and its time in seconds."""
+
+    number: int
+    seconds: float
+    image: np.ndarray
+
+
+class VideoReader:
+    """An open video file. `faults`, complete after the last frame, says what of it is damaged or missing.
+
+    `rate`: frames a second, on average; `length`: how many frames it seems to have.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Raises UnreadableVideo."""
+        import av
+
+        self.faults: list[str] = []
+        self._path = path
+        self._last_packet = -math.inf  # when the last image that is stored is to be shown, in seconds
+        try:
+            check_ordinary(path)
+            with av.open(str(path)) as container:
+                stream = container.streams.video[0]
+                self.rate = stream.average_rate or Fraction(25)
+                self._promised = _promised_seconds(container, stream)
+                self.length = 0
+                for packet in container.demux(stream):
+                    self.length += packet.size > 0
+                    if packet.size and packet.pts is not None:
+                        self._last_packet = max(self._last_packet, float(packet.pts * packet.time_base))
+        except (av.error.FFmpegError, IndexError, OSError, ValueError) as error:
+            reason = "it has no images" if isinstance(error, IndexError) else one_line(error)
+            raise UnreadableVideo(f"the video cannot be decoded: {reason}") from error
+
+    def __iter__(self) -> Iterator[VideoFrame]:
+        """The frames, in order of time, until the end or the first that cannot be decoded."""
+        import av
+
+        self.faults, damaged = [], 0
+        first, shown = 0.0, None
+        with av.open(str(self._path)) as container:
+            try:
+                for number, frame in enumerate(container.decode(video=0)):
+                    seconds = float(number / self.rate if frame.time is None else frame.time)
+                    first = seconds if shown is None else first
+                    shown = (number, seconds, _duration(frame))
+                    damaged += frame.is_corrupt
+                    yield VideoFrame(number, seconds, upright(frame))
+            except av.error.FFmpegError as error:
+                count = shown[0] + 1 if shown else 0
+                self.faults.append(f"decoding ended after {count} frames: {one_line(error)}")
+        if shown is None:
+            return
+        if damaged:
+            self.faults.append(f"{damaged} of {shown[0] + 1} frames are damaged")
+        self.faults += self._missing_end(first, *shown[1:])
+
+    def _missing_end(self, first: float, last: float, duration: float) -> list[str]:
+        """What tells that the file goes on, or should, after the last frame that could be decoded."""
+        frame = max(duration, float(1 / self.rate))
+        if self._last_packet > last + frame / 2:
+            return [f"cut off or damaged: what follows {last:.2f} s cannot be decoded"]
+        end = last - first + frame
+        if self._promised > end + max(1.5 * frame, LEAST_MISSING):
+            return [f"cut off: the file promises {self._promised:.2f} s of video, its images end at {end:.2f} s"]
+        return []
+
+
+def _promised_seconds(container: Any, stream: Any) -> float:
+    """How long the video lasts by what its header says, 0 where it does not say. Raises ValueError."""
+    promised = float(stream.duration * stream.time_base) if stream.duration else 0.0
+    if container.format.name == "avi" and stream.frames:  # the duration is of what is there, the number is the header's
+        promised = max(promised, float(stream.frames / (stream.average_rate or 25)))
+    if promised:
+        return promised
+    told = next((value for key, value in stream.metadata.items() if key.upper().startswith("DURATION")), "")
+    clock = re.fullmatch(r"([0-9]{1,4}):([0-9]{2}):([0-9.]{2,12})", told)  # as Matroska files have it
+    if clock is not None:
+        return 3600 * int(clock[1]) + 60 * int(clock[2]) + float(clock[3])
+    if len(container.streams) == 1 and container.duration:  # else it may be that of a longer sound track
+        return float(container.duration / 1_000_000)
+    return 0.0
+
+
+def _duration(frame: Any) -> float:
+    """How long a frame is to be shown, in seconds; 0 where it, or an older PyAV, does not say."""
+    return float((getattr(frame, "duration", None) or 0) * (frame.time_base or 0))
+
+
+def upright(frame: Any) -> np.ndarray:
+    """The pixels of a PyAV frame, rotated by the stream's display matrix."""
+    turns = round(getattr(frame, "rotation", 0) / 90)  # counterclockwise; older PyAV does not say
+    return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), turns))
+
+
+# Colours are written as BT.709, and the file says so: of a file that does not, players guess by its size.
+BT709 = 1  # the number that FFmpeg has for its matrix
+COLOURS = "colormatrix=bt709:colorprim=bt709:transfer=bt709:range=tv"
+# With B-frames x264 encodes the same images now one way and now another, with one thread too: 80 and 220 of 300 times.
+REPEATABLE = "bframes=0"
+
+
+@contextmanager
+def video_writer(path: Path, rate: Fraction) -> Iterator[Callable[[np.ndarray, float], None]]:
+    """A function that appends an image (H, W, 3) uint8 RGB, all of one size, and the second at which it is shown.
+
+    The file appears when whole, and not at all where nothing was appended. An odd last row or column is left out, since
+    H.264's colours are of half the size. `rate` only tells how long the last image is shown.
+    """
+    partial = path.with_name(f".{path.name}.partial.mp4")
+    try:
+        with _writer_to(partial, rate) as write:
+            yield write
+        if partial.exists() and partial.stat().st_size:  # else nothing was appended
+            partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def _writer_to(path: Path, rate: Fraction) -> Iterator[Callable[[np.ndarray, float], None]]:
+    import av
+
+    stream: Any = None
+    shown = -1
+    # faststart puts the index first, so that a browser plays before it has the whole file.
+    with av.open(str(path), "w", options={"movflags": "faststart"}) as container:
+
+        def write(image: np.ndarray, seconds: float) -> None:
+            nonlocal stream, shown
+            height, width = image.shape[0] // 2 * 2, image.shape[1] // 2 * 2
+            if stream is None:
+                options = {"crf": "18", "preset": "veryfast", "x264-params": f"{COLOURS}:{REPEATABLE}"}
+                stream = container.add_stream("libx264", rate=rate, options=options)
+                stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+                stream.codec_context.time_base = TICK
+                stream.codec_context.thread_count = 1  # the same bytes on every machine
+            even = np.ascontiguousarray(image[:height, :width])
+            frame = av.VideoFrame.from_ndarray(even, format="rgb24").reformat(format="yuv420p", dst_colorspace=BT709)
+            shown = max(shown + 1, round(seconds / TICK))  # never two at once, whatever the input says
+            frame.pts, frame.time_base = shown, TICK
+            container.mux(stream.encode(frame))
+
+        yield write
+        if stream is not None:
+            container.mux(stream.encode(None))

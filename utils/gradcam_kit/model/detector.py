@@ -1,0 +1,307 @@
+"""A detector with its weights on its device, for batches of decoded images."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..base.allowed import AUTO, TRANSPLANT
+from ..base.errors import InputError
+from ..base.text import one_line
+from ..data.frames import Frame
+from ..engine.checks import Checks
+from ..engine.heads import HeadReader
+from ..engine.maps import NonFiniteMapError
+from ..engine.targets import Target
+from ..explain.explanation import Explanation
+from ..explain.pending import Pending
+from ..explain.precision import faster_precision
+from ..settings.config import DetectorSettings
+from ..settings.gradcam_settings import GradCAMSettings
+from .clip_tower import activation_of
+from .host.inputs import HostInputs, nothing_collected
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Scores(NamedTuple):
+    """Of B images: real and fake (B, 2), with two logits these; margin (B,) float32; probability of fake (B,)."""
+
+    real_and_fake: Tensor
+    margin: Tensor
+    prob_fake: Tensor
+
+
+class LoadedDetector(NamedTuple):
+    """A detector in evaluation mode on its device. `precision` is one of PRECISIONS.
+
+    `compiled_model` is the model through torch.compile, for predictions of `compiled_size` images alone: explaining
+    hooks into the model itself, and another batch size would be compiled anew, for minutes.
+    """
+
+    model: Any
+    device: torch.device
+    precision: str
+    settings: DetectorSettings
+    weights_sha256: str = (
+        ""  # of the file's bytes or, of a model that a function built, of its state dict; "" if random
+    )
+    compiled_model: Any = None
+    compiled_size: int = 0
+
+    @property
+    def gradcam(self) -> GradCAMSettings:
+        """How to explain: the model's own settings, where it has heatmaps; nothing in them is left to be chosen."""
+        return self.model.drawn_settings() if hasattr(self.model, "drawn_settings") else self.settings.gradcam
+
+    def facts(self) -> dict[str, str]:
+        """What the scores depend on and no checkpoint shows, in words: the activation, and how images are normalised.
+
+        `classes` where the head's are not real and fake.
+        """
+        activation, classes = activation_of(self.model), self.gradcam.classes
+        found = {"activation": f"{activation} (assumed, no checkpoint shows it)"} if activation else {}
+        for key, values in (("mean", self.gradcam.mean), ("std", self.gradcam.std)):
+            default = "" if key in self.settings.config else " (default)"
+            found[key] = " ".join(f"{value:g}" for value in values) + default
+        if classes is not None:
+            found["classes"] = ", ".join(f"{name} ({'fake' if fake else 'real'})" for name, fake in classes.items())
+        return found
+
+    def normalised(self, pixels: Tensor) -> Tensor:
+        """uint8 images (B, 3, H, W) → float32 on the device, (x / 255 - mean) / std."""
+        divisor, mean, std = _divisor_mean_std(self.gradcam.mean, self.gradcam.std, self.device)
+        on_device = pixels.to(self.device, non_blocking=True)
+        # In the order of channels that detectors are written for: another one may take another kernel, and other bits.
+        plain = torch.empty(pixels.shape, device=self.device).copy_(on_device)
+        return plain.div_(divisor).sub_(mean).div_(std)
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The precision of the detector's own arithmetic; maps are always computed in float32."""
+        if self.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=DTYPES[self.precision])
+
+    def inputs(self, image: Tensor, frames: Sequence[Frame] | None = None) -> HostInputs:
+        """Normalised images → what the model is given: the image, and what it may ask for beside it of `frames`."""
+        settings, labels = self.gradcam, self.settings.config.get("label_dict")
+        return HostInputs({"image": image}, self.settings.model_name, settings.mean, settings.std, frames, labels)
+
+    def predict(self, pixels: Tensor, frames: Sequence[Frame] | None = None) -> tuple[Tensor, Tensor]:
+        """uint8 images → scores (B, 2) for real and fake and probability of fake (B,), no graph recorded.
+
+        `frames`, where they belong to a dataset: some detectors read a frame's label or mask, too.
+        """
+        with torch.no_grad():
+            model = self.compiled_model if len(pixels) == self.compiled_size else self.model
+            scores = self.scores(self.normalised(pixels), model, frames)
+        return scores.real_and_fake, scores.prob_fake
+
+    def scores(self, images: Tensor, model: Any = None, frames: Sequence[Frame] | None = None) -> Scores:
+        """Normalised images (B, 3, H, W) → what the head says of them; differentiable. `model`: None means its own.
+
+        Raises InputError where the detector returns no logits.
+        """
+        with self.autocast(), nothing_collected(self.model):
+            output = (self.model if model is None else model)(self.inputs(images, frames), inference=True)
+        prediction, head = self.head_reader._replace(batch=len(images)).read(output)
+        logits = prediction["cls"]
+        return Scores(head.real_and_fake(logits), head.margin(logits.float()), prediction["prob"])
+
+    def features(self, pixels: Tensor, frames: Sequence[Frame] | None = None) -> Tensor:
+        """uint8 images → what the head reads, (B, D) float32; maps of a convolutional network are averaged.
+
+        Raises InputError where the detector returns none under "feat".
+        """
+        with torch.no_grad(), self.autocast(), nothing_collected(self.model):
+            output = self.model(self.inputs(self.normalised(pixels), frames), inference=True)
+        found = output.get("feat") if isinstance(output, Mapping) else None
+        if not isinstance(found, Tensor) or found.ndim < 2 or len(found) != len(pixels):
+            raise InputError(
+                f"--save_features: detector {self.settings.model_name!r} returns no features of its images under"
+                " 'feat'; leave --save_features out"
+            )
+        return (found.flatten(2).mean(dim=2) if found.ndim > 2 else found).float()
+
+    @property
+    def head_reader(self) -> HeadReader:
+        """How the detector's output is read."""
+        return HeadReader(f"detector {self.settings.model_name!r}", self.gradcam.classes, self.gradcam.labels)
+
+    def explain(
+        self, pixels: Tensor, label: Tensor | None = None, target: Target | None = None, completeness: bool = True
+    ) -> Explanation:
+        """As `begin_explaining`, and its result. Errors as `GradCAMMixin.explain`."""
+        return self.begin_explaining(pixels, label, target, completeness=completeness).result()
+
+    def begin_explaining(
+        self,
+        pixels: Tensor,
+        label: Tensor | None = None,
+        target: Target | None = None,
+        frames: Sequence[Frame] | None = None,
+        reference: Tensor | None = None,
+        completeness: bool = True,
+    ) -> Pending:
+        """uint8 images → logits and maps from one forward pass, handed to the device and not waited for.
+
+        `label` (B,) is for target "label"; `target` None means the configured one. `frames` as for `predict`;
+        `reference`, uint8 as `pixels`, is for method "transplant"; `completeness` as for `GradCAMMixin.explain`.
+        """
+        data = self.inputs(self.normalised(pixels), frames)
+        if reference is not None:
+            data["reference"] = self.normalised(reference)
+        if label is not None:
+            data["label"] = label.to(self.device)
+
+        def explained(checks: Checks) -> Explanation:
+            with self.autocast(), nothing_collected(self.model):
+                found: Explanation = self.model.explained(data, None, None, target, None, None, completeness, checks)
+                return found
+
+        return Pending(explained)
+
+    def explain_finite(
+        self,
+        pixels: Tensor,
+        target: Sequence[str | int],
+        frames: Sequence[Frame] | None = None,
+        reference: Tensor | None = None,
+        completeness: bool = True,
+        begun: Pending | None = None,
+    ) -> tuple[Explanation | None, list[int]]:
+        """As `explain`, but images whose maps are not finite are left out; returns the positions that were kept.
+
+        `begun`: what `begin_explaining` gave for the same arguments, without labels.
+        """
+        kept = list(range(len(pixels)))
+        while kept:
+            try:
+                some = None if frames is None else [frames[i] for i in kept]
+                references = None if reference is None else reference[kept]
+                targets = [target[i] for i in kept]
+                pending = begun or self.begin_explaining(pixels[kept], None, targets, some, references, completeness)
+                return pending.result(), kept
+            except NonFiniteMapError as error:
+                begun = None
+                kept = [position for i, position in enumerate(kept) if i not in error.samples]
+        return None, []
+
+    def check_predictions(self) -> None:
+        """Predict two images of noise, twice. Raises InputError, in one line, for a detector that cannot be evaluated.
+
+        That is one which does not run on single images, or gives them other logits each time, or other ones to other
+        labels.
+        """
+        noise, name = self._noise(2), self.settings.model_name
+        noise = self.normalised(noise)
+        inputs = self.inputs(noise)
+        first, again = self._tried(inputs), self._tried(self.inputs(noise))
+        if not _same(first, again):
+            raise InputError(
+                f"detector {name!r} is random in evaluation mode: its logits for the same images differ by up to"
+                f" {float((first - again).abs().max()):.3g} from pass to pass, so nothing about them can be measured or"
+                " explained; switch off what draws random numbers where self.training is False"
+            )
+        self._try_one(noise[:1])
+        if "label" in inputs:  # it has asked
+            relabelled = self.inputs(noise)
+            relabelled["label"] = 1 - inputs["label"]
+            if not _same(first, self._tried(relabelled)):
+                raise InputError(
+                    f"detector {name!r} gives other logits where data_dict['label'] is another: it is told the answer,"
+                    " so it cannot be evaluated"
+                )
+
+    def check_features(self) -> None:
+        """Raises InputError for a detector that has no features to save."""
+        self.features(self._noise(1))
+
+    def _try_one(self, pixels: Tensor) -> None:
+        """The last batch of a data set may hold one image alone, which some hosts' `.squeeze()` takes out of it."""
+        try:
+            self._tried(self.inputs(pixels))
+        except InputError:
+            if not hasattr(self.model, "loses_batch_of_one"):
+                raise
+            self.model.loses_batch_of_one = True
+            self._tried(self.inputs(pixels))
+
+    def _tried(self, data: HostInputs) -> Tensor:
+        """Logits, float32. Raises InputError for whatever the host's own code raises."""
+        try:
+            with torch.no_grad(), self.autocast(), nothing_collected(self.model):
+                output = self.model(data, inference=True)
+                prediction, _ = self.head_reader._replace(batch=len(data["image"])).read(output)
+            return prediction["cls"].float()
+        except (InputError, MemoryError, torch.cuda.OutOfMemoryError):
+            raise
+        except Exception as error:
+            raise InputError(
+                f"detector {self.settings.model_name!r} does not run on images of shape {tuple(data['image'].shape)}:"
+                f" {type(error).__name__}: {one_line(error)}"
+            ) from error
+
+    def dry_run(self) -> None:
+        """Explain one image of noise, so that an unusable layer is refused before hours of evaluation.
+
+        Not by transplant, which reads no layer and takes hundreds of passes an image.
+        """
+        if self.gradcam.recipe.method == TRANSPLANT:
+            return
+        self.explain_finite(self._noise(1), ["margin"])
+
+    def compiled(self, batch_size: int) -> LoadedDetector:
+        """The same with predictions through torch.compile. Takes minutes. Raises InputError where it does not work."""
+        if not hasattr(torch, "compile"):
+            raise InputError(f"torch.compile needs PyTorch 2.0 or newer, here is {torch.__version__}", "compile")
+        faster = self._replace(compiled_model=torch.compile(self.model), compiled_size=batch_size)
+        try:
+            faster.predict(self._noise(batch_size))
+        except Exception as error:  # of the compiler, of the C++ compiler it calls, of Triton
+            raise InputError(f"torch.compile does not work here ({one_line(error)})", "compile") from error
+        return faster
+
+    def _noise(self, count: int) -> Tensor:
+        resolution = self.settings.resolution
+        size = (count, 3, resolution, resolution)
+        return torch.randint(64, 192, size, generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+
+
+@functools.cache
+def _divisor_mean_std(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, ...]:
+    """On the device, once: each transfer of a number makes the device wait.
+
+    CUDA divides by a tensor exactly as the CPU does, but multiplies by the reciprocal of a Python number, which moves
+    the last bit.
+    """
+    divisor = torch.tensor(255.0, device=device)
+    return divisor, *(torch.tensor(values, device=device).view(3, 1, 1) for values in (mean, std))
+
+
+def _same(first: Tensor, second: Tensor) -> bool:
+    """But for the rounding of kernels that add in no fixed order."""
+    return torch.allclose(first, second, rtol=1e-2, atol=1e-3, equal_nan=True)
+
+
+def print_default_layer(detector: LoadedDetector) -> None:
+    """Say which layer is explained where none was named and a pass had to find it."""
+    layer = getattr(detector.model, "default_layer", None)
+    if layer is not None:
+        print(
+            f"layer {layer.name} ({layer.shape}) is explained: the last activation on a grid that the score depends on;"
+            " others by gradcam_layers"
+        )
+
+
+def print_backward_precision(detector: LoadedDetector) -> None:
+    """Say what "auto" has chosen for the backward pass, where it was asked for."""
+    if detector.gradcam.backward_precision == AUTO:
+        chosen, gain = faster_precision(detector.device.type)
+        faster = f": its products are {gain:.1f} times faster here" if gain > 1 else ": nothing is faster here"
+        print(f"backward precision {chosen}{faster}")

@@ -1,0 +1,135 @@
+"""What a host's detector is given in evaluation: the image, and what it reads beside it where the data set has that."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cache, lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ...base.errors import InputError
+from ...base.files import TRAINING_FOLDER
+from ...data.frames import Frame
+from ...data.masks.annotations import read_mask
+
+GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601, of red, green and blue
+IDCT_CUT = 0.33  # lower frequencies than this share of the spectrum's side, row + column, are left out
+
+
+class HostInputs(dict[str, Any]):
+    """A `data_dict` that makes the missing keys of a host's own data set when the detector asks for them.
+
+    | Key | Value |
+    |---|---|
+    | `label` | (B,) int64 of the frames; without frames 0: no prediction may depend on it |
+    | `label_spe` | (B,) int64, the number of the frame's forgery in the config's `label_dict`; without frames 0 |
+    | `mask` | (B, 1, H, W) float32 in [0, 1]; None, as the host gives, where a frame has none |
+    | `landmark` | None |
+    | `idct` | (B, 1, H, W) float32, where the host's data set makes it |
+
+    Only what is asked for is made, so that `"mask" in data_dict` is as false as in a host without masks. Raises
+    InputError for any other key, naming detector and key.
+    """
+
+    def __init__(
+        self,
+        given: Mapping[str, Any],
+        detector: str,
+        mean: Sequence[float],
+        std: Sequence[float],
+        frames: Sequence[Frame] | None = None,
+        label_dict: Mapping[str, int] | None = None,
+    ) -> None:
+        super().__init__(given)
+        self.detector = detector
+        self.mean, self.std = mean, std
+        self.frames, self.label_dict = frames, label_dict or {}
+
+    def __missing__(self, key: str) -> Any:
+        makers: dict[str, Callable[[], Any]] = {
+            "label": self._label,
+            "mask": self._mask,
+            "landmark": lambda: None,
+        }
+        if all(frame.forgery in self.label_dict for frame in self.frames or ()):
+            makers["label_spe"] = self._label_spe
+        if host_makes("idct"):
+            makers["idct"] = self._idct
+        if key not in makers:
+            raise InputError(
+                f"detector {self.detector!r} reads data_dict[{key!r}], which a test set does not have: it has"
+                f" {', '.join(dict.fromkeys([*self, *makers]))}"
+            )
+        self[key] = makers[key]()
+        return self[key]
+
+    def _label(self) -> Tensor:
+        image: Tensor = self["image"]
+        labels = [0] * len(image) if self.frames is None else [frame.label for frame in self.frames]
+        return torch.tensor(labels, device=image.device)
+
+    def _label_spe(self) -> Tensor:
+        if self.frames is None:
+            return self._label()
+        return torch.tensor([self.label_dict[frame.forgery] for frame in self.frames], device=self["image"].device)
+
+    def _mask(self) -> Tensor | None:
+        image: Tensor = self["image"]
+        masks = [read_mask(frame.path, image.shape[-1]) for frame in self.frames or ()]
+        there = [mask for mask in masks if mask is not None]
+        if not there or len(there) < len(masks):
+            return None
+        return torch.from_numpy(np.stack(there)).unsqueeze(1).float().to(image.device)
+
+    def _idct(self) -> Tensor:
+        image: Tensor = self["image"]
+        mean, std = (image.new_tensor(value).view(3, 1, 1) for value in (self.mean, self.std))
+        return high_frequencies(((image * std + mean) * 255).round())
+
+
+def high_frequencies(pixels: Tensor) -> Tensor:
+    """RGB images (B, 3, H, W) of values 0 to 255 → what is left of the grey image without its low frequencies.
+
+    (B, 1, H, W), x / 127.5 - 1. The grey image's DCT, without the coefficients (row r, column c) with
+    r · W / H + c < 0.33 W, is transformed back: the second stream of Chen et al., Local Relation Learning for Face
+    Forgery Detection (2021), as DeepfakeBench's data set makes it.
+    """
+    pixels = pixels.float()
+    grey = (pixels * pixels.new_tensor(GREY).view(3, 1, 1)).sum(dim=1).round().double()
+    height, width = grey.shape[1:]
+    rows, columns = (_dct_matrix(size).to(grey) for size in (height, width))
+    spectrum = rows @ grey @ columns.T
+    r, c = torch.arange(height).to(grey).view(-1, 1), torch.arange(width).to(grey)
+    spectrum = spectrum * (width / height * r + c >= IDCT_CUT * width)
+    return ((rows.T @ spectrum @ columns) / 127.5 - 1).unsqueeze(1).float()
+
+
+@lru_cache(maxsize=4)
+def _dct_matrix(size: int) -> Tensor:
+    """Orthonormal DCT-II: row k is the k-th cosine, so that its transpose is its inverse."""
+    k, n = torch.arange(size).double().view(-1, 1), torch.arange(size).double()
+    matrix = torch.cos(torch.pi * (n + 0.5) * k / size) * (2 / size) ** 0.5
+    matrix[0] /= 2**0.5
+    return matrix
+
+
+@cache
+def host_makes(key: str) -> bool:
+    """Whether the host's data sets know `key`: then it means there what it means here."""
+    files = (TRAINING_FOLDER / "dataset").glob("*.py")
+    return any(key in path.read_text(encoding="utf-8", errors="replace") for path in files)
+
+
+@contextmanager
+def nothing_collected(model: nn.Module) -> Iterator[None]:
+    """Some hosts' detectors append to lists of their own in every forward pass; a test set would fill the memory."""
+    lists = [(value, len(value)) for value in vars(model).values() if isinstance(value, list)]
+    try:
+        yield
+    finally:
+        for value, length in lists:
+            del value[length:]

@@ -1,0 +1,118 @@
+"""Summary images of a dataset: regions as a heat table, mean maps as small multiples."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+
+from ..base.files import write_whole
+from ..base.text import one_line, shortened
+from ..drawing.overlays import colour, encode, text_line
+from .face_regions import REGIONS, region_image
+from .mean_face import MEAN_FACE
+from .mean_maps import MeanMaps
+from .region_tables import GroupRegions
+
+STRONGEST = 8.0  # × preference at which the colours of the heat table end
+MOST_ROWS = 60  # per image; the CSV tables have all of them
+CELL, LINE, NAMES, GAP = 144, 22, 190, 8  # pixels
+COLUMN, ROW = 92, 26
+
+
+def region_heat_table(path: Path, groups: Sequence[GroupRegions]) -> None:
+    """One table per layer: rows are forgery and outcome, columns regions, numbers the mean preference."""
+    rows = list(dict.fromkeys((group.forgery, group.outcome) for group in groups))[:MOST_ROWS]
+    width = 2 * NAMES + COLUMN * len(REGIONS)
+    lines = [text_line("share of the map ÷ share of the image (1 = no preference)", width, ROW, 14)]
+    for layer in dict.fromkeys(group.layer for group in groups):
+        found = {(group.forgery, group.outcome): group for group in groups if group.layer == layer}
+        names = [text_line(region, COLUMN, ROW, 12, centred=True) for region in REGIONS]
+        lines += [_white(GAP, width), np.hstack([text_line(layer, 2 * NAMES, ROW, 14), *names])]
+        lines += [_heat_row(row, found.get(row)) for row in rows]
+    table = np.pad(np.vstack(lines), ((GAP, GAP), (GAP, GAP), (0, 0)), constant_values=255)
+    write_whole(path, encode(table))
+
+
+def _heat_row(row: tuple[str, str], group: GroupRegions | None) -> np.ndarray:
+    count = "no map" if group is None else f"{group.samples} samples"
+    face = ", mean face" if group is not None and group.mean_faces else ""
+    name = text_line(f"{shortened(one_line(row[0]), 40)} · {row[1]}  ({count}{face})", 2 * NAMES, ROW, 12)
+    values = [math.nan] * len(REGIONS) if group is None else [one.mean for one in group.preference]
+    return np.hstack([name, *(_heat_cell(value) for value in values)])
+
+
+def _heat_cell(value: float) -> np.ndarray:
+    """The number on its colour: blue below 1, white at 1, red above, on a logarithmic scale."""
+    if not np.isfinite(value):
+        return text_line("–", COLUMN, ROW, 12, centred=True)
+    shade = np.log2(np.clip(value, 1 / STRONGEST, STRONGEST)) / np.log2(STRONGEST)
+    paper = _diverging(np.full((1, 1), shade))[0, 0].astype(np.int64)
+    ink = np.array([255, 255, 255] if abs(shade) > 0.7 else [20, 20, 20])
+    # The line is set in black on white: its grey is how much paper shows through.
+    line = text_line(f"{value:.1f}", COLUMN - 2, ROW - 2, 13, centred=True, ink=(0, 0, 0))[..., :1] / 255
+    cell = (line * paper + (1 - line) * ink).round().astype(np.uint8)
+    return np.pad(cell, ((1, 1), (1, 1), (0, 0)), constant_values=255)
+
+
+def _white(height: int, width: int) -> np.ndarray:
+    return np.full((height, width, 3), 255, np.uint8)
+
+
+def mean_map_table(path: Path, maps: MeanMaps, colormap: str) -> None:
+    """Rows are forgery and outcome, columns layers; below them the fakes' mean less the reals'."""
+    layers = maps.layers
+    rows = []
+    for forgery, outcome in maps.groups()[:MOST_ROWS]:
+        found = [maps.mean(forgery, outcome, layer) for layer in layers]
+        cells = [_cell(None if one is None else _coloured(one[0], colormap)) for one in found]
+        counts = ["no map" if one is None else f"{one[1]} samples" for one in found]
+        rows.append(_row(f"{shortened(one_line(forgery), 18)} · {outcome}", cells, counts))
+    differences = [maps.fake_minus_real(layer) for layer in layers]
+    if any(one is not None for one in differences):
+        largest = max(float(np.nanmax(np.abs(one))) for one in differences if one is not None) or 1.0
+        cells = [_cell(None if one is None else _diverging(one / largest), line=90) for one in differences]
+        rows.append(_row("fake − real", cells, [f"red +{largest:.2f}, blue −{largest:.2f}"] * len(layers)))
+    head = [text_line(layer, CELL, LINE, 12, centred=True) for layer in layers]
+    title = np.hstack([_white(LINE, NAMES), *(_padded(one) for one in head)])
+    write_whole(path, encode(np.vstack([title, *rows])))
+
+
+def _row(name: str, cells: Sequence[np.ndarray], captions: Sequence[str]) -> np.ndarray:
+    columns = [
+        _padded(np.vstack([cell, text_line(caption, CELL, LINE, 11, centred=True)]))
+        for cell, caption in zip(cells, captions, strict=True)
+    ]
+    left = _white(CELL + LINE, NAMES)
+    left[CELL // 2 - LINE // 2 : CELL // 2 - LINE // 2 + LINE, GAP:] = text_line(name, NAMES - GAP, LINE, 13)
+    return np.hstack([left, *columns])
+
+
+def _padded(cell: np.ndarray) -> np.ndarray:
+    return np.pad(cell, ((0, 0), (GAP // 2, GAP // 2), (0, 0)), constant_values=255)
+
+
+def _cell(image: np.ndarray | None, line: int = 255) -> np.ndarray:
+    """(CELL, CELL, 3) uint8 with the borders of the mean face's regions in grey `line`; grey without an image."""
+    cell = np.full((CELL, CELL, 3), 128, np.uint8) if image is None else cv2.resize(image, (CELL, CELL))
+    regions = region_image(MEAN_FACE, CELL)
+    border = cv2.morphologyEx(regions, cv2.MORPH_GRADIENT, np.ones((2, 2), np.uint8)) > 0
+    return np.where(border[..., None], cell // 2 + line // 2, cell).astype(np.uint8)
+
+
+def _coloured(mean: np.ndarray, colormap: str) -> np.ndarray:
+    known = np.isfinite(mean)
+    coloured = colour(torch.from_numpy(np.where(known, mean, 0.0)), colormap).numpy()
+    return np.where(known[..., None], coloured, 128).astype(np.uint8)
+
+
+def _diverging(values: np.ndarray) -> np.ndarray:
+    """-1 blue, 0 white, 1 red; NaN grey."""
+    strength = np.abs(np.nan_to_num(values))[..., None]
+    ends = np.where(values[..., None] > 0, np.array([178, 24, 43]), np.array([33, 102, 172]))
+    mixed = 255 + (ends - 255) * strength
+    return np.where(np.isfinite(values)[..., None], mixed, 128).astype(np.uint8)

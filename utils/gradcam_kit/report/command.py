@@ -1,0 +1,87 @@
+"""python -m utils.report RUN_DIR, or figure, table, compare: a run's page, figure and table for a paper; two runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..base.allowed import FIGURE_COLUMNS, FIGURE_FORMATS
+from ..base.command import OneLineParser, positive
+
+RUN = "a run's folder, its --gradcam_output_dir"
+
+
+def main(argv: Sequence[str]) -> int:
+    """The command that the first argument names; a run's folder of that name is given as ./figure."""
+    commands = {"figure": figure, "compare": compare, "table": table}
+    if argv and argv[0] in commands:
+        return commands[argv[0]](argv[1:])
+    return page(argv)
+
+
+def page(argv: Sequence[str]) -> int:
+    """Write the page of a run again. Returns the exit code; raises InputError, as all of these."""
+    p = OneLineParser(
+        description="The page of a run, index.html, written again. Further commands, each with a --help of its own:"
+        " figure (samples of a run for a paper), table (its measurements for a paper), compare (two runs of the"
+        " same data)."
+    )
+    p.add_argument("run_dir", help=RUN)
+    args = p.parse_args(argv)
+    from .page import rewrite_report
+
+    rewrite_report(Path(args.run_dir))
+    return 0
+
+
+def figure(argv: Sequence[str]) -> int:
+    """Write a figure for a paper."""
+    p = OneLineParser(description="Samples of a run as one figure for a paper: images x (original, mask, layers).")
+    p.add_argument("run_dirs", nargs="+", metavar="run_dir", help=RUN + "; of several runs, the same images in each")
+    p.add_argument("--samples", nargs="+", type=int, required=True, metavar="I", help="the i of sample<i>/")
+    p.add_argument("-o", "--output", required=True, metavar="FILE", help=f"{', '.join(FIGURE_FORMATS)}")
+    p.add_argument("--dataset", help="where the run has several")
+    p.add_argument("--layers", nargs="+", metavar="LAYER", help="all of the run's where it is not given")
+    p.add_argument("--methods", nargs="+", metavar="METHOD", help="which of the runs' methods, and in which order")
+    p.add_argument("--column", choices=tuple(FIGURE_COLUMNS), default="double", help="width of a text column")
+    p.add_argument("--width", type=float, metavar="INCHES", help="in place of --column")
+    p.add_argument("--font_size", type=positive, default=8, metavar="POINTS", help="of all text")
+    args = p.parse_args(argv)
+    from .paper_figure import write_figure
+
+    width = FIGURE_COLUMNS[args.column] if args.width is None else args.width
+    output = Path(args.output)
+    runs = [Path(folder) for folder in args.run_dirs]
+    write_figure(runs, output, args.samples, args.dataset, args.layers, args.methods, width, args.font_size)
+    return 0
+
+
+def table(argv: Sequence[str]) -> int:
+    """Write what --evaluate_explanations measured as a table for a paper."""
+    p = OneLineParser(description="What --evaluate_explanations measured, as LaTeX (booktabs) or CSV: maps x metrics.")
+    p.add_argument("run_dir", help=RUN)
+    p.add_argument("-o", "--output", required=True, metavar="FILE", help=".tex or .csv")
+    p.add_argument("--metrics", nargs="+", metavar="METRIC", help="all that were measured where it is not given")
+    p.add_argument("--dataset", help="where the run has several")
+    args = p.parse_args(argv)
+    from .explanation_table import write_explanation_table
+
+    write_explanation_table(Path(args.run_dir), Path(args.output), args.metrics, args.dataset)
+    return 0
+
+
+def compare(argv: Sequence[str]) -> int:
+    """Write a page that compares two runs."""
+    p = OneLineParser(
+        description="Two runs of the same data side by side: metrics with paired intervals, the frames on which they"
+        " disagree, their maps beside each other. Two checkpoints, two methods or two detectors."
+    )
+    p.add_argument("run_a", help=RUN)
+    p.add_argument("run_b", help="another one")
+    p.add_argument("-o", "--output", required=True, metavar="DIR", help="a new folder; its index.html is the page")
+    p.add_argument("--samples", type=positive, default=60, metavar="N", help="maximum samples shown per dataset")
+    args = p.parse_args(argv)
+    from .comparison.page import write_comparison
+
+    write_comparison(Path(args.run_a), Path(args.run_b), Path(args.output), args.samples)
+    return 0

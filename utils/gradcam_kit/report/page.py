@@ -1,0 +1,319 @@
+"""A run's folder → `index.html`, one page that opens from the file system, without network or server.
+
+    python -m utils.report RUN_DIR
+
+A run writes it at its end; the command writes it again, also for a run that stopped half-way.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import math
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import yaml
+
+from ..base.errors import InputError
+from ..base.files import keeps_list, settle_list, write_whole
+from ..base.text import one_line
+from ..data.gaps import ForgeryGaps
+from ..drawing.overlays import colour_table
+from ..store.manifest import FREE_CONFIG
+from ..store.read_run import DatasetOnDisk, RunOnDisk, read_run
+from .aggregates import Patterns, write_patterns
+from .page_parts.facts import facts, is_toy, target
+from .page_parts.faithfulness import choice_view, measured_views, measuring_command
+from .page_parts.feature_scatter import feature_views
+from .page_parts.gallery import page_data
+from .page_parts.pattern_drawings import face_lines, mean_maps_view, region_tables
+from .page_parts.pixels import write_pixels
+from .page_parts.run_files import run_files
+from .region_tables import headlines
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+
+PAGE = "index.html"
+SHOWN_SAMPLES = 5_000  # per dataset, on the page and in the aggregates
+TEMPLATE = Path(__file__).resolve().parent / "template"
+BINS = 20
+CURVE_POINTS = 200
+COLORMAP = "inferno"  # perceptually even; the run's own is in its images
+STYLES = ("base.css", "gallery.css", "large.css", "analysis.css", "print.css")
+SCRIPTS = ("basics.js", "pictures.js", "cards.js", "large.js", "save.js", "state.js")
+
+
+def write_report(folder: Path, samples_at_most: int = SHOWN_SAMPLES) -> Path:
+    """Write `index.html` with its `page_data`, and what `write_patterns` writes; returns the page's path.
+
+    Of a dataset with more than `samples_at_most` explained samples every k-th is shown. Raises InputError.
+    """
+    lacking = jinja2_problem()
+    if lacking:
+        raise InputError(f"the report: {lacking}: pip install 'jinja2>=3'")
+    run = read_run(folder, samples_at_most)
+    page = folder / PAGE
+    write_pixels(run)
+    write_whole(page, render(run, write_patterns(run)).encode("utf-8", "backslashreplace"))
+    return page
+
+
+def jinja2_problem() -> str:
+    """Why the page cannot be written here; empty where it can."""
+    try:
+        import jinja2
+    except ModuleNotFoundError as error:
+        return f"{error.name} is missing"
+    except ImportError as error:  # jinja2 2 beside a markupsafe that no longer has what it wants
+        return f"jinja2 cannot be imported ({one_line(error)})"
+    version = str(getattr(jinja2, "__version__", ""))
+    return f"jinja2 {version} is too old" if version.split(".")[0] in ("0", "1", "2") else ""
+
+
+def template(name: str) -> Template:
+    """One of ours, which escape everything from outside and refuse a name that is not given."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(str(TEMPLATE)),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(name)
+
+
+def joined(kind: str, names: Sequence[str]) -> str:
+    """The text of the templates' files of one kind, "css" or "js"."""
+    return "\n".join((TEMPLATE / kind / name).read_text(encoding="utf-8") for name in names)
+
+
+def render(run: RunOnDisk, patterns: Sequence[Patterns]) -> str:
+    """The page as HTML. Everything from outside is escaped by the template."""
+    from markupsafe import Markup
+
+    script = joined("js", SCRIPTS)
+    return template("index.html.j2").render(
+        style=Markup(joined("css", STYLES)),  # our own files, not escaped
+        script=Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        run=run,
+        name=", ".join(data.name for data in run.datasets),
+        facts=facts(run),
+        toy=is_toy(run),
+        notes=notes(run),
+        config=config_text(run),
+        datasets=[dataset_view(data) for data in run.datasets],
+        choice=choice_view(run),
+        checks=checks(run),
+        measured=measured_views(run),
+        measuring_command=measuring_command(run),
+        patterns=[pattern_view(one, run) for one in patterns],
+        face=face_lines(),
+        features=feature_views(run),
+        target=target(run),
+        files=run_files(run, PAGE),
+        colours=colours(),
+        data=page_data(run),
+    )
+
+
+def config_text(run: RunOnDisk) -> str:
+    """The config as YAML, without what no output depends on: the page of a run is the same wherever it was written."""
+    config = {key: value for key, value in run.manifest.config.items() if key not in FREE_CONFIG}
+    return yaml.safe_dump(_plain(config), sort_keys=False, allow_unicode=True)
+
+
+def _plain(values: Any) -> Any:
+    """What YAML's safe writer takes."""
+    if isinstance(values, dict):
+        return {str(key): _plain(value) for key, value in values.items()}
+    if isinstance(values, (list, tuple)):
+        return [_plain(value) for value in values]
+    return values if isinstance(values, (str, int, float, bool, type(None))) else str(values)
+
+
+def notes(run: RunOnDisk) -> list[str]:
+    """What a reader should know first."""
+    lines = []
+    if not run.finished:
+        lines.append(
+            "This run did not finish. The page shows what is there; figures and maps are of a part of the data."
+        )
+    if run.manifest.weights is None:
+        lines.append("Random weights: this detector was never trained, its scores and maps mean nothing.")
+    for data in run.datasets:
+        if data.metrics and data.metrics.get("warning"):
+            lines.append(f"{data.name}: {data.metrics['warning']}.")
+        if not data.complete:
+            lines.append(f"{data.name}: {len(data.label)} of {data.frames} frames were evaluated.")
+        if data.explained > len(data.samples):
+            step = math.ceil(data.explained / max(1, len(data.samples)))
+            lines.append(
+                f"{data.name}: of {data.explained} explained samples every {step}th is shown; regions and mean maps are"
+                " of these."
+            )
+        lost = sum(bool(sample.lost) for sample in data.samples)
+        written = run.manifest.heatmaps[data.name].heatmaps if run.manifest.heatmaps else data.explained
+        if lost or written > data.explained:
+            lines.append(f"{data.name}: of {lost + max(0, written - data.explained)} samples files were deleted.")
+        replaced = [file for file in (sample.replaced_file() for sample in data.samples) if file]
+        if replaced:
+            lines.append(
+                f"{data.name}: {len(replaced)} images or landmark files are not those that the run had, first"
+                f" {replaced[0]}; regions and mean maps are of those that are there now."
+            )
+        if data.unreadable:
+            lines.append(
+                f"{data.name}: {data.unreadable} frames could not be read; {data.name}/unreadable.csv says why."
+            )
+        lines += [f"{data.name}: {gaps.line()}." for gaps in data.gaps if gaps.absent_frames]
+    return lines
+
+
+def checks(run: RunOnDisk) -> list[tuple[str, dict[str, int]]]:
+    """Dataset → how many of its maps bear which word of the check; datasets without a check are left out."""
+    heatmaps = run.manifest.heatmaps or {}
+    return [(name, counts.checks) for name, counts in heatmaps.items() if counts.checks]
+
+
+# --------------------------------------------------------------------------------------------------------- metrics
+
+
+class VideoHistogram(NamedTuple):
+    """How many videos have how many frames, from the fewest to the most; bars as in `DatasetView`."""
+
+    bars: list[tuple[float, float, float, str]]
+    least: int
+    most: int
+    text: str
+
+
+class DatasetView(NamedTuple):
+    """One dataset in the header. Curves are points of an SVG of 100 × 100; bars are (x, width, height, title)."""
+
+    name: str
+    metrics: list[tuple[str, str]]
+    roc: str
+    roc_label: str
+    bars: dict[str, list[tuple[float, float, float, str]]]
+    frames: int
+    videos: VideoHistogram | None
+    gaps: list[ForgeryGaps]
+
+
+def dataset_view(data: DatasetOnDisk) -> DatasetView:
+    """Metrics as text, ROC curve and score histogram as coordinates."""
+    keys = (("acc", "ACC"), ("auc", "AUC"), ("eer", "EER"), ("ap", "AP"), ("video_auc", "video AUC"))
+    metrics = data.metrics or {}
+    texts = [(title, "–" if metrics.get(key) is None else f"{metrics[key]:.4f}") for key, title in keys]
+    texts += [(title, str(metrics.get(key, "–"))) for key, title in (("frames", "frames"), ("videos", "videos"))]
+    return DatasetView(
+        data.name,
+        [*texts, ("unreadable", str(data.unreadable))],
+        roc_points(data.label, data.prob_fake),
+        f"ROC curve of {data.name}" + (f", AUC {metrics['auc']:.4f}" if metrics.get("auc") is not None else ""),
+        histogram_bars(data.label, data.prob_fake),
+        len(data.label),
+        video_histogram(data.video_frames),
+        data.gaps,
+    )
+
+
+def roc_points(label: np.ndarray, prob_fake: np.ndarray) -> str:
+    """ROC curve as SVG points, false positive rate to the right; empty without both classes."""
+    from sklearn.metrics import roc_curve
+
+    if len(set(label.tolist())) < 2:
+        return ""
+    false_positive, true_positive, _ = roc_curve(label, prob_fake)
+    chosen = np.unique(np.linspace(0, len(false_positive) - 1, CURVE_POINTS).round().astype(int))
+    return " ".join(f"{100 * false_positive[i]:.2f},{100 - 100 * true_positive[i]:.2f}" for i in chosen)
+
+
+def histogram_bars(label: np.ndarray, prob_fake: np.ndarray) -> dict[str, list[tuple[float, float, float, str]]]:
+    """Share of each class's frames in each bin of fake probability; the highest bar is 100 high."""
+    edges = np.linspace(0, 1, BINS + 1)
+    shares = {}
+    for kind, number in (("real", 0), ("fake", 1)):
+        scores = prob_fake[label == number]
+        if len(scores):
+            shares[kind] = np.histogram(scores, edges)[0] / len(scores)
+    highest = max((float(share.max()) for share in shares.values()), default=0.0) or 1.0
+    width = 100 / BINS / 2 - 0.4
+    return {
+        kind: [
+            (100 * edges[i] + (width + 0.4 if kind == "fake" else 0.2), width, 100 * value / highest,
+             f"{kind}: {100 * value:.1f} % between {edges[i]:.2f} and {edges[i + 1]:.2f}")
+            for i, value in enumerate(share)
+        ]
+        for kind, share in shares.items()
+    }  # fmt: skip
+
+
+def video_histogram(counts: Sequence[int]) -> VideoHistogram | None:
+    """How many frames the videos have; None without a video."""
+    if not counts:
+        return None
+    least, most = min(counts), max(counts)
+    step = -(-(most - least + 1) // BINS)
+    numbers = Counter((count - least) // step for count in counts)
+    bins, highest = 1 + max(numbers), max(numbers.values())
+    bars = []
+    for i, number in sorted(numbers.items()):
+        low, high = least + i * step, min(most, least + (i + 1) * step - 1)
+        span = f"{low}" if low == high else f"{low} to {high}"
+        bars.append(
+            (100 * i / bins + 0.2, 100 / bins - 0.4, 100 * number / highest, f"{number} videos of {span} frames")
+        )
+    usual, often = Counter(counts).most_common(1)[0]
+    text = f"{len(counts):,} videos; {often:,} of them have {usual} frames, the fewest {least}, the most {most}"
+    return VideoHistogram(bars, least, most, text)
+
+
+def pattern_view(patterns: Patterns, run: RunOnDisk) -> dict[str, Any]:
+    """Headlines, similarity and images of one dataset, as strings."""
+    # Maps that are flat all over the mean face have a similarity to none.
+    layer = next((name for name in run.layers if name in patterns.similarity), run.layers[0])
+    return {
+        "dataset": patterns.dataset,
+        "layer": layer,
+        "headlines": [
+            f"{one.headline()}, {_members(one.outcome, one.samples)}" for one in headlines(patterns.regions, layer)
+        ],
+        "mean_faces": patterns.mean_faces,
+        "samples": patterns.samples,
+        "similarity": [
+            (name, *("–" if math.isnan(value) else f"{value:.2f}" for value in one[:3]), one.reals, one.fakes)
+            for name, one in patterns.similarity.items()
+        ],
+        "regions": region_tables(patterns.regions),
+        "mean_maps": mean_maps_view(patterns.means),
+    }
+
+
+def _members(outcome: str, count: int) -> str:
+    kinds = {"TP": "true positive", "FN": "false negative", "TN": "true negative", "FP": "false positive"}
+    plural = {"TP": "true positives", "FN": "false negatives", "TN": "true negatives", "FP": "false positives"}
+    return f"{count} {(kinds if count == 1 else plural)[outcome]}"
+
+
+def colours() -> dict[str, str]:
+    """The page's colour map as tables of SVG's feComponentTransfer, and as stops of a gradient in CSS."""
+    table = colour_table(COLORMAP).numpy()
+    columns = {channel: " ".join(f"{value:.3f}" for value in table[:, i] / 255) for i, channel in enumerate("RGB")}
+    shown = [(row, round(100 * i / 255)) for i, row in enumerate(table.tolist()) if i % 17 == 0]
+    return {**columns, "stops": ", ".join(f"rgb({r} {g} {b} / {heat}%) {heat}%" for (r, g, b), heat in shown)}
+
+
+def rewrite_report(folder: Path) -> None:
+    """Write the report of a run that is there, and say where. Raises InputError."""
+    print(write_report(folder))
+    if keeps_list(folder):
+        settle_list(folder)

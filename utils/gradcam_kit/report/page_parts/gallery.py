@@ -1,0 +1,121 @@
+"""The samples of the page: what its script knows of each of them."""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from ...base.files import in_bundle, sha256_of
+from ...data.images import UnreadableImage
+from ...data.masks.annotations import read_mask
+from ...store.read_run import DatasetOnDisk, RunOnDisk, prediction_rows
+from ...store.sample import Sample
+from .facts import some_sample
+from .pixels import PER_FILE
+
+OUTLINE = 256  # pixels a side at which a mask is outlined
+CORNER = 0.8  # pixels that an outline may leave the mask's edge by
+
+
+def page_data(run: RunOnDisk) -> dict[str, Any]:
+    """What the page's script works on."""
+    first = some_sample(run)  # where the JSON is lost there is none
+    layers = run.layers
+    return {
+        "layers": layers,
+        "run": {key: getattr(first, key) if first else "–" for key in ("method", "site", "backward", "weights")},
+        "samples": [
+            {**sample_data(sample, layers), "real": reals.get(sample), "pixels": place // PER_FILE}
+            for data, reals in zip(run.datasets, map(PairedReals, run.datasets), strict=True)
+            for place, sample in enumerate(data.samples)
+        ],
+        "raw": bool(run.manifest.options.get("save_raw")),
+    }
+
+
+class PairedReals:
+    """The real frames of a dataset, by which fake was made of them: same file name, video of the same name.
+
+    A fake's video may be named after two, `000_003`: the first is the one whose face was replaced.
+    """
+
+    def __init__(self, data: DatasetOnDisk) -> None:
+        rows = prediction_rows(data.folder) if data.samples else ()
+        self._paths = {
+            (row["video"], posixpath.basename(row["path"])): row["path"] for row in rows if int(row["label"]) == 0
+        }
+
+    def get(self, sample: Sample) -> str:
+        """The path of its real counterpart, "" for a real and where there is none."""
+        file = posixpath.basename(sample.path)
+        names = (sample.video, sample.video.partition("_")[0]) if sample.label else ()
+        return next((self._paths[video, file] for video in names if (video, file) in self._paths), "")
+
+
+def sample_data(sample: Sample, layers: Sequence[str]) -> dict[str, Any]:
+    """One card. `folder` are the parts of the path from the page to the sample's files."""
+    box = sample.original
+    return {
+        "number": sample.index,
+        "dataset": sample.dataset,
+        "forgery": sample.forgery,
+        "video": sample.video,
+        "path": sample.path,
+        "label": sample.label,
+        "predicted": sample.predicted,
+        "outcome": sample.outcome,
+        "confidence": round(sample.confidence, 6),
+        "fake": round(sample.prob_fake, 6),
+        "logits": list(sample.logits),
+        "target": sample.target or "–",
+        "folder": [sample.folder.parent.name, sample.folder.name],
+        "bundle": sample.folder.parent.name if in_bundle(sample.folder) else "",
+        "comparison": sample.comparison,
+        "box": list(box) if box else [],
+        "maps": [
+            [
+                layers.index(one.name),
+                float(f"{one.raw_maximum:.4g}"),
+                one.empty,
+                one.drawn_empty,
+                one.check.word if one.check else "",
+            ]
+            for one in sample.layers
+        ],
+        "lost": sample.lost,
+        **file_facts(Path(sample.path)),
+        **mask_outline(sample),
+    }
+
+
+def file_facts(path: Path) -> dict[str, Any]:
+    """Size in bytes and SHA-256 of the image as it lies there now; nothing where it is no file (any more)."""
+    try:
+        return {"bytes": path.stat().st_size, "sha256": sha256_of(path)} if path.is_file() else {}
+    except (OSError, ValueError):  # no permission; a name that no file can have
+        return {}
+
+
+def mask_outline(sample: Sample) -> dict[str, str]:
+    """`outline`: the forged region's edge as an SVG path in a square of side 100; nothing without a mask."""
+    try:
+        mask = read_mask(sample.path, OUTLINE) if sample.label else None
+    except (UnreadableImage, OSError, ValueError):
+        return {}
+    return {"outline": outline(mask)} if mask is not None and mask.any() else {}
+
+
+def outline(mask: np.ndarray) -> str:
+    """The edges of a mask (n, n) of 0 and 1 as an SVG path, whose corners are pixels' centres."""
+    edges, _ = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    paths = []
+    for edge in edges:
+        points = (cv2.approxPolyDP(edge, CORNER, True)[:, 0] + 0.5) * 100 / len(mask)
+        if len(points) > 2:
+            paths.append("M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points) + "Z")
+    return "".join(paths)

@@ -1,0 +1,66 @@
+"""The images of the page once more as text, in scripts: a page from the file system may show a file, not read it.
+
+`<dataset>/page_data/<n>.js` holds a hundred samples, and is loaded only when one of them is saved as a PNG.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import cv2
+
+from ...base.files import new_folder, write_whole
+from ...data.images import UnreadableImage, decode_image, read_file
+from ...store.grey_maps import GREY_MAPS, grey_name, signed_name
+from ...store.read_run import RunOnDisk
+from ...store.sample import Sample
+
+FOLDER = "page_data"
+PER_FILE = 100
+QUALITY = 90  # of the image, as WebP
+
+
+def write_pixels(run: RunOnDisk) -> None:
+    """Write `page_data` of every dataset, anew."""
+    for data in run.datasets:
+        if data.samples:
+            new_folder(data.folder / FOLDER)
+        for number, start in enumerate(range(0, len(data.samples), PER_FILE)):
+            _write_file(data.folder / FOLDER / f"{number}.js", data.samples[start : start + PER_FILE])
+
+
+def _write_file(path: Path, samples: Sequence[Sample]) -> None:
+    with ThreadPoolExecutor() as pool:
+        found = dict(zip((f"{one.dataset}/{one.index}" for one in samples), pool.map(_pixels, samples), strict=True))
+    kept = {name: values for name, values in found.items() if values}
+    write_whole(path, f"keepPixels({json.dumps(kept)});\n".encode())
+
+
+def _pixels(sample: Sample) -> dict[str, Any]:
+    """The image as the detector saw it, and both grey maps of every layer, as data URIs; empty where they are lost."""
+    box = sample.original
+    if sample.lost or box is None:
+        return {}
+    try:
+        whole = decode_image(read_file(str(sample.folder / sample.comparison)), None)
+        grey = sample.folder / GREY_MAPS
+        maps = [
+            [_uri(read_file(str(grey / name(layer.name))), "png") for name in (grey_name, signed_name)]
+            for layer in sample.layers
+        ]
+    except UnreadableImage:
+        return {}
+    image = whole[box.top : box.top + box.height, box.left : box.left + box.width]
+    done, data = cv2.imencode(".webp", image[..., ::-1], [cv2.IMWRITE_WEBP_QUALITY, QUALITY])
+    if not done:
+        raise OSError(f"OpenCV could not encode an image of shape {image.shape} as WebP")
+    return {"image": _uri(data.tobytes(), "webp"), "maps": maps}
+
+
+def _uri(data: bytes, kind: str) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"

@@ -1,0 +1,85 @@
+"""Every file of a run that the page links, with its size."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import quote
+
+from ...base.text import size_text
+from ...store.bundles import BUNDLE
+from ...store.read_run import RunOnDisk
+from .pixels import FOLDER as PIXELS
+
+MEANING = {
+    "manifest.json": "settings, versions and hashes: how the run came about",
+    "manifest.partial.json": "settings, versions and hashes of a run that has not finished",
+    "metrics.json": "metrics of every dataset",
+    "predictions.csv": "score and prediction of every frame",
+    "unreadable.csv": "frames that could not be read, and why",
+    "features.npz": "what the head reads of every frame",
+    "regions.csv": "share of the maps by region of the face",
+    "regions.png": "the same as a picture",
+    "mean_maps.png": "mean maps as a picture",
+    "map_similarity.csv": "how alike maps are within and across classes",
+    "calibration.csv": "how the map was chosen",
+    "calibration.json": "the same, for the next run",
+    "explanations.csv": "faithfulness: every map, metric and control",
+    "explanations.json": "the same with curves and verdict",
+    "explanation_curves.png": "deletion and insertion curves",
+    "explanation_curves.pdf": "the same for a paper",
+    "explanation_heat_table.png": "every method and layer",
+    "explanation_heat_table.pdf": "the same for a paper",
+    "consistency.csv": "how steady maps are from frame to frame",
+    "fiftyone_samples.json": "for FiftyOne",
+}
+
+
+class RunFile(NamedTuple):
+    """A file or a folder of files: its name, where it is from the page on, its size in words and what it holds."""
+
+    name: str
+    href: str
+    size: str
+    meaning: str
+
+
+def run_files(run: RunOnDisk, page: str) -> list[tuple[str, list[RunFile]]]:
+    """Title and files of the run's folder and of every dataset's; the samples' own are linked in their large view."""
+    groups = [("run", _files(run.folder, run.folder, run.folder, page))]
+    for data in run.datasets:
+        files = _files(data.folder, data.folder, run.folder, page)
+        for folder in sorted(path for path in data.folder.glob("*") if path.is_dir() and _is_no_sample(path)):
+            files += _files(folder, data.folder, run.folder, page)
+        groups.append((data.name, files))
+    return [(title, files) for title, files in groups if files]
+
+
+def _meaning(file: Path) -> str:
+    if file.parent.name == PIXELS:
+        return "the page's images as text"
+    if BUNDLE.fullmatch(file.name):
+        return "files of up to a thousand samples"
+    return MEANING.get(file.name, "")
+
+
+def _is_no_sample(folder: Path) -> bool:
+    return not folder.name.startswith(("sample", "."))
+
+
+def _files(folder: Path, below: Path, run: Path, page: str) -> list[RunFile]:
+    """The files in `folder`, named from `below` on."""
+    if not folder.is_dir():
+        return []
+    # The page itself is left out: with its own size in it, it would never be the same twice.
+    files = sorted(file for file in folder.iterdir() if file.is_file() and file.name[0] != "." and file.name != page)
+    return [
+        RunFile(
+            file.relative_to(below).as_posix(),
+            quote(os.fsencode(file.relative_to(run).as_posix())),
+            size_text(file.stat().st_size),
+            _meaning(file),
+        )
+        for file in files
+    ]

@@ -1,0 +1,250 @@
+"""Samples of a run → one figure for a paper: images × (original, forged region, layers), text as text.
+
+python -m utils.report figure RUN --samples 3 17 42 -o figure.pdf
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import cv2
+import numpy as np
+
+from ..base.allowed import FIGURE_FORMATS
+from ..base.errors import InputError, did_you_mean
+from ..base.files import whole_file
+from ..base.text import printable
+from ..data.images import UnreadableImage, decode_image, read_file
+from ..data.masks.annotations import read_mask
+from ..store.read_run import DatasetOnDisk, RunOnDisk, read_run
+from ..store.sample import Sample
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLORMAP = "inferno"  # perceptually even, and readable in grey and to colour-blind readers
+OPACITY = 0.75  # where a map is at its peak; it fades with the heat, so that the face stays visible
+DPI = 300  # of the images in it
+BAR, GAP = 0.08, 0.06  # inches: the colour bar and what is left before it
+LINE, BAR_TEXT = 1.35, 2.4  # a line of text, and the text beside the colour bar, in units of its size
+STYLE: Any = {"pdf.fonttype": 42, "svg.fonttype": "none", "axes.linewidth": 0.4}
+
+
+class Column(NamedTuple):
+    """What one column of maps shows: a layer of one of the runs, under `title`."""
+
+    run: int
+    layer: str
+    title: str
+
+
+class Cell(NamedTuple):
+    """One image of the figure. `heat` (H, W) in [0, 1], None for an image without a map over it."""
+
+    image: np.ndarray  # (H, W, 3) uint8 RGB
+    heat: np.ndarray | None = None
+    outline: np.ndarray | None = None  # (H, W), 1 where forged
+    note: str = ""
+
+
+def cells(samples: Sequence[Sample], columns: Sequence[Column]) -> list[Cell]:
+    """A row of the figure: the original, the forged region where its mask is known, every column's map.
+
+    `samples`: the same image in each of the runs. Raises InputError where a file of a sample is gone.
+    """
+    sample = samples[0]
+    image = original(sample)
+    size = image.shape[0]
+    row = [Cell(image)]
+    try:
+        mask = read_mask(sample.path, size)
+    except UnreadableImage as error:
+        raise InputError(f"sample {sample.index}: its mask cannot be read: {error}") from error
+    row.append(Cell(image, outline=mask) if mask is not None else Cell(image, note="no mask"))
+    for column in columns:
+        shown = samples[column.run]
+        layer = next(layer for layer in shown.layers if layer.name == column.layer)
+        if layer.empty:
+            row.append(Cell(image, note="empty map"))
+            continue
+        try:
+            raw = shown.raw_map(layer)
+        except UnreadableImage as error:
+            raise InputError(f"sample {shown.index}: {error}") from error
+        heat = cv2.resize(raw, (size, size), interpolation=cv2.INTER_LINEAR)
+        row.append(Cell(image, np.clip((heat - heat.min()) / (heat.max() - heat.min()), 0, 1)))
+    return row
+
+
+def original(sample: Sample) -> np.ndarray:
+    """The image as the detector saw it, (H, W, 3) uint8 RGB, out of its comparison image. Raises InputError."""
+    box = sample.original
+    try:
+        if sample.lost or box is None:
+            raise UnreadableImage(sample.lost)
+        whole = decode_image(read_file(str(sample.folder / sample.comparison)), None)
+    except UnreadableImage as error:
+        raise InputError(f"sample {sample.index} of {sample.dataset!r} cannot be drawn: {error}") from error
+    return whole[box.top : box.top + box.height, box.left : box.left + box.width]
+
+
+def paper_figure(
+    samples: Sequence[Sequence[Sample]], columns: Sequence[Column], width: float, font_size: float
+) -> Figure:
+    """A Matplotlib figure `width` inches wide: a row per sample, captions of `font_size` points, one colour bar."""
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+    from matplotlib.figure import Figure
+
+    rows = [cells(of_image, columns) for of_image in samples]
+    titles = ["image", "forged region", *(column.title for column in columns)]
+    if not any(row[1].outline is not None for row in rows):
+        rows, titles = [[row[0], *row[2:]] for row in rows], [titles[0], *titles[2:]]
+    line = LINE * font_size / 72
+    side = (width - GAP - BAR - BAR_TEXT * font_size / 72) / len(titles)
+    height = line + len(rows) * (side + line)
+    figure = Figure(figsize=(width, height))
+    for r, ((sample, *_), row) in enumerate(zip(samples, rows, strict=True)):
+        for c, cell in enumerate(row):
+            top = height - line - (r + 1) * side - r * line
+            axes = figure.add_axes((c * side / width, top / height, 0.98 * side / width, 0.98 * side / height))
+            _draw(axes, cell, font_size)
+            if r == 0:
+                axes.set_title(titles[c], fontsize=font_size, pad=2)
+            if c == 0:
+                truth = "" if sample.correct is None else f"{('real', 'fake')[sample.label]}, "
+                axes.text(0, -0.03, f"{truth}fake {sample.prob_fake:.2f}", fontsize=font_size, va="top",
+                          transform=axes.transAxes)  # fmt: skip
+    left = (len(titles) * side + GAP) / width
+    bar = figure.add_axes((left, (height - line - side) / height, BAR / width, 0.98 * side / height))
+    scale = figure.colorbar(ScalarMappable(Normalize(0, 1), COLORMAP), cax=bar, ticks=[0, 1])
+    scale.ax.tick_params(labelsize=font_size, length=1.5, width=0.4, pad=1.5)
+    scale.set_label("share of the map's peak", fontsize=font_size, labelpad=-3)
+    return figure
+
+
+def _draw(axes: Axes, cell: Cell, font_size: float) -> None:
+    axes.imshow(cell.image, interpolation="antialiased")
+    if cell.heat is not None:
+        axes.imshow(cell.heat, cmap=COLORMAP, vmin=0, vmax=1, alpha=OPACITY * cell.heat, interpolation="antialiased")
+    if cell.outline is not None:
+        axes.contour(cell.outline, levels=[0.5], colors="#00d0ff", linewidths=0.8)
+    if cell.note:
+        axes.text(0.5, 0.04, cell.note, fontsize=font_size, color="white", ha="center", transform=axes.transAxes)
+    axes.set_xticks([])
+    axes.set_yticks([])
+
+
+def _short(layer: str) -> str:
+    """`encoder.layers.23` → `block 23`: what a reader of the paper can use."""
+    if layer.lstrip("-").isdigit():
+        return f"block {layer}"
+    head, _, number = layer.rpartition(".")
+    return (
+        f"block {number}" if number.isdigit() and head.endswith(("layers", "layer", "blocks", "resblocks")) else layer
+    )
+
+
+def write_figure(
+    run_dirs: Sequence[Path],
+    output: Path,
+    samples: Sequence[int],
+    dataset: str | None,
+    layers: Sequence[str] | None,
+    methods: Sequence[str] | None,
+    width: float,
+    font_size: float,
+) -> None:
+    """Draw `samples` of the first run into `output`, with their maps in every run. Raises InputError.
+
+    `dataset` is needed where the run has several; `layers` and `methods` None: all that the runs have. `width` in
+    inches, `font_size` in points.
+    """
+    if output.suffix not in FIGURE_FORMATS or not output.absolute().parent.is_dir():
+        raise InputError(
+            f"--output {str(output)!r}: give a file ({', '.join(FIGURE_FORMATS)}) in a folder that is there"
+        )
+    if not (math.isfinite(width) and 1 <= width <= 40):
+        raise InputError(f"--width is {width}; allowed: 1 to 40 inches")
+    runs = [read_run(folder) for folder in run_dirs]
+    columns = _columns(runs, layers, methods)
+    data = [_dataset(run, dataset) for run in runs]
+    chosen = _samples(data, samples, columns)
+    figure = paper_figure(chosen, columns, width, font_size)
+    from matplotlib import rc_context
+
+    with rc_context(STYLE), whole_file(output) as file:
+        figure.savefig(file, format=output.suffix[1:], dpi=DPI)
+    print(printable(f"{output}: {len(samples)} samples, {width} inches wide"))
+
+
+def _columns(runs: Sequence[RunOnDisk], layers: Sequence[str] | None, methods: Sequence[str] | None) -> list[Column]:
+    """The maps to show, in the order of `methods` and then of `layers`, where these are given."""
+    of_run = [method_of(run) for run in runs]
+    for method in methods or ():
+        if method not in of_run:
+            raise InputError(
+                f"--methods: {method!r} is in none of the runs; {did_you_mean(method, of_run)}they have"
+                f" {', '.join(dict.fromkeys(of_run))}: give one run for each method"
+            )
+    order = (
+        [i for method in methods for i, name in enumerate(of_run) if name == method] if methods else range(len(runs))
+    )
+    columns = []
+    for i in order:
+        for layer in _layers(runs[i], layers):
+            columns.append(Column(i, layer, f"{of_run[i]}, {_short(layer)}" if len(runs) > 1 else _short(layer)))
+    return columns
+
+
+def method_of(run: RunOnDisk) -> str:
+    """The method by which a run's maps were made, "" where it has none."""
+    return next((sample.method for data in run.datasets for sample in data.samples if sample.method), "")
+
+
+def _dataset(run: RunOnDisk, name: str | None) -> DatasetOnDisk:
+    names = [data.name for data in run.datasets]
+    if name is None and len(names) > 1:
+        raise InputError(f"{run.folder} has several datasets: give --dataset with one of {', '.join(names)}")
+    if name is not None and name not in names:
+        raise InputError(f"--dataset is {name!r}; {did_you_mean(name, names)}the run has {', '.join(names)}")
+    return run.datasets[names.index(name) if name else 0]
+
+
+def _layers(run: RunOnDisk, asked: Sequence[str] | None) -> list[str]:
+    for layer in asked or ():
+        if layer not in run.layers:
+            raise InputError(
+                f"--layers: {layer!r} is not in the run; {did_you_mean(layer, run.layers)}"
+                f"it has {', '.join(run.layers)}"
+            )
+    return list(asked or run.layers)
+
+
+def _samples(data: Sequence[DatasetOnDisk], numbers: Sequence[int], columns: Sequence[Column]) -> list[list[Sample]]:
+    """For each number in the first run, the same image's sample in every run."""
+    known = {sample.index: sample for sample in data[0].samples}
+    by_path = [{sample.path: sample for sample in one.samples} for one in data]
+    chosen = []
+    for number in numbers:
+        if number not in known:
+            some = ", ".join(map(str, list(known)[:10]))
+            more = ", ..." if len(known) > 10 else ""
+            raise InputError(
+                f"sample {number} was not explained in {data[0].name!r}; there are {some or 'none'}{more} (sample<i>/)"
+            )
+        path = known[number].path
+        missing = [str(one.folder) for one, samples in zip(data, by_path, strict=True) if path not in samples]
+        if missing:
+            raise InputError(f"sample {number} was not explained in {missing[0]}: explain the same frames in both")
+        of_runs = [samples[path] for samples in by_path]
+        for column in columns:
+            sample = of_runs[column.run]
+            if column.layer not in [one.name for one in sample.layers]:
+                raise InputError(f"sample {sample.index} has no map of {column.layer}: {sample.lost}")
+        chosen.append(of_runs)
+    return chosen

@@ -1,0 +1,250 @@
+"""The run: datasets → predictions → metrics → the samples worth looking at → heatmaps and report on disk."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+
+from ..base.allowed import TRANSPLANT
+from ..base.errors import InputError, RunError
+from ..base.files import write_json
+from ..base.text import one_line, printable
+from ..data.folder_dataset import counted
+from ..data.frames import Frame
+from ..data.gaps import absent_frames, forgery_gaps
+from ..data.readers import read_dataset
+from ..measure.evaluate import check_options
+from ..measure.output import evaluate_explanations
+from ..measure.samples import find_evidence
+from ..model.detector import LoadedDetector, print_backward_precision, print_default_layer
+from ..model.load import find_device, import_sooner, load_detector
+from ..settings.config import RunSettings
+from ..settings.run_options import RunOptions
+from ..store.calibration_file import Calibration, find_calibration
+from ..store.manifest import METRICS, STARTED
+from ..store.read_run import read_metrics
+from ..store.run_folder import RunFolder
+from .calibration import Plan, calibrate, untried
+from .dataset_run import Context, DatasetRun, explains_every_frame, samples_at_most
+from .exports import begin_exports, check_exports, lacks_exports, write_exports
+from .interruption import SignalGuard, resume_command
+from .out_of_memory import Halving
+from .processes import Processes
+from .run_manifest import run_manifest
+from .summary import DatasetSummary, check_finished, flood, metrics_json, metrics_table, summary
+
+
+def run(settings: RunSettings, options: RunOptions) -> None:
+    """Evaluate, explain and report.
+
+    Raises:
+        InputError: before anything is written.
+        RunError: later; what is on disk by then is whole.
+        Interrupted: after SIGINT or SIGTERM.
+    """
+    check_exports(options.views)
+    message = f"interrupted; go on with: {resume_command(options.command[1:])}"
+    with Processes.start() as processes, SignalGuard(message, quiet=not processes.first) as guard:
+        datasets = {name: read_dataset(name, settings.data) for name in dict.fromkeys(settings.datasets)}
+        if options.explanations is not None:  # what it cannot use is refused now
+            given = options.explanations
+            find_evidence(
+                given.masks,
+                given.clicks,
+                [frame for frames in datasets.values() for frame in frames],
+                settings.data.folders.values(),
+            )
+        if processes.first:
+            _tell_of_absent_folders(datasets)
+            for name in settings.data.folders:
+                print(printable(f"{name}: {counted(datasets[name])}"))
+        detector = _load_detector(settings, options, processes)
+        if processes.first:
+            facts = ", ".join(f"{key} {value}" for key, value in detector.facts().items())
+            print(f"detector {settings.detector.model_name}: {facts}")
+        folder, kept = processes.on_rank_zero(lambda: _open_folder(settings, options, detector, datasets))
+        with folder:
+            if folder.finished:
+                if processes.first:
+                    _report_finished(folder, options)
+                return
+            # Twice: torch raises for a dead worker from a signal handler, also while its first trace is being told.
+            with _one_line_errors(folder, guard), _one_line_errors(folder, guard):
+                if not (folder.path / STARTED).is_file():
+                    raise RunError(f"process {processes.rank} does not see {folder.path}: all need the same folder")
+                # Sums are split among the threads, so another number may change the last bit.
+                torch.set_num_threads(folder.manifest.threads)
+                calibration = processes.on_rank_zero(
+                    lambda: kept or _calibrate(detector, datasets, folder, settings, options, guard)
+                )
+                if calibration is not None:
+                    detector.model.set_gradcam_choice(calibration.choice)
+                if processes.first:
+                    print(_flood(detector, datasets, settings, options), end="")
+                context = Context(detector, settings, options, processes, guard, Halving("evaluating"))
+                results = [
+                    DatasetRun(context, frames, folder.dataset(name)).evaluate() for name, frames in datasets.items()
+                ]
+                problem = processes.on_rank_zero(lambda: _measure(detector, datasets, folder, settings, options))
+                processes.on_rank_zero(lambda: _finish_run(results, folder, settings, options, calibration))
+    if problem:
+        raise RunError(problem)
+
+
+def _tell_of_absent_folders(datasets: Mapping[str, Sequence[Frame]]) -> None:
+    """Say on stderr which parts of the datasets are not there, before hours are spent on the others."""
+    for name, frames in datasets.items():
+        for gaps in forgery_gaps(frames, absent_frames(frames)):
+            print(printable(f"{name}: {gaps.line()}"), file=sys.stderr)
+
+
+def _load_detector(settings: RunSettings, options: RunOptions, processes: Processes) -> LoadedDetector:
+    """The detector on its device, tried out on whatever the run will need of it. Raises InputError."""
+    device = find_device(processes.device_name(options.device))
+    torch.manual_seed(settings.seed)  # of random weights
+    import_sooner(settings.detector)
+    detector = load_detector(settings.detector, device, options.precision, options.random_weights)
+    detector.check_predictions()
+    if settings.detector.gradcam.enabled:
+        detector.dry_run()
+        if processes.first:
+            print_default_layer(detector)
+            print_backward_precision(detector)
+    if options.save_features:
+        detector.check_features()
+    if options.explanations is not None:
+        check_options(detector)
+    if not options.compile:
+        return detector
+    if explains_every_frame(settings, options):
+        raise InputError(
+            "--compile: the heatmaps of all samples come from the pass that predicts them, which hooks into the"
+            " model, and a compiled one does not allow that; leave the flag out, or give --gradcam_samples"
+        )
+    return detector.compiled(settings.batch_size)
+
+
+def _open_folder(
+    settings: RunSettings, options: RunOptions, detector: LoadedDetector, datasets: Mapping[str, Sequence[Frame]]
+) -> tuple[RunFolder, Calibration | None]:
+    """The folder, and how the map was chosen by an earlier run of the same weights, data and candidates."""
+    found = getattr(detector.model, "default_layer", None)
+    if found is not None and not detector.model.gradcam.chooses and not settings.detector.gradcam.recipe.layers:
+        config = {**settings.detector.config, "gradcam_layers": [found.name]}
+        settings = settings._replace(detector=settings.detector._replace(config=config))
+    manifest = run_manifest(settings, options, detector, datasets)
+    kept = None
+    if _draws_gradients(settings) and options.calibration_images:
+        key = Plan.of(detector, options.calibration_images).key(manifest)
+        kept = find_calibration(key, options.output_dir)  # before --overwrite removes it
+    folder = RunFolder.open(options.output_dir, manifest, options.overwrite, options.resume)
+    if kept is not None and not folder.finished:
+        kept.write(folder.path)
+    return folder, kept
+
+
+def _flood(
+    detector: LoadedDetector, datasets: Mapping[str, Sequence[Frame]], settings: RunSettings, options: RunOptions
+) -> str:
+    """What the heatmaps are about to fill the disk with, as a line; empty where none are drawn."""
+    samples = sum(samples_at_most(len(frames), settings, options) for frames in datasets.values())
+    if not samples:
+        return ""
+    layers, resolution = len(detector.model.gradcam_layers()), settings.detector.resolution
+    kind, bundle = options.image_format, options.views.bundle
+    return flood(samples, layers, resolution, kind, options.save_raw, options.output_dir, bundle) + "\n"
+
+
+def _calibrate(
+    detector: LoadedDetector,
+    datasets: Mapping[str, Sequence[Frame]],
+    folder: RunFolder,
+    settings: RunSettings,
+    options: RunOptions,
+    guard: SignalGuard,
+) -> Calibration | None:
+    """How the run's map was chosen, or judged; None for a plain evaluation, and for transplant, which is a trial."""
+    if not _draws_gradients(settings):
+        return None
+    plan = Plan.of(detector, options.calibration_images)
+    if not options.calibration_images:
+        return Calibration("", untried(plan))
+    print(plan.announcement())
+    found = Calibration(plan.key(folder.manifest), calibrate(detector, plan, datasets, settings, guard.check))
+    found.write(folder.path)
+    return found
+
+
+def _draws_gradients(settings: RunSettings) -> bool:
+    return settings.detector.gradcam.enabled and settings.detector.gradcam.recipe.method != TRANSPLANT
+
+
+def _report_finished(folder: RunFolder, options: RunOptions) -> None:
+    print(f"{folder.path}: this run is complete, nothing is left to do")
+    if lacks_exports(folder.path, options.views):
+        print("\n".join(write_exports(folder.path, options.views)))
+    metrics = read_metrics(folder.path / METRICS)
+    check_finished(metrics, folder.manifest.heatmaps or {}, options.max_unreadable)
+
+
+def _measure(
+    detector: LoadedDetector,
+    datasets: Mapping[str, Sequence[Frame]],
+    folder: RunFolder,
+    settings: RunSettings,
+    options: RunOptions,
+) -> str:
+    """--evaluate_explanations: prints its result, and returns why it could not give all of it (empty: it could)."""
+    if options.explanations is None:
+        return ""
+    evaluated = evaluate_explanations(detector, datasets, folder.path, settings, options.explanations)
+    print(evaluated.text, end="")
+    return evaluated.problem
+
+
+def _finish_run(
+    results: Sequence[DatasetSummary],
+    folder: RunFolder,
+    settings: RunSettings,
+    options: RunOptions,
+    calibration: Calibration | None,
+) -> None:
+    """Metrics, manifest, summary and report. Raises RunError where the run, though finished, has failed."""
+    metrics = {result.name: metrics_json(result) for result in results}
+    heatmaps = {result.name: result.counts for result in results}
+    write_json(folder.path / METRICS, metrics)
+    begin_exports(folder.path)
+    choice = calibration.choice if calibration else None
+    folder.finish(heatmaps, choice)
+    print(metrics_table(results))
+    explained = ("samples" if options.save_all else "wrong predictions") if settings.detector.gradcam.enabled else ""
+    print(summary(results, options.output_dir, explained, options.random_weights, choice))
+    print("\n".join(write_exports(folder.path, options.views)))
+    check_finished(metrics, heatmaps, options.max_unreadable)
+
+
+@contextmanager
+def _one_line_errors(folder: RunFolder, guard: SignalGuard) -> Iterator[None]:
+    """What the machine can do to a run, as a RunError of one line; after a signal, as the interruption it is."""
+    go_on = "every finished file is whole: remedy that and go on with --resume"
+    worker_gone = (
+        "a process that decodes images was ended from outside ({}), perhaps for want of memory: use fewer --workers; "
+    )
+    try:
+        yield
+    except ConnectionError as error:  # a decoding process that dies while it hands over a batch
+        guard.check()
+        raise RunError(worker_gone.format(one_line(error)) + go_on) from error
+    except OSError as error:
+        guard.check()  # a signal to the whole group also ends the decoding processes, and the other ranks' waiting
+        raise RunError(f"{error.filename or folder.path}: {one_line(error)}; {go_on}") from error
+    except MemoryError as error:
+        raise RunError(f"out of memory outside the detector (decoding or drawing an image); {go_on}") from error
+    except RuntimeError as error:
+        guard.check()
+        if isinstance(error, RunError) or "DataLoader worker" not in str(error):
+            raise
+        raise RunError(worker_gone.format(one_line(error)) + go_on) from error

@@ -1,0 +1,218 @@
+"""Batches of one dataset → samples on disk, and a count of what came out empty or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..data.frames import Batch, Frame
+from ..data.stamps import Stamp
+from ..drawing.overlays import DrawnLayers, LayerImage, layer_images
+from ..engine.checks import FromDevice
+from ..explain.explanation import Explanation
+from ..explain.pending import Pending
+from ..judge.check import ARTEFACT, MapCheck
+from ..measure.samples import RealCounterparts
+from ..model.detector import LoadedDetector
+from ..model.map_trials import MapChecker
+from ..store.manifest import HeatmapCounts
+from ..store.sample import Sample
+from ..store.sample_folder import Drawn
+from ..store.sample_writer import SampleWriter
+from .out_of_memory import Halving, is_out_of_memory
+from .resume import Resume
+
+
+class _Coming(NamedTuple):
+    """What is kept of an explanation, on its way from the device."""
+
+    numbers: FromDevice  # the logits, the scores for real and fake, the probability of fake
+    drawn: DrawnLayers
+
+
+class _Begun(NamedTuple):
+    """A batch whose maps and overlays the device is at."""
+
+    targets: Sequence[str | int]
+    reference: Tensor | None
+    pending: Pending
+    coming: _Coming  # of `pending.unchecked`
+
+
+class _Part(NamedTuple):
+    """Part of a batch, explained."""
+
+    frames: Sequence[Frame]
+    pixels: Tensor
+    scores: tuple[Tensor, Tensor]  # (B, 2), (B,), on the CPU: for real and fake, and the probability of fake
+    drawn: list[Drawn]  # of the frames whose maps are finite
+
+
+class Explainer:
+    """Explains batches of one dataset. Samples that an earlier, killed run has left whole are not written again.
+
+    `counterparts`: what method transplant compares images with; None for other methods.
+    """
+
+    def __init__(
+        self,
+        detector: LoadedDetector,
+        resume: Resume,
+        folder: Path,
+        writer: SampleWriter,
+        predict: Callable[[Tensor, Sequence[Frame]], tuple[Tensor, Tensor]],
+        checker: MapChecker | None = None,
+        counterparts: RealCounterparts | None = None,
+    ) -> None:
+        self.detector = detector
+        self.gradcam = detector.gradcam
+        self.resume = resume
+        self.predictions = resume.predictions
+        self.folder = folder
+        self.writer = writer
+        self.predict = predict
+        self.checker = checker
+        self.counterparts = counterparts
+        self.counts = HeatmapCounts()
+        self._halving = Halving("explaining")
+        self._begins = True
+
+    def begin(self, batch: Batch, targets: Sequence[str | int]) -> _Begun | None:
+        """Hand a batch to the device and wait for nothing. None where it may not fit, with the one before still there.
+
+        What is given is for `predict_and_explain` or `explain`, which do without it if need be.
+        """
+        if not batch.frames or not self._begins or self._halving.most is not None:
+            return None
+        try:
+            return self._begin(batch.frames, batch.pixels, targets)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            self._begins = False
+        return None
+
+    def _begin(self, frames: Sequence[Frame], pixels: Tensor, targets: Sequence[str | int]) -> _Begun:
+        reference = None if self.counterparts is None else self.counterparts.references(frames, pixels)
+        targets = _without_labels(targets, frames)
+        pixels = pixels.to(self.detector.device, non_blocking=True)
+        pending = self.detector.begin_explaining(pixels, None, targets, frames, reference, self.checker is not None)
+        return _Begun(targets, reference, pending, self._sent(pending.unchecked, pixels))
+
+    def _sent(self, explanation: Explanation, pixels: Tensor) -> _Coming:
+        numbers = FromDevice([explanation.logits, explanation.real_and_fake, explanation.prob_fake])
+        return _Coming(numbers, DrawnLayers(pixels, explanation.layers, self.gradcam.colormap, self.gradcam.signed))
+
+    def predict_and_explain(self, batch: Batch, begun: _Begun | None = None) -> None:
+        """Record logits, and write maps, from the same forward pass."""
+        for part in self._parts(batch, [self.gradcam.target] * len(batch.frames), begun):
+            if len(part.drawn) == len(part.frames):
+                self.predictions.add(part.frames, *part.scores)
+            else:  # the pass that gave finite maps left some frames out
+                self.predictions.add(part.frames, *self.predict(part.pixels, part.frames))
+            self._write(part)
+
+    def explain(self, batch: Batch, targets: Sequence[str | int], begun: _Begun | None = None) -> None:
+        """Write the maps of frames whose predictions are recorded, for one target per frame."""
+        replaced = [f for f in batch.frames if not self.predictions.is_same_image(f.index, batch.stamps[f.index])]
+        gone = [*batch.unreadable, *((frame, f"replaced by another image: {frame.path!r}") for frame in replaced)]
+        for part in self._parts(batch, targets, begun):
+            self._write(part, {frame.index for frame in replaced})
+        self.counts.vanished += [
+            (frame.index, reason) for frame, reason in gone if self.resume.lacks_sample(frame.index)
+        ]
+
+    def _parts(self, batch: Batch, targets: Sequence[str | int], begun: _Begun | None) -> list[_Part]:
+        """The batch explained, in as many parts as memory demands."""
+        ahead = [begun] if begun else []
+
+        def explained(part: slice) -> _Part:
+            frames, pixels = batch.frames[part], batch.pixels[part]
+            started = ahead.pop() if ahead else self._begin(frames, pixels, targets[part])
+            return self._explained(frames, pixels, batch.stamps, started)
+
+        return self._halving.run(explained, len(batch.frames))
+
+    def _explained(self, frames: Sequence[Frame], pixels: Tensor, stamps: Mapping[int, Stamp], begun: _Begun) -> _Part:
+        explanation, kept = self.detector.explain_finite(
+            pixels, begun.targets, frames, begun.reference, self.checker is not None, begun=begun.pending
+        )
+        if explanation is None:
+            return _Part(frames, pixels, (torch.empty(0, 2), torch.empty(0)), [])
+        coming = begun.coming
+        if explanation is not begun.pending.unchecked:
+            coming = self._sent(explanation, pixels[kept].to(self.detector.device))
+        logits, scores, probabilities = coming.numbers.read()
+        images = coming.drawn.read()
+        seeds = [frames[position].index for position in kept]
+        checks = checks_of(self.checker, explanation, seeds)
+        denied = denied_maps(checks)
+        if any(map(any, denied.values())):
+            on_device = pixels[kept].to(self.detector.device)
+            images = layer_images(on_device, explanation.layers, self.gradcam.colormap, self.gradcam.signed, denied)
+        explanation = replace(explanation, prediction={**explanation.prediction, "cls": logits, "prob": probabilities})
+        drawn = []
+        choice = self.detector.model.gradcam_choice
+        for i, (position, layers) in enumerate(zip(kept, images, strict=True)):
+            frame = frames[position]
+            content = stamps[frame.index].content
+            settings = self.detector.settings
+            of_image = {layer: found[i] for layer, found in checks.items()}
+            sample = Sample.of(frame, explanation, i, layers, settings, choice, of_image, content)
+            drawn.append(Drawn(sample, pixels[position].permute(1, 2, 0).numpy(), layers))
+        return _Part(frames, pixels, (scores, probabilities), drawn)
+
+    def _write(self, part: _Part, without: Collection[int] = ()) -> None:
+        """Queue the samples that are not on disk yet. Their prediction is the recorded one, to the last bit.
+
+        Not those of the frames `without`, whose prediction is of another image.
+        """
+        recorded = self.predictions
+        for sample, image, layers, _ in part.drawn:
+            if self.resume.lacks_sample(sample.index) and sample.index not in without:
+                real, fake = recorded.logits[sample.index].tolist()
+                prob_fake = float(recorded.prob_fake[sample.index])
+                sample = replace(sample, logits=(real, fake), prob_fake=prob_fake)
+                self.counts.add_sample(sample.layers)
+                self.writer.write(self.folder / f"sample{sample.index}", Drawn(sample, image, layers))
+        finite = {drawn.sample.index for drawn in part.drawn}
+        lost = [frame.index for frame in part.frames if frame.index not in finite]
+        self.counts.non_finite += [index for index in lost if index not in recorded.unreadable]
+
+
+def _without_labels(targets: Sequence[str | int], frames: Sequence[Frame]) -> list[str | int]:
+    """The targets with each frame's own label in place of "label", which need not be looked up on a device."""
+    return [
+        int(frame.label != 0) if target == "label" else target for target, frame in zip(targets, frames, strict=True)
+    ]
+
+
+def checks_of(
+    checker: MapChecker | None, explanation: Explanation, seeds: Sequence[int]
+) -> Mapping[str, list[MapCheck]]:
+    """Layer → a check for each of the images that were explained; none, and nothing computed, without a checker."""
+    return checker.checks(explanation.images, explanation, seeds) if checker else {}
+
+
+def denied_maps(checks: Mapping[str, Sequence[MapCheck]]) -> dict[str, list[bool]]:
+    """Layer → for each image, whether its check says that the map is no evidence."""
+    return {layer: [check.word == ARTEFACT for check in of_images] for layer, of_images in checks.items()}
+
+
+def explain_images(
+    detector: LoadedDetector, pixels: Tensor, checker: MapChecker | None = None, seeds: Sequence[int] = ()
+) -> tuple[Explanation, list[list[LayerImage]], Mapping[str, list[MapCheck]]]:
+    """uint8 images (B, 3, H, W) that belong to no dataset: explained, drawn (a list of layers per image), checked.
+
+    `seeds`: of each image's check, where there is a checker.
+    """
+    explanation, gradcam = detector.explain(pixels, completeness=checker is not None), detector.gradcam
+    checks = checks_of(checker, explanation, seeds)
+    on_device = pixels.to(detector.device)
+    drawn = layer_images(on_device, explanation.layers, gradcam.colormap, gradcam.signed, denied_maps(checks))
+    return explanation, drawn, checks

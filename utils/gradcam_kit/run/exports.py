@@ -1,0 +1,110 @@
+"""Everything that is made of a finished run for people to look at: report, FiftyOne, TensorBoard, video strips."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+from ..base.errors import InputError
+from ..base.files import keeps_list, settle_list
+from ..base.packages import require
+from ..exports.fiftyone_export import FIFTYONE_FILE, write_fiftyone
+from ..exports.tensorboard_export import write_tensorboard
+from ..exports.video_strips import STRIPS, write_strips
+from ..report.aggregates import REGIONS_FILE, SIMILARITY_FILE, write_patterns
+from ..report.page import PAGE, SHOWN_SAMPLES, jinja2_problem, write_report
+from ..store.bundles import pack_samples
+from ..store.manifest import FINISHED, read_manifest
+from ..store.read_run import read_run
+from ..store.sample_folder import sample_folders
+
+__all__ = ["PAGE", "TOP_FILES", "ExportOptions", "check_exports", "write_exports"]
+
+# Whatever is written into a run's folder itself: its manifest lists these, so that --overwrite removes them.
+TOP_FILES = (PAGE, REGIONS_FILE, SIMILARITY_FILE, FIFTYONE_FILE)
+
+UNFINISHED = ".exports.partial"
+
+
+class ExportOptions(NamedTuple):
+    """Exports beside the report."""
+
+    tensorboard: Path | None = None
+    fiftyone: bool = False
+    video_strips: bool = False
+    bundle: bool = False
+
+
+def check_exports(options: ExportOptions) -> None:
+    """Raises InputError where a package is missing, before hours of evaluation."""
+    if options.tensorboard is not None:
+        require("tensorboard", "--tensorboard")
+    if options.bundle and options.fiftyone:
+        raise InputError("--bundle and --fiftyone exclude each other: FiftyOne opens the maps as files of their own")
+
+
+def begin_exports(folder: Path) -> None:
+    """Mark the exports of the run in `folder` as not all written; `write_exports` ends by removing the mark."""
+    (folder / UNFINISHED).touch()
+
+
+def lacks_exports(folder: Path, options: ExportOptions) -> bool:
+    """Whether a run was killed while it wrote its exports, or one that is asked for is not there."""
+    strips = (
+        [folder / name / STRIPS for name in read_manifest(folder / FINISHED).datasets] if options.video_strips else []
+    )
+    return (
+        (folder / UNFINISHED).exists()
+        or not (folder / PAGE).is_file()
+        or (options.bundle and any(sample_folders(folder / name) for name in read_manifest(folder / FINISHED).datasets))
+        or (options.fiftyone and not (folder / FIFTYONE_FILE).is_file())
+        or (options.tensorboard is not None and not any(options.tensorboard.glob("events.out.*")))
+        or not all(place.is_dir() for place in strips)
+    )
+
+
+def write_exports(folder: Path, options: ExportOptions, shown_samples: int = SHOWN_SAMPLES) -> list[str]:
+    """Make them from the files of the run in `folder`; returns lines that say where they are.
+
+    A host without a jinja2 that works, which only the page needs, gets everything but the page, and is told on stderr.
+    """
+    begin_exports(folder)
+    if options.bundle:  # first, so that the page knows where the images are
+        for name in read_manifest(folder / FINISHED).datasets:
+            pack_samples(folder / name, sample_folders(folder / name))
+    lines = _written_exports(folder, options, shown_samples)
+    if keeps_list(folder):
+        settle_list(folder)
+    (folder / UNFINISHED).unlink()
+    return lines
+
+
+def _written_exports(folder: Path, options: ExportOptions, shown_samples: int) -> list[str]:
+    others = _other_exports(folder, options)  # first, so that the page links them, too
+    lacking = jinja2_problem()
+    if not lacking:
+        return [f"report: {write_report(folder, shown_samples)}", *others]
+    write_patterns(read_run(folder, shown_samples))
+    print(
+        f"report: left out, {lacking}: pip install 'jinja2>=3', then python -m utils.report {folder}",
+        file=sys.stderr,
+    )
+    return others
+
+
+def _other_exports(folder: Path, options: ExportOptions) -> list[str]:
+    if options._replace(bundle=False) == ExportOptions():
+        return []
+    lines = []
+    run = read_run(folder)  # other programs take every sample
+    if options.fiftyone:
+        lines.append(f"FiftyOne: {write_fiftyone(run)}")
+    if options.tensorboard is not None:
+        write_tensorboard(run, options.tensorboard)
+        keep = "--samples_per_plugin images=1000"  # else ten of a tag are kept, by lot
+        lines.append(f"TensorBoard: tensorboard --logdir {options.tensorboard} {keep}")
+    if options.video_strips:
+        for data in run.datasets:
+            lines.append(f"{data.name}: {len(write_strips(data))} video strips in {data.folder / 'strips'}")
+    return lines

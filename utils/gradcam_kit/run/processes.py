@@ -1,0 +1,166 @@
+"""The processes (ranks) that share a run under torchrun. What they exchange is small: lists of batches, and counts.
+
+Predictions go by files (`store.journal`), so all ranks need the same output folder. Only CPU objects travel, by
+gloo, also where the detectors are on GPUs.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from datetime import timedelta
+from typing import NamedTuple, TypeVar
+
+import torch
+
+from ..base.errors import InputError, RunError
+from ..base.text import shortened
+
+T = TypeVar("T")
+
+# The death of a process ends the waiting of the others at once; this covers a node that drops off the network. It is
+# also how long the fastest rank waits for the slowest.
+PATIENCE = timedelta(hours=2)
+JOINING = timedelta(minutes=10)  # how long the first processes wait for the last ones to start
+MAX_PROCESSES = 100_000
+
+
+class Processes(NamedTuple):
+    """This process (`rank` of `size`, `local_rank` on this machine) among those of the run."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+
+    @classmethod
+    def start(cls) -> Processes:
+        """Join the others, if torchrun started more than one process.
+
+        Raises InputError where the environment does not say how, RunError where they do not answer.
+        """
+        size = _number("WORLD_SIZE", 1, 1, MAX_PROCESSES)
+        if size == 1:
+            return cls()
+        missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
+        if missing:
+            raise InputError(
+                f"the environment has WORLD_SIZE={size} but not {', '.join(missing)}: start the processes with"
+                " torchrun, or unset WORLD_SIZE to run alone"
+            )
+        _number("MASTER_PORT", 0, 0, 65535)
+        rank = _number("RANK", 0, 0, size - 1)  # of a higher one nobody would take notice, and all would wait
+        local_rank = _number("LOCAL_RANK", 0, 0, size - 1)
+        import torch.distributed as dist
+
+        # Its functions keep the group of the time they are defined as a default. Imported later, by transformers say,
+        # they keep gloo's threads alive until the interpreter exits, which then at times aborts.
+        import torch.distributed.nn  # noqa: F401
+        from torch.distributed.rendezvous import rendezvous
+
+        own = cls(rank, size, local_rank)
+
+        def join() -> None:
+            store, _, _ = next(rendezvous("env://", rank, size, timeout=JOINING))
+            store.set(f"rank {rank} is here", "")
+            store.wait([f"rank {i} is here" for i in range(size)], JOINING)  # torch 1.13's rendezvous waits for none
+            store.set_timeout(PATIENCE)
+            store = dist.PrefixStore("run", store)
+            dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=PATIENCE)
+
+        own._collective(join)
+        # A rank is through as soon as it has found the others. Were it to end before they are, for an error that every
+        # rank will meet, they would take that for the death of a process.
+        own.all_gather(None)
+        return own
+
+    @property
+    def first(self) -> bool:
+        """Whether this is rank 0, which writes the tables and prints."""
+        return self.rank == 0
+
+    def share(self, items: list[T]) -> list[T]:
+        """This rank's part: every `size`-th."""
+        return items[self.rank :: self.size]
+
+    def broadcast(self, value: T) -> T:
+        """The value of rank 0, on every rank."""
+        if self.size == 1:
+            return value
+        import torch.distributed as dist
+
+        box = [value]
+        self._collective(lambda: dist.broadcast_object_list(box, src=0))
+        return box[0]
+
+    def all_gather(self, value: T) -> list[T]:
+        """Every rank's value, on every rank. It also waits for all of them."""
+        if self.size == 1:
+            return [value]
+        import torch.distributed as dist
+
+        values: list[T] = [value] * self.size
+        self._collective(lambda: dist.all_gather_object(values, value))
+        return values
+
+    def on_rank_zero(self, work: Callable[[], T]) -> T:
+        """The result of `work` on rank 0, for every rank; an error there ends the other ranks silently."""
+        if not self.first:
+            result, code = self.broadcast((None, 0))
+            if code:
+                raise SystemExit(code)
+            return result  # type: ignore[return-value]  # the value of rank 0
+        try:
+            result = work()
+        except InputError:
+            self.broadcast((None, 2))
+            raise
+        except RunError:
+            self.broadcast((None, 1))
+            raise
+        self.broadcast((result, 0))
+        return result
+
+    def device_name(self, requested: str) -> str:
+        """`--device` for this rank: each rank of a machine has a CUDA device of its own. Raises RunError."""
+        if self.size == 1 or requested not in ("auto", "cuda"):
+            return requested
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if not count:
+            return "cpu" if requested == "auto" and not self.first else requested
+        if self.local_rank >= count:
+            raise RunError(
+                f"process {self.rank}: this machine has {count} CUDA devices, fewer than processes;"
+                f" use --nproc_per_node={count}"
+            )
+        return f"cuda:{self.local_rank}"
+
+    def __enter__(self) -> Processes:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        """Leave the process group."""
+        if self.size > 1:
+            import torch.distributed as dist
+
+            dist.destroy_process_group()
+
+    def _collective(self, work: Callable[[], object]) -> None:
+        try:
+            work()
+        except RuntimeError as error:
+            raise RunError(
+                f"process {self.rank} of {self.size}: another process of this run has ended or does not answer;"
+                " see its message above, then go on with --resume"
+            ) from error
+
+
+def _number(name: str, default: int, least: int, most: int) -> int:
+    """The whole number in an environment variable. Raises InputError."""
+    text = os.environ.get(name, "").strip() or str(default)
+    if not re.fullmatch("-?[0-9]{1,9}", text) or not least <= int(text) <= most:
+        raise InputError(
+            f"the environment has {name}={shortened(text)!r}; allowed: a whole number from {least} to {most:,}, as"
+            " torchrun sets it; unset WORLD_SIZE to run alone"
+        )
+    return int(text)

@@ -1,0 +1,204 @@
+"""YAML files and flags → typed settings. Every value from outside is checked here, once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from ..base.errors import InputError
+from ..base.files import TRAINING_FOLDER, read_text
+from ..base.text import one_line, shortened
+from ..data.folder_dataset import dataset_name, is_path
+from ..data.frames import DataSettings
+from .backbone_config import backbone_config
+from .config_values import Section, refuse_odd_values
+from .gradcam_settings import GradCAMSettings, gradcam_settings
+
+SAMPLINGS = ("even", "host", "host_sorted")
+# Beyond these the machine would give up, after a while and in other words.
+MAX_BATCH, MAX_WORKERS, MAX_RESOLUTION = 1_000_000, 1_000, 8_192
+
+
+class DetectorSettings(NamedTuple):
+    """Which detector, with which weights. `config` is the YAML's dict as the detector's constructor gets it.
+
+    `build` names a function that builds the model (`model.built_model`); "" for a registered detector.
+    """
+
+    config: dict[str, Any]
+    model_name: str
+    weights_path: Path | None
+    resolution: int
+    gradcam: GradCAMSettings
+    build: str = ""
+
+    def with_every_sample(self) -> DetectorSettings:
+        """The same without a limit on how many samples are explained."""
+        config = {key: value for key, value in self.config.items() if key != "gradcam_samples"}
+        return self._replace(config=config, gradcam=replace(self.gradcam, samples=None))
+
+    @property
+    def weights_name(self) -> str:
+        """Where the weights are from: a file, or the function that built the model; "" for random ones."""
+        return str(self.weights_path or self.build)
+
+
+class RunSettings(NamedTuple):
+    """Everything a run over datasets needs, checked."""
+
+    detector: DetectorSettings
+    datasets: list[str]
+    data: DataSettings
+    batch_size: int
+    workers: int
+    seed: int
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file that holds a mapping. Raises InputError for anything else."""
+    try:
+        values = yaml.safe_load(read_text(path))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({one_line(error)}); give the path of a YAML file") from error
+    # Beside its own errors PyYAML passes on ValueError, IndexError, RecursionError, KeyError.
+    except Exception as error:
+        raise InputError(f"{path}: is not valid YAML ({' '.join(str(error).split())[:200]})") from error
+    if not isinstance(values, dict):
+        raise InputError(
+            f"{path}: holds {type(values).__name__}; expected a mapping, as in config/detector/clip_gradcam.yaml"
+        )
+    refuse_odd_values(values, str(path))
+    return values
+
+
+def find_path(path: str | Path, what: str, where: str) -> Path:
+    """`path` as the host resolves it (from the working directory), else from the training folder or its parent.
+
+    Raises InputError naming what was looked for and every place tried.
+    """
+    tried = [folder / path for folder in dict.fromkeys((Path.cwd(), TRAINING_FOLDER, TRAINING_FOLDER.parent))]
+    for candidate in tried:
+        if os.path.exists(candidate):  # noqa: PTH110 (Path's fails for a name of 5,000 letters)
+            return candidate
+    looked = ", ".join(shortened(str(place), 300) for place in dict.fromkeys(tried))
+    raise InputError(f"{where}: {what} {shortened(str(path), 300)!r} is not there; looked at {looked}")
+
+
+def run_settings(
+    detector_path: Path | None,
+    test_config: Path | None,
+    flags: Mapping[str, Any],
+    build: str = "",
+    flag_names: Mapping[str, str] | None = None,
+) -> RunSettings:
+    """Detector YAML, if there is one, then test_config.yaml (which wins, as in the host), then `flags` (which win).
+
+    `flags` holds config keys; None means not given. `build`: see DetectorSettings. `flag_names`: key → what the user
+    typed for it, for messages. Raises InputError.
+    """
+    test_config = TRAINING_FOLDER / "config" / "test_config.yaml" if test_config is None else test_config
+    detector = {} if detector_path is None else read_yaml(detector_path)
+    config = _overridden({**detector, **read_yaml(test_config)}, flags)
+    if build:
+        config["model_name"] = build
+    section = Section(config, f"{detector_path or build} + {test_config.name}", _given(flags, flag_names))
+    data = _data_settings(section)
+    datasets, folders = _datasets(section.strings("test_dataset"), data.json_folder)
+    return RunSettings(
+        detector=_detector_settings(section, config)._replace(build=build),
+        datasets=datasets,
+        data=data._replace(folders=folders),
+        batch_size=section.count("test_batchSize", 32, least=1, most=MAX_BATCH),
+        workers=section.count("workers", 2, most=MAX_WORKERS),
+        seed=section.count("manualSeed", 1024),
+    )
+
+
+def detector_settings(
+    detector_path: Path, flags: Mapping[str, Any], flag_names: Mapping[str, str] | None = None
+) -> DetectorSettings:
+    """A detector's YAML and `flags` alone, for images that belong to no dataset. As `run_settings`."""
+    config = _overridden(read_yaml(detector_path), flags)
+    return _detector_settings(Section(config, str(detector_path), _given(flags, flag_names)), config)
+
+
+def _given(flags: Mapping[str, Any], names: Mapping[str, str] | None) -> dict[str, str]:
+    """The names of those flags that were given."""
+    return {key: name for key, name in (names or {}).items() if flags.get(key) is not None}
+
+
+def _overridden(config: dict[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
+    return {**config, **{key: value for key, value in flags.items() if value is not None}}
+
+
+def _detector_settings(section: Section, config: dict[str, Any]) -> DetectorSettings:
+    backbone_config(config, section.where)  # refused here with the file's name, before anything is built
+    return DetectorSettings(
+        config=config,
+        model_name=section.string("model_name"),
+        weights_path=_weights_path(section),
+        resolution=section.count("resolution", 224, least=1, most=MAX_RESOLUTION),
+        gradcam=gradcam_settings(config, section.where, section.flags),
+    )
+
+
+def _weights_path(section: Section) -> Path | None:
+    """None where the key is missing or empty."""
+    name = section.string("weights_path", "")
+    return find_path(name, "weights file", section.flags.get("weights_path") or section.where) if name else None
+
+
+def _data_settings(section: Section) -> DataSettings:
+    frame_num = section.values.get("frame_num")
+    if isinstance(frame_num, dict):
+        frame_num = Section(frame_num, f"{section.where}: frame_num").count("test", least=1)
+    elif frame_num is not None:
+        frame_num = section.count("frame_num", least=1)
+    labels = section.mapping("label_dict")
+    for name, label in labels.items():
+        if isinstance(label, bool) or not isinstance(label, int):
+            raise InputError(f"{section.where}: label_dict.{name} is {label!r}; allowed: 0 (real) or 1 (fake)")
+    # DF40 calls the folder of the images dataset_root_rgb, DeepfakeBench rgb_dir.
+    root = section.values.get("dataset_root_rgb") or section.values.get("rgb_dir")
+    lmdb_dir = find_path(section.string("lmdb_dir"), "lmdb_dir", section.where) if section.flag("lmdb", False) else None
+    return DataSettings(
+        json_folder=find_path(section.string("dataset_json_folder"), "dataset_json_folder", section.where),
+        root=_existing_or_none(root),
+        label_dict={str(name): int(label) for name, label in labels.items()},
+        compression=section.string("compression", "c23"),
+        frame_num=frame_num,
+        sampling=section.choice("frame_sampling", SAMPLINGS, "even"),
+        resolution=section.count("resolution", 224, least=1, most=MAX_RESOLUTION),
+        lmdb_dir=lmdb_dir,
+    )
+
+
+def _datasets(entries: Sequence[str], json_folder: Path) -> tuple[list[str], dict[str, Path]]:
+    """Names of the datasets and, of those that are a folder or a CSV, where it is. Raises InputError."""
+    names: dict[str, str] = {}  # name → entry
+    folders = {}
+    for entry in entries:
+        name = entry
+        if is_path(entry, json_folder):
+            name = dataset_name(Path(entry))
+            folders[name] = Path(entry).absolute()
+        if names.setdefault(name, entry) != entry:
+            raise InputError(
+                f"test_dataset: {names[name]!r} and {entry!r} are both called {name!r}: rename one of them"
+            )
+    return list(names), folders
+
+
+def _existing_or_none(root: Any) -> Path | None:
+    """The first existing reading of a relative root. JSON files with absolute paths need none, so absence is fine."""
+    if not isinstance(root, str):
+        return None
+    for folder in (Path.cwd(), TRAINING_FOLDER, TRAINING_FOLDER.parent):
+        if os.path.isdir(folder / root):  # noqa: PTH112
+            return folder / root
+    return None

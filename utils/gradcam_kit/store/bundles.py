@@ -1,0 +1,61 @@
+"""Sample folders packed a thousand to a file, for runs of tens of thousands: `<dataset>/samples_<n>.zip`.
+
+A path goes on inside: `samples_0.zip/sample12/sample12.json` is read by `base.files.read_text` and
+`data.images.read_file` as if the folders were still there.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..base.files import bundle_entries, whole_file
+
+PER_BUNDLE = 1_000
+BUNDLE = re.compile(r"samples_([0-9]+)\.zip")
+
+IndexedFolder = tuple[int, Path]
+
+
+def bundles_of(dataset_folder: Path) -> list[Path]:
+    """The bundles of a dataset, in the order of their numbers."""
+    found = [(BUNDLE.fullmatch(path.name), path) for path in dataset_folder.iterdir()]
+    return [path for _, path in sorted((int(name[1]), path) for name, path in found if name and path.is_file())]
+
+
+def bundled_samples(dataset_folder: Path) -> list[IndexedFolder]:
+    """Index and folder of the samples in bundles; the folder's path leads into the bundle."""
+    found = {}
+    for bundle in bundles_of(dataset_folder):
+        for name in bundle_entries(bundle):
+            match = re.match(r"sample([0-9]+)/", name)
+            if match:
+                found[int(match[1])] = bundle / match[0].rstrip("/")
+    return sorted(found.items())
+
+
+def pack_samples(dataset_folder: Path, folders: Sequence[IndexedFolder]) -> None:
+    """Pack `folders` into bundles, each of which appears whole before its folders are removed.
+
+    Called again after a kill, it packs what is left; a folder that is in a bundle already is only removed.
+    """
+    packed = {index for index, _ in bundled_samples(dataset_folder)}
+    for index, folder in folders:
+        if index in packed:
+            shutil.rmtree(folder)
+    left = [(index, folder) for index, folder in folders if index not in packed]
+    last = bundles_of(dataset_folder)[-1:]
+    first = 1 + max((int(str(BUNDLE.fullmatch(path.name)[1])) for path in last), default=-1)  # type: ignore[index]  # they match
+    for number, start in enumerate(range(0, len(left), PER_BUNDLE), start=first):
+        part = left[start : start + PER_BUNDLE]
+        with whole_file(dataset_folder / f"samples_{number}.zip") as file, zipfile.ZipFile(file, "w") as bundle:
+            for _, folder in part:
+                for path in sorted(folder.rglob("*")):
+                    if path.is_file():  # stored as it is: images do not get smaller
+                        entry = zipfile.ZipInfo(path.relative_to(dataset_folder).as_posix())
+                        bundle.writestr(entry, path.read_bytes())
+        for _, folder in part:
+            shutil.rmtree(folder)

@@ -1,1 +1,0 @@
-"""Videos: every frame explained, drawn and scored, person by person."""

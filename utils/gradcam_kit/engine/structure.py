@@ -1,4 +1,4 @@
-"""What a model is built of, walked without PyTorch's generators: it is asked before every explanation."""
+"""What a model is built of. It is asked before every explanation, so it takes no walk where nothing has changed."""
 
 from __future__ import annotations
 
@@ -8,32 +8,23 @@ from torch import nn
 
 
 class Structure(NamedTuple):
-    """The modules of a model, and the names under which each holds the next ones, in one order.
-
-    Equal where no module was added, replaced or moved.
-    """
+    """The modules of a model, each once, and what each of them held by which name."""
 
     modules: list[nn.Module]
-    names: list[str]
+    children: list[dict[str, nn.Module | None]]
 
     @classmethod
     def of(cls, model: nn.Module) -> Structure:
         """The structure of `model` now."""
-        modules, names, seen, waiting = [], [], set(), [model]
-        while waiting:
-            module = waiting.pop()
-            if id(module) in seen:
-                continue
-            seen.add(id(module))
-            modules.append(module)
-            for name, child in module._modules.items():
-                if child is not None:
-                    names.append(name)
-                    waiting.append(child)
-        return cls(modules, names)
+        modules = list(model.modules())
+        return cls(modules, [dict(module._modules) for module in modules])
+
+    def still_holds(self) -> bool:
+        """Whether no module was added, replaced, renamed or moved since."""
+        return all(module._modules == children for module, children in zip(self.modules, self.children, strict=True))
 
     def parameters(self) -> list[nn.Parameter]:
-        """Every parameter, once."""
+        """Every parameter as it is now, once."""
         found = {
             id(parameter): parameter
             for module in self.modules

@@ -39,13 +39,9 @@ def target_entries(target: Any) -> str | list[str | int]:
 
 
 def _class_number(value: Any) -> int | None:
-    """A single number of any kind, None for anything else."""
-    if isinstance(value, Tensor) and value.ndim:
-        return None
-    try:
-        return int(value.__index__())
-    except (AttributeError, TypeError, ValueError):
-        return None
+    """A single whole number or truth value, Python's, NumPy's or PyTorch's; None for anything else."""
+    value = value.item() if getattr(value, "ndim", None) == 0 else value
+    return int(value) if isinstance(value, int) else None
 
 
 def wants_both(target: Target) -> bool:

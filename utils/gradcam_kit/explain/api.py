@@ -16,7 +16,7 @@ from ..engine.towers import unwrapped
 from ..judge.choosing import choose_map, in_batches, trial_images
 from ..judge.verdict import Choice
 from .explanation import Explanation
-from .images import Batch, as_batch, check_images, check_shape
+from .images import Batch, as_batch, as_batches, check_images, check_shape
 from .mixin import GradCAMMixin, trial_target
 from .one_pass import Asked, explain_batch
 from .subject import Subject, device_of, subject_of
@@ -131,8 +131,7 @@ def choose(
     Raises:
         InputError: no image, or an unusable argument.
     """
-    one = isinstance(images, (Tensor, Mapping))
-    batches = [_batch(each) for each in ([images] if one else images)]
+    batches = [_batch(each) for each in as_batches(images, IMAGES)]
     if not batches:
         raise InputError("images is empty: give at least one batch")
     subject = subject_of(model, batches[0]["image"], forward)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -38,6 +38,12 @@ def as_batch(images: Any, where: str = "data_dict") -> Batch:
         return {**images, "label": torch.as_tensor(label)}
     except (TypeError, ValueError, RuntimeError):
         raise InputError(f"{where}['label'] is {label!r}: give one label for each image, 0 for real") from None
+
+
+def as_batches(given: Any, where: str = "data_dict") -> list[Any]:
+    """One batch in any spelling of `as_batch`, or several: a list of what `as_batch` takes."""
+    several = isinstance(given, Iterable) and not isinstance(given, (Tensor, Mapping, str))
+    return list(given) if several else [given]
 
 
 def check_images(images: Any, what: str) -> None:

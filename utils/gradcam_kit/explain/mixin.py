@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from ..base.errors import InputError
 from ..engine.heads import HeadReader
 from ..engine.recipe import Recipe, layer_names
 from ..engine.spatial_layers import SpatialLayer
+from ..engine.structure import Structure
 from ..engine.targets import Target
 from ..engine.towers import Grid, unwrapped
 from ..engine.towers.tower import Tower, tower_of
@@ -25,7 +26,7 @@ from ..settings.config_values import Section
 from ..settings.gradcam_settings import GradCAMSettings, gradcam_settings
 from .capture import Capture
 from .explanation import UNTRAINED, Explanation, Look
-from .images import Batch, as_batch, check_images
+from .images import Batch, as_batch, as_batches, check_images
 from .one_pass import IMAGE, Asked, explain_batch
 from .subject import Subject
 from .untrained import WeightVersions, weight_versions
@@ -58,7 +59,7 @@ class GradCAMMixin(nn.Module):
         """Check and keep the `gradcam_*` keys of `config`. Raises InputError."""
         self.gradcam = gradcam_settings(config)
         self.usual_size = Section(config, "config").count("resolution", 224, least=1)
-        self.weights_at_first = weight_versions(self)
+        self.weights_at_first = weight_versions(Structure.of(self).parameters())
 
     @property
     def gradcam_enabled(self) -> bool:
@@ -185,11 +186,9 @@ class GradCAMMixin(nn.Module):
         Raises:
             InputError: no batch, or an unusable one.
         """
-        one = isinstance(data_dicts, (Tensor, Mapping)) or not isinstance(data_dicts, Iterable)
-        batches = [data_dicts] if one else data_dicts
         tried = self.as_subject().tried(in_batches(batch_size))
         target = trial_target(self.gradcam.target)
-        given = trial_images(tried.margins, map(_checked, batches), images, target)
+        given = trial_images(tried.margins, map(_checked, as_batches(data_dicts)), images, target)
         choice = choose_map(tried, given, self.gradcam_candidates(), self.gradcam_named())
         self.set_gradcam_choice(choice)
         return choice
@@ -280,7 +279,7 @@ class GradCAMMixin(nn.Module):
         """Whether the weights are still those of the constructor; warns once."""
         if self.weights_at_first is None:
             return False
-        if weight_versions(self) != self.weights_at_first:
+        if weight_versions(self.tower.structure.parameters()) != self.weights_at_first:
             self.weights_at_first = None
             return False
         if not self.said_untrained:

@@ -12,6 +12,7 @@ from ..base.decision import CLASS_NAMES
 from ..drawing.overlays import denormalised, overlay, text_line, unseen_in_grey
 from ..engine.targets import Target
 from ..engine.towers import unwrapped
+from .images import as_batch
 
 COLUMNS = 8
 LINE, LETTERS = 18, 12  # height of a caption and of its letters, in pixels
@@ -23,10 +24,10 @@ def log_gradcam(
     data_dict: Mapping[str, Tensor],
     epoch: int,
     every: int = 5,
-    layers: Sequence[str] | None = None,
+    layers: Any = None,
     method: str | None = None,
-    target: Target = "fake",
-    site: str | None = None,
+    target: Target | None = None,
+    **options: Any,
 ) -> None:
     """Logs one image grid per layer every `every` epochs: `gradcam/<layer>`, each face above its heatmap and caption.
 
@@ -42,8 +43,8 @@ def log_gradcam(
         model: a detector with heatmaps, also wrapped in `DistributedDataParallel` or `DataParallel`.
         data_dict: `image` (B, 3, H, W) as the detector gets it, on its device; the same B images at every call.
         epoch: of this call, from 0; the first is always logged.
-        layers, method, target, site: as in `GradCAMMixin.explain`. With target "fake" the maps of one image can be
-            compared between epochs; "predicted" would change its meaning whenever the prediction flips.
+        layers, method, target, options: as in `GradCAMMixin.explain`. With target "fake" the maps of one image can be
+            compared between epochs; "predicted" changes its meaning whenever the prediction flips.
 
     Raises:
         InputError, NonFiniteMapError: as `GradCAMMixin.explain`.
@@ -51,9 +52,10 @@ def log_gradcam(
     if writer is None or epoch % every:
         return
     detector: Any = unwrapped(model)
-    explanation = detector.explain(dict(data_dict), layers=layers, method=method, target=target, site=site)
-    images = denormalised(data_dict["image"], detector.gradcam.mean, detector.gradcam.std)
-    texts = captions(explanation.prediction["prob"], data_dict.get("label"))
+    batch = as_batch(data_dict)
+    explanation = detector.explain(batch, layers=layers, method=method, target=target, **options)
+    images = denormalised(batch["image"], detector.gradcam.mean, detector.gradcam.std)
+    texts = captions(explanation.prediction["prob"], batch.get("label"))
     for name, maps in explanation.layers.items():
         drawn = overlay(images, maps.normalised, maps.empty, detector.gradcam.colormap)
         drawn = unseen_in_grey(drawn, maps.canvas.seen)

@@ -41,6 +41,11 @@ class MapCheck(NamedTuple):
     votes: float | None
     others: float | None
 
+    @property
+    def verdict(self) -> str:
+        """SUPPORTED, WEAK or ARTEFACT."""
+        return self.word
+
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> MapCheck:
         """From `_asdict()`. Raises KeyError, TypeError or ValueError for anything else."""

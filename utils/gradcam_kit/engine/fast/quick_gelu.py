@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
-from ..frozen import patched
 from .derivatives import QUICK_GELU, QuickGELU
 
 
@@ -19,10 +18,18 @@ def quick_gelu_in_one(modules: Iterable[nn.Module]) -> Iterator[None]:
 
     To be entered within `frozen_for_explaining`.
     """
-    with ExitStack() as undo:
-        for module in modules:
-            undo.enter_context(patched(module, "forward", functools.partial(_applied, module.forward)))
+    changed = list(modules)
+    before = [vars(module).get("forward") for module in changed]
+    try:
+        for module in changed:
+            vars(module)["forward"] = functools.partial(_applied, module.forward)
         yield
+    finally:
+        for module, forward in zip(changed, before, strict=True):
+            if forward is None:
+                vars(module).pop("forward", None)
+            else:
+                vars(module)["forward"] = forward
 
 
 def _applied(activate: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

@@ -89,9 +89,8 @@ def tower_of(model: nn.Module, find: Callable[[], nn.Module] | None = None) -> T
 
     `find` finds the module; None: the one that `find_tower` finds. Raises InputError where there is none.
     """
-    kept = vars(model).get(KEPT)
-    structure = Structure.of(model)
-    if kept is None or kept.structure != structure:
-        kept = Tower(model, find_tower(model) if find is None else find(), structure)
+    kept: Tower | None = vars(model).get(KEPT)
+    if kept is None or kept.model is not model or not kept.structure.still_holds():
+        kept = Tower(model, find_tower(model) if find is None else find(), Structure.of(model))
         vars(model)[KEPT] = kept
     return kept

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
@@ -21,7 +22,7 @@ from .built_model import build_model
 from .checkpoints import fill, sha256_of_state, translated
 from .clip_tower import fitted_config
 from .detector import DTYPES, LoadedDetector
-from .host.registry import find_detectors, preimport, unknown_detector
+from .host.registry import find_detectors, preimport_detector, unknown_detector
 from .weights_file import read_file as read_weights
 
 EMBEDDED_DETECTOR = "config/detector/clip_gradcam_demo.yaml"
@@ -105,12 +106,12 @@ def find_device(name: str) -> torch.device:
             return torch.device("cuda")
         print("device: cpu (no CUDA device found)")
         return torch.device("cpu")
-    family, _, number = name.partition(":")
-    if family not in ("cpu", "cuda") or (number and not (family == "cuda" and number.isdecimal())):
+    if not re.fullmatch(r"cpu|cuda(:[0-9]+)?", name):
         raise InputError(f"device is {name!r}; allowed: auto, cpu, cuda, cuda:<n>", "device")
-    if family == "cuda" and not torch.cuda.is_available():
+    if name != "cpu" and not torch.cuda.is_available():
         raise InputError(f"device {name!r}: PyTorch finds no CUDA device here; use cpu or auto", "device")
-    if family == "cuda" and number and int(number) >= (count := torch.cuda.device_count()):
+    number, count = name.partition(":")[2], torch.cuda.device_count()
+    if number and int(number) >= count:
         raise InputError(f"device {name!r}: there are {count} CUDA devices, numbered from 0", "device")
     return torch.device(name)
 
@@ -152,12 +153,6 @@ def untrained_detector(settings: DetectorSettings, explainable: bool) -> Any:
         with_maps = sorted(other for other in known if hasattr(known[other], "generate_gradcam"))
         raise InputError(f"model_name {name!r} has no heatmaps; detectors that have: {', '.join(with_maps)}")
     return cls(deepcopy(without_pretrained(settings.config)))  # some hosts write into their config
-
-
-def preimport_detector(settings: DetectorSettings) -> None:
-    """For a command, before it loads the detector: import only what this one needs of the host."""
-    if not settings.build:
-        preimport(settings.model_name, settings.config)
 
 
 def load_named_detector(

@@ -20,7 +20,8 @@ from ..measure.evaluate import check_options
 from ..measure.output import evaluate_explanations
 from ..measure.samples import find_evidence
 from ..model.detector import LoadedDetector, print_backward_precision, print_default_layer
-from ..model.load import find_device, load_detector, preimport_detector
+from ..model.host.registry import preimport_detector
+from ..model.load import find_device, load_detector
 from ..settings.config import RunSettings
 from ..settings.run_options import RunOptions
 from ..store.calibration_file import Calibration, find_calibration

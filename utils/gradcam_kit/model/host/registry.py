@@ -19,6 +19,7 @@ from typing import Any
 from ...base.errors import InputError, did_you_mean
 from ...base.files import TRAINING_FOLDER
 from ...base.text import one_line
+from ...settings.config import DetectorSettings
 
 SUFFIX = "_gradcam"
 PACKAGES = ("detectors", "networks", "loss", "dataset")  # of the host, which bare ones may stand for
@@ -43,16 +44,17 @@ def find_detectors(model_name: str, config: Mapping[str, Any]) -> dict[str, Any]
     return dict(sys.modules["detectors"].DETECTOR.data)
 
 
-def preimport(model_name: str, config: Mapping[str, Any]) -> None:
+def preimport_detector(settings: DetectorSettings) -> None:
     """`import_only`, seconds sooner than importing all the host's detectors, for `find_detectors` to find.
 
     For a command, in whose process nothing else imports the host's `detectors`. Nothing happens for a detector without
     a file of ours next to the host's, where an import fails, and where the host has been imported already.
     """
-    module = _registering_modules("detectors").get(_without_suffix(model_name), "")
-    if _in_host() and not set(sys.modules) & set(PACKAGES) and _with_maps(module).is_file():
-        with suppress(InputError):  # whatever it is, importing all comes next, and tells
-            import_only(model_name, config)
+    if settings.build or not _in_host() or set(sys.modules) & set(PACKAGES):
+        return
+    if _with_maps(_registering_modules("detectors").get(_without_suffix(settings.model_name), "")).is_file():
+        with suppress(InputError):  # importing all comes next, and tells
+            import_only(settings.model_name, settings.config)
 
 
 def import_only(model_name: str, config: Mapping[str, Any], note: str = "") -> None:

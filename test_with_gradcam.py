@@ -235,9 +235,10 @@ def explanation_options(args: argparse.Namespace) -> ExplanationOptions | None:
 def list_layers(settings: DetectorSettings) -> None:
     """Print the tower's blocks, then every module inside; needs no weights."""
     from utils.gradcam_kit.engine.layers import block_names
-    from utils.gradcam_kit.model.load import import_sooner, untrained_detector
+    from utils.gradcam_kit.model.host.registry import preimport_detector
+    from utils.gradcam_kit.model.load import untrained_detector
 
-    import_sooner(settings)
+    preimport_detector(settings)
     model = untrained_detector(settings, True)
     blocks = block_names(model.explained_tower)
     print(f"# explained as it is configured: {' '.join(model.gradcam_layers())}")

@@ -9,14 +9,12 @@ from torch import Tensor, nn
 
 from detectors import DETECTOR
 
-from .base_detector import AbstractDetector
-
 LOSSES = {"cross_entropy": nn.CrossEntropyLoss}
 
 
 @DETECTOR.register_module(module_name="clip")
-class CLIPDetector(AbstractDetector):
-    """CLIP ViT-L/14 from the hub, its pooled CLS token, and a linear head with two logits."""
+class CLIPDetector(nn.Module):
+    """CLIP ViT-L/14 from the hub, its pooled CLS token, and a linear head with two logits: real (0), fake (1)."""
 
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__()
@@ -34,12 +32,14 @@ class CLIPDetector(AbstractDetector):
         return LOSSES[config["loss_func"]]()
 
     def features(self, data_dict: dict[str, Tensor]) -> Tensor:
+        """`data_dict["image"]` (B, 3, H, W) → (B, 1024)."""
         return self.backbone(data_dict["image"])["pooler_output"]
 
     def classifier(self, features: Tensor) -> Tensor:
         return self.head(features)
 
     def forward(self, data_dict: dict[str, Tensor], inference: bool = False) -> dict[str, Tensor]:
+        """`{"cls": logits (B, 2), "prob": probability of fake (B,), "feat": features (B, 1024)}`."""
         features = self.features(data_dict)
         logits = self.classifier(features)
         return {"cls": logits, "prob": logits.softmax(dim=1)[:, 1], "feat": features}

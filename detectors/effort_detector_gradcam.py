@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -32,12 +33,9 @@ class EffortDetectorWithGradCAM(CLIPTowerMixin, EffortDetector):
             return EffortDetector.build_backbone(self, config)
         tower = super().build_tower(config)
         width = int(tower.config.hidden_size)  # type: ignore[union-attr,arg-type]  # a CLIP tower's config
-        rank = width - int(
-            network.get("residual_rank", 1)
-        )  # as the checkpoint has it, see gradcam_kit.model.fitted_config
-        if network.get("pretrained", "architecture" not in network):
-            return apply_svd_residual_to_self_attn(tower, r=rank)
-        with patched(torch.linalg, "svd", split_without_svd):
+        rank = width - int(network.get("residual_rank", 1))  # the checkpoint's, see model.clip_tower.fitted_config
+        pretrained = network.get("pretrained", "architecture" not in network)
+        with nullcontext() if pretrained else patched(torch.linalg, "svd", split_without_svd):
             return apply_svd_residual_to_self_attn(tower, r=rank)
 
 
@@ -47,7 +45,5 @@ def split_without_svd(weight: Tensor, full_matrices: bool = False) -> tuple[Tens
     For weights that a checkpoint overwrites, or that are random: there the singular vectors mean nothing.
     """
     rows, columns = weight.shape
-    ones = weight.new_ones(min(rows, columns))
-    if rows >= columns:
-        return weight.clone(), ones, torch.eye(columns, dtype=weight.dtype)
-    return torch.eye(rows, dtype=weight.dtype), ones, weight.clone()
+    ones, unit = weight.new_ones(min(rows, columns)), torch.eye(min(rows, columns), dtype=weight.dtype)
+    return (weight.clone(), ones, unit) if rows >= columns else (unit, ones, weight.clone())

@@ -1,8 +1,7 @@
-"""Registers a `<name>_gradcam` beside every detector of the host.
+"""The plug-in door: registers a `<name>_gradcam` for every detector of the host.
 
-`detectors/__init__.py` imports this module last: what it imported before gets heatmaps, what it did not is left alone.
-Most need no code of their own. Where a detector does, `<detector>_gradcam.py` holds the class for the host's
-`<detector>.py`.
+`detectors/__init__.py` imports this module last: only what it has imported before gets heatmaps. Most detectors need no
+code for that. Where one does, `<detector>_gradcam.py` holds the class for the host's `<detector>.py`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """`<name>_gradcam` for any detector that the host registers: its class with heatmaps, made on the fly.
 
-Losses, metrics and the forward pass are the host's own. In evaluation the detector is given what the host's
-data set would give it beside the image (`model.host.inputs`), and "prob" is the softmax of its logits where it
-returns none.
+Losses, metrics and the forward pass are the host's own. In evaluation the detector also gets whatever else the host's
+data set would give it (`model.host.inputs`), and "prob" is the softmax of its logits where it returns none.
 """
 
 from __future__ import annotations
@@ -17,9 +16,8 @@ from torch import Tensor, nn
 from utils.gradcam_kit.engine.towers import find_tower
 from utils.gradcam_kit.explain.mixin import GradCAMMixin
 from utils.gradcam_kit.explain.subject import Subject
-from utils.gradcam_kit.model.host.absent_weights import no_pretrained_weights
-from utils.gradcam_kit.model.host.device import batch_of_one_kept, cuda_means
 from utils.gradcam_kit.model.host.inputs import HostInputs
+from utils.gradcam_kit.model.host.patches import batch_of_one_kept, cuda_means, no_pretrained_weights
 from utils.gradcam_kit.settings.backbone_config import backbone_config
 
 SUFFIX = "_gradcam"

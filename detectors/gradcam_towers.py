@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from inspect import signature
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from utils.gradcam_kit.base.errors import InputError
 from utils.gradcam_kit.explain.mixin import GradCAMMixin
 from utils.gradcam_kit.model.clip_tower import DEFAULT_TOWER, build_clip_tower
 from utils.gradcam_kit.settings.backbone_config import backbone_config
@@ -20,9 +18,8 @@ TOWERS_BY_WIDTH = {1024: DEFAULT_TOWER, 768: "openai/clip-vit-base-patch16"}
 class CLIPTowerMixin(GradCAMMixin):
     """A host detector with `backbone` (a CLIP vision tower) and `head`; the tower comes from the config.
 
-    `config["backbone_config"]` may hold `name_or_path`, `architecture` and `pretrained` (see `model.clip_tower`);
-    the `gradcam_*` keys are in README_gradcam.md. Without `name_or_path` the tower is the one that the host's head is
-    for.
+    `config["backbone_config"]` may hold `name_or_path`, `architecture` and `pretrained` (see `model.clip_tower`).
+    Without `name_or_path` the tower is the one that the host's head fits.
     """
 
     head: Any  # the host's nn.Linear, or a NormalisedHead
@@ -36,7 +33,7 @@ class CLIPTowerMixin(GradCAMMixin):
 
     def build_head(self, config: dict[str, Any], width: int) -> nn.Module:
         """The host's head, unless the tower has another width, or the weights are of another head."""
-        wanted = backbone_config(config).get("head", {})  # of `model.fitted_config`
+        wanted = backbone_config(config).get("head", {})  # of `model.clip_tower.fitted_config`
         logits = wanted.get("logits", 2)
         if wanted.get("normalised"):
             return NormalisedHead(width, wanted["projection"], logits)
@@ -45,7 +42,7 @@ class CLIPTowerMixin(GradCAMMixin):
         return nn.Linear(width, logits)
 
     def forward(self, data_dict: dict[str, Any], inference: bool = False) -> dict[str, Any]:
-        """The host's. It takes the softmax of two logits, so that of another head the logits are returned alone."""
+        """The host's. It takes the softmax of two logits; of another head only logits and features are returned."""
         if getattr(self.head, "out_features", 2) == 2:
             found: dict[str, Any] = super().forward(data_dict, inference)
             return found
@@ -63,18 +60,10 @@ class CLIPTowerMixin(GradCAMMixin):
         return build_clip_tower({"name_or_path": name, **backbone_config(config)}, where="backbone_config")
 
     def features(self, data_dict: dict[str, Any]) -> Any:
-        """The host's features; for images of another size than the tower's, with interpolated positions.
-
-        Raises InputError where the installed transformers cannot interpolate them.
-        """
+        """The host's features; for images of another size than the tower's, with interpolated positions."""
         size = int(self.backbone.config.image_size)
         if data_dict["image"].shape[-2:] == (size, size):
             return super().features(data_dict)  # type: ignore[misc]  # the host's
-        if "interpolate_pos_encoding" not in signature(self.backbone.forward).parameters:
-            raise InputError(
-                f"images of {tuple(data_dict['image'].shape[-2:])} pixels for a tower of {size}: this transformers"
-                f" cannot interpolate the positions; set resolution: {size}, or install transformers 4.46 or newer"
-            )
         return self.backbone(data_dict["image"], interpolate_pos_encoding=True)["pooler_output"]
 
 

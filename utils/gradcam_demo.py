@@ -84,7 +84,7 @@ def main(argv: Sequence[str]) -> int:
     if len(images) < len(files):
         require("av", "a video")
     flags = {"gradcam_enabled": True, **{key: getattr(args, key) for key in CONFIG_KEYS}}
-    from utils.gradcam_kit.model.named_detector import load_named_detector
+    from utils.gradcam_kit.model.load import load_named_detector
 
     detector = load_named_detector(args.detector_path, args.device, args.precision, flags, read_as(flags_of))
     cropped = photographs(detector.settings.resolution, args.face_crop, args.landmark_model)

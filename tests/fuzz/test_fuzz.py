@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from tests.fuzz.harness import CASES, SECONDS, Outcome, fuzzed, mutate, mutated
 from tests.helpers.datasets import data_settings
 from tests.helpers.detectors import tiny_config
+from tests.helpers.weights import load_weights
 from utils.gradcam_kit.base.errors import InputError
 from utils.gradcam_kit.data.frames import Frame
 from utils.gradcam_kit.data.images import UnreadableImage, decode_image
@@ -34,7 +35,7 @@ from utils.gradcam_kit.data.masks.annotations import read_landmarks
 from utils.gradcam_kit.data.readers import read_dataset
 from utils.gradcam_kit.data.storage import read_bytes
 from utils.gradcam_kit.media.video_files import UnreadableVideo, VideoReader, video_writer
-from utils.gradcam_kit.model.checkpoints import load_weights, read_weights
+from utils.gradcam_kit.model.checkpoints import read_weights
 from utils.gradcam_kit.settings.config import detector_settings, run_settings
 
 names = st.text(st.characters(), max_size=12)  # all of Unicode, half surrogate pairs and NUL too

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,16 @@ from torch.optim.swa_utils import AveragedModel
 from tests.helpers.datasets import DataTree, change_yaml
 from tests.helpers.detectors import ARCHITECTURE, images, spread, tiny_detector
 from tests.helpers.real_towers import library
+from tests.helpers.weights import load_weights
 from utils.gradcam_kit.base.errors import InputError
 from utils.gradcam_kit.base.files import sha256_of
-from utils.gradcam_kit.model.checkpoints import load_weights
-from utils.gradcam_kit.model.clip_tower import KNOWN_TOWERS
+from utils.gradcam_kit.model import checkpoint_families
+from utils.gradcam_kit.model.checkpoint_families import register_checkpoint
+from utils.gradcam_kit.model.checkpoints import read_weights, translated
+from utils.gradcam_kit.model.clip_tower import KNOWN_TOWERS, fitted_config
 from utils.gradcam_kit.model.detector import LoadedDetector
-from utils.gradcam_kit.model.fitted_config import fitted_config
 from utils.gradcam_kit.model.load import load_detector
-from utils.gradcam_kit.model.weights_file import read_file
+from utils.gradcam_kit.model.weights_file import WeightsFile, read_file
 from utils.gradcam_kit.settings.config import detector_settings
 
 WIDTH = ARCHITECTURE["hidden_size"]
@@ -272,6 +275,75 @@ def test_numbers_that_are_no_weights(change: Callable[[Tensor], Tensor], says: s
     with pytest.raises(InputError, match=says) as refused:
         load_weights(model, tmp_path / "a.pth")
     assert "\n" not in str(refused.value) and torch.equal(model.head.weight, before)
+
+
+def test_8_bit_floats_are_refused_unless_the_model_has_them(tmp_path: Path) -> None:
+    kinds = [getattr(torch, name) for name in dir(torch) if name.startswith("float8_")]
+    model = nn.Linear(2, 2, bias=False)
+    for kind in kinds:
+        weight = torch.ones(2, 2).to(kind)
+        torch.save({"weight": weight}, tmp_path / "a.pth")
+        says = f"weight is {str(kind)[6:]}, the detector's is float32.*save the weights as float32"
+        with pytest.raises(InputError, match=says):
+            load_weights(model, tmp_path / "a.pth")
+        same = nn.Module()
+        same.register_buffer("weight", torch.zeros(2, 2).to(kind))
+        load_weights(same, tmp_path / "a.pth")
+        assert torch.equal(same.get_buffer("weight").float(), torch.ones(2, 2))
+    assert len(kinds) >= 2
+
+
+HEAD = {"fc.weight": torch.zeros(1, 4)}
+CLASS = "vision_model.embeddings.class_embedding"
+
+
+@pytest.mark.parametrize(
+    ("weights", "says"),
+    [
+        ({**HEAD, "visual.conv1.weight": torch.zeros(3)}, "not a whole checkpoint of UniversalFakeDetect"),
+        ({**HEAD, CLASS: torch.zeros(())}, "not a whole checkpoint of UniversalFakeDetect"),
+        (
+            {**HEAD, CLASS: torch.zeros(8), "model.visual_projection.weight": torch.zeros(())},
+            "not a whole checkpoint of UniversalFakeDetect",
+        ),
+        (
+            {"a.weight": torch.zeros(2, 2), "a.lora_A.weight": torch.zeros(()), "a.lora_B.weight": torch.zeros(2, 2)},
+            "weights of a do not fit it",
+        ),
+        (
+            {"a.weight": torch.zeros(2, 2), "a.lora_A.weight": torch.zeros(0, 2), "a.lora_B.weight": torch.zeros(2, 0)},
+            "weights of a do not fit it",
+        ),
+    ],
+)
+def test_tensors_that_no_such_project_writes(weights: Weights, says: str, tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text('{"lora_alpha": 1}')
+    torch.save(weights, tmp_path / "a.pth")
+    with pytest.raises(InputError, match=says):
+        read_weights(tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize("alpha", ["NaN", "Infinity", "9" * 400, "true", '"8"'])
+def test_a_lora_alpha_that_is_no_usable_number(alpha: str, tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text(f'{{"lora_alpha": {alpha}}}')
+    weight = torch.zeros(2, 2)
+    torch.save({"a.weight": weight, "a.lora_A.weight": weight, "a.lora_B.weight": weight}, tmp_path / "a.pth")
+    with pytest.raises(InputError, match="lora_alpha is .*; allowed: a number"):
+        read_weights(tmp_path / "a.pth")
+
+
+def only(name: str, weights: Mapping[str, Tensor]) -> Weights:
+    return {name: weights["fc.weight"]}
+
+
+def test_a_registered_family_comes_first_and_replaces_its_namesake(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint_families, "FAMILIES", [*checkpoint_families.FAMILIES])
+    file = WeightsFile(Path("a.pth"), {"module.fc.weight": torch.ones(1)}, "")
+    assert list(translated(file)) == ["fc.weight"]
+    for new in ("once", "twice"):
+        register_checkpoint("mine", {"fc.weight"}.issubset, partial(only, new))
+        assert list(translated(file)) == [new]
+    assert [family.name for family in checkpoint_families.FAMILIES].count("mine") == 1
 
 
 def test_large_weights_whose_sum_overflows_are_fine(tmp_path: Path) -> None:

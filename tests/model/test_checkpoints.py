@@ -16,9 +16,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from tests.helpers.weights import load_weights
 from utils.gradcam_kit.base.errors import InputError
 from utils.gradcam_kit.base.files import sha256_of
-from utils.gradcam_kit.model.checkpoints import load_weights, read_weights
+from utils.gradcam_kit.model.checkpoints import read_weights
 
 
 class Tower(nn.Module):

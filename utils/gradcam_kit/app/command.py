@@ -27,7 +27,7 @@ def main(argv: Sequence[str]) -> int:
     from ..base.packages import require
 
     require("gradio", "the live app")
-    from ..model.named_detector import load_named_detector
+    from ..model.load import load_named_detector
     from .live_detector import LiveDetector
     from .page import serve
 

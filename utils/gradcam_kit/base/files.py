@@ -11,6 +11,7 @@ import errno
 import functools
 import hashlib
 import io
+import itertools
 import json
 import os
 import re
@@ -33,12 +34,13 @@ OPEN_LIST, LIST = "written.partial.sha256", "written.sha256"  # as files come, a
 LEVELS = 3  # a file is entered in a list at most so many folders above it
 LONGEST_FIELD = 1 << 24  # of a CSV file, in letters; a path has at most some thousands
 MOST_TEXT_BYTES = 64 * 1024**2  # of a configuration or of a JSON file that a run has written
+_BUNDLE = re.compile(r"(.*/samples_[0-9]+\.zip)/(.+)", re.DOTALL)
+_KINDS = {stat.S_IFREG: "file", stat.S_IFDIR: "folder", stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket"}
 
 
 def kind_of(mode: int) -> str:
-    """What a file's mode says it is: "file", "folder", "pipe", "socket" or "device"."""
-    known = {stat.S_IFREG: "file", stat.S_IFDIR: "folder", stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket"}
-    return known.get(stat.S_IFMT(mode), "device")
+    """The kind of a file by its mode: "file", "folder", "pipe", "socket" or "device"."""
+    return _KINDS.get(stat.S_IFMT(mode), "device")
 
 
 def check_ordinary(path: str | Path, most_bytes: int | None = None) -> None:
@@ -55,19 +57,11 @@ def check_ordinary(path: str | Path, most_bytes: int | None = None) -> None:
 
 
 def read_text(path: Path, encoding: str = "utf-8", most_bytes: int = MOST_TEXT_BYTES) -> str:
-    """The text of an ordinary file, or of a bundle's entry, of at most `most_bytes`.
-
-    Raises OSError or UnicodeDecodeError.
-    """
+    """The text of an ordinary file, or of a bundle's entry. Raises OSError, UnicodeDecodeError."""
     if in_bundle(path):
         return read_bundled(path, most_bytes).decode(encoding)
     check_ordinary(path, most_bytes)
     return path.read_text(encoding=encoding)
-
-
-# -------------------------------------------------------------------------------------------------------- bundles
-
-_BUNDLE = re.compile(r"(.*/samples_[0-9]+\.zip)/(.+)", re.DOTALL)
 
 
 def in_bundle(path: str | Path) -> bool:
@@ -99,21 +93,17 @@ def bundle_entries(path: Path) -> list[str]:
 
 
 def names_in(folder: Path) -> list[str]:
-    """The names of what lies in a folder, also one in a bundle, sorted. Raises OSError."""
+    """The names in a folder, also one in a bundle, sorted. Raises OSError."""
     if not in_bundle(folder):
         return sorted(path.name for path in folder.iterdir())
-    inside = f"{folder.name}/"
-    names = (name for name in bundle_entries(folder.parent) if name.startswith(inside))
-    return sorted({name[len(inside) :].partition("/")[0] for name in names})
+    parts = (name.split("/", 2) for name in bundle_entries(folder.parent))
+    return sorted({names[1] for names in parts if names[0] == folder.name and len(names) > 1})
 
 
 @functools.lru_cache(maxsize=4)
 def _opened(path: str, changed: int) -> zipfile.ZipFile:
     """A bundle, kept open: its list of entries is read once. `changed` tells one from another of the same name."""
     return zipfile.ZipFile(path)
-
-
-# ------------------------------------------------------------------------------------------------------------ writing
 
 
 def new_file(path: Path) -> BinaryIO:
@@ -140,9 +130,9 @@ def own_folder(path: Path) -> None:
 
 @contextmanager
 def whole_file(path: Path, listed: bool = True) -> Iterator[BinaryIO]:
-    """A file to write that appears under its name, complete and synced to disk, when the block ends without error.
+    """A file to write that appears under its name, complete and on disk, when the block ends without error.
 
-    Where a folder above keeps a list it is entered there, unless `listed` is False.
+    If `listed`, it is entered in the list that a folder above keeps, if there is one.
     """
     partial = path.with_name(f".{path.name}.partial")
     with new_file(partial) as file:
@@ -200,21 +190,19 @@ def hashes_below(folder: Path) -> dict[str, str]:
 
 def start_list(folder: Path) -> None:
     """From now on `whole_file` enters what it writes below `folder` in its list."""
-    with (folder / OPEN_LIST).open("ab"):
-        pass
+    (folder / OPEN_LIST).touch()
 
 
 def _enter(path: Path, sha256: str) -> None:
-    above = [folder for folder in list(path.parents)[:LEVELS] if keeps_list(folder)]
-    if above:
-        line = f"{sha256}  {path.relative_to(above[0]).as_posix()}\n"
-        with (above[0] / OPEN_LIST).open("ab") as file:
-            file.write(line.encode("utf-8", AS_IT_CAME))
+    folder = next((above for above in list(path.parents)[:LEVELS] if keeps_list(above)), None)
+    if folder is not None:
+        with (folder / OPEN_LIST).open("ab") as file:
+            file.write(f"{sha256}  {path.relative_to(folder).as_posix()}\n".encode("utf-8", AS_IT_CAME))
 
 
 def keeps_list(folder: Path) -> bool:
     """Whether `folder` has a list of its own files. A link in its place is none."""
-    lists = [folder / name for name in (OPEN_LIST, LIST)]
+    lists = folder / OPEN_LIST, folder / LIST
     return any(path.is_file() for path in lists) and not any(path.is_symlink() for path in lists)
 
 
@@ -224,9 +212,9 @@ def read_list(folder: Path) -> dict[str, set[str]]:
     for path in (folder / LIST, folder / OPEN_LIST) if keeps_list(folder) else ():
         if path.is_file():
             for line in path.read_text(encoding="utf-8", errors=AS_IT_CAME).split("\n"):
-                fields = line.split("  ", 1)
-                if len(fields) == 2:
-                    found.setdefault(fields[1], set()).add(fields[0])
+                sha256, separator, name = line.partition("  ")
+                if separator:
+                    found.setdefault(name, set()).add(sha256)
     return found
 
 
@@ -238,23 +226,18 @@ def settle_list(folder: Path) -> None:
         if path.is_file() and not path.is_symlink():
             now = sha256_of(path)
             rows += [(now, name)] if now in hashes else [(one, name) for one in sorted(hashes)]
-    partial = folder / f".{LIST}.partial"
-    with new_file(partial) as file:
-        file.write("".join(f"{sha256}  {name}\n" for sha256, name in rows).encode("utf-8", AS_IT_CAME))
-    partial.replace(folder / LIST)
+    text = "".join(f"{sha256}  {name}\n" for sha256, name in rows)
+    with whole_file(folder / LIST, listed=False) as file:
+        file.write(text.encode("utf-8", AS_IT_CAME))
     (folder / OPEN_LIST).unlink(missing_ok=True)
 
 
-# ---------------------------------------------------------------------------- a folder that one JSON file says all of
+# ---------------------------------------------------------------------- a folder whose files one JSON file in it lists
 
 
 def write_listing(path: Path, details: Mapping[str, object]) -> None:
-    """Write `details` as a JSON file that lists the files in its folder, and itself, each with its SHA-256.
-
-    It is written last, and directly: the folder is one that has not got its name yet.
-    """
-    text = _with_checksum({**details, "files": hashes_below(path.parent)})
-    path.write_text(text, encoding="utf-8")
+    """Write `details` and the SHA-256 of each file in the folder, which has not got its name yet, and of itself."""
+    path.write_text(_with_checksum({**details, "files": hashes_below(path.parent)}), encoding="utf-8")
 
 
 def _with_checksum(details: Mapping[str, object]) -> str:
@@ -271,7 +254,8 @@ def own_files(path: Path) -> set[Path]:
         text = path.read_text(encoding="utf-8")
         details = json.loads(text)
         listed = dict(details["files"].items())
-        if text != _with_checksum({key: value for key, value in details.items() if key != "checksum"}):
+        del details["checksum"]
+        if text != _with_checksum(details):
             return set()
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):  # whatever else it holds, it is not ours
         return set()
@@ -284,14 +268,8 @@ def holds_only_own(folder: Path, names: Iterable[str]) -> bool:
     return any(own_files(folder / name) == {folder / one for one in hashes_below(folder)} for name in names)
 
 
-# --------------------------------------------------------------------------------------------------------------- CSV
-
-
 def write_row(table: IO[str], fields: Sequence[object]) -> None:
-    """One line of a CSV file that every reader takes for one row, also where a field holds a carriage return.
-
-    Older versions of Python leave such a field unquoted.
-    """
+    """One line of a CSV file. Older Pythons leave a field with a carriage return unquoted, which splits the row."""
     split = any("\r" in str(field) for field in fields)
     csv.writer(table, lineterminator="\n", quoting=csv.QUOTE_ALL if split else csv.QUOTE_MINIMAL).writerow(fields)
 
@@ -300,8 +278,7 @@ def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[obje
     """A CSV file, row by row, that appears whole; names from outside come back as they came."""
     with whole_file(path) as raw:
         table = io.TextIOWrapper(raw, encoding="utf-8", errors=AS_IT_CAME, newline="")
-        write_row(table, columns)
-        for row in rows:
+        for row in itertools.chain([columns], rows):
             write_row(table, row)
         table.detach()  # flushes; `raw` is closed by its own block
 
@@ -312,14 +289,13 @@ def read_table(path: Path, columns: Collection[str] = ()) -> Iterator[dict[str, 
     try:
         with path.open(newline="", encoding="utf-8", errors=AS_IT_CAME) as file:
             table = csv.DictReader(file)
-            missing = [column for column in columns if column not in (table.fieldnames or ())]
-            if missing:
-                raise InputError(f"{path}: the column {missing[0]} is missing in its first line; run again")
+            for column in columns:
+                if column not in (table.fieldnames or ()):
+                    raise InputError(f"{path}: the column {column} is missing in its first line; run again")
             for row in table:
                 if None in row or None in row.values():
-                    raise InputError(
-                        f"{path}: line {table.line_num} has more or fewer fields than the first; run again"
-                    )
+                    line = f"line {table.line_num} has more or fewer fields than the first"
+                    raise InputError(f"{path}: {line}; run again")
                 yield row
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error

@@ -310,7 +310,8 @@ class Explanation:
 def _is_meant(name: Any, made: RecipeMaps, layer: str) -> bool:
     """Whether `name` means that map: by its recipe, its method, its layer, or the layer's number."""
     if isinstance(name, Recipe):
-        return name in (made.recipe, made.recipe.at(layer))
+        same = (name.method, name.site, name.backward) == (made.recipe.method, made.recipe.site, made.recipe.backward)
+        return same and (not name.layers or layer in name.layers)
     return name in (made.recipe.method, layer) or (not isinstance(name, str) and layer_names(name) == (layer,))
 
 

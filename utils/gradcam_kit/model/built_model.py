@@ -1,4 +1,4 @@
-"""A model that a person's own code builds: `my_module:build`, found from the working directory."""
+"""A model built by user code: `my_module:build`, found from the working directory."""
 
 from __future__ import annotations
 
@@ -26,41 +26,41 @@ def build_model(name: str, config: Mapping[str, Any]) -> nn.Module:
     module_name, _, function_name = name.rpartition(":")
     if not module_name or not function_name:
         raise InputError(f"--detector {name!r}: give module:function, for example my_module:build")
-    function = getattr(_module(module_name, name), function_name, None)
+    try:
+        module = _module(module_name)
+    except Exception as error:  # of the user's code
+        raise InputError(
+            f"--detector {name!r}: {module_name} cannot be imported from {Path.cwd()}"
+            f" ({type(error).__name__}: {one_line(error)})"
+        ) from error
+    function = getattr(module, function_name, None)
     if not callable(function):
         raise InputError(f"--detector {name!r}: {module_name} has no function {function_name!r}")
     try:
         model = function(dict(config)) if _takes_config(function) else function()
-    except Exception as error:  # of the person's own code
+    except Exception as error:  # of the user's code
         raise InputError(f"--detector {name!r} failed ({type(error).__name__}: {one_line(error)})") from error
     if not isinstance(model, nn.Module):
         raise InputError(f"--detector {name!r} returned {type(model).__name__}: expected a torch.nn.Module")
     return model
 
 
-def _module(module_name: str, name: str) -> ModuleType:
-    try:
-        if not module_name.endswith(".py"):
-            if str(Path.cwd()) not in sys.path:
-                sys.path.insert(0, str(Path.cwd()))
-            return importlib.import_module(module_name)
-        path = Path(module_name).absolute()
-        found = importlib.util.spec_from_file_location(path.stem, path)
-        assert found, "a name that ends in .py"
-        assert found.loader
-        module = importlib.util.module_from_spec(found)
-        sys.modules[path.stem] = module  # as an import does: pickling and dataclasses look there
-        found.loader.exec_module(module)
-        return module
-    except Exception as error:  # of the person's own code
-        raise InputError(
-            f"--detector {name!r}: {module_name} cannot be imported from {Path.cwd()}"
-            f" ({type(error).__name__}: {one_line(error)})"
-        ) from error
+def _module(name: str) -> ModuleType:
+    if not name.endswith(".py"):
+        if str(Path.cwd()) not in sys.path:
+            sys.path.insert(0, str(Path.cwd()))
+        return importlib.import_module(name)
+    path = Path(name).absolute()
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None, "a name that ends in .py"
+    assert spec.loader is not None
+    module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)  # pickling and dataclasses look there
+    spec.loader.exec_module(module)
+    return module
 
 
 def _takes_config(function: Callable[..., Any]) -> bool:
-    """Whether there is something that has to be given, or that is called config."""
+    """Whether there is an argument that has to be given, or that is called config."""
     parameters = inspect.signature(function).parameters.values()
-    named = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return any(one.kind in named and (one.default is one.empty or one.name == "config") for one in parameters)
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return any(this.kind in kinds and (this.default is this.empty or this.name == "config") for this in parameters)

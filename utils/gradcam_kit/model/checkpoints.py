@@ -11,11 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from ..base.errors import InputError
-from ..base.text import shortened
+from ..base.text import one_line, shortened
 from .checkpoint_families import family_of
 from .checkpoint_families.peft_lora import is_lora, merged_lora
-from .checkpoint_families.renaming import KeysCollide, renamed
-from .checkpoint_families.wrappers import unwrapped_step_by_step, without_counters, without_wrappers
+from .checkpoint_families.renaming import unwrapped_step_by_step, without_wrappers
 from .weights_file import WeightsFile, read_file
 
 # Files written with transformers before 4.31 carry this buffer of 0, 1, 2, ..., newer ones do not.
@@ -34,46 +33,40 @@ def translated(file: WeightsFile) -> dict[str, Tensor]:
     (`model.checkpoint_families`). Raises InputError where two keys mean one weight, or something is lacking.
     """
     try:
-        weights = renamed(without_counters(file.weights), without_wrappers)
+        weights = without_wrappers(_without_counter(file.weights))
         if is_lora(weights):
             weights = merged_lora(weights, file.path.parent)
-        return family_of(weights).translate(weights)
-    except KeysCollide as error:
-        raise InputError(f"{file.path}: {error}") from error
+        family = family_of(weights)
+        try:
+            return family.translate(weights)
+        except (LookupError, RuntimeError) as error:  # a tensor is missing, or has another shape
+            reason = f"{type(error).__name__}: {one_line(error)}"
+            raise InputError(f"not a whole checkpoint of {family.name} ({reason})") from error
     except InputError as error:
         raise InputError(f"{file.path}: {error}") from error
-
-
-def load_weights(model: nn.Module, path: str | Path) -> str:
-    """Fill all of `model` from a checkpoint; on any difference the model stays as it was. Returns the file's SHA-256.
-
-    Raises InputError as `read_file` and `fill` do.
-    """
-    file = read_file(path)
-    fill(model, file)
-    return file.sha256
 
 
 def fill(model: nn.Module, file: WeightsFile) -> None:
     """Fill all of `model` from the file: under its own names where these are the model's, else translated.
 
-    `embeddings.position_ids` is neither demanded nor refused, nor are the last parts of a key that the model's class
-    lists as `unread_weights` because its forward pass does not read them. Raises InputError for missing, unexpected and
-    mis-shaped keys, naming the first ten, and for weights of another kind of number, NaN or infinite.
+    `embeddings.position_ids` is neither required nor refused, nor are the keys whose last part the model's class lists
+    in `unread_weights` because its forward pass does not read them. Raises InputError, and leaves the model as it
+    was, for missing, unexpected and mis-shaped keys, naming the first ten, and for weights of another kind of number,
+    NaN or infinite.
     """
     wanted = _decisive(model.state_dict(), model)
-    for names in unwrapped_step_by_step(without_counters(file.weights)):
-        found = _decisive(names, model)
-        if set(found) == set(wanted):
-            break
-    else:
+    candidates = (_decisive(names, model) for names in unwrapped_step_by_step(_without_counter(file.weights)))
+    found = next((weights for weights in candidates if set(weights) == set(wanted)), None)
+    if found is None:
         found = _decisive(translated(file), model)
-    differences = [f"missing {_shown(key, wanted)}" for key in wanted if key not in found]
-    differences += [f"unexpected {_shown(key, found)}" for key in found if key not in wanted]
-    differences += [
-        f"{_shown(key, found)} instead of {tuple(wanted[key].shape)}"
-        for key in wanted
-        if key in found and found[key].shape != wanted[key].shape
+    differences = [
+        *(f"missing {_shown(key, wanted)}" for key in wanted if key not in found),
+        *(f"unexpected {_shown(key, found)}" for key in found if key not in wanted),
+        *(
+            f"{_shown(key, found)} instead of {tuple(tensor.shape)}"
+            for key, tensor in wanted.items()
+            if key in found and found[key].shape != tensor.shape
+        ),
     ]
     if differences:
         kinds = _architecture(found), _architecture(wanted)
@@ -84,17 +77,23 @@ def fill(model: nn.Module, file: WeightsFile) -> None:
             f" {', '.join(differences[:10])}{more}"
         )
     for key, tensor in found.items():
-        _check_numbers(key, tensor, wanted[key], file.path)
-    model.load_state_dict(found, strict=False)  # strict but for those: the keys are compared above
+        if problem := _problem(key, tensor, wanted[key].dtype):
+            raise InputError(f"{file.path}: {problem}")
+    model.load_state_dict(found, strict=False)  # the keys are compared above
 
 
 def sha256_of_state(model: nn.Module) -> str:
-    """SHA-256 of the names, types and numbers of all weights, for a model whose weights are in no one file."""
+    """SHA-256 of the names, types and numbers of all weights, for a model whose weights are in no single file."""
     digest = hashlib.sha256()
     for key, tensor in model.state_dict().items():
         digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode("utf-8", "surrogatepass"))
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def _without_counter(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Without `n_averaged`, the number of models that torch's `AveragedModel` has averaged (`swa.pth`)."""
+    return {key: value for key, value in weights.items() if key != "n_averaged" or value.ndim}
 
 
 def _decisive(weights: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
@@ -103,33 +102,29 @@ def _decisive(weights: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tens
     return {
         key: value
         for key, value in weights.items()
-        if not _is_position_ids(key) and key.rpartition(".")[2] not in unread
+        if not f".{key}".endswith(f".{POSITION_IDS}") and key.rpartition(".")[2] not in unread
     }
 
 
-def _check_numbers(key: str, tensor: Tensor, wanted: Tensor, path: Path) -> None:
-    """Raises InputError for numbers that `wanted` cannot hold as they are, and for NaN and infinity."""
-    kind = str(tensor.dtype).replace("torch.", "")
-    if tensor.is_floating_point() != wanted.is_floating_point() or tensor.is_complex() or tensor.element_size() < 2:
-        if tensor.dtype == wanted.dtype:
-            return
-        expected = str(wanted.dtype).replace("torch.", "")
-        raise InputError(
-            f"{path}: the weight {key} is {kind}, the detector's is {expected}: not converted, since that would change"
-            " it; save the weights in floating point"
+def _problem(key: str, tensor: Tensor, wanted: torch.dtype) -> str:
+    """What is wrong with numbers that `wanted` cannot hold as they are, 8-bit ones, NaN and infinity; else ""."""
+    if tensor.is_floating_point() != wanted.is_floating_point or tensor.is_complex() or tensor.element_size() < 2:
+        if tensor.dtype == wanted:
+            return ""
+        found, expected = (str(dtype).replace("torch.", "") for dtype in (tensor.dtype, wanted))
+        return (
+            f"the weight {key} is {found}, the detector's is {expected}: not converted, since that would change it;"
+            " save the weights as float32, float16 or bfloat16"
         )
     if not tensor.is_floating_point() or bool(torch.isfinite(tensor.sum(dtype=torch.float32))):
-        return
-    bad = int((~torch.isfinite(tensor)).sum())  # none where only the sum overflowed
-    if bad:
-        raise InputError(
-            f"{path}: the weight {key} holds NaN or infinity ({bad} of {tensor.numel()} values): the training that"
-            " wrote the file has failed, or the file is damaged; take an earlier checkpoint"
-        )
-
-
-def _is_position_ids(key: str) -> bool:
-    return key == POSITION_IDS or key.endswith("." + POSITION_IDS)
+        return ""
+    bad = int((~torch.isfinite(tensor)).sum())
+    if not bad:  # only the sum overflowed
+        return ""
+    return (
+        f"the weight {key} holds NaN or infinity ({bad} of {tensor.numel()} values): the training that wrote the file"
+        " has failed, or the file is damaged; take an earlier checkpoint"
+    )
 
 
 def _shown(key: str, weights: Mapping[str, Tensor]) -> str:
@@ -139,13 +134,9 @@ def _shown(key: str, weights: Mapping[str, Tensor]) -> str:
 
 def _architecture(weights: Mapping[str, Tensor]) -> str:
     """A short description of the model: "a ViT of 24 blocks, width 1024" where the keys show it."""
-    numbered = [re.search(r"\.(?:layers|resblocks|blocks)\.(\d+)\.", key) for key in weights]
-    blocks = {match[1] for match in numbered if match}
-    width = [
-        tensor.shape[-1]
-        for key, tensor in weights.items()
-        if key.endswith(("class_embedding", "cls_token")) and tensor.ndim
-    ]
+    blocks = {found[1] for key in weights if (found := re.search(r"\.(?:layers|resblocks|blocks)\.(\d+)\.", key))}
+    tokens = (tensor for key, tensor in weights.items() if key.endswith(("class_embedding", "cls_token")))
+    width = [tensor.shape[-1] for tensor in tokens if tensor.ndim]
     if blocks and width:
         return f"a ViT of {len(blocks)} blocks, width {width[0]}"
     first = next(iter(weights), None)

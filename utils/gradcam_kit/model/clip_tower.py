@@ -1,30 +1,26 @@
-"""Builds the CLIP vision tower that a config asks for: from the hub, from a folder, or from its architecture alone."""
+"""The CLIP vision tower that a config asks for, or that a checkpoint shows."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..base.errors import InputError, did_you_mean
 from ..base.text import one_line
+from ..settings.backbone_config import backbone_config
 
 DEFAULT_TOWER = "openai/clip-vit-large-patch14"
+_SHAPE = ("hidden_size", "num_hidden_layers", "patch_size", "image_size")
+_EMBEDDINGS = "backbone.embeddings."
 
 
-def _vit(
-    width: int, blocks: int, heads: int, patch: int, pixels: int = 224, hidden: int | None = None
-) -> dict[str, int]:
-    return {
-        "hidden_size": width,
-        "intermediate_size": hidden or 4 * width,
-        "num_hidden_layers": blocks,
-        "num_attention_heads": heads,
-        "patch_size": patch,
-        "image_size": pixels,
-    }
+def _vit(width: int, blocks: int, heads: int, patch: int, pixels: int = 224, hidden: int = 0) -> dict[str, int]:
+    sizes = {"hidden_size": width, "intermediate_size": hidden or 4 * width, "image_size": pixels, "patch_size": patch}
+    return {**sizes, "num_hidden_layers": blocks, "num_attention_heads": heads}
 
 
 _BASE_32, _BASE_16, _LARGE_14 = _vit(768, 12, 12, 32), _vit(768, 12, 12, 16), _vit(1024, 24, 16, 14)
@@ -65,39 +61,33 @@ def activation_of(model: nn.Module) -> str:
     return ""
 
 
-def build_clip_tower(backbone_config: Mapping[str, Any], where: str = "backbone_config") -> nn.Module:
-    """The vision tower (`embeddings`, `pre_layrnorm`, `encoder`, `post_layernorm`) that `backbone_config` describes.
+def build_clip_tower(network: Mapping[str, Any], where: str = "backbone_config") -> nn.Module:
+    """The vision tower (`embeddings`, `pre_layrnorm`, `encoder`, `post_layernorm`) that `network` describes.
 
     Keys: `name_or_path` (hub name or local folder, default `openai/clip-vit-large-patch14`), `architecture` (fields of
     `CLIPVisionConfig`; random weights, no download), `pretrained` (default: true unless `architecture` is given).
-    The host's own keys beside them are left alone. Raises InputError, whose message begins with `where`.
+    The host's own keys are left alone. Raises InputError, whose message begins with `where`.
     """
-    architecture = backbone_config.get("architecture")
-    pretrained = backbone_config.get("pretrained", architecture is None)
-    name = backbone_config.get("name_or_path", DEFAULT_TOWER)
-    _check_types(where, name, architecture, pretrained)
+    architecture = network.get("architecture")
+    pretrained = network.get("pretrained", architecture is None)
+    name = network.get("name_or_path", DEFAULT_TOWER)
+    for key, value, kinds, allowed in (
+        ("pretrained", pretrained, (bool,), "true, false"),
+        ("name_or_path", name, (str, Path), "a hub name or a local folder"),
+        ("architecture", architecture, (Mapping, type(None)), "fields of CLIPVisionConfig as key: value"),
+    ):
+        if not isinstance(value, kinds):
+            raise InputError(f"{where}: {key} is {value!r}; allowed: {allowed}")
     if pretrained and architecture is not None:
         raise InputError(
             f"{where}: pretrained: true and architecture contradict each other; name the weights by name_or_path alone,"
             " or set pretrained: false"
         )
-    if pretrained:
-        return _unwrapped(_pretrained_tower(str(name), where))
-    return _unwrapped(_random_tower(str(name), architecture, where))
+    tower = _pretrained(str(name), where) if pretrained else _random(str(name), architecture, where)
+    return getattr(tower, "vision_model", tower)  # transformers 4 wraps it in one more module, transformers 5 does not
 
 
-def _check_types(where: str, name: object, architecture: object, pretrained: object) -> None:
-    if not isinstance(pretrained, bool):
-        raise InputError(f"{where}: pretrained is {pretrained!r}; allowed: true, false")
-    if not isinstance(name, (str, Path)):
-        raise InputError(f"{where}: name_or_path is {name!r}; allowed: a hub name or a local folder")
-    if architecture is not None and not isinstance(architecture, Mapping):
-        raise InputError(
-            f"{where}: architecture is {architecture!r}; allowed: fields of CLIPVisionConfig as key: value"
-        )
-
-
-def _pretrained_tower(name: str, where: str) -> nn.Module:
+def _pretrained(name: str, where: str) -> nn.Module:
     from transformers import CLIPVisionModel  # takes seconds to import
 
     try:
@@ -117,21 +107,18 @@ def _pretrained_tower(name: str, where: str) -> nn.Module:
     return tower
 
 
-def _random_tower(name: str, architecture: Mapping[str, Any] | None, where: str) -> nn.Module:
+def _random(name: str, architecture: Mapping[str, Any] | None, where: str) -> nn.Module:
+    """With the fields of `CLIPVisionConfig` in `architecture`, or else those that were published under that name."""
     from transformers import CLIPVisionConfig, CLIPVisionModel
 
-    if architecture is not None:
-        known = CLIPVisionConfig().to_dict()
-        for key in architecture:
-            if key not in known:
-                raise InputError(
-                    f"{where}: architecture.{key} is no field of CLIPVisionConfig; {did_you_mean(key, known)}"
-                )
-        fields = dict(architecture)
-    elif name in KNOWN_TOWERS:
-        fields = {**KNOWN_TOWERS[name], "hidden_act": hidden_act(name)}
-    else:
+    if architecture is None:
         fields = _published_fields(name, where)
+    else:
+        fields, known = dict(architecture), CLIPVisionConfig().to_dict()
+        unknown = next((key for key in fields if key not in known), None)
+        if unknown is not None:
+            close = did_you_mean(unknown, known)
+            raise InputError(f"{where}: architecture.{unknown} is no field of CLIPVisionConfig; {close}")
     try:
         return CLIPVisionModel(CLIPVisionConfig(**fields))
     except Exception as error:  # transformers 5 raises its own validation errors, 4 whatever the first layer meets
@@ -141,6 +128,8 @@ def _random_tower(name: str, architecture: Mapping[str, Any] | None, where: str)
 def _published_fields(name: str, where: str) -> dict[str, Any]:
     from transformers import CLIPVisionConfig
 
+    if name in KNOWN_TOWERS:
+        return {**KNOWN_TOWERS[name], "hidden_act": hidden_act(name)}
     try:
         return CLIPVisionConfig.from_pretrained(name).to_dict()
     except (OSError, ValueError) as error:
@@ -150,6 +139,64 @@ def _published_fields(name: str, where: str) -> dict[str, Any]:
         ) from error
 
 
-def _unwrapped(tower: nn.Module) -> nn.Module:
-    """The tower itself: transformers 4 wraps it in one more module, transformers 5 does not."""
-    return getattr(tower, "vision_model", tower)
+# ---------------------------------------------------------------------------------------- what a checkpoint shows
+
+
+def fitted_config(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> dict[str, Any]:
+    """`config` for a CLIP detector with these weights: the tower's size, the head's kind, Effort's rank.
+
+    `weights` under the detectors' own names. A note on stderr names a published tower other than the YAML's; an
+    `architecture` or a folder in the YAML is left as it is. Weights of another detector change nothing.
+    """
+    network = dict(backbone_config(config))
+    class_token = weights.get(f"{_EMBEDDINGS}class_embedding")
+    if class_token is None or class_token.ndim != 1:
+        return dict(config)
+    if "architecture" not in network:
+        network.update(_published_tower(network.get("name_or_path"), tower_shape(weights)))
+    residual = next((value for key, value in weights.items() if key.endswith(".S_residual")), None)
+    if residual is not None and residual.ndim == 1:
+        network["residual_rank"] = len(residual)
+    head = weights.get("head.linear.weight", weights.get("head.weight"))
+    if head is not None and head.ndim == 2:
+        projection = weights.get("head.projection.weight")
+        network["head"] = {
+            "logits": head.shape[0],
+            "normalised": "head.linear.weight" in weights,
+            "projection": None if projection is None else projection.shape[0],
+        }
+    return {**config, "backbone_config": network}
+
+
+def _published_tower(named: object, shape: tuple[int, ...] | None) -> dict[str, str]:
+    """`name_or_path` of the published tower with that shape, where the YAML's is published too and different."""
+    if shape is None or (named is not None and named not in KNOWN_TOWERS):
+        return {}
+    name = str(named or DEFAULT_TOWER)
+    alike = [other for other in KNOWN_TOWERS if _published_shape(other) == shape]
+    if not alike or (named and name in alike):
+        return {}
+    best = min(alike, key=lambda other: hidden_act(other) != hidden_act(name))  # OpenAI's, the first, among equals
+    if named:
+        width, blocks, patch, _ = shape
+        print(
+            f"note: the checkpoint's tower is as large as {best} ({blocks} blocks, width {width}, patches of {patch}),"
+            f" not as the YAML's {named}: that one is built",
+            file=sys.stderr,
+        )
+    return {"name_or_path": best}
+
+
+def tower_shape(weights: Mapping[str, Tensor]) -> tuple[int, ...] | None:
+    """_SHAPE of the tower that the weights belong to; None where a part is missing."""
+    patches = weights.get(f"{_EMBEDDINGS}patch_embedding.weight")
+    positions = weights.get(f"{_EMBEDDINGS}position_embedding.weight")
+    if patches is None or positions is None or patches.ndim != 4 or positions.ndim != 2:
+        return None
+    blocks = {key.split(".")[3] for key in weights if key.startswith("backbone.encoder.layers.")}
+    side = round((len(positions) - 1) ** 0.5)
+    return patches.shape[0], len(blocks), patches.shape[-1], side * patches.shape[-1]
+
+
+def _published_shape(name: str) -> tuple[int, ...]:
+    return tuple(KNOWN_TOWERS[name][key] for key in _SHAPE)

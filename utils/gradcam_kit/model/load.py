@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..base.errors import InputError, did_you_mean
+from ..base.errors import InputError
 from ..base.text import one_line
 from ..data.images import UnreadableImage, decode_image, read_file
 from ..explain.any_model import AnyModelWithGradCAM
@@ -19,10 +20,12 @@ from ..settings.backbone_config import without_pretrained
 from ..settings.config import DetectorSettings, detector_settings, find_path
 from .built_model import build_model
 from .checkpoints import fill, sha256_of_state, translated
+from .clip_tower import fitted_config
 from .detector import DTYPES, LoadedDetector
-from .fitted_config import fitted_config
-from .host.registry import find_detectors, import_alone
+from .host.registry import find_detectors, preimport_detector, unknown_detector
 from .weights_file import read_file as read_weights
+
+EMBEDDED_DETECTOR = "config/detector/clip_gradcam_demo.yaml"
 
 
 def load_gradcam_detector(
@@ -39,16 +42,11 @@ def load_gradcam_detector(
         device: "auto" (CUDA where there is one), "cpu", "cuda" or "cuda:<n>".
         settings: keys of the YAML to be set otherwise, for example `gradcam_method="hirescam"`.
 
-    Returns:
-        An nn.Module with `explain`, `generate_gradcam`, `show_gradcam` and the rest of
-        `explain.mixin.GradCAMMixin`.
-
-    Raises:
-        InputError: the YAML, the weights or a setting is missing or unusable.
+    Returns an nn.Module with `explain`, `generate_gradcam`, `show_gradcam` and the rest of
+    `explain.mixin.GradCAMMixin`. Raises InputError: the YAML, the weights or a setting is missing or unusable.
     """
     yaml_path = find_path(detector_path, "detector YAML", "detector_path")
-    weights = None if weights_path is None else str(weights_path)
-    overridden = {"gradcam_enabled": True, **settings, "weights_path": weights}
+    overridden = {"gradcam_enabled": True, **settings, "weights_path": weights_path and str(weights_path)}
     return load_detector(detector_settings(yaml_path, overridden), find_device(device)).model
 
 
@@ -58,9 +56,8 @@ def read_images(model: Any, files: Sequence[str | Path] | str | Path) -> Tensor:
     Both sides are resized to the config's `resolution`, as the hosts do with face crops. Raises InputError for a file
     that cannot be read as an image.
     """
-    named = [files] if isinstance(files, (str, Path)) else list(files)
     decoded = []
-    for file in named:
+    for file in [files] if isinstance(files, (str, Path)) else files:
         try:
             decoded.append(decode_image(read_file(str(file)), model.usual_size))
         except UnreadableImage as error:
@@ -75,12 +72,10 @@ def read_images(model: Any, files: Sequence[str | Path] | str | Path) -> Tensor:
 def load_detector(
     settings: DetectorSettings, device: torch.device, precision: str = "fp32", random_weights: bool = False
 ) -> LoadedDetector:
-    """The detector with the weights of `settings.weights_path` or, if `random_weights`, with none.
+    """The detector with the weights of `settings.weights_path`, with random ones, or with those of `settings.build`.
 
-    A model that `settings.build` builds may have its weights from there. Whether its logits can be used,
-    `LoadedDetector.check_predictions` tells.
-
-    No pretrained tower is downloaded in either case: a weights file has to cover the whole model. Raises InputError.
+    No pretrained tower is downloaded: a weights file has to cover the whole model. Whether the logits can be used,
+    `LoadedDetector.check_predictions` tells. Raises InputError.
     """
     if not settings.weights_name and not random_weights:
         raise InputError(
@@ -93,15 +88,14 @@ def load_detector(
         settings = settings._replace(config=fitted_config(settings.config, translated(file)))
     model = untrained_detector(settings, settings.gradcam.enabled)
     if hasattr(model, "gradcam"):
-        model.gradcam = settings.gradcam  # the checked settings themselves, so that there is one object and no copy
+        model.gradcam = settings.gradcam  # the same object, not a copy
     if hasattr(model, "weights_at_first"):
         model.weights_at_first = None  # a file fills it, or random weights were asked for and are marked as such
-    sha256 = ""
     if file is not None:
-        sha256 = file.sha256
         fill(model.model if settings.build else model, file)
-    elif settings.build:
-        sha256 = sha256_of_state(model.model)
+        sha256 = file.sha256
+    else:
+        sha256 = sha256_of_state(model.model) if settings.build else ""
     return LoadedDetector(model.to(device).eval(), device, precision, settings, sha256)
 
 
@@ -112,13 +106,12 @@ def find_device(name: str) -> torch.device:
             return torch.device("cuda")
         print("device: cpu (no CUDA device found)")
         return torch.device("cpu")
-    family, _, number = name.partition(":")
-    if family not in ("cpu", "cuda") or (number and not (family == "cuda" and number.isdigit())):
+    if not re.fullmatch(r"cpu|cuda(:[0-9]+)?", name):
         raise InputError(f"device is {name!r}; allowed: auto, cpu, cuda, cuda:<n>", "device")
-    if family == "cuda" and not torch.cuda.is_available():
+    if name != "cpu" and not torch.cuda.is_available():
         raise InputError(f"device {name!r}: PyTorch finds no CUDA device here; use cpu or auto", "device")
-    if family == "cuda" and number and int(number) >= torch.cuda.device_count():
-        count = torch.cuda.device_count()
+    number, count = name.partition(":")[2], torch.cuda.device_count()
+    if number and int(number) >= count:
         raise InputError(f"device {name!r}: there are {count} CUDA devices, numbered from 0", "device")
     return torch.device(name)
 
@@ -134,45 +127,45 @@ def check_precision(precision: str, device: torch.device) -> None:
     except RuntimeError as error:
         raise InputError(f"precision {precision}: {one_line(error)}; use fp32 or bf16", "precision") from error
     if found != DTYPES[precision]:
-        raise InputError(
-            f"precision {precision} on {device.type} is not available in torch {torch.__version__}; use fp32 or bf16",
-            "precision",
-        )
-
-
-def import_sooner(settings: DetectorSettings) -> None:
-    """For a command, before it loads the detector: import nothing of the host that this one does not need."""
-    if not settings.build:
-        import_alone(settings.model_name, settings.config)
-
-
-def detector_class(model_name: str, explainable: bool, config: Mapping[str, Any]) -> Any:
-    """The registered detector of that name; `clip` means `clip_gradcam`, which predicts exactly the same.
-
-    `config` names the networks and losses that it needs. Raises InputError for an unknown name, and, if `explainable`,
-    for a detector without heatmaps.
-    """
-    known = find_detectors(model_name, config)
-    name = f"{model_name}_gradcam" if f"{model_name}_gradcam" in known else model_name
-    if name not in known:
-        raise InputError(
-            f"model_name {model_name!r} is no registered detector; {did_you_mean(model_name, known)}"
-            f"registered: {', '.join(sorted(known))}"
-        )
-    if explainable and not hasattr(known[name], "generate_gradcam"):
-        with_maps = sorted(other for other in known if hasattr(known[other], "generate_gradcam"))
-        raise InputError(f"model_name {model_name!r} has no heatmaps; detectors that have: {', '.join(with_maps)}")
-    return known[name]
+        where = f"{device.type} is not available in torch {torch.__version__}"
+        raise InputError(f"precision {precision} on {where}; use fp32 or bf16", "precision")
 
 
 def untrained_detector(settings: DetectorSettings, explainable: bool) -> Any:
-    """The detector without the weights of its file: a registered one, or what `settings.build` names. InputError."""
+    """The detector without the weights of its file: a registered one, or what `settings.build` names.
+
+    `clip` means `clip_gradcam`, which predicts exactly the same. Raises InputError, if `explainable` also for a
+    detector without heatmaps.
+    """
     if settings.build:
         return AnyModelWithGradCAM(build_model(settings.build, settings.config), settings.config)
+    name = settings.model_name
     if settings.config.get("video_mode"):
         raise InputError(
-            f"detector {settings.model_name!r} reads clips of frames (video_mode: true in its YAML); detectors of"
-            " single images are evaluated and explained"
+            f"detector {name!r} reads clips of frames (video_mode: true in its YAML); detectors of single images are"
+            " evaluated and explained"
         )
-    cls = detector_class(settings.model_name, explainable, settings.config)
+    known = find_detectors(name, settings.config)
+    cls = known.get(f"{name}_gradcam") or known.get(name)
+    if cls is None:
+        raise unknown_detector(name, known)
+    if explainable and not hasattr(cls, "generate_gradcam"):
+        with_maps = sorted(other for other in known if hasattr(known[other], "generate_gradcam"))
+        raise InputError(f"model_name {name!r} has no heatmaps; detectors that have: {', '.join(with_maps)}")
     return cls(deepcopy(without_pretrained(settings.config)))  # some hosts write into their config
+
+
+def load_named_detector(
+    detector_path: str | None, device: str, precision: str, flags: Mapping[str, object], names: Mapping[str, str]
+) -> LoadedDetector:
+    """The detector that a command's flags name; the embedded one where they name no weights. Raises InputError."""
+    if detector_path is None and flags["weights_path"] is None:
+        detector_path = EMBEDDED_DETECTOR
+        print(
+            "NOTE: no weights named, so this is the small embedded detector, trained on drawn faces. It is for trying"
+            " out only and says nothing about real images. Give --detector_path and --weights_path for yours."
+        )
+    yaml_path = find_path(detector_path or "config/detector/clip_gradcam.yaml", "detector YAML", "--detector_path")
+    settings = detector_settings(yaml_path, flags, names)
+    preimport_detector(settings)
+    return load_detector(settings, find_device(device), precision)

@@ -23,6 +23,7 @@ from ..base.text import one_line, shortened
 
 WRAPPERS = ("state_dict", "model_state_dict", "model")
 MOST_EXPANSION = 20  # weights hardly shrink when they are compressed
+SAFETENSORS = ".safetensors"
 
 _RESAVE = "open it where you trust it and save only its weights: torch.save(model.state_dict(), 'weights.pth')"
 
@@ -35,27 +36,90 @@ class WeightsFile(NamedTuple):
     sha256: str
 
 
+def no_checkpoint(path: Path, head: bytes, unpacked: int, error: Exception | None = None) -> str:
+    """What a file is, where a sign shows that it is no checkpoint, else "".
+
+    `head`: its first bytes; `unpacked`: what a zip archive unpacks to, in bytes; `error`: what reading it has raised.
+    """
+    size, start, failed, reason = path.stat().st_size, head[:24], error is not None, one_line(error)
+    is_text = bool(start) and all(byte in b"\t\n\r" or 32 <= byte < 127 for byte in start)
+    pickled = re.search(r"(?:GLOBAL|class) ([\w.]+\.\w+)", str(error))  # torch's message advises to load it anyway
+    signs = {  # the first one counts
+        "an empty file; download it again": not head,
+        "a Git LFS pointer, not the weights themselves; fetch them with: git lfs pull": (
+            head.startswith(b"version https://git-lfs")
+        ),
+        "a web page, not a checkpoint; the download went wrong, download it again": (
+            head.lstrip()[:5].lower() in (b"<!doc", b"<html")
+        ),
+        # torch.save writes uncompressed archives: one that unpacks to a multiple of itself is made to exhaust memory.
+        f"{size:,} bytes that unpack to {unpacked:,}, which no torch.save writes; not read. Get the file from"
+        " its source again": unpacked > MOST_EXPANSION * size + (1 << 20),
+        f"not a .safetensors file, or damaged ({reason})": failed and path.suffix == SAFETENSORS,
+        "a TorchScript archive, not a checkpoint; convert it where you trust it:"
+        f" torch.save(torch.jit.load({path.name!r}, map_location='cpu').state_dict(), 'weights.pth')": (
+            "TorchScript" in str(error)
+        ),
+        f"text, not a checkpoint: it begins with {start.decode('latin-1')!r}; give the file that torch.save wrote": (
+            failed and is_text
+        ),
+        f"holds pickled objects{f' ({pickled[1]})' if pickled else ''}, which could run any code and are not loaded;"
+        f" {_RESAVE}": isinstance(error, pickle.UnpicklingError),
+        f"not a checkpoint, or damaged ({type(error).__name__}: {reason}); expected what"
+        " torch.save(model.state_dict()) writes": failed,
+    }
+    return next((what for what, shows in signs.items() if shows), "")
+
+
 def read_file(path: str | Path) -> WeightsFile:
     """`.safetensors`, or whatever `torch.save` wrote of a state dict, also inside `{'state_dict': ...}`.
 
-    Beside the weights a file may hold an `argparse.Namespace` and NumPy scalars, as training scripts save them.
+    Besides the weights a file may hold an `argparse.Namespace` and NumPy scalars, as training scripts save them.
 
-    Raises InputError: no such file, empty, a Git LFS pointer, a web page, damaged, not a checkpoint, one that unpacks
-    to many times its size, that holds other objects (never unpickled) or tensors without plain data, or that was
-    written to meanwhile.
+    Raises InputError: no such file, no checkpoint, other objects (never unpickled), tensors without plain data, or a
+    file that was written to meanwhile.
     """
     path = Path(path)
-    _check_file(path)
+    head, unpacked = _first_look(path)
+    if what := no_checkpoint(path, head, unpacked):
+        raise InputError(f"{path}: {what}")
     before, sha256 = _identity(path), sha256_of(path)
-    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    try:
+        content = _load(path)
+    except (MemoryError, InputError):
+        raise
+    except Exception as error:  # a damaged file makes its readers raise anything, KeyError included
+        raise InputError(f"{path}: {no_checkpoint(path, head, unpacked, error)}") from error
     weights = _tensors(content, path)
     if _identity(path) != before:
         raise InputError(f"{path}: was written to while it was read; wait until it is complete, and start again")
     for key, tensor in weights.items():
-        what = "no data (it is on the meta device)" if tensor.is_meta else _unusual(tensor)
-        if what:
-            raise InputError(f"{path}: {shortened(repr(key))} has {what}; expected plain tensors. {_RESAVE}")
+        if unusual := _unusual(tensor):
+            raise InputError(f"{path}: {shortened(repr(key))} has {unusual}; expected plain tensors. {_RESAVE}")
     return WeightsFile(path, dict(weights), sha256)
+
+
+def _first_look(path: Path) -> tuple[bytes, int]:
+    """The first 64 bytes, and the bytes that a zip archive unpacks to. Raises InputError for no readable file."""
+    try:
+        check_ordinary(path)
+        with path.open("rb") as file:
+            head = file.read(64)
+        return head, _unpacked_size(path) if head.startswith(b"PK") else 0
+    except IsADirectoryError:
+        raise InputError(f"{path}: a folder; give the weights file in it (.pth or .safetensors)") from None
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"weights file {str(path)!r} cannot be read ({one_line(error)}); check the path of the weights"
+        ) from None
+
+
+def _unpacked_size(path: Path) -> int:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return sum(entry.file_size for entry in archive.infolist())
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return 0  # damaged: torch will say so
 
 
 def _identity(path: Path) -> tuple[int, ...]:
@@ -64,115 +128,31 @@ def _identity(path: Path) -> tuple[int, ...]:
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
-def _unusual(tensor: Tensor) -> str:
-    if tensor.is_quantized:
-        return "8-bit quantised values"
-    return "" if tensor.layout == torch.strided else f"the layout {str(tensor.layout).replace('torch.', '')}"
-
-
-def _check_file(path: Path) -> None:
-    """Refuse what the first bytes, or the table of a zip archive, show to be no checkpoint. Raises InputError."""
-    try:
-        check_ordinary(path)
-        with path.open("rb") as file:
-            head = file.read(64)
-    except IsADirectoryError:
-        raise InputError(f"{path}: a folder; give the weights file in it (.pth or .safetensors)") from None
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"weights file {str(path)!r} cannot be read ({one_line(error)}); check the path of the weights"
-        ) from None
-    if not head:
-        raise InputError(f"{path}: an empty file; download it again")
-    if head.startswith(b"version https://git-lfs"):
-        raise InputError(f"{path}: a Git LFS pointer, not the weights themselves; fetch them with: git lfs pull")
-    if head.lstrip()[:5].lower() in (b"<!doc", b"<html"):
-        raise InputError(f"{path}: a web page, not a checkpoint; the download went wrong, download it again")
-    if head.startswith(b"PK"):
-        _check_archive(path)
-
-
-def _check_archive(path: Path) -> None:
-    """torch.save writes uncompressed archives: one that unpacks to a multiple of itself is made to exhaust memory."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            unpacked = sum(entry.file_size for entry in archive.infolist())
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
-        return  # damaged: torch will say so
-    size = path.stat().st_size
-    if unpacked > MOST_EXPANSION * size + (1 << 20):
-        raise InputError(
-            f"{path}: {size:,} bytes that unpack to {unpacked:,}, which no torch.save writes; not read. Get the file"
-            " from its source again"
-        )
-
-
-def _read_safetensors(path: Path) -> Any:
-    try:
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-    except ImportError as error:
-        raise InputError(f"{path}: reading .safetensors needs a package: pip install safetensors") from error
-    try:
-        return load_file(str(path))
-    except (SafetensorError, ValueError, KeyError) as error:
-        raise InputError(f"{path}: not a .safetensors file, or damaged ({one_line(error)})") from error
-
-
-def _first_bytes(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return file.read(24)
-
-
-def _read_torch(path: Path) -> Any:
-    try:
-        with warnings.catch_warnings(), _harmless_types():
-            warnings.simplefilter("ignore")  # torch warns of odd pickles before it refuses them; one sentence will do
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except MemoryError:
-        raise
-    except Exception as error:  # a damaged file makes its readers raise anything, KeyError included
-        if "TorchScript" in str(error):
-            raise InputError(
-                f"{path}: a TorchScript archive, not a checkpoint; convert it where you trust it:"
-                f" torch.save(torch.jit.load({path.name!r}, map_location='cpu').state_dict(), 'weights.pth')"
-            ) from error
-        start = _first_bytes(path)
-        if start and all(byte in b"\t\n\r" or 32 <= byte < 127 for byte in start):
-            raise InputError(
-                f"{path}: text, not a checkpoint: it begins with {start.decode()!r}; give the file that torch.save"
-                " wrote"
-            ) from error
-        if isinstance(error, pickle.UnpicklingError):  # torch's own message advises to load it anyway: not repeated
-            named = re.search(r"(?:GLOBAL|class) ([\w.]+\.\w+)", str(error))
-            what = f" ({named[1]})" if named else ""
-            raise InputError(
-                f"{path}: holds pickled objects{what}, which could run any code and are not loaded; {_RESAVE}"
-            ) from error
-        raise InputError(
-            f"{path}: not a checkpoint, or damaged ({type(error).__name__}: {one_line(error)}); "
-            f"expected what torch.save(model.state_dict()) writes"
-        ) from error
+def _load(path: Path) -> Any:
+    if path.suffix == SAFETENSORS:
+        try:
+            import safetensors.torch
+        except ImportError as error:
+            raise InputError(f"{path}: reading .safetensors needs a package: pip install safetensors") from error
+        return safetensors.torch.load_file(str(path))
+    with warnings.catch_warnings(), _harmless_types():
+        warnings.simplefilter("ignore")  # torch warns of odd pickles before it refuses them; one sentence will do
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _harmless_types() -> AbstractContextManager[Any]:
-    """Types by name that training scripts save beside the weights, and that hold data alone. Of torch 2.5 and newer."""
-    allow = getattr(torch.serialization, "safe_globals", None)
-    if allow is None:
-        return nullcontext()
+    """Lets torch, from 2.5 on, load types that training scripts save besides the weights, and that hold only data."""
     scalar = np.float64(0).__reduce__()[0]
     numbers = [type(np.dtype(code)) for code in "?bhilqBHILQefd"]
     harmless: list[Any] = [argparse.Namespace, np.dtype, scalar, *numbers, _encode]
+    allow = getattr(torch.serialization, "safe_globals", nullcontext)
     return allow(harmless)
 
 
 def _tensors(content: Any, path: Path) -> Mapping[str, Tensor]:
     """The state dict, out of its wrapper if it has one. Raises InputError where there is none."""
     if isinstance(content, dict):
-        for wrapper in WRAPPERS:
-            if isinstance(content.get(wrapper), dict):
-                content = content[wrapper]
-                break
+        content = next((content[name] for name in WRAPPERS if isinstance(content.get(name), dict)), content)
     if not isinstance(content, dict):
         raise InputError(f"{path}: holds {type(content).__name__}, not a dictionary of weights; {_RESAVE}")
     others = [key for key, value in content.items() if not (isinstance(key, str) and isinstance(value, Tensor))]
@@ -180,8 +160,14 @@ def _tensors(content: Any, path: Path) -> Mapping[str, Tensor]:
         held = ", ".join(shortened(repr(key), 60) for key in others[:5]) or "nothing"
         raise InputError(f"{path}: a dictionary without weights, it holds {held}; {_RESAVE}")
     if others:
-        raise InputError(
-            f"{path}: {shortened(repr(others[0]))} is no weight but {type(content[others[0]]).__name__} among weights;"
-            f" {_RESAVE}"
-        )
+        kind = type(content[others[0]]).__name__
+        raise InputError(f"{path}: {shortened(repr(others[0]))} is no weight but {kind} among weights; {_RESAVE}")
     return content
+
+
+def _unusual(tensor: Tensor) -> str:
+    if tensor.is_meta:
+        return "no data (it is on the meta device)"
+    if tensor.is_quantized:
+        return "8-bit quantised values"
+    return "" if tensor.layout == torch.strided else f"the layout {str(tensor.layout).replace('torch.', '')}"

@@ -20,7 +20,8 @@ from ..measure.evaluate import check_options
 from ..measure.output import evaluate_explanations
 from ..measure.samples import find_evidence
 from ..model.detector import LoadedDetector, print_backward_precision, print_default_layer
-from ..model.load import find_device, import_sooner, load_detector
+from ..model.host.registry import preimport_detector
+from ..model.load import find_device, load_detector
 from ..settings.config import RunSettings
 from ..settings.run_options import RunOptions
 from ..store.calibration_file import Calibration, find_calibration
@@ -105,7 +106,7 @@ def _load_detector(settings: RunSettings, options: RunOptions, processes: Proces
     """The detector on its device, tried out on whatever the run will need of it. Raises InputError."""
     device = find_device(processes.device_name(options.device))
     torch.manual_seed(settings.seed)  # of random weights
-    import_sooner(settings.detector)
+    preimport_detector(settings.detector)
     detector = load_detector(settings.detector, device, options.precision, options.random_weights)
     detector.check_predictions()
     if settings.detector.gradcam.enabled:

@@ -1,47 +1,123 @@
-"""Whose state dicts can be read. A new family is one file here and one line in FAMILIES."""
+"""Which projects' state dicts can be read; `register_checkpoint` adds one. A head `fc` has one logit.
+
+- DF40, DeepfakeBench and Effort: their own training, and their releases.
+- UniversalFakeDetect (github.com/WisconsinAIVision/UniversalFakeDetect): OpenAI's CLIP in `model.`, and a head `fc`
+  that reads the projected features: fc(P x) is one linear layer of x, W = fc.weight · P. Effort's UniversalFakeDetect
+  and GenImage benchmarks (github.com/YZY-stack/Effort-AIGI-Detection) keep Hugging Face's CLIP, and their head reads x.
+  Both write `{'model', 'optimizer', 'total_steps'}`. The first publishes only the head.
+- C2P-CLIP (github.com/chuangchuangtan/C2P-CLIP-DeepfakeDetection): Hugging Face's CLIP in `model.`, whose projected
+  features are divided by their norm, and a head `model.fc`.
+- GenD (github.com/yermandy/GenD): `feature_extractor.vision_model`, and a head `model.linear` of two logits. Of the two
+  heads in its code this is `LinearNorm`, the published one; `linear`, without the norm, has the same names. Its DINO
+  and Perception Encoder towers have other names and are not read.
+
+The heads of the last two are a `NormalisedHead` here.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import NamedTuple
 
 from torch import Tensor
 
-from .host import host_names
-from .normalised_heads import c2p_clip_names, gend_names, is_c2p_clip, is_gend
-from .universal_fake_detect import (
-    is_head_alone,
-    is_universal_fake_detect,
-    refuse_head_alone,
-    universal_fake_detect_names,
-)
-
-Weights = Mapping[str, Tensor]
+from ...base.errors import InputError
+from .clip import has_clip, vision_part
+from .renaming import Weights, with_prefixes
 
 
 class CheckpointFamily(NamedTuple):
-    """State dicts that one project or tool writes.
-
-    `recognises` looks at the keys, from which `module.` and the like are already taken off. `translate` gives the same
-    weights under the names that the detectors here use (`backbone.`, `head.`); it may leave out or merge tensors, and
-    raises InputError for what is no whole detector, and KeysCollide where two tensors would bear one name.
-    """
+    """State dicts that one project or tool writes; the fields are the arguments of `register_checkpoint`."""
 
     name: str
     recognises: Callable[[Weights], bool]
     translate: Callable[[Weights], dict[str, Tensor]]
 
 
-# The first that recognises a file reads it; the benchmarks' own names come last and fit every file.
-FAMILIES: tuple[CheckpointFamily, ...] = (
-    CheckpointFamily("GenD", is_gend, gend_names),
-    CheckpointFamily("C2P-CLIP", is_c2p_clip, c2p_clip_names),
-    CheckpointFamily("UniversalFakeDetect, and Effort's", is_universal_fake_detect, universal_fake_detect_names),
-    CheckpointFamily("UniversalFakeDetect's head alone", is_head_alone, refuse_head_alone),
-    CheckpointFamily("DF40, DeepfakeBench and Effort", lambda weights: True, host_names),
-)
+def register_checkpoint(
+    name: str, recognises: Callable[[Weights], bool], translate: Callable[[Weights], dict[str, Tensor]]
+) -> None:
+    """Read the checkpoints of another project, too. It is asked before the families registered earlier.
+
+    Args:
+        name: of the project; a family registered under the same name is replaced.
+        recognises: looks at the keys of a state dict, from which `module.` and the like are already taken off.
+        translate: gives the same weights under the names that the detectors here use (`backbone.`, `head.`). It may
+            leave out or merge tensors, and raises InputError for an incomplete detector.
+    """
+    new = CheckpointFamily(name, recognises, translate)
+    FAMILIES[:] = [new, *(family for family in FAMILIES if family.name != name)]
 
 
 def family_of(weights: Weights) -> CheckpointFamily:
     """The family that a state dict belongs to."""
     return next(family for family in FAMILIES if family.recognises(weights))
+
+
+def _gend(weights: Weights) -> dict[str, Tensor]:
+    """Without CLIP's projection, which GenD keeps but does not read."""
+    read = {key: weights[key] for key in weights if not key.startswith("feature_extractor.visual_projection.")}
+    return with_prefixes(read, ("feature_extractor.vision_model.", "backbone."), ("model.linear.", "head.linear."))
+
+
+def _c2p_clip(weights: Weights) -> dict[str, Tensor]:
+    return with_prefixes(vision_part(weights), ("visual_projection.", "head.projection."), ("fc.", "head.linear."))
+
+
+def _universal_fake_detect(weights: Weights) -> dict[str, Tensor]:
+    """The projection is merged into a head that reads it. Raises InputError for the head of another CLIP."""
+    found = vision_part(weights)
+    projection = found.pop("visual_projection.weight", None)
+    head = found.pop("fc.weight")
+    width = found["backbone.embeddings.class_embedding"].shape[-1]
+    if head.ndim == 2 and projection is not None and head.shape[1] != width:
+        if head.shape[1] != projection.shape[0]:
+            raise InputError(
+                f"the head fc reads {head.shape[1]} features, but the tower gives {width}, projected"
+                f" {projection.shape[0]}: not the head of this CLIP"
+            )
+        head = (head.double() @ projection.double()).to(head.dtype)
+    return with_prefixes({**found, "head.weight": head}, ("fc.bias", "head.bias"))
+
+
+def _refuse_single_layer(weights: Weights) -> dict[str, Tensor]:
+    """Raises InputError: a detector needs its tower too."""
+    logits, features = weights["weight"].shape
+    raise InputError(
+        f"a linear head alone (logits {logits}, features {features}), as UniversalFakeDetect publishes it: the tower"
+        " that it reads is not in the file; build the whole model in a function of your own, and give --detector"
+        " my_module:build"
+    )
+
+
+def _host(weights: Weights) -> dict[str, Tensor]:
+    return with_prefixes(
+        weights,
+        ("model.backbone.", "backbone."),  # Lightning and others hold the detector as `model.`
+        ("model.head.", "head."),
+        ("base_model.", "backbone."),  # of some releases, as is the head's `classifier.`
+        ("classifier.", "head."),
+        ("backbone.vision_model.", "backbone."),  # transformers 4
+    )
+
+
+# The first that recognises a file reads it; the benchmarks' own names come last and fit every file.
+FAMILIES = [
+    CheckpointFamily(
+        "GenD", {"model.linear.weight", "feature_extractor.vision_model.embeddings.class_embedding"}.issubset, _gend
+    ),
+    CheckpointFamily(
+        "C2P-CLIP", {"model.fc.weight", "model.vision_model.embeddings.class_embedding"}.issubset, _c2p_clip
+    ),
+    CheckpointFamily(
+        "UniversalFakeDetect, and Effort's",
+        lambda weights: "fc.weight" in weights and has_clip(weights),
+        _universal_fake_detect,
+    ),
+    CheckpointFamily(
+        "UniversalFakeDetect's head only",  # one linear layer and nothing else, as in `fc_weights.pth`
+        lambda weights: set(weights) == {"weight", "bias"} and weights["weight"].ndim == 2,
+        _refuse_single_layer,
+    ),
+    CheckpointFamily("DF40, DeepfakeBench and Effort", lambda weights: True, _host),
+]

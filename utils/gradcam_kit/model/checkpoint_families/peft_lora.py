@@ -1,7 +1,7 @@
-"""Weights with LoRA adapters beside them, as PEFT saves them (github.com/huggingface/peft): merged into one.
+"""Weights and LoRA adapters, as PEFT saves them (github.com/huggingface/peft), merged.
 
 W' = W + α/r · B A, with α/√r for rank-stabilised LoRA (Hu et al. 2022, Kalajdzievski 2023). The rank r is that of A; α
-is in no weights file, but in the `adapter_config.json` that PEFT writes beside it.
+is in no weights file, but in the `adapter_config.json` that PEFT writes next to it.
 """
 
 from __future__ import annotations
@@ -9,28 +9,28 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from ...base.errors import InputError
+from ...base.files import read_text
 from ...base.text import one_line
+from .renaming import Weights
 
 CONFIG = "adapter_config.json"
-PREFIX = "base_model.model."
 MERGE = "or merge them where they were trained: torch.save(model.merge_and_unload().state_dict(), 'weights.pth')"
 
 _FACTOR = re.compile(r"^(.*)\.lora_([AB])(?:\.([^.]+))?\.weight$")
 
 
-def is_lora(weights: Mapping[str, Tensor]) -> bool:
+def is_lora(weights: Weights) -> bool:
     """Whether there are adapters among the weights."""
     return any(".lora_" in key for key in weights)
 
 
-def merged_lora(weights: Mapping[str, Tensor], folder: Path) -> dict[str, Tensor]:
+def merged_lora(weights: Weights, folder: Path) -> dict[str, Tensor]:
     """The same weights with the adapters merged, under the names that the model had before PEFT wrapped it.
 
     `folder` holds `adapter_config.json`. Raises InputError where it does not, where the adapted weights are not in the
@@ -40,49 +40,48 @@ def merged_lora(weights: Mapping[str, Tensor], folder: Path) -> dict[str, Tensor
     plain: dict[str, Tensor] = {}
     adapters = set()
     for key, tensor in weights.items():
-        name = key[len(PREFIX) :] if key.startswith(PREFIX) else key
-        found = _FACTOR.match(name)
-        if found:
+        name = key.removeprefix("base_model.model.")
+        if found := _FACTOR.match(name):
             factors.setdefault(found[1], {})[found[2]] = tensor
-            adapters.add(found[3])
+            adapters.add(str(found[3]))
         elif ".lora_" in name:
             raise InputError(f"PEFT (LoRA) weights of a kind that is not merged here ({key}); {MERGE}")
         elif ".original_module." not in name:  # what modules_to_save replaces
             plain[re.sub(r"\.modules_to_save\.[^.]+\.", ".", name).replace(".base_layer.", ".")] = tensor
     if len(adapters) > 1:
-        raise InputError(f"{len(adapters)} LoRA adapters ({', '.join(map(str, sorted(adapters, key=str)))}); {MERGE}")
-    lacking = [stem for stem in factors if f"{stem}.weight" not in plain]
-    if lacking:
+        raise InputError(f"{len(adapters)} LoRA adapters ({', '.join(sorted(adapters))}); {MERGE}")
+    lacking = next((stem for stem in factors if f"{stem}.weight" not in plain), None)
+    if lacking is not None:
         raise InputError(
-            f"a PEFT (LoRA) adapter alone: {lacking[0]}.weight, which it adapts, is not in the file; save the adapted"
+            f"a PEFT (LoRA) adapter alone: {lacking}.weight, which it adapts, is not in the file; save the adapted"
             f" model whole, {MERGE}"
         )
-    config = _adapter_config(folder)
+    config = _adapter_config(folder / CONFIG)
     for stem, pair in factors.items():
         if set(pair) != {"A", "B"}:
             raise InputError(f"PEFT (LoRA) weights of {stem} lack one of their two factors; {MERGE}")
         weight, a, b = plain[f"{stem}.weight"], pair["A"].float(), pair["B"].float()
-        if weight.ndim != 2 or weight.shape != (b.shape[0], a.shape[-1]) or a.shape[0] != b.shape[-1]:
+        rank = len(a) if a.ndim == b.ndim == 2 else 0
+        if not rank or weight.shape != (len(b), a.shape[1]) or b.shape[1] != rank:
             raise InputError(f"PEFT (LoRA) weights of {stem} do not fit it; {MERGE}")
-        rank = a.shape[0]
         scale = config["lora_alpha"] / (math.sqrt(rank) if config.get("use_rslora") else rank)
         plain[f"{stem}.weight"] = (weight.float() + scale * (b @ a)).to(weight.dtype)
     return plain
 
 
-def _adapter_config(folder: Path) -> dict[str, Any]:
+def _adapter_config(path: Path) -> dict[str, Any]:
     try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        config = json.loads(read_text(path))
     except FileNotFoundError:
         raise InputError(
             f"PEFT (LoRA) weights, whose lora_alpha is not in the file: put PEFT's {CONFIG} beside it, {MERGE}"
         ) from None
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{folder / CONFIG} cannot be read ({one_line(error)}); {MERGE}") from error
+        raise InputError(f"{path} cannot be read ({one_line(error)}); {MERGE}") from error
     alpha = config.get("lora_alpha") if isinstance(config, dict) else None
-    if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not math.isfinite(alpha):
-        raise InputError(f"{folder / CONFIG}: lora_alpha is {alpha!r}; allowed: a number")
+    if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not abs(alpha) < 2**63:  # nor NaN
+        raise InputError(f"{path}: lora_alpha is {alpha!r}; allowed: a number")
     for key in ("use_dora", "fan_in_fan_out", "alpha_pattern"):
         if config.get(key):
-            raise InputError(f"{folder / CONFIG}: {key} is {config[key]!r}, which is not merged here; {MERGE}")
+            raise InputError(f"{path}: {key} is {config[key]!r}, which is not merged here; {MERGE}")
     return dict(config)

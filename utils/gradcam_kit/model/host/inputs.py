@@ -1,4 +1,4 @@
-"""What a host's detector is given in evaluation: the image, and what it reads beside it where the data set has that."""
+"""What a host's detector gets in evaluation: the image, and whatever else it reads, where the data set has that."""
 
 from __future__ import annotations
 
@@ -51,12 +51,12 @@ class HostInputs(dict[str, Any]):
 
     def __missing__(self, key: str) -> Any:
         makers: dict[str, Callable[[], Any]] = {
-            "label": self._label,
+            "label": lambda: self._numbers(lambda frame: frame.label),
             "mask": self._mask,
             "landmark": lambda: None,
         }
         if all(frame.forgery in self.label_dict for frame in self.frames or ()):
-            makers["label_spe"] = self._label_spe
+            makers["label_spe"] = lambda: self._numbers(lambda frame: self.label_dict[frame.forgery])
         if host_makes("idct"):
             makers["idct"] = self._idct
         if key not in makers:
@@ -67,15 +67,10 @@ class HostInputs(dict[str, Any]):
         self[key] = makers[key]()
         return self[key]
 
-    def _label(self) -> Tensor:
+    def _numbers(self, number: Callable[[Frame], int]) -> Tensor:
         image: Tensor = self["image"]
-        labels = [0] * len(image) if self.frames is None else [frame.label for frame in self.frames]
-        return torch.tensor(labels, device=image.device)
-
-    def _label_spe(self) -> Tensor:
-        if self.frames is None:
-            return self._label()
-        return torch.tensor([self.label_dict[frame.forgery] for frame in self.frames], device=self["image"].device)
+        numbers = [0] * len(image) if self.frames is None else [number(frame) for frame in self.frames]
+        return torch.tensor(numbers, device=image.device)
 
     def _mask(self) -> Tensor | None:
         image: Tensor = self["image"]
@@ -126,7 +121,7 @@ def host_makes(key: str) -> bool:
 
 @contextmanager
 def nothing_collected(model: nn.Module) -> Iterator[None]:
-    """Some hosts' detectors append to lists of their own in every forward pass; a test set would fill the memory."""
+    """Inside, lists of `model` that grow are cut afterwards: some hosts' detectors append to theirs in every pass."""
     lists = [(value, len(value)) for value in vars(model).values() if isinstance(value, list)]
     try:
         yield

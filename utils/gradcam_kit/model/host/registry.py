@@ -1,8 +1,8 @@
 """The host's detectors by name, also on a machine where `import detectors` of the host fails.
 
-That import pulls in every detector of the host with all their packages, and one that is missing (torchvision, loralib,
-a GPU) stops them all. Then only what the requested detector needs is loaded: `detectors`, `networks` and `loss` as
-packages that hold their registry and nothing else, and in them the modules that register the names of the config.
+That import needs the packages of all the host's detectors, and one missing (torchvision, loralib, a GPU) stops it. Then
+only what the requested detector needs is loaded: `detectors`, `networks` and `loss` as packages that hold nothing but
+their registry, and in them the modules that register the names in the config.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from __future__ import annotations
 import importlib
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,130 +19,131 @@ from typing import Any
 from ...base.errors import InputError, did_you_mean
 from ...base.files import TRAINING_FOLDER
 from ...base.text import one_line
+from ...settings.config import DetectorSettings
 
 SUFFIX = "_gradcam"
 PACKAGES = ("detectors", "networks", "loss", "dataset")  # of the host, which bare ones may stand for
+_REGISTERS = re.compile(r"^@\w+\.register_module\(\s*(?:module_name\s*=\s*)?[\"']([^\"']+)", re.MULTILINE)
 
 
 def find_detectors(model_name: str, config: Mapping[str, Any]) -> dict[str, Any]:
     """The registered detectors by name, those with heatmaps (`<name>_gradcam`) among them.
 
-    All of them where the host's `import detectors` works, otherwise `model_name` alone, with a note
-    on stderr. Raises InputError where it cannot be loaded either, naming the package that it lacks.
+    All of them where the host's `import detectors` works, otherwise only `model_name`, with a note on stderr. Raises
+    InputError where it cannot be loaded either, naming the package that it needs.
     """
     try:
-        detectors = importlib.import_module("detectors")
+        importlib.import_module("detectors")
     except Exception as error:  # whatever any of the host's detectors trips over while being imported
-        if not (TRAINING_FOLDER / "networks").is_dir():  # no host: an error of our own
+        if not _in_host():  # an error of our own
             raise
-        detectors = _load_one(model_name, config, error)
-    # The host's own __init__.py may not have our line, or more detectors behind it.
-    importlib.import_module("detectors.gradcam_detectors").register()
-    return dict(detectors.DETECTOR.data)
+        note = f"the host's detectors cannot all be imported here ({type(error).__name__}: {one_line(error)})"
+        import_only(model_name, config, f"note: {note}, so only {_without_suffix(model_name)!r} is loaded")
+    # The plug-in door: the host's own __init__.py may not have our line, or more detectors behind it.
+    importlib.import_module(".gradcam_detectors", "detectors").register()
+    return dict(sys.modules["detectors"].DETECTOR.data)
 
 
-def import_alone(model_name: str, config: Mapping[str, Any]) -> None:
-    """Import of the host what `model_name` needs and nothing else, seconds sooner, for `find_detectors` to find.
+def preimport_detector(settings: DetectorSettings) -> None:
+    """`import_only`, seconds sooner than importing all the host's detectors, for `find_detectors` to find.
 
-    For a command, whose process nobody else imports the host's `detectors` in. Nothing happens for a detector without a
-    file of ours beside the host's, where one of the imports fails, and where the host has been imported already.
+    For a command, in whose process nothing else imports the host's `detectors`. Nothing happens for a detector without
+    a file of ours next to the host's, where an import fails, and where the host has been imported already.
     """
-    name = _without_suffix(model_name)
-    before = set(sys.modules)
-    if not (TRAINING_FOLDER / "networks").is_dir() or before & set(PACKAGES):
+    if settings.build or not _in_host() or set(sys.modules) & set(PACKAGES):
         return
-    module = _registering_modules("detectors").get(name)
-    if module is None or not _with_maps(module).is_file():
-        return
+    if _with_maps(_registering_modules("detectors").get(_without_suffix(settings.model_name), "")).is_file():
+        with suppress(InputError):  # importing all comes next, and tells
+            import_only(settings.model_name, settings.config)
+
+
+def import_only(model_name: str, config: Mapping[str, Any], note: str = "") -> None:
+    """Import only what `model_name` needs of the host. `note`, then the modules are printed on stderr, if there is one.
+
+    Raises InputError, after which none of the host's modules stays imported.
+    """
+    before, module = set(sys.modules), "detectors"
     try:
-        for each in _bare_packages(module, config):
-            importlib.import_module(each)
-    except Exception:  # whatever it is, the whole import comes next, and tells
+        needed = _bare_packages(model_name, config)
+        if note:
+            print(f"{note}: {', '.join(needed)}", file=sys.stderr)
+        for module in needed:
+            importlib.import_module(module)
+    except Exception as error:  # of the host's own code, on a machine it was not written for
         for imported in set(sys.modules) - before:
             if imported.partition(".")[0] in PACKAGES:
                 del sys.modules[imported]
+        if isinstance(error, InputError):
+            raise
+        name = _without_suffix(model_name)
+        if isinstance(error, ModuleNotFoundError):
+            raise InputError(
+                f"detector {name!r}: {module} needs the package {error.name!r}, which is not installed here; install it"
+                f" as the host's instructions say (for example: pip install {str(error.name).split('.')[0]})"
+            ) from error
+        raise InputError(
+            f"detector {name!r}: {module} cannot be imported here ({type(error).__name__}: {one_line(error)})"
+        ) from error
 
 
-def _load_one(model_name: str, config: Mapping[str, Any], error: Exception) -> ModuleType:
-    name = _without_suffix(model_name)
-    module = _registering_modules("detectors").get(name)
+def _bare_packages(model_name: str, config: Mapping[str, Any]) -> list[str]:
+    """Make the host's packages without what `__init__.py` imports; the modules that the detector needs, its own last.
+
+    Raises InputError for a detector that no module registers.
+    """
+    modules = _registering_modules("detectors")
+    module = modules.get(_without_suffix(model_name))
     if module is None:
-        raise _unknown(model_name) from error
-    needed = _bare_packages(module, config)
-    print(
-        f"note: the host's detectors cannot all be imported here ({type(error).__name__}:"
-        f" {one_line(error)}), so only {name!r} is loaded:"
-        f" {', '.join(needed)}",
-        file=sys.stderr,
-    )
-    for each in needed:
-        _load(each, name)
-    return sys.modules["detectors"]
-
-
-def _bare_packages(module: str, config: Mapping[str, Any]) -> list[str]:
-    """Make the host's packages without what `__init__.py` imports; the modules that `module` needs, itself last."""
+        raise unknown_detector(model_name, [*modules, *(f"{name}{SUFFIX}" for name in modules)])
     for package in ("detectors", "networks", "loss"):
-        _bare_package(package)
+        _bare_package(package, has_registry=True)
     if (TRAINING_FOLDER / "dataset" / "__init__.py").is_file():  # for training; some detectors import a part of it
-        _empty_package("dataset")
+        _bare_package("dataset", has_registry=False)
     needed = []
     for package in ("networks", "loss"):
         registering = _registering_modules(package)
         needed += [f"{package}.{registering[key]}" for key in _names(config) if key in registering]
-    needed.append(f"detectors.{module}")
-    if _with_maps(module).is_file():
-        needed.append(f"detectors.{module}{SUFFIX}")
-    return needed
+    ours = [f"detectors.{module}{SUFFIX}"] if _with_maps(module).is_file() else []
+    return [*needed, f"detectors.{module}", *ours]
 
 
-def _load(module: str, model_name: str) -> None:
-    try:
-        importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        raise InputError(
-            f"detector {model_name!r}: {module} needs the package {error.name!r}, which is not installed here;"
-            f" install it as the host's instructions say (for example: pip install {str(error.name).split('.')[0]})"
-        ) from error
-    except Exception as error:  # the host's own code, on a machine it was not written for
-        raise InputError(
-            f"detector {model_name!r}: {module} cannot be imported here ({type(error).__name__}: {one_line(error)})"
-        ) from error
+def unknown_detector(model_name: str, known: Collection[str]) -> InputError:
+    """The error for a name that is not among the `known` ones."""
+    return InputError(
+        f"model_name {model_name!r} is no registered detector; {did_you_mean(model_name, known)}"
+        f"registered: {', '.join(sorted(known))}"
+    )
+
+
+def _in_host() -> bool:
+    return (TRAINING_FOLDER / "networks").is_dir()
 
 
 def _without_suffix(model_name: str) -> str:
-    return model_name[: -len(SUFFIX)] if model_name.endswith(SUFFIX) else model_name
+    return model_name.removesuffix(SUFFIX)
 
 
-def _bare_package(name: str) -> ModuleType:
-    """Package `name` without what its `__init__.py` imports: only its registry, as the line there names it."""
-    folder = TRAINING_FOLDER / name
-    text = (folder / "__init__.py").read_text(encoding="utf-8", errors="replace")
-    registry = re.search(r"^from\s+([\w.]*registry)\s+import\s+(\w+)", text, re.MULTILINE)
-    if registry is None:
-        raise InputError(f"{folder / '__init__.py'}: imports no registry, so the detectors of this tree are not known")
-    package = _empty_package(name)
-    setattr(package, registry[2], getattr(importlib.import_module(registry[1]), registry[2]))
-    return package
-
-
-def _empty_package(name: str) -> ModuleType:
-    """Package `name` of the host without its `__init__.py`; its modules can be imported one by one."""
-    package = ModuleType(name)
+def _bare_package(name: str, has_registry: bool) -> None:
+    """Package `name` without what its `__init__.py` imports, but the registry that a line there names."""
+    package = sys.modules[name] = ModuleType(name)
     package.__path__ = [str(TRAINING_FOLDER / name)]
-    sys.modules[name] = package
-    return package
+    if has_registry:
+        init = TRAINING_FOLDER / name / "__init__.py"
+        text = init.read_text(encoding="utf-8", errors="replace")
+        registry = re.search(r"^from\s+([\w.]*registry)\s+import\s+(\w+)", text, re.MULTILINE)
+        if registry is None:
+            raise InputError(f"{init}: imports no registry, so the detectors of this tree are not known")
+        setattr(package, registry[2], getattr(importlib.import_module(registry[1]), registry[2]))
 
 
 def _registering_modules(package: str) -> dict[str, str]:
     """Registered name → the host's module in `package` that registers it, read from the source without running it."""
     found = {}
     for path in sorted((TRAINING_FOLDER / package).glob("*.py")):
-        if path.stem.endswith(SUFFIX):  # ours
-            continue
-        text = path.read_text(encoding="utf-8", errors="replace")
-        for name in re.findall(r"^@\w+\.register_module\(\s*(?:module_name\s*=\s*)?[\"']([^\"']+)", text, re.MULTILINE):
-            found[name] = path.stem
+        if not path.stem.endswith(SUFFIX):  # ours
+            text = path.read_text(encoding="utf-8", errors="replace")
+            for name in _REGISTERS.findall(text):
+                found[name] = path.stem
     return found
 
 
@@ -155,15 +157,6 @@ def _names(config: Mapping[str, Any]) -> Iterator[str]:
             yield value
 
 
-def _unknown(model_name: str) -> InputError:
-    modules = _registering_modules("detectors")
-    known = [*modules, *(f"{name}{SUFFIX}" for name in modules)]
-    return InputError(
-        f"model_name {model_name!r} is no registered detector; {did_you_mean(model_name, known)}"
-        f"registered: {', '.join(sorted(known))}"
-    )
-
-
 def _with_maps(module: str) -> Path:
-    """Our file beside the host's `detectors/<module>.py`, where there is one."""
+    """Our file next to the host's `detectors/<module>.py`, where there is one."""
     return TRAINING_FOLDER / "detectors" / f"{module}{SUFFIX}.py"

@@ -1,26 +1,54 @@
-"""A host's constructor without the published weights that it loads or downloads: a checkpoint overwrites them anyway.
+"""Habits of hosts' code, made harmless: `.cuda()` whatever the device, `.squeeze()` whatever the batch, and downloads.
 
-In place of a file the constructor gets the random weights of the network that it has just built, under that network's
-own names, and what it then loads into a network changes nothing.
+A host's constructor loads or downloads published weights, which a checkpoint overwrites anyway. Instead of a file it
+gets the random weights of the network that it has just built, under that network's names, and loading them into a
+network changes nothing.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.module import _IncompatibleKeys
 
 from ...base.errors import InputError
 from ...base.text import one_line
 from ...engine.frozen import patched
 from ..clip_tower import KNOWN_TOWERS
-from .device import cuda_means
+
+
+@contextmanager
+def cuda_means(device: torch.device) -> Iterator[None]:
+    """Inside, `x.cuda()` of a tensor or module is `x.to(device)`, unless that is the current CUDA device anyway."""
+    if device.type == "cuda" and device.index in (None, torch.cuda.current_device()):
+        yield
+        return
+
+    def to_device(this: Any, *where: Any, **options: Any) -> Any:
+        return this.to(device)
+
+    with patched(Tensor, "cuda", to_device), patched(nn.Module, "cuda", to_device):
+        yield
+
+
+@contextmanager
+def batch_of_one_kept() -> Iterator[None]:
+    """Inside, `x.squeeze()` without a dimension keeps the first one, which is how some code loses a batch of one."""
+    original = Tensor.squeeze
+
+    def squeeze(this: Tensor, *dims: Any, **options: Any) -> Tensor:
+        if dims or options or this.ndim == 0:
+            return original(this, *dims, **options)
+        return this.reshape(this.shape[0], *(size for size in this.shape[1:] if size != 1))
+
+    with patched(Tensor, "squeeze", squeeze):
+        yield
 
 
 class AbsentWeights(dict[str, Any]):
@@ -38,10 +66,15 @@ class AbsentWeights(dict[str, Any]):
 def no_pretrained_weights(detector: str) -> Iterator[None]:
     """For the time of a host detector's constructor. Raises InputError, which names it, where the constructor fails.
 
-    Also where there is no GPU and the constructor moves something to one: it stays on the CPU.
+    Where there is no GPU and the constructor moves something to one, it stays on the CPU.
     """
     built: list[nn.Module] = []
     asked: list[str] = []
+    initialise = nn.Module.__init__
+
+    def note(self: nn.Module, *arguments: Any, **options: Any) -> None:
+        initialise(self, *arguments, **options)
+        built.append(self)
 
     def load(file: Any, *arguments: Any, **options: Any) -> AbsentWeights:
         asked.append(str(file))
@@ -49,8 +82,8 @@ def no_pretrained_weights(detector: str) -> Iterator[None]:
 
     with ExitStack() as patches:
         for owner, name, value in (
-            (nn.Module, "__init__", _noting(nn.Module.__init__, built)),
-            (nn.Module, "load_state_dict", _loads_nothing),
+            (nn.Module, "__init__", note),
+            (nn.Module, "load_state_dict", _load_nothing),
             (torch, "load", load),
             (torch.hub, "download_url_to_file", lambda *arguments, **options: None),
             *_libraries(),
@@ -63,20 +96,19 @@ def no_pretrained_weights(detector: str) -> Iterator[None]:
         except InputError:
             raise
         except Exception as error:  # of the host's own code, which nobody here knows
-            raise InputError(
-                f"detector {detector!r} cannot be built here{_files(asked)}: {type(error).__name__}: {_reason(error)}"
-            ) from error
+            file = getattr(error, "filename", None)
+            reason = f"{type(error).__name__}: {one_line(error)}" + (f": {file}" if file else "")
+            raise InputError(f"detector {detector!r} cannot be built here{_without(asked)}: {reason}") from error
     kept = [value.path for module in built for value in vars(module).values() if isinstance(value, AbsentWeights)]
     if kept:
-        raise InputError(f"detector {detector!r} cannot be built here{_files(kept)}: it is no state dict of a network")
+        raise InputError(
+            f"detector {detector!r} cannot be built here{_without(kept)}: it is no state dict of a network"
+        )
 
 
-def _noting(original: Callable[..., None], built: list[nn.Module]) -> Callable[..., None]:
-    def initialise(self: nn.Module, *arguments: Any, **options: Any) -> None:
-        original(self, *arguments, **options)
-        built.append(self)
-
-    return initialise
+def _without(files: list[str]) -> str:
+    names = list(dict.fromkeys(files))
+    return f" without the weights that its constructor loads ({', '.join(names[:3])})" if names else ""
 
 
 def _just_built(built: list[nn.Module]) -> nn.Module:
@@ -85,31 +117,15 @@ def _just_built(built: list[nn.Module]) -> nn.Module:
     A single layer is no network: those that a constructor has made and replaced are part of no other either.
     """
     inside = {id(child) for module in built for child in module.children()}
-    networks = [
-        module
-        for module in built[1:]
-        if id(module) not in inside and any(child.state_dict() for child in module.children())
-    ]
-    return networks[-1] if networks else built[0]
+    roots = (module for module in reversed(built[1:]) if id(module) not in inside)
+    return next((root for root in roots if any(child.state_dict() for child in root.children())), built[0])
 
 
-def _loads_nothing(self: nn.Module, state_dict: Mapping[str, Any], *arguments: Any, **options: Any) -> Any:
+def _load_nothing(self: nn.Module, state_dict: Mapping[str, Any], *arguments: Any, **options: Any) -> Any:
     own = self.state_dict()
-    missing, unexpected = [key for key in own if key not in state_dict], [key for key in state_dict if key not in own]
-    return _IncompatibleKeys(missing, unexpected)
-
-
-def _files(asked: list[str]) -> str:
-    names = list(dict.fromkeys(asked))
-    return f" without the weights that its constructor loads ({', '.join(names[:3])})" if names else ""
-
-
-def _reason(error: Exception) -> str:
-    file = getattr(error, "filename", None)
-    return f"{one_line(error)}: {file}" if file else one_line(error)
-
-
-# ------------------------------------------------------------------------------------- libraries with ways of their own
+    return _IncompatibleKeys(
+        [key for key in own if key not in state_dict], [key for key in state_dict if key not in own]
+    )
 
 
 def _libraries() -> Iterator[tuple[Any, str, Any]]:

@@ -287,7 +287,7 @@ def _on_grid(tokens: Tensor, grid: Grid | None, layer: str) -> Tensor:
             f"layer {layer!r} gives a tensor of shape {tuple(tokens.shape)}, which has no patch tokens:"
             " name an encoder block or a module inside one"
         )
-    grid = grid.of_tokens(tokens.shape[1])
+    grid = grid.of_tokens(tokens.shape[1]) if grid.halvings else grid
     return without_prefix(tokens, grid, layer).transpose(1, 2).unflatten(2, (grid.rows, grid.columns))
 
 

@@ -117,12 +117,13 @@ class GradCAMMixin(nn.Module):
 
     def as_subject(self) -> Subject:
         """This detector as all that explains it sees it."""
-        settings = self.gradcam
+        settings, tower, kind = self.gradcam, self.tower, type(self)
+        plain = (kind.patch_grid, kind.token_grid) == (GradCAMMixin.patch_grid, GradCAMMixin.token_grid)
         return Subject(
-            tower=self.tower,
+            tower=tower,
             predict=self.evaluated,
             head=self.head_reader,
-            grid=self.token_grid,
+            grid=tower.grid if plain else self.token_grid,
             noise=self.noise,
             look=Look(settings.mean, settings.std, settings.colormap, settings.signed),
             recipe=settings.recipe,

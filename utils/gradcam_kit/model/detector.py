@@ -69,9 +69,9 @@ class LoadedDetector(NamedTuple):
 
         `classes` where the head's are not real and fake.
         """
-        activation, classes = activation_of(self.model), self.gradcam.classes
+        activation, classes = activation_of(self.model), self.settings.gradcam.classes
         found = {"activation": f"{activation} (assumed, no checkpoint shows it)"} if activation else {}
-        for key, values in (("mean", self.gradcam.mean), ("std", self.gradcam.std)):
+        for key, values in (("mean", self.settings.gradcam.mean), ("std", self.settings.gradcam.std)):
             default = "" if key in self.settings.config else " (default)"
             found[key] = " ".join(f"{value:g}" for value in values) + default
         if classes is not None:
@@ -80,7 +80,7 @@ class LoadedDetector(NamedTuple):
 
     def normalised(self, pixels: Tensor) -> Tensor:
         """uint8 images (B, 3, H, W) → float32 on the device, (x / 255 - mean) / std."""
-        divisor, mean, std = _divisor_mean_std(self.gradcam.mean, self.gradcam.std, self.device)
+        divisor, mean, std = _divisor_mean_std(self.settings.gradcam.mean, self.settings.gradcam.std, self.device)
         on_device = pixels.to(self.device, non_blocking=True)
         # In the order of channels that detectors are written for: another one may take another kernel, and other bits.
         plain = torch.empty(pixels.shape, device=self.device).copy_(on_device)
@@ -111,7 +111,7 @@ class LoadedDetector(NamedTuple):
 
     def inputs(self, image: Tensor, frames: Sequence[Frame] | None = None) -> HostInputs:
         """Normalised images → what the model is given: the image, and what it may ask for beside it of `frames`."""
-        settings, labels = self.gradcam, self.settings.config.get("label_dict")
+        settings, labels = self.settings.gradcam, self.settings.config.get("label_dict")
         return HostInputs({"image": image}, self.settings.model_name, settings.mean, settings.std, frames, labels)
 
     def predict(self, pixels: Tensor, frames: Sequence[Frame] | None = None) -> tuple[Tensor, Tensor]:
@@ -153,7 +153,7 @@ class LoadedDetector(NamedTuple):
     @property
     def head_reader(self) -> HeadReader:
         """How the detector's output is read."""
-        return HeadReader(f"detector {self.settings.model_name!r}", self.gradcam.classes, self.gradcam.labels)
+        return HeadReader(f"detector {self.settings.model_name!r}", self.settings.gradcam.classes, self.settings.gradcam.labels)
 
     def explain(
         self, pixels: Tensor, label: Tensor | None = None, target: Target | None = None, completeness: bool = True
@@ -276,7 +276,7 @@ class LoadedDetector(NamedTuple):
 
         Not by transplant, which reads no layer and takes hundreds of passes an image.
         """
-        if self.gradcam.recipe.method == TRANSPLANT:
+        if self.settings.gradcam.recipe.method == TRANSPLANT:
             return
         self.explain_finite(self._noise(1), ["margin"])
 

@@ -74,7 +74,7 @@ class Tower:
 
     def grid(self, height: int, width: int) -> Grid | None:
         """How tokens lie on an image of that size, see `TowerFamily.grid`."""
-        return self.family.grid(self.module, height, width)
+        return self.once(("grid", height, width), lambda: self.family.grid(self.module, height, width))
 
     def grid_of(self, rows: int, columns: int, height: int, width: int) -> Grid:
         """The same of patches that a detector itself knows the number of."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..engine.recipe import Recipe
 from ..judge.bootstrap import RESAMPLES, Interval, VideoBootstrap, holm
-from .controls import CONTROLS
+from ..judge.controls import CONTROLS
 
 # Metric → map or control → (frames,) float64, NaN where there is no value.
 Columns = dict[str, dict[Recipe, np.ndarray]]

@@ -18,9 +18,9 @@ from tests.helpers.datasets import DataTree, make_data_tree, rows_of
 from tests.helpers.paths import SCRIPT
 from tests.helpers.watch import PRIVATE_MOUNTS
 from utils.gradcam_kit.base.errors import RunError
-from utils.gradcam_kit.run.dataset_run import OneBehind
+from utils.gradcam_kit.run.dataset_run import DeferredStep
 from utils.gradcam_kit.run.interruption import Interrupted
-from utils.gradcam_kit.run.out_of_memory import Halving, is_out_of_memory
+from utils.gradcam_kit.run.out_of_memory import SplitOnOutOfMemory, is_out_of_memory
 from utils.gradcam_kit.store.sample_writer import SampleWriter
 
 ALL = ["--gradcam_enabled", "--save_all_predictions"]
@@ -336,7 +336,7 @@ LoadedDetector.begin_explaining = short
 @pytest.mark.parametrize("end", [None, RunError("disk"), Interrupted("signal"), KeyboardInterrupt()], ids=repr)
 def test_what_is_under_way_is_finished_but_for_a_second_signal(end: BaseException | None) -> None:
     done: list[int] = []
-    with pytest.raises(type(end)) if end else nullcontext(), OneBehind() as behind:
+    with pytest.raises(type(end)) if end else nullcontext(), DeferredStep() as behind:
         for i in range(3):
             behind.add(partial(done.append, i))
             assert done == list(range(i))
@@ -349,7 +349,7 @@ def test_after_a_failure_nothing_is_done_for_the_batch_behind() -> None:
     done: list[int] = []
 
     def two_batches() -> None:
-        with OneBehind() as behind:
+        with DeferredStep() as behind:
             behind.add(lambda: done.append(1 // 0))
             behind.add(lambda: done.append(1))
 
@@ -366,7 +366,7 @@ def test_memory_for_not_even_one_image(tree: DataTree, commands: CommandServer, 
 def test_halving_covers_every_image_once_and_passes_other_errors_on() -> None:
     for size in range(1, 20):
         for fits in range(1, size + 1):
-            halving, done = Halving("testing"), []
+            halving, done = SplitOnOutOfMemory("testing"), []
 
             def work(part: slice, fits: int = fits, size: int = size) -> list[int]:
                 if part.stop - part.start > fits:
@@ -382,9 +382,9 @@ def test_halving_covers_every_image_once_and_passes_other_errors_on() -> None:
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
     with pytest.raises(RuntimeError, match="mat1"):
-        Halving("testing").run(broken, 4)
+        SplitOnOutOfMemory("testing").run(broken, 4)
     with pytest.raises(RunError, match="a single image"):
-        Halving("testing").run(lambda part: (_ for _ in ()).throw(MemoryError), 4)
+        SplitOnOutOfMemory("testing").run(lambda part: (_ for _ in ()).throw(MemoryError), 4)
     with pytest.raises(RuntimeError) as real:
         torch.empty(1 << 60, dtype=torch.uint8)
     assert is_out_of_memory(real.value) and not is_out_of_memory(RuntimeError("shape"))

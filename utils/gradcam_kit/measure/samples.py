@@ -173,26 +173,28 @@ def _whole_face_forgeries(
 
 
 class RealCounterparts:
-    """Finds the same frame of the real video that a fake was made from, in the same dataset.
+    """Finds the same frame of the real video that a fake was made from, in the same dataset, which is read once.
 
     A fake's video is named like its real one, or begins with that name, as in FaceForensics++: 000_003 is made from
     000. The frame has the same file name.
     """
 
-    def __init__(self, dataset: str, settings: DataSettings) -> None:
-        every_frame = settings._replace(frame_num=None)
-        self._paths = {
-            (frame.video, posixpath.basename(frame.path)): frame.path
-            for frame in read_dataset(dataset, every_frame)
-            if frame.label == 0
-        }
+    def __init__(self, settings: DataSettings) -> None:
+        self._settings = settings._replace(frame_num=None)
+        self._reals: dict[str, dict[tuple[str, str], str]] = {}  # dataset → video and file name → path
+
+    def _reals_of(self, dataset: str) -> Mapping[tuple[str, str], str]:
+        if dataset not in self._reals:
+            reals = (frame for frame in read_dataset(dataset, self._settings) if frame.label == 0)
+            self._reals[dataset] = {(real.video, posixpath.basename(real.path)): real.path for real in reals}
+        return self._reals[dataset]
 
     def path(self, fake: Frame) -> str | None:
         """The path of its real counterpart, or None; a real frame has none."""
         if fake.label == 0:
             return None
-        file = posixpath.basename(fake.path)
-        return self._paths.get((fake.video, file)) or self._paths.get((fake.video.partition("_")[0], file))
+        reals, file = self._reals_of(fake.dataset), posixpath.basename(fake.path)
+        return reals.get((fake.video, file)) or reals.get((fake.video.partition("_")[0], file))
 
     def read(self, fakes: Sequence[Frame], resolution: int) -> RealFrames:
         """The counterparts of N fakes, zero where there is none or it cannot be read."""

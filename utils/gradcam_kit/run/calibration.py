@@ -43,11 +43,6 @@ class Plan(NamedTuple):
         candidates, named = detector.model.gradcam_candidates(), detector.model.gradcam_named()
         return cls(candidates, named, min(images, JUDGED) if named else images)
 
-    @property
-    def off(self) -> bool:
-        """--calibration_images 0."""
-        return self.images == 0
-
     def key(self, manifest: Manifest) -> str:
         """A hash of all that the choice depends on: weights, data, detector, candidates."""
         config = {name: value for name, value in manifest.config.items() if not str(name).startswith("gradcam_")}
@@ -107,14 +102,14 @@ def calibrate(
     if not used:
         return Choice(UNTRIED, (plan.named or plan.candidates)[0], "none of the images tried could be read")
     tried_on = [frames[i] for i in used]
-    paired, has_pair = _pairs(tried_on, settings)
+    pairs = RealCounterparts(settings.data).read(tried_on, settings.detector.resolution)
     images = TrialImages(
         detector.normalised(pixels[used]),
         [target] * len(used),
         [(frame.dataset, frame.forgery, frame.video) for frame in tried_on],
         detector.normalised(pixels[reals]) if reals and fakes else None,
-        detector.normalised(paired),
-        has_pair,
+        detector.normalised(pairs.pixels),
+        pairs.paired,
     )
     choice = choose_map(asked, images, plan.candidates, plan.named)
     return choice if fakes else replace(choice, notes=(*choice.notes, NO_FAKE))
@@ -133,16 +128,3 @@ def _predicted(
             pixels.append(batch.pixels)
             is_fake += (margins(detector.normalised(batch.pixels)) > 0).tolist()
     return found, torch.cat(pixels) if pixels else torch.empty(0), is_fake
-
-
-def _pairs(frames: Sequence[Frame], settings: RunSettings) -> tuple[Tensor, Tensor]:
-    """The same frames of the real videos (N, 3, R, R) uint8, and which have one (N,), where the dataset tells."""
-    side = settings.detector.resolution
-    pixels = torch.zeros(len(frames), 3, side, side, dtype=torch.uint8)
-    paired = torch.zeros(len(frames), dtype=torch.bool)
-    for dataset in dict.fromkeys(frame.dataset for frame in frames):
-        here = [i for i, frame in enumerate(frames) if frame.dataset == dataset and frame.label == 1]
-        if here:
-            reals = RealCounterparts(dataset, settings.data).read([frames[i] for i in here], side)
-            pixels[here], paired[here] = reals.pixels, reals.paired
-    return pixels, paired

@@ -166,7 +166,7 @@ class DatasetRun:
     def _explainer(self, writer: SampleWriter) -> Explainer:
         context, counterparts, checker = self.context, None, None
         if context.settings.detector.gradcam.recipe.method == TRANSPLANT:  # a check itself
-            counterparts = RealCounterparts(self.frames[0].dataset, context.settings.data)
+            counterparts = RealCounterparts(context.settings.data)
         elif context.options.checks_maps:
             checker = MapChecker(context.detector, context.settings.batch_size)
         return Explainer(context.detector, self.resume, self.folder, writer, context.predict, checker, counterparts)

@@ -160,7 +160,7 @@ def _calibrate(folder: RunFolder, context: Context, datasets: Datasets) -> Calib
     if not _draws_gradients(settings):
         return None
     plan = Plan.of(detector, context.options.calibration_images)
-    if plan.off:
+    if not plan.images:
         return Calibration("", untried(plan))
     print(plan.announcement())
     choice = calibrate(detector, plan, datasets, settings, context.guard.check)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import NamedTuple
 
 import numpy as np
@@ -76,9 +75,7 @@ class DeferredStep:
     def __enter__(self) -> DeferredStep:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if self._left is not None and (error is None or isinstance(error, (Exception, Interrupted))):
             self._left()
 
@@ -112,7 +109,7 @@ class DatasetRun:
 
     def evaluate(self) -> DatasetSummary:
         """All of it. The tables are complete afterwards, and every sample is on disk."""
-        summary = self._predicted_and_explained()
+        summary = self._predict_and_explain()
         if self.context.options.save_features:
             self.save_features()
         return summary
@@ -139,7 +136,7 @@ class DatasetRun:
             order = index.argsort()
             write_features(self.folder, Features(feat[order], index[order]), self.frames)
 
-    def _predicted_and_explained(self) -> DatasetSummary:
+    def _predict_and_explain(self) -> DatasetSummary:
         settings, options = self.context.settings, self.context.options
         gradcam = settings.detector.gradcam
         if not gradcam.enabled:

@@ -100,11 +100,7 @@ def evaluate_dataset(
     samples = read_samples(chosen, settings.detector.resolution, settings.batch_size, settings.workers, evidence)
     target = "margin" if detector.gradcam.target == "margin" else "fake"
     evaluation = DatasetEvaluation(detector, samples, settings, target)
-    videos = len(set(samples.videos))
-    if videos == 1:
-        evaluation.notes.append(f"all {len(chosen)} detected fakes are of one video: no interval, and no map is better")
-    elif videos < FEW:
-        evaluation.notes.append(f"detected fakes of only {videos} videos: intervals over so few come out too narrow")
+    evaluation.notes += _too_few(samples)
     evaluation.make_maps(recipes)
     evaluation.localisation()
     if options.clicks is not None:
@@ -134,6 +130,14 @@ def evaluate_dataset(
         paired=evaluation.paired,
         notes=evaluation.notes,
     )
+
+
+def _too_few(samples: DetectedFakes) -> list[str]:
+    """A note where intervals over these videos tell little or nothing."""
+    videos = len(set(samples.videos))
+    if videos == 1:
+        return [f"all {len(samples.frames)} detected fakes are of one video: no interval, and no map is better"]
+    return [f"detected fakes of only {videos} videos: intervals over so few come out too narrow"] * (videos < FEW)
 
 
 def maps_to_make(detector: LoadedDetector, options: ExplanationOptions) -> tuple[list[Recipe], list[Recipe]]:

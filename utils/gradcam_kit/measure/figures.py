@@ -45,9 +45,6 @@ def image_file(figure: Figure, kind: str) -> bytes:
     return data.getvalue()
 
 
-# -------------------------------------------------------------------------------------------------------------- curves
-
-
 def curves_figure(scores: DatasetScores, seed: int) -> Figure:
     """Deletion above insertion, one column of panels per fill; bands are 95 % over videos."""
     from matplotlib import rc_context
@@ -85,9 +82,6 @@ def _draw_curves(axes: Axes, scores: DatasetScores, fill: str, kind: str, seed: 
     axes.set_xlim(0, 1)
     axes.set_ylim(0, 1.02)
     axes.grid(alpha=0.25, linewidth=0.5)
-
-
-# ---------------------------------------------------------------------------------------------------------- heat table
 
 
 def heat_table_figure(scores: DatasetScores) -> Figure:

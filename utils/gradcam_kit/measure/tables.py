@@ -27,9 +27,6 @@ PRINTED = 12  # maps in the printed table
 FEWEST_VIDEOS = 5  # from which on a p-value can be below 0.05: 2^-4 is not
 
 
-# ------------------------------------------------------------------------------------------------------------- verdict
-
-
 def verdict(scores: DatasetScores) -> str:
     """One sentence: the best map, and which configured ones are no better than a control."""
     if not scores.rows:
@@ -61,9 +58,6 @@ def interval_text(interval: Interval) -> str:
     if math.isnan(interval.low):
         return f"{interval.mean:.3f} [no interval]"
     return f"{interval.mean:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
-
-
-# --------------------------------------------------------------------------------------------------------------- table
 
 
 def printed(scores: DatasetScores) -> str:
@@ -123,9 +117,6 @@ def _forgery_lines(scores: DatasetScores) -> list[str]:
         better = "better than controls" if row.better else "no better than controls"
         lines.append(_line(row.forgery, row, f"{better}, {row.interval.frames} frames"))
     return lines
-
-
-# --------------------------------------------------------------------------------------------------------------- files
 
 
 def csv_rows(rows: Sequence[Row]) -> list[list[str]]:

@@ -74,7 +74,7 @@ def all_pixels(tree: DataTree) -> torch.Tensor:
 
 
 def row_of(scores: DatasetScores, spec: Recipe, metric: str) -> Row:
-    (row,) = [r for r in scores.rows if (r.spec, r.metric, r.forgery) == (spec, metric, ALL)]
+    (row,) = [r for r in scores.rows if (r.recipe, r.metric, r.forgery) == (spec, metric, ALL)]
     return row
 
 
@@ -225,7 +225,7 @@ def test_without_masks_maps_are_ranked_by_what_the_detector_loses(tmp_path: Path
     drops = evaluation.columns[SCREENING]
     assert drops[ranking[0]].min() > 0.8 and np.abs(drops[MISLED]).max() < 0.01
     assert np.abs(drops[Recipe.control("gaussian")]).max() < 0.01
-    assert {row.spec: row.better for row in evaluation.rows("toy")}[ranking[0]]
+    assert {row.recipe: row.better for row in evaluation.rows("toy")}[ranking[0]]
 
 
 # --------------------------------------------------------------------------------------------------------------- notes

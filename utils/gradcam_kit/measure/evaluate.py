@@ -58,7 +58,7 @@ class DatasetScores:
     def row_of(self, metric: str | None = None) -> dict[Recipe, Row]:
         """The row of each map and control over all forgery methods, by `metric` or by what maps are ranked by."""
         metric = self.ranked_by if metric is None else metric
-        return {row.spec: row for row in self.rows if (row.forgery, row.metric) == (ALL, metric)}
+        return {row.recipe: row for row in self.rows if (row.forgery, row.metric) == (ALL, metric)}
 
 
 def check_options(detector: LoadedDetector) -> None:

@@ -69,13 +69,13 @@ def curves_figure(scores: DatasetScores, seed: int) -> Figure:
 
 def _draw_curves(axes: Axes, scores: DatasetScores, fill: str, kind: str, seed: int) -> None:
     colours = iter(COLOURS)
-    for spec, curves in scores.curves[fill].items():
+    for recipe, curves in scores.curves[fill].items():
         values = getattr(curves, kind).numpy()
-        colour, line = GREYS[spec.method] if spec.is_control else (next(colours), "-")
+        colour, line = GREYS[recipe.method] if recipe.is_control else (next(colours), "-")
         means = VideoBootstrap(scores.curve_videos[fill], seed, 2000).means(values)
         low, high = np.nanquantile(means, [0.025, 0.975], axis=0)
         axes.fill_between(SHARES, low, high, color=colour, alpha=0.18, linewidth=0)
-        label = LEGEND[spec.method] if spec.is_control else spec.title
+        label = LEGEND[recipe.method] if recipe.is_control else recipe.title
         axes.plot(SHARES, values.mean(axis=0), line, color=colour, linewidth=1.4, label=label)
     axes.set_xscale("symlog", linthresh=0.01)
     axes.set_xticks([0, 0.01, 0.1, 1], ["0", "1 %", "10 %", "100 %"])
@@ -120,8 +120,8 @@ def _draw_heat(axes: Axes, title: str, rows: Sequence[Sequence[Row]], highest: f
         mark = " ●" if rows[y][x].better else ""
         colour = "black" if mean > 0.6 * highest else "white"
         axes.text(x, y, f"{mean:.2f}{mark}", ha="center", va="center", fontsize=8, color=colour)
-    axes.set_yticks(range(len(rows)), [line[0].spec.method for line in rows])
-    axes.set_xticks(range(len(rows[0])), [row.spec.layer.replace("encoder.layers.", "") for row in rows[0]])
+    axes.set_yticks(range(len(rows)), [line[0].recipe.method for line in rows])
+    axes.set_xticks(range(len(rows[0])), [row.recipe.layer.replace("encoder.layers.", "") for row in rows[0]])
     axes.tick_params(length=0)
     axes.set_title(f"{title} (columns: encoder.layers.*)" if len(rows[0]) > 1 else title, loc="left")
     return image

@@ -74,18 +74,18 @@ def evaluate_explanations(
 
 def best_over_all(scores: Sequence[DatasetScores]) -> Recipe | None:
     """The map that is best on average over the datasets, of those that beat the controls on one at least."""
-    rows = [row for dataset in scores for row in dataset.row_of().values() if not row.spec.is_control]
+    rows = [row for dataset in scores for row in dataset.row_of().values() if not row.recipe.is_control]
     means: dict[Recipe, list[float]] = {}
     for row in rows:
-        means.setdefault(row.spec, []).append(row.interval.mean)
-    faithful = dict.fromkeys(row.spec for row in rows if row.better)
+        means.setdefault(row.recipe, []).append(row.interval.mean)
+    faithful = dict.fromkeys(row.recipe for row in rows if row.better)
     return max(faithful, key=lambda recipe: float(np.mean(means[recipe])), default=None)
 
 
 def write_config(path: Path, best: Recipe, scores: Sequence[DatasetScores], settings: RunSettings) -> None:
     """The run's configuration with the map `best` in it, as a YAML file."""
     config: dict[str, Any] = {**settings.detector.config, "gradcam_enabled": True, "gradcam_method": best.method}
-    fusable = {spec.layer for spec in scores[0].ranking if spec.method == best.method} - {FUSED, SUM}
+    fusable = {recipe.layer for recipe in scores[0].ranking if recipe.method == best.method} - {FUSED, SUM}
     config["gradcam_layers"] = [*sorted(fusable), FUSED] if best.layer == FUSED else [best.layer]
     config["gradcam_backward"] = best.backward
     if best.site != ATTENTION_SITE:

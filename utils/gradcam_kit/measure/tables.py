@@ -38,13 +38,13 @@ def verdict(scores: DatasetScores) -> str:
         few = "too few to tell whether a map is better than the controls"
         return f"{scores.dataset}: for this checkpoint: {videos} {few}"
     if best.better:
-        sentence = f"{best.spec.title} ({scores.ranked_by} {interval_text(best.interval)})"
+        sentence = f"{best.recipe.title} ({scores.ranked_by} {interval_text(best.interval)})"
     else:
         sentence = f"no map is better than {weakest_control(best)}, so its heatmaps show nothing"
-    useless = [ranked[spec] for spec in scores.configured if spec in ranked and not ranked[spec].better]
+    useless = [ranked[recipe] for recipe in scores.configured if recipe in ranked and not ranked[recipe].better]
     if best.better and useless:
         more = f" and {len(useless) - 1} more of the configured maps are" if len(useless) > 1 else " is"
-        sentence += f"; {useless[0].spec.title}{more} no better than {weakest_control(useless[0])}"
+        sentence += f"; {useless[0].recipe.title}{more} no better than {weakest_control(useless[0])}"
     return f"{scores.dataset}: for this checkpoint: {sentence}"
 
 
@@ -111,7 +111,7 @@ def _ranked_table(scores: DatasetScores, shown: Sequence[Recipe]) -> list[str]:
 def _forgery_lines(scores: DatasetScores) -> list[str]:
     """The best map on each forgery method."""
     best = scores.ranking[0]
-    found = [row for row in scores.rows if (row.metric, row.spec) == (scores.ranked_by, best) and row.forgery != ALL]
+    found = [row for row in scores.rows if (row.metric, row.recipe) == (scores.ranked_by, best) and row.forgery != ALL]
     lines = [f"{best.title} on each forgery method, {scores.ranked_by}"] if found else []
     for row in found:
         better = "better than controls" if row.better else "no better than controls"
@@ -126,10 +126,10 @@ def csv_rows(rows: Sequence[Row]) -> list[list[str]]:
 
 def _csv_values(row: Row) -> dict[str, Any]:
     """By column; a control has no differences and no backward rule."""
-    values = {**row._asdict(), **row.spec.facts(), **row.interval._asdict(), "better": row.better}
+    values = {**row._asdict(), **row.recipe.facts(), **row.interval._asdict(), "better": row.better}
     for one in row.differences:
         values |= {f"{what}_{one.control}": getattr(one, name) for what, name in DIFFERENCE.items()}
-    return {**values, "backward": None} if row.spec.is_control else values
+    return {**values, "backward": None} if row.recipe.is_control else values
 
 
 def _cell(value: object) -> str:
@@ -173,7 +173,7 @@ def json_values(scores: DatasetScores) -> Any:
 def _row_json(row: Row) -> dict[str, Any]:
     differences = [one._asdict() for one in row.differences]
     interval = row.interval._asdict()
-    return {**row.spec.facts(), "metric": row.metric, **interval, "differences": differences, "better": row.better}
+    return {**row.recipe.facts(), "metric": row.metric, **interval, "differences": differences, "better": row.better}
 
 
 def _finite(value: Any) -> Any:

@@ -65,9 +65,9 @@ def transplant_agreement(gold: Tensor, changed: Tensor, maps: Mapping[Recipe, Te
         fewer than FEWEST of them, or transplant itself does not rank them.
     """
     found = {}
-    for spec, raw in maps.items():
+    for recipe, raw in maps.items():
         on_grid = F.interpolate(raw.float().unsqueeze(1), size=gold.shape[1:], mode="area").squeeze(1)
-        found[spec] = np.array([_spearman(g[c], m[c]) for g, m, c in zip(gold, on_grid, changed, strict=True)])
+        found[recipe] = np.array([_spearman(g[c], m[c]) for g, m, c in zip(gold, on_grid, changed, strict=True)])
     return found
 
 

@@ -29,9 +29,10 @@ from utils.gradcam_kit.data.readers import read_dataset
 from utils.gradcam_kit.engine.layers import block_names
 from utils.gradcam_kit.engine.maps import normalise
 from utils.gradcam_kit.engine.methods import ATTENTION_METHODS, METHODS
+from utils.gradcam_kit.engine.recipe import Recipe, sites_of
 from utils.gradcam_kit.judge.localisation import energy_in_mask, pointing_game
 from utils.gradcam_kit.measure.samples import DetectedFakes, read_samples
-from utils.gradcam_kit.measure.sweep import SweepPlan, localise_maps, make_maps
+from utils.gradcam_kit.measure.sweep import localise_maps, make_maps
 from utils.gradcam_kit.model.detector import LoadedDetector
 from utils.gradcam_kit.model.load import load_detector
 from utils.gradcam_kit.settings.config import run_settings
@@ -81,9 +82,10 @@ def judged(maps: Tensor, samples: DetectedFakes) -> str:
 
 
 def ours(case: Case) -> Score:
-    methods = [*METHODS, *ATTENTION_METHODS]
-    plan, samples = SweepPlan(methods, list(SITES), case.blocks), case.samples
-    maps = make_maps(case.detector, plan, samples.pixels, "fake", BATCH)
+    methods, samples = [*METHODS, *ATTENTION_METHODS], case.samples
+    kinds = [(method, site) for method in methods for site in sites_of(method, SITES)]
+    recipes = [Recipe(method, block, site) for method, site in kinds for block in case.blocks]
+    maps = make_maps(case.detector, recipes, samples.pixels, "fake", BATCH)
     table: Score = {}
     for spec, found in localise_maps(case.detector, maps, samples.masks, samples.masked).items():
         row = f"ours | {spec.method} | {spec.site}"

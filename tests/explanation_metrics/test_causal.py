@@ -13,8 +13,7 @@ from torch import Tensor
 from tests.explanation_metrics.test_evaluate import LAYER, evaluation_of
 from tests.helpers.references.known_evidence import EVIDENCE, GRID, evidence_tree
 from utils.gradcam_kit.engine.recipe import Recipe
-from utils.gradcam_kit.measure.saco import GROUPS, saco
-from utils.gradcam_kit.measure.sweep import SweepPlan
+from utils.gradcam_kit.judge.saco import GROUPS, saco
 from utils.gradcam_kit.measure.transplant_agreement import AGREEMENT, changed_patches, transplant_agreement
 
 SIDE = 20
@@ -99,7 +98,7 @@ def test_an_evaluation_has_both(tmp_path: Path) -> None:
     """Only the evidence counts: a map that is hot there and nowhere else falls in step with what the detector loses."""
     evaluation = evaluation_of(tmp_path, evidence_tree(tmp_path / "tree", None, 3))
     misled = Recipe("gradcam", LAYER, "layer_norm1")
-    evaluation.make_maps(SweepPlan(["hirescam", "gradcam"], ["layer_norm1"], [LAYER]))
+    evaluation.make_maps([SPEC, misled])
     evaluation.perturbation([SPEC])
     good = evaluation.columns["SaCo (paired real)"][SPEC]
     assert good.min() > 0.5 and good.min() > np.nanmean(

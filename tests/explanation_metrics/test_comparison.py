@@ -85,7 +85,7 @@ def compared() -> list[Row]:
 
 
 def row_of(found: list[Row], spec: Recipe, metric: str = ENERGY, forgery: str = ALL) -> Row:
-    (row,) = [r for r in found if (r.spec, r.metric, r.forgery) == (spec, metric, forgery)]
+    (row,) = [r for r in found if (r.recipe, r.metric, r.forgery) == (spec, metric, forgery)]
     return row
 
 
@@ -210,7 +210,7 @@ def test_any_number_of_maps_leaves_room_for_a_map_that_is_better() -> None:
     }
     columns.update({control: np.full(40, 0.1) for control in CONTROLS})
     found = rows("toy", {ENERGY: columns}, [("swap", str(i)) for i in range(40)], SEED, [])
-    assert count / 10_001 > 0.05 and all(row.better for row in found if row.spec not in CONTROLS)
+    assert count / 10_001 > 0.05 and all(row.better for row in found if row.recipe not in CONTROLS)
 
 
 def test_the_threshold_is_the_best_one_on_average() -> None:
@@ -302,7 +302,7 @@ def test_the_best_map_over_all_datasets(compared: list[Row]) -> None:
     first, second = scores(compared, [A, C, B, D], [B]), scores(other, [C, A, B, D], [B], dataset="other")
     assert best_over_all([first]) == A and best_over_all([second]) == C
     assert np.mean([0.5, 0.3]) < np.mean([0.306, 0.6]) and best_over_all([first, second]) == C
-    assert best_over_all([scores([row for row in compared if row.spec != A], [C, B, D], [B])]) is None
+    assert best_over_all([scores([row for row in compared if row.recipe != A], [C, B, D], [B])]) is None
 
 
 SWEPT = [Recipe("layercam", layer, "residual") for layer in ("encoder.layers.3", "fused", "encoder.layers.1")]

@@ -29,7 +29,6 @@ from utils.gradcam_kit.measure.evaluate import DatasetScores, ExplanationOptions
 from utils.gradcam_kit.measure.output import evaluate_explanations
 from utils.gradcam_kit.measure.randomisation import FAILS_FROM
 from utils.gradcam_kit.measure.samples import read_samples
-from utils.gradcam_kit.measure.sweep import SweepPlan
 from utils.gradcam_kit.measure.tables import printed, verdict
 from utils.gradcam_kit.model.detector import LoadedDetector
 from utils.gradcam_kit.model.load import load_detector
@@ -75,7 +74,7 @@ def all_pixels(tree: DataTree) -> torch.Tensor:
 
 
 def row_of(scores: DatasetScores, spec: Recipe, metric: str) -> Row:
-    (row,) = [r for r in scores.rows if (r.spec, r.metric, r.forgery) == (spec, metric, ALL)]
+    (row,) = [r for r in scores.rows if (r.recipe, r.metric, r.forgery) == (spec, metric, ALL)]
     return row
 
 
@@ -214,9 +213,10 @@ def test_masks_that_the_detector_does_not_read(tmp_path: Path) -> None:
 
 def test_without_masks_maps_are_ranked_by_what_the_detector_loses(tmp_path: Path) -> None:
     """The hottest tenth of the image is blurred: of a good map that is the evidence, of the misled one it is not."""
-    plan = SweepPlan(["gradcam", "hirescam", "rollout"], ["layer_norm1", "residual"], [LAYER])
+    sites = ("layer_norm1", "residual")
+    recipes = [Recipe(method, LAYER, site) for method in ("gradcam", "hirescam") for site in sites]
     evaluation = evaluation_of(tmp_path, evidence_tree(tmp_path / "tree", None, 8))
-    evaluation.make_maps(plan)
+    evaluation.make_maps([*recipes, Recipe("rollout", LAYER)])
     evaluation.localisation()
     assert evaluation.columns == {} and evaluation.ranked_by == SCREENING
     ranking = evaluation.ranking()
@@ -225,7 +225,7 @@ def test_without_masks_maps_are_ranked_by_what_the_detector_loses(tmp_path: Path
     drops = evaluation.columns[SCREENING]
     assert drops[ranking[0]].min() > 0.8 and np.abs(drops[MISLED]).max() < 0.01
     assert np.abs(drops[Recipe.control("gaussian")]).max() < 0.01
-    assert {row.spec: row.better for row in evaluation.rows("toy")}[ranking[0]]
+    assert {row.recipe: row.better for row in evaluation.rows("toy")}[ranking[0]]
 
 
 # --------------------------------------------------------------------------------------------------------------- notes
@@ -259,7 +259,7 @@ def test_without_real_counterparts_that_fill_is_left_out(
     for path in tree.frames["toy_Real"][:missing]:
         path.write_bytes(b"no image")
     spec = Recipe("hirescam", LAYER, "layer_norm1")
-    evaluation.make_maps(SweepPlan([spec.method], [spec.site], [spec.layer]))
+    evaluation.make_maps([spec])
     before = list(evaluation.notes)
     evaluation.perturbation([spec])
     assert evaluation.notes[len(before) :] == ([] if note is None else [note])
@@ -271,7 +271,7 @@ def test_without_real_counterparts_that_fill_is_left_out(
 
 def test_without_scikit_image_the_attack_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     evaluation = evaluation_of(tmp_path, evidence_tree(tmp_path / "tree", None, 2))
-    evaluation.make_maps(SweepPlan(["hirescam"], ["layer_norm1"], [LAYER]))
+    evaluation.make_maps([Recipe("hirescam", LAYER, "layer_norm1")])
     monkeypatch.setitem(sys.modules, "skimage.segmentation", None)
     evaluation.perturbation([Recipe("hirescam", LAYER, "layer_norm1")])
     assert evaluation.notes[-1] == "segment attack left out: it needs scikit-image: pip install scikit-image"

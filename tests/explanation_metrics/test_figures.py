@@ -11,9 +11,9 @@ import torch
 
 from utils.gradcam_kit.engine.recipe import Recipe
 from utils.gradcam_kit.judge.bootstrap import Interval
+from utils.gradcam_kit.judge.deletion import SHARES, Curves
 from utils.gradcam_kit.measure.comparison import ALL, Difference, Row
 from utils.gradcam_kit.measure.dataset_evaluation import ENERGY
-from utils.gradcam_kit.measure.deletion import SHARES, Curves
 from utils.gradcam_kit.measure.evaluate import DatasetScores
 from utils.gradcam_kit.measure.figures import curves_figure, heat_table_figure, image_file
 

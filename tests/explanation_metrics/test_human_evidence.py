@@ -50,7 +50,7 @@ def test_masks_and_clicks_of_other_places(tmp_path: Path) -> None:
     scores = evaluate_dataset(detector, frames, predictions, settings, options)
     assert scores.samples is not None and scores.samples.mask_states["ok"] == 3 and scores.ranked_by == ENERGY
     assert "clicks on 2 of 3 fakes" in scores.notes
-    found = {(row.spec, row.metric): row for row in scores.rows}
+    found = {(row.recipe, row.metric): row for row in scores.rows}
     hottest = np.argwhere(corner_map(EVIDENCE) == 1) + 0.5  # tied in the corner, where the map is not interpolated
     pixels = np.hypot(*(hottest - PIXELS * np.array(centre[::-1])).T).mean()
     spec = Recipe("hirescam", LAYER, "layer_norm1")

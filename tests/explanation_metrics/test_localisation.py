@@ -16,15 +16,15 @@ from torch import Tensor
 from tests.helpers.detectors import images, tiny_detector
 from utils.gradcam_kit.engine.tokens import frozen_for_explaining
 from utils.gradcam_kit.judge.bootstrap import VideoBootstrap, holm
-from utils.gradcam_kit.judge.fills import blurred, mean_coloured
-from utils.gradcam_kit.judge.localisation import FIXED_LEVEL, IOU_LEVELS, energy_in_mask, localise, pointing_game
-from utils.gradcam_kit.measure.controls import face_map, gaussian_map
-from utils.gradcam_kit.measure.deletion import (
+from utils.gradcam_kit.judge.controls import face_map, gaussian_map
+from utils.gradcam_kit.judge.deletion import (
     area,
     deletion_insertion,
     pixel_ranks,
     score_without,
 )
+from utils.gradcam_kit.judge.fills import blurred, mean_coloured
+from utils.gradcam_kit.judge.localisation import FIXED_LEVEL, IOU_LEVELS, energy_in_mask, localise, pointing_game
 from utils.gradcam_kit.measure.randomisation import cascade, rank_correlation, weights_put_back
 from utils.gradcam_kit.measure.segment_attack import attacked, hottest_segments, slic_segments
 

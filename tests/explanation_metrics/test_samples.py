@@ -114,7 +114,7 @@ def test_counterparts_in_the_naming_of_faceforensics(tmp_path: Path) -> None:
     (tmp_path / "toy.json").write_text(json.dumps({"toy": labels}))
     settings = DataSettings(tmp_path, tmp_path, {"FF-real": 0, "FF-DF": 1}, "c23", 1, "even", 64)
     fakes = [frame for frame in read_dataset("toy", settings._replace(frame_num=None)) if frame.label]
-    paths = [RealCounterparts("toy", settings).path(fake) for fake in fakes]
+    paths = [RealCounterparts(settings).path(fake) for fake in fakes]
     assert paths[0] is not None and paths[0].endswith("r/frames/000/024.png") and paths[1] is None
 
 
@@ -122,7 +122,7 @@ def test_counterparts_are_read_where_there_are_any(data_tree: DataTree) -> None:
     settings = run_settings(data_tree.detector_yaml, data_tree.test_yaml, {})
     fakes = [frame for frame in read_dataset("toy", settings.data) if frame.label == 1]
     data_tree.frames["toy_Real"][1].write_bytes(b"no image")
-    reals = RealCounterparts("toy", settings.data).read(fakes[:3], PIXELS)
+    reals = RealCounterparts(settings.data).read(fakes[:3], PIXELS)
     assert reals.paired.tolist() == [True, False, True]
     image = np.asarray(cv2.imread(str(data_tree.frames["toy_Real"][2])))[..., ::-1]
     expected = cv2.resize(image, (PIXELS, PIXELS), interpolation=cv2.INTER_CUBIC)

@@ -15,6 +15,9 @@ import test_with_gradcam
 from detectors import DETECTOR
 from tests.helpers.datasets import DataTree, change_yaml, rows_of
 from tests.helpers.detectors import PIXELS, AnyHead, spread, tiny_config
+from utils.gradcam_kit.measure.transplant_agreement import transplanted
+from utils.gradcam_kit.model.load import load_detector
+from utils.gradcam_kit.settings.config import run_settings
 
 NAMES = [{"pristine": "real"}, "deepfakes", {"studio": "real"}, "face2face"]
 EVERYTHING = ["--gradcam_enabled", "--save_all_predictions", "--save_raw"]
@@ -85,3 +88,32 @@ def test_explanations_of_such_heads_are_evaluated(data_tree: DataTree, monkeypat
     out = run(data_tree, monkeypatch, 4, "--evaluate_explanations", "--explanation_samples", "4", **config)
     found = json.loads((out / "explanations.json").read_text())["toy"]
     assert found["detected_fakes"] > 0 and found["rows"]
+
+
+@pytest.mark.parametrize(("logits", "config"), [(1, {}), (4, {"gradcam_classes": NAMES})])
+def test_transplant_measures_by_the_same_scores(
+    logits: int, config: dict[str, Any], data_tree: DataTree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One exchanged patch, by the formula in float64."""
+    out = run(data_tree, monkeypatch, logits, **config)
+    settings = run_settings(data_tree.detector_yaml, data_tree.test_yaml, {"gradcam_enabled": True})
+    detector = load_detector(settings.detector, torch.device("cpu"))
+    generator = torch.Generator().manual_seed(1)
+    fake, real = torch.randint(0, 256, (2, 1, 3, PIXELS, PIXELS), generator=generator, dtype=torch.uint8)
+    changed = torch.zeros(1, 4, 4, dtype=torch.bool)
+    changed[0, 1, 2] = True
+    found = transplanted(detector, fake, real, changed, 4)
+    model = AnyHead(tiny_config(), logits)
+    model.load_state_dict(torch.load(out.parent / "head.pth", weights_only=True))
+
+    def margin(pixels: torch.Tensor) -> float:
+        with torch.no_grad():
+            z = model.double().eval()({"image": (pixels.double() / 255 - 0.5) / 0.5})["cls"][0]
+        return float(z[0] if logits == 1 else z[[1, 3]].logsumexp(0) - z[[0, 2]].logsumexp(0))
+
+    side = PIXELS // 4
+    place = (..., slice(side, 2 * side), slice(2 * side, 3 * side))
+    without, alone = fake.clone(), real.clone()
+    without[place], alone[place] = real[place], fake[place]
+    expected = ((margin(fake) - margin(without)) + (margin(alone) - margin(real))) / 2
+    assert float(found[0, 1, 2]) == pytest.approx(expected, rel=1e-3) and int((found != 0).sum()) == 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from utils.gradcam_kit.judge.detection_metrics import detection_metrics
+from utils.gradcam_kit.judge.detection_metrics import DetectionMetrics, detection_metrics
 
 
 def test_worked_out_by_hand() -> None:
@@ -25,9 +25,13 @@ def test_worked_out_by_hand() -> None:
     assert (got.frames, got.videos, got.note) == (8, 4, "")
 
 
+def numbers(found: DetectionMetrics) -> tuple[float | None, ...]:
+    return found.acc, found.auc, found.eer, found.ap, found.video_auc
+
+
 def test_perfect_inverted_and_tied() -> None:
     perfect = detection_metrics([0.1, 0.2, 0.8, 0.9], [0, 0, 1, 1], "abcd")
-    assert perfect[:5] == (1.0, 1.0, 0.0, 1.0, 1.0)
+    assert numbers(perfect) == (1.0, 1.0, 0.0, 1.0, 1.0)
     inverted = detection_metrics([0.9, 0.8, 0.2, 0.1], [0, 0, 1, 1], "abcd")
     assert (inverted.acc, inverted.auc, inverted.eer, inverted.video_auc) == (0.0, 0.0, 1.0, 0.0)
     tied = detection_metrics([0.5] * 4, [0, 1, 0, 1], "abcd")
@@ -86,7 +90,7 @@ def test_a_real_and_a_fake_video_of_one_name_stay_apart() -> None:
 def test_one_class_only(label: int, word: str) -> None:
     got = detection_metrics([0.9, 0.2, 0.6], [label] * 3, ["a", "a", "b"])
     assert got.acc == pytest.approx(2 / 3 if label else 1 / 3)
-    assert got[1:5] == (None, None, None, None)
+    assert numbers(got)[1:] == (None, None, None, None)
     assert (got.frames, got.videos) == (3, 2)
     assert word in got.note
     assert "both classes" in got.note
@@ -94,5 +98,5 @@ def test_one_class_only(label: int, word: str) -> None:
 
 def test_no_frame_at_all() -> None:
     got = detection_metrics([], [], [])
-    assert got[:7] == (None, None, None, None, None, 0, 0)
+    assert (*numbers(got), got.frames, got.videos) == (None, None, None, None, None, 0, 0)
     assert got.note

@@ -18,9 +18,15 @@ from tests.helpers.datasets import DataTree, make_data_tree, rows_of
 from tests.helpers.paths import SCRIPT
 from tests.helpers.watch import PRIVATE_MOUNTS
 from utils.gradcam_kit.base.errors import RunError
-from utils.gradcam_kit.run.dataset_run import OneBehind
+from utils.gradcam_kit.data.frames import frame_loader
+from utils.gradcam_kit.data.readers import read_dataset
+from utils.gradcam_kit.model.load import load_detector
+from utils.gradcam_kit.run.dataset_run import DeferredStep
+from utils.gradcam_kit.run.explainer import Explainer
 from utils.gradcam_kit.run.interruption import Interrupted
-from utils.gradcam_kit.run.out_of_memory import Halving, is_out_of_memory
+from utils.gradcam_kit.run.out_of_memory import SplitOnOutOfMemory, is_out_of_memory
+from utils.gradcam_kit.run.resume import Resume
+from utils.gradcam_kit.settings.config import run_settings
 from utils.gradcam_kit.store.sample_writer import SampleWriter
 
 ALL = ["--gradcam_enabled", "--save_all_predictions"]
@@ -333,12 +339,27 @@ LoadedDetector.begin_explaining = short
     assert outputs(tmp_path / "out") == outputs(whole["all"])
 
 
+def test_a_batch_begun_before_memory_ran_out_is_explained_in_parts(tree: DataTree, tmp_path: Path) -> None:
+    """The batch before it runs out of memory when it is read, at which time this one was handed over as a whole."""
+    settings = run_settings(tree.detector_yaml, tree.test_yaml, {"gradcam_enabled": True})
+    detector = load_detector(settings.detector, torch.device("cpu"))
+    frames = read_dataset("toy", settings.data)[:4]
+    batch = next(iter(frame_loader(frames, settings.detector.resolution, 4, 0)))
+    with SampleWriter() as writer:
+        explainer = Explainer(detector, Resume(tmp_path, frames, {}), tmp_path, writer, detector.predict)
+        begun = explainer.begin(batch, [explainer.gradcam.target] * 4)
+        explainer._memory.most = 2
+        explainer.predict_and_explain(batch, begun)
+    assert begun is not None and explainer.counts.heatmaps == 4
+    assert {path.name for path in tmp_path.glob("sample*")} == {f"sample{i}" for i in range(4)}
+
+
 @pytest.mark.parametrize("end", [None, RunError("disk"), Interrupted("signal"), KeyboardInterrupt()], ids=repr)
 def test_what_is_under_way_is_finished_but_for_a_second_signal(end: BaseException | None) -> None:
     done: list[int] = []
-    with pytest.raises(type(end)) if end else nullcontext(), OneBehind() as behind:
+    with pytest.raises(type(end)) if end else nullcontext(), DeferredStep() as deferred:
         for i in range(3):
-            behind.add(partial(done.append, i))
+            deferred.add(partial(done.append, i))
             assert done == list(range(i))
         if end:
             raise end
@@ -349,9 +370,9 @@ def test_after_a_failure_nothing_is_done_for_the_batch_behind() -> None:
     done: list[int] = []
 
     def two_batches() -> None:
-        with OneBehind() as behind:
-            behind.add(lambda: done.append(1 // 0))
-            behind.add(lambda: done.append(1))
+        with DeferredStep() as deferred:
+            deferred.add(lambda: done.append(1 // 0))
+            deferred.add(lambda: done.append(1))
 
     with pytest.raises(ZeroDivisionError):
         two_batches()
@@ -366,7 +387,7 @@ def test_memory_for_not_even_one_image(tree: DataTree, commands: CommandServer, 
 def test_halving_covers_every_image_once_and_passes_other_errors_on() -> None:
     for size in range(1, 20):
         for fits in range(1, size + 1):
-            halving, done = Halving("testing"), []
+            halving, done = SplitOnOutOfMemory("testing"), []
 
             def work(part: slice, fits: int = fits, size: int = size) -> list[int]:
                 if part.stop - part.start > fits:
@@ -382,9 +403,9 @@ def test_halving_covers_every_image_once_and_passes_other_errors_on() -> None:
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
     with pytest.raises(RuntimeError, match="mat1"):
-        Halving("testing").run(broken, 4)
+        SplitOnOutOfMemory("testing").run(broken, 4)
     with pytest.raises(RunError, match="a single image"):
-        Halving("testing").run(lambda part: (_ for _ in ()).throw(MemoryError), 4)
+        SplitOnOutOfMemory("testing").run(lambda part: (_ for _ in ()).throw(MemoryError), 4)
     with pytest.raises(RuntimeError) as real:
         torch.empty(1 << 60, dtype=torch.uint8)
     assert is_out_of_memory(real.value) and not is_out_of_memory(RuntimeError("shape"))

@@ -48,19 +48,14 @@ class VideoBootstrap:
 
     def intervals(self, values: np.ndarray) -> list[Interval]:
         """One percentile interval for each of K columns."""
-        means = self.means(values)
+        finite, ends = np.isfinite(values), [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
         found = []
-        for k in range(values.shape[1]):
-            there = np.isfinite(values[:, k])
-            if not there.any():
-                found.append(Interval(np.nan, np.nan, np.nan, 0, 0))
-                continue
-            videos = len(np.unique(self.video[there]))
-            low, high = np.nan, np.nan
-            if videos > 1:
-                low, high = np.nanquantile(means[:, k], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-            mean = float(values[there, k].mean())
-            found.append(Interval(mean, float(low), float(high), int(there.sum()), videos))
+        for column, there, means, videos in zip(
+            values.T, finite.T, self.means(values).T, self._videos_of(finite), strict=True
+        ):
+            low, high = np.nanquantile(means, ends) if videos > 1 else (np.nan, np.nan)
+            mean = column[there].mean() if videos else np.nan
+            found.append(Interval(float(mean), float(low), float(high), int(there.sum()), int(videos)))
         return found
 
     def p_values(self, differences: np.ndarray) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -14,20 +14,21 @@ RESAMPLES = 1000
 LEAST_VIDEOS = 3  # of each class: with fewer, all pairs are the wrong way round too often by chance
 
 
-class DetectionMetrics(NamedTuple):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DetectionMetrics:
     """All in [0, 1]; None where the frames at hand do not allow it, and `note` says why.
 
     `warning` says where the numbers, though right, look as if a setting were wrong.
     """
 
-    acc: float | None
-    auc: float | None
-    eer: float | None
-    ap: float | None
-    video_auc: float | None
+    acc: float | None = None
+    auc: float | None = None
+    eer: float | None = None
+    ap: float | None = None
+    video_auc: float | None = None
     frames: int
     videos: int
-    note: str
+    note: str = ""
     warning: str = ""
 
 
@@ -53,12 +54,12 @@ def detection_metrics(prob_fake: Sequence[float], label: Sequence[int], video: S
         members.setdefault(key, []).append(i)
     frames, videos = len(truth), len(members)
     if not frames:
-        return DetectionMetrics(None, None, None, None, None, 0, 0, "no frame to judge by")
+        return DetectionMetrics(frames=0, videos=0, note="no frame to judge by")
     acc = float(np.mean((probability > THRESHOLD) == (truth == 1)))
     if truth.min() == truth.max():
         only = "fake" if truth[0] else "real"
         note = f"all {frames} frames are {only}: AUC, EER, AP and video AUC need both classes"
-        return DetectionMetrics(acc, None, None, None, None, frames, videos, note)
+        return DetectionMetrics(acc=acc, frames=frames, videos=videos, note=note)
     false_positive, true_positive, _ = roc_curve(truth, probability)
     video_truth = [truth[of[0]] for of in members.values()]
     video_probability = [probability[of].mean() for of in members.values()]
@@ -71,7 +72,6 @@ def detection_metrics(prob_fake: Sequence[float], label: Sequence[int], video: S
         video_auc=float(roc_auc_score(video_truth, video_probability)),
         frames=frames,
         videos=videos,
-        note="",
         warning=reversed_labels(prob_fake, label, video) if auc < 0.5 else "",
     )
 

@@ -35,11 +35,11 @@ class Localisation(NamedTuple):
 def localise(maps: Tensor, masks: Tensor) -> Localisation:
     """All of this module's metrics."""
     inside, outside = level_counts(maps, masks)
-    overlap = iou_at_levels(inside, outside)
+    precision, overlap = over_levels(inside, outside)
     return Localisation(
         pointing_game(maps, masks).cpu(),
         energy_in_mask(maps, masks).cpu(),
-        average_precision(inside, outside).cpu(),
+        precision.cpu(),
         overlap[:, FIXED_LEVEL].cpu(),
         overlap[:, list(IOU_LEVELS)].cpu(),
     )
@@ -88,25 +88,16 @@ def level_counts(maps: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
     return counts[:, 1], counts[:, 0]
 
 
-def average_precision(inside: Tensor, outside: Tensor) -> Tensor:
-    """Pixel average precision Σ (R_n - R_n-1) P_n over the levels, from the hottest down, from `level_counts`.
+def over_levels(inside: Tensor, outside: Tensor) -> tuple[Tensor, Tensor]:
+    """By the pixels of at least each level, from `level_counts`: average precision (N,), and each level's IoU (N, 256).
 
-    An empty map ranks no pixel: 0, not the share of the mask that scikit-learn gives for one single threshold.
+    Precision is Σ (R_n - R_n-1) P_n over the levels, from the hottest down. An empty map ranks no pixel: it has 0, not
+    the share of the mask that scikit-learn gives for a single threshold.
     """
-    found = inside.flip(1).cumsum(1)
+    found = inside.flip(1).cumsum(1)  # from the hottest level down
     taken = found + outside.flip(1).cumsum(1)
-    precision = found / taken.clamp(min=1)
-    result = (inside.flip(1) * precision).sum(1) / inside.sum(1)
-    return torch.where(_empty(inside, outside), torch.zeros_like(result), result).float()
-
-
-def iou_at_levels(inside: Tensor, outside: Tensor) -> Tensor:
-    """Intersection over union (N, 256) of the mask with the pixels of at least each level, from `level_counts`."""
-    found = inside.flip(1).cumsum(1).flip(1)
-    taken = found + outside.flip(1).cumsum(1).flip(1)
-    iou = found / (taken + inside.sum(1, keepdim=True) - found)
-    return torch.where(_empty(inside, outside).unsqueeze(1), torch.zeros_like(iou), iou).float()
-
-
-def _empty(inside: Tensor, outside: Tensor) -> Tensor:
-    return (inside + outside)[:, 1:].sum(1) == 0
+    total = inside.sum(1, keepdim=True)
+    precision = (inside.flip(1) * (found / taken.clamp(min=1))).sum(1, keepdim=True) / total
+    iou = (found / (taken + total - found)).flip(1)
+    empty = (inside + outside)[:, 1:].sum(1, keepdim=True) == 0
+    return precision.masked_fill(empty, 0).flatten().float(), iou.masked_fill(empty, 0).float()

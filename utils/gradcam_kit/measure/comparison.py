@@ -9,7 +9,7 @@ import numpy as np
 
 from ..engine.recipe import Recipe
 from ..judge.bootstrap import RESAMPLES, Interval, VideoBootstrap, holm
-from .controls import CONTROLS
+from ..judge.controls import CONTROLS
 
 # Metric → map or control → (frames,) float64, NaN where there is no value.
 Columns = dict[str, dict[Recipe, np.ndarray]]
@@ -33,7 +33,7 @@ class Row(NamedTuple):
 
     dataset: str
     forgery: str
-    spec: Recipe
+    recipe: Recipe
     metric: str
     interval: Interval
     differences: list[Difference]
@@ -58,47 +58,47 @@ def rows(
     """
     frame_forgery = np.array([forgery for forgery, _ in videos])
     # The smallest p-value is one over the resamples; Holm multiplies it by the number of maps.
-    resamples = max(RESAMPLES, 50 * max(len(by_spec) for by_spec in columns.values()))
+    resamples = max(RESAMPLES, 50 * max(len(by_recipe) for by_recipe in columns.values()))
     found = []
     for group in (ALL, *forgeries):
         chosen = np.ones(len(videos), dtype=bool) if group == ALL else frame_forgery == group
         bootstrap = VideoBootstrap([video for video, use in zip(videos, chosen, strict=True) if use], seed, resamples)
-        for metric, by_spec in columns.items():
-            subset = {spec: column[chosen] for spec, column in by_spec.items()}
+        for metric, by_recipe in columns.items():
+            subset = {recipe: column[chosen] for recipe, column in by_recipe.items()}
             found += _metric_rows(dataset, group, metric, subset, bootstrap)
     return found
 
 
 def _metric_rows(
-    dataset: str, group: str, metric: str, by_spec: Mapping[Recipe, np.ndarray], bootstrap: VideoBootstrap
+    dataset: str, group: str, metric: str, by_recipe: Mapping[Recipe, np.ndarray], bootstrap: VideoBootstrap
 ) -> list[Row]:
-    specs = list(by_spec)
-    table = np.stack([by_spec[spec] for spec in specs], axis=1)
+    recipes = list(by_recipe)
+    table = np.stack([by_recipe[recipe] for recipe in recipes], axis=1)
     intervals = bootstrap.intervals(table)
     if not any(interval.frames for interval in intervals):
         return []
     sign = -1.0 if lower_is_better(metric) else 1.0
-    maps = [i for i, spec in enumerate(specs) if not spec.is_control]
-    differences: dict[Recipe, list[Difference]] = {spec: [] for spec in specs}
+    maps = [i for i, recipe in enumerate(recipes) if not recipe.is_control]
+    differences: dict[Recipe, list[Difference]] = {recipe: [] for recipe in recipes}
     for control in CONTROLS:
-        paired = sign * (table[:, maps] - table[:, [specs.index(Recipe.control(control))]])
+        paired = sign * (table[:, maps] - table[:, [recipes.index(Recipe.control(control))]])
         # A map is called better only if it beats all controls, so that its weakest comparison is what is corrected
         # for the number of maps.
         corrected = holm(bootstrap.p_values(paired))
         for i, interval, p in zip(maps, bootstrap.intervals(paired), corrected, strict=True):
             difference = Difference(control, interval.mean, interval.low, interval.high, float(p))
-            differences[specs[i]].append(difference)
+            differences[recipes[i]].append(difference)
     return [
-        Row(dataset, group, spec, metric, interval, differences[spec])
-        for spec, interval in zip(specs, intervals, strict=True)
+        Row(dataset, group, recipe, metric, interval, differences[recipe])
+        for recipe, interval in zip(recipes, intervals, strict=True)
     ]
 
 
 def best_threshold(iou: Mapping[Recipe, np.ndarray]) -> dict[Recipe, np.ndarray]:
     """(frames, thresholds) → (frames,) at the one threshold that is best on average, chosen for each map."""
     found = {}
-    for spec, table in iou.items():
+    for recipe, table in iou.items():
         there = np.isfinite(table).all(axis=1)
         best = int(table[there].mean(axis=0).argmax()) if there.any() else 0
-        found[spec] = table[:, best]
+        found[recipe] = table[:, best]
     return found

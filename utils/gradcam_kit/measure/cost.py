@@ -1,38 +1,49 @@
-"""How long --evaluate_explanations will take, said before it begins."""
+"""How often --evaluate_explanations asks the detector, and how long that will take, said before it begins."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from typing import NamedTuple
 
 from torch import Tensor
 
+from ..judge.controls import CONTROLS
+from ..judge.deletion import SHARES
+from ..judge.saco import GROUPS
 from ..model.detector import LoadedDetector
-from .controls import CONTROLS
-from .deletion import FILLS, SHARES
-from .saco import GROUPS
+from .perturbation import FILLS
 from .segment_attack import STEPS, TOP
 
 BACKWARD = 3  # forward passes that a pass with gradients counts for
 
 
-def expected_passes(
-    frames: Mapping[str, int], maps: int, patches: int, levels: int, left_out: Collection[str]
-) -> dict[str, int]:
-    """Measurement → forward passes of one image, at most.
+class Measurement(NamedTuple):
+    """What runs the detector again and again, and so takes only some `images`, evenly over all of them.
 
-    `frames`: how many each measurement takes; `maps`: those that are examined, beside the controls; `levels`: how often
-    the weights are randomised.
+    `passes`: forward passes of one image, at most, by the number of maps and controls, of patches, and of blocks.
     """
-    shown = maps + len(CONTROLS)
-    passes = {
-        "deletion": frames["deletion"] * len(FILLS) * 2 * len(SHARES) * shown,
-        "saco": frames["saco"] * (GROUPS + 1) * shown,
-        "transplant": frames["transplant"] * 2 * patches,
-        "attack": frames["attack"] * len(TOP) * STEPS * BACKWARD * shown,
-        "randomisation": frames["randomisation"] * levels * BACKWARD,
+
+    images: int
+    passes: Callable[[int, int, int], int]
+
+
+MEASUREMENTS = {
+    "deletion": Measurement(200, lambda maps, patches, blocks: len(FILLS) * 2 * len(SHARES) * maps),
+    "saco": Measurement(200, lambda maps, patches, blocks: (GROUPS + 1) * maps),
+    "transplant": Measurement(48, lambda maps, patches, blocks: 2 * patches),
+    "attack": Measurement(48, lambda maps, patches, blocks: len(TOP) * STEPS * BACKWARD * maps),
+    "randomisation": Measurement(64, lambda maps, patches, blocks: (blocks + 2) * BACKWARD),
+}
+
+
+def expected_passes(images: int, maps: int, patches: int, blocks: int, left_out: Collection[str]) -> dict[str, int]:
+    """Measurement → forward passes of one image, at most; `maps` are examined, beside the controls."""
+    return {
+        name: min(images, one.images) * one.passes(maps + len(CONTROLS), patches, blocks)
+        for name, one in MEASUREMENTS.items()
+        if name not in left_out
     }
-    return {name: count for name, count in passes.items() if name not in left_out}
 
 
 def announcement(detector: LoadedDetector, pixels: Tensor, passes: Mapping[str, int]) -> str:

@@ -12,40 +12,22 @@ from ..data.frames import evenly_spaced
 from ..engine.layers import block_names
 from ..engine.recipe import Recipe
 from ..engine.targets import Target
+from ..judge.controls import control_maps
+from ..judge.deletion import Curves
+from ..judge.fills import PAIRED_REAL
 from ..judge.localisation import click_distance
 from ..model.detector import LoadedDetector
 from ..settings.config import RunSettings
 from .comparison import Columns, Row, best_threshold, rows
-from .controls import control_maps
-from .cost import announcement, expected_passes
-from .deletion import (
-    PAIRED_REAL,
-    Curves,
-    RealFrames,
-    deletion_metrics,
-    fake_probability,
-    mean_coloured,
-    screening,
-)
+from .cost import MEASUREMENTS, announcement, expected_passes
+from .perturbation import Examined, deletion_metrics, saco_metrics, screening, with_gaps
 from .randomisation import Randomised, randomisation
-from .saco import saco
-from .samples import DetectedFakes, RealCounterparts, stored_size
+from .samples import DetectedFakes, RealCounterparts, RealFrames, stored_size
 from .segment_attack import attack_metrics
-from .sweep import SweepPlan, localise_maps, make_maps, resized
-from .transplant_agreement import (
-    AGREEMENT,
-    changed_patches,
-    patches_of,
-    transplant_agreement,
-    transplanted,
-)
+from .sweep import localise_maps, make_maps, resized
+from .transplant_agreement import AGREEMENT, changed_patches, patches_of, transplant_agreement, transplanted
 
-# Of so many images, evenly over them, are the metrics that run the detector again and again.
-DELETION_FRAMES = 200
-ATTACK_FRAMES = 48
-TRANSPLANT_FRAMES = 48
-RANDOMISED_FRAMES = 64
-SCREENED_FRAMES = 100
+SCREENED_FRAMES = 100  # by which maps are ranked where there are no masks
 HIT = 0.1  # share of the diagonal within which a map hits a click
 CLICK_METRICS = (
     "distance to the nearest click, shares of the diagonal",
@@ -67,19 +49,22 @@ class DatasetEvaluation:
         self.ranked_by = ENERGY if bool(samples.masked.any()) else SCREENING
         self.notes = sample_notes(samples)
         self.columns: Columns = {}
-        self.maps: dict[Recipe, Tensor] = {}  # raw, on the CPU
+        self.maps: dict[Recipe, Tensor] = {}  # raw, on the CPU, as the controls
         self.controls: dict[Recipe, Tensor] = {}
-        self.layers: list[str] = []  # of the maps
         self.curves: dict[str, dict[Recipe, Curves]] = {}
         self.curve_videos: dict[str, list[tuple[str, str]]] = {}
         self.paired = 0
 
-    def make_maps(self, plan: SweepPlan) -> None:
-        """Make the plan's maps and the controls."""
+    @property
+    def _all(self) -> dict[Recipe, Tensor]:
+        """The maps, then the controls."""
+        return {**self.maps, **self.controls}
+
+    def make_maps(self, recipes: Sequence[Recipe]) -> None:
+        """Make these maps and the controls."""
         samples, side = self.samples, self.settings.detector.resolution
-        title = f"{samples.frames[0].dataset}, explanations"
-        self.layers = plan.layers
-        self.maps = make_maps(self.detector, plan, samples.pixels, self.target, self.settings.batch_size, title)
+        title, batch_size = f"{samples.frames[0].dataset}, explanations", self.settings.batch_size
+        self.maps = make_maps(self.detector, recipes, samples.pixels, self.target, batch_size, title=title)
         grid = self.detector.model.patch_grid(side, side) or (16, 16)
         self.controls = control_maps(samples.landmarks, grid, (side, side), self.settings.seed)
 
@@ -88,15 +73,15 @@ class DatasetEvaluation:
         masks, masked = self.samples.masks, self.samples.masked
         if not bool(masked.any()):
             return
-        found = localise_maps(self.detector, {**self.maps, **self.controls}, masks, masked)
+        found = localise_maps(self.detector, self._all, masks, masked)
         columns = {
-            ENERGY: {spec: scores.energy.numpy() for spec, scores in found.items()},
-            "pointing game": {spec: scores.pointing.numpy() for spec, scores in found.items()},
-            "pixel average precision": {spec: scores.average_precision.numpy() for spec, scores in found.items()},
-            "IoU (best threshold)": best_threshold({spec: s.iou.double().numpy() for spec, s in found.items()}),
-            "IoU (threshold 0.5)": {spec: scores.iou_fixed.numpy() for spec, scores in found.items()},
+            ENERGY: {recipe: scores.energy.numpy() for recipe, scores in found.items()},
+            "pointing game": {recipe: scores.pointing.numpy() for recipe, scores in found.items()},
+            "pixel average precision": {recipe: scores.average_precision.numpy() for recipe, scores in found.items()},
+            "IoU (best threshold)": best_threshold({recipe: s.iou.double().numpy() for recipe, s in found.items()}),
+            "IoU (threshold 0.5)": {recipe: scores.iou_fixed.numpy() for recipe, scores in found.items()},
         }
-        self._add(columns, masked.nonzero().flatten())
+        self._add(columns, masked)
 
     def clicks(self, clicks: Mapping[str, np.ndarray]) -> None:
         """How near maps and controls point to where people clicked; `clicks` by the frames' paths."""
@@ -105,61 +90,52 @@ class DatasetEvaluation:
         self.notes.append(f"clicks on {len(part)} of {len(frames)} fakes")
         if not len(part):
             return
-        sizes = [stored_size(frames[int(i)]) for i in part]
-        places = [clicks[frames[int(i)].path] for i in part]
+        sizes = [stored_size(frames[i]) for i in part.tolist()]
+        places = [clicks[frames[i].path] for i in part.tolist()]
         diagonals = np.array([np.hypot(*size) for size in sizes])
         columns: Columns = {metric: {} for metric in CLICK_METRICS}
-        for spec, raw in {**self.maps, **self.controls}.items():
+        for recipe, raw in self._all.items():
             drawn = resized(self.detector, raw[part])
             pixels = np.array([click_distance(*one) for one in zip(drawn, places, sizes, strict=True)])
-            for metric, values in zip(
-                CLICK_METRICS, (pixels / diagonals, pixels, pixels <= HIT * diagonals), strict=True
-            ):
-                columns[metric][spec] = values.astype(np.float64)
+            values = (pixels / diagonals, pixels, pixels <= HIT * diagonals)
+            for metric, column in zip(CLICK_METRICS, values, strict=True):
+                columns[metric][recipe] = column.astype(np.float64)
         self._add(columns, part)
 
     def ranking(self) -> list[Recipe]:
         """The maps by the mean of `ranked_by`, best first."""
         if self.ranked_by == SCREENING:
-            self._add({SCREENING: self._deletion_ranking()}, self._positions(SCREENED_FRAMES))
+            part = self._positions(SCREENED_FRAMES)
+            maps = {recipe: raw[part] for recipe, raw in self._all.items()}
+            self._add({SCREENING: screening(self._examined((), part), maps)}, part)
         column = self.columns[self.ranked_by]
-        return sorted(self.maps, key=lambda spec: -_mean(column[spec]))
-
-    def _deletion_ranking(self) -> dict[Recipe, np.ndarray]:
-        part = self._positions(SCREENED_FRAMES)
-        maps = {spec: raw[part] for spec, raw in {**self.maps, **self.controls}.items()}
-        return screening(self.detector, maps, self.samples.pixels[part], self.settings.seed, self.settings.batch_size)
+        return sorted(self.maps, key=lambda recipe: -_mean(column[recipe]))
 
     def say_cost(self, maps: int, left_out: Collection[str]) -> None:
         """Print how long what is left to be measured will take."""
-        total = len(self.samples.frames)
-        of_each = {"deletion": DELETION_FRAMES, "saco": DELETION_FRAMES, "transplant": TRANSPLANT_FRAMES,
-                   "attack": ATTACK_FRAMES, "randomisation": RANDOMISED_FRAMES}  # fmt: skip
-        frames = {name: min(total, most) for name, most in of_each.items()}
-        grid = patches_of(self.detector)
-        levels = len(block_names(self.detector.model.explained_tower)) + 2
-        passes = expected_passes(frames, maps, grid[0] * grid[1], levels, left_out)
+        rows_of, columns = patches_of(self.detector)
+        blocks = len(block_names(self.detector.model.explained_tower))
+        passes = expected_passes(len(self.samples.frames), maps, rows_of * columns, blocks, left_out)
         if passes:
             print(announcement(self.detector, self.samples.pixels[: self.settings.batch_size], passes))
 
-    def perturbation(self, specs: Sequence[Recipe], left_out: Collection[str] = ()) -> None:
+    def perturbation(self, recipes: Sequence[Recipe], left_out: Collection[str] = ()) -> None:
         """Deletion, insertion, SaCo and segment attack of some maps and the controls; transplant of all of them."""
-        part = self._positions(DELETION_FRAMES)
-        reals = self._counterparts(part)
-        paired = reals.paired
+        part = self._positions(MEASUREMENTS["deletion"].images)
+        reals, shown = self._counterparts(part), [*recipes, *self.controls]
         if "deletion" not in left_out:
-            self._deletion(specs, part, reals)
+            self._deletion(shown, part, reals)
         if "saco" not in left_out:
-            self._saco(specs, part, reals)
+            self._add(saco_metrics(self._examined(shown, part), reals), part)
         if "transplant" not in left_out:
-            self._transplant(part[paired][:TRANSPLANT_FRAMES], reals.pixels[paired][:TRANSPLANT_FRAMES])
+            self._transplant(part[reals.paired], reals.pixels[reals.paired])
         if "attack" not in left_out:
-            self._segment_attack(specs, self._positions(ATTACK_FRAMES))
+            self._segment_attack(shown)
 
     def _counterparts(self, part: Tensor) -> RealFrames:
         """The real counterparts of the images at positions `part`, with a note where some are missing."""
-        frames = [self.samples.frames[int(i)] for i in part]
-        reals = RealCounterparts(frames[0].dataset, self.settings.data).read(frames, self.settings.detector.resolution)
+        frames = [self.samples.frames[i] for i in part.tolist()]
+        reals = RealCounterparts(self.settings.data).read(frames, self.settings.detector.resolution)
         self.paired = int(reals.paired.sum())
         if not self.paired:
             self.notes.append("no real counterparts in the dataset: the paired-real fill and transplant are left out")
@@ -168,54 +144,39 @@ class DatasetEvaluation:
             self.notes.append(f"{missing} of {len(frames)} fakes have no real counterpart: left out of that fill")
         return reals
 
-    def _deletion(self, specs: Sequence[Recipe], part: Tensor, reals: RealFrames) -> None:
-        frames = [self.samples.frames[int(i)] for i in part]
-        drawn, pixels = self._at_image_size(specs, part), self.samples.pixels[part]
-        seed, batch_size = self.settings.seed, self.settings.batch_size
-        columns, self.curves = deletion_metrics(self.detector, drawn, pixels, reals, seed, batch_size)
+    def _deletion(self, shown: Sequence[Recipe], part: Tensor, reals: RealFrames) -> None:
+        columns, self.curves = deletion_metrics(self._examined(shown, part), reals)
         self._add(columns, part)
         for fill in self.curves:
-            used = [frame for frame, pair in zip(frames, reals.paired, strict=True) if pair or fill != PAIRED_REAL]
-            self.curve_videos[fill] = [(frame.forgery, frame.video) for frame in used]
-
-    def _saco(self, specs: Sequence[Recipe], part: Tensor, reals: RealFrames) -> None:
-        """With the paired real where there is any, else with the mean colour, which is the paper's."""
-        paired = bool(reals.paired.any())
-        use = reals.paired if paired else torch.ones(len(part), dtype=torch.bool)
-        images = self.detector.normalised(self.samples.pixels[part[use]])
-        fill = self.detector.normalised(reals.pixels[use]) if paired else mean_coloured(images)
-        score, batch_size = fake_probability(self.detector), 2 * self.settings.batch_size
-        column = {
-            spec: saco(images, fill, drawn, score, self.settings.seed, batch_size).double().numpy()
-            for spec, drawn in self._at_image_size(specs, part[use]).items()
-        }
-        self._add({f"SaCo ({PAIRED_REAL if paired else 'mean'})": column}, part[use])
+            used = part[reals.paired] if fill == PAIRED_REAL else part
+            self.curve_videos[fill] = [self.samples.videos[i] for i in used.tolist()]
 
     def _transplant(self, part: Tensor, reals: Tensor) -> None:
-        """The images at positions `part`, with their counterparts (n, 3, R, R) uint8: every map against transplant."""
+        """The first images at positions `part`, with their counterparts (n, 3, R, R): every map against transplant."""
+        most = MEASUREMENTS["transplant"].images
+        part, reals = part[:most], reals[:most]
         if not len(part):
             return
         samples = self.samples
         pixels, grid = samples.pixels[part], patches_of(self.detector)
         changed = changed_patches(pixels, reals, samples.masks[part], samples.masked[part], grid)
         gold = transplanted(self.detector, pixels, reals, changed, self.settings.batch_size)
-        maps = {spec: raw[part] for spec, raw in {**self.maps, **self.controls}.items()}
+        maps = {recipe: raw[part] for recipe, raw in self._all.items()}
         self._add({AGREEMENT: transplant_agreement(gold, changed, maps)}, part)
 
-    def _segment_attack(self, specs: Sequence[Recipe], part: Tensor) -> None:
-        drawn, pixels = self._at_image_size(specs, part), self.samples.pixels[part]
+    def _segment_attack(self, shown: Sequence[Recipe]) -> None:
+        part = self._positions(MEASUREMENTS["attack"].images)
         try:
-            columns = attack_metrics(self.detector, drawn, pixels, self.settings.seed, self.settings.batch_size)
+            self._add(attack_metrics(self._examined(shown, part)), part)
         except ImportError as error:
             self.notes.append(f"segment attack left out: {error}")
-        else:
-            self._add(columns, part)
 
-    def randomisation(self, specs: Sequence[Recipe]) -> Randomised:
+    def randomisation(self, recipes: Sequence[Recipe]) -> Randomised:
         """How far some maps change as the detector's weights are randomised."""
-        pixels = self.samples.pixels[self._positions(RANDOMISED_FRAMES)]
+        pixels = self.samples.pixels[self._positions(MEASUREMENTS["randomisation"].images)]
         seed, batch_size = self.settings.seed, self.settings.batch_size
-        return randomisation(self.detector, specs, self.layers, pixels, self.target, seed, batch_size)
+        layers = list(dict.fromkeys(recipe.layer for recipe in self.maps))
+        return randomisation(self.detector, recipes, layers, pixels, self.target, seed, batch_size)
 
     def rows(self, dataset: str) -> list[Row]:
         """Every metric so far compared with the controls, for the dataset and for each of several forgery methods."""
@@ -227,21 +188,17 @@ class DatasetEvaluation:
         """Positions of at most `count` images, evenly over them."""
         return torch.tensor(evenly_spaced(range(len(self.samples.frames)), count))
 
-    def _at_image_size(self, specs: Sequence[Recipe], part: Tensor) -> dict[Recipe, Tensor]:
-        """Some maps and the controls of the images at positions `part`, (n, R, R) in [0, 1], on the device."""
-        raw = {**{spec: self.maps[spec] for spec in specs}, **self.controls}
-        return {spec: resized(self.detector, maps[part]) for spec, maps in raw.items()}
+    def _examined(self, recipes: Sequence[Recipe], part: Tensor) -> Examined:
+        """The images at positions `part`, with some of the maps and controls as they are drawn."""
+        maps = self._all
+        drawn = {recipe: resized(self.detector, maps[recipe][part]) for recipe in recipes}
+        return Examined(self.detector, self.samples.pixels[part], drawn, self.settings.seed, self.settings.batch_size)
 
     def _add(self, columns: Columns, part: Tensor) -> None:
-        """Columns of the images at positions `part`."""
-        for metric, by_spec in columns.items():
-            self.columns[metric] = {spec: self._with_gaps(column, part) for spec, column in by_spec.items()}
-
-    def _with_gaps(self, values: np.ndarray, part: Tensor) -> np.ndarray:
-        """Values (n, ...) of the images at positions `part` → (N, ...), NaN for the others."""
-        full = np.full((len(self.samples.frames), *values.shape[1:]), np.nan)
-        full[part.numpy()] = values
-        return full
+        """Columns of the images at `part`, positions or (N,) bool."""
+        count = len(self.samples.frames)
+        for metric, by_recipe in columns.items():
+            self.columns[metric] = {recipe: with_gaps(column, part, count) for recipe, column in by_recipe.items()}
 
 
 def _mean(column: np.ndarray) -> float:
@@ -260,10 +217,8 @@ def sample_notes(samples: DetectedFakes) -> list[str]:
     for state in ("empty", "full", "unreadable"):
         if states[state]:
             notes.append(f"{states[state]} of {total} masks are {state}: left out of the localisation metrics")
-    for forgery in samples.whole_face:
-        notes.append(
-            f"{forgery}: the mask is the whole face, which leaves nothing to localise: no localisation metrics"
-        )
+    whole = "the mask is the whole face, which leaves nothing to localise: no localisation metrics"
+    notes += [f"{forgery}: {whole}" for forgery in samples.whole_face]
     if all(points is None for points in samples.landmarks):
         notes.append("no landmarks: the face control is a mean face")
     return notes

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,14 +12,14 @@ from ..base.errors import InputError
 from ..data.frames import Frame, evenly_spaced
 from ..engine.layers import block_names
 from ..engine.recipe import ATTENTION_SITE, NORMED, Recipe
+from ..judge.deletion import Curves
 from ..model.detector import LoadedDetector
 from ..settings.config import RunSettings
-from .comparison import Row
+from .comparison import ALL, Row
 from .dataset_evaluation import ENERGY, DatasetEvaluation
-from .deletion import Curves
 from .randomisation import Randomised
 from .samples import DetectedFakes, detected_fakes, find_evidence, read_samples
-from .sweep import SweepPlan, full_plan
+from .sweep import swept_recipes
 
 BEST = 3  # maps that get these metrics, beside the first configured one
 FEW = 20  # videos with detected fakes below which there is a warning
@@ -55,6 +55,11 @@ class DatasetScores:
     paired: int = 0  # images with a real counterpart, of those with curves
     notes: list[str] = field(default_factory=list)
 
+    def row_of(self, metric: str | None = None) -> dict[Recipe, Row]:
+        """The row of each map and control over all forgery methods, by `metric` or by what maps are ranked by."""
+        metric = self.ranked_by if metric is None else metric
+        return {row.recipe: row for row in self.rows if (row.forgery, row.metric) == (ALL, metric)}
+
 
 def check_options(detector: LoadedDetector) -> None:
     """Raises InputError where the detector has no heatmaps, or its target is none that can be evaluated."""
@@ -82,31 +87,21 @@ def evaluate_dataset(
 ) -> DatasetScores:
     """All metrics on one dataset's detected fakes.
 
-    Args:
-        frames: of the dataset, all of them.
-        predictions: the run's `predictions.csv` of these frames.
-
-    Raises:
-        RunError: an image or a map cannot be used.
-        InputError: a layer cannot be explained.
+    `frames`: all of the dataset's, and `predictions` the run's `predictions.csv` of them. Raises RunError where an
+    image or a map cannot be used, InputError where a layer cannot be explained.
     """
     dataset = frames[0].dataset
-    plan, configured = plan_and_configured(detector, options)
+    recipes, configured = maps_to_make(detector, options)
     detected = detected_fakes(frames, predictions)
     if not detected:
         return DatasetScores(dataset, 0, configured, notes=[NO_FAKES])
     chosen = evenly_spaced(detected, options.samples)
     evidence = find_evidence(options.masks, options.clicks, chosen, settings.data.folders.values())
     samples = read_samples(chosen, settings.detector.resolution, settings.batch_size, settings.workers, evidence)
-    evaluation = DatasetEvaluation(
-        detector, samples, settings, "margin" if detector.gradcam.target == "margin" else "fake"
-    )
-    videos = len(set(samples.videos))
-    if videos == 1:
-        evaluation.notes.append(f"all {len(chosen)} detected fakes are of one video: no interval, and no map is better")
-    elif videos < FEW:
-        evaluation.notes.append(f"detected fakes of only {videos} videos: intervals over so few come out too narrow")
-    evaluation.make_maps(plan)
+    target = "margin" if detector.gradcam.target == "margin" else "fake"
+    evaluation = DatasetEvaluation(detector, samples, settings, target)
+    evaluation.notes += _too_few(samples)
+    evaluation.make_maps(recipes)
     evaluation.localisation()
     if options.clicks is not None:
         evaluation.clicks(evidence.clicks)
@@ -114,9 +109,10 @@ def evaluate_dataset(
     examined = list(dict.fromkeys([*ranking[:BEST], configured[0]]))
     evaluation.say_cost(len(examined), options.leave_out)
     evaluation.perturbation(examined, options.leave_out)
-    best_of_methods = [next(spec for spec in ranking if spec.method == method) for method in plan.methods]
     randomised = None
     if "randomisation" not in options.leave_out:
+        methods = dict.fromkeys(recipe.method for recipe in recipes)
+        best_of_methods = [next(recipe for recipe in ranking if recipe.method == method) for method in methods]
         randomised = evaluation.randomisation(list(dict.fromkeys([*best_of_methods, *examined])))
     if options.leave_out:
         evaluation.notes.append(f"left out as asked: {', '.join(options.leave_out)}")
@@ -136,20 +132,26 @@ def evaluate_dataset(
     )
 
 
-def plan_and_configured(detector: LoadedDetector, options: ExplanationOptions) -> tuple[SweepPlan, list[Recipe]]:
+def _too_few(samples: DetectedFakes) -> list[str]:
+    """A note where intervals over these videos tell little or nothing."""
+    videos = len(set(samples.videos))
+    if videos == 1:
+        return [f"all {len(samples.frames)} detected fakes are of one video: no interval, and no map is better"]
+    return [f"detected fakes of only {videos} videos: intervals over so few come out too narrow"] * (videos < FEW)
+
+
+def maps_to_make(detector: LoadedDetector, options: ExplanationOptions) -> tuple[list[Recipe], list[Recipe]]:
     """Which maps to make, and which of them is the configured map of each layer, the first layer first."""
-    gradcam, model = detector.gradcam, detector.model
-    recipe = gradcam.recipe
-    site = recipe.site
+    recipe, model = detector.gradcam.recipe, detector.model
     layers = list(model.gradcam_layers())
     if not options.sweep:
-        plan = SweepPlan([recipe.method], [NORMED if site == ATTENTION_SITE else site], layers, (recipe.backward,))
-        return plan, plan.specs()
-    plan = full_plan(detector, list(options.layers or block_names(model.explained_tower) or layers))
-    if site not in (ATTENTION_SITE, *plan.sites):
-        site = plan.sites[0]
-    drawn = Recipe(recipe.method, plan.layers[0], site, recipe.backward)
-    configured = [drawn.at(layer) for layer in layers if layer in plan.layers] or [drawn]
+        configured = [recipe.at(layer) for layer in layers]
+        return configured, configured
+    swept = list(options.layers or block_names(model.explained_tower) or layers)
+    recipes = swept_recipes(detector, swept)
+    if recipe.site not in {ATTENTION_SITE, *(one.site for one in recipes)}:
+        recipe = replace(recipe, site=NORMED)
+    there = dict.fromkeys(one.layer for one in recipes)
+    configured = [recipe.at(layer) for layer in layers if layer in there] or [recipe.at(recipes[0].layer)]
     # What is drawn is measured, also at a site where a sweep would not try that rule.
-    plan = plan if configured[0] in plan.specs() else plan._replace(backwards=(gradcam.recipe.backward,))
-    return plan, configured
+    return recipes if configured[0] in recipes else swept_recipes(detector, swept, (recipe.backward,)), configured

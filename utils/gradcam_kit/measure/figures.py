@@ -1,9 +1,9 @@
-"""Scores of a dataset → figures: deletion and insertion curves with bands, and a table of heat, method × layer."""
+"""The results of a dataset in figures: deletion and insertion curves with bands; a table of heat, method × layer."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,8 +11,8 @@ import numpy as np
 from ..base.allowed import METHOD_NAMES
 from ..engine.recipe import Recipe, where
 from ..judge.bootstrap import VideoBootstrap
-from .comparison import ALL, Row
-from .deletion import SHARES
+from ..judge.deletion import SHARES
+from .comparison import Row
 from .evaluate import DatasetScores
 
 if TYPE_CHECKING:
@@ -45,9 +45,6 @@ def image_file(figure: Figure, kind: str) -> bytes:
     return data.getvalue()
 
 
-# -------------------------------------------------------------------------------------------------------------- curves
-
-
 def curves_figure(scores: DatasetScores, seed: int) -> Figure:
     """Deletion above insertion, one column of panels per fill; bands are 95 % over videos."""
     from matplotlib import rc_context
@@ -72,12 +69,13 @@ def curves_figure(scores: DatasetScores, seed: int) -> Figure:
 
 def _draw_curves(axes: Axes, scores: DatasetScores, fill: str, kind: str, seed: int) -> None:
     colours = iter(COLOURS)
-    for spec, curves in scores.curves[fill].items():
+    for recipe, curves in scores.curves[fill].items():
         values = getattr(curves, kind).numpy()
-        colour, line = GREYS[spec.method] if spec.is_control else (next(colours), "-")
-        low, high = _band(scores.curve_videos[fill], values, seed)
+        colour, line = GREYS[recipe.method] if recipe.is_control else (next(colours), "-")
+        means = VideoBootstrap(scores.curve_videos[fill], seed, 2000).means(values)
+        low, high = np.nanquantile(means, [0.025, 0.975], axis=0)
         axes.fill_between(SHARES, low, high, color=colour, alpha=0.18, linewidth=0)
-        label = LEGEND[spec.method] if spec.is_control else spec.title
+        label = LEGEND[recipe.method] if recipe.is_control else recipe.title
         axes.plot(SHARES, values.mean(axis=0), line, color=colour, linewidth=1.4, label=label)
     axes.set_xscale("symlog", linthresh=0.01)
     axes.set_xticks([0, 0.01, 0.1, 1], ["0", "1 %", "10 %", "100 %"])
@@ -86,63 +84,44 @@ def _draw_curves(axes: Axes, scores: DatasetScores, fill: str, kind: str, seed: 
     axes.grid(alpha=0.25, linewidth=0.5)
 
 
-def _band(videos: Sequence[tuple[str, str]], values: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    means = VideoBootstrap(videos, seed, 2000).means(values)
-    low, high = np.nanquantile(means, [0.025, 0.975], axis=0)
-    return low, high
-
-
-# ---------------------------------------------------------------------------------------------------------- heat table
-
-
 def heat_table_figure(scores: DatasetScores) -> Figure:
     """The metric that maps are ranked by, for every method (rows) and layer (columns), one panel per site and rule."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    found = {
-        row.spec: row
-        for row in scores.rows
-        if (row.forgery, row.metric) == (ALL, scores.ranked_by) and not row.spec.is_control
-    }
-    layers = list(dict.fromkeys(spec.layer for spec in found))
-    panels = list(dict.fromkeys((spec.site, spec.backward) for spec in found))
-    methods = {
-        panel: [m for m in METHOD_NAMES if any((s.method, s.site, s.backward) == (m, *panel) for s in found)]
-        for panel in panels
-    }
-    height = 0.42 * sum(map(len, methods.values())) + 0.75 * len(panels) + 0.9
-    highest = max(0.05, *(row.interval.mean for row in found.values()))
+    rows = {recipe: row for recipe, row in scores.row_of().items() if not recipe.is_control}
+    layers = list(dict.fromkeys(recipe.layer for recipe in rows))
+    panels: dict[tuple[str, str], list[list[Row]]] = {}  # site and rule → rows of the table
+    for site, backward in dict.fromkeys((recipe.site, recipe.backward) for recipe in rows):
+        there = {recipe.method for recipe in rows if (recipe.site, recipe.backward) == (site, backward)}
+        panels[site, backward] = [
+            [rows[Recipe(method, layer, site, backward)] for layer in layers]
+            for method in METHOD_NAMES
+            if method in there
+        ]
+    highest = max(0.05, *(row.interval.mean for row in rows.values()))
+    ratios = [len(table) for table in panels.values()]
+    height = 0.42 * sum(ratios) + 0.75 * len(panels) + 0.9
     with rc_context({**STYLE, "axes.spines.left": False, "axes.spines.bottom": False}):
         figure = Figure(figsize=(0.8 * len(layers) + 2.2, height), layout="constrained")
-        ratios = [len(methods[panel]) for panel in panels]
-        axes = figure.subplots(len(panels), 1, squeeze=False, height_ratios=ratios)
-        for drawn, panel in zip(axes[:, 0], panels, strict=True):
-            image = _draw_heat(drawn, found, methods[panel], layers, panel, highest)
-        figure.colorbar(image, ax=axes[:, 0].tolist(), label=scores.ranked_by, shrink=0.6, pad=0.02)
+        axes = figure.subplots(len(panels), 1, squeeze=False, height_ratios=ratios)[:, 0]
+        for panel, title, table in zip(axes, panels, panels.values(), strict=True):
+            image = _draw_heat(panel, where(*title), table, highest)
+        figure.colorbar(image, ax=axes.tolist(), label=scores.ranked_by, shrink=0.6, pad=0.02)
         figure.suptitle(f"{scores.dataset}: {scores.ranked_by}  (● better than every control)", fontsize=10)
     return figure
 
 
-def _draw_heat(
-    axes: Axes,
-    found: Mapping[Recipe, Row],
-    methods: Sequence[str],
-    layers: Sequence[str],
-    panel: tuple[str, str],
-    highest: float,
-) -> Any:
-    """One panel, of a site and a rule; colours run from 0 to `highest`. Returns the image, for the colour bar."""
-    table = np.array([[found[Recipe(method, layer, *panel)].interval.mean for layer in layers] for method in methods])
+def _draw_heat(axes: Axes, title: str, rows: Sequence[Sequence[Row]], highest: float) -> Any:
+    """One panel; colours run from 0 to `highest`. Returns the image, for the colour bar."""
+    table = np.array([[row.interval.mean for row in line] for line in rows])
     image = axes.imshow(table, cmap="viridis", vmin=0.0, vmax=highest, aspect="auto")
-    for y, method in enumerate(methods):
-        for x, layer in enumerate(layers):
-            mark = " ●" if found[Recipe(method, layer, *panel)].better else ""
-            colour = "black" if table[y, x] > 0.6 * highest else "white"
-            axes.text(x, y, f"{table[y, x]:.2f}{mark}", ha="center", va="center", fontsize=8, color=colour)
-    axes.set_yticks(range(len(methods)), methods)
-    axes.set_xticks(range(len(layers)), [layer.replace("encoder.layers.", "") for layer in layers])
+    for (y, x), mean in np.ndenumerate(table):
+        mark = " ●" if rows[y][x].better else ""
+        colour = "black" if mean > 0.6 * highest else "white"
+        axes.text(x, y, f"{mean:.2f}{mark}", ha="center", va="center", fontsize=8, color=colour)
+    axes.set_yticks(range(len(rows)), [line[0].recipe.method for line in rows])
+    axes.set_xticks(range(len(rows[0])), [row.recipe.layer.replace("encoder.layers.", "") for row in rows[0]])
     axes.tick_params(length=0)
-    title = where(*panel)
-    axes.set_title(f"{title} (columns: encoder.layers.*)" if len(layers) > 1 else title, loc="left")
+    axes.set_title(f"{title} (columns: encoder.layers.*)" if len(rows[0]) > 1 else title, loc="left")
     return image

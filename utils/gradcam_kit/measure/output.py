@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +16,6 @@ from ..engine.layers import FUSED, SUM
 from ..engine.recipe import ATTENTION_SITE, Recipe
 from ..model.detector import LoadedDetector
 from ..settings.config import RunSettings
-from .comparison import ALL
 from .evaluate import DatasetScores, ExplanationOptions, evaluate_dataset
 from .figures import curves_figure, heat_table_figure, image_file
 from .tables import CSV_COLUMNS, csv_rows, json_values, printed, verdict
@@ -57,12 +57,9 @@ def evaluate_explanations(
     write_json(folder / JSON_FILE, {dataset.dataset: json_values(dataset) for dataset in scores})
     for dataset in scores:
         if dataset.rows:
-            for name, figure in (
-                (CURVES, curves_figure(dataset, settings.seed)),
-                (HEAT_TABLE, heat_table_figure(dataset)),
-            ):
-                for kind in FIGURE_KINDS:
-                    write_whole(folder / dataset.dataset / f"{name}.{kind}", image_file(figure, kind))
+            figures = {CURVES: curves_figure(dataset, settings.seed), HEAT_TABLE: heat_table_figure(dataset)}
+            for name, kind in itertools.product(figures, FIGURE_KINDS):
+                write_whole(folder / dataset.dataset / f"{name}.{kind}", image_file(figures[name], kind))
     lines = [printed(dataset) for dataset in scores] + [verdict(dataset) for dataset in scores]
     problem = ""
     if options.write_config is not None:
@@ -77,28 +74,23 @@ def evaluate_explanations(
 
 def best_over_all(scores: Sequence[DatasetScores]) -> Recipe | None:
     """The map that is best on average over the datasets, of those that beat the controls on one at least."""
+    rows = [row for dataset in scores for row in dataset.row_of().values() if not row.recipe.is_control]
     means: dict[Recipe, list[float]] = {}
-    faithful: dict[Recipe, None] = {}
-    for dataset in scores:
-        for row in dataset.rows:
-            if (row.forgery, row.metric) == (ALL, dataset.ranked_by) and not row.spec.is_control:
-                means.setdefault(row.spec, []).append(row.interval.mean)
-                if row.better:
-                    faithful[row.spec] = None
-    return max(faithful, key=lambda spec: float(np.mean(means[spec])), default=None)
+    for row in rows:
+        means.setdefault(row.recipe, []).append(row.interval.mean)
+    faithful = dict.fromkeys(row.recipe for row in rows if row.better)
+    return max(faithful, key=lambda recipe: float(np.mean(means[recipe])), default=None)
 
 
 def write_config(path: Path, best: Recipe, scores: Sequence[DatasetScores], settings: RunSettings) -> None:
     """The run's configuration with the map `best` in it, as a YAML file."""
     config: dict[str, Any] = {**settings.detector.config, "gradcam_enabled": True, "gradcam_method": best.method}
-    fusable = {spec.layer for spec in scores[0].ranking if spec.method == best.method} - {FUSED, SUM}
+    fusable = {recipe.layer for recipe in scores[0].ranking if recipe.method == best.method} - {FUSED, SUM}
     config["gradcam_layers"] = [*sorted(fusable), FUSED] if best.layer == FUSED else [best.layer]
     config["gradcam_backward"] = best.backward
     if best.site != ATTENTION_SITE:
         config["gradcam_site"] = best.site
     if settings.detector.weights_path is not None:
         config["weights_path"] = str(settings.detector.weights_path.resolve())
-    text = CONFIG_HEADER.format(verdict=verdict(scores[0])) + yaml.safe_dump(
-        config, sort_keys=False, allow_unicode=True
-    )
-    write_whole(path, text.encode())
+    header = CONFIG_HEADER.format(verdict=verdict(scores[0]))
+    write_whole(path, (header + yaml.safe_dump(config, sort_keys=False, allow_unicode=True)).encode())

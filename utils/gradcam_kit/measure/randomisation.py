@@ -18,7 +18,7 @@ from ..engine.layers import block_names
 from ..engine.recipe import Recipe
 from ..engine.targets import Target
 from ..model.detector import LoadedDetector
-from .sweep import maps_of
+from .sweep import make_maps
 
 FAILS_FROM = 0.3  # rank correlation, all weights random, from which a method fails
 
@@ -32,8 +32,8 @@ class Randomised(NamedTuple):
 
 def randomisation(
     detector: LoadedDetector,
-    specs: Sequence[Recipe],
-    fused_layers: Sequence[str],
+    recipes: Sequence[Recipe],
+    fused_of: Sequence[str],
     pixels: Tensor,
     target: Target,
     seed: int,
@@ -41,17 +41,17 @@ def randomisation(
 ) -> Randomised:
     """Randomise the detector's weights step by step and compare the maps with the original ones.
 
-    Afterwards the detector is as it was. `pixels`: (N, 3, R, R) uint8; `fused_layers` as in `maps_of`.
+    Afterwards the detector is as it was. `pixels`: (N, 3, R, R) uint8; `fused_of` as in `make_maps`.
     """
-    original = maps_of(detector, specs, fused_layers, pixels, target, batch_size)
+    original = make_maps(detector, recipes, pixels, target, batch_size, fused_of)
     steps = []
-    correlations: dict[Recipe, list[np.ndarray]] = {spec: [] for spec in specs}
+    correlations: dict[Recipe, list[float]] = {recipe: [] for recipe in recipes}
     with weights_put_back(detector.model):
         for step in cascade(detector.model, detector.model.explained_tower, seed):
             steps.append(step)
-            for spec, maps in maps_of(detector, specs, fused_layers, pixels, target, batch_size).items():
-                correlations[spec].append(rank_correlation(original[spec], maps))
-    return Randomised(steps, {spec: mean_correlation(values) for spec, values in correlations.items()})
+            for recipe, maps in make_maps(detector, recipes, pixels, target, batch_size, fused_of).items():
+                correlations[recipe].append(mean_correlation(rank_correlation(original[recipe], maps)))
+    return Randomised(steps, correlations)
 
 
 @contextmanager
@@ -73,20 +73,19 @@ def cascade(model: nn.Module, tower: nn.Module, seed: int) -> Iterator[str]:
     """
     generator = torch.Generator().manual_seed(seed)
     done: set[int] = set()
-    prefixes = {id(module): name for name, module in model.named_modules()}
-    inside = prefixes[id(tower)]
+    weights = model.state_dict()
+    inside = next(name for name, module in model.named_modules() if module is tower)
     blocks = block_names(tower) or [name for name, _ in tower.named_children()]
-    outside = [name for name in model.state_dict() if not name.startswith(f"{inside}.")]
-    groups = [("head", outside)]
-    for block in reversed(blocks):
-        groups.append((block, [name for name in model.state_dict() if name.startswith(f"{inside}.{block}.")]))
-    groups.append(("embeddings and norms", list(model.state_dict())))
+    groups = [
+        ("head", [name for name in weights if not name.startswith(f"{inside}.")]),
+        *((block, [name for name in weights if name.startswith(f"{inside}.{block}.")]) for block in reversed(blocks)),
+        ("embeddings and norms", list(weights)),
+    ]
     for step, names in groups:
-        state = model.state_dict()
         for name in names:
-            if state[name].data_ptr() not in done and state[name].is_floating_point():
-                randomise(state[name], generator)
-                done.add(state[name].data_ptr())
+            if weights[name].data_ptr() not in done and weights[name].is_floating_point():
+                randomise(weights[name], generator)
+                done.add(weights[name].data_ptr())
         yield step
 
 
@@ -111,6 +110,6 @@ def rank_correlation(one: Tensor, other: Tensor) -> np.ndarray:
         return np.asarray((a * b).sum(axis=1) / np.sqrt((a**2).sum(axis=1) * (b**2).sum(axis=1)))
 
 
-def mean_correlation(correlations: Sequence[np.ndarray]) -> list[float]:
-    """The mean over the images that have one, for each step; NaN where none has."""
-    return [float(np.nanmean(step)) if np.isfinite(step).any() else float("nan") for step in correlations]
+def mean_correlation(correlations: np.ndarray) -> float:
+    """The mean over the images that have one; NaN where none has."""
+    return float(np.nanmean(correlations)) if np.isfinite(correlations).any() else float("nan")

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import posixpath
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,14 +22,18 @@ from ..data.masks.clicks import Clicks
 from ..data.masks.mask_folder import MaskFolder
 from ..data.readers import read_dataset
 from ..data.storage import read_bytes
+from ..judge.controls import hull
 from ..judge.transplant import blurred
-from .controls import hull
-from .deletion import RealFrames
-
-T = TypeVar("T")
 
 WHOLE_FACE = 0.9  # share of the face in the mask from which the mask counts as the whole face
 WHOLE_IMAGE = 0.5  # the same of the image, where no landmarks tell where the face is
+
+
+class RealFrames(NamedTuple):
+    """The real counterpart of each of N images."""
+
+    pixels: Tensor  # (N, 3, R, R) uint8
+    paired: Tensor  # (N,) bool: which images have one
 
 
 class Evidence(NamedTuple):
@@ -56,12 +59,9 @@ def find_evidence(
     """
     fakes = [frame for frame in frames if frame.label == 1]
     paths = [frame.path for frame in fakes]
-    found: dict[str, str | None] | None = None
-    if masks is not None:
-        found = dict(zip(paths, MaskFolder(masks).paths(paths), strict=True))
-    else:
-        named = {frame: mask for table in tables for frame, mask in named_masks(table).items()}
-        found = {path: named.get(path) for path in paths} if named else None
+    named = {} if masks else {frame: mask for table in tables for frame, mask in named_masks(table).items()}
+    of_frames = MaskFolder(masks).paths(paths) if masks else map(named.get, paths)
+    found = dict(zip(paths, of_frames, strict=True)) if masks or named else None
     if clicks is None:
         return Evidence(found)
     file = Clicks(clicks)
@@ -111,20 +111,17 @@ def read_samples(
             )
         pixels.append(batch.pixels)
     landmarks = [_face_points(frame) for frame in frames]
-    mask_of_frame = [_mask(frame, resolution, evidence) for frame in frames]
-    states = Counter({"ok": 0, "none": 0, "empty": 0, "full": 0, "unreadable": 0})
-    states.update(state for state, _ in mask_of_frame)
-    masks = torch.from_numpy(np.stack([mask for _, mask in mask_of_frame])).bool()
-    usable = np.array([state == "ok" for state, _ in mask_of_frame])
-    whole = _whole_face_forgeries(frames, masks.numpy(), usable, landmarks)
+    states, drawn = zip(*(_mask(frame, resolution, evidence) for frame in frames), strict=True)
+    masks, usable = np.stack(drawn).astype(bool), np.array(states) == "ok"
+    whole = _whole_face_forgeries(frames, masks, usable, landmarks)
     masked = usable & np.array([frame.forgery not in whole for frame in frames])
     return DetectedFakes(
         frames=list(frames),
         pixels=torch.cat(pixels),
-        masks=masks,
+        masks=torch.from_numpy(masks),
         masked=torch.from_numpy(masked),
         landmarks=landmarks,
-        mask_states=dict(states),
+        mask_states={state: states.count(state) for state in ("ok", "none", "empty", "full", "unreadable")},
         whole_face=whole,
     )
 
@@ -168,53 +165,48 @@ def _whole_face_forgeries(
     covered: dict[str, list[bool]] = {}
     for frame, mask, good, points in zip(frames, masks, usable, landmarks, strict=True):
         if good:
-            if points is None:
-                whole = mask.mean() >= WHOLE_IMAGE
-            else:
-                whole = mask[hull(points, mask.shape) > 0].mean() >= WHOLE_FACE
-            covered.setdefault(frame.forgery, []).append(bool(whole))
+            face = mask if points is None else mask[hull(points, mask.shape) > 0]
+            covered.setdefault(frame.forgery, []).append(
+                bool(face.mean() >= (WHOLE_IMAGE if points is None else WHOLE_FACE))
+            )
     return [forgery for forgery, whole_masks in covered.items() if np.mean(whole_masks) > 0.5]
 
 
 class RealCounterparts:
-    """Finds the same frame of the real video that a fake was made from, in the same dataset.
+    """Finds the same frame of the real video that a fake was made from, in the same dataset, which is read once.
 
     A fake's video is named like its real one, or begins with that name, as in FaceForensics++: 000_003 is made from
     000. The frame has the same file name.
     """
 
-    def __init__(self, dataset: str, settings: DataSettings) -> None:
-        every_frame = settings._replace(frame_num=None)
-        self._paths = {
-            (frame.video, posixpath.basename(frame.path)): frame.path
-            for frame in read_dataset(dataset, every_frame)
-            if frame.label == 0
-        }
+    def __init__(self, settings: DataSettings) -> None:
+        self._settings = settings._replace(frame_num=None)
+        self._reals: dict[str, dict[tuple[str, str], str]] = {}  # dataset → video and file name → path
+
+    def _reals_of(self, dataset: str) -> Mapping[tuple[str, str], str]:
+        if dataset not in self._reals:
+            reals = (frame for frame in read_dataset(dataset, self._settings) if frame.label == 0)
+            self._reals[dataset] = {(real.video, posixpath.basename(real.path)): real.path for real in reals}
+        return self._reals[dataset]
 
     def path(self, fake: Frame) -> str | None:
         """The path of its real counterpart, or None; a real frame has none."""
         if fake.label == 0:
             return None
-        file = posixpath.basename(fake.path)
-        for video in (fake.video, fake.video.partition("_")[0]):
-            if (video, file) in self._paths:
-                return self._paths[video, file]
-        return None
+        reals, file = self._reals_of(fake.dataset), posixpath.basename(fake.path)
+        return reals.get((fake.video, file)) or reals.get((fake.video.partition("_")[0], file))
 
     def read(self, fakes: Sequence[Frame], resolution: int) -> RealFrames:
         """The counterparts of N fakes, zero where there is none or it cannot be read."""
         pixels = torch.zeros(len(fakes), 3, resolution, resolution, dtype=torch.uint8)
         paired = torch.zeros(len(fakes), dtype=torch.bool)
-        for i, fake in enumerate(fakes):
-            path = self.path(fake)
-            if path is None:
-                continue
+        for i, path in enumerate(map(self.path, fakes)):
             try:
-                image = decode_image(read_bytes(path), resolution)
+                image = None if path is None else decode_image(read_bytes(path), resolution)
             except UnreadableImage:  # users often have the fakes only
                 continue
-            pixels[i] = torch.from_numpy(image).permute(2, 0, 1)
-            paired[i] = True
+            if image is not None:
+                pixels[i], paired[i] = torch.from_numpy(image).permute(2, 0, 1), True
         return RealFrames(pixels, paired)
 
     def references(self, frames: Sequence[Frame], pixels: Tensor) -> Tensor:

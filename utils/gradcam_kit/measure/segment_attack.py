@@ -7,17 +7,18 @@ steps (Madry et al. 2018). No pixel is ever further than `BUDGET` from where it 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..engine.recipe import Recipe
 from ..engine.tokens import frozen_for_explaining
+from ..judge.deletion import hottest_first
 from ..model.detector import LoadedDetector
 from .comparison import Columns
+from .perturbation import Examined
 
 SEGMENTS = 50
 COMPACTNESS = 10.0
@@ -28,14 +29,12 @@ TOP = (1, 2, 3)
 Margin = Callable[[Tensor], Tensor]  # images (N, 3, H, W) in [0, 1] → (N,) fake - real, differentiable
 
 
-def attack_metrics(
-    detector: LoadedDetector, maps: Mapping[Recipe, Tensor], pixels: Tensor, seed: int, batch_size: int
-) -> Columns:
+def attack_metrics(examined: Examined) -> Columns:
     """Whether each detected fake passes for real once its hottest one, two and three segments are attacked: 0 or 1.
 
-    Their mean is the drop of accuracy, since every one of them was called fake. `maps`: (N, R, R) in [0, 1], on the
-    detector's device; `pixels`: (N, 3, R, R) uint8; `seed` breaks ties. Raises ImportError without scikit-image.
+    Their mean is the drop of accuracy, since each of them was called fake. Raises ImportError without scikit-image.
     """
+    detector, pixels, maps, seed, batch_size = examined
     segments = slic_segments(pixels).to(detector.device)
     start = pixels.to(detector.device).float() / 255
     margin = fake_margin(detector)
@@ -45,14 +44,14 @@ def attack_metrics(
         tqdm(total=len(TOP) * len(maps), unit="attack", desc="segment attack") as bar,
     ):
         for top in TOP:
-            for spec, drawn in maps.items():
+            for recipe, drawn in maps.items():
                 where = hottest_segments(drawn, segments, top, seed)
                 fooled = []
                 for part, spot in zip(start.split(batch_size), where.split(batch_size), strict=True):
                     after = attacked(part, spot, margin)
                     with torch.no_grad():
                         fooled.append((margin(after) <= 0).cpu())
-                columns.setdefault(f"accuracy drop (top {top})", {})[spec] = torch.cat(fooled).double().numpy()
+                columns.setdefault(f"accuracy drop (top {top})", {})[recipe] = torch.cat(fooled).double().numpy()
                 bar.update()
     return columns
 
@@ -63,11 +62,7 @@ def fake_margin(detector: LoadedDetector) -> Margin:
         torch.tensor(values, device=detector.device).view(3, 1, 1)
         for values in (detector.gradcam.mean, detector.gradcam.std)
     )
-
-    def margin(images: Tensor) -> Tensor:
-        return detector.scores((images - mean) / std).margin
-
-    return margin
+    return lambda images: detector.scores((images - mean) / std).margin
 
 
 def slic_segments(pixels: Tensor) -> Tensor:
@@ -88,9 +83,7 @@ def hottest_segments(maps: Tensor, segments: Tensor, top: int, seed: int) -> Ten
     sums = torch.zeros(len(maps), count, device=maps.device).scatter_add_(1, labels, maps.flatten(1))
     sizes = torch.zeros_like(sums).scatter_add_(1, labels, torch.ones_like(maps).flatten(1))
     heat = torch.where(sizes > 0, sums / sizes.clamp(min=1), torch.full_like(sums, -1.0))  # numbers an image lacks
-    draw = torch.rand(heat.shape, generator=torch.Generator().manual_seed(seed)).to(heat.device).argsort(dim=1)
-    order = draw.gather(1, heat.gather(1, draw).argsort(dim=1, descending=True, stable=True))
-    chosen = torch.zeros_like(heat, dtype=torch.bool).scatter_(1, order[:, :top], True)
+    chosen = torch.zeros_like(heat, dtype=torch.bool).scatter_(1, hottest_first(heat, seed)[:, :top], True)
     return chosen.gather(1, labels).view_as(segments)
 
 

@@ -23,8 +23,7 @@ FEWEST = 4  # changed patches that can be ranked
 def patches_of(detector: LoadedDetector) -> tuple[int, int]:
     """Rows and columns of what is exchanged."""
     side = detector.settings.resolution
-    grid: tuple[int, int] | None = detector.model.patch_grid(side, side)
-    return grid or CELLS
+    return detector.model.patch_grid(side, side) or CELLS
 
 
 def transplanted(detector: LoadedDetector, pixels: Tensor, reals: Tensor, changed: Tensor, batch_size: int) -> Tensor:
@@ -33,17 +32,12 @@ def transplanted(detector: LoadedDetector, pixels: Tensor, reals: Tensor, change
     `pixels`, `reals`: (N, 3, R, R) uint8.
     """
     grid = patches_of(detector)
-
-    def margins(images: Tensor) -> Tensor:
-        with detector.autocast():
-            logits = detector.model({"image": images}, inference=True)["cls"].float()
-        return logits[:, 1] - logits[:, 0]
-
     found = []
-    parts = list(zip(pixels.split(1), reals.split(1), changed.to(detector.device).split(1), strict=True))
-    for one, other, only in tqdm(parts, unit="frame", desc="transplant"):
+    parts = zip(pixels.split(1), reals.split(1), changed.to(detector.device).split(1), strict=True)
+    for one, other, only in tqdm(parts, total=len(pixels), unit="frame", desc="transplant"):
         images, references = detector.normalised(one), detector.normalised(other)
-        found.append(transplant_maps(margins, images, references, grid, 2 * batch_size, only).cpu())
+        maps = transplant_maps(lambda x: detector.scores(x).margin, images, references, grid, 2 * batch_size, only)
+        found.append(maps.cpu())
     return torch.cat(found)
 
 
@@ -71,9 +65,9 @@ def transplant_agreement(gold: Tensor, changed: Tensor, maps: Mapping[Recipe, Te
         fewer than FEWEST of them, or transplant itself does not rank them.
     """
     found = {}
-    for spec, raw in maps.items():
+    for recipe, raw in maps.items():
         on_grid = F.interpolate(raw.float().unsqueeze(1), size=gold.shape[1:], mode="area").squeeze(1)
-        found[spec] = np.array([_spearman(g[c], m[c]) for g, m, c in zip(gold, on_grid, changed, strict=True)])
+        found[recipe] = np.array([_spearman(g[c], m[c]) for g, m, c in zip(gold, on_grid, changed, strict=True)])
     return found
 
 

@@ -153,7 +153,9 @@ class LoadedDetector(NamedTuple):
     @property
     def head_reader(self) -> HeadReader:
         """How the detector's output is read."""
-        return HeadReader(f"detector {self.settings.model_name!r}", self.settings.gradcam.classes, self.settings.gradcam.labels)
+        return HeadReader(
+            f"detector {self.settings.model_name!r}", self.settings.gradcam.classes, self.settings.gradcam.labels
+        )
 
     def explain(
         self, pixels: Tensor, label: Tensor | None = None, target: Target | None = None, completeness: bool = True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -20,7 +20,7 @@ from ..model.detector import LoadedDetector
 from ..settings.config import RunSettings
 from ..store.calibration_file import key_of
 from ..store.manifest import Manifest
-from .out_of_memory import Halving
+from .out_of_memory import SplitOnOutOfMemory
 
 POOL = 8  # frames predicted for each image that is wanted: detectors call few images fake on some data
 JUDGED = 16  # images on which a named map is judged, at most: a figure to warn by needs no more
@@ -41,11 +41,6 @@ class Plan(NamedTuple):
         """For a detector with heatmaps."""
         candidates, named = detector.model.gradcam_candidates(), detector.model.gradcam_named()
         return cls(candidates, named, min(images, JUDGED) if named else images)
-
-    @property
-    def off(self) -> bool:
-        """--calibration_images 0."""
-        return self.images == 0
 
     def key(self, manifest: Manifest) -> str:
         """A hash of all that the choice depends on: weights, data, detector, candidates."""
@@ -96,70 +91,39 @@ def calibrate(
     that it calls real are used. `check` is called between batches, and may raise.
     """
     frames = [frame for some in datasets.values() for frame in some]
-    halving = Halving("trying maps on")
-    halving.most = settings.batch_size
-    asked = detector.as_subject().tried(halving.run, check)
-    seen = _Seen.of(detector, asked.margins, evenly_spaced(frames, POOL * plan.images), settings)
-    fakes, reals = (evenly_spaced(found, plan.images) for found in (seen.called_fake, seen.called_real))
-    used, target = (fakes, _target(detector)) if fakes else (reals, "real")
+    asked = detector.as_subject().tried(SplitOnOutOfMemory("trying maps on", settings.batch_size).run, check)
+    frames, pixels, is_fake = _predicted(detector, asked.margins, evenly_spaced(frames, POOL * plan.images), settings)
+    fakes = evenly_spaced([i for i, fake in enumerate(is_fake) if fake], plan.images)
+    reals = evenly_spaced([i for i, fake in enumerate(is_fake) if not fake], plan.images)
+    # Whose evidence is shown on images that are called fake.
+    shown = detector.gradcam.target if detector.gradcam.target in ("margin", "real") else "fake"
+    used, target = (fakes, shown) if fakes else (reals, "real")
     if not used:
         return Choice(UNTRIED, (plan.named or plan.candidates)[0], "none of the images tried could be read")
-    paired, has_pair = _pairs([seen.frames[i] for i in used], settings)
+    tried_on = [frames[i] for i in used]
+    pairs = RealCounterparts(settings.data).read(tried_on, settings.detector.resolution)
     images = TrialImages(
-        detector.normalised(seen.pixels[used]),
+        detector.normalised(pixels[used]),
         [target] * len(used),
-        [_video(seen.frames[i]) for i in used],
-        detector.normalised(seen.pixels[reals]) if reals and fakes else None,
-        detector.normalised(paired),
-        has_pair,
+        [(frame.dataset, frame.forgery, frame.video) for frame in tried_on],
+        detector.normalised(pixels[reals]) if reals and fakes else None,
+        detector.normalised(pairs.pixels),
+        pairs.paired,
     )
     choice = choose_map(asked, images, plan.candidates, plan.named)
     return choice if fakes else replace(choice, notes=(*choice.notes, NO_FAKE))
 
 
-class _Seen(NamedTuple):
-    """Frames that could be read, with their pixels (N, 3, R, R) uint8 and the positions of each class, as predicted."""
-
-    frames: list[Frame]
-    pixels: Tensor
-    called_fake: list[int]
-    called_real: list[int]
-
-    @classmethod
-    def of(cls, detector: LoadedDetector, margins: Margins, frames: Sequence[Frame], settings: RunSettings) -> _Seen:
-        found: list[Frame] = []
-        pixels: list[Tensor] = []
-        fake: list[bool] = []
-        for batch in frame_loader(frames, settings.detector.resolution, settings.batch_size, settings.workers):
-            if batch.frames:
-                found += batch.frames
-                pixels.append(batch.pixels)
-                fake += (margins(detector.normalised(batch.pixels)) > 0).tolist()
-        called_fake = [i for i, one in enumerate(fake) if one]
-        called_real = [i for i, one in enumerate(fake) if not one]
-        return cls(found, torch.cat(pixels) if pixels else torch.empty(0), called_fake, called_real)
-
-
-def _target(detector: LoadedDetector) -> str:
-    """Whose evidence is shown on images that are called fake."""
-    target = detector.gradcam.target
-    return target if target in ("margin", "real") else "fake"
-
-
-def _video(frame: Frame) -> Hashable:
-    return frame.dataset, frame.forgery, frame.video
-
-
-def _pairs(frames: Sequence[Frame], settings: RunSettings) -> tuple[Tensor, Tensor]:
-    """The same frames of the real videos (N, 3, R, R) uint8, and which have one (N,), where the dataset tells."""
-    side = settings.detector.resolution
-    pixels, paired = (
-        torch.zeros(len(frames), 3, side, side, dtype=torch.uint8),
-        torch.zeros(len(frames), dtype=torch.bool),
-    )
-    for dataset in dict.fromkeys(frame.dataset for frame in frames):
-        here = [i for i, frame in enumerate(frames) if frame.dataset == dataset and frame.label == 1]
-        if here:
-            reals = RealCounterparts(dataset, settings.data).read([frames[i] for i in here], side)
-            pixels[here], paired[here] = reals.pixels, reals.paired
-    return pixels, paired
+def _predicted(
+    detector: LoadedDetector, margins: Margins, frames: Sequence[Frame], settings: RunSettings
+) -> tuple[list[Frame], Tensor, list[bool]]:
+    """Those that could be read, with their pixels (N, 3, R, R) uint8, and which of them the detector calls fake."""
+    found: list[Frame] = []
+    pixels: list[Tensor] = []
+    is_fake: list[bool] = []
+    for batch in frame_loader(frames, settings.detector.resolution, settings.batch_size, settings.workers):
+        if batch.frames:
+            found += batch.frames
+            pixels.append(batch.pixels)
+            is_fake += (margins(detector.normalised(batch.pixels)) > 0).tolist()
+    return found, torch.cat(pixels) if pixels else torch.empty(0), is_fake

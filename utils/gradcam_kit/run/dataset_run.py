@@ -9,7 +9,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import NamedTuple
 
 import numpy as np
@@ -35,8 +34,7 @@ from ..store.sample_folder import sample_folders, whole_samples
 from ..store.sample_writer import SampleWriter
 from .explainer import Explainer
 from .interruption import Interrupted, SignalGuard
-from .out_of_memory import Halving
-from .predictions import Predictions
+from .out_of_memory import SplitOnOutOfMemory
 from .processes import Processes
 from .resume import Resume
 from .summary import DatasetSummary
@@ -50,7 +48,7 @@ class Context(NamedTuple):
     options: RunOptions
     processes: Processes
     guard: SignalGuard
-    predicting: Halving
+    predicting: SplitOnOutOfMemory
 
     def predict(self, pixels: Tensor, frames: Sequence[Frame]) -> tuple[Tensor, Tensor]:
         """uint8 images of `frames` → logits (B, 2) and probability of fake (B,)."""
@@ -58,7 +56,7 @@ class Context(NamedTuple):
         return torch.cat([logits for logits, _ in parts]), torch.cat([prob for _, prob in parts])
 
 
-class OneBehind:
+class DeferredStep:
     """Keeps a device at work: what a step has handed to it is read and written when the next step is under way.
 
     The last half is done at the end of the `with` block, also where that ends by an error or by a first signal.
@@ -74,12 +72,10 @@ class OneBehind:
             before()
         self._left = second_half
 
-    def __enter__(self) -> OneBehind:
+    def __enter__(self) -> DeferredStep:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if self._left is not None and (error is None or isinstance(error, (Exception, Interrupted))):
             self._left()
 
@@ -102,11 +98,8 @@ class DatasetRun:
     """One dataset, or what is left of it after an interruption."""
 
     def __init__(self, context: Context, frames: Sequence[Frame], folder: Path) -> None:
-        self.context = context
-        self.frames = frames
-        self.folder = folder
-        self.processes = context.processes
-        self.target = context.detector.gradcam.target
+        self.context, self.frames, self.folder = context, frames, folder
+        self.processes, self.target = context.processes, context.detector.gradcam.target
         explaining = context.settings.detector.gradcam.enabled
         whole = self.processes.on_rank_zero(lambda: whole_samples(folder) if explaining else {})
         self.resume = Resume(folder, frames, whole, len(sample_folders(folder)) if explaining else 0)
@@ -116,7 +109,7 @@ class DatasetRun:
 
     def evaluate(self) -> DatasetSummary:
         """All of it. The tables are complete afterwards, and every sample is on disk."""
-        summary = self._predicted_and_explained()
+        summary = self._predict_and_explain()
         if self.context.options.save_features:
             self.save_features()
         return summary
@@ -143,30 +136,23 @@ class DatasetRun:
             order = index.argsort()
             write_features(self.folder, Features(feat[order], index[order]), self.frames)
 
-    def _predicted_and_explained(self) -> DatasetSummary:
-        gradcam, options = self.context.settings.detector.gradcam, self.context.options
+    def _predict_and_explain(self) -> DatasetSummary:
+        settings, options = self.context.settings, self.context.options
+        gradcam = settings.detector.gradcam
         if not gradcam.enabled:
             self.predict_all()
             return self._finish_dataset(HeatmapCounts())
         with SampleWriter(options.image_format, options.save_raw) as writer:
-            detector = self.context.detector
-            counterparts = self._counterparts()
-            checked = options.checks_maps and counterparts is None  # transplant is a check itself
-            checker = MapChecker(detector, self.context.settings.batch_size) if checked else None
-            explainer = Explainer(
-                detector, self.resume, self.folder, writer, self.context.predict, checker, counterparts
-            )
-            if explains_every_frame(self.context.settings, options):
-                if counterparts is not None and self.processes.first:
-                    self._say_cost(self.frames, counterparts)
+            explainer = self._explainer(writer)
+            if explains_every_frame(settings, options):
+                self._say_cost(self.frames, explainer.counterparts)
                 self.predict_all(explainer)
                 chosen = self.predictions.choose(None, False, "first", 0)
             else:
                 self.predict_all()
-                count, seed = gradcam.samples or MOST_MISTAKES, self.context.settings.seed
-                chosen = self.predictions.choose(count, not options.save_all, options.select, seed)
-                if counterparts is not None and self.processes.first:
-                    self._say_cost([self.frames[index] for index in chosen], counterparts)
+                count = gradcam.samples or MOST_MISTAKES
+                chosen = self.predictions.choose(count, not options.save_all, options.select, settings.seed)
+                self._say_cost([self.frames[index] for index in chosen], explainer.counterparts)
                 self.explain_chosen(chosen, explainer)
         if self.processes.first:
             for index in chosen:
@@ -174,15 +160,18 @@ class DatasetRun:
                     explainer.counts.add_sample(self.resume.whole[index])
         return self._finish_dataset(HeatmapCounts.merged(self.processes.all_gather(explainer.counts)))
 
-    def _counterparts(self) -> RealCounterparts | None:
-        """What method transplant compares images with; None for other methods."""
-        settings = self.context.settings
-        if settings.detector.gradcam.recipe.method != TRANSPLANT:
-            return None
-        return RealCounterparts(self.frames[0].dataset, settings.data)
+    def _explainer(self, writer: SampleWriter) -> Explainer:
+        context, counterparts, checker = self.context, None, None
+        if context.settings.detector.gradcam.recipe.method == TRANSPLANT:  # a check itself
+            counterparts = RealCounterparts(context.settings.data)
+        elif context.options.checks_maps:
+            checker = MapChecker(context.detector, context.settings.batch_size)
+        return Explainer(context.detector, self.resume, self.folder, writer, context.predict, checker, counterparts)
 
-    def _say_cost(self, frames: Sequence[Frame], counterparts: RealCounterparts) -> None:
+    def _say_cost(self, frames: Sequence[Frame], counterparts: RealCounterparts | None) -> None:
         """Transplant takes hundreds of passes an image: how many, before they begin."""
+        if counterparts is None or not self.processes.first:
+            return
         side = self.context.settings.detector.resolution
         rows, columns = self.context.detector.model.patch_grid(side, side) or CELLS
         paired = sum(counterparts.path(frame) is not None for frame in frames)
@@ -195,9 +184,8 @@ class DatasetRun:
     def predict_all(self, explainer: Explainer | None = None) -> None:
         """Predict every frame at full speed or, with an explainer, write its maps from the same forward pass."""
         batches = self._in_batches(range(len(self.frames)))
-        missing = self.processes.broadcast(
-            self.resume.missing(batches, predictions=True, samples=explainer is not None)
-        )
+        missing = self.resume.missing(batches, predictions=True, samples=explainer is not None)
+        missing = self.processes.broadcast(missing)
         if self.processes.first and len(missing) < len(batches):
             done = len(batches) - len(missing)
             print(f"{self.frames[0].dataset}: {done} of {len(batches)} batches were done before")
@@ -263,15 +251,10 @@ class DatasetRun:
         guard.check()
         if not frames:
             return
-        loader = frame_loader(frames, settings.detector.resolution, settings.batch_size, settings.workers)
-        with (
-            tqdm(
-                total=len(frames), unit="frame", desc=frames[0].dataset + what, disable=not self.processes.first
-            ) as bar,
-            OneBehind() as behind,
-        ):
-            for batch in loader:
-                behind.add(step(batch))
+        title, quiet = frames[0].dataset + what, not self.processes.first
+        with tqdm(total=len(frames), unit="frame", desc=title, disable=quiet) as bar, DeferredStep() as deferred:
+            for batch in frame_loader(frames, settings.detector.resolution, settings.batch_size, settings.workers):
+                deferred.add(step(batch))
                 bar.update(len(batch.frames) + len(batch.unreadable))
                 guard.check()
 
@@ -287,20 +270,19 @@ class DatasetRun:
             )
 
     def _finish_dataset(self, counts: HeatmapCounts) -> DatasetSummary:
-        return self.processes.on_rank_zero(lambda: _write_tables(self.predictions, self.folder, counts))
+        return self.processes.on_rank_zero(lambda: self._write_tables(counts))
 
-
-def _write_tables(predictions: Predictions, folder: Path, counts: HeatmapCounts) -> DatasetSummary:
-    predictions.write(folder)
-    frames, unreadable = predictions.frames, predictions.unreadable
-    if not predictions.seen.any():
-        reason = f" ({unreadable[0]})" if unreadable else ""
-        raise RunError(
-            f"dataset {frames[0].dataset}: none of its {len(frames)} frames could be read,"
-            f" first {frames[0].path}{reason}"
-        )
-    absent = [index for index, reason in unreadable.items() if is_absent(reason)]
-    gaps = forgery_gaps(frames, absent, unreadable.keys() - set(absent))
-    if gaps:
-        write_gaps(folder / GAPS, gaps)
-    return DatasetSummary(frames[0].dataset, predictions.metrics(), len(unreadable), counts, gaps)
+    def _write_tables(self, counts: HeatmapCounts) -> DatasetSummary:
+        self.predictions.write(self.folder)
+        frames, unreadable = self.frames, self.predictions.unreadable
+        if not self.predictions.seen.any():
+            reason = f" ({unreadable[0]})" if unreadable else ""
+            raise RunError(
+                f"dataset {frames[0].dataset}: none of its {len(frames)} frames could be read,"
+                f" first {frames[0].path}{reason}"
+            )
+        absent = [index for index, reason in unreadable.items() if is_absent(reason)]
+        gaps = forgery_gaps(frames, absent, unreadable.keys() - set(absent))
+        if gaps:
+            write_gaps(self.folder / GAPS, gaps)
+        return DatasetSummary(frames[0].dataset, self.predictions.metrics(), len(unreadable), counts, gaps)

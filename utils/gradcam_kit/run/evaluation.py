@@ -32,10 +32,12 @@ from .calibration import Plan, calibrate, untried
 from .dataset_run import Context, DatasetRun, explains_every_frame, samples_at_most
 from .exports import begin_exports, check_exports, lacks_exports, write_exports
 from .interruption import SignalGuard, resume_command
-from .out_of_memory import Halving
+from .out_of_memory import SplitOnOutOfMemory
 from .processes import Processes
 from .run_manifest import run_manifest
-from .summary import DatasetSummary, check_finished, flood, metrics_json, metrics_table, summary
+from .summary import DatasetSummary, check_finished, expected_output_line, metrics_json, metrics_table, summary
+
+Datasets = Mapping[str, Sequence[Frame]]  # by name
 
 
 def run(settings: RunSettings, options: RunOptions) -> None:
@@ -51,13 +53,8 @@ def run(settings: RunSettings, options: RunOptions) -> None:
     with Processes.start() as processes, SignalGuard(message, quiet=not processes.first) as guard:
         datasets = {name: read_dataset(name, settings.data) for name in dict.fromkeys(settings.datasets)}
         if options.explanations is not None:  # what it cannot use is refused now
-            given = options.explanations
-            find_evidence(
-                given.masks,
-                given.clicks,
-                [frame for frames in datasets.values() for frame in frames],
-                settings.data.folders.values(),
-            )
+            given, frames = options.explanations, [frame for some in datasets.values() for frame in some]
+            find_evidence(given.masks, given.clicks, frames, settings.data.folders.values())
         if processes.first:
             _tell_of_absent_folders(datasets)
             for name in settings.data.folders:
@@ -66,7 +63,8 @@ def run(settings: RunSettings, options: RunOptions) -> None:
         if processes.first:
             facts = ", ".join(f"{key} {value}" for key, value in detector.facts().items())
             print(f"detector {settings.detector.model_name}: {facts}")
-        folder, kept = processes.on_rank_zero(lambda: _open_folder(settings, options, detector, datasets))
+        context = Context(detector, settings, options, processes, guard, SplitOnOutOfMemory("evaluating"))
+        folder, kept = processes.on_rank_zero(lambda: _open_folder(context, datasets))
         with folder:
             if folder.finished:
                 if processes.first:
@@ -74,28 +72,30 @@ def run(settings: RunSettings, options: RunOptions) -> None:
                 return
             # Twice: torch raises for a dead worker from a signal handler, also while its first trace is being told.
             with _one_line_errors(folder, guard), _one_line_errors(folder, guard):
-                if not (folder.path / STARTED).is_file():
-                    raise RunError(f"process {processes.rank} does not see {folder.path}: all need the same folder")
-                # Sums are split among the threads, so another number may change the last bit.
-                torch.set_num_threads(folder.manifest.threads)
-                calibration = processes.on_rank_zero(
-                    lambda: kept or _calibrate(detector, datasets, folder, settings, options, guard)
-                )
-                if calibration is not None:
-                    detector.model.set_gradcam_choice(calibration.choice)
-                if processes.first:
-                    print(_flood(detector, datasets, settings, options), end="")
-                context = Context(detector, settings, options, processes, guard, Halving("evaluating"))
-                results = [
-                    DatasetRun(context, frames, folder.dataset(name)).evaluate() for name, frames in datasets.items()
-                ]
-                problem = processes.on_rank_zero(lambda: _measure(detector, datasets, folder, settings, options))
-                processes.on_rank_zero(lambda: _finish_run(results, folder, settings, options, calibration))
+                problem = _run_in(folder, context, datasets, kept)
     if problem:
         raise RunError(problem)
 
 
-def _tell_of_absent_folders(datasets: Mapping[str, Sequence[Frame]]) -> None:
+def _run_in(folder: RunFolder, context: Context, datasets: Datasets, kept: Calibration | None) -> str:
+    """All of a run into its folder; `kept`: an earlier choice. Returns what could not be done, empty where all was."""
+    processes = context.processes
+    if not (folder.path / STARTED).is_file():
+        raise RunError(f"process {processes.rank} does not see {folder.path}: all need the same folder")
+    # Sums are split among the threads, so another number may change the last bit.
+    torch.set_num_threads(folder.manifest.threads)
+    calibration = processes.on_rank_zero(lambda: kept or _calibrate(folder, context, datasets))
+    if calibration is not None:
+        context.detector.model.set_gradcam_choice(calibration.choice)
+    if processes.first:
+        print(_expected_output(context, datasets), end="")
+    results = [DatasetRun(context, frames, folder.dataset(name)).evaluate() for name, frames in datasets.items()]
+    problem = processes.on_rank_zero(lambda: _measure(folder, context, datasets))
+    processes.on_rank_zero(lambda: _finish_run(folder, context, results, calibration))
+    return problem
+
+
+def _tell_of_absent_folders(datasets: Datasets) -> None:
     """Say on stderr which parts of the datasets are not there, before hours are spent on the others."""
     for name, frames in datasets.items():
         for gaps in forgery_gaps(frames, absent_frames(frames)):
@@ -128,10 +128,9 @@ def _load_detector(settings: RunSettings, options: RunOptions, processes: Proces
     return detector.compiled(settings.batch_size)
 
 
-def _open_folder(
-    settings: RunSettings, options: RunOptions, detector: LoadedDetector, datasets: Mapping[str, Sequence[Frame]]
-) -> tuple[RunFolder, Calibration | None]:
+def _open_folder(context: Context, datasets: Datasets) -> tuple[RunFolder, Calibration | None]:
     """The folder, and how the map was chosen by an earlier run of the same weights, data and candidates."""
+    detector, settings, options = context.detector, context.settings, context.options
     found = detector.found_layer
     if found is not None and not detector.model.gradcam.chooses and not settings.detector.gradcam.recipe.layers:
         config = {**settings.detector.config, "gradcam_layers": [found.name]}
@@ -147,34 +146,26 @@ def _open_folder(
     return folder, kept
 
 
-def _flood(
-    detector: LoadedDetector, datasets: Mapping[str, Sequence[Frame]], settings: RunSettings, options: RunOptions
-) -> str:
+def _expected_output(context: Context, datasets: Datasets) -> str:
     """What the heatmaps are about to fill the disk with, as a line; empty where none are drawn."""
+    detector, settings, options = context.detector, context.settings, context.options
     samples = sum(samples_at_most(len(frames), settings, options) for frames in datasets.values())
     if not samples:
         return ""
-    layers, resolution = len(detector.model.gradcam_layers()), settings.detector.resolution
-    kind, bundle = options.image_format, options.views.bundle
-    return flood(samples, layers, resolution, kind, options.save_raw, options.output_dir, bundle) + "\n"
+    return expected_output_line(samples, len(detector.model.gradcam_layers()), settings.detector.resolution, options)
 
 
-def _calibrate(
-    detector: LoadedDetector,
-    datasets: Mapping[str, Sequence[Frame]],
-    folder: RunFolder,
-    settings: RunSettings,
-    options: RunOptions,
-    guard: SignalGuard,
-) -> Calibration | None:
+def _calibrate(folder: RunFolder, context: Context, datasets: Datasets) -> Calibration | None:
     """How the run's map was chosen, or judged; None for a plain evaluation, and for transplant, which is a trial."""
+    detector, settings = context.detector, context.settings
     if not _draws_gradients(settings):
         return None
-    plan = Plan.of(detector, options.calibration_images)
-    if not options.calibration_images:
+    plan = Plan.of(detector, context.options.calibration_images)
+    if not plan.images:
         return Calibration("", untried(plan))
     print(plan.announcement())
-    found = Calibration(plan.key(folder.manifest), calibrate(detector, plan, datasets, settings, guard.check))
+    choice = calibrate(detector, plan, datasets, settings, context.guard.check)
+    found = Calibration(plan.key(folder.manifest), choice)
     found.write(folder.path)
     return found
 
@@ -191,29 +182,21 @@ def _report_finished(folder: RunFolder, options: RunOptions) -> None:
     check_finished(metrics, folder.manifest.heatmaps or {}, options.max_unreadable)
 
 
-def _measure(
-    detector: LoadedDetector,
-    datasets: Mapping[str, Sequence[Frame]],
-    folder: RunFolder,
-    settings: RunSettings,
-    options: RunOptions,
-) -> str:
+def _measure(folder: RunFolder, context: Context, datasets: Datasets) -> str:
     """--evaluate_explanations: prints its result, and returns why it could not give all of it (empty: it could)."""
-    if options.explanations is None:
+    options = context.options.explanations
+    if options is None:
         return ""
-    evaluated = evaluate_explanations(detector, datasets, folder.path, settings, options.explanations)
+    evaluated = evaluate_explanations(context.detector, datasets, folder.path, context.settings, options)
     print(evaluated.text, end="")
     return evaluated.problem
 
 
 def _finish_run(
-    results: Sequence[DatasetSummary],
-    folder: RunFolder,
-    settings: RunSettings,
-    options: RunOptions,
-    calibration: Calibration | None,
+    folder: RunFolder, context: Context, results: Sequence[DatasetSummary], calibration: Calibration | None
 ) -> None:
     """Metrics, manifest, summary and report. Raises RunError where the run, though finished, has failed."""
+    options = context.options
     metrics = {result.name: metrics_json(result) for result in results}
     heatmaps = {result.name: result.counts for result in results}
     write_json(folder.path / METRICS, metrics)
@@ -221,7 +204,8 @@ def _finish_run(
     choice = calibration.choice if calibration else None
     folder.finish(heatmaps, choice)
     print(metrics_table(results))
-    explained = ("samples" if options.save_all else "wrong predictions") if settings.detector.gradcam.enabled else ""
+    drawn = context.settings.detector.gradcam.enabled
+    explained = "" if not drawn else "samples" if options.save_all else "wrong predictions"
     print(summary(results, options.output_dir, explained, options.random_weights, choice))
     print("\n".join(write_exports(folder.path, options.views)))
     check_finished(metrics, heatmaps, options.max_unreadable)

@@ -24,24 +24,18 @@ from ..store.manifest import HeatmapCounts
 from ..store.sample import Sample
 from ..store.sample_folder import Drawn
 from ..store.sample_writer import SampleWriter
-from .out_of_memory import Halving, is_out_of_memory
+from .out_of_memory import SplitOnOutOfMemory, is_out_of_memory
 from .resume import Resume
 
 
-class _Coming(NamedTuple):
-    """What is kept of an explanation, on its way from the device."""
-
-    numbers: FromDevice  # the logits, the scores for real and fake, the probability of fake
-    drawn: DrawnLayers
-
-
 class _Begun(NamedTuple):
-    """A batch whose maps and overlays the device is at."""
+    """A batch whose maps and overlays the device is at; `numbers` and `drawn` are on their way from there."""
 
     targets: Sequence[str | int]
     reference: Tensor | None
     pending: Pending
-    coming: _Coming  # of `pending.unchecked`
+    numbers: FromDevice  # of `pending.unchecked`: logits, scores for real and fake, probability of fake
+    drawn: DrawnLayers  # of the same
 
 
 class _Part(NamedTuple):
@@ -69,17 +63,12 @@ class Explainer:
         checker: MapChecker | None = None,
         counterparts: RealCounterparts | None = None,
     ) -> None:
-        self.detector = detector
-        self.gradcam = detector.gradcam
-        self.resume = resume
-        self.predictions = resume.predictions
-        self.folder = folder
-        self.writer = writer
-        self.predict = predict
-        self.checker = checker
-        self.counterparts = counterparts
+        self.detector, self.gradcam = detector, detector.gradcam
+        self.resume, self.predictions = resume, resume.predictions
+        self.folder, self.writer, self.predict = folder, writer, predict
+        self.checker, self.counterparts = checker, counterparts
         self.counts = HeatmapCounts()
-        self._halving = Halving("explaining")
+        self._memory = SplitOnOutOfMemory("explaining")
         self._begins = True
 
     def begin(self, batch: Batch, targets: Sequence[str | int]) -> _Begun | None:
@@ -87,7 +76,7 @@ class Explainer:
 
         What is given is for `predict_and_explain` or `explain`, which do without it if need be.
         """
-        if not batch.frames or not self._begins or self._halving.most is not None:
+        if not batch.frames or not self._begins or self._memory.most is not None:
             return None
         try:
             return self._begin(batch.frames, batch.pixels, targets)
@@ -102,11 +91,11 @@ class Explainer:
         targets = _without_labels(targets, frames)
         pixels = pixels.to(self.detector.device, non_blocking=True)
         pending = self.detector.begin_explaining(pixels, None, targets, frames, reference, self.checker is not None)
-        return _Begun(targets, reference, pending, self._sent(pending.unchecked, pixels))
+        return _Begun(targets, reference, pending, *self._sent(pending.unchecked, pixels))
 
-    def _sent(self, explanation: Explanation, pixels: Tensor) -> _Coming:
+    def _sent(self, explanation: Explanation, pixels: Tensor) -> tuple[FromDevice, DrawnLayers]:
         numbers = FromDevice([explanation.logits, explanation.real_and_fake, explanation.prob_fake])
-        return _Coming(numbers, DrawnLayers(pixels, explanation.layers, self.gradcam.colormap, self.gradcam.signed))
+        return numbers, DrawnLayers(pixels, explanation.layers, self.gradcam.colormap, self.gradcam.signed)
 
     def predict_and_explain(self, batch: Batch, begun: _Begun | None = None) -> None:
         """Record logits, and write maps, from the same forward pass."""
@@ -129,40 +118,35 @@ class Explainer:
 
     def _parts(self, batch: Batch, targets: Sequence[str | int], begun: _Begun | None) -> list[_Part]:
         """The batch explained, in as many parts as memory demands."""
-        ahead = [begun] if begun else []
 
-        def explained(part: slice) -> _Part:
+        def explain(part: slice) -> _Part:
             frames, pixels = batch.frames[part], batch.pixels[part]
-            started = ahead.pop() if ahead else self._begin(frames, pixels, targets[part])
-            return self._explained(frames, pixels, batch.stamps, started)
+            whole = len(frames) == len(batch.frames)  # only this was begun
+            started = begun if begun and whole else self._begin(frames, pixels, targets[part])
+            return self._explain(frames, pixels, batch.stamps, started)
 
-        return self._halving.run(explained, len(batch.frames))
+        return self._memory.run(explain, len(batch.frames))
 
-    def _explained(self, frames: Sequence[Frame], pixels: Tensor, stamps: Mapping[int, Stamp], begun: _Begun) -> _Part:
+    def _explain(self, frames: Sequence[Frame], pixels: Tensor, stamps: Mapping[int, Stamp], begun: _Begun) -> _Part:
         explanation, kept = self.detector.explain_finite(
             pixels, begun.targets, frames, begun.reference, self.checker is not None, begun=begun.pending
         )
         if explanation is None:
             return _Part(frames, pixels, (torch.empty(0, 2), torch.empty(0)), [])
-        coming = begun.coming
+        numbers, drawn_layers = begun.numbers, begun.drawn
         if explanation is not begun.pending.unchecked:
-            coming = self._sent(explanation, pixels[kept].to(self.detector.device))
-        logits, scores, probabilities = coming.numbers.read()
-        images = coming.drawn.read()
-        seeds = [frames[position].index for position in kept]
-        checks = checks_of(self.checker, explanation, seeds)
-        denied = denied_maps(checks)
-        if any(map(any, denied.values())):
-            on_device = pixels[kept].to(self.detector.device)
-            images = layer_images(on_device, explanation.layers, self.gradcam.colormap, self.gradcam.signed, denied)
+            numbers, drawn_layers = self._sent(explanation, pixels[kept].to(self.detector.device))
+        logits, scores, probabilities = numbers.read()
+        images = drawn_layers.read()
+        checks = checks_of(self.checker, explanation, [frames[position].index for position in kept])
+        if any(map(any, denied_maps(checks).values())):
+            images = drawn_on(self.detector, pixels[kept], explanation, checks)
         explanation = replace(explanation, prediction={**explanation.prediction, "cls": logits, "prob": probabilities})
+        settings, choice = self.detector.settings, self.detector.model.gradcam_choice
         drawn = []
-        choice = self.detector.model.gradcam_choice
         for i, (position, layers) in enumerate(zip(kept, images, strict=True)):
-            frame = frames[position]
+            frame, of_image = frames[position], {layer: found[i] for layer, found in checks.items()}
             content = stamps[frame.index].content
-            settings = self.detector.settings
-            of_image = {layer: found[i] for layer, found in checks.items()}
             sample = Sample.of(frame, explanation, i, layers, settings, choice, of_image, content)
             drawn.append(Drawn(sample, pixels[position].permute(1, 2, 0).numpy(), layers))
         return _Part(frames, pixels, (scores, probabilities), drawn)
@@ -187,9 +171,8 @@ class Explainer:
 
 def _without_labels(targets: Sequence[str | int], frames: Sequence[Frame]) -> list[str | int]:
     """The targets with each frame's own label in place of "label", which need not be looked up on a device."""
-    return [
-        int(frame.label != 0) if target == "label" else target for target, frame in zip(targets, frames, strict=True)
-    ]
+    pairs = zip(targets, frames, strict=True)
+    return [int(frame.label != 0) if target == "label" else target for target, frame in pairs]
 
 
 def checks_of(
@@ -204,6 +187,14 @@ def denied_maps(checks: Mapping[str, Sequence[MapCheck]]) -> dict[str, list[bool
     return {layer: [check.word == ARTEFACT for check in of_images] for layer, of_images in checks.items()}
 
 
+def drawn_on(
+    detector: LoadedDetector, pixels: Tensor, explanation: Explanation, checks: Mapping[str, Sequence[MapCheck]]
+) -> list[list[LayerImage]]:
+    """Overlays of uint8 images (B, 3, H, W), a list of layers per image; grey where a check denies the map."""
+    gradcam, on_device = detector.gradcam, pixels.to(detector.device)
+    return layer_images(on_device, explanation.layers, gradcam.colormap, gradcam.signed, denied_maps(checks))
+
+
 def explain_images(
     detector: LoadedDetector, pixels: Tensor, checker: MapChecker | None = None, seeds: Sequence[int] = ()
 ) -> tuple[Explanation, list[list[LayerImage]], Mapping[str, list[MapCheck]]]:
@@ -211,8 +202,6 @@ def explain_images(
 
     `seeds`: of each image's check, where there is a checker.
     """
-    explanation, gradcam = detector.explain(pixels, completeness=checker is not None), detector.gradcam
+    explanation = detector.explain(pixels, completeness=checker is not None)
     checks = checks_of(checker, explanation, seeds)
-    on_device = pixels.to(detector.device)
-    drawn = layer_images(on_device, explanation.layers, gradcam.colormap, gradcam.signed, denied_maps(checks))
-    return explanation, drawn, checks
+    return explanation, drawn_on(detector, pixels, explanation, checks), checks

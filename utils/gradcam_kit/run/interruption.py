@@ -7,7 +7,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Sequence
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -21,9 +21,7 @@ class SignalGuard:
     """Within the `with` block a first signal is only recorded; a second one acts at once, as it would without."""
 
     def __init__(self, message: str, quiet: bool = False) -> None:
-        self.requested = False
-        self._message = message
-        self._quiet = quiet
+        self.requested, self._message, self._quiet = False, message, quiet
         self._before: dict[int, Any] = {}
 
     def check(self) -> None:
@@ -46,9 +44,7 @@ class SignalGuard:
         self._before = {number: signal.signal(number, self._record) for number in SIGNALS}
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         self._restore()
 
 

@@ -13,16 +13,15 @@ from ..base.errors import RunError
 T = TypeVar("T")
 
 
-class Halving:
-    """Runs work over batches in parts that fit into memory.
+class SplitOnOutOfMemory:
+    """Runs work over batches in parts that fit into memory, of at most `most` images.
 
     After a failure no part is larger than half of what failed, for the rest of the run, since a failed attempt costs
     time. Parts of another size may change the last bits of a result.
     """
 
-    def __init__(self, what: str) -> None:
-        self.what = what
-        self.most: int | None = None
+    def __init__(self, what: str, most: int | None = None) -> None:
+        self.what, self.most = what, most
 
     def run(self, work: Callable[[slice], T], size: int) -> list[T]:
         """The results of `work` over slices of `size` images, in order. Raises RunError where one image is too much."""

@@ -34,10 +34,7 @@ class Predictions:
         self.unreadable: dict[int, str] = {}
 
     def add(self, frames: Sequence[Frame], logits: Tensor, prob_fake: Tensor) -> None:
-        """Frames beside `logits` (B, 2), their scores for real and fake, and `prob_fake` (B,).
-
-        Raises RunError where a logit is not finite.
-        """
+        """`logits` (B, 2) for real and fake, and `prob_fake` (B,). Raises RunError where a logit is not finite."""
         logits_np, prob_np = logits.float().cpu().numpy(), prob_fake.float().cpu().numpy()
         for frame, (real, fake), prob in zip(frames, logits_np, prob_np, strict=True):
             if not (np.isfinite(real) and np.isfinite(fake)):

@@ -13,6 +13,7 @@ from datetime import timedelta
 from typing import NamedTuple, TypeVar
 
 import torch
+import torch.distributed as dist
 
 from ..base.errors import InputError, RunError
 from ..base.text import shortened
@@ -51,8 +52,6 @@ class Processes(NamedTuple):
         _number("MASTER_PORT", 0, 0, 65535)
         rank = _number("RANK", 0, 0, size - 1)  # of a higher one nobody would take notice, and all would wait
         local_rank = _number("LOCAL_RANK", 0, 0, size - 1)
-        import torch.distributed as dist
-
         # Its functions keep the group of the time they are defined as a default. Imported later, by transformers say,
         # they keep gloo's threads alive until the interpreter exits, which then at times aborts.
         import torch.distributed.nn  # noqa: F401
@@ -63,7 +62,7 @@ class Processes(NamedTuple):
         def join() -> None:
             store, _, _ = next(rendezvous("env://", rank, size, timeout=JOINING))
             store.set(f"rank {rank} is here", "")
-            store.wait([f"rank {i} is here" for i in range(size)], JOINING)  # torch 1.13's rendezvous waits for none
+            store.wait([f"rank {i} is here" for i in range(size)], JOINING)  # with torchrun's store nobody has waited
             store.set_timeout(PATIENCE)
             store = dist.PrefixStore("run", store)
             dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=PATIENCE)
@@ -87,8 +86,6 @@ class Processes(NamedTuple):
         """The value of rank 0, on every rank."""
         if self.size == 1:
             return value
-        import torch.distributed as dist
-
         box = [value]
         self._collective(lambda: dist.broadcast_object_list(box, src=0))
         return box[0]
@@ -97,8 +94,6 @@ class Processes(NamedTuple):
         """Every rank's value, on every rank. It also waits for all of them."""
         if self.size == 1:
             return [value]
-        import torch.distributed as dist
-
         values: list[T] = [value] * self.size
         self._collective(lambda: dist.all_gather_object(values, value))
         return values
@@ -112,11 +107,8 @@ class Processes(NamedTuple):
             return result  # type: ignore[return-value]  # the value of rank 0
         try:
             result = work()
-        except InputError:
-            self.broadcast((None, 2))
-            raise
-        except RunError:
-            self.broadcast((None, 1))
+        except (InputError, RunError) as error:
+            self.broadcast((None, 2 if isinstance(error, InputError) else 1))
             raise
         self.broadcast((result, 0))
         return result
@@ -141,8 +133,6 @@ class Processes(NamedTuple):
     def __exit__(self, *raised: object) -> None:
         """Leave the process group."""
         if self.size > 1:
-            import torch.distributed as dist
-
             dist.destroy_process_group()
 
     def _collective(self, work: Callable[[], object]) -> None:

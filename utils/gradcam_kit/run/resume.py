@@ -62,22 +62,14 @@ class Resume:
         return fits
 
     def _remarks(self, dataset: str, samples: int) -> list[str]:
-        lines = []
-        if self._replaced:
-            first = printable(next(iter(self._replaced.values())))
-            lines.append(
-                f"{len(self._replaced)} images were replaced since their prediction, first {first}: done again"
-            )
-        if self._landmarks:
-            lines.append(
-                f"{len(self._landmarks)} landmark files were replaced since, first {printable(self._landmarks[0])}:"
-                " these samples are done again"
-            )
-        if self._damaged:
-            lines.append(f"{self._damaged} rows of the journals were damaged or changed: done again")
-        if samples > 0:
-            lines.append(f"{samples} samples were incomplete, damaged or changed: done again")
-        return [f"{dataset}: {line}" for line in lines]
+        image, points = (printable(next(iter(paths), "")) for paths in (self._replaced.values(), self._landmarks))
+        counts = {
+            f"images were replaced since their prediction, first {image}: done again": len(self._replaced),
+            f"landmark files were replaced since, first {points}: these samples are done again": len(self._landmarks),
+            "rows of the journals were damaged or changed: done again": self._damaged,
+            "samples were incomplete, damaged or changed: done again": samples,
+        }
+        return [f"{dataset}: {count} {text}" for text, count in counts.items() if count > 0]
 
     def is_recorded(self, indices: Sequence[int]) -> bool:
         """Whether the earlier run has recorded the predictions of all these frames."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ from ..data.gaps import ForgeryGaps
 from ..judge.check import WORDS
 from ..judge.detection_metrics import DetectionMetrics
 from ..judge.verdict import Choice, judgements, printed
+from ..settings.run_options import RunOptions
 from ..store.bundles import PER_BUNDLE
 from ..store.journal import UNREADABLE
 from ..store.manifest import HeatmapCounts
@@ -35,20 +37,9 @@ class DatasetSummary(NamedTuple):
 
 def metrics_json(dataset: DatasetSummary) -> dict[str, Any]:
     """The entry of one dataset in `metrics.json`; what one class alone cannot give is null, with a note."""
-    metrics = dataset.metrics
-    entry: dict[str, Any] = {
-        "acc": metrics.acc,
-        "auc": metrics.auc,
-        "eer": metrics.eer,
-        "ap": metrics.ap,
-        "video_auc": metrics.video_auc,
-        "frames": metrics.frames,
-        "videos": metrics.videos,
-        "unreadable": dataset.unreadable,
-        "absent": dataset.absent,
-    }
-    said = {"note": metrics.note, "warning": metrics.warning}
-    return {**entry, **{key: text for key, text in said.items() if text}}
+    values = asdict(dataset.metrics)
+    said = {name: text for name in ("note", "warning") if (text := values.pop(name))}
+    return {**values, "unreadable": dataset.unreadable, "absent": dataset.absent, **said}
 
 
 def metrics_table(datasets: Sequence[DatasetSummary]) -> str:
@@ -57,8 +48,8 @@ def metrics_table(datasets: Sequence[DatasetSummary]) -> str:
     lines = [f"{'dataset':<{width}}     ACC     AUC     EER      AP  video AUC  frames  videos  unreadable"]
     for dataset in datasets:
         m = dataset.metrics
-        numbers = "".join(f"{'–' if value is None else f'{value:.4f}':>8}" for value in (m.acc, m.auc, m.eer, m.ap))
-        video = "–" if m.video_auc is None else f"{m.video_auc:.4f}"
+        *frame_numbers, video = ("–" if x is None else f"{x:.4f}" for x in (m.acc, m.auc, m.eer, m.ap, m.video_auc))
+        numbers = "".join(f"{number:>8}" for number in frame_numbers)
         lines.append(f"{dataset.name:<{width}}{numbers}{video:>11}{m.frames:>8}{m.videos:>8}{dataset.unreadable:>12}")
     return "\n".join(lines)
 
@@ -73,27 +64,7 @@ def summary(
     """Where the outputs are and what is notable about them. `explained`: which samples were, "" for none."""
     lines = [] if choice is None else [*printed(choice), *judgements(choice)]
     for dataset in datasets:
-        counts = dataset.counts
-        if explained:
-            number = f"{counts.heatmaps} of {dataset.metrics.frames}" if explained == "samples" else counts.heatmaps
-            lines.append(f"{dataset.name}: heatmaps of {number} {explained} in {output_dir / dataset.name}")
-        for layer, count in counts.empty_maps.items():
-            if count:
-                lines.append(f"{dataset.name}: {layer}: {count} of {counts.heatmaps} maps are empty")
-        if counts.checks:
-            lines.append(f"{dataset.name}: {checks_text(counts.checks)}")
-        if counts.non_finite:
-            lines.append(f"{dataset.name}: no heatmap (NaN or infinite) for samples {counts.non_finite}")
-        if counts.vanished:
-            lines.append(
-                f"{dataset.name}: no heatmap for samples that vanished or were replaced meanwhile: {counts.vanished}"
-            )
-        if dataset.unreadable:
-            listed = output_dir / dataset.name / UNREADABLE
-            lines.append(f"{dataset.name}: {dataset.unreadable} frames could not be read, listed in {listed}")
-        lines += [printable(f"{dataset.name}: {one.line()}") for one in dataset.gaps]
-        if dataset.metrics.note:
-            lines.append(f"{dataset.name}: {dataset.metrics.note}")
+        lines += [f"{dataset.name}: {line}" for line in _notable(dataset, output_dir / dataset.name, explained)]
         if dataset.metrics.warning:
             lines.append(f"warning: {dataset.name}: {dataset.metrics.warning}")
     if random_weights:
@@ -102,20 +73,34 @@ def summary(
     return "\n".join(lines)
 
 
-def checks_text(checks: Mapping[str, int]) -> str:
-    """`of 50 maps 46 are supported, 3 weak, 1 an artefact`, by word."""
-    counted = [f"{checks.get(word, 0)} {word}" for word in WORDS]
-    return f"of {sum(checks.values())} maps {', '.join(counted)}"
+def _notable(dataset: DatasetSummary, folder: Path, explained: str) -> Iterator[str]:
+    counts = dataset.counts
+    if explained:
+        number = f"{counts.heatmaps} of {dataset.metrics.frames}" if explained == "samples" else counts.heatmaps
+        yield f"heatmaps of {number} {explained} in {folder}"
+    for layer, count in counts.empty_maps.items():
+        if count:
+            yield f"{layer}: {count} of {counts.heatmaps} maps are empty"
+    if counts.checks:
+        counted = ", ".join(f"{counts.checks.get(word, 0)} {word}" for word in WORDS)
+        yield f"of {sum(counts.checks.values())} maps {counted}"
+    if counts.non_finite:
+        yield f"no heatmap (NaN or infinite) for samples {counts.non_finite}"
+    if counts.vanished:
+        yield f"no heatmap for samples that vanished or were replaced meanwhile: {counts.vanished}"
+    if dataset.unreadable:
+        yield f"{dataset.unreadable} frames could not be read, listed in {folder / UNREADABLE}"
+    yield from (printable(gaps.line()) for gaps in dataset.gaps)
+    if dataset.metrics.note:
+        yield dataset.metrics.note
 
 
-def flood(
-    samples: int, layers: int, resolution: int, image_format: str, save_raw: bool, output_dir: Path, bundle: bool
-) -> str:
+def expected_output_line(samples: int, layers: int, resolution: int, options: RunOptions) -> str:
     """What is about to be written, in one line."""
-    files, size = expected_output(samples, layers, resolution, image_format, save_raw)
+    files, size = expected_output(samples, layers, resolution, options.image_format, options.save_raw)
     most = f"at most {samples:,} samples with {layers} {'map' if layers == 1 else 'maps'} each"
-    packed = f", packed into {-(-samples // PER_BUNDLE):,} at the end" if bundle else ""
-    return f"heatmaps: {most}: up to {files:,} files{packed}, about {size_text(size)}, in {output_dir}"
+    packed = f", packed into {-(-samples // PER_BUNDLE):,} at the end" if options.views.bundle else ""
+    return f"heatmaps: {most}: up to {files:,} files{packed}, about {size_text(size)}, in {options.output_dir}\n"
 
 
 def check_finished(metrics: Mapping[str, Any], heatmaps: Mapping[str, HeatmapCounts], max_unreadable: float) -> None:

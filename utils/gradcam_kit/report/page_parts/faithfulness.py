@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ...judge.candidates import PLAIN
+from ...judge.controls import CONTROLS
 from ...judge.verdict import Choice, headline, judgements
 from ...measure.comparison import lower_is_better
-from ...measure.controls import CONTROLS
 from ...measure.output import JSON_FILE
 from ...measure.tables import CONTROL_NAMES
 from ...store.manifest import read_json

@@ -20,16 +20,13 @@ FACE_ELLIPSE = (0.5, 0.56, 0.24, 0.27)  # centre x, y, half axes
 def control_maps(
     landmarks: Sequence[np.ndarray | None], grid: tuple[int, int], size: tuple[int, int], seed: int
 ) -> dict[Recipe, Tensor]:
-    """Every control for N images as raw maps: (N, h, w) on the patch `grid`, or (N, H, W) where they are all the same.
+    """Every control for N images as raw maps: noise (N, h, w) on the patch `grid`, and views of one map (N, H, W).
 
-    `landmarks`: of each image, as `face_map` takes them. `size`: (H, W) of the images. The latter are views of one map.
+    `landmarks`: of each image, as `face_map` takes them. `size`: (H, W) of the images.
     """
     count = len(landmarks)
-    return {
-        Recipe.control("random"): random_maps(count, grid, seed),
-        Recipe.control("gaussian"): gaussian_map(size).expand(count, -1, -1),
-        Recipe.control("face"): face_map(landmarks, size).expand(count, -1, -1),
-    }
+    maps = (random_maps(count, grid, seed), gaussian_map(size), face_map(landmarks, size))
+    return {Recipe.control(name): raw.expand(count, -1, -1) for name, raw in zip(CONTROLS, maps, strict=True)}
 
 
 def random_maps(count: int, grid: tuple[int, int], seed: int) -> Tensor:
@@ -49,18 +46,13 @@ def face_map(landmarks: Sequence[np.ndarray | None], size: tuple[int, int]) -> T
     `landmarks`: (81, 2) x and y each in shares of the image's width and height, or None. Where no image has any, a
     Gaussian blob on the face's usual place.
     """
-    drawn = [inner_face(points, size) for points in landmarks if points is not None]
+    drawn = [hull(points[FACE_POINTS], size) for points in landmarks if points is not None]
     if drawn:
         return torch.from_numpy(np.mean(drawn, axis=0, dtype=np.float32))
     y, x = np.mgrid[0 : size[0], 0 : size[1]].astype(np.float32)
     cx, cy, rx, ry = FACE_ELLIPSE
     distance = ((x / size[1] - cx) / rx) ** 2 + ((y / size[0] - cy) / ry) ** 2
     return torch.from_numpy(np.exp(-0.5 * distance).astype(np.float32))
-
-
-def inner_face(landmarks: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """(H, W) uint8, 1 in the convex hull of brows, eyes, nose and mouth."""
-    return hull(landmarks[FACE_POINTS], size)
 
 
 def hull(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -61,7 +61,7 @@ def save_batch(folder: Path, prefix: str, drawn: Sequence[DrawnImage], warning: 
     if any(letter in prefix for letter in "/\\\0"):
         raise InputError(f"filename_prefix is {prefix!r}: it names files in a folder, so it has no '/' in it")
     folder.mkdir(parents=True, exist_ok=True)
-    files = {}
+    files: dict[Path, np.ndarray] = {}
     for i, one in enumerate(drawn):
         files |= {folder / f"{prefix}_{layer.name}_sample{i}.png": layer.overlay for layer in one.layers}
         name, sure = one.decision()

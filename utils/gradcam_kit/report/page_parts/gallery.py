@@ -14,7 +14,7 @@ from ...base.files import in_bundle, sha256_of
 from ...data.images import UnreadableImage
 from ...data.masks.annotations import read_mask
 from ...store.read_run import DatasetOnDisk, RunOnDisk, prediction_rows
-from ...store.sample import Sample
+from ...store.sample import LayerFacts, Sample
 from .facts import some_sample
 from .pixels import PER_FILE
 
@@ -78,19 +78,17 @@ def sample_data(sample: Sample, layers: Sequence[str]) -> dict[str, Any]:
         "comparison": sample.comparison,
         "box": list(box) if box else [],
         "maps": [
-            [
-                layers.index(one.name),
-                float(f"{one.raw_maximum:.4g}"),
-                one.empty,
-                one.drawn_empty,
-                one.check.word if one.check else "",
-            ]
+            [layers.index(one.name), float(f"{one.raw_maximum:.4g}"), one.empty, one.drawn_empty, _verdict(one)]
             for one in sample.layers
         ],
         "lost": sample.lost,
         **file_facts(Path(sample.path)),
         **mask_outline(sample),
     }
+
+
+def _verdict(layer: LayerFacts) -> str:
+    return layer.check.word if layer.check else ""
 
 
 def file_facts(path: Path) -> dict[str, Any]:

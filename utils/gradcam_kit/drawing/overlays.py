@@ -273,7 +273,7 @@ def faint_layers(raw_maxima: Mapping[str, float]) -> list[str]:
     return [name for name, value in raw_maxima.items() if 0 < value < FAINT * most]
 
 
-class Pasted(NamedTuple):
+class PastedCrop(NamedTuple):
     """A photograph (H, W, 3) uint8 RGB, and the matrix (2, 3) that takes its pixels to those of the explained crop."""
 
     photo: np.ndarray

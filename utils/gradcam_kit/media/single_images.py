@@ -18,7 +18,7 @@ from ..base.errors import InputError, RunError
 from ..base.text import one_line, printable
 from ..data.frames import Frame
 from ..data.images import IMAGE_SUFFIXES, UnreadableImage, decode_image, read_file
-from ..drawing.overlays import Pasted
+from ..drawing.overlays import PastedCrop
 from ..judge.choosing import choose_map, in_batches, trial_images
 from ..judge.verdict import FEWEST_IMAGES, judgements, printed
 from ..model.detector import LoadedDetector
@@ -94,7 +94,7 @@ class SingleImages:
         frame = Frame(str(file), "single images", "unknown", "none", UNKNOWN, index)
         choice = self.detector.model.gradcam_choice
         sample = Sample.of(frame, explanation, 0, drawn[0], self.detector.settings, choice, checks)
-        pasted = None if view.matrix is None else Pasted(photo, view.matrix)
+        pasted = None if view.matrix is None else PastedCrop(photo, view.matrix)
         return Drawn(sample, view.image, drawn[0], pasted)
 
     def _video(self, file: Path, folder: Path) -> None:

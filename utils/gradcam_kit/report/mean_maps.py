@@ -19,10 +19,9 @@ VideoSum = tuple[np.ndarray, int]  # sum of the standardised maps of a video's f
 
 
 class Similarity(NamedTuple):
-    """Mean Pearson correlation of two samples' maps on the mean face; NaN where there is no such pair.
+    """Mean Pearson correlation of all pairs of samples' maps on the mean face; NaN where there is no pair.
 
-    Frames of one video are no pair, nor are those of videos of one name (a fake and the real it was made from, two
-    forgeries of one face). All other pairs count, none is drawn at random.
+    Frames of one video are no pair, nor are those of videos of one name: a fake and its real, two forgeries of a face.
     """
 
     within_real: float

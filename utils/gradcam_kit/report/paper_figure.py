@@ -1,7 +1,4 @@
-"""Samples of a run → one figure for a paper: images × (original, forged region, layers), text as text.
-
-python -m utils.report figure RUN --samples 3 17 42 -o figure.pdf
-"""
+"""Samples of a run → one figure for a paper: images × (original, forged region, layers), text as text."""
 
 from __future__ import annotations
 
@@ -70,10 +67,9 @@ def _map_cell(image: np.ndarray, sample: Sample, name: str) -> Cell:
     if layer.empty:
         return Cell(image, note="empty map")
     try:
-        raw = sample.raw_map(layer)
+        heat = cv2.resize(sample.raw_map(layer), (image.shape[0],) * 2, interpolation=cv2.INTER_LINEAR)
     except UnreadableImage as error:
         raise InputError(f"sample {sample.index}: {error}") from error
-    heat = cv2.resize(raw, (image.shape[0], image.shape[0]), interpolation=cv2.INTER_LINEAR)
     return Cell(image, np.clip((heat - heat.min()) / (heat.max() - heat.min()), 0, 1))
 
 
@@ -114,8 +110,8 @@ def paper_figure(
                 axes.set_title(titles[c], fontsize=font_size, pad=2)
             if c == 0:
                 truth = "" if sample.correct is None else f"{('real', 'fake')[sample.label]}, "
-                axes.text(0, -0.03, f"{truth}fake {sample.prob_fake:.2f}", fontsize=font_size, va="top",
-                          transform=axes.transAxes)  # fmt: skip
+                caption = f"{truth}fake {sample.prob_fake:.2f}"
+                axes.text(0, -0.03, caption, fontsize=font_size, va="top", transform=axes.transAxes)
     left = (len(titles) * side + GAP) / width
     bar = figure.add_axes((left, (height - line - side) / height, BAR / width, 0.98 * side / height))
     scale = figure.colorbar(ScalarMappable(Normalize(0, 1), COLORMAP), cax=bar, ticks=[0, 1])

@@ -75,19 +75,18 @@ def paired_frames(a: RunOnDisk, b: RunOnDisk) -> list[PairedFrames]:
 
 
 def _paired(a: DatasetOnDisk, b: DatasetOnDisk) -> PairedFrames:
-    rows_a, rows_b = ({row["path"]: row for row in prediction_rows(data.folder)} for data in (a, b))
-    common = [path for path in rows_a if path in rows_b and rows_a[path]["label"] == rows_b[path]["label"]]
-    rows = [rows_a[path] for path in common]
+    of_a, of_b = ({row["path"]: row for row in prediction_rows(data.folder)} for data in (a, b))
+    rows = [row for path, row in of_a.items() if path in of_b and row["label"] == of_b[path]["label"]]
     return PairedFrames(
         name=a.name,
-        path=common,
+        path=[row["path"] for row in rows],
         forgery=[row["forgery"] for row in rows],
         video=[(row["forgery"], row["video"]) for row in rows],
         label=np.array([int(row["label"]) for row in rows]),
         prob_a=np.array([float(row["prob_fake"]) for row in rows]),
-        prob_b=np.array([float(rows_b[path]["prob_fake"]) for path in common]),
-        only_a=len(rows_a) - len(common),
-        only_b=len(rows_b) - len(common),
+        prob_b=np.array([float(of_b[row["path"]]["prob_fake"]) for row in rows]),
+        only_a=len(of_a) - len(rows),
+        only_b=len(of_b) - len(rows),
     )
 
 

@@ -15,6 +15,7 @@ from ..face_regions import REGIONS
 from ..mean_face import MEAN_FACE
 from ..mean_maps import MeanMaps
 from ..region_tables import GroupRegions
+from .gallery import svg_path
 from .pixels import data_uri
 
 MEAN_PIXELS = 32  # a side of a mean map on the page
@@ -89,8 +90,4 @@ def _png(grey: np.ndarray) -> str:
 
 def face_lines() -> str:
     """The mean face as an SVG path in a square of side 100."""
-    paths = []
-    for first, last, closed in LINES:
-        points = 100 * MEAN_FACE[first : last + 1]
-        paths.append("M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points) + ("Z" if closed else ""))
-    return "".join(paths)
+    return "".join(svg_path(100 * MEAN_FACE[first : last + 1], closed) for first, last, closed in LINES)

@@ -103,7 +103,6 @@ def render(run: RunOnDisk, patterns: Sequence[Patterns]) -> str:
         style=Markup(joined("css", STYLES)),  # our own files, not escaped
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        run=run,
         name=", ".join(data.name for data in run.datasets),
         facts=facts(run),
         toy=is_toy(run),

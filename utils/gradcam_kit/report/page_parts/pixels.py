@@ -12,11 +12,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import cv2
-
 from ...base.errors import InputError
 from ...base.files import new_folder, write_whole
 from ...data.images import UnreadableImage, read_file
+from ...drawing.overlays import encode
 from ...store.grey_maps import GREY_MAPS, grey_name, signed_name
 from ...store.read_run import RunOnDisk
 from ...store.sample import Sample
@@ -24,7 +23,6 @@ from ..paper_figure import original
 
 FOLDER = "page_data"
 PER_FILE = 100
-QUALITY = 90  # of the image, as WebP
 
 
 def write_pixels(run: RunOnDisk) -> None:
@@ -54,10 +52,7 @@ def _pixels(sample: Sample) -> dict[str, Any]:
         ]
     except (InputError, UnreadableImage):
         return {}
-    done, data = cv2.imencode(".webp", image[..., ::-1], [cv2.IMWRITE_WEBP_QUALITY, QUALITY])
-    if not done:
-        raise OSError(f"OpenCV could not encode an image of shape {image.shape} as WebP")
-    return {"image": data_uri(data.tobytes(), "webp"), "maps": maps}
+    return {"image": data_uri(encode(image, "webp"), "webp"), "maps": maps}
 
 
 def data_uri(data: bytes, kind: str) -> str:

@@ -94,9 +94,11 @@ class VideoSummary(NamedTuple):
             tracks.append({**one._asdict(), "consistency": steady})
         nothing = {layer: None for one in self.tracks for layer in one.consistency}
         only = tracks[0] if len(tracks) == 1 else {"prob_fake": None, "consistency": nothing}
-        whole = {"frames": self.frames, "faceless": self.faceless}
-        whole |= {key: only[key] for key in ("prob_fake", "consistency")}
-        return {**whole, "tracks": tracks, "remarks": self.remarks}
+        return {
+            "frames": self.frames, "faceless": self.faceless,
+            "prob_fake": only["prob_fake"], "consistency": only["consistency"],
+            "tracks": tracks, "remarks": self.remarks,
+        }  # fmt: skip
 
 
 def explain_video(detector: LoadedDetector, file: Path, folder: Path, views: FrameViews) -> VideoSummary:
@@ -146,8 +148,8 @@ def _summary(
     faceless = len(frames) - len({number for track in tracks.values() for number in track.frames})
     # One person's frames follow another's where one is followed at a time.
     ordered = sorted(tracks.values(), key=lambda track: track.frames[0])
-    remarks = [*remarks, *(f"another face from frame {after.frames[0]} on: scored on its own"
-                           for before, after in pairwise(ordered) if after.frames[0] > before.frames[-1])]  # fmt: skip
+    starts = [after.frames[0] for before, after in pairwise(ordered) if after.frames[0] > before.frames[-1]]
+    remarks = [*remarks, *(f"another face from frame {start} on: scored on its own" for start in starts)]
     if faceless:
         remarks.append(f"no face in {faceless} of {len(frames)} frames, which are grey in the video")
     sizes: dict[tuple[int, ...], int] = {}

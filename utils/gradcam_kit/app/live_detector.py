@@ -30,7 +30,7 @@ from ..media.video_files import VideoReader
 from ..model.detector import LoadedDetector
 from ..model.map_trials import MapChecker
 
-FILLS = ("blur", "grey", "paired real")
+LIVE_FILLS = ("blur", "grey", "paired real")
 AS_CONFIGURED = "as configured"
 FIRST_FRAMES = 3_000  # of a video, among which one is picked
 
@@ -140,7 +140,7 @@ class LiveDetector:
     def without(
         self, view: View, region: np.ndarray, fill: str, paired: np.ndarray | None = None
     ) -> tuple[float, float]:
-        """Fake probability of a view, and with `region` (h, w) bool, of any size, filled by one of FILLS.
+        """Fake probability of a view, and with `region` (h, w) bool, of any size, filled by one of LIVE_FILLS.
 
         "paired real" takes the pixels of `paired` (H, W, 3), an image of the same scene. Raises InputError where that
         is not given, or nothing is brushed.

@@ -17,7 +17,7 @@ from ..base.text import one_line
 from ..data.images import UnreadableImage, decode_image, read_file
 from ..drawing.overlays import PastedCrop, encode
 from ..media.video_files import UnreadableVideo
-from .live_detector import FILLS, LiveDetector, LiveMap, OpenedFile, region_of
+from .live_detector import LIVE_FILLS, LiveDetector, LiveMap, OpenedFile, region_of
 
 LIVE_TARGETS = [target for target in TARGETS if target not in ("label", "both")]
 NOTHING_YET = "Drop an image or a video."
@@ -74,7 +74,7 @@ def build(live: LiveDetector, folder: Path) -> Any:
                                     brush=gr.Brush(default_size=24, colors=["#00d0ff"], color_mode="fixed"),
                                     eraser=gr.Eraser(), transforms=[], sources=[])  # fmt: skip
             with gr.Column():
-                fill = gr.Radio(list(FILLS), value=FILLS[0], label="Filled by", elem_id="fill")
+                fill = gr.Radio(list(LIVE_FILLS), value=LIVE_FILLS[0], label="Filled by", elem_id="fill")
                 paired = gr.File(
                     label="The real image that the fake was made from", elem_id="real", file_count="single"
                 )

@@ -14,12 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.fuzz.harness import CASES, SECONDS, Outcome, at_most, fuzzed, mutate
-from tests.helpers.fake_run import Row, image_of, sample_of, some_rows, write_run
+from tests.helpers.fake_run import Row, image_of, layer_image, sample_of, some_rows, write_run
 from tests.helpers.fake_run import some_manifest as manifest
 from utils.gradcam_kit.base.errors import InputError
 from utils.gradcam_kit.data.frames import Frame
 from utils.gradcam_kit.data.stamps import Stamp
-from utils.gradcam_kit.drawing.overlays import LayerImage
 from utils.gradcam_kit.report.page import render, write_report
 from utils.gradcam_kit.run.predictions import Predictions
 from utils.gradcam_kit.run.resume import Resume
@@ -103,9 +102,7 @@ def half(tmp_path_factory: pytest.TempPathFactory) -> Half:
             journal.append(predictions.journal_rows(frames, stamps))
         for index in range(3):
             row = Row(index, "toy", "swap, one", frames[index].video, frames[index].label, 0.5, frames[index].path)
-            layer = LayerImage(
-                "a", image_of(row), np.eye(4, dtype=np.float32), np.eye(4, dtype=np.float32), False, False
-            )
+            layer = layer_image("a", image_of(row), np.eye(4, dtype=np.float32), np.eye(4, dtype=np.float32))
             sample = sample_of(row, [layer])
             real, fake = predictions.logits[index].tolist()
             sample = replace(sample, logits=(real, fake), prob_fake=float(predictions.prob_fake[index]))

@@ -59,12 +59,17 @@ def raw_map(hot: tuple[int, int], height: float = 0.004) -> np.ndarray:
     return raw
 
 
+def layer_image(name: str, image: np.ndarray, raw: np.ndarray, signed: np.ndarray, empty: bool = False) -> LayerImage:
+    """One layer of an image, drawn empty where it is."""
+    return LayerImage(name=name, overlay=image, raw=raw, signed=signed, empty=empty, drawn_empty=empty)
+
+
 def write_row(folder: Path, row: Row, empty: bool = False) -> Path:
     """The sample's folder as a run leaves it."""
     layers = []
     for layer, hot in zip(LAYERS, (row.hot, (1, 1)), strict=True):
         raw = np.zeros((GRID, GRID), np.float32) if empty else raw_map(hot)
-        layers.append(LayerImage(layer, image_of(row), raw, raw - 0.001, empty, empty))
+        layers.append(layer_image(layer, image_of(row), raw, raw - 0.001, empty))
     drawn = Drawn(sample_of(row, layers), image_of(row), layers)
     return write_sample(folder / row.dataset / f"sample{row.number}", drawn)
 

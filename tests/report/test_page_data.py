@@ -23,7 +23,10 @@ from utils.gradcam_kit.store.read_run import read_run
 
 def group(forgery: str, outcome: str, samples: int, layer: str = "layer", dataset: str = "set") -> GroupRegions:
     preference = [Interval(1.0, 0.9, 1.1, samples, 2)] * len(REGIONS)
-    return GroupRegions(dataset, forgery, outcome, layer, samples, 2, 0, preference)
+    return GroupRegions(
+        dataset=dataset, forgery=forgery, outcome=outcome, layer=layer,
+        samples=samples, videos=2, mean_faces=0, preference=preference,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(("false_alarms", "cleared", "largest"), [(5, 9, "TN"), (9, 5, "FP")])
@@ -87,13 +90,14 @@ def test_what_was_measured_is_on_the_page(tmp_path: Path) -> None:
     assert measured_views(read_run(run)) == []
     (run / "explanations.json").write_text(json.dumps({"faces": values}))
     (one,) = measured_views(read_run(run))
-    assert [(row[0], row[-2], row[-1]) for row in one.rows] == [
+    assert [(row[0], row[-2], row[-1]) for row in one["rows"]] == [
         ("hirescam", "0.800 [0.100, 0.900]", "yes"), ("legrad", "0.400 [0.100, 0.900]", "no"),
         ("a random map", "0.950 [0.100, 0.900]", "control"),
     ]  # fmt: skip
-    deletion, insertion = one.curves
-    assert deletion.lines == [("legrad sum attention", "map0", "0.0,0.0 50.0,50.0 100.0,100.0")]
-    assert insertion.lines[0][2] == "0.0,100.0 50.0,50.0 100.0,0.0" and "higher is better" in insertion.title
+    deletion, insertion = one["curves"]
+    assert deletion["lines"] == [("legrad sum attention", "map0", "0.0,0.0 50.0,50.0 100.0,100.0")]
+    assert insertion["lines"][0][2] == "0.0,100.0 50.0,50.0 100.0,0.0"
+    assert "higher is better" in insertion["title"]
     html = write_report(run).read_text(encoding="utf-8")
     assert "faces: for this checkpoint: &lt;b&gt;it holds&lt;/b&gt;" in html and "Not measured" not in html
 
@@ -138,15 +142,15 @@ def test_the_command(tmp_path: Path) -> None:
 
 def test_frames_per_video_as_a_histogram() -> None:
     histogram = video_histogram([32] * 8 + [30, 31])
-    assert histogram is not None and (histogram.least, histogram.most) == (30, 32)
-    bars, text = histogram.bars, histogram.text
+    assert histogram is not None and (histogram["least"], histogram["most"]) == (30, 32)
+    bars, text = histogram["bars"], histogram["text"]
     assert [(round(height, 2), title) for _, _, height, title in bars] == [
         (12.5, "1 videos of 30 frames"), (12.5, "1 videos of 31 frames"), (100.0, "8 videos of 32 frames")
     ]  # fmt: skip
     assert text == "10 videos; 8 of them have 32 frames, the fewest 30, the most 32"
     histogram = video_histogram([1, 300])  # in 20 bins of 15
     assert histogram is not None
-    wide = histogram.bars
+    wide = histogram["bars"]
     assert [title for *_, title in wide] == ["1 videos of 1 to 15 frames", "1 videos of 286 to 300 frames"]
     assert all(x >= 0 and x + width <= 100 for x, width, _, _ in wide) and wide[1][0] > 90
     assert video_histogram([]) is None

@@ -13,7 +13,7 @@ from utils.gradcam_kit.drawing.overlays import (
     LONGEST,
     MARGIN,
     TITLE,
-    Pasted,
+    PastedCrop,
     colour,
     comparison,
     encode,
@@ -115,7 +115,7 @@ def test_a_crops_overlay_is_pasted_where_the_crop_was_taken() -> None:
 def test_a_large_photograph_is_made_smaller_with_its_overlay_in_place() -> None:
     photo = np.zeros((1000, 2 * LONGEST, 3), dtype=np.uint8)
     overlay = np.full((50, 50, 3), 200, dtype=np.uint8)
-    pasted = Pasted(photo, np.array([[0.5, 0, -500], [0, 0.5, -200]])).over(overlay)  # x 1000 to 1100, y 400 to 500
+    pasted = PastedCrop(photo, np.array([[0.5, 0, -500], [0, 0.5, -200]])).over(overlay)  # x 1000 to 1100, y 400 to 500
     assert pasted.shape[1] == LONGEST
     scale = LONGEST / photo.shape[1]
     assert pasted[round(450 * scale), round(1050 * scale)].tolist() == [200, 200, 200]

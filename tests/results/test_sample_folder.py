@@ -13,11 +13,11 @@ import pytest
 import torch
 
 from tests.helpers.datasets import DataTree, make_data_tree
-from tests.helpers.fake_run import LAYERS, Row, image_of, raw_map, sample_of, write_row
+from tests.helpers.fake_run import LAYERS, Row, image_of, layer_image, raw_map, sample_of, write_row
 from utils.gradcam_kit.base.decision import UNKNOWN
 from utils.gradcam_kit.base.errors import InputError
 from utils.gradcam_kit.data.frames import Frame
-from utils.gradcam_kit.drawing.overlays import Box, LayerImage
+from utils.gradcam_kit.drawing.overlays import Box
 from utils.gradcam_kit.judge.check import MapCheck
 from utils.gradcam_kit.model.load import find_device, load_detector
 from utils.gradcam_kit.run.explainer import explain_images
@@ -161,7 +161,7 @@ def test_a_sample_of_an_explained_image(flags: dict[str, Any], target: str, tree
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     folder = write_row(tmp_path, ROW)
-    layers = [LayerImage(name, image_of(ROW), raw_map(hot), raw_map(hot) - 0.001, False, False)
+    layers = [layer_image(name, image_of(ROW), raw_map(hot), raw_map(hot) - 0.001)
               for name, hot in zip(LAYERS, (ROW.hot, (1, 1)), strict=True)]  # fmt: skip
     read = read_sample(folder, 7, None)
     assert read == replace(sample_of(ROW, layers), folder=folder, comparison="gradcam_comparison.png")
@@ -233,7 +233,7 @@ def test_a_sample_of_which_any_byte_was_changed_is_not_whole(file: str, tmp_path
 
 def test_writing_again_replaces_the_sample_as_a_whole(tmp_path: Path) -> None:
     folder = write_row(tmp_path, ROW)
-    layer = LayerImage("other", image_of(ROW), raw_map((0, 0)), raw_map((0, 0)), False, False)
+    layer = layer_image("other", image_of(ROW), raw_map((0, 0)), raw_map((0, 0)))
     write_sample(folder, Drawn(sample_of(ROW, [layer]), image_of(ROW), [layer]), "jpg", save_raw=True)
     assert {path.relative_to(folder).as_posix() for path in folder.rglob("*.*")} == {
         "gradcam_other_sample7.jpg", "gradcam_comparison.jpg", "sample7_metadata.txt", "sample7.json", "raw_sample7.npz",
@@ -249,7 +249,7 @@ def test_the_flood_that_is_announced_is_the_flood_that_comes(image_format: str, 
     smooth = np.linspace(40, 200, side)[:, None, None] * np.array([1.0, 0.8, 0.7]) * np.ones((1, side, 1))
     image = (smooth + random.normal(0, 2.5, (side, side, 1))).clip(0, 255).astype(np.uint8)
     raw = random.random((16, 16)).astype(np.float32)
-    layers = [LayerImage(name, image, raw, raw - 0.5, False, False) for name in LAYERS]
+    layers = [layer_image(name, image, raw, raw - 0.5) for name in LAYERS]
     write_sample(tmp_path / "sample7", Drawn(sample_of(ROW, layers), image, layers), image_format, save_raw)
     sizes = [path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()]
     files, size = expected_output(10, len(LAYERS), side, image_format, save_raw)
@@ -262,7 +262,7 @@ def test_a_sample_that_somebody_changed_is_replaced_in_its_own_run_alone(name: s
     folder = write_row(tmp_path, ROW)
     whole = {path: path.read_bytes() for path in folder.rglob("*.*")}
     (folder / name).write_text("{}")
-    layers = [LayerImage(layer, image_of(ROW), raw_map(hot), raw_map(hot) - 0.001, False, False)
+    layers = [layer_image(layer, image_of(ROW), raw_map(hot), raw_map(hot) - 0.001)
               for layer, hot in zip(LAYERS, (ROW.hot, (1, 1)), strict=True)]  # fmt: skip
     drawn = Drawn(sample_of(ROW, layers), image_of(ROW), layers)
     with pytest.raises(InputError, match="is there and is no folder of a sample, or one that was changed"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -26,21 +26,21 @@ from ..judge.transplant import blurred
 from ..media.faces.align import View
 from ..media.faces.find import face_finder, is_installed
 from ..media.faces.photographs import Photographs
-from ..media.single_images import to_pixels
-from ..media.video_files import VIDEO_SUFFIXES, VideoReader
+from ..media.single_images import is_video, to_pixels
+from ..media.video_files import VideoReader
 from ..model.detector import LoadedDetector
 
-FILLS = ("blur", "grey", "paired real")
+LIVE_FILLS = ("blur", "grey", "paired real")
 AS_CONFIGURED = "as configured"
 FIRST_FRAMES = 3_000  # of a video, among which one is picked
 
 
-class Opened(NamedTuple):
-    """A file: its faces as the detector will see them, and what the user has to know of them."""
+class OpenedFile(NamedTuple):
+    """An image, or a video's frame, and the faces in it."""
 
     photo: np.ndarray  # (H, W, 3) uint8 RGB
     views: list[View]
-    remark: str
+    remark: str  # for the user
     frames: int  # of a video; 1 for an image
 
 
@@ -89,36 +89,33 @@ class LiveDetector:
         """The names to choose from."""
         return [AS_CONFIGURED, *METHOD_NAMES]
 
-    def open(self, file: str | Path, frame: int = 0) -> Opened:
+    def open(self, file: str | Path, frame: int = 0) -> OpenedFile:
         """An image, or frame number `frame` of a video (the last where it has fewer).
 
         Raises UnreadableImage, UnreadableVideo for what cannot be decoded.
         """
         path, frames = Path(file), 1
-        if path.suffix.lower() in VIDEO_SUFFIXES:
+        if is_video(path):
             reader = VideoReader(path)
             frames = max(1, min(reader.length, FIRST_FRAMES))
-            photo = None
-            for shown in islice(reader, min(frame, frames - 1) + 1):
-                photo = shown.image
-            if photo is None:
+            shown = deque(islice(reader, min(frame, frames - 1) + 1), maxlen=1)
+            if not shown:
                 raise UnreadableImage("no frame of the video can be decoded")
+            photo = shown[0].image
         else:
             photo = decode_image(read_file(str(path)), None)
         faces = self.photographs.faces(photo)
         whole = not faces or self.photographs.is_crop(photo, faces)
         cropped = replace(self.photographs, mode="auto") if whole else self.photographs
         views, remark = cropped.views_of(photo, faces)
-        return Opened(photo, views, remark, frames)
+        return OpenedFile(photo, views, remark, frames)
 
     def explain(self, view: View, layer: str, method: str, target: str) -> LiveMap:
         """One view explained and checked. Raises InputError for a layer that the method cannot read."""
-        model = self.detector.model
         images = self.detector.normalised(to_pixels(view.image))
-        named: dict[str, Any] = {"layers": None if layer == AS_CONFIGURED else [layer]}
-        if method != AS_CONFIGURED:
-            named["method"] = method
-        explanation: Explanation = model.explain(images, target=target, **named)
+        named: dict[str, Any] = {} if method == AS_CONFIGURED else {"method": method}
+        layers = None if layer == AS_CONFIGURED else [layer]
+        explanation: Explanation = self.detector.model.explain(images, layers=layers, target=target, **named)
         name, maps = next(iter(explanation.layers.items()))
         check = MapChecker(self.detector, 1).checks(images, explanation, [0])[name][0]
         word = "empty" if bool(maps.empty[0]) else check.word
@@ -143,46 +140,35 @@ class LiveDetector:
     def without(
         self, view: View, region: np.ndarray, fill: str, paired: np.ndarray | None = None
     ) -> tuple[float, float]:
-        """Fake probability of a view, and with `region` (h, w) bool, of any size, filled.
+        """Fake probability of a view, and with `region` (h, w) bool, of any size, filled by one of LIVE_FILLS.
 
-        `fill`: one of FILLS; "paired real" takes the pixels of `paired` (H, W, 3), an image of the same scene, resized.
-        Raises InputError where that is not given, or nothing is brushed.
+        "paired real" takes the pixels of `paired` (H, W, 3), an image of the same scene. Raises InputError where that
+        is not given, or nothing is brushed.
         """
         size = view.image.shape[0]
         inside = cv2.resize(region.astype(np.uint8), (size, size), interpolation=cv2.INTER_NEAREST) > 0
         if not inside.any():
             raise InputError("nothing is brushed: paint over a region first")
         image = to_pixels(view.image)
-        other = self._filler(image, view, fill, paired)
-        mask = torch.from_numpy(inside)
-        changed = torch.where(mask, other, image)
+        changed = torch.where(torch.from_numpy(inside), _filler(image, view, fill, paired), image)
         _, prob = self.detector.predict(torch.cat([image, changed]))
         before, after = prob.tolist()
         return before, after
 
-    def _filler(self, image: Tensor, view: View, fill: str, paired: np.ndarray | None) -> Tensor:
-        if fill == "blur":
-            return blurred(image.float()).round().clamp(0, 255).to(torch.uint8)
-        if fill == "grey":
-            return torch.full_like(image, 128)
-        if paired is None:
-            raise InputError("the paired real is not given: drop the real image that the fake was made from")
-        size = view.image.shape[0]
-        if view.matrix is not None:
-            real = cv2.warpAffine(paired, view.matrix, (size, size))
-        else:
-            real = cv2.resize(paired, (size, size), interpolation=cv2.INTER_CUBIC)
-        return to_pixels(real)
 
-
-def as_json(report: dict[str, Any]) -> str:
-    """What is downloaded."""
-    return json.dumps(report, indent=1, default=str)
+def _filler(image: Tensor, view: View, fill: str, paired: np.ndarray | None) -> Tensor:
+    if fill == "blur":
+        return blurred(image.float()).round().clamp(0, 255).to(torch.uint8)
+    if fill == "grey":
+        return torch.full_like(image, 128)
+    if paired is None:
+        raise InputError("the paired real is not given: drop the real image that the fake was made from")
+    size = view.image.shape[:2]
+    if view.matrix is not None:
+        return to_pixels(cv2.warpAffine(paired, view.matrix, size))
+    return to_pixels(cv2.resize(paired, size, interpolation=cv2.INTER_CUBIC))
 
 
 def region_of(layers: Sequence[np.ndarray]) -> np.ndarray:
     """The brushed region (h, w) bool of an editor's layers (h, w, 4) RGBA; a single False where there is none."""
-    if not layers:
-        return np.zeros((1, 1), dtype=bool)
-    painted: np.ndarray = np.any([layer[..., 3] > 0 for layer in layers], axis=0)
-    return painted
+    return np.any([layer[..., 3] > 0 for layer in layers], axis=0) if layers else np.zeros((1, 1), dtype=bool)

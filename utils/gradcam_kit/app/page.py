@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import tempfile
@@ -14,9 +15,9 @@ from ..base.allowed import TARGETS
 from ..base.errors import InputError, RunError
 from ..base.text import one_line
 from ..data.images import UnreadableImage, decode_image, read_file
-from ..drawing.overlays import Pasted, encode
+from ..drawing.overlays import PastedCrop, encode
 from ..media.video_files import UnreadableVideo
-from .live_detector import FILLS, LiveDetector, LiveMap, Opened, as_json, region_of
+from .live_detector import LIVE_FILLS, LiveDetector, LiveMap, OpenedFile, region_of
 
 LIVE_TARGETS = [target for target in TARGETS if target not in ("label", "both")]
 NOTHING_YET = "Drop an image or a video."
@@ -45,10 +46,9 @@ def build(live: LiveDetector, folder: Path) -> Any:
     """The page, a `gradio.Blocks`."""
     import gradio as gr
 
-    theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
     handlers = Handlers(live, folder)
     with gr.Blocks(title="Heatmaps, live", analytics_enabled=False, delete_cache=(600, 600)) as page:
-        page.theme = theme
+        page.theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
         opened, shown = gr.State(None), gr.State(None)
         gr.Markdown(f"# Heatmaps, live\n{detector_line(live)}")
         with gr.Row():
@@ -74,9 +74,9 @@ def build(live: LiveDetector, folder: Path) -> Any:
                                     brush=gr.Brush(default_size=24, colors=["#00d0ff"], color_mode="fixed"),
                                     eraser=gr.Eraser(), transforms=[], sources=[])  # fmt: skip
             with gr.Column():
-                fill = gr.Radio(list(FILLS), value=FILLS[0], label="Filled by", elem_id="fill")
+                fill = gr.Radio(list(LIVE_FILLS), value=LIVE_FILLS[0], label="Filled by", elem_id="fill")
                 paired = gr.File(
-                    label="The real image that the fake was made from", file_count="single", elem_id="real"
+                    label="The real image that the fake was made from", elem_id="real", file_count="single"
                 )
                 ask = gr.Button("Score without it", variant="primary", elem_id="ask")
                 answer = gr.Markdown("", elem_id="answer")
@@ -103,57 +103,56 @@ class Handlers:
     """What the page's events do. Errors of the user's become sentences on the page."""
 
     def __init__(self, live: LiveDetector, folder: Path) -> None:
-        self.live = live
-        self.folder = folder
-        self._written = 0
+        self.live, self.folder = live, folder
 
     def open(self, file: str | None, frame: float) -> tuple[Any, ...]:
         """A file was dropped, or another frame picked: its faces."""
         import gradio as gr
 
-        hidden = gr.update(visible=False)
+        nothing = (None, gr.update(choices=[], value=None), gr.update(visible=False))
         if not file:
-            return None, gr.update(choices=[], value=None), hidden, NOTHING_YET
+            return *nothing, NOTHING_YET
         try:
             opened = self.live.open(file, int(frame))
         except USER_ERRORS as error:
-            return None, gr.update(choices=[], value=None), hidden, f"**{Path(file).name} cannot be used**: {error}"
+            return *nothing, f"**{Path(file).name} cannot be used**: {error}"
         names = [f"face {i}" for i in range(1, len(opened.views) + 1)]
         slider = gr.update(visible=opened.frames > 1, maximum=max(1, opened.frames - 1))
         return opened, gr.update(choices=names, value=names[0]), slider, opened.remark
 
     def explain(
-        self, opened: Opened | None, face: str | None, layer: str, method: str, target: str, opacity: float
+        self, opened: OpenedFile | None, face: str | None, layer: str, method: str, target: str, opacity: float
     ) -> tuple[Any, ...]:
         """The chosen face explained."""
         import gradio as gr
 
-        nothing = (None, gr.update(), None, None, None, None, None)
         if opened is None:
-            return nothing
+            return None, gr.update(), *[None] * 5
         view = opened.views[number_of(face)]
         try:
             shown = self.live.explain(view, layer, method, target)
         except USER_ERRORS as error:
-            return (None, f"**{error}**", *nothing[2:])
+            return None, f"**{error}**", *[None] * 5
         verdict = "\n\n".join(filter(None, [f"**{shown.verdict()}**", opened.remark]))
-        numbers = self._file("numbers.json", as_json(shown.report).encode())
+        numbers = self._file("numbers.json", json.dumps(shown.report, indent=1, default=str).encode())
         overlay, whole, figure = self.redraw(shown, opened, face, opacity)
         editor = {"background": view.image, "layers": [], "composite": view.image}
         return shown, verdict, overlay, whole, editor, figure, numbers
 
-    def redraw(self, shown: LiveMap | None, opened: Opened | None, face: str | None, opacity: float) -> tuple[Any, ...]:
+    def redraw(
+        self, shown: LiveMap | None, opened: OpenedFile | None, face: str | None, opacity: float
+    ) -> tuple[Any, ...]:
         """The map over the crop and in the photograph, and the figure's file."""
         if shown is None or opened is None:
             return None, None, None
         overlay = shown.drawn(opacity)
         matrix = opened.views[number_of(face)].matrix
-        whole = None if matrix is None else Pasted(opened.photo, matrix).over(overlay)
+        whole = None if matrix is None else PastedCrop(opened.photo, matrix).over(overlay)
         side_by_side = np.hstack([shown.image, np.full((len(overlay), 8, 3), 255, np.uint8), overlay])
         return overlay, whole, self._file("figure.png", encode(side_by_side))
 
     def brush(
-        self, opened: Opened | None, face: str | None, editor: dict[str, Any] | None, fill: str, paired: str | None
+        self, opened: OpenedFile | None, face: str | None, editor: dict[str, Any] | None, fill: str, paired: str | None
     ) -> str:
         """The score with and without what was painted over."""
         if opened is None or editor is None:
@@ -164,18 +163,13 @@ class Handlers:
             before, after = self.live.without(opened.views[number_of(face)], region, fill, real)
         except USER_ERRORS as error:
             return f"**{error}**"
-        share = float(region.mean())
-        return (
-            f"Fake probability **{before:.3f}**, without the region **{after:.3f}** ({after - before:+.3f});"
-            f" {share:.0%} of the image filled by {fill}."
-        )
+        scores = f"Fake probability **{before:.3f}**, without the region **{after:.3f}** ({after - before:+.3f})"
+        return f"{scores}; {region.mean():.0%} of the image filled by {fill}."
 
     def _file(self, name: str, data: bytes) -> str:
-        self._written += 1
-        folder = self.folder / f"{self._written}"
-        folder.mkdir()
-        (folder / name).write_bytes(data)
-        return str(folder / name)
+        path = Path(tempfile.mkdtemp(dir=self.folder)) / name
+        path.write_bytes(data)
+        return str(path)
 
 
 def number_of(face: str | None) -> int:

@@ -28,16 +28,15 @@ class DrawnImage(NamedTuple):
     prob_fake: float
     target: str
 
-    def verdict(self) -> str:
-        """`fake, 0.973`: the prediction and its probability."""
-        return f"{CLASS_NAMES[predicted(self.prob_fake)].lower()}, {confidence(self.prob_fake):.3f}"
+    def decision(self) -> tuple[str, str]:
+        """`fake`, `0.973`: the predicted class and its probability."""
+        return CLASS_NAMES[predicted(self.prob_fake)].lower(), f"{confidence(self.prob_fake):.3f}"
 
 
 def batch_figure(drawn: Sequence[DrawnImage], warning: str = "") -> Figure:
-    """One row per image: the original, titled with the prediction, and the overlay of every layer.
+    """One row per image: the original, titled with the prediction, and the overlay of every layer; `warning` above.
 
-    `warning` stands above all of it. The figure belongs to the caller; pyplot does not keep it. Raises InputError where
-    matplotlib is missing.
+    The figure belongs to the caller; pyplot does not keep it. Raises InputError where matplotlib is missing.
     """
     require("matplotlib", "a figure")
     from matplotlib import pyplot  # once imported, a notebook knows how to show a figure that a cell returns
@@ -47,9 +46,8 @@ def batch_figure(drawn: Sequence[DrawnImage], warning: str = "") -> Figure:
     pyplot.close(figure)  # else a notebook shows it twice
     grid = figure.subplots(len(drawn), columns, squeeze=False)
     for row, one in zip(grid, drawn, strict=True):
-        shown = panels(one.image, one.layers)
-        shown[0] = (one.verdict(), shown[0][1])
-        for axes, (caption, panel) in zip(row, shown, strict=True):
+        (_, original), *overlays = panels(one.image, one.layers)
+        for axes, (caption, panel) in zip(row, [(", ".join(one.decision()), original), *overlays], strict=True):
             axes.imshow(panel)
             axes.set_title(caption, fontsize=8)
             axes.set_axis_off()
@@ -63,12 +61,11 @@ def save_batch(folder: Path, prefix: str, drawn: Sequence[DrawnImage], warning: 
     if any(letter in prefix for letter in "/\\\0"):
         raise InputError(f"filename_prefix is {prefix!r}: it names files in a folder, so it has no '/' in it")
     folder.mkdir(parents=True, exist_ok=True)
-    files = {}
+    files: dict[Path, np.ndarray] = {}
     for i, one in enumerate(drawn):
-        for layer in one.layers:
-            files[folder / f"{prefix}_{layer.name}_sample{i}.png"] = layer.overlay
-        verdict = CLASS_NAMES[predicted(one.prob_fake)].lower()
-        title = f"prediction: {verdict}   confidence: {confidence(one.prob_fake):.3f}   target: {one.target}"
+        files |= {folder / f"{prefix}_{layer.name}_sample{i}.png": layer.overlay for layer in one.layers}
+        name, sure = one.decision()
+        title = f"prediction: {name}   confidence: {sure}   target: {one.target}"
         whole = comparison(panels(one.image, one.layers), title, warning)
         files[folder / f"{prefix}_comparison_sample{i}.png"] = whole
     for path, image in files.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from itertools import islice, repeat
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -19,26 +19,29 @@ from ..engine.maps import LayerMaps, scaled
 if TYPE_CHECKING:
     from PIL.ImageFont import FreeTypeFont
 
-OPACITY = 0.5
-SIGNED_OPACITY = 0.85  # where a signed map is at its largest magnitude
+OPACITY, SIGNED_OPACITY = 0.5, 0.85  # of a heatmap; of a signed map where it is at its largest magnitude
 ABOVE, BELOW = (214, 0, 0), (0, 76, 230)  # evidence for fake, evidence for real
 UNSEEN = 160  # grey of the pixels at the edge that belong to no patch
-
-GREY = "grey"  # beside OpenCV's colour maps: for a map that is no evidence
-NONE_DENIED: Mapping[str, Sequence[bool]] = {}
-
+GREY = "grey"  # in addition to OpenCV's colour maps: for a map that is no evidence
 FAINT = 1e-3  # of the strongest layer's raw maximum
+Denied = Mapping[str, Sequence[bool]]  # layer → for each image, whether a check calls its map an artefact
+NONE_DENIED: Denied = {}
 
 MARGIN = 8  # pixels around and between the panels of a comparison
-CAPTION = 24  # height of the line below each panel
-TITLE = 30  # height of the line above all panels
-TITLE_SIZE, CAPTION_SIZE = 16, 14
-LONGEST = 2048  # pixels of a photograph's longer side in what is written of it
-OUTLINE = (255, 255, 255)  # of the crop in it
+CAPTION, TITLE = 24, 30  # heights of the line below each panel and of a line above all panels
+LONGEST = 2048  # pixels of a photograph's longer side in the image with the crop's overlay
 INK, PAPER, WARNING = (20, 20, 20), (255, 255, 255), (176, 0, 32)
 
+ENCODER_FLAGS = {
+    "jpg": [cv2.IMWRITE_JPEG_QUALITY, 92],
+    "webp": [cv2.IMWRITE_WEBP_QUALITY, 90],
+    # Trying every filter on every row, the default of OpenCV 5, takes twice as long and saves nothing here.
+    "png": [cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP]
+    if hasattr(cv2, "IMWRITE_PNG_FILTER")
+    else [cv2.IMWRITE_PNG_COMPRESSION, 3],  # OpenCV before 4.11
+}
 
-@functools.cache
+
 def colour_table(colormap: str) -> Tensor:
     """(256, 3) uint8 RGB, low to high."""
     ramp = np.arange(256, dtype=np.uint8).reshape(256, 1)
@@ -54,9 +57,8 @@ def _table_on(device: torch.device, colormap: str) -> Tensor:
 
 
 @functools.cache
-def _inks_on(device: torch.device) -> tuple[Tensor, Tensor]:
-    above, below = (torch.tensor(rgb, dtype=torch.float32, device=device) for rgb in (ABOVE, BELOW))
-    return above, below
+def _inks_on(device: torch.device) -> Tensor:
+    return torch.tensor([ABOVE, BELOW], dtype=torch.float32, device=device)
 
 
 def colour(maps: Tensor, colormap: str = "jet") -> Tensor:
@@ -67,15 +69,9 @@ def colour(maps: Tensor, colormap: str = "jet") -> Tensor:
 
 
 def overlay(images: Tensor, maps: Tensor, empty: Tensor, colormap: str = "jet") -> Tensor:
-    """Blend maps over images.
+    """Maps (B, H, W) in [0, 1] blended over images (B, 3, H, W) uint8 RGB → (B, H, W, 3) uint8 RGB, on one device.
 
-    Args:
-        images: (B, 3, H, W) uint8 RGB.
-        maps: (B, H, W) in [0, 1], on the same device.
-        empty: (B,) bool; the image of an empty map stays as it is, since a colour would claim a value.
-
-    Returns:
-        (B, H, W, 3) uint8 RGB on the same device.
+    `empty`: (B,) bool; the image of an empty map stays as it is, since a colour would claim a value.
     """
     plain = images.permute(0, 2, 3, 1)
     blended = torch.lerp(plain.float(), colour(maps, colormap).float(), OPACITY).round().to(torch.uint8)
@@ -83,7 +79,7 @@ def overlay(images: Tensor, maps: Tensor, empty: Tensor, colormap: str = "jet") 
 
 
 def unseen_in_grey(images: Tensor, seen: tuple[int, int]) -> Tensor:
-    """(B, H, W, 3) uint8 RGB with grey where the network has seen nothing of the image, outside of `seen` (h, w)."""
+    """(B, H, W, 3) uint8 RGB with grey outside of `seen` (h, w), where the network has seen nothing of the image."""
     if tuple(images.shape[1:3]) == seen:
         return images
     marked = torch.full_like(images, UNSEEN)
@@ -92,15 +88,7 @@ def unseen_in_grey(images: Tensor, seen: tuple[int, int]) -> Tensor:
 
 
 def signed_overlay(images: Tensor, signed: Tensor) -> Tensor:
-    """Blend evidence of both signs over images: red above zero, blue below, the image itself at zero.
-
-    Args:
-        images: (B, 3, H, W) uint8 RGB.
-        signed: (B, H, W) in [-1, 1], on the same device.
-
-    Returns:
-        (B, H, W, 3) uint8 RGB on the same device.
-    """
+    """As `overlay`, for maps (B, H, W) in [-1, 1]: red above zero, blue below, the image itself at zero."""
     plain = images.permute(0, 2, 3, 1).float()
     above, below = _inks_on(images.device)
     ink = torch.where((signed > 0).unsqueeze(-1), above, below)
@@ -109,21 +97,10 @@ def signed_overlay(images: Tensor, signed: Tensor) -> Tensor:
 
 def encode(image: np.ndarray, image_format: str = "png") -> bytes:
     """(H, W, 3) uint8 RGB → the bytes of an image file."""
-    done, data = cv2.imencode(f".{image_format}", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), _encoder_flags(image_format))
+    done, data = cv2.imencode(f".{image_format}", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), ENCODER_FLAGS[image_format])
     if not done:
         raise OSError(f"OpenCV could not encode an image of shape {image.shape} as {image_format}")
     return data.tobytes()
-
-
-def _encoder_flags(image_format: str) -> list[int]:
-    if image_format == "jpg":
-        return [cv2.IMWRITE_JPEG_QUALITY, 92]
-    if image_format == "webp":
-        return [cv2.IMWRITE_WEBP_QUALITY, 90]
-    if not hasattr(cv2, "IMWRITE_PNG_FILTER"):  # OpenCV before 4.11
-        return [cv2.IMWRITE_PNG_COMPRESSION, 3]
-    # Trying every filter on every row, which OpenCV 5 does by itself, takes twice as long and saves nothing here.
-    return [cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP]
 
 
 class Box(NamedTuple):
@@ -140,8 +117,8 @@ class Box(NamedTuple):
 def original_box(size: tuple[int, int], panels: int, warned: bool) -> Box:
     """The place of the first panel, which is the original, of `size` (height, width).
 
-    The original is not stored a second time, which would make a sample about a fifth larger: whoever needs it alone
-    crops it out of the comparison by this box, which every `sample<i>.json` holds.
+    Storing the original a second time would make a sample about a fifth larger, so it is read out of the comparison
+    by this box, which every `sample<i>.json` holds.
     """
     height, width = size
     top = TITLE * (2 if warned else 1) + MARGIN
@@ -149,32 +126,21 @@ def original_box(size: tuple[int, int], panels: int, warned: bool) -> Box:
 
 
 def comparison(panels: Sequence[tuple[str, np.ndarray]], title: str, warning: str = "") -> np.ndarray:
-    """Panels side by side with a caption below each and a title above all.
+    """Panels (caption, image (H, W, 3) uint8 RGB), all of one size, side by side, as (H', W', 3) uint8 RGB.
 
-    Args:
-        panels: (caption, image (H, W, 3) uint8 RGB), all of one size.
-        title: one line; shortened where the panels are too narrow for it.
-        warning: a second line in red, for example that the weights are random.
-
-    Returns:
-        (H', W', 3) uint8 RGB.
+    `title` is one line above all of them, `warning` a second one in red, for example that the weights are random.
+    Text is shortened where the panels are too narrow for it.
     """
     height, width = panels[0][1].shape[:2]
     box = original_box((height, width), len(panels), bool(warning))
-    top = box.top
     canvas = np.full((box.of_height, box.of_width, 3), PAPER[0], dtype=np.uint8)
     for column, (caption, image) in enumerate(panels):
         left = MARGIN + column * (width + MARGIN)
-        canvas[top : top + height, left : left + width] = image
-        canvas[top + height : top + height + CAPTION, left : left + width] = text_line(
-            caption, width, CAPTION, CAPTION_SIZE, centred=True
-        )
-    inner = canvas.shape[1] - 2 * MARGIN
-    canvas[MARGIN // 2 : MARGIN // 2 + TITLE, MARGIN:-MARGIN] = text_line(title, inner, TITLE, TITLE_SIZE)
-    if warning:
-        canvas[MARGIN // 2 + TITLE : MARGIN // 2 + 2 * TITLE, MARGIN:-MARGIN] = text_line(
-            warning, inner, TITLE, TITLE_SIZE, ink=WARNING
-        )
+        below = text_line(caption, width, CAPTION, 14, centred=True)
+        canvas[box.top : box.top + height + CAPTION, left : left + width] = np.vstack([image, below])
+    for i, (line, ink) in enumerate([(title, INK), *([(warning, WARNING)] if warning else [])]):
+        top = MARGIN // 2 + i * TITLE
+        canvas[top : top + TITLE, MARGIN:-MARGIN] = text_line(line, box.of_width - 2 * MARGIN, TITLE, 16, ink=ink)
     return canvas
 
 
@@ -209,7 +175,8 @@ def _font(size: int) -> FreeTypeFont:
     return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), size)
 
 
-class LayerImage(NamedTuple):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerImage:
     """The finished overlay of one layer for one image."""
 
     name: str
@@ -222,7 +189,8 @@ class LayerImage(NamedTuple):
     denied: bool = False  # a check calls the map an artefact: `overlay` is grey
 
 
-PER_LAYER = 6  # tensors that `_draw` gives
+ARRAYS, FLAGS = ("overlay", "raw", "signed"), ("empty", "drawn_empty", "artefact")  # the tensors that `_draw` gives
+FIELDS = (*ARRAYS, *FLAGS, "denied")
 
 
 def layer_images(
@@ -230,19 +198,19 @@ def layer_images(
     layers: Mapping[str, LayerMaps],
     colormap: str,
     signed: bool = False,
-    denied: Mapping[str, Sequence[bool]] = NONE_DENIED,
+    denied: Denied = NONE_DENIED,
 ) -> list[list[LayerImage]]:
     """Overlays of a batch, drawn where the maps are: one list of layers per image.
 
     `images`: (B, 3, H, W) uint8 RGB on the maps' device. `signed` draws the evidence on both sides of zero; then only
-    a map that is zero everywhere, or an artefact, is drawn empty. `denied`: layer → for each image, whether a check
-    calls its map an artefact; such a map is drawn in grey, since a colour would claim evidence.
+    a map that is zero everywhere, or an artefact, is drawn empty. A `denied` map is drawn in grey, since a colour
+    would claim evidence.
     """
     return DrawnLayers(images, layers, colormap, signed, denied).read()
 
 
 class DrawnLayers:
-    """What `layer_images` gives, drawn on the maps' device and on its way from there: all layers at once."""
+    """The result of `layer_images`, drawn on the maps' device and on its way from there: all layers at once."""
 
     def __init__(
         self,
@@ -250,7 +218,7 @@ class DrawnLayers:
         layers: Mapping[str, LayerMaps],
         colormap: str,
         signed: bool = False,
-        denied: Mapping[str, Sequence[bool]] = NONE_DENIED,
+        denied: Denied = NONE_DENIED,
     ) -> None:
         self._denied = {name: denied.get(name, [False] * len(images)) for name in layers}
         drawn = [_draw(images, maps, colormap, signed, self._denied[name]) for name, maps in layers.items()]
@@ -261,14 +229,14 @@ class DrawnLayers:
         tensors = iter(self._coming.read())
         per_layer = []
         for name, denied in self._denied.items():
-            overlays, raw, signed, *flags = islice(tensors, PER_LAYER)
-            arrays = (overlays.numpy(), raw.numpy(), signed.numpy())
-            per_layer.append(map(LayerImage, repeat(name), *arrays, *(flag.tolist() for flag in flags), denied))
+            columns = [*(next(tensors).numpy() for _ in ARRAYS), *(next(tensors).tolist() for _ in FLAGS), denied]
+            rows = zip(*columns, strict=True)
+            per_layer.append([LayerImage(name=name, **dict(zip(FIELDS, row, strict=True))) for row in rows])
         return [list(of_image) for of_image in zip(*per_layer, strict=True)]
 
 
 def _draw(images: Tensor, maps: LayerMaps, colormap: str, signed: bool, denied: Sequence[bool]) -> list[Tensor]:
-    """The fields of `LayerImage` from `overlay` to `artefact`, for the whole batch."""
+    """ARRAYS and FLAGS of the whole batch."""
     if signed:
         shares = scaled(maps.signed, maps.canvas)
         shares = torch.where(maps.artefact[:, None, None], torch.zeros_like(shares), shares)
@@ -285,10 +253,7 @@ def _draw(images: Tensor, maps: LayerMaps, colormap: str, signed: bool, denied: 
 def panels(image: np.ndarray, layers: Sequence[LayerImage]) -> list[tuple[str, np.ndarray]]:
     """The original and every layer's overlay, each with its caption."""
     faint = faint_layers({layer.name: float(layer.raw.max()) for layer in layers})
-    drawn = []
-    for layer in layers:
-        drawn.append((layer.name + _remark(layer, faint), layer.overlay))
-    return [("original", image), *drawn]
+    return [("original", image), *((layer.name + _remark(layer, faint), layer.overlay) for layer in layers)]
 
 
 def _remark(layer: LayerImage, faint: Sequence[str]) -> str:
@@ -300,13 +265,15 @@ def _remark(layer: LayerImage, faint: Sequence[str]) -> str:
 
 
 def faint_layers(raw_maxima: Mapping[str, float]) -> list[str]:
-    """The layers, of one image, whose raw map is a thousand times weaker than another's: each is drawn over its own
-    range, so that what such a layer contributes looks like more than it is."""
+    """The layers of one image whose raw map is a thousand times weaker than another's.
+
+    Each map is drawn over its own range, so such a layer's part in the decision looks larger than it is.
+    """
     most = max(raw_maxima.values(), default=0.0)
     return [name for name, value in raw_maxima.items() if 0 < value < FAINT * most]
 
 
-class Pasted(NamedTuple):
+class PastedCrop(NamedTuple):
     """A photograph (H, W, 3) uint8 RGB, and the matrix (2, 3) that takes its pixels to those of the explained crop."""
 
     photo: np.ndarray
@@ -331,16 +298,14 @@ def paste(photo: np.ndarray, overlay: np.ndarray, matrix: np.ndarray) -> np.ndar
     photo[covered] = back[covered]
     height, width = overlay.shape[:2]
     corners = np.array([[0, 0, 1], [width, 0, 1], [width, height, 1], [0, height, 1]], dtype=float)
-    to_photo = np.linalg.inv(np.vstack([matrix, [0, 0, 1]]))
-    outline = np.rint(corners @ to_photo[:2].T).astype(np.int32)
-    cv2.polylines(photo, [outline], True, OUTLINE, max(1, round(max(photo.shape) / 600)), cv2.LINE_AA)
+    outline = np.rint(corners @ np.linalg.inv(np.vstack([matrix, [0, 0, 1]]))[:2].T).astype(np.int32)
+    cv2.polylines(photo, [outline], True, PAPER, max(1, round(max(photo.shape) / 600)), cv2.LINE_AA)
     return photo
 
 
 def denormalised(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """Normalised images (B, 3, H, W), of that mean and std per channel → uint8 RGB, same device."""
-    centre = image.new_tensor(mean, dtype=torch.float32).view(3, 1, 1)
-    spread = image.new_tensor(std, dtype=torch.float32).view(3, 1, 1)
+    centre, spread = (image.new_tensor(values, dtype=torch.float32).view(3, 1, 1) for values in (mean, std))
     return ((image.float() * spread + centre) * 255).round().clamp(0, 255).to(torch.uint8)
 
 

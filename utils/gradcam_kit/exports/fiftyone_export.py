@@ -31,30 +31,19 @@ def write_fiftyone(run: RunOnDisk) -> Path:
 
 def fiftyone_sample(sample: Sample) -> dict[str, Any]:
     """One sample: label, prediction, outcome, and one Heatmap field a layer that is not empty."""
-    heatmaps = {
-        field_name(layer.name): {
-            "_cls": "Heatmap",
-            "map_path": str((sample.folder / GREY_MAPS / grey_name(layer.name)).resolve()),
-        }
-        for layer in sample.layers
-        if not layer.empty
-    }
-    return {
+    truth, predicted = (CLASS_NAMES[label].lower() for label in (sample.label, sample.predicted))
+    values = {
         "filepath": str(Path(sample.path).resolve()),
         "tags": [sample.dataset, sample.outcome],
-        "ground_truth": {"_cls": "Classification", "label": CLASS_NAMES[sample.label].lower()},
-        "prediction": {
-            "_cls": "Classification",
-            "label": CLASS_NAMES[sample.predicted].lower(),
-            "confidence": sample.confidence,
-        },
+        "ground_truth": {"_cls": "Classification", "label": truth},
+        "prediction": {"_cls": "Classification", "label": predicted, "confidence": sample.confidence},
         "forgery": sample.forgery,
         "video": sample.video,
         "number": sample.index,
-        **heatmaps,
     }
-
-
-def field_name(layer: str) -> str:
-    """FiftyOne's field names hold no dots: `encoder.layers.5` → `map_encoder_layers_5`."""
-    return "map_" + re.sub("[^A-Za-z0-9]", "_", layer)
+    for layer in sample.layers:
+        if not layer.empty:
+            # FiftyOne's field names hold no dots: `encoder.layers.5` → `map_encoder_layers_5`.
+            file = (sample.folder / GREY_MAPS / grey_name(layer.name)).resolve()
+            values["map_" + re.sub("[^A-Za-z0-9]", "_", layer.name)] = {"_cls": "Heatmap", "map_path": str(file)}
+    return values

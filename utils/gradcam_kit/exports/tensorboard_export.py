@@ -40,10 +40,7 @@ def write_tensorboard(run: RunOnDisk, folder: Path) -> None:
 
 
 def captioned(sample: Sample, layer: LayerFacts) -> np.ndarray:
-    """One layer's overlay above a line that says which sample it is and how it was judged, (H, W, 3) uint8 RGB.
-
-    Raises UnreadableImage where the file is gone.
-    """
+    """One layer's overlay (H, W, 3) uint8 RGB above the sample's number and result. Raises UnreadableImage."""
     overlay = decode_image(read_file(str(sample.overlay(layer.name))), None)
     text = f"sample {sample.index}  {sample.outcome}  fake {sample.prob_fake:.3f}"
     return np.vstack([overlay, text_line(text, overlay.shape[1], LINE, LETTERS, centred=True)])

@@ -22,17 +22,10 @@ from ..model.detector import LoadedDetector
 from ..run.explainer import explain_images
 from .faces.find import NoFaceError
 from .faces.tracks import FrameViews
-from .overlay_frames import ExplainedFace, ScoreCurve, drawn_frame, drawn_photograph
+from .overlay_frames import ExplainedFace, ScoreCurve, drawn_frame
 from .video_files import UnreadableVideo, VideoFrame, VideoReader, video_writer
 
 BATCH = 16  # faces explained at a time
-
-
-class ExplainedFrame(NamedTuple):
-    """One frame; `faces` is empty where nobody is there who is followed."""
-
-    frame: VideoFrame
-    faces: list[ExplainedFace]
 
 
 @dataclass
@@ -51,14 +44,17 @@ class Track:
         self.scores.append(face.prob_fake)
         self.steadiness.add({layer.name: layer.raw for layer in face.layers if not layer.empty})
 
-    def consistency(self, names: Sequence[str]) -> dict[str, float]:
-        """Layer → mean correlation of the maps of neighbouring frames, in the order of `names`."""
+    def summary(self, number: int, names: Sequence[str]) -> TrackSummary:
+        """Its layers are in the order of `names`."""
         steady = self.steadiness.consistency()
-        return {name: steady[name] for name in names if name in steady}
+        steady = {name: steady[name] for name in names if name in steady}
+        frames = self.frames
+        return TrackSummary(number, frames[0], frames[-1], len(frames), float(np.mean(self.scores)), steady)
 
 
 class TrackSummary(NamedTuple):
-    """Result for one person. `prob_fake`: mean over their frames; `consistency` as of `Track`."""
+    """Result for one person. `prob_fake`: mean over their frames; `consistency`: layer → mean correlation of the maps
+    of neighbouring frames."""
 
     track: int
     first_frame: int
@@ -70,8 +66,8 @@ class TrackSummary(NamedTuple):
     def line(self) -> str:
         """For the terminal."""
         steady = ", ".join(f"{layer} {value:.3f}" for layer, value in self.consistency.items() if math.isfinite(value))
-        kept = f"mean of {self.frames} frames"
-        return f"fake probability {self.prob_fake:.4f} ({kept}), consistency of the maps: {steady or 'none'}"
+        score = f"fake probability {self.prob_fake:.4f} (mean of {self.frames} frames)"
+        return f"{score}, consistency of the maps: {steady or 'none'}"
 
 
 class VideoSummary(NamedTuple):
@@ -92,21 +88,17 @@ class VideoSummary(NamedTuple):
 
     def to_json(self) -> dict[str, Any]:
         """The entries of `video.json`; `prob_fake` and `consistency` hold null where there are several people."""
-        tracks = [{**one._asdict(), "consistency": _finite(one.consistency)} for one in self.tracks]
+        tracks = []
+        for one in self.tracks:
+            steady = {layer: value if math.isfinite(value) else None for layer, value in one.consistency.items()}
+            tracks.append({**one._asdict(), "consistency": steady})
         nothing = {layer: None for one in self.tracks for layer in one.consistency}
         only = tracks[0] if len(tracks) == 1 else {"prob_fake": None, "consistency": nothing}
         return {
-            "frames": self.frames,
-            "faceless": self.faceless,
-            "prob_fake": only["prob_fake"],
-            "consistency": only["consistency"],
-            "tracks": tracks,
-            "remarks": self.remarks,
-        }
-
-
-def _finite(values: Mapping[str, float]) -> dict[str, float | None]:
-    return {name: value if math.isfinite(value) else None for name, value in values.items()}
+            "frames": self.frames, "faceless": self.faceless,
+            "prob_fake": only["prob_fake"], "consistency": only["consistency"],
+            "tracks": tracks, "remarks": self.remarks,
+        }  # fmt: skip
 
 
 def explain_video(detector: LoadedDetector, file: Path, folder: Path, views: FrameViews) -> VideoSummary:
@@ -130,11 +122,8 @@ def explain_video(detector: LoadedDetector, file: Path, folder: Path, views: Fra
     size = detector.settings.resolution
     with video_writer(folder / "overlay.mp4", reader.rate) as write:
         for frame, faces in explained_frames(detector, reader, views):
-            if views.photographs.mode == "all" and views.follows:
-                drawn = drawn_photograph(frame, faces, curve, names)
-            else:
-                drawn = drawn_frame(frame, faces, curve, names, size)
-            write(drawn, frame.seconds)
+            shows_all = views.photographs.mode == "all" and views.follows
+            write(drawn_frame(frame, faces, curve, names, None if shows_all else size), frame.seconds)
             frames.append(frame._replace(image=np.empty((*frame.image.shape[:2], 0))))
             for face in faces:
                 tracks.setdefault(face.track, Track()).add(frame.number, face)
@@ -143,7 +132,10 @@ def explain_video(detector: LoadedDetector, file: Path, folder: Path, views: Fra
         if not frames:
             raise UnreadableVideo("; ".join(["no frame of the video can be decoded", *reader.faults]))
         raise NoFaceError(f"dlib finds no face in any of its {len(frames)} frames")
-    summary = _summary(frames, tracks, names, [*reader.faults, *_said_of(views)])
+    remarks = [*reader.faults, *filter(None, [views.remark])]
+    if views.several and views.photographs.mode != "all":
+        remarks.append("several faces in a frame: one person is followed; --face_crop all explains each")
+    summary = _summary(frames, tracks, names, remarks)
     write_scores(folder / "scores.csv", frames, tracks)
     write_listing(folder / "video.json", {"path": str(file), **summary.to_json()})
     replace_folder(folder, final)
@@ -153,9 +145,11 @@ def explain_video(detector: LoadedDetector, file: Path, folder: Path, views: Fra
 def _summary(
     frames: Sequence[VideoFrame], tracks: Mapping[int, Track], names: Sequence[str], remarks: Sequence[str]
 ) -> VideoSummary:
-    seen = {number for track in tracks.values() for number in track.frames}
-    faceless = len(frames) - len(seen)
-    remarks = [*remarks, *_switches(tracks)]
+    faceless = len(frames) - len({number for track in tracks.values() for number in track.frames})
+    # One person's frames follow another's where one is followed at a time.
+    ordered = sorted(tracks.values(), key=lambda track: track.frames[0])
+    starts = [after.frames[0] for before, after in pairwise(ordered) if after.frames[0] > before.frames[-1]]
+    remarks = [*remarks, *(f"another face from frame {start} on: scored on its own" for start in starts)]
     if faceless:
         remarks.append(f"no face in {faceless} of {len(frames)} frames, which are grey in the video")
     sizes: dict[tuple[int, ...], int] = {}
@@ -164,38 +158,20 @@ def _summary(
     if len(sizes) > 1:
         changes = [f"{width}x{height} from frame {number}" for (height, width), number in sizes.items()]
         remarks.append(f"the image's size changes: {', '.join(changes)}; each frame was resized on its own")
-    found = [
-        TrackSummary(
-            number, one.frames[0], one.frames[-1], len(one.frames), float(np.mean(one.scores)), one.consistency(names)
-        )
-        for number, one in sorted(tracks.items())
-    ]
-    return VideoSummary(len(frames), faceless, found, list(remarks))
+    found = [one.summary(number, names) for number, one in sorted(tracks.items())]
+    return VideoSummary(len(frames), faceless, found, remarks)
 
 
-def _said_of(views: FrameViews) -> list[str]:
-    several = "several faces in a frame: one person is followed; --face_crop all explains each"
-    return [views.remark] * bool(views.remark) + [several] * (views.several and views.photographs.mode != "all")
-
-
-def _switches(tracks: Mapping[int, Track]) -> list[str]:
-    """Where one person's frames follow another's, as they do when one is followed at a time."""
-    ordered = sorted(tracks.values(), key=lambda track: track.frames[0])
-    return [
-        f"another face from frame {after.frames[0]} on: scored on its own"
-        for before, after in pairwise(ordered)
-        if after.frames[0] > before.frames[-1]
-    ]
-
-
-def explained_frames(detector: LoadedDetector, frames: VideoReader, views: FrameViews) -> Iterator[ExplainedFrame]:
-    """Frames in order, their faces explained BATCH at a time."""
+def explained_frames(
+    detector: LoadedDetector, frames: VideoReader, views: FrameViews
+) -> Iterator[tuple[VideoFrame, list[ExplainedFace]]]:
+    """Frames in order, each with its followed faces; these are explained BATCH at a time."""
     source = iter(frames)
     while batch := list(islice(source, BATCH)):
         seen = [views.add(frame.image) for frame in batch]
         explained = iter(_explain(detector, [face.view.image for faces in seen for face in faces]))
         for frame, faces in zip(batch, seen, strict=True):
-            yield ExplainedFrame(frame, [ExplainedFace(*face, *next(explained)) for face in faces])
+            yield frame, [ExplainedFace(*face, *next(explained)) for face in faces]
 
 
 def _explain(detector: LoadedDetector, images: Sequence[np.ndarray]) -> Iterator[tuple[float, list[LayerImage]]]:

@@ -31,36 +31,38 @@ class ExplainedFace(NamedTuple):
 
 
 def drawn_frame(
-    frame: VideoFrame, faces: Sequence[ExplainedFace], curve: ScoreCurve, names: Sequence[str], size: int
+    frame: VideoFrame, faces: Sequence[ExplainedFace], curve: ScoreCurve, names: Sequence[str], size: int | None
 ) -> np.ndarray:
-    """Original and overlays side by side, and below them the scores so far. Of one size for all frames of a video."""
+    """The images of a frame side by side, and below them the scores so far; of one size for all frames of a video.
+
+    `size`: of the crop, whose overlays are shown; None shows the whole frame, with the overlays in their places.
+    """
     scores = {face.track: face.prob_fake for face in faces}
-    if faces:
-        drawn = panels(faces[0].view.image, faces[0].layers)
-    else:
-        grey = np.full((size, size, 3), EMPTY, np.uint8)
-        drawn = [("no face", grey), *((name, grey) for name in names)]
-    table = comparison(drawn, _title(frame, scores))
+    table = comparison(_crop(faces, names, size) if size else _photographs(frame, faces, names), _title(frame, scores))
     return np.vstack([table, curve.add(scores, table.shape[1])])
 
 
-def drawn_photograph(
-    frame: VideoFrame, faces: Sequence[ExplainedFace], curve: ScoreCurve, names: Sequence[str]
-) -> np.ndarray:
-    """The whole frame, and again with each layer's overlays of all faces in their places, and the scores so far."""
-    height, width = frame.image.shape[:2]
-    scale = PHOTOGRAPH / height
-    size = (round(width * scale), PHOTOGRAPH)
-    drawn = [("original", _framed(cv2.resize(frame.image, size, interpolation=cv2.INTER_AREA), faces, scale))]
+def _crop(faces: Sequence[ExplainedFace], names: Sequence[str], size: int) -> list[tuple[str, np.ndarray]]:
+    if faces:
+        return panels(faces[0].view.image, faces[0].layers)
+    grey = np.full((size, size, 3), EMPTY, np.uint8)
+    return [("no face", grey), *((name, grey) for name in names)]
+
+
+def _photographs(
+    frame: VideoFrame, faces: Sequence[ExplainedFace], names: Sequence[str]
+) -> list[tuple[str, np.ndarray]]:
+    """The whole frame, and again with each layer's overlays of all faces in their places."""
+    scale = PHOTOGRAPH / frame.image.shape[0]
+    small = cv2.resize(frame.image, (round(frame.image.shape[1] * scale), PHOTOGRAPH), interpolation=cv2.INTER_AREA)
+    drawn = [("original", _framed(small.copy(), faces, scale))]
     for i, name in enumerate(names):
-        photo = cv2.resize(frame.image, size, interpolation=cv2.INTER_AREA)
+        photo = small.copy()
         for face in faces:
             if face.view.matrix is not None:
                 paste(photo, face.layers[i].overlay, face.view.matrix @ np.diag([1 / scale, 1 / scale, 1.0]))
         drawn.append((name, _framed(photo, faces, scale)))
-    scores = {face.track: face.prob_fake for face in faces}
-    table = comparison(drawn, _title(frame, scores))
-    return np.vstack([table, curve.add(scores, table.shape[1])])
+    return drawn
 
 
 def _framed(photo: np.ndarray, faces: Sequence[ExplainedFace], scale: float) -> np.ndarray:
@@ -76,11 +78,10 @@ def _framed(photo: np.ndarray, faces: Sequence[ExplainedFace], scale: float) -> 
 
 
 def _title(frame: VideoFrame, scores: Mapping[int, float]) -> str:
+    text = "   ".join(f"face {track}: {score:.3f}" for track, score in scores.items()) or "no face"
     if len(scores) == 1:
-        said = f"fake probability {next(iter(scores.values())):.3f}"
-    else:
-        said = "   ".join(f"face {track}: {score:.3f}" for track, score in scores.items()) or "no face"
-    return f"frame {frame.number}   {frame.seconds:.2f} s   {said}"
+        text = f"fake probability {next(iter(scores.values())):.3f}"
+    return f"frame {frame.number}   {frame.seconds:.2f} s   {text}"
 
 
 def ink_of(track: int, score: float) -> tuple[int, int, int]:

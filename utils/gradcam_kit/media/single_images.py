@@ -7,6 +7,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from ..base.errors import InputError, RunError
 from ..base.text import one_line, printable
 from ..data.frames import Frame
 from ..data.images import IMAGE_SUFFIXES, UnreadableImage, decode_image, read_file
-from ..drawing.overlays import Pasted
+from ..drawing.overlays import PastedCrop
 from ..explain.checking import MapChecker
 from ..judge.choosing import choose_map, in_batches, trial_images
 from ..judge.verdict import FEWEST_IMAGES, judgements, printed
@@ -28,7 +29,7 @@ from ..store.sample import Sample
 from ..store.sample_folder import Drawn, write_sample
 from .explain_video import explain_video
 from .faces.align import View
-from .faces.find import FaceFinder, NoFaceError, face_finder, is_installed
+from .faces.find import NoFaceError, face_finder, is_installed
 from .faces.photographs import Photographs
 from .faces.tracks import FrameViews
 from .video_files import VIDEO_SUFFIXES, UnreadableVideo
@@ -39,14 +40,11 @@ BATCH, POOL = 16, 8  # images at a time, and looked through for each that the tr
 
 @dataclass
 class SingleImages:
-    """Explains files one by one, and counts what came of them.
-
-    `checker`: None where maps are not checked.
-    """
+    """Explains files one by one, and counts their verdicts and failures."""
 
     detector: LoadedDetector
     photographs: Photographs
-    checker: MapChecker | None
+    checker: MapChecker | None  # None where maps are not checked
     image_format: str = "png"
     save_raw: bool = False
     words: Counter[str] = field(default_factory=Counter)  # of the maps' checks
@@ -64,8 +62,8 @@ class SingleImages:
                 print(printable(f"{file}: left out: {error}"), file=sys.stderr)
                 self.left_out += 1
         if self.words:
-            said = ", ".join(f"{count} {word}" for word, count in self.words.most_common())
-            print(f"of {sum(self.words.values())} maps {said}: sample<i>.json says which", file=sys.stderr)
+            counts = ", ".join(f"{count} {word}" for word, count in self.words.most_common())
+            print(f"of {sum(self.words.values())} maps {counts}: sample<i>.json says which", file=sys.stderr)
         if self.left_out:
             raise RunError(f"{self.left_out} of {len(files)} files were left out, see above")
 
@@ -74,14 +72,13 @@ class SingleImages:
         views, remark = self.photographs.views(photo)
         if remark:
             print(printable(f"{file}: {remark}"), file=sys.stderr)
-        every = self.photographs.mode == "all"
         for number, view in enumerate(views, start=1):
-            drawn = self._drawn(view, photo, file, index)
-            place = folder / f"face{number}" if every else folder
+            drawn, name, place = self._drawn(view, photo, file, index), f"{file}", folder
+            if self.photographs.mode == "all":
+                name, place = f"{file}, face {number} of {len(views)}", folder / f"face{number}"
             place.parent.mkdir(parents=True, exist_ok=True)
             write_sample(place, drawn, self.image_format, self.save_raw)
             self.words.update(layer.check.word for layer in drawn.sample.layers if layer.check)
-            name = f"{file}, face {number} of {len(views)}" if every else f"{file}"
             print(printable(f"{name}: fake probability {drawn.sample.prob_fake:.4f}, heatmaps in {place}"))
             for layer in drawn.sample.faint_layers:
                 print(printable(f"{name}: {layer} is faint: a thousand times weaker than another layer"))
@@ -94,7 +91,7 @@ class SingleImages:
         frame = Frame(str(file), "single images", "unknown", "none", UNKNOWN, index)
         choice = self.detector.model.gradcam_choice
         sample = Sample.of(frame, explanation, 0, drawn[0], self.detector.settings, choice, checks)
-        pasted = None if view.matrix is None else Pasted(photo, view.matrix)
+        pasted = None if view.matrix is None else PastedCrop(photo, view.matrix)
         return Drawn(sample, view.image, drawn[0], pasted)
 
     def _video(self, file: Path, folder: Path) -> None:
@@ -104,9 +101,9 @@ class SingleImages:
             print(printable(f"{file}: {remark}"), file=sys.stderr)
 
     def choose_map(self, files: Sequence[Path], images: int) -> None:
-        """Choose the map on the first `images` of `files` that are called fake, or judge the named one, and say so.
+        """Choose the map on the first `images` of `files` that are called fake, or judge the named one; prints it.
 
-        Each file counts as a video of its own. Fewer than FEWEST_IMAGES choose nothing, and are not tried.
+        Each file counts as a video. Nothing is tried on fewer than FEWEST_IMAGES.
         """
         if len(files) < FEWEST_IMAGES:
             return
@@ -115,7 +112,7 @@ class SingleImages:
         batches = ({"image": batch} for batch in self._batches(files[: POOL * images]))
         try:
             given = trial_images(asked.margins, batches, images, target if target in ("margin", "real") else "fake")
-        except InputError:  # none of them can be read, which is said of each where it is explained
+        except InputError:  # none of them can be read; the reason is printed where each is explained
             return
         choice = choose_map(asked, given, model.gradcam_candidates(), model.gradcam_named())
         model.set_gradcam_choice(choice)
@@ -126,11 +123,9 @@ class SingleImages:
         for start in range(0, len(files), BATCH):
             found = []
             for file in files[start : start + BATCH]:
-                try:
+                with suppress(UnreadableImage, NoFaceError):  # the reason is printed where the file is explained
                     views, _ = self.photographs.views(decode_image(read_file(str(file)), None))
-                except (UnreadableImage, NoFaceError):
-                    continue  # said where it is explained
-                found.append(to_pixels(views[0].image))
+                    found.append(to_pixels(views[0].image))
             if found:
                 yield self.detector.normalised(torch.cat(found))
 
@@ -141,10 +136,8 @@ def photographs(size: int, face_crop: str | None, landmark_model: Path | None) -
     Raises InputError where faces are asked for and cannot be found here.
     """
     mode = face_crop or ("largest" if landmark_model else "auto")
-    find: FaceFinder | None = None
-    if mode in ("largest", "all") or landmark_model or (mode == "auto" and is_installed()):
-        find = face_finder(landmark_model)
-    return Photographs(size, mode, find)
+    finds = mode in ("largest", "all") or landmark_model or (mode == "auto" and is_installed())
+    return Photographs(size, mode, face_finder(landmark_model) if finds else None)
 
 
 def to_pixels(image: np.ndarray) -> torch.Tensor:
@@ -161,7 +154,7 @@ def make_output(folder: Path) -> None:
 
 
 def is_video(file: Path) -> bool:
-    """By its name, as a folder's contents are chosen."""
+    """By its name."""
     return file.suffix.lower() in VIDEO_SUFFIXES
 
 

@@ -66,24 +66,24 @@ class VideoReader:
         """The frames, in order of time, until the end or the first that cannot be decoded."""
         import av
 
-        self.faults, damaged = [], 0
-        first, shown = 0.0, None
+        self.faults, damaged, count = [], 0, 0
+        first = seconds = duration = 0.0
         with av.open(str(self._path)) as container:
             try:
-                for number, frame in enumerate(container.decode(video=0)):
-                    seconds = float(number / self.rate if frame.time is None else frame.time)
-                    first = seconds if shown is None else first
-                    shown = (number, seconds, _duration(frame))
+                for frame in container.decode(video=0):
+                    seconds = float(count / self.rate if frame.time is None else frame.time)
+                    # 0 where the frame, or an older PyAV, does not say how long it is to be shown.
+                    duration = float((getattr(frame, "duration", None) or 0) * (frame.time_base or 0))
+                    first = first if count else seconds
                     damaged += frame.is_corrupt
-                    yield VideoFrame(number, seconds, upright(frame))
+                    count += 1
+                    yield VideoFrame(count - 1, seconds, upright(frame))
             except av.error.FFmpegError as error:
-                count = shown[0] + 1 if shown else 0
                 self.faults.append(f"decoding ended after {count} frames: {one_line(error)}")
-        if shown is None:
-            return
         if damaged:
-            self.faults.append(f"{damaged} of {shown[0] + 1} frames are damaged")
-        self.faults += self._missing_end(first, *shown[1:])
+            self.faults.append(f"{damaged} of {count} frames are damaged")
+        if count:
+            self.faults += self._missing_end(first, seconds, duration)
 
     def _missing_end(self, first: float, last: float, duration: float) -> list[str]:
         """What tells that the file goes on, or should, after the last frame that could be decoded."""
@@ -110,11 +110,6 @@ def _promised_seconds(container: Any, stream: Any) -> float:
     if len(container.streams) == 1 and container.duration:  # else it may be that of a longer sound track
         return float(container.duration / 1_000_000)
     return 0.0
-
-
-def _duration(frame: Any) -> float:
-    """How long a frame is to be shown, in seconds; 0 where it, or an older PyAV, does not say."""
-    return float((getattr(frame, "duration", None) or 0) * (frame.time_base or 0))
 
 
 def upright(frame: Any) -> np.ndarray:

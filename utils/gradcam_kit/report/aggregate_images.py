@@ -18,8 +18,8 @@ from .mean_face import MEAN_FACE
 from .mean_maps import MeanMaps
 from .region_tables import GroupRegions
 
-STRONGEST = 8.0  # × preference at which the colours of the heat table end
-MOST_ROWS = 60  # per image; the CSV tables have all of them
+STRONGEST = 8.0  # × preference at which the colours of the region tables end
+MOST_ROWS = 60  # per image, and on the page; the CSV tables have all of them
 CELL, LINE, NAMES, GAP = 144, 22, 190, 8  # pixels
 COLUMN, ROW = 92, 26
 
@@ -39,20 +39,25 @@ def region_heat_table(path: Path, groups: Sequence[GroupRegions]) -> None:
 
 
 def _heat_row(row: tuple[str, str], group: GroupRegions | None) -> np.ndarray:
-    count = "no map" if group is None else f"{group.samples} samples"
-    face = ", mean face" if group is not None and group.mean_faces else ""
-    name = text_line(f"{shortened(one_line(row[0]), 40)} · {row[1]}  ({count}{face})", 2 * NAMES, ROW, 12)
-    values = [math.nan] * len(REGIONS) if group is None else [one.mean for one in group.preference]
-    return np.hstack([name, *(_heat_cell(value) for value in values)])
+    count, values = "no map", [math.nan] * len(REGIONS)
+    if group is not None:
+        count = f"{group.samples} samples" + ", mean face" * bool(group.mean_faces)
+        values = [one.mean for one in group.preference]
+    name = text_line(f"{shortened(one_line(row[0]), 40)} · {row[1]}  ({count})", 2 * NAMES, ROW, 12)
+    return np.hstack([name, *map(_heat_cell, values)])
+
+
+def shade(preference: float) -> float:
+    """-1 to 1 on a logarithmic scale, so that half and double are equally strong."""
+    return math.log(min(max(preference, 1 / STRONGEST), STRONGEST)) / math.log(STRONGEST)
 
 
 def _heat_cell(value: float) -> np.ndarray:
-    """The number on its colour: blue below 1, white at 1, red above, on a logarithmic scale."""
+    """The number on its colour: blue below 1, white at 1, red above."""
     if not np.isfinite(value):
         return text_line("–", COLUMN, ROW, 12, centred=True)
-    shade = np.log2(np.clip(value, 1 / STRONGEST, STRONGEST)) / np.log2(STRONGEST)
-    paper = _diverging(np.full((1, 1), shade))[0, 0].astype(np.int64)
-    ink = np.array([255, 255, 255] if abs(shade) > 0.7 else [20, 20, 20])
+    paper = _diverging(np.full((1, 1), shade(value)))[0, 0].astype(np.int64)
+    ink = np.array([255, 255, 255] if abs(shade(value)) > 0.7 else [20, 20, 20])
     # The line is set in black on white: its grey is how much paper shows through.
     line = text_line(f"{value:.1f}", COLUMN - 2, ROW - 2, 13, centred=True, ink=(0, 0, 0))[..., :1] / 255
     cell = (line * paper + (1 - line) * ink).round().astype(np.uint8)
@@ -66,7 +71,8 @@ def _white(height: int, width: int) -> np.ndarray:
 def mean_map_table(path: Path, maps: MeanMaps, colormap: str) -> None:
     """Rows are forgery and outcome, columns layers; below them the fakes' mean less the reals'."""
     layers = maps.layers
-    rows = []
+    head = [text_line(layer, CELL, LINE, 12, centred=True) for layer in layers]
+    rows = [np.hstack([_white(LINE, NAMES), *map(_padded, head)])]
     for forgery, outcome in maps.groups()[:MOST_ROWS]:
         found = [maps.mean(forgery, outcome, layer) for layer in layers]
         cells = [_cell(None if one is None else _coloured(one[0], colormap)) for one in found]
@@ -77,18 +83,14 @@ def mean_map_table(path: Path, maps: MeanMaps, colormap: str) -> None:
         largest = max(float(np.nanmax(np.abs(one))) for one in differences if one is not None) or 1.0
         cells = [_cell(None if one is None else _diverging(one / largest), line=90) for one in differences]
         rows.append(_row("fake − real", cells, [f"red +{largest:.2f}, blue −{largest:.2f}"] * len(layers)))
-    head = [text_line(layer, CELL, LINE, 12, centred=True) for layer in layers]
-    title = np.hstack([_white(LINE, NAMES), *(_padded(one) for one in head)])
-    write_whole(path, encode(np.vstack([title, *rows])))
+    write_whole(path, encode(np.vstack(rows)))
 
 
 def _row(name: str, cells: Sequence[np.ndarray], captions: Sequence[str]) -> np.ndarray:
-    columns = [
-        _padded(np.vstack([cell, text_line(caption, CELL, LINE, 11, centred=True)]))
-        for cell, caption in zip(cells, captions, strict=True)
-    ]
-    left = _white(CELL + LINE, NAMES)
-    left[CELL // 2 - LINE // 2 : CELL // 2 - LINE // 2 + LINE, GAP:] = text_line(name, NAMES - GAP, LINE, 13)
+    below = (text_line(caption, CELL, LINE, 11, centred=True) for caption in captions)
+    columns = [_padded(np.vstack(column)) for column in zip(cells, below, strict=True)]
+    left, top = _white(CELL + LINE, NAMES), CELL // 2 - LINE // 2
+    left[top : top + LINE, GAP:] = text_line(name, NAMES - GAP, LINE, 13)
     return np.hstack([left, *columns])
 
 
@@ -105,14 +107,12 @@ def _cell(image: np.ndarray | None, line: int = 255) -> np.ndarray:
 
 
 def _coloured(mean: np.ndarray, colormap: str) -> np.ndarray:
-    known = np.isfinite(mean)
-    coloured = colour(torch.from_numpy(np.where(known, mean, 0.0)), colormap).numpy()
-    return np.where(known[..., None], coloured, 128).astype(np.uint8)
+    coloured = colour(torch.from_numpy(np.nan_to_num(mean)), colormap).numpy()
+    return np.where(np.isfinite(mean)[..., None], coloured, 128).astype(np.uint8)
 
 
 def _diverging(values: np.ndarray) -> np.ndarray:
     """-1 blue, 0 white, 1 red; NaN grey."""
-    strength = np.abs(np.nan_to_num(values))[..., None]
     ends = np.where(values[..., None] > 0, np.array([178, 24, 43]), np.array([33, 102, 172]))
-    mixed = 255 + (ends - 255) * strength
+    mixed = 255 + (ends - 255) * np.abs(np.nan_to_num(values))[..., None]
     return np.where(np.isfinite(values)[..., None], mixed, 128).astype(np.uint8)

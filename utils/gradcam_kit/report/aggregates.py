@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,21 +10,19 @@ from ..store.read_run import DatasetOnDisk, RunOnDisk, sample_maps
 from .aggregate_images import mean_map_table, region_heat_table
 from .face_regions import RegionShares, sample_landmarks, sample_regions
 from .mean_maps import MeanMaps, Similarity
-from .region_tables import GroupRegions, group_regions, write_group_table, write_sample_table
+from .region_tables import GroupRegions, group_regions, table_number, write_group_table, write_sample_table
 
 REGIONS_FILE, SIMILARITY_FILE = "regions.csv", "map_similarity.csv"  # in the run's folder
 
 
 class Patterns(NamedTuple):
-    """The patterns of one dataset, and the summary images in the dataset's folder."""
+    """The patterns of one dataset."""
 
     dataset: str
     regions: list[GroupRegions]
     similarity: dict[str, Similarity]
     samples: int  # with at least one map that is not empty
     mean_faces: int  # of them without landmarks
-    region_image: Path
-    mean_map_image: Path
     means: MeanMaps
 
 
@@ -55,23 +52,16 @@ def _dataset_patterns(data: DatasetOnDisk, layers: list[str], colormap: str) -> 
         return None
     groups = group_regions(shares, layers)
     write_sample_table(data.folder / "regions.csv", shares)
-    images = data.folder / "regions.png", data.folder / "mean_maps.png"
-    region_heat_table(images[0], groups)
-    mean_map_table(images[1], means, colormap)
-    mean_faces = {one.sample.index for one in shares if one.mean_face}
-    samples = {one.sample.index for one in shares}
+    region_heat_table(data.folder / "regions.png", groups)
+    mean_map_table(data.folder / "mean_maps.png", means, colormap)
+    samples = {one.sample.index: one.mean_face for one in shares}
     similarity = {layer: means.similarity(layer) for layer in means.layers}
-    return Patterns(data.name, groups, similarity, len(samples), len(mean_faces), *images, means)
+    return Patterns(data.name, groups, similarity, len(samples), sum(samples.values()), means)
 
 
 def _write_similarity(path: Path, patterns: list[Patterns]) -> None:
     rows = [
-        [
-            one.dataset,
-            layer,
-            *("" if math.isnan(value) else f"{value:.4f}" for value in similarity[:3]),
-            *similarity[3:],
-        ]
+        [one.dataset, layer, *map(table_number, similarity[:3]), *similarity[3:]]
         for one in patterns
         for layer, similarity in one.similarity.items()
     ]

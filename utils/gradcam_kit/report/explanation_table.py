@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ..base.errors import InputError, did_you_mean
+from ..base.errors import InputError
 from ..base.files import read_table, write_table, write_whole
 from ..base.text import printable
 from ..measure.comparison import ALL, lower_is_better
+from .paper_figure import check_known, check_output, dataset_name
 
 SOURCE = "explanations.csv"
 SPECIAL = {
@@ -35,18 +36,16 @@ def write_explanation_table(run_dir: Path, output: Path, metrics: Sequence[str] 
 
     `metrics` None: all that were measured. `dataset` is needed where there are several.
     """
-    if output.suffix not in (".tex", ".csv") or not output.absolute().parent.is_dir():
-        raise InputError(f"--output {str(output)!r}: give a file (.tex, .csv) in a folder that is there")
+    check_output(output, (".tex", ".csv"))
     rows = _rows(run_dir / SOURCE, dataset)
     there = list(dict.fromkeys(metric for of_map in rows.values() for metric in of_map))
-    for metric in metrics or ():
-        if metric not in there:
-            raise InputError(
-                f"--metrics: {metric!r} was not measured; {did_you_mean(metric, there)}there are {', '.join(there)}"
-            )
+    check_known(metrics, there, "--metrics: {} was not measured; {}there are {}")
     shown = list(metrics or there)
     if output.suffix == ".csv":
-        table = [[name, *(_plain(of_map.get(metric)) for metric in shown)] for name, of_map in rows.items()]
+        table = [
+            [name, *(f"{of_map[metric].mean:.6g}" if metric in of_map else "" for metric in shown)]
+            for name, of_map in rows.items()
+        ]
         write_table(output, ["map", *shown], table)
     else:
         write_whole(output, latex(rows, shown).encode())
@@ -57,19 +56,13 @@ def _rows(path: Path, dataset: str | None) -> Rows:
     if not path.is_file():
         raise InputError(f"{path}: is not there: run test_with_gradcam.py with --evaluate_explanations first")
     table = list(read_table(path, ("dataset", "forgery", "method", "layer", "site", "metric", "mean", "better")))
-    names = list(dict.fromkeys(row["dataset"] for row in table))
-    if dataset is None and len(names) > 1:
-        raise InputError(f"{path} has several datasets: give --dataset with one of {', '.join(names)}")
-    if dataset is not None and dataset not in names:
-        raise InputError(f"--dataset is {dataset!r}; {did_you_mean(dataset, names)}there are {', '.join(names)}")
+    dataset = dataset_name(dataset, list(dict.fromkeys(row["dataset"] for row in table)), f"{path}", "there are")
     found: dict[str, dict[str, Measured]] = {}
     for row in table:
-        if row["forgery"] == ALL and row["dataset"] == (dataset or names[0]) and row["mean"]:
-            parts = [
-                row[key] for key in ("method", "layer", "site", "backward") if row.get(key) not in ("", "plain", None)
-            ]
+        if row["forgery"] == ALL and row["dataset"] == dataset and row["mean"]:
+            parts = (row.get(key) for key in ("method", "layer", "site", "backward"))
             value = Measured(float(row["mean"]), row["low"], row["high"], row["better"] == "True")
-            found.setdefault(", ".join(map(str, parts)), {})[row["metric"]] = value
+            found.setdefault(", ".join(part for part in parts if part and part != "plain"), {})[row["metric"]] = value
     return found
 
 
@@ -82,30 +75,22 @@ def latex(rows: Rows, metrics: Sequence[str]) -> str:
         " & ".join(["map", *(escaped(metric) for metric in metrics)]) + r" \\",
         "\\midrule",
     ]
-    best = {metric: _best(rows, metric) for metric in metrics}
+    best = {}
+    for metric in metrics:
+        means = {name: of_map[metric].mean for name, of_map in rows.items() if metric in of_map}
+        best[metric] = (min if lower_is_better(metric) else max)(means, key=means.__getitem__)
     for name, of_map in rows.items():
         cells = [_cell(of_map.get(metric), name == best[metric]) for metric in metrics]
         lines.append(" & ".join([escaped(name), *cells]) + r" \\")
     return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", ""])
 
 
-def _best(rows: Rows, metric: str) -> str:
-    """The map with the best mean."""
-    values = {name: of_map[metric].mean for name, of_map in rows.items() if metric in of_map}
-    pick = min if lower_is_better(metric) else max
-    return pick(values, key=lambda name: values[name])
-
-
 def _cell(value: Measured | None, best: bool) -> str:
     if value is None:
         return "--"
-    mean = f"{value.mean:.3f}"
+    mean = f"\\textbf{{{value.mean:.3f}}}" if best else f"{value.mean:.3f}"
     interval = f" {{\\scriptsize [{float(value.low):.3f}, {float(value.high):.3f}]}}" if value.low else ""
-    return (f"\\textbf{{{mean}}}" if best else mean) + ("$^\\dagger$" if value.better else "") + interval
-
-
-def _plain(value: Measured | None) -> str:
-    return "" if value is None else f"{value.mean:.6g}"
+    return mean + ("$^\\dagger$" if value.better else "") + interval
 
 
 def escaped(text: str) -> str:

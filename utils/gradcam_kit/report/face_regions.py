@@ -1,7 +1,4 @@
-"""How much of a map falls on which part of the face, measured against the part's size.
-
-Of one sample; `report/region_tables.py` sums up a run.
-"""
+"""How much of one sample's map falls on which part of the face, measured against the part's size."""
 
 from __future__ import annotations
 
@@ -25,9 +22,14 @@ LEFT_BROW, RIGHT_BROW, NOSE = slice(17, 22), slice(22, 27), slice(27, 36)
 LEFT_EYE, RIGHT_EYE, MOUTH, FOREHEAD = slice(36, 42), slice(42, 48), slice(48, 68), slice(68, 81)
 CHIN = (4, 5, 6, 7, 8, 9, 10, 11, 12, 54, 48)  # jaw points below the mouth's corners, and these corners
 
-# In units of the distance between the eyes' centres: landmarks run along the edge of the eyeball, the hairs and the
-# lips, and what a forger blends lies a little outside of them.
-GROW_EYES, GROW_BROWS, GROW_NOSE, GROW_MOUTH, RING = 0.14, 0.07, 0.10, 0.08, 0.11
+# What is drawn over the cheeks, in this order, and how far each part grows in units of the distance between the eyes'
+# centres: landmarks run along the edge of the eyeball, the hairs and the lips, and what a forger blends lies a little
+# outside of them.
+FEATURES = (
+    ("nose", NOSE, 0.10), ("mouth", MOUTH, 0.08), ("brows", LEFT_BROW, 0.07), ("brows", RIGHT_BROW, 0.07),
+    ("left eye", LEFT_EYE, 0.14), ("right eye", RIGHT_EYE, 0.14),
+)  # fmt: skip
+RING = 0.11  # half the width of the boundary ring, in the same unit
 
 
 class RegionShares(NamedTuple):
@@ -39,7 +41,6 @@ class RegionShares(NamedTuple):
     sample: Sample
     layer: str
     preference: np.ndarray
-    mass: np.ndarray  # (10,) shares of the map's mass, their sum is 1
     mean_face: bool  # no landmarks: the regions of the mean face were taken
 
 
@@ -53,39 +54,32 @@ def region_image(landmarks: np.ndarray, size: int = SIZE) -> np.ndarray:
     points = landmarks * size
     unit = float(np.linalg.norm(points[RIGHT_EYE].mean(axis=0) - points[LEFT_EYE].mean(axis=0)))
     image = np.full((size, size), REGIONS.index("background"), dtype=np.uint8)
-    face = _hull(points)
-    _fill(image, face, "cheeks")
-    _fill(image, _hull(points[list(CHIN)]), "jaw line")
-    _fill(image, _hull(np.concatenate([points[FOREHEAD], points[LEFT_BROW], points[RIGHT_BROW]])), "forehead")
-    _outline(image, face, "boundary ring", RING * unit)
-    for name, part, grow in (
-        ("nose", NOSE, GROW_NOSE), ("mouth", MOUTH, GROW_MOUTH), ("brows", LEFT_BROW, GROW_BROWS),
-        ("brows", RIGHT_BROW, GROW_BROWS), ("left eye", LEFT_EYE, GROW_EYES), ("right eye", RIGHT_EYE, GROW_EYES),
-    ):  # fmt: skip
-        _fill(image, _hull(points[part]), name)
-        _outline(image, _hull(points[part]), name, grow * unit)
+    _draw(image, "cheeks", points)
+    _draw(image, "jaw line", points[list(CHIN)])
+    _draw(image, "forehead", np.concatenate([points[FOREHEAD], points[LEFT_BROW], points[RIGHT_BROW]]))
+    _draw(image, "boundary ring", points, RING * unit, filled=False)
+    for name, part, grow in FEATURES:
+        _draw(image, name, points[part], grow * unit)
     return image
 
 
-def _hull(points: np.ndarray) -> np.ndarray:
-    return cv2.convexHull(np.rint(points).astype(np.int32))
+def _draw(
+    image: np.ndarray, region: str, points: np.ndarray, half_width: float | None = None, filled: bool = True
+) -> None:
+    """The convex hull of `points`, with an outline of that half width where it is given."""
+    hull, value = cv2.convexHull(np.rint(points).astype(np.int32)), REGIONS.index(region)
+    if filled:
+        cv2.fillPoly(image, [hull], value)
+    if half_width is not None:
+        cv2.polylines(image, [hull], True, value, max(1, round(2 * half_width)))
 
 
-def _fill(image: np.ndarray, polygon: np.ndarray, region: str) -> None:
-    cv2.fillPoly(image, [polygon], REGIONS.index(region))
-
-
-def _outline(image: np.ndarray, polygon: np.ndarray, region: str, half_width: float) -> None:
-    cv2.polylines(image, [polygon], True, REGIONS.index(region), max(1, round(2 * half_width)))
-
-
-def region_shares(raw_map: np.ndarray, regions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Preference and mass of every region, each (10,), for a raw map (h, w) of non-negative values, not all zero."""
+def region_shares(raw_map: np.ndarray, regions: np.ndarray) -> np.ndarray:
+    """Preference for every region (10,) of a raw map (h, w) of non-negative values, not all zero."""
     full = cv2.resize(raw_map, regions.shape[::-1], interpolation=cv2.INTER_LINEAR)
     mass = np.bincount(regions.ravel(), weights=full.ravel(), minlength=len(REGIONS))
     area = np.bincount(regions.ravel(), minlength=len(REGIONS)) / regions.size
-    mass = mass / mass.sum()
-    return np.divide(mass, area, out=np.full(len(REGIONS), np.nan), where=area > 0), mass
+    return np.divide(mass / mass.sum(), area, out=np.full(len(REGIONS), np.nan), where=area > 0)
 
 
 def sample_landmarks(sample: Sample) -> np.ndarray | None:
@@ -102,6 +96,5 @@ def sample_regions(
     """The shares of every layer's raw map; without landmarks on the mean face's regions."""
     regions = region_image(MEAN_FACE if landmarks is None else landmarks)
     return [
-        RegionShares(sample, layer, *region_shares(raw, regions), mean_face=landmarks is None)
-        for layer, raw in raw_maps.items()
+        RegionShares(sample, layer, region_shares(raw, regions), landmarks is None) for layer, raw in raw_maps.items()
     ]

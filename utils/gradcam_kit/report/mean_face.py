@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -34,31 +33,18 @@ _FRAME = np.array(
 )
 
 
-class _Triangles(NamedTuple):
-    """For every pixel of the mean face: the three points around it (P, 3) and its share of each (P, 3)."""
-
-    corners: np.ndarray
-    shares: np.ndarray
-
-
 def warp_to_mean_face(maps: np.ndarray, landmarks: np.ndarray, size: int) -> np.ndarray:
     """Maps of one image moved so that its landmarks come to lie on the mean face's.
 
     Piecewise affine over a Delaunay triangulation; around the face the affine map that fits the landmarks best.
-
-    Args:
-        maps: (L, H, W) float32.
-        landmarks: (81, 2), x and y as fractions of the image's width and height.
-        size: pixels a side of the result.
-
-    Returns:
-        (L, size, size) float32, NaN where the image does not reach.
+    `maps` (L, H, W) float32, `landmarks` (81, 2), x and y as fractions of the image's width and height → (L, size,
+    size) float32, NaN where the image does not reach.
     """
-    triangles = _triangles(size)
+    corners, shares = _triangles(size)
     design = np.column_stack([MEAN_FACE, np.ones(len(MEAN_FACE))])
     affine = np.linalg.lstsq(design, landmarks.astype(np.float64), rcond=None)[0]
     points = np.concatenate([landmarks, np.column_stack([_FRAME, np.ones(len(_FRAME))]) @ affine])
-    place = np.einsum("pk,pkd->pd", triangles.shares, points[triangles.corners]).reshape(size, size, 2)
+    place = np.einsum("pk,pkd->pd", shares, points[corners]).reshape(size, size, 2)
     height, width = maps.shape[1:]
     # Fraction f of the width lies at pixel f * width - 1/2, because pixel 0 covers the fractions 0 to 1 / width.
     x, y = (place[..., 0] * width - 0.5).astype(np.float32), (place[..., 1] * height - 0.5).astype(np.float32)
@@ -69,7 +55,8 @@ def warp_to_mean_face(maps: np.ndarray, landmarks: np.ndarray, size: int) -> np.
 
 
 @functools.lru_cache(maxsize=4)
-def _triangles(size: int) -> _Triangles:
+def _triangles(size: int) -> tuple[np.ndarray, np.ndarray]:
+    """For every pixel of the mean face: the three points around it (P, 3) and its share of each (P, 3)."""
     from scipy.spatial import Delaunay
 
     points = np.concatenate([MEAN_FACE, _FRAME])
@@ -79,4 +66,4 @@ def _triangles(size: int) -> _Triangles:
     triangle = mesh.find_simplex(pixels)
     to_shares = mesh.transform[triangle]  # (P, 3, 2): the inverse of the triangle's edges, then its last corner
     first_two = np.einsum("pij,pj->pi", to_shares[:, :2], pixels - to_shares[:, 2])
-    return _Triangles(mesh.simplices[triangle], np.column_stack([first_two, 1 - first_two.sum(axis=1)]))
+    return (mesh.simplices[triangle], np.column_stack([first_two, 1 - first_two.sum(axis=1)]))

@@ -19,10 +19,9 @@ VideoSum = tuple[np.ndarray, int]  # sum of the standardised maps of a video's f
 
 
 class Similarity(NamedTuple):
-    """Mean Pearson correlation of two samples' maps on the mean face; NaN where there is no such pair.
+    """Mean Pearson correlation of all pairs of samples' maps on the mean face; NaN where there is no pair.
 
-    Frames of one video are no pair, nor are those of videos of one name (a fake and the real it was made from, two
-    forgeries of one face). All other pairs count, none is drawn at random.
+    Frames of one video are no pair, nor are those of videos of one name: a fake and its real, two forgeries of a face.
     """
 
     within_real: float
@@ -45,13 +44,11 @@ class MeanMaps:
         """One sample: its raw maps by layer, none of them all zero, and its landmarks as fractions, or None."""
         if not raw_maps:
             return
-        full = np.stack(
-            [
-                _unit(cv2.resize(raw, (2 * MEAN_SIZE, 2 * MEAN_SIZE), interpolation=cv2.INTER_LINEAR))
-                for raw in raw_maps.values()
-            ]
-        )
-        warped = warp_to_mean_face(full, MEAN_FACE if landmarks is None else landmarks, MEAN_SIZE)
+        size = (2 * MEAN_SIZE, 2 * MEAN_SIZE)
+        full = [cv2.resize(raw, size, interpolation=cv2.INTER_LINEAR) for raw in raw_maps.values()]
+        # Min-max normalised, as the overlays are, so that every sample weighs the same.
+        unit = np.stack([(raw - raw.min()) / (raw.max() - raw.min()) for raw in full])
+        warped = warp_to_mean_face(unit, MEAN_FACE if landmarks is None else landmarks, MEAN_SIZE)
         for layer, one in zip(raw_maps, warped, strict=True):
             key = (sample.forgery, sample.outcome, layer)
             total, count, samples = self._sums.get(key, (np.zeros(one.shape), np.zeros(one.shape), 0))
@@ -91,10 +88,10 @@ class MeanMaps:
         """Mean map of all fakes less that of all reals (outcome aside); None where one of them has no map."""
         means = []
         for outcomes in (("TP", "FN"), ("TN", "FP")):
-            members = [value for key, value in self._sums.items() if key[2] == layer and key[1] in outcomes]
+            members = [value[:2] for key, value in self._sums.items() if key[2] == layer and key[1] in outcomes]
             if not members:
                 return None
-            means.append(_ratio(sum(one[0] for one in members), sum(one[1] for one in members)))  # type: ignore[arg-type]  # sums of arrays
+            means.append(_ratio(*(np.sum(arrays, axis=0) for arrays in zip(*members, strict=True))))
         return means[0] - means[1]
 
     def similarity(self, layer: str) -> Similarity:
@@ -114,11 +111,6 @@ def _pairs(one: Mapping[str, VideoSum], other: Mapping[str, VideoSum]) -> float:
     totals = [np.sum([total for total, _ in videos.values()], axis=0) for videos in (one, other)]
     inside = sum(float(one[video][0] @ other[video][0]) for video in both)
     return (float(totals[0] @ totals[1]) - inside) / pairs
-
-
-def _unit(raw: np.ndarray) -> np.ndarray:
-    """Min-max normalised, as the overlays are, so that every sample weighs the same."""
-    return (raw - raw.min()) / (raw.max() - raw.min())
 
 
 def _ratio(total: np.ndarray, count: np.ndarray) -> np.ndarray:

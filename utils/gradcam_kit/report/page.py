@@ -1,8 +1,6 @@
 """A run's folder → `index.html`, one page that opens from the file system, without network or server.
 
-    python -m utils.report RUN_DIR
-
-A run writes it at its end; the command writes it again, also for a run that stopped half-way.
+A run writes it at its end; `python -m utils.report RUN_DIR` writes it again, also for a run that stopped half-way.
 """
 
 from __future__ import annotations
@@ -11,9 +9,9 @@ import base64
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import yaml
@@ -21,7 +19,6 @@ import yaml
 from ..base.errors import InputError
 from ..base.files import keeps_list, settle_list, write_whole
 from ..base.text import one_line
-from ..data.gaps import ForgeryGaps
 from ..drawing.overlays import colour_table
 from ..store.manifest import FREE_CONFIG
 from ..store.read_run import DatasetOnDisk, RunOnDisk, read_run
@@ -41,8 +38,8 @@ if TYPE_CHECKING:
 PAGE = "index.html"
 SHOWN_SAMPLES = 5_000  # per dataset, on the page and in the aggregates
 TEMPLATE = Path(__file__).resolve().parent / "template"
-BINS = 20
-CURVE_POINTS = 200
+BINS, CURVE_POINTS = 20, 200
+OUTCOME_NAMES = {"TP": "true positive", "FN": "false negative", "TN": "true negative", "FP": "false positive"}
 COLORMAP = "inferno"  # perceptually even; the run's own is in its images
 STYLES = ("base.css", "gallery.css", "large.css", "analysis.css", "print.css")
 SCRIPTS = ("basics.js", "pictures.js", "cards.js", "large.js", "save.js", "state.js")
@@ -53,9 +50,7 @@ def write_report(folder: Path, samples_at_most: int = SHOWN_SAMPLES) -> Path:
 
     Of a dataset with more than `samples_at_most` explained samples every k-th is shown. Raises InputError.
     """
-    lacking = jinja2_problem()
-    if lacking:
-        raise InputError(f"the report: {lacking}: pip install 'jinja2>=3'")
+    require_jinja2("the report")
     run = read_run(folder, samples_at_most)
     page = folder / PAGE
     write_pixels(run)
@@ -75,17 +70,20 @@ def jinja2_problem() -> str:
     return f"jinja2 {version} is too old" if version.split(".")[0] in ("0", "1", "2") else ""
 
 
+def require_jinja2(what: str) -> None:
+    """Raises InputError where `what` cannot be written here."""
+    if lacking := jinja2_problem():
+        raise InputError(f"{what}: {lacking}: pip install 'jinja2>=3'")
+
+
 def template(name: str) -> Template:
     """One of ours, which escape everything from outside and refuse a name that is not given."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
-        loader=FileSystemLoader(str(TEMPLATE)),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+        loader=FileSystemLoader(str(TEMPLATE)), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
     return environment.get_template(name)
 
 
@@ -99,16 +97,17 @@ def render(run: RunOnDisk, patterns: Sequence[Patterns]) -> str:
     from markupsafe import Markup
 
     script = joined("js", SCRIPTS)
+    # Without what no output depends on: the page of a run is the same wherever it was written.
+    config = {key: value for key, value in run.manifest.config.items() if key not in FREE_CONFIG}
     return template("index.html.j2").render(
         style=Markup(joined("css", STYLES)),  # our own files, not escaped
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        run=run,
         name=", ".join(data.name for data in run.datasets),
         facts=facts(run),
         toy=is_toy(run),
         notes=notes(run),
-        config=config_text(run),
+        config=yaml.safe_dump(config, sort_keys=False, allow_unicode=True),
         datasets=[dataset_view(data) for data in run.datasets],
         choice=choice_view(run),
         checks=checks(run),
@@ -124,21 +123,6 @@ def render(run: RunOnDisk, patterns: Sequence[Patterns]) -> str:
     )
 
 
-def config_text(run: RunOnDisk) -> str:
-    """The config as YAML, without what no output depends on: the page of a run is the same wherever it was written."""
-    config = {key: value for key, value in run.manifest.config.items() if key not in FREE_CONFIG}
-    return yaml.safe_dump(_plain(config), sort_keys=False, allow_unicode=True)
-
-
-def _plain(values: Any) -> Any:
-    """What YAML's safe writer takes."""
-    if isinstance(values, dict):
-        return {str(key): _plain(value) for key, value in values.items()}
-    if isinstance(values, (list, tuple)):
-        return [_plain(value) for value in values]
-    return values if isinstance(values, (str, int, float, bool, type(None))) else str(values)
-
-
 def notes(run: RunOnDisk) -> list[str]:
     """What a reader should know first."""
     lines = []
@@ -149,36 +133,37 @@ def notes(run: RunOnDisk) -> list[str]:
     if run.manifest.weights is None:
         lines.append("Random weights: this detector was never trained, its scores and maps mean nothing.")
     for data in run.datasets:
-        if data.metrics and data.metrics.get("warning"):
-            lines.append(f"{data.name}: {data.metrics['warning']}.")
-        if not data.complete:
-            lines.append(f"{data.name}: {len(data.label)} of {data.frames} frames were evaluated.")
-        if data.explained > len(data.samples):
-            step = math.ceil(data.explained / max(1, len(data.samples)))
-            lines.append(
-                f"{data.name}: of {data.explained} explained samples every {step}th is shown; regions and mean maps are"
-                " of these."
-            )
-        lost = sum(bool(sample.lost) for sample in data.samples)
-        written = run.manifest.heatmaps[data.name].heatmaps if run.manifest.heatmaps else data.explained
-        if lost or written > data.explained:
-            lines.append(f"{data.name}: of {lost + max(0, written - data.explained)} samples files were deleted.")
-        replaced = [file for file in (sample.replaced_file() for sample in data.samples) if file]
-        if replaced:
-            lines.append(
-                f"{data.name}: {len(replaced)} images or landmark files are not those that the run had, first"
-                f" {replaced[0]}; regions and mean maps are of those that are there now."
-            )
-        if data.unreadable:
-            lines.append(
-                f"{data.name}: {data.unreadable} frames could not be read; {data.name}/unreadable.csv says why."
-            )
-        lines += [f"{data.name}: {gaps.line()}." for gaps in data.gaps if gaps.absent_frames]
+        heatmaps = run.manifest.heatmaps
+        written = heatmaps[data.name].heatmaps if heatmaps else data.explained
+        lines += [f"{data.name}: {note}." for note in _dataset_notes(data, written)]
     return lines
 
 
+def _dataset_notes(data: DatasetOnDisk, written: int) -> Iterator[str]:
+    """`written`: how many samples the run explained."""
+    if data.metrics and data.metrics.get("warning"):
+        yield data.metrics["warning"]
+    if not data.complete:
+        yield f"{len(data.label)} of {data.frames} frames were evaluated"
+    if data.explained > len(data.samples):
+        step = math.ceil(data.explained / max(1, len(data.samples)))
+        yield f"of {data.explained} explained samples every {step}th is shown; regions and mean maps are of these"
+    lost = sum(bool(sample.lost) for sample in data.samples)
+    if lost or written > data.explained:
+        yield f"of {lost + max(0, written - data.explained)} samples files were deleted"
+    replaced = [file for file in (sample.replaced_file() for sample in data.samples) if file]
+    if replaced:
+        yield (
+            f"{len(replaced)} images or landmark files are not those that the run had, first {replaced[0]}; regions"
+            " and mean maps are of those that are there now"
+        )
+    if data.unreadable:
+        yield f"{data.unreadable} frames could not be read; {data.name}/unreadable.csv says why"
+    yield from (gaps.line() for gaps in data.gaps if gaps.absent_frames)
+
+
 def checks(run: RunOnDisk) -> list[tuple[str, dict[str, int]]]:
-    """Dataset → how many of its maps bear which word of the check; datasets without a check are left out."""
+    """(dataset, how many of its maps have which verdict); datasets without a check are left out."""
     heatmaps = run.manifest.heatmaps or {}
     return [(name, counts.checks) for name, counts in heatmaps.items() if counts.checks]
 
@@ -186,44 +171,23 @@ def checks(run: RunOnDisk) -> list[tuple[str, dict[str, int]]]:
 # --------------------------------------------------------------------------------------------------------- metrics
 
 
-class VideoHistogram(NamedTuple):
-    """How many videos have how many frames, from the fewest to the most; bars as in `DatasetView`."""
-
-    bars: list[tuple[float, float, float, str]]
-    least: int
-    most: int
-    text: str
-
-
-class DatasetView(NamedTuple):
-    """One dataset in the header. Curves are points of an SVG of 100 × 100; bars are (x, width, height, title)."""
-
-    name: str
-    metrics: list[tuple[str, str]]
-    roc: str
-    roc_label: str
-    bars: dict[str, list[tuple[float, float, float, str]]]
-    frames: int
-    videos: VideoHistogram | None
-    gaps: list[ForgeryGaps]
-
-
-def dataset_view(data: DatasetOnDisk) -> DatasetView:
-    """Metrics as text, ROC curve and score histogram as coordinates."""
+def dataset_view(data: DatasetOnDisk) -> dict[str, Any]:
+    """Metrics as text; curves as points of an SVG of 100 × 100, bars as (x, width, height, title)."""
     keys = (("acc", "ACC"), ("auc", "AUC"), ("eer", "EER"), ("ap", "AP"), ("video_auc", "video AUC"))
     metrics = data.metrics or {}
     texts = [(title, "–" if metrics.get(key) is None else f"{metrics[key]:.4f}") for key, title in keys]
     texts += [(title, str(metrics.get(key, "–"))) for key, title in (("frames", "frames"), ("videos", "videos"))]
-    return DatasetView(
-        data.name,
-        [*texts, ("unreadable", str(data.unreadable))],
-        roc_points(data.label, data.prob_fake),
-        f"ROC curve of {data.name}" + (f", AUC {metrics['auc']:.4f}" if metrics.get("auc") is not None else ""),
-        histogram_bars(data.label, data.prob_fake),
-        len(data.label),
-        video_histogram(data.video_frames),
-        data.gaps,
-    )
+    return {
+        "name": data.name,
+        "metrics": [*texts, ("unreadable", str(data.unreadable))],
+        "roc": roc_points(data.label, data.prob_fake),
+        "roc_label": f"ROC curve of {data.name}"
+        + (f", AUC {metrics['auc']:.4f}" if metrics.get("auc") is not None else ""),
+        "bars": histogram_bars(data.label, data.prob_fake),
+        "frames": len(data.label),
+        "videos": video_histogram(data.video_frames),
+        "gaps": data.gaps,
+    }
 
 
 def roc_points(label: np.ndarray, prob_fake: np.ndarray) -> str:
@@ -257,8 +221,8 @@ def histogram_bars(label: np.ndarray, prob_fake: np.ndarray) -> dict[str, list[t
     }  # fmt: skip
 
 
-def video_histogram(counts: Sequence[int]) -> VideoHistogram | None:
-    """How many frames the videos have; None without a video."""
+def video_histogram(counts: Sequence[int]) -> dict[str, Any] | None:
+    """How many videos have how many frames, from the `least` to the `most`; None without a video."""
     if not counts:
         return None
     least, most = min(counts), max(counts)
@@ -269,12 +233,11 @@ def video_histogram(counts: Sequence[int]) -> VideoHistogram | None:
     for i, number in sorted(numbers.items()):
         low, high = least + i * step, min(most, least + (i + 1) * step - 1)
         span = f"{low}" if low == high else f"{low} to {high}"
-        bars.append(
-            (100 * i / bins + 0.2, 100 / bins - 0.4, 100 * number / highest, f"{number} videos of {span} frames")
-        )
+        title = f"{number} videos of {span} frames"
+        bars.append((100 * i / bins + 0.2, 100 / bins - 0.4, 100 * number / highest, title))
     usual, often = Counter(counts).most_common(1)[0]
     text = f"{len(counts):,} videos; {often:,} of them have {usual} frames, the fewest {least}, the most {most}"
-    return VideoHistogram(bars, least, most, text)
+    return {"bars": bars, "least": least, "most": most, "text": text}
 
 
 def pattern_view(patterns: Patterns, run: RunOnDisk) -> dict[str, Any]:
@@ -285,7 +248,8 @@ def pattern_view(patterns: Patterns, run: RunOnDisk) -> dict[str, Any]:
         "dataset": patterns.dataset,
         "layer": layer,
         "headlines": [
-            f"{one.headline()}, {_members(one.outcome, one.samples)}" for one in headlines(patterns.regions, layer)
+            f"{one.headline()}, {one.samples} {OUTCOME_NAMES[one.outcome]}{'s' * (one.samples != 1)}"
+            for one in headlines(patterns.regions, layer)
         ],
         "mean_faces": patterns.mean_faces,
         "samples": patterns.samples,
@@ -296,12 +260,6 @@ def pattern_view(patterns: Patterns, run: RunOnDisk) -> dict[str, Any]:
         "regions": region_tables(patterns.regions),
         "mean_maps": mean_maps_view(patterns.means),
     }
-
-
-def _members(outcome: str, count: int) -> str:
-    kinds = {"TP": "true positive", "FN": "false negative", "TN": "true negative", "FP": "false positive"}
-    plural = {"TP": "true positives", "FN": "false negatives", "TN": "true negatives", "FP": "false positives"}
-    return f"{count} {(kinds if count == 1 else plural)[outcome]}"
 
 
 def colours() -> dict[str, str]:

@@ -1,7 +1,4 @@
-"""Samples of a run → one figure for a paper: images × (original, forged region, layers), text as text.
-
-python -m utils.report figure RUN --samples 3 17 42 -o figure.pdf
-"""
+"""Samples of a run → one figure for a paper: images × (original, forged region, layers), text as text."""
 
 from __future__ import annotations
 
@@ -28,7 +25,6 @@ if TYPE_CHECKING:
 
 COLORMAP = "inferno"  # perceptually even, and readable in grey and to colour-blind readers
 OPACITY = 0.75  # where a map is at its peak; it fades with the heat, so that the face stays visible
-DPI = 300  # of the images in it
 BAR, GAP = 0.08, 0.06  # inches: the colour bar and what is left before it
 LINE, BAR_TEXT = 1.35, 2.4  # a line of text, and the text beside the colour bar, in units of its size
 STYLE: Any = {"pdf.fonttype": 42, "svg.fonttype": "none", "axes.linewidth": 0.4}
@@ -43,10 +39,10 @@ class Column(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """One image of the figure. `heat` (H, W) in [0, 1], None for an image without a map over it."""
+    """One image of the figure."""
 
     image: np.ndarray  # (H, W, 3) uint8 RGB
-    heat: np.ndarray | None = None
+    heat: np.ndarray | None = None  # (H, W) in [0, 1], the map over it
     outline: np.ndarray | None = None  # (H, W), 1 where forged
     note: str = ""
 
@@ -58,26 +54,23 @@ def cells(samples: Sequence[Sample], columns: Sequence[Column]) -> list[Cell]:
     """
     sample = samples[0]
     image = original(sample)
-    size = image.shape[0]
-    row = [Cell(image)]
     try:
-        mask = read_mask(sample.path, size)
+        mask = read_mask(sample.path, image.shape[0])
     except UnreadableImage as error:
         raise InputError(f"sample {sample.index}: its mask cannot be read: {error}") from error
-    row.append(Cell(image, outline=mask) if mask is not None else Cell(image, note="no mask"))
-    for column in columns:
-        shown = samples[column.run]
-        layer = next(layer for layer in shown.layers if layer.name == column.layer)
-        if layer.empty:
-            row.append(Cell(image, note="empty map"))
-            continue
-        try:
-            raw = shown.raw_map(layer)
-        except UnreadableImage as error:
-            raise InputError(f"sample {shown.index}: {error}") from error
-        heat = cv2.resize(raw, (size, size), interpolation=cv2.INTER_LINEAR)
-        row.append(Cell(image, np.clip((heat - heat.min()) / (heat.max() - heat.min()), 0, 1)))
-    return row
+    truth = Cell(image, outline=mask) if mask is not None else Cell(image, note="no mask")
+    return [Cell(image), truth, *(_map_cell(image, samples[column.run], column.layer) for column in columns)]
+
+
+def _map_cell(image: np.ndarray, sample: Sample, name: str) -> Cell:
+    layer = next(layer for layer in sample.layers if layer.name == name)
+    if layer.empty:
+        return Cell(image, note="empty map")
+    try:
+        heat = cv2.resize(sample.raw_map(layer), (image.shape[0],) * 2, interpolation=cv2.INTER_LINEAR)
+    except UnreadableImage as error:
+        raise InputError(f"sample {sample.index}: {error}") from error
+    return Cell(image, np.clip((heat - heat.min()) / (heat.max() - heat.min()), 0, 1))
 
 
 def original(sample: Sample) -> np.ndarray:
@@ -117,8 +110,8 @@ def paper_figure(
                 axes.set_title(titles[c], fontsize=font_size, pad=2)
             if c == 0:
                 truth = "" if sample.correct is None else f"{('real', 'fake')[sample.label]}, "
-                axes.text(0, -0.03, f"{truth}fake {sample.prob_fake:.2f}", fontsize=font_size, va="top",
-                          transform=axes.transAxes)  # fmt: skip
+                caption = f"{truth}fake {sample.prob_fake:.2f}"
+                axes.text(0, -0.03, caption, fontsize=font_size, va="top", transform=axes.transAxes)
     left = (len(titles) * side + GAP) / width
     bar = figure.add_axes((left, (height - line - side) / height, BAR / width, 0.98 * side / height))
     scale = figure.colorbar(ScalarMappable(Normalize(0, 1), COLORMAP), cax=bar, ticks=[0, 1])
@@ -139,16 +132,6 @@ def _draw(axes: Axes, cell: Cell, font_size: float) -> None:
     axes.set_yticks([])
 
 
-def _short(layer: str) -> str:
-    """`encoder.layers.23` → `block 23`: what a reader of the paper can use."""
-    if layer.lstrip("-").isdigit():
-        return f"block {layer}"
-    head, _, number = layer.rpartition(".")
-    return (
-        f"block {number}" if number.isdigit() and head.endswith(("layers", "layer", "blocks", "resblocks")) else layer
-    )
-
-
 def write_figure(
     run_dirs: Sequence[Path],
     output: Path,
@@ -164,65 +147,47 @@ def write_figure(
     `dataset` is needed where the run has several; `layers` and `methods` None: all that the runs have. `width` in
     inches, `font_size` in points.
     """
-    if output.suffix not in FIGURE_FORMATS or not output.absolute().parent.is_dir():
-        raise InputError(
-            f"--output {str(output)!r}: give a file ({', '.join(FIGURE_FORMATS)}) in a folder that is there"
-        )
+    check_output(output, FIGURE_FORMATS)
     if not (math.isfinite(width) and 1 <= width <= 40):
         raise InputError(f"--width is {width}; allowed: 1 to 40 inches")
     runs = [read_run(folder) for folder in run_dirs]
     columns = _columns(runs, layers, methods)
-    data = [_dataset(run, dataset) for run in runs]
-    chosen = _samples(data, samples, columns)
-    figure = paper_figure(chosen, columns, width, font_size)
+    data = []
+    for run in runs:
+        by_name = {one.name: one for one in run.datasets}
+        data.append(by_name[dataset_name(dataset, list(by_name), f"{run.folder}", "the run has")])
+    figure = paper_figure(_samples(data, samples, columns), columns, width, font_size)
     from matplotlib import rc_context
 
     with rc_context(STYLE), whole_file(output) as file:
-        figure.savefig(file, format=output.suffix[1:], dpi=DPI)
+        figure.savefig(file, format=output.suffix[1:], dpi=300)
     print(printable(f"{output}: {len(samples)} samples, {width} inches wide"))
 
 
 def _columns(runs: Sequence[RunOnDisk], layers: Sequence[str] | None, methods: Sequence[str] | None) -> list[Column]:
     """The maps to show, in the order of `methods` and then of `layers`, where these are given."""
     of_run = [method_of(run) for run in runs]
-    for method in methods or ():
-        if method not in of_run:
-            raise InputError(
-                f"--methods: {method!r} is in none of the runs; {did_you_mean(method, of_run)}they have"
-                f" {', '.join(dict.fromkeys(of_run))}: give one run for each method"
-            )
-    order = (
-        [i for method in methods for i, name in enumerate(of_run) if name == method] if methods else range(len(runs))
-    )
+    message = "--methods: {} is in none of the runs; {}they have {}: give one run for each method"
+    check_known(methods, list(dict.fromkeys(of_run)), message)
     columns = []
-    for i in order:
-        for layer in _layers(runs[i], layers):
-            columns.append(Column(i, layer, f"{of_run[i]}, {_short(layer)}" if len(runs) > 1 else _short(layer)))
+    named = [i for method in methods or () for i, name in enumerate(of_run) if name == method]
+    for i in named if methods else range(len(runs)):
+        check_known(layers, runs[i].layers, "--layers: {} is not in the run; {}it has {}")
+        method = f"{of_run[i]}, " if len(runs) > 1 else ""
+        columns += [Column(i, layer, method + _short(layer)) for layer in layers or runs[i].layers]
     return columns
+
+
+def _short(layer: str) -> str:
+    """`encoder.layers.23` → `block 23`: what a reader of the paper can use."""
+    head, _, number = layer.rpartition(".")
+    is_block = number.lstrip("-").isdigit() and (not head or head.endswith(("layers", "layer", "blocks")))
+    return f"block {number}" if is_block else layer
 
 
 def method_of(run: RunOnDisk) -> str:
     """The method by which a run's maps were made, "" where it has none."""
     return next((sample.method for data in run.datasets for sample in data.samples if sample.method), "")
-
-
-def _dataset(run: RunOnDisk, name: str | None) -> DatasetOnDisk:
-    names = [data.name for data in run.datasets]
-    if name is None and len(names) > 1:
-        raise InputError(f"{run.folder} has several datasets: give --dataset with one of {', '.join(names)}")
-    if name is not None and name not in names:
-        raise InputError(f"--dataset is {name!r}; {did_you_mean(name, names)}the run has {', '.join(names)}")
-    return run.datasets[names.index(name) if name else 0]
-
-
-def _layers(run: RunOnDisk, asked: Sequence[str] | None) -> list[str]:
-    for layer in asked or ():
-        if layer not in run.layers:
-            raise InputError(
-                f"--layers: {layer!r} is not in the run; {did_you_mean(layer, run.layers)}"
-                f"it has {', '.join(run.layers)}"
-            )
-    return list(asked or run.layers)
 
 
 def _samples(data: Sequence[DatasetOnDisk], numbers: Sequence[int], columns: Sequence[Column]) -> list[list[Sample]]:
@@ -232,11 +197,8 @@ def _samples(data: Sequence[DatasetOnDisk], numbers: Sequence[int], columns: Seq
     chosen = []
     for number in numbers:
         if number not in known:
-            some = ", ".join(map(str, list(known)[:10]))
-            more = ", ..." if len(known) > 10 else ""
-            raise InputError(
-                f"sample {number} was not explained in {data[0].name!r}; there are {some or 'none'}{more} (sample<i>/)"
-            )
+            some = ", ".join([*map(str, list(known)[:10]), *["..."][: len(known) > 10]]) or "none"
+            raise InputError(f"sample {number} was not explained in {data[0].name!r}; there are {some} (sample<i>/)")
         path = known[number].path
         missing = [str(one.folder) for one, samples in zip(data, by_path, strict=True) if path not in samples]
         if missing:
@@ -248,3 +210,29 @@ def _samples(data: Sequence[DatasetOnDisk], numbers: Sequence[int], columns: Seq
                 raise InputError(f"sample {sample.index} has no map of {column.layer}: {sample.lost}")
         chosen.append(of_runs)
     return chosen
+
+
+# ------------------------------------------------------------------------------------ what was asked for by name
+
+
+def check_output(output: Path, suffixes: Sequence[str]) -> None:
+    """Raises InputError where no such file can be written."""
+    if output.suffix not in suffixes or not output.absolute().parent.is_dir():
+        raise InputError(f"--output {str(output)!r}: give a file ({', '.join(suffixes)}) in a folder that is there")
+
+
+def check_known(asked: Sequence[str] | None, known: Sequence[str], message: str) -> None:
+    """Raises InputError for a name that is not `known`; `message` has places for it, for a guess and for all names."""
+    for name in asked or ():
+        if name not in known:
+            raise InputError(message.format(repr(name), did_you_mean(name, known), ", ".join(known)))
+
+
+def dataset_name(asked: str | None, names: Sequence[str], where: str, have: str) -> str:
+    """`asked`, or the only one of `names`. Raises InputError."""
+    if asked is not None:
+        check_known([asked], names, "--dataset is {}; {}" + have + " {}")
+        return asked
+    if len(names) > 1:
+        raise InputError(f"{where} has several datasets: give --dataset with one of {', '.join(names)}")
+    return names[0] if names else ""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -14,10 +15,9 @@ from ..judge.bootstrap import Interval, VideoBootstrap
 from ..store.read_run import OUTCOMES
 from .face_regions import REGIONS, RegionShares
 
-SEED, RESAMPLES = 0, 1000
 
-
-class GroupRegions(NamedTuple):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupRegions:
     """Mean preferences of the samples of one dataset, forgery, outcome and layer, in the order of REGIONS."""
 
     dataset: str
@@ -51,16 +51,19 @@ def group_regions(shares: Sequence[RegionShares], layers: Sequence[str]) -> list
     for one in shares:
         groups.setdefault((one.sample.dataset, one.sample.forgery, one.sample.outcome, one.layer), []).append(one)
     forgeries = list(dict.fromkeys(key[:2] for key in groups))
-    order = sorted(
-        groups, key=lambda key: (forgeries.index(key[:2]), OUTCOMES.index(key[2]), list(layers).index(key[3]))
-    )
-    return [_group(key, groups[key]) for key in order]
-
-
-def _group(key: tuple[str, str, str, str], members: Sequence[RegionShares]) -> GroupRegions:
-    videos = [one.sample.video for one in members]
-    preference = VideoBootstrap(videos, SEED, RESAMPLES).intervals(np.stack([one.preference for one in members]))
-    return GroupRegions(*key, len(members), len(set(videos)), sum(one.mean_face for one in members), preference)
+    found = []
+    for dataset, forgery in forgeries:
+        for outcome, layer in itertools.product(OUTCOMES, layers):
+            members = groups.get((dataset, forgery, outcome, layer))
+            if members:
+                videos = [one.sample.video for one in members]
+                bootstrap = VideoBootstrap(videos, seed=0, resamples=1000)
+                found.append(GroupRegions(
+                    dataset=dataset, forgery=forgery, outcome=outcome, layer=layer,
+                    samples=len(members), videos=len(set(videos)), mean_faces=sum(one.mean_face for one in members),
+                    preference=bootstrap.intervals(np.stack([one.preference for one in members])),
+                ))  # fmt: skip
+    return found
 
 
 def headlines(groups: Sequence[GroupRegions], layer: str) -> list[GroupRegions]:
@@ -81,7 +84,7 @@ def write_sample_table(path: Path, shares: Sequence[RegionShares]) -> None:
     """One row per sample and layer, one column of preference per region."""
     rows = [
         [one.sample.index, one.sample.forgery, one.sample.video, one.sample.outcome, one.layer,
-         "mean face" if one.mean_face else "landmarks", *map(_number, one.preference)]
+         "mean face" if one.mean_face else "landmarks", *map(table_number, one.preference)]
         for one in shares
     ]  # fmt: skip
     write_table(path, ("index", "forgery", "video", "outcome", "layer", "layout", *REGIONS), rows)
@@ -94,12 +97,13 @@ def write_group_table(path: Path, groups: Sequence[GroupRegions]) -> None:
     )  # fmt: skip
     rows = [
         [group.dataset, group.forgery, group.outcome, group.layer, region,
-         *map(_number, interval[:3]), group.samples, group.videos, group.layout]
+         *map(table_number, interval[:3]), group.samples, group.videos, group.layout]
         for group in groups
         for region, interval in zip(REGIONS, group.preference, strict=True)
     ]  # fmt: skip
     write_table(path, columns, rows)
 
 
-def _number(value: float) -> str:
+def table_number(value: float) -> str:
+    """Of a CSV table: four decimals, nothing where there is none."""
     return f"{value:.4f}" if math.isfinite(value) else ""

@@ -27,7 +27,7 @@ from ..base.files import (
     write_listing,
 )
 from ..base.text import printable
-from ..drawing.overlays import LayerImage, Pasted, comparison, encode, panels
+from ..drawing.overlays import LayerImage, PastedCrop, comparison, encode, panels
 from ..explain.explanation import UNTRAINED
 from ..judge.check import MapCheck
 from .grey_maps import GREY_MAPS, raw_arrays, write_grey_maps
@@ -120,7 +120,7 @@ class Drawn(NamedTuple):
     sample: Sample
     image: np.ndarray  # (H, W, 3) uint8 RGB, as the detector saw it
     layers: Sequence[LayerImage]
-    pasted: Pasted | None = None  # the photograph that it is a crop of
+    pasted: PastedCrop | None = None  # the photograph that it is a crop of
 
 
 def write_sample(

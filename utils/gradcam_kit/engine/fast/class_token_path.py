@@ -159,11 +159,7 @@ def class_token_path(tower: Tower, read: Iterable[tuple[nn.Module, bool]], const
     or whose attention is not known or turns its tokens, and where the last block is read further in than its first
     norm.
     """
-    if (
-        not tower.blocks
-        or tower.reads_more_tokens
-        or not tower.once("prefix", lambda: tower.family.prefix(tower.module))
-    ):
+    if not tower.blocks or tower.reads_more_tokens or not tower.prefix:
         return None
     last = tower.blocks[-1]
     block, norm, attention, axis = (

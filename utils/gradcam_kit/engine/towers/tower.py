@@ -41,6 +41,11 @@ class Tower:
         return next(found, "").replace("._orig_mod", "")
 
     @cached_property
+    def prefix(self) -> int | None:
+        """How many tokens precede the patches, see `TowerFamily.prefix`."""
+        return self.family.prefix(self.module)
+
+    @cached_property
     def named(self) -> dict[str, nn.Module]:
         """Every module of the tower, by its name in it; "" is the tower."""
         return dict(self.module.named_modules(remove_duplicate=False))
@@ -78,7 +83,7 @@ class Tower:
 
     def grid_of(self, rows: int, columns: int, height: int, width: int) -> Grid:
         """The same of patches that a detector itself knows the number of."""
-        grid = Grid(rows, columns, self.family.prefix(self.module), self.family.suffix(self.module))
+        grid = Grid(rows, columns, self.prefix, self.family.suffix(self.module))
         patch = self.family.patch_size(self.module)
         of_family = patch is not None and (rows, columns) == (height // patch[0], width // patch[1])
         return grid.covering(patch, (height, width)) if of_family else grid

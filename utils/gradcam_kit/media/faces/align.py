@@ -30,15 +30,11 @@ class Face(NamedTuple):
 
 
 class View(NamedTuple):
-    """What the detector sees of a photograph.
+    """What the detector sees of a photograph."""
 
-    `image`: (size, size, 3) uint8 RGB. `matrix`: (2, 3), pixels of the photograph → pixels of `image`; None where all
-    of the photograph was resized. `face`: the one that was cropped.
-    """
-
-    image: np.ndarray
-    matrix: np.ndarray | None = None
-    face: Face | None = None
+    image: np.ndarray  # (size, size, 3) uint8 RGB
+    matrix: np.ndarray | None = None  # (2, 3), pixels of the photograph → of `image`; None: all of it was resized
+    face: Face | None = None  # that was cropped
 
 
 def similarity(source: np.ndarray, target: np.ndarray) -> np.ndarray:
@@ -46,7 +42,7 @@ def similarity(source: np.ndarray, target: np.ndarray) -> np.ndarray:
 
     Least squares in closed form: with points as complex numbers, w = a z + b (Umeyama 1991, without reflection).
     """
-    z, w = source @ np.array([1, 1j]), target @ np.array([1, 1j])
+    z, w = (points @ np.array([1, 1j]) for points in (source, target))
     a = np.vdot(z - z.mean(), w - w.mean()) / np.vdot(z - z.mean(), z - z.mean()).real
     b = w.mean() - a * z.mean()
     return np.array([[a.real, -a.imag, b.real], [a.imag, a.real, b.imag]])

@@ -30,10 +30,10 @@ def is_installed() -> bool:
 
 
 def face_finder(landmark_model: Path | None = None) -> FaceFinder:
-    """A function photograph → the faces in it, the largest first; none is an empty list.
+    """A function photograph → the faces in it. It raises UnreadableImage for an image that is too large for dlib.
 
     `landmark_model`: a model of 81 or 68 points; None: that of the package face_recognition_models. Raises InputError
-    where dlib or the model is missing. The function raises UnreadableImage for what is too large for dlib.
+    where dlib or the model is missing.
     """
     try:
         import dlib

@@ -25,10 +25,7 @@ class Photographs:
     find: FaceFinder | None = None
 
     def views(self, photo: np.ndarray) -> tuple[list[View], str]:
-        """Photograph (H, W, 3) uint8 RGB → its crops, and what the user has to know of them ("" for nothing).
-
-        Raises NoFaceError where a face has to be found and is not.
-        """
+        """Photograph (H, W, 3) uint8 RGB → its crops, and a remark for the user or "". Raises NoFaceError."""
         return self.views_of(photo, self.faces(photo))
 
     def faces(self, photo: np.ndarray) -> Sequence[Face]:
@@ -41,10 +38,10 @@ class Photographs:
             raise NoFaceError("dlib finds no face in it")
         if self.mode in ("auto", "off") and (not faces or self.is_crop(photo, faces)):
             return [whole(photo, self.size)], self.said_of_whole(photo)
-        wanted = faces if self.mode == "all" else faces[:1]
-        several = len(faces) > 1 and self.mode == "auto"
-        said = f"{len(faces)} faces found, the largest is explained; --face_crop all explains each" if several else ""
-        return [aligned(photo, face, self.size) for face in wanted], said
+        wanted, remark = (faces if self.mode == "all" else faces[:1]), ""
+        if len(faces) > 1 and self.mode == "auto":
+            remark = f"{len(faces)} faces found, the largest is explained; --face_crop all explains each"
+        return [aligned(photo, face, self.size) for face in wanted], remark
 
     def is_crop(self, photo: np.ndarray, faces: Sequence[Face]) -> bool:
         """Whether a photograph is a face crop already, by its shape and the size of its largest face."""

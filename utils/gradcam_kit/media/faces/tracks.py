@@ -60,17 +60,14 @@ class FaceTracks:
         numbers = []
         for i, box in enumerate(boxes):
             number = known[matched[i]] if i in matched else self._next
+            speed = np.zeros(4)
+            if i in matched:
+                before = self.paths[number]
+                speed = (1 - STEADY) * before.speed + STEADY * (box - before.box) / (self.frame - before.frame)
             self._next += i not in matched
-            self.paths[number] = self._moved(number, box)
+            self.paths[number] = FacePath(box, self.frame, speed)
             numbers.append(number)
         return numbers
-
-    def _moved(self, number: int, box: Box) -> FacePath:
-        before = self.paths.get(number)
-        if before is None:
-            return FacePath(box, self.frame, np.zeros(4))
-        step = (box - before.box) / (self.frame - before.frame)
-        return FacePath(box, self.frame, STEADY * step + (1 - STEADY) * before.speed)
 
 
 def is_cut(before: np.ndarray, after: np.ndarray) -> bool:

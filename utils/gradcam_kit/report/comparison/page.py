@@ -6,7 +6,7 @@ import csv
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import cv2
 import numpy as np
@@ -17,9 +17,8 @@ from ...base.files import new_folder, replace_folder, write_table
 from ...data.images import UnreadableImage, decode_image, read_file
 from ...drawing.overlays import encode
 from ...store.read_run import RunOnDisk, read_run
-from ...store.sample import Sample
 from ..aggregates import REGIONS_FILE
-from ..page import jinja2_problem, joined, template
+from ..page import joined, require_jinja2, template
 from ..page_parts.facts import facts
 from ..paper_figure import original
 from .pairs import (
@@ -27,6 +26,7 @@ from .pairs import (
     PairedFrames,
     PairedSample,
     agreement,
+    by_forgery,
     metric_differences,
     paired_frames,
     paired_layers,
@@ -40,24 +40,9 @@ READ = 5_000  # samples per dataset of each run
 COLUMNS = ("path", "dataset", "forgery", "video", "label", "prob_fake_a", "prob_fake_b", "decisions_differ")
 
 
-RegionRow = tuple[str, str, str, str, str, str]
-
-
-class ShownSample(NamedTuple):
-    """A card: what the two runs say of one frame, and its images' addresses from the page on."""
-
-    title: str
-    verdicts: tuple[str, str]
-    differs: bool
-    original: str
-    layers: list[tuple[str, str, str]]  # name and correlation, overlay of A, of B
-
-
 def write_comparison(run_a: Path, run_b: Path, output: Path, samples_at_most: int) -> None:
     """Write the folder, which must not be there; it appears whole. Raises InputError."""
-    lacking = jinja2_problem()
-    if lacking:
-        raise InputError(f"the comparison: {lacking}: pip install 'jinja2>=3'")
+    require_jinja2("the comparison")
     if output.exists():
         raise InputError(f"--output {output}: is there already: give the name of a folder that is not")
     a, b = read_run(run_a, READ), read_run(run_b, READ)
@@ -78,20 +63,10 @@ def write_comparison(run_a: Path, run_b: Path, output: Path, samples_at_most: in
 
 
 def _rows(frames: PairedFrames) -> list[tuple[object, ...]]:
-    columns = zip(
-        frames.path,
-        frames.forgery,
-        frames.video,
-        frames.label,
-        frames.prob_a,
-        frames.prob_b,
-        frames.differ,
-        strict=True,
-    )
-    return [
-        (path, frames.name, forgery, video, int(label), f"{one:.9g}", f"{other:.9g}", bool(differ))
-        for path, forgery, (_, video), label, one, other, differ in columns
-    ]
+    videos, labels, differ = [name for _, name in frames.video], frames.label.tolist(), frames.differ.tolist()
+    scores = ([f"{score:.9g}" for score in column] for column in (frames.prob_a, frames.prob_b))
+    names = [frames.name] * len(frames.path)
+    return list(zip(frames.path, names, frames.forgery, videos, labels, *scores, differ, strict=True))
 
 
 def _rendered(a: RunOnDisk, b: RunOnDisk, views: Sequence[dict[str, Any]]) -> str:
@@ -113,7 +88,7 @@ def _dataset(a: RunOnDisk, b: RunOnDisk, frames: PairedFrames, folder: Path, mos
     of_a, of_b = (next(data for data in run.datasets if data.name == frames.name) for run in (a, b))
     layers = paired_layers(a.layers, b.layers)
     samples = paired_samples(of_a, of_b, layers)
-    shown = [card for pair in samples[:most] if (card := _card(pair, layers, folder)) is not None]
+    cards = [_card(pair, layers, folder) for pair in samples[:most]]
     return {
         "name": frames.name,
         "frames": len(frames.path),
@@ -121,45 +96,40 @@ def _dataset(a: RunOnDisk, b: RunOnDisk, frames: PairedFrames, folder: Path, mos
         "metrics": [_metric_row(one) for one in metric_differences(frames)],
         "decisions": _decisions(frames),
         "layers": [_pair_name(pair) for pair in layers],
-        "agreement": [(name, [_number(value) for value in values], count) for name, values, count in
-                      agreement(samples, layers)],
+        "agreement": [(name, [*map(_number, means)], count) for name, means, count in agreement(samples, layers)],
         "regions": _regions(a, b, frames.name, layers),
-        "samples": shown,
+        "samples": [card for card in cards if card],
         "explained": len(samples),
-    }  # fmt: skip
+    }
 
 
 def _metric_row(one: MetricDifference) -> tuple[str, str, str, str, str]:
     """Name, A, B, B − A, and its interval, with whether that excludes 0."""
+    interval = f"{one.low:+.4f} to {one.high:+.4f}" + ("" if one.low <= 0 <= one.high else ", excludes 0")
     if math.isnan(one.low):
         interval = "too few videos"
-    else:
-        interval = f"{one.low:+.4f} to {one.high:+.4f}" + ("" if one.low <= 0 <= one.high else ", excludes 0")
-    return one.name, _number(one.a, 4), _number(one.b, 4), _number(one.b - one.a, 4, sign=True), interval
+    return one.name, _number(one.a, ".4f"), _number(one.b, ".4f"), _number(one.b - one.a, "+.4f"), interval
 
 
 def _decisions(frames: PairedFrames) -> list[tuple[str, int, int, int]]:
     """Forgery, frames, those that only A decides rightly, those that only B does; all of them last."""
     right_a = (frames.prob_a > THRESHOLD) == (frames.label == 1)
-    forgeries = np.array(frames.forgery)
-    groups = [(name, forgeries == name) for name in dict.fromkeys(frames.forgery)]
-    rows = []
-    for name, members in [*groups, ("all", np.ones(len(forgeries), dtype=bool))]:
-        only_a, only_b = (int((frames.differ & right & members).sum()) for right in (right_a, ~right_a))
-        rows.append((name, int(members.sum()), only_a, only_b))
-    return rows
+    only_a, only_b = frames.differ & right_a, frames.differ & ~right_a
+    return [
+        (name, int(members.sum()), int((only_a & members).sum()), int((only_b & members).sum()))
+        for name, members in by_forgery(frames.forgery)
+    ]
 
 
-def _regions(a: RunOnDisk, b: RunOnDisk, dataset: str, layers: Sequence[tuple[str, str]]) -> list[RegionRow]:
+def _regions(a: RunOnDisk, b: RunOnDisk, dataset: str, layers: Sequence[tuple[str, str]]) -> list[tuple[str, ...]]:
     """Layer, forgery, outcome, region, preference in A and in B: the rows that both runs' `regions.csv` have."""
-    tables = [_region_table(run.folder / REGIONS_FILE, dataset) for run in (a, b)]
-    rows = []
-    for pair in layers:
-        for key, value in tables[0].items():
-            other = tables[1].get((*key[:2], pair[1], key[3]))
-            if key[2] == pair[0] and other is not None:
-                rows.append((_pair_name(pair), key[0], key[1], key[3], value, other))
-    return rows
+    of_a, of_b = (_region_table(run.folder / REGIONS_FILE, dataset) for run in (a, b))
+    return [
+        (_pair_name(pair), forgery, outcome, region, value, of_b[forgery, outcome, pair[1], region])
+        for pair in layers
+        for (forgery, outcome, layer, region), value in of_a.items()
+        if layer == pair[0] and (forgery, outcome, pair[1], region) in of_b
+    ]
 
 
 def _region_table(path: Path, dataset: str) -> dict[tuple[str, str, str, str], str]:
@@ -174,8 +144,8 @@ def _region_table(path: Path, dataset: str) -> dict[tuple[str, str, str, str], s
         }
 
 
-def _card(pair: PairedSample, layers: Sequence[tuple[str, str]], folder: Path) -> ShownSample | None:
-    """One sample's card; None where its images are gone."""
+def _card(pair: PairedSample, layers: Sequence[tuple[str, str]], folder: Path) -> dict[str, Any] | None:
+    """A card: what the two runs say of one frame, and its images' addresses from the page on; None without images."""
     stem = f"{pair.a.dataset}_{pair.a.index}".replace("/", "_")
     try:
         images = {"original": original(pair.a)}
@@ -183,36 +153,28 @@ def _card(pair: PairedSample, layers: Sequence[tuple[str, str]], folder: Path) -
             images[f"{i}a"], images[f"{i}b"] = _read(pair.a.overlay(of_a)), _read(pair.b.overlay(of_b))
     except (UnreadableImage, InputError):
         return None
-    address = {}
+    address = {name: f"{IMAGES}/{stem}_{name}.webp" for name in images}
     for name, image in images.items():
-        address[name] = f"{IMAGES}/{stem}_{name}.webp"
         small = cv2.resize(image, (SIZE, SIZE), interpolation=cv2.INTER_AREA)
         (folder / address[name]).write_bytes(encode(small, "webp"))
-    shown = [
-        (f"{_pair_name(one)}, correlation {_number(pair.correlation[one])}", address[f"{i}a"], address[f"{i}b"])
-        for i, one in enumerate(layers)
-    ]
+    titles = [f"{_pair_name(one)}, correlation {_number(pair.correlation[one])}" for one in layers]
     sample, truth = pair.a, CLASS_NAMES[pair.a.label].lower()
-    return ShownSample(
-        title=" · ".join([sample.forgery, f"video {sample.video}", Path(sample.path).name, truth]),
-        verdicts=(_verdict(pair.a), _verdict(pair.b)),
-        differs=pair.differs,
-        original=address["original"],
-        layers=shown,
-    )
+    return {
+        "title": " · ".join([sample.forgery, f"video {sample.video}", Path(sample.path).name, truth]),
+        "verdicts": [f"{'✓' if one.correct else '✗'} fake {one.prob_fake:.3f}" for one in (pair.a, pair.b)],
+        "differs": pair.differs,
+        "original": address["original"],
+        "layers": [(title, address[f"{i}a"], address[f"{i}b"]) for i, title in enumerate(titles)],
+    }
 
 
 def _read(path: Path) -> np.ndarray:
     return decode_image(read_file(str(path)), None)
 
 
-def _verdict(sample: Sample) -> str:
-    return f"{'✓' if sample.correct else '✗'} fake {sample.prob_fake:.3f}"
-
-
 def _pair_name(pair: tuple[str, str]) -> str:
     return pair[0] if pair[0] == pair[1] else f"{pair[0]} | {pair[1]}"
 
 
-def _number(value: float, digits: int = 2, sign: bool = False) -> str:
-    return "–" if math.isnan(value) else f"{value:{'+' if sign else ''}.{digits}f}"
+def _number(value: float, form: str = ".2f") -> str:
+    return "–" if math.isnan(value) else format(value, form)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 
 from ...base.decision import THRESHOLD
@@ -13,12 +15,12 @@ from ...judge.bootstrap import LEVEL, VideoBootstrap
 from ...store.read_run import DatasetOnDisk, RunOnDisk, prediction_rows, sample_maps
 from ...store.sample import Sample
 
-RESAMPLES = 1000
 FEWEST_VIDEOS = 2  # of each class, for an interval
 Metric = Callable[[np.ndarray, np.ndarray, np.ndarray], float]  # label, prob_fake, weight (N,) → NaN where undefined
 
 
-class PairedFrames(NamedTuple):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairedFrames:
     """The frames that both runs evaluated of one dataset, N of them. `only_a`, `only_b`: how many the other lacks."""
 
     name: str
@@ -62,31 +64,29 @@ class PairedSample(NamedTuple):
 
 def paired_frames(a: RunOnDisk, b: RunOnDisk) -> list[PairedFrames]:
     """The datasets that both runs have. Raises InputError where they have no frame in common."""
-    names = [data.name for data in a.datasets if data.name in {other.name for other in b.datasets}]
-    of_a, of_b = ({data.name: data for data in run.datasets} for run in (a, b))
-    paired = [_paired(of_a[name], of_b[name]) for name in names]
+    of_b = {data.name: data for data in b.datasets}
+    paired = [_paired(data, of_b[data.name]) for data in a.datasets if data.name in of_b]
     if not any(one.path for one in paired):
-        there = [f"{run.folder} has {', '.join(data.name for data in run.datasets) or 'none'}" for run in (a, b)]
-        raise InputError(
-            f"the two runs have no frame in common: {' and '.join(there)}; compare runs over the same --test_dataset"
+        there = " and ".join(
+            f"{run.folder} has {', '.join(data.name for data in run.datasets) or 'none'}" for run in (a, b)
         )
+        raise InputError(f"the two runs have no frame in common: {there}; compare runs over the same --test_dataset")
     return [one for one in paired if one.path]
 
 
 def _paired(a: DatasetOnDisk, b: DatasetOnDisk) -> PairedFrames:
-    rows_a, rows_b = ({row["path"]: row for row in prediction_rows(data.folder)} for data in (a, b))
-    common = [path for path in rows_a if path in rows_b and rows_a[path]["label"] == rows_b[path]["label"]]
-    rows = [rows_a[path] for path in common]
+    of_a, of_b = ({row["path"]: row for row in prediction_rows(data.folder)} for data in (a, b))
+    rows = [row for path, row in of_a.items() if path in of_b and row["label"] == of_b[path]["label"]]
     return PairedFrames(
         name=a.name,
-        path=common,
+        path=[row["path"] for row in rows],
         forgery=[row["forgery"] for row in rows],
         video=[(row["forgery"], row["video"]) for row in rows],
         label=np.array([int(row["label"]) for row in rows]),
         prob_a=np.array([float(row["prob_fake"]) for row in rows]),
-        prob_b=np.array([float(rows_b[path]["prob_fake"]) for path in common]),
-        only_a=len(rows_a) - len(common),
-        only_b=len(rows_b) - len(common),
+        prob_b=np.array([float(of_b[row["path"]]["prob_fake"]) for row in rows]),
+        only_a=len(of_a) - len(rows),
+        only_b=len(of_b) - len(rows),
     )
 
 
@@ -99,37 +99,28 @@ def accuracy(label: np.ndarray, prob_fake: np.ndarray, weight: np.ndarray) -> fl
     return float((right * weight).sum() / weight.sum()) if weight.sum() else float("nan")
 
 
-def auc(label: np.ndarray, prob_fake: np.ndarray, weight: np.ndarray) -> float:
-    """Area under the ROC curve, by scikit-learn."""
-    from sklearn.metrics import roc_auc_score
+def _ranking(name: str) -> Metric:
+    """The metric of that name in scikit-learn, for frames of both classes."""
 
-    kept = weight > 0
-    if len(set(label[kept].tolist())) < 2:
-        return float("nan")
-    return float(roc_auc_score(label[kept], prob_fake[kept], sample_weight=weight[kept]))
+    def metric(label: np.ndarray, prob_fake: np.ndarray, weight: np.ndarray) -> float:
+        from sklearn import metrics
 
+        kept = weight > 0
+        if len(set(label[kept].tolist())) < 2:
+            return float("nan")
+        return float(getattr(metrics, name)(label[kept], prob_fake[kept], sample_weight=weight[kept]))
 
-def average_precision(label: np.ndarray, prob_fake: np.ndarray, weight: np.ndarray) -> float:
-    """Average precision, by scikit-learn."""
-    from sklearn.metrics import average_precision_score
-
-    kept = weight > 0
-    if len(set(label[kept].tolist())) < 2:
-        return float("nan")
-    return float(average_precision_score(label[kept], prob_fake[kept], sample_weight=weight[kept]))
+    return metric
 
 
-METRICS: Mapping[str, Metric] = {"ACC": accuracy, "AUC": auc, "AP": average_precision}
+METRICS = {"ACC": accuracy, "AUC": _ranking("roc_auc_score"), "AP": _ranking("average_precision_score")}
 
 
 def metric_differences(frames: PairedFrames) -> list[MetricDifference]:
     """Each metric of both runs; the interval is a bootstrap over videos, which both runs draw together."""
     one = np.ones(len(frames.path))
-    bootstrap = VideoBootstrap(frames.video, seed=0, resamples=RESAMPLES)
-    by_class = [
-        len({video for video, label in zip(frames.video, frames.label, strict=True) if label == kind})
-        for kind in (0, 1)
-    ]
+    bootstrap = VideoBootstrap(frames.video, seed=0, resamples=1000)
+    by_class = [len(set(bootstrap.video[frames.label == kind])) for kind in (0, 1)]
 
     def difference(metric: Metric, weight: np.ndarray) -> float:
         return metric(frames.label, frames.prob_b, weight) - metric(frames.label, frames.prob_a, weight)
@@ -173,8 +164,6 @@ def _correlations(a: Sample, b: Sample, layers: Sequence[tuple[str, str]]) -> di
 
 def correlation(one: np.ndarray, other: np.ndarray) -> float:
     """Pearson's, of two maps (h, w); one of another grid is resized to the finer one. NaN for a constant map."""
-    import cv2
-
     size = max(one.shape, other.shape)[::-1]
     flat = [cv2.resize(each, size, interpolation=cv2.INTER_LINEAR).ravel().astype(np.float64) for each in (one, other)]
     if min(each.std() for each in flat) == 0:
@@ -184,11 +173,17 @@ def correlation(one: np.ndarray, other: np.ndarray) -> float:
 
 def agreement(samples: Sequence[PairedSample], layers: Sequence[tuple[str, str]]) -> list[tuple[str, list[float], int]]:
     """(forgery, mean correlation of each pair of layers, samples), each forgery and, last, all of them."""
-    forgeries = list(dict.fromkeys(sample.a.forgery for sample in samples))
-    groups = [(name, [sample for sample in samples if sample.a.forgery == name]) for name in forgeries]
+    values = np.array([sample.correlation[pair] for sample in samples for pair in layers])
+    values = values.reshape(len(samples), len(layers))
     rows = []
-    for name, members in [*groups, ("all", list(samples))]:
-        columns = [[sample.correlation[pair] for sample in members] for pair in layers]
-        finite = [[value for value in column if np.isfinite(value)] for column in columns]
-        rows.append((name, [float(np.mean(column)) if column else float("nan") for column in finite], len(members)))
+    for name, members in by_forgery([sample.a.forgery for sample in samples]):
+        finite = [column[np.isfinite(column)] for column in values[members].T]
+        rows.append((name, [float(np.mean(c)) if len(c) else float("nan") for c in finite], int(members.sum())))
     return rows
+
+
+def by_forgery(forgeries: Sequence[str]) -> list[tuple[str, np.ndarray]]:
+    """(name, which are of it (N,) bool): each forgery and, last, all of them."""
+    names = np.array(forgeries, dtype=object)
+    groups = [(name, names == name) for name in dict.fromkeys(forgeries)]
+    return [*groups, ("all", np.ones(len(names), dtype=bool))]

@@ -10,17 +10,14 @@ from ...store.read_run import RunOnDisk
 from ...store.sample import RANDOM_WEIGHTS, Sample
 
 TOY_WEIGHTS = TRAINING_FOLDER / "assets" / "demo_detector" / "clip_demo.safetensors"
-SELECTED = {
-    "confident": "the most confident first",
-    "random": "drawn at random",
-    "first": "the first ones",
-}
+SELECTED = {"confident": "the most confident first", "random": "drawn at random", "first": "the first ones"}
 
 
 def facts(run: RunOnDisk) -> list[tuple[str, str]]:
     """Name and value of every fact; what this run does not know is left out."""
-    manifest, sample = run.manifest, some_sample(run)
-    found = [("detector", str(manifest.config.get("model_name", ""))), ("weights", weights_text(run))]
+    manifest, sample, weights = run.manifest, some_sample(run), run.manifest.weights
+    checkpoint = f"{PurePath(weights.path).name} (SHA-256 {weights.sha256[:12]}…)" if weights else RANDOM_WEIGHTS
+    found = [("detector", str(manifest.config.get("model_name", ""))), ("weights", checkpoint)]
     found += [(fact, str(value)) for fact, value in manifest.detector.items()]
     if sample is not None:
         found += [("method", sample.method), ("site", sample.site), ("backward", sample.backward)]
@@ -31,7 +28,7 @@ def facts(run: RunOnDisk) -> list[tuple[str, str]]:
         ("threshold", f"fake above {THRESHOLD}"),
         ("samples", samples_text(run)),
         ("date", manifest.started[:10]),
-        *((("version", manifest.versions["gradcam_extension"]),) if "gradcam_extension" in manifest.versions else ()),
+        *(("version", version) for name, version in manifest.versions.items() if name == "gradcam_extension"),
     ]
 
 
@@ -43,12 +40,6 @@ def some_sample(run: RunOnDisk) -> Sample | None:
 def target(run: RunOnDisk) -> str:
     """The class that the maps explain, as it was asked for."""
     return str(run.manifest.config.get("gradcam_target", "predicted"))
-
-
-def weights_text(run: RunOnDisk) -> str:
-    """The checkpoint's name and the start of its SHA-256."""
-    weights = run.manifest.weights
-    return f"{PurePath(weights.path).name} (SHA-256 {weights.sha256[:12]}…)" if weights else RANDOM_WEIGHTS
 
 
 def samples_text(run: RunOnDisk) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any
 from urllib.parse import quote
 
 import numpy as np
@@ -11,30 +11,13 @@ from ...store.features_file import read_features
 from ...store.read_run import RunOnDisk, prediction_rows
 
 POINTS = 3_000  # of a dataset; of more every k-th, and all explained samples
-SEED = 0
 
 
-class Point(NamedTuple):
-    """A frame: its place, class and title; `link` opens its sample, "" where it was not explained."""
+def feature_views(run: RunOnDisk) -> list[dict[str, Any]]:
+    """Of the datasets that have a `features.npz`; `shares`: of the variance, along each axis.
 
-    x: float
-    y: float
-    kind: str
-    title: str
-    link: str
-
-
-class FeatureView(NamedTuple):
-    """The features of one dataset. `shares`: of the variance, along each axis."""
-
-    dataset: str
-    points: list[Point]
-    frames: int
-    shares: tuple[float, float]
-
-
-def feature_views(run: RunOnDisk) -> list[FeatureView]:
-    """Of the datasets that have a `features.npz`. Raises InputError for a damaged one."""
+    A point has a `link` that opens its sample, "" where it was not explained. Raises InputError for a damaged file.
+    """
     views = []
     for data in run.datasets:
         features = read_features(data.folder)
@@ -49,7 +32,7 @@ def feature_views(run: RunOnDisk) -> list[FeatureView]:
             for i, (index, place) in enumerate(zip(features.places, plane, strict=True))
             if int(index) in rows and (i % step == 0 or int(index) in explained)
         ]
-        views.append(FeatureView(data.name, points, len(plane), shares))
+        views.append({"dataset": data.name, "points": points, "frames": len(plane), "shares": shares})
     return views
 
 
@@ -57,15 +40,15 @@ def principal_plane(feat: np.ndarray) -> tuple[np.ndarray, tuple[float, float]]:
     """(N, D) → (N, 2) in [2, 98], the first two principal components, and their shares of the variance."""
     from sklearn.decomposition import PCA
 
-    pca = PCA(n_components=2, random_state=SEED)
+    pca = PCA(n_components=2, random_state=0)
     plane = pca.fit_transform(feat.astype(np.float64))
     low, high = plane.min(axis=0), plane.max(axis=0)
     first, second = (float(share) for share in pca.explained_variance_ratio_)
     return 2 + 96 * (plane - low) / np.where(high > low, high - low, 1), (first, second)
 
 
-def _point(dataset: str, row: dict[str, str], place: np.ndarray, explained: bool) -> Point:
+def _point(dataset: str, row: dict[str, str], place: np.ndarray, explained: bool) -> dict[str, Any]:
     index, kind = row["index"], ("real", "fake")[int(row["label"])]
     title = f"{row['forgery']}, video {row['video']}, fake probability {float(row['prob_fake']):.3f}, sample {index}"
     link = f"#sample={quote(f'{dataset}/{index}', safe='')}" if explained else ""
-    return Point(float(place[0]), 100 - float(place[1]), kind, title, link)
+    return {"x": float(place[0]), "y": 100 - float(place[1]), "kind": kind, "title": title, "link": link}

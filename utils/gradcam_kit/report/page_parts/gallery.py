@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from ...base.files import in_bundle, sha256_of
 from ...data.images import UnreadableImage
 from ...data.masks.annotations import read_mask
 from ...store.read_run import DatasetOnDisk, RunOnDisk, prediction_rows
-from ...store.sample import Sample
+from ...store.sample import LayerFacts, Sample
 from .facts import some_sample
 from .pixels import PER_FILE
 
@@ -30,31 +30,26 @@ def page_data(run: RunOnDisk) -> dict[str, Any]:
         "layers": layers,
         "run": {key: getattr(first, key) if first else "–" for key in ("method", "site", "backward", "weights")},
         "samples": [
-            {**sample_data(sample, layers), "real": reals.get(sample), "pixels": place // PER_FILE}
-            for data, reals in zip(run.datasets, map(PairedReals, run.datasets), strict=True)
-            for place, sample in enumerate(data.samples)
+            {**sample_data(sample, layers), "real": real, "pixels": place // PER_FILE}
+            for data in run.datasets
+            for place, (sample, real) in enumerate(zip(data.samples, paired_reals(data), strict=True))
         ],
         "raw": bool(run.manifest.options.get("save_raw")),
     }
 
 
-class PairedReals:
-    """The real frames of a dataset, by which fake was made of them: same file name, video of the same name.
+def paired_reals(data: DatasetOnDisk) -> Iterator[str]:
+    """For each sample the path of the real frame of which it was made, "" for a real and where there is none.
 
-    A fake's video may be named after two, `000_003`: the first is the one whose face was replaced.
+    That is the frame of the same file name in the real video of the same name. A fake's video may be named after two,
+    `000_003`: the first is the one whose face was replaced.
     """
-
-    def __init__(self, data: DatasetOnDisk) -> None:
-        rows = prediction_rows(data.folder) if data.samples else ()
-        self._paths = {
-            (row["video"], posixpath.basename(row["path"])): row["path"] for row in rows if int(row["label"]) == 0
-        }
-
-    def get(self, sample: Sample) -> str:
-        """The path of its real counterpart, "" for a real and where there is none."""
-        file = posixpath.basename(sample.path)
+    rows = prediction_rows(data.folder) if data.samples else ()
+    reals = {(row["video"], posixpath.basename(row["path"])): row["path"] for row in rows if int(row["label"]) == 0}
+    for sample in data.samples:
         names = (sample.video, sample.video.partition("_")[0]) if sample.label else ()
-        return next((self._paths[video, file] for video in names if (video, file) in self._paths), "")
+        places = [(video, posixpath.basename(sample.path)) for video in names]
+        yield next((reals[place] for place in places if place in reals), "")
 
 
 def sample_data(sample: Sample, layers: Sequence[str]) -> dict[str, Any]:
@@ -78,19 +73,17 @@ def sample_data(sample: Sample, layers: Sequence[str]) -> dict[str, Any]:
         "comparison": sample.comparison,
         "box": list(box) if box else [],
         "maps": [
-            [
-                layers.index(one.name),
-                float(f"{one.raw_maximum:.4g}"),
-                one.empty,
-                one.drawn_empty,
-                one.check.word if one.check else "",
-            ]
+            [layers.index(one.name), float(f"{one.raw_maximum:.4g}"), one.empty, one.drawn_empty, _verdict(one)]
             for one in sample.layers
         ],
         "lost": sample.lost,
         **file_facts(Path(sample.path)),
         **mask_outline(sample),
     }
+
+
+def _verdict(layer: LayerFacts) -> str:
+    return layer.check.word if layer.check else ""
 
 
 def file_facts(path: Path) -> dict[str, Any]:
@@ -107,15 +100,13 @@ def mask_outline(sample: Sample) -> dict[str, str]:
         mask = read_mask(sample.path, OUTLINE) if sample.label else None
     except (UnreadableImage, OSError, ValueError):
         return {}
-    return {"outline": outline(mask)} if mask is not None and mask.any() else {}
-
-
-def outline(mask: np.ndarray) -> str:
-    """The edges of a mask (n, n) of 0 and 1 as an SVG path, whose corners are pixels' centres."""
+    if mask is None or not mask.any():
+        return {}
     edges, _ = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-    paths = []
-    for edge in edges:
-        points = (cv2.approxPolyDP(edge, CORNER, True)[:, 0] + 0.5) * 100 / len(mask)
-        if len(points) > 2:
-            paths.append("M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points) + "Z")
-    return "".join(paths)
+    shapes = [(cv2.approxPolyDP(edge, CORNER, True)[:, 0] + 0.5) * 100 / OUTLINE for edge in edges]
+    return {"outline": "".join(svg_path(points, True) for points in shapes if len(points) > 2)}
+
+
+def svg_path(points: np.ndarray, closed: bool) -> str:
+    """Points (N, 2) joined by lines."""
+    return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points) + ("Z" if closed else "")

@@ -12,17 +12,17 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import cv2
-
+from ...base.errors import InputError
 from ...base.files import new_folder, write_whole
-from ...data.images import UnreadableImage, decode_image, read_file
+from ...data.images import UnreadableImage, read_file
+from ...drawing.overlays import encode
 from ...store.grey_maps import GREY_MAPS, grey_name, signed_name
 from ...store.read_run import RunOnDisk
 from ...store.sample import Sample
+from ..paper_figure import original
 
 FOLDER = "page_data"
 PER_FILE = 100
-QUALITY = 90  # of the image, as WebP
 
 
 def write_pixels(run: RunOnDisk) -> None:
@@ -43,24 +43,18 @@ def _write_file(path: Path, samples: Sequence[Sample]) -> None:
 
 def _pixels(sample: Sample) -> dict[str, Any]:
     """The image as the detector saw it, and both grey maps of every layer, as data URIs; empty where they are lost."""
-    box = sample.original
-    if sample.lost or box is None:
-        return {}
     try:
-        whole = decode_image(read_file(str(sample.folder / sample.comparison)), None)
+        image = original(sample)
         grey = sample.folder / GREY_MAPS
         maps = [
-            [_uri(read_file(str(grey / name(layer.name))), "png") for name in (grey_name, signed_name)]
+            [data_uri(read_file(str(grey / name(layer.name))), "png") for name in (grey_name, signed_name)]
             for layer in sample.layers
         ]
-    except UnreadableImage:
+    except (InputError, UnreadableImage):
         return {}
-    image = whole[box.top : box.top + box.height, box.left : box.left + box.width]
-    done, data = cv2.imencode(".webp", image[..., ::-1], [cv2.IMWRITE_WEBP_QUALITY, QUALITY])
-    if not done:
-        raise OSError(f"OpenCV could not encode an image of shape {image.shape} as WebP")
-    return {"image": _uri(data.tobytes(), "webp"), "maps": maps}
+    return {"image": data_uri(encode(image, "webp"), "webp"), "maps": maps}
 
 
-def _uri(data: bytes, kind: str) -> str:
+def data_uri(data: bytes, kind: str) -> str:
+    """An image file as an address."""
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"

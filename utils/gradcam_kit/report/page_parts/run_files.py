@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import NamedTuple
 from urllib.parse import quote
 
 from ...base.text import size_text
@@ -36,50 +35,34 @@ MEANING = {
 }
 
 
-class RunFile(NamedTuple):
-    """A file or a folder of files: its name, where it is from the page on, its size in words and what it holds."""
-
-    name: str
-    href: str
-    size: str
-    meaning: str
-
-
-def run_files(run: RunOnDisk, page: str) -> list[tuple[str, list[RunFile]]]:
+def run_files(run: RunOnDisk, page: str) -> list[tuple[str, list[dict[str, str]]]]:
     """Title and files of the run's folder and of every dataset's; the samples' own are linked in their large view."""
     groups = [("run", _files(run.folder, run.folder, run.folder, page))]
     for data in run.datasets:
-        files = _files(data.folder, data.folder, run.folder, page)
-        for folder in sorted(path for path in data.folder.glob("*") if path.is_dir() and _is_no_sample(path)):
-            files += _files(folder, data.folder, run.folder, page)
-        groups.append((data.name, files))
+        below = sorted(path for path in data.folder.glob("*") if path.is_dir())
+        folders = [data.folder, *(path for path in below if not path.name.startswith(("sample", ".")))]
+        groups.append((data.name, [file for path in folders for file in _files(path, data.folder, run.folder, page)]))
     return [(title, files) for title, files in groups if files]
 
 
-def _meaning(file: Path) -> str:
-    if file.parent.name == PIXELS:
-        return "the page's images as text"
-    if BUNDLE.fullmatch(file.name):
-        return "files of up to a thousand samples"
-    return MEANING.get(file.name, "")
-
-
-def _is_no_sample(folder: Path) -> bool:
-    return not folder.name.startswith(("sample", "."))
-
-
-def _files(folder: Path, below: Path, run: Path, page: str) -> list[RunFile]:
-    """The files in `folder`, named from `below` on."""
+def _files(folder: Path, below: Path, run: Path, page: str) -> list[dict[str, str]]:
+    """The files in `folder`: named from `below` on, linked from the page on, with the size in words and the meaning."""
     if not folder.is_dir():
         return []
     # The page itself is left out: with its own size in it, it would never be the same twice.
     files = sorted(file for file in folder.iterdir() if file.is_file() and file.name[0] != "." and file.name != page)
     return [
-        RunFile(
-            file.relative_to(below).as_posix(),
-            quote(os.fsencode(file.relative_to(run).as_posix())),
-            size_text(file.stat().st_size),
-            _meaning(file),
-        )
+        {
+            "name": file.relative_to(below).as_posix(),
+            "href": quote(os.fsencode(file.relative_to(run).as_posix())),
+            "size": size_text(file.stat().st_size),
+            "meaning": _meaning(file),
+        }
         for file in files
     ]
+
+
+def _meaning(file: Path) -> str:
+    if file.parent.name == PIXELS:
+        return "the page's images as text"
+    return "files of up to a thousand samples" if BUNDLE.fullmatch(file.name) else MEANING.get(file.name, "")

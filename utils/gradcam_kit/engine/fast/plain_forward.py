@@ -56,6 +56,8 @@ def _without_checkpointing(undo: ExitStack) -> None:
 
 
 def _without_fast_path(undo: ExitStack) -> None:
-    switch: Any = torch.backends.mha
-    undo.callback(switch.set_fastpath_enabled, switch.get_fastpath_enabled())
-    switch.set_fastpath_enabled(False)
+    """PyTorch has this switch from 2.2 on; before, a layer that is passed by is said not to run."""
+    switch: Any = getattr(torch.backends, "mha", None)
+    if switch is not None:
+        undo.callback(switch.set_fastpath_enabled, switch.get_fastpath_enabled())
+        switch.set_fastpath_enabled(False)

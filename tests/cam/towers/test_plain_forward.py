@@ -94,7 +94,8 @@ def test_an_attention_with_a_bias_nobody_knows_of_is_no_rollout(bias: float, lea
             last: torch.Tensor = self.encoder(self.tokens(pixels), mask=mask.to(pixels.dtype))[:, 0]
             return last
 
-    model, pixels = detector_of(Biased), images(1).double()
+    model: Any = detector_of(Biased)
+    pixels = images(1).double()
     with torch.no_grad():
         block = model.tower.encoder.layers[0]
         tokens = block.norm1(model.tower.tokens(pixels))

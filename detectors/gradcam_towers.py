@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from inspect import signature
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from utils.gradcam_kit.base.errors import InputError
 from utils.gradcam_kit.explain.mixin import GradCAMMixin
 from utils.gradcam_kit.model.clip_tower import DEFAULT_TOWER, build_clip_tower
 from utils.gradcam_kit.settings.backbone_config import backbone_config
@@ -63,18 +61,10 @@ class CLIPTowerMixin(GradCAMMixin):
         return build_clip_tower({"name_or_path": name, **backbone_config(config)}, where="backbone_config")
 
     def features(self, data_dict: dict[str, Any]) -> Any:
-        """The host's features; for images of another size than the tower's, with interpolated positions.
-
-        Raises InputError where the installed transformers cannot interpolate them.
-        """
+        """The host's features; for images of another size than the tower's, with interpolated positions."""
         size = int(self.backbone.config.image_size)
         if data_dict["image"].shape[-2:] == (size, size):
             return super().features(data_dict)  # type: ignore[misc]  # the host's
-        if "interpolate_pos_encoding" not in signature(self.backbone.forward).parameters:
-            raise InputError(
-                f"images of {tuple(data_dict['image'].shape[-2:])} pixels for a tower of {size}: this transformers"
-                f" cannot interpolate the positions; set resolution: {size}, or install transformers 4.46 or newer"
-            )
         return self.backbone(data_dict["image"], interpolate_pos_encoding=True)["pooler_output"]
 
 

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile, ImageOps
 
+from tests.helpers.png import beginning, chunk
 from utils.gradcam_kit.data import images
 from utils.gradcam_kit.data.images import UnreadableImage, decode_image, image_size, jpeg_scans, read_file
 from utils.gradcam_kit.data.masks.annotations import face_points, read_landmarks, read_mask
@@ -168,12 +169,7 @@ def test_an_empty_file() -> None:
 
 def png_claiming(width: int, height: int) -> bytes:
     """A PNG of a few bytes whose header claims that size, as a decompression bomb does."""
-
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b"")
+    return beginning(width, height) + chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b"")
 
 
 @pytest.mark.parametrize(

@@ -593,6 +593,7 @@ def test_thousands_of_samples(samples: int, heaviest: int, tmp_path: Path, tab: 
     assert page.get_by_role("status").inner_text() == f"1 of {min(samples, SHOWN_SAMPLES)} explained samples"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_accessibility(scheme: str, run: Path, browser: Any) -> None:
     """axe-core's rules for WCAG 2 A and AA: names, labels, roles, contrast; in the dark those that look at colours."""

@@ -46,7 +46,7 @@ MUTANTS = [
            "> max_unreadable * total", "> total", f"{COMMANDS}::test_unreadable_frames_are_listed_and_never_replaced"),
     Mutant("precision may differ on resume", "utils/gradcam_kit/settings/run_options.py",
            "    precision: str\n", "    precision: str = field(metadata=FREE)\n",
-           "tests/run/test_options.py"),
+           "tests/run/test_options.py::test_a_resumed_run_may_change_what_no_output_depends_on"),
     Mutant("mean not subtracted", "utils/gradcam_kit/model/detector.py",
            ".sub_(mean)", "", f"{COMMANDS}::test_a_whole_evaluation"),
     Mutant("no batch is begun before the last is read", "utils/gradcam_kit/run/explainer.py",

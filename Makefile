@@ -13,7 +13,7 @@ TOWERS := torchvision timm open_clip_torch peft accelerate ftfy regex wcwidth
 # A process a core, each with one thread: the tests start processes of their own.
 PYTEST := -m pytest -n auto --maxprocesses 8 --dist worksteal
 
-.PHONY: demo test test-matrix lint format bench clean
+.PHONY: demo test test-slow test-matrix lint format bench clean
 
 # What a user needs, without the packages of tests.
 demo: $(USER)
@@ -25,13 +25,18 @@ demo: $(USER)
 	@echo
 	@echo "Done. Open runs/demo/index.html in a browser; for the commands of the README: source .venv/bin/activate"
 
-test test-matrix: export OMP_NUM_THREADS = 1
+test test-slow test-matrix: export OMP_NUM_THREADS = 1
 
+# Less than five minutes on two cores.
 test: $(READY)
-	$(BIN)/python $(PYTEST)
+	$(BIN)/python $(PYTEST) -m "not slow"
 
-# The suite once more with transformers 4, since hosts pin neither; its slow tests do not depend on the version.
-test-matrix: test $(READY4)
+# What trains, sweeps or starts several processes.
+test-slow: $(READY)
+	$(BIN)/python $(PYTEST) -m slow
+
+# `make test` with transformers 4, since hosts pin neither; the slow tests do not depend on the version.
+test-matrix: $(READY4)
 	$(BIN4)/python $(PYTEST) -m "not slow"
 
 # Takes about two hours on two cores. Each benchmark's tables go into benchmarks/RESULTS.md. HOST: the training folder of
@@ -51,7 +56,6 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/vermin --quiet --target=3.8- --violations --no-tips --no-parse-comments detectors utils test_with_gradcam.py
 
 format: $(READY)
 	$(BIN)/ruff format .

@@ -37,7 +37,7 @@ COMMANDS = "tests/run/test_commands.py"
 COMPARISON, EVALUATE = "tests/explanation_metrics/test_comparison.py", "tests/explanation_metrics/test_evaluate.py"
 BALANCED = "tests/cam/balanced"
 PAGE = "tests/report/test_page_data.py"
-METRICS = "utils/explanation_metrics"
+METRICS = "utils/gradcam_kit/measure"
 
 MUTANTS = [
     Mutant("least confident sample first", "utils/gradcam_kit/run/predictions.py",
@@ -46,7 +46,7 @@ MUTANTS = [
            "> max_unreadable * total", "> total", f"{COMMANDS}::test_unreadable_frames_are_listed_and_never_replaced"),
     Mutant("precision may differ on resume", "utils/gradcam_kit/settings/run_options.py",
            "    precision: str\n", "    precision: str = field(metadata=FREE)\n",
-           "tests/run/test_options.py"),
+           "tests/run/test_options.py::test_a_resumed_run_may_change_what_no_output_depends_on"),
     Mutant("mean not subtracted", "utils/gradcam_kit/model/detector.py",
            ".sub_(mean)", "", f"{COMMANDS}::test_a_whole_evaluation"),
     Mutant("no batch is begun before the last is read", "utils/gradcam_kit/run/explainer.py",
@@ -110,9 +110,9 @@ MUTANTS = [
     Mutant("strongest control for the weakest", f"{METRICS}/tables.py",
            "max(row.differences", "min(row.differences",
            f"{COMPARISON}::test_the_weakest_control_is_the_one_that_a_map_fails_against_by_most"),
-    Mutant("screening: sign flipped", f"{METRICS}/causal/deletion.py",
+    Mutant("screening: sign flipped", f"{METRICS}/deletion.py",
            "(before - after)", "(after - before)", f"{EVALUATE}::test_without_masks_maps_are_ranked_by_what_the_detector_loses"),
-    Mutant("segment attack counts the unfooled", f"{METRICS}/causal/segment_attack.py",
+    Mutant("segment attack counts the unfooled", f"{METRICS}/segment_attack.py",
            "margin(after) <= 0", "margin(after) > 0", f"{EVALUATE}::test_only_an_attack_on_the_evidence_fools_the_detector"),
     Mutant("written config forgets fused", f"{METRICS}/output.py",
            "[*sorted(fusable), FUSED]", "sorted(fusable)", f"{COMPARISON}::test_the_written_config"),
@@ -128,6 +128,22 @@ MUTANTS = [
            "tests/report/test_video_strips.py"),
     Mutant("grey maps: signed scale off", "utils/gradcam_kit/store/grey_maps.py",
            "/ extreme * 127", "/ extreme * 120", "tests/results/test_grey_maps.py"),
+    Mutant("an attention may differ by a tenth", "utils/gradcam_kit/engine/attention.py",
+           "if coarse else 1e-3", "if coarse else 1e-1",
+           "tests/cam/towers/test_plain_forward.py::test_an_attention_with_a_bias_nobody_knows_of_is_no_rollout"),
+    Mutant("block N of N blocks", "utils/gradcam_kit/engine/layers.py",
+           "<= int(layer) < len(blocks)", "<= int(layer) <= len(blocks)",
+           "tests/cam/test_refusals.py::test_unusable_layer_names_are_explained"),
+    Mutant("a single logit that speaks for real keeps its sign", "utils/gradcam_kit/engine/heads.py",
+           "z = logits if self.fake[0] else -logits", "z = logits",
+           "tests/cam/test_heads.py::test_one_logit_that_speaks_for_real_is_fake_below_zero"),
+    Mutant("EXIF 5 and 7 do not turn", "utils/gradcam_kit/data/images.py",
+           "in (5, 6, 7, 8)", "in (6, 8)", "tests/data/test_images.py::test_the_size_is_that_of_the_upright_image"),
+    Mutant("float8 weights are converted", "utils/gradcam_kit/model/checkpoints.py",
+           " or tensor.element_size() < 2", "", "tests/model/test_checkpoint_families.py::test_numbers_that_are_no_weights"),
+    Mutant("a deleted original counts as replaced", "utils/gradcam_kit/store/sample.py",
+           'if now not in ("", before)', "if now != before",
+           f"{PAGE}::test_originals_that_were_replaced_are_told_and_those_that_are_gone_are_not"),
 ]  # fmt: skip
 
 
@@ -141,10 +157,28 @@ def left_out(folder: str, names: Sequence[str]) -> set[str]:
     return {name for name in names if name.startswith(".") or name == "__pycache__" or name in top}
 
 
-def mutated(text: str, mutant: Mutant) -> str:
+def mutated(mutant: Mutant) -> str:
+    """The text of the mutant's file with the mistake in it. Raises Untriable."""
+    path = ROOT / mutant.file
+    if not path.is_file():
+        raise Untriable(f"{mutant.name}: {mutant.file} is gone: name the file that has {mutant.old!r} now")
+    text = path.read_text(encoding="utf-8")
     if text.count(mutant.old) != 1:
-        raise Untriable(f"{mutant.file} has {text.count(mutant.old)} places that read {mutant.old!r}: anchor it anew")
+        places = text.count(mutant.old)
+        raise Untriable(f"{mutant.name}: {mutant.file} has {places} places that read {mutant.old!r}: anchor it anew")
     return text.replace(mutant.old, mutant.new)
+
+
+def check_places(mutants: Sequence[Mutant]) -> None:
+    """Raises Untriable with every mutant that has no place any more."""
+    lost = []
+    for mutant in mutants:
+        try:
+            mutated(mutant)
+        except Untriable as error:
+            lost.append(str(error))
+    if lost:
+        raise Untriable("\n".join(lost))
 
 
 def failing_test(copy: Path, tests: Sequence[str]) -> str | None:
@@ -165,8 +199,7 @@ def tried(mutant: Mutant) -> tuple[bool, str]:
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(shutil.copytree(ROOT, Path(folder) / "project", ignore=left_out))
-        path = copy / mutant.file
-        path.write_text(mutated(path.read_text(encoding="utf-8"), mutant), encoding="utf-8")
+        (copy / mutant.file).write_text(mutated(mutant), encoding="utf-8")
         test = failing_test(copy, [mutant.test])
     verdict = "**survived**" if test is None else f"`{test}`"
     return test is not None, f"| {mutant.name} | `{mutant.file}` | {verdict} | {time.monotonic() - start:.0f} |"
@@ -176,8 +209,7 @@ def main(words: Sequence[str]) -> int:
     mutants = [mutant for mutant in MUTANTS if not words or any(word in mutant.name for word in words)]
     caught = []
     try:
-        for mutant in mutants:  # all of them before minutes are spent
-            mutated((ROOT / mutant.file).read_text(encoding="utf-8"), mutant)
+        check_places(mutants)  # before minutes are spent
         broken = failing_test(ROOT, list(dict.fromkeys(mutant.test for mutant in mutants)))
         if broken is not None:
             raise Untriable(f"{broken}: fails without any mutant, and would catch everything")

@@ -99,6 +99,18 @@ def test_one_logit_decides_by_its_sign_and_sigmoid() -> None:
     assert torch.equal(fake.signed, -real.signed)
 
 
+def test_one_logit_that_speaks_for_real_is_fake_below_zero() -> None:
+    model, x = with_head(1, gradcam_classes=["real"]), images(8)
+    z = model({"image": x})["cls"].detach()[:, 0]
+    model.head.bias.data -= z.median() + 0.01  # both classes occur
+    z = model({"image": x})["cls"].detach()[:, 0].double()
+    explanation = model.explain({"image": x}, target="predicted")
+    torch.testing.assert_close(explanation.prediction["prob"].double(), 1 / (1 + z.exp()), rtol=0, atol=1e-6)
+    assert explanation.target == ["real" if one > 0 else "fake" for one in z.tolist()]
+    assert len(set(explanation.target)) == 2
+    assert torch.equal(explanation.real_and_fake.double(), torch.stack([z, -z], dim=1))
+
+
 def test_probabilities_of_many_classes_add_up() -> None:
     model, x = with_head(4, gradcam_classes=FOUR), images(6)
     explanation = model.explain({"image": x}, target="predicted")

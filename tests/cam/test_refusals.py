@@ -29,6 +29,8 @@ def test_last_block_is_not_blank_and_its_output_is_refused(detector: CLIPDetecto
     ("name", "says"),
     [
         ("encoder.layers.9", "did you mean 'encoder.layers.3'"),
+        (str(BLOCKS), "encoder.layers.0 ... encoder.layers.3"),
+        (str(-BLOCKS - 1), "encoder.layers.0 ... encoder.layers.3"),
         ("encoder.layer.1", "encoder.layers.0 ... encoder.layers.3"),
         ("head", "is not in the detector's tower"),
         ("", "is not in the detector's tower"),

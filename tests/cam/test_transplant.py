@@ -32,8 +32,9 @@ def reference_map(image: Tensor, other: Tensor) -> np.ndarray:
     found = np.zeros((GRID, GRID))
     for place in np.ndindex(GRID, GRID):
         taken, planted = image.clone(), other.clone()
-        taken[(slice(None), *patch(place))] = other[(slice(None), *patch(place))]
-        planted[(slice(None), *patch(place))] = image[(slice(None), *patch(place))]
+        rows, columns = patch(place)
+        taken[:, rows, columns] = other[:, rows, columns]
+        planted[:, rows, columns] = image[:, rows, columns]
         found[place] = (margin(image) - margin(taken) + margin(planted) - margin(other)) / 2
     return found
 
@@ -78,7 +79,8 @@ def test_the_sign_is_that_of_the_class_explained(explained: tuple[Tensor, Tensor
 def test_without_a_reference_it_is_a_blurred_copy() -> None:
     """A patch inside an even image is its own blur: only what has an edge can be worth anything."""
     image = torch.zeros(1, 3, PIXELS, PIXELS)
-    image[(0, slice(None), *patch(EVIDENCE))] = 1.0
+    rows, columns = patch(EVIDENCE)
+    image[0, :, rows, columns] = 1.0
     signed = tiny_detector().explain({"image": image}, method="transplant").layers["input"].signed[0]
     assert signed[EVIDENCE] != 0
     far = [place for place in np.ndindex(GRID, GRID) if max(abs(np.subtract(place, EVIDENCE))) > 1]
@@ -88,7 +90,8 @@ def test_without_a_reference_it_is_a_blurred_copy() -> None:
 def test_what_is_the_same_costs_nothing() -> None:
     """One patch differs: two whole images and two exchanges, however many patches there are."""
     image, other = images(1, seed=6), images(1, seed=6)
-    other[(0, slice(None), *patch((2, 1)))] += 1.0
+    rows, columns = patch((2, 1))
+    other[0, :, rows, columns] += 1.0
     seen = []
 
     def margins(batch: Tensor) -> Tensor:

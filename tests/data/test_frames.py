@@ -329,17 +329,16 @@ def test_label_and_video_names_may_be_anything(tmp_path: Path) -> None:
     assert [(frame.forgery, frame.video) for frame in frames] == [(name, name) for name in odd]
 
 
-@pytest.mark.slow
-def test_a_million_frames(tmp_path: Path) -> None:
-    many = {f"v{i}": [f"Celeb-DF-v2\\Celeb-real\\frames\\v{i}\\{j:03d}.png" for j in range(100)] for i in range(10_000)}
+def test_a_hundred_thousand_frames(tmp_path: Path) -> None:
+    many = {f"v{i}": [f"Celeb-DF-v2\\Celeb-real\\frames\\v{i}\\{j:03d}.png" for j in range(100)] for i in range(1_000)}
     write(tmp_path, "Celeb", celeb(**many))
     start = time.process_time()
     frames = read_dataset("Celeb", data_settings(tmp_path))
-    assert time.process_time() - start < 60
-    assert len(frames) == 1_000_000
-    assert frames[-1].index == 999_999
+    assert time.process_time() - start < 6
+    assert len(frames) == 100_000
+    assert frames[-1].index == 99_999
     assert len({id(frame.forgery) for frame in frames}) == len({id(frame.dataset) for frame in frames}) == 1
-    assert len({id(frame.video) for frame in frames}) == 10_000
+    assert len({id(frame.video) for frame in frames}) == 1_000
 
 
 # ------------------------------------------------------------------------------------------ batches

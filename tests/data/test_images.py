@@ -15,8 +15,9 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, ImageOps
 
+from tests.helpers.png import beginning, chunk
 from utils.gradcam_kit.data import images
 from utils.gradcam_kit.data.images import UnreadableImage, decode_image, image_size, jpeg_scans, read_file
 from utils.gradcam_kit.data.masks.annotations import face_points, read_landmarks, read_mask
@@ -168,12 +169,7 @@ def test_an_empty_file() -> None:
 
 def png_claiming(width: int, height: int) -> bytes:
     """A PNG of a few bytes whose header claims that size, as a decompression bomb does."""
-
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b"")
+    return beginning(width, height) + chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b"")
 
 
 @pytest.mark.parametrize(
@@ -361,11 +357,13 @@ def test_points_are_shares_of_the_image_and_a_faces(tmp_path: Path) -> None:
         face_points(frame)
 
 
-def test_the_size_is_that_of_the_upright_image() -> None:
+@pytest.mark.parametrize("orientation", range(10))  # 1 to 8 have a meaning
+def test_the_size_is_that_of_the_upright_image(orientation: int) -> None:
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by a quarter
-    turned = encoded(smooth(40, 90), "JPEG", exif=exif)
-    assert image_size(turned) == (40, 90) and decode_image(turned, None).shape == (90, 40, 3)
+    exif[0x0112] = orientation
+    data = encoded(smooth(40, 90), "JPEG", exif=exif)
+    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    assert image_size(data) == upright.size and decode_image(data, None).shape == np.asarray(upright).shape
     assert image_size(encoded(smooth(40, 90), "PNG")) == (90, 40)
 
 

@@ -197,7 +197,9 @@ def test_no_images(model: CLIPDetectorWithGradCAM, call: str, given: Any) -> Non
     assert "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize("given", [{"label": [1]}, {"label": "real"}, {"label": object()}], ids=str)
+@pytest.mark.parametrize(
+    "given", [{"label": [1]}, {"label": "real"}, {"label": object()}], ids=["too few", "a word", "an object"]
+)
 def test_labels_that_do_not_fit(model: CLIPDetectorWithGradCAM, given: dict[str, Any]) -> None:
     with pytest.raises(InputError):
         model.explain({"image": images(2), **given}, target="label")

@@ -24,6 +24,7 @@ from tests.helpers.command_server import CommandServer, Finished
 from tests.helpers.datasets import DataTree, data_settings
 from tests.helpers.detectors import images, tiny_detector
 from tests.helpers.paths import ROOT
+from tests.helpers.png import beginning, chunk
 from utils.gradcam_kit.base.errors import InputError
 from utils.gradcam_kit.base.text import printable
 from utils.gradcam_kit.data.images import decode_image
@@ -377,13 +378,8 @@ def test_prefix_of_saved_maps_is_a_name(prefix: str, tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------- images that swell
 
 
-def chunk(kind: bytes, content: bytes) -> bytes:
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-
 def png(width: int, height: int, data: bytes, *before: bytes) -> bytes:
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + header + b"".join(before) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+    return beginning(width, height) + b"".join(before) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
 
 
 def patched(file_format: str, *changes: tuple[bytes, bytes]) -> bytes:

@@ -124,6 +124,7 @@ def test_heatmaps_from_either_working_directory(
     assert {row["path"].split("datasets/")[0] for row in rows} == {f"{host.parent}/"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("sampling", "numbers"), [("host", ["007", "000"]), ("host_sorted", ["000", "007"])])
 def test_metrics_are_the_hosts_own(
     host: Path, clip: dict[str, Any], tmp_path: Path, sampling: str, numbers: list[str]
@@ -149,6 +150,7 @@ def test_metrics_are_the_hosts_own(
     assert metrics["videos"] == 6  # by the folder's name alone, as the host counts, there would be four
 
 
+@pytest.mark.slow
 def test_a_cnn_is_explained_from_its_own_yaml(host: Path, tmp_path: Path) -> None:
     found = compare(host, "xception")
     assert list(found["maps"]) == ["backbone.relu"]
@@ -176,6 +178,7 @@ def test_effort_keeps_its_keys_and_its_logits(host: Path) -> None:
     assert list(found["maps"]) == ["encoder.layers.2"] and np.array(found["maps"]["encoder.layers.2"]).max() == 1
 
 
+@pytest.mark.slow
 def test_efforts_tree_offers_effort_alone(tmp_path: Path) -> None:
     training = make_effort_host(tmp_path)
     assert install(training).returncode == 0
@@ -189,6 +192,7 @@ def test_efforts_tree_offers_effort_alone(tmp_path: Path) -> None:
     assert code == 2 and err.rstrip().endswith("registered: effort, effort_gradcam") and "Traceback" not in err
 
 
+@pytest.mark.slow
 def test_a_host_that_imports_is_left_to_do_so(tmp_path: Path) -> None:
     training = make_host(tmp_path, whole=True)
     plain = run_python("train.py", cwd=training)
@@ -202,6 +206,7 @@ def test_a_host_that_imports_is_left_to_do_so(tmp_path: Path) -> None:
     assert listed.returncode == 0 and "encoder.layers.2" in listed.stdout and NOTE not in listed.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["", "import a_package_that_nobody_has\n"])
 def test_a_command_imports_what_it_asks_for_alone_or_else_all(tmp_path: Path, damage: str) -> None:
     """In a host whose whole import works: it is not needed, unless a part that one detector asks for does not."""

@@ -21,11 +21,11 @@ def test_here_nothing_is_too_old() -> None:
 @pytest.mark.parametrize(
     ("found", "says"),
     [
-        ({"torch": "1.12.1+cu113"}, "torch 1.13 (here is 1.12.1+cu113) or newer"),
-        ({"torch": "2.1.0", "opencv-python": "3.4.18.65"}, "opencv-python 4.0 (here is 3.4.18.65) or newer"),
-        ({"torch": "1.13.0a0", "transformers": "4.26.0"}, ""),  # as Debian writes its 1.13
-        ({"torch": "2.10.0", "transformers": "4.9.2"}, "transformers 4.26 (here is 4.9.2) or newer"),
-        ({"torch": "1.2", "numpy": "1.19.5"}, "torch 1.13 (here is 1.2), numpy 1.21 (here is 1.19.5) or newer"),
+        ({"torch": "1.12.0+cu113"}, "torch 2.1 (here is 1.12.0+cu113) or newer"),  # of the hosts' install.sh
+        ({"torch": "2.1.0", "opencv-python": "4.5.5.64"}, "opencv-python 4.6 (here is 4.5.5.64) or newer"),
+        ({"torch": "2.1.0a0", "transformers": "4.46.0", "numpy": "1.21.5", "opencv-python": "4.6.0.66"}, ""),
+        ({"torch": "2.10.0", "transformers": "4.9.2"}, "transformers 4.46 (here is 4.9.2) or newer"),
+        ({"torch": "1.2", "numpy": "1.19.5"}, "torch 2.1 (here is 1.2), numpy 1.21 (here is 1.19.5) or newer"),
     ],
 )
 def test_packages(
@@ -45,12 +45,12 @@ def test_packages(
 
 
 def test_python(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "version_info", (3, 7, 16))
-    assert packages.outdated_packages() == "this library needs Python 3.8 or newer, here is 3.7"
+    monkeypatch.setattr(sys, "version_info", (3, 9, 18))
+    assert packages.outdated_packages() == "this library needs Python 3.10 or newer, here is 3.9"
 
 
 def test_a_torch_without_half_precision_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch 1.13 has no float16 on the CPU: it either leaves autocast off or has no such kernel."""
+    """torch 2.1 has no float16 on the CPU: it either leaves autocast off or has no such kernel."""
     cpu = torch.device("cpu")
     for precision in PRECISIONS:
         check_precision(precision, cpu)
@@ -67,7 +67,7 @@ def test_a_torch_without_half_precision_says_so(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_single_precision_asks_nothing_of_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch 1.13's autocast on the CPU refuses float32 even where it is switched off."""
+    """Nothing is cast then, and autocast on a CPU knows no float32."""
 
     def refuse(*arguments: object, **options: object) -> None:
         raise RuntimeError("Currently, AutocastCPU only support Bfloat16 as the autocast_cpu_dtype")

@@ -261,6 +261,8 @@ def test_settings_of_a_training_script_beside_the_weights(tmp_path: Path) -> Non
         (lambda w: w.to(torch.complex64), "head.weight is complex64, the detector's is float32"),
         (lambda w: w.bool(), "head.weight is bool, the detector's is float32"),
         (lambda w: w.to(torch.int8), "head.weight is int8, the detector's is float32"),
+        (lambda w: w.to(torch.float8_e4m3fn), "head.weight is float8_e4m3fn, the detector's is float32"),
+        (lambda w: w.to(torch.float8_e5m2), "head.weight is float8_e5m2, the detector's is float32"),
         (lambda w: w.to(torch.int64), "head.weight is int64, the detector's is float32"),
         (lambda w: w.to_sparse(), "'head.weight' has the layout sparse_coo"),
         (lambda w: w.to("meta"), "'head.weight' has no data"),

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.helpers.fake_run import LAYERS, some_rows, write_run
+from tests.helpers.png import beginning, chunk
 from utils.gradcam_kit.base.errors import InputError
 from utils.gradcam_kit.data.images import UnreadableImage
 from utils.gradcam_kit.report.page import write_report
@@ -158,13 +159,8 @@ def test_a_dataset_folder_that_leads_elsewhere(run: Path, tmp_path: Path) -> Non
     assert (tmp_path / "mine" / "regions.csv").read_text() == "my own table"
 
 
-def chunk(kind: bytes, content: bytes) -> bytes:
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-
 def png(side: int, depth: int, colour: int, *after: bytes) -> bytes:
-    header = struct.pack(">IIBBBBB", side, side, depth, colour, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + b"".join(after)
+    return beginning(side, side, depth, colour) + b"".join(after)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from tests.helpers.fake_run import some_rows, write_run
 from tests.helpers.paths import ROOT
 from utils.gradcam_kit.judge.bootstrap import Interval
 from utils.gradcam_kit.report.face_regions import REGIONS
-from utils.gradcam_kit.report.page import BINS, histogram_bars, video_histogram, write_report
+from utils.gradcam_kit.report.page import BINS, histogram_bars, notes, video_histogram, write_report
 from utils.gradcam_kit.report.page_parts.faithfulness import measured_views, measuring_command
 from utils.gradcam_kit.report.region_tables import GroupRegions, headlines
 from utils.gradcam_kit.store.read_run import read_run
@@ -127,6 +128,35 @@ def test_with_the_target_predicted_the_page_says_that_classes_differ(tmp_path: P
     (run / "manifest.json").write_text(json.dumps(manifest))
     page = write_report(run).read_text(encoding="utf-8")
     assert caveat not in page and "fakes − reals" in page
+
+
+def test_originals_that_were_replaced_are_told_and_those_that_are_gone_are_not(tmp_path: Path) -> None:
+    """Of samples 0 to 3: the same as ever, deleted, another image, other landmarks."""
+    rows = some_rows(tmp_path)[:4]
+    run = write_run(tmp_path / "run", rows)
+    frames = [Path(row.path) for row in rows]
+    landmarks = [Path(str(frame).replace("/frames/", "/landmarks/")).with_suffix(".npy") for frame in frames]
+    for row, frame, points in zip(rows, frames, landmarks, strict=True):
+        for file, key in ((frame, "image_hash"), (points, "landmarks_hash")):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(f"{file}".encode())
+            sample = run / row.dataset / f"sample{row.number}" / f"sample{row.number}.json"
+            digest = hashlib.sha256(f"{file}".encode()).hexdigest()[:16]
+            sample.write_text(json.dumps({**json.loads(sample.read_text()), key: digest}))
+
+    def told() -> list[str]:
+        return [line for line in notes(read_run(run)) if "not those that the run had" in line]
+
+    assert told() == []
+    frames[1].unlink()
+    landmarks[1].unlink()
+    assert told() == []
+    frames[2].write_bytes(b"another")
+    landmarks[3].write_bytes(b"others")
+    assert told() == [
+        f"faces: 2 images or landmark files are not those that the run had, first {frames[2]}; regions and mean maps are"
+        " of those that are there now."
+    ]
 
 
 @pytest.mark.slow

@@ -8,13 +8,13 @@ import sys
 
 from .errors import InputError
 
-PYTHON = (3, 8)
+PYTHON = (3, 10)
 PACKAGES = {
-    "torch": (1, 13),
-    "transformers": (4, 26),
+    "torch": (2, 1),
+    "transformers": (4, 46),
     "numpy": (1, 21),
-    "opencv-python": (4, 0),
-    "opencv-python-headless": (4, 0),
+    "opencv-python": (4, 6),
+    "opencv-python-headless": (4, 6),
 }
 
 

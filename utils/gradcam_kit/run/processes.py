@@ -62,7 +62,8 @@ class Processes(NamedTuple):
         def join() -> None:
             store, _, _ = next(rendezvous("env://", rank, size, timeout=JOINING))
             store.set(f"rank {rank} is here", "")
-            store.wait([f"rank {i} is here" for i in range(size)], JOINING)  # with torchrun's store nobody has waited
+            # torch 2.1's rendezvous stops waiting without an error.
+            store.wait([f"rank {i} is here" for i in range(size)], JOINING)
             store.set_timeout(PATIENCE)
             store = dist.PrefixStore("run", store)
             dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=PATIENCE)

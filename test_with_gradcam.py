@@ -16,9 +16,8 @@ from utils.gradcam_kit.settings.flags import add_detector_flags, add_map_flags, 
 
 # Whatever loads torch is imported once the flags are known to be right: a misspelt one is said at once.
 if TYPE_CHECKING:
-    from utils.gradcam_kit.measure.evaluate import ExplanationOptions
     from utils.gradcam_kit.settings.config import DetectorSettings
-    from utils.gradcam_kit.settings.run_options import RunOptions
+    from utils.gradcam_kit.settings.run_options import ExplanationOptions, RunOptions
 
 # Config keys that have a flag: `dest` below. A flag that is not given is None, and the YAML's value counts.
 CONFIG_KEYS = (
@@ -184,8 +183,7 @@ def main(argv: Sequence[str]) -> int:
 
 def run_options(args: argparse.Namespace, output_dir: Path, command: list[str]) -> RunOptions:
     """What the flags say beside the configuration. Raises InputError for flags that need another."""
-    from utils.gradcam_kit.run.exports import ExportOptions
-    from utils.gradcam_kit.settings.run_options import RunOptions
+    from utils.gradcam_kit.settings.run_options import ExportOptions, RunOptions
 
     return RunOptions(
         output_dir=output_dir,
@@ -216,7 +214,7 @@ def explanation_options(args: argparse.Namespace) -> ExplanationOptions | None:
             if getattr(args, flag):
                 raise InputError(f"--{flag} needs --evaluate_explanations: give both")
         return None
-    from utils.gradcam_kit.measure.evaluate import ExplanationOptions
+    from utils.gradcam_kit.settings.run_options import ExplanationOptions
 
     path = Path(args.write_config) if args.write_config else None
     if path is not None and (path.suffix not in (".yaml", ".yml") or not path.absolute().parent.is_dir()):

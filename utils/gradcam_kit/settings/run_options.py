@@ -5,11 +5,32 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import NamedTuple
 
-from ..measure.evaluate import ExplanationOptions
-from ..run.exports import ExportOptions
+from ..base.allowed import DEFAULT_SAMPLES
 
 FREE = {"output": False}  # no output depends on the option: a run may be resumed with another value
+
+
+class ExportOptions(NamedTuple):
+    """What is made of a finished run beside its report."""
+
+    tensorboard: Path | None = None
+    fiftyone: bool = False
+    video_strips: bool = False
+    bundle: bool = False
+
+
+class ExplanationOptions(NamedTuple):
+    """How maps are measured. `layers` None: a sweep takes every block."""
+
+    samples: int = DEFAULT_SAMPLES
+    sweep: bool = False
+    layers: Sequence[str] | None = None
+    write_config: Path | None = None
+    masks: Path | None = None  # a folder of masks instead of those beside the frames
+    clicks: Path | None = None  # a CSV of where people saw the forgery
+    leave_out: Sequence[str] = ()  # of MEASUREMENTS
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,7 @@ def test_what_fits() -> None:
         ({"batch": 2**63}, "f: batch is 9223372036854775808; allowed: a whole number of at least 0"),
         ({"batch": "3"}, "f: batch is '3'; allowed: a whole number of at least 0"),
         ({"batch": None}, "f: batch is None; allowed: a whole number of at least 0"),
-        ({"share": 1.5}, "f: share is 1.5; allowed: a number of at least 0 and of at most 1"),
+        ({"share": 1.5}, "f: share is 1.5; allowed: a number of at least 0 and at most 1"),
         ({"number": math.nan}, "f: number is nan; allowed: a number"),
         ({"number": math.inf}, "f: number is inf; allowed: a number"),
         ({"maybe": "x"}, "f: maybe is 'x'; allowed: a number or null"),

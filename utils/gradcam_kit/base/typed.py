@@ -166,9 +166,9 @@ def _words(info: Any) -> str:
         return ", ".join(map(str, info.values))
     if isinstance(info, (inspect.IntType, inspect.FloatType)):
         kind = "a whole number" if isinstance(info, inspect.IntType) else "a number"
-        least = "" if info.ge is None or info.ge <= -1e300 else f"of at least {info.ge:,}"
-        most = "" if info.le is None or info.le >= 2**63 - 1 else f"of at most {info.le:,}"
-        return " ".join([kind, " and ".join(filter(None, (least, most)))]).strip()
+        least = "" if info.ge is None or info.ge <= -1e300 else f"at least {info.ge:,}"
+        most = "" if info.le is None or info.le >= 2**63 - 1 else f"at most {info.le:,}"
+        return " of ".join(filter(None, (kind, " and ".join(filter(None, (least, most))))))
     if isinstance(info, inspect.StrType):
         return "a string that is not empty" if info.min_length else "a string"
     known: dict[type, str] = {

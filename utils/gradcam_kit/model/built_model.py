@@ -24,9 +24,7 @@ def build_model(name: str, config: Mapping[str, Any]) -> nn.Module:
     that leads nowhere, and where the code fails or gives no module.
     """
     module_name, _, function_name = name.rpartition(":")
-    if not module_name or not function_name:
-        raise InputError(f"--detector {name!r}: give module:function, for example my_module:build")
-    function = getattr(_module(module_name, name), function_name, None)
+    function = getattr(import_module_of(name), function_name, None)
     if not callable(function):
         raise InputError(f"--detector {name!r}: {module_name} has no function {function_name!r}")
     try:
@@ -38,13 +36,20 @@ def build_model(name: str, config: Mapping[str, Any]) -> nn.Module:
     return model
 
 
-def _module(module_name: str, name: str) -> ModuleType:
+def import_module_of(name: str) -> ModuleType:
+    """The module of a `name` as `build_model` takes it, imported once. Raises InputError."""
+    module_name, _, function_name = name.rpartition(":")
+    if not module_name or not function_name:
+        raise InputError(f"--detector {name!r}: give module:function, for example my_module:build")
     try:
         if not module_name.endswith(".py"):
             if str(Path.cwd()) not in sys.path:
                 sys.path.insert(0, str(Path.cwd()))
             return importlib.import_module(module_name)
         path = Path(module_name).absolute()
+        earlier = sys.modules.get(path.stem)
+        if earlier is not None and getattr(earlier, "__file__", None) == str(path):
+            return earlier
         found = importlib.util.spec_from_file_location(path.stem, path)
         assert found, "a name that ends in .py"
         assert found.loader

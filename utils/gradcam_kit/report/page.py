@@ -23,7 +23,7 @@ from ..base.files import keeps_list, settle_list, write_whole
 from ..base.text import one_line
 from ..data.gaps import ForgeryGaps
 from ..drawing.overlays import colour_table
-from ..store.manifest import FREE_CONFIG
+from ..settings.options import FREE_KEYS
 from ..store.read_run import DatasetOnDisk, RunOnDisk, read_run
 from .aggregates import Patterns, write_patterns
 from .page_parts.facts import facts, is_toy, target
@@ -126,7 +126,7 @@ def render(run: RunOnDisk, patterns: Sequence[Patterns]) -> str:
 
 def config_text(run: RunOnDisk) -> str:
     """The config as YAML, without what no output depends on: the page of a run is the same wherever it was written."""
-    config = {key: value for key, value in run.manifest.config.items() if key not in FREE_CONFIG}
+    config = {key: value for key, value in run.manifest.config.items() if key not in FREE_KEYS}
     return yaml.safe_dump(_plain(config), sort_keys=False, allow_unicode=True)
 
 

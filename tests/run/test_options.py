@@ -278,10 +278,9 @@ def test_a_module_of_the_users_is_imported_before_the_settings_are_read(data_tre
     module.write_text(
         "from utils.gradcam_kit.engine.methods import METHODS\n"
         "METHODS['mycam'] = METHODS['gradcam']\n"
-        "IMPORTED = globals().get('IMPORTED', 0) + 1\n"
         "def build(): raise ValueError('reached')\n"
     )
-    arguments = ["--detector", f"{module}:build", "--test_config", str(data_tree.test_yaml), "--list_layers"]
+    arguments = ["--detector", f"{module}:build", "--list_layers", *data_tree.arguments("--test_dataset", "toy")]
     try:
         with pytest.raises(InputError, match=r"failed \(ValueError: reached\)"):
             test_with_gradcam.main([*arguments, "--method", "mycam"])

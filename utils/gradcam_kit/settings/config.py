@@ -4,27 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import yaml
 
 from ..base.errors import InputError
 from ..base.files import TRAINING_FOLDER, read_text
 from ..base.text import one_line, shortened
-from ..base.typed import Meta, convert
 from ..data.folder_dataset import dataset_name, is_path
 from ..data.frames import DataSettings
 from .config_values import Section, refuse_odd_values
 from .gradcam_settings import GradCAMSettings, gradcam_settings
-
-
-@dataclass
-class _FrameNum:
-    """`frame_num` as the hosts have it."""
-
-    test: Annotated[int, Meta(ge=1)]
 
 
 class DetectorSettings(NamedTuple):
@@ -152,24 +144,25 @@ def _detector_settings(section: Section, config: dict[str, Any]) -> DetectorSett
 
 
 def _data_settings(section: Section) -> DataSettings:
-    frame_num = section.values.get("frame_num")
-    if isinstance(frame_num, dict):
-        frame_num = convert(frame_num, _FrameNum, f"{section.where}: frame_num").test
-    else:
-        frame_num = section["frame_num"]
+    where, frames = section.where, section
+    if isinstance(section.values.get("frame_num"), Mapping):  # of each split
+        number = section.values["frame_num"].get("test")
+        if number is None:
+            raise InputError(f"{where}: frame_num: the key test is missing; allowed: a whole number of at least 1")
+        frames = Section({"frame_num": number}, where, {"frame_num": f"{where}: frame_num: test"})
     labels = section["label_dict"]
     for name, label in labels.items():
         if isinstance(label, bool) or not isinstance(label, int):
-            raise InputError(f"{section.where}: label_dict.{name} is {label!r}; allowed: 0 (real) or 1 (fake)")
+            raise InputError(f"{where}: label_dict.{name} is {label!r}; allowed: 0 (real) or 1 (fake)")
     return DataSettings(
-        json_folder=find_path(section["dataset_json_folder"], "dataset_json_folder", section.where),
+        json_folder=find_path(section["dataset_json_folder"], "dataset_json_folder", where),
         root=_existing_or_none(section["dataset_root_rgb"] or section.values.get("rgb_dir")),
         label_dict={str(name): int(label) for name, label in labels.items()},
         compression=section["compression"],
-        frame_num=frame_num,
+        frame_num=frames["frame_num"],
         sampling=section["frame_sampling"],
         resolution=section["resolution"],
-        lmdb_dir=find_path(section["lmdb_dir"], "lmdb_dir", section.where) if section["lmdb"] else None,
+        lmdb_dir=find_path(section["lmdb_dir"], "lmdb_dir", where) if section["lmdb"] else None,
     )
 
 

@@ -16,22 +16,21 @@ FEW = 12  # flags that --help shows at once
 class OptionParser(OneLineParser):
     """Knows all flags of a command. `--help` shows those that a newcomer needs, `--help-all` the rest too."""
 
-    def __init__(self, command: str, description: str) -> None:
+    def __init__(self, command: str, description: str, every: bool = False) -> None:
+        """`every`: `--help` shows every flag."""
         super().__init__(description)
         self.command = command
         self.options = [(heading, option) for heading, option in options_of(command) if option.flags]
-        hides = len(self.options) > FEW
-        if hides:
+        if len(self.options) > FEW:
             self.lists_all = "--help-all"
             text = f"show all {len(self.options)} flags, not only these"
             self.add_argument(self.lists_all, nargs=0, action=_HelpAll, default=argparse.SUPPRESS, help=text)
         groups = {heading: self.add_argument_group(heading) for heading in dict(self.options)}
-        self.hidden: list[tuple[argparse.Action, str]] = []
         for heading, option in self.options:
-            action = groups[heading].add_argument(*option.flags, **_argument(option))
-            if hides and not option.basic:
-                self.hidden.append((action, action.help or ""))
-                action.help = argparse.SUPPRESS
+            argument = _argument(option)
+            if not (every or option.basic or len(self.options) <= FEW):
+                argument["help"] = argparse.SUPPRESS
+            groups[heading].add_argument(*option.flags, **argument)
 
     def parse_args(self, args: Iterable[str] | None = None, namespace: Any = None) -> Any:
         """As argparse. Raises InputError, also for a flag that means nothing without another."""
@@ -57,9 +56,7 @@ class OptionParser(OneLineParser):
 
 class _HelpAll(argparse.Action):
     def __call__(self, parser: Any, *_: Any, **__: Any) -> None:
-        for action, text in parser.hidden:
-            action.help = text
-        parser.print_help()
+        OptionParser(parser.command, parser.description, every=True).print_help()
         parser.exit()
 
 

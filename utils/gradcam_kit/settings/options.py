@@ -69,10 +69,6 @@ class Option:
         return "off" if self.default is False else " ".join(map(str, values))
 
 
-def target_help(targets: Sequence[str]) -> str:
-    return f"what maps explain: {', '.join(targets)}, or the name of a class"
-
-
 METHODS = (AUTO, *allowed.METHOD_NAMES, allowed.TRANSPLANT)  # and what is registered: `method_names`
 RGB = tuple[float, float, float]
 CHANNELS = "three numbers, one per colour channel"
@@ -136,8 +132,8 @@ TABLE: tuple[tuple[str, tuple[str, ...], tuple[Option, ...]], ...] = (
                otherwise="auto; the last block where a method is named", basic=True),
         Option("gradcam_method --gradcam_method --method", "how maps are made; auto: chosen by cause, for these"
                " weights and images", choices=METHODS, otherwise="auto; gradcam where layers are named", basic=True),
-        Option("gradcam_target --gradcam_target --target", target_help(allowed.TARGETS),
-               default="predicted", metavar="TARGET", basic=True),
+        Option("gradcam_target --gradcam_target --target", "what maps explain: predicted, fake, real, label (of a"
+               " dataset), margin, both, or the name of a class", default="predicted", metavar="TARGET", basic=True),
         Option("gradcam_site --gradcam_site --site", "where in a block; auto: where the method's formula holds",
                choices=(AUTO, *allowed.SITES), otherwise="auto; layer_norm1 for a named map"),
         Option("gradcam_backward --gradcam_backward --backward", "what the gradient takes for constant; balanced:"
@@ -177,12 +173,12 @@ TABLE: tuple[tuple[str, tuple[str, ...], tuple[Option, ...]], ...] = (
     )),
     ("are the heatmaps faithful?", (EVALUATE,), (
         Option(MEASURE, "measure the maps of detected fakes against controls", bool, False, basic=True),
-        Option("--explanation_samples", "maximum fakes per dataset", int, least=1, metavar="N",
+        Option("--explanation_samples", "maximum fakes per dataset", int, least=1, metavar="N", dest="samples",
                otherwise=str(allowed.DEFAULT_SAMPLES), needs=MEASURE),
         Option("--sweep", "try all methods and sites on all blocks or --gradcam_layers", bool, False, needs=MEASURE),
         Option("--leave_out", "measurements to leave out; how long all of them take is said before they begin",
                list[str], choices=allowed.MEASUREMENTS, metavar="NAME", needs=MEASURE),
-        Option("--write_config", "write the best map of the sweep as a config that runs", metavar="YAML",
+        Option("--write_config", "write the best map of the sweep as a config that runs", Path, metavar="YAML",
                needs=MEASURE),
         Option("--masks", "masks in a folder of any layout", Path, metavar="FOLDER", otherwise="beside the frames",
                needs=MEASURE),
@@ -214,10 +210,9 @@ TABLE: tuple[tuple[str, tuple[str, ...], tuple[Option, ...]], ...] = (
 HERE: dict[tuple[str, str], dict[str, Any]] = {
     (DEMO, "check_maps"): {"default": "on"},
     (DEMO, "gradcam_save_dir"): {
-        "names": "--gradcam_output_dir --output", "dest": "output", "default": None, "required": True,
-        "help": "for the heatmaps, one folder per image",
+        "names": "--gradcam_output_dir --output", "help": "for the heatmaps, one folder per image",
+        "default": None, "dest": "output", "required": True,
     },
-    (DEMO, "gradcam_target"): {"help": target_help([name for name in allowed.TARGETS if name != "label"])},
 }
 # fmt: on
 OPTIONS = {option.name: option for *_, options in TABLE for option in options if option.sets}

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from ..base.allowed import DEFAULT_SAMPLES
 from ..base.errors import InputError
-from .options import OPTIONS
+from .options import MEASURE, OPTIONS
 
 
 class ExportOptions(NamedTuple):
@@ -38,18 +38,12 @@ class ExplanationOptions:
         """What the parsed flags say; None without --evaluate_explanations. Raises InputError."""
         if not flags.evaluate_explanations:
             return None
-        path = Path(flags.write_config) if flags.write_config else None
+        path = flags.write_config
         if path is not None and (path.suffix not in (".yaml", ".yml") or not path.absolute().parent.is_dir()):
-            raise InputError(f"--write_config {flags.write_config!r}: give a .yaml file in a folder that is there")
-        return cls(
-            samples=flags.explanation_samples or DEFAULT_SAMPLES,
-            sweep=flags.sweep,
-            layers=flags.gradcam_layers,
-            write_config=path,
-            masks=flags.masks,
-            clicks=flags.clicks,
-            leave_out=flags.leave_out or (),
-        )
+            raise InputError(f"--write_config {str(path)!r}: give a .yaml file in a folder that is there")
+        given = {field.name: getattr(flags, field.name, None) for field in fields(cls)}
+        given["layers"] = flags.gradcam_layers
+        return cls(**{name: value for name, value in given.items() if value is not None})
 
 
 @dataclass(frozen=True)
@@ -96,10 +90,9 @@ class RunOptions:
 
     def free(self) -> list[str]:
         """The names of those on which no output depends."""
-        made_of = {
+        of = {
             "output_dir": ("gradcam_save_dir",),
             "views": ExportOptions._fields,
-            "explanations": ("evaluate_explanations",),
+            "explanations": (MEASURE.lstrip("-"),),
         }
-        names = {name: made_of.get(name, (name,)) for name in self.written()}
-        return [name for name, options in names.items() if not any(OPTIONS[option].outputs for option in options)]
+        return [name for name in self.written() if not any(OPTIONS[one].outputs for one in of.get(name, (name,)))]

@@ -83,7 +83,7 @@ def test_a_resumed_run_may_change_what_no_output_depends_on(
     assert all(difference.startswith("options.") for difference in differences)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class MoreOptions(RunOptions):
     """As a later version may have them."""
 

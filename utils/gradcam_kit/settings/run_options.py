@@ -46,7 +46,7 @@ class ExplanationOptions:
         return cls(**{name: value for name, value in given.items() if value is not None})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunOptions:
     """Options of a run without a config key of their own, by their names in the table of options."""
 

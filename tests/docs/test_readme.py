@@ -136,7 +136,7 @@ def test_the_option_page_is_the_tables() -> None:
 @pytest.mark.parametrize("parser", [test_with_gradcam.parser(), gradcam_demo.parser(), app_parser()])
 def test_the_option_page_has_every_flag_of_a_parser(parser: OptionParser) -> None:
     """Both ways: no flag without a row, no row without a flag, and the YAML key that the flag overrides."""
-    parts = [part for part in OPTIONS.split("\n## ") if f"`{parser.command}`" in part.splitlines()[2]]
+    parts = [part for part in OPTIONS.split("\n## ") if f"`{parser.command}`" in part.splitlines()[0]]
     rows = re.findall(r"^\| (`-.*?) \| (.*?) \|", "\n".join(parts), re.MULTILINE)
     keys = {flag: key.strip("`") for flags, key in rows for flag in re.findall("`(.*?)`", flags)}
     actions = {flag: action for action in parser._actions for flag in action.option_strings}

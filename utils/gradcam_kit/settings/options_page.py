@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import get_origin
 
-from .options import HERE, OPTIONS, TABLE, Option
+from .options import EVALUATE, HERE, OPTIONS, TABLE, Option
 
 HEAD = """# Options
 
@@ -13,8 +13,9 @@ This page is written by `python -m utils.gradcam_kit.settings.options_page`. `--
 See also: how [datasets](datasets.md) lie on disk, which [map](reading_maps.md) to ask for, how maps are
 [measured](faithfulness.md), and [single images](report.md).
 
-A run that is continued with `--resume` may have other values of {}: no output
-depends on them. Any other option has to be what it was.
+A run that is continued with `--resume` may have other values of
+{}: no output depends on them.
+Any other option has to be what it was.
 """
 COLUMNS = "| Flag | YAML key | Default | What |\n|---|---|---|---|"
 
@@ -22,9 +23,9 @@ COLUMNS = "| Flag | YAML key | Default | What |\n|---|---|---|---|"
 def page() -> str:
     """docs/options.md."""
     parts = [HEAD.format(", ".join(f"`{option.flags[0]}`" for option in OPTIONS.values() if not option.outputs))]
-    for heading, commands, options in TABLE:
-        named = ", ".join(f"`{command}`" for command in commands)
-        parts.append("\n".join([f"## {heading.capitalize()}\n", f"{named}\n", COLUMNS, *map(_row, options), ""]))
+    for heading, commands, options in sorted(TABLE, key=lambda group: EVALUATE not in group[1]):
+        title = f"## {heading.capitalize()} ({', '.join(f'`{command}`' for command in commands)})\n"
+        parts.append("\n".join([title, COLUMNS, *map(_row, options), ""]))
     return "\n".join(parts)
 
 

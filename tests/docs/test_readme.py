@@ -22,6 +22,10 @@ import test_with_gradcam
 from detectors.clip_detector_gradcam import CLIPDetectorWithGradCAM
 from tests.helpers.hosts import MINIMAL_HOST, write_data
 from tests.helpers.paths import ROOT
+from utils import gradcam_demo
+from utils.gradcam_kit.app.command import parser as app_parser
+from utils.gradcam_kit.settings.flags import OptionParser
+from utils.gradcam_kit.settings.options_page import page
 
 README = (ROOT / "README_gradcam.md").read_text(encoding="utf-8")
 OPTIONS = (ROOT / "docs" / "options.md").read_text(encoding="utf-8")
@@ -125,21 +129,20 @@ def run(line: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(line, shell=True, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
 
 
-def option_table() -> dict[str, str]:
-    """Flag → YAML key ("" for none) of the table in docs/options.md."""
-    rows = [line.strip("|").split("|") for line in OPTIONS.splitlines() if line.startswith("| `--")]
-    return {cells[0].split()[0].strip("`"): cells[1].strip().strip("`") for cells in rows}
+def test_the_option_page_is_the_tables() -> None:
+    assert page() == OPTIONS, "python -m utils.gradcam_kit.settings.options_page > docs/options.md"
 
 
-def test_the_option_table_is_the_parsers() -> None:
+@pytest.mark.parametrize("parser", [test_with_gradcam.parser(), gradcam_demo.parser(), app_parser()])
+def test_the_option_page_has_every_flag_of_a_parser(parser: OptionParser) -> None:
     """Both ways: no flag without a row, no row without a flag, and the YAML key that the flag overrides."""
-    actions = {action.option_strings[0]: action for action in test_with_gradcam.parser()._actions}
-    del actions["-h"], actions["--version"]
-    table = option_table()
-    assert sorted(table) == sorted(actions)
-    for flag, key in table.items():
-        assert (actions[flag].dest if actions[flag].dest in test_with_gradcam.CONFIG_KEYS else "") == key, flag
-    assert set(test_with_gradcam.CONFIG_KEYS) <= set(table.values())
+    parts = [part for part in OPTIONS.split("\n## ") if f"`{parser.command}`" in part.splitlines()[0]]
+    rows = re.findall(r"^\| (`-.*?) \| (.*?) \|", "\n".join(parts), re.MULTILINE)
+    keys = {flag: key.strip("`") for flags, key in rows for flag in re.findall("`(.*?)`", flags)}
+    actions = {flag: action for action in parser._actions for flag in action.option_strings}
+    assert set(keys) == set(actions) - {"-h", "--help", "--version", "--help-all"}
+    for key, flag in parser.flag_names.items():
+        assert keys[flag] == key == actions[flag].dest
 
 
 def test_readme_has_the_commands_of_all_three_ways() -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
+import re
 import subprocess
 import sys
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +18,20 @@ import test_with_gradcam
 from tests.helpers.datasets import DataTree, change_yaml
 from tests.helpers.paths import ROOT
 from utils import gradcam_demo
+from utils.gradcam_kit.app.command import parser as app_parser
 from utils.gradcam_kit.base.allowed import METHOD_NAMES
 from utils.gradcam_kit.base.errors import InputError
 from utils.gradcam_kit.data.readers import read_dataset
 from utils.gradcam_kit.engine.attention import ATTENTION_METHODS
-from utils.gradcam_kit.engine.methods import METHODS
+from utils.gradcam_kit.engine.methods import DEFAULT_EPSILON, METHODS
 from utils.gradcam_kit.measure import output
 from utils.gradcam_kit.model.detector import LoadedDetector
 from utils.gradcam_kit.run import exports
 from utils.gradcam_kit.run.run_manifest import run_manifest
 from utils.gradcam_kit.settings.config import RunSettings, run_settings
+from utils.gradcam_kit.settings.config_values import Section
+from utils.gradcam_kit.settings.options import OPTIONS, Option
+from utils.gradcam_kit.settings.options import options_of as options_of_command
 from utils.gradcam_kit.settings.run_options import RunOptions
 from utils.gradcam_kit.store.manifest import Manifest
 
@@ -35,7 +41,7 @@ PATHS = ["--detector_path", "config/detector/clip_gradcam_demo.yaml"]
 def options_of(*flags: str, cls: type[RunOptions] = RunOptions, **more: Any) -> RunOptions:
     """As the command makes them of its flags."""
     arguments = test_with_gradcam.parser().parse_args([*PATHS, *flags])
-    options = test_with_gradcam.run_options(arguments, Path("out"), ["test_with_gradcam.py", *flags])
+    options = RunOptions.of(arguments, Path("out"), ["test_with_gradcam.py", *flags])
     return cls(**{option.name: getattr(options, option.name) for option in fields(options)}, **more)
 
 
@@ -77,26 +83,30 @@ def test_a_resumed_run_may_change_what_no_output_depends_on(
     assert all(difference.startswith("options.") for difference in differences)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class MoreOptions(RunOptions):
     """As a later version may have them."""
 
-    harmless: int = field(default=1, metadata={"output": False})
+    added: int = 1
 
 
-@dataclass(frozen=True)
-class DecisiveOptions(RunOptions):
-    """The same, with an option on which outputs depend."""
-
-    decisive: int = 1
-
-
-def test_a_new_option_says_itself_whether_it_breaks_resumption(settings: RunSettings) -> None:
+@pytest.mark.parametrize("outputs", [False, True])
+def test_the_table_says_whether_a_new_option_breaks_resumption(
+    outputs: bool, settings: RunSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     earlier = manifest_of(settings, options_of())
-    assert manifest_of(settings, options_of(cls=MoreOptions)).differences(earlier) == []
-    changed = manifest_of(settings, options_of(cls=DecisiveOptions)).differences(earlier)
-    assert changed == ["options.decisive was None and is 1"]
-    assert manifest_of(settings, options_of(cls=MoreOptions)).to_json()["options"]["harmless"] == 1
+    monkeypatch.setitem(OPTIONS, "added", Option("--added", "a new one", int, 1, outputs=outputs))
+    later = manifest_of(settings, options_of(cls=MoreOptions))
+    assert later.differences(earlier) == (["options.added was None and is 1"] if outputs else [])
+    assert later.to_json()["options"]["added"] == 1
+
+
+@pytest.mark.parametrize(("key", "free"), [("workers", True), ("gradcam_save_dir", True), ("gradcam_target", False)])
+def test_the_table_says_which_keys_a_resumed_run_may_change(key: str, free: bool, settings: RunSettings) -> None:
+    config = {**settings.detector.config, key: {"workers": 7}.get(key, "fake")}
+    changed = settings._replace(detector=settings.detector._replace(config=config))
+    differences = manifest_of(changed, options_of()).differences(manifest_of(settings, options_of()))
+    assert [difference.split(" ")[0] for difference in differences] == ([] if free else [f"config.{key}"])
 
 
 def test_the_manifest_lists_every_file_at_the_top(settings: RunSettings) -> None:
@@ -109,10 +119,13 @@ def test_the_manifest_lists_every_file_at_the_top(settings: RunSettings) -> None
 
 
 def test_flags_that_are_not_given_leave_the_yaml_alone() -> None:
-    arguments = test_with_gradcam.parser().parse_args(PATHS)
-    assert {key: getattr(arguments, key) for key in test_with_gradcam.CONFIG_KEYS} == dict.fromkeys(
-        test_with_gradcam.CONFIG_KEYS
-    )
+    for parser, flags in (
+        (test_with_gradcam.parser(), PATHS),
+        (gradcam_demo.parser(), ["--input", "x", "--output", "y"]),
+    ):
+        keys = parser.config(parser.parse_args(flags))
+        assert {"weights_path", "gradcam_layers", "gradcam_method", "gradcam_signed"} <= set(keys)
+        assert set(keys.values()) == {None}
 
 
 def test_flags_reach_their_keys() -> None:
@@ -173,8 +186,11 @@ HEAVY = ("torch", "cv2", "numpy", "transformers", "sklearn", "matplotlib", "yaml
         ("test_with_gradcam.py", ["--gradcam_metod", "x"], 2),
         ("utils/gradcam_demo.py", ["--help"], 0),
         ("utils/gradcam_demo.py", ["--input", "x", "--output", "y", "--method", "gradcampp"], 2),
-        ("utils/gradcam_kit/report/command.py", ["--help"], 0),
-        ("utils/gradcam_kit/report/command.py", ["figure", "--help"], 0),
+        ("test_with_gradcam.py", ["--help-all"], 0),
+        ("utils/gradcam_demo.py", ["--help-all"], 0),
+        ("utils/app.py", ["--help"], 0),
+        ("utils/report.py", ["--help"], 0),
+        ("utils/report.py", ["figure", "--help"], 0),
         ("utils/dataset_json.py", ["--help"], 0),
     ],
 )
@@ -192,6 +208,86 @@ def test_help_and_misspelt_flags_load_nothing_heavy(command: str, flags: list[st
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert f"LOADED {code} []" in done.stdout, done.stdout + done.stderr
+
+
+HELP_ALONE = {"-h", "--help", "--help-all", "--version"}
+
+
+def flags_in(text: str) -> set[str]:
+    """The flags that a help text explains, each on a line of its own."""
+    return {
+        flag for line in re.findall(r"^  (-.*)", text, re.MULTILINE) for flag in re.findall(r"(?:^|, )(-[\w-]+)", line)
+    }
+
+
+def shown(capsys: pytest.CaptureFixture[str], parser: argparse.ArgumentParser, flag: str) -> set[str]:
+    with pytest.raises(SystemExit) as end:
+        parser.parse_args([flag])
+    assert end.value.code == 0
+    return flags_in(capsys.readouterr().out)
+
+
+def test_help_shows_a_dozen_flags_and_names_the_help_that_shows_all(capsys: pytest.CaptureFixture[str]) -> None:
+    first = shown(capsys, test_with_gradcam.parser(), "--help")
+    every = shown(capsys, test_with_gradcam.parser(), "--help-all")
+    options = [option for _, option in options_of_command("test_with_gradcam.py") if option.flags]
+    assert first - HELP_ALONE == {flag for option in options for flag in option.flags if option.basic}
+    assert every - HELP_ALONE == {flag for option in options for flag in option.flags}
+    assert first >= HELP_ALONE and sum(option.basic for option in options) == 12
+
+
+def test_help_of_a_command_with_few_flags_shows_all(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = {flag for _, option in options_of_command("python -m utils.app") for flag in option.flags}
+    assert shown(capsys, app_parser(), "--help") == flags | HELP_ALONE - {"--help-all"}
+
+
+@pytest.mark.parametrize("command", ["test_with_gradcam.py", "utils/gradcam_demo.py", "python -m utils.app"])
+def test_no_flag_and_no_name_stands_twice_in_the_table(command: str) -> None:
+    flags = [flag for _, option in options_of_command(command) for flag in option.flags]
+    names = [option.name for _, option in options_of_command(command) if option.sets]
+    assert len(flags) == len(set(flags)) and len(names) == len(set(names))
+
+
+def test_the_tables_defaults_are_allowed() -> None:
+    """Each default passes the check of a YAML's value, and is what the engine has where it has one of its own."""
+    for key, option in OPTIONS.items():
+        if option.key and option.default is not None:
+            assert Section({key: option.default}, "x")[key] == option.default
+    assert OPTIONS["gradcam_pp_epsilon"].default == DEFAULT_EPSILON
+
+
+def test_a_method_of_the_users_is_known_where_it_was_registered(
+    data_tree: DataTree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In this process, by a module that --detector names, and not without it."""
+    monkeypatch.setitem(METHODS, "abscam", METHODS["gradcam"])
+    parser = test_with_gradcam.parser()
+    assert parser.parse_args([*PATHS, "--method", "abscam"]).gradcam_method == "abscam"
+    change_yaml(data_tree.detector_yaml, gradcam_method="abscam")
+    assert run_settings(data_tree.detector_yaml, data_tree.test_yaml, {}).detector.gradcam.recipe.method == "abscam"
+    monkeypatch.undo()
+    with pytest.raises(InputError, match=r"gradcam_method is 'abscam'; .*allowed: auto, gradcam,.*transplant$"):
+        run_settings(data_tree.detector_yaml, data_tree.test_yaml, {})
+    with pytest.raises(InputError, match="^--gradcam_method is 'abscam'"):
+        parser.parse_args([*PATHS, "--method", "abscam"])
+    assert parser.parse_args(["--detector", "mine:build", "--method", "abscam"]).gradcam_method == "abscam"
+
+
+def test_a_module_of_the_users_is_imported_before_the_settings_are_read(data_tree: DataTree, tmp_path: Path) -> None:
+    module = tmp_path / "registers.py"
+    module.write_text(
+        "from utils.gradcam_kit.engine.methods import METHODS\n"
+        "METHODS['mycam'] = METHODS['gradcam']\n"
+        "def build(): raise ValueError('reached')\n"
+    )
+    arguments = ["--detector", f"{module}:build", "--list_layers", *data_tree.arguments("--test_dataset", "toy")]
+    try:
+        with pytest.raises(InputError, match=r"failed \(ValueError: reached\)"):
+            test_with_gradcam.main([*arguments, "--method", "mycam"])
+        with pytest.raises(InputError, match=r"^--gradcam_method is 'mycm'; did you mean 'mycam'\?"):
+            test_with_gradcam.main([*arguments, "--method", "mycm"])
+    finally:
+        del METHODS["mycam"]
 
 
 def test_the_same_thing_has_the_same_name_in_both_commands() -> None:

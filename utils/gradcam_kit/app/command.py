@@ -4,20 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..base.command import OneLineParser, positive
-from ..settings.flags import add_detector_flags, read_as
+from ..settings.flags import OptionParser
 
 HINTS = {"device": "--device", "precision": "--precision", "weights": "--weights_path"}
 
 
-def parser() -> OneLineParser:
+def parser() -> OptionParser:
     """Every flag."""
-    p = OneLineParser(description=__doc__ or "")
-    add_detector_flags(p)
-    p.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 lets other machines in")
-    p.add_argument("--port", type=positive, default=7860, metavar="N", help="port to listen on")
-    p.add_argument("--max_upload", type=positive, default=50, metavar="MB", help="largest file that is taken")
-    return p
+    return OptionParser("python -m utils.app", __doc__ or "")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -31,7 +25,7 @@ def main(argv: Sequence[str]) -> int:
     from .live_detector import LiveDetector
     from .page import serve
 
-    flags = {"gradcam_enabled": True, "weights_path": args.weights_path}
-    detector = load_named_detector(args.detector_path, args.device, args.precision, flags, read_as(flags_of))
+    flags = {"gradcam_enabled": True, **flags_of.config(args)}
+    detector = load_named_detector(args.detector_path, args.device, args.precision, flags, flags_of.flag_names)
     serve(LiveDetector.of(detector), args.host, args.port, args.max_upload)
     return 0

@@ -34,6 +34,8 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 class OneLineParser(argparse.ArgumentParser):
     """argparse that raises an InputError of one line in place of printing its usage; flags can't be abbreviated."""
 
+    lists_all = "--help"
+
     def __init__(self, description: str) -> None:
         super().__init__(
             description=description, allow_abbrev=False, usage="%(prog)s [options]", formatter_class=_HelpFormatter
@@ -44,15 +46,17 @@ class OneLineParser(argparse.ArgumentParser):
         flags = [flag for action in self._actions for flag in action.option_strings]
         unknown = message.rpartition("unrecognized arguments: ")[2].split(" ")[0] if "unrecognized" in message else ""
         hint = did_you_mean(unknown, flags) if unknown else ""
-        raise InputError(f"{message}; {hint}--help lists every flag")
+        raise InputError(f"{message}; {hint}{self.lists_all} lists every flag")
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         """A flag with `choices`: as argparse, but worded as an unknown value in a YAML is."""
         if action.choices is not None and value not in action.choices:
-            choices = list(action.choices)
-            raise InputError(
-                f"{action.option_strings[0]} is {value!r}; {did_you_mean(value, choices)}allowed: {', '.join(choices)}"
-            )
+            raise unknown_value(action.option_strings[0], value, list(action.choices))
+
+
+def unknown_value(flag: str, value: str, choices: Sequence[str]) -> InputError:
+    """What to raise for a flag's value that is none of `choices`."""
+    return InputError(f"{flag} is {value!r}; {did_you_mean(value, choices)}allowed: {', '.join(choices)}")
 
 
 def percent(text: str) -> float:
@@ -63,20 +67,22 @@ def percent(text: str) -> float:
     return value / 100
 
 
-def positive(text: str) -> int:
-    """A whole number of at least 1."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 1")
-    return value
+def whole(least: int) -> Callable[[str], int]:
+    """Reads a whole number of at least `least`."""
+
+    def read(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = least - 1
+        if value < least:
+            raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least {least}")
+        return value
+
+    return read
 
 
-def count(text: str) -> int:
-    """A whole number of at least 0."""
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 0")
-    return value
+positive = whole(1)
 
 
 def run_command(main: Callable[[Sequence[str]], int], hints: Mapping[str, str] | None = None) -> NoReturn:

@@ -58,7 +58,7 @@ class GradCAMMixin(nn.Module):
     def init_gradcam(self, config: Mapping[str, Any]) -> None:
         """Check and keep the `gradcam_*` keys of `config`. Raises InputError."""
         self.gradcam = gradcam_settings(config)
-        self.usual_size = Section(config, "config").count("resolution", 224, least=1)
+        self.usual_size = Section(config, "config")["resolution"]
         self.weights_at_first = weight_versions(Structure.of(self).parameters())
 
     @property

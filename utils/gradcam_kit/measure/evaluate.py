@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
 
-from ..base.allowed import DEFAULT_SAMPLES, METHOD_NAMES, TARGETS, TRANSPLANT
+from ..base.allowed import METHOD_NAMES, TARGETS, TRANSPLANT
 from ..base.errors import InputError
 from ..data.frames import Frame, evenly_spaced
 from ..engine.layers import block_names
@@ -15,6 +14,7 @@ from ..engine.recipe import ATTENTION_SITE, NORMED, Recipe
 from ..judge.deletion import Curves
 from ..model.detector import LoadedDetector
 from ..settings.config import RunSettings
+from ..settings.run_options import ExplanationOptions
 from .comparison import ALL, Row
 from .dataset_evaluation import ENERGY, DatasetEvaluation
 from .randomisation import Randomised
@@ -24,18 +24,6 @@ from .sweep import swept_recipes
 BEST = 3  # maps that get these metrics, beside the first configured one
 FEW = 20  # videos with detected fakes below which there is a warning
 NO_FAKES = "no detected fakes: nothing to evaluate"
-
-
-class ExplanationOptions(NamedTuple):
-    """The command line's options alone. `layers` None: a sweep takes every block."""
-
-    samples: int = DEFAULT_SAMPLES
-    sweep: bool = False
-    layers: Sequence[str] | None = None
-    write_config: Path | None = None
-    masks: Path | None = None  # a folder of masks in place of those beside the frames
-    clicks: Path | None = None  # a CSV of where people saw the forgery
-    leave_out: Sequence[str] = ()  # of MEASUREMENTS
 
 
 @dataclass(frozen=True)

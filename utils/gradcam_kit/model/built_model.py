@@ -24,16 +24,7 @@ def build_model(name: str, config: Mapping[str, Any]) -> nn.Module:
     that leads nowhere, and where the code fails or gives no module.
     """
     module_name, _, function_name = name.rpartition(":")
-    if not module_name or not function_name:
-        raise InputError(f"--detector {name!r}: give module:function, for example my_module:build")
-    try:
-        module = _module(module_name)
-    except Exception as error:  # of the user's code
-        raise InputError(
-            f"--detector {name!r}: {module_name} cannot be imported from {Path.cwd()}"
-            f" ({type(error).__name__}: {one_line(error)})"
-        ) from error
-    function = getattr(module, function_name, None)
+    function = getattr(import_module_of(name), function_name, None)
     if not callable(function):
         raise InputError(f"--detector {name!r}: {module_name} has no function {function_name!r}")
     try:
@@ -45,18 +36,32 @@ def build_model(name: str, config: Mapping[str, Any]) -> nn.Module:
     return model
 
 
-def _module(name: str) -> ModuleType:
-    if not name.endswith(".py"):
-        if str(Path.cwd()) not in sys.path:
-            sys.path.insert(0, str(Path.cwd()))
-        return importlib.import_module(name)
-    path = Path(name).absolute()
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None, "a name that ends in .py"
-    assert spec.loader is not None
-    module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)  # pickling and dataclasses look there
-    spec.loader.exec_module(module)
-    return module
+def import_module_of(name: str) -> ModuleType:
+    """The module of a `name` as `build_model` takes it, imported once. Raises InputError."""
+    module_name, _, function_name = name.rpartition(":")
+    if not module_name or not function_name:
+        raise InputError(f"--detector {name!r}: give module:function, for example my_module:build")
+    try:
+        if not module_name.endswith(".py"):
+            if str(Path.cwd()) not in sys.path:
+                sys.path.insert(0, str(Path.cwd()))
+            return importlib.import_module(module_name)
+        path = Path(module_name).absolute()
+        earlier = sys.modules.get(path.stem)
+        if earlier is not None and getattr(earlier, "__file__", None) == str(path):
+            return earlier
+        found = importlib.util.spec_from_file_location(path.stem, path)
+        assert found, "a name that ends in .py"
+        assert found.loader
+        module = importlib.util.module_from_spec(found)
+        sys.modules[path.stem] = module  # as an import does: pickling and dataclasses look there
+        found.loader.exec_module(module)
+        return module
+    except Exception as error:  # of the person's own code
+        raise InputError(
+            f"--detector {name!r}: {module_name} cannot be imported from {Path.cwd()}"
+            f" ({type(error).__name__}: {one_line(error)})"
+        ) from error
 
 
 def _takes_config(function: Callable[..., Any]) -> bool:

@@ -20,7 +20,6 @@ from ..base.errors import InputError
 from ..base.files import keeps_list, settle_list, write_whole
 from ..base.text import one_line
 from ..drawing.overlays import colour_table
-from ..store.manifest import FREE_CONFIG
 from ..store.read_run import DatasetOnDisk, RunOnDisk, read_run
 from .aggregates import Patterns, write_patterns
 from .page_parts.facts import facts, is_toy, target
@@ -98,7 +97,7 @@ def render(run: RunOnDisk, patterns: Sequence[Patterns]) -> str:
 
     script = joined("js", SCRIPTS)
     # Without what no output depends on: the page of a run is the same wherever it was written.
-    config = {key: value for key, value in run.manifest.config.items() if key not in FREE_CONFIG}
+    config = {key: value for key, value in run.manifest.config.items() if key not in FREE_KEYS}
     return template("index.html.j2").render(
         style=Markup(joined("css", STYLES)),  # our own files, not escaped
         script=Markup(script),

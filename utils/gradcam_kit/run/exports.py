@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import NamedTuple
 
 from ..base.errors import InputError
 from ..base.files import keeps_list, settle_list
@@ -14,6 +13,7 @@ from ..exports.tensorboard_export import write_tensorboard
 from ..exports.video_strips import STRIPS, write_strips
 from ..report.aggregates import REGIONS_FILE, SIMILARITY_FILE, write_patterns
 from ..report.page import PAGE, SHOWN_SAMPLES, jinja2_problem, write_report
+from ..settings.run_options import ExportOptions
 from ..store.bundles import pack_samples
 from ..store.manifest import FINISHED, read_manifest
 from ..store.read_run import read_run
@@ -25,15 +25,6 @@ __all__ = ["PAGE", "TOP_FILES", "ExportOptions", "check_exports", "write_exports
 TOP_FILES = (PAGE, REGIONS_FILE, SIMILARITY_FILE, FIFTYONE_FILE)
 
 UNFINISHED = ".exports.partial"
-
-
-class ExportOptions(NamedTuple):
-    """Exports beside the report."""
-
-    tensorboard: Path | None = None
-    fiftyone: bool = False
-    video_strips: bool = False
-    bundle: bool = False
 
 
 def check_exports(options: ExportOptions) -> None:

@@ -6,7 +6,6 @@ import hashlib
 import importlib
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 
 import torch
 
@@ -46,7 +45,7 @@ def run_manifest(
             )
             for name, frames in datasets.items()
         },
-        options={option.name: getattr(options, option.name) for option in fields(options) if option.name != "command"},
+        options=options.written(),
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         threads=torch.get_num_threads(),
         versions={

@@ -10,7 +10,8 @@ from .config_values import Section
 
 def backbone_config(config: Mapping[str, Any], where: str = "config") -> Mapping[str, Any]:
     """`config["backbone_config"]`, empty where it is missing. Raises InputError for anything but a mapping."""
-    return Section(config, where).mapping("backbone_config", {})
+    values: Mapping[str, Any] = Section(config, where).get("backbone_config", {})
+    return values
 
 
 def without_pretrained(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,13 +15,8 @@ from ..base.files import TRAINING_FOLDER, read_text
 from ..base.text import one_line, shortened
 from ..data.folder_dataset import dataset_name, is_path
 from ..data.frames import DataSettings
-from .backbone_config import backbone_config
 from .config_values import Section, refuse_odd_values
 from .gradcam_settings import GradCAMSettings, gradcam_settings
-
-SAMPLINGS = ("even", "host", "host_sorted")
-# Beyond these the machine would give up, after a while and in other words.
-MAX_BATCH, MAX_WORKERS, MAX_RESOLUTION = 1_000_000, 1_000, 8_192
 
 
 class DetectorSettings(NamedTuple):
@@ -108,14 +103,14 @@ def run_settings(
         config["model_name"] = build
     section = Section(config, f"{detector_path or build} + {test_config.name}", _given(flags, flag_names))
     data = _data_settings(section)
-    datasets, folders = _datasets(section.strings("test_dataset"), data.json_folder)
+    datasets, folders = _datasets(section["test_dataset"], data.json_folder)
     return RunSettings(
         detector=_detector_settings(section, config)._replace(build=build),
         datasets=datasets,
         data=data._replace(folders=folders),
-        batch_size=section.count("test_batchSize", 32, least=1, most=MAX_BATCH),
-        workers=section.count("workers", 2, most=MAX_WORKERS),
-        seed=section.count("manualSeed", 1024),
+        batch_size=section["test_batchSize"],
+        workers=section["workers"],
+        seed=section["manualSeed"],
     )
 
 
@@ -137,44 +132,37 @@ def _overridden(config: dict[str, Any], flags: Mapping[str, Any]) -> dict[str, A
 
 
 def _detector_settings(section: Section, config: dict[str, Any]) -> DetectorSettings:
-    backbone_config(config, section.where)  # refused here with the file's name, before anything is built
+    section["backbone_config"]  # refused here with the file's name, before anything is built
+    weights, weights_from = section["weights_path"], section.flags.get("weights_path") or section.where
     return DetectorSettings(
         config=config,
-        model_name=section.string("model_name"),
-        weights_path=_weights_path(section),
-        resolution=section.count("resolution", 224, least=1, most=MAX_RESOLUTION),
+        model_name=section["model_name"],
+        weights_path=find_path(weights, "weights file", weights_from) if weights else None,
+        resolution=section["resolution"],
         gradcam=gradcam_settings(config, section.where, section.flags),
     )
 
 
-def _weights_path(section: Section) -> Path | None:
-    """None where the key is missing or empty."""
-    name = section.string("weights_path", "")
-    return find_path(name, "weights file", section.flags.get("weights_path") or section.where) if name else None
-
-
 def _data_settings(section: Section) -> DataSettings:
-    frame_num = section.values.get("frame_num")
-    if isinstance(frame_num, dict):
-        frame_num = Section(frame_num, f"{section.where}: frame_num").count("test", least=1)
-    elif frame_num is not None:
-        frame_num = section.count("frame_num", least=1)
-    labels = section.mapping("label_dict")
+    where, frames = section.where, section
+    if isinstance(section.values.get("frame_num"), Mapping):  # of each split
+        number = section.values["frame_num"].get("test")
+        if number is None:
+            raise InputError(f"{where}: frame_num: the key test is missing; allowed: a whole number of at least 1")
+        frames = Section({"frame_num": number}, where, {"frame_num": f"{where}: frame_num: test"})
+    labels = section["label_dict"]
     for name, label in labels.items():
         if isinstance(label, bool) or not isinstance(label, int):
-            raise InputError(f"{section.where}: label_dict.{name} is {label!r}; allowed: 0 (real) or 1 (fake)")
-    # DF40 calls the folder of the images dataset_root_rgb, DeepfakeBench rgb_dir.
-    root = section.values.get("dataset_root_rgb") or section.values.get("rgb_dir")
-    lmdb_dir = find_path(section.string("lmdb_dir"), "lmdb_dir", section.where) if section.flag("lmdb", False) else None
+            raise InputError(f"{where}: label_dict.{name} is {label!r}; allowed: 0 (real) or 1 (fake)")
     return DataSettings(
-        json_folder=find_path(section.string("dataset_json_folder"), "dataset_json_folder", section.where),
-        root=_existing_or_none(root),
+        json_folder=find_path(section["dataset_json_folder"], "dataset_json_folder", where),
+        root=_existing_or_none(section["dataset_root_rgb"] or section.values.get("rgb_dir")),
         label_dict={str(name): int(label) for name, label in labels.items()},
-        compression=section.string("compression", "c23"),
-        frame_num=frame_num,
-        sampling=section.choice("frame_sampling", SAMPLINGS, "even"),
-        resolution=section.count("resolution", 224, least=1, most=MAX_RESOLUTION),
-        lmdb_dir=lmdb_dir,
+        compression=section["compression"],
+        frame_num=frames["frame_num"],
+        sampling=section["frame_sampling"],
+        resolution=section["resolution"],
+        lmdb_dir=find_path(section["lmdb_dir"], "lmdb_dir", where) if section["lmdb"] else None,
     )
 
 

@@ -1,16 +1,18 @@
-"""Typed reading of a mapping that came from outside (YAML, flags, a config dict)."""
+"""Checked reading of a config (YAML, flags, a dict) by the table of options; other keys are not looked at."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any, get_origin
 
 from ..base.errors import InputError, did_you_mean
 from ..base.text import shortened
+from ..base.typed import Meta, Misfit, fit
+from .options import LARGEST, OPTIONS, Option
 
 MAX_VALUES = 100_000
-MAX_COUNT = 2**63 - 1
+_MISSING = object()
 
 
 def refuse_odd_values(values: Any, where: str) -> None:
@@ -41,7 +43,7 @@ def refuse_odd_values(values: Any, where: str) -> None:
 
 
 class Section:
-    """Typed reading of one mapping from outside; errors name the file, the key, what was found and what is allowed."""
+    """A config, read key by key; errors name the file or the flag, the key, what was found and what is allowed."""
 
     def __init__(self, values: Mapping[str, Any], where: str, flags: Mapping[str, str] | None = None) -> None:
         """`where`: the file. `flags`: key → the command's flag, for keys whose value was given by one."""
@@ -57,66 +59,37 @@ class Section:
         """Whether the key is there and not null."""
         return self.values.get(key) is not None
 
-    def string(self, key: str, default: str | None = None) -> str:
-        """A string. Without `default` the key must be there, here and in all that follow."""
-        return str(self._typed(key, (str,), "a string", default))
+    def __getitem__(self, key: str) -> Any:
+        return self.get(key, _MISSING if OPTIONS[key].required else OPTIONS[key].default)
 
-    def flag(self, key: str, default: bool | None = None) -> bool:
-        """True or false."""
-        return bool(self._typed(key, (bool,), "true or false", default))
-
-    def count(self, key: str, default: int | None = None, least: int = 0, most: int = MAX_COUNT) -> int:
-        """A whole number from `least` to `most`."""
-        allowed = f"a whole number of at least {least}" + (f" and at most {most:,}" if most < MAX_COUNT else "")
-        value = self._typed(key, (int,), allowed, default)
-        if isinstance(value, bool) or not least <= value <= most:
-            raise self.error(key, allowed if value < MAX_COUNT else f"{allowed}, of 64 bits")
-        return int(value)
-
-    def number(self, key: str, default: float | None = None) -> float:
-        """A finite number of at least 0."""
-        value = self._typed(key, (int, float), "a number of at least 0", default)
-        if isinstance(value, bool) or not 0 <= value < float("inf"):
-            raise self.error(key, "a number of at least 0")
-        return float(value)
-
-    def choice(self, key: str, choices: Sequence[str], default: str | None = None) -> str:
-        """One of `choices`."""
-        value = self._typed(key, (str,), "one of " + ", ".join(choices), default)
-        if value not in choices:
-            raise self.error(key, ", ".join(choices), did_you_mean(value, choices))
-        return str(value)
-
-    def strings(self, key: str) -> list[str]:
-        """A list of strings that is not empty; one string alone counts as a list of one."""
-        value = self._typed(key, (list, tuple, str), "a list of strings", None)
-        items = [value] if isinstance(value, str) else list(value)
-        if not items or not all(isinstance(item, str) for item in items):
-            raise self.error(key, "a list of strings that is not empty")
-        return items
-
-    def channels(self, key: str, default: Sequence[float]) -> tuple[float, ...]:
-        """Three numbers, one per colour channel."""
-        value = self._typed(key, (list, tuple), "three numbers", default)
-        if len(value) != 3 or not all(isinstance(item, (int, float)) for item in value):
-            raise self.error(key, "three numbers, one per colour channel")
-        return tuple(float(item) for item in value)
-
-    def mapping(self, key: str, default: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
-        """A mapping."""
-        return self._typed(key, (Mapping,), "a mapping", default)
+    def get(self, key: str, default: Any, choices: Sequence[str] = ()) -> Any:
+        """The value of an option of the table, or `default` where there is none. `choices`: instead of the table's."""
+        option, value = OPTIONS[key], self.values.get(key)
+        if value is None and default is not _MISSING:
+            return default
+        choices = choices or option.choices
+        if get_origin(option.type) is list and not isinstance(value, (list, tuple, type(None))):
+            value = [value]  # one alone
+        try:
+            fitted = fit(value, _type(option))
+        except Misfit as misfit:
+            allowed = ", ".join(choices) or option.words or misfit.allowed
+            if value is None:
+                close = did_you_mean(key, map(str, self.values))
+                raise InputError(f"{self.where}: the key {key} is missing; {close}allowed: {allowed}") from None
+            large = isinstance(value, int) and value > LARGEST
+            raise self.error(key, f"{allowed}, of 64 bits" if large else allowed) from None
+        if choices and fitted not in choices:
+            raise self.error(key, ", ".join(choices), did_you_mean(fitted, choices))
+        return fitted
 
     def error(self, key: str, allowed: str, close: str = "") -> InputError:
         """What to raise where the value of `key` is not what is `allowed`; `close` as `did_you_mean` gives it."""
         return InputError(f"{self.name(key)} is {shortened(repr(self.values.get(key)))}; {close}allowed: {allowed}")
 
-    def _typed(self, key: str, types: tuple[type, ...], allowed: str, default: Any) -> Any:
-        value = self.values.get(key)
-        if value is None:
-            if default is None:
-                close = did_you_mean(key, [str(name) for name in self.values])
-                raise InputError(f"{self.where}: the key {key} is missing; {close}allowed: {allowed}")
-            return default
-        if not isinstance(value, types):
-            raise self.error(key, allowed)
-        return value
+
+def _type(option: Option) -> Any:
+    """As msgspec understands it."""
+    if option.type in (int, float):
+        return Annotated[option.type, Meta(ge=option.least, le=option.most)]
+    return Annotated[option.type, Meta(min_length=1)] if get_origin(option.type) is list else option.type

@@ -1,114 +1,88 @@
-"""The flags that all commands share: one name, one meaning and one help text for the same thing everywhere.
-
-Where a flag has two names, the first is that of its config key, or nearest to it, and the second its short form. A flag
-with a config key is None where it is not given: then the YAML's value counts, and only without one the default.
-"""
+"""The flags of a command, from the table of options."""
 
 from __future__ import annotations
 
-from argparse import _ActionsContainer
-from collections.abc import Sequence
+import argparse
+from collections.abc import Iterable
+from typing import Any, get_args, get_origin
 
-from ..base.allowed import (
-    BACKWARD_CHOICES,
-    BACKWARD_PRECISIONS,
-    CHECK_MAPS,
-    COLORMAPS,
-    DEFAULT_IMAGES,
-    IMAGE_FORMATS,
-    METHOD_CHOICES,
-    PRECISIONS,
-    SITE_CHOICES,
-)
-from ..base.command import count
+from ..base.command import OneLineParser, unknown_value, whole
+from ..base.errors import InputError
+from .options import Option, method_names, options_of
+
+FEW = 12  # flags that --help shows at once
 
 
-def unless_configured(default: object) -> str:
-    """How a help text gives the default of a flag that has a config key."""
-    return f"(default: as the YAML says, else {default})"
+class OptionParser(OneLineParser):
+    """Knows all flags of a command. `--help` shows those that a newcomer needs, `--help-all` the rest too."""
+
+    def __init__(self, command: str, description: str, every: bool = False) -> None:
+        """`every`: `--help` shows every flag."""
+        super().__init__(description)
+        self.command = command
+        self.options = [(heading, option) for heading, option in options_of(command) if option.flags]
+        if len(self.options) > FEW:
+            self.lists_all = "--help-all"
+            text = f"show all {len(self.options)} flags, not only these"
+            self.add_argument(self.lists_all, nargs=0, action=_HelpAll, default=argparse.SUPPRESS, help=text)
+        groups = {heading: self.add_argument_group(heading) for heading in dict(self.options)}
+        for heading, option in self.options:
+            argument = _argument(option)
+            if not (every or option.basic or len(self.options) <= FEW):
+                argument["help"] = argparse.SUPPRESS
+            groups[heading].add_argument(*option.flags, **argument)
+
+    def parse_args(self, args: Iterable[str] | None = None, namespace: Any = None) -> Any:
+        """As argparse. Raises InputError, also for a flag that means nothing without another."""
+        parsed = super().parse_args(args, namespace)
+        for _, option in self.options:
+            if option.needs and getattr(parsed, option.name) and not getattr(parsed, option.needs.lstrip("-")):
+                raise InputError(f"{option.flags[0]} needs {option.needs}: give both")
+        # A module of the user's, named by --detector, may register methods: then the settings check, once it is there.
+        method, names = getattr(parsed, "gradcam_method", None), method_names()
+        if method and method not in names and not getattr(parsed, "detector", None):
+            raise unknown_value("--gradcam_method", method, names)
+        return parsed
+
+    def config(self, parsed: argparse.Namespace) -> dict[str, Any]:
+        """YAML key → what its flag says, None where it is not given."""
+        return {option.key: getattr(parsed, option.key) for _, option in self.options if option.key}
+
+    @property
+    def flag_names(self) -> dict[str, str]:
+        """YAML key → the flag that sets it, for messages."""
+        return {option.key: option.flags[0] for _, option in self.options if option.key and option.sets}
 
 
-def add_detector_flags(p: _ActionsContainer) -> None:
-    """Which detector, with which weights, on which device, in which precision."""
-    p.add_argument(
-        "--detector_path", metavar="YAML", help="the detector's YAML, e.g. config/detector/clip_gradcam.yaml"
-    )
-    p.add_argument("--weights_path", metavar="FILE", help="checkpoint of the whole detector: .pth or .safetensors")
-    p.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:<n>")
-    p.add_argument("--precision", default="fp32", choices=PRECISIONS, help="of the detector; maps are always float32")
+class _HelpAll(argparse.Action):
+    def __call__(self, parser: Any, *_: Any, **__: Any) -> None:
+        OptionParser(parser.command, parser.description, every=True).print_help()
+        parser.exit()
 
 
-def add_map_flags(p: _ActionsContainer, targets: Sequence[str], check_maps: str) -> None:
-    """Which maps are made, how they are checked and drawn. `check_maps`: the default of that flag."""
-    p.add_argument(
-        "--gradcam_layers",
-        "--layers",
-        nargs="+",
-        metavar="LAYER",
-        help="auto, or e.g. encoder.layers.23 encoder.layers.20, or 23 20, or -1 " + unless_configured("auto"),
-    )
-    p.add_argument(
-        "--gradcam_method",
-        "--method",
-        choices=METHOD_CHOICES,
-        help="how maps are made; auto: chosen by cause, for these weights and images " + unless_configured("auto"),
-    )
-    p.add_argument(
-        "--gradcam_target",
-        "--target",
-        metavar="TARGET",
-        help=f"what maps explain: {', '.join(targets)}, or the name of a class " + unless_configured("predicted"),
-    )
-    p.add_argument(
-        "--gradcam_site",
-        "--site",
-        choices=SITE_CHOICES,
-        help="where in a block; auto: where the method's formula holds " + unless_configured("auto"),
-    )
-    p.add_argument(
-        "--gradcam_backward",
-        "--backward",
-        choices=BACKWARD_CHOICES,
-        help="what the gradient takes for constant " + unless_configured("auto"),
-    )
-    p.add_argument(
-        "--backward_precision",
-        dest="gradcam_backward_precision",
-        choices=BACKWARD_PRECISIONS,
-        help="of the backward pass's matrix products; auto: the fastest on the device " + unless_configured("fp32"),
-    )
-    p.add_argument(
-        "--gradcam_signed",
-        "--signed",
-        action="store_true",
-        default=None,
-        help="evidence for fake red, for real blue, of the margin fake - real " + unless_configured("off"),
-    )
-    p.add_argument(
-        "--gradcam_colormap",
-        "--colormap",
-        choices=COLORMAPS,
-        help="of the overlays " + unless_configured(COLORMAPS[0]),
-    )
-    p.add_argument(
-        "--calibration_images",
-        type=count,
-        default=DEFAULT_IMAGES,
-        metavar="N",
-        help="images on which the map is chosen, or a named one judged; 0: neither",
-    )
-    p.add_argument(
-        "--check_maps",
-        nargs="?",
-        const="on",
-        default=check_maps,
-        choices=CHECK_MAPS,
-        help="check every map by cause; auto: not where all samples are explained",
-    )
-    p.add_argument("--image_format", default="png", choices=IMAGE_FORMATS, help="of overlays and comparisons")
-    p.add_argument("--save_raw", action="store_true", help="also keep the raw maps, one .npz per sample")
-
-
-def read_as(p: _ActionsContainer) -> dict[str, str]:
-    """Config key or attribute → the flag that sets it, for messages."""
-    return {action.dest: action.option_strings[0] for action in p._actions if action.option_strings}
+def _argument(option: Option) -> dict[str, Any]:
+    """What argparse is told of an option."""
+    from_yaml = "as the YAML says, else " if option.key else ""
+    by_argparse = not option.key and not option.otherwise  # it adds a default that it knows
+    text = option.default_text if option.sets and not option.required and not by_argparse else ""
+    told: dict[str, Any] = {
+        "dest": option.name,
+        "default": None if option.key else option.default,
+        "help": f"{option.help} (default: {from_yaml}{text})" if text else option.help,
+    }
+    if option.type is bool:
+        return {**told, "action": "store_true" if option.sets else "store_false"}
+    if option.required and not option.key:
+        told["required"] = True
+    if option.bare is not None:
+        told.update(nargs="?", const=option.bare)
+    kind = get_origin(option.type)
+    if kind is tuple:
+        told.update(nargs=len(get_args(option.type)), type=get_args(option.type)[0])
+    elif kind is list:
+        told["nargs"] = "+"
+    else:
+        told["type"] = whole(int(option.least)) if option.type is int else option.type
+    if option.key == "gradcam_method":
+        return {**told, "metavar": f"{{{','.join(option.choices)}}}"}
+    return {**told, "choices": option.choices or None, "metavar": option.metavar}

@@ -7,28 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..base.allowed import (
-    AUTO,
-    BACKWARD_CHOICES,
-    BACKWARD_PRECISIONS,
-    BACKWARDS,
-    COLORMAPS,
-    METHOD_CHOICES,
-    SITE_CHOICES,
-    SITES,
-    TARGETS,
-)
+from ..base.allowed import AUTO, BACKWARDS, SITES, TARGETS
 from ..base.errors import InputError, did_you_mean
 from ..engine.heads import named_classes
-from ..engine.methods import DEFAULT_EPSILON
 from ..engine.recipe import Recipe, site_of
 from .config_values import Section
+from .options import OPTIONS, method_names
 
-GRADCAM_KEYS = (
-    "gradcam_enabled", "gradcam_layers", "gradcam_save_dir", "gradcam_method", "gradcam_target", "gradcam_site",
-    "gradcam_backward", "gradcam_samples", "gradcam_pp_epsilon", "gradcam_colormap", "gradcam_signed",
-    "gradcam_classes", "gradcam_backward_precision",
-)  # fmt: skip
+GRADCAM_KEYS = [key for key in OPTIONS if key.startswith("gradcam_")]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,57 +49,53 @@ def gradcam_settings(
 
     `flags` as for `settings.config_values.Section`.
     """
-    for key in config:
-        if str(key).startswith("gradcam_") and key not in GRADCAM_KEYS:
-            raise InputError(
-                f"{where}: the key {key} is unknown; {did_you_mean(str(key), GRADCAM_KEYS)}"
-                f"allowed: {', '.join(GRADCAM_KEYS)}"
-            )
-    named = config.get("gradcam_layers")
-    if type(named) is int or (isinstance(named, (list, tuple)) and any(type(one) is int for one in named)):
-        numbers = named if isinstance(named, (list, tuple)) else [named]
-        config = {**config, "gradcam_layers": [str(one) if type(one) is int else one for one in numbers]}
+    for key in map(str, config):
+        if key.startswith("gradcam_") and key not in GRADCAM_KEYS:
+            close = did_you_mean(key, GRADCAM_KEYS)
+            raise InputError(f"{where}: the key {key} is unknown; {close}allowed: {', '.join(GRADCAM_KEYS)}")
     section = Section(config, where, flags)
-    layers = section.strings("gradcam_layers") if section.has("gradcam_layers") else None
-    method = section.choice("gradcam_method", METHOD_CHOICES, "gradcam" if layers and AUTO not in layers else AUTO)
-    if layers and AUTO in layers and len(layers) > 1:
-        raise InputError(
-            f"{section.name('gradcam_layers')} names {AUTO!r} beside others; give {AUTO} alone, or the layers"
-        )
-    if method == AUTO and layers is None:
-        layers = [AUTO]
-    is_open = AUTO in (method, *(layers or ()))
-    site = section.choice("gradcam_site", SITE_CHOICES, AUTO if is_open else SITES[0])
-    backward = section.choice("gradcam_backward", BACKWARD_CHOICES, AUTO)
-    if not is_open:  # what is named is drawn as named
-        backward = BACKWARDS[0] if backward == AUTO else backward
-        site = site_of(method, backward) if site == AUTO else site
-    signed = section.flag("gradcam_signed", False)
-    classes = (
-        named_classes(config["gradcam_classes"], f"{where}: gradcam_classes")
-        if section.has("gradcam_classes")
-        else None
-    )
-    labels = {str(name): number for name, number in section.mapping("label_dict", {}).items() if type(number) is int}
-    target = section.choice("gradcam_target", list(dict.fromkeys((*TARGETS, *(classes or labels)))), "predicted")
+    classes = section["gradcam_classes"]
+    classes = None if classes is None else named_classes(classes, f"{where}: gradcam_classes")
+    labels = {str(name): number for name, number in section.get("label_dict", {}).items() if type(number) is int}
+    target = section.get("gradcam_target", "predicted", list(dict.fromkeys((*TARGETS, *(classes or labels)))))
+    signed = section["gradcam_signed"]
     if signed and target not in ("predicted", "margin"):
         raise InputError(
             f"{section.name('gradcam_signed')} shows the evidence for fake and for real at once, so gradcam_target"
             f" {target!r} does not go with it; leave gradcam_target out, or set it to margin"
         )
     return GradCAMSettings(
-        enabled=section.flag("gradcam_enabled", False),
-        recipe=Recipe(method, layers, site, backward),
-        save_dir=Path(section.string("gradcam_save_dir", "./gradcam_visualizations")),
+        enabled=section["gradcam_enabled"],
+        recipe=_recipe(section),
+        save_dir=Path(section["gradcam_save_dir"]),
         target="margin" if signed else target,
-        backward_precision=section.choice("gradcam_backward_precision", BACKWARD_PRECISIONS, "fp32"),
-        samples=section.count("gradcam_samples", least=1) if section.has("gradcam_samples") else None,
-        pp_epsilon=section.number("gradcam_pp_epsilon", DEFAULT_EPSILON),
-        colormap=section.choice("gradcam_colormap", COLORMAPS, "jet"),
+        backward_precision=section["gradcam_backward_precision"],
+        samples=section["gradcam_samples"],
+        pp_epsilon=section["gradcam_pp_epsilon"],
+        colormap=section["gradcam_colormap"],
         signed=signed,
-        mean=section.channels("mean", (0.5, 0.5, 0.5)),
-        std=section.channels("std", (0.5, 0.5, 0.5)),
+        mean=section["mean"],
+        std=section["std"],
         classes=classes,
         labels=labels,
         says_nothing=not (section.has("gradcam_method") or section.has("gradcam_layers")),
     )
+
+
+def _recipe(section: Section) -> Recipe:
+    """Which map: what is named is drawn as named, anything else is left to a trial."""
+    layers = section["gradcam_layers"]
+    if layers and AUTO in layers and len(layers) > 1:
+        raise InputError(
+            f"{section.name('gradcam_layers')} names {AUTO!r} beside others; give {AUTO} alone, or the layers"
+        )
+    method = section.get("gradcam_method", "gradcam" if layers and AUTO not in layers else AUTO, method_names())
+    if method == AUTO and layers is None:
+        layers = [AUTO]
+    is_open = AUTO in (method, *(layers or ()))
+    site = section.get("gradcam_site", AUTO if is_open else SITES[0])
+    backward = section.get("gradcam_backward", AUTO)
+    if not is_open:
+        backward = BACKWARDS[0] if backward == AUTO else backward
+        site = site_of(method, backward) if site == AUTO else site
+    return Recipe(method, layers, site, backward)

@@ -3,43 +3,96 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import astuple, dataclass, fields
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from ..measure.evaluate import ExplanationOptions
-from ..run.exports import ExportOptions
+from ..base.allowed import DEFAULT_SAMPLES
+from ..base.errors import InputError
+from .options import MEASURE, OPTIONS
 
-FREE = {"output": False}  # no output depends on the option: a run may be resumed with another value
+
+class ExportOptions(NamedTuple):
+    """What is made of a finished run beside its report."""
+
+    tensorboard: Path | None = None
+    fiftyone: bool = False
+    video_strips: bool = False
+    bundle: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExplanationOptions:
+    """How maps are measured. `layers` None: a sweep takes every block."""
+
+    samples: int = DEFAULT_SAMPLES
+    sweep: bool = False
+    layers: Sequence[str] | None = None
+    write_config: Path | None = None
+    masks: Path | None = None  # a folder of masks instead of those beside the frames
+    clicks: Path | None = None  # a CSV of where people saw the forgery
+    leave_out: Sequence[str] = ()  # of MEASUREMENTS
+
+    @classmethod
+    def of(cls, flags: Any) -> ExplanationOptions | None:
+        """What the parsed flags say; None without --evaluate_explanations. Raises InputError."""
+        if not flags.evaluate_explanations:
+            return None
+        path = flags.write_config
+        if path is not None and (path.suffix not in (".yaml", ".yml") or not path.absolute().parent.is_dir()):
+            raise InputError(f"--write_config {str(path)!r}: give a .yaml file in a folder that is there")
+        given = {field.name: getattr(flags, field.name, None) for field in fields(cls)}
+        given["layers"] = flags.gradcam_layers
+        return cls(**{name: value for name, value in given.items() if value is not None})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunOptions:
-    """Options of a run without a config key of their own. Defaults are the command's."""
+    """Options of a run without a config key of their own, by their names in the table of options."""
 
-    output_dir: Path = field(metadata=FREE)
-    device: str = field(metadata=FREE)
+    output_dir: Path
+    device: str
     precision: str
     compile: bool
     save_all: bool
     select: str
     random_weights: bool
-    max_unreadable: float = field(metadata=FREE)
+    max_unreadable: float
     image_format: str
     save_raw: bool
     save_features: bool
-    overwrite: bool = field(metadata=FREE)
-    resume: bool = field(metadata=FREE)
-    views: ExportOptions = field(metadata=FREE)
+    overwrite: bool
+    resume: bool
+    views: ExportOptions
     calibration_images: int  # 0: the map is neither chosen nor judged
-    check_maps: str  # CHECK_MAPS
+    check_maps: str
     explanations: ExplanationOptions | None  # None: not evaluated
-    command: Sequence[str] = field(metadata=FREE)
+    command: Sequence[str]
+
+    @classmethod
+    def of(cls, flags: Any, output_dir: Path, command: Sequence[str]) -> RunOptions:
+        """What the parsed flags of test_with_gradcam.py say. Raises InputError."""
+        values = {field.name: getattr(flags, field.name) for field in fields(cls) if hasattr(flags, field.name)}
+        views = ExportOptions(*(getattr(flags, name) for name in ExportOptions._fields))
+        return cls(
+            **values, output_dir=output_dir, views=views, explanations=ExplanationOptions.of(flags), command=command
+        )
 
     @property
     def checks_maps(self) -> bool:
         """Whether every map is checked, at two forward passes each and the maps that it is compared with."""
         return self.check_maps == "on" or (self.check_maps == "auto" and not self.save_all)
 
+    def written(self) -> dict[str, Any]:
+        """As a manifest holds them."""
+        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "command"}
+        return {**values, "explanations": astuple(self.explanations) if self.explanations else None}
+
     def free(self) -> list[str]:
-        """Names of the options on which no output depends."""
-        return [option.name for option in fields(self) if not option.metadata.get("output", True)]
+        """The names of those on which no output depends."""
+        of = {
+            "output_dir": ("gradcam_save_dir",),
+            "views": ExportOptions._fields,
+            "explanations": (MEASURE.lstrip("-"),),
+        }
+        return [name for name in self.written() if not any(OPTIONS[one].outputs for one in of.get(name, (name,)))]

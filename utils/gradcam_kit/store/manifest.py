@@ -15,6 +15,7 @@ from ..base.files import read_text
 from ..base.text import shortened
 from ..data.dataset_json import is_dataset_name
 from ..judge.verdict import Choice
+from ..settings.options import FREE_KEYS
 from .sample import LayerFacts
 from .typed_values import check_depth
 
@@ -30,8 +31,6 @@ CHECKED = (
     "versions",
     "top_files",
 )  # by the manifest's checksum
-# Config keys on which no output depends: a resumed run may have others, and the report leaves them out.
-FREE_CONFIG = ("gradcam_save_dir", "workers")
 
 
 class Weights(NamedTuple):
@@ -218,7 +217,7 @@ class Manifest:
         """What the outputs depend on, flat: place in the JSON → value, as JSON gives it back."""
         values = json.loads(json.dumps(manifest.to_json(), default=str))
         decisive = ("config", "settings", "weights", "datasets", "options", "device", "versions")
-        free = [f"config.{key}" for key in FREE_CONFIG] + [f"options.{key}" for key in self.free_options]
+        free = [f"config.{key}" for key in FREE_KEYS] + [f"options.{key}" for key in self.free_options]
         flat: dict[str, Any] = {}
 
         def walk(value: Any, place: str) -> None:

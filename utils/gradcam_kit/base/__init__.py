@@ -1,1 +1,1 @@
-"""The ground floor: standard library only."""
+"""The ground floor: standard library only, but for `typed`."""

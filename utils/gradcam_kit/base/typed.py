@@ -1,0 +1,177 @@
+"""Values from outside (parsed JSON or YAML) as typed values, and back. The only file that knows msgspec.
+
+A type is a dataclass, whose fields are the keys, or anything built of lists, mappings, numbers and strings. Where its
+`__post_init__` raises a ValueError, that says what is allowed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+from msgspec import Meta, inspect
+
+from .errors import InputError, did_you_mean
+from .text import shortened
+
+T = TypeVar("T")
+
+Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+Number = Annotated[float, Meta(ge=-1e300, le=1e300)]  # finite
+Share = Annotated[float, Meta(ge=0, le=1)]
+
+VALUE, MISSING, UNKNOWN = "value", "missing", "unknown"
+
+
+@dataclasses.dataclass
+class Misfit(ValueError):
+    """The one value that is not of its type. `place`: the keys that lead to it, of a missing one its own key too.
+
+    `problem`: VALUE, MISSING or UNKNOWN (a key). `allowed`: the type in words. `close`: as `did_you_mean` gives it.
+    """
+
+    problem: str
+    place: tuple[str, ...]
+    value: Any
+    allowed: str
+    close: str = ""
+
+    def text(self, where: str, foreign: str = "") -> str:
+        """One sentence that begins with `where`, a file. It ends with what is allowed, or with `foreign`."""
+        *above, key = self.place or ("",)
+        inside = ".".join(above)
+        begin = f"{where}: {inside}: " if inside else f"{where}: "
+        rest = foreign or f"{self.close}allowed: {self.allowed}"
+        if self.problem == MISSING:
+            return f"{begin}the field {key} is missing; {rest}"
+        if self.problem == UNKNOWN:
+            return f"{begin}the field {shortened(repr(key))} is unknown; {rest}"
+        return f"{begin}{key}{' ' if key else ''}is {shortened(repr(self.value))}{', ' if foreign else '; '}{rest}"
+
+
+def fit(values: Any, kind: type[T], closed: bool = False) -> T:
+    """`values` as a `kind`; a list may become a tuple, and a whole number a float, nothing else changes its type.
+
+    Raises Misfit. With `closed`, a key that no field has is one; without, it is passed over.
+    """
+    try:
+        fitted = msgspec.convert(values, kind)
+    except UnicodeEncodeError as error:  # msgspec compares keys as UTF-8
+        raise Misfit(UNKNOWN, (str(error.object),), None, "keys in Unicode") from None
+    except msgspec.ValidationError as error:
+        raise _misfit(values, kind, str(error)) from None
+    if closed:
+        _refuse_unknown(values, fitted, ())
+    return fitted
+
+
+def convert(values: Any, kind: type[T], where: str, foreign: str = "", closed: bool = False) -> T:
+    """As `fit`, with an InputError that begins with `where`; `foreign` as in `Misfit.text`."""
+    try:
+        return fit(values, kind, closed)
+    except Misfit as misfit:
+        raise InputError(misfit.text(where, foreign)) from None
+
+
+def builtins(value: Any) -> Any:
+    """The way back: dataclasses and named tuples as mappings, NaN and infinity, which JSON does not know, as None."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: builtins(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if hasattr(value, "_asdict"):
+        return {key: builtins(one) for key, one in value._asdict().items()}
+    if isinstance(value, Mapping):
+        return {key: builtins(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [builtins(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+# ------------------------------------------------------------------------------------------------ what does not fit
+
+
+def _misfit(values: Any, kind: Any, message: str) -> Misfit:
+    """The place and the words of msgspec's error `message`."""
+    info = _one(inspect.type_info(kind))
+    problem, _, path = message.partition(" - at ")
+    place: tuple[str, ...] = ()
+    for field, item in re.findall(r"\.(\w+)|\[([0-9]+|\.\.\.)\]", path.partition("`$")[2]):
+        inner = _fields(info)[field].type if field else _item_type(info)
+        if not field and not isinstance(_one(inner), inspect.DataclassType):
+            break  # a list or mapping of plain values is shown whole
+        key: Any = field
+        if item == "...":  # msgspec does not say which entry of a mapping it is
+            key = next(key for key, one in values.items() if not _fits(one, _one(inner).cls))
+        elif item:
+            key = int(item)
+        values, info, place = values[key], _one(inner), (*place, str(key))
+    missing = re.fullmatch(r"Object missing required field `(\w+)`", problem)
+    if missing:
+        allowed = _words(_fields(info)[missing[1]].type)
+        return Misfit(MISSING, (*place, missing[1]), None, allowed, did_you_mean(missing[1], map(str, values)))
+    choices = [str(one) for one in getattr(info, "values", ())]
+    close = did_you_mean(values, choices) if isinstance(values, str) else ""
+    ours = not problem.startswith(("Expected", "Invalid", "Number out"))  # what a `__post_init__` has raised
+    return Misfit(VALUE, place, values, problem if ours else _words(info), close)
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    try:
+        msgspec.convert(value, kind)
+    except (msgspec.ValidationError, UnicodeEncodeError):
+        return False
+    return True
+
+
+def _refuse_unknown(values: Any, fitted: Any, place: tuple[str, ...]) -> None:
+    """Raises Misfit for a key in `values` that the dataclass it became has no field for."""
+    inner: Iterable[tuple[Any, Any]] = ()
+    if dataclasses.is_dataclass(fitted) and isinstance(values, Mapping):
+        names = [field.name for field in dataclasses.fields(fitted)]
+        for key in values:
+            if key not in names:
+                close = did_you_mean(str(key), names)
+                raise Misfit(UNKNOWN, (*place, str(key)), values[key], ", ".join(names), close)
+        inner = ((key, getattr(fitted, key)) for key in values)
+    elif isinstance(fitted, Mapping):
+        inner = fitted.items()
+    elif isinstance(fitted, (list, tuple)):
+        inner = enumerate(fitted)
+    for key, one in inner:
+        _refuse_unknown(values[key], one, (*place, str(key)))
+
+
+def _one(info: Any) -> Any:
+    """Of a type that may also be None or a string the other one."""
+    if isinstance(info, inspect.UnionType):
+        info = next((one for one in info.types if isinstance(one, inspect.DataclassType)), info)
+    return info
+
+
+def _fields(info: Any) -> dict[str, Any]:
+    return {field.encode_name: field for field in info.fields}
+
+
+def _item_type(info: Any) -> Any:
+    return getattr(info, "value_type", None) or getattr(info, "item_type", None)
+
+
+def _words(info: Any) -> str:
+    """A type for people."""
+    if isinstance(info, inspect.UnionType):
+        return " or ".join(_words(one) for one in info.types)
+    if isinstance(info, inspect.LiteralType):
+        return ", ".join(map(str, info.values))
+    if isinstance(info, (inspect.IntType, inspect.FloatType)):
+        kind = "a whole number" if isinstance(info, inspect.IntType) else "a number"
+        least = "" if info.ge is None or info.ge <= -1e300 else f"of at least {info.ge:,}"
+        most = "" if info.le is None or info.le >= 2**63 - 1 else f"of at most {info.le:,}"
+        return " ".join([kind, " and ".join(filter(None, (least, most)))]).strip()
+    known: dict[type, str] = {
+        inspect.StrType: "a string", inspect.BoolType: "true or false", inspect.NoneType: "null",
+        inspect.DictType: "a mapping", inspect.DataclassType: "a mapping",
+    }  # fmt: skip
+    return known.get(type(info), "a list")

@@ -28,7 +28,7 @@ from tests.fuzz.harness import CASES, SECONDS, Outcome, fuzzed, mutate, mutated
 from tests.helpers.datasets import data_settings
 from tests.helpers.detectors import tiny_config
 from utils.gradcam_kit.base.errors import InputError
-from utils.gradcam_kit.data.frames import Frame
+from utils.gradcam_kit.data.frame import Frame
 from utils.gradcam_kit.data.images import UnreadableImage, decode_image
 from utils.gradcam_kit.data.masks.annotations import read_landmarks
 from utils.gradcam_kit.data.readers import read_dataset

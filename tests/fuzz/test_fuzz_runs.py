@@ -17,7 +17,7 @@ from tests.fuzz.harness import CASES, SECONDS, Outcome, at_most, fuzzed, mutate
 from tests.helpers.fake_run import Row, image_of, sample_of, some_rows, write_run
 from tests.helpers.fake_run import some_manifest as manifest
 from utils.gradcam_kit.base.errors import InputError
-from utils.gradcam_kit.data.frames import Frame
+from utils.gradcam_kit.data.frame import Frame
 from utils.gradcam_kit.data.stamps import Stamp
 from utils.gradcam_kit.drawing.overlays import LayerImage
 from utils.gradcam_kit.report.page import render, write_report

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 import pytest
 
 from utils.gradcam_kit.base.errors import InputError
-from utils.gradcam_kit.base.typed import Count, Number, Share, builtins, convert
+from utils.gradcam_kit.base.typed import Count, Filled, Number, Share, builtins, convert
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class Run:
     each: dict[str, Weights] = field(default_factory=dict)
     several: tuple[Weights, ...] = ()
     counts: dict[str, Count] = field(default_factory=dict)
-    names: list[str] = field(default_factory=list)
+    names: list[Filled] = field(default_factory=list)
     free: dict[str, Any] = field(default_factory=dict)
     maybe: Number | None = None
 
@@ -70,7 +70,8 @@ def test_what_fits() -> None:
         ({"several": [{"path": "a"}, 7]}, "f: several: 1 is 7; allowed: a mapping"),
         ({"several": [{"path": "a", "\udcff": 1}]}, "f: the field '\\udcff' is unknown"),
         ({"counts": {"a": 1, "b": -1}}, "f: counts is {'a': 1, 'b': -1}; allowed: a mapping"),
-        ({"names": ["a", 1]}, "f: names is ['a', 1]; allowed: a list"),
+        ({"names": ["a", 1]}, "f: names: 1 is 1; allowed: a string that is not empty"),
+        ({"names": ["a", ""]}, "f: names: 1 is ''; allowed: a string that is not empty"),
         ({"free": {3: 4}}, "f: free is {3: 4}; allowed: a mapping"),
         ({"btach": 3}, "f: the field 'btach' is unknown; did you mean 'batch'?"),
         ({3: 4}, "f: is {'batch': 1, 3: 4}; allowed: a mapping"),

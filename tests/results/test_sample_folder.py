@@ -16,7 +16,7 @@ from tests.helpers.datasets import DataTree, make_data_tree
 from tests.helpers.fake_run import LAYERS, Row, image_of, raw_map, sample_of, write_row
 from utils.gradcam_kit.base.decision import UNKNOWN
 from utils.gradcam_kit.base.errors import InputError
-from utils.gradcam_kit.data.frames import Frame
+from utils.gradcam_kit.data.frame import Frame
 from utils.gradcam_kit.drawing.overlays import Box, LayerImage
 from utils.gradcam_kit.judge.check import MapCheck
 from utils.gradcam_kit.model.load import find_device, load_detector

@@ -23,6 +23,7 @@ T = TypeVar("T")
 Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Number = Annotated[float, Meta(ge=-1e300, le=1e300)]  # finite
 Share = Annotated[float, Meta(ge=0, le=1)]
+Filled = Annotated[str, Meta(min_length=1)]
 
 VALUE, MISSING, UNKNOWN = "value", "missing", "unknown"
 
@@ -100,13 +101,11 @@ def _misfit(values: Any, kind: Any, message: str) -> Misfit:
     place: tuple[str, ...] = ()
     for field, item in re.findall(r"\.(\w+)|\[([0-9]+|\.\.\.)\]", path.partition("`$")[2]):
         inner = _fields(info)[field].type if field else _item_type(info)
-        if not field and not isinstance(_one(inner), inspect.DataclassType):
-            break  # a list or mapping of plain values is shown whole
-        key: Any = field
+        key: Any = int(item) if item.isdigit() else field
         if item == "...":  # msgspec does not say which entry of a mapping it is
+            if not isinstance(_one(inner), inspect.DataclassType):
+                break  # a mapping of plain values is shown whole
             key = next(key for key, one in values.items() if not _fits(one, _one(inner).cls))
-        elif item:
-            key = int(item)
         values, info, place = values[key], _one(inner), (*place, str(key))
     missing = re.fullmatch(r"Object missing required field `(\w+)`", problem)
     if missing:
@@ -170,8 +169,10 @@ def _words(info: Any) -> str:
         least = "" if info.ge is None or info.ge <= -1e300 else f"of at least {info.ge:,}"
         most = "" if info.le is None or info.le >= 2**63 - 1 else f"of at most {info.le:,}"
         return " ".join([kind, " and ".join(filter(None, (least, most)))]).strip()
+    if isinstance(info, inspect.StrType):
+        return "a string that is not empty" if info.min_length else "a string"
     known: dict[type, str] = {
-        inspect.StrType: "a string", inspect.BoolType: "true or false", inspect.NoneType: "null",
+        inspect.BoolType: "true or false", inspect.NoneType: "null",
         inspect.DictType: "a mapping", inspect.DataclassType: "a mapping",
     }  # fmt: skip
     return known.get(type(info), "a list")

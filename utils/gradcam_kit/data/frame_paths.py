@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from .dataset_json import Video
+from .dataset_names import Video
 from .storage import beside_key, in_lmdb
 
 _PROBES = 100  # videos looked at, per label, to find out which folder the paths of a dataset JSON start from

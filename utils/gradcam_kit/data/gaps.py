@@ -13,7 +13,7 @@ from typing import NamedTuple
 from ..base.errors import InputError
 from ..base.files import read_table, write_table
 from ..base.text import shortened
-from .frames import Frame
+from .frame import Frame
 from .images import NO_FOLDER
 from .storage import in_lmdb
 

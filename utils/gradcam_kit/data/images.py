@@ -32,19 +32,6 @@ MAX_FILE_BYTES = 512 * 1024 * 1024
 # A progressive JPEG is decoded once per scan, however little a scan holds. Programs write about ten.
 MAX_SCANS = 100
 
-IMAGE_SUFFIXES = (
-    ".png",
-    ".jpg",
-    ".jpeg",
-    ".bmp",
-    ".webp",
-    ".tif",
-    ".tiff",
-    ".gif",
-    ".avif",
-    ".heic",
-    ".heif",
-)  # taken from a folder
 # What OpenCV reads too. Not "whatever Pillow knows": its EPS reader, for one, starts another program.
 FORMATS = ("JPEG", "PNG", "BMP", "DIB", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000")
 

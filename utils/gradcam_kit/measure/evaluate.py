@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from ..base.allowed import DEFAULT_SAMPLES, METHOD_NAMES, TARGETS, TRANSPLANT
 from ..base.errors import InputError
-from ..data.frames import Frame, evenly_spaced
+from ..data.frame import Frame, evenly_spaced
 from ..engine.layers import block_names
 from ..engine.recipe import ATTENTION_SITE, NORMED, Recipe
 from ..model.detector import LoadedDetector

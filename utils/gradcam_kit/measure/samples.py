@@ -5,7 +5,7 @@ from __future__ import annotations
 import posixpath
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -16,7 +16,8 @@ from torch import Tensor
 from ..base.errors import RunError
 from ..base.files import read_table
 from ..data.folder_dataset import named_masks
-from ..data.frames import DataSettings, Frame, frame_loader
+from ..data.frame import DataSettings, Frame
+from ..data.frames import frame_loader
 from ..data.images import UnreadableImage, decode_image
 from ..data.masks.annotations import face_points, read_mask, read_mask_file
 from ..data.masks.clicks import Clicks
@@ -184,7 +185,7 @@ class RealCounterparts:
     """
 
     def __init__(self, dataset: str, settings: DataSettings) -> None:
-        every_frame = settings._replace(frame_num=None)
+        every_frame = replace(settings, frame_num=None)
         self._paths = {
             (frame.video, posixpath.basename(frame.path)): frame.path
             for frame in read_dataset(dataset, every_frame)

@@ -9,7 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..data.frames import Frame, evenly_spaced, frame_loader
+from ..data.frame import Frame, evenly_spaced
+from ..data.frames import frame_loader
 from ..engine.recipe import Recipe
 from ..judge.candidates import captures
 from ..judge.choosing import TrialImages, choose_map

@@ -10,7 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..data.frames import Batch, Frame
+from ..data.frame import Frame
+from ..data.frames import Batch
 from ..data.stamps import Stamp
 from ..drawing.overlays import DrawnLayers, LayerImage, layer_images
 from ..engine.checks import FromDevice

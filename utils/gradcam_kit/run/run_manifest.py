@@ -11,7 +11,7 @@ from dataclasses import fields
 import torch
 
 from ..base.version import VERSION
-from ..data.frames import Frame
+from ..data.frame import Frame
 from ..data.readers import reader_of
 from ..measure.output import CSV_FILE, JSON_FILE
 from ..model.detector import LoadedDetector

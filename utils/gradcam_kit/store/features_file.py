@@ -11,7 +11,7 @@ import numpy as np
 from ..base.errors import InputError
 from ..base.files import whole_file
 from ..base.text import one_line
-from ..data.frames import Frame
+from ..data.frame import Frame
 
 FEATURES = "features.npz"
 

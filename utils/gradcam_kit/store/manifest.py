@@ -13,7 +13,7 @@ from ..base.allowed import COLORMAPS
 from ..base.errors import InputError
 from ..base.files import read_text
 from ..base.text import shortened
-from ..data.dataset_json import is_dataset_name
+from ..data.dataset_names import is_dataset_name
 from ..judge.verdict import Choice
 from .sample import LayerFacts
 from .typed_values import check_depth

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..base.decision import UNKNOWN, confidence, predicted
+from ..data.frame import Frame
 from ..data.frame_paths import landmark_path
-from ..data.frames import Frame
 from ..data.stamps import hash_of
 from ..drawing.overlays import Box, LayerImage, faint_layers, original_box
 from ..explain.explanation import Explanation

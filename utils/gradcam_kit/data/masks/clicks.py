@@ -16,7 +16,7 @@ import numpy as np
 
 from ...base.errors import InputError
 from ...base.text import one_line
-from ..frames import Frame
+from ..frame import Frame
 
 VIDEO_COLUMNS = ("video", "movie_name")
 CLICK_COLUMNS = ("clicks", "click_locations")

@@ -108,7 +108,7 @@ def half(tmp_path_factory: pytest.TempPathFactory) -> Half:
             )
             sample = sample_of(row, [layer])
             real, fake = predictions.logits[index].tolist()
-            sample = replace(sample, logits=(real, fake), prob_fake=float(predictions.prob_fake[index]))
+            sample = replace(sample, logit_real=real, logit_fake=fake, prob_fake=float(predictions.prob_fake[index]))
             drawn = Drawn(sample, image_of(row), [layer])
             write_sample(folder / "run" / "toy" / f"sample{index}", drawn)
     return Half(folder / "run", frames, predictions)

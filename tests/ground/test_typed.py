@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 import pytest
 
 from utils.gradcam_kit.base.errors import InputError
-from utils.gradcam_kit.base.typed import Count, Filled, Number, Share, builtins, convert
+from utils.gradcam_kit.base.typed import Count, Filled, Misfit, Number, Share, builtins, convert, fit
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +31,7 @@ class Run:
     names: list[Filled] = field(default_factory=list)
     free: dict[str, Any] = field(default_factory=dict)
     maybe: Number | None = None
+    later: dict[str, Weights] | None = None
 
     def __post_init__(self) -> None:
         if self.batch == 13:
@@ -72,9 +73,10 @@ def test_what_fits() -> None:
         ({"counts": {"a": 1, "b": -1}}, "f: counts is {'a': 1, 'b': -1}; allowed: a mapping"),
         ({"names": ["a", 1]}, "f: names: 1 is 1; allowed: a string that is not empty"),
         ({"names": ["a", ""]}, "f: names: 1 is ''; allowed: a string that is not empty"),
+        ({"later": {"b": {"sha256": ""}}}, "f: later.b: the field path is missing"),
         ({"free": {3: 4}}, "f: free is {3: 4}; allowed: a mapping"),
         ({"btach": 3}, "f: the field 'btach' is unknown; did you mean 'batch'?"),
-        ({3: 4}, "f: is {'batch': 1, 3: 4}; allowed: a mapping"),
+        ({3: 4}, "f: it is {'batch': 1, 3: 4}; allowed: a mapping"),
     ],
 )
 def test_what_does_not_fit(changes: dict[Any, Any], says: str) -> None:
@@ -83,9 +85,20 @@ def test_what_does_not_fit(changes: dict[Any, Any], says: str) -> None:
     assert str(refused.value).startswith(says)
 
 
+def test_a_row_of_a_csv() -> None:
+    row = {"batch": "3", "share": "0.25", "more": ""}
+    assert fit(row, Run, text=True) == Run(batch=3, share=0.25)
+    for wrong in ("", "x", "-1", "1.5", "9" * 5000):
+        with pytest.raises(Misfit, match="batch is"):
+            fit({**row, "batch": wrong}, Run, text=True)
+    for wrong in ("nan", "inf", "1e999", "0q49", "2"):
+        with pytest.raises(Misfit, match="share is"):
+            fit({**row, "share": wrong}, Run, text=True)
+
+
 @pytest.mark.parametrize("values", [None, 7, [], "x"])
 def test_what_is_no_mapping(values: Any) -> None:
-    with pytest.raises(InputError, match="f: is .*; allowed: a mapping"):
+    with pytest.raises(InputError, match="f: it is .*; allowed: a mapping"):
         convert(values, Run, "f")
 
 
@@ -97,7 +110,7 @@ def test_a_reader_may_have_its_own_advice() -> None:
 
 
 def test_a_check_of_the_type_itself_is_reported_with_its_place() -> None:
-    with pytest.raises(InputError, match="f: is .*'batch': 13.*; allowed: another number than 13"):
+    with pytest.raises(InputError, match="f: it is .*'batch': 13.*; allowed: another number than 13"):
         convert({"batch": 13}, Run, "f")
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from typing import NamedTuple
 
+from ..base.text import is_plain_name
+
 # The FaceForensics++ family: their JSON has the compression level (c23, c40, raw) between split and videos.
 COMPRESSED = ("FaceForensics++", "FF-DF", "FF-F2F", "FF-FS", "FF-NT", "FaceShifter", "DeepFakeDetection")
 MAX_DATASET_NAME_BYTES = 200  # file systems take 255, and a little is added
@@ -18,6 +20,4 @@ class Video(NamedTuple):
 
 def is_dataset_name(name: str) -> bool:
     """Whether `name` can be a dataset's, which is the name of its JSON file and of its folder below the outputs."""
-    if name in ("", ".", "..") or not name.isprintable() or "/" in name or "\\" in name:
-        return False
-    return len(os.fsencode(name)) <= MAX_DATASET_NAME_BYTES
+    return is_plain_name(name) and len(os.fsencode(name)) <= MAX_DATASET_NAME_BYTES

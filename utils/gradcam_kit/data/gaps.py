@@ -5,14 +5,15 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import astuple, dataclass, fields, replace
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
 
 from ..base.errors import InputError
 from ..base.files import read_table, write_table
 from ..base.text import shortened
+from ..base.typed import Misfit, fit
 from .frame import Frame
 from .images import NO_FOLDER
 from .storage import in_lmdb
@@ -20,7 +21,8 @@ from .storage import in_lmdb
 MOST_LISTED = 10_000  # entries of a folder that are compared with the name of the missing one
 
 
-class ForgeryGaps(NamedTuple):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForgeryGaps:
     """What one forgery method (or kind of real video) lacks. A frame is absent where its folder is not there."""
 
     forgery: str
@@ -78,7 +80,7 @@ def forgery_gaps(
         if forgery in concerned:
             own = [i for i, frame in enumerate(frames) if frame.forgery == forgery]
             gaps.append(_gaps_of(forgery, [frames[i] for i in own], [i in absent for i in own], folders))
-            gaps[-1] = gaps[-1]._replace(unreadable_frames=sum(i in unreadable for i in own))
+            gaps[-1] = replace(gaps[-1], unreadable_frames=sum(i in unreadable for i in own))
     return gaps
 
 
@@ -130,19 +132,12 @@ def _resembling(missing: Path, used: Iterable[str]) -> list[str]:
 
 def write_gaps(path: Path, gaps: Iterable[ForgeryGaps]) -> None:
     """One row per forgery that lacks something."""
-    write_table(path, ForgeryGaps._fields, gaps)
+    write_table(path, [field.name for field in fields(ForgeryGaps)], map(astuple, gaps))
 
 
 def read_gaps(path: Path) -> list[ForgeryGaps]:
     """The rows of such a table. Raises InputError where it is none."""
     try:
-        return [_from_row(row) for row in read_table(path)]
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path}: is not as a run writes it; run again") from error
-
-
-def _from_row(row: Mapping[str, str]) -> ForgeryGaps:
-    numbers = [int(row[name]) for name in ("frames", "folders", "absent_frames", "absent_folders", "unreadable_frames")]
-    return ForgeryGaps(
-        row["forgery"], numbers[0], numbers[1], numbers[2], numbers[3], numbers[4], row["first_absent"], row["beside"]
-    )
+        return [fit(row, ForgeryGaps, text=True) for row in read_table(path)]
+    except Misfit as misfit:
+        raise InputError(misfit.text(f"{path}: is not as a run writes it", "run again")) from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..base.typed import Count
 from ..engine.checks import FromDevice
 from ..engine.maps import LayerMaps, scaled
 
@@ -126,15 +128,16 @@ def _encoder_flags(image_format: str) -> list[int]:
     return [cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP]
 
 
-class Box(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Box:
     """Where a panel lies in a comparison of `of_width` × `of_height` pixels."""
 
-    left: int
-    top: int
-    width: int
-    height: int
-    of_width: int
-    of_height: int
+    left: Count
+    top: Count
+    width: Count
+    height: Count
+    of_width: Count
+    of_height: Count
 
 
 def original_box(size: tuple[int, int], panels: int, warned: bool) -> Box:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import astuple, replace
 from typing import NamedTuple
 
 import torch
@@ -61,9 +61,9 @@ class Plan(NamedTuple):
                 "config": config,
                 "target": manifest.config.get("gradcam_target"),
                 "signed": manifest.config.get("gradcam_signed"),
-                "seed": manifest.seed if manifest.weights is None else None,
+                "seed": manifest.settings.seed if manifest.weights is None else None,
                 "weights": manifest.weights.sha256 if manifest.weights else None,
-                "datasets": manifest.datasets,
+                "datasets": {name: astuple(record) for name, record in manifest.datasets.items()},
                 "precision": manifest.options["precision"],
             }
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -86,7 +87,8 @@ def summary(
             lines.append(f"{dataset.name}: no heatmap (NaN or infinite) for samples {counts.non_finite}")
         if counts.vanished:
             lines.append(
-                f"{dataset.name}: no heatmap for samples that vanished or were replaced meanwhile: {counts.vanished}"
+                f"{dataset.name}: no heatmap for samples that vanished or were replaced meanwhile:"
+                f" {[astuple(one) for one in counts.vanished]}"
             )
         if dataset.unreadable:
             listed = output_dir / dataset.name / UNREADABLE
@@ -133,8 +135,8 @@ def check_finished(metrics: Mapping[str, Any], heatmaps: Mapping[str, HeatmapCou
             )
     for name, counts in heatmaps.items():
         if counts.vanished:
-            index, reason = counts.vanished[0]
+            first = counts.vanished[0]
             raise RunError(
                 f"dataset {name}: {len(counts.vanished)} frames could be read at first but were gone or replaced when"
-                f" their heatmaps were due, first sample {index} ({reason}); everything else was written"
+                f" their heatmaps were due, first sample {first.index} ({first.reason}); everything else was written"
             )

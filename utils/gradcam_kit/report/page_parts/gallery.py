@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Sequence
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,7 @@ def sample_data(sample: Sample, layers: Sequence[str]) -> dict[str, Any]:
         "folder": [sample.folder.parent.name, sample.folder.name],
         "bundle": sample.folder.parent.name if in_bundle(sample.folder) else "",
         "comparison": sample.comparison,
-        "box": list(box) if box else [],
+        "box": list(astuple(box)) if box else [],
         "maps": [
             [
                 layers.index(one.name),

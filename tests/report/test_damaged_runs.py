@@ -69,8 +69,8 @@ def test_a_manifest_that_no_run_writes(field: str, value: Any, says: str, run: P
     ("change", "says"),
     [
         (lambda m: [m], "it is ["),
-        (lambda m: {"faces": 7}, "faces: "),
-        (lambda m: {"faces": {"auc": "x"}}, "faces: the field acc is missing"),
+        (lambda m: {"faces": 7}, "faces is 7"),
+        (lambda m: {"faces": {"auc": 0.5}}, "faces: the field acc is missing"),
         (lambda m: {"faces": {**m["faces"], "auc": "0.5"}}, "faces: auc is '0.5'"),
         (lambda m: {"faces": {**m["faces"], "auc": 1.5}}, "faces: auc is 1.5"),
         (lambda m: {"faces": {**m["faces"], "auc": float("nan")}}, "faces: auc is nan"),

@@ -6,7 +6,7 @@ import difflib
 import os
 import re
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import astuple, dataclass, fields, replace
+from dataclasses import astuple, dataclass, fields
 from itertools import islice
 from pathlib import Path
 
@@ -75,27 +75,28 @@ def forgery_gaps(
     if not concerned:
         return []
     folders = {_folder(frame) for frame in frames}
-    gaps = []
-    for forgery in dict.fromkeys(frame.forgery for frame in frames):
-        if forgery in concerned:
-            own = [i for i, frame in enumerate(frames) if frame.forgery == forgery]
-            gaps.append(_gaps_of(forgery, [frames[i] for i in own], [i in absent for i in own], folders))
-            gaps[-1] = replace(gaps[-1], unreadable_frames=sum(i in unreadable for i in own))
-    return gaps
+    places: dict[str, list[int]] = {}
+    for i, frame in enumerate(frames):
+        places.setdefault(frame.forgery, []).append(i)
+    return [_gaps_of(own, frames, absent, unreadable, folders) for name, own in places.items() if name in concerned]
 
 
-def _gaps_of(forgery: str, frames: list[Frame], absent: list[bool], folders: Collection[str]) -> ForgeryGaps:
-    gone = list(dict.fromkeys(_folder(frame) for frame, missing in zip(frames, absent, strict=True) if missing))
+def _gaps_of(
+    own: list[int], frames: Sequence[Frame], absent: set[int], unreadable: set[int], folders: set[str]
+) -> ForgeryGaps:
+    """Of one forgery, whose frames are at the positions `own`; `folders` are those of the whole dataset."""
+    missing = [i for i in own if i in absent]
+    gone = list(dict.fromkeys(_folder(frames[i]) for i in missing))
     first = _topmost_missing(Path(gone[0])) if gone else None
     return ForgeryGaps(
-        forgery=forgery,
-        frames=len(frames),
-        folders=len({_folder(frame) for frame in frames}),
-        absent_frames=sum(absent),
+        forgery=frames[own[0]].forgery,
+        frames=len(own),
+        folders=len({_folder(frames[i]) for i in own}),
+        absent_frames=len(missing),
         absent_folders=len(gone),
-        unreadable_frames=0,
+        unreadable_frames=sum(i in unreadable for i in own),
         first_absent=str(first or ""),
-        beside=" or ".join(_resembling(first, folders)) if first is not None and all(absent) else "",
+        beside=" or ".join(_resembling(first, folders)) if first is not None and len(missing) == len(own) else "",
     )
 
 

@@ -165,7 +165,7 @@ class Manifest:
             if not all(map(is_dataset_name, getattr(self, name))):
                 raise Misfit(VALUE, (name,), getattr(self, name), "")
         if self.config.get("gradcam_colormap", "jet") not in COLORMAPS:
-            raise Misfit(VALUE, ("config", "gradcam_colormap"), self.config["gradcam_colormap"], "")
+            raise Misfit(VALUE, ("config.gradcam_colormap",), self.config["gradcam_colormap"], "")
         if self.finished is not None and self.heatmaps is None:
             raise Misfit(MISSING, ("heatmaps",), None, "")
         if self.heatmaps is not None and self.heatmaps.keys() != self.datasets.keys():

@@ -13,15 +13,7 @@ from ..base.files import LIST, OPEN_LIST, own_folder, start_list, write_json
 from ..judge.verdict import Choice
 from .earlier_run import is_empty, remove_half_written, remove_run
 from .journal import journals
-from .manifest import (
-    FINISHED,
-    STARTED,
-    HeatmapCounts,
-    Manifest,
-    check_names,
-    manifest_path,
-    read_manifest,
-)
+from .manifest import FINISHED, STARTED, HeatmapCounts, Manifest, check_names, manifest_path, read_manifest
 from .run_lock import FolderLock
 
 

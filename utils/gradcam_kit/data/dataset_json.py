@@ -9,10 +9,10 @@ The FaceForensics++ family has one more level, the compression (c23, c40, raw), 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..base.command import OneLineParser
 from ..base.errors import InputError, did_you_mean
@@ -71,77 +71,82 @@ def read_videos(name: str, json_folder: Path, compression: str, split: str) -> l
     `name` is the file's; `<name>_c40` of the FaceForensics++ family means the file `<name>_c40.json`, in it the key
     `<name>`, and compression c40. Raises InputError where the file is missing or of another shape, saying where in it.
     """
-    path = dataset_file(name, json_folder)
     key = name
     if name.endswith("_c40") and name.removesuffix("_c40") in COMPRESSED:
         key, compression = name.removesuffix("_c40"), "c40"
-    labels = _child(path, _load(path), [], key, "dataset")
+    top = _load(dataset_file(name, json_folder))
     videos = []
-    for label in labels:
-        where = [key, label]
-        found = _child(path, _object(path, labels[label], where), where, split, "split")
-        where = [*where, split]
-        if key in COMPRESSED and found:
-            found = _child(path, found, where, compression, "compression level")
-            where = [*where, compression]
-        videos += [_video(path, found[video], [*where, video]) for video in found]
+    for label in top.child(key, "dataset").entries():
+        found = label.child(split, "split")
+        if key in COMPRESSED and found.object():
+            found = found.child(compression, "compression level")
+        videos += [_video(entry) for entry in found.entries()]
     videos = [video for video in videos if video.frames]
     if not videos:
-        raise InputError(f"{path}: no video of the split {split!r} of {shortened(key)!r} holds a frame")
+        raise InputError(f"{top.path}: no video of the split {split!r} of {shortened(key)!r} holds a frame")
     return videos
 
 
-def _load(path: Path) -> dict[str, Any]:
+class _Place(NamedTuple):
+    """A value in the file, and the keys that lead to it."""
+
+    path: Path
+    value: Any
+    keys: tuple[str, ...] = ()
+
+    def wrong(self, text: str, inside: Sequence[str] = ()) -> InputError:
+        """What to raise, with this place or one inside it."""
+        place = " > ".join(repr(shortened(key)) for key in (*self.keys, *inside)) or "the top"
+        return InputError(f"{self.path}: at {place}: {text}")
+
+    def object(self) -> dict[str, Any]:
+        """The value, which must be an object."""
+        if not isinstance(self.value, dict):
+            raise self.wrong(f"expected an object {{...}}, found {_typename(self.value)}")
+        return self.value
+
+    def child(self, key: str, what: str) -> _Place:
+        """What is under `key`, which must be there: a `what` (dataset, split, compression level)."""
+        values = self.object()
+        if key not in values:
+            there = f"there are {_listed(values)}" if values else "there is none"
+            raise self.wrong(f"no {what} {shortened(key)!r}; {did_you_mean(key, values)}{there}")
+        return _Place(self.path, values[key], (*self.keys, key))
+
+    def entries(self) -> Iterator[_Place]:
+        """What is under each key."""
+        for key, value in self.object().items():
+            yield _Place(self.path, value, (*self.keys, key))
+
+
+def _load(path: Path) -> _Place:
     try:
         # Files made on Windows may begin with a byte-order mark.
-        content = json.loads(read_text(path, "utf-8-sig", MAX_JSON_BYTES))
+        return _Place(path, json.loads(read_text(path, "utf-8-sig", MAX_JSON_BYTES)))
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({one_line(error)})") from error
     except RecursionError as error:
         raise InputError(f"{path}: nested too deeply to be a dataset JSON") from error
     except ValueError as error:  # not UTF-8, not JSON, or a number of thousands of digits
         raise InputError(f"{path}: not a JSON file ({one_line(error)})") from error
-    return _object(path, content, [])
 
 
-def _video(path: Path, value: Any, where: list[str]) -> Video:
-    entry = _object(path, value, where)
+def _video(place: _Place) -> Video:
+    entry, name = place.object(), place.keys[-1]
     try:
         fit(entry, Entry)
     except Misfit as misfit:
         if misfit.problem == MISSING:
-            expected, found = "a video with the keys 'label' and 'frames'", _listed(entry)
-        else:
-            expected, found = misfit.allowed, _typename(misfit.value)
-            where = [*where, *misfit.place]
-        raise InputError(f"{path}: at {_place(where)}: expected {expected}, found {found}") from None
-    longest = max([entry["label"], where[-1], *entry["frames"]], key=len)
+            found = _listed(entry)
+            raise place.wrong(f"expected a video with the keys 'label' and 'frames', found {found}") from None
+        text = f"expected {misfit.allowed}, found {_typename(misfit.value)}"
+        raise place.wrong(text, misfit.place) from None
+    longest = max([entry["label"], name, *entry["frames"]], key=len)
     if len(longest) > MAX_NAME:
-        raise InputError(
-            f"{path}: at {_place(where)}: the name {shortened(longest)!r} has {len(longest):,} letters;"
-            f" allowed: at most {MAX_NAME:,}"
+        raise place.wrong(
+            f"the name {shortened(longest)!r} has {len(longest):,} letters; allowed: at most {MAX_NAME:,}"
         )
-    return Video(entry["label"], where[-1], entry["frames"])  # the list of the file: there may be a million frames
-
-
-def _child(path: Path, parent: dict[str, Any], where: list[str], key: str, what: str) -> dict[str, Any]:
-    """The object under `key`, which must be there: a `what` (dataset, split, compression level)."""
-    if key not in parent:
-        there = f"there are {_listed(parent)}" if parent else "there is none"
-        raise InputError(
-            f"{path}: at {_place(where)}: no {what} {shortened(key)!r}; {did_you_mean(key, parent)}{there}"
-        )
-    return _object(path, parent[key], [*where, key])
-
-
-def _object(path: Path, value: Any, where: list[str]) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: at {_place(where)}: expected an object {{...}}, found {_typename(value)}")
-    return value
-
-
-def _place(where: list[str]) -> str:
-    return " > ".join(repr(shortened(key)) for key in where) or "the top"
+    return Video(entry["label"], name, entry["frames"])  # the list of the file: there may be a million frames
 
 
 def _listed(names: Iterable[str]) -> str:

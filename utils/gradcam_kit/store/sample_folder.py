@@ -192,7 +192,7 @@ def read_sample(folder: Path, index: int, row: Mapping[str, str] | None) -> Samp
         lost = f"{path.name} is damaged ({type(error).__name__})"
     else:
         comparison = next((name for name in files if name.startswith("gradcam_comparison.")), "")
-        sample = replace(sample, index=index, folder=folder, comparison=comparison)
+        sample = replace(sample, index=index, folder=folder, comparison=comparison, lost="")
         if comparison and GREY_MAPS in files:
             return sample
         return replace(sample, layers=[], lost="its images were deleted")

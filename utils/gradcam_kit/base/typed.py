@@ -9,13 +9,13 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar
 
 import msgspec
 from msgspec import Meta, inspect
 
-from .errors import InputError, did_you_mean
+from .errors import did_you_mean
 from .text import shortened
 
 T = TypeVar("T")
@@ -28,7 +28,7 @@ Filled = Annotated[str, Meta(min_length=1)]
 VALUE, MISSING, UNKNOWN = "value", "missing", "unknown"
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class Misfit(ValueError):
     """The one value that is not of its type. `place`: the keys that lead to it, of a missing one its own key too.
 
@@ -73,14 +73,6 @@ def fit(values: Any, kind: type[T], closed: bool = False, text: bool = False) ->
     if closed:
         _refuse_unknown(values, fitted, ())
     return fitted
-
-
-def convert(values: Any, kind: type[T], where: str, foreign: str = "", closed: bool = False) -> T:
-    """As `fit`, with an InputError that begins with `where`; `foreign` as in `Misfit.text`."""
-    try:
-        return fit(values, kind, closed)
-    except Misfit as misfit:
-        raise InputError(misfit.text(where, foreign)) from None
 
 
 def builtins(value: Any) -> Any:
@@ -137,19 +129,18 @@ def _fits(value: Any, kind: Any) -> bool:
 
 def _refuse_unknown(values: Any, fitted: Any, place: tuple[str, ...]) -> None:
     """Raises Misfit for a key in `values` that the dataclass it became has no field for."""
-    inner: Iterable[tuple[Any, Any]] = ()
     if dataclasses.is_dataclass(fitted) and isinstance(values, Mapping):
         names = [field.name for field in dataclasses.fields(fitted)]
         for key in values:
             if key not in names:
                 close = did_you_mean(str(key), names)
                 raise Misfit(UNKNOWN, (*place, str(key)), values[key], ", ".join(names), close)
-        inner = ((key, getattr(fitted, key)) for key in values)
-    elif isinstance(fitted, Mapping):
-        inner = fitted.items()
+        inner: Mapping[Any, Any] = {key: getattr(fitted, key) for key in values}
     elif isinstance(fitted, (list, tuple)):
-        inner = enumerate(fitted)
-    for key, one in inner:
+        inner = dict(enumerate(fitted))
+    else:
+        inner = fitted if isinstance(fitted, Mapping) else {}
+    for key, one in inner.items():
         _refuse_unknown(values[key], one, (*place, str(key)))
 
 

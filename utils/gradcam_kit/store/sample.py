@@ -131,12 +131,7 @@ class Sample:
             target = f"{gradcam.target} ({target})"
         weights = settings.weights_name or RANDOM_WEIGHTS
         return cls(
-            index=frame.index,
-            path=frame.path,
-            dataset=frame.dataset,
-            forgery=frame.forgery,
-            video=frame.video,
-            label=frame.label,
+            **frame._asdict(),
             prob_fake=float(prediction["prob"][i]),
             logit_real=real,
             logit_fake=fake,

@@ -25,8 +25,8 @@ from utils.gradcam_kit.engine.layers import block_names
 from utils.gradcam_kit.engine.recipe import Recipe
 from utils.gradcam_kit.judge.bootstrap import VideoBootstrap
 from utils.gradcam_kit.judge.candidates import NO_MAPS, candidate_maps, shortlist
-from utils.gradcam_kit.judge.check import block_voters, check_maps, support
-from utils.gradcam_kit.judge.choosing import TrialImages, TriedDetector, choose_map
+from utils.gradcam_kit.judge.check import Checked, Voters, block_voters, check_maps, support
+from utils.gradcam_kit.judge.choosing import TrialImages, TriedDetector, choose_map, in_batches
 from utils.gradcam_kit.judge.fills import MEAN_COLOUR
 from utils.gradcam_kit.judge.trial import Heat, hottest, replaced
 from utils.gradcam_kit.judge.verdict import FAR_BELOW, Choice
@@ -54,8 +54,8 @@ def heats_of(case: Case, candidates: list[Recipe]) -> dict[Recipe, Heat]:
     for pixels in case.fakes.split(BATCH):
         images = case.detector.normalised(pixels)
 
-        def capture(images: Tensor = images, **options: Any) -> Any:
-            return case.detector.model.capture({"image": images}, target="fake", **options)
+        def capture(recipes: list[Recipe], images: Tensor = images) -> Any:
+            return case.detector.model.as_subject().capture({"image": images}, recipes, "fake")
 
         for one, maps in candidate_maps(capture, candidates).items():
             parts[one].append(maps)
@@ -90,8 +90,8 @@ def every_name(case: Case) -> list[Recipe]:
 def measured(case: Case) -> dict[str, Any]:
     seen, held_out = halves(case)
     model = case.detector.model
-    tried: TriedDetector = model._tried(BATCH)
-    candidates = shortlist(model.explained_tower, NO_MAPS, Recipe.open())
+    tried: TriedDetector = model.as_subject().tried(in_batches(BATCH))
+    candidates = shortlist(model.tower, NO_MAPS, Recipe.open())
     count = min(IMAGES, len(seen.fakes))
     given = TrialImages(
         case.detector.normalised(seen.fakes[:count]),
@@ -151,15 +151,11 @@ def check_figures(
     margins = tried.margins(images)
     checks = check_maps(
         tried,
-        images,
-        ["fake"] * len(images),
-        margins,
+        Checked(images, ["fake"] * len(images), margins, list(range(len(images)))),
         {str(one): heats[one] for one in names},
-        method="",
-        fill=MEAN_COLOUR,
-        seeds=list(range(len(images))),
-        voters=block_voters(blocks),
-        others=[],
+        "",
+        MEAN_COLOUR,
+        Voters(block_voters(blocks), []),
     )
     for one in names:
         for i, check in enumerate(checks[str(one)]):

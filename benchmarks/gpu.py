@@ -36,6 +36,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.engine import Bench, Contenders, plain, pytorch_grad_cam_run, torchcam_run
 from detectors.clip_detector_gradcam import CLIPDetectorWithGradCAM
 from utils.gradcam_kit.base.files import TRAINING_FOLDER
+from utils.gradcam_kit.engine.recipe import Recipe
+from utils.gradcam_kit.explain.one_pass import Asked, explained_in
 from utils.gradcam_kit.explain.pending import Pending
 
 LARGE: dict[str, Any] = {"name_or_path": "openai/clip-vit-large-patch14", "pretrained": False}
@@ -198,8 +200,9 @@ def forward_in_a_graph(detector: Any, batch: int) -> None:
 
 def synchronisations(bench: Bench) -> None:
     """Where handing an explanation to the device waits for it, by the line of ours that asks."""
-    asked = ({"image": bench.image}, bench.names, "gradcam", "predicted", "layer_norm1", "plain", False)
-    run = partial(Pending, partial(bench.detector.explained, *asked))
+    asked = Asked([Recipe("gradcam", bench.names)], "predicted", False)
+    subject = bench.detector.as_subject()
+    run = partial(Pending, partial(explained_in, subject, {"image": bench.image}, asked, "image"))
     run().result()
     torch.cuda.synchronize()
     with warnings.catch_warnings(record=True) as caught:

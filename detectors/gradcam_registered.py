@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
 
-from utils.gradcam_kit.base.errors import InputError
-from utils.gradcam_kit.engine.spatial_layers import SpatialLayer
 from utils.gradcam_kit.engine.towers import find_tower
 from utils.gradcam_kit.explain.mixin import GradCAMMixin
+from utils.gradcam_kit.explain.subject import Subject
 from utils.gradcam_kit.model.host.absent_weights import no_pretrained_weights
 from utils.gradcam_kit.model.host.device import batch_of_one_kept, cuda_means
 from utils.gradcam_kit.model.host.inputs import HostInputs
@@ -64,13 +64,9 @@ class RegisteredMixin(GradCAMMixin):
         prediction = self.forward(data_dict, inference=True)
         return {key: value for key, value in prediction.items() if isinstance(value, Tensor)}
 
-    def find_default_layer(self) -> SpatialLayer:
+    def as_subject(self) -> Subject:
         """As `GradCAMMixin`'s; its errors name the detector."""
-        try:
-            return super().find_default_layer()
-        except InputError as error:
-            named = f"detector {self.registered_name!r}"
-            raise InputError(str(error) if str(error).startswith(named) else f"{named}: {error}") from error
+        return replace(super().as_subject(), name=f"detector {self.registered_name!r}")
 
 
 def with_gradcam(name: str, host_class: type) -> type:

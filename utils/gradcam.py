@@ -1,8 +1,4 @@
-"""The public face: `explain` for any detector."""
+"""The public face, in a host: `from utils.gradcam import explain`. See gradcam_kit/face.py."""
 
-from __future__ import annotations
-
-from utils.gradcam_kit.explain.capture import Capture, capture
-from utils.gradcam_kit.explain.one_pass import check_images, explain, explained_names, wants_both
-
-__all__ = ["Capture", "capture", "check_images", "explain", "explained_names", "wants_both"]
+from utils.gradcam_kit.face import *  # noqa: F403
+from utils.gradcam_kit.face import __all__ as __all__

@@ -75,9 +75,9 @@ def main(argv: Sequence[str]) -> int:
             f"--target label needs labels, which single images do not have; use one of {', '.join(LABELLESS_TARGETS)}"
         )
     from utils.gradcam_kit.base.packages import require
+    from utils.gradcam_kit.explain.checking import MapChecker
     from utils.gradcam_kit.media.single_images import SingleImages, find_images, is_video, make_output, photographs
     from utils.gradcam_kit.model.detector import print_backward_precision, print_default_layer
-    from utils.gradcam_kit.model.map_trials import MapChecker
 
     files = find_images(args.input)
     images = [file for file in files if not is_video(file)]

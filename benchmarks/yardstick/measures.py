@@ -9,8 +9,8 @@ from torch import Tensor
 
 from benchmarks.yardstick.towers import BATCH, Case
 from utils.gradcam_kit.engine.recipe import Recipe
-from utils.gradcam_kit.engine.transplant import patch_of_pixel
 from utils.gradcam_kit.judge.localisation import energy_in_mask
+from utils.gradcam_kit.judge.transplant import patch_of_pixel
 from utils.gradcam_kit.measure.controls import gaussian_map, random_maps
 from utils.gradcam_kit.measure.sweep import resized
 from utils.gradcam_kit.measure.transplant_agreement import changed_patches, transplant_agreement, transplanted

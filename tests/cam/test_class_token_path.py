@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -14,19 +13,12 @@ from tests.helpers.saved_bytes import saved_bytes
 from tests.helpers.whole_block import take_the_whole_block
 from utils.gradcam import explain
 from utils.gradcam_kit.engine import tokens
-from utils.gradcam_kit.engine.fast import class_token_path
 from utils.gradcam_kit.engine.maps import NonFiniteMapError
 from utils.gradcam_kit.engine.methods import METHODS
+from utils.gradcam_kit.engine.towers.tower import tower_of
 
 LAST = "encoder.layers.3"
 LAYERS = ["encoder.layers.1", LAST]
-
-
-@pytest.fixture(autouse=True)
-def nothing_learnt() -> Iterator[None]:
-    class_token_path.reads_more_tokens.clear()
-    yield
-    class_token_path.reads_more_tokens.clear()
 
 
 def in_full(monkeypatch: pytest.MonkeyPatch, model: Any, image: Tensor, **asked: Any) -> Any:
@@ -54,7 +46,7 @@ def test_maps_are_those_of_the_whole_block(
             torch.testing.assert_close(maps.signed, full.layers[layer].signed, rtol=0, atol=share * float(peak))
     for layer, tested in full.completeness.items():
         torch.testing.assert_close(found.completeness[layer].error, tested.error, rtol=0, atol=share)
-    assert not class_token_path.reads_more_tokens
+    assert not tower_of(model).reads_more_tokens
 
 
 def test_an_image_of_nan_gradients_says_nothing_of_the_tower(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,9 +60,10 @@ def test_an_image_of_nan_gradients_says_nothing_of_the_tower(monkeypatch: pytest
         return found
 
     monkeypatch.setattr(tokens, "score_gradients", poisoned)
+    model = tiny_detector()
     with pytest.raises(NonFiniteMapError) as refused:
-        tiny_detector().explain({"image": images(3)}, target="fake")
-    assert refused.value.samples == (1,) and not class_token_path.reads_more_tokens
+        model.explain({"image": images(3)}, target="fake")
+    assert refused.value.samples == (1,) and not tower_of(model).reads_more_tokens
 
 
 def test_less_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,7 +102,7 @@ def test_a_head_that_pools_patches_has_the_whole_block() -> None:
     for _ in range(2):  # the first call finds out, the second knows
         found = explain(model, image, layers=[LAST], method="hirescam", target="fake")
         torch.testing.assert_close(found.layers[LAST].signed, expected, rtol=1e-9, atol=1e-12)
-        assert list(class_token_path.reads_more_tokens) == [model.tower]
+        assert tower_of(model).reads_more_tokens and tower_of(model).module is model.tower
 
 
 def test_a_head_that_is_exchanged_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,7 +118,7 @@ def test_a_head_that_is_exchanged_is_noticed(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(model.backbone, "forward", mean_of_all)
     found, full = model.explain({"image": image}, layers=[LAST]), in_full(monkeypatch, model, image, layers=[LAST])
     assert torch.equal(found.layers[LAST].signed, full.layers[LAST].signed)
-    assert len(class_token_path.reads_more_tokens) == 1
+    assert tower_of(model).reads_more_tokens
 
 
 def test_what_is_read_further_in_has_the_whole_block(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,11 +10,12 @@ import torch
 from torch import nn
 
 from tests.helpers.detectors import BLOCKS, images, tiny_detector
-from utils.gradcam import explain, explained_names
+from utils.gradcam import explain
 from utils.gradcam_kit.base.errors import InputError
 from utils.gradcam_kit.drawing.overlays import signed_overlay
 from utils.gradcam_kit.engine.layers import LayerError
 from utils.gradcam_kit.engine.targets import Target
+from utils.gradcam_kit.explain.explanation import explained_names
 
 NAMES = [f"encoder.layers.{i}" for i in range(BLOCKS)]
 
@@ -126,7 +127,7 @@ def test_a_convolutional_network_has_no_sum() -> None:
 
     net = Net(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
     with pytest.raises(LayerError, match="'sum' adds the maps of a transformer's blocks.*Net has no such blocks"):
-        explain(net, images(1), ["sum"])
+        explain(net, images(1), ["sum"], target="fake")
 
 
 def test_numbers_name_blocks_and_one_layer_or_a_tensor_alone_will_do() -> None:

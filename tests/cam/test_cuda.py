@@ -22,6 +22,8 @@ from tests.helpers.paths import ROOT
 from tests.helpers.saved_bytes import saved_bytes
 from utils.gradcam_kit.drawing.overlays import overlay
 from utils.gradcam_kit.engine.methods import METHODS
+from utils.gradcam_kit.engine.recipe import Recipe
+from utils.gradcam_kit.explain.one_pass import Asked, explained_in
 from utils.gradcam_kit.explain.pending import Pending
 from utils.gradcam_kit.run.dataset_run import DatasetRun
 
@@ -117,7 +119,8 @@ def test_pytorch_tells_who_waits() -> None:
 @pytest.mark.parametrize("target", ["margin", "predicted"])
 def test_an_explanation_is_handed_over_without_a_wait(target: str, backward: str, method: str) -> None:
     model, image = tiny_detector().cuda(), images(3).cuda()
-    begin = partial(model.explained, {"image": image}, LAYERS, method, target, "residual", backward, False)
+    asked = Asked([Recipe(method, LAYERS, "residual", backward)], target, False)
+    begin = partial(explained_in, model.as_subject(), {"image": image}, asked, "image")
     wanted = Pending(begin).result()
     with refusing_to_wait():
         found = Pending(begin).result()

@@ -55,7 +55,7 @@ class Anyones(nn.Module):
 @pytest.mark.parametrize("site", ["layer_norm1", "residual"])
 def test_maps_equal_plain_autograd_in_float64(output: str, method: str, site: str) -> None:
     model, image = Anyones(output).double(), images(3).double()
-    explanation = explain(model, image, NAMES, method, site=site)
+    explanation = explain(model, image, NAMES, method, site=site, target="fake")
     tower = model.reference(image, [0.0, 1.0])
     for name in NAMES:
         expected = reference.maps_of(tower, name, site, TOKEN_REFERENCES[method], GRID)
@@ -71,12 +71,12 @@ def test_maps_equal_plain_autograd_in_float64(output: str, method: str, site: st
 def test_what_is_not_said() -> None:
     """Grad-CAM of `fake` at the last block; names relative to the model are understood, and given back as written."""
     model, image = Anyones().double(), images(2).double()
-    plain = explain(model, image)
+    plain = explain(model, image, target="fake")
     assert list(plain.layers) == NAMES[-1:]
     expected = reference.maps_of(model.reference(image, [0.0, 1.0]), NAMES[-1], "layer_norm1", grad_cam, GRID)
     np.testing.assert_allclose(plain.layers[NAMES[-1]].raw, expected, rtol=0, atol=1e-9 * expected.max())
     full = f"net.eyes.{NAMES[-1]}"
-    assert torch.equal(explain(model, image, [full]).layers[full].raw, plain.layers[NAMES[-1]].raw)
+    assert torch.equal(explain(model, image, [full], target="fake").layers[full].raw, plain.layers[NAMES[-1]].raw)
 
 
 def test_attention_both_classes_and_a_forward_of_ones_own() -> None:
@@ -120,7 +120,7 @@ def test_a_cnn_against_the_closed_form() -> None:
     assert maps.grid == A.shape[2:] and maps.normalised.shape == (3, 40, 56)
     assert (explanation.method, explanation.site) == ("gradcam", "output")
     with pytest.raises(LayerError, match="legrad"):
-        explain(model, image, ["second"], "legrad")
+        explain(model, image, ["second"], "legrad", target="fake")
 
 
 @pytest.mark.parametrize("make", [Anyones, SmallCNN])
@@ -128,7 +128,7 @@ def test_the_model_is_left_as_it_was(make: Any) -> None:
     model = make().train()
     before = state_of(model)
     with torch.no_grad():
-        maps = explain(model, images(2))
+        maps = explain(model, images(2), target="fake")
     assert_same_state(before, state_of(model))
     assert not any(layer.raw.requires_grad for layer in maps.layers.values())
 
@@ -162,7 +162,7 @@ def test_outputs_without_logits_are_refused(answer: Any, says: list[str]) -> Non
     model = Answers(answer)
     before = state_of(model)
     with pytest.raises(InputError) as caught:
-        explain(model, images(2), ["conv"])
+        explain(model, images(2), ["conv"], target="fake")
     assert all(part in str(caught.value) for part in ["Answers", *says, "forward"])
     assert_same_state(before, state_of(model))
 
@@ -178,7 +178,7 @@ def test_outputs_without_logits_are_refused(answer: Any, says: list[str]) -> Non
 )
 def test_unusable_images_are_refused(images: Any, says: str) -> None:
     with pytest.raises(InputError) as caught:
-        explain(SmallCNN(), images)
+        explain(SmallCNN(), images, target="fake")
     assert says in str(caught.value)
 
 
@@ -187,4 +187,4 @@ def test_a_network_of_no_known_family_is_refused_with_the_known_ones() -> None:
         InputError,
         match=r"Hugging Face CLIP .*encoder\.layers.*convolutional networks.*utils/gradcam_kit/engine/towers",
     ):
-        explain(nn.Sequential(nn.Flatten(), nn.Linear(12, 2)), torch.zeros(1, 3, 2, 2))
+        explain(nn.Sequential(nn.Flatten(), nn.Linear(12, 2)), torch.zeros(1, 3, 2, 2), target="fake")

@@ -10,7 +10,7 @@ from tests.helpers.references.method_references import ATTENTION_REFERENCES, TOK
 from utils.gradcam_kit.base.allowed import METHOD_NAMES
 from utils.gradcam_kit.base.errors import InputError
 from utils.gradcam_kit.engine.attention import ATTENTION_METHODS
-from utils.gradcam_kit.engine.methods import METHODS, check_methods
+from utils.gradcam_kit.engine.methods import METHODS, check_method
 from utils.gradcam_kit.engine.recipe import ATTENTION_SITE, sites_of
 
 
@@ -61,7 +61,7 @@ def test_values_that_are_not_finite(tester: MethodTester, value: float) -> None:
 @pytest.mark.parametrize("name", ["hirescan", "layer-cam", "LeGrad"])
 def test_unknown_methods_are_answered_with_the_closest(name: str) -> None:
     with pytest.raises(InputError, match="did you mean '(hirescam|layercam|legrad)"):
-        check_methods(["gradcam", name])
+        check_method(name)
 
 
 def test_sites_at_which_a_method_has_maps() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,9 @@ from utils.gradcam_kit.judge.check import (
     ARTEFACT,
     SUPPORTED,
     WEAK,
+    Checked,
     MapCheck,
+    Voters,
     block_voters,
     check_maps,
     support,
@@ -75,8 +76,8 @@ def detector(model: Any) -> TriedDetector:
             logits = model({"image": images})["cls"]
         return logits[:, 1] - logits[:, 0]
 
-    def capture(images: torch.Tensor, target: list[str], **asked: Any) -> Any:
-        return model.capture({"image": images}, target=list(target), **asked)
+    def capture(images: torch.Tensor, target: list[str], recipes: list[Recipe]) -> Any:
+        return model.as_subject().capture({"image": images}, recipes, list(target))
 
     return TriedDetector(capture, margins, in_batches(4))
 
@@ -92,11 +93,10 @@ def test_checks_of_a_right_and_of_a_wrong_map() -> None:
     images = torch.cat([normalised(flat_image(level)) for level in (FAKE_LEVEL, FAKE_LEVEL + 4)])
     tried = detector(model)
     margins = tried.margins(images)
-    check = partial(
-        check_maps, tried, images, ["fake", "fake"], margins, method="gradcam", fill=MEAN_COLOUR, seeds=[4, 5],
-        voters=block_voters([f"encoder.layers.{i}" for i in range(BLOCKS)]), others=[],
-    )  # fmt: skip
-    checks = check({"right": heat_at(EVIDENCE, 2), "wrong": heat_at((3, 0), 2)})
+    checked = Checked(images, ["fake", "fake"], margins, [4, 5])
+    voters = Voters(block_voters([f"encoder.layers.{i}" for i in range(BLOCKS)]), [])
+    maps = {"right": heat_at(EVIDENCE, 2), "wrong": heat_at((3, 0), 2)}
+    checks = check_maps(tried, checked, maps, "gradcam", MEAN_COLOUR, voters)
     grey = images.clone()
     rows, columns = (slice(16 * place, 16 * place + 16) for place in EVIDENCE)
     for image, whole in zip(grey, images, strict=True):
@@ -122,14 +122,13 @@ def test_votes_by_hand() -> None:
     layers = {voter.layer: heats[voter] for voter in voters}
 
     class Maps:
-        def maps(self, method: str, site: str) -> dict[str, Heat]:
+        def maps(self, recipe: Recipe) -> dict[str, Heat]:
             return layers
 
     tried = TriedDetector(lambda *given, **asked: Maps(), lambda x: x.mean(dim=(1, 2, 3)), in_batches(4))
-    found = check_maps(
-        tried, torch.rand(1, 3, 32, 32), ["fake"], torch.ones(1), {"map": heat_at((1, 1), 1)}, method="gradcam",
-        fill=MEAN_COLOUR, seeds=[0], voters=voters, others=[Recipe("gradcam", "block2", "residual", "balanced")],
-    )  # fmt: skip
+    checked = Checked(torch.rand(1, 3, 32, 32), ["fake"], torch.ones(1), [0])
+    asked = Voters(voters, [Recipe("gradcam", "block2", "residual", "balanced")])
+    found = check_maps(tried, checked, {"map": heat_at((1, 1), 1)}, "gradcam", MEAN_COLOUR, asked)
     assert found["map"][0].votes == 0.5 and found["map"][0].others is None  # a map of its own method is not asked
 
 

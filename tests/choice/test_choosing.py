@@ -28,6 +28,7 @@ from tests.helpers.references.known_evidence import (
 from utils.gradcam import explain
 from utils.gradcam_kit.base.errors import InputError
 from utils.gradcam_kit.engine.recipe import Recipe
+from utils.gradcam_kit.engine.towers.tower import tower_of
 from utils.gradcam_kit.judge.candidates import MapLayers, candidate_maps, captures, map_layers, shortlist
 from utils.gradcam_kit.judge.fills import BLUR, MEAN_COLOUR, MIRRORED
 from utils.gradcam_kit.judge.verdict import CHOSEN, NAMED, UNDECIDED, UNSUPPORTED, judgements
@@ -221,12 +222,12 @@ def test_images_with_nan_logits_are_left_out(fakes_and_reals: dict[str, torch.Te
 
 def test_explain_chooses_on_its_own_batch(model: CLIPDetectorWithGradCAM) -> None:
     images = torch.cat([batch(FAKE_LEVEL), batch(REAL_LEVEL)])
-    explanation = explain(model, images, method="auto", forward=lambda x: model({"image": x}))
+    explanation = explain(model, images, method="auto", forward=lambda x: model({"image": x}), target="fake")
     assert explanation.choice is not None and explanation.choice.state == CHOSEN
     assert explanation.method == explanation.choice.used.method
     (maps,) = explanation.layers.values()
     assert set(maps.raw[:8].flatten(1).argmax(dim=1).tolist()) == {EVIDENCE[0] * GRID + EVIDENCE[1]}
-    assert explain(model, images, forward=lambda x: model({"image": x})).choice is None
+    assert explain(model, images, forward=lambda x: model({"image": x}), target="fake").choice is None
 
 
 class Spot(torch.nn.Module):
@@ -253,7 +254,7 @@ class Spot(torch.nn.Module):
 def test_a_convolutional_network_has_candidates_at_two_layers() -> None:
     network = Spot().eval()
     images = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    choice = explain(network, images, method="auto").choice
+    choice = explain(network, images, method="auto", target="fake").choice
     assert choice is not None and choice.state in (CHOSEN, UNDECIDED)
     assert {row.candidate.layer for row in choice.rows} == {"first", "second"}
     assert {row.candidate.backward for row in choice.rows} == {"plain"}
@@ -279,17 +280,17 @@ def test_a_network_with_gates_has_finer_candidates_with_constant_gates() -> None
     network, image = Gated().eval(), torch.rand(1, 3, 64, 64)
     found = map_layers(network, "stages.2", lambda: network(image))
     assert found == MapLayers(["stages.2", "stages.1", "stages.0", "stem"], gated=True)
-    candidates = shortlist(network, found, Recipe.open())
+    candidates = shortlist(tower_of(network), found, Recipe.open())
     assert len(candidates) == 16 and candidates[0] == Recipe("gradcam", "stages.2", "layer_norm1", "plain")
     assert {one.layer for one in candidates if one.backward == "balanced"} == {"stages.1", "stages.0", "stem"}
 
 
 def test_the_passes_that_are_announced_are_those_that_are_made(model: CLIPDetectorWithGradCAM) -> None:
-    made: list[dict[str, Any]] = []
+    made: list[list[Recipe]] = []
 
-    def capture(**asked: Any) -> Any:
-        made.append(asked)
-        return model.capture({"image": batch(FAKE_LEVEL, 1)}, target="fake", **asked)
+    def capture(recipes: list[Recipe]) -> Any:
+        made.append(recipes)
+        return model.as_subject().capture({"image": batch(FAKE_LEVEL, 1)}, recipes, "fake")
 
     candidates = model.gradcam_candidates()
     assert set(candidate_maps(capture, candidates)) == set(candidates)

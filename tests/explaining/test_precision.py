@@ -104,7 +104,9 @@ def test_auto_takes_what_is_faster_here(
 def test_an_unknown_precision_is_refused_by_name() -> None:
     model = spread(tiny_detector())
     with pytest.raises(InputError, match=r"backward_precision 'fp16' is unknown; .*allowed: auto, fp32, bf16, tf32"):
-        explain(model.backbone, images(1), forward=lambda x: model({"image": x}), backward_precision="fp16")
+        explain(
+            model.backbone, images(1), forward=lambda x: model({"image": x}), backward_precision="fp16", target="fake"
+        )
     with pytest.raises(InputError, match=r"gradcam_backward_precision is 'half'; .*allowed: auto, fp32"):
         tiny_detector(gradcam_backward_precision="half")
     assert BACKWARD_PRECISIONS == ("auto", "fp32", "bf16", "tf32")

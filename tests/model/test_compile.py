@@ -38,7 +38,6 @@ REFUSED = {
         "",
         ["hooks into the model", "--gradcam_samples"],
     ),
-    "old PyTorch": ([], "import torch; del torch.compile", ["PyTorch 2.0"]),
     "no compiler": (
         [],
         "import torch\ndef broken(model):\n    def call(*args, **kwargs): raise RuntimeError('no C++ compiler')\n    return call\ntorch.compile = broken",

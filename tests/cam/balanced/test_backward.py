@@ -201,13 +201,13 @@ class Convolutions(nn.Module):
 )
 def test_a_tower_whose_attention_is_not_known_is_refused(model: nn.Module, says: str) -> None:
     with pytest.raises(InputError, match=says):
-        explain(model, images(1), backward="balanced")
-    assert explain(model, images(1), backward="plain").backward == "plain"
+        explain(model, images(1), backward="balanced", target="fake")
+    assert explain(model, images(1), backward="plain", target="fake").backward == "plain"
 
 
 def test_an_unknown_backward_pass_is_refused() -> None:
     with pytest.raises(InputError, match="backward 'balance' is unknown; did you mean 'balanced'"):
-        explain(tiny_detector(), images(1), forward=lambda x: x, backward="balance")
+        explain(tiny_detector(), images(1), forward=lambda x: x, backward="balance", target="fake")
 
 
 # ------------------------------------------------------------------------------------------------------- randomisation

@@ -14,7 +14,7 @@ from tests.helpers.whole_block import take_the_whole_block
 from utils.gradcam import explain
 from utils.gradcam_kit.engine.fast import class_token_path
 from utils.gradcam_kit.engine.fast.class_token_path import ClassTokenPath
-from utils.gradcam_kit.engine.towers import find_tower
+from utils.gradcam_kit.engine.towers.tower import tower_of
 from utils.gradcam_kit.explain import capture
 
 WITH_PATH = ["HF CLIP", "HF CLIP with LoRA", "HF ViT", "HF DINOv2", "HF DINOv2 with registers", "OpenAI clip",
@@ -39,15 +39,13 @@ class ReadsTheFirst(nn.Module):
 
 
 def detector(name: str) -> ReadsTheFirst:
-    class_token_path.reads_more_tokens.clear()
     made = detector_of(FAMILIES[name].make, FAMILIES[name].pixels)
     return ReadsTheFirst(made.tower, made.head).eval()
 
 
 def asked_of(name: str, model: ReadsTheFirst, **asked: Any) -> dict[str, Any]:
     """The last block of that family's tower, by its name in the tower."""
-    tower = find_tower(model)
-    block = class_token_path.family_of(tower).block_names(tower)[-1]
+    block = tower_of(model).blocks[-1]
     return {"images": images(2, pixels=FAMILIES[name].pixels).double(), "layers": [block], "method": "gradcam", **asked}
 
 
@@ -81,7 +79,7 @@ def test_maps_are_those_of_the_whole_block(
     full = in_full(monkeypatch, model, **asked)
     found, paths = explained(monkeypatch, model, **asked)
     assert paths[0] is not None and paths[0].joined is not None and len(paths) == 1
-    assert not class_token_path.reads_more_tokens
+    assert not tower_of(model).reads_more_tokens
     if FAMILIES[name].exact:
         assert torch.equal(found.logits, full.logits)
     (layer,) = found.layers
@@ -98,8 +96,6 @@ def test_others_have_the_whole_block(monkeypatch: pytest.MonkeyPatch, name: str)
     asked = asked_of(name, model)
     full = in_full(monkeypatch, model, **asked)
     found, paths = explained(monkeypatch, model, **asked)
-    assert all(
-        path is None or path.joined is None or find_tower(model) in class_token_path.reads_more_tokens for path in paths
-    )
+    assert all(path is None or path.joined is None or tower_of(model).reads_more_tokens for path in paths)
     (layer,) = found.layers
     assert torch.equal(found.layers[layer].signed, full.layers[layer].signed)

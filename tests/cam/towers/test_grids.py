@@ -105,9 +105,9 @@ def test_rows_columns_and_channels_are_never_confused(name: str) -> None:
     if order != FIRST:
         A, G = A.permute(0, 3, 1, 2), G.permute(0, 3, 1, 2)
     wanted = (G.mean(dim=(2, 3), keepdim=True) * A).sum(dim=1)
-    found = explain(model, pixels, layers=[f"tower.{layer}"]).layers[f"tower.{layer}"].signed
+    found = explain(model, pixels, layers=[f"tower.{layer}"], target="fake").layers[f"tower.{layer}"].signed
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-9)
-    alone = explain(model, pixels[1:2], layers=[f"tower.{layer}"]).layers[f"tower.{layer}"].signed
+    alone = explain(model, pixels[1:2], layers=[f"tower.{layer}"], target="fake").layers[f"tower.{layer}"].signed
     torch.testing.assert_close(alone, wanted[1:2], rtol=0, atol=1e-9)
 
 
@@ -117,12 +117,18 @@ def test_rows_columns_and_channels_are_never_confused(name: str) -> None:
 )
 def test_windows_are_no_images(make: Callable[[], nn.Module], layer: str) -> None:
     with pytest.raises(LayerError, match=r"works on parts of an image \(windows\)"):
-        explain(detector_of(make), images(2).double(), layers=[f"tower.{layer}"])
+        explain(detector_of(make), images(2).double(), layers=[f"tower.{layer}"], target="fake")
 
 
 def test_attention_within_windows_is_refused() -> None:
     with pytest.raises(LayerError, match="has no attention to read"):
-        explain(detector_of(timm_swin), images(1).double(), layers=["tower.layers.1.blocks.0"], method="legrad")
+        explain(
+            detector_of(timm_swin),
+            images(1).double(),
+            layers=["tower.layers.1.blocks.0"],
+            method="legrad",
+            target="fake",
+        )
 
 
 def test_a_map_covers_what_the_tower_has_seen() -> None:
@@ -156,5 +162,5 @@ def test_unseen_pixels_are_grey() -> None:
 def test_a_convolution_sees_the_whole_image() -> None:
     model = Detector(nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()))
     model(images(1))
-    found = explain(model.eval(), images(1, pixels=(67, 45)), layers=["tower.1"]).layers["tower.1"]
+    found = explain(model.eval(), images(1, pixels=(67, 45)), layers=["tower.1"], target="fake").layers["tower.1"]
     assert found.canvas.seen == (67, 45) == found.normalised.shape[1:]

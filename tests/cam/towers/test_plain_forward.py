@@ -60,7 +60,7 @@ def test_the_fast_path_is_on_again_afterwards() -> None:
     model = detector_of(TorchEncoder)
     for enabled in (True, False):
         torch.backends.mha.set_fastpath_enabled(enabled)
-        explain(model, images(1).double(), layers=["tower.encoder.layers.1"], method="rollout")
+        explain(model, images(1).double(), layers=["tower.encoder.layers.1"], method="rollout", target="fake")
         assert torch.backends.mha.get_fastpath_enabled() == enabled
     torch.backends.mha.set_fastpath_enabled(True)
 
@@ -77,7 +77,7 @@ def test_a_tower_that_runs_twice_is_refused_by_every_method(method: str) -> None
             return mean
 
     with pytest.raises(InputError, match="runs more than once"):
-        explain(TwoViews().eval(), images(1), layers=["encoder.layers.3"], method=method)
+        explain(TwoViews().eval(), images(1), layers=["encoder.layers.3"], method=method, target="fake")
 
 
 def test_an_attention_with_a_bias_nobody_knows_of_is_no_rollout() -> None:
@@ -93,7 +93,7 @@ def test_an_attention_with_a_bias_nobody_knows_of_is_no_rollout() -> None:
 
     model = detector_of(Masked)
     with pytest.raises(InputError, match="does not attend by softmax"):
-        explain(model, images(1).double(), layers=["tower.encoder.layers.1"], method="rollout")
+        explain(model, images(1).double(), layers=["tower.encoder.layers.1"], method="rollout", target="fake")
 
 
 def test_blocks_with_their_norms_behind_are_named() -> None:
@@ -102,4 +102,4 @@ def test_blocks_with_their_norms_behind_are_named() -> None:
     with pytest.raises(
         InputError, match=r"2 blocks 1\.layers\.0 \.\.\. 1\.layers\.1 were found, whose norms come after"
     ):
-        explain(model, images(1))
+        explain(model, images(1), target="fake")

@@ -112,7 +112,7 @@ def test_explain_finds_it_inside_a_model_of_ones_own() -> None:
     detector, pixels = make_detector(KINDS["Hugging Face ViT"]), images(2).double()
     layer = detector.default_layers()[0]
     explanation = explain(
-        detector, pixels, forward=lambda x: detector({"image": x})["cls"], layers=[f"backbone.{layer}"]
+        detector, pixels, forward=lambda x: detector({"image": x})["cls"], layers=[f"backbone.{layer}"], target="fake"
     )
     expected = detector.explain({"image": pixels}, method="gradcam", target="fake")
     torch.testing.assert_close(explanation.layers[f"backbone.{layer}"].signed, expected.layers[layer].signed)

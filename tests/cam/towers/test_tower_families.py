@@ -189,13 +189,13 @@ def test_maps_equal_plain_autograd_and_a_batch_its_images(model: Detector, famil
         "hirescam": (G * A).sum(dim=2).unflatten(1, family.grid),
     }
     for method, wanted in expected.items():
-        found = explain(model, pixels, layers=[block], method=method)
+        found = explain(model, pixels, layers=[block], method=method, target="fake")
         torch.testing.assert_close(found.logits, model(pixels).detach(), rtol=0, atol=0 if family.exact else 1e-12)
         torch.testing.assert_close(found.layers[block].signed, wanted, rtol=0, atol=1e-9)
         assert wanted.abs().max() > 1e-4
-        alone = explain(model, pixels[1:2], layers=[block], method=method).layers[block].signed
+        alone = explain(model, pixels[1:2], layers=[block], method=method, target="fake").layers[block].signed
         torch.testing.assert_close(alone, wanted[1:2], rtol=0, atol=1e-9)
-    residual = explain(model, pixels, layers=[block], site="residual").layers[block].signed
+    residual = explain(model, pixels, layers=[block], site="residual", target="fake").layers[block].signed
     assert residual.shape == wanted.shape and (residual - expected["gradcam"]).abs().max() > 1e-6
 
 
@@ -206,7 +206,7 @@ def test_as_many_images_as_tokens(model: Detector, family: Family) -> None:
     block, norm = norm_of(model, family)
     A, G = activations(model, norm, family, pixels)
     wanted = (G.mean(dim=1, keepdim=True) * A).sum(dim=2).unflatten(1, family.grid)
-    found = explain(model, pixels, layers=[block]).layers[block].signed
+    found = explain(model, pixels, layers=[block], target="fake").layers[block].signed
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-9)
 
 
@@ -237,16 +237,16 @@ def test_attention_maps_equal_those_of_the_probabilities_themselves(
     monkeypatch.undo()  # PyTorch's own kernels again
     patches = slice(family.prefix, family.prefix + family.grid[0] * family.grid[1])
     expected = gradient.clamp(min=0).mean(dim=(1, 2))[:, patches].unflatten(1, family.grid)
-    found = explain(model, pixels, layers=[block], method="legrad").layers[block]
+    found = explain(model, pixels, layers=[block], method="legrad", target="fake").layers[block]
     torch.testing.assert_close(found.raw, expected, rtol=1e-6, atol=1e-12)
     if not family.has_class_token:
         with pytest.raises(LayerError, match="reads the class token"):
-            explain(model, pixels, layers=[block], method="rollout")
+            explain(model, pixels, layers=[block], method="rollout", target="fake")
         return
     identity = torch.eye(probabilities[0].shape[-1], dtype=torch.float64)
     first, second = ((P.detach().mean(dim=1) + identity) / 2 for P in probabilities[:2])
     wanted = (second @ first)[:, 0, patches].unflatten(1, family.grid)
-    found = explain(model, pixels, layers=[block], method="rollout").layers[block]
+    found = explain(model, pixels, layers=[block], method="rollout", target="fake").layers[block]
     torch.testing.assert_close(found.raw, wanted, rtol=1e-9, atol=1e-12)
 
 
@@ -270,8 +270,8 @@ def test_balanced_maps_hold_attention_and_norms_constant(
         patch.setattr(F, "layer_norm", layer_norm)
         A, G = activations(model, norm, family, pixels)
     for method, wanted in (("gradcam", (G.mean(dim=1, keepdim=True) * A).sum(dim=2)), ("hirescam", (G * A).sum(dim=2))):
-        found = explain(model, pixels, layers=[block], method=method, backward="balanced")
+        found = explain(model, pixels, layers=[block], method=method, backward="balanced", target="fake")
         torch.testing.assert_close(found.logits, logits.detach(), rtol=0, atol=0 if family.exact else 1e-12)
         torch.testing.assert_close(found.layers[block].signed.flatten(1), wanted, rtol=0, atol=1e-9)
-    plain = explain(model, pixels, layers=[block], method="hirescam").layers[block].signed
+    plain = explain(model, pixels, layers=[block], method="hirescam", target="fake").layers[block].signed
     assert (plain - found.layers[block].signed).abs().max() > 1e-6

@@ -12,10 +12,11 @@ from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 from detectors.clip_detector_gradcam import CLIPDetectorWithGradCAM
 from tests.helpers.detectors import ARCHITECTURE, BLOCKS, images
 from utils.gradcam_kit.base.errors import InputError
-from utils.gradcam_kit.engine.layers import LayerError, block_names, find_sites
+from utils.gradcam_kit.engine.layers import LayerError, block_names, site_of_layer
 from utils.gradcam_kit.engine.towers import FAMILIES, Grid, family_of, find_tower
 from utils.gradcam_kit.engine.towers.cnn import CNN
 from utils.gradcam_kit.engine.towers.hf_clip import HuggingFaceCLIP
+from utils.gradcam_kit.engine.towers.tower import tower_of
 
 
 def vision_tower() -> Any:
@@ -120,12 +121,15 @@ def test_the_default_layer_of_a_cnn_is_the_last_whose_maps_reach_the_score() -> 
 
 
 def test_names_may_begin_with_the_towers_own_path() -> None:
-    tower = vision_tower()
+    tower: Any = vision_tower()
+    model = nn.ModuleDict({"net": nn.ModuleDict({"vision": tower})})
+    found = tower_of(model)
+    assert found.module is tower and found.path == "net.vision"
     for prefix in ("", "net.vision.", "module.", "backbone.vision_model."):
-        (site,) = find_sites(tower, [f"{prefix}encoder.layers.2"], "residual", path="net.vision")
-        assert site.module is tower.encoder.layers[2] and site.reads_input
+        site = site_of_layer(found, f"{prefix}encoder.layers.2", "residual")
+        assert site.module is tower.get_submodule("encoder.layers.2") and site.reads_input
     with pytest.raises(LayerError, match=r"text_model\.encoder"):  # another part's block is not this one's
-        find_sites(tower, ["text_model.encoder.layers.0"], "residual", path="net.vision")
+        site_of_layer(found, "text_model.encoder.layers.0", "residual")
 
 
 def test_prefixes_of_checkpoints_and_ddp_are_accepted(detector: CLIPDetectorWithGradCAM) -> None:

@@ -20,15 +20,15 @@ from ..base.errors import InputError
 from ..data.images import UnreadableImage, decode_image, read_file
 from ..drawing.overlays import colour_table
 from ..engine.layers import SUM, block_names
-from ..engine.transplant import blurred
+from ..explain.checking import MapChecker
 from ..explain.explanation import Explanation
+from ..judge.transplant import blurred
 from ..media.faces.align import View
 from ..media.faces.find import face_finder, is_installed
 from ..media.faces.photographs import Photographs
 from ..media.single_images import to_pixels
 from ..media.video_files import VIDEO_SUFFIXES, VideoReader
 from ..model.detector import LoadedDetector
-from ..model.map_trials import MapChecker
 
 FILLS = ("blur", "grey", "paired real")
 AS_CONFIGURED = "as configured"

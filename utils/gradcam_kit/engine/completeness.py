@@ -12,7 +12,7 @@ layer, gated MLPs, a norm that the balanced rules do not know.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
@@ -63,8 +63,8 @@ class Completeness(NamedTuple):
 
 
 @contextmanager
-def scaled_biases(model: nn.Module, read: Mapping[int, object]) -> Iterator[dict[int, Tensor]]:
-    """Hooks that multiply each image's biases by a leaf of ones, which leaves every value as it is.
+def scaled_biases(modules: Iterable[nn.Module], read: Mapping[int, object]) -> Iterator[dict[int, Tensor]]:
+    """Hooks on `modules` (`has_bias`) that multiply each image's biases by a leaf of ones, which changes no value.
 
     ∂score/∂leaf is Σ (∂score/∂b) b, image by image. There is one leaf (B,) float64 for all biases between two sites:
     the yielded dict has it by how many sites were `read` before.
@@ -86,10 +86,14 @@ def scaled_biases(model: nn.Module, read: Mapping[int, object]) -> Iterator[dict
         return output + added.to(output.dtype)
 
     with ExitStack() as hooks:
-        for module in model.modules():
-            if isinstance(getattr(module, "bias", None), Tensor):
-                hooks.callback(module.register_forward_hook(hook).remove)
+        for module in modules:
+            hooks.callback(module.register_forward_hook(hook).remove)
         yield scales
+
+
+def has_bias(module: nn.Module) -> bool:
+    """Whether `module` adds a bias of its own."""
+    return isinstance(module._parameters.get("bias"), Tensor)
 
 
 def _bias(module: Any, output: Tensor) -> Tensor:

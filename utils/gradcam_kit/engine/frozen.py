@@ -12,6 +12,7 @@ from torch import nn
 
 from ..base.errors import InputError
 from .fast.plain_forward import plain_forward
+from .structure import Structure
 
 # Two explanations at once would see each other's frozen weights and global random state: one after the other, also of
 # different detectors. What has to be put back is noted inside, where no other explanation has changed it.
@@ -20,9 +21,13 @@ QUANTISED = tuple(f"torch.{place}nn.{kind}quantized" for place in ("", "ao.") fo
 
 
 @contextmanager
-def frozen_for_explaining(model: nn.Module) -> Iterator[None]:
-    """`model` in evaluation mode with constant weights and gradients enabled, put back as it was afterwards."""
-    modules, parameters = list(model.modules()), list(model.parameters())
+def frozen_for_explaining(model: nn.Module, structure: Structure | None = None) -> Iterator[None]:
+    """`model` in evaluation mode with constant weights and gradients enabled, put back as it was afterwards.
+
+    `structure`: the model's, where the caller has just looked.
+    """
+    structure = Structure.of(model) if structure is None else structure
+    modules, parameters = structure.modules, structure.parameters()
     _refuse_unusable(model, modules, parameters)
     devices = {parameter.device for parameter in parameters if parameter.is_cuda}
     with _one_at_a_time, torch.random.fork_rng(devices=sorted(devices, key=str)):

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from torch import nn
 
 from ..base.allowed import SITES
 from ..base.errors import InputError, did_you_mean
+from .recipe import ModuleLayer
 from .towers import family_of
+from .towers.tower import Tower
 
 # Among layer names: the mean of the normalised maps of the other layers, and the sum of the raw maps of all blocks.
 FUSED = "fused"
@@ -24,7 +26,8 @@ class LayerError(InputError):
     """A layer that cannot be explained: unknown, without patch tokens, or without influence on the score."""
 
 
-class Site(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Site:
     """One point of the tower at which tokens and their gradients are read."""
 
     name: str  # the layer as the caller wrote it
@@ -41,11 +44,6 @@ def block_names(tower: nn.Module) -> list[str]:
     return family_of(tower).block_names(tower)
 
 
-def as_names(layers: str | int | Sequence[str | int]) -> list[str]:
-    """Layers as a caller may give them, one alone or several, names or numbers of blocks, as a list of strings."""
-    return [str(layer) for layer in ([layers] if isinstance(layers, (str, int)) else layers)]
-
-
 def named_layers(layers: Sequence[str]) -> list[str]:
     """The layers that are modules. Raises InputError where `fused` has fewer than two of them to fuse."""
     named = [layer for layer in layers if layer not in (FUSED, SUM)]
@@ -54,72 +52,76 @@ def named_layers(layers: Sequence[str]) -> list[str]:
     return named
 
 
-def summed_blocks(tower: nn.Module, layers: Sequence[str]) -> list[str]:
+def summed_blocks(tower: Tower, layers: Sequence[str]) -> tuple[str, ...]:
     """The blocks that `sum` adds, all of the tower's; none where it is not among `layers`. Raises LayerError."""
     if SUM not in layers:
-        return []
-    blocks = block_names(tower)
-    if not blocks:
+        return ()
+    if not tower.blocks:
         raise LayerError(
             f"layer {SUM!r} adds the maps of a transformer's blocks, which share one grid and one stream of tokens;"
-            f" {type(tower).__name__} has no such blocks: name its layers, and {FUSED!r} for their mean",
+            f" {type(tower.module).__name__} has no such blocks: name its layers, and {FUSED!r} for their mean",
             "layers",
         )
-    return blocks
+    return tower.blocks
 
 
-def find_sites(tower: nn.Module, layers: Sequence[str], site: str = "layer_norm1", path: str = "") -> list[Site]:
-    """The points of `tower` that `layers` name. A block's name means what that block reads, at `site`.
-
-    `path`: the tower's own name in the model, which may stand before a layer's. Raises LayerError for a name the tower
-    does not have, with the closest ones, and InputError for an unknown site.
-    """
+def check_site(site: str) -> None:
+    """Raises InputError for a site that is none of SITES."""
     if site not in SITES:
-        raise InputError(f"site {site!r} is unknown; {did_you_mean(site, SITES)}allowed: {', '.join(SITES)}")
-    names = {layer: name_in_tower(tower, layer, path) for layer in layers}
-    family = family_of(tower)
-    blocks = set(family.block_names(tower))
-    sites = []
-    for layer, name in names.items():
-        module = tower.get_submodule(name)
-        axis = family.batch_axis(tower, name)
-        if name not in blocks:
-            sites.append(Site(layer, module, False, axis, may_be_4d=True))
-        elif site == "residual":
-            epsilon = float(getattr(family.first_norm(module), "eps", 0.0))
-            sites.append(Site(layer, module, True, axis, not family.blocks_give_tokens, epsilon))
-        else:
-            sites.append(Site(layer, family.first_norm(module), False, axis, not family.blocks_give_tokens))
-    return sites
+        raise InputError(f"site {site!r} is unknown; {did_you_mean(str(site), SITES)}allowed: {', '.join(SITES)}")
 
 
-def name_in_tower(tower: nn.Module, layer: str, path: str = "") -> str:
-    """`layer` relative to the tower, without the prefixes of `find_sites`; a number is a block's, -1 the last one's.
+def site_of_layer(tower: Tower, layer: str, site: str) -> Site:
+    """The point of `tower` that a layer's name means; a block's name means what that block reads, at `site`.
+
+    Raises LayerError for a name the tower does not have, with the closest ones, and InputError for an unknown site.
+    """
+    check_site(site)
+    return tower.once((layer, site), lambda: _site(tower, layer, site))
+
+
+def _site(tower: Tower, layer: str, site: str) -> Site:
+    name = name_in_tower(tower, layer)
+    module, axis = tower.named[name], tower.batch_axis(name)
+    if name not in tower.blocks:
+        return Site(layer, module, False, axis, may_be_4d=True)
+    may_be_4d = not tower.family.blocks_give_tokens
+    if site == "residual":
+        epsilon = float(getattr(tower.first_norm(name), "eps", 0.0))
+        return Site(layer, module, True, axis, may_be_4d, epsilon)
+    return Site(layer, tower.first_norm(name), False, axis, may_be_4d)
+
+
+def name_in_tower(tower: Tower, layer: str) -> str:
+    """`layer` relative to the tower, without TOWER_PREFIXES; a number is a block's, -1 the last one's.
 
     Raises LayerError.
     """
-    name = layer
-    while path and not _has(tower, name):  # the whole path, or the end of it: names may begin at a model inside
+    return tower.once(layer, lambda: _name_in_tower(tower, layer))
+
+
+def _name_in_tower(tower: Tower, layer: str) -> str:
+    names = tower.named
+    if isinstance(layer, ModuleLayer):
+        found = next((name for name, module in names.items() if module is layer.module and name), None)
+        if found is None:
+            kind = type(layer.module).__name__
+            raise LayerError(f"the {kind} given as a layer is no module of the detector's tower: name it", "layers")
+        return found
+    name, path = str(layer), tower.path
+    while path and name not in names:  # the whole path, or the end of it: names may begin at a model inside
         if name.startswith(f"{path}."):
             name = name[len(path) + 1 :]
             break
         path = path.partition(".")[2]
-    while not _has(tower, name) and name.startswith(TOWER_PREFIXES):
+    while name not in names and name.startswith(TOWER_PREFIXES):
         name = name.partition(".")[2]
-    if not _has(tower, name) and _has(tower, f"backbone.{name}"):  # where the tower is the detector itself
+    if name not in names and f"backbone.{name}" in names:  # where the tower is the detector itself
         name = f"backbone.{name}"
-    if name and _has(tower, name):
+    if name and name in names:
         return name
-    blocks, modules = block_names(tower), dict(tower.named_modules())
+    blocks = tower.blocks
     if re.fullmatch("-?[0-9]{1,4}", layer) and -len(blocks) <= int(layer) < len(blocks):
         return blocks[int(layer)]
-    named = f"its encoder blocks are {blocks[0]} ... {blocks[-1]}" if blocks else "it has no encoder blocks"
-    raise LayerError(f"layer {layer!r} is not in the detector's tower; {did_you_mean(name, modules)}{named}", "layers")
-
-
-def _has(tower: nn.Module, name: str) -> bool:
-    """Whether `name` leads to a module of `tower`; the empty one leads to itself."""
-    module: nn.Module | None = tower
-    for part in name.split(".") if name else ():
-        module = module._modules.get(part) if module is not None else None
-    return module is not None
+    known = f"its encoder blocks are {blocks[0]} ... {blocks[-1]}" if blocks else "it has no encoder blocks"
+    raise LayerError(f"layer {layer!r} is not in the detector's tower; {did_you_mean(name, names)}{known}", "layers")

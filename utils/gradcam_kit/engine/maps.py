@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..base.errors import RunError
-from .attention import TokenMaps
+from .attention_methods import TokenMaps
 from .checks import Checks, read_at_once
 from .layers import FUSED, SUM, LayerError
 from .tokens import Tokens, without_prefix

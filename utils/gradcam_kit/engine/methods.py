@@ -11,15 +11,16 @@ the score, negative where it speaks against it. The engine takes the ReLU, so th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from ..base.allowed import METHOD_NAMES
+from ..base.allowed import AUTO, TRANSPLANT
 from ..base.errors import InputError, did_you_mean
-from .attention import ATTENTION_METHODS
+from .attention_methods import ATTENTION_METHODS, AttentionMethod
 from .tokens import Tokens
 
 Method = Callable[[Tensor, Tensor], Tensor]
@@ -81,18 +82,41 @@ METHODS: dict[str, Method] = {
     "layercam": layer_cam,
     "xgradcam": x_grad_cam,
 }
-# What reads a block's attention in its place is in engine/attention.py.
 
 
-def check_methods(names: Sequence[str]) -> None:
+def method_names() -> list[str]:
+    """Every method's name: those above, those that read attention (`attention_methods`), and registered ones."""
+    return [*METHODS, *ATTENTION_METHODS]
+
+
+def register_method(name: str, method: Method | AttentionMethod) -> None:
+    """Make a method known to every call, flag and YAML, under a name that no other has.
+
+    Args:
+        method: a function of activations A and gradients G, both (B, C, h, w), that returns the signed map (B, h, w);
+            or an `AttentionMethod`.
+
+    Raises:
+        InputError: a name that is taken or no plain word, or something that is no method.
+    """
+    if not isinstance(name, str) or not re.fullmatch(r"[a-z0-9][a-z0-9+_.-]*", name):
+        raise InputError(f"method name {name!r}: give lower-case letters, digits and + _ . -, as in 'hirescam'")
+    known = {**METHODS, **ATTENTION_METHODS}
+    if name in (AUTO, TRANSPLANT) or (name in known and known[name] is not method):
+        raise InputError(f"method {name!r} exists already: give yours another name")
+    if isinstance(method, AttentionMethod):
+        ATTENTION_METHODS[name] = method
+    elif callable(method):
+        METHODS[name] = method
+    else:
+        raise InputError(f"method {name!r} is {method!r}: give a function (A, G) -> (B, h, w), or an AttentionMethod")
+
+
+def check_method(name: str) -> None:
     """Raises InputError for a name that no method has."""
-    for name in names:
-        if not isinstance(name, str):
-            raise InputError(f"method is {name!r}: one recipe has one method; recipes=[…] serves several from one pass")
-        if name not in METHODS and name not in ATTENTION_METHODS:
-            raise InputError(
-                f"method {name!r} is unknown; {did_you_mean(name, METHOD_NAMES)}allowed: {', '.join(METHOD_NAMES)}"
-            )
+    names = method_names()
+    if name not in names:
+        raise InputError(f"method {name!r} is unknown; {did_you_mean(name, names)}allowed: {', '.join(names)}")
 
 
 def cam_method(name: str, pp_epsilon: float = DEFAULT_EPSILON) -> Method:

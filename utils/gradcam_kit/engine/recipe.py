@@ -10,7 +10,7 @@ from torch import nn
 
 from ..base.allowed import AUTO, BACKWARDS, SITES
 from ..base.errors import InputError
-from .attention import ATTENTION_METHODS
+from .attention_methods import ATTENTION_METHODS
 
 PLAIN, BALANCED = BACKWARDS
 NORMED, RESIDUAL = SITES

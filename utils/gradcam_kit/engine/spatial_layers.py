@@ -7,16 +7,14 @@ shares: only a pass can tell.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from ..base.errors import InputError
-from .frozen import frozen_for_explaining
 from .heads import ANY_MODEL
 
 LEAST_CHANNELS = 8  # fewer are masks and attention maps that a network predicts, not its features
@@ -83,33 +81,14 @@ def last_spatial_layer(tower: nn.Module, run: Callable[[], Any]) -> SpatialLayer
 
 # ----------------------------------------------------------------------------------------------------------------- runs
 
-_runs: WeakKeyDictionary[nn.Module, Counter[str]] = WeakKeyDictionary()  # of towers that were counted
-
 
 def is_shareable(module: nn.Module) -> bool:
     """Whether `module` holds no weights, as a ReLU: a network may use it at several places, which are not alike."""
     return next(module.parameters(), None) is None and next(module.buffers(), None) is None
 
 
-def last_run(tower: nn.Module, name: str, model: nn.Module, forward: Callable[[], Any]) -> int:
-    """How often the shareable module `name` runs in a forward pass; its last run is what the name means.
-
-    1 where the modules with weights around it run more than once too: then the whole network runs several times, and
-    which of the runs to explain is not clear. The first call for a tower makes a forward pass of its own.
-    """
-    if tower not in _runs:
-        with frozen_for_explaining(model), torch.no_grad():
-            _runs[tower] = _count_runs(tower, forward)
-    runs, around = _runs[tower], name.rpartition(".")[0]
-    weighted = [
-        other
-        for other, module in tower.named_modules()
-        if (not around or other.startswith(f"{around}.")) and next(module.parameters(recurse=False), None) is not None
-    ]
-    return 1 if any(runs[other] > 1 for other in weighted) else max(1, runs[name])
-
-
-def _count_runs(tower: nn.Module, forward: Callable[[], Any]) -> Counter[str]:
+def count_runs(modules: Mapping[str, nn.Module], forward: Callable[[], Any]) -> Counter[str]:
+    """How often each of `modules` runs in a forward pass."""
     runs: Counter[str] = Counter()
 
     def count(name: str) -> Callable[..., None]:
@@ -118,8 +97,23 @@ def _count_runs(tower: nn.Module, forward: Callable[[], Any]) -> Counter[str]:
 
         return hook
 
-    with ExitStack() as hooks:
-        for name, module in tower.named_modules():
+    with ExitStack() as hooks, torch.no_grad():
+        for name, module in modules.items():
             hooks.callback(module.register_forward_hook(count(name)).remove)
         forward()
     return runs
+
+
+def last_run(name: str, modules: Mapping[str, nn.Module], runs: Mapping[str, int]) -> int:
+    """Which run of the shareable module `name` is meant: its last, where only such modules run more than once.
+
+    1 where the modules with weights around it run more than once too: then the whole network runs several times, and
+    which of the runs to explain is not clear. `runs`, of each module, as `count_runs` counts them.
+    """
+    around = name.rpartition(".")[0]
+    weighted = [
+        other
+        for other, module in modules.items()
+        if (not around or other.startswith(f"{around}.")) and next(module.parameters(recurse=False), None) is not None
+    ]
+    return 1 if any(runs[other] > 1 for other in weighted) else max(1, runs[name])

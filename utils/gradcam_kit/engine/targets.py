@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +14,50 @@ from ..base.errors import InputError, did_you_mean
 from .checks import Checks, read_at_once
 from .heads import REAL_OR_FAKE, Head
 
-Target = str | Sequence[str | int] | Tensor
+# What a heatmap explains, for the whole batch or per image, in any spelling that `target_entries` understands.
+Target = str | int | Sequence[str | int] | Tensor
+
+
+def target_entries(target: Any) -> str | list[str | int]:
+    """A target in any spelling → one name for the whole batch, or one name or number per image.
+
+    Names are "predicted", "fake", "real", "label", "margin", "both" and those of classes; 0 and False mean real, 1 and
+    True fake. One number stands for the whole batch; a sequence, an array or a tensor has one entry per image.
+    """
+    if isinstance(target, str):
+        return str(target)
+    one = _class_number(target)
+    if one is not None:
+        return ("real", "fake")[one] if one in (0, 1) else str(one)
+    entries = target.tolist() if hasattr(target, "tolist") else target
+    if not isinstance(entries, Iterable) or isinstance(entries, Mapping):
+        raise InputError(
+            f"target is {target!r}: give one of {', '.join(TARGETS)}, a class's name, or one entry per image"
+        )
+    numbers = [(entry, _class_number(entry)) for entry in entries]
+    return [entry if number is None else number for entry, number in numbers]
+
+
+def _class_number(value: Any) -> int | None:
+    """A single number of any kind, None for anything else."""
+    if isinstance(value, Tensor) and value.ndim:
+        return None
+    try:
+        return int(value.__index__())
+    except (AttributeError, TypeError, ValueError):
+        return None
+
+
+def wants_both(target: Target) -> bool:
+    """Whether `target` means two maps per image, of "fake" and "real". Raises InputError where only some entries do."""
+    entries = target_entries(target)
+    if isinstance(entries, str):
+        return entries == "both"
+    if "both" not in entries:
+        return False
+    if any(entry != "both" for entry in entries):
+        raise InputError("target 'both' gives two maps per image: give it for the whole batch, or for none of it")
+    return True
 
 
 def score_weights(
@@ -31,9 +75,10 @@ def score_weights(
     Always on logits: a probability saturates, and the softmax depends on the margin fake - real alone.
     """
     count = logits.shape[0]
-    if isinstance(target, Tensor):
-        target = target.tolist()
-    entries = [target] * count if isinstance(target, str) else list(target)
+    given = target_entries(target)
+    entries = [given] * count if isinstance(given, str) else given
+    if "both" in entries:
+        raise InputError("target 'both' makes two passes, which one pass cannot: call explain")
     if len(entries) != count:
         raise InputError(
             f"target has {len(entries)} entries for a batch of {count} images: give one name, or one per image"

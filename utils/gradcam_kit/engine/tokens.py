@@ -8,18 +8,19 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from .backward import quick_gelu_in_one
-from .channel_axis import LAST, ChannelAxes
 from .checks import Checks
-from .completeness import Completeness, SelfTest, completeness_of, scaled_biases
+from .completeness import Completeness, SelfTest, completeness_of, has_bias, scaled_biases
 from .fast.class_token_path import ClassTokenPath, Joined
+from .fast.quick_gelu import is_quick_gelu, quick_gelu_in_one
 from .frozen import frozen_for_explaining
-from .heads import ANY_MODEL, Head, HeadReader, Prediction
+from .heads import Head, HeadReader, Prediction
 from .layers import LayerError, Site
 from .targets import Target, score_weights
 from .towers import Grid
+from .towers.channel_axis import LAST, ChannelAxes
+from .towers.tower import Tower
 
 # Patch gradients of a logit are about 1e-5, below what float16 resolves: there the score is scaled before backward, by
 # the largest of these factors with which the image's gradients do not overflow. Powers of two: they round nothing.
@@ -139,70 +140,63 @@ def tapped(
         yield taps
 
 
+class Question(NamedTuple):
+    """What is run, how its output is read, and which score is explained."""
+
+    forward: Callable[[], Any]  # returns logits as `head` reads them
+    head: HeadReader
+    target: Target
+    label: Tensor | None = None  # (B,), for target "label"
+
+
+class PassPlan(NamedTuple):
+    """How one pass each way is made."""
+
+    path: ClassTokenPath | None = None  # the last block for its class token alone
+    self_test: SelfTest | None = None  # differentiates a second time, by secants of the activations
+    constants: AbstractContextManager[Any] = nullcontext()  # what a backward rule wants around the forward pass
+    products: Callable[[], AbstractContextManager[Any]] = nullcontext  # what a precision wants around the backward pass
+
+
 def token_gradients(
-    model: nn.Module,
-    sites: Sequence[Site],
-    forward: Callable[[], Any],
-    target: Target,
-    label: Tensor | None = None,
-    self_test: SelfTest | None = None,
-    head: HeadReader = ANY_MODEL,
-    path: ClassTokenPath | None = None,
-    constants: AbstractContextManager[Any] | None = None,
-    products: Callable[[], AbstractContextManager[Any]] = nullcontext,
-    checks: Checks | None = None,
+    tower: Tower, sites: Sequence[Site], question: Question, plan: PassPlan, checks: Checks | None = None
 ) -> Differentiated:
-    """Run `forward` once and differentiate its score once with respect to the tokens of all `sites`.
+    """Run the model once and differentiate its score once with respect to the tokens of all `sites`.
 
-    Samples are independent, so the gradient of the batch's summed score is each image's own gradient. A `self_test`
-    differentiates a second time, by secants of the activations. `head` reads what `forward` returns. `path`: the last
-    block for its class token alone, where all that is asked for is before its keys and values. `constants`: what a
-    backward rule wants around the forward pass; `products`: what a precision wants around the backward pass.
-
-    `checks` as for `score_weights`.
+    Images are independent, so the gradient of the batch's summed score is each image's own gradient. `checks` as for
+    `score_weights`.
 
     Raises:
         LayerError: a site that does not run, or that the score does not depend on.
-        InputError: what `forward` returned holds no logits.
+        InputError: the model returned no logits.
     """
+    path, self_test = plan.path, plan.self_test
     tested = self_test.sites if self_test else []
     axes = ChannelAxes() if any(site.may_be_4d for site in sites) else None
     with ExitStack() as hooks:
-        hooks.enter_context(frozen_for_explaining(model))
-        hooks.enter_context(quick_gelu_in_one(model))
+        hooks.enter_context(frozen_for_explaining(tower.model, tower.structure))
+        hooks.enter_context(quick_gelu_in_one(tower.modules_that(is_quick_gelu)))
         looks_away = (lambda: path.replaying) if path else (lambda: False)
         taps = hooks.enter_context(tapped([*sites, *tested], axes, looks_away))
-        scales = hooks.enter_context(scaled_biases(model, taps)) if self_test else {}
-        with axes or nullcontext(), path.hooked() if path else nullcontext(), constants or nullcontext():
-            output = forward()
-        prediction, kind = head.read(output)
+        scales = hooks.enter_context(scaled_biases(tower.modules_that(has_bias), taps)) if self_test else {}
+        with axes or nullcontext(), path.hooked() if path else nullcontext(), plan.constants:
+            output = question.forward()
+        prediction, kind = question.head.read(output)
         logits = prediction["cls"]
         exact = torch.promote_types(logits.dtype, torch.float32)
-        weights, names = score_weights(logits.detach().to(exact), target, label, kind, checks)
+        weights, names = score_weights(logits.detach().to(exact), question.target, question.label, kind, checks)
         for position, site in enumerate([*sites, *tested]):
             if position not in taps:
                 raise LayerError(f"layer {site.name!r} does not run in the detector's forward pass: name another")
         activations = [taps[position].tokens for position in range(len(sites))]
         joined = path.joined if path else None
         rest = [joined.rest] if joined else []
-        with products():
+        with plan.products():
             found = score_gradients(logits, weights, [*activations, *rest], again=self_test is not None)
         gradients = found[: len(activations)]
         more_tokens = _more_than_one(joined, found[-1]) if joined else None
-        completeness = []
-        if self_test:
-            self_test.activations.by_secant = True
-            order = {position: rank for rank, position in enumerate(taps)}
-            positions = range(len(sites), len(sites) + len(tested))
-            shares = [taps[position].tokens for position in positions]
-            found = score_gradients(logits, weights, [*shares, *scales.values()])
-            by_leaf = zip(scales, found[len(shares) :], strict=True)
-            terms = {read: term for read, term in by_leaf if term is not None}
-            score = (logits.detach().double() * weights).sum(dim=1)
-            for position, site, A, G in zip(positions, tested, shares, found[: len(shares)], strict=True):
-                if G is not None:
-                    ordered = [taps[position].in_order(one, site, len(logits)) for one in (A.detach(), G)]
-                    completeness.append(completeness_of(ordered[0], ordered[1], order[position], terms, score))
+        score = logits, weights
+        completeness = _completeness(self_test, score, taps, len(sites), scales) if self_test else []
         detached = {key: value.detach() for key, value in prediction.items()}
     captured = []
     for position, (site, A, G) in enumerate(zip(sites, activations, gradients, strict=True)):
@@ -212,6 +206,27 @@ def token_gradients(
             )
         captured.append(Tokens(*(taps[position].in_order(one, site, len(logits)) for one in (A.detach(), G))))
     return Differentiated(detached, kind, names, captured, completeness, more_tokens)
+
+
+def _completeness(
+    test: SelfTest, score: tuple[Tensor, Tensor], taps: Mapping[int, Tap], before: int, scales: Mapping[int, Tensor]
+) -> list[Completeness]:
+    """Of each tested site, by a second backward pass; `score`: logits and their weights. `before`: the other sites."""
+    logits, weights = score
+    test.activations.by_secant = True
+    order = {position: rank for rank, position in enumerate(taps)}
+    positions = range(before, before + len(test.sites))
+    shares = [taps[position].tokens for position in positions]
+    found = score_gradients(logits, weights, [*shares, *scales.values()])
+    by_leaf = zip(scales, found[len(shares) :], strict=True)
+    terms = {read: term for read, term in by_leaf if term is not None}
+    total = (logits.detach().double() * weights).sum(dim=1)
+    completeness = []
+    for position, site, A, G in zip(positions, test.sites, shares, found[: len(shares)], strict=True):
+        if G is not None:
+            ordered = [taps[position].in_order(one, site, len(logits)) for one in (A.detach(), G)]
+            completeness.append(completeness_of(ordered[0], ordered[1], order[position], terms, total))
+    return completeness
 
 
 def _more_than_one(joined: Joined, of_rest: Tensor | None) -> Tensor:

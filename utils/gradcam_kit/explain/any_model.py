@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from ..engine.frozen import frozen_for_explaining
-from ..engine.towers import family_of, find_tower, unwrapped
+from ..engine.towers import find_tower, unwrapped
 from .mixin import GradCAMMixin
 
 
 class AnyModelWithGradCAM(GradCAMMixin):
-    """A module that gives logits, of whatever kind of head, for images (B, 3, H, W); see `utils.gradcam.explain`.
+    """A module that gives logits, of whatever kind of head, for images (B, 3, H, W); see `explain.api.explain`.
 
     `config` holds the `gradcam_*` keys and `resolution`. Layer names are relative to the model or to the tower inside.
     Raises InputError where there is no tower of a known family.
@@ -23,8 +21,6 @@ class AnyModelWithGradCAM(GradCAMMixin):
     def __init__(self, model: nn.Module, config: Mapping[str, Any]) -> None:
         super().__init__()
         self.model = unwrapped(model)
-        self.side = int(config.get("resolution", 224))
-        self._default_layers: list[str] = []
         self.init_gradcam(config)
         self.weights_at_first = None  # the model came with its weights, or not: nobody here can tell
 
@@ -36,13 +32,3 @@ class AnyModelWithGradCAM(GradCAMMixin):
     def forward(self, data_dict: Mapping[str, Tensor], inference: bool = False) -> Any:
         """What the model returns."""
         return self.model(data_dict["image"])
-
-    def default_layers(self) -> list[str]:
-        """The default of the tower's family, for which the model may have to run once."""
-        if not self._default_layers:
-            device = next((each.device for each in self.model.parameters()), torch.device("cpu"))
-            noise = torch.randn(1, 3, self.side, self.side, generator=torch.Generator().manual_seed(0)).to(device)
-            tower = self.explained_tower
-            with frozen_for_explaining(self):
-                self._default_layers = [family_of(tower).default_layer(tower, lambda: self.model(noise))]
-        return self._default_layers

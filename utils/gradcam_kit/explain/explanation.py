@@ -1,20 +1,25 @@
-"""A batch explained: what the detector said, the maps of every layer, and ways to look at them and keep them."""
+"""A batch explained: what the detector said, the maps of every recipe, and ways to look at them and keep them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..base.errors import InputError
+from ..base.errors import InputError, did_you_mean
 from ..base.files import whole_file
 from ..engine.completeness import Completeness
 from ..engine.heads import Head, Prediction
 from ..engine.maps import LayerMaps
+from ..engine.recipe import Recipe, layer_names
+from ..engine.targets import Target, wants_both
+from ..judge.check import MapCheck
 from ..judge.verdict import Choice
 
 if TYPE_CHECKING:
@@ -38,31 +43,75 @@ class Look(NamedTuple):
 UNKNOWN_LOOK = Look()
 
 
-@dataclass(frozen=True, repr=False)
+class RecipeMaps(NamedTuple):
+    """The maps of one recipe: layer → its maps, in the order given.
+
+    `site` is where a block's name was read; "output" in a network without patch tokens, of which every module is read
+    there. With "balanced", `completeness` says of each layer that is a block, and of "sum", whether its shares add up.
+    """
+
+    recipe: Recipe
+    layers: Mapping[str, LayerMaps]
+    site: str
+    completeness: Mapping[str, Completeness]
+
+
+class Maps(dict[str, LayerMaps]):
+    """The maps by name, as `Explanation.layers`; with one map its tensors can be had from here."""
+
+    @property
+    def only(self) -> LayerMaps:
+        """The one map. Raises InputError where there are several."""
+        if len(self) != 1:
+            raise InputError(f"there are {len(self)} maps: name one of {', '.join(self)}")
+        return next(iter(self.values()))
+
+    @property
+    def raw(self) -> Tensor:
+        """(B, h, w) ≥ 0, on the patch grid, before normalising."""
+        return self.only.raw
+
+    @property
+    def signed(self) -> Tensor:
+        """(B, h, w): before the ReLU; below 0 where a patch speaks against the score."""
+        return self.only.signed
+
+    @property
+    def normalised(self) -> Tensor:
+        """(B, H, W) float32 in [0, 1], at the image's size."""
+        return self.only.normalised
+
+    @property
+    def empty(self) -> Tensor:
+        """(B,) bool: no patch stands out."""
+        return self.only.empty
+
+
+@dataclass(frozen=True, repr=False, kw_only=True)
 class Explanation:
     """A batch explained: `prediction` is the detector's own output of the same forward pass, detached.
 
-    `head` says what its logits mean. `target` names what each image's map explains ("fake", "real", "margin" or the
-    name of a class); `layers` maps the layer's name, as it was given, to its maps, in the order given. `site` is where
-    a block's name was read; "output" in a network without patch tokens, of which every module is read there. `backward`
-    is what the gradient took for constant; with "balanced", `completeness` says of each layer that is a block, and of
-    "sum", whether its shares add up. `images` (B, 3, H, W) are those that were explained, as they were given; `look` is
-    how they are drawn. `choice`: how the map was chosen, where this call chose it. `untrained`: the detector has the
-    weights it was built with, so that nothing here means anything.
+    `explanation["hirescam"]` is (B, H, W) float32 in [0, 1]; with one map `explanation.heatmap` is the same.
+    `explanation.maps` has the raw and the signed maps, and which are empty; `explanation.check()` says how far each map
+    can be relied on.
+
+    `head` says what the logits mean. `target` names what each image's map explains ("fake", "real", "margin" or the
+    name of a class). `images` (B, 3, H, W) are those that were explained, as they were given; `look` is how they are
+    drawn. `choice`: how the map was chosen, where this call chose it. `untrained`: the detector has the weights it was
+    built with, so that nothing here means anything.
     """
 
     prediction: Prediction
     head: Head
     target: list[str]
-    layers: dict[str, LayerMaps]
-    method: str
-    site: str
-    backward: str
-    completeness: Mapping[str, Completeness]
+    made: tuple[RecipeMaps, ...]
     images: Tensor
     look: Look = UNKNOWN_LOOK
     choice: Choice | None = None
     untrained: bool = False
+    checker: Callable[[Explanation], dict[str, list[MapCheck]]] | None = None
+
+    # ------------------------------------------------------------------------------------------------------ prediction
 
     @property
     def logits(self) -> Tensor:
@@ -79,10 +128,101 @@ class Explanation:
         """(B,) in [0, 1]: the probability of fake."""
         return self.prediction["prob"]
 
+    # ------------------------------------------------------------------------------------------------------------ maps
+
+    @property
+    def recipe(self) -> Recipe:
+        """How the maps were made; of several recipes the first."""
+        return self.made[0].recipe
+
+    @property
+    def method(self) -> str:
+        """Of the first recipe."""
+        return self.recipe.method
+
+    @property
+    def backward(self) -> str:
+        """What the gradient of the first recipe held constant."""
+        return self.recipe.backward
+
+    @property
+    def site(self) -> str:
+        """Where the first recipe read a block."""
+        return self.made[0].site
+
+    @property
+    def completeness(self) -> Mapping[str, Completeness]:
+        """Of the first recipe, by layer, see `RecipeMaps`."""
+        return self.made[0].completeness
+
+    @cached_property
+    def entries(self) -> dict[str, tuple[RecipeMaps, str]]:
+        """The name of each map → its recipe, and its layer there."""
+        if len(self.made) == 1:
+            return {layer: (self.made[0], layer) for layer in self.made[0].layers}
+        every = [(made, layer) for made in self.made for layer in made.layers]
+        spellings: list[Callable[[RecipeMaps, str], str]] = [
+            lambda made, layer: made.recipe.method,
+            lambda made, layer: f"{made.recipe.method}_{layer}",
+            lambda made, layer: f"{made.recipe.method}_{layer}_{made.recipe.site}_{made.recipe.backward}",
+        ]
+        counts = [Counter(spell(*entry) for entry in every) for spell in spellings]
+        names = [
+            next(
+                (spell(*entry) for spell, count in zip(spellings, counts, strict=True) if count[spell(*entry)] == 1), ""
+            )
+            for entry in every
+        ]
+        return dict(zip(names, every, strict=True))
+
+    @cached_property
+    def layers(self) -> dict[str, LayerMaps]:
+        """Every map by its name: of one recipe the layer's, as it was given; of several the method's, or both."""
+        return {name: made.layers[layer] for name, (made, layer) in self.entries.items()}
+
+    @property
+    def maps(self) -> Maps:
+        """As `layers`; with one map also `maps.raw`, `maps.signed`, `maps.empty`."""
+        return Maps(self.layers)
+
+    @property
+    def heatmap(self) -> Tensor:
+        """(B, H, W) float32 in [0, 1], on the model's device. Raises InputError where there are several maps."""
+        return self.maps.normalised
+
+    def __getitem__(self, name: Any) -> Tensor:
+        """The heatmaps (B, H, W) in [0, 1] of a method, a layer, a recipe, or a name in `layers`.
+
+        Raises InputError where there is no such map, or more than one.
+        """
+        if isinstance(name, str) and name in self.layers:
+            return self.layers[name].normalised
+        found = [key for key, (made, layer) in self.entries.items() if _is_meant(name, made, layer)]
+        if len(found) == 1:
+            return self.layers[found[0]].normalised
+        known = ", ".join(self.layers)
+        if found:
+            raise InputError(f"{name!r} has {len(found)} maps here: name one of {', '.join(found)}")
+        raise InputError(
+            f"there is no map {str(name)!r} here; {did_you_mean(str(name), self.layers)}there are: {known}"
+        )
+
+    def check(self) -> dict[str, list[MapCheck]]:
+        """How far each map can be relied on: name → a verdict with its figures for each image.
+
+        Asks the model: two forward passes an image, and the maps that each is compared with. Raises InputError for maps
+        of both classes at once (target "both"), which have no verdict.
+        """
+        if self.checker is None or "both" in self.target:
+            raise InputError("maps of target 'both' or of method 'transplant' are not checked: explain one class")
+        return self.checker(self)
+
+    # ---------------------------------------------------------------------------------------------------- seen and kept
+
     def __repr__(self) -> str:
         """A few lines: how the maps were made, each image's probability, each layer's strength."""
         count, _, height, width = self.images.shape
-        how = f"{self.method} at {self.site}, backward {self.backward}"
+        how = "; ".join(f"{made.recipe.method} at {made.site}, backward {made.recipe.backward}" for made in self.made)
         lines = [f"Explanation of {count} image{'s' * (count > 1)} of {height} x {width}: {how}"]
         for i, probability in enumerate(self.prob_fake.tolist()[:SHOWN]):
             lines.append(f"  image {i}: fake probability {probability:.3f}, explained: {self.target[i]}")
@@ -112,10 +252,9 @@ class Explanation:
     def overlay(self) -> dict[str, Tensor]:
         """Layer → its maps over the images, (B, H, W, 3) uint8 RGB on the CPU; an empty map leaves the image plain."""
         drawn = self._drawn()
-        overlays = [[torch.from_numpy(layer.overlay) for layer in one.layers] for one in drawn]
         return {
-            name: torch.stack(of_layer)
-            for name, of_layer in zip(self.layers, map(list, zip(*overlays, strict=True)), strict=True)
+            name: torch.stack([torch.from_numpy(one.layers[i].overlay) for one in drawn])
+            for i, name in enumerate(self.layers)
         }
 
     def show(self) -> Figure:
@@ -166,3 +305,18 @@ class Explanation:
         overlays = layer_images(pixels.to(device), self.layers, self.look.colormap, self.look.signed)
         arrays = pixels.permute(0, 2, 3, 1).cpu().numpy()
         return list(map(DrawnImage, arrays, overlays, self.prob_fake.tolist(), self.target))
+
+
+def _is_meant(name: Any, made: RecipeMaps, layer: str) -> bool:
+    """Whether `name` means that map: by its recipe, its method, its layer, or the layer's number."""
+    if isinstance(name, Recipe):
+        return name in (made.recipe, made.recipe.at(layer))
+    return name in (made.recipe.method, layer) or (not isinstance(name, str) and layer_names(name) == (layer,))
+
+
+def explained_names(layers: Sequence[str], target: Target) -> list[str]:
+    """The names under which the maps of `layers` come: twice, `<layer>_fake` and `<layer>_real`, for target "both"."""
+    every = list(dict.fromkeys(layers))
+    return (
+        [f"{layer}_{one_class}" for layer in every for one_class in ("fake", "real")] if wants_both(target) else every
+    )

@@ -3,54 +3,215 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from ..base.allowed import AUTO, TRANSPLANT
+from ..base.allowed import DEFAULT_IMAGES, TRANSPLANT
 from ..base.errors import InputError
-from ..engine.checks import Checks
-from ..engine.layers import as_names
-from ..engine.recipe import Recipe
+from ..engine.heads import HeadReader
+from ..engine.recipe import Recipe, layer_names
+from ..engine.spatial_layers import SpatialLayer
 from ..engine.targets import Target
-from ..settings.gradcam_settings import GradCAMSettings
-from .base_detector import IMAGE, image_of
-from .choosing_detector import ChoosingDetector
+from ..engine.towers import Grid, unwrapped
+from ..engine.towers.tower import Tower, tower_of
+from ..judge.choosing import choose_map, in_batches, trial_images
+from ..judge.transplant import INPUT
+from ..judge.verdict import Choice
+from ..settings.config_values import Section
+from ..settings.gradcam_settings import GradCAMSettings, gradcam_settings
+from .capture import Capture
 from .explanation import UNTRAINED, Explanation, Look
-from .one_pass import check_pixels, check_shape, explain_tower
-from .pending import Pending
-from .transplant_explanation import explain_by_transplant
-from .untrained import weight_versions
+from .images import Batch, as_batch, check_images
+from .one_pass import IMAGE, Asked, explain_batch
+from .subject import Subject
+from .untrained import WeightVersions, weight_versions
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FAR = 8  # times the largest value of a normalised image: beyond it, pixels were not normalised
+Layers = Any  # names, numbers or modules, one or several: what `Recipe` takes
 
 
-class GradCAMMixin(ChoosingDetector):
+class GradCAMMixin(nn.Module):
     """Adds `explain`, `generate_gradcam`, `show_gradcam`, `enable_gradcam` and `disable_gradcam` to a host detector.
 
     The detector calls `init_gradcam(config)` at the end of its constructor. Nothing is hooked outside of those calls:
     training and inference cost and give exactly what they did before.
 
     `enable_gradcam` and `disable_gradcam` switch the calls that draw, `generate_gradcam` and `show_gradcam`: while
-    disabled they refuse. `explain`, which they rest on, always works, and with it what decides by itself when to draw
-    (`explain.training_log.log_gradcam`).
+    disabled they refuse. `explain` always works, and with it what decides by itself when to draw (`log_gradcam`).
     """
+
+    backbone: Any  # the host's vision tower
+    gradcam: GradCAMSettings
+    gradcam_choice: Choice | None = None  # how the map was chosen, after `calibrate_gradcam` or a run's own trial
+    usual_size: int
+    said_untrained = False
+    weights_at_first: WeightVersions | None = None  # None once it is known whether weights have come, or not asked
+
+    def init_gradcam(self, config: Mapping[str, Any]) -> None:
+        """Check and keep the `gradcam_*` keys of `config`. Raises InputError."""
+        self.gradcam = gradcam_settings(config)
+        self.usual_size = Section(config, "config").count("resolution", 224, least=1)
+        self.weights_at_first = weight_versions(self)
+
+    @property
+    def gradcam_enabled(self) -> bool:
+        """Whether `generate_gradcam` and `show_gradcam` work."""
+        return self.gradcam.enabled
+
+    def enable_gradcam(self) -> None:
+        """Allow heatmaps from now on."""
+        self.gradcam = replace(self.gradcam, enabled=True)
+
+    def disable_gradcam(self) -> None:
+        """Refuse heatmaps from now on."""
+        self.gradcam = replace(self.gradcam, enabled=False)
+
+    # ----------------------------------------------------------------------------- what a detector may say differently
+
+    @property
+    def explained_tower(self) -> nn.Module:
+        """The module that layer names are relative to; of a compiled `backbone` the one inside."""
+        return unwrapped(self.backbone)
+
+    def patch_grid(self, height: int, width: int) -> tuple[int, int] | None:
+        """Rows and columns of patches for an image of that size; None for a convolutional network.
+
+        A detector whose images fall into patches otherwise than its tower's family says overrides this.
+        """
+        grid = self.tower.grid(height, width)
+        return None if grid is None else (grid.rows, grid.columns)
+
+    def token_grid(self, height: int, width: int) -> Grid | None:
+        """How tokens lie on an image of that size. A detector that adds tokens of its own overrides this."""
+        patches = self.patch_grid(height, width)
+        return None if patches is None else self.tower.grid_of(*patches, height, width)
+
+    def evaluated(self, data_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The prediction that is explained. Overridden where the detector must be told that it is not in training."""
+        return self.forward(data_dict)
+
+    @property
+    def head_reader(self) -> HeadReader:
+        """How the logits are read: what the config says of their classes."""
+        return HeadReader(type(self).__name__, self.gradcam.classes, self.gradcam.labels)
+
+    def noise(self) -> Tensor:
+        """Two images of the usual size, to see what runs in a forward pass."""
+        size = (2, 3, self.usual_size, self.usual_size)
+        return torch.randn(size, generator=torch.Generator().manual_seed(0)).to(next(self.parameters()))
+
+    # --------------------------------------------------------------------------------------------------- which map
+
+    @property
+    def tower(self) -> Tower:
+        """`explained_tower`, with its blocks and layers."""
+        return tower_of(self, lambda: self.explained_tower)
+
+    def as_subject(self) -> Subject:
+        """This detector as all that explains it sees it."""
+        settings = self.gradcam
+        return Subject(
+            tower=self.tower,
+            predict=self.evaluated,
+            head=self.head_reader,
+            grid=self.token_grid,
+            noise=self.noise,
+            look=Look(settings.mean, settings.std, settings.colormap, settings.signed),
+            recipe=settings.recipe,
+            says_nothing=settings.says_nothing,
+            check_range=self._refuse_pixels,
+            target=settings.target,
+            pp_epsilon=settings.pp_epsilon,
+            precision=settings.backward_precision,
+            choice=self.gradcam_choice,
+        )
+
+    def default_layers(self) -> list[str]:
+        """The layers explained where a method is named and no layer, see `Subject.default_layers`."""
+        return list(self.as_subject().default_layers())
+
+    def find_default_layer(self) -> SpatialLayer:
+        """The last activation of a convolutional network that the score depends on. Raises InputError."""
+        return self.as_subject().default_spatial()
+
+    def gradcam_layers(self) -> list[str]:
+        """The layers explained where a call names none: the config's, the chosen one, or the tower's last block.
+
+        "input" alone for method "transplant", which reads no layer.
+        """
+        if self.gradcam.recipe.method == TRANSPLANT:
+            return [INPUT]
+        return list(self.drawn_settings().recipe.layers or self.default_layers())
+
+    def drawn_settings(self) -> GradCAMSettings:
+        """The config's. Where it leaves the map to be chosen and none has been: with the first of its candidates.
+
+        A config that says nothing of the map, not even "auto", means Grad-CAM at the last block until one is chosen.
+        """
+        settings = self.gradcam
+        return replace(settings, recipe=self.as_subject().drawn()) if settings.chooses else settings
+
+    def gradcam_candidates(self) -> list[Recipe]:
+        """The maps worth trying, the one to fall back on first. What a config names that leaves a choice is kept to."""
+        return self.as_subject().candidates()
+
+    def gradcam_named(self) -> list[Recipe]:
+        """The config's map of each layer; none where it leaves a choice."""
+        recipe = self.gradcam.recipe
+        if recipe.is_open or recipe.method == TRANSPLANT:
+            return []
+        return [recipe.at(layer) for layer in self.gradcam_layers()]
+
+    def calibrate_gradcam(self, data_dicts: Any, images: int = DEFAULT_IMAGES, batch_size: int = 32) -> Choice:
+        """Choose the map to draw causally, on images that the detector calls fake; the config then holds it.
+
+        Args:
+            data_dicts: a batch as for `explain`, or several; in addition to `image` they may hold `video`, a name for
+                each image, and `paired_real` (B, 3, H, W), the real images that they were made from.
+            images: at most so many that are called fake, and as many that are called real, are used: the first ones.
+            batch_size: images per pass.
+
+        Returns:
+            The choice, which `gradcam_choice` keeps, with the table of all that was tried. Where the config names
+            method and layers, these are judged and nothing changes. Nothing is drawn.
+
+        Raises:
+            InputError: no batch, or an unusable one.
+        """
+        one = isinstance(data_dicts, (Tensor, Mapping)) or not isinstance(data_dicts, Iterable)
+        batches = [data_dicts] if one else data_dicts
+        tried = self.as_subject().tried(in_batches(batch_size))
+        target = trial_target(self.gradcam.target)
+        given = trial_images(tried.margins, map(_checked, batches), images, target)
+        choice = choose_map(tried, given, self.gradcam_candidates(), self.gradcam_named())
+        self.set_gradcam_choice(choice)
+        return choice
+
+    def set_gradcam_choice(self, choice: Choice) -> None:
+        """Draw what was chosen from now on, where the config leaves a choice."""
+        if self.gradcam.chooses:
+            self.gradcam = replace(self.gradcam, recipe=self.gradcam.recipe.using(choice.used))
+        self.gradcam_choice = choice
+
+    # --------------------------------------------------------------------------------------------------- explaining
 
     def explain(
         self,
         data_dict: Mapping[str, Tensor] | Tensor,
-        layers: str | int | Sequence[str | int] | None = None,
+        layers: Layers = None,
         method: str | None = None,
         target: Target | None = None,
         site: str | None = None,
         backward: str | None = None,
         completeness: bool = True,
+        recipes: Sequence[Recipe | str] | None = None,
     ) -> Explanation:
         """Prediction and maps of one batch, from one forward pass and one backward pass. Give options by keyword.
 
@@ -58,18 +219,18 @@ class GradCAMMixin(ChoosingDetector):
             data_dict: `image` (B, 3, H, W) floating point, normalised, on the model's device; for target "label" also
                 `label` (B,); for method "transplant" also `reference`, as `image`: the real frames that the images
                 were made from, blurred copies where it is not given. A tensor alone counts as `image`.
-            layers: module names relative to the tower, or numbers of blocks (-1: the last); one alone will do.
+            layers: names of modules relative to the tower, numbers of blocks (-1: the last) or modules, one or several.
                 A block's name means what the block reads, at `site`; "fused" means the mean of the other layers'
                 normalised maps, "sum" the sum of the raw maps of all blocks.
-            method: one of `engine.methods.METHOD_NAMES`, or "auto": the map that `calibrate_gradcam` has chosen or,
+            method: a name of `engine.methods.method_names`, or "auto": the map that `calibrate_gradcam` has chosen or,
                 before that, the first of `gradcam_candidates`; or "transplant": two forward passes for each patch and
                 no backward pass, one map of the layer "input" whatever `layers` and `site` say.
-            target: one of `engine.targets.TARGETS`, the name of a class, or one entry per image (such a name, or 0
-                real / 1 fake). "both"
-                makes two passes and gives every layer twice, as `<layer>_fake` and `<layer>_real`.
+            target: see `engine.targets.target_entries`. "both" makes two passes and gives every layer twice, as
+                `<layer>_fake` and `<layer>_real`.
             site: "layer_norm1" or "residual".
             backward: "plain" or "balanced", which holds attention weights, norms and channel gates constant.
             completeness: with "balanced", test whether each block's shares add up, by a second backward pass.
+            recipes: several maps from one pass, instead of `layers`, `method`, `site` and `backward`.
 
         What is not given comes from the config. Where that says "auto" and `calibrate_gradcam` has not been called, a
         call that names nothing gets the first of `gradcam_candidates`. Where it says nothing, or the call names the
@@ -80,71 +241,43 @@ class GradCAMMixin(ChoosingDetector):
             InputError: an unusable argument, or a layer that cannot be explained (LayerError); the model is untouched.
             NonFiniteMapError: NaN or infinity in the maps or logits of some images.
         """
-        explained = partial(
-            self.explained, _as_mapping(data_dict), layers, method, target, site, backward, completeness
-        )
-        return replace(Pending(explained).result(), untrained=self._is_untrained())
+        subject = self.as_subject()
+        asked = subject.recipes_for(recipes, layers, method, site, backward)
+        target = subject.target if target is None else target
+        found = explain_batch(subject, as_batch(data_dict), Asked(asked, target, completeness), IMAGE)
+        return replace(found, untrained=self.is_untrained())
 
-    def explained(
+    def capture(
         self,
-        data_dict: Mapping[str, Tensor],
-        layers: str | int | Sequence[str | int] | None,
-        method: str | None,
-        target: Target | None,
-        site: str | None,
-        backward: str | None,
-        completeness: bool,
-        checks: Checks,
-    ) -> Explanation:
-        """As `explain`, but what the device has to say first is left in `checks`: see `explain.pending`."""
-        image = image_of(data_dict)
-        check_shape(image, IMAGE)
-        check_pixels(image, IMAGE, checks, self._refuse_pixels)
-        if (method or self.gradcam.recipe.method) == TRANSPLANT:
-            found = explain_by_transplant(
-                self,
-                image,
-                data_dict.get("reference"),
-                lambda images: self.evaluated({"image": images}),
-                target=self.gradcam.target if target is None else target,
-                label=data_dict.get("label"),
-                patches=self.patch_grid(image.shape[2], image.shape[3]),
-                head=self.head_reader,
-            )
-            return replace(found, look=self._look())
-        layers = as_names(layers) if layers is not None else None
-        settings = self._settings_for(layers, method)
-        recipe = Recipe(
-            settings.recipe.method if method in (None, AUTO) else method,
-            layers or settings.recipe.layers or self.default_layers(),
-            site or settings.recipe.site,
-            backward or settings.recipe.backward,
-        )
-        found = explain_tower(
-            self,
-            self.explained_tower,
-            image,
-            partial(self.evaluated, data_dict),
-            layers=list(recipe.layers),
-            method=recipe.method,
-            site=recipe.site,
-            target=settings.target if target is None else target,
-            label=data_dict.get("label"),
-            grid=self.token_grid,
-            pp_epsilon=settings.pp_epsilon,
-            backward=recipe.backward,
-            completeness=completeness,
-            head=self.head_reader,
-            backward_precision=settings.backward_precision,
-            checks=checks,
-        )
-        return replace(found, look=self._look())
+        data_dict: Mapping[str, Tensor] | Tensor,
+        *,
+        layers: Layers = None,
+        methods: str | Sequence[str] | None = None,
+        sites: str | Sequence[str] | None = None,
+        target: Target | None = None,
+        map_size: tuple[int, int] | None = None,
+        backward: str | None = None,
+    ) -> Capture:
+        """One forward and one backward pass that serve all `methods` at all `sites`. Arguments, errors: `explain`.
 
-    def _look(self) -> Look:
-        return Look(self.gradcam.mean, self.gradcam.std, self.gradcam.colormap, self.gradcam.signed)
+        `map_size`: (H, W) of the normalised maps, the image's where it is None.
+        """
+        batch, subject = as_batch(data_dict), self.as_subject()
+        check_images(batch["image"], IMAGE)
+        drawn = self.drawn_settings().recipe
+        names = layer_names(layers) or tuple(self.gradcam_layers())
+        rule = backward or drawn.backward
+        every = [
+            Recipe(method, names, site, rule)
+            for method in _several(methods, drawn.method)
+            for site in _several(sites, drawn.site)
+        ]
+        return subject.capture(
+            batch, list(dict.fromkeys(every)), self.gradcam.target if target is None else target, map_size
+        )
 
-    def _is_untrained(self) -> bool:
-        """Whether the weights are still those of the constructor, which is said once."""
+    def is_untrained(self) -> bool:
+        """Whether the weights are still those of the constructor; warns once."""
         if self.weights_at_first is None:
             return False
         if weight_versions(self) != self.weights_at_first:
@@ -164,22 +297,12 @@ class GradCAMMixin(ChoosingDetector):
                 f" std, of which the largest is {max(ends):.3g}; utils.gradcam.read_images does it"
             )
 
-    def _settings_for(self, layers: Sequence[str] | None, method: str | None) -> GradCAMSettings:
-        """The settings behind a call that names these, with nothing left to be chosen."""
-        settings = self.gradcam
-        if method == AUTO and not layers and (settings.says_nothing or not settings.chooses):
-            chosen = self.gradcam_choice.used if self.gradcam_choice else self.gradcam_candidates()[0]
-            return replace(settings, recipe=chosen)
-        if not settings.chooses or (not layers and method in (None, AUTO)):
-            return self.drawn_settings()
-        return replace(settings, recipe=settings.recipe.closed())
-
     def generate_gradcam(
         self,
         data_dict: Mapping[str, Tensor] | Tensor,
         save_visualizations: bool = False,
         filename_prefix: str = "gradcam",
-        layers: str | int | Sequence[str | int] | None = None,
+        layers: Layers = None,
         method: str | None = None,
         target: Target | None = None,
         site: str | None = None,
@@ -200,7 +323,7 @@ class GradCAMMixin(ChoosingDetector):
     def show_gradcam(
         self,
         data_dict: Mapping[str, Tensor] | Tensor,
-        layers: str | int | Sequence[str | int] | None = None,
+        layers: Layers = None,
         method: str | None = None,
         target: Target | None = None,
         site: str | None = None,
@@ -220,13 +343,16 @@ class GradCAMMixin(ChoosingDetector):
             )
 
 
-def _as_mapping(data_dict: Any) -> Mapping[str, Tensor]:
-    """What `explain` was given; a tensor alone counts as the image. Raises InputError for anything else."""
-    if isinstance(data_dict, Tensor):
-        return {"image": data_dict}
-    if not hasattr(data_dict, "get"):
-        raise InputError(
-            f"data_dict is {type(data_dict).__name__}: give a tensor (B, 3, H, W), or {{'image': such a tensor}};"
-            " utils.gradcam.read_images makes one from files"
-        )
-    return data_dict
+def trial_target(target: Target) -> str:
+    """Whose evidence is shown on images that are called fake, for a call's target."""
+    return target if isinstance(target, str) and target in ("margin", "real") else "fake"
+
+
+def _several(names: str | Sequence[str] | None, default: str) -> Sequence[str]:
+    return [default] if names is None else [names] if isinstance(names, str) else names
+
+
+def _checked(data_dict: Any) -> Batch:
+    batch = as_batch(data_dict)
+    check_images(batch["image"], IMAGE)
+    return batch

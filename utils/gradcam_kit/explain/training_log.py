@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..base.decision import CLASS_NAMES
 from ..drawing.overlays import denormalised, overlay, text_line, unseen_in_grey
 from ..engine.targets import Target
+from ..engine.towers import unwrapped
 
 COLUMNS = 8
 LINE, LETTERS = 18, 12  # height of a caption and of its letters, in pixels
@@ -49,7 +50,7 @@ def log_gradcam(
     """
     if writer is None or epoch % every:
         return
-    detector: Any = model.module if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)) else model
+    detector: Any = unwrapped(model)
     explanation = detector.explain(dict(data_dict), layers=layers, method=method, target=target, site=site)
     images = denormalised(data_dict["image"], detector.gradcam.mean, detector.gradcam.std)
     texts = captions(explanation.prediction["prob"], data_dict.get("label"))

@@ -9,36 +9,29 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from ..base.allowed import AUTO, SITES
-from ..base.errors import InputError
-from ..engine.attention import ATTENTION_METHODS, has_attention
-from ..engine.backward import BALANCED, PLAIN, attention_of, gates_in
-from ..engine.layers import SUM, block_names
+from ..base.allowed import AUTO
+from ..engine.attention import has_attention
+from ..engine.attention_methods import ATTENTION_METHODS
+from ..engine.backward import BALANCED, PLAIN, can_balance, gates_in
+from ..engine.layers import SUM
 from ..engine.maps import LayerMaps
 from ..engine.methods import METHODS
 from ..engine.recipe import ATTENTION_SITE, NORMED, RESIDUAL, Recipe, site_of
+from ..engine.towers.tower import Tower
 
 MOST = 16  # candidates of one trial
 FINER = 3  # grids that are tried beside the default one of a convolutional network
 FEWEST_CHANNELS = 8  # of a layer that is tried: fewer are no features
 
 
-def can_balance(tower: nn.Module) -> bool:
-    """Whether `tower` can be differentiated by the balanced rule."""
-    try:
-        return bool(attention_of(tower))
-    except InputError:
-        return False
-
-
-def shortlist(tower: nn.Module, maps: MapLayers, named: Recipe) -> list[Recipe]:
+def shortlist(tower: Tower, maps: MapLayers, named: Recipe) -> list[Recipe]:
     """At most MOST candidates for `tower`, what is named kept to; the first is the one to fall back on.
 
     Args:
         maps: the layers of a network without blocks.
         named: what is left open is filled in.
     """
-    blocks = block_names(tower)
+    blocks = tower.blocks
     attention, balanced = bool(blocks) and has_attention(tower, blocks), maps.gated or can_balance(tower)
     usual = _of_blocks(blocks, attention, balanced) if blocks else _of_maps(maps)
     if named.method == AUTO and AUTO in named.layers:
@@ -121,6 +114,14 @@ def _spelled_out(methods: Sequence[str], layers: Sequence[str], balanced: bool, 
     return [Recipe(method, layer, site, rule) for method, site, rule in kinds for layer in used]
 
 
+class Capture(Protocol):
+    """What a pass has left: `explain.capture.Capture`."""
+
+    def maps(self, recipe: Recipe) -> dict[str, LayerMaps]:
+        """The maps of every layer of one of the pass's recipes."""
+        ...
+
+
 class MapLayers(NamedTuple):
     """Where a network without blocks may be read: its default layer, then finer maps, the coarsest of them first.
 
@@ -169,31 +170,24 @@ def map_layers(tower: nn.Module, default: str, run: Callable[[], object]) -> Map
 # ---------------------------------------------------------------------------------------------------------- their maps
 
 
-class HasMaps(Protocol):
-    """What a capture gives: `utils.gradcam.Capture`."""
-
-    def maps(self, method: str, site: str, pp_epsilon: float = ...) -> dict[str, LayerMaps]: ...
-
-
 def captures(candidates: Iterable[Recipe]) -> int:
     """Forward and backward passes that `candidate_maps` makes."""
     return len({(one.site, one.backward) for one in candidates})
 
 
-def candidate_maps(capture: Callable[..., Any], candidates: Sequence[Recipe]) -> dict[Recipe, LayerMaps]:
+def candidate_maps(capture: Callable[[list[Recipe]], Capture], candidates: Sequence[Recipe]) -> dict[Recipe, LayerMaps]:
     """The maps of all candidates, from one pass for each backward rule and site.
 
-    `capture` takes `layers`, `methods`, `sites`, `backward` by keyword and returns `HasMaps`; its errors are passed on.
+    `capture` makes a pass for recipes of several layers and returns what gives their maps; its errors are passed on.
     """
     groups: dict[tuple[str, str], list[Recipe]] = {}
     for candidate in candidates:
         groups.setdefault((candidate.site, candidate.backward), []).append(candidate)
     found = {}
     for (site, backward), group in groups.items():
-        layers = list(dict.fromkeys(one.layer for one in group))
-        methods = list(dict.fromkeys(one.method for one in group))
-        sites = [site if site in SITES else SITES[0]]
-        captured: HasMaps = capture(layers=layers, methods=methods, sites=sites, backward=backward)
-        maps = {method: captured.maps(method, site) for method in methods}
+        layers = tuple(dict.fromkeys(one.layer for one in group))
+        recipes = {one.method: Recipe(one.method, layers, site, backward) for one in group}
+        captured = capture(list(recipes.values()))
+        maps = {method: captured.maps(recipe) for method, recipe in recipes.items()}
         found.update({one: maps[one.method][one.layer] for one in group})
     return {candidate: found[candidate] for candidate in candidates}

@@ -82,36 +82,36 @@ def block_voters(blocks: Sequence[str]) -> list[Recipe]:
     return [Recipe("hirescam", block, RESIDUAL, BALANCED) for block in blocks]
 
 
+class Checked(NamedTuple):
+    """N images whose maps are checked."""
+
+    images: Tensor  # (N, 3, H, W), as the detector takes them
+    target: Sequence[str]  # what each image's map explains: fake, real or margin
+    margins: Tensor  # (N,): fake − real
+    seeds: Sequence[int]  # of each image's random patches
+
+
+class Voters(NamedTuple):
+    """The maps whose agreement is asked for. Those that are not finite, or that the detector lacks, do not vote."""
+
+    blocks: Sequence[Recipe]
+    others: Sequence[Recipe]  # of these, those of another method than the map's vote
+
+
 def check_maps(
     detector: TriedDetector,
-    images: Tensor,
-    target: Sequence[str],
-    margins: Tensor,
+    checked: Checked,
     maps: Mapping[str, Heat],
-    *,
     method: str,
     fill: str,
-    seeds: Sequence[int],
-    voters: Sequence[Recipe],
-    others: Sequence[Recipe],
+    voters: Voters,
 ) -> dict[str, list[MapCheck]]:
-    """One check for each image of each of `maps`.
-
-    Args:
-        images: (N, 3, H, W), as the detector takes them.
-        target: what each image's map explains: fake, real or margin.
-        margins: (N,) fake - real of these images.
-        maps: by layer, of these images, by `method`.
-        fill: one of FILLS.
-        seeds: of each image's random patches.
-        voters, others: the maps that are asked; of `others` those of another method. Such as are not finite, or not to
-            be had, are not asked.
-    """
-    direction = directions(target)
-    towards = margins.float().cpu() * direction
+    """One check for each image of each of `maps`: by layer, of these images, by `method`. `fill`: one of FILLS."""
+    images, direction = checked.images, directions(checked.target)
+    towards = checked.margins.float().cpu() * direction
     scorer, filled = Scorer(detector.margins, direction), FILLS[fill](images)
-    asked = [one for one in others if one.method != method]
-    heats, kept, _ = maps_of_all(detector, images, target, [*voters, *asked])
+    others = [one for one in voters.others if one.method != method]
+    heats, kept, _ = maps_of_all(detector, images, checked.target, [*voters.blocks, *others])
     votes = partial(_agreement, heats=heats, kept=kept)
     checks = {}
     random_falls: dict[tuple[int, int], list[float]] = {}  # by grid: layers of one grid share them
@@ -120,11 +120,11 @@ def check_maps(
         grid = (patches.shape[1], patches.shape[2])
         falls = scorer.fall(towards, images, filled, patches).tolist()
         if grid not in random_falls:
-            drawn = torch.cat([random_patches(1, grid, seed) for seed in seeds])
+            drawn = torch.cat([random_patches(1, grid, seed) for seed in checked.seeds])
             random_falls[grid] = scorer.fall(towards, images, filled, drawn).tolist()
         random = random_falls[grid]
         mass = heat.raw.flatten(1).sum(dim=1).tolist()
-        by_block, by_method = votes(heat, voters), votes(heat, asked)
+        by_block, by_method = votes(heat, voters.blocks), votes(heat, others)
         checks[layer] = [
             MapCheck(
                 word=word_of(falls[i], random[i], margin, by_block[i], bool(heat.empty[i])),

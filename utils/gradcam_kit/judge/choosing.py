@@ -34,8 +34,8 @@ def in_batches(size: int) -> InParts[Any]:
 class TriedDetector(NamedTuple):
     """What a trial needs of a detector.
 
-    `capture(images, target, layers=, methods=, sites=, backward=)` gives maps as `utils.gradcam.Capture` does, and
-    `margins` the margins fake - real of images. `in_parts` splits the maps' work into batches that fit into memory;
+    `capture(images, target, recipes)` makes one pass and gives the maps of these recipes, and `margins` the margins
+    fake - real of images. `in_parts` splits the maps' work into batches that fit into memory;
     `margins` sees to that itself.
     """
 

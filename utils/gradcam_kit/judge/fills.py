@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..engine.transplant import blurred
+from .transplant import blurred
 
 MEAN_COLOUR, MIRRORED, BLUR, OTHER_REAL, PAIRED_REAL = "mean colour", "mirrored", "blur", "another real", "paired real"
 

@@ -24,7 +24,7 @@ from ..data.masks.clicks import Clicks
 from ..data.masks.mask_folder import MaskFolder
 from ..data.readers import read_dataset
 from ..data.storage import read_bytes
-from ..engine.transplant import blurred
+from ..judge.transplant import blurred
 from .controls import hull
 from .deletion import RealFrames
 

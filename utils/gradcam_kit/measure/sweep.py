@@ -10,13 +10,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..base.allowed import SITES
-from ..engine.attention import ATTENTION_METHODS, has_attention
-from ..engine.layers import FUSED, SUM, find_sites, named_layers, summed_blocks
+from ..engine.attention import has_attention
+from ..engine.attention_methods import ATTENTION_METHODS
+from ..engine.backward import BALANCED, PLAIN, can_balance
+from ..engine.layers import FUSED, SUM, named_layers, site_of_layer, summed_blocks
 from ..engine.maps import Canvas, normalise
 from ..engine.methods import METHODS
 from ..engine.recipe import Recipe, site_of, sites_of
 from ..engine.targets import Target
-from ..judge.candidates import BALANCED, PLAIN, can_balance
+from ..engine.towers.tower import Tower
 from ..judge.localisation import Localisation, localise
 from ..model.detector import LoadedDetector
 
@@ -57,10 +59,10 @@ def full_plan(detector: LoadedDetector, layers: Sequence[str]) -> SweepPlan:
     Where `sum` is among them, methods whose maps do not add are left out. By both backward rules, where the tower can
     be balanced.
     """
-    tower = detector.model.explained_tower
+    tower: Tower = detector.model.tower
     named, summed = named_layers(layers), summed_blocks(tower, layers)
     read = [*named, *summed]
-    points = [find_sites(tower, read, site) for site in SITES]
+    points = [[site_of_layer(tower, layer, site) for layer in read] for site in SITES]
     sites = list(SITES) if any(a.module is not b.module for a, b in zip(*points, strict=True)) else [SITES[0]]
     attention = [name for name, method in ATTENTION_METHODS.items() if not summed or method.sum_of is not None]
     methods = [*METHODS, *(attention if has_attention(tower, read) else ())]
@@ -96,26 +98,16 @@ def make_maps(
 def _batch_maps(
     detector: LoadedDetector, plan: SweepPlan, backward: str, pixels: Tensor, target: Target
 ) -> dict[Recipe, Tensor]:
-    side, specs = detector.settings.resolution, plan.specs(backward)
-    kinds = dict.fromkeys((spec.method, spec.site) for spec in specs)
+    side = detector.settings.resolution
+    kinds = dict.fromkeys((spec.method, spec.site) for spec in plan.specs(backward))
+    recipes = [Recipe(method, plan.layers, site, backward) for method, site in kinds]
+    size = detector.model.patch_grid(side, side) or (side, side)  # `resized` brings them to image size
     with detector.autocast():
-        captured = detector.model.capture(
-            {"image": detector.normalised(pixels)},
-            layers=plan.layers,
-            methods=list(dict.fromkeys(method for method, _ in kinds)),
-            sites=[site for site in plan.sites if any(site == used for _, used in kinds)] or plan.sites[:1],
-            target=target,
-            backward=backward,
-            map_size=detector.model.patch_grid(side, side) or (side, side),  # `resized` brings them to image size
-        )
+        captured = detector.as_subject().capture({"image": detector.normalised(pixels)}, recipes, target, size)
     return {
-        Recipe(method, layer, site, backward): torch.where(
-            maps.empty[:, None, None], torch.zeros_like(maps.raw), maps.raw
-        )
-        .float()
-        .cpu()
-        for method, site in kinds
-        for layer, maps in captured.maps(method, site, detector.gradcam.pp_epsilon).items()
+        recipe.at(layer): torch.where(maps.empty[:, None, None], torch.zeros_like(maps.raw), maps.raw).float().cpu()
+        for recipe in recipes
+        for layer, maps in captured.maps(recipe).items()
     }
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..engine.recipe import Recipe
-from ..engine.transplant import CELLS, transplant_maps
+from ..judge.transplant import CELLS, transplant_maps
 from ..model.detector import LoadedDetector
 
 AGREEMENT = "rank correlation with transplant"

@@ -20,10 +20,10 @@ from ..data.folder_dataset import IMAGE_SUFFIXES
 from ..data.frame import Frame
 from ..data.images import UnreadableImage, decode_image, read_file
 from ..drawing.overlays import Pasted
+from ..explain.checking import MapChecker
 from ..judge.choosing import choose_map, in_batches, trial_images
 from ..judge.verdict import FEWEST_IMAGES, judgements, printed
 from ..model.detector import LoadedDetector
-from ..model.map_trials import MapChecker, tried
 from ..run.explainer import explain_images
 from ..store.sample import Sample
 from ..store.sample_folder import Drawn, write_sample
@@ -112,7 +112,7 @@ class SingleImages:
         if len(files) < FEWEST_IMAGES:
             return
         model, target = self.detector.model, self.detector.gradcam.target
-        asked = tried(self.detector, in_batches(BATCH))
+        asked = self.detector.as_subject().tried(in_batches(BATCH))
         batches = ({"image": batch} for batch in self._batches(files[: POOL * images]))
         try:
             given = trial_images(asked.margins, batches, images, target if target in ("margin", "real") else "fake")

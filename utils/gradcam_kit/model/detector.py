@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -17,10 +18,14 @@ from ..data.frame import Frame
 from ..engine.checks import Checks
 from ..engine.heads import HeadReader
 from ..engine.maps import NonFiniteMapError
+from ..engine.spatial_layers import SpatialLayer
 from ..engine.targets import Target
 from ..explain.explanation import Explanation
+from ..explain.images import Batch
+from ..explain.one_pass import IMAGE, Asked, explained_in
 from ..explain.pending import Pending
 from ..explain.precision import faster_precision
+from ..explain.subject import Subject
 from ..settings.config import DetectorSettings
 from ..settings.gradcam_settings import GradCAMSettings
 from .clip_tower import activation_of
@@ -80,6 +85,23 @@ class LoadedDetector(NamedTuple):
         # In the order of channels that detectors are written for: another one may take another kernel, and other bits.
         plain = torch.empty(pixels.shape, device=self.device).copy_(on_device)
         return plain.div_(divisor).sub_(mean).div_(std)
+
+    def as_subject(self) -> Subject:
+        """This detector as all that explains it sees it: of normalised images, in its precision."""
+        subject: Subject = self.model.as_subject()
+
+        def predict(batch: Batch) -> Any:
+            data = batch if isinstance(batch, HostInputs) else self.inputs(batch["image"])
+            with self.autocast(), nothing_collected(self.model):
+                return self.model.evaluated(data)
+
+        return replace(subject, predict=predict)
+
+    @property
+    def found_layer(self) -> SpatialLayer | None:
+        """The layer of a registered detector that a pass had to find; None where none was looked for."""
+        found: SpatialLayer | None = self.model.tower.known("default layer")
+        return None if self.settings.build else found
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The precision of the detector's own arithmetic; maps are always computed in float32."""
@@ -159,10 +181,12 @@ class LoadedDetector(NamedTuple):
         if label is not None:
             data["label"] = label.to(self.device)
 
+        subject = self.as_subject()
+        asked = Asked([subject.drawn()], subject.target if target is None else target, completeness)
+
         def explained(checks: Checks) -> Explanation:
             with self.autocast(), nothing_collected(self.model):
-                found: Explanation = self.model.explained(data, None, None, target, None, None, completeness, checks)
-                return found
+                return explained_in(subject, data, asked, IMAGE, checks)
 
         return Pending(explained)
 
@@ -258,8 +282,6 @@ class LoadedDetector(NamedTuple):
 
     def compiled(self, batch_size: int) -> LoadedDetector:
         """The same with predictions through torch.compile. Takes minutes. Raises InputError where it does not work."""
-        if not hasattr(torch, "compile"):
-            raise InputError(f"torch.compile needs PyTorch 2.0 or newer, here is {torch.__version__}", "compile")
         faster = self._replace(compiled_model=torch.compile(self.model), compiled_size=batch_size)
         try:
             faster.predict(self._noise(batch_size))
@@ -291,7 +313,7 @@ def _same(first: Tensor, second: Tensor) -> bool:
 
 def print_default_layer(detector: LoadedDetector) -> None:
     """Say which layer is explained where none was named and a pass had to find it."""
-    layer = getattr(detector.model, "default_layer", None)
+    layer = detector.found_layer
     if layer is not None:
         print(
             f"layer {layer.name} ({layer.shape}) is explained: the last activation on a grid that the score depends on;"

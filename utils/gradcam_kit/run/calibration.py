@@ -18,7 +18,6 @@ from ..judge.trial import Margins, passes
 from ..judge.verdict import UNTRIED, Choice
 from ..measure.samples import RealCounterparts
 from ..model.detector import LoadedDetector
-from ..model.map_trials import tried
 from ..settings.config import RunSettings
 from ..store.calibration_file import key_of
 from ..store.manifest import Manifest
@@ -100,7 +99,7 @@ def calibrate(
     frames = [frame for some in datasets.values() for frame in some]
     halving = Halving("trying maps on")
     halving.most = settings.batch_size
-    asked = tried(detector, halving.run, check)
+    asked = detector.as_subject().tried(halving.run, check)
     seen = _Seen.of(detector, asked.margins, evenly_spaced(frames, POOL * plan.images), settings)
     fakes, reals = (evenly_spaced(found, plan.images) for found in (seen.called_fake, seen.called_real))
     used, target = (fakes, _target(detector)) if fakes else (reals, "real")

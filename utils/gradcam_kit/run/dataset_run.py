@@ -23,10 +23,10 @@ from ..data.frame import Frame
 from ..data.frames import Batch, frame_loader
 from ..data.gaps import forgery_gaps, is_absent, write_gaps
 from ..engine.checks import FromDevice
-from ..engine.transplant import CELLS
+from ..explain.checking import MapChecker
+from ..judge.transplant import CELLS
 from ..measure.samples import RealCounterparts
 from ..model.detector import LoadedDetector
-from ..model.map_trials import MapChecker
 from ..settings.config import RunSettings
 from ..settings.run_options import RunOptions
 from ..store.features_file import FEATURES, Features, write_features

@@ -131,7 +131,7 @@ def _open_folder(
     settings: RunSettings, options: RunOptions, detector: LoadedDetector, datasets: Mapping[str, Sequence[Frame]]
 ) -> tuple[RunFolder, Calibration | None]:
     """The folder, and how the map was chosen by an earlier run of the same weights, data and candidates."""
-    found = getattr(detector.model, "default_layer", None)
+    found = detector.found_layer
     if found is not None and not detector.model.gradcam.chooses and not settings.detector.gradcam.recipe.layers:
         config = {**settings.detector.config, "gradcam_layers": [found.name]}
         settings = settings._replace(detector=settings.detector._replace(config=config))

@@ -15,12 +15,12 @@ from ..data.frames import Batch
 from ..data.stamps import Stamp
 from ..drawing.overlays import DrawnLayers, LayerImage, layer_images
 from ..engine.checks import FromDevice
+from ..explain.checking import MapChecker
 from ..explain.explanation import Explanation
 from ..explain.pending import Pending
 from ..judge.check import ARTEFACT, MapCheck
 from ..measure.samples import RealCounterparts
 from ..model.detector import LoadedDetector
-from ..model.map_trials import MapChecker
 from ..store.manifest import HeatmapCounts, Vanished
 from ..store.sample import Sample
 from ..store.sample_folder import Drawn

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from ..fast.derivatives import by_factor
-from ..fast.quick_gelu import quick_gelu_in_one
 from .balanced import (
     BALANCED,
     PLAIN,
     Activations,
     attention_of,
     backward_rules,
+    can_balance,
     gates_in,
 )
 
@@ -20,6 +20,6 @@ __all__ = [
     "attention_of",
     "backward_rules",
     "by_factor",
+    "can_balance",
     "gates_in",
-    "quick_gelu_in_one",
 ]

@@ -37,7 +37,8 @@ from ..fast.derivatives import (
     by_factor,
 )
 from ..layers import LayerError
-from ..towers import BlockAttention, family_of
+from ..towers.attention import BlockAttention
+from ..towers.tower import Tower
 
 PLAIN, BALANCED = BACKWARDS
 
@@ -61,14 +62,14 @@ def check_backward(backward: str) -> None:
 
 
 def backward_rules(
-    model: nn.Module, tower: nn.Module, backward: str, activations: Activations | None = None
+    tower: Tower, backward: str, activations: Activations | None = None
 ) -> AbstractContextManager[AbstractContextManager[Any]]:
     """Hooks for a forward pass inside, so that its backward pass is `backward`, one of BACKWARDS.
 
     What is yielded is another context, to be entered around the forward pass alone: it slows every torch function down.
 
     Args:
-        tower: the part of `model` whose attention and activations are meant; norms are those of all of `model`.
+        tower: whose attention and activations are meant; norms are those of all of its model.
         activations: lets the caller differentiate by secants later, which keeps more of the forward pass.
 
     Raises:
@@ -78,21 +79,27 @@ def backward_rules(
     check_backward(backward)
     if backward == PLAIN:
         return nullcontext(nullcontext())
-    secants_of = tower if activations else None
-    return _balanced(model, attention_of(tower), secants_of, activations or Activations())
+    return _balanced(tower, attention_of(tower), activations)
 
 
-def attention_of(tower: nn.Module) -> list[BlockAttention]:
+def can_balance(tower: Tower) -> bool:
+    """Whether `tower` has blocks, and can be differentiated by the balanced rule."""
+    try:
+        return bool(attention_of(tower))
+    except InputError:
+        return False
+
+
+def attention_of(tower: Tower) -> list[BlockAttention]:
     """The attention of every block; none without blocks. Raises InputError where it is not known."""
-    family = family_of(tower)
     found = []
-    for block in family.block_names(tower):
-        attention = family.attention(tower.get_submodule(block))
+    for block in tower.blocks:
+        attention = tower.attention(block)
         if attention is None:
             raise InputError(
                 "backward 'balanced' holds queries and keys constant, and those of"
-                f" {type(tower).__name__}'s block {block!r} are not known: use backward 'plain', or write a tower"
-                " family (docs/how_to/add_a_tower_family.md)",
+                f" {type(tower.module).__name__}'s block {block!r} are not known: use backward 'plain', or write"
+                " a tower family (docs/how_to/add_a_tower_family.md)",
                 "backward",
             )
         found.append(attention)
@@ -101,7 +108,7 @@ def attention_of(tower: nn.Module) -> list[BlockAttention]:
 
 @contextmanager
 def _balanced(
-    model: nn.Module, attention: Sequence[BlockAttention], secants_of: nn.Module | None, activations: Activations
+    tower: Tower, attention: Sequence[BlockAttention], activations: Activations | None
 ) -> Iterator[AbstractContextManager[Any]]:
     thread = threading.get_ident()
 
@@ -114,19 +121,18 @@ def _balanced(
         for block in attention:
             for handle in block.constant_queries_and_keys():
                 hooks.callback(handle.remove)
-        for module in model.modules():
-            if RMS_NORM.search(type(module).__name__):
-                hooks.callback(module.register_forward_hook(hook(by_factor)).remove)
-        for module in activation_modules(secants_of) if secants_of is not None else ():
-            secant = hook(
-                lambda x, output: EitherGradient.apply(output, by_factor(x, output), lambda: activations.by_secant)
-            )
-            hooks.callback(module.register_forward_hook(secant).remove)
+        for module in tower.modules_that(is_rms_norm):
+            hooks.callback(module.register_forward_hook(hook(by_factor)).remove)
+        if activations is not None:
+            is_secant = lambda: activations.by_secant  # noqa: E731
+            secant = hook(lambda x, output: EitherGradient.apply(output, by_factor(x, output), is_secant))
+            for module in tower.once("activations", lambda: activation_modules(tower.module)):
+                hooks.callback(module.register_forward_hook(secant).remove)
         yield constants
     if not attention and not constants.gates:
         raise LayerError(
             "backward 'balanced' holds attention, norms and the gates of squeeze-and-excitation constant, and between"
-            f" the layers and the score {type(model).__name__} has neither attention nor such gates:"
+            f" the layers and the score {type(tower.model).__name__} has neither attention nor such gates:"
             " use backward 'plain'"
         )
 
@@ -136,6 +142,11 @@ def gates_in(run: Callable[[], object]) -> int:
     with _Constants() as constants:
         run()
     return constants.gates
+
+
+def is_rms_norm(module: nn.Module) -> bool:
+    """Whether `module` is an RMS norm, by the name of its class."""
+    return RMS_NORM.search(type(module).__name__) is not None
 
 
 def activation_modules(tower: nn.Module) -> list[nn.Module]:
@@ -222,6 +233,7 @@ def _attention(
 PRODUCTS = {torch.mul, torch.multiply, Tensor.mul, Tensor.multiply, Tensor.__mul__, Tensor.__rmul__}
 # torch's function → what is called in its place, with it and its arguments as the caller wrote them.
 REPLACED: dict[Any, Callable[..., Tensor]] = {
+    F.scaled_dot_product_attention: _attention,
     F.layer_norm: _layer_norm,
     torch.layer_norm: _layer_norm,
     F.normalize: _normalize,
@@ -230,5 +242,3 @@ REPLACED: dict[Any, Callable[..., Tensor]] = {
     torch.linalg.norm: _length,
     torch.linalg.vector_norm: _length,
 }
-if hasattr(F, "scaled_dot_product_attention"):  # torch 2.0
-    REPLACED[F.scaled_dot_product_attention] = _attention

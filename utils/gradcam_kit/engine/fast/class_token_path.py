@@ -8,23 +8,17 @@ Whether the head does read that token alone is not assumed: the gradient at the 
 
 from __future__ import annotations
 
-import inspect
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
-from weakref import WeakSet
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..towers import family_of
 from ..towers.attention import AttentionModules, BlockAttention, Heads, same_value
-
-# Towers whose last block was seen to have no such path, or to be read for more than that token.
-reads_more_tokens: WeakSet[nn.Module] = WeakSet()
-HOOKS_SEE_KEYWORDS = "with_kwargs" in inspect.signature(nn.Module.register_forward_pre_hook).parameters  # torch 2.0
+from ..towers.tower import Tower
 
 ALIKE = {torch.float64: 1e-9, torch.float32: 1e-3}  # how far apart the two runs of a block may be; else 0.1
 
@@ -158,24 +152,26 @@ def _mixed(parts: Heads, heads: int) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
-def class_token_path(tower: nn.Module, read: Iterable[tuple[nn.Module, bool]], constant: bool) -> ClassTokenPath | None:
+def class_token_path(tower: Tower, read: Iterable[tuple[nn.Module, bool]], constant: bool) -> ClassTokenPath | None:
     """The path for a pass that reads these modules, each by its input or not.
 
     `constant`: whether the pass takes queries and keys for constant. None for a tower without a class token in front,
     or whose attention is not known or turns its tokens, and where the last block is read further in than its first
     norm.
     """
-    family = family_of(tower)
-    blocks = family.block_names(tower)
-    if not HOOKS_SEE_KEYWORDS or not blocks or tower in reads_more_tokens or not family.prefix(tower):
+    if not tower.blocks or tower.reads_more_tokens or not tower.family.prefix(tower.module):
         return None
-    block = tower.get_submodule(blocks[-1])
-    norm, attention = family.first_norm(block), family.attention(block)
-    batch_axis = family.batch_axis(tower, blocks[-1])
+    last = tower.blocks[-1]
+    block, norm, attention, axis = (
+        tower.named[last],
+        tower.first_norm(last),
+        tower.attention(last),
+        tower.batch_axis(last),
+    )
     turned = isinstance(attention, AttentionModules) and attention.rotary is not None
-    if attention is None or batch_axis is None or turned:
+    if attention is None or axis is None or turned:
         return None
     inside, allowed = set(block.modules()), {(block, True), (norm, False)}
     if any(module in inside and (module, by_input) not in allowed for module, by_input in read):
         return None
-    return ClassTokenPath(block, norm, attention, batch_axis, constant)
+    return ClassTokenPath(block, norm, attention, axis, constant)

@@ -28,52 +28,34 @@ def _without_compiled(modules: Sequence[nn.Module], undo: ExitStack) -> None:
     """The modules inside what `torch.compile` has made of parts of them."""
     for module in modules:
         for name, child in list(module._modules.items()):
-            if hasattr(child, "_orig_mod"):
+            if child is not None and "_orig_mod" in child._modules:
                 undo.callback(module._modules.__setitem__, name, child)
-                module._modules[name] = child._orig_mod  # type: ignore[union-attr,assignment]  # it has it
+                module._modules[name] = child._modules["_orig_mod"]
         if getattr(module, "_compiled_call_impl", None) is not None:  # of module.compile()
             undo.callback(setattr, module, "_compiled_call_impl", module._compiled_call_impl)
             module._compiled_call_impl = None
 
 
 def _without_checkpointing(undo: ExitStack) -> None:
-    """`torch.utils.checkpoint.checkpoint` runs what it is given, under whatever name a module has imported it.
-
-    What it calls is exchanged, by the names that PyTorch 1.11 to 2.0 and those after it have for it.
-    """
+    """`torch.utils.checkpoint.checkpoint` runs what it is given, under whatever name a module has imported it."""
 
     class Run:
-        """Runs the function, with and without re-entering autograd."""
+        """Stands for the function that re-enters autograd."""
 
         @staticmethod
         def apply(function: Callable[..., Any], preserve: bool, *args: Any) -> Any:
             return function(*args)
 
-        @staticmethod
-        def of_1(function: Callable[..., Any], preserve: bool = True, *args: Any, **kwargs: Any) -> Any:
-            for at in ("context_fn", "determinism_check", "debug"):
-                kwargs.pop(at, None)
-            return function(*args, **kwargs)
+    def run_once(*args: Any, **kwargs: Any) -> Iterator[None]:
+        yield  # before the function runs; it ends when the function has
 
-        @staticmethod
-        def of_2(*args: Any, **kwargs: Any) -> Iterator[None]:
-            yield  # before the function runs; it ends when the function has
-
-    plain = {
-        "CheckpointFunction": Run,
-        "_checkpoint_without_reentrant": Run.of_1,
-        "_checkpoint_without_reentrant_generator": Run.of_2,
-    }
     module: Any = torch.utils.checkpoint
-    for name, value in plain.items():
-        if hasattr(module, name):
-            undo.callback(setattr, module, name, getattr(module, name))
-            setattr(module, name, value)
+    for name, value in (("CheckpointFunction", Run), ("_checkpoint_without_reentrant_generator", run_once)):
+        undo.callback(setattr, module, name, getattr(module, name))
+        setattr(module, name, value)
 
 
 def _without_fast_path(undo: ExitStack) -> None:
-    """PyTorch before 2.0 has no such switch; there a layer that was passed by is said not to run."""
-    switch: Any = getattr(torch.backends, "mha", None)
-    if switch is not None:
-        undo.callback(switch.set_fastpath_enabled, switch.get_fastpath_enabled())
-        switch.set_fastpath_enabled(False)
+    switch: Any = torch.backends.mha
+    undo.callback(switch.set_fastpath_enabled, switch.get_fastpath_enabled())
+    switch.set_fastpath_enabled(False)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -13,20 +12,16 @@ from torch import Tensor, nn
 from ..frozen import patched
 from .derivatives import QUICK_GELU, QuickGELU
 
-_seen: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()  # whether a module computes it
-
 
 @contextmanager
-def quick_gelu_in_one(model: nn.Module) -> Iterator[None]:
-    """For a forward pass inside, in which each such module of `model` keeps its input alone. Its values stay the same.
+def quick_gelu_in_one(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """For a forward pass inside, in which each of these (`is_quick_gelu`) keeps its input alone, with the same values.
 
     To be entered within `frozen_for_explaining`.
     """
     with ExitStack() as undo:
-        for module in model.modules():
-            if is_quick_gelu(module):
-                apply = functools.partial(_applied, module.forward)
-                undo.enter_context(patched(module, "forward", apply))
+        for module in modules:
+            undo.enter_context(patched(module, "forward", functools.partial(_applied, module.forward)))
         yield
 
 
@@ -38,8 +33,6 @@ def is_quick_gelu(module: nn.Module) -> bool:
     """Whether `module` computes x · sigmoid(1.702 x): by its class's name, and by five of its values."""
     if "quickgelu" not in type(module).__name__.lower() or [*module.children(), *module.parameters()]:
         return False
-    if module not in _seen:
-        probe = torch.linspace(-3, 3, 5, dtype=torch.float64)
-        with torch.no_grad():
-            _seen[module] = torch.allclose(module.forward(probe), probe * torch.sigmoid(QUICK_GELU * probe))
-    return _seen[module]
+    probe = torch.linspace(-3, 3, 5, dtype=torch.float64)
+    with torch.no_grad():
+        return torch.allclose(module.forward(probe), probe * torch.sigmoid(QUICK_GELU * probe))

@@ -18,7 +18,7 @@ from .timm_vit import TimmViT
 from .unknown import unknown_tower
 
 # In this order: the special before the general; a transformer may hold convolutions too, for its patches.
-FAMILIES: tuple[TowerFamily, ...] = (
+FAMILIES: list[TowerFamily] = [
     HuggingFaceCLIP(),
     HuggingFaceViT(),
     HuggingFaceDINOv3(),
@@ -27,7 +27,17 @@ FAMILIES: tuple[TowerFamily, ...] = (
     TimmViT(),
     PreNormTransformer(),
     CNN(),
-)
+]
+
+
+def register_tower(family: TowerFamily) -> None:
+    """Make a kind of network known to every call, before those that are known already.
+
+    Raises InputError for anything but an instance of a `TowerFamily`.
+    """
+    if not isinstance(family, TowerFamily):
+        raise InputError(f"{family!r} is no TowerFamily: give an instance of a class made from it")
+    FAMILIES.insert(0, family)
 
 
 def family_of(tower: nn.Module) -> TowerFamily:
@@ -52,7 +62,7 @@ def find_tower(model: nn.Module) -> nn.Module:
         if len(found) > 1:
             raise InputError(
                 f"{type(model).__name__} holds {len(found)} towers ({', '.join(found)}), and it is not clear which to"
-                " explain: call utils.gradcam.capture with one of them"
+                " explain: explain one of them, with forward=… for the whole model"
             )
         if found:
             return unwrapped(next(iter(found.values())))
@@ -78,5 +88,6 @@ __all__ = [
     "TowerFamily",
     "family_of",
     "find_tower",
+    "register_tower",
     "unwrapped",
 ]

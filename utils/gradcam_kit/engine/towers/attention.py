@@ -14,8 +14,6 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from ...base.errors import InputError
-
 Keep = Callable[[str, Tensor], None]  # name of a tensor, and the tensor
 Heads = dict[str, Tensor]  # "q", "k", "v": (B, T, heads · d)
 
@@ -174,11 +172,5 @@ def in_this_thread(hook: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def with_keywords(module: nn.Module, hook: Callable[[nn.Module, Any, dict[str, Any]], None]) -> Handle:
-    """A pre-hook that sees keyword arguments, too. Raises InputError for a PyTorch without such."""
-    try:
-        return module.register_forward_pre_hook(hook, with_kwargs=True)
-    except TypeError:
-        raise InputError(
-            f"{type(module).__name__} gets its rotary positions by keyword, which hooks see from PyTorch 2.0 on:"
-            " use gradcam or layercam, or a newer PyTorch"
-        ) from None
+    """A pre-hook that sees keyword arguments, too."""
+    return module.register_forward_pre_hook(hook, with_kwargs=True)

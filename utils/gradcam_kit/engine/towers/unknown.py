@@ -29,7 +29,7 @@ def unknown_tower(module: nn.Module, families: Sequence[TowerFamily]) -> InputEr
             seen = f"{count} blocks {name}.0 ... {name}.{count - 1} were found, whose norms come after their attention"
     return InputError(
         f"{type(module).__name__} holds no network of a known family: {seen}. Known are: {known}."
-        f" Another one is a short file in engine/towers/, see {PAGE}"
+        f" Another one is a short file in utils/gradcam_kit/engine/towers/, see {PAGE}"
     )
 
 

@@ -1,0 +1,97 @@
+"""The network inside a model that layers are named in, and all that is asked of it, found once and kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any, TypeVar
+
+from torch import nn
+
+from ..structure import Structure
+from . import family_of, find_tower
+from .attention import BlockAttention
+from .family import Grid
+
+KEPT = "_gradcam_tower"  # in the model's own __dict__, so that both go together
+T = TypeVar("T")
+
+
+class Tower:
+    """A network of a known family inside `model`. Layer names are relative to `module`, at `path` in the model.
+
+    `blocks` are the names of its encoder blocks, first to last; none for a convolutional network.
+    """
+
+    def __init__(self, model: nn.Module, module: nn.Module, structure: Structure) -> None:
+        self.model, self.module, self.structure = model, module, structure
+        self.family = family_of(module)
+        self.blocks = tuple(self.family.block_names(module))
+        self.reads_more_tokens = False  # whether the last block was seen to be read for more than its first token
+        self._known: dict[Any, Any] = {}
+
+    def __reduce__(self) -> Any:
+        """A copy of the model, in memory or in a file, takes no tower along: it has modules of its own."""
+        return (type(None), ())
+
+    @cached_property
+    def path(self) -> str:
+        """The module's name in the model, without what torch.compile puts before it; "" for the model itself."""
+        found = (name for name, module in self.model.named_modules() if module is self.module)
+        return next(found, "").replace("._orig_mod", "")
+
+    @cached_property
+    def named(self) -> dict[str, nn.Module]:
+        """Every module of the tower, by its name in it; "" is the tower."""
+        return dict(self.module.named_modules(remove_duplicate=False))
+
+    def once(self, key: Any, find: Callable[[], T]) -> T:
+        """What `find` finds, which is asked for once for each `key`."""
+        if key not in self._known:
+            self._known[key] = find()
+        found: T = self._known[key]
+        return found
+
+    def known(self, key: Any) -> Any:
+        """What `once` has found for `key`; None where nobody has asked yet."""
+        return self._known.get(key)
+
+    def modules_that(self, are: Callable[[nn.Module], bool]) -> list[nn.Module]:
+        """The modules of the model that `are` of one kind."""
+        return self.once(are, lambda: [module for module in self.structure.modules if are(module)])
+
+    def first_norm(self, block: str) -> nn.Module:
+        """The norm through which a block reads its tokens."""
+        return self.once(("norm", block), lambda: self.family.first_norm(self.named[block]))
+
+    def attention(self, block: str) -> BlockAttention | None:
+        """The attention of a block, None where its queries, keys and values cannot be read."""
+        return self.once(("attention", block), lambda: self.family.attention(self.named[block]))
+
+    def batch_axis(self, layer: str) -> int | None:
+        """The axis of the batch in the tokens of a layer, see `TowerFamily.batch_axis`."""
+        return self.once(("axis", layer), lambda: self.family.batch_axis(self.module, layer))
+
+    def grid(self, height: int, width: int) -> Grid | None:
+        """How tokens lie on an image of that size, see `TowerFamily.grid`."""
+        return self.family.grid(self.module, height, width)
+
+    def grid_of(self, rows: int, columns: int, height: int, width: int) -> Grid:
+        """The same of patches that a detector itself knows the number of."""
+        grid = Grid(rows, columns, self.family.prefix(self.module), self.family.suffix(self.module))
+        patch = self.family.patch_size(self.module)
+        of_family = patch is not None and (rows, columns) == (height // patch[0], width // patch[1])
+        return grid.covering(patch, (height, width)) if of_family else grid
+
+
+def tower_of(model: nn.Module, find: Callable[[], nn.Module] | None = None) -> Tower:
+    """The tower of `model`, resolved anew only where a module was added, replaced or moved since.
+
+    `find` finds the module; None: the one that `find_tower` finds. Raises InputError where there is none.
+    """
+    kept = vars(model).get(KEPT)
+    structure = Structure.of(model)
+    if kept is None or kept.structure != structure:
+        kept = Tower(model, find_tower(model) if find is None else find(), structure)
+        vars(model)[KEPT] = kept
+    return kept

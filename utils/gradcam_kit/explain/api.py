@@ -1,0 +1,162 @@
+"""The calls of the public face: `explain` and `choose`, for any model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypedDict
+
+from torch import Tensor, nn
+
+from ..base.allowed import AUTO, DEFAULT_IMAGES
+from ..base.errors import InputError
+from ..engine.recipe import Recipe
+from ..engine.targets import Target
+from ..engine.towers import unwrapped
+from ..judge.choosing import choose_map, in_batches, trial_images
+from ..judge.verdict import Choice
+from .explanation import Explanation
+from .images import Batch, as_batch, check_images, check_shape
+from .mixin import GradCAMMixin, trial_target
+from .one_pass import Asked, explain_batch
+from .subject import Subject, device_of, subject_of
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+IMAGES = "images"  # in errors
+
+
+class Options(TypedDict, total=False):
+    """What `explain` takes by keyword.
+
+    Args:
+        site: one of `base.allowed.SITES`; without it the first.
+        backward: one of `base.allowed.BACKWARDS`; without it "plain". "balanced" needs a transformer whose query and
+            key projections are known, or a convolutional network with squeeze-and-excitation.
+        classes: of the logits, in their order, as for `engine.heads.named_classes`; without it one logit speaks for
+            fake, and of two or more the first for real, all others for fake.
+        completeness: with "balanced", test whether each block's shares add up, by a second backward pass (True).
+        backward_precision: of the backward pass's matrix products: "fp32"; "bf16" or "tf32", which are faster on some
+            devices and keep the order of a map's patches but for rounding; "auto": the fastest, measured once.
+    """
+
+    site: str | None
+    backward: str | None
+    classes: Sequence[str | Mapping[str, str]] | None
+    completeness: bool
+    backward_precision: str
+
+
+def explain(
+    model: nn.Module | Any,
+    images: Tensor | Mapping[str, Any],
+    layers: Any = None,
+    method: str | None = None,
+    target: Target | None = None,
+    forward: Callable[[Tensor], Any] | None = None,
+    recipes: Sequence[Recipe | str] | Recipe | str | None = None,
+    **options: Unpack[Options],
+) -> Explanation:
+    """Explain one batch: predictions and maps, for any model with a network of a known family somewhere inside.
+
+    Args:
+        model: any module that gives logits: as a tensor, as a mapping that holds one under "cls" or "logits", or as an
+            object with `.logits` (see `engine.heads`); or a detector of ours. Of a model in DataParallel,
+            DistributedDataParallel or torch.compile the module inside is explained.
+        images: (B, 3, H, W) floating point, normalised as the model wants them, on any device; or a mapping with such
+            an `image`, and with `label` (B,) for target "label".
+        layers: names of modules, relative to the model or to the network inside, numbers of blocks (-1: the last) or
+            modules, one or several; a block's name means what the block reads, at `site`; "fused" means the mean of the
+            other layers' normalised maps, "sum" the sum of the raw maps of all blocks. None: the last block, or the
+            last module of a convolutional network that returns maps, which a forward pass of its own finds once.
+        method: a name of `engine.methods.method_names`; None means "gradcam", or what a detector's config says. "auto"
+            tries a short list of maps on those of `images` that the model calls fake, and explains all by the one whose
+            hottest patches matter most to the model (`Explanation.choice` says how it was chosen); what else is named
+            here is kept to.
+        target: see `engine.targets.target_entries`; None means "predicted", or what a detector's config says. "both"
+            makes two passes and gives every layer twice, as `<layer>_fake` and `<layer>_real`.
+        forward: runs the model on `images`, where `model(images)` does not.
+        recipes: several maps from one pass, instead of `layers`, `method`, `site` and `backward`.
+        options: see `Options`.
+
+    Returns:
+        All tensors on the model's device.
+
+    Raises:
+        InputError: an unusable argument, a network of no known family, or no logits.
+        LayerError: a layer that cannot be explained.
+        NonFiniteMapError: NaN or infinity in the maps or logits of some images.
+    """
+    unknown = set(options) - set(Options.__annotations__)
+    if unknown:
+        raise TypeError(f"explain() got an unexpected keyword argument {min(unknown)!r}")
+    batch = _batch(images)
+    subject = subject_of(model, batch["image"], forward, options.get("classes"))
+    batch = _on_device(batch, subject)
+    subject = replace(subject, precision=options.get("backward_precision", subject.precision))
+    target = subject.target if target is None else target
+    site, backward, choice = options.get("site"), options.get("backward"), None
+    if method == AUTO and recipes is None:
+        choice = _chosen(subject, [batch], Recipe.open(layers, site, backward), trial_target(target), DEFAULT_IMAGES)
+        recipes = [Recipe.open(layers).using(choice.used)]
+        layers = method = site = backward = None
+    asked = Asked(
+        subject.recipes_for(recipes, layers, method, site, backward), target, options.get("completeness", True)
+    )
+    found = explain_batch(subject, batch, asked, IMAGES)
+    detector = unwrapped(model) if isinstance(model, nn.Module) else model
+    untrained = isinstance(detector, GradCAMMixin) and detector.is_untrained()
+    return replace(found, choice=choice, untrained=untrained)
+
+
+def choose(
+    model: nn.Module | Any,
+    images: Any,
+    target: Target | None = None,
+    forward: Callable[[Tensor], Any] | None = None,
+    recipe: Recipe | None = None,
+    count: int = DEFAULT_IMAGES,
+) -> Recipe:
+    """Choose the map to draw causally: the one whose hottest patches matter most to the model.
+
+    Args:
+        model, forward: as for `explain`.
+        images: a batch as for `explain`, or several; a mapping may also hold `video`, a name for each image, and
+            `paired_real` (B, 3, H, W), the real images that they were made from.
+        target: whose evidence is shown on images that are called fake: "margin", "real", or fake for all others.
+        recipe: what is kept to; a field "auto" is chosen. None: all are.
+        count: at most so many images that are called fake, and as many that are called real, are used.
+
+    Raises:
+        InputError: no image, or an unusable argument.
+    """
+    one = isinstance(images, (Tensor, Mapping))
+    batches = [_batch(each) for each in ([images] if one else images)]
+    if not batches:
+        raise InputError("images is empty: give at least one batch")
+    subject = subject_of(model, batches[0]["image"], forward)
+    batches = [_on_device(batch, subject) for batch in batches]
+    wanted = Recipe.open() if recipe is None else Recipe.of(recipe)
+    return _chosen(subject, batches, wanted, trial_target(subject.target if target is None else target), count).used
+
+
+def _chosen(subject: Subject, batches: Sequence[Batch], named: Recipe, target: str, count: int) -> Choice:
+    """The map that matters most to the model, tried on these images."""
+    for batch in batches:
+        check_images(batch["image"], IMAGES)
+    tried = subject.tried(in_batches(len(batches[0]["image"])))
+    given = trial_images(tried.margins, batches, count, target)
+    return choose_map(tried, given, subject.candidates(named))
+
+
+def _batch(images: Any) -> Batch:
+    batch = as_batch(images, IMAGES)
+    check_shape(batch["image"], IMAGES)
+    return batch
+
+
+def _on_device(batch: Batch, subject: Subject) -> Batch:
+    image = batch["image"]
+    device = device_of(subject.tower.model)
+    return batch if image.device == device else {**batch, "image": image.to(device)}

@@ -1,0 +1,53 @@
+"""Maps that were made, checked on the model that they explain: how far each can be relied on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from ..engine.backward import can_balance
+from ..judge.check import FILLS, Checked, MapCheck, Voters, block_voters, check_maps
+from ..judge.choosing import in_batches
+from ..judge.fills import MEAN_COLOUR
+from ..judge.trial import CALM, Heat
+from .explanation import Explanation
+
+if TYPE_CHECKING:
+    from .subject import HasSubject, Subject
+
+
+class MapChecker:
+    """Checks the maps of a run's samples. Patches get the mean colour, or a fill that moves the detector less.
+
+    On the embedded detector the mean colour tells right from wrong maps better than the mirrored image does.
+    """
+
+    def __init__(self, detector: HasSubject, batch_size: int) -> None:
+        subject = detector.as_subject()
+        self.tried = subject.tried(in_batches(batch_size))
+        moved = {fill: share for fill, share in subject.choice.moved.items() if fill in FILLS} if subject.choice else {}
+        calm = moved.get(MEAN_COLOUR, 0.0) <= CALM
+        self.fill = MEAN_COLOUR if calm else min(moved, key=lambda fill: moved[fill])
+        blocks = block_voters(subject.tower.blocks) if can_balance(subject.tower) else []
+        self.voters = Voters(blocks, subject.candidates())
+
+    def checks(self, images: Tensor, explanation: Explanation, seeds: Sequence[int]) -> Mapping[str, list[MapCheck]]:
+        """Layer → a check for each of the images (N, 3, H, W), as the detector takes them; none of two-sided maps."""
+        if "both" in explanation.target:
+            return {}
+        margins = explanation.head.margin(explanation.logits.float())
+        checked = Checked(images, explanation.target, margins, seeds)
+        found: dict[str, list[MapCheck]] = {}
+        for made in explanation.made:
+            names = {layer: name for name, (one, layer) in explanation.entries.items() if one is made}
+            maps = {names[layer]: Heat(of.raw.float().cpu(), of.empty.cpu()) for layer, of in made.layers.items()}
+            found.update(check_maps(self.tried, checked, maps, made.recipe.method, self.fill, self.voters))
+        return found
+
+
+def check_explanation(subject: Subject, explanation: Explanation) -> dict[str, list[MapCheck]]:
+    """The checks of `Explanation.check`, with random patches that are the same at every call."""
+    checker = MapChecker(subject, len(explanation.images))
+    return dict(checker.checks(explanation.images, explanation, range(len(explanation.images))))

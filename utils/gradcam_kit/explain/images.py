@@ -1,0 +1,81 @@
+"""Images at the door: what a caller gives, checked once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..base.errors import InputError
+from ..engine.checks import Checks, read_at_once
+
+Batch = Mapping[str, Any]  # tensors by name, "image" among them, as a detector of the hosts gets them
+
+
+def as_batch(images: Any, where: str = "data_dict") -> Batch:
+    """What a caller gives: a mapping with `image`, a pair of images and labels, or the images alone.
+
+    Labels may be a list or an array. Raises InputError for anything else.
+    """
+    if isinstance(images, Tensor):
+        return {"image": images}
+    if isinstance(images, (list, tuple)) and len(images) in (1, 2) and isinstance(images[0], Tensor):
+        images = dict(zip(("image", "label"), images, strict=False))  # what most data loaders give
+    if not isinstance(images, Mapping):
+        raise InputError(
+            f"{where} is {type(images).__name__}: give a tensor (B, 3, H, W), or {{'image': such a tensor}};"
+            " utils.gradcam.read_images makes one from files"
+        )
+    if images.get("image") is None:
+        raise InputError(f"{where}['image'] is missing: give {{'image': tensor of shape (B, 3, H, W)}}")
+    label = images.get("label")
+    if label is None or isinstance(label, Tensor):
+        return images
+    try:
+        return {**images, "label": torch.as_tensor(label)}
+    except (TypeError, ValueError, RuntimeError):
+        raise InputError(f"{where}['label'] is {label!r}: give one label for each image, 0 for real") from None
+
+
+def check_images(images: Any, what: str) -> None:
+    """Raises InputError, which calls them `what`, for anything but finite images (B, 3, H, W)."""
+    check_shape(images, what)
+    check_pixels(images, what)
+
+
+def check_pixels(
+    images: Tensor, what: str, checks: Checks | None = None, further: Callable[[float, float], None] | None = None
+) -> None:
+    """Raises InputError for NaN or infinite pixels; `further` gets their least and their largest value."""
+
+    def tell(ends: Tensor) -> None:
+        least, largest = ends.tolist()
+        if not (math.isfinite(least) and math.isfinite(largest)):
+            bad = (~torch.isfinite(images).flatten(1).all(dim=1)).nonzero().flatten().tolist()
+            raise InputError(f"{what} holds NaN or infinite pixels in image(s) {bad}: check how they were normalised")
+        if further is not None:
+            further(least, largest)
+
+    with read_at_once(checks) as asked:
+        asked.add(torch.stack(images.detach().aminmax()), tell)
+
+
+def check_shape(images: Any, what: str) -> None:
+    """Raises InputError for anything but a batch of floating point images (B, 3, H, W)."""
+    if not isinstance(images, Tensor):
+        raise InputError(f"{what} is {type(images).__name__}: expected a tensor of shape (B, 3, H, W)")
+    if images.ndim == 5:
+        raise InputError(
+            f"{what} has shape {tuple(images.shape)}: clips of frames are not explained as such;"
+            " give one batch of frames (B, 3, H, W), for example images.flatten(0, 1)"
+        )
+    if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
+        raise InputError(
+            f"{what} has shape {tuple(images.shape)} and type {images.dtype}:"
+            " expected normalised floating point images of shape (B, 3, H, W)"
+        )
+    if images.shape[0] == 0:
+        raise InputError(f"{what} is an empty batch: give at least one image")

@@ -1,0 +1,247 @@
+"""A model as everything here sees it: what runs, where its layers are, how its output is read and drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from ..base.allowed import AUTO
+from ..base.errors import InputError
+from ..engine.checks import Checks
+from ..engine.frozen import frozen_for_explaining
+from ..engine.heads import ANY_MODEL, HeadReader, named_classes
+from ..engine.methods import DEFAULT_EPSILON
+from ..engine.recipe import PLAIN, Recipe, layer_names, site_of
+from ..engine.spatial_layers import SpatialLayer, last_spatial_layer
+from ..engine.targets import Target
+from ..engine.towers import Grid, unwrapped
+from ..engine.towers.tower import Tower, tower_of
+from ..judge.candidates import NO_MAPS, MapLayers, map_layers, shortlist
+from ..judge.choosing import InParts, TriedDetector
+from ..judge.verdict import Choice
+from .capture import Capture, Request, capture
+from .explanation import UNKNOWN_LOOK, Look
+from .images import Batch
+from .precision import FP32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subject:
+    """A model to be explained. Made by `subject_of`; the costly part, its tower, is kept with the model.
+
+    Args:
+        tower: where layers are named, see `Tower`; `tower.model` is what runs.
+        predict: a batch → the model's output, as `head` reads it.
+        grid: height and width of an image → its patches; None for a convolutional network.
+        noise: a few images, to see what runs in a forward pass.
+        recipe: which map, where a call names none; an open one is left to a trial.
+        says_nothing: nothing of the recipe was named, not even "auto".
+        choice: how the map was chosen, if it was.
+        check_range: gets the least and the largest value of the images, and may refuse them.
+        name: of the detector, in errors.
+    """
+
+    tower: Tower
+    predict: Callable[[Batch], Any]
+    head: HeadReader
+    grid: Callable[[int, int], Grid | None]
+    noise: Callable[[], Tensor]
+    look: Look = UNKNOWN_LOOK
+    recipe: Recipe = field(default_factory=Recipe)
+    target: Target = "predicted"
+    pp_epsilon: float = DEFAULT_EPSILON
+    precision: str = FP32
+    says_nothing: bool = False
+    choice: Choice | None = None
+    check_range: Callable[[float, float], None] | None = None
+    name: str = ""
+
+    def as_subject(self) -> Subject:
+        """Itself, as any detector."""
+        return self
+
+    def predict_noise(self) -> Any:
+        """A forward pass on noise."""
+        return self.predict({"image": self.noise()})
+
+    def default_layers(self) -> tuple[str, ...]:
+        """The layers explained where none is named: the tower's last block, or else `default_spatial`."""
+        return self.tower.blocks[-1:] or (self.default_spatial().name,)
+
+    def default_spatial(self) -> SpatialLayer:
+        """The last activation on a grid that the score depends on. A forward pass finds it, once. Raises InputError."""
+
+        def find() -> SpatialLayer:
+            with frozen_for_explaining(self.tower.model, self.tower.structure):
+                return last_spatial_layer(self.tower.module, self.predict_noise)
+
+        try:
+            return self.tower.once("default layer", find)
+        except InputError as error:
+            if not self.name or str(error).startswith(self.name):
+                raise
+            raise InputError(f"{self.name}: {error}") from error
+
+    def map_layers(self) -> MapLayers:
+        """Where a network without blocks may be read: a forward pass finds it, once. With blocks, nothing."""
+
+        def find() -> MapLayers:
+            if self.tower.blocks:
+                return NO_MAPS
+            default = self.default_layers()[-1]
+            with frozen_for_explaining(self.tower.model, self.tower.structure):
+                return map_layers(self.tower.module, default, self.predict_noise)
+
+        return self.tower.once("map layers", find)
+
+    def candidates(self, named: Recipe | None = None) -> list[Recipe]:
+        """The maps worth trying, the one to fall back on first; what `named` leaves open is filled in."""
+        named = self.recipe if named is None else named
+        return shortlist(self.tower, self.map_layers(), named if named.is_open else Recipe.open())
+
+    def drawn(self) -> Recipe:
+        """The recipe with nothing left open: of what leaves a choice the first candidate, until a trial was made.
+
+        Where nothing of it was named it is Grad-CAM at the last block.
+        """
+        if not self.recipe.is_open:
+            return self.recipe
+        return self.recipe.closed() if self.says_nothing else self.recipe.using(self.candidates()[0])
+
+    def recipe_for(self, layers: Any, method: str | None, site: str | None, backward: str | None) -> Recipe:
+        """The recipe of a call that names these, with nothing left open; what it does not name is as in `recipe`."""
+        names, recipe = layer_names(layers), self.recipe
+        if method == AUTO and not names and (self.says_nothing or not recipe.is_open):
+            recipe = self.choice.used if self.choice else self.candidates()[0]
+        elif not recipe.is_open or (not names and method in (None, AUTO)):
+            recipe = self.drawn()
+        else:
+            recipe = recipe.closed()
+        method = recipe.method if method in (None, AUTO) else method
+        return Recipe(method, names or recipe.layers, site or recipe.site, backward or recipe.backward)
+
+    def recipes_for(self, recipes: Any, *named: Any) -> list[Recipe]:
+        """The recipes of a call that gives `recipes`, or else what `recipe_for` takes. Raises InputError for both."""
+        if recipes is None:
+            return [self.recipe_for(*named)]
+        if any(each is not None for each in named):
+            raise InputError("recipes stand instead of layers, method, site and backward: give one or the other")
+        found = [Recipe.of(each) for each in ([recipes] if isinstance(recipes, (Recipe, str)) else recipes)]
+        if not found:
+            raise InputError("recipes is empty: give at least one, such as Recipe('hirescam', layers=-1)")
+        return found
+
+    def resolved(self, recipe: Recipe) -> Recipe:
+        """`recipe` with its layers named, its site and its backward rule. Raises InputError for an open one."""
+        if recipe.is_open:
+            raise InputError(f"recipe {recipe} leaves its map open: choose(model, images) gives one that is closed")
+        backward = PLAIN if recipe.backward == AUTO else recipe.backward
+        site = site_of(recipe.method, backward) if recipe.site == AUTO else recipe.site
+        return Recipe(recipe.method, recipe.layers or self.default_layers(), site, backward)
+
+    def capture(
+        self,
+        batch: Batch,
+        recipes: Sequence[Recipe],
+        target: Target,
+        size: tuple[int, int] | None = None,
+        completeness: bool = False,
+        checks: Checks | None = None,
+    ) -> Capture:
+        """One pass for recipes of one backward rule. `size` of the normalised maps, the image's where it is None."""
+        image = batch["image"]
+        height, width = image.shape[2:]
+        request = Request(
+            recipes=recipes,
+            target=target,
+            size=size or (height, width),
+            label=batch.get("label"),
+            completeness=completeness,
+            precision=self.precision,
+            pp_epsilon=self.pp_epsilon,
+        )
+        head = self.head._replace(batch=len(image))
+        return capture(self.tower, partial(self.predict, batch), head, self.grid(height, width), request, checks)
+
+    def margins(self, images: Tensor) -> Tensor:
+        """(N,) float32: fake − real of each of the images (N, 3, H, W)."""
+        with frozen_for_explaining(self.tower.model, self.tower.structure), torch.no_grad():
+            prediction, head = self.head._replace(batch=len(images)).read(self.predict({"image": images}))
+        return head.margin(prediction["cls"].float())
+
+    def tried(self, in_parts: InParts[Any], between: Callable[[], None] = lambda: None) -> TriedDetector:
+        """The model as a trial asks it; `between` is called before each batch of margins, and may raise."""
+
+        def margins(images: Tensor) -> Tensor:
+            def work(part: slice) -> Tensor:
+                between()
+                return self.margins(images[part])
+
+            return torch.cat(in_parts(work, len(images))) if len(images) else torch.empty(0)
+
+        def captured(images: Tensor, target: Sequence[str], recipes: Sequence[Recipe]) -> Capture:
+            grid = self.grid(images.shape[2], images.shape[3])
+            size = None if grid is None else (grid.rows, grid.columns)
+            return self.capture({"image": images}, recipes, list(target), size)
+
+        return TriedDetector(captured, margins, in_parts)
+
+
+@runtime_checkable
+class HasSubject(Protocol):
+    """A detector that says itself how it is explained."""
+
+    def as_subject(self) -> Subject:
+        """This detector as a `Subject`."""
+        ...
+
+
+def subject_of(
+    model: Any,
+    images: Tensor | None = None,
+    forward: Callable[[Tensor], Any] | None = None,
+    classes: Any = None,
+) -> Subject:
+    """The subject that a detector of ours, a loaded detector, or any module is.
+
+    Args:
+        model: of a model in DataParallel, DistributedDataParallel or torch.compile the module inside is meant.
+        images: (B, 3, H, W), to see what runs where a plain module has to be looked at.
+        forward: runs the model on images, where `model(images)` does not.
+        classes: of the logits, in their order, as for `engine.heads.named_classes`.
+
+    Raises:
+        InputError: not a model, a network of no known family, or unusable `classes`.
+    """
+    if isinstance(model, nn.Module):
+        model = unwrapped(model)
+    elif not isinstance(model, HasSubject):
+        raise InputError(f"model is {type(model).__name__}: give a torch.nn.Module that returns logits, or a detector")
+    head = None if classes is None else named_classes(classes, "classes")
+    if isinstance(model, HasSubject):
+        subject = model.as_subject()
+        changes: dict[str, Any] = {}
+        if forward is not None:
+            changes["predict"] = lambda batch: forward(batch["image"])
+        if head is not None:
+            changes["head"] = subject.head._replace(classes=head)
+        return replace(subject, **changes)
+    tower = tower_of(model)
+    run = forward or model
+    return Subject(
+        tower=tower,
+        predict=lambda batch: run(batch["image"]),
+        head=ANY_MODEL._replace(detector=type(model).__name__, classes=head),
+        grid=tower.grid,
+        noise=lambda: torch.randn(1, 3, 224, 224).to(device_of(model)) if images is None else images[:1],
+    )
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the weights are; the CPU for a model without any."""
+    return next((each.device for each in model.parameters() if each.device.type != "meta"), torch.device("cpu"))

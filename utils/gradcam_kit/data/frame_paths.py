@@ -67,10 +67,7 @@ def _candidates(path: str, root: Path | None) -> list[Prefix]:
 
 def _plain(path: str) -> str:
     """With `/` throughout and no `./` in front, for files made on Windows."""
-    path = path.replace("\\", "/")
-    while path.startswith("./"):
-        path = path[2:].lstrip("/")
-    return path
+    return re.sub(r"^(\./+)+", "", path.replace("\\", "/"))
 
 
 def mask_path(frame_path: str) -> str:

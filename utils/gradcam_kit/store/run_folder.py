@@ -76,7 +76,7 @@ class RunFolder:
                 f"--resume: {found} is of another run: {'; '.join(differences[:3])}{more};"
                 " give the first run's settings, or another --gradcam_output_dir, or --overwrite to begin again"
             )
-        earlier = replace(earlier, top_files=_united(earlier.top_files, manifest.top_files))
+        earlier = replace(earlier, top_files=list(dict.fromkeys((*earlier.top_files, *manifest.top_files))))
         if found.name == FINISHED:
             _tidy(path, earlier.datasets)
             return cls(path, earlier, True, lock)
@@ -119,10 +119,6 @@ class RunFolder:
 def now() -> str:
     """The time as a manifest has it."""
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
-
-
-def _united(*lists: Iterable[str]) -> list[str]:
-    return list(dict.fromkeys(name for names in lists for name in names))
 
 
 def _tidy(path: Path, datasets: Iterable[str]) -> None:

@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.engine import Logits, without_torchvision
 from utils.gradcam_kit.base.allowed import SITES
 from utils.gradcam_kit.base.files import TRAINING_FOLDER
-from utils.gradcam_kit.data.frames import evenly_spaced
+from utils.gradcam_kit.data.frame import evenly_spaced
 from utils.gradcam_kit.data.readers import read_dataset
 from utils.gradcam_kit.engine.layers import block_names
 from utils.gradcam_kit.engine.maps import normalise

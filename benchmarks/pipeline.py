@@ -28,7 +28,8 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from utils.gradcam_kit.data.frames import Batch, Frame, frame_loader
+from utils.gradcam_kit.data.frame import Frame
+from utils.gradcam_kit.data.frames import Batch, frame_loader
 from utils.gradcam_kit.data.readers import read_dataset
 from utils.gradcam_kit.drawing.overlays import encode, layer_images
 from utils.gradcam_kit.model.detector import LoadedDetector

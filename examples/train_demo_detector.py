@@ -32,8 +32,8 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from detectors.clip_detector_gradcam import CLIPDetectorWithGradCAM
+from utils.gradcam_kit.data.frame import DataSettings, Frame
 from utils.gradcam_kit.data.frame_paths import mask_path
-from utils.gradcam_kit.data.frames import DataSettings, Frame
 from utils.gradcam_kit.data.images import decode_image
 from utils.gradcam_kit.data.readers import read_dataset
 from utils.gradcam_kit.judge.detection_metrics import DetectionMetrics, detection_metrics
@@ -182,7 +182,11 @@ class Setup(NamedTuple):
 def setup(config: dict[str, Any], data: Path, workers: int) -> Setup:
     labels = yaml.safe_load((ROOT / "config" / "test_config.yaml").read_text(encoding="utf-8"))["label_dict"]
     settings = DataSettings(
-        data / "dataset_json", data, labels, config["compression"], None, "even", config["resolution"]
+        json_folder=data / "dataset_json",
+        root=data,
+        label_dict=labels,
+        compression=config["compression"],
+        resolution=config["resolution"],
     )
     architecture = config["backbone_config"]["architecture"]
     frames = {split: read_dataset("demo", settings, split) for split in ("train", "val")}

@@ -35,7 +35,7 @@ from detectors.clip_detector_gradcam import CLIPDetectorWithGradCAM
 from examples.make_demo_data import Video, draw_video
 from examples.synthetic_forgeries import KINDS
 from utils.gradcam_kit.base.files import TRAINING_FOLDER
-from utils.gradcam_kit.data.frames import evenly_spaced
+from utils.gradcam_kit.data.frame import evenly_spaced
 from utils.gradcam_kit.model.detector import LoadedDetector
 from utils.gradcam_kit.model.load import load_detector
 from utils.gradcam_kit.settings.config import detector_settings

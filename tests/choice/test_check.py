@@ -18,6 +18,7 @@ from tests.helpers.references.known_evidence import (
     flat_image,
     normalised,
 )
+from utils.gradcam_kit.base.typed import Misfit, builtins, fit
 from utils.gradcam_kit.engine.recipe import Recipe
 from utils.gradcam_kit.judge.check import (
     ARTEFACT,
@@ -109,7 +110,7 @@ def test_checks_of_a_right_and_of_a_wrong_map() -> None:
         assert right.random == pytest.approx(float(falls[i]) * hit, abs=1e-3 * float(falls[i]))
         assert right.mass == pytest.approx((15 * 0.1 + 1) / float(margins[i]), rel=1e-4)
         assert right.votes is not None and wrong.votes is not None and right.votes > wrong.votes
-        assert right.others is None and MapCheck.from_json(json.loads(json.dumps(right._asdict()))) == right
+        assert right.others is None and fit(json.loads(json.dumps(builtins(right))), MapCheck) == right
 
 
 def test_votes_by_hand() -> None:
@@ -132,7 +133,8 @@ def test_votes_by_hand() -> None:
 
 
 def test_the_word_must_be_one() -> None:
-    values = {**MapCheck(WEAK, 1.0, 0.0, 0.0, None, None, None)._asdict(), "word": "fine"}
-    with pytest.raises(ValueError, match="fine"):
-        MapCheck.from_json(values)
+    values = {"margin": 1.0, "fall": 0.0, "random": 0.0, "mass": None, "votes": None, "others": None}
+    assert fit({**values, "word": WEAK}, MapCheck).word == WEAK
+    with pytest.raises(Misfit, match="fine"):
+        fit({**values, "word": "fine"}, MapCheck)
     assert np.isfinite(support(1.0, 0.0, 1e-30, 0.0))

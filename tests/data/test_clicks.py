@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from utils.gradcam_kit.base.errors import InputError
-from utils.gradcam_kit.data.frames import Frame
+from utils.gradcam_kit.data.frame import Frame
 from utils.gradcam_kit.data.masks.clicks import Clicks
 from utils.gradcam_kit.data.masks.mask_folder import MaskFolder
 

@@ -14,7 +14,7 @@ import pytest
 from tests.helpers.paths import ROOT
 from utils.gradcam_kit.base.errors import InputError
 from utils.gradcam_kit.data.folder_dataset import counted, dataset_name, is_path, named_masks, read_labelled
-from utils.gradcam_kit.data.frames import DataSettings
+from utils.gradcam_kit.data.frame import DataSettings
 from utils.gradcam_kit.data.readers import read_dataset, reader_of
 from utils.gradcam_kit.measure.samples import find_evidence
 
@@ -26,7 +26,7 @@ def image(path: Path) -> str:
 
 
 def settings(path: Path, frame_num: int | None = None) -> DataSettings:
-    return DataSettings(path.parent, None, {}, "c23", frame_num, "even", 8, folders={dataset_name(path): path})
+    return DataSettings(json_folder=path.parent, frame_num=frame_num, folders={dataset_name(path): path})
 
 
 def test_real_and_fake_with_videos_as_subfolders(tmp_path: Path) -> None:
@@ -143,6 +143,12 @@ def test_another_image_is_another_dataset(tmp_path: Path) -> None:
     assert reader_of("faces", how).sha256("faces", how) != before
 
 
+def test_listing_a_dataset_loads_neither_torch_nor_opencv() -> None:
+    code = "import sys, utils.gradcam_kit.data.dataset_json; print({'torch', 'cv2', 'numpy'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
+
+
 def test_the_hosts_json_from_a_folder(tmp_path: Path) -> None:
     one, two = image(tmp_path / "faces" / "real" / "x.png"), image(tmp_path / "faces" / "fake" / "v" / "0.png")
     call = [
@@ -161,7 +167,7 @@ def test_the_hosts_json_from_a_folder(tmp_path: Path) -> None:
             "real": {"train": {}, "val": {}, "test": {"x": {"label": "real", "frames": [one]}}},
         }
     }
-    how = DataSettings(tmp_path, None, {"fake": 1, "real": 0}, "c23", None, "even", 8)
+    how = DataSettings(json_folder=tmp_path, label_dict={"fake": 1, "real": 0})
     assert [frame.path for frame in read_dataset("mine", how)] == [two, one]
     again = subprocess.run(call, cwd=ROOT, capture_output=True, text=True, check=False)
     assert again.returncode == 2 and "is there already" in again.stderr and again.stderr.count("\n") == 1

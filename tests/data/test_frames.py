@@ -18,9 +18,11 @@ import torch
 
 from tests.helpers.datasets import data_settings
 from utils.gradcam_kit.base.errors import InputError
-from utils.gradcam_kit.data.dataset_json import COMPRESSED, dataset_names
+from utils.gradcam_kit.data.dataset_json import dataset_names
+from utils.gradcam_kit.data.dataset_names import COMPRESSED
+from utils.gradcam_kit.data.frame import Frame
 from utils.gradcam_kit.data.frame_paths import landmark_path, mask_path
-from utils.gradcam_kit.data.frames import Batch, Frame, frame_loader
+from utils.gradcam_kit.data.frames import Batch, frame_loader
 from utils.gradcam_kit.data.readers import read_dataset
 
 
@@ -277,9 +279,12 @@ SHAPES = [
     ({"Celeb": {"r": {"test": {"v": {**video, "frames": "a"}}}}}, r"'v' > 'frames': expected a list, found a string"),
     (
         {"Celeb": {"r": {"test": {"v": {**video, "frames": ["a", 5]}}}}},
-        r"'frames' > '1': expected a path, found a number",
+        r"'frames' > '1': expected a string that is not empty, found a number",
     ),
-    ({"Celeb": {"r": {"test": {"v": {**video, "frames": [""]}}}}}, r"'frames' > '0': expected a path, found an empty"),
+    (
+        {"Celeb": {"r": {"test": {"v": {**video, "frames": [""]}}}}},
+        r"'frames' > '0': expected a string that is not empty, found an empty",
+    ),
     (
         {"Celeb": {"r": {"test": {"v": {**video, "frames": []}}}}},
         r"no video of the split 'test' of 'Celeb' holds a frame",

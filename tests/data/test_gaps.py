@@ -8,7 +8,7 @@ import pytest
 
 from tests.helpers.datasets import data_settings
 from utils.gradcam_kit.base.errors import InputError
-from utils.gradcam_kit.data.frames import Frame
+from utils.gradcam_kit.data.frame import Frame
 from utils.gradcam_kit.data.gaps import absent_frames, forgery_gaps, read_gaps, write_gaps
 from utils.gradcam_kit.data.readers import read_dataset
 

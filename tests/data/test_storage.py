@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ import pytest
 
 from tests.helpers.fake_run import Row, sample_of
 from utils.gradcam_kit.base.errors import InputError
+from utils.gradcam_kit.data.frame import DataSettings
 from utils.gradcam_kit.data.frame_paths import landmark_path, mask_path
-from utils.gradcam_kit.data.frames import DataSettings, frame_loader
+from utils.gradcam_kit.data.frames import frame_loader
 from utils.gradcam_kit.data.images import UnreadableImage
 from utils.gradcam_kit.data.masks.annotations import face_points, read_landmarks, read_mask
 from utils.gradcam_kit.data.readers import read_dataset
@@ -65,7 +67,7 @@ def make_lmdb(folder: Path, json_style: str, key_style: str) -> DataSettings:
     environment.close()
     (folder / "json").mkdir()
     (folder / "json" / "FF-DF.json").write_text(json.dumps({"FF-DF": entries}))
-    return DataSettings(folder / "json", None, LABELS, "c23", None, "even", 40, folder / "lmdb")
+    return DataSettings(json_folder=folder / "json", label_dict=LABELS, resolution=40, lmdb_dir=folder / "lmdb")
 
 
 def sample_at(path: str) -> Sample:
@@ -129,7 +131,7 @@ def test_the_key_of_mask_and_landmarks_keeps_its_separators() -> None:
 
 
 def test_no_lmdb_and_no_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = make_lmdb(tmp_path, "windows", "windows")._replace(lmdb_dir=tmp_path)
+    settings = replace(make_lmdb(tmp_path, "windows", "windows"), lmdb_dir=tmp_path)
     with pytest.raises(InputError, match=r"no LMDB of dataset 'FF-DF': .*FaceForensics\+\+_lmdb.*lmdb_dir"):
         read_dataset("FF-DF", settings)
     monkeypatch.setitem(sys.modules, "lmdb", None)

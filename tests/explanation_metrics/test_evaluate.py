@@ -20,7 +20,7 @@ from tests.helpers.datasets import DataTree
 from tests.helpers.detectors import PIXELS
 from tests.helpers.references.known_evidence import DECOY, EVIDENCE, GRID, evidence_tree, patch
 from utils.gradcam_kit.base.allowed import METHOD_NAMES
-from utils.gradcam_kit.data.frames import Frame
+from utils.gradcam_kit.data.frame import Frame
 from utils.gradcam_kit.data.readers import read_dataset
 from utils.gradcam_kit.engine.recipe import Recipe
 from utils.gradcam_kit.measure.comparison import ALL, Row

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -11,7 +12,7 @@ import pytest
 
 from tests.helpers.datasets import DataTree
 from tests.helpers.detectors import PIXELS
-from utils.gradcam_kit.data.frames import DataSettings, Frame, evenly_spaced
+from utils.gradcam_kit.data.frame import DataSettings, Frame, evenly_spaced
 from utils.gradcam_kit.data.readers import read_dataset
 from utils.gradcam_kit.measure.dataset_evaluation import sample_notes
 from utils.gradcam_kit.measure.samples import (
@@ -112,8 +113,10 @@ def test_counterparts_in_the_naming_of_faceforensics(tmp_path: Path) -> None:
         },
     }
     (tmp_path / "toy.json").write_text(json.dumps({"toy": labels}))
-    settings = DataSettings(tmp_path, tmp_path, {"FF-real": 0, "FF-DF": 1}, "c23", 1, "even", 64)
-    fakes = [frame for frame in read_dataset("toy", settings._replace(frame_num=None)) if frame.label]
+    settings = DataSettings(
+        json_folder=tmp_path, root=tmp_path, label_dict={"FF-real": 0, "FF-DF": 1}, frame_num=1, resolution=64
+    )
+    fakes = [frame for frame in read_dataset("toy", replace(settings, frame_num=None)) if frame.label]
     paths = [RealCounterparts(settings).path(fake) for fake in fakes]
     assert paths[0] is not None and paths[0].endswith("r/frames/000/024.png") and paths[1] is None
 

@@ -14,12 +14,12 @@ import atheris  # type: ignore[import-untyped,import-not-found,unused-ignore]  #
 
 with atheris.instrument_imports(include=["utils", "PIL", "json"]):
     from utils.gradcam_kit.base.errors import InputError
-    from utils.gradcam_kit.data.frames import DataSettings
+    from utils.gradcam_kit.data.frame import DataSettings
     from utils.gradcam_kit.data.images import UnreadableImage, decode_image
     from utils.gradcam_kit.data.readers import read_dataset
 
 FOLDER = Path(tempfile.mkdtemp())
-SETTINGS = DataSettings(FOLDER, None, {"r": 0, "f": 1}, "c23", 8, "even", 224)
+SETTINGS = DataSettings(json_folder=FOLDER, label_dict={"r": 0, "f": 1}, frame_num=8)
 
 
 def image(data: bytes) -> None:

@@ -29,7 +29,7 @@ from tests.helpers.datasets import data_settings
 from tests.helpers.detectors import tiny_config
 from tests.helpers.weights import load_weights
 from utils.gradcam_kit.base.errors import InputError
-from utils.gradcam_kit.data.frames import Frame
+from utils.gradcam_kit.data.frame import Frame
 from utils.gradcam_kit.data.images import UnreadableImage, decode_image
 from utils.gradcam_kit.data.masks.annotations import read_landmarks
 from utils.gradcam_kit.data.readers import read_dataset

@@ -17,7 +17,7 @@ from tests.fuzz.harness import CASES, SECONDS, Outcome, at_most, fuzzed, mutate
 from tests.helpers.fake_run import Row, image_of, layer_image, sample_of, some_rows, write_run
 from tests.helpers.fake_run import some_manifest as manifest
 from utils.gradcam_kit.base.errors import InputError
-from utils.gradcam_kit.data.frames import Frame
+from utils.gradcam_kit.data.frame import Frame
 from utils.gradcam_kit.data.stamps import Stamp
 from utils.gradcam_kit.report.page import render, write_report
 from utils.gradcam_kit.run.predictions import Predictions
@@ -105,7 +105,7 @@ def half(tmp_path_factory: pytest.TempPathFactory) -> Half:
             layer = layer_image("a", image_of(row), np.eye(4, dtype=np.float32), np.eye(4, dtype=np.float32))
             sample = sample_of(row, [layer])
             real, fake = predictions.logits[index].tolist()
-            sample = replace(sample, logits=(real, fake), prob_fake=float(predictions.prob_fake[index]))
+            sample = replace(sample, logit_real=real, logit_fake=fake, prob_fake=float(predictions.prob_fake[index]))
             drawn = Drawn(sample, image_of(row), [layer])
             write_sample(folder / "run" / "toy" / f"sample{index}", drawn)
     return Half(folder / "run", frames, predictions)

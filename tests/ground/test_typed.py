@@ -8,8 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 import pytest
 
-from utils.gradcam_kit.base.errors import InputError
-from utils.gradcam_kit.base.typed import Count, Filled, Number, Share, builtins, convert
+from utils.gradcam_kit.base.typed import Count, Filled, Misfit, Number, Share, builtins, fit, with_nan
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +30,7 @@ class Run:
     names: list[Filled] = field(default_factory=list)
     free: dict[str, Any] = field(default_factory=dict)
     maybe: Number | None = None
+    later: dict[str, Weights] | None = None
 
     def __post_init__(self) -> None:
         if self.batch == 13:
@@ -40,7 +40,7 @@ class Run:
 def test_what_fits() -> None:
     values = {"batch": 3, "weights": {"path": "a"}, "each": {"ö\udcff": {"path": "b", "sha256": "c"}}, "number": 2,
               "several": [{"path": "\udcff"}], "free": {"a": object}, "mood": "good"}  # fmt: skip
-    run = convert(values, Run, "f")
+    run = fit(values, Run)
     assert run == Run(
         batch=3, weights=Weights("a"), each={"ö\udcff": Weights("b", "c")}, number=2.0, several=(Weights("\udcff"),),
         free={"a": object},
@@ -72,33 +72,50 @@ def test_what_fits() -> None:
         ({"counts": {"a": 1, "b": -1}}, "f: counts is {'a': 1, 'b': -1}; allowed: a mapping"),
         ({"names": ["a", 1]}, "f: names: 1 is 1; allowed: a string that is not empty"),
         ({"names": ["a", ""]}, "f: names: 1 is ''; allowed: a string that is not empty"),
+        ({"later": {"b": {"sha256": ""}}}, "f: later.b: the field path is missing"),
         ({"free": {3: 4}}, "f: free is {3: 4}; allowed: a mapping"),
         ({"btach": 3}, "f: the field 'btach' is unknown; did you mean 'batch'?"),
-        ({3: 4}, "f: is {'batch': 1, 3: 4}; allowed: a mapping"),
+        ({3: 4}, "f: it is {'batch': 1, 3: 4}; allowed: a mapping"),
     ],
 )
 def test_what_does_not_fit(changes: dict[Any, Any], says: str) -> None:
-    with pytest.raises(InputError) as refused:
-        convert({"batch": 1, **changes}, Run, "f", closed=True)
-    assert str(refused.value).startswith(says)
+    with pytest.raises(Misfit) as refused:
+        fit({"batch": 1, **changes}, Run, closed=True)
+    assert refused.value.text("f").startswith(says)
+
+
+def test_a_row_of_a_csv() -> None:
+    row = {"batch": "3", "share": "0.25", "more": ""}
+    assert fit(row, Run, text=True) == Run(batch=3, share=0.25)
+    for wrong in ("", "x", "-1", "1.5", "9" * 5000):
+        with pytest.raises(Misfit, match="batch is"):
+            fit({**row, "batch": wrong}, Run, text=True)
+    for wrong in ("nan", "inf", "1e999", "0q49", "2"):
+        with pytest.raises(Misfit, match="share is"):
+            fit({**row, "share": wrong}, Run, text=True)
 
 
 @pytest.mark.parametrize("values", [None, 7, [], "x"])
 def test_what_is_no_mapping(values: Any) -> None:
-    with pytest.raises(InputError, match="f: is .*; allowed: a mapping"):
-        convert(values, Run, "f")
+    with pytest.raises(Misfit) as refused:
+        fit(values, Run)
+    assert refused.value.text("f") == f"f: it is {values!r}; allowed: a mapping"
 
 
 def test_a_reader_may_have_its_own_advice() -> None:
-    with pytest.raises(InputError, match="^f: batch is -1, which no run writes; run again$"):
-        convert({"batch": -1}, Run, "f", foreign="which no run writes; run again")
-    with pytest.raises(InputError, match=r"^f: the field batch is missing; did you mean 'btach'\? allowed"):
-        convert({"btach": 1}, Run, "f")
+    with pytest.raises(Misfit, match="^batch is -1$") as refused:
+        fit({"batch": -1}, Run)
+    assert refused.value.text("f", "which no run writes; run again") == "f: batch is -1, which no run writes; run again"
+    with pytest.raises(Misfit) as refused:
+        fit({"btach": 1}, Run)
+    assert refused.value.text("f", "run again") == "f: the field batch is missing; run again"
+    assert refused.value.text("f").startswith("f: the field batch is missing; did you mean 'btach'? allowed: a whole")
 
 
-def test_a_check_of_the_type_itself_is_reported_with_its_place() -> None:
-    with pytest.raises(InputError, match="f: is .*'batch': 13.*; allowed: another number than 13"):
-        convert({"batch": 13}, Run, "f")
+def test_a_check_of_the_type_itself_says_what_is_allowed() -> None:
+    with pytest.raises(Misfit) as refused:
+        fit({"batch": 13}, Run)
+    assert refused.value.text("f") == "f: it is {'batch': 13}; allowed: another number than 13"
 
 
 class Pair(NamedTuple):
@@ -111,3 +128,5 @@ def test_the_way_back() -> None:
     assert builtins(values) == {
         "a": {"low": 1.0, "high": None}, "b": [{"path": "x", "sha256": ""}, None], "c": {"d": [True, None, "e", 3]},
     }  # fmt: skip
+    assert Pair(**with_nan({"low": 1.0, "high": None})).low == 1.0
+    assert math.isnan(Pair(**with_nan({"low": 1.0, "high": None})).high)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -104,5 +105,5 @@ LABELS = {"FF-real": 0, "FF-DF": 1, "FF-F2F": 1, "Celeb_Real": 0, "Celeb_Fake": 
 
 
 def data_settings(folder: Path, **changes: Any) -> DataSettings:
-    base = DataSettings(folder, folder / "rgb", LABELS, "c23", None, "even", 16)
-    return base._replace(**changes)
+    base = DataSettings(json_folder=folder, root=folder / "rgb", label_dict=LABELS, resolution=16)
+    return replace(base, **changes)

@@ -14,7 +14,7 @@ import numpy as np
 
 from utils.gradcam_kit.drawing.overlays import LayerImage, original_box
 from utils.gradcam_kit.store.journal import checksum
-from utils.gradcam_kit.store.manifest import DatasetRecord, HeatmapCounts, Manifest, Weights
+from utils.gradcam_kit.store.manifest import DatasetRecord, HeatmapCounts, Manifest, Numbers, Weights
 from utils.gradcam_kit.store.sample import LayerFacts, Sample
 from utils.gradcam_kit.store.sample_folder import Drawn, write_sample
 
@@ -78,7 +78,7 @@ def sample_of(row: Row, layers: Sequence[LayerImage] = ()) -> Sample:
     """As the library makes it of an explained frame."""
     return Sample(
         index=row.number, path=row.path, dataset=row.dataset, forgery=row.forgery, video=row.video, label=row.label,
-        logits=(-1.0, 1.0), prob_fake=row.prob_fake, target="predicted (fake)", method="gradcam", site="layer_norm1",
+        prob_fake=row.prob_fake, logit_real=-1.0, logit_fake=1.0, target="predicted (fake)", method="gradcam", site="layer_norm1",
         backward="plain", weights="weights.pth", layers=[LayerFacts.of(layer) for layer in layers],
         original=original_box((PIXELS, PIXELS), 1 + len(layers), False),
     )  # fmt: skip
@@ -105,7 +105,7 @@ def write_tables(folder: Path, rows: Sequence[Row], finished: bool = True) -> No
         config={"model_name": "clip_gradcam", "gradcam_colormap": "jet"},
         weights=Weights("weights.pth", "ab" * 32),
         datasets={name: DatasetRecord(count, "cd" * 32, "ef" * 32) for name, count in frames.items()},
-        heatmaps={name: HeatmapCounts(count) for name, count in frames.items()} if finished else None,
+        heatmaps={name: HeatmapCounts(heatmaps=count) for name, count in frames.items()} if finished else None,
         finished="2024-01-01T01:00:00+00:00",
     ).to_json()
     if finished:
@@ -127,8 +127,7 @@ def some_manifest(**changes: Any) -> Manifest:
             "workers": 2,
             "backbone_config": {"architecture": {"hidden_size": 32}},
         },
-        "batch_size": 5,
-        "seed": 7,
+        "settings": Numbers(5, 7),
         "weights": Weights("best.pth", "ab" * 32),
         "datasets": {"toy": DatasetRecord(24, "cd" * 32, "ef" * 32)},
         "options": {"precision": "fp32", "resume": False, "views": [None, False, False]},

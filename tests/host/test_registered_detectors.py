@@ -19,7 +19,7 @@ from detectors import Registry
 from detectors.gradcam_registered import register_all, with_gradcam
 from tests.helpers.detectors import ARCHITECTURE, tiny_detector
 from utils.gradcam_kit.base.errors import InputError
-from utils.gradcam_kit.data.frames import Frame
+from utils.gradcam_kit.data.frame import Frame
 from utils.gradcam_kit.engine.layers import LayerError
 from utils.gradcam_kit.model.clip_tower import KNOWN_TOWERS
 from utils.gradcam_kit.model.detector import LoadedDetector

@@ -14,12 +14,23 @@ from utils.gradcam_kit.base.errors import InputError
 from utils.gradcam_kit.engine.recipe import Recipe
 from utils.gradcam_kit.judge.check import MapCheck
 from utils.gradcam_kit.judge.verdict import Choice
-from utils.gradcam_kit.store.manifest import DatasetRecord, HeatmapCounts, Manifest, Weights, datasets_of, read_manifest
+from utils.gradcam_kit.store.manifest import (
+    DatasetRecord,
+    HeatmapCounts,
+    Manifest,
+    Numbers,
+    Vanished,
+    Weights,
+    datasets_of,
+    read_manifest,
+)
 from utils.gradcam_kit.store.sample import LayerFacts
 
 FINISHED = {
     "finished": "2024-01-01T01:00:00+00:00",
-    "heatmaps": {"toy": HeatmapCounts(3, {"a": 1}, [4], [(5, "no such file")])},
+    "heatmaps": {
+        "toy": HeatmapCounts(heatmaps=3, empty_maps={"a": 1}, non_finite=[4], vanished=[Vanished(5, "no such file")])
+    },
 }
 
 
@@ -67,7 +78,7 @@ MISSING = object()
         (("weights", "sha256"), MISSING, "weights: the field sha256 is missing"),
         (("settings", "seed"), -1, "settings: seed is -1, which no run writes"),
         (("datasets",), ["toy"], "datasets is ['toy'], which no run writes"),
-        (("datasets", "../up"), {}, "datasets is {'toy'"),
+        (("datasets", "../up"), {"frames": 1, "json_sha256": "", "frames_sha256": ""}, "datasets is {'toy'"),
         (("datasets", "toy", "frames"), "24", "datasets.toy: frames is '24', which no run writes"),
         (("datasets", "toy", "frames"), MISSING, "datasets.toy: the field frames is missing"),
         (("top_files",), ["/etc/passwd"], "top_files is ['/etc/passwd'], which no run writes"),
@@ -77,7 +88,7 @@ MISSING = object()
         (("heatmaps",), {}, "heatmaps: the field toy is missing"),
         (("heatmaps", "other"), {}, "heatmaps: the field 'other' is unknown"),
         (("heatmaps", "toy", "empty_maps"), {"a": "one"}, "heatmaps.toy: empty_maps is {'a': 'one'}, which no run"),
-        (("heatmaps", "toy", "vanished"), [{"index": 5}], "heatmaps.toy.vanished: the field reason is missing"),
+        (("heatmaps", "toy", "vanished"), [{"index": 5}], "heatmaps.toy.vanished.0: the field reason is missing"),
     ],
 )
 def test_a_foreign_manifest_is_refused_by_file_and_field(
@@ -110,7 +121,7 @@ def test_what_tells_two_runs_apart() -> None:
     before = manifest()
     assert manifest().differences(before) == []
     for changes, says in (
-        ({"seed": 8}, "settings.seed was 7 and is 8"),
+        ({"settings": Numbers(5, 8)}, "settings.seed was 7 and is 8"),
         ({"device": "cuda"}, "device was 'cpu' and is 'cuda'"),
         ({"weights": None}, "weights.path was 'best.pth' and is None"),
         ({"weights": Weights("best.pth", "cd" * 32)}, "weights.sha256 was"),
@@ -147,10 +158,20 @@ def test_the_heatmaps_of_an_earlier_version_were_not_checked() -> None:
 
 
 def test_counts_of_several_ranks_are_one() -> None:
-    check = MapCheck("weak", 2.0, 0.1, 0.0, 1.0, 0.5, None)
-    layers = [LayerFacts("a", 0, 1, 1, False, False, check=check), LayerFacts("b", 0, 0, 0, True, True)]
-    ranks = HeatmapCounts(non_finite=[9, 4]), HeatmapCounts(non_finite=[1], vanished=[(8, "gone")])
+    check = MapCheck(word="weak", margin=2.0, fall=0.1, random=0.0, mass=1.0, votes=0.5, others=None)
+    values: Any = {"raw_minimum": 0.0, "raw_maximum": 1.0, "signed_extreme": 1.0}
+    layers = [
+        LayerFacts(name="a", empty=False, drawn_empty=False, check=check, **values),
+        LayerFacts(name="b", empty=True, drawn_empty=True, **values),
+    ]
+    ranks = HeatmapCounts(non_finite=[9, 4]), HeatmapCounts(non_finite=[1], vanished=[Vanished(8, "gone")])
     ranks[0].add_sample(layers)
     ranks[1].add_sample(layers)
-    ranks[1].add_sample([layers[1], layers[0]._replace(empty=True)])
-    assert HeatmapCounts.merged(ranks) == HeatmapCounts(3, {"a": 1, "b": 3}, [1, 4, 9], [(8, "gone")], {"weak": 3})
+    ranks[1].add_sample([layers[1], replace(layers[0], empty=True)])
+    assert HeatmapCounts.merged(ranks) == HeatmapCounts(
+        heatmaps=3,
+        empty_maps={"a": 1, "b": 3},
+        checks={"weak": 3},
+        non_finite=[1, 4, 9],
+        vanished=[Vanished(8, "gone")],
+    )

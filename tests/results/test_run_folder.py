@@ -28,7 +28,7 @@ from tests.helpers.watch import PRIVATE_MOUNTS
 from utils.gradcam_kit.base.errors import InputError, RunError
 from utils.gradcam_kit.base.files import write_json
 from utils.gradcam_kit.store.journal import Journal
-from utils.gradcam_kit.store.manifest import DatasetRecord, HeatmapCounts
+from utils.gradcam_kit.store.manifest import DatasetRecord, HeatmapCounts, Numbers
 from utils.gradcam_kit.store.run_folder import RunFolder
 
 READ_ONLY = (
@@ -275,7 +275,7 @@ def test_a_finished_run_is_resumed_by_doing_nothing(tmp_path: Path) -> None:
         assert folder.manifest.top_files == ["metrics.json", "index.html", "new.json"]
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.*")} == before
     with pytest.raises(InputError, match="is of another run: settings.seed was 7 and is 8; give the first run's"):
-        RunFolder.open(tmp_path, manifest(seed=8), resume=True)
+        RunFolder.open(tmp_path, manifest(settings=Numbers(5, 8)), resume=True)
     with pytest.raises(InputError, match="holds an earlier run; give another --gradcam_output_dir, --resume or"):
         RunFolder.open(tmp_path, manifest())
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -130,7 +130,7 @@ class LiveDetector:
             "logits": explanation.logits[0].tolist(),
             "map": word,
             "raw_maximum": float(maps.raw[0].max()),
-            "check": check._asdict(),
+            "check": asdict(check),
             "weights": self.detector.settings.weights_name,
             "weights_sha256": self.detector.weights_sha256,
         }

@@ -32,6 +32,11 @@ def one_line(text: object) -> str:
     return "".join(letter if letter.isprintable() else "?" for letter in line[:160])
 
 
+def is_plain_name(name: str) -> bool:
+    """Whether it can be the name of a file in a folder, which leads nowhere else."""
+    return name.isprintable() and not {"/", "\\"} & set(name) and name not in ("", ".", "..")
+
+
 def shortened(text: str, longest: int = 80) -> str:
     """At most `longest` characters of `text`; the middle goes first, since names often differ at their ends."""
     return text if len(text) <= longest else f"{text[: longest - 11]}...{text[-8:]}"

@@ -9,13 +9,13 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar
 
 import msgspec
 from msgspec import Meta, inspect
 
-from .errors import InputError, did_you_mean
+from .errors import did_you_mean
 from .text import shortened
 
 T = TypeVar("T")
@@ -28,7 +28,7 @@ Filled = Annotated[str, Meta(min_length=1)]
 VALUE, MISSING, UNKNOWN = "value", "missing", "unknown"
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class Misfit(ValueError):
     """The one value that is not of its type. `place`: the keys that lead to it, of a missing one its own key too.
 
@@ -41,26 +41,31 @@ class Misfit(ValueError):
     allowed: str
     close: str = ""
 
+    def __str__(self) -> str:
+        """What was found, and where."""
+        *above, key = self.place or ("it",)
+        found = {
+            VALUE: f"{key} is {shortened(repr(self.value))}",
+            MISSING: f"the field {key} is missing",
+            UNKNOWN: f"the field {shortened(repr(key))} is unknown",
+        }
+        return ": ".join(filter(None, (".".join(above), found[self.problem])))
+
     def text(self, where: str, foreign: str = "") -> str:
         """One sentence that begins with `where`, a file. It ends with what is allowed, or with `foreign`."""
-        *above, key = self.place or ("",)
-        inside = ".".join(above)
-        begin = f"{where}: {inside}: " if inside else f"{where}: "
-        rest = foreign or f"{self.close}allowed: {self.allowed}"
-        if self.problem == MISSING:
-            return f"{begin}the field {key} is missing; {rest}"
-        if self.problem == UNKNOWN:
-            return f"{begin}the field {shortened(repr(key))} is unknown; {rest}"
-        return f"{begin}{key}{' ' if key else ''}is {shortened(repr(self.value))}{', ' if foreign else '; '}{rest}"
+        if foreign:
+            return f"{where}: {self}{', ' if self.problem == VALUE else '; '}{foreign}"
+        return f"{where}: {self}; {self.close}allowed: {self.allowed}"
 
 
-def fit(values: Any, kind: type[T], closed: bool = False) -> T:
+def fit(values: Any, kind: type[T], closed: bool = False, text: bool = False) -> T:
     """`values` as a `kind`; a list may become a tuple, and a whole number a float, nothing else changes its type.
 
-    Raises Misfit. With `closed`, a key that no field has is one; without, it is passed over.
+    Raises Misfit. With `closed`, a key that no field has is one; without, it is passed over. With `text`, numbers are
+    strings, as in a CSV.
     """
     try:
-        fitted = msgspec.convert(values, kind)
+        fitted = msgspec.convert(values, kind, strict=not text)
     except UnicodeEncodeError as error:  # msgspec compares keys as UTF-8
         raise Misfit(UNKNOWN, (str(error.object),), None, "keys in Unicode") from None
     except msgspec.ValidationError as error:
@@ -68,14 +73,6 @@ def fit(values: Any, kind: type[T], closed: bool = False) -> T:
     if closed:
         _refuse_unknown(values, fitted, ())
     return fitted
-
-
-def convert(values: Any, kind: type[T], where: str, foreign: str = "", closed: bool = False) -> T:
-    """As `fit`, with an InputError that begins with `where`; `foreign` as in `Misfit.text`."""
-    try:
-        return fit(values, kind, closed)
-    except Misfit as misfit:
-        raise InputError(misfit.text(where, foreign)) from None
 
 
 def builtins(value: Any) -> Any:
@@ -89,6 +86,11 @@ def builtins(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [builtins(one) for one in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def with_nan(numbers: Mapping[str, Any]) -> dict[str, Any]:
+    """Numbers as `builtins` has written them: None is NaN."""
+    return {key: math.nan if value is None else value for key, value in numbers.items()}
 
 
 # ------------------------------------------------------------------------------------------------ what does not fit
@@ -127,26 +129,25 @@ def _fits(value: Any, kind: Any) -> bool:
 
 def _refuse_unknown(values: Any, fitted: Any, place: tuple[str, ...]) -> None:
     """Raises Misfit for a key in `values` that the dataclass it became has no field for."""
-    inner: Iterable[tuple[Any, Any]] = ()
     if dataclasses.is_dataclass(fitted) and isinstance(values, Mapping):
         names = [field.name for field in dataclasses.fields(fitted)]
         for key in values:
             if key not in names:
                 close = did_you_mean(str(key), names)
                 raise Misfit(UNKNOWN, (*place, str(key)), values[key], ", ".join(names), close)
-        inner = ((key, getattr(fitted, key)) for key in values)
-    elif isinstance(fitted, Mapping):
-        inner = fitted.items()
+        inner: Mapping[Any, Any] = {key: getattr(fitted, key) for key in values}
     elif isinstance(fitted, (list, tuple)):
-        inner = enumerate(fitted)
-    for key, one in inner:
+        inner = dict(enumerate(fitted))
+    else:
+        inner = fitted if isinstance(fitted, Mapping) else {}
+    for key, one in inner.items():
         _refuse_unknown(values[key], one, (*place, str(key)))
 
 
 def _one(info: Any) -> Any:
-    """Of a type that may also be None or a string the other one."""
+    """Of a type that may also be None or a string, the one that has an inside."""
     if isinstance(info, inspect.UnionType):
-        info = next((one for one in info.types if isinstance(one, inspect.DataclassType)), info)
+        info = next((one for one in info.types if hasattr(one, "fields") or _item_type(one)), info)
     return info
 
 

@@ -1,4 +1,4 @@
-"""The dataset JSON of DF40 and DeepfakeBench → videos. Its shape is checked here, once.
+"""The dataset JSON of DF40 and DeepfakeBench ↔ videos. Its shape is checked here, once.
 
     { dataset: { label: { split: { video: {"label": label, "frames": [path, ...]} } } } }
 
@@ -9,27 +9,29 @@ The FaceForensics++ family has one more level, the compression (c23, c40, raw), 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..base.command import OneLineParser
 from ..base.errors import InputError, did_you_mean
-from ..base.files import read_text
-from ..base.text import one_line, shortened
+from ..base.files import read_text, write_json
+from ..base.text import one_line, printable, shortened
+from ..base.typed import MISSING, Filled, Misfit, fit
+from .dataset_names import COMPRESSED, MAX_DATASET_NAME_BYTES, Video, is_dataset_name
+from .folder_dataset import dataset_name, read_labelled
 
-# The datasets whose JSON has the compression level.
-COMPRESSED = ("FaceForensics++", "FF-DF", "FF-F2F", "FF-FS", "FF-NT", "FaceShifter", "DeepFakeDetection")
 MAX_JSON_BYTES = 2 * 1024**3
 MAX_NAME = 32_768  # letters of a label, a video or a path; no system opens a longer path
-MAX_DATASET_NAME_BYTES = 200  # file systems take 255, and a little is added
 
 
-class Video(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A video in the file."""
+
     label: str
-    name: str
-    frames: list[str]  # paths as the JSON has them, in its order
+    frames: list[Filled]  # paths
 
 
 def dataset_names(json_folder: Path) -> list[str]:
@@ -44,13 +46,6 @@ def dataset_names(json_folder: Path) -> list[str]:
             f"dataset_json_folder {str(json_folder)!r} cannot be listed ({one_line(error)}): set it in "
             f"config/test_config.yaml to the folder that holds the datasets' JSON files"
         ) from error
-
-
-def is_dataset_name(name: str) -> bool:
-    """Whether `name` can be a dataset's, which is the name of its JSON file and of its folder below the outputs."""
-    if name in ("", ".", "..") or not name.isprintable() or "/" in name or "\\" in name:
-        return False
-    return len(os.fsencode(name)) <= MAX_DATASET_NAME_BYTES
 
 
 def dataset_file(name: str, json_folder: Path) -> Path:
@@ -76,81 +71,82 @@ def read_videos(name: str, json_folder: Path, compression: str, split: str) -> l
     `name` is the file's; `<name>_c40` of the FaceForensics++ family means the file `<name>_c40.json`, in it the key
     `<name>`, and compression c40. Raises InputError where the file is missing or of another shape, saying where in it.
     """
-    path = dataset_file(name, json_folder)
     key = name
-    if name.endswith("_c40") and name[: -len("_c40")] in COMPRESSED:
-        key, compression = name[: -len("_c40")], "c40"
-    labels = _child(path, _load(path), [], key, "dataset")
+    if name.endswith("_c40") and name.removesuffix("_c40") in COMPRESSED:
+        key, compression = name.removesuffix("_c40"), "c40"
+    top = _load(dataset_file(name, json_folder))
     videos = []
-    for label in labels:
-        where = [key, label]
-        found = _child(path, _object(path, labels[label], where), where, split, "split")
-        where = [*where, split]
-        if key in COMPRESSED and found:
-            found = _child(path, found, where, compression, "compression level")
-            where = [*where, compression]
-        videos += [_video(path, found[video], [*where, video]) for video in found]
+    for label in top.child(key, "dataset").entries():
+        found = label.child(split, "split")
+        if key in COMPRESSED and found.object():
+            found = found.child(compression, "compression level")
+        videos += [_video(entry) for entry in found.entries()]
     videos = [video for video in videos if video.frames]
     if not videos:
-        raise InputError(f"{path}: no video of the split {split!r} of {shortened(key)!r} holds a frame")
+        raise InputError(f"{top.path}: no video of the split {split!r} of {shortened(key)!r} holds a frame")
     return videos
 
 
-def _load(path: Path) -> dict[str, Any]:
+class _Place(NamedTuple):
+    """A value in the file, and the keys that lead to it."""
+
+    path: Path
+    value: Any
+    keys: tuple[str, ...] = ()
+
+    def wrong(self, text: str, inside: Sequence[str] = ()) -> InputError:
+        """What to raise, with this place or one inside it."""
+        place = " > ".join(repr(shortened(key)) for key in (*self.keys, *inside)) or "the top"
+        return InputError(f"{self.path}: at {place}: {text}")
+
+    def object(self) -> dict[str, Any]:
+        """The value, which must be an object."""
+        if not isinstance(self.value, dict):
+            raise self.wrong(f"expected an object {{...}}, found {_typename(self.value)}")
+        return self.value
+
+    def child(self, key: str, what: str) -> _Place:
+        """What is under `key`, which must be there: a `what` (dataset, split, compression level)."""
+        values = self.object()
+        if key not in values:
+            there = f"there are {_listed(values)}" if values else "there is none"
+            raise self.wrong(f"no {what} {shortened(key)!r}; {did_you_mean(key, values)}{there}")
+        return _Place(self.path, values[key], (*self.keys, key))
+
+    def entries(self) -> Iterator[_Place]:
+        """What is under each key."""
+        for key, value in self.object().items():
+            yield _Place(self.path, value, (*self.keys, key))
+
+
+def _load(path: Path) -> _Place:
     try:
         # Files made on Windows may begin with a byte-order mark.
-        content = json.loads(read_text(path, "utf-8-sig", MAX_JSON_BYTES))
+        return _Place(path, json.loads(read_text(path, "utf-8-sig", MAX_JSON_BYTES)))
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({one_line(error)})") from error
     except RecursionError as error:
         raise InputError(f"{path}: nested too deeply to be a dataset JSON") from error
     except ValueError as error:  # not UTF-8, not JSON, or a number of thousands of digits
         raise InputError(f"{path}: not a JSON file ({one_line(error)})") from error
-    return _object(path, content, [])
 
 
-def _video(path: Path, value: Any, where: list[str]) -> Video:
-    entry = _object(path, value, where)
-    if "label" not in entry or "frames" not in entry:
-        raise InputError(
-            f"{path}: at {_place(where)}: expected a video with the keys 'label' and 'frames', found {_listed(entry)}"
-        )
-    label, frames = entry["label"], entry["frames"]
-    if not isinstance(label, str):
-        raise InputError(f"{path}: at {_place([*where, 'label'])}: expected a string, found {_typename(label)}")
-    if not isinstance(frames, list):
-        raise InputError(f"{path}: at {_place([*where, 'frames'])}: expected a list, found {_typename(frames)}")
-    for number, frame in enumerate(frames):
-        if not isinstance(frame, str) or not frame:
-            found = "an empty string" if frame == "" else _typename(frame)
-            raise InputError(f"{path}: at {_place([*where, 'frames', str(number)])}: expected a path, found {found}")
-    longest = max([label, where[-1], *frames], key=len)
+def _video(place: _Place) -> Video:
+    entry, name = place.object(), place.keys[-1]
+    try:
+        fit(entry, Entry)
+    except Misfit as misfit:
+        if misfit.problem == MISSING:
+            found = _listed(entry)
+            raise place.wrong(f"expected a video with the keys 'label' and 'frames', found {found}") from None
+        text = f"expected {misfit.allowed}, found {_typename(misfit.value)}"
+        raise place.wrong(text, misfit.place) from None
+    longest = max([entry["label"], name, *entry["frames"]], key=len)
     if len(longest) > MAX_NAME:
-        raise InputError(
-            f"{path}: at {_place(where)}: the name {shortened(longest)!r} has {len(longest):,} letters;"
-            f" allowed: at most {MAX_NAME:,}"
+        raise place.wrong(
+            f"the name {shortened(longest)!r} has {len(longest):,} letters; allowed: at most {MAX_NAME:,}"
         )
-    return Video(label, where[-1], frames)
-
-
-def _child(path: Path, parent: dict[str, Any], where: list[str], key: str, what: str) -> dict[str, Any]:
-    """The object under `key`, which must be there: a `what` (dataset, split, compression level)."""
-    if key not in parent:
-        there = f"there are {_listed(parent)}" if parent else "there is none"
-        raise InputError(
-            f"{path}: at {_place(where)}: no {what} {shortened(key)!r}; {did_you_mean(key, parent)}{there}"
-        )
-    return _object(path, parent[key], [*where, key])
-
-
-def _object(path: Path, value: Any, where: list[str]) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: at {_place(where)}: expected an object {{...}}, found {_typename(value)}")
-    return value
-
-
-def _place(where: list[str]) -> str:
-    return " > ".join(repr(shortened(key)) for key in where) or "the top"
+    return Video(entry["label"], name, entry["frames"])  # the list of the file: there may be a million frames
 
 
 def _listed(names: Iterable[str]) -> str:
@@ -161,7 +157,33 @@ def _listed(names: Iterable[str]) -> str:
 
 def _typename(value: Any) -> str:
     known = {dict: "an object", list: "a list", str: "a string", bool: "true or false", type(None): "null"}
-    return known.get(type(value), "a number")
+    return "an empty string" if value == "" else known.get(type(value), "a number")
+
+
+# ----------------------------------------------------------------------------------------------------------- writing
+
+
+def write_dataset_json(source: Path, output: Path) -> None:
+    """Write the JSON of a folder or CSV, and print what the hosts' `label_dict` needs. Raises InputError."""
+    dataset_name(source)  # is it there?
+    if output.suffix != ".json" or not is_dataset_name(output.stem) or not output.absolute().parent.is_dir():
+        raise InputError(f"--output {str(output)!r}: give NAME.json in a folder that is there")
+    if output.exists():
+        raise InputError(f"--output {str(output)!r} is there already: remove it, or give another name")
+    labels: dict[str, dict[str, dict[str, object]]] = {}
+    numbers: dict[str, int] = {}
+    for number, video in read_labelled(source.absolute()):
+        if numbers.setdefault(video.label, number) != number:
+            raise InputError(
+                f"{source}: the forgery {video.label!r} is real in one row and fake in another: rename one"
+            )
+        videos = labels.setdefault(video.label, {"train": {}, "val": {}, "test": {}})["test"]
+        videos[video.name] = {"label": video.label, "frames": video.frames}
+    write_json(output, {output.stem: labels})
+    print(printable(f"{output}: {sum(len(split['test']) for split in labels.values())} videos, all in the split test"))
+    print("label_dict of config/test_config.yaml needs these lines:")
+    for label, number in sorted(numbers.items()):
+        print(printable(f"  {label}: {number}"))
 
 
 def main(argv: Sequence[str]) -> int:
@@ -170,7 +192,5 @@ def main(argv: Sequence[str]) -> int:
     p.add_argument("folder", help="folder with real/ and fake/ (or 0_real/ and 1_fake/) in it, or a CSV path,label")
     p.add_argument("-o", "--output", required=True, metavar="NAME.json", help="the file to write; not replaced")
     args = p.parse_args(argv)
-    from .folder_dataset import write_dataset_json
-
     write_dataset_json(Path(args.folder), Path(args.output))
     return 0

@@ -14,12 +14,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ..base.errors import InputError
-from ..base.files import write_json
-from ..base.text import AS_IT_CAME, one_line, printable, shortened
-from .dataset_json import Video, is_dataset_name
-from .frames import Frame
-from .images import IMAGE_SUFFIXES
+from ..base.text import AS_IT_CAME, one_line, shortened
+from .dataset_names import Video, is_dataset_name
+from .frame import Frame
 
+IMAGE_SUFFIXES = (
+    ".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".avif", ".heic", ".heif",
+)  # fmt: skip
 LABEL_FOLDERS = {"real": 0, "0_real": 0, "nature": 0, "fake": 1, "1_fake": 1, "ai": 1}
 LABELS = {"0": 0, "real": 0, "1": 1, "fake": 1}  # in a CSV
 COLUMNS = ("path", "label")
@@ -168,29 +169,3 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, str | None]]]:
         raise InputError(f"{path}: cannot be read as a CSV ({one_line(error)})") from error
     finally:
         csv.field_size_limit(limit)
-
-
-# ------------------------------------------------------------------------------------------- as the hosts' own JSON
-
-
-def write_dataset_json(source: Path, output: Path) -> None:
-    """Write the JSON of a folder or CSV, and print what the hosts' `label_dict` needs. Raises InputError."""
-    dataset_name(source)  # is it there?
-    if output.suffix != ".json" or not is_dataset_name(output.stem) or not output.absolute().parent.is_dir():
-        raise InputError(f"--output {str(output)!r}: give NAME.json in a folder that is there")
-    if output.exists():
-        raise InputError(f"--output {str(output)!r} is there already: remove it, or give another name")
-    labels: dict[str, dict[str, dict[str, object]]] = {}
-    numbers: dict[str, int] = {}
-    for number, video in read_labelled(source.absolute()):
-        if numbers.setdefault(video.label, number) != number:
-            raise InputError(
-                f"{source}: the forgery {video.label!r} is real in one row and fake in another: rename one"
-            )
-        videos = labels.setdefault(video.label, {"train": {}, "val": {}, "test": {}})["test"]
-        videos[video.name] = {"label": video.label, "frames": video.frames}
-    write_json(output, {output.stem: labels})
-    print(printable(f"{output}: {sum(len(split['test']) for split in labels.values())} videos, all in the split test"))
-    print("label_dict of config/test_config.yaml needs these lines:")
-    for label, number in sorted(numbers.items()):
-        print(printable(f"  {label}: {number}"))

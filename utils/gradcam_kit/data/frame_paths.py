@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from .dataset_json import Video
+from .dataset_names import Video
 from .storage import beside_key, in_lmdb
 
 _PROBES = 100  # videos looked at, per label, to find out which folder the paths of a dataset JSON start from
@@ -67,10 +67,7 @@ def _candidates(path: str, root: Path | None) -> list[Prefix]:
 
 def _plain(path: str) -> str:
     """With `/` throughout and no `./` in front, for files made on Windows."""
-    path = path.replace("\\", "/")
-    while path.startswith("./"):
-        path = path[2:].lstrip("/")
-    return path
+    return re.sub(r"^(\./+)+", "", path.replace("\\", "/"))
 
 
 def mask_path(frame_path: str) -> str:

@@ -1,4 +1,4 @@
-"""Frames and decoded batches of them. A `Frame` travels with its pixels all the way.
+"""Decoded batches of frames. A `Frame` travels with its pixels all the way.
 
 Nothing is shuffled, and no frame is ever replaced by another: what cannot be read is listed with its reason.
 """
@@ -7,46 +7,17 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from .frame import Frame
 from .images import UnreadableImage, decode_image
 from .stamps import Stamp, content_hash
 from .storage import read_bytes
-
-T = TypeVar("T")
-
-
-class Frame(NamedTuple):
-    """One image of a dataset and everything known about it."""
-
-    path: str  # on disk
-    dataset: str  # as named in test_dataset, e.g. "FF-DF_c40"
-    forgery: str  # label name in the dataset JSON, e.g. "FF-DF", "simswap_Fake"
-    video: str  # video name in the dataset JSON
-    label: int  # 0 real, 1 fake
-    index: int  # type: ignore[assignment]  # position in the dataset after sampling; hides tuple.index, which nobody calls
-
-
-class DataSettings(NamedTuple):
-    """The configuration of the data."""
-
-    json_folder: Path
-    root: Path | None  # dataset_root_rgb (DeepfakeBench: rgb_dir)
-    label_dict: Mapping[str, int]  # label name → 0 real, anything else fake
-    compression: str
-    frame_num: int | None  # frames taken of each video; None takes all
-    # "even": spread over the video; "host": the first ones in the order of the JSON, as DF40 does; "host_sorted": the
-    # first ones by number, as DeepfakeBench and Effort do.
-    sampling: str
-    resolution: int
-    lmdb_dir: Path | None = None  # where the LMDBs lie, if the images are in them
-    folders: Mapping[str, Path] = {}  # datasets that are a folder of images or a CSV, by name
 
 
 class Batch(NamedTuple):
@@ -60,21 +31,6 @@ class Batch(NamedTuple):
     def pin_memory(self) -> Batch:
         """What the loader calls in a run on a CUDA device, which copies from such memory while it computes."""
         return self._replace(pixels=self.pixels.pin_memory())
-
-
-# ---------------------------------------------------------------------------------------------------- listing
-
-
-def evenly_spaced(items: Sequence[T], count: int) -> list[T]:
-    """At most `count` of n items: the middles of `count` equal parts, items floor((k + 1/2) n / count).
-
-    Of frames in the order of a dataset, every video and forgery method keeps its share.
-    """
-    count = min(count, len(items))
-    return [items[(2 * k + 1) * len(items) // (2 * count)] for k in range(count)]
-
-
-# ---------------------------------------------------------------------------------------------------- loading
 
 
 class _FrameDataset(Dataset[Any]):

@@ -5,22 +5,24 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import astuple, dataclass, fields
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
 
 from ..base.errors import InputError
 from ..base.files import read_table, write_table
 from ..base.text import shortened
-from .frames import Frame
+from ..base.typed import Misfit, fit
+from .frame import Frame
 from .images import NO_FOLDER
 from .storage import in_lmdb
 
 MOST_LISTED = 10_000  # entries of a folder that are compared with the name of the missing one
 
 
-class ForgeryGaps(NamedTuple):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForgeryGaps:
     """What one forgery method (or kind of real video) lacks. A frame is absent where its folder is not there."""
 
     forgery: str
@@ -73,27 +75,28 @@ def forgery_gaps(
     if not concerned:
         return []
     folders = {_folder(frame) for frame in frames}
-    gaps = []
-    for forgery in dict.fromkeys(frame.forgery for frame in frames):
-        if forgery in concerned:
-            own = [i for i, frame in enumerate(frames) if frame.forgery == forgery]
-            gaps.append(_gaps_of(forgery, [frames[i] for i in own], [i in absent for i in own], folders))
-            gaps[-1] = gaps[-1]._replace(unreadable_frames=sum(i in unreadable for i in own))
-    return gaps
+    places: dict[str, list[int]] = {}
+    for i, frame in enumerate(frames):
+        places.setdefault(frame.forgery, []).append(i)
+    return [_gaps_of(own, frames, absent, unreadable, folders) for name, own in places.items() if name in concerned]
 
 
-def _gaps_of(forgery: str, frames: list[Frame], absent: list[bool], folders: Collection[str]) -> ForgeryGaps:
-    gone = list(dict.fromkeys(_folder(frame) for frame, missing in zip(frames, absent, strict=True) if missing))
+def _gaps_of(
+    own: list[int], frames: Sequence[Frame], absent: set[int], unreadable: set[int], folders: set[str]
+) -> ForgeryGaps:
+    """Of one forgery, whose frames are at the positions `own`; `folders` are those of the whole dataset."""
+    missing = [i for i in own if i in absent]
+    gone = list(dict.fromkeys(_folder(frames[i]) for i in missing))
     first = _topmost_missing(Path(gone[0])) if gone else None
     return ForgeryGaps(
-        forgery=forgery,
-        frames=len(frames),
-        folders=len({_folder(frame) for frame in frames}),
-        absent_frames=sum(absent),
+        forgery=frames[own[0]].forgery,
+        frames=len(own),
+        folders=len({_folder(frames[i]) for i in own}),
+        absent_frames=len(missing),
         absent_folders=len(gone),
-        unreadable_frames=0,
+        unreadable_frames=sum(i in unreadable for i in own),
         first_absent=str(first or ""),
-        beside=" or ".join(_resembling(first, folders)) if first is not None and all(absent) else "",
+        beside=" or ".join(_resembling(first, folders)) if first is not None and len(missing) == len(own) else "",
     )
 
 
@@ -130,19 +133,12 @@ def _resembling(missing: Path, used: Iterable[str]) -> list[str]:
 
 def write_gaps(path: Path, gaps: Iterable[ForgeryGaps]) -> None:
     """One row per forgery that lacks something."""
-    write_table(path, ForgeryGaps._fields, gaps)
+    write_table(path, [field.name for field in fields(ForgeryGaps)], map(astuple, gaps))
 
 
 def read_gaps(path: Path) -> list[ForgeryGaps]:
     """The rows of such a table. Raises InputError where it is none."""
     try:
-        return [_from_row(row) for row in read_table(path)]
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path}: is not as a run writes it; run again") from error
-
-
-def _from_row(row: Mapping[str, str]) -> ForgeryGaps:
-    numbers = [int(row[name]) for name in ("frames", "folders", "absent_frames", "absent_folders", "unreadable_frames")]
-    return ForgeryGaps(
-        row["forgery"], numbers[0], numbers[1], numbers[2], numbers[3], numbers[4], row["first_absent"], row["beside"]
-    )
+        return [fit(row, ForgeryGaps, text=True) for row in read_table(path)]
+    except Misfit as misfit:
+        raise InputError(misfit.text(f"{path}: is not as a run writes it", "run again")) from None

@@ -13,7 +13,8 @@ import os
 import re
 import stat
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import cv2
@@ -32,19 +33,6 @@ MAX_FILE_BYTES = 512 * 1024 * 1024
 # A progressive JPEG is decoded once per scan, however little a scan holds. Programs write about ten.
 MAX_SCANS = 100
 
-IMAGE_SUFFIXES = (
-    ".png",
-    ".jpg",
-    ".jpeg",
-    ".bmp",
-    ".webp",
-    ".tif",
-    ".tiff",
-    ".gif",
-    ".avif",
-    ".heic",
-    ".heif",
-)  # taken from a folder
 # What OpenCV reads too. Not "whatever Pillow knows": its EPS reader, for one, starts another program.
 FORMATS = ("JPEG", "PNG", "BMP", "DIB", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000")
 
@@ -124,24 +112,34 @@ def decode_image(data: bytes, resolution: int | None) -> np.ndarray:
     return cv2.resize(pixels, (resolution, resolution), interpolation=cv2.INTER_CUBIC)
 
 
+@contextmanager
+def _pillow(problem: str) -> Iterator[None]:
+    """Pillow at work without its warnings of large images and odd EXIF: the size has a check of its own.
+
+    Its parsers pass on whatever they trip over (struct.error, SyntaxError, KeyError): an UnreadableImage, `problem`.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        except (MemoryError, UnreadableImage):
+            raise
+        except Exception as error:
+            raise UnreadableImage(f"{problem} ({one_line(error)})") from error
+
+
 def _open_header(data: bytes) -> Image:
     """Format, mode and size from the header; no pixel is decoded yet."""
     from PIL import Image, UnidentifiedImageError
 
     formats = [*FORMATS, *_phone_formats(data)]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow warns of large images and odd EXIF; the size has a check of its own
+    with _pillow("the image's header is damaged"):
         try:
             return Image.open(io.BytesIO(data), formats=formats)
-        except MemoryError:
-            raise
         except Image.DecompressionBombError as error:
             raise UnreadableImage(f"larger than {MAX_PIXELS // 1_000_000} megapixels by its header") from error
         except UnidentifiedImageError as error:
             raise UnreadableImage(f"not an image: the file begins with {data[:8]!r}") from error
-        # Pillow's parsers pass on whatever they trip over: struct.error, SyntaxError, KeyError ...
-        except Exception as error:
-            raise UnreadableImage(f"the image's header is damaged ({one_line(error)})") from error
 
 
 _AVIF_BRANDS = (b"avif", b"avis")
@@ -228,13 +226,8 @@ def _load_strictly(image: Image) -> None:
     tolerant = ImageFile.LOAD_TRUNCATED_IMAGES  # training code likes to switch this on for the whole process
     ImageFile.LOAD_TRUNCATED_IMAGES = False
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with _pillow("the image is cut off or damaged"):
             image.load()
-    except MemoryError:
-        raise
-    except Exception as error:  # as in _open_header
-        raise UnreadableImage(f"the image is cut off or damaged ({one_line(error)})") from error
     finally:
         ImageFile.LOAD_TRUNCATED_IMAGES = tolerant
 

@@ -11,10 +11,11 @@ from typing import NamedTuple
 from ..base.errors import InputError, did_you_mean
 from ..base.files import sha256_of
 from ..base.text import shortened
-from .dataset_json import Video, dataset_file, read_videos
+from .dataset_json import dataset_file, read_videos
+from .dataset_names import Video
 from .folder_dataset import read_labelled
+from .frame import DataSettings, Frame, evenly_spaced
 from .frame_paths import Prefix, find_prefix, first_prefix
-from .frames import DataSettings, Frame, evenly_spaced
 from .storage import lmdb_folder, lmdb_path
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..base.errors import InputError
 from ..base.text import one_line
-from .dataset_json import COMPRESSED
+from .dataset_names import COMPRESSED
 from .images import UnreadableImage, read_file
 
 MARK = "_lmdb!/"

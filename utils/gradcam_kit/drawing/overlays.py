@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..base.typed import Count
 from ..engine.checks import FromDevice
 from ..engine.maps import LayerMaps, scaled
 
@@ -103,15 +104,16 @@ def encode(image: np.ndarray, image_format: str = "png") -> bytes:
     return data.tobytes()
 
 
-class Box(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Box:
     """Where a panel lies in a comparison of `of_width` × `of_height` pixels."""
 
-    left: int
-    top: int
-    width: int
-    height: int
-    of_width: int
-    of_height: int
+    left: Count
+    top: Count
+    width: Count
+    height: Count
+    of_width: Count
+    of_height: Count
 
 
 def original_box(size: tuple[int, int], panels: int, warned: bool) -> Box:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,7 +25,8 @@ CLEAR_VOTES, SOME_VOTES = 0.5, 0.25
 FILLS = {MEAN_COLOUR: mean_coloured, MIRRORED: mirrored, BLUR: blurred}  # that an image has by itself
 
 
-class MapCheck(NamedTuple):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MapCheck:
     """What speaks for one map of one image.
 
     `margin`: towards the class that is explained, as the detector gives it. `fall` and `random`: how far it falls once
@@ -41,18 +43,14 @@ class MapCheck(NamedTuple):
     votes: float | None
     others: float | None
 
+    def __post_init__(self) -> None:
+        if self.word not in WORDS:
+            raise ValueError(", ".join(WORDS))
+
     @property
     def verdict(self) -> str:
         """SUPPORTED, WEAK or ARTEFACT."""
         return self.word
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> MapCheck:
-        """From `_asdict()`. Raises KeyError, TypeError or ValueError for anything else."""
-        if values["word"] not in WORDS:
-            raise ValueError(f"no word of a check: {values['word']!r}")
-        numbers = {name: None if values[name] is None else float(values[name]) for name in cls._fields[1:]}
-        return cls(str(values["word"]), **numbers)  # type: ignore[arg-type]  # the first three are never None in a file of ours
 
 
 def support(fall: float, random: float, margin: float, votes: float | None) -> float:
@@ -134,13 +132,13 @@ def check_maps(
         by_block, by_method = votes(heat, voters.blocks), votes(heat, others)
         checks[layer] = [
             MapCheck(
-                word_of(falls[i], random[i], margin, by_block[i], bool(heat.empty[i])),
-                margin,
-                falls[i],
-                random[i],
-                mass[i] / abs(margin) if margin else None,
-                by_block[i],
-                by_method[i],
+                word=word_of(falls[i], random[i], margin, by_block[i], bool(heat.empty[i])),
+                margin=margin,
+                fall=falls[i],
+                random=random[i],
+                mass=mass[i] / abs(margin) if margin else None,
+                votes=by_block[i],
+                others=by_method[i],
             )
             for i, margin in enumerate(towards.tolist())
         ]

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..base.typed import Count, builtins, fit, with_nan
 from ..engine.recipe import Recipe
 from .fills import PAIRED_REAL
 from .trial import CALM, SHARE, Trial
@@ -31,7 +32,8 @@ class Interval(NamedTuple):
     high: float
 
 
-class Row(NamedTuple):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
     """One candidate: its fall of the margin under the first fill used, that of random patches, and the difference.
 
     `share` of the best candidate's fall beyond random; `second`: the same under the second fill, or the first where it
@@ -63,62 +65,29 @@ class Choice:
     rows: tuple[Row, ...] = ()  # best first
     moved: Mapping[str, float] = field(default_factory=dict)
     fills: tuple[str, ...] = ()
-    images: int = 0
-    videos: int = 0
+    images: Count = 0
+    videos: Count = 0
     margin: float = 0.0
     unmade: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()  # on the images
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "state": self.state,
-            "used": self.used.facts(),
-            "reason": self.reason,
-            "rows": [
-                {
-                    **row._asdict(),
-                    "candidate": row.candidate.facts(),
-                    "beyond": {end: _or_none(value) for end, value in row.beyond._asdict().items()},
-                }
-                for row in self.rows
-            ],
-            "moved": {fill: _or_none(value) for fill, value in self.moved.items()},
-            "fills": list(self.fills),
-            "images": self.images,
-            "videos": self.videos,
-            "margin": self.margin,
-            "unmade": dict(self.unmade),
-            "notes": list(self.notes),
-        }
+        """As files hold it: NaN is null."""
+        rows = [{**builtins(row), "candidate": row.candidate.facts()} for row in self.rows]
+        return {**builtins(self), "used": self.used.facts(), "rows": rows}
 
     @classmethod
     def from_json(cls, values: Any) -> Choice:
-        """The choice that `to_json` gave. Raises KeyError, TypeError or ValueError for anything else."""
-        rows = [
-            Row(
-                Recipe.of(row["candidate"]),
-                float(row["fall"]),
-                float(row["random"]),
-                Interval(*(_number(row["beyond"][key]) for key in Interval._fields)),
-                float(row["share"]),
-                float(row["second"]),
-                bool(row["named"]),
-            )
-            for row in values["rows"]
-        ]
-        return cls(
-            state=str(values["state"]),
-            used=Recipe.of(values["used"]),
-            reason=str(values["reason"]),
-            rows=tuple(rows),
-            moved={str(name): _number(value) for name, value in values["moved"].items()},
-            fills=tuple(map(str, values["fills"])),
-            images=int(values["images"]),
-            videos=int(values["videos"]),
-            margin=float(values["margin"]),
-            unmade={str(name): str(reason) for name, reason in values["unmade"].items()},
-            notes=tuple(map(str, values["notes"])),
-        )
+        """The choice that `to_json` gave. Raises ValueError for anything else."""
+        try:
+            rows = [
+                {**row, "candidate": Recipe.of(row["candidate"]), "beyond": Interval(**with_nan(row["beyond"]))}
+                for row in values["rows"]
+            ]
+            used, moved = Recipe.of(values["used"]), with_nan(values["moved"])
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"no choice: {error!r}") from error
+        return fit({**values, "used": used, "rows": rows, "moved": moved}, cls)
 
     @property
     def best(self) -> Row | None:
@@ -128,15 +97,6 @@ class Choice:
     def row(self, candidate: Recipe) -> Row | None:
         """The row of one candidate."""
         return next((row for row in self.rows if row.candidate == candidate), None)
-
-
-def _or_none(value: float) -> float | None:
-    """JSON knows no NaN."""
-    return value if math.isfinite(value) else None
-
-
-def _number(value: float | None) -> float:
-    return math.nan if value is None else float(value)
 
 
 # ----------------------------------------------------------------------------------------------------------- the choice
@@ -220,7 +180,17 @@ def _rows(trial: Trial, named: Sequence[Recipe], videos: Sequence[Hashable]) -> 
         falls, random = trial.falls[fills[0]][one], trial.random[fills[0]][one]
         first, second = shares[0][one], shares[-1][one]
         fall = interval(beyond[0][one], videos)
-        rows.append(Row(one, float(falls.mean()), float(random.mean()), fall, first, second, one in named))
+        rows.append(
+            Row(
+                candidate=one,
+                fall=float(falls.mean()),
+                random=float(random.mean()),
+                beyond=fall,
+                share=first,
+                second=second,
+                named=one in named,
+            )
+        )
     return sorted(rows, key=lambda row: -row.share)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.frames import evenly_spaced
+from ..data.frame import evenly_spaced
 from ..engine.layers import block_names
 from ..engine.recipe import Recipe
 from ..engine.targets import Target

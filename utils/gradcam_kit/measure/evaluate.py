@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..base.allowed import METHOD_NAMES, TARGETS, TRANSPLANT
 from ..base.errors import InputError
-from ..data.frames import Frame, evenly_spaced
+from ..data.frame import Frame, evenly_spaced
 from ..engine.layers import block_names
 from ..engine.recipe import ATTENTION_SITE, NORMED, Recipe
 from ..judge.deletion import Curves

@@ -11,7 +11,7 @@ import numpy as np
 import yaml
 
 from ..base.files import write_json, write_table, write_whole
-from ..data.frames import Frame
+from ..data.frame import Frame
 from ..engine.layers import FUSED, SUM
 from ..engine.recipe import ATTENTION_SITE, Recipe
 from ..model.detector import LoadedDetector

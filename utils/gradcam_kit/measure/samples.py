@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +15,8 @@ from torch import Tensor
 from ..base.errors import RunError
 from ..base.files import read_table
 from ..data.folder_dataset import named_masks
-from ..data.frames import DataSettings, Frame, frame_loader
+from ..data.frame import DataSettings, Frame
+from ..data.frames import frame_loader
 from ..data.images import UnreadableImage, decode_image
 from ..data.masks.annotations import face_points, read_mask, read_mask_file
 from ..data.masks.clicks import Clicks
@@ -180,7 +181,7 @@ class RealCounterparts:
     """
 
     def __init__(self, settings: DataSettings) -> None:
-        self._settings = settings._replace(frame_num=None)
+        self._settings = replace(settings, frame_num=None)
         self._reals: dict[str, dict[tuple[str, str], str]] = {}  # dataset → video and file name → path
 
     def _reals_of(self, dataset: str) -> Mapping[tuple[str, str], str]:

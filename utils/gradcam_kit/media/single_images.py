@@ -17,8 +17,9 @@ import torch
 from ..base.decision import UNKNOWN
 from ..base.errors import InputError, RunError
 from ..base.text import one_line, printable
-from ..data.frames import Frame
-from ..data.images import IMAGE_SUFFIXES, UnreadableImage, decode_image, read_file
+from ..data.folder_dataset import IMAGE_SUFFIXES
+from ..data.frame import Frame
+from ..data.images import UnreadableImage, decode_image, read_file
 from ..drawing.overlays import PastedCrop
 from ..explain.checking import MapChecker
 from ..judge.choosing import choose_map, in_batches, trial_images

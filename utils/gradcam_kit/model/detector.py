@@ -14,7 +14,7 @@ from torch import Tensor
 from ..base.allowed import AUTO, TRANSPLANT
 from ..base.errors import InputError
 from ..base.text import one_line
-from ..data.frames import Frame
+from ..data.frame import Frame
 from ..engine.checks import Checks
 from ..engine.heads import HeadReader
 from ..engine.maps import NonFiniteMapError

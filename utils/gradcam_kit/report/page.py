@@ -20,6 +20,7 @@ from ..base.errors import InputError
 from ..base.files import keeps_list, settle_list, write_whole
 from ..base.text import one_line
 from ..drawing.overlays import colour_table
+from ..settings.options import FREE_KEYS
 from ..store.read_run import DatasetOnDisk, RunOnDisk, read_run
 from .aggregates import Patterns, write_patterns
 from .page_parts.facts import facts, is_toy, target

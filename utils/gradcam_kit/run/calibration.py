@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import astuple, replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..data.frames import Frame, evenly_spaced, frame_loader
+from ..data.frame import Frame, evenly_spaced
+from ..data.frames import frame_loader
 from ..engine.recipe import Recipe
 from ..judge.candidates import captures
 from ..judge.choosing import TrialImages, choose_map
@@ -54,9 +55,9 @@ class Plan(NamedTuple):
                 "config": config,
                 "target": manifest.config.get("gradcam_target"),
                 "signed": manifest.config.get("gradcam_signed"),
-                "seed": manifest.seed if manifest.weights is None else None,
+                "seed": manifest.settings.seed if manifest.weights is None else None,
                 "weights": manifest.weights.sha256 if manifest.weights else None,
-                "datasets": manifest.datasets,
+                "datasets": {name: astuple(record) for name, record in manifest.datasets.items()},
                 "precision": manifest.options["precision"],
             }
         )

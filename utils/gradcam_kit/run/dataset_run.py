@@ -18,7 +18,8 @@ from tqdm import tqdm
 
 from ..base.allowed import MOST_MISTAKES, TRANSPLANT
 from ..base.errors import RunError
-from ..data.frames import Batch, Frame, frame_loader
+from ..data.frame import Frame
+from ..data.frames import Batch, frame_loader
 from ..data.gaps import forgery_gaps, is_absent, write_gaps
 from ..engine.checks import FromDevice
 from ..explain.checking import MapChecker

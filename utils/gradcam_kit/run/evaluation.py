@@ -13,7 +13,7 @@ from ..base.errors import InputError, RunError
 from ..base.files import write_json
 from ..base.text import one_line, printable
 from ..data.folder_dataset import counted
-from ..data.frames import Frame
+from ..data.frame import Frame
 from ..data.gaps import absent_frames, forgery_gaps
 from ..data.readers import read_dataset
 from ..measure.evaluate import check_options

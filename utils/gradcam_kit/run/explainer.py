@@ -10,7 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..data.frames import Batch, Frame
+from ..data.frame import Frame
+from ..data.frames import Batch
 from ..data.stamps import Stamp
 from ..drawing.overlays import DrawnLayers, LayerImage, layer_images
 from ..engine.checks import FromDevice
@@ -20,7 +21,7 @@ from ..explain.pending import Pending
 from ..judge.check import ARTEFACT, MapCheck
 from ..measure.samples import RealCounterparts
 from ..model.detector import LoadedDetector
-from ..store.manifest import HeatmapCounts
+from ..store.manifest import HeatmapCounts, Vanished
 from ..store.sample import Sample
 from ..store.sample_folder import Drawn
 from ..store.sample_writer import SampleWriter
@@ -113,7 +114,7 @@ class Explainer:
         for part in self._parts(batch, targets, begun):
             self._write(part, {frame.index for frame in replaced})
         self.counts.vanished += [
-            (frame.index, reason) for frame, reason in gone if self.resume.lacks_sample(frame.index)
+            Vanished(frame.index, reason) for frame, reason in gone if self.resume.lacks_sample(frame.index)
         ]
 
     def _parts(self, batch: Batch, targets: Sequence[str | int], begun: _Begun | None) -> list[_Part]:
@@ -161,7 +162,7 @@ class Explainer:
             if self.resume.lacks_sample(sample.index) and sample.index not in without:
                 real, fake = recorded.logits[sample.index].tolist()
                 prob_fake = float(recorded.prob_fake[sample.index])
-                sample = replace(sample, logits=(real, fake), prob_fake=prob_fake)
+                sample = replace(sample, logit_real=real, logit_fake=fake, prob_fake=prob_fake)
                 self.counts.add_sample(sample.layers)
                 self.writer.write(self.folder / f"sample{sample.index}", Drawn(sample, image, layers))
         finite = {drawn.sample.index for drawn in part.drawn}

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..base.decision import THRESHOLD, predicted
 from ..base.errors import RunError
 from ..base.files import write_table
-from ..data.frames import Frame
+from ..data.frame import Frame
 from ..data.stamps import Stamp
 from ..judge.detection_metrics import DetectionMetrics, detection_metrics
 from ..store.journal import COLUMNS, PREDICTIONS, REASON, STAMP, UNREADABLE

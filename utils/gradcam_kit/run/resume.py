@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ..base.text import printable
+from ..data.frame import Frame
 from ..data.frame_paths import landmark_path
-from ..data.frames import Frame
 from ..data.stamps import Stamp, hash_of
 from ..store.journal import STAMP, read_rows
 from ..store.sample import LayerFacts, Sample

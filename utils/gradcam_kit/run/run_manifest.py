@@ -10,14 +10,14 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from ..base.version import VERSION
-from ..data.frames import Frame
+from ..data.frame import Frame
 from ..data.readers import reader_of
 from ..measure.output import CSV_FILE, JSON_FILE
 from ..model.detector import LoadedDetector
 from ..settings.config import RunSettings
 from ..settings.run_options import RunOptions
 from ..store.calibration_file import CALIBRATION_CSV, CALIBRATION_JSON
-from ..store.manifest import METRICS, DatasetRecord, Manifest, Weights
+from ..store.manifest import METRICS, DatasetRecord, Manifest, Numbers, Weights
 from ..store.run_folder import now
 from .exports import TOP_FILES
 
@@ -33,8 +33,7 @@ def run_manifest(
         command=list(options.command),
         started=now(),
         config=settings.detector.config,
-        batch_size=settings.batch_size,
-        seed=settings.seed,
+        settings=Numbers(settings.batch_size, settings.seed),
         detector=detector.facts(),
         weights=Weights(weights, detector.weights_sha256) if weights else None,
         datasets={

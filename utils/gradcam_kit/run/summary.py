@@ -87,7 +87,7 @@ def _notable(dataset: DatasetSummary, folder: Path, explained: str) -> Iterator[
     if counts.non_finite:
         yield f"no heatmap (NaN or infinite) for samples {counts.non_finite}"
     if counts.vanished:
-        yield f"no heatmap for samples that vanished or were replaced meanwhile: {counts.vanished}"
+        yield f"no heatmap for samples that vanished or were replaced meanwhile: {[astuple(one) for one in counts.vanished]}"
     if dataset.unreadable:
         yield f"{dataset.unreadable} frames could not be read, listed in {folder / UNREADABLE}"
     yield from (printable(gaps.line()) for gaps in dataset.gaps)
@@ -118,8 +118,8 @@ def check_finished(metrics: Mapping[str, Any], heatmaps: Mapping[str, HeatmapCou
             )
     for name, counts in heatmaps.items():
         if counts.vanished:
-            index, reason = counts.vanished[0]
+            first = counts.vanished[0]
             raise RunError(
                 f"dataset {name}: {len(counts.vanished)} frames could be read at first but were gone or replaced when"
-                f" their heatmaps were due, first sample {index} ({reason}); everything else was written"
+                f" their heatmaps were due, first sample {first.index} ({first.reason}); everything else was written"
             )

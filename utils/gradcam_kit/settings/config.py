@@ -14,7 +14,7 @@ from ..base.errors import InputError
 from ..base.files import TRAINING_FOLDER, read_text
 from ..base.text import one_line, shortened
 from ..data.folder_dataset import dataset_name, is_path
-from ..data.frames import DataSettings
+from ..data.frame import DataSettings
 from .config_values import Section, refuse_odd_values
 from .gradcam_settings import GradCAMSettings, gradcam_settings
 
@@ -107,7 +107,7 @@ def run_settings(
     return RunSettings(
         detector=_detector_settings(section, config)._replace(build=build),
         datasets=datasets,
-        data=data._replace(folders=folders),
+        data=replace(data, folders=folders),
         batch_size=section["test_batchSize"],
         workers=section["workers"],
         seed=section["manualSeed"],

@@ -22,8 +22,12 @@ IndexedFolder = tuple[int, Path]
 
 def bundles_of(dataset_folder: Path) -> list[Path]:
     """The bundles of a dataset, in the order of their numbers."""
-    found = [(BUNDLE.fullmatch(path.name), path) for path in dataset_folder.iterdir()]
-    return [path for _, path in sorted((int(name[1]), path) for name, path in found if name and path.is_file())]
+    found = [path for path in dataset_folder.iterdir() if BUNDLE.fullmatch(path.name) and path.is_file()]
+    return sorted(found, key=_number)
+
+
+def _number(bundle: Path) -> int:
+    return int(bundle.stem.removeprefix("samples_"))
 
 
 def bundled_samples(dataset_folder: Path) -> list[IndexedFolder]:
@@ -31,9 +35,9 @@ def bundled_samples(dataset_folder: Path) -> list[IndexedFolder]:
     found = {}
     for bundle in bundles_of(dataset_folder):
         for name in bundle_entries(bundle):
-            match = re.match(r"sample([0-9]+)/", name)
+            match = re.match(r"(sample([0-9]+))/", name)
             if match:
-                found[int(match[1])] = bundle / match[0].rstrip("/")
+                found[int(match[2])] = bundle / match[1]
     return sorted(found.items())
 
 
@@ -47,8 +51,7 @@ def pack_samples(dataset_folder: Path, folders: Sequence[IndexedFolder]) -> None
         if index in packed:
             shutil.rmtree(folder)
     left = [(index, folder) for index, folder in folders if index not in packed]
-    last = bundles_of(dataset_folder)[-1:]
-    first = 1 + max((int(str(BUNDLE.fullmatch(path.name)[1])) for path in last), default=-1)  # type: ignore[index]  # they match
+    first = 1 + max(map(_number, bundles_of(dataset_folder)), default=-1)
     for number, start in enumerate(range(0, len(left), PER_BUNDLE), start=first):
         part = left[start : start + PER_BUNDLE]
         with whole_file(dataset_folder / f"samples_{number}.zip") as file, zipfile.ZipFile(file, "w") as bundle:

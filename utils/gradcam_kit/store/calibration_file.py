@@ -36,7 +36,7 @@ class Calibration(NamedTuple):
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
             return cls(str(values["key"]), Choice.from_json(values["choice"]))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
 
 

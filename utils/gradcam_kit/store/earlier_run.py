@@ -6,7 +6,6 @@ sample, in the manifest about itself. Journals are known by their first line.
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
@@ -17,8 +16,6 @@ from .journal import is_journal
 from .manifest import FINISHED, STARTED, datasets_of, is_as_written
 from .run_lock import LOCK
 from .sample_folder import sample_folders
-
-HALF_WRITTEN = re.compile(r"\..+\.partial")  # names that outputs have until they are whole
 
 
 def remove_run(folder: Path, manifest: Path, new_names: Iterable[str]) -> None:
@@ -78,13 +75,8 @@ def _listed_files(folder: Path) -> Iterator[Path]:
         path = folder.joinpath(*parts)
         inside = parts and ".." not in parts and not PurePosixPath(name).is_absolute()
         links = inside and any(folder.joinpath(*parts[:i]).is_symlink() for i in range(1, len(parts) + 1))
-        if (
-            inside
-            and not links
-            and path.is_file()
-            and path.name not in (FINISHED, STARTED)
-            and sha256_of(path) in hashes
-        ):
+        own = inside and not links and path.is_file() and path.name not in (FINISHED, STARTED)
+        if own and sha256_of(path) in hashes:
             yield path
 
 

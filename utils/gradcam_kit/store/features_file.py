@@ -11,7 +11,7 @@ import numpy as np
 from ..base.errors import InputError
 from ..base.files import whole_file
 from ..base.text import one_line
-from ..data.frames import Frame
+from ..data.frame import Frame
 
 FEATURES = "features.npz"
 
@@ -37,9 +37,7 @@ def write_features(folder: Path, features: Features, frames: Sequence[Frame]) ->
         "label": np.array([frame.label for frame in chosen]),
         "label_spe": np.array([forgeries.index(frame.forgery) for frame in chosen]),
         "forgery_names": _strings(forgeries),
-        "forgery": _strings([frame.forgery for frame in chosen]),
-        "video": _strings([frame.video for frame in chosen]),
-        "path": _strings([frame.path for frame in chosen]),
+        **{name: _strings([getattr(frame, name) for frame in chosen]) for name in ("forgery", "video", "path")},
     }
     with whole_file(folder / FEATURES) as file:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # numpy's stub takes them for its own flag

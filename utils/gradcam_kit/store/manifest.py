@@ -4,59 +4,78 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any
 
 from ..base.allowed import COLORMAPS
 from ..base.errors import InputError
 from ..base.files import read_text
 from ..base.text import shortened
-from ..data.dataset_json import is_dataset_name
+from ..base.typed import MISSING, UNKNOWN, VALUE, Count, Meta, Misfit, builtins, fit
+from ..data.dataset_names import is_dataset_name
 from ..judge.verdict import Choice
 from ..settings.options import FREE_KEYS
 from .sample import LayerFacts
-from .typed_values import check_depth
 
 STARTED, FINISHED = "manifest.partial.json", "manifest.json"
 METRICS = "metrics.json"
+DEEPEST = 40  # levels of a JSON file that a run writes: it has fewer than ten
 MOST_THREADS = 4096  # more than any machine has
-CHECKED = (
-    "settings",
-    "weights",
-    "datasets",
-    "device",
-    "threads",
-    "versions",
-    "top_files",
-)  # by the manifest's checksum
+CHECKED = ("settings", "weights", "datasets", "device", "threads", "versions", "top_files")  # by its checksum
 
 
-class Weights(NamedTuple):
+# What follows a place in a manifest that does not fit.
+ADVICE = {
+    VALUE: "which no run writes; give another --gradcam_output_dir, or --overwrite",
+    MISSING: "is it of another version? run again",
+    UNKNOWN: "is it of a newer version?",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
     """The checkpoint of a run."""
 
     path: str
     sha256: str
 
 
-class DatasetRecord(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class DatasetRecord:
     """Which frames a run was given of one dataset."""
 
-    frames: int
+    frames: Count
     json_sha256: str
     frames_sha256: str
 
 
-@dataclass
+@dataclass(frozen=True, slots=True)
+class Numbers:
+    """The settings of a run that are no part of its config."""
+
+    batch_size: Count
+    seed: Count
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Vanished:
+    """A sample that could be read at first, but not when it was to be explained."""
+
+    index: Count
+    reason: str
+
+
+@dataclass(slots=True, kw_only=True)
 class HeatmapCounts:
     """What explaining one dataset gave."""
 
-    heatmaps: int = 0
-    empty_maps: dict[str, int] = field(default_factory=dict)  # layer → samples whose map is empty
-    non_finite: list[int] = field(default_factory=list)  # samples without heatmaps, because a map was NaN or infinite
-    vanished: list[tuple[int, str]] = field(default_factory=list)  # readable at first, but not when explained; reason
-    checks: dict[str, int] = field(default_factory=dict)  # word of a map's check → maps
+    heatmaps: Count = 0
+    empty_maps: dict[str, Count] = field(default_factory=dict)  # layer → samples whose map is empty
+    checks: dict[str, Count] = field(default_factory=dict)  # word of a map's check → maps
+    non_finite: list[Count] = field(default_factory=list)  # samples without heatmaps, because a map was NaN or infinite
+    vanished: list[Vanished] = field(default_factory=list)
 
     def add_sample(self, layers: Iterable[LayerFacts]) -> None:
         """One more sample with heatmaps."""
@@ -72,62 +91,36 @@ class HeatmapCounts:
         total = cls()
         for part in parts:
             total.heatmaps += part.heatmaps
-            for layer, count in part.empty_maps.items():
-                total.empty_maps[layer] = total.empty_maps.get(layer, 0) + count
-            for word, count in part.checks.items():
-                total.checks[word] = total.checks.get(word, 0) + count
+            for into, counts in ((total.empty_maps, part.empty_maps), (total.checks, part.checks)):
+                for name, count in counts.items():
+                    into[name] = into.get(name, 0) + count
             total.non_finite = sorted(total.non_finite + part.non_finite)
             total.vanished = sorted(total.vanished + part.vanished)
         return total
 
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "heatmaps": self.heatmaps,
-            "empty_maps": self.empty_maps,
-            "checks": self.checks,
-            "non_finite": self.non_finite,
-            "vanished": [{"index": index, "reason": reason} for index, reason in self.vanished],
-        }
 
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any], where: str) -> HeatmapCounts:
-        values = {"checks": {}, **values}  # runs before there were any
-        fields: dict[str, type | Fits] = {
-            "heatmaps": _count,
-            "empty_maps": _counts,
-            "checks": _counts,
-            "non_finite": _whole_numbers,
-            "vanished": list,
-        }
-        _check(values, where, fields)
-        for entry in values["vanished"]:
-            _check(entry, f"{where}.vanished", {"index": _count, "reason": str})
-        vanished = [(entry["index"], entry["reason"]) for entry in values["vanished"]]
-        return cls(values["heatmaps"], values["empty_maps"], values["non_finite"], vanished, values["checks"])
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """Everything by which a run can be told from another. `finished` and `heatmaps` are None until it has finished.
+    """Everything by which a run can be told from another, in the order of its file.
 
     `detector`: what its scores depend on and neither the weights nor the config show, in words, such as the activation.
-    `choice` is how the map was chosen: None until then, for a plain evaluation, and for a run of an earlier version.
-    `top_files` names the files that a run writes beside the manifest and the datasets' folders, so that --overwrite
-    removes them. `free_options`, which is not written, names the options on which no output depends.
+    `finished` and `heatmaps` are None until the run has finished. `choice` is how the map was chosen: None until then,
+    for a plain evaluation, and for a run of an earlier version. `top_files` names the files that a run writes beside
+    the manifest and the datasets' folders, so that --overwrite removes them. `free_options`, which is not written,
+    names the options on which no output depends.
     """
 
     command: list[str]
     started: str
     config: dict[str, Any]
-    batch_size: int
-    seed: int
+    settings: Numbers
     weights: Weights | None  # None: random
     datasets: dict[str, DatasetRecord]
     options: dict[str, Any]
     device: str
-    threads: int
+    threads: Annotated[int, Meta(ge=1, le=MOST_THREADS)]
     versions: dict[str, str]
-    top_files: list[str]
+    top_files: list[str] = field(default_factory=list)  # runs of earlier versions do not have them, nor `detector`
     detector: dict[str, str] = field(default_factory=dict)
     finished: str | None = None
     heatmaps: dict[str, HeatmapCounts] | None = None
@@ -140,69 +133,44 @@ class Manifest:
         return str(self.config.get("gradcam_colormap", "jet"))
 
     def to_json(self) -> dict[str, Any]:
-        values: dict[str, Any] = {
-            "command": self.command,
-            "started": self.started,
-            "config": self.config,
-            "settings": {"batch_size": self.batch_size, "seed": self.seed},
-            "weights": self.weights._asdict() if self.weights else "random",
-            "datasets": {name: dataset._asdict() for name, dataset in self.datasets.items()},
-            "options": self.options,
-            "device": self.device,
-            "threads": self.threads,
-            "versions": self.versions,
-            "top_files": self.top_files,
-            "detector": self.detector,
-        }
-        if self.heatmaps is not None:
-            values["finished"] = self.finished
-            values["heatmaps"] = {name: counts.to_json() for name, counts in self.heatmaps.items()}
-        if self.choice is not None:
-            values["choice"] = self.choice.to_json()
+        values = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "free_options"}
+        for name in ("settings", "weights", "datasets", "heatmaps"):
+            values[name] = builtins(values[name])
+        values["weights"] = values["weights"] or "random"
+        values["choice"] = self.choice and self.choice.to_json()
+        later = ("finished", "heatmaps", "choice")
+        values = {name: value for name, value in values.items() if name not in later or value is not None}
         return {**values, "checksum": _checksum(values)}
 
     @classmethod
     def from_json(cls, values: Any, where: str) -> Manifest:
-        """The manifest that `to_json` gave. Raises InputError, whose message begins with `where` and names the field.
+        """The manifest that `to_json` gave. Raises InputError, which begins with `where` and names the field."""
+        try:
+            read = fit(values, dict[str, Any])
+            read.pop("checksum", None)
+            if read.get("weights") == "random":
+                read["weights"] = None
+            if "choice" in read:
+                read["choice"] = _choice(read["choice"])
+            manifest = fit(read, cls, closed=True)
+            manifest._check_names()
+        except Misfit as misfit:
+            raise InputError(misfit.text(where, ADVICE[misfit.problem])) from None
+        return manifest
 
-        `top_files`, `detector` and `checksum` may be missing: runs of earlier versions do not have them.
-        """
-        if isinstance(values, dict):
-            values = {"top_files": [], "detector": {}, "checksum": "", **values}
-        finished = isinstance(values, dict) and "finished" in values
-        chosen = isinstance(values, dict) and "choice" in values
-        fields = {**_FIELDS, **(_FINISHED_FIELDS if finished else {}), **({"choice": _is_choice} if chosen else {})}
-        _check(values, where, fields)
-        _check(values["settings"], f"{where}: settings", {"batch_size": _count, "seed": _count})
-        if values["weights"] != "random":
-            _check(values["weights"], f"{where}: weights", {"path": str, "sha256": str})
-        colormap = values["config"].get("gradcam_colormap", "jet")
-        if colormap not in COLORMAPS:
-            raise InputError(f"{where}: config.gradcam_colormap is {shortened(repr(colormap))}, which no run writes")
-        for name, dataset in values["datasets"].items():
-            _check(dataset, f"{where}: datasets.{name}", {"frames": _count, "json_sha256": str, "frames_sha256": str})
-        heatmaps = values.get("heatmaps")
-        if heatmaps is not None:
-            _check(heatmaps, f"{where}: heatmaps", dict.fromkeys(values["datasets"], dict))
-            heatmaps = {name: HeatmapCounts.from_json(heatmaps[name], f"{where}: heatmaps.{name}") for name in heatmaps}
-        return cls(
-            command=values["command"],
-            started=values["started"],
-            config=values["config"],
-            batch_size=values["settings"]["batch_size"],
-            seed=values["settings"]["seed"],
-            weights=None if values["weights"] == "random" else Weights(**values["weights"]),
-            datasets={name: DatasetRecord(**dataset) for name, dataset in values["datasets"].items()},
-            options=values["options"],
-            device=values["device"],
-            threads=values["threads"],
-            versions=values["versions"],
-            top_files=values["top_files"],
-            detector=values["detector"],
-            finished=values.get("finished"),
-            heatmaps=heatmaps,
-            choice=Choice.from_json(values["choice"]) if chosen else None,
-        )
+    def _check_names(self) -> None:
+        """Raises Misfit where a name is none, or stands in one place alone."""
+        for name in ("datasets", "top_files"):
+            if not all(map(is_dataset_name, getattr(self, name))):
+                raise Misfit(VALUE, (name,), getattr(self, name), "")
+        if self.config.get("gradcam_colormap", "jet") not in COLORMAPS:
+            raise Misfit(VALUE, ("config.gradcam_colormap",), self.config["gradcam_colormap"], "")
+        if self.finished is not None and self.heatmaps is None:
+            raise Misfit(MISSING, ("heatmaps",), None, "")
+        if self.heatmaps is not None and self.heatmaps.keys() != self.datasets.keys():
+            missing = sorted(self.datasets.keys() - self.heatmaps)
+            problem, name = (MISSING, missing[0]) if missing else (UNKNOWN, min(self.heatmaps.keys() - self.datasets))
+            raise Misfit(problem, ("heatmaps", name), None, "")
 
     def differences(self, earlier: Manifest) -> list[str]:
         """Every entry on which the outputs depend and that differs: `settings.seed was 1 and is 2`."""
@@ -273,7 +241,7 @@ def datasets_of(path: Path) -> list[str]:
     """
     values = read_json(path)
     datasets = values.get("datasets") if isinstance(values, dict) else None
-    if isinstance(datasets, dict) and all(map(_is_plain_name, datasets)):
+    if isinstance(datasets, dict) and all(map(is_dataset_name, datasets)):
         return list(datasets)
     raise InputError(f"{path}: not as a run writes it, so nothing is removed; give another --gradcam_output_dir")
 
@@ -293,76 +261,22 @@ def read_json(path: Path) -> Any:
     """Whatever JSON a file of a run holds. Raises InputError, in one line, where it holds none."""
     try:
         values = json.loads(read_text(path))
-        check_depth(values)
+        _check_depth(values)
         return values
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: cannot be read ({' '.join(str(error).split())}); run again") from error
 
 
-# ------------------------------------------------------------------------------------------- what each field may hold
-
-Fits = Callable[[Any], bool]
-
-
-def _check(values: Any, where: str, fields: Mapping[str, type | Fits]) -> None:
-    """Raises InputError unless `values` is a mapping of exactly these fields, each of that type or accepted."""
-    if not isinstance(values, dict):
-        raise InputError(f"{where}: is {shortened(repr(values))}, which no run writes; run again")
-    for name in fields:
-        if name not in values:
-            raise InputError(f"{where}: the field {name} is missing; is it of another version? run again")
-    for name, value in values.items():
-        if name not in fields:
-            raise InputError(f"{where}: the field {shortened(repr(name))} is unknown; is it of a newer version?")
-        fits = fields[name]
-        if not (isinstance(value, fits) if isinstance(fits, type) else fits(value)):
-            raise InputError(
-                f"{where}: {name} is {shortened(repr(value))}, which no run writes;"
-                " give another --gradcam_output_dir, or --overwrite"
-            )
+def _check_depth(values: Any, left: int = DEEPEST) -> None:
+    """Raises ValueError for JSON that is nested deeper than any that a run writes: others would fail on it."""
+    if left == 0:
+        raise ValueError(f"nested more than {DEEPEST} levels deep")
+    for value in values.values() if isinstance(values, dict) else values if isinstance(values, list) else ():
+        _check_depth(value, left - 1)
 
 
-def _count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
-
-
-def _counts(value: Any) -> bool:
-    return isinstance(value, dict) and all(map(_count, value.values()))
-
-
-def _whole_numbers(value: Any) -> bool:
-    return isinstance(value, list) and all(map(_count, value))
-
-
-def _strings(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(item, str) for item in value)
-
-
-def _is_choice(value: Any) -> bool:
+def _choice(values: Any) -> Choice:
     try:
-        Choice.from_json(value)
-    except (KeyError, TypeError, ValueError, AttributeError):
-        return False
-    return True
-
-
-def _is_plain_name(name: Any) -> bool:
-    return isinstance(name, str) and is_dataset_name(name)
-
-
-_FIELDS: dict[str, type | Fits] = {
-    "command": _strings,
-    "started": str,
-    "config": dict,
-    "settings": dict,
-    "weights": lambda value: value == "random" or isinstance(value, dict),
-    "detector": lambda value: isinstance(value, dict) and all(isinstance(one, str) for one in value.values()),
-    "datasets": lambda value: isinstance(value, dict) and all(map(_is_plain_name, value)),
-    "options": dict,
-    "device": str,
-    "threads": lambda value: _count(value) and 1 <= value <= MOST_THREADS,
-    "versions": dict,
-    "checksum": str,
-    "top_files": lambda value: isinstance(value, list) and all(map(_is_plain_name, value)),
-}
-_FINISHED_FIELDS: dict[str, type | Fits] = {"finished": str, "heatmaps": dict}
+        return Choice.from_json(values)
+    except ValueError as error:
+        raise Misfit(VALUE, ("choice",), values, "") from error

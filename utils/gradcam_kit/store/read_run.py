@@ -5,18 +5,19 @@ A run that was stopped half-way is read as far as it got, and samples whose file
 
 from __future__ import annotations
 
-import math
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from ..base.errors import InputError
 from ..base.files import read_table
-from ..base.text import one_line, printable, shortened
+from ..base.text import shortened
+from ..base.typed import MISSING, Count, Misfit, Number, Share, fit
 from ..data.gaps import ForgeryGaps, read_gaps
 from ..data.images import UnreadableImage
 from .bundles import bundled_samples
@@ -24,13 +25,39 @@ from .journal import COLUMNS, GAPS, PREDICTIONS, REASON, UNREADABLE, read_rows
 from .manifest import FINISHED, METRICS, STARTED, Manifest, manifest_path, read_json, read_manifest
 from .sample import Sample
 from .sample_folder import read_sample, sample_folders
-from .typed_values import count, number, string
 
-SHARES = ("acc", "auc", "eer", "ap", "video_auc")  # of metrics.json: from 0 to 1, or null
 OUTCOMES = ("TP", "FP", "TN", "FN")  # positive means fake
 
 
-class DatasetOnDisk(NamedTuple):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MetricsEntry:
+    """What the report needs of a dataset's entry in metrics.json, which holds more."""
+
+    acc: Share | None
+    auc: Share | None
+    eer: Share | None
+    ap: Share | None
+    video_auc: Share | None
+    frames: Count
+    videos: Count
+    unreadable: Count
+    note: str | None = None  # why there is no AUC
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scored:
+    """A row of predictions.csv, as far as others compute with it."""
+
+    index: Count
+    label: Literal[0, 1]
+    predicted: Literal[0, 1]
+    prob_fake: Share
+    logit_real: Number
+    logit_fake: Number
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatasetOnDisk:
     """One dataset of a run. `label` and `prob_fake` hold every readable frame; `metrics` None: not written yet."""
 
     name: str
@@ -89,21 +116,13 @@ def read_run(folder: Path, samples_at_most: int = sys.maxsize) -> RunOnDisk:
 def read_metrics(path: Path) -> dict[str, dict[str, Any]]:
     """Dataset → its entry. Raises InputError for a file that is damaged."""
     values = read_json(path)
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: holds {type(values).__name__}, expected a mapping; run again")
-    for name, entry in values.items():
-        try:
-            for key in SHARES:
-                if entry[key] is not None:
-                    number(entry, key, 0, 1)
-            for key in ("frames", "videos", "unreadable"):
-                count(entry, key)
-            if entry["auc"] is None:
-                string(entry, "note")
-        except (KeyError, TypeError, ValueError) as error:
-            reason = f"the entry {error} is missing" if isinstance(error, KeyError) else one_line(error)
-            raise InputError(f"{path}: {printable(name)}: {reason}, which no run writes; run again") from error
-    return values
+    try:
+        for name, entry in fit(values, dict[str, MetricsEntry]).items():
+            if entry.auc is None and entry.note is None:
+                raise Misfit(MISSING, (name, "note"), None, "")
+    except Misfit as misfit:
+        raise InputError(misfit.text(str(path), "which no run writes; run again")) from None
+    return dict(values)
 
 
 def _read_dataset(folder: Path, metrics: dict[str, Any] | None, frames: int, samples_at_most: int) -> DatasetOnDisk:
@@ -157,12 +176,11 @@ def read_predictions(path: Path) -> Iterator[dict[str, str]]:
     """The rows of a `predictions.csv`, whose numbers are numbers. Raises InputError, which names the line."""
     for line, row in enumerate(read_table(path, COLUMNS), start=2):
         try:
-            known = row["index"].isdigit() and row["label"] in ("0", "1") and row["predicted"] in ("0", "1")
-            finite = all(math.isfinite(float(row[column])) for column in ("logit_real", "logit_fake"))
-            if not (known and finite and 0 <= float(row["prob_fake"]) <= 1 and int(row["index"]) >= 0):
-                raise ValueError
-        except ValueError as error:
-            raise InputError(f"{path}: row {line} is {shortened(repr(list(row.values())))}; run again") from error
+            fit(row, Scored, text=True)
+        except Misfit as misfit:
+            raise InputError(
+                f"{path}: row {line} is {shortened(repr(list(row.values())))}: {misfit}; run again"
+            ) from None
         yield row
 
 

@@ -13,15 +13,7 @@ from ..base.files import LIST, OPEN_LIST, own_folder, start_list, write_json
 from ..judge.verdict import Choice
 from .earlier_run import is_empty, remove_half_written, remove_run
 from .journal import journals
-from .manifest import (
-    FINISHED,
-    STARTED,
-    HeatmapCounts,
-    Manifest,
-    check_names,
-    manifest_path,
-    read_manifest,
-)
+from .manifest import FINISHED, STARTED, HeatmapCounts, Manifest, check_names, manifest_path, read_manifest
 from .run_lock import FolderLock
 
 
@@ -84,7 +76,7 @@ class RunFolder:
                 f"--resume: {found} is of another run: {'; '.join(differences[:3])}{more};"
                 " give the first run's settings, or another --gradcam_output_dir, or --overwrite to begin again"
             )
-        earlier = replace(earlier, top_files=_united(earlier.top_files, manifest.top_files))
+        earlier = replace(earlier, top_files=list(dict.fromkeys((*earlier.top_files, *manifest.top_files))))
         if found.name == FINISHED:
             _tidy(path, earlier.datasets)
             return cls(path, earlier, True, lock)
@@ -127,10 +119,6 @@ class RunFolder:
 def now() -> str:
     """The time as a manifest has it."""
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
-
-
-def _united(*lists: Iterable[str]) -> list[str]:
-    return list(dict.fromkeys(name for names in lists for name in names))
 
 
 def _tidy(path: Path, datasets: Iterable[str]) -> None:

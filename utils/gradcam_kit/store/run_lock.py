@@ -24,6 +24,7 @@ class FolderLock:
     def __init__(self, folder: Path) -> None:
         """Raises InputError where another process is at work in `folder`, which must exist."""
         self._path = folder / LOCK
+        busy = f"output folder {folder}: another process is at work there; wait for it or end it"
         while True:
             file, made = _opened(self._path)
             try:
@@ -32,15 +33,10 @@ class FolderLock:
                 file.close()
                 if error.errno not in _BUSY:
                     raise
-                raise InputError(
-                    f"output folder {folder}: another process is at work there; wait for it or end it"
-                ) from error
+                raise InputError(busy) from error
             if not locked and not made:
                 file.close()
-                raise InputError(
-                    f"output folder {folder}: another process is at work there; wait for it or end it; if it was"
-                    f" killed, remove {self._path} (there are no locks here)"
-                )
+                raise InputError(f"{busy}; if it was killed, remove {self._path} (there are no locks here)")
             # The process before us may have removed the file after we had opened it, and a third one made a new one.
             if self._path.exists() and os.path.samestat(os.fstat(file.fileno()), self._path.stat()):
                 self._file = file

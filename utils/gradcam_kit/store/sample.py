@@ -6,13 +6,15 @@ import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any
 
 import numpy as np
 
 from ..base.decision import UNKNOWN, confidence, predicted
+from ..base.text import is_plain_name
+from ..base.typed import Count, Meta, Number, Share, builtins, fit
+from ..data.frame import Frame
 from ..data.frame_paths import landmark_path
-from ..data.frames import Frame
 from ..data.stamps import hash_of
 from ..drawing.overlays import Box, LayerImage, faint_layers, original_box
 from ..explain.explanation import Explanation
@@ -20,55 +22,58 @@ from ..judge.check import MapCheck
 from ..judge.verdict import Choice, headline, judgements
 from ..settings.config import DetectorSettings
 from .grey_maps import GREY_MAPS, grey_name, read_grey_map
-from .typed_values import count, flag, number, plain_name, string
 
 RANDOM_WEIGHTS = "random"
+# Of `sample<i>.json`, in its order.
+ENTRIES = (
+    "index", "path", "dataset", "forgery", "video", "label", "predicted", "correct", "confidence", "prob_fake",
+    "logit_real", "logit_fake", "target", "method", "site", "backward", "weights", "layers", "chosen", "original",
+    "completeness", "image_hash", "landmarks_hash",
+)  # fmt: skip
 SIGNED_TARGET = "margin, signed (red: fake, blue: real)"
 
 
-class LayerFacts(NamedTuple):
-    """What is known of one layer's map beside its pixels."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerFacts:
+    """What is known of one layer's map beside its pixels; runs of earlier versions have no `artefact` and `check`."""
 
     name: str
-    raw_minimum: float
-    raw_maximum: float
-    signed_extreme: float  # largest magnitude of the signed map
+    raw_minimum: Number
+    raw_maximum: Number
+    signed_extreme: Number  # largest magnitude of the signed map
     empty: bool  # no patch stands out in the raw map: there is nothing to weigh
     drawn_empty: bool  # the overlay is the plain image: there is nothing to show
     artefact: bool = False  # empty because all of it is what rounding and LayerNorm's ε leave of sums that are zero
     check: MapCheck | None = None  # None: not checked
 
+    def __post_init__(self) -> None:
+        if not is_plain_name(self.name) or self.raw_minimum > self.raw_maximum:
+            raise ValueError("a plain name, and a minimum that is not above the maximum")
+
     @classmethod
-    def of(cls, layer: LayerImage) -> LayerFacts:
+    def of(cls, layer: LayerImage, check: MapCheck | None = None) -> LayerFacts:
         """Of a map that was just drawn."""
-        raw, extreme = layer.raw, float(np.abs(layer.signed).max())
         return cls(
-            layer.name, float(raw.min()), float(raw.max()), extreme, layer.empty, layer.drawn_empty, layer.artefact
+            name=layer.name,
+            raw_minimum=float(layer.raw.min()),
+            raw_maximum=float(layer.raw.max()),
+            signed_extreme=float(np.abs(layer.signed).max()),
+            empty=layer.empty,
+            drawn_empty=layer.drawn_empty,
+            artefact=layer.artefact,
+            check=check,
         )
 
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> LayerFacts:
-        """The facts that `to_json` gave; runs of earlier versions have no `artefact` and no `check`."""
-        values = {"artefact": False, "check": None, **values}
-        low, high, extreme = (number(values, key) for key in ("raw_minimum", "raw_maximum", "signed_extreme"))
-        if low > high:
-            raise ValueError("raw_minimum is above raw_maximum")
-        empty, drawn_empty, artefact = (flag(values, key) for key in ("empty", "drawn_empty", "artefact"))
-        check = None if values["check"] is None else MapCheck.from_json(values["check"])
-        return cls(plain_name(values, "name"), low, high, extreme, empty, drawn_empty, artefact, check)
 
-    def to_json(self) -> dict[str, Any]:
-        return {**self._asdict(), "check": self.check._asdict() if self.check else None}
-
-
-class CompletenessFacts(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class CompletenessFacts:
     """Whether a layer's shares add up to this image's score, see `engine.completeness.Completeness`."""
 
-    error: float
-    bias_share: float
+    error: Number
+    bias_share: Number
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Sample:
     """One explained image, but for its pixels: written as `sample<i>.json`, read back as the same values.
 
@@ -77,26 +82,27 @@ class Sample:
     `site`, `backward` and `weights` are too, and `original` is None.
     """
 
-    index: int  # position in the dataset
+    index: Count  # position in the dataset
     path: str
     dataset: str
     forgery: str
     video: str
-    label: int  # 0 real, 1 fake, UNKNOWN
-    logits: tuple[float, float]  # real, fake: the scores that the head makes of its logits, with two the logits
-    prob_fake: float
+    label: Annotated[int, Meta(ge=UNKNOWN, le=1)]  # 0 real, 1 fake, UNKNOWN
+    prob_fake: Share
+    logit_real: Number  # the scores that the head makes of its logits, with two the logits
+    logit_fake: Number
     target: str
     method: str
     site: str
-    backward: str
+    backward: str = "plain"  # as runs of earlier versions had it
     weights: str
     layers: list[LayerFacts]
+    chosen: tuple[str, ...] = ()  # how the map was chosen, and what is to be said of a named one
     original: Box | None  # where the comparison shows the original
     completeness: dict[str, CompletenessFacts] = field(default_factory=dict)  # by layer, where it was tested
     image_hash: str = ""  # of the file that was explained (`data.stamps`), empty where it is not known
     landmarks_hash: str = ""  # of its landmark file, empty where there was none
     folder: Path = Path()
-    chosen: tuple[str, ...] = ()  # how the map was chosen, and what is to be said of a named one
     comparison: str = ""
     lost: str = ""
 
@@ -125,20 +131,16 @@ class Sample:
             target = f"{gradcam.target} ({target})"
         weights = settings.weights_name or RANDOM_WEIGHTS
         return cls(
-            index=frame.index,
-            path=frame.path,
-            dataset=frame.dataset,
-            forgery=frame.forgery,
-            video=frame.video,
-            label=frame.label,
-            logits=(real, fake),
+            **frame._asdict(),
             prob_fake=float(prediction["prob"][i]),
+            logit_real=real,
+            logit_fake=fake,
             target=target,
             method=explanation.method,
             site=explanation.site,
             backward=explanation.backward,
             weights=weights,
-            layers=[LayerFacts.of(layer)._replace(check=(checks or {}).get(layer.name)) for layer in layers],
+            layers=[LayerFacts.of(layer, (checks or {}).get(layer.name)) for layer in layers],
             original=original_box(layers[0].overlay.shape[:2], 1 + len(layers), weights == RANDOM_WEIGHTS),
             chosen=(headline(choice), *judgements(choice)) if choice else (),
             completeness={
@@ -151,73 +153,27 @@ class Sample:
 
     def to_json(self) -> dict[str, Any]:
         """The entries of `sample<i>.json`; `predicted`, `correct` and `confidence` follow from the others."""
-        return {
-            "index": self.index,
-            "path": self.path,
-            "dataset": self.dataset,
-            "forgery": self.forgery,
-            "video": self.video,
+        values = {
+            **builtins(self),
             "label": None if self.label == UNKNOWN else self.label,
             "predicted": self.predicted,
             "correct": self.correct,
             "confidence": self.confidence,
-            "prob_fake": self.prob_fake,
-            "logit_real": self.logits[0],
-            "logit_fake": self.logits[1],
-            "target": self.target,
-            "method": self.method,
-            "site": self.site,
-            "backward": self.backward,
-            "weights": self.weights,
-            "layers": [layer.to_json() for layer in self.layers],
-            "chosen": list(self.chosen),
-            "original": self.original._asdict() if self.original else None,
-            "completeness": {name: tested._asdict() for name, tested in self.completeness.items()},
-            "image_hash": self.image_hash,
-            "landmarks_hash": self.landmarks_hash,
         }
+        return {name: values[name] for name in ENTRIES}
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Sample:
-        """The sample that `to_json` gave. Raises KeyError, TypeError or ValueError for anything else.
-
-        Runs of earlier versions have no hashes, no other backward pass than the plain one, and no choice.
-        """
-        later = {"image_hash": "", "landmarks_hash": "", "backward": "plain", "chosen": [], "completeness": {}}
-        values = {**later, **values}
-        return cls(
-            index=count(values, "index"),
-            path=string(values, "path"),
-            dataset=string(values, "dataset"),
-            forgery=string(values, "forgery"),
-            video=string(values, "video"),
-            label=UNKNOWN if values["label"] is None else count(values, "label", 1),
-            logits=(number(values, "logit_real"), number(values, "logit_fake")),
-            prob_fake=number(values, "prob_fake", 0, 1),
-            target=string(values, "target"),
-            method=string(values, "method"),
-            site=string(values, "site"),
-            backward=string(values, "backward"),
-            weights=string(values, "weights"),
-            layers=[LayerFacts.from_json(layer) for layer in values["layers"]],
-            original=Box(*(count(values["original"], key) for key in Box._fields)),
-            chosen=tuple(map(str, values["chosen"])),
-            completeness={
-                str(name): CompletenessFacts(number(tested, "error"), number(tested, "bias_share"))
-                for name, tested in values["completeness"].items()
-            },
-            image_hash=string(values, "image_hash"),
-            landmarks_hash=string(values, "landmarks_hash"),
-        )
+    def from_json(cls, values: Any) -> Sample:
+        """The sample that `to_json` gave. Raises Misfit for anything else."""
+        entries = fit(values, dict[str, Any])
+        unknown = {"label": UNKNOWN} if entries.get("label", 0) is None else {}
+        return fit({**entries, **unknown}, cls)
 
     @classmethod
     def from_row(cls, row: Mapping[str, str]) -> Sample:
         """What a row of predictions.csv has of a sample."""
-        return cls(
-            int(row["index"]), row["path"], row["dataset"], row["forgery"], row["video"], int(row["label"]),
-            (float(row["logit_real"]), float(row["logit_fake"])), float(row["prob_fake"]),
-            target="", method="", site="", backward="", weights="", layers=[], original=None,
-        )  # fmt: skip
+        lost = dict.fromkeys(("target", "method", "site", "backward", "weights"), "")
+        return fit({**row, **lost, "layers": [], "original": None}, cls, text=True)
 
     @functools.cached_property
     def predicted(self) -> int:
@@ -228,6 +184,11 @@ class Sample:
     def confidence(self) -> float:
         """Probability of the predicted class."""
         return confidence(self.prob_fake)
+
+    @property
+    def logits(self) -> tuple[float, float]:
+        """Of real and of fake."""
+        return self.logit_real, self.logit_fake
 
     @property
     def faint_layers(self) -> list[str]:

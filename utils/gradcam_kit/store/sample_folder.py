@@ -27,6 +27,7 @@ from ..base.files import (
     write_listing,
 )
 from ..base.text import printable
+from ..base.typed import VALUE, Misfit
 from ..drawing.overlays import LayerImage, PastedCrop, comparison, encode, panels
 from ..explain.explanation import UNTRAINED
 from ..judge.check import MapCheck
@@ -181,15 +182,17 @@ def read_sample(folder: Path, index: int, row: Mapping[str, str] | None) -> Samp
     try:
         sample = Sample.from_json(json.loads(read_text(path)))
         if sample.label == UNKNOWN:
-            raise ValueError("a run's samples have labels")
+            raise Misfit(VALUE, ("label",), None, "0, 1")
         files = names_in(folder)
     except FileNotFoundError:
         lost = f"{path.name} is gone"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except Misfit as misfit:
+        lost = f"{path.name} is damaged ({misfit})"
+    except (OSError, ValueError, RecursionError) as error:
         lost = f"{path.name} is damaged ({type(error).__name__})"
     else:
         comparison = next((name for name in files if name.startswith("gradcam_comparison.")), "")
-        sample = replace(sample, index=index, folder=folder, comparison=comparison)
+        sample = replace(sample, index=index, folder=folder, comparison=comparison, lost="")
         if comparison and GREY_MAPS in files:
             return sample
         return replace(sample, layers=[], lost="its images were deleted")
@@ -209,6 +212,6 @@ def whole_samples(dataset_folder: Path) -> dict[int, Sample]:
             details = json.loads(read_text(path)) if own else {"files": [""]}
             if all(folder / name in own for name in details["files"]):
                 samples[index] = Sample.from_json(details)
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError):
             continue  # another version's
     return samples

@@ -47,10 +47,11 @@ def read_landmarks(frame_path: str) -> np.ndarray | None:
     path = landmark_path(frame_path)
     if not is_there(path):
         return None
-    data = read_bytes(path)
-    if in_lmdb(path):  # there the bare numbers are stored, without the header of a .npy file
-        return _checked(_points_from_lmdb(data, path), path)
-    return _checked(_points_of_npy(data, path), path)
+    # In an LMDB the bare numbers are stored, without the header of a .npy file.
+    points = (_points_from_lmdb if in_lmdb(path) else _points_of_npy)(read_bytes(path), path)
+    if not (np.abs(points.astype(np.float64)) <= MAX_COORDINATE).all():  # NaN is not
+        raise UnreadableImage(f"landmarks that no image can have, such as NaN, infinity or 1e30: {path!r}")
+    return points.astype(np.float32)
 
 
 def face_points(frame_path: str) -> np.ndarray | None:
@@ -96,9 +97,3 @@ def _points_from_lmdb(data: bytes, path: str) -> np.ndarray:
     if len(data) != NUM_LANDMARKS * 2 * 4:
         raise UnreadableImage(f"landmarks must be {NUM_LANDMARKS * 2} numbers of 4 bytes, found {len(data)}: {path!r}")
     return np.frombuffer(data, np.uint32).reshape(NUM_LANDMARKS, 2)
-
-
-def _checked(points: np.ndarray, path: str) -> np.ndarray:
-    if not (np.abs(points.astype(np.float64)) <= MAX_COORDINATE).all():  # NaN is not
-        raise UnreadableImage(f"landmarks that no image can have, such as NaN, infinity or 1e30: {path!r}")
-    return points.astype(np.float32)

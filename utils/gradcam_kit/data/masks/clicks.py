@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +15,8 @@ import numpy as np
 
 from ...base.errors import InputError
 from ...base.text import one_line
-from ..frames import Frame
+from ...base.typed import Misfit, Share, fit
+from ..frame import Frame
 
 VIDEO_COLUMNS = ("video", "movie_name")
 CLICK_COLUMNS = ("clicks", "click_locations")
@@ -116,12 +116,10 @@ def _is_list_of_places(places: Any) -> bool:
 
 def _point(place: Any, where: str) -> tuple[float, float]:
     found = [place.get("x"), place.get("y")] if isinstance(place, Mapping) else place
-    if (
-        not isinstance(found, list)
-        or len(found) != 2
-        or any(isinstance(value, bool) or not isinstance(value, (int, float)) for value in found)
-        or not all(math.isfinite(value) and 0 <= value <= 1 for value in found)
-    ):
+    try:
+        return fit(found, tuple[Share, Share])
+    except Misfit:
         text = one_line(json.dumps(place))[:60]
-        raise InputError(f"{where}: a click is {text}: expected x and y between 0 and 1, shares of the frame's size")
-    return float(found[0]), float(found[1])
+        raise InputError(
+            f"{where}: a click is {text}: expected x and y between 0 and 1, shares of the frame's size"
+        ) from None

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ...base.errors import InputError
 from ...base.files import TRAINING_FOLDER
-from ...data.frames import Frame
+from ...data.frame import Frame
 from ...data.masks.annotations import read_mask
 
 GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601, of red, green and blue

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Iterator, Sequence
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ def sample_data(sample: Sample, layers: Sequence[str]) -> dict[str, Any]:
         "folder": [sample.folder.parent.name, sample.folder.name],
         "bundle": sample.folder.parent.name if in_bundle(sample.folder) else "",
         "comparison": sample.comparison,
-        "box": list(box) if box else [],
+        "box": list(astuple(box)) if box else [],
         "maps": [
             [layers.index(one.name), float(f"{one.raw_maximum:.4g}"), one.empty, one.drawn_empty, _verdict(one)]
             for one in sample.layers

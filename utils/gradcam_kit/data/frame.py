@@ -1,0 +1,47 @@
+"""A frame, and the settings that say which frames a dataset has. Standard library only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+T = TypeVar("T")
+
+
+class Frame(NamedTuple):
+    """One image of a dataset and everything known about it."""
+
+    path: str  # on disk
+    dataset: str  # as named in test_dataset, e.g. "FF-DF_c40"
+    forgery: str  # label name in the dataset JSON, e.g. "FF-DF", "simswap_Fake"
+    video: str  # video name in the dataset JSON
+    label: int  # 0 real, 1 fake
+    index: int  # type: ignore[assignment]  # position in the dataset after sampling; hides tuple.index, which nobody calls
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataSettings:
+    """The configuration of the data."""
+
+    json_folder: Path
+    root: Path | None = None  # dataset_root_rgb (DeepfakeBench: rgb_dir)
+    label_dict: Mapping[str, int] = field(default_factory=dict)  # label name → 0 real, anything else fake
+    compression: str = "c23"
+    frame_num: int | None = None  # frames taken of each video; None takes all
+    # "even": spread over the video; "host": the first ones in the order of the JSON, as DF40 does; "host_sorted": the
+    # first ones by number, as DeepfakeBench and Effort do.
+    sampling: str = "even"
+    resolution: int = 224
+    lmdb_dir: Path | None = None  # where the LMDBs lie, if the images are in them
+    folders: Mapping[str, Path] = field(default_factory=dict)  # datasets that are a folder or a CSV, by name
+
+
+def evenly_spaced(items: Sequence[T], count: int) -> list[T]:
+    """At most `count` of n items: the middles of `count` equal parts, items floor((k + 1/2) n / count).
+
+    Of frames in the order of a dataset, every video and forgery method keeps its share.
+    """
+    count = min(count, len(items))
+    return [items[(2 * k + 1) * len(items) // (2 * count)] for k in range(count)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -87,7 +87,8 @@ def _notable(dataset: DatasetSummary, folder: Path, explained: str) -> Iterator[
     if counts.non_finite:
         yield f"no heatmap (NaN or infinite) for samples {counts.non_finite}"
     if counts.vanished:
-        yield f"no heatmap for samples that vanished or were replaced meanwhile: {[astuple(one) for one in counts.vanished]}"
+        gone = [astuple(one) for one in counts.vanished]
+        yield f"no heatmap for samples that vanished or were replaced meanwhile: {gone}"
     if dataset.unreadable:
         yield f"{dataset.unreadable} frames could not be read, listed in {folder / UNREADABLE}"
     yield from (printable(gaps.line()) for gaps in dataset.gaps)

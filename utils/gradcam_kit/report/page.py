@@ -23,6 +23,7 @@ from ..base.files import keeps_list, settle_list, write_whole
 from ..base.text import one_line
 from ..data.gaps import ForgeryGaps
 from ..drawing.overlays import colour_table
+from ..run.exports import PAGE, SHOWN_SAMPLES
 from ..store.manifest import FREE_CONFIG
 from ..store.read_run import DatasetOnDisk, RunOnDisk, read_run
 from .aggregates import Patterns, write_patterns
@@ -38,8 +39,6 @@ from .region_tables import headlines
 if TYPE_CHECKING:
     from jinja2 import Template
 
-PAGE = "index.html"
-SHOWN_SAMPLES = 5_000  # per dataset, on the page and in the aggregates
 TEMPLATE = Path(__file__).resolve().parent / "template"
 BINS = 20
 CURVE_POINTS = 200

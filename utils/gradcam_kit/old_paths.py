@@ -61,7 +61,7 @@ class OldPaths:
             warnings.warn(
                 f"{name} is now {new}; {HOME}.gradcam has all that users need", DeprecationWarning, stacklevel=2
             )
-        return ModuleSpec(name, self)  # type: ignore[arg-type]  # it has what a loader needs
+        return ModuleSpec(name, self, origin=new)  # type: ignore[arg-type]  # it has what a loader needs
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         module = importlib.import_module(moved_to(spec.name))

@@ -26,8 +26,8 @@ from typing import IO, BinaryIO
 from .errors import InputError
 from .text import AS_IT_CAME
 
-# The folder that holds config/, detectors/ and test_with_gradcam.py: this repository's root or the host's training/. The
-# package that pip installs has no host: there it is the working directory.
+# The folder that holds config/, detectors/ and test_with_gradcam.py: this repository's root or the host's training/.
+# The package that pip installs has no host: there it is the working directory.
 _KIT = Path(__file__).resolve().parents[1]
 TRAINING_FOLDER = _KIT.parents[1] if _KIT.parent.name == "utils" else Path.cwd()
 

@@ -73,7 +73,7 @@ def main() -> int:
     shutil.copytree(args.tree, training, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
     yamls = [path for path in sorted((training / "config" / "detector").glob("*.yaml")) if "gradcam" not in path.name]
     installation = Installation(training)
-    installation.carry_out(installation.plan(extension_files(), force=True))
+    installation.carry_out(installation.plan(extension_files()))
     write_data(work)
     print("| detector | default layer | evaluated | explained | seconds | reason |\n|---|---|---|---|---|---|")
     outcomes = []

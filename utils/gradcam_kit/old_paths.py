@@ -81,4 +81,4 @@ class OldPaths:
 def install() -> None:
     """Make the old paths known to this process, once."""
     if not any(isinstance(finder, OldPaths) for finder in sys.meta_path):
-        sys.meta_path.insert(0, OldPaths())  # type: ignore[arg-type]  # a finder by what it does
+        sys.meta_path.insert(0, OldPaths())

@@ -112,3 +112,22 @@ def test_what_the_host_has_comes_first(tmp_path: Path) -> None:
 def test_an_old_command_still_runs(tmp_path: Path) -> None:
     done = run_python("-m", "utils.data.dataset_json", "--help", cwd=ROOT)
     assert done.returncode == 0 and "dataset JSON" in done.stdout, done.stderr
+
+
+def test_a_persons_own_utils_is_the_one_that_their_module_means(tmp_path: Path) -> None:
+    """`from utils import …` beside `--detector my_module:build`; our own modules go on being imported."""
+    (tmp_path / "utils.py").write_text("WIDTH = 3\n")
+    (tmp_path / "my_module.py").write_text(
+        "from torch import nn\nfrom utils import WIDTH\n\ndef build():\n    return nn.Linear(WIDTH, 2)\n"
+    )
+    program = f"""
+import sys; sys.path.append({str(ROOT)!r}); sys.path.remove("")
+from utils.gradcam_kit.model.built_model import build_model
+print(build_model("my_module:build", {{}}).in_features)
+from utils.gradcam_kit.base.version import VERSION
+import utils.gradcam_kit.drawing.overlays
+from utils.gradcam_kit.store.sample import Sample
+print(VERSION)
+"""
+    done = run_python("-c", program, cwd=tmp_path)
+    assert done.returncode == 0 and done.stdout.startswith("3\n1."), done.stderr

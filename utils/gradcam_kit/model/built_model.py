@@ -7,6 +7,7 @@ import importlib.util
 import inspect
 import sys
 from collections.abc import Callable, Mapping
+from importlib.machinery import PathFinder
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -43,6 +44,7 @@ def _module(module_name: str, name: str) -> ModuleType:
         if not module_name.endswith(".py"):
             if str(Path.cwd()) not in sys.path:
                 sys.path.insert(0, str(Path.cwd()))
+            _let_own_utils_in()
             return importlib.import_module(module_name)
         path = Path(module_name).absolute()
         found = importlib.util.spec_from_file_location(path.stem, path)
@@ -57,6 +59,13 @@ def _module(module_name: str, name: str) -> ModuleType:
             f"--detector {name!r}: {module_name} cannot be imported from {Path.cwd()}"
             f" ({type(error).__name__}: {one_line(error)})"
         ) from error
+
+
+def _let_own_utils_in() -> None:
+    """A person's `utils.py` beside their module is the `utils` that it means: ours is needed by longer names only."""
+    own, ours = PathFinder.find_spec("utils", [str(Path.cwd())]), sys.modules.get("utils")
+    if own is not None and ours is not None and own.origin != getattr(ours, "__file__", None):
+        del sys.modules["utils"]
 
 
 def _takes_config(function: Callable[..., Any]) -> bool:

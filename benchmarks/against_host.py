@@ -92,7 +92,7 @@ def prepare(work: Path, tree: Path, frames: int, workers: int) -> None:
     training = work / "training"
     shutil.copytree(tree, training, ignore=shutil.ignore_patterns("__pycache__"))
     installation = Installation(training)
-    installation.carry_out(installation.plan(extension_files(), force=True))
+    installation.carry_out(installation.plan(extension_files()))
     write_frames(work, frames)
     test_config = training / "config" / "test_config.yaml"
     test = yaml.safe_load(test_config.read_text(encoding="utf-8"))

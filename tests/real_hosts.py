@@ -3,8 +3,9 @@
     python tests/real_hosts.py TREE [DETECTOR ...] [--keep FOLDER]
 
 TREE: the training folder of DF40, DeepfakeBench or Effort; it is copied, and only the copy is touched. DETECTOR: names
-of YAML files in its config/detector, all of them if none is given. Run by hand, a few minutes. Prints a Markdown table;
-exit code 1 if a detector of images was not explained.
+of YAML files in its config/detector, all of them if none is given. Run by hand, a few minutes, in the environment of
+`tests/host_environment.txt`, in which the hosts' own train.py and test.py run too; what differs from it is printed
+first. Prints a Markdown table; exit code 1 if a detector of images was not explained.
 """
 
 from __future__ import annotations
@@ -12,11 +13,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import platform
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,25 +29,13 @@ import numpy as np
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
+ENVIRONMENT = ROOT / "tests" / "host_environment.txt"
 sys.path.insert(0, str(ROOT))
 
 from tools.host_tree import Installation, extension_files  # noqa: E402  found through the line above
 
 PIXELS = 256
 LABELS = {"CelebDFv2_real": 0, "CelebDFv2_fake": 1}
-# A torchvision without its compiled operators, which nothing here calls, wants them declared before its import.
-START = """
-import runpy, sys, torch
-try:
-    operators = torch.library.Library("torchvision", "DEF")
-    for name in ("nms", "qnms"):
-        operators.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-except RuntimeError:
-    pass
-sys.argv = sys.argv[1:]
-sys.path.insert(0, sys.argv[0].rpartition("/")[0])
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
 
 
 class Outcome(NamedTuple):
@@ -73,8 +65,9 @@ def main() -> int:
     shutil.copytree(args.tree, training, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
     yamls = [path for path in sorted((training / "config" / "detector").glob("*.yaml")) if "gradcam" not in path.name]
     installation = Installation(training)
-    installation.carry_out(installation.plan(extension_files(), force=True))
+    installation.carry_out(installation.plan(extension_files()))
     write_data(work)
+    print(environment())
     print("| detector | default layer | evaluated | explained | seconds | reason |\n|---|---|---|---|---|---|")
     outcomes = []
     for path in yamls:
@@ -84,6 +77,21 @@ def main() -> int:
     if not args.keep:
         shutil.rmtree(work)
     return int(not all(outcome.explained or outcome.video for outcome in outcomes))
+
+
+def environment() -> str:
+    """The Python and the packages that run here, and where they are not those of `tests/host_environment.txt`."""
+    differing = []
+    pinned = re.findall(r"^([\w-]+)==(\S+)", ENVIRONMENT.read_text(encoding="utf-8"), re.MULTILINE)
+    for name, wanted in pinned:
+        try:
+            found = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found = "missing"
+        if found.partition("+")[0] != wanted:
+            differing.append(f"{name} {found} (there: {wanted})")
+    named = f"Python {platform.python_version()}, packages of tests/{ENVIRONMENT.name}"
+    return named + (f", but for {', '.join(differing)}" if differing else "") + "\n"
 
 
 def write_data(work: Path) -> None:
@@ -145,7 +153,7 @@ def started(training: Path, path: Path, out: Path, *flags: str) -> subprocess.Co
     if not link.exists():
         link.symlink_to(training / "lib")
     return subprocess.run(
-        [sys.executable, "-c", START, str(training / "test_with_gradcam.py"), "--detector_path", str(path),
+        [sys.executable, str(training / "test_with_gradcam.py"), "--detector_path", str(path),
          "--test_config", str(training.parent / "test_config.yaml"), "--test_dataset", "Celeb-DF-v2", "--random_weights",
          "--device", "cpu", "--workers", "0", "--gradcam_output_dir", str(out), "--overwrite", *flags],
         cwd=training.parent, env=environment, capture_output=True, text=True, timeout=900,

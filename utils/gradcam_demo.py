@@ -13,6 +13,7 @@ if __name__ == "__main__":  # run as a script: the folder above holds the packag
 from utils.gradcam_kit.base.allowed import TARGETS
 from utils.gradcam_kit.base.command import run_command
 from utils.gradcam_kit.base.errors import InputError
+from utils.gradcam_kit.parts import load_part
 from utils.gradcam_kit.settings.flags import OptionParser
 
 # The engine knows no flags: what helps where one of its errors is about that setting.
@@ -39,28 +40,29 @@ def main(argv: Sequence[str]) -> int:
     if args.gradcam_target == "label":
         targets = ", ".join(target for target in TARGETS if target != "label")
         raise InputError(f"--target label needs labels, which single images do not have; use one of {targets}")
+    # Whatever loads torch is imported here, once the flags are known to be right: a misspelt one is said at once.
     from utils.gradcam_kit.base.packages import require
     from utils.gradcam_kit.explain.checking import MapChecker
-    from utils.gradcam_kit.media.single_images import SingleImages, find_images, is_video, make_output, photographs
     from utils.gradcam_kit.model.detector import print_backward_precision, print_default_layer
     from utils.gradcam_kit.model.load import load_named_detector
 
-    files = find_images(args.input)
-    images = [file for file in files if not is_video(file)]
+    media = load_part("media.single_images", "single images and videos")
+    files = media.find_images(args.input)
+    images = [file for file in files if not media.is_video(file)]
     if len(images) < len(files):
         require("av", "a video")
     flags = {"gradcam_enabled": True, **flags_of.config(args)}
     detector = load_named_detector(args.detector_path, args.device, args.precision, flags, flags_of.flag_names)
-    cropped = photographs(detector.settings.resolution, args.face_crop, args.landmark_model)
+    cropped = media.photographs(detector.settings.resolution, args.face_crop, args.landmark_model)
     detector.check_predictions()
     detector.dry_run()
     print_default_layer(detector)
     print_backward_precision(detector)
     checker = None if args.check_maps == "off" else MapChecker(detector, batch_size=1)
-    work = SingleImages(detector, cropped, checker, args.image_format, args.save_raw)
+    work = media.SingleImages(detector, cropped, checker, args.image_format, args.save_raw)
     if args.calibration_images:
         work.choose_map(images, args.calibration_images)
-    make_output(Path(args.output))
+    media.make_output(Path(args.output))
     work.explain(files, Path(args.output))
     return 0
 

@@ -15,7 +15,7 @@ QUOTED = re.findall(r"^\| `([^`]+)` \|", (ROOT / "docs" / "errors.md").read_text
 
 def strings() -> Iterator[str]:
     """Every string of the code, what is put into it at run time as `…`."""
-    for folder in ("utils", "detectors"):
+    for folder in ("utils", "detectors", "tools"):
         for path in (ROOT / folder).rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
                 if isinstance(node, ast.JoinedStr):

@@ -75,7 +75,7 @@ def snippets() -> list[str]:
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the repository in which the reader's image, weights and dataset are stand-ins."""
     tree = tmp_path_factory.mktemp("my host") / "training"
-    for folder in ("detectors", "utils", "config", "examples", "assets"):
+    for folder in ("detectors", "utils", "tools", "config", "examples", "assets"):
         shutil.copytree(ROOT / folder, tree / folder, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "test_with_gradcam.py", tree)
     detector_yaml = tree / "config" / "detector" / "clip_gradcam.yaml"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from pathlib import Path
@@ -13,18 +12,37 @@ import pytest
 
 from tests.helpers.hosts import install, make_effort_host, make_host, run_python, snapshot
 from tests.helpers.paths import ROOT
-from tools import host_tree
-from tools.host_tree import KEPT_FOLDER, LINE, RECORD_FOLDER, Installation, check_host, digest, extension_files
+from tools.host_tree import LINE, RECORD_FOLDER, Installation, check_host, digest, extension_files
 from utils.gradcam_kit.base.errors import InputError
+from utils.gradcam_kit.parts import PARTS
 
 
 class Killed(BaseException):
     """Stands for the end of the process."""
 
 
-def put_in(training: Path, force: bool = False, wanted: dict[str, bytes] | None = None) -> None:
+def put_in(training: Path, wanted: dict[str, bytes] | None = None) -> None:
     installation = Installation(training)
-    installation.carry_out(installation.plan(extension_files() if wanted is None else wanted, force))
+    installation.carry_out(installation.plan(extension_files() if wanted is None else wanted))
+
+
+def old_installation(training: Path, files: dict[str, bytes], backups: dict[str, bytes]) -> None:
+    """What version 1.1.0 leaves behind, whose record says of each file whether it replaced one of the host's."""
+    created = {parent.as_posix() for name in files for parent in Path(name).parents if parent != Path()}
+    new = sorted(folder for folder in created if not (training / folder).exists())
+    entries = {name: {"ours": [digest(data)], "backup": name in backups} for name, data in files.items()}
+    init = training / "detectors" / "__init__.py"
+    inserted = LINE + "\n"
+    init.write_bytes(init.read_bytes() + inserted.encode())
+    record = {"finished": True, "files": entries, "created": new, "inserted": inserted}
+    everything = {
+        **files,
+        **{f"{RECORD_FOLDER}/backup/{name}": data for name, data in backups.items()},
+        f"{RECORD_FOLDER}/record.json": json.dumps(record).encode(),
+    }
+    for name, data in everything.items():
+        (training / name).parent.mkdir(parents=True, exist_ok=True)
+        (training / name).write_bytes(data)
 
 
 def test_install_says_what_it_did_and_uninstall_restores_every_byte(tmp_path: Path) -> None:
@@ -37,9 +55,10 @@ def test_install_says_what_it_did_and_uninstall_restores_every_byte(tmp_path: Pa
     assert "one line added to detectors/__init__.py" in done.stdout and LINE in done.stdout
     added = {name for name in snapshot(training) if name not in before and not name.startswith(RECORD_FOLDER)}
     for name in ("test_with_gradcam.py", "README_gradcam.md", "config/detector/clip_gradcam.yaml", "utils/gradcam.py",
-                 "detectors/clip_detector_gradcam.py", "utils/gradcam_kit/explain/mixin.py", "utils/gradcam_demo.py"):  # fmt: skip
+                 "detectors/clip_detector_gradcam.py", "utils/gradcam_kit/explain/mixin.py", "utils/gradcam_demo.py",
+                 "utils/report.py"):  # fmt: skip
         assert name in added and (training / name).read_bytes() == (ROOT / name).read_bytes()
-    assert not [name for name in added if "cache" in name]
+    assert not [name for name in added if "cache" in name or "install_into_host" in name or name.startswith("tools")]
     for stand_in in ("base_detector.py", "clip_detector.py"):
         assert (training / "detectors" / stand_in).read_bytes() == before[f"detectors/{stand_in}"]
     after = snapshot(training)
@@ -76,123 +95,152 @@ def test_lines_that_the_user_added_later_stay(tmp_path: Path) -> None:
     assert init.read_bytes() == text + b"from .my_detector import Mine\n"
 
 
-def test_a_file_of_the_host_that_differs_is_kept_unless_forced_and_comes_back(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("flags", "wanted"),
+    [((), {"report", "exports", "media"}), (("--parts",), set()), (("--parts", "report"), {"report"}),
+     (("--parts", "app"), {"app", "media"})],
+)  # fmt: skip
+def test_the_parts_are_those_asked_for(tmp_path: Path, flags: tuple[str, ...], wanted: set[str]) -> None:
+    training = make_host(tmp_path)
+    before = snapshot(training)
+    assert install(training, "--parts", *PARTS).returncode == 0
+    done = install(training, *flags)
+    assert done.returncode == 0 and "files removed" in done.stdout, done.stderr
+    assert {part for part in PARTS if (training / "utils" / "gradcam_kit" / part).is_dir()} == wanted
+    for part in ("report", "app"):
+        assert (training / "utils" / f"{part}.py").is_file() == (part in wanted)
+    assert install(training, "--uninstall").returncode == 0
+    assert snapshot(training) == before
+
+
+def test_a_part_that_is_none_is_refused(tmp_path: Path) -> None:
+    refused = install(make_host(tmp_path), "--parts", "reports")
+    assert refused.returncode == 2 and "did you mean 'report'?" in refused.stderr
+
+
+@pytest.mark.parametrize("flags", [(), ("--check",)])
+def test_a_file_of_the_host_that_differs_is_refused(tmp_path: Path, flags: tuple[str, ...]) -> None:
     training = make_host(tmp_path)
     (training / "utils").mkdir()
-    (training / "utils" / "text.py").write_text("THEIRS = 1\r\n", newline="")
-    (training / "utils" / "errors.py").write_bytes((ROOT / "utils" / "errors.py").read_bytes())  # the same by chance
+    (training / "utils" / "report.py").write_text("THEIRS = 1\r\n", newline="")
+    (training / "utils" / "gradcam.py").write_bytes((ROOT / "utils" / "gradcam.py").read_bytes())  # the same by chance
+    before = snapshot(training)
+    refused = install(training, *flags)
+    assert refused.returncode == 2 and "1 files there are not this library's" in refused.stderr
+    assert "utils/report.py" in refused.stderr and refused.stderr.count("\n") == 1 and snapshot(training) == before
+    assert install(training, "--parts").returncode == 0  # without the part that has a file of that name
+    assert install(training, "--uninstall").returncode == 0
+    assert snapshot(training) == before
+
+
+@pytest.mark.parametrize("name", ["docs", "utils/gradcam_kit"])
+def test_a_file_in_the_place_of_a_folder_is_refused(tmp_path: Path, name: str) -> None:
+    training = make_host(tmp_path)
+    (training / "utils").mkdir()
+    (training / name).write_text("theirs")
     before = snapshot(training)
     refused = install(training)
-    assert (
-        refused.returncode == 2 and "utils/gradcam_kit/base/text.py" in refused.stderr and "--force" in refused.stderr
-    )
+    assert refused.returncode == 2 and f"{training / name}: a folder of this library" in refused.stderr
     assert refused.stderr.count("\n") == 1 and snapshot(training) == before
-    assert install(training, "--force").returncode == 0
-    assert (training / "utils" / "text.py").read_bytes() == (ROOT / "utils" / "text.py").read_bytes()
-    assert install(training, "--uninstall").returncode == 0
-    assert snapshot(training) == before
 
 
-def test_files_edited_since_are_not_dropped_unasked(tmp_path: Path) -> None:
+def test_files_edited_since_are_not_dropped(tmp_path: Path) -> None:
     training = make_host(tmp_path)
     before = snapshot(training)
-    put_in(training)
+    put_in(training, {**extension_files(), "config/detector/clip_gradcam.yaml": b"# an earlier version\n"})
     edited = training / "config" / "detector" / "clip_gradcam.yaml"
     edited.write_text(edited.read_text(encoding="utf-8") + "# mine\n", encoding="utf-8")
-    for flags in ((), ("--uninstall",)):
+    for flags in ((), ("--uninstall",), ("--uninstall", "--check")):
+        installed = snapshot(training)
         refused = install(training, *flags)
         assert refused.returncode == 2 and "config/detector/clip_gradcam.yaml" in refused.stderr
-    assert edited.read_text(encoding="utf-8").endswith("# mine\n")
-    assert install(training, "--uninstall", "--force").returncode == 0
-    assert snapshot(training) == before
-
-
-def test_edits_that_force_replaces_are_kept_for_good(tmp_path: Path) -> None:
-    training = make_host(tmp_path)
-    before = snapshot(training)
-    put_in(training)
-    edited = training / "config" / "detector" / "clip_gradcam.yaml"
-    kept = training / KEPT_FOLDER / "config" / "detector"
-    for number, mine in enumerate(("# one\n", "# two\n")):
-        edited.write_text(mine, encoding="utf-8")
-        done = install(training, "--force")
-        assert done.returncode == 0 and f"kept in {training / KEPT_FOLDER}" in done.stdout, done.stderr
-        assert (kept / ("clip_gradcam.yaml" + ("", ".1")[number])).read_text(encoding="utf-8") == mine
-        assert edited.read_bytes() == (ROOT / "config" / "detector" / "clip_gradcam.yaml").read_bytes()
+        assert refused.stderr.count("\n") == 1 and snapshot(training) == installed
+    edited.unlink()
     assert install(training, "--uninstall").returncode == 0
-    shutil.rmtree(training / KEPT_FOLDER)
     assert snapshot(training) == before
 
 
 def test_a_new_version_replaces_the_old_one(tmp_path: Path) -> None:
-    """Changed files are renewed without force, files that the new version lacks go, and all of it can be undone."""
+    """Changed files are renewed, files that the new version lacks go, and all of it can be undone."""
     training = make_host(tmp_path)
     before = snapshot(training)
-    put_in(
-        training,
-        wanted={
-            **extension_files(),
-            "utils/gradcam_kit/base/errors.py": b"OLD = 1\n",
-            "utils/dropped/old.py": b"OLD = 1\n",
-        },
-    )
+    changed = {"utils/gradcam_kit/base/errors.py": b"OLD = 1\n", "utils/dropped/old.py": b"OLD = 1\n"}
+    put_in(training, {**extension_files(), **changed})
     put_in(training)
     assert not (training / "utils" / "dropped" / "old.py").exists()
-    assert (training / "utils" / "errors.py").read_bytes() == (ROOT / "utils" / "errors.py").read_bytes()
+    errors = Path("utils") / "gradcam_kit" / "base" / "errors.py"
+    assert (training / errors).read_bytes() == (ROOT / errors).read_bytes()
     Installation(training).undo()
     assert snapshot(training) == before
 
 
-def test_an_edited_file_that_the_new_version_lacks_is_not_removed_unasked(tmp_path: Path) -> None:
+def test_an_edited_file_that_the_new_version_lacks_is_not_removed(tmp_path: Path) -> None:
     training = make_host(tmp_path)
-    put_in(training, wanted={**extension_files(), "utils/colours.py": b"RED = 1\n"})
+    put_in(training, {**extension_files(), "utils/colours.py": b"RED = 1\n"})
     (training / "utils" / "colours.py").write_text("RED = 2\n")
     refused = install(training)
-    assert refused.returncode == 2 and "utils/colours.py" in refused.stderr and "--force" in refused.stderr
+    assert refused.returncode == 2 and "utils/colours.py" in refused.stderr
     assert (training / "utils" / "colours.py").read_text() == "RED = 2\n"
-    assert install(training, "--force").returncode == 0
-    assert not (training / "utils" / "colours.py").exists()
-    assert (training / KEPT_FOLDER / "utils" / "colours.py").read_text() == "RED = 2\n"
 
 
-def test_the_flat_layout_of_old_is_replaced_by_the_rooms(tmp_path: Path) -> None:
-    """Modules become folders of the same name, folders go, nothing is left over, and all of it can be undone."""
-    training = make_host(tmp_path)
+FLAT = ("utils/__init__.py", "utils/report.py", "utils/results.py", "utils/report_template/report.js",
+        "utils/cam_methods.py", "utils/gradcam.py", "test_with_gradcam.py", "detectors/gradcam_detectors.py")  # fmt: skip
+ROOMS = ("utils/__init__.py", "utils/errors.py", "utils/files.py", "utils/text.py", "utils/host_tree.py",
+         "utils/install_into_host.py", "utils/training_log.py", "utils/gradcam.py", "utils/gradcam_demo.py",
+         "utils/app/__init__.py", "utils/app/__main__.py", "utils/app/page.py", "utils/cam/__init__.py",
+         "utils/cam/methods.py", "utils/cam/towers/__init__.py", "utils/cam/towers/hf_clip.py", "utils/data/__init__.py",
+         "utils/data/readers.py", "utils/model/__init__.py", "utils/model/load.py", "utils/report/__init__.py",
+         "utils/report/__main__.py", "utils/report/template/index.html.j2", "utils/report/template/js/cards.js",
+         "utils/results/__init__.py", "utils/results/sample.py", "detectors/gradcam_base.py",
+         "detectors/gradcam_mixin.py", "detectors/gradcam_detectors.py", "detectors/clip_detector_gradcam.py",
+         "config/detector/clip_gradcam.yaml", "docs/api.md", "docs/how_to/add_a_method.md", "assets/report_gallery.png",
+         "README_gradcam.md", "test_with_gradcam.py")  # fmt: skip
+
+
+@pytest.mark.parametrize("names", [FLAT, ROOMS], ids=["flat", "rooms"])
+@pytest.mark.parametrize("theirs", [{}, {"utils/text.py": b"THEIRS = 1\n", "utils/__init__.py": b"THEIRS = 2\n"}],
+                         ids=["alone", "backups"])  # fmt: skip
+def test_both_earlier_layouts_are_replaced(tmp_path: Path, names: tuple[str, ...], theirs: dict[str, bytes]) -> None:
+    """Folders become modules of the same name, the rest goes, files of the host that were replaced come back."""
+    training, fresh = make_host(tmp_path), make_host(tmp_path / "fresh")
+    for host in (training, fresh):
+        for name, data in theirs.items():
+            (host / name).parent.mkdir(exist_ok=True)
+            (host / name).write_bytes(data)
     before = snapshot(training)
-    flat = {"utils/__init__.py": b"", "utils/report.py": b"OLD = 1\n", "utils/results.py": b"OLD = 1\n",
-            "utils/report_template/report.js": b"old", "utils/cam_methods.py": b"OLD = 1\n"}  # fmt: skip
-    put_in(training, wanted=flat)
-    (training / "utils" / "__pycache__").mkdir()
-    (training / "utils" / "__pycache__" / "results.cpython-311.pyc").write_bytes(b"compiled")
+    backups = {name: data for name, data in theirs.items() if name in names}
+    old_installation(training, {name: f"OLD = {name!r}\n".encode() for name in names}, backups)
+    compiled = [training / Path(name).parent / "__pycache__" / f"{Path(name).stem}.cpython-311.pyc"
+                for name in names if name.endswith(".py") and name not in {**theirs, **extension_files()}]  # fmt: skip
+    for path in compiled:
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"compiled")
     done = install(training)
-    assert done.returncode == 0 and "4 files removed" in done.stdout, done.stderr
-    for gone in ("report.py", "results.py", "cam_methods.py", "report_template", "__pycache__"):
-        assert not (training / "utils" / gone).exists(), gone
-    used = run_python("-c", "import utils.report, utils.gradcam_kit.store; print(utils.report.__file__)", cwd=training)
-    assert Path(used.stdout.strip()) == training / "utils" / "report" / "__init__.py", used.stderr
-    fresh = make_host(tmp_path / "fresh")
+    assert done.returncode == 0 and "files removed" in done.stdout, done.stderr
     assert install(fresh).returncode == 0
-    ours = {name for name in snapshot(training) if "__pycache__" not in name}
-    assert ours == set(snapshot(fresh))
+    assert not [path for path in compiled if path.exists()]
+    wanted = snapshot(fresh)
+    no_part = (f"{RECORD_FOLDER}/", "__pycache__")
+    left, right = (
+        {name for name in tree if not any(one in name for one in no_part)} for tree in (snapshot(training), wanted)
+    )
+    assert left == right
+    for name, data in theirs.items():
+        assert (training / name).read_bytes() == data
+    used = run_python("-c", "import utils.report, utils.gradcam; print(utils.report.__file__)", cwd=training)
+    assert Path(used.stdout.strip()) == training / "utils" / "report.py", used.stderr
+    assert "nothing to do" in install(training).stdout
     assert install(training, "--uninstall").returncode == 0
     assert snapshot(training) == before
 
 
-def test_no_module_of_a_host_is_hidden(tmp_path: Path) -> None:
-    """Python takes the package `data/` before the module `data.py`, and the package `text/` before `text.py`."""
+def test_what_was_edited_in_an_earlier_layout_is_refused(tmp_path: Path) -> None:
     training = make_host(tmp_path)
-    (training / "utils").mkdir()
-    (training / "utils" / "data.py").write_text("THEIRS = 1\n")
+    old_installation(training, dict.fromkeys(ROOMS, b"OLD = 1\n"), {})
+    (training / "utils" / "cam" / "methods.py").write_text("MINE = 1\n")
     before = snapshot(training)
-    for flags in ((), ("--force",), ("--check",)):
-        refused = install(training, *flags)
-        assert refused.returncode == 2 and str(training / "utils" / "data.py") in refused.stderr
-        assert refused.stderr.count("\n") == 1 and snapshot(training) == before
-    (training / "utils" / "data.py").unlink()
-    (training / "utils" / "text").mkdir()
-    (training / "utils" / "text" / "__init__.py").write_text("THEIRS = 1\n")
     refused = install(training)
-    assert refused.returncode == 2 and str(training / "utils" / "text") in refused.stderr
+    assert refused.returncode == 2 and "utils/cam/methods.py" in refused.stderr and snapshot(training) == before
 
 
 HOSTILE_RECORDS: dict[str, dict[str, Any]] = {
@@ -206,7 +254,7 @@ HOSTILE_RECORDS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("flags", [(), ("--force",), ("--uninstall",), ("--uninstall", "--force")])
+@pytest.mark.parametrize("flags", [(), ("--check",), ("--uninstall",)])
 @pytest.mark.parametrize("name", HOSTILE_RECORDS)
 def test_a_record_from_elsewhere_touches_nothing_outside(tmp_path: Path, name: str, flags: tuple[str, ...]) -> None:
     training = make_host(tmp_path)
@@ -227,8 +275,8 @@ def test_a_record_from_elsewhere_touches_nothing_outside(tmp_path: Path, name: s
     [
         (f"try:\n    {LINE}\nexcept ImportError:\n    pass", True),
         (f"if True: {LINE}", True),
-        ("from . import gradcam_detectors", False),
-        ("from . import gradcam_detectors  # mine", False),
+        ("from . import gradcam_detectors", True),
+        (f"{LINE}\nMINE = 1", False),
     ],
 )
 def test_an_edited_line_is_removed_or_refused(tmp_path: Path, edited: str, refused: bool) -> None:
@@ -244,38 +292,63 @@ def test_an_edited_line_is_removed_or_refused(tmp_path: Path, edited: str, refus
         init.write_text(init.read_text(encoding="utf-8").replace(edited + "\n", ""), encoding="utf-8")
         done = install(training, "--uninstall")
     assert done.returncode == 0, done.stderr
+    init.write_text(init.read_text(encoding="utf-8").replace("MINE = 1\n", ""), encoding="utf-8")
     assert snapshot(training) == before
 
 
 @pytest.mark.parametrize("then", ["install", "uninstall"])
 def test_killed_at_any_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, then: str) -> None:
-    """Every write is the last one once; a second run finishes the installation, or undoes it."""
-    wanted = {name: data for i, (name, data) in enumerate(extension_files().items()) if i % 6 == 0}
-    wanted["config/test_config.yaml"] = b"replaced: by force\n"
-    reference = make_host(tmp_path / "reference")
-    before = snapshot(reference)
-    put_in(reference, force=True, wanted=wanted)
+    """Every write and every removal is the last one once; a second run finishes the upgrade, or undoes everything."""
+    wanted = {name: data for i, (name, data) in enumerate(extension_files().items()) if i % 8 == 0}
+    old = dict.fromkeys(
+        ("utils/text.py", "utils/cam/methods.py", "utils/cam/__init__.py", *list(wanted)[:4]), b"OLD = 1\n"
+    )
+    theirs = {"utils/text.py": b"THEIRS = 1\n"}
+
+    def upgraded(folder: Path) -> Path:
+        training = make_host(folder)
+        old_installation(training, old, theirs)
+        return training
+
+    before = snapshot(make_host(tmp_path / "before"))
+    reference = upgraded(tmp_path / "reference")
+    put_in(reference, wanted)
     complete = snapshot(reference)
-    replace, writes = os.replace, len(wanted) + 4  # the backup, the record twice, the line
-    for last in range(writes):
-        training = make_host(tmp_path / str(last))
+    replace, unlink = Path.replace, Path.unlink
+    for last in range(len(wanted) + 6):  # the record twice, two removals, their file
+        training = upgraded(tmp_path / str(last))
         left = [last]
 
-        def killed(source: Path, target: Path, left: list[int] = left) -> None:
+        def count(left: list[int] = left) -> None:
             if left[0] == 0:
                 raise Killed
             left[0] -= 1
-            replace(source, target)
 
-        monkeypatch.setattr(host_tree.os, "replace", killed)
-        with pytest.raises(Killed):
-            put_in(training, force=True, wanted=wanted)
-        monkeypatch.setattr(host_tree.os, "replace", replace)
+        def counted_replace(path: Path, target: Path) -> Path:
+            count()
+            return replace(path, target)
+
+        def counted_unlink(path: Path, missing_ok: bool = False) -> None:
+            count()
+            unlink(path, missing_ok)
+
+        monkeypatch.setattr(Path, "replace", counted_replace)
+        monkeypatch.setattr(Path, "unlink", counted_unlink)
+        try:
+            put_in(training, wanted)
+            assert last == len(wanted) + 5
+        except Killed:
+            assert last < len(wanted) + 5
+        monkeypatch.undo()
         if then == "install":
-            put_in(training, force=True, wanted=wanted)
+            put_in(training, wanted)
             assert snapshot(training) == complete
+            assert Installation(training).plan(wanted).nothing_to_do
         Installation(training).undo()
-        assert snapshot(training) == before
+        left_over = snapshot(training)
+        assert left_over.pop("utils/text.py") == b"THEIRS = 1\n"
+        assert {name for name in left_over if name != "utils"} == set(before)
+        assert all(left_over[name] == data for name, data in before.items())
         shutil.rmtree(tmp_path / str(last))
 
 
@@ -323,6 +396,37 @@ def test_efforts_own_utils_folder_is_shared(tmp_path: Path) -> None:
     found = run_python("-c", "import utils.registry, utils.gradcam; print(utils.registry.__file__)", cwd=training)
     assert Path(found.stdout.strip()) == training / "utils" / "registry.py", found.stderr
     assert install(training, "--uninstall").returncode == 0
+    assert snapshot(training) == before
+
+
+@pytest.mark.parametrize("package", [True, False])
+def test_a_hosts_own_utils_is_left_alone(tmp_path: Path, package: bool) -> None:
+    """It may be a package by an `__init__.py` of its own, or by none; its `data.py` goes on being its own."""
+    training = make_host(tmp_path)
+    (training / "utils").mkdir()
+    (training / "utils" / "data.py").write_text("THEIRS = 1\n")
+    if package:
+        (training / "utils" / "__init__.py").write_text("from .data import THEIRS\n")
+    before = snapshot(training)
+    assert install(training).returncode == 0
+    assert {
+        name: data for name, data in snapshot(training).items() if name in before and name != "detectors/__init__.py"
+    } == {name: data for name, data in before.items() if name != "detectors/__init__.py"}
+    code = "import utils, utils.data, utils.gradcam, utils.gradcam_kit.explain.mixin; print(utils.data.THEIRS)"
+    found = run_python("-c", code, cwd=training)
+    assert found.stdout == "1\n", found.stderr
+    assert "nothing to do" in install(training).stdout
+    assert install(training, "--uninstall").returncode == 0
+    assert snapshot(training) == before
+
+
+def test_no_package_is_needed(tmp_path: Path) -> None:
+    """A Python without site-packages installs and uninstalls."""
+    training = make_host(tmp_path)
+    before = snapshot(training)
+    for flags in ((), ("--uninstall",)):
+        done = run_python("-S", "-m", "utils.install_into_host", training, *flags, cwd=ROOT)
+        assert done.returncode == 0, done.stderr
     assert snapshot(training) == before
 
 

@@ -28,7 +28,9 @@ from .errors import InputError
 from .text import AS_IT_CAME
 
 # The folder that holds config/, detectors/ and test_with_gradcam.py: this repository's root or the host's training/.
-TRAINING_FOLDER = Path(__file__).resolve().parents[3]
+# The package that pip installs has no host: there it is the working directory.
+_KIT = Path(__file__).resolve().parents[1]
+TRAINING_FOLDER = _KIT.parents[1] if _KIT.parent.name == "utils" else Path.cwd()
 
 OPEN_LIST, LIST = "written.partial.sha256", "written.sha256"  # as files come, and once it is in order
 LEVELS = 3  # a file is entered in a list at most so many folders above it

@@ -14,11 +14,10 @@ from typing import Any
 
 from ..base.decision import CLASS_NAMES
 from ..base.files import write_json
+from ..run.exports import FIFTYONE_FILE
 from ..store.grey_maps import GREY_MAPS, grey_name
 from ..store.read_run import RunOnDisk
 from ..store.sample import Sample
-
-FIFTYONE_FILE = "fiftyone_samples.json"
 
 
 def write_fiftyone(run: RunOnDisk) -> Path:

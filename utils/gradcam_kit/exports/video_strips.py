@@ -15,11 +15,11 @@ from ..base.text import one_line, shortened
 from ..data.images import UnreadableImage, decode_image, read_file
 from ..drawing.overlays import encode, text_line
 from ..judge.temporal_consistency import TemporalConsistency
+from ..run.exports import STRIPS
 from ..store.read_run import DatasetOnDisk, sample_maps
 from ..store.sample import Sample
 
 FRAME, LINE, NAMES, GAP, MARGIN = 112, 20, 150, 4, 8  # pixels
-STRIPS = "strips"  # in the dataset's folder
 MOST_FRAMES = 32  # per video, evenly spaced
 
 

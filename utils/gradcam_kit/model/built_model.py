@@ -7,6 +7,7 @@ import importlib.util
 import inspect
 import sys
 from collections.abc import Callable, Mapping
+from importlib.machinery import PathFinder
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -45,6 +46,7 @@ def import_module_of(name: str) -> ModuleType:
         if not module_name.endswith(".py"):
             if str(Path.cwd()) not in sys.path:
                 sys.path.insert(0, str(Path.cwd()))
+            _let_own_utils_in()
             return importlib.import_module(module_name)
         path = Path(module_name).absolute()
         earlier = sys.modules.get(path.stem)
@@ -62,6 +64,13 @@ def import_module_of(name: str) -> ModuleType:
             f"--detector {name!r}: {module_name} cannot be imported from {Path.cwd()}"
             f" ({type(error).__name__}: {one_line(error)})"
         ) from error
+
+
+def _let_own_utils_in() -> None:
+    """A person's `utils.py` beside their module is the `utils` that it means: ours is needed by longer names only."""
+    own, ours = PathFinder.find_spec("utils", [str(Path.cwd())]), sys.modules.get("utils")
+    if own is not None and ours is not None and own.origin != getattr(ours, "__file__", None):
+        del sys.modules["utils"]
 
 
 def _takes_config(function: Callable[..., Any]) -> bool:

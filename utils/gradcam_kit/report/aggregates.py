@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..base.files import write_table
+from ..run.exports import REGIONS_FILE, SIMILARITY_FILE
 from ..store.read_run import DatasetOnDisk, RunOnDisk, sample_maps
 from .aggregate_images import mean_map_table, region_heat_table
 from .face_regions import RegionShares, sample_landmarks, sample_regions
 from .mean_maps import MeanMaps, Similarity
 from .region_tables import GroupRegions, group_regions, table_number, write_group_table, write_sample_table
-
-REGIONS_FILE, SIMILARITY_FILE = "regions.csv", "map_similarity.csv"  # in the run's folder
 
 
 class Patterns(NamedTuple):

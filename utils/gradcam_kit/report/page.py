@@ -20,6 +20,7 @@ from ..base.errors import InputError
 from ..base.files import keeps_list, settle_list, write_whole
 from ..base.text import one_line
 from ..drawing.overlays import colour_table
+from ..run.exports import PAGE, SHOWN_SAMPLES
 from ..settings.options import FREE_KEYS
 from ..store.read_run import DatasetOnDisk, RunOnDisk, read_run
 from .aggregates import Patterns, write_patterns
@@ -35,8 +36,6 @@ from .region_tables import headlines
 if TYPE_CHECKING:
     from jinja2 import Template
 
-PAGE = "index.html"
-SHOWN_SAMPLES = 5_000  # per dataset, on the page and in the aggregates
 TEMPLATE = Path(__file__).resolve().parent / "template"
 BINS, CURVE_POINTS = 20, 200
 OUTCOME_NAMES = {"TP": "true positive", "FN": "false negative", "TN": "true negative", "FP": "false positive"}

@@ -8,18 +8,18 @@ from pathlib import Path
 from ..base.errors import InputError
 from ..base.files import keeps_list, settle_list
 from ..base.packages import require
-from ..exports.fiftyone_export import FIFTYONE_FILE, write_fiftyone
-from ..exports.tensorboard_export import write_tensorboard
-from ..exports.video_strips import STRIPS, write_strips
-from ..report.aggregates import REGIONS_FILE, SIMILARITY_FILE, write_patterns
-from ..report.page import PAGE, SHOWN_SAMPLES, jinja2_problem, write_report
+from ..parts import load_part, missing_part
 from ..settings.run_options import ExportOptions
 from ..store.bundles import pack_samples
 from ..store.manifest import FINISHED, read_manifest
 from ..store.read_run import read_run
 from ..store.sample_folder import sample_folders
 
-__all__ = ["PAGE", "TOP_FILES", "ExportOptions", "check_exports", "write_exports"]
+PAGE = "index.html"
+REGIONS_FILE, SIMILARITY_FILE = "regions.csv", "map_similarity.csv"
+FIFTYONE_FILE = "fiftyone_samples.json"
+STRIPS = "strips"  # in a dataset's folder
+SHOWN_SAMPLES = 5_000  # per dataset, on the page and in the aggregates
 
 # Whatever is written into a run's folder itself: its manifest lists these, so that --overwrite removes them.
 TOP_FILES = (PAGE, REGIONS_FILE, SIMILARITY_FILE, FIFTYONE_FILE)
@@ -28,7 +28,9 @@ UNFINISHED = ".exports.partial"
 
 
 def check_exports(options: ExportOptions) -> None:
-    """Raises InputError where a package is missing, before hours of evaluation."""
+    """Raises InputError where a part or a package is missing, before hours of evaluation."""
+    if options._replace(bundle=False) != ExportOptions():
+        load_part("exports", "--tensorboard, --fiftyone, --video_strips")
     if options.tensorboard is not None:
         require("tensorboard", "--tensorboard")
     if options.bundle and options.fiftyone:
@@ -47,7 +49,7 @@ def lacks_exports(folder: Path, options: ExportOptions) -> bool:
     )
     return (
         (folder / UNFINISHED).exists()
-        or not (folder / PAGE).is_file()
+        or not (missing_part("report") or (folder / PAGE).is_file())
         or (options.bundle and any(sample_folders(folder / name) for name in read_manifest(folder / FINISHED).datasets))
         or (options.fiftyone and not (folder / FIFTYONE_FILE).is_file())
         or (options.tensorboard is not None and not any(options.tensorboard.glob("events.out.*")))
@@ -58,7 +60,7 @@ def lacks_exports(folder: Path, options: ExportOptions) -> bool:
 def write_exports(folder: Path, options: ExportOptions, shown_samples: int = SHOWN_SAMPLES) -> list[str]:
     """Make them from the files of the run in `folder`; returns lines that say where they are.
 
-    A host without a jinja2 that works, which only the page needs, gets everything but the page, and is told on stderr.
+    Without the part "report", or a jinja2 that works, everything else is written, and stderr says what is left out.
     """
     begin_exports(folder)
     if options.bundle:  # first, so that the page knows where the images are
@@ -73,14 +75,14 @@ def write_exports(folder: Path, options: ExportOptions, shown_samples: int = SHO
 
 def _written_exports(folder: Path, options: ExportOptions, shown_samples: int) -> list[str]:
     others = _other_exports(folder, options)  # first, so that the page links them, too
-    lacking = jinja2_problem()
+    lacking = missing_part("report")
     if not lacking:
-        return [f"report: {write_report(folder, shown_samples)}", *others]
-    write_patterns(read_run(folder, shown_samples))
-    print(
-        f"report: left out, {lacking}: pip install 'jinja2>=3', then python -m utils.report {folder}",
-        file=sys.stderr,
-    )
+        page = load_part("report.page", "the report")
+        if not page.jinja2_problem():
+            return [f"report: {page.write_report(folder, shown_samples)}", *others]
+        load_part("report.aggregates", "the report").write_patterns(read_run(folder, shown_samples))
+        lacking = f"{page.jinja2_problem()}: pip install 'jinja2>=3', then python -m utils.report {folder}"
+    print(f"report: left out, {lacking}", file=sys.stderr)
     return others
 
 
@@ -90,12 +92,13 @@ def _other_exports(folder: Path, options: ExportOptions) -> list[str]:
     lines = []
     run = read_run(folder)  # other programs take every sample
     if options.fiftyone:
-        lines.append(f"FiftyOne: {write_fiftyone(run)}")
+        lines.append(f"FiftyOne: {load_part('exports.fiftyone_export', '--fiftyone').write_fiftyone(run)}")
     if options.tensorboard is not None:
-        write_tensorboard(run, options.tensorboard)
+        load_part("exports.tensorboard_export", "--tensorboard").write_tensorboard(run, options.tensorboard)
         keep = "--samples_per_plugin images=1000"  # else ten of a tag are kept, by lot
         lines.append(f"TensorBoard: tensorboard --logdir {options.tensorboard} {keep}")
     if options.video_strips:
+        strips = load_part("exports.video_strips", "--video_strips")
         for data in run.datasets:
-            lines.append(f"{data.name}: {len(write_strips(data))} video strips in {data.folder / 'strips'}")
+            lines.append(f"{data.name}: {len(strips.write_strips(data))} video strips in {data.folder / 'strips'}")
     return lines

@@ -16,8 +16,8 @@ from ...base.errors import InputError
 from ...base.files import new_folder, replace_folder, write_table
 from ...data.images import UnreadableImage, decode_image, read_file
 from ...drawing.overlays import encode
+from ...run.exports import REGIONS_FILE
 from ...store.read_run import RunOnDisk, read_run
-from ..aggregates import REGIONS_FILE
 from ..page import joined, require_jinja2, template
 from ..page_parts.facts import facts
 from ..paper_figure import original

@@ -1,0 +1,11 @@
+"""`AnyModelWithGradCAM` under its path of version 1.1, for one version more."""
+
+import warnings
+
+from utils.gradcam_kit.explain.any_model import AnyModelWithGradCAM
+
+warnings.warn(
+    "detectors.gradcam_any_model is now utils.gradcam_kit.explain.any_model", DeprecationWarning, stacklevel=2
+)
+
+__all__ = ["AnyModelWithGradCAM"]

@@ -1,0 +1,9 @@
+"""`GradCAMMixin` under its path of version 1.1, for one version more."""
+
+import warnings
+
+from utils.gradcam_kit.explain.mixin import GradCAMMixin
+
+warnings.warn("detectors.gradcam_mixin is now utils.gradcam_kit.explain.mixin", DeprecationWarning, stacklevel=2)
+
+__all__ = ["GradCAMMixin"]

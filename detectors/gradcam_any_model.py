@@ -2,10 +2,10 @@
 
 import warnings
 
-from utils.gradcam_kit.explain.any_model import AnyModelWithGradCAM
+from utils.gradcam_kit.explaining.any_model import AnyModelWithGradCAM
 
 warnings.warn(
-    "detectors.gradcam_any_model is now utils.gradcam_kit.explain.any_model", DeprecationWarning, stacklevel=2
+    "detectors.gradcam_any_model is now utils.gradcam_kit.explaining.any_model", DeprecationWarning, stacklevel=2
 )
 
 __all__ = ["AnyModelWithGradCAM"]

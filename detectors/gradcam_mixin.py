@@ -2,8 +2,8 @@
 
 import warnings
 
-from utils.gradcam_kit.explain.mixin import GradCAMMixin
+from utils.gradcam_kit.explaining.mixin import GradCAMMixin
 
-warnings.warn("detectors.gradcam_mixin is now utils.gradcam_kit.explain.mixin", DeprecationWarning, stacklevel=2)
+warnings.warn("detectors.gradcam_mixin is now utils.gradcam_kit.explaining.mixin", DeprecationWarning, stacklevel=2)
 
 __all__ = ["GradCAMMixin"]

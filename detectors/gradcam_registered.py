@@ -14,8 +14,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from utils.gradcam_kit.engine.towers import find_tower
-from utils.gradcam_kit.explain.mixin import GradCAMMixin
-from utils.gradcam_kit.explain.subject import Subject
+from utils.gradcam_kit.explaining.mixin import GradCAMMixin
+from utils.gradcam_kit.explaining.subject import Subject
 from utils.gradcam_kit.model.host.inputs import HostInputs
 from utils.gradcam_kit.model.host.patches import batch_of_one_kept, cuda_means, no_pretrained_weights
 from utils.gradcam_kit.settings.backbone_config import backbone_config

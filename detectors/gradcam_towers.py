@@ -7,7 +7,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from utils.gradcam_kit.explain.mixin import GradCAMMixin
+from utils.gradcam_kit.explaining.mixin import GradCAMMixin
 from utils.gradcam_kit.model.clip_tower import DEFAULT_TOWER, build_clip_tower
 from utils.gradcam_kit.settings.backbone_config import backbone_config
 

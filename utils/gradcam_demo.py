@@ -42,7 +42,7 @@ def main(argv: Sequence[str]) -> int:
         raise InputError(f"--target label needs labels, which single images do not have; use one of {targets}")
     # Whatever loads torch is imported here, once the flags are known to be right: a misspelt one is said at once.
     from utils.gradcam_kit.base.packages import require
-    from utils.gradcam_kit.explain.checking import MapChecker
+    from utils.gradcam_kit.explaining.checking import MapChecker
     from utils.gradcam_kit.model.detector import print_backward_precision, print_default_layer
     from utils.gradcam_kit.model.load import load_named_detector
 

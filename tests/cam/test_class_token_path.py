@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.cam.whole_block import take_the_whole_block
 from tests.helpers.detectors import images, tiny_detector
 from tests.helpers.saved_bytes import saved_bytes
-from tests.helpers.whole_block import take_the_whole_block
 from utils.gradcam import explain
 from utils.gradcam_kit.engine import tokens
 from utils.gradcam_kit.engine.maps import NonFiniteMapError

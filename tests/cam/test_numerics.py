@@ -13,16 +13,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from detectors.clip_detector_gradcam import CLIPDetectorWithGradCAM
+from tests.cam.whole_block import take_the_whole_block
 from tests.helpers.command_server import CommandServer
 from tests.helpers.datasets import DataTree
 from tests.helpers.detectors import BLOCKS, PIXELS, images, tiny_detector
-from tests.helpers.whole_block import take_the_whole_block
 from utils.gradcam_kit.engine import tokens
 from utils.gradcam_kit.engine.maps import LayerMaps, NonFiniteMapError, layer_maps, normalise
 from utils.gradcam_kit.engine.methods import METHODS, cam_method, signed_maps
 from utils.gradcam_kit.engine.tokens import Tokens, on_grid
 from utils.gradcam_kit.engine.towers import Grid
-from utils.gradcam_kit.explain.explanation import Explanation
+from utils.gradcam_kit.explaining.explanation import Explanation
 
 LAYERS = tuple(f"encoder.layers.{i}" for i in range(BLOCKS))
 HALVES = (torch.float16, torch.bfloat16)

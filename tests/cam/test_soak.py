@@ -19,7 +19,7 @@ from torch import nn
 
 from detectors.clip_detector_gradcam import CLIPDetectorWithGradCAM
 from tests.helpers.detectors import images, tiny_detector
-from utils.gradcam_kit.explain.mixin import GradCAMMixin
+from utils.gradcam_kit.explaining.mixin import GradCAMMixin
 
 CALLS, STEPS = int(os.environ.get("SOAK_CALLS", "4000")), 10
 

@@ -17,7 +17,7 @@ from tests.helpers.references import reference_clip as reference
 from tests.helpers.references.known_evidence import EVIDENCE, GRID, evidence_tree, patch
 from utils.gradcam_kit.base.errors import InputError
 from utils.gradcam_kit.engine.maps import NonFiniteMapError
-from utils.gradcam_kit.explain.explanation import Explanation
+from utils.gradcam_kit.explaining.explanation import Explanation
 from utils.gradcam_kit.judge.transplant import transplant_maps
 
 

@@ -14,8 +14,8 @@ from tests.helpers.detectors import ARCHITECTURE, BLOCKS, images, spread, tiny_c
 from utils.gradcam import explain
 from utils.gradcam_kit.base.allowed import BACKWARD_PRECISIONS
 from utils.gradcam_kit.base.errors import InputError
-from utils.gradcam_kit.explain import precision
-from utils.gradcam_kit.explain.precision import faster_precision, matrix_products_in, resolved_precision
+from utils.gradcam_kit.explaining import precision
+from utils.gradcam_kit.explaining.precision import faster_precision, matrix_products_in, resolved_precision
 
 NAMES = [f"encoder.layers.{i}" for i in range(BLOCKS)]
 

@@ -17,8 +17,8 @@ from tests.helpers.datasets import DataTree
 from tests.helpers.detectors import BLOCKS, PIXELS, images, tiny_config, tiny_detector
 from utils.gradcam import explain
 from utils.gradcam_kit.base.errors import InputError
-from utils.gradcam_kit.explain.any_model import AnyModelWithGradCAM
-from utils.gradcam_kit.explain.explanation import UNTRAINED
+from utils.gradcam_kit.explaining.any_model import AnyModelWithGradCAM
+from utils.gradcam_kit.explaining.explanation import UNTRAINED
 from utils.gradcam_kit.model.load import load_gradcam_detector, read_images
 
 LAST = f"encoder.layers.{BLOCKS - 1}"

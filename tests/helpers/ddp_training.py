@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.tensorboard import SummaryWriter
 
 from tests.helpers.detectors import ARCHITECTURE, images, tiny_config
-from utils.gradcam_kit.explain.training_log import log_gradcam
+from utils.gradcam_kit.explaining.training_log import log_gradcam
 
 
 def main(output: Path, heatmaps: bool) -> None:

@@ -55,7 +55,7 @@ def test_install_says_what_it_did_and_uninstall_restores_every_byte(tmp_path: Pa
     assert "one line added to detectors/__init__.py" in done.stdout and LINE in done.stdout
     added = {name for name in snapshot(training) if name not in before and not name.startswith(RECORD_FOLDER)}
     for name in ("test_with_gradcam.py", "README_gradcam.md", "config/detector/clip_gradcam.yaml", "utils/gradcam.py",
-                 "detectors/clip_detector_gradcam.py", "utils/gradcam_kit/explain/mixin.py", "utils/gradcam_demo.py",
+                 "detectors/clip_detector_gradcam.py", "utils/gradcam_kit/explaining/mixin.py", "utils/gradcam_demo.py",
                  "utils/report.py"):  # fmt: skip
         assert name in added and (training / name).read_bytes() == (ROOT / name).read_bytes()
     assert not [name for name in added if "cache" in name or "install_into_host" in name or name.startswith("tools")]
@@ -412,7 +412,7 @@ def test_a_hosts_own_utils_is_left_alone(tmp_path: Path, package: bool) -> None:
     assert {
         name: data for name, data in snapshot(training).items() if name in before and name != "detectors/__init__.py"
     } == {name: data for name, data in before.items() if name != "detectors/__init__.py"}
-    code = "import utils, utils.data, utils.gradcam, utils.gradcam_kit.explain.mixin; print(utils.data.THEIRS)"
+    code = "import utils, utils.data, utils.gradcam, utils.gradcam_kit.explaining.mixin; print(utils.data.THEIRS)"
     found = run_python("-c", code, cwd=training)
     assert found.stdout == "1\n", found.stderr
     assert "nothing to do" in install(training).stdout

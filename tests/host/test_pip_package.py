@@ -30,7 +30,7 @@ model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.
 explain(model, torch.randn(2, 3, 32, 32)).save("out")
 """
 ANY_ORDER = FIRST_LINES.replace(
-    "from gradcam_kit import explain", "import gradcam_kit.explain.mixin\nfrom gradcam_kit import explain"
+    "from gradcam_kit import explain", "import gradcam_kit.explaining.mixin\nfrom gradcam_kit import explain"
 )
 
 # A torchvision beside a CPU build of torch wants two operators declared before it is imported.

@@ -18,7 +18,7 @@ from PIL import Image
 
 from tests.helpers.detectors import PIXELS, images, tiny_detector
 from tests.helpers.paths import ROOT
-from utils.gradcam_kit.explain.training_log import LINE, captions, grid, log_gradcam
+from utils.gradcam_kit.explaining.training_log import LINE, captions, grid, log_gradcam
 
 
 class Writer:

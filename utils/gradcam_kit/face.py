@@ -14,19 +14,19 @@ from .engine.methods import grad_cam, register_method
 from .engine.methods import grad_cam_pp as grad_cam_plus_plus
 from .engine.recipe import Recipe
 from .engine.towers import TowerFamily, register_tower
-from .explain.api import choose, explain
-from .explain.explanation import Explanation
+from .explaining.api import choose, explain
+from .explaining.explanation import Explanation
 
 if TYPE_CHECKING:
     from .data.readers import register_reader
-    from .explain.training_log import log_gradcam
+    from .explaining.training_log import log_gradcam
     from .model.checkpoint_families import register_checkpoint
     from .model.load import load_gradcam_detector as load
     from .model.load import read_images
 
 LATER = {
     "load": (".model.load", "load_gradcam_detector"),
-    "log_gradcam": (".explain.training_log", "log_gradcam"),
+    "log_gradcam": (".explaining.training_log", "log_gradcam"),
     "read_images": (".model.load", "read_images"),
     "register_checkpoint": (".model.checkpoint_families", "register_checkpoint"),
     "register_reader": (".data.readers", "register_reader"),

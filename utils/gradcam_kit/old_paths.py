@@ -15,7 +15,7 @@ from types import CodeType, ModuleType
 
 HOME = "utils"  # the package that held the rooms
 ROOMS = {
-    "cam": "engine", "choice": "judge", "data": "data", "drawing": "drawing", "explaining": "explain",
+    "cam": "engine", "choice": "judge", "data": "data", "drawing": "drawing", "explaining": "explaining",
     "explanation_metrics": "measure", "model": "model", "results": "store", "run": "run",
 }  # fmt: skip
 # What did not move with its room; relative to the kit.
@@ -27,7 +27,7 @@ MOVED = {
     "model.config": ".settings.config",
     "model.gradcam_settings": ".settings.gradcam_settings",
     "run.detection_metrics": ".judge.detection_metrics",
-    "training_log": ".explain.training_log",
+    "training_log": ".explaining.training_log",
 }
 
 

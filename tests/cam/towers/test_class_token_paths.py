@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from tests.cam.towers.test_tower_families import FAMILIES, detector_of
+from tests.cam.whole_block import take_the_whole_block
 from tests.helpers.detectors import images
-from tests.helpers.whole_block import take_the_whole_block
 from utils.gradcam import explain
 from utils.gradcam_kit.engine.fast import class_token_path
 from utils.gradcam_kit.engine.fast.class_token_path import ClassTokenPath
 from utils.gradcam_kit.engine.towers.tower import tower_of
-from utils.gradcam_kit.explain import capture
+from utils.gradcam_kit.explaining import capture
 
 WITH_PATH = ["HF CLIP", "HF CLIP with LoRA", "HF ViT", "HF DINOv2", "HF DINOv2 with registers", "OpenAI clip",
              "open_clip", "open_clip, (T, B, C)", "timm ViT"]  # fmt: skip

@@ -17,7 +17,7 @@ from tests.helpers.detectors import images
 from utils.gradcam import explain
 from utils.gradcam_kit.base.errors import InputError
 from utils.gradcam_kit.engine.layers import LayerError
-from utils.gradcam_kit.explain.mixin import GradCAMMixin
+from utils.gradcam_kit.explaining.mixin import GradCAMMixin
 
 SMALL: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "patch_size": 16,
                          "image_size": 64}  # fmt: skip

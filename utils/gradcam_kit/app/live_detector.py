@@ -20,8 +20,8 @@ from ..base.errors import InputError
 from ..data.images import UnreadableImage, decode_image, read_file
 from ..drawing.overlays import colour_table
 from ..engine.layers import SUM, block_names
-from ..explain.checking import MapChecker
-from ..explain.explanation import Explanation
+from ..explaining.checking import MapChecker
+from ..explaining.explanation import Explanation
 from ..judge.transplant import blurred
 from ..media.faces.align import View
 from ..media.faces.find import face_finder, is_installed

@@ -115,7 +115,7 @@ def _spelled_out(methods: Sequence[str], layers: Sequence[str], balanced: bool, 
 
 
 class Capture(Protocol):
-    """What a pass has left: `explain.capture.Capture`."""
+    """What a pass has left: `explaining.capture.Capture`."""
 
     def maps(self, recipe: Recipe) -> dict[str, LayerMaps]:
         """The maps of every layer of one of the pass's recipes."""

@@ -16,7 +16,7 @@ import torch
 from ..base.errors import InputError
 from ..base.files import holds_only_own, new_folder, replace_folder, write_listing, write_table
 from ..drawing.overlays import LayerImage
-from ..explain.explanation import explained_names
+from ..explaining.explanation import explained_names
 from ..judge.temporal_consistency import TemporalConsistency
 from ..model.detector import LoadedDetector
 from ..run.explainer import explain_images

@@ -21,7 +21,7 @@ from ..data.folder_dataset import IMAGE_SUFFIXES
 from ..data.frame import Frame
 from ..data.images import UnreadableImage, decode_image, read_file
 from ..drawing.overlays import PastedCrop
-from ..explain.checking import MapChecker
+from ..explaining.checking import MapChecker
 from ..judge.choosing import choose_map, in_batches, trial_images
 from ..judge.verdict import FEWEST_IMAGES, judgements, printed
 from ..model.detector import LoadedDetector

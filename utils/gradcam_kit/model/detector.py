@@ -20,12 +20,12 @@ from ..engine.heads import HeadReader
 from ..engine.maps import NonFiniteMapError
 from ..engine.spatial_layers import SpatialLayer
 from ..engine.targets import Target
-from ..explain.explanation import Explanation
-from ..explain.images import Batch
-from ..explain.one_pass import IMAGE, Asked, explained_in
-from ..explain.pending import Pending
-from ..explain.precision import faster_precision
-from ..explain.subject import Subject
+from ..explaining.explanation import Explanation
+from ..explaining.images import Batch
+from ..explaining.one_pass import IMAGE, Asked, explained_in
+from ..explaining.pending import Pending
+from ..explaining.precision import faster_precision
+from ..explaining.subject import Subject
 from ..settings.config import DetectorSettings
 from ..settings.gradcam_settings import GradCAMSettings
 from .clip_tower import activation_of

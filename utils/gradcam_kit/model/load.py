@@ -15,7 +15,7 @@ from torch import Tensor
 from ..base.errors import InputError
 from ..base.text import one_line
 from ..data.images import UnreadableImage, decode_image, read_file
-from ..explain.any_model import AnyModelWithGradCAM
+from ..explaining.any_model import AnyModelWithGradCAM
 from ..settings.backbone_config import without_pretrained
 from ..settings.config import DetectorSettings, detector_settings, find_path
 from .built_model import build_model

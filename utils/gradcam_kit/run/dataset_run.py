@@ -22,7 +22,7 @@ from ..data.frame import Frame
 from ..data.frames import Batch, frame_loader
 from ..data.gaps import forgery_gaps, is_absent, write_gaps
 from ..engine.checks import FromDevice
-from ..explain.checking import MapChecker
+from ..explaining.checking import MapChecker
 from ..judge.transplant import CELLS
 from ..measure.samples import RealCounterparts
 from ..model.detector import LoadedDetector

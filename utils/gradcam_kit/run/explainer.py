@@ -15,9 +15,9 @@ from ..data.frames import Batch
 from ..data.stamps import Stamp
 from ..drawing.overlays import DrawnLayers, LayerImage, layer_images
 from ..engine.checks import FromDevice
-from ..explain.checking import MapChecker
-from ..explain.explanation import Explanation
-from ..explain.pending import Pending
+from ..explaining.checking import MapChecker
+from ..explaining.explanation import Explanation
+from ..explaining.pending import Pending
 from ..judge.check import ARTEFACT, MapCheck
 from ..measure.samples import RealCounterparts
 from ..model.detector import LoadedDetector

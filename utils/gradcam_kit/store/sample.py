@@ -17,7 +17,7 @@ from ..data.frame import Frame
 from ..data.frame_paths import landmark_path
 from ..data.stamps import hash_of
 from ..drawing.overlays import Box, LayerImage, faint_layers, original_box
-from ..explain.explanation import Explanation
+from ..explaining.explanation import Explanation
 from ..judge.check import MapCheck
 from ..judge.verdict import Choice, headline, judgements
 from ..settings.config import DetectorSettings

@@ -29,7 +29,7 @@ from ..base.files import (
 from ..base.text import printable
 from ..base.typed import VALUE, Misfit
 from ..drawing.overlays import LayerImage, PastedCrop, comparison, encode, panels
-from ..explain.explanation import UNTRAINED
+from ..explaining.explanation import UNTRAINED
 from ..judge.check import MapCheck
 from .grey_maps import GREY_MAPS, raw_arrays, write_grey_maps
 from .sample import RANDOM_WEIGHTS, LayerFacts, Sample

@@ -34,7 +34,7 @@ class Asked:
 
 
 def explain_batch(subject: Subject, batch: Batch, asked: Asked, image_name: str) -> Explanation:
-    """The explanation of a batch. Errors as `explain.api.explain`; they call the images `image_name`."""
+    """The explanation of a batch. Errors as `explaining.api.explain`; they call the images `image_name`."""
     return Pending(partial(explained_in, subject, batch, asked, image_name)).result()
 
 

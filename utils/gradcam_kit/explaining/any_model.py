@@ -12,7 +12,7 @@ from .mixin import GradCAMMixin
 
 
 class AnyModelWithGradCAM(GradCAMMixin):
-    """A module that gives logits, of whatever kind of head, for images (B, 3, H, W); see `explain.api.explain`.
+    """A module that gives logits, of whatever kind of head, for images (B, 3, H, W); see `explaining.api.explain`.
 
     `config` holds the `gradcam_*` keys and `resolution`. Layer names are relative to the model or to the tower inside.
     Raises InputError where there is no tower of a known family.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from utils.gradcam_kit.explain import capture
+from utils.gradcam_kit.explaining import capture
 
 
 def take_the_whole_block(monkeypatch: pytest.MonkeyPatch) -> None:

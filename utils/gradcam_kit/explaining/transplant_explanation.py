@@ -26,7 +26,9 @@ def explain_by_transplant(subject: Subject, batch: Batch, target: Target) -> Exp
         subject: put into evaluation mode for the call; weights and modes are put back.
         batch: `image` (B, 3, H, W) floating point, normalised; `reference`, alike: the real frames that they were made
             from, without it blurred copies; `label` (B,) for target "label".
-        target: as in `explain.api.explain`. Without a patch grid, for a convolutional network, 16 × 16 cells are taken.
+        target: as in `explaining.api.explain`.
+
+    Without a patch grid, in a convolutional network, 16 × 16 cells are taken.
 
     Raises:
         InputError: an unusable argument.

@@ -70,9 +70,9 @@ def without_repeats(places: list[str]) -> list[str]:
 
 
 def room_of(file: str) -> str:
-    """`utils/gradcam_kit/run/explainer.py` → `utils/run`, `utils/gradcam.py` and the ground floor by their own names."""
+    """`utils/gradcam_kit/run/explainer.py` → `gradcam_kit/run`."""
     parts = Path(file).parts
-    return parts[0] if parts[0] == "detectors" else "/".join(parts[:2])
+    return parts[0] if parts[0] == "detectors" else "/".join(parts[1:3])
 
 
 def main() -> None:

@@ -170,7 +170,9 @@ def capture(
             not have, or what `forward` returned holds no logits.
         LayerError: a layer that cannot be explained.
     """
-    asked = _Asked.of(tower, forward, request)
+    recipes = tuple(request.recipes)
+    asked = tower.once(recipes, lambda: _Asked.of(tower, forward, recipes))
+    check_backward_precision(request.precision)
     (backward,) = {recipe.backward for recipe in request.recipes}
     device = next((each.device for each in tower.model.parameters()), torch.device("cpu"))
     products = partial(matrix_products_in, resolved_precision(request.precision, device))
@@ -220,7 +222,7 @@ def capture(
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
-    """Where a request has to read the tower."""
+    """Where recipes have to read the tower. The answer stays the same while the tower does."""
 
     layers: Sequence[str]  # of all recipes
     summed: bool  # whether SUM is one of them
@@ -229,15 +231,14 @@ class _Asked:
     named_blocks: Sequence[str]  # those of the layers that are blocks, as they were named
 
     @classmethod
-    def of(cls, tower: Tower, forward: Callable[[], Any], request: Request) -> _Asked:
-        for recipe in request.recipes:
+    def of(cls, tower: Tower, forward: Callable[[], Any], recipes: Sequence[Recipe]) -> _Asked:
+        for recipe in recipes:
             check_method(recipe.method)
-        check_backward_precision(request.precision)
         layers: dict[str, None] = {}
         points: dict[Point, Site] = {}
         by_attention: dict[str, None] = {}
         captured: dict[str, None] = {}
-        for recipe in request.recipes:
+        for recipe in recipes:
             summed = summed_blocks(tower, recipe.layers)
             read = dict.fromkeys([*named_layers(recipe.layers), *summed])
             _refuse_sums([recipe.method] if summed else [])
@@ -247,7 +248,7 @@ class _Asked:
                 by_attention.update(read)
             else:
                 points.update({(layer, recipe.site): _point(tower, layer, recipe.site, forward) for layer in read})
-        methods = [recipe.method for recipe in request.recipes if recipe.method in ATTENTION_METHODS]
+        methods = [recipe.method for recipe in recipes if recipe.method in ATTENTION_METHODS]
         attention = AttentionPass.of(tower, list(by_attention), methods)
         blocks = [layer for layer in captured if name_in_tower(tower, layer) in tower.blocks]
         return cls(list(layers), SUM in layers, points, attention, blocks)

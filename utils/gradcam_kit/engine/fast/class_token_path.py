@@ -46,6 +46,7 @@ class ClassTokenPath:
         self, block: nn.Module, first_norm: nn.Module, attention: BlockAttention, batch_axis: int, constant: bool
     ) -> None:
         self.block, self.first_norm, self.attention = block, first_norm, attention
+        self.output, self.projections = attention.output, attention.projections
         self.constant = constant
         self.replaying = False
         self.joined: Joined | None = None
@@ -70,15 +71,15 @@ class ClassTokenPath:
         def replaced(*given: Any) -> Any:
             return self._replaced(*given) if self.replaying and threading.get_ident() == thread else None
 
-        out, by_input = self.attention.output
+        out, by_input = self.output
         with ExitStack() as hooks:
             for handle in (
                 self.block.register_forward_pre_hook(enter, with_kwargs=True),
                 self.first_norm.register_forward_pre_hook(inside(self._with_graph_of(self.block))),
                 self.first_norm.register_forward_hook(inside(self._keep)),
                 *(each.register_forward_pre_hook(inside(self._with_graph_of(self.first_norm)))
-                  for each in self.attention.projections),
-                *(each.register_forward_hook(inside(self._keep)) for each in self.attention.projections),
+                  for each in self.projections),
+                *(each.register_forward_hook(inside(self._keep)) for each in self.projections),
                 out.register_forward_pre_hook(replaced) if by_input else out.register_forward_hook(replaced),
                 self.block.register_forward_hook(inside(self._leave)),
             ):  # fmt: skip
@@ -134,10 +135,10 @@ class ClassTokenPath:
 
     def _attended(self) -> Tensor:
         """What attention gives the class token, (B, 1, heads · d)."""
-        if any(each not in self._graph for each in (self.first_norm, *self.attention.projections)):
+        if any(each not in self._graph for each in (self.first_norm, *self.projections)):
             raise NotOneToken
         tokens = self._graph[self.first_norm].transpose(0, 1 - self._tokens_axis)
-        parts = self.attention.of_first_token(tokens, [self._graph[each] for each in self.attention.projections])
+        parts = self.attention.of_first_token(tokens, [self._graph[each] for each in self.projections])
         if self.constant:
             parts = {name: part if name == "v" else part.detach() for name, part in parts.items()}
         return _mixed(parts, self.attention.heads)

@@ -106,7 +106,7 @@ def write_tables(folder: Path, rows: Sequence[Row], finished: bool = True) -> No
         weights=Weights("weights.pth", "ab" * 32),
         datasets={name: DatasetRecord(count, "cd" * 32, "ef" * 32) for name, count in frames.items()},
         heatmaps={name: HeatmapCounts(heatmaps=count) for name, count in frames.items()} if finished else None,
-        finished="2024-01-01T01:00:00+00:00",
+        finished="2024-01-01T01:00:00+00:00" if finished else None,
     ).to_json()
     if finished:
         metrics = {name: {"acc": 0.5, "auc": 0.75, "eer": None, "ap": 0.6, "video_auc": 0.7, "frames": 4, "videos": 2,

@@ -34,7 +34,7 @@ class Writer:
 def test_one_grid_a_layer_every_five_epochs() -> None:
     model, writer = tiny_detector(), Writer()
     for epoch in range(11):
-        log_gradcam(writer, model, {"image": images(3)}, epoch, layers=["encoder.layers.3", "encoder.layers.0"])
+        log_gradcam(writer, model, images(3), epoch, layers=["encoder.layers.3", "encoder.layers.0"], target="fake")
     assert [(tag, step) for tag, _, step in writer.images] == [
         (f"gradcam/encoder.layers.{layer}", epoch) for epoch in (0, 5, 10) for layer in (3, 0)
     ]

@@ -48,6 +48,28 @@ def test_it_is_resolved_once() -> None:
     assert tower_of(model) is kept
 
 
+def test_a_known_model_is_walked_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither its modules nor its parameters, whatever the recipe and however many layers."""
+    model, walks = tiny_detector(), []
+    named_modules = nn.Module.named_modules
+
+    def counted(module: nn.Module, *given: Any, **named: Any) -> Any:
+        walks.append(module)
+        return named_modules(module, *given, **named)
+
+    asked: list[dict[str, Any]] = [
+        {"layers": [0, 1, -1], "method": "gradcam"},
+        {"layers": "sum", "method": "hirescam", "site": "residual", "backward": "balanced"},
+        {"layers": -1, "method": "legrad"},
+    ]
+    for how in asked:
+        model.explain(images(2), **how)
+    monkeypatch.setattr(nn.Module, "named_modules", counted)
+    for how in asked:
+        model.explain(images(2), **how)
+    assert walks == []
+
+
 @pytest.mark.parametrize("change", ["added", "replaced", "moved", "taken out", "renamed"])
 def test_it_is_made_anew(change: str) -> None:
     """The map is that of the changed model, as a copy of it that nobody has asked has it."""

@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..base.errors import InputError
@@ -32,7 +31,7 @@ from ..engine.targets import Target
 from ..engine.tokens import Differentiated, PassPlan, Question, Tokens, on_grid, token_gradients
 from ..engine.towers import Grid
 from ..engine.towers.tower import Tower
-from .precision import FP32, check_backward_precision, matrix_products_in, resolved_precision
+from .precision import AUTO, FP32, check_backward_precision, matrix_products_in, resolved_precision
 
 Point = tuple[str, str]  # a layer as the caller wrote it, and the site where it is read
 
@@ -174,8 +173,10 @@ def capture(
     asked = tower.once(recipes, lambda: _Asked.of(tower, forward, recipes))
     check_backward_precision(request.precision)
     (backward,) = {recipe.backward for recipe in request.recipes}
-    device = next((each.device for each in tower.model.parameters()), torch.device("cpu"))
-    products = partial(matrix_products_in, resolved_precision(request.precision, device))
+    precision = request.precision
+    if precision == AUTO:
+        precision = resolved_precision(precision, next(tower.model.parameters()).device)
+    products = partial(matrix_products_in, precision)
     activations = Activations()
     self_test = None
     if request.completeness and backward != PLAIN:

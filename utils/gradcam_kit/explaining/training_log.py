@@ -21,7 +21,7 @@ LINE, LETTERS = 18, 12  # height of a caption and of its letters, in pixels
 def log_gradcam(
     writer: Any,
     model: nn.Module,
-    data_dict: Mapping[str, Tensor],
+    data_dict: Mapping[str, Tensor] | Tensor,
     epoch: int,
     every: int = 5,
     layers: Any = None,

@@ -172,7 +172,8 @@ def class_token_path(tower: Tower, read: Iterable[tuple[nn.Module, bool]], const
     turned = isinstance(attention, AttentionModules) and attention.rotary is not None
     if attention is None or axis is None or turned:
         return None
-    inside, allowed = set(block.modules()), {(block, True), (norm, False)}
+    inside = tower.once(("inside", last), lambda: set(block.modules()))
+    allowed = {(block, True), (norm, False)}
     if any(module in inside and (module, by_input) not in allowed for module, by_input in read):
         return None
     return ClassTokenPath(block, norm, attention, axis, constant)

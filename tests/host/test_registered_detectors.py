@@ -79,7 +79,7 @@ def images(count: int = 3) -> Tensor:
 def loaded(host: type, **config: Any) -> LoadedDetector:
     config = {**NO_WEIGHTS, **config}
     settings = DetectorSettings(config, "small", None, 32, gradcam_settings({"gradcam_enabled": True}))
-    return LoadedDetector(built(host, **config), torch.device("cpu"), "fp32", settings)
+    return LoadedDetector(model=built(host, **config), device=torch.device("cpu"), precision="fp32", settings=settings)
 
 
 # -------------------------------------------------------------------------------------------------------- which layer

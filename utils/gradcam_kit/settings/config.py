@@ -22,7 +22,7 @@ from .gradcam_settings import GradCAMSettings, gradcam_settings
 class DetectorSettings(NamedTuple):
     """Which detector, with which weights. `config` is the YAML's dict as the detector's constructor gets it.
 
-    `build` names a function that builds the model (`model.built_model`); "" for a registered detector.
+    `build` names a function that builds the model (`model.load`); "" for a registered detector.
     """
 
     config: dict[str, Any]

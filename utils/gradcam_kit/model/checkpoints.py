@@ -30,11 +30,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 
 
 def translated(file: WeightsFile) -> dict[str, Tensor]:
-    """The weights of a file under the names that the detectors use.
-
-    Segments such as DDP's `module.` are taken off the keys and LoRA is merged, then the file's family translates them
-    (`model.checkpoint_families`). Raises InputError where two keys mean one weight, or something is lacking.
-    """
+    """The weights of a file by the detectors' names, LoRA merged, without `module.` and the like. Raises InputError."""
     try:
         weights = without_wrappers(_without_counter(file.weights))
         if any(".lora_" in key for key in weights):

@@ -27,7 +27,7 @@ from ..explaining.pending import Pending
 from ..explaining.precision import faster_precision
 from ..explaining.subject import Subject
 from ..settings.config import DetectorSettings
-from ..settings.gradcam_settings import GradCAMSettings
+from ..settings.config_values import GradCAMSettings
 from .clip_tower import activation_of
 from .host.inputs import HostInputs, nothing_collected
 
@@ -126,10 +126,7 @@ class LoadedDetector:
         return scores.real_and_fake, scores.prob_fake
 
     def scores(self, images: Tensor, model: Any = None, frames: Sequence[Frame] | None = None) -> Scores:
-        """Normalised images (B, 3, H, W) → what the head says of them; differentiable. `model`: None means its own.
-
-        Raises InputError where the detector returns no logits.
-        """
+        """Normalised images (B, 3, H, W) → what the head says of them; differentiable. `model`: None means its own."""
         with self._as_evaluated():
             output = (self.model if model is None else model)(self.inputs(images, frames), inference=True)
         prediction, head = self._read(output, len(images))
@@ -137,10 +134,7 @@ class LoadedDetector:
         return Scores(head.real_and_fake(logits), head.margin(logits.float()), prediction["prob"])
 
     def features(self, pixels: Tensor, frames: Sequence[Frame] | None = None) -> Tensor:
-        """uint8 images → what the head reads, (B, D) float32; maps of a convolutional network are averaged.
-
-        Raises InputError where the detector returns none under "feat".
-        """
+        """uint8 images → what the head reads, (B, D) float32, maps averaged. Raises InputError for no "feat"."""
         with torch.no_grad(), self._as_evaluated():
             output = self.model(self.inputs(self.normalised(pixels), frames), inference=True)
         found = output.get("feat") if isinstance(output, Mapping) else None
@@ -200,7 +194,7 @@ class LoadedDetector:
         completeness: bool = True,
         begun: Pending | None = None,
     ) -> tuple[Explanation | None, list[int]]:
-        """As `explain`, but images whose maps are not finite are left out; returns the positions that were kept.
+        """As `explain`, without images whose maps are not finite; returns the positions that were kept.
 
         `begun`: what `begin_explaining` gave for the same arguments, without labels.
         """
@@ -218,10 +212,7 @@ class LoadedDetector:
         return None, []
 
     def check_predictions(self) -> None:
-        """Predict two images of noise, twice. Raises InputError for a detector that cannot be evaluated.
-
-        It does not run on single images, or gives them other logits each time, or other ones to other labels.
-        """
+        """Predict noise, twice. Raises InputError for a detector that fails on it, is random, or reads its labels."""
         noise, name = self.normalised(self._noise(2)), self.settings.model_name
         inputs = self.inputs(noise)
         first, again = self._tried(inputs), self._tried(self.inputs(noise))
@@ -300,18 +291,14 @@ def _same(first: Tensor, second: Tensor) -> bool:
     return torch.allclose(first, second, rtol=1e-2, atol=1e-3, equal_nan=True)
 
 
-def print_default_layer(detector: LoadedDetector) -> None:
-    """Say which layer is explained where none was named and a pass had to find it."""
+def print_choices(detector: LoadedDetector) -> None:
+    """Say which layer a pass has found where none was named, and what "auto" is for the backward pass."""
     layer = detector.found_layer
     if layer is not None:
         print(
             f"layer {layer.name} ({layer.shape}) is explained: the last activation on a grid that the score depends on;"
             " others by gradcam_layers"
         )
-
-
-def print_backward_precision(detector: LoadedDetector) -> None:
-    """Say what "auto" has chosen for the backward pass, where it was asked for."""
     if detector.gradcam.backward_precision == AUTO:
         chosen, gain = faster_precision(detector.device.type)
         faster = f": its products are {gain:.1f} times faster here" if gain > 1 else ": nothing is faster here"

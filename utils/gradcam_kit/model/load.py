@@ -22,8 +22,8 @@ from ..base.errors import InputError
 from ..base.text import one_line
 from ..data.images import UnreadableImage, decode_image, read_file
 from ..explaining.any_model import AnyModelWithGradCAM
-from ..settings.backbone_config import without_pretrained
 from ..settings.config import DetectorSettings, detector_settings, find_path
+from ..settings.config_values import without_pretrained
 from .checkpoints import fill, sha256_of_state, translated
 from .clip_tower import fitted_config
 from .detector import DTYPES, LoadedDetector
@@ -58,8 +58,7 @@ def load_gradcam_detector(
 def read_images(model: Any, files: Sequence[str | Path] | str | Path) -> Tensor:
     """Image files → (B, 3, R, R) float32, resized and normalised as `model` wants them, on its device.
 
-    Both sides are resized to the config's `resolution`, as the hosts do with face crops. Raises InputError for a file
-    that cannot be read as an image.
+    Both sides are resized to the config's `resolution`, as in the hosts. Raises InputError for a file that is no image.
     """
     decoded = []
     for file in [files] if isinstance(files, (str, Path)) else files:
@@ -79,8 +78,7 @@ def load_detector(
 ) -> LoadedDetector:
     """The detector with the weights of `settings.weights_path`, with random ones, or with those of `settings.build`.
 
-    No pretrained tower is downloaded: a weights file has to cover the whole model. Whether the logits can be used,
-    `LoadedDetector.check_predictions` tells. Raises InputError.
+    Nothing is downloaded. `LoadedDetector.check_predictions` tells whether it works. Raises InputError.
     """
     if not settings.weights_name and not random_weights:
         raise InputError(
@@ -96,11 +94,11 @@ def load_detector(
         model.gradcam = settings.gradcam  # the same object, not a copy
     if hasattr(model, "weights_at_first"):
         model.weights_at_first = None  # a file fills it, or random weights were asked for and are marked as such
-    if file is not None:
+    if file is None:
+        sha256 = sha256_of_state(model.model) if settings.build else ""
+    else:
         fill(model.model if settings.build else model, file)
         sha256 = file.sha256
-    else:
-        sha256 = sha256_of_state(model.model) if settings.build else ""
     return LoadedDetector(
         model=model.to(device).eval(), device=device, precision=precision, settings=settings, weights_sha256=sha256
     )
@@ -139,10 +137,9 @@ def check_precision(precision: str, device: torch.device) -> None:
 
 
 def untrained_detector(settings: DetectorSettings, explainable: bool) -> Any:
-    """The detector without the weights of its file: a registered one, or what `settings.build` names.
+    """The detector without its file's weights: a registered one (`clip` means `clip_gradcam`), or `settings.build`'s.
 
-    `clip` means `clip_gradcam`, which predicts exactly the same. Raises InputError, if `explainable` also for a
-    detector without heatmaps.
+    Raises InputError, if `explainable` also for a detector without heatmaps.
     """
     if settings.build:
         return AnyModelWithGradCAM(build_model(settings.build, settings.config), settings.config)
@@ -178,15 +175,11 @@ def load_named_detector(
     return load_detector(settings, find_device(device), precision)
 
 
-# ------------------------------------------------------------- a model built by user code: `my_module:build`
+# A model built by user code: `my_module:build`, found from the working directory.
 
 
 def build_model(name: str, config: Mapping[str, Any]) -> nn.Module:
-    """What the function of that name returns, called with `config` where it takes an argument.
-
-    `name`: `module:function` or `path/to/file.py:function`, from the working directory. Raises InputError for a name
-    that leads nowhere, and where the code fails or gives no module.
-    """
+    """What the function `name` (`module:function`, `path/to/file.py:function`) returns, a Module. Raises InputError."""
     module_name, _, function_name = name.rpartition(":")
     function = getattr(import_module_of(name), function_name, None)
     if not callable(function):
@@ -216,8 +209,7 @@ def import_module_of(name: str) -> ModuleType:
         if earlier is not None and getattr(earlier, "__file__", None) == str(path):
             return earlier
         found = importlib.util.spec_from_file_location(path.stem, path)
-        assert found, "a name that ends in .py"
-        assert found.loader
+        assert found and found.loader, "a name that ends in .py"  # noqa: PT018
         module = importlib.util.module_from_spec(found)
         sys.modules[path.stem] = module  # as an import does: pickling and dataclasses look there
         found.loader.exec_module(module)

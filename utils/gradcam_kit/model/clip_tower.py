@@ -100,9 +100,8 @@ def _pretrained(name: str, where: str) -> nn.Module:
     tower, report = loaded
     missing = sorted(key for key in report["missing_keys"] if not key.endswith("position_ids"))
     if missing:
-        raise InputError(
-            f"{where}: the weights of {name!r} lack {', '.join(missing[:10])}: not a complete CLIP vision tower"
-        )
+        lacking = ", ".join(missing[:10])
+        raise InputError(f"{where}: the weights of {name!r} lack {lacking}: not a complete CLIP vision tower")
     return tower
 
 

@@ -96,9 +96,8 @@ def no_pretrained_weights(detector: str) -> Iterator[None]:
             raise InputError(f"detector {detector!r} cannot be built here{_without(asked)}: {reason}") from error
     kept = [value.path for module in built for value in vars(module).values() if isinstance(value, AbsentWeights)]
     if kept:
-        raise InputError(
-            f"detector {detector!r} cannot be built here{_without(kept)}: it is no state dict of a network"
-        )
+        reason = f"{_without(kept)}: it is no state dict of a network"
+        raise InputError(f"detector {detector!r} cannot be built here{reason}")
 
 
 def _without(files: list[str]) -> str:

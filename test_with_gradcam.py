@@ -65,7 +65,7 @@ def check_together(flags: Any) -> None:
 
 def run_settings(flags: Any, flags_of: OptionParser) -> RunSettings:
     """YAML files and flags, checked. Raises InputError."""
-    from utils.gradcam_kit.model.built_model import import_module_of
+    from utils.gradcam_kit.model.load import import_module_of
     from utils.gradcam_kit.settings.config import find_path, run_settings
 
     keys = flags_of.config(flags)

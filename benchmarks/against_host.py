@@ -34,7 +34,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from tests.helpers.real_towers import library  # noqa: E402  found through the line above
-from tools.host_tree import Installation, extension_files  # noqa: E402
+from tools.install_into_host import Installation, extension_files  # noqa: E402
 
 NAME = "Celeb-DF-v2"
 LABELS = {"CelebDFv2_real": 0, "CelebDFv2_fake": 1}

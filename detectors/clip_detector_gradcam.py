@@ -15,10 +15,7 @@ from .gradcam_towers import CLIPTowerMixin
 
 @DETECTOR.register_module(module_name="clip_gradcam")
 class CLIPDetectorWithGradCAM(CLIPTowerMixin, CLIPDetector):
-    """`CLIPDetector` whose tower comes from the config, and which can show where its decision came from.
-
-    Losses, metrics, forward pass and results are the host's own.
-    """
+    """`CLIPDetector` with its tower from the config and heatmaps; losses, metrics and forward pass are the host's."""
 
     def build_loss(self, config: dict[str, Any]) -> nn.Module:
         if not isinstance(config.get("loss_func"), str):

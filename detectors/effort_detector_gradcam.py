@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from detectors import DETECTOR
 from utils.gradcam_kit.engine.frozen import patched
-from utils.gradcam_kit.settings.backbone_config import backbone_config
+from utils.gradcam_kit.settings.config_values import backbone_config
 
 from .effort_detector import EffortDetector, apply_svd_residual_to_self_attn
 from .gradcam_towers import CLIPTowerMixin
@@ -40,10 +40,7 @@ class EffortDetectorWithGradCAM(CLIPTowerMixin, EffortDetector):
 
 
 def split_without_svd(weight: Tensor, full_matrices: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-    """Factors of the shapes of an SVD whose product is `weight` (out, in), at once instead of in seconds.
-
-    For weights that a checkpoint overwrites, or that are random: there the singular vectors mean nothing.
-    """
+    """Factors of an SVD's shapes whose product is `weight` (out, in), at once, for weights that mean nothing yet."""
     rows, columns = weight.shape
     ones, unit = weight.new_ones(min(rows, columns)), torch.eye(min(rows, columns), dtype=weight.dtype)
     return (weight.clone(), ones, unit) if rows >= columns else (unit, ones, weight.clone())

@@ -1,7 +1,6 @@
-"""The plug-in door: registers a `<name>_gradcam` for every detector of the host.
+"""The plug-in door: registers a `<name>_gradcam` for every detector of the host; `detectors` imports it last.
 
-`detectors/__init__.py` imports this module last: only what it has imported before gets heatmaps. Most detectors need no
-code for that. Where one does, `<detector>_gradcam.py` holds the class for the host's `<detector>.py`.
+Most need no code for that. Where one does, `<detector>_gradcam.py` has the class for the host's `<detector>.py`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """`<name>_gradcam` for any detector that the host registers: its class with heatmaps, made on the fly.
 
-Losses, metrics and the forward pass are the host's own. In evaluation the detector also gets whatever else the host's
-data set would give it (`model.host.inputs`), and "prob" is the softmax of its logits where it returns none.
+In evaluation it gets what else the host's data set would give it, and "prob" is the softmax of its two logits.
 """
 
 from __future__ import annotations
@@ -18,16 +17,13 @@ from utils.gradcam_kit.explaining.mixin import GradCAMMixin
 from utils.gradcam_kit.explaining.subject import Subject
 from utils.gradcam_kit.model.host.inputs import HostInputs
 from utils.gradcam_kit.model.host.patches import batch_of_one_kept, cuda_means, no_pretrained_weights
-from utils.gradcam_kit.settings.backbone_config import backbone_config
+from utils.gradcam_kit.settings.config_values import backbone_config
 
 SUFFIX = "_gradcam"
 
 
 class RegisteredMixin(GradCAMMixin):
-    """Mixed in before a host's class. Layer names are relative to the detector, with or without `backbone.`.
-
-    With `backbone_config.pretrained: false` the host's constructor loads and downloads no weights.
-    """
+    """Mixed in before a host's class, whose constructor loads no weights with `backbone_config.pretrained: false`."""
 
     registered_name: str  # the host's
     loses_batch_of_one = False  # whether its forward pass was found to fail with a single image
@@ -76,7 +72,6 @@ def with_gradcam(name: str, host_class: type) -> type:
 def register_all(registry: Any) -> None:
     """`<name>_gradcam` for every detector in the host's registry that has none yet."""
     for name, host_class in list(registry.data.items()):
-        if name.endswith(SUFFIX) or f"{name}{SUFFIX}" in registry.data:
-            continue
-        if isinstance(host_class, type) and issubclass(host_class, nn.Module):
+        known = name.endswith(SUFFIX) or f"{name}{SUFFIX}" in registry.data
+        if not known and isinstance(host_class, type) and issubclass(host_class, nn.Module):
             registry.register_module(module_name=f"{name}{SUFFIX}")(with_gradcam(name, host_class))

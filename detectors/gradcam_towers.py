@@ -9,17 +9,16 @@ from torch import Tensor, nn
 
 from utils.gradcam_kit.explaining.mixin import GradCAMMixin
 from utils.gradcam_kit.model.clip_tower import DEFAULT_TOWER, build_clip_tower
-from utils.gradcam_kit.settings.backbone_config import backbone_config
+from utils.gradcam_kit.settings.config_values import backbone_config
 
 # The published tower that a host has written its head for, by the head's width, where the config names none.
 TOWERS_BY_WIDTH = {1024: DEFAULT_TOWER, 768: "openai/clip-vit-base-patch16"}
 
 
 class CLIPTowerMixin(GradCAMMixin):
-    """A host detector with `backbone` (a CLIP vision tower) and `head`; the tower comes from the config.
+    """A host detector with `backbone` and `head`, whose CLIP tower `config["backbone_config"]` names.
 
-    `config["backbone_config"]` may hold `name_or_path`, `architecture` and `pretrained` (see `model.clip_tower`).
-    Without `name_or_path` the tower is the one that the host's head fits.
+    Its keys are those of `model.clip_tower`; without `name_or_path` the tower is the one that the host's head fits.
     """
 
     head: Any  # the host's nn.Linear, or a NormalisedHead

@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = ROOT / "tests" / "host_environment.txt"
 sys.path.insert(0, str(ROOT))
 
-from tools.host_tree import Installation, extension_files  # noqa: E402  found through the line above
+from tools.install_into_host import Installation, extension_files  # noqa: E402  found through the line above
 
 PIXELS = 256
 LABELS = {"CelebDFv2_real": 0, "CelebDFv2_fake": 1}

@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
     # Whatever loads torch is imported here, once the flags are known to be right: a misspelt one is said at once.
     from utils.gradcam_kit.base.packages import require
     from utils.gradcam_kit.explaining.checking import MapChecker
-    from utils.gradcam_kit.model.detector import print_backward_precision, print_default_layer
+    from utils.gradcam_kit.model.detector import print_choices
     from utils.gradcam_kit.model.load import load_named_detector
 
     media = load_part("media.single_images", "single images and videos")
@@ -56,8 +56,7 @@ def main(argv: Sequence[str]) -> int:
     cropped = media.photographs(detector.settings.resolution, args.face_crop, args.landmark_model)
     detector.check_predictions()
     detector.dry_run()
-    print_default_layer(detector)
-    print_backward_precision(detector)
+    print_choices(detector)
     checker = None if args.check_maps == "off" else MapChecker(detector, batch_size=1)
     work = media.SingleImages(detector, cropped, checker, args.image_format, args.save_raw)
     if args.calibration_images:

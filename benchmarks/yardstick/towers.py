@@ -140,7 +140,8 @@ def probe(wheel: Path, head: Path) -> LoadedDetector:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "detector.yaml"
         path.write_text(yaml.safe_dump(settings), encoding="utf-8")
-        detector = LoadedDetector(model.eval(), torch.device("cpu"), "fp32", detector_settings(path, {}))
+        read = detector_settings(path, {})
+        detector = LoadedDetector(model=model.eval(), device=torch.device("cpu"), precision="fp32", settings=read)
     if not head.is_file():
         train_head(detector, head)
     model.head.load_state_dict(load_file(str(head)))

@@ -12,7 +12,7 @@ import pytest
 
 from tests.helpers.hosts import install, make_effort_host, make_host, run_python, snapshot
 from tests.helpers.paths import ROOT
-from tools.host_tree import LINE, RECORD_FOLDER, Installation, check_host, digest, extension_files
+from tools.install_into_host import LINE, RECORD_FOLDER, Installation, check_host, digest, extension_files
 from utils.gradcam_kit.base.errors import InputError
 from utils.gradcam_kit.parts import PARTS
 

@@ -122,7 +122,7 @@ def test_a_persons_own_utils_is_the_one_that_their_module_means(tmp_path: Path) 
     )
     program = f"""
 import sys; sys.path.append({str(ROOT)!r}); sys.path.remove("")
-from utils.gradcam_kit.model.built_model import build_model
+from utils.gradcam_kit.model.load import build_model
 print(build_model("my_module:build", {{}}).in_features)
 from utils.gradcam_kit.base.version import VERSION
 import utils.gradcam_kit.drawing.overlays

@@ -27,7 +27,7 @@ from utils.gradcam_kit.model.host import inputs as host_inputs
 from utils.gradcam_kit.model.host.inputs import HostInputs, high_frequencies
 from utils.gradcam_kit.model.load import load_detector
 from utils.gradcam_kit.settings.config import DetectorSettings
-from utils.gradcam_kit.settings.gradcam_settings import gradcam_settings
+from utils.gradcam_kit.settings.config_values import gradcam_settings
 
 NO_WEIGHTS = {"backbone_config": {"pretrained": False}, "resolution": 32}
 
@@ -79,7 +79,7 @@ def images(count: int = 3) -> Tensor:
 def loaded(host: type, **config: Any) -> LoadedDetector:
     config = {**NO_WEIGHTS, **config}
     settings = DetectorSettings(config, "small", None, 32, gradcam_settings({"gradcam_enabled": True}))
-    return LoadedDetector(built(host, **config), torch.device("cpu"), "fp32", settings)
+    return LoadedDetector(model=built(host, **config), device=torch.device("cpu"), precision="fp32", settings=settings)
 
 
 # -------------------------------------------------------------------------------------------------------- which layer

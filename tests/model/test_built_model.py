@@ -15,8 +15,8 @@ import torch
 import test_with_gradcam
 from tests.helpers.datasets import DataTree, rows_of
 from utils.gradcam_kit.base.errors import InputError
-from utils.gradcam_kit.model.built_model import build_model
 from utils.gradcam_kit.model.checkpoints import sha256_of_state
+from utils.gradcam_kit.model.load import build_model
 
 CODE = """
 import torch

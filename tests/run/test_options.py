@@ -52,7 +52,10 @@ def settings(data_tree: DataTree) -> RunSettings:
 
 def manifest_of(settings: RunSettings, options: RunOptions) -> Manifest:
     frames = {"toy": read_dataset("toy", settings.data)}
-    detector = LoadedDetector(nn.Identity(), torch.device("cpu"), "fp32", settings.detector, "0" * 64)
+    detector = LoadedDetector(
+        model=nn.Identity(), device=torch.device("cpu"), precision="fp32", settings=settings.detector,
+        weights_sha256="0" * 64,
+    )  # fmt: skip
     return run_manifest(settings, options, detector, frames)
 
 

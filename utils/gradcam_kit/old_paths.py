@@ -23,9 +23,9 @@ MOVED = {
     "data.dataset_json": "..dataset_json",
     "data.video_files": ".media.video_files",
     "explanation_metrics.localisation": ".judge.localisation",
-    "model.backbone_config": ".settings.backbone_config",
+    "model.backbone_config": ".settings.config_values",
     "model.config": ".settings.config",
-    "model.gradcam_settings": ".settings.gradcam_settings",
+    "model.gradcam_settings": ".settings.config_values",
     "run.detection_metrics": ".judge.detection_metrics",
     "training_log": ".explaining.training_log",
 }

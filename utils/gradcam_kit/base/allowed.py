@@ -3,17 +3,9 @@
 AUTO = "auto"  # chosen by cause, on the data at hand
 
 TRANSPLANT = "transplant"
-METHOD_NAMES = (
-    "gradcam",
-    "gradcam++",
-    "hirescam",
-    "layercam",
-    "xgradcam",
-    "legrad",
-    "gradeclip",
-    "attngrad",
-    "rollout",
-)  # fmt: skip  (a test holds them to the functions that compute them)
+METHOD_NAMES = (  # a test holds them to the functions that compute them
+    "gradcam", "gradcam++", "hirescam", "layercam", "xgradcam", "legrad", "gradeclip", "attngrad", "rollout",
+)  # fmt: skip
 SITES = ("layer_norm1", "residual")
 BACKWARDS = ("plain", "balanced")
 BACKWARD_PRECISIONS = (AUTO, "fp32", "bf16", "tf32")  # auto: the fastest on the device, measured once

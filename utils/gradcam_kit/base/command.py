@@ -7,6 +7,7 @@ import io
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, NoReturn
 
 from .errors import InputError, RunError, did_you_mean
@@ -44,8 +45,8 @@ class OneLineParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         flags = [flag for action in self._actions for flag in action.option_strings]
-        unknown = message.rpartition("unrecognized arguments: ")[2].split(" ")[0] if "unrecognized" in message else ""
-        hint = did_you_mean(unknown, flags) if unknown else ""
+        _, unknown, names = message.rpartition("unrecognized arguments: ")
+        hint = did_you_mean(names.split(" ")[0], flags) if unknown else ""
         raise InputError(f"{message}; {hint}{self.lists_all} lists every flag")
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
@@ -71,13 +72,10 @@ def whole(least: int) -> Callable[[str], int]:
     """Reads a whole number of at least `least`."""
 
     def read(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = least - 1
-        if value < least:
-            raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least {least}")
-        return value
+        with suppress(ValueError):
+            if int(text) >= least:
+                return int(text)
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least {least}")
 
     return read
 
@@ -86,22 +84,20 @@ positive = whole(1)
 
 
 def run_command(main: Callable[[Sequence[str]], int], hints: Mapping[str, str] | None = None) -> NoReturn:
-    """Call `main` with the arguments and exit with its code: 2 for unusable input, 1 for a failed run.
+    """Call `main`; exit with its code, 2 for unusable input, 1 for a failed run. `hints`: `setting` → what helps.
 
-    `hints`: an error's `setting` → the flag that helps, which its message then ends with.
     Under torchrun each rank prints its RunError; an InputError, which all ranks meet alike, is printed once per node.
     """
-    first_here = _is_first_here()
+    hints, first_here = hints or {}, _is_first_here()
     sys.stdout, sys.stderr = _lasting(sys.stdout), _lasting(sys.stderr)
     try:
-        outdated = outdated_packages()
-        if outdated:
+        if outdated := outdated_packages():
             raise InputError(outdated)
         code = main(sys.argv[1:])
     except InputError as error:
-        code = _print_error(error, (hints or {}).get(error.setting), 2) if first_here else 2
+        code = _print_error(error, hints.get(error.setting), 2) if first_here else 2
     except RunError as error:
-        code = _print_error(error, (hints or {}).get(error.setting), 1)
+        code = _print_error(error, hints.get(error.setting), 1)
     except OSError as error:  # the machine's, or of a file: no fault of the program's
         code = _print_error(f"{error.filename}: {one_line(error)}" if error.filename else one_line(error), None, 1)
     except RuntimeError as error:

@@ -9,8 +9,7 @@ from collections.abc import Iterable
 class InputError(ValueError):
     """What the user gave cannot be used: the message says what was found, where, and what to do (exit code 2).
 
-    `setting` names the setting that would help ("layers", "precision", "device", "weights"), where there is one: a
-    command adds the flag that it has for it.
+    `setting`: what would help ("layers", "precision", "device", "weights"); a command adds its flag for that.
     """
 
     def __init__(self, message: str, setting: str = "") -> None:

@@ -1,7 +1,6 @@
 """Files below the output folder, each written whole or not at all; a symbolic link found there is never followed.
 
-A folder may keep a list, `written.sha256`, of the files that were written into it, in the form of `sha256sum`: a file
-of ours can be told from one that somebody put there or has changed.
+A folder may keep a list of what was written into it, `written.sha256`, as `sha256sum` does: so ours are known.
 """
 
 from __future__ import annotations
@@ -46,10 +45,7 @@ def kind_of(mode: int) -> str:
 
 
 def check_ordinary(path: str | Path, most_bytes: int | None = None) -> None:
-    """Raises OSError, its `strerror` the reason, unless `path` is an ordinary file of at most `most_bytes`.
-
-    Called before a file from outside is opened: a pipe, a socket or a device might never end, or never begin.
-    """
+    """Raises OSError unless `path` is an ordinary file of at most `most_bytes`: a pipe or a device might never end."""
     info = os.stat(path)  # noqa: PTH116
     kind = kind_of(info.st_mode)
     if kind != "file":

@@ -10,12 +10,9 @@ from .errors import InputError
 
 PYTHON = (3, 10)
 PACKAGES = {
-    "torch": (2, 1),
-    "transformers": (4, 46),
-    "numpy": (1, 21),
-    "opencv-python": (4, 6),
-    "opencv-python-headless": (4, 6),
-}
+    "torch": (2, 1), "transformers": (4, 46), "numpy": (1, 21),
+    "opencv-python": (4, 6), "opencv-python-headless": (4, 6),
+}  # fmt: skip
 
 
 def require(module: str, feature: str) -> None:

@@ -1,7 +1,6 @@
 """Values from outside (parsed JSON or YAML) as typed values, and back. The only file that knows msgspec.
 
-A type is a dataclass, whose fields are the keys, or anything built of lists, mappings, numbers and strings. Where its
-`__post_init__` raises a ValueError, that says what is allowed.
+A type is a dataclass or built of lists, mappings and the like; a ValueError in `__post_init__` says what is allowed.
 """
 
 from __future__ import annotations
@@ -59,10 +58,9 @@ class Misfit(ValueError):
 
 
 def fit(values: Any, kind: type[T], closed: bool = False, text: bool = False) -> T:
-    """`values` as a `kind`; a list may become a tuple, and a whole number a float, nothing else changes its type.
+    """`values` as a `kind`; a list may become a tuple, a whole number a float, nothing else. Raises Misfit.
 
-    Raises Misfit. With `closed`, a key that no field has is one; without, it is passed over. With `text`, numbers are
-    strings, as in a CSV.
+    With `closed`, also for a key that no field has. With `text`, numbers are strings, as in a CSV.
     """
     try:
         fitted = msgspec.convert(values, kind, strict=not text)

@@ -22,8 +22,7 @@ from ..engine.towers.tower import Tower, tower_of
 from ..judge.choosing import choose_map, in_batches, trial_images
 from ..judge.transplant import INPUT
 from ..judge.verdict import Choice
-from ..settings.config_values import Section
-from ..settings.gradcam_settings import GradCAMSettings, gradcam_settings
+from ..settings.config_values import GradCAMSettings, Section, gradcam_settings
 from .capture import Capture
 from .explanation import UNTRAINED, Explanation, Look
 from .images import Batch, as_batch, as_batches, check_images

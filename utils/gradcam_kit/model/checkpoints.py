@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..base.errors import InputError
+from ..base.files import read_text
 from ..base.text import one_line, shortened
 from .checkpoint_families import family_of
-from .checkpoint_families.peft_lora import is_lora, merged_lora
-from .checkpoint_families.renaming import unwrapped_step_by_step, without_wrappers
+from .checkpoint_families.renaming import Weights, unwrapped_step_by_step, without_wrappers
 from .weights_file import WeightsFile, read_file
 
 # Files written with transformers before 4.31 carry this buffer of 0, 1, 2, ..., newer ones do not.
@@ -27,14 +30,10 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 
 
 def translated(file: WeightsFile) -> dict[str, Tensor]:
-    """The weights of a file under the names that the detectors use.
-
-    Segments such as DDP's `module.` are taken off the keys and LoRA is merged, then the file's family translates them
-    (`model.checkpoint_families`). Raises InputError where two keys mean one weight, or something is lacking.
-    """
+    """The weights of a file by the detectors' names, LoRA merged, without `module.` and the like. Raises InputError."""
     try:
         weights = without_wrappers(_without_counter(file.weights))
-        if is_lora(weights):
+        if any(".lora_" in key for key in weights):
             weights = merged_lora(weights, file.path.parent)
         family = family_of(weights)
         try:
@@ -49,10 +48,9 @@ def translated(file: WeightsFile) -> dict[str, Tensor]:
 def fill(model: nn.Module, file: WeightsFile) -> None:
     """Fill all of `model` from the file: under its own names where these are the model's, else translated.
 
-    `embeddings.position_ids` is neither required nor refused, nor are the keys whose last part the model's class lists
-    in `unread_weights` because its forward pass does not read them. Raises InputError, and leaves the model as it
-    was, for missing, unexpected and mis-shaped keys, naming the first ten, and for weights of another kind of number,
-    NaN or infinite.
+    `embeddings.position_ids` is neither required nor refused, nor are keys whose last part is in the model's
+    `unread_weights`. Raises InputError, and leaves the model as it was, for missing, unexpected and mis-shaped keys,
+    and for weights of another kind of number, NaN or infinite.
     """
     wanted = _decisive(model.state_dict(), model)
     candidates = (_decisive(names, model) for names in unwrapped_step_by_step(_without_counter(file.weights)))
@@ -92,7 +90,7 @@ def sha256_of_state(model: nn.Module) -> str:
 
 
 def _without_counter(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Without `n_averaged`, the number of models that torch's `AveragedModel` has averaged (`swa.pth`)."""
+    # n_averaged: how many models torch's `AveragedModel` has averaged (`swa.pth`)
     return {key: value for key, value in weights.items() if key != "n_averaged" or value.ndim}
 
 
@@ -141,3 +139,69 @@ def _architecture(weights: Mapping[str, Tensor]) -> str:
         return f"a ViT of {len(blocks)} blocks, width {width[0]}"
     first = next(iter(weights), None)
     return f"{len(weights)} tensors" + (f" from {_shown(first, weights)} on" if first is not None else "")
+
+
+# LoRA adapters, as PEFT saves them (github.com/huggingface/peft).
+
+CONFIG = "adapter_config.json"
+MERGE = "or merge them where they were trained: torch.save(model.merge_and_unload().state_dict(), 'weights.pth')"
+
+_FACTOR = re.compile(r"^(.*)\.lora_([AB])(?:\.([^.]+))?\.weight$")
+
+
+def merged_lora(weights: Weights, folder: Path) -> dict[str, Tensor]:
+    """Weights with their LoRA adapters merged, under the names that the model had before PEFT wrapped it.
+
+    W' = W + α/r · B A, with α/√r for rank-stabilised LoRA (Hu et al. 2022, Kalajdzievski 2023). The rank r is that of
+    A; α is in no weights file, but in the `adapter_config.json` that PEFT writes next to it.
+    Raises InputError where `folder` lacks it, where the adapted weights are not there, and for other adapters.
+    """
+    factors: dict[str, dict[str, Tensor]] = {}
+    plain: dict[str, Tensor] = {}
+    adapters = set()
+    for key, tensor in weights.items():
+        name = key.removeprefix("base_model.model.")
+        if found := _FACTOR.match(name):
+            factors.setdefault(found[1], {})[found[2]] = tensor
+            adapters.add(str(found[3]))
+        elif ".lora_" in name:
+            raise InputError(f"PEFT (LoRA) weights of a kind that is not merged here ({key}); {MERGE}")
+        elif ".original_module." not in name:  # what modules_to_save replaces
+            plain[re.sub(r"\.modules_to_save\.[^.]+\.", ".", name).replace(".base_layer.", ".")] = tensor
+    if len(adapters) > 1:
+        raise InputError(f"{len(adapters)} LoRA adapters ({', '.join(sorted(adapters))}); {MERGE}")
+    lacking = next((stem for stem in factors if f"{stem}.weight" not in plain), None)
+    if lacking is not None:
+        raise InputError(
+            f"a PEFT (LoRA) adapter alone: {lacking}.weight, which it adapts, is not in the file; save the adapted"
+            f" model whole, {MERGE}"
+        )
+    config = _adapter_config(folder / CONFIG)
+    for stem, pair in factors.items():
+        if set(pair) != {"A", "B"}:
+            raise InputError(f"PEFT (LoRA) weights of {stem} lack one of their two factors; {MERGE}")
+        weight, a, b = plain[f"{stem}.weight"], pair["A"].float(), pair["B"].float()
+        rank = len(a) if a.ndim == b.ndim == 2 else 0
+        if not rank or weight.shape != (len(b), a.shape[1]) or b.shape[1] != rank:
+            raise InputError(f"PEFT (LoRA) weights of {stem} do not fit it; {MERGE}")
+        scale = config["lora_alpha"] / (math.sqrt(rank) if config.get("use_rslora") else rank)
+        plain[f"{stem}.weight"] = (weight.float() + scale * (b @ a)).to(weight.dtype)
+    return plain
+
+
+def _adapter_config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(read_text(path))
+    except FileNotFoundError:
+        raise InputError(
+            f"PEFT (LoRA) weights, whose lora_alpha is not in the file: put PEFT's {CONFIG} beside it, {MERGE}"
+        ) from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} cannot be read ({one_line(error)}); {MERGE}") from error
+    alpha = config.get("lora_alpha") if isinstance(config, dict) else None
+    if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not abs(alpha) < 2**63:  # nor NaN
+        raise InputError(f"{path}: lora_alpha is {alpha!r}; allowed: a number")
+    for key in ("use_dora", "fan_in_fan_out", "alpha_pattern"):
+        if config.get(key):
+            raise InputError(f"{path}: {key} is {config[key]!r}, which is not merged here; {MERGE}")
+    return dict(config)

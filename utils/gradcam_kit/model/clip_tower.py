@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..base.errors import InputError, did_you_mean
 from ..base.text import one_line
-from ..settings.backbone_config import backbone_config
+from ..settings.config_values import backbone_config
 
 DEFAULT_TOWER = "openai/clip-vit-large-patch14"
 _SHAPE = ("hidden_size", "num_hidden_layers", "patch_size", "image_size")
@@ -62,11 +62,10 @@ def activation_of(model: nn.Module) -> str:
 
 
 def build_clip_tower(network: Mapping[str, Any], where: str = "backbone_config") -> nn.Module:
-    """The vision tower (`embeddings`, `pre_layrnorm`, `encoder`, `post_layernorm`) that `network` describes.
+    """The vision tower that `network` describes. Raises InputError, whose message begins with `where`.
 
     Keys: `name_or_path` (hub name or local folder, default `openai/clip-vit-large-patch14`), `architecture` (fields of
     `CLIPVisionConfig`; random weights, no download), `pretrained` (default: true unless `architecture` is given).
-    The host's own keys are left alone. Raises InputError, whose message begins with `where`.
     """
     architecture = network.get("architecture")
     pretrained = network.get("pretrained", architecture is None)
@@ -101,9 +100,8 @@ def _pretrained(name: str, where: str) -> nn.Module:
     tower, report = loaded
     missing = sorted(key for key in report["missing_keys"] if not key.endswith("position_ids"))
     if missing:
-        raise InputError(
-            f"{where}: the weights of {name!r} lack {', '.join(missing[:10])}: not a complete CLIP vision tower"
-        )
+        lacking = ", ".join(missing[:10])
+        raise InputError(f"{where}: the weights of {name!r} lack {lacking}: not a complete CLIP vision tower")
     return tower
 
 
@@ -111,42 +109,35 @@ def _random(name: str, architecture: Mapping[str, Any] | None, where: str) -> nn
     """With the fields of `CLIPVisionConfig` in `architecture`, or else those that were published under that name."""
     from transformers import CLIPVisionConfig, CLIPVisionModel
 
-    if architecture is None:
-        fields = _published_fields(name, where)
-    else:
+    if architecture is not None:
         fields, known = dict(architecture), CLIPVisionConfig().to_dict()
         unknown = next((key for key in fields if key not in known), None)
         if unknown is not None:
             close = did_you_mean(unknown, known)
             raise InputError(f"{where}: architecture.{unknown} is no field of CLIPVisionConfig; {close}")
+    elif name in KNOWN_TOWERS:
+        fields = {**KNOWN_TOWERS[name], "hidden_act": hidden_act(name)}
+    else:
+        try:
+            fields = CLIPVisionConfig.from_pretrained(name).to_dict()
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"{where}: the architecture of {name!r} could not be read ({one_line(error)}); known without a network:"
+                f" {', '.join(KNOWN_TOWERS)}; for others give backbone_config.architecture or a local folder"
+            ) from error
     try:
         return CLIPVisionModel(CLIPVisionConfig(**fields))
     except Exception as error:  # transformers 5 raises its own validation errors, 4 whatever the first layer meets
         raise InputError(f"{where}: no CLIP tower can be built from {fields}: {one_line(error)}") from error
 
 
-def _published_fields(name: str, where: str) -> dict[str, Any]:
-    from transformers import CLIPVisionConfig
-
-    if name in KNOWN_TOWERS:
-        return {**KNOWN_TOWERS[name], "hidden_act": hidden_act(name)}
-    try:
-        return CLIPVisionConfig.from_pretrained(name).to_dict()
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{where}: the architecture of {name!r} could not be read ({one_line(error)}); known without a network:"
-            f" {', '.join(KNOWN_TOWERS)}; for others give backbone_config.architecture or a local folder"
-        ) from error
-
-
 # ---------------------------------------------------------------------------------------- what a checkpoint shows
 
 
 def fitted_config(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> dict[str, Any]:
-    """`config` for a CLIP detector with these weights: the tower's size, the head's kind, Effort's rank.
+    """`config` for a CLIP detector with these weights, by our names: the tower's size, the head's kind, Effort's rank.
 
-    `weights` under the detectors' own names. A note on stderr names a published tower other than the YAML's; an
-    `architecture` or a folder in the YAML is left as it is. Weights of another detector change nothing.
+    A note on stderr names a published tower other than the YAML's; an `architecture` or a folder there is left alone.
     """
     network = dict(backbone_config(config))
     class_token = weights.get(f"{_EMBEDDINGS}class_embedding")
@@ -173,7 +164,7 @@ def _published_tower(named: object, shape: tuple[int, ...] | None) -> dict[str, 
     if shape is None or (named is not None and named not in KNOWN_TOWERS):
         return {}
     name = str(named or DEFAULT_TOWER)
-    alike = [other for other in KNOWN_TOWERS if _published_shape(other) == shape]
+    alike = [other for other, fields in KNOWN_TOWERS.items() if tuple(fields[key] for key in _SHAPE) == shape]
     if not alike or (named and name in alike):
         return {}
     best = min(alike, key=lambda other: hidden_act(other) != hidden_act(name))  # OpenAI's, the first, among equals
@@ -196,7 +187,3 @@ def tower_shape(weights: Mapping[str, Tensor]) -> tuple[int, ...] | None:
     blocks = {key.split(".")[3] for key in weights if key.startswith("backbone.encoder.layers.")}
     side = round((len(positions) - 1) ** 0.5)
     return patches.shape[0], len(blocks), patches.shape[-1], side * patches.shape[-1]
-
-
-def _published_shape(name: str) -> tuple[int, ...]:
-    return tuple(KNOWN_TOWERS[name][key] for key in _SHAPE)

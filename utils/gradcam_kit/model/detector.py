@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -16,7 +16,7 @@ from ..base.errors import InputError
 from ..base.text import one_line
 from ..data.frame import Frame
 from ..engine.checks import Checks
-from ..engine.heads import HeadReader
+from ..engine.heads import Head, HeadReader, Prediction
 from ..engine.maps import NonFiniteMapError
 from ..engine.spatial_layers import SpatialLayer
 from ..engine.targets import Target
@@ -27,7 +27,7 @@ from ..explaining.pending import Pending
 from ..explaining.precision import faster_precision
 from ..explaining.subject import Subject
 from ..settings.config import DetectorSettings
-from ..settings.gradcam_settings import GradCAMSettings
+from ..settings.config_values import GradCAMSettings
 from .clip_tower import activation_of
 from .host.inputs import HostInputs, nothing_collected
 
@@ -42,9 +42,11 @@ class Scores(NamedTuple):
     prob_fake: Tensor
 
 
-class LoadedDetector(NamedTuple):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedDetector:
     """A detector in evaluation mode on its device. `precision` is one of PRECISIONS.
 
+    `weights_sha256`: of the file's bytes or, of a model that a function built, of its state dict; "" if random.
     `compiled_model` is the model through torch.compile, for predictions of `compiled_size` images alone: explaining
     hooks into the model itself, and another batch size would be compiled anew, for minutes.
     """
@@ -53,9 +55,7 @@ class LoadedDetector(NamedTuple):
     device: torch.device
     precision: str
     settings: DetectorSettings
-    weights_sha256: str = (
-        ""  # of the file's bytes or, of a model that a function built, of its state dict; "" if random
-    )
+    weights_sha256: str = ""
     compiled_model: Any = None
     compiled_size: int = 0
 
@@ -65,10 +65,7 @@ class LoadedDetector(NamedTuple):
         return self.model.drawn_settings() if hasattr(self.model, "drawn_settings") else self.settings.gradcam
 
     def facts(self) -> dict[str, str]:
-        """What the scores depend on and no checkpoint shows, in words: the activation, and how images are normalised.
-
-        `classes` where the head's are not real and fake.
-        """
+        """What the scores depend on and no checkpoint shows, in words; `classes` where they are not real and fake."""
         activation, classes = activation_of(self.model), self.settings.gradcam.classes
         found = {"activation": f"{activation} (assumed, no checkpoint shows it)"} if activation else {}
         for key, values in (("mean", self.settings.gradcam.mean), ("std", self.settings.gradcam.std)):
@@ -92,7 +89,7 @@ class LoadedDetector(NamedTuple):
 
         def predict(batch: Batch) -> Any:
             data = batch if isinstance(batch, HostInputs) else self.inputs(batch["image"])
-            with self.autocast(), nothing_collected(self.model):
+            with self._as_evaluated():
                 return self.model.evaluated(data)
 
         return replace(subject, predict=predict)
@@ -105,9 +102,13 @@ class LoadedDetector(NamedTuple):
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The precision of the detector's own arithmetic; maps are always computed in float32."""
-        if self.precision == "fp32":
-            return nullcontext()
-        return torch.autocast(self.device.type, dtype=DTYPES[self.precision])
+        plain = self.precision == "fp32"
+        return nullcontext() if plain else torch.autocast(self.device.type, dtype=DTYPES[self.precision])
+
+    @contextmanager
+    def _as_evaluated(self) -> Iterator[None]:
+        with self.autocast(), nothing_collected(self.model):
+            yield
 
     def inputs(self, image: Tensor, frames: Sequence[Frame] | None = None) -> HostInputs:
         """Normalised images → what the model is given: the image, and what it may ask for beside it of `frames`."""
@@ -125,22 +126,16 @@ class LoadedDetector(NamedTuple):
         return scores.real_and_fake, scores.prob_fake
 
     def scores(self, images: Tensor, model: Any = None, frames: Sequence[Frame] | None = None) -> Scores:
-        """Normalised images (B, 3, H, W) → what the head says of them; differentiable. `model`: None means its own.
-
-        Raises InputError where the detector returns no logits.
-        """
-        with self.autocast(), nothing_collected(self.model):
+        """Normalised images (B, 3, H, W) → what the head says of them; differentiable. `model`: None means its own."""
+        with self._as_evaluated():
             output = (self.model if model is None else model)(self.inputs(images, frames), inference=True)
-        prediction, head = self.head_reader._replace(batch=len(images)).read(output)
+        prediction, head = self._read(output, len(images))
         logits = prediction["cls"]
         return Scores(head.real_and_fake(logits), head.margin(logits.float()), prediction["prob"])
 
     def features(self, pixels: Tensor, frames: Sequence[Frame] | None = None) -> Tensor:
-        """uint8 images → what the head reads, (B, D) float32; maps of a convolutional network are averaged.
-
-        Raises InputError where the detector returns none under "feat".
-        """
-        with torch.no_grad(), self.autocast(), nothing_collected(self.model):
+        """uint8 images → what the head reads, (B, D) float32, maps averaged. Raises InputError for no "feat"."""
+        with torch.no_grad(), self._as_evaluated():
             output = self.model(self.inputs(self.normalised(pixels), frames), inference=True)
         found = output.get("feat") if isinstance(output, Mapping) else None
         if not isinstance(found, Tensor) or found.ndim < 2 or len(found) != len(pixels):
@@ -150,12 +145,10 @@ class LoadedDetector(NamedTuple):
             )
         return (found.flatten(2).mean(dim=2) if found.ndim > 2 else found).float()
 
-    @property
-    def head_reader(self) -> HeadReader:
-        """How the detector's output is read."""
-        return HeadReader(
-            f"detector {self.settings.model_name!r}", self.settings.gradcam.classes, self.settings.gradcam.labels
-        )
+    def _read(self, output: Any, batch: int) -> tuple[Prediction, Head]:
+        gradcam = self.settings.gradcam
+        name = f"detector {self.settings.model_name!r}"
+        return HeadReader(name, gradcam.classes, gradcam.labels, batch).read(output)
 
     def explain(
         self, pixels: Tensor, label: Tensor | None = None, target: Target | None = None, completeness: bool = True
@@ -187,7 +180,7 @@ class LoadedDetector(NamedTuple):
         asked = Asked([subject.drawn()], subject.target if target is None else target, completeness)
 
         def explained(checks: Checks) -> Explanation:
-            with self.autocast(), nothing_collected(self.model):
+            with self._as_evaluated():
                 return explained_in(subject, data, asked, IMAGE, checks)
 
         return Pending(explained)
@@ -201,31 +194,26 @@ class LoadedDetector(NamedTuple):
         completeness: bool = True,
         begun: Pending | None = None,
     ) -> tuple[Explanation | None, list[int]]:
-        """As `explain`, but images whose maps are not finite are left out; returns the positions that were kept.
+        """As `explain`, without images whose maps are not finite; returns the positions that were kept.
 
         `begun`: what `begin_explaining` gave for the same arguments, without labels.
         """
         kept = list(range(len(pixels)))
         while kept:
             try:
-                some = None if frames is None else [frames[i] for i in kept]
-                references = None if reference is None else reference[kept]
-                targets = [target[i] for i in kept]
-                pending = begun or self.begin_explaining(pixels[kept], None, targets, some, references, completeness)
-                return pending.result(), kept
+                if begun is None:
+                    some = None if frames is None else [frames[i] for i in kept]
+                    others, targets = None if reference is None else reference[kept], [target[i] for i in kept]
+                    begun = self.begin_explaining(pixels[kept], None, targets, some, others, completeness)
+                return begun.result(), kept
             except NonFiniteMapError as error:
                 begun = None
                 kept = [position for i, position in enumerate(kept) if i not in error.samples]
         return None, []
 
     def check_predictions(self) -> None:
-        """Predict two images of noise, twice. Raises InputError, in one line, for a detector that cannot be evaluated.
-
-        That is one which does not run on single images, or gives them other logits each time, or other ones to other
-        labels.
-        """
-        noise, name = self._noise(2), self.settings.model_name
-        noise = self.normalised(noise)
+        """Predict noise, twice. Raises InputError for a detector that fails on it, is random, or reads its labels."""
+        noise, name = self.normalised(self._noise(2)), self.settings.model_name
         inputs = self.inputs(noise)
         first, again = self._tried(inputs), self._tried(self.inputs(noise))
         if not _same(first, again):
@@ -234,7 +222,13 @@ class LoadedDetector(NamedTuple):
                 f" {float((first - again).abs().max()):.3g} from pass to pass, so nothing about them can be measured or"
                 " explained; switch off what draws random numbers where self.training is False"
             )
-        self._try_one(noise[:1])
+        try:  # the last batch of a data set may hold one image alone, which some hosts' `.squeeze()` takes out of it
+            self._tried(self.inputs(noise[:1]))
+        except InputError:
+            if not hasattr(self.model, "loses_batch_of_one"):
+                raise
+            self.model.loses_batch_of_one = True
+            self._tried(self.inputs(noise[:1]))
         if "label" in inputs:  # it has asked
             relabelled = self.inputs(noise)
             relabelled["label"] = 1 - inputs["label"]
@@ -248,22 +242,11 @@ class LoadedDetector(NamedTuple):
         """Raises InputError for a detector that has no features to save."""
         self.features(self._noise(1))
 
-    def _try_one(self, pixels: Tensor) -> None:
-        """The last batch of a data set may hold one image alone, which some hosts' `.squeeze()` takes out of it."""
-        try:
-            self._tried(self.inputs(pixels))
-        except InputError:
-            if not hasattr(self.model, "loses_batch_of_one"):
-                raise
-            self.model.loses_batch_of_one = True
-            self._tried(self.inputs(pixels))
-
     def _tried(self, data: HostInputs) -> Tensor:
         """Logits, float32. Raises InputError for whatever the host's own code raises."""
         try:
-            with torch.no_grad(), self.autocast(), nothing_collected(self.model):
-                output = self.model(data, inference=True)
-                prediction, _ = self.head_reader._replace(batch=len(data["image"])).read(output)
+            with torch.no_grad(), self._as_evaluated():
+                prediction, _ = self._read(self.model(data, inference=True), len(data["image"]))
             return prediction["cls"].float()
         except (InputError, MemoryError, torch.cuda.OutOfMemoryError):
             raise
@@ -274,17 +257,13 @@ class LoadedDetector(NamedTuple):
             ) from error
 
     def dry_run(self) -> None:
-        """Explain one image of noise, so that an unusable layer is refused before hours of evaluation.
-
-        Not by transplant, which reads no layer and takes hundreds of passes an image.
-        """
-        if self.settings.gradcam.recipe.method == TRANSPLANT:
-            return
-        self.explain_finite(self._noise(1), ["margin"])
+        """Explain one image of noise, so that an unusable layer is refused before hours of evaluation."""
+        if self.settings.gradcam.recipe.method != TRANSPLANT:  # it reads no layer and takes hundreds of passes an image
+            self.explain_finite(self._noise(1), ["margin"])
 
     def compiled(self, batch_size: int) -> LoadedDetector:
         """The same with predictions through torch.compile. Takes minutes. Raises InputError where it does not work."""
-        faster = self._replace(compiled_model=torch.compile(self.model), compiled_size=batch_size)
+        faster = replace(self, compiled_model=torch.compile(self.model), compiled_size=batch_size)
         try:
             faster.predict(self._noise(batch_size))
         except Exception as error:  # of the compiler, of the C++ compiler it calls, of Triton
@@ -292,8 +271,7 @@ class LoadedDetector(NamedTuple):
         return faster
 
     def _noise(self, count: int) -> Tensor:
-        resolution = self.settings.resolution
-        size = (count, 3, resolution, resolution)
+        size = (count, 3, self.settings.resolution, self.settings.resolution)
         return torch.randint(64, 192, size, generator=torch.Generator().manual_seed(0)).to(torch.uint8)
 
 
@@ -313,18 +291,14 @@ def _same(first: Tensor, second: Tensor) -> bool:
     return torch.allclose(first, second, rtol=1e-2, atol=1e-3, equal_nan=True)
 
 
-def print_default_layer(detector: LoadedDetector) -> None:
-    """Say which layer is explained where none was named and a pass had to find it."""
+def print_choices(detector: LoadedDetector) -> None:
+    """Say which layer a pass has found where none was named, and what "auto" is for the backward pass."""
     layer = detector.found_layer
     if layer is not None:
         print(
             f"layer {layer.name} ({layer.shape}) is explained: the last activation on a grid that the score depends on;"
             " others by gradcam_layers"
         )
-
-
-def print_backward_precision(detector: LoadedDetector) -> None:
-    """Say what "auto" has chosen for the backward pass, where it was asked for."""
     if detector.gradcam.backward_precision == AUTO:
         chosen, gain = faster_precision(detector.device.type)
         faster = f": its products are {gain:.1f} times faster here" if gain > 1 else ": nothing is faster here"

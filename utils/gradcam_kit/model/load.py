@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
+import inspect
 import re
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
+from importlib.machinery import PathFinder
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..base.errors import InputError
 from ..base.text import one_line
 from ..data.images import UnreadableImage, decode_image, read_file
 from ..explaining.any_model import AnyModelWithGradCAM
-from ..settings.backbone_config import without_pretrained
 from ..settings.config import DetectorSettings, detector_settings, find_path
-from .built_model import build_model
+from ..settings.config_values import without_pretrained
 from .checkpoints import fill, sha256_of_state, translated
 from .clip_tower import fitted_config
 from .detector import DTYPES, LoadedDetector
@@ -53,8 +58,7 @@ def load_gradcam_detector(
 def read_images(model: Any, files: Sequence[str | Path] | str | Path) -> Tensor:
     """Image files → (B, 3, R, R) float32, resized and normalised as `model` wants them, on its device.
 
-    Both sides are resized to the config's `resolution`, as the hosts do with face crops. Raises InputError for a file
-    that cannot be read as an image.
+    Both sides are resized to the config's `resolution`, as in the hosts. Raises InputError for a file that is no image.
     """
     decoded = []
     for file in [files] if isinstance(files, (str, Path)) else files:
@@ -74,8 +78,7 @@ def load_detector(
 ) -> LoadedDetector:
     """The detector with the weights of `settings.weights_path`, with random ones, or with those of `settings.build`.
 
-    No pretrained tower is downloaded: a weights file has to cover the whole model. Whether the logits can be used,
-    `LoadedDetector.check_predictions` tells. Raises InputError.
+    Nothing is downloaded. `LoadedDetector.check_predictions` tells whether it works. Raises InputError.
     """
     if not settings.weights_name and not random_weights:
         raise InputError(
@@ -91,12 +94,14 @@ def load_detector(
         model.gradcam = settings.gradcam  # the same object, not a copy
     if hasattr(model, "weights_at_first"):
         model.weights_at_first = None  # a file fills it, or random weights were asked for and are marked as such
-    if file is not None:
+    if file is None:
+        sha256 = sha256_of_state(model.model) if settings.build else ""
+    else:
         fill(model.model if settings.build else model, file)
         sha256 = file.sha256
-    else:
-        sha256 = sha256_of_state(model.model) if settings.build else ""
-    return LoadedDetector(model.to(device).eval(), device, precision, settings, sha256)
+    return LoadedDetector(
+        model=model.to(device).eval(), device=device, precision=precision, settings=settings, weights_sha256=sha256
+    )
 
 
 def find_device(name: str) -> torch.device:
@@ -132,10 +137,9 @@ def check_precision(precision: str, device: torch.device) -> None:
 
 
 def untrained_detector(settings: DetectorSettings, explainable: bool) -> Any:
-    """The detector without the weights of its file: a registered one, or what `settings.build` names.
+    """The detector without its file's weights: a registered one (`clip` means `clip_gradcam`), or `settings.build`'s.
 
-    `clip` means `clip_gradcam`, which predicts exactly the same. Raises InputError, if `explainable` also for a
-    detector without heatmaps.
+    Raises InputError, if `explainable` also for a detector without heatmaps.
     """
     if settings.build:
         return AnyModelWithGradCAM(build_model(settings.build, settings.config), settings.config)
@@ -169,3 +173,63 @@ def load_named_detector(
     settings = detector_settings(yaml_path, flags, names)
     preimport_detector(settings)
     return load_detector(settings, find_device(device), precision)
+
+
+# A model built by user code: `my_module:build`, found from the working directory.
+
+
+def build_model(name: str, config: Mapping[str, Any]) -> nn.Module:
+    """What the function `name` (`module:function`, `path/to/file.py:function`) returns, a Module. Raises InputError."""
+    module_name, _, function_name = name.rpartition(":")
+    function = getattr(import_module_of(name), function_name, None)
+    if not callable(function):
+        raise InputError(f"--detector {name!r}: {module_name} has no function {function_name!r}")
+    try:
+        model = function(dict(config)) if _takes_config(function) else function()
+    except Exception as error:  # of the user's code
+        raise InputError(f"--detector {name!r} failed ({type(error).__name__}: {one_line(error)})") from error
+    if not isinstance(model, nn.Module):
+        raise InputError(f"--detector {name!r} returned {type(model).__name__}: expected a torch.nn.Module")
+    return model
+
+
+def import_module_of(name: str) -> ModuleType:
+    """The module of a `name` as `build_model` takes it, imported once. Raises InputError."""
+    module_name, _, function_name = name.rpartition(":")
+    if not module_name or not function_name:
+        raise InputError(f"--detector {name!r}: give module:function, for example my_module:build")
+    try:
+        if not module_name.endswith(".py"):
+            if str(Path.cwd()) not in sys.path:
+                sys.path.insert(0, str(Path.cwd()))
+            _let_own_utils_in()
+            return importlib.import_module(module_name)
+        path = Path(module_name).absolute()
+        earlier = sys.modules.get(path.stem)
+        if earlier is not None and getattr(earlier, "__file__", None) == str(path):
+            return earlier
+        found = importlib.util.spec_from_file_location(path.stem, path)
+        assert found and found.loader, "a name that ends in .py"  # noqa: PT018
+        module = importlib.util.module_from_spec(found)
+        sys.modules[path.stem] = module  # as an import does: pickling and dataclasses look there
+        found.loader.exec_module(module)
+        return module
+    except Exception as error:  # of the person's own code
+        raise InputError(
+            f"--detector {name!r}: {module_name} cannot be imported from {Path.cwd()}"
+            f" ({type(error).__name__}: {one_line(error)})"
+        ) from error
+
+
+def _let_own_utils_in() -> None:
+    """A person's `utils.py` beside their module is the `utils` that it means: ours is needed by longer names only."""
+    own, ours = PathFinder.find_spec("utils", [str(Path.cwd())]), sys.modules.get("utils")
+    if own is not None and ours is not None and own.origin != getattr(ours, "__file__", None):
+        del sys.modules["utils"]
+
+
+def _takes_config(function: Callable[..., Any]) -> bool:
+    """Whether there is an argument that has to be given, or that is called config."""
+    parameters = inspect.signature(function).parameters.values()
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return any(this.kind in kinds and (this.default is this.empty or this.name == "config") for this in parameters)

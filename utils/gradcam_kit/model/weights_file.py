@@ -9,7 +9,7 @@ import warnings
 import zipfile
 from _codecs import encode as _encode  # bytes of a NumPy scalar
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +24,7 @@ from ..base.text import one_line, shortened
 WRAPPERS = ("state_dict", "model_state_dict", "model")
 MOST_EXPANSION = 20  # weights hardly shrink when they are compressed
 SAFETENSORS = ".safetensors"
+LFS, PAGE = b"version https://git-lfs", (b"<!doc", b"<html")
 
 _RESAVE = "open it where you trust it and save only its weights: torch.save(model.state_dict(), 'weights.pth')"
 
@@ -37,21 +38,14 @@ class WeightsFile(NamedTuple):
 
 
 def no_checkpoint(path: Path, head: bytes, unpacked: int, error: Exception | None = None) -> str:
-    """What a file is, where a sign shows that it is no checkpoint, else "".
-
-    `head`: its first bytes; `unpacked`: what a zip archive unpacks to, in bytes; `error`: what reading it has raised.
-    """
+    """What a file that begins with `head` and unpacks to so many bytes is, where it is no checkpoint, else ""."""
     size, start, failed, reason = path.stat().st_size, head[:24], error is not None, one_line(error)
     is_text = bool(start) and all(byte in b"\t\n\r" or 32 <= byte < 127 for byte in start)
     pickled = re.search(r"(?:GLOBAL|class) ([\w.]+\.\w+)", str(error))  # torch's message advises to load it anyway
     signs = {  # the first one counts
         "an empty file; download it again": not head,
-        "a Git LFS pointer, not the weights themselves; fetch them with: git lfs pull": (
-            head.startswith(b"version https://git-lfs")
-        ),
-        "a web page, not a checkpoint; the download went wrong, download it again": (
-            head.lstrip()[:5].lower() in (b"<!doc", b"<html")
-        ),
+        "a Git LFS pointer, not the weights themselves; fetch them with: git lfs pull": head.startswith(LFS),
+        "a web page, not a checkpoint; the download went wrong, download it again": head.lstrip()[:5].lower() in PAGE,
         # torch.save writes uncompressed archives: one that unpacks to a multiple of itself is made to exhaust memory.
         f"{size:,} bytes that unpack to {unpacked:,}, which no torch.save writes; not read. Get the file from"
         " its source again": unpacked > MOST_EXPANSION * size + (1 << 20),
@@ -74,10 +68,8 @@ def no_checkpoint(path: Path, head: bytes, unpacked: int, error: Exception | Non
 def read_file(path: str | Path) -> WeightsFile:
     """`.safetensors`, or whatever `torch.save` wrote of a state dict, also inside `{'state_dict': ...}`.
 
-    Besides the weights a file may hold an `argparse.Namespace` and NumPy scalars, as training scripts save them.
-
-    Raises InputError: no such file, no checkpoint, other objects (never unpickled), tensors without plain data, or a
-    file that was written to meanwhile.
+    Raises InputError: no such file, no checkpoint, objects other than weights, `argparse.Namespace` and NumPy scalars
+    (never unpickled), tensors without plain data, or a file that was written to meanwhile.
     """
     path = Path(path)
     head, unpacked = _first_look(path)
@@ -101,25 +93,22 @@ def read_file(path: str | Path) -> WeightsFile:
 
 def _first_look(path: Path) -> tuple[bytes, int]:
     """The first 64 bytes, and the bytes that a zip archive unpacks to. Raises InputError for no readable file."""
+    unpacked = 0
     try:
         check_ordinary(path)
         with path.open("rb") as file:
             head = file.read(64)
-        return head, _unpacked_size(path) if head.startswith(b"PK") else 0
+        with suppress(zipfile.BadZipFile, NotImplementedError, OSError, ValueError):  # damaged: torch will say so
+            if head.startswith(b"PK"):
+                with zipfile.ZipFile(path) as archive:
+                    unpacked = sum(entry.file_size for entry in archive.infolist())
+        return head, unpacked
     except IsADirectoryError:
         raise InputError(f"{path}: a folder; give the weights file in it (.pth or .safetensors)") from None
     except (OSError, ValueError) as error:
         raise InputError(
             f"weights file {str(path)!r} cannot be read ({one_line(error)}); check the path of the weights"
         ) from None
-
-
-def _unpacked_size(path: Path) -> int:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return sum(entry.file_size for entry in archive.infolist())
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
-        return 0  # damaged: torch will say so
 
 
 def _identity(path: Path) -> tuple[int, ...]:

@@ -19,7 +19,7 @@ from ..data.readers import read_dataset
 from ..measure.evaluate import check_options
 from ..measure.output import evaluate_explanations
 from ..measure.samples import find_evidence
-from ..model.detector import LoadedDetector, print_backward_precision, print_default_layer
+from ..model.detector import LoadedDetector, print_choices
 from ..model.host.registry import preimport_detector
 from ..model.load import find_device, load_detector
 from ..settings.config import RunSettings
@@ -112,8 +112,7 @@ def _load_detector(settings: RunSettings, options: RunOptions, processes: Proces
     if settings.detector.gradcam.enabled:
         detector.dry_run()
         if processes.first:
-            print_default_layer(detector)
-            print_backward_precision(detector)
+            print_choices(detector)
     if options.save_features:
         detector.check_features()
     if options.explanations is not None:

@@ -15,14 +15,13 @@ from ..base.files import TRAINING_FOLDER, read_text
 from ..base.text import one_line, shortened
 from ..data.folder_dataset import dataset_name, is_path
 from ..data.frame import DataSettings
-from .config_values import Section, refuse_odd_values
-from .gradcam_settings import GradCAMSettings, gradcam_settings
+from .config_values import GradCAMSettings, Section, gradcam_settings, refuse_odd_values
 
 
 class DetectorSettings(NamedTuple):
     """Which detector, with which weights. `config` is the YAML's dict as the detector's constructor gets it.
 
-    `build` names a function that builds the model (`model.built_model`); "" for a registered detector.
+    `build` names a function that builds the model (`model.load`); "" for a registered detector.
     """
 
     config: dict[str, Any]
@@ -64,18 +63,14 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except Exception as error:
         raise InputError(f"{path}: is not valid YAML ({' '.join(str(error).split())[:200]})") from error
     if not isinstance(values, dict):
-        raise InputError(
-            f"{path}: holds {type(values).__name__}; expected a mapping, as in config/detector/clip_gradcam.yaml"
-        )
+        kind = type(values).__name__
+        raise InputError(f"{path}: holds {kind}; expected a mapping, as in config/detector/clip_gradcam.yaml")
     refuse_odd_values(values, str(path))
     return values
 
 
 def find_path(path: str | Path, what: str, where: str) -> Path:
-    """`path` as the host resolves it (from the working directory), else from the training folder or its parent.
-
-    Raises InputError naming what was looked for and every place tried.
-    """
+    """`path` from the working directory, as in the host, or the training folder or its parent. Raises InputError."""
     tried = [folder / path for folder in dict.fromkeys((Path.cwd(), TRAINING_FOLDER, TRAINING_FOLDER.parent))]
     for candidate in tried:
         if os.path.exists(candidate):  # noqa: PTH110 (Path's fails for a name of 5,000 letters)
@@ -93,8 +88,7 @@ def run_settings(
 ) -> RunSettings:
     """Detector YAML, if there is one, then test_config.yaml (which wins, as in the host), then `flags` (which win).
 
-    `flags` holds config keys; None means not given. `build`: see DetectorSettings. `flag_names`: key → what the user
-    typed for it, for messages. Raises InputError.
+    `flags`: config keys, None: not given; `flag_names`: what the user typed for them. Raises InputError.
     """
     test_config = TRAINING_FOLDER / "config" / "test_config.yaml" if test_config is None else test_config
     detector = {} if detector_path is None else read_yaml(detector_path)
@@ -176,17 +170,12 @@ def _datasets(entries: Sequence[str], json_folder: Path) -> tuple[list[str], dic
             name = dataset_name(Path(entry))
             folders[name] = Path(entry).absolute()
         if names.setdefault(name, entry) != entry:
-            raise InputError(
-                f"test_dataset: {names[name]!r} and {entry!r} are both called {name!r}: rename one of them"
-            )
+            both = f"{names[name]!r} and {entry!r}"
+            raise InputError(f"test_dataset: {both} are both called {name!r}: rename one of them")
     return list(names), folders
 
 
 def _existing_or_none(root: Any) -> Path | None:
     """The first existing reading of a relative root. JSON files with absolute paths need none, so absence is fine."""
-    if not isinstance(root, str):
-        return None
-    for folder in (Path.cwd(), TRAINING_FOLDER, TRAINING_FOLDER.parent):
-        if os.path.isdir(folder / root):  # noqa: PTH112
-            return folder / root
-    return None
+    folders = (Path.cwd(), TRAINING_FOLDER, TRAINING_FOLDER.parent) if isinstance(root, str) else ()
+    return next((folder / root for folder in folders if os.path.isdir(folder / root)), None)  # noqa: PTH112

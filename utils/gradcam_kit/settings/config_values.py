@@ -1,26 +1,28 @@
-"""Checked reading of a config (YAML, flags, a dict) by the table of options; other keys are not looked at."""
+"""Checked reading of a config (YAML, flags, a dict) by the table of options: any key, the network's, `gradcam_*`."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, get_origin
 
+from ..base.allowed import AUTO, BACKWARDS, SITES, TARGETS
 from ..base.errors import InputError, did_you_mean
 from ..base.text import shortened
 from ..base.typed import Meta, Misfit, fit
-from .options import LARGEST, OPTIONS, Option
+from ..engine.heads import named_classes
+from ..engine.recipe import Recipe, site_of
+from .options import LARGEST, OPTIONS, Option, method_names
 
 MAX_VALUES = 100_000
 _MISSING = object()
+GRADCAM_KEYS = [key for key in OPTIONS if key.startswith("gradcam_")]
 
 
 def refuse_odd_values(values: Any, where: str) -> None:
-    """Refuse what no configuration holds and no manifest can say. Raises InputError, whose message begins with `where`.
-
-    That is: NaN and infinity, numbers of more than 64 bits, keys such as dates, and aliases (`*name`) that lead back to
-    themselves or stand for more than 100,000 values, which a file of ten lines can do.
-    """
+    """Raises InputError for what no manifest can say: NaN, huge integers, dates as keys, circles of aliases."""
     waiting, seen = [values], 0
     while waiting:
         value = waiting.pop()
@@ -30,9 +32,8 @@ def refuse_odd_values(values: Any, where: str) -> None:
         if isinstance(value, dict):
             for key in value:
                 if not isinstance(key, (str, int, float, type(None))):
-                    raise InputError(
-                        f"{where}: the key {shortened(repr(key))} is a {type(key).__name__}; allowed: strings"
-                    )
+                    found = f"the key {shortened(repr(key))} is a {type(key).__name__}"
+                    raise InputError(f"{where}: {found}; allowed: strings")
             waiting += [*value, *value.values()]
         elif isinstance(value, (list, tuple, set)):
             waiting += value
@@ -47,9 +48,7 @@ class Section:
 
     def __init__(self, values: Mapping[str, Any], where: str, flags: Mapping[str, str] | None = None) -> None:
         """`where`: the file. `flags`: key → the command's flag, for keys whose value was given by one."""
-        self.values = values
-        self.where = where
-        self.flags = flags or {}
+        self.values, self.where, self.flags = values, where, flags or {}
 
     def name(self, key: str) -> str:
         """Where the value of `key` was given: a flag, or the key in its file."""
@@ -93,3 +92,94 @@ def _type(option: Option) -> Any:
     if option.type in (int, float):
         return Annotated[option.type, Meta(ge=option.least, le=option.most)]
     return Annotated[option.type, Meta(min_length=1)] if get_origin(option.type) is list else option.type
+
+
+def backbone_config(config: Mapping[str, Any], where: str = "config") -> Mapping[str, Any]:
+    """`config["backbone_config"]`, empty where it is missing. Raises InputError for anything but a mapping."""
+    values: Mapping[str, Any] = Section(config, where).get("backbone_config", {})
+    return values
+
+
+def without_pretrained(config: Mapping[str, Any]) -> dict[str, Any]:
+    """`config` for a detector whose pretrained network is not downloaded: its weights come later, or never."""
+    return {**config, "backbone_config": {**backbone_config(config), "pretrained": False}}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GradCAMSettings:
+    """The `gradcam_*` keys of a config. `classes` and `labels` as in `engine.heads.HeadReader`."""
+
+    enabled: bool
+    recipe: Recipe  # which map; a field "auto" is left to a trial
+    save_dir: Path
+    target: str
+    backward_precision: str
+    samples: int | None
+    pp_epsilon: float
+    colormap: str
+    signed: bool
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    classes: dict[str, bool] | None
+    labels: dict[str, int]
+    says_nothing: bool  # neither method nor layers are in the config, so that only a command chooses by itself
+
+    @property
+    def chooses(self) -> bool:
+        """Whether the map is still to be chosen."""
+        return self.recipe.is_open
+
+
+def gradcam_settings(
+    config: Mapping[str, Any], where: str = "config", flags: Mapping[str, str] | None = None
+) -> GradCAMSettings:
+    """The Grad-CAM settings of a detector's config; `where`, `flags` as for `Section`. Raises InputError."""
+    for key in map(str, config):
+        if key.startswith("gradcam_") and key not in GRADCAM_KEYS:
+            close = did_you_mean(key, GRADCAM_KEYS)
+            raise InputError(f"{where}: the key {key} is unknown; {close}allowed: {', '.join(GRADCAM_KEYS)}")
+    section = Section(config, where, flags)
+    classes = section["gradcam_classes"]
+    classes = None if classes is None else named_classes(classes, f"{where}: gradcam_classes")
+    labels = {str(name): number for name, number in section.get("label_dict", {}).items() if type(number) is int}
+    target = section.get("gradcam_target", "predicted", list(dict.fromkeys((*TARGETS, *(classes or labels)))))
+    signed = section["gradcam_signed"]
+    if signed and target not in ("predicted", "margin"):
+        raise InputError(
+            f"{section.name('gradcam_signed')} shows the evidence for fake and for real at once, so gradcam_target"
+            f" {target!r} does not go with it; leave gradcam_target out, or set it to margin"
+        )
+    return GradCAMSettings(
+        enabled=section["gradcam_enabled"],
+        recipe=_recipe(section),
+        save_dir=Path(section["gradcam_save_dir"]),
+        target="margin" if signed else target,
+        backward_precision=section["gradcam_backward_precision"],
+        samples=section["gradcam_samples"],
+        pp_epsilon=section["gradcam_pp_epsilon"],
+        colormap=section["gradcam_colormap"],
+        signed=signed,
+        mean=section["mean"],
+        std=section["std"],
+        classes=classes,
+        labels=labels,
+        says_nothing=not (section.has("gradcam_method") or section.has("gradcam_layers")),
+    )
+
+
+def _recipe(section: Section) -> Recipe:
+    """Which map: what is named is drawn as named, anything else is left to a trial."""
+    layers = section["gradcam_layers"]
+    if layers and AUTO in layers and len(layers) > 1:
+        where = section.name("gradcam_layers")
+        raise InputError(f"{where} names {AUTO!r} beside others; give {AUTO} alone, or the layers")
+    method = section.get("gradcam_method", "gradcam" if layers and AUTO not in layers else AUTO, method_names())
+    if method == AUTO and layers is None:
+        layers = [AUTO]
+    is_open = AUTO in (method, *(layers or ()))
+    site = section.get("gradcam_site", AUTO if is_open else SITES[0])
+    backward = section.get("gradcam_backward", AUTO)
+    if not is_open:
+        backward = BACKWARDS[0] if backward == AUTO else backward
+        site = site_of(method, backward) if site == AUTO else site
+    return Recipe(method, layers, site, backward)

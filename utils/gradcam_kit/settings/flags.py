@@ -14,7 +14,7 @@ FEW = 12  # flags that --help shows at once
 
 
 class OptionParser(OneLineParser):
-    """Knows all flags of a command. `--help` shows those that a newcomer needs, `--help-all` the rest too."""
+    """Knows all flags of a command. `--help` shows those that a newcomer needs, `--help-all` (`every`) the rest too."""
 
     def __init__(self, command: str, description: str, every: bool = False) -> None:
         """`every`: `--help` shows every flag."""

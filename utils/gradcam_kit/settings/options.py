@@ -1,7 +1,6 @@
-"""The table of options: the one place where a flag, a YAML key, what it may be, its default and its help are written.
+"""The table of options: a flag, a YAML key, what it may be, its default and its help are written here alone.
 
-From it come the flags of the commands (`flags`), the check of a YAML's values (`config_values`), what a resumed run may
-change (`run_options`, the manifest) and docs/options.md (`options_page`). It loads nothing heavy: `--help` reads it.
+It makes the flags, the check of a YAML, what a resumed run may change and docs/options.md. It loads nothing heavy.
 """
 
 from __future__ import annotations
@@ -228,9 +227,8 @@ def options_of(command: str) -> Iterator[tuple[str, Option]]:
 
 def method_names() -> Sequence[str]:
     """What `gradcam_method` may be, with what was registered: without the engine nothing was, and it stays unloaded."""
-    methods, attention = (
-        sys.modules.get(f"{__package__.rpartition('.')[0]}.engine.{name}") for name in ("methods", "attention")
-    )
+    engine = f"{__package__.rpartition('.')[0]}.engine"
+    methods, attention = sys.modules.get(f"{engine}.methods"), sys.modules.get(f"{engine}.attention")
     if not methods or not attention:
         return METHODS
     return (AUTO, *methods.METHODS, *attention.ATTENTION_METHODS, allowed.TRANSPLANT)

@@ -74,9 +74,8 @@ class RunOptions:
         """What the parsed flags of test_with_gradcam.py say. Raises InputError."""
         values = {field.name: getattr(flags, field.name) for field in fields(cls) if hasattr(flags, field.name)}
         views = ExportOptions(*(getattr(flags, name) for name in ExportOptions._fields))
-        return cls(
-            **values, output_dir=output_dir, views=views, explanations=ExplanationOptions.of(flags), command=command
-        )
+        explanations = ExplanationOptions.of(flags)
+        return cls(**values, output_dir=output_dir, views=views, explanations=explanations, command=command)
 
     @property
     def checks_maps(self) -> bool:
@@ -90,9 +89,6 @@ class RunOptions:
 
     def free(self) -> list[str]:
         """The names of those on which no output depends."""
-        of = {
-            "output_dir": ("gradcam_save_dir",),
-            "views": ExportOptions._fields,
-            "explanations": (MEASURE.lstrip("-"),),
-        }
+        views, measure = ExportOptions._fields, MEASURE.lstrip("-")
+        of = {"output_dir": ("gradcam_save_dir",), "views": views, "explanations": (measure,)}
         return [name for name in self.written() if not any(OPTIONS[one].outputs for one in of.get(name, (name,)))]

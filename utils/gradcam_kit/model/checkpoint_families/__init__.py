@@ -16,13 +16,13 @@ The heads of the last two are a `NormalisedHead` here.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import NamedTuple
 
 from torch import Tensor
 
 from ...base.errors import InputError
-from .clip import has_clip, vision_part
 from .renaming import Weights, with_prefixes
 
 
@@ -55,7 +55,7 @@ def family_of(weights: Weights) -> CheckpointFamily:
 
 
 def _gend(weights: Weights) -> dict[str, Tensor]:
-    """Without CLIP's projection, which GenD keeps but does not read."""
+    # Without CLIP's projection, which GenD keeps but does not read.
     read = {key: weights[key] for key in weights if not key.startswith("feature_extractor.visual_projection.")}
     return with_prefixes(read, ("feature_extractor.vision_model.", "backbone."), ("model.linear.", "head.linear."))
 
@@ -91,33 +91,93 @@ def _refuse_single_layer(weights: Weights) -> dict[str, Tensor]:
 
 
 def _host(weights: Weights) -> dict[str, Tensor]:
-    return with_prefixes(
-        weights,
-        ("model.backbone.", "backbone."),  # Lightning and others hold the detector as `model.`
-        ("model.head.", "head."),
-        ("base_model.", "backbone."),  # of some releases, as is the head's `classifier.`
-        ("classifier.", "head."),
-        ("backbone.vision_model.", "backbone."),  # transformers 4
-    )
+    """Lightning and others hold the detector as `model.`; transformers 4 has a `vision_model.` more."""
+    lightning = ("model.backbone.", "backbone."), ("model.head.", "head.")
+    released = ("base_model.", "backbone."), ("classifier.", "head.")  # some of them
+    return with_prefixes(weights, *lightning, *released, ("backbone.vision_model.", "backbone."))
 
 
 # The first that recognises a file reads it; the benchmarks' own names come last and fit every file.
 FAMILIES = [
-    CheckpointFamily(
-        "GenD", {"model.linear.weight", "feature_extractor.vision_model.embeddings.class_embedding"}.issubset, _gend
-    ),
-    CheckpointFamily(
-        "C2P-CLIP", {"model.fc.weight", "model.vision_model.embeddings.class_embedding"}.issubset, _c2p_clip
-    ),
-    CheckpointFamily(
-        "UniversalFakeDetect, and Effort's",
-        lambda weights: "fc.weight" in weights and has_clip(weights),
-        _universal_fake_detect,
-    ),
-    CheckpointFamily(
-        "UniversalFakeDetect's head only",  # one linear layer and nothing else, as in `fc_weights.pth`
-        lambda weights: set(weights) == {"weight", "bias"} and weights["weight"].ndim == 2,
-        _refuse_single_layer,
-    ),
+    CheckpointFamily("GenD",
+        {"model.linear.weight", "feature_extractor.vision_model.embeddings.class_embedding"}.issubset, _gend),
+    CheckpointFamily("C2P-CLIP",
+        {"model.fc.weight", "model.vision_model.embeddings.class_embedding"}.issubset, _c2p_clip),
+    CheckpointFamily("UniversalFakeDetect, and Effort's",
+        lambda weights: "fc.weight" in weights and has_clip(weights), _universal_fake_detect),
+    CheckpointFamily("UniversalFakeDetect's head only",  # one linear layer and nothing else, as in `fc_weights.pth`
+        lambda weights: set(weights) == {"weight", "bias"} and weights["weight"].ndim == 2, _refuse_single_layer),
     CheckpointFamily("DF40, DeepfakeBench and Effort", lambda weights: True, _host),
-]
+]  # fmt: skip
+
+
+# The vision tower of a CLIP, by OpenAI's names (github.com/openai/CLIP, open_clip) or Hugging Face's → the latter.
+
+OPENAI_PREFIXES = ("model.visual.", "visual.")  # before `conv1.weight`
+PREFIXES = ("model.vision_model.", "vision_model.", "model.")  # of Hugging Face's, before `embeddings.class_embedding`
+# The text tower, which is no part of a detector. OpenAI's has the vision tower's prefix less `visual.`.
+OPENAI_TEXT = (
+    "transformer.",
+    "token_embedding.",
+    "positional_embedding",
+    "ln_final.",
+    "text_projection",
+    "logit_scale",
+)
+TEXT = ("text_model.", "text_projection.", "logit_scale", "logit_bias")
+
+WHOLE = {
+    "class_embedding": "embeddings.class_embedding",
+    "positional_embedding": "embeddings.position_embedding.weight",
+    "conv1.weight": "embeddings.patch_embedding.weight",
+}
+PARTS = (
+    ("ln_pre.", "pre_layrnorm."), ("ln_post.", "post_layernorm."), ("transformer.resblocks.", "encoder.layers."),
+    (".ln_1.", ".layer_norm1."), (".ln_2.", ".layer_norm2."), (".attn.out_proj.", ".self_attn.out_proj."),
+    (".mlp.c_fc.", ".mlp.fc1."), (".mlp.c_proj.", ".mlp.fc2."),
+)  # fmt: skip
+_FUSED = re.compile(r"^(.*)\.attn\.in_proj_(weight|bias)$")
+
+
+def has_clip(weights: Weights) -> bool:
+    """Whether there is such a tower, by either naming."""
+    return _clip_prefixes(weights) != (None, None)
+
+
+def _clip_prefixes(weights: Weights) -> tuple[str | None, str | None]:
+    """What stands before the tower's names: OpenAI's, Hugging Face's."""
+    openai = next((prefix for prefix in OPENAI_PREFIXES if f"{prefix}conv1.weight" in weights), None)
+    return openai, next((prefix for prefix in PREFIXES if f"{prefix}embeddings.class_embedding" in weights), None)
+
+
+def vision_part(weights: Weights) -> dict[str, Tensor]:
+    """The tower under `backbone.`, `visual_projection.weight`, and what is no part of a CLIP, under its own names."""
+    openai, prefix = _clip_prefixes(weights)
+    found: dict[str, Tensor] = {}
+    if openai is not None:
+        around = openai.removesuffix("visual.")
+        for key, tensor in weights.items():
+            if key.startswith(openai):
+                found.update(_translated(key[len(openai) :], tensor))
+            elif not (key.startswith(around) and key[len(around) :].startswith(OPENAI_TEXT)):
+                found[key] = tensor
+        return found
+    assert prefix is not None, "recognised"
+    for key, tensor in weights.items():
+        inner = key.removeprefix("model.")
+        if key.startswith(prefix) and not inner.startswith(("visual_projection.", "fc.", *TEXT)):
+            found["backbone." + key[len(prefix) :]] = tensor
+        elif not inner.startswith(TEXT):
+            found[inner] = tensor
+    return found
+
+
+def _translated(name: str, tensor: Tensor) -> dict[str, Tensor]:
+    if name == "proj":  # features @ proj there, a linear layer here
+        return {"visual_projection.weight": tensor.T.contiguous()}
+    for old, new in PARTS:
+        name = name.replace(old, new, 1)
+    if fused := _FUSED.match(name):
+        stem, kind = f"backbone.{fused[1]}.self_attn", fused[2]
+        return {f"{stem}.{x}_proj.{kind}": part for x, part in zip("qkv", tensor.chunk(3), strict=True)}
+    return {"backbone." + WHOLE.get(name, name): tensor}

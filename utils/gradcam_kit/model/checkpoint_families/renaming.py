@@ -42,10 +42,7 @@ def without_wrappers(weights: Weights) -> dict[str, Tensor]:
 
 
 def unwrapped_step_by_step(weights: Weights) -> Iterator[dict[str, Tensor]]:
-    """The weights as they are, then with one wrapper less at the start of all keys, and so on.
-
-    What is left at any step may be a model's own names, `module` among them.
-    """
+    """The weights as they are, then with one wrapper less at the start of all keys, and so on: any may be meant."""
     found = dict(weights)
     yield found
     while found and all(key.partition(".")[0] in WRAPPERS and "." in key for key in found):

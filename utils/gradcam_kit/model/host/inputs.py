@@ -45,8 +45,7 @@ class HostInputs(dict[str, Any]):
         label_dict: Mapping[str, int] | None = None,
     ) -> None:
         super().__init__(given)
-        self.detector = detector
-        self.mean, self.std = mean, std
+        self.detector, self.mean, self.std = detector, mean, std
         self.frames, self.label_dict = frames, label_dict or {}
 
     def __missing__(self, key: str) -> Any:

@@ -1,8 +1,6 @@
 """Habits of hosts' code, made harmless: `.cuda()` whatever the device, `.squeeze()` whatever the batch, and downloads.
 
-A host's constructor loads or downloads published weights, which a checkpoint overwrites anyway. Instead of a file it
-gets the random weights of the network that it has just built, under that network's names, and loading them into a
-network changes nothing.
+Weights that a constructor asks for are the random ones of the network just built, and loading them changes nothing.
 """
 
 from __future__ import annotations
@@ -54,9 +52,7 @@ def batch_of_one_kept() -> Iterator[None]:
 class AbsentWeights(dict[str, Any]):
     """Stands for what `torch.load(path)` would have returned. Wrappers such as `["state_dict"]` lead to itself."""
 
-    def __init__(self, path: str, weights: Mapping[str, Any]) -> None:
-        super().__init__(weights)
-        self.path = path
+    path = ""
 
     def __missing__(self, key: str) -> AbsentWeights:
         return self
@@ -64,10 +60,7 @@ class AbsentWeights(dict[str, Any]):
 
 @contextmanager
 def no_pretrained_weights(detector: str) -> Iterator[None]:
-    """For the time of a host detector's constructor. Raises InputError, which names it, where the constructor fails.
-
-    Where there is no GPU and the constructor moves something to one, it stays on the CPU.
-    """
+    """For a host detector's constructor, which finds the CPU where it wants a GPU. Raises InputError where it fails."""
     built: list[nn.Module] = []
     asked: list[str] = []
     initialise = nn.Module.__init__
@@ -78,7 +71,9 @@ def no_pretrained_weights(detector: str) -> Iterator[None]:
 
     def load(file: Any, *arguments: Any, **options: Any) -> AbsentWeights:
         asked.append(str(file))
-        return AbsentWeights(str(file), _just_built(built).state_dict())
+        absent = AbsentWeights(_just_built(built).state_dict())
+        absent.path = str(file)
+        return absent
 
     with ExitStack() as patches:
         for owner, name, value in (
@@ -101,21 +96,17 @@ def no_pretrained_weights(detector: str) -> Iterator[None]:
             raise InputError(f"detector {detector!r} cannot be built here{_without(asked)}: {reason}") from error
     kept = [value.path for module in built for value in vars(module).values() if isinstance(value, AbsentWeights)]
     if kept:
-        raise InputError(
-            f"detector {detector!r} cannot be built here{_without(kept)}: it is no state dict of a network"
-        )
+        reason = f"{_without(kept)}: it is no state dict of a network"
+        raise InputError(f"detector {detector!r} cannot be built here{reason}")
 
 
 def _without(files: list[str]) -> str:
-    names = list(dict.fromkeys(files))
-    return f" without the weights that its constructor loads ({', '.join(names[:3])})" if names else ""
+    names = ", ".join(list(dict.fromkeys(files))[:3])
+    return f" without the weights that its constructor loads ({names})" if files else ""
 
 
 def _just_built(built: list[nn.Module]) -> nn.Module:
-    """The last network that is part of no other yet, or else the detector, which is the first module.
-
-    A single layer is no network: those that a constructor has made and replaced are part of no other either.
-    """
+    """The last network (a module of modules) that is part of no other yet, or else the detector, the first module."""
     inside = {id(child) for module in built for child in module.children()}
     roots = (module for module in reversed(built[1:]) if id(module) not in inside)
     return next((root for root in roots if any(child.state_dict() for child in root.children())), built[0])
@@ -123,9 +114,8 @@ def _just_built(built: list[nn.Module]) -> nn.Module:
 
 def _load_nothing(self: nn.Module, state_dict: Mapping[str, Any], *arguments: Any, **options: Any) -> Any:
     own = self.state_dict()
-    return _IncompatibleKeys(
-        [key for key in own if key not in state_dict], [key for key in state_dict if key not in own]
-    )
+    missing = [key for key in own if key not in state_dict]
+    return _IncompatibleKeys(missing, [key for key in state_dict if key not in own])
 
 
 def _libraries() -> Iterator[tuple[Any, str, Any]]:

@@ -1,8 +1,6 @@
-"""The host's detectors by name, also on a machine where `import detectors` of the host fails.
+"""The host's detectors by name, also on a machine where `import detectors` of the host fails for want of a package.
 
-That import needs the packages of all the host's detectors, and one missing (torchvision, loralib, a GPU) stops it. Then
-only what the requested detector needs is loaded: `detectors`, `networks` and `loss` as packages that hold nothing but
-their registry, and in them the modules that register the names in the config.
+Then `detectors`, `networks` and `loss` are packages that hold their registry, and what the detector's config names.
 """
 
 from __future__ import annotations
@@ -27,10 +25,9 @@ _REGISTERS = re.compile(r"^@\w+\.register_module\(\s*(?:module_name\s*=\s*)?[\"'
 
 
 def find_detectors(model_name: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    """The registered detectors by name, those with heatmaps (`<name>_gradcam`) among them.
+    """The registered detectors by name, those with heatmaps (`<name>_gradcam`) among them. Raises InputError.
 
-    All of them where the host's `import detectors` works, otherwise only `model_name`, with a note on stderr. Raises
-    InputError where it cannot be loaded either, naming the package that it needs.
+    All of them where the host's `import detectors` works, otherwise only `model_name`, with a note on stderr.
     """
     try:
         importlib.import_module("detectors")
@@ -47,8 +44,7 @@ def find_detectors(model_name: str, config: Mapping[str, Any]) -> dict[str, Any]
 def preimport_detector(settings: DetectorSettings) -> None:
     """`import_only`, seconds sooner than importing all the host's detectors, for `find_detectors` to find.
 
-    For a command, in whose process nothing else imports the host's `detectors`. Nothing happens for a detector without
-    a file of ours next to the host's, where an import fails, and where the host has been imported already.
+    For a command, where nothing else imports the host's `detectors`, and a detector with a file of ours beside its own.
     """
     if settings.build or not _in_host() or set(sys.modules) & set(PACKAGES):
         return
@@ -58,10 +54,7 @@ def preimport_detector(settings: DetectorSettings) -> None:
 
 
 def import_only(model_name: str, config: Mapping[str, Any], note: str = "") -> None:
-    """Import only what `model_name` needs of the host. `note`, then the modules are printed on stderr, if there is one.
-
-    Raises InputError, after which none of the host's modules stays imported.
-    """
+    """Import only what `model_name` needs of the host; stderr lists it after `note`. Raises InputError, all undone."""
     before, module = set(sys.modules), "detectors"
     try:
         needed = _bare_packages(model_name, config)
@@ -81,16 +74,12 @@ def import_only(model_name: str, config: Mapping[str, Any], note: str = "") -> N
                 f"detector {name!r}: {module} needs the package {error.name!r}, which is not installed here; install it"
                 f" as the host's instructions say (for example: pip install {str(error.name).split('.')[0]})"
             ) from error
-        raise InputError(
-            f"detector {name!r}: {module} cannot be imported here ({type(error).__name__}: {one_line(error)})"
-        ) from error
+        reason = f"{type(error).__name__}: {one_line(error)}"
+        raise InputError(f"detector {name!r}: {module} cannot be imported here ({reason})") from error
 
 
 def _bare_packages(model_name: str, config: Mapping[str, Any]) -> list[str]:
-    """Make the host's packages without what `__init__.py` imports; the modules that the detector needs, its own last.
-
-    Raises InputError for a detector that no module registers.
-    """
+    """Make bare packages of the host; the modules that the detector needs, its own last. Raises InputError."""
     modules = _registering_modules("detectors")
     module = modules.get(_without_suffix(model_name))
     if module is None:
@@ -109,10 +98,8 @@ def _bare_packages(model_name: str, config: Mapping[str, Any]) -> list[str]:
 
 def unknown_detector(model_name: str, known: Collection[str]) -> InputError:
     """The error for a name that is not among the `known` ones."""
-    return InputError(
-        f"model_name {model_name!r} is no registered detector; {did_you_mean(model_name, known)}"
-        f"registered: {', '.join(sorted(known))}"
-    )
+    close, names = did_you_mean(model_name, known), ", ".join(sorted(known))
+    return InputError(f"model_name {model_name!r} is no registered detector; {close}registered: {names}")
 
 
 def _in_host() -> bool:
@@ -138,13 +125,9 @@ def _bare_package(name: str, has_registry: bool) -> None:
 
 def _registering_modules(package: str) -> dict[str, str]:
     """Registered name → the host's module in `package` that registers it, read from the source without running it."""
-    found = {}
-    for path in sorted((TRAINING_FOLDER / package).glob("*.py")):
-        if not path.stem.endswith(SUFFIX):  # ours
-            text = path.read_text(encoding="utf-8", errors="replace")
-            for name in _REGISTERS.findall(text):
-                found[name] = path.stem
-    return found
+    theirs = [path for path in sorted((TRAINING_FOLDER / package).glob("*.py")) if not path.stem.endswith(SUFFIX)]
+    texts = {path.stem: path.read_text(encoding="utf-8", errors="replace") for path in theirs}
+    return {name: module for module, text in texts.items() for name in _REGISTERS.findall(text)}
 
 
 def _names(config: Mapping[str, Any]) -> Iterator[str]:

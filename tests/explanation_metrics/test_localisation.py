@@ -23,8 +23,8 @@ from utils.gradcam_kit.judge.deletion import (
     pixel_ranks,
     score_without,
 )
-from utils.gradcam_kit.judge.fills import blurred, mean_coloured
 from utils.gradcam_kit.judge.localisation import FIXED_LEVEL, IOU_LEVELS, energy_in_mask, localise, pointing_game
+from utils.gradcam_kit.judge.trial import blurred, mean_coloured
 from utils.gradcam_kit.measure.randomisation import cascade, rank_correlation, weights_put_back
 from utils.gradcam_kit.measure.segment_attack import attacked, hottest_segments, slic_segments
 

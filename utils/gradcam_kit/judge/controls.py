@@ -24,9 +24,8 @@ def control_maps(
 
     `landmarks`: of each image, as `face_map` takes them. `size`: (H, W) of the images.
     """
-    count = len(landmarks)
-    maps = (random_maps(count, grid, seed), gaussian_map(size), face_map(landmarks, size))
-    return {Recipe.control(name): raw.expand(count, -1, -1) for name, raw in zip(CONTROLS, maps, strict=True)}
+    maps = (random_maps(len(landmarks), grid, seed), gaussian_map(size), face_map(landmarks, size))
+    return {Recipe.control(name): raw.expand(len(landmarks), -1, -1) for name, raw in zip(CONTROLS, maps, strict=True)}
 
 
 def random_maps(count: int, grid: tuple[int, int], seed: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""From a trial to a choice: the map whose hottest patches the detector misses most, or that none can be told apart."""
+"""From a trial to a choice: the map whose hottest patches the detector misses most, or that no map stands out."""
 
 from __future__ import annotations
 
@@ -12,16 +12,14 @@ from torch import Tensor
 
 from ..base.typed import Count, builtins, fit, with_nan
 from ..engine.recipe import Recipe
-from .fills import PAIRED_REAL
-from .trial import CALM, SHARE, Trial
+from .trial import CALM, PAIRED_REAL, SHARE, Trial
 
 CHOSEN, UNDECIDED, UNSUPPORTED, NAMED, UNTRIED = "chosen", "undecided", "unsupported", "named", "untried"
-ALIKE = 0.95  # of the best fall: such candidates count as equal, and the first on the list is taken
-FAR_BELOW = (
-    0.5  # of the best fall: a named map below it is said to be, and a second fill that puts the winner there disagrees
-)
+ALIKE = 0.95  # of the best drop: such candidates count as equal, and the first on the list is taken
+FAR_BELOW = 0.5  # of the best drop: a named map below it is reported, and a second fill with the winner there disagrees
 FEWEST_IMAGES = 4  # fewer choose nothing
 RESAMPLES, LEVEL = 2_000, 0.95
+SHOWN_ROWS = 5
 
 
 class Interval(NamedTuple):
@@ -34,10 +32,9 @@ class Interval(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One candidate: its fall of the margin under the first fill used, that of random patches, and the difference.
+    """One candidate: its drop under the first fill used, that of random patches, and the difference.
 
-    `share` of the best candidate's fall beyond random; `second`: the same under the second fill, or the first where it
-    is the only one. `named` by the user.
+    `share` of the best candidate's drop beyond random; `second`: the same under the last fill used.
     """
 
     candidate: Recipe
@@ -91,15 +88,12 @@ class Choice:
 
     @property
     def best(self) -> Row | None:
-        """The row of the largest fall beyond random, None where nothing was tried."""
+        """The row of the largest drop beyond random, None where nothing was tried."""
         return self.rows[0] if self.rows else None
 
     def row(self, candidate: Recipe) -> Row | None:
         """The row of one candidate."""
         return next((row for row in self.rows if row.candidate == candidate), None)
-
-
-# ----------------------------------------------------------------------------------------------------------- the choice
 
 
 def choose(
@@ -109,7 +103,7 @@ def choose(
     videos: Sequence[Hashable],
     unmade: Mapping[Recipe, str],
 ) -> Choice:
-    """The candidate with the largest fall beyond random patches.
+    """The candidate with the largest drop beyond random patches.
 
     Args:
         candidates: what may be chosen, in order of preference; the first that has a map is fallen back on.
@@ -121,7 +115,7 @@ def choose(
     facts: dict[str, Any] = {
         "rows": tuple(rows),
         "moved": trial.moved,
-        "fills": tuple(trial.falls),
+        "fills": tuple(trial.drops),
         "images": trial.images,
         "videos": len(set(videos)),
         "margin": float(trial.margins.abs().mean()),
@@ -134,63 +128,48 @@ def choose(
         seen = f"images: {trial.images}, videos: {len(set(videos))}"
         return Choice(UNDECIDED, first, f"{seen}; it takes at least {FEWEST_IMAGES}, of two videos, to choose", **facts)
     if not any(row.beyond.low > 0 for row in rows):
-        return Choice(
-            UNSUPPORTED, first, "no map's hottest patches matter more to the detector than random ones", **facts
-        )
-    winner = _winner(rows, candidates)
+        problem = "no map's hottest patches matter more to the detector than random ones"
+        return Choice(UNSUPPORTED, first, problem, **facts)
+    alike = [row for row in rows if row.share >= ALIKE * rows[0].share and row.beyond.low > 0] or rows[:1]
+    winner = min(alike, key=lambda row: candidates.index(row.candidate))
     problem = _disagreement(trial, winner)
     return Choice(UNDECIDED if problem else CHOSEN, winner.candidate, problem, **facts)
 
 
-def _winner(rows: Sequence[Row], candidates: Sequence[Recipe]) -> Row:
-    """Of the rows that are ALIKE the best, the one that comes first among the candidates."""
-    best = max(row.share for row in rows)
-    alike = [row for row in rows if row.share >= ALIKE * best and row.beyond.low > 0] or list(rows[:1])
-    return min(alike, key=lambda row: candidates.index(row.candidate))
-
-
 def _disagreement(trial: Trial, winner: Row) -> str:
     """Why the winner cannot be relied on; empty where it can. A paired real needs no second fill."""
-    if PAIRED_REAL in trial.falls:
+    if PAIRED_REAL in trial.drops:
         return ""
     margin = float(trial.margins.abs().mean())
-    restless = [
-        fill for fill, falls in trial.falls.items() if trial.moved[fill] * margin > CALM * _worth(falls, margin)
-    ]
+    # What there is to be lost: the margin or, where images lie near the decision, the best drop.
+    worth = {
+        fill: max(margin, *(float(values.mean()) for values in drops.values())) for fill, drops in trial.drops.items()
+    }
+    restless = [fill for fill in worth if trial.moved[fill] * margin > CALM * worth[fill]]
     if restless:
         return f"the detector minds random patches, too, where they are filled by {' or '.join(restless)}"
     if winner.second < FAR_BELOW:
-        return f"the fills {' and '.join(trial.falls)} do not agree on one map"
+        return f"the fills {' and '.join(trial.drops)} do not agree on one map"
     return ""
-
-
-def _worth(falls: Mapping[Recipe, Tensor], margin: float) -> float:
-    """What there is to be lost: the margin or, where images lie near the decision, the best fall."""
-    return max(margin, *(float(values.mean()) for values in falls.values()))
 
 
 def _rows(trial: Trial, named: Sequence[Recipe], videos: Sequence[Hashable]) -> list[Row]:
     """A row per candidate, the largest share first."""
-    fills = list(trial.falls)
-    candidates = list(trial.falls[fills[0]])
-    beyond = [{one: trial.falls[fill][one] - trial.random[fill][one] for one in candidates} for fill in fills]
+    beyond = [{one: drops[one] - trial.random[fill][one] for one in drops} for fill, drops in trial.drops.items()]
     shares = [_shares(by) for by in beyond]
-    rows = []
-    for one in candidates:
-        falls, random = trial.falls[fills[0]][one], trial.random[fills[0]][one]
-        first, second = shares[0][one], shares[-1][one]
-        fall = interval(beyond[0][one], videos)
-        rows.append(
-            Row(
-                candidate=one,
-                fall=float(falls.mean()),
-                random=float(random.mean()),
-                beyond=fall,
-                share=first,
-                second=second,
-                named=one in named,
-            )
+    first = next(iter(trial.drops))
+    rows = [
+        Row(
+            candidate=one,
+            fall=float(drops.mean()),
+            random=float(trial.random[first][one].mean()),
+            beyond=interval(beyond[0][one], videos),
+            share=shares[0][one],
+            second=shares[-1][one],
+            named=one in named,
         )
+        for one, drops in trial.drops[first].items()
+    ]
     return sorted(rows, key=lambda row: -row.share)
 
 
@@ -215,11 +194,6 @@ def interval(values: Tensor, videos: Sequence[Hashable], seed: int = 0) -> Inter
     return Interval(float(values.mean()), low, high)
 
 
-# ------------------------------------------------------------------------------------------------------------ in words
-
-SHOWN_ROWS = 5
-
-
 def printed(choice: Choice) -> list[str]:
     """The choice in a few lines: what is drawn and why, and the best rows of the table."""
     lines = [f"map: {headline(choice)}"]
@@ -235,24 +209,19 @@ def printed(choice: Choice) -> list[str]:
 
 def headline(choice: Choice) -> str:
     """One sentence: which map, and how sure that is."""
-    if choice.state == NAMED:
-        return f"{choice.used}, as named, beside others: {_basis(choice)}"
     reason = f" ({choice.reason})" if choice.reason else ""
     if choice.state == UNTRIED:
         return f"{choice.used}, not tried{reason}"
     meaning = {
+        NAMED: "as named, beside others",
         CHOSEN: "chosen by cause",
         UNDECIDED: "undecided",
         UNSUPPORTED: "unsupported: its maps are drawn, but nothing shows that they mean anything",
-    }
-    return f"{choice.used}, {meaning[choice.state]}{reason}: {_basis(choice)}"
-
-
-def _basis(choice: Choice) -> str:
+    }[choice.state]
     fills = " and, to confirm it, ".join(choice.fills)
     return (
-        f"fall of the margin (mean {choice.margin:.2f}) with the hottest {SHARE:.0%} of the patches filled by {fills},"
-        f" {choice.images} images of {choice.videos} videos"
+        f"{choice.used}, {meaning}{reason}: fall of the margin (mean {choice.margin:.2f}) with the hottest {SHARE:.0%}"
+        f" of the patches filled by {fills}, {choice.images} images of {choice.videos} videos"
     )
 
 

@@ -9,8 +9,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from ..judge.controls import CONTROLS
-from ..judge.deletion import SHARES
-from ..judge.saco import GROUPS
+from ..judge.deletion import GROUPS, SHARES
 from ..model.detector import LoadedDetector
 from .perturbation import FILLS
 from .segment_attack import STEPS, TOP

@@ -14,8 +14,8 @@ from ..engine.recipe import Recipe
 from ..engine.targets import Target
 from ..judge.controls import control_maps
 from ..judge.deletion import Curves
-from ..judge.fills import PAIRED_REAL
 from ..judge.localisation import click_distance
+from ..judge.trial import PAIRED_REAL
 from ..model.detector import LoadedDetector
 from ..settings.config import RunSettings
 from .comparison import Columns, Row, best_threshold, rows

@@ -15,9 +15,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..engine.recipe import Recipe
-from ..judge.deletion import Curves, Score, area, deletion_insertion, score_without, scores_of
-from ..judge.fills import PAIRED_REAL, blurred, mean_coloured
-from ..judge.saco import saco
+from ..judge.deletion import Curves, Score, area, deletion_insertion, saco, score_without, scores_of
+from ..judge.trial import PAIRED_REAL, blurred, mean_coloured
 from ..model.detector import LoadedDetector
 from .comparison import Columns
 from .samples import RealFrames

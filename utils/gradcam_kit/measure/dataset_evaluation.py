@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,20 +15,31 @@ from ..data.frame import evenly_spaced
 from ..engine.layers import block_names
 from ..engine.recipe import Recipe
 from ..engine.targets import Target
-from ..judge.controls import control_maps
-from ..judge.deletion import Curves
+from ..judge.controls import CONTROLS, control_maps
+from ..judge.deletion import GROUPS, SHARES, Curves
 from ..judge.localisation import click_distance
 from ..judge.trial import PAIRED_REAL
 from ..model.detector import LoadedDetector
 from ..settings.config import RunSettings
 from .comparison import Columns, Row, best_threshold, rows
-from .cost import MEASUREMENTS, announcement, expected_passes
-from .perturbation import Examined, deletion_metrics, saco_metrics, screening, with_gaps
-from .randomisation import Randomised, randomisation
+from .perturbation import (
+    AGREEMENT,
+    FILLS,
+    STEPS,
+    TOP,
+    Examined,
+    attack_metrics,
+    changed_patches,
+    deletion_metrics,
+    patches_of,
+    saco_metrics,
+    screening,
+    transplant_agreement,
+    transplanted,
+    with_gaps,
+)  # fmt: skip
 from .samples import DetectedFakes, RealCounterparts, RealFrames, stored_size
-from .segment_attack import attack_metrics
-from .sweep import localise_maps, make_maps, resized
-from .transplant_agreement import AGREEMENT, changed_patches, patches_of, transplant_agreement, transplanted
+from .sweep import Randomised, localise_maps, make_maps, randomisation, resized
 
 SCREENED_FRAMES = 100  # by which maps are ranked where there are no masks
 HIT = 0.1  # share of the diagonal within which a map hits a click
@@ -35,6 +49,26 @@ CLICK_METRICS = (
     f"hit: a click within {HIT} of the diagonal",
 )
 ENERGY, SCREENING = "energy in mask", "drop at 10 % deleted"  # what maps are ranked by, with and without masks
+BACKWARD = 3  # forward passes that a pass with gradients counts for
+
+
+class Measurement(NamedTuple):
+    """What runs the detector again and again, and so takes only some `images`, evenly over all of them.
+
+    `passes`: forward passes of one image, at most, by the number of maps and controls, of patches, and of blocks.
+    """
+
+    images: int
+    passes: Callable[[int, int, int], int]
+
+
+MEASUREMENTS = {
+    "deletion": Measurement(200, lambda maps, patches, blocks: len(FILLS) * 2 * len(SHARES) * maps),
+    "saco": Measurement(200, lambda maps, patches, blocks: (GROUPS + 1) * maps),
+    "transplant": Measurement(48, lambda maps, patches, blocks: 2 * patches),
+    "attack": Measurement(48, lambda maps, patches, blocks: len(TOP) * STEPS * BACKWARD * maps),
+    "randomisation": Measurement(64, lambda maps, patches, blocks: (blocks + 2) * BACKWARD),
+}
 
 
 class DatasetEvaluation:
@@ -57,7 +91,6 @@ class DatasetEvaluation:
 
     @property
     def _all(self) -> dict[Recipe, Tensor]:
-        """The maps, then the controls."""
         return {**self.maps, **self.controls}
 
     def make_maps(self, recipes: Sequence[Recipe]) -> None:
@@ -73,13 +106,13 @@ class DatasetEvaluation:
         masks, masked = self.samples.masks, self.samples.masked
         if not bool(masked.any()):
             return
-        found = localise_maps(self.detector, self._all, masks, masked)
+        found = localise_maps(self.detector, self._all, masks, masked).items()
         columns = {
-            ENERGY: {recipe: scores.energy.numpy() for recipe, scores in found.items()},
-            "pointing game": {recipe: scores.pointing.numpy() for recipe, scores in found.items()},
-            "pixel average precision": {recipe: scores.average_precision.numpy() for recipe, scores in found.items()},
-            "IoU (best threshold)": best_threshold({recipe: s.iou.double().numpy() for recipe, s in found.items()}),
-            "IoU (threshold 0.5)": {recipe: scores.iou_fixed.numpy() for recipe, scores in found.items()},
+            ENERGY: {recipe: scores.energy.numpy() for recipe, scores in found},
+            "pointing game": {recipe: scores.pointing.numpy() for recipe, scores in found},
+            "pixel average precision": {recipe: scores.average_precision.numpy() for recipe, scores in found},
+            "IoU (best threshold)": best_threshold({recipe: scores.iou.double().numpy() for recipe, scores in found}),
+            "IoU (threshold 0.5)": {recipe: scores.iou_fixed.numpy() for recipe, scores in found},
         }
         self._add(columns, masked)
 
@@ -112,25 +145,47 @@ class DatasetEvaluation:
         return sorted(self.maps, key=lambda recipe: -_mean(column[recipe]))
 
     def say_cost(self, maps: int, left_out: Collection[str]) -> None:
-        """Print how long what is left to be measured will take."""
+        """Print how long what is left to be measured will take, by the time that a batch takes here."""
         rows_of, columns = patches_of(self.detector)
-        blocks = len(block_names(self.detector.model.explained_tower))
-        passes = expected_passes(len(self.samples.frames), maps, rows_of * columns, blocks, left_out)
-        if passes:
-            print(announcement(self.detector, self.samples.pixels[: self.settings.batch_size], passes))
+        counts = maps + len(CONTROLS), rows_of * columns, len(block_names(self.detector.model.explained_tower))
+        passes = {
+            name: min(len(self.samples.frames), one.images) * one.passes(*counts)
+            for name, one in MEASUREMENTS.items()
+            if name not in left_out
+        }
+        if not passes:
+            return
+        pixels, total = self.samples.pixels[: self.settings.batch_size], sum(passes.values())
+        self.detector.predict(pixels)  # once to warm up
+        start = time.perf_counter()
+        self.detector.predict(pixels)
+        seconds = (time.perf_counter() - start) / len(pixels) * total
+        parts = ", ".join(f"{name} {count:,}" for name, count in passes.items())
+        print(
+            f"measuring the maps: up to {total:,} forward passes of one image, at most about {in_words(seconds)} here"
+            f" ({parts}); --leave_out NAME makes it shorter"
+        )
 
     def perturbation(self, recipes: Sequence[Recipe], left_out: Collection[str] = ()) -> None:
         """Deletion, insertion, SaCo and segment attack of some maps and the controls; transplant of all of them."""
         part = self._positions(MEASUREMENTS["deletion"].images)
         reals, shown = self._counterparts(part), [*recipes, *self.controls]
         if "deletion" not in left_out:
-            self._deletion(shown, part, reals)
+            columns, self.curves = deletion_metrics(self._examined(shown, part), reals)
+            self._add(columns, part)
+            for fill in self.curves:
+                used = part[reals.paired] if fill == PAIRED_REAL else part
+                self.curve_videos[fill] = [self.samples.videos[i] for i in used.tolist()]
         if "saco" not in left_out:
             self._add(saco_metrics(self._examined(shown, part), reals), part)
         if "transplant" not in left_out:
             self._transplant(part[reals.paired], reals.pixels[reals.paired])
         if "attack" not in left_out:
-            self._segment_attack(shown)
+            part = self._positions(MEASUREMENTS["attack"].images)
+            try:
+                self._add(attack_metrics(self._examined(shown, part)), part)
+            except ImportError as error:
+                self.notes.append(f"segment attack left out: {error}")
 
     def _counterparts(self, part: Tensor) -> RealFrames:
         """The real counterparts of the images at positions `part`, with a note where some are missing."""
@@ -143,13 +198,6 @@ class DatasetEvaluation:
             missing = len(frames) - self.paired
             self.notes.append(f"{missing} of {len(frames)} fakes have no real counterpart: left out of that fill")
         return reals
-
-    def _deletion(self, shown: Sequence[Recipe], part: Tensor, reals: RealFrames) -> None:
-        columns, self.curves = deletion_metrics(self._examined(shown, part), reals)
-        self._add(columns, part)
-        for fill in self.curves:
-            used = part[reals.paired] if fill == PAIRED_REAL else part
-            self.curve_videos[fill] = [self.samples.videos[i] for i in used.tolist()]
 
     def _transplant(self, part: Tensor, reals: Tensor) -> None:
         """The first images at positions `part`, with their counterparts (n, 3, R, R): every map against transplant."""
@@ -164,19 +212,12 @@ class DatasetEvaluation:
         maps = {recipe: raw[part] for recipe, raw in self._all.items()}
         self._add({AGREEMENT: transplant_agreement(gold, changed, maps)}, part)
 
-    def _segment_attack(self, shown: Sequence[Recipe]) -> None:
-        part = self._positions(MEASUREMENTS["attack"].images)
-        try:
-            self._add(attack_metrics(self._examined(shown, part)), part)
-        except ImportError as error:
-            self.notes.append(f"segment attack left out: {error}")
-
     def randomisation(self, recipes: Sequence[Recipe]) -> Randomised:
         """How far some maps change as the detector's weights are randomised."""
         pixels = self.samples.pixels[self._positions(MEASUREMENTS["randomisation"].images)]
-        seed, batch_size = self.settings.seed, self.settings.batch_size
         layers = list(dict.fromkeys(recipe.layer for recipe in self.maps))
-        return randomisation(self.detector, recipes, layers, pixels, self.target, seed, batch_size)
+        make = partial(make_maps, self.detector, recipes, pixels, self.target, self.settings.batch_size, layers)
+        return randomisation(self.detector, recipes, make, self.settings.seed)
 
     def rows(self, dataset: str) -> list[Row]:
         """Every metric so far compared with the controls, for the dataset and for each of several forgery methods."""
@@ -204,6 +245,13 @@ class DatasetEvaluation:
 def _mean(column: np.ndarray) -> float:
     values = column[np.isfinite(column)]
     return float(values.mean()) if len(values) else -np.inf
+
+
+def in_words(seconds: float) -> str:
+    """`50 s`, `12 minutes`, `3.5 hours`."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{round(seconds / 60)} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
 
 
 def sample_notes(samples: DetectedFakes) -> list[str]:

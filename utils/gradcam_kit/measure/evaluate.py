@@ -17,13 +17,11 @@ from ..settings.config import RunSettings
 from ..settings.run_options import ExplanationOptions
 from .comparison import ALL, Row
 from .dataset_evaluation import ENERGY, DatasetEvaluation
-from .randomisation import Randomised
 from .samples import DetectedFakes, detected_fakes, find_evidence, read_samples
-from .sweep import swept_recipes
+from .sweep import Randomised, swept_recipes
 
 BEST = 3  # maps that get these metrics, beside the first configured one
 FEW = 20  # videos with detected fakes below which there is a warning
-NO_FAKES = "no detected fakes: nothing to evaluate"
 
 
 @dataclass(frozen=True)
@@ -82,13 +80,19 @@ def evaluate_dataset(
     recipes, configured = maps_to_make(detector, options)
     detected = detected_fakes(frames, predictions)
     if not detected:
-        return DatasetScores(dataset, 0, configured, notes=[NO_FAKES])
+        return DatasetScores(dataset, 0, configured, notes=["no detected fakes: nothing to evaluate"])
     chosen = evenly_spaced(detected, options.samples)
     evidence = find_evidence(options.masks, options.clicks, chosen, settings.data.folders.values())
     samples = read_samples(chosen, settings.detector.resolution, settings.batch_size, settings.workers, evidence)
     target = "margin" if detector.gradcam.target == "margin" else "fake"
     evaluation = DatasetEvaluation(detector, samples, settings, target)
-    evaluation.notes += _too_few(samples)
+    videos = len(set(samples.videos))
+    if videos == 1:
+        one_video = f"all {len(samples.frames)} detected fakes are of one video: no interval, and no map is better"
+        evaluation.notes.append(one_video)
+    elif videos < FEW:
+        few = f"detected fakes of only {videos} videos: intervals over so few come out too narrow"
+        evaluation.notes.append(few)
     evaluation.make_maps(recipes)
     evaluation.localisation()
     if options.clicks is not None:
@@ -118,14 +122,6 @@ def evaluate_dataset(
         paired=evaluation.paired,
         notes=evaluation.notes,
     )
-
-
-def _too_few(samples: DetectedFakes) -> list[str]:
-    """A note where intervals over these videos tell little or nothing."""
-    videos = len(set(samples.videos))
-    if videos == 1:
-        return [f"all {len(samples.frames)} detected fakes are of one video: no interval, and no map is better"]
-    return [f"detected fakes of only {videos} videos: intervals over so few come out too narrow"] * (videos < FEW)
 
 
 def maps_to_make(detector: LoadedDetector, options: ExplanationOptions) -> tuple[list[Recipe], list[Recipe]]:

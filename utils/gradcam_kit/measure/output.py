@@ -21,13 +21,9 @@ from .figures import curves_figure, heat_table_figure, image_file
 from .tables import CSV_COLUMNS, csv_rows, json_values, printed, verdict
 
 CSV_FILE, JSON_FILE = "explanations.csv", "explanations.json"
-CURVES, HEAT_TABLE = "explanation_curves", "explanation_heat_table"  # in each dataset's folder
-CURVES_FILE, HEAT_FILE = f"{CURVES}.png", f"{HEAT_TABLE}.png"
-FIGURE_KINDS = ("png", "pdf")
-CONFIG_HEADER = """\
-# Written by test_with_gradcam.py --write_config: the configuration of the run, with the map that was found best.
-# {verdict}
-"""
+CONFIG_HEADER = (
+    "# Written by test_with_gradcam.py --write_config: the configuration of the run, with the map that was found best."
+)
 
 
 class EvaluationText(NamedTuple):
@@ -57,9 +53,9 @@ def evaluate_explanations(
     write_json(folder / JSON_FILE, {dataset.dataset: json_values(dataset) for dataset in scores})
     for dataset in scores:
         if dataset.rows:
-            figures = {CURVES: curves_figure(dataset, settings.seed), HEAT_TABLE: heat_table_figure(dataset)}
-            for name, kind in itertools.product(figures, FIGURE_KINDS):
-                write_whole(folder / dataset.dataset / f"{name}.{kind}", image_file(figures[name], kind))
+            figures = {"curves": curves_figure(dataset, settings.seed), "heat_table": heat_table_figure(dataset)}
+            for name, kind in itertools.product(figures, ("png", "pdf")):
+                write_whole(folder / dataset.dataset / f"explanation_{name}.{kind}", image_file(figures[name], kind))
     lines = [printed(dataset) for dataset in scores] + [verdict(dataset) for dataset in scores]
     problem = ""
     if options.write_config is not None:
@@ -92,5 +88,5 @@ def write_config(path: Path, best: Recipe, scores: Sequence[DatasetScores], sett
         config["gradcam_site"] = best.site
     if settings.detector.weights_path is not None:
         config["weights_path"] = str(settings.detector.weights_path.resolve())
-    header = CONFIG_HEADER.format(verdict=verdict(scores[0]))
-    write_whole(path, (header + yaml.safe_dump(config, sort_keys=False, allow_unicode=True)).encode())
+    text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+    write_whole(path, f"{CONFIG_HEADER}\n# {verdict(scores[0])}\n{text}".encode())

@@ -114,7 +114,7 @@ MUTANTS = [
            "(before - after)", "(after - before)", f"{EVALUATE}::test_without_masks_maps_are_ranked_by_what_the_detector_loses"),
     Mutant("segment attack counts the unfooled", f"{METRICS}/perturbation.py",
            "margin(after) <= 0", "margin(after) > 0", f"{EVALUATE}::test_only_an_attack_on_the_evidence_fools_the_detector"),
-    Mutant("written config forgets fused", f"{METRICS}/output.py",
+    Mutant("written config forgets fused", f"{METRICS}/evaluate.py",
            "[*sorted(fusable), FUSED]", "sorted(fusable)", f"{COMPARISON}::test_the_written_config"),
     Mutant("headline of the smallest group", "utils/gradcam_kit/report/region_tables.py",
            "group.samples > known.samples", "group.samples < known.samples", f"{PAGE}::test_headlines_are_of_detected_fakes_or_else_of_the_largest_group"),

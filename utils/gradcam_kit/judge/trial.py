@@ -130,14 +130,10 @@ class Trial:
 def try_candidates(
     images: Tensor, maps: Mapping[Recipe, Heat], fills: Fills, scorer: Scorer, only: str | None = None
 ) -> Trial:
-    """The drop of N images' margin by each candidate's map.
+    """The drop of the margin of N images (N, 3, H, W), as `scorer` takes them, by each candidate's map.
 
-    Args:
-        images: (N, 3, H, W), as `scorer` takes them.
-        maps: of these images.
-        fills: in order of preference. The hottest patches are replaced by the first two that are CALM or, where there
-            are not two, by those that random patches move the margin least with.
-        only: the fill that the hottest patches are replaced by instead.
+    Of the fills, which are in order of preference, the first two are used that are CALM or, where there are not two,
+    those that random patches move the margin least with; or `only` this one.
     """
     before = scorer.of(images)
     patches = {candidate: hottest(*one) for candidate, one in maps.items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +21,8 @@ FAR_BELOW = 0.5  # of the best drop: a named map below it is reported, and a sec
 FEWEST_IMAGES = 4  # fewer choose nothing
 RESAMPLES, LEVEL = 2_000, 0.95
 SHOWN_ROWS = 5
+
+Unmade = Mapping[Recipe, str]
 
 
 class Interval(NamedTuple):
@@ -51,9 +54,9 @@ class Choice:
     """Which map is drawn, and why.
 
     `state`: CHOSEN; UNDECIDED, where fills disagree or there are too few images; UNSUPPORTED, where no candidate's
-    interval lies above 0; NAMED, where nothing was left open; UNTRIED. `used` is what is drawn, of several named layers
-    the first. `moved`: fill → share of the margin by which random patches move it; `fills` are those that were used.
-    `unmade`: candidate → why it has no map here. `margin`: mean of its size over the images.
+    interval lies above 0; NAMED, where nothing was left open; UNTRIED. `used` is drawn; of several named layers it is
+    the first. `moved`: fill → share of the margin by which random patches move it; `fills` were used. `unmade`:
+    candidate → why it has no map here. `margin`: mean of its size over the images.
     """
 
     state: str
@@ -97,43 +100,36 @@ class Choice:
 
 
 def choose(
-    trial: Trial,
-    candidates: Sequence[Recipe],
-    named: Sequence[Recipe],
-    videos: Sequence[Hashable],
-    unmade: Mapping[Recipe, str],
+    trial: Trial, candidates: Sequence[Recipe], named: Sequence[Recipe], videos: Sequence[Hashable], unmade: Unmade
 ) -> Choice:
-    """The candidate with the largest drop beyond random patches.
+    """The candidate with the largest drop beyond random patches; `candidates` are in order of preference.
 
-    Args:
-        candidates: what may be chosen, in order of preference; the first that has a map is fallen back on.
-        named: what the user has named wholly; then nothing is chosen, and the others are what it is measured by.
-        videos: of each image.
-        unmade: candidates without maps here, and why.
+    Where the user has `named` recipes wholly, nothing is chosen: the others are what these are measured by. `videos` of
+    each image. `unmade`: candidates without maps here, and why.
     """
     rows = _rows(trial, named, videos)
-    facts: dict[str, Any] = {
-        "rows": tuple(rows),
-        "moved": trial.moved,
-        "fills": tuple(trial.drops),
-        "images": trial.images,
-        "videos": len(set(videos)),
-        "margin": float(trial.margins.abs().mean()),
-        "unmade": {str(one): reason for one, reason in unmade.items()},
-    }
+    made = partial(
+        Choice,
+        rows=tuple(rows),
+        moved=trial.moved,
+        fills=tuple(trial.drops),
+        images=trial.images,
+        videos=len(set(videos)),
+        margin=float(trial.margins.abs().mean()),
+        unmade={str(one): reason for one, reason in unmade.items()},
+    )
     if named:
-        return Choice(NAMED, named[0], **facts)
+        return made(NAMED, named[0])
     first = next(one for one in candidates if one not in unmade)
     if trial.images < FEWEST_IMAGES or len(set(videos)) < 2:
         seen = f"images: {trial.images}, videos: {len(set(videos))}"
-        return Choice(UNDECIDED, first, f"{seen}; it takes at least {FEWEST_IMAGES}, of two videos, to choose", **facts)
+        return made(UNDECIDED, first, f"{seen}; it takes at least {FEWEST_IMAGES}, of two videos, to choose")
     if not any(row.beyond.low > 0 for row in rows):
-        problem = "no map's hottest patches matter more to the detector than random ones"
-        return Choice(UNSUPPORTED, first, problem, **facts)
+        return made(UNSUPPORTED, first, "no map's hottest patches matter more to the detector than random ones")
     alike = [row for row in rows if row.share >= ALIKE * rows[0].share and row.beyond.low > 0] or rows[:1]
     winner = min(alike, key=lambda row: candidates.index(row.candidate))
     problem = _disagreement(trial, winner)
-    return Choice(UNDECIDED if problem else CHOSEN, winner.candidate, problem, **facts)
+    return made(UNDECIDED if problem else CHOSEN, winner.candidate, problem)
 
 
 def _disagreement(trial: Trial, winner: Row) -> str:
@@ -226,7 +222,7 @@ def headline(choice: Choice) -> str:
 
 
 def judgements(choice: Choice) -> list[str]:
-    """One sentence for each named map that random patches or the best candidate put to shame, with both figures."""
+    """One sentence for each named map that is no better than random patches or far below the best candidate."""
     best = choice.best
     if best is None or choice.images < FEWEST_IMAGES or not best.beyond.mean > 0:
         return []
@@ -234,11 +230,10 @@ def judgements(choice: Choice) -> list[str]:
     for row in choice.rows:
         lost = not row.beyond.mean > 0 or (row.beyond.low <= 0 < best.beyond.low)
         if row.named and (lost or row.share < FAR_BELOW):
-            found = "nothing" if lost else "little"
             lines.append(
-                f"{row.candidate}: with its hottest patches replaced the margin falls by {row.fall:.2f},"
-                f" with random ones by {row.random:.2f}, with those of {best.candidate} by {best.fall:.2f}:"
-                f" it shows {found} of what the detector reads;"
+                f"{row.candidate}: with its hottest patches replaced the margin falls by {row.fall:.2f}, with random"
+                f" ones by {row.random:.2f}, with those of {best.candidate} by {best.fall:.2f}: it shows"
+                f" {'nothing' if lost else 'little'} of what the detector reads;"
                 " use --gradcam_method auto --gradcam_layers auto"
             )
     return lines

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
 
@@ -21,23 +22,8 @@ from ..judge.localisation import click_distance
 from ..judge.trial import PAIRED_REAL
 from ..model.detector import LoadedDetector
 from ..settings.config import RunSettings
-from .comparison import Columns, Row, best_threshold, rows
-from .perturbation import (
-    AGREEMENT,
-    FILLS,
-    STEPS,
-    TOP,
-    Examined,
-    attack_metrics,
-    changed_patches,
-    deletion_metrics,
-    patches_of,
-    saco_metrics,
-    screening,
-    transplant_agreement,
-    transplanted,
-    with_gaps,
-)  # fmt: skip
+from . import perturbation as causal
+from .comparison import ALL, Columns, Row, best_threshold, rows
 from .samples import DetectedFakes, RealCounterparts, RealFrames, stored_size
 from .sweep import Randomised, localise_maps, make_maps, randomisation, resized
 
@@ -63,12 +49,35 @@ class Measurement(NamedTuple):
 
 
 MEASUREMENTS = {
-    "deletion": Measurement(200, lambda maps, patches, blocks: len(FILLS) * 2 * len(SHARES) * maps),
+    "deletion": Measurement(200, lambda maps, patches, blocks: len(causal.FILLS) * 2 * len(SHARES) * maps),
     "saco": Measurement(200, lambda maps, patches, blocks: (GROUPS + 1) * maps),
     "transplant": Measurement(48, lambda maps, patches, blocks: 2 * patches),
-    "attack": Measurement(48, lambda maps, patches, blocks: len(TOP) * STEPS * BACKWARD * maps),
+    "attack": Measurement(48, lambda maps, patches, blocks: len(causal.TOP) * causal.STEPS * BACKWARD * maps),
     "randomisation": Measurement(64, lambda maps, patches, blocks: (blocks + 2) * BACKWARD),
 }
+
+
+@dataclass(frozen=True)
+class DatasetScores:
+    """The explanations of one dataset, evaluated. Without detected fakes there is nothing but the `notes`."""
+
+    dataset: str
+    detected: int
+    configured: list[Recipe]  # the configured map of each layer, the first layer first
+    samples: DetectedFakes | None = None
+    ranked_by: str = ENERGY
+    ranking: list[Recipe] = field(default_factory=list)  # best first, without the controls
+    rows: list[Row] = field(default_factory=list)
+    curves: Mapping[str, Mapping[Recipe, Curves]] = field(default_factory=dict)  # by fill
+    curve_videos: Mapping[str, list[tuple[str, str]]] = field(default_factory=dict)  # of the images of a fill's curves
+    randomised: Randomised | None = None
+    paired: int = 0  # images with a real counterpart, of those with curves
+    notes: list[str] = field(default_factory=list)
+
+    def row_of(self, metric: str | None = None) -> dict[Recipe, Row]:
+        """The row of each map and control over all forgery methods, by `metric` or by what maps are ranked by."""
+        metric = self.ranked_by if metric is None else metric
+        return {row.recipe: row for row in self.rows if (row.forgery, row.metric) == (ALL, metric)}
 
 
 class DatasetEvaluation:
@@ -140,13 +149,13 @@ class DatasetEvaluation:
         if self.ranked_by == SCREENING:
             part = self._positions(SCREENED_FRAMES)
             maps = {recipe: raw[part] for recipe, raw in self._all.items()}
-            self._add({SCREENING: screening(self._examined((), part), maps)}, part)
+            self._add({SCREENING: causal.screening(self._examined((), part), maps)}, part)
         column = self.columns[self.ranked_by]
         return sorted(self.maps, key=lambda recipe: -_mean(column[recipe]))
 
     def say_cost(self, maps: int, left_out: Collection[str]) -> None:
         """Print how long what is left to be measured will take, by the time that a batch takes here."""
-        rows_of, columns = patches_of(self.detector)
+        rows_of, columns = causal.patches_of(self.detector)
         counts = maps + len(CONTROLS), rows_of * columns, len(block_names(self.detector.model.explained_tower))
         passes = {
             name: min(len(self.samples.frames), one.images) * one.passes(*counts)
@@ -171,19 +180,19 @@ class DatasetEvaluation:
         part = self._positions(MEASUREMENTS["deletion"].images)
         reals, shown = self._counterparts(part), [*recipes, *self.controls]
         if "deletion" not in left_out:
-            columns, self.curves = deletion_metrics(self._examined(shown, part), reals)
+            columns, self.curves = causal.deletion_metrics(self._examined(shown, part), reals)
             self._add(columns, part)
             for fill in self.curves:
                 used = part[reals.paired] if fill == PAIRED_REAL else part
                 self.curve_videos[fill] = [self.samples.videos[i] for i in used.tolist()]
         if "saco" not in left_out:
-            self._add(saco_metrics(self._examined(shown, part), reals), part)
+            self._add(causal.saco_metrics(self._examined(shown, part), reals), part)
         if "transplant" not in left_out:
             self._transplant(part[reals.paired], reals.pixels[reals.paired])
         if "attack" not in left_out:
             part = self._positions(MEASUREMENTS["attack"].images)
             try:
-                self._add(attack_metrics(self._examined(shown, part)), part)
+                self._add(causal.attack_metrics(self._examined(shown, part)), part)
             except ImportError as error:
                 self.notes.append(f"segment attack left out: {error}")
 
@@ -206,11 +215,11 @@ class DatasetEvaluation:
         if not len(part):
             return
         samples = self.samples
-        pixels, grid = samples.pixels[part], patches_of(self.detector)
-        changed = changed_patches(pixels, reals, samples.masks[part], samples.masked[part], grid)
-        gold = transplanted(self.detector, pixels, reals, changed, self.settings.batch_size)
+        pixels, grid = samples.pixels[part], causal.patches_of(self.detector)
+        changed = causal.changed_patches(pixels, reals, samples.masks[part], samples.masked[part], grid)
+        gold = causal.transplanted(self.detector, pixels, reals, changed, self.settings.batch_size)
         maps = {recipe: raw[part] for recipe, raw in self._all.items()}
-        self._add({AGREEMENT: transplant_agreement(gold, changed, maps)}, part)
+        self._add({causal.AGREEMENT: causal.transplant_agreement(gold, changed, maps)}, part)
 
     def randomisation(self, recipes: Sequence[Recipe]) -> Randomised:
         """How far some maps change as the detector's weights are randomised."""
@@ -222,24 +231,24 @@ class DatasetEvaluation:
     def rows(self, dataset: str) -> list[Row]:
         """Every metric so far compared with the controls, for the dataset and for each of several forgery methods."""
         forgeries = list(dict.fromkeys(frame.forgery for frame in self.samples.frames))
-        per_forgery = forgeries if len(forgeries) > 1 else []
-        return rows(dataset, self.columns, self.samples.videos, self.settings.seed, per_forgery)
+        videos, seed = self.samples.videos, self.settings.seed
+        return rows(dataset, self.columns, videos, seed, forgeries if len(forgeries) > 1 else [])
 
     def _positions(self, count: int) -> Tensor:
         """Positions of at most `count` images, evenly over them."""
         return torch.tensor(evenly_spaced(range(len(self.samples.frames)), count))
 
-    def _examined(self, recipes: Sequence[Recipe], part: Tensor) -> Examined:
+    def _examined(self, recipes: Sequence[Recipe], part: Tensor) -> causal.Examined:
         """The images at positions `part`, with some of the maps and controls as they are drawn."""
-        maps = self._all
+        maps, seed, batch_size = self._all, self.settings.seed, self.settings.batch_size
         drawn = {recipe: resized(self.detector, maps[recipe][part]) for recipe in recipes}
-        return Examined(self.detector, self.samples.pixels[part], drawn, self.settings.seed, self.settings.batch_size)
+        return causal.Examined(self.detector, self.samples.pixels[part], drawn, seed, batch_size)
 
     def _add(self, columns: Columns, part: Tensor) -> None:
         """Columns of the images at `part`, positions or (N,) bool."""
         count = len(self.samples.frames)
-        for metric, by_recipe in columns.items():
-            self.columns[metric] = {recipe: with_gaps(column, part, count) for recipe, column in by_recipe.items()}
+        for metric, column_of in columns.items():
+            self.columns[metric] = {one: causal.with_gaps(column, part, count) for one, column in column_of.items()}
 
 
 def _mean(column: np.ndarray) -> float:

@@ -13,7 +13,7 @@ from ..engine.recipe import Recipe, where
 from ..judge.bootstrap import VideoBootstrap
 from ..judge.deletion import SHARES
 from .comparison import Row
-from .evaluate import DatasetScores
+from .dataset_evaluation import DatasetScores
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,8 +11,7 @@ from ..judge.bootstrap import Interval
 from ..judge.controls import CONTROLS
 from ..judge.deletion import SHARES
 from .comparison import ALL, Row, lower_is_better
-from .dataset_evaluation import CLICK_METRICS
-from .evaluate import DatasetScores
+from .dataset_evaluation import CLICK_METRICS, DatasetScores
 from .perturbation import AGREEMENT
 from .sweep import FAILS_FROM
 

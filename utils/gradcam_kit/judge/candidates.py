@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -25,10 +26,7 @@ FEWEST_CHANNELS = 8  # of a layer that is tried: fewer are no features
 
 
 def shortlist(tower: Tower, maps: MapLayers, named: Recipe) -> list[Recipe]:
-    """At most MOST candidates for `tower`, within what is named; the first is the one to fall back on.
-
-    `maps`: the layers of a network without blocks. `named`: what is left open is filled in.
-    """
+    """At most MOST candidates for `tower`, with what is open in `named` filled in; the first is the one to fall back on."""
     blocks = tower.blocks
     attention, balanced = bool(blocks) and has_attention(tower, blocks), maps.gated or can_balance(tower)
     usual = _of_blocks(blocks, attention, balanced) if blocks else _of_maps(maps)
@@ -109,18 +107,15 @@ def map_layers(tower: nn.Module, default: str, run: Callable[[], object]) -> Map
     sizes: dict[str, int] = {}
     repeated: set[str] = set()
 
-    def note(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            if isinstance(output, Tensor) and output.ndim == 4 and output.shape[1] >= FEWEST_CHANNELS:
-                repeated.update([name] if name in sizes else [])
-                sizes[name] = output.shape[2] * output.shape[3]
-
-        return hook
+    def note(name: str, module: nn.Module, inputs: Any, output: Any) -> None:
+        if isinstance(output, Tensor) and output.ndim == 4 and output.shape[1] >= FEWEST_CHANNELS:
+            repeated.update([name] if name in sizes else [])
+            sizes[name] = output.shape[2] * output.shape[3]
 
     with ExitStack() as hooks, torch.no_grad():
         for name, module in tower.named_modules():
             if name:
-                hooks.callback(module.register_forward_hook(note(name)).remove)
+                hooks.callback(module.register_forward_hook(partial(note, name)).remove)
         gates = gates_in(run)
     finer: dict[int, str] = {}
     for name, size in sizes.items():
@@ -138,10 +133,7 @@ def captures(candidates: Iterable[Recipe]) -> int:
 
 
 def candidate_maps(capture: Callable[[list[Recipe]], Any], candidates: Sequence[Recipe]) -> dict[Recipe, LayerMaps]:
-    """The maps of all candidates, from one pass for each backward rule and site.
-
-    `capture` makes a pass for recipes of several layers and returns an `explaining.capture.Capture`.
-    """
+    """The maps of all candidates; one `capture` (→ `explaining.capture.Capture`) for each backward rule and site."""
     groups: dict[tuple[str, str], list[Recipe]] = {}
     for candidate in candidates:
         groups.setdefault((candidate.site, candidate.backward), []).append(candidate)

@@ -143,27 +143,21 @@ def _agreement(heat: Heat, voters: Sequence[Heat], kept: list[int]) -> list[floa
     found: list[float | None] = [None] * len(heat.raw)
     if not voters or not kept:
         return found
-    own = _peak(heat.raw[kept])
-    near = torch.stack([_beside(own, _peak(voter.raw)) & ~voter.empty for voter in voters]).float().mean(dim=0)
-    for position, share in zip(kept, near.tolist(), strict=True):
+    place, patch = _peak(heat.raw[kept])
+    near = []
+    for voter in voters:
+        other, other_patch = _peak(voter.raw)
+        reach = torch.maximum(patch, other_patch) * 1.01  # one patch of the coarser grid, but for rounding
+        near.append(((place - other).abs() <= reach).all(dim=1) & ~voter.empty)
+    for position, share in zip(kept, torch.stack(near).float().mean(dim=0).tolist(), strict=True):
         found[position] = share
     return found
 
 
-class _Peak(NamedTuple):
-    place: Tensor  # (N, 2): row and column of the hottest patch's centre, in shares of the image
-    patch: Tensor  # (2,): height and width of a patch
-
-
-def _peak(raw: Tensor) -> _Peak:
+def _peak(raw: Tensor) -> tuple[Tensor, Tensor]:
+    """Centre (N, 2) of the hottest patch and size (2,) of a patch: rows and columns in shares of the image."""
     raw = on_trial_grid(raw)
     size = torch.tensor(raw.shape[1:], dtype=torch.float32)
     place = raw.flatten(1).argmax(dim=1)
     rows_columns = torch.stack([torch.div(place, raw.shape[2], rounding_mode="floor"), place % raw.shape[2]], dim=1)
-    return _Peak((rows_columns + 0.5) / size, 1 / size)
-
-
-def _beside(a: _Peak, b: _Peak) -> Tensor:
-    """(N,) bool: no further apart than one patch of the coarser grid, in either direction."""
-    reach = torch.maximum(a.patch, b.patch) * 1.01  # rounding
-    return ((a.place - b.place).abs() <= reach).all(dim=1)
+    return (rows_columns + 0.5) / size, 1 / size

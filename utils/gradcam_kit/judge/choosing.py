@@ -32,14 +32,11 @@ def in_batches(size: int) -> InParts[Any]:
 
 
 class TriedDetector(NamedTuple):
-    """What a trial needs of a detector: `capture(images, target, recipes)` makes one pass and gives their maps.
+    """What a trial needs of a detector."""
 
-    `in_parts` splits that work into batches that fit into memory; `margins` does so itself.
-    """
-
-    capture: Callable[..., Any]
-    margins: Margins
-    in_parts: InParts[Any]
+    capture: Callable[..., Any]  # (images, target, recipes) → what gives their maps, from one pass
+    margins: Margins  # of any number of images
+    in_parts: InParts[Any]  # splits the maps' work into batches that fit into memory
 
 
 class TrialImages(NamedTuple):
@@ -135,10 +132,7 @@ def directions(target: Sequence[str]) -> Tensor:
 def maps_of_all(
     detector: TriedDetector, images: Tensor, target: Sequence[str], candidates: Sequence[Recipe]
 ) -> tuple[dict[Recipe, Heat], list[int], dict[Recipe, str]]:
-    """Maps of the candidates that have any, positions of the images that they are of, and why the others have none.
-
-    An image of which one map is not finite is left out of all.
-    """
+    """Maps of the candidates that have any, positions of the images whose maps are all finite, why others have none."""
     unmade: dict[Recipe, str] = {}
     kept: list[int] = []
 
@@ -170,17 +164,12 @@ def maps_of_all(
 def _made(capture: Callable[..., Any], wanted: Sequence[Recipe], unmade: dict[Recipe, str]) -> dict[Recipe, Heat]:
     """The maps of those that can be made; the reasons of the others are added to `unmade`."""
     try:
-        return _heats(capture, wanted)
+        maps = candidate_maps(capture, wanted)
     except LayerError:
-        found = {}
-    for one in wanted:
-        try:
-            found.update(_heats(capture, [one]))
-        except LayerError as error:
-            unmade[one] = str(error)
-    return found
-
-
-def _heats(capture: Callable[..., Any], candidates: Sequence[Recipe]) -> dict[Recipe, Heat]:
-    maps = candidate_maps(capture, candidates)
+        maps = {}
+        for one in wanted:
+            try:
+                maps |= candidate_maps(capture, [one])
+            except LayerError as error:
+                unmade[one] = str(error)
     return {one: Heat(layer.raw.float().cpu(), layer.empty.cpu()) for one, layer in maps.items()}

@@ -52,13 +52,9 @@ def pointing_game(maps: Tensor, masks: Tensor) -> Tensor:
 
 
 def click_distance(drawn: Tensor, clicks: np.ndarray, size: tuple[int, int]) -> float:
-    """From the hottest pixel of one map to the nearest click, in pixels of an image of `size` (height, width).
+    """From the hottest pixel of one map (H, W) to the nearest click, in pixels of an image of `size` (height, width).
 
-    Among tied pixels the mean. An empty map points nowhere: the whole diagonal.
-
-    Args:
-        drawn: (H, W) in [0, 1].
-        clicks: (n, 2) x and y in shares of width and height.
+    Among tied pixels the mean; of an empty map the diagonal. `clicks`: (n, 2) x and y in shares of width and height.
     """
     height, width = size
     if not bool(drawn.any()):

@@ -16,8 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-INPUT = "input"  # what its one map is of, in place of a layer
-PIXELS = "pixels"  # where it reads, in place of a site
+INPUT, PIXELS = "input", "pixels"  # what its one map has instead of a layer and a site
 CELLS = (16, 16)  # rows and columns for a network without patches
 BLUR = 0.05  # standard deviation of the blur, as a share of the image's side
 

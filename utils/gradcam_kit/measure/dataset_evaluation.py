@@ -107,8 +107,8 @@ class DatasetEvaluation:
         samples, side = self.samples, self.settings.detector.resolution
         title, batch_size = f"{samples.frames[0].dataset}, explanations", self.settings.batch_size
         self.maps = make_maps(self.detector, recipes, samples.pixels, self.target, batch_size, title=title)
-        grid = self.detector.model.patch_grid(side, side) or (16, 16)
-        self.controls = control_maps(samples.landmarks, grid, (side, side), self.settings.seed)
+        grid, seed = causal.patches_of(self.detector), self.settings.seed
+        self.controls = control_maps(samples.landmarks, grid, (side, side), seed)
 
     def localisation(self) -> None:
         """How well maps and controls find the masks; no columns where no mask can be used."""

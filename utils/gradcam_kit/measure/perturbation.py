@@ -49,10 +49,7 @@ class Examined(NamedTuple):
 
 
 def deletion_metrics(examined: Examined, reals: RealFrames) -> tuple[Columns, dict[str, dict[Recipe, Curves]]]:
-    """Areas under both curves for each fill, one value per image, and the curves themselves.
-
-    Without any real counterpart the fill PAIRED_REAL is left out.
-    """
+    """Areas under both curves for each fill, a value per image, and the curves; PAIRED_REAL only where it is known."""
     score, batch_size = fake_probability(examined.detector), 2 * examined.batch_size
     columns: Columns = {}
     curves: dict[str, dict[Recipe, Curves]] = {}
@@ -86,10 +83,7 @@ def saco_metrics(examined: Examined, reals: RealFrames) -> Columns:
 
 
 def screening(examined: Examined, maps: Mapping[Recipe, Tensor]) -> dict[Recipe, np.ndarray]:
-    """How far the probability of fake falls (N,) once the hottest tenth is blurred: ranks maps without any mask.
-
-    `maps`: raw (N, h, w), many of them; resized here, one kind at a time.
-    """
+    """How far the probability of fake falls (N,) once the hottest tenth by raw `maps` (N, h, w) is blurred."""
     detector, seed, batch_size = examined.detector, examined.seed, examined.batch_size
     images = detector.normalised(examined.pixels)
     fill, score = blurred(images), fake_probability(detector)
@@ -131,10 +125,7 @@ def patches_of(detector: LoadedDetector) -> tuple[int, int]:
 
 
 def transplanted(detector: LoadedDetector, pixels: Tensor, reals: Tensor, changed: Tensor, batch_size: int) -> Tensor:
-    """The signed transplant maps (N, h, w) float32 on the CPU of the `changed` patches (N, h, w) bool.
-
-    `pixels`, `reals`: (N, 3, R, R) uint8.
-    """
+    """Signed transplant maps (N, h, w) float32 on the CPU of the `changed` patches; images (N, 3, R, R) uint8."""
     grid = patches_of(detector)
     found = []
     parts = zip(pixels.split(1), reals.split(1), changed.to(detector.device).split(1), strict=True)
@@ -146,10 +137,7 @@ def transplanted(detector: LoadedDetector, pixels: Tensor, reals: Tensor, change
 
 
 def changed_patches(pixels: Tensor, reals: Tensor, masks: Tensor, masked: Tensor, grid: tuple[int, int]) -> Tensor:
-    """(N, h, w) bool: the patches that were forged, by the mask (N, R, R) where `masked` (N,), else by the difference.
-
-    `pixels`, `reals`: (N, 3, R, R) uint8.
-    """
+    """(N, h, w) bool: forged patches, by the masks (N, R, R) where `masked` (N,), else by how the images differ."""
     by_mask = F.interpolate(masks.float().unsqueeze(1), size=grid, mode="area").squeeze(1) > FORGED
     difference = (pixels.float() - reals.float()).abs().mean(dim=1, keepdim=True)
     by_difference = F.interpolate(difference, size=grid, mode="area").squeeze(1) > CHANGED

@@ -33,7 +33,7 @@ def swept_recipes(detector: LoadedDetector, layers: Sequence[str], backwards: Se
 
     Where `sum` is among them, methods whose maps do not add are left out. By both backward rules where the tower can be
     balanced, unless `backwards` names them; of both, the balanced one is only for the sites at which it makes a
-    method's products add up.
+    method's products add up (rollout has no gradient).
     """
     tower: Tower = detector.model.tower
     named, summed = named_layers(layers), summed_blocks(tower, layers)
@@ -44,17 +44,12 @@ def swept_recipes(detector: LoadedDetector, layers: Sequence[str], backwards: Se
     methods = [*METHODS, *(attention if has_attention(tower, read) else ())]
     every = [*named, *([FUSED] if len(named) > 1 else []), *([SUM] if summed else [])]
     rules = backwards or ((PLAIN, BALANCED) if can_balance(tower) else (PLAIN,))
-
-    def is_worth(method: str, site: str, rule: str) -> bool:
-        adds_up = method != "rollout" and site == site_of(method, rule)  # rollout has no gradient
-        return rule == PLAIN or len(rules) == 1 or adds_up
-
     return [
         Recipe(method, layer, site, rule)
         for rule in rules
         for method in methods
         for site in sites_of(method, sites)
-        if is_worth(method, site, rule)
+        if rule == PLAIN or len(rules) == 1 or (method != "rollout" and site == site_of(method, rule))
         for layer in every
     ]
 

@@ -26,7 +26,7 @@ FEWEST_CHANNELS = 8  # of a layer that is tried: fewer are no features
 
 
 def shortlist(tower: Tower, maps: MapLayers, named: Recipe) -> list[Recipe]:
-    """At most MOST candidates for `tower`, with what is open in `named` filled in; the first is the one to fall back on."""
+    """At most MOST candidates for `tower`, with what `named` leaves open filled in; the first is the fallback."""
     blocks = tower.blocks
     attention, balanced = bool(blocks) and has_attention(tower, blocks), maps.gated or can_balance(tower)
     usual = _of_blocks(blocks, attention, balanced) if blocks else _of_maps(maps)

@@ -20,7 +20,7 @@ FACE_ELLIPSE = (0.5, 0.56, 0.24, 0.27)  # centre x, y, half axes
 def control_maps(
     landmarks: Sequence[np.ndarray | None], grid: tuple[int, int], size: tuple[int, int], seed: int
 ) -> dict[Recipe, Tensor]:
-    """Every control for N images of `size` as raw maps: noise (N, h, w) on the `grid`, or views of one map (N, H, W)."""
+    """Every control for N images of `size` as raw maps: noise (N, h, w) on `grid`, or views of one map (N, H, W)."""
     maps = (random_maps(len(landmarks), grid, seed), gaussian_map(size), face_map(landmarks, size))
     return {Recipe.control(name): raw.expand(len(landmarks), -1, -1) for name, raw in zip(CONTROLS, maps, strict=True)}
 

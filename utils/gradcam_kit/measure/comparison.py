@@ -52,7 +52,7 @@ def lower_is_better(metric: str) -> bool:
 def rows(
     dataset: str, columns: Columns, videos: Sequence[tuple[str, str]], seed: int, forgeries: Sequence[str]
 ) -> list[Row]:
-    """Every metric of every map and control: of all frames, then by forgery. `videos`: each frame's (forgery, video)."""
+    """Every metric of every map and control: of all frames, then by forgery. `videos`: (forgery, video) of frames."""
     frame_forgery = np.array([forgery for forgery, _ in videos])
     # The smallest p-value is one over the resamples; Holm multiplies it by the number of maps.
     resamples = max(RESAMPLES, 50 * max(len(by_recipe) for by_recipe in columns.values()))

@@ -27,8 +27,7 @@ from utils.gradcam_kit.judge.bootstrap import VideoBootstrap
 from utils.gradcam_kit.judge.candidates import NO_MAPS, candidate_maps, shortlist
 from utils.gradcam_kit.judge.check import Checked, Voters, block_voters, check_maps, support
 from utils.gradcam_kit.judge.choosing import TrialImages, TriedDetector, choose_map, in_batches
-from utils.gradcam_kit.judge.fills import MEAN_COLOUR
-from utils.gradcam_kit.judge.trial import Heat, hottest, replaced
+from utils.gradcam_kit.judge.trial import MEAN_COLOUR, Heat, hottest, replaced
 from utils.gradcam_kit.judge.verdict import FAR_BELOW, Choice
 
 IMAGES = 32  # that the choice sees

@@ -12,8 +12,8 @@ from utils.gradcam_kit.engine.recipe import Recipe
 from utils.gradcam_kit.judge.controls import gaussian_map, random_maps
 from utils.gradcam_kit.judge.localisation import energy_in_mask
 from utils.gradcam_kit.judge.transplant import patch_of_pixel
+from utils.gradcam_kit.measure.perturbation import changed_patches, transplant_agreement, transplanted
 from utils.gradcam_kit.measure.sweep import resized
-from utils.gradcam_kit.measure.transplant_agreement import changed_patches, transplant_agreement, transplanted
 
 Maps = dict[str, Tensor]  # name → raw maps (N, h, w)
 Columns = dict[str, np.ndarray]  # measure → (N,)

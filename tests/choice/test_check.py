@@ -33,8 +33,7 @@ from utils.gradcam_kit.judge.check import (
     word_of,
 )
 from utils.gradcam_kit.judge.choosing import TriedDetector, in_batches
-from utils.gradcam_kit.judge.fills import MEAN_COLOUR
-from utils.gradcam_kit.judge.trial import Heat, random_patches
+from utils.gradcam_kit.judge.trial import MEAN_COLOUR, Heat, random_patches
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ from utils.gradcam_kit.base.errors import InputError
 from utils.gradcam_kit.engine.recipe import Recipe
 from utils.gradcam_kit.engine.towers.tower import tower_of
 from utils.gradcam_kit.judge.candidates import MapLayers, candidate_maps, captures, map_layers, shortlist
-from utils.gradcam_kit.judge.fills import BLUR, MEAN_COLOUR, MIRRORED
+from utils.gradcam_kit.judge.trial import BLUR, MEAN_COLOUR, MIRRORED
 from utils.gradcam_kit.judge.verdict import CHOSEN, NAMED, UNDECIDED, UNSUPPORTED, judgements
 
 LAYER = "encoder.layers.3"

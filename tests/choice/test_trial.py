@@ -8,10 +8,14 @@ import torch
 from scipy import ndimage
 
 from utils.gradcam_kit.engine.recipe import Recipe
-from utils.gradcam_kit.judge.fills import BLUR, MEAN_COLOUR, MIRRORED, OTHER_REAL, fills_of
 from utils.gradcam_kit.judge.trial import (
+    BLUR,
+    MEAN_COLOUR,
+    MIRRORED,
+    OTHER_REAL,
     Heat,
     Scorer,
+    fills_of,
     hottest,
     on_trial_grid,
     passes,
@@ -102,10 +106,10 @@ def test_falls_are_what_the_evidence_is_worth() -> None:
     fills = {name: fill for name, fill in fills_of(images).items() if name != BLUR}
     trial = try_candidates(images, maps, fills, Scorer(margins, torch.ones(6)))
     np.testing.assert_allclose(trial.margins, 10 * exact, rtol=1e-5)
-    np.testing.assert_allclose(trial.falls[MEAN_COLOUR][RIGHT], 10 * (exact - grey), atol=1e-5)
-    np.testing.assert_allclose(trial.falls[MIRRORED][RIGHT], 10 * (exact - flipped), atol=1e-5)
+    np.testing.assert_allclose(trial.drops[MEAN_COLOUR][RIGHT], 10 * (exact - grey), atol=1e-5)
+    np.testing.assert_allclose(trial.drops[MIRRORED][RIGHT], 10 * (exact - flipped), atol=1e-5)
     for name in fills:
-        assert not trial.falls[name][WRONG].any() and not trial.falls[name][BLANK].any()
+        assert not trial.drops[name][WRONG].any() and not trial.drops[name][BLANK].any()
     hit = random_patches(6, (4, 4), seed=0)[:, EVIDENCE[0], EVIDENCE[1]].numpy()
     np.testing.assert_allclose(trial.random[MEAN_COLOUR][WRONG], 10 * (exact - grey) * hit, atol=1e-5)
     moved = abs(np.sort(10 * (exact - grey) * hit)[2]) / (10 * exact).mean()  # the lower of the two in the middle
@@ -119,8 +123,8 @@ def test_where_real_is_explained_the_margin_is_turned_round() -> None:
         try_candidates(images, maps, fills_of(images), Scorer(margins, sign * torch.ones(6))) for sign in (1, -1)
     )
     assert torch.equal(fake.margins, -real.margins)
-    for name, falls in fake.falls.items():
-        torch.testing.assert_close(falls[RIGHT], -real.falls[name][RIGHT])
+    for name, falls in fake.drops.items():
+        torch.testing.assert_close(falls[RIGHT], -real.drops[name][RIGHT])
 
 
 def test_of_several_fills_the_first_two_that_leave_the_margin_alone_are_used() -> None:
@@ -128,8 +132,8 @@ def test_of_several_fills_the_first_two_that_leave_the_margin_alone_are_used() -
     maps, scorer = {RIGHT: heat_at(EVIDENCE)}, Scorer(margins, torch.ones(6))
     fills = {"loud": torch.full_like(images, 50.0), **{str(i): images.clone() for i in range(3)}}
     half = Scorer(lambda batch: batch.mean(dim=(1, 2, 3)), torch.ones(6))
-    assert list(try_candidates(images, maps, fills, half).falls) == ["0", "1"]
-    assert list(try_candidates(images, maps, fills, scorer, "2").falls) == ["2"]
+    assert list(try_candidates(images, maps, fills, half).drops) == ["0", "1"]
+    assert list(try_candidates(images, maps, fills, scorer, "2").drops) == ["2"]
 
 
 def test_where_none_does_the_two_that_move_it_least_are_used() -> None:
@@ -139,7 +143,7 @@ def test_where_none_does_the_two_that_move_it_least_are_used() -> None:
     fills = {"loud": loud, "half": half, MEAN_COLOUR: fills_of(images)[MEAN_COLOUR]}
     everywhere = Scorer(lambda batch: batch.mean(dim=(1, 2, 3)), torch.ones(6))
     trial = try_candidates(images, {RIGHT: heat_at(EVIDENCE)}, fills, everywhere)
-    assert list(trial.falls) == [MEAN_COLOUR, "half"] and trial.moved["loud"] > trial.moved["half"] > 0.1
+    assert list(trial.drops) == [MEAN_COLOUR, "half"] and trial.moved["loud"] > trial.moved["half"] > 0.1
 
 
 def test_the_number_of_passes_is_the_one_announced() -> None:

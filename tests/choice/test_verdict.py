@@ -88,7 +88,7 @@ def test_too_few_images_or_videos_choose_nothing(videos: list[str]) -> None:
         count,
         tried.margins[:count],
         tried.moved,
-        {fill: {one: values[:count] for one, values in by.items()} for fill, by in tried.falls.items()},
+        {fill: {one: values[:count] for one, values in by.items()} for fill, by in tried.drops.items()},
         {fill: {one: values[:count] for one, values in by.items()} for fill, by in tried.random.items()},
     )
     choice = choose(part, [A, B], [], videos, {})

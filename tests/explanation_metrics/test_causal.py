@@ -13,8 +13,8 @@ from torch import Tensor
 from tests.explanation_metrics.test_evaluate import LAYER, evaluation_of
 from tests.helpers.references.known_evidence import EVIDENCE, GRID, evidence_tree
 from utils.gradcam_kit.engine.recipe import Recipe
-from utils.gradcam_kit.judge.saco import GROUPS, saco
-from utils.gradcam_kit.measure.transplant_agreement import AGREEMENT, changed_patches, transplant_agreement
+from utils.gradcam_kit.judge.deletion import GROUPS, saco
+from utils.gradcam_kit.measure.perturbation import AGREEMENT, changed_patches, transplant_agreement
 
 SIDE = 20
 SPEC = Recipe("hirescam", LAYER, "layer_norm1")

@@ -21,8 +21,7 @@ from tests.helpers.datasets import DataTree
 from utils.gradcam_kit.engine.recipe import ATTENTION_SITE, Recipe
 from utils.gradcam_kit.measure.comparison import ALL, Columns, Row, best_threshold, rows
 from utils.gradcam_kit.measure.dataset_evaluation import ENERGY
-from utils.gradcam_kit.measure.evaluate import DatasetScores
-from utils.gradcam_kit.measure.output import best_over_all, write_config
+from utils.gradcam_kit.measure.evaluate import DatasetScores, best_over_all, write_config
 from utils.gradcam_kit.measure.tables import (
     CSV_COLUMNS,
     FEWEST_VIDEOS,

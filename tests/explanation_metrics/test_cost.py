@@ -10,8 +10,7 @@ import pytest
 
 from tests.explanation_metrics.test_evaluate import loaded
 from tests.helpers.references.known_evidence import EVIDENCE, evidence_tree
-from utils.gradcam_kit.measure.cost import in_words
-from utils.gradcam_kit.measure.dataset_evaluation import DatasetEvaluation
+from utils.gradcam_kit.measure.dataset_evaluation import DatasetEvaluation, in_words
 from utils.gradcam_kit.measure.evaluate import ExplanationOptions, evaluate_dataset
 
 

@@ -25,10 +25,14 @@ from utils.gradcam_kit.data.readers import read_dataset
 from utils.gradcam_kit.engine.recipe import Recipe
 from utils.gradcam_kit.measure.comparison import ALL, Row
 from utils.gradcam_kit.measure.dataset_evaluation import ENERGY, SCREENING, DatasetEvaluation
-from utils.gradcam_kit.measure.evaluate import DatasetScores, ExplanationOptions, evaluate_dataset
-from utils.gradcam_kit.measure.output import evaluate_explanations
-from utils.gradcam_kit.measure.randomisation import FAILS_FROM
+from utils.gradcam_kit.measure.evaluate import (
+    DatasetScores,
+    ExplanationOptions,
+    evaluate_dataset,
+    evaluate_explanations,
+)
 from utils.gradcam_kit.measure.samples import read_samples
+from utils.gradcam_kit.measure.sweep import FAILS_FROM
 from utils.gradcam_kit.measure.tables import printed, verdict
 from utils.gradcam_kit.model.detector import LoadedDetector
 from utils.gradcam_kit.model.load import load_detector

@@ -23,10 +23,10 @@ from utils.gradcam_kit.judge.deletion import (
     pixel_ranks,
     score_without,
 )
-from utils.gradcam_kit.judge.fills import blurred, mean_coloured
 from utils.gradcam_kit.judge.localisation import FIXED_LEVEL, IOU_LEVELS, energy_in_mask, localise, pointing_game
-from utils.gradcam_kit.measure.randomisation import cascade, rank_correlation, weights_put_back
-from utils.gradcam_kit.measure.segment_attack import attacked, hottest_segments, slic_segments
+from utils.gradcam_kit.judge.trial import blurred, mean_coloured
+from utils.gradcam_kit.measure.perturbation import attacked, hottest_segments, slic_segments
+from utils.gradcam_kit.measure.sweep import cascade, rank_correlation, weights_put_back
 
 
 def random_case(count: int = 6, side: int = 20) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ from skimage.transform import PiecewiseAffineTransform, warp
 
 from examples.make_demo_data import Video, draw_video
 from tests.helpers.fake_run import GRID, LAYERS, Row, sample_of, write_row, write_tables
-from utils.gradcam_kit.judge.temporal_consistency import TemporalConsistency
+from utils.gradcam_kit.judge.localisation import TemporalConsistency
 from utils.gradcam_kit.media.faces.align import MARGIN, TEMPLATE, TEMPLATE_SIZE
 from utils.gradcam_kit.media.faces.find import FIVE_OF_81
 from utils.gradcam_kit.report.aggregate_images import CELL, COLUMN, GAP, LINE, NAMES, ROW

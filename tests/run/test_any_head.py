@@ -15,7 +15,7 @@ import test_with_gradcam
 from detectors import DETECTOR
 from tests.helpers.datasets import DataTree, change_yaml, rows_of
 from tests.helpers.detectors import PIXELS, AnyHead, spread, tiny_config
-from utils.gradcam_kit.measure.transplant_agreement import transplanted
+from utils.gradcam_kit.measure.perturbation import transplanted
 from utils.gradcam_kit.model.load import load_detector
 from utils.gradcam_kit.settings.config import run_settings
 

@@ -24,7 +24,7 @@ from utils.gradcam_kit.base.errors import InputError
 from utils.gradcam_kit.data.readers import read_dataset
 from utils.gradcam_kit.engine.attention import ATTENTION_METHODS
 from utils.gradcam_kit.engine.methods import DEFAULT_EPSILON, METHODS
-from utils.gradcam_kit.measure import output
+from utils.gradcam_kit.measure import evaluate
 from utils.gradcam_kit.model.detector import LoadedDetector
 from utils.gradcam_kit.run import exports
 from utils.gradcam_kit.run.run_manifest import run_manifest
@@ -115,7 +115,7 @@ def test_the_table_says_which_keys_a_resumed_run_may_change(key: str, free: bool
 def test_the_manifest_lists_every_file_at_the_top(settings: RunSettings) -> None:
     listed = manifest_of(settings, options_of()).top_files
     chosen = {"calibration.json", "calibration.csv"}
-    assert {"metrics.json", *chosen, *exports.TOP_FILES, output.CSV_FILE, output.JSON_FILE} == set(listed)
+    assert {"metrics.json", *chosen, *exports.TOP_FILES, evaluate.CSV_FILE, evaluate.JSON_FILE} == set(listed)
 
 
 # --------------------------------------------------------------------------------------------------------- the parser

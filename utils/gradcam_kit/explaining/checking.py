@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from ..engine.backward import can_balance
-from ..judge.check import FILLS, Checked, MapCheck, Voters, block_voters, check_maps
+from ..judge.check import Checked, MapCheck, Voters, block_voters, check_maps
 from ..judge.choosing import in_batches
-from ..judge.fills import MEAN_COLOUR
-from ..judge.trial import CALM, Heat
+from ..judge.trial import CALM, FILLS, MEAN_COLOUR, Heat
 from .explanation import Explanation
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from ..base.files import own_folder, write_table, write_whole
 from ..base.text import one_line, shortened
 from ..data.images import UnreadableImage, decode_image, read_file
 from ..drawing.overlays import encode, text_line
-from ..judge.temporal_consistency import TemporalConsistency
+from ..judge.localisation import TemporalConsistency
 from ..run.exports import STRIPS
 from ..store.read_run import DatasetOnDisk, sample_maps
 from ..store.sample import Sample

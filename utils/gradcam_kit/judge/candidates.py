@@ -1,10 +1,11 @@
-"""The maps worth trying on a detector: a short list of method, layer, site and backward rule."""
+"""The recipes worth trying on a detector, and their maps."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from typing import Any, NamedTuple, Protocol
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -25,21 +26,21 @@ FEWEST_CHANNELS = 8  # of a layer that is tried: fewer are no features
 
 
 def shortlist(tower: Tower, maps: MapLayers, named: Recipe) -> list[Recipe]:
-    """At most MOST candidates for `tower`, what is named kept to; the first is the one to fall back on.
-
-    Args:
-        maps: the layers of a network without blocks.
-        named: what is left open is filled in.
-    """
+    """At most MOST candidates for `tower`, with what `named` leaves open filled in; the first is the fallback."""
     blocks = tower.blocks
     attention, balanced = bool(blocks) and has_attention(tower, blocks), maps.gated or can_balance(tower)
     usual = _of_blocks(blocks, attention, balanced) if blocks else _of_maps(maps)
     if named.method == AUTO and AUTO in named.layers:
-        fitting = [one for one in usual if _fits(one, named)]
+        sites = (named.site, ATTENTION_SITE)
+        fitting = [
+            one for one in usual if (named.site == AUTO or one.site in sites) and named.backward in (AUTO, one.backward)
+        ]
         if fitting:
             return fitting
     methods = [named.method] if named.method != AUTO else list(dict.fromkeys(one.method for one in usual))
-    layers = (named.layers if AUTO not in named.layers else ()) or tuple(_depths(blocks)) or tuple(maps.names)
+    # All blocks summed, and three depths.
+    depths = (SUM, blocks[-1], blocks[3 * len(blocks) // 4], blocks[len(blocks) // 2]) if blocks else maps.names
+    layers = tuple(dict.fromkeys(depths)) if AUTO in named.layers or not named.layers else named.layers
     return _spelled_out(methods, layers, balanced, named)
 
 
@@ -48,22 +49,14 @@ def _of_blocks(blocks: Sequence[str], attention: bool, balanced: bool) -> list[R
     last, late, middle = blocks[-1], blocks[(3 * len(blocks)) // 4 - (len(blocks) < 4)], blocks[len(blocks) // 2]
     found = []
     if balanced:
-        found += [
-            Recipe("hirescam", SUM, RESIDUAL, BALANCED),
-            Recipe("gradcam", SUM, RESIDUAL, BALANCED),
-            *(Recipe("hirescam", block, RESIDUAL, BALANCED) for block in dict.fromkeys((middle, late))),
-            Recipe("gradcam", late, RESIDUAL, BALANCED),
-        ]
+        kinds = [("hirescam", SUM), ("gradcam", SUM), ("hirescam", middle), ("hirescam", late), ("gradcam", late)]
+        found += [Recipe(method, layer, RESIDUAL, BALANCED) for method, layer in kinds]
     found += [Recipe(method, last, NORMED, PLAIN) for method in ("gradcam", "hirescam", "layercam")]
     if attention:
-        found += [
-            Recipe("legrad", last, ATTENTION_SITE, PLAIN),
-            Recipe("gradeclip", last, ATTENTION_SITE, PLAIN),
-            Recipe("gradeclip", SUM, ATTENTION_SITE, PLAIN),
-            Recipe("attngrad", SUM, ATTENTION_SITE, PLAIN),
-        ]
+        kinds = [("legrad", last), ("gradeclip", last), ("gradeclip", SUM), ("attngrad", SUM)]
+        found += [Recipe(method, layer, ATTENTION_SITE, PLAIN) for method, layer in kinds]
     if not balanced:
-        found += [Recipe("hirescam", block, NORMED, PLAIN) for block in dict.fromkeys((late, middle))]
+        found += [Recipe("hirescam", block, NORMED, PLAIN) for block in (late, middle)]
         found += [Recipe("hirescam", middle, RESIDUAL, PLAIN), Recipe("gradcam", middle, NORMED, PLAIN)]
     known = {*METHODS, *ATTENTION_METHODS}
     return list(dict.fromkeys(one for one in found if one.method in known))
@@ -71,55 +64,25 @@ def _of_blocks(blocks: Sequence[str], attention: bool, balanced: bool) -> list[R
 
 def _of_maps(maps: MapLayers) -> list[Recipe]:
     """Of a convolutional network: its default layer, and finer maps, with constant gates where it has gates."""
-    plain = ("gradcam", "hirescam", "layercam", "gradcam++")
-    default, finer = maps.names[:1], maps.names[1:]
-    found = [Recipe(method, layer, NORMED, PLAIN) for layer in default for method in plain]
-    if maps.gated:
-        found += [Recipe(method, layer, NORMED, BALANCED) for layer in finer for method in plain[:3]]
-        found += [Recipe("hirescam", layer, NORMED, PLAIN) for layer in finer]
-    else:
-        found += [Recipe(method, layer, NORMED, PLAIN) for layer in finer for method in plain]
-    return found
-
-
-def _fits(one: Recipe, named: Recipe) -> bool:
-    site = one.site in (named.site, ATTENTION_SITE) or named.site == AUTO
-    return site and named.backward in (AUTO, one.backward)
-
-
-def _depths(blocks: Sequence[str]) -> list[str]:
-    """Layers where only the method is named: all blocks summed, and three depths."""
-    if not blocks:
-        return []
-    return list(dict.fromkeys((SUM, blocks[-1], blocks[(3 * len(blocks)) // 4], blocks[len(blocks) // 2])))
+    methods = ("gradcam", "hirescam", "layercam", "gradcam++")
+    if not maps.gated:
+        return [Recipe(method, layer, NORMED, PLAIN) for layer in maps.names for method in methods]
+    found = [Recipe(method, layer, NORMED, PLAIN) for layer in maps.names[:1] for method in methods]
+    found += [Recipe(method, layer, NORMED, BALANCED) for layer in maps.names[1:] for method in methods[:3]]
+    return [*found, *(Recipe("hirescam", layer, NORMED, PLAIN) for layer in maps.names[1:])]
 
 
 def _spelled_out(methods: Sequence[str], layers: Sequence[str], balanced: bool, named: Recipe) -> list[Recipe]:
     """Every method by every backward rule at its site, at as many of `layers` as the list has room for."""
     rules = [named.backward] if named.backward != AUTO else ([BALANCED, PLAIN] if balanced else [PLAIN])
-    kinds = []
-    for rule in rules:
-        for method in methods:
-            site = (
-                ATTENTION_SITE
-                if method in ATTENTION_METHODS
-                else site_of(method, rule)
-                if named.site == AUTO
-                else named.site
-            )
-            kinds.append((method, site, rule))
-    kinds = kinds[:MOST]
+    kinds = [(method, rule) for rule in rules for method in methods][:MOST]
     room = max(1, MOST // len(kinds))
     used = layers if len(layers) <= room else [layers[(2 * k + 1) * len(layers) // (2 * room)] for k in range(room)]
-    return [Recipe(method, layer, site, rule) for method, site, rule in kinds for layer in used]
-
-
-class Capture(Protocol):
-    """What a pass has left: `explaining.capture.Capture`."""
-
-    def maps(self, recipe: Recipe) -> dict[str, LayerMaps]:
-        """The maps of every layer of one of the pass's recipes."""
-        ...
+    return [
+        Recipe(method, layer, site_of(method, rule) if named.site == AUTO else named.site, rule)
+        for method, rule in kinds
+        for layer in used
+    ]
 
 
 class MapLayers(NamedTuple):
@@ -144,18 +107,15 @@ def map_layers(tower: nn.Module, default: str, run: Callable[[], object]) -> Map
     sizes: dict[str, int] = {}
     repeated: set[str] = set()
 
-    def note(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            if isinstance(output, Tensor) and output.ndim == 4 and output.shape[1] >= FEWEST_CHANNELS:
-                repeated.update([name] if name in sizes else [])
-                sizes[name] = output.shape[2] * output.shape[3]
-
-        return hook
+    def note(name: str, module: nn.Module, inputs: Any, output: Any) -> None:
+        if isinstance(output, Tensor) and output.ndim == 4 and output.shape[1] >= FEWEST_CHANNELS:
+            repeated.update([name] if name in sizes else [])
+            sizes[name] = output.shape[2] * output.shape[3]
 
     with ExitStack() as hooks, torch.no_grad():
         for name, module in tower.named_modules():
             if name:
-                hooks.callback(module.register_forward_hook(note(name)).remove)
+                hooks.callback(module.register_forward_hook(partial(note, name)).remove)
         gates = gates_in(run)
     finer: dict[int, str] = {}
     for name, size in sizes.items():
@@ -167,19 +127,13 @@ def map_layers(tower: nn.Module, default: str, run: Callable[[], object]) -> Map
     return MapLayers([default, *(finer[size] for size in sorted(finer)[:FINER])], gates > 0)
 
 
-# ---------------------------------------------------------------------------------------------------------- their maps
-
-
 def captures(candidates: Iterable[Recipe]) -> int:
     """Forward and backward passes that `candidate_maps` makes."""
     return len({(one.site, one.backward) for one in candidates})
 
 
-def candidate_maps(capture: Callable[[list[Recipe]], Capture], candidates: Sequence[Recipe]) -> dict[Recipe, LayerMaps]:
-    """The maps of all candidates, from one pass for each backward rule and site.
-
-    `capture` makes a pass for recipes of several layers and returns what gives their maps; its errors are passed on.
-    """
+def candidate_maps(capture: Callable[[list[Recipe]], Any], candidates: Sequence[Recipe]) -> dict[Recipe, LayerMaps]:
+    """The maps of all candidates; one `capture` (→ `explaining.capture.Capture`) for each backward rule and site."""
     groups: dict[tuple[str, str], list[Recipe]] = {}
     for candidate in candidates:
         groups.setdefault((candidate.site, candidate.backward), []).append(candidate)

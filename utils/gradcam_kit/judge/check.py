@@ -1,38 +1,33 @@
-"""Is this one map of this one image to be believed? Figures by cause and by agreement, and one word for them."""
+"""Can this map of this image be relied on? Figures by drop and by agreement, and a verdict."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..engine.recipe import RESIDUAL, Recipe
-from .candidates import BALANCED
+from ..engine.recipe import BALANCED, RESIDUAL, Recipe
 from .choosing import TriedDetector, directions, maps_of_all
-from .fills import BLUR, MEAN_COLOUR, MIRRORED, blurred, mean_coloured, mirrored
-from .trial import Heat, Scorer, hottest, on_trial_grid, random_patches
+from .trial import FILLS, Heat, Scorer, grid_of, hottest, on_trial_grid, random_patches
 
 SUPPORTED, WEAK, ARTEFACT = "supported", "weak", "artefact"
 WORDS = (SUPPORTED, WEAK, ARTEFACT)
-# Every threshold of the word. Shares of the margin that the hottest patches take beyond random ones, and of the votes.
-CLEAR_FALL, SOME_FALL = 0.25, 0.05
+# Every threshold of the verdict: shares of the margin that the hottest patches take beyond random ones; of the votes.
+CLEAR_DROP, SOME_DROP = 0.25, 0.05
 CLEAR_VOTES, SOME_VOTES = 0.5, 0.25
-
-FILLS = {MEAN_COLOUR: mean_coloured, MIRRORED: mirrored, BLUR: blurred}  # that an image has by itself
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MapCheck:
     """What speaks for one map of one image.
 
-    `margin`: towards the class that is explained, as the detector gives it. `fall` and `random`: how far it falls once
-    the map's hottest patches, and as many random ones, are replaced. `mass`: sum of the raw map as a share of the
-    margin. `votes`: share of the tower's blocks whose balanced map is hottest at the same patch or one beside it.
-    `others`: the same of other methods' maps. None where there are none, or the margin is 0.
+    `word`: the verdict. `margin`: towards the class that is explained, as the detector gives it. `fall` and `random`:
+    its drop once the map's hottest patches, and as many random ones, are replaced. `mass`: the raw map's sum as a share
+    of the margin. `votes`: share of the tower's blocks whose balanced map is hottest at the same patch or one next to
+    it. `others`: the same of other methods' maps. None where there are none, or the margin is 0.
     """
 
     word: str
@@ -54,13 +49,13 @@ class MapCheck:
 
 
 def support(fall: float, random: float, margin: float, votes: float | None) -> float:
-    """How much speaks for a map, 0 to 1: mean of the votes and of its fall beyond random, where CLEAR_FALL is all.
+    """The number behind the verdict, 0 to 1: mean of the votes and, unless the margin is 0, of the drop beyond random.
 
-    The number behind the word, for ranking maps. A margin of 0 leaves the votes alone.
+    A drop of CLEAR_DROP counts as 1.
     """
     signs = [] if votes is None else [votes]
     if margin:
-        signs.append(min(1.0, max(0.0, (fall - random) / abs(margin) / CLEAR_FALL)))
+        signs.append(min(1.0, max(0.0, (fall - random) / abs(margin) / CLEAR_DROP)))
     return sum(signs) / len(signs) if signs else 0.0
 
 
@@ -69,10 +64,10 @@ def word_of(fall: float, random: float, margin: float, votes: float | None, empt
 
     Supported: replacing the hottest patches costs a clear share of the margin and some blocks agree, or it costs some
     of it and most blocks agree. Artefact: it costs nothing to speak of and hardly a block agrees; and an empty map. A
-    tower without balanced maps has no votes, and the fall alone decides.
+    tower without balanced maps has no votes: only the drop decides.
     """
     share = (fall - random) / abs(margin) if margin else 0.0
-    clear, some = share >= CLEAR_FALL, share >= SOME_FALL
+    clear, some = share >= CLEAR_DROP, share >= SOME_DROP
     if empty:
         return ARTEFACT
     if votes is None:
@@ -104,12 +99,7 @@ class Voters(NamedTuple):
 
 
 def check_maps(
-    detector: TriedDetector,
-    checked: Checked,
-    maps: Mapping[str, Heat],
-    method: str,
-    fill: str,
-    voters: Voters,
+    detector: TriedDetector, checked: Checked, maps: Mapping[str, Heat], method: str, fill: str, voters: Voters
 ) -> dict[str, list[MapCheck]]:
     """One check for each image of each of `maps`: by layer, of these images, by `method`. `fill`: one of FILLS."""
     images, direction = checked.images, directions(checked.target)
@@ -117,66 +107,57 @@ def check_maps(
     scorer, filled = Scorer(detector.margins, direction), FILLS[fill](images)
     others = [one for one in voters.others if one.method != method]
     heats, kept, _ = maps_of_all(detector, images, checked.target, [*voters.blocks, *others])
-    votes = partial(_agreement, heats=heats, kept=kept)
     checks = {}
-    random_falls: dict[tuple[int, int], list[float]] = {}  # by grid: layers of one grid share them
+    random_drops: dict[tuple[int, int], list[float]] = {}  # by grid: layers of one grid share them
     for layer, heat in maps.items():
         patches = hottest(*heat)
-        grid = (patches.shape[1], patches.shape[2])
-        falls = scorer.fall(towards, images, filled, patches).tolist()
-        if grid not in random_falls:
+        grid = grid_of(patches)
+        drops = scorer.drop(towards, images, filled, patches).tolist()
+        if grid not in random_drops:
             drawn = torch.cat([random_patches(1, grid, seed) for seed in checked.seeds])
-            random_falls[grid] = scorer.fall(towards, images, filled, drawn).tolist()
-        random = random_falls[grid]
-        mass = heat.raw.flatten(1).sum(dim=1).tolist()
-        by_block, by_method = votes(heat, voters.blocks), votes(heat, others)
+            random_drops[grid] = scorer.drop(towards, images, filled, drawn).tolist()
+        votes, agreed = (
+            _agreement(heat, [heats[one] for one in some if one in heats], kept) for some in (voters.blocks, others)
+        )
+        rows = zip(towards.tolist(), drops, random_drops[grid], heat.raw.flatten(1).sum(dim=1).tolist(), strict=True)
         checks[layer] = [
             MapCheck(
-                word=word_of(falls[i], random[i], margin, by_block[i], bool(heat.empty[i])),
+                word=word_of(drop, random, margin, votes[i], bool(heat.empty[i])),
                 margin=margin,
-                fall=falls[i],
-                random=random[i],
-                mass=mass[i] / abs(margin) if margin else None,
-                votes=by_block[i],
-                others=by_method[i],
+                fall=drop,
+                random=random,
+                mass=mass / abs(margin) if margin else None,
+                votes=votes[i],
+                others=agreed[i],
             )
-            for i, margin in enumerate(towards.tolist())
+            for i, (margin, drop, random, mass) in enumerate(rows)
         ]
     return checks
 
 
-def _agreement(
-    heat: Heat, voters: Sequence[Recipe], heats: Mapping[Recipe, Heat], kept: Sequence[int]
-) -> list[float | None]:
-    """Per image: the share of the voters whose hottest patch is the map's own or one beside it; None without voters.
+def _agreement(heat: Heat, voters: Sequence[Heat], kept: list[int]) -> list[float | None]:
+    """Per image: the share of the voters whose hottest patch is the map's own or one next to it; None without voters.
 
-    `heats` are of the images at the positions `kept`.
+    The voters' maps are of the images at the positions `kept`.
     """
     found: list[float | None] = [None] * len(heat.raw)
-    there = [heats[voter] for voter in voters if voter in heats]
-    if not there or not kept:
+    if not voters or not kept:
         return found
-    own = _peak(Heat(heat.raw[list(kept)], heat.empty[list(kept)]))
-    near = torch.stack([_beside(own, _peak(voter)) & ~voter.empty for voter in there]).float().mean(dim=0)
-    for position, share in zip(kept, near.tolist(), strict=True):
+    place, patch = _peak(heat.raw[kept])
+    near = []
+    for voter in voters:
+        other, other_patch = _peak(voter.raw)
+        reach = torch.maximum(patch, other_patch) * 1.01  # one patch of the coarser grid, but for rounding
+        near.append(((place - other).abs() <= reach).all(dim=1) & ~voter.empty)
+    for position, share in zip(kept, torch.stack(near).float().mean(dim=0).tolist(), strict=True):
         found[position] = share
     return found
 
 
-class _Peak(NamedTuple):
-    place: Tensor  # (N, 2): row and column of the hottest patch's centre, in shares of the image
-    patch: Tensor  # (2,): height and width of a patch
-
-
-def _peak(heat: Heat) -> _Peak:
-    raw = on_trial_grid(heat.raw)
+def _peak(raw: Tensor) -> tuple[Tensor, Tensor]:
+    """Centre (N, 2) of the hottest patch and size (2,) of a patch: rows and columns in shares of the image."""
+    raw = on_trial_grid(raw)
     size = torch.tensor(raw.shape[1:], dtype=torch.float32)
     place = raw.flatten(1).argmax(dim=1)
     rows_columns = torch.stack([torch.div(place, raw.shape[2], rounding_mode="floor"), place % raw.shape[2]], dim=1)
-    return _Peak((rows_columns + 0.5) / size, 1 / size)
-
-
-def _beside(a: _Peak, b: _Peak) -> Tensor:
-    """(N,) bool: no further apart than one patch of the coarser grid, in either direction."""
-    reach = torch.maximum(a.patch, b.patch) * 1.01  # rounding
-    return ((a.place - b.place).abs() <= reach).all(dim=1)
+    return (rows_columns + 0.5) / size, 1 / size

@@ -1,4 +1,4 @@
-"""Images in, choice out: the trial as a run, a model's own method and `explain` ask for it."""
+"""Images in, choice out: the trial as a run, `calibrate_gradcam` and `explain` ask for it."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from ..engine.layers import LayerError
 from ..engine.maps import NonFiniteMapError
 from ..engine.recipe import Recipe
 from .candidates import candidate_maps
-from .fills import PAIRED_REAL, fills_of
-from .trial import Heat, Margins, Scorer, try_candidates
+from .transplant import Margins
+from .trial import PAIRED_REAL, Heat, Scorer, fills_of, try_candidates
 from .verdict import UNTRIED, Choice, choose
 
 T = TypeVar("T")
@@ -32,16 +32,11 @@ def in_batches(size: int) -> InParts[Any]:
 
 
 class TriedDetector(NamedTuple):
-    """What a trial needs of a detector.
+    """What a trial needs of a detector."""
 
-    `capture(images, target, recipes)` makes one pass and gives the maps of these recipes, and `margins` the margins
-    fake - real of images. `in_parts` splits the maps' work into batches that fit into memory;
-    `margins` sees to that itself.
-    """
-
-    capture: Callable[..., Any]
-    margins: Margins
-    in_parts: Callable[[Callable[[slice], Any], int], list[Any]]
+    capture: Callable[..., Any]  # (images, target, recipes) → what gives their maps, from one pass
+    margins: Margins  # of any number of images
+    in_parts: InParts[Any]  # splits the maps' work into batches that fit into memory
 
 
 class TrialImages(NamedTuple):
@@ -60,15 +55,9 @@ class TrialImages(NamedTuple):
 
     def only(self, kept: Tensor) -> TrialImages:
         """Those at the positions `kept`."""
-        positions = kept.tolist()
-        return TrialImages(
-            self.images[kept],
-            [self.target[i] for i in positions],
-            [self.videos[i] for i in positions],
-            self.reals,
-            None if self.paired is None else self.paired[kept],
-            None if self.has_pair is None else self.has_pair[kept],
-        )
+        target, videos = ([of[i] for i in kept.tolist()] for of in (self.target, self.videos))
+        paired, has_pair = (None if of is None else of[kept] for of in (self.paired, self.has_pair))
+        return TrialImages(self.images[kept], target, videos, self.reals, paired, has_pair)
 
 
 def trial_images(
@@ -96,14 +85,16 @@ def trial_images(
     used = fakes or reals
     if not used:
         raise InputError("no image to choose the map on: give at least one batch")
-    pairs = [pair for _, _, pair in used if pair is not None]
+    images, videos, paired = zip(*used, strict=True)
+    pairs = [pair for pair in paired if pair is not None]
+    known = len(pairs) == len(used)
     return TrialImages(
-        torch.stack([image for image, _, _ in used]),
+        torch.stack(images),
         [target if fakes else "real"] * len(used),
-        [video for _, video, _ in used],
+        videos,
         torch.stack([image for image, _, _ in reals]) if fakes and reals else None,
-        torch.stack(pairs) if len(pairs) == len(used) else None,
-        torch.ones(len(used), dtype=torch.bool) if len(pairs) == len(used) else None,
+        torch.stack(pairs) if known else None,
+        torch.ones(len(used), dtype=torch.bool) if known else None,
     )
 
 
@@ -112,10 +103,9 @@ def choose_map(
 ) -> Choice:
     """Try `named` and `candidates` on the images, and choose as `judge.verdict.choose` does.
 
-    Images whose margin or maps are not finite are left out, and candidates that have no map on this detector are told
-    with the reason. Where at least half of the images have a pair, the pair is the fill, and the others are left out.
+    Images whose margin or maps are not finite are left out; `Choice.unmade` has the candidates without a map. Where at
+    least half of the images have a pair, the pair is the fill, and the others are left out.
     """
-    fallback = (named or candidates)[0]
     margins = detector.margins(given.images).float().cpu()
     given = given.only(torch.isfinite(margins).nonzero().flatten())
     if given.has_pair is not None and given.has_pair.float().mean() >= 0.5:
@@ -123,9 +113,8 @@ def choose_map(
     maps, kept, unmade = maps_of_all(detector, given.images, given.target, list(dict.fromkeys([*named, *candidates])))
     given = given.only(torch.tensor(kept, dtype=torch.long))
     if not maps or not kept:
-        return Choice(
-            UNTRIED, fallback, "no image, or no map, could be tried", unmade={str(k): v for k, v in unmade.items()}
-        )
+        reasons = {str(one): reason for one, reason in unmade.items()}
+        return Choice(UNTRIED, (named or candidates)[0], "no image, or no map, could be tried", unmade=reasons)
     paired = given.paired if given.has_pair is not None and bool(given.has_pair.all()) else None
     fills = fills_of(given.images, given.reals)
     if paired is not None:
@@ -143,10 +132,7 @@ def directions(target: Sequence[str]) -> Tensor:
 def maps_of_all(
     detector: TriedDetector, images: Tensor, target: Sequence[str], candidates: Sequence[Recipe]
 ) -> tuple[dict[Recipe, Heat], list[int], dict[Recipe, str]]:
-    """Maps of the candidates that have any, positions of the images that they are of, and why the others have none.
-
-    An image of which one map is not finite is left out of all.
-    """
+    """Maps of the candidates that have any, positions of the images whose maps are all finite, why others have none."""
     unmade: dict[Recipe, str] = {}
     kept: list[int] = []
 
@@ -178,17 +164,12 @@ def maps_of_all(
 def _made(capture: Callable[..., Any], wanted: Sequence[Recipe], unmade: dict[Recipe, str]) -> dict[Recipe, Heat]:
     """The maps of those that can be made; the reasons of the others are added to `unmade`."""
     try:
-        return _heats(capture, wanted)
+        maps = candidate_maps(capture, wanted)
     except LayerError:
-        found = {}
-    for one in wanted:
-        try:
-            found.update(_heats(capture, [one]))
-        except LayerError as error:
-            unmade[one] = str(error)
-    return found
-
-
-def _heats(capture: Callable[..., Any], candidates: Sequence[Recipe]) -> dict[Recipe, Heat]:
-    maps = candidate_maps(capture, candidates)
+        maps = {}
+        for one in wanted:
+            try:
+                maps |= candidate_maps(capture, [one])
+            except LayerError as error:
+                unmade[one] = str(error)
     return {one: Heat(layer.raw.float().cpu(), layer.empty.cpu()) for one, layer in maps.items()}

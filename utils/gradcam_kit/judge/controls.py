@@ -20,13 +20,9 @@ FACE_ELLIPSE = (0.5, 0.56, 0.24, 0.27)  # centre x, y, half axes
 def control_maps(
     landmarks: Sequence[np.ndarray | None], grid: tuple[int, int], size: tuple[int, int], seed: int
 ) -> dict[Recipe, Tensor]:
-    """Every control for N images as raw maps: noise (N, h, w) on the patch `grid`, and views of one map (N, H, W).
-
-    `landmarks`: of each image, as `face_map` takes them. `size`: (H, W) of the images.
-    """
-    count = len(landmarks)
-    maps = (random_maps(count, grid, seed), gaussian_map(size), face_map(landmarks, size))
-    return {Recipe.control(name): raw.expand(count, -1, -1) for name, raw in zip(CONTROLS, maps, strict=True)}
+    """Every control for N images of `size` as raw maps: noise (N, h, w) on `grid`, or views of one map (N, H, W)."""
+    maps = (random_maps(len(landmarks), grid, seed), gaussian_map(size), face_map(landmarks, size))
+    return {Recipe.control(name): raw.expand(len(landmarks), -1, -1) for name, raw in zip(CONTROLS, maps, strict=True)}
 
 
 def random_maps(count: int, grid: tuple[int, int], seed: int) -> Tensor:
@@ -41,10 +37,9 @@ def gaussian_map(size: tuple[int, int]) -> Tensor:
 
 
 def face_map(landmarks: Sequence[np.ndarray | None], size: tuple[int, int]) -> Tensor:
-    """(H, W) in [0, 1]: how often a pixel lies in the inner face, over the images that have landmarks.
+    """(H, W) in [0, 1]: how often a pixel lies in the inner face; a Gaussian blob at its usual place without landmarks.
 
-    `landmarks`: (81, 2) x and y each in shares of the image's width and height, or None. Where no image has any, a
-    Gaussian blob on the face's usual place.
+    `landmarks`: (81, 2) x and y each in shares of the image's width and height, or None.
     """
     drawn = [hull(points[FACE_POINTS], size) for points in landmarks if points is not None]
     if drawn:

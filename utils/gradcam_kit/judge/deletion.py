@@ -1,7 +1,7 @@
-"""Deletion and insertion: how the score falls as the hottest pixels are taken away, and rises as they are restored.
+"""How a score falls as the hottest pixels are replaced: deletion and insertion (Petsiuk et al. 2018, RISE), and SaCo.
 
-Petsiuk et al. 2018 (RISE), for any score. `images` and `fill`, which replaces them, are (N, 3, H, W) as the score takes
-them, `maps` (N, H, W) on the same device; `seed` breaks ties, and `batch_size` images are scored in one call.
+`images` and `fill`, which replaces them, are (N, 3, H, W) as the score takes them, `maps` (N, H, W) on the same device;
+`seed` breaks ties, and `batch_size` images are scored in one call.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from torch import Tensor
 
 # Shares of the image that are replaced. A forged region is small, so that the steps are fine where it is found.
 SHARES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.7, 1.0)
+GROUPS = 10  # of SaCo, as in its paper
 
 Score = Callable[[Tensor], Tensor]  # images (N, 3, H, W) as the detector reads them → (N,)
 
@@ -47,9 +48,8 @@ def deletion_insertion(
     batch_size: int = 64,
 ) -> Curves:
     """Both curves of N images; `shares` of the pixels rise from 0 to 1."""
-    height, width = images.shape[2:]
     ranks = pixel_ranks(maps, seed)
-    steps = [round(share * height * width) for share in shares]
+    steps = [round(share * ranks.shape[1]) for share in shares]
     # Both ends are the whole image and the whole fill, whatever the map says.
     ends = torch.stack([scores_of(score, batch, batch_size) for batch in (images, fill)], dim=1)
     inner = _varied_scores(images, fill, ranks, steps[1:-1], score, batch_size)
@@ -91,3 +91,31 @@ def score_without(
     height, width = images.shape[2:]
     taken = (pixel_ranks(maps, seed) < round(share * height * width)).view(-1, 1, height, width)
     return scores_of(score, torch.where(taken, fill, images), batch_size).float().cpu()
+
+
+@torch.no_grad()
+def saco(images: Tensor, fill: Tensor, maps: Tensor, score: Score, seed: int = 0, batch_size: int = 64) -> Tensor:
+    """In [-1, 1] for each of N images, float32 on the CPU: does the score fall as much as the map says for its pixels?
+
+    The salience-guided faithfulness coefficient (Wu et al., CVPR 2024, arXiv 2404.01415, algorithm 1). The pixels are
+    sorted by the map, which is in [0, 1], into ten groups G_1 (hottest) to G_10 of equal size. With s_i the map's sum
+    over G_i and d_i how far the score falls where only G_i is replaced:
+
+        SaCo = Σ_i<j ±(s_i − s_j) / Σ_i<j |s_i − s_j|,   + where d_i ≥ d_j
+
+    Deletion tells only of the groups that it replaces first; here every group counts. A map without any range has 0.
+    """
+    count, _, height, width = images.shape
+    group = (pixel_ranks(maps, seed) * GROUPS).div(height * width, rounding_mode="floor").view(count, height, width)
+    whole = scores_of(score, images, batch_size)
+    salience, fall = [], []
+    for number in range(GROUPS):
+        chosen = group == number
+        salience.append((maps * chosen).sum(dim=(1, 2)))
+        fall.append(whole - scores_of(score, torch.where(chosen.unsqueeze(1), fill, images), batch_size))
+    s, d = torch.stack(salience, dim=1).double(), torch.stack(fall, dim=1)
+    hotter, colder = torch.triu_indices(GROUPS, GROUPS, offset=1)
+    weight = s[:, hotter] - s[:, colder]
+    agrees = torch.where(d[:, hotter] >= d[:, colder], weight, -weight).sum(dim=1)
+    total = weight.abs().sum(dim=1)
+    return (agrees / torch.where(total > 0, total, torch.ones_like(total))).float().cpu()

@@ -41,10 +41,10 @@ def detection_metrics(prob_fake: Sequence[float], label: Sequence[int], video: S
         video: N keys; frames of one video share key and label. The host takes the name of the parent folder, which
             merges a real and a fake video of the same name; label name and video name together do not.
 
-    AUC, EER, AP and the video AUC (of the mean probability of each video) need both classes; with one they are None.
-    EER is the host's, but where many frames share one score: see `equal_error_rate`.
+    All but ACC need both classes; with one they are None. The video AUC is of each video's mean probability. EER is the
+    host's, but where many frames share one score: see `equal_error_rate`.
     """
-    # A second to import, and needed at the end alone.
+    # A second to import, and needed only at the end.
     from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
     probability = np.asarray(prob_fake, dtype=np.float64)
@@ -94,15 +94,11 @@ def equal_error_rate(false_positive: np.ndarray, true_positive: np.ndarray, real
 
 
 def reversed_labels(prob_fake: Sequence[float], label: Sequence[int], video: Sequence[Hashable]) -> str:
-    """One sentence where the whole interval of the AUC lies below 0.5, "" where it does not.
-
-    Arguments as for `detection_metrics`, of both classes. The interval is that of a
-    bootstrap over videos.
-    """
+    """One sentence where the AUC's whole interval, by a bootstrap over videos, lies below 0.5; "" where it does not."""
     score, truth = np.asarray(prob_fake, dtype=np.float64), np.asarray(label, dtype=np.int64)
-    for one_class in (0, 1):
-        if len({key for key, number in zip(video, truth, strict=True) if number == one_class}) < LEAST_VIDEOS:
-            return ""
+    by_class = [{key for key, number in zip(video, truth, strict=True) if number == one} for one in (0, 1)]
+    if min(map(len, by_class)) < LEAST_VIDEOS:
+        return ""
     bootstrap = VideoBootstrap(video, seed=0, resamples=RESAMPLES)
     aucs = np.array([weighted_auc(score, truth, weights[bootstrap.video]) for weights in bootstrap.weights])
     low, high = np.nanquantile(aucs, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])

@@ -1,15 +1,13 @@
-"""Does a map point at the forged region? Localisation against a mask, for a batch, on the maps' device.
+"""Does a map point at the forged region, and is it steady over a video?
 
-Every function takes
-
-* `maps`: (N, H, W) float in [0, 1], normalised; an all-zero map is empty and points nowhere,
-* `masks`: (N, H, W) bool, True where the image is forged, neither empty nor full,
-
-and returns one value per image, (N,) float32, higher is better.
+For `maps` (N, H, W) float in [0, 1], of which an all-zero one is empty and points nowhere, and `masks` (N, H, W) bool,
+True where the image is forged, neither empty nor full. One value per image, (N,) float32, higher is better.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -54,13 +52,9 @@ def pointing_game(maps: Tensor, masks: Tensor) -> Tensor:
 
 
 def click_distance(drawn: Tensor, clicks: np.ndarray, size: tuple[int, int]) -> float:
-    """From the hottest pixel of one map to the nearest click, in pixels of an image of `size` (height, width).
+    """From the hottest pixel of one map (H, W) to the nearest click, in pixels of an image of `size` (height, width).
 
-    Among tied pixels the mean. An empty map points nowhere: the whole diagonal.
-
-    Args:
-        drawn: (H, W) in [0, 1].
-        clicks: (n, 2) x and y in shares of width and height.
+    Among tied pixels the mean; of an empty map the diagonal. `clicks`: (n, 2) x and y in shares of width and height.
     """
     height, width = size
     if not bool(drawn.any()):
@@ -101,3 +95,24 @@ def over_levels(inside: Tensor, outside: Tensor) -> tuple[Tensor, Tensor]:
     iou = (found / (taken + total - found)).flip(1)
     empty = (inside + outside)[:, 1:].sum(1, keepdim=True) == 0
     return precision.masked_fill(empty, 0).flatten().float(), iou.masked_fill(empty, 0).float()
+
+
+class TemporalConsistency:
+    """Takes the frames of one video in order. A frame without maps, or an empty map, breaks the sequence."""
+
+    def __init__(self) -> None:
+        self._before: dict[str, np.ndarray] = {}
+        self._correlations: dict[str, list[float]] = {}
+
+    def add(self, raw_maps: Mapping[str, np.ndarray]) -> None:
+        """The next frame's raw maps (h, w) by layer, empty ones left out."""
+        now = {layer: raw.astype(np.float64).ravel() for layer, raw in raw_maps.items()}
+        for layer, values in now.items():
+            row = self._correlations.setdefault(layer, [])
+            if layer in self._before:
+                row.append(float(np.corrcoef(self._before[layer], values)[0, 1]))
+        self._before = now
+
+    def consistency(self) -> dict[str, float]:
+        """Layer → mean Pearson correlation of neighbouring frames' raw maps; NaN without a pair."""
+        return {layer: float(np.mean(row)) if row else math.nan for layer, row in self._correlations.items()}

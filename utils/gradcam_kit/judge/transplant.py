@@ -16,8 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-INPUT = "input"  # what its one map is of, in place of a layer
-PIXELS = "pixels"  # where it reads, in place of a site
+INPUT, PIXELS = "input", "pixels"  # what its one map has instead of a layer and a site
 CELLS = (16, 16)  # rows and columns for a network without patches
 BLUR = 0.05  # standard deviation of the blur, as a share of the image's side
 
@@ -35,18 +34,13 @@ def transplant_maps(
 ) -> Tensor:
     """The signed map (B, h, w) float32 of each image: above 0 where a patch speaks for "fake".
 
-    Args:
-        margins: of the detector.
-        images: (B, 3, H, W), as `margins` takes them.
-        references: the same shape, dtype and device: where patches are taken from and planted into.
-        grid: rows and columns of the patches.
-        batch_size: images per call of `margins`.
-        only: (B, h, w) bool, the patches that are wanted; the others are 0. None: all.
+    `images` and `references`: (B, 3, H, W), as `margins` takes them. `grid`: rows and columns of the patches. `only`:
+    (B, h, w) bool, the patches that are wanted; the others are 0.
     """
     patch = patch_of_pixel(grid, (images.shape[2], images.shape[3]), images.device)
     differs = (images != references).any(dim=1).flatten(1).float()
     pixels_changed = differs.new_zeros(len(images), grid[0] * grid[1]).index_add_(1, patch.flatten(), differs)
-    whole, empty = _in_parts(margins, images, batch_size), _in_parts(margins, references, batch_size)
+    whole, empty = (torch.cat([margins(part).float() for part in of.split(batch_size)]) for of in (images, references))
     if only is not None:
         pixels_changed = pixels_changed * only.flatten(1)
     worth = torch.zeros_like(pixels_changed)
@@ -64,10 +58,6 @@ def patch_of_pixel(grid: tuple[int, int], size: tuple[int, int], device: torch.d
     """(H, W) int64: the number of the patch that each pixel lies in, by rows."""
     row, column = (torch.arange(side, device=device) * count // side for side, count in zip(size, grid, strict=True))
     return row.unsqueeze(1) * grid[1] + column
-
-
-def _in_parts(margins: Margins, images: Tensor, batch_size: int) -> Tensor:
-    return torch.cat([margins(part).float() for part in images.split(batch_size)])
 
 
 def blurred(images: Tensor) -> Tensor:

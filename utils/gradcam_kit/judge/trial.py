@@ -1,7 +1,8 @@
-"""Maps tried by cause: how far the detector's margin falls once a map's hottest patches are replaced.
+"""Maps under trial: how far the detector's margin drops once a map's hottest patches, or random ones, are replaced.
 
-As many patches at random are replaced beside them. A map that shows what the detector reads costs it more than these
-do (deletion at a single share; Petsiuk et al. 2018).
+A map that shows what the detector reads costs it more than random patches do (deletion at a single share; Petsiuk et
+al. 2018). What replaces them is a fill: a whole image of the same size. No fill suits every detector: a blurred patch
+looks forged to one, a grey one to another.
 """
 
 from __future__ import annotations
@@ -15,15 +16,38 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..engine.recipe import Recipe
-from .fills import Fills
+from .transplant import Margins, blurred
 
 CALM = 0.1  # of the margin: random patches move it less, or the fill itself speaks for a class
 FILLS_USED = 2  # that have to agree
 SEED = 0  # of the random patches: the same for every candidate and every run
 SHARE = 0.05  # of the patches that are replaced
 MOST_SIDE = 32  # patches a side; a finer map is averaged down: single pixels are no evidence
+MEAN_COLOUR, MIRRORED, BLUR, OTHER_REAL, PAIRED_REAL = "mean colour", "mirrored", "blur", "another real", "paired real"
 
-Margins = Callable[[Tensor], Tensor]  # images (N, 3, H, W) as the detector reads them → fake - real (N,)
+Fills = dict[str, Tensor]  # name → (N, 3, H, W), for the same N images
+
+
+def mean_coloured(images: Tensor) -> Tensor:
+    """(N, 3, H, W) → each image's own mean colour everywhere."""
+    return images.mean(dim=(2, 3), keepdim=True).expand_as(images)
+
+
+# That an image has by itself, the one to prefer first. The face's other side may be as forged as what it replaces.
+FILLS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    MEAN_COLOUR: mean_coloured, BLUR: blurred, MIRRORED: lambda images: images.flip(3)
+}  # fmt: skip
+
+
+def fills_of(images: Tensor, reals: Tensor | None = None) -> Fills:
+    """Every fill of `images` (N, 3, H, W) that needs no pair, the one to prefer first.
+
+    `reals` (M, 3, H, W): images that the detector calls real; image i is given the patches of real i modulo M.
+    """
+    fills = {name: fill(images) for name, fill in FILLS.items()}
+    if reals is None or not len(reals):
+        return fills
+    return {OTHER_REAL: reals[torch.arange(len(images), device=reals.device) % len(reals)], **fills}
 
 
 class Heat(NamedTuple):
@@ -34,10 +58,7 @@ class Heat(NamedTuple):
 
 
 class Scorer(NamedTuple):
-    """What images lose: their margin towards the class that is explained.
-
-    `direction` (N,), on the CPU: 1 where fake is explained, -1 where real is.
-    """
+    """The margin towards the class that is explained; `direction` (N,), on the CPU: 1 for fake, -1 for real."""
 
     margins: Margins
     direction: Tensor
@@ -46,7 +67,7 @@ class Scorer(NamedTuple):
         """(N, 3, H, W) → (N,) float32 on the CPU, above 0 where the detector decides for the class explained."""
         return self.margins(images).float().cpu() * self.direction
 
-    def fall(self, before: Tensor, images: Tensor, fill: Tensor, patches: Tensor) -> Tensor:
+    def drop(self, before: Tensor, images: Tensor, fill: Tensor, patches: Tensor) -> Tensor:
         """(N,): how far the margin falls from `before` once `patches` (N, h, w) are taken from `fill`."""
         return before - self.of(replaced(images, fill, patches))
 
@@ -65,6 +86,11 @@ def on_trial_grid(raw: Tensor) -> Tensor:
     return F.adaptive_avg_pool2d(raw.unsqueeze(1), (min(MOST_SIDE, rows), min(MOST_SIDE, columns))).squeeze(1)
 
 
+def grid_of(maps: Tensor) -> tuple[int, int]:
+    """Rows and columns of (N, h, w)."""
+    return maps.shape[1], maps.shape[2]
+
+
 def patch_count(grid: tuple[int, int]) -> int:
     """How many patches of a grid are replaced."""
     return max(1, round(SHARE * grid[0] * grid[1]))
@@ -74,7 +100,7 @@ def hottest(raw: Tensor, empty: Tensor) -> Tensor:
     """(N, h, w) bool, on the trial's grid: the hottest `patch_count` patches above 0; none of a map that is `empty`."""
     raw = on_trial_grid(raw)
     flat = raw.flatten(1)
-    highest = flat.topk(patch_count((raw.shape[1], raw.shape[2])), dim=1)
+    highest = flat.topk(patch_count(grid_of(raw)), dim=1)
     mask = torch.zeros_like(flat, dtype=torch.bool).scatter_(1, highest.indices, highest.values > 0)
     return mask.view_as(raw) & ~empty.view(-1, 1, 1)
 
@@ -82,11 +108,7 @@ def hottest(raw: Tensor, empty: Tensor) -> Tensor:
 def random_patches(count: int, grid: tuple[int, int], seed: int) -> Tensor:
     """(count, h, w) bool: `patch_count` patches of each image, by `seed`."""
     draw = torch.rand(count, grid[0] * grid[1], generator=torch.Generator().manual_seed(seed))
-    order = draw.argsort(dim=1).argsort(dim=1)
-    return (order < patch_count(grid)).view(count, *grid)
-
-
-# ----------------------------------------------------------------------------------------------------------- the trial
+    return (draw.argsort(dim=1).argsort(dim=1) < patch_count(grid)).view(count, *grid)
 
 
 @dataclass(frozen=True)
@@ -94,61 +116,49 @@ class Trial:
     """What N images lost, in units of the margin; every tensor float32 on the CPU.
 
     `margins` (N,). `moved`: fill → how far random patches move the margin, median over images as a share of the mean
-    size of the margin. `falls`: fill → candidate → (N,), of the hottest patches; `random`: the same of as many patches
+    size of the margin. `drops`: fill → candidate → (N,), of the hottest patches; `random`: the same of as many patches
     at random on that candidate's grid. Both for the fills that were used, the preferred first.
     """
 
     images: int
     margins: Tensor
     moved: dict[str, float]
-    falls: dict[str, dict[Recipe, Tensor]]
+    drops: dict[str, dict[Recipe, Tensor]]
     random: dict[str, dict[Recipe, Tensor]]
 
 
 def try_candidates(
     images: Tensor, maps: Mapping[Recipe, Heat], fills: Fills, scorer: Scorer, only: str | None = None
 ) -> Trial:
-    """The fall of the margin of N images by each candidate's map.
+    """The drop of the margin of N images (N, 3, H, W), as `scorer` takes them, by each candidate's map.
 
-    Args:
-        images: (N, 3, H, W), as `scorer` takes them.
-        maps: of these images.
-        fills: what patches are replaced by, in order of preference. The hottest ones are by the first two that are CALM
-            or, where there are not two, by those that random patches move the margin least with.
-        only: the fill that the hottest patches are replaced by instead.
+    Of the fills, which are in order of preference, the first two are used that are CALM or, where there are not two,
+    those that random patches move the margin least with; or `only` this one.
     """
     before = scorer.of(images)
     patches = {candidate: hottest(*one) for candidate, one in maps.items()}
-    grids = dict.fromkeys(_grid(mask) for mask in patches.values())
-    draws = {grid: random_patches(len(images), grid, SEED) for grid in grids}
+    draws = {grid: random_patches(len(images), grid, SEED) for grid in dict.fromkeys(map(grid_of, patches.values()))}
     random = {
-        name: {grid: scorer.fall(before, images, fill, drawn) for grid, drawn in draws.items()}
+        name: {grid: scorer.drop(before, images, fill, drawn) for grid, drawn in draws.items()}
         for name, fill in fills.items()
     }
     scale = float(before.abs().mean())
-    moved = {name: _moved(list(falls.values()), scale) for name, falls in random.items()}
-    used = [only] if only else _used(moved)
+    moved = {name: _moved(list(drops.values()), scale) for name, drops in random.items()}
+    calm = [fill for fill, share in moved.items() if share <= CALM]
+    restless = sorted(set(moved) - set(calm), key=lambda fill: moved[fill])
+    used = [only] if only else [*calm, *restless][:FILLS_USED]
     return Trial(
         len(images),
         before,
         moved,
-        {name: {one: scorer.fall(before, images, fills[name], mask) for one, mask in patches.items()} for name in used},
-        {name: {one: random[name][_grid(mask)] for one, mask in patches.items()} for name in used},
+        {name: {one: scorer.drop(before, images, fills[name], mask) for one, mask in patches.items()} for name in used},
+        {name: {one: random[name][grid_of(mask)] for one, mask in patches.items()} for name in used},
     )
 
 
-def _grid(mask: Tensor) -> tuple[int, int]:
-    return mask.shape[1], mask.shape[2]
-
-
-def _used(moved: Mapping[str, float]) -> list[str]:
-    calm = [fill for fill, share in moved.items() if share <= CALM]
-    return [*calm, *sorted(set(moved) - set(calm), key=lambda fill: moved[fill])][:FILLS_USED]
-
-
-def _moved(falls: Sequence[Tensor], scale: float) -> float:
+def _moved(drops: Sequence[Tensor], scale: float) -> float:
     """The median, since random patches do hit the evidence now and then, and that is no fault of the fill's."""
-    middle = float(torch.cat(list(falls)).median().abs())
+    middle = float(torch.cat(list(drops)).median().abs())
     return middle / scale if scale else (0.0 if middle == 0 else float("inf"))
 
 

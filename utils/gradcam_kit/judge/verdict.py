@@ -1,10 +1,11 @@
-"""From a trial to a choice: the map whose hottest patches the detector misses most, or that none can be told apart."""
+"""From a trial to a choice: the map whose hottest patches the detector misses most, or that no map stands out."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -12,16 +13,16 @@ from torch import Tensor
 
 from ..base.typed import Count, builtins, fit, with_nan
 from ..engine.recipe import Recipe
-from .fills import PAIRED_REAL
-from .trial import CALM, SHARE, Trial
+from .trial import CALM, PAIRED_REAL, SHARE, Trial
 
 CHOSEN, UNDECIDED, UNSUPPORTED, NAMED, UNTRIED = "chosen", "undecided", "unsupported", "named", "untried"
-ALIKE = 0.95  # of the best fall: such candidates count as equal, and the first on the list is taken
-FAR_BELOW = (
-    0.5  # of the best fall: a named map below it is said to be, and a second fill that puts the winner there disagrees
-)
+ALIKE = 0.95  # of the best drop: such candidates count as equal, and the first on the list is taken
+FAR_BELOW = 0.5  # of the best drop: a named map below it is reported, and a second fill with the winner there disagrees
 FEWEST_IMAGES = 4  # fewer choose nothing
 RESAMPLES, LEVEL = 2_000, 0.95
+SHOWN_ROWS = 5
+
+Unmade = Mapping[Recipe, str]
 
 
 class Interval(NamedTuple):
@@ -34,10 +35,9 @@ class Interval(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One candidate: its fall of the margin under the first fill used, that of random patches, and the difference.
+    """One candidate: its drop under the first fill used, that of random patches, and the difference.
 
-    `share` of the best candidate's fall beyond random; `second`: the same under the second fill, or the first where it
-    is the only one. `named` by the user.
+    `share` of the best candidate's drop beyond random; `second`: the same under the last fill used.
     """
 
     candidate: Recipe
@@ -54,9 +54,9 @@ class Choice:
     """Which map is drawn, and why.
 
     `state`: CHOSEN; UNDECIDED, where fills disagree or there are too few images; UNSUPPORTED, where no candidate's
-    interval lies above 0; NAMED, where nothing was left open; UNTRIED. `used` is what is drawn, of several named layers
-    the first. `moved`: fill → share of the margin by which random patches move it; `fills` are those that were used.
-    `unmade`: candidate → why it has no map here. `margin`: mean of its size over the images.
+    interval lies above 0; NAMED, where nothing was left open; UNTRIED. `used` is drawn; of several named layers it is
+    the first. `moved`: fill → share of the margin by which random patches move it; `fills` were used. `unmade`:
+    candidate → why it has no map here. `margin`: mean of its size over the images.
     """
 
     state: str
@@ -91,7 +91,7 @@ class Choice:
 
     @property
     def best(self) -> Row | None:
-        """The row of the largest fall beyond random, None where nothing was tried."""
+        """The row of the largest drop beyond random, None where nothing was tried."""
         return self.rows[0] if self.rows else None
 
     def row(self, candidate: Recipe) -> Row | None:
@@ -99,98 +99,73 @@ class Choice:
         return next((row for row in self.rows if row.candidate == candidate), None)
 
 
-# ----------------------------------------------------------------------------------------------------------- the choice
-
-
 def choose(
-    trial: Trial,
-    candidates: Sequence[Recipe],
-    named: Sequence[Recipe],
-    videos: Sequence[Hashable],
-    unmade: Mapping[Recipe, str],
+    trial: Trial, candidates: Sequence[Recipe], named: Sequence[Recipe], videos: Sequence[Hashable], unmade: Unmade
 ) -> Choice:
-    """The candidate with the largest fall beyond random patches.
+    """The candidate with the largest drop beyond random patches; `candidates` are in order of preference.
 
-    Args:
-        candidates: what may be chosen, in order of preference; the first that has a map is fallen back on.
-        named: what the user has named wholly; then nothing is chosen, and the others are what it is measured by.
-        videos: of each image.
-        unmade: candidates without maps here, and why.
+    Where the user has `named` recipes wholly, nothing is chosen: the others are what these are measured by. `videos` of
+    each image. `unmade`: candidates without maps here, and why.
     """
     rows = _rows(trial, named, videos)
-    facts: dict[str, Any] = {
-        "rows": tuple(rows),
-        "moved": trial.moved,
-        "fills": tuple(trial.falls),
-        "images": trial.images,
-        "videos": len(set(videos)),
-        "margin": float(trial.margins.abs().mean()),
-        "unmade": {str(one): reason for one, reason in unmade.items()},
-    }
+    made = partial(
+        Choice,
+        rows=tuple(rows),
+        moved=trial.moved,
+        fills=tuple(trial.drops),
+        images=trial.images,
+        videos=len(set(videos)),
+        margin=float(trial.margins.abs().mean()),
+        unmade={str(one): reason for one, reason in unmade.items()},
+    )
     if named:
-        return Choice(NAMED, named[0], **facts)
+        return made(NAMED, named[0])
     first = next(one for one in candidates if one not in unmade)
     if trial.images < FEWEST_IMAGES or len(set(videos)) < 2:
         seen = f"images: {trial.images}, videos: {len(set(videos))}"
-        return Choice(UNDECIDED, first, f"{seen}; it takes at least {FEWEST_IMAGES}, of two videos, to choose", **facts)
+        return made(UNDECIDED, first, f"{seen}; it takes at least {FEWEST_IMAGES}, of two videos, to choose")
     if not any(row.beyond.low > 0 for row in rows):
-        return Choice(
-            UNSUPPORTED, first, "no map's hottest patches matter more to the detector than random ones", **facts
-        )
-    winner = _winner(rows, candidates)
+        return made(UNSUPPORTED, first, "no map's hottest patches matter more to the detector than random ones")
+    alike = [row for row in rows if row.share >= ALIKE * rows[0].share and row.beyond.low > 0] or rows[:1]
+    winner = min(alike, key=lambda row: candidates.index(row.candidate))
     problem = _disagreement(trial, winner)
-    return Choice(UNDECIDED if problem else CHOSEN, winner.candidate, problem, **facts)
-
-
-def _winner(rows: Sequence[Row], candidates: Sequence[Recipe]) -> Row:
-    """Of the rows that are ALIKE the best, the one that comes first among the candidates."""
-    best = max(row.share for row in rows)
-    alike = [row for row in rows if row.share >= ALIKE * best and row.beyond.low > 0] or list(rows[:1])
-    return min(alike, key=lambda row: candidates.index(row.candidate))
+    return made(UNDECIDED if problem else CHOSEN, winner.candidate, problem)
 
 
 def _disagreement(trial: Trial, winner: Row) -> str:
     """Why the winner cannot be relied on; empty where it can. A paired real needs no second fill."""
-    if PAIRED_REAL in trial.falls:
+    if PAIRED_REAL in trial.drops:
         return ""
     margin = float(trial.margins.abs().mean())
-    restless = [
-        fill for fill, falls in trial.falls.items() if trial.moved[fill] * margin > CALM * _worth(falls, margin)
-    ]
+    # What there is to be lost: the margin or, where images lie near the decision, the best drop.
+    worth = {
+        fill: max(margin, *(float(values.mean()) for values in drops.values())) for fill, drops in trial.drops.items()
+    }
+    restless = [fill for fill in worth if trial.moved[fill] * margin > CALM * worth[fill]]
     if restless:
         return f"the detector minds random patches, too, where they are filled by {' or '.join(restless)}"
     if winner.second < FAR_BELOW:
-        return f"the fills {' and '.join(trial.falls)} do not agree on one map"
+        return f"the fills {' and '.join(trial.drops)} do not agree on one map"
     return ""
-
-
-def _worth(falls: Mapping[Recipe, Tensor], margin: float) -> float:
-    """What there is to be lost: the margin or, where images lie near the decision, the best fall."""
-    return max(margin, *(float(values.mean()) for values in falls.values()))
 
 
 def _rows(trial: Trial, named: Sequence[Recipe], videos: Sequence[Hashable]) -> list[Row]:
     """A row per candidate, the largest share first."""
-    fills = list(trial.falls)
-    candidates = list(trial.falls[fills[0]])
-    beyond = [{one: trial.falls[fill][one] - trial.random[fill][one] for one in candidates} for fill in fills]
+    beyond = [{one: drops[one] - trial.random[fill][one] for one in drops} for fill, drops in trial.drops.items()]
     shares = [_shares(by) for by in beyond]
-    rows = []
-    for one in candidates:
-        falls, random = trial.falls[fills[0]][one], trial.random[fills[0]][one]
-        first, second = shares[0][one], shares[-1][one]
-        fall = interval(beyond[0][one], videos)
-        rows.append(
-            Row(
-                candidate=one,
-                fall=float(falls.mean()),
-                random=float(random.mean()),
-                beyond=fall,
-                share=first,
-                second=second,
-                named=one in named,
-            )
+    first = next(iter(trial.drops))
+    rows = [
+        Row(
+            candidate=one,
+            fall=float(drops.mean()),
+            random=float(trial.random[first][one].mean()),
+            beyond=interval(beyond[0][one], videos),
+            share=shares[0][one],
+            second=shares[-1][one],
+            named=one in named,
         )
+        for one, drops in trial.drops[first].items()
+    ]
     return sorted(rows, key=lambda row: -row.share)
 
 
@@ -215,11 +190,6 @@ def interval(values: Tensor, videos: Sequence[Hashable], seed: int = 0) -> Inter
     return Interval(float(values.mean()), low, high)
 
 
-# ------------------------------------------------------------------------------------------------------------ in words
-
-SHOWN_ROWS = 5
-
-
 def printed(choice: Choice) -> list[str]:
     """The choice in a few lines: what is drawn and why, and the best rows of the table."""
     lines = [f"map: {headline(choice)}"]
@@ -235,29 +205,24 @@ def printed(choice: Choice) -> list[str]:
 
 def headline(choice: Choice) -> str:
     """One sentence: which map, and how sure that is."""
-    if choice.state == NAMED:
-        return f"{choice.used}, as named, beside others: {_basis(choice)}"
     reason = f" ({choice.reason})" if choice.reason else ""
     if choice.state == UNTRIED:
         return f"{choice.used}, not tried{reason}"
     meaning = {
+        NAMED: "as named, beside others",
         CHOSEN: "chosen by cause",
         UNDECIDED: "undecided",
         UNSUPPORTED: "unsupported: its maps are drawn, but nothing shows that they mean anything",
-    }
-    return f"{choice.used}, {meaning[choice.state]}{reason}: {_basis(choice)}"
-
-
-def _basis(choice: Choice) -> str:
+    }[choice.state]
     fills = " and, to confirm it, ".join(choice.fills)
     return (
-        f"fall of the margin (mean {choice.margin:.2f}) with the hottest {SHARE:.0%} of the patches filled by {fills},"
-        f" {choice.images} images of {choice.videos} videos"
+        f"{choice.used}, {meaning}{reason}: fall of the margin (mean {choice.margin:.2f}) with the hottest {SHARE:.0%}"
+        f" of the patches filled by {fills}, {choice.images} images of {choice.videos} videos"
     )
 
 
 def judgements(choice: Choice) -> list[str]:
-    """One sentence for each named map that random patches or the best candidate put to shame, with both figures."""
+    """One sentence for each named map that is no better than random patches or far below the best candidate."""
     best = choice.best
     if best is None or choice.images < FEWEST_IMAGES or not best.beyond.mean > 0:
         return []
@@ -265,11 +230,10 @@ def judgements(choice: Choice) -> list[str]:
     for row in choice.rows:
         lost = not row.beyond.mean > 0 or (row.beyond.low <= 0 < best.beyond.low)
         if row.named and (lost or row.share < FAR_BELOW):
-            found = "nothing" if lost else "little"
             lines.append(
-                f"{row.candidate}: with its hottest patches replaced the margin falls by {row.fall:.2f},"
-                f" with random ones by {row.random:.2f}, with those of {best.candidate} by {best.fall:.2f}:"
-                f" it shows {found} of what the detector reads;"
+                f"{row.candidate}: with its hottest patches replaced the margin falls by {row.fall:.2f}, with random"
+                f" ones by {row.random:.2f}, with those of {best.candidate} by {best.fall:.2f}: it shows"
+                f" {'nothing' if lost else 'little'} of what the detector reads;"
                 " use --gradcam_method auto --gradcam_layers auto"
             )
     return lines

@@ -52,10 +52,7 @@ def lower_is_better(metric: str) -> bool:
 def rows(
     dataset: str, columns: Columns, videos: Sequence[tuple[str, str]], seed: int, forgeries: Sequence[str]
 ) -> list[Row]:
-    """Every metric of every map and control: over all frames, then for each of `forgeries`.
-
-    `videos`: (forgery, video) of each frame. `seed`: of the resampling.
-    """
+    """Every metric of every map and control: of all frames, then by forgery. `videos`: (forgery, video) of frames."""
     frame_forgery = np.array([forgery for forgery, _ in videos])
     # The smallest p-value is one over the resamples; Holm multiplies it by the number of maps.
     resamples = max(RESAMPLES, 50 * max(len(by_recipe) for by_recipe in columns.values()))
@@ -82,12 +79,10 @@ def _metric_rows(
     differences: dict[Recipe, list[Difference]] = {recipe: [] for recipe in recipes}
     for control in CONTROLS:
         paired = sign * (table[:, maps] - table[:, [recipes.index(Recipe.control(control))]])
-        # A map is called better only if it beats all controls, so that its weakest comparison is what is corrected
-        # for the number of maps.
+        # A map is better only if it beats all controls: its weakest comparison is corrected for the number of maps.
         corrected = holm(bootstrap.p_values(paired))
         for i, interval, p in zip(maps, bootstrap.intervals(paired), corrected, strict=True):
-            difference = Difference(control, interval.mean, interval.low, interval.high, float(p))
-            differences[recipes[i]].append(difference)
+            differences[recipes[i]].append(Difference(control, *interval[:3], float(p)))
     return [
         Row(dataset, group, recipe, metric, interval, differences[recipe])
         for recipe, interval in zip(recipes, intervals, strict=True)

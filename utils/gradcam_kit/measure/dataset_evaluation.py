@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,20 +16,16 @@ from ..data.frame import evenly_spaced
 from ..engine.layers import block_names
 from ..engine.recipe import Recipe
 from ..engine.targets import Target
-from ..judge.controls import control_maps
-from ..judge.deletion import Curves
-from ..judge.fills import PAIRED_REAL
+from ..judge.controls import CONTROLS, control_maps
+from ..judge.deletion import GROUPS, SHARES, Curves
 from ..judge.localisation import click_distance
+from ..judge.trial import PAIRED_REAL
 from ..model.detector import LoadedDetector
 from ..settings.config import RunSettings
-from .comparison import Columns, Row, best_threshold, rows
-from .cost import MEASUREMENTS, announcement, expected_passes
-from .perturbation import Examined, deletion_metrics, saco_metrics, screening, with_gaps
-from .randomisation import Randomised, randomisation
+from . import perturbation as causal
+from .comparison import ALL, Columns, Row, best_threshold, rows
 from .samples import DetectedFakes, RealCounterparts, RealFrames, stored_size
-from .segment_attack import attack_metrics
-from .sweep import localise_maps, make_maps, resized
-from .transplant_agreement import AGREEMENT, changed_patches, patches_of, transplant_agreement, transplanted
+from .sweep import Randomised, localise_maps, make_maps, randomisation, resized
 
 SCREENED_FRAMES = 100  # by which maps are ranked where there are no masks
 HIT = 0.1  # share of the diagonal within which a map hits a click
@@ -35,6 +35,49 @@ CLICK_METRICS = (
     f"hit: a click within {HIT} of the diagonal",
 )
 ENERGY, SCREENING = "energy in mask", "drop at 10 % deleted"  # what maps are ranked by, with and without masks
+BACKWARD = 3  # forward passes that a pass with gradients counts for
+
+
+class Measurement(NamedTuple):
+    """What runs the detector again and again, and so takes only some `images`, evenly over all of them.
+
+    `passes`: forward passes of one image, at most, by the number of maps and controls, of patches, and of blocks.
+    """
+
+    images: int
+    passes: Callable[[int, int, int], int]
+
+
+MEASUREMENTS = {
+    "deletion": Measurement(200, lambda maps, patches, blocks: len(causal.FILLS) * 2 * len(SHARES) * maps),
+    "saco": Measurement(200, lambda maps, patches, blocks: (GROUPS + 1) * maps),
+    "transplant": Measurement(48, lambda maps, patches, blocks: 2 * patches),
+    "attack": Measurement(48, lambda maps, patches, blocks: len(causal.TOP) * causal.STEPS * BACKWARD * maps),
+    "randomisation": Measurement(64, lambda maps, patches, blocks: (blocks + 2) * BACKWARD),
+}
+
+
+@dataclass(frozen=True)
+class DatasetScores:
+    """The explanations of one dataset, evaluated. Without detected fakes there is nothing but the `notes`."""
+
+    dataset: str
+    detected: int
+    configured: list[Recipe]  # the configured map of each layer, the first layer first
+    samples: DetectedFakes | None = None
+    ranked_by: str = ENERGY
+    ranking: list[Recipe] = field(default_factory=list)  # best first, without the controls
+    rows: list[Row] = field(default_factory=list)
+    curves: Mapping[str, Mapping[Recipe, Curves]] = field(default_factory=dict)  # by fill
+    curve_videos: Mapping[str, list[tuple[str, str]]] = field(default_factory=dict)  # of the images of a fill's curves
+    randomised: Randomised | None = None
+    paired: int = 0  # images with a real counterpart, of those with curves
+    notes: list[str] = field(default_factory=list)
+
+    def row_of(self, metric: str | None = None) -> dict[Recipe, Row]:
+        """The row of each map and control over all forgery methods, by `metric` or by what maps are ranked by."""
+        metric = self.ranked_by if metric is None else metric
+        return {row.recipe: row for row in self.rows if (row.forgery, row.metric) == (ALL, metric)}
 
 
 class DatasetEvaluation:
@@ -57,7 +100,6 @@ class DatasetEvaluation:
 
     @property
     def _all(self) -> dict[Recipe, Tensor]:
-        """The maps, then the controls."""
         return {**self.maps, **self.controls}
 
     def make_maps(self, recipes: Sequence[Recipe]) -> None:
@@ -65,21 +107,21 @@ class DatasetEvaluation:
         samples, side = self.samples, self.settings.detector.resolution
         title, batch_size = f"{samples.frames[0].dataset}, explanations", self.settings.batch_size
         self.maps = make_maps(self.detector, recipes, samples.pixels, self.target, batch_size, title=title)
-        grid = self.detector.model.patch_grid(side, side) or (16, 16)
-        self.controls = control_maps(samples.landmarks, grid, (side, side), self.settings.seed)
+        grid, seed = causal.patches_of(self.detector), self.settings.seed
+        self.controls = control_maps(samples.landmarks, grid, (side, side), seed)
 
     def localisation(self) -> None:
         """How well maps and controls find the masks; no columns where no mask can be used."""
         masks, masked = self.samples.masks, self.samples.masked
         if not bool(masked.any()):
             return
-        found = localise_maps(self.detector, self._all, masks, masked)
+        found = localise_maps(self.detector, self._all, masks, masked).items()
         columns = {
-            ENERGY: {recipe: scores.energy.numpy() for recipe, scores in found.items()},
-            "pointing game": {recipe: scores.pointing.numpy() for recipe, scores in found.items()},
-            "pixel average precision": {recipe: scores.average_precision.numpy() for recipe, scores in found.items()},
-            "IoU (best threshold)": best_threshold({recipe: s.iou.double().numpy() for recipe, s in found.items()}),
-            "IoU (threshold 0.5)": {recipe: scores.iou_fixed.numpy() for recipe, scores in found.items()},
+            ENERGY: {recipe: scores.energy.numpy() for recipe, scores in found},
+            "pointing game": {recipe: scores.pointing.numpy() for recipe, scores in found},
+            "pixel average precision": {recipe: scores.average_precision.numpy() for recipe, scores in found},
+            "IoU (best threshold)": best_threshold({recipe: scores.iou.double().numpy() for recipe, scores in found}),
+            "IoU (threshold 0.5)": {recipe: scores.iou_fixed.numpy() for recipe, scores in found},
         }
         self._add(columns, masked)
 
@@ -107,30 +149,52 @@ class DatasetEvaluation:
         if self.ranked_by == SCREENING:
             part = self._positions(SCREENED_FRAMES)
             maps = {recipe: raw[part] for recipe, raw in self._all.items()}
-            self._add({SCREENING: screening(self._examined((), part), maps)}, part)
+            self._add({SCREENING: causal.screening(self._examined((), part), maps)}, part)
         column = self.columns[self.ranked_by]
         return sorted(self.maps, key=lambda recipe: -_mean(column[recipe]))
 
     def say_cost(self, maps: int, left_out: Collection[str]) -> None:
-        """Print how long what is left to be measured will take."""
-        rows_of, columns = patches_of(self.detector)
-        blocks = len(block_names(self.detector.model.explained_tower))
-        passes = expected_passes(len(self.samples.frames), maps, rows_of * columns, blocks, left_out)
-        if passes:
-            print(announcement(self.detector, self.samples.pixels[: self.settings.batch_size], passes))
+        """Print how long what is left to be measured will take, by the time that a batch takes here."""
+        rows_of, columns = causal.patches_of(self.detector)
+        counts = maps + len(CONTROLS), rows_of * columns, len(block_names(self.detector.model.explained_tower))
+        passes = {
+            name: min(len(self.samples.frames), one.images) * one.passes(*counts)
+            for name, one in MEASUREMENTS.items()
+            if name not in left_out
+        }
+        if not passes:
+            return
+        pixels, total = self.samples.pixels[: self.settings.batch_size], sum(passes.values())
+        self.detector.predict(pixels)  # once to warm up
+        start = time.perf_counter()
+        self.detector.predict(pixels)
+        seconds = (time.perf_counter() - start) / len(pixels) * total
+        parts = ", ".join(f"{name} {count:,}" for name, count in passes.items())
+        print(
+            f"measuring the maps: up to {total:,} forward passes of one image, at most about {in_words(seconds)} here"
+            f" ({parts}); --leave_out NAME makes it shorter"
+        )
 
     def perturbation(self, recipes: Sequence[Recipe], left_out: Collection[str] = ()) -> None:
         """Deletion, insertion, SaCo and segment attack of some maps and the controls; transplant of all of them."""
         part = self._positions(MEASUREMENTS["deletion"].images)
         reals, shown = self._counterparts(part), [*recipes, *self.controls]
         if "deletion" not in left_out:
-            self._deletion(shown, part, reals)
+            columns, self.curves = causal.deletion_metrics(self._examined(shown, part), reals)
+            self._add(columns, part)
+            for fill in self.curves:
+                used = part[reals.paired] if fill == PAIRED_REAL else part
+                self.curve_videos[fill] = [self.samples.videos[i] for i in used.tolist()]
         if "saco" not in left_out:
-            self._add(saco_metrics(self._examined(shown, part), reals), part)
+            self._add(causal.saco_metrics(self._examined(shown, part), reals), part)
         if "transplant" not in left_out:
             self._transplant(part[reals.paired], reals.pixels[reals.paired])
         if "attack" not in left_out:
-            self._segment_attack(shown)
+            part = self._positions(MEASUREMENTS["attack"].images)
+            try:
+                self._add(causal.attack_metrics(self._examined(shown, part)), part)
+            except ImportError as error:
+                self.notes.append(f"segment attack left out: {error}")
 
     def _counterparts(self, part: Tensor) -> RealFrames:
         """The real counterparts of the images at positions `part`, with a note where some are missing."""
@@ -144,13 +208,6 @@ class DatasetEvaluation:
             self.notes.append(f"{missing} of {len(frames)} fakes have no real counterpart: left out of that fill")
         return reals
 
-    def _deletion(self, shown: Sequence[Recipe], part: Tensor, reals: RealFrames) -> None:
-        columns, self.curves = deletion_metrics(self._examined(shown, part), reals)
-        self._add(columns, part)
-        for fill in self.curves:
-            used = part[reals.paired] if fill == PAIRED_REAL else part
-            self.curve_videos[fill] = [self.samples.videos[i] for i in used.tolist()]
-
     def _transplant(self, part: Tensor, reals: Tensor) -> None:
         """The first images at positions `part`, with their counterparts (n, 3, R, R): every map against transplant."""
         most = MEASUREMENTS["transplant"].images
@@ -158,52 +215,52 @@ class DatasetEvaluation:
         if not len(part):
             return
         samples = self.samples
-        pixels, grid = samples.pixels[part], patches_of(self.detector)
-        changed = changed_patches(pixels, reals, samples.masks[part], samples.masked[part], grid)
-        gold = transplanted(self.detector, pixels, reals, changed, self.settings.batch_size)
+        pixels, grid = samples.pixels[part], causal.patches_of(self.detector)
+        changed = causal.changed_patches(pixels, reals, samples.masks[part], samples.masked[part], grid)
+        gold = causal.transplanted(self.detector, pixels, reals, changed, self.settings.batch_size)
         maps = {recipe: raw[part] for recipe, raw in self._all.items()}
-        self._add({AGREEMENT: transplant_agreement(gold, changed, maps)}, part)
-
-    def _segment_attack(self, shown: Sequence[Recipe]) -> None:
-        part = self._positions(MEASUREMENTS["attack"].images)
-        try:
-            self._add(attack_metrics(self._examined(shown, part)), part)
-        except ImportError as error:
-            self.notes.append(f"segment attack left out: {error}")
+        self._add({causal.AGREEMENT: causal.transplant_agreement(gold, changed, maps)}, part)
 
     def randomisation(self, recipes: Sequence[Recipe]) -> Randomised:
         """How far some maps change as the detector's weights are randomised."""
         pixels = self.samples.pixels[self._positions(MEASUREMENTS["randomisation"].images)]
-        seed, batch_size = self.settings.seed, self.settings.batch_size
         layers = list(dict.fromkeys(recipe.layer for recipe in self.maps))
-        return randomisation(self.detector, recipes, layers, pixels, self.target, seed, batch_size)
+        make = partial(make_maps, self.detector, recipes, pixels, self.target, self.settings.batch_size, layers)
+        return randomisation(self.detector, recipes, make, self.settings.seed)
 
     def rows(self, dataset: str) -> list[Row]:
         """Every metric so far compared with the controls, for the dataset and for each of several forgery methods."""
         forgeries = list(dict.fromkeys(frame.forgery for frame in self.samples.frames))
-        per_forgery = forgeries if len(forgeries) > 1 else []
-        return rows(dataset, self.columns, self.samples.videos, self.settings.seed, per_forgery)
+        videos, seed = self.samples.videos, self.settings.seed
+        return rows(dataset, self.columns, videos, seed, forgeries if len(forgeries) > 1 else [])
 
     def _positions(self, count: int) -> Tensor:
         """Positions of at most `count` images, evenly over them."""
         return torch.tensor(evenly_spaced(range(len(self.samples.frames)), count))
 
-    def _examined(self, recipes: Sequence[Recipe], part: Tensor) -> Examined:
+    def _examined(self, recipes: Sequence[Recipe], part: Tensor) -> causal.Examined:
         """The images at positions `part`, with some of the maps and controls as they are drawn."""
-        maps = self._all
+        maps, seed, batch_size = self._all, self.settings.seed, self.settings.batch_size
         drawn = {recipe: resized(self.detector, maps[recipe][part]) for recipe in recipes}
-        return Examined(self.detector, self.samples.pixels[part], drawn, self.settings.seed, self.settings.batch_size)
+        return causal.Examined(self.detector, self.samples.pixels[part], drawn, seed, batch_size)
 
     def _add(self, columns: Columns, part: Tensor) -> None:
         """Columns of the images at `part`, positions or (N,) bool."""
         count = len(self.samples.frames)
-        for metric, by_recipe in columns.items():
-            self.columns[metric] = {recipe: with_gaps(column, part, count) for recipe, column in by_recipe.items()}
+        for metric, column_of in columns.items():
+            self.columns[metric] = {one: causal.with_gaps(column, part, count) for one, column in column_of.items()}
 
 
 def _mean(column: np.ndarray) -> float:
     values = column[np.isfinite(column)]
     return float(values.mean()) if len(values) else -np.inf
+
+
+def in_words(seconds: float) -> str:
+    """`50 s`, `12 minutes`, `3.5 hours`."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{round(seconds / 60)} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
 
 
 def sample_notes(samples: DetectedFakes) -> list[str]:

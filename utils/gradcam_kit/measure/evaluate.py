@@ -1,52 +1,37 @@
-"""Are the heatmaps faithful? Detected fakes → metrics of maps and controls → scores of the dataset."""
+"""--evaluate_explanations: detected fakes → metrics of maps and controls → scores → what is written and printed."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import yaml
 
 from ..base.allowed import METHOD_NAMES, TARGETS, TRANSPLANT
 from ..base.errors import InputError
+from ..base.files import write_json, write_table, write_whole
 from ..data.frame import Frame, evenly_spaced
-from ..engine.layers import block_names
+from ..engine.layers import FUSED, SUM, block_names
 from ..engine.recipe import ATTENTION_SITE, NORMED, Recipe
-from ..judge.deletion import Curves
 from ..model.detector import LoadedDetector
 from ..settings.config import RunSettings
 from ..settings.run_options import ExplanationOptions
-from .comparison import ALL, Row
-from .dataset_evaluation import ENERGY, DatasetEvaluation
-from .randomisation import Randomised
-from .samples import DetectedFakes, detected_fakes, find_evidence, read_samples
+from .dataset_evaluation import DatasetEvaluation, DatasetScores
+from .figures import curves_figure, heat_table_figure, image_file
+from .samples import detected_fakes, find_evidence, read_samples
 from .sweep import swept_recipes
+from .tables import CSV_COLUMNS, csv_rows, json_values, printed, verdict
 
+CSV_FILE, JSON_FILE = "explanations.csv", "explanations.json"
+CONFIG_HEADER = (
+    "# Written by test_with_gradcam.py --write_config: the configuration of the run, with the map that was found best."
+)
 BEST = 3  # maps that get these metrics, beside the first configured one
 FEW = 20  # videos with detected fakes below which there is a warning
-NO_FAKES = "no detected fakes: nothing to evaluate"
-
-
-@dataclass(frozen=True)
-class DatasetScores:
-    """The explanations of one dataset, evaluated. Without detected fakes there is nothing but the `notes`."""
-
-    dataset: str
-    detected: int
-    configured: list[Recipe]  # the configured map of each layer, the first layer first
-    samples: DetectedFakes | None = None
-    ranked_by: str = ENERGY
-    ranking: list[Recipe] = field(default_factory=list)  # best first, without the controls
-    rows: list[Row] = field(default_factory=list)
-    curves: Mapping[str, Mapping[Recipe, Curves]] = field(default_factory=dict)  # by fill
-    curve_videos: Mapping[str, list[tuple[str, str]]] = field(default_factory=dict)  # of the images of a fill's curves
-    randomised: Randomised | None = None
-    paired: int = 0  # images with a real counterpart, of those with curves
-    notes: list[str] = field(default_factory=list)
-
-    def row_of(self, metric: str | None = None) -> dict[Recipe, Row]:
-        """The row of each map and control over all forgery methods, by `metric` or by what maps are ranked by."""
-        metric = self.ranked_by if metric is None else metric
-        return {row.recipe: row for row in self.rows if (row.forgery, row.metric) == (ALL, metric)}
 
 
 def check_options(detector: LoadedDetector) -> None:
@@ -82,13 +67,19 @@ def evaluate_dataset(
     recipes, configured = maps_to_make(detector, options)
     detected = detected_fakes(frames, predictions)
     if not detected:
-        return DatasetScores(dataset, 0, configured, notes=[NO_FAKES])
+        return DatasetScores(dataset, 0, configured, notes=["no detected fakes: nothing to evaluate"])
     chosen = evenly_spaced(detected, options.samples)
     evidence = find_evidence(options.masks, options.clicks, chosen, settings.data.folders.values())
     samples = read_samples(chosen, settings.detector.resolution, settings.batch_size, settings.workers, evidence)
     target = "margin" if detector.gradcam.target == "margin" else "fake"
     evaluation = DatasetEvaluation(detector, samples, settings, target)
-    evaluation.notes += _too_few(samples)
+    videos = len(set(samples.videos))
+    if videos == 1:
+        one_video = f"all {len(samples.frames)} detected fakes are of one video: no interval, and no map is better"
+        evaluation.notes.append(one_video)
+    elif videos < FEW:
+        few = f"detected fakes of only {videos} videos: intervals over so few come out too narrow"
+        evaluation.notes.append(few)
     evaluation.make_maps(recipes)
     evaluation.localisation()
     if options.clicks is not None:
@@ -120,14 +111,6 @@ def evaluate_dataset(
     )
 
 
-def _too_few(samples: DetectedFakes) -> list[str]:
-    """A note where intervals over these videos tell little or nothing."""
-    videos = len(set(samples.videos))
-    if videos == 1:
-        return [f"all {len(samples.frames)} detected fakes are of one video: no interval, and no map is better"]
-    return [f"detected fakes of only {videos} videos: intervals over so few come out too narrow"] * (videos < FEW)
-
-
 def maps_to_make(detector: LoadedDetector, options: ExplanationOptions) -> tuple[list[Recipe], list[Recipe]]:
     """Which maps to make, and which of them is the configured map of each layer, the first layer first."""
     recipe, model = detector.gradcam.recipe, detector.model
@@ -143,3 +126,69 @@ def maps_to_make(detector: LoadedDetector, options: ExplanationOptions) -> tuple
     configured = [recipe.at(layer) for layer in layers if layer in there] or [recipe.at(recipes[0].layer)]
     # What is drawn is measured, also at a site where a sweep would not try that rule.
     return recipes if configured[0] in recipes else swept_recipes(detector, swept, (recipe.backward,)), configured
+
+
+class EvaluationText(NamedTuple):
+    """Text to print, and the reason for exit code 1 (empty: none)."""
+
+    text: str
+    problem: str
+
+
+def evaluate_explanations(
+    detector: LoadedDetector,
+    datasets: Mapping[str, Sequence[Frame]],
+    folder: Path,
+    settings: RunSettings,
+    options: ExplanationOptions,
+) -> EvaluationText:
+    """Evaluate the explanations of every dataset, from the predictions that a run has left in `folder`.
+
+    Writes `explanations.csv`, `explanations.json`, two figures per dataset and, if `options.write_config` is given and
+    a map is better than the controls, a config. Raises as `evaluate_dataset`.
+    """
+    scores = [
+        evaluate_dataset(detector, frames, folder / name / "predictions.csv", settings, options)
+        for name, frames in datasets.items()
+    ]
+    write_table(folder / CSV_FILE, CSV_COLUMNS, csv_rows([row for dataset in scores for row in dataset.rows]))
+    write_json(folder / JSON_FILE, {dataset.dataset: json_values(dataset) for dataset in scores})
+    for dataset in scores:
+        if dataset.rows:
+            figures = {"curves": curves_figure(dataset, settings.seed), "heat_table": heat_table_figure(dataset)}
+            for name, kind in itertools.product(figures, ("png", "pdf")):
+                write_whole(folder / dataset.dataset / f"explanation_{name}.{kind}", image_file(figures[name], kind))
+    lines = [printed(dataset) for dataset in scores] + [verdict(dataset) for dataset in scores]
+    problem = ""
+    if options.write_config is not None:
+        best = best_over_all(scores)
+        if best is None:
+            problem = f"--write_config: no map is better than the controls, so {options.write_config} was not written"
+        else:
+            write_config(options.write_config, best, scores, settings)
+            lines.append(f"{best.title}: written as {options.write_config}")
+    return EvaluationText("\n".join(lines) + "\n", problem)
+
+
+def best_over_all(scores: Sequence[DatasetScores]) -> Recipe | None:
+    """The map that is best on average over the datasets, of those that beat the controls on one at least."""
+    rows = [row for dataset in scores for row in dataset.row_of().values() if not row.recipe.is_control]
+    means: dict[Recipe, list[float]] = {}
+    for row in rows:
+        means.setdefault(row.recipe, []).append(row.interval.mean)
+    faithful = dict.fromkeys(row.recipe for row in rows if row.better)
+    return max(faithful, key=lambda recipe: float(np.mean(means[recipe])), default=None)
+
+
+def write_config(path: Path, best: Recipe, scores: Sequence[DatasetScores], settings: RunSettings) -> None:
+    """The run's configuration with the map `best` in it, as a YAML file."""
+    config: dict[str, Any] = {**settings.detector.config, "gradcam_enabled": True, "gradcam_method": best.method}
+    fusable = {recipe.layer for recipe in scores[0].ranking if recipe.method == best.method} - {FUSED, SUM}
+    config["gradcam_layers"] = [*sorted(fusable), FUSED] if best.layer == FUSED else [best.layer]
+    config["gradcam_backward"] = best.backward
+    if best.site != ATTENTION_SITE:
+        config["gradcam_site"] = best.site
+    if settings.detector.weights_path is not None:
+        config["weights_path"] = str(settings.detector.weights_path.resolve())
+    text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+    write_whole(path, f"{CONFIG_HEADER}\n# {verdict(scores[0])}\n{text}".encode())

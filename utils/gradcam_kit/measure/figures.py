@@ -13,7 +13,7 @@ from ..engine.recipe import Recipe, where
 from ..judge.bootstrap import VideoBootstrap
 from ..judge.deletion import SHARES
 from .comparison import Row
-from .evaluate import DatasetScores
+from .dataset_evaluation import DatasetScores
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,12 +25,8 @@ GREYS = {"random": ("#888888", ":"), "gaussian": ("#888888", "--"), "face": ("#8
 LEGEND = {"random": "random map", "gaussian": "centred blob", "face": "mean face"}
 FILL_NAMES = {"blur": "its blur", "mean": "its mean colour", "paired real": "the real frame"}
 STYLE: Any = {
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlesize": 10,
-    "svg.fonttype": "none",
-}
+    "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 10, "svg.fonttype": "none"
+}  # fmt: skip
 DPI = 160
 
 

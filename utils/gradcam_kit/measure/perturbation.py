@@ -1,23 +1,25 @@
-"""What runs the detector again for some images: deletion and insertion, SaCo, and the ranking where there are no masks.
+"""What runs the detector again for some images: deletion and insertion, SaCo, transplant, segment attack.
 
-What a pixel is replaced by matters for deepfakes, since a grey patch is no real face either: beside blur and the mean
+What a pixel is replaced by matters for deepfakes, since a grey patch is no real face either: besides blur and the mean
 colour there is the same frame of the real video (Gowrisankar and Thing 2024).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from ..engine.frozen import frozen_for_explaining
 from ..engine.recipe import Recipe
-from ..judge.deletion import Curves, Score, area, deletion_insertion, score_without, scores_of
-from ..judge.fills import PAIRED_REAL, blurred, mean_coloured
-from ..judge.saco import saco
+from ..judge.deletion import Curves, Score, area, deletion_insertion, hottest_first, saco, score_without, scores_of
+from ..judge.transplant import CELLS, transplant_maps
+from ..judge.trial import PAIRED_REAL, blurred, mean_coloured
 from ..model.detector import LoadedDetector
 from .comparison import Columns
 from .samples import RealFrames
@@ -25,6 +27,15 @@ from .sweep import resized
 
 FILLS = ("blur", "mean", PAIRED_REAL)
 SCREENED = 0.1  # the share that is replaced where maps are ranked without masks
+AGREEMENT = "rank correlation with transplant"
+FORGED = 0.1  # share of a patch in the mask from which it counts as changed
+CHANGED = 4.0  # grey levels by which its pixels differ on average, where there is no mask: compression changes fewer
+FEWEST = 4  # changed patches that can be ranked
+SEGMENTS, COMPACTNESS = 50, 10.0  # of SLIC
+BUDGET, STEPS = 16 / 255, 5  # of the segment attack: how far a pixel may move, and gradient steps
+TOP = (1, 2, 3)  # hottest segments that are attacked
+
+Margin = Callable[[Tensor], Tensor]  # images (N, 3, H, W) in [0, 1] → (N,) fake - real, differentiable
 
 
 class Examined(NamedTuple):
@@ -38,26 +49,20 @@ class Examined(NamedTuple):
 
 
 def deletion_metrics(examined: Examined, reals: RealFrames) -> tuple[Columns, dict[str, dict[Recipe, Curves]]]:
-    """Areas under both curves for each fill, one value per image, and the curves themselves.
-
-    Without any real counterpart the fill PAIRED_REAL is left out.
-    """
-    images, score = examined.detector.normalised(examined.pixels), fake_probability(examined.detector)
+    """Areas under both curves for each fill, a value per image, and the curves; PAIRED_REAL only where it is known."""
+    score, batch_size = fake_probability(examined.detector), 2 * examined.batch_size
     columns: Columns = {}
     curves: dict[str, dict[Recipe, Curves]] = {}
     with tqdm(total=len(FILLS) * len(examined.drawn), unit="curve", desc="deletion and insertion") as bar:
         for fill in FILLS:
-            use = reals.paired if fill == PAIRED_REAL else torch.ones(len(images), dtype=torch.bool)
-            if not use.any():
+            if fill == PAIRED_REAL and not reals.paired.any():
                 bar.update(len(examined.drawn))
                 continue
-            used = use.to(images.device)
-            replacement = _fill(examined.detector, fill, images[used], reals.pixels[use])
+            use, images, replacement = _filled(examined, fill, reals)
             curves[fill] = {}
             for recipe, drawn in examined.drawn.items():
-                found = deletion_insertion(
-                    images[used], replacement, drawn[used], score, examined.seed, batch_size=2 * examined.batch_size
-                )
+                used = drawn[use.to(drawn.device)]
+                found = deletion_insertion(images, replacement, used, score, examined.seed, batch_size=batch_size)
                 curves[fill][recipe] = found
                 for kind, curve in found._asdict().items():
                     columns.setdefault(f"{kind} ({fill})", {})[recipe] = with_gaps(area(curve).numpy(), use, len(use))
@@ -68,9 +73,7 @@ def deletion_metrics(examined: Examined, reals: RealFrames) -> tuple[Columns, di
 def saco_metrics(examined: Examined, reals: RealFrames) -> Columns:
     """With the paired real where there is any, else with the mean colour, which is the paper's."""
     fill = PAIRED_REAL if bool(reals.paired.any()) else "mean"
-    use = reals.paired if fill == PAIRED_REAL else torch.ones(len(examined.pixels), dtype=torch.bool)
-    images = examined.detector.normalised(examined.pixels[use])
-    replacement = _fill(examined.detector, fill, images, reals.pixels[use])
+    use, images, replacement = _filled(examined, fill, reals)
     score, batch_size = fake_probability(examined.detector), 2 * examined.batch_size
     column = {}
     for recipe, drawn in examined.drawn.items():
@@ -80,10 +83,7 @@ def saco_metrics(examined: Examined, reals: RealFrames) -> Columns:
 
 
 def screening(examined: Examined, maps: Mapping[Recipe, Tensor]) -> dict[Recipe, np.ndarray]:
-    """How far the probability of fake falls (N,) once the hottest tenth is blurred: ranks maps without any mask.
-
-    `maps`: raw (N, h, w), many of them; resized here, one kind at a time.
-    """
+    """How far the probability of fake falls (N,) once the hottest tenth by raw `maps` (N, h, w) is blurred."""
     detector, seed, batch_size = examined.detector, examined.seed, examined.batch_size
     images = detector.normalised(examined.pixels)
     fill, score = blurred(images), fake_probability(detector)
@@ -101,10 +101,14 @@ def fake_probability(detector: LoadedDetector) -> Score:
     return lambda images: detector.scores(images).prob_fake.float()
 
 
-def _fill(detector: LoadedDetector, fill: str, images: Tensor, reals: Tensor) -> Tensor:
-    if fill == "blur":
-        return blurred(images)
-    return mean_coloured(images) if fill == "mean" else detector.normalised(reals)
+def _filled(examined: Examined, fill: str, reals: RealFrames) -> tuple[Tensor, Tensor, Tensor]:
+    """Which images have this fill, (N,) bool; those, normalised; and what replaces their pixels."""
+    detector, pixels = examined.detector, examined.pixels
+    if fill == PAIRED_REAL:
+        return reals.paired, detector.normalised(pixels[reals.paired]), detector.normalised(reals.pixels[reals.paired])
+    images = detector.normalised(pixels)
+    replacement = blurred(images) if fill == "blur" else mean_coloured(images)
+    return torch.ones(len(pixels), dtype=torch.bool), images, replacement
 
 
 def with_gaps(values: np.ndarray, places: Tensor, count: int) -> np.ndarray:
@@ -112,3 +116,125 @@ def with_gaps(values: np.ndarray, places: Tensor, count: int) -> np.ndarray:
     full = np.full((count, *values.shape[1:]), np.nan)
     full[places.numpy()] = values
     return full
+
+
+def patches_of(detector: LoadedDetector) -> tuple[int, int]:
+    """Rows and columns of what is exchanged."""
+    side = detector.settings.resolution
+    return detector.model.patch_grid(side, side) or CELLS
+
+
+def transplanted(detector: LoadedDetector, pixels: Tensor, reals: Tensor, changed: Tensor, batch_size: int) -> Tensor:
+    """Signed transplant maps (N, h, w) float32 on the CPU of the `changed` patches; images (N, 3, R, R) uint8."""
+    grid = patches_of(detector)
+    found = []
+    parts = zip(pixels.split(1), reals.split(1), changed.to(detector.device).split(1), strict=True)
+    for one, other, only in tqdm(parts, total=len(pixels), unit="frame", desc="transplant"):
+        images, references = detector.normalised(one), detector.normalised(other)
+        maps = transplant_maps(lambda x: detector.scores(x).margin, images, references, grid, 2 * batch_size, only)
+        found.append(maps.cpu())
+    return torch.cat(found)
+
+
+def changed_patches(pixels: Tensor, reals: Tensor, masks: Tensor, masked: Tensor, grid: tuple[int, int]) -> Tensor:
+    """(N, h, w) bool: forged patches, by the masks (N, R, R) where `masked` (N,), else by how the images differ."""
+    by_mask = F.interpolate(masks.float().unsqueeze(1), size=grid, mode="area").squeeze(1) > FORGED
+    difference = (pixels.float() - reals.float()).abs().mean(dim=1, keepdim=True)
+    by_difference = F.interpolate(difference, size=grid, mode="area").squeeze(1) > CHANGED
+    return torch.where(masked.view(-1, 1, 1), by_mask, by_difference)
+
+
+def transplant_agreement(gold: Tensor, changed: Tensor, maps: Mapping[Recipe, Tensor]) -> dict[Recipe, np.ndarray]:
+    """Spearman's rank correlation (N,) of each raw map with the transplant maps `gold` over the `changed` patches.
+
+    0 where the map has one value on all these patches; NaN where there are fewer than FEWEST of them, or `gold` has one
+    value. Maps of another grid are brought to that of `gold` by their mean.
+    """
+    found = {}
+    for recipe, raw in maps.items():
+        on_grid = F.interpolate(raw.float().unsqueeze(1), size=gold.shape[1:], mode="area").squeeze(1)
+        found[recipe] = np.array([_spearman(g[c], m[c]) for g, m, c in zip(gold, on_grid, changed, strict=True)])
+    return found
+
+
+def _spearman(gold: Tensor, values: Tensor) -> float:
+    from scipy.stats import spearmanr
+
+    if len(gold) < FEWEST or bool((gold == gold[0]).all()):
+        return float("nan")
+    if bool((values == values[0]).all()):
+        return 0.0
+    return float(spearmanr(gold.double().numpy(), values.double().numpy())[0])
+
+
+def attack_metrics(examined: Examined) -> Columns:
+    """Whether each detected fake passes for real once its hottest one, two and three SLIC segments are changed: 0 or 1.
+
+    After Tsigos, Apostolidis and Mezaris 2024 (arXiv 2404.18649), who estimate the gradient (NES); here it is there, so
+    the steps are projected gradient steps (Madry et al. 2018). The mean is the drop of accuracy, since each was called
+    fake. Raises ImportError without scikit-image.
+    """
+    detector, pixels, maps, seed, batch_size = examined
+    segments = slic_segments(pixels).to(detector.device)
+    start = pixels.to(detector.device).float() / 255
+    mean, std = (
+        torch.tensor(values, device=detector.device).view(3, 1, 1)
+        for values in (detector.gradcam.mean, detector.gradcam.std)
+    )
+
+    def margin(images: Tensor) -> Tensor:
+        return detector.scores((images - mean) / std).margin
+
+    columns: Columns = {}
+    with (
+        frozen_for_explaining(detector.model),
+        tqdm(total=len(TOP) * len(maps), unit="attack", desc="segment attack") as bar,
+    ):
+        for top in TOP:
+            for recipe, drawn in maps.items():
+                where = hottest_segments(drawn, segments, top, seed)
+                fooled = []
+                for part, spot in zip(start.split(batch_size), where.split(batch_size), strict=True):
+                    after = attacked(part, spot, margin)
+                    with torch.no_grad():
+                        fooled.append((margin(after) <= 0).cpu())
+                columns.setdefault(f"accuracy drop (top {top})", {})[recipe] = torch.cat(fooled).double().numpy()
+                bar.update()
+    return columns
+
+
+def slic_segments(pixels: Tensor) -> Tensor:
+    """(N, 3, H, W) uint8 RGB → (N, H, W) int64, the number of each pixel's segment, from 0. Raises ImportError."""
+    try:
+        from skimage.segmentation import slic  # optional, and slow to import
+    except ImportError as error:
+        raise ImportError("it needs scikit-image: pip install scikit-image") from error
+    images = pixels.permute(0, 2, 3, 1).cpu().numpy()
+    segments = [slic(image, SEGMENTS, COMPACTNESS, start_label=0, channel_axis=-1) for image in images]
+    return torch.from_numpy(np.stack(segments)).to(pixels.device)
+
+
+def hottest_segments(maps: Tensor, segments: Tensor, top: int, seed: int) -> Tensor:
+    """(N, H, W) bool: the `top` segments of highest mean map value; ties are broken at random by `seed`."""
+    labels = segments.flatten(1)
+    count = int(labels.max()) + 1
+    sums = torch.zeros(len(maps), count, device=maps.device).scatter_add_(1, labels, maps.flatten(1))
+    sizes = torch.zeros_like(sums).scatter_add_(1, labels, torch.ones_like(maps).flatten(1))
+    heat = torch.where(sizes > 0, sums / sizes.clamp(min=1), torch.full_like(sums, -1.0))  # numbers an image lacks
+    chosen = torch.zeros_like(heat, dtype=torch.bool).scatter_(1, hottest_first(heat, seed)[:, :top], True)
+    return chosen.gather(1, labels).view_as(segments)
+
+
+def attacked(images: Tensor, where: Tensor, margin: Margin, budget: float = BUDGET, steps: int = STEPS) -> Tensor:
+    """`images` (N, 3, H, W) in [0, 1], pushed towards "real" at the pixels `where` (N, H, W), by at most `budget`.
+
+    The weights of `margin` must be constants (see `frozen_for_explaining`), and gradients enabled.
+    """
+    low, high = (images - budget).clamp(min=0), (images + budget).clamp(max=1)
+    step = 2.5 * budget / steps * where.unsqueeze(1)
+    moved = images
+    for _ in range(steps):
+        leaf = moved.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(margin(leaf).sum(), leaf)
+        moved = torch.minimum(torch.maximum(moved - step * gradient.sign(), low), high)
+    return moved.detach()

@@ -92,9 +92,8 @@ class DetectedFakes:
 
 def detected_fakes(frames: Sequence[Frame], predictions: Path) -> list[Frame]:
     """The fakes that the detector predicted as fake, by a run's `predictions.csv`, in order."""
-    predicted_fake = {
-        int(row["index"]) for row in read_table(predictions, ("index", "predicted")) if row["predicted"] == "1"
-    }
+    table = read_table(predictions, ("index", "predicted"))
+    predicted_fake = {int(row["index"]) for row in table if row["predicted"] == "1"}
     return [frame for frame in frames if frame.label == 1 and frame.index in predicted_fake]
 
 
@@ -106,10 +105,8 @@ def read_samples(
     for batch in frame_loader(frames, resolution, batch_size, workers):
         if batch.unreadable:
             frame, reason = batch.unreadable[0]
-            raise RunError(
-                f"{frame.path}: could be read for the predictions and no longer can ({reason}); check the file and run"
-                " again"
-            )
+            problem = f"could be read for the predictions and no longer can ({reason}); check the file and run again"
+            raise RunError(f"{frame.path}: {problem}")
         pixels.append(batch.pixels)
     landmarks = [_face_points(frame) for frame in frames]
     states, drawn = zip(*(_mask(frame, resolution, evidence) for frame in frames), strict=True)
@@ -129,20 +126,17 @@ def read_samples(
 
 def _mask(frame: Frame, resolution: int, evidence: Evidence) -> tuple[str, np.ndarray]:
     """The state of the frame's mask, as in `DetectedFakes.mask_states`, and the mask (R, R), zero unless it is ok."""
-    nothing = np.zeros((resolution, resolution), dtype=np.uint8)
+    mask, state = None, "none"
     try:
         if evidence.masks is None:
             mask = read_mask(frame.path, resolution)
-        else:
-            path = evidence.masks[frame.path]
-            mask = None if path is None else read_mask_file(path, resolution)
+        elif (path := evidence.masks[frame.path]) is not None:
+            mask = read_mask_file(path, resolution)
     except UnreadableImage:
-        return "unreadable", nothing
-    if mask is None:
-        return "none", nothing
-    if not mask.any() or mask.all():
-        return ("full" if mask.any() else "empty"), nothing
-    return "ok", mask
+        state = "unreadable"
+    if mask is not None:
+        state = "empty" if not mask.any() else "full" if mask.all() else "ok"
+    return state, mask if mask is not None and state == "ok" else np.zeros((resolution, resolution), dtype=np.uint8)
 
 
 def stored_size(frame: Frame) -> tuple[int, int]:
@@ -166,10 +160,8 @@ def _whole_face_forgeries(
     covered: dict[str, list[bool]] = {}
     for frame, mask, good, points in zip(frames, masks, usable, landmarks, strict=True):
         if good:
-            face = mask if points is None else mask[hull(points, mask.shape) > 0]
-            covered.setdefault(frame.forgery, []).append(
-                bool(face.mean() >= (WHOLE_IMAGE if points is None else WHOLE_FACE))
-            )
+            face, least = (mask, WHOLE_IMAGE) if points is None else (mask[hull(points, mask.shape) > 0], WHOLE_FACE)
+            covered.setdefault(frame.forgery, []).append(bool(face.mean() >= least))
     return [forgery for forgery, whole_masks in covered.items() if np.mean(whole_masks) > 0.5]
 
 

@@ -1,18 +1,21 @@
-"""Maps of many recipes for the same images, one pass a batch for each backward rule; and what a sweep tries."""
+"""Maps of many recipes for the same images: what a sweep tries, localisation, and weights made random."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..base.allowed import SITES
 from ..engine.attention import has_attention
 from ..engine.attention_methods import ATTENTION_METHODS
 from ..engine.backward import can_balance
-from ..engine.layers import FUSED, SUM, named_layers, site_of_layer, summed_blocks
+from ..engine.layers import FUSED, SUM, block_names, named_layers, site_of_layer, summed_blocks
 from ..engine.maps import Canvas, normalise
 from ..engine.methods import METHODS
 from ..engine.recipe import BALANCED, PLAIN, Recipe, site_of, sites_of
@@ -22,6 +25,7 @@ from ..judge.localisation import Localisation, localise
 from ..model.detector import LoadedDetector
 
 CHUNK = 16  # maps localised at a time: what the processor's cache holds
+FAILS_FROM = 0.3  # rank correlation, all weights random, from which a method fails
 
 
 def swept_recipes(detector: LoadedDetector, layers: Sequence[str], backwards: Sequence[str] = ()) -> list[Recipe]:
@@ -29,7 +33,7 @@ def swept_recipes(detector: LoadedDetector, layers: Sequence[str], backwards: Se
 
     Where `sum` is among them, methods whose maps do not add are left out. By both backward rules where the tower can be
     balanced, unless `backwards` names them; of both, the balanced one is only for the sites at which it makes a
-    method's products add up.
+    method's products add up (rollout has no gradient).
     """
     tower: Tower = detector.model.tower
     named, summed = named_layers(layers), summed_blocks(tower, layers)
@@ -40,17 +44,12 @@ def swept_recipes(detector: LoadedDetector, layers: Sequence[str], backwards: Se
     methods = [*METHODS, *(attention if has_attention(tower, read) else ())]
     every = [*named, *([FUSED] if len(named) > 1 else []), *([SUM] if summed else [])]
     rules = backwards or ((PLAIN, BALANCED) if can_balance(tower) else (PLAIN,))
-
-    def is_worth(method: str, site: str, rule: str) -> bool:
-        adds_up = method != "rollout" and site == site_of(method, rule)  # rollout has no gradient
-        return rule == PLAIN or len(rules) == 1 or adds_up
-
     return [
         Recipe(method, layer, site, rule)
         for rule in rules
         for method in methods
         for site in sites_of(method, sites)
-        if is_worth(method, site, rule)
+        if rule == PLAIN or len(rules) == 1 or (method != "rollout" and site == site_of(method, rule))
         for layer in every
     ]
 
@@ -64,49 +63,32 @@ def make_maps(
     fused_of: Sequence[str] = (),
     title: str = "",
 ) -> dict[Recipe, Tensor]:
-    """The raw maps of every image.
+    """The raw maps (N, h, w) float32 ≥ 0 of every image (N, 3, R, R) uint8, on the CPU, by recipes of one layer each.
 
-    Args:
-        recipes: of one layer each.
-        pixels: (N, 3, R, R) uint8.
-        fused_of: the layers that `fused` is the mean of, where they are not all in `recipes`.
-        title: of the progress bar; without one there is none.
-
-    Returns:
-        (N, h, w) float32 ≥ 0 for each recipe, on the CPU.
-
-    Raises:
-        InputError, NonFiniteMapError: as `GradCAMMixin.explain`.
+    `fused_of`: the layers that `fused` is the mean of, where they are not all in `recipes`. `title`: of the progress
+    bar; without one there is none. Raises InputError and NonFiniteMapError as `GradCAMMixin.explain`.
     """
     layers = list(dict.fromkeys(recipe.layer for recipe in recipes))
     if FUSED in layers:
         layers = list(dict.fromkeys([*layers, *fused_of]))
+    side = detector.settings.resolution
+    size = detector.model.patch_grid(side, side) or (side, side)  # `resized` brings them to image size
+    by_rule: dict[str, dict[Recipe, None]] = {}  # every method and site at all layers
+    for one in recipes:
+        by_rule.setdefault(one.backward, {})[Recipe(one.method, layers, one.site, one.backward)] = None
     parts: dict[Recipe, list[Tensor]] = {recipe: [] for recipe in recipes}
     with tqdm(total=len(pixels), unit="frame", desc=title, disable=not title) as bar:
         for part in pixels.split(batch_size):
-            for backward in dict.fromkeys(recipe.backward for recipe in recipes):
-                of_rule = [recipe for recipe in recipes if recipe.backward == backward]
-                for recipe, raw in _batch_maps(detector, of_rule, layers, part, target):
-                    if recipe in parts:
-                        parts[recipe].append(raw)
+            for asked in map(list, by_rule.values()):
+                with detector.autocast():
+                    captured = detector.as_subject().capture({"image": detector.normalised(part)}, asked, target, size)
+                for recipe in asked:
+                    for layer, maps in captured.maps(recipe).items():
+                        if recipe.at(layer) in parts:
+                            raw = torch.where(maps.empty[:, None, None], torch.zeros_like(maps.raw), maps.raw)
+                            parts[recipe.at(layer)].append(raw.float().cpu())
             bar.update(len(part))
     return {recipe: torch.cat(found) for recipe, found in parts.items()}
-
-
-def _batch_maps(
-    detector: LoadedDetector, recipes: Sequence[Recipe], layers: list[str], pixels: Tensor, target: Target
-) -> Iterator[tuple[Recipe, Tensor]]:
-    """The maps at all `layers`, by the methods and sites of some recipes that share a backward rule."""
-    side, backward = detector.settings.resolution, recipes[0].backward
-    kinds = dict.fromkeys((recipe.method, recipe.site) for recipe in recipes)
-    asked = [Recipe(method, layers, site, backward) for method, site in kinds]
-    size = detector.model.patch_grid(side, side) or (side, side)  # `resized` brings them to image size
-    with detector.autocast():
-        captured = detector.as_subject().capture({"image": detector.normalised(pixels)}, asked, target, size)
-    for recipe in asked:
-        for layer, maps in captured.maps(recipe).items():
-            raw = torch.where(maps.empty[:, None, None], torch.zeros_like(maps.raw), maps.raw)
-            yield recipe.at(layer), raw.float().cpu()
 
 
 def resized(detector: LoadedDetector, raw: Tensor) -> Tensor:
@@ -125,3 +107,86 @@ def localise_maps(
         scores = [localise(resized(detector, raw[part]), masks[part].to(detector.device)) for part in parts]
         found[recipe] = Localisation(*map(torch.cat, zip(*scores, strict=True)))
     return found
+
+
+class Randomised(NamedTuple):
+    """Mean rank correlation with the original map after each step of the cascade, for each kind of map."""
+
+    steps: list[str]
+    correlation: dict[Recipe, list[float]]  # NaN where every map is constant
+
+
+def randomisation(
+    detector: LoadedDetector, recipes: Sequence[Recipe], make: Callable[[], Mapping[Recipe, Tensor]], seed: int
+) -> Randomised:
+    """Randomise the weights step by step and compare the maps of `recipes`, from `make`, with the original ones.
+
+    A map that stays the same when the weights are noise explains no detector (Adebayo et al. 2018). Afterwards the
+    detector is as it was.
+    """
+    original = make()
+    found = Randomised([], {recipe: [] for recipe in recipes})
+    with weights_put_back(detector.model):
+        for step in cascade(detector.model, detector.model.explained_tower, seed):
+            found.steps.append(step)
+            for recipe, maps in make().items():
+                values = rank_correlation(original[recipe], maps)
+                mean = float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
+                found.correlation[recipe].append(mean)
+    return found
+
+
+@contextmanager
+def weights_put_back(model: nn.Module) -> Iterator[None]:
+    """Restores weights and buffers of `model` at the end of the block."""
+    before = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for name, value in model.state_dict().items():
+                value.copy_(before[name])
+
+
+def cascade(model: nn.Module, tower: nn.Module, seed: int) -> Iterator[str]:
+    """Randomise step by step, yielding the name of each step once done: head, blocks from the last on, the rest.
+
+    Use inside `weights_put_back`. For a network without encoder blocks the steps are its direct children.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    done: set[int] = set()
+    weights = model.state_dict()
+    inside = next(name for name, module in model.named_modules() if module is tower)
+    blocks = block_names(tower) or [name for name, _ in tower.named_children()]
+    groups = [
+        ("head", [name for name in weights if not name.startswith(f"{inside}.")]),
+        *((block, [name for name in weights if name.startswith(f"{inside}.{block}.")]) for block in reversed(blocks)),
+        ("embeddings and norms", list(weights)),
+    ]
+    for step, names in groups:
+        for name in names:
+            if weights[name].data_ptr() not in done and weights[name].is_floating_point():
+                randomise(weights[name], generator)
+                done.add(weights[name].data_ptr())
+        yield step
+
+
+@torch.no_grad()
+def randomise(weight: Tensor, generator: torch.Generator) -> None:
+    """In place: a matrix becomes normal noise of its own mean and standard deviation, a vector is shuffled."""
+    if weight.ndim < 2:
+        flat = weight.view(-1)
+        flat.copy_(flat[torch.randperm(flat.numel(), generator=generator).to(weight.device)].clone())
+        return
+    noise = torch.randn(weight.shape, generator=generator).to(weight)
+    weight.copy_(weight.mean() + weight.std() * noise)
+
+
+def rank_correlation(one: Tensor, other: Tensor) -> np.ndarray:
+    """Spearman's rank correlation of each pair of maps (N, h, w): (N,); NaN where one of them is constant."""
+    from scipy.stats import rankdata
+
+    a, b = (rankdata(maps.flatten(1).cpu().numpy(), axis=1) for maps in (one, other))
+    a, b = (ranks - ranks.mean(axis=1, keepdims=True) for ranks in (a, b))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray((a * b).sum(axis=1) / np.sqrt((a**2).sum(axis=1) * (b**2).sum(axis=1)))

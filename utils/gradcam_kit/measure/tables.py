@@ -1,4 +1,4 @@
-"""The results of a dataset, one `Row` per map and metric, in words: the verdict, the printed tables, the files."""
+"""The results of a dataset as text: the verdict, the printed tables, the rows of the files."""
 
 from __future__ import annotations
 
@@ -11,18 +11,17 @@ from ..judge.bootstrap import Interval
 from ..judge.controls import CONTROLS
 from ..judge.deletion import SHARES
 from .comparison import ALL, Row, lower_is_better
-from .dataset_evaluation import CLICK_METRICS
-from .evaluate import DatasetScores
-from .randomisation import FAILS_FROM
-from .transplant_agreement import AGREEMENT
+from .dataset_evaluation import CLICK_METRICS, DatasetScores
+from .perturbation import AGREEMENT
+from .sweep import FAILS_FROM
 
 CONTROL_NAMES = {"random": "a random map", "gaussian": "a centred blob", "face": "the mean face"}
-CONTROL_RECIPES = [Recipe.control(name) for name in CONTROLS]
 DIFFERENCE = {"difference": "mean", "low": "low", "high": "high", "p": "p"}  # column → field of a Difference
 CSV_COLUMNS = (
     "dataset", "forgery", "method", "layer", "site", "metric", "mean", "low", "high", "frames", "videos",
     *(f"{what}_{control}" for control in CONTROLS for what in DIFFERENCE), "better", "backward",
 )  # fmt: skip
+BETTER = {True: "yes", False: "no", None: "(control)"}
 PRINTED = 12  # maps in the printed table
 FEWEST_VIDEOS = 5  # from which on a p-value can be below 0.05: 2^-4 is not
 
@@ -34,9 +33,8 @@ def verdict(scores: DatasetScores) -> str:
     ranked = scores.row_of()
     best = ranked[scores.ranking[0]]
     if best.interval.videos < FEWEST_VIDEOS:
-        videos = "one video is" if best.interval.videos == 1 else f"{best.interval.videos} videos are"
-        few = "too few to tell whether a map is better than the controls"
-        return f"{scores.dataset}: for this checkpoint: {videos} {few}"
+        few = "one video is" if best.interval.videos == 1 else f"{best.interval.videos} videos are"
+        return f"{scores.dataset}: for this checkpoint: {few} too few to tell whether a map is better than the controls"
     if best.better:
         sentence = f"{best.recipe.title} ({scores.ranked_by} {interval_text(best.interval)})"
     else:
@@ -70,11 +68,10 @@ def printed(scores: DatasetScores) -> str:
     for metric in dict.fromkeys(row.metric for row in scores.rows if row.forgery == ALL):
         if metric.startswith(("deletion", "insertion", "SaCo", AGREEMENT, "accuracy drop", *CLICK_METRICS)):
             lines.append(f"{metric}, {'lower' if lower_is_better(metric) else 'higher'} is better")
-            lines += [
-                _line(CONTROL_NAMES.get(recipe.method, recipe.title), row, _better_text(row))
-                for recipe, row in scores.row_of(metric).items()
-                if recipe in shown or recipe.is_control
-            ]
+            for recipe, row in scores.row_of(metric).items():
+                if recipe in shown or recipe.is_control:
+                    name = CONTROL_NAMES.get(recipe.method, recipe.title)
+                    lines.append(f"  {name:<48} {interval_text(row.interval)}  {BETTER[row.better]}")
     lines += _forgery_lines(scores)
     if scores.randomised:
         lines.append("rank correlation with the original map once all weights are random (should be near 0)")
@@ -84,25 +81,17 @@ def printed(scores: DatasetScores) -> str:
     return "\n".join([*lines, *(f"note: {note}" for note in scores.notes)])
 
 
-def _line(name: str, row: Row, remark: str) -> str:
-    return f"  {name:<48} {interval_text(row.interval)}  {remark}"
-
-
-def _better_text(row: Row) -> str:
-    return {True: "yes", False: "no", None: "(control)"}[row.better]
-
-
 def _ranked_table(scores: DatasetScores, shown: Sequence[Recipe]) -> list[str]:
     """Maps by what they are ranked by, with the pointing game beside it, then the controls."""
     ranked, pointing = scores.row_of(), scores.row_of("pointing game")
     lines = [
         f"  {'method':<10}{'layer':<22}{'site':<22}{scores.ranked_by:<23}{'pointing game':<23}better than controls"
     ]
-    for recipe in [*shown, *CONTROL_RECIPES]:
+    for recipe in [*shown, *map(Recipe.control, CONTROLS)]:
         row = ranked[recipe]
         points = interval_text(pointing[recipe].interval) if recipe in pointing else "–"
         names = f"{recipe.method:<10}{recipe.layer:<22}{recipe.where:<22}"
-        lines.append(f"  {names}{interval_text(row.interval):<23}{points:<23}{_better_text(row)}")
+        lines.append(f"  {names}{interval_text(row.interval):<23}{points:<23}{BETTER[row.better]}")
     if len(scores.ranking) > len(shown):
         lines.append(f"  … {len(scores.ranking) - len(shown)} more in explanations.csv")
     return lines
@@ -114,22 +103,22 @@ def _forgery_lines(scores: DatasetScores) -> list[str]:
     found = [row for row in scores.rows if (row.metric, row.recipe) == (scores.ranked_by, best) and row.forgery != ALL]
     lines = [f"{best.title} on each forgery method, {scores.ranked_by}"] if found else []
     for row in found:
-        better = "better than controls" if row.better else "no better than controls"
-        lines.append(_line(row.forgery, row, f"{better}, {row.interval.frames} frames"))
+        better = f"{'' if row.better else 'no '}better than controls, {row.interval.frames} frames"
+        lines.append(f"  {row.forgery:<48} {interval_text(row.interval)}  {better}")
     return lines
 
 
 def csv_rows(rows: Sequence[Row]) -> list[list[str]]:
     """`explanations.csv`: dataset × forgery method × map × metric; a difference above 0 is better."""
-    return [[_cell(values.get(column)) for column in CSV_COLUMNS] for values in map(_csv_values, rows)]
-
-
-def _csv_values(row: Row) -> dict[str, Any]:
-    """By column; a control has no differences and no backward rule."""
-    values = {**row._asdict(), **row.recipe.facts(), **row.interval._asdict(), "better": row.better}
-    for one in row.differences:
-        values |= {f"{what}_{one.control}": getattr(one, name) for what, name in DIFFERENCE.items()}
-    return {**values, "backward": None} if row.recipe.is_control else values
+    lines = []
+    for row in rows:
+        values = {**row._asdict(), **row.recipe.facts(), **row.interval._asdict(), "better": row.better}
+        for one in row.differences:
+            values |= {f"{what}_{one.control}": getattr(one, name) for what, name in DIFFERENCE.items()}
+        if row.recipe.is_control:
+            values["backward"] = None
+        lines.append([_cell(values.get(column)) for column in CSV_COLUMNS])
+    return lines
 
 
 def _cell(value: object) -> str:
@@ -155,7 +144,11 @@ def json_values(scores: DatasetScores) -> Any:
         "ranked_by": scores.ranked_by,
         "ranking": [recipe.facts() for recipe in scores.ranking],
         "configured": [recipe.facts() for recipe in scores.configured],
-        "rows": [_row_json(row) for row in scores.rows if row.forgery == ALL],
+        "rows": [
+            {**row.recipe.facts(), "metric": row.metric, **row.interval._asdict(),
+             "differences": [one._asdict() for one in row.differences], "better": row.better}
+            for row in scores.rows if row.forgery == ALL
+        ],
         "curves": [  # their means; the bands are drawn in the figure only
             {**recipe.facts(), "fill": fill, "shares": SHARES,
              **{kind: curve.numpy().mean(axis=0).tolist() for kind, curve in curves._asdict().items()}}
@@ -168,12 +161,6 @@ def json_values(scores: DatasetScores) -> Any:
         },
     }  # fmt: skip
     return _finite(values)
-
-
-def _row_json(row: Row) -> dict[str, Any]:
-    differences = [one._asdict() for one in row.differences]
-    interval = row.interval._asdict()
-    return {**row.recipe.facts(), "metric": row.metric, **interval, "differences": differences, "better": row.better}
 
 
 def _finite(value: Any) -> Any:

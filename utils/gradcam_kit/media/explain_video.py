@@ -17,7 +17,7 @@ from ..base.errors import InputError
 from ..base.files import holds_only_own, new_folder, replace_folder, write_listing, write_table
 from ..drawing.overlays import LayerImage
 from ..explaining.explanation import explained_names
-from ..judge.temporal_consistency import TemporalConsistency
+from ..judge.localisation import TemporalConsistency
 from ..model.detector import LoadedDetector
 from ..run.explainer import explain_images
 from .faces.find import NoFaceError

@@ -16,8 +16,7 @@ from ..data.folder_dataset import counted
 from ..data.frame import Frame
 from ..data.gaps import absent_frames, forgery_gaps
 from ..data.readers import read_dataset
-from ..measure.evaluate import check_options
-from ..measure.output import evaluate_explanations
+from ..measure.evaluate import check_options, evaluate_explanations
 from ..measure.samples import find_evidence
 from ..model.detector import LoadedDetector, print_choices
 from ..model.host.registry import preimport_detector

@@ -12,7 +12,7 @@ import torch
 from ..base.version import VERSION
 from ..data.frame import Frame
 from ..data.readers import reader_of
-from ..measure.output import CSV_FILE, JSON_FILE
+from ..measure.evaluate import CSV_FILE, JSON_FILE
 from ..model.detector import LoadedDetector
 from ..settings.config import RunSettings
 from ..settings.run_options import RunOptions

@@ -11,7 +11,7 @@ from ...judge.candidates import PLAIN
 from ...judge.controls import CONTROLS
 from ...judge.verdict import headline, judgements
 from ...measure.comparison import lower_is_better
-from ...measure.output import JSON_FILE
+from ...measure.evaluate import JSON_FILE
 from ...measure.tables import CONTROL_NAMES
 from ...store.manifest import read_json
 from ...store.read_run import RunOnDisk

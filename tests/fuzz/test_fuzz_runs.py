@@ -18,10 +18,9 @@ from tests.helpers.fake_run import Row, image_of, layer_image, sample_of, some_r
 from tests.helpers.fake_run import some_manifest as manifest
 from utils.gradcam_kit.base.errors import InputError
 from utils.gradcam_kit.data.frame import Frame
-from utils.gradcam_kit.data.stamps import Stamp
+from utils.gradcam_kit.data.frame_paths import Stamp
 from utils.gradcam_kit.report.page import render, write_report
-from utils.gradcam_kit.run.predictions import Predictions
-from utils.gradcam_kit.run.resume import Resume
+from utils.gradcam_kit.run.predictions import Predictions, Resume
 from utils.gradcam_kit.store.journal import Journal, journals
 from utils.gradcam_kit.store.manifest import read_manifest
 from utils.gradcam_kit.store.read_run import read_run

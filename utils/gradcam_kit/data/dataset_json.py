@@ -19,8 +19,8 @@ from ..base.errors import InputError, did_you_mean
 from ..base.files import read_text, write_json
 from ..base.text import one_line, printable, shortened
 from ..base.typed import MISSING, Filled, Misfit, fit
-from .dataset_names import COMPRESSED, MAX_DATASET_NAME_BYTES, Video, is_dataset_name
 from .folder_dataset import dataset_name, read_labelled
+from .frame import COMPRESSED, MAX_DATASET_NAME_BYTES, Video, is_dataset_name
 
 MAX_JSON_BYTES = 2 * 1024**3
 MAX_NAME = 32_768  # letters of a label, a video or a path; no system opens a longer path

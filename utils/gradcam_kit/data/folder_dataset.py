@@ -15,8 +15,7 @@ from pathlib import Path
 
 from ..base.errors import InputError
 from ..base.text import AS_IT_CAME, one_line, shortened
-from .dataset_names import Video, is_dataset_name
-from .frame import Frame
+from .frame import Frame, Video, is_dataset_name
 
 IMAGE_SUFFIXES = (
     ".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".avif", ".heic", ".heif",

@@ -15,9 +15,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from .frame import Frame
+from .frame_paths import Stamp, content_hash, read_bytes
 from .images import UnreadableImage, decode_image
-from .stamps import Stamp, content_hash
-from .storage import read_bytes
 
 
 class Batch(NamedTuple):

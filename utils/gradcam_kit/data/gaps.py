@@ -15,8 +15,8 @@ from ..base.files import read_table, write_table
 from ..base.text import shortened
 from ..base.typed import Misfit, fit
 from .frame import Frame
+from .frame_paths import in_lmdb
 from .images import NO_FOLDER
-from .storage import in_lmdb
 
 MOST_LISTED = 10_000  # entries of a folder that are compared with the name of the missing one
 

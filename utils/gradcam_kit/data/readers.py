@@ -12,11 +12,9 @@ from ..base.errors import InputError, did_you_mean
 from ..base.files import sha256_of
 from ..base.text import shortened
 from .dataset_json import dataset_file, read_videos
-from .dataset_names import Video
 from .folder_dataset import read_labelled
-from .frame import DataSettings, Frame, evenly_spaced
-from .frame_paths import Prefix, find_prefix, first_prefix
-from .storage import lmdb_folder, lmdb_path
+from .frame import DataSettings, Frame, Video, evenly_spaced
+from .frame_paths import Prefix, find_prefix, first_prefix, lmdb_folder, lmdb_path
 
 
 class DatasetReader(NamedTuple):

@@ -21,7 +21,7 @@ from ..model.detector import LoadedDetector
 from ..settings.config import RunSettings
 from ..store.calibration_file import key_of
 from ..store.manifest import Manifest
-from .out_of_memory import SplitOnOutOfMemory
+from .disturbances import SplitOnOutOfMemory
 
 POOL = 8  # frames predicted for each image that is wanted: detectors call few images fake on some data
 JUDGED = 16  # images on which a named map is judged, at most: a figure to warn by needs no more

@@ -33,11 +33,10 @@ from ..store.journal import GAPS, Journal, next_number, read_rows
 from ..store.manifest import HeatmapCounts
 from ..store.sample_folder import sample_folders, whole_samples
 from ..store.sample_writer import SampleWriter
+from .disturbances import Interrupted, SignalGuard, SplitOnOutOfMemory
 from .explainer import Explainer
-from .interruption import Interrupted, SignalGuard
-from .out_of_memory import SplitOnOutOfMemory
+from .predictions import Resume
 from .processes import Processes
-from .resume import Resume
 from .summary import DatasetSummary
 
 

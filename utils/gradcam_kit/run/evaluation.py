@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import importlib
+import platform
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,30 +15,31 @@ from ..base.allowed import TRANSPLANT
 from ..base.errors import InputError, RunError
 from ..base.files import write_json
 from ..base.text import one_line, printable
+from ..base.version import VERSION
 from ..data.folder_dataset import counted
 from ..data.frame import Frame
 from ..data.gaps import absent_frames, forgery_gaps
-from ..data.readers import read_dataset
+from ..data.readers import read_dataset, reader_of
 from ..measure.evaluate import check_options
-from ..measure.output import evaluate_explanations
+from ..measure.output import CSV_FILE, JSON_FILE, evaluate_explanations
 from ..measure.samples import find_evidence
 from ..model.detector import LoadedDetector, print_backward_precision, print_default_layer
 from ..model.host.registry import preimport_detector
 from ..model.load import find_device, load_detector
 from ..settings.config import RunSettings
 from ..settings.run_options import RunOptions
-from ..store.calibration_file import Calibration, find_calibration
-from ..store.manifest import METRICS, STARTED
+from ..store.calibration_file import CALIBRATION_CSV, CALIBRATION_JSON, Calibration, find_calibration
+from ..store.manifest import METRICS, STARTED, DatasetRecord, Manifest, Numbers, Weights
 from ..store.read_run import read_metrics
-from ..store.run_folder import RunFolder
+from ..store.run_folder import RunFolder, now
 from .calibration import Plan, calibrate, untried
 from .dataset_run import Context, DatasetRun, explains_every_frame, samples_at_most
-from .exports import begin_exports, check_exports, lacks_exports, write_exports
-from .interruption import SignalGuard, resume_command
-from .out_of_memory import SplitOnOutOfMemory
+from .disturbances import SignalGuard, SplitOnOutOfMemory, resume_command
+from .exports import TOP_FILES, begin_exports, check_exports, lacks_exports, write_exports
 from .processes import Processes
-from .run_manifest import run_manifest
 from .summary import DatasetSummary, check_finished, expected_output_line, metrics_json, metrics_table, summary
+
+PACKAGES = ("torch", "transformers", "numpy", "cv2", "sklearn")  # whose versions a manifest has
 
 Datasets = Mapping[str, Sequence[Frame]]  # by name
 
@@ -144,6 +148,47 @@ def _open_folder(context: Context, datasets: Datasets) -> tuple[RunFolder, Calib
     if kept is not None and not folder.finished:
         kept.write(folder.path)
     return folder, kept
+
+
+def run_manifest(
+    settings: RunSettings, options: RunOptions, detector: LoadedDetector, datasets: Mapping[str, Sequence[Frame]]
+) -> Manifest:
+    """The manifest of a run that begins now."""
+    device, weights = detector.device, settings.detector.weights_name
+    return Manifest(
+        command=list(options.command),
+        started=now(),
+        config=settings.detector.config,
+        settings=Numbers(settings.batch_size, settings.seed),
+        detector=detector.facts(),
+        weights=Weights(weights, detector.weights_sha256) if weights else None,
+        datasets={
+            name: DatasetRecord(
+                frames=len(frames),
+                json_sha256=reader_of(name, settings.data).sha256(name, settings.data),
+                frames_sha256=_frames_sha256(frames),
+            )
+            for name, frames in datasets.items()
+        },
+        options=options.written(),
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        threads=torch.get_num_threads(),
+        versions={
+            "gradcam_extension": VERSION,
+            "python": platform.python_version(),
+            **{name: str(importlib.import_module(name).__version__) for name in PACKAGES},
+        },
+        top_files=[METRICS, *TOP_FILES, CSV_FILE, JSON_FILE, CALIBRATION_JSON, CALIBRATION_CSV],
+        free_options=options.free(),
+    )
+
+
+def _frames_sha256(frames: Sequence[Frame]) -> str:
+    """Of all that identifies the frames, in order."""
+    digest = hashlib.sha256()
+    for frame in frames:
+        digest.update(repr(tuple(frame)).encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
 
 
 def _expected_output(context: Context, datasets: Datasets) -> str:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from ..data.frame import Frame
+from ..data.frame_paths import Stamp
 from ..data.frames import Batch
-from ..data.stamps import Stamp
 from ..drawing.overlays import DrawnLayers, LayerImage, layer_images
 from ..engine.checks import FromDevice
 from ..explaining.checking import MapChecker
@@ -25,8 +25,8 @@ from ..store.manifest import HeatmapCounts, Vanished
 from ..store.sample import Sample
 from ..store.sample_folder import Drawn
 from ..store.sample_writer import SampleWriter
-from .out_of_memory import SplitOnOutOfMemory, is_out_of_memory
-from .resume import Resume
+from .disturbances import SplitOnOutOfMemory, is_out_of_memory
+from .predictions import Resume
 
 
 class _Begun(NamedTuple):

@@ -1,7 +1,7 @@
 """Finished batches on disk while a run is under way, so that a killed run need not begin again.
 
 Each rank appends to a file of its own, `predictions.<n>.partial`: rows as in predictions.csv, and three more columns:
-why a frame could not be read, what its file was (`data.stamps`), and a checksum of the row. A row that does not
+why a frame could not be read, what its file was (`data.frame_paths`), and a checksum of the row. A row that does not
 agree with its checksum is as if it were not there.
 """
 

@@ -14,7 +14,7 @@ from ..base.errors import InputError
 from ..base.files import read_text
 from ..base.text import shortened
 from ..base.typed import MISSING, UNKNOWN, VALUE, Count, Meta, Misfit, builtins, fit
-from ..data.dataset_names import is_dataset_name
+from ..data.frame import is_dataset_name
 from ..judge.verdict import Choice
 from ..settings.options import FREE_KEYS
 from .sample import LayerFacts

@@ -8,9 +8,8 @@ import cv2
 import numpy as np
 
 from ...base.text import shortened
-from ..frame_paths import landmark_path, mask_path
+from ..frame_paths import in_lmdb, is_there, landmark_path, mask_path, read_bytes
 from ..images import MAX_SIDE, UnreadableImage, decode_image, image_size
-from ..storage import in_lmdb, is_there, read_bytes
 
 NUM_LANDMARKS = 81
 MOST_OUTSIDE = 1.5  # of the image's side, from its middle: a point may lie one image beside the image

@@ -19,7 +19,6 @@ from .frame import COMPRESSED, Video
 from .images import UnreadableImage, read_file
 
 MARK = "_lmdb!/"
-DIGITS = 16  # of a SHA-256, in hexadecimal: chance makes no two of a million files alike
 _PROBES = 100  # videos looked at, per label, to find out which folder the paths of a dataset JSON start from
 
 _open: dict[str, Any] = {}  # folder of an LMDB → environment
@@ -54,7 +53,7 @@ def find_prefix(videos: list[Video], root: Path | None) -> Prefix | None:
     files that circulate carry the folders of the machine they were made on (`D:\\data\\...`, `./datasets/rgb/...`). So
     these are tried: below the root, as they are, and below the root with one, two, ... leading folders off. The first
     that holds a file decides, once per label (reals and fakes often come from different archives), never per frame.
-    None where none of them is there.
+    None where none is there.
     """
     step = max(1, len(videos) // _PROBES)
     for video in videos[::step]:
@@ -103,9 +102,6 @@ def _beside(frame_path: str, folder: str, suffix: str) -> str:
     else:
         parts.insert(-1, folder)
     return str(Path(*parts))
-
-
-# ------------------------------------------------------------------------------------ reading, from a folder or an LMDB
 
 
 def in_lmdb(path: str) -> bool:
@@ -204,12 +200,9 @@ def _lmdb() -> Any:
     return lmdb
 
 
-# --------------------------------------------------------------------------------------------- the same file as before?
-
-
 def content_hash(data: bytes) -> str:
-    """The first DIGITS of the SHA-256."""
-    return hashlib.sha256(data).hexdigest()[:DIGITS]
+    """The first 16 digits of the SHA-256: chance makes no two of a million files alike."""
+    return hashlib.sha256(data).hexdigest()[:16]
 
 
 def hash_of(path: str) -> str:
@@ -231,13 +224,13 @@ class Stamp(NamedTuple):
     content: str
 
     @classmethod
-    def of(cls, path: str, data: bytes | None = None) -> Stamp:
-        """Of the file at `path` as it is; `data` is what was read of it."""
+    def of(cls, path: str) -> Stamp:
+        """Of the file at `path` as it is, without its content."""
         try:
             info = os.stat(path.partition(MARK)[0] + "_lmdb/data.mdb" if in_lmdb(path) else path)  # noqa: PTH116
         except (OSError, ValueError):
             return cls(0, 0, "")
-        return cls(info.st_size, info.st_mtime_ns, "" if data is None else content_hash(data))
+        return cls(info.st_size, info.st_mtime_ns, "")
 
     @classmethod
     def parse(cls, text: str) -> Stamp:

@@ -36,8 +36,7 @@ class _FrameDataset(Dataset[Any]):
     """Frame i with its pixels, or with the reason why there are none."""
 
     def __init__(self, frames: Sequence[Frame], resolution: int) -> None:
-        self.frames = frames
-        self.resolution = resolution
+        self.frames, self.resolution = frames, resolution
 
     def __len__(self) -> int:
         return len(self.frames)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import NamedTuple
 
@@ -48,22 +48,27 @@ def json_frames(name: str, settings: DataSettings, split: str) -> list[Frame]:
         by_label.setdefault(video.label, []).append(video)
     numbers = {label: _class_of(label, name, settings) for label in by_label}
     places = _locations(name, by_label, settings)
-    # Each label once, as (its one string object, its class, where its frames lie): frames come by the million.
-    known = {label: (label, numbers[label], places[label]) for label in by_label}
-    frames: list[Frame] = []
-    for video in videos:
-        label, number, on_disk = known[video.label]
-        for path in _sampled(video.frames, settings.frame_num, settings.sampling):
-            frames.append(Frame(on_disk(path), name, label, video.name, number, len(frames)))
-    return frames
+    return _frames(name, settings, ((numbers[video.label], video) for video in videos), places)
 
 
 def folder_frames(name: str, settings: DataSettings, split: str) -> list[Frame]:
     """The frames of a folder or a CSV of `settings.folders`; it has no splits. Raises InputError."""
+    return _frames(name, settings, read_labelled(settings.folders[name]), {})
+
+
+def _frames(
+    name: str,
+    settings: DataSettings,
+    videos: Iterable[tuple[int, Video]],
+    places: Mapping[str, Callable[[str], str]],
+) -> list[Frame]:
+    """Those that are wanted of the videos, which come with their class. `places`: label → path as listed → on disk."""
     frames: list[Frame] = []
-    for number, video in read_labelled(settings.folders[name]):
+    labels: dict[str, str] = {}  # each as one string object: frames come by the million
+    for number, video in videos:
+        label, on_disk = labels.setdefault(video.label, video.label), places.get(video.label, str)
         for path in _sampled(video.frames, settings.frame_num, settings.sampling):
-            frames.append(Frame(path, name, video.label, video.name, number, len(frames)))
+            frames.append(Frame(on_disk(path), name, label, video.name, number, len(frames)))
     return frames
 
 
@@ -108,12 +113,9 @@ def _class_of(label: str, dataset: str, settings: DataSettings) -> int:
 
 def _sampled(paths: list[str], count: int | None, sampling: str) -> list[str]:
     """At most `count` of a video's frames."""
-    if sampling == "host":
-        return paths[:count]
-    paths = sorted(paths, key=_by_number)
-    if sampling == "host_sorted":
-        return paths[:count]
-    return paths if count is None else evenly_spaced(paths, count)
+    if sampling != "host":
+        paths = sorted(paths, key=_by_number)
+    return paths[:count] if sampling != "even" or count is None else evenly_spaced(paths, count)
 
 
 def _by_number(path: str) -> tuple[list[tuple[int, str]], str]:
@@ -126,19 +128,11 @@ def _by_number(path: str) -> tuple[list[tuple[int, str]], str]:
 
 
 JSON_READER = DatasetReader(
-    kind="dataset JSON",
-    reads=lambda name, settings: True,
-    frames=json_frames,
-    sha256=lambda name, settings: sha256_of(dataset_file(name, settings.json_folder)),
+    "dataset JSON", lambda *_: True, json_frames, lambda name, data: sha256_of(dataset_file(name, data.json_folder))
 )
 # Tried in order, before the dataset JSON.
 READERS: list[DatasetReader] = [
-    DatasetReader(
-        kind="folder of images, or CSV",
-        reads=lambda name, settings: name in settings.folders,
-        frames=folder_frames,
-        sha256=_folder_sha256,
-    )
+    DatasetReader("folder of images, or CSV", lambda name, data: name in data.folders, folder_frames, _folder_sha256)
 ]
 
 

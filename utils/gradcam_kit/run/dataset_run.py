@@ -141,7 +141,7 @@ class DatasetRun:
         gradcam = settings.detector.gradcam
         if not gradcam.enabled:
             self.predict_all()
-            return self._finish_dataset(HeatmapCounts())
+            return self.processes.on_rank_zero(lambda: self._write_tables(HeatmapCounts()))
         with SampleWriter(options.image_format, options.save_raw) as writer:
             explainer = self._explainer(writer)
             if explains_every_frame(settings, options):
@@ -158,7 +158,8 @@ class DatasetRun:
             for index in chosen:
                 if index in self.resume.whole:
                     explainer.counts.add_sample(self.resume.whole[index])
-        return self._finish_dataset(HeatmapCounts.merged(self.processes.all_gather(explainer.counts)))
+        counts = HeatmapCounts.merged(self.processes.all_gather(explainer.counts))
+        return self.processes.on_rank_zero(lambda: self._write_tables(counts))
 
     def _explainer(self, writer: SampleWriter) -> Explainer:
         context, counterparts, checker = self.context, None, None
@@ -268,9 +269,6 @@ class DatasetRun:
                 f"{self.folder}: {int((~self.predictions.done).sum())} predictions are in no journal there; does every"
                 " process write into the same folder? go on with --resume"
             )
-
-    def _finish_dataset(self, counts: HeatmapCounts) -> DatasetSummary:
-        return self.processes.on_rank_zero(lambda: self._write_tables(counts))
 
     def _write_tables(self, counts: HeatmapCounts) -> DatasetSummary:
         self.predictions.write(self.folder)

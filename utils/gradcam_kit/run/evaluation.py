@@ -14,7 +14,7 @@ import torch
 from ..base.allowed import TRANSPLANT
 from ..base.errors import InputError, RunError
 from ..base.files import write_json
-from ..base.text import one_line, printable
+from ..base.text import one_line, printable, size_text
 from ..base.version import VERSION
 from ..data.folder_dataset import counted
 from ..data.frame import Frame
@@ -28,16 +28,17 @@ from ..model.host.registry import preimport_detector
 from ..model.load import find_device, load_detector
 from ..settings.config import RunSettings
 from ..settings.run_options import RunOptions
-from ..store.calibration_file import CALIBRATION_CSV, CALIBRATION_JSON, Calibration, find_calibration
+from ..store.bundles import PER_BUNDLE
 from ..store.manifest import METRICS, STARTED, DatasetRecord, Manifest, Numbers, Weights
 from ..store.read_run import read_metrics
 from ..store.run_folder import RunFolder, now
-from .calibration import Plan, calibrate, untried
+from ..store.sample_writer import expected_output
+from .calibration import CALIBRATION_CSV, CALIBRATION_JSON, Calibration, Plan, calibrate, find_calibration
 from .dataset_run import Context, DatasetRun, explains_every_frame, samples_at_most
 from .disturbances import SignalGuard, SplitOnOutOfMemory, resume_command
 from .exports import TOP_FILES, begin_exports, check_exports, lacks_exports, write_exports
 from .processes import Processes
-from .summary import DatasetSummary, check_finished, expected_output_line, metrics_json, metrics_table, summary
+from .summary import DatasetSummary, check_finished, metrics_json, metrics_table, summary
 
 PACKAGES = ("torch", "transformers", "numpy", "cv2", "sklearn")  # whose versions a manifest has
 
@@ -60,7 +61,9 @@ def run(settings: RunSettings, options: RunOptions) -> None:
             given, frames = options.explanations, [frame for some in datasets.values() for frame in some]
             find_evidence(given.masks, given.clicks, frames, settings.data.folders.values())
         if processes.first:
-            _tell_of_absent_folders(datasets)
+            for name, some in datasets.items():  # what is not there is said before hours are spent on the rest
+                for gaps in forgery_gaps(some, absent_frames(some)):
+                    print(printable(f"{name}: {gaps.line()}"), file=sys.stderr)
             for name in settings.data.folders:
                 print(printable(f"{name}: {counted(datasets[name])}"))
         detector = _load_detector(settings, options, processes)
@@ -97,13 +100,6 @@ def _run_in(folder: RunFolder, context: Context, datasets: Datasets, kept: Calib
     problem = processes.on_rank_zero(lambda: _measure(folder, context, datasets))
     processes.on_rank_zero(lambda: _finish_run(folder, context, results, calibration))
     return problem
-
-
-def _tell_of_absent_folders(datasets: Datasets) -> None:
-    """Say on stderr which parts of the datasets are not there, before hours are spent on the others."""
-    for name, frames in datasets.items():
-        for gaps in forgery_gaps(frames, absent_frames(frames)):
-            print(printable(f"{name}: {gaps.line()}"), file=sys.stderr)
 
 
 def _load_detector(settings: RunSettings, options: RunOptions, processes: Processes) -> LoadedDetector:
@@ -197,7 +193,11 @@ def _expected_output(context: Context, datasets: Datasets) -> str:
     samples = sum(samples_at_most(len(frames), settings, options) for frames in datasets.values())
     if not samples:
         return ""
-    return expected_output_line(samples, len(detector.model.gradcam_layers()), settings.detector.resolution, options)
+    layers, resolution = len(detector.model.gradcam_layers()), settings.detector.resolution
+    files, size = expected_output(samples, layers, resolution, options.image_format, options.save_raw)
+    most = f"at most {samples:,} samples with {layers} {'map' if layers == 1 else 'maps'} each"
+    packed = f", packed into {-(-samples // PER_BUNDLE):,} at the end" if options.views.bundle else ""
+    return f"heatmaps: {most}: up to {files:,} files{packed}, about {size_text(size)}, in {options.output_dir}\n"
 
 
 def _calibrate(folder: RunFolder, context: Context, datasets: Datasets) -> Calibration | None:
@@ -207,7 +207,7 @@ def _calibrate(folder: RunFolder, context: Context, datasets: Datasets) -> Calib
         return None
     plan = Plan.of(detector, context.options.calibration_images)
     if not plan.images:
-        return Calibration("", untried(plan))
+        return Calibration("", plan.untried("--calibration_images 0"))
     print(plan.announcement())
     choice = calibrate(detector, plan, datasets, settings, context.guard.check)
     found = Calibration(plan.key(folder.manifest), choice)

@@ -89,7 +89,9 @@ class Explainer:
 
     def _begin(self, frames: Sequence[Frame], pixels: Tensor, targets: Sequence[str | int]) -> _Begun:
         reference = None if self.counterparts is None else self.counterparts.references(frames, pixels)
-        targets = _without_labels(targets, frames)
+        # The frame's own label in place of "label", which need not be looked up on a device.
+        pairs = zip(targets, frames, strict=True)
+        targets = [int(frame.label != 0) if target == "label" else target for target, frame in pairs]
         pixels = pixels.to(self.detector.device, non_blocking=True)
         pending = self.detector.begin_explaining(pixels, None, targets, frames, reference, self.checker is not None)
         return _Begun(targets, reference, pending, *self._sent(pending.unchecked, pixels))
@@ -168,12 +170,6 @@ class Explainer:
         finite = {drawn.sample.index for drawn in part.drawn}
         lost = [frame.index for frame in part.frames if frame.index not in finite]
         self.counts.non_finite += [index for index in lost if index not in recorded.unreadable]
-
-
-def _without_labels(targets: Sequence[str | int], frames: Sequence[Frame]) -> list[str | int]:
-    """The targets with each frame's own label in place of "label", which need not be looked up on a device."""
-    pairs = zip(targets, frames, strict=True)
-    return [int(frame.label != 0) if target == "label" else target for target, frame in pairs]
 
 
 def checks_of(

@@ -11,10 +11,10 @@ from typing import Any
 from ..base.errors import InputError, RunError
 from ..base.files import LIST, OPEN_LIST, own_folder, start_list, write_json
 from ..judge.verdict import Choice
-from .earlier_run import is_empty, remove_half_written, remove_run
+from .earlier_run import remove_half_written, remove_run
 from .journal import journals
 from .manifest import FINISHED, STARTED, HeatmapCounts, Manifest, check_names, manifest_path, read_manifest
-from .run_lock import FolderLock
+from .run_lock import LOCK, FolderLock
 
 
 class RunFolder:
@@ -134,7 +134,7 @@ def _run_to_replace(path: Path, overwrite: bool) -> Path | None:
         return None
     if not path.is_dir():
         raise InputError(f"output folder {path}: is a file; give a folder")
-    if is_empty(path):
+    if all(inside.name == LOCK for inside in path.iterdir()):
         return None
     earlier = manifest_path(path)
     if not overwrite:

@@ -34,8 +34,6 @@ from ..judge.check import MapCheck
 from .grey_maps import GREY_MAPS, raw_arrays, write_grey_maps
 from .sample import RANDOM_WEIGHTS, LayerFacts, Sample
 
-# ------------------------------------------------------------------------------------------------------- in words
-
 
 def metadata_text(sample: Sample) -> str:
     """`sample<i>_metadata.txt`: five lines in fixed form, then more."""
@@ -110,9 +108,6 @@ def comparison_image(sample: Sample, image: np.ndarray, layers: Sequence[LayerIm
     title = comparison_title(sample)
     warning = UNTRAINED if sample.weights == RANDOM_WEIGHTS else ""
     return comparison(panels(image, layers), title, warning)
-
-
-# ---------------------------------------------------------------------------------------------------------- on disk
 
 
 class Drawn(NamedTuple):

@@ -18,8 +18,6 @@ from ...base.typed import Misfit, Share, fit
 from ..frame import Frame
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
-VIDEO_COLUMNS = ("video", "movie_name")
-CLICK_COLUMNS = ("clicks", "click_locations")
 LARGEST_CELL = 2**24  # characters
 
 Points = dict[int, list[tuple[float, float]]]  # frame number → x and y in shares of width and height
@@ -64,7 +62,8 @@ class MaskFolder:
         for frame in frames:
             parts = tuple(reversed(PurePosixPath(frame.replace("\\", "/")).with_suffix("").parts))
             masks = self._by_stem.get(parts[0], [])
-            agreed = [_common(parts, mask.parts) for mask in masks]
+            pairs = (zip(parts, mask.parts, strict=False) for mask in masks)  # from the file upwards
+            agreed = [sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], of_mask)) for of_mask in pairs]
             most = max(agreed, default=0)
             best = [mask for mask, length in zip(masks, agreed, strict=True) if length == most]
             # A number in another folder is the frame of another video.
@@ -84,11 +83,6 @@ class MaskFolder:
                 )
             found.append(paths[0])
         return found
-
-
-def _common(one: tuple[str, ...], other: tuple[str, ...]) -> int:
-    """How many parts agree, from the file upwards."""
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 
 
 class Row(NamedTuple):
@@ -113,7 +107,8 @@ class Clicks:
         csv.field_size_limit(LARGEST_CELL)
         reader = csv.DictReader(text.splitlines(keepends=True))
         try:
-            video, clicks = self._column(reader, VIDEO_COLUMNS), self._column(reader, CLICK_COLUMNS)
+            video = self._column(reader, "video", "movie_name")
+            clicks = self._column(reader, "clicks", "click_locations")
             for row in reader:
                 where = f"--clicks {str(path)!r}, line {reader.line_num}"
                 name = Path((row[video] or "").strip().replace("\\", "/")).stem
@@ -126,13 +121,11 @@ class Clicks:
         if not any(row.points for rows in self._rows.values() for row in rows):
             raise InputError(f"--clicks {str(path)!r} holds no click at all: expected rows of video and clicks")
 
-    def _column(self, reader: Any, names: tuple[str, ...]) -> str:
+    def _column(self, reader: Any, *names: str) -> str:
         found = [name for name in names if name in (reader.fieldnames or ())]
         if not found:
-            held = ", ".join(map(str, reader.fieldnames or ())) or "nothing"
-            raise InputError(
-                f"--clicks {str(self.path)!r} has no column {' or '.join(map(repr, names))}; its columns are: {held}"
-            )
+            wanted, held = " or ".join(map(repr, names)), ", ".join(map(str, reader.fieldnames or ())) or "nothing"
+            raise InputError(f"--clicks {str(self.path)!r} has no column {wanted}; its columns are: {held}")
         return found[0]
 
     def of(self, frame: Frame) -> np.ndarray | None:
@@ -170,14 +163,10 @@ def _points(cell: str, where: str) -> Points:
     for frame, places in held.items():
         if not frame.strip().isdecimal():
             raise InputError(f"{where}: {frame!r} is no frame number")
-        for place in places if _is_list_of_places(places) else [places]:
+        several = isinstance(places, list) and not (places and isinstance(places[0], (int, float)))  # not one [x, y]
+        for place in places if several else [places]:
             points.setdefault(int(frame), []).append(_point(place, f"{where}, frame {int(frame)}"))
     return points
-
-
-def _is_list_of_places(places: Any) -> bool:
-    """Several places, not one that is written [x, y]."""
-    return isinstance(places, list) and not (places and isinstance(places[0], (int, float)))
 
 
 def _point(place: Any, where: str) -> tuple[float, float]:
@@ -185,7 +174,5 @@ def _point(place: Any, where: str) -> tuple[float, float]:
     try:
         return fit(found, tuple[Share, Share])
     except Misfit:
-        text = one_line(json.dumps(place))[:60]
-        raise InputError(
-            f"{where}: a click is {text}: expected x and y between 0 and 1, shares of the frame's size"
-        ) from None
+        expected = "expected x and y between 0 and 1, shares of the frame's size"
+        raise InputError(f"{where}: a click is {one_line(json.dumps(place))[:60]}: {expected}") from None

@@ -1,8 +1,7 @@
-"""A folder of images, or a CSV that lists them, as a dataset. No image is opened here.
+"""A folder of images, or a CSV (path, label and perhaps video, forgery, mask), as a dataset. No image is opened here.
 
-A folder called `real` or `fake` (`0_real` or `1_fake`; `nature` or `ai`), at any depth, labels what lies below it, as
-the datasets of CNNDetection, UniversalFakeDetect and GenImage do it. A folder in there is a video; an image that lies
-in none is a video of its own. The columns of a CSV are path and label and, where they are known, video, forgery, mask.
+A folder called as in LABEL_FOLDERS, at any depth, labels what lies below it, as CNNDetection, UniversalFakeDetect and
+GenImage do it. A folder in there is a video; an image that lies in none is a video of its own.
 """
 
 from __future__ import annotations

@@ -49,11 +49,10 @@ def first_prefix(videos: list[Video], root: Path | None) -> Prefix:
 def find_prefix(videos: list[Video], root: Path | None) -> Prefix | None:
     """Which folder the paths of one label's videos start from, found out on the first frames of some of them.
 
-    DF40 opens the paths as they are (from the working directory), DeepfakeBench puts `rgb_dir` in front, and the JSON
-    files that circulate carry the folders of the machine they were made on (`D:\\data\\...`, `./datasets/rgb/...`). So
-    these are tried: below the root, as they are, and below the root with one, two, ... leading folders off. The first
-    that holds a file decides, once per label (reals and fakes often come from different archives), never per frame.
-    None where none is there.
+    DF40 opens the paths as they are, DeepfakeBench puts `rgb_dir` in front, and the JSON files that circulate carry the
+    folders of the machine they were made on (`D:\\data\\...`). So they are tried below the root, as they are, and below
+    the root with one, two, ... leading folders off. The first that holds a file decides, once per label (reals and
+    fakes often come from different archives), never per frame. None where none is there.
     """
     step = max(1, len(videos) // _PROBES)
     for video in videos[::step]:
@@ -214,14 +213,11 @@ def hash_of(path: str) -> str:
 
 
 class Stamp(NamedTuple):
-    """Size in bytes and time of change in ns of a file, or of the LMDB that holds it, and the hash of its content.
+    """What a file was, or the LMDB that holds it."""
 
-    Size and time are 0 where there is no file; `content` is empty where it could not be read as an image.
-    """
-
-    size: int
-    changed: int
-    content: str
+    size: int  # in bytes, 0 where there is no file
+    changed: int  # its time in ns, 0 where there is no file
+    content: str  # the hash, empty where it could not be read as an image
 
     @classmethod
     def of(cls, path: str) -> Stamp:

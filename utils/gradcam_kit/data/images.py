@@ -29,16 +29,12 @@ MAX_PIXELS = 100_000_000
 MAX_SIDE = 32_768
 MAX_FILE_BYTES = 512 * 1024 * 1024
 
-# A progressive JPEG is decoded once per scan, however little a scan holds. Programs write about ten.
-MAX_SCANS = 100
-
+MAX_SCANS = 100  # a progressive JPEG is decoded once per scan, however little that holds; programs write about ten
 # What OpenCV reads too. Not "whatever Pillow knows": its EPS reader, for one, starts another program.
 FORMATS = ("JPEG", "PNG", "BMP", "DIB", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000")
-
 NO_FOLDER = "no such folder"  # so begins the reason of a frame whose folder is not there
 
 _END_MARKERS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}  # not every format has one
-
 # An open() that fails with these says nothing about the image: the machine is at its limit.
 _MACHINE_ERRORS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
@@ -51,8 +47,7 @@ def read_file(path: str) -> bytes:
     """The bytes of an ordinary file of at most 512 MiB.
 
     Raises UnreadableImage where it is missing (the reason begins with NO_FOLDER where its folder is), not permitted,
-    not an ordinary file (a folder, a device, a pipe) or larger; an OSError where the machine is at its limit (too many
-    open files, no memory).
+    not an ordinary file or larger; an OSError where the machine is at its limit (too many open files, no memory).
     """
     try:
         if in_bundle(path):
@@ -88,9 +83,8 @@ def decode_image(data: bytes, resolution: int | None) -> np.ndarray:
 
     Greyscale, palette, RGBA (alpha dropped), CMYK and 16-bit (high byte) images become RGB uint8; EXIF orientation is
     applied; of an animation it is the first image. The pixels equal those of `cv2.imread`, `cv2.cvtColor(BGR2RGB)`,
-    `cv2.resize(INTER_CUBIC)`.
-
-    Raises UnreadableImage: no bytes, not an image, cut off or damaged, over 100 megapixels or 32,768 pixels a side.
+    `cv2.resize(INTER_CUBIC)`. Raises UnreadableImage: no bytes, not an image, cut off or damaged, over 100 megapixels
+    or 32,768 pixels a side.
     """
     if not data:
         raise UnreadableImage("the file is empty (0 bytes)")
@@ -112,10 +106,7 @@ def decode_image(data: bytes, resolution: int | None) -> np.ndarray:
 
 @contextmanager
 def _pillow(problem: str) -> Iterator[None]:
-    """Pillow at work without its warnings of large images and odd EXIF: the size has a check of its own.
-
-    Its parsers pass on whatever they trip over (struct.error, SyntaxError, KeyError): an UnreadableImage, `problem`.
-    """
+    """Pillow without its warnings; whatever its parsers trip over (struct.error, KeyError) is an UnreadableImage."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:

@@ -16,6 +16,8 @@ from .folder_dataset import read_labelled
 from .frame import DataSettings, Frame, Video, evenly_spaced
 from .frame_paths import Prefix, find_prefix, first_prefix, lmdb_folder, lmdb_path
 
+Places = Mapping[str, Callable[[str], str]]  # label → path as it is listed → path on disk
+
 
 class DatasetReader(NamedTuple):
     """One kind of dataset; the fields are the arguments of `register_reader`."""
@@ -37,11 +39,7 @@ def reader_of(name: str, settings: DataSettings) -> DatasetReader:
 
 
 def json_frames(name: str, settings: DataSettings, split: str) -> list[Frame]:
-    """The frames of a dataset JSON, video after video in its order.
-
-    Raises InputError: dataset not there, JSON of another shape, split or compression level missing, label not in
-    `settings.label_dict`.
-    """
+    """The frames of a dataset JSON, video after video in its order. Raises InputError, also for an unknown label."""
     videos = read_videos(name, settings.json_folder, settings.compression, split)
     by_label: dict[str, list[Video]] = {}
     for video in videos:
@@ -56,13 +54,8 @@ def folder_frames(name: str, settings: DataSettings, split: str) -> list[Frame]:
     return _frames(name, settings, read_labelled(settings.folders[name]), {})
 
 
-def _frames(
-    name: str,
-    settings: DataSettings,
-    videos: Iterable[tuple[int, Video]],
-    places: Mapping[str, Callable[[str], str]],
-) -> list[Frame]:
-    """Those that are wanted of the videos, which come with their class. `places`: label → path as listed → on disk."""
+def _frames(name: str, settings: DataSettings, videos: Iterable[tuple[int, Video]], places: Places) -> list[Frame]:
+    """Those that are wanted of the videos, which come with their class."""
     frames: list[Frame] = []
     labels: dict[str, str] = {}  # each as one string object: frames come by the million
     for number, video in videos:
@@ -81,9 +74,7 @@ def _folder_sha256(name: str, settings: DataSettings) -> str:
     return hashlib.sha256(listed.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _locations(
-    dataset: str, by_label: dict[str, list[Video]], settings: DataSettings
-) -> dict[str, Callable[[str], str]]:
+def _locations(dataset: str, by_label: dict[str, list[Video]], settings: DataSettings) -> Places:
     """How the paths of each label become paths on disk, or in an LMDB."""
     if settings.lmdb_dir is not None:
         return dict.fromkeys(by_label, partial(lmdb_path, lmdb_folder(dataset, settings.lmdb_dir)))

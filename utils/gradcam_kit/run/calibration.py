@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -23,8 +23,8 @@ from ..judge.trial import Margins, passes
 from ..judge.verdict import UNTRIED, Choice
 from ..measure.samples import RealCounterparts
 from ..model.detector import LoadedDetector
-from ..settings.config import RunSettings
 from ..store.manifest import Manifest
+from .dataset_run import Context
 from .disturbances import SplitOnOutOfMemory
 
 POOL = 8  # frames predicted for each image that is wanted: detectors call few images fake on some data
@@ -126,21 +126,17 @@ class Plan(NamedTuple):
         )
 
 
-def calibrate(
-    detector: LoadedDetector,
-    plan: Plan,
-    datasets: Mapping[str, Sequence[Frame]],
-    settings: RunSettings,
-    check: Callable[[], None],
-) -> Choice:
+def calibrate(context: Context, plan: Plan, datasets: Mapping[str, Sequence[Frame]]) -> Choice:
     """Try the plan's maps on images that the detector calls fake, spread evenly over all datasets.
 
     Which images these are is decided by the detector alone, whatever their labels. Where it calls none fake, images
-    that it calls real are used. `check` is called between batches, and may raise.
+    that it calls real are used. Raises Interrupted between batches.
     """
+    detector, settings = context.detector, context.settings
     frames = [frame for some in datasets.values() for frame in some]
-    asked = detector.as_subject().tried(SplitOnOutOfMemory("trying maps on", settings.batch_size).run, check)
-    frames, pixels, is_fake = _predicted(detector, asked.margins, evenly_spaced(frames, POOL * plan.images), settings)
+    split = SplitOnOutOfMemory("trying maps on", settings.batch_size)
+    asked = detector.as_subject().tried(split.run, context.guard.check)
+    frames, pixels, is_fake = _predicted(context, asked.margins, evenly_spaced(frames, POOL * plan.images))
     fakes = evenly_spaced([i for i, fake in enumerate(is_fake) if fake], plan.images)
     reals = evenly_spaced([i for i, fake in enumerate(is_fake) if not fake], plan.images)
     # Whose evidence is shown on images that are called fake.
@@ -162,16 +158,15 @@ def calibrate(
     return choice if fakes else replace(choice, notes=(*choice.notes, NO_FAKE))
 
 
-def _predicted(
-    detector: LoadedDetector, margins: Margins, frames: Sequence[Frame], settings: RunSettings
-) -> tuple[list[Frame], Tensor, list[bool]]:
+def _predicted(context: Context, margins: Margins, some: Sequence[Frame]) -> tuple[list[Frame], Tensor, list[bool]]:
     """Those that could be read, with their pixels (N, 3, R, R) uint8, and which of them the detector calls fake."""
     found: list[Frame] = []
     pixels: list[Tensor] = []
     is_fake: list[bool] = []
-    for batch in frame_loader(frames, settings.detector.resolution, settings.batch_size, settings.workers):
+    settings = context.settings
+    for batch in frame_loader(some, settings.detector.resolution, settings.batch_size, settings.workers):
         if batch.frames:
             found += batch.frames
             pixels.append(batch.pixels)
-            is_fake += (margins(detector.normalised(batch.pixels)) > 0).tolist()
+            is_fake += (margins(context.detector.normalised(batch.pixels)) > 0).tolist()
     return found, torch.cat(pixels) if pixels else torch.empty(0), is_fake

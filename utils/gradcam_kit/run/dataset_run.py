@@ -243,10 +243,7 @@ class DatasetRun:
         return [indices[start : start + size] for start in range(0, len(indices), size)]
 
     def _for_each(self, batches: list[Sequence[int]], step: Callable[[Batch], Callable[[], None]], what: str) -> None:
-        """Do `step` with this rank's share of the batches, and what it returns when the next one is under way.
-
-        After a signal the current batch is the last.
-        """
+        """Do `step` with this rank's share of the batches, until a signal, and what it returns during the next one."""
         guard, settings = self.context.guard, self.context.settings
         frames = [self.frames[index] for batch in self.processes.share(batches) for index in batch]
         guard.check()

@@ -46,13 +46,8 @@ Datasets = Mapping[str, Sequence[Frame]]  # by name
 
 
 def run(settings: RunSettings, options: RunOptions) -> None:
-    """Evaluate, explain and report.
-
-    Raises:
-        InputError: before anything is written.
-        RunError: later; what is on disk by then is whole.
-        Interrupted: after SIGINT or SIGTERM.
-    """
+    """Evaluate, explain and report. Raises InputError before anything is written, Interrupted after SIGINT or SIGTERM,
+    and RunError; what is on disk by then is whole."""
     check_exports(options.views)
     message = f"interrupted; go on with: {resume_command(options.command[1:])}"
     with Processes.start() as processes, SignalGuard(message, quiet=not processes.first) as guard:
@@ -96,7 +91,7 @@ def _run_in(folder: RunFolder, context: Context, datasets: Datasets, kept: Calib
         context.detector.model.set_gradcam_choice(calibration.choice)
     if processes.first:
         print(_expected_output(context, datasets), end="")
-    results = [DatasetRun(context, frames, folder.dataset(name)).evaluate() for name, frames in datasets.items()]
+    results = [DatasetRun(context, frames, folder.path / name).evaluate() for name, frames in datasets.items()]
     problem = processes.on_rank_zero(lambda: _measure(folder, context, datasets))
     processes.on_rank_zero(lambda: _finish_run(folder, context, results, calibration))
     return problem
@@ -146,9 +141,7 @@ def _open_folder(context: Context, datasets: Datasets) -> tuple[RunFolder, Calib
     return folder, kept
 
 
-def run_manifest(
-    settings: RunSettings, options: RunOptions, detector: LoadedDetector, datasets: Mapping[str, Sequence[Frame]]
-) -> Manifest:
+def run_manifest(settings: RunSettings, options: RunOptions, detector: LoadedDetector, datasets: Datasets) -> Manifest:
     """The manifest of a run that begins now."""
     device, weights = detector.device, settings.detector.weights_name
     return Manifest(
@@ -160,9 +153,7 @@ def run_manifest(
         weights=Weights(weights, detector.weights_sha256) if weights else None,
         datasets={
             name: DatasetRecord(
-                frames=len(frames),
-                json_sha256=reader_of(name, settings.data).sha256(name, settings.data),
-                frames_sha256=_frames_sha256(frames),
+                len(frames), reader_of(name, settings.data).sha256(name, settings.data), _frames_sha256(frames)
             )
             for name, frames in datasets.items()
         },
@@ -202,15 +193,13 @@ def _expected_output(context: Context, datasets: Datasets) -> str:
 
 def _calibrate(folder: RunFolder, context: Context, datasets: Datasets) -> Calibration | None:
     """How the run's map was chosen, or judged; None for a plain evaluation, and for transplant, which is a trial."""
-    detector, settings = context.detector, context.settings
-    if not _draws_gradients(settings):
+    if not _draws_gradients(context.settings):
         return None
-    plan = Plan.of(detector, context.options.calibration_images)
+    plan = Plan.of(context.detector, context.options.calibration_images)
     if not plan.images:
         return Calibration("", plan.untried("--calibration_images 0"))
     print(plan.announcement())
-    choice = calibrate(detector, plan, datasets, settings, context.guard.check)
-    found = Calibration(plan.key(folder.manifest), choice)
+    found = Calibration(plan.key(folder.manifest), calibrate(context, plan, datasets))
     found.write(folder.path)
     return found
 

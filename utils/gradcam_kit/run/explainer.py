@@ -73,10 +73,7 @@ class Explainer:
         self._begins = True
 
     def begin(self, batch: Batch, targets: Sequence[str | int]) -> _Begun | None:
-        """Hand a batch to the device and wait for nothing. None where it may not fit, with the one before still there.
-
-        What is given is for `predict_and_explain` or `explain`, which do without it if need be.
-        """
+        """A batch on its way to the device, for the calls below; None where it may not fit beside the one before."""
         if not batch.frames or not self._begins or self._memory.most is not None:
             return None
         try:
@@ -155,10 +152,7 @@ class Explainer:
         return _Part(frames, pixels, (scores, probabilities), drawn)
 
     def _write(self, part: _Part, without: Collection[int] = ()) -> None:
-        """Queue the samples that are not on disk yet. Their prediction is the recorded one, to the last bit.
-
-        Not those of the frames `without`, whose prediction is of another image.
-        """
+        """Queue the samples that are not on disk yet, with the recorded predictions, but for the frames `without`."""
         recorded = self.predictions
         for sample, image, layers, _ in part.drawn:
             if self.resume.lacks_sample(sample.index) and sample.index not in without:
@@ -195,10 +189,7 @@ def drawn_on(
 def explain_images(
     detector: LoadedDetector, pixels: Tensor, checker: MapChecker | None = None, seeds: Sequence[int] = ()
 ) -> tuple[Explanation, list[list[LayerImage]], Mapping[str, list[MapCheck]]]:
-    """uint8 images (B, 3, H, W) that belong to no dataset: explained, drawn (a list of layers per image), checked.
-
-    `seeds`: of each image's check, where there is a checker.
-    """
+    """uint8 images (B, 3, H, W) of no dataset: explained, drawn (a list of layers per image), checked by `seeds`."""
     explanation = detector.explain(pixels, completeness=checker is not None)
     checks = checks_of(checker, explanation, seeds)
     return explanation, drawn_on(detector, pixels, explanation, checks), checks

@@ -150,12 +150,9 @@ def _identity(frame: Frame) -> list[object]:
 
 
 class Resume:
-    """The state of one dataset's folder.
-
-    `predictions` are those of the journals, and of this run as it goes on; `whole` the samples of which every file was
-    there, as it was written, at the start, with their layers. What was damaged, changed or predicted of another file
-    counts as missing: `remarks` says so.
-    """
+    """The state of one dataset's folder. What was damaged, changed or predicted of another file counts as missing:
+    `remarks` says so. `whole`: the samples whose files were all as written at the start, with their layers.
+    `predictions`: those of the journals, and of this run as it goes on."""
 
     def __init__(self, folder: Path, frames: Sequence[Frame], samples: Mapping[int, Sample], folders: int = 0) -> None:
         """`samples`: those whose files are as they were written, of `folders` that are there."""

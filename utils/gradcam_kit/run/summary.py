@@ -52,11 +52,7 @@ def metrics_table(datasets: Sequence[DatasetSummary]) -> str:
 
 
 def summary(
-    datasets: Sequence[DatasetSummary],
-    output_dir: Path,
-    explained: str = "",
-    random_weights: bool = False,
-    choice: Choice | None = None,
+    datasets: Sequence[DatasetSummary], output_dir: Path, explained: str, random_weights: bool, choice: Choice | None
 ) -> str:
     """Where the outputs are and what is notable about them. `explained`: which samples were, "" for none."""
     lines = [] if choice is None else [*printed(choice), *judgements(choice)]

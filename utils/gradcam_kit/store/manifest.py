@@ -235,10 +235,7 @@ def _checksum(values: Mapping[str, Any]) -> str:
 
 
 def datasets_of(path: Path) -> list[str]:
-    """The datasets that a manifest of any version names. Raises InputError where they are no plain names.
-
-    Files in these folders will be removed, so nothing else is looked at.
-    """
+    """The datasets that a manifest of any version names. InputError where these folders, to be emptied, lead away."""
     values = read_json(path)
     datasets = values.get("datasets") if isinstance(values, dict) else None
     if isinstance(datasets, dict) and all(map(is_dataset_name, datasets)):

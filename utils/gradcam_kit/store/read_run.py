@@ -90,10 +90,7 @@ class RunOnDisk(NamedTuple):
 
 
 def read_run(folder: Path, samples_at_most: int = sys.maxsize) -> RunOnDisk:
-    """Read a run. Of a dataset with more explained samples than that, every k-th is read.
-
-    Raises InputError where `folder` holds no run, or a manifest or metrics file that is damaged.
-    """
+    """Read a run; of a dataset with more explained samples than that, every k-th. Raises InputError."""
     path = manifest_path(folder)
     if path is None:
         raise InputError(
@@ -163,10 +160,7 @@ def all_samples(dataset_folder: Path) -> list[tuple[int, Path]]:
 
 
 def prediction_rows(folder: Path) -> Iterator[dict[str, str]]:
-    """Rows of a dataset's predictions.csv or, while there is none yet, of its journals, each frame once.
-
-    Raises InputError, which names the line, where a number of the table is none.
-    """
+    """Rows of a dataset's predictions.csv (InputError where one is wrong) or else of its journals, each frame once."""
     table = folder / PREDICTIONS
     if table.is_file():
         for line, row in enumerate(read_table(table, COLUMNS), start=2):

@@ -117,10 +117,7 @@ class Sample:
         checks: Mapping[str, MapCheck] | None = None,
         image_hash: str = "",
     ) -> Sample:
-        """`frame`, which is image i of the explained batch; `layers` is what was drawn of it.
-
-        `choice`: how the map was chosen; `checks`: of the image's map of each layer.
-        """
+        """`frame`, image i of the explained batch; `layers` is what was drawn of it, `checks` of each layer's map."""
         gradcam = settings.gradcam
         prediction, target = explanation.prediction, explanation.target[i]
         real, fake = explanation.real_and_fake[i].tolist()

@@ -53,8 +53,8 @@ def read_landmarks(frame_path: str) -> np.ndarray | None:
 def face_points(frame_path: str) -> np.ndarray | None:
     """The landmarks of a frame as shares of its image: float32 (81, 2); None where there is no landmark file.
 
-    Raises UnreadableImage where the landmarks, or the image, cannot be read, and where the points are no face: a single
-    damaged number would stretch the face's outline over the whole image.
+    Raises UnreadableImage where landmarks or image cannot be read, and where the points are no face: one damaged number
+    would stretch its outline over the whole image.
     """
     landmarks = read_landmarks(frame_path)
     if landmarks is None:

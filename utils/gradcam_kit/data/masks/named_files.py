@@ -52,10 +52,9 @@ class MaskFolder:
     def paths(self, frames: Sequence[str]) -> list[str | None]:
         """The mask of each frame, by the frames' paths; None where there is none.
 
-        It has the frame's name (the suffix may differ), and of those the one whose folders agree with the frame's the
-        furthest, from the file upwards. Where its name is a number, its folder is named like the frame's, or it lies
-        in no folder. Raises InputError where two agree equally far, and where one mask would be that of two frames of
-        which it shares nothing but the name.
+        Of those with the frame's name (but for the suffix) the one whose folders agree with the frame's the furthest,
+        from the file upwards; of a name that is a number, only in a folder named like the frame's, or in none. Raises
+        InputError where two agree equally far, or two frames that share but the name with a mask would both have it.
         """
         found: list[str | None] = []
         by_name: dict[str, str] = {}  # mask that agrees by its name alone → the frame it was taken for
@@ -94,7 +93,10 @@ class Row(NamedTuple):
 
 
 class Clicks:
-    """The clicks of one CSV file, by the name of the video without folder and suffix."""
+    """The clicks of one CSV file, as of ExDDV (arXiv 2503.14421), by the name of the video without folder and suffix.
+
+    A row is one video: its name, and its clicks as JSON, frame number → place, in shares of the whole frame.
+    """
 
     def __init__(self, path: Path) -> None:
         """Read and check the file. Raises InputError with the line at fault."""

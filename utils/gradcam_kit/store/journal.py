@@ -72,7 +72,7 @@ def checksum(row: Sequence[object]) -> str:
 
 
 def read_rows(folder: Path, damaged: list[Path] | None = None) -> Iterator[dict[str, str]]:
-    """The rows of all journals that are as they were written, a frame's last one counts; `damaged` gets the other files."""
+    """The journals' rows that are as they were written; a frame's last one counts. `damaged` gets the others' files."""
     for path in journals(folder):
         for row in _rows(path):
             if len(row) == len(ALL_COLUMNS) and row[-1] == checksum(row[:-1]):

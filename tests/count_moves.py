@@ -24,7 +24,7 @@ from utils.gradcam_kit.data.frames import frame_loader
 from utils.gradcam_kit.data.readers import read_dataset
 from utils.gradcam_kit.model.load import find_device, load_detector
 from utils.gradcam_kit.run.explainer import Explainer
-from utils.gradcam_kit.run.resume import Resume
+from utils.gradcam_kit.run.predictions import Resume
 from utils.gradcam_kit.settings.config import run_settings
 from utils.gradcam_kit.store.sample_folder import Drawn, write_sample
 from utils.gradcam_kit.store.sample_writer import SampleWriter

@@ -11,8 +11,7 @@ import pytest
 
 from utils.gradcam_kit.base.errors import InputError
 from utils.gradcam_kit.data.frame import Frame
-from utils.gradcam_kit.data.masks.clicks import Clicks
-from utils.gradcam_kit.data.masks.mask_folder import MaskFolder
+from utils.gradcam_kit.data.masks.named_files import Clicks, MaskFolder
 
 EXDDV = ["id", "username", "movie_name", "text", "dataset", "manipulation", "click_locations", "difficulty", "split"]
 

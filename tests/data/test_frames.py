@@ -19,8 +19,7 @@ import torch
 from tests.helpers.datasets import data_settings
 from utils.gradcam_kit.base.errors import InputError
 from utils.gradcam_kit.data.dataset_json import dataset_names
-from utils.gradcam_kit.data.dataset_names import COMPRESSED
-from utils.gradcam_kit.data.frame import Frame
+from utils.gradcam_kit.data.frame import COMPRESSED, Frame
 from utils.gradcam_kit.data.frame_paths import landmark_path, mask_path
 from utils.gradcam_kit.data.frames import Batch, frame_loader
 from utils.gradcam_kit.data.readers import read_dataset

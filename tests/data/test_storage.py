@@ -112,7 +112,7 @@ def test_a_key_that_is_not_there_is_an_unreadable_frame(tmp_path: Path) -> None:
 
 def test_landmarks_of_another_size_are_refused(tmp_path: Path) -> None:
     frames = read_dataset("FF-DF", make_lmdb(tmp_path, "windows", "windows"))
-    from utils.gradcam_kit.data.storage import _close_all
+    from utils.gradcam_kit.data.frame_paths import _close_all
 
     _close_all()
     folder, _, key = landmark_path(frames[0].path).partition("!/")

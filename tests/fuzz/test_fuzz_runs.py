@@ -18,10 +18,9 @@ from tests.helpers.fake_run import Row, image_of, layer_image, sample_of, some_r
 from tests.helpers.fake_run import some_manifest as manifest
 from utils.gradcam_kit.base.errors import InputError
 from utils.gradcam_kit.data.frame import Frame
-from utils.gradcam_kit.data.stamps import Stamp
+from utils.gradcam_kit.data.frame_paths import Stamp, hash_of
 from utils.gradcam_kit.report.page import render, write_report
-from utils.gradcam_kit.run.predictions import Predictions
-from utils.gradcam_kit.run.resume import Resume
+from utils.gradcam_kit.run.predictions import Predictions, Resume
 from utils.gradcam_kit.store.journal import Journal, journals
 from utils.gradcam_kit.store.manifest import read_manifest
 from utils.gradcam_kit.store.read_run import read_run
@@ -95,7 +94,7 @@ def half(tmp_path_factory: pytest.TempPathFactory) -> Half:
     logits = torch.randn(7, 2, generator=torch.Generator().manual_seed(1))
     predictions.add(frames[:7], logits, logits.softmax(1)[:, 1])
     predictions.add_unreadable(7, "no such file")
-    stamps = {frame.index: Stamp.of(frame.path, Path(frame.path).read_bytes()) for frame in frames}
+    stamps = {frame.index: Stamp.of(frame.path)._replace(content=hash_of(frame.path)) for frame in frames}
     predictions.stamp(stamps)
     with RunFolder.open(folder / "run", manifest(top_files=["metrics.json"])):
         with Journal(folder / "run" / "toy", 0) as journal:

@@ -124,7 +124,7 @@ def test_the_folder_is_locked_until_the_end_of_the_block_and_no_longer(tmp_path:
 def finished_run(out: Path, **changes: Any) -> None:
     """A folder as a run leaves it."""
     with RunFolder.open(out, manifest(**changes)) as folder:
-        with Journal(folder.dataset("toy"), 0):
+        with Journal(folder.path / "toy", 0):
             pass
         write_json(out / "metrics.json", {})
         write_json(out / "toy" / "regions.csv", [1])
@@ -155,7 +155,7 @@ def test_overwriting_removes_what_the_run_wrote_and_nothing_else(tmp_path: Path)
 
 def test_a_run_that_was_killed_is_overwritten_too(tmp_path: Path) -> None:
     with RunFolder.open(tmp_path, manifest()) as folder:
-        with Journal(folder.dataset("toy"), 3):
+        with Journal(folder.path / "toy", 3):
             pass
         write_row(tmp_path, Row(7, "toy", "swap", "003", 1, 0.25, "/data/a.png"))
         (tmp_path / ".metrics.json.partial").write_text("{")

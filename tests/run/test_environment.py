@@ -14,7 +14,7 @@ import test_with_gradcam
 from tests.helpers.command_server import CommandServer
 from tests.helpers.datasets import DataTree, change_yaml, data_settings
 from utils.gradcam_kit.base.errors import InputError, RunError
-from utils.gradcam_kit.data.dataset_names import MAX_DATASET_NAME_BYTES
+from utils.gradcam_kit.data.frame import MAX_DATASET_NAME_BYTES
 from utils.gradcam_kit.data.frames import frame_loader
 from utils.gradcam_kit.data.readers import read_dataset
 from utils.gradcam_kit.model.checkpoints import read_weights

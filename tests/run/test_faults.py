@@ -22,10 +22,9 @@ from utils.gradcam_kit.data.frames import frame_loader
 from utils.gradcam_kit.data.readers import read_dataset
 from utils.gradcam_kit.model.load import load_detector
 from utils.gradcam_kit.run.dataset_run import DeferredStep
+from utils.gradcam_kit.run.disturbances import Interrupted, SplitOnOutOfMemory, is_out_of_memory
 from utils.gradcam_kit.run.explainer import Explainer
-from utils.gradcam_kit.run.interruption import Interrupted
-from utils.gradcam_kit.run.out_of_memory import SplitOnOutOfMemory, is_out_of_memory
-from utils.gradcam_kit.run.resume import Resume
+from utils.gradcam_kit.run.predictions import Resume
 from utils.gradcam_kit.settings.config import run_settings
 from utils.gradcam_kit.store.sample_writer import SampleWriter
 

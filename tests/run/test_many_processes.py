@@ -18,7 +18,7 @@ from tests.helpers.compare_runs import assert_only_whole_files, assert_same_run
 from tests.helpers.datasets import DataTree, make_data_tree, rows_of
 from tests.helpers.paths import ROOT, SCRIPT
 from tests.helpers.watch import WATCHED, journalled, until
-from utils.gradcam_kit.run.interruption import resume_command
+from utils.gradcam_kit.run.disturbances import resume_command
 from utils.gradcam_kit.run.processes import Processes
 
 # 42 frames in 11 batches, which neither 2 nor 3 divide; the last batch is short.

@@ -27,7 +27,7 @@ from utils.gradcam_kit.engine.methods import DEFAULT_EPSILON, METHODS
 from utils.gradcam_kit.measure import evaluate
 from utils.gradcam_kit.model.detector import LoadedDetector
 from utils.gradcam_kit.run import exports
-from utils.gradcam_kit.run.run_manifest import run_manifest
+from utils.gradcam_kit.run.evaluation import run_manifest
 from utils.gradcam_kit.settings.config import RunSettings, run_settings
 from utils.gradcam_kit.settings.config_values import Section
 from utils.gradcam_kit.settings.options import OPTIONS, Option

@@ -22,7 +22,7 @@ from tests.helpers.datasets import DataTree, change_yaml, make_data_tree, rows_o
 from tests.helpers.paths import SCRIPT
 from tests.helpers.watch import WATCHED, journalled, until
 from utils.gradcam_kit.data.frame import Frame
-from utils.gradcam_kit.data.stamps import Stamp
+from utils.gradcam_kit.data.frame_paths import Stamp
 from utils.gradcam_kit.run.predictions import Predictions
 from utils.gradcam_kit.store.journal import REASON, Journal, journals, next_number, read_rows
 

@@ -19,8 +19,8 @@ from ..base.errors import InputError, did_you_mean
 from ..base.files import read_text, write_json
 from ..base.text import one_line, printable, shortened
 from ..base.typed import MISSING, Filled, Misfit, fit
-from .dataset_names import COMPRESSED, MAX_DATASET_NAME_BYTES, Video, is_dataset_name
 from .folder_dataset import dataset_name, read_labelled
+from .frame import COMPRESSED, MAX_DATASET_NAME_BYTES, Video, is_dataset_name
 
 MAX_JSON_BYTES = 2 * 1024**3
 MAX_NAME = 32_768  # letters of a label, a video or a path; no system opens a longer path
@@ -35,10 +35,7 @@ class Entry:
 
 
 def dataset_names(json_folder: Path) -> list[str]:
-    """The datasets that there are: the names of the `.json` files in `json_folder`, sorted.
-
-    Raises InputError where the folder is not there.
-    """
+    """The datasets that there are: the names of the `.json` files in `json_folder`, sorted. Raises InputError."""
     try:
         return sorted(entry.stem for entry in json_folder.iterdir() if entry.suffix == ".json")
     except (OSError, ValueError) as error:
@@ -58,10 +55,8 @@ def dataset_file(name: str, json_folder: Path) -> Path:
     names = dataset_names(json_folder)
     if name not in names:
         there = f"it holds {_listed(names)}" if names else "it holds no JSON file at all"
-        raise InputError(
-            f"no dataset {shortened(name)!r} in dataset_json_folder {str(json_folder)!r}: "
-            f"{did_you_mean(name, names)}{there}"
-        )
+        where = f"no dataset {shortened(name)!r} in dataset_json_folder {str(json_folder)!r}"
+        raise InputError(f"{where}: {did_you_mean(name, names)}{there}")
     return json_folder / f"{name}.json"
 
 
@@ -106,7 +101,7 @@ class _Place(NamedTuple):
         return self.value
 
     def child(self, key: str, what: str) -> _Place:
-        """What is under `key`, which must be there: a `what` (dataset, split, compression level)."""
+        """What is under `key`, a `what` (dataset, split, compression level), which must be there."""
         values = self.object()
         if key not in values:
             there = f"there are {_listed(values)}" if values else "there is none"
@@ -143,9 +138,8 @@ def _video(place: _Place) -> Video:
         raise place.wrong(text, misfit.place) from None
     longest = max([entry["label"], name, *entry["frames"]], key=len)
     if len(longest) > MAX_NAME:
-        raise place.wrong(
-            f"the name {shortened(longest)!r} has {len(longest):,} letters; allowed: at most {MAX_NAME:,}"
-        )
+        found = f"the name {shortened(longest)!r} has {len(longest):,} letters"
+        raise place.wrong(f"{found}; allowed: at most {MAX_NAME:,}")
     return Video(entry["label"], name, entry["frames"])  # the list of the file: there may be a million frames
 
 
@@ -160,11 +154,13 @@ def _typename(value: Any) -> str:
     return "an empty string" if value == "" else known.get(type(value), "a number")
 
 
-# ----------------------------------------------------------------------------------------------------------- writing
-
-
-def write_dataset_json(source: Path, output: Path) -> None:
+def main(argv: Sequence[str]) -> int:
     """Write the JSON of a folder or CSV, and print what the hosts' `label_dict` needs. Raises InputError."""
+    p = OneLineParser(description="A folder of images or a CSV → the dataset JSON that the hosts read too.")
+    p.add_argument("folder", help="folder with real/ and fake/ (or 0_real/ and 1_fake/) in it, or a CSV path,label")
+    p.add_argument("-o", "--output", required=True, metavar="NAME.json", help="the file to write; not replaced")
+    args = p.parse_args(argv)
+    source, output = Path(args.folder), Path(args.output)
     dataset_name(source)  # is it there?
     if output.suffix != ".json" or not is_dataset_name(output.stem) or not output.absolute().parent.is_dir():
         raise InputError(f"--output {str(output)!r}: give NAME.json in a folder that is there")
@@ -184,13 +180,4 @@ def write_dataset_json(source: Path, output: Path) -> None:
     print("label_dict of config/test_config.yaml needs these lines:")
     for label, number in sorted(numbers.items()):
         print(printable(f"  {label}: {number}"))
-
-
-def main(argv: Sequence[str]) -> int:
-    """Flags → one JSON file. Returns the exit code; raises InputError."""
-    p = OneLineParser(description="A folder of images or a CSV → the dataset JSON that the hosts read too.")
-    p.add_argument("folder", help="folder with real/ and fake/ (or 0_real/ and 1_fake/) in it, or a CSV path,label")
-    p.add_argument("-o", "--output", required=True, metavar="NAME.json", help="the file to write; not replaced")
-    args = p.parse_args(argv)
-    write_dataset_json(Path(args.folder), Path(args.output))
     return 0

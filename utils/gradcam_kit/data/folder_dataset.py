@@ -1,8 +1,7 @@
-"""A folder of images, or a CSV that lists them, as a dataset. No image is opened here.
+"""A folder of images, or a CSV (path, label and perhaps video, forgery, mask), as a dataset. No image is opened here.
 
-A folder called `real` or `fake` (`0_real` or `1_fake`; `nature` or `ai`), at any depth, labels what lies below it, as
-the datasets of CNNDetection, UniversalFakeDetect and GenImage do it. A folder in there is a video; an image that lies
-in none is a video of its own. The columns of a CSV are path and label and, where they are known, video, forgery, mask.
+A folder called as in LABEL_FOLDERS, at any depth, labels what lies below it, as CNNDetection, UniversalFakeDetect and
+GenImage do it. A folder in there is a video; an image that lies in none is a video of its own.
 """
 
 from __future__ import annotations
@@ -15,15 +14,13 @@ from pathlib import Path
 
 from ..base.errors import InputError
 from ..base.text import AS_IT_CAME, one_line, shortened
-from .dataset_names import Video, is_dataset_name
-from .frame import Frame
+from .frame import Frame, Video, is_dataset_name
 
 IMAGE_SUFFIXES = (
     ".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".avif", ".heic", ".heif",
 )  # fmt: skip
 LABEL_FOLDERS = {"real": 0, "0_real": 0, "nature": 0, "fake": 1, "1_fake": 1, "ai": 1}
 LABELS = {"0": 0, "real": 0, "1": 1, "fake": 1}  # in a CSV
-COLUMNS = ("path", "label")
 BESIDE = ("masks", "landmarks")  # folders of files that belong to frames and are none
 MAX_FIELD = 65_536  # letters in a field of a CSV
 
@@ -43,10 +40,8 @@ def dataset_name(path: Path) -> str:
     if is_file and path.suffix != ".csv":
         raise InputError(f"test_dataset: {str(path)!r} is a file; give a folder of images, or a .csv that lists them")
     if not is_folder and not is_file:
-        looked = shortened(str(resolved), 300)
-        raise InputError(
-            f"test_dataset: there is no folder and no CSV {shortened(str(path), 300)!r}; looked at {looked}"
-        )
+        given, looked = shortened(str(path), 300), shortened(str(resolved), 300)
+        raise InputError(f"test_dataset: there is no folder and no CSV {given!r}; looked at {looked}")
     name = resolved.stem if is_file else resolved.name
     if not is_dataset_name(name):
         raise InputError(f"test_dataset: {str(path)!r} gives the outputs no usable name: rename it")
@@ -59,10 +54,7 @@ def read_labelled(path: Path) -> list[tuple[int, Video]]:
 
 
 def named_masks(path: Path) -> dict[str, str]:
-    """Frame → the mask that a CSV's column `mask` names for it; empty for a folder, and without the column.
-
-    Raises InputError where a mask is not there.
-    """
+    """Frame → the mask that a CSV's column `mask` names for it, if any. Raises InputError where it is not there."""
     masks = {}
     for where, row in _rows(path) if path.is_file() else ():
         if row.get("mask"):
@@ -79,9 +71,6 @@ def counted(frames: Sequence[Frame]) -> str:
     videos = {(frame.label, frame.forgery, frame.video) for frame in frames}
     groups = [f"{shortened(label)} {count} ({('real', 'fake')[n]})" for (n, label), count in sorted(images.items())]
     return f"{len(frames)} images in {len(videos)} videos: {', '.join(groups)}"
-
-
-# -------------------------------------------------------------------------------------------------------------- folder
 
 
 def _read_folder(root: Path) -> list[tuple[int, Video]]:
@@ -101,17 +90,15 @@ def _read_folder(root: Path) -> list[tuple[int, Video]]:
         paths = [str(folder / image) for image in images]
         videos = [Video(label, video, paths)] if video else [Video(label, Path(path).stem, [path]) for path in paths]
         found += [(number, video) for video in videos]
+    named = f"called {', '.join(LABEL_FOLDERS)}"
     if not found:
         seen = f"{unlabelled} images lie in other folders" if unlabelled else "no image is below it"
         raise InputError(
-            f"{root}: no images with a label: put them into folders called {', '.join(LABEL_FOLDERS)}"
-            f" (at any depth), or list them in a CSV with the columns path,label; {seen}"
+            f"{root}: no images with a label: put them into folders {named} (at any depth), or list them in a CSV with"
+            f" the columns path,label; {seen}"
         )
     if unlabelled:
-        raise InputError(
-            f"{root}: {unlabelled} images lie in no folder called {', '.join(LABEL_FOLDERS)}: move them into one, or"
-            " away"
-        )
+        raise InputError(f"{root}: {unlabelled} images lie in no folder {named}: move them into one, or away")
     return found
 
 
@@ -128,9 +115,6 @@ def _folders_with_images(root: Path) -> Iterator[tuple[Path, list[str]]]:
         images = sorted(name for name in files if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("."))
         if images:
             yield Path(folder), images
-
-
-# ----------------------------------------------------------------------------------------------------------------- CSV
 
 
 def _read_csv(path: Path) -> list[tuple[int, Video]]:
@@ -157,7 +141,7 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, str | None]]]:
     try:
         with path.open(newline="", encoding="utf-8-sig", errors=AS_IT_CAME) as file:
             table = csv.DictReader(file)
-            missing = [name for name in COLUMNS if name not in (table.fieldnames or [])]
+            missing = [name for name in ("path", "label") if name not in (table.fieldnames or [])]
             if missing:
                 raise InputError(
                     f"{path}: has no column {', '.join(missing)}; its first line must name path,label and may name"

@@ -1,13 +1,20 @@
-"""A frame, and the settings that say which frames a dataset has. Standard library only."""
+"""A frame, a video, and the settings that say which of them a dataset has."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+from ..base.text import is_plain_name
+
 T = TypeVar("T")
+
+# The FaceForensics++ family: their JSON has the compression level (c23, c40, raw) between split and videos.
+COMPRESSED = ("FaceForensics++", "FF-DF", "FF-F2F", "FF-FS", "FF-NT", "FaceShifter", "DeepFakeDetection")
+MAX_DATASET_NAME_BYTES = 200  # file systems take 255, and a little is added
 
 
 class Frame(NamedTuple):
@@ -19,6 +26,12 @@ class Frame(NamedTuple):
     video: str  # video name in the dataset JSON
     label: int  # 0 real, 1 fake
     index: int  # type: ignore[assignment]  # position in the dataset after sampling; hides tuple.index, which nobody calls
+
+
+class Video(NamedTuple):
+    label: str
+    name: str
+    frames: list[str]  # paths, in the order of what lists them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,3 +58,8 @@ def evenly_spaced(items: Sequence[T], count: int) -> list[T]:
     """
     count = min(count, len(items))
     return [items[(2 * k + 1) * len(items) // (2 * count)] for k in range(count)]
+
+
+def is_dataset_name(name: str) -> bool:
+    """Whether `name` can be a dataset's, which is the name of its JSON file and of its folder below the outputs."""
+    return is_plain_name(name) and len(os.fsencode(name)) <= MAX_DATASET_NAME_BYTES

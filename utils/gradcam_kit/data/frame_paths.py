@@ -1,16 +1,27 @@
-"""Where the files of a frame are: its own from the path in a dataset JSON, its mask and landmarks from its own."""
+"""Where the files of a frame are, on disk or in an LMDB, how they are read, and what they were when they were read.
+
+DeepfakeBench keeps images, masks and landmarks in an LMDB, one value per file, under the file's path. Such a file is
+written `<lmdb folder>!/<key>`, so that a frame's path says all that is needed to read it.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from .dataset_names import Video
-from .storage import beside_key, in_lmdb
+from ..base.errors import InputError
+from ..base.text import one_line
+from .frame import COMPRESSED, Video
+from .images import UnreadableImage, read_file
 
+MARK = "_lmdb!/"
 _PROBES = 100  # videos looked at, per label, to find out which folder the paths of a dataset JSON start from
+
+_open: dict[str, Any] = {}  # folder of an LMDB → environment
 
 
 class Prefix(NamedTuple):
@@ -38,11 +49,10 @@ def first_prefix(videos: list[Video], root: Path | None) -> Prefix:
 def find_prefix(videos: list[Video], root: Path | None) -> Prefix | None:
     """Which folder the paths of one label's videos start from, found out on the first frames of some of them.
 
-    DF40 opens the paths as they are (from the working directory), DeepfakeBench puts `rgb_dir` in front, and the JSON
-    files that circulate carry the folders of the machine they were made on (`D:\\data\\...`, `./datasets/rgb/...`). So
-    these are tried: below the root, as they are, and below the root with one, two, ... leading folders off. The first
-    that holds a file decides, once per label (reals and fakes often come from different archives), never per frame.
-    None where none of them is there.
+    DF40 opens the paths as they are, DeepfakeBench puts `rgb_dir` in front, and the JSON files that circulate carry the
+    folders of the machine they were made on (`D:\\data\\...`). So they are tried below the root, as they are, and below
+    the root with one, two, ... leading folders off. The first that holds a file decides, once per label (reals and
+    fakes often come from different archives), never per frame. None where none is there.
     """
     step = max(1, len(videos) // _PROBES)
     for video in videos[::step]:
@@ -91,3 +101,143 @@ def _beside(frame_path: str, folder: str, suffix: str) -> str:
     else:
         parts.insert(-1, folder)
     return str(Path(*parts))
+
+
+def in_lmdb(path: str) -> bool:
+    """Whether `path` is a key in an LMDB, not a file."""
+    return MARK in path
+
+
+def read_bytes(path: str) -> bytes:
+    """The content of a file, or the value of a key in an LMDB. Raises UnreadableImage where it is not there."""
+    if not in_lmdb(path):
+        return read_file(path)
+    value = _value(path)
+    if value is None:
+        raise UnreadableImage(f"no such key in the LMDB: {path!r}")
+    return value
+
+
+def is_there(path: str) -> bool:
+    """Whether there is such a file or such a key."""
+    # Unlike Path.exists, False also for a name that is longer than a name can be.
+    return _value(path) is not None if in_lmdb(path) else os.path.exists(path)  # noqa: PTH110
+
+
+def lmdb_folder(dataset: str, lmdb_dir: Path) -> Path:
+    """The LMDB of a dataset: `<name>_lmdb`, one for the whole FaceForensics++ family. Raises InputError."""
+    _lmdb()
+    family = dataset.replace("_c40", "")
+    folder = lmdb_dir / f"{'FaceForensics++' if family in COMPRESSED else dataset}_lmdb"
+    if not (folder / "data.mdb").is_file():
+        raise InputError(
+            f"no LMDB of dataset {dataset!r}: {str(folder / 'data.mdb')!r} is not there; set lmdb_dir in"
+            " config/test_config.yaml to the folder that holds it, or lmdb: false to read files"
+        )
+    return folder
+
+
+def lmdb_path(folder: Path, frame: str) -> str:
+    """Where a frame of the dataset JSON lies: the first spelling of it that is a key; if none is, the host's own."""
+    paths = [f"{folder}!/{key}" for key in _spellings(frame)]
+    return next((path for path in paths if is_there(path)), paths[0])
+
+
+def _spellings(frame: str) -> Iterator[str]:
+    """The host takes `./datasets\\` off and looks the rest up; it writes `<dataset>\\` and the path below that, with
+    the separators of the machine it runs on. So a JSON made on Windows meets an LMDB made on Linux, and the reverse."""
+    yield frame.replace("./datasets\\", "") if frame.startswith(".") else frame
+    plain = re.sub(r"^(\./)?(datasets/)?(rgb/)?", "", frame.replace("\\", "/"))
+    yield plain.replace("/", "\\")
+    yield plain.replace("/", "\\", 1)
+    yield plain
+
+
+def beside_key(path: str, folder: str, suffix: str) -> str:
+    """`...\\frames\\<video>\\000.png` → `...\\<folder>\\<video>\\000<suffix>`, keeping the separators of the key."""
+    lmdb, mark, key = path.partition(MARK)
+    pieces = re.split(r"([\\/])", re.sub(r"\.[^.\\/]*$", "", key) + suffix)
+    places = [i for i, piece in enumerate(pieces[:-1]) if piece == "frames"]
+    if places:
+        pieces[places[-1]] = folder
+    return lmdb + mark + "".join(pieces)
+
+
+def _value(path: str) -> bytes | None:
+    folder, _, key = path.partition("!/")
+    try:
+        with _environment(folder).begin() as transaction:
+            return transaction.get(key.encode("utf-8", "surrogatepass"))
+    except _lmdb().BadValsizeError:  # longer than a key can be
+        return None
+    except _lmdb().Error as error:
+        raise UnreadableImage(f"the LMDB {folder!r} cannot be read ({one_line(error)})") from error
+
+
+def _environment(folder: str) -> Any:
+    """The LMDB of this process: a DataLoader worker opens its own, as an environment does not survive a fork."""
+    if folder not in _open:
+        _open[folder] = _lmdb().open(folder, create=False, subdir=True, readonly=True, lock=False, readahead=False)
+    return _open[folder]
+
+
+def _close_all() -> None:
+    for environment in _open.values():
+        environment.close()
+    _open.clear()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
+    os.register_at_fork(after_in_child=_close_all)
+
+
+def _lmdb() -> Any:
+    try:
+        import lmdb
+    except ImportError as error:
+        raise InputError("lmdb: true needs a package: pip install lmdb") from error
+    return lmdb
+
+
+def content_hash(data: bytes) -> str:
+    """The first 16 digits of the SHA-256: chance makes no two of a million files alike."""
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
+def hash_of(path: str) -> str:
+    """Of a file or a key in an LMDB; empty where there is none."""
+    try:
+        return content_hash(read_bytes(path))
+    except UnreadableImage:
+        return ""
+
+
+class Stamp(NamedTuple):
+    """What a file was, or the LMDB that holds it."""
+
+    size: int  # in bytes, 0 where there is no file
+    changed: int  # its time in ns, 0 where there is no file
+    content: str  # the hash, empty where it could not be read as an image
+
+    @classmethod
+    def of(cls, path: str) -> Stamp:
+        """Of the file at `path` as it is, without its content."""
+        try:
+            info = os.stat(path.partition(MARK)[0] + "_lmdb/data.mdb" if in_lmdb(path) else path)  # noqa: PTH116
+        except (OSError, ValueError):
+            return cls(0, 0, "")
+        return cls(info.st_size, info.st_mtime_ns, "")
+
+    @classmethod
+    def parse(cls, text: str) -> Stamp:
+        """From `str()` of one. Raises ValueError."""
+        size, changed, content = text.split(" ")
+        return cls(int(size), int(changed), content)
+
+    def __str__(self) -> str:
+        return f"{self.size} {self.changed} {self.content}"
+
+    def fits(self, path: str) -> bool:
+        """Whether `path` is still the same file, by size and time, or else by its content."""
+        now = Stamp.of(path)
+        return now[:2] == self[:2] or (bool(self.content) and hash_of(path) == self.content)

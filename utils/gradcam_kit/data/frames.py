@@ -15,9 +15,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from .frame import Frame
+from .frame_paths import Stamp, content_hash, read_bytes
 from .images import UnreadableImage, decode_image
-from .stamps import Stamp, content_hash
-from .storage import read_bytes
 
 
 class Batch(NamedTuple):
@@ -37,8 +36,7 @@ class _FrameDataset(Dataset[Any]):
     """Frame i with its pixels, or with the reason why there are none."""
 
     def __init__(self, frames: Sequence[Frame], resolution: int) -> None:
-        self.frames = frames
-        self.resolution = resolution
+        self.frames, self.resolution = frames, resolution
 
     def __len__(self) -> int:
         return len(self.frames)

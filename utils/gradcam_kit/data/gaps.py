@@ -15,8 +15,8 @@ from ..base.files import read_table, write_table
 from ..base.text import shortened
 from ..base.typed import Misfit, fit
 from .frame import Frame
+from .frame_paths import in_lmdb
 from .images import NO_FOLDER
-from .storage import in_lmdb
 
 MOST_LISTED = 10_000  # entries of a folder that are compared with the name of the missing one
 
@@ -74,7 +74,7 @@ def forgery_gaps(
     concerned = {frames[i].forgery for i in absent | unreadable}
     if not concerned:
         return []
-    folders = {_folder(frame) for frame in frames}
+    folders = set(map(_folder, frames))
     places: dict[str, list[int]] = {}
     for i, frame in enumerate(frames):
         places.setdefault(frame.forgery, []).append(i)
@@ -87,7 +87,9 @@ def _gaps_of(
     """Of one forgery, whose frames are at the positions `own`; `folders` are those of the whole dataset."""
     missing = [i for i in own if i in absent]
     gone = list(dict.fromkeys(_folder(frames[i]) for i in missing))
-    first = _topmost_missing(Path(gone[0])) if gone else None
+    first = Path(gone[0]) if gone else None
+    while first is not None and not os.path.isdir(first.parent) and first.parent != first:  # noqa: PTH112
+        first = first.parent
     return ForgeryGaps(
         forgery=frames[own[0]].forgery,
         frames=len(own),
@@ -104,14 +106,6 @@ def _folder(frame: Frame) -> str:
     return os.path.dirname(frame.path) or "."  # noqa: PTH120 (a million Path objects for nothing)
 
 
-def _topmost_missing(folder: Path) -> Path:
-    """The first folder on the way to `folder` that is not there."""
-    missing = folder
-    while not os.path.isdir(missing.parent) and missing.parent != missing:  # noqa: PTH112
-        missing = missing.parent
-    return missing
-
-
 def _resembling(missing: Path, used: Iterable[str]) -> list[str]:
     """Folders beside `missing` whose names resemble its own, up to three, but for those that the dataset uses."""
     above = f"{missing.parent}{os.sep}"
@@ -126,9 +120,6 @@ def _resembling(missing: Path, used: Iterable[str]) -> list[str]:
     wanted = re.sub("[^a-z0-9]", "", missing.name.lower())
     alike = difflib.get_close_matches(wanted, plain.values(), n=3, cutoff=0.6)
     return [name for name in there if plain[name] in alike][:3]
-
-
-# ------------------------------------------------------------------------------------------------------------- on disk
 
 
 def write_gaps(path: Path, gaps: Iterable[ForgeryGaps]) -> None:

@@ -1,8 +1,7 @@
 """One image file → RGB pixels, or a plain reason why there are none.
 
-OpenCV decodes, so that a well-formed file gives exactly the pixels that the host trees see. Pillow reads the header
-first (the size is judged before anything is decoded), decides about files that look cut off, and decodes what OpenCV
-cannot.
+OpenCV decodes, so that a well-formed file gives the pixels that the host trees see. Pillow reads the header first (the
+size is judged before anything is decoded), decides about files that look cut off, and decodes what OpenCV cannot.
 """
 
 from __future__ import annotations
@@ -30,14 +29,12 @@ MAX_PIXELS = 100_000_000
 MAX_SIDE = 32_768
 MAX_FILE_BYTES = 512 * 1024 * 1024
 
-# A progressive JPEG is decoded once per scan, however little a scan holds. Programs write about ten.
-MAX_SCANS = 100
-
+MAX_SCANS = 100  # a progressive JPEG is decoded once per scan, however little that holds; programs write about ten
 # What OpenCV reads too. Not "whatever Pillow knows": its EPS reader, for one, starts another program.
 FORMATS = ("JPEG", "PNG", "BMP", "DIB", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000")
-
 NO_FOLDER = "no such folder"  # so begins the reason of a frame whose folder is not there
 
+_END_MARKERS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}  # not every format has one
 # An open() that fails with these says nothing about the image: the machine is at its limit.
 _MACHINE_ERRORS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
@@ -50,8 +47,7 @@ def read_file(path: str) -> bytes:
     """The bytes of an ordinary file of at most 512 MiB.
 
     Raises UnreadableImage where it is missing (the reason begins with NO_FOLDER where its folder is), not permitted,
-    not an ordinary file (a folder, a device, a pipe) or larger; an OSError where the machine is at its limit (too many
-    open files, no memory).
+    not an ordinary file or larger; an OSError where the machine is at its limit (too many open files, no memory).
     """
     try:
         if in_bundle(path):
@@ -74,14 +70,11 @@ def read_file(path: str) -> bytes:
         raise UnreadableImage(f"the path cannot be opened ({error}): {path!r}") from error
 
 
-_ORIENTATION = 0x0112  # the tag in EXIF
-
-
 def image_size(data: bytes) -> tuple[int, int]:
     """Width and height of an encoded image, upright as `decode_image` gives it. Raises UnreadableImage."""
     image = _open_header(data)
-    _check_size(*image.size)
-    turned = image.getexif().get(_ORIENTATION) in (5, 6, 7, 8)
+    # The tag of the orientation, and its values that turn by a quarter.
+    turned = image.getexif().get(0x0112) in (5, 6, 7, 8)
     return image.size[::-1] if turned else image.size
 
 
@@ -90,34 +83,30 @@ def decode_image(data: bytes, resolution: int | None) -> np.ndarray:
 
     Greyscale, palette, RGBA (alpha dropped), CMYK and 16-bit (high byte) images become RGB uint8; EXIF orientation is
     applied; of an animation it is the first image. The pixels equal those of `cv2.imread`, `cv2.cvtColor(BGR2RGB)`,
-    `cv2.resize(INTER_CUBIC)`.
-
-    Raises UnreadableImage: no bytes, not an image, cut off or damaged, over 100 megapixels or 32,768 pixels a side.
+    `cv2.resize(INTER_CUBIC)`. Raises UnreadableImage: no bytes, not an image, cut off or damaged, over 100 megapixels
+    or 32,768 pixels a side.
     """
     if not data:
         raise UnreadableImage("the file is empty (0 bytes)")
     image = _open_header(data)
-    _check_size(*image.size)
     if image.format == "PNG":
         _check_png_chunks(data)
     elif image.format in ("JPEG", "MPO") and jpeg_scans(data) > MAX_SCANS:
         raise UnreadableImage(f"a JPEG of more than {MAX_SCANS} scans, which no camera or program writes")
-    if not _has_end_marker(data, image.format):
+    end = _END_MARKERS.get(image.format or "")
+    if end is None or not data.endswith(end):
         _load_strictly(image)  # older OpenCV fills the missing part of such a file with grey, and says nothing
     pixels = _decode_with_opencv(data)
     if pixels is None:
         pixels = _decode_with_pillow(image)
-    if resolution is None:
-        return pixels
-    return cv2.resize(pixels, (resolution, resolution), interpolation=cv2.INTER_CUBIC)
+    if resolution is not None:
+        pixels = cv2.resize(pixels, (resolution, resolution), interpolation=cv2.INTER_CUBIC)
+    return pixels
 
 
 @contextmanager
 def _pillow(problem: str) -> Iterator[None]:
-    """Pillow at work without its warnings of large images and odd EXIF: the size has a check of its own.
-
-    Its parsers pass on whatever they trip over (struct.error, SyntaxError, KeyError): an UnreadableImage, `problem`.
-    """
+    """Pillow without its warnings; whatever its parsers trip over (struct.error, KeyError) is an UnreadableImage."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -129,17 +118,26 @@ def _pillow(problem: str) -> Iterator[None]:
 
 
 def _open_header(data: bytes) -> Image:
-    """Format, mode and size from the header; no pixel is decoded yet."""
+    """Format, mode and size, which is allowed, from the header; no pixel is decoded yet."""
     from PIL import Image, UnidentifiedImageError
 
     formats = [*FORMATS, *_phone_formats(data)]
     with _pillow("the image's header is damaged"):
         try:
-            return Image.open(io.BytesIO(data), formats=formats)
+            image = Image.open(io.BytesIO(data), formats=formats)
         except Image.DecompressionBombError as error:
             raise UnreadableImage(f"larger than {MAX_PIXELS // 1_000_000} megapixels by its header") from error
         except UnidentifiedImageError as error:
             raise UnreadableImage(f"not an image: the file begins with {data[:8]!r}") from error
+    width, height = image.size
+    if width < 1 or height < 1:
+        raise UnreadableImage(f"an image of {width}x{height} pixels")
+    if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
+        raise UnreadableImage(
+            f"{width}x{height} pixels by its header, more than the {MAX_PIXELS // 1_000_000} megapixels "
+            f"or {MAX_SIDE:,} pixels a side allowed"
+        )
+    return image
 
 
 _AVIF_BRANDS = (b"avif", b"avis")
@@ -147,10 +145,7 @@ _HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b
 
 
 def _phone_formats(data: bytes) -> Sequence[str]:
-    """Pillow's name for the format of an AVIF or HEIC file; none for others. Raises UnreadableImage where it has none.
-
-    Both are containers that say at their start which of them they are.
-    """
+    """Pillow's name for the format of an AVIF or HEIC file (containers, which say at their start what they are)."""
     brand = data[8:12] if data[4:8] == b"ftyp" else b""
     if brand in _AVIF_BRANDS or (brand in (b"mif1", b"msf1") and b"avif" in data[16:64]):
         from PIL import Image, features
@@ -169,16 +164,6 @@ def _phone_formats(data: bytes) -> Sequence[str]:
         register_heif_opener()
         return ["HEIF"]
     return []
-
-
-def _check_size(width: int, height: int) -> None:
-    if width < 1 or height < 1:
-        raise UnreadableImage(f"an image of {width}x{height} pixels")
-    if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
-        raise UnreadableImage(
-            f"{width}x{height} pixels by its header, more than the {MAX_PIXELS // 1_000_000} megapixels "
-            f"or {MAX_SIDE:,} pixels a side allowed"
-        )
 
 
 def _check_png_chunks(data: bytes) -> None:
@@ -207,20 +192,8 @@ def jpeg_scans(data: bytes) -> int:
     return scans
 
 
-def _has_end_marker(data: bytes, file_format: str | None) -> bool:
-    """Whether the file visibly ends as its format does; False also for formats that have no end marker."""
-    if file_format in ("JPEG", "MPO"):
-        return data.endswith(b"\xff\xd9")
-    if file_format == "PNG":
-        return data.endswith(b"IEND\xaeB`\x82")
-    return False
-
-
 def _load_strictly(image: Image) -> None:
-    """Decode all of it with Pillow, which, unlike OpenCV, complains where the data ends early.
-
-    Raises UnreadableImage.
-    """
+    """Decode all of it with Pillow, which raises UnreadableImage where the data ends early; OpenCV does not."""
     from PIL import ImageFile
 
     tolerant = ImageFile.LOAD_TRUNCATED_IMAGES  # training code likes to switch this on for the whole process

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import NamedTuple
 
@@ -12,11 +12,11 @@ from ..base.errors import InputError, did_you_mean
 from ..base.files import sha256_of
 from ..base.text import shortened
 from .dataset_json import dataset_file, read_videos
-from .dataset_names import Video
 from .folder_dataset import read_labelled
-from .frame import DataSettings, Frame, evenly_spaced
-from .frame_paths import Prefix, find_prefix, first_prefix
-from .storage import lmdb_folder, lmdb_path
+from .frame import DataSettings, Frame, Video, evenly_spaced
+from .frame_paths import Prefix, find_prefix, first_prefix, lmdb_folder, lmdb_path
+
+Places = Mapping[str, Callable[[str], str]]  # label → path as it is listed → path on disk
 
 
 class DatasetReader(NamedTuple):
@@ -39,33 +39,29 @@ def reader_of(name: str, settings: DataSettings) -> DatasetReader:
 
 
 def json_frames(name: str, settings: DataSettings, split: str) -> list[Frame]:
-    """The frames of a dataset JSON, video after video in its order.
-
-    Raises InputError: dataset not there, JSON of another shape, split or compression level missing, label not in
-    `settings.label_dict`.
-    """
+    """The frames of a dataset JSON, video after video in its order. Raises InputError, also for an unknown label."""
     videos = read_videos(name, settings.json_folder, settings.compression, split)
     by_label: dict[str, list[Video]] = {}
     for video in videos:
         by_label.setdefault(video.label, []).append(video)
     numbers = {label: _class_of(label, name, settings) for label in by_label}
     places = _locations(name, by_label, settings)
-    # Each label once, as (its one string object, its class, where its frames lie): frames come by the million.
-    known = {label: (label, numbers[label], places[label]) for label in by_label}
-    frames: list[Frame] = []
-    for video in videos:
-        label, number, on_disk = known[video.label]
-        for path in _sampled(video.frames, settings.frame_num, settings.sampling):
-            frames.append(Frame(on_disk(path), name, label, video.name, number, len(frames)))
-    return frames
+    return _frames(name, settings, ((numbers[video.label], video) for video in videos), places)
 
 
 def folder_frames(name: str, settings: DataSettings, split: str) -> list[Frame]:
     """The frames of a folder or a CSV of `settings.folders`; it has no splits. Raises InputError."""
+    return _frames(name, settings, read_labelled(settings.folders[name]), {})
+
+
+def _frames(name: str, settings: DataSettings, videos: Iterable[tuple[int, Video]], places: Places) -> list[Frame]:
+    """Those that are wanted of the videos, which come with their class."""
     frames: list[Frame] = []
-    for number, video in read_labelled(settings.folders[name]):
+    labels: dict[str, str] = {}  # each as one string object: frames come by the million
+    for number, video in videos:
+        label, on_disk = labels.setdefault(video.label, video.label), places.get(video.label, str)
         for path in _sampled(video.frames, settings.frame_num, settings.sampling):
-            frames.append(Frame(path, name, video.label, video.name, number, len(frames)))
+            frames.append(Frame(on_disk(path), name, label, video.name, number, len(frames)))
     return frames
 
 
@@ -78,9 +74,7 @@ def _folder_sha256(name: str, settings: DataSettings) -> str:
     return hashlib.sha256(listed.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _locations(
-    dataset: str, by_label: dict[str, list[Video]], settings: DataSettings
-) -> dict[str, Callable[[str], str]]:
+def _locations(dataset: str, by_label: dict[str, list[Video]], settings: DataSettings) -> Places:
     """How the paths of each label become paths on disk, or in an LMDB."""
     if settings.lmdb_dir is not None:
         return dict.fromkeys(by_label, partial(lmdb_path, lmdb_folder(dataset, settings.lmdb_dir)))
@@ -110,12 +104,9 @@ def _class_of(label: str, dataset: str, settings: DataSettings) -> int:
 
 def _sampled(paths: list[str], count: int | None, sampling: str) -> list[str]:
     """At most `count` of a video's frames."""
-    if sampling == "host":
-        return paths[:count]
-    paths = sorted(paths, key=_by_number)
-    if sampling == "host_sorted":
-        return paths[:count]
-    return paths if count is None else evenly_spaced(paths, count)
+    if sampling != "host":
+        paths = sorted(paths, key=_by_number)
+    return paths[:count] if sampling != "even" or count is None else evenly_spaced(paths, count)
 
 
 def _by_number(path: str) -> tuple[list[tuple[int, str]], str]:
@@ -128,19 +119,11 @@ def _by_number(path: str) -> tuple[list[tuple[int, str]], str]:
 
 
 JSON_READER = DatasetReader(
-    kind="dataset JSON",
-    reads=lambda name, settings: True,
-    frames=json_frames,
-    sha256=lambda name, settings: sha256_of(dataset_file(name, settings.json_folder)),
+    "dataset JSON", lambda *_: True, json_frames, lambda name, data: sha256_of(dataset_file(name, data.json_folder))
 )
 # Tried in order, before the dataset JSON.
 READERS: list[DatasetReader] = [
-    DatasetReader(
-        kind="folder of images, or CSV",
-        reads=lambda name, settings: name in settings.folders,
-        frames=folder_frames,
-        sha256=_folder_sha256,
-    )
+    DatasetReader("folder of images, or CSV", lambda name, data: name in data.folders, folder_frames, _folder_sha256)
 ]
 
 

@@ -16,13 +16,12 @@ from ..base.errors import RunError
 from ..base.files import read_table
 from ..data.folder_dataset import named_masks
 from ..data.frame import DataSettings, Frame
+from ..data.frame_paths import read_bytes
 from ..data.frames import frame_loader
 from ..data.images import UnreadableImage, decode_image
 from ..data.masks.annotations import face_points, read_mask, read_mask_file
-from ..data.masks.clicks import Clicks
-from ..data.masks.mask_folder import MaskFolder
+from ..data.masks.named_files import Clicks, MaskFolder
 from ..data.readers import read_dataset
-from ..data.storage import read_bytes
 from ..judge.controls import hull
 from ..judge.transplant import blurred
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, replace
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..base.files import write_json, write_table
 from ..data.frame import Frame, evenly_spaced
 from ..data.frames import frame_loader
 from ..engine.recipe import Recipe
@@ -18,16 +23,60 @@ from ..judge.trial import Margins, passes
 from ..judge.verdict import UNTRIED, Choice
 from ..measure.samples import RealCounterparts
 from ..model.detector import LoadedDetector
-from ..settings.config import RunSettings
-from ..store.calibration_file import key_of
 from ..store.manifest import Manifest
-from .out_of_memory import SplitOnOutOfMemory
+from .dataset_run import Context
+from .disturbances import SplitOnOutOfMemory
 
 POOL = 8  # frames predicted for each image that is wanted: detectors call few images fake on some data
 JUDGED = 16  # images on which a named map is judged, at most: a figure to warn by needs no more
 FILLS = 5  # tried at most
 NO_FAKE = "the detector calls no image fake: maps were tried on images that it calls real"
 VERSION = 1  # of the trial: a choice by another one is not taken over
+CALIBRATION_JSON, CALIBRATION_CSV = "calibration.json", "calibration.csv"
+COLUMNS = (
+    "method", "layer", "site", "backward", "named", "used", "fall", "fall_random", "beyond_random", "beyond_low",
+    "beyond_high", "share_of_best", "share_by_second_fill",
+)  # fmt: skip
+
+
+class Calibration(NamedTuple):
+    """A choice, with the hash of all it depends on."""
+
+    key: str
+    choice: Choice
+
+    def write(self, folder: Path) -> None:
+        """Both files, each whole or not at all."""
+        write_json(folder / CALIBRATION_JSON, {"key": self.key, "choice": self.choice.to_json()})
+        write_table(folder / CALIBRATION_CSV, COLUMNS, _table(self.choice))
+
+    @classmethod
+    def read(cls, path: Path) -> Calibration | None:
+        """None where `path` is not a calibration that this version wrote: then the map is chosen anew."""
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            return cls(str(values["key"]), Choice.from_json(values["choice"]))
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            return None
+
+
+def _table(choice: Choice) -> Iterable[list[object]]:
+    for row in choice.rows:
+        numbers = (row.fall, row.random, *row.beyond, row.share, row.second)
+        shown = ["" if math.isnan(number) else f"{number:.6g}" for number in numbers]
+        yield [*row.candidate.facts().values(), row.named, row.candidate == choice.used, *shown]
+
+
+def find_calibration(key: str, output: Path) -> Calibration | None:
+    """The calibration of that key that was kept in the output folder, or in a run's folder beside it."""
+    places = [output / CALIBRATION_JSON]
+    if output.parent.is_dir():
+        places += sorted(output.parent.glob(f"*/{CALIBRATION_JSON}"))
+    for place in places:
+        found = Calibration.read(place) if place.is_file() else None
+        if found is not None and found.key == key:
+            return found
+    return None
 
 
 class Plan(NamedTuple):
@@ -44,23 +93,26 @@ class Plan(NamedTuple):
         return cls(candidates, named, min(images, JUDGED) if named else images)
 
     def key(self, manifest: Manifest) -> str:
-        """A hash of all that the choice depends on: weights, data, detector, candidates."""
+        """A hash of all that the choice depends on: weights, data, detector, candidates, in whatever order of keys."""
         config = {name: value for name, value in manifest.config.items() if not str(name).startswith("gradcam_")}
         for free in ("workers", "weights_path"):
             config.pop(free, None)
-        return key_of(
-            {
-                "version": VERSION,
-                "plan": self,
-                "config": config,
-                "target": manifest.config.get("gradcam_target"),
-                "signed": manifest.config.get("gradcam_signed"),
-                "seed": manifest.settings.seed if manifest.weights is None else None,
-                "weights": manifest.weights.sha256 if manifest.weights else None,
-                "datasets": {name: astuple(record) for name, record in manifest.datasets.items()},
-                "precision": manifest.options["precision"],
-            }
-        )
+        values = {
+            "version": VERSION,
+            "plan": self,
+            "config": config,
+            "target": manifest.config.get("gradcam_target"),
+            "signed": manifest.config.get("gradcam_signed"),
+            "seed": manifest.settings.seed if manifest.weights is None else None,
+            "weights": manifest.weights.sha256 if manifest.weights else None,
+            "datasets": {name: astuple(record) for name, record in manifest.datasets.items()},
+            "precision": manifest.options["precision"],
+        }
+        return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()
+
+    def untried(self, why: str) -> Choice:
+        """What is drawn where nothing is tried."""
+        return Choice(UNTRIED, (self.named or self.candidates)[0], why)
 
     def announcement(self) -> str:
         """What it will cost, in one line."""
@@ -74,33 +126,24 @@ class Plan(NamedTuple):
         )
 
 
-def untried(plan: Plan) -> Choice:
-    """What is drawn where nothing is tried."""
-    return Choice(UNTRIED, (plan.named or plan.candidates)[0], "--calibration_images 0")
-
-
-def calibrate(
-    detector: LoadedDetector,
-    plan: Plan,
-    datasets: Mapping[str, Sequence[Frame]],
-    settings: RunSettings,
-    check: Callable[[], None],
-) -> Choice:
+def calibrate(context: Context, plan: Plan, datasets: Mapping[str, Sequence[Frame]]) -> Choice:
     """Try the plan's maps on images that the detector calls fake, spread evenly over all datasets.
 
     Which images these are is decided by the detector alone, whatever their labels. Where it calls none fake, images
-    that it calls real are used. `check` is called between batches, and may raise.
+    that it calls real are used. Raises Interrupted between batches.
     """
+    detector, settings = context.detector, context.settings
     frames = [frame for some in datasets.values() for frame in some]
-    asked = detector.as_subject().tried(SplitOnOutOfMemory("trying maps on", settings.batch_size).run, check)
-    frames, pixels, is_fake = _predicted(detector, asked.margins, evenly_spaced(frames, POOL * plan.images), settings)
+    split = SplitOnOutOfMemory("trying maps on", settings.batch_size)
+    asked = detector.as_subject().tried(split.run, context.guard.check)
+    frames, pixels, is_fake = _predicted(context, asked.margins, evenly_spaced(frames, POOL * plan.images))
     fakes = evenly_spaced([i for i, fake in enumerate(is_fake) if fake], plan.images)
     reals = evenly_spaced([i for i, fake in enumerate(is_fake) if not fake], plan.images)
     # Whose evidence is shown on images that are called fake.
     shown = detector.gradcam.target if detector.gradcam.target in ("margin", "real") else "fake"
     used, target = (fakes, shown) if fakes else (reals, "real")
     if not used:
-        return Choice(UNTRIED, (plan.named or plan.candidates)[0], "none of the images tried could be read")
+        return plan.untried("none of the images tried could be read")
     tried_on = [frames[i] for i in used]
     pairs = RealCounterparts(settings.data).read(tried_on, settings.detector.resolution)
     images = TrialImages(
@@ -115,16 +158,15 @@ def calibrate(
     return choice if fakes else replace(choice, notes=(*choice.notes, NO_FAKE))
 
 
-def _predicted(
-    detector: LoadedDetector, margins: Margins, frames: Sequence[Frame], settings: RunSettings
-) -> tuple[list[Frame], Tensor, list[bool]]:
+def _predicted(context: Context, margins: Margins, some: Sequence[Frame]) -> tuple[list[Frame], Tensor, list[bool]]:
     """Those that could be read, with their pixels (N, 3, R, R) uint8, and which of them the detector calls fake."""
     found: list[Frame] = []
     pixels: list[Tensor] = []
     is_fake: list[bool] = []
-    for batch in frame_loader(frames, settings.detector.resolution, settings.batch_size, settings.workers):
+    settings = context.settings
+    for batch in frame_loader(some, settings.detector.resolution, settings.batch_size, settings.workers):
         if batch.frames:
             found += batch.frames
             pixels.append(batch.pixels)
-            is_fake += (margins(detector.normalised(batch.pixels)) > 0).tolist()
+            is_fake += (margins(context.detector.normalised(batch.pixels)) > 0).tolist()
     return found, torch.cat(pixels) if pixels else torch.empty(0), is_fake

@@ -33,11 +33,10 @@ from ..store.journal import GAPS, Journal, next_number, read_rows
 from ..store.manifest import HeatmapCounts
 from ..store.sample_folder import sample_folders, whole_samples
 from ..store.sample_writer import SampleWriter
+from .disturbances import Interrupted, SignalGuard, SplitOnOutOfMemory
 from .explainer import Explainer
-from .interruption import Interrupted, SignalGuard
-from .out_of_memory import SplitOnOutOfMemory
+from .predictions import Resume
 from .processes import Processes
-from .resume import Resume
 from .summary import DatasetSummary
 
 
@@ -142,7 +141,7 @@ class DatasetRun:
         gradcam = settings.detector.gradcam
         if not gradcam.enabled:
             self.predict_all()
-            return self._finish_dataset(HeatmapCounts())
+            return self.processes.on_rank_zero(lambda: self._write_tables(HeatmapCounts()))
         with SampleWriter(options.image_format, options.save_raw) as writer:
             explainer = self._explainer(writer)
             if explains_every_frame(settings, options):
@@ -159,7 +158,8 @@ class DatasetRun:
             for index in chosen:
                 if index in self.resume.whole:
                     explainer.counts.add_sample(self.resume.whole[index])
-        return self._finish_dataset(HeatmapCounts.merged(self.processes.all_gather(explainer.counts)))
+        counts = HeatmapCounts.merged(self.processes.all_gather(explainer.counts))
+        return self.processes.on_rank_zero(lambda: self._write_tables(counts))
 
     def _explainer(self, writer: SampleWriter) -> Explainer:
         context, counterparts, checker = self.context, None, None
@@ -243,10 +243,7 @@ class DatasetRun:
         return [indices[start : start + size] for start in range(0, len(indices), size)]
 
     def _for_each(self, batches: list[Sequence[int]], step: Callable[[Batch], Callable[[], None]], what: str) -> None:
-        """Do `step` with this rank's share of the batches, and what it returns when the next one is under way.
-
-        After a signal the current batch is the last.
-        """
+        """Do `step` with this rank's share of the batches, until a signal, and what it returns during the next one."""
         guard, settings = self.context.guard, self.context.settings
         frames = [self.frames[index] for batch in self.processes.share(batches) for index in batch]
         guard.check()
@@ -269,9 +266,6 @@ class DatasetRun:
                 f"{self.folder}: {int((~self.predictions.done).sum())} predictions are in no journal there; does every"
                 " process write into the same folder? go on with --resume"
             )
-
-    def _finish_dataset(self, counts: HeatmapCounts) -> DatasetSummary:
-        return self.processes.on_rank_zero(lambda: self._write_tables(counts))
 
     def _write_tables(self, counts: HeatmapCounts) -> DatasetSummary:
         self.predictions.write(self.folder)

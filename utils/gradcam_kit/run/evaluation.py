@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import importlib
+import platform
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,42 +14,39 @@ import torch
 from ..base.allowed import TRANSPLANT
 from ..base.errors import InputError, RunError
 from ..base.files import write_json
-from ..base.text import one_line, printable
+from ..base.text import one_line, printable, size_text
+from ..base.version import VERSION
 from ..data.folder_dataset import counted
 from ..data.frame import Frame
 from ..data.gaps import absent_frames, forgery_gaps
-from ..data.readers import read_dataset
-from ..measure.evaluate import check_options, evaluate_explanations
+from ..data.readers import read_dataset, reader_of
+from ..measure.evaluate import CSV_FILE, JSON_FILE, check_options, evaluate_explanations
 from ..measure.samples import find_evidence
 from ..model.detector import LoadedDetector, print_choices
 from ..model.host.registry import preimport_detector
 from ..model.load import find_device, load_detector
 from ..settings.config import RunSettings
 from ..settings.run_options import RunOptions
-from ..store.calibration_file import Calibration, find_calibration
-from ..store.manifest import METRICS, STARTED
+from ..store.bundles import PER_BUNDLE
+from ..store.manifest import METRICS, STARTED, DatasetRecord, Manifest, Numbers, Weights
 from ..store.read_run import read_metrics
-from ..store.run_folder import RunFolder
-from .calibration import Plan, calibrate, untried
+from ..store.run_folder import RunFolder, now
+from ..store.sample_writer import expected_output
+from .calibration import CALIBRATION_CSV, CALIBRATION_JSON, Calibration, Plan, calibrate, find_calibration
 from .dataset_run import Context, DatasetRun, explains_every_frame, samples_at_most
-from .exports import begin_exports, check_exports, lacks_exports, write_exports
-from .interruption import SignalGuard, resume_command
-from .out_of_memory import SplitOnOutOfMemory
+from .disturbances import SignalGuard, SplitOnOutOfMemory, resume_command
+from .exports import TOP_FILES, begin_exports, check_exports, lacks_exports, write_exports
 from .processes import Processes
-from .run_manifest import run_manifest
-from .summary import DatasetSummary, check_finished, expected_output_line, metrics_json, metrics_table, summary
+from .summary import DatasetSummary, check_finished, metrics_json, metrics_table, summary
+
+PACKAGES = ("torch", "transformers", "numpy", "cv2", "sklearn")  # whose versions a manifest has
 
 Datasets = Mapping[str, Sequence[Frame]]  # by name
 
 
 def run(settings: RunSettings, options: RunOptions) -> None:
-    """Evaluate, explain and report.
-
-    Raises:
-        InputError: before anything is written.
-        RunError: later; what is on disk by then is whole.
-        Interrupted: after SIGINT or SIGTERM.
-    """
+    """Evaluate, explain and report. Raises InputError before anything is written, Interrupted after SIGINT or SIGTERM,
+    and RunError; what is on disk by then is whole."""
     check_exports(options.views)
     message = f"interrupted; go on with: {resume_command(options.command[1:])}"
     with Processes.start() as processes, SignalGuard(message, quiet=not processes.first) as guard:
@@ -55,7 +55,9 @@ def run(settings: RunSettings, options: RunOptions) -> None:
             given, frames = options.explanations, [frame for some in datasets.values() for frame in some]
             find_evidence(given.masks, given.clicks, frames, settings.data.folders.values())
         if processes.first:
-            _tell_of_absent_folders(datasets)
+            for name, some in datasets.items():  # what is not there is said before hours are spent on the rest
+                for gaps in forgery_gaps(some, absent_frames(some)):
+                    print(printable(f"{name}: {gaps.line()}"), file=sys.stderr)
             for name in settings.data.folders:
                 print(printable(f"{name}: {counted(datasets[name])}"))
         detector = _load_detector(settings, options, processes)
@@ -88,17 +90,10 @@ def _run_in(folder: RunFolder, context: Context, datasets: Datasets, kept: Calib
         context.detector.model.set_gradcam_choice(calibration.choice)
     if processes.first:
         print(_expected_output(context, datasets), end="")
-    results = [DatasetRun(context, frames, folder.dataset(name)).evaluate() for name, frames in datasets.items()]
+    results = [DatasetRun(context, frames, folder.path / name).evaluate() for name, frames in datasets.items()]
     problem = processes.on_rank_zero(lambda: _measure(folder, context, datasets))
     processes.on_rank_zero(lambda: _finish_run(folder, context, results, calibration))
     return problem
-
-
-def _tell_of_absent_folders(datasets: Datasets) -> None:
-    """Say on stderr which parts of the datasets are not there, before hours are spent on the others."""
-    for name, frames in datasets.items():
-        for gaps in forgery_gaps(frames, absent_frames(frames)):
-            print(printable(f"{name}: {gaps.line()}"), file=sys.stderr)
 
 
 def _load_detector(settings: RunSettings, options: RunOptions, processes: Processes) -> LoadedDetector:
@@ -144,26 +139,65 @@ def _open_folder(context: Context, datasets: Datasets) -> tuple[RunFolder, Calib
     return folder, kept
 
 
+def run_manifest(settings: RunSettings, options: RunOptions, detector: LoadedDetector, datasets: Datasets) -> Manifest:
+    """The manifest of a run that begins now."""
+    device, weights = detector.device, settings.detector.weights_name
+    return Manifest(
+        command=list(options.command),
+        started=now(),
+        config=settings.detector.config,
+        settings=Numbers(settings.batch_size, settings.seed),
+        detector=detector.facts(),
+        weights=Weights(weights, detector.weights_sha256) if weights else None,
+        datasets={
+            name: DatasetRecord(
+                len(frames), reader_of(name, settings.data).sha256(name, settings.data), _frames_sha256(frames)
+            )
+            for name, frames in datasets.items()
+        },
+        options=options.written(),
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        threads=torch.get_num_threads(),
+        versions={
+            "gradcam_extension": VERSION,
+            "python": platform.python_version(),
+            **{name: str(importlib.import_module(name).__version__) for name in PACKAGES},
+        },
+        top_files=[METRICS, *TOP_FILES, CSV_FILE, JSON_FILE, CALIBRATION_JSON, CALIBRATION_CSV],
+        free_options=options.free(),
+    )
+
+
+def _frames_sha256(frames: Sequence[Frame]) -> str:
+    """Of all that identifies the frames, in order."""
+    digest = hashlib.sha256()
+    for frame in frames:
+        digest.update(repr(tuple(frame)).encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
+
+
 def _expected_output(context: Context, datasets: Datasets) -> str:
     """What the heatmaps are about to fill the disk with, as a line; empty where none are drawn."""
     detector, settings, options = context.detector, context.settings, context.options
     samples = sum(samples_at_most(len(frames), settings, options) for frames in datasets.values())
     if not samples:
         return ""
-    return expected_output_line(samples, len(detector.model.gradcam_layers()), settings.detector.resolution, options)
+    layers, resolution = len(detector.model.gradcam_layers()), settings.detector.resolution
+    files, size = expected_output(samples, layers, resolution, options.image_format, options.save_raw)
+    most = f"at most {samples:,} samples with {layers} {'map' if layers == 1 else 'maps'} each"
+    packed = f", packed into {-(-samples // PER_BUNDLE):,} at the end" if options.views.bundle else ""
+    return f"heatmaps: {most}: up to {files:,} files{packed}, about {size_text(size)}, in {options.output_dir}\n"
 
 
 def _calibrate(folder: RunFolder, context: Context, datasets: Datasets) -> Calibration | None:
     """How the run's map was chosen, or judged; None for a plain evaluation, and for transplant, which is a trial."""
-    detector, settings = context.detector, context.settings
-    if not _draws_gradients(settings):
+    if not _draws_gradients(context.settings):
         return None
-    plan = Plan.of(detector, context.options.calibration_images)
+    plan = Plan.of(context.detector, context.options.calibration_images)
     if not plan.images:
-        return Calibration("", untried(plan))
+        return Calibration("", plan.untried("--calibration_images 0"))
     print(plan.announcement())
-    choice = calibrate(detector, plan, datasets, settings, context.guard.check)
-    found = Calibration(plan.key(folder.manifest), choice)
+    found = Calibration(plan.key(folder.manifest), calibrate(context, plan, datasets))
     found.write(folder.path)
     return found
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from ..data.frame import Frame
+from ..data.frame_paths import Stamp
 from ..data.frames import Batch
-from ..data.stamps import Stamp
 from ..drawing.overlays import DrawnLayers, LayerImage, layer_images
 from ..engine.checks import FromDevice
 from ..explaining.checking import MapChecker
@@ -25,8 +25,8 @@ from ..store.manifest import HeatmapCounts, Vanished
 from ..store.sample import Sample
 from ..store.sample_folder import Drawn
 from ..store.sample_writer import SampleWriter
-from .out_of_memory import SplitOnOutOfMemory, is_out_of_memory
-from .resume import Resume
+from .disturbances import SplitOnOutOfMemory, is_out_of_memory
+from .predictions import Resume
 
 
 class _Begun(NamedTuple):
@@ -73,10 +73,7 @@ class Explainer:
         self._begins = True
 
     def begin(self, batch: Batch, targets: Sequence[str | int]) -> _Begun | None:
-        """Hand a batch to the device and wait for nothing. None where it may not fit, with the one before still there.
-
-        What is given is for `predict_and_explain` or `explain`, which do without it if need be.
-        """
+        """A batch on its way to the device, for the calls below; None where it may not fit beside the one before."""
         if not batch.frames or not self._begins or self._memory.most is not None:
             return None
         try:
@@ -89,7 +86,9 @@ class Explainer:
 
     def _begin(self, frames: Sequence[Frame], pixels: Tensor, targets: Sequence[str | int]) -> _Begun:
         reference = None if self.counterparts is None else self.counterparts.references(frames, pixels)
-        targets = _without_labels(targets, frames)
+        # The frame's own label in place of "label", which need not be looked up on a device.
+        pairs = zip(targets, frames, strict=True)
+        targets = [int(frame.label != 0) if target == "label" else target for target, frame in pairs]
         pixels = pixels.to(self.detector.device, non_blocking=True)
         pending = self.detector.begin_explaining(pixels, None, targets, frames, reference, self.checker is not None)
         return _Begun(targets, reference, pending, *self._sent(pending.unchecked, pixels))
@@ -153,10 +152,7 @@ class Explainer:
         return _Part(frames, pixels, (scores, probabilities), drawn)
 
     def _write(self, part: _Part, without: Collection[int] = ()) -> None:
-        """Queue the samples that are not on disk yet. Their prediction is the recorded one, to the last bit.
-
-        Not those of the frames `without`, whose prediction is of another image.
-        """
+        """Queue the samples that are not on disk yet, with the recorded predictions, but for the frames `without`."""
         recorded = self.predictions
         for sample, image, layers, _ in part.drawn:
             if self.resume.lacks_sample(sample.index) and sample.index not in without:
@@ -168,12 +164,6 @@ class Explainer:
         finite = {drawn.sample.index for drawn in part.drawn}
         lost = [frame.index for frame in part.frames if frame.index not in finite]
         self.counts.non_finite += [index for index in lost if index not in recorded.unreadable]
-
-
-def _without_labels(targets: Sequence[str | int], frames: Sequence[Frame]) -> list[str | int]:
-    """The targets with each frame's own label in place of "label", which need not be looked up on a device."""
-    pairs = zip(targets, frames, strict=True)
-    return [int(frame.label != 0) if target == "label" else target for target, frame in pairs]
 
 
 def checks_of(
@@ -199,10 +189,7 @@ def drawn_on(
 def explain_images(
     detector: LoadedDetector, pixels: Tensor, checker: MapChecker | None = None, seeds: Sequence[int] = ()
 ) -> tuple[Explanation, list[list[LayerImage]], Mapping[str, list[MapCheck]]]:
-    """uint8 images (B, 3, H, W) that belong to no dataset: explained, drawn (a list of layers per image), checked.
-
-    `seeds`: of each image's check, where there is a checker.
-    """
+    """uint8 images (B, 3, H, W) of no dataset: explained, drawn (a list of layers per image), checked by `seeds`."""
     explanation = detector.explain(pixels, completeness=checker is not None)
     checks = checks_of(checker, explanation, seeds)
     return explanation, drawn_on(detector, pixels, explanation, checks), checks

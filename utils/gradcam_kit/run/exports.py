@@ -44,16 +44,14 @@ def begin_exports(folder: Path) -> None:
 
 def lacks_exports(folder: Path, options: ExportOptions) -> bool:
     """Whether a run was killed while it wrote its exports, or one that is asked for is not there."""
-    strips = (
-        [folder / name / STRIPS for name in read_manifest(folder / FINISHED).datasets] if options.video_strips else []
-    )
+    datasets = [folder / name for name in read_manifest(folder / FINISHED).datasets]
     return (
         (folder / UNFINISHED).exists()
         or not (missing_part("report") or (folder / PAGE).is_file())
-        or (options.bundle and any(sample_folders(folder / name) for name in read_manifest(folder / FINISHED).datasets))
+        or (options.bundle and any(map(sample_folders, datasets)))
         or (options.fiftyone and not (folder / FIFTYONE_FILE).is_file())
         or (options.tensorboard is not None and not any(options.tensorboard.glob("events.out.*")))
-        or not all(place.is_dir() for place in strips)
+        or (options.video_strips and not all((dataset / STRIPS).is_dir() for dataset in datasets))
     )
 
 

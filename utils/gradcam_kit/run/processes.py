@@ -36,10 +36,7 @@ class Processes(NamedTuple):
 
     @classmethod
     def start(cls) -> Processes:
-        """Join the others, if torchrun started more than one process.
-
-        Raises InputError where the environment does not say how, RunError where they do not answer.
-        """
+        """Join the others that torchrun started. InputError: a wrong environment; RunError: they do not answer."""
         size = _number("WORLD_SIZE", 1, 1, MAX_PROCESSES)
         if size == 1:
             return cls()

@@ -8,16 +8,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..base.errors import RunError
-from ..base.text import printable, size_text
+from ..base.text import printable
 from ..data.gaps import ForgeryGaps
 from ..judge.check import WORDS
 from ..judge.detection_metrics import DetectionMetrics
 from ..judge.verdict import Choice, judgements, printed
-from ..settings.run_options import RunOptions
-from ..store.bundles import PER_BUNDLE
 from ..store.journal import UNREADABLE
 from ..store.manifest import HeatmapCounts
-from ..store.sample_writer import expected_output
 
 
 class DatasetSummary(NamedTuple):
@@ -55,11 +52,7 @@ def metrics_table(datasets: Sequence[DatasetSummary]) -> str:
 
 
 def summary(
-    datasets: Sequence[DatasetSummary],
-    output_dir: Path,
-    explained: str = "",
-    random_weights: bool = False,
-    choice: Choice | None = None,
+    datasets: Sequence[DatasetSummary], output_dir: Path, explained: str, random_weights: bool, choice: Choice | None
 ) -> str:
     """Where the outputs are and what is notable about them. `explained`: which samples were, "" for none."""
     lines = [] if choice is None else [*printed(choice), *judgements(choice)]
@@ -94,14 +87,6 @@ def _notable(dataset: DatasetSummary, folder: Path, explained: str) -> Iterator[
     yield from (printable(gaps.line()) for gaps in dataset.gaps)
     if dataset.metrics.note:
         yield dataset.metrics.note
-
-
-def expected_output_line(samples: int, layers: int, resolution: int, options: RunOptions) -> str:
-    """What is about to be written, in one line."""
-    files, size = expected_output(samples, layers, resolution, options.image_format, options.save_raw)
-    most = f"at most {samples:,} samples with {layers} {'map' if layers == 1 else 'maps'} each"
-    packed = f", packed into {-(-samples // PER_BUNDLE):,} at the end" if options.views.bundle else ""
-    return f"heatmaps: {most}: up to {files:,} files{packed}, about {size_text(size)}, in {options.output_dir}\n"
 
 
 def check_finished(metrics: Mapping[str, Any], heatmaps: Mapping[str, HeatmapCounts], max_unreadable: float) -> None:

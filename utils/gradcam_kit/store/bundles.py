@@ -17,8 +17,6 @@ from ..base.files import bundle_entries, whole_file
 PER_BUNDLE = 1_000
 BUNDLE = re.compile(r"samples_([0-9]+)\.zip")
 
-IndexedFolder = tuple[int, Path]
-
 
 def bundles_of(dataset_folder: Path) -> list[Path]:
     """The bundles of a dataset, in the order of their numbers."""
@@ -30,7 +28,7 @@ def _number(bundle: Path) -> int:
     return int(bundle.stem.removeprefix("samples_"))
 
 
-def bundled_samples(dataset_folder: Path) -> list[IndexedFolder]:
+def bundled_samples(dataset_folder: Path) -> list[tuple[int, Path]]:
     """Index and folder of the samples in bundles; the folder's path leads into the bundle."""
     found = {}
     for bundle in bundles_of(dataset_folder):
@@ -41,11 +39,8 @@ def bundled_samples(dataset_folder: Path) -> list[IndexedFolder]:
     return sorted(found.items())
 
 
-def pack_samples(dataset_folder: Path, folders: Sequence[IndexedFolder]) -> None:
-    """Pack `folders` into bundles, each of which appears whole before its folders are removed.
-
-    Called again after a kill, it packs what is left; a folder that is in a bundle already is only removed.
-    """
+def pack_samples(dataset_folder: Path, folders: Sequence[tuple[int, Path]]) -> None:
+    """Pack `folders` into bundles, each whole before its folders are removed; after a kill, what is left of them."""
     packed = {index for index, _ in bundled_samples(dataset_folder)}
     for index, folder in folders:
         if index in packed:

@@ -14,7 +14,6 @@ from ..base.errors import InputError
 from ..base.files import LIST, OPEN_LIST, keeps_list, own_files, read_list, sha256_of
 from .journal import is_journal
 from .manifest import FINISHED, STARTED, datasets_of, is_as_written
-from .run_lock import LOCK
 from .sample_folder import sample_folders
 
 
@@ -96,8 +95,3 @@ def _remove_empty(folder: Path) -> None:
     for path in (*below, folder):
         if not any(path.iterdir()):
             path.rmdir()
-
-
-def is_empty(folder: Path) -> bool:
-    """Whether nothing lies there but the lock of this process."""
-    return all(path.name == LOCK for path in folder.iterdir())

@@ -1,7 +1,7 @@
 """Finished batches on disk while a run is under way, so that a killed run need not begin again.
 
 Each rank appends to a file of its own, `predictions.<n>.partial`: rows as in predictions.csv, and three more columns:
-why a frame could not be read, what its file was (`data.stamps`), and a checksum of the row. A row that does not
+why a frame could not be read, what its file was (`data.frame_paths`), and a checksum of the row. A row that does not
 agree with its checksum is as if it were not there.
 """
 
@@ -72,10 +72,7 @@ def checksum(row: Sequence[object]) -> str:
 
 
 def read_rows(folder: Path, damaged: list[Path] | None = None) -> Iterator[dict[str, str]]:
-    """The rows of all journals that are as they were written, by column; a frame may come twice: the later one counts.
-
-    Into `damaged` goes the journal of every row that is not.
-    """
+    """The journals' rows that are as they were written; a frame's last one counts. `damaged` gets the others' files."""
     for path in journals(folder):
         for row in _rows(path):
             if len(row) == len(ALL_COLUMNS) and row[-1] == checksum(row[:-1]):

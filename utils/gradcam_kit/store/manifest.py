@@ -14,7 +14,7 @@ from ..base.errors import InputError
 from ..base.files import read_text
 from ..base.text import shortened
 from ..base.typed import MISSING, UNKNOWN, VALUE, Count, Meta, Misfit, builtins, fit
-from ..data.dataset_names import is_dataset_name
+from ..data.frame import is_dataset_name
 from ..judge.verdict import Choice
 from ..settings.options import FREE_KEYS
 from .sample import LayerFacts
@@ -22,10 +22,7 @@ from .sample import LayerFacts
 STARTED, FINISHED = "manifest.partial.json", "manifest.json"
 METRICS = "metrics.json"
 DEEPEST = 40  # levels of a JSON file that a run writes: it has fewer than ten
-MOST_THREADS = 4096  # more than any machine has
 CHECKED = ("settings", "weights", "datasets", "device", "threads", "versions", "top_files")  # by its checksum
-
-
 # What follows a place in a manifest that does not fit.
 ADVICE = {
     VALUE: "which no run writes; give another --gradcam_output_dir, or --overwrite",
@@ -118,7 +115,7 @@ class Manifest:
     datasets: dict[str, DatasetRecord]
     options: dict[str, Any]
     device: str
-    threads: Annotated[int, Meta(ge=1, le=MOST_THREADS)]
+    threads: Annotated[int, Meta(ge=1, le=4096)]  # more than any machine has
     versions: dict[str, str]
     top_files: list[str] = field(default_factory=list)  # runs of earlier versions do not have them, nor `detector`
     detector: dict[str, str] = field(default_factory=dict)
@@ -151,7 +148,10 @@ class Manifest:
             if read.get("weights") == "random":
                 read["weights"] = None
             if "choice" in read:
-                read["choice"] = _choice(read["choice"])
+                try:
+                    read["choice"] = Choice.from_json(read["choice"])
+                except ValueError as error:
+                    raise Misfit(VALUE, ("choice",), read["choice"], "") from error
             manifest = fit(read, cls, closed=True)
             manifest._check_names()
         except Misfit as misfit:
@@ -235,10 +235,7 @@ def _checksum(values: Mapping[str, Any]) -> str:
 
 
 def datasets_of(path: Path) -> list[str]:
-    """The datasets that a manifest of any version names. Raises InputError where they are no plain names.
-
-    Files in these folders will be removed, so nothing else is looked at.
-    """
+    """The datasets that a manifest of any version names. InputError where these folders, to be emptied, lead away."""
     values = read_json(path)
     datasets = values.get("datasets") if isinstance(values, dict) else None
     if isinstance(datasets, dict) and all(map(is_dataset_name, datasets)):
@@ -273,10 +270,3 @@ def _check_depth(values: Any, left: int = DEEPEST) -> None:
         raise ValueError(f"nested more than {DEEPEST} levels deep")
     for value in values.values() if isinstance(values, dict) else values if isinstance(values, list) else ():
         _check_depth(value, left - 1)
-
-
-def _choice(values: Any) -> Choice:
-    try:
-        return Choice.from_json(values)
-    except ValueError as error:
-        raise Misfit(VALUE, ("choice",), values, "") from error

@@ -90,10 +90,7 @@ class RunOnDisk(NamedTuple):
 
 
 def read_run(folder: Path, samples_at_most: int = sys.maxsize) -> RunOnDisk:
-    """Read a run. Of a dataset with more explained samples than that, every k-th is read.
-
-    Raises InputError where `folder` holds no run, or a manifest or metrics file that is damaged.
-    """
+    """Read a run; of a dataset with more explained samples than that, every k-th. Raises InputError."""
     path = manifest_path(folder)
     if path is None:
         raise InputError(
@@ -163,25 +160,19 @@ def all_samples(dataset_folder: Path) -> list[tuple[int, Path]]:
 
 
 def prediction_rows(folder: Path) -> Iterator[dict[str, str]]:
-    """Rows of a dataset's predictions.csv or, while there is none yet, of its journals, each frame once."""
+    """Rows of a dataset's predictions.csv (InputError where one is wrong) or else of its journals, each frame once."""
     table = folder / PREDICTIONS
     if table.is_file():
-        yield from read_predictions(table)
+        for line, row in enumerate(read_table(table, COLUMNS), start=2):
+            try:
+                fit(row, Scored, text=True)
+            except Misfit as misfit:
+                found = shortened(repr(list(row.values())))
+                raise InputError(f"{table}: row {line} is {found}: {misfit}; run again") from None
+            yield row
         return
     seen = {int(row["index"]): row for row in read_rows(folder) if not row[REASON]}
     yield from (seen[index] for index in sorted(seen))
-
-
-def read_predictions(path: Path) -> Iterator[dict[str, str]]:
-    """The rows of a `predictions.csv`, whose numbers are numbers. Raises InputError, which names the line."""
-    for line, row in enumerate(read_table(path, COLUMNS), start=2):
-        try:
-            fit(row, Scored, text=True)
-        except Misfit as misfit:
-            raise InputError(
-                f"{path}: row {line} is {shortened(repr(list(row.values())))}: {misfit}; run again"
-            ) from None
-        yield row
 
 
 def sample_maps(sample: Sample, layers: Sequence[str]) -> dict[str, np.ndarray]:

@@ -11,10 +11,10 @@ from typing import Any
 from ..base.errors import InputError, RunError
 from ..base.files import LIST, OPEN_LIST, own_folder, start_list, write_json
 from ..judge.verdict import Choice
-from .earlier_run import is_empty, remove_half_written, remove_run
+from .earlier_run import remove_half_written, remove_run
 from .journal import journals
 from .manifest import FINISHED, STARTED, HeatmapCounts, Manifest, check_names, manifest_path, read_manifest
-from .run_lock import FolderLock
+from .run_lock import LOCK, FolderLock
 
 
 class RunFolder:
@@ -24,17 +24,11 @@ class RunFolder:
     """
 
     def __init__(self, path: Path, manifest: Manifest, finished: bool, lock: FolderLock | None = None) -> None:
-        self.path = path
-        self.manifest = manifest
-        self.finished = finished
-        self._lock = lock
+        self.path, self.manifest, self.finished, self._lock = path, manifest, finished, lock
 
     @classmethod
     def open(cls, path: Path, manifest: Manifest, overwrite: bool = False, resume: bool = False) -> RunFolder:
-        """Take `path`: new or empty, with `overwrite` an earlier run's, with `resume` the same run's.
-
-        Raises InputError otherwise, and where another process is at work there.
-        """
+        """Take `path`: new or empty, with `overwrite` an earlier run's, with `resume` the same run's; or InputError."""
         check_names(manifest.datasets, (*manifest.top_files, LIST, OPEN_LIST))
         try:
             if not (resume and manifest_path(path)):
@@ -85,15 +79,8 @@ class RunFolder:
             remove_half_written(path / name)
         return cls(path, earlier, False, lock)
 
-    def dataset(self, name: str) -> Path:
-        """The folder of one dataset."""
-        return self.path / name
-
     def finish(self, heatmaps: Mapping[str, HeatmapCounts], choice: Choice | None = None) -> None:
-        """Write `manifest.json`: the run is whole. What only a resumption needs is removed.
-
-        Raises RunError where the folder is no longer what this run made.
-        """
+        """Write `manifest.json`: the run is whole. RunError where the folder is no longer what this run made."""
         if not (self.path / STARTED).is_file() or not all(
             journals(self.path / name) for name in self.manifest.datasets
         ):
@@ -134,7 +121,7 @@ def _run_to_replace(path: Path, overwrite: bool) -> Path | None:
         return None
     if not path.is_dir():
         raise InputError(f"output folder {path}: is a file; give a folder")
-    if is_empty(path):
+    if all(inside.name == LOCK for inside in path.iterdir()):
         return None
     earlier = manifest_path(path)
     if not overwrite:

@@ -14,8 +14,7 @@ from ..base.decision import UNKNOWN, confidence, predicted
 from ..base.text import is_plain_name
 from ..base.typed import Count, Meta, Number, Share, builtins, fit
 from ..data.frame import Frame
-from ..data.frame_paths import landmark_path
-from ..data.stamps import hash_of
+from ..data.frame_paths import hash_of, landmark_path
 from ..drawing.overlays import Box, LayerImage, faint_layers, original_box
 from ..explaining.explanation import Explanation
 from ..judge.check import MapCheck
@@ -100,7 +99,7 @@ class Sample:
     chosen: tuple[str, ...] = ()  # how the map was chosen, and what is to be said of a named one
     original: Box | None  # where the comparison shows the original
     completeness: dict[str, CompletenessFacts] = field(default_factory=dict)  # by layer, where it was tested
-    image_hash: str = ""  # of the file that was explained (`data.stamps`), empty where it is not known
+    image_hash: str = ""  # of the file that was explained (`data.frame_paths`), empty where it is not known
     landmarks_hash: str = ""  # of its landmark file, empty where there was none
     folder: Path = Path()
     comparison: str = ""
@@ -118,10 +117,7 @@ class Sample:
         checks: Mapping[str, MapCheck] | None = None,
         image_hash: str = "",
     ) -> Sample:
-        """`frame`, which is image i of the explained batch; `layers` is what was drawn of it.
-
-        `choice`: how the map was chosen; `checks`: of the image's map of each layer.
-        """
+        """`frame`, image i of the explained batch; `layers` is what was drawn of it, `checks` of each layer's map."""
         gradcam = settings.gradcam
         prediction, target = explanation.prediction, explanation.target[i]
         real, fake = explanation.real_and_fake[i].tolist()

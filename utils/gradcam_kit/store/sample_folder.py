@@ -34,8 +34,6 @@ from ..judge.check import MapCheck
 from .grey_maps import GREY_MAPS, raw_arrays, write_grey_maps
 from .sample import RANDOM_WEIGHTS, LayerFacts, Sample
 
-# ------------------------------------------------------------------------------------------------------- in words
-
 
 def metadata_text(sample: Sample) -> str:
     """`sample<i>_metadata.txt`: five lines in fixed form, then more."""
@@ -107,12 +105,8 @@ def comparison_title(sample: Sample) -> str:
 
 def comparison_image(sample: Sample, image: np.ndarray, layers: Sequence[LayerImage]) -> np.ndarray:
     """Original and every layer side by side, (H', W', 3) uint8 RGB."""
-    title = comparison_title(sample)
     warning = UNTRAINED if sample.weights == RANDOM_WEIGHTS else ""
-    return comparison(panels(image, layers), title, warning)
-
-
-# ---------------------------------------------------------------------------------------------------------- on disk
+    return comparison(panels(image, layers), comparison_title(sample), warning)
 
 
 class Drawn(NamedTuple):
@@ -200,10 +194,7 @@ def read_sample(folder: Path, index: int, row: Mapping[str, str] | None) -> Samp
 
 
 def whole_samples(dataset_folder: Path) -> dict[int, Sample]:
-    """The samples of which every file is there as it was written, by index.
-
-    A folder appears complete, but after a crash of the machine its files may have lost their ends.
-    """
+    """By index, the samples whose files are all as they were written; a crash of the machine may cut off their ends."""
     samples = {}
     for index, folder in sample_folders(dataset_folder):
         path = folder / f"sample{index}.json"

@@ -6,7 +6,6 @@ import os
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from types import TracebackType
 
 from .sample_folder import Drawn, write_sample
 
@@ -33,8 +32,7 @@ class SampleWriter:
     """
 
     def __init__(self, image_format: str = "png", save_raw: bool = False, threads: int | None = None) -> None:
-        self._image_format = image_format
-        self._save_raw = save_raw
+        self._image_format, self._save_raw = image_format, save_raw
         threads = threads or min(4, os.cpu_count() or 1)
         self._most_waiting = 4 * threads
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="draw")
@@ -49,9 +47,7 @@ class SampleWriter:
     def __enter__(self) -> SampleWriter:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         try:
             while self._waiting and (error is None or isinstance(error, KeyboardInterrupt)):
                 self._waiting.popleft().result()

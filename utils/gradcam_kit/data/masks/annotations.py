@@ -8,15 +8,11 @@ import cv2
 import numpy as np
 
 from ...base.text import shortened
-from ..frame_paths import landmark_path, mask_path
+from ..frame_paths import in_lmdb, is_there, landmark_path, mask_path, read_bytes
 from ..images import MAX_SIDE, UnreadableImage, decode_image, image_size
-from ..storage import in_lmdb, is_there, read_bytes
 
 NUM_LANDMARKS = 81
-MOST_OUTSIDE = 1.5  # of the image's side, from its middle: a point may lie one image beside the image
-LEAST_EXTENT = 0.01  # of the points, in shares of the image: less is one point 81 times
 MAX_LANDMARK_BYTES = 64 * 1024  # 81 points take 2.6 kB at most, a header 10 kB
-MAX_COORDINATE = 10 * MAX_SIDE  # far beyond the border of any image
 
 
 def read_mask(frame_path: str, size: int) -> np.ndarray | None:
@@ -41,15 +37,15 @@ def read_mask_file(path: str, size: int) -> np.ndarray:
 def read_landmarks(frame_path: str) -> np.ndarray | None:
     """The landmarks of a frame: float32 (81, 2), x and y in pixels of the stored (not resized) face crop.
 
-    None where there is no landmark file. Raises UnreadableImage where it holds anything but 81 points that an image
-    could have: finite, and no further off than ten times the longest side that is allowed.
+    None where there is no landmark file. Raises UnreadableImage where it holds anything but 81 finite points no further
+    off than ten times the longest side that is allowed.
     """
     path = landmark_path(frame_path)
     if not is_there(path):
         return None
     # In an LMDB the bare numbers are stored, without the header of a .npy file.
     points = (_points_from_lmdb if in_lmdb(path) else _points_of_npy)(read_bytes(path), path)
-    if not (np.abs(points.astype(np.float64)) <= MAX_COORDINATE).all():  # NaN is not
+    if not (np.abs(points.astype(np.float64)) <= 10 * MAX_SIDE).all():  # NaN is not
         raise UnreadableImage(f"landmarks that no image can have, such as NaN, infinity or 1e30: {path!r}")
     return points.astype(np.float32)
 
@@ -57,21 +53,21 @@ def read_landmarks(frame_path: str) -> np.ndarray | None:
 def face_points(frame_path: str) -> np.ndarray | None:
     """The landmarks of a frame as shares of its image: float32 (81, 2); None where there is no landmark file.
 
-    Raises UnreadableImage where the landmarks, or the image, cannot be read, and where the points are no face: a single
-    damaged number would stretch the face's outline over the whole image.
+    Raises UnreadableImage where landmarks or image cannot be read, and where the points are no face: one damaged number
+    would stretch its outline over the whole image.
     """
     landmarks = read_landmarks(frame_path)
     if landmarks is None:
         return None
     points = landmarks / np.array(image_size(read_bytes(frame_path)), dtype=np.float32)
-    if np.abs(points - 0.5).max() > MOST_OUTSIDE or np.ptp(points, axis=0).min() < LEAST_EXTENT:
+    # A point may lie one image beside the image; a smaller extent is one point 81 times.
+    if np.abs(points - 0.5).max() > 1.5 or np.ptp(points, axis=0).min() < 0.01:
         raise UnreadableImage(f"landmarks that are no face of this image: {landmark_path(frame_path)!r}")
     return points
 
 
 def _points_of_npy(data: bytes, path: str) -> np.ndarray:
-    """The array (81, 2) of a `.npy` file, of whose promises none is believed: what its header says is judged before
-    anything is allocated. Raises UnreadableImage."""
+    """The array (81, 2) of a `.npy` file, whose header is judged before anything is allocated."""
     if len(data) > MAX_LANDMARK_BYTES:
         raise UnreadableImage(f"{len(data):,} bytes are too many for {NUM_LANDMARKS} landmarks: {path!r}")
     file = io.BytesIO(data)
@@ -83,8 +79,8 @@ def _points_of_npy(data: bytes, path: str) -> np.ndarray:
     except Exception as error:
         raise UnreadableImage(f"not a NumPy array file: {path!r}") from error
     if shape != (NUM_LANDMARKS, 2) or dtype.kind not in "fiu":
-        found = f"{dtype} {shape}"
-        raise UnreadableImage(f"landmarks must be {NUM_LANDMARKS} points (81, 2), found {shortened(found)}: {path!r}")
+        found = shortened(f"{dtype} {shape}")
+        raise UnreadableImage(f"landmarks must be {NUM_LANDMARKS} points (81, 2), found {found}: {path!r}")
     numbers = data[file.tell() :]
     if len(numbers) < NUM_LANDMARKS * 2 * dtype.itemsize:
         raise UnreadableImage(f"the file is cut off: {path!r}")
@@ -93,7 +89,7 @@ def _points_of_npy(data: bytes, path: str) -> np.ndarray:
 
 
 def _points_from_lmdb(data: bytes, path: str) -> np.ndarray:
-    """Landmarks as the host reads them: unsigned 32-bit numbers, two a point. Raises UnreadableImage."""
+    """Landmarks as the host reads them: unsigned 32-bit numbers, two a point."""
     if len(data) != NUM_LANDMARKS * 2 * 4:
         raise UnreadableImage(f"landmarks must be {NUM_LANDMARKS * 2} numbers of 4 bytes, found {len(data)}: {path!r}")
     return np.frombuffer(data, np.uint32).reshape(NUM_LANDMARKS, 2)

@@ -1,0 +1,115 @@
+"""What comes between: SIGINT and SIGTERM, which end a run cleanly, and batches that do not fit into memory."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from types import FrameType
+from typing import Any, TypeVar
+
+import torch
+
+from ..base.errors import RunError
+
+T = TypeVar("T")
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interrupted(KeyboardInterrupt):
+    """The run stopped cleanly after a signal; the message is for the person."""
+
+
+class SignalGuard:
+    """Within the `with` block a first signal is only recorded; a second one acts at once, as it would without."""
+
+    def __init__(self, message: str, quiet: bool = False) -> None:
+        self.requested, self._message, self._quiet = False, message, quiet
+        self._before: dict[int, Any] = {}
+
+    def check(self) -> None:
+        """Raises Interrupted if a signal has come. Called where everything so far is on disk or about to be."""
+        if self.requested:
+            raise Interrupted(self._message)
+
+    def _record(self, number: int, frame: FrameType | None) -> None:
+        self.requested = True
+        self._restore()
+        if not self._quiet:  # print() is not safe in a signal handler
+            os.write(2, b"\nstopping after the current batch (again: stop at once)\n")
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+    def __enter__(self) -> SignalGuard:
+        self._before = {number: signal.signal(number, self._record) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self._restore()
+
+
+def resume_command(arguments: Sequence[str]) -> str:
+    """The command that resumes a run started with these arguments in the same working directory."""
+    launcher = [sys.executable]
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        here = os.environ.get("LOCAL_WORLD_SIZE", "1")
+        if here != os.environ.get("WORLD_SIZE", "1"):
+            return "the same torchrun commands with --resume"
+        launcher += ["-m", "torch.distributed.run", f"--nproc_per_node={here}"]
+    kept = [argument for argument in arguments if argument not in ("--overwrite", "--resume")]
+    return " ".join(shlex.quote(part) for part in [*launcher, sys.argv[0], *kept, "--resume"])
+
+
+class SplitOnOutOfMemory:
+    """Runs work over batches in parts that fit into memory, of at most `most` images.
+
+    After a failure no part is larger than half of what failed, for the rest of the run, since a failed attempt costs
+    time. Parts of another size may change the last bits of a result.
+    """
+
+    def __init__(self, what: str, most: int | None = None) -> None:
+        self.what, self.most = what, most
+
+    def run(self, work: Callable[[slice], T], size: int) -> list[T]:
+        """The results of `work` over slices of `size` images, in order. Raises RunError where one image is too much."""
+        results: list[T] = []
+        start = 0
+        while start < size:
+            part = slice(start, min(size, start + (self.most or size)))
+            try:
+                results.append(work(part))
+                start = part.stop
+                continue
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+            # Out of the except block, where the error's traceback no longer holds the batch's tensors.
+            self._halve(part.stop - part.start)
+        return results
+
+    def _halve(self, failed: int) -> None:
+        if failed == 1:
+            raise RunError(
+                f"not enough memory for {self.what} a single image; explain later layers, or use another device"
+            )
+        self.most = (failed + 1) // 2
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        print(
+            f"\nout of memory while {self.what} {failed} images: continuing with at most {self.most} at a time"
+            f" (--batch_size {self.most} avoids the attempt)",
+            file=sys.stderr,
+        )
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed, on whatever device. The CPU's allocator raises a plain RuntimeError."""
+    return isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)) or (
+        isinstance(error, RuntimeError)
+        and any(words in str(error) for words in ("DefaultCPUAllocator", "not enough memory", "out of memory"))
+    )

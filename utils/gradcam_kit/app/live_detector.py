@@ -23,9 +23,7 @@ from ..engine.layers import SUM, block_names
 from ..explaining.checking import MapChecker
 from ..explaining.explanation import Explanation
 from ..judge.transplant import blurred
-from ..media.faces.align import View
-from ..media.faces.find import face_finder, is_installed
-from ..media.faces.photographs import Photographs
+from ..media.faces import Photographs, View, face_finder, is_installed
 from ..media.single_images import is_video, to_pixels
 from ..media.video_files import VideoReader
 from ..model.detector import LoadedDetector

@@ -29,10 +29,8 @@ from ..run.explainer import explain_images
 from ..store.sample import Sample
 from ..store.sample_folder import Drawn, write_sample
 from .explain_video import explain_video
-from .faces.align import View
-from .faces.find import NoFaceError, face_finder, is_installed
-from .faces.photographs import Photographs
-from .faces.tracks import FrameViews
+from .faces import NoFaceError, Photographs, View, face_finder, is_installed
+from .tracks import FrameViews
 from .video_files import VIDEO_SUFFIXES, UnreadableVideo
 
 MAX_NAME_BYTES = 200  # of a folder named after an image; file systems take 255, and a little is added

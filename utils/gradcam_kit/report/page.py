@@ -24,14 +24,11 @@ from ..run.exports import PAGE, SHOWN_SAMPLES
 from ..settings.options import FREE_KEYS
 from ..store.read_run import DatasetOnDisk, RunOnDisk, read_run
 from .aggregates import Patterns, write_patterns
-from .page_parts.facts import facts, is_toy, target
+from .face_regions import headlines
+from .page_parts.facts import facts, is_toy, run_files, target
 from .page_parts.faithfulness import choice_view, measured_views, measuring_command
-from .page_parts.feature_scatter import feature_views
-from .page_parts.gallery import page_data
-from .page_parts.pattern_drawings import face_lines, mean_maps_view, region_tables
-from .page_parts.pixels import write_pixels
-from .page_parts.run_files import run_files
-from .region_tables import headlines
+from .page_parts.gallery import page_data, write_pixels
+from .page_parts.pattern_drawings import face_lines, feature_views, mean_maps_view, region_tables
 
 if TYPE_CHECKING:
     from jinja2 import Template

@@ -1,9 +1,16 @@
-"""The samples of the page: what its script knows of each of them."""
+"""The samples of the page: what its script knows of each of them, and their images once more as text.
+
+A page from the file system may show a file, not read it: `<dataset>/page_data/<n>.js` holds the images of a hundred
+samples, and is loaded only when one of them is saved as a PNG.
+"""
 
 from __future__ import annotations
 
+import base64
+import json
 import posixpath
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple
 from pathlib import Path
 from typing import Any
@@ -11,14 +18,18 @@ from typing import Any
 import cv2
 import numpy as np
 
-from ...base.files import in_bundle, sha256_of
-from ...data.images import UnreadableImage
+from ...base.errors import InputError
+from ...base.files import in_bundle, new_folder, sha256_of, write_whole
+from ...data.images import UnreadableImage, read_file
 from ...data.masks.annotations import read_mask
+from ...drawing.overlays import encode
+from ...store.grey_maps import GREY_MAPS, grey_name, signed_name
 from ...store.read_run import DatasetOnDisk, RunOnDisk, prediction_rows
 from ...store.sample import LayerFacts, Sample
-from .facts import some_sample
-from .pixels import PER_FILE
+from ..paper_figure import original
+from .facts import PIXELS, some_sample
 
+PER_FILE = 100  # samples in a script of images
 OUTLINE = 256  # pixels a side at which a mask is outlined
 CORNER = 0.8  # pixels that an outline may leave the mask's edge by
 
@@ -111,3 +122,38 @@ def mask_outline(sample: Sample) -> dict[str, str]:
 def svg_path(points: np.ndarray, closed: bool) -> str:
     """Points (N, 2) joined by lines."""
     return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points) + ("Z" if closed else "")
+
+
+def write_pixels(run: RunOnDisk) -> None:
+    """Write `page_data` of every dataset, anew."""
+    for data in run.datasets:
+        if data.samples:
+            new_folder(data.folder / PIXELS)
+        for number, start in enumerate(range(0, len(data.samples), PER_FILE)):
+            _write_file(data.folder / PIXELS / f"{number}.js", data.samples[start : start + PER_FILE])
+
+
+def _write_file(path: Path, samples: Sequence[Sample]) -> None:
+    with ThreadPoolExecutor() as pool:
+        found = dict(zip((f"{one.dataset}/{one.index}" for one in samples), pool.map(_pixels, samples), strict=True))
+    kept = {name: values for name, values in found.items() if values}
+    write_whole(path, f"keepPixels({json.dumps(kept)});\n".encode())
+
+
+def _pixels(sample: Sample) -> dict[str, Any]:
+    """The image as the detector saw it, and both grey maps of every layer, as data URIs; empty where they are lost."""
+    try:
+        image = original(sample)
+        grey = sample.folder / GREY_MAPS
+        maps = [
+            [data_uri(read_file(str(grey / name(layer.name))), "png") for name in (grey_name, signed_name)]
+            for layer in sample.layers
+        ]
+    except (InputError, UnreadableImage):
+        return {}
+    return {"image": data_uri(encode(image, "webp"), "webp"), "maps": maps}
+
+
+def data_uri(data: bytes, kind: str) -> str:
+    """An image file as an address."""
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"

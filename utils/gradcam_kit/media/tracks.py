@@ -8,8 +8,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from .align import Face, View, aligned, whole
-from .photographs import Photographs
+from .faces import Face, Photographs, View, aligned, whole
 
 LEAST_OVERLAP = 0.2  # of two boxes, as intersection ÷ union, for one and the same face in two frames
 PATIENCE = 8  # frames for which a face may be missed and is still the same when it comes back

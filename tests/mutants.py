@@ -88,7 +88,7 @@ MUTANTS = [
     Mutant("photographs are squashed", "utils/gradcam_kit/media/faces.py",
            "if is_squarish(photo):\n        return View(", "if True:\n        return View(",
            "tests/data/test_faces.py::test_a_wide_photograph_is_padded_not_squashed_and_its_matrix_leads_back"),
-    Mutant("the difference of two runs is not paired", "utils/gradcam_kit/report/comparison/pairs.py",
+    Mutant("the difference of two runs is not paired", "utils/gradcam_kit/report/comparison.py",
            "metric(frames.label, frames.prob_b, weight) - metric(frames.label, frames.prob_a, weight)",
            "metric(frames.label, frames.prob_b, weight)",
            "tests/report/test_comparison.py::test_metrics_are_scikit_learns_and_the_interval_is_a_bootstrap_over_videos"),

@@ -81,7 +81,7 @@ def compare(argv: Sequence[str]) -> int:
     p.add_argument("-o", "--output", required=True, metavar="DIR", help="a new folder; its index.html is the page")
     p.add_argument("--samples", type=positive, default=60, metavar="N", help="maximum samples shown per dataset")
     args = p.parse_args(argv)
-    from .comparison.page import write_comparison
+    from .comparison import write_comparison
 
     write_comparison(Path(args.run_a), Path(args.run_b), Path(args.output), args.samples)
     return 0

@@ -75,9 +75,8 @@ def build(live: LiveDetector, folder: Path) -> Any:
                                     eraser=gr.Eraser(), transforms=[], sources=[])  # fmt: skip
             with gr.Column():
                 fill = gr.Radio(list(LIVE_FILLS), value=LIVE_FILLS[0], label="Filled by", elem_id="fill")
-                paired = gr.File(
-                    label="The real image that the fake was made from", elem_id="real", file_count="single"
-                )
+                origin = "The real image that the fake was made from"
+                paired = gr.File(label=origin, elem_id="real", file_count="single")
                 ask = gr.Button("Score without it", variant="primary", elem_id="ask")
                 answer = gr.Markdown("", elem_id="answer")
         drawing = [opened, face, layer, method, target, opacity]

@@ -117,10 +117,9 @@ class Box:
 
 
 def original_box(size: tuple[int, int], panels: int, warned: bool) -> Box:
-    """The place of the first panel, which is the original, of `size` (height, width).
+    """The place of the first panel, the original of `size` (height, width), by which it is read out of a comparison.
 
-    Storing the original a second time would make a sample about a fifth larger, so it is read out of the comparison
-    by this box, which every `sample<i>.json` holds.
+    Storing the original a second time would make a sample about a fifth larger.
     """
     height, width = size
     top = TITLE * (2 if warned else 1) + MARGIN
@@ -196,11 +195,7 @@ FIELDS = (*ARRAYS, *FLAGS, "denied")
 
 
 def layer_images(
-    images: Tensor,
-    layers: Mapping[str, LayerMaps],
-    colormap: str,
-    signed: bool = False,
-    denied: Denied = NONE_DENIED,
+    images: Tensor, layers: Mapping[str, LayerMaps], colormap: str, signed: bool = False, denied: Denied = NONE_DENIED
 ) -> list[list[LayerImage]]:
     """Overlays of a batch, drawn where the maps are: one list of layers per image.
 
@@ -215,12 +210,7 @@ class DrawnLayers:
     """The result of `layer_images`, drawn on the maps' device and on its way from there: all layers at once."""
 
     def __init__(
-        self,
-        images: Tensor,
-        layers: Mapping[str, LayerMaps],
-        colormap: str,
-        signed: bool = False,
-        denied: Denied = NONE_DENIED,
+        self, images: Tensor, layers: Mapping[str, LayerMaps], colormap: str, signed: bool, denied: Denied = NONE_DENIED
     ) -> None:
         self._denied = {name: denied.get(name, [False] * len(images)) for name in layers}
         drawn = [_draw(images, maps, colormap, signed, self._denied[name]) for name, maps in layers.items()]
@@ -267,10 +257,7 @@ def _remark(layer: LayerImage, faint: Sequence[str]) -> str:
 
 
 def faint_layers(raw_maxima: Mapping[str, float]) -> list[str]:
-    """The layers of one image whose raw map is a thousand times weaker than another's.
-
-    Each map is drawn over its own range, so such a layer's part in the decision looks larger than it is.
-    """
+    """Layers whose raw map is a thousand times weaker than another's, and looks as strong, over its own range."""
     most = max(raw_maxima.values(), default=0.0)
     return [name for name, value in raw_maxima.items() if 0 < value < FAINT * most]
 

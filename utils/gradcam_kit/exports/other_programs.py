@@ -39,14 +39,11 @@ def fiftyone_sample(sample: Sample) -> dict[str, Any]:
     """One sample: label, prediction, outcome, and one Heatmap field a layer that is not empty."""
     truth, predicted = (CLASS_NAMES[label].lower() for label in (sample.label, sample.predicted))
     values = {
-        "filepath": str(Path(sample.path).resolve()),
-        "tags": [sample.dataset, sample.outcome],
+        "filepath": str(Path(sample.path).resolve()), "tags": [sample.dataset, sample.outcome],
         "ground_truth": {"_cls": "Classification", "label": truth},
         "prediction": {"_cls": "Classification", "label": predicted, "confidence": sample.confidence},
-        "forgery": sample.forgery,
-        "video": sample.video,
-        "number": sample.index,
-    }
+        "forgery": sample.forgery, "video": sample.video, "number": sample.index,
+    }  # fmt: skip
     for layer in sample.layers:
         if not layer.empty:
             # FiftyOne's field names hold no dots: `encoder.layers.5` → `map_encoder_layers_5`.
@@ -56,11 +53,7 @@ def fiftyone_sample(sample: Sample) -> dict[str, Any]:
 
 
 def write_tensorboard(run: RunOnDisk, folder: Path) -> None:
-    """Write one events file into `folder`. Needs the package tensorboard.
-
-    One tag per dataset and layer, `<dataset>/<layer>`, whose slider steps through the samples: wrong predictions first,
-    the most confident of them first.
-    """
+    """One events file in `folder`, with a tag `<dataset>/<layer>` each, whose slider steps from the worst sample on."""
     from torch.utils.tensorboard import SummaryWriter
 
     with SummaryWriter(str(folder)) as writer:
@@ -87,5 +80,6 @@ def captioned(sample: Sample, layer: LayerFacts) -> np.ndarray:
 
 
 def _worst_first(data: DatasetOnDisk) -> list[Sample]:
+    """Wrong predictions first, the most confident of them first."""
     there = [sample for sample in data.samples if not sample.lost]
     return sorted(there, key=lambda sample: (bool(sample.correct), -sample.confidence))[:IMAGES]

@@ -24,10 +24,7 @@ MOST_FRAMES = 32  # per video, evenly spaced
 
 
 def write_strips(data: DatasetOnDisk) -> list[Path]:
-    """Write `<dataset>/strips/<number>_<forgery>_<video>.png` for every video with explained frames; returns them.
-
-    `consistency.csv` in the same folder: how steady the maps are over each video's explained frames.
-    """
+    """`strips/<number>_<forgery>_<video>.png` for every video, and `consistency.csv`: how steady its maps are."""
     videos: dict[tuple[str, str], list[Sample]] = {}
     for sample in data.samples:
         if not sample.lost:

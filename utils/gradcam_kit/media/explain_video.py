@@ -69,8 +69,7 @@ class Track:
 
 
 class TrackSummary(NamedTuple):
-    """Result for one person. `prob_fake`: mean over their frames; `consistency`: layer → mean correlation of the maps
-    of neighbouring frames."""
+    """One person's mean score, and by layer the mean correlation of neighbouring frames' maps."""
 
     track: int
     first_frame: int
@@ -98,9 +97,10 @@ class VideoSummary(NamedTuple):
         """For the terminal."""
         if len(self.tracks) == 1:
             return self.tracks[0].line()
-        return "; ".join(
-            f"face {one.track} (frames {one.first_frame} to {one.last_frame}): {one.line()}" for one in self.tracks
+        shown = (
+            (f"face {one.track} (frames {one.first_frame} to {one.last_frame})", one.line()) for one in self.tracks
         )
+        return "; ".join(f"{face}: {line}" for face, line in shown)
 
     def to_json(self) -> dict[str, Any]:
         """The entries of `video.json`; `prob_fake` and `consistency` hold null where there are several people."""
@@ -125,10 +125,8 @@ def explain_video(detector: LoadedDetector, file: Path, folder: Path, views: Fra
     """
     reader = VideoReader(file)
     if folder.is_symlink() or (folder.exists() and not holds_only_own(folder, ["video.json"])):
-        raise InputError(
-            f"{folder}: is there and is no folder of a video, or one that was changed: move it, or give another"
-            " output folder"
-        )
+        found = f"{folder}: is there and is no folder of a video, or one that was changed"
+        raise InputError(f"{found}: move it, or give another output folder")
     final, folder = folder, folder.with_name(f".{folder.name}.partial")
     new_folder(folder)
     frames: list[VideoFrame] = []
@@ -212,16 +210,10 @@ def write_scores(path: Path, frames: Sequence[VideoFrame], tracks: Mapping[int, 
     write_table(path, ("frame", "seconds", "prob_fake", "face"), rows)
 
 
-# --------------------------------------------------------------------------------------------- frames of the overlay
-
-
 def drawn_frame(
     frame: VideoFrame, faces: Sequence[ExplainedFace], curve: ScoreCurve, names: Sequence[str], size: int | None
 ) -> np.ndarray:
-    """The images of a frame side by side, and below them the scores so far; of one size for all frames of a video.
-
-    `size`: of the crop, whose overlays are shown; None shows the whole frame, with the overlays in their places.
-    """
+    """The crop of `size` and its overlays or, with None, whole frames with all overlays; below them the scores."""
     scores = {face.track: face.prob_fake for face in faces}
     table = comparison(_crop(faces, names, size) if size else _photographs(frame, faces, names), _title(frame, scores))
     return np.vstack([table, curve.add(scores, table.shape[1])])

@@ -46,7 +46,7 @@ class View(NamedTuple):
 
 
 def similarity(source: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """(2, 3) matrix of the rotation, scale and shift that takes points `source` (N, 2) nearest to `target` (N, 2).
+    """(2, 3) matrix of the rotation, scale and shift that takes points (N, 2) nearest to the target's.
 
     Least squares in closed form: with points as complex numbers, w = a z + b (Umeyama 1991, without reflection).
     """
@@ -86,10 +86,9 @@ def whole(photo: np.ndarray, size: int) -> View:
     return View(square, np.array([[scale[0], 0, shift[0]], [0, scale[1], shift[1]]]))
 
 
-# ---------------------------------------------------------------------------------------------------------- finding
-
 FaceFinder = Callable[[np.ndarray], Sequence[Face]]  # (H, W, 3) uint8 RGB → faces, the largest first
 INSTALL = "pip install dlib-bin face_recognition_models"
+MODEL_OF_81 = "shape_predictor_81_face_landmarks.dat"
 MODELS = "face_recognition_models"  # a package that holds dlib's model of 68 points
 FIVE_OF_81 = (37, 44, 30, 49, 55)  # the template's points among dlib's; of its 68 points they are the same
 
@@ -104,24 +103,19 @@ def is_installed() -> bool:
 
 
 def face_finder(landmark_model: Path | None = None) -> FaceFinder:
-    """A function photograph → the faces in it. It raises UnreadableImage for an image that is too large for dlib.
+    """A function photograph → the faces in it, which raises UnreadableImage for one that is too large for dlib.
 
-    `landmark_model`: a model of 81 or 68 points; None: that of the package face_recognition_models. Raises InputError
-    where dlib or the model is missing.
+    `landmark_model` None: that of the package face_recognition_models. Raises InputError where it or dlib is missing.
     """
     try:
         import dlib
     except ImportError as error:
-        raise InputError(
-            f"faces are found with dlib, which is not installed: {INSTALL}; or give face crops, and no --face_crop and"
-            " no --landmark_model"
-        ) from error
+        or_else = "or give face crops, and no --face_crop and no --landmark_model"
+        raise InputError(f"faces are found with dlib, which is not installed: {INSTALL}; {or_else}") from error
     model = landmark_model or _packaged_model()
     if not model.is_file():
-        raise InputError(
-            f"--landmark_model {model}: no such file; DeepfakeBench's preprocessing/dlib_tools has"
-            " shape_predictor_81_face_landmarks.dat"
-        )
+        there = f"DeepfakeBench's preprocessing/dlib_tools has {MODEL_OF_81}"
+        raise InputError(f"--landmark_model {model}: no such file; {there}")
     find_boxes: Any = dlib.get_frontal_face_detector()
     try:
         find_landmarks: Any = dlib.shape_predictor(str(model))
@@ -159,10 +153,8 @@ def _packaged_model() -> Path:
 def five_points(shape: Any, landmark_model: Path) -> np.ndarray:
     """The points of dlib's `shape` that the template has: (5, 2) x, y. Raises InputError for another model's."""
     if shape.num_parts not in (68, 81):
-        raise InputError(
-            f"--landmark_model {landmark_model}: finds {shape.num_parts} points; expected a model of 81 (or 68) points,"
-            " shape_predictor_81_face_landmarks.dat"
-        )
+        found = f"--landmark_model {landmark_model}: finds {shape.num_parts} points"
+        raise InputError(f"{found}; expected a model of 81 (or 68) points, {MODEL_OF_81}")
     return np.array([(shape.part(i).x, shape.part(i).y) for i in FIVE_OF_81], dtype=np.float64)
 
 
@@ -173,17 +165,12 @@ def is_face(points: np.ndarray, size: tuple[int, int]) -> bool:
     return bool(np.ptp(points, axis=0).min() >= 1 and 0 <= x < width and 0 <= y < height)
 
 
-# --------------------------------------------------------------------------------------------------- what is cropped
-
 LEAST_FACE = 0.35  # of a square image's side: where the largest face is smaller, the image is no face crop
 
 
 @dataclass(frozen=True)
 class Photographs:
-    """How photographs become face crops of `size` pixels.
-
-    `mode`: one of `base.allowed.FACE_CROPS`. `find`: None where no faces can be found, only with "auto" and "off".
-    """
+    """How photographs become face crops of `size` pixels; `find` is None only with the modes "auto" and "off"."""
 
     size: int
     mode: str = "auto"

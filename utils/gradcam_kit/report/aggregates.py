@@ -22,8 +22,8 @@ from .face_regions import (
     RegionShares,
     group_regions,
     region_image,
+    region_shares,
     sample_landmarks,
-    sample_regions,
     table_number,
     write_group_table,
     write_sample_table,
@@ -48,15 +48,18 @@ class Patterns(NamedTuple):
 
 
 def write_patterns(run: RunOnDisk) -> list[Patterns]:
-    """`regions.csv`, `map_similarity.csv`, and per dataset `regions.csv`, `regions.png` and `mean_maps.png`.
-
-    Datasets without a map are left out; where there is none at all nothing is written.
-    """
+    """`regions.csv`, `map_similarity.csv`, and per dataset with maps `regions.csv`, `regions.png`, `mean_maps.png`."""
     found = [_dataset_patterns(data, run.layers, run.manifest.colormap) for data in run.datasets]
     patterns = [one for one in found if one is not None]
     if patterns:
         write_group_table(run.folder / REGIONS_FILE, [group for one in patterns for group in one.regions])
-        _write_similarity(run.folder / SIMILARITY_FILE, patterns)
+        rows = [
+            [one.dataset, layer, *map(table_number, similarity[:3]), *similarity[3:]]
+            for one in patterns
+            for layer, similarity in one.similarity.items()
+        ]
+        columns = ("dataset", "layer", "within_real", "within_fake", "across", "reals", "fakes")
+        write_table(run.folder / SIMILARITY_FILE, columns, rows)
     return patterns
 
 
@@ -67,7 +70,10 @@ def _dataset_patterns(data: DatasetOnDisk, layers: list[str], colormap: str) -> 
         maps = sample_maps(sample, layers)
         if maps:
             landmarks = sample_landmarks(sample)
-            shares += sample_regions(sample, maps, landmarks)
+            regions, mean_face = region_image(MEAN_FACE if landmarks is None else landmarks), landmarks is None
+            shares += [
+                RegionShares(sample, layer, region_shares(raw, regions), mean_face) for layer, raw in maps.items()
+            ]
             means.add(sample, maps, landmarks)
     if not shares:
         return None
@@ -80,15 +86,6 @@ def _dataset_patterns(data: DatasetOnDisk, layers: list[str], colormap: str) -> 
     return Patterns(data.name, groups, similarity, len(samples), sum(samples.values()), means)
 
 
-def _write_similarity(path: Path, patterns: list[Patterns]) -> None:
-    rows = [
-        [one.dataset, layer, *map(table_number, similarity[:3]), *similarity[3:]]
-        for one in patterns
-        for layer, similarity in one.similarity.items()
-    ]
-    write_table(path, ("dataset", "layer", "within_real", "within_fake", "across", "reals", "fakes"), rows)
-
-
 def region_heat_table(path: Path, groups: Sequence[GroupRegions]) -> None:
     """One table per layer: rows are forgery and outcome, columns regions, numbers the mean preference."""
     rows = list(dict.fromkeys((group.forgery, group.outcome) for group in groups))[:MOST_ROWS]
@@ -97,7 +94,7 @@ def region_heat_table(path: Path, groups: Sequence[GroupRegions]) -> None:
     for layer in dict.fromkeys(group.layer for group in groups):
         found = {(group.forgery, group.outcome): group for group in groups if group.layer == layer}
         names = [text_line(region, COLUMN, ROW, 12, centred=True) for region in REGIONS]
-        lines += [_white(GAP, width), np.hstack([text_line(layer, 2 * NAMES, ROW, 14), *names])]
+        lines += [np.full((GAP, width, 3), 255, np.uint8), np.hstack([text_line(layer, 2 * NAMES, ROW, 14), *names])]
         lines += [_heat_row(row, found.get(row)) for row in rows]
     table = np.pad(np.vstack(lines), ((GAP, GAP), (GAP, GAP), (0, 0)), constant_values=255)
     write_whole(path, encode(table))
@@ -129,15 +126,11 @@ def _heat_cell(value: float) -> np.ndarray:
     return np.pad(cell, ((1, 1), (1, 1), (0, 0)), constant_values=255)
 
 
-def _white(height: int, width: int) -> np.ndarray:
-    return np.full((height, width, 3), 255, np.uint8)
-
-
 def mean_map_table(path: Path, maps: MeanMaps, colormap: str) -> None:
     """Rows are forgery and outcome, columns layers; below them the fakes' mean less the reals'."""
     layers = maps.layers
     head = [text_line(layer, CELL, LINE, 12, centred=True) for layer in layers]
-    rows = [np.hstack([_white(LINE, NAMES), *map(_padded, head)])]
+    rows = [np.hstack([np.full((LINE, NAMES, 3), 255, np.uint8), *map(_padded, head)])]
     for forgery, outcome in maps.groups()[:MOST_ROWS]:
         found = [maps.mean(forgery, outcome, layer) for layer in layers]
         cells = [_cell(None if one is None else _coloured(one[0], colormap)) for one in found]
@@ -154,7 +147,7 @@ def mean_map_table(path: Path, maps: MeanMaps, colormap: str) -> None:
 def _row(name: str, cells: Sequence[np.ndarray], captions: Sequence[str]) -> np.ndarray:
     below = (text_line(caption, CELL, LINE, 11, centred=True) for caption in captions)
     columns = [_padded(np.vstack(column)) for column in zip(cells, below, strict=True)]
-    left, top = _white(CELL + LINE, NAMES), CELL // 2 - LINE // 2
+    left, top = np.full((CELL + LINE, NAMES, 3), 255, np.uint8), CELL // 2 - LINE // 2
     left[top : top + LINE, GAP:] = text_line(name, NAMES - GAP, LINE, 13)
     return np.hstack([left, *columns])
 

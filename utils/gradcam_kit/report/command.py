@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..base.allowed import FIGURE_COLUMNS, FIGURE_FORMATS
 from ..base.command import OneLineParser, positive
+from ..base.files import keeps_list, settle_list
 
 RUN = "a run's folder, its --gradcam_output_dir"
 
@@ -28,9 +29,12 @@ def page(argv: Sequence[str]) -> int:
     )
     p.add_argument("run_dir", help=RUN)
     args = p.parse_args(argv)
-    from .page import rewrite_report
+    from .page import write_report
 
-    rewrite_report(Path(args.run_dir))
+    folder = Path(args.run_dir)
+    print(write_report(folder))
+    if keeps_list(folder):
+        settle_list(folder)
     return 0
 
 
@@ -50,8 +54,7 @@ def figure(argv: Sequence[str]) -> int:
     from .paper_figure import write_figure
 
     width = FIGURE_COLUMNS[args.column] if args.width is None else args.width
-    output = Path(args.output)
-    runs = [Path(folder) for folder in args.run_dirs]
+    runs, output = [Path(folder) for folder in args.run_dirs], Path(args.output)
     write_figure(runs, output, args.samples, args.dataset, args.layers, args.methods, width, args.font_size)
     return 0
 

@@ -94,15 +94,13 @@ def _paired(a: DatasetOnDisk, b: DatasetOnDisk) -> PairedFrames:
     rows = [row for path, row in of_a.items() if path in of_b and row["label"] == of_b[path]["label"]]
     return PairedFrames(
         name=a.name,
-        path=[row["path"] for row in rows],
-        forgery=[row["forgery"] for row in rows],
+        path=[row["path"] for row in rows], forgery=[row["forgery"] for row in rows],
         video=[(row["forgery"], row["video"]) for row in rows],
         label=np.array([int(row["label"]) for row in rows]),
         prob_a=np.array([float(row["prob_fake"]) for row in rows]),
         prob_b=np.array([float(of_b[row["path"]]["prob_fake"]) for row in rows]),
-        only_a=len(of_a) - len(rows),
-        only_b=len(of_b) - len(rows),
-    )
+        only_a=len(of_a) - len(rows), only_b=len(of_b) - len(rows),
+    )  # fmt: skip
 
 
 def accuracy(label: np.ndarray, prob_fake: np.ndarray, weight: np.ndarray) -> float:
@@ -198,9 +196,6 @@ def by_forgery(forgeries: Sequence[str]) -> list[tuple[str, np.ndarray]]:
     return [*groups, ("all", np.ones(len(names), dtype=bool))]
 
 
-# ------------------------------------------------------------------------------------------------------------ the page
-
-
 def write_comparison(run_a: Path, run_b: Path, output: Path, samples_at_most: int) -> None:
     """Write the folder, which must not be there; it appears whole. Raises InputError."""
     require_jinja2("the comparison")
@@ -251,17 +246,13 @@ def _dataset(a: RunOnDisk, b: RunOnDisk, frames: PairedFrames, folder: Path, mos
     samples = paired_samples(of_a, of_b, layers)
     cards = [_card(pair, layers, folder) for pair in samples[:most]]
     return {
-        "name": frames.name,
-        "frames": len(frames.path),
-        "only": (frames.only_a, frames.only_b),
-        "metrics": [_metric_row(one) for one in metric_differences(frames)],
-        "decisions": _decisions(frames),
+        "name": frames.name, "frames": len(frames.path), "only": (frames.only_a, frames.only_b),
+        "metrics": [_metric_row(one) for one in metric_differences(frames)], "decisions": _decisions(frames),
         "layers": [_pair_name(pair) for pair in layers],
         "agreement": [(name, [*map(_number, means)], count) for name, means, count in agreement(samples, layers)],
         "regions": _regions(a, b, frames.name, layers),
-        "samples": [card for card in cards if card],
-        "explained": len(samples),
-    }
+        "samples": [card for card in cards if card], "explained": len(samples),
+    }  # fmt: skip
 
 
 def _metric_row(one: MetricDifference) -> tuple[str, str, str, str, str]:
@@ -310,8 +301,9 @@ def _card(pair: PairedSample, layers: Sequence[tuple[str, str]], folder: Path) -
     stem = f"{pair.a.dataset}_{pair.a.index}".replace("/", "_")
     try:
         images = {"original": original(pair.a)}
-        for i, (of_a, of_b) in enumerate(layers):
-            images[f"{i}a"], images[f"{i}b"] = _read(pair.a.overlay(of_a)), _read(pair.b.overlay(of_b))
+        for i, names in enumerate(layers):
+            for run, sample, name in zip("ab", (pair.a, pair.b), names, strict=True):
+                images[f"{i}{run}"] = decode_image(read_file(str(sample.overlay(name))), None)
     except (UnreadableImage, InputError):
         return None
     address = {name: f"{IMAGES}/{stem}_{name}.webp" for name in images}
@@ -323,14 +315,9 @@ def _card(pair: PairedSample, layers: Sequence[tuple[str, str]], folder: Path) -
     return {
         "title": " · ".join([sample.forgery, f"video {sample.video}", Path(sample.path).name, truth]),
         "verdicts": [f"{'✓' if one.correct else '✗'} fake {one.prob_fake:.3f}" for one in (pair.a, pair.b)],
-        "differs": pair.differs,
-        "original": address["original"],
+        "differs": pair.differs, "original": address["original"],
         "layers": [(title, address[f"{i}a"], address[f"{i}b"]) for i, title in enumerate(titles)],
-    }
-
-
-def _read(path: Path) -> np.ndarray:
-    return decode_image(read_file(str(path)), None)
+    }  # fmt: skip
 
 
 def _pair_name(pair: tuple[str, str]) -> str:

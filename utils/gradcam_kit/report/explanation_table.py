@@ -32,10 +32,7 @@ Rows = Mapping[str, Mapping[str, Measured]]  # map → metric → value
 
 
 def write_explanation_table(run_dir: Path, output: Path, metrics: Sequence[str] | None, dataset: str | None) -> None:
-    """Write the table of a dataset: a row per map, a column per metric. Raises InputError.
-
-    `metrics` None: all that were measured. `dataset` is needed where there are several.
-    """
+    """A row per map, a column per metric (None: all measured); `dataset` is needed where there are several."""
     check_output(output, (".tex", ".csv"))
     rows = _rows(run_dir / SOURCE, dataset)
     there = list(dict.fromkeys(metric for of_map in rows.values() for metric in of_map))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -18,7 +18,6 @@ from ..data.masks.annotations import face_points
 from ..judge.bootstrap import Interval, VideoBootstrap
 from ..store.read_run import OUTCOMES
 from ..store.sample import Sample
-from .mean_maps import MEAN_FACE
 
 REGIONS = (
     "left eye", "right eye", "brows", "nose", "mouth", "cheeks", "jaw line", "forehead", "boundary ring", "background",
@@ -52,11 +51,10 @@ class RegionShares(NamedTuple):
 
 
 def region_image(landmarks: np.ndarray, size: int = SIZE) -> np.ndarray:
-    """Which region every pixel belongs to: uint8 (size, size), positions in REGIONS.
+    """Landmarks (81, 2), x and y as fractions of the image → each pixel's place in REGIONS, (size, size) uint8.
 
-    `landmarks`: (81, 2), x and y as fractions of the image. Left and right are the viewer's. The face is the convex
-    hull of all points, and its boundary ring lies half inside, half outside of it; forehead, cheeks and jaw line are
-    what features and ring leave of it above the brows, between, and below the mouth's corners.
+    Left and right are the viewer's. The face is the points' convex hull, its boundary ring half inside, half outside;
+    forehead, cheeks and jaw line are what features and ring leave above the brows, between, and below the mouth.
     """
     points = landmarks * size
     unit = float(np.linalg.norm(points[RIGHT_EYE].mean(axis=0) - points[LEFT_EYE].mean(axis=0)))
@@ -70,15 +68,13 @@ def region_image(landmarks: np.ndarray, size: int = SIZE) -> np.ndarray:
     return image
 
 
-def _draw(
-    image: np.ndarray, region: str, points: np.ndarray, half_width: float | None = None, filled: bool = True
-) -> None:
-    """The convex hull of `points`, with an outline of that half width where it is given."""
+def _draw(image: np.ndarray, region: str, points: np.ndarray, grow: float | None = None, filled: bool = True) -> None:
+    """The convex hull of `points`, with an outline of half the width `grow` where it is given."""
     hull, value = cv2.convexHull(np.rint(points).astype(np.int32)), REGIONS.index(region)
     if filled:
         cv2.fillPoly(image, [hull], value)
-    if half_width is not None:
-        cv2.polylines(image, [hull], True, value, max(1, round(2 * half_width)))
+    if grow is not None:
+        cv2.polylines(image, [hull], True, value, max(1, round(2 * grow)))
 
 
 def region_shares(raw_map: np.ndarray, regions: np.ndarray) -> np.ndarray:
@@ -95,16 +91,6 @@ def sample_landmarks(sample: Sample) -> np.ndarray | None:
         return face_points(sample.path)
     except (UnreadableImage, OSError):
         return None
-
-
-def sample_regions(
-    sample: Sample, raw_maps: Mapping[str, np.ndarray], landmarks: np.ndarray | None
-) -> list[RegionShares]:
-    """The shares of every layer's raw map; without landmarks on the mean face's regions."""
-    regions = region_image(MEAN_FACE if landmarks is None else landmarks)
-    return [
-        RegionShares(sample, layer, region_shares(raw, regions), landmarks is None) for layer, raw in raw_maps.items()
-    ]
 
 
 # ----------------------------------------------------------------------------------------------- groups of samples
@@ -183,16 +169,14 @@ def write_sample_table(path: Path, shares: Sequence[RegionShares]) -> None:
 
 def write_group_table(path: Path, groups: Sequence[GroupRegions]) -> None:
     """One row per group and region."""
-    columns = (
-        "dataset", "forgery", "outcome", "layer", "region", "preference", "low", "high", "samples", "videos", "layout",
-    )  # fmt: skip
+    names, numbers = ("dataset", "forgery", "outcome", "layer", "region"), ("preference", "low", "high")
     rows = [
         [group.dataset, group.forgery, group.outcome, group.layer, region,
          *map(table_number, interval[:3]), group.samples, group.videos, group.layout]
         for group in groups
         for region, interval in zip(REGIONS, group.preference, strict=True)
     ]  # fmt: skip
-    write_table(path, columns, rows)
+    write_table(path, (*names, *numbers, "samples", "videos", "layout"), rows)
 
 
 def table_number(value: float) -> str:

@@ -48,10 +48,7 @@ class Cell(NamedTuple):
 
 
 def cells(samples: Sequence[Sample], columns: Sequence[Column]) -> list[Cell]:
-    """A row of the figure: the original, the forged region where its mask is known, every column's map.
-
-    `samples`: the same image in each of the runs. Raises InputError where a file of a sample is gone.
-    """
+    """A row of the figure, of one image's samples in each of the runs: original, forged region, every column's map."""
     sample = samples[0]
     image = original(sample)
     try:
@@ -128,8 +125,7 @@ def _draw(axes: Axes, cell: Cell, font_size: float) -> None:
         axes.contour(cell.outline, levels=[0.5], colors="#00d0ff", linewidths=0.8)
     if cell.note:
         axes.text(0.5, 0.04, cell.note, fontsize=font_size, color="white", ha="center", transform=axes.transAxes)
-    axes.set_xticks([])
-    axes.set_yticks([])
+    axes.set(xticks=[], yticks=[])
 
 
 def write_figure(
@@ -210,9 +206,6 @@ def _samples(data: Sequence[DatasetOnDisk], numbers: Sequence[int], columns: Seq
                 raise InputError(f"sample {sample.index} has no map of {column.layer}: {sample.lost}")
         chosen.append(of_runs)
     return chosen
-
-
-# ------------------------------------------------------------------------------------ what was asked for by name
 
 
 def check_output(output: Path, suffixes: Sequence[str]) -> None:

@@ -53,8 +53,7 @@ def page_data(run: RunOnDisk) -> dict[str, Any]:
 def paired_reals(data: DatasetOnDisk) -> Iterator[str]:
     """For each sample the path of the real frame of which it was made, "" for a real and where there is none.
 
-    That is the frame of the same file name in the real video of the same name. A fake's video may be named after two,
-    `000_003`: the first is the one whose face was replaced.
+    That is the frame of its name in the real video of its video's name or, of two as in `000_003`, of the first.
     """
     rows = prediction_rows(data.folder) if data.samples else ()
     reals = {(row["video"], posixpath.basename(row["path"])): row["path"] for row in rows if int(row["label"]) == 0}
@@ -68,34 +67,21 @@ def sample_data(sample: Sample, layers: Sequence[str]) -> dict[str, Any]:
     """One card. `folder` are the parts of the path from the page to the sample's files."""
     box = sample.original
     return {
-        "number": sample.index,
-        "dataset": sample.dataset,
-        "forgery": sample.forgery,
-        "video": sample.video,
-        "path": sample.path,
-        "label": sample.label,
-        "predicted": sample.predicted,
-        "outcome": sample.outcome,
-        "confidence": round(sample.confidence, 6),
-        "fake": round(sample.prob_fake, 6),
-        "logits": list(sample.logits),
-        "target": sample.target or "–",
+        "number": sample.index, "dataset": sample.dataset, "forgery": sample.forgery, "video": sample.video,
+        "path": sample.path, "label": sample.label, "predicted": sample.predicted, "outcome": sample.outcome,
+        "confidence": round(sample.confidence, 6), "fake": round(sample.prob_fake, 6),
+        "logits": list(sample.logits), "target": sample.target or "–",
         "folder": [sample.folder.parent.name, sample.folder.name],
         "bundle": sample.folder.parent.name if in_bundle(sample.folder) else "",
-        "comparison": sample.comparison,
-        "box": list(astuple(box)) if box else [],
-        "maps": [
-            [layers.index(one.name), float(f"{one.raw_maximum:.4g}"), one.empty, one.drawn_empty, _verdict(one)]
-            for one in sample.layers
-        ],
-        "lost": sample.lost,
-        **file_facts(Path(sample.path)),
-        **mask_outline(sample),
-    }
+        "comparison": sample.comparison, "box": list(astuple(box)) if box else [],
+        "maps": [_map_data(one, layers) for one in sample.layers], "lost": sample.lost,
+        **file_facts(Path(sample.path)), **mask_outline(sample),
+    }  # fmt: skip
 
 
-def _verdict(layer: LayerFacts) -> str:
-    return layer.check.word if layer.check else ""
+def _map_data(layer: LayerFacts, layers: Sequence[str]) -> list[object]:
+    verdict = layer.check.word if layer.check else ""
+    return [layers.index(layer.name), float(f"{layer.raw_maximum:.4g}"), layer.empty, layer.drawn_empty, verdict]
 
 
 def file_facts(path: Path) -> dict[str, Any]:

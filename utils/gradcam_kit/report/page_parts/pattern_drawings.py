@@ -28,18 +28,11 @@ LINES = ((0, 16, False), (17, 21, False), (22, 26, False), (27, 30, False), (31,
 
 def region_tables(groups: Sequence[GroupRegions]) -> list[dict[str, Any]]:
     """One table per layer: a row per forgery and outcome, a cell per region."""
-    return [
-        {
-            "layer": layer,
-            "regions": REGIONS,
-            "rows": [
-                (group.forgery, group.outcome, group.samples, [_region_cell(*one[:3]) for one in group.preference])
-                for group in groups
-                if group.layer == layer
-            ][:MOST_ROWS],
-        }
-        for layer in dict.fromkeys(group.layer for group in groups)
-    ]
+    rows: dict[str, list[tuple[object, ...]]] = {}
+    for group in groups:
+        cells = [_region_cell(*one[:3]) for one in group.preference]
+        rows.setdefault(group.layer, []).append((group.forgery, group.outcome, group.samples, cells))
+    return [{"layer": layer, "regions": REGIONS, "rows": found[:MOST_ROWS]} for layer, found in rows.items()]
 
 
 def _region_cell(mean: float, low: float, high: float) -> dict[str, Any]:
@@ -52,10 +45,7 @@ def _region_cell(mean: float, low: float, high: float) -> dict[str, Any]:
 
 
 def mean_maps_view(maps: MeanMaps) -> dict[str, Any]:
-    """Per layer the mean map of each forgery and outcome and the fakes' less the reals', as PNGs in data URIs.
-
-    `peak`: the highest value of any mean map, which is white in their images.
-    """
+    """Per layer the mean map of each forgery and outcome, white at the `peak` of all, and fakes less reals."""
     groups = maps.groups()[:MOST_ROWS]
     found = {layer: [(*group, maps.mean(*group, layer)) for group in groups] for layer in maps.layers}
     peak = max(float(np.nanmax(mean[0])) for of_layer in found.values() for *_, mean in of_layer if mean is not None)
@@ -95,10 +85,7 @@ def face_lines() -> str:
 
 
 def feature_views(run: RunOnDisk) -> list[dict[str, Any]]:
-    """Of the datasets that have a `features.npz`; `shares`: of the variance, along each axis.
-
-    A point has a `link` that opens its sample, "" where it was not explained. Raises InputError for a damaged file.
-    """
+    """Of datasets with a `features.npz`: points, linked where explained, and the axes' shares of the variance."""
     views = []
     for data in run.datasets:
         features = read_features(data.folder)

@@ -20,7 +20,7 @@ from ..data.images import UnreadableImage, decode_image, read_file
 from ..drawing.overlays import text_line
 from ..run.exports import FIFTYONE_FILE
 from ..store.grey_maps import GREY_MAPS, grey_name
-from ..store.read_run import DatasetOnDisk, RunOnDisk
+from ..store.read_run import RunOnDisk
 from ..store.sample import LayerFacts, Sample
 
 IMAGES = 50  # samples per dataset: TensorBoard keeps every image in memory
@@ -63,7 +63,9 @@ def write_tensorboard(run: RunOnDisk, folder: Path) -> None:
                     writer.add_scalar(f"{data.name}/{name}", value)
             if len(set(data.label.tolist())) == 2:
                 writer.add_pr_curve(f"{data.name}/precision-recall", data.label, data.prob_fake)
-            for step, sample in enumerate(_worst_first(data)):
+            there = [sample for sample in data.samples if not sample.lost]
+            there.sort(key=lambda sample: (bool(sample.correct), -sample.confidence))  # wrong and confident ones first
+            for step, sample in enumerate(there[:IMAGES]):
                 for layer in sample.layers:
                     try:
                         image = captioned(sample, layer)
@@ -77,9 +79,3 @@ def captioned(sample: Sample, layer: LayerFacts) -> np.ndarray:
     overlay = decode_image(read_file(str(sample.overlay(layer.name))), None)
     text = f"sample {sample.index}  {sample.outcome}  fake {sample.prob_fake:.3f}"
     return np.vstack([overlay, text_line(text, overlay.shape[1], LINE, LETTERS, centred=True)])
-
-
-def _worst_first(data: DatasetOnDisk) -> list[Sample]:
-    """Wrong predictions first, the most confident of them first."""
-    there = [sample for sample in data.samples if not sample.lost]
-    return sorted(there, key=lambda sample: (bool(sample.correct), -sample.confidence))[:IMAGES]

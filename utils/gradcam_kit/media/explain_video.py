@@ -17,7 +17,7 @@ import torch
 from ..base.decision import predicted
 from ..base.errors import InputError
 from ..base.files import holds_only_own, new_folder, replace_folder, write_listing, write_table
-from ..drawing.overlays import LayerImage, comparison, panels, paste, text_line
+from ..drawing.overlays import Ink, LayerImage, Panels, comparison, panels, paste, text_line
 from ..explaining.explanation import explained_names
 from ..judge.temporal_consistency import TemporalConsistency
 from ..model.detector import LoadedDetector
@@ -219,16 +219,14 @@ def drawn_frame(
     return np.vstack([table, curve.add(scores, table.shape[1])])
 
 
-def _crop(faces: Sequence[ExplainedFace], names: Sequence[str], size: int) -> list[tuple[str, np.ndarray]]:
+def _crop(faces: Sequence[ExplainedFace], names: Sequence[str], size: int) -> Panels:
     if faces:
         return panels(faces[0].view.image, faces[0].layers)
     grey = np.full((size, size, 3), EMPTY, np.uint8)
     return [("no face", grey), *((name, grey) for name in names)]
 
 
-def _photographs(
-    frame: VideoFrame, faces: Sequence[ExplainedFace], names: Sequence[str]
-) -> list[tuple[str, np.ndarray]]:
+def _photographs(frame: VideoFrame, faces: Sequence[ExplainedFace], names: Sequence[str]) -> Panels:
     """The whole frame, and again with each layer's overlays of all faces in their places."""
     scale = PHOTOGRAPH / frame.image.shape[0]
     small = cv2.resize(frame.image, (round(frame.image.shape[1] * scale), PHOTOGRAPH), interpolation=cv2.INTER_AREA)
@@ -261,7 +259,7 @@ def _title(frame: VideoFrame, scores: Mapping[int, float]) -> str:
     return f"frame {frame.number}   {frame.seconds:.2f} s   {text}"
 
 
-def ink_of(track: int, score: float) -> tuple[int, int, int]:
+def ink_of(track: int, score: float) -> Ink:
     """Of a person's curve: the first is red where it is called fake and blue where not, others have a colour each."""
     if track <= 1:
         return FAKE_INK if predicted(score) else REAL_INK

@@ -23,7 +23,7 @@ from ..store.read_run import DatasetOnDisk, RunOnDisk, prediction_rows, read_run
 from ..store.sample import Sample
 from .page import joined, require_jinja2, template
 from .page_parts.facts import facts
-from .paper_figure import original
+from .paper import original
 
 PAGE, FRAMES, IMAGES = "index.html", "frames.csv", "images"
 SIZE = 224  # pixels of an image on the page

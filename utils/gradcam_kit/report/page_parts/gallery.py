@@ -26,7 +26,7 @@ from ...drawing.overlays import encode
 from ...store.grey_maps import GREY_MAPS, grey_name, signed_name
 from ...store.read_run import DatasetOnDisk, RunOnDisk, prediction_rows
 from ...store.sample import LayerFacts, Sample
-from ..paper_figure import original
+from ..paper import original
 from .facts import PIXELS, some_sample
 
 PER_FILE = 100  # samples in a script of images
@@ -116,14 +116,11 @@ def write_pixels(run: RunOnDisk) -> None:
         if data.samples:
             new_folder(data.folder / PIXELS)
         for number, start in enumerate(range(0, len(data.samples), PER_FILE)):
-            _write_file(data.folder / PIXELS / f"{number}.js", data.samples[start : start + PER_FILE])
-
-
-def _write_file(path: Path, samples: Sequence[Sample]) -> None:
-    with ThreadPoolExecutor() as pool:
-        found = dict(zip((f"{one.dataset}/{one.index}" for one in samples), pool.map(_pixels, samples), strict=True))
-    kept = {name: values for name, values in found.items() if values}
-    write_whole(path, f"keepPixels({json.dumps(kept)});\n".encode())
+            samples = data.samples[start : start + PER_FILE]
+            with ThreadPoolExecutor() as pool:
+                found = list(zip(samples, pool.map(_pixels, samples), strict=True))
+            kept = {f"{one.dataset}/{one.index}": values for one, values in found if values}
+            write_whole(data.folder / PIXELS / f"{number}.js", f"keepPixels({json.dumps(kept)});\n".encode())
 
 
 def _pixels(sample: Sample) -> dict[str, Any]:

@@ -123,7 +123,7 @@ MUTANTS = [
     Mutant("fused: signed maps not scaled", "utils/gradcam_kit/engine/maps.py",
            "shares = signed / torch.where(largest > 0, largest, torch.ones_like(largest))", "shares = signed",
            "tests/cam/test_fused.py"),
-    Mutant("strip: the first frames", "utils/gradcam_kit/exports/video_strips.py",
+    Mutant("strip: the first frames", "utils/gradcam_kit/exports/formats.py",
            "np.linspace(0, len(samples) - 1, MOST_FRAMES)", "np.arange(min(len(samples), MOST_FRAMES))",
            "tests/report/test_video_strips.py"),
     Mutant("grey maps: signed scale off", "utils/gradcam_kit/store/grey_maps.py",

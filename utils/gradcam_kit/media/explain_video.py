@@ -97,10 +97,9 @@ class VideoSummary(NamedTuple):
         """For the terminal."""
         if len(self.tracks) == 1:
             return self.tracks[0].line()
-        shown = (
-            (f"face {one.track} (frames {one.first_frame} to {one.last_frame})", one.line()) for one in self.tracks
+        return "; ".join(
+            f"face {one.track} (frames {one.first_frame} to {one.last_frame}): {one.line()}" for one in self.tracks
         )
-        return "; ".join(f"{face}: {line}" for face, line in shown)
 
     def to_json(self) -> dict[str, Any]:
         """The entries of `video.json`; `prob_fake` and `consistency` hold null where there are several people."""

@@ -16,13 +16,18 @@ from ..base.text import one_line
 from ..data.images import UnreadableImage
 
 # Eyes, nose tip and mouth corners in a 112 x 112 crop (the template that ArcFace made common).
-TEMPLATE = np.array(
-    [(38.2946, 51.6963), (73.5318, 51.5014), (56.0252, 71.7366), (41.5493, 92.3655), (70.7299, 92.2041)]
-)
+TEMPLATE = np.array([
+    (38.2946, 51.6963), (73.5318, 51.5014), (56.0252, 71.7366), (41.5493, 92.3655), (70.7299, 92.2041)
+])  # fmt: skip
 TEMPLATE_SIZE = 112
 MARGIN = 1.3  # the crop shows this much more than the template
-
 SQUARISH = 1.1  # longer side ÷ shorter side up to which an image is resized to a square, as the hosts do
+LEAST_FACE = 0.35  # of a square image's side: where the largest face is smaller, the image is no face crop
+
+INSTALL = "pip install dlib-bin face_recognition_models"
+MODEL_OF_81 = "shape_predictor_81_face_landmarks.dat"
+MODELS = "face_recognition_models"  # a package that holds dlib's model of 68 points
+FIVE_OF_81 = (37, 44, 30, 49, 55)  # the template's points among dlib's; of its 68 points they are the same
 
 
 class Face(NamedTuple):
@@ -35,6 +40,9 @@ class Face(NamedTuple):
     def size(self) -> float:
         """Of the box: its longer side."""
         return max(self.box[2] - self.box[0], self.box[3] - self.box[1])
+
+
+FaceFinder = Callable[[np.ndarray], Sequence[Face]]  # (H, W, 3) uint8 RGB → faces, the largest first
 
 
 class View(NamedTuple):
@@ -84,13 +92,6 @@ def whole(photo: np.ndarray, size: int) -> View:
     # OpenCV resizes between the centres of pixels, hence the halves.
     shift = 0.5 * scale - 0.5 + (left, top)
     return View(square, np.array([[scale[0], 0, shift[0]], [0, scale[1], shift[1]]]))
-
-
-FaceFinder = Callable[[np.ndarray], Sequence[Face]]  # (H, W, 3) uint8 RGB → faces, the largest first
-INSTALL = "pip install dlib-bin face_recognition_models"
-MODEL_OF_81 = "shape_predictor_81_face_landmarks.dat"
-MODELS = "face_recognition_models"  # a package that holds dlib's model of 68 points
-FIVE_OF_81 = (37, 44, 30, 49, 55)  # the template's points among dlib's; of its 68 points they are the same
 
 
 class NoFaceError(RunError):
@@ -163,9 +164,6 @@ def is_face(points: np.ndarray, size: tuple[int, int]) -> bool:
     height, width = size
     x, y = points.mean(axis=0)
     return bool(np.ptp(points, axis=0).min() >= 1 and 0 <= x < width and 0 <= y < height)
-
-
-LEAST_FACE = 0.35  # of a square image's side: where the largest face is smaller, the image is no face crop
 
 
 @dataclass(frozen=True)

@@ -131,17 +131,16 @@ def metric_differences(frames: PairedFrames) -> list[MetricDifference]:
     one = np.ones(len(frames.path))
     bootstrap = VideoBootstrap(frames.video, seed=0, resamples=1000)
     by_class = [len(set(bootstrap.video[frames.label == kind])) for kind in (0, 1)]
-
-    def difference(metric: Metric, weight: np.ndarray) -> float:
-        return metric(frames.label, frames.prob_b, weight) - metric(frames.label, frames.prob_a, weight)
-
     found = []
     for name, metric in METRICS.items():
         a, b = metric(frames.label, frames.prob_a, one), metric(frames.label, frames.prob_b, one)
         low = high = float("nan")
         if min(by_class) >= FEWEST_VIDEOS:
             drawn = (weights[bootstrap.video].astype(float) for weights in bootstrap.weights)  # one at a time
-            differences = [difference(metric, weight) for weight in drawn]
+            differences = [
+                metric(frames.label, frames.prob_b, weight) - metric(frames.label, frames.prob_a, weight)
+                for weight in drawn
+            ]
             low, high = np.nanquantile(differences, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist()
         found.append(MetricDifference(name, a, b, low, high))
     return found

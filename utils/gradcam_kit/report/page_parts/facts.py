@@ -101,14 +101,10 @@ def _files(folder: Path, below: Path, run: Path, page: str) -> list[dict[str, st
     # The page itself is left out: with its own size in it, it would never be the same twice.
     files = sorted(file for file in folder.iterdir() if file.is_file() and file.name[0] != "." and file.name != page)
     return [
-        {
-            "name": file.relative_to(below).as_posix(),
-            "href": quote(os.fsencode(file.relative_to(run).as_posix())),
-            "size": size_text(file.stat().st_size),
-            "meaning": _meaning(file),
-        }
+        {"name": file.relative_to(below).as_posix(), "href": quote(os.fsencode(file.relative_to(run).as_posix())),
+         "size": size_text(file.stat().st_size), "meaning": _meaning(file)}
         for file in files
-    ]
+    ]  # fmt: skip
 
 
 def _meaning(file: Path) -> str:

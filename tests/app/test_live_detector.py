@@ -18,8 +18,7 @@ from tests.helpers.paths import ROOT
 from utils.gradcam_kit.app.live_detector import AS_CONFIGURED, LiveDetector, LiveMap, region_of
 from utils.gradcam_kit.base.errors import InputError
 from utils.gradcam_kit.data.images import UnreadableImage
-from utils.gradcam_kit.media.faces.align import TEMPLATE, Face, View
-from utils.gradcam_kit.media.faces.photographs import Photographs
+from utils.gradcam_kit.media.faces import TEMPLATE, Face, Photographs, View
 from utils.gradcam_kit.model.load import find_device, load_detector
 from utils.gradcam_kit.settings.config import detector_settings
 

@@ -13,10 +13,20 @@ import pytest
 
 from utils.gradcam_kit.base.errors import InputError
 from utils.gradcam_kit.data.images import UnreadableImage
-from utils.gradcam_kit.media.faces.align import MARGIN, TEMPLATE, Face, aligned, similarity, whole
-from utils.gradcam_kit.media.faces.find import FIVE_OF_81, NoFaceError, face_finder, is_face
-from utils.gradcam_kit.media.faces.photographs import Photographs
-from utils.gradcam_kit.media.faces.tracks import PATIENCE, FrameViews, overlap
+from utils.gradcam_kit.media.faces import (
+    FIVE_OF_81,
+    MARGIN,
+    TEMPLATE,
+    Face,
+    NoFaceError,
+    Photographs,
+    aligned,
+    face_finder,
+    is_face,
+    similarity,
+    whole,
+)
+from utils.gradcam_kit.media.tracks import PATIENCE, FrameViews, overlap
 
 
 def test_similarity_recovers_a_known_rotation_scale_and_shift() -> None:

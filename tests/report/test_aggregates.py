@@ -16,14 +16,17 @@ from skimage.transform import PiecewiseAffineTransform, warp
 from examples.make_demo_data import Video, draw_video
 from tests.helpers.fake_run import GRID, LAYERS, Row, sample_of, write_row, write_tables
 from utils.gradcam_kit.judge.localisation import TemporalConsistency
-from utils.gradcam_kit.media.faces.align import MARGIN, TEMPLATE, TEMPLATE_SIZE
-from utils.gradcam_kit.media.faces.find import FIVE_OF_81
-from utils.gradcam_kit.report.aggregate_images import CELL, COLUMN, GAP, LINE, NAMES, ROW
-from utils.gradcam_kit.report.aggregates import write_patterns
-from utils.gradcam_kit.report.face_regions import REGIONS, RegionShares, region_image, region_shares, sample_landmarks
-from utils.gradcam_kit.report.mean_face import MEAN_FACE, warp_to_mean_face
-from utils.gradcam_kit.report.mean_maps import MEAN_SIZE, MeanMaps
-from utils.gradcam_kit.report.region_tables import group_regions
+from utils.gradcam_kit.media.faces import FIVE_OF_81, MARGIN, TEMPLATE, TEMPLATE_SIZE
+from utils.gradcam_kit.report.aggregates import CELL, COLUMN, GAP, LINE, NAMES, ROW, write_patterns
+from utils.gradcam_kit.report.face_regions import (
+    REGIONS,
+    RegionShares,
+    group_regions,
+    region_image,
+    region_shares,
+    sample_landmarks,
+)
+from utils.gradcam_kit.report.mean_maps import MEAN_FACE, MEAN_SIZE, MeanMaps, warp_to_mean_face
 from utils.gradcam_kit.store.read_run import read_run
 from utils.gradcam_kit.store.sample import Sample
 

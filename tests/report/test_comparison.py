@@ -15,7 +15,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from tests.helpers.fake_run import Row, write_run
 from utils.gradcam_kit.base.errors import InputError
 from utils.gradcam_kit.report.command import main
-from utils.gradcam_kit.report.comparison.pairs import correlation, metric_differences, paired_frames, paired_layers
+from utils.gradcam_kit.report.comparison import correlation, metric_differences, paired_frames, paired_layers
 from utils.gradcam_kit.store.read_run import read_run
 
 

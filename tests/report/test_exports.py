@@ -20,9 +20,7 @@ from tests.helpers.fake_run import LAYERS, remove_images, some_rows, write_run
 from tests.helpers.paths import ROOT
 from utils.gradcam_kit.base import packages
 from utils.gradcam_kit.base.errors import InputError
-from utils.gradcam_kit.exports.fiftyone_export import write_fiftyone
-from utils.gradcam_kit.exports.tensorboard_export import write_tensorboard
-from utils.gradcam_kit.exports.video_strips import write_strips
+from utils.gradcam_kit.exports.formats import write_fiftyone, write_strips, write_tensorboard
 from utils.gradcam_kit.run.exports import ExportOptions, check_exports, write_exports
 from utils.gradcam_kit.store.read_run import read_run
 

@@ -15,10 +15,9 @@ import pytest
 from tests.helpers.fake_run import some_rows, write_run
 from tests.helpers.paths import ROOT
 from utils.gradcam_kit.judge.bootstrap import Interval
-from utils.gradcam_kit.report.face_regions import REGIONS
+from utils.gradcam_kit.report.face_regions import REGIONS, GroupRegions, headlines
 from utils.gradcam_kit.report.page import BINS, histogram_bars, notes, video_histogram, write_report
 from utils.gradcam_kit.report.page_parts.faithfulness import measured_views, measuring_command
-from utils.gradcam_kit.report.region_tables import GroupRegions, headlines
 from utils.gradcam_kit.store.read_run import read_run
 
 

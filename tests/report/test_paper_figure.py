@@ -11,8 +11,7 @@ import pytest
 from tests.helpers.fake_run import LAYERS, Row, write_row, write_tables
 from utils.gradcam_kit.base.errors import InputError
 from utils.gradcam_kit.report.command import main
-from utils.gradcam_kit.report.explanation_table import escaped
-from utils.gradcam_kit.report.paper_figure import Column, cells
+from utils.gradcam_kit.report.paper import Column, cells, escaped
 from utils.gradcam_kit.store.read_run import read_run
 
 ROWS = [Row(3, "toy", "toy_Fake", "v", 1, 0.9, "3.png", hot=(0, 3)), Row(7, "toy", "toy_Real", "w", 0, 0.2, "7.png")]

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from tests.helpers.fake_run import Row, write_run
-from utils.gradcam_kit.exports.video_strips import FRAME, GAP, LINE, MOST_FRAMES, NAMES, write_strips
+from utils.gradcam_kit.exports.formats import FRAME, GAP, LINE, MOST_FRAMES, NAMES, write_strips
 from utils.gradcam_kit.store.read_run import read_run
 
 COUNT = 50

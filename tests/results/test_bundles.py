@@ -10,8 +10,8 @@ import pytest
 
 from tests.helpers.fake_run import some_rows, write_run
 from utils.gradcam_kit.base.errors import InputError
-from utils.gradcam_kit.exports.video_strips import write_strips
-from utils.gradcam_kit.report.paper_figure import original
+from utils.gradcam_kit.exports.formats import write_strips
+from utils.gradcam_kit.report.paper import original
 from utils.gradcam_kit.run.exports import ExportOptions, check_exports, lacks_exports, write_exports
 from utils.gradcam_kit.store import bundles
 from utils.gradcam_kit.store.bundles import bundled_samples, bundles_of, pack_samples

@@ -19,9 +19,7 @@ import torch
 from tests.helpers.fake_run import PIXELS, Row, sample_of, write_tables
 from utils.gradcam_kit.drawing.overlays import layer_images
 from utils.gradcam_kit.engine.maps import LayerMaps
-from utils.gradcam_kit.exports.fiftyone_export import fiftyone_sample
-from utils.gradcam_kit.exports.tensorboard_export import write_tensorboard
-from utils.gradcam_kit.exports.video_strips import write_strips
+from utils.gradcam_kit.exports.formats import fiftyone_sample, write_strips, write_tensorboard
 from utils.gradcam_kit.report.aggregates import write_patterns
 from utils.gradcam_kit.report.page import write_report
 from utils.gradcam_kit.store.read_run import RunOnDisk, read_run, sample_maps

@@ -15,7 +15,7 @@ from tests.helpers.command_server import CommandServer
 from tests.helpers.datasets import DataTree, read_image, rows_of
 from tests.helpers.detectors import PIXELS, tiny_detector
 from utils.gradcam_kit.base.errors import InputError
-from utils.gradcam_kit.report.page_parts.feature_scatter import principal_plane
+from utils.gradcam_kit.report.page_parts.pattern_drawings import principal_plane
 from utils.gradcam_kit.store.features_file import FEATURES, read_features
 
 

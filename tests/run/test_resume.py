@@ -253,9 +253,7 @@ def test_exports_that_a_kill_prevented_are_made(
 ) -> None:
     """Killed between two exports; and on a run that is complete those that are asked for later."""
     out, views = tmp_path / "out", ["--fiftyone", "--video_strips"]
-    kill = (
-        "import os\nimport utils.gradcam_kit.exports.fiftyone_export as e\ne.write_fiftyone = lambda *a: os._exit(9)\n"
-    )
+    kill = "import os\nimport utils.gradcam_kit.exports.formats as e\ne.write_fiftyone = lambda *a: os._exit(9)\n"
     run = commands.start(SCRIPT, *flags_of(tree, out, *ONE_PASS, *views), cwd=tmp_path, first=kill)
     assert run.wait().code == 9 and (out / "manifest.json").is_file() and not (out / "index.html").exists()
     done = commands.run(SCRIPT, *flags_of(tree, out, *ONE_PASS, *views, "--resume"), cwd=tmp_path)

@@ -18,10 +18,8 @@ from tests.helpers.detectors import ARCHITECTURE, BLOCKS, PATCH, PIXELS, tiny_de
 from tests.helpers.references import reference_clip as reference
 from utils.gradcam_kit.base.errors import InputError
 from utils.gradcam_kit.media.explain_video import explain_video
-from utils.gradcam_kit.media.faces.align import TEMPLATE, Face
-from utils.gradcam_kit.media.faces.find import NoFaceError
-from utils.gradcam_kit.media.faces.photographs import Photographs
-from utils.gradcam_kit.media.faces.tracks import FrameViews
+from utils.gradcam_kit.media.faces import TEMPLATE, Face, NoFaceError, Photographs
+from utils.gradcam_kit.media.tracks import FrameViews
 from utils.gradcam_kit.media.video_files import UnreadableVideo, VideoReader, video_writer
 from utils.gradcam_kit.model.detector import LoadedDetector
 from utils.gradcam_kit.model.load import find_device, load_detector

@@ -23,9 +23,7 @@ from ..engine.layers import SUM, block_names
 from ..explaining.checking import MapChecker
 from ..explaining.explanation import Explanation
 from ..judge.transplant import blurred
-from ..media.faces.align import View
-from ..media.faces.find import face_finder, is_installed
-from ..media.faces.photographs import Photographs
+from ..media.faces import Photographs, View, face_finder, is_installed
 from ..media.single_images import is_video, to_pixels
 from ..media.video_files import VideoReader
 from ..model.detector import LoadedDetector
@@ -90,10 +88,7 @@ class LiveDetector:
         return [AS_CONFIGURED, *METHOD_NAMES]
 
     def open(self, file: str | Path, frame: int = 0) -> OpenedFile:
-        """An image, or frame number `frame` of a video (the last where it has fewer).
-
-        Raises UnreadableImage, UnreadableVideo for what cannot be decoded.
-        """
+        """An image, or a video's frame of that number, or its last. Raises UnreadableImage, UnreadableVideo."""
         path, frames = Path(file), 1
         if is_video(path):
             reader = VideoReader(path)
@@ -121,25 +116,15 @@ class LiveDetector:
         word = "empty" if bool(maps.empty[0]) else check.word
         prob_fake = float(explanation.prob_fake[0])
         report = {
-            "layer": name,
-            "method": explanation.method,
-            "site": explanation.site,
-            "backward": explanation.backward,
-            "target": explanation.target[0],
-            "prob_fake": prob_fake,
-            "logits": explanation.logits[0].tolist(),
-            "map": word,
-            "raw_maximum": float(maps.raw[0].max()),
-            "check": asdict(check),
-            "weights": self.detector.settings.weights_name,
-            "weights_sha256": self.detector.weights_sha256,
-        }
+            "layer": name, "method": explanation.method, "site": explanation.site, "backward": explanation.backward,
+            "target": explanation.target[0], "prob_fake": prob_fake, "logits": explanation.logits[0].tolist(),
+            "map": word, "raw_maximum": float(maps.raw[0].max()), "check": asdict(check),
+            "weights": self.detector.settings.weights_name, "weights_sha256": self.detector.weights_sha256,
+        }  # fmt: skip
         heat = maps.normalised[0].float().cpu().numpy()
         return LiveMap(view.image, heat, prob_fake, word, report)
 
-    def without(
-        self, view: View, region: np.ndarray, fill: str, paired: np.ndarray | None = None
-    ) -> tuple[float, float]:
+    def without(self, view: View, region: np.ndarray, fill: str, paired: np.ndarray | None = None) -> list[float]:
         """Fake probability of a view, and with `region` (h, w) bool, of any size, filled by one of LIVE_FILLS.
 
         "paired real" takes the pixels of `paired` (H, W, 3), an image of the same scene. Raises InputError where that
@@ -152,8 +137,7 @@ class LiveDetector:
         image = to_pixels(view.image)
         changed = torch.where(torch.from_numpy(inside), _filler(image, view, fill, paired), image)
         _, prob = self.detector.predict(torch.cat([image, changed]))
-        before, after = prob.tolist()
-        return before, after
+        return list(prob.tolist())
 
 
 def _filler(image: Tensor, view: View, fill: str, paired: np.ndarray | None) -> Tensor:

@@ -21,6 +21,7 @@ from .live_detector import LIVE_FILLS, LiveDetector, LiveMap, OpenedFile, region
 
 LIVE_TARGETS = [target for target in TARGETS if target not in ("label", "both")]
 NOTHING_YET = "Drop an image or a video."
+Opened = OpenedFile | None  # None before anything was dropped
 USER_ERRORS = (InputError, RunError, UnreadableImage, UnreadableVideo)
 
 
@@ -75,9 +76,8 @@ def build(live: LiveDetector, folder: Path) -> Any:
                                     eraser=gr.Eraser(), transforms=[], sources=[])  # fmt: skip
             with gr.Column():
                 fill = gr.Radio(list(LIVE_FILLS), value=LIVE_FILLS[0], label="Filled by", elem_id="fill")
-                paired = gr.File(
-                    label="The real image that the fake was made from", elem_id="real", file_count="single"
-                )
+                origin = "The real image that the fake was made from"
+                paired = gr.File(label=origin, elem_id="real", file_count="single")
                 ask = gr.Button("Score without it", variant="primary", elem_id="ask")
                 answer = gr.Markdown("", elem_id="answer")
         drawing = [opened, face, layer, method, target, opacity]
@@ -121,7 +121,7 @@ class Handlers:
         return opened, gr.update(choices=names, value=names[0]), slider, opened.remark
 
     def explain(
-        self, opened: OpenedFile | None, face: str | None, layer: str, method: str, target: str, opacity: float
+        self, opened: Opened, face: str | None, layer: str, method: str, target: str, opacity: float
     ) -> tuple[Any, ...]:
         """The chosen face explained."""
         import gradio as gr
@@ -139,9 +139,7 @@ class Handlers:
         editor = {"background": view.image, "layers": [], "composite": view.image}
         return shown, verdict, overlay, whole, editor, figure, numbers
 
-    def redraw(
-        self, shown: LiveMap | None, opened: OpenedFile | None, face: str | None, opacity: float
-    ) -> tuple[Any, ...]:
+    def redraw(self, shown: LiveMap | None, opened: Opened, face: str | None, opacity: float) -> tuple[Any, ...]:
         """The map over the crop and in the photograph, and the figure's file."""
         if shown is None or opened is None:
             return None, None, None
@@ -152,7 +150,7 @@ class Handlers:
         return overlay, whole, self._file("figure.png", encode(side_by_side))
 
     def brush(
-        self, opened: OpenedFile | None, face: str | None, editor: dict[str, Any] | None, fill: str, paired: str | None
+        self, opened: Opened, face: str | None, editor: dict[str, Any] | None, fill: str, paired: str | None
     ) -> str:
         """The score with and without what was painted over."""
         if opened is None or editor is None:

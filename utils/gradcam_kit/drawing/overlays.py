@@ -25,12 +25,14 @@ ABOVE, BELOW = (214, 0, 0), (0, 76, 230)  # evidence for fake, evidence for real
 UNSEEN = 160  # grey of the pixels at the edge that belong to no patch
 GREY = "grey"  # in addition to OpenCV's colour maps: for a map that is no evidence
 FAINT = 1e-3  # of the strongest layer's raw maximum
+Panels = Sequence[tuple[str, np.ndarray]]  # caption and image (H, W, 3) uint8 RGB
 Denied = Mapping[str, Sequence[bool]]  # layer → for each image, whether a check calls its map an artefact
 NONE_DENIED: Denied = {}
 
 MARGIN = 8  # pixels around and between the panels of a comparison
 CAPTION, TITLE = 24, 30  # heights of the line below each panel and of a line above all panels
 LONGEST = 2048  # pixels of a photograph's longer side in the image with the crop's overlay
+Ink = tuple[int, int, int]
 INK, PAPER, WARNING = (20, 20, 20), (255, 255, 255), (176, 0, 32)
 
 ENCODER_FLAGS = {
@@ -117,20 +119,18 @@ class Box:
 
 
 def original_box(size: tuple[int, int], panels: int, warned: bool) -> Box:
-    """The place of the first panel, which is the original, of `size` (height, width).
+    """The place of the first panel, the original of `size` (height, width), by which it is read out of a comparison.
 
-    Storing the original a second time would make a sample about a fifth larger, so it is read out of the comparison
-    by this box, which every `sample<i>.json` holds.
+    Storing the original a second time would make a sample about a fifth larger.
     """
     height, width = size
     top = TITLE * (2 if warned else 1) + MARGIN
     return Box(MARGIN, top, width, height, MARGIN + panels * (width + MARGIN), top + height + CAPTION + MARGIN)
 
 
-def comparison(panels: Sequence[tuple[str, np.ndarray]], title: str, warning: str = "") -> np.ndarray:
-    """Panels (caption, image (H, W, 3) uint8 RGB), all of one size, side by side, as (H', W', 3) uint8 RGB.
+def comparison(panels: Panels, title: str, warning: str = "") -> np.ndarray:
+    """Panels of one size side by side, (H', W', 3) uint8 RGB, under `title` and `warning`, a second line in red.
 
-    `title` is one line above all of them, `warning` a second one in red, for example that the weights are random.
     Text is shortened where the panels are too narrow for it.
     """
     height, width = panels[0][1].shape[:2]
@@ -148,9 +148,7 @@ def comparison(panels: Sequence[tuple[str, np.ndarray]], title: str, warning: st
 
 # A run repeats the same few captions and titles for thousands of samples.
 @functools.lru_cache(maxsize=512)
-def text_line(
-    text: str, width: int, height: int, size: int, centred: bool = False, ink: tuple[int, int, int] = INK
-) -> np.ndarray:
+def text_line(text: str, width: int, height: int, size: int, centred: bool = False, ink: Ink = INK) -> np.ndarray:
     """`text` on white, (height, width, 3) uint8 RGB, read-only; set smaller, then cut with an ellipsis, to fit."""
     from PIL import Image, ImageDraw
 
@@ -177,7 +175,7 @@ def _font(size: int) -> FreeTypeFont:
     return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), size)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class LayerImage:
     """The finished overlay of one layer for one image."""
 
@@ -192,15 +190,10 @@ class LayerImage:
 
 
 ARRAYS, FLAGS = ("overlay", "raw", "signed"), ("empty", "drawn_empty", "artefact")  # the tensors that `_draw` gives
-FIELDS = (*ARRAYS, *FLAGS, "denied")
 
 
 def layer_images(
-    images: Tensor,
-    layers: Mapping[str, LayerMaps],
-    colormap: str,
-    signed: bool = False,
-    denied: Denied = NONE_DENIED,
+    images: Tensor, layers: Mapping[str, LayerMaps], colormap: str, signed: bool = False, denied: Denied = NONE_DENIED
 ) -> list[list[LayerImage]]:
     """Overlays of a batch, drawn where the maps are: one list of layers per image.
 
@@ -215,12 +208,7 @@ class DrawnLayers:
     """The result of `layer_images`, drawn on the maps' device and on its way from there: all layers at once."""
 
     def __init__(
-        self,
-        images: Tensor,
-        layers: Mapping[str, LayerMaps],
-        colormap: str,
-        signed: bool = False,
-        denied: Denied = NONE_DENIED,
+        self, images: Tensor, layers: Mapping[str, LayerMaps], colormap: str, signed: bool, denied: Denied = NONE_DENIED
     ) -> None:
         self._denied = {name: denied.get(name, [False] * len(images)) for name in layers}
         drawn = [_draw(images, maps, colormap, signed, self._denied[name]) for name, maps in layers.items()]
@@ -232,8 +220,7 @@ class DrawnLayers:
         per_layer = []
         for name, denied in self._denied.items():
             columns = [*(next(tensors).numpy() for _ in ARRAYS), *(next(tensors).tolist() for _ in FLAGS), denied]
-            rows = zip(*columns, strict=True)
-            per_layer.append([LayerImage(name=name, **dict(zip(FIELDS, row, strict=True))) for row in rows])
+            per_layer.append([LayerImage(name, *row) for row in zip(*columns, strict=True)])
         return [list(of_image) for of_image in zip(*per_layer, strict=True)]
 
 
@@ -252,7 +239,7 @@ def _draw(images: Tensor, maps: LayerMaps, colormap: str, signed: bool, denied: 
     return [drawn, maps.raw.float(), maps.signed.float(), maps.empty, drawn_empty, maps.artefact]
 
 
-def panels(image: np.ndarray, layers: Sequence[LayerImage]) -> list[tuple[str, np.ndarray]]:
+def panels(image: np.ndarray, layers: Sequence[LayerImage]) -> Panels:
     """The original and every layer's overlay, each with its caption."""
     faint = faint_layers({layer.name: float(layer.raw.max()) for layer in layers})
     return [("original", image), *((layer.name + _remark(layer, faint), layer.overlay) for layer in layers)]
@@ -267,10 +254,7 @@ def _remark(layer: LayerImage, faint: Sequence[str]) -> str:
 
 
 def faint_layers(raw_maxima: Mapping[str, float]) -> list[str]:
-    """The layers of one image whose raw map is a thousand times weaker than another's.
-
-    Each map is drawn over its own range, so such a layer's part in the decision looks larger than it is.
-    """
+    """Layers whose raw map is a thousand times weaker than another's, and looks as strong, over its own range."""
     most = max(raw_maxima.values(), default=0.0)
     return [name for name, value in raw_maxima.items() if 0 < value < FAINT * most]
 

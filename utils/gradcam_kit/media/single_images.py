@@ -29,10 +29,8 @@ from ..run.explainer import explain_images
 from ..store.sample import Sample
 from ..store.sample_folder import Drawn, write_sample
 from .explain_video import explain_video
-from .faces.align import View
-from .faces.find import NoFaceError, face_finder, is_installed
-from .faces.photographs import Photographs
-from .faces.tracks import FrameViews
+from .faces import NoFaceError, Photographs, View, face_finder, is_installed
+from .tracks import FrameViews
 from .video_files import VIDEO_SUFFIXES, UnreadableVideo
 
 MAX_NAME_BYTES = 200  # of a folder named after an image; file systems take 255, and a little is added
@@ -102,10 +100,7 @@ class SingleImages:
             print(printable(f"{file}: {remark}"), file=sys.stderr)
 
     def choose_map(self, files: Sequence[Path], images: int) -> None:
-        """Choose the map on the first `images` of `files` that are called fake, or judge the named one; prints it.
-
-        Each file counts as a video. Nothing is tried on fewer than FEWEST_IMAGES.
-        """
+        """Choose the map on the first `images` of `files`, each as a video, that are called fake; prints it."""
         if len(files) < FEWEST_IMAGES:
             return
         model, target = self.detector.model, self.detector.gradcam.target
@@ -132,10 +127,7 @@ class SingleImages:
 
 
 def photographs(size: int, face_crop: str | None, landmark_model: Path | None) -> Photographs:
-    """How photographs are cropped. `face_crop` None: "largest" where a landmark file is given, else "auto".
-
-    Raises InputError where faces are asked for and cannot be found here.
-    """
+    """How photographs are cropped; raises InputError where faces are asked for and cannot be found here."""
     mode = face_crop or ("largest" if landmark_model else "auto")
     finds = mode in ("largest", "all") or landmark_model or (mode == "auto" and is_installed())
     return Photographs(size, mode, face_finder(landmark_model) if finds else None)

@@ -35,10 +35,7 @@ class VideoFrame(NamedTuple):
 
 
 class VideoReader:
-    """An open video file. `faults`, complete after the last frame, says what of it is damaged or missing.
-
-    `rate`: frames a second, on average; `length`: how many frames it seems to have.
-    """
+    """A video of `rate` frames a second and about `length` frames; `faults`, whole at its end, says what is damaged."""
 
     def __init__(self, path: Path) -> None:
         """Raises UnreadableVideo."""
@@ -132,40 +129,34 @@ def video_writer(path: Path, rate: Fraction) -> Iterator[Callable[[np.ndarray, f
     The file appears when whole, and not at all where nothing was appended. An odd last row or column is left out, since
     H.264's colours are of half the size. `rate` only tells how long the last image is shown.
     """
+    import av
+
     partial = path.with_name(f".{path.name}.partial.mp4")
+    stream: Any = None
+    shown = -1
+
+    def write(image: np.ndarray, seconds: float) -> None:
+        nonlocal stream, shown
+        height, width = image.shape[0] // 2 * 2, image.shape[1] // 2 * 2
+        if stream is None:
+            options = {"crf": "18", "preset": "veryfast", "x264-params": f"{COLOURS}:{REPEATABLE}"}
+            stream = container.add_stream("libx264", rate=rate, options=options)
+            stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+            stream.codec_context.time_base = TICK
+            stream.codec_context.thread_count = 1  # the same bytes on every machine
+        even = np.ascontiguousarray(image[:height, :width])
+        frame = av.VideoFrame.from_ndarray(even, format="rgb24").reformat(format="yuv420p", dst_colorspace=BT709)
+        shown = max(shown + 1, round(seconds / TICK))  # never two at once, whatever the input says
+        frame.pts, frame.time_base = shown, TICK
+        container.mux(stream.encode(frame))
+
     try:
-        with _writer_to(partial, rate) as write:
+        # faststart puts the index first, so that a browser plays before it has the whole file.
+        with av.open(str(partial), "w", options={"movflags": "faststart"}) as container:
             yield write
+            if stream is not None:
+                container.mux(stream.encode(None))
         if partial.exists() and partial.stat().st_size:  # else nothing was appended
             partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
-
-
-@contextmanager
-def _writer_to(path: Path, rate: Fraction) -> Iterator[Callable[[np.ndarray, float], None]]:
-    import av
-
-    stream: Any = None
-    shown = -1
-    # faststart puts the index first, so that a browser plays before it has the whole file.
-    with av.open(str(path), "w", options={"movflags": "faststart"}) as container:
-
-        def write(image: np.ndarray, seconds: float) -> None:
-            nonlocal stream, shown
-            height, width = image.shape[0] // 2 * 2, image.shape[1] // 2 * 2
-            if stream is None:
-                options = {"crf": "18", "preset": "veryfast", "x264-params": f"{COLOURS}:{REPEATABLE}"}
-                stream = container.add_stream("libx264", rate=rate, options=options)
-                stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-                stream.codec_context.time_base = TICK
-                stream.codec_context.thread_count = 1  # the same bytes on every machine
-            even = np.ascontiguousarray(image[:height, :width])
-            frame = av.VideoFrame.from_ndarray(even, format="rgb24").reformat(format="yuv420p", dst_colorspace=BT709)
-            shown = max(shown + 1, round(seconds / TICK))  # never two at once, whatever the input says
-            frame.pts, frame.time_base = shown, TICK
-            container.mux(stream.encode(frame))
-
-        yield write
-        if stream is not None:
-            container.mux(stream.encode(None))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..base.allowed import FIGURE_COLUMNS, FIGURE_FORMATS
 from ..base.command import OneLineParser, positive
+from ..base.files import keeps_list, settle_list
 
 RUN = "a run's folder, its --gradcam_output_dir"
 
@@ -15,12 +16,14 @@ def main(argv: Sequence[str]) -> int:
     """The command that the first argument names; a run's folder of that name is given as ./figure."""
     commands = {"figure": figure, "compare": compare, "table": table}
     if argv and argv[0] in commands:
-        return commands[argv[0]](argv[1:])
-    return page(argv)
+        commands[argv[0]](argv[1:])
+    else:
+        page(argv)
+    return 0
 
 
-def page(argv: Sequence[str]) -> int:
-    """Write the page of a run again. Returns the exit code; raises InputError, as all of these."""
+def page(argv: Sequence[str]) -> None:
+    """Write the page of a run again. Raises InputError, as all of these."""
     p = OneLineParser(
         description="The page of a run, index.html, written again. Further commands, each with a --help of its own:"
         " figure (samples of a run for a paper), table (its measurements for a paper), compare (two runs of the"
@@ -28,13 +31,15 @@ def page(argv: Sequence[str]) -> int:
     )
     p.add_argument("run_dir", help=RUN)
     args = p.parse_args(argv)
-    from .page import rewrite_report
+    from .page import write_report
 
-    rewrite_report(Path(args.run_dir))
-    return 0
+    folder = Path(args.run_dir)
+    print(write_report(folder))
+    if keeps_list(folder):
+        settle_list(folder)
 
 
-def figure(argv: Sequence[str]) -> int:
+def figure(argv: Sequence[str]) -> None:
     """Write a figure for a paper."""
     p = OneLineParser(description="Samples of a run as one figure for a paper: images x (original, mask, layers).")
     p.add_argument("run_dirs", nargs="+", metavar="run_dir", help=RUN + "; of several runs, the same images in each")
@@ -47,16 +52,14 @@ def figure(argv: Sequence[str]) -> int:
     p.add_argument("--width", type=float, metavar="INCHES", help="in place of --column")
     p.add_argument("--font_size", type=positive, default=8, metavar="POINTS", help="of all text")
     args = p.parse_args(argv)
-    from .paper_figure import write_figure
+    from .paper import write_figure
 
     width = FIGURE_COLUMNS[args.column] if args.width is None else args.width
-    output = Path(args.output)
-    runs = [Path(folder) for folder in args.run_dirs]
+    runs, output = [Path(folder) for folder in args.run_dirs], Path(args.output)
     write_figure(runs, output, args.samples, args.dataset, args.layers, args.methods, width, args.font_size)
-    return 0
 
 
-def table(argv: Sequence[str]) -> int:
+def table(argv: Sequence[str]) -> None:
     """Write what --evaluate_explanations measured as a table for a paper."""
     p = OneLineParser(description="What --evaluate_explanations measured, as LaTeX (booktabs) or CSV: maps x metrics.")
     p.add_argument("run_dir", help=RUN)
@@ -64,13 +67,12 @@ def table(argv: Sequence[str]) -> int:
     p.add_argument("--metrics", nargs="+", metavar="METRIC", help="all that were measured where it is not given")
     p.add_argument("--dataset", help="where the run has several")
     args = p.parse_args(argv)
-    from .explanation_table import write_explanation_table
+    from .paper import write_explanation_table
 
     write_explanation_table(Path(args.run_dir), Path(args.output), args.metrics, args.dataset)
-    return 0
 
 
-def compare(argv: Sequence[str]) -> int:
+def compare(argv: Sequence[str]) -> None:
     """Write a page that compares two runs."""
     p = OneLineParser(
         description="Two runs of the same data side by side: metrics with paired intervals, the frames on which they"
@@ -81,7 +83,6 @@ def compare(argv: Sequence[str]) -> int:
     p.add_argument("-o", "--output", required=True, metavar="DIR", help="a new folder; its index.html is the page")
     p.add_argument("--samples", type=positive, default=60, metavar="N", help="maximum samples shown per dataset")
     args = p.parse_args(argv)
-    from .comparison.page import write_comparison
+    from .comparison import write_comparison
 
     write_comparison(Path(args.run_a), Path(args.run_b), Path(args.output), args.samples)
-    return 0

@@ -1,7 +1,4 @@
-"""A run's folder → `index.html`, one page that opens from the file system, without network or server.
-
-A run writes it at its end; `python -m utils.report RUN_DIR` writes it again, also for a run that stopped half-way.
-"""
+"""A run's folder, also of one that stopped half-way → `index.html`, which opens without network or server."""
 
 from __future__ import annotations
 
@@ -17,21 +14,18 @@ import numpy as np
 import yaml
 
 from ..base.errors import InputError
-from ..base.files import keeps_list, settle_list, write_whole
+from ..base.files import write_whole
 from ..base.text import one_line
 from ..drawing.overlays import colour_table
 from ..run.exports import PAGE, SHOWN_SAMPLES
 from ..settings.options import FREE_KEYS
 from ..store.read_run import DatasetOnDisk, RunOnDisk, read_run
 from .aggregates import Patterns, write_patterns
-from .page_parts.facts import facts, is_toy, target
+from .face_regions import headlines
+from .page_parts.facts import facts, is_toy, run_files, target
 from .page_parts.faithfulness import choice_view, measured_views, measuring_command
-from .page_parts.feature_scatter import feature_views
-from .page_parts.gallery import page_data
-from .page_parts.pattern_drawings import face_lines, mean_maps_view, region_tables
-from .page_parts.pixels import write_pixels
-from .page_parts.run_files import run_files
-from .region_tables import headlines
+from .page_parts.gallery import page_data, write_pixels
+from .page_parts.pattern_drawings import face_lines, feature_views, mean_maps_view, region_tables
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -98,37 +92,25 @@ def render(run: RunOnDisk, patterns: Sequence[Patterns]) -> str:
     script = joined("js", SCRIPTS)
     # Without what no output depends on: the page of a run is the same wherever it was written.
     config = {key: value for key, value in run.manifest.config.items() if key not in FREE_KEYS}
+    checks = [(name, counts.checks) for name, counts in (run.manifest.heatmaps or {}).items() if counts.checks]
     return template("index.html.j2").render(
-        style=Markup(joined("css", STYLES)),  # our own files, not escaped
-        script=Markup(script),
+        style=Markup(joined("css", STYLES)), script=Markup(script),  # our own files, not escaped
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        name=", ".join(data.name for data in run.datasets),
-        facts=facts(run),
-        toy=is_toy(run),
-        notes=notes(run),
+        name=", ".join(data.name for data in run.datasets), facts=facts(run), toy=is_toy(run), notes=notes(run),
         config=yaml.safe_dump(config, sort_keys=False, allow_unicode=True),
-        datasets=[dataset_view(data) for data in run.datasets],
-        choice=choice_view(run),
-        checks=checks(run),
-        measured=measured_views(run),
-        measuring_command=measuring_command(run),
-        patterns=[pattern_view(one, run) for one in patterns],
-        face=face_lines(),
-        features=feature_views(run),
-        target=target(run),
-        files=run_files(run, PAGE),
-        colours=colours(),
-        data=page_data(run),
-    )
+        datasets=[dataset_view(data) for data in run.datasets], choice=choice_view(run), checks=checks,
+        measured=measured_views(run), measuring_command=measuring_command(run),
+        patterns=[pattern_view(one, run) for one in patterns], face=face_lines(), features=feature_views(run),
+        target=target(run), files=run_files(run, PAGE), colours=colours(), data=page_data(run),
+    )  # fmt: skip
 
 
 def notes(run: RunOnDisk) -> list[str]:
     """What a reader should know first."""
     lines = []
     if not run.finished:
-        lines.append(
-            "This run did not finish. The page shows what is there; figures and maps are of a part of the data."
-        )
+        what = "The page shows what is there; figures and maps are of a part of the data."
+        lines.append(f"This run did not finish. {what}")
     if run.manifest.weights is None:
         lines.append("Random weights: this detector was never trained, its scores and maps mean nothing.")
     for data in run.datasets:
@@ -161,32 +143,19 @@ def _dataset_notes(data: DatasetOnDisk, written: int) -> Iterator[str]:
     yield from (gaps.line() for gaps in data.gaps if gaps.absent_frames)
 
 
-def checks(run: RunOnDisk) -> list[tuple[str, dict[str, int]]]:
-    """(dataset, how many of its maps have which verdict); datasets without a check are left out."""
-    heatmaps = run.manifest.heatmaps or {}
-    return [(name, counts.checks) for name, counts in heatmaps.items() if counts.checks]
-
-
-# --------------------------------------------------------------------------------------------------------- metrics
-
-
 def dataset_view(data: DatasetOnDisk) -> dict[str, Any]:
     """Metrics as text; curves as points of an SVG of 100 × 100, bars as (x, width, height, title)."""
     keys = (("acc", "ACC"), ("auc", "AUC"), ("eer", "EER"), ("ap", "AP"), ("video_auc", "video AUC"))
     metrics = data.metrics or {}
     texts = [(title, "–" if metrics.get(key) is None else f"{metrics[key]:.4f}") for key, title in keys]
     texts += [(title, str(metrics.get(key, "–"))) for key, title in (("frames", "frames"), ("videos", "videos"))]
+    area = "" if metrics.get("auc") is None else f", AUC {metrics['auc']:.4f}"
     return {
-        "name": data.name,
-        "metrics": [*texts, ("unreadable", str(data.unreadable))],
-        "roc": roc_points(data.label, data.prob_fake),
-        "roc_label": f"ROC curve of {data.name}"
-        + (f", AUC {metrics['auc']:.4f}" if metrics.get("auc") is not None else ""),
-        "bars": histogram_bars(data.label, data.prob_fake),
-        "frames": len(data.label),
-        "videos": video_histogram(data.video_frames),
-        "gaps": data.gaps,
-    }
+        "name": data.name, "metrics": [*texts, ("unreadable", str(data.unreadable))],
+        "roc": roc_points(data.label, data.prob_fake), "roc_label": f"ROC curve of {data.name}{area}",
+        "bars": histogram_bars(data.label, data.prob_fake), "frames": len(data.label),
+        "videos": video_histogram(data.video_frames), "gaps": data.gaps,
+    }  # fmt: skip
 
 
 def roc_points(label: np.ndarray, prob_fake: np.ndarray) -> str:
@@ -244,21 +213,18 @@ def pattern_view(patterns: Patterns, run: RunOnDisk) -> dict[str, Any]:
     # Maps that are flat all over the mean face have a similarity to none.
     layer = next((name for name in run.layers if name in patterns.similarity), run.layers[0])
     return {
-        "dataset": patterns.dataset,
-        "layer": layer,
+        "dataset": patterns.dataset, "layer": layer,
         "headlines": [
             f"{one.headline()}, {one.samples} {OUTCOME_NAMES[one.outcome]}{'s' * (one.samples != 1)}"
             for one in headlines(patterns.regions, layer)
         ],
-        "mean_faces": patterns.mean_faces,
-        "samples": patterns.samples,
+        "mean_faces": patterns.mean_faces, "samples": patterns.samples,
         "similarity": [
             (name, *("–" if math.isnan(value) else f"{value:.2f}" for value in one[:3]), one.reals, one.fakes)
             for name, one in patterns.similarity.items()
         ],
-        "regions": region_tables(patterns.regions),
-        "mean_maps": mean_maps_view(patterns.means),
-    }
+        "regions": region_tables(patterns.regions), "mean_maps": mean_maps_view(patterns.means),
+    }  # fmt: skip
 
 
 def colours() -> dict[str, str]:
@@ -267,10 +233,3 @@ def colours() -> dict[str, str]:
     columns = {channel: " ".join(f"{value:.3f}" for value in table[:, i] / 255) for i, channel in enumerate("RGB")}
     shown = [(row, round(100 * i / 255)) for i, row in enumerate(table.tolist()) if i % 17 == 0]
     return {**columns, "stops": ", ".join(f"rgb({r} {g} {b} / {heat}%) {heat}%" for (r, g, b), heat in shown)}
-
-
-def rewrite_report(folder: Path) -> None:
-    """Write the report of a run that is there, and say where. Raises InputError."""
-    print(write_report(folder))
-    if keeps_list(folder):
-        settle_list(folder)

@@ -90,13 +90,13 @@ def _other_exports(folder: Path, options: ExportOptions) -> list[str]:
     lines = []
     run = read_run(folder)  # other programs take every sample
     if options.fiftyone:
-        lines.append(f"FiftyOne: {load_part('exports.fiftyone_export', '--fiftyone').write_fiftyone(run)}")
+        lines.append(f"FiftyOne: {load_part('exports.formats', '--fiftyone').write_fiftyone(run)}")
     if options.tensorboard is not None:
-        load_part("exports.tensorboard_export", "--tensorboard").write_tensorboard(run, options.tensorboard)
+        load_part("exports.formats", "--tensorboard").write_tensorboard(run, options.tensorboard)
         keep = "--samples_per_plugin images=1000"  # else ten of a tag are kept, by lot
         lines.append(f"TensorBoard: tensorboard --logdir {options.tensorboard} {keep}")
     if options.video_strips:
-        strips = load_part("exports.video_strips", "--video_strips")
+        strips = load_part("exports.formats", "--video_strips")
         for data in run.datasets:
             lines.append(f"{data.name}: {len(strips.write_strips(data))} video strips in {data.folder / 'strips'}")
     return lines

@@ -1,14 +1,41 @@
-"""The page's header: what the run is, in one line of facts."""
+"""What the run is, in one line of facts, and every file of it that the page links."""
 
 from __future__ import annotations
 
-from pathlib import PurePath
+import os
+from pathlib import Path, PurePath
+from urllib.parse import quote
 
 from ...base.decision import THRESHOLD
 from ...base.files import TRAINING_FOLDER, sha256_of
+from ...base.text import size_text
+from ...store.bundles import BUNDLE
 from ...store.read_run import RunOnDisk
 from ...store.sample import RANDOM_WEIGHTS, Sample
 
+PIXELS = "page_data"  # folder of the page's images as text
+MEANING = {
+    "manifest.json": "settings, versions and hashes: how the run came about",
+    "manifest.partial.json": "settings, versions and hashes of a run that has not finished",
+    "metrics.json": "metrics of every dataset",
+    "predictions.csv": "score and prediction of every frame",
+    "unreadable.csv": "frames that could not be read, and why",
+    "features.npz": "what the head reads of every frame",
+    "regions.csv": "share of the maps by region of the face",
+    "regions.png": "the same as a picture",
+    "mean_maps.png": "mean maps as a picture",
+    "map_similarity.csv": "how alike maps are within and across classes",
+    "calibration.csv": "how the map was chosen",
+    "calibration.json": "the same, for the next run",
+    "explanations.csv": "faithfulness: every map, metric and control",
+    "explanations.json": "the same with curves and verdict",
+    "explanation_curves.png": "deletion and insertion curves",
+    "explanation_curves.pdf": "the same for a paper",
+    "explanation_heat_table.png": "every method and layer",
+    "explanation_heat_table.pdf": "the same for a paper",
+    "consistency.csv": "how steady maps are from frame to frame",
+    "fiftyone_samples.json": "for FiftyOne",
+}
 TOY_WEIGHTS = TRAINING_FOLDER / "assets" / "demo_detector" / "clip_demo.safetensors"
 SELECTED = {"confident": "the most confident first", "random": "drawn at random", "first": "the first ones"}
 
@@ -55,3 +82,32 @@ def is_toy(run: RunOnDisk) -> bool:
     """Whether the weights are those of the bundled detector, which was trained on drawn faces."""
     weights = run.manifest.weights
     return weights is not None and TOY_WEIGHTS.is_file() and weights.sha256 == sha256_of(TOY_WEIGHTS)
+
+
+def run_files(run: RunOnDisk, page: str) -> list[tuple[str, list[dict[str, str]]]]:
+    """Title and files of the run's folder and of every dataset's; the samples' own are linked in their large view."""
+    groups = [("run", _files(run.folder, run.folder, run.folder, page))]
+    for data in run.datasets:
+        below = sorted(path for path in data.folder.glob("*") if path.is_dir())
+        folders = [data.folder, *(path for path in below if not path.name.startswith(("sample", ".")))]
+        groups.append((data.name, [file for path in folders for file in _files(path, data.folder, run.folder, page)]))
+    return [(title, files) for title, files in groups if files]
+
+
+def _files(folder: Path, below: Path, run: Path, page: str) -> list[dict[str, str]]:
+    """The files in `folder`: named from `below` on, linked from the page on, with the size in words and the meaning."""
+    if not folder.is_dir():
+        return []
+    # The page itself is left out: with its own size in it, it would never be the same twice.
+    files = sorted(file for file in folder.iterdir() if file.is_file() and file.name[0] != "." and file.name != page)
+    return [
+        {"name": file.relative_to(below).as_posix(), "href": quote(os.fsencode(file.relative_to(run).as_posix())),
+         "size": size_text(file.stat().st_size), "meaning": _meaning(file)}
+        for file in files
+    ]  # fmt: skip
+
+
+def _meaning(file: Path) -> str:
+    if file.parent.name == PIXELS:
+        return "the page's images as text"
+    return "files of up to a thousand samples" if BUNDLE.fullmatch(file.name) else MEANING.get(file.name, "")

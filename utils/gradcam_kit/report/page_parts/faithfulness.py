@@ -52,13 +52,10 @@ def _measured(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
     rows.sort(key=lambda row: (row["better"] is None, math.inf if row["mean"] is None else sign * row["mean"]))
     better = {True: "yes", False: "no", None: "control"}
     return {
-        "dataset": name,
-        "verdict": values["verdict"],
-        "ranked_by": values["ranked_by"],
+        "dataset": name, "verdict": values["verdict"], "ranked_by": values["ranked_by"],
         "rows": [(*_spec_names(row), _interval(row), better[row["better"]]) for row in rows],
-        "curves": _curves(values["curves"]),
-        "notes": values["notes"],
-    }
+        "curves": _curves(values["curves"]), "notes": values["notes"],
+    }  # fmt: skip
 
 
 def _spec_names(row: Mapping[str, Any]) -> tuple[str, str, str]:

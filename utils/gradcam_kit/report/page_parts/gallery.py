@@ -1,9 +1,16 @@
-"""The samples of the page: what its script knows of each of them."""
+"""The samples of the page: what its script knows of each of them, and their images once more as text.
+
+A page from the file system may show a file, not read it: `<dataset>/page_data/<n>.js` holds the images of a hundred
+samples, and is loaded only when one of them is saved as a PNG.
+"""
 
 from __future__ import annotations
 
+import base64
+import json
 import posixpath
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple
 from pathlib import Path
 from typing import Any
@@ -11,14 +18,18 @@ from typing import Any
 import cv2
 import numpy as np
 
-from ...base.files import in_bundle, sha256_of
-from ...data.images import UnreadableImage
+from ...base.errors import InputError
+from ...base.files import in_bundle, new_folder, sha256_of, write_whole
+from ...data.images import UnreadableImage, read_file
 from ...data.masks.annotations import read_mask
+from ...drawing.overlays import encode
+from ...store.grey_maps import GREY_MAPS, grey_name, signed_name
 from ...store.read_run import DatasetOnDisk, RunOnDisk, prediction_rows
 from ...store.sample import LayerFacts, Sample
-from .facts import some_sample
-from .pixels import PER_FILE
+from ..paper import original
+from .facts import PIXELS, some_sample
 
+PER_FILE = 100  # samples in a script of images
 OUTLINE = 256  # pixels a side at which a mask is outlined
 CORNER = 0.8  # pixels that an outline may leave the mask's edge by
 
@@ -42,8 +53,7 @@ def page_data(run: RunOnDisk) -> dict[str, Any]:
 def paired_reals(data: DatasetOnDisk) -> Iterator[str]:
     """For each sample the path of the real frame of which it was made, "" for a real and where there is none.
 
-    That is the frame of the same file name in the real video of the same name. A fake's video may be named after two,
-    `000_003`: the first is the one whose face was replaced.
+    That is the frame of its name in the real video of its video's name or, of two as in `000_003`, of the first.
     """
     rows = prediction_rows(data.folder) if data.samples else ()
     reals = {(row["video"], posixpath.basename(row["path"])): row["path"] for row in rows if int(row["label"]) == 0}
@@ -57,34 +67,21 @@ def sample_data(sample: Sample, layers: Sequence[str]) -> dict[str, Any]:
     """One card. `folder` are the parts of the path from the page to the sample's files."""
     box = sample.original
     return {
-        "number": sample.index,
-        "dataset": sample.dataset,
-        "forgery": sample.forgery,
-        "video": sample.video,
-        "path": sample.path,
-        "label": sample.label,
-        "predicted": sample.predicted,
-        "outcome": sample.outcome,
-        "confidence": round(sample.confidence, 6),
-        "fake": round(sample.prob_fake, 6),
-        "logits": list(sample.logits),
-        "target": sample.target or "–",
+        "number": sample.index, "dataset": sample.dataset, "forgery": sample.forgery, "video": sample.video,
+        "path": sample.path, "label": sample.label, "predicted": sample.predicted, "outcome": sample.outcome,
+        "confidence": round(sample.confidence, 6), "fake": round(sample.prob_fake, 6),
+        "logits": list(sample.logits), "target": sample.target or "–",
         "folder": [sample.folder.parent.name, sample.folder.name],
         "bundle": sample.folder.parent.name if in_bundle(sample.folder) else "",
-        "comparison": sample.comparison,
-        "box": list(astuple(box)) if box else [],
-        "maps": [
-            [layers.index(one.name), float(f"{one.raw_maximum:.4g}"), one.empty, one.drawn_empty, _verdict(one)]
-            for one in sample.layers
-        ],
-        "lost": sample.lost,
-        **file_facts(Path(sample.path)),
-        **mask_outline(sample),
-    }
+        "comparison": sample.comparison, "box": list(astuple(box)) if box else [],
+        "maps": [_map_data(one, layers) for one in sample.layers], "lost": sample.lost,
+        **file_facts(Path(sample.path)), **mask_outline(sample),
+    }  # fmt: skip
 
 
-def _verdict(layer: LayerFacts) -> str:
-    return layer.check.word if layer.check else ""
+def _map_data(layer: LayerFacts, layers: Sequence[str]) -> list[object]:
+    verdict = layer.check.word if layer.check else ""
+    return [layers.index(layer.name), float(f"{layer.raw_maximum:.4g}"), layer.empty, layer.drawn_empty, verdict]
 
 
 def file_facts(path: Path) -> dict[str, Any]:
@@ -111,3 +108,35 @@ def mask_outline(sample: Sample) -> dict[str, str]:
 def svg_path(points: np.ndarray, closed: bool) -> str:
     """Points (N, 2) joined by lines."""
     return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points) + ("Z" if closed else "")
+
+
+def write_pixels(run: RunOnDisk) -> None:
+    """Write `page_data` of every dataset, anew."""
+    for data in run.datasets:
+        if data.samples:
+            new_folder(data.folder / PIXELS)
+        for number, start in enumerate(range(0, len(data.samples), PER_FILE)):
+            samples = data.samples[start : start + PER_FILE]
+            with ThreadPoolExecutor() as pool:
+                found = list(zip(samples, pool.map(_pixels, samples), strict=True))
+            kept = {f"{one.dataset}/{one.index}": values for one, values in found if values}
+            write_whole(data.folder / PIXELS / f"{number}.js", f"keepPixels({json.dumps(kept)});\n".encode())
+
+
+def _pixels(sample: Sample) -> dict[str, Any]:
+    """The image as the detector saw it, and both grey maps of every layer, as data URIs; empty where they are lost."""
+    try:
+        image = original(sample)
+        grey = sample.folder / GREY_MAPS
+        maps = [
+            [data_uri(read_file(str(grey / name(layer.name))), "png") for name in (grey_name, signed_name)]
+            for layer in sample.layers
+        ]
+    except (InputError, UnreadableImage):
+        return {}
+    return {"image": data_uri(encode(image, "webp"), "webp"), "maps": maps}
+
+
+def data_uri(data: bytes, kind: str) -> str:
+    """An image file as an address."""
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"

@@ -1,23 +1,24 @@
-"""Regions and mean maps as values that the page draws in its own colours."""
+"""Regions, mean maps and features as values that the page draws in its own colours."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from typing import Any
+from urllib.parse import quote
 
 import cv2
 import numpy as np
 
+from ...store.features_file import read_features
 from ...store.grey_maps import signed_grey
-from ..aggregate_images import MOST_ROWS, shade
-from ..face_regions import REGIONS
-from ..mean_face import MEAN_FACE
-from ..mean_maps import MeanMaps
-from ..region_tables import GroupRegions
-from .gallery import svg_path
-from .pixels import data_uri
+from ...store.read_run import RunOnDisk, prediction_rows
+from ..aggregates import MOST_ROWS, shade
+from ..face_regions import REGIONS, GroupRegions
+from ..mean_maps import MEAN_FACE, MeanMaps
+from .gallery import data_uri, svg_path
 
+POINTS = 3_000  # of a dataset; of more every k-th, and all explained samples
 MEAN_PIXELS = 32  # a side of a mean map on the page
 
 # Landmarks that are joined: (first, last, closed).
@@ -27,18 +28,11 @@ LINES = ((0, 16, False), (17, 21, False), (22, 26, False), (27, 30, False), (31,
 
 def region_tables(groups: Sequence[GroupRegions]) -> list[dict[str, Any]]:
     """One table per layer: a row per forgery and outcome, a cell per region."""
-    return [
-        {
-            "layer": layer,
-            "regions": REGIONS,
-            "rows": [
-                (group.forgery, group.outcome, group.samples, [_region_cell(*one[:3]) for one in group.preference])
-                for group in groups
-                if group.layer == layer
-            ][:MOST_ROWS],
-        }
-        for layer in dict.fromkeys(group.layer for group in groups)
-    ]
+    rows: dict[str, list[tuple[object, ...]]] = {}
+    for group in groups:
+        cells = [_region_cell(*one[:3]) for one in group.preference]
+        rows.setdefault(group.layer, []).append((group.forgery, group.outcome, group.samples, cells))
+    return [{"layer": layer, "regions": REGIONS, "rows": found[:MOST_ROWS]} for layer, found in rows.items()]
 
 
 def _region_cell(mean: float, low: float, high: float) -> dict[str, Any]:
@@ -51,10 +45,7 @@ def _region_cell(mean: float, low: float, high: float) -> dict[str, Any]:
 
 
 def mean_maps_view(maps: MeanMaps) -> dict[str, Any]:
-    """Per layer the mean map of each forgery and outcome and the fakes' less the reals', as PNGs in data URIs.
-
-    `peak`: the highest value of any mean map, which is white in their images.
-    """
+    """Per layer the mean map of each forgery and outcome, white at the `peak` of all, and fakes less reals."""
     groups = maps.groups()[:MOST_ROWS]
     found = {layer: [(*group, maps.mean(*group, layer)) for group in groups] for layer in maps.layers}
     peak = max(float(np.nanmax(mean[0])) for of_layer in found.values() for *_, mean in of_layer if mean is not None)
@@ -91,3 +82,41 @@ def _png(grey: np.ndarray) -> str:
 def face_lines() -> str:
     """The mean face as an SVG path in a square of side 100."""
     return "".join(svg_path(100 * MEAN_FACE[first : last + 1], closed) for first, last, closed in LINES)
+
+
+def feature_views(run: RunOnDisk) -> list[dict[str, Any]]:
+    """Of datasets with a `features.npz`: points, linked where explained, and the axes' shares of the variance."""
+    views = []
+    for data in run.datasets:
+        features = read_features(data.folder)
+        if features is None or len(features.places) < 3:
+            continue
+        plane, shares = principal_plane(features.feat)
+        rows = {int(row["index"]): row for row in prediction_rows(data.folder)}
+        explained = {sample.index for sample in data.samples}
+        step = -(-len(plane) // POINTS)
+        points = [
+            _point(data.name, rows[int(index)], place, int(index) in explained)
+            for i, (index, place) in enumerate(zip(features.places, plane, strict=True))
+            if int(index) in rows and (i % step == 0 or int(index) in explained)
+        ]
+        views.append({"dataset": data.name, "points": points, "frames": len(plane), "shares": shares})
+    return views
+
+
+def principal_plane(feat: np.ndarray) -> tuple[np.ndarray, tuple[float, float]]:
+    """(N, D) → (N, 2) in [2, 98], the first two principal components, and their shares of the variance."""
+    from sklearn.decomposition import PCA
+
+    pca = PCA(n_components=2, random_state=0)
+    plane = pca.fit_transform(feat.astype(np.float64))
+    low, high = plane.min(axis=0), plane.max(axis=0)
+    first, second = (float(share) for share in pca.explained_variance_ratio_)
+    return 2 + 96 * (plane - low) / np.where(high > low, high - low, 1), (first, second)
+
+
+def _point(dataset: str, row: dict[str, str], place: np.ndarray, explained: bool) -> dict[str, Any]:
+    index, kind = row["index"], ("real", "fake")[int(row["label"])]
+    title = f"{row['forgery']}, video {row['video']}, fake probability {float(row['prob_fake']):.3f}, sample {index}"
+    link = f"#sample={quote(f'{dataset}/{index}', safe='')}" if explained else ""
+    return {"x": float(place[0]), "y": 100 - float(place[1]), "kind": kind, "title": title, "link": link}

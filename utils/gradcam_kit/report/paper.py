@@ -1,9 +1,9 @@
-"""Samples of a run → one figure for a paper: images × (original, forged region, layers), text as text."""
+"""A run for a paper: samples as a figure with text as text, and what was measured as LaTeX (booktabs) or CSV."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -12,12 +12,14 @@ import numpy as np
 
 from ..base.allowed import FIGURE_FORMATS
 from ..base.errors import InputError, did_you_mean
-from ..base.files import whole_file
+from ..base.files import read_table, whole_file, write_table, write_whole
 from ..base.text import printable
 from ..data.images import UnreadableImage, decode_image, read_file
 from ..data.masks.annotations import read_mask
+from ..measure.comparison import ALL, lower_is_better
 from ..store.read_run import DatasetOnDisk, RunOnDisk, read_run
 from ..store.sample import Sample
+from .page_parts.facts import some_sample
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,6 +30,11 @@ OPACITY = 0.75  # where a map is at its peak; it fades with the heat, so that th
 BAR, GAP = 0.08, 0.06  # inches: the colour bar and what is left before it
 LINE, BAR_TEXT = 1.35, 2.4  # a line of text, and the text beside the colour bar, in units of its size
 STYLE: Any = {"pdf.fonttype": 42, "svg.fonttype": "none", "axes.linewidth": 0.4}
+SOURCE = "explanations.csv"
+SPECIAL = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+}  # fmt: skip
 
 
 class Column(NamedTuple):
@@ -48,10 +55,7 @@ class Cell(NamedTuple):
 
 
 def cells(samples: Sequence[Sample], columns: Sequence[Column]) -> list[Cell]:
-    """A row of the figure: the original, the forged region where its mask is known, every column's map.
-
-    `samples`: the same image in each of the runs. Raises InputError where a file of a sample is gone.
-    """
+    """A row of the figure, of one image's samples in each of the runs: original, forged region, every column's map."""
     sample = samples[0]
     image = original(sample)
     try:
@@ -128,8 +132,7 @@ def _draw(axes: Axes, cell: Cell, font_size: float) -> None:
         axes.contour(cell.outline, levels=[0.5], colors="#00d0ff", linewidths=0.8)
     if cell.note:
         axes.text(0.5, 0.04, cell.note, fontsize=font_size, color="white", ha="center", transform=axes.transAxes)
-    axes.set_xticks([])
-    axes.set_yticks([])
+    axes.set(xticks=[], yticks=[])
 
 
 def write_figure(
@@ -166,7 +169,7 @@ def write_figure(
 
 def _columns(runs: Sequence[RunOnDisk], layers: Sequence[str] | None, methods: Sequence[str] | None) -> list[Column]:
     """The maps to show, in the order of `methods` and then of `layers`, where these are given."""
-    of_run = [method_of(run) for run in runs]
+    of_run = [sample.method if (sample := some_sample(run)) else "" for run in runs]
     message = "--methods: {} is in none of the runs; {}they have {}: give one run for each method"
     check_known(methods, list(dict.fromkeys(of_run)), message)
     columns = []
@@ -183,11 +186,6 @@ def _short(layer: str) -> str:
     head, _, number = layer.rpartition(".")
     is_block = number.lstrip("-").isdigit() and (not head or head.endswith(("layers", "layer", "blocks")))
     return f"block {number}" if is_block else layer
-
-
-def method_of(run: RunOnDisk) -> str:
-    """The method by which a run's maps were made, "" where it has none."""
-    return next((sample.method for data in run.datasets for sample in data.samples if sample.method), "")
 
 
 def _samples(data: Sequence[DatasetOnDisk], numbers: Sequence[int], columns: Sequence[Column]) -> list[list[Sample]]:
@@ -212,9 +210,6 @@ def _samples(data: Sequence[DatasetOnDisk], numbers: Sequence[int], columns: Seq
     return chosen
 
 
-# ------------------------------------------------------------------------------------ what was asked for by name
-
-
 def check_output(output: Path, suffixes: Sequence[str]) -> None:
     """Raises InputError where no such file can be written."""
     if output.suffix not in suffixes or not output.absolute().parent.is_dir():
@@ -236,3 +231,79 @@ def dataset_name(asked: str | None, names: Sequence[str], where: str, have: str)
     if len(names) > 1:
         raise InputError(f"{where} has several datasets: give --dataset with one of {', '.join(names)}")
     return names[0] if names else ""
+
+
+class Measured(NamedTuple):
+    """A map's value of one metric, its interval as written (empty for none), and whether it beats every control."""
+
+    mean: float
+    low: str
+    high: str
+    better: bool
+
+
+Rows = Mapping[str, Mapping[str, Measured]]  # map → metric → value
+
+
+def write_explanation_table(run_dir: Path, output: Path, metrics: Sequence[str] | None, dataset: str | None) -> None:
+    """A row per map, a column per metric (None: all measured); `dataset` is needed where there are several."""
+    check_output(output, (".tex", ".csv"))
+    rows = _rows(run_dir / SOURCE, dataset)
+    there = list(dict.fromkeys(metric for of_map in rows.values() for metric in of_map))
+    check_known(metrics, there, "--metrics: {} was not measured; {}there are {}")
+    shown = list(metrics or there)
+    if output.suffix == ".csv":
+        table = [
+            [name, *(f"{of_map[metric].mean:.6g}" if metric in of_map else "" for metric in shown)]
+            for name, of_map in rows.items()
+        ]
+        write_table(output, ["map", *shown], table)
+    else:
+        write_whole(output, latex(rows, shown).encode())
+    print(printable(f"{output}: {len(rows)} maps, {len(shown)} metrics"))
+
+
+def _rows(path: Path, dataset: str | None) -> Rows:
+    if not path.is_file():
+        raise InputError(f"{path}: is not there: run test_with_gradcam.py with --evaluate_explanations first")
+    table = list(read_table(path, ("dataset", "forgery", "method", "layer", "site", "metric", "mean", "better")))
+    dataset = dataset_name(dataset, list(dict.fromkeys(row["dataset"] for row in table)), f"{path}", "there are")
+    found: dict[str, dict[str, Measured]] = {}
+    for row in table:
+        if row["forgery"] == ALL and row["dataset"] == dataset and row["mean"]:
+            parts = (row.get(key) for key in ("method", "layer", "site", "backward"))
+            value = Measured(float(row["mean"]), row["low"], row["high"], row["better"] == "True")
+            found.setdefault(", ".join(part for part in parts if part and part != "plain"), {})[row["metric"]] = value
+    return found
+
+
+def latex(rows: Rows, metrics: Sequence[str]) -> str:
+    """A `tabular` for the package booktabs: the best of each metric bold, a dagger where it beats every control."""
+    lines = [
+        "% needs \\usepackage{booktabs}; 95 % intervals over videos; dagger: better than every control map",
+        "\\begin{tabular}{l" + "r" * len(metrics) + "}",
+        "\\toprule",
+        " & ".join(["map", *(escaped(metric) for metric in metrics)]) + r" \\",
+        "\\midrule",
+    ]
+    best = {}
+    for metric in metrics:
+        means = {name: of_map[metric].mean for name, of_map in rows.items() if metric in of_map}
+        best[metric] = (min if lower_is_better(metric) else max)(means, key=means.__getitem__)
+    for name, of_map in rows.items():
+        cells = [_cell(of_map.get(metric), name == best[metric]) for metric in metrics]
+        lines.append(" & ".join([escaped(name), *cells]) + r" \\")
+    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", ""])
+
+
+def _cell(value: Measured | None, best: bool) -> str:
+    if value is None:
+        return "--"
+    mean = f"\\textbf{{{value.mean:.3f}}}" if best else f"{value.mean:.3f}"
+    interval = f" {{\\scriptsize [{float(value.low):.3f}, {float(value.high):.3f}]}}" if value.low else ""
+    return mean + ("$^\\dagger$" if value.better else "") + interval
+
+
+def escaped(text: str) -> str:
+    """A name as LaTeX sets it."""
+    return "".join(SPECIAL.get(letter, letter) for letter in text)

@@ -8,8 +8,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from .align import Face, View, aligned, whole
-from .photographs import Photographs
+from .faces import Face, Photographs, View, aligned, whole
 
 LEAST_OVERLAP = 0.2  # of two boxes, as intersection ÷ union, for one and the same face in two frames
 PATIENCE = 8  # frames for which a face may be missed and is still the same when it comes back
@@ -34,10 +33,7 @@ class FacePath(NamedTuple):
 
 
 class FaceTracks:
-    """Numbers faces so that a person keeps theirs: boxes are matched by their overlap, all at once.
-
-    Nobody is followed over a cut, since another person may stand in the same place after it.
-    """
+    """Numbers faces so that a person keeps theirs, by the boxes' overlap; nobody is followed over a cut."""
 
     def __init__(self) -> None:
         self.frame = -1
@@ -56,7 +52,7 @@ class FaceTracks:
         boxes = [np.array(face.box, dtype=float) for face in faces]
         known = list(self.paths)
         overlaps = np.array([[overlap(self.paths[n].expected(self.frame), box) for box in boxes] for n in known])
-        matched = dict(_best_pairs(overlaps)) if known and boxes else {}
+        matched = _best_pairs(overlaps) if known and boxes else {}
         numbers = []
         for i, box in enumerate(boxes):
             number = known[matched[i]] if i in matched else self._next
@@ -87,12 +83,12 @@ def overlap(first: Box, second: Box) -> float:
     return float(width * height / (sum(areas) - width * height))
 
 
-def _best_pairs(overlaps: np.ndarray) -> list[tuple[int, int]]:
-    """(known, found) overlaps → pairs (found, known) of the largest sum, but for those that hardly overlap."""
+def _best_pairs(overlaps: np.ndarray) -> dict[int, int]:
+    """(known, found) overlaps → found: known of the largest sum, but for those that hardly overlap."""
     from scipy.optimize import linear_sum_assignment
 
     rows, columns = linear_sum_assignment(-overlaps)
-    return [(int(j), int(i)) for i, j in zip(rows, columns, strict=True) if overlaps[i, j] >= LEAST_OVERLAP]
+    return {int(j): int(i) for i, j in zip(rows, columns, strict=True) if overlaps[i, j] >= LEAST_OVERLAP}
 
 
 class Tracked(NamedTuple):
@@ -105,9 +101,8 @@ class Tracked(NamedTuple):
 class FrameViews:
     """The frames of one video, in order → what the detector sees of each: always of the same people.
 
-    With mode "all" that is every face, else the largest of the first frame that has one, and, where that is gone for
-    more than PATIENCE frames, the largest that is there then. In mode "auto" the first frame decides whether the video
-    shows a face crop already.
+    That is every face (mode "all") or the largest, and the largest then where it is gone for more than PATIENCE frames.
+    In mode "auto" the first frame decides whether the video shows a face crop already.
     """
 
     def __init__(self, photographs: Photographs) -> None:

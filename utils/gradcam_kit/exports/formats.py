@@ -1,0 +1,145 @@
+"""A finished run in other formats: for FiftyOne, for TensorBoard, and as a strip of images for each video."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from ..base.decision import CLASS_NAMES
+from ..base.files import own_folder, write_json, write_table, write_whole
+from ..base.text import one_line, shortened
+from ..data.images import UnreadableImage, decode_image, read_file
+from ..drawing.overlays import encode, text_line
+from ..judge.localisation import TemporalConsistency
+from ..run.exports import FIFTYONE_FILE, STRIPS
+from ..store.grey_maps import GREY_MAPS, grey_name
+from ..store.read_run import DatasetOnDisk, RunOnDisk, sample_maps
+from ..store.sample import LayerFacts, Sample
+
+IMAGES = 50  # samples per dataset: TensorBoard keeps every image in memory
+LETTERS = 12  # their height in pixels, of a caption in TensorBoard
+FRAME, LINE, NAMES, GAP, MARGIN = 112, 20, 150, 4, 8  # pixels, of strips; LINE is any caption's height
+MOST_FRAMES = 32  # per video, evenly spaced
+
+
+def write_fiftyone(run: RunOnDisk) -> Path:
+    """Write `fiftyone_samples.json`, which `fiftyone.Dataset.from_json` reads, and return its path.
+
+    It is in the form of `Dataset.to_json`, with absolute paths; samples whose images are gone are left out.
+    """
+    path = run.folder / FIFTYONE_FILE
+    samples = [fiftyone_sample(sample) for data in run.datasets for sample in data.samples if not sample.lost]
+    write_json(path, {"name": f"{run.folder.resolve().name} heatmaps", "media_type": "image", "samples": samples})
+    return path
+
+
+def fiftyone_sample(sample: Sample) -> dict[str, Any]:
+    """One sample: label, prediction, outcome, and one Heatmap field a layer that is not empty."""
+    truth, predicted = (CLASS_NAMES[label].lower() for label in (sample.label, sample.predicted))
+    values = {
+        "filepath": str(Path(sample.path).resolve()), "tags": [sample.dataset, sample.outcome],
+        "ground_truth": {"_cls": "Classification", "label": truth},
+        "prediction": {"_cls": "Classification", "label": predicted, "confidence": sample.confidence},
+        "forgery": sample.forgery, "video": sample.video, "number": sample.index,
+    }  # fmt: skip
+    for layer in sample.layers:
+        if not layer.empty:
+            # FiftyOne's field names hold no dots: `encoder.layers.5` → `map_encoder_layers_5`.
+            file = (sample.folder / GREY_MAPS / grey_name(layer.name)).resolve()
+            values["map_" + re.sub("[^A-Za-z0-9]", "_", layer.name)] = {"_cls": "Heatmap", "map_path": str(file)}
+    return values
+
+
+def write_tensorboard(run: RunOnDisk, folder: Path) -> None:
+    """One events file in `folder`, with a tag `<dataset>/<layer>` each, whose slider steps from the worst sample on."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(str(folder)) as writer:
+        for data in run.datasets:
+            for name, value in (data.metrics or {}).items():
+                if isinstance(value, (int, float)):
+                    writer.add_scalar(f"{data.name}/{name}", value)
+            if len(set(data.label.tolist())) == 2:
+                writer.add_pr_curve(f"{data.name}/precision-recall", data.label, data.prob_fake)
+            there = [sample for sample in data.samples if not sample.lost]
+            there.sort(key=lambda sample: (bool(sample.correct), -sample.confidence))  # wrong and confident ones first
+            for step, sample in enumerate(there[:IMAGES]):
+                for layer in sample.layers:
+                    try:
+                        image = captioned(sample, layer)
+                    except UnreadableImage:
+                        continue  # deleted since; the report says so
+                    writer.add_image(f"{data.name}/{layer.name}", image, step, dataformats="HWC")
+
+
+def captioned(sample: Sample, layer: LayerFacts) -> np.ndarray:
+    """One layer's overlay (H, W, 3) uint8 RGB above the sample's number and result. Raises UnreadableImage."""
+    overlay = decode_image(read_file(str(sample.overlay(layer.name))), None)
+    text = f"sample {sample.index}  {sample.outcome}  fake {sample.prob_fake:.3f}"
+    return np.vstack([overlay, text_line(text, overlay.shape[1], LINE, LETTERS, centred=True)])
+
+
+def write_strips(data: DatasetOnDisk) -> list[Path]:
+    """`strips/<number>_<forgery>_<video>.png` for every video, and `consistency.csv`: how steady its maps are."""
+    videos: dict[tuple[str, str], list[Sample]] = {}
+    for sample in data.samples:
+        if not sample.lost:
+            videos.setdefault((sample.forgery, sample.video), []).append(sample)
+    folder = data.folder / STRIPS
+    own_folder(folder)
+    written, rows = [], []
+    for number, ((forgery, video), samples) in enumerate(videos.items()):
+        # Names come from outside and may be no file names at all; the number keeps them apart.
+        name = re.sub("[^A-Za-z0-9-]+", "_", f"{number:04d}_{forgery}_{video}")[:120]
+        written.append(folder / f"{name}.png")
+        write_whole(written[-1], encode(strip(samples)))
+        steadiness = TemporalConsistency()
+        for sample in samples:
+            steadiness.add(sample_maps(sample, [layer.name for layer in sample.layers]))
+        rows += [
+            (f"{name}.png", forgery, video, len(samples), layer, f"{value:.4f}")
+            for layer, value in steadiness.consistency().items()
+            if math.isfinite(value)
+        ]
+    write_table(folder / "consistency.csv", ("strip", "forgery", "video", "frames", "layer", "consistency"), rows)
+    return written
+
+
+def strip(samples: list[Sample]) -> np.ndarray:
+    """(H, W, 3) uint8 RGB: a row of originals, then a row of overlays per layer, the fake probability below."""
+    chosen = [samples[i] for i in np.unique(np.linspace(0, len(samples) - 1, MOST_FRAMES).round().astype(int))]
+    first = chosen[0]
+    layers = [layer.name for layer in first.layers]
+    names = [text_line(name, NAMES - MARGIN, FRAME, 11) for name in ("original", *layers)]
+    columns = [_padded(np.vstack([*names, text_line("", NAMES - MARGIN, LINE, 11)]), MARGIN, 0)]
+    for one in chosen:
+        score = text_line(f"fake {one.prob_fake:.3f}", FRAME, LINE, 11, centred=True)
+        columns.append(_padded(np.vstack([*frame_images(one, layers), score]), 0, GAP))
+    table = np.hstack(columns)
+    forgery, video = (shortened(one_line(name), 40) for name in (first.forgery, first.video))
+    title = f"{forgery} · {video} · {CLASS_NAMES[first.label].lower()}"
+    return np.vstack([_padded(text_line(title, table.shape[1] - MARGIN, LINE + GAP, 13), MARGIN, 0), table])
+
+
+def _padded(image: np.ndarray, left: int, right: int) -> np.ndarray:
+    return np.pad(image, ((0, 0), (left, right), (0, 0)), constant_values=255)
+
+
+def frame_images(sample: Sample, layers: list[str]) -> list[np.ndarray]:
+    """The original and the overlay of every layer, (FRAME, FRAME, 3) uint8 RGB; grey where a file is gone."""
+    drawn = []
+    files = [(sample.folder / sample.comparison, sample.original), *((sample.overlay(layer), None) for layer in layers)]
+    for path, box in files:
+        try:
+            image = decode_image(read_file(str(path)), None)
+        except UnreadableImage:
+            image = np.full((1, 1, 3), 200, np.uint8)
+        else:
+            image = image if box is None else image[box.top : box.top + box.height, box.left : box.left + box.width]
+        drawn.append(cv2.resize(image, (FRAME, FRAME), interpolation=cv2.INTER_AREA))
+    return drawn

@@ -1,0 +1,207 @@
+"""Faces in photographs: found by dlib, cropped as the benchmarks' preprocessing does, or all of a photograph."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+
+from ..base.errors import InputError, RunError
+from ..base.text import one_line
+from ..data.images import UnreadableImage
+
+# Eyes, nose tip and mouth corners in a 112 x 112 crop (the template that ArcFace made common).
+TEMPLATE = np.array([
+    (38.2946, 51.6963), (73.5318, 51.5014), (56.0252, 71.7366), (41.5493, 92.3655), (70.7299, 92.2041)
+])  # fmt: skip
+TEMPLATE_SIZE = 112
+MARGIN = 1.3  # the crop shows this much more than the template
+SQUARISH = 1.1  # longer side ÷ shorter side up to which an image is resized to a square, as the hosts do
+LEAST_FACE = 0.35  # of a square image's side: where the largest face is smaller, the image is no face crop
+
+INSTALL = "pip install dlib-bin face_recognition_models"
+MODEL_OF_81 = "shape_predictor_81_face_landmarks.dat"
+MODELS = "face_recognition_models"  # a package that holds dlib's model of 68 points
+FIVE_OF_81 = (37, 44, 30, 49, 55)  # the template's points among dlib's; of its 68 points they are the same
+
+
+class Face(NamedTuple):
+    """A face in a photograph: its box (left, top, right, bottom) and its five points (5, 2) x, y, in pixels."""
+
+    box: tuple[float, float, float, float]
+    points: np.ndarray
+
+    @property
+    def size(self) -> float:
+        """Of the box: its longer side."""
+        return max(self.box[2] - self.box[0], self.box[3] - self.box[1])
+
+
+FaceFinder = Callable[[np.ndarray], Sequence[Face]]  # (H, W, 3) uint8 RGB → faces, the largest first
+
+
+class View(NamedTuple):
+    """What the detector sees of a photograph."""
+
+    image: np.ndarray  # (size, size, 3) uint8 RGB
+    matrix: np.ndarray | None = None  # (2, 3), pixels of the photograph → of `image`; None: all of it was resized
+    face: Face | None = None  # that was cropped
+
+
+def similarity(source: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """(2, 3) matrix of the rotation, scale and shift that takes points (N, 2) nearest to the target's.
+
+    Least squares in closed form: with points as complex numbers, w = a z + b (Umeyama 1991, without reflection).
+    """
+    z, w = (points @ np.array([1, 1j]) for points in (source, target))
+    a = np.vdot(z - z.mean(), w - w.mean()) / np.vdot(z - z.mean(), z - z.mean()).real
+    b = w.mean() - a * z.mean()
+    return np.array([[a.real, -a.imag, b.real], [a.imag, a.real, b.imag]])
+
+
+def aligned(photo: np.ndarray, face: Face, size: int) -> View:
+    """(H, W, 3) uint8 and a face in it → (size, size, 3) with the face upright in the middle."""
+    centre = TEMPLATE_SIZE / 2
+    target = ((TEMPLATE - centre) / MARGIN + centre) * size / TEMPLATE_SIZE
+    matrix = similarity(face.points, target)
+    return View(cv2.warpAffine(photo, matrix, (size, size)), matrix, face)
+
+
+def is_squarish(photo: np.ndarray) -> bool:
+    """Whether its sides differ so little that resizing it to a square does not distort a face."""
+    height, width = photo.shape[:2]
+    return max(height, width) <= SQUARISH * min(height, width)
+
+
+def whole(photo: np.ndarray, size: int) -> View:
+    """All of a photograph (H, W, 3) uint8: resized where it is squarish, else padded with black to a square before."""
+    if is_squarish(photo):
+        return View(cv2.resize(photo, (size, size), interpolation=cv2.INTER_CUBIC))
+    height, width = photo.shape[:2]
+    # Made smaller before it is padded: the square around a panorama of 20,000 pixels would take a gigabyte.
+    small = [max(1, round(pixels * size / max(height, width))) for pixels in (width, height)]
+    left, top = ((size - pixels) // 2 for pixels in small)
+    square = np.zeros((size, size, 3), dtype=np.uint8)
+    square[top : top + small[1], left : left + small[0]] = cv2.resize(photo, small, interpolation=cv2.INTER_AREA)
+    scale = np.array(small) / (width, height)
+    # OpenCV resizes between the centres of pixels, hence the halves.
+    shift = 0.5 * scale - 0.5 + (left, top)
+    return View(square, np.array([[scale[0], 0, shift[0]], [0, scale[1], shift[1]]]))
+
+
+class NoFaceError(RunError):
+    """The image has no face that dlib finds."""
+
+
+def is_installed() -> bool:
+    """Whether faces can be found without a landmark file of the user's own."""
+    return importlib.util.find_spec("dlib") is not None and importlib.util.find_spec(MODELS) is not None
+
+
+def face_finder(landmark_model: Path | None = None) -> FaceFinder:
+    """A function photograph → the faces in it, which raises UnreadableImage for one that is too large for dlib.
+
+    `landmark_model` None: that of the package face_recognition_models. Raises InputError where it or dlib is missing.
+    """
+    try:
+        import dlib
+    except ImportError as error:
+        or_else = "or give face crops, and no --face_crop and no --landmark_model"
+        raise InputError(f"faces are found with dlib, which is not installed: {INSTALL}; {or_else}") from error
+    model = landmark_model or _packaged_model()
+    if not model.is_file():
+        there = f"DeepfakeBench's preprocessing/dlib_tools has {MODEL_OF_81}"
+        raise InputError(f"--landmark_model {model}: no such file; {there}")
+    find_boxes: Any = dlib.get_frontal_face_detector()
+    try:
+        find_landmarks: Any = dlib.shape_predictor(str(model))
+    except RuntimeError as error:
+        raise InputError(f"--landmark_model {model}: dlib cannot read it ({one_line(error)})") from error
+
+    def find(photo: np.ndarray) -> Sequence[Face]:
+        photo = np.ascontiguousarray(photo)  # dlib refuses a view
+        try:
+            found = sorted(find_boxes(photo, 1), key=lambda box: -box.width() * box.height())
+            points = [five_points(find_landmarks(photo, box), model) for box in found]
+        except InputError:
+            raise
+        except MemoryError as error:
+            raise UnreadableImage(f"too large for dlib: {photo.shape[1]}x{photo.shape[0]} pixels") from error
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise InputError(
+                f"dlib {getattr(dlib, '__version__', '')} refuses an image of {photo.shape[1]}x{photo.shape[0]} pixels"
+                f" ({one_line(error)}); here is numpy {np.__version__}: install a newer dlib or, with dlib 19, numpy 1"
+            ) from error
+        corners = [(box.left(), box.top(), box.left() + box.width(), box.top() + box.height()) for box in found]
+        return [Face(*pair) for pair in zip(corners, points, strict=True) if is_face(pair[1], photo.shape[:2])]
+
+    return find
+
+
+def _packaged_model() -> Path:
+    """By its place alone: importing the package needs setuptools."""
+    spec = importlib.util.find_spec(MODELS)
+    if spec is None or not spec.submodule_search_locations:
+        raise InputError(f"dlib has no model of a face's points here: {INSTALL}; or give your own by --landmark_model")
+    return Path(spec.submodule_search_locations[0]) / "models" / "shape_predictor_68_face_landmarks.dat"
+
+
+def five_points(shape: Any, landmark_model: Path) -> np.ndarray:
+    """The points of dlib's `shape` that the template has: (5, 2) x, y. Raises InputError for another model's."""
+    if shape.num_parts not in (68, 81):
+        found = f"--landmark_model {landmark_model}: finds {shape.num_parts} points"
+        raise InputError(f"{found}; expected a model of 81 (or 68) points, {MODEL_OF_81}")
+    return np.array([(shape.part(i).x, shape.part(i).y) for i in FIVE_OF_81], dtype=np.float64)
+
+
+def is_face(points: np.ndarray, size: tuple[int, int]) -> bool:
+    """Whether points (5, 2) give a crop of an image of that height and width: not all on one line, nor outside."""
+    height, width = size
+    x, y = points.mean(axis=0)
+    return bool(np.ptp(points, axis=0).min() >= 1 and 0 <= x < width and 0 <= y < height)
+
+
+@dataclass(frozen=True)
+class Photographs:
+    """How photographs become face crops of `size` pixels; `find` is None only with the modes "auto" and "off"."""
+
+    size: int
+    mode: str = "auto"
+    find: FaceFinder | None = None
+
+    def views(self, photo: np.ndarray) -> tuple[list[View], str]:
+        """Photograph (H, W, 3) uint8 RGB → its crops, and a remark for the user or "". Raises NoFaceError."""
+        return self.views_of(photo, self.faces(photo))
+
+    def faces(self, photo: np.ndarray) -> Sequence[Face]:
+        """The faces that are looked for, the largest first."""
+        return self.find(photo) if self.find and self.mode != "off" else []
+
+    def views_of(self, photo: np.ndarray, faces: Sequence[Face]) -> tuple[list[View], str]:
+        """As `views`, of a photograph whose faces are known."""
+        if self.mode in ("largest", "all") and not faces:
+            raise NoFaceError("dlib finds no face in it")
+        if self.mode in ("auto", "off") and (not faces or self.is_crop(photo, faces)):
+            return [whole(photo, self.size)], self.said_of_whole(photo)
+        wanted, remark = (faces if self.mode == "all" else faces[:1]), ""
+        if len(faces) > 1 and self.mode == "auto":
+            remark = f"{len(faces)} faces found, the largest is explained; --face_crop all explains each"
+        return [aligned(photo, face, self.size) for face in wanted], remark
+
+    def is_crop(self, photo: np.ndarray, faces: Sequence[Face]) -> bool:
+        """Whether a photograph is a face crop already, by its shape and the size of its largest face."""
+        return is_squarish(photo) and (not faces or faces[0].size >= LEAST_FACE * min(photo.shape[:2]))
+
+    def said_of_whole(self, photo: np.ndarray) -> str:
+        """What the user has to know where all of a photograph is explained, "" for nothing."""
+        if is_squarish(photo):
+            return ""
+        why = "no face was found in it" if self.find else f"to crop faces: {INSTALL}, or --landmark_model"
+        why = "--face_crop off" if self.mode == "off" else why
+        height, width = photo.shape[:2]
+        return f"{width}x{height} pixels, not square: padded; the detector expects face crops ({why})"

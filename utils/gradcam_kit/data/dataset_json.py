@@ -138,8 +138,9 @@ def _video(place: _Place) -> Video:
         raise place.wrong(text, misfit.place) from None
     longest = max([entry["label"], name, *entry["frames"]], key=len)
     if len(longest) > MAX_NAME:
-        found = f"the name {shortened(longest)!r} has {len(longest):,} letters"
-        raise place.wrong(f"{found}; allowed: at most {MAX_NAME:,}")
+        raise place.wrong(
+            f"the name {shortened(longest)!r} has {len(longest):,} letters; allowed: at most {MAX_NAME:,}"
+        )
     return Video(entry["label"], name, entry["frames"])  # the list of the file: there may be a million frames
 
 

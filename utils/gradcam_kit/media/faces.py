@@ -154,8 +154,10 @@ def _packaged_model() -> Path:
 def five_points(shape: Any, landmark_model: Path) -> np.ndarray:
     """The points of dlib's `shape` that the template has: (5, 2) x, y. Raises InputError for another model's."""
     if shape.num_parts not in (68, 81):
-        found = f"--landmark_model {landmark_model}: finds {shape.num_parts} points"
-        raise InputError(f"{found}; expected a model of 81 (or 68) points, {MODEL_OF_81}")
+        raise InputError(
+            f"--landmark_model {landmark_model}: finds {shape.num_parts} points; expected a model of 81 (or 68) points,"
+            f" {MODEL_OF_81}"
+        )
     return np.array([(shape.part(i).x, shape.part(i).y) for i in FIVE_OF_81], dtype=np.float64)
 
 

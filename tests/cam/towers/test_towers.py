@@ -13,6 +13,7 @@ from detectors.clip_detector_gradcam import CLIPDetectorWithGradCAM
 from tests.helpers.detectors import ARCHITECTURE, BLOCKS, images
 from utils.gradcam_kit.base.errors import InputError
 from utils.gradcam_kit.engine.layers import LayerError, block_names, site_of_layer
+from utils.gradcam_kit.engine.spatial_layers import last_spatial_layer
 from utils.gradcam_kit.engine.towers import FAMILIES, Grid, family_of, find_tower
 from utils.gradcam_kit.engine.towers.cnn import CNN
 from utils.gradcam_kit.engine.towers.hf_clip import HuggingFaceCLIP
@@ -110,14 +111,14 @@ class Scrambled(nn.Module):
 
 def test_the_default_layer_of_a_cnn_is_the_last_whose_maps_reach_the_score() -> None:
     model, staged = Scrambled(), nn.Sequential()
-    assert CNN().default_layer(model, lambda: model(torch.zeros(1, 3, 16, 16))) == "relu"
+    assert last_spatial_layer(model, lambda: model(torch.zeros(1, 3, 16, 16))).name == "relu"
     staged.add_module("stem", nn.Conv2d(3, 4, 3))
     staged.add_module("layer4", nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3)))
     staged.add_module("avgpool", nn.AdaptiveAvgPool2d(1))
-    assert CNN().default_layer(staged, lambda: staged(torch.zeros(1, 3, 16, 16))) == "layer4"
+    assert last_spatial_layer(staged, lambda: staged(torch.zeros(1, 3, 16, 16))).name == "layer4"
     assert not any(module._forward_hooks for module in staged.modules())
     with pytest.raises(InputError, match="expected logits"):
-        CNN().default_layer(staged, lambda: None)
+        last_spatial_layer(staged, lambda: None)
 
 
 def test_names_may_begin_with_the_towers_own_path() -> None:

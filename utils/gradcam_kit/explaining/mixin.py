@@ -73,8 +73,6 @@ class GradCAMMixin(nn.Module):
         """Refuse heatmaps from now on."""
         self.gradcam = replace(self.gradcam, enabled=False)
 
-    # ----------------------------------------------------------------------------- what a detector may say differently
-
     @property
     def explained_tower(self) -> nn.Module:
         """The module that layer names are relative to; of a compiled `backbone` the one inside."""
@@ -106,8 +104,6 @@ class GradCAMMixin(nn.Module):
         """Two images of the usual size, to see what runs in a forward pass."""
         size = (2, 3, self.usual_size, self.usual_size)
         return torch.randn(size, generator=torch.Generator().manual_seed(0)).to(next(self.parameters()))
-
-    # --------------------------------------------------------------------------------------------------- which map
 
     @property
     def tower(self) -> Tower:
@@ -152,10 +148,7 @@ class GradCAMMixin(nn.Module):
         return list(self.drawn_settings().recipe.layers or self.default_layers())
 
     def drawn_settings(self) -> GradCAMSettings:
-        """The config's. Where it leaves the map to be chosen and none has been: with the first of its candidates.
-
-        A config that says nothing of the map, not even "auto", means Grad-CAM at the last block until one is chosen.
-        """
+        """The config's; where it leaves the map to be chosen and none has been, with the recipe of `Subject.drawn`."""
         settings = self.gradcam
         return replace(settings, recipe=self.as_subject().drawn()) if settings.chooses else settings
 
@@ -198,8 +191,6 @@ class GradCAMMixin(nn.Module):
         if self.gradcam.chooses:
             self.gradcam = replace(self.gradcam, recipe=self.gradcam.recipe.using(choice.used))
         self.gradcam_choice = choice
-
-    # --------------------------------------------------------------------------------------------------- explaining
 
     def explain(
         self,

@@ -5,11 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from torch import nn
 
-from ..spatial_layers import last_spatial_layer
 from .family import TowerFamily
 
 
@@ -37,7 +34,3 @@ class CNN(TowerFamily):
 
     def attention(self, block: nn.Module) -> None:
         return None
-
-    def default_layer(self, tower: nn.Module, run: Callable[[], object]) -> str:
-        """The last activation on a grid that the score depends on: `relu` of an Xception, `layer4` of a ResNet."""
-        return last_spatial_layer(tower, run).name

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -101,10 +100,6 @@ class TowerFamily(abc.ABC):
     @abc.abstractmethod
     def attention(self, block: nn.Module) -> BlockAttention | None:
         """The attention of a block, None where its queries, keys and values cannot be read."""
-
-    def default_layer(self, tower: nn.Module, run: Callable[[], object]) -> str:
-        """The layer to explain where none is named. `run` runs the whole model once, for a family that has to look."""
-        return self.block_names(tower)[-1]
 
 
 def submodule(module: nn.Module, *path: str) -> Any:

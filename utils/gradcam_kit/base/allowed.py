@@ -1,6 +1,6 @@
 """What settings may be, where the engine and the flags have to agree. It imports nothing, so that `--help` is quick."""
 
-AUTO = "auto"  # chosen by cause, on the data at hand
+AUTO = "auto"  # chosen causally, on the run's own data
 
 TRANSPLANT = "transplant"
 METHOD_NAMES = (  # a test holds them to the functions that compute them

@@ -129,13 +129,13 @@ TABLE: tuple[tuple[str, tuple[str, ...], tuple[Option, ...]], ...] = (
         Option("gradcam_layers --gradcam_layers --layers", "auto, or e.g. encoder.layers.23 encoder.layers.20, or"
                " 23 20, or -1", list[str | int], words=STRINGS, metavar="LAYER",
                otherwise="auto; the last block where a method is named", basic=True),
-        Option("gradcam_method --gradcam_method --method", "how maps are made; auto: chosen by cause, for these"
+        Option("gradcam_method --gradcam_method --method", "how maps are made; auto: chosen causally, for these"
                " weights and images", choices=METHODS, otherwise="auto; gradcam where layers are named", basic=True),
         Option("gradcam_target --gradcam_target --target", "what maps explain: predicted, fake, real, label (of a"
                " dataset), margin, both, or the name of a class", default="predicted", metavar="TARGET", basic=True),
         Option("gradcam_site --gradcam_site --site", "where in a block; auto: where the method's formula holds",
                choices=(AUTO, *allowed.SITES), otherwise="auto; layer_norm1 for a named map"),
-        Option("gradcam_backward --gradcam_backward --backward", "what the gradient takes for constant; balanced:"
+        Option("gradcam_backward --gradcam_backward --backward", "what the gradient holds constant; balanced:"
                " attention weights, norms, gates of squeeze-and-excitation",
                choices=(AUTO, *allowed.BACKWARDS), otherwise="auto; plain for a named map"),
         Option("gradcam_backward_precision --backward_precision", "of the backward pass's matrix products; auto: the"
@@ -146,7 +146,7 @@ TABLE: tuple[tuple[str, tuple[str, ...], tuple[Option, ...]], ...] = (
                default=allowed.COLORMAPS[0], choices=allowed.COLORMAPS),
         Option("--calibration_images", "images on which the map is chosen, or a named one judged; 0: neither",
                int, allowed.DEFAULT_IMAGES, metavar="N"),
-        Option("--check_maps", "check every map by cause; auto: not where all samples are explained",
+        Option("--check_maps", "check every map causally; auto: not where all samples are explained",
                default="auto", choices=("auto", "on", "off"), bare="on"),
         Option("--image_format", "of overlays and comparisons", default="png", choices=allowed.IMAGE_FORMATS),
         Option("--save_raw", "also keep the raw maps, one .npz per sample", bool, False),
@@ -175,7 +175,7 @@ TABLE: tuple[tuple[str, tuple[str, ...], tuple[Option, ...]], ...] = (
         Option("--explanation_samples", "maximum fakes per dataset", int, least=1, metavar="N", dest="samples",
                otherwise=str(allowed.DEFAULT_SAMPLES), needs=MEASURE),
         Option("--sweep", "try all methods and sites on all blocks or --gradcam_layers", bool, False, needs=MEASURE),
-        Option("--leave_out", "measurements to leave out; how long all of them take is said before they begin",
+        Option("--leave_out", "measurements to leave out; the estimated time is printed first",
                list[str], choices=allowed.MEASUREMENTS, metavar="NAME", needs=MEASURE),
         Option("--write_config", "write the best map of the sweep as a config that runs", Path, metavar="YAML",
                needs=MEASURE),

@@ -56,7 +56,7 @@ def _without_checkpointing(undo: ExitStack) -> None:
 
 
 def _without_fast_path(undo: ExitStack) -> None:
-    """PyTorch has this switch from 2.2 on; before, a layer that is passed by is said not to run."""
+    """PyTorch has this switch from 2.2 on. Before, an error says that such a layer does not run."""
     switch: Any = getattr(torch.backends, "mha", None)
     if switch is not None:
         undo.callback(switch.set_fastpath_enabled, switch.get_fastpath_enabled())

@@ -27,6 +27,11 @@ class Frame(NamedTuple):
     label: int  # 0 real, 1 fake
     index: int  # type: ignore[assignment]  # position in the dataset after sampling; hides tuple.index, which nobody calls
 
+    @property
+    def whole_video(self) -> tuple[str, str, str]:
+        """What tells this frame's video from all others."""
+        return self.dataset, self.forgery, self.video
+
 
 class Video(NamedTuple):
     label: str

@@ -14,9 +14,13 @@ from .recipe import ModuleLayer
 from .towers import family_of
 from .towers.tower import Tower
 
-# Among layer names: the mean of the normalised maps of the other layers, and the sum of the raw maps of all blocks.
+# Among layer names: the mean of the normalised maps of the other layers; the sum of the raw maps of all blocks; and the
+# mean of the maps of `compared_blocks`, each scaled to unit deviation, sharpened (`engine.contrast`).
 FUSED = "fused"
 SUM = "sum"
+SCALED = "scaled"
+MADE_OF_OTHERS = (FUSED, SUM, SCALED)
+BLOCK_STEP, FEWEST_BLOCKS = 3, 12  # every third block is compared, where there are so many: all point no better
 
 # What may stand before the tower's own names in a checkpoint, in DDP, in transformers 4 or in torch.compile.
 TOWER_PREFIXES = ("module.", "backbone.", "vision_model.", "_orig_mod.")
@@ -46,23 +50,38 @@ def block_names(tower: nn.Module) -> list[str]:
 
 def named_layers(layers: Sequence[str]) -> list[str]:
     """The layers that are modules. Raises InputError where `fused` has fewer than two of them to fuse."""
-    named = [layer for layer in layers if layer not in (FUSED, SUM)]
+    named = [layer for layer in layers if layer not in MADE_OF_OTHERS]
     if FUSED in layers and len(set(named)) < 2:
         raise InputError(f"layer {FUSED!r} is the mean of the other layers' maps: name at least two beside it")
     return named
 
 
-def summed_blocks(tower: Tower, layers: Sequence[str]) -> tuple[str, ...]:
-    """The blocks that `sum` adds, all of the tower's; none where it is not among `layers`. Raises LayerError."""
-    if SUM not in layers:
+def summed_blocks(tower: Tower, layer: str) -> tuple[str, ...]:
+    """The blocks whose maps `sum` or `scaled` is made of; none for another layer. Raises LayerError without blocks."""
+    if layer not in (SUM, SCALED):
         return ()
     if not tower.blocks:
         raise LayerError(
-            f"layer {SUM!r} adds the maps of a transformer's blocks, which share one grid and one stream of tokens;"
+            f"layer {layer!r} adds the maps of a transformer's blocks, which share one grid and one stream of tokens;"
             f" {type(tower.module).__name__} has no such blocks: name its layers, and {FUSED!r} for their mean",
             "layers",
         )
-    return tower.blocks
+    return tower.blocks if layer == SUM else compared_blocks(tower)
+
+
+def compared_blocks(tower: Tower) -> tuple[str, ...]:
+    """The blocks whose tokens are compared with real ones: every third one, or all of few, but the last.
+
+    The plain gradient there is at right angles to the tokens (`recipe.site_of`).
+    """
+    depth = len(tower.blocks)
+    return tower.blocks[1:-1:BLOCK_STEP] if depth >= FEWEST_BLOCKS else tower.blocks[:-1] or tower.blocks
+
+
+def exchanged_block(tower: Tower) -> str:
+    """The compared block nearest to a third of the depth, at whose input patches are exchanged for real ones."""
+    third = len(tower.blocks) / 3
+    return min(compared_blocks(tower), key=lambda block: abs(tower.blocks.index(block) - third))
 
 
 def check_site(site: str) -> None:

@@ -14,7 +14,8 @@ from torch import Tensor
 from ..base.errors import RunError
 from .attention_methods import TokenMaps
 from .checks import Checks, read_at_once
-from .layers import FUSED, SUM, LayerError
+from .contrast import scaled_mean, sharpened
+from .layers import FUSED, SCALED, SUM, LayerError
 from .tokens import Tokens, without_prefix
 from .towers import Grid
 
@@ -108,7 +109,17 @@ class LayerMaps:
         return self.raw.shape[-2], self.raw.shape[-1]
 
 
-Parts = Mapping[str, Sequence[str]]  # layer → the captured layers whose maps it adds: itself, or for SUM all blocks
+Parts = Mapping[str, Sequence[str]]  # layer → the captured layers whose maps it is made of: itself, or several blocks
+
+
+def combined(layer: str, by_rule: Sequence[Sequence[Tensor]]) -> Tensor:
+    """The signed map (B, h, w) of a layer from those of its parts, by each rule of the backward pass asked for.
+
+    Parts are added. For SCALED, and where there are two rules, each is first scaled to unit deviation.
+    """
+    if layer != SCALED and len(by_rule) == 1:
+        return _sum(by_rule[0])
+    return _sum([scaled_mean(maps) for maps in by_rule])
 
 
 def layer_maps(
@@ -119,26 +130,28 @@ def layer_maps(
     parts: Parts | None = None,
     leftovers: Mapping[str, Tensor] | None = None,
     checks: Checks | None = None,
+    sharpen: bool = False,
 ) -> dict[str, LayerMaps]:
     """Signed maps (B, h, w) by layer as maps of the image, drawn at `size`.
 
     `patches` and `tokens`, what they were computed from, show whether the score can depend on the patches at all.
-    `parts`: which layers to give, as sums of those of `signed`; each of them as it is where it is None.
-    `leftovers`, by layer of `signed`: see `LayerMaps.of`. `checks`: where errors are left that are found on the device.
+    `parts`: what each layer of `signed` is made of; itself where it is None. `leftovers`, by part: see `LayerMaps.of`.
+    `checks`: where errors are left that are found on the device. `sharpen`: the raw map is `contrast.sharpened`, as it
+    always is for SCALED.
     Raises LayerError where the patch gradients are structurally zero, NonFiniteMapError where a map is not finite.
     """
     maps: dict[str, LayerMaps] = {}
     found: list[Tensor] = []
-    parts = parts or {layer: [layer] for layer in signed}
-    for layer, added in parts.items():
-        values = _sum([signed[part] for part in added])
+    for layer, values in signed.items():
+        added = parts[layer] if parts else [layer]
         with torch.autocast(values.device.type, enabled=False):
-            leftover = _sum([leftovers[part] for part in added]) if leftovers else None
-            maps[layer] = LayerMaps.of(values, values.relu(), size, leftover)
+            leftover = _sum([leftovers[part] for part in added]) if leftovers and layer != SCALED else None
+            raw = sharpened(values) if sharpen or layer == SCALED else values.relu()
+            maps[layer] = LayerMaps.of(values, raw, size, leftover)
         reached, touched = (_has_gradient([of[part] for part in added]) for of in (patches, tokens))
         found.append(torch.stack([reached, touched, torch.isfinite(values).flatten(1).all(dim=1)]))
     with read_at_once(checks) as asked:
-        asked.add(torch.stack(found), partial(_refuse_maps, list(parts)))
+        asked.add(torch.stack(found), partial(_refuse_maps, list(signed)))
     return maps
 
 
@@ -160,7 +173,8 @@ def to_layer_maps(
     """Maps of tokens by layer, without the prefix tokens, as maps of the image. Raises NonFiniteMapError.
 
     `parts` and `checks` as for `layer_maps`; where there are several, `sum_of` says which of their maps are added,
-    "signed" or "raw": the raw map of the whole is then the ReLU of the sum, or the sum of the raw maps.
+    "signed" or "raw": the raw map of the whole is then the ReLU of the sum, or the sum of the raw maps. SCALED is made
+    of the signed maps of all blocks, each scaled to unit deviation, and sharpened.
     """
     found = {}
     for layer, added in (parts or {name: [name] for name in maps}).items():
@@ -168,8 +182,12 @@ def to_layer_maps(
             TokenMaps(*(without_prefix(of, grid, layer).unflatten(1, (grid.rows, grid.columns)) for of in maps[part]))
             for part in added
         ]
-        signed = _sum([pair.signed for pair in on_image])
-        raw = signed.relu() if len(added) > 1 and sum_of == "signed" else _sum([pair.raw for pair in on_image])
+        signed = combined(layer, [[pair.signed for pair in on_image]])
+        if layer == SCALED:
+            raw = sharpened(signed)
+        else:
+            summed = len(added) > 1 and sum_of == "signed"
+            raw = signed.relu() if summed else _sum([pair.raw for pair in on_image])
         refuse_non_finite(torch.isfinite(raw).flatten(1).all(dim=1), f"the map of layer {layer!r}", checks)
         found[layer] = LayerMaps.of(signed, raw, size)
     return found
@@ -237,10 +255,10 @@ def normalise(raw: Tensor, size: Size) -> Tensor:
 
 
 def in_order(maps: Mapping[str, LayerMaps], layers: Sequence[str], size: Size) -> dict[str, LayerMaps]:
-    """The maps of `layers` in their order, FUSED among them made from all of `maps` but SUM."""
+    """The maps of `layers` in their order, FUSED among them made from all of `maps` but SUM and SCALED."""
     found = dict(maps)
     if FUSED in layers:
-        found[FUSED] = fused([one for layer, one in maps.items() if layer != SUM], size)
+        found[FUSED] = fused([one for layer, one in maps.items() if layer not in (SUM, SCALED)], size)
     return {layer: found[layer] for layer in dict.fromkeys(layers)}
 
 

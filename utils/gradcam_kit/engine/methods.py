@@ -21,6 +21,7 @@ from torch import Tensor
 from ..base.allowed import AUTO, TRANSPLANT
 from ..base.errors import InputError, did_you_mean
 from .attention_methods import ATTENTION_METHODS, AttentionMethod
+from .contrast import CONTRAST
 from .tokens import Tokens
 
 Method = Callable[[Tensor, Tensor], Tensor]
@@ -85,8 +86,8 @@ METHODS: dict[str, Method] = {
 
 
 def method_names() -> list[str]:
-    """Every method's name: those above, those that read attention (`attention_methods`), and registered ones."""
-    return [*METHODS, *ATTENTION_METHODS]
+    """Every method's name: those above, `contrast`, those that read attention, and registered ones."""
+    return [*METHODS, CONTRAST, *ATTENTION_METHODS]
 
 
 def register_method(name: str, method: Method | AttentionMethod) -> None:
@@ -102,7 +103,7 @@ def register_method(name: str, method: Method | AttentionMethod) -> None:
     if not isinstance(name, str) or not re.fullmatch(r"[a-z0-9][a-z0-9+_.-]*", name):
         raise InputError(f"method name {name!r}: give lower-case letters, digits and + _ . -, as in 'hirescam'")
     known = {**METHODS, **ATTENTION_METHODS}
-    if name in (AUTO, TRANSPLANT) or (name in known and known[name] is not method):
+    if name in (AUTO, TRANSPLANT, CONTRAST) or (name in known and known[name] is not method):
         raise InputError(f"method {name!r} exists already: give yours another name")
     if isinstance(method, AttentionMethod):
         ATTENTION_METHODS[name] = method

@@ -11,8 +11,9 @@ from torch import nn
 from ..base.allowed import AUTO, BACKWARDS, SITES
 from ..base.errors import InputError
 from .attention_methods import ATTENTION_METHODS
+from .contrast import CONTRAST
 
-PLAIN, BALANCED = BACKWARDS
+PLAIN, BALANCED, BOTH = BACKWARDS
 NORMED, RESIDUAL = SITES
 ATTENTION_SITE = "attention"  # of methods that read a block's attention, whatever site is asked for
 
@@ -36,10 +37,12 @@ class Recipe:
         method: a name of `METHODS` or `ATTENTION_METHODS`, "transplant", or "auto".
         layers: one layer or several: names of modules, numbers of blocks (-1: the last), or modules; "fused" for the
             mean of the other layers' normalised maps, "sum" for the sum of the raw maps of all blocks. None: the last
-            block, or the last grid of a convolutional network.
+            block, or the last grid of a convolutional network; of "contrast" "scaled", the mean of every third
+            block's map, each scaled to unit deviation, where there are blocks.
         site: "layer_norm1" (what a block reads, normalised) or "residual" (the stream itself); None: the first. A
-            method that reads attention has no other site than "attention".
-        backward: "plain" or "balanced"; None: the first.
+            method that reads attention has no other site than "attention", and "contrast" none but "residual".
+        backward: "plain", "balanced", or "both": the maps of the two, each scaled to unit deviation, added; None: the
+            first, of "contrast" the last.
 
     A field that is "auto" is left to a trial (`choose`).
 
@@ -60,7 +63,7 @@ class Recipe:
             raise InputError(
                 f"method is {method!r}: one recipe has one method; recipes=[…] serves several from one pass"
             )
-        site = NORMED if site is None else site
+        site = RESIDUAL if method == CONTRAST else NORMED if site is None else site
         set_field = object.__setattr__
         set_field(self, "method", method)
         set_field(self, "layers", layer_names(layers))
@@ -69,7 +72,8 @@ class Recipe:
         elif site == ATTENTION_SITE:  # of another method's recipe
             site = NORMED
         set_field(self, "site", site)
-        set_field(self, "backward", PLAIN if backward is None else backward)
+        usual = BOTH if method == CONTRAST else PLAIN
+        set_field(self, "backward", usual if backward is None else backward)
 
     @classmethod
     def of(cls, value: Any) -> Recipe:
@@ -190,7 +194,7 @@ def site_of(method: str, backward: str) -> str:
     """
     if method in ATTENTION_METHODS:
         return ATTENTION_SITE
-    return RESIDUAL if backward == BALANCED else NORMED
+    return RESIDUAL if method == CONTRAST or backward in (BALANCED, BOTH) else NORMED
 
 
 def sites_of(method: str, sites: Sequence[str]) -> list[str]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..base.allowed import AUTO, DEFAULT_IMAGES
 from ..base.errors import InputError
+from ..engine.bank import TokenBank
 from ..engine.recipe import Recipe
 from ..engine.targets import Target
 from ..engine.towers import unwrapped
@@ -19,6 +20,7 @@ from .explanation import Explanation
 from .images import Batch, as_batch, as_batches, check_images, check_shape
 from .mixin import GradCAMMixin, trial_target
 from .one_pass import Asked, explain_batch
+from .real_tokens import with_bank
 from .subject import Subject, device_of, subject_of
 
 if TYPE_CHECKING:
@@ -39,6 +41,8 @@ class Options(TypedDict, total=False):
         completeness: with "balanced", test whether each block's shares add up, by a second backward pass (True).
         backward_precision: of the backward pass's matrix products: "fp32"; "bf16" or "tf32", which are faster on some
             devices and keep the order of a map's patches but for rounding; "auto": the fastest, measured once.
+        bank: `Bank.of(model, real_images)`: what method "contrast" and verdicts compare patches with; without it what
+            `calibrate_gradcam` has kept, or with method "auto" the images of the batch that the model calls real.
     """
 
     site: str | None
@@ -46,6 +50,7 @@ class Options(TypedDict, total=False):
     classes: Sequence[str | Mapping[str, str]] | None
     completeness: bool
     backward_precision: str
+    bank: TokenBank | None
 
 
 def explain(
@@ -94,11 +99,16 @@ def explain(
     batch = _batch(images)
     subject = subject_of(model, batch["image"], forward, options.get("classes"))
     batch = _on_device(batch, subject)
-    subject = replace(subject, precision=options.get("backward_precision", subject.precision))
+    subject = replace(
+        subject,
+        precision=options.get("backward_precision", subject.precision),
+        bank=options.get("bank") or subject.bank,
+    )
     target = subject.target if target is None else target
     site, backward, choice = options.get("site"), options.get("backward"), None
     if method == AUTO and recipes is None:
-        choice = _chosen(subject, [batch], Recipe.open(layers, site, backward), trial_target(target), DEFAULT_IMAGES)
+        named = Recipe.open(layers, site, backward)
+        choice, subject = _chosen(subject, [batch], named, trial_target(target), DEFAULT_IMAGES)
         recipes = [Recipe.open(layers).using(choice.used)]
         layers = method = site = backward = None
     asked = Asked(
@@ -117,6 +127,7 @@ def choose(
     forward: Callable[[Tensor], Any] | None = None,
     recipe: Recipe | None = None,
     count: int = DEFAULT_IMAGES,
+    bank: TokenBank | None = None,
 ) -> Recipe:
     """Choose the map to draw causally: the one whose hottest patches matter most to the model.
 
@@ -127,6 +138,7 @@ def choose(
         target: whose evidence is shown on images that are called fake: "margin", "real", or fake for all others.
         recipe: what is kept to; a field "auto" is chosen. None: all are.
         count: at most so many images that are called fake, and as many that are called real, are used.
+        bank: as for `explain`; None: of the images that are called real.
 
     Raises:
         InputError: no image, or an unusable argument.
@@ -135,18 +147,23 @@ def choose(
     if not batches:
         raise InputError("images is empty: give at least one batch")
     subject = subject_of(model, batches[0]["image"], forward)
+    subject = replace(subject, bank=bank or subject.bank)
     batches = [_on_device(batch, subject) for batch in batches]
     wanted = Recipe.open() if recipe is None else Recipe.of(recipe)
-    return _chosen(subject, batches, wanted, trial_target(subject.target if target is None else target), count).used
+    choice, _ = _chosen(subject, batches, wanted, trial_target(subject.target if target is None else target), count)
+    return choice.used
 
 
-def _chosen(subject: Subject, batches: Sequence[Batch], named: Recipe, target: str, count: int) -> Choice:
-    """The map that matters most to the model, tried on these images."""
+def _chosen(
+    subject: Subject, batches: Sequence[Batch], named: Recipe, target: str, count: int
+) -> tuple[Choice, Subject]:
+    """The map that matters most to the model, tried on these images, and the subject with a bank of the real ones."""
     for batch in batches:
         check_images(batch["image"], IMAGES)
-    tried = subject.tried(in_batches(len(batches[0]["image"])))
-    given = trial_images(tried.margins, batches, count, target)
-    return choose_map(tried, given, subject.candidates(named))
+    in_parts = in_batches(len(batches[0]["image"]))
+    given = trial_images(subject.tried(in_parts).margins, batches, count, target)
+    subject = with_bank(subject, given)
+    return choose_map(subject.tried(in_parts), given, subject.candidates(named)), subject
 
 
 def _batch(images: Any) -> Batch:

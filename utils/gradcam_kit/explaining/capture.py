@@ -6,26 +6,39 @@ so from a block's attention. The model is left exactly as it was found.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..base.errors import InputError
 from ..engine.attention import AttentionPass, BlockProjection, attention_token_maps
 from ..engine.attention_methods import ATTENTION_METHODS
-from ..engine.backward import PLAIN, Activations, backward_rules
+from ..engine.backward import BALANCED, PLAIN, Activations, backward_rules
+from ..engine.bank import TokenBank
 from ..engine.checks import Checks, read_at_once
 from ..engine.completeness import Completeness, SelfTest
+from ..engine.contrast import CONTRAST, contrast
 from ..engine.fast.class_token_path import NotOneToken, class_token_path
 from ..engine.frozen import frozen_for_explaining
 from ..engine.heads import Head, HeadReader, Prediction
-from ..engine.layers import FUSED, SUM, LayerError, Site, name_in_tower, named_layers, site_of_layer, summed_blocks
-from ..engine.maps import Canvas, LayerMaps, in_order, layer_maps, to_layer_maps
+from ..engine.layers import (
+    FUSED,
+    SCALED,
+    SUM,
+    LayerError,
+    Site,
+    name_in_tower,
+    named_layers,
+    site_of_layer,
+    summed_blocks,
+)
+from ..engine.maps import Canvas, LayerMaps, combined, in_order, layer_maps, to_layer_maps
 from ..engine.methods import DEFAULT_EPSILON, check_method, leftover, signed_maps
-from ..engine.recipe import Recipe
+from ..engine.recipe import BOTH, Recipe
 from ..engine.spatial_layers import count_runs, is_shareable, last_run
 from ..engine.targets import Target
 from ..engine.tokens import Differentiated, PassPlan, Question, Tokens, on_grid, token_gradients
@@ -48,6 +61,9 @@ class Request:
         completeness: with "balanced", whether to test if the shares of each block add up, by a second backward pass.
         precision: one of `base.allowed.BACKWARD_PRECISIONS`, of the matrix products of the backward pass. The test of
             completeness is always float32's.
+        bank: what "contrast" compares tokens with.
+        videos: of each image, whose own frames the bank leaves out; None: not known.
+        real: layer → tokens (B, C, h, w) that are compared with instead of the bank's, where a paired real is known.
     """
 
     recipes: Sequence[Recipe]
@@ -57,6 +73,9 @@ class Request:
     completeness: bool = False
     precision: str = FP32
     pp_epsilon: float = DEFAULT_EPSILON
+    bank: TokenBank | None = None
+    videos: Sequence[Hashable] | None = None
+    real: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,14 +86,16 @@ class Capture:
     prediction: Prediction
     head: Head
     target: list[str]
-    blocks: tuple[str, ...]  # those that layer SUM adds
+    parts: Mapping[str, Sequence[str]]  # layer → the layers that its map is made of: itself, or blocks
     tokens: Mapping[Point, Tokens]
+    balanced: Mapping[Point, Tokens] | None  # the same by the balanced rule, where both rules were asked for
     norm_epsilons: Mapping[Point, float]  # ε of the norm that reads them, 0 where it is not known
     attention: AttentionPass
     projections: Mapping[BlockProjection, Tensor]
     output_gradients: Mapping[str, Tensor]  # block → ∂score/∂O of its attention
     completeness: Mapping[str, Completeness]  # of layers that are blocks, where it was asked for
     grid: Grid | None
+    found: dict[str, Tensor] = field(default_factory=dict)  # layer → the nearest real tokens, once they were looked for
 
     def maps(
         self,
@@ -95,8 +116,7 @@ class Capture:
         """
         recipe = self._asked_for(recipe, site)
         canvas = Canvas.of(self.request.size, self.grid)
-        # What each layer's maps are made of: itself, or for SUM all blocks.
-        parts = {layer: self.blocks if layer == SUM else [layer] for layer in recipe.layers if layer != FUSED}
+        parts = {layer: self.parts[layer] for layer in recipe.layers if layer != FUSED}
         if recipe.method in ATTENTION_METHODS:
             found = self._attention_maps(recipe, canvas, parts, checks)
         else:
@@ -137,14 +157,50 @@ class Capture:
         checks: Checks | None,
     ) -> dict[str, LayerMaps]:
         layers = list(dict.fromkeys(layer for added in parts.values() for layer in added))
-        tokens = {layer: self.tokens[layer, recipe.site] for layer in layers}
-        on_image = on_grid(tokens, self.grid)
-        signed, leftovers = signed_maps(recipe.method, on_image, pp_epsilon), None
-        if recipe.method == "hirescam":  # the one whose sum a LayerNorm can make 0
+        passes = [self.tokens] if self.balanced is None else [self.tokens, self.balanced]
+        by_rule = [{layer: tokens[layer, recipe.site] for layer in layers} for tokens in passes]
+        on_image = [on_grid(tokens, self.grid) for tokens in by_rule]
+        if recipe.method == CONTRAST:
+            maps = [{layer: self._contrast(layer, *of) for layer, of in tokens.items()} for tokens in on_image]
+        else:
+            maps = [signed_maps(recipe.method, tokens, pp_epsilon) for tokens in on_image]
+        leftovers = None
+        if recipe.method == "hirescam" and self.balanced is None:  # the one whose sum a LayerNorm can make 0
             leftovers = {
-                layer: leftover(A, G, self.norm_epsilons[layer, recipe.site]) for layer, (A, G) in on_image.items()
+                layer: leftover(A, G, self.norm_epsilons[layer, recipe.site]) for layer, (A, G) in on_image[0].items()
             }
-        return layer_maps(signed, on_image, tokens, canvas, parts, leftovers, checks)
+        signed = {
+            layer: combined(layer, [[of[part] for part in added] for of in maps]) for layer, added in parts.items()
+        }
+        sharpen = recipe.method == CONTRAST
+        return layer_maps(signed, on_image[0], by_rule[0], canvas, parts, leftovers, checks, sharpen)
+
+    def evidence(self, recipe: Recipe) -> Tensor:
+        """(B, L, h, w): the signed contrast at each layer that a contrast map is made of, by the plain gradient."""
+        parts = [part for layer in recipe.layers for part in self.parts[layer]]
+        on_image = on_grid({part: self.tokens[part, recipe.site] for part in parts}, self.grid)
+        return torch.stack([self._contrast(part, *of) for part, of in on_image.items()], dim=1)
+
+    def _contrast(self, layer: str, A: Tensor, G: Tensor) -> Tensor:
+        """(B, h, w), signed; `A` and `G` (B, C, h, w)."""
+        real = self._real(layer, A)
+        return contrast(A.to(real.dtype), G.to(real.dtype), real)
+
+    def _real(self, layer: str, A: Tensor) -> Tensor:
+        """The real tokens that those of a layer, (B, C, h, w), are compared with; they are looked for once."""
+        if layer in self.request.real:
+            return self.request.real[layer]
+        if layer in self.found:
+            return self.found[layer]
+        if self.request.bank is None:
+            raise InputError(
+                "method 'contrast' compares patches with those of real images, and none are known: give a bank"
+                " (--bank FOLDER, or bank=Bank.of(model, images) in Python), or calibrate on images that the detector"
+                " calls real",
+                "method",
+            )
+        self.found[layer] = self.request.bank.nearest(layer, A, self.request.videos)
+        return self.found[layer]
 
 
 def capture(
@@ -172,7 +228,8 @@ def capture(
     recipes = tuple(request.recipes)
     asked = tower.once(recipes, lambda: _Asked.of(tower, forward, recipes))
     check_backward_precision(request.precision)
-    (backward,) = {recipe.backward for recipe in request.recipes}
+    (rule,) = {recipe.backward for recipe in request.recipes}
+    backward = PLAIN if rule == BOTH else rule
     precision = request.precision
     if precision == AUTO:
         precision = resolved_precision(precision, next(tower.model.parameters()).device)
@@ -185,7 +242,7 @@ def capture(
     read = [*asked.points.values(), *asked.attention.output_sites()]
     question = Question(forward, head, request.target, request.label)
 
-    def one_pass(use_path: bool) -> tuple[Differentiated, Mapping[BlockProjection, Tensor]]:
+    def one_pass(use_path: bool, backward: str) -> tuple[Differentiated, Mapping[BlockProjection, Tensor]]:
         modules = [(site.module, site.reads_input) for site in (*read, *(self_test.sites if self_test else ()))]
         path = class_token_path(tower, modules, backward != PLAIN) if use_path else None
         rules = backward_rules(tower, backward, activations if self_test else None)
@@ -197,26 +254,32 @@ def capture(
             return found, projections
 
     try:
-        found, projections = one_pass(not asked.attention.read)
+        found, projections = one_pass(not asked.attention.read, backward)
     except NotOneToken:
         tower.reads_more_tokens = True
-        found, projections = one_pass(False)
-    complete = dict(zip(asked.named_blocks, found.completeness, strict=True)) if self_test else {}
-    if asked.summed and complete:
-        complete[SUM] = Completeness.worst([complete[block] for block in tower.blocks])
+        found, projections = one_pass(False, backward)
     count = len(asked.points)
+    balanced = None
+    if rule == BOTH:
+        second, _ = one_pass(False, BALANCED)
+        balanced = dict(zip(asked.points, second.tokens[:count], strict=True))
+    complete = dict(zip(asked.named_blocks, found.completeness, strict=True)) if self_test else {}
+    for layer in (SUM, SCALED):
+        if layer in asked.parts and complete:
+            complete[layer] = Completeness.worst([complete[block] for block in asked.parts[layer]])
     return Capture(
         request=request,
         prediction=found.prediction,
         head=found.head,
         target=found.target,
-        blocks=tower.blocks,
+        parts=asked.parts,
+        balanced=balanced,
         tokens=dict(zip(asked.points, found.tokens[:count], strict=True)),
         norm_epsilons={key: point.norm_epsilon for key, point in asked.points.items()},
         attention=asked.attention,
         projections=projections,
         output_gradients=asked.attention.output_gradients([pair.G for pair in found.tokens[count:]]),
-        completeness={layer: complete[layer] for layer in asked.layers if layer in complete},
+        completeness={layer: complete[layer] for layer in asked.parts if layer in complete},
         grid=grid,
     )
 
@@ -225,8 +288,7 @@ def capture(
 class _Asked:
     """Where recipes have to read the tower. The answer stays the same while the tower does."""
 
-    layers: Sequence[str]  # of all recipes
-    summed: bool  # whether SUM is one of them
+    parts: Mapping[str, Sequence[str]]  # layer of any recipe → the layers that its map is made of
     points: Mapping[Point, Site]
     attention: AttentionPass
     named_blocks: Sequence[str]  # those of the layers that are blocks, as they were named
@@ -235,15 +297,16 @@ class _Asked:
     def of(cls, tower: Tower, forward: Callable[[], Any], recipes: Sequence[Recipe]) -> _Asked:
         for recipe in recipes:
             check_method(recipe.method)
-        layers: dict[str, None] = {}
+        parts: dict[str, Sequence[str]] = {}
         points: dict[Point, Site] = {}
         by_attention: dict[str, None] = {}
         captured: dict[str, None] = {}
         for recipe in recipes:
-            summed = summed_blocks(tower, recipe.layers)
-            read = dict.fromkeys([*named_layers(recipe.layers), *summed])
-            _refuse_sums([recipe.method] if summed else [])
-            layers.update(dict.fromkeys(recipe.layers))
+            made_of = {layer: summed_blocks(tower, layer) for layer in recipe.layers if layer in (SUM, SCALED)}
+            _refuse_sums([recipe.method] if made_of else [])
+            made_of |= {layer: (layer,) for layer in named_layers(recipe.layers)}
+            parts.update({layer: made_of.get(layer, ()) for layer in recipe.layers})
+            read = dict.fromkeys(part for added in made_of.values() for part in added)
             captured.update(read)
             if recipe.method in ATTENTION_METHODS:
                 by_attention.update(read)
@@ -252,7 +315,7 @@ class _Asked:
         methods = [recipe.method for recipe in recipes if recipe.method in ATTENTION_METHODS]
         attention = AttentionPass.of(tower, list(by_attention), methods)
         blocks = [layer for layer in captured if name_in_tower(tower, layer) in tower.blocks]
-        return cls(list(layers), SUM in layers, points, attention, blocks)
+        return cls(parts, points, attention, blocks)
 
 
 def _point(tower: Tower, layer: str, site: str, forward: Callable[[], Any]) -> Site:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from ..engine.backward import can_balance
-from ..judge.check import Checked, MapCheck, Voters, block_voters, check_maps
+from ..judge.check import Checked, Evidence, MapCheck, Voters, block_voters, check_maps, verdicts
 from ..judge.choosing import in_batches
 from ..judge.trial import CALM, FILLS, MEAN_COLOUR, Heat
 from .explanation import Explanation
@@ -16,37 +16,76 @@ from .explanation import Explanation
 if TYPE_CHECKING:
     from .subject import HasSubject, Subject
 
+NO_VOTERS = Voters([], [])
+
 
 class MapChecker:
-    """Checks the maps of a run's samples. Patches get the mean colour, or a fill that moves the detector less.
+    """Checks the maps of a run's samples.
 
-    On the embedded detector the mean colour tells right from wrong maps better than the mirrored image does.
+    Patches get their nearest real tokens; without a bank the mean colour, or a fill that moves the detector less. On
+    the embedded detector the mean colour tells right from wrong maps better than the mirrored image does.
     """
 
     def __init__(self, detector: HasSubject, batch_size: int) -> None:
         subject = detector.as_subject()
         self.tried = subject.tried(in_batches(batch_size))
         moved = {fill: share for fill, share in subject.choice.moved.items() if fill in FILLS} if subject.choice else {}
-        calm = moved.get(MEAN_COLOUR, 0.0) <= CALM
+        calm = not moved or moved.get(MEAN_COLOUR, 0.0) <= CALM
         self.fill = MEAN_COLOUR if calm else min(moved, key=lambda fill: moved[fill])
-        blocks = block_voters(subject.tower.blocks) if can_balance(subject.tower) else []
-        self.voters = Voters(blocks, subject.candidates())
+        self.voters = NO_VOTERS
+        if subject.bank is None:
+            blocks = block_voters(subject.tower.blocks) if can_balance(subject.tower) else []
+            self.voters = Voters(blocks, subject.candidates())
 
-    def checks(self, images: Tensor, explanation: Explanation, seeds: Sequence[int]) -> Mapping[str, list[MapCheck]]:
-        """Layer → a check for each of the images (N, 3, H, W), as the detector takes them; none of two-sided maps."""
-        if "both" in explanation.target:
-            return {}
-        margins = explanation.head.margin(explanation.logits.float())
-        checked = Checked(images, explanation.target, margins, seeds)
-        found: dict[str, list[MapCheck]] = {}
-        for made in explanation.made:
-            names = {layer: name for name, (one, layer) in explanation.entries.items() if one is made}
-            maps = {names[layer]: Heat(of.raw.float().cpu(), of.empty.cpu()) for layer, of in made.layers.items()}
-            found.update(check_maps(self.tried, checked, maps, made.recipe.method, self.fill, self.voters))
-        return found
+    def checks(
+        self,
+        images: Tensor,
+        explanation: Explanation,
+        seeds: Sequence[int],
+        videos: Sequence[Hashable] | None = None,
+    ) -> Mapping[str, list[MapCheck]]:
+        """Layer → a check for each of the images (N, 3, H, W), as the detector takes them; none of two-sided maps.
+
+        `videos` of the images, whose own frames the bank leaves out.
+        """
+        exchange = self.tried.exchange
+        fill = FILLS[self.fill](images) if exchange is None else exchange(images, videos)
+        return _of_all(
+            explanation,
+            seeds,
+            lambda checked, maps, method: check_maps(self.tried, checked, maps, method, fill, self.voters),
+        )
 
 
-def check_explanation(subject: Subject, explanation: Explanation) -> dict[str, list[MapCheck]]:
+def verdicts_of(explanation: Explanation) -> dict[str, list[MapCheck]]:
+    """As `MapChecker.checks`, from the explanation's own evidence: the model is not asked. Nothing without evidence."""
+    if explanation.evidence is None:
+        return {}
+    return _of_all(explanation, range(len(explanation.images)), verdicts)
+
+
+def check_explanation(
+    subject: Subject, videos: Sequence[Hashable] | None, explanation: Explanation
+) -> dict[str, list[MapCheck]]:
     """The checks of `Explanation.check`, with random patches that are the same at every call."""
     checker = MapChecker(subject, len(explanation.images))
-    return dict(checker.checks(explanation.images, explanation, range(len(explanation.images))))
+    return dict(checker.checks(explanation.images, explanation, range(len(explanation.images)), videos))
+
+
+def _of_all(
+    explanation: Explanation,
+    seeds: Sequence[int],
+    check: Callable[[Checked, Mapping[str, Heat], str], dict[str, list[MapCheck]]],
+) -> dict[str, list[MapCheck]]:
+    """`check` of every recipe's maps, by the name of the map."""
+    if "both" in explanation.target:
+        return {}
+    margins = explanation.head.margin(explanation.logits.float())
+    evidence = None if explanation.evidence is None else Evidence(explanation.evidence.float().cpu())
+    checked = Checked(explanation.images, explanation.target, margins, seeds, evidence)
+    found: dict[str, list[MapCheck]] = {}
+    for made in explanation.made:
+        names = {layer: name for name, (one, layer) in explanation.entries.items() if one is made}
+        maps = {names[layer]: Heat(of.raw.float().cpu(), of.empty.cpu()) for layer, of in made.layers.items()}
+        found.update(check(checked, maps, made.recipe.method))
+    return found

@@ -98,7 +98,8 @@ class Explanation:
     `head` says what the logits mean. `target` names what each image's map explains ("fake", "real", "margin" or the
     name of a class). `images` (B, 3, H, W) are those that were explained, as they were given; `look` is how they are
     drawn. `choice`: how the map was chosen, where this call chose it. `untrained`: the detector has the weights it was
-    built with, so that nothing here means anything.
+    built with, so that nothing here means anything. `evidence` (B, L, h, w), where there is a bank: what each patch
+    adds to the score compared with its nearest real ones, block by block.
     """
 
     prediction: Prediction
@@ -109,6 +110,7 @@ class Explanation:
     look: Look = UNKNOWN_LOOK
     choice: Choice | None = None
     untrained: bool = False
+    evidence: Tensor | None = None
     checker: Callable[[Explanation], dict[str, list[MapCheck]]] | None = None
 
     # ------------------------------------------------------------------------------------------------------ prediction

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..base.allowed import DEFAULT_IMAGES, TRANSPLANT
 from ..base.errors import InputError
+from ..engine.bank import TokenBank
 from ..engine.heads import HeadReader
 from ..engine.recipe import Recipe, layer_names
 from ..engine.spatial_layers import SpatialLayer
@@ -27,6 +28,7 @@ from .capture import Capture
 from .explanation import UNTRAINED, Explanation, Look
 from .images import Batch, as_batch, as_batches, check_images
 from .one_pass import IMAGE, Asked, explain_batch
+from .real_tokens import with_bank
 from .subject import Subject
 from .untrained import WeightVersions, weight_versions
 
@@ -50,6 +52,7 @@ class GradCAMMixin(nn.Module):
     backbone: Any  # the host's vision tower
     gradcam: GradCAMSettings
     gradcam_choice: Choice | None = None  # how the map was chosen, after `calibrate_gradcam` or a run's own trial
+    gradcam_bank: TokenBank | None = None  # tokens of real images: `Bank.of`, or those of the trial
     usual_size: int
     said_untrained = False
     weights_at_first: WeightVersions | None = None  # None once it is known whether weights have come, or not asked
@@ -128,6 +131,7 @@ class GradCAMMixin(nn.Module):
             pp_epsilon=settings.pp_epsilon,
             precision=settings.backward_precision,
             choice=self.gradcam_choice,
+            bank=self.gradcam_bank,
         )
 
     def default_layers(self) -> list[str]:
@@ -179,10 +183,12 @@ class GradCAMMixin(nn.Module):
         Raises:
             InputError: no batch, or an unusable one.
         """
-        tried = self.as_subject().tried(in_batches(batch_size))
+        margins = self.as_subject().tried(in_batches(batch_size)).margins
         target = trial_target(self.gradcam.target)
-        given = trial_images(tried.margins, map(_checked, as_batches(data_dicts)), images, target)
-        choice = choose_map(tried, given, self.gradcam_candidates(), self.gradcam_named())
+        given = trial_images(margins, map(_checked, as_batches(data_dicts)), images, target)
+        subject = with_bank(self.as_subject(), given)
+        self.gradcam_bank = subject.bank
+        choice = choose_map(subject.tried(in_batches(batch_size)), given, subject.candidates(), self.gradcam_named())
         self.set_gradcam_choice(choice)
         return choice
 

@@ -55,11 +55,14 @@ def explained_in(subject: Subject, batch: Batch, asked: Asked, image_name: str, 
 
 def _explained(subject: Subject, batch: Batch, asked: Asked, checks: Checks) -> Explanation:
     """By a pass for each backward rule among the recipes, the order of which is kept."""
-    rules = dict.fromkeys(recipe.backward for recipe in asked.recipes)
-    of_rule = {rule: [recipe for recipe in asked.recipes if recipe.backward == rule] for rule in rules}
+    recipes = list(asked.recipes)
+    if subject.bank is not None:
+        recipes.append(subject.evidence_recipe(recipes))
+    rules = dict.fromkeys(recipe.backward for recipe in recipes)
+    of_rule = {rule: [recipe for recipe in recipes if recipe.backward == rule] for rule in rules}
     captured = {
-        rule: subject.capture(batch, recipes, asked.target, None, asked.completeness, checks)
-        for rule, recipes in of_rule.items()
+        rule: subject.capture(batch, list(dict.fromkeys(some)), asked.target, None, asked.completeness, checks)
+        for rule, some in of_rule.items()
     }
     first = captured[asked.recipes[0].backward]
     made = []
@@ -78,6 +81,7 @@ def _explained(subject: Subject, batch: Batch, asked: Asked, checks: Checks) -> 
         made=tuple(made),
         images=batch["image"],
         look=subject.look,
+        evidence=None if subject.bank is None else captured[recipes[-1].backward].evidence(recipes[-1]),
         checker=partial(check_explanation, subject),
     )
 

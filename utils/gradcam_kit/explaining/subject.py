@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
@@ -12,11 +12,14 @@ from torch import Tensor, nn
 
 from ..base.allowed import AUTO
 from ..base.errors import InputError
+from ..engine.bank import TokenBank
 from ..engine.checks import Checks
+from ..engine.contrast import CONTRAST
 from ..engine.frozen import frozen_for_explaining
 from ..engine.heads import ANY_MODEL, HeadReader, named_classes
+from ..engine.layers import SCALED
 from ..engine.methods import DEFAULT_EPSILON
-from ..engine.recipe import PLAIN, Recipe, layer_names, site_of
+from ..engine.recipe import BALANCED, PLAIN, Recipe, layer_names, site_of
 from ..engine.spatial_layers import SpatialLayer, last_spatial_layer
 from ..engine.targets import Target
 from ..engine.towers import Grid, unwrapped
@@ -28,6 +31,7 @@ from .capture import Capture, Request, capture
 from .explanation import UNKNOWN_LOOK, Look
 from .images import Batch
 from .precision import FP32
+from .real_tokens import token_fill
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +46,7 @@ class Subject:
         recipe: which map, where a call names none; an open one is left to a trial.
         says_nothing: nothing of the recipe was named, not even "auto".
         choice: how the map was chosen, if it was.
+        bank: tokens of images that the model calls real, where there are any.
         check_range: gets the least and the largest value of the images, and may refuse them.
         name: of the detector, in errors.
     """
@@ -58,6 +63,7 @@ class Subject:
     precision: str = FP32
     says_nothing: bool = False
     choice: Choice | None = None
+    bank: TokenBank | None = None
     check_range: Callable[[float, float], None] | None = None
     name: str = ""
 
@@ -99,10 +105,14 @@ class Subject:
 
         return self.tower.once("map layers", find)
 
-    def candidates(self, named: Recipe | None = None) -> list[Recipe]:
-        """The maps worth trying, the one to fall back on first; what `named` leaves open is filled in."""
+    def candidates(self, named: Recipe | None = None, bank: bool | None = None) -> list[Recipe]:
+        """The maps worth trying, the one to fall back on first; what `named` leaves open is filled in.
+
+        `bank`: whether there are real tokens to compare with; None: whether there are now.
+        """
         named = self.recipe if named is None else named
-        return shortlist(self.tower, self.map_layers(), named if named.is_open else Recipe.open())
+        named = named if named.is_open else Recipe.open()
+        return shortlist(self.tower, self.map_layers(), named, self.bank is not None if bank is None else bank)
 
     def drawn(self) -> Recipe:
         """The recipe with nothing left open: of what leaves a choice the first candidate, until a trial was made.
@@ -142,7 +152,16 @@ class Subject:
             raise InputError(f"recipe {recipe} leaves its map open: choose(model, images) gives one that is closed")
         backward = PLAIN if recipe.backward == AUTO else recipe.backward
         site = site_of(recipe.method, backward) if recipe.site == AUTO else recipe.site
-        return Recipe(recipe.method, recipe.layers or self.default_layers(), site, backward)
+        usual = (SCALED,) if recipe.method == CONTRAST and self.tower.blocks else ()
+        return Recipe(recipe.method, recipe.layers or usual or self.default_layers(), site, backward)
+
+    def evidence_recipe(self, recipes: Sequence[Recipe]) -> Recipe:
+        """The contrast map that verdicts follow from, in the pass of one of `recipes` where that reads its tokens."""
+        layers = (SCALED,) if self.tower.blocks else self.default_layers()
+        shared = next((one for one in recipes if one.method == CONTRAST and one.backward != BALANCED), None)
+        if shared is not None and set(layers) <= set(shared.layers):
+            return Recipe(CONTRAST, layers, backward=shared.backward)
+        return Recipe(CONTRAST, layers, backward=PLAIN)
 
     def capture(
         self,
@@ -152,8 +171,12 @@ class Subject:
         size: tuple[int, int] | None = None,
         completeness: bool = False,
         checks: Checks | None = None,
+        real: Mapping[str, Tensor] | None = None,
     ) -> Capture:
-        """One pass for recipes of one backward rule. `size` of the normalised maps, the image's where it is None."""
+        """One pass for recipes of one backward rule. `size` of the normalised maps, the image's where it is None.
+
+        `batch` may hold `video`, a name for each image; `real` as in `Request`.
+        """
         image = batch["image"]
         height, width = image.shape[2:]
         request = Request(
@@ -164,6 +187,9 @@ class Subject:
             completeness=completeness,
             precision=self.precision,
             pp_epsilon=self.pp_epsilon,
+            bank=self.bank,
+            videos=batch.get("video"),
+            real=real or {},
         )
         head = self.head._replace(batch=len(image))
         return capture(self.tower, partial(self.predict, batch), head, self.grid(height, width), request, checks)
@@ -184,12 +210,15 @@ class Subject:
 
             return torch.cat(in_parts(work, len(images))) if len(images) else torch.empty(0)
 
-        def captured(images: Tensor, target: Sequence[str], recipes: Sequence[Recipe]) -> Capture:
+        def captured(
+            images: Tensor, target: Sequence[str], videos: Sequence[Hashable], recipes: Sequence[Recipe]
+        ) -> Capture:
             grid = self.grid(images.shape[2], images.shape[3])
             size = None if grid is None else (grid.rows, grid.columns)
-            return self.capture({"image": images}, recipes, list(target), size)
+            return self.capture({"image": images, "video": videos}, recipes, list(target), size)
 
-        return TriedDetector(captured, margins, in_parts)
+        exchange = partial(token_fill, self, in_parts) if self.bank is not None else None
+        return TriedDetector(captured, margins, in_parts, exchange)
 
 
 @runtime_checkable

@@ -14,10 +14,11 @@ from ..base.allowed import AUTO
 from ..engine.attention import has_attention
 from ..engine.attention_methods import ATTENTION_METHODS
 from ..engine.backward import BALANCED, PLAIN, can_balance, gates_in
-from ..engine.layers import SUM
+from ..engine.contrast import CONTRAST
+from ..engine.layers import SCALED, SUM
 from ..engine.maps import LayerMaps
 from ..engine.methods import METHODS
-from ..engine.recipe import ATTENTION_SITE, NORMED, RESIDUAL, Recipe, site_of
+from ..engine.recipe import ATTENTION_SITE, BOTH, NORMED, RESIDUAL, Recipe, site_of
 from ..engine.towers.tower import Tower
 
 MOST = 16  # candidates of one trial
@@ -25,11 +26,16 @@ FINER = 3  # grids that are tried beside the default one of a convolutional netw
 FEWEST_CHANNELS = 8  # of a layer that is tried: fewer are no features
 
 
-def shortlist(tower: Tower, maps: MapLayers, named: Recipe) -> list[Recipe]:
-    """At most MOST candidates for `tower`, with what `named` leaves open filled in; the first is the fallback."""
+def shortlist(tower: Tower, maps: MapLayers, named: Recipe, bank: bool = False) -> list[Recipe]:
+    """At most MOST candidates for `tower`, with what `named` leaves open filled in; the first is the fallback.
+
+    `bank`: whether there are real tokens to compare with.
+    """
     blocks = tower.blocks
     attention, balanced = bool(blocks) and has_attention(tower, blocks), maps.gated or can_balance(tower)
     usual = _of_blocks(blocks, attention, balanced) if blocks else _of_maps(maps)
+    if bank:
+        usual = _contrasts(blocks, balanced, maps) + usual
     if named.method == AUTO and AUTO in named.layers:
         sites = (named.site, ATTENTION_SITE)
         fitting = [
@@ -45,21 +51,29 @@ def shortlist(tower: Tower, maps: MapLayers, named: Recipe) -> list[Recipe]:
 
 
 def _of_blocks(blocks: Sequence[str], attention: bool, balanced: bool) -> list[Recipe]:
-    """Of a transformer: sums over all blocks first, since they have no layer to get wrong."""
+    """Of a transformer: what is made of all blocks first, since it has no layer to get wrong."""
     last, late, middle = blocks[-1], blocks[(3 * len(blocks)) // 4 - (len(blocks) < 4)], blocks[len(blocks) // 2]
-    found = []
+    found = [Recipe("hirescam", SCALED, RESIDUAL, BOTH if balanced else PLAIN)] if len(blocks) > 1 else []
+    if attention:
+        found += [Recipe(method, SUM, ATTENTION_SITE, PLAIN) for method in ("attngrad", "gradeclip")]
     if balanced:
         kinds = [("hirescam", SUM), ("gradcam", SUM), ("hirescam", middle), ("hirescam", late), ("gradcam", late)]
         found += [Recipe(method, layer, RESIDUAL, BALANCED) for method, layer in kinds]
     found += [Recipe(method, last, NORMED, PLAIN) for method in ("gradcam", "hirescam", "layercam")]
     if attention:
-        kinds = [("legrad", last), ("gradeclip", last), ("gradeclip", SUM), ("attngrad", SUM)]
-        found += [Recipe(method, layer, ATTENTION_SITE, PLAIN) for method, layer in kinds]
+        found += [Recipe(method, last, ATTENTION_SITE, PLAIN) for method in ("legrad", "gradeclip")]
     if not balanced:
         found += [Recipe("hirescam", block, NORMED, PLAIN) for block in (late, middle)]
         found += [Recipe("hirescam", middle, RESIDUAL, PLAIN), Recipe("gradcam", middle, NORMED, PLAIN)]
     known = {*METHODS, *ATTENTION_METHODS}
     return list(dict.fromkeys(one for one in found if one.method in known))
+
+
+def _contrasts(blocks: Sequence[str], balanced: bool, maps: MapLayers) -> list[Recipe]:
+    """Contrast maps: of every third block or, of a convolutional network, of each of its grids."""
+    layers = [SCALED] if blocks else maps.names
+    rules = [BOTH, PLAIN] if blocks and balanced else [PLAIN]
+    return [Recipe(CONTRAST, layer, backward=rule) for rule in rules for layer in layers]
 
 
 def _of_maps(maps: MapLayers) -> list[Recipe]:

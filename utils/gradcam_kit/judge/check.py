@@ -1,42 +1,48 @@
-"""Can this map of this image be relied on? Figures by drop and by agreement, and a verdict."""
+"""Can this map of this image be relied on? Figures by contrast, by drop and by agreement, and a verdict."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..engine.contrast import CONTRAST, neighbourhood_mean, scaled_mean
 from ..engine.recipe import BALANCED, RESIDUAL, Recipe
-from .choosing import TriedDetector, directions, maps_of_all
-from .trial import FILLS, Heat, Scorer, grid_of, hottest, on_trial_grid, random_patches
+from .choosing import TrialImages, TriedDetector, directions, maps_of_all
+from .trial import Heat, Scorer, TokenFill, grid_of, hottest, on_trial_grid, random_patches
 
-SUPPORTED, WEAK, ARTEFACT = "supported", "weak", "artefact"
-WORDS = (SUPPORTED, WEAK, ARTEFACT)
-# Every threshold of the verdict: shares of the margin that the hottest patches take beyond random ones; of the votes.
-CLEAR_DROP, SOME_DROP = 0.25, 0.05
+SUPPORTED, WEAK, CONTRADICTED, ARTEFACT = "supported", "weak", "contradicted", "artefact"
+WORDS = (SUPPORTED, WEAK, CONTRADICTED, ARTEFACT)
+# Every threshold of the verdict: the contrast at the hottest patch, as a share of its largest; the votes; and shares of
+# the margin that it drops by with the hottest patches replaced, beyond random ones.
+CLEAR_CONTRAST, SOME_CONTRAST = 0.6, 0.3
 CLEAR_VOTES, SOME_VOTES = 0.5, 0.25
+CLEAR_DROP, SOME_DROP, AGAINST = 0.25, 0.05, -0.02
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MapCheck:
     """What speaks for one map of one image.
 
-    `word`: the verdict. `margin`: towards the class that is explained, as the detector gives it. `fall` and `random`:
-    its drop once the map's hottest patches, and as many random ones, are replaced. `mass`: the raw map's sum as a share
-    of the margin. `votes`: share of the tower's blocks whose balanced map is hottest at the same patch or one next to
-    it. `others`: the same of other methods' maps. None where there are none, or the margin is 0.
+    `word`: the verdict. `margin`: towards the class that is explained, as the detector gives it. `contrast`: what the
+    map's hottest patch adds to the score compared with its nearest real ones, as a share of the largest there is.
+    `fall` and `random`: the margin's drop once the map's hottest patches, and as many random ones, are replaced.
+    `mass`: the raw map's sum as a share of the margin. `votes`: share of the tower's blocks whose own map is hottest at
+    the same patch or one next to it. `others`: the same of other methods' maps. None: not asked for, there are none, or
+    the margin is 0.
     """
 
     word: str
     margin: float
-    fall: float
-    random: float
+    fall: float | None
+    random: float | None
     mass: float | None
     votes: float | None
     others: float | None
+    contrast: float | None = None
 
     def __post_init__(self) -> None:
         if self.word not in WORDS:
@@ -44,14 +50,43 @@ class MapCheck:
 
     @property
     def verdict(self) -> str:
-        """SUPPORTED, WEAK or ARTEFACT."""
+        """SUPPORTED, WEAK, CONTRADICTED or ARTEFACT."""
         return self.word
 
 
-def support(fall: float, random: float, margin: float, votes: float | None) -> float:
-    """The number behind the verdict, 0 to 1: mean of the votes and, unless the margin is 0, of the drop beyond random.
+class Evidence(NamedTuple):
+    """What the contrast with real images says of N images: the signed maps (N, L, h, w) of L blocks, on the CPU."""
 
-    A drop of CLEAR_DROP counts as 1.
+    blocks: Tensor
+
+    def contrast(self, raw: Tensor) -> Tensor:
+        """(N,): the contrast, over 3 × 3 patches, at the hottest patch of maps (N, h, w); a share of its largest."""
+        joint = neighbourhood_mean(scaled_mean(self.blocks.unbind(1)))
+        largest = joint.flatten(1).amax(dim=1)
+        there = _at(joint, _peak(raw)[0])
+        return torch.where(largest > 0, there / largest, torch.full_like(largest, -1.0))
+
+    def votes(self, raw: Tensor) -> Tensor:
+        """(N,): the share of the blocks whose own contrast, over 3 × 3 patches, is largest there or one patch away."""
+        place, patch = _peak(raw)
+        near = []
+        for block in self.blocks.unbind(1):
+            other, other_patch = _peak(neighbourhood_mean(block))
+            near.append(((place - other).abs() <= torch.maximum(patch, other_patch) * 1.01).all(dim=1))
+        return torch.stack(near).float().mean(dim=0)
+
+
+def _at(maps: Tensor, places: Tensor) -> Tensor:
+    """The values (N,) of maps (N, h, w) at `places` (N, 2), rows and columns in shares of the image."""
+    rows, columns = maps.shape[1:]
+    row, column = (places[:, 0] * rows).long(), (places[:, 1] * columns).long()
+    return maps.flatten(1).gather(1, (row * columns + column).unsqueeze(1)).squeeze(1)
+
+
+def support(fall: float, random: float, margin: float, votes: float | None) -> float:
+    """The number behind the verdict without a bank, 0 to 1: mean of the votes and of the drop beyond random.
+
+    A drop of CLEAR_DROP counts as 1; where the margin is 0 the votes alone count.
     """
     signs = [] if votes is None else [votes]
     if margin:
@@ -59,22 +94,33 @@ def support(fall: float, random: float, margin: float, votes: float | None) -> f
     return sum(signs) / len(signs) if signs else 0.0
 
 
-def word_of(fall: float, random: float, margin: float, votes: float | None, empty: bool = False) -> str:
-    """SUPPORTED, WEAK or ARTEFACT.
+def word_by_contrast(contrast: float, votes: float, share: float | None, empty: bool, own: bool) -> str:
+    """The verdict where there is a bank.
 
-    Supported: replacing the hottest patches costs a clear share of the margin and some blocks agree, or it costs some
-    of it and most blocks agree. Artefact: it costs nothing to speak of and hardly a block agrees; and an empty map. A
-    tower without balanced maps has no votes: only the drop decides.
+    `share`: the drop beyond random as a share of the margin, None where it was not asked for. `own`: the map is a
+    contrast map, whose contrast at its hottest patch is large by construction: there the blocks' votes decide.
     """
-    share = (fall - random) / abs(margin) if margin else 0.0
-    clear, some = share >= CLEAR_DROP, share >= SOME_DROP
     if empty:
         return ARTEFACT
-    if votes is None:
-        return SUPPORTED if clear else WEAK if some else ARTEFACT
-    if (clear and votes >= SOME_VOTES) or (some and votes >= CLEAR_VOTES):
-        return SUPPORTED
-    return WEAK if some or votes >= SOME_VOTES else ARTEFACT
+    if share is not None and share <= AGAINST:
+        return CONTRADICTED
+    clear, some = (
+        (votes >= CLEAR_VOTES, votes >= SOME_VOTES) if own else (contrast >= CLEAR_CONTRAST, contrast >= SOME_CONTRAST)
+    )
+    return SUPPORTED if clear else WEAK if some else ARTEFACT
+
+
+def word_by_drop(share: float, votes: float | None, empty: bool) -> str:
+    """The verdict where there is no bank, from the drop beyond random as a share of the margin, and from the votes.
+
+    Never SUPPORTED: what replaces the patches is evidence itself. Weak: it costs some of the margin, or half of the
+    blocks agree. A tower without balanced maps has no votes.
+    """
+    if empty:
+        return ARTEFACT
+    if share <= AGAINST:
+        return CONTRADICTED
+    return WEAK if share >= SOME_DROP or (votes or 0.0) >= CLEAR_VOTES else ARTEFACT
 
 
 def block_voters(blocks: Sequence[str]) -> list[Recipe]:
@@ -89,6 +135,7 @@ class Checked(NamedTuple):
     target: Sequence[str]  # what each image's map explains: fake, real or margin
     margins: Tensor  # (N,): fake − real
     seeds: Sequence[int]  # of each image's random patches
+    evidence: Evidence | None = None  # where there is a bank
 
 
 class Voters(NamedTuple):
@@ -99,40 +146,100 @@ class Voters(NamedTuple):
 
 
 def check_maps(
-    detector: TriedDetector, checked: Checked, maps: Mapping[str, Heat], method: str, fill: str, voters: Voters
+    detector: TriedDetector,
+    checked: Checked,
+    maps: Mapping[str, Heat],
+    method: str,
+    fill: Tensor | TokenFill,
+    voters: Voters,
 ) -> dict[str, list[MapCheck]]:
-    """One check for each image of each of `maps`: by layer, of these images, by `method`. `fill`: one of FILLS."""
+    """One check for each image of each of `maps`: by layer, of these images, by `method`.
+
+    `fill`: what replaces patches, as in `trial.Fills`. The voters are asked only where there is no evidence.
+    """
     images, direction = checked.images, directions(checked.target)
     towards = checked.margins.float().cpu() * direction
-    scorer, filled = Scorer(detector.margins, direction), FILLS[fill](images)
-    others = [one for one in voters.others if one.method != method]
-    heats, kept, _ = maps_of_all(detector, images, checked.target, [*voters.blocks, *others])
+    scorer = Scorer(detector.margins, direction)
+    random_drops: dict[tuple[int, int], Tensor] = {}  # by grid: layers of one grid share them
+    agree = _agreement_of(detector, checked, method, voters)
     checks = {}
-    random_drops: dict[tuple[int, int], list[float]] = {}  # by grid: layers of one grid share them
     for layer, heat in maps.items():
         patches = hottest(*heat)
         grid = grid_of(patches)
-        drops = scorer.drop(towards, images, filled, patches).tolist()
+        drops = scorer.drop(towards, images, fill, patches)
         if grid not in random_drops:
             drawn = torch.cat([random_patches(1, grid, seed) for seed in checked.seeds])
-            random_drops[grid] = scorer.drop(towards, images, filled, drawn).tolist()
-        votes, agreed = (
-            _agreement(heat, [heats[one] for one in some if one in heats], kept) for some in (voters.blocks, others)
-        )
-        rows = zip(towards.tolist(), drops, random_drops[grid], heat.raw.flatten(1).sum(dim=1).tolist(), strict=True)
-        checks[layer] = [
+            random_drops[grid] = scorer.drop(towards, images, fill, drawn)
+        checks[layer] = _checks_of(checked, towards, heat, method, (drops, random_drops[grid]), agree(heat))
+    return checks
+
+
+def verdicts(checked: Checked, maps: Mapping[str, Heat], method: str) -> dict[str, list[MapCheck]]:
+    """As `check_maps`, from the evidence alone: it asks the detector nothing, and knows of no drop."""
+    towards = checked.margins.float().cpu() * directions(checked.target)
+    return {layer: _checks_of(checked, towards, heat, method) for layer, heat in maps.items()}
+
+
+Agreed = tuple[Sequence[float | None], Sequence[float | None]]  # of blocks and of other methods, by image
+
+
+def _checks_of(
+    checked: Checked,
+    towards: Tensor,
+    heat: Heat,
+    method: str,
+    drops: tuple[Tensor, Tensor] | None = None,
+    agreed: Agreed | None = None,
+) -> list[MapCheck]:
+    """The checks of one layer's maps. `drops`: of the hottest and of random patches, (N,) each, where asked for."""
+    evidence, raw = checked.evidence, on_trial_grid(heat.raw)
+    contrasts = None if evidence is None else evidence.contrast(raw).tolist()
+    votes, others = agreed or ([None] * len(raw), [None] * len(raw))
+    if evidence is not None:
+        votes = evidence.votes(raw).tolist()
+    found = []
+    for i, (margin, mass) in enumerate(zip(towards.tolist(), heat.raw.flatten(1).sum(dim=1).tolist(), strict=True)):
+        drop, random = (float(of[i]) for of in drops) if drops else (None, None)
+        share = None if drop is None or random is None else (drop - random) / abs(margin) if margin else 0.0
+        empty = bool(heat.empty[i])
+        if contrasts is not None:
+            word = word_by_contrast(contrasts[i], votes[i] or 0.0, share, empty, method == CONTRAST)
+            if word == SUPPORTED and checked.target[i] == "real":  # real images say what is no fake, and no more
+                word = WEAK
+        else:
+            word = word_by_drop(share or 0.0, votes[i], empty)
+        found.append(
             MapCheck(
-                word=word_of(drop, random, margin, votes[i], bool(heat.empty[i])),
+                word=word,
                 margin=margin,
                 fall=drop,
                 random=random,
                 mass=mass / abs(margin) if margin else None,
                 votes=votes[i],
-                others=agreed[i],
+                others=others[i],
+                contrast=None if contrasts is None else contrasts[i],
             )
-            for i, (margin, drop, random, mass) in enumerate(rows)
-        ]
-    return checks
+        )
+    return found
+
+
+def _agreement_of(
+    detector: TriedDetector, checked: Checked, method: str, voters: Voters
+) -> Callable[[Heat], Agreed | None]:
+    """What asks the voters how far they agree with a map; nothing is asked where there is evidence."""
+    if checked.evidence is not None:
+        return lambda heat: None
+    others = [one for one in voters.others if one.method != method]
+    given = TrialImages(checked.images, checked.target, [None] * len(checked.images))
+    heats, kept, _ = maps_of_all(detector, given, [*voters.blocks, *others])
+
+    def agree(heat: Heat) -> Agreed:
+        blocks, methods = (
+            _agreement(heat, [heats[one] for one in some if one in heats], kept) for some in (voters.blocks, others)
+        )
+        return blocks, methods
+
+    return agree
 
 
 def _agreement(heat: Heat, voters: Sequence[Heat], kept: list[int]) -> list[float | None]:

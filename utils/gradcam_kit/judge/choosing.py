@@ -15,7 +15,7 @@ from ..engine.maps import NonFiniteMapError
 from ..engine.recipe import Recipe
 from .candidates import candidate_maps
 from .transplant import Margins
-from .trial import PAIRED_REAL, Heat, Scorer, fills_of, try_candidates
+from .trial import PAIRED_REAL, REAL_TOKENS, Fills, Heat, Scorer, TokenFill, fills_of, try_candidates
 from .verdict import UNTRIED, Choice, choose
 
 T = TypeVar("T")
@@ -34,16 +34,18 @@ def in_batches(size: int) -> InParts[Any]:
 class TriedDetector(NamedTuple):
     """What a trial needs of a detector."""
 
-    capture: Callable[..., Any]  # (images, target, recipes) → what gives their maps, from one pass
+    capture: Callable[..., Any]  # (images, target, videos, recipes) → what gives their maps, from one pass
     margins: Margins  # of any number of images
     in_parts: InParts[Any]  # splits the maps' work into batches that fit into memory
+    # (images, their videos) → what exchanges their patches for real tokens; None without a bank
+    exchange: Callable[[Tensor, Sequence[Hashable] | None], TokenFill] | None = None
 
 
 class TrialImages(NamedTuple):
     """N images (N, 3, H, W) as the detector takes them; `target` is whose evidence is shown: fake, real or margin.
 
-    `videos` of each. `reals` (M, 3, H, W): images that the detector calls real. `paired` (N, 3, H, W): the real image
-    that each was made from; `has_pair` (N,) bool: where it is known.
+    `videos` of each. `reals` (M, 3, H, W): images that the detector calls real, of `real_videos`. `paired`
+    (N, 3, H, W): the real image that each was made from; `has_pair` (N,) bool: where it is known.
     """
 
     images: Tensor
@@ -52,12 +54,13 @@ class TrialImages(NamedTuple):
     reals: Tensor | None = None
     paired: Tensor | None = None
     has_pair: Tensor | None = None
+    real_videos: Sequence[Hashable] = ()
 
     def only(self, kept: Tensor) -> TrialImages:
         """Those at the positions `kept`."""
         target, videos = ([of[i] for i in kept.tolist()] for of in (self.target, self.videos))
         paired, has_pair = (None if of is None else of[kept] for of in (self.paired, self.has_pair))
-        return TrialImages(self.images[kept], target, videos, self.reals, paired, has_pair)
+        return TrialImages(self.images[kept], target, videos, self.reals, paired, has_pair, self.real_videos)
 
 
 def trial_images(
@@ -95,6 +98,7 @@ def trial_images(
         torch.stack([image for image, _, _ in reals]) if fakes and reals else None,
         torch.stack(pairs) if known else None,
         torch.ones(len(used), dtype=torch.bool) if known else None,
+        [video for _, video, _ in reals] if fakes else (),
     )
 
 
@@ -110,17 +114,20 @@ def choose_map(
     given = given.only(torch.isfinite(margins).nonzero().flatten())
     if given.has_pair is not None and given.has_pair.float().mean() >= 0.5:
         given = given.only(given.has_pair.nonzero().flatten())
-    maps, kept, unmade = maps_of_all(detector, given.images, given.target, list(dict.fromkeys([*named, *candidates])))
+    maps, kept, unmade = maps_of_all(detector, given, list(dict.fromkeys([*named, *candidates])))
     given = given.only(torch.tensor(kept, dtype=torch.long))
     if not maps or not kept:
         reasons = {str(one): reason for one, reason in unmade.items()}
         return Choice(UNTRIED, (named or candidates)[0], "no image, or no map, could be tried", unmade=reasons)
     paired = given.paired if given.has_pair is not None and bool(given.has_pair.all()) else None
-    fills = fills_of(given.images, given.reals)
+    fills: Fills = fills_of(given.images, given.reals)
+    only = None
     if paired is not None:
-        fills[PAIRED_REAL] = paired
+        fills, only = {**fills, PAIRED_REAL: paired}, PAIRED_REAL
+    elif detector.exchange is not None:
+        fills, only = {REAL_TOKENS: detector.exchange(given.images, given.videos)}, REAL_TOKENS
     scorer = Scorer(detector.margins, directions(given.target))
-    trial = try_candidates(given.images, maps, fills, scorer, None if paired is None else PAIRED_REAL)
+    trial = try_candidates(given.images, maps, fills, scorer, only)
     return choose(trial, candidates, [one for one in named if one in maps], given.videos, unmade)
 
 
@@ -130,19 +137,19 @@ def directions(target: Sequence[str]) -> Tensor:
 
 
 def maps_of_all(
-    detector: TriedDetector, images: Tensor, target: Sequence[str], candidates: Sequence[Recipe]
+    detector: TriedDetector, given: TrialImages, candidates: Sequence[Recipe]
 ) -> tuple[dict[Recipe, Heat], list[int], dict[Recipe, str]]:
     """Maps of the candidates that have any, positions of the images whose maps are all finite, why others have none."""
     unmade: dict[Recipe, str] = {}
     kept: list[int] = []
 
     def work(part: slice) -> dict[Recipe, Heat]:
-        positions = list(range(*part.indices(len(images))))
+        positions = list(range(*part.indices(len(given.images))))
         while positions:
-            names = [target[i] for i in positions]
+            some = given.only(torch.tensor(positions))
             wanted = [one for one in candidates if one not in unmade]
             try:
-                found = _made(partial(detector.capture, images[positions], names), wanted, unmade)
+                found = _made(partial(detector.capture, some.images, some.target, some.videos), wanted, unmade)
             except NonFiniteMapError as error:
                 positions = [position for i, position in enumerate(positions) if i not in error.samples]
             else:
@@ -150,7 +157,7 @@ def maps_of_all(
                 return found
         return {}
 
-    parts = [found for found in detector.in_parts(work, len(images)) if found]
+    parts = [found for found in detector.in_parts(work, len(given.images)) if found]
     made = [one for one in candidates if one not in unmade]
     if not parts:
         return {}, [], unmade

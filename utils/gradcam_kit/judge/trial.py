@@ -1,8 +1,8 @@
 """Maps under trial: how far the detector's margin drops once a map's hottest patches, or random ones, are replaced.
 
 A map that shows what the detector reads costs it more than random patches do (deletion at a single share; Petsiuk et
-al. 2018). What replaces them is a fill: a whole image of the same size. No fill suits every detector: a blurred patch
-looks forged to one, a grey one to another.
+al. 2018). What replaces them is a fill: another image's pixels, or the nearest tokens of real images (`engine.bank`).
+No fill of pixels suits every detector: a blurred patch looks forged to one, a grey one to another.
 """
 
 from __future__ import annotations
@@ -24,8 +24,10 @@ SEED = 0  # of the random patches: the same for every candidate and every run
 SHARE = 0.05  # of the patches that are replaced
 MOST_SIDE = 32  # patches a side; a finer map is averaged down: single pixels are no evidence
 MEAN_COLOUR, MIRRORED, BLUR, OTHER_REAL, PAIRED_REAL = "mean colour", "mirrored", "blur", "another real", "paired real"
+REAL_TOKENS = "the nearest real tokens"
 
-Fills = dict[str, Tensor]  # name → (N, 3, H, W), for the same N images
+TokenFill = Callable[[Tensor], Tensor]  # patches (N, h, w) bool of N images → their margins (N,) without these
+Fills = Mapping[str, Tensor | TokenFill]  # name → for the same N images (N, 3, H, W), or what exchanges their tokens
 
 
 def mean_coloured(images: Tensor) -> Tensor:
@@ -39,7 +41,7 @@ FILLS: Mapping[str, Callable[[Tensor], Tensor]] = {
 }  # fmt: skip
 
 
-def fills_of(images: Tensor, reals: Tensor | None = None) -> Fills:
+def fills_of(images: Tensor, reals: Tensor | None = None) -> dict[str, Tensor]:
     """Every fill of `images` (N, 3, H, W) that needs no pair, the one to prefer first.
 
     `reals` (M, 3, H, W): images that the detector calls real; image i is given the patches of real i modulo M.
@@ -67,9 +69,11 @@ class Scorer(NamedTuple):
         """(N, 3, H, W) → (N,) float32 on the CPU, above 0 where the detector decides for the class explained."""
         return self.margins(images).float().cpu() * self.direction
 
-    def drop(self, before: Tensor, images: Tensor, fill: Tensor, patches: Tensor) -> Tensor:
-        """(N,): how far the margin falls from `before` once `patches` (N, h, w) are taken from `fill`."""
-        return before - self.of(replaced(images, fill, patches))
+    def drop(self, before: Tensor, images: Tensor, fill: Tensor | TokenFill, patches: Tensor) -> Tensor:
+        """(N,): how far the margin drops from `before` once `patches` (N, h, w) are taken from `fill`."""
+        if isinstance(fill, Tensor):
+            return before - self.of(replaced(images, fill, patches))
+        return before - fill(patches).float().cpu() * self.direction
 
 
 def replaced(images: Tensor, fill: Tensor, patches: Tensor) -> Tensor:

@@ -56,7 +56,8 @@ class Choice:
     `state`: CHOSEN; UNDECIDED, where fills disagree or there are too few images; UNSUPPORTED, where no candidate's
     interval lies above 0; NAMED, where nothing was left open; UNTRIED. `used` is drawn; of several named layers it is
     the first. `moved`: fill → share of the margin by which random patches move it; `fills` were used. `unmade`:
-    candidate → why it has no map here. `margin`: mean of its size over the images.
+    candidate → why it has no map here. `margin`: mean of its size over the images. `bank`: dataset and number of each
+    real frame that patches were compared with, in a run.
     """
 
     state: str
@@ -70,6 +71,7 @@ class Choice:
     margin: float = 0.0
     unmade: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()  # on the images
+    bank: tuple[tuple[str, int], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """As files hold it: NaN is null."""
@@ -133,7 +135,7 @@ def choose(
 
 
 def _disagreement(trial: Trial, winner: Row) -> str:
-    """Why the winner cannot be relied on; empty where it can. A paired real needs no second fill."""
+    """Why the winner cannot be relied on; empty where it can. Real tokens and a paired real need no second fill."""
     if PAIRED_REAL in trial.drops:
         return ""
     margin = float(trial.margins.abs().mean())

@@ -15,7 +15,7 @@ from ..base.allowed import SITES
 from ..engine.attention import has_attention
 from ..engine.attention_methods import ATTENTION_METHODS
 from ..engine.backward import can_balance
-from ..engine.layers import FUSED, SUM, block_names, named_layers, site_of_layer, summed_blocks
+from ..engine.layers import FUSED, SCALED, SUM, block_names, named_layers, site_of_layer, summed_blocks
 from ..engine.maps import Canvas, normalise
 from ..engine.methods import METHODS
 from ..engine.recipe import BALANCED, PLAIN, Recipe, site_of, sites_of
@@ -31,18 +31,20 @@ FAILS_FROM = 0.3  # rank correlation, all weights random, from which a method fa
 def swept_recipes(detector: LoadedDetector, layers: Sequence[str], backwards: Sequence[str] = ()) -> list[Recipe]:
     """All methods at all sites of `layers`, with `fused` beside them where there are two or more.
 
-    Where `sum` is among them, methods whose maps do not add are left out. By both backward rules where the tower can be
+    Where `sum` or `scaled` is among them, methods whose maps do not add are left out. By both backward rules where the
+    tower can be
     balanced, unless `backwards` names them; of both, the balanced one is only for the sites at which it makes a
     method's products add up (rollout has no gradient).
     """
     tower: Tower = detector.model.tower
-    named, summed = named_layers(layers), summed_blocks(tower, layers)
+    named, sums = named_layers(layers), [layer for layer in (SUM, SCALED) if layer in layers]
+    summed = [block for layer in sums for block in summed_blocks(tower, layer)]
     read = [*named, *summed]
     points = [[site_of_layer(tower, layer, site) for layer in read] for site in SITES]
     sites = SITES if any(a.module is not b.module for a, b in zip(*points, strict=True)) else SITES[:1]
     attention = [name for name, method in ATTENTION_METHODS.items() if not summed or method.sum_of is not None]
     methods = [*METHODS, *(attention if has_attention(tower, read) else ())]
-    every = [*named, *([FUSED] if len(named) > 1 else []), *([SUM] if summed else [])]
+    every = [*named, *([FUSED] if len(named) > 1 else []), *sums]
     rules = backwards or ((PLAIN, BALANCED) if can_balance(tower) else (PLAIN,))
     return [
         Recipe(method, layer, site, rule)

@@ -22,6 +22,7 @@ from ..data.frame import Frame
 from ..data.images import UnreadableImage, decode_image, read_file
 from ..drawing.overlays import PastedCrop
 from ..explaining.checking import MapChecker
+from ..explaining.real_tokens import with_bank
 from ..judge.choosing import choose_map, in_batches, trial_images
 from ..judge.verdict import FEWEST_IMAGES, judgements, printed
 from ..model.detector import LoadedDetector
@@ -104,13 +105,15 @@ class SingleImages:
         if len(files) < FEWEST_IMAGES:
             return
         model, target = self.detector.model, self.detector.gradcam.target
-        asked = self.detector.as_subject().tried(in_batches(BATCH))
+        margins = self.detector.as_subject().tried(in_batches(BATCH)).margins
         batches = ({"image": batch} for batch in self._batches(files[: POOL * images]))
         try:
-            given = trial_images(asked.margins, batches, images, target if target in ("margin", "real") else "fake")
+            given = trial_images(margins, batches, images, target if target in ("margin", "real") else "fake")
         except InputError:  # none of them can be read; the reason is printed where each is explained
             return
-        choice = choose_map(asked, given, model.gradcam_candidates(), model.gradcam_named())
+        subject = with_bank(self.detector.as_subject(), given)
+        model.gradcam_bank = subject.bank
+        choice = choose_map(subject.tried(in_batches(BATCH)), given, subject.candidates(), model.gradcam_named())
         model.set_gradcam_choice(choice)
         print("\n".join([*printed(choice), *judgements(choice)]), file=sys.stderr)  # stdout has one line per image
 

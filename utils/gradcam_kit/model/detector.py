@@ -173,6 +173,8 @@ class LoadedDetector:
         data = self.inputs(self.normalised(pixels), frames)
         if reference is not None:
             data["reference"] = self.normalised(reference)
+        if frames is not None:
+            data["video"] = [frame.whole_video for frame in frames]
         if label is not None:
             data["label"] = label.to(self.device)
 

@@ -13,10 +13,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..base.errors import InputError
 from ..base.files import write_json, write_table
 from ..data.frame import Frame, evenly_spaced
 from ..data.frames import frame_loader
+from ..engine.contrast import CONTRAST
 from ..engine.recipe import Recipe
+from ..explaining.real_tokens import bank_of, one_of_each_video, with_bank
 from ..judge.candidates import captures
 from ..judge.choosing import TrialImages, choose_map
 from ..judge.trial import Margins, passes
@@ -89,7 +92,7 @@ class Plan(NamedTuple):
     @classmethod
     def of(cls, detector: LoadedDetector, images: int) -> Plan:
         """For a detector with heatmaps."""
-        candidates, named = detector.model.gradcam_candidates(), detector.model.gradcam_named()
+        candidates, named = detector.as_subject().candidates(bank=images > 0), detector.model.gradcam_named()
         return cls(candidates, named, min(images, JUDGED) if named else images)
 
     def key(self, manifest: Manifest) -> str:
@@ -112,7 +115,8 @@ class Plan(NamedTuple):
 
     def untried(self, why: str) -> Choice:
         """What is drawn where nothing is tried."""
-        return Choice(UNTRIED, (self.named or self.candidates)[0], why)
+        first = next(one for one in [*self.named, *self.candidates] if one.method != CONTRAST or self.named)
+        return Choice(UNTRIED, first, why)
 
     def announcement(self) -> str:
         """What it will cost, in one line."""
@@ -135,7 +139,8 @@ def calibrate(context: Context, plan: Plan, datasets: Mapping[str, Sequence[Fram
     detector, settings = context.detector, context.settings
     frames = [frame for some in datasets.values() for frame in some]
     split = SplitOnOutOfMemory("trying maps on", settings.batch_size)
-    asked = detector.as_subject().tried(split.run, context.guard.check)
+    subject = detector.as_subject()
+    asked = subject.tried(split.run, context.guard.check)
     frames, pixels, is_fake = _predicted(context, asked.margins, evenly_spaced(frames, POOL * plan.images))
     fakes = evenly_spaced([i for i, fake in enumerate(is_fake) if fake], plan.images)
     reals = evenly_spaced([i for i, fake in enumerate(is_fake) if not fake], plan.images)
@@ -149,13 +154,39 @@ def calibrate(context: Context, plan: Plan, datasets: Mapping[str, Sequence[Fram
     images = TrialImages(
         detector.normalised(pixels[used]),
         [target] * len(used),
-        [(frame.dataset, frame.forgery, frame.video) for frame in tried_on],
+        [frame.whole_video for frame in tried_on],
         detector.normalised(pixels[reals]) if reals and fakes else None,
         detector.normalised(pairs.pixels),
         pairs.paired,
+        [frames[i].whole_video for i in reals] if fakes else [],
     )
-    choice = choose_map(asked, images, plan.candidates, plan.named)
+    subject = with_bank(subject, images)
+    asked, bank = subject.tried(split.run, context.guard.check), subject.bank
+    candidates = [one for one in plan.candidates if bank is not None or one.method != CONTRAST]
+    choice = choose_map(asked, images, candidates, plan.named)
+    if bank is not None:
+        compared = [frames[reals[i]] for i in one_of_each_video(images.real_videos)]
+        choice = replace(choice, bank=tuple((frame.dataset, frame.index) for frame in compared))
     return choice if fakes else replace(choice, notes=(*choice.notes, NO_FAKE))
+
+
+def set_bank(context: Context, choice: Choice, datasets: Mapping[str, Sequence[Frame]]) -> None:
+    """Give the detector the tokens of the real frames that the choice names; each process makes them for itself.
+
+    Raises InputError where one of them cannot be read any more.
+    """
+    frames = [datasets[name][index] for name, index in choice.bank]
+    if not frames:
+        return
+    detector, settings = context.detector, context.settings
+    pixels: list[Tensor] = []
+    for batch in frame_loader(frames, settings.detector.resolution, settings.batch_size, settings.workers):
+        if batch.unreadable:
+            frame, reason = batch.unreadable[0]
+            raise InputError(f"{frame.path}: maps are compared with this real frame, and it {reason}; put it back")
+        pixels.append(batch.pixels)
+    images = detector.normalised(torch.cat(pixels))
+    detector.model.gradcam_bank = bank_of(detector.as_subject(), images, [frame.whole_video for frame in frames])
 
 
 def _predicted(context: Context, margins: Margins, some: Sequence[Frame]) -> tuple[list[Frame], Tensor, list[bool]]:

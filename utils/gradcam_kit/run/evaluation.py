@@ -32,7 +32,7 @@ from ..store.manifest import METRICS, STARTED, DatasetRecord, Manifest, Numbers,
 from ..store.read_run import read_metrics
 from ..store.run_folder import RunFolder, now
 from ..store.sample_writer import expected_output
-from .calibration import CALIBRATION_CSV, CALIBRATION_JSON, Calibration, Plan, calibrate, find_calibration
+from .calibration import CALIBRATION_CSV, CALIBRATION_JSON, Calibration, Plan, calibrate, find_calibration, set_bank
 from .dataset_run import Context, DatasetRun, explains_every_frame, samples_at_most
 from .disturbances import SignalGuard, SplitOnOutOfMemory, resume_command
 from .exports import TOP_FILES, begin_exports, check_exports, lacks_exports, write_exports
@@ -88,6 +88,7 @@ def _run_in(folder: RunFolder, context: Context, datasets: Datasets, kept: Calib
     calibration = processes.on_rank_zero(lambda: kept or _calibrate(folder, context, datasets))
     if calibration is not None:
         context.detector.model.set_gradcam_choice(calibration.choice)
+        set_bank(context, calibration.choice, datasets)
     if processes.first:
         print(_expected_output(context, datasets), end="")
     results = [DatasetRun(context, frames, folder.path / name).evaluate() for name, frames in datasets.items()]

@@ -15,7 +15,7 @@ from ..data.frame_paths import Stamp
 from ..data.frames import Batch
 from ..drawing.overlays import DrawnLayers, LayerImage, layer_images
 from ..engine.checks import FromDevice
-from ..explaining.checking import MapChecker
+from ..explaining.checking import MapChecker, verdicts_of
 from ..explaining.explanation import Explanation
 from ..explaining.pending import Pending
 from ..judge.check import ARTEFACT, MapCheck
@@ -138,7 +138,7 @@ class Explainer:
             numbers, drawn_layers = self._sent(explanation, pixels[kept].to(self.detector.device))
         logits, scores, probabilities = numbers.read()
         images = drawn_layers.read()
-        checks = checks_of(self.checker, explanation, [frames[position].index for position in kept])
+        checks = checks_of(self.checker, explanation, [frames[position] for position in kept])
         if any(map(any, denied_maps(checks).values())):
             images = drawn_on(self.detector, pixels[kept], explanation, checks)
         explanation = replace(explanation, prediction={**explanation.prediction, "cls": logits, "prob": probabilities})
@@ -167,10 +167,13 @@ class Explainer:
 
 
 def checks_of(
-    checker: MapChecker | None, explanation: Explanation, seeds: Sequence[int]
+    checker: MapChecker | None, explanation: Explanation, frames: Sequence[Frame]
 ) -> Mapping[str, list[MapCheck]]:
-    """Layer → a check for each of the images that were explained; none, and nothing computed, without a checker."""
-    return checker.checks(explanation.images, explanation, seeds) if checker else {}
+    """Layer → a check for each of the explained frames; without a checker what the explanation itself tells."""
+    if checker is None:
+        return verdicts_of(explanation)
+    seeds, videos = [frame.index for frame in frames], [frame.whole_video for frame in frames]
+    return checker.checks(explanation.images, explanation, seeds, videos)
 
 
 def denied_maps(checks: Mapping[str, Sequence[MapCheck]]) -> dict[str, list[bool]]:
@@ -191,5 +194,5 @@ def explain_images(
 ) -> tuple[Explanation, list[list[LayerImage]], Mapping[str, list[MapCheck]]]:
     """uint8 images (B, 3, H, W) of no dataset: explained, drawn (a list of layers per image), checked by `seeds`."""
     explanation = detector.explain(pixels, completeness=checker is not None)
-    checks = checks_of(checker, explanation, seeds)
+    checks = checker.checks(explanation.images, explanation, seeds) if checker else {}
     return explanation, drawn_on(detector, pixels, explanation, checks), checks

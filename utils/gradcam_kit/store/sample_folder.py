@@ -83,14 +83,21 @@ def _map_text(layer: LayerFacts) -> str:
 
 
 def _check_text(check: MapCheck) -> str:
-    """The word and the figures behind it."""
-    votes = "" if check.votes is None else f", {check.votes:.0%} of the blocks hottest there"
-    others = "" if check.others is None else f", {check.others:.0%} of other maps"
+    """The verdict and the figures behind it."""
+    facts = []
+    if check.contrast is not None:
+        facts.append(f"contrast with real images {check.contrast:.0%} of the largest at the hottest patch")
+    if check.fall is not None and check.random is not None:
+        facts.append(
+            f"margin {check.margin:.4g} falls by {check.fall:.4g} with its hottest patches replaced, by"
+            f" {check.random:.4g} with random ones"
+        )
+    if check.votes is not None:
+        facts.append(f"{check.votes:.0%} of the blocks hottest there")
+    if check.others is not None:
+        facts.append(f"{check.others:.0%} of other maps")
     mass = "" if check.mass is None else f"; raw map {check.mass:.3g} of the margin"
-    return (
-        f"{check.word}: margin {check.margin:.4g} falls by {check.fall:.4g} with its hottest patches replaced, by"
-        f" {check.random:.4g} with random ones{votes}{others}{mass}"
-    )
+    return f"{check.word}: {', '.join(facts)}{mass}"
 
 
 def comparison_title(sample: Sample) -> str:

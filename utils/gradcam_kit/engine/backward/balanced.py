@@ -40,7 +40,7 @@ from ..layers import LayerError
 from ..towers.attention import BlockAttention
 from ..towers.tower import Tower
 
-PLAIN, BALANCED = BACKWARDS
+PLAIN, BALANCED = BACKWARDS[:2]
 
 RMS_NORM = re.compile("rms_?norm", re.IGNORECASE)  # by the class's name: most are written by hand
 ACTIVATION = re.compile("gelu|silu|swish|mish|relu|elu", re.IGNORECASE)  # those with f(0) = 0
@@ -64,7 +64,7 @@ def check_backward(backward: str) -> None:
 def backward_rules(
     tower: Tower, backward: str, activations: Activations | None = None
 ) -> AbstractContextManager[AbstractContextManager[Any]]:
-    """Hooks for a forward pass inside, so that its backward pass is `backward`, one of BACKWARDS.
+    """Hooks for a forward pass inside, so that its backward pass is `backward`, PLAIN or BALANCED.
 
     What is yielded is another context, to be entered around the forward pass alone: it slows every torch function down.
 

@@ -1,0 +1,60 @@
+"""The bank: patch tokens of images that the detector calls real, which the patches of others are compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .layers import LayerError
+
+NEIGHBOURS = 30  # real tokens that a patch is compared with: a few unnoticed fakes in the bank are outvoted
+FEWEST_IMAGES = 4  # of a bank that is made without being asked for: fewer point worse
+MOST_IMAGES = 16  # of a bank: more cost more and point hardly better
+
+
+@dataclass(frozen=True, slots=True)
+class TokenBank:
+    """Patch tokens of M real images.
+
+    `tokens`: layer → (M, P, C) float16 on the model's device, the P patches of each image. `videos`: of each image, so
+    that no image is compared with frames of its own video.
+    """
+
+    tokens: Mapping[str, Tensor]
+    videos: tuple[Hashable, ...]
+
+    def nearest(self, layer: str, A: Tensor, videos: Sequence[Hashable] | None = None) -> Tensor:
+        """The mean of the NEIGHBOURS nearest real tokens of every patch of `A` (B, C, h, w), in the same shape.
+
+        Near by cosine, after each token's mean over channels is taken out. `videos` of the B images: real images of
+        the same video are left out. Raises LayerError for a layer that the bank has no tokens of.
+        """
+        if layer not in self.tokens:
+            raise LayerError(f"the bank has no tokens of layer {layer!r}; it has those of {', '.join(self.tokens)}")
+        exact = torch.promote_types(A.dtype, torch.float32)
+        real = self.tokens[layer].to(exact)
+        keys, values = _direction(real).flatten(0, 1).T, real.flatten(0, 1)
+        patches = A.detach().to(exact).flatten(2).transpose(1, 2)
+        found = []
+        for i, image in enumerate(patches):  # one by one: (h·w, M·P) likenesses at a time
+            likeness = _direction(image) @ keys
+            if videos is not None:
+                own = torch.tensor([video == videos[i] for video in self.videos], device=A.device)
+                likeness = likeness.masked_fill(own.repeat_interleave(real.shape[1]), -2.0)
+            near = likeness.topk(min(NEIGHBOURS, likeness.shape[1]), dim=1).indices
+            found.append(F.embedding_bag(near, values, mode="mean"))
+        return torch.stack(found).transpose(1, 2).reshape(A.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """What the tokens take in memory."""
+        return sum(tokens.nbytes for tokens in self.tokens.values())
+
+
+def _direction(tokens: Tensor) -> Tensor:
+    """(..., C) → the same without the mean over channels, at length 1."""
+    return F.normalize(tokens - tokens.mean(dim=-1, keepdim=True), dim=-1)

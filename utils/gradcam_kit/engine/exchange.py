@@ -1,0 +1,171 @@
+"""Patches exchanged in the middle of a forward pass: from a layer on, the model runs with other tokens there.
+
+A patch of an image that is filled with grey, blur or another face is evidence itself. A token that becomes its nearest
+real one is not: random patches so exchanged move the margin by a few percent (docs/faithfulness.md).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .frozen import frozen_for_explaining
+from .layers import LayerError, Site
+from .tokens import Tap, Tokens, on_grid
+from .towers import Grid
+from .towers.channel_axis import LAST, ChannelAxes
+from .towers.tower import Tower
+
+Run = Callable[[], Any]  # a forward pass
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What B images had at one site: the tensor as the tower has it, and its patches (B, C, h, w).
+
+    `before`: how many tokens precede the patches.
+    """
+
+    site: Site
+    tap: Tap
+    patches: Tensor
+    before: int
+
+
+def seen_at(tower: Tower, sites: Sequence[Site], grid: Grid | None, run: Run, images: int) -> list[Seen]:
+    """What `run`, a forward pass of so many `images`, shows at each of the sites, without a graph.
+
+    Raises LayerError for a site that does not run, or that has no patches.
+    """
+    taps: dict[int, Tap] = {}
+    axes = ChannelAxes() if any(site.may_be_4d for site in sites) else None
+
+    def keep(position: int, value: Any, read: Any = None) -> None:
+        first = value[0] if isinstance(value, tuple) else value
+        axis = axes.axis_of(first, read) if axes is not None and first.ndim == 4 else None
+        taps[position] = Tap(first.detach(), axis)
+
+    with ExitStack() as stack:
+        for position, site in enumerate(sites):
+            stack.callback(_hook(site, lambda value, read=None, p=position: keep(p, value, read)).remove)
+        stack.enter_context(frozen_for_explaining(tower.model, tower.structure))
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(axes or nullcontext())
+        run()
+    found = []
+    for position, site in enumerate(sites):
+        if position not in taps:
+            raise LayerError(f"layer {site.name!r} does not run in the detector's forward pass: name another")
+        ordered = taps[position].in_order(taps[position].tokens, site, images)
+        patches = on_grid({site.name: Tokens(ordered, ordered)}, grid)[site.name].A
+        behind = patches.shape[2] * patches.shape[3] + (grid.suffix if grid is not None else 0)
+        found.append(Seen(site, taps[position], patches, ordered.shape[1] - behind if ordered.ndim == 3 else 0))
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """B images whose patches can become `real` (B, C, h, w) ones where a pass has `seen` them.
+
+    `skipped`: the blocks before, which need not run again, each with what it returns beside its tokens.
+    """
+
+    seen: Seen
+    real: Tensor
+    skipped: Sequence[Skipped] = ()
+
+    def tokens(self, images: Tensor, patches: Tensor) -> Tensor:
+        """The tokens, as the tower has them, of the `images` (n,) with the real ones at `patches` (n, h, w) bool."""
+        tap = self.seen.tap
+        axis = 1 if tap.tokens.ndim == 3 and self.seen.site.batch_axis == 1 else 0
+        tokens = tap.tokens.index_select(axis, images).clone()
+        real = self.real[images].to(tokens.dtype)
+        if tokens.ndim == 4:
+            on_image = tokens.permute(0, 3, 1, 2) if tap.channel_axis == LAST else tokens
+            on_image.copy_(torch.where(patches.unsqueeze(1), real, on_image))
+            return tokens
+        by_image = tokens.transpose(0, 1) if axis == 1 else tokens
+        count = real.shape[2] * real.shape[3]
+        part = by_image[:, self.seen.before : self.seen.before + count]
+        part.copy_(torch.where(patches.flatten(1).unsqueeze(2), real.flatten(2).transpose(1, 2), part))
+        return tokens
+
+    @contextmanager
+    def made(self, images: Tensor, patches: Tensor) -> Iterator[None]:
+        """Within, a forward pass of the `images` (n,) of the B, in this thread, has the real tokens at `patches`."""
+        tokens, thread = self.tokens(images, patches), threading.get_ident()
+
+        def exchange(value: Any, read: Any = None) -> Any:
+            if threading.get_ident() != thread:
+                return None
+            return (tokens, *value[1:]) if isinstance(value, tuple) else tokens
+
+        with ExitStack() as stack:
+            stack.callback(_hook(self.seen.site, exchange).remove)
+            for skipped in self.skipped:
+                stack.enter_context(_passed_over(skipped, thread))
+            yield
+
+
+class Skipped(NamedTuple):
+    """A block that only passes its tokens on; `beside` them it returns this tuple, or, where it is None, no tuple."""
+
+    module: nn.Module
+    beside: tuple[Any, ...] | None
+
+
+def skippable(tower: Tower, block: str, run: Run) -> list[Skipped]:
+    """The blocks before `block`, as `run`, a forward pass, shows them; none where one returns more than its tokens."""
+    returned: dict[str, Any] = {}
+    before = tower.blocks[: tower.blocks.index(block)]
+    with ExitStack() as stack:
+        for name in before:
+            hook = tower.named[name].register_forward_hook(
+                lambda module, inputs, output, name=name: returned.__setitem__(name, output)
+            )
+            stack.callback(hook.remove)
+        stack.enter_context(frozen_for_explaining(tower.model, tower.structure))
+        stack.enter_context(torch.no_grad())
+        run()
+    found = []
+    for name in before:
+        output = returned.get(name)
+        beside = output[1:] if isinstance(output, tuple) else None
+        if output is None or any(value is not None for value in beside or ()):
+            return []
+        found.append(Skipped(tower.named[name], beside))
+    return found
+
+
+@contextmanager
+def _passed_over(skipped: Skipped, thread: int) -> Iterator[None]:
+    """Within, the block returns in this thread what it is given."""
+    module, beside = skipped
+    own, usual = vars(module).get("forward"), module.forward
+
+    def forward(tokens: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if threading.get_ident() != thread:
+            return usual(tokens, *args, **kwargs)
+        return tokens if beside is None else (tokens, *beside)
+
+    vars(module)["forward"] = forward
+    try:
+        yield
+    finally:
+        if own is None:
+            del vars(module)["forward"]
+        else:
+            vars(module)["forward"] = own
+
+
+def _hook(site: Site, act: Callable[..., Any]) -> Any:
+    """`act` on what the site's module reads, or on what it returns and has read."""
+    if site.reads_input:
+        return site.module.register_forward_pre_hook(lambda module, inputs: act(inputs))
+    return site.module.register_forward_hook(lambda module, inputs, output: act(output, inputs[0] if inputs else None))

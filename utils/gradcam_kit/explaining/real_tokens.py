@@ -1,0 +1,109 @@
+"""Real tokens of a model: those that a bank keeps, and those that patches are exchanged for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..engine.bank import FEWEST_IMAGES, MOST_IMAGES, TokenBank
+from ..engine.exchange import Exchange, Seen, Skipped, seen_at, skippable
+from ..engine.layers import compared_blocks, exchanged_block, site_of_layer
+from ..engine.recipe import RESIDUAL
+from ..judge.choosing import InParts, TrialImages
+
+if TYPE_CHECKING:
+    from .subject import Subject
+
+ALIKE = 1e-3  # of the largest margin: what passing over blocks may change of it
+
+
+def bank_of(subject: Subject, images: Tensor, videos: Sequence[Hashable]) -> TokenBank:
+    """The bank of `images` (M, 3, H, W), as the model takes them, of these `videos`."""
+    tokens: dict[str, list[Tensor]] = {}
+    for image in images.split(1):
+        for seen in _seen(subject, image, bank_layers(subject)):
+            tokens.setdefault(seen.site.name, []).append(seen.patches.flatten(2).transpose(1, 2).half())
+    return TokenBank({layer: torch.cat(found) for layer, found in tokens.items()}, tuple(videos))
+
+
+def one_of_each_video(videos: Sequence[Hashable]) -> list[int]:
+    """Positions of at most MOST_IMAGES images for a bank: one of each video first, in their order."""
+    first = {video: i for i, video in reversed(list(enumerate(videos)))}.values()
+    return sorted([*sorted(first), *(i for i in range(len(videos)) if i not in set(first))][:MOST_IMAGES])
+
+
+def with_bank(subject: Subject, given: TrialImages) -> Subject:
+    """`subject` with a bank of the trial's real images, where there are enough and it has none."""
+    if subject.bank is not None or given.reals is None or len(given.reals) < FEWEST_IMAGES:
+        return subject
+    chosen = one_of_each_video(given.real_videos)
+    return replace(subject, bank=bank_of(subject, given.reals[chosen], [given.real_videos[i] for i in chosen]))
+
+
+def bank_layers(subject: Subject) -> tuple[str, ...]:
+    """The layers whose tokens a bank keeps."""
+    return compared_blocks(subject.tower) if subject.tower.blocks else tuple(subject.map_layers().names)
+
+
+def real_tokens(subject: Subject, reals: Tensor) -> dict[str, Tensor]:
+    """Layer of a bank → the tokens (B, C, h, w) of real images that others were made from."""
+    return {seen.site.name: seen.patches.float() for seen in _seen(subject, reals, bank_layers(subject))}
+
+
+def _seen(subject: Subject, images: Tensor, layers: Sequence[str]) -> list[Seen]:
+    sites = [site_of_layer(subject.tower, layer, RESIDUAL) for layer in layers]
+    grid = subject.grid(images.shape[2], images.shape[3])
+    return seen_at(subject.tower, sites, grid, partial(subject.predict, {"image": images}), len(images))
+
+
+def token_fill(
+    subject: Subject, in_parts: InParts[Any], images: Tensor, videos: Sequence[Hashable] | None
+) -> Callable[[Tensor], Tensor]:
+    """Patches (N, h, w) bool → the margins (N,) of `images` once these have become their nearest real tokens.
+
+    Patches are exchanged at a third of the depth; the blocks before run once, where the tower lets them be skipped.
+    """
+    bank, tower = subject.bank, subject.tower
+    assert bank is not None
+    names = bank_layers(subject)
+    layer = exchanged_block(tower) if tower.blocks else names[min(2, len(names) - 1)]
+
+    def prepare(part: slice) -> Exchange:
+        (seen,) = _seen(subject, images[part], [layer])
+        real = bank.nearest(layer, seen.patches, None if videos is None else videos[part])
+        return Exchange(seen, real, _skipped(subject, seen, real, images[part], layer) if tower.blocks else ())
+
+    parts: list[tuple[slice, Exchange]] = in_parts(lambda part: (part, prepare(part)), len(images))
+
+    def margins(patches: Tensor) -> Tensor:
+        found = []
+        for part, exchange in parts:
+            on_tokens = F.interpolate(patches[part].unsqueeze(1).float(), exchange.real.shape[2:], mode="area")[:, 0]
+            every = torch.arange(len(on_tokens), device=images.device)
+            with exchange.made(every, on_tokens.to(images.device) >= 0.5):
+                found.append(subject.margins(images[part]))
+        return torch.cat(found)
+
+    return margins
+
+
+def _skipped(subject: Subject, seen: Seen, real: Tensor, images: Tensor, block: str) -> Sequence[Skipped]:
+    """The blocks before `block`, unless the tower's logits change where these only pass tokens on."""
+
+    def find() -> Sequence[Skipped]:
+        skipped = skippable(subject.tower, block, partial(subject.predict, {"image": images}))
+        usual = subject.margins(images)
+        every = torch.arange(len(images), device=images.device)
+        nowhere = torch.zeros(len(images), *real.shape[2:], dtype=torch.bool, device=images.device)
+        with Exchange(seen, real, skipped).made(every, nowhere):
+            again = subject.margins(images)
+        alike = torch.allclose(again, usual, rtol=ALIKE, atol=ALIKE * float(usual.abs().max()))
+        return skipped if alike else ()
+
+    return subject.tower.once(("skipped", block), find)

@@ -37,8 +37,7 @@ from benchmarks.engine import Bench, Contenders, plain, pytorch_grad_cam_run, to
 from detectors.clip_detector_gradcam import CLIPDetectorWithGradCAM
 from utils.gradcam_kit.base.files import TRAINING_FOLDER
 from utils.gradcam_kit.engine.recipe import Recipe
-from utils.gradcam_kit.explaining.one_pass import Asked, explained_in
-from utils.gradcam_kit.explaining.pending import Pending
+from utils.gradcam_kit.explaining.one_pass import Asked, Pending, explained_in
 
 LARGE: dict[str, Any] = {"name_or_path": "openai/clip-vit-large-patch14", "pretrained": False}
 TINY: dict[str, Any] = {

@@ -23,8 +23,7 @@ from tests.helpers.saved_bytes import saved_bytes
 from utils.gradcam_kit.drawing.overlays import overlay
 from utils.gradcam_kit.engine.methods import METHODS
 from utils.gradcam_kit.engine.recipe import Recipe
-from utils.gradcam_kit.explaining.one_pass import Asked, explained_in
-from utils.gradcam_kit.explaining.pending import Pending
+from utils.gradcam_kit.explaining.one_pass import Asked, Pending, explained_in
 from utils.gradcam_kit.run.dataset_run import DatasetRun
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch finds no CUDA device here")

@@ -22,46 +22,86 @@ from utils.gradcam_kit.base.typed import Misfit, builtins, fit
 from utils.gradcam_kit.engine.recipe import Recipe
 from utils.gradcam_kit.judge.check import (
     ARTEFACT,
+    CONTRADICTED,
     SUPPORTED,
     WEAK,
     Checked,
+    Evidence,
     MapCheck,
     Voters,
     block_voters,
     check_maps,
     support,
-    word_of,
+    verdicts,
+    word_by_contrast,
+    word_by_drop,
 )
 from utils.gradcam_kit.judge.choosing import TriedDetector, in_batches
-from utils.gradcam_kit.judge.trial import MEAN_COLOUR, Heat, random_patches
+from utils.gradcam_kit.judge.trial import FILLS, MEAN_COLOUR, Heat, random_patches
 
 
 @pytest.mark.parametrize(
-    ("fall", "random", "votes", "word"),
+    ("share", "votes", "word"),
     [
-        (2.5, 0.0, 1.0, SUPPORTED),  # a clear fall, and the blocks agree
-        (2.5, 0.0, 0.25, SUPPORTED),
-        (2.5, 0.0, 0.0, WEAK),  # no block agrees
-        (2.5, 0.5, 0.25, WEAK),  # 0.2 of the margin beyond random: some, but not clear
-        (1.0, 0.5, 0.5, SUPPORTED),
-        (0.5, 0.5, 1.0, WEAK),  # nothing beyond random, but agreement
-        (0.5, 0.5, 0.0, ARTEFACT),
-        (-3.0, 0.0, 0.25, WEAK),
-        (-3.0, 0.0, 0.0, ARTEFACT),
-        (2.5, 0.0, None, SUPPORTED),  # no balanced maps: the fall alone
-        (0.5, 0.0, None, WEAK),
-        (0.4, 0.0, None, ARTEFACT),
+        (0.25, 1.0, WEAK),  # never supported: what replaces the patches is evidence itself
+        (0.05, 0.0, WEAK),
+        (0.0, 0.5, WEAK),  # nothing beyond random, but half of the blocks agree
+        (0.0, 0.25, ARTEFACT),
+        (-0.3, 1.0, CONTRADICTED),  # without its hottest patches the score is higher
+        (0.05, None, WEAK),  # no balanced maps: the drop alone
+        (0.04, None, ARTEFACT),
     ],
 )
-def test_the_word(fall: float, random: float, votes: float | None, word: str) -> None:
-    assert word_of(fall, random, 10.0, votes) == word
-    assert word_of(fall, random, -10.0, votes) == word  # images on the wrong side of the decision
-    assert word_of(fall, random, 10.0, votes, empty=True) == ARTEFACT
+def test_the_verdict_without_a_bank(share: float, votes: float | None, word: str) -> None:
+    assert word_by_drop(share, votes, empty=False) == word
+    assert word_by_drop(share, votes, empty=True) == ARTEFACT
 
 
-def test_a_margin_of_zero_leaves_the_votes_alone() -> None:
-    assert [word_of(5.0, 0.0, 0.0, votes) for votes in (1.0, 0.1, None)] == [WEAK, ARTEFACT, ARTEFACT]
-    assert [support(5.0, 0.0, 0.0, votes) for votes in (0.75, None)] == [0.75, 0.0]
+@pytest.mark.parametrize(
+    ("contrast", "votes", "share", "own", "word"),
+    [
+        (0.6, 0.0, None, False, SUPPORTED),
+        (0.59, 1.0, None, False, WEAK),
+        (0.3, 1.0, 0.5, False, WEAK),
+        (0.29, 1.0, 0.5, False, ARTEFACT),
+        (1.0, 1.0, -0.02, False, CONTRADICTED),
+        (1.0, 0.5, None, True, SUPPORTED),  # a contrast map is hottest where the contrast is: the blocks decide
+        (1.0, 0.25, None, True, WEAK),
+        (1.0, 0.2, None, True, ARTEFACT),
+    ],
+)
+def test_the_verdict_with_a_bank(contrast: float, votes: float, share: float | None, own: bool, word: str) -> None:
+    assert word_by_contrast(contrast, votes, share, False, own) == word
+    assert word_by_contrast(contrast, votes, share, True, own) == ARTEFACT
+
+
+def test_evidence_by_hand() -> None:
+    """Two blocks: one hottest at the corner, one next to it; the second image's blocks do not agree."""
+    blocks = torch.zeros(2, 2, 4, 4)
+    blocks[:, 0, 0, 0] = blocks[0, 1, 1, 1] = blocks[1, 1, 3, 3] = 9.0
+    evidence = Evidence(blocks)
+    corner, centre = torch.zeros(2, 4, 4), torch.zeros(2, 4, 4)
+    corner[:, 0, 0] = centre[:, 2, 2] = 1.0
+    # Over 3 x 3 patches the first block is 9/4 at the corner, 9/6 beside it; the second spreads around (1, 1).
+    scaled = blocks / blocks.flatten(2).numpy().std(axis=2)[..., None, None]
+    joint = scaled.mean(dim=1)
+    at_corner = float(joint[0, :2, :2].mean())
+    largest = max(
+        float(joint[0, max(0, r - 1) : r + 2, max(0, c - 1) : c + 2].mean()) for r in range(4) for c in range(4)
+    )
+    assert float(evidence.contrast(corner)[0]) == pytest.approx(at_corner / largest, rel=1e-5)
+    assert evidence.votes(corner).tolist() == [1.0, 0.5]
+    assert float(evidence.contrast(centre)[1]) < float(evidence.contrast(corner)[1])
+    nothing = Evidence(-torch.ones(1, 2, 4, 4))
+    assert nothing.contrast(corner[:1]).tolist() == [-1.0]  # no patch speaks for the class
+
+
+def test_maps_of_the_real_class_are_at_most_weak() -> None:
+    blocks = torch.zeros(2, 1, 4, 4)
+    blocks[:, 0, 0, 0] = 9.0
+    maps = {"map": heat_at((0, 0), 2)}
+    checked = Checked(torch.rand(2, 3, 32, 32), ["fake", "real"], torch.tensor([3.0, -3.0]), [0, 1], Evidence(blocks))
+    assert [one.word for one in verdicts(checked, maps, "gradcam")["map"]] == [SUPPORTED, WEAK]
 
 
 def test_the_number_behind_the_word() -> None:
@@ -75,7 +115,7 @@ def detector(model: Any) -> TriedDetector:
             logits = model({"image": images})["cls"]
         return logits[:, 1] - logits[:, 0]
 
-    def capture(images: torch.Tensor, target: list[str], recipes: list[Recipe]) -> Any:
+    def capture(images: torch.Tensor, target: list[str], videos: Any, recipes: list[Recipe]) -> Any:
         return model.as_subject().capture({"image": images}, recipes, list(target))
 
     return TriedDetector(capture, margins, in_batches(4))
@@ -95,7 +135,7 @@ def test_checks_of_a_right_and_of_a_wrong_map() -> None:
     checked = Checked(images, ["fake", "fake"], margins, [4, 5])
     voters = Voters(block_voters([f"encoder.layers.{i}" for i in range(BLOCKS)]), [])
     maps = {"right": heat_at(EVIDENCE, 2), "wrong": heat_at((3, 0), 2)}
-    checks = check_maps(tried, checked, maps, "gradcam", MEAN_COLOUR, voters)
+    checks = check_maps(tried, checked, maps, "gradcam", FILLS[MEAN_COLOUR](images), voters)
     grey = images.clone()
     rows, columns = (slice(16 * place, 16 * place + 16) for place in EVIDENCE)
     for image, whole in zip(grey, images, strict=True):
@@ -103,8 +143,9 @@ def test_checks_of_a_right_and_of_a_wrong_map() -> None:
     falls = margins - tried.margins(grey)
     for i in range(2):
         right, wrong = checks["right"][i], checks["wrong"][i]
-        assert right.fall == pytest.approx(float(falls[i]), rel=1e-4) and right.word == SUPPORTED
-        assert abs(wrong.fall) < 1e-3 * right.fall and wrong.word != SUPPORTED
+        assert right.fall == pytest.approx(float(falls[i]), rel=1e-4) and right.word == WEAK
+        assert right.fall is not None and wrong.fall is not None
+        assert abs(wrong.fall) < 1e-3 * right.fall and wrong.word == ARTEFACT
         hit = bool(random_patches(1, (GRID, GRID), 4 + i)[0, EVIDENCE[0], EVIDENCE[1]])
         assert right.random == pytest.approx(float(falls[i]) * hit, abs=1e-3 * float(falls[i]))
         assert right.mass == pytest.approx((15 * 0.1 + 1) / float(margins[i]), rel=1e-4)
@@ -127,7 +168,7 @@ def test_votes_by_hand() -> None:
     tried = TriedDetector(lambda *given, **asked: Maps(), lambda x: x.mean(dim=(1, 2, 3)), in_batches(4))
     checked = Checked(torch.rand(1, 3, 32, 32), ["fake"], torch.ones(1), [0])
     asked = Voters(voters, [Recipe("gradcam", "block2", "residual", "balanced")])
-    found = check_maps(tried, checked, {"map": heat_at((1, 1), 1)}, "gradcam", MEAN_COLOUR, asked)
+    found = check_maps(tried, checked, {"map": heat_at((1, 1), 1)}, "gradcam", checked.images, asked)
     assert found["map"][0].votes == 0.5 and found["map"][0].others is None  # a map of its own method is not asked
 
 

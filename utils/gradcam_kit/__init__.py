@@ -16,6 +16,7 @@ from . import old_paths
 if TYPE_CHECKING:
     from .face import (
         AttentionMethod,
+        Bank,
         Explanation,
         InputError,
         Recipe,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AttentionMethod",
+    "Bank",
     "Explanation",
     "InputError",
     "Recipe",

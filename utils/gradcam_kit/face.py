@@ -15,6 +15,7 @@ from .engine.methods import grad_cam_pp as grad_cam_plus_plus
 from .engine.recipe import Recipe
 from .engine.towers import TowerFamily, register_tower
 from .explaining.api import choose, explain
+from .explaining.bank import Bank
 from .explaining.explanation import Explanation
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ LATER = {
 
 __all__ = [
     "AttentionMethod",
+    "Bank",
     "Explanation",
     "InputError",
     "Recipe",

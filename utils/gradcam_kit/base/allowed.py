@@ -4,7 +4,8 @@ AUTO = "auto"  # chosen causally, on the run's own data
 
 TRANSPLANT = "transplant"
 METHOD_NAMES = (  # a test holds them to the functions that compute them
-    "gradcam", "gradcam++", "hirescam", "layercam", "xgradcam", "legrad", "gradeclip", "attngrad", "rollout",
+    "gradcam", "gradcam++", "hirescam", "layercam", "xgradcam", "contrast",
+    "legrad", "gradeclip", "attngrad", "rollout",
 )  # fmt: skip
 SITES = ("layer_norm1", "residual")
 BACKWARDS = ("plain", "balanced", "both")

@@ -15,7 +15,7 @@ from .towers import family_of
 from .towers.tower import Tower
 
 # Among layer names: the mean of the normalised maps of the other layers; the sum of the raw maps of all blocks; and the
-# mean of the maps of `compared_blocks`, each scaled to unit deviation, sharpened (`engine.contrast`).
+# mean of the maps of `compared_blocks`, each scaled to unit deviation, sharpened (`engine.real.contrast`).
 FUSED = "fused"
 SUM = "sum"
 SCALED = "scaled"

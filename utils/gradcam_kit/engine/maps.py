@@ -14,8 +14,8 @@ from torch import Tensor
 from ..base.errors import RunError
 from .attention_methods import TokenMaps
 from .checks import Checks, read_at_once
-from .contrast import scaled_mean, sharpened
 from .layers import FUSED, SCALED, SUM, LayerError
+from .real.contrast import scaled_mean, sharpened
 from .tokens import Tokens, without_prefix
 from .towers import Grid
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from ..base.allowed import AUTO, TRANSPLANT
 from ..base.errors import InputError, did_you_mean
 from .attention_methods import ATTENTION_METHODS, AttentionMethod
-from .contrast import CONTRAST
+from .real.contrast import CONTRAST
 from .tokens import Tokens
 
 Method = Callable[[Tensor, Tensor], Tensor]

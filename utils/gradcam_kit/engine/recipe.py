@@ -11,7 +11,7 @@ from torch import nn
 from ..base.allowed import AUTO, BACKWARDS, SITES
 from ..base.errors import InputError
 from .attention_methods import ATTENTION_METHODS
-from .contrast import CONTRAST
+from .real.contrast import CONTRAST
 
 PLAIN, BALANCED, BOTH = BACKWARDS
 NORMED, RESIDUAL = SITES

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..base.allowed import AUTO, DEFAULT_IMAGES
 from ..base.errors import InputError
-from ..engine.bank import TokenBank
+from ..engine.real.bank import TokenBank
 from ..engine.recipe import Recipe
 from ..engine.targets import Target
 from ..engine.towers import unwrapped

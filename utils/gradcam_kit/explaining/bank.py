@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ..base.errors import InputError
-from ..engine.bank import TokenBank
-from .images import as_batches, check_images
+from ..engine.real.bank import TokenBank
+from .images import as_batch, as_batches, check_images
 from .real_tokens import bank_of, one_of_each_video
 from .subject import subject_of
 
@@ -39,7 +39,7 @@ class Bank(TokenBank):
         Raises:
             InputError: no image, or none that the model calls real.
         """
-        batches = [batch["image"] for batch in as_batches(images, IMAGES)]
+        batches = [as_batch(batch, IMAGES)["image"] for batch in as_batches(images, IMAGES)]
         if not batches:
             raise InputError("images is empty: give at least one batch")
         for batch in batches:

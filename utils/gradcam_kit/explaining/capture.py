@@ -18,10 +18,8 @@ from ..base.errors import InputError
 from ..engine.attention import AttentionPass, BlockProjection, attention_token_maps
 from ..engine.attention_methods import ATTENTION_METHODS
 from ..engine.backward import BALANCED, PLAIN, Activations, backward_rules
-from ..engine.bank import TokenBank
 from ..engine.checks import Checks, read_at_once
 from ..engine.completeness import Completeness, SelfTest
-from ..engine.contrast import CONTRAST, contrast
 from ..engine.fast.class_token_path import NotOneToken, class_token_path
 from ..engine.frozen import frozen_for_explaining
 from ..engine.heads import Head, HeadReader, Prediction
@@ -38,6 +36,8 @@ from ..engine.layers import (
 )
 from ..engine.maps import Canvas, LayerMaps, combined, in_order, layer_maps, to_layer_maps
 from ..engine.methods import DEFAULT_EPSILON, check_method, leftover, signed_maps
+from ..engine.real.bank import TokenBank
+from ..engine.real.contrast import CONTRAST, contrast
 from ..engine.recipe import BOTH, Recipe
 from ..engine.spatial_layers import count_runs, is_shareable, last_run
 from ..engine.targets import Target
@@ -87,6 +87,7 @@ class Capture:
     head: Head
     target: list[str]
     parts: Mapping[str, Sequence[str]]  # layer → the layers that its map is made of: itself, or blocks
+    names: Mapping[str, str]  # of these layers in the tower
     tokens: Mapping[Point, Tokens]
     balanced: Mapping[Point, Tokens] | None  # the same by the balanced rule, where both rules were asked for
     norm_epsilons: Mapping[Point, float]  # ε of the norm that reads them, 0 where it is not known
@@ -188,8 +189,9 @@ class Capture:
 
     def _real(self, layer: str, A: Tensor) -> Tensor:
         """The real tokens that those of a layer, (B, C, h, w), are compared with; they are looked for once."""
-        if layer in self.request.real:
-            return self.request.real[layer]
+        name = self.names.get(layer, layer)
+        if name in self.request.real:
+            return self.request.real[name]
         if layer in self.found:
             return self.found[layer]
         if self.request.bank is None:
@@ -199,7 +201,7 @@ class Capture:
                 " calls real",
                 "method",
             )
-        self.found[layer] = self.request.bank.nearest(layer, A, self.request.videos)
+        self.found[layer] = self.request.bank.nearest(name, A, self.request.videos)
         return self.found[layer]
 
 
@@ -273,6 +275,7 @@ def capture(
         head=found.head,
         target=found.target,
         parts=asked.parts,
+        names={layer: name_in_tower(tower, layer) for added in asked.parts.values() for layer in added},
         balanced=balanced,
         tokens=dict(zip(asked.points, found.tokens[:count], strict=True)),
         norm_epsilons={key: point.norm_epsilon for key, point in asked.points.items()},

@@ -112,6 +112,7 @@ class Explanation:
     untrained: bool = False
     evidence: Tensor | None = None
     checker: Callable[[Explanation], dict[str, list[MapCheck]]] | None = None
+    judged: Callable[[Explanation], dict[str, list[MapCheck]]] | None = None  # as `checker`, by the evidence alone
 
     # ------------------------------------------------------------------------------------------------------ prediction
 
@@ -208,6 +209,13 @@ class Explanation:
         raise InputError(
             f"there is no map {str(name)!r} here; {did_you_mean(str(name), self.layers)}there are: {known}"
         )
+
+    def verdicts(self) -> dict[str, list[MapCheck]]:
+        """How far each map can be relied on, by the contrast with real images: name → a verdict for each image.
+
+        Asks the model nothing, so it costs next to nothing. Empty without a bank, and for target "both".
+        """
+        return self.judged(self) if self.judged else {}
 
     def check(self) -> dict[str, list[MapCheck]]:
         """How far each map can be relied on: name → a verdict with its figures for each image.

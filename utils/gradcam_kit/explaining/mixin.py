@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from ..base.allowed import DEFAULT_IMAGES, TRANSPLANT
 from ..base.errors import InputError
-from ..engine.bank import TokenBank
 from ..engine.heads import HeadReader
+from ..engine.real.bank import TokenBank
 from ..engine.recipe import Recipe, layer_names
 from ..engine.spatial_layers import SpatialLayer
 from ..engine.structure import Structure
@@ -29,8 +29,7 @@ from .explanation import UNTRAINED, Explanation, Look
 from .images import Batch, as_batch, as_batches, check_images
 from .one_pass import IMAGE, Asked, explain_batch
 from .real_tokens import with_bank
-from .subject import Subject
-from .untrained import WeightVersions, weight_versions
+from .subject import Subject, WeightVersions, weight_versions
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

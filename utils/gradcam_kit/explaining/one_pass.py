@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -11,13 +11,13 @@ import torch
 from ..base.allowed import TRANSPLANT
 from ..base.errors import InputError
 from ..engine.checks import Checks
+from ..engine.fast.class_token_path import NotOneToken
 from ..engine.maps import LayerMaps, refuse_non_finite
 from ..engine.recipe import Recipe
 from ..engine.targets import Target, wants_both
-from .checking import check_explanation
+from .checking import check_explanation, verdicts_of
 from .explanation import Explanation, RecipeMaps
 from .images import Batch, check_pixels, check_shape
-from .pending import Pending
 from .subject import Subject
 from .transplant_explanation import explain_by_transplant
 
@@ -31,6 +31,31 @@ class Asked:
     recipes: Sequence[Recipe]
     target: Target
     completeness: bool = True
+
+
+class Pending:
+    """An explanation that was handed to the device; others may be, before `result` waits for it.
+
+    `explained` computes it and leaves in the `Checks` it gets what has to be known first. `unchecked` is what it gave:
+    its tensors can be worked with on the device, but nothing in it is to be believed before `result` has returned it.
+    """
+
+    def __init__(self, explained: Callable[[Checks], Explanation]) -> None:
+        self._explained = explained
+        self._checks = Checks()
+        self.unchecked = explained(self._checks)
+        self._checks.send()
+
+    def result(self) -> Explanation:
+        """`unchecked`, or another where the head was seen to read more of the last block than its class token.
+
+        Raises what the checks raise.
+        """
+        try:
+            self._checks.read()
+        except NotOneToken:  # which the tower is now known for
+            return Pending(self._explained).result()
+        return self.unchecked
 
 
 def explain_batch(subject: Subject, batch: Batch, asked: Asked, image_name: str) -> Explanation:
@@ -82,7 +107,8 @@ def _explained(subject: Subject, batch: Batch, asked: Asked, checks: Checks) -> 
         images=batch["image"],
         look=subject.look,
         evidence=None if subject.bank is None else captured[recipes[-1].backward].evidence(recipes[-1]),
-        checker=partial(check_explanation, subject),
+        judged=verdicts_of,
+        checker=partial(check_explanation, subject, batch.get("video")),
     )
 
 

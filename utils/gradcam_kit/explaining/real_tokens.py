@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..engine.bank import FEWEST_IMAGES, MOST_IMAGES, TokenBank
-from ..engine.exchange import Exchange, Seen, Skipped, seen_at, skippable
 from ..engine.layers import compared_blocks, exchanged_block, site_of_layer
+from ..engine.real.bank import FEWEST_IMAGES, MOST_IMAGES, TokenBank
+from ..engine.real.exchange import Exchange, Seen, Skipped, seen_at, skippable
 from ..engine.recipe import RESIDUAL
 from ..judge.choosing import InParts, TrialImages
 

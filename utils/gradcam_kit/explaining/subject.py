@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from ..base.allowed import AUTO
 from ..base.errors import InputError
-from ..engine.bank import TokenBank
 from ..engine.checks import Checks
-from ..engine.contrast import CONTRAST
 from ..engine.frozen import frozen_for_explaining
 from ..engine.heads import ANY_MODEL, HeadReader, named_classes
 from ..engine.layers import SCALED
 from ..engine.methods import DEFAULT_EPSILON
+from ..engine.real.bank import TokenBank
+from ..engine.real.contrast import CONTRAST
 from ..engine.recipe import BALANCED, PLAIN, Recipe, layer_names, site_of
 from ..engine.spatial_layers import SpatialLayer, last_spatial_layer
 from ..engine.targets import Target
@@ -32,6 +32,8 @@ from .explanation import UNKNOWN_LOOK, Look
 from .images import Batch
 from .precision import FP32
 from .real_tokens import token_fill
+
+WeightVersions = tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -274,3 +276,11 @@ def subject_of(
 def device_of(model: nn.Module) -> torch.device:
     """Where the weights are; the CPU for a model without any."""
     return next((each.device for each in model.parameters() if each.device.type != "meta"), torch.device("cpu"))
+
+
+def weight_versions(parameters: Iterable[nn.Parameter]) -> WeightVersions:
+    """Of each parameter, which tensor it is and how often that was written to: loading and training change it.
+
+    Tensors made under `torch.inference_mode` count no writes.
+    """
+    return tuple((id(each), 0 if each.is_inference() else each._version) for each in parameters)

@@ -14,10 +14,10 @@ from ..base.allowed import AUTO
 from ..engine.attention import has_attention
 from ..engine.attention_methods import ATTENTION_METHODS
 from ..engine.backward import BALANCED, PLAIN, can_balance, gates_in
-from ..engine.contrast import CONTRAST
 from ..engine.layers import SCALED, SUM
 from ..engine.maps import LayerMaps
 from ..engine.methods import METHODS
+from ..engine.real.contrast import CONTRAST
 from ..engine.recipe import ATTENTION_SITE, BOTH, NORMED, RESIDUAL, Recipe, site_of
 from ..engine.towers.tower import Tower
 
@@ -142,8 +142,8 @@ def map_layers(tower: nn.Module, default: str, run: Callable[[], object]) -> Map
 
 
 def captures(candidates: Iterable[Recipe]) -> int:
-    """Forward and backward passes that `candidate_maps` makes."""
-    return len({(one.site, one.backward) for one in candidates})
+    """Forward and backward passes that `candidate_maps` makes; two where both rules are asked for."""
+    return sum(1 + (rule == BOTH) for _, rule in {(one.site, one.backward) for one in candidates})
 
 
 def candidate_maps(capture: Callable[[list[Recipe]], Any], candidates: Sequence[Recipe]) -> dict[Recipe, LayerMaps]:

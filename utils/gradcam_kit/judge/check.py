@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..engine.contrast import CONTRAST, neighbourhood_mean, scaled_mean
+from ..engine.real.contrast import CONTRAST, neighbourhood_mean, scaled_mean
 from ..engine.recipe import BALANCED, RESIDUAL, Recipe
 from .choosing import TrialImages, TriedDetector, directions, maps_of_all
 from .trial import Heat, Scorer, TokenFill, grid_of, hottest, on_trial_grid, random_patches

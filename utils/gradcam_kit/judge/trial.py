@@ -1,7 +1,7 @@
 """Maps under trial: how far the detector's margin drops once a map's hottest patches, or random ones, are replaced.
 
 A map that shows what the detector reads costs it more than random patches do (deletion at a single share; Petsiuk et
-al. 2018). What replaces them is a fill: another image's pixels, or the nearest tokens of real images (`engine.bank`).
+al. 2018). What replaces them is a fill: another image's pixels, or the nearest tokens of real images (`engine.real`).
 No fill of pixels suits every detector: a blurred patch looks forged to one, a grey one to another.
 """
 

@@ -22,8 +22,7 @@ from ..engine.spatial_layers import SpatialLayer
 from ..engine.targets import Target
 from ..explaining.explanation import Explanation
 from ..explaining.images import Batch
-from ..explaining.one_pass import IMAGE, Asked, explained_in
-from ..explaining.pending import Pending
+from ..explaining.one_pass import IMAGE, Asked, Pending, explained_in
 from ..explaining.precision import faster_precision
 from ..explaining.subject import Subject
 from ..settings.config import DetectorSettings

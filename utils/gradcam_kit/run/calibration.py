@@ -17,7 +17,7 @@ from ..base.errors import InputError
 from ..base.files import write_json, write_table
 from ..data.frame import Frame, evenly_spaced
 from ..data.frames import frame_loader
-from ..engine.contrast import CONTRAST
+from ..engine.real.contrast import CONTRAST
 from ..engine.recipe import Recipe
 from ..explaining.real_tokens import bank_of, one_of_each_video, with_bank
 from ..judge.candidates import captures

@@ -17,7 +17,7 @@ from ..drawing.overlays import DrawnLayers, LayerImage, layer_images
 from ..engine.checks import FromDevice
 from ..explaining.checking import MapChecker, verdicts_of
 from ..explaining.explanation import Explanation
-from ..explaining.pending import Pending
+from ..explaining.one_pass import Pending
 from ..judge.check import ARTEFACT, MapCheck
 from ..measure.samples import RealCounterparts
 from ..model.detector import LoadedDetector

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .layers import LayerError
+from ..layers import LayerError
 
 NEIGHBOURS = 30  # real tokens that a patch is compared with: a few unnoticed fakes in the bank are outvoted
 FEWEST_IMAGES = 4  # of a bank that is made without being asked for: fewer point worse

@@ -15,12 +15,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .frozen import frozen_for_explaining
-from .layers import LayerError, Site
-from .tokens import Tap, Tokens, on_grid
-from .towers import Grid
-from .towers.channel_axis import LAST, ChannelAxes
-from .towers.tower import Tower
+from ..frozen import frozen_for_explaining
+from ..layers import LayerError, Site
+from ..tokens import Tap, Tokens, on_grid
+from ..towers import Grid
+from ..towers.channel_axis import LAST, ChannelAxes
+from ..towers.tower import Tower
 
 Run = Callable[[], Any]  # a forward pass
 

@@ -1,0 +1,235 @@
+"""Contrast maps, the bank and exchanged tokens, against float64 computations of the test's own."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from detectors.clip_detector_gradcam import CLIPDetectorWithGradCAM
+from tests.helpers.detectors import BLOCKS, images, tiny_detector
+from tests.helpers.model_state import assert_same_state, state_of
+from utils.gradcam_kit.base.errors import InputError
+from utils.gradcam_kit.engine.layers import LayerError, compared_blocks, exchanged_block, site_of_layer
+from utils.gradcam_kit.engine.real.bank import NEIGHBOURS, TokenBank
+from utils.gradcam_kit.engine.real.contrast import contrast, neighbourhood_mean, scaled_mean, sharpened
+from utils.gradcam_kit.engine.real.exchange import Exchange, seen_at, skippable
+from utils.gradcam_kit.engine.recipe import Recipe
+from utils.gradcam_kit.explaining.bank import Bank
+from utils.gradcam_kit.explaining.real_tokens import bank_of, one_of_each_video, token_fill
+from utils.gradcam_kit.explaining.subject import Subject, subject_of
+from utils.gradcam_kit.judge.choosing import in_batches
+
+SCALED = "scaled"
+
+
+def draw(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def test_the_formula() -> None:
+    A, G, R = draw(2, 5, 3, 4), draw(2, 5, 3, 4, seed=1), draw(2, 5, 3, 4, seed=2)
+    expected = np.zeros((2, 3, 4))
+    for b, row, column in np.ndindex(2, 3, 4):
+        expected[b, row, column] = sum(float(G[b, c, row, column] * (A - R)[b, c, row, column]) for c in range(5))
+    np.testing.assert_allclose(contrast(A, G, R).numpy(), expected, rtol=1e-12)
+
+
+def test_blocks_are_scaled_to_unit_deviation() -> None:
+    loud, quiet = 1000 * draw(2, 3, 3), draw(2, 3, 3, seed=1)
+    expected = sum(m.numpy() / m.flatten(1).numpy().std(axis=1)[:, None, None] for m in (loud, quiet)) / 2
+    np.testing.assert_allclose(scaled_mean([loud, quiet]).numpy(), expected, rtol=1e-12)
+    constant = torch.full((2, 3, 3), 7.0, dtype=torch.float64)
+    np.testing.assert_allclose(scaled_mean([constant, quiet]).numpy(), (scaled_mean([quiet]) / 2).numpy())
+
+
+def test_a_patch_is_drawn_as_far_as_its_neighbours_agree() -> None:
+    u = torch.tensor([[[4.0, 0.0, 0.0], [0.0, 0.0, 0.0], [0.0, 0.0, 9.0]]])
+    # The corner has itself and three neighbours, the centre itself and eight.
+    assert neighbourhood_mean(u)[0, 0, 0] == 1.0 and neighbourhood_mean(u)[0, 1, 1] == pytest.approx(13 / 9)
+    assert sharpened(u)[0, 0, 0] == 4.0 * 1.0 and sharpened(u)[0, 2, 2] == pytest.approx(9.0 * 2.25**2)
+    assert sharpened(-u).abs().max() == 0
+    lonely = torch.tensor([[[1.0, -5.0], [-5.0, -5.0]]])  # one patch for it, and all its neighbours against it
+    assert sharpened(lonely)[0, 0, 0] == 0
+
+
+def nearest_by_hand(tokens: np.ndarray, real: np.ndarray, k: int) -> np.ndarray:
+    """tokens (P, C), real (Q, C) → (P, C): the mean of the k of largest correlation over channels."""
+    found = []
+    for token in tokens:
+        likeness = [np.corrcoef(token, other)[0, 1] for other in real]
+        found.append(real[np.argsort(likeness)[::-1][:k]].mean(axis=0))
+    return np.stack(found)
+
+
+def test_the_nearest_real_tokens() -> None:
+    real = draw(3, 25, 8).half()
+    bank = TokenBank({"block": real}, ("a", "b", "c"))
+    A = draw(2, 8, 4, 5, seed=1)
+    found = bank.nearest("block", A, ["b", "z"])
+    assert found.dtype == torch.float64 and found.shape == A.shape
+    patches = A.flatten(2).transpose(1, 2).numpy()
+    others = real.double().numpy()
+    for i, allowed in enumerate(([0, 2], [0, 1, 2])):  # the first image is of video b
+        expected = nearest_by_hand(patches[i], others[allowed].reshape(-1, 8), NEIGHBOURS)
+        np.testing.assert_allclose(found[i].flatten(1).T.numpy(), expected, rtol=1e-9)
+    with pytest.raises(LayerError, match="the bank has no tokens of layer 'other'; it has those of block"):
+        bank.nearest("other", A)
+
+
+@pytest.fixture(scope="module")
+def model() -> CLIPDetectorWithGradCAM:
+    return tiny_detector().double()
+
+
+@pytest.fixture(scope="module")
+def subject(model: CLIPDetectorWithGradCAM) -> Subject:
+    plain = subject_of(model)
+    return replace(plain, bank=bank_of(plain, images(4, seed=9).double(), list("abcd")))
+
+
+def tokens_and_gradients(model: Any, batch: Tensor, block: int) -> tuple[Tensor, Tensor]:
+    """What a block reads and ∂(logit of fake)/∂that, (B, T, C), by autograd on a hook of the test's own."""
+    kept: list[Tensor] = []
+
+    def keep(module: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        leaf = inputs[0].detach().requires_grad_()
+        kept.append(leaf)
+        return (leaf, *inputs[1:])
+
+    handle = model.backbone.get_submodule(f"encoder.layers.{block}").register_forward_pre_hook(keep)
+    try:
+        score = model({"image": batch})["cls"][:, 1].sum()
+        return kept[0].detach(), torch.autograd.grad(score, kept[0])[0]
+    finally:
+        handle.remove()
+
+
+def test_a_contrast_map_of_a_detector(model: CLIPDetectorWithGradCAM, subject: Subject) -> None:
+    batch, blocks = images(2).double(), range(BLOCKS - 1)  # the last is not compared
+    assert compared_blocks(subject.tower) == tuple(f"encoder.layers.{i}" for i in blocks)
+    recipe = Recipe("contrast", SCALED, backward="plain")
+    found = subject.capture({"image": batch}, [recipe], "fake").maps(recipe)[SCALED]
+    total = np.zeros((2, 4, 4))
+    for block in blocks:
+        A, G = (of[:, 1:].numpy() for of in tokens_and_gradients(model, batch, block))
+        real = torch.cat(
+            [tokens_and_gradients(model, images(4, seed=9)[i : i + 1].double(), block)[0] for i in range(4)]
+        )
+        reals = real[:, 1:].half().double().flatten(0, 1).numpy()
+        R = np.stack([nearest_by_hand(of_image, reals, NEIGHBOURS) for of_image in A])
+        u = (G * (A - R)).sum(axis=2).reshape(2, 4, 4)
+        total += u / u.reshape(2, -1).std(axis=1)[:, None, None] / len(blocks)
+    np.testing.assert_allclose(found.signed.numpy(), total, rtol=1e-7, atol=1e-9)
+    np.testing.assert_allclose(found.raw.numpy(), sharpened(torch.from_numpy(total)).numpy(), rtol=1e-6, atol=1e-9)
+
+
+def test_both_rules_are_added_at_unit_deviation(subject: Subject) -> None:
+    batch = images(2).double()
+    recipes = {rule: Recipe("contrast", SCALED, backward=rule) for rule in ("plain", "balanced", "both")}
+    maps = {rule: subject.capture({"image": batch}, [one], "fake").maps(one)[SCALED] for rule, one in recipes.items()}
+    expected = maps["plain"].signed + maps["balanced"].signed
+    torch.testing.assert_close(maps["both"].signed, expected, rtol=1e-10, atol=1e-12)
+
+
+def test_without_a_bank_contrast_is_refused_in_one_sentence(model: CLIPDetectorWithGradCAM) -> None:
+    with pytest.raises(InputError, match=r"none are known: give a bank \(--bank FOLDER, or bank=Bank.of"):
+        model.explain(images(1).double(), method="contrast")
+
+
+def test_a_bank_of_the_images_that_are_called_real(model: CLIPDetectorWithGradCAM) -> None:
+    batch = images(24, seed=3).double()
+    with torch.no_grad():
+        logits = model({"image": batch})["cls"]
+    real = (logits[:, 0] > logits[:, 1]).nonzero().flatten().tolist()
+    assert 0 < len(real) < 24
+    bank = Bank.of(model, [batch[:10], batch[10:]])
+    assert list(bank.videos) == real[:16]
+    block = exchanged_block(subject_of(model).tower)
+    tokens, _ = tokens_and_gradients(model, batch[real[:1]], int(block.rpartition(".")[2]))
+    torch.testing.assert_close(bank.tokens[block][0], tokens[0, 1:].half())
+    with pytest.raises(InputError, match="none of the 1 images is called real"):
+        Bank.of(model, batch[[i for i in range(24) if i not in real][:1]])
+
+
+def test_one_image_of_each_video_first() -> None:
+    assert one_of_each_video(["a", "a", "b", "c"]) == [0, 1, 2, 3]
+    assert one_of_each_video(["a"] * 20 + ["b"]) == [*range(15), 20]
+    assert one_of_each_video(list(range(40))) == list(range(16))
+
+
+@pytest.mark.parametrize("skips", [True, False])
+def test_exchanged_patches_are_what_a_hook_would_put_there(model: Any, subject: Subject, skips: bool) -> None:
+    batch, block = images(3).double(), exchanged_block(subject.tower)
+    patches = torch.zeros(3, 4, 4, dtype=torch.bool)
+    patches[0, 1, 2] = patches[1, :2] = True
+    real = draw(3, 32, 4, 4, seed=5)
+    run = partial(subject.predict, {"image": batch})
+    site = site_of_layer(subject.tower, block, "residual")
+    (seen,) = seen_at(subject.tower, [site], subject.grid(64, 64), run, 3)
+    skipped = skippable(subject.tower, block, run) if skips else []
+    assert len(skipped) == (subject.tower.blocks.index(block) if skips else 0)
+    before = state_of(model)
+    with Exchange(seen, real, skipped).made(torch.arange(3), patches), torch.no_grad():
+        found = model({"image": batch})["cls"]
+    assert_same_state(before, state_of(model))
+
+    def put(module: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        tokens = inputs[0].clone()
+        for i, row, column in patches.nonzero().tolist():
+            tokens[i, 1 + 4 * row + column] = real[i, :, row, column]
+        return (tokens, *inputs[1:])
+
+    handle = model.backbone.get_submodule(block).register_forward_pre_hook(put)
+    with torch.no_grad():
+        expected = model({"image": batch})["cls"]
+    handle.remove()
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    assert not torch.equal(found[:2], model({"image": batch})["cls"][:2])
+
+
+def test_blocks_before_the_exchange_do_not_run_again(model: Any, subject: Subject) -> None:
+    runs = dict.fromkeys(subject.tower.blocks, 0)
+
+    def count(name: str) -> Any:
+        return lambda module, inputs: runs.__setitem__(name, runs[name] + 1)
+
+    fill = token_fill(subject, in_batches(4), images(4).double(), None)
+    inner = [model.backbone.get_submodule(f"{name}.mlp").register_forward_pre_hook(count(name)) for name in runs]
+    fill(torch.ones(4, 4, 4, dtype=torch.bool))
+    for handle in inner:
+        handle.remove()
+    first = exchanged_block(subject.tower)
+    assert [runs[name] for name in runs] == [0] * list(runs).index(first) + [1] * (BLOCKS - list(runs).index(first))
+
+
+def test_the_verdict_comes_with_an_explanation(model: CLIPDetectorWithGradCAM) -> None:
+    batch = images(24, seed=3).double()
+    bank = Bank.of(model, batch)
+    forwards = 0
+
+    def count(*given: Any) -> None:
+        nonlocal forwards
+        forwards += 1
+
+    handle = model.backbone.register_forward_pre_hook(count)
+    found = model_explained(model, batch[:2], bank)
+    before = forwards
+    checks = found.verdicts()
+    handle.remove()
+    assert forwards == before and {one.fall for one in checks["scaled"]} == {None}
+    joint = neighbourhood_mean(scaled_mean(found.evidence.unbind(1)))
+    for i, check in enumerate(checks["scaled"]):
+        hottest = int(found.maps.raw[i].argmax())
+        assert check.contrast == pytest.approx(float(joint[i].flatten()[hottest] / joint[i].max()), rel=1e-5)
+
+
+def model_explained(model: Any, batch: Tensor, bank: TokenBank) -> Any:
+    from utils.gradcam import explain
+
+    return explain(model, batch, method="hirescam", layers="scaled", site="residual", target="fake", bank=bank)

@@ -1,0 +1,1 @@
+"""Patches compared with those of real images, and exchanged for them."""

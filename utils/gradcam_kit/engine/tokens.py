@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -12,14 +11,13 @@ from torch import Tensor
 
 from .checks import Checks
 from .completeness import Completeness, SelfTest, completeness_of, has_bias, scaled_biases
-from .fast.class_token_path import ClassTokenPath, Joined
-from .fast.quick_gelu import is_quick_gelu, quick_gelu_in_one
 from .frozen import frozen_for_explaining
-from .heads import Head, HeadReader, Prediction
+from .heads import Head, HeadReader, Prediction, score_weights
+from .hooks import ClassTokenPath, Joined, Tap, is_quick_gelu, quick_gelu_in_one, tapped
 from .layers import LayerError, Site
-from .targets import Target, score_weights
+from .targets import Target
 from .towers import Grid
-from .towers.channel_axis import LAST, ChannelAxes
+from .towers.channel_axis import ChannelAxes
 from .towers.tower import Tower
 
 # Patch gradients of a logit are about 1e-5, below what float16 resolves: there the score is scaled before backward, by
@@ -46,98 +44,6 @@ class Tokens(NamedTuple):
 
     A: Tensor
     G: Tensor
-
-
-class Tap(NamedTuple):
-    """What has come past a site: tokens as the tower has them, and of four axes the one that holds the channels."""
-
-    tokens: Tensor
-    channel_axis: int | None
-
-    def in_order(self, tensor: Tensor, site: Site, images: int) -> Tensor:
-        """The tokens or their gradient as (B, T, C) or (B, C, h, w). Raises LayerError where the axes are not known."""
-        if tensor.ndim == 4:
-            if self.channel_axis is None:
-                raise LayerError(
-                    f"layer {site.name!r} gives a tensor of shape {tuple(tensor.shape)}, and which of its axes holds"
-                    " the channels could not be followed: name a convolution, a norm or a linear layer beside it"
-                )
-            tensor = tensor.permute(0, 3, 1, 2) if self.channel_axis == LAST else tensor
-        elif tensor.ndim == 3 and _batch_axis(tensor, site, images) == 1:
-            tensor = tensor.transpose(0, 1)
-        if tensor.ndim in (3, 4) and tensor.shape[0] != images:
-            raise LayerError(
-                f"layer {site.name!r} gives a tensor of shape {tuple(self.tokens.shape)} for {images} images: it works"
-                " on parts of an image (windows), or on several images at once; name a whole block"
-            )
-        return tensor
-
-
-def _batch_axis(tokens: Tensor, site: Site, images: int) -> int:
-    """Axis of the batch in tokens (B, T, C) or (T, B, C), by the sizes where the tower does not tell."""
-    if site.batch_axis is not None:
-        return site.batch_axis
-    fits = [axis for axis in (0, 1) if tokens.shape[axis] == images]
-    if len(fits) != 1:
-        raise LayerError(
-            f"layer {site.name!r} gives a tensor of shape {tuple(tokens.shape)} for {images} images: whether it is"
-            " (B, T, C) or (T, B, C) can't be told; explain another number of images at once, or write a tower family"
-        )
-    return fits[0]
-
-
-@contextmanager
-def tapped(
-    sites: Sequence[Site], axes: ChannelAxes | None, looks_away: Callable[[], bool] = lambda: False
-) -> Iterator[dict[int, Tap]]:
-    """Hooks on `sites` that fill the yielded dict, during the forward pass, with the tokens at each by its position.
-
-    The graph begins at the first site that runs: what is before it records nothing, since the weights are constant
-    and the tokens there become a leaf. The tower continues with a copy, so that an in-place ReLU cannot overwrite them.
-    A forward pass of another thread at the same time passes through untouched. `axes` follows the channels of a forward
-    pass inside it. What runs while it `looks_away` is no part of the pass.
-    """
-    taps: dict[int, Tap] = {}
-    runs = [0] * len(sites)
-    thread = threading.get_ident()
-
-    def tap(position: int, value: Any, read: Any = None) -> Any:
-        name, run = sites[position].name, sites[position].run
-        runs[position] += 1
-        if runs[position] < run:
-            return None
-        if runs[position] > run:
-            raise LayerError(f"layer {name!r} runs more than once in one forward pass: name one that runs once")
-        if not torch.is_grad_enabled():
-            raise LayerError(
-                f"layer {name!r} runs under torch.no_grad() in the detector's forward pass, so the score has no"
-                " gradient there: name one that runs outside, or take the no_grad out of the detector"
-            )
-        first = value[0] if isinstance(value, tuple) and value else value
-        if not isinstance(first, Tensor):
-            raise LayerError(f"layer {name!r} passes on {type(first).__name__}, not a tensor of tokens: name another")
-        tokens = first if first.requires_grad else first.detach().requires_grad_()
-        taps[position] = Tap(tokens, axes.axis_of(first, read) if axes is not None and first.ndim == 4 else None)
-        passed_on = tokens.clone()
-        return (passed_on, *value[1:]) if isinstance(value, tuple) else passed_on
-
-    def seen() -> bool:
-        return threading.get_ident() == thread and not looks_away()
-
-    def input_hook(position: int) -> Callable[..., Any]:
-        return lambda module, inputs: tap(position, inputs) if seen() else None
-
-    def output_hook(position: int) -> Callable[..., Any]:
-        return lambda module, inputs, output: tap(position, output, inputs[0] if inputs else None) if seen() else None
-
-    with ExitStack() as hooks:
-        for position, site in enumerate(sites):
-            if site.reads_input:
-                handle = site.module.register_forward_pre_hook(input_hook(position))
-            else:
-                handle = site.module.register_forward_hook(output_hook(position))
-            hooks.callback(handle.remove)
-        yield taps
 
 
 class Question(NamedTuple):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ..engine.checks import Checks
-from ..engine.fast.class_token_path import NotOneToken
+from ..engine.hooks import NotOneToken
 from .explanation import Explanation
 
 

@@ -30,15 +30,15 @@ from torch.overrides import TorchFunctionMode
 
 from ...base.allowed import BACKWARDS
 from ...base.errors import InputError, did_you_mean
-from ..fast.derivatives import (
+from ..layers import LayerError
+from ..towers.attention import BlockAttention
+from ..towers.tower import Tower
+from .derivatives import (
     AttentionOfConstantWeights,
     EitherGradient,
     LayerNormOfConstantDeviation,
     by_factor,
 )
-from ..layers import LayerError
-from ..towers.attention import BlockAttention
-from ..towers.tower import Tower
 
 PLAIN, BALANCED = BACKWARDS
 

@@ -4,17 +4,43 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from torch import nn
 
-from ..structure import Structure
 from . import family_of, find_tower
 from .attention import BlockAttention
 from .family import Grid
 
 KEPT = "_gradcam_tower"  # in the model's own __dict__, so that both go together
 T = TypeVar("T")
+
+
+class Structure(NamedTuple):
+    """The modules of a model, each once, and what each held by which name. To compare takes no walk of the model."""
+
+    modules: list[nn.Module]
+    children: list[dict[str, nn.Module | None]]
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Structure:
+        """The structure of `model` now."""
+        modules = list(model.modules())
+        return cls(modules, [dict(module._modules) for module in modules])
+
+    def still_holds(self) -> bool:
+        """Whether no module was added, replaced, renamed or moved since."""
+        return all(module._modules == children for module, children in zip(self.modules, self.children, strict=True))
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Every parameter as it is now, once."""
+        found = {
+            id(parameter): parameter
+            for module in self.modules
+            for parameter in module._parameters.values()
+            if parameter is not None
+        }
+        return list(found.values())
 
 
 class Tower:

@@ -11,8 +11,6 @@ from torch import Tensor
 
 from ..towers.attention import same_value
 
-QUICK_GELU = 1.702  # its slope (Hendrycks and Gimpel 2016, section 2)
-
 
 def by_factor(x: Tensor, output: Tensor) -> Tensor:
     """`output` as x · r with the factor r = output / x constant: an RMS norm's w / rms, an activation's secant.
@@ -88,21 +86,3 @@ class AttentionOfConstantWeights(torch.autograd.Function):
                 P = torch.baddbmm(nothing, q[i], k[i].transpose(1, 2), beta=0, alpha=ctx.scale).softmax(dim=-1)
                 of_v[i] = torch.bmm(P.transpose(1, 2), of_image)
         return None, None, of_v, None, None
-
-
-class QuickGELU(torch.autograd.Function):
-    """x · sigmoid(1.702 x) as `activate` computes it, of which x alone is kept.
-
-    With y = 1.702 x it is silu(y) / 1.702, so that its derivative is silu'(y): one pass over memory. Autograd keeps two
-    tensors for it and takes five.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, activate: Callable[[Tensor], Tensor]) -> Tensor:
-        ctx.save_for_backward(x)
-        return activate(x)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        (x,) = ctx.saved_tensors
-        return torch.ops.aten.silu_backward(gradient, QUICK_GELU * x), None

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -24,58 +24,65 @@ QUICK_GELU = 1.702  # its slope (Hendrycks and Gimpel 2016, section 2)
 class Tap(NamedTuple):
     """What has come past a site: tokens as the tower has them, and of four axes the one that holds the channels."""
 
+    site: Site
     tokens: Tensor
     channel_axis: int | None
 
-    def in_order(self, tensor: Tensor, site: Site, images: int) -> Tensor:
+    def in_order(self, tensor: Tensor, images: int) -> Tensor:
         """The tokens or their gradient as (B, T, C) or (B, C, h, w). Raises LayerError where the axes are not known."""
+        gives = f"layer {self.site.name!r} gives a tensor of shape {tuple(tensor.shape)}"
         if tensor.ndim == 4:
             if self.channel_axis is None:
                 raise LayerError(
-                    f"layer {site.name!r} gives a tensor of shape {tuple(tensor.shape)}, and which of its axes holds"
-                    " the channels could not be followed: name a convolution, a norm or a linear layer beside it"
+                    f"{gives}, and which of its axes holds the channels could not be followed: name a convolution, a"
+                    " norm or a linear layer beside it"
                 )
             tensor = tensor.permute(0, 3, 1, 2) if self.channel_axis == LAST else tensor
-        elif tensor.ndim == 3 and _batch_axis(tensor, site, images) == 1:
-            tensor = tensor.transpose(0, 1)
+        elif tensor.ndim == 3:
+            axis = self.site.batch_axis
+            if axis is None:  # the tower does not tell, so the sizes have to
+                fits = [place for place in (0, 1) if tensor.shape[place] == images]
+                if len(fits) != 1:
+                    raise LayerError(
+                        f"{gives} for {images} images: whether it is (B, T, C) or (T, B, C) can't be told; explain"
+                        " another number of images at once, or write a tower family"
+                    )
+                (axis,) = fits
+            tensor = tensor.transpose(0, 1) if axis else tensor
         if tensor.ndim in (3, 4) and tensor.shape[0] != images:
             raise LayerError(
-                f"layer {site.name!r} gives a tensor of shape {tuple(self.tokens.shape)} for {images} images: it works"
-                " on parts of an image (windows), or on several images at once; name a whole block"
+                f"{gives} for {images} images: it works on parts of an image (windows), or on several images at once;"
+                " name a whole block"
             )
         return tensor
 
 
-def _batch_axis(tokens: Tensor, site: Site, images: int) -> int:
-    """Axis of the batch in tokens (B, T, C) or (T, B, C), by the sizes where the tower does not tell."""
-    if site.batch_axis is not None:
-        return site.batch_axis
-    fits = [axis for axis in (0, 1) if tokens.shape[axis] == images]
-    if len(fits) != 1:
-        raise LayerError(
-            f"layer {site.name!r} gives a tensor of shape {tuple(tokens.shape)} for {images} images: whether it is"
-            " (B, T, C) or (T, B, C) can't be told; explain another number of images at once, or write a tower family"
-        )
-    return fits[0]
+def in_order(taps: Sequence[Tap], gradients: Sequence[Tensor], images: int) -> list[tuple[Tensor, Tensor]]:
+    """Of each tap its tokens and their gradient, both detached and in order, see `Tap.in_order`."""
+    return [
+        (tap.in_order(tap.tokens.detach(), images), tap.in_order(G, images))
+        for tap, G in zip(taps, gradients, strict=True)
+    ]
 
 
 @contextmanager
-def tapped(
-    sites: Sequence[Site], axes: ChannelAxes | None, looks_away: Callable[[], bool] = lambda: False
-) -> Iterator[dict[int, Tap]]:
+def tapped(sites: Sequence[Site], axes: ChannelAxes | None, path: ClassTokenPath | None) -> Iterator[dict[int, Tap]]:
     """Hooks on `sites` that fill the yielded dict, during the forward pass, with the tokens at each by its position.
 
     The graph begins at the first site that runs: what is before it records nothing, since the weights are constant
     and the tokens there become a leaf. The tower continues with a copy, so that an in-place ReLU cannot overwrite them.
     A forward pass of another thread at the same time passes through untouched. `axes` follows the channels of a forward
-    pass inside it. What runs while it `looks_away` is no part of the pass.
+    pass inside it. What runs while the `path` is replaying is no part of the pass.
     """
     taps: dict[int, Tap] = {}
     runs = [0] * len(sites)
     thread = threading.get_ident()
 
     def tap(position: int, value: Any, read: Any = None) -> Any:
-        name, run = sites[position].name, sites[position].run
+        if threading.get_ident() != thread or (path is not None and path.replaying):
+            return None
+        site = sites[position]
+        name, run = site.name, site.run
         runs[position] += 1
         if runs[position] < run:
             return None
@@ -90,25 +97,22 @@ def tapped(
         if not isinstance(first, Tensor):
             raise LayerError(f"layer {name!r} passes on {type(first).__name__}, not a tensor of tokens: name another")
         tokens = first if first.requires_grad else first.detach().requires_grad_()
-        taps[position] = Tap(tokens, axes.axis_of(first, read) if axes is not None and first.ndim == 4 else None)
+        taps[position] = Tap(site, tokens, axes.axis_of(first, read) if axes is not None and first.ndim == 4 else None)
         passed_on = tokens.clone()
         return (passed_on, *value[1:]) if isinstance(value, tuple) else passed_on
 
-    def seen() -> bool:
-        return threading.get_ident() == thread and not looks_away()
+    def read_input(position: int, module: nn.Module, inputs: Any) -> Any:
+        return tap(position, inputs)
 
-    def input_hook(position: int) -> Callable[..., Any]:
-        return lambda module, inputs: tap(position, inputs) if seen() else None
-
-    def output_hook(position: int) -> Callable[..., Any]:
-        return lambda module, inputs, output: tap(position, output, inputs[0] if inputs else None) if seen() else None
+    def read_output(position: int, module: nn.Module, inputs: Any, output: Any) -> Any:
+        return tap(position, output, inputs[0] if inputs else None)
 
     with ExitStack() as hooks:
         for position, site in enumerate(sites):
             if site.reads_input:
-                handle = site.module.register_forward_pre_hook(input_hook(position))
+                handle = site.module.register_forward_pre_hook(partial(read_input, position))
             else:
-                handle = site.module.register_forward_hook(output_hook(position))
+                handle = site.module.register_forward_hook(partial(read_output, position))
             hooks.callback(handle.remove)
         yield taps
 
@@ -308,7 +312,7 @@ def quick_gelu_in_one(modules: Iterable[nn.Module]) -> Iterator[None]:
     before = [vars(module).get("forward") for module in changed]
     try:
         for module in changed:
-            vars(module)["forward"] = functools.partial(_applied, module.forward)
+            vars(module)["forward"] = partial(_applied, module.forward)
         yield
     finally:
         for module, forward in zip(changed, before, strict=True):

@@ -13,7 +13,7 @@ from .checks import Checks
 from .completeness import Completeness, SelfTest, completeness_of, has_bias, scaled_biases
 from .frozen import frozen_for_explaining
 from .heads import Head, HeadReader, Prediction, score_weights
-from .hooks import ClassTokenPath, Joined, Tap, is_quick_gelu, quick_gelu_in_one, tapped
+from .hooks import ClassTokenPath, Joined, Tap, in_order, is_quick_gelu, quick_gelu_in_one, tapped
 from .layers import LayerError, Site
 from .targets import Target
 from .towers import Grid
@@ -82,8 +82,7 @@ def token_gradients(
     with ExitStack() as hooks:
         hooks.enter_context(frozen_for_explaining(tower.model, tower.structure))
         hooks.enter_context(quick_gelu_in_one(tower.modules_that(is_quick_gelu)))
-        looks_away = (lambda: path.replaying) if path else (lambda: False)
-        taps = hooks.enter_context(tapped([*sites, *tested], axes, looks_away))
+        taps = hooks.enter_context(tapped([*sites, *tested], axes, path))
         scales = hooks.enter_context(scaled_biases(tower.modules_that(has_bias), taps)) if self_test else {}
         with axes or nullcontext(), path.hooked() if path else nullcontext(), plan.constants:
             output = question.forward()
@@ -94,23 +93,23 @@ def token_gradients(
         for position, site in enumerate([*sites, *tested]):
             if position not in taps:
                 raise LayerError(f"layer {site.name!r} does not run in the detector's forward pass: name another")
-        activations = [taps[position].tokens for position in range(len(sites))]
+        read = [taps[position] for position in range(len(sites))]
         joined = path.joined if path else None
-        rest = [joined.rest] if joined else []
+        leaves = [*(tap.tokens for tap in read), *([joined.rest] if joined else [])]
         with plan.products():
-            found = score_gradients(logits, weights, [*activations, *rest], again=self_test is not None)
-        gradients = found[: len(activations)]
+            found = score_gradients(logits, weights, leaves, again=self_test is not None)
         more_tokens = _more_than_one(joined, found[-1]) if joined else None
         score = logits, weights
         completeness = _completeness(self_test, score, taps, len(sites), scales) if self_test else []
         detached = {key: value.detach() for key, value in prediction.items()}
-    captured = []
-    for position, (site, A, G) in enumerate(zip(sites, activations, gradients, strict=True)):
+    gradients = []
+    for site, G in zip(sites, found[: len(sites)], strict=True):
         if G is None:
             raise LayerError(
                 f"the score does not depend on layer {site.name!r} at all: name one that the head reads from"
             )
-        captured.append(Tokens(*(taps[position].in_order(one, site, len(logits)) for one in (A.detach(), G))))
+        gradients.append(G)
+    captured = [Tokens(*pair) for pair in in_order(read, gradients, len(logits))]
     return Differentiated(detached, kind, names, captured, completeness, more_tokens)
 
 
@@ -121,18 +120,16 @@ def _completeness(
     logits, weights = score
     test.activations.by_secant = True
     order = {position: rank for rank, position in enumerate(taps)}
-    positions = range(before, before + len(test.sites))
-    shares = [taps[position].tokens for position in positions]
-    found = score_gradients(logits, weights, [*shares, *scales.values()])
-    by_leaf = zip(scales, found[len(shares) :], strict=True)
+    tested = [taps[position] for position in range(before, before + len(test.sites))]
+    found = score_gradients(logits, weights, [*(tap.tokens for tap in tested), *scales.values()])
+    by_leaf = zip(scales, found[len(tested) :], strict=True)
     terms = {read: term for read, term in by_leaf if term is not None}
     total = (logits.detach().double() * weights).sum(dim=1)
-    completeness = []
-    for position, site, A, G in zip(positions, test.sites, shares, found[: len(shares)], strict=True):
-        if G is not None:
-            ordered = [taps[position].in_order(one, site, len(logits)) for one in (A.detach(), G)]
-            completeness.append(completeness_of(ordered[0], ordered[1], order[position], terms, total))
-    return completeness
+    return [
+        completeness_of(*in_order([tap], [G], len(logits))[0], order[before + i], terms, total)
+        for i, (tap, G) in enumerate(zip(tested, found[: len(tested)], strict=True))
+        if G is not None
+    ]
 
 
 def _more_than_one(joined: Joined, of_rest: Tensor | None) -> Tensor:

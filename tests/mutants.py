@@ -64,7 +64,7 @@ MUTANTS = [
            "return torch.allclose(", "return True or torch.allclose(",
            f"{BALANCED}/test_derivatives.py::test_it_is_known_by_its_values_too"),
     Mutant("weights of attention not turned round", "utils/gradcam_kit/engine/backward/derivatives.py",
-           "torch.bmm(P.transpose(1, 2), of_image)", "torch.bmm(P, of_image)",
+           "torch.bmm(P.transpose(1, 2), of_output)", "torch.bmm(P, of_output)",
            f"{BALANCED}/test_derivatives.py::test_attention_of_constant_weights"),
     Mutant("the class token's queries and keys are never constant", "utils/gradcam_kit/engine/hooks.py",
            "        if self.constant:", "        if False:",

@@ -35,27 +35,29 @@ def frozen_for_explaining(model: nn.Module, structure: Structure | None = None) 
         try:
             _put(modules, "training", [False] * len(modules))
             _put(parameters, "requires_grad", [False] * len(parameters))
-            with plain_forward(modules), torch.inference_mode(False), torch.enable_grad():
+            with plain_forward(structure), torch.inference_mode(False), torch.enable_grad():
                 yield
         finally:
             _put(modules, "training", training)
             _put(parameters, "requires_grad", trained)
 
 
-def _put(owners: Sequence[Any], name: str, values: Sequence[bool]) -> None:
+def _put(owners: Sequence[Any], name: str, wanted: Sequence[bool]) -> None:
     """Only where it is another: a module's attributes are slow to set, and a tower has hundreds."""
-    for owner, value in zip(owners, values, strict=True):
-        if getattr(owner, name) != value:
-            setattr(owner, name, value)
+    found = [getattr(owner, name) for owner in owners]
+    if found != wanted:
+        for owner, one, other in zip(owners, found, wanted, strict=True):
+            if one != other:
+                setattr(owner, name, other)
 
 
 def _refuse_unusable(model: nn.Module, modules: Sequence[nn.Module], parameters: Sequence[nn.Parameter]) -> None:
     """Raises InputError for a model that cannot be differentiated."""
     if any(parameter.is_inference() for parameter in parameters):
         raise InputError("the model was built inside torch.inference_mode(), which forbids gradients: build it outside")
-    for module in modules:
-        if type(module).__module__.startswith(QUANTISED):
-            name = next(name for name, other in model.named_modules() if other is module)
+    for kind in {type(module) for module in modules}:
+        if kind.__module__.startswith(QUANTISED):
+            name = next(name for name, module in model.named_modules() if type(module) is kind)
             raise InputError(
                 f"{type(model).__name__} has 8-bit layers ({name}), through which no gradient passes: explain the model"
                 " before it is quantised"
@@ -83,29 +85,27 @@ def patched(owner: Any, name: str, value: Any) -> Iterator[None]:
 
 
 @contextmanager
-def plain_forward(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """Inside, a model of these modules runs as hooks have to see it: each once, by Python.
+def plain_forward(structure: Structure) -> Iterator[None]:
+    """Inside, a model of that structure runs as hooks have to see it: each module once, by Python.
 
     Three ways in which PyTorch passes hooks by, or runs a module twice, are off, the last two for the whole process:
     `torch.compile`, gradient checkpointing, and the fused kernels of `nn.TransformerEncoderLayer` in evaluation.
     """
     with ExitStack() as undo:
-        _without_compiled(modules, undo)
+        for module, name, child in structure.compiled:
+            undo.callback(module._modules.__setitem__, name, child)
+            module._modules[name] = child._modules["_orig_mod"]
+        for module in structure.modules:
+            compiled = getattr(module, "_compiled_call_impl", None)
+            if compiled is not None:  # of module.compile()
+                undo.callback(setattr, module, "_compiled_call_impl", compiled)
+                module._compiled_call_impl = None
         _without_checkpointing(undo)
-        _without_fast_path(undo)
+        switch: Any = getattr(torch.backends, "mha", None)
+        if switch is not None:  # from PyTorch 2.2 on; before, an error says that such a layer does not run
+            undo.callback(switch.set_fastpath_enabled, switch.get_fastpath_enabled())
+            switch.set_fastpath_enabled(False)
         yield
-
-
-def _without_compiled(modules: Sequence[nn.Module], undo: ExitStack) -> None:
-    """The modules inside what `torch.compile` has made of parts of them."""
-    for module in modules:
-        for name, child in list(module._modules.items()):
-            if child is not None and "_orig_mod" in child._modules:
-                undo.callback(module._modules.__setitem__, name, child)
-                module._modules[name] = child._modules["_orig_mod"]
-        if getattr(module, "_compiled_call_impl", None) is not None:  # of module.compile()
-            undo.callback(setattr, module, "_compiled_call_impl", module._compiled_call_impl)
-            module._compiled_call_impl = None
 
 
 def _without_checkpointing(undo: ExitStack) -> None:
@@ -125,11 +125,3 @@ def _without_checkpointing(undo: ExitStack) -> None:
     for name, value in (("CheckpointFunction", Run), ("_checkpoint_without_reentrant_generator", run_once)):
         undo.callback(setattr, module, name, getattr(module, name))
         setattr(module, name, value)
-
-
-def _without_fast_path(undo: ExitStack) -> None:
-    """PyTorch has this switch from 2.2 on. Before, an error says that such a layer does not run."""
-    switch: Any = getattr(torch.backends, "mha", None)
-    if switch is not None:
-        undo.callback(switch.set_fastpath_enabled, switch.get_fastpath_enabled())
-        switch.set_fastpath_enabled(False)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -102,6 +102,12 @@ class LayerMaps:
         empty = normalised.flatten(1).amax(dim=1) == 0
         return cls(signed, raw, normalised, empty, artefact, _canvas(size))
 
+    def split(self, count: int) -> list[LayerMaps]:
+        """The maps of `count` layers, which were made as one batch."""
+        names = ("signed", "raw", "normalised", "empty", "artefact")
+        chunks = {name: getattr(self, name).chunk(count) for name in names}
+        return [replace(self, **{name: chunk[i] for name, chunk in chunks.items()}) for i in range(count)]
+
     @property
     def grid(self) -> tuple[int, int]:
         """Rows and columns of the patch grid."""
@@ -127,19 +133,26 @@ def layer_maps(
     `leftovers`, by layer of `signed`: see `LayerMaps.of`. `checks`: where errors are left that are found on the device.
     Raises LayerError where the patch gradients are structurally zero, NonFiniteMapError where a map is not finite.
     """
-    maps: dict[str, LayerMaps] = {}
-    found: list[Tensor] = []
     parts = parts or {layer: [layer] for layer in signed}
+    values = {layer: _sum([signed[part] for part in added]) for layer, added in parts.items()}
+    allowed = {layer: _sum([leftovers[part] for part in added]) for layer, added in parts.items()} if leftovers else {}
+    alike: dict[Any, list[str]] = {}  # layers that are drawn at once
+    for layer, one in values.items():
+        alike.setdefault((one.shape, one.dtype, one.device), []).append(layer)
+    maps: dict[str, LayerMaps] = {}
+    for layers in alike.values():
+        together = torch.cat([values[layer] for layer in layers])
+        leftover = torch.cat([allowed[layer] for layer in layers]) if allowed else None
+        with torch.autocast(together.device.type, enabled=False):
+            drawn = LayerMaps.of(together, together.relu(), size, leftover)
+        maps.update(zip(layers, drawn.split(len(layers)), strict=True))
+    found = []
     for layer, added in parts.items():
-        values = _sum([signed[part] for part in added])
-        with torch.autocast(values.device.type, enabled=False):
-            leftover = _sum([leftovers[part] for part in added]) if leftovers else None
-            maps[layer] = LayerMaps.of(values, values.relu(), size, leftover)
         reached, touched = (_has_gradient([of[part] for part in added]) for of in (patches, tokens))
-        found.append(torch.stack([reached, touched, torch.isfinite(values).flatten(1).all(dim=1)]))
+        found.append(torch.stack([reached, touched, torch.isfinite(values[layer]).flatten(1).all(dim=1)]))
     with read_at_once(checks) as asked:
         asked.add(torch.stack(found), partial(_refuse_maps, list(parts)))
-    return maps
+    return {layer: maps[layer] for layer in parts}
 
 
 def _refuse_maps(layers: Sequence[str], found: Tensor) -> None:
@@ -184,7 +197,8 @@ def _sum(maps: Sequence[Tensor]) -> Tensor:
 
 def _has_gradient(tokens: Sequence[Tokens]) -> Tensor:
     """(B,) bool: whether any token of any of them has one."""
-    return torch.stack([(one.G != 0).flatten(1).any(dim=1) for one in tokens]).any(dim=0)
+    found = [one.G.flatten(2).any(dim=2).any(dim=1) for one in tokens]
+    return torch.stack(found).any(dim=0) if len(found) > 1 else found[0]
 
 
 def _refuse_unreached(name: str, reached: Tensor, touched: Tensor) -> None:

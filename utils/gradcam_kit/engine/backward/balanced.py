@@ -193,6 +193,8 @@ def _layer_norm(
     eps: float = 1e-5,
     *rest: Any,
 ) -> Tensor:
+    if not input.requires_grad:  # before the layers
+        return func(input, normalized_shape, weight, bias, eps)
     return LayerNormOfConstantDeviation.apply(input, tuple(normalized_shape), weight, bias, eps)
 
 

@@ -21,26 +21,28 @@ class Structure(NamedTuple):
 
     modules: list[nn.Module]
     children: list[dict[str, nn.Module | None]]
+    compiled: list[tuple[nn.Module, str, nn.Module]]  # what `torch.compile` has made of parts: holder, name, part
 
     @classmethod
     def of(cls, model: nn.Module) -> Structure:
         """The structure of `model` now."""
         modules = list(model.modules())
-        return cls(modules, [dict(module._modules) for module in modules])
+        compiled = [
+            (module, name, child)
+            for module in modules
+            for name, child in module._modules.items()
+            if child is not None and "_orig_mod" in child._modules
+        ]
+        return cls(modules, [dict(module._modules) for module in modules], compiled)
 
     def still_holds(self) -> bool:
         """Whether no module was added, replaced, renamed or moved since."""
-        return all(module._modules == children for module, children in zip(self.modules, self.children, strict=True))
+        return [module._modules for module in self.modules] == self.children
 
     def parameters(self) -> list[nn.Parameter]:
         """Every parameter as it is now, once."""
-        found = {
-            id(parameter): parameter
-            for module in self.modules
-            for parameter in module._parameters.values()
-            if parameter is not None
-        }
-        return list(found.values())
+        found = {id(each): each for module in self.modules for each in module._parameters.values()}
+        return [each for each in found.values() if each is not None]
 
 
 class Tower:

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from ...base.errors import InputError
 from .attention import AttentionModules, BlockAttention
 from .family import Grid, TowerFamily, part, stride_of
-from .timm_attention import TimmAttention
-from .torch_attention import multihead_attention, torch_attention
+from .fused_attention import TimmAttention, multihead_attention, torch_attention
 
 
 @dataclass(frozen=True)

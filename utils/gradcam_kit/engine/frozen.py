@@ -5,10 +5,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from operator import attrgetter
 from typing import Any
 
 import torch.utils.checkpoint
-from torch import nn
+from torch import Tensor, nn
 
 from ..base.errors import InputError
 from .towers.tower import Structure
@@ -44,7 +45,7 @@ def frozen_for_explaining(model: nn.Module, structure: Structure | None = None) 
 
 def _put(owners: Sequence[Any], name: str, wanted: Sequence[bool]) -> None:
     """Only where it is another: a module's attributes are slow to set, and a tower has hundreds."""
-    found = [getattr(owner, name) for owner in owners]
+    found = list(map(attrgetter(name), owners))
     if found != wanted:
         for owner, one, other in zip(owners, found, wanted, strict=True):
             if one != other:
@@ -53,7 +54,7 @@ def _put(owners: Sequence[Any], name: str, wanted: Sequence[bool]) -> None:
 
 def _refuse_unusable(model: nn.Module, modules: Sequence[nn.Module], parameters: Sequence[nn.Parameter]) -> None:
     """Raises InputError for a model that cannot be differentiated."""
-    if any(parameter.is_inference() for parameter in parameters):
+    if any(map(Tensor.is_inference, parameters)):
         raise InputError("the model was built inside torch.inference_mode(), which forbids gradients: build it outside")
     for kind in {type(module) for module in modules}:
         if kind.__module__.startswith(QUANTISED):
@@ -95,11 +96,9 @@ def plain_forward(structure: Structure) -> Iterator[None]:
         for module, name, child in structure.compiled:
             undo.callback(module._modules.__setitem__, name, child)
             module._modules[name] = child._modules["_orig_mod"]
-        for module in structure.modules:
-            compiled = getattr(module, "_compiled_call_impl", None)
-            if compiled is not None:  # of module.compile()
-                undo.callback(setattr, module, "_compiled_call_impl", compiled)
-                module._compiled_call_impl = None
+        for module in [module for module in structure.modules if "_compiled_call_impl" in module.__dict__]:
+            undo.callback(setattr, module, "_compiled_call_impl", module._compiled_call_impl)  # of module.compile()
+            module._compiled_call_impl = None
         _without_checkpointing(undo)
         switch: Any = getattr(torch.backends, "mha", None)
         if switch is not None:  # from PyTorch 2.2 on; before, an error says that such a layer does not run

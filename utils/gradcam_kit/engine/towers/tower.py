@@ -41,8 +41,8 @@ class Structure(NamedTuple):
 
     def parameters(self) -> list[nn.Parameter]:
         """Every parameter as it is now, once."""
-        found = {id(each): each for module in self.modules for each in module._parameters.values()}
-        return [each for each in found.values() if each is not None]
+        found = [one for module in self.modules for one in module._parameters.values() if one is not None]
+        return list(dict(zip(map(id, found), found, strict=True)).values())
 
 
 class Tower:

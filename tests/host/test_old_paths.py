@@ -58,11 +58,11 @@ def test_both_paths_are_one_module() -> None:
 import utils.model.checkpoint_families as old, utils.gradcam_kit.model.checkpoint_families as new
 from utils.cam import towers
 from utils.gradcam_kit.engine import towers as same
-import utils.cam.towers.hf_clip, utils.gradcam_kit.engine.towers.hf_clip, sys
+import utils.cam.towers.family, utils.gradcam_kit.engine.towers.family, sys
 from utils.errors import InputError
 from utils.gradcam_kit.base.errors import InputError as Same
 assert old is new and towers is same and InputError is Same
-assert sys.modules["utils.cam.towers.hf_clip"] is utils.gradcam_kit.engine.towers.hf_clip
+assert sys.modules["utils.cam.towers.family"] is utils.gradcam_kit.engine.towers.family
 print(new.__spec__.name)
 """
     done = run_python("-W", "ignore", "-c", program, cwd=ROOT)

@@ -14,8 +14,8 @@ from tests.helpers.detectors import images, tiny_detector
 from tests.helpers.saved_bytes import saved_bytes
 from utils.gradcam_kit.engine import tokens
 from utils.gradcam_kit.engine.backward import balanced
-from utils.gradcam_kit.engine.fast import quick_gelu
-from utils.gradcam_kit.engine.fast.derivatives import AttentionOfConstantWeights, QuickGELU
+from utils.gradcam_kit.engine.backward.derivatives import AttentionOfConstantWeights
+from utils.gradcam_kit.engine.hooks import QuickGELU, is_quick_gelu
 
 LAYERS = ["encoder.layers.0", "encoder.layers.2"]
 
@@ -43,15 +43,15 @@ def test_quick_gelu_has_its_value_and_its_derivative() -> None:
 
 
 def test_it_is_known_by_its_values_too() -> None:
-    assert quick_gelu.is_quick_gelu(OurQuickGELU())
-    assert not quick_gelu.is_quick_gelu(QuickGELUOfAnotherSlope())
-    assert not quick_gelu.is_quick_gelu(nn.GELU())
+    assert is_quick_gelu(OurQuickGELU())
+    assert not is_quick_gelu(QuickGELUOfAnotherSlope())
+    assert not is_quick_gelu(nn.GELU())
 
 
 def test_of_quick_gelu_one_tensor_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """The tower's own activation is CLIP's; of its MLP two tensors of the full width were kept."""
     model, image = tiny_detector(), images(8)
-    names = {type(module).__name__ for module in model.modules() if quick_gelu.is_quick_gelu(module)}
+    names = {type(module).__name__ for module in model.modules() if is_quick_gelu(module)}
     assert len(names) == 1 and "forward" not in vars(model)
 
     def kept() -> int:

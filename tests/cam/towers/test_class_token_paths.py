@@ -12,8 +12,8 @@ from tests.cam.towers.test_tower_families import FAMILIES, detector_of
 from tests.cam.whole_block import take_the_whole_block
 from tests.helpers.detectors import images
 from utils.gradcam import explain
-from utils.gradcam_kit.engine.fast import class_token_path
-from utils.gradcam_kit.engine.fast.class_token_path import ClassTokenPath
+from utils.gradcam_kit.engine import hooks
+from utils.gradcam_kit.engine.hooks import ClassTokenPath
 from utils.gradcam_kit.engine.towers.tower import tower_of
 from utils.gradcam_kit.explaining import capture
 
@@ -54,7 +54,7 @@ def explained(monkeypatch: pytest.MonkeyPatch, model: nn.Module, **asked: Any) -
     paths: list[ClassTokenPath | None] = []
 
     def path_of(*given: Any) -> ClassTokenPath | None:
-        paths.append(class_token_path.class_token_path(*given))
+        paths.append(hooks.class_token_path(*given))
         return paths[-1]
 
     with monkeypatch.context() as patched:

@@ -14,9 +14,8 @@ from tests.helpers.detectors import ARCHITECTURE, BLOCKS, images
 from utils.gradcam_kit.base.errors import InputError
 from utils.gradcam_kit.engine.layers import LayerError, block_names, site_of_layer
 from utils.gradcam_kit.engine.spatial_layers import last_spatial_layer
-from utils.gradcam_kit.engine.towers import FAMILIES, Grid, family_of, find_tower
-from utils.gradcam_kit.engine.towers.cnn import CNN
-from utils.gradcam_kit.engine.towers.hf_clip import HuggingFaceCLIP
+from utils.gradcam_kit.engine.towers import FAMILIES, AttentionModules, Grid, family_of, find_tower
+from utils.gradcam_kit.engine.towers.families import CNN, HF_CLIP
 from utils.gradcam_kit.engine.towers.tower import tower_of
 
 
@@ -52,11 +51,11 @@ def test_clip_is_found_in_every_layout(make: Any) -> None:
     model = Inside(feature_extractor=make(), stem=nn.Conv2d(3, 4, 3))
     tower = find_tower(model)
     family = family_of(tower)
-    assert isinstance(family, HuggingFaceCLIP)
+    assert family is HF_CLIP
     assert block_names(tower) == [f"encoder.layers.{i}" for i in range(BLOCKS)]
     assert family.grid(tower, 64, 96) == Grid(4, 6, prefix=1)
     attention = family.attention(tower.get_submodule("encoder.layers.1"))
-    assert attention is not None and attention.heads == ARCHITECTURE["num_attention_heads"]
+    assert isinstance(attention, AttentionModules) and attention.heads == ARCHITECTURE["num_attention_heads"]
     block = tower.get_submodule("encoder.layers.1.self_attn")
     assert [attention.q, attention.k, attention.v, attention.out] == [
         block.get_submodule(f"{name}_proj") for name in ("q", "k", "v", "out")
@@ -67,7 +66,7 @@ def test_the_grid_is_what_the_tower_really_makes() -> None:
     """Tokens of a forward pass, also for a size that is no multiple of the patch."""
     tower = vision_tower()
     for height, width in ((64, 64), (32, 96), (70, 79)):
-        grid = HuggingFaceCLIP().grid(tower, height, width)
+        grid = HF_CLIP.grid(tower, height, width)
         assert grid is not None
         with torch.no_grad():
             patches = tower.embeddings.patch_embedding(torch.zeros(1, 3, height, width))

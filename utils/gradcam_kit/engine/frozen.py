@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from operator import attrgetter
 from typing import Any
 
-import torch
-from torch import nn
+import torch.utils.checkpoint
+from torch import Tensor, nn
 
 from ..base.errors import InputError
-from .fast.plain_forward import plain_forward
-from .structure import Structure
+from .towers.tower import Structure
 
 # Two explanations at once would see each other's frozen weights and global random state: one after the other, also of
 # different detectors. What has to be put back is noted inside, where no other explanation has changed it.
@@ -36,27 +36,29 @@ def frozen_for_explaining(model: nn.Module, structure: Structure | None = None) 
         try:
             _put(modules, "training", [False] * len(modules))
             _put(parameters, "requires_grad", [False] * len(parameters))
-            with plain_forward(modules), torch.inference_mode(False), torch.enable_grad():
+            with plain_forward(structure), torch.inference_mode(False), torch.enable_grad():
                 yield
         finally:
             _put(modules, "training", training)
             _put(parameters, "requires_grad", trained)
 
 
-def _put(owners: Sequence[Any], name: str, values: Sequence[bool]) -> None:
+def _put(owners: Sequence[Any], name: str, wanted: Sequence[bool]) -> None:
     """Only where it is another: a module's attributes are slow to set, and a tower has hundreds."""
-    for owner, value in zip(owners, values, strict=True):
-        if getattr(owner, name) != value:
-            setattr(owner, name, value)
+    found = list(map(attrgetter(name), owners))
+    if found != wanted:
+        for owner, one, other in zip(owners, found, wanted, strict=True):
+            if one != other:
+                setattr(owner, name, other)
 
 
 def _refuse_unusable(model: nn.Module, modules: Sequence[nn.Module], parameters: Sequence[nn.Parameter]) -> None:
     """Raises InputError for a model that cannot be differentiated."""
-    if any(parameter.is_inference() for parameter in parameters):
+    if any(map(Tensor.is_inference, parameters)):
         raise InputError("the model was built inside torch.inference_mode(), which forbids gradients: build it outside")
-    for module in modules:
-        if type(module).__module__.startswith(QUANTISED):
-            name = next(name for name, other in model.named_modules() if other is module)
+    for kind in {type(module) for module in modules}:
+        if kind.__module__.startswith(QUANTISED):
+            name = next(name for name, module in model.named_modules() if type(module) is kind)
             raise InputError(
                 f"{type(model).__name__} has 8-bit layers ({name}), through which no gradient passes: explain the model"
                 " before it is quantised"
@@ -81,3 +83,44 @@ def patched(owner: Any, name: str, value: Any) -> Iterator[None]:
             yield
         finally:
             delattr(owner, name) if inherited else setattr(owner, name, original)
+
+
+@contextmanager
+def plain_forward(structure: Structure) -> Iterator[None]:
+    """Inside, a model of that structure runs as hooks have to see it: each module once, by Python.
+
+    Three ways in which PyTorch passes hooks by, or runs a module twice, are off, the last two for the whole process:
+    `torch.compile`, gradient checkpointing, and the fused kernels of `nn.TransformerEncoderLayer` in evaluation.
+    """
+    with ExitStack() as undo:
+        for module, name, child in structure.compiled:
+            undo.callback(module._modules.__setitem__, name, child)
+            module._modules[name] = child._modules["_orig_mod"]
+        for module in [module for module in structure.modules if "_compiled_call_impl" in module.__dict__]:
+            undo.callback(setattr, module, "_compiled_call_impl", module._compiled_call_impl)  # of module.compile()
+            module._compiled_call_impl = None
+        _without_checkpointing(undo)
+        switch: Any = getattr(torch.backends, "mha", None)
+        if switch is not None:  # from PyTorch 2.2 on; before, an error says that such a layer does not run
+            undo.callback(switch.set_fastpath_enabled, switch.get_fastpath_enabled())
+            switch.set_fastpath_enabled(False)
+        yield
+
+
+def _without_checkpointing(undo: ExitStack) -> None:
+    """`torch.utils.checkpoint.checkpoint` runs what it is given, under whatever name a module has imported it."""
+
+    class Run:
+        """Stands for the function that re-enters autograd."""
+
+        @staticmethod
+        def apply(function: Callable[..., Any], preserve: bool, *args: Any) -> Any:
+            return function(*args)
+
+    def run_once(*args: Any, **kwargs: Any) -> Iterator[None]:
+        yield  # before the function runs; it ends when the function has
+
+    module: Any = torch.utils.checkpoint
+    for name, value in (("CheckpointFunction", Run), ("_checkpoint_without_reentrant_generator", run_once)):
+        undo.callback(setattr, module, name, getattr(module, name))
+        setattr(module, name, value)

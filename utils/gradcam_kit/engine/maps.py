@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -103,6 +103,12 @@ class LayerMaps:
         empty = normalised.flatten(1).amax(dim=1) == 0
         return cls(signed, raw, normalised, empty, artefact, _canvas(size))
 
+    def split(self, count: int) -> list[LayerMaps]:
+        """The maps of `count` layers, which were made as one batch."""
+        names = ("signed", "raw", "normalised", "empty", "artefact")
+        chunks = {name: getattr(self, name).chunk(count) for name in names}
+        return [replace(self, **{name: chunk[i] for name, chunk in chunks.items()}) for i in range(count)]
+
     @property
     def grid(self) -> tuple[int, int]:
         """Rows and columns of the patch grid."""
@@ -140,19 +146,28 @@ def layer_maps(
     always is for SCALED.
     Raises LayerError where the patch gradients are structurally zero, NonFiniteMapError where a map is not finite.
     """
+    parts = parts or {layer: [layer] for layer in signed}
+    leftovers = leftovers or {}
+    alike: dict[Any, list[str]] = {}  # layers that are drawn at once
+    for layer, one in signed.items():
+        alike.setdefault((one.shape, one.dtype, one.device, layer == SCALED), []).append(layer)
     maps: dict[str, LayerMaps] = {}
-    found: list[Tensor] = []
+    for layers in alike.values():
+        together, leftover = torch.cat([signed[layer] for layer in layers]), None
+        if leftovers and SCALED not in layers:
+            leftover = torch.cat([_sum([leftovers[part] for part in parts[layer]]) for layer in layers])
+        with torch.autocast(together.device.type, enabled=False):
+            raw = sharpened(together) if sharpen or SCALED in layers else together.relu()
+            drawn = LayerMaps.of(together, raw, size, leftover)
+        maps.update(zip(layers, drawn.split(len(layers)), strict=True))
+    found = []
     for layer, values in signed.items():
-        added = parts[layer] if parts else [layer]
-        with torch.autocast(values.device.type, enabled=False):
-            leftover = _sum([leftovers[part] for part in added]) if leftovers and layer != SCALED else None
-            raw = sharpened(values) if sharpen or layer == SCALED else values.relu()
-            maps[layer] = LayerMaps.of(values, raw, size, leftover)
+        added = parts[layer]
         reached, touched = (_has_gradient([of[part] for part in added]) for of in (patches, tokens))
         found.append(torch.stack([reached, touched, torch.isfinite(values).flatten(1).all(dim=1)]))
     with read_at_once(checks) as asked:
         asked.add(torch.stack(found), partial(_refuse_maps, list(signed)))
-    return maps
+    return {layer: maps[layer] for layer in signed}
 
 
 def _refuse_maps(layers: Sequence[str], found: Tensor) -> None:
@@ -202,7 +217,8 @@ def _sum(maps: Sequence[Tensor]) -> Tensor:
 
 def _has_gradient(tokens: Sequence[Tokens]) -> Tensor:
     """(B,) bool: whether any token of any of them has one."""
-    return torch.stack([(one.G != 0).flatten(1).any(dim=1) for one in tokens]).any(dim=0)
+    found = [one.G.flatten(2).any(dim=2).any(dim=1) for one in tokens]
+    return torch.stack(found).any(dim=0) if len(found) > 1 else found[0]
 
 
 def _refuse_unreached(name: str, reached: Tensor, touched: Tensor) -> None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -12,14 +11,13 @@ from torch import Tensor
 
 from .checks import Checks
 from .completeness import Completeness, SelfTest, completeness_of, has_bias, scaled_biases
-from .fast.class_token_path import ClassTokenPath, Joined
-from .fast.quick_gelu import is_quick_gelu, quick_gelu_in_one
 from .frozen import frozen_for_explaining
-from .heads import Head, HeadReader, Prediction
+from .heads import Head, HeadReader, Prediction, score_weights
+from .hooks import ClassTokenPath, Joined, Tap, in_order, is_quick_gelu, quick_gelu_in_one, tapped
 from .layers import LayerError, Site
-from .targets import Target, score_weights
+from .targets import Target
 from .towers import Grid
-from .towers.channel_axis import LAST, ChannelAxes
+from .towers.channel_axis import ChannelAxes
 from .towers.tower import Tower
 
 # Patch gradients of a logit are about 1e-5, below what float16 resolves: there the score is scaled before backward, by
@@ -46,98 +44,6 @@ class Tokens(NamedTuple):
 
     A: Tensor
     G: Tensor
-
-
-class Tap(NamedTuple):
-    """What has come past a site: tokens as the tower has them, and of four axes the one that holds the channels."""
-
-    tokens: Tensor
-    channel_axis: int | None
-
-    def in_order(self, tensor: Tensor, site: Site, images: int) -> Tensor:
-        """The tokens or their gradient as (B, T, C) or (B, C, h, w). Raises LayerError where the axes are not known."""
-        if tensor.ndim == 4:
-            if self.channel_axis is None:
-                raise LayerError(
-                    f"layer {site.name!r} gives a tensor of shape {tuple(tensor.shape)}, and which of its axes holds"
-                    " the channels could not be followed: name a convolution, a norm or a linear layer beside it"
-                )
-            tensor = tensor.permute(0, 3, 1, 2) if self.channel_axis == LAST else tensor
-        elif tensor.ndim == 3 and _batch_axis(tensor, site, images) == 1:
-            tensor = tensor.transpose(0, 1)
-        if tensor.ndim in (3, 4) and tensor.shape[0] != images:
-            raise LayerError(
-                f"layer {site.name!r} gives a tensor of shape {tuple(self.tokens.shape)} for {images} images: it works"
-                " on parts of an image (windows), or on several images at once; name a whole block"
-            )
-        return tensor
-
-
-def _batch_axis(tokens: Tensor, site: Site, images: int) -> int:
-    """Axis of the batch in tokens (B, T, C) or (T, B, C), by the sizes where the tower does not tell."""
-    if site.batch_axis is not None:
-        return site.batch_axis
-    fits = [axis for axis in (0, 1) if tokens.shape[axis] == images]
-    if len(fits) != 1:
-        raise LayerError(
-            f"layer {site.name!r} gives a tensor of shape {tuple(tokens.shape)} for {images} images: whether it is"
-            " (B, T, C) or (T, B, C) can't be told; explain another number of images at once, or write a tower family"
-        )
-    return fits[0]
-
-
-@contextmanager
-def tapped(
-    sites: Sequence[Site], axes: ChannelAxes | None, looks_away: Callable[[], bool] = lambda: False
-) -> Iterator[dict[int, Tap]]:
-    """Hooks on `sites` that fill the yielded dict, during the forward pass, with the tokens at each by its position.
-
-    The graph begins at the first site that runs: what is before it records nothing, since the weights are constant
-    and the tokens there become a leaf. The tower continues with a copy, so that an in-place ReLU cannot overwrite them.
-    A forward pass of another thread at the same time passes through untouched. `axes` follows the channels of a forward
-    pass inside it. What runs while it `looks_away` is no part of the pass.
-    """
-    taps: dict[int, Tap] = {}
-    runs = [0] * len(sites)
-    thread = threading.get_ident()
-
-    def tap(position: int, value: Any, read: Any = None) -> Any:
-        name, run = sites[position].name, sites[position].run
-        runs[position] += 1
-        if runs[position] < run:
-            return None
-        if runs[position] > run:
-            raise LayerError(f"layer {name!r} runs more than once in one forward pass: name one that runs once")
-        if not torch.is_grad_enabled():
-            raise LayerError(
-                f"layer {name!r} runs under torch.no_grad() in the detector's forward pass, so the score has no"
-                " gradient there: name one that runs outside, or take the no_grad out of the detector"
-            )
-        first = value[0] if isinstance(value, tuple) and value else value
-        if not isinstance(first, Tensor):
-            raise LayerError(f"layer {name!r} passes on {type(first).__name__}, not a tensor of tokens: name another")
-        tokens = first if first.requires_grad else first.detach().requires_grad_()
-        taps[position] = Tap(tokens, axes.axis_of(first, read) if axes is not None and first.ndim == 4 else None)
-        passed_on = tokens.clone()
-        return (passed_on, *value[1:]) if isinstance(value, tuple) else passed_on
-
-    def seen() -> bool:
-        return threading.get_ident() == thread and not looks_away()
-
-    def input_hook(position: int) -> Callable[..., Any]:
-        return lambda module, inputs: tap(position, inputs) if seen() else None
-
-    def output_hook(position: int) -> Callable[..., Any]:
-        return lambda module, inputs, output: tap(position, output, inputs[0] if inputs else None) if seen() else None
-
-    with ExitStack() as hooks:
-        for position, site in enumerate(sites):
-            if site.reads_input:
-                handle = site.module.register_forward_pre_hook(input_hook(position))
-            else:
-                handle = site.module.register_forward_hook(output_hook(position))
-            hooks.callback(handle.remove)
-        yield taps
 
 
 class Question(NamedTuple):
@@ -176,8 +82,7 @@ def token_gradients(
     with ExitStack() as hooks:
         hooks.enter_context(frozen_for_explaining(tower.model, tower.structure))
         hooks.enter_context(quick_gelu_in_one(tower.modules_that(is_quick_gelu)))
-        looks_away = (lambda: path.replaying) if path else (lambda: False)
-        taps = hooks.enter_context(tapped([*sites, *tested], axes, looks_away))
+        taps = hooks.enter_context(tapped([*sites, *tested], axes, path))
         scales = hooks.enter_context(scaled_biases(tower.modules_that(has_bias), taps)) if self_test else {}
         with axes or nullcontext(), path.hooked() if path else nullcontext(), plan.constants:
             output = question.forward()
@@ -188,23 +93,23 @@ def token_gradients(
         for position, site in enumerate([*sites, *tested]):
             if position not in taps:
                 raise LayerError(f"layer {site.name!r} does not run in the detector's forward pass: name another")
-        activations = [taps[position].tokens for position in range(len(sites))]
+        read = [taps[position] for position in range(len(sites))]
         joined = path.joined if path else None
-        rest = [joined.rest] if joined else []
+        leaves = [*(tap.tokens for tap in read), *([joined.rest] if joined else [])]
         with plan.products():
-            found = score_gradients(logits, weights, [*activations, *rest], again=self_test is not None)
-        gradients = found[: len(activations)]
+            found = score_gradients(logits, weights, leaves, again=self_test is not None)
         more_tokens = _more_than_one(joined, found[-1]) if joined else None
         score = logits, weights
         completeness = _completeness(self_test, score, taps, len(sites), scales) if self_test else []
         detached = {key: value.detach() for key, value in prediction.items()}
-    captured = []
-    for position, (site, A, G) in enumerate(zip(sites, activations, gradients, strict=True)):
+    gradients = []
+    for site, G in zip(sites, found[: len(sites)], strict=True):
         if G is None:
             raise LayerError(
                 f"the score does not depend on layer {site.name!r} at all: name one that the head reads from"
             )
-        captured.append(Tokens(*(taps[position].in_order(one, site, len(logits)) for one in (A.detach(), G))))
+        gradients.append(G)
+    captured = [Tokens(*pair) for pair in in_order(read, gradients, len(logits))]
     return Differentiated(detached, kind, names, captured, completeness, more_tokens)
 
 
@@ -215,18 +120,16 @@ def _completeness(
     logits, weights = score
     test.activations.by_secant = True
     order = {position: rank for rank, position in enumerate(taps)}
-    positions = range(before, before + len(test.sites))
-    shares = [taps[position].tokens for position in positions]
-    found = score_gradients(logits, weights, [*shares, *scales.values()])
-    by_leaf = zip(scales, found[len(shares) :], strict=True)
+    tested = [taps[position] for position in range(before, before + len(test.sites))]
+    found = score_gradients(logits, weights, [*(tap.tokens for tap in tested), *scales.values()])
+    by_leaf = zip(scales, found[len(tested) :], strict=True)
     terms = {read: term for read, term in by_leaf if term is not None}
     total = (logits.detach().double() * weights).sum(dim=1)
-    completeness = []
-    for position, site, A, G in zip(positions, test.sites, shares, found[: len(shares)], strict=True):
-        if G is not None:
-            ordered = [taps[position].in_order(one, site, len(logits)) for one in (A.detach(), G)]
-            completeness.append(completeness_of(ordered[0], ordered[1], order[position], terms, total))
-    return completeness
+    return [
+        completeness_of(*in_order([tap], [G], len(logits))[0], order[before + i], terms, total)
+        for i, (tap, G) in enumerate(zip(tested, found[: len(tested)], strict=True))
+        if G is not None
+    ]
 
 
 def _more_than_one(joined: Joined, of_rest: Tensor | None) -> Tensor:

@@ -20,9 +20,9 @@ from ..engine.attention_methods import ATTENTION_METHODS
 from ..engine.backward import BALANCED, PLAIN, Activations, backward_rules
 from ..engine.checks import Checks, read_at_once
 from ..engine.completeness import Completeness, SelfTest
-from ..engine.fast.class_token_path import NotOneToken, class_token_path
 from ..engine.frozen import frozen_for_explaining
 from ..engine.heads import Head, HeadReader, Prediction
+from ..engine.hooks import NotOneToken, class_token_path
 from ..engine.layers import (
     FUSED,
     SCALED,
@@ -55,7 +55,7 @@ class Request:
 
     Args:
         recipes: of one backward rule, each with its layers named.
-        target: see `engine.targets.score_weights`; not "both".
+        target: see `engine.heads.score_weights`; not "both".
         size: (H, W) of the normalised maps.
         label: (B,), for target "label".
         completeness: with "balanced", whether to test if the shares of each block add up, by a second backward pass.

@@ -16,10 +16,9 @@ from ..engine.heads import HeadReader
 from ..engine.real.bank import TokenBank
 from ..engine.recipe import Recipe, layer_names
 from ..engine.spatial_layers import SpatialLayer
-from ..engine.structure import Structure
 from ..engine.targets import Target
 from ..engine.towers import Grid, unwrapped
-from ..engine.towers.tower import Tower, tower_of
+from ..engine.towers.tower import Structure, Tower, tower_of
 from ..judge.choosing import choose_map, in_batches, trial_images
 from ..judge.transplant import INPUT
 from ..judge.verdict import Choice

@@ -11,7 +11,7 @@ import torch
 from ..base.allowed import TRANSPLANT
 from ..base.errors import InputError
 from ..engine.checks import Checks
-from ..engine.fast.class_token_path import NotOneToken
+from ..engine.hooks import NotOneToken
 from ..engine.maps import LayerMaps, refuse_non_finite
 from ..engine.recipe import Recipe
 from ..engine.targets import Target, wants_both

@@ -8,9 +8,10 @@ from torch import Tensor
 from ..base.allowed import TRANSPLANT
 from ..base.errors import InputError
 from ..engine.frozen import frozen_for_explaining
+from ..engine.heads import score_weights
 from ..engine.maps import LayerMaps, refuse_non_finite
 from ..engine.recipe import Recipe
-from ..engine.targets import Target, score_weights, wants_both
+from ..engine.targets import Target, wants_both
 from ..judge.transplant import CELLS, INPUT, PIXELS, blurred, transplant_maps
 from .explanation import Explanation, RecipeMaps, explained_names
 from .images import Batch

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from ..fast.derivatives import by_factor
 from .balanced import (
     BALANCED,
     PLAIN,
@@ -12,6 +11,7 @@ from .balanced import (
     can_balance,
     gates_in,
 )
+from .derivatives import by_factor
 
 __all__ = [
     "BALANCED",

@@ -30,15 +30,15 @@ from torch.overrides import TorchFunctionMode
 
 from ...base.allowed import BACKWARDS
 from ...base.errors import InputError, did_you_mean
-from ..fast.derivatives import (
+from ..layers import LayerError
+from ..towers.attention import BlockAttention
+from ..towers.tower import Tower
+from .derivatives import (
     AttentionOfConstantWeights,
     EitherGradient,
     LayerNormOfConstantDeviation,
     by_factor,
 )
-from ..layers import LayerError
-from ..towers.attention import BlockAttention
-from ..towers.tower import Tower
 
 PLAIN, BALANCED = BACKWARDS[:2]
 
@@ -193,6 +193,8 @@ def _layer_norm(
     eps: float = 1e-5,
     *rest: Any,
 ) -> Tensor:
+    if not input.requires_grad:  # before the layers
+        return func(input, normalized_shape, weight, bias, eps)
     return LayerNormOfConstantDeviation.apply(input, tuple(normalized_shape), weight, bias, eps)
 
 

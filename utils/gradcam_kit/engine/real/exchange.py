@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from ..frozen import frozen_for_explaining
+from ..hooks import Tap
 from ..layers import LayerError, Site
-from ..tokens import Tap, Tokens, on_grid
+from ..tokens import Tokens, on_grid
 from ..towers import Grid
 from ..towers.channel_axis import LAST, ChannelAxes
 from ..towers.tower import Tower
@@ -49,7 +50,7 @@ def seen_at(tower: Tower, sites: Sequence[Site], grid: Grid | None, run: Run, im
     def keep(position: int, value: Any, read: Any = None) -> None:
         first = value[0] if isinstance(value, tuple) else value
         axis = axes.axis_of(first, read) if axes is not None and first.ndim == 4 else None
-        taps[position] = Tap(first.detach(), axis)
+        taps[position] = Tap(sites[position], first.detach(), axis)
 
     with ExitStack() as stack:
         for position, site in enumerate(sites):
@@ -62,7 +63,7 @@ def seen_at(tower: Tower, sites: Sequence[Site], grid: Grid | None, run: Run, im
     for position, site in enumerate(sites):
         if position not in taps:
             raise LayerError(f"layer {site.name!r} does not run in the detector's forward pass: name another")
-        ordered = taps[position].in_order(taps[position].tokens, site, images)
+        ordered = taps[position].in_order(taps[position].tokens, images)
         patches = on_grid({site.name: Tokens(ordered, ordered)}, grid)[site.name].A
         behind = patches.shape[2] * patches.shape[3] + (grid.suffix if grid is not None else 0)
         found.append(Seen(site, taps[position], patches, ordered.shape[1] - behind if ordered.ndim == 3 else 0))

@@ -1,33 +1,17 @@
-"""The kinds of network that can be explained. A new kind is one file here and one line in FAMILIES."""
+"""The kinds of network that can be explained: which of them a model is, or holds."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 from torch import nn
 
 from ...base.errors import InputError
 from .attention import AttentionModules, BlockAttention
-from .cnn import CNN
+from .families import FAMILIES
 from .family import Grid, TowerFamily
-from .hf_clip import HuggingFaceCLIP
-from .hf_dinov3 import HuggingFaceDINOv3
-from .hf_vit import HuggingFaceViT
-from .openai_clip import OpenAICLIP
-from .pre_norm import PreNormTransformer
-from .swin import Swin
-from .timm_vit import TimmViT
-from .unknown import unknown_tower
 
-# In this order: the special before the general; a transformer may hold convolutions too, for its patches.
-FAMILIES: list[TowerFamily] = [
-    HuggingFaceCLIP(),
-    HuggingFaceViT(),
-    HuggingFaceDINOv3(),
-    OpenAICLIP(),
-    Swin(),
-    TimmViT(),
-    PreNormTransformer(),
-    CNN(),
-]
+PAGE = "docs/how_to/add_a_tower_family.md"
 
 
 def register_tower(family: TowerFamily) -> None:
@@ -45,7 +29,7 @@ def family_of(tower: nn.Module) -> TowerFamily:
     for family in FAMILIES:
         if family.recognises(tower):
             return family
-    raise unknown_tower(tower, FAMILIES)
+    raise _unknown_tower(tower)
 
 
 def find_tower(model: nn.Module) -> nn.Module:
@@ -66,7 +50,7 @@ def find_tower(model: nn.Module) -> nn.Module:
             )
         if found:
             return unwrapped(next(iter(found.values())))
-    raise unknown_tower(model, FAMILIES)
+    raise _unknown_tower(model)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -78,6 +62,36 @@ def unwrapped(model: nn.Module) -> nn.Module:
             model = model._orig_mod  # type: ignore[assignment]  # just seen to be a module
         else:
             return model
+
+
+def _unknown_tower(module: nn.Module) -> InputError:
+    """The error that names the blocks which look like a transformer's, what they lack, and what is known."""
+    found = next(_repeated_blocks(module), None)
+    known = "; ".join(f"{family.name} ({family.signs})" for family in FAMILIES)
+    if found is None:
+        seen = "no repeated blocks with an attention were found, nor a convolution whose windows overlap"
+    else:
+        name, count, block = found
+        parts = ", ".join(part for part, _ in block.named_children())
+        seen = (
+            f"{count} blocks {name}.0 ... {name}.{count - 1} ({type(block).__name__} with {parts}) were found, but no"
+            " norm by a known name before their attention"
+        )
+        if isinstance(block, nn.TransformerEncoderLayer):
+            seen = f"{count} blocks {name}.0 ... {name}.{count - 1} were found, whose norms come after their attention"
+    return InputError(
+        f"{type(module).__name__} holds no network of a known family: {seen}. Known are: {known}."
+        f" Another one is a short file in utils/gradcam_kit/engine/towers/, see {PAGE}"
+    )
+
+
+def _repeated_blocks(module: nn.Module) -> Iterator[tuple[str, int, nn.Module]]:
+    """Name, length and first entry of lists of modules of one class that hold an attention."""
+    for name, inner in module.named_modules():
+        if isinstance(inner, (nn.ModuleList, nn.Sequential)) and len(inner):
+            same = {type(block) for block in inner}
+            if len(same) == 1 and any("att" in part.lower() for part, _ in inner[0].named_modules()):
+                yield name, len(inner), inner[0]
 
 
 __all__ = [

@@ -102,20 +102,11 @@ class TowerFamily(abc.ABC):
         """The attention of a block, None where its queries, keys and values cannot be read."""
 
 
-def submodule(module: nn.Module, *path: str) -> Any:
-    """The module or parameter at the end of `path`, or None where one of them is missing."""
-    inner: Any = module
-    for name in path:
-        inner = getattr(inner, name, None)
-    return inner
-
-
-def blocks_at(module: nn.Module, *path: str, having: tuple[str, ...]) -> bool:
-    """Whether `path` leads to a list of modules of which the first has all the parts in `having`."""
-    blocks = submodule(module, *path)
-    if not isinstance(blocks, (nn.ModuleList, nn.Sequential)) or not len(blocks):
-        return False
-    return all(submodule(blocks[0], *part.split(".")) is not None for part in having)
+def part(module: Any, path: str) -> Any:
+    """What is at the end of a dotted path of attributes, None where one of them is missing or `path` is ""."""
+    for name in path.split("."):
+        module = getattr(module, name, None) if name else None
+    return module
 
 
 def stride_of(convolution: Any) -> tuple[int, int] | None:

@@ -4,17 +4,45 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from torch import nn
 
-from ..structure import Structure
 from . import family_of, find_tower
 from .attention import BlockAttention
 from .family import Grid
 
 KEPT = "_gradcam_tower"  # in the model's own __dict__, so that both go together
 T = TypeVar("T")
+
+
+class Structure(NamedTuple):
+    """The modules of a model, each once, and what each held by which name. To compare takes no walk of the model."""
+
+    modules: list[nn.Module]
+    children: list[dict[str, nn.Module | None]]
+    compiled: list[tuple[nn.Module, str, nn.Module]]  # what `torch.compile` has made of parts: holder, name, part
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Structure:
+        """The structure of `model` now."""
+        modules = list(model.modules())
+        compiled = [
+            (module, name, child)
+            for module in modules
+            for name, child in module._modules.items()
+            if child is not None and "_orig_mod" in child._modules
+        ]
+        return cls(modules, [dict(module._modules) for module in modules], compiled)
+
+    def still_holds(self) -> bool:
+        """Whether no module was added, replaced, renamed or moved since."""
+        return [module._modules for module in self.modules] == self.children
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Every parameter as it is now, once."""
+        found = [one for module in self.modules for one in module._parameters.values() if one is not None]
+        return list(dict(zip(map(id, found), found, strict=True)).values())
 
 
 class Tower:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..towers.attention import same_value
 
-QUICK_GELU = 1.702  # its slope (Hendrycks and Gimpel 2016, section 2)
+P_IN_CACHE = 2**20  # numbers: attention weights of more images are computed part by part, in the processor's cache
 
 
 def by_factor(x: Tensor, output: Tensor) -> Tensor:
@@ -81,28 +81,12 @@ class AttentionOfConstantWeights(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         exact = torch.promote_types(gradient.dtype, torch.float32)
         q, k = (saved.to(exact) for saved in ctx.saved_tensors)
-        nothing = q.new_zeros(1, 1, 1)
         of_v = gradient.new_empty(*k.shape[:3], gradient.shape[3])
+        nothing = q.new_zeros(1, 1, 1)
+        at_once = max(1, P_IN_CACHE // (q.shape[1] * q.shape[2] * k.shape[2]))
         with torch.autocast(gradient.device.type, enabled=False):
-            for i, of_image in enumerate(gradient.to(exact)):  # one by one, so that P stays in the processor's cache
-                P = torch.baddbmm(nothing, q[i], k[i].transpose(1, 2), beta=0, alpha=ctx.scale).softmax(dim=-1)
-                of_v[i] = torch.bmm(P.transpose(1, 2), of_image)
+            for part in zip(*(tensor.split(at_once) for tensor in (q, k, gradient.to(exact), of_v)), strict=True):
+                some_q, some_k, of_output, of_some_v = (tensor.flatten(0, 1) for tensor in part)
+                P = torch.baddbmm(nothing, some_q, some_k.transpose(1, 2), beta=0, alpha=ctx.scale).softmax(dim=-1)
+                of_some_v.copy_(torch.bmm(P.transpose(1, 2), of_output))
         return None, None, of_v, None, None
-
-
-class QuickGELU(torch.autograd.Function):
-    """x · sigmoid(1.702 x) as `activate` computes it, of which x alone is kept.
-
-    With y = 1.702 x it is silu(y) / 1.702, so that its derivative is silu'(y): one pass over memory. Autograd keeps two
-    tensors for it and takes five.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, activate: Callable[[Tensor], Tensor]) -> Tensor:
-        ctx.save_for_backward(x)
-        return activate(x)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        (x,) = ctx.saved_tensors
-        return torch.ops.aten.silu_backward(gradient, QUICK_GELU * x), None

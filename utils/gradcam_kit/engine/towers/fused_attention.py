@@ -1,8 +1,4 @@
-"""timm's VisionTransformer and Eva (EVA, DINOv3, the Perception Encoder, rotary ViTs).
-
-Tokens (B, T, C): `num_prefix_tokens` of CLS and registers, then the patches. `attn.qkv` is one projection. Gradient
-checkpointing is `grad_checkpointing`, which counts in evaluation, too.
-"""
+"""Attention whose queries, keys and values are computed once more from what it reads: timm's and PyTorch's own."""
 
 from __future__ import annotations
 
@@ -14,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...base.errors import InputError
 from .attention import (
     MIXED,
     BlockAttention,
@@ -26,7 +23,6 @@ from .attention import (
     same_value,
     with_keywords,
 )
-from .family import Grid, TowerFamily, blocks_at, stride_of, submodule
 
 
 @dataclass(frozen=True)
@@ -54,10 +50,8 @@ class TimmAttention(BlockAttention):
     def _normed(self, *projected: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q, k and v (B, T, heads · d) → (B, heads, T, d), with their norms."""
         q, k, v = (part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in projected)
-        q, k = (
-            getattr(self.module, name, nn.Identity()).forward(part) for name, part in (("q_norm", q), ("k_norm", k))
-        )
-        return q, k, v
+        q_norm, k_norm = (getattr(self.module, name, nn.Identity()) for name in ("q_norm", "k_norm"))
+        return q_norm.forward(q), k_norm.forward(k), v
 
     def _projected(self, x: Tensor) -> tuple[Tensor, ...]:
         attention = self.module
@@ -80,9 +74,8 @@ class TimmAttention(BlockAttention):
 
         handles = [self._with_rope(hook)]
         if MIXED in names:
-            handles.append(
-                self.output[0].register_forward_pre_hook(lambda module, inputs: keep(MIXED, inputs[0].detach()))
-            )
+            reads = self.output[0]
+            handles.append(reads.register_forward_pre_hook(lambda module, inputs: keep(MIXED, inputs[0].detach())))
         return handles
 
     def _with_rope(self, hook: Callable[[nn.Module, Any, Tensor | None], None]) -> Handle:
@@ -124,48 +117,88 @@ class TimmAttention(BlockAttention):
         ]
 
 
-class TimmViT(TowerFamily):
-    """The module that holds `patch_embed` and `blocks`; also older ones and those made after its pattern."""
+@dataclass(frozen=True)
+class TorchAttention(BlockAttention):
+    """`nn.MultiheadAttention`, whose q, k and v are one parameter and whose output projection never runs as a module.
 
-    name = "timm's VisionTransformer and Eva"
-    signs = "patch_embed.proj, and blocks with norm1, attn.proj and mlp"
+    So q, k and v are computed once more from what it reads, and ∂score/∂O is the gradient of its output through the
+    weight of the output projection.
+    """
 
-    def recognises(self, module: nn.Module) -> bool:
-        return self.patch_size(module) is not None and blocks_at(
-            module, "blocks", having=("norm1", "attn.proj", "attn.num_heads", "mlp")
-        )
+    module: nn.MultiheadAttention
 
-    def patch_size(self, tower: nn.Module) -> tuple[int, int] | None:
-        if submodule(tower, "patch_embed", "backbone") is not None:  # a small CNN before the patches
-            rows, columns = submodule(tower, "patch_embed").feat_ratio()
-            return int(rows), int(columns)
-        return stride_of(submodule(tower, "patch_embed", "proj"))
+    @property
+    def heads(self) -> int:  # type: ignore[override]  # read from the module
+        return self.module.num_heads
 
-    def grid(self, tower: nn.Module, height: int, width: int) -> Grid | None:
-        patch = self.patch_size(tower)
-        assert patch is not None, "a tower that was recognised"
-        if submodule(tower, "patch_embed", "dynamic_img_pad"):  # pads at the right and at the bottom
-            height, width, seen = height + -height % patch[0], width + -width % patch[1], (height, width)
-            patches = Grid(height // patch[0], width // patch[1], self.prefix(tower))
-            return patches.covering(patch, seen)
-        return super().grid(tower, height, width)
+    @property
+    def tokens_first(self) -> bool:  # type: ignore[override]  # read from the module
+        return not self.module.batch_first
 
-    def prefix(self, tower: nn.Module) -> int:
-        count = submodule(tower, "num_prefix_tokens")
-        if count is not None:
-            return int(count)
-        names = ("cls_token", "dist_token")  # before timm 0.8
-        return sum(isinstance(submodule(tower, name), nn.Parameter) for name in names)
+    def queries_keys_values(self, x: Tensor) -> Heads:
+        """`x` (B, T, C)."""
+        projected = F.linear(x, self.module.in_proj_weight, self.module.in_proj_bias).chunk(3, dim=-1)
+        return dict(zip("qkv", projected, strict=True))
 
-    def block_names(self, tower: nn.Module) -> list[str]:
-        return [f"blocks.{i}" for i in range(len(submodule(tower, "blocks")))]
+    def watch(self, names: tuple[str, ...], keep: Keep) -> list[Handle]:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            with torch.no_grad():
+                found = self.queries_keys_values(self._tokens(inputs))
+                found[MIXED] = self._batch_first(output[0])
+            for name in names:
+                keep(name, found[name])
 
-    def first_norm(self, block: nn.Module) -> nn.Module:
-        return block.get_submodule("norm1")
+        return [self.module.register_forward_hook(hook)]
 
-    def attention(self, block: nn.Module) -> TimmAttention | None:
-        attention = submodule(block, "attn")
-        fused = submodule(attention, "qkv") is not None
-        separate = all(submodule(attention, f"{name}_proj") is not None for name in "qkv")
-        gated = submodule(attention, "gate") is not None or (submodule(attention, "num_kv_groups") or 1) > 1
-        return TimmAttention(attention) if (fused or separate) and not gated else None
+    def _tokens(self, inputs: Any) -> Tensor:
+        """What attends to itself, (B, T, C)."""
+        if len(inputs) < 3 or not inputs[0] is inputs[1] is inputs[2]:
+            raise InputError(
+                "nn.MultiheadAttention is read where query, key and value are one tensor, given in this order"
+            )
+        return self._batch_first(inputs[0])
+
+    def _batch_first(self, tokens: Tensor) -> Tensor:
+        return tokens.transpose(0, 1) if self.tokens_first else tokens
+
+    @property
+    def output(self) -> tuple[nn.Module, bool]:
+        return self.module, False
+
+    def output_gradient(self, gradient: Tensor) -> Tensor:
+        return gradient @ self.module.out_proj.weight.detach().to(gradient.dtype)
+
+    def project(self, mixed: Tensor) -> Tensor:
+        weight, bias = self.module.out_proj.weight, self.module.out_proj.bias
+        return F.linear(mixed, weight.to(mixed.dtype), None if bias is None else bias.to(mixed.dtype))
+
+    projections = ()  # none is a module
+
+    def of_first_token(self, tokens: Tensor, projected: Sequence[Tensor]) -> Heads:
+        weight, bias, width = self.module.in_proj_weight, self.module.in_proj_bias, tokens.shape[2]
+        of_q, of_rest = (None, None) if bias is None else (bias[:width], bias[width:])
+        k, v = F.linear(tokens, weight[width:], of_rest).chunk(2, dim=-1)
+        return {"q": F.linear(tokens[:, :1], weight[:width], of_q), "k": k, "v": v}
+
+    def constant_queries_and_keys(self) -> list[Handle]:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> Any:
+            if not inputs[0].requires_grad:
+                return None
+            linear = self.project(mixed_by_constant(self.queries_keys_values(self._tokens(inputs)), self.heads))
+            return (same_value(output[0], self._batch_first(linear)), *output[1:])
+
+        return [self.module.register_forward_hook(in_this_thread(hook))]
+
+
+def multihead_attention(block: nn.Module) -> nn.MultiheadAttention | None:
+    """The one `nn.MultiheadAttention` among the parts of `block`, None where there is none or more than one."""
+    found = [part for part in block.children() if isinstance(part, nn.MultiheadAttention)]
+    return found[0] if len(found) == 1 else None
+
+
+def torch_attention(block: nn.Module) -> TorchAttention | None:
+    """Its attention, None where q, k and v are not one projection of the tokens alone."""
+    module = multihead_attention(block)
+    if module is None or module.in_proj_weight is None or module.bias_k is not None or module.add_zero_attn:
+        return None
+    return TorchAttention(module)

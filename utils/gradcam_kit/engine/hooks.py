@@ -1,26 +1,123 @@
-"""The last block for the class token alone: what the score cannot depend on is neither kept nor differentiated.
-
-A head that reads the class token depends on the other tokens of the last block through their keys and values alone. The
-ordinary forward pass gives the block's output, to the last bit, and records nothing but the first norm, keys and
-values. The block then runs once more for the class token, whose attention reads these, and the gradient goes that way.
-Whether the head does read that token alone is not assumed: the gradient at the other tokens is looked at.
-"""
+"""What a forward pass is hooked with: taps of tokens, the class token's own way through the last block, CLIP's GELU."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..towers.attention import AttentionModules, BlockAttention, Heads, same_value
-from ..towers.tower import Tower
+from .layers import LayerError, Site
+from .towers.attention import AttentionModules, BlockAttention, Heads, same_value
+from .towers.channel_axis import LAST, ChannelAxes
+from .towers.tower import Tower
 
 ALIKE = {torch.float64: 1e-9, torch.float32: 1e-3}  # how far apart the two runs of a block may be; else 0.1
+QUICK_GELU = 1.702  # its slope (Hendrycks and Gimpel 2016, section 2)
+
+
+class Tap(NamedTuple):
+    """What has come past a site: tokens as the tower has them, and of four axes the one that holds the channels."""
+
+    site: Site
+    tokens: Tensor
+    channel_axis: int | None
+
+    def in_order(self, tensor: Tensor, images: int) -> Tensor:
+        """The tokens or their gradient as (B, T, C) or (B, C, h, w). Raises LayerError where the axes are not known."""
+        gives = f"layer {self.site.name!r} gives a tensor of shape {tuple(tensor.shape)}"
+        if tensor.ndim == 4:
+            if self.channel_axis is None:
+                raise LayerError(
+                    f"{gives}, and which of its axes holds the channels could not be followed: name a convolution, a"
+                    " norm or a linear layer beside it"
+                )
+            tensor = tensor.permute(0, 3, 1, 2) if self.channel_axis == LAST else tensor
+        elif tensor.ndim == 3:
+            axis = self.site.batch_axis
+            if axis is None:  # the tower does not tell, so the sizes have to
+                fits = [place for place in (0, 1) if tensor.shape[place] == images]
+                if len(fits) != 1:
+                    raise LayerError(
+                        f"{gives} for {images} images: whether it is (B, T, C) or (T, B, C) can't be told; explain"
+                        " another number of images at once, or write a tower family"
+                    )
+                (axis,) = fits
+            tensor = tensor.transpose(0, 1) if axis else tensor
+        if tensor.ndim in (3, 4) and tensor.shape[0] != images:
+            raise LayerError(
+                f"{gives} for {images} images: it works on parts of an image (windows), or on several images at once;"
+                " name a whole block"
+            )
+        return tensor
+
+
+def in_order(taps: Sequence[Tap], gradients: Sequence[Tensor], images: int) -> list[tuple[Tensor, Tensor]]:
+    """Of each tap its tokens and their gradient, both detached and in order, see `Tap.in_order`."""
+    return [
+        (tap.in_order(tap.tokens.detach(), images), tap.in_order(G, images))
+        for tap, G in zip(taps, gradients, strict=True)
+    ]
+
+
+@contextmanager
+def tapped(sites: Sequence[Site], axes: ChannelAxes | None, path: ClassTokenPath | None) -> Iterator[dict[int, Tap]]:
+    """Hooks on `sites` that fill the yielded dict, during the forward pass, with the tokens at each by its position.
+
+    The graph begins at the first site that runs: what is before it records nothing, since the weights are constant
+    and the tokens there become a leaf. The tower continues with a copy, so that an in-place ReLU cannot overwrite them.
+    A forward pass of another thread at the same time passes through untouched. `axes` follows the channels of a forward
+    pass inside it. What runs while the `path` is replaying is no part of the pass.
+    """
+    taps: dict[int, Tap] = {}
+    runs = [0] * len(sites)
+    thread = threading.get_ident()
+
+    def tap(position: int, value: Any, read: Any = None) -> Any:
+        if threading.get_ident() != thread or (path is not None and path.replaying):
+            return None
+        site = sites[position]
+        name, run = site.name, site.run
+        runs[position] += 1
+        if runs[position] < run:
+            return None
+        if runs[position] > run:
+            raise LayerError(f"layer {name!r} runs more than once in one forward pass: name one that runs once")
+        if not torch.is_grad_enabled():
+            raise LayerError(
+                f"layer {name!r} runs under torch.no_grad() in the detector's forward pass, so the score has no"
+                " gradient there: name one that runs outside, or take the no_grad out of the detector"
+            )
+        first = value[0] if isinstance(value, tuple) and value else value
+        if not isinstance(first, Tensor):
+            raise LayerError(f"layer {name!r} passes on {type(first).__name__}, not a tensor of tokens: name another")
+        tokens = first if first.requires_grad else first.detach().requires_grad_()
+        taps[position] = Tap(site, tokens, axes.axis_of(first, read) if axes is not None and first.ndim == 4 else None)
+        passed_on = tokens.clone()
+        return (passed_on, *value[1:]) if isinstance(value, tuple) else passed_on
+
+    def read_input(position: int, module: nn.Module, inputs: Any) -> Any:
+        return tap(position, inputs)
+
+    def read_output(position: int, module: nn.Module, inputs: Any, output: Any) -> Any:
+        return tap(position, output, inputs[0] if inputs else None)
+
+    with ExitStack() as hooks:
+        for position, site in enumerate(sites):
+            if site.reads_input:
+                handle = site.module.register_forward_pre_hook(partial(read_input, position))
+            else:
+                handle = site.module.register_forward_hook(partial(read_output, position))
+            hooks.callback(handle.remove)
+        yield taps
+
+
+# --------------------------------------------------------------------------------------- the last block, for one token
 
 
 class NotOneToken(Exception):
@@ -36,6 +133,11 @@ class Joined(NamedTuple):
 
 class ClassTokenPath:
     """Hooks on the last block of a tower whose tokens begin with the class token.
+
+    A head that reads the class token depends on the other tokens of the last block through their keys and values alone.
+    The ordinary forward pass gives the block's output, to the last bit, and records nothing but the first norm, keys
+    and values. The block then runs once more for the class token, whose attention reads these, and the gradient goes
+    that way. Whether the head does read that token alone is not assumed: the gradient at the others is looked at.
 
     `batch_axis`: 0 of tokens (B, T, C), 1 of (T, B, C). `constant`: whether queries and keys are, for the gradient.
     `replaying` is True while the block runs for the class token alone: whatever counts its runs has to look away.
@@ -177,3 +279,57 @@ def class_token_path(tower: Tower, read: Iterable[tuple[nn.Module, bool]], const
     if any(module in inside and (module, by_input) not in allowed for module, by_input in read):
         return None
     return ClassTokenPath(block, norm, attention, axis, constant)
+
+
+# ---------------------------------------------------------------------------------------------------------- QuickGELU
+
+
+class QuickGELU(torch.autograd.Function):
+    """x · sigmoid(1.702 x) as `activate` computes it, of which x alone is kept.
+
+    With y = 1.702 x it is silu(y) / 1.702, so that its derivative is silu'(y): one pass over memory. Autograd keeps two
+    tensors for it and takes five.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, activate: Callable[[Tensor], Tensor]) -> Tensor:
+        ctx.save_for_backward(x)
+        return activate(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (x,) = ctx.saved_tensors
+        return torch.ops.aten.silu_backward(gradient, QUICK_GELU * x), None
+
+
+@contextmanager
+def quick_gelu_in_one(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """For a forward pass inside, in which each of these (`is_quick_gelu`) keeps its input alone, with the same values.
+
+    To be entered within `frozen_for_explaining`.
+    """
+    changed = list(modules)
+    before = [vars(module).get("forward") for module in changed]
+    try:
+        for module in changed:
+            vars(module)["forward"] = partial(_applied, module.forward)
+        yield
+    finally:
+        for module, forward in zip(changed, before, strict=True):
+            if forward is None:
+                vars(module).pop("forward", None)
+            else:
+                vars(module)["forward"] = forward
+
+
+def _applied(activate: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    return QuickGELU.apply(x, activate) if x.requires_grad and torch.is_grad_enabled() else activate(x)
+
+
+def is_quick_gelu(module: nn.Module) -> bool:
+    """Whether `module` computes x · sigmoid(1.702 x): by its class's name, and by five of its values."""
+    if "quickgelu" not in type(module).__name__.lower() or [*module.children(), *module.parameters()]:
+        return False
+    probe = torch.linspace(-3, 3, 5, dtype=torch.float64)
+    with torch.no_grad():
+        return torch.allclose(module.forward(probe), probe * torch.sigmoid(QUICK_GELU * probe))

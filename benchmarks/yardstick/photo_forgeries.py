@@ -129,7 +129,7 @@ def rounded(image: Array) -> Array:
 
 def ellipse(side: int, rng: np.random.Generator) -> Array:
     """Opacity of the blend, (side, side) float32 in 0..1: an ellipse within the image, its edge soft."""
-    axes = rng.uniform(0.13, 0.25, 2) * side
+    axes = rng.uniform(0.15, 0.27, 2) * side
     centre = rng.uniform(0.18, 0.82, 2) * side
     return soft_ellipse(side, (float(centre[0]), float(centre[1])), axes, float(rng.uniform(0, 180)), rng)
 
@@ -167,10 +167,10 @@ def warp(scene: Scene, area: Array, rng: np.random.Generator) -> Array:
 
 
 def bent(plain: Array, rng: np.random.Generator) -> Array:
-    """Coordinates moved by up to 3 to 6 % of the side, neighbours alike."""
+    """Coordinates moved by up to 5 to 10 % of the side, neighbours alike."""
     side = len(plain)
     field = cv2.GaussianBlur(rng.normal(0, 1, (side, side)).astype(np.float32), (0, 0), 0.05 * side)
-    return plain + field * float(rng.uniform(0.03, 0.06) * side / np.abs(field).max())
+    return plain + field * float(rng.uniform(0.05, 0.1) * side / np.abs(field).max())
 
 
 def smooth(scene: Scene, area: Array, rng: np.random.Generator) -> Array:
@@ -180,15 +180,15 @@ def smooth(scene: Scene, area: Array, rng: np.random.Generator) -> Array:
 
 def checker(scene: Scene, area: Array, rng: np.random.Generator) -> Array:
     wave = np.cos(np.pi * np.arange(len(area)))
-    grid = 0.5 * (wave[:, None] + wave) * rng.uniform(8, 16)
+    grid = 0.5 * (wave[:, None] + wave) * rng.uniform(12, 24)
     return resampled(scene.crop.image, 0.5, cv2.INTER_LINEAR) + grid[..., None].astype(np.float32)
 
 
 def jpeg(scene: Scene, area: Array, rng: np.random.Generator) -> Array:
-    """Compressed with its blocks moved by some pixels, at a quality of 8 to 20."""
+    """Compressed with its blocks moved by some pixels, at a quality of 4 to 12."""
     down, right = (int(v) for v in rng.integers(1, 8, 2))
     moved = cv2.copyMakeBorder(rounded(scene.crop.image), down, 0, right, 0, cv2.BORDER_REFLECT)
-    stored = cv2.imencode(".jpg", moved, [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(8, 20))])[1]
+    stored = cv2.imencode(".jpg", moved, [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(4, 13))])[1]
     read: Array = cv2.imdecode(stored, cv2.IMREAD_COLOR)  # type: ignore[assignment]  # it was just encoded
     return read[down:, right:].astype(np.float32)
 

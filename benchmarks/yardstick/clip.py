@@ -98,7 +98,7 @@ def clip_state(wheel: Path, side: int = SIDE) -> dict[str, Tensor]:
 def clip_detector(wheel: Path) -> LoadedDetector:
     """A detector with this tower; its head is random."""
     settings = config(None)
-    settings.update(resolution=SIDE, mean=MEAN, std=STD, gradcam_enabled=True)
+    settings.update(resolution=SIDE, mean=MEAN, std=STD, gradcam_enabled=True, frame_num={"train": 8, "test": 64})
     settings["backbone_config"]["architecture"] = dict(ARCHITECTURE)
     detector = assembled(settings)
     detector.model.backbone.load_state_dict(clip_state(wheel))

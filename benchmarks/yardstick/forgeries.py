@@ -43,11 +43,19 @@ class Photo(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """A real frame and the fake made from it, (224, 224, 3) uint8 RGB, and where it was forged, (224, 224) uint8."""
+    """A real frame and the fake made from it, (R, R, 3) uint8 RGB, and where it was forged, (R, R) uint8."""
 
     real: Array
     fake: Array
     mask: Array
+
+
+class Forgery(NamedTuple):
+    """A pair of a video, or of a photograph, and the kind of its forgery."""
+
+    video: str
+    kind: str
+    pair: Pair
 
 
 def photos(split: str, videos: int, seed: int) -> Iterator[Photo]:

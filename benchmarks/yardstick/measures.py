@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.yardstick.towers import BATCH, Case
+from benchmarks.yardstick.heads import BATCH
+from benchmarks.yardstick.towers import Case
 from utils.gradcam_kit.engine.recipe import Recipe
 from utils.gradcam_kit.judge.controls import gaussian_map, random_maps
 from utils.gradcam_kit.judge.localisation import energy_in_mask

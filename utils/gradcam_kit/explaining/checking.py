@@ -81,7 +81,9 @@ def _of_all(
     if "both" in explanation.target:
         return {}
     margins = explanation.head.margin(explanation.logits.float())
-    evidence = None if explanation.evidence is None else Evidence(explanation.evidence.float().cpu())
+    evidence = (
+        None if explanation.evidence is None else Evidence(explanation.evidence.float().cpu(), explanation.separates)
+    )
     checked = Checked(explanation.images, explanation.target, margins, seeds, evidence)
     found: dict[str, list[MapCheck]] = {}
     for made in explanation.made:

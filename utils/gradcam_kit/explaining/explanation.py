@@ -99,7 +99,8 @@ class Explanation:
     name of a class). `images` (B, 3, H, W) are those that were explained, as they were given; `look` is how they are
     drawn. `choice`: how the map was chosen, where this call chose it. `untrained`: the detector has the weights it was
     built with, so that nothing here means anything. `evidence` (B, L, h, w), where there is a bank: what each patch
-    adds to the score compared with its nearest real ones, block by block.
+    adds to the score compared with its nearest real ones, block by block. `separates`: whether the detector tells real
+    from fake at all, as far as `calibrate_gradcam` or a run has seen.
     """
 
     prediction: Prediction
@@ -111,6 +112,7 @@ class Explanation:
     choice: Choice | None = None
     untrained: bool = False
     evidence: Tensor | None = None
+    separates: bool = True
     checker: Callable[[Explanation], dict[str, list[MapCheck]]] | None = None
     judged: Callable[[Explanation], dict[str, list[MapCheck]]] | None = None  # as `checker`, by the evidence alone
 

@@ -107,6 +107,7 @@ def _explained(subject: Subject, batch: Batch, asked: Asked, checks: Checks) -> 
         images=batch["image"],
         look=subject.look,
         evidence=None if subject.bank is None else captured[recipes[-1].backward].evidence(recipes[-1]),
+        separates=subject.choice is None or subject.choice.separates,
         judged=verdicts_of,
         checker=partial(check_explanation, subject, batch.get("video")),
     )

@@ -55,9 +55,13 @@ class MapCheck:
 
 
 class Evidence(NamedTuple):
-    """What the contrast with real images says of N images: the signed maps (N, L, h, w) of L blocks, on the CPU."""
+    """What the contrast with real images says of N images: the signed maps (N, L, h, w) of L blocks, on the CPU.
+
+    `separates`: whether the detector tells real from fake at all; no map of one that does not is supported.
+    """
 
     blocks: Tensor
+    separates: bool = True
 
     def contrast(self, raw: Tensor) -> Tensor:
         """(N,): the contrast, over 3 × 3 patches, at the hottest patch of maps (N, h, w); a share of its largest."""
@@ -204,7 +208,8 @@ def _checks_of(
         empty = bool(heat.empty[i])
         if contrasts is not None:
             word = word_by_contrast(contrasts[i], votes[i] or 0.0, share, empty, method == CONTRAST)
-            if word == SUPPORTED and checked.target[i] == "real":  # real images say what is no fake, and no more
+            # Real images say what is no fake, and no more; a detector that does not separate has no evidence.
+            if word == SUPPORTED and (checked.target[i] == "real" or not (evidence and evidence.separates)):
                 word = WEAK
         else:
             word = word_by_drop(share or 0.0, votes[i], empty)

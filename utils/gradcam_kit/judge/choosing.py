@@ -19,6 +19,7 @@ from .trial import PAIRED_REAL, REAL_TOKENS, Fills, Heat, Scorer, TokenFill, fil
 from .verdict import UNTRIED, Choice, choose
 
 T = TypeVar("T")
+SPREAD = 0.05  # standard deviation of the margins, in logits: an untrained detector gives nearly one for all images
 InParts = Callable[[Callable[[slice], T], int], list[T]]  # work over slices of so many images → the results in order
 
 
@@ -129,6 +130,23 @@ def choose_map(
     scorer = Scorer(detector.margins, directions(given.target))
     trial = try_candidates(given.images, maps, fills, scorer, only)
     return choose(trial, candidates, [one for one in named if one in maps], given.videos, unmade)
+
+
+def separates(margins: Tensor, labels: Sequence[int] | None) -> bool:
+    """Whether a detector tells real from fake at all, by its margins (N,).
+
+    With `labels` (0 real, 1 fake) of both classes: whether the AUC is beyond what chance gives in one case of forty
+    (Mann and Whitney 1947: under chance it has the mean 1/2 and the variance (m + n + 1) / 12 m n). Without: whether
+    the margins are spread at all.
+    """
+    if labels is None or len(set(labels)) < 2:
+        return float(margins.double().std()) > SPREAD if len(margins) > 1 else True
+    is_fake = torch.tensor(labels) != 0
+    fakes, reals = margins[is_fake].double(), margins[~is_fake].double()
+    difference = fakes.unsqueeze(1) - reals
+    auc = float(((difference > 0).double() + 0.5 * (difference == 0).double()).mean())
+    m, n = len(fakes), len(reals)
+    return auc > 0.5 + 2 * ((m + n + 1) / (12 * m * n)) ** 0.5
 
 
 def directions(target: Sequence[str]) -> Tensor:

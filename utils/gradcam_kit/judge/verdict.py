@@ -57,7 +57,8 @@ class Choice:
     interval lies above 0; NAMED, where nothing was left open; UNTRIED. `used` is drawn; of several named layers it is
     the first. `moved`: fill → share of the margin by which random patches move it; `fills` were used. `unmade`:
     candidate → why it has no map here. `margin`: mean of its size over the images. `bank`: dataset and number of each
-    real frame that patches were compared with, in a run.
+    real frame that patches were compared with, in a run. `separates`: whether the detector tells real from fake at all
+    on what was seen; if not, no map is supported.
     """
 
     state: str
@@ -72,6 +73,7 @@ class Choice:
     unmade: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()  # on the images
     bank: tuple[tuple[str, int], ...] = ()
+    separates: bool = True
 
     def to_json(self) -> dict[str, Any]:
         """As files hold it: NaN is null."""

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..base.decision import UNKNOWN
 from ..base.errors import InputError
 from ..base.files import write_json, write_table
 from ..data.frame import Frame, evenly_spaced
@@ -21,7 +22,7 @@ from ..engine.real.contrast import CONTRAST
 from ..engine.recipe import Recipe
 from ..explaining.real_tokens import bank_of, one_of_each_video, with_bank
 from ..judge.candidates import captures
-from ..judge.choosing import TrialImages, choose_map
+from ..judge.choosing import TrialImages, choose_map, separates
 from ..judge.trial import Margins, passes
 from ..judge.verdict import UNTRIED, Choice
 from ..measure.samples import RealCounterparts
@@ -33,6 +34,7 @@ from .disturbances import SplitOnOutOfMemory
 POOL = 8  # frames predicted for each image that is wanted: detectors call few images fake on some data
 JUDGED = 16  # images on which a named map is judged, at most: a figure to warn by needs no more
 FILLS = 5  # tried at most
+BLIND = "the detector does not tell real from fake on these images: no map is called supported"
 NO_FAKE = "the detector calls no image fake: maps were tried on images that it calls real"
 VERSION = 1  # of the trial: a choice by another one is not taken over
 CALIBRATION_JSON, CALIBRATION_CSV = "calibration.json", "calibration.csv"
@@ -141,7 +143,10 @@ def calibrate(context: Context, plan: Plan, datasets: Mapping[str, Sequence[Fram
     split = SplitOnOutOfMemory("trying maps on", settings.batch_size)
     subject = detector.as_subject()
     asked = subject.tried(split.run, context.guard.check)
-    frames, pixels, is_fake = _predicted(context, asked.margins, evenly_spaced(frames, POOL * plan.images))
+    frames, pixels, margins = _predicted(context, asked.margins, evenly_spaced(frames, POOL * plan.images))
+    is_fake = (margins > 0).tolist()
+    known = [frame.label for frame in frames] if all(frame.label != UNKNOWN for frame in frames) else None
+    separate = separates(margins, known)
     fakes = evenly_spaced([i for i, fake in enumerate(is_fake) if fake], plan.images)
     reals = evenly_spaced([i for i, fake in enumerate(is_fake) if not fake], plan.images)
     # Whose evidence is shown on images that are called fake.
@@ -167,7 +172,8 @@ def calibrate(context: Context, plan: Plan, datasets: Mapping[str, Sequence[Fram
     if bank is not None:
         compared = [frames[reals[i]] for i in one_of_each_video(images.real_videos)]
         choice = replace(choice, bank=tuple((frame.dataset, frame.index) for frame in compared))
-    return choice if fakes else replace(choice, notes=(*choice.notes, NO_FAKE))
+    notes = [*choice.notes, *([] if fakes else [NO_FAKE]), *([] if separate else [BLIND])]
+    return replace(choice, notes=tuple(notes), separates=separate)
 
 
 def set_bank(context: Context, choice: Choice, datasets: Mapping[str, Sequence[Frame]]) -> None:
@@ -189,15 +195,17 @@ def set_bank(context: Context, choice: Choice, datasets: Mapping[str, Sequence[F
     detector.model.gradcam_bank = bank_of(detector.as_subject(), images, [frame.whole_video for frame in frames])
 
 
-def _predicted(context: Context, margins: Margins, some: Sequence[Frame]) -> tuple[list[Frame], Tensor, list[bool]]:
-    """Those that could be read, with their pixels (N, 3, R, R) uint8, and which of them the detector calls fake."""
+def _predicted(context: Context, margins: Margins, some: Sequence[Frame]) -> tuple[list[Frame], Tensor, Tensor]:
+    """Those that could be read, with their pixels (N, 3, R, R) uint8, and the detector's margins (N,)."""
     found: list[Frame] = []
     pixels: list[Tensor] = []
-    is_fake: list[bool] = []
+    found_margins: list[Tensor] = []
     settings = context.settings
     for batch in frame_loader(some, settings.detector.resolution, settings.batch_size, settings.workers):
         if batch.frames:
             found += batch.frames
             pixels.append(batch.pixels)
-            is_fake += (margins(context.detector.normalised(batch.pixels)) > 0).tolist()
-    return found, torch.cat(pixels) if pixels else torch.empty(0), is_fake
+            found_margins.append(margins(context.detector.normalised(batch.pixels)).float().cpu())
+    if not found:
+        return found, torch.empty(0), torch.empty(0)
+    return found, torch.cat(pixels), torch.cat(found_margins)

@@ -181,9 +181,8 @@ def random_head(held: Held, recipe: Recipe) -> dict[str, Any]:
             head.weight.copy_(torch.randn(head.weight.shape, generator=generator) * kept["weight"].std())
         few = held._replace(images=held.images[:32], case=held.case._replace(videos=held.case.videos[:32]))
         reals = held.case.detector.normalised(held.case.reals[:64])
-        margins = torch.cat(
-            [held.subject.margins(part) for of in (held.images[:64], reals) for part in of.split(BATCH)]
-        )
+        both = torch.cat([held.images[:64], reals])
+        margins = torch.cat([held.subject.margins(part) for part in both.split(BATCH)])
         told.append(separates(margins, [1] * 64 + [0] * 64))
         heats, evidence = maps_of(few, [recipe])
         checked = Checked(few.images, ["fake"] * 32, torch.ones(32), range(32), Evidence(evidence, told[-1]))

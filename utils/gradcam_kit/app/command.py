@@ -21,11 +21,15 @@ def main(argv: Sequence[str]) -> int:
     from ..base.packages import require
 
     require("gradio", "the live app")
+    from ..media.single_images import SingleImages
     from ..model.load import load_named_detector
     from .live_detector import LiveDetector
     from .page import serve
 
     flags = {"gradcam_enabled": True, **flags_of.config(args)}
     detector = load_named_detector(args.detector_path, args.device, args.precision, flags, flags_of.flag_names)
-    serve(LiveDetector.of(detector), args.host, args.port, args.max_upload)
+    live = LiveDetector.of(detector)
+    if args.bank is not None:
+        SingleImages(detector, live.photographs, None).use_bank(args.bank)
+    serve(live, args.host, args.port, args.max_upload)
     return 0

@@ -81,9 +81,8 @@ def _of_all(
     if "both" in explanation.target:
         return {}
     margins = explanation.head.margin(explanation.logits.float())
-    evidence = (
-        None if explanation.evidence is None else Evidence(explanation.evidence.float().cpu(), explanation.separates)
-    )
+    blocks, separate = explanation.evidence, explanation.separates
+    evidence = None if blocks is None else Evidence(blocks.float().cpu(), separate)
     checked = Checked(explanation.images, explanation.target, margins, seeds, evidence)
     found: dict[str, list[MapCheck]] = {}
     for made in explanation.made:

@@ -21,6 +21,7 @@ from ..data.folder_dataset import IMAGE_SUFFIXES
 from ..data.frame import Frame
 from ..data.images import UnreadableImage, decode_image, read_file
 from ..drawing.overlays import PastedCrop
+from ..explaining.bank import Bank
 from ..explaining.checking import MapChecker
 from ..explaining.real_tokens import with_bank
 from ..judge.choosing import choose_map, in_batches, trial_images
@@ -116,6 +117,14 @@ class SingleImages:
         choice = choose_map(subject.tried(in_batches(BATCH)), given, subject.candidates(), model.gradcam_named())
         model.set_gradcam_choice(choice)
         print("\n".join([*printed(choice), *judgements(choice)]), file=sys.stderr)  # stdout has one line per image
+
+    def use_bank(self, folder: Path) -> None:
+        """Compare patches with those of the images in `folder` that the detector calls real. Raises InputError."""
+        files = [file for file in find_images(str(folder)) if not is_video(file)]
+        batches = list(self._batches(files))
+        if not batches:
+            raise InputError(f"--bank {folder}: none of its {len(files)} files is an image that can be read")
+        self.detector.model.gradcam_bank = Bank.of(self.detector, batches)
 
     def _batches(self, files: Sequence[Path]) -> Iterator[torch.Tensor]:
         """The first view of each file that can be read, BATCH at a time, as the detector takes them."""

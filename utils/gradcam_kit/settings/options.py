@@ -155,6 +155,10 @@ TABLE: tuple[tuple[str, tuple[str, ...], tuple[Option, ...]], ...] = (
         Option("gradcam_classes", "names of the logits, in their order, where a head has one, or more than two, or"
                " [fake, real]; --gradcam_target takes such a name", Any, otherwise="real, fake"),
     )),
+    ("heatmaps", (DEMO, APP), (
+        Option("--bank", "a folder of real images that maps and verdicts compare patches with; otherwise those among"
+               " the given images that the detector calls real", Path, metavar="FOLDER"),
+    )),
     ("outputs", (EVALUATE, DEMO), (
         Option("gradcam_save_dir --gradcam_output_dir --output", "where everything is written",
                default="./gradcam_visualizations", metavar="DIR", basic=True, outputs=False),

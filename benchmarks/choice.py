@@ -31,7 +31,7 @@ from utils.gradcam_kit.explaining.real_tokens import bank_of, one_of_each_video,
 from utils.gradcam_kit.explaining.subject import Subject
 from utils.gradcam_kit.judge.bootstrap import VideoBootstrap
 from utils.gradcam_kit.judge.candidates import candidate_maps
-from utils.gradcam_kit.judge.check import WORDS, Checked, Evidence, MapCheck, verdicts
+from utils.gradcam_kit.judge.check import WORDS, Checked, Evidence, MapCheck, concentration, verdicts
 from utils.gradcam_kit.judge.choosing import TrialImages, choose_map, in_batches, separates
 from utils.gradcam_kit.judge.localisation import energy_in_mask
 from utils.gradcam_kit.judge.trial import Heat
@@ -143,20 +143,22 @@ def pair_map(held: Held, recipe: Recipe) -> Tensor:
 
 
 def verdict_figures(held: Held, heats: dict[Recipe, Heat], evidence: Tensor, margins: Tensor) -> dict[str, Any]:
-    """Of all maps: right among each word, and AUROC of the contrast for "points right", or of the votes for `own`."""
+    """Of all maps: right among each word, and AUROC of what decides for "points right"."""
     count = len(margins)
     checked = Checked(held.images, ["fake"] * count, margins, list(range(count)), Evidence(evidence))
     found: dict[str, Any] = {}
     for kind, wanted in (("other maps", False), ("contrast maps", True)):
-        rows: list[tuple[MapCheck, float, float]] = []
+        rows: list[tuple[MapCheck, float, float, float]] = []
         for one, heat in heats.items():
             if (one.method == "contrast") == wanted:
                 checks = verdicts(checked, {"map": heat}, one.method)["map"]
-                rows += zip(checks, held.points(heat.raw), held.touches(heat.raw), strict=True)
+                near = concentration(heat.raw).tolist()
+                places = [((check.votes or 0.0) + one) / 2 for check, one in zip(checks, near, strict=True)]
+                rows += zip(checks, held.points(heat.raw), held.touches(heat.raw), places, strict=True)
         if not rows:
             continue
         right, touching = (np.array([row[i] for row in rows]) for i in (1, 2))
-        numbers = np.array([row[0].votes if wanted else row[0].contrast for row in rows], dtype=float)
+        numbers = np.array([row[3] if wanted else row[0].contrast for row in rows], dtype=float)
         words = np.array([row[0].word for row in rows])
         figures: dict[str, Any] = {"maps": len(rows), "right": round(float(right.mean()), 3)}
         for name, true in (("AUROC", right), ("AUROC of touching", touching)):

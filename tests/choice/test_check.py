@@ -31,6 +31,7 @@ from utils.gradcam_kit.judge.check import (
     Voters,
     block_voters,
     check_maps,
+    concentration,
     support,
     verdicts,
     word_by_contrast,
@@ -58,21 +59,32 @@ def test_the_verdict_without_a_bank(share: float, votes: float | None, word: str
 
 
 @pytest.mark.parametrize(
-    ("contrast", "votes", "share", "own", "word"),
+    ("contrast", "place", "share", "word"),
     [
-        (0.6, 0.0, None, False, SUPPORTED),
-        (0.59, 1.0, None, False, WEAK),
-        (0.3, 1.0, 0.5, False, WEAK),
-        (0.29, 1.0, 0.5, False, ARTEFACT),
-        (1.0, 1.0, -0.02, False, CONTRADICTED),
-        (1.0, 0.5, None, True, SUPPORTED),  # a contrast map is hottest where the contrast is: the blocks decide
-        (1.0, 0.25, None, True, WEAK),
-        (1.0, 0.2, None, True, ARTEFACT),
+        (0.6, None, None, SUPPORTED),
+        (0.59, None, 0.5, WEAK),
+        (0.3, None, 0.5, WEAK),
+        (0.29, None, 0.5, ARTEFACT),
+        (1.0, None, -0.02, CONTRADICTED),
+        (1.0, 0.6, None, SUPPORTED),  # a contrast map is hottest where the contrast is: votes and concentration decide
+        (1.0, 0.59, None, WEAK),
+        (1.0, 0.39, None, ARTEFACT),
+        (1.0, 0.9, -0.5, CONTRADICTED),
     ],
 )
-def test_the_verdict_with_a_bank(contrast: float, votes: float, share: float | None, own: bool, word: str) -> None:
-    assert word_by_contrast(contrast, votes, share, False, own) == word
-    assert word_by_contrast(contrast, votes, share, True, own) == ARTEFACT
+def test_the_verdict_with_a_bank(contrast: float, place: float | None, share: float | None, word: str) -> None:
+    assert word_by_contrast(contrast, place, share, empty=False) == word
+    assert word_by_contrast(contrast, place, share, empty=True) == ARTEFACT
+
+
+def test_concentration_by_hand() -> None:
+    """On 10 x 10 patches two patches count as near; on 4 x 4 one does."""
+    raw = torch.zeros(2, 10, 10)
+    raw[:, 2, 2], raw[0, 4, 4], raw[0, 5, 2] = 3.0, 1.0, 1.0
+    assert concentration(raw).tolist() == pytest.approx([0.8, 1.0]) and concentration(0 * raw).tolist() == [0.0, 0.0]
+    small = torch.zeros(1, 4, 4)
+    small[0, 0, 0], small[0, 1, 1], small[0, 0, 2] = 2.0, 1.0, 1.0
+    assert concentration(small).tolist() == [0.75]
 
 
 def test_evidence_by_hand() -> None:

@@ -147,7 +147,7 @@ def test_what_a_config_names_is_what_it_named_before() -> None:
     open_model = tiny_detector(gradcam_method="auto")
     for auto in (open_model.explain(image), tiny_detector().explain(image, method="auto")):
         assert (auto.method, auto.site, auto.backward, list(auto.layers)) == (
-            "hirescam", "residual", "both", ["scaled"],
+            "hirescam", "residual", "plain", ["scaled"],
         )  # fmt: skip
     same = open_model.explain(image, layers=["encoder.layers.2"])
     assert (same.method, same.site, same.backward) == ("gradcam", "layer_norm1", "plain")
@@ -294,5 +294,5 @@ def test_the_passes_that_are_announced_are_those_that_are_made(model: CLIPDetect
 
     candidates = model.gradcam_candidates()
     assert set(candidate_maps(capture, candidates)) == set(candidates)
-    # By both rules and balanced on the residual stream, plain behind the norm, attention.
-    assert len(made) == 4 and captures(candidates) == 5
+    # Plain, by both rules and balanced on the residual stream, plain behind the norm, attention.
+    assert len(made) == 5 and captures(candidates) == 6

@@ -53,7 +53,8 @@ def shortlist(tower: Tower, maps: MapLayers, named: Recipe, bank: bool = False) 
 def _of_blocks(blocks: Sequence[str], attention: bool, balanced: bool) -> list[Recipe]:
     """Of a transformer: what is made of all blocks first, since it has no layer to get wrong."""
     last, late, middle = blocks[-1], blocks[(3 * len(blocks)) // 4 - (len(blocks) < 4)], blocks[len(blocks) // 2]
-    found = [Recipe("hirescam", SCALED, RESIDUAL, BOTH if balanced else PLAIN)] if len(blocks) > 1 else []
+    rules = ([PLAIN, BOTH] if balanced else [PLAIN]) if len(blocks) > 1 else []
+    found = [Recipe("hirescam", SCALED, RESIDUAL, rule) for rule in rules]
     if attention:
         found += [Recipe(method, SUM, ATTENTION_SITE, PLAIN) for method in ("attngrad", "gradeclip")]
     if balanced:

@@ -16,10 +16,13 @@ from .trial import Heat, Scorer, TokenFill, grid_of, hottest, on_trial_grid, ran
 
 SUPPORTED, WEAK, CONTRADICTED, ARTEFACT = "supported", "weak", "contradicted", "artefact"
 WORDS = (SUPPORTED, WEAK, CONTRADICTED, ARTEFACT)
-# Every threshold of the verdict: the contrast at the hottest patch, as a share of its largest; the votes; and shares of
-# the margin that it drops by with the hottest patches replaced, beyond random ones.
+# Every threshold of the verdict: the contrast at the hottest patch, as a share of its largest; of a contrast map the
+# mean of its votes and its concentration; without a bank the votes, and the drop of the margin with the hottest patches
+# replaced, beyond random ones, as a share of it.
 CLEAR_CONTRAST, SOME_CONTRAST = 0.6, 0.3
-CLEAR_VOTES, SOME_VOTES = 0.5, 0.25
+CLEAR_PLACE, SOME_PLACE = 0.6, 0.4  # of a contrast map: mean of its votes and its concentration
+REACH = 0.2  # of the grid's longer side: so near to the hottest patch a map is called concentrated
+CLEAR_VOTES = 0.5
 CLEAR_DROP, SOME_DROP, AGAINST = 0.25, 0.05, -0.02
 
 
@@ -98,19 +101,33 @@ def support(fall: float, random: float, margin: float, votes: float | None) -> f
     return sum(signs) / len(signs) if signs else 0.0
 
 
-def word_by_contrast(contrast: float, votes: float, share: float | None, empty: bool, own: bool) -> str:
+def concentration(raw: Tensor) -> Tensor:
+    """(N,) in [0, 1]: the share of each map (N, h, w) that lies near its hottest patch; 0 of an empty one."""
+    rows, columns = raw.shape[1:]
+    reach = max(1, round(REACH * max(rows, columns)))
+    place = raw.flatten(1).argmax(dim=1)
+    down = (torch.arange(rows).unsqueeze(0) - torch.div(place, columns, rounding_mode="floor").unsqueeze(1)).abs()
+    across = (torch.arange(columns).unsqueeze(0) - (place % columns).unsqueeze(1)).abs()
+    near = (down <= reach).unsqueeze(2) & (across <= reach).unsqueeze(1)
+    whole = raw.flatten(1).sum(dim=1)
+    return (raw * near).flatten(1).sum(dim=1) / torch.where(whole > 0, whole, torch.ones_like(whole))
+
+
+def word_by_contrast(contrast: float, place: float | None, share: float | None, empty: bool) -> str:
     """The verdict where there is a bank.
 
-    `share`: the drop beyond random as a share of the margin, None where it was not asked for. `own`: the map is a
-    contrast map, whose contrast at its hottest patch is large by construction: there the blocks' votes decide.
+    `share`: the drop beyond random as a share of the margin, None where it was not asked for. `place`: of a contrast
+    map, whose contrast is large at its hottest patch by construction, the mean of its votes and its concentration;
+    None of another map.
     """
     if empty:
         return ARTEFACT
     if share is not None and share <= AGAINST:
         return CONTRADICTED
-    clear, some = (
-        (votes >= CLEAR_VOTES, votes >= SOME_VOTES) if own else (contrast >= CLEAR_CONTRAST, contrast >= SOME_CONTRAST)
-    )
+    if place is None:
+        clear, some = contrast >= CLEAR_CONTRAST, contrast >= SOME_CONTRAST
+    else:
+        clear, some = place >= CLEAR_PLACE, place >= SOME_PLACE
     return SUPPORTED if clear else WEAK if some else ARTEFACT
 
 
@@ -199,15 +216,18 @@ def _checks_of(
     evidence, raw = checked.evidence, on_trial_grid(heat.raw)
     contrasts = None if evidence is None else evidence.contrast(raw).tolist()
     votes, others = agreed or ([None] * len(raw), [None] * len(raw))
+    places: list[float | None] = [None] * len(raw)
     if evidence is not None:
         votes = evidence.votes(raw).tolist()
+    if evidence is not None and method == CONTRAST:
+        places = ((torch.tensor(votes) + concentration(raw)) / 2).tolist()
     found = []
     for i, (margin, mass) in enumerate(zip(towards.tolist(), heat.raw.flatten(1).sum(dim=1).tolist(), strict=True)):
         drop, random = (float(of[i]) for of in drops) if drops else (None, None)
         share = None if drop is None or random is None else (drop - random) / abs(margin) if margin else 0.0
         empty = bool(heat.empty[i])
         if contrasts is not None:
-            word = word_by_contrast(contrasts[i], votes[i] or 0.0, share, empty, method == CONTRAST)
+            word = word_by_contrast(contrasts[i], places[i], share, empty)
             # Real images say what is no fake, and no more; a detector that does not separate has no evidence.
             if word == SUPPORTED and (checked.target[i] == "real" or not (evidence and evidence.separates)):
                 word = WEAK

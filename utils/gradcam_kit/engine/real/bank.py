@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..layers import LayerError
 
-NEIGHBOURS = 30  # real tokens that a patch is compared with: a few unnoticed fakes in the bank are outvoted
+NEIGHBOURS = 20  # real tokens that a patch is compared with: 10 to 30 are alike, and outvote a few unnoticed fakes
 FEWEST_IMAGES = 4  # of a bank that is made without being asked for: fewer point worse
 MOST_IMAGES = 16  # of a bank: more cost more and point hardly better
 

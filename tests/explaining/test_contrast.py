@@ -233,3 +233,23 @@ def model_explained(model: Any, batch: Tensor, bank: TokenBank) -> Any:
     from utils.gradcam import explain
 
     return explain(model, batch, method="hirescam", layers="scaled", site="residual", target="fake", bank=bank)
+
+
+def test_a_paired_real_image_is_what_its_fake_is_compared_with(model: CLIPDetectorWithGradCAM) -> None:
+    from utils.gradcam import explain
+
+    batch, reals = images(2).double(), images(2, seed=7).double()
+    found = explain(
+        model,
+        {"image": batch, "paired_real": reals},
+        recipes=[Recipe("contrast", SCALED, backward="plain")],
+        target="fake",
+    )
+    total = np.zeros((2, 4, 4))
+    for block in range(BLOCKS - 1):
+        A, G = (of[:, 1:].numpy() for of in tokens_and_gradients(model, batch, block))
+        R = tokens_and_gradients(model, reals, block)[0][:, 1:].float().numpy()
+        u = (G * (A - R)).sum(axis=2).reshape(2, 4, 4)
+        total += u / u.reshape(2, -1).std(axis=1)[:, None, None] / (BLOCKS - 1)
+    np.testing.assert_allclose(found.maps.signed.numpy(), total, rtol=1e-4, atol=1e-5)
+    assert set(found.verdicts()) == {SCALED}

@@ -70,7 +70,9 @@ def explain(
             object with `.logits` (see `engine.heads`); or a detector of ours. Of a model in DataParallel,
             DistributedDataParallel or torch.compile the module inside is explained.
         images: (B, 3, H, W) floating point, normalised as the model wants them, on any device; or a mapping with such
-            an `image`, and with `label` (B,) for target "label".
+            an `image`, with `label` (B,) for target "label", with `video`, a name for each image, whose own frames the
+            bank leaves out, and with `paired_real` (B, 3, H, W), the real images that they were made from, with which
+            "contrast" and verdicts then compare them.
         layers: names of modules, relative to the model or to the network inside, numbers of blocks (-1: the last) or
             modules, one or several; a block's name means what the block reads, at `site`; "fused" means the mean of the
             other layers' normalised maps, "sum" the sum of the raw maps of all blocks. None: the last block, or the
@@ -173,6 +175,8 @@ def _batch(images: Any) -> Batch:
 
 
 def _on_device(batch: Batch, subject: Subject) -> Batch:
-    image = batch["image"]
     device = device_of(subject.tower.model)
-    return batch if image.device == device else {**batch, "image": image.to(device)}
+    images = {name: batch[name] for name in ("image", "paired_real") if name in batch}
+    if all(one.device == device for one in images.values()):
+        return batch
+    return {**batch, **{name: one.to(device) for name, one in images.items()}}

@@ -18,6 +18,7 @@ from ..engine.targets import Target, wants_both
 from .checking import check_explanation, verdicts_of
 from .explanation import Explanation, RecipeMaps
 from .images import Batch, check_pixels, check_shape
+from .real_tokens import real_tokens
 from .subject import Subject
 from .transplant_explanation import explain_by_transplant
 
@@ -81,12 +82,15 @@ def explained_in(subject: Subject, batch: Batch, asked: Asked, image_name: str, 
 def _explained(subject: Subject, batch: Batch, asked: Asked, checks: Checks) -> Explanation:
     """By a pass for each backward rule among the recipes, the order of which is kept."""
     recipes = list(asked.recipes)
-    if subject.bank is not None:
+    paired = batch.get("paired_real")
+    compares = subject.bank is not None or paired is not None
+    real = None if paired is None else real_tokens(subject, paired)
+    if compares:
         recipes.append(subject.evidence_recipe(recipes))
     rules = dict.fromkeys(recipe.backward for recipe in recipes)
     of_rule = {rule: [recipe for recipe in recipes if recipe.backward == rule] for rule in rules}
     captured = {
-        rule: subject.capture(batch, list(dict.fromkeys(some)), asked.target, None, asked.completeness, checks)
+        rule: subject.capture(batch, list(dict.fromkeys(some)), asked.target, None, asked.completeness, checks, real)
         for rule, some in of_rule.items()
     }
     first = captured[asked.recipes[0].backward]
@@ -106,7 +110,7 @@ def _explained(subject: Subject, batch: Batch, asked: Asked, checks: Checks) -> 
         made=tuple(made),
         images=batch["image"],
         look=subject.look,
-        evidence=None if subject.bank is None else captured[recipes[-1].backward].evidence(recipes[-1]),
+        evidence=None if not compares else captured[recipes[-1].backward].evidence(recipes[-1]),
         separates=subject.choice is None or subject.choice.separates,
         judged=verdicts_of,
         checker=partial(check_explanation, subject, batch.get("video")),

@@ -31,7 +31,7 @@ from utils.gradcam_kit.explaining.real_tokens import bank_of, one_of_each_video,
 from utils.gradcam_kit.explaining.subject import Subject
 from utils.gradcam_kit.judge.bootstrap import VideoBootstrap
 from utils.gradcam_kit.judge.candidates import candidate_maps
-from utils.gradcam_kit.judge.check import WORDS, Checked, Evidence, MapCheck, concentration, verdicts
+from utils.gradcam_kit.judge.check import WORDS, Checked, Evidence, MapCheck, verdicts
 from utils.gradcam_kit.judge.choosing import TrialImages, choose_map, in_batches, separates
 from utils.gradcam_kit.judge.localisation import energy_in_mask
 from utils.gradcam_kit.judge.trial import Heat
@@ -152,8 +152,7 @@ def verdict_figures(held: Held, heats: dict[Recipe, Heat], evidence: Tensor, mar
         for one, heat in heats.items():
             if (one.method == "contrast") == wanted:
                 checks = verdicts(checked, {"map": heat}, one.method)["map"]
-                near = concentration(heat.raw).tolist()
-                places = [((check.votes or 0.0) + one) / 2 for check, one in zip(checks, near, strict=True)]
+                places = [((check.votes or 0.0) + (check.concentration or 0.0)) / 2 for check in checks]
                 rows += zip(checks, held.points(heat.raw), held.touches(heat.raw), places, strict=True)
         if not rows:
             continue

@@ -95,7 +95,7 @@ def test_evidence_by_hand() -> None:
     corner, centre = torch.zeros(2, 4, 4), torch.zeros(2, 4, 4)
     corner[:, 0, 0] = centre[:, 2, 2] = 1.0
     # Over 3 x 3 patches the first block is 9/4 at the corner, 9/6 beside it; the second spreads around (1, 1).
-    scaled = blocks / blocks.flatten(2).numpy().std(axis=2)[..., None, None]
+    scaled = blocks / blocks.flatten(2).std(dim=2, unbiased=False)[..., None, None]
     joint = scaled.mean(dim=1)
     at_corner = float(joint[0, :2, :2].mean())
     largest = max(

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..engine.real.contrast import CONTRAST, neighbourhood_mean, scaled_mean
+from ..engine.real.contrast import CONTRAST, neighbourhood_mean, scaled_mean, sharpened
 from ..engine.recipe import BALANCED, RESIDUAL, Recipe
 from .choosing import TrialImages, TriedDetector, directions, maps_of_all
 from .trial import Heat, Scorer, TokenFill, grid_of, hottest, on_trial_grid, random_patches
@@ -21,7 +21,8 @@ WORDS = (SUPPORTED, WEAK, CONTRADICTED, ARTEFACT)
 # replaced, beyond random ones, as a share of it.
 CLEAR_CONTRAST, SOME_CONTRAST = 0.6, 0.3
 CLEAR_PLACE, SOME_PLACE = 0.6, 0.4  # of a contrast map: mean of its votes and its concentration
-REACH = 0.2  # of the grid's longer side: so near to the hottest patch a map is called concentrated
+REACH = 0.2  # of the grid's longer side: so near to the hottest patch evidence counts as being in one place
+ONE_PLACE = 0.65  # of the evidence: below it there is no one place, as where a whole image was upsampled or denoised
 CLEAR_VOTES = 0.5
 CLEAR_DROP, SOME_DROP, AGAINST = 0.25, 0.05, -0.02
 
@@ -34,8 +35,8 @@ class MapCheck:
     map's hottest patch adds to the score compared with its nearest real ones, as a share of the largest there is.
     `fall` and `random`: the margin's drop once the map's hottest patches, and as many random ones, are replaced.
     `mass`: the raw map's sum as a share of the margin. `votes`: share of the tower's blocks whose own map is hottest at
-    the same patch or one next to it. `others`: the same of other methods' maps. None: not asked for, there are none, or
-    the margin is 0.
+    the same patch or one next to it. `others`: the same of other methods' maps. `concentration`: the share of the
+    evidence that lies near its own hottest patch. None: not asked for, there are none, or the margin is 0.
     """
 
     word: str
@@ -46,6 +47,7 @@ class MapCheck:
     votes: float | None
     others: float | None
     contrast: float | None = None
+    concentration: float | None = None
 
     def __post_init__(self) -> None:
         if self.word not in WORDS:
@@ -56,6 +58,11 @@ class MapCheck:
         """SUPPORTED, WEAK, CONTRADICTED or ARTEFACT."""
         return self.word
 
+    @property
+    def is_spread(self) -> bool:
+        """Whether the evidence is in no one place, so that a hot spot shows where the detector looked and no more."""
+        return self.concentration is not None and self.concentration < ONE_PLACE
+
 
 class Evidence(NamedTuple):
     """What the contrast with real images says of N images: the signed maps (N, L, h, w) of L blocks, on the CPU.
@@ -65,6 +72,10 @@ class Evidence(NamedTuple):
 
     blocks: Tensor
     separates: bool = True
+
+    def concentration(self) -> Tensor:
+        """(N,) in [0, 1]: the share of the sharpened contrast that lies near its own hottest patch."""
+        return concentration(sharpened(scaled_mean(self.blocks.unbind(1))))
 
     def contrast(self, raw: Tensor) -> Tensor:
         """(N,): the contrast, over 3 × 3 patches, at the hottest patch of maps (N, h, w); a share of its largest."""
@@ -216,21 +227,21 @@ def _checks_of(
     evidence, raw = checked.evidence, on_trial_grid(heat.raw)
     contrasts = None if evidence is None else evidence.contrast(raw).tolist()
     votes, others = agreed or ([None] * len(raw), [None] * len(raw))
-    places: list[float | None] = [None] * len(raw)
+    nearby: list[float | None] = [None] * len(raw)
     if evidence is not None:
-        votes = evidence.votes(raw).tolist()
-    if evidence is not None and method == CONTRAST:
-        places = ((torch.tensor(votes) + concentration(raw)) / 2).tolist()
+        votes, nearby = evidence.votes(raw).tolist(), evidence.concentration().tolist()
     found = []
     for i, (margin, mass) in enumerate(zip(towards.tolist(), heat.raw.flatten(1).sum(dim=1).tolist(), strict=True)):
         drop, random = (float(of[i]) for of in drops) if drops else (None, None)
         share = None if drop is None or random is None else (drop - random) / abs(margin) if margin else 0.0
         empty = bool(heat.empty[i])
         if contrasts is not None:
-            word = word_by_contrast(contrasts[i], places[i], share, empty)
-            # Real images say what is no fake, and no more; a detector that does not separate has no evidence.
-            if word == SUPPORTED and (checked.target[i] == "real" or not (evidence and evidence.separates)):
-                word = WEAK
+            near, own = nearby[i] or 0.0, method == CONTRAST
+            word = word_by_contrast(contrasts[i], ((votes[i] or 0.0) + near) / 2 if own else None, share, empty)
+            # Real images say what is no fake, and no more; a detector that does not separate has no evidence; and where
+            # the evidence is spread no place is the right one.
+            doubtful = checked.target[i] == "real" or not (evidence and evidence.separates) or near < ONE_PLACE
+            word = WEAK if word == SUPPORTED and doubtful else word
         else:
             word = word_by_drop(share or 0.0, votes[i], empty)
         found.append(
@@ -243,6 +254,7 @@ def _checks_of(
                 votes=votes[i],
                 others=others[i],
                 contrast=None if contrasts is None else contrasts[i],
+                concentration=nearby[i],
             )
         )
     return found

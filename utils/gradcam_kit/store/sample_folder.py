@@ -96,6 +96,8 @@ def _check_text(check: MapCheck) -> str:
         facts.append(f"{check.votes:.0%} of the blocks hottest there")
     if check.others is not None:
         facts.append(f"{check.others:.0%} of other maps")
+    if check.is_spread:
+        facts.append("the evidence is spread: no one place")
     mass = "" if check.mass is None else f"; raw map {check.mass:.3g} of the margin"
     return f"{check.word}: {', '.join(facts)}{mass}"
 

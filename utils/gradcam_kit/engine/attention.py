@@ -54,7 +54,8 @@ class AttentionPass:
         explained = {layer: _attention(tower, layer) for layer in layers}
         read: Sequence[Attention] = list(dict.fromkeys(explained.values()))
         if any(method.every_block for method in wanted):
-            read = _up_to_the_last(tower, read)
+            last = max(tower.blocks.index(block) for block, _ in read)
+            read = [_attention(tower, block) for block in tower.blocks[: last + 1]]
         projections = tuple(dict.fromkeys(name for method in wanted for name in method.projections))
         gradients = any(method.needs_output_gradient for method in wanted)
         return cls(explained, read, projections, list(dict.fromkeys(explained.values())) if gradients else [])
@@ -161,9 +162,3 @@ def _attention(tower: Tower, layer: str) -> Attention:
             " (CLIP's q_proj, k_proj and v_proj, timm's qkv, nn.MultiheadAttention); use gradcam or layercam for others"
         )
     return Attention(block, modules)
-
-
-def _up_to_the_last(tower: Tower, attention: Sequence[Attention]) -> list[Attention]:
-    """Every block from the first one to the last of `attention`."""
-    last = max(tower.blocks.index(block) for block, _ in attention)
-    return [_attention(tower, name) for name in tower.blocks[: last + 1]]

@@ -30,12 +30,12 @@ class Tap(NamedTuple):
 
     def in_order(self, tensor: Tensor, images: int) -> Tensor:
         """The tokens or their gradient as (B, T, C) or (B, C, h, w). Raises LayerError where the axes are not known."""
-        gives = f"layer {self.site.name!r} gives a tensor of shape {tuple(tensor.shape)}"
+        layer, shape = self.site.name, tuple(tensor.shape)
         if tensor.ndim == 4:
             if self.channel_axis is None:
                 raise LayerError(
-                    f"{gives}, and which of its axes holds the channels could not be followed: name a convolution, a"
-                    " norm or a linear layer beside it"
+                    f"layer {layer!r} gives a tensor of shape {shape}, and which of its axes holds the channels could"
+                    " not be followed: name a convolution, a norm or a linear layer beside it"
                 )
             tensor = tensor.permute(0, 3, 1, 2) if self.channel_axis == LAST else tensor
         elif tensor.ndim == 3:
@@ -44,15 +44,15 @@ class Tap(NamedTuple):
                 fits = [place for place in (0, 1) if tensor.shape[place] == images]
                 if len(fits) != 1:
                     raise LayerError(
-                        f"{gives} for {images} images: whether it is (B, T, C) or (T, B, C) can't be told; explain"
-                        " another number of images at once, or write a tower family"
+                        f"layer {layer!r} gives a tensor of shape {shape} for {images} images: whether it is (B, T, C)"
+                        " or (T, B, C) can't be told; explain another number of images at once, or write a tower family"
                     )
                 (axis,) = fits
             tensor = tensor.transpose(0, 1) if axis else tensor
         if tensor.ndim in (3, 4) and tensor.shape[0] != images:
             raise LayerError(
-                f"{gives} for {images} images: it works on parts of an image (windows), or on several images at once;"
-                " name a whole block"
+                f"layer {layer!r} gives a tensor of shape {shape} for {images} images: it works on parts of an image"
+                " (windows), or on several images at once; name a whole block"
             )
         return tensor
 

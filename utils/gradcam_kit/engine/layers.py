@@ -84,18 +84,13 @@ def exchanged_block(tower: Tower) -> str:
     return min(compared_blocks(tower), key=lambda block: abs(tower.blocks.index(block) - third))
 
 
-def check_site(site: str) -> None:
-    """Raises InputError for a site that is none of SITES."""
-    if site not in SITES:
-        raise InputError(f"site {site!r} is unknown; {did_you_mean(str(site), SITES)}allowed: {', '.join(SITES)}")
-
-
 def site_of_layer(tower: Tower, layer: str, site: str) -> Site:
     """The point of `tower` that a layer's name means; a block's name means what that block reads, at `site`.
 
     Raises LayerError for a name the tower does not have, with the closest ones, and InputError for an unknown site.
     """
-    check_site(site)
+    if site not in SITES:
+        raise InputError(f"site {site!r} is unknown; {did_you_mean(str(site), SITES)}allowed: {', '.join(SITES)}")
     return tower.once((layer, site), lambda: _site(tower, layer, site))
 
 

@@ -100,7 +100,7 @@ class AttentionModules(BlockAttention):
             return hook
 
         if self.rotary is not None and {"q", "k"} & set(names):
-            handles.append(with_keywords(self.rotary, read_angles))
+            handles.append(self.rotary.register_forward_pre_hook(read_angles, with_kwargs=True))
         for name in names:
             if name == MIXED:
                 hook = self.out.register_forward_pre_hook(lambda module, inputs: keep(MIXED, inputs[0].detach()))
@@ -169,8 +169,3 @@ def in_this_thread(hook: Callable[..., Any]) -> Callable[..., Any]:
     """`hook` for passes of the thread that calls this; those of others go by untouched."""
     thread = threading.get_ident()
     return lambda *arguments: hook(*arguments) if threading.get_ident() == thread else None
-
-
-def with_keywords(module: nn.Module, hook: Callable[[nn.Module, Any, dict[str, Any]], None]) -> Handle:
-    """A pre-hook that sees keyword arguments, too."""
-    return module.register_forward_pre_hook(hook, with_kwargs=True)

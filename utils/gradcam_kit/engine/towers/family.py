@@ -19,10 +19,7 @@ class Grid(NamedTuple):
     columns: int
     prefix: int | None  # None: whatever the tensor has beside the patches
     suffix: int = 0
-    covers: tuple[float, float] = (
-        1.0,
-        1.0,
-    )  # of the image's height and width, from the top left; > 1 where it is padded
+    covers: tuple[float, float] = (1.0, 1.0)  # shares of height and width, from the top left; > 1 where it is padded
     halvings: int = 0  # how often later stages halve rows and columns, rounding up
 
     def covering(self, patch: tuple[int, int] | None, size: tuple[int, int]) -> Grid:

@@ -21,7 +21,6 @@ from .attention import (
     mixed_by_constant,
     rotated,
     same_value,
-    with_keywords,
 )
 
 
@@ -81,7 +80,9 @@ class TimmAttention(BlockAttention):
     def _with_rope(self, hook: Callable[[nn.Module, Any, Tensor | None], None]) -> Handle:
         if not hasattr(self.module, "num_prefix_tokens"):  # only those that rotate have it
             return self.module.register_forward_pre_hook(lambda module, inputs: hook(module, inputs, None))
-        return with_keywords(self.module, lambda module, inputs, keywords: hook(module, inputs, keywords.get("rope")))
+        return self.module.register_forward_pre_hook(
+            lambda module, inputs, keywords: hook(module, inputs, keywords.get("rope")), with_kwargs=True
+        )
 
     @property
     def output(self) -> tuple[nn.Module, bool]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -54,14 +54,14 @@ def check_options(detector: LoadedDetector) -> None:
 def evaluate_dataset(
     detector: LoadedDetector,
     frames: Sequence[Frame],
-    predictions: Path,
+    predictions: Iterable[Mapping[str, Any]],
     settings: RunSettings,
     options: ExplanationOptions,
 ) -> DatasetScores:
     """All metrics on one dataset's detected fakes.
 
-    `frames`: all of the dataset's, and `predictions` the run's `predictions.csv` of them. Raises RunError where an
-    image or a map cannot be used, InputError where a layer cannot be explained.
+    `frames`: all of the dataset's, and `predictions` the rows of the run's `predictions.csv` of them. Raises RunError
+    where an image or a map cannot be used, InputError where a layer cannot be explained.
     """
     dataset = frames[0].dataset
     recipes, configured = maps_to_make(detector, options)
@@ -129,35 +129,38 @@ def maps_to_make(detector: LoadedDetector, options: ExplanationOptions) -> tuple
 
 
 class EvaluationText(NamedTuple):
-    """Text to print, and the reason for exit code 1 (empty: none)."""
+    """Text to print, the reason for exit code 1 (empty: none), and the files that were written."""
 
     text: str
     problem: str
+    files: list[Path]
 
 
 def evaluate_explanations(
     detector: LoadedDetector,
     datasets: Mapping[str, Sequence[Frame]],
+    predictions: Callable[[str], Iterable[Mapping[str, Any]]],
     folder: Path,
     settings: RunSettings,
     options: ExplanationOptions,
 ) -> EvaluationText:
-    """Evaluate the explanations of every dataset, from the predictions that a run has left in `folder`.
+    """Evaluate the explanations of every dataset, from a run's predictions by its name.
 
-    Writes `explanations.csv`, `explanations.json`, two figures per dataset and, if `options.write_config` is given and
+    Writes into `folder` `explanations.csv`, `explanations.json`, two figures per dataset and, if `options.write_config`
     a map is better than the controls, a config. Raises as `evaluate_dataset`.
     """
     scores = [
-        evaluate_dataset(detector, frames, folder / name / "predictions.csv", settings, options)
-        for name, frames in datasets.items()
+        evaluate_dataset(detector, frames, predictions(name), settings, options) for name, frames in datasets.items()
     ]
     write_table(folder / CSV_FILE, CSV_COLUMNS, csv_rows([row for dataset in scores for row in dataset.rows]))
     write_json(folder / JSON_FILE, {dataset.dataset: json_values(dataset) for dataset in scores})
+    files = [folder / CSV_FILE, folder / JSON_FILE]
     for dataset in scores:
         if dataset.rows:
             figures = {"curves": curves_figure(dataset, settings.seed), "heat_table": heat_table_figure(dataset)}
             for name, kind in itertools.product(figures, ("png", "pdf")):
-                write_whole(folder / dataset.dataset / f"explanation_{name}.{kind}", image_file(figures[name], kind))
+                files.append(folder / dataset.dataset / f"explanation_{name}.{kind}")
+                write_whole(files[-1], image_file(figures[name], kind))
     lines = [printed(dataset) for dataset in scores] + [verdict(dataset) for dataset in scores]
     problem = ""
     if options.write_config is not None:
@@ -167,7 +170,7 @@ def evaluate_explanations(
         else:
             write_config(options.write_config, best, scores, settings)
             lines.append(f"{best.title}: written as {options.write_config}")
-    return EvaluationText("\n".join(lines) + "\n", problem)
+    return EvaluationText("\n".join(lines) + "\n", problem, files)
 
 
 def best_over_all(scores: Sequence[DatasetScores]) -> Recipe | None:

@@ -22,6 +22,7 @@ from ..settings.config import RunSettings
 from ..settings.run_options import ExplanationOptions
 from .dataset_evaluation import DatasetEvaluation, DatasetScores
 from .figures import curves_figure, heat_table_figure, image_file
+from .kept import NOWHERE, Kept
 from .samples import detected_fakes, find_evidence, read_samples
 from .sweep import swept_recipes
 from .tables import CSV_COLUMNS, csv_rows, json_values, printed, verdict
@@ -57,6 +58,7 @@ def evaluate_dataset(
     predictions: Iterable[Mapping[str, Any]],
     settings: RunSettings,
     options: ExplanationOptions,
+    kept: Kept = NOWHERE,
 ) -> DatasetScores:
     """All metrics on one dataset's detected fakes.
 
@@ -72,7 +74,7 @@ def evaluate_dataset(
     evidence = find_evidence(options.masks, options.clicks, chosen, settings.data.folders.values())
     samples = read_samples(chosen, settings.detector.resolution, settings.batch_size, settings.workers, evidence)
     target = "margin" if detector.gradcam.target == "margin" else "fake"
-    evaluation = DatasetEvaluation(detector, samples, settings, target)
+    evaluation = DatasetEvaluation(detector, samples, settings, target, kept)
     videos = len(set(samples.videos))
     if videos == 1:
         one_video = f"all {len(samples.frames)} detected fakes are of one video: no interval, and no map is better"
@@ -143,6 +145,7 @@ def evaluate_explanations(
     folder: Path,
     settings: RunSettings,
     options: ExplanationOptions,
+    kept: Callable[[str], Kept] = lambda name: NOWHERE,
 ) -> EvaluationText:
     """Evaluate the explanations of every dataset, from a run's predictions by its name.
 
@@ -150,7 +153,8 @@ def evaluate_explanations(
     a map is better than the controls, a config. Raises as `evaluate_dataset`.
     """
     scores = [
-        evaluate_dataset(detector, frames, predictions(name), settings, options) for name, frames in datasets.items()
+        evaluate_dataset(detector, frames, predictions(name), settings, options, kept(name))
+        for name, frames in datasets.items()
     ]
     write_table(folder / CSV_FILE, CSV_COLUMNS, csv_rows([row for dataset in scores for row in dataset.rows]))
     write_json(folder / JSON_FILE, {dataset.dataset: json_values(dataset) for dataset in scores})

@@ -8,6 +8,7 @@ import platform
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import astuple
 from functools import partial
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from ..data.gaps import absent_frames, forgery_gaps
 from ..data.readers import read_dataset, reader_of
 from ..judge.verdict import Choice
 from ..measure.evaluate import CSV_FILE, JSON_FILE, check_options, evaluate_explanations
+from ..measure.kept import Kept
 from ..measure.samples import find_evidence
 from ..model.detector import LoadedDetector, print_choices
 from ..model.host.registry import preimport_detector
@@ -251,13 +253,30 @@ def _measure(folder: RunFolder, context: Context, datasets: Datasets) -> str:
     if options is None:
         return ""
     database, how = folder.database, (folder.path, context.settings, options)
-    evaluated = evaluate_explanations(context.detector, datasets, partial(prediction_rows, database), *how)
+    rows, kept = partial(prediction_rows, database), partial(_kept_steps, folder, astuple(options))
+    evaluated = evaluate_explanations(context.detector, datasets, rows, *how, kept)
     for file in evaluated.files:
         dataset = "" if file.parent == folder.path else file.parent.name
         database.put("measurement", [(dataset, file.name, file.read_bytes())], folder.key)
     database.commit()
     print(evaluated.text, end="")
     return evaluated.problem
+
+
+def _kept_steps(folder: RunFolder, options: Sequence[object], dataset: str) -> Kept:
+    """The steps of a dataset's measurement, as far as they are of these predictions, maps and options."""
+    database, chosen = folder.database, folder.database.one("calibration")
+    key = folder.manifest.key(folder.key, options, database.hash_of("frame", dataset), chosen and chosen[1])
+
+    def get(step: str) -> str | None:
+        row = database.one("measurement", "WHERE dataset = ? AND name = ? AND key = ?", dataset, step, key)
+        return None if row is None else str(row[2])
+
+    def put(step: str, text: str) -> None:
+        database.put("measurement", [(dataset, step, text)], key)
+        database.commit()
+
+    return Kept(get, put)
 
 
 def _finish_run(folder: RunFolder, context: Context, results: Sequence[DatasetSummary], choice: Choice | None) -> None:

@@ -48,6 +48,7 @@ def merge(folders: Sequence[Path], output: Path) -> None:
     """Write the run. Raises InputError for shards that are not all of one run, before anything is written."""
     shards = [(folder, reader(folder), read_manifest(reader(folder))) for folder in folders]
     check_shards(shards)
+    check_complete(shards)
     _, first, of_first = shards[0]
     options = {**of_first.options, "shard": None}
     manifest = replace(of_first, options=options, command=whole_command(of_first.command, output))
@@ -58,7 +59,6 @@ def merge(folders: Sequence[Path], output: Path) -> None:
             folder.database.absorb(database)
             folder.database.commit()
             copy_samples(place, database, output)
-        check_complete(folder.database, manifest, shards)
         if left := left_to_do(manifest):
             write_run_tables(folder.database, output)
             command = " ".join(map(shlex.quote, [sys.executable, *manifest.command, "--resume"]))
@@ -102,12 +102,12 @@ def free_options(manifest: Manifest) -> list[str]:
     return [*free, "output_dir", "views"]
 
 
-def check_complete(database: RunDatabase, manifest: Manifest, shards: Sequence[Shard]) -> None:
+def check_complete(shards: Sequence[Shard]) -> None:
     """Raises InputError where a shard was not evaluated to its end."""
-    for name, record in manifest.datasets.items():
-        there = database.count("frame", "WHERE dataset = ?", name)
-        if there < record.frames:
-            counts = {place: one.count("frame", "WHERE dataset = ?", name) for place, one, _ in shards}
+    for name, record in shards[0][2].datasets.items():
+        counts = {place: database.count("frame", "WHERE dataset = ?", name) for place, database, _ in shards}
+        there = sum(counts.values())
+        if there != record.frames:
             fewest = min(counts, key=lambda place: counts[place])
             raise InputError(
                 f"{there} of {record.frames} frames of {name} are in the shards: one has not finished, perhaps"

@@ -34,6 +34,9 @@ def parser() -> OptionParser:
 
 def main(argv: Sequence[str]) -> int:
     """Flags → run. Returns the exit code; raises InputError, RunError."""
+    if "--bundle" in argv:
+        argv = [one for one in argv if one != "--bundle"]
+        print("--bundle does nothing any more: --save_images none leaves the maps in run.sqlite alone", file=sys.stderr)
     flags_of = parser()
     flags = flags_of.parse_args(argv)
     check_together(flags)

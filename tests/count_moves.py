@@ -26,15 +26,16 @@ from utils.gradcam_kit.model.load import find_device, load_detector
 from utils.gradcam_kit.run.explainer import Explainer
 from utils.gradcam_kit.run.predictions import Resume
 from utils.gradcam_kit.settings.config import run_settings
+from utils.gradcam_kit.store.database import RunDatabase
 from utils.gradcam_kit.store.sample_folder import Drawn, write_sample
-from utils.gradcam_kit.store.sample_writer import SampleWriter
+from utils.gradcam_kit.store.sample_writer import SampleWriter, Spans
 
 
 class DirectWriter(SampleWriter):
     """Writes at once, so that the calls come in one order."""
 
-    def write(self, folder: Path, drawn: Drawn) -> None:
-        write_sample(folder, drawn)
+    def write(self, drawn: Drawn, spans: Spans) -> None:
+        self._put(drawn.sample, write_sample(self._folder / f"sample{drawn.sample.index}", drawn))
 
 
 def called_files(folder: Path) -> list[str]:
@@ -55,8 +56,9 @@ def called_files(folder: Path) -> list[str]:
 
     for name in ("warm-up", "counted"):
         files.clear()
-        with DirectWriter() as writer:
-            explainer = Explainer(detector, Resume(folder, frames, {}), folder, writer, detector.predict)
+        database = RunDatabase(folder / f"{name}.sqlite", writes=True, new=True)
+        with database, DirectWriter(database, "", folder) as writer:
+            explainer = Explainer(detector, Resume(frames, [], ""), writer, detector.predict)
             sys.setprofile(record)
             explainer.predict_and_explain(batch)
             sys.setprofile(None)

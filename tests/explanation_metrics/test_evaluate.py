@@ -50,14 +50,13 @@ FILLS = ("blur", "mean", "paired real")
 
 def loaded(
     tree: DataTree, folder: Path, dataset: str = "toy", **flags: Any
-) -> tuple[LoadedDetector, RunSettings, list[Frame], Path]:
-    """Detector, settings, frames, and `folder`/predictions.csv as a run leaves it, here with every fake detected."""
+) -> tuple[LoadedDetector, RunSettings, list[Frame], list[dict[str, int]]]:
+    """Detector, settings, frames, and the rows of a run's predictions, here with every fake detected."""
     settings = run_settings(tree.detector_yaml, tree.test_yaml, {"gradcam_site": "residual", **flags})
     detector = load_detector(settings.detector, torch.device("cpu"))
     frames = read_dataset(dataset, settings.data)
     folder.mkdir()
-    predictions = folder / "predictions.csv"
-    predictions.write_text("index,predicted\n" + "".join(f"{frame.index},{frame.label}\n" for frame in frames))
+    predictions = [{"index": frame.index, "predicted": frame.label} for frame in frames]
     return detector, settings, frames, predictions
 
 
@@ -185,9 +184,11 @@ def test_masks_that_the_detector_does_not_read(tmp_path: Path) -> None:
     """
     tree = evidence_tree(tmp_path / "tree", (1, 1), 8)
     flags = {"gradcam_method": "hirescam", "gradcam_site": "layer_norm1"}
-    detector, settings, frames, _ = loaded(tree, tmp_path / "toy", **flags)
+    detector, settings, frames, rows = loaded(tree, tmp_path / "toy", **flags)
     options = ExplanationOptions(write_config=tmp_path / "best.yaml")
-    text, problem = evaluate_explanations(detector, {"toy": frames}, tmp_path, settings, options)
+    where = lambda name: rows, tmp_path
+    text, problem, files = evaluate_explanations(detector, {"toy": frames}, *where, settings, options)
+    assert len(files) == 6 and all(file.is_file() for file in files)
     assert (
         problem.startswith("--write_config: no map is better than the controls")
         and not (tmp_path / "best.yaml").exists()
@@ -287,8 +288,9 @@ def test_few_fakes_and_none(tmp_path: Path) -> None:
     scores = evaluate_dataset(detector, frames, predictions, settings, ExplanationOptions())
     assert "detected fakes of only 2 videos: intervals over so few come out too narrow" in scores.notes
     assert verdict(scores).endswith("2 videos are too few to tell whether a map is better than the controls")
-    predictions.write_text("index,predicted\n" + "".join(f"{frame.index},0\n" for frame in frames))
-    text, problem = evaluate_explanations(detector, {"toy": frames}, tmp_path, settings, ExplanationOptions())
+    none = [{"index": frame.index, "predicted": 0} for frame in frames]
+    where = lambda name: none, tmp_path
+    text, problem, _ = evaluate_explanations(detector, {"toy": frames}, *where, settings, ExplanationOptions())
     nothing = "no detected fakes: nothing to evaluate"
     assert text.splitlines() == ["toy: explanations", nothing, f"toy: {nothing}"] and problem == ""
     assert (tmp_path / "explanations.csv").read_text().count("\n") == 1

@@ -51,10 +51,10 @@ def test_evenly_spaced_is_the_middle_of_equal_parts() -> None:
     assert evenly_spaced("abc", 3) == evenly_spaced("abc", 7) == ["a", "b", "c"]
 
 
-def test_detected_fakes_are_fakes_that_were_predicted_fake(tmp_path: Path) -> None:
+def test_detected_fakes_are_fakes_that_were_predicted_fake() -> None:
     frames = [Frame(f"{i}.png", "toy", "swap", "0", label, i) for i, label in enumerate((0, 0, 1, 1))]
-    (tmp_path / "predictions.csv").write_text("index,path,predicted\n0,0.png,0\n1,1.png,1\n2,2.png,0\n3,3.png,1\n")
-    assert detected_fakes(frames, tmp_path / "predictions.csv") == [frames[3]]
+    rows = [{"index": i, "predicted": i % 2} for i in range(4)]
+    assert detected_fakes(frames, rows) == [frames[3]]
 
 
 def test_masks_are_resized_to_the_nearest_pixel(data_tree: DataTree) -> None:

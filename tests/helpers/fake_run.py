@@ -1,29 +1,29 @@
-"""A run's folder made for tests: real sample folders by the library's own writer, tables and manifest by hand."""
+"""A run's folder made for tests, by the library's own writers."""
 
 from __future__ import annotations
 
-import csv
+import contextlib
+import hashlib
 import json
 import os
 import shutil
-from collections.abc import Sequence
+import sqlite3
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from utils.gradcam_kit.drawing.overlays import LayerImage, original_box
-from utils.gradcam_kit.store.journal import checksum
+from utils.gradcam_kit.store.database import RunDatabase
 from utils.gradcam_kit.store.manifest import DatasetRecord, HeatmapCounts, Manifest, Numbers, Weights
 from utils.gradcam_kit.store.sample import LayerFacts, Sample
 from utils.gradcam_kit.store.sample_folder import Drawn, write_sample
+from utils.gradcam_kit.store.sample_writer import SampleWriter
+from utils.gradcam_kit.store.tables import write_dataset_tables, write_run_tables
 
 LAYERS = ("encoder.layers.5", "encoder.layers.3")
 GRID, PIXELS = 4, 64
-COLUMNS = (
-    "index", "path", "dataset", "forgery", "video", "label", "prob_fake", "logit_real", "logit_fake", "predicted",
-    "correct",
-)  # fmt: skip
 
 
 class Row(NamedTuple):
@@ -64,14 +64,48 @@ def layer_image(name: str, image: np.ndarray, raw: np.ndarray, signed: np.ndarra
     return LayerImage(name=name, overlay=image, raw=raw, signed=signed, empty=empty, drawn_empty=empty)
 
 
-def write_row(folder: Path, row: Row, empty: bool = False) -> Path:
-    """The sample's folder as a run leaves it."""
+def drawn_of(row: Row, empty: bool = False) -> Drawn:
+    """The sample as it is drawn."""
     layers = []
     for layer, hot in zip(LAYERS, (row.hot, (1, 1)), strict=True):
         raw = np.zeros((GRID, GRID), np.float32) if empty else raw_map(hot)
         layers.append(layer_image(layer, image_of(row), raw, raw - 0.001, empty))
-    drawn = Drawn(sample_of(row, layers), image_of(row), layers)
-    return write_sample(folder / row.dataset / f"sample{row.number}", drawn)
+    return Drawn(sample_of(row, layers), image_of(row), layers)
+
+
+def write_row(folder: Path, row: Row, empty: bool = False) -> Path:
+    """The sample as a run leaves it: its folder and, in a run that `write_tables` has begun, its rows."""
+    drawn, place = drawn_of(row, empty), folder / row.dataset / f"sample{row.number}"
+    if not (folder / "run.sqlite").is_file():
+        write_sample(place, drawn)
+        return place
+    write_drawn(folder, drawn, (PIXELS, PIXELS))
+    return place
+
+
+def write_drawn(folder: Path, drawn: Drawn, spanned: tuple[int, int]) -> None:
+    """A sample's folder and its rows, in a run that `write_tables` has begun."""
+    with (
+        RunDatabase(folder / "run.sqlite", writes=True) as database,
+        SampleWriter(database, "", folder / drawn.sample.dataset) as writer,
+    ):
+        writer.write(drawn, {layer.name: spanned for layer in drawn.layers})
+
+
+def with_values(**values: Any) -> Callable[[Any], Any]:
+    """For `changed_row`, of a column of JSON."""
+    return lambda text: json.dumps({**json.loads(text), **values})
+
+
+def changed_row(folder: Path, table: str, column: str, change: Callable[[Any], Any], where: str = "1 = 1") -> None:
+    """Change a value as somebody does who also makes the row's hash right again."""
+    with contextlib.closing(sqlite3.connect(folder / "run.sqlite")) as database:
+        for name, value in database.execute(f"SELECT rowid, {column} FROM {table} WHERE {where}").fetchall():
+            database.execute(f"UPDATE {table} SET {column} = ? WHERE rowid = ?", [change(value), name])
+            *row, _ = database.execute(f"SELECT * FROM {table} WHERE rowid = ?", [name]).fetchone()
+            right = hashlib.blake2b(repr(tuple(row)).encode(), digest_size=12).hexdigest()
+            database.execute(f"UPDATE {table} SET hash = ? WHERE rowid = ?", [right, name])
+        database.commit()
 
 
 def sample_of(row: Row, layers: Sequence[LayerImage] = ()) -> Sample:
@@ -85,36 +119,28 @@ def sample_of(row: Row, layers: Sequence[LayerImage] = ()) -> Sample:
 
 
 def write_tables(folder: Path, rows: Sequence[Row], finished: bool = True) -> None:
-    """predictions.csv (or the journal of a run under way), metrics and manifest."""
+    """The database of a run, or of one under way, and the tables that are made of it."""
     datasets = list(dict.fromkeys(row.dataset for row in rows))
     for dataset in datasets:
         (folder / dataset).mkdir(parents=True, exist_ok=True)
-        name = "predictions.csv" if finished else "predictions.0.partial"
-        with (folder / dataset / name).open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-            table = csv.writer(file, lineterminator="\n")
-            table.writerow((*COLUMNS, *(() if finished else ("unreadable", "file", "checksum"))))
-            for row in rows:
-                if row.dataset == dataset:
-                    predicted = int(row.prob_fake > 0.5)
-                    cells: list[object] = [row.number, row.path, row.dataset, row.forgery, row.video, row.label, row.prob_fake,
-                              -1.0, 1.0, predicted, predicted == row.label]  # fmt: skip
-                    extra = [] if finished else ["", "0 0 "]
-                    table.writerow([*cells, *extra, *([] if finished else [checksum([*cells, *extra])])])
     frames = {name: sum(row.dataset == name for row in rows) for name in datasets}
-    values = some_manifest(
+    manifest = some_manifest(
         config={"model_name": "clip_gradcam", "gradcam_colormap": "jet"},
         weights=Weights("weights.pth", "ab" * 32),
         datasets={name: DatasetRecord(count, "cd" * 32, "ef" * 32) for name, count in frames.items()},
         heatmaps={name: HeatmapCounts(heatmaps=count) for name, count in frames.items()} if finished else None,
         finished="2024-01-01T01:00:00+00:00" if finished else None,
-    ).to_json()
-    if finished:
-        metrics = {name: {"acc": 0.5, "auc": 0.75, "eer": None, "ap": 0.6, "video_auc": 0.7, "frames": 4, "videos": 2,
-                          "unreadable": 0} for name in datasets}  # fmt: skip
-        (folder / "metrics.json").write_text(json.dumps(metrics))
-        (folder / "manifest.json").write_text(json.dumps(values))
-    else:
-        (folder / "manifest.partial.json").write_text(json.dumps(values))
+    )
+    metrics = {name: {"acc": 0.5, "auc": 0.75, "eer": None, "ap": 0.6, "video_auc": 0.7, "frames": 4, "videos": 2,
+                      "unreadable": 0} for name in datasets}  # fmt: skip
+    with RunDatabase(folder / "run.sqlite", writes=True, new=True) as database:
+        database.put("run", [(1, json.dumps(manifest.to_json()), json.dumps(metrics) if finished else "", finished)])
+        database.put("frame", [(row.dataset, row.number, row.path, row.forgery, row.video, row.label, -1.0, 1.0,
+                                row.prob_fake, "", "0 0 ") for row in rows])  # fmt: skip
+        if finished:
+            write_run_tables(database, folder)
+            for dataset in datasets:
+                write_dataset_tables(database, dataset, folder / dataset)
 
 
 def some_manifest(**changes: Any) -> Manifest:
@@ -151,15 +177,17 @@ def write_large_run(folder: Path, rows: Sequence[Row]) -> Path:
     """As `write_run`, for thousands of samples: images are links to one sample's."""
     write_tables(folder, rows)
     model = write_row(folder, rows[0])
-    details = json.loads((model / f"sample{rows[0].number}.json").read_text())
-    for row in rows[1:]:
-        place = folder / row.dataset / f"sample{row.number}"
-        (place / "heatmaps").mkdir(parents=True)
-        for file in model.rglob("*.png"):
-            os.link(file, place / file.relative_to(model))
-        changed = {"index": row.number, "path": row.path, "dataset": row.dataset, "forgery": row.forgery,
-                   "video": row.video, "label": row.label, "prob_fake": row.prob_fake}  # fmt: skip
-        (place / f"sample{row.number}.json").write_text(json.dumps({**details, **changed}))
+    files = json.dumps({path.relative_to(model).as_posix(): "" for path in model.rglob("*.*")})
+    with RunDatabase(folder / "run.sqlite", writes=True) as database:
+        for row in rows[1:]:
+            place, drawn = folder / row.dataset / f"sample{row.number}", drawn_of(row)
+            (place / "heatmaps").mkdir(parents=True)
+            for file in model.rglob("*.png"):
+                os.link(file, place / file.relative_to(model))
+            database.put("map", [(row.dataset, row.number, layer.name, GRID, GRID, PIXELS, PIXELS,
+                                  layer.raw.tobytes(), layer.signed.tobytes()) for layer in drawn.layers])  # fmt: skip
+            facts = json.dumps(drawn.sample.to_json())
+            database.put("sample", [(row.dataset, row.number, facts, files, "")])
     return folder
 
 

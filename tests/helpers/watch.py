@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
 import time
 from collections.abc import Callable
 from pathlib import Path
-
-from utils.gradcam_kit.store.journal import read_rows
 
 PRIVATE_MOUNTS = """
 import ctypes, os, pathlib
@@ -39,6 +39,12 @@ def until(condition: Callable[[], bool], seconds: float = 60) -> None:
         time.sleep(0.005)
 
 
-def journalled(out: Path) -> int:
-    """Rows in the journals of a run under way."""
-    return sum(1 for _ in read_rows(out / "toy")) if (out / "toy").is_dir() else 0
+def recorded(out: Path) -> int:
+    """Predictions in the databases of a run under way, also in those of its ranks, as another program reads them."""
+    counts = 0
+    for path in out.glob("run*.sqlite"):
+        database = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
+        with contextlib.suppress(sqlite3.OperationalError):  # begun just now, or in the middle of a batch
+            counts += database.execute("SELECT count(*) FROM frame").fetchone()[0]
+        database.close()
+    return counts

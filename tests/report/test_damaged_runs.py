@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import csv
+import contextlib
 import json
 import shutil
-import struct
-import zlib
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from tests.helpers.fake_run import LAYERS, some_rows, write_run
-from tests.helpers.png import beginning, chunk
+from tests.helpers.fake_run import changed_row, some_rows, write_run
 from utils.gradcam_kit.base.errors import InputError
-from utils.gradcam_kit.data.images import UnreadableImage
 from utils.gradcam_kit.report.page import write_report
-from utils.gradcam_kit.store.grey_maps import read_grey_map
-from utils.gradcam_kit.store.read_run import read_metrics, read_run
+from utils.gradcam_kit.store.read_run import frame_rows, read_run
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +31,8 @@ def run(whole: Path, tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-def changed(path: Path, change: Callable[[Any], Any]) -> None:
-    path.write_text(json.dumps(change(json.loads(path.read_text()))))
+def constant(value: Any) -> Callable[[Any], Any]:
+    return lambda _: value
 
 
 def nested(levels: int) -> Any:
@@ -59,10 +56,10 @@ def nested(levels: int) -> Any:
     ],
 )  # fmt: skip
 def test_a_manifest_that_no_run_writes(field: str, value: Any, says: str, run: Path) -> None:
-    changed(run / "manifest.json", lambda values: {**values, field: value})
+    changed_row(run, "run", "manifest", lambda text: json.dumps({**json.loads(text), field: value}))
     with pytest.raises(InputError) as refused:
         write_report(run)
-    assert says in str(refused.value) and str(run / "manifest.json") in str(refused.value)
+    assert says in str(refused.value) and str(run / "run.sqlite") in str(refused.value)
     assert not (run / "index.html").exists()
 
 
@@ -80,54 +77,33 @@ def test_a_manifest_that_no_run_writes(field: str, value: Any, says: str, run: P
     ],
 )
 def test_metrics_that_no_run_writes(change: Callable[[Any], Any], says: str, run: Path) -> None:
-    changed(run / "metrics.json", change)
+    changed_row(run, "run", "metrics", lambda text: json.dumps(change(json.loads(text))))
     with pytest.raises(InputError) as refused:
-        read_metrics(run / "metrics.json")
-    assert says in str(refused.value) and str(run / "metrics.json") in str(refused.value)
-
-
-def cell(column: str, value: str) -> Callable[[str], str]:
-    """Of the second row."""
-
-    def change(text: str) -> str:
-        table = [line.split(",") for line in text.splitlines()]
-        table[2][table[0].index(column)] = value
-        return "\n".join(map(",".join, table)) + "\n"
-
-    return change
+        read_run(run)
+    assert says in str(refused.value) and str(run / "run.sqlite") in str(refused.value)
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("column", "value"),
     [
-        (lambda text: text.partition("\n")[2], "the column index is missing"),
-        (lambda text: "", "the column index is missing"),
-        (lambda text: text[: len(text) * 2 // 3], "has more or fewer fields"),
-        (lambda text: text + "1,2,3\n", "has more or fewer fields"),
-        (cell("prob_fake", "0q49"), "row 3 is"),
-        (cell("prob_fake", "nan"), "row 3 is"),
-        (cell("prob_fake", "2"), "row 3 is"),
-        (cell("label", "7"), "row 3 is"),
-        (cell("index", "-1"), "row 3 is"),
-        (cell("index", "9" * 5000), "row 3 is"),
-        (cell("logit_fake", "inf"), "row 3 is"),
+        ("prob_fake", "0q49"), ("prob_fake", None), ("prob_fake", 2.0), ("label", 7), ("label", "1"), ("logit_fake", 1e308 * 10),
+        ("path", 7), ("forgery", None),
     ],
-)
-def test_predictions_that_no_run_writes(change: Callable[[str], str], says: str, run: Path) -> None:
-    path = run / "faces" / "predictions.csv"
-    path.write_text(change(path.read_text()))
+)  # fmt: skip
+def test_predictions_that_no_run_writes(column: str, value: Any, run: Path) -> None:
+    changed_row(run, "frame", column, constant(value), "idx = 1")
     with pytest.raises(InputError) as refused:
         read_run(run)
-    assert says in str(refused.value) and str(path) in str(refused.value) and len(str(refused.value)) < 400
+    assert str(run / "run.sqlite") in str(refused.value) and len(str(refused.value)) < 400
 
 
-def test_a_field_of_any_length_is_read(run: Path) -> None:
-    """csv's own limit is 131,072 letters."""
-    before = csv.field_size_limit(131_072)
-    path = run / "faces" / "predictions.csv"
-    path.write_text(cell("path", "x" * 140_000)(path.read_text()))
-    assert read_run(run).datasets[0].label.size == 4
-    csv.field_size_limit(before)
+def test_a_path_of_any_length_and_any_bytes_is_read(run: Path) -> None:
+    """Also what UTF-8 does not have, as a file system may."""
+    for value in ("x" * 140_000, "gr\udcfc\udcdfe.png".encode("utf-8", "surrogatepass")):
+        changed_row(run, "frame", "path", constant(value), "idx = 1")
+        assert read_run(run).datasets[0].label.size == 4
+    rows = list(frame_rows(run / "faces"))
+    assert rows[1]["path"] == "gr\udcfc\udcdfe.png"
 
 
 @pytest.mark.parametrize(
@@ -143,11 +119,53 @@ def test_a_field_of_any_length_is_read(run: Path) -> None:
                      "drawn_empty": False}]),
     ],
 )  # fmt: skip
-def test_a_samples_json_that_no_run_writes_is_lost(key: str, value: Any, run: Path) -> None:
-    changed(run / "faces" / "sample0" / "sample0.json", lambda values: {**values, key: value})
-    samples = read_run(run).datasets[0].samples
-    assert samples[0].lost.startswith("sample0.json is damaged") and [one.lost for one in samples[1:]] == [""] * 3
-    assert write_report(run).is_file()
+def test_a_sample_that_no_run_writes(key: str, value: Any, run: Path) -> None:
+    changed_row(run, "sample", "facts", lambda text: json.dumps({**json.loads(text), key: value}), "idx = 0")
+    with pytest.raises(InputError, match=r"run\.sqlite: sample 0 of faces is damaged"):
+        read_run(run)
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [("raw", b""), ("raw", b"\0" * 17), ("signed", None), ("rows", 10**9), ("span_rows", -1), ("span_columns", 10**9),
+     ("raw", np.full(16, np.nan, np.float32).tobytes())],
+)  # fmt: skip
+def test_a_map_that_no_run_writes(column: str, value: Any, run: Path) -> None:
+    """Refused before anything of that size is allocated."""
+    changed_row(run, "map", column, constant(value), "idx = 0")
+    with pytest.raises(InputError, match="is damaged"):
+        write_report(run)
+
+
+def test_an_edited_row_is_found(run: Path) -> None:
+    """Edited by somebody who does not know of the hash."""
+    with contextlib.closing(sqlite3.connect(run / "run.sqlite")) as database:
+        database.execute("UPDATE frame SET prob_fake = 0.01 WHERE idx = 2")
+        database.commit()
+    with pytest.raises(
+        InputError, match="1 rows were changed since the run wrote them; the run's command with --resume"
+    ):
+        read_run(run)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda data: b"", "is no database of a run"),
+        (lambda data: b"a text" * 1000, "not a database"),
+        (lambda data: data[: len(data) // 2], "is damaged|cannot be read"),
+        (lambda data: data[:8192] + b"\xff" * 4096 + data[12288:], "is damaged|cannot be read|were changed"),
+        (lambda data: data[:68] + b"abcd" + data[72:], "is no database of a run"),
+        (lambda data: data[:60] + b"\0\0\0\x09" + data[64:], "was written by a newer version"),
+    ],
+)
+def test_a_damaged_or_foreign_database(change: Callable[[bytes], bytes], says: str, run: Path) -> None:
+    path = run / "run.sqlite"
+    path.write_bytes(change(path.read_bytes()))
+    before = path.read_bytes()
+    with pytest.raises(InputError, match=says) as refused:
+        write_report(run)
+    assert str(path) in str(refused.value) and "\n" not in str(refused.value) and path.read_bytes() == before
 
 
 def test_a_dataset_folder_that_leads_elsewhere(run: Path, tmp_path: Path) -> None:
@@ -157,26 +175,3 @@ def test_a_dataset_folder_that_leads_elsewhere(run: Path, tmp_path: Path) -> Non
     with pytest.raises(InputError, match="is a symbolic link, which is not followed"):
         write_report(run)
     assert (tmp_path / "mine" / "regions.csv").read_text() == "my own table"
-
-
-def png(side: int, depth: int, colour: int, *after: bytes) -> bytes:
-    return beginning(side, side, depth, colour) + b"".join(after)
-
-
-@pytest.mark.parametrize(
-    ("data", "says"),
-    [
-        (png(8, 8, 0, struct.pack(">I", 0xF0000000) + b"tEXt" + b"x" * 20), "is damaged"),
-        (png(20_000, 8, 0, chunk(b"IDAT", zlib.compress(b"\0" * 4_000_000))), "larger than any patch grid"),
-        (png(8, 8, 2, chunk(b"IDAT", zlib.compress(b"\0" * 200))), "not an 8-bit grey image"),
-        (png(8, 16, 0, chunk(b"IDAT", zlib.compress(b"\0" * 200))), "not an 8-bit grey image"),
-        (b"", "not an 8-bit grey image"),
-    ],
-)
-def test_a_grey_map_that_swells(data: bytes, says: str, run: Path) -> None:
-    """Refused before anything of that size is allocated (OpenCV alone took 4 GB for the first), and left out."""
-    path = run / "faces" / "sample0" / "heatmaps" / f"{LAYERS[0]}.png"
-    path.write_bytes(data)
-    with pytest.raises(UnreadableImage, match=says):
-        read_grey_map(path)
-    assert write_report(run).is_file()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
 from pathlib import Path
 
@@ -33,8 +32,8 @@ def test_a_run_with_everything(commands: CommandServer, data_tree: DataTree, tmp
     assert done.code == 0, done.err
     for place in (out / "index.html", out / "fiftyone_samples.json", events, out / "toy" / "strips"):
         assert place.exists() and str(place) in done.out
-    at_the_top = {path.name for path in out.iterdir() if path.is_file()} - {"manifest.json", "written.sha256"}
-    assert at_the_top <= set(json.loads((out / "manifest.json").read_text())["top_files"])  # else --overwrite leaves it
+    at_the_top = {path.name for path in out.iterdir() if path.is_file()} - {"manifest.json", "run.sqlite"}
+    assert at_the_top <= set(json.loads((out / "manifest.json").read_text())["top_files"])
     # Raw maps: float32, the patch grid, equal to what the detector says of the same pixels in Python.
     frame = json.loads((out / "toy" / "sample5" / "sample5.json").read_text())["path"]
     image = cv2.resize(np.asarray(cv2.imread(frame)), (PIXELS, PIXELS), interpolation=cv2.INTER_CUBIC)[..., ::-1]
@@ -51,7 +50,7 @@ def test_a_run_with_everything(commands: CommandServer, data_tree: DataTree, tmp
     assert page.count('"number": ') == 24
 
 
-def test_overwriting_removes_the_exports_too(commands: CommandServer, data_tree: DataTree, tmp_path: Path) -> None:
+def test_overwriting_sets_the_exports_aside_too(commands: CommandServer, data_tree: DataTree, tmp_path: Path) -> None:
     out = tmp_path / "out"
     everything = data_tree.arguments(
         "--gradcam_enabled", "--save_all_predictions", "--fiftyone", "--gradcam_output_dir", out
@@ -61,10 +60,9 @@ def test_overwriting_removes_the_exports_too(commands: CommandServer, data_tree:
     plain = data_tree.arguments("--gradcam_output_dir", out, "--overwrite")
     assert commands.run("test_with_gradcam.py", *plain, cwd=tmp_path).code == 0
     names = {path.name for path in out.rglob("*")}
-    assert names == {"toy", "predictions.csv", "metrics.json", "manifest.json", "index.html", "written.sha256"}
-    listed = [line.split("  ") for line in (out / "written.sha256").read_text().splitlines()]
-    assert [name for _, name in listed] == ["index.html", "metrics.json", "toy/predictions.csv"]
-    assert all(hashlib.sha256((out / name).read_bytes()).hexdigest() == sha256 for sha256, name in listed)
+    assert names == {"toy", "predictions.csv", "metrics.json", "manifest.json", "index.html", "run.sqlite"}
+    (before,) = tmp_path.glob("out.before-*")
+    assert (before / "regions.csv").is_file() and len(list(before.rglob("gradcam_comparison.png"))) == 24
 
 
 def test_a_missing_package_is_said_before_the_run(monkeypatch: pytest.MonkeyPatch) -> None:

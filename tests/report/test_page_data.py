@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.helpers.fake_run import some_rows, write_run
+from tests.helpers.fake_run import changed_row, some_rows, with_values, write_run
 from tests.helpers.paths import ROOT
 from utils.gradcam_kit.judge.bootstrap import Interval
 from utils.gradcam_kit.report.face_regions import REGIONS, GroupRegions, headlines
@@ -122,9 +122,9 @@ def test_with_the_target_predicted_the_page_says_that_classes_differ(tmp_path: P
     run = write_run(tmp_path / "run", some_rows(tmp_path)[:12])
     caveat = "of different classes, see above"
     assert caveat in write_report(run).read_text(encoding="utf-8")
-    manifest = json.loads((run / "manifest.json").read_text())
-    manifest["config"]["gradcam_target"] = "fake"
-    (run / "manifest.json").write_text(json.dumps(manifest))
+    changed_row(
+        run, "run", "manifest", lambda text: text.replace('"config": {', '"config": {"gradcam_target": "fake", ')
+    )
     page = write_report(run).read_text(encoding="utf-8")
     assert caveat not in page and "fakes − reals" in page
 
@@ -139,9 +139,8 @@ def test_originals_that_were_replaced_are_told_and_those_that_are_gone_are_not(t
         for file, key in ((frame, "image_hash"), (points, "landmarks_hash")):
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(f"{file}".encode())
-            sample = run / row.dataset / f"sample{row.number}" / f"sample{row.number}.json"
             digest = hashlib.sha256(f"{file}".encode()).hexdigest()[:16]
-            sample.write_text(json.dumps({**json.loads(sample.read_text()), key: digest}))
+            changed_row(run, "sample", "facts", with_values(**{key: digest}), f"idx = {row.number}")
 
     def told() -> list[str]:
         return [line for line in notes(read_run(run)) if "not those that the run had" in line]

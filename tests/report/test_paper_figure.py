@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from tests.helpers.fake_run import LAYERS, Row, write_row, write_tables
+from tests.helpers.fake_run import LAYERS, Row, changed_row, write_row, write_tables
 from utils.gradcam_kit.base.errors import InputError
 from utils.gradcam_kit.report.command import main
 from utils.gradcam_kit.report.paper import Column, cells, escaped
@@ -19,9 +19,9 @@ ROWS = [Row(3, "toy", "toy_Fake", "v", 1, 0.9, "3.png", hot=(0, 3)), Row(7, "toy
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
+    write_tables(tmp_path / "run", ROWS)
     for row in ROWS:
         write_row(tmp_path / "run", row, empty=row.number == 7)
-    write_tables(tmp_path / "run", ROWS)
     return tmp_path / "run"
 
 
@@ -69,18 +69,17 @@ def test_what_is_not_there(run: Path, tmp_path: Path, flags: list[str], said: st
 
 def test_a_sample_whose_images_are_gone(run: Path, tmp_path: Path) -> None:
     (run / "toy" / "sample3" / "gradcam_comparison.png").unlink()
-    with pytest.raises(InputError, match="images were deleted"):
+    with pytest.raises(InputError, match="its images are not kept, and the dataset's own file is gone"):
         main(["figure", str(run), "--samples", "3", "-o", str(tmp_path / "f.pdf")])
 
 
 def test_methods_of_several_runs_stand_beside_each_other(run: Path, tmp_path: Path) -> None:
     """The second run has the other method and its heat elsewhere; samples are matched by their image."""
     other = tmp_path / "other"
+    write_tables(other, ROWS)
     for row in ROWS:
         write_row(other, row._replace(hot=(3, 0)))
-    write_tables(other, ROWS)
-    for file in other.rglob("sample*.json"):
-        file.write_text(file.read_text().replace('"gradcam"', '"hirescam"'))
+    changed_row(other, "sample", "facts", lambda text: text.replace('"gradcam"', '"hirescam"'))
     path = tmp_path / "figure.svg"
     runs, layer = [str(run), str(other)], LAYERS[0]
     assert (

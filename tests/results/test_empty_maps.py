@@ -16,14 +16,14 @@ import numpy as np
 import pytest
 import torch
 
-from tests.helpers.fake_run import PIXELS, Row, sample_of, write_tables
+from tests.helpers.fake_run import PIXELS, Row, sample_of, write_drawn, write_tables
 from utils.gradcam_kit.drawing.overlays import layer_images
 from utils.gradcam_kit.engine.maps import LayerMaps
 from utils.gradcam_kit.exports.formats import fiftyone_sample, write_strips, write_tensorboard
 from utils.gradcam_kit.report.aggregates import write_patterns
 from utils.gradcam_kit.report.page import write_report
 from utils.gradcam_kit.store.read_run import RunOnDisk, read_run, sample_maps
-from utils.gradcam_kit.store.sample_folder import Drawn, metadata_text, write_sample
+from utils.gradcam_kit.store.sample_folder import Drawn, metadata_text
 
 GRID = 8
 SIZE = (PIXELS, PIXELS)
@@ -48,7 +48,7 @@ def write_maps(folder: Path, signed: torch.Tensor, drawn_signed: bool) -> RunOnD
     for row, layers in zip(rows, layer_images(images, maps, "jet", drawn_signed), strict=True):
         sample = sample_of(row, layers)
         image = images[0].permute(1, 2, 0).numpy()
-        write_sample(folder / "toy" / f"sample{row.number}", Drawn(sample, image, layers))
+        write_drawn(folder, Drawn(sample, image, layers), SIZE)
         text = metadata_text(sample)
         assert ("Layer a: empty map" in text) == (not drawn_signed) and "Layer b: raw maximum" in text
     return read_run(folder)

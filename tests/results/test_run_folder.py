@@ -1,15 +1,18 @@
-"""The output folder of a run: what its manifest records, who may write there, what of an earlier run is removed."""
+"""The output folder of a run: what its manifest records, who may write there, what becomes of an earlier run."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import multiprocessing
 import pickle
 import platform
 import shutil
+import sqlite3
 import subprocess
 import sys
+import time
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -23,13 +26,16 @@ from tests.helpers.command_server import CommandServer
 from tests.helpers.datasets import DataTree
 from tests.helpers.fake_run import Row, write_row
 from tests.helpers.fake_run import some_manifest as manifest
-from tests.helpers.paths import SCRIPT
-from tests.helpers.watch import PRIVATE_MOUNTS
+from tests.helpers.paths import ROOT, SCRIPT
+from tests.helpers.watch import PRIVATE_MOUNTS, until
 from utils.gradcam_kit.base.errors import InputError, RunError
-from utils.gradcam_kit.base.files import write_json
-from utils.gradcam_kit.store.journal import Journal
+from utils.gradcam_kit.data.frame import Frame
+from utils.gradcam_kit.run.predictions import Resume
+from utils.gradcam_kit.store.database import RunDatabase
 from utils.gradcam_kit.store.manifest import DatasetRecord, HeatmapCounts, Numbers
+from utils.gradcam_kit.store.read_run import read_run
 from utils.gradcam_kit.store.run_folder import RunFolder
+from utils.gradcam_kit.store.tables import write_run_tables
 
 READ_ONLY = (
     PRIVATE_MOUNTS
@@ -65,7 +71,7 @@ def test_the_manifest_says_how_the_run_came_about_and_nothing_of_the_environment
     assert datetime.fromisoformat(manifest["started"]) <= datetime.fromisoformat(manifest["finished"])
     assert set(manifest) == {
         "command", "started", "finished", "config", "settings", "weights", "datasets", "options", "device", "threads",
-        "versions", "heatmaps", "top_files", "detector", "checksum",
+        "versions", "heatmaps", "top_files", "detector",
     }  # fmt: skip
     written = b"".join(path.read_bytes() for path in out.rglob("*") if path.is_file()).decode(errors="replace")
     assert not any(part in written for pair in secret.items() for part in pair)
@@ -87,22 +93,18 @@ def test_a_read_only_output_folder(commands: CommandServer, data_tree: DataTree,
     assert f"output folder {out}: cannot be written (Read-only file system)" in done.err
 
 
-TRY_LOCK = """
-import fcntl, sys
-try:
-    fcntl.lockf(open(sys.argv[1], "r+"), fcntl.LOCK_EX | fcntl.LOCK_NB)
-    print("free")
-except OSError:
-    print("locked")
-"""
-
-
 def seen_from_outside(folder: Path) -> str:
-    """The folder's lock as another process meets it: a process never meets its own."""
-    if not (folder / ".lock").exists():
-        return "free"
-    command = [sys.executable, "-c", TRY_LOCK, str(folder / ".lock")]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    """The database's lock as another process meets it."""
+    code = f"""
+import sqlite3
+database = sqlite3.connect({str(folder / "run.sqlite")!r}, timeout=0, isolation_level=None)
+try:
+    database.execute("BEGIN IMMEDIATE")
+    print("free")
+except sqlite3.OperationalError as error:
+    print("locked" if "locked" in str(error) else error)
+"""
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
 
 
 def test_the_folder_is_locked_until_the_end_of_the_block_and_no_longer(tmp_path: Path) -> None:
@@ -112,6 +114,8 @@ def test_the_folder_is_locked_until_the_end_of_the_block_and_no_longer(tmp_path:
         assert seen_from_outside(out) == "locked"
         with pickle.loads(pickle.dumps(folder)) as sent:  # as another rank gets it
             assert (sent.path, sent.manifest, sent.finished) == (out, manifest(), False)
+        folder.database.put("calibration", [("map", "{}")])
+        folder.database.commit()
         assert seen_from_outside(out) == "locked"
     assert seen_from_outside(out) == "free"
     with RunFolder.open(out, manifest(), overwrite=True):
@@ -124,110 +128,109 @@ def test_the_folder_is_locked_until_the_end_of_the_block_and_no_longer(tmp_path:
 def finished_run(out: Path, **changes: Any) -> None:
     """A folder as a run leaves it."""
     with RunFolder.open(out, manifest(**changes)) as folder:
-        with Journal(folder.path / "toy", 0):
-            pass
-        write_json(out / "metrics.json", {})
-        write_json(out / "toy" / "regions.csv", [1])
-        write_row(out, Row(7, "toy", "swap", "003", 1, 0.25, "/data/a.png"))
-        folder.finish({"toy": HeatmapCounts()})
+        write_row(out / "elsewhere", Row(7, "toy", "swap", "003", 1, 0.25, "/data/a.png")).rename(
+            out / "toy" / "sample7"
+        )
+        shutil.rmtree(out / "elsewhere")
+        folder.finish({}, {"toy": HeatmapCounts()})
+        write_run_tables(folder.database, out)
 
 
-def names(folder: Path) -> set[str]:
-    return {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-EMPTY = {".lock", "manifest.partial.json", "toy", "written.partial.sha256"}  # a run that has just begun
-
-
-def test_overwriting_removes_what_the_run_wrote_and_nothing_else(tmp_path: Path) -> None:
-    """Also an export that this version does not know; not a file that has a run's name or place, but is not the run's."""
+def test_overwriting_renames_and_deletes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whatever is there, the run's or not, edited or not, goes on being there under another name."""
     out = tmp_path / "out"
     finished_run(out)
-    write_json(out / "export_of_the_future.parquet", {})
     (out / "thesis.tex").write_text("mine")
-    (out / "toy" / ".DS_Store").write_text("the system's")
+    (out / "toy" / "sample7" / "notes.txt").write_text("seen by me")
     (out / "toy" / ".sample3.partial").mkdir()
+    before = content(out)
     with RunFolder.open(out, manifest(), overwrite=True):
-        assert names(out) == EMPTY | {"thesis.tex", "toy/.DS_Store"}
-        assert (out / "written.partial.sha256").read_text() == ""
-    assert names(out) == EMPTY - {".lock"} | {"thesis.tex", "toy/.DS_Store"}
+        assert sorted(path.name for path in out.iterdir()) == ["run.sqlite", "toy"]
+    (aside,) = tmp_path.glob("out.before-*")
+    assert content(aside) == before and (aside / "toy" / ".sample3.partial").is_dir()
+    assert f"--overwrite: {out} is now {aside}" in capsys.readouterr().err
+    with RunFolder.open(out, manifest(), overwrite=True):  # within the same second
+        pass
+    assert len(list(tmp_path.glob("out.before-*"))) == 2 and content(aside) == before
 
 
-def test_a_run_that_was_killed_is_overwritten_too(tmp_path: Path) -> None:
-    with RunFolder.open(tmp_path, manifest()) as folder:
-        with Journal(folder.path / "toy", 3):
-            pass
-        write_row(tmp_path, Row(7, "toy", "swap", "003", 1, 0.25, "/data/a.png"))
-        (tmp_path / ".metrics.json.partial").write_text("{")
-    with RunFolder.open(tmp_path, manifest(), overwrite=True):
-        assert names(tmp_path) == EMPTY
+@pytest.mark.parametrize("name", ["manifest.json", "manifest.partial.json", "photo.jpg"])
+def test_a_folder_without_a_database_is_left_alone(name: str, tmp_path: Path) -> None:
+    """Another program's manifest.json, a run of an earlier version, or anything else."""
+    (tmp_path / name).write_text(json.dumps({"name": "web app", "datasets": {"photos": {}}}))
+    for flags in ({}, {"overwrite": True}, {"resume": True}):
+        with pytest.raises(InputError, match=r"earlier version, without run\.sqlite|is not empty") as refused:
+            RunFolder.open(tmp_path, manifest(), **flags)  # type: ignore[arg-type]
+        assert "give another --gradcam_output_dir, or rename it yourself" in str(refused.value)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [
-        ("toy/sample7/gradcam_comparison.png", "retouched"),
-        ("toy/sample7/sample7.json", "{}"),
-        ("toy/sample7/notes.txt", "seen by me"),
-        ("toy/regions.csv", "my own table"),
-        ("toy/notes.txt", "what I think"),
-        ("toy/predictions.4.partial", "another program's"),
-        ("metrics.json", "edited"),
-        ("index.html", "my home page"),
-    ],
-)
-def test_what_somebody_put_there_or_changed_stops_overwriting(name: str, content: str, tmp_path: Path) -> None:
-    finished_run(tmp_path)
-    (tmp_path / name).write_text(content)
-    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    with pytest.raises(
-        InputError, match="did not write this, or it was changed since, so nothing is removed"
-    ) as refused:
-        RunFolder.open(tmp_path, manifest(), overwrite=True)
-    assert str(tmp_path / name) in str(refused.value) or "sample7" in name
-    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+@pytest.mark.parametrize("found", [b"SQLite format 3\0" + bytes(84), b"a text", None])
+def test_another_programs_database_is_left_alone(found: bytes | None, tmp_path: Path) -> None:
+    path = tmp_path / "run.sqlite"
+    if found is None:
+        with sqlite3.connect(path) as database:
+            database.execute("CREATE TABLE photos (name)")
+    else:
+        path.write_bytes(found)
+    before = path.read_bytes()
+    for flags in ({}, {"overwrite": True}, {"resume": True}):
+        with pytest.raises(InputError):
+            RunFolder.open(tmp_path, manifest(), **flags)  # type: ignore[arg-type]
+    assert path.read_bytes() == before
 
 
-def test_a_folder_without_a_list_is_not_a_run(tmp_path: Path) -> None:
-    """Another program's manifest.json, which happens to have a key `datasets`."""
-    (tmp_path / "photos").mkdir()
-    (tmp_path / "photos" / "wedding.jpg").write_bytes(b"x")
-    (tmp_path / "manifest.json").write_text(json.dumps({"name": "web app", "datasets": {"photos": {}}}))
-    before = names(tmp_path)
-    with pytest.raises(
-        InputError, match=r"has a manifest.json, but no written\.sha256, .*: nothing is removed .*; give another"
-    ):
-        RunFolder.open(tmp_path, manifest(), overwrite=True)
-    assert names(tmp_path) == before
-
-
-def test_a_list_from_elsewhere_removes_nothing_outside(tmp_path: Path) -> None:
-    """Paths that lead out of the folder, also by links, with the right hashes."""
-    out, victim = tmp_path / "out", tmp_path / "victim"
+def test_a_damaged_run_is_refused_and_set_aside(tmp_path: Path) -> None:
+    out = tmp_path / "out"
     finished_run(out)
-    victim.mkdir()
-    (victim / "precious.txt").write_text("keep me")
-    (out / "link").symlink_to(victim)
-    (out / "linked.txt").symlink_to(victim / "precious.txt")
-    sha256 = hashlib.sha256(b"keep me").hexdigest()
-    with (out / "written.partial.sha256").open("a") as table:
-        for name in (
-            "../victim/precious.txt",
-            str(victim / "precious.txt"),
-            "link/precious.txt",
-            "linked.txt",
-            "..",
-            "",
-        ):
-            table.write(f"{sha256}  {name}\n")
-        table.write('"\0damaged\n')
-    with RunFolder.open(out, manifest(), overwrite=True):
-        assert names(out) == EMPTY | {"link", "linked.txt"}
-    assert (victim / "precious.txt").read_text() == "keep me"
+    data = (out / "run.sqlite").read_bytes()
+    (out / "run.sqlite").write_bytes(data[: len(data) // 2])
+    with pytest.raises(InputError, match=r"run\.sqlite: is damaged .*; --overwrite renames that run and begins again"):
+        RunFolder.open(out, manifest(), resume=True)
+    with RunFolder.open(out, manifest(), overwrite=True) as folder:
+        assert not folder.finished
+    assert len(list(tmp_path.glob("out.before-*"))) == 1
+
+
+def test_a_database_may_lie_elsewhere(tmp_path: Path) -> None:
+    """As where the output folder is on a file system without locks; whoever reads the folder finds it."""
+    out, place = tmp_path / "out", tmp_path / "local" / "a run.sqlite"
+    place.parent.mkdir()
+    with RunFolder.open(out, manifest(), database=place):
+        assert place.is_file() and not (out / "run.sqlite").exists()
+    assert read_run(out).manifest == manifest()
+    with RunFolder.open(out, manifest(), resume=True) as folder:
+        assert folder.database.path == place
+    with pytest.raises(InputError, match="holds an earlier run"):
+        RunFolder.open(tmp_path / "other", manifest(), database=place)
+    with RunFolder.open(out, manifest(), overwrite=True, database=place):
+        assert len(list(place.parent.glob("a run.sqlite.before-*"))) == len(list(tmp_path.glob("out.before-*"))) == 1
+
+
+def test_a_file_system_without_locks_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SQLite says `locked` there, too; the operating system says what is wrong."""
+    import fcntl
+
+    def none(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    finished_run(tmp_path / "out")
+    other = sqlite3.connect(tmp_path / "out" / "run.sqlite", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(InputError, match="another process is at work there; wait for it or end it"):
+        RunFolder.open(tmp_path / "out", manifest(), resume=True)
+    monkeypatch.setattr(fcntl, "lockf", none)
+    with pytest.raises(InputError, match=r"the file system has no locks \(No locks available\).*--run_database PATH"):
+        RunFolder.open(tmp_path / "out", manifest(), resume=True)
+    other.close()
 
 
 @pytest.mark.parametrize(
-    "name", ["metrics.json", "index.html", "Manifest.JSON", "written.sha256", ".lock", ".a.partial"]
+    "name", ["metrics.json", "index.html", "Manifest.JSON", "run.sqlite", "Run.SQLite-journal", ".a.partial"]
 )
 def test_a_dataset_named_like_a_file_of_the_run(name: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="its folder would have the name of a file"):
@@ -235,97 +238,101 @@ def test_a_dataset_named_like_a_file_of_the_run(name: str, tmp_path: Path) -> No
     assert not (tmp_path / "out").exists()
 
 
-def begin_slowly(out: Path, at_it: Any, go_on: Any) -> None:
-    """In a process of its own: begin a run where making the dataset's folder takes until `go_on`."""
-    make = Path.mkdir
-
-    def slow(path: Path, *how: Any, **more: Any) -> None:
-        if path.name == "toy":
-            at_it.set()
-            go_on.wait(60)
-        make(path, *how, **more)
-
-    Path.mkdir = slow  # type: ignore[method-assign,assignment]  # of this process alone
+def begin(out: Path, at_it: Any, go_on: Any) -> None:
+    """In a process of its own: begin a run and stay at work until `go_on`."""
     with RunFolder.open(out, manifest()):
-        pass
+        at_it.set()
+        go_on.wait(60)
 
 
-@pytest.mark.parametrize("module", ["a_module_that_nobody_needs", "fcntl"])
-def test_one_of_two_that_begin_at_once_is_refused(module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While one of them makes its folders, on a slow disk; also where there are no locks, as without fcntl and msvcrt."""
-    monkeypatch.setitem(sys.modules, module, None)
+def test_one_of_two_that_begin_at_once_is_refused(tmp_path: Path) -> None:
     out, fork = tmp_path / "out", multiprocessing.get_context("fork")
     at_it, go_on = fork.Event(), fork.Event()
-    one = fork.Process(target=begin_slowly, args=(out, at_it, go_on))
+    one = fork.Process(target=begin, args=(out, at_it, go_on))
     one.start()
     assert at_it.wait(60)
-    for flags in ({}, {"overwrite": True}, {"resume": True}):
+    for flags in ({"overwrite": True}, {"resume": True}):
         with pytest.raises(InputError, match="another process is at work there; wait for it or end it"):
-            RunFolder.open(out, manifest(), **flags)
+            RunFolder.open(out, manifest(), **flags)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="holds an earlier run"):
+        RunFolder.open(out, manifest())
     go_on.set()
     one.join(60)
-    assert one.exitcode == 0 and names(out) == EMPTY - {".lock"}
+    assert one.exitcode == 0 and list(tmp_path.iterdir()) == [out]
 
 
 def test_a_finished_run_is_resumed_by_doing_nothing(tmp_path: Path) -> None:
     finished_run(tmp_path)
-    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.*")}
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
     with RunFolder.open(tmp_path, manifest(top_files=["new.json"]), resume=True) as folder:
-        assert folder.finished and folder.manifest.heatmaps == {"toy": HeatmapCounts()}
+        assert folder.finished and folder.manifest.heatmaps == {"toy": HeatmapCounts()} and folder.metrics == {}
         assert folder.manifest.top_files == ["metrics.json", "index.html", "new.json"]
-    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.*")} == before
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.*")} == before
     with pytest.raises(InputError, match="is of another run: settings.seed was 7 and is 8; give the first run's"):
         RunFolder.open(tmp_path, manifest(settings=Numbers(5, 8)), resume=True)
     with pytest.raises(InputError, match="holds an earlier run; give another --gradcam_output_dir, --resume or"):
         RunFolder.open(tmp_path, manifest())
 
 
-def test_a_resumed_run_is_cleared_of_what_was_half_written(tmp_path: Path) -> None:
-    with RunFolder.open(tmp_path, manifest()), Journal(tmp_path / "toy", 0):
-        pass
-    (tmp_path / "toy" / ".sample3.partial").mkdir()
-    (tmp_path / "toy" / ".predictions.csv.partial").write_text("index,pa")
-    with RunFolder.open(tmp_path, manifest(), resume=True):
-        assert names(tmp_path) == EMPTY | {"toy/predictions.0.partial"}
+FRAME = ("toy", 3, "/a.png", "swap", "003", 1, -1.0, 1.0, 0.75, "", "9 7 ")
+
+
+@pytest.mark.parametrize("damage", ["UPDATE frame SET prob_fake = 0.5", "UPDATE frame SET hash = 'x'"])
+def test_an_edited_row_is_found_and_the_run_goes_on(
+    damage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with RunFolder.open(tmp_path, manifest()) as folder:
+        folder.database.put("frame", [FRAME, ("toy", 4, *FRAME[2:])], folder.key)
+        folder.finish({}, {"toy": HeatmapCounts()})
+    with sqlite3.connect(tmp_path / "run.sqlite") as database:
+        database.execute(damage + " WHERE idx = 3")
+    with RunFolder.open(tmp_path, manifest(), resume=True) as folder:
+        assert not folder.finished and folder.manifest.finished is None
+        assert [row[1] for row in folder.database.rows("frame")] == [4]
+    assert "1 rows of frame were changed: done again" in capsys.readouterr().err
+
+
+def test_predictions_of_other_code_are_done_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with RunFolder.open(tmp_path, manifest(), key="one") as folder:
+        folder.database.put("frame", [FRAME], folder.key)
+        folder.finish({}, {"toy": HeatmapCounts()})
+    with RunFolder.open(tmp_path, manifest(), resume=True, key="one") as folder:
+        assert folder.finished
+    with RunFolder.open(tmp_path, manifest(), resume=True, key="other") as folder:
+        assert not folder.finished
+        frames = [Frame("/a.png", "toy", "swap", "003", 1, i) for i in range(4)]
+        assert not Resume(frames, folder.database.rows("frame"), folder.key).predictions.done.any()
+    assert "1 predictions are of other code: done again" in capsys.readouterr().err
+
+
+def test_a_killed_writer_leaves_whole_batches(tmp_path: Path) -> None:
+    """Killed at any moment of a commit, what is there afterwards is what was committed before, or all of it."""
+    code = """
+import os, sys
+from pathlib import Path
+from utils.gradcam_kit.store.database import RunDatabase
+database = RunDatabase(Path(sys.argv[1]), writes=True, new=True)
+for batch in range(10_000):
+    rows = [("toy", 5 * batch + i, "p", "f", "v", 1, 0.0, 0.0, 0.5, "", "0 0 ") for i in range(5)]
+    database.put("frame", rows, "key")
+    database.commit()
+"""
+    for round_ in range(5):
+        path = tmp_path / f"{round_}.sqlite"
+        run = subprocess.Popen([sys.executable, "-c", code, str(path)], cwd=ROOT)
+        until(lambda path=path: path.is_file() and path.stat().st_size > 100_000)  # type: ignore[misc]
+        time.sleep(0.01 * round_)
+        run.kill()
+        run.wait()
+        with RunDatabase(path, writes=False) as database:  # also where half a transaction is to be taken back
+            count = database.count("frame")
+            assert count and count % 5 == 0 and len(list(database.rows("frame"))) == count
+        with sqlite3.connect(path) as plain:
+            assert plain.execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
 
 def test_an_emptied_folder_is_no_finished_run(tmp_path: Path) -> None:
     with RunFolder.open(tmp_path / "out", manifest()) as folder:
         shutil.rmtree(tmp_path / "out")
-        with pytest.raises(RunError, match="was removed or emptied while the run was at work"):
-            folder.finish({})
-
-
-@pytest.mark.parametrize("threads", ["many", 0, 10**9, None])
-def test_a_manifest_that_someone_edited(threads: object, tmp_path: Path) -> None:
-    finished_run(tmp_path)
-    path = tmp_path / "manifest.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "threads": threads}))
-    with pytest.raises(InputError) as refused:
-        RunFolder.open(tmp_path, manifest(), resume=True)
-    assert str(refused.value).startswith(f"{path}: threads is {threads!r}, which no run writes; give another")
-    edited = path.read_text()
-    with RunFolder.open(tmp_path, manifest(), overwrite=True) as folder:  # the way out that the message names
-        assert not folder.finished and (tmp_path / "manifest.json.edited").read_text() == edited
-
-
-@pytest.mark.parametrize(("field", "value"), [("threads", 3), ("device", "CPU"), ("top_files", [])])
-def test_a_manifest_that_was_changed_a_little_is_not_resumed(field: str, value: object, tmp_path: Path) -> None:
-    """Of values that a run might have written, so that the checksum alone tells."""
-    finished_run(tmp_path)
-    path = tmp_path / "manifest.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), field: value}))
-    with pytest.raises(InputError, match=r"manifest\.json: was changed since the run wrote it"):
-        RunFolder.open(tmp_path, manifest(), resume=True)
-
-
-def test_runs_of_the_same_work_have_the_same_checksum() -> None:
-    """Whenever, however and into whatever folder they were started."""
-    moment = {
-        "started": "later",
-        "command": ["again"],
-        "options": {"resume": True},
-        "config": {"gradcam_save_dir": "x"},
-    }
-    assert manifest(**moment).to_json()["checksum"] == manifest().to_json()["checksum"]
-    assert manifest(threads=3).to_json()["checksum"] != manifest().to_json()["checksum"]
+        with pytest.raises(RunError, match="was removed while the run was at work"):
+            folder.finish({}, {})

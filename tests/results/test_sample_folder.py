@@ -2,34 +2,48 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
 
 from tests.helpers.datasets import DataTree, make_data_tree
-from tests.helpers.fake_run import LAYERS, Row, image_of, layer_image, raw_map, sample_of, write_row
+from tests.helpers.fake_run import (
+    LAYERS,
+    Row,
+    changed_row,
+    drawn_of,
+    image_of,
+    layer_image,
+    raw_map,
+    sample_of,
+    with_values,
+    write_row,
+    write_tables,
+)
 from utils.gradcam_kit.base.decision import UNKNOWN
 from utils.gradcam_kit.base.errors import InputError
 from utils.gradcam_kit.data.frame import Frame
+from utils.gradcam_kit.data.images import UnreadableImage
 from utils.gradcam_kit.drawing.overlays import Box
 from utils.gradcam_kit.judge.check import MapCheck
 from utils.gradcam_kit.model.load import find_device, load_detector
 from utils.gradcam_kit.run.explainer import explain_images
 from utils.gradcam_kit.settings.config import detector_settings
+from utils.gradcam_kit.store.read_run import original, read_run, stored_maps
 from utils.gradcam_kit.store.sample import CompletenessFacts, LayerFacts, Sample
 from utils.gradcam_kit.store.sample_folder import (
     Drawn,
     comparison_title,
+    is_as_written,
     metadata_text,
-    read_sample,
-    sample_folders,
-    whole_samples,
     write_sample,
 )
 from utils.gradcam_kit.store.sample_writer import expected_output
@@ -165,82 +179,56 @@ def test_a_sample_of_an_explained_image(flags: dict[str, Any], target: str, tree
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
+    write_tables(tmp_path, [ROW])
     folder = write_row(tmp_path, ROW)
-    layers = [layer_image(name, image_of(ROW), raw_map(hot), raw_map(hot) - 0.001)
-              for name, hot in zip(LAYERS, (ROW.hot, (1, 1)), strict=True)]  # fmt: skip
-    read = read_sample(folder, 7, None)
+    layers = drawn_of(ROW).layers
+    (read,) = read_run(tmp_path).datasets[0].samples
     assert read == replace(sample_of(ROW, layers), folder=folder, comparison="gradcam_comparison.png")
-    for layer, drawn in zip(read.layers, layers, strict=True):
-        assert np.abs(read.raw_map(layer) - drawn.raw).max() <= (layer.raw_maximum - layer.raw_minimum) / 510
-    assert whole_samples(tmp_path / "faces") == {7: replace(read, folder=Path(), comparison="")}
-
-
-CSV_ROW = {"index": "7", "path": "/a.png", "dataset": "faces", "forgery": "swap", "video": "003", "label": "1",
-           "prob_fake": "0.25", "logit_real": "1.5", "logit_fake": "-2"}  # fmt: skip
-
-
-LAYER_LOST = "sample7.json is damaged (layers.0: the field raw_minimum is missing)"
-
-
-@pytest.mark.parametrize(
-    ("text", "says"),
-    [
-        (None, "sample7.json is gone"),
-        ("", "sample7.json is damaged (JSONDecodeError)"),
-        ("[]", "sample7.json is damaged (it is [])"),
-        ("{}", "sample7.json is damaged (the field index is missing)"),
-        (json.dumps({**sample().to_json(), "prob_fake": "high"}), "sample7.json is damaged (prob_fake is 'high')"),
-        (json.dumps({**sample().to_json(), "layers": [{"name": "a"}]}), LAYER_LOST),
-        (json.dumps({**sample().to_json(), "original": [1, 2]}), "sample7.json is damaged (original is [1, 2])"),
-        (json.dumps({**sample().to_json(), "label": None}), "sample7.json is damaged (label is None)"),
-    ],
-)
-def test_a_lost_json_leaves_what_the_table_has(text: str | None, says: str, tmp_path: Path) -> None:
-    folder = write_row(tmp_path, ROW)
-    (folder / "sample7.json").unlink()
-    if text is not None:
-        (folder / "sample7.json").write_text(text)
-    read = read_sample(folder, 7, CSV_ROW)
-    assert read is not None and read.lost == says and read.layers == [] and read.original is None
-    assert (read.index, read.path, read.label, read.prob_fake, read.logits) == (7, "/a.png", 1, 0.25, (1.5, -2.0))
-    assert read_sample(folder, 7, None) is None
-    assert whole_samples(tmp_path / "faces") == {}
+    for layer in layers:
+        np.testing.assert_array_equal(stored_maps(read)[layer.name].raw, layer.raw)
+        np.testing.assert_array_equal(stored_maps(read)[layer.name].signed, layer.signed)
+    assert json.loads((folder / "sample7.json").read_text()) == json.loads(json.dumps(read.to_json()))
 
 
 def test_deleted_images_are_said(tmp_path: Path) -> None:
-    folder = write_row(tmp_path, ROW)
+    """Where the dataset's own file is there as it was, the image is made from it."""
+    frame = tmp_path / "a.png"
+    cv2.imwrite(str(frame), image_of(ROW)[..., ::-1])
+    row = ROW._replace(path=str(frame))
+    write_tables(tmp_path, [row])
+    folder = write_row(tmp_path, row)
+    digest = hashlib.sha256(frame.read_bytes()).hexdigest()[:16]
+    changed_row(tmp_path, "sample", "facts", with_values(image_hash=digest))
     shutil.rmtree(folder / "heatmaps")
-    read = read_sample(folder, 7, None)
-    assert read is not None and read.lost == "its images were deleted" and read.layers == [] and read.prob_fake == 0.25
+    (read,) = read_run(tmp_path).datasets[0].samples
+    assert (read.comparison, read.lost) == ("", "") and np.array_equal(original(read), image_of(row))
+    frame.write_bytes(b"another")
+    (read,) = read_run(tmp_path).datasets[0].samples
+    assert read.lost == "its images are not kept, and the dataset's own file is gone or another one"
+    with pytest.raises(UnreadableImage, match="not kept"):
+        original(read)
 
 
-def test_a_sample_with_a_cut_off_file_is_not_whole(tmp_path: Path) -> None:
-    for index in range(4):
-        write_row(tmp_path, ROW._replace(number=index))
-    folder = tmp_path / "faces"
-    (folder / "sample1" / "gradcam_comparison.png").write_bytes(b"\x89PNG")
-    (folder / "sample2" / "heatmaps" / f"{LAYERS[0]}.png").unlink()
-    (folder / "sample3" / "stray.txt").write_text("not of this sample")
-    (folder / "sampleX").mkdir()
-    assert [index for index, _ in sample_folders(folder)] == [0, 1, 2, 3]
-    assert list(whole_samples(folder)) == [0, 3]
+def test_a_sample_of_which_any_byte_was_changed_is_not_whole(tmp_path: Path) -> None:
+    """Also where the size is the same; what somebody put there does not matter."""
+    folder = tmp_path / "sample7"
+    files = write_sample(folder, drawn_of(ROW))
+    (folder / "stray.txt").write_text("not of this sample")
+    assert is_as_written(folder, files) and len(files) == 9
+    for name in files:
+        content = (folder / name).read_bytes()
+        for place in range(0, len(content), 97):
+            (folder / name).write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+            assert not is_as_written(folder, files), (name, place)
+        (folder / name).unlink()
+        assert not is_as_written(folder, files)
+        (folder / name).write_bytes(content)
+    assert is_as_written(folder, files)
 
 
-@pytest.mark.parametrize("file", ["sample7.json", "gradcam_comparison.png", f"heatmaps/{LAYERS[0]}_signed.png"])
-def test_a_sample_of_which_any_byte_was_changed_is_not_whole(file: str, tmp_path: Path) -> None:
-    """The size is the same; of the JSON every byte in turn, also those that leave the same values."""
-    folder = write_row(tmp_path, ROW)
-    content = (folder / file).read_bytes()
-    for place in range(0, len(content), 1 if file.endswith(".json") else 97):
-        changed = bytes([content[place] ^ 1])
-        (folder / file).write_bytes(content[:place] + changed + content[place + 1 :])
-        assert whole_samples(tmp_path / "faces") == {}, place
-    (folder / file).write_bytes(content)
-    assert list(whole_samples(tmp_path / "faces")) == [7]
-
-
-def test_writing_again_replaces_the_sample_as_a_whole(tmp_path: Path) -> None:
-    folder = write_row(tmp_path, ROW)
+def test_the_files_of_a_sample(tmp_path: Path) -> None:
+    folder = tmp_path / "faces" / "sample7"
+    folder.parent.mkdir()
     layer = layer_image("other", image_of(ROW), raw_map((0, 0)), raw_map((0, 0)))
     write_sample(folder, Drawn(sample_of(ROW, [layer]), image_of(ROW), [layer]), "jpg", save_raw=True)
     assert {path.relative_to(folder).as_posix() for path in folder.rglob("*.*")} == {
@@ -265,16 +253,19 @@ def test_the_flood_that_is_announced_is_the_flood_that_comes(image_format: str, 
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "gradcam_comparison.png", "sample7.json", "sample8.json"])
-def test_a_sample_that_somebody_changed_is_replaced_in_its_own_run_alone(name: str, tmp_path: Path) -> None:
-    """There what is not the sample's stays, and what is becomes whole again."""
-    folder = write_row(tmp_path, ROW)
+def test_what_is_not_the_samples_stays_when_it_is_written_again(name: str, tmp_path: Path) -> None:
+    folder = tmp_path / "sample7"
+    write_sample(folder, drawn_of(ROW))
     whole = {path: path.read_bytes() for path in folder.rglob("*.*")}
     (folder / name).write_text("{}")
-    layers = [layer_image(layer, image_of(ROW), raw_map(hot), raw_map(hot) - 0.001)
-              for layer, hot in zip(LAYERS, (ROW.hot, (1, 1)), strict=True)]  # fmt: skip
-    drawn = Drawn(sample_of(ROW, layers), image_of(ROW), layers)
-    with pytest.raises(InputError, match="is there and is no folder of a sample, or one that was changed"):
-        write_sample(folder, drawn)
-    write_sample(folder, drawn, damaged=True)
+    write_sample(folder, drawn_of(ROW))
     kept = {} if folder / name in whole else {folder / name: b"{}"}
     assert {path: path.read_bytes() for path in folder.rglob("*.*")} == {**whole, **kept}
+
+
+def test_a_link_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "sample7").symlink_to(tmp_path / "mine")
+    with pytest.raises(InputError, match="is there and is no folder"):
+        write_sample(tmp_path / "sample7", drawn_of(ROW))
+    assert list((tmp_path / "mine").iterdir()) == []

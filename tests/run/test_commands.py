@@ -157,7 +157,7 @@ def test_plain_evaluation_renders_nothing(commands: CommandServer, data_tree: Da
     assert done.code == 0, done.err
     assert {path.name for path in (tmp_path / "out").rglob("*")} == {
         "toy",
-        "written.sha256",
+        "run.sqlite",
         "predictions.csv",
         "metrics.json",
         "manifest.json",

@@ -15,6 +15,7 @@ import torch
 from tests.helpers.command_server import CommandServer, Finished
 from tests.helpers.compare_runs import assert_only_whole_files, assert_same_run, outputs
 from tests.helpers.datasets import DataTree, make_data_tree, rows_of
+from tests.helpers.fake_run import LAYERS, Row, drawn_of
 from tests.helpers.paths import SCRIPT
 from tests.helpers.watch import PRIVATE_MOUNTS
 from utils.gradcam_kit.base.errors import RunError
@@ -26,6 +27,7 @@ from utils.gradcam_kit.run.disturbances import Interrupted, SplitOnOutOfMemory, 
 from utils.gradcam_kit.run.explainer import Explainer
 from utils.gradcam_kit.run.predictions import Resume
 from utils.gradcam_kit.settings.config import run_settings
+from utils.gradcam_kit.store.database import RunDatabase
 from utils.gradcam_kit.store.sample_writer import SampleWriter
 
 ALL = ["--gradcam_enabled", "--save_all_predictions"]
@@ -80,7 +82,7 @@ os._exit = copy_out
 )
 SMALL_FILES = """
 import resource
-resource.setrlimit(resource.RLIMIT_FSIZE, (6000, 6000))
+resource.setrlimit(resource.RLIMIT_FSIZE, (70_000, 70_000))
 """
 
 
@@ -90,7 +92,8 @@ def test_full_disk(tree: DataTree, commands: CommandServer, whole: dict[str, Pat
     done = run(commands, tree, disk, ALL, FULL_DISK.format(path=str(disk), copy=str(out)))
     if done.code == 77:
         pytest.skip("mounting a small file system is not permitted here")
-    assert_one_plain_line(done, "No space left on device", "--resume")
+    assert_one_plain_line(done, "--resume")
+    assert any(why in done.err for why in ("No space left on device", "database or disk is full")), done.err
     assert_only_whole_files(out, whole["all"])
     assert list((out / "toy").glob("sample*")) and not (out / "manifest.json").exists()
     again = run(commands, tree, out, [*ALL, "--resume"])
@@ -101,10 +104,10 @@ def test_full_disk(tree: DataTree, commands: CommandServer, whole: dict[str, Pat
 def test_a_quota_met_by_the_writer(
     tree: DataTree, commands: CommandServer, whole: dict[str, Path], tmp_path: Path
 ) -> None:
-    """No file may exceed 6,000 bytes, so that a writer thread fails in the midst of an image."""
+    """No file may exceed 70,000 bytes, which the database does in the midst of the run."""
     out = tmp_path / "out"
     done = run(commands, tree, out, SOME, SMALL_FILES)
-    assert_one_plain_line(done, "File too large", "--resume")
+    assert_one_plain_line(done, "run.sqlite", "--resume")
     assert_only_whole_files(out, whole["some"])
     assert run(commands, tree, out, [*SOME, "--resume"]).code == 0
     assert_same_run(out, whole["some"])
@@ -267,16 +270,21 @@ def test_the_writer_passes_on_its_threads_exceptions(tmp_path: Path, monkeypatch
         raise OSError(28, "No space left on device", str(folder))
 
     monkeypatch.setattr("utils.gradcam_kit.store.sample_writer.write_sample", fail)
-    with pytest.raises(OSError, match="No space"), SampleWriter(threads=2) as writer:
-        writer.write(tmp_path / "sample0", None)  # type: ignore[arg-type]  # nothing is drawn
-    with pytest.raises(OSError, match="No space"), SampleWriter(threads=1) as writer:
-        write_many(writer, tmp_path)  # reaches the caller while there is more to write, too
+    with RunDatabase(tmp_path / "run.sqlite", writes=True, new=True) as database:
+        for threads, count in ((2, 1), (1, 20)):  # reaches the caller while there is more to write, too
+            with (
+                pytest.raises(OSError, match="No space"),
+                SampleWriter(database, "", tmp_path, threads=threads) as writer,
+            ):
+                write_many(writer, count)
+        assert database.count("sample") == 0
 
 
-def write_many(writer: SampleWriter, folder: Path) -> None:
-    for i in range(20):
-        writer.write(folder / f"sample{i}", None)  # type: ignore[arg-type]
-    pytest.fail("twenty failures and nobody was told")
+def write_many(writer: SampleWriter, count: int) -> None:
+    for i in range(count):
+        writer.write(drawn_of(Row(i, "toy", "swap", "0", 1, 0.9, "/a.png")), dict.fromkeys(LAYERS, (64, 64)))
+    if count > 1:
+        pytest.fail("twenty failures and nobody was told")
 
 
 # -------------------------------------------------------------------------------------------------------- memory, NaN
@@ -344,12 +352,17 @@ def test_a_batch_begun_before_memory_ran_out_is_explained_in_parts(tree: DataTre
     detector = load_detector(settings.detector, torch.device("cpu"))
     frames = read_dataset("toy", settings.data)[:4]
     batch = next(iter(frame_loader(frames, settings.detector.resolution, 4, 0)))
-    with SampleWriter() as writer:
-        explainer = Explainer(detector, Resume(tmp_path, frames, {}), tmp_path, writer, detector.predict)
+    with (
+        RunDatabase(tmp_path / "run.sqlite", writes=True, new=True) as database,
+        SampleWriter(database, "", tmp_path) as writer,
+    ):
+        explainer = Explainer(detector, Resume(frames, [], ""), writer, detector.predict)
         begun = explainer.begin(batch, [explainer.gradcam.target] * 4)
         explainer._memory.most = 2
         explainer.predict_and_explain(batch, begun)
-    assert begun is not None and explainer.counts.heatmaps == 4
+    assert begun is not None
+    with RunDatabase(tmp_path / "run.sqlite", writes=False) as database:
+        assert [row[4] for row in database.rows("sample")] == [""] * 4 and database.count("map") == 8
     assert {path.name for path in tmp_path.glob("sample*")} == {f"sample{i}" for i in range(4)}
 
 

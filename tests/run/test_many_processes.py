@@ -17,7 +17,7 @@ from tests.helpers.command_server import CommandServer, Finished, Started
 from tests.helpers.compare_runs import assert_only_whole_files, assert_same_run
 from tests.helpers.datasets import DataTree, make_data_tree, rows_of
 from tests.helpers.paths import ROOT, SCRIPT
-from tests.helpers.watch import WATCHED, journalled, until
+from tests.helpers.watch import WATCHED, recorded, until
 from utils.gradcam_kit.run.disturbances import resume_command
 from utils.gradcam_kit.run.processes import Processes
 
@@ -99,7 +99,7 @@ def test_a_process_that_dies_ends_the_run_and_resume_finishes_it(
     out, flags = tmp_path / "out", MODES["two phases"]
     slow = WATCHED.format(path=str(tmp_path / "seen"), seconds=0.2)
     processes = start(commands, flags_of(tree, out, *flags), tmp_path, 3, slow)
-    until(lambda: journalled(out) >= 5)
+    until(lambda: recorded(out) >= 5)
     os.kill(processes[1].pid, signal.SIGKILL)
     begin = time.monotonic()
     done = [process.wait() for process in processes]
@@ -119,7 +119,7 @@ def test_a_signal_ends_all_processes_with_one_line(tree: DataTree, commands: Com
     out = tmp_path / "out"
     slow = WATCHED.format(path=str(tmp_path / "seen"), seconds=0.2)
     processes = start(commands, flags_of(tree, out), tmp_path, 2, slow)
-    until(lambda: journalled(out) >= 5)
+    until(lambda: recorded(out) >= 5)
     for process in processes:
         os.kill(process.pid, signal.SIGINT)
     done = [process.wait() for process in processes]

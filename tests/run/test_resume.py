@@ -7,6 +7,7 @@ import random
 import shlex
 import shutil
 import signal
+import sqlite3
 import time
 from collections.abc import Callable
 from functools import partial
@@ -20,11 +21,11 @@ from tests.helpers.command_server import CommandServer
 from tests.helpers.compare_runs import assert_only_whole_files, assert_same_run, outputs
 from tests.helpers.datasets import DataTree, change_yaml, make_data_tree, rows_of
 from tests.helpers.paths import SCRIPT
-from tests.helpers.watch import WATCHED, journalled, until
+from tests.helpers.watch import WATCHED, recorded, until
 from utils.gradcam_kit.data.frame import Frame
 from utils.gradcam_kit.data.frame_paths import Stamp
 from utils.gradcam_kit.run.predictions import Predictions
-from utils.gradcam_kit.store.journal import REASON, Journal, journals, next_number, read_rows
+from utils.gradcam_kit.store.database import RunDatabase
 
 KILLS = 40
 
@@ -66,14 +67,14 @@ def whole_run(
 
 
 def progress(out: Path) -> tuple[int, int]:
-    """Rows in the journals and sample folders of a run under way."""
-    return journalled(out), len(list((out / "toy").glob("sample*")))
+    """Predictions and sample folders of a run under way."""
+    return recorded(out), len(list((out / "toy").glob("sample*")))
 
 
-def has_begun(pid: int, out: Path, journals_before: int) -> bool:
-    """Whether a run has come to its first batch, or has ended."""
+def has_begun(pid: int, out: Path, before: tuple[int, int]) -> bool:
+    """Whether a run has come further than it was, or has ended."""
     state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    return state == "Z" or len(journals(out / "toy")) > journals_before
+    return state == "Z" or progress(out) != before
 
 
 @pytest.mark.slow
@@ -85,7 +86,7 @@ def test_forty_kills_at_random_moments(
     at_work: dict[int, float] = {}
     for flags in (ONE_PASS, TWO_PHASES):  # how long a run takes from its first batch on, here and now
         run = commands.start(SCRIPT, *flags_of(tree, tmp_path / str(len(flags)), *flags), cwd=tmp_path)
-        until(partial(has_begun, run.pid, tmp_path / str(len(flags)), 0))
+        until(partial(has_begun, run.pid, tmp_path / str(len(flags)), (0, 0)))
         begin = time.monotonic()
         assert run.wait().code == 0
         at_work[len(flags)] = time.monotonic() - begin
@@ -101,11 +102,11 @@ def test_forty_kills_at_random_moments(
         rounds += 1
         while not (out / "manifest.json").exists() and not enough():
             run = commands.start(SCRIPT, *flags_of(tree, out, *flags, "--resume"), cwd=tmp_path)
-            before, begun = progress(out), len(journals(out / "toy"))
+            before = progress(out)
             if moments.random() < 0.25:  # while it reads and loads
                 time.sleep(moments.uniform(0, 0.3))
             else:  # while it evaluates, draws and writes
-                until(partial(has_begun, run.pid, out, begun))
+                until(partial(has_begun, run.pid, out, before))
                 time.sleep(moments.uniform(0, 0.6 * at_work[len(flags)]))
             os.kill(run.pid, signal.SIGKILL)
             done = run.wait()
@@ -128,11 +129,11 @@ def test_an_interrupted_run_tells_how_to_go_on_and_does_only_the_rest(
     out, seen = tmp_path / "my out", tmp_path / "seen"
     watched = WATCHED.format(path=str(seen), seconds=0.1)
     run = commands.start(SCRIPT, *flags_of(tree, out, *TWO_PHASES), cwd=tmp_path, first=watched)
-    until(lambda: journalled(out) >= 10)
+    until(lambda: recorded(out) >= 10)
     os.kill(run.pid, number)
     done = run.wait()
     assert done.code == 130 and "Traceback" not in done.err
-    assert not (out / "manifest.json").exists() and 10 <= journalled(out) < 48
+    assert not (out / "manifest.json").exists() and 10 <= recorded(out) < 48
     line = done.err.splitlines()[-1].partition("go on with: ")[2]
     python, script, *arguments = shlex.split(line)
     assert Path(python).exists() and Path(script).name == SCRIPT and arguments[-1] == "--resume"
@@ -148,8 +149,7 @@ def test_a_complete_run_is_left_alone(
 ) -> None:
     out = tmp_path / "out"
     shutil.copytree(whole_run(PLAIN), out)
-    (out / "toy" / "predictions.0.partial").write_text("left by a kill between the manifest and the tidying up")
-    before = {path: path.stat().st_mtime_ns for path in out.rglob("*.*") if "partial" not in path.name}
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*.*")}
     done = commands.run(SCRIPT, *flags_of(tree, out, "--resume"), cwd=tmp_path)
     assert done.code == 0 and "complete" in done.out, done.err
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*.*")} == before
@@ -190,7 +190,7 @@ def test_two_runs_in_one_folder_are_refused(tree: DataTree, commands: CommandSer
     out = tmp_path / "out"
     slow = WATCHED.format(path=str(tmp_path / "seen"), seconds=0.3)
     run = commands.start(SCRIPT, *flags_of(tree, out), cwd=tmp_path, first=slow)
-    until(lambda: journalled(out) > 0)
+    until(lambda: recorded(out) > 0)
     for flag in ("--resume", "--overwrite"):
         done = commands.run(SCRIPT, *flags_of(tree, out, flag), cwd=tmp_path)
         assert done.code == 2 and "another process is at work" in done.err, done.err
@@ -200,7 +200,7 @@ def test_two_runs_in_one_folder_are_refused(tree: DataTree, commands: CommandSer
 def test_what_a_crash_of_the_machine_left_cut_off_is_done_again(
     tree: DataTree, commands: CommandServer, whole_run: Callable[[list[str]], Path], tmp_path: Path
 ) -> None:
-    """Files that had their names but lost their ends, a journal with a tail of zeros, a folder half written."""
+    """Files that had their names but lost their ends, a folder half written."""
     out = tmp_path / "out"
     reference = whole_run(ONE_PASS)
     slow = "import time, utils.gradcam_kit.store.sample_writer as r\nw = r.write_sample\nr.write_sample = lambda *a: (time.sleep(0.1), w(*a))[1]\n"
@@ -215,8 +215,6 @@ def test_what_a_crash_of_the_machine_left_cut_off_is_done_again(
     next(folders[2].glob("*_metadata.txt")).unlink()
     (out / "toy" / ".sample4.partial").mkdir(exist_ok=True)
     (out / "toy" / ".predictions.csv.partial").write_text("index,pa")
-    with journals(out / "toy")[0].open("ab") as file:
-        file.write(b"\0" * 300)
     done = commands.run(SCRIPT, *flags_of(tree, out, *ONE_PASS, "--resume"), cwd=tmp_path)
     assert done.code == 0, done.err
     assert_same_run(out, reference)
@@ -273,43 +271,30 @@ def frame(index: int, path: str) -> Frame:
     return Frame(path, "toy", "a, b", 'v "1"', index % 2, index)
 
 
-def test_a_journal_cut_anywhere_gives_whole_rows_only(tmp_path: Path) -> None:
-    """Every byte of a journal as its last one."""
-    frames = [frame(0, "plain.png"), frame(1, 'two\nlines,"quoted".png'), frame(2, "gone\r.png"), frame(3, "größe.png")]
+def test_predictions_come_back_to_the_last_bit(tmp_path: Path) -> None:
+    """Whatever the names: also bytes that UTF-8 does not have, and half of a surrogate pair."""
+    names = ["plain.png", 'two\nlines,"quoted".png', "gone\r.png", "größe\udcff.png", "half\ud800.png", "nul\0.png"]
+    frames = [frame(i, name) for i, name in enumerate(names)]
     predictions = Predictions(frames)
-    generator = torch.Generator().manual_seed(3)
-    logits = torch.randn(3, 2, generator=generator) * 1e-3
-    predictions.add([frames[0], frames[1], frames[3]], logits, logits.softmax(1)[:, 1])
+    logits = torch.randn(5, 2, generator=torch.Generator().manual_seed(3)) * 1e-3
+    readable = [one for one in frames if one.index != 2]
+    predictions.add(readable, logits, logits.softmax(1)[:, 1])
     predictions.add_unreadable(2, "no such file: 'gone\\r.png'")
-    with Journal(tmp_path, next_number(tmp_path)) as journal:
-        stamps = {frame.index: Stamp(9, 7, "" if frame.index == 2 else f"{frame.index:016x}") for frame in frames}
-        journal.append(predictions.journal_rows(frames[:2], stamps))
-        journal.append(predictions.journal_rows(frames[2:], stamps))
-    path = journals(tmp_path)[0]
-    content = path.read_bytes()
-    whole = list(read_rows(tmp_path))
-    assert [row["index"] for row in whole] == ["0", "1", "2", "3"] and [bool(row[REASON]) for row in whole] == [
-        0,
-        0,
-        1,
-        0,
-    ]
-    ends = set()
-    for length in range(len(content) + 1):
-        path.write_bytes(content[:length])
-        rows = list(read_rows(tmp_path))
-        assert rows == whole[: len(rows)]
-        ends.add(len(rows))
-    assert ends == {0, 1, 2, 3, 4}
+    stamps = {frame.index: Stamp(0, 0, "" if frame.index == 2 else f"{frame.index:016x}") for frame in frames}
+    with RunDatabase(tmp_path / "run.sqlite", writes=True, new=True) as database:
+        database.put("frame", predictions.rows(frames, stamps), "key")
+    with RunDatabase(tmp_path / "run.sqlite", writes=False) as database:
+        rows = list(database.rows("frame"))
+        assert database.skipped == 0
     again = Predictions(frames)
-    again.restore(whole)
+    assert all(map(again.belongs, rows))
+    again.restore(rows)
     np.testing.assert_array_equal(again.logits, predictions.logits)  # to the last bit, NaN for the unreadable one
     np.testing.assert_array_equal(again.prob_fake, predictions.prob_fake)
-    assert (
-        again.unreadable == predictions.unreadable
-        and again.done.all()
-        and list(again.seen) == [True, True, False, True]
-    )
+    assert again.unreadable == predictions.unreadable and again.done.all()
+    with sqlite3.connect(tmp_path / "run.sqlite") as plain:  # as another program reads it
+        (found,) = plain.execute("SELECT logit_real FROM frame WHERE path = 'plain.png'").fetchone()
+    assert np.float32(found) == predictions.logits[0, 0]
 
 
 def test_the_same_command_twice_gives_the_same_bytes(

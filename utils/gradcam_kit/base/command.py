@@ -68,6 +68,14 @@ def percent(text: str) -> float:
     return value / 100
 
 
+def shard(text: str) -> list[int]:
+    """`"3/8"` → [3, 8]: number and count."""
+    number, _, count = text.partition("/")
+    if not (number.isdigit() and count.isdigit() and 1 <= int(number) <= int(count) <= 100_000):
+        raise argparse.ArgumentTypeError(f"{text!r} is no part such as 3/8, the third of eight")
+    return [int(number), int(count)]
+
+
 def whole(least: int) -> Callable[[str], int]:
     """Reads a whole number of at least `least`."""
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
-from ..base.files import in_bundle, kind_of, read_bundled
+from ..base.files import kind_of
 from ..base.text import one_line
 
 if TYPE_CHECKING:
@@ -50,8 +50,6 @@ def read_file(path: str) -> bytes:
     not an ordinary file or larger; an OSError where the machine is at its limit (too many open files, no memory).
     """
     try:
-        if in_bundle(path):
-            return read_bundled(path, MAX_FILE_BYTES)
         info = os.stat(path)  # noqa: PTH116
         if not stat.S_ISREG(info.st_mode):  # reading a pipe or a device might never end
             raise UnreadableImage(f"not a file but a {kind_of(info.st_mode)}: {path!r}")

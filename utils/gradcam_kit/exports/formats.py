@@ -13,13 +13,13 @@ import numpy as np
 from ..base.decision import CLASS_NAMES
 from ..base.files import own_folder, write_json, write_table, write_whole
 from ..base.text import one_line, shortened
-from ..data.images import UnreadableImage, decode_image, read_file
+from ..data.images import UnreadableImage
 from ..drawing.overlays import encode, text_line
 from ..judge.localisation import TemporalConsistency
 from ..run.exports import FIFTYONE_FILE, STRIPS
 from ..store.grey_maps import GREY_MAPS, grey_name
-from ..store.read_run import DatasetOnDisk, RunOnDisk, sample_maps
-from ..store.sample import LayerFacts, Sample
+from ..store.read_run import DatasetOnDisk, RunOnDisk, overlays, sample_maps
+from ..store.sample import Sample
 
 IMAGES = 50  # samples per dataset: TensorBoard keeps every image in memory
 LETTERS = 12  # their height in pixels, of a caption in TensorBoard
@@ -33,7 +33,7 @@ def write_fiftyone(run: RunOnDisk) -> Path:
     It is in the form of `Dataset.to_json`, with absolute paths; samples whose images are gone are left out.
     """
     path = run.folder / FIFTYONE_FILE
-    samples = [fiftyone_sample(sample) for data in run.datasets for sample in data.samples if not sample.lost]
+    samples = [fiftyone_sample(sample) for data in run.datasets for sample in data.samples if sample.comparison]
     write_json(path, {"name": f"{run.folder.resolve().name} heatmaps", "media_type": "image", "samples": samples})
     return path
 
@@ -69,17 +69,17 @@ def write_tensorboard(run: RunOnDisk, folder: Path) -> None:
             there = [sample for sample in data.samples if not sample.lost]
             there.sort(key=lambda sample: (bool(sample.correct), -sample.confidence))  # wrong and confident ones first
             for step, sample in enumerate(there[:IMAGES]):
-                for layer in sample.layers:
-                    try:
-                        image = captioned(sample, layer)
-                    except UnreadableImage:
-                        continue  # deleted since; the report says so
-                    writer.add_image(f"{data.name}/{layer.name}", image, step, dataformats="HWC")
+                try:
+                    drawn = overlays(sample)[1]
+                except UnreadableImage:
+                    continue  # deleted since; the report says so
+                for layer, overlay in drawn.items():
+                    image = captioned(sample, overlay)
+                    writer.add_image(f"{data.name}/{layer}", image, step, dataformats="HWC")
 
 
-def captioned(sample: Sample, layer: LayerFacts) -> np.ndarray:
-    """One layer's overlay (H, W, 3) uint8 RGB above the sample's number and result. Raises UnreadableImage."""
-    overlay = decode_image(read_file(str(sample.overlay(layer.name))), None)
+def captioned(sample: Sample, overlay: np.ndarray) -> np.ndarray:
+    """An overlay (H, W, 3) uint8 RGB above the sample's number and result."""
     text = f"sample {sample.index}  {sample.outcome}  fake {sample.prob_fake:.3f}"
     return np.vstack([overlay, text_line(text, overlay.shape[1], LINE, LETTERS, centred=True)])
 
@@ -132,14 +132,9 @@ def _padded(image: np.ndarray, left: int, right: int) -> np.ndarray:
 
 def frame_images(sample: Sample, layers: list[str]) -> list[np.ndarray]:
     """The original and the overlay of every layer, (FRAME, FRAME, 3) uint8 RGB; grey where a file is gone."""
-    drawn = []
-    files = [(sample.folder / sample.comparison, sample.original), *((sample.overlay(layer), None) for layer in layers)]
-    for path, box in files:
-        try:
-            image = decode_image(read_file(str(path)), None)
-        except UnreadableImage:
-            image = np.full((1, 1, 3), 200, np.uint8)
-        else:
-            image = image if box is None else image[box.top : box.top + box.height, box.left : box.left + box.width]
-        drawn.append(cv2.resize(image, (FRAME, FRAME), interpolation=cv2.INTER_AREA))
-    return drawn
+    try:
+        image, drawn = overlays(sample)
+    except UnreadableImage:
+        return [np.full((FRAME, FRAME, 3), 200, np.uint8)] * (1 + len(layers))
+    images = [image, *drawn.values()]
+    return [cv2.resize(one, (FRAME, FRAME), interpolation=cv2.INTER_AREA) for one in images]

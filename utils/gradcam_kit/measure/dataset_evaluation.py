@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from ..model.detector import LoadedDetector
 from ..settings.config import RunSettings
 from . import perturbation as causal
 from .comparison import ALL, Columns, Row, best_threshold, rows
+from .kept import NOWHERE, Found, Kept, as_text, of_text
 from .samples import DetectedFakes, RealCounterparts, RealFrames, stored_size
 from .sweep import Randomised, localise_maps, make_maps, randomisation, resized
 
@@ -87,8 +89,17 @@ class DatasetEvaluation:
     computed. `ranked_by` is the metric that ranks the maps. `notes` tell what was left out and why.
     """
 
-    def __init__(self, detector: LoadedDetector, samples: DetectedFakes, settings: RunSettings, target: Target) -> None:
+    def __init__(
+        self,
+        detector: LoadedDetector,
+        samples: DetectedFakes,
+        settings: RunSettings,
+        target: Target,
+        kept: Kept = NOWHERE,
+    ) -> None:
+        """`kept`: where the steps that take long are kept for a run that is resumed."""
         self.detector, self.samples, self.settings, self.target = detector, samples, settings, target
+        self._kept = kept
         self.ranked_by = ENERGY if bool(samples.masked.any()) else SCREENING
         self.notes = sample_notes(samples)
         self.columns: Columns = {}
@@ -147,11 +158,31 @@ class DatasetEvaluation:
     def ranking(self) -> list[Recipe]:
         """The maps by the mean of `ranked_by`, best first."""
         if self.ranked_by == SCREENING:
-            part = self._positions(SCREENED_FRAMES)
-            maps = {recipe: raw[part] for recipe, raw in self._all.items()}
-            self._add({SCREENING: causal.screening(self._examined((), part), maps)}, part)
+            self._step("screening", self._screening)
         column = self.columns[self.ranked_by]
         return sorted(self.maps, key=lambda recipe: -_mean(column[recipe]))
+
+    def _screening(self) -> None:
+        part = self._positions(SCREENED_FRAMES)
+        maps = {recipe: raw[part] for recipe, raw in self._all.items()}
+        self._add({SCREENING: causal.screening(self._examined((), part), maps)}, part)
+
+    def _step(self, name: str, measure: Callable[[], None]) -> None:
+        """Measure what is not kept; what is new then in `columns`, `curves` and `notes` is kept."""
+        recipes, text = list(self._all), self._kept.get(name)
+        if text is not None:
+            found = of_text(text, recipes)
+            self.columns.update({metric: dict(column) for metric, column in found.columns.items()})
+            self.curves.update({fill: dict(curves) for fill, curves in found.curves.items()})
+            self.curve_videos.update({fill: list(videos) for fill, videos in found.curve_videos.items()})
+            self.notes += found.notes
+            return
+        before, notes = {*self.columns, *self.curves}, len(self.notes)
+        measure()
+        columns = {metric: column for metric, column in self.columns.items() if metric not in before}
+        curves = {fill: curve for fill, curve in self.curves.items() if fill not in before}
+        videos = {fill: self.curve_videos[fill] for fill in curves}
+        self._kept.put(name, as_text(Found(columns, curves, videos, self.notes[notes:]), recipes))
 
     def say_cost(self, maps: int, left_out: Collection[str]) -> None:
         """Print how long what is left to be measured will take, by the time that a batch takes here."""
@@ -179,22 +210,29 @@ class DatasetEvaluation:
         """Deletion, insertion, SaCo and segment attack of some maps and the controls; transplant of all of them."""
         part = self._positions(MEASUREMENTS["deletion"].images)
         reals, shown = self._counterparts(part), [*recipes, *self.controls]
-        if "deletion" not in left_out:
-            columns, self.curves = causal.deletion_metrics(self._examined(shown, part), reals)
-            self._add(columns, part)
-            for fill in self.curves:
-                used = part[reals.paired] if fill == PAIRED_REAL else part
-                self.curve_videos[fill] = [self.samples.videos[i] for i in used.tolist()]
-        if "saco" not in left_out:
-            self._add(causal.saco_metrics(self._examined(shown, part), reals), part)
-        if "transplant" not in left_out:
-            self._transplant(part[reals.paired], reals.pixels[reals.paired])
-        if "attack" not in left_out:
-            part = self._positions(MEASUREMENTS["attack"].images)
-            try:
-                self._add(causal.attack_metrics(self._examined(shown, part)), part)
-            except ImportError as error:
-                self.notes.append(f"segment attack left out: {error}")
+        steps = {
+            "deletion": lambda: self._deletion(shown, part, reals),
+            "saco": lambda: self._add(causal.saco_metrics(self._examined(shown, part), reals), part),
+            "transplant": lambda: self._transplant(part[reals.paired], reals.pixels[reals.paired]),
+            "attack": lambda: self._attack(shown),
+        }
+        for name, measure in steps.items():
+            if name not in left_out:
+                self._step(name, measure)
+
+    def _deletion(self, shown: Sequence[Recipe], part: Tensor, reals: RealFrames) -> None:
+        columns, self.curves = causal.deletion_metrics(self._examined(shown, part), reals)
+        self._add(columns, part)
+        for fill in self.curves:
+            used = part[reals.paired] if fill == PAIRED_REAL else part
+            self.curve_videos[fill] = [self.samples.videos[i] for i in used.tolist()]
+
+    def _attack(self, shown: Sequence[Recipe]) -> None:
+        part = self._positions(MEASUREMENTS["attack"].images)
+        try:
+            self._add(causal.attack_metrics(self._examined(shown, part)), part)
+        except ImportError as error:
+            self.notes.append(f"segment attack left out: {error}")
 
     def _counterparts(self, part: Tensor) -> RealFrames:
         """The real counterparts of the images at positions `part`, with a note where some are missing."""
@@ -226,7 +264,13 @@ class DatasetEvaluation:
         pixels = self.samples.pixels[self._positions(MEASUREMENTS["randomisation"].images)]
         layers = list(dict.fromkeys(recipe.layer for recipe in self.maps))
         make = partial(make_maps, self.detector, recipes, pixels, self.target, self.settings.batch_size, layers)
-        return randomisation(self.detector, recipes, make, self.settings.seed)
+        text = self._kept.get("randomisation")
+        if text is None:
+            found = randomisation(self.detector, recipes, make, self.settings.seed)
+            self._kept.put("randomisation", json.dumps([found.steps, list(found.correlation.values())]))
+            return found
+        steps, correlations = json.loads(text)
+        return Randomised(steps, dict(zip(recipes, correlations, strict=True)))
 
     def rows(self, dataset: str) -> list[Row]:
         """Every metric so far compared with the controls, for the dataset and for each of several forgery methods."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +22,7 @@ from ..settings.config import RunSettings
 from ..settings.run_options import ExplanationOptions
 from .dataset_evaluation import DatasetEvaluation, DatasetScores
 from .figures import curves_figure, heat_table_figure, image_file
+from .kept import NOWHERE, Kept
 from .samples import detected_fakes, find_evidence, read_samples
 from .sweep import swept_recipes
 from .tables import CSV_COLUMNS, csv_rows, json_values, printed, verdict
@@ -54,14 +55,15 @@ def check_options(detector: LoadedDetector) -> None:
 def evaluate_dataset(
     detector: LoadedDetector,
     frames: Sequence[Frame],
-    predictions: Path,
+    predictions: Iterable[Mapping[str, Any]],
     settings: RunSettings,
     options: ExplanationOptions,
+    kept: Kept = NOWHERE,
 ) -> DatasetScores:
     """All metrics on one dataset's detected fakes.
 
-    `frames`: all of the dataset's, and `predictions` the run's `predictions.csv` of them. Raises RunError where an
-    image or a map cannot be used, InputError where a layer cannot be explained.
+    `frames`: all of the dataset's, and `predictions` the rows of the run's `predictions.csv` of them. Raises RunError
+    where an image or a map cannot be used, InputError where a layer cannot be explained.
     """
     dataset = frames[0].dataset
     recipes, configured = maps_to_make(detector, options)
@@ -72,7 +74,7 @@ def evaluate_dataset(
     evidence = find_evidence(options.masks, options.clicks, chosen, settings.data.folders.values())
     samples = read_samples(chosen, settings.detector.resolution, settings.batch_size, settings.workers, evidence)
     target = "margin" if detector.gradcam.target == "margin" else "fake"
-    evaluation = DatasetEvaluation(detector, samples, settings, target)
+    evaluation = DatasetEvaluation(detector, samples, settings, target, kept)
     videos = len(set(samples.videos))
     if videos == 1:
         one_video = f"all {len(samples.frames)} detected fakes are of one video: no interval, and no map is better"
@@ -129,35 +131,40 @@ def maps_to_make(detector: LoadedDetector, options: ExplanationOptions) -> tuple
 
 
 class EvaluationText(NamedTuple):
-    """Text to print, and the reason for exit code 1 (empty: none)."""
+    """Text to print, the reason for exit code 1 (empty: none), and the files that were written."""
 
     text: str
     problem: str
+    files: list[Path]
 
 
 def evaluate_explanations(
     detector: LoadedDetector,
     datasets: Mapping[str, Sequence[Frame]],
+    predictions: Callable[[str], Iterable[Mapping[str, Any]]],
     folder: Path,
     settings: RunSettings,
     options: ExplanationOptions,
+    kept: Callable[[str], Kept] = lambda name: NOWHERE,
 ) -> EvaluationText:
-    """Evaluate the explanations of every dataset, from the predictions that a run has left in `folder`.
+    """Evaluate the explanations of every dataset, from a run's predictions by its name.
 
-    Writes `explanations.csv`, `explanations.json`, two figures per dataset and, if `options.write_config` is given and
+    Writes into `folder` `explanations.csv`, `explanations.json`, two figures per dataset and, if `options.write_config`
     a map is better than the controls, a config. Raises as `evaluate_dataset`.
     """
     scores = [
-        evaluate_dataset(detector, frames, folder / name / "predictions.csv", settings, options)
+        evaluate_dataset(detector, frames, predictions(name), settings, options, kept(name))
         for name, frames in datasets.items()
     ]
     write_table(folder / CSV_FILE, CSV_COLUMNS, csv_rows([row for dataset in scores for row in dataset.rows]))
     write_json(folder / JSON_FILE, {dataset.dataset: json_values(dataset) for dataset in scores})
+    files = [folder / CSV_FILE, folder / JSON_FILE]
     for dataset in scores:
         if dataset.rows:
             figures = {"curves": curves_figure(dataset, settings.seed), "heat_table": heat_table_figure(dataset)}
             for name, kind in itertools.product(figures, ("png", "pdf")):
-                write_whole(folder / dataset.dataset / f"explanation_{name}.{kind}", image_file(figures[name], kind))
+                files.append(folder / dataset.dataset / f"explanation_{name}.{kind}")
+                write_whole(files[-1], image_file(figures[name], kind))
     lines = [printed(dataset) for dataset in scores] + [verdict(dataset) for dataset in scores]
     problem = ""
     if options.write_config is not None:
@@ -167,7 +174,7 @@ def evaluate_explanations(
         else:
             write_config(options.write_config, best, scores, settings)
             lines.append(f"{best.title}: written as {options.write_config}")
-    return EvaluationText("\n".join(lines) + "\n", problem)
+    return EvaluationText("\n".join(lines) + "\n", problem, files)
 
 
 def best_over_all(scores: Sequence[DatasetScores]) -> Recipe | None:

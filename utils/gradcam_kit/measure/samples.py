@@ -6,14 +6,13 @@ import posixpath
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..base.errors import RunError
-from ..base.files import read_table
 from ..data.folder_dataset import named_masks
 from ..data.frame import DataSettings, Frame
 from ..data.frame_paths import read_bytes
@@ -89,10 +88,9 @@ class DetectedFakes:
         return [(frame.forgery, frame.video) for frame in self.frames]
 
 
-def detected_fakes(frames: Sequence[Frame], predictions: Path) -> list[Frame]:
-    """The fakes that the detector predicted as fake, by a run's `predictions.csv`, in order."""
-    table = read_table(predictions, ("index", "predicted"))
-    predicted_fake = {int(row["index"]) for row in table if row["predicted"] == "1"}
+def detected_fakes(frames: Sequence[Frame], predictions: Iterable[Mapping[str, Any]]) -> list[Frame]:
+    """The fakes that the detector predicted as fake, by the rows of a run's predictions, in order."""
+    predicted_fake = {row["index"] for row in predictions if row["predicted"]}
     return [frame for frame in frames if frame.label == 1 and frame.index in predicted_fake]
 
 

@@ -16,7 +16,7 @@ import torch
 
 from ..base.decision import predicted
 from ..base.errors import InputError
-from ..base.files import holds_only_own, new_folder, replace_folder, write_listing, write_table
+from ..base.files import new_folder, set_aside, write_json, write_table
 from ..drawing.overlays import Ink, LayerImage, Panels, comparison, panels, paste, text_line
 from ..explaining.explanation import explained_names
 from ..judge.localisation import TemporalConsistency
@@ -123,9 +123,8 @@ def explain_video(detector: LoadedDetector, file: Path, folder: Path, views: Fra
     Raises UnreadableVideo where nothing can be decoded, NoFaceError where `views` finds nobody in any frame.
     """
     reader = VideoReader(file)
-    if folder.is_symlink() or (folder.exists() and not holds_only_own(folder, ["video.json"])):
-        found = f"{folder}: is there and is no folder of a video, or one that was changed"
-        raise InputError(f"{found}: move it, or give another output folder")
+    if folder.is_symlink() or (folder.exists() and not (folder / "video.json").is_file()):
+        raise InputError(f"{folder}: is there and is no folder of a video: move it, or give another output folder")
     final, folder = folder, folder.with_name(f".{folder.name}.partial")
     new_folder(folder)
     frames: list[VideoFrame] = []
@@ -150,8 +149,10 @@ def explain_video(detector: LoadedDetector, file: Path, folder: Path, views: Fra
         remarks.append("several faces in a frame: one person is followed; --face_crop all explains each")
     summary = _summary(frames, tracks, names, remarks)
     write_scores(folder / "scores.csv", frames, tracks)
-    write_listing(folder / "video.json", {"path": str(file), **summary.to_json()})
-    replace_folder(folder, final)
+    write_json(folder / "video.json", {"path": str(file), **summary.to_json()})
+    if final.exists():
+        set_aside(final)
+    folder.rename(final)
     return summary
 
 

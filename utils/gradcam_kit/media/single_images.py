@@ -16,6 +16,7 @@ import torch
 
 from ..base.decision import UNKNOWN
 from ..base.errors import InputError, RunError
+from ..base.files import set_aside
 from ..base.text import one_line, printable
 from ..data.folder_dataset import IMAGE_SUFFIXES
 from ..data.frame import Frame
@@ -78,6 +79,7 @@ class SingleImages:
             if self.photographs.mode == "all":
                 name, place = f"{file}, face {number} of {len(views)}", folder / f"face{number}"
             place.parent.mkdir(parents=True, exist_ok=True)
+            make_room(place)
             write_sample(place, drawn, self.image_format, self.save_raw)
             self.words.update(layer.check.word for layer in drawn.sample.layers if layer.check)
             print(printable(f"{name}: fake probability {drawn.sample.prob_fake:.4f}, heatmaps in {place}"))
@@ -156,6 +158,14 @@ def make_output(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"--output {folder}: cannot be made ({one_line(error)}); give another folder") from error
+
+
+def make_room(place: Path) -> None:
+    """Rename an earlier sample's folder. Raises InputError where something else is there."""
+    if place.is_symlink() or (place.exists() and not any(place.glob("sample*.json"))):
+        raise InputError(f"{place}: is there and is no folder of a sample: move it, or give another output folder")
+    if place.exists():
+        set_aside(place)
 
 
 def is_video(file: Path) -> bool:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from ..base.allowed import FIGURE_COLUMNS, FIGURE_FORMATS
 from ..base.command import OneLineParser, positive
-from ..base.files import keeps_list, settle_list
 
 RUN = "a run's folder, its --gradcam_output_dir"
 
@@ -23,20 +22,21 @@ def main(argv: Sequence[str]) -> int:
 
 
 def page(argv: Sequence[str]) -> None:
-    """Write the page of a run again. Raises InputError, as all of these."""
+    """Write a run's page again, and every other file that is gone. Raises InputError, as all of these."""
     p = OneLineParser(
-        description="The page of a run, index.html, written again. Further commands, each with a --help of its own:"
+        description="The files of a run, made again from its database, and its page, index.html. Further commands,"
+        " each with a --help of its own:"
         " figure (samples of a run for a paper), table (its measurements for a paper), compare (two runs of the"
         " same data)."
     )
     p.add_argument("run_dir", help=RUN)
     args = p.parse_args(argv)
+    from ..run.exports import write_files
     from .page import write_report
 
     folder = Path(args.run_dir)
+    write_files(folder)
     print(write_report(folder))
-    if keeps_list(folder):
-        settle_list(folder)
 
 
 def figure(argv: Sequence[str]) -> None:

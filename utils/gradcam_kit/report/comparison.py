@@ -15,15 +15,14 @@ import numpy as np
 from ..base.decision import CLASS_NAMES, THRESHOLD
 from ..base.errors import InputError
 from ..base.files import new_folder, replace_folder, write_table
-from ..data.images import UnreadableImage, decode_image, read_file
+from ..data.images import UnreadableImage
 from ..drawing.overlays import encode
 from ..judge.bootstrap import LEVEL, VideoBootstrap
 from ..run.exports import REGIONS_FILE
-from ..store.read_run import DatasetOnDisk, RunOnDisk, prediction_rows, read_run, sample_maps
+from ..store.read_run import DatasetOnDisk, RunOnDisk, frame_rows, overlays, read_run, sample_maps
 from ..store.sample import Sample
 from .page import joined, require_jinja2, template
 from .page_parts.facts import facts
-from .paper import original
 
 PAGE, FRAMES, IMAGES = "index.html", "frames.csv", "images"
 SIZE = 224  # pixels of an image on the page
@@ -90,7 +89,7 @@ def paired_frames(a: RunOnDisk, b: RunOnDisk) -> list[PairedFrames]:
 
 
 def _paired(a: DatasetOnDisk, b: DatasetOnDisk) -> PairedFrames:
-    of_a, of_b = ({row["path"]: row for row in prediction_rows(data.folder)} for data in (a, b))
+    of_a, of_b = ({row["path"]: row for row in frame_rows(data.folder)} for data in (a, b))
     rows = [row for path, row in of_a.items() if path in of_b and row["label"] == of_b[path]["label"]]
     return PairedFrames(
         name=a.name,
@@ -299,12 +298,13 @@ def _card(pair: PairedSample, layers: Sequence[tuple[str, str]], folder: Path) -
     """A card: what the two runs say of one frame, and its images' addresses from the page on; None without images."""
     stem = f"{pair.a.dataset}_{pair.a.index}".replace("/", "_")
     try:
-        images = {"original": original(pair.a)}
-        for i, names in enumerate(layers):
-            for run, sample, name in zip("ab", (pair.a, pair.b), names, strict=True):
-                images[f"{i}{run}"] = decode_image(read_file(str(sample.overlay(name))), None)
-    except (UnreadableImage, InputError):
+        drawn = overlays(pair.a), overlays(pair.b)
+    except UnreadableImage:
         return None
+    images = {"original": drawn[0][0]}
+    for i, names in enumerate(layers):
+        for run, (_, of_run), name in zip("ab", drawn, names, strict=True):
+            images[f"{i}{run}"] = of_run[name]
     address = {name: f"{IMAGES}/{stem}_{name}.webp" for name in images}
     for name, image in images.items():
         small = cv2.resize(image, (SIZE, SIZE), interpolation=cv2.INTER_AREA)

@@ -14,10 +14,11 @@ from ..base.allowed import FIGURE_FORMATS
 from ..base.errors import InputError, did_you_mean
 from ..base.files import read_table, whole_file, write_table, write_whole
 from ..base.text import printable
-from ..data.images import UnreadableImage, decode_image, read_file
+from ..data.images import UnreadableImage
 from ..data.masks.annotations import read_mask
 from ..measure.comparison import ALL, lower_is_better
-from ..store.read_run import DatasetOnDisk, RunOnDisk, read_run
+from ..store.read_run import DatasetOnDisk, RunOnDisk, read_run, sample_maps
+from ..store.read_run import original as stored_original
 from ..store.sample import Sample
 from .page_parts.facts import some_sample
 
@@ -70,23 +71,19 @@ def _map_cell(image: np.ndarray, sample: Sample, name: str) -> Cell:
     layer = next(layer for layer in sample.layers if layer.name == name)
     if layer.empty:
         return Cell(image, note="empty map")
-    try:
-        heat = cv2.resize(sample.raw_map(layer), (image.shape[0],) * 2, interpolation=cv2.INTER_LINEAR)
-    except UnreadableImage as error:
-        raise InputError(f"sample {sample.index}: {error}") from error
+    maps = sample_maps(sample, [name])
+    if name not in maps:
+        raise InputError(f"sample {sample.index}: its map of {name} is gone; run again")
+    heat = cv2.resize(maps[name], (image.shape[0],) * 2, interpolation=cv2.INTER_LINEAR)
     return Cell(image, np.clip((heat - heat.min()) / (heat.max() - heat.min()), 0, 1))
 
 
 def original(sample: Sample) -> np.ndarray:
-    """The image as the detector saw it, (H, W, 3) uint8 RGB, out of its comparison image. Raises InputError."""
-    box = sample.original
+    """The image as the detector saw it, (H, W, 3) uint8 RGB. Raises InputError."""
     try:
-        if sample.lost or box is None:
-            raise UnreadableImage(sample.lost)
-        whole = decode_image(read_file(str(sample.folder / sample.comparison)), None)
+        return stored_original(sample)
     except UnreadableImage as error:
         raise InputError(f"sample {sample.index} of {sample.dataset!r} cannot be drawn: {error}") from error
-    return whole[box.top : box.top + box.height, box.left : box.left + box.width]
 
 
 def paper_figure(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import astuple, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +15,6 @@ from torch import Tensor
 
 from ..base.decision import UNKNOWN
 from ..base.errors import InputError
-from ..base.files import write_json, write_table
 from ..data.frame import Frame, evenly_spaced
 from ..data.frames import frame_loader
 from ..engine.real.contrast import CONTRAST
@@ -27,7 +26,10 @@ from ..judge.trial import Margins, passes
 from ..judge.verdict import UNTRIED, Choice
 from ..measure.samples import RealCounterparts
 from ..model.detector import LoadedDetector
+from ..store.database import FILE, RunDatabase, database_of, is_run
 from ..store.manifest import Manifest
+from ..store.run_folder import RunFolder
+from ..store.tables import write_run_tables
 from .dataset_run import Context
 from .disturbances import SplitOnOutOfMemory
 
@@ -36,12 +38,7 @@ JUDGED = 16  # images on which a named map is judged, at most: a figure to warn 
 FILLS = 5  # tried at most
 BLIND = "the detector does not tell real from fake on these images: no map is called supported"
 NO_FAKE = "the detector calls no image fake: maps were tried on images that it calls real"
-VERSION = 1  # of the trial: a choice by another one is not taken over
-CALIBRATION_JSON, CALIBRATION_CSV = "calibration.json", "calibration.csv"
-COLUMNS = (
-    "method", "layer", "site", "backward", "named", "used", "fall", "fall_random", "beyond_random", "beyond_low",
-    "beyond_high", "share_of_best", "share_by_second_fill",
-)  # fmt: skip
+VERSION = 2  # of the trial: a choice by another one is not taken over
 
 
 class Calibration(NamedTuple):
@@ -50,37 +47,22 @@ class Calibration(NamedTuple):
     key: str
     choice: Choice
 
-    def write(self, folder: Path) -> None:
-        """Both files, each whole or not at all."""
-        write_json(folder / CALIBRATION_JSON, {"key": self.key, "choice": self.choice.to_json()})
-        write_table(folder / CALIBRATION_CSV, COLUMNS, _table(self.choice))
-
-    @classmethod
-    def read(cls, path: Path) -> Calibration | None:
-        """None where `path` is not a calibration that this version wrote: then the map is chosen anew."""
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-            return cls(str(values["key"]), Choice.from_json(values["choice"]))
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            return None
-
-
-def _table(choice: Choice) -> Iterable[list[object]]:
-    for row in choice.rows:
-        numbers = (row.fall, row.random, *row.beyond, row.share, row.second)
-        shown = ["" if math.isnan(number) else f"{number:.6g}" for number in numbers]
-        yield [*row.candidate.facts().values(), row.named, row.candidate == choice.used, *shown]
+    def keep(self, folder: RunFolder) -> None:
+        """In the database, and as files."""
+        folder.database.put("calibration", [("map", json.dumps(self.choice.to_json()))], self.key)
+        folder.database.commit()
+        write_run_tables(folder.database, folder.path)
 
 
 def find_calibration(key: str, output: Path) -> Calibration | None:
-    """The calibration of that key that was kept in the output folder, or in a run's folder beside it."""
-    places = [output / CALIBRATION_JSON]
-    if output.parent.is_dir():
-        places += sorted(output.parent.glob(f"*/{CALIBRATION_JSON}"))
-    for place in places:
-        found = Calibration.read(place) if place.is_file() else None
-        if found is not None and found.key == key:
-            return found
+    """The calibration of that key that was kept by the run in the output folder, or in a folder beside it."""
+    beside = sorted(output.parent.glob(f"*/{FILE}")) if output.parent.is_dir() else []
+    for place in dict.fromkeys([database_of(output), *beside]):
+        if place.is_file() and is_run(place):
+            with suppress(InputError), RunDatabase(place, writes=False) as database:
+                row = database.one("calibration", "WHERE key = ?", key)
+                if row is not None:
+                    return Calibration(key, Choice.from_json(json.loads(row[1])))
     return None
 
 

@@ -6,12 +6,11 @@ often it was interrupted, so that the arithmetic, and every byte that is written
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -24,18 +23,20 @@ from ..data.gaps import forgery_gaps, is_absent, write_gaps
 from ..engine.checks import FromDevice
 from ..explaining.checking import MapChecker
 from ..judge.transplant import CELLS
+from ..judge.verdict import Choice
 from ..measure.samples import RealCounterparts
 from ..model.detector import LoadedDetector
 from ..settings.config import RunSettings
 from ..settings.run_options import RunOptions
-from ..store.features_file import FEATURES, Features, write_features
-from ..store.journal import GAPS, Journal, next_number, read_rows
-from ..store.manifest import HeatmapCounts
-from ..store.sample_folder import sample_folders, whole_samples
-from ..store.sample_writer import SampleWriter
+from ..store.database import RunDatabase
+from ..store.manifest import HeatmapCounts, Vanished
+from ..store.run_folder import RunFolder
+from ..store.sample import Sample
+from ..store.sample_writer import NON_FINITE, SampleWriter
+from ..store.tables import GAPS, write_dataset_tables
 from .disturbances import Interrupted, SignalGuard, SplitOnOutOfMemory
 from .explainer import Explainer
-from .predictions import Resume
+from .predictions import Predictions, Resume
 from .processes import Processes
 from .summary import DatasetSummary
 
@@ -97,53 +98,69 @@ def samples_at_most(frames: int, settings: RunSettings, options: RunOptions) -> 
 class DatasetRun:
     """One dataset, or what is left of it after an interruption."""
 
-    def __init__(self, context: Context, frames: Sequence[Frame], folder: Path) -> None:
-        self.context, self.frames, self.folder = context, frames, folder
+    def __init__(self, context: Context, folder: RunFolder, frames: Sequence[Frame], choice: Choice | None) -> None:
+        """`choice`: how the map was chosen."""
+        self.context, self.frames, self.of_run, self.name = context, frames, folder, frames[0].dataset
+        self.database, self.folder = folder.database, folder.path / frames[0].dataset
         self.processes, self.target = context.processes, context.detector.gradcam.target
-        explaining = context.settings.detector.gradcam.enabled
-        whole = self.processes.on_rank_zero(lambda: whole_samples(folder) if explaining else {})
-        self.resume = Resume(folder, frames, whole, len(sample_folders(folder)) if explaining else 0)
+        self.map_key = folder.manifest.key(folder.key, choice.to_json() if choice else None)
+        with folder.reading() as database:
+            self.resume = Resume(frames, database.rows("frame", "WHERE dataset = ?", self.name), folder.key)
         self.predictions = self.resume.predictions
-        if self.processes.first and self.resume.remarks:
-            print("\n".join(self.resume.remarks), file=sys.stderr)
+        if self.processes.first:
+            for table in ("sample", "map", "feature"):  # of an image that is another one now
+                self.database.forget(table, self.name, self.resume.replaced)
 
     def evaluate(self) -> DatasetSummary:
         """All of it. The tables are complete afterwards, and every sample is on disk."""
-        summary = self._predict_and_explain()
+        counts = self._predict_and_explain()
         if self.context.options.save_features:
             self.save_features()
-        return summary
+        return self.processes.on_rank_zero(lambda: write_summary(self.of_run, self.predictions, counts))
+
+    def evaluate_shard(self) -> None:
+        """Every k-th batch: predicted, and where every frame is to be explained, explained."""
+        settings, options = self.context.settings, self.context.options
+        if not explains_every_frame(settings, options):
+            self.predict_all()
+            return
+        with self._writer() as writer:
+            self.predict_all(self._resumed_explainer(writer))
+        self.processes.gather(self.of_run)
 
     def save_features(self) -> None:
-        """Write `features.npz`, where it is not there yet, in a pass of its own over the readable frames."""
-        if self.processes.broadcast((self.folder / FEATURES).is_file()):
-            return
-        detector = self.context.detector
-        found: list[Tensor] = []
-        indices: list[int] = []
+        """What the head reads of every readable frame, in a pass of its own, as far as it is not there yet."""
+        detector, key = self.context.detector, self.of_run.key
+        with self.of_run.reading() as database:
+            rows = database.rows("feature", "WHERE dataset = ?", self.name)
+            there = {row[1] for row in rows if row[-1] == key}
+        seen = [int(index) for index in self.predictions.seen.nonzero()[0]]
+        missing = [batch for batch in self._in_batches(seen) if not there.issuperset(batch)]
 
         def step(batch: Batch) -> Callable[[], None]:
-            indices.extend(frame.index for frame in batch.frames)
+            indices = [frame.index for frame in batch.frames]
             coming = FromDevice([detector.features(batch.pixels, batch.frames)] if batch.frames else [])
-            return lambda: found.extend(coming.read())
 
-        seen = [int(index) for index in self.predictions.seen.nonzero()[0]]
-        self._for_each(self._in_batches(seen), step, ", features")
-        mine = (torch.cat(found).numpy() if found else None, indices)
-        gathered = [(part, places) for part, places in self.processes.all_gather(mine) if part is not None]
-        if self.processes.first and gathered:
-            feat, index = np.concatenate([part for part, _ in gathered]), np.concatenate([of for _, of in gathered])
-            order = index.argsort()
-            write_features(self.folder, Features(feat[order], index[order]), self.frames)
+            def keep() -> None:
+                for tensor in coming.read():
+                    rows = zip(indices, tensor.float().numpy(), strict=True)
+                    self.database.put("feature", [(self.name, index, row.tobytes()) for index, row in rows], key)
+                self.database.commit()
 
-    def _predict_and_explain(self) -> DatasetSummary:
+            return keep
+
+        self._for_each(self.processes.broadcast(missing), step, ", features")
+        self.processes.gather(self.of_run)
+
+    def _predict_and_explain(self) -> HeatmapCounts:
         settings, options = self.context.settings, self.context.options
         gradcam = settings.detector.gradcam
         if not gradcam.enabled:
+            self._say(self.resume.remarks())
             self.predict_all()
-            return self.processes.on_rank_zero(lambda: self._write_tables(HeatmapCounts()))
-        with SampleWriter(options.image_format, options.save_raw) as writer:
-            explainer = self._explainer(writer)
+            return HeatmapCounts()
+        with self._writer() as writer:
+            explainer = self._resumed_explainer(writer)
             if explains_every_frame(settings, options):
                 self._say_cost(self.frames, explainer.counterparts)
                 self.predict_all(explainer)
@@ -154,12 +171,25 @@ class DatasetRun:
                 chosen = self.predictions.choose(count, not options.save_all, options.select, settings.seed)
                 self._say_cost([self.frames[index] for index in chosen], explainer.counterparts)
                 self.explain_chosen(chosen, explainer)
-        if self.processes.first:
-            for index in chosen:
-                if index in self.resume.whole:
-                    explainer.counts.add_sample(self.resume.whole[index])
-        counts = HeatmapCounts.merged(self.processes.all_gather(explainer.counts))
-        return self.processes.on_rank_zero(lambda: self._write_tables(counts))
+        self.processes.gather(self.of_run)
+        return self.processes.on_rank_zero(lambda: counts_of(self.database, self.name, chosen))
+
+    def _writer(self) -> SampleWriter:
+        options = self.context.options
+        how = options.image_format, options.save_raw, options.save_images
+        return SampleWriter(self.database, self.map_key, self.folder, *how)
+
+    def _resumed_explainer(self, writer: SampleWriter) -> Explainer:
+        """It knows the samples that are there."""
+        with self.of_run.reading() as database:
+            rows = database.rows("sample", "WHERE dataset = ?", self.name)
+            self.resume.take_samples(rows, self.map_key, self.folder, self.context.options.save_images)
+        self._say(self.resume.remarks())
+        return self._explainer(writer)
+
+    def _say(self, lines: Sequence[str]) -> None:
+        if self.processes.first and lines:
+            print("\n".join(lines), file=sys.stderr)
 
     def _explainer(self, writer: SampleWriter) -> Explainer:
         context, counterparts, checker = self.context, None, None
@@ -167,7 +197,7 @@ class DatasetRun:
             counterparts = RealCounterparts(context.settings.data)
         elif context.options.checks_maps:
             checker = MapChecker(context.detector, context.settings.batch_size)
-        return Explainer(context.detector, self.resume, self.folder, writer, context.predict, checker, counterparts)
+        return Explainer(context.detector, self.resume, writer, context.predict, checker, counterparts)
 
     def _say_cost(self, frames: Sequence[Frame], counterparts: RealCounterparts | None) -> None:
         """Transplant takes hundreds of passes an image: how many, before they begin."""
@@ -184,19 +214,18 @@ class DatasetRun:
 
     def predict_all(self, explainer: Explainer | None = None) -> None:
         """Predict every frame at full speed or, with an explainer, write its maps from the same forward pass."""
-        batches = self._in_batches(range(len(self.frames)))
+        number, shards = self.context.options.shard or (1, 1)
+        batches = self._in_batches(range(len(self.frames)))[number - 1 :: shards]
         missing = self.resume.missing(batches, predictions=True, samples=explainer is not None)
         missing = self.processes.broadcast(missing)
         if self.processes.first and len(missing) < len(batches):
             done = len(batches) - len(missing)
             print(f"{self.frames[0].dataset}: {done} of {len(batches)} batches were done before")
-        number = self.processes.broadcast(next_number(self.folder)) + self.processes.rank
-        with Journal(self.folder, number) as journal:
-            what = ", with heatmaps" if explainer else ""
-            self._for_each(missing, lambda batch: self._predict_batch(batch, journal, explainer), what)
-        self._collect_predictions()
+        what = ", with heatmaps" if explainer else ""
+        self._for_each(missing, lambda batch: self._predict_batch(batch, explainer), what)
+        self._collect_predictions(batches)
 
-    def _predict_batch(self, batch: Batch, journal: Journal, explainer: Explainer | None) -> Callable[[], None]:
+    def _predict_batch(self, batch: Batch, explainer: Explainer | None) -> Callable[[], None]:
         """The batch handed to the device; returns what is to be done with its results."""
         frames = sorted([*batch.frames, *(frame for frame, _ in batch.unreadable)], key=lambda frame: frame.index)
         if explainer is None:
@@ -208,6 +237,7 @@ class DatasetRun:
         def record() -> None:
             if explainer and self.resume.is_recorded([frame.index for frame in frames]):  # only samples are missing
                 explainer.explain(batch, targets, begun)
+                self.database.commit()
                 return
             self.predictions.stamp(batch.stamps)
             for frame, reason in batch.unreadable:
@@ -216,7 +246,8 @@ class DatasetRun:
                 explainer.predict_and_explain(batch, begun)
             elif batch.frames:
                 self.predictions.add(batch.frames, *coming.read())
-            journal.append(self.predictions.journal_rows(frames, batch.stamps))
+            self.database.put("frame", self.predictions.rows(frames, batch.stamps), self.of_run.key)
+            self.database.commit()
 
         return record
 
@@ -228,7 +259,12 @@ class DatasetRun:
         def step(batch: Batch) -> Callable[[], None]:
             targets = self._targets(batch.frames)
             begun = explainer.begin(batch, targets)
-            return lambda: explainer.explain(batch, targets, begun)
+
+            def explain() -> None:
+                explainer.explain(batch, targets, begun)
+                self.database.commit()
+
+            return explain
 
         self._for_each(missing, step, ", heatmaps")
 
@@ -246,38 +282,63 @@ class DatasetRun:
         """Do `step` with this rank's share of the batches, until a signal, and what it returns during the next one."""
         guard, settings = self.context.guard, self.context.settings
         frames = [self.frames[index] for batch in self.processes.share(batches) for index in batch]
-        guard.check()
         if not frames:
             return
         title, quiet = frames[0].dataset + what, not self.processes.first
-        with tqdm(total=len(frames), unit="frame", desc=title, disable=quiet) as bar, DeferredStep() as deferred:
+        bar = tqdm(total=len(frames), unit="frame", desc=title, disable=quiet)
+        with guard.between_batches(), bar, DeferredStep() as deferred:
             for batch in frame_loader(frames, settings.detector.resolution, settings.batch_size, settings.workers):
                 deferred.add(step(batch))
                 bar.update(len(batch.frames) + len(batch.unreadable))
                 guard.check()
 
-    def _collect_predictions(self) -> None:
+    def _collect_predictions(self, batches: Sequence[Sequence[int]]) -> None:
         """Read what the other ranks have predicted. Raises RunError where a frame has no prediction even so."""
+        self.processes.gather(self.of_run)
         if self.processes.size > 1:
-            self.processes.all_gather(None)  # waits until all journals are complete
-            self.predictions.restore(filter(self.predictions.belongs, read_rows(self.folder)))
-        if not self.predictions.done.all():
+            with self.of_run.reading() as database:
+                rows = database.rows("frame", "WHERE dataset = ?", self.name)
+                self.predictions.restore(row for row in rows if row[-1] == self.of_run.key)
+        lacking = int((~self.predictions.done[[index for batch in batches for index in batch]]).sum())
+        if lacking:
             raise RunError(
-                f"{self.folder}: {int((~self.predictions.done).sum())} predictions are in no journal there; does every"
-                " process write into the same folder? go on with --resume"
+                f"{self.of_run.path}: {lacking} predictions of {self.name} are in no database there; does every process"
+                " write into the same folder? go on with --resume"
             )
 
-    def _write_tables(self, counts: HeatmapCounts) -> DatasetSummary:
-        self.predictions.write(self.folder)
-        frames, unreadable = self.frames, self.predictions.unreadable
-        if not self.predictions.seen.any():
-            reason = f" ({unreadable[0]})" if unreadable else ""
-            raise RunError(
-                f"dataset {frames[0].dataset}: none of its {len(frames)} frames could be read,"
-                f" first {frames[0].path}{reason}"
-            )
-        absent = [index for index, reason in unreadable.items() if is_absent(reason)]
-        gaps = forgery_gaps(frames, absent, unreadable.keys() - set(absent))
-        if gaps:
-            write_gaps(self.folder / GAPS, gaps)
-        return DatasetSummary(frames[0].dataset, self.predictions.metrics(), len(unreadable), counts, gaps)
+
+def write_summary(run: RunFolder, predictions: Predictions, counts: HeatmapCounts) -> DatasetSummary:
+    """Write the tables of a dataset that was evaluated to its end. RunError where none of its frames could be read."""
+    frames, unreadable = predictions.frames, predictions.unreadable
+    name = frames[0].dataset
+    if not predictions.seen.any():
+        reason = f" ({unreadable[0]})" if unreadable else ""
+        raise RunError(
+            f"dataset {name}: none of its {len(frames)} frames could be read, first {frames[0].path}{reason}"
+        )
+    absent = [index for index, reason in unreadable.items() if is_absent(reason)]
+    gaps = forgery_gaps(frames, absent, unreadable.keys() - set(absent))
+    if gaps:
+        write_gaps(run.path / name / GAPS, gaps)
+        content = (run.path / name / GAPS).read_bytes()
+        run.database.put("measurement", [(name, GAPS, content)], run.key)
+        run.database.commit()
+    write_dataset_tables(run.database, name, run.path / name)
+    return DatasetSummary(name, predictions.metrics(), len(unreadable), counts, gaps)
+
+
+def counts_of(database: RunDatabase, dataset: str, chosen: Sequence[int]) -> HeatmapCounts:
+    """What explaining the frames `chosen` gave; what the run has of others is forgotten."""
+    counts, wanted, others = HeatmapCounts(), set(chosen), []
+    for _, index, facts, _, lost, _ in database.rows("sample", "WHERE dataset = ?", dataset):
+        if index not in wanted:
+            others.append(index)
+        elif lost == NON_FINITE:
+            counts.non_finite.append(index)
+        elif lost:
+            counts.vanished.append(Vanished(index, lost))
+        else:
+            counts.add_sample(Sample.from_json(json.loads(facts)).layers)
+    for table in ("sample", "map"):
+        database.forget(table, dataset, others)
+    return counts

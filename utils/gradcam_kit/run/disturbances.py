@@ -6,7 +6,8 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -23,10 +24,15 @@ class Interrupted(KeyboardInterrupt):
 
 
 class SignalGuard:
-    """Within the `with` block a first signal is only recorded; a second one acts at once, as it would without."""
+    """Within the `with` block a first signal raises Interrupted at once: what is written is whole at any moment.
+
+    Where batches follow each other it is only recorded, so that the batch that was begun is not lost; a second one acts
+    at once, as it would without.
+    """
 
     def __init__(self, message: str, quiet: bool = False) -> None:
         self.requested, self._message, self._quiet = False, message, quiet
+        self._waits = False
         self._before: dict[int, Any] = {}
 
     def check(self) -> None:
@@ -34,9 +40,21 @@ class SignalGuard:
         if self.requested:
             raise Interrupted(self._message)
 
+    @contextmanager
+    def between_batches(self) -> Iterator[None]:
+        """In this block a first signal waits for `check`."""
+        self.check()
+        self._waits = True
+        try:
+            yield
+        finally:
+            self._waits = False
+
     def _record(self, number: int, frame: FrameType | None) -> None:
         self.requested = True
         self._restore()
+        if not self._waits:
+            raise Interrupted(self._message)
         if not self._quiet:  # print() is not safe in a signal handler
             os.write(2, b"\nstopping after the current batch (again: stop at once)\n")
 

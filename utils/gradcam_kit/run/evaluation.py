@@ -8,34 +8,37 @@ import platform
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import astuple
+from functools import partial
+from pathlib import Path
 
 import torch
 
 from ..base.allowed import TRANSPLANT
 from ..base.errors import InputError, RunError
-from ..base.files import write_json
 from ..base.text import one_line, printable, size_text
 from ..base.version import VERSION
 from ..data.folder_dataset import counted
 from ..data.frame import Frame
 from ..data.gaps import absent_frames, forgery_gaps
 from ..data.readers import read_dataset, reader_of
+from ..judge.verdict import Choice
 from ..measure.evaluate import CSV_FILE, JSON_FILE, check_options, evaluate_explanations
+from ..measure.kept import Kept
 from ..measure.samples import find_evidence
 from ..model.detector import LoadedDetector, print_choices
 from ..model.host.registry import preimport_detector
 from ..model.load import find_device, load_detector
 from ..settings.config import RunSettings
 from ..settings.run_options import RunOptions
-from ..store.bundles import PER_BUNDLE
-from ..store.manifest import METRICS, STARTED, DatasetRecord, Manifest, Numbers, Weights
-from ..store.read_run import read_metrics
+from ..store.manifest import METRICS, DatasetRecord, Manifest, Numbers, Weights
 from ..store.run_folder import RunFolder, now
 from ..store.sample_writer import expected_output
-from .calibration import CALIBRATION_CSV, CALIBRATION_JSON, Calibration, Plan, calibrate, find_calibration, set_bank
+from ..store.tables import CALIBRATION_CSV, CALIBRATION_JSON, prediction_rows, write_run_tables
+from .calibration import Calibration, Plan, calibrate, find_calibration, set_bank
 from .dataset_run import Context, DatasetRun, explains_every_frame, samples_at_most
 from .disturbances import SignalGuard, SplitOnOutOfMemory, resume_command
-from .exports import TOP_FILES, begin_exports, check_exports, lacks_exports, write_exports
+from .exports import TOP_FILES, check_exports, lacks_exports, lacks_files, write_exports, write_files
 from .processes import Processes
 from .summary import DatasetSummary, check_finished, metrics_json, metrics_table, summary
 
@@ -47,7 +50,7 @@ Datasets = Mapping[str, Sequence[Frame]]  # by name
 def run(settings: RunSettings, options: RunOptions) -> None:
     """Evaluate, explain and report. Raises InputError before anything is written, Interrupted after SIGINT or SIGTERM,
     and RunError; what is on disk by then is whole."""
-    check_exports(options.views)
+    check_exports(options.views, options.save_images)
     message = f"interrupted; go on with: {resume_command(options.command[1:])}"
     with Processes.start() as processes, SignalGuard(message, quiet=not processes.first) as guard:
         datasets = {name: read_dataset(name, settings.data) for name in dict.fromkeys(settings.datasets)}
@@ -81,8 +84,9 @@ def run(settings: RunSettings, options: RunOptions) -> None:
 def _run_in(folder: RunFolder, context: Context, datasets: Datasets, kept: Calibration | None) -> str:
     """All of a run into its folder; `kept`: an earlier choice. Returns what could not be done, empty where all was."""
     processes = context.processes
-    if not (folder.path / STARTED).is_file():
-        raise RunError(f"process {processes.rank} does not see {folder.path}: all need the same folder")
+    if not folder.is_there:
+        raise RunError(f"process {processes.rank} does not see the run in {folder.path}: all need the same folder")
+    folder.join(processes.rank)
     # Sums are split among the threads, so another number may change the last bit.
     torch.set_num_threads(folder.manifest.threads)
     calibration = processes.on_rank_zero(lambda: kept or _calibrate(folder, context, datasets))
@@ -91,9 +95,17 @@ def _run_in(folder: RunFolder, context: Context, datasets: Datasets, kept: Calib
         set_bank(context, calibration.choice, datasets)
     if processes.first:
         print(_expected_output(context, datasets), end="")
-    results = [DatasetRun(context, frames, folder.path / name).evaluate() for name, frames in datasets.items()]
+    choice = calibration.choice if calibration else None
+    if context.options.shard:
+        for frames in datasets.values():
+            DatasetRun(context, folder, frames, choice).evaluate_shard()
+        if processes.first:
+            number, shards = context.options.shard
+            print(f"shard {number} of {shards} is done; when all are: python -m utils.run merge SHARD ... -o RUN")
+        return ""
+    results = [DatasetRun(context, folder, frames, choice).evaluate() for frames in datasets.values()]
     problem = processes.on_rank_zero(lambda: _measure(folder, context, datasets))
-    processes.on_rank_zero(lambda: _finish_run(folder, context, results, calibration))
+    processes.on_rank_zero(lambda: _finish_run(folder, context, results, choice))
     return problem
 
 
@@ -134,10 +146,24 @@ def _open_folder(context: Context, datasets: Datasets) -> tuple[RunFolder, Calib
     if _draws_gradients(settings) and options.calibration_images:
         key = Plan.of(detector, options.calibration_images).key(manifest)
         kept = find_calibration(key, options.output_dir)  # before --overwrite removes it
-    folder = RunFolder.open(options.output_dir, manifest, options.overwrite, options.resume)
+    how = options.overwrite, options.resume, options.run_database
+    folder = RunFolder.open(options.output_dir, manifest, *how, manifest.key(code_sha256(detector, settings)))
     if kept is not None and not folder.finished:
-        kept.write(folder.path)
+        kept.keep(folder)
     return folder, kept
+
+
+def code_sha256(detector: LoadedDetector, settings: RunSettings) -> str:
+    """Of the code that predictions depend on: this library's, and the files that define the detector's modules."""
+    files = {*Path(__file__).resolve().parents[1].rglob("*.py")}
+    module = sys.modules.get(settings.detector.build.partition(":")[0])
+    for code in {module, *(sys.modules.get(type(one).__module__) for one in detector.model.modules())}:
+        if code is not None and getattr(code, "__file__", None):
+            files.add(Path(str(code.__file__)))
+    digest = hashlib.sha256()
+    for path in sorted(file for file in files if file.is_file()):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def run_manifest(settings: RunSettings, options: RunOptions, detector: LoadedDetector, datasets: Datasets) -> Manifest:
@@ -186,8 +212,9 @@ def _expected_output(context: Context, datasets: Datasets) -> str:
     layers, resolution = len(detector.model.gradcam_layers()), settings.detector.resolution
     files, size = expected_output(samples, layers, resolution, options.image_format, options.save_raw)
     most = f"at most {samples:,} samples with {layers} {'map' if layers == 1 else 'maps'} each"
-    packed = f", packed into {-(-samples // PER_BUNDLE):,} at the end" if options.views.bundle else ""
-    return f"heatmaps: {most}: up to {files:,} files{packed}, about {size_text(size)}, in {options.output_dir}\n"
+    if options.save_images == "none":
+        return f"heatmaps: {most}, in the run's database alone\n"
+    return f"heatmaps: {most}: up to {files:,} files, about {size_text(size)}, in {options.output_dir}\n"
 
 
 def _calibrate(folder: RunFolder, context: Context, datasets: Datasets) -> Calibration | None:
@@ -196,10 +223,12 @@ def _calibrate(folder: RunFolder, context: Context, datasets: Datasets) -> Calib
         return None
     plan = Plan.of(context.detector, context.options.calibration_images)
     if not plan.images:
-        return Calibration("", plan.untried("--calibration_images 0"))
+        untried = Calibration("", plan.untried("--calibration_images 0"))
+        untried.keep(folder)
+        return untried
     print(plan.announcement())
     found = Calibration(plan.key(folder.manifest), calibrate(context, plan, datasets))
-    found.write(folder.path)
+    found.keep(folder)
     return found
 
 
@@ -209,10 +238,14 @@ def _draws_gradients(settings: RunSettings) -> bool:
 
 def _report_finished(folder: RunFolder, options: RunOptions) -> None:
     print(f"{folder.path}: this run is complete, nothing is left to do")
-    if lacks_exports(folder.path, options.views):
+    lacks = lacks_files(folder.path) or options.save_images != folder.manifest.options["save_images"]
+    if lacks:
+        write_files(folder.path, options.save_images)
+        folder.manifest.options["save_images"] = options.save_images
+    if lacks or lacks_exports(folder.path, options.views):
         print("\n".join(write_exports(folder.path, options.views)))
-    metrics = read_metrics(folder.path / METRICS)
-    check_finished(metrics, folder.manifest.heatmaps or {}, options.max_unreadable)
+        folder.record(exported=True)
+    check_finished(folder.metrics or {}, folder.manifest.heatmaps or {}, options.max_unreadable)
 
 
 def _measure(folder: RunFolder, context: Context, datasets: Datasets) -> str:
@@ -220,27 +253,46 @@ def _measure(folder: RunFolder, context: Context, datasets: Datasets) -> str:
     options = context.options.explanations
     if options is None:
         return ""
-    evaluated = evaluate_explanations(context.detector, datasets, folder.path, context.settings, options)
+    database, how = folder.database, (folder.path, context.settings, options)
+    rows, kept = partial(prediction_rows, database), partial(_kept_steps, folder, astuple(options))
+    evaluated = evaluate_explanations(context.detector, datasets, rows, *how, kept)
+    for file in evaluated.files:
+        dataset = "" if file.parent == folder.path else file.parent.name
+        database.put("measurement", [(dataset, file.name, file.read_bytes())], folder.key)
+    database.commit()
     print(evaluated.text, end="")
     return evaluated.problem
 
 
-def _finish_run(
-    folder: RunFolder, context: Context, results: Sequence[DatasetSummary], calibration: Calibration | None
-) -> None:
+def _kept_steps(folder: RunFolder, options: Sequence[object], dataset: str) -> Kept:
+    """The steps of a dataset's measurement, as far as they are of these predictions, maps and options."""
+    database, chosen = folder.database, folder.database.one("calibration")
+    key = folder.manifest.key(folder.key, options, database.hash_of("frame", dataset), chosen and chosen[1])
+
+    def get(step: str) -> str | None:
+        row = database.one("measurement", "WHERE dataset = ? AND name = ? AND key = ?", dataset, step, key)
+        return None if row is None else str(row[2])
+
+    def put(step: str, text: str) -> None:
+        database.put("measurement", [(dataset, step, text)], key)
+        database.commit()
+
+    return Kept(get, put)
+
+
+def _finish_run(folder: RunFolder, context: Context, results: Sequence[DatasetSummary], choice: Choice | None) -> None:
     """Metrics, manifest, summary and report. Raises RunError where the run, though finished, has failed."""
     options = context.options
     metrics = {result.name: metrics_json(result) for result in results}
     heatmaps = {result.name: result.counts for result in results}
-    write_json(folder.path / METRICS, metrics)
-    begin_exports(folder.path)
-    choice = calibration.choice if calibration else None
-    folder.finish(heatmaps, choice)
+    folder.finish(metrics, heatmaps, choice)
+    write_run_tables(folder.database, folder.path)
     print(metrics_table(results))
     drawn = context.settings.detector.gradcam.enabled
     explained = "" if not drawn else "samples" if options.save_all else "wrong predictions"
     print(summary(results, options.output_dir, explained, options.random_weights, choice))
     print("\n".join(write_exports(folder.path, options.views)))
+    folder.record(exported=True)
     check_finished(metrics, heatmaps, options.max_unreadable)
 
 

@@ -1,10 +1,9 @@
-"""Batches of one dataset → samples on disk, and a count of what came out empty or not at all."""
+"""Batches of one dataset → samples, or why an image has none."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -21,10 +20,9 @@ from ..explaining.one_pass import Pending
 from ..judge.check import ARTEFACT, MapCheck
 from ..measure.samples import RealCounterparts
 from ..model.detector import LoadedDetector
-from ..store.manifest import HeatmapCounts, Vanished
 from ..store.sample import Sample
 from ..store.sample_folder import Drawn
-from ..store.sample_writer import SampleWriter
+from ..store.sample_writer import NON_FINITE, SampleWriter, Spans
 from .disturbances import SplitOnOutOfMemory, is_out_of_memory
 from .predictions import Resume
 
@@ -46,6 +44,7 @@ class _Part(NamedTuple):
     pixels: Tensor
     scores: tuple[Tensor, Tensor]  # (B, 2), (B,), on the CPU: for real and fake, and the probability of fake
     drawn: list[Drawn]  # of the frames whose maps are finite
+    spans: Spans
 
 
 class Explainer:
@@ -58,7 +57,6 @@ class Explainer:
         self,
         detector: LoadedDetector,
         resume: Resume,
-        folder: Path,
         writer: SampleWriter,
         predict: Callable[[Tensor, Sequence[Frame]], tuple[Tensor, Tensor]],
         checker: MapChecker | None = None,
@@ -66,9 +64,8 @@ class Explainer:
     ) -> None:
         self.detector, self.gradcam = detector, detector.gradcam
         self.resume, self.predictions = resume, resume.predictions
-        self.folder, self.writer, self.predict = folder, writer, predict
+        self.writer, self.predict = writer, predict
         self.checker, self.counterparts = checker, counterparts
-        self.counts = HeatmapCounts()
         self._memory = SplitOnOutOfMemory("explaining")
         self._begins = True
 
@@ -112,9 +109,9 @@ class Explainer:
         gone = [*batch.unreadable, *((frame, f"replaced by another image: {frame.path!r}") for frame in replaced)]
         for part in self._parts(batch, targets, begun):
             self._write(part, {frame.index for frame in replaced})
-        self.counts.vanished += [
-            Vanished(frame.index, reason) for frame, reason in gone if self.resume.lacks_sample(frame.index)
-        ]
+        for frame, reason in gone:
+            if self.resume.lacks_sample(frame.index):
+                self.writer.lose(frame.dataset, frame.index, reason)
 
     def _parts(self, batch: Batch, targets: Sequence[str | int], begun: _Begun | None) -> list[_Part]:
         """The batch explained, in as many parts as memory demands."""
@@ -132,7 +129,7 @@ class Explainer:
             pixels, begun.targets, frames, begun.reference, self.checker is not None, begun=begun.pending
         )
         if explanation is None:
-            return _Part(frames, pixels, (torch.empty(0, 2), torch.empty(0)), [])
+            return _Part(frames, pixels, (torch.empty(0, 2), torch.empty(0)), [], {})
         numbers, drawn_layers = begun.numbers, begun.drawn
         if explanation is not begun.pending.unchecked:
             numbers, drawn_layers = self._sent(explanation, pixels[kept].to(self.detector.device))
@@ -149,7 +146,8 @@ class Explainer:
             content = stamps[frame.index].content
             sample = Sample.of(frame, explanation, i, layers, settings, choice, of_image, content)
             drawn.append(Drawn(sample, pixels[position].permute(1, 2, 0).numpy(), layers))
-        return _Part(frames, pixels, (scores, probabilities), drawn)
+        spans = {name: maps.canvas.spanned for name, maps in explanation.layers.items()}
+        return _Part(frames, pixels, (scores, probabilities), drawn, spans)
 
     def _write(self, part: _Part, without: Collection[int] = ()) -> None:
         """Queue the samples that are not on disk yet, with the recorded predictions, but for the frames `without`."""
@@ -159,11 +157,11 @@ class Explainer:
                 real, fake = recorded.logits[sample.index].tolist()
                 prob_fake = float(recorded.prob_fake[sample.index])
                 sample = replace(sample, logit_real=real, logit_fake=fake, prob_fake=prob_fake)
-                self.counts.add_sample(sample.layers)
-                self.writer.write(self.folder / f"sample{sample.index}", Drawn(sample, image, layers))
+                self.writer.write(Drawn(sample, image, layers), part.spans)
         finite = {drawn.sample.index for drawn in part.drawn}
-        lost = [frame.index for frame in part.frames if frame.index not in finite]
-        self.counts.non_finite += [index for index in lost if index not in recorded.unreadable]
+        for frame in part.frames:
+            if frame.index not in finite and frame.index not in recorded.unreadable:
+                self.writer.lose(frame.dataset, frame.index, NON_FINITE)
 
 
 def checks_of(

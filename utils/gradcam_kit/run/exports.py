@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from ..base.errors import InputError
-from ..base.files import keeps_list, settle_list
+from ..base.files import own_folder
 from ..base.packages import require
+from ..data.images import UnreadableImage
 from ..parts import load_part, missing_part
 from ..settings.run_options import ExportOptions
-from ..store.bundles import pack_samples
-from ..store.manifest import FINISHED, read_manifest
-from ..store.read_run import read_run
-from ..store.sample_folder import sample_folders
+from ..store.manifest import MANIFEST, METRICS
+from ..store.read_run import read_run, reader, redrawn
+from ..store.run_folder import read_manifest
+from ..store.sample_folder import Drawn, write_sample
+from ..store.sample_writer import saves
+from ..store.tables import PREDICTIONS, write_dataset_tables, write_run_tables
 
 PAGE = "index.html"
 REGIONS_FILE, SIMILARITY_FILE = "regions.csv", "map_similarity.csv"
@@ -21,57 +25,69 @@ FIFTYONE_FILE = "fiftyone_samples.json"
 STRIPS = "strips"  # in a dataset's folder
 SHOWN_SAMPLES = 5_000  # per dataset, on the page and in the aggregates
 
-# Whatever is written into a run's folder itself: its manifest lists these, so that --overwrite removes them.
+# Whatever is written into a run's folder itself: its manifest lists these, and no dataset may have such a name.
 TOP_FILES = (PAGE, REGIONS_FILE, SIMILARITY_FILE, FIFTYONE_FILE)
 
-UNFINISHED = ".exports.partial"
 
-
-def check_exports(options: ExportOptions) -> None:
+def check_exports(options: ExportOptions, save_images: str = "all") -> None:
     """Raises InputError where a part or a package is missing, before hours of evaluation."""
-    if options._replace(bundle=False) != ExportOptions():
+    if options != ExportOptions():
         load_part("exports", "--tensorboard, --fiftyone, --video_strips")
     if options.tensorboard is not None:
         require("tensorboard", "--tensorboard")
-    if options.bundle and options.fiftyone:
-        raise InputError("--bundle and --fiftyone exclude each other: FiftyOne opens the maps as files of their own")
-
-
-def begin_exports(folder: Path) -> None:
-    """Mark the exports of the run in `folder` as not all written; `write_exports` ends by removing the mark."""
-    (folder / UNFINISHED).touch()
+    if options.fiftyone and save_images != "all":
+        raise InputError(
+            f"--fiftyone opens the maps as files of their own: it does not go with --save_images {save_images}"
+        )
 
 
 def lacks_exports(folder: Path, options: ExportOptions) -> bool:
     """Whether a run was killed while it wrote its exports, or one that is asked for is not there."""
-    datasets = [folder / name for name in read_manifest(folder / FINISHED).datasets]
+    database = reader(folder)
+    datasets = [folder / name for name in read_manifest(database).datasets]
+    own = database.one("run")
     return (
-        (folder / UNFINISHED).exists()
+        own is None
+        or not own[3]
         or not (missing_part("report") or (folder / PAGE).is_file())
-        or (options.bundle and any(map(sample_folders, datasets)))
         or (options.fiftyone and not (folder / FIFTYONE_FILE).is_file())
         or (options.tensorboard is not None and not any(options.tensorboard.glob("events.out.*")))
         or (options.video_strips and not all((dataset / STRIPS).is_dir() for dataset in datasets))
     )
 
 
+def lacks_files(folder: Path) -> bool:
+    """Whether a table of a finished run is not there: the run was killed, or somebody removed it."""
+    tables = [folder / name / PREDICTIONS for name in read_manifest(reader(folder)).datasets]
+    return not all(path.is_file() for path in (*tables, folder / METRICS, folder / MANIFEST))
+
+
+def write_files(folder: Path, save_images: str | None = None) -> None:
+    """Every file of the run but its report and other exports, as far as it is not there, made from its database.
+
+    `save_images`: which samples get files, as in `store.sample_writer`; None: those that the run gave files.
+    """
+    database = reader(folder)
+    manifest = read_manifest(database)
+    for name in manifest.datasets:
+        own_folder(folder / name)
+        write_dataset_tables(database, name, folder / name)
+    write_run_tables(database, folder)
+    wanted = save_images or str(manifest.options.get("save_images", "all"))
+    how = str(manifest.options.get("image_format", "png")), bool(manifest.options.get("save_raw"))
+    for data in read_run(folder).datasets:
+        for sample in data.samples:
+            if not sample.comparison and not sample.lost and saves(wanted, sample.correct):
+                with suppress(UnreadableImage):
+                    image, layers = redrawn(sample)
+                    write_sample(sample.folder, Drawn(sample, image, layers), *how)
+
+
 def write_exports(folder: Path, options: ExportOptions, shown_samples: int = SHOWN_SAMPLES) -> list[str]:
-    """Make them from the files of the run in `folder`; returns lines that say where they are.
+    """Make them from the run in `folder`; returns lines that say where they are.
 
     Without the part "report", or a jinja2 that works, everything else is written, and stderr says what is left out.
     """
-    begin_exports(folder)
-    if options.bundle:  # first, so that the page knows where the images are
-        for name in read_manifest(folder / FINISHED).datasets:
-            pack_samples(folder / name, sample_folders(folder / name))
-    lines = _written_exports(folder, options, shown_samples)
-    if keeps_list(folder):
-        settle_list(folder)
-    (folder / UNFINISHED).unlink()
-    return lines
-
-
-def _written_exports(folder: Path, options: ExportOptions, shown_samples: int) -> list[str]:
     others = _other_exports(folder, options)  # first, so that the page links them, too
     lacking = missing_part("report")
     if not lacking:
@@ -85,7 +101,7 @@ def _written_exports(folder: Path, options: ExportOptions, shown_samples: int) -
 
 
 def _other_exports(folder: Path, options: ExportOptions) -> list[str]:
-    if options._replace(bundle=False) == ExportOptions():
+    if options == ExportOptions():
         return []
     lines = []
     run = read_run(folder)  # other programs take every sample

@@ -1,7 +1,8 @@
-"""Predictions per frame: in memory, in `predictions.csv` when the dataset is done, and what a killed run has left."""
+"""Predictions per frame: in memory, as rows of the database, and what an earlier call of the run has left there."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -10,13 +11,14 @@ from torch import Tensor
 
 from ..base.decision import THRESHOLD, predicted
 from ..base.errors import RunError
-from ..base.files import write_table
 from ..base.text import printable
 from ..data.frame import Frame
 from ..data.frame_paths import Stamp, hash_of, landmark_path
 from ..judge.detection_metrics import DetectionMetrics, detection_metrics
-from ..store.journal import COLUMNS, PREDICTIONS, REASON, STAMP, UNREADABLE, read_rows
-from ..store.sample import LayerFacts, Sample
+from ..store.database import Row
+from ..store.sample import Sample
+from ..store.sample_folder import is_as_written
+from ..store.sample_writer import saves
 
 
 class Predictions:
@@ -64,46 +66,26 @@ class Predictions:
         """Whether the image that was read now is the one that was predicted, as far as that is known."""
         return self.content[index] in (0, int(stamp.content or "0", 16))
 
-    def journal_rows(self, frames: Sequence[Frame], stamps: Mapping[int, Stamp]) -> list[list[object]]:
-        """The journal's rows of these frames, each of which was added or is in `unreadable`."""
-        return [
-            [*_identity(frame), "", "", "", "", "", self.unreadable[frame.index], stamps[frame.index]]
-            if frame.index in self.unreadable
-            else [*self._row(frame), "", stamps[frame.index]]
-            for frame in frames
-        ]
+    def rows(self, frames: Sequence[Frame], stamps: Mapping[int, Stamp]) -> Iterator[tuple[object, ...]]:
+        """The database's rows of these frames, each of which was added or is in `unreadable`."""
+        for frame in frames:
+            reason = self.unreadable.get(frame.index, "")
+            real, fake = self.logits[frame.index].tolist()
+            scores = (None, None, None) if reason else (real, fake, float(self.prob_fake[frame.index]))
+            yield (*_identity(frame), *scores, reason, str(stamps[frame.index]))
 
-    def belongs(self, row: Mapping[str, str]) -> bool:
-        """Whether a journal's row is of a frame of this dataset."""
-        known = row["index"].isdigit() and int(row["index"]) < len(self.frames)
-        return known and [str(value) for value in _identity(self.frames[int(row["index"])])] == [
-            row[column] for column in COLUMNS[:6]
-        ]
+    def belongs(self, row: Row) -> bool:
+        """Whether a row is of a frame of this dataset."""
+        return row[1] < len(self.frames) and row[:6] == _identity(self.frames[row[1]])
 
-    def restore(self, rows: Iterable[Mapping[str, str]]) -> None:
-        """Take over rows of journals, each of which belongs."""
-        for row in rows:
-            index = int(row["index"])
-            self.stamp({index: Stamp.parse(row[STAMP])})
-            if row[REASON]:
-                self.add_unreadable(index, row[REASON])
+    def restore(self, rows: Iterable[Row]) -> None:
+        """Take over rows, each of which belongs."""
+        for _, index, *_, real, fake, prob_fake, reason, stamp, _ in rows:
+            self.stamp({index: Stamp.parse(stamp)})
+            if reason:
+                self.add_unreadable(index, reason)
             else:
-                self._set(index, float(row["logit_real"]), float(row["logit_fake"]), float(row["prob_fake"]))
-
-    def write(self, folder: Path) -> None:
-        """Write `predictions.csv`, and `unreadable.csv` where there are such frames, each complete or not at all."""
-        rows = (self._row(self.frames[int(index)]) for index in np.flatnonzero(self.seen))
-        write_table(folder / PREDICTIONS, COLUMNS, rows)
-        if self.unreadable:
-            reasons = ([i, self.frames[i].path, self.unreadable[i]] for i in sorted(self.unreadable))
-            write_table(folder / UNREADABLE, ("index", "path", "reason"), reasons)
-
-    def _row(self, frame: Frame) -> list[object]:
-        real, fake = self.logits[frame.index]
-        # Nine digits give a float32 back exactly.
-        numbers = [f"{value:.9g}" for value in (self.prob_fake[frame.index], real, fake)]
-        decided = self.predicted(frame.index)
-        return [*_identity(frame), *numbers, decided, decided == frame.label]
+                self._set(index, real, fake, prob_fake)
 
     @property
     def seen(self) -> np.ndarray:
@@ -145,39 +127,44 @@ class Predictions:
         return [int(index) for index in indices]
 
 
-def _identity(frame: Frame) -> list[object]:
-    return [frame.index, frame.path, frame.dataset, frame.forgery, frame.video, frame.label]
+def _identity(frame: Frame) -> Row:
+    return (frame.dataset, frame.index, frame.path, frame.forgery, frame.video, frame.label)
 
 
 class Resume:
-    """The state of one dataset's folder. What was damaged, changed or predicted of another file counts as missing:
-    `remarks` says so. `whole`: the samples whose files were all as written at the start, with their layers.
-    `predictions`: those of the journals, and of this run as it goes on."""
+    """What is known of one dataset. What was changed, or made of another file or by other code, counts as missing:
+    `remarks` says so. `whole`: the indices of the samples that an earlier call of the run has left.
+    `predictions`: those in the database, and of this run as it goes on."""
 
-    def __init__(self, folder: Path, frames: Sequence[Frame], samples: Mapping[int, Sample], folders: int = 0) -> None:
-        """`samples`: those whose files are as they were written, of `folders` that are there."""
+    def __init__(self, frames: Sequence[Frame], rows: Iterable[Row], key: str) -> None:
+        """`rows`: the frames' in the database. `key`: what predictions depend on now."""
         self.predictions = Predictions(frames)
-        self._replaced: dict[int, str] = {}
+        self.replaced: dict[int, str] = {}
+        self.whole: set[int] = set()
         self._landmarks: list[str] = []
-        self._damaged = 0
-        self.predictions.restore(self._usable(folder))
-        self.whole: dict[int, list[LayerFacts]] = {
-            index: sample.layers for index, sample in samples.items() if self._is_of_prediction(index, sample)
-        }
-        self.remarks = self._remarks(frames[0].dataset if frames else "", folders - len(self.whole))
+        self._incomplete = 0
+        self.predictions.restore(self._usable(rows, key))
         self._recorded = self.predictions.done
 
-    def _usable(self, folder: Path) -> Iterator[dict[str, str]]:
-        damaged: list[Path] = []
-        for row in read_rows(folder, damaged):
-            if not self.predictions.belongs(row):
-                self._damaged += 1
-            elif Stamp.parse(row[STAMP]).fits(row["path"]):
-                self._replaced.pop(int(row["index"]), None)
-                yield row
+    def _usable(self, rows: Iterable[Row], key: str) -> Iterator[Row]:
+        for row in rows:
+            if row[-1] == key and self.predictions.belongs(row):
+                if Stamp.parse(row[10]).fits(row[2]):
+                    yield row
+                else:
+                    self.replaced[row[1]] = row[2]
+
+    def take_samples(self, rows: Iterable[Row], key: str, folder: Path, save_images: str) -> None:
+        """Which samples are whole: of `rows`, the database's, those of this key, with their files in `folder`."""
+        for _, index, facts, files, lost, of in rows:
+            if lost or of != key:
+                continue
+            sample, listed = Sample.from_json(json.loads(facts)), json.loads(files)
+            there = listed and is_as_written(folder / f"sample{index}", listed)
+            if self._is_of_prediction(index, sample) and (there or not saves(save_images, sample.correct)):
+                self.whole.add(index)
             else:
-                self._replaced[int(row["index"])] = row["path"]
-        self._damaged += len(damaged)
+                self._incomplete += 1
 
     def _is_of_prediction(self, index: int, sample: Sample) -> bool:
         """Whether a sample shows the prediction that is recorded, and its landmarks are those that are there."""
@@ -193,13 +180,14 @@ class Resume:
             return False
         return fits
 
-    def _remarks(self, dataset: str, samples: int) -> list[str]:
-        image, points = (printable(next(iter(paths), "")) for paths in (self._replaced.values(), self._landmarks))
+    def remarks(self) -> list[str]:
+        """What is done again, and why."""
+        dataset = self.predictions.frames[0].dataset if self.predictions.frames else ""
+        image, points = (printable(next(iter(paths), "")) for paths in (self.replaced.values(), self._landmarks))
         counts = {
-            f"images were replaced since their prediction, first {image}: done again": len(self._replaced),
+            f"images were replaced since their prediction, first {image}: done again": len(self.replaced),
             f"landmark files were replaced since, first {points}: these samples are done again": len(self._landmarks),
-            "rows of the journals were damaged or changed: done again": self._damaged,
-            "samples were incomplete, damaged or changed: done again": samples,
+            "samples were incomplete, damaged or changed: done again": self._incomplete,
         }
         return [f"{dataset}: {count} {text}" for text, count in counts.items() if count > 0]
 

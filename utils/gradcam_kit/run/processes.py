@@ -1,7 +1,7 @@
 """The processes (ranks) that share a run under torchrun. What they exchange is small: lists of batches, and counts.
 
-Predictions go by files (`store.journal`), so all ranks need the same output folder. Only CPU objects travel, by
-gloo, also where the detectors are on GPUs.
+Predictions and maps go by files, a part of the database a rank, so all ranks need the same output folder. Only CPU
+objects travel, by gloo, also where the detectors are on GPUs.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch.distributed as dist
 
 from ..base.errors import InputError, RunError
 from ..base.text import shortened
+from ..store.run_folder import RunFolder
 
 T = TypeVar("T")
 
@@ -95,6 +96,15 @@ class Processes(NamedTuple):
         values: list[T] = [value] * self.size
         self._collective(lambda: dist.all_gather_object(values, value))
         return values
+
+    def gather(self, folder: RunFolder) -> None:
+        """Take what every process has put into its part into the run's database."""
+        folder.database.commit()
+        if self.size > 1:
+            self.all_gather(None)  # waits until every part is complete
+            self.on_rank_zero(folder.absorb)
+            if not self.first:
+                folder.database.clear()
 
     def on_rank_zero(self, work: Callable[[], T]) -> T:
         """The result of `work` on rank 0, for every rank; an error there ends the other ranks silently."""

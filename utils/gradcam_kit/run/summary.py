@@ -13,8 +13,8 @@ from ..data.gaps import ForgeryGaps
 from ..judge.check import WORDS
 from ..judge.detection_metrics import DetectionMetrics
 from ..judge.verdict import Choice, judgements, printed
-from ..store.journal import UNREADABLE
 from ..store.manifest import HeatmapCounts
+from ..store.tables import UNREADABLE
 
 
 class DatasetSummary(NamedTuple):

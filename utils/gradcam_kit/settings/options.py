@@ -13,7 +13,7 @@ from typing import Any
 
 from ..base import allowed
 from ..base.allowed import AUTO
-from ..base.command import percent
+from ..base.command import percent, shard
 
 EVALUATE, DEMO, APP = "test_with_gradcam.py", "utils/gradcam_demo.py", "python -m utils.app"
 LARGEST = 2**63 - 1
@@ -164,13 +164,18 @@ TABLE: tuple[tuple[str, tuple[str, ...], tuple[Option, ...]], ...] = (
                default="./gradcam_visualizations", metavar="DIR", basic=True, outputs=False),
     )),
     ("outputs", (EVALUATE,), (
-        Option("--overwrite", "replace an earlier run in the output folder", bool, False, outputs=False),
+        Option("--overwrite", "rename an earlier run in the output folder to NAME.before-<time>, and begin again", bool,
+               False, outputs=False),
         Option("--resume", "continue this run where it was interrupted", bool, False, outputs=False),
+        Option("--save_images", "which samples get a folder of images: all, wrong predictions, or none; their maps"
+               " are in run.sqlite in any case", default="all", choices=("all", "wrong", "none"), outputs=False),
+        Option("--shard", "evaluate this part of the batches alone (3/8: the third of eight), in an output folder"
+               " of its own; python -m utils.run merge makes one run of them", shard, metavar="K/N", outputs=False),
+        Option("--run_database", "where run.sqlite lies, for an output folder on a file system without locks", Path,
+               metavar="PATH", otherwise="in the output folder", outputs=False),
         Option("--save_features", "also features.npz: what the head reads of every frame, for t-SNE and the page's"
                " scatter", bool, False),
         Option("--video_strips", "also one image per video: its explained frames", bool, False, outputs=False),
-        Option("--bundle", "at the end, pack the samples' files into samples_<n>.zip, a thousand samples each",
-               bool, False, outputs=False),
         Option("--fiftyone", "also fiftyone_samples.json, for FiftyOne to open", bool, False, outputs=False),
         Option("--tensorboard", "also metrics, curves, overlays for TensorBoard", Path, metavar="DIR", outputs=False),
     )),

@@ -18,7 +18,6 @@ class ExportOptions(NamedTuple):
     tensorboard: Path | None = None
     fiftyone: bool = False
     video_strips: bool = False
-    bundle: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +62,9 @@ class RunOptions:
     save_features: bool
     overwrite: bool
     resume: bool
+    save_images: str
+    shard: Sequence[int] | None  # number and count
+    run_database: Path | None
     views: ExportOptions
     calibration_images: int  # 0: the map is neither chosen nor judged
     check_maps: str

@@ -11,7 +11,7 @@ import numpy as np
 from ..base.errors import InputError
 from ..base.files import whole_file
 from ..base.text import one_line
-from ..data.frame import Frame
+from .database import RunDatabase
 
 FEATURES = "features.npz"
 
@@ -23,21 +23,27 @@ class Features(NamedTuple):
     places: np.ndarray
 
 
-def write_features(folder: Path, features: Features, frames: Sequence[Frame]) -> None:
-    """Write the file, whole or not at all.
+def write_features(database: RunDatabase, dataset: str, folder: Path) -> None:
+    """Write the file, whole or not at all, where the run has kept features.
 
     `feat` (N, D), `index`, `label` 0 real and 1 fake, `label_spe` the forgery's number in `forgery_names`, and as
     strings `forgery`, `video` and `path`. `feat` and `label_spe` are what DF40's t-SNE script reads.
     """
-    chosen = [frames[int(i)] for i in features.places]
-    forgeries = list(dict.fromkeys(frame.forgery for frame in frames))
+    found = {
+        row[1]: np.frombuffer(row[2], np.float32) for row in database.rows("feature", "WHERE dataset = ?", dataset)
+    }
+    if not found:
+        return
+    frames = list(database.rows("frame", "WHERE dataset = ?", dataset))
+    chosen = [row for row in frames if row[1] in found]
+    forgeries = list(dict.fromkeys(row[3] for row in frames))
     arrays = {
-        "feat": features.feat,
-        "index": features.places,
-        "label": np.array([frame.label for frame in chosen]),
-        "label_spe": np.array([forgeries.index(frame.forgery) for frame in chosen]),
+        "feat": np.stack([found[row[1]] for row in chosen]),
+        "index": np.array([row[1] for row in chosen]),
+        "label": np.array([row[5] for row in chosen]),
+        "label_spe": np.array([forgeries.index(row[3]) for row in chosen]),
         "forgery_names": _strings(forgeries),
-        **{name: _strings([getattr(frame, name) for frame in chosen]) for name in ("forgery", "video", "path")},
+        **{name: _strings([row[i] for row in chosen]) for name, i in (("forgery", 3), ("video", 4), ("path", 2))},
     }
     with whole_file(folder / FEATURES) as file:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # numpy's stub takes them for its own flag

@@ -1,23 +1,21 @@
-"""Maps on disk, at the size of the patch grid: 8-bit grey images for programs that show them, `.npz` for numbers.
+"""Maps at the size of the patch grid: raw in the database, and as 8-bit grey images for programs that show them.
 
 `<sample folder>/heatmaps/<layer>.png` runs from the raw map's minimum (0) to its maximum (255),
 `<layer>_signed.png` from minus its largest magnitude (1) over zero (128) to plus that (255). Both scales are in the
-sample's JSON, so that the raw values come back to half a grey level.
+sample's JSON.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from ..data.images import UnreadableImage, decode_image, read_file
 from ..drawing.overlays import LayerImage
 
 GREY_MAPS = "heatmaps"
-LARGEST_GRID = 4096  # patches a side; a tower has some dozens
 
 
 def grey_name(layer: str) -> str:
@@ -30,15 +28,21 @@ def signed_name(layer: str) -> str:
     return f"{layer}_signed.png"
 
 
+def grey_files(layer: LayerImage) -> Iterator[tuple[str, bytes]]:
+    """Name and bytes of both grey maps of a layer."""
+    yield grey_name(layer.name), png(grey(layer.raw, layer.empty))
+    yield signed_name(layer.name), png(signed_grey(layer.signed))
+
+
 def write_grey_maps(folder: Path, layers: Sequence[LayerImage]) -> None:
     """Write both grey maps of every layer into `folder`, which is made."""
     folder.mkdir()
     for layer in layers:
-        (folder / grey_name(layer.name)).write_bytes(_encoded(grey(layer.raw, layer.empty)))
-        (folder / signed_name(layer.name)).write_bytes(_encoded(signed_grey(layer.signed)))
+        for name, data in grey_files(layer):
+            (folder / name).write_bytes(data)
 
 
-def _encoded(grey: np.ndarray) -> bytes:
+def png(grey: np.ndarray) -> bytes:
     """(h, w) uint8 → the bytes of a PNG."""
     done, data = cv2.imencode(".png", grey)
     if not done:
@@ -60,18 +64,6 @@ def signed_grey(signed: np.ndarray) -> np.ndarray:
     if extreme == 0:
         return np.full(signed.shape, 128, dtype=np.uint8)
     return np.rint(signed.astype(np.float64) / extreme * 127 + 128).astype(np.uint8)
-
-
-def read_grey_map(path: Path) -> np.ndarray:
-    """A grey map as written: (h, w) float32 in [0, 1]. Raises UnreadableImage."""
-    data = read_file(str(path))
-    # Every PNG has its size and kind in these places: 8 bits, grey.
-    if data[:8] != b"\x89PNG\r\n\x1a\n" or data[24:26] != b"\x08\x00":
-        raise UnreadableImage(f"not an 8-bit grey image: {str(path)!r}")
-    if max(int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")) > LARGEST_GRID:
-        raise UnreadableImage(f"larger than any patch grid: {str(path)!r}")
-    pixels = decode_image(data, None)[..., 0]
-    return pixels.astype(np.float32) / 255
 
 
 def raw_arrays(layers: Sequence[LayerImage]) -> dict[str, np.ndarray]:

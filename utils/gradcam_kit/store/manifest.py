@@ -1,10 +1,10 @@
-"""`manifest.json`: how a run came about and what it wrote, as a typed value that is written and read here."""
+"""The manifest: how a run came about and what it gave, as a typed value. `manifest.json` shows it."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,17 +12,16 @@ from typing import Annotated, Any
 from ..base.allowed import COLORMAPS
 from ..base.errors import InputError
 from ..base.files import read_text
-from ..base.text import shortened
+from ..base.text import one_line, shortened
 from ..base.typed import MISSING, UNKNOWN, VALUE, Count, Meta, Misfit, builtins, fit
 from ..data.frame import is_dataset_name
 from ..judge.verdict import Choice
 from ..settings.options import FREE_KEYS
 from .sample import LayerFacts
 
-STARTED, FINISHED = "manifest.partial.json", "manifest.json"
+MANIFEST = "manifest.json"
 METRICS = "metrics.json"
 DEEPEST = 40  # levels of a JSON file that a run writes: it has fewer than ten
-CHECKED = ("settings", "weights", "datasets", "device", "threads", "versions", "top_files")  # by its checksum
 # What follows a place in a manifest that does not fit.
 ADVICE = {
     VALUE: "which no run writes; give another --gradcam_output_dir, or --overwrite",
@@ -82,19 +81,6 @@ class HeatmapCounts:
             if layer.check is not None:
                 self.checks[layer.check.word] = self.checks.get(layer.check.word, 0) + 1
 
-    @classmethod
-    def merged(cls, parts: Iterable[HeatmapCounts]) -> HeatmapCounts:
-        """The counts of several ranks as one."""
-        total = cls()
-        for part in parts:
-            total.heatmaps += part.heatmaps
-            for into, counts in ((total.empty_maps, part.empty_maps), (total.checks, part.checks)):
-                for name, count in counts.items():
-                    into[name] = into.get(name, 0) + count
-            total.non_finite = sorted(total.non_finite + part.non_finite)
-            total.vanished = sorted(total.vanished + part.vanished)
-        return total
-
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
@@ -103,8 +89,8 @@ class Manifest:
     `detector`: what its scores depend on and neither the weights nor the config show, in words, such as the activation.
     `finished` and `heatmaps` are None until the run has finished. `choice` is how the map was chosen: None until then,
     for a plain evaluation, and for a run of an earlier version. `top_files` names the files that a run writes beside
-    the manifest and the datasets' folders, so that --overwrite removes them. `free_options`, which is not written,
-    names the options on which no output depends.
+    the manifest and the datasets' folders. `free_options`, which is not written, names the options on which no output
+    depends.
     """
 
     command: list[str]
@@ -136,15 +122,13 @@ class Manifest:
         values["weights"] = values["weights"] or "random"
         values["choice"] = self.choice and self.choice.to_json()
         later = ("finished", "heatmaps", "choice")
-        values = {name: value for name, value in values.items() if name not in later or value is not None}
-        return {**values, "checksum": _checksum(values)}
+        return {name: value for name, value in values.items() if name not in later or value is not None}
 
     @classmethod
     def from_json(cls, values: Any, where: str) -> Manifest:
         """The manifest that `to_json` gave. Raises InputError, which begins with `where` and names the field."""
         try:
             read = fit(values, dict[str, Any])
-            read.pop("checksum", None)
             if read.get("weights") == "random":
                 read["weights"] = None
             if "choice" in read:
@@ -181,6 +165,11 @@ class Manifest:
             for place in places
         ]
 
+    def key(self, *more: object) -> str:
+        """A hash of all that predictions depend on, and of what `more` depends on beside it."""
+        values = [self._decisive(self), self.detector, *more]
+        return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:32]
+
     def _decisive(self, manifest: Manifest) -> dict[str, Any]:
         """What the outputs depend on, flat: place in the JSON → value, as JSON gives it back."""
         values = json.loads(json.dumps(manifest.to_json(), default=str))
@@ -202,50 +191,9 @@ class Manifest:
         return flat
 
 
-def manifest_path(folder: Path) -> Path | None:
-    """The manifest of the run in `folder`, finished or not; None where there is no run."""
-    return next((folder / name for name in (FINISHED, STARTED) if (folder / name).is_file()), None)
-
-
-def read_manifest(path: Path, as_written: bool = False) -> Manifest:
-    """Raises InputError, in one line, for anything but a manifest, and with `as_written` for one that was edited."""
-    values = read_json(path)
-    manifest = Manifest.from_json(values, str(path))
-    if as_written and not _agrees(values):
-        raise InputError(
-            f"{path}: was changed since the run wrote it; give another --gradcam_output_dir, or --overwrite"
-        )
-    return manifest
-
-
-def is_as_written(path: Path) -> bool:
-    """Whether a manifest says of itself what it holds. Raises InputError where it is no JSON."""
-    values = read_json(path)
-    return isinstance(values, dict) and _agrees(values)
-
-
-def _agrees(values: Mapping[str, Any]) -> bool:
-    return "checksum" not in values or values["checksum"] == _checksum(values)
-
-
-def _checksum(values: Mapping[str, Any]) -> str:
-    """SHA-256 of what a run of the same work has too. (On config and options --resume looks itself, `differences`.)"""
-    same = {key: values.get(key) for key in CHECKED}
-    return hashlib.sha256(json.dumps(same, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def datasets_of(path: Path) -> list[str]:
-    """The datasets that a manifest of any version names. InputError where these folders, to be emptied, lead away."""
-    values = read_json(path)
-    datasets = values.get("datasets") if isinstance(values, dict) else None
-    if isinstance(datasets, dict) and all(map(is_dataset_name, datasets)):
-        return list(datasets)
-    raise InputError(f"{path}: not as a run writes it, so nothing is removed; give another --gradcam_output_dir")
-
-
 def check_names(datasets: Iterable[str], files: Iterable[str]) -> None:
     """Raises InputError where the folder of a dataset would have the name of one of the run's own `files`."""
-    own = {name.casefold() for name in (STARTED, FINISHED, METRICS, *files)}  # some file systems know one case only
+    own = {name.casefold() for name in (MANIFEST, METRICS, *files)}  # some file systems know one case only
     for name in datasets:
         if name.casefold() in own or name.startswith("."):
             raise InputError(
@@ -257,10 +205,18 @@ def check_names(datasets: Iterable[str], files: Iterable[str]) -> None:
 def read_json(path: Path) -> Any:
     """Whatever JSON a file of a run holds. Raises InputError, in one line, where it holds none."""
     try:
-        values = json.loads(read_text(path))
+        return parsed(read_text(path), path)
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read ({one_line(error)}); run again") from error
+
+
+def parsed(text: str, path: Path) -> Any:
+    """The JSON that stands in a file of a run, or in its database. Raises InputError where it is none."""
+    try:
+        values = json.loads(text)
         _check_depth(values)
         return values
-    except (OSError, ValueError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: cannot be read ({' '.join(str(error).split())}); run again") from error
 
 

@@ -1,64 +1,42 @@
-"""A run read back from its folder: manifest, metrics, predictions, explained samples. Reads files only.
-
-A run that was stopped half-way is read as far as it got, and samples whose files are gone are listed as such.
-"""
+"""A run read back: manifest, metrics, predictions, samples and their maps, also of one that stopped half-way."""
 
 from __future__ import annotations
 
+import functools
+import json
 import sys
+import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 from ..base.errors import InputError
-from ..base.files import read_table
-from ..base.text import shortened
-from ..base.typed import MISSING, Count, Misfit, Number, Share, fit
+from ..base.typed import Misfit
+from ..data.frame_paths import hash_of, read_bytes
 from ..data.gaps import ForgeryGaps, read_gaps
-from ..data.images import UnreadableImage
-from .bundles import bundled_samples
-from .journal import COLUMNS, GAPS, PREDICTIONS, REASON, UNREADABLE, read_rows
-from .manifest import FINISHED, METRICS, STARTED, Manifest, manifest_path, read_json, read_manifest
-from .sample import Sample
-from .sample_folder import read_sample, sample_folders
+from ..data.images import UnreadableImage, decode_image, read_file
+from ..drawing.overlays import LayerImage, layer_images
+from ..engine.maps import Canvas, LayerMaps
+from ..judge.check import ARTEFACT
+from .database import RunDatabase, database_of
+from .grey_maps import GREY_MAPS
+from .manifest import Manifest
+from .run_folder import read_manifest
+from .sample import SIGNED_TARGET, Sample
+from .tables import GAPS, metrics_of, prediction_rows, unreadable_rows
 
+LARGEST = 8192  # pixels a side that a map spans
 OUTCOMES = ("TP", "FP", "TN", "FN")  # positive means fake
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MetricsEntry:
-    """What the report needs of a dataset's entry in metrics.json, which holds more."""
-
-    acc: Share | None
-    auc: Share | None
-    eer: Share | None
-    ap: Share | None
-    video_auc: Share | None
-    frames: Count
-    videos: Count
-    unreadable: Count
-    note: str | None = None  # why there is no AUC
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Scored:
-    """A row of predictions.csv, as far as others compute with it."""
-
-    index: Count
-    label: Literal[0, 1]
-    predicted: Literal[0, 1]
-    prob_fake: Share
-    logit_real: Number
-    logit_fake: Number
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class DatasetOnDisk:
-    """One dataset of a run. `label` and `prob_fake` hold every readable frame; `metrics` None: not written yet."""
+    """One dataset of a run. `label` and `prob_fake` hold every readable frame; `metrics` None: not known yet."""
 
     name: str
     folder: Path
@@ -68,14 +46,14 @@ class DatasetOnDisk:
     label: np.ndarray
     prob_fake: np.ndarray
     samples: list[Sample]
-    explained: int  # sample folders that are there, `samples` may be fewer
+    explained: int  # samples that there are, `samples` may be fewer
     unreadable: int
     gaps: list[ForgeryGaps]  # the forgeries that lack frames
     video_frames: list[int]  # readable frames of each video
 
 
 class RunOnDisk(NamedTuple):
-    """A run's folder. `finished` False: it stopped half-way, or still runs."""
+    """A run. `finished` False: it stopped half-way, or still runs."""
 
     folder: Path
     finished: bool
@@ -89,99 +67,162 @@ class RunOnDisk(NamedTuple):
         return list(dict.fromkeys(names))
 
 
+def reader(folder: Path) -> RunDatabase:
+    """The database of a run's folder, to read. Raises InputError where there is none."""
+    path = database_of(folder)
+    if not path.is_file():
+        raise InputError(
+            f"{folder}: holds no run ({path.name} is not there); give the --gradcam_output_dir of a run. A run of an"
+            " earlier version has none: the version that wrote it can read it"
+        )
+    return _opened(path, path.stat().st_ino, threading.get_ident())
+
+
+@functools.lru_cache(maxsize=64)
+def _opened(path: Path, inode: int, thread: int) -> RunDatabase:
+    return RunDatabase(path, writes=False)
+
+
 def read_run(folder: Path, samples_at_most: int = sys.maxsize) -> RunOnDisk:
     """Read a run; of a dataset with more explained samples than that, every k-th. Raises InputError."""
-    path = manifest_path(folder)
-    if path is None:
-        raise InputError(
-            f"{folder}: holds no run (neither {FINISHED} nor {STARTED}); give the --gradcam_output_dir of a run"
-        )
-    manifest = read_manifest(path)
-    metrics = read_metrics(folder / METRICS) if (folder / METRICS).is_file() else {}
+    database = reader(folder)
+    manifest, metrics = read_manifest(database), metrics_of(database)
     for name in manifest.datasets:
         if (folder / name).is_symlink():
             raise InputError(
                 f"{folder / name}: is a symbolic link, which is not followed: put the dataset's folder there"
             )
     datasets = [
-        _read_dataset(folder / name, metrics.get(name), record.frames, samples_at_most)
+        _read_dataset(database, folder / name, metrics.get(name), record.frames, samples_at_most)
         for name, record in manifest.datasets.items()
     ]
-    return RunOnDisk(folder, path.name == FINISHED, manifest, datasets)
+    if changed := database.skipped:
+        raise InputError(
+            f"{database.path}: {changed} rows were changed since the run wrote them; the run's command with --resume"
+            " makes them again"
+        )
+    return RunOnDisk(folder, manifest.finished is not None, manifest, datasets)
 
 
-def read_metrics(path: Path) -> dict[str, dict[str, Any]]:
-    """Dataset → its entry. Raises InputError for a file that is damaged."""
-    values = read_json(path)
-    try:
-        for name, entry in fit(values, dict[str, MetricsEntry]).items():
-            if entry.auc is None and entry.note is None:
-                raise Misfit(MISSING, (name, "note"), None, "")
-    except Misfit as misfit:
-        raise InputError(misfit.text(str(path), "which no run writes; run again")) from None
-    return dict(values)
-
-
-def _read_dataset(folder: Path, metrics: dict[str, Any] | None, frames: int, samples_at_most: int) -> DatasetOnDisk:
-    folders = all_samples(folder)
-    step = -(-len(folders) // samples_at_most) or 1
-    wanted = {index for index, _ in folders[::step]}
-    labels, scores, rows = [], [], {}
-    videos: Counter[tuple[str, str]] = Counter()
-    for row in prediction_rows(folder):
-        labels.append(int(row["label"]))
-        scores.append(float(row["prob_fake"]))
-        videos[row["forgery"], row["video"]] += 1
-        if int(row["index"]) in wanted:
-            rows[int(row["index"])] = row
-    samples = [read_sample(place, index, rows.get(index)) for index, place in folders[::step]]
-    unreadable = folder / UNREADABLE
+def _read_dataset(
+    database: RunDatabase, folder: Path, metrics: dict[str, Any] | None, frames: int, samples_at_most: int
+) -> DatasetOnDisk:
+    rows = list(prediction_rows(database, folder.name))
+    indices = [row[1] for row in database.rows("sample", "WHERE dataset = ? AND lost = ''", folder.name)]
+    step = -(-len(indices) // samples_at_most) or 1
+    unreadable = sum(1 for _ in unreadable_rows(database, folder.name))
     return DatasetOnDisk(
         name=folder.name,
         folder=folder,
         metrics=metrics,
-        complete=(folder / PREDICTIONS).is_file(),
+        complete=len(rows) + unreadable == frames,
         frames=frames,
-        label=np.array(labels, dtype=np.int64),
-        prob_fake=np.array(scores, dtype=np.float64),
-        samples=[sample for sample in samples if sample is not None],
-        explained=len(folders),
-        unreadable=sum(1 for _ in read_table(unreadable)) if unreadable.is_file() else 0,
+        label=np.array([row["label"] for row in rows], dtype=np.int64),
+        prob_fake=np.array([row["prob_fake"] for row in rows], dtype=np.float64),
+        samples=[_read_sample(database, folder, index) for index in indices[::step]],
+        explained=len(indices),
+        unreadable=unreadable,
         gaps=read_gaps(folder / GAPS) if (folder / GAPS).is_file() else [],
-        video_frames=list(videos.values()),
+        video_frames=list(Counter((row["forgery"], row["video"]) for row in rows).values()),
     )
 
 
-def all_samples(dataset_folder: Path) -> list[tuple[int, Path]]:
-    """The samples of a dataset by index, ascending: folders, and those that were packed into bundles."""
-    if not dataset_folder.is_dir():
-        return []
-    return sorted({**dict(bundled_samples(dataset_folder)), **dict(sample_folders(dataset_folder))}.items())
+def _read_sample(database: RunDatabase, dataset_folder: Path, index: int) -> Sample:
+    row = database.one("sample", "WHERE dataset = ? AND idx = ?", dataset_folder.name, index)
+    assert row is not None  # it was read a moment before
+    try:
+        sample = Sample.from_json(json.loads(row[2]))
+    except (Misfit, ValueError) as error:
+        raise InputError(f"{database.path}: sample {index} of {dataset_folder.name} is damaged ({error})") from error
+    folder = dataset_folder / f"sample{index}"
+    files = json.loads(row[3])
+    comparison = next((name for name in files if name.startswith("gradcam_comparison.")), "")
+    if not (comparison and (folder / comparison).is_file() and (folder / GREY_MAPS).is_dir()):
+        comparison = ""
+    gone = not comparison and hash_of(sample.path) not in {sample.image_hash} - {""}
+    lost = "its images are not kept, and the dataset's own file is gone or another one" if gone else ""
+    return replace(sample, folder=folder, comparison=comparison, lost=lost)
 
 
-def prediction_rows(folder: Path) -> Iterator[dict[str, str]]:
-    """Rows of a dataset's predictions.csv (InputError where one is wrong) or else of its journals, each frame once."""
-    table = folder / PREDICTIONS
-    if table.is_file():
-        for line, row in enumerate(read_table(table, COLUMNS), start=2):
-            try:
-                fit(row, Scored, text=True)
-            except Misfit as misfit:
-                found = shortened(repr(list(row.values())))
-                raise InputError(f"{table}: row {line} is {found}: {misfit}; run again") from None
-            yield row
-        return
-    seen = {int(row["index"]): row for row in read_rows(folder) if not row[REASON]}
-    yield from (seen[index] for index in sorted(seen))
+def frame_rows(folder: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a dataset's predictions.csv; `folder` is its folder in a run's."""
+    return prediction_rows(reader(folder.parent), folder.name)
+
+
+class StoredMap(NamedTuple):
+    """A layer's maps (h, w) float32, raw and before ReLU, and how many pixels they span (`engine.maps.Canvas`)."""
+
+    raw: np.ndarray
+    signed: np.ndarray
+    spanned: tuple[int, int]
+
+
+def stored_maps(sample: Sample) -> dict[str, StoredMap]:
+    """Layer → the maps that the run has kept of a sample."""
+    database = reader(sample.folder.parent.parent)
+    found = {}
+    for _, _, layer, rows, columns, high, wide, raw, signed, _ in database.rows(
+        "map", "WHERE dataset = ? AND idx = ?", sample.dataset, sample.index
+    ):
+        try:
+            maps = [np.frombuffer(data, np.float32).reshape(rows, columns) for data in (raw, signed)]
+            if not (0 < high <= LARGEST and 0 < wide <= LARGEST and np.isfinite(maps).all()):
+                raise ValueError("no size or value that a run writes")
+        except (ValueError, TypeError) as error:
+            where = f"{database.path}: the map of {layer} of sample {sample.index} of {sample.dataset}"
+            raise InputError(f"{where} is damaged ({error}); run again") from error
+        found[layer] = StoredMap(maps[0], maps[1], (high, wide))
+    return found
 
 
 def sample_maps(sample: Sample, layers: Sequence[str]) -> dict[str, np.ndarray]:
-    """Raw maps (h, w) of the named layers; a layer that is empty, lost or unreadable is left out."""
-    maps = {}
-    for layer in sample.layers:
-        if layer.name in layers and not layer.empty:
-            try:
-                maps[layer.name] = sample.raw_map(layer)
-            except UnreadableImage:
-                continue  # the report's card says that the image is gone
-    return maps
+    """Raw maps (h, w) of the named layers; a layer that is empty or lost is left out."""
+    maps = stored_maps(sample)
+    return {
+        layer.name: maps[layer.name].raw
+        for layer in sample.layers
+        if layer.name in layers and layer.name in maps and not layer.empty
+    }
+
+
+def original(sample: Sample) -> np.ndarray:
+    """The image as the detector saw it, (H, W, 3) uint8 RGB: from the comparison, or else from the dataset's own file.
+
+    Raises UnreadableImage, also where that file is another one now.
+    """
+    box = sample.original
+    if sample.comparison and box is not None:
+        whole = decode_image(read_file(str(sample.folder / sample.comparison)), None)
+        return whole[box.top : box.top + box.height, box.left : box.left + box.width]
+    if sample.lost or box is None:
+        raise UnreadableImage(sample.lost)
+    return decode_image(read_bytes(sample.path), box.width)
+
+
+def overlays(sample: Sample) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """A sample's image and by layer its overlay, from its files or drawn again. Raises UnreadableImage."""
+    try:
+        files = {layer.name: str(sample.overlay(layer.name)) for layer in sample.layers}
+        return original(sample), {layer: decode_image(read_file(file), None) for layer, file in files.items()}
+    except UnreadableImage:
+        image, layers = redrawn(sample)
+        return image, {layer.name: layer.overlay for layer in layers}
+
+
+def redrawn(sample: Sample) -> tuple[np.ndarray, list[LayerImage]]:
+    """A sample's image and its layers as the run drew them, from its maps. Raises UnreadableImage."""
+    image = original(sample)
+    size, maps, checks = image.shape[:2], stored_maps(sample), {layer.name: layer.check for layer in sample.layers}
+    if missing := [layer.name for layer in sample.layers if layer.name not in maps]:
+        raise UnreadableImage(f"the map of {missing[0]} is gone")
+    layers = {layer.name: _layer_maps(maps[layer.name], layer.artefact, (size[0], size[1])) for layer in sample.layers}
+    denied = {name: [check is not None and check.word == ARTEFACT] for name, check in checks.items()}
+    pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).unsqueeze(0)
+    colormap = read_manifest(reader(sample.folder.parent.parent)).colormap
+    return image, layer_images(pixels, layers, colormap, sample.target == SIGNED_TARGET, denied)[0]
+
+
+def _layer_maps(stored: StoredMap, artefact: bool, size: tuple[int, int]) -> LayerMaps:
+    raw, signed = (torch.from_numpy(one.copy()).unsqueeze(0) for one in stored[:2])
+    leftover = torch.full_like(signed, float("inf")) if artefact else None
+    return LayerMaps.of(signed, raw, Canvas(size, stored.spanned), leftover)

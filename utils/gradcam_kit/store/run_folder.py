@@ -1,106 +1,177 @@
-"""The output folder of one run: who may write there, and what of an earlier run is kept or removed."""
+"""The output folder of one run: who may write there, and whether an earlier run is there, goes on or is set aside."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import glob
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from ..base.errors import InputError, RunError
-from ..base.files import LIST, OPEN_LIST, own_folder, start_list, write_json
+from ..base.errors import InputError
+from ..base.files import own_folder, set_aside, write_whole
+from ..base.text import printable
 from ..judge.verdict import Choice
-from .earlier_run import remove_half_written, remove_run
-from .journal import journals
-from .manifest import FINISHED, STARTED, HeatmapCounts, Manifest, check_names, manifest_path, read_manifest
-from .run_lock import LOCK, FolderLock
+from .database import ELSEWHERE, FILE, TABLES, Busy, RunDatabase, database_of, is_run
+from .manifest import MANIFEST, HeatmapCounts, Manifest, check_names, parsed
+
+JOURNAL = f"{FILE}-journal"
 
 
 class RunFolder:
-    """An output folder that belongs to this run, locked until the end of the `with` block.
+    """An output folder that belongs to this run until the end of the `with` block.
 
-    `manifest.json` is written last: where it is, the run is whole. `finished`: by an earlier call of the same command.
+    `key` is what its predictions depend on. `finished`: by an earlier call of the same command, and still whole.
     """
 
-    def __init__(self, path: Path, manifest: Manifest, finished: bool, lock: FolderLock | None = None) -> None:
-        self.path, self.manifest, self.finished, self._lock = path, manifest, finished, lock
+    def __init__(
+        self,
+        path: Path,
+        manifest: Manifest,
+        key: str,
+        place: Path,
+        database: RunDatabase | None,
+        finished: bool = False,
+    ) -> None:
+        self.path, self.manifest, self.key, self.finished = path, manifest, key, finished
+        self._place, self._database = place, database
+        self._part: Path | None = None
+        self.metrics: Mapping[str, Any] | None = None  # until the run has finished
 
     @classmethod
-    def open(cls, path: Path, manifest: Manifest, overwrite: bool = False, resume: bool = False) -> RunFolder:
-        """Take `path`: new or empty, with `overwrite` an earlier run's, with `resume` the same run's; or InputError."""
-        check_names(manifest.datasets, (*manifest.top_files, LIST, OPEN_LIST))
+    def open(
+        cls,
+        path: Path,
+        manifest: Manifest,
+        overwrite: bool = False,
+        resume: bool = False,
+        database: Path | None = None,
+        key: str = "",
+    ) -> RunFolder:
+        """Take `path`: new or empty, with `overwrite` an earlier run's, with `resume` the same run's; or InputError.
+
+        `database`: where it lies, if not in the folder. `key`: what predictions depend on.
+        """
+        check_names(manifest.datasets, (*manifest.top_files, FILE, JOURNAL, ELSEWHERE))
+        place = database or database_of(path)
         try:
-            if not (resume and manifest_path(path)):
-                _run_to_replace(path, overwrite)  # before anything is written into a folder that is not ours
-            path.mkdir(parents=True, exist_ok=True)
-            lock = FolderLock(path)
-            try:
-                if resume and manifest_path(path):
-                    return cls._resumed(path, manifest, lock)
-                return cls._begun(path, manifest, overwrite, lock)
-            except BaseException:
-                lock.release()
-                raise
+            if resume and place.is_file() and place.stat().st_size:
+                folder = cls._resumed(path, manifest, key, place)
+            else:
+                _make_room(path, place, overwrite)
+                path.mkdir(parents=True, exist_ok=True)
+                if database is not None:
+                    write_whole(path / ELSEWHERE, f"{place.absolute()}\n".encode())
+                place.open("ab").close()  # the system says why it cannot be written, SQLite does not
+                folder = cls(path, manifest, key, place, RunDatabase(place, writes=True, new=True))
+                folder.record()
+            for name in manifest.datasets:
+                own_folder(path / name)
+            return folder
         except OSError as error:
             raise InputError(f"output folder {path}: cannot be written ({error.strerror}); give another one") from error
 
     @classmethod
-    def _begun(cls, path: Path, manifest: Manifest, overwrite: bool, lock: FolderLock) -> RunFolder:
-        """The folder, emptied of an earlier run's files."""
-        earlier = _run_to_replace(path, overwrite)  # as it is now that others are kept out
-        if earlier is not None:
-            remove_run(path, earlier, manifest.top_files)
-        for name in manifest.datasets:
-            own_folder(path / name)
-        start_list(path)
-        write_json(path / STARTED, manifest.to_json(), listed=False)
-        return cls(path, manifest, finished=False, lock=lock)
+    def _resumed(cls, path: Path, manifest: Manifest, key: str, place: Path) -> RunFolder:
+        database = RunDatabase(place, writes=True)
+        try:
+            database.check_whole()
+            changed = database.changed()
+            earlier = read_manifest(database)
+            differences = manifest.differences(earlier)
+            if (shards := [one.options.get("shard") for one in (earlier, manifest)])[0] != shards[1]:
+                differences.append(f"options.shard was {shards[0]} and is {shards[1]}")
+            if differences:
+                more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
+                raise InputError(
+                    f"--resume: {place} is of another run: {'; '.join(differences[:3])}{more};"
+                    " give the first run's settings, or another --gradcam_output_dir, or --overwrite to begin again"
+                )
+            top_files = list(dict.fromkeys((*earlier.top_files, *manifest.top_files)))
+            own = replace(earlier, top_files=top_files, free_options=manifest.free_options)
+            folder = cls(path, own, key, place, database)
+            folder.absorb(remove=True)
+            stale = database.count("frame", "WHERE key IS NOT ?", key)
+            if changed or stale:
+                said = [f"{count} rows of {table} were changed" for table, count in changed.items()]
+                said += [f"{stale} predictions are of other code"] if stale else []
+                print(printable(f"--resume: {place}: {'; '.join(said)}: done again"), file=sys.stderr)
+                folder.manifest = replace(folder.manifest, finished=None, heatmaps=None, choice=None)
+                folder.record()
+            if folder.manifest.finished is not None:
+                folder.finished, folder.metrics = True, json.loads((database.one("run") or "  {}")[2])
+            return folder
+        except BaseException:
+            database.close()
+            raise
 
-    @classmethod
-    def _resumed(cls, path: Path, manifest: Manifest, lock: FolderLock) -> RunFolder:
-        """The folder of the run that `manifest` describes, cleared of what was half written."""
-        found = manifest_path(path)
-        assert found is not None  # as `open` has seen
-        earlier = read_manifest(found, as_written=True)
-        differences = manifest.differences(earlier)
-        if differences:
-            more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
-            raise InputError(
-                f"--resume: {found} is of another run: {'; '.join(differences[:3])}{more};"
-                " give the first run's settings, or another --gradcam_output_dir, or --overwrite to begin again"
-            )
-        earlier = replace(earlier, top_files=list(dict.fromkeys((*earlier.top_files, *manifest.top_files))))
-        if found.name == FINISHED:
-            _tidy(path, earlier.datasets)
-            return cls(path, earlier, True, lock)
-        for name in earlier.datasets:
-            own_folder(path / name)
-            remove_half_written(path / name)
-        return cls(path, earlier, False, lock)
+    @property
+    def database(self) -> RunDatabase:
+        """Of the process that holds the folder."""
+        assert self._database is not None
+        return self._database
 
-    def finish(self, heatmaps: Mapping[str, HeatmapCounts], choice: Choice | None = None) -> None:
-        """Write `manifest.json`: the run is whole. RunError where the folder is no longer what this run made."""
-        if not (self.path / STARTED).is_file() or not all(
-            journals(self.path / name) for name in self.manifest.datasets
-        ):
-            raise RunError(
-                f"{self.path}: was removed or emptied while the run was at work, so outputs are missing; begin again"
-            )
+    @property
+    def is_there(self) -> bool:
+        """Whether this process sees the database."""
+        return self._place.is_file()
+
+    def record(self, exported: bool = False) -> None:
+        """Write the run's own row. `exported`: whether all is made of it that was asked for."""
+        values = json.dumps(self.manifest.to_json(), default=str)
+        given = json.dumps(self.metrics) if self.metrics is not None else ""
+        self.database.put("run", [(1, values, given, exported)], self.key)
+        self.database.commit()
+
+    def finish(
+        self, metrics: Mapping[str, Any], heatmaps: Mapping[str, HeatmapCounts], choice: Choice | None = None
+    ) -> None:
+        """The run is whole, but for what is made of it. Raises RunError where the database is gone."""
         self.manifest = replace(self.manifest, finished=now(), heatmaps=dict(heatmaps), choice=choice)
-        write_json(self.path / FINISHED, self.manifest.to_json(), listed=False)
-        _tidy(self.path, self.manifest.datasets)
+        self.metrics = metrics
+        self.record()
+
+    @contextmanager
+    def reading(self) -> Iterator[RunDatabase]:
+        """The run's database: as it is open here, or in another process of the run to read."""
+        if self._database is not None and not self._part:
+            yield self._database
+            return
+        with RunDatabase(self._place, writes=False) as database:
+            yield database
+
+    def join(self, rank: int) -> None:
+        """In another process of the run: open a part of its own, which `absorb` takes into the run's database."""
+        if self._database is None:
+            self._part = self._place.with_name(f"{self._place.stem}.{rank}{self._place.suffix}")
+            self._database = RunDatabase(self._part, writes=True, new=True)
+
+    def absorb(self, remove: bool = False) -> None:
+        """Take over what the parts of other processes hold; with `remove` they are a killed run's, and go."""
+        for part in sorted(self._place.parent.glob(f"{glob.escape(self._place.stem)}.*{self._place.suffix}")):
+            with RunDatabase(part, writes=False) as other:
+                self.database.absorb(other)
+            self.database.commit()
+            if remove:
+                part.unlink()
 
     def __enter__(self) -> RunFolder:
         return self
 
     def __exit__(self, *raised: object) -> None:
-        if self._lock is not None:
-            self._lock.release()
+        if self._database is not None:
+            empty = self._part is not None and not any(map(self._database.count, TABLES))
+            self._database.close()
+            if self._part is not None and empty:
+                self._part.unlink()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Sent to another process, it leaves the lock with the process that holds it."""
-        return RunFolder, (self.path, self.manifest, self.finished)
+        """Sent to another process, it leaves the database with the process that holds it."""
+        return RunFolder, (self.path, self.manifest, self.key, self._place, None, self.finished)
 
 
 def now() -> str:
@@ -108,28 +179,41 @@ def now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
-def _tidy(path: Path, datasets: Iterable[str]) -> None:
-    for name in datasets:
-        for journal in journals(path / name):
-            journal.unlink()
-    (path / STARTED).unlink(missing_ok=True)
-
-
-def _run_to_replace(path: Path, overwrite: bool) -> Path | None:
-    """The manifest of the run to be removed, None where there is nothing. Raises InputError where it is to be kept."""
-    if not path.exists():
-        return None
-    if not path.is_dir():
-        raise InputError(f"output folder {path}: is a file; give a folder")
-    if all(inside.name == LOCK for inside in path.iterdir()):
-        return None
-    earlier = manifest_path(path)
-    if not overwrite:
-        kind = "holds an earlier run" if earlier else "is not empty"
-        way_on = ", --resume or --overwrite" if earlier else ""
-        raise InputError(f"output folder {path}: {kind}; give another --gradcam_output_dir{way_on}")
-    if earlier is None:
+def read_manifest(database: RunDatabase) -> Manifest:
+    """The manifest in a database. Raises InputError."""
+    row = database.one("run")
+    if row is None:
         raise InputError(
-            f"output folder {path}: holds other things than a run, --overwrite leaves them alone; give another"
+            f"{database.path}: its own row is gone or was changed; --overwrite renames it and begins again"
         )
-    return earlier
+    return Manifest.from_json(parsed(row[1], database.path), str(database.path))
+
+
+def _make_room(path: Path, place: Path, overwrite: bool) -> None:
+    """Set an earlier run aside, if that is asked for. Raises InputError where something is to stay."""
+    if path.exists() and not path.is_dir():
+        raise InputError(f"output folder {path}: is a file; give a folder")
+    inside = [one for one in path.iterdir() if one.name not in (FILE, JOURNAL)] if path.is_dir() else []
+    there = place.is_file() and place.stat().st_size > 0  # a kill may leave an empty one
+    if not inside and not there:
+        return
+    if not there:
+        earlier = any((path / name).is_file() for name in (MANIFEST, "manifest.partial.json"))
+        holds = f"holds a run of an earlier version, without {FILE}" if earlier else "is not empty, and holds no run"
+        if not overwrite and not earlier:
+            holds = "is not empty"
+        raise InputError(f"output folder {path}: {holds}; give another --gradcam_output_dir, or rename it yourself")
+    if not overwrite:
+        where = f"output folder {path}" if place.parent == path else f"--run_database {place}"
+        raise InputError(f"{where}: holds an earlier run; give another --gradcam_output_dir, --resume or --overwrite")
+    if not is_run(place):
+        raise InputError(f"{place}: is no database of a run, so --overwrite leaves it alone; give another place")
+    try:
+        RunDatabase(place, writes=True).close()
+    except Busy:
+        raise
+    except InputError:
+        pass  # a damaged one is set aside as any other
+    for one in dict.fromkeys((place, path) if place.parent != path else (path,)):
+        if one.exists():
+            print(printable(f"--overwrite: {one} is now {set_aside(one)}"), file=sys.stderr)

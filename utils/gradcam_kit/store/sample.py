@@ -20,7 +20,6 @@ from ..explaining.explanation import Explanation
 from ..judge.check import MapCheck
 from ..judge.verdict import Choice, headline, judgements
 from ..settings.config import DetectorSettings
-from .grey_maps import GREY_MAPS, grey_name, read_grey_map
 
 RANDOM_WEIGHTS = "random"
 # Of `sample<i>.json`, in its order.
@@ -76,9 +75,8 @@ class CompletenessFacts:
 class Sample:
     """One explained image, but for its pixels: written as `sample<i>.json`, read back as the same values.
 
-    `folder`, `comparison` and `lost` are of a sample read from disk: where it lies, the name of its comparison image,
-    and what is gone of it, in words. Where files are lost, `layers` is empty; where the JSON is, `target`, `method`,
-    `site`, `backward` and `weights` are too, and `original` is None.
+    `folder`, `comparison` and `lost` are of a sample of a run: its folder, the name of its comparison image there
+    (empty where the run keeps no images, or it was deleted), and why it cannot be shown, in words.
     """
 
     index: Count  # position in the dataset
@@ -165,12 +163,6 @@ class Sample:
         unknown = {"label": UNKNOWN} if entries.get("label", 0) is None else {}
         return fit({**entries, **unknown}, cls)
 
-    @classmethod
-    def from_row(cls, row: Mapping[str, str]) -> Sample:
-        """What a row of predictions.csv has of a sample."""
-        lost = dict.fromkeys(("target", "method", "site", "backward", "weights"), "")
-        return fit({**row, **lost, "layers": [], "original": None}, cls, text=True)
-
     @functools.cached_property
     def predicted(self) -> int:
         """0 real, 1 fake."""
@@ -212,8 +204,3 @@ class Sample:
             if now not in ("", before):
                 return path
         return ""
-
-    def raw_map(self, layer: LayerFacts) -> np.ndarray:
-        """A map as it lies on disk: (h, w) float32, to half of 1/255 of its range. Raises UnreadableImage."""
-        grey = read_grey_map(self.folder / GREY_MAPS / grey_name(layer.name))
-        return grey * (layer.raw_maximum - layer.raw_minimum) + layer.raw_minimum

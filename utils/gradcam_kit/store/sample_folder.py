@@ -1,14 +1,9 @@
-"""The folder of one explained image: `sample<i>/` with overlays, maps and metadata, written and read.
-
-What stands under its final name is whole.
-"""
+"""The folder of one explained image, `sample<i>/`: overlays, maps and metadata. Under that name it is whole."""
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,18 +11,8 @@ import numpy as np
 
 from ..base.decision import CLASS_NAMES, UNKNOWN
 from ..base.errors import InputError
-from ..base.files import (
-    hashes_below,
-    holds_only_own,
-    names_in,
-    new_folder,
-    own_files,
-    read_text,
-    replace_folder,
-    write_listing,
-)
+from ..base.files import hashes_below, new_folder, replace_folder
 from ..base.text import printable
-from ..base.typed import VALUE, Misfit
 from ..drawing.overlays import LayerImage, PastedCrop, comparison, encode, panels
 from ..explaining.explanation import UNTRAINED
 from ..judge.check import MapCheck
@@ -127,21 +112,15 @@ class Drawn(NamedTuple):
     pasted: PastedCrop | None = None  # the photograph that it is a crop of
 
 
-def write_sample(
-    folder: Path, drawn: Drawn, image_format: str = "png", save_raw: bool = False, damaged: bool = False
-) -> Path:
-    """Write one sample's images and metadata as `folder`, which appears complete or not at all; returns it.
+def write_sample(folder: Path, drawn: Drawn, image_format: str = "png", save_raw: bool = False) -> dict[str, str]:
+    """Write one sample's images and metadata as `folder`, which appears complete or not at all.
 
-    An earlier sample there is replaced if every file is as it was written; InputError where `folder` is anything else.
-    With `damaged` the folder is known to be a sample's: its own files are replaced whatever became of them, and others
-    stay. `save_raw` adds the maps as the method gave them, before any normalising: `raw_sample<i>.npz`. A crop's
-    overlays are also drawn into its photograph.
+    What an earlier sample there has under the same names is replaced, other files stay; a link is left alone, with an
+    InputError. Returns the files, below `folder`, with their SHA-256. `save_raw` adds the maps as the method gave them,
+    before any normalising: `raw_sample<i>.npz`. A crop's overlays are also drawn into its photograph.
     """
-    if folder.is_symlink() or (folder.exists() and not damaged and not is_sample(folder)):
-        raise InputError(
-            f"{folder}: is there and is no folder of a sample, or one that was changed: move it, or give another output"
-            " folder"
-        )
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise InputError(f"{folder}: is there and is no folder: move it, or give another output folder")
     partial = folder.with_name(f".{folder.name}.partial")
     new_folder(partial)
     sample, image, layers, pasted = drawn
@@ -157,61 +136,17 @@ def write_sample(
     whole = comparison_image(sample, image, layers)
     (partial / f"gradcam_comparison.{image_format}").write_bytes(encode(whole, image_format))
     (partial / f"sample{i}_metadata.txt").write_text(metadata_text(sample), encoding="utf-8", errors="backslashreplace")
-    write_listing(partial / f"sample{i}.json", sample.to_json())
-    if folder.exists():
-        for name in set(hashes_below(folder)) - set(hashes_below(partial)) if damaged else ():
-            (partial / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / name).replace(partial / name)
+    text = json.dumps(sample.to_json(), indent=1) + "\n"
+    (partial / f"sample{i}.json").write_text(text, encoding="utf-8")
+    written = hashes_below(partial)
+    for name in set(hashes_below(folder)) - set(written) if folder.exists() else ():
+        (partial / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).replace(partial / name)
     replace_folder(partial, folder)
-    return folder
+    return written
 
 
-def is_sample(folder: Path) -> bool:
-    """Whether a folder holds one sample as it was written, and nothing else."""
-    return holds_only_own(folder, [path.name for path in folder.glob("sample*.json")])
-
-
-def sample_folders(dataset_folder: Path) -> list[tuple[int, Path]]:
-    """The sample folders of a dataset by index, ascending."""
-    if not dataset_folder.is_dir():
-        return []
-    names = ((re.fullmatch(r"sample([0-9]+)", path.name), path) for path in dataset_folder.iterdir())
-    return sorted((int(name[1]), path) for name, path in names if name and path.is_dir())
-
-
-def read_sample(folder: Path, index: int, row: Mapping[str, str] | None) -> Sample | None:
-    """A run's sample; where its JSON is gone, what predictions.csv (`row`) has of it; None where that has nothing."""
-    path = folder / f"sample{index}.json"
-    try:
-        sample = Sample.from_json(json.loads(read_text(path)))
-        if sample.label == UNKNOWN:
-            raise Misfit(VALUE, ("label",), None, "0, 1")
-        files = names_in(folder)
-    except FileNotFoundError:
-        lost = f"{path.name} is gone"
-    except Misfit as misfit:
-        lost = f"{path.name} is damaged ({misfit})"
-    except (OSError, ValueError, RecursionError) as error:
-        lost = f"{path.name} is damaged ({type(error).__name__})"
-    else:
-        comparison = next((name for name in files if name.startswith("gradcam_comparison.")), "")
-        sample = replace(sample, index=index, folder=folder, comparison=comparison, lost="")
-        if comparison and GREY_MAPS in files:
-            return sample
-        return replace(sample, layers=[], lost="its images were deleted")
-    return None if row is None else replace(Sample.from_row(row), folder=folder, lost=lost)
-
-
-def whole_samples(dataset_folder: Path) -> dict[int, Sample]:
-    """By index, the samples whose files are all as they were written; a crash of the machine may cut off their ends."""
-    samples = {}
-    for index, folder in sample_folders(dataset_folder):
-        path = folder / f"sample{index}.json"
-        own = own_files(path)
-        try:
-            details = json.loads(read_text(path)) if own else {"files": [""]}
-            if all(folder / name in own for name in details["files"]):
-                samples[index] = Sample.from_json(details)
-        except (OSError, ValueError):
-            continue  # another version's
-    return samples
+def is_as_written(folder: Path, files: Mapping[str, str]) -> bool:
+    """Whether a sample's files are all there, as they were written: a crash of the machine may cut off their ends."""
+    there = hashes_below(folder) if folder.is_dir() and not folder.is_symlink() else {}
+    return all(there.get(name) == sha256 for name, sha256 in files.items())

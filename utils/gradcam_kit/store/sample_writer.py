@@ -1,12 +1,19 @@
-"""Samples written by threads while the detector goes on computing."""
+"""Samples kept and drawn while the detector goes on computing."""
 
 from __future__ import annotations
 
+import json
 import os
 from collections import deque
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
+
+from ..drawing.overlays import LayerImage
+from .database import RunDatabase
+from .sample import Sample
 from .sample_folder import Drawn, write_sample
 
 # Measured on face crops of 224 x 224; what a drawn image, its maps and its texts take.
@@ -24,25 +31,68 @@ def expected_output(
     return samples * files, round(samples * size)
 
 
-class SampleWriter:
-    """Encodes and writes samples in a few threads. A slow disk slows the run, it never fills the memory.
+NON_FINITE = "a map was NaN or infinite"
+Spans = Mapping[str, tuple[int, int]]  # layer → pixels that its map spans
 
-    An exception in a thread reaches the caller at the next `write`, or at the end. What is queued is still written when
-    the run is interrupted, and dropped when it fails.
+
+def saves(save_images: str, correct: bool | None) -> bool:
+    """Whether an image gets files, by whether its prediction is right. `save_images`: "all", "wrong" or "none"."""
+    return save_images == "all" or (save_images == "wrong" and not correct)
+
+
+class SampleWriter:
+    """Keeps explained images: their maps in the database, their files by a few threads. A slow disk slows the run.
+
+    An image's row is put here once its files are on disk; `commit` is the caller's. An exception in a thread reaches
+    the caller at the next `write`, or at the end. What is queued is still written when the run is interrupted, and
+    dropped when it fails.
     """
 
-    def __init__(self, image_format: str = "png", save_raw: bool = False, threads: int | None = None) -> None:
-        self._image_format, self._save_raw = image_format, save_raw
+    def __init__(
+        self,
+        database: RunDatabase,
+        key: str,
+        folder: Path,
+        image_format: str = "png",
+        save_raw: bool = False,
+        save_images: str = "all",
+        threads: int | None = None,
+    ) -> None:
+        """`folder`: the dataset's. `key`: what its maps depend on."""
+        self._database, self._key, self._folder = database, key, folder
+        self._how, self._save_images = (image_format, save_raw), save_images
         threads = threads or min(4, os.cpu_count() or 1)
         self._most_waiting = 4 * threads
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="draw")
-        self._waiting: deque[Future[Path]] = deque()
+        self._waiting: deque[tuple[Sample, Future[dict[str, str]]]] = deque()
 
-    def write(self, folder: Path, drawn: Drawn) -> None:
-        """Queue one sample; waits while too many are queued."""
-        while len(self._waiting) >= self._most_waiting:
-            self._waiting.popleft().result()
-        self._waiting.append(self._pool.submit(write_sample, folder, drawn, self._image_format, self._save_raw, True))
+    def write(self, drawn: Drawn, spans: Spans) -> None:
+        """Keep one sample; waits while too many are queued."""
+        sample = drawn.sample
+        rows = (
+            (sample.dataset, sample.index, layer.name, *layer.raw.shape, *spans[layer.name], *_blobs(layer))
+            for layer in drawn.layers
+        )
+        self._database.put("map", rows, self._key)
+        if not saves(self._save_images, sample.correct):
+            self._put(sample, {})
+            return
+        while self._waiting and (len(self._waiting) >= self._most_waiting or self._waiting[0][1].done()):
+            self._settle()
+        job = self._pool.submit(write_sample, self._folder / f"sample{sample.index}", drawn, *self._how)
+        self._waiting.append((sample, job))
+
+    def lose(self, dataset: str, index: int, reason: str) -> None:
+        """Keep why an image has no sample."""
+        self._database.put("sample", [(dataset, index, "", "", reason)], self._key)
+
+    def _settle(self) -> None:
+        sample, job = self._waiting.popleft()
+        self._put(sample, job.result())
+
+    def _put(self, sample: Sample, files: Mapping[str, str]) -> None:
+        values = sample.dataset, sample.index, json.dumps(sample.to_json()), json.dumps(files), ""
+        self._database.put("sample", [values], self._key)
 
     def __enter__(self) -> SampleWriter:
         return self
@@ -50,8 +100,13 @@ class SampleWriter:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         try:
             while self._waiting and (error is None or isinstance(error, KeyboardInterrupt)):
-                self._waiting.popleft().result()
+                self._settle()
         finally:
-            for future in self._waiting:
-                future.cancel()
+            for _, job in self._waiting:
+                job.cancel()
             self._pool.shutdown(wait=True)
+
+
+def _blobs(layer: LayerImage) -> Iterator[bytes]:
+    for grid in (layer.raw, layer.signed):
+        yield np.ascontiguousarray(grid, dtype=np.float32).tobytes()

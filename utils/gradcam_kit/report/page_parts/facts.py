@@ -9,14 +9,13 @@ from urllib.parse import quote
 from ...base.decision import THRESHOLD
 from ...base.files import TRAINING_FOLDER, sha256_of
 from ...base.text import size_text
-from ...store.bundles import BUNDLE
 from ...store.read_run import RunOnDisk
 from ...store.sample import RANDOM_WEIGHTS, Sample
 
 PIXELS = "page_data"  # folder of the page's images as text
 MEANING = {
     "manifest.json": "settings, versions and hashes: how the run came about",
-    "manifest.partial.json": "settings, versions and hashes of a run that has not finished",
+    "run.sqlite": "everything that the run found, from which the other files are made",
     "metrics.json": "metrics of every dataset",
     "predictions.csv": "score and prediction of every frame",
     "unreadable.csv": "frames that could not be read, and why",
@@ -110,4 +109,4 @@ def _files(folder: Path, below: Path, run: Path, page: str) -> list[dict[str, st
 def _meaning(file: Path) -> str:
     if file.parent.name == PIXELS:
         return "the page's images as text"
-    return "files of up to a thousand samples" if BUNDLE.fullmatch(file.name) else MEANING.get(file.name, "")
+    return MEANING.get(file.name, "")

@@ -18,15 +18,13 @@ from typing import Any
 import cv2
 import numpy as np
 
-from ...base.errors import InputError
-from ...base.files import in_bundle, new_folder, sha256_of, write_whole
-from ...data.images import UnreadableImage, read_file
+from ...base.files import new_folder, sha256_of, write_whole
+from ...data.images import UnreadableImage
 from ...data.masks.annotations import read_mask
 from ...drawing.overlays import encode
-from ...store.grey_maps import GREY_MAPS, grey_name, signed_name
-from ...store.read_run import DatasetOnDisk, RunOnDisk, prediction_rows
+from ...store.grey_maps import grey, png, signed_grey
+from ...store.read_run import DatasetOnDisk, RunOnDisk, frame_rows, original, stored_maps
 from ...store.sample import LayerFacts, Sample
-from ..paper import original
 from .facts import PIXELS, some_sample
 
 PER_FILE = 100  # samples in a script of images
@@ -55,8 +53,8 @@ def paired_reals(data: DatasetOnDisk) -> Iterator[str]:
 
     That is the frame of its name in the real video of its video's name or, of two as in `000_003`, of the first.
     """
-    rows = prediction_rows(data.folder) if data.samples else ()
-    reals = {(row["video"], posixpath.basename(row["path"])): row["path"] for row in rows if int(row["label"]) == 0}
+    rows = frame_rows(data.folder) if data.samples else ()
+    reals = {(row["video"], posixpath.basename(row["path"])): row["path"] for row in rows if row["label"] == 0}
     for sample in data.samples:
         names = (sample.video, sample.video.partition("_")[0]) if sample.label else ()
         places = [(video, posixpath.basename(sample.path)) for video in names]
@@ -72,7 +70,6 @@ def sample_data(sample: Sample, layers: Sequence[str]) -> dict[str, Any]:
         "confidence": round(sample.confidence, 6), "fake": round(sample.prob_fake, 6),
         "logits": list(sample.logits), "target": sample.target or "–",
         "folder": [sample.folder.parent.name, sample.folder.name],
-        "bundle": sample.folder.parent.name if in_bundle(sample.folder) else "",
         "comparison": sample.comparison, "box": list(astuple(box)) if box else [],
         "maps": [_map_data(one, layers) for one in sample.layers], "lost": sample.lost,
         **file_facts(Path(sample.path)), **mask_outline(sample),
@@ -127,13 +124,14 @@ def _pixels(sample: Sample) -> dict[str, Any]:
     """The image as the detector saw it, and both grey maps of every layer, as data URIs; empty where they are lost."""
     try:
         image = original(sample)
-        grey = sample.folder / GREY_MAPS
-        maps = [
-            [data_uri(read_file(str(grey / name(layer.name))), "png") for name in (grey_name, signed_name)]
-            for layer in sample.layers
-        ]
-    except (InputError, UnreadableImage):
+    except UnreadableImage:
         return {}
+    stored = stored_maps(sample)
+    maps = [
+        [data_uri(png(one), "png") for one in (grey(found.raw, layer.empty), signed_grey(found.signed))]
+        for layer in sample.layers
+        for found in [stored[layer.name]]
+    ]
     return {"image": data_uri(encode(image, "webp"), "webp"), "maps": maps}
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from ...store.features_file import read_features
 from ...store.grey_maps import signed_grey
-from ...store.read_run import RunOnDisk, prediction_rows
+from ...store.read_run import RunOnDisk, frame_rows
 from ..aggregates import MOST_ROWS, shade
 from ..face_regions import REGIONS, GroupRegions
 from ..mean_maps import MEAN_FACE, MeanMaps
@@ -92,7 +92,7 @@ def feature_views(run: RunOnDisk) -> list[dict[str, Any]]:
         if features is None or len(features.places) < 3:
             continue
         plane, shares = principal_plane(features.feat)
-        rows = {int(row["index"]): row for row in prediction_rows(data.folder)}
+        rows = {int(row["index"]): row for row in frame_rows(data.folder)}
         explained = {sample.index for sample in data.samples}
         step = -(-len(plane) // POINTS)
         points = [

@@ -91,7 +91,7 @@ function zoom(by) {
 function factsOf(sample) {
   const number = value => value === null || value === undefined ? "–" : (+value).toPrecision(5);
   const link = (name, href) => element("a", {href, textContent: name});
-  const files = sample.lost ? [] : sample.bundle ? [link(`${sample.folder[1]}/ in ${sample.bundle}`, url(sample.dataset, sample.bundle))] : [
+  const files = sample.lost || !sample.comparison ? [] : [
     link("comparison", url(...sample.folder, sample.comparison)),
     ...sample.maps.map(([index]) => link(data.layers[index], url(...sample.folder, `gradcam_${data.layers[index]}_sample${sample.number}.${sample.comparison.split(".").pop()}`))),
     link("metadata", url(...sample.folder, `sample${sample.number}_metadata.txt`)),

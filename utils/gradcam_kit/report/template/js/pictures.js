@@ -2,7 +2,7 @@
 
 // The original is the first panel of the comparison picture: the image is scaled and moved until only it shows.
 function original(sample) {
-  if (sample.bundle) return keptImage(sample, {className: "whole-image"}, kept => kept.image);
+  if (!sample.comparison) return keptImage(sample, {className: "whole-image"}, kept => kept.image);
   const [boxLeft, boxTop, boxWidth, boxHeight, ofWidth, ofHeight] = sample.box;
   // Half a pixel off each side, or the white around the panel would shine through where pixels are not whole.
   const left = boxLeft + 0.5, top = boxTop + 0.5, width = boxWidth - 1, height = boxHeight - 1;
@@ -12,7 +12,7 @@ function original(sample) {
   return image;
 }
 
-// Of a bundled run the images are only kept as text; they come a hundred samples at a time.
+// Of a run without files of images they are only kept as text, and come a hundred samples at a time.
 function keptImage(sample, attributes, uriOf) {
   const image = element("img", {alt: "", decoding: "async", ...attributes});
   loadPixels(sample).then(() => { image.src = uriOf(pixels.get(key(sample))); }).catch(() => image.dispatchEvent(new Event("error")));
@@ -35,7 +35,7 @@ function mapImage(sample, layer, view = "evidence") {
   const signed = view === "signed", word = mapOf(sample, layer)[4];
   const className = signed ? "signed" : word === "artefact" ? "map artefact" : "map";
   const place = sample.maps.findIndex(([index]) => data.layers[index] === layer);
-  if (sample.bundle) return keptImage(sample, {className}, kept => kept.maps[place][signed ? 1 : 0]);
+  if (!sample.comparison) return keptImage(sample, {className}, kept => kept.maps[place][signed ? 1 : 0]);
   return element("img", {className, src: mapUrl(sample, layer, signed), alt: "", loading: "lazy"});
 }
 

@@ -1,0 +1,138 @@
+"""The files of a run that are made from its database: predictions, metrics, manifest, calibration, measurements."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ..base.decision import predicted
+from ..base.errors import InputError
+from ..base.files import write_json, write_table, write_whole
+from ..base.text import one_line
+from ..base.typed import MISSING, Count, Misfit, Number, Share, fit
+from ..judge.verdict import Choice
+from .database import Row, RunDatabase
+from .features_file import write_features
+from .manifest import MANIFEST, METRICS
+from .run_folder import read_manifest
+
+COLUMNS = (
+    "index", "path", "dataset", "forgery", "video", "label", "prob_fake", "logit_real", "logit_fake", "predicted",
+    "correct",
+)  # fmt: skip
+PREDICTIONS, UNREADABLE, GAPS = "predictions.csv", "unreadable.csv", "gaps.csv"
+CALIBRATION_JSON, CALIBRATION_CSV = "calibration.json", "calibration.csv"
+CALIBRATION_COLUMNS = (
+    "method", "layer", "site", "backward", "named", "used", "fall", "fall_random", "beyond_random", "beyond_low",
+    "beyond_high", "share_of_best", "share_by_second_fill",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MetricsEntry:
+    """What the report needs of a dataset's metrics, which are more."""
+
+    acc: Share | None
+    auc: Share | None
+    eer: Share | None
+    ap: Share | None
+    video_auc: Share | None
+    frames: Count
+    videos: Count
+    unreadable: Count
+    note: str | None = None  # why there is no AUC
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scored:
+    """A prediction, as far as others compute with it."""
+
+    index: Count
+    path: str
+    forgery: str
+    video: str
+    label: Literal[0, 1]
+    prob_fake: Share
+    logit_real: Number
+    logit_fake: Number
+
+
+def metrics_of(database: RunDatabase) -> dict[str, dict[str, Any]]:
+    """Dataset → its metrics; empty until the run has finished. Raises InputError for what no run writes."""
+    own = database.one("run")
+    if own is None or not own[2]:
+        return {}
+    try:
+        values = json.loads(own[2])
+        for name, entry in fit(values, dict[str, MetricsEntry]).items():
+            if entry.auc is None and entry.note is None:
+                raise Misfit(MISSING, (name, "note"), None, "")
+    except Misfit as misfit:
+        raise InputError(misfit.text(f"{database.path}: metrics", "which no run writes; run again")) from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{database.path}: the metrics cannot be read ({one_line(error)}); run again") from error
+    return dict(values)
+
+
+def prediction_rows(database: RunDatabase, dataset: str) -> Iterator[dict[str, Any]]:
+    """The rows of `predictions.csv`: every frame that could be read, by its column. Raises InputError."""
+    for row in database.rows("frame", "WHERE dataset = ? AND reason = ''", dataset):
+        _, index, path, forgery, video, label, real, fake, prob_fake, *_ = row
+        values = (index, path, dataset, forgery, video, label, prob_fake, real, fake)
+        found = dict(zip(COLUMNS, values, strict=False))
+        try:
+            fit(found, Scored)
+        except Misfit as misfit:
+            raise InputError(
+                f"{database.path}: a frame of {dataset}: {misfit}; which no run writes; run again"
+            ) from None
+        decided = predicted(prob_fake)
+        yield {**found, "predicted": decided, "correct": decided == label}
+
+
+def write_dataset_tables(database: RunDatabase, dataset: str, folder: Path) -> None:
+    """Everything of one dataset but its samples and its report."""
+    # Nine digits give a float32 back exactly.
+    rows = (
+        [f"{value:.9g}" if isinstance(value, float) else value for value in row.values()]
+        for row in prediction_rows(database, dataset)
+    )
+    write_table(folder / PREDICTIONS, COLUMNS, rows)
+    unreadable = [(row[1], row[2], row[9]) for row in unreadable_rows(database, dataset)]
+    if unreadable:
+        write_table(folder / UNREADABLE, ("index", "path", "reason"), unreadable)
+    write_features(database, dataset, folder)
+    _write_contents(database, dataset, folder)
+
+
+def unreadable_rows(database: RunDatabase, dataset: str) -> Iterator[Row]:
+    """Of the frames that could not be read."""
+    return database.rows("frame", "WHERE dataset = ? AND reason != ''", dataset)
+
+
+def write_run_tables(database: RunDatabase, folder: Path) -> None:
+    """What stands beside the datasets' folders; of a run that has not finished, what there is by then."""
+    for row in database.rows("calibration", "WHERE key != ''"):  # not one that was not tried
+        choice = Choice.from_json(json.loads(row[1]))
+        write_json(folder / CALIBRATION_JSON, {"key": row[2], "choice": choice.to_json()})
+        write_table(folder / CALIBRATION_CSV, CALIBRATION_COLUMNS, _calibration_rows(choice))
+    _write_contents(database, "", folder)
+    if metrics := metrics_of(database):
+        write_json(folder / METRICS, metrics)
+        write_json(folder / MANIFEST, read_manifest(database).to_json())  # last: where it is, the run is whole
+
+
+def _write_contents(database: RunDatabase, dataset: str, folder: Path) -> None:
+    for row in database.rows("measurement", "WHERE dataset = ? AND name LIKE '%.%'", dataset):
+        write_whole(folder / Path(row[1]).name, row[2])
+
+
+def _calibration_rows(choice: Choice) -> Iterator[list[object]]:
+    for row in choice.rows:
+        numbers = (row.fall, row.random, *row.beyond, row.share, row.second)
+        shown = ["" if math.isnan(number) else f"{number:.6g}" for number in numbers]
+        yield [*row.candidate.facts().values(), row.named, row.candidate == choice.used, *shown]

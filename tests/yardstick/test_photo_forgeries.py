@@ -140,6 +140,12 @@ def test_no_face_and_no_change_make_no_forgery() -> None:
     assert forge("swap", Scene(Crop(0 * image + 9, None), image, image, None), rng) is None  # a plain crop
 
 
+def read(path: Path) -> np.ndarray:
+    image = cv2.imread(str(path))
+    assert image is not None
+    return image.astype(int)
+
+
 def test_a_written_dataset_pairs_each_fake_with_its_real_image(photographs: list[Photograph], tmp_path: Path) -> None:
     write_dataset(photographs, 7, tmp_path)
     rows = list(csv.DictReader((tmp_path / "photographs.csv").open(encoding="utf-8")))
@@ -147,7 +153,7 @@ def test_a_written_dataset_pairs_each_fake_with_its_real_image(photographs: list
     for real, fake in zip(rows[0::2], rows[1::2], strict=True):
         assert (real["label"], real["forgery"], fake["label"]) == ("real", "", "fake")
         assert (real["video"], Path(real["path"]).name) == (fake["video"], Path(fake["path"]).name)
-        images = [cv2.imread(str(tmp_path / path)).astype(int) for path in (real["path"], fake["path"], fake["mask"])]
+        images = [read(tmp_path / path) for path in (real["path"], fake["path"], fake["mask"])]
         inside = images[2][..., 0] > 0
         change = np.abs(images[0] - images[1]).max(axis=2)
         assert change[inside].mean() > 4 * change[~inside].mean()

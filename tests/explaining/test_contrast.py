@@ -137,6 +137,17 @@ def test_both_rules_are_added_at_unit_deviation(subject: Subject) -> None:
     torch.testing.assert_close(maps["both"].signed, expected, rtol=1e-10, atol=1e-12)
 
 
+def test_both_rules_take_one_forward_pass(model: CLIPDetectorWithGradCAM, subject: Subject) -> None:
+    runs = []
+    handle = model.backbone.register_forward_pre_hook(lambda module, inputs: runs.append(1))
+    recipe = Recipe("contrast", SCALED)
+    captured = subject.capture({"image": images(2).double()}, [recipe], "fake")
+    handle.remove()
+    assert recipe.backward == "both" and len(runs) == 1
+    with torch.no_grad():
+        assert torch.equal(captured.prediction["cls"], model({"image": images(2).double()})["cls"])
+
+
 def test_without_a_bank_contrast_is_refused_in_one_sentence(model: CLIPDetectorWithGradCAM) -> None:
     with pytest.raises(InputError, match=r"none are known: give a bank \(--bank FOLDER, or bank=Bank.of"):
         model.explain(images(1).double(), method="contrast")

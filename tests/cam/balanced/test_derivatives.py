@@ -16,6 +16,7 @@ from utils.gradcam_kit.engine import tokens
 from utils.gradcam_kit.engine.backward import balanced
 from utils.gradcam_kit.engine.backward.derivatives import AttentionOfConstantWeights
 from utils.gradcam_kit.engine.hooks import QuickGELU, is_quick_gelu
+from utils.gradcam_kit.engine.towers.attention import Held
 
 LAYERS = ["encoder.layers.0", "encoder.layers.2"]
 
@@ -112,7 +113,7 @@ def test_attention_is_taken_where_it_is_plain(
         return apply(*given)
 
     monkeypatch.setattr(AttentionOfConstantWeights, "apply", counted)
-    with balanced._Constants():
+    with balanced._Constants(Held()):
         value = F.scaled_dot_product_attention(q, k, v, **options)
     expected = F.scaled_dot_product_attention(q, k, v, **options)
     assert torch.equal(value, expected) and bool(calls) == taken
@@ -125,7 +126,7 @@ def test_what_is_broadcast_is_pytorchs_own() -> None:
     """One image's queries against the keys of two."""
     q, k, v = (torch.randn(n, 3, 9, 8, generator=torch.Generator().manual_seed(i)) for i, n in enumerate((1, 2, 2)))
     v.requires_grad_()
-    with balanced._Constants():
+    with balanced._Constants(Held()):
         value = F.scaled_dot_product_attention(q, k, v)
     expected = F.scaled_dot_product_attention(q.expand(2, -1, -1, -1), k, v)
     (found,), (own,) = (torch.autograd.grad(one.square().sum(), v) for one in (value, expected))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +18,7 @@ from .hooks import ClassTokenPath, Joined, Tap, in_order, is_quick_gelu, quick_g
 from .layers import LayerError, Site
 from .targets import Target
 from .towers import Grid
+from .towers.attention import HeldLater
 from .towers.channel_axis import ChannelAxes
 from .towers.tower import Tower
 
@@ -25,14 +27,16 @@ from .towers.tower import Tower
 HALF_SCORE_SCALES = (2.0**15, 2.0**10, 2.0**5, 1.0, 2.0**-5, 2.0**-10)
 
 
-class Differentiated(NamedTuple):
-    """What one pass each way gives, all detached."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Differentiated:
+    """What one forward pass gives, all detached."""
 
     prediction: Prediction  # as the head reader reads it
     head: Head
     target: list[str]  # its name for each image
     tokens: list[Tokens]  # per site, in the order given
     completeness: list[Completeness]  # per site of the self-test
+    balanced: list[Tokens] | None  # as `tokens`, by the balanced rule, where the plan asks for both
     more_tokens: Tensor | None  # bool: whether the score depends on more of the last block than a `ClassTokenPath` has
 
 
@@ -62,6 +66,7 @@ class PassPlan(NamedTuple):
     self_test: SelfTest | None = None  # differentiates a second time, by secants of the activations
     constants: AbstractContextManager[Any] = nullcontext()  # what a backward rule wants around the forward pass
     products: Callable[[], AbstractContextManager[Any]] = nullcontext  # what a precision wants around the backward pass
+    held: HeldLater | None = None  # differentiates a second time, by the balanced rule
 
 
 def token_gradients(
@@ -97,20 +102,37 @@ def token_gradients(
         joined = path.joined if path else None
         leaves = [*(tap.tokens for tap in read), *([joined.rest] if joined else [])]
         with plan.products():
-            found = score_gradients(logits, weights, leaves, again=self_test is not None)
+            found = score_gradients(logits, weights, leaves, again=self_test is not None or plan.held is not None)
+            again: Sequence[Tensor | None] = []
+            if plan.held is not None:
+                plan.held.now = True
+                again = score_gradients(logits, weights, leaves, again=self_test is not None)
         more_tokens = _more_than_one(joined, found[-1]) if joined else None
         score = logits, weights
         completeness = _completeness(self_test, score, taps, len(sites), scales) if self_test else []
         detached = {key: value.detach() for key, value in prediction.items()}
+    by_rule = [_tokens(read, found, len(logits)), _tokens(read, again, len(logits)) if plan.held else None]
+    return Differentiated(
+        prediction=detached,
+        head=kind,
+        target=names,
+        tokens=by_rule[0] or [],
+        balanced=by_rule[1],
+        completeness=completeness,
+        more_tokens=more_tokens,
+    )
+
+
+def _tokens(read: Sequence[Tap], found: Sequence[Tensor | None], images: int) -> list[Tokens]:
+    """Of each tap its tokens and their gradient. Raises LayerError where the score does not depend on one."""
     gradients = []
-    for site, G in zip(sites, found[: len(sites)], strict=True):
+    for tap, G in zip(read, found, strict=False):  # behind the taps' come others
         if G is None:
             raise LayerError(
-                f"the score does not depend on layer {site.name!r} at all: name one that the head reads from"
+                f"the score does not depend on layer {tap.site.name!r} at all: name one that the head reads from"
             )
         gradients.append(G)
-    captured = [Tokens(*pair) for pair in in_order(read, gradients, len(logits))]
-    return Differentiated(detached, kind, names, captured, completeness, more_tokens)
+    return [Tokens(*pair) for pair in in_order(read, gradients, images)]
 
 
 def _completeness(

@@ -43,6 +43,7 @@ from ..engine.spatial_layers import count_runs, is_shareable, last_run
 from ..engine.targets import Target
 from ..engine.tokens import Differentiated, PassPlan, Question, Tokens, on_grid, token_gradients
 from ..engine.towers import Grid
+from ..engine.towers.attention import HeldLater
 from ..engine.towers.tower import Tower
 from .precision import AUTO, FP32, check_backward_precision, matrix_products_in, resolved_precision
 
@@ -231,40 +232,39 @@ def capture(
     asked = tower.once(recipes, lambda: _Asked.of(tower, forward, recipes))
     check_backward_precision(request.precision)
     (rule,) = {recipe.backward for recipe in request.recipes}
-    backward = PLAIN if rule == BOTH else rule
+    backward, held = (BALANCED, HeldLater()) if rule == BOTH else (rule, None)
     precision = request.precision
     if precision == AUTO:
         precision = resolved_precision(precision, next(tower.model.parameters()).device)
     products = partial(matrix_products_in, precision)
     activations = Activations()
     self_test = None
-    if request.completeness and backward != PLAIN:
+    if request.completeness and rule == BALANCED:
         sites = [site_of_layer(tower, block, "residual") for block in asked.named_blocks]
         self_test = SelfTest(sites, activations)
     read = [*asked.points.values(), *asked.attention.output_sites()]
     question = Question(forward, head, request.target, request.label)
 
-    def one_pass(use_path: bool, backward: str) -> tuple[Differentiated, Mapping[BlockProjection, Tensor]]:
+    def one_pass(use_path: bool) -> tuple[Differentiated, Mapping[BlockProjection, Tensor]]:
         modules = [(site.module, site.reads_input) for site in (*read, *(self_test.sites if self_test else ()))]
         path = class_token_path(tower, modules, backward != PLAIN) if use_path else None
-        rules = backward_rules(tower, backward, activations if self_test else None)
+        rules = backward_rules(tower, backward, activations if self_test else None, held)
         with asked.attention.kept() as projections, rules as constants, read_at_once(checks) as left:
-            plan = PassPlan(path, self_test, constants, products)
+            plan = PassPlan(path, self_test, constants, products, held)
             found = token_gradients(tower, read, question, plan, left)
             if found.more_tokens is not None:
                 left.add(found.more_tokens, partial(_refuse_more_tokens, tower))
             return found, projections
 
     try:
-        found, projections = one_pass(not asked.attention.read, backward)
+        found, projections = one_pass(not asked.attention.read and held is None)
     except NotOneToken:
         tower.reads_more_tokens = True
-        found, projections = one_pass(False, backward)
+        found, projections = one_pass(False)
     count = len(asked.points)
     balanced = None
-    if rule == BOTH:
-        second, _ = one_pass(False, BALANCED)
-        balanced = dict(zip(asked.points, second.tokens[:count], strict=True))
+    if found.balanced is not None:
+        balanced = dict(zip(asked.points, found.balanced[:count], strict=True))
     complete = dict(zip(asked.named_blocks, found.completeness, strict=True)) if self_test else {}
     for layer in (SUM, SCALED):
         if layer in asked.parts and complete:

@@ -31,7 +31,7 @@ from torch.overrides import TorchFunctionMode
 from ...base.allowed import BACKWARDS
 from ...base.errors import InputError, did_you_mean
 from ..layers import LayerError
-from ..towers.attention import BlockAttention
+from ..towers.attention import BlockAttention, Held
 from ..towers.tower import Tower
 from .derivatives import (
     AttentionOfConstantWeights,
@@ -62,7 +62,7 @@ def check_backward(backward: str) -> None:
 
 
 def backward_rules(
-    tower: Tower, backward: str, activations: Activations | None = None
+    tower: Tower, backward: str, activations: Activations | None = None, held: Held | None = None
 ) -> AbstractContextManager[AbstractContextManager[Any]]:
     """Hooks for a forward pass inside, so that its backward pass is `backward`, PLAIN or BALANCED.
 
@@ -71,6 +71,7 @@ def backward_rules(
     Args:
         tower: whose attention and activations are meant; norms are those of all of its model.
         activations: lets the caller differentiate by secants later, which keeps more of the forward pass.
+        held: lets the caller differentiate by the plain rule first, and by the balanced one later.
 
     Raises:
         InputError: an unknown name, or "balanced" for a tower whose queries and keys are not known.
@@ -79,7 +80,7 @@ def backward_rules(
     check_backward(backward)
     if backward == PLAIN:
         return nullcontext(nullcontext())
-    return _balanced(tower, attention_of(tower), activations)
+    return _balanced(tower, attention_of(tower), activations, held or Held())
 
 
 def can_balance(tower: Tower) -> bool:
@@ -108,7 +109,7 @@ def attention_of(tower: Tower) -> list[BlockAttention]:
 
 @contextmanager
 def _balanced(
-    tower: Tower, attention: Sequence[BlockAttention], activations: Activations | None
+    tower: Tower, attention: Sequence[BlockAttention], activations: Activations | None, held: Held
 ) -> Iterator[AbstractContextManager[Any]]:
     thread = threading.get_ident()
 
@@ -116,13 +117,13 @@ def _balanced(
         """`rule` gets what the module has read and returned, in this thread alone."""
         return lambda module, inputs, output: rule(inputs[0], output) if threading.get_ident() == thread else None
 
-    constants = _Constants()
+    constants = _Constants(held)
     with ExitStack() as hooks:
         for block in attention:
-            for handle in block.constant_queries_and_keys():
+            for handle in block.constant_queries_and_keys(held):
                 hooks.callback(handle.remove)
         for module in tower.modules_that(is_rms_norm):
-            hooks.callback(module.register_forward_hook(hook(by_factor)).remove)
+            hooks.callback(module.register_forward_hook(hook(lambda x, output: by_factor(x, output, held))).remove)
         if activations is not None:
             is_secant = lambda: activations.by_secant  # noqa: E731
             secant = hook(lambda x, output: EitherGradient.apply(output, by_factor(x, output), is_secant))
@@ -139,7 +140,7 @@ def _balanced(
 
 def gates_in(run: Callable[[], object]) -> int:
     """How many gates of squeeze-and-excitation `run`, a forward pass, multiplies by."""
-    with _Constants() as constants:
+    with _Constants(Held()) as constants:
         run()
     return constants.gates
 
@@ -158,8 +159,9 @@ def activation_modules(tower: nn.Module) -> list[nn.Module]:
 class _Constants(TorchFunctionMode):
     """Norms and gates, wherever in the model and however they are called, of this thread alone."""
 
-    def __init__(self) -> None:
+    def __init__(self, held: Held) -> None:
         super().__init__()
+        self.held = held
         self.gates = 0  # that maps were multiplied by; in a pass with gradients, those that depend on the layers
 
     def __torch_function__(
@@ -167,12 +169,12 @@ class _Constants(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         if func in REPLACED:
-            return REPLACED[func](func, *args, **kwargs)
+            return REPLACED[func](self.held, func, *args, **kwargs)
         if func in PRODUCTS and len(args) == 2:
             for x, gate in (args, args[::-1]):
                 if is_gate(x, gate):
                     self.gates += gate.requires_grad or not torch.is_grad_enabled()
-                    return func(*(one.detach() if one is gate else one for one in args), **kwargs)
+                    return func(*(self.held.constant(one) if one is gate else one for one in args), **kwargs)
         return func(*args, **kwargs)
 
 
@@ -185,6 +187,7 @@ def is_gate(x: Any, gate: Any) -> bool:
 
 
 def _layer_norm(
+    held: Held,
     func: Any,
     input: Tensor,
     normalized_shape: Sequence[int],
@@ -195,18 +198,20 @@ def _layer_norm(
 ) -> Tensor:
     if not input.requires_grad:  # before the layers
         return func(input, normalized_shape, weight, bias, eps)
-    return LayerNormOfConstantDeviation.apply(input, tuple(normalized_shape), weight, bias, eps)
+    constant = LayerNormOfConstantDeviation.apply(input, tuple(normalized_shape), weight, bias, eps)
+    return held.instead(lambda: func(input, normalized_shape, weight, bias, eps), constant)
 
 
-def _normalize(func: Any, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    return by_factor(input, func(input, *args, **kwargs))
+def _normalize(held: Held, func: Any, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    return by_factor(input, func(input, *args, **kwargs), held)
 
 
-def _length(func: Any, *args: Any, **kwargs: Any) -> Tensor:
-    return func(*args, **kwargs).detach()
+def _length(held: Held, func: Any, *args: Any, **kwargs: Any) -> Tensor:
+    return held.constant(func(*args, **kwargs))
 
 
 def _attention(
+    held: Held,
     func: Any,
     query: Tensor,
     key: Tensor,

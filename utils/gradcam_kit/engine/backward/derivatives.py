@@ -9,12 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..towers.attention import same_value
+from ..towers.attention import Held
 
+ALWAYS = Held()
 P_IN_CACHE = 2**20  # numbers: attention weights of more images are computed part by part, in the processor's cache
 
 
-def by_factor(x: Tensor, output: Tensor) -> Tensor:
+def by_factor(x: Tensor, output: Tensor, held: Held = ALWAYS) -> Tensor:
     """`output` as x · r with the factor r = output / x constant: an RMS norm's w / rms, an activation's secant.
 
     Where x is 0 it has no share, and r is taken for 0.
@@ -22,7 +23,7 @@ def by_factor(x: Tensor, output: Tensor) -> Tensor:
     precise = x.to(torch.promote_types(x.dtype, torch.float32))
     with torch.no_grad():
         factor = torch.where(precise == 0, torch.zeros_like(precise), output.to(precise.dtype) / precise)
-    return same_value(output, precise * factor)
+    return held.by(output, precise * factor)
 
 
 class EitherGradient(torch.autograd.Function):

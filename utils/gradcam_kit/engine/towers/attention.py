@@ -54,8 +54,8 @@ class BlockAttention(abc.ABC):
         return mixed
 
     @abc.abstractmethod
-    def constant_queries_and_keys(self) -> list[Handle]:
-        """Hooks that stop the gradient through q and k. What the block computes stays the same to the last bit."""
+    def constant_queries_and_keys(self, held: Held) -> list[Handle]:
+        """Hooks that hold q and k constant. What the block computes stays the same to the last bit."""
 
     @property
     @abc.abstractmethod
@@ -125,8 +125,8 @@ class AttentionModules(BlockAttention):
         k, v = projected
         return {"q": self.q(tokens[:, :1]), "k": k, "v": v}
 
-    def constant_queries_and_keys(self) -> list[Handle]:
-        hook = in_this_thread(lambda module, inputs, output: output.detach())
+    def constant_queries_and_keys(self, held: Held) -> list[Handle]:
+        hook = in_this_thread(lambda module, inputs, output: held.constant(output))
         return [module.register_forward_hook(hook) for module in (self.q, self.k)]
 
 
@@ -169,3 +169,52 @@ def in_this_thread(hook: Callable[..., Any]) -> Callable[..., Any]:
     """`hook` for passes of the thread that calls this; those of others go by untouched."""
     thread = threading.get_ident()
     return lambda *arguments: hook(*arguments) if threading.get_ident() == thread else None
+
+
+class Held:
+    """How a backward pass holds something constant: always."""
+
+    def constant(self, value: Tensor) -> Tensor:
+        """`value`, through which no gradient goes."""
+        return value.detach()
+
+    def by(self, value: Tensor, linear: Tensor) -> Tensor:
+        """`value` to the last bit, with the gradient of `linear`."""
+        return same_value(value, linear)
+
+    def instead(self, ordinary: Callable[[], Tensor], other: Tensor) -> Tensor:
+        """`other`, which has the value that `ordinary` gives, and a gradient that holds."""
+        return other
+
+
+class HeldLater(Held):
+    """As `Held`, but only once `now` is true: one forward pass serves an ordinary backward pass and one that holds."""
+
+    def __init__(self) -> None:
+        self.now = False
+
+    def constant(self, value: Tensor) -> Tensor:
+        held: Tensor = _Either.apply(value, None, self)
+        return held
+
+    def by(self, value: Tensor, linear: Tensor) -> Tensor:
+        held: Tensor = _Either.apply(value, linear, self)
+        return held
+
+    def instead(self, ordinary: Callable[[], Tensor], other: Tensor) -> Tensor:
+        return self.by(ordinary(), other)
+
+
+class _Either(torch.autograd.Function):
+    """A value with its ordinary gradient or, once that is held, the gradient of `linear`, or none."""
+
+    @staticmethod
+    def forward(ctx: Any, ordinary: Tensor, linear: Tensor | None, held: HeldLater) -> Tensor:
+        ctx.held = held
+        return ordinary.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        if not ctx.held.now:
+            return gradient, None, None
+        return None, gradient if ctx.needs_input_grad[1] else None, None

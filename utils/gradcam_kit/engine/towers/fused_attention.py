@@ -16,11 +16,11 @@ from .attention import (
     BlockAttention,
     Handle,
     Heads,
+    Held,
     Keep,
     in_this_thread,
     mixed_by_constant,
     rotated,
-    same_value,
 )
 
 
@@ -99,7 +99,7 @@ class TimmAttention(BlockAttention):
         parts = self._normed(q[:, :1], k, v)
         return {name: part.transpose(1, 2).flatten(2) for name, part in zip("qkv", parts, strict=True)}
 
-    def constant_queries_and_keys(self) -> list[Handle]:
+    def constant_queries_and_keys(self, held: Held) -> list[Handle]:
         read: list[tuple[Tensor, Tensor | None]] = []
 
         def before(module: nn.Module, inputs: Any, rope: Tensor | None) -> None:
@@ -110,7 +110,7 @@ class TimmAttention(BlockAttention):
             if not x.requires_grad:
                 return None
             linear = mixed_by_constant(self.queries_keys_values(x, rope), self.heads)
-            return (same_value(inputs[0], linear), *inputs[1:])
+            return (held.by(inputs[0], linear), *inputs[1:])
 
         return [
             self._with_rope(in_this_thread(before)),
@@ -181,12 +181,12 @@ class TorchAttention(BlockAttention):
         k, v = F.linear(tokens, weight[width:], of_rest).chunk(2, dim=-1)
         return {"q": F.linear(tokens[:, :1], weight[:width], of_q), "k": k, "v": v}
 
-    def constant_queries_and_keys(self) -> list[Handle]:
+    def constant_queries_and_keys(self, held: Held) -> list[Handle]:
         def hook(module: nn.Module, inputs: Any, output: Any) -> Any:
             if not inputs[0].requires_grad:
                 return None
             linear = self.project(mixed_by_constant(self.queries_keys_values(self._tokens(inputs)), self.heads))
-            return (same_value(output[0], self._batch_first(linear)), *output[1:])
+            return (held.by(output[0], self._batch_first(linear)), *output[1:])
 
         return [self.module.register_forward_hook(in_this_thread(hook))]
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..layers import LayerError
 
-NEIGHBOURS = 20  # real tokens that a patch is compared with: 10 to 30 are alike, and outvote a few unnoticed fakes
+NEIGHBOURS = 10  # real tokens that a patch is compared with: 3 to 30 are alike, and ten outvote an unnoticed fake
 FEWEST_IMAGES = 4  # of a bank that is made without being asked for: fewer point worse
 MOST_IMAGES = 16  # of a bank: more cost more and point hardly better
 

@@ -20,7 +20,7 @@ WORDS = (SUPPORTED, WEAK, CONTRADICTED, ARTEFACT)
 # mean of its votes and its concentration; without a bank the votes, and the drop of the margin with the hottest patches
 # replaced, beyond random ones, as a share of it.
 CLEAR_CONTRAST, SOME_CONTRAST = 0.6, 0.3
-CLEAR_PLACE, SOME_PLACE = 0.6, 0.4  # of a contrast map: mean of its votes and its concentration
+CLEAR_PLACE = 0.6  # of a contrast map: mean of its votes and the evidence's concentration
 REACH = 0.2  # of the grid's longer side: so near to the hottest patch evidence counts as being in one place
 ONE_PLACE = 0.65  # of the evidence: below it there is no one place, as where a whole image was upsampled or denoised
 CLEAR_VOTES = 0.5
@@ -128,8 +128,8 @@ def word_by_contrast(contrast: float, place: float | None, share: float | None, 
     """The verdict where there is a bank.
 
     `share`: the drop beyond random as a share of the margin, None where it was not asked for. `place`: of a contrast
-    map, whose contrast is large at its hottest patch by construction, the mean of its votes and its concentration;
-    None of another map.
+    map, whose contrast is large at its hottest patch by construction, the mean of its votes and of the evidence's
+    concentration; None of another map.
     """
     if empty:
         return ARTEFACT
@@ -137,8 +137,8 @@ def word_by_contrast(contrast: float, place: float | None, share: float | None, 
         return CONTRADICTED
     if place is None:
         clear, some = contrast >= CLEAR_CONTRAST, contrast >= SOME_CONTRAST
-    else:
-        clear, some = place >= CLEAR_PLACE, place >= SOME_PLACE
+    else:  # a contrast map is hottest where the contrast is, so it is no artefact
+        clear, some = place >= CLEAR_PLACE, True
     return SUPPORTED if clear else WEAK if some else ARTEFACT
 
 

@@ -29,8 +29,8 @@ from utils.gradcam_kit.base.errors import InputError
 from utils.gradcam_kit.base.text import printable
 from utils.gradcam_kit.data.images import decode_image
 from utils.gradcam_kit.data.readers import read_dataset
+from utils.gradcam_kit.media.single_images import make_room
 from utils.gradcam_kit.settings.config import read_yaml
-from utils.gradcam_kit.store.sample_folder import write_sample
 
 SCRIPT, DEMO = "test_with_gradcam.py", "utils/gradcam_demo.py"
 MARK = "the_code_ran"
@@ -264,19 +264,19 @@ def test_links_in_the_output_folder_are_not_followed(
     out = tmp_path / "out"
     assert run_into(out, commands, data_tree).code == 0
     before = everything_below(victim)
-    # Files: the names under which files stand before they are whole.
-    for name in (".metrics.json.partial", ".manifest.json.partial", ".manifest.partial.json.partial", "metrics.json"):
+    # Files: the names under which files stand before they are whole, and one that is gone.
+    (out / "manifest.json").unlink()
+    for name in (".metrics.json.partial", ".manifest.json.partial", "metrics.json"):
         (out / name).unlink(missing_ok=True)
         (out / name).symlink_to(victim / "precious.txt")
-    assert run_into(out, commands, data_tree, "--overwrite").code == 0
+    assert run_into(out, commands, data_tree, "--resume").code == 0
     assert everything_below(victim) == before
     assert not (out / "metrics.json").is_symlink() and json.loads((out / "metrics.json").read_text())["toy"]
-    # A folder, both where the earlier run was and where a new dataset goes.
     (out / "toy_fake").symlink_to(victim)
-    refused(
-        run_into(out, commands, data_tree, "--overwrite", "--test_dataset", "toy_fake"), "symbolic link", "toy_fake"
-    )
-    assert everything_below(victim) == before
+    (out / "metrics.json").unlink()
+    (out / "metrics.json").symlink_to(victim / "precious.txt")
+    assert run_into(out, commands, data_tree, "--overwrite", "--test_dataset", "toy_fake").code == 0
+    assert everything_below(victim) == before and not (out / "toy_fake").is_symlink()
 
 
 def test_a_link_in_place_of_the_earlier_data_set(
@@ -286,8 +286,9 @@ def test_a_link_in_place_of_the_earlier_data_set(
     assert run_into(out, commands, data_tree).code == 0
     (out / "toy").rename(tmp_path / "moved")
     (out / "toy").symlink_to(victim)
-    refused(run_into(out, commands, data_tree, "--overwrite"), "symbolic link")
-    assert (victim / "precious.txt").read_text() == "keep me"
+    refused(run_into(out, commands, data_tree, "--resume"), "symbolic link")
+    assert run_into(out, commands, data_tree, "--overwrite").code == 0
+    assert everything_below(victim) == {"precious.txt": b"keep me"}
 
 
 @pytest.mark.parametrize(
@@ -300,7 +301,7 @@ def test_a_manifest_from_elsewhere_removes_nothing(
     out.mkdir()
     (out / "manifest.json").write_text(json.dumps({"datasets": datasets}))
     before = everything_below(tmp_path)
-    refused(run_into(out, commands, data_tree, "--overwrite"), "manifest.json")
+    refused(run_into(out, commands, data_tree, "--overwrite"), "without run.sqlite")
     assert everything_below(tmp_path) == before
 
 
@@ -326,7 +327,7 @@ def test_a_sample_never_replaces_what_is_no_sample(
     refused(commands.run(DEMO, *flags, out, cwd=tmp_path), "no folder of a sample")
     (out / "victim").unlink()
     (out / ".victim.partial").symlink_to(victim)
-    for _ in range(2):  # the second replaces the first one's sample
+    for _ in range(2):  # the second renames the first one's sample
         assert commands.run(DEMO, *flags, out, cwd=tmp_path).code == 0
     assert (out / "victim" / "gradcam_comparison.png").is_file() and not (out / "victim").is_symlink()
     assert everything_below(victim) == {"precious.txt": b"keep me"}
@@ -499,7 +500,7 @@ def test_two_headers_in_one_file(tmp_path: Path) -> None:
         assert grown < 120, (file, grown)
 
 
-def test_write_sample_refuses_before_it_writes(tmp_path: Path, victim: Path) -> None:
+def test_a_folder_that_is_no_samples_is_left_alone(tmp_path: Path, victim: Path) -> None:
     with pytest.raises(InputError, match="no folder of a sample"):
-        write_sample(victim, None)  # type: ignore[arg-type]  # refused before the sample is looked at
+        make_room(victim)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["victim"]

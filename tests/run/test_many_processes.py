@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import os
+import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -21,6 +24,7 @@ from tests.helpers.watch import WATCHED, recorded, until
 from utils.gradcam_kit.run.disturbances import resume_command
 from utils.gradcam_kit.run.processes import Processes
 
+KILLS = int(os.environ.get("KILLS", "10"))  # by hand 40
 # 42 frames in 11 batches, which neither 2 nor 3 divide; the last batch is short.
 MODES = {
     "plain": [],
@@ -113,6 +117,33 @@ def test_a_process_that_dies_ends_the_run_and_resume_finishes_it(
     done = run(commands, flags_of(tree, out, *flags, "--resume"), tmp_path, 2)
     assert [one.code for one in done] == [0, 0], done[0].err
     assert_same_run(out, tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_two_processes_killed_at_random_moments(tree: DataTree, commands: CommandServer, tmp_path: Path) -> None:
+    """SIGKILL for both, again and again; what either has committed is taken over."""
+    moments, out, killed = random.Random(2), tmp_path / "out", 0
+    done = run(commands, flags_of(tree, tmp_path / "whole", *MODES["two phases"]), tmp_path, 1)
+    assert done[0].code == 0, done[0].err
+    slow = WATCHED.format(path=str(tmp_path / "seen"), seconds=0.05)
+    while killed < KILLS:
+        before = recorded(out)
+        processes = start(commands, flags_of(tree, out, *MODES["two phases"], "--resume"), tmp_path, 2, slow)
+        with contextlib.suppress(AssertionError):  # it has come to an end meanwhile, or has predicted all before
+            until(lambda before=before: recorded(out) > before, seconds=8)  # type: ignore[misc]
+        time.sleep(moments.uniform(0, 0.6))
+        for process in processes:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGKILL)
+        codes = [process.wait().code for process in processes]
+        killed += codes.count(-signal.SIGKILL)
+        assert_only_whole_files(out, tmp_path / "whole")
+        if codes == [0, 0]:
+            shutil.rmtree(out)
+    done = run(commands, flags_of(tree, out, *MODES["two phases"], "--resume"), tmp_path, 2)
+    assert [one.code for one in done] == [0, 0], done[0].err
+    assert_same_run(out, tmp_path / "whole")
+    assert not list(out.glob("run.*.sqlite"))
 
 
 def test_a_signal_ends_all_processes_with_one_line(tree: DataTree, commands: CommandServer, tmp_path: Path) -> None:

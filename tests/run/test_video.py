@@ -330,19 +330,20 @@ def test_a_video_without_an_image_leaves_nothing_and_the_next_input_is_done(
 
 
 def test_a_folder_of_ones_own_is_never_replaced(detector: LoadedDetector, tmp_path: Path) -> None:
-    """Neither one that has the name of the video nor a video's that was edited; one as it was written is."""
+    """What is a video's is renamed, with whatever was put there; what is not is refused."""
     clip = write_clip(tmp_path / "clip.mp4", shots(4))
     folder = tmp_path / "out" / "clip"
     explain_video(detector, clip, folder, whole_frames())
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    (folder / "notes.txt").write_text("mine")
     explain_video(detector, clip, folder, whole_frames())
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
-    for name, content in (("notes.txt", "mine"), ("scores.csv", "frame,what I think\n")):
-        (folder / name).write_text(content)
-        with pytest.raises(InputError, match="is there and is no folder of a video, or one that was changed"):
-            explain_video(detector, clip, folder, whole_frames())
-        assert (folder / name).read_text() == content and sorted(tmp_path.rglob("*.partial")) == []
-        (folder / name).unlink()
+    (aside,) = folder.parent.glob("clip.before-*")
+    assert {path.name: path.read_bytes() for path in aside.iterdir()} == {**before, "notes.txt": b"mine"}
+    (folder / "video.json").unlink()
+    with pytest.raises(InputError, match="is there and is no folder of a video"):
+        explain_video(detector, clip, folder, whole_frames())
+    assert (folder / "scores.csv").is_file() and sorted(tmp_path.rglob("*.partial")) == []
 
 
 def test_two_people_have_a_score_and_a_curve_each(detector: LoadedDetector, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import hashlib
 import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,17 @@ def is_run(path: Path) -> bool:
     with path.open("rb") as file:
         head = file.read(100)
     return head[:16] == b"SQLite format 3\0" and int.from_bytes(head[68:72], "big") == APPLICATION_ID
+
+
+def has_begun(path: Path) -> bool:
+    """Whether a database is there: what a kill has left of the first transaction is none."""
+    if not (path.is_file() and path.stat().st_size):
+        return False
+    try:
+        with closing(sqlite3.connect(path)) as connection:
+            return bool(connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0])
+    except (sqlite3.Error, UnicodeDecodeError):
+        return True  # whatever it is
 
 
 class Busy(InputError):
@@ -98,7 +109,7 @@ class RunDatabase:
         return connection
 
     def _lock(self, new: bool) -> None:
-        """Become the writer, and of a new database make the tables."""
+        """Become the writer, and of a new database make the tables, which the first `commit` keeps."""
         connection = self._connection
         connection.execute("PRAGMA journal_mode = DELETE")  # a WAL needs memory that processes share
         connection.execute("PRAGMA synchronous = FULL")  # what was committed outlives a crash of the machine, too
@@ -116,7 +127,6 @@ class RunDatabase:
                 connection.execute(f"CREATE TABLE {name} ({listed})")
             connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
             connection.execute(f"PRAGMA user_version = {VERSION}")
-            self.commit()
         elif new:
             raise InputError(f"{self.path}: holds an earlier run; give another place, --resume or --overwrite")
 
@@ -171,7 +181,7 @@ class RunDatabase:
         with self._told(RunError):
             self._connection.execute("COMMIT")
             self._connection.execute("BEGIN IMMEDIATE")
-        if not (self.path.exists() and (not hasattr(self, "_file") or os.path.samestat(self.path.stat(), self._file))):
+        if not (self.path.exists() and os.path.samestat(self.path.stat(), self._file)):
             raise RunError(self._removed())
 
     def _removed(self) -> str:

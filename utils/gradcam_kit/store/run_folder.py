@@ -16,7 +16,7 @@ from ..base.errors import InputError
 from ..base.files import own_folder, set_aside, write_whole
 from ..base.text import printable
 from ..judge.verdict import Choice
-from .database import ELSEWHERE, FILE, TABLES, Busy, RunDatabase, database_of, is_run
+from .database import ELSEWHERE, FILE, TABLES, Busy, RunDatabase, database_of, has_begun, is_run
 from .manifest import MANIFEST, HeatmapCounts, Manifest, check_names, parsed
 
 JOURNAL = f"{FILE}-journal"
@@ -59,7 +59,7 @@ class RunFolder:
         check_names(manifest.datasets, (*manifest.top_files, FILE, JOURNAL, ELSEWHERE))
         place = database or database_of(path)
         try:
-            if resume and place.is_file() and place.stat().st_size:
+            if resume and has_begun(place):
                 folder = cls._resumed(path, manifest, key, place)
             else:
                 _make_room(path, place, overwrite)
@@ -69,8 +69,12 @@ class RunFolder:
                 place.open("ab").close()  # the system says why it cannot be written, SQLite does not
                 folder = cls(path, manifest, key, place, RunDatabase(place, writes=True, new=True))
                 folder.record()
-            for name in manifest.datasets:
-                own_folder(path / name)
+            try:
+                for name in manifest.datasets:
+                    own_folder(path / name)
+            except BaseException:
+                folder.database.close()
+                raise
             return folder
         except OSError as error:
             raise InputError(f"output folder {path}: cannot be written ({error.strerror}); give another one") from error
@@ -194,7 +198,7 @@ def _make_room(path: Path, place: Path, overwrite: bool) -> None:
     if path.exists() and not path.is_dir():
         raise InputError(f"output folder {path}: is a file; give a folder")
     inside = [one for one in path.iterdir() if one.name not in (FILE, JOURNAL)] if path.is_dir() else []
-    there = place.is_file() and place.stat().st_size > 0  # a kill may leave an empty one
+    there = has_begun(place)
     if not inside and not there:
         return
     if not there:

@@ -27,7 +27,7 @@ from torch import Tensor
 from benchmarks.yardstick.heads import BATCH
 from benchmarks.yardstick.towers import PHOTO_TOWERS, TOWERS, Case, make_case
 from utils.gradcam_kit.engine.recipe import Recipe
-from utils.gradcam_kit.explaining.real_tokens import bank_of, one_of_each_video, real_tokens
+from utils.gradcam_kit.explaining.real_tokens import bank_of, one_of_each_video, real_tokens, tried
 from utils.gradcam_kit.explaining.subject import Subject
 from utils.gradcam_kit.judge.bootstrap import VideoBootstrap
 from utils.gradcam_kit.judge.candidates import candidate_maps
@@ -95,10 +95,10 @@ def choice_of(subject: Subject, seen: Case) -> tuple[Choice, Choice, Subject]:
     given = TrialImages(
         detector.normalised(seen.fakes[used]), ["fake"] * len(used), [seen.videos[i] for i in used.tolist()]
     )
-    tried, candidates = subject.tried(in_batches(BATCH)), subject.candidates()
-    chosen = choose_map(tried, given, candidates)
+    asked, candidates = tried(subject, in_batches(BATCH)), subject.candidates()
+    chosen = choose_map(asked, given, candidates)
     gold = choose_map(
-        tried, given._replace(paired=reals[used], has_pair=torch.ones(len(used), dtype=torch.bool)), candidates
+        asked, given._replace(paired=reals[used], has_pair=torch.ones(len(used), dtype=torch.bool)), candidates
     )
     return chosen, gold, subject
 

@@ -73,7 +73,7 @@ def test_without_calibration_the_first_candidate_is_drawn(
     commands: CommandServer, tree: DataTree, tmp_path: Path
 ) -> None:
     out, manifest = run(commands, tree, tmp_path / "run", "--calibration_images", "0")
-    assert ASKED not in out and "hirescam at sum (residual, balanced), not tried" in out
+    assert ASKED not in out and "hirescam at scaled (residual, plain), not tried" in out
     assert not (tmp_path / "run" / "calibration.csv").exists() and manifest["choice"]["state"] == "untried"
 
 

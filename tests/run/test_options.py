@@ -22,8 +22,7 @@ from utils.gradcam_kit.app.command import parser as app_parser
 from utils.gradcam_kit.base.allowed import METHOD_NAMES
 from utils.gradcam_kit.base.errors import InputError
 from utils.gradcam_kit.data.readers import read_dataset
-from utils.gradcam_kit.engine.attention import ATTENTION_METHODS
-from utils.gradcam_kit.engine.methods import DEFAULT_EPSILON, METHODS
+from utils.gradcam_kit.engine.methods import DEFAULT_EPSILON, METHODS, method_names
 from utils.gradcam_kit.measure import evaluate
 from utils.gradcam_kit.model.detector import LoadedDetector
 from utils.gradcam_kit.run import exports
@@ -315,7 +314,7 @@ def test_a_value_from_a_flag_is_blamed_on_the_flag_and_one_from_the_yaml_on_the_
 
 
 def test_the_names_of_methods_are_those_of_the_functions() -> None:
-    assert (*METHODS, *ATTENTION_METHODS) == METHOD_NAMES
+    assert tuple(method_names()) == METHOD_NAMES
 
 
 def test_a_run_begins_without_what_only_its_end_needs(tmp_path: Path) -> None:

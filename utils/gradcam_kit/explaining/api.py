@@ -20,7 +20,7 @@ from .explanation import Explanation
 from .images import Batch, as_batch, as_batches, check_images, check_shape
 from .mixin import GradCAMMixin, trial_target
 from .one_pass import Asked, explain_batch
-from .real_tokens import with_bank
+from .real_tokens import tried, with_bank
 from .subject import Subject, device_of, subject_of
 
 if TYPE_CHECKING:
@@ -163,9 +163,9 @@ def _chosen(
     for batch in batches:
         check_images(batch["image"], IMAGES)
     in_parts = in_batches(len(batches[0]["image"]))
-    given = trial_images(subject.tried(in_parts).margins, batches, count, target)
+    given = trial_images(tried(subject, in_parts).margins, batches, count, target)
     subject = with_bank(subject, given)
-    return choose_map(subject.tried(in_parts), given, subject.candidates(named)), subject
+    return choose_map(tried(subject, in_parts), given, subject.candidates(named)), subject
 
 
 def _batch(images: Any) -> Batch:

@@ -12,6 +12,7 @@ from ..judge.check import Checked, Evidence, MapCheck, Voters, block_voters, che
 from ..judge.choosing import in_batches
 from ..judge.trial import CALM, FILLS, MEAN_COLOUR, Heat
 from .explanation import Explanation
+from .real_tokens import tried
 
 if TYPE_CHECKING:
     from .subject import HasSubject, Subject
@@ -28,7 +29,7 @@ class MapChecker:
 
     def __init__(self, detector: HasSubject, batch_size: int) -> None:
         subject = detector.as_subject()
-        self.tried = subject.tried(in_batches(batch_size))
+        self.tried = tried(subject, in_batches(batch_size))
         moved = {fill: share for fill, share in subject.choice.moved.items() if fill in FILLS} if subject.choice else {}
         calm = not moved or moved.get(MEAN_COLOUR, 0.0) <= CALM
         self.fill = MEAN_COLOUR if calm else min(moved, key=lambda fill: moved[fill])

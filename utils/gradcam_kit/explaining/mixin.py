@@ -27,7 +27,7 @@ from .capture import Capture
 from .explanation import UNTRAINED, Explanation, Look
 from .images import Batch, as_batch, as_batches, check_images
 from .one_pass import IMAGE, Asked, explain_batch
-from .real_tokens import with_bank
+from .real_tokens import tried, with_bank
 from .subject import Subject, WeightVersions, weight_versions
 
 if TYPE_CHECKING:
@@ -181,12 +181,12 @@ class GradCAMMixin(nn.Module):
         Raises:
             InputError: no batch, or an unusable one.
         """
-        margins = self.as_subject().tried(in_batches(batch_size)).margins
+        margins = tried(self.as_subject(), in_batches(batch_size)).margins
         target = trial_target(self.gradcam.target)
         given = trial_images(margins, map(_checked, as_batches(data_dicts)), images, target)
         subject = with_bank(self.as_subject(), given)
         self.gradcam_bank = subject.bank
-        choice = choose_map(subject.tried(in_batches(batch_size)), given, subject.candidates(), self.gradcam_named())
+        choice = choose_map(tried(subject, in_batches(batch_size)), given, subject.candidates(), self.gradcam_named())
         self.set_gradcam_choice(choice)
         return choice
 

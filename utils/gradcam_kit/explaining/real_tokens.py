@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,13 +14,33 @@ from torch import Tensor
 from ..engine.layers import compared_blocks, exchanged_block, site_of_layer
 from ..engine.real.bank import FEWEST_IMAGES, MOST_IMAGES, TokenBank
 from ..engine.real.exchange import Exchange, Seen, Skipped, seen_at, skippable
-from ..engine.recipe import RESIDUAL
-from ..judge.choosing import InParts, TrialImages
-
-if TYPE_CHECKING:
-    from .subject import Subject
+from ..engine.recipe import RESIDUAL, Recipe
+from ..judge.choosing import InParts, TrialImages, TriedDetector
+from .capture import Capture
+from .subject import Subject
 
 ALIKE = 1e-3  # of the largest margin: what passing over blocks may change of it
+
+
+def tried(subject: Subject, in_parts: InParts[Any], between: Callable[[], None] = lambda: None) -> TriedDetector:
+    """The model as a trial asks it; `between` is called before each batch of margins, and may raise."""
+
+    def margins(images: Tensor) -> Tensor:
+        def work(part: slice) -> Tensor:
+            between()
+            return subject.margins(images[part])
+
+        return torch.cat(in_parts(work, len(images))) if len(images) else torch.empty(0)
+
+    def captured(
+        images: Tensor, target: Sequence[str], videos: Sequence[Hashable], recipes: Sequence[Recipe]
+    ) -> Capture:
+        grid = subject.grid(images.shape[2], images.shape[3])
+        size = None if grid is None else (grid.rows, grid.columns)
+        return subject.capture({"image": images, "video": videos}, recipes, list(target), size)
+
+    exchange = partial(token_fill, subject, in_parts) if subject.bank is not None else None
+    return TriedDetector(captured, margins, in_parts, exchange)
 
 
 def bank_of(subject: Subject, images: Tensor, videos: Sequence[Hashable]) -> TokenBank:

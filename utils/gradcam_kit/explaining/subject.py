@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
@@ -25,13 +25,11 @@ from ..engine.targets import Target
 from ..engine.towers import Grid, unwrapped
 from ..engine.towers.tower import Tower, tower_of
 from ..judge.candidates import NO_MAPS, MapLayers, map_layers, shortlist
-from ..judge.choosing import InParts, TriedDetector
 from ..judge.verdict import Choice
 from .capture import Capture, Request, capture
 from .explanation import UNKNOWN_LOOK, Look
 from .images import Batch
 from .precision import FP32
-from .real_tokens import token_fill
 
 WeightVersions = tuple[tuple[int, int], ...]
 
@@ -201,26 +199,6 @@ class Subject:
         with frozen_for_explaining(self.tower.model, self.tower.structure), torch.no_grad():
             prediction, head = self.head._replace(batch=len(images)).read(self.predict({"image": images}))
         return head.margin(prediction["cls"].float())
-
-    def tried(self, in_parts: InParts[Any], between: Callable[[], None] = lambda: None) -> TriedDetector:
-        """The model as a trial asks it; `between` is called before each batch of margins, and may raise."""
-
-        def margins(images: Tensor) -> Tensor:
-            def work(part: slice) -> Tensor:
-                between()
-                return self.margins(images[part])
-
-            return torch.cat(in_parts(work, len(images))) if len(images) else torch.empty(0)
-
-        def captured(
-            images: Tensor, target: Sequence[str], videos: Sequence[Hashable], recipes: Sequence[Recipe]
-        ) -> Capture:
-            grid = self.grid(images.shape[2], images.shape[3])
-            size = None if grid is None else (grid.rows, grid.columns)
-            return self.capture({"image": images, "video": videos}, recipes, list(target), size)
-
-        exchange = partial(token_fill, self, in_parts) if self.bank is not None else None
-        return TriedDetector(captured, margins, in_parts, exchange)
 
 
 @runtime_checkable

@@ -24,7 +24,7 @@ from ..data.images import UnreadableImage, decode_image, read_file
 from ..drawing.overlays import PastedCrop
 from ..explaining.bank import Bank
 from ..explaining.checking import MapChecker
-from ..explaining.real_tokens import with_bank
+from ..explaining.real_tokens import tried, with_bank
 from ..judge.choosing import choose_map, in_batches, trial_images
 from ..judge.verdict import FEWEST_IMAGES, judgements, printed
 from ..model.detector import LoadedDetector
@@ -108,7 +108,7 @@ class SingleImages:
         if len(files) < FEWEST_IMAGES:
             return
         model, target = self.detector.model, self.detector.gradcam.target
-        margins = self.detector.as_subject().tried(in_batches(BATCH)).margins
+        margins = tried(self.detector.as_subject(), in_batches(BATCH)).margins
         batches = ({"image": batch} for batch in self._batches(files[: POOL * images]))
         try:
             given = trial_images(margins, batches, images, target if target in ("margin", "real") else "fake")
@@ -116,7 +116,7 @@ class SingleImages:
             return
         subject = with_bank(self.detector.as_subject(), given)
         model.gradcam_bank = subject.bank
-        choice = choose_map(subject.tried(in_batches(BATCH)), given, subject.candidates(), model.gradcam_named())
+        choice = choose_map(tried(subject, in_batches(BATCH)), given, subject.candidates(), model.gradcam_named())
         model.set_gradcam_choice(choice)
         print("\n".join([*printed(choice), *judgements(choice)]), file=sys.stderr)  # stdout has one line per image
 

@@ -19,7 +19,7 @@ from ..data.frame import Frame, evenly_spaced
 from ..data.frames import frame_loader
 from ..engine.real.contrast import CONTRAST
 from ..engine.recipe import Recipe
-from ..explaining.real_tokens import bank_of, one_of_each_video, with_bank
+from ..explaining.real_tokens import bank_of, one_of_each_video, tried, with_bank
 from ..judge.candidates import captures
 from ..judge.choosing import TrialImages, choose_map, separates
 from ..judge.trial import Margins, passes
@@ -124,7 +124,7 @@ def calibrate(context: Context, plan: Plan, datasets: Mapping[str, Sequence[Fram
     frames = [frame for some in datasets.values() for frame in some]
     split = SplitOnOutOfMemory("trying maps on", settings.batch_size)
     subject = detector.as_subject()
-    asked = subject.tried(split.run, context.guard.check)
+    asked = tried(subject, split.run, context.guard.check)
     frames, pixels, margins = _predicted(context, asked.margins, evenly_spaced(frames, POOL * plan.images))
     is_fake = (margins > 0).tolist()
     known = [frame.label for frame in frames] if all(frame.label != UNKNOWN for frame in frames) else None
@@ -148,7 +148,7 @@ def calibrate(context: Context, plan: Plan, datasets: Mapping[str, Sequence[Fram
         [frames[i].whole_video for i in reals] if fakes else [],
     )
     subject = with_bank(subject, images)
-    asked, bank = subject.tried(split.run, context.guard.check), subject.bank
+    asked, bank = tried(subject, split.run, context.guard.check), subject.bank
     candidates = [one for one in plan.candidates if bank is not None or one.method != CONTRAST]
     choice = choose_map(asked, images, candidates, plan.named)
     if bank is not None:

@@ -29,7 +29,7 @@ from utils.gradcam_kit.base.errors import InputError
 from utils.gradcam_kit.base.text import printable
 from utils.gradcam_kit.data.images import decode_image
 from utils.gradcam_kit.data.readers import read_dataset
-from utils.gradcam_kit.media.single_images import make_room
+from utils.gradcam_kit.media.single_images import check_room
 from utils.gradcam_kit.settings.config import read_yaml
 
 SCRIPT, DEMO = "test_with_gradcam.py", "utils/gradcam_demo.py"
@@ -502,5 +502,5 @@ def test_two_headers_in_one_file(tmp_path: Path) -> None:
 
 def test_a_folder_that_is_no_samples_is_left_alone(tmp_path: Path, victim: Path) -> None:
     with pytest.raises(InputError, match="no folder of a sample"):
-        make_room(victim)
+        check_room(victim)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["victim"]

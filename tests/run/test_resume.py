@@ -48,6 +48,7 @@ TWO_PHASES = ["--gradcam_enabled", "--gradcam_samples", "12", "--gradcam_select"
 ONE_PASS = ["--gradcam_enabled", "--save_all_predictions"]
 MEASURED = [*TWO_PHASES, "--save_features", "--evaluate_explanations", "--explanation_samples", "4",
             "--leave_out", "attack", "transplant"]  # fmt: skip
+FEATURES = [*TWO_PHASES, "--save_features"]
 KINDS = (ONE_PASS, TWO_PHASES, MEASURED)
 
 
@@ -226,7 +227,7 @@ def test_what_a_crash_of_the_machine_left_cut_off_is_done_again(
 def test_files_replaced_since_the_first_run_are_named_and_done_again(
     commands: CommandServer, tiny_weights: Path, tmp_path: Path
 ) -> None:
-    """The outputs are those of a run that begins now; a file that was only written again is no other file."""
+    """The outputs are those of a run that begins now, features too; a file that was only written again is no other."""
     tree = make_data_tree(tmp_path / "data", tiny_weights)
     marks = tmp_path / "data" / "toy_Real" / "landmarks" / "000"
     marks.mkdir(parents=True)
@@ -234,16 +235,16 @@ def test_files_replaced_since_the_first_run_are_named_and_done_again(
     out = tmp_path / "out"
     slow = WATCHED.format(path=str(tmp_path / "seen"), seconds=0)
     kill = "import os\nfrom utils.gradcam_kit.store.run_folder import RunFolder\nRunFolder.finish = lambda *a: os._exit(9)\n"
-    assert commands.start(SCRIPT, *flags_of(tree, out, *TWO_PHASES), cwd=tmp_path, first=kill).wait().code == 9
+    assert commands.start(SCRIPT, *flags_of(tree, out, *FEATURES), cwd=tmp_path, first=kill).wait().code == 9
     first, other, same = (tree.frames["toy_Fake"][i] for i in (0, 5, 6))
     first.write_bytes(other.read_bytes())
     same.write_bytes(same.read_bytes())
     np.save(marks / "000.npy", np.full((81, 2), 21, np.float32))
-    done = commands.start(SCRIPT, *flags_of(tree, out, *TWO_PHASES, "--resume"), cwd=tmp_path, first=slow).wait()
+    done = commands.start(SCRIPT, *flags_of(tree, out, *FEATURES, "--resume"), cwd=tmp_path, first=slow).wait()
     assert done.code == 0, done.err
     assert f"toy: 1 images were replaced since their prediction, first {first}: done again" in done.err
     assert len((tmp_path / "seen").read_text().splitlines()) == 1  # the batch of that image, and no other
-    assert commands.run(SCRIPT, *flags_of(tree, tmp_path / "new", *TWO_PHASES), cwd=tmp_path).code == 0
+    assert commands.run(SCRIPT, *flags_of(tree, tmp_path / "new", *FEATURES), cwd=tmp_path).code == 0
     assert_same_run(out, tmp_path / "new")
     explained = (out / "toy" / "sample0").is_dir()
     assert explained == (f"1 landmark files were replaced since, first {marks / '000.npy'}" in done.err)

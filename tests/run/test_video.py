@@ -336,10 +336,17 @@ def test_a_folder_of_ones_own_is_never_replaced(detector: LoadedDetector, tmp_pa
     explain_video(detector, clip, folder, whole_frames())
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     (folder / "notes.txt").write_text("mine")
+    explain_video(detector, clip, folder, whole_frames())  # the same bytes once more
+    assert [path.name for path in folder.parent.iterdir()] == ["clip"]
+    (folder / "scores.csv").write_text("what I think")
     explain_video(detector, clip, folder, whole_frames())
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     (aside,) = folder.parent.glob("clip.before-*")
-    assert {path.name: path.read_bytes() for path in aside.iterdir()} == {**before, "notes.txt": b"mine"}
+    assert {path.name: path.read_bytes() for path in aside.iterdir()} == {
+        **before,
+        "notes.txt": b"mine",
+        "scores.csv": b"what I think",
+    }
     (folder / "video.json").unlink()
     with pytest.raises(InputError, match="is there and is no folder of a video"):
         explain_video(detector, clip, folder, whole_frames())

@@ -117,6 +117,17 @@ def set_aside(path: Path) -> Path:
     return aside
 
 
+def take_place(made: Path, place: Path) -> None:
+    """Give a finished folder its name. What stood there is set aside, unless it holds the very same files."""
+    if place.exists():
+        there = hashes_below(place)
+        if all(there.get(name) == sha256 for name, sha256 in hashes_below(made).items()):
+            shutil.rmtree(made)
+            return
+        set_aside(place)
+    made.rename(place)
+
+
 def sha256_of(path: str | Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
     digest = hashlib.sha256()

@@ -16,7 +16,7 @@ import torch
 
 from ..base.decision import predicted
 from ..base.errors import InputError
-from ..base.files import new_folder, set_aside, write_json, write_table
+from ..base.files import new_folder, take_place, write_json, write_table
 from ..drawing.overlays import Ink, LayerImage, Panels, comparison, panels, paste, text_line
 from ..explaining.explanation import explained_names
 from ..judge.localisation import TemporalConsistency
@@ -150,9 +150,7 @@ def explain_video(detector: LoadedDetector, file: Path, folder: Path, views: Fra
     summary = _summary(frames, tracks, names, remarks)
     write_scores(folder / "scores.csv", frames, tracks)
     write_json(folder / "video.json", {"path": str(file), **summary.to_json()})
-    if final.exists():
-        set_aside(final)
-    folder.rename(final)
+    take_place(folder, final)
     return summary
 
 

@@ -16,7 +16,7 @@ import torch
 
 from ..base.decision import UNKNOWN
 from ..base.errors import InputError, RunError
-from ..base.files import set_aside
+from ..base.files import new_folder, take_place
 from ..base.text import one_line, printable
 from ..data.folder_dataset import IMAGE_SUFFIXES
 from ..data.frame import Frame
@@ -79,8 +79,11 @@ class SingleImages:
             if self.photographs.mode == "all":
                 name, place = f"{file}, face {number} of {len(views)}", folder / f"face{number}"
             place.parent.mkdir(parents=True, exist_ok=True)
-            make_room(place)
-            write_sample(place, drawn, self.image_format, self.save_raw)
+            check_room(place)
+            made = place.with_name(f".{place.name}.made.partial")
+            new_folder(made)  # of what a kill may have left
+            write_sample(made, drawn, self.image_format, self.save_raw)
+            take_place(made, place)
             self.words.update(layer.check.word for layer in drawn.sample.layers if layer.check)
             print(printable(f"{name}: fake probability {drawn.sample.prob_fake:.4f}, heatmaps in {place}"))
             for layer in drawn.sample.faint_layers:
@@ -160,12 +163,10 @@ def make_output(folder: Path) -> None:
         raise InputError(f"--output {folder}: cannot be made ({one_line(error)}); give another folder") from error
 
 
-def make_room(place: Path) -> None:
-    """Rename an earlier sample's folder. Raises InputError where something else is there."""
+def check_room(place: Path) -> None:
+    """Raises InputError where something else is there than an earlier sample."""
     if place.is_symlink() or (place.exists() and not any(place.glob("sample*.json"))):
         raise InputError(f"{place}: is there and is no folder of a sample: move it, or give another output folder")
-    if place.exists():
-        set_aside(place)
 
 
 def is_video(file: Path) -> bool:

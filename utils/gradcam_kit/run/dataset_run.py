@@ -145,7 +145,7 @@ class DatasetRun:
                 for tensor in coming.read():
                     rows = zip(indices, tensor.float().numpy(), strict=True)
                     self.database.put("feature", [(self.name, index, row.tobytes()) for index, row in rows], key)
-                self.database.commit()
+                self.database.end_batch()
 
             return keep
 
@@ -237,7 +237,7 @@ class DatasetRun:
         def record() -> None:
             if explainer and self.resume.is_recorded([frame.index for frame in frames]):  # only samples are missing
                 explainer.explain(batch, targets, begun)
-                self.database.commit()
+                self.database.end_batch()
                 return
             self.predictions.stamp(batch.stamps)
             for frame, reason in batch.unreadable:
@@ -247,7 +247,7 @@ class DatasetRun:
             elif batch.frames:
                 self.predictions.add(batch.frames, *coming.read())
             self.database.put("frame", self.predictions.rows(frames, batch.stamps), self.of_run.key)
-            self.database.commit()
+            self.database.end_batch()
 
         return record
 
@@ -262,7 +262,7 @@ class DatasetRun:
 
             def explain() -> None:
                 explainer.explain(batch, targets, begun)
-                self.database.commit()
+                self.database.end_batch()
 
             return explain
 

@@ -1,7 +1,7 @@
 """`run.sqlite`: everything that a run has found, safe from kills. The other files of its folder are made from it.
 
-One transaction a batch, by one writer at a time. Each row ends with the key of what it depends on and a hash of the
-rest, so that a stale or an edited row is found.
+One transaction for each batch, or some quick ones, by one writer at a time. Each row ends with the key of what it
+depends on and a hash of the rest, so that a stale or an edited row is found.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import errno
 import hashlib
 import os
 import sqlite3
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
@@ -22,6 +23,7 @@ from ..base.errors import InputError, RunError
 FILE = "run.sqlite"
 ELSEWHERE = "run_database.txt"  # holds the path of a database that lies elsewhere (--run_database)
 APPLICATION_ID, VERSION = 0x67636D31, 1
+PAUSE = 0.5  # seconds between two commits, at least: 18 ms each on a busy disk
 PATIENCE = 60  # seconds that a writer and a reader wait for each other; neither takes longer than a batch
 # Table → its columns, of which so many first ones name a row.
 TABLES = {
@@ -72,6 +74,7 @@ class RunDatabase:
     def __init__(self, path: Path, writes: bool, new: bool = False) -> None:
         """Raises InputError for what is no database of a run, cannot be opened or written, or has another writer."""
         self.path, self._writes = path, writes
+        self._committed = time.monotonic()
         self.skipped = 0  # rows that `rows` found changed
         with self._told(InputError):
             mode = "rwc" if new else "rw" if writes else "ro"
@@ -176,11 +179,17 @@ class RunDatabase:
         with self._told(RunError):
             self._connection.executemany(f"INSERT OR REPLACE INTO {table} VALUES ({marks})", whole)
 
+    def end_batch(self) -> None:
+        """`commit`, unless the last one was a moment ago: each waits for the disk, and batches may be quick."""
+        if time.monotonic() - self._committed > PAUSE:
+            self.commit()
+
     def commit(self) -> None:
         """Keep what was put, whatever happens. Raises RunError for a full disk, or where the file is gone."""
         with self._told(RunError):
             self._connection.execute("COMMIT")
             self._connection.execute("BEGIN IMMEDIATE")
+        self._committed = time.monotonic()
         if not (self.path.exists() and os.path.samestat(self.path.stat(), self._file)):
             raise RunError(self._removed())
 

@@ -86,6 +86,7 @@ def _opened(path: Path, inode: int, thread: int) -> RunDatabase:
 def read_run(folder: Path, samples_at_most: int = sys.maxsize) -> RunOnDisk:
     """Read a run; of a dataset with more explained samples than that, every k-th. Raises InputError."""
     database = reader(folder)
+    database.skipped = 0
     manifest, metrics = read_manifest(database), metrics_of(database)
     for name in manifest.datasets:
         if (folder / name).is_symlink():

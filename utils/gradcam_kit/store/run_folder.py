@@ -157,9 +157,10 @@ class RunFolder:
     def absorb(self, remove: bool = False) -> None:
         """Take over what the parts of other processes hold; with `remove` they are a killed run's, and go."""
         for part in sorted(self._place.parent.glob(f"{glob.escape(self._place.stem)}.*{self._place.suffix}")):
-            with RunDatabase(part, writes=False) as other:
-                self.database.absorb(other)
-            self.database.commit()
+            if has_begun(part):  # a kill may leave an empty one
+                with RunDatabase(part, writes=False) as other:
+                    self.database.absorb(other)
+                self.database.commit()
             if remove:
                 part.unlink()
 

@@ -35,6 +35,7 @@ MEANING = {
     "consistency.csv": "how steady maps are from frame to frame",
     "fiftyone_samples.json": "for FiftyOne",
 }
+OF_THE_MOMENT = ("run.sqlite", "manifest.json")  # they hold times and the command
 TOY_WEIGHTS = TRAINING_FOLDER / "assets" / "demo_detector" / "clip_demo.safetensors"
 SELECTED = {"confident": "the most confident first", "random": "drawn at random", "first": "the first ones"}
 
@@ -97,11 +98,11 @@ def _files(folder: Path, below: Path, run: Path, page: str) -> list[dict[str, st
     """The files in `folder`: named from `below` on, linked from the page on, with the size in words and the meaning."""
     if not folder.is_dir():
         return []
-    # The page itself is left out: with its own size in it, it would never be the same twice.
+    # Without what is of the moment, the page of a run that was resumed is that of one that was not.
     files = sorted(file for file in folder.iterdir() if file.is_file() and file.name[0] != "." and file.name != page)
     return [
         {"name": file.relative_to(below).as_posix(), "href": quote(os.fsencode(file.relative_to(run).as_posix())),
-         "size": size_text(file.stat().st_size), "meaning": _meaning(file)}
+         "size": "" if file.name in OF_THE_MOMENT else size_text(file.stat().st_size), "meaning": _meaning(file)}
         for file in files
     ]  # fmt: skip
 

@@ -103,10 +103,10 @@ def test_shards_that_do_not_belong_together(commands: CommandServer, tree: DataT
 
 
 def test_a_shard_that_has_not_finished(commands: CommandServer, tree: DataTree, tmp_path: Path) -> None:
-    evaluate(commands, tree, tmp_path / "one", "--shard", "1/2")
+    evaluate(commands, tree, tmp_path / "one", "--shard", "2/2")
     slow = "import time\nfrom utils.gradcam_kit.model.detector import LoadedDetector as D\np = D.predict\n"
     slow += "D.predict = lambda *a: (time.sleep(2), p(*a))[1]\n"
-    arguments = tree.arguments("--gradcam_output_dir", tmp_path / "two", "--shard", "2/2")
+    arguments = tree.arguments("--gradcam_output_dir", tmp_path / "two", "--shard", "1/2")
     run = commands.start(SCRIPT, *arguments, cwd=tmp_path, first=slow)
     until(lambda: recorded(tmp_path / "two") > 0)
     os.kill(run.pid, signal.SIGKILL)

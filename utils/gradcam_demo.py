@@ -58,8 +58,7 @@ def main(argv: Sequence[str]) -> int:
     detector.dry_run()
     print_choices(detector)
     work = media.SingleImages(detector, cropped, None, args.image_format, args.save_raw)
-    if args.bank is not None:
-        work.use_bank(args.bank)
+    work.use_bank(args.bank)
     if args.calibration_images:
         work.choose_map(images, args.calibration_images)
     if args.check_maps != "off":

@@ -29,7 +29,6 @@ def main(argv: Sequence[str]) -> int:
     flags = {"gradcam_enabled": True, **flags_of.config(args)}
     detector = load_named_detector(args.detector_path, args.device, args.precision, flags, flags_of.flag_names)
     live = LiveDetector.of(detector)
-    if args.bank is not None:
-        SingleImages(detector, live.photographs, None).use_bank(args.bank)
+    SingleImages(detector, live.photographs, None).use_bank(args.bank)
     serve(live, args.host, args.port, args.max_upload)
     return 0

@@ -36,6 +36,7 @@ from .faces import NoFaceError, Photographs, View, face_finder, is_installed
 from .tracks import FrameViews
 from .video_files import VIDEO_SUFFIXES, UnreadableVideo
 
+OWN_BANK = "real_*.webp"  # beside the weights of a detector that brings real images of its own
 MAX_NAME_BYTES = 200  # of a folder named after an image; file systems take 255, and a little is added
 BATCH, POOL = 16, 8  # images at a time, and looked through for each that the trial wants
 
@@ -123,9 +124,16 @@ class SingleImages:
         model.set_gradcam_choice(choice)
         print("\n".join([*printed(choice), *judgements(choice)]), file=sys.stderr)  # stdout has one line per image
 
-    def use_bank(self, folder: Path) -> None:
-        """Compare patches with those of the images in `folder` that the detector calls real. Raises InputError."""
-        files = [file for file in find_images(str(folder)) if not is_video(file)]
+    def use_bank(self, folder: Path | None) -> None:
+        """Compare patches with those of the images in `folder` that the detector calls real; None: its own, if any.
+
+        The embedded detector has some beside its weights. Raises InputError for a folder without such images.
+        """
+        weights = self.detector.settings.weights_path
+        if folder is None and (weights is None or not any(weights.parent.glob(OWN_BANK))):
+            return
+        folder = folder or Path(weights or "").parent
+        files = [file for file in find_images(str(folder), "--bank") if not is_video(file)]
         batches = list(self._batches(files))
         if not batches:
             raise InputError(f"--bank {folder}: none of its {len(files)} files is an image that can be read")
@@ -174,7 +182,7 @@ def is_video(file: Path) -> bool:
     return file.suffix.lower() in VIDEO_SUFFIXES
 
 
-def find_images(pattern: str) -> list[Path]:
+def find_images(pattern: str, flag: str = "--input") -> list[Path]:
     """The images and videos that a file, folder or pattern names, sorted. Raises InputError where there are none."""
     path = Path(pattern)
     if os.path.isfile(path):  # noqa: PTH113 (Path's fails for a name of 300 letters)
@@ -188,7 +196,7 @@ def find_images(pattern: str) -> list[Path]:
         special = os.path.exists(path)  # noqa: PTH110
         kind = "a pipe, socket or device" if special else "no such file, folder, or file that the pattern matches"
     if not found:
-        raise InputError(f"--input {pattern!r}: {kind}")
+        raise InputError(f"{flag} {pattern!r}: {kind}")
     return sorted(found)
 
 

@@ -264,3 +264,37 @@ def test_a_paired_real_image_is_what_its_fake_is_compared_with(model: CLIPDetect
         total += u / u.reshape(2, -1).std(axis=1)[:, None, None] / (BLOCKS - 1)
     np.testing.assert_allclose(found.maps.signed.numpy(), total, rtol=1e-4, atol=1e-5)
     assert set(found.verdicts()) == {SCALED}
+
+
+def test_a_convolutional_network_is_compared_on_its_grid() -> None:
+    from utils.gradcam import explain
+
+    torch.manual_seed(0)
+    features = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 12, 3, stride=4), torch.nn.ReLU(), torch.nn.Conv2d(12, 16, 3, stride=2), torch.nn.ReLU()
+    )
+    network = torch.nn.Sequential(features, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(16, 2))
+    network = network.double().eval()
+    with torch.no_grad():
+        network[3].bias.copy_(torch.tensor([5.0, 0.0]))  # everything is called real
+    batch, reals = images(2).double(), images(5, seed=4).double()
+    bank = Bank.of(network, reals)
+    assert len(bank.videos) == 5
+    found = explain(network, batch, method="contrast", backward="plain", target="fake", bank=bank)
+    (layer,) = found.layers
+    tokens = network[0](batch).detach().requires_grad_()
+    (G,) = torch.autograd.grad(network[1:](tokens)[:, 1].sum(), tokens)
+    others = network[0](reals).detach().half().double().flatten(2).transpose(1, 2).reshape(-1, 16).numpy()
+    expected = np.zeros(tuple(found.maps.signed.shape))
+    for i in range(2):
+        patches = tokens[i].detach().flatten(1).T.numpy()
+        R = nearest_by_hand(patches, others, NEIGHBOURS)
+        expected[i] = (G[i].flatten(1).T.numpy() * (patches - R)).sum(axis=1).reshape(expected.shape[1:])
+    assert layer in bank.tokens
+    np.testing.assert_allclose(found.maps.signed.numpy(), expected, rtol=1e-7, atol=1e-9)
+    fill = token_fill(replace(subject_of(network, batch), bank=bank), in_batches(4), batch, None)
+    with torch.no_grad():
+        usual = network(batch)[:, 1] - network(batch)[:, 0]
+    grid = expected.shape[1:]
+    torch.testing.assert_close(fill(torch.zeros(2, *grid, dtype=torch.bool)).double(), usual, rtol=1e-5, atol=1e-6)
+    assert (fill(torch.ones(2, *grid, dtype=torch.bool)) - usual).abs().min() > 1e-4

@@ -273,17 +273,18 @@ def test_a_convolutional_network_is_compared_on_its_grid() -> None:
     features = torch.nn.Sequential(
         torch.nn.Conv2d(3, 12, 3, stride=4), torch.nn.ReLU(), torch.nn.Conv2d(12, 16, 3, stride=2), torch.nn.ReLU()
     )
-    network = torch.nn.Sequential(features, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(16, 2))
+    last = torch.nn.Linear(16, 2)
+    network = torch.nn.Sequential(features, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), last)
     network = network.double().eval()
     with torch.no_grad():
-        network[3].bias.copy_(torch.tensor([5.0, 0.0]))  # everything is called real
+        last.bias.copy_(torch.tensor([5.0, 0.0]))  # everything is called real
     batch, reals = images(2).double(), images(5, seed=4).double()
     bank = Bank.of(network, reals)
     assert len(bank.videos) == 5
     found = explain(network, batch, method="contrast", backward="plain", target="fake", bank=bank)
     (layer,) = found.layers
     tokens = network[0](batch).detach().requires_grad_()
-    (G,) = torch.autograd.grad(network[1:](tokens)[:, 1].sum(), tokens)
+    (G,) = torch.autograd.grad(network[3](network[2](network[1](tokens)))[:, 1].sum(), tokens)
     others = network[0](reals).detach().half().double().flatten(2).transpose(1, 2).reshape(-1, 16).numpy()
     expected = np.zeros(tuple(found.maps.signed.shape))
     for i in range(2):

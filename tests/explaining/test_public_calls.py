@@ -260,7 +260,7 @@ def test_the_verdict_can_be_had_from_python(model: CLIPDetectorWithGradCAM, plai
     checks = found.check()["-1"]
     raw = found.maps.raw
     for i, check in enumerate(checks):
-        assert check.verdict in ("supported", "weak", "artefact")
+        assert check.verdict in ("weak", "contradicted", "artefact")  # without a bank none is supported
         hottest = raw[i].flatten().argmax()  # one patch of 16: 5 % rounds to one
         grey = images(2)[i].clone()
         row, column = divmod(int(hottest), raw.shape[2])

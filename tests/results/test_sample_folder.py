@@ -92,7 +92,7 @@ def test_the_json_of_a_sample_is_an_interface() -> None:
             {"name": "encoder.layers.3", "raw_minimum": 0.125, "raw_maximum": 2.5, "signed_extreme": 3.75,
              "empty": False, "drawn_empty": False, "artefact": False,
              "check": {"word": "supported", "margin": 2.5, "fall": 1.25, "random": -0.125, "mass": 0.75, "votes": 0.5,
-                       "others": None}},
+                       "others": None, "contrast": None, "concentration": None}},
             {"name": "fused", "raw_minimum": 0.0, "raw_maximum": 0.0, "signed_extreme": 1e-30, "empty": True,
              "drawn_empty": False, "artefact": True, "check": None},
         ],

@@ -129,6 +129,8 @@ def test_overlay_is_the_jet_of_the_map_over_the_image(
         "--save_all_predictions",
         "--gradcam_target",
         "fake",
+        "--check_maps",
+        "off",
         "--gradcam_output_dir",
         str(out),
     ]

@@ -197,7 +197,8 @@ class DatasetRun:
             counterparts = RealCounterparts(context.settings.data)
         elif context.options.checks_maps:
             checker = MapChecker(context.detector, context.settings.batch_size)
-        return Explainer(context.detector, self.resume, writer, context.predict, checker, counterparts)
+        judges = context.options.check_maps != "off"
+        return Explainer(context.detector, self.resume, writer, context.predict, checker, counterparts, judges)
 
     def _say_cost(self, frames: Sequence[Frame], counterparts: RealCounterparts | None) -> None:
         """Transplant takes hundreds of passes an image: how many, before they begin."""

@@ -50,7 +50,8 @@ class _Part(NamedTuple):
 class Explainer:
     """Explains batches of one dataset. Samples that an earlier, killed run has left whole are not written again.
 
-    `counterparts`: what method transplant compares images with; None for other methods.
+    `counterparts`: what method transplant compares images with; None for other methods. `judges`: whether maps get a
+    verdict at all; without a checker it follows from the contrast with real images alone.
     """
 
     def __init__(
@@ -61,11 +62,12 @@ class Explainer:
         predict: Callable[[Tensor, Sequence[Frame]], tuple[Tensor, Tensor]],
         checker: MapChecker | None = None,
         counterparts: RealCounterparts | None = None,
+        judges: bool = True,
     ) -> None:
         self.detector, self.gradcam = detector, detector.gradcam
         self.resume, self.predictions = resume, resume.predictions
         self.writer, self.predict = writer, predict
-        self.checker, self.counterparts = checker, counterparts
+        self.checker, self.counterparts, self.judges = checker, counterparts, judges
         self._memory = SplitOnOutOfMemory("explaining")
         self._begins = True
 
@@ -135,7 +137,8 @@ class Explainer:
             numbers, drawn_layers = self._sent(explanation, pixels[kept].to(self.detector.device))
         logits, scores, probabilities = numbers.read()
         images = drawn_layers.read()
-        checks = checks_of(self.checker, explanation, [frames[position] for position in kept])
+        kept_frames = [frames[position] for position in kept]
+        checks = checks_of(self.checker, explanation, kept_frames) if self.judges else {}
         if any(map(any, denied_maps(checks).values())):
             images = drawn_on(self.detector, pixels[kept], explanation, checks)
         explanation = replace(explanation, prediction={**explanation.prediction, "cls": logits, "prob": probabilities})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -154,8 +155,10 @@ def test_without_a_bank_contrast_is_refused_in_one_sentence(model: CLIPDetectorW
 
 
 def test_a_bank_of_the_images_that_are_called_real(model: CLIPDetectorWithGradCAM) -> None:
-    batch = images(24, seed=3).double()
+    batch, model = images(24, seed=3).double(), copy.deepcopy(model)
     with torch.no_grad():
+        logits = model({"image": batch})["cls"]
+        model.head.bias[0] -= (logits[:, 0] - logits[:, 1]).median()  # half of them are called real
         logits = model({"image": batch})["cls"]
     real = (logits[:, 0] > logits[:, 1]).nonzero().flatten().tolist()
     assert 0 < len(real) < 24

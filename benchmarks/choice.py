@@ -49,7 +49,6 @@ class Held(NamedTuple):
     case: Case
     subject: Subject  # with the bank
     images: Tensor  # normalised
-    share: Tensor  # (N, h, w): of each patch, in the mask
 
     def points(self, raw: Tensor) -> np.ndarray:
         """(N,): whether the centre of the hottest patch lies in the mask; 0 for an empty map."""
@@ -196,11 +195,7 @@ def random_head(held: Held, recipe: Recipe) -> dict[str, Any]:
 def measured(seen: Case, held_out: Case) -> dict[str, Any]:
     subject: Subject = held_out.detector.as_subject()
     chosen, gold, subject = choice_of(subject, seen)
-    side = held_out.fakes.shape[-1]
-    grid = subject.grid(side, side)
-    size = (grid.rows, grid.columns) if grid else (16, 16)
-    share = F.interpolate(held_out.masks.float().unsqueeze(1), size=size, mode="area").squeeze(1)
-    held = Held(held_out, subject, held_out.detector.normalised(held_out.fakes), share)
+    held = Held(held_out, subject, held_out.detector.normalised(held_out.fakes))
     heats, evidence = maps_of(held, subject.candidates())
     margins = torch.cat([subject.margins(part) for part in held.images.split(BATCH)])
     assert subject.bank is not None

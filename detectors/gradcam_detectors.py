@@ -1,6 +1,6 @@
 """The plug-in door: registers a `<name>_gradcam` for every detector of the host; `detectors` imports it last.
 
-Most need no code for that. Where one does, `<detector>_gradcam.py` has the class for the host's `<detector>.py`.
+Most detectors need no code for that. The others have a class in `<detector>_gradcam.py`, named after the host's file.
 """
 
 from __future__ import annotations

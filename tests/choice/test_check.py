@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -32,7 +31,6 @@ from utils.gradcam_kit.judge.check import (
     block_voters,
     check_maps,
     concentration,
-    support,
     verdicts,
     word_by_contrast,
     word_by_drop,
@@ -116,11 +114,6 @@ def test_maps_of_the_real_class_are_at_most_weak() -> None:
     assert [one.word for one in verdicts(checked, maps, "gradcam")["map"]] == [SUPPORTED, WEAK]
 
 
-def test_the_number_behind_the_word() -> None:
-    assert support(2.5, 0.0, 10.0, 1.0) == 1.0 and support(9.0, 0.0, 10.0, 0.5) == 0.75
-    assert support(1.0, 0.0, 10.0, 0.5) == pytest.approx((0.4 + 0.5) / 2) and support(-1.0, 0.0, 10.0, None) == 0.0
-
-
 def detector(model: Any) -> TriedDetector:
     def margins(images: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
@@ -189,4 +182,3 @@ def test_the_word_must_be_one() -> None:
     assert fit({**values, "word": WEAK}, MapCheck).word == WEAK
     with pytest.raises(Misfit, match="fine"):
         fit({**values, "word": "fine"}, MapCheck)
-    assert np.isfinite(support(1.0, 0.0, 1e-30, 0.0))

@@ -210,7 +210,7 @@ class ClassTokenPath:
         return hook
 
     def _replaced(self, module: nn.Module, inputs: Any, output: Any = None) -> Any:
-        """In the second run, the class token's attention in place of what one token alone has made."""
+        """In the second run, replace what a single token gives by the class token's attention to all tokens."""
         assert self._mixed is not None, "a second run"
         if output is None:
             return (self._mixed, *inputs[1:])

@@ -27,7 +27,7 @@ class Bank(TokenBank):
         images: Any,
         videos: Sequence[Hashable] | None = None,
         forward: Callable[[Tensor], Any] | None = None,
-    ) -> TokenBank:
+    ) -> Bank:
         """The bank of those of `images` that the model calls real, at most MOST_IMAGES, one of each video first.
 
         Args:
@@ -54,4 +54,5 @@ class Bank(TokenBank):
             )
         names = list(videos) if videos is not None else list(range(len(every)))
         chosen = [called_real[i] for i in one_of_each_video([names[i] for i in called_real])]
-        return bank_of(subject, every[chosen], [names[i] for i in chosen])
+        made = bank_of(subject, every[chosen], [names[i] for i in chosen])
+        return cls(made.tokens, made.videos)

@@ -101,17 +101,6 @@ def _at(maps: Tensor, places: Tensor) -> Tensor:
     return maps.flatten(1).gather(1, (row * columns + column).unsqueeze(1)).squeeze(1)
 
 
-def support(fall: float, random: float, margin: float, votes: float | None) -> float:
-    """The number behind the verdict without a bank, 0 to 1: mean of the votes and of the drop beyond random.
-
-    A drop of CLEAR_DROP counts as 1; where the margin is 0 the votes alone count.
-    """
-    signs = [] if votes is None else [votes]
-    if margin:
-        signs.append(min(1.0, max(0.0, (fall - random) / abs(margin) / CLEAR_DROP)))
-    return sum(signs) / len(signs) if signs else 0.0
-
-
 def concentration(raw: Tensor) -> Tensor:
     """(N,) in [0, 1]: the share of each map (N, h, w) that lies near its hottest patch; 0 of an empty one."""
     rows, columns = raw.shape[1:]

@@ -49,7 +49,7 @@ class PairedFrames:
 
     @property
     def differ(self) -> np.ndarray:
-        """(N,) bool: where one run says fake and the other real."""
+        """(N,) bool: whether one run predicts fake and the other real."""
         return (self.prob_a > THRESHOLD) != (self.prob_b > THRESHOLD)
 
 

@@ -149,6 +149,7 @@ def calibrate(context: Context, plan: Plan, datasets: Mapping[str, Sequence[Fram
     )
     subject = with_bank(subject, images)
     asked, bank = tried(subject, split.run, context.guard.check), subject.bank
+    detector.model.gradcam_bank = bank
     candidates = [one for one in plan.candidates if bank is not None or one.method != CONTRAST]
     choice = choose_map(asked, images, candidates, plan.named)
     if bank is not None:
@@ -159,19 +160,22 @@ def calibrate(context: Context, plan: Plan, datasets: Mapping[str, Sequence[Fram
 
 
 def set_bank(context: Context, choice: Choice, datasets: Mapping[str, Sequence[Frame]]) -> None:
-    """Give the detector the tokens of the real frames that the choice names; each process makes them for itself.
+    """Give the detector the tokens of the real frames that the choice names, unless this process has just made them.
 
     Raises InputError where one of them cannot be read any more.
     """
     frames = [datasets[name][index] for name, index in choice.bank]
-    if not frames:
+    if not frames or context.detector.model.gradcam_bank is not None:
         return
     detector, settings = context.detector, context.settings
     pixels: list[Tensor] = []
     for batch in frame_loader(frames, settings.detector.resolution, settings.batch_size, settings.workers):
         if batch.unreadable:
             frame, reason = batch.unreadable[0]
-            raise InputError(f"{frame.path}: maps are compared with this real frame, and it {reason}; put it back")
+            raise InputError(
+                f"{frame.path}: maps are compared with this real frame, which can no longer be read ({reason}): put it"
+                " back"
+            )
         pixels.append(batch.pixels)
     images = detector.normalised(torch.cat(pixels))
     detector.model.gradcam_bank = bank_of(detector.as_subject(), images, [frame.whole_video for frame in frames])

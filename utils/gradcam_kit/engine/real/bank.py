@@ -39,12 +39,15 @@ class TokenBank:
         real = self.tokens[layer].to(exact)
         keys, values = _direction(real).flatten(0, 1).T, real.flatten(0, 1)
         patches = A.detach().to(exact).flatten(2).transpose(1, 2)
+        own = None
+        if videos is not None:  # (B, M·P), sent to the device once
+            same = torch.tensor([[video == other for other in self.videos] for video in videos])
+            own = same.to(A.device).repeat_interleave(real.shape[1], dim=1)
         found = []
         for i, image in enumerate(patches):  # one by one: (h·w, M·P) likenesses at a time
             likeness = _direction(image) @ keys
-            if videos is not None:
-                own = torch.tensor([video == videos[i] for video in self.videos], device=A.device)
-                likeness = likeness.masked_fill(own.repeat_interleave(real.shape[1]), -2.0)
+            if own is not None:
+                likeness = likeness.masked_fill(own[i], -2.0)
             near = likeness.topk(min(NEIGHBOURS, likeness.shape[1]), dim=1).indices
             found.append(F.embedding_bag(near, values, mode="mean"))
         return torch.stack(found).transpose(1, 2).reshape(A.shape)

@@ -122,7 +122,7 @@ class Skipped(NamedTuple):
 
 
 def skippable(tower: Tower, block: str, run: Run) -> list[Skipped]:
-    """The blocks before `block`, as `run`, a forward pass, shows them; none where one returns more than its tokens."""
+    """The blocks before `block`, watched during `run`, a forward pass; none if any returns more than its tokens."""
     returned: dict[str, Any] = {}
     before = tower.blocks[: tower.blocks.index(block)]
     with ExitStack() as stack:

@@ -100,7 +100,7 @@ class TowerFamily(abc.ABC):
 
 
 def part(module: Any, path: str) -> Any:
-    """What is at the end of a dotted path of attributes, None where one of them is missing or `path` is ""."""
+    """Follow a dotted path of attributes; None if one of them is missing or `path` is ""."""
     for name in path.split("."):
         module = getattr(module, name, None) if name else None
     return module

@@ -141,7 +141,7 @@ def test_both_rules_are_added_at_unit_deviation(subject: Subject) -> None:
 def test_both_rules_take_one_forward_pass(model: CLIPDetectorWithGradCAM, subject: Subject) -> None:
     runs = []
     handle = model.backbone.register_forward_pre_hook(lambda module, inputs: runs.append(1))
-    recipe = Recipe("contrast", SCALED)
+    recipe = Recipe("contrast", SCALED, backward="both")
     captured = subject.capture({"image": images(2).double()}, [recipe], "fake")
     handle.remove()
     assert recipe.backward == "both" and len(runs) == 1

@@ -89,3 +89,13 @@ def test_a_wrong_map_by_name_is_drawn_and_said_to_be_wrong(
     assert says in (tmp_path / "wrong" / "index.html").read_text()
     right, _ = run(commands, tree, tmp_path / "right", *named, "hirescam", "--gradcam_site", "layer_norm1")
     assert "of what the detector reads" not in right
+
+
+def test_contrast_can_be_named_and_needs_real_images(
+    commands: CommandServer, data_tree: DataTree, tmp_path: Path
+) -> None:
+    flags = ("--gradcam_enabled", "--gradcam_method", "contrast", "--gradcam_output_dir", str(tmp_path / "out"))
+    refused = commands.run(SCRIPT, *data_tree.arguments(*flags, "--calibration_images", "0"), cwd=tmp_path)
+    assert refused.code == 2 and "compares patches with real images" in refused.err
+    misspelt = commands.run(SCRIPT, *data_tree.arguments(*flags[:2], "contrasd"), cwd=tmp_path)
+    assert misspelt.code == 2 and "did you mean 'contrast'" in misspelt.err

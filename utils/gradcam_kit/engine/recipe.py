@@ -42,7 +42,7 @@ class Recipe:
         site: "layer_norm1" (what a block reads, normalised) or "residual" (the stream itself); None: the first. A
             method that reads attention has no other site than "attention", and "contrast" none but "residual".
         backward: "plain", "balanced", or "both": the maps of the two, each scaled to unit deviation, added; None: the
-            first, of "contrast" the last.
+            first.
 
     A field that is "auto" is left to a trial (`choose`).
 
@@ -72,8 +72,7 @@ class Recipe:
         elif site == ATTENTION_SITE:  # of another method's recipe
             site = NORMED
         set_field(self, "site", site)
-        usual = BOTH if method == CONTRAST else PLAIN
-        set_field(self, "backward", usual if backward is None else backward)
+        set_field(self, "backward", PLAIN if backward is None else backward)
 
     @classmethod
     def of(cls, value: Any) -> Recipe:

@@ -50,7 +50,7 @@ class Bank(TokenBank):
         called_real = (margins < 0).nonzero().flatten().tolist()
         if not called_real:
             raise InputError(
-                f"none of the {len(every)} images is called real by the model: a bank is made of images that are"
+                f"none of the {len(every)} images is called real by the model: give real images that it recognises"
             )
         names = list(videos) if videos is not None else list(range(len(every)))
         chosen = [called_real[i] for i in one_of_each_video([names[i] for i in called_real])]

@@ -147,7 +147,8 @@ class GradCAMMixin(nn.Module):
         """
         if self.gradcam.recipe.method == TRANSPLANT:
             return [INPUT]
-        return list(self.drawn_settings().recipe.layers or self.default_layers())
+        recipe = self.drawn_settings().recipe
+        return list(recipe.layers or self.as_subject().default_layers(recipe.method))
 
     def drawn_settings(self) -> GradCAMSettings:
         """The config's; where it leaves the map to be chosen and none has been, with the recipe of `Subject.drawn`."""

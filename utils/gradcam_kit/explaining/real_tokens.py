@@ -11,8 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..engine.layers import compared_blocks, exchanged_block, site_of_layer
+from ..base.allowed import AUTO
+from ..engine.layers import MADE_OF_OTHERS, compared_blocks, exchanged_block, name_in_tower, site_of_layer
 from ..engine.real.bank import FEWEST_IMAGES, MOST_IMAGES, TokenBank
+from ..engine.real.contrast import CONTRAST
 from ..engine.real.exchange import Exchange, Seen, Skipped, seen_at, skippable
 from ..engine.recipe import RESIDUAL, Recipe
 from ..judge.choosing import InParts, TrialImages, TriedDetector
@@ -67,8 +69,11 @@ def with_bank(subject: Subject, given: TrialImages) -> Subject:
 
 
 def bank_layers(subject: Subject) -> tuple[str, ...]:
-    """The layers whose tokens a bank keeps."""
-    return compared_blocks(subject.tower) if subject.tower.blocks else tuple(subject.map_layers().names)
+    """The layers whose tokens a bank keeps: those that are always compared, and those named for a contrast map."""
+    compared = compared_blocks(subject.tower) if subject.tower.blocks else subject.map_layers().names
+    named = subject.recipe.layers if subject.recipe.method == CONTRAST else ()
+    others = (name_in_tower(subject.tower, one) for one in named if one not in (*MADE_OF_OTHERS, AUTO))
+    return tuple(dict.fromkeys([*compared, *others]))
 
 
 def real_tokens(subject: Subject, reals: Tensor) -> dict[str, Tensor]:
@@ -91,7 +96,7 @@ def token_fill(
     """
     bank, tower = subject.bank, subject.tower
     assert bank is not None
-    names = bank_layers(subject)
+    names = subject.map_layers().names
     layer = exchanged_block(tower) if tower.blocks else names[min(2, len(names) - 1)]
 
     def prepare(part: slice) -> Exchange:

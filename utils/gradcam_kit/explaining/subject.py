@@ -75,8 +75,10 @@ class Subject:
         """A forward pass on noise."""
         return self.predict({"image": self.noise()})
 
-    def default_layers(self) -> tuple[str, ...]:
-        """The layers explained where none is named: the tower's last block, or else `default_spatial`."""
+    def default_layers(self, method: str = "") -> tuple[str, ...]:
+        """The layers explained where none is named: the last block ("contrast": SCALED), or else `default_spatial`."""
+        if method == CONTRAST and self.tower.blocks:
+            return (SCALED,)
         return self.tower.blocks[-1:] or (self.default_spatial().name,)
 
     def default_spatial(self) -> SpatialLayer:
@@ -152,12 +154,11 @@ class Subject:
             raise InputError(f"recipe {recipe} leaves its map open: choose(model, images) gives one that is closed")
         backward = PLAIN if recipe.backward == AUTO else recipe.backward
         site = site_of(recipe.method, backward) if recipe.site == AUTO else recipe.site
-        usual = (SCALED,) if recipe.method == CONTRAST and self.tower.blocks else ()
-        return Recipe(recipe.method, recipe.layers or usual or self.default_layers(), site, backward)
+        return Recipe(recipe.method, recipe.layers or self.default_layers(recipe.method), site, backward)
 
     def evidence_recipe(self, recipes: Sequence[Recipe]) -> Recipe:
         """The contrast map that verdicts follow from, in the pass of one of `recipes` where that reads its tokens."""
-        layers = (SCALED,) if self.tower.blocks else self.default_layers()
+        layers = self.default_layers(CONTRAST)
         shared = next((one for one in recipes if one.method == CONTRAST and one.backward != BALANCED), None)
         if shared is not None and set(layers) <= set(shared.layers):
             return Recipe(CONTRAST, layers, backward=shared.backward)

@@ -43,6 +43,8 @@ def shortlist(tower: Tower, maps: MapLayers, named: Recipe, bank: bool = False) 
         ]
         if fitting:
             return fitting
+    if named.method == CONTRAST and (AUTO in named.layers or not named.layers):  # the bank has tokens of these alone
+        return [one for one in _contrasts(blocks, balanced, maps) if named.backward in (AUTO, one.backward)]
     methods = [named.method] if named.method != AUTO else list(dict.fromkeys(one.method for one in usual))
     # All blocks summed, and three depths.
     depths = (SUM, blocks[-1], blocks[3 * len(blocks) // 4], blocks[len(blocks) // 2]) if blocks else maps.names

@@ -18,12 +18,14 @@ from ..data.frame import Frame
 from ..engine.checks import Checks
 from ..engine.heads import Head, HeadReader, Prediction
 from ..engine.maps import NonFiniteMapError
+from ..engine.real.contrast import CONTRAST
 from ..engine.spatial_layers import SpatialLayer
 from ..engine.targets import Target
 from ..explaining.explanation import Explanation
 from ..explaining.images import Batch
 from ..explaining.one_pass import IMAGE, Asked, Pending, explained_in
 from ..explaining.precision import faster_precision
+from ..explaining.real_tokens import bank_of
 from ..explaining.subject import Subject
 from ..settings.config import DetectorSettings
 from ..settings.config_values import GradCAMSettings
@@ -260,7 +262,18 @@ class LoadedDetector:
     def dry_run(self) -> None:
         """Explain one image of noise, so that an unusable layer is refused before hours of evaluation."""
         if self.settings.gradcam.recipe.method != TRANSPLANT:  # it reads no layer and takes hundreds of passes an image
-            self.explain_finite(self._noise(1), ["margin"])
+            with self._bank_of_noise() if self.settings.gradcam.recipe.method == CONTRAST else nullcontext():
+                self.explain_finite(self._noise(1), ["margin"])
+
+    @contextmanager
+    def _bank_of_noise(self) -> Iterator[None]:
+        """Within, "contrast" has something to compare with; real images are known later."""
+        known = self.model.gradcam_bank
+        self.model.gradcam_bank = bank_of(self.as_subject(), self.normalised(self._noise(1)), ["noise"])
+        try:
+            yield
+        finally:
+            self.model.gradcam_bank = known
 
     def compiled(self, batch_size: int) -> LoadedDetector:
         """The same with predictions through torch.compile. Takes minutes. Raises InputError where it does not work."""

@@ -22,6 +22,7 @@ from ..data.folder_dataset import counted
 from ..data.frame import Frame
 from ..data.gaps import absent_frames, forgery_gaps
 from ..data.readers import read_dataset, reader_of
+from ..engine.real.contrast import CONTRAST
 from ..judge.verdict import Choice
 from ..measure.evaluate import CSV_FILE, JSON_FILE, check_options, evaluate_explanations
 from ..measure.kept import Kept
@@ -222,6 +223,11 @@ def _calibrate(folder: RunFolder, context: Context, datasets: Datasets) -> Calib
     if not _draws_gradients(context.settings):
         return None
     plan = Plan.of(context.detector, context.options.calibration_images)
+    if not plan.images and context.settings.detector.gradcam.recipe.method == CONTRAST:
+        raise InputError(
+            "--gradcam_method contrast compares patches with real images, which a run finds while it tries its maps:"
+            " leave --calibration_images 0 out"
+        )
     if not plan.images:
         untried = Calibration("", plan.untried("--calibration_images 0"))
         untried.keep(folder)

@@ -238,7 +238,5 @@ def options_of(command: str) -> Iterator[tuple[str, Option]]:
 def method_names() -> Sequence[str]:
     """What `gradcam_method` may be, with what was registered: without the engine nothing was, and it stays unloaded."""
     engine = f"{__package__.rpartition('.')[0]}.engine"
-    methods, attention = sys.modules.get(f"{engine}.methods"), sys.modules.get(f"{engine}.attention")
-    if not methods or not attention:
-        return METHODS
-    return (AUTO, *methods.METHODS, *attention.ATTENTION_METHODS, allowed.TRANSPLANT)
+    methods = sys.modules.get(f"{engine}.methods")
+    return METHODS if methods is None else (AUTO, *methods.method_names(), allowed.TRANSPLANT)

@@ -56,6 +56,7 @@ test-matrix: $(READY4)
 bench: WRITE = $(BIN)/python benchmarks/write_results.py
 bench: $(READY)
 	$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt captum grad-cam ttach
+	$(BIN)/python benchmarks/overhead.py | $(WRITE) overhead
 	$(BIN)/python benchmarks/engine.py --tower large | $(WRITE) engine-large
 	$(BIN)/python benchmarks/engine.py --tower base | $(WRITE) engine-base
 	$(BIN)/python examples/make_demo_data.py --output data/pipeline --seed 7 --split test --videos 17

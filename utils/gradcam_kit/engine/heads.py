@@ -151,10 +151,8 @@ class HeadReader(NamedTuple):
         `.logits`. A "prob" that comes with two logits, real and fake, is passed on as it is. Raises InputError for
         anything else, and for another number of images or classes.
         """
-        found = output if isinstance(output, Mapping) else {"cls": output}
-        if not isinstance(output, (Mapping, Tensor)):
-            found = {"cls": getattr(output, "logits", None)}
-        logits = found["cls"] if "cls" in found else found.get("logits")
+        found = output if isinstance(output, Mapping) else {}
+        logits = output_logits(output)
         if not isinstance(logits, Tensor):
             held = f" with {', '.join(map(str, output))}" if isinstance(output, Mapping) else ""
             raise InputError(
@@ -199,6 +197,13 @@ class HeadReader(NamedTuple):
 
 
 ANY_MODEL = HeadReader()
+
+
+def output_logits(output: Any) -> Any:
+    """What stands for the logits in what a model returned; None where nothing does."""
+    if isinstance(output, Mapping):
+        return output["cls"] if "cls" in output else output.get("logits")
+    return output if isinstance(output, Tensor) else getattr(output, "logits", None)
 
 
 # -------------------------------------------------------------------------------------------------------------- scores

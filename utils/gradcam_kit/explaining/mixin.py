@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..base.allowed import DEFAULT_IMAGES, TRANSPLANT
 from ..base.errors import InputError
 from ..engine.heads import HeadReader
+from ..engine.outputs.probabilities import Reading
 from ..engine.real.bank import TokenBank
 from ..engine.recipe import Recipe, layer_names
 from ..engine.spatial_layers import SpatialLayer
@@ -118,6 +119,7 @@ class GradCAMMixin(nn.Module):
         return Subject(
             tower=tower,
             predict=self.evaluated,
+            reading=tower.once(Reading, Reading),
             head=self.head_reader,
             grid=tower.grid if plain else self.token_grid,
             noise=self.noise,

@@ -17,6 +17,7 @@ from ..engine.frozen import frozen_for_explaining
 from ..engine.heads import ANY_MODEL, HeadReader, named_classes
 from ..engine.layers import SCALED
 from ..engine.methods import DEFAULT_EPSILON
+from ..engine.outputs.probabilities import Reading
 from ..engine.real.bank import TokenBank
 from ..engine.real.contrast import CONTRAST
 from ..engine.recipe import BALANCED, PLAIN, Recipe, layer_names, site_of
@@ -49,6 +50,7 @@ class Subject:
         bank: tokens of images that the model calls real, where there are any.
         check_range: gets the least and the largest value of the images, and may refuse them.
         name: of the detector, in errors.
+        reading: what is known of the outputs of `predict`.
     """
 
     tower: Tower
@@ -66,14 +68,23 @@ class Subject:
     bank: TokenBank | None = None
     check_range: Callable[[float, float], None] | None = None
     name: str = ""
+    reading: Reading = field(default_factory=Reading)
 
     def as_subject(self) -> Subject:
         """Itself, as any detector."""
         return self
 
+    def run(self, batch: Batch) -> Any:
+        """A forward pass: what `head` reads, logits also where the model returns probabilities."""
+
+        def predict(images: Tensor) -> Any:
+            return self.predict(batch if images is batch["image"] else {"image": images})
+
+        return self.reading.output(predict, batch["image"], self.head.detector)
+
     def predict_noise(self) -> Any:
         """A forward pass on noise."""
-        return self.predict({"image": self.noise()})
+        return self.run({"image": self.noise()})
 
     def default_layers(self, method: str = "") -> tuple[str, ...]:
         """The layers explained where none is named: the last block ("contrast": SCALED), or else `default_spatial`."""
@@ -193,12 +204,12 @@ class Subject:
             real=real or {},
         )
         head = self.head._replace(batch=len(image))
-        return capture(self.tower, partial(self.predict, batch), head, self.grid(height, width), request, checks)
+        return capture(self.tower, partial(self.run, batch), head, self.grid(height, width), request, checks)
 
     def margins(self, images: Tensor) -> Tensor:
         """(N,) float32: fake − real of each of the images (N, 3, H, W)."""
         with frozen_for_explaining(self.tower.model, self.tower.structure), torch.no_grad():
-            prediction, head = self.head._replace(batch=len(images)).read(self.predict({"image": images}))
+            prediction, head = self.head._replace(batch=len(images)).read(self.run({"image": images}))
         return head.margin(prediction["cls"].float())
 
 
@@ -237,7 +248,7 @@ def subject_of(
         subject = model.as_subject()
         changes: dict[str, Any] = {}
         if forward is not None:
-            changes["predict"] = lambda batch: forward(batch["image"])
+            changes |= {"predict": lambda batch: forward(batch["image"]), "reading": Reading()}
         if head is not None:
             changes["head"] = subject.head._replace(classes=head)
         return replace(subject, **changes)
@@ -249,6 +260,7 @@ def subject_of(
         head=ANY_MODEL._replace(detector=type(model).__name__, classes=head),
         grid=tower.grid,
         noise=lambda: torch.randn(1, 3, 224, 224).to(device_of(model)) if images is None else images[:1],
+        reading=tower.once(Reading, Reading) if forward is None else Reading(),
     )
 
 

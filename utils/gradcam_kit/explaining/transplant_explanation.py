@@ -46,11 +46,11 @@ def explain_by_transplant(subject: Subject, batch: Batch, target: Target) -> Exp
     patches = CELLS if grid is None else (grid.rows, grid.columns)
 
     def margins(part: Tensor) -> Tensor:
-        output, kind = head._replace(batch=len(part)).read(subject.predict({"image": part}))
+        output, kind = head._replace(batch=len(part)).read(subject.run({"image": part}))
         return kind.margin(output["cls"].float())
 
     with frozen_for_explaining(subject.tower.model, subject.tower.structure), torch.no_grad():
-        output, kind = head._replace(batch=len(images)).read(subject.predict({"image": images}))
+        output, kind = head._replace(batch=len(images)).read(subject.run({"image": images}))
         prediction = {name: value.detach() for name, value in output.items()}
         logits = prediction["cls"]
         refuse_non_finite(torch.isfinite(logits).all(dim=1), "the logits")

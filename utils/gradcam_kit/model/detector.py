@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -16,11 +16,14 @@ from ..base.errors import InputError
 from ..base.text import one_line
 from ..data.frame import Frame
 from ..engine.checks import Checks
+from ..engine.frozen import plain_forward
 from ..engine.heads import Head, HeadReader, Prediction
 from ..engine.maps import NonFiniteMapError
+from ..engine.outputs.probabilities import Reading
 from ..engine.real.contrast import CONTRAST
 from ..engine.spatial_layers import SpatialLayer
 from ..engine.targets import Target
+from ..engine.towers.tower import Structure
 from ..explaining.explanation import Explanation
 from ..explaining.images import Batch
 from ..explaining.one_pass import IMAGE, Asked, Pending, explained_in
@@ -59,6 +62,7 @@ class LoadedDetector:
     weights_sha256: str = ""
     compiled_model: Any = None
     compiled_size: int = 0
+    reading: Reading = field(default_factory=Reading)
 
     @property
     def gradcam(self) -> GradCAMSettings:
@@ -93,7 +97,7 @@ class LoadedDetector:
             with self._as_evaluated():
                 return self.model.evaluated(data)
 
-        return replace(subject, predict=predict)
+        return replace(subject, predict=predict, reading=self.reading)
 
     @property
     def found_layer(self) -> SpatialLayer | None:
@@ -128,9 +132,7 @@ class LoadedDetector:
 
     def scores(self, images: Tensor, model: Any = None, frames: Sequence[Frame] | None = None) -> Scores:
         """Normalised images (B, 3, H, W) → what the head says of them; differentiable. `model`: None means its own."""
-        with self._as_evaluated():
-            output = (self.model if model is None else model)(self.inputs(images, frames), inference=True)
-        prediction, head = self._read(output, len(images))
+        prediction, head = self._read(self.inputs(images, frames), model)
         logits = prediction["cls"]
         return Scores(head.real_and_fake(logits), head.margin(logits.float()), prediction["prob"])
 
@@ -146,10 +148,19 @@ class LoadedDetector:
             )
         return (found.flatten(2).mean(dim=2) if found.ndim > 2 else found).float()
 
-    def _read(self, output: Any, batch: int) -> tuple[Prediction, Head]:
-        gradcam = self.settings.gradcam
-        name = f"detector {self.settings.model_name!r}"
-        return HeadReader(name, gradcam.classes, gradcam.labels, batch).read(output)
+    def _read(self, data: HostInputs, model: Any = None) -> tuple[Prediction, Head]:
+        """What the model, or a compiled one, says of `data`."""
+        own = self.model if model is None or not self.reading.known else model
+        gradcam, name = self.settings.gradcam, f"detector {self.settings.model_name!r}"
+
+        def predict(images: Tensor) -> Any:
+            return own(data if images is data["image"] else self.inputs(images), inference=True)
+
+        # What a compiled part of a model computes cannot be followed to what made its output.
+        followed = nullcontext() if self.reading.known else plain_forward(Structure.of(self.model))
+        with followed, self._as_evaluated():
+            output = self.reading.output(predict, data["image"], name)
+        return HeadReader(name, gradcam.classes, gradcam.labels, len(data["image"])).read(output)
 
     def explain(
         self, pixels: Tensor, label: Tensor | None = None, target: Target | None = None, completeness: bool = True
@@ -248,8 +259,8 @@ class LoadedDetector:
     def _tried(self, data: HostInputs) -> Tensor:
         """Logits, float32. Raises InputError for whatever the host's own code raises."""
         try:
-            with torch.no_grad(), self._as_evaluated():
-                prediction, _ = self._read(self.model(data, inference=True), len(data["image"]))
+            with torch.no_grad():
+                prediction, _ = self._read(data)
             return prediction["cls"].float()
         except (InputError, MemoryError, torch.cuda.OutOfMemoryError):
             raise

@@ -1,0 +1,1 @@
+"""What a model returns, beyond what `engine.heads` reads of it."""

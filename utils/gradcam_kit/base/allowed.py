@@ -7,6 +7,7 @@ METHOD_NAMES = (  # a test holds them to the functions that compute them
     "gradcam", "gradcam++", "hirescam", "layercam", "xgradcam", "contrast",
     "legrad", "gradeclip", "attngrad", "rollout",
 )  # fmt: skip
+CLIP_METHODS = ("gradcam3d",)  # of clips of frames alone
 SITES = ("layer_norm1", "residual")
 BACKWARDS = ("plain", "balanced", "both")
 BACKWARD_PRECISIONS = (AUTO, "fp32", "bf16", "tf32")  # auto: the fastest on the device, measured once

@@ -93,13 +93,16 @@ def tapped(sites: Sequence[Site], axes: ChannelAxes | None, path: ClassTokenPath
                 f"layer {name!r} runs under torch.no_grad() in the detector's forward pass, so the score has no"
                 " gradient there: name one that runs outside, or take the no_grad out of the detector"
             )
-        first = value[0] if isinstance(value, tuple) and value else value
+        several = isinstance(value, (tuple, list)) and len(value) > 0  # a list: the pathways of a SlowFast network
+        first = value[0] if several else value
         if not isinstance(first, Tensor):
             raise LayerError(f"layer {name!r} passes on {type(first).__name__}, not a tensor of tokens: name another")
         tokens = first if first.requires_grad else first.detach().requires_grad_()
         taps[position] = Tap(site, tokens, axes.axis_of(first, read) if axes is not None and first.ndim == 4 else None)
         passed_on = tokens.clone()
-        return (passed_on, *value[1:]) if isinstance(value, tuple) else passed_on
+        if not several:
+            return passed_on
+        return [passed_on, *value[1:]] if isinstance(value, list) else (passed_on, *value[1:])
 
     def read_input(position: int, module: nn.Module, inputs: Any) -> Any:
         return tap(position, inputs)

@@ -174,7 +174,7 @@ def _refuse_maps(layers: Sequence[str], found: Tensor) -> None:
     """`found` (L, 3, B) bool: of each layer and image whether any patch has a gradient, any token, is all finite."""
     for layer, (reached, touched, finite) in zip(layers, found, strict=True):
         _refuse_where_not(f"the map of layer {layer!r}", finite)
-        _refuse_unreached(layer, reached, touched)
+        refuse_unreached(layer, reached, touched)
 
 
 def to_layer_maps(
@@ -221,7 +221,7 @@ def _has_gradient(tokens: Sequence[Tokens]) -> Tensor:
     return torch.stack(found).any(dim=0) if len(found) > 1 else found[0]
 
 
-def _refuse_unreached(name: str, reached: Tensor, touched: Tensor) -> None:
+def refuse_unreached(name: str, reached: Tensor, touched: Tensor) -> None:
     """Each (B,) bool: whether any patch has a gradient, whether any token has."""
     if reached.any():
         return

@@ -42,11 +42,32 @@ def last_spatial_layer(tower: nn.Module, run: Callable[[], Any]) -> SpatialLayer
 
     Raises InputError where nothing on a grid reaches the score.
     """
+    reached = reached_outputs(tower, run, (4,))
+    on_grid = [
+        SpatialLayer(name, *output.shape[1:])
+        for name, output in reached.outputs
+        if len(output) == reached.batch and output.shape[2] * output.shape[3] > 1
+    ]
+    wide = [layer for layer in on_grid if layer.channels >= LEAST_CHANNELS] or on_grid
+    if wide:
+        return wide[-1]
+    raise InputError("none of its modules returns maps (B, C, h, w) that the score depends on: name a layer")
+
+
+class Reached(NamedTuple):
+    """Outputs of modules that the score's gradient reaches, in the order in which they ran, and the batch's size."""
+
+    outputs: list[tuple[str, Tensor]]
+    batch: int
+
+
+def reached_outputs(tower: nn.Module, run: Callable[[], Any], axes: Sequence[int]) -> Reached:
+    """The outputs of so many axes, see `last_spatial_layer`. Raises InputError where no gradient can reach any."""
     outputs: list[tuple[str, Tensor]] = []
 
     def note(name: str) -> Callable[..., Any]:
         def hook(module: nn.Module, inputs: Any, output: Any) -> Any:
-            if not isinstance(output, Tensor) or output.ndim != 4 or not output.is_floating_point():
+            if not isinstance(output, Tensor) or output.ndim not in axes or not output.is_floating_point():
                 return None
             if output.requires_grad or not torch.is_grad_enabled():
                 outputs.append((name, output))
@@ -64,19 +85,12 @@ def last_spatial_layer(tower: nn.Module, run: Callable[[], Any]) -> SpatialLayer
         result = run()
     logits = result if isinstance(result, Tensor) else ANY_MODEL.read(result)[0]["cls"]
     found = [(name, output) for name, output in outputs if output.requires_grad]
-    if found and logits.requires_grad:
-        gradients = torch.autograd.grad(logits.sum(), [output for _, output in found], allow_unused=True)
-        reached = [
-            SpatialLayer(name, *output.shape[1:])
-            for (name, output), gradient in zip(found, gradients, strict=True)
-            if gradient is not None and len(output) == len(logits) and output.shape[2] * output.shape[3] > 1
-        ]
-        wide = [layer for layer in reached if layer.channels >= LEAST_CHANNELS] or reached
-        if wide:
-            return wide[-1]
     if outputs and not found:
         raise InputError("its network runs under torch.no_grad(), so no gradient reaches a layer")
-    raise InputError("none of its modules returns maps (B, C, h, w) that the score depends on: name a layer")
+    if not found or not logits.requires_grad:
+        return Reached([], len(logits))
+    gradients = torch.autograd.grad(logits.sum(), [output for _, output in found], allow_unused=True)
+    return Reached([one for one, gradient in zip(found, gradients, strict=True) if gradient is not None], len(logits))
 
 
 # ----------------------------------------------------------------------------------------------------------------- runs

@@ -59,6 +59,9 @@ class Question(NamedTuple):
     label: Tensor | None = None  # (B,), for target "label"
 
 
+InOrder = Callable[[Sequence[Tap], Sequence[Tensor], int], list[tuple[Tensor, Tensor]]]
+
+
 class PassPlan(NamedTuple):
     """How one pass each way is made."""
 
@@ -67,6 +70,7 @@ class PassPlan(NamedTuple):
     constants: AbstractContextManager[Any] = nullcontext()  # what a backward rule wants around the forward pass
     products: Callable[[], AbstractContextManager[Any]] = nullcontext  # what a precision wants around the backward pass
     held: HeldLater | None = None  # differentiates a second time, by the balanced rule
+    in_order: InOrder = in_order  # how the taps' tensors become rows of what is explained
 
 
 def token_gradients(
@@ -111,7 +115,8 @@ def token_gradients(
         score = logits, weights
         completeness = _completeness(self_test, score, taps, len(sites), scales) if self_test else []
         detached = {key: value.detach() for key, value in prediction.items()}
-    by_rule = [_tokens(read, found, len(logits)), _tokens(read, again, len(logits)) if plan.held else None]
+    order = len(logits), plan.in_order
+    by_rule = [_tokens(read, found, *order), _tokens(read, again, *order) if plan.held else None]
     return Differentiated(
         prediction=detached,
         head=kind,
@@ -123,7 +128,7 @@ def token_gradients(
     )
 
 
-def _tokens(read: Sequence[Tap], found: Sequence[Tensor | None], images: int) -> list[Tokens]:
+def _tokens(read: Sequence[Tap], found: Sequence[Tensor | None], images: int, in_order: InOrder) -> list[Tokens]:
     """Of each tap its tokens and their gradient. Raises LayerError where the score does not depend on one."""
     gradients = []
     for tap, G in zip(read, found, strict=False):  # behind the taps' come others

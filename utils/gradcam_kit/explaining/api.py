@@ -10,14 +10,17 @@ from torch import Tensor, nn
 
 from ..base.allowed import AUTO, DEFAULT_IMAGES
 from ..base.errors import InputError
+from ..engine.heads import named_classes
 from ..engine.real.bank import TokenBank
 from ..engine.recipe import Recipe
 from ..engine.targets import Target
 from ..engine.towers import unwrapped
 from ..judge.choosing import choose_map, in_batches, trial_images
 from ..judge.verdict import Choice
+from .clips.one_pass import explain_clips
+from .clips.subject import clip_subject_of
 from .explanation import Explanation
-from .images import Batch, as_batch, as_batches, check_images, check_shape
+from .images import Batch, as_batch, as_batches, check_clips, check_images, check_shape
 from .mixin import GradCAMMixin, trial_target
 from .one_pass import Asked, explain_batch
 from .real_tokens import tried, with_bank
@@ -43,6 +46,7 @@ class Options(TypedDict, total=False):
             devices and keep the order of a map's patches but for rounding; "auto": the fastest, measured once.
         bank: `Bank.of(model, real_images)`: what method "contrast" and verdicts compare patches with; without it what
             `calibrate_gradcam` has kept, or with method "auto" the images of the batch that the model calls real.
+        clip_layout: of clips, how the model takes them: "btchw" or "bcthw"; without it the one that it runs on.
     """
 
     site: str | None
@@ -51,6 +55,7 @@ class Options(TypedDict, total=False):
     completeness: bool
     backward_precision: str
     bank: TokenBank | None
+    clip_layout: str | None
 
 
 def explain(
@@ -69,10 +74,11 @@ def explain(
         model: any module that gives logits: as a tensor, as a mapping that holds one under "cls" or "logits", or as an
             object with `.logits` (see `engine.heads`); or a detector of ours. Of a model in DataParallel,
             DistributedDataParallel or torch.compile the module inside is explained.
-        images: (B, 3, H, W) floating point, normalised as the model wants them, on any device; or a mapping with such
-            an `image`, with `label` (B,) for target "label", with `video`, a name for each image, whose own frames the
-            bank leaves out, and with `paired_real` (B, 3, H, W), the real images that they were made from, with which
-            "contrast" and verdicts then compare them.
+        images: (B, 3, H, W) floating point, normalised as the model wants them, on any device; of a model that reads
+            clips (B, T, 3, H, W), of which a `ClipExplanation` comes back; or a mapping with such an `image`, with
+            `label` (B,) for target "label", with `video`, a name for each image, whose own frames the bank leaves out,
+            and with `paired_real` (B, 3, H, W), the real images that they were made from, with which "contrast" and
+            verdicts then compare them.
         layers: names of modules, relative to the model or to the network inside, numbers of blocks (-1: the last) or
             modules, one or several; a block's name means what the block reads, at `site`; "fused" means the mean of the
             other layers' normalised maps, "sum" the sum of the raw maps of all blocks. None: the last block, or the
@@ -98,7 +104,11 @@ def explain(
     unknown = set(options) - set(Options.__annotations__)
     if unknown:
         raise TypeError(f"explain() got an unexpected keyword argument {min(unknown)!r}")
-    batch = _batch(images)
+    batch = as_batch(images, IMAGES)
+    if isinstance(batch["image"], Tensor) and batch["image"].ndim == 5:
+        how = recipes, layers, method, options.get("site"), options.get("backward")
+        return _explained_clips(model, batch, target, forward, how, options)
+    check_shape(batch["image"], IMAGES)
     subject = subject_of(model, batch["image"], forward, options.get("classes"))
     batch = _on_device(batch, subject)
     subject = replace(
@@ -120,6 +130,27 @@ def explain(
     detector = unwrapped(model) if isinstance(model, nn.Module) else model
     untrained = isinstance(detector, GradCAMMixin) and detector.is_untrained()
     return replace(found, choice=choice, untrained=untrained)
+
+
+def _explained_clips(
+    model: Any,
+    batch: Batch,
+    target: Target | None,
+    forward: Callable[[Tensor], Any] | None,
+    named: tuple[Any, ...],
+    options: Options,
+) -> Explanation:
+    """As `explain`, of clips. `named`: recipes, or layers, method, site and backward."""
+    check_clips(batch["image"], IMAGES)
+    for option in ("bank", "completeness"):
+        if options.get(option):
+            raise InputError(f"{option} is of images: clips are compared with no bank and tested for no completeness")
+    classes = None if options.get("classes") is None else named_classes(options["classes"], "classes")
+    device = device_of(unwrapped(model)) if isinstance(model, nn.Module) else batch["image"].device
+    batch = {**batch, "image": batch["image"].to(device)}
+    subject = clip_subject_of(model, batch["image"], forward, options.get("clip_layout"), classes)
+    asked = Asked(subject.recipes_for(*named), subject.target if target is None else target)
+    return explain_clips(subject, batch, asked, IMAGES)
 
 
 def choose(

@@ -314,14 +314,14 @@ class _Asked:
             if recipe.method in ATTENTION_METHODS:
                 by_attention.update(read)
             else:
-                points.update({(layer, recipe.site): _point(tower, layer, recipe.site, forward) for layer in read})
+                points.update({(layer, recipe.site): point_of(tower, layer, recipe.site, forward) for layer in read})
         methods = [recipe.method for recipe in recipes if recipe.method in ATTENTION_METHODS]
         attention = AttentionPass.of(tower, list(by_attention), methods)
         blocks = [layer for layer in captured if name_in_tower(tower, layer) in tower.blocks]
         return cls(parts, points, attention, blocks)
 
 
-def _point(tower: Tower, layer: str, site: str, forward: Callable[[], Any]) -> Site:
+def point_of(tower: Tower, layer: str, site: str, forward: Callable[[], Any]) -> Site:
     """Where a layer is read; of a module that runs several times, in which run."""
     point = site_of_layer(tower, layer, site)
     if point.reads_input or not is_shareable(point.module):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -103,6 +103,7 @@ class Explanation:
     from fake at all, as far as `calibrate_gradcam` or a run has seen.
     """
 
+    ARRAYS: ClassVar[tuple[str, ...]] = ("raw", "signed", "normalised", "empty")  # of each map, in a file
     prediction: Prediction
     head: Head
     target: list[str]
@@ -302,7 +303,7 @@ class Explanation:
             "layers": np.array(list(self.layers)),
         }
         for name, maps in self.layers.items():
-            for kind in ("raw", "signed", "normalised", "empty"):
+            for kind in self.ARRAYS:
                 arrays[f"{name}/{kind}"] = getattr(maps, kind).cpu().numpy()
         with whole_file(Path(path)) as file:
             np.savez_compressed(file, **arrays)

@@ -69,6 +69,15 @@ def check_pixels(
         asked.add(torch.stack(images.detach().aminmax()), tell)
 
 
+def check_clips(clips: Any, what: str) -> None:
+    """Raises InputError for anything but a batch of floating point clips (B, T, 3, H, W)."""
+    if not isinstance(clips, Tensor) or clips.ndim != 5 or clips.shape[2] != 3 or not clips.is_floating_point():
+        found = f"shape {tuple(clips.shape)}" if isinstance(clips, Tensor) else type(clips).__name__
+        raise InputError(f"{what} has {found}: expected normalised floating point clips of shape (B, T, 3, H, W)")
+    if not clips.shape[0] or not clips.shape[1]:
+        raise InputError(f"{what} is an empty batch: give at least one clip of at least one frame")
+
+
 def check_shape(images: Any, what: str) -> None:
     """Raises InputError for anything but a batch of floating point images (B, 3, H, W)."""
     if not isinstance(images, Tensor):

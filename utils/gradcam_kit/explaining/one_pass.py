@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -76,7 +77,7 @@ def explained_in(subject: Subject, batch: Batch, asked: Asked, image_name: str, 
     if not wants_both(asked.target):
         return _explained(subject, batch, asked, checks)
     fake, real = (_explained(subject, batch, replace(asked, target=one), checks) for one in ("fake", "real"))
-    return _both_classes(fake, real)
+    return replace(fake, **both_classes(fake, real))
 
 
 def _explained(subject: Subject, batch: Batch, asked: Asked, checks: Checks) -> Explanation:
@@ -117,8 +118,8 @@ def _explained(subject: Subject, batch: Batch, asked: Asked, checks: Checks) -> 
     )
 
 
-def _both_classes(fake: Explanation, real: Explanation) -> Explanation:
-    """One explanation of the same images, with the maps of both, as `<layer>_fake` and `<layer>_real`."""
+def both_classes(fake: Explanation, real: Explanation) -> dict[str, Any]:
+    """What changes where one explanation has the maps of both classes, as `<layer>_fake` and `<layer>_real`."""
     made = []
     for of_fake, of_real in zip(fake.made, real.made, strict=True):
         layers: dict[str, LayerMaps] = {}
@@ -129,4 +130,4 @@ def _both_classes(fake: Explanation, real: Explanation) -> Explanation:
                 if layer in one.completeness:
                     completeness[name] = one.completeness[layer]
         made.append(of_fake._replace(layers=layers, completeness=completeness))
-    return replace(fake, target=["both"] * len(fake.target), made=tuple(made))
+    return {"target": ["both"] * len(fake.target), "made": tuple(made)}

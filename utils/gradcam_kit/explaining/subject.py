@@ -150,14 +150,7 @@ class Subject:
 
     def recipes_for(self, recipes: Any, *named: Any) -> list[Recipe]:
         """The recipes of a call that gives `recipes`, or else what `recipe_for` takes. Raises InputError for both."""
-        if recipes is None:
-            return [self.recipe_for(*named)]
-        if any(each is not None for each in named):
-            raise InputError("recipes stand instead of layers, method, site and backward: give one or the other")
-        found = [Recipe.of(each) for each in ([recipes] if isinstance(recipes, (Recipe, str)) else recipes)]
-        if not found:
-            raise InputError("recipes is empty: give at least one, such as Recipe('hirescam', layers=-1)")
-        return found
+        return [self.recipe_for(*named)] if recipes is None else named_recipes(recipes, named)
 
     def resolved(self, recipe: Recipe) -> Recipe:
         """`recipe` with its layers named, its site and its backward rule. Raises InputError for an open one."""
@@ -211,6 +204,16 @@ class Subject:
         with frozen_for_explaining(self.tower.model, self.tower.structure), torch.no_grad():
             prediction, head = self.head._replace(batch=len(images)).read(self.run({"image": images}))
         return head.margin(prediction["cls"].float())
+
+
+def named_recipes(recipes: Any, named: Sequence[Any]) -> list[Recipe]:
+    """The recipes that a call gives; `named`: what it gives beside them. Raises InputError for both, and for none."""
+    if any(each is not None for each in named):
+        raise InputError("recipes stand instead of layers, method, site and backward: give one or the other")
+    found = [Recipe.of(each) for each in ([recipes] if isinstance(recipes, (Recipe, str)) else recipes)]
+    if not found:
+        raise InputError("recipes is empty: give at least one, such as Recipe('hirescam', layers=-1)")
+    return found
 
 
 @runtime_checkable

@@ -10,7 +10,7 @@ from torch import nn
 
 from . import family_of, find_tower
 from .attention import BlockAttention
-from .family import Grid
+from .family import Grid, TowerFamily
 
 KEPT = "_gradcam_tower"  # in the model's own __dict__, so that both go together
 T = TypeVar("T")
@@ -51,9 +51,12 @@ class Tower:
     `blocks` are the names of its encoder blocks, first to last; none for a convolutional network.
     """
 
-    def __init__(self, model: nn.Module, module: nn.Module, structure: Structure) -> None:
+    def __init__(
+        self, model: nn.Module, module: nn.Module, structure: Structure, family: TowerFamily | None = None
+    ) -> None:
+        """`family` of `module`; None: the one of images that recognises it."""
         self.model, self.module, self.structure = model, module, structure
-        self.family = family_of(module)
+        self.family = family or family_of(module)
         self.blocks = tuple(self.family.block_names(module))
         self.reads_more_tokens = False  # whether the last block was seen to be read for more than its first token
         self._known: dict[Any, Any] = {}

@@ -1,0 +1,135 @@
+"""Activations and gradients of a clip → its map: raw, normalised, and what each frame has of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from ...base.allowed import CLIP_METHODS
+from ...base.errors import InputError
+from ..checks import Checks, read_at_once
+from ..maps import FLAT, Canvas, LayerMaps, refuse_non_finite, refuse_unreached
+from ..methods import DEFAULT_EPSILON, METHODS, cam_method, grad_cam, leftover
+from ..tokens import Tokens
+from ..towers import Grid
+from .grid import FRAMES, ClipGrid
+
+GRADCAM_3D = "gradcam3d"
+
+
+@dataclass(frozen=True)
+class ClipMaps(LayerMaps):
+    """The maps of one layer for B clips of T frames of H × W pixels.
+
+    `signed` and `raw` (B, t, h, w), as in `LayerMaps`, with the layer's own time steps. `normalised` (B, T, H, W):
+    `raw` resized in space (bilinear), each step's map repeated for its frames, then min-max normalised over the whole
+    clip, so that a frame without evidence stays dark. `time` (B, T): the signed sum of each frame, a step's sum shared
+    by its frames, so that the sum over frames is that of the map. `empty` and `artefact` (B,) are of the clip.
+    """
+
+    time: Tensor
+
+    @classmethod
+    def of_clip(cls, signed: Tensor, grid: ClipGrid, canvas: Canvas, leftover: Tensor | None = None) -> ClipMaps:
+        """`signed` (B, t, h, w) on `grid`. `leftover`, as it: what each value may come to where it should be 0."""
+        raw = signed.relu()
+        artefact = torch.zeros(len(raw), dtype=torch.bool, device=raw.device)
+        if leftover is not None:
+            artefact = (signed.abs() <= leftover).flatten(1).all(dim=1) & signed.flatten(1).any(dim=1)
+        steps = grid.step_of_frame().to(raw.device)
+        normalised = normalised_clip(raw, steps, canvas)
+        normalised = torch.where(artefact[:, None, None, None], torch.zeros_like(normalised), normalised)
+        sums = signed.flatten(2).sum(dim=2)
+        shared = sums / torch.bincount(steps, minlength=grid.times).clamp_min(1).to(sums)
+        empty = normalised.flatten(1).amax(dim=1) == 0
+        return cls(signed, raw, normalised, empty, artefact, canvas, shared[:, steps])
+
+    @property
+    def times(self) -> int:
+        """Time steps of the layer."""
+        return int(self.raw.shape[1])
+
+
+def normalised_clip(raw: Tensor, steps: Tensor, canvas: Canvas) -> Tensor:
+    """(B, t, h, w) ≥ 0 → (B, T, H, W) float32 in [0, 1], by one minimum and one maximum of the whole clip.
+
+    As `engine.maps.normalise` in space; in time the value of a step is that of each of its frames, `steps` (T,).
+    """
+    peak = raw.flatten(1).amax(dim=1)[:, None, None, None]
+    shares = raw / torch.where(peak > 0, peak, torch.ones_like(peak))
+    seen = canvas.stretch(shares.flatten(0, 1)).unflatten(0, raw.shape[:2])
+    lowest, highest = (end[:, None, None, None] for end in (seen.flatten(1).amin(dim=1), seen.flatten(1).amax(dim=1)))
+    constant = highest - lowest <= FLAT
+    spread = (seen - lowest) / torch.where(constant, torch.ones_like(highest), highest - lowest)
+    spread = torch.where(constant, torch.zeros_like(spread), spread).float()
+    return canvas.pad(spread.flatten(0, 1)).unflatten(0, raw.shape[:2])[:, steps]
+
+
+def check_clip_method(name: str) -> None:
+    """Raises InputError for a method that has no map of a clip."""
+    if name not in METHODS and name not in CLIP_METHODS:
+        known = ", ".join([*METHODS, *CLIP_METHODS])
+        raise InputError(f"method {name!r} is not known to be right for clips of frames; allowed: {known}", "method")
+
+
+def signed_clip_map(method: str, A: Tensor, G: Tensor, pp_epsilon: float = DEFAULT_EPSILON) -> Tensor:
+    """(B, t, h, w), before ReLU; `A` and `G` (B, C, t, h, w).
+
+    A method of images has weights of their own for each time step: their mean over time would destroy which frame the
+    score depends on. `gradcam3d` is the textbook's Grad-CAM, whose weights are means over time and space (Selvaraju et
+    al. 2017, eq. 1, over (t, h, w)).
+    """
+    dtype = torch.promote_types(A.dtype, torch.float32)
+    with torch.autocast(A.device.type, enabled=False):
+        A, G = A.to(dtype), G.to(dtype)
+        if method == GRADCAM_3D:
+            return grad_cam(A.flatten(2, 3), G.flatten(2, 3)).unflatten(1, A.shape[2:4])
+        of_steps = cam_method(method, pp_epsilon)(_steps(A), _steps(G))
+    return of_steps.unflatten(0, (len(A), -1))
+
+
+def _steps(tensor: Tensor) -> Tensor:
+    """(B, C, t, h, w) → (B·t, C, h, w)."""
+    return tensor.transpose(1, 2).flatten(0, 1)
+
+
+def clip_maps(
+    method: str,
+    layer: str,
+    tokens: Tokens,
+    grid: ClipGrid,
+    size: tuple[int, int],
+    norm_epsilon: float = 0.0,
+    pp_epsilon: float = DEFAULT_EPSILON,
+    checks: Checks | None = None,
+) -> ClipMaps:
+    """The map of a layer, drawn at `size` (H, W), from its tokens and their gradient, rows as `grid` says.
+
+    Raises LayerError where the cells' gradients are structurally zero, NonFiniteMapError where a map is not finite.
+    """
+    clips = len(tokens.A) // (grid.frames if grid.fold == FRAMES else 1)
+    A, G = (grid.to_clip(tensor, clips) for tensor in tokens)
+    signed = signed_clip_map(method, A, G, pp_epsilon)
+    spare = None
+    if method == "hirescam":
+        spare = leftover(_steps(A), _steps(G), norm_epsilon).unflatten(0, (clips, -1))
+    canvas = Canvas.of(size, Grid(grid.rows, grid.columns, grid.prefix, covers=grid.covers))
+    refuse_non_finite(torch.isfinite(signed).flatten(1).all(dim=1), f"the map of layer {layer!r}", checks)
+    with read_at_once(checks) as asked:
+        reached = torch.stack([each.flatten(1).any(dim=1).any() for each in (G, tokens.G)])
+        asked.add(reached, partial(_refuse_unreached, layer))
+    return ClipMaps.of_clip(signed, grid, canvas, spare)
+
+
+def _refuse_unreached(layer: str, reached: Tensor) -> None:
+    refuse_unreached(layer, reached[:1], reached[1:])
+
+
+def share_of_frames(time: Tensor) -> Tensor:
+    """(B, T) signed sums → each frame's share of all positive evidence, in [0, 1]; zeros where there is none."""
+    positive = time.relu()
+    total = positive.sum(dim=1, keepdim=True)
+    return positive / torch.where(total > 0, total, torch.ones_like(total))

@@ -1,0 +1,110 @@
+"""Clips of frames explained: which frames the decision came from, and where in them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ...engine.backward import backward_rules
+from ...engine.clips.families import channels_first, clip_grid
+from ...engine.clips.grid import ClipShape
+from ...engine.clips.maps import ClipMaps, clip_maps
+from ...engine.hooks import Tap
+from ...engine.layers import Site
+from ...engine.maps import refuse_non_finite
+from ...engine.recipe import Recipe
+from ...engine.targets import Target, wants_both
+from ...engine.tokens import Differentiated, PassPlan, Question, Tokens, token_gradients
+from ..capture import point_of
+from ..explanation import RecipeMaps
+from ..images import Batch, check_clips, check_pixels
+from ..one_pass import Asked, both_classes
+from .explanation import ClipExplanation
+from .subject import ClipSubject
+
+
+def explain_clips(subject: ClipSubject, batch: Batch, asked: Asked, where: str) -> ClipExplanation:
+    """The explanation of a batch of clips, `image` (B, T, 3, H, W), which errors call `where`.
+
+    Raises InputError for an unusable argument, LayerError for a layer that cannot be explained, and NonFiniteMapError.
+    """
+    clips = batch["image"]
+    check_clips(clips, where)
+    check_pixels(clips, where)
+    recipes = [subject.resolved(recipe, clips[:1]) for recipe in asked.recipes]
+    asked = replace(asked, recipes=recipes)
+    if not wants_both(asked.target):
+        return _explained(subject, batch, asked)
+    fake, real = (_explained(subject, batch, replace(asked, target=one)) for one in ("fake", "real"))
+    return replace(fake, **both_classes(fake, real))
+
+
+def _explained(subject: ClipSubject, batch: Batch, asked: Asked) -> ClipExplanation:
+    """By a pass for each backward rule among the recipes, the order of which is kept."""
+    passes: dict[str, _Pass] = {}
+    for rule in dict.fromkeys(recipe.backward for recipe in asked.recipes):
+        some = [recipe for recipe in asked.recipes if recipe.backward == rule]
+        passes[rule] = _Pass.of(subject, batch, some, asked.target, rule)
+    found = passes[asked.recipes[0].backward].found
+    refuse_non_finite(torch.isfinite(found.prediction["cls"]).all(dim=1), "the logits")
+    made = [
+        RecipeMaps(recipe, {layer: passes[recipe.backward].maps(recipe, layer) for layer in recipe.layers}, site, {})
+        for recipe in asked.recipes
+        for site in ("output" if not subject.tower.blocks else recipe.site,)
+    ]
+    return ClipExplanation(
+        prediction=found.prediction,
+        head=found.head,
+        target=found.target,
+        made=tuple(made),
+        images=batch["image"],
+        look=subject.look,
+    )
+
+
+class _Pass(NamedTuple):
+    """One forward and one backward pass."""
+
+    subject: ClipSubject
+    clip: ClipShape
+    found: Differentiated
+    sites: Mapping[tuple[str, str], tuple[Site, Tokens]]  # layer and site → where it was read, and what was
+
+    @classmethod
+    def of(cls, subject: ClipSubject, batch: Batch, recipes: Sequence[Recipe], target: Target, rule: str) -> _Pass:
+        clips, tower = batch["image"], subject.tower
+        shape = ClipShape(*clips.shape[:2], *clips.shape[3:])
+        points = {(layer, recipe.site): None for recipe in recipes for layer in recipe.layers}
+        run = partial(subject.predict, batch)
+        sites = [point_of(tower, *point, run) for point in points]
+        head = subject.head._replace(batch=len(clips))
+        question = Question(run, head, target, batch.get("label"))
+        with backward_rules(tower, rule) as constants:
+            plan = PassPlan(constants=constants, in_order=partial(_in_order, shape))
+            found = token_gradients(tower, sites, question, plan)
+        return cls(subject, shape, found, dict(zip(points, zip(sites, found.tokens, strict=True), strict=True)))
+
+    def maps(self, recipe: Recipe, layer: str) -> ClipMaps:
+        site, tokens = self.sites[layer, recipe.site]
+        grid = clip_grid(self.subject.tower, layer, tokens.A, self.clip)
+        size = self.clip.height, self.clip.width
+        how = site.norm_epsilon, self.subject.pp_epsilon
+        return clip_maps(recipe.method, layer, tokens, grid, size, *how)
+
+
+def _in_order(clip: ClipShape, taps: Sequence[Tap], gradients: Sequence[Tensor], images: int) -> list[Any]:
+    """As `engine.hooks.in_order`, where a row may be a clip or a frame, and activations have a time axis."""
+    found = []
+    for tap, G in zip(taps, gradients, strict=True):
+        A, axis = tap.tokens.detach(), tap.site.batch_axis or 0
+        if A.ndim == 5:
+            found.append((channels_first(tap.site.module, A), channels_first(tap.site.module, G)))
+        else:
+            rows = clip.clips if A.shape[axis] == clip.clips else clip.clips * clip.frames
+            found.append((tap.in_order(A, rows), tap.in_order(G, rows)))
+    return found

@@ -1,0 +1,188 @@
+"""A model that reads clips as everything here sees it: what runs, where its layers are, how its output is read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from ...base.allowed import AUTO
+from ...base.errors import InputError
+from ...base.text import one_line
+from ...engine.backward import BALANCED, PLAIN
+from ...engine.clips.families import KNOWN, clip_grid, clip_tower_of, is_volumes, thumbnail_of
+from ...engine.clips.grid import ClipShape
+from ...engine.clips.maps import check_clip_method
+from ...engine.frozen import frozen_for_explaining
+from ...engine.heads import ANY_MODEL, HeadReader
+from ...engine.layers import MADE_OF_OTHERS, LayerError
+from ...engine.methods import DEFAULT_EPSILON
+from ...engine.recipe import Recipe, layer_names, site_of
+from ...engine.spatial_layers import reached_outputs
+from ...engine.targets import Target
+from ...engine.towers import unwrapped
+from ...engine.towers.tower import Tower
+from ..explanation import UNKNOWN_LOOK, Look
+from ..images import Batch
+from ..subject import named_recipes
+
+BTCHW, BCTHW = "btchw", "bcthw"  # how a model of one's own takes clips
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClipSubject:
+    """A model that reads clips (B, T, 3, H, W), to be explained; fields as in `Subject`."""
+
+    tower: Tower
+    predict: Callable[[Batch], Any]
+    head: HeadReader
+    look: Look = UNKNOWN_LOOK
+    recipe: Recipe = field(default_factory=Recipe)
+    target: Target = "predicted"
+    pp_epsilon: float = DEFAULT_EPSILON
+    name: str = "the model"
+
+    def recipes_for(
+        self, recipes: Any, layers: Any, method: str | None, site: str | None, backward: str | None
+    ) -> list[Recipe]:
+        """The recipes of a call that gives `recipes`, or names one; what it does not name is as in `recipe`."""
+        if recipes is not None:
+            return named_recipes(recipes, (layers, method, site, backward))
+        if method == AUTO:
+            raise InputError("method 'auto' is of images: name a method for clips", "method")
+        mine = self.recipe.closed() if self.recipe.is_open else self.recipe
+        return [
+            Recipe(
+                method or mine.method, layer_names(layers) or mine.layers, site or mine.site, backward or mine.backward
+            )
+        ]
+
+    def resolved(self, recipe: Recipe, clip: Tensor) -> Recipe:
+        """`recipe` with nothing left open; `clip` (1, T, 3, H, W) shows what runs. Raises InputError."""
+        recipe = recipe.closed() if recipe.is_open else recipe
+        check_clip_method(recipe.method)
+        if any(layer in MADE_OF_OTHERS for layer in recipe.layers):
+            raise LayerError(f"layers {', '.join(MADE_OF_OTHERS)} are of images: name the layers of a clip detector")
+        backward = PLAIN if recipe.backward == AUTO else recipe.backward
+        if backward not in (PLAIN, BALANCED):
+            raise InputError(f"backward {backward!r} is of images: clips are explained by {PLAIN} or {BALANCED}")
+        site = site_of(recipe.method, backward) if recipe.site == AUTO else recipe.site
+        return Recipe(recipe.method, recipe.layers or (self.default_layer(clip),), site, backward)
+
+    def default_layer(self, clip: Tensor) -> str:
+        """The last block, or the last activation with a cell for each frame and place; found once for each length."""
+        key = ("clip layer", tuple(clip.shape[1:]))
+        return self.tower.once(key, lambda: self._default_layer(clip))
+
+    def _default_layer(self, clip: Tensor) -> str:
+        tower, shape = self.tower, ClipShape(1, *clip.shape[1:2], *clip.shape[3:])
+        if tower.blocks and thumbnail_of(tower, shape.frames) is None:
+            return tower.blocks[-1]
+        with frozen_for_explaining(tower.model, tower.structure):
+            if tower.blocks:
+                found = inputs_of(tower, tower.blocks, partial(self.predict, {"image": clip}))
+            else:
+                axes = (5,) if is_volumes(tower) else (4,)
+                found = reached_outputs(tower.module, partial(self.predict, {"image": clip}), axes).outputs
+        usable = [name for name, tensor in found if _has_cells(tower, name, tensor, shape)]
+        if not usable:
+            raise InputError(
+                f"{self.name}: none of its modules returns activations with a cell for each frame and place that the"
+                f" score depends on: name a layer; known are {KNOWN}",
+                "layers",
+            )
+        return usable[-1]
+
+
+def inputs_of(tower: Tower, blocks: Sequence[str], run: Callable[[], Any]) -> list[tuple[str, Tensor]]:
+    """What each of the blocks reads in a forward pass."""
+    found: list[tuple[str, Tensor]] = []
+
+    def note(name: str) -> Callable[..., None]:
+        return lambda module, inputs: found.append((name, inputs[0]))
+
+    with ExitStack() as hooks, torch.no_grad():
+        for name in blocks:
+            hooks.callback(tower.named[name].register_forward_pre_hook(note(name)).remove)
+        run()
+    return found
+
+
+def _has_cells(tower: Tower, name: str, tensor: Tensor, clip: ClipShape) -> bool:
+    try:
+        grid = clip_grid(tower, name, tensor, clip)
+    except LayerError:
+        return False
+    return grid.rows * grid.columns > 1
+
+
+# ------------------------------------------------------------------------------------------------------------ the model
+
+
+def clip_subject_of(
+    model: nn.Module | Any,
+    clips: Tensor,
+    forward: Callable[[Tensor], Any] | None = None,
+    layout: str | None = None,
+    classes: Mapping[str, bool] | None = None,
+) -> ClipSubject:
+    """The subject that a detector of ours or any module is, of clips (B, T, 3, H, W).
+
+    Args:
+        layout: how a module of one's own takes clips, BTCHW or BCTHW; None: as the one of the two that it runs on.
+
+    Raises:
+        InputError: not a model, a network of no known family, another layout, or T = 3 without a layout.
+    """
+    if isinstance(model, nn.Module):
+        model = unwrapped(model)
+    if isinstance(model, HasClipSubject):
+        subject = model.as_clip_subject()
+        if forward is not None:
+            subject = replace(subject, predict=lambda batch: forward(batch["image"]))
+        return subject if classes is None else replace(subject, head=subject.head._replace(classes=classes))
+    if not isinstance(model, nn.Module):
+        raise InputError(f"model is {type(model).__name__}: give a torch.nn.Module that returns logits, or a detector")
+    tower, name = clip_tower_of(model), type(model).__name__
+    run = forward or partial(_called, model, _layout(model, clips, layout))
+    head = ANY_MODEL._replace(detector=name, classes=classes)
+    return ClipSubject(tower=tower, predict=lambda batch: run(batch["image"]), head=head, name=name)
+
+
+def _called(model: nn.Module, layout: str, clips: Tensor) -> Any:
+    return model(clips if layout == BTCHW else clips.transpose(1, 2))
+
+
+def _layout(model: nn.Module, clips: Tensor, layout: str | None) -> str:
+    if layout in (BTCHW, BCTHW):
+        return layout
+    if layout is not None:
+        raise InputError(f"clip_layout is {layout!r}; allowed: {BTCHW}, {BCTHW}")
+    if clips.shape[1] == clips.shape[2]:
+        raise InputError(f"clips of 3 frames fit both layouts: give clip_layout={BTCHW!r} or {BCTHW!r}")
+    problems = []
+    for one in (BTCHW, BCTHW):
+        try:
+            with frozen_for_explaining(model), torch.no_grad():
+                _called(model, one, clips[:1])
+            return one
+        except (RuntimeError, ValueError, AssertionError, IndexError) as error:  # of the person's own code
+            problems.append(f"as {one}: {one_line(error)}")
+    raise InputError(
+        f"{type(model).__name__} does not run on clips of shape {tuple(clips.shape)} ({'; '.join(problems)}); give"
+        " clips of the length and size that it was made for, or forward, a function from clips to logits"
+    )
+
+
+@runtime_checkable
+class HasClipSubject(Protocol):
+    """A detector that says itself how its clips are explained."""
+
+    def as_clip_subject(self) -> ClipSubject:
+        """This detector as a `ClipSubject`."""
+        ...

@@ -53,6 +53,8 @@ class DataSettings:
     sampling: str = "even"
     resolution: int = 224
     lmdb_dir: Path | None = None  # where the LMDBs lie, if the images are in them
+    clip_size: int | None = None  # frames of a clip, of a detector that reads clips; None of one that reads images
+    clips_per_video: int | None = None  # at most; None: as many as the host takes
     folders: Mapping[str, Path] = field(default_factory=dict)  # datasets that are a folder or a CSV, by name
 
 

@@ -79,13 +79,13 @@ def frame_loader(frames: Sequence[Frame], resolution: int, batch_size: int, work
         shuffle=False,
         num_workers=workers,
         collate_fn=dataset.collate,
-        worker_init_fn=_start_worker,
+        worker_init_fn=start_worker,
         generator=torch.Generator(),  # else each pass draws from the global one
         pin_memory=torch.cuda.is_initialized(),  # not where there is a device that the run does not use
     )
 
 
-def _start_worker(worker: int) -> None:
+def start_worker(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process, which ends its workers itself
     cv2.setNumThreads(0)  # the workers are the parallelism
     # What OpenCV would print of a damaged file comes back as its reason. Before 4.6 the switch is in another place.

@@ -143,6 +143,7 @@ class HeadReader(NamedTuple):
     classes: Mapping[str, bool] | None = None
     labels: Mapping[str, int] = {}
     batch: int | None = None
+    clips: str = ""  # of a detector of clips: their length and size, for an error
 
     def read(self, output: Any) -> tuple[Prediction, Head]:
         """The tensors in `output`, among them "cls", logits (B, K), and "prob", probability of fake (B,).
@@ -164,6 +165,13 @@ class HeadReader(NamedTuple):
         if logits.ndim == 1:
             logits = logits.unsqueeze(1)
         count = logits.shape[0] if self.batch is None else self.batch
+        if self.clips and (len(logits) != count or (self.classes is None and logits[0].numel() > 2)):
+            raise InputError(
+                f"{self.detector} gives predictions of shape {shape} for {count} clips, not one or two numbers a clip:"
+                f" it was made for other clips than these, of {self.clips}; give its own --clip_size and --resolution"
+                " (or gradcam_classes, where it has more classes)",
+                "clip_size",
+            )
         if logits.ndim != 2 or logits.shape[0] != count or not logits.shape[1] or not logits.is_floating_point():
             raise InputError(
                 f"{self.detector} returned logits of shape {shape} and type {logits.dtype} for"

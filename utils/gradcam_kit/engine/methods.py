@@ -18,7 +18,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ..base.allowed import AUTO, TRANSPLANT
+from ..base.allowed import AUTO, CLIP_METHODS, TRANSPLANT
 from ..base.errors import InputError, did_you_mean
 from .attention_methods import ATTENTION_METHODS, AttentionMethod
 from .real.contrast import CONTRAST
@@ -103,7 +103,7 @@ def register_method(name: str, method: Method | AttentionMethod) -> None:
     if not isinstance(name, str) or not re.fullmatch(r"[a-z0-9][a-z0-9+_.-]*", name):
         raise InputError(f"method name {name!r}: give lower-case letters, digits and + _ . -, as in 'hirescam'")
     known = {**METHODS, **ATTENTION_METHODS}
-    if name in (AUTO, TRANSPLANT, CONTRAST) or (name in known and known[name] is not method):
+    if name in (AUTO, TRANSPLANT, CONTRAST, *CLIP_METHODS) or (name in known and known[name] is not method):
         raise InputError(f"method {name!r} exists already: give yours another name")
     if isinstance(method, AttentionMethod):
         ATTENTION_METHODS[name] = method
@@ -116,6 +116,10 @@ def register_method(name: str, method: Method | AttentionMethod) -> None:
 def check_method(name: str) -> None:
     """Raises InputError for a name that no method has."""
     names = method_names()
+    if name in CLIP_METHODS:
+        raise InputError(
+            f"method {name!r} is of clips of frames, and this detector reads images: use gradcam", "method"
+        )
     if name not in names:
         raise InputError(f"method {name!r} is unknown; {did_you_mean(name, names)}allowed: {', '.join(names)}")
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..base.allowed import DEFAULT_IMAGES, TRANSPLANT
 from ..base.errors import InputError
+from ..engine.clips.families import clip_tower_of
 from ..engine.heads import HeadReader
 from ..engine.outputs.probabilities import Reading
 from ..engine.real.bank import TokenBank
@@ -23,8 +24,10 @@ from ..engine.towers.tower import Structure, Tower, tower_of
 from ..judge.choosing import choose_map, in_batches, trial_images
 from ..judge.transplant import INPUT
 from ..judge.verdict import Choice
-from ..settings.config_values import GradCAMSettings, Section, gradcam_settings
+from ..settings.config_values import GradCAMSettings, Section, clip_size_of, gradcam_settings
 from .capture import Capture
+from .clips.one_pass import explain_clips
+from .clips.subject import ClipSubject
 from .explanation import UNTRAINED, Explanation, Look
 from .images import Batch, as_batch, as_batches, check_images
 from .one_pass import IMAGE, Asked, explain_batch
@@ -53,13 +56,14 @@ class GradCAMMixin(nn.Module):
     gradcam_choice: Choice | None = None  # how the map was chosen, after `calibrate_gradcam` or a run's own trial
     gradcam_bank: TokenBank | None = None  # tokens of real images: `Bank.of`, or those of the trial
     usual_size: int
+    clip_size: int | None = None  # frames of a clip; None: it reads images
     said_untrained = False
     weights_at_first: WeightVersions | None = None  # None once it is known whether weights have come, or not asked
 
     def init_gradcam(self, config: Mapping[str, Any]) -> None:
         """Check and keep the `gradcam_*` keys of `config`. Raises InputError."""
         self.gradcam = gradcam_settings(config)
-        self.usual_size = Section(config, "config")["resolution"]
+        self.usual_size, self.clip_size = Section(config, "config")["resolution"], clip_size_of(config)
         self.weights_at_first = weight_versions(Structure.of(self).parameters())
 
     @property
@@ -100,11 +104,13 @@ class GradCAMMixin(nn.Module):
     @property
     def head_reader(self) -> HeadReader:
         """How the logits are read: what the config says of their classes."""
-        return HeadReader(type(self).__name__, self.gradcam.classes, self.gradcam.labels)
+        clips = f"{self.clip_size} frames of {self.usual_size} pixels" if self.clip_size else ""
+        return HeadReader(type(self).__name__, self.gradcam.classes, self.gradcam.labels, clips=clips)
 
     def noise(self) -> Tensor:
-        """Two images of the usual size, to see what runs in a forward pass."""
-        size = (2, 3, self.usual_size, self.usual_size)
+        """Two images or clips of the usual size, to see what runs in a forward pass."""
+        frames = () if self.clip_size is None else (self.clip_size,)
+        size = (2, *frames, 3, self.usual_size, self.usual_size)
         return torch.randn(size, generator=torch.Generator().manual_seed(0)).to(next(self.parameters()))
 
     @property
@@ -134,6 +140,25 @@ class GradCAMMixin(nn.Module):
             bank=self.gradcam_bank,
         )
 
+    def as_clip_subject(self) -> ClipSubject:
+        """This detector as all that explains clips sees it. Raises InputError for a detector of images."""
+        if self.clip_size is None:
+            raise InputError(
+                f"{type(self).__name__} reads images, and clips of frames are not explained as such; give one batch of"
+                " frames (B, 3, H, W), for example clips.flatten(0, 1), or set video_mode and clip_size in its config"
+            )
+        settings = self.gradcam
+        return ClipSubject(
+            tower=clip_tower_of(self),
+            predict=self.evaluated,
+            head=self.head_reader,
+            look=Look(settings.mean, settings.std, settings.colormap, settings.signed),
+            recipe=settings.recipe,
+            target=settings.target,
+            pp_epsilon=settings.pp_epsilon,
+            name=type(self).__name__,
+        )
+
     def default_layers(self) -> list[str]:
         """The layers explained where a method is named and no layer, see `Subject.default_layers`."""
         return list(self.as_subject().default_layers())
@@ -150,11 +175,15 @@ class GradCAMMixin(nn.Module):
         if self.gradcam.recipe.method == TRANSPLANT:
             return [INPUT]
         recipe = self.drawn_settings().recipe
+        if self.clip_size is not None:
+            return list(recipe.layers)
         return list(recipe.layers or self.as_subject().default_layers(recipe.method))
 
     def drawn_settings(self) -> GradCAMSettings:
         """The config's; where it leaves the map to be chosen and none has been, with the recipe of `Subject.drawn`."""
         settings = self.gradcam
+        if self.clip_size is not None:
+            return replace(settings, recipe=self.as_clip_subject().resolved(settings.recipe, self.noise()[:1]))
         return replace(settings, recipe=self.as_subject().drawn()) if settings.chooses else settings
 
     def gradcam_candidates(self) -> list[Recipe]:
@@ -213,7 +242,8 @@ class GradCAMMixin(nn.Module):
         """Prediction and maps of one batch, from one forward pass and one backward pass. Give options by keyword.
 
         Args:
-            data_dict: `image` (B, 3, H, W) floating point, normalised, on the model's device; for target "label" also
+            data_dict: `image` (B, 3, H, W) floating point, normalised, on the model's device, or clips
+                (B, T, 3, H, W) where the config has `video_mode: true`; for target "label" also
                 `label` (B,); for method "transplant" also `reference`, as `image`: the real frames that the images
                 were made from, blurred copies where it is not given. A tensor alone counts as `image`.
             layers: names of modules relative to the tower, numbers of blocks (-1: the last) or modules, one or several.
@@ -238,10 +268,16 @@ class GradCAMMixin(nn.Module):
             InputError: an unusable argument, or a layer that cannot be explained (LayerError); the model is untouched.
             NonFiniteMapError: NaN or infinity in the maps or logits of some images.
         """
+        batch = as_batch(data_dict)
+        if isinstance(batch["image"], Tensor) and batch["image"].ndim == 5:
+            clips = self.as_clip_subject()
+            wanted = clips.recipes_for(recipes, layers, method, site, backward)
+            of_clips = explain_clips(clips, batch, Asked(wanted, clips.target if target is None else target), IMAGE)
+            return replace(of_clips, untrained=self.is_untrained())
         subject = self.as_subject()
         asked = subject.recipes_for(recipes, layers, method, site, backward)
         target = subject.target if target is None else target
-        found = explain_batch(subject, as_batch(data_dict), Asked(asked, target, completeness), IMAGE)
+        found = explain_batch(subject, batch, Asked(asked, target, completeness), IMAGE)
         return replace(found, untrained=self.is_untrained())
 
     def capture(

@@ -24,6 +24,8 @@ from ..engine.real.contrast import CONTRAST
 from ..engine.spatial_layers import SpatialLayer
 from ..engine.targets import Target
 from ..engine.towers.tower import Structure
+from ..explaining.clips.one_pass import explain_clips
+from ..explaining.clips.subject import ClipSubject
 from ..explaining.explanation import Explanation
 from ..explaining.images import Batch
 from ..explaining.one_pass import IMAGE, Asked, Pending, explained_in
@@ -91,17 +93,23 @@ class LoadedDetector:
     def as_subject(self) -> Subject:
         """This detector as all that explains it sees it: of normalised images, in its precision."""
         subject: Subject = self.model.as_subject()
+        return replace(subject, predict=self._evaluated, reading=self.reading)
 
-        def predict(batch: Batch) -> Any:
-            data = batch if isinstance(batch, HostInputs) else self.inputs(batch["image"])
-            with self._as_evaluated():
-                return self.model.evaluated(data)
+    def as_clip_subject(self) -> ClipSubject:
+        """As `as_subject`, of a detector that reads clips."""
+        subject: ClipSubject = self.model.as_clip_subject()
+        return replace(subject, predict=self._evaluated, reading=self.reading)
 
-        return replace(subject, predict=predict, reading=self.reading)
+    def _evaluated(self, batch: Batch) -> Any:
+        data = batch if isinstance(batch, HostInputs) else self.inputs(batch["image"])
+        with self._as_evaluated():
+            return self.model.evaluated(data)
 
     @property
     def found_layer(self) -> SpatialLayer | None:
         """The layer of a registered detector that a pass had to find; None where none was looked for."""
+        if self.settings.clip_size is not None:
+            return None
         found: SpatialLayer | None = self.model.tower.known("default layer")
         return None if self.settings.build else found
 
@@ -160,7 +168,9 @@ class LoadedDetector:
         followed = nullcontext() if self.reading.known else plain_forward(Structure.of(self.model))
         with followed, self._as_evaluated():
             output = self.reading.output(predict, data["image"], name)
-        return HeadReader(name, gradcam.classes, gradcam.labels, len(data["image"])).read(output)
+        size = self.settings.clip_size
+        clips = f"{size} frames of {self.settings.resolution} pixels" if size else ""
+        return HeadReader(name, gradcam.classes, gradcam.labels, len(data["image"]), clips).read(output)
 
     def explain(
         self, pixels: Tensor, label: Tensor | None = None, target: Target | None = None, completeness: bool = True
@@ -190,6 +200,10 @@ class LoadedDetector:
         if label is not None:
             data["label"] = label.to(self.device)
 
+        if self.settings.clip_size is not None:
+            clips = self.as_clip_subject()
+            drawn = Asked([clips.recipe], clips.target if target is None else target)
+            return Pending(lambda checks: explain_clips(clips, data, drawn, IMAGE))
         subject = self.as_subject()
         asked = Asked([subject.drawn()], subject.target if target is None else target, completeness)
 
@@ -296,7 +310,8 @@ class LoadedDetector:
         return faster
 
     def _noise(self, count: int) -> Tensor:
-        size = (count, 3, self.settings.resolution, self.settings.resolution)
+        frames = () if self.settings.clip_size is None else (self.settings.clip_size,)
+        size = (count, *frames, 3, self.settings.resolution, self.settings.resolution)
         return torch.randint(64, 192, size, generator=torch.Generator().manual_seed(0)).to(torch.uint8)
 
 

@@ -144,11 +144,6 @@ def untrained_detector(settings: DetectorSettings, explainable: bool) -> Any:
     if settings.build:
         return AnyModelWithGradCAM(build_model(settings.build, settings.config), settings.config)
     name = settings.model_name
-    if settings.config.get("video_mode"):
-        raise InputError(
-            f"detector {name!r} reads clips of frames (video_mode: true in its YAML); detectors of single images are"
-            " evaluated and explained"
-        )
     known = find_detectors(name, settings.config)
     cls = known.get(f"{name}_gradcam") or known.get(name)
     if cls is None:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from ..base.allowed import MOST_MISTAKES, TRANSPLANT
 from ..base.errors import RunError
+from ..data.clips import CutClips, clip_loader, write_clips
 from ..data.frame import Frame
 from ..data.frames import Batch, frame_loader
 from ..data.gaps import forgery_gaps, is_absent, write_gaps
@@ -33,7 +34,7 @@ from ..store.manifest import HeatmapCounts, Vanished
 from ..store.run_folder import RunFolder
 from ..store.sample import Sample
 from ..store.sample_writer import NON_FINITE, SampleWriter
-from ..store.tables import GAPS, write_dataset_tables
+from ..store.tables import CLIPS, GAPS, write_dataset_tables
 from .disturbances import Interrupted, SignalGuard, SplitOnOutOfMemory
 from .explainer import Explainer
 from .predictions import Predictions, Resume
@@ -41,8 +42,9 @@ from .processes import Processes
 from .summary import DatasetSummary
 
 
-class Context(NamedTuple):
-    """What all datasets of a run share."""
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What all datasets of a run share. `cut`: of a detector of clips, each dataset's clips, which frames stand for."""
 
     detector: LoadedDetector
     settings: RunSettings
@@ -50,6 +52,7 @@ class Context(NamedTuple):
     processes: Processes
     guard: SignalGuard
     predicting: SplitOnOutOfMemory
+    cut: Mapping[str, CutClips] = field(default_factory=dict)
 
     def predict(self, pixels: Tensor, frames: Sequence[Frame]) -> tuple[Tensor, Tensor]:
         """uint8 images of `frames` → logits (B, 2) and probability of fake (B,)."""
@@ -102,6 +105,7 @@ class DatasetRun:
         """`choice`: how the map was chosen."""
         self.context, self.frames, self.of_run, self.name = context, frames, folder, frames[0].dataset
         self.database, self.folder = folder.database, folder.path / frames[0].dataset
+        self.clips = context.cut[self.name].clips if context.cut else ()
         self.processes, self.target = context.processes, context.detector.gradcam.target
         self.map_key = folder.manifest.key(folder.key, choice.to_json() if choice else None)
         with folder.reading() as database:
@@ -116,7 +120,8 @@ class DatasetRun:
         counts = self._predict_and_explain()
         if self.context.options.save_features:
             self.save_features()
-        return self.processes.on_rank_zero(lambda: write_summary(self.of_run, self.predictions, counts))
+        cut = self.context.cut.get(self.name)
+        return self.processes.on_rank_zero(lambda: write_summary(self.of_run, self.predictions, counts, cut))
 
     def evaluate_shard(self) -> None:
         """Every k-th batch: predicted, and where every frame is to be explained, explained."""
@@ -195,10 +200,11 @@ class DatasetRun:
         context, counterparts, checker = self.context, None, None
         if context.settings.detector.gradcam.recipe.method == TRANSPLANT:  # a check itself
             counterparts = RealCounterparts(context.settings.data)
-        elif context.options.checks_maps:
+        elif context.options.checks_maps and not self.clips:
             checker = MapChecker(context.detector, context.settings.batch_size)
-        judges = context.options.check_maps != "off"
-        return Explainer(context.detector, self.resume, writer, context.predict, checker, counterparts, judges)
+        judges = context.options.check_maps != "off" and not self.clips
+        of = context.detector, self.resume, writer, context.predict
+        return Explainer(*of, checker, counterparts, judges, self.clips)
 
     def _say_cost(self, frames: Sequence[Frame], counterparts: RealCounterparts | None) -> None:
         """Transplant takes hundreds of passes an image: how many, before they begin."""
@@ -281,17 +287,26 @@ class DatasetRun:
 
     def _for_each(self, batches: list[Sequence[int]], step: Callable[[Batch], Callable[[], None]], what: str) -> None:
         """Do `step` with this rank's share of the batches, until a signal, and what it returns during the next one."""
-        guard, settings = self.context.guard, self.context.settings
+        guard = self.context.guard
         frames = [self.frames[index] for batch in self.processes.share(batches) for index in batch]
         if not frames:
             return
         title, quiet = frames[0].dataset + what, not self.processes.first
-        bar = tqdm(total=len(frames), unit="frame", desc=title, disable=quiet)
+        bar = tqdm(total=len(frames), unit="clip" if self.clips else "frame", desc=title, disable=quiet)
         with guard.between_batches(), bar, DeferredStep() as deferred:
-            for batch in frame_loader(frames, settings.detector.resolution, settings.batch_size, settings.workers):
+            for batch in self._loader(frames):
                 deferred.add(step(batch))
                 bar.update(len(batch.frames) + len(batch.unreadable))
                 guard.check()
+
+    def _loader(self, frames: Sequence[Frame]) -> Iterable[Batch]:
+        settings = self.context.settings
+        how = settings.detector.resolution, settings.batch_size, settings.workers
+        return (
+            clip_loader([self.clips[frame.index] for frame in frames], *how)
+            if self.clips
+            else frame_loader(frames, *how)
+        )
 
     def _collect_predictions(self, batches: Sequence[Sequence[int]]) -> None:
         """Read what the other ranks have predicted. Raises RunError where a frame has no prediction even so."""
@@ -308,7 +323,9 @@ class DatasetRun:
             )
 
 
-def write_summary(run: RunFolder, predictions: Predictions, counts: HeatmapCounts) -> DatasetSummary:
+def write_summary(
+    run: RunFolder, predictions: Predictions, counts: HeatmapCounts, cut: CutClips | None = None
+) -> DatasetSummary:
     """Write the tables of a dataset that was evaluated to its end. RunError where none of its frames could be read."""
     frames, unreadable = predictions.frames, predictions.unreadable
     name = frames[0].dataset
@@ -324,8 +341,13 @@ def write_summary(run: RunFolder, predictions: Predictions, counts: HeatmapCount
         content = (run.path / name / GAPS).read_bytes()
         run.database.put("measurement", [(name, GAPS, content)], run.key)
         run.database.commit()
+    if cut is not None:
+        write_clips(run.path / name / CLIPS, cut)
+        content = (run.path / name / CLIPS).read_bytes()
+        run.database.put("measurement", [(name, CLIPS, content)], run.key)
+        run.database.commit()
     write_dataset_tables(run.database, name, run.path / name)
-    return DatasetSummary(name, predictions.metrics(), len(unreadable), counts, gaps)
+    return DatasetSummary(name, predictions.metrics(), len(unreadable), counts, gaps, cut)
 
 
 def counts_of(database: RunDatabase, dataset: str, chosen: Sequence[int]) -> HeatmapCounts:

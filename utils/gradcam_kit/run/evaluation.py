@@ -18,6 +18,7 @@ from ..base.allowed import TRANSPLANT
 from ..base.errors import InputError, RunError
 from ..base.text import one_line, printable, size_text
 from ..base.version import VERSION
+from ..data.clips import Clip, CutClips, read_clips
 from ..data.folder_dataset import counted
 from ..data.frame import Frame
 from ..data.gaps import absent_frames, forgery_gaps
@@ -54,7 +55,7 @@ def run(settings: RunSettings, options: RunOptions) -> None:
     check_exports(options.views, options.save_images)
     message = f"interrupted; go on with: {resume_command(options.command[1:])}"
     with Processes.start() as processes, SignalGuard(message, quiet=not processes.first) as guard:
-        datasets = {name: read_dataset(name, settings.data) for name in dict.fromkeys(settings.datasets)}
+        datasets, cut = _read_datasets(settings, options)
         if options.explanations is not None:  # what it cannot use is refused now
             given, frames = options.explanations, [frame for some in datasets.values() for frame in some]
             find_evidence(given.masks, given.clicks, frames, settings.data.folders.values())
@@ -62,13 +63,15 @@ def run(settings: RunSettings, options: RunOptions) -> None:
             for name, some in datasets.items():  # what is not there is said before hours are spent on the rest
                 for gaps in forgery_gaps(some, absent_frames(some)):
                     print(printable(f"{name}: {gaps.line()}"), file=sys.stderr)
-            for name in settings.data.folders:
+            for name in settings.data.folders if not cut else ():
                 print(printable(f"{name}: {counted(datasets[name])}"))
+            for name, clips in cut.items():
+                print(printable(f"{name}: {'; '.join(clips.lines())}"))
         detector = _load_detector(settings, options, processes)
         if processes.first:
             facts = ", ".join(f"{key} {value}" for key, value in detector.facts().items())
             print(f"detector {settings.detector.model_name}: {facts}")
-        context = Context(detector, settings, options, processes, guard, SplitOnOutOfMemory("evaluating"))
+        context = Context(detector, settings, options, processes, guard, SplitOnOutOfMemory("evaluating"), cut)
         folder, kept = processes.on_rank_zero(lambda: _open_folder(context, datasets))
         with folder:
             if folder.finished:
@@ -110,6 +113,17 @@ def _run_in(folder: RunFolder, context: Context, datasets: Datasets, kept: Calib
     return problem
 
 
+def _read_datasets(settings: RunSettings, options: RunOptions) -> tuple[Datasets, Mapping[str, CutClips]]:
+    """The datasets by name; of a detector of clips a frame for each clip, and the clips. Raises InputError."""
+    names = dict.fromkeys(settings.datasets)
+    if settings.data.clip_size is None:
+        return {name: read_dataset(name, settings.data) for name in names}, {}
+    if options.explanations is not None:
+        raise InputError("--evaluate_explanations measures maps of images: leave it out for a detector of clips")
+    cut = {name: read_clips(name, settings.data) for name in names}
+    return {name: [clip.row for clip in clips.clips] for name, clips in cut.items()}, cut
+
+
 def _load_detector(settings: RunSettings, options: RunOptions, processes: Processes) -> LoadedDetector:
     """The detector on its device, tried out on whatever the run will need of it. Raises InputError."""
     device = find_device(processes.device_name(options.device))
@@ -142,7 +156,7 @@ def _open_folder(context: Context, datasets: Datasets) -> tuple[RunFolder, Calib
     if found is not None and not detector.model.gradcam.chooses and not settings.detector.gradcam.recipe.layers:
         config = {**settings.detector.config, "gradcam_layers": [found.name]}
         settings = settings._replace(detector=settings.detector._replace(config=config))
-    manifest = run_manifest(settings, options, detector, datasets)
+    manifest = run_manifest(settings, options, detector, datasets, context.cut)
     kept = None
     if _draws_gradients(settings) and options.calibration_images:
         key = Plan.of(detector, options.calibration_images).key(manifest)
@@ -167,8 +181,15 @@ def code_sha256(detector: LoadedDetector, settings: RunSettings) -> str:
     return digest.hexdigest()
 
 
-def run_manifest(settings: RunSettings, options: RunOptions, detector: LoadedDetector, datasets: Datasets) -> Manifest:
+def run_manifest(
+    settings: RunSettings,
+    options: RunOptions,
+    detector: LoadedDetector,
+    datasets: Datasets,
+    cut: Mapping[str, CutClips] | None = None,
+) -> Manifest:
     """The manifest of a run that begins now."""
+    hashed = {name: clips.clips for name, clips in cut.items()} if cut else datasets
     device, weights = detector.device, settings.detector.weights_name
     return Manifest(
         command=list(options.command),
@@ -179,7 +200,7 @@ def run_manifest(settings: RunSettings, options: RunOptions, detector: LoadedDet
         weights=Weights(weights, detector.weights_sha256) if weights else None,
         datasets={
             name: DatasetRecord(
-                len(frames), reader_of(name, settings.data).sha256(name, settings.data), _frames_sha256(frames)
+                len(frames), reader_of(name, settings.data).sha256(name, settings.data), _frames_sha256(hashed[name])
             )
             for name, frames in datasets.items()
         },
@@ -196,8 +217,8 @@ def run_manifest(settings: RunSettings, options: RunOptions, detector: LoadedDet
     )
 
 
-def _frames_sha256(frames: Sequence[Frame]) -> str:
-    """Of all that identifies the frames, in order."""
+def _frames_sha256(frames: Sequence[Frame] | Sequence[Clip]) -> str:
+    """Of all that identifies the frames or clips, in order."""
     digest = hashlib.sha256()
     for frame in frames:
         digest.update(repr(tuple(frame)).encode("utf-8", "surrogatepass"))
@@ -239,7 +260,9 @@ def _calibrate(folder: RunFolder, context: Context, datasets: Datasets) -> Calib
 
 
 def _draws_gradients(settings: RunSettings) -> bool:
-    return settings.detector.gradcam.enabled and settings.detector.gradcam.recipe.method != TRANSPLANT
+    """Of images: maps of clips are drawn as they are named."""
+    gradcam = settings.detector.gradcam
+    return gradcam.enabled and gradcam.recipe.method != TRANSPLANT and settings.data.clip_size is None
 
 
 def _report_finished(folder: RunFolder, options: RunOptions) -> None:

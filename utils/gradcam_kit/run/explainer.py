@@ -9,9 +9,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..data.clips import Clip
 from ..data.frame import Frame
 from ..data.frame_paths import Stamp
 from ..data.frames import Batch
+from ..drawing.clips import DrawnClips, clip_images, mosaic_of
 from ..drawing.overlays import DrawnLayers, LayerImage, layer_images
 from ..engine.checks import FromDevice
 from ..explaining.checking import MapChecker, verdicts_of
@@ -34,7 +36,7 @@ class _Begun(NamedTuple):
     reference: Tensor | None
     pending: Pending
     numbers: FromDevice  # of `pending.unchecked`: logits, scores for real and fake, probability of fake
-    drawn: DrawnLayers  # of the same
+    drawn: DrawnLayers | DrawnClips  # of the same
 
 
 class _Part(NamedTuple):
@@ -51,7 +53,8 @@ class Explainer:
     """Explains batches of one dataset. Samples that an earlier, killed run has left whole are not written again.
 
     `counterparts`: what method transplant compares images with; None for other methods. `judges`: whether maps get a
-    verdict at all; without a checker it follows from the contrast with real images alone.
+    verdict at all; without a checker it follows from the contrast with real images alone. `clips`: all of the dataset,
+    of a detector that reads clips; its frames stand for them.
     """
 
     def __init__(
@@ -63,11 +66,13 @@ class Explainer:
         checker: MapChecker | None = None,
         counterparts: RealCounterparts | None = None,
         judges: bool = True,
+        clips: Sequence[Clip] = (),
     ) -> None:
         self.detector, self.gradcam = detector, detector.gradcam
         self.resume, self.predictions = resume, resume.predictions
         self.writer, self.predict = writer, predict
         self.checker, self.counterparts, self.judges = checker, counterparts, judges
+        self.clips = clips
         self._memory = SplitOnOutOfMemory("explaining")
         self._begins = True
 
@@ -92,8 +97,11 @@ class Explainer:
         pending = self.detector.begin_explaining(pixels, None, targets, frames, reference, self.checker is not None)
         return _Begun(targets, reference, pending, *self._sent(pending.unchecked, pixels))
 
-    def _sent(self, explanation: Explanation, pixels: Tensor) -> tuple[FromDevice, DrawnLayers]:
+    def _sent(self, explanation: Explanation, pixels: Tensor) -> tuple[FromDevice, DrawnLayers | DrawnClips]:
         numbers = FromDevice([explanation.logits, explanation.real_and_fake, explanation.prob_fake])
+        if pixels.ndim == 5:
+            how = self.gradcam.colormap, self.gradcam.signed
+            return numbers, DrawnClips(clip_images(pixels, explanation.layers, *how))
         return numbers, DrawnLayers(pixels, explanation.layers, self.gradcam.colormap, self.gradcam.signed)
 
     def predict_and_explain(self, batch: Batch, begun: _Begun | None = None) -> None:
@@ -148,8 +156,15 @@ class Explainer:
             frame, of_image = frames[position], {layer: found[i] for layer, found in checks.items()}
             content = stamps[frame.index].content
             sample = Sample.of(frame, explanation, i, layers, settings, choice, of_image, content)
-            drawn.append(Drawn(sample, pixels[position].permute(1, 2, 0).numpy(), layers))
+            if self.clips:
+                sample = replace(sample, frames=tuple(self.clips[frame.index].numbers))
+                drawn.append(Drawn(sample, mosaic_of(pixels[position]), layers))
+            else:
+                drawn.append(Drawn(sample, pixels[position].permute(1, 2, 0).numpy(), layers))
         spans = {name: maps.canvas.spanned for name, maps in explanation.layers.items()}
+        if self.clips and drawn:
+            high, wide = drawn[0].image.shape[:2]
+            spans = dict.fromkeys(spans, (high, wide))
         return _Part(frames, pixels, (scores, probabilities), drawn, spans)
 
     def _write(self, part: _Part, without: Collection[int] = ()) -> None:
@@ -187,6 +202,8 @@ def drawn_on(
 ) -> list[list[LayerImage]]:
     """Overlays of uint8 images (B, 3, H, W), a list of layers per image; grey where a check denies the map."""
     gradcam, on_device = detector.gradcam, pixels.to(detector.device)
+    if pixels.ndim == 5:
+        return clip_images(on_device, explanation.layers, gradcam.colormap, gradcam.signed, denied_maps(checks))
     return layer_images(on_device, explanation.layers, gradcam.colormap, gradcam.signed, denied_maps(checks))
 
 

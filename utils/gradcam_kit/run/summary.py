@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from ..base.errors import RunError
 from ..base.text import printable
+from ..data.clips import CutClips
 from ..data.gaps import ForgeryGaps
 from ..judge.check import WORDS
 from ..judge.detection_metrics import DetectionMetrics
@@ -25,6 +26,7 @@ class DatasetSummary(NamedTuple):
     unreadable: int
     counts: HeatmapCounts
     gaps: Sequence[ForgeryGaps] = ()
+    cut: CutClips | None = None  # of a detector that reads clips, whose metrics are of clips
 
     @property
     def absent(self) -> int:
@@ -36,13 +38,18 @@ def metrics_json(dataset: DatasetSummary) -> dict[str, Any]:
     """The entry of one dataset in `metrics.json`; what one class alone cannot give is null, with a note."""
     values = asdict(dataset.metrics)
     said = {name: text for name in ("note", "warning") if (text := values.pop(name))}
+    cut = dataset.cut
+    if cut is not None:
+        of = {"clip_size": cut.size, "clips": len(cut.clips), "short_videos": len(cut.short)}
+        said = {**of, "frames_in_no_clip": cut.unseen, "frames_there": cut.frames, **said}
     return {**values, "unreadable": dataset.unreadable, "absent": dataset.absent, **said}
 
 
 def metrics_table(datasets: Sequence[DatasetSummary]) -> str:
     """One line per dataset, for the terminal."""
     width = max(len("dataset"), *(len(dataset.name) for dataset in datasets))
-    lines = [f"{'dataset':<{width}}     ACC     AUC     EER      AP  video AUC  frames  videos  unreadable"]
+    unit = " clips" if datasets[0].cut else "frames"
+    lines = [f"{'dataset':<{width}}     ACC     AUC     EER      AP  video AUC  {unit}  videos  unreadable"]
     for dataset in datasets:
         m = dataset.metrics
         *frame_numbers, video = ("–" if x is None else f"{x:.4f}" for x in (m.acc, m.auc, m.eer, m.ap, m.video_auc))
@@ -82,8 +89,15 @@ def _notable(dataset: DatasetSummary, folder: Path, explained: str) -> Iterator[
     if counts.vanished:
         gone = [astuple(one) for one in counts.vanished]
         yield f"no heatmap for samples that vanished or were replaced meanwhile: {gone}"
+    if dataset.cut is not None:
+        yield from dataset.cut.lines()
+        yield (
+            "ACC, AUC, EER and AP are of clips, as the host's, whose video AUC of such a detector is their AUC again;"
+            " video AUC here is of each video's mean probability"
+        )
     if dataset.unreadable:
-        yield f"{dataset.unreadable} frames could not be read, listed in {folder / UNREADABLE}"
+        what = "frames" if dataset.cut is None else "clips"
+        yield f"{dataset.unreadable} {what} could not be read, listed in {folder / UNREADABLE}"
     yield from (printable(gaps.line()) for gaps in dataset.gaps)
     if dataset.metrics.note:
         yield dataset.metrics.note

@@ -15,7 +15,7 @@ from ..base.files import TRAINING_FOLDER, read_text
 from ..base.text import one_line, shortened
 from ..data.folder_dataset import dataset_name, is_path
 from ..data.frame import DataSettings
-from .config_values import GradCAMSettings, Section, gradcam_settings, refuse_odd_values
+from .config_values import GradCAMSettings, Section, clip_size_of, gradcam_settings, refuse_odd_values
 
 
 class DetectorSettings(NamedTuple):
@@ -30,6 +30,11 @@ class DetectorSettings(NamedTuple):
     resolution: int
     gradcam: GradCAMSettings
     build: str = ""
+
+    @property
+    def clip_size(self) -> int | None:
+        """Frames of a clip; None for a detector of images."""
+        return clip_size_of(self.config)
 
     def with_every_sample(self) -> DetectorSettings:
         """The same without a limit on how many samples are explained."""
@@ -122,6 +127,8 @@ def _given(flags: Mapping[str, Any], names: Mapping[str, str] | None) -> dict[st
 
 
 def _overridden(config: dict[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
+    if flags.get("clip_size") is not None:
+        config = {**config, "video_mode": True}
     return {**config, **{key: value for key, value in flags.items() if value is not None}}
 
 
@@ -156,6 +163,8 @@ def _data_settings(section: Section) -> DataSettings:
         frame_num=frames["frame_num"],
         sampling=section["frame_sampling"],
         resolution=section["resolution"],
+        clip_size=clip_size_of(section.values, section.where, section.flags),
+        clips_per_video=section["clips_per_video"],
         lmdb_dir=find_path(section["lmdb_dir"], "lmdb_dir", where) if section["lmdb"] else None,
     )
 

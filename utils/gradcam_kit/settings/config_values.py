@@ -100,6 +100,24 @@ def backbone_config(config: Mapping[str, Any], where: str = "config") -> Mapping
     return values
 
 
+def clip_size_of(
+    config: Mapping[str, Any], where: str = "config", flags: Mapping[str, str] | None = None
+) -> int | None:
+    """Frames of a clip of a detector that reads clips; None for one of images, whatever is said of clips.
+
+    Raises InputError for `video_mode: true` without `clip_size`.
+    """
+    section = Section(config, where, flags)
+    if not section["video_mode"]:
+        return None
+    size: int | None = section["clip_size"]
+    if size is None:
+        raise InputError(
+            f"{where}: video_mode is true, but the key clip_size is missing: give --clip_size", "clip_size"
+        )
+    return size
+
+
 def without_pretrained(config: Mapping[str, Any]) -> dict[str, Any]:
     """`config` for a detector whose pretrained network is not downloaded: its weights come later, or never."""
     return {**config, "backbone_config": {**backbone_config(config), "pretrained": False}}

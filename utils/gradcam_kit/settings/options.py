@@ -68,7 +68,12 @@ class Option:
         return "off" if self.default is False else " ".join(map(str, values))
 
 
-METHODS = (AUTO, *allowed.METHOD_NAMES, allowed.TRANSPLANT)  # and what is registered: `method_names`
+METHODS = (
+    AUTO,
+    *allowed.METHOD_NAMES,
+    *allowed.CLIP_METHODS,
+    allowed.TRANSPLANT,
+)  # and what is registered: `method_names`
 RGB = tuple[float, float, float]
 CHANNELS = "three numbers, one per colour channel"
 STRINGS = "a list of strings that is not empty"
@@ -109,6 +114,10 @@ TABLE: tuple[tuple[str, tuple[str, ...], tuple[Option, ...]], ...] = (
         Option("std --std", "see --mean", RGB, (0.5,) * 3, words=CHANNELS, metavar="S"),
         Option("resolution --resolution", "to which images are resized", int, 224, least=1, most=8_192, metavar="N"),
         Option("test_batchSize --batch_size", "images per batch", int, 32, least=1, most=1_000_000, metavar="N"),
+        Option("clip_size --clip_size", "frames of a clip, for a detector of clips (video_mode: true)", int, least=1,
+               most=1_000, metavar="N", otherwise="what the YAML says; a detector of images takes none"),
+        Option("clips_per_video --clips_per_video", "at most so many clips of a video, spread evenly", int, least=1,
+               metavar="N", otherwise="as many as DeepfakeBench takes"),
         Option("workers --workers", "processes that decode images", int, 2, most=1_000, metavar="N", outputs=False),
         Option("manualSeed --seed", "for --gradcam_select random", int, 1024, metavar="N"),
         Option("--max_unreadable", "share of unreadable frames that fails the run (exit 1), after everything is"
@@ -211,6 +220,7 @@ TABLE: tuple[tuple[str, tuple[str, ...], tuple[Option, ...]], ...] = (
         Option("frame_sampling", "which frames: even: spread over the video; host: the first ones, as DF40;"
                " host_sorted: the first ones by number, as DeepfakeBench",
                default="even", choices=("even", "host", "host_sorted")),
+        Option("video_mode", "the detector reads clips of clip_size frames, not images", bool, False),
         Option("lmdb", "read images from the LMDB files in lmdb_dir", bool, False),
         Option("lmdb_dir", "where DeepfakeBench's LMDB files are", required=True),
     )),
@@ -239,4 +249,4 @@ def method_names() -> Sequence[str]:
     """What `gradcam_method` may be, with what was registered: without the engine nothing was, and it stays unloaded."""
     engine = f"{__package__.rpartition('.')[0]}.engine"
     methods = sys.modules.get(f"{engine}.methods")
-    return METHODS if methods is None else (AUTO, *methods.method_names(), allowed.TRANSPLANT)
+    return METHODS if methods is None else (AUTO, *methods.method_names(), *allowed.CLIP_METHODS, allowed.TRANSPLANT)

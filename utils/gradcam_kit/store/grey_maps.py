@@ -13,6 +13,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from ..drawing.clips import ClipImage
 from ..drawing.overlays import LayerImage
 
 GREY_MAPS = "heatmaps"
@@ -67,9 +68,14 @@ def signed_grey(signed: np.ndarray) -> np.ndarray:
 
 
 def raw_arrays(layers: Sequence[LayerImage]) -> dict[str, np.ndarray]:
-    """What `--save_raw` keeps: per layer its raw map under its name and its signed map under `<name>.signed`."""
-    return {
-        key: grid.astype(np.float32)
-        for layer in layers
-        for key, grid in ((layer.name, layer.raw), (f"{layer.name}.signed", layer.signed))
-    }
+    """What `--save_raw` keeps: per layer its raw map under its name and its signed map under `<name>.signed`.
+
+    Of a clip they are (t, h, w), and `<name>.time` (T,) is what each frame adds to the signed map.
+    """
+    found: dict[str, np.ndarray] = {}
+    for layer in layers:
+        raw, signed = layer.cells if isinstance(layer, ClipImage) else (layer.raw, layer.signed)
+        found |= {layer.name: raw, f"{layer.name}.signed": signed}
+        if isinstance(layer, ClipImage):
+            found[f"{layer.name}.time"] = layer.time
+    return {key: values.astype(np.float32) for key, values in found.items()}

@@ -142,6 +142,8 @@ def _read_sample(database: RunDatabase, dataset_folder: Path, index: int) -> Sam
         comparison = ""
     gone = not comparison and hash_of(sample.path) not in {sample.image_hash} - {""}
     lost = "its images are not kept, and the dataset's own file is gone or another one" if gone else ""
+    if sample.frames and not comparison:
+        lost = "the pictures of a clip are in files alone, which are not kept"
     return replace(sample, folder=folder, comparison=comparison, lost=lost)
 
 
@@ -177,7 +179,9 @@ def stored_maps(sample: Sample) -> dict[str, StoredMap]:
 
 
 def sample_maps(sample: Sample, layers: Sequence[str]) -> dict[str, np.ndarray]:
-    """Raw maps (h, w) of the named layers; a layer that is empty or lost is left out."""
+    """Raw maps (h, w) of the named layers; a layer that is empty or lost is left out, and so is a clip's."""
+    if sample.frames:
+        return {}
     maps = stored_maps(sample)
     return {
         layer.name: maps[layer.name].raw

@@ -15,6 +15,7 @@ from ..base.text import is_plain_name
 from ..base.typed import Count, Meta, Number, Share, builtins, fit
 from ..data.frame import Frame
 from ..data.frame_paths import hash_of, landmark_path
+from ..drawing.clips import ClipImage
 from ..drawing.overlays import Box, LayerImage, faint_layers, original_box
 from ..explaining.explanation import Explanation
 from ..judge.check import MapCheck
@@ -26,7 +27,7 @@ RANDOM_WEIGHTS = "random"
 ENTRIES = (
     "index", "path", "dataset", "forgery", "video", "label", "predicted", "correct", "confidence", "prob_fake",
     "logit_real", "logit_fake", "target", "method", "site", "backward", "weights", "layers", "chosen", "original",
-    "completeness", "image_hash", "landmarks_hash",
+    "completeness", "image_hash", "landmarks_hash", "frames",
 )  # fmt: skip
 SIGNED_TARGET = "margin, signed (red: fake, blue: real)"
 
@@ -43,6 +44,7 @@ class LayerFacts:
     drawn_empty: bool  # the overlay is the plain image: there is nothing to show
     artefact: bool = False  # empty because all of it is what rounding and LayerNorm's ε leave of sums that are zero
     check: MapCheck | None = None  # None: not checked
+    time: tuple[Number, ...] = ()  # of a clip: what each frame adds to the signed map
 
     def __post_init__(self) -> None:
         if not is_plain_name(self.name) or self.raw_minimum > self.raw_maximum:
@@ -60,6 +62,7 @@ class LayerFacts:
             drawn_empty=layer.drawn_empty,
             artefact=layer.artefact,
             check=check,
+            time=tuple(layer.time.tolist()) if isinstance(layer, ClipImage) else (),
         )
 
 
@@ -99,6 +102,7 @@ class Sample:
     completeness: dict[str, CompletenessFacts] = field(default_factory=dict)  # by layer, where it was tested
     image_hash: str = ""  # of the file that was explained (`data.frame_paths`), empty where it is not known
     landmarks_hash: str = ""  # of its landmark file, empty where there was none
+    frames: tuple[Count, ...] = ()  # of a clip: the numbers of its frames; `path` is that of the first
     folder: Path = Path()
     comparison: str = ""
     lost: str = ""
@@ -154,7 +158,10 @@ class Sample:
             "correct": self.correct,
             "confidence": self.confidence,
         }
-        return {name: values[name] for name in ENTRIES}
+        if not self.frames:  # an image
+            del values["frames"]
+            values["layers"] = [{k: v for k, v in layer.items() if k != "time"} for layer in values["layers"]]
+        return {name: values[name] for name in ENTRIES if name in values}
 
     @classmethod
     def from_json(cls, values: Any) -> Sample:

@@ -13,6 +13,7 @@ from ..base.decision import CLASS_NAMES, UNKNOWN
 from ..base.errors import InputError
 from ..base.files import hashes_below, new_folder, replace_folder
 from ..base.text import printable
+from ..drawing.clips import ClipImage, strip
 from ..drawing.overlays import LayerImage, PastedCrop, comparison, encode, panels
 from ..explaining.explanation import UNTRAINED
 from ..judge.check import MapCheck
@@ -33,12 +34,14 @@ def metadata_text(sample: Sample) -> str:
         f"Video: {printable(sample.video)}",
         f"Logits: real {sample.logits[0]:.6g}, fake {sample.logits[1]:.6g}",
         f"Probability of fake: {sample.prob_fake:.6g}",
+        *([f"Frames: {' '.join(map(str, sample.frames))}"] if sample.frames else []),
         f"Target: {sample.target}",
         f"Method: {sample.method}",
         f"Site: {sample.site}",
         f"Backward: {sample.backward}",
         f"Weights: {printable(sample.weights)}",
         *(f"Layer {layer.name}: {_map_text(layer)}" for layer in sample.layers),
+        *(f"Time {layer.name}: {' '.join(f'{of:.4g}' for of in layer.time)}" for layer in sample.layers if layer.time),
         *(
             f"Completeness {name}: error {tested.error:.3g}, share of the biases {tested.bias_share:.3g}"
             for name, tested in sample.completeness.items()
@@ -127,6 +130,9 @@ def write_sample(folder: Path, drawn: Drawn, image_format: str = "png", save_raw
     i = sample.index
     for layer in layers:
         (partial / f"gradcam_{layer.name}_sample{i}.{image_format}").write_bytes(encode(layer.overlay, image_format))
+        if isinstance(layer, ClipImage):
+            over_time = encode(strip(layer, sample.frames), image_format)
+            (partial / f"gradcam_strip_{layer.name}_sample{i}.{image_format}").write_bytes(over_time)
         if pasted is not None:
             photo = encode(pasted.over(layer.overlay), image_format)
             (partial / f"gradcam_photo_{layer.name}_sample{i}.{image_format}").write_bytes(photo)

@@ -24,7 +24,7 @@ COLUMNS = (
     "index", "path", "dataset", "forgery", "video", "label", "prob_fake", "logit_real", "logit_fake", "predicted",
     "correct",
 )  # fmt: skip
-PREDICTIONS, UNREADABLE, GAPS = "predictions.csv", "unreadable.csv", "gaps.csv"
+PREDICTIONS, UNREADABLE, GAPS, CLIPS = "predictions.csv", "unreadable.csv", "gaps.csv", "clips.csv"
 CALIBRATION_JSON, CALIBRATION_CSV = "calibration.json", "calibration.csv"
 CALIBRATION_COLUMNS = (
     "method", "layer", "site", "backward", "named", "used", "fall", "fall_random", "beyond_random", "beyond_low",

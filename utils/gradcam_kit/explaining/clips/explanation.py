@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor
 
+from ...base.files import write_whole
 from ...engine.clips.maps import ClipMaps, share_of_frames
 from ..explanation import SHOWN, Explanation
+
+if TYPE_CHECKING:
+    from ...drawing.batch_images import DrawnImage
 
 HOTTEST = 3  # frames that a printed explanation names
 
@@ -67,6 +72,31 @@ class ClipExplanation(Explanation):
         if self.look.mean is None or self.look.std is None:
             return stretched(frames).unflatten(0, self.images.shape[:2])
         return denormalised(frames, self.look.mean, self.look.std).unflatten(0, self.images.shape[:2])
+
+    def save(self, folder: str | Path, prefix: str = "gradcam") -> list[Path]:
+        """As `Explanation.save`, with mosaics of the frames, and `<prefix>_strip_<layer>_sample<i>.png` beside them.
+
+        A strip is the frames in a row, with their places in the clip, under the curve of time.
+        """
+        from ...drawing.clips import ClipImage, strip
+        from ...drawing.overlays import encode
+
+        written = super().save(folder, prefix)
+        for i, drawn in enumerate(self._drawn()):
+            for layer in drawn.layers:
+                assert isinstance(layer, ClipImage), "of a clip"
+                path = Path(folder) / f"{prefix}_strip_{layer.name}_sample{i}.png"
+                write_whole(path, encode(strip(layer, range(len(layer.time)))))
+                written.append(path)
+        return written
+
+    def _drawn(self) -> list[DrawnImage]:
+        from ...drawing.batch_images import DrawnImage
+        from ...drawing.clips import clip_images, mosaic_of
+
+        pixels = self.pixels()
+        overlays = clip_images(pixels, self.layers, self.look.colormap, self.look.signed)
+        return list(map(DrawnImage, map(mosaic_of, pixels), overlays, self.prob_fake.tolist(), self.target))
 
     def overlay(self) -> dict[str, Tensor]:
         """Layer → its maps over the frames, (B, T, H, W, 3) uint8 RGB on the CPU."""

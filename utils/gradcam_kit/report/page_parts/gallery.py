@@ -92,7 +92,7 @@ def file_facts(path: Path) -> dict[str, Any]:
 def mask_outline(sample: Sample) -> dict[str, str]:
     """`outline`: the forged region's edge as an SVG path in a square of side 100; nothing without a mask."""
     try:
-        mask = read_mask(sample.path, OUTLINE) if sample.label else None
+        mask = read_mask(sample.path, OUTLINE) if sample.label and not sample.frames else None
     except (UnreadableImage, OSError, ValueError):
         return {}
     if mask is None or not mask.any():

@@ -1,0 +1,188 @@
+"""Maps of clips → pictures: a mosaic of frames on one colour scale, and a strip of them under a curve of time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..engine.clips.grid import steps_of
+from ..engine.clips.maps import ClipMaps
+from ..engine.maps import LayerMaps
+from .overlays import (
+    GREY,
+    INK,
+    NONE_DENIED,
+    PAPER,
+    WARNING,
+    Denied,
+    LayerImage,
+    overlay,
+    signed_overlay,
+    text_line,
+    unseen_in_grey,
+)
+
+SIDE = 112  # pixels of a frame in a mosaic, at most
+HOTTEST = 3  # frames that are framed in a strip
+CURVE, NUMBER = 48, 18  # heights of the curve of time, and of the frames' numbers
+EVIDENCE, AGAINST = (214, 0, 0), (0, 76, 230)
+
+
+@dataclass(frozen=True, slots=True)
+class ClipImage(LayerImage):
+    """As `LayerImage`: `overlay`, `raw` and `signed` are mosaics of the frames, of pixels and of cells.
+
+    `cells` (2, t, h, w) float32: the raw and the signed map with the layer's own time steps. `time` (T,): what each
+    frame adds to the signed map. `frames` (T, H, W, 3) uint8 RGB: the overlays.
+    """
+
+    cells: np.ndarray = field(kw_only=True)
+    time: np.ndarray = field(kw_only=True)
+    frames: np.ndarray = field(kw_only=True)
+
+
+def mosaic_shape(frames: int) -> tuple[int, int]:
+    """Rows and columns for so many frames: as square as it goes without a gap, else with the last row not full."""
+    least = math.ceil(math.sqrt(frames))
+    columns = next((count for count in range(least, 2 * least) if frames % count == 0), least)
+    return -(-frames // columns), columns
+
+
+def mosaic(frames: Tensor) -> Tensor:
+    """(B, T, h, w, ...) → (B, rows · h, columns · w, ...), frame after frame; places that no frame has are 0."""
+    rows, columns = mosaic_shape(frames.shape[1])
+    spare = rows * columns - frames.shape[1]
+    if spare:
+        frames = torch.cat([frames, frames.new_zeros(len(frames), spare, *frames.shape[2:])], dim=1)
+    split = frames.unflatten(1, (rows, columns)).transpose(2, 3)
+    return split.flatten(3, 4).flatten(1, 2)
+
+
+def smaller(frames: Tensor) -> Tensor:
+    """(B, T, H, W, 3) uint8 with at most SIDE pixels a side."""
+    height, width = frames.shape[2:4]
+    scale = SIDE / max(height, width)
+    if scale >= 1:
+        return frames
+    size = max(1, round(height * scale)), max(1, round(width * scale))
+    pixels = frames.flatten(0, 1).permute(0, 3, 1, 2).float()
+    fewer = torch.nn.functional.interpolate(pixels, size=size, mode="area").round().to(torch.uint8)
+    return fewer.permute(0, 2, 3, 1).unflatten(0, frames.shape[:2])
+
+
+def mosaic_of(clip: Tensor) -> np.ndarray:
+    """uint8 frames (T, 3, H, W) → the picture of them all, (rows · h, columns · w, 3) uint8 RGB."""
+    return mosaic(smaller(clip.permute(0, 2, 3, 1).unsqueeze(0)))[0].cpu().numpy()
+
+
+class DrawnClips(NamedTuple):
+    """As `overlays.DrawnLayers`, of clips."""
+
+    images: list[list[LayerImage]]
+
+    def read(self) -> list[list[LayerImage]]:
+        """They are there already."""
+        return self.images
+
+
+def clip_images(
+    clips: Tensor, layers: Mapping[str, LayerMaps], colormap: str, signed: bool = False, denied: Denied = NONE_DENIED
+) -> list[list[LayerImage]]:
+    """As `overlays.layer_images`, of clips (B, T, 3, H, W) uint8 RGB: one list of `ClipImage` for each clip."""
+    drawn = [
+        _drawn(name, clips, maps, (colormap, signed), denied.get(name, [False] * len(clips)))
+        for name, maps in layers.items()
+        if isinstance(maps, ClipMaps)
+    ]
+    return [list(of_clip) for of_clip in zip(*drawn, strict=True)]
+
+
+def _drawn(name: str, clips: Tensor, maps: ClipMaps, how: tuple[str, bool], denied: Sequence[bool]) -> list[LayerImage]:
+    colormap, signed = how
+    count, frames = clips.shape[:2]
+    pixels = clips.to(maps.raw.device).flatten(0, 1)
+    if signed:
+        shares = _signed_shares(maps, frames)
+        over, drawn_empty = signed_overlay(pixels, shares.flatten(0, 1)), ~shares.flatten(1).any(dim=1)
+    else:
+        over = overlay(pixels, maps.normalised.flatten(0, 1), maps.empty.repeat_interleave(frames), colormap)
+        drawn_empty = maps.empty
+    if any(denied):
+        which = torch.tensor(denied, device=over.device).repeat_interleave(frames)
+        grey = maps.normalised.flatten(0, 1)[which]
+        over[which] = overlay(pixels[which], grey, maps.empty.repeat_interleave(frames)[which], GREY)
+    over = unseen_in_grey(over, maps.canvas.seen).unflatten(0, (count, frames)).cpu()
+    steps = steps_of(maps.times, frames)
+    cells = torch.stack([of.float().cpu() for of in (maps.raw, maps.signed)], dim=1).numpy()
+    raw, sign = (mosaic(of.float().cpu()[:, steps]).numpy() for of in (maps.raw, maps.signed))
+    pictures, time = mosaic(smaller(over)).numpy(), maps.time.float().cpu().numpy()
+    return [
+        ClipImage(
+            name=name,
+            overlay=pictures[i],
+            raw=raw[i],
+            signed=sign[i],
+            empty=bool(maps.empty[i]),
+            drawn_empty=bool(drawn_empty[i]),
+            artefact=bool(maps.artefact[i]),
+            denied=denied[i],
+            cells=cells[i],
+            time=time[i],
+            frames=over[i].numpy(),
+        )
+        for i in range(count)
+    ]
+
+
+def _signed_shares(maps: ClipMaps, frames: int) -> Tensor:
+    """(B, T, H, W) in [-1, 1]: each clip divided by its largest magnitude; an artefact is zero."""
+    largest = maps.signed.abs().flatten(1).amax(dim=1)[:, None, None, None]
+    shares = maps.signed / torch.where(largest > 0, largest, torch.ones_like(largest))
+    shares = torch.where(maps.artefact[:, None, None, None], torch.zeros_like(shares), shares)
+    seen = maps.canvas.pad(maps.canvas.stretch(shares.flatten(0, 1))).unflatten(0, shares.shape[:2]).float()
+    return seen[:, steps_of(maps.times, frames).to(seen.device)]
+
+
+# ---------------------------------------------------------------------------------------------------------- the strip
+
+
+def strip(layer: ClipImage, numbers: Sequence[int], grey: str = "") -> np.ndarray:
+    """All frames in a row under the curve of time, with their numbers; the hottest are framed.
+
+    The curve has a bar for each frame: red for its evidence for the score, blue against. `grey`: why the curve is drawn
+    grey, a sentence that stands above it. Gives (H, T · side, 3) uint8 RGB.
+    """
+    frames = smaller(torch.from_numpy(layer.frames).unsqueeze(0))[0].numpy()
+    count, height, width = frames.shape[:3]
+    hottest = {int(place) for place in np.argsort(-layer.time, kind="stable")[:HOTTEST] if layer.time[place] > 0}
+    columns = []
+    for place, frame in enumerate(frames):
+        picture = frame.copy()
+        if place in hottest:
+            cv2.rectangle(picture, (1, 1), (width - 2, height - 2), WARNING, 2)
+        columns.append(np.vstack([picture, text_line(str(numbers[place]), width, NUMBER, 11, centred=True)]))
+    curve = time_curve(layer.time, width * count, grey=bool(grey))
+    heading = [text_line(grey, width * count, NUMBER, 11)] if grey else []
+    return np.vstack([*heading, curve, np.hstack(columns)])
+
+
+def time_curve(time: np.ndarray, width: int, grey: bool = False) -> np.ndarray:
+    """A bar for each of (T,) signed values, over a line at zero: (CURVE, width, 3) uint8 RGB."""
+    canvas = np.full((CURVE, width, 3), PAPER[0], dtype=np.uint8)
+    largest = float(np.abs(time).max(initial=0))
+    low, high = min(0.0, float(time.min(initial=0))), max(0.0, float(time.max(initial=0)))
+    zero = round((CURVE - 3) * (high / (high - low) if high > low else 1.0)) + 1
+    for place, value in enumerate(time if largest > 0 else ()):
+        left, right = (round((place + share) * width / len(time)) for share in (0.15, 0.85))
+        top = zero - round((CURVE - 3) * float(value) / (high - low))
+        ink = (150, 150, 150) if grey else EVIDENCE if value > 0 else AGAINST
+        cv2.rectangle(canvas, (left, min(top, zero)), (right, max(top, zero)), ink, cv2.FILLED)
+    cv2.line(canvas, (0, zero), (width - 1, zero), INK, 1)
+    return canvas

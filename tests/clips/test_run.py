@@ -65,7 +65,7 @@ def command(data: Path, *flags: str, model: str = "volume") -> Finished:
 @pytest.fixture(scope="module")
 def run(data: Path) -> tuple[Path, str]:
     out = data / "out"
-    flags = "--clip_size 4 --gradcam_enabled --save_all_predictions --save_raw --batch_size 5".split()
+    flags = ["--clip_size", "4", "--gradcam_enabled", "--save_all_predictions", "--save_raw", "--batch_size", "5"]
     done = command(data, *flags, "--gradcam_output_dir", str(out))
     assert done.returncode == 0, done.stderr
     return out, done.stdout
@@ -130,7 +130,15 @@ def test_the_files_of_a_clip(run: tuple[Path, str]) -> None:
 
 def test_a_finished_run_is_told_from_another_length_of_clips(data: Path, run: tuple[Path, str]) -> None:
     out, _ = run
-    same = "--gradcam_enabled --save_all_predictions --save_raw --batch_size 5 --resume --gradcam_output_dir".split()
+    same = [
+        "--gradcam_enabled",
+        "--save_all_predictions",
+        "--save_raw",
+        "--batch_size",
+        "5",
+        "--resume",
+        "--gradcam_output_dir",
+    ]
     again = command(data, "--clip_size", "4", *same, str(out))
     assert again.returncode == 0 and "this run is complete" in again.stdout
     other = command(data, "--clip_size", "5", *same, str(out))

@@ -25,7 +25,6 @@ from utils.gradcam_kit.model.clip_tower import KNOWN_TOWERS
 from utils.gradcam_kit.model.detector import LoadedDetector
 from utils.gradcam_kit.model.host import inputs as host_inputs
 from utils.gradcam_kit.model.host.inputs import HostInputs, high_frequencies
-from utils.gradcam_kit.model.load import load_detector
 from utils.gradcam_kit.settings.config import DetectorSettings
 from utils.gradcam_kit.settings.config_values import gradcam_settings
 
@@ -419,11 +418,26 @@ def test_a_single_image_stays_a_batch() -> None:
     torch.testing.assert_close(maps[1], maps[0][2:], rtol=1e-4, atol=1e-6)
 
 
-def test_detectors_of_clips_are_refused_before_they_are_built() -> None:
-    config = {"model_name": "i3d", "video_mode": True}
-    settings = DetectorSettings(config, "i3d", None, 224, gradcam_settings({}))
-    with pytest.raises(InputError, match="'i3d' reads clips of frames"):
-        load_detector(settings, torch.device("cpu"), random_weights=True)
+class ReadsClips(Host):
+    """Frames in the batch, and the mean of their logits."""
+
+    def logits(self, data_dict: dict[str, Any], inference: bool) -> Tensor:
+        frames = super().logits({"image": data_dict["image"].flatten(0, 1)}, inference)
+        return frames.unflatten(0, data_dict["image"].shape[:2]).mean(1)
+
+
+def test_a_detector_of_clips_is_evaluated_and_explained() -> None:
+    detector = loaded(ReadsClips, video_mode=True, clip_size=5)
+    detector.check_predictions()
+    detector.dry_run()
+    pixels = torch.randint(0, 256, (2, 5, 3, 32, 32), generator=torch.Generator().manual_seed(4)).to(torch.uint8)
+    found = detector.explain(pixels, target="fake")
+    torch.testing.assert_close(found.real_and_fake, detector.predict(pixels)[0], rtol=0, atol=0)
+    assert found.maps.signed.shape[:2] == (2, 5) and found.heatmap.shape == (2, 5, 32, 32)
+    with pytest.raises(InputError, match="reads images, and clips of frames are not explained as such"):
+        built(Host).explain(torch.zeros(1, 5, 3, 32, 32))
+    with pytest.raises(InputError, match="video_mode is true, but the key clip_size is missing: give --clip_size"):
+        loaded(ReadsClips, video_mode=True)
 
 
 def test_every_network_in_a_registry_gets_heatmaps_once() -> None:

@@ -278,6 +278,31 @@ def test_a_model_without_a_cell_for_each_frame_is_refused() -> None:
         explain(Stacked().double().eval(), clips_of_noise())
 
 
+class Probability(Volume):
+    """As I3D and FTCN of the hosts: one number, and a sigmoid inside; both are called "cls"."""
+
+    def __init__(self, ends: bool = True) -> None:
+        super().__init__()
+        self.head = nn.Linear(16, 1)
+        self.act: nn.Module = nn.Sigmoid() if ends else nn.Identity()
+
+    def forward(self, clips: Tensor) -> Any:
+        prob = self.act(super().forward(clips))
+        return {"cls": prob, "prob": prob}
+
+
+def test_the_logit_before_a_sigmoid_is_explained() -> None:
+    torch.manual_seed(3)
+    model, plain = Probability().double().eval(), Probability(ends=False).double().eval()
+    plain.load_state_dict(model.state_dict())
+    with pytest.warns(UserWarning, match="returns probabilities"):
+        found = explain(model, clips_of_noise(), method="hirescam")
+    expected = explain(plain, clips_of_noise(), method="hirescam")
+    torch.testing.assert_close(found.logits, expected.logits)
+    torch.testing.assert_close(found.maps.signed, expected.maps.signed)
+    torch.testing.assert_close(found.prob_fake, model(clips_of_noise())["cls"][:, 0].detach())
+
+
 def test_three_frames_need_a_layout() -> None:
     clips = clips_of_noise()[:, :3]
     with pytest.raises(InputError, match="clips of 3 frames fit both layouts"):

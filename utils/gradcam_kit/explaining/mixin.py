@@ -147,16 +147,16 @@ class GradCAMMixin(nn.Module):
                 f"{type(self).__name__} reads images, and clips of frames are not explained as such; give one batch of"
                 " frames (B, 3, H, W), for example clips.flatten(0, 1), or set video_mode and clip_size in its config"
             )
-        settings = self.gradcam
+        settings, tower = self.gradcam, clip_tower_of(self)
         return ClipSubject(
-            tower=clip_tower_of(self),
+            tower=tower,
             predict=self.evaluated,
+            reading=tower.once(Reading, Reading),
             head=self.head_reader,
             look=Look(settings.mean, settings.std, settings.colormap, settings.signed),
             recipe=settings.recipe,
             target=settings.target,
             pp_epsilon=settings.pp_epsilon,
-            name=type(self).__name__,
         )
 
     def default_layers(self) -> list[str]:

@@ -80,7 +80,7 @@ class _Pass(NamedTuple):
         clips, tower = batch["image"], subject.tower
         shape = ClipShape(*clips.shape[:2], *clips.shape[3:])
         points = {(layer, recipe.site): None for recipe in recipes for layer in recipe.layers}
-        run = partial(subject.predict, batch)
+        run = partial(subject.run, batch)
         sites = [point_of(tower, *point, run) for point in points]
         head = subject.head._replace(batch=len(clips))
         question = Question(run, head, target, batch.get("label"))

@@ -22,6 +22,7 @@ from ...engine.frozen import frozen_for_explaining
 from ...engine.heads import ANY_MODEL, HeadReader
 from ...engine.layers import MADE_OF_OTHERS, LayerError
 from ...engine.methods import DEFAULT_EPSILON
+from ...engine.outputs.probabilities import Reading
 from ...engine.recipe import Recipe, layer_names, site_of
 from ...engine.spatial_layers import reached_outputs
 from ...engine.targets import Target
@@ -45,7 +46,15 @@ class ClipSubject:
     recipe: Recipe = field(default_factory=Recipe)
     target: Target = "predicted"
     pp_epsilon: float = DEFAULT_EPSILON
-    name: str = "the model"
+    reading: Reading = field(default_factory=Reading)
+
+    def run(self, batch: Batch) -> Any:
+        """A forward pass: what `head` reads, logits also where the model returns probabilities."""
+
+        def predict(clips: Tensor) -> Any:
+            return self.predict(batch if clips is batch["image"] else {"image": clips})
+
+        return self.reading.output(predict, batch["image"], self.head.detector)
 
     def recipes_for(
         self, recipes: Any, layers: Any, method: str | None, site: str | None, backward: str | None
@@ -85,15 +94,15 @@ class ClipSubject:
             return tower.blocks[-1]
         with frozen_for_explaining(tower.model, tower.structure):
             if tower.blocks:
-                found = inputs_of(tower, tower.blocks, partial(self.predict, {"image": clip}))
+                found = inputs_of(tower, tower.blocks, partial(self.run, {"image": clip}))
             else:
                 axes = (5,) if is_volumes(tower) else (4,)
-                found = reached_outputs(tower.module, partial(self.predict, {"image": clip}), axes).outputs
+                found = reached_outputs(tower.module, partial(self.run, {"image": clip}), axes).outputs
         usable = [name for name, tensor in found if _has_cells(tower, name, tensor, shape)]
         if not usable:
             raise InputError(
-                f"{self.name}: none of its modules returns activations with a cell for each frame and place that the"
-                f" score depends on: name a layer; known are {KNOWN}",
+                f"{self.head.detector}: none of its modules returns activations with a cell for each frame and place"
+                f" that the score depends on: name a layer; known are {KNOWN}",
                 "layers",
             )
         return usable[-1]
@@ -144,14 +153,15 @@ def clip_subject_of(
     if isinstance(model, HasClipSubject):
         subject = model.as_clip_subject()
         if forward is not None:
-            subject = replace(subject, predict=lambda batch: forward(batch["image"]))
+            subject = replace(subject, predict=lambda batch: forward(batch["image"]), reading=Reading())
         return subject if classes is None else replace(subject, head=subject.head._replace(classes=classes))
     if not isinstance(model, nn.Module):
         raise InputError(f"model is {type(model).__name__}: give a torch.nn.Module that returns logits, or a detector")
     tower, name = clip_tower_of(model), type(model).__name__
     run = forward or partial(_called, model, _layout(model, clips, layout))
     head = ANY_MODEL._replace(detector=name, classes=classes)
-    return ClipSubject(tower=tower, predict=lambda batch: run(batch["image"]), head=head, name=name)
+    reading = tower.once(Reading, Reading) if forward is None else Reading()
+    return ClipSubject(tower=tower, predict=lambda batch: run(batch["image"]), head=head, reading=reading)
 
 
 def _called(model: nn.Module, layout: str, clips: Tensor) -> Any:

@@ -115,9 +115,9 @@ def test_the_files_of_a_clip(run: tuple[Path, str]) -> None:
     np.testing.assert_allclose(raw[f"{layer}.time"].sum(), raw[f"{layer}.signed"].sum(), rtol=1e-4)
     np.testing.assert_allclose(sample["layers"][0]["time"], raw[f"{layer}.time"], rtol=1e-6)
     strip = cv2.imread(str(folder / f"gradcam_strip_{layer}_sample0.png"))
-    assert strip.shape == (48 + 32 + 18, 4 * 32, 3)
+    assert strip is not None and strip.shape == (48 + 32 + 18, 4 * 32, 3)
     mosaic = cv2.imread(str(folder / f"gradcam_{layer}_sample0.png"))
-    assert mosaic.shape == (2 * 32, 2 * 32, 3)
+    assert mosaic is not None and mosaic.shape == (2 * 32, 2 * 32, 3)
     grey = cv2.imread(str(folder / "heatmaps" / f"{layer}.png"), cv2.IMREAD_UNCHANGED)
     signed = raw[layer]
     atlas = np.vstack([np.hstack([signed[0], signed[0]]), np.hstack([signed[1], signed[1]])])  # a step is two frames

@@ -33,6 +33,7 @@ from utils.gradcam_kit.base.errors import InputError
 from utils.gradcam_kit.data.frame import Frame
 from utils.gradcam_kit.data.images import UnreadableImage
 from utils.gradcam_kit.drawing.overlays import Box
+from utils.gradcam_kit.engine.recipe import Recipe
 from utils.gradcam_kit.judge.check import MapCheck
 from utils.gradcam_kit.model.load import find_device, load_detector
 from utils.gradcam_kit.run.explainer import explain_images
@@ -59,11 +60,14 @@ def facts(name: str, low: float, high: float, **changes: Any) -> LayerFacts:
     return LayerFacts(name=name, raw_minimum=low, raw_maximum=high, **values)
 
 
+RECIPE = Recipe("hirescam", "encoder.layers.3", "residual", "both")
+
+
 def sample(**changes: Any) -> Sample:
     """Values of which no two are alike, so that none can stand in for another."""
     layers = [
-        facts("encoder.layers.3", 0.125, 2.5, signed_extreme=3.75, check=CHECK),
-        facts("fused", 0.0, 0.0, empty=True, artefact=True),
+        facts("encoder.layers.3", 0.125, 2.5, signed_extreme=3.75, check=CHECK, recipe=RECIPE.facts()),
+        facts("fused", 0.0, 0.0, empty=True, artefact=True, recipe=RECIPE.at("fused").facts()),
     ]
     values: dict[str, Any] = {
         "index": 7, "path": "/data/größe\udcff.png", "dataset": "faces", "forgery": "swap", "video": "003",
@@ -92,9 +96,11 @@ def test_the_json_of_a_sample_is_an_interface() -> None:
             {"name": "encoder.layers.3", "raw_minimum": 0.125, "raw_maximum": 2.5, "signed_extreme": 3.75,
              "empty": False, "drawn_empty": False, "artefact": False,
              "check": {"word": "supported", "margin": 2.5, "fall": 1.25, "random": -0.125, "mass": 0.75, "votes": 0.5,
-                       "others": None, "contrast": None, "concentration": None}},
+                       "others": None, "contrast": None, "concentration": None},
+             "recipe": {"method": "hirescam", "layer": "encoder.layers.3", "site": "residual", "backward": "both"}},
             {"name": "fused", "raw_minimum": 0.0, "raw_maximum": 0.0, "signed_extreme": 1e-30, "empty": True,
-             "drawn_empty": False, "artefact": True, "check": None},
+             "drawn_empty": False, "artefact": True, "check": None,
+             "recipe": {"method": "hirescam", "layer": "fused", "site": "residual", "backward": "both"}},
         ],
         "chosen": ["hirescam at sum, chosen"],
         "original": {"left": 8, "top": 38, "width": 64, "height": 60, "of_width": 224, "of_height": 130},

@@ -28,6 +28,7 @@ FAINT = 1e-3  # of the strongest layer's raw maximum
 Panels = Sequence[tuple[str, np.ndarray]]  # caption and image (H, W, 3) uint8 RGB
 Denied = Mapping[str, Sequence[bool]]  # layer → for each image, whether a check calls its map an artefact
 NONE_DENIED: Denied = {}
+ONE_KIND: Mapping[str, str] = {}
 
 MARGIN = 8  # pixels around and between the panels of a comparison
 CAPTION, TITLE = 24, 30  # heights of the line below each panel and of a line above all panels
@@ -187,13 +188,19 @@ class LayerImage:
     drawn_empty: bool  # `overlay` is the plain image
     artefact: bool = False  # `empty` because all of it is what is left of sums that are zero
     denied: bool = False  # a check calls the map an artefact: `overlay` is grey
+    kind: str = ""  # where several kinds of map are drawn, whose values have nothing to do with each other
 
 
 ARRAYS, FLAGS = ("overlay", "raw", "signed"), ("empty", "drawn_empty", "artefact")  # the tensors that `_draw` gives
 
 
 def layer_images(
-    images: Tensor, layers: Mapping[str, LayerMaps], colormap: str, signed: bool = False, denied: Denied = NONE_DENIED
+    images: Tensor,
+    layers: Mapping[str, LayerMaps],
+    colormap: str,
+    signed: bool = False,
+    denied: Denied = NONE_DENIED,
+    kinds: Mapping[str, str] = ONE_KIND,
 ) -> list[list[LayerImage]]:
     """Overlays of a batch, drawn where the maps are: one list of layers per image.
 
@@ -201,15 +208,22 @@ def layer_images(
     a map that is zero everywhere, or an artefact, is drawn empty. A `denied` map is drawn in grey, since a colour
     would claim evidence.
     """
-    return DrawnLayers(images, layers, colormap, signed, denied).read()
+    return DrawnLayers(images, layers, colormap, signed, denied, kinds).read()
 
 
 class DrawnLayers:
     """The result of `layer_images`, drawn on the maps' device and on its way from there: all layers at once."""
 
     def __init__(
-        self, images: Tensor, layers: Mapping[str, LayerMaps], colormap: str, signed: bool, denied: Denied = NONE_DENIED
+        self,
+        images: Tensor,
+        layers: Mapping[str, LayerMaps],
+        colormap: str,
+        signed: bool,
+        denied: Denied = NONE_DENIED,
+        kinds: Mapping[str, str] = ONE_KIND,
     ) -> None:
+        self._kinds = kinds
         self._denied = {name: denied.get(name, [False] * len(images)) for name in layers}
         drawn = [_draw(images, maps, colormap, signed, self._denied[name]) for name, maps in layers.items()]
         self._coming = FromDevice([tensor for layer in drawn for tensor in layer])
@@ -219,7 +233,8 @@ class DrawnLayers:
         tensors = iter(self._coming.read())
         per_layer = []
         for name, denied in self._denied.items():
-            columns = [*(next(tensors).numpy() for _ in ARRAYS), *(next(tensors).tolist() for _ in FLAGS), denied]
+            drawn = [*(next(tensors).numpy() for _ in ARRAYS), *(next(tensors).tolist() for _ in FLAGS)]
+            columns = [*drawn, denied, [self._kinds.get(name, "")] * len(denied)]
             per_layer.append([LayerImage(name, *row) for row in zip(*columns, strict=True)])
         return [list(of_image) for of_image in zip(*per_layer, strict=True)]
 
@@ -241,7 +256,7 @@ def _draw(images: Tensor, maps: LayerMaps, colormap: str, signed: bool, denied: 
 
 def panels(image: np.ndarray, layers: Sequence[LayerImage]) -> Panels:
     """The original and every layer's overlay, each with its caption."""
-    faint = faint_layers({layer.name: float(layer.raw.max()) for layer in layers})
+    faint = faint_layers([(layer.name, layer.kind, float(layer.raw.max())) for layer in layers])
     return [("original", image), *((layer.name + _remark(layer, faint), layer.overlay) for layer in layers)]
 
 
@@ -253,10 +268,15 @@ def _remark(layer: LayerImage, faint: Sequence[str]) -> str:
     return " (faint map)" if layer.name in faint else ""
 
 
-def faint_layers(raw_maxima: Mapping[str, float]) -> list[str]:
-    """Layers whose raw map is a thousand times weaker than another's, and looks as strong, over its own range."""
-    most = max(raw_maxima.values(), default=0.0)
-    return [name for name, value in raw_maxima.items() if 0 < value < FAINT * most]
+def faint_layers(maxima: Sequence[tuple[str, str, float]]) -> list[str]:
+    """Layers whose raw map is a thousand times weaker than another's of its kind, and looks as strong.
+
+    `maxima`: name, kind of map, maximum.
+    """
+    most: dict[str, float] = {}
+    for _, kind, value in maxima:
+        most[kind] = max(value, most.get(kind, 0.0))
+    return [name for name, kind, value in maxima if 0 < value < FAINT * most[kind]]
 
 
 class PastedCrop(NamedTuple):

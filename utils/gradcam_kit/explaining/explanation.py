@@ -99,7 +99,8 @@ class Explanation:
     name of a class). `images` (B, 3, H, W) are those that were explained, as they were given; `look` is how they are
     drawn. `choice`: how the map was chosen, where this call chose it. `untrained`: the detector has the weights it was
     built with, so that nothing here means anything. `evidence` (B, L, h, w), where there is a bank: what each patch
-    adds to the score compared with its nearest real ones, block by block. `separates`: whether the detector tells real
+    adds to the score compared with its nearest real ones, block by block. `one_per_layer`: each layer has a recipe of
+    its own, and names its map. `separates`: whether the detector tells real
     from fake at all, as far as `calibrate_gradcam` or a run has seen.
     """
 
@@ -114,6 +115,7 @@ class Explanation:
     untrained: bool = False
     evidence: Tensor | None = None
     separates: bool = True
+    one_per_layer: bool = False
     checker: Callable[[Explanation], dict[str, list[MapCheck]]] | None = None
     judged: Callable[[Explanation], dict[str, list[MapCheck]]] | None = None  # as `checker`, by the evidence alone
 
@@ -164,27 +166,22 @@ class Explanation:
     @cached_property
     def entries(self) -> dict[str, tuple[RecipeMaps, str]]:
         """The name of each map → its recipe, and its layer there."""
-        if len(self.made) == 1:
-            return {layer: (self.made[0], layer) for layer in self.made[0].layers}
         every = [(made, layer) for made in self.made for layer in made.layers]
-        spellings: list[Callable[[RecipeMaps, str], str]] = [
-            lambda made, layer: made.recipe.method,
-            lambda made, layer: f"{made.recipe.method}_{layer}",
-            lambda made, layer: f"{made.recipe.method}_{layer}_{made.recipe.site}_{made.recipe.backward}",
-        ]
-        counts = [Counter(spell(*entry) for entry in every) for spell in spellings]
-        names = [
-            next(
-                (spell(*entry) for spell, count in zip(spellings, counts, strict=True) if count[spell(*entry)] == 1), ""
-            )
-            for entry in every
-        ]
+        names = names_of([(made.recipe, layer) for made, layer in every], self.one_per_layer)
         return dict(zip(names, every, strict=True))
 
     @cached_property
     def layers(self) -> dict[str, LayerMaps]:
         """Every map by its name: of one recipe the layer's, as it was given; of several the method's, or both."""
         return {name: made.layers[layer] for name, (made, layer) in self.entries.items()}
+
+    @property
+    def kinds(self) -> dict[str, str]:
+        """Of each map by name its method, site and backward rule: values of different kinds cannot be compared."""
+        return {
+            name: f"{made.recipe.method} {made.recipe.site} {made.recipe.backward}"
+            for name, (made, _) in self.entries.items()
+        }
 
     @property
     def maps(self) -> Maps:
@@ -315,7 +312,7 @@ class Explanation:
 
         pixels = self.pixels()
         device = next(iter(self.layers.values())).normalised.device
-        overlays = layer_images(pixels.to(device), self.layers, self.look.colormap, self.look.signed)
+        overlays = layer_images(pixels.to(device), self.layers, self.look.colormap, self.look.signed, kinds=self.kinds)
         arrays = pixels.permute(0, 2, 3, 1).cpu().numpy()
         return list(map(DrawnImage, arrays, overlays, self.prob_fake.tolist(), self.target))
 
@@ -326,6 +323,31 @@ def _is_meant(name: Any, made: RecipeMaps, layer: str) -> bool:
         same = (name.method, name.site, name.backward) == (made.recipe.method, made.recipe.site, made.recipe.backward)
         return same and (not name.layers or layer in name.layers)
     return name in (made.recipe.method, layer) or (not isinstance(name, str) and layer_names(name) == (layer,))
+
+
+def names_of(maps: Sequence[tuple[Recipe, str]], one_per_layer: bool = False) -> list[str]:
+    """The names of maps, given as (recipe, layer): of one recipe the layer; of several the method, or more."""
+    if one_per_layer or len({recipe for recipe, _ in maps}) == 1:
+        return [layer for _, layer in maps]
+    spellings: list[Callable[[Recipe, str], str]] = [
+        lambda recipe, layer: recipe.method,
+        lambda recipe, layer: f"{recipe.method}_{layer}",
+        lambda recipe, layer: f"{recipe.method}_{recipe.backward}",
+        lambda recipe, layer: f"{recipe.method}_{layer}_{recipe.site}_{recipe.backward}",
+    ]
+    counts = [Counter(spell(*one) for one in maps) for spell in spellings]
+    names = []
+    for i, one in enumerate(maps):
+        full = f"{spellings[-1](*one)}_{i}"  # recipes that share this layer
+        names.append(
+            next((spell(*one) for spell, count in zip(spellings, counts, strict=True) if count[spell(*one)] == 1), full)
+        )
+    return names
+
+
+def one_per_layer(recipes: Sequence[Recipe], named: Recipe) -> bool:
+    """Whether `recipes` are one for each of several layers that were `named`, so that the layer names the map."""
+    return len(recipes) > 1 and tuple(one.layer for one in recipes) == named.layers
 
 
 def explained_names(layers: Sequence[str], target: Target) -> list[str]:

@@ -28,7 +28,7 @@ from ..settings.config_values import GradCAMSettings, Section, clip_size_of, gra
 from .capture import Capture
 from .clips.one_pass import explain_clips
 from .clips.subject import ClipSubject
-from .explanation import UNTRAINED, Explanation, Look
+from .explanation import UNTRAINED, Explanation, Look, explained_names, names_of, one_per_layer
 from .images import Batch, as_batch, as_batches, check_images
 from .one_pass import IMAGE, Asked, explain_batch
 from .real_tokens import tried, with_bank
@@ -131,6 +131,7 @@ class GradCAMMixin(nn.Module):
             noise=self.noise,
             look=Look(settings.mean, settings.std, settings.colormap, settings.signed),
             recipe=settings.recipe,
+            recipes=settings.recipes,
             says_nothing=settings.says_nothing,
             check_range=self._refuse_pixels,
             target=settings.target,
@@ -155,6 +156,7 @@ class GradCAMMixin(nn.Module):
             head=self.head_reader,
             look=Look(settings.mean, settings.std, settings.colormap, settings.signed),
             recipe=settings.recipe,
+            recipes=settings.recipes,
             target=settings.target,
             pp_epsilon=settings.pp_epsilon,
         )
@@ -174,10 +176,24 @@ class GradCAMMixin(nn.Module):
         """
         if self.gradcam.recipe.method == TRANSPLANT:
             return [INPUT]
-        recipe = self.drawn_settings().recipe
+        return list(dict.fromkeys(layer for one in self.drawn_recipes() for layer in one.layers))
+
+    def drawn_recipes(self) -> list[Recipe]:
+        """What is drawn where a call names nothing, each with its layers."""
         if self.clip_size is not None:
-            return list(recipe.layers)
-        return list(recipe.layers or self.as_subject().default_layers(recipe.method))
+            clips, clip = self.as_clip_subject(), self.noise()[:1]
+            return list(dict.fromkeys(clips.resolved(one, clip) for one in clips.all_drawn()))
+        subject = self.as_subject()
+        return list(dict.fromkeys(map(subject.resolved, subject.all_drawn())))
+
+    def map_names(self) -> list[str]:
+        """The names in `Explanation.layers` of what is drawn where a call names nothing, `target` as configured."""
+        target = self.gradcam.target
+        if self.gradcam.recipe.method == TRANSPLANT:
+            return explained_names([INPUT], target)
+        recipes = self.drawn_recipes()
+        every = [(one, layer) for one in recipes for layer in explained_names(one.layers, target)]
+        return names_of(every, one_per_layer(recipes, self.gradcam.recipe))
 
     def drawn_settings(self) -> GradCAMSettings:
         """The config's; where it leaves the map to be chosen and none has been, with the recipe of `Subject.drawn`."""
@@ -191,11 +207,10 @@ class GradCAMMixin(nn.Module):
         return self.as_subject().candidates()
 
     def gradcam_named(self) -> list[Recipe]:
-        """The config's map of each layer; none where it leaves a choice."""
-        recipe = self.gradcam.recipe
-        if recipe.is_open or recipe.method == TRANSPLANT:
+        """The config's maps, each of one layer; none where it leaves a choice."""
+        if self.gradcam.chooses or self.gradcam.recipe.method == TRANSPLANT:
             return []
-        return [recipe.at(layer) for layer in self.gradcam_layers()]
+        return [one.at(layer) for one in self.drawn_recipes() for layer in one.layers]
 
     def calibrate_gradcam(self, data_dicts: Any, images: int = DEFAULT_IMAGES, batch_size: int = 32) -> Choice:
         """Choose the map to draw causally, on images that the detector calls fake; the config then holds it.
@@ -223,9 +238,15 @@ class GradCAMMixin(nn.Module):
         return choice
 
     def set_gradcam_choice(self, choice: Choice) -> None:
-        """Draw what was chosen from now on, where the config leaves a choice."""
-        if self.gradcam.chooses:
-            self.gradcam = replace(self.gradcam, recipe=self.gradcam.recipe.using(choice.used))
+        """Draw what was chosen from now on, where the config leaves a choice: of each layer that it names the best."""
+        settings = self.gradcam
+        if settings.chooses:
+            recipe = settings.recipe.using(choice.used)
+            recipes = tuple(recipe if one.is_open else one for one in settings.recipes)
+            best = tuple(map(choice.best_at, recipe.layers))
+            if not recipes and any(one != recipe.at(one.layer) for one in best):
+                recipes = best
+            self.gradcam = replace(settings, recipe=recipe, recipes=recipes)
         self.gradcam_choice = choice
 
     def explain(

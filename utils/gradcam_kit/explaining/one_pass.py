@@ -17,7 +17,7 @@ from ..engine.maps import LayerMaps, refuse_non_finite
 from ..engine.recipe import Recipe
 from ..engine.targets import Target, wants_both
 from .checking import check_explanation, verdicts_of
-from .explanation import Explanation, RecipeMaps
+from .explanation import Explanation, RecipeMaps, one_per_layer
 from .images import Batch, check_pixels, check_shape
 from .real_tokens import real_tokens
 from .subject import Subject
@@ -73,7 +73,7 @@ def explained_in(subject: Subject, batch: Batch, asked: Asked, image_name: str, 
         if len(asked.recipes) > 1:
             raise InputError("method 'transplant' makes no pass that others could share: explain by it alone")
         return explain_by_transplant(subject, batch, asked.target)
-    asked = replace(asked, recipes=[subject.resolved(recipe) for recipe in asked.recipes])
+    asked = replace(asked, recipes=list(dict.fromkeys(map(subject.resolved, asked.recipes))))
     if not wants_both(asked.target):
         return _explained(subject, batch, asked, checks)
     fake, real = (_explained(subject, batch, replace(asked, target=one), checks) for one in ("fake", "real"))
@@ -113,6 +113,7 @@ def _explained(subject: Subject, batch: Batch, asked: Asked, checks: Checks) -> 
         look=subject.look,
         evidence=None if not compares else captured[recipes[-1].backward].evidence(recipes[-1]),
         separates=subject.choice is None or subject.choice.separates,
+        one_per_layer=one_per_layer(asked.recipes, subject.recipe),
         judged=verdicts_of,
         checker=partial(check_explanation, subject, batch.get("video")),
     )

@@ -71,7 +71,8 @@ def with_bank(subject: Subject, given: TrialImages) -> Subject:
 def bank_layers(subject: Subject) -> tuple[str, ...]:
     """The layers whose tokens a bank keeps: those that are always compared, and those named for a contrast map."""
     compared = compared_blocks(subject.tower) if subject.tower.blocks else subject.map_layers().names
-    named = subject.recipe.layers if subject.recipe.method == CONTRAST else ()
+    compares = [one for one in (subject.recipe, *subject.recipes) if one.method in (CONTRAST, AUTO)]
+    named = [layer for one in compares for layer in one.layers]
     others = (name_in_tower(subject.tower, one) for one in named if one not in (*MADE_OF_OTHERS, AUTO))
     return tuple(dict.fromkeys([*compared, *others]))
 

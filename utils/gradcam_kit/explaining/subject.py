@@ -45,6 +45,7 @@ class Subject:
         grid: height and width of an image → its patches; None for a convolutional network.
         noise: a few images, to see what runs in a forward pass.
         recipe: which map, where a call names none; an open one is left to a trial.
+        recipes: of what is drawn where nothing is named, if that is more than one kind of map.
         says_nothing: nothing of the recipe was named, not even "auto".
         choice: how the map was chosen, if it was.
         bank: tokens of images that the model calls real, where there are any.
@@ -60,6 +61,7 @@ class Subject:
     noise: Callable[[], Tensor]
     look: Look = UNKNOWN_LOOK
     recipe: Recipe = field(default_factory=Recipe)
+    recipes: tuple[Recipe, ...] = ()
     target: Target = "predicted"
     pp_epsilon: float = DEFAULT_EPSILON
     precision: str = FP32
@@ -136,6 +138,10 @@ class Subject:
             return self.recipe
         return self.recipe.closed() if self.says_nothing else self.recipe.using(self.candidates()[0])
 
+    def all_drawn(self) -> list[Recipe]:
+        """The recipes of all that is drawn where a call names nothing."""
+        return [self.drawn() if one.is_open else one for one in self.recipes] or [self.drawn()]
+
     def recipe_for(self, layers: Any, method: str | None, site: str | None, backward: str | None) -> Recipe:
         """The recipe of a call that names these, with nothing left open; what it does not name is as in `recipe`."""
         names, recipe = layer_names(layers), self.recipe
@@ -150,6 +156,8 @@ class Subject:
 
     def recipes_for(self, recipes: Any, *named: Any) -> list[Recipe]:
         """The recipes of a call that gives `recipes`, or else what `recipe_for` takes. Raises InputError for both."""
+        if recipes is None and all(each is None for each in named):
+            return self.all_drawn()
         return [self.recipe_for(*named)] if recipes is None else named_recipes(recipes, named)
 
     def resolved(self, recipe: Recipe) -> Recipe:

@@ -22,6 +22,7 @@ from ..engine.recipe import ATTENTION_SITE, BOTH, NORMED, RESIDUAL, Recipe, site
 from ..engine.towers.tower import Tower
 
 MOST = 16  # candidates of one trial
+MOST_NAMED = 24  # where several layers were named, which share their passes
 FINER = 3  # grids that are tried beside the default one of a convolutional network
 FEWEST_CHANNELS = 8  # of a layer that is tried: fewer are no features
 
@@ -45,6 +46,8 @@ def shortlist(tower: Tower, maps: MapLayers, named: Recipe, bank: bool = False) 
             return fitting
     if named.method == CONTRAST and (AUTO in named.layers or not named.layers):  # the bank has tokens of these alone
         return [one for one in _contrasts(blocks, balanced, maps) if named.backward in (AUTO, one.backward)]
+    if named.method == AUTO and AUTO not in named.layers:
+        return _at_each(named, attention, balanced, bank)
     methods = [named.method] if named.method != AUTO else list(dict.fromkeys(one.method for one in usual))
     # All blocks summed, and three depths.
     depths = (SUM, blocks[-1], blocks[3 * len(blocks) // 4], blocks[len(blocks) // 2]) if blocks else maps.names
@@ -70,6 +73,24 @@ def _of_blocks(blocks: Sequence[str], attention: bool, balanced: bool) -> list[R
         found += [Recipe("hirescam", middle, RESIDUAL, PLAIN), Recipe("gradcam", middle, NORMED, PLAIN)]
     known = {*METHODS, *ATTENTION_METHODS}
     return list(dict.fromkeys(one for one in found if one.method in known))
+
+
+def _at_each(named: Recipe, attention: bool, balanced: bool, bank: bool) -> list[Recipe]:
+    """Of each layer that was named, the kinds of map that hold at one block, those that `named` has room for."""
+    kinds = [(CONTRAST, RESIDUAL, PLAIN)] if bank else []
+    if balanced:
+        kinds += [(method, RESIDUAL, BALANCED) for method in ("hirescam", "gradcam")]
+    kinds += [("hirescam", RESIDUAL, PLAIN)]
+    if attention:
+        kinds += [(method, ATTENTION_SITE, PLAIN) for method in ("gradeclip", "legrad")]
+    kinds += [(method, NORMED, PLAIN) for method in ("hirescam", "gradcam")]
+    fitting = [
+        (method, site, rule)
+        for method, site, rule in kinds
+        if named.backward in (AUTO, rule) and (named.site in (AUTO, site) or site == ATTENTION_SITE)
+    ]
+    room = max(1, MOST_NAMED // len(named.layers))
+    return [Recipe(method, layer, site, rule) for method, site, rule in fitting[:room] for layer in named.layers]
 
 
 def _contrasts(blocks: Sequence[str], balanced: bool, maps: MapLayers) -> list[Recipe]:

@@ -98,6 +98,14 @@ class Choice:
         """The row of the largest drop beyond random, None where nothing was tried."""
         return self.rows[0] if self.rows else None
 
+    def best_at(self, layer: str) -> Recipe:
+        """What is drawn of a layer that was named: its best candidate, if that is better than random patches.
+
+        Otherwise, and where nothing was chosen, the kind of map that is used.
+        """
+        better = (row.candidate for row in self.rows if row.candidate.layers == (layer,) and row.beyond.low > 0)
+        return next(better, self.used.at(layer)) if self.state == CHOSEN else self.used.at(layer)
+
     def row(self, candidate: Recipe) -> Row | None:
         """The row of one candidate."""
         return next((row for row in self.rows if row.candidate == candidate), None)

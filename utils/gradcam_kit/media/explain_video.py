@@ -18,7 +18,6 @@ from ..base.decision import predicted
 from ..base.errors import InputError
 from ..base.files import new_folder, take_place, write_json, write_table
 from ..drawing.overlays import Ink, LayerImage, Panels, comparison, panels, paste, text_line
-from ..explaining.explanation import explained_names
 from ..judge.localisation import TemporalConsistency
 from ..model.detector import LoadedDetector
 from ..run.explainer import explain_images
@@ -130,7 +129,7 @@ def explain_video(detector: LoadedDetector, file: Path, folder: Path, views: Fra
     frames: list[VideoFrame] = []
     tracks: dict[int, Track] = {}
     curve = ScoreCurve(reader.length)
-    names = explained_names(detector.model.gradcam_layers(), detector.gradcam.target)
+    names = detector.model.map_names()
     size = detector.settings.resolution
     with video_writer(folder / "overlay.mp4", reader.rate) as write:
         for frame, faces in explained_frames(detector, reader, views):

@@ -20,7 +20,6 @@ from ..engine.frozen import plain_forward
 from ..engine.heads import Head, HeadReader, Prediction
 from ..engine.maps import NonFiniteMapError
 from ..engine.outputs.probabilities import Reading
-from ..engine.real.contrast import CONTRAST
 from ..engine.spatial_layers import SpatialLayer
 from ..engine.targets import Target
 from ..engine.towers.tower import Structure
@@ -202,10 +201,10 @@ class LoadedDetector:
 
         if self.settings.clip_size is not None:
             clips = self.as_clip_subject()
-            drawn = Asked([clips.recipe], clips.target if target is None else target)
+            drawn = Asked(clips.all_drawn(), clips.target if target is None else target)
             return Pending(lambda checks: explain_clips(clips, data, drawn, IMAGE))
         subject = self.as_subject()
-        asked = Asked([subject.drawn()], subject.target if target is None else target, completeness)
+        asked = Asked(subject.all_drawn(), subject.target if target is None else target, completeness)
 
         def explained(checks: Checks) -> Explanation:
             with self._as_evaluated():
@@ -287,7 +286,7 @@ class LoadedDetector:
     def dry_run(self) -> None:
         """Explain one image of noise, so that an unusable layer is refused before hours of evaluation."""
         if self.settings.gradcam.recipe.method != TRANSPLANT:  # it reads no layer and takes hundreds of passes an image
-            with self._bank_of_noise() if self.settings.gradcam.recipe.method == CONTRAST else nullcontext():
+            with self._bank_of_noise() if self.settings.gradcam.compares else nullcontext():
                 self.explain_finite(self._noise(1), ["margin"])
 
     @contextmanager

@@ -23,7 +23,6 @@ from ..data.folder_dataset import counted
 from ..data.frame import Frame
 from ..data.gaps import absent_frames, forgery_gaps
 from ..data.readers import read_dataset, reader_of
-from ..engine.real.contrast import CONTRAST
 from ..judge.verdict import Choice
 from ..measure.evaluate import CSV_FILE, JSON_FILE, check_options, evaluate_explanations
 from ..measure.kept import Kept
@@ -231,7 +230,7 @@ def _expected_output(context: Context, datasets: Datasets) -> str:
     samples = sum(samples_at_most(len(frames), settings, options) for frames in datasets.values())
     if not samples:
         return ""
-    layers, resolution = len(detector.model.gradcam_layers()), settings.detector.resolution
+    layers, resolution = len(detector.model.map_names()), settings.detector.resolution
     files, size = expected_output(samples, layers, resolution, options.image_format, options.save_raw)
     most = f"at most {samples:,} samples with {layers} {'map' if layers == 1 else 'maps'} each"
     if options.save_images == "none":
@@ -244,7 +243,7 @@ def _calibrate(folder: RunFolder, context: Context, datasets: Datasets) -> Calib
     if not _draws_gradients(context.settings):
         return None
     plan = Plan.of(context.detector, context.options.calibration_images)
-    if not plan.images and context.settings.detector.gradcam.recipe.method == CONTRAST:
+    if not plan.images and context.settings.detector.gradcam.compares:
         raise InputError(
             "--gradcam_method contrast compares patches with real images, which a run finds while it tries its maps:"
             " leave --calibration_images 0 out"

@@ -99,10 +99,10 @@ class Explainer:
 
     def _sent(self, explanation: Explanation, pixels: Tensor) -> tuple[FromDevice, DrawnLayers | DrawnClips]:
         numbers = FromDevice([explanation.logits, explanation.real_and_fake, explanation.prob_fake])
+        how = self.gradcam.colormap, self.gradcam.signed
         if pixels.ndim == 5:
-            how = self.gradcam.colormap, self.gradcam.signed
             return numbers, DrawnClips(clip_images(pixels, explanation.layers, *how))
-        return numbers, DrawnLayers(pixels, explanation.layers, self.gradcam.colormap, self.gradcam.signed)
+        return numbers, DrawnLayers(pixels, explanation.layers, *how, kinds=explanation.kinds)
 
     def predict_and_explain(self, batch: Batch, begun: _Begun | None = None) -> None:
         """Record logits, and write maps, from the same forward pass."""
@@ -202,9 +202,10 @@ def drawn_on(
 ) -> list[list[LayerImage]]:
     """Overlays of uint8 images (B, 3, H, W), a list of layers per image; grey where a check denies the map."""
     gradcam, on_device = detector.gradcam, pixels.to(detector.device)
+    denied, kinds = denied_maps(checks), explanation.kinds
     if pixels.ndim == 5:
-        return clip_images(on_device, explanation.layers, gradcam.colormap, gradcam.signed, denied_maps(checks))
-    return layer_images(on_device, explanation.layers, gradcam.colormap, gradcam.signed, denied_maps(checks))
+        return clip_images(on_device, explanation.layers, gradcam.colormap, gradcam.signed, denied)
+    return layer_images(on_device, explanation.layers, gradcam.colormap, gradcam.signed, denied, kinds)
 
 
 def explain_images(

@@ -129,7 +129,10 @@ def _given(flags: Mapping[str, Any], names: Mapping[str, str] | None) -> dict[st
 def _overridden(config: dict[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
     if flags.get("clip_size") is not None:
         config = {**config, "video_mode": True}
-    return {**config, **{key: value for key, value in flags.items() if value is not None}}
+    given = {key: value for key, value in flags.items() if value is not None}
+    instead = {"gradcam_method": "gradcam_recipes", "gradcam_recipes": "gradcam_method"}
+    gone = {instead[key] for key in given if key in instead}
+    return {**{key: value for key, value in config.items() if key not in gone}, **given}
 
 
 def _detector_settings(section: Section, config: dict[str, Any]) -> DetectorSettings:

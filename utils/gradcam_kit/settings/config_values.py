@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_origin
 
-from ..base.allowed import AUTO, BACKWARDS, SITES, TARGETS
+from ..base.allowed import AUTO, BACKWARDS, SITES, TARGETS, TRANSPLANT
 from ..base.errors import InputError, did_you_mean
 from ..base.text import shortened
 from ..base.typed import Meta, Misfit, fit
 from ..engine.heads import named_classes
+from ..engine.real.contrast import CONTRAST
 from ..engine.recipe import Recipe, site_of
 from .options import LARGEST, OPTIONS, Option, method_names
 
@@ -129,6 +130,7 @@ class GradCAMSettings:
 
     enabled: bool
     recipe: Recipe  # which map; a field "auto" is left to a trial
+    recipes: tuple[Recipe, ...]  # where several kinds are drawn: all of them, `recipe` among them
     save_dir: Path
     target: str
     backward_precision: str
@@ -146,6 +148,11 @@ class GradCAMSettings:
     def chooses(self) -> bool:
         """Whether the map is still to be chosen."""
         return self.recipe.is_open
+
+    @property
+    def compares(self) -> bool:
+        """Whether a map is named that compares patches with those of real images."""
+        return CONTRAST in (one.method for one in (self.recipe, *self.recipes))
 
 
 def gradcam_settings(
@@ -167,9 +174,11 @@ def gradcam_settings(
             f"{section.name('gradcam_signed')} shows the evidence for fake and for real at once, so gradcam_target"
             f" {target!r} does not go with it; leave gradcam_target out, or set it to margin"
         )
+    recipes = _recipes(section)
     return GradCAMSettings(
         enabled=section["gradcam_enabled"],
-        recipe=_recipe(section),
+        recipe=next((one for one in recipes if one.is_open), recipes[0]),
+        recipes=recipes if len(recipes) > 1 else (),
         save_dir=Path(section["gradcam_save_dir"]),
         target="margin" if signed else target,
         backward_precision=section["gradcam_backward_precision"],
@@ -181,17 +190,37 @@ def gradcam_settings(
         std=section["std"],
         classes=classes,
         labels=labels,
-        says_nothing=not (section.has("gradcam_method") or section.has("gradcam_layers")),
+        says_nothing=not any(map(section.has, ("gradcam_method", "gradcam_layers", "gradcam_recipes"))),
     )
 
 
-def _recipe(section: Section) -> Recipe:
+def _recipes(section: Section) -> tuple[Recipe, ...]:
+    """Which maps: one, or one of each of the methods that `gradcam_recipes` names."""
+    methods, where = section["gradcam_recipes"], section.name("gradcam_recipes")
+    method = section.get("gradcam_method", None, method_names())
+    if methods is None:
+        return (_recipe(section, method),)
+    if method is not None:
+        raise InputError(f"{where} stands instead of {section.name('gradcam_method')}: give one or the other")
+    for method in methods:
+        if method not in method_names():
+            close = did_you_mean(method, method_names())
+            raise InputError(f"{where} names {method!r}; {close}allowed: {', '.join(method_names())}")
+    if len(set(methods)) < len(methods):
+        raise InputError(f"{where} names a method twice: {', '.join(methods)}; name each once")
+    if TRANSPLANT in methods and len(methods) > 1:
+        raise InputError(f"{where} names {TRANSPLANT} beside others, with which it shares no pass: give it alone")
+    every = [_recipe(section, method) for method in methods]
+    return tuple(one if one.method == AUTO else one.closed() for one in every)
+
+
+def _recipe(section: Section, method: str | None) -> Recipe:
     """Which map: what is named is drawn as named, anything else is left to a trial."""
     layers = section["gradcam_layers"]
     if layers and AUTO in layers and len(layers) > 1:
         where = section.name("gradcam_layers")
         raise InputError(f"{where} names {AUTO!r} beside others; give {AUTO} alone, or the layers")
-    method = section.get("gradcam_method", "gradcam" if layers and AUTO not in layers else AUTO, method_names())
+    method = method or ("gradcam" if layers and AUTO not in layers else AUTO)
     if method == AUTO and layers is None:
         layers = [AUTO]
     is_open = AUTO in (method, *(layers or ()))

@@ -140,6 +140,9 @@ TABLE: tuple[tuple[str, tuple[str, ...], tuple[Option, ...]], ...] = (
                otherwise="auto; the last block where a method is named", basic=True),
         Option("gradcam_method --gradcam_method --method", "how maps are made; auto: chosen causally, for these"
                " weights and images", choices=METHODS, otherwise="auto; gradcam where layers are named", basic=True),
+        Option("gradcam_recipes --gradcam_recipes --recipes", "several kinds of map from one run, instead of one"
+               " method, each named by its own; auto: the chosen one", list[str], words=STRINGS, metavar="METHOD",
+               otherwise="one"),
         Option("gradcam_target --gradcam_target --target", "what maps explain: predicted, fake, real, label (of a"
                " dataset), margin, both, or the name of a class", default="predicted", metavar="TARGET", basic=True),
         Option("gradcam_site --gradcam_site --site", "where in a block; auto: where the method's formula holds",

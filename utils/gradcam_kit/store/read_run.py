@@ -224,7 +224,8 @@ def redrawn(sample: Sample) -> tuple[np.ndarray, list[LayerImage]]:
     denied = {name: [check is not None and check.word == ARTEFACT] for name, check in checks.items()}
     pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).unsqueeze(0)
     colormap = read_manifest(reader(sample.folder.parent.parent)).colormap
-    return image, layer_images(pixels, layers, colormap, sample.target == SIGNED_TARGET, denied)[0]
+    kinds = {layer.name: layer.kind for layer in sample.layers}
+    return image, layer_images(pixels, layers, colormap, sample.target == SIGNED_TARGET, denied, kinds)[0]
 
 
 def _layer_maps(stored: StoredMap, artefact: bool, size: tuple[int, int]) -> LayerMaps:

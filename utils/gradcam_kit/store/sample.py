@@ -17,6 +17,7 @@ from ..data.frame import Frame
 from ..data.frame_paths import hash_of, landmark_path
 from ..drawing.clips import ClipImage
 from ..drawing.overlays import Box, LayerImage, faint_layers, original_box
+from ..engine.recipe import Recipe
 from ..explaining.explanation import Explanation
 from ..judge.check import MapCheck
 from ..judge.verdict import Choice, headline, judgements
@@ -45,13 +46,19 @@ class LayerFacts:
     artefact: bool = False  # empty because all of it is what rounding and LayerNorm's ε leave of sums that are zero
     check: MapCheck | None = None  # None: not checked
     time: tuple[Number, ...] = ()  # of a clip: what each frame adds to the signed map
+    recipe: dict[str, str] = field(default_factory=dict)  # how it was made: `Recipe.facts`
 
     def __post_init__(self) -> None:
         if not is_plain_name(self.name) or self.raw_minimum > self.raw_maximum:
             raise ValueError("a plain name, and a minimum that is not above the maximum")
 
+    @property
+    def kind(self) -> str:
+        """Its method, site and backward rule: values of different kinds cannot be compared."""
+        return " ".join(value for name, value in self.recipe.items() if name != "layer")
+
     @classmethod
-    def of(cls, layer: LayerImage, check: MapCheck | None = None) -> LayerFacts:
+    def of(cls, layer: LayerImage, check: MapCheck | None = None, recipe: Recipe | None = None) -> LayerFacts:
         """Of a map that was just drawn."""
         return cls(
             name=layer.name,
@@ -63,6 +70,7 @@ class LayerFacts:
             artefact=layer.artefact,
             check=check,
             time=tuple(layer.time.tolist()) if isinstance(layer, ClipImage) else (),
+            recipe=recipe.facts() if recipe else {},
         )
 
 
@@ -128,6 +136,7 @@ class Sample:
         elif target != gradcam.target:
             target = f"{gradcam.target} ({target})"
         weights = settings.weights_name or RANDOM_WEIGHTS
+        recipes = {name: made.recipe.at(layer) for name, (made, layer) in explanation.entries.items()}
         return cls(
             **frame._asdict(),
             prob_fake=float(prediction["prob"][i]),
@@ -138,7 +147,7 @@ class Sample:
             site=explanation.site,
             backward=explanation.backward,
             weights=weights,
-            layers=[LayerFacts.of(layer, (checks or {}).get(layer.name)) for layer in layers],
+            layers=[LayerFacts.of(layer, (checks or {}).get(layer.name), recipes.get(layer.name)) for layer in layers],
             original=original_box(layers[0].overlay.shape[:2], 1 + len(layers), weights == RANDOM_WEIGHTS),
             chosen=(headline(choice), *judgements(choice)) if choice else (),
             completeness={
@@ -186,9 +195,14 @@ class Sample:
         return self.logit_real, self.logit_fake
 
     @property
+    def kinds(self) -> list[str]:
+        """The kinds of map: more than one where a run draws several recipes."""
+        return list(dict.fromkeys(layer.kind for layer in self.layers))
+
+    @property
     def faint_layers(self) -> list[str]:
         """The layers that count for next to nothing beside another one."""
-        return faint_layers({layer.name: layer.raw_maximum for layer in self.layers})
+        return faint_layers([(layer.name, layer.kind, layer.raw_maximum) for layer in self.layers])
 
     def overlay(self, layer: str) -> Path:
         """The file of a layer's overlay, of a sample read from disk."""

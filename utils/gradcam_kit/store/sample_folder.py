@@ -15,6 +15,7 @@ from ..base.files import hashes_below, new_folder, replace_folder
 from ..base.text import printable
 from ..drawing.clips import ClipImage, strip
 from ..drawing.overlays import LayerImage, PastedCrop, comparison, encode, panels
+from ..engine.recipe import Recipe
 from ..explaining.explanation import UNTRAINED
 from ..judge.check import MapCheck
 from .grey_maps import GREY_MAPS, raw_arrays, write_grey_maps
@@ -42,6 +43,7 @@ def metadata_text(sample: Sample) -> str:
         f"Weights: {printable(sample.weights)}",
         *(f"Layer {layer.name}: {_map_text(layer)}" for layer in sample.layers),
         *(f"Time {layer.name}: {' '.join(f'{of:.4g}' for of in layer.time)}" for layer in sample.layers if layer.time),
+        *(f"Recipe {layer.name}: {Recipe.of(layer.recipe)}" for layer in sample.layers if len(sample.kinds) > 1),
         *(
             f"Completeness {name}: error {tested.error:.3g}, share of the biases {tested.bias_share:.3g}"
             for name, tested in sample.completeness.items()

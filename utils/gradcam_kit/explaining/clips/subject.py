@@ -44,6 +44,7 @@ class ClipSubject:
     head: HeadReader
     look: Look = UNKNOWN_LOOK
     recipe: Recipe = field(default_factory=Recipe)
+    recipes: tuple[Recipe, ...] = ()
     target: Target = "predicted"
     pp_epsilon: float = DEFAULT_EPSILON
     reading: Reading = field(default_factory=Reading)
@@ -56,10 +57,16 @@ class ClipSubject:
 
         return self.reading.output(predict, batch["image"], self.head.detector)
 
+    def all_drawn(self) -> list[Recipe]:
+        """The recipes of all that is drawn where a call names nothing."""
+        return [one.closed() if one.is_open else one for one in self.recipes or (self.recipe,)]
+
     def recipes_for(
         self, recipes: Any, layers: Any, method: str | None, site: str | None, backward: str | None
     ) -> list[Recipe]:
         """The recipes of a call that gives `recipes`, or names one; what it does not name is as in `recipe`."""
+        if recipes is None and all(each is None for each in (layers, method, site, backward)):
+            return self.all_drawn()
         if recipes is not None:
             return named_recipes(recipes, (layers, method, site, backward))
         if method == AUTO:

@@ -9,6 +9,7 @@ from urllib.parse import quote
 from ...base.decision import THRESHOLD
 from ...base.files import TRAINING_FOLDER, sha256_of
 from ...base.text import size_text
+from ...engine.recipe import Recipe
 from ...store.read_run import RunOnDisk
 from ...store.sample import RANDOM_WEIGHTS, Sample
 
@@ -47,7 +48,10 @@ def facts(run: RunOnDisk) -> list[tuple[str, str]]:
     found = [("detector", str(manifest.config.get("model_name", ""))), ("weights", checkpoint)]
     found += [(fact, str(value)) for fact, value in manifest.detector.items()]
     if sample is not None:
-        found += [("method", sample.method), ("site", sample.site), ("backward", sample.backward)]
+        if len(sample.kinds) > 1:
+            found += [(layer.name, str(Recipe.of(layer.recipe))) for layer in sample.layers]
+        else:
+            found += [("method", sample.method), ("site", sample.site), ("backward", sample.backward)]
         found.append(("layers", ", ".join(run.layers)))
     return [
         *((name, value) for name, value in found if value),

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from benchmarks.yardstick.heads import BATCH
 from benchmarks.yardstick.towers import PHOTO_TOWERS, TOWERS, Case, make_case
+from utils.gradcam_kit.engine.real.contrast import CONTRASTS
 from utils.gradcam_kit.engine.recipe import Recipe
 from utils.gradcam_kit.explaining.real_tokens import bank_of, one_of_each_video, real_tokens, tried
 from utils.gradcam_kit.explaining.subject import Subject
@@ -149,7 +150,7 @@ def verdict_figures(held: Held, heats: dict[Recipe, Heat], evidence: Tensor, mar
     for kind, wanted in (("other maps", False), ("contrast maps", True)):
         rows: list[tuple[MapCheck, float, float, float]] = []
         for one, heat in heats.items():
-            if (one.method == "contrast") == wanted:
+            if (one.method in CONTRASTS) == wanted:
                 checks = verdicts(checked, {"map": heat}, one.method)["map"]
                 places = [((check.votes or 0.0) + (check.concentration or 0.0)) / 2 for check in checks]
                 rows += zip(checks, held.points(heat.raw), held.touches(heat.raw), places, strict=True)

@@ -72,13 +72,17 @@ def test_the_nearest_real_tokens() -> None:
     real = draw(3, 25, 8).half()
     bank = TokenBank({"block": real}, ("a", "b", "c"))
     A = draw(2, 8, 4, 5, seed=1)
-    found = bank.nearest("block", A, ["b", "z"])
+    neighbours = bank.nearest("block", A, ["b", "z"])
+    found, G = neighbours.mean(), draw(2, 8, 4, 5, seed=2)
     assert found.dtype == torch.float64 and found.shape == A.shape
     patches = A.flatten(2).transpose(1, 2).numpy()
     others = real.double().numpy()
     for i, allowed in enumerate(([0, 2], [0, 1, 2])):  # the first image is of video b
         expected = nearest_by_hand(patches[i], others[allowed].reshape(-1, 8), NEIGHBOURS)
         np.testing.assert_allclose(found[i].flatten(1).T.numpy(), expected, rtol=1e-9)
+    along = neighbours.along(G)
+    assert along.shape == (2, NEIGHBOURS, 4, 5)
+    torch.testing.assert_close(along.mean(dim=1), (G * found).sum(dim=1), rtol=1e-9, atol=1e-12)
     with pytest.raises(LayerError, match="the bank has no tokens of layer 'other'; it has those of block"):
         bank.nearest("other", A)
 
@@ -128,6 +132,30 @@ def test_a_contrast_map_of_a_detector(model: CLIPDetectorWithGradCAM, subject: S
         total += u / u.reshape(2, -1).std(axis=1)[:, None, None] / len(blocks)
     np.testing.assert_allclose(found.signed.numpy(), total, rtol=1e-7, atol=1e-9)
     np.testing.assert_allclose(found.raw.numpy(), sharpened(torch.from_numpy(total)).numpy(), rtol=1e-6, atol=1e-9)
+
+
+def z_by_hand(A: np.ndarray, G: np.ndarray, reals: np.ndarray) -> np.ndarray:
+    """tokens and gradients (P, C), real (Q, C) → (P,): in deviations of the k nearest, none below a tenth of the median."""
+    excess, deviation = [], []
+    for token, g in zip(A, G, strict=True):
+        order = np.argsort([np.corrcoef(token, other)[0, 1] for other in reals])[::-1][:NEIGHBOURS]
+        along = reals[order] @ g
+        excess.append(token @ g - along.mean())
+        deviation.append(along.std(ddof=1))
+    # torch's median is the lower one of two
+    least = 0.1 * np.sort(deviation)[(len(deviation) - 1) // 2]
+    return np.array(excess) / (np.array(deviation) + least)
+
+
+def test_a_standardised_contrast_map_of_a_detector(model: CLIPDetectorWithGradCAM, subject: Subject) -> None:
+    batch, layer = images(2).double(), "encoder.layers.1"
+    recipe = Recipe("contrast_z", layer, backward="plain")
+    found = subject.capture({"image": batch}, [recipe], "fake").maps(recipe)[layer]
+    A, G = (of[:, 1:].numpy() for of in tokens_and_gradients(model, batch, 1))
+    real = torch.cat([tokens_and_gradients(model, images(4, seed=9)[i : i + 1].double(), 1)[0] for i in range(4)])
+    reals = real[:, 1:].half().double().flatten(0, 1).numpy()
+    expected = np.stack([z_by_hand(a, g, reals) for a, g in zip(A, G, strict=True)]).reshape(2, 4, 4)
+    np.testing.assert_allclose(found.signed.numpy(), expected, rtol=1e-6, atol=1e-9)
 
 
 def test_both_rules_are_added_at_unit_deviation(subject: Subject) -> None:

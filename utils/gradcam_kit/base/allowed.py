@@ -4,7 +4,7 @@ AUTO = "auto"  # chosen causally, on the run's own data
 
 TRANSPLANT = "transplant"
 METHOD_NAMES = (  # a test holds them to the functions that compute them
-    "gradcam", "gradcam++", "hirescam", "layercam", "xgradcam", "contrast",
+    "gradcam", "gradcam++", "hirescam", "layercam", "xgradcam", "contrast", "contrast_z",
     "legrad", "gradeclip", "attngrad", "rollout",
 )  # fmt: skip
 CLIP_METHODS = ("gradcam3d",)  # of clips of frames alone

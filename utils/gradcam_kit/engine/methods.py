@@ -21,7 +21,7 @@ from torch import Tensor
 from ..base.allowed import AUTO, CLIP_METHODS, TRANSPLANT
 from ..base.errors import InputError, did_you_mean
 from .attention_methods import ATTENTION_METHODS, AttentionMethod
-from .real.contrast import CONTRAST
+from .real.contrast import CONTRASTS
 from .tokens import Tokens
 
 Method = Callable[[Tensor, Tensor], Tensor]
@@ -87,7 +87,7 @@ METHODS: dict[str, Method] = {
 
 def method_names() -> list[str]:
     """Every method's name: those above, `contrast`, those that read attention, and registered ones."""
-    return [*METHODS, CONTRAST, *ATTENTION_METHODS]
+    return [*METHODS, *CONTRASTS, *ATTENTION_METHODS]
 
 
 def register_method(name: str, method: Method | AttentionMethod) -> None:
@@ -103,7 +103,7 @@ def register_method(name: str, method: Method | AttentionMethod) -> None:
     if not isinstance(name, str) or not re.fullmatch(r"[a-z0-9][a-z0-9+_.-]*", name):
         raise InputError(f"method name {name!r}: give lower-case letters, digits and + _ . -, as in 'hirescam'")
     known = {**METHODS, **ATTENTION_METHODS}
-    if name in (AUTO, TRANSPLANT, CONTRAST, *CLIP_METHODS) or (name in known and known[name] is not method):
+    if name in (AUTO, TRANSPLANT, *CONTRASTS, *CLIP_METHODS) or (name in known and known[name] is not method):
         raise InputError(f"method {name!r} exists already: give yours another name")
     if isinstance(method, AttentionMethod):
         ATTENTION_METHODS[name] = method

@@ -11,7 +11,7 @@ from torch import nn
 from ..base.allowed import AUTO, BACKWARDS, SITES
 from ..base.errors import InputError
 from .attention_methods import ATTENTION_METHODS
-from .real.contrast import CONTRAST
+from .real.contrast import CONTRASTS
 
 PLAIN, BALANCED, BOTH = BACKWARDS
 NORMED, RESIDUAL = SITES
@@ -37,10 +37,10 @@ class Recipe:
         method: a name of `METHODS` or `ATTENTION_METHODS`, "transplant", or "auto".
         layers: one layer or several: names of modules, numbers of blocks (-1: the last), or modules; "fused" for the
             mean of the other layers' normalised maps, "sum" for the sum of the raw maps of all blocks. None: the last
-            block, or the last grid of a convolutional network; of "contrast" "scaled", the mean of every third
+            block, or the last grid of a convolutional network; of a contrast "scaled", the mean of every third
             block's map, each scaled to unit deviation, where there are blocks.
         site: "layer_norm1" (what a block reads, normalised) or "residual" (the stream itself); None: the first. A
-            method that reads attention has no other site than "attention", and "contrast" none but "residual".
+            method that reads attention has no other site than "attention", and a contrast none but "residual".
         backward: "plain", "balanced", or "both": the maps of the two, each scaled to unit deviation, added; None: the
             first.
 
@@ -63,7 +63,7 @@ class Recipe:
             raise InputError(
                 f"method is {method!r}: one recipe has one method; recipes=[…] serves several from one pass"
             )
-        site = RESIDUAL if method == CONTRAST else NORMED if site is None else site
+        site = RESIDUAL if method in CONTRASTS else NORMED if site is None else site
         set_field = object.__setattr__
         set_field(self, "method", method)
         set_field(self, "layers", layer_names(layers))
@@ -193,7 +193,7 @@ def site_of(method: str, backward: str) -> str:
     """
     if method in ATTENTION_METHODS:
         return ATTENTION_SITE
-    return RESIDUAL if method == CONTRAST or backward in (BALANCED, BOTH) else NORMED
+    return RESIDUAL if method in CONTRASTS or backward in (BALANCED, BOTH) else NORMED
 
 
 def sites_of(method: str, sites: Sequence[str]) -> list[str]:

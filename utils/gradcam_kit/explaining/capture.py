@@ -36,8 +36,8 @@ from ..engine.layers import (
 )
 from ..engine.maps import Canvas, LayerMaps, combined, in_order, layer_maps, to_layer_maps
 from ..engine.methods import DEFAULT_EPSILON, check_method, leftover, signed_maps
-from ..engine.real.bank import TokenBank
-from ..engine.real.contrast import CONTRAST, contrast
+from ..engine.real.bank import Neighbours, TokenBank
+from ..engine.real.contrast import CONTRAST, CONTRASTS, contrast, contrast_z
 from ..engine.recipe import BOTH, Recipe
 from ..engine.spatial_layers import count_runs, is_shareable, last_run
 from ..engine.targets import Target
@@ -62,7 +62,7 @@ class Request:
         completeness: with "balanced", whether to test if the shares of each block add up, by a second backward pass.
         precision: one of `base.allowed.BACKWARD_PRECISIONS`, of the matrix products of the backward pass. The test of
             completeness is always float32's.
-        bank: what "contrast" compares tokens with.
+        bank: what contrasts compare tokens with.
         videos: of each image, whose own frames the bank leaves out; None: not known.
         real: layer → tokens (B, C, h, w) that are compared with instead of the bank's, where a paired real is known.
     """
@@ -97,7 +97,9 @@ class Capture:
     output_gradients: Mapping[str, Tensor]  # block → ∂score/∂O of its attention
     completeness: Mapping[str, Completeness]  # of layers that are blocks, where it was asked for
     grid: Grid | None
-    found: dict[str, Tensor] = field(default_factory=dict)  # layer → the nearest real tokens, once they were looked for
+    found: dict[str, Neighbours] = field(
+        default_factory=dict
+    )  # layer → the nearest real tokens, once they were looked for
 
     def maps(
         self,
@@ -162,8 +164,11 @@ class Capture:
         passes = [self.tokens] if self.balanced is None else [self.tokens, self.balanced]
         by_rule = [{layer: tokens[layer, recipe.site] for layer in layers} for tokens in passes]
         on_image = [on_grid(tokens, self.grid) for tokens in by_rule]
-        if recipe.method == CONTRAST:
-            maps = [{layer: self._contrast(layer, *of) for layer, of in tokens.items()} for tokens in on_image]
+        if recipe.method in CONTRASTS:
+            maps = [
+                {layer: self._contrast(recipe.method, layer, *of) for layer, of in tokens.items()}
+                for tokens in on_image
+            ]
         else:
             maps = [signed_maps(recipe.method, tokens, pp_epsilon) for tokens in on_image]
         leftovers = None
@@ -174,35 +179,37 @@ class Capture:
         signed = {
             layer: combined(layer, [[of[part] for part in added] for of in maps]) for layer, added in parts.items()
         }
-        sharpen = recipe.method == CONTRAST
+        sharpen = recipe.method in CONTRASTS
         return layer_maps(signed, on_image[0], by_rule[0], canvas, parts, leftovers, checks, sharpen)
 
     def evidence(self, recipe: Recipe) -> Tensor:
         """(B, L, h, w): the signed contrast at each layer that a contrast map is made of, by the plain gradient."""
         parts = [part for layer in recipe.layers for part in self.parts[layer]]
         on_image = on_grid({part: self.tokens[part, recipe.site] for part in parts}, self.grid)
-        return torch.stack([self._contrast(part, *of) for part, of in on_image.items()], dim=1)
+        return torch.stack([self._contrast(CONTRAST, part, *of) for part, of in on_image.items()], dim=1)
 
-    def _contrast(self, layer: str, A: Tensor, G: Tensor) -> Tensor:
+    def _contrast(self, method: str, layer: str, A: Tensor, G: Tensor) -> Tensor:
         """(B, h, w), signed; `A` and `G` (B, C, h, w)."""
-        real = self._real(layer, A)
-        return contrast(A.to(real.dtype), G.to(real.dtype), real)
+        real = self.request.real.get(self.names.get(layer, layer))
+        if real is None:
+            real = self._neighbours(layer, A).mean()
+        A, G = A.to(real.dtype), G.to(real.dtype)
+        if method == CONTRAST:
+            return contrast(A, G, real)
+        return contrast_z(A, G, real, self._neighbours(layer, A).along(G))
 
-    def _real(self, layer: str, A: Tensor) -> Tensor:
+    def _neighbours(self, layer: str, A: Tensor) -> Neighbours:
         """The real tokens that those of a layer, (B, C, h, w), are compared with; they are looked for once."""
-        name = self.names.get(layer, layer)
-        if name in self.request.real:
-            return self.request.real[name]
         if layer in self.found:
             return self.found[layer]
         if self.request.bank is None:
             raise InputError(
-                "method 'contrast' compares patches with those of real images, and none are known: give a bank"
+                "a contrast map compares patches with those of real images, and none are known: give a bank"
                 " (--bank FOLDER, or bank=Bank.of(model, images) in Python), or calibrate on images that the detector"
                 " calls real",
                 "method",
             )
-        self.found[layer] = self.request.bank.nearest(name, A, self.request.videos)
+        self.found[layer] = self.request.bank.nearest(self.names.get(layer, layer), A, self.request.videos)
         return self.found[layer]
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..base.allowed import AUTO
 from ..engine.layers import MADE_OF_OTHERS, compared_blocks, exchanged_block, name_in_tower, site_of_layer
 from ..engine.real.bank import FEWEST_IMAGES, MOST_IMAGES, TokenBank
-from ..engine.real.contrast import CONTRAST
+from ..engine.real.contrast import CONTRASTS
 from ..engine.real.exchange import Exchange, Seen, Skipped, seen_at, skippable
 from ..engine.recipe import RESIDUAL, Recipe
 from ..judge.choosing import InParts, TrialImages, TriedDetector
@@ -71,7 +71,7 @@ def with_bank(subject: Subject, given: TrialImages) -> Subject:
 def bank_layers(subject: Subject) -> tuple[str, ...]:
     """The layers whose tokens a bank keeps: those that are always compared, and those named for a contrast map."""
     compared = compared_blocks(subject.tower) if subject.tower.blocks else subject.map_layers().names
-    compares = [one for one in (subject.recipe, *subject.recipes) if one.method in (CONTRAST, AUTO)]
+    compares = [one for one in (subject.recipe, *subject.recipes) if one.method in (*CONTRASTS, AUTO)]
     named = [layer for one in compares for layer in one.layers]
     others = (name_in_tower(subject.tower, one) for one in named if one not in (*MADE_OF_OTHERS, AUTO))
     return tuple(dict.fromkeys([*compared, *others]))
@@ -102,7 +102,7 @@ def token_fill(
 
     def prepare(part: slice) -> Exchange:
         (seen,) = _seen(subject, images[part], [layer])
-        real = bank.nearest(layer, seen.patches, None if videos is None else videos[part])
+        real = bank.nearest(layer, seen.patches, None if videos is None else videos[part]).mean()
         return Exchange(seen, real, _skipped(subject, seen, real, images[part], layer) if tower.blocks else ())
 
     parts: list[tuple[slice, Exchange]] = in_parts(lambda part: (part, prepare(part)), len(images))

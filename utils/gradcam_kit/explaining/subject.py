@@ -19,7 +19,7 @@ from ..engine.layers import SCALED
 from ..engine.methods import DEFAULT_EPSILON
 from ..engine.outputs.probabilities import Reading
 from ..engine.real.bank import TokenBank
-from ..engine.real.contrast import CONTRAST
+from ..engine.real.contrast import CONTRAST, CONTRASTS
 from ..engine.recipe import BALANCED, PLAIN, Recipe, layer_names, site_of
 from ..engine.spatial_layers import SpatialLayer, last_spatial_layer
 from ..engine.targets import Target
@@ -89,8 +89,8 @@ class Subject:
         return self.run({"image": self.noise()})
 
     def default_layers(self, method: str = "") -> tuple[str, ...]:
-        """The layers explained where none is named: the last block ("contrast": SCALED), or else `default_spatial`."""
-        if method == CONTRAST and self.tower.blocks:
+        """The layers explained where none is named: the last block (of a contrast SCALED), else `default_spatial`."""
+        if method in CONTRASTS and self.tower.blocks:
             return (SCALED,)
         return self.tower.blocks[-1:] or (self.default_spatial().name,)
 
@@ -171,7 +171,7 @@ class Subject:
     def evidence_recipe(self, recipes: Sequence[Recipe]) -> Recipe:
         """The contrast map that verdicts follow from, in the pass of one of `recipes` where that reads its tokens."""
         layers = self.default_layers(CONTRAST)
-        shared = next((one for one in recipes if one.method == CONTRAST and one.backward != BALANCED), None)
+        shared = next((one for one in recipes if one.method in CONTRASTS and one.backward != BALANCED), None)
         if shared is not None and set(layers) <= set(shared.layers):
             return Recipe(CONTRAST, layers, backward=shared.backward)
         return Recipe(CONTRAST, layers, backward=PLAIN)

@@ -17,7 +17,7 @@ from ..engine.backward import BALANCED, PLAIN, can_balance, gates_in
 from ..engine.layers import SCALED, SUM
 from ..engine.maps import LayerMaps
 from ..engine.methods import METHODS
-from ..engine.real.contrast import CONTRAST
+from ..engine.real.contrast import CONTRASTS
 from ..engine.recipe import ATTENTION_SITE, BOTH, NORMED, RESIDUAL, Recipe, site_of
 from ..engine.towers.tower import Tower
 
@@ -44,8 +44,9 @@ def shortlist(tower: Tower, maps: MapLayers, named: Recipe, bank: bool = False) 
         ]
         if fitting:
             return fitting
-    if named.method == CONTRAST and (AUTO in named.layers or not named.layers):  # the bank has tokens of these alone
-        return [one for one in _contrasts(blocks, balanced, maps) if named.backward in (AUTO, one.backward)]
+    if named.method in CONTRASTS and (AUTO in named.layers or not named.layers):  # the bank has tokens of these alone
+        known = [one for one in _contrasts(blocks, balanced, maps) if one.method == named.method]
+        return [one for one in known if named.backward in (AUTO, one.backward)]
     if named.method == AUTO and AUTO not in named.layers:
         return _at_each(named, attention, balanced, bank)
     methods = [named.method] if named.method != AUTO else list(dict.fromkeys(one.method for one in usual))
@@ -77,7 +78,7 @@ def _of_blocks(blocks: Sequence[str], attention: bool, balanced: bool) -> list[R
 
 def _at_each(named: Recipe, attention: bool, balanced: bool, bank: bool) -> list[Recipe]:
     """Of each layer that was named, the kinds of map that hold at one block, those that `named` has room for."""
-    kinds = [(CONTRAST, RESIDUAL, PLAIN)] if bank else []
+    kinds = [(method, RESIDUAL, PLAIN) for method in CONTRASTS] if bank else []
     if balanced:
         kinds += [(method, RESIDUAL, BALANCED) for method in ("hirescam", "gradcam")]
     kinds += [("hirescam", RESIDUAL, PLAIN)]
@@ -97,7 +98,7 @@ def _contrasts(blocks: Sequence[str], balanced: bool, maps: MapLayers) -> list[R
     """Contrast maps: of every third block or, of a convolutional network, of each of its grids."""
     layers = [SCALED] if blocks else maps.names
     rules = [BOTH, PLAIN] if blocks and balanced else [PLAIN]
-    return [Recipe(CONTRAST, layer, backward=rule) for rule in rules for layer in layers]
+    return [Recipe(method, layer, backward=rule) for method in CONTRASTS for rule in rules for layer in layers]
 
 
 def _of_maps(maps: MapLayers) -> list[Recipe]:

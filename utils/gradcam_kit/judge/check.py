@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..engine.real.contrast import CONTRAST, neighbourhood_mean, scaled_mean, sharpened
+from ..engine.real.contrast import CONTRASTS, neighbourhood_mean, scaled_mean, sharpened
 from ..engine.recipe import BALANCED, RESIDUAL, Recipe
 from .choosing import TrialImages, TriedDetector, directions, maps_of_all
 from .trial import Heat, Scorer, TokenFill, grid_of, hottest, on_trial_grid, random_patches
@@ -225,7 +225,7 @@ def _checks_of(
         share = None if drop is None or random is None else (drop - random) / abs(margin) if margin else 0.0
         empty = bool(heat.empty[i])
         if contrasts is not None:
-            near, own = nearby[i] or 0.0, method == CONTRAST
+            near, own = nearby[i] or 0.0, method in CONTRASTS
             word = word_by_contrast(contrasts[i], ((votes[i] or 0.0) + near) / 2 if own else None, share, empty)
             # Real images say what is no fake, and no more; a detector that does not separate has no evidence; and where
             # the evidence is spread no place is the right one.

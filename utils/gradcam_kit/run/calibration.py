@@ -17,7 +17,7 @@ from ..base.decision import UNKNOWN
 from ..base.errors import InputError
 from ..data.frame import Frame, evenly_spaced
 from ..data.frames import frame_loader
-from ..engine.real.contrast import CONTRAST
+from ..engine.real.contrast import CONTRASTS
 from ..engine.recipe import Recipe
 from ..explaining.real_tokens import bank_of, one_of_each_video, tried, with_bank
 from ..judge.candidates import captures
@@ -38,7 +38,7 @@ JUDGED = 16  # images on which a named map is judged, at most: a figure to warn 
 FILLS = 5  # tried at most
 BLIND = "the detector does not tell real from fake on these images: no map is called supported"
 NO_FAKE = "the detector calls no image fake: maps were tried on images that it calls real"
-VERSION = 2  # of the trial: a choice by another one is not taken over
+VERSION = 3  # of the trial: a choice by another one is not taken over
 
 
 class Calibration(NamedTuple):
@@ -99,7 +99,7 @@ class Plan(NamedTuple):
 
     def untried(self, why: str) -> Choice:
         """What is drawn where nothing is tried."""
-        first = next(one for one in [*self.named, *self.candidates] if one.method != CONTRAST or self.named)
+        first = next(one for one in [*self.named, *self.candidates] if one.method not in CONTRASTS or self.named)
         return Choice(UNTRIED, first, why)
 
     def announcement(self) -> str:
@@ -150,7 +150,7 @@ def calibrate(context: Context, plan: Plan, datasets: Mapping[str, Sequence[Fram
     subject = with_bank(subject, images)
     asked, bank = tried(subject, split.run, context.guard.check), subject.bank
     detector.model.gradcam_bank = bank
-    candidates = [one for one in plan.candidates if bank is not None or one.method != CONTRAST]
+    candidates = [one for one in plan.candidates if bank is not None or one.method not in CONTRASTS]
     choice = choose_map(asked, images, candidates, plan.named)
     if bank is not None:
         compared = [frames[reals[i]] for i in one_of_each_video(images.real_videos)]

@@ -13,7 +13,7 @@ from ..base.errors import InputError, did_you_mean
 from ..base.text import shortened
 from ..base.typed import Meta, Misfit, fit
 from ..engine.heads import named_classes
-from ..engine.real.contrast import CONTRAST
+from ..engine.real.contrast import CONTRASTS
 from ..engine.recipe import Recipe, site_of
 from .options import LARGEST, OPTIONS, Option, method_names
 
@@ -152,7 +152,7 @@ class GradCAMSettings:
     @property
     def compares(self) -> bool:
         """Whether a map is named that compares patches with those of real images."""
-        return CONTRAST in (one.method for one in (self.recipe, *self.recipes))
+        return any(one.method in CONTRASTS for one in (self.recipe, *self.recipes))
 
 
 def gradcam_settings(

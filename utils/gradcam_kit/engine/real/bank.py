@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -27,8 +28,8 @@ class TokenBank:
     tokens: Mapping[str, Tensor]
     videos: tuple[Hashable, ...]
 
-    def nearest(self, layer: str, A: Tensor, videos: Sequence[Hashable] | None = None) -> Tensor:
-        """The mean of the NEIGHBOURS nearest real tokens of every patch of `A` (B, C, h, w), in the same shape.
+    def nearest(self, layer: str, A: Tensor, videos: Sequence[Hashable] | None = None) -> Neighbours:
+        """The NEIGHBOURS nearest real tokens of every patch of `A` (B, C, h, w).
 
         Near by cosine, after each token's mean over channels is taken out. `videos` of the B images: real images of
         the same video are left out. Raises LayerError for a layer that the bank has no tokens of.
@@ -48,14 +49,32 @@ class TokenBank:
             likeness = _direction(image) @ keys
             if own is not None:
                 likeness = likeness.masked_fill(own[i], -2.0)
-            near = likeness.topk(min(NEIGHBOURS, likeness.shape[1]), dim=1).indices
-            found.append(F.embedding_bag(near, values, mode="mean"))
-        return torch.stack(found).transpose(1, 2).reshape(A.shape)
+            found.append(likeness.topk(min(NEIGHBOURS, likeness.shape[1]), dim=1).indices)
+        return Neighbours(values, torch.stack(found), tuple(A.shape))
 
     @property
     def nbytes(self) -> int:
         """What the tokens take in memory."""
         return sum(tokens.nbytes for tokens in self.tokens.values())
+
+
+class Neighbours(NamedTuple):
+    """The k nearest real tokens of each patch: `indices` (B, h·w, k) into `values` (N, C), of tokens (B, C, h, w)."""
+
+    values: Tensor
+    indices: Tensor
+    shape: tuple[int, ...]
+
+    def mean(self) -> Tensor:
+        """(B, C, h, w)."""
+        means = torch.stack([F.embedding_bag(near, self.values, mode="mean") for near in self.indices])
+        return means.transpose(1, 2).reshape(self.shape)
+
+    def along(self, G: Tensor) -> Tensor:
+        """(B, k, h, w): each neighbour's product with the patch's gradient, `G` (B, C, h, w)."""
+        directions = G.to(self.values.dtype).flatten(2).transpose(1, 2).unsqueeze(-1)
+        products = [self.values[near] @ g for near, g in zip(self.indices, directions, strict=True)]  # image by image
+        return torch.stack(products).squeeze(-1).transpose(1, 2).reshape(len(G), -1, *self.shape[2:])
 
 
 def _direction(tokens: Tensor) -> Tensor:

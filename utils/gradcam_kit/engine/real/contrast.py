@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CONTRAST = "contrast"  # the method's name
+CONTRAST, CONTRAST_Z = CONTRASTS = ("contrast", "contrast_z")  # the methods' names
+LEAST_DEVIATION = 0.1  # of the image's median deviation: no patch counts for more because its neighbours are alike
 
 
 def contrast(A: Tensor, G: Tensor, R: Tensor) -> Tensor:
@@ -21,6 +22,17 @@ def contrast(A: Tensor, G: Tensor, R: Tensor) -> Tensor:
     The first-order term of the score's change from R to A. `A`, `G`, `R`: (B, C, h, w) → (B, h, w).
     """
     return (G * (A - R)).sum(dim=1)
+
+
+def contrast_z(A: Tensor, G: Tensor, R: Tensor, along: Tensor) -> Tensor:
+    """Standardised contrast: map = Σ_c G_c (A_c − R_c) / (s + median(s) / 10), s the deviation of Σ_c G_c R_jc.
+
+    Of the patch's k nearest real tokens R_j with the mean R. What a patch adds counts by how much real patches that
+    look like it differ among themselves, as far as the detector minds: eyes and edges differ much. `A`, `G`, `R`:
+    (B, C, h, w), `along` = Σ_c G_c R_jc: (B, k, h, w) → (B, h, w).
+    """
+    s = along.std(dim=1)
+    return contrast(A, G, R) / (s + LEAST_DEVIATION * s.flatten(1).median(dim=1).values[:, None, None])
 
 
 def scaled_mean(maps: Sequence[Tensor]) -> Tensor:

@@ -99,11 +99,11 @@ def test_methods_of_several_runs_stand_beside_each_other(run: Path, tmp_path: Pa
 # ------------------------------------------------------------------------------------------------------------- table
 
 MEASURED = """dataset,forgery,method,layer,site,metric,mean,low,high,frames,videos,better,backward
-toy,all,hirescam,encoder.layers.5,residual,energy in mask,0.71,0.6,0.8,9,9,True,balanced
-toy,all,hirescam,encoder.layers.5,residual,deletion (blur),0.21,0.1,0.3,9,9,True,balanced
+toy,all,hirescam,encoder.layers.5,residual,energy in mask,0.71,0.6,0.8,9,9,yes,balanced
+toy,all,hirescam,encoder.layers.5,residual,deletion (blur),0.21,0.1,0.3,9,9,yes,balanced
 toy,all,random,,,energy in mask,0.1,0.05,0.15,9,9,,plain
 toy,all,random,,,deletion (blur),0.61,,,9,9,,plain
-toy,swap_Fake,hirescam,encoder.layers.5,residual,energy in mask,0.99,0.9,1,9,9,True,balanced
+toy,swap_Fake,hirescam,encoder.layers.5,residual,energy in mask,0.99,0.9,1,9,9,yes,balanced
 """
 
 
@@ -135,7 +135,7 @@ def test_a_table_of_what_is_not_there(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match="run test_with_gradcam.py with --evaluate_explanations first"):
-        main(["table", ".", "-o", "t.tex"])
+        main(["table", ".", "--of", "explanations", "-o", "t.tex"])
     Path("explanations.csv").write_text(MEASURED)
     with pytest.raises(InputError, match=said):
         main(["table", ".", *flags])

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..base.allowed import FIGURE_COLUMNS, FIGURE_FORMATS
 from ..base.command import OneLineParser, positive
+from ..base.errors import InputError
 
 RUN = "a run's folder, its --gradcam_output_dir"
 
@@ -60,16 +61,30 @@ def figure(argv: Sequence[str]) -> None:
 
 
 def table(argv: Sequence[str]) -> None:
-    """Write what --evaluate_explanations measured as a table for a paper."""
-    p = OneLineParser(description="What --evaluate_explanations measured, as LaTeX (booktabs) or CSV: maps x metrics.")
-    p.add_argument("run_dir", help=RUN)
+    """Write a table for a paper: detection by forgery, or what --evaluate_explanations measured."""
+    p = OneLineParser(
+        description="A table for a paper, as LaTeX (booktabs) or CSV: forgeries x runs, with intervals and DF40's group"
+        " means; or maps x metrics, as --evaluate_explanations measured them."
+    )
+    p.add_argument("run_dirs", type=Path, nargs="+", metavar="run_dir", help=RUN)
+    p.add_argument(
+        "--of", choices=("detection", "explanations"), help="default: explanations of one run that measured them"
+    )
     p.add_argument("-o", "--output", required=True, metavar="FILE", help=".tex or .csv")
-    p.add_argument("--metrics", nargs="+", metavar="METRIC", help="all that were measured where it is not given")
+    p.add_argument("--metrics", nargs="+", metavar="METRIC", help="of explanations all, of detection in .tex auc")
     p.add_argument("--dataset", help="where the run has several")
     args = p.parse_args(argv)
-    from .paper import write_explanation_table
+    from .detection_table import write_detection_table
+    from .paper import SOURCE, write_explanation_table
 
-    write_explanation_table(Path(args.run_dir), Path(args.output), args.metrics, args.dataset)
+    (first, *others), output = args.run_dirs, Path(args.output)
+    of = args.of or ("explanations" if not others and (first / SOURCE).is_file() else "detection")
+    if of == "detection":
+        write_detection_table(args.run_dirs, output, args.metrics, args.dataset)
+    elif others:
+        raise InputError("--of explanations: give one run, whose maps were measured")
+    else:
+        write_explanation_table(first, output, args.metrics, args.dataset)
 
 
 def compare(argv: Sequence[str]) -> None:

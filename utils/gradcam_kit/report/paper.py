@@ -269,7 +269,7 @@ def _rows(path: Path, dataset: str | None) -> Rows:
     for row in table:
         if row["forgery"] == ALL and row["dataset"] == dataset and row["mean"]:
             parts = (row.get(key) for key in ("method", "layer", "site", "backward"))
-            value = Measured(float(row["mean"]), row["low"], row["high"], row["better"] == "True")
+            value = Measured(float(row["mean"]), row["low"], row["high"], row["better"] == "yes")
             found.setdefault(", ".join(part for part in parts if part and part != "plain"), {})[row["metric"]] = value
     return found
 

@@ -1,0 +1,147 @@
+"""Detectors × forgeries for a paper: what several runs found, as LaTeX (booktabs) or CSV."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import NamedTuple
+
+from ..base.errors import InputError
+from ..base.files import write_table, write_whole
+from ..base.text import printable
+from ..judge.forgeries import METRICS, ForgeryMetrics, forgery_metrics, group_means, group_of
+from ..store.read_run import RunOnDisk, frame_rows, read_run
+from .paper import check_known, check_output, escaped
+
+SHOWN = ("auc",)  # of a LaTeX table, where no metric is named
+SMALLER_IS_BETTER = ("eer",)
+COLUMNS = ("run", "dataset", "forgery", "group", *METRICS)
+MEAN = "mean"
+
+
+class Row(NamedTuple):
+    """One forgery of one dataset in every run; None where a run has not evaluated it."""
+
+    dataset: str
+    forgery: str
+    of_runs: list[ForgeryMetrics | None]
+
+
+def write_detection_table(
+    run_dirs: Sequence[Path], output: Path, metrics: Sequence[str] | None, dataset: str | None
+) -> None:
+    """Forgeries × runs, with the means over DF40's groups. CSV: a row for each run and forgery, with every metric.
+
+    LaTeX: a column for each run, of one metric (default AUC) with its interval, the best of each row bold. Raises
+    InputError for runs without fakes, or a metric or dataset that is not there.
+    """
+    check_output(output, (".tex", ".csv"))
+    check_known(metrics or [], METRICS, "--metrics: {} is no metric of detection; {}there are {}")
+    rows = _rows([read_run(folder, samples_at_most=1) for folder in run_dirs], dataset)
+    names = _names(run_dirs)
+    if output.suffix == ".csv":
+        write_table(output, COLUMNS, _long(rows, names))
+    else:
+        chosen = list(metrics or SHOWN)
+        if len(chosen) > 1:
+            raise InputError(
+                f"--metrics names {len(chosen)} metrics, and a LaTeX table has room for one: name one, or give .csv"
+            )
+        write_whole(output, latex(rows, names, chosen[0]).encode())
+    print(printable(f"{output}: {len(rows)} forgeries, {len(run_dirs)} runs"))
+
+
+def _rows(runs: Sequence[RunOnDisk], dataset: str | None) -> list[Row]:
+    found: dict[tuple[str, str], list[ForgeryMetrics | None]] = {}
+    for i, run in enumerate(runs):
+        known = [data.name for data in run.datasets]
+        check_known([dataset] if dataset else [], known, f"--dataset is {{}}; {{}}{run.folder} has {{}}")
+        for data in run.datasets:
+            if dataset in (None, data.name):
+                table = list(frame_rows(data.folder))
+                of_forgery = forgery_metrics(
+                    [float(row["prob_fake"]) for row in table],
+                    [int(row["label"]) for row in table],
+                    [row["forgery"] for row in table],
+                    [(row["forgery"], row["video"]) for row in table],
+                )
+                for name, metrics in of_forgery.items():
+                    found.setdefault((data.name, name), [None] * len(runs))[i] = metrics
+    if not found:
+        raise InputError(
+            f"{runs[0].folder}: no fake frame was evaluated there, so there is nothing to report by forgery"
+        )
+    return [Row(*key, of_runs) for key, of_runs in found.items()]
+
+
+def _names(run_dirs: Sequence[Path]) -> list[str]:
+    """The runs' folders, as far as they differ."""
+    names = [folder.resolve().name for folder in run_dirs]
+    return names if len(set(names)) == len(names) else [str(folder) for folder in run_dirs]
+
+
+def _long(rows: Sequence[Row], names: Sequence[str]) -> list[list[object]]:
+    """Of every run its forgeries, then the means over DF40's groups."""
+    lines: list[list[object]] = []
+    for i, run in enumerate(names):
+        there = [(row, metrics) for row in rows if (metrics := row.of_runs[i]) is not None]
+        for row, metrics in there:
+            values = ["" if value is None else value for value in asdict(metrics).values()]
+            lines.append([run, row.dataset, row.forgery, group_of(row.forgery), *map(_number, values)])
+        for group, means in group_means((row.forgery, metrics) for row, metrics in there).items():
+            lines.append([run, "", MEAN, group, *(_number(means.get(name, "")) for name in METRICS)])
+    return lines
+
+
+def _number(value: object) -> object:
+    return f"{value:.6g}" if isinstance(value, float) else value
+
+
+def latex(rows: Sequence[Row], names: Sequence[str], metric: str) -> str:
+    """A `tabular` for the package booktabs: a row for each forgery, a column for each run."""
+    lines = [
+        "% needs \\usepackage{booktabs}; 95 % intervals over videos",
+        f"% {metric} of each forgery's fakes against all real frames of its dataset",
+        "\\begin{tabular}{l" + "r" * len(names) + "}",
+        "\\toprule",
+        " & ".join(["forgery", *map(escaped, names)]) + r" \\",
+        "\\midrule",
+    ]
+    several = len({row.dataset for row in rows}) > 1
+    for row in rows:
+        name = f"{row.dataset}: {row.forgery}" if several and row.dataset != row.forgery else row.forgery
+        values = [None if of is None else getattr(of, metric) for of in row.of_runs]
+        cells = [
+            _cell(value, value == _best(values, metric), _interval(of, metric))
+            for value, of in zip(values, row.of_runs, strict=True)
+        ]
+        lines.append(" & ".join([escaped(name), *cells]) + r" \\")
+    means = [
+        group_means((row.forgery, of) for row in rows if (of := row.of_runs[i]) is not None) for i in range(len(names))
+    ]
+    for i, group in enumerate(dict.fromkeys(group for of_run in means for group in of_run)):
+        values = [of_run.get(group, {}).get(metric) for of_run in means]
+        cells = [_cell(value, value == _best(values, metric), "") for value in values]
+        lines += [*(["\\midrule"] if i == 0 else []), " & ".join([f"mean, {group}", *cells]) + r" \\"]
+    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", ""])
+
+
+def _best(values: Sequence[float | None], metric: str) -> float | None:
+    there = [value for value in values if value is not None]
+    if len(there) < 2:
+        return None  # nothing to be better than
+    return min(there) if metric in SMALLER_IS_BETTER else max(there)
+
+
+def _interval(of: ForgeryMetrics | None, metric: str) -> str:
+    if of is None or metric != "auc" or of.auc_low is None:
+        return ""
+    return f" {{\\scriptsize [{of.auc_low:.3f}, {of.auc_high:.3f}]}}"
+
+
+def _cell(value: float | None, best: bool, interval: str) -> str:
+    if value is None:
+        return "--"
+    number = str(value) if isinstance(value, int) else f"{value:.3f}"
+    return (f"\\textbf{{{number}}}" if best else number) + interval

@@ -11,11 +11,12 @@ import torch
 
 from tests.helpers.command_server import CommandServer
 from tests.helpers.datasets import DataTree, change_yaml
-from tests.helpers.detectors import images, tiny_detector
+from tests.helpers.detectors import images, tiny_config, tiny_detector
 from utils.gradcam_kit.base.errors import InputError
 from utils.gradcam_kit.engine.recipe import Recipe
 from utils.gradcam_kit.explaining.explanation import names_of
 from utils.gradcam_kit.judge.verdict import CHOSEN, UNDECIDED, Choice, Interval, Row
+from utils.gradcam_kit.settings.config import detector_settings
 from utils.gradcam_kit.settings.config_values import gradcam_settings
 
 LAST, MIDDLE = "encoder.layers.3", "encoder.layers.2"
@@ -128,3 +129,17 @@ def test_a_run_draws_them_all_and_says_how_each_was_made(
         path.unlink()
     assert commands.run("utils/report.py", out, cwd=tmp_path).code == 0
     assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == files
+
+
+def test_a_method_named_by_flag_is_the_papers_own(tmp_path: Path) -> None:
+    """Whatever the YAML leaves to a trial; what the YAML names, and what a flag names, is kept to."""
+    path = tmp_path / "detector.yaml"
+    path.write_text("model_name: clip_gradcam")
+    change_yaml(path, **tiny_config(), **{f"gradcam_{key}": "auto" for key in ("method", "layers", "site", "backward")})
+    by_flag = detector_settings(path, {"gradcam_method": "gradcam"}).gradcam
+    assert by_flag.recipe == Recipe("gradcam") and not by_flag.chooses
+    kept = detector_settings(path, {"gradcam_method": "hirescam", "gradcam_backward": "balanced"}).gradcam.recipe
+    assert kept == Recipe("hirescam", None, "residual", "balanced")
+    assert detector_settings(path, {"gradcam_method": "gradcam", "gradcam_layers": ["auto"]}).gradcam.chooses
+    change_yaml(path, gradcam_layers=[LAST, MIDDLE])
+    assert detector_settings(path, {"gradcam_method": "gradcam"}).gradcam.recipe == Recipe("gradcam", [LAST, MIDDLE])

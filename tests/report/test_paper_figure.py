@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import cv2
@@ -11,7 +12,8 @@ import pytest
 from tests.helpers.fake_run import LAYERS, Row, changed_row, write_row, write_tables
 from utils.gradcam_kit.base.errors import InputError
 from utils.gradcam_kit.report.command import main
-from utils.gradcam_kit.report.paper import Column, cells, escaped
+from utils.gradcam_kit.report.figure import Column, FigureStyle, cells, paper_figure
+from utils.gradcam_kit.report.paper import escaped
 from utils.gradcam_kit.store.read_run import read_run
 
 ROWS = [Row(3, "toy", "toy_Fake", "v", 1, 0.9, "3.png", hot=(0, 3)), Row(7, "toy", "toy_Real", "w", 0, 0.2, "7.png")]
@@ -40,7 +42,14 @@ def test_text_is_text_and_the_width_is_the_columns(run: Path, tmp_path: Path, su
     assert main(["figure", str(run), "--samples", "7", "3", "-o", str(path), "--column", "single"]) == 0
     if suffix == "svg":
         text = path.read_text()
-        for words in ("block 5", "block 3", "fake, fake 0.90", "real, fake 0.20", "empty map", "share of the map"):
+        for words in (
+            "Grad-CAM",
+            "block 5",
+            "block 3",
+            "label: fake, P(fake) = 0.90",
+            "label: real, P(fake) = 0.20",
+            "empty map",
+        ):
             assert words in text
         assert "forged region" not in text  # no sample has a mask
     if suffix == "png":
@@ -89,11 +98,38 @@ def test_methods_of_several_runs_stand_beside_each_other(run: Path, tmp_path: Pa
         == 0
     )
     text = path.read_text()
-    assert text.index("hirescam, block 5") < text.index("gradcam, block 5")
+    assert text.index("HiResCAM") < text.index("Grad-CAM")
     samples = [read_run(folder).datasets[0].samples[0] for folder in (run, other)]
     _, _, first, second = cells(samples, [Column(0, layer, ""), Column(1, layer, "")])
     assert first.heat is not None and second.heat is not None
     assert first.heat[8, 56] > 0.9 and second.heat[56, 8] > 0.9 and first.heat[56, 8] == 0
+
+
+def test_the_titles_and_the_type_of_a_paper(run: Path, tmp_path: Path) -> None:
+    path = tmp_path / "figure.svg"
+    flags = ["--titles", "Input", "Ours", "Theirs", "--letters", "--font", "serif", "--column", "single"]
+    assert main(["figure", str(run), "--samples", "3", "-o", str(path), *flags]) == 0
+    text = path.read_text()
+    assert all(words in text for words in ("(a) Input", "(b) Ours", "(c) Theirs", "STIXGeneral"))
+    assert "Grad-CAM" not in text and "DejaVu" not in text
+    with pytest.raises(InputError, match="--titles gives 1; the figure has 3 columns: image, Grad-CAM, block 5"):
+        main(["figure", str(run), "--samples", "3", "-o", str(path), "--titles", "Input"])
+
+
+def test_no_text_leaves_the_figure_and_no_titles_meet(run: Path) -> None:
+    """Drawn as Matplotlib measures it, at the width of one column and with many maps."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    (sample, _) = read_run(run).datasets[0].samples
+    columns = [Column(0, LAYERS[0], f"HiResCAM, all blocks summed, balanced {i}") for i in range(5)]
+    figure = paper_figure([[sample]], columns, FigureStyle(width=3.3, font_size=8))
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    titles = [axes.title.get_window_extent(renderer) for axes in figure.axes if axes.get_title()]
+    assert len(titles) == 6 and all(a.x1 <= b.x0 for a, b in itertools.pairwise(titles))
+    texts = [*titles, *(text.get_window_extent(renderer) for text in figure.texts)]
+    texts += [label.get_window_extent(renderer) for label in figure.axes[-1].get_yticklabels()]
+    width, height = figure.bbox.width, figure.bbox.height
+    assert all(box.x0 >= 0 and box.x1 <= width and box.y0 >= -1 and box.y1 <= height + 1 for box in texts)
 
 
 # ------------------------------------------------------------------------------------------------------------- table

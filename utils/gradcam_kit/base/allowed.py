@@ -18,6 +18,7 @@ IMAGE_FORMATS = ("png", "jpg", "webp")
 PRECISIONS = ("fp32", "bf16", "fp16")
 FACE_CROPS = ("auto", "off", "largest", "all")  # auto: where an image is no square face crop already
 FIGURE_FORMATS = (".pdf", ".svg", ".png")
+FIGURE_FONTS = ("sans", "serif")
 FIGURE_COLUMNS = {"single": 3.3, "double": 6.9}  # inches: the text columns of two-column proceedings
 MEASUREMENTS = ("deletion", "saco", "transplant", "attack", "randomisation")  # of --evaluate_explanations, each dear
 

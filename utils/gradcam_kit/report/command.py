@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..base.allowed import FIGURE_COLUMNS, FIGURE_FORMATS
+from ..base.allowed import FIGURE_COLUMNS, FIGURE_FONTS, FIGURE_FORMATS
 from ..base.command import OneLineParser, positive
 from ..base.errors import InputError
 
@@ -51,13 +51,19 @@ def figure(argv: Sequence[str]) -> None:
     p.add_argument("--methods", nargs="+", metavar="METHOD", help="which of the runs' methods, and in which order")
     p.add_argument("--column", choices=tuple(FIGURE_COLUMNS), default="double", help="width of a text column")
     p.add_argument("--width", type=float, metavar="INCHES", help="in place of --column")
-    p.add_argument("--font_size", type=positive, default=8, metavar="POINTS", help="of all text")
+    p.add_argument("--font_size", type=positive, default=8, metavar="POINTS", help="of text that has room for it")
+    p.add_argument("--font", choices=FIGURE_FONTS, default="sans", help="serif goes with Times")
+    p.add_argument("--titles", nargs="+", default=[], metavar="TITLE", help="of all columns, in place of their own")
+    p.add_argument("--letters", action="store_true", help="(a), (b), ... before the titles")
     args = p.parse_args(argv)
-    from .paper import write_figure
+    from .figure import FigureStyle, write_figure
 
     width = FIGURE_COLUMNS[args.column] if args.width is None else args.width
     runs, output = [Path(folder) for folder in args.run_dirs], Path(args.output)
-    write_figure(runs, output, args.samples, args.dataset, args.layers, args.methods, width, args.font_size)
+    style = FigureStyle(
+        width=width, font_size=args.font_size, titles=args.titles, font=args.font, lettered=args.letters
+    )
+    write_figure(runs, output, args.samples, args.dataset, args.layers, args.methods, style)
 
 
 def table(argv: Sequence[str]) -> None:

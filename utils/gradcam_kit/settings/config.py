@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from ..base.allowed import AUTO
 from ..base.errors import InputError
 from ..base.files import TRAINING_FOLDER, read_text
 from ..base.text import one_line, shortened
@@ -132,6 +133,8 @@ def _overridden(config: dict[str, Any], flags: Mapping[str, Any]) -> dict[str, A
     given = {key: value for key, value in flags.items() if value is not None}
     instead = {"gradcam_method": "gradcam_recipes", "gradcam_recipes": "gradcam_method"}
     gone = {instead[key] for key in given if key in instead}
+    if given.get("gradcam_method", AUTO) != AUTO and config.get("gradcam_layers") in (AUTO, [AUTO]):
+        gone.add("gradcam_layers")  # a method named by hand is its paper's own, whatever the file leaves to a trial
     return {**{key: value for key, value in config.items() if key not in gone}, **given}
 
 

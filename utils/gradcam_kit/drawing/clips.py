@@ -46,6 +46,7 @@ class ClipImage(LayerImage):
     cells: np.ndarray = field(kw_only=True)
     time: np.ndarray = field(kw_only=True)
     frames: np.ndarray = field(kw_only=True)
+    grey: str = field(default="", kw_only=True)  # why the curve of time is grey, a sentence
 
 
 def mosaic_shape(frames: int) -> tuple[int, int]:
@@ -153,11 +154,11 @@ def _signed_shares(maps: ClipMaps, frames: int) -> Tensor:
 # ---------------------------------------------------------------------------------------------------------- the strip
 
 
-def strip(layer: ClipImage, numbers: Sequence[int], grey: str = "") -> np.ndarray:
+def strip(layer: ClipImage, numbers: Sequence[int]) -> np.ndarray:
     """All frames in a row under the curve of time, with their numbers; the hottest are framed.
 
-    The curve has a bar for each frame: red for its evidence for the score, blue against. `grey`: why the curve is drawn
-    grey, a sentence that stands above it. Gives (H, T · side, 3) uint8 RGB.
+    The curve has a bar for each frame: red for its evidence for the score, blue against; `layer.grey`
+    stands above a grey one. Gives (H, T · side, 3) uint8 RGB.
     """
     frames = smaller(torch.from_numpy(layer.frames).unsqueeze(0))[0].numpy()
     count, height, width = frames.shape[:3]
@@ -168,8 +169,8 @@ def strip(layer: ClipImage, numbers: Sequence[int], grey: str = "") -> np.ndarra
         if place in hottest:
             cv2.rectangle(picture, (1, 1), (width - 2, height - 2), WARNING, 2)
         columns.append(np.vstack([picture, text_line(str(numbers[place]), width, NUMBER, 11, centred=True)]))
-    curve = time_curve(layer.time, width * count, grey=bool(grey))
-    heading = [text_line(grey, width * count, NUMBER, 11)] if grey else []
+    curve = time_curve(layer.time, width * count, grey=bool(layer.grey))
+    heading = [text_line(layer.grey, width * count, NUMBER, 11)] if layer.grey else []
     return np.vstack([*heading, curve, np.hstack(columns)])
 
 

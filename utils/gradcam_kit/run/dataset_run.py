@@ -23,6 +23,8 @@ from ..data.frames import Batch, frame_loader
 from ..data.gaps import forgery_gaps, is_absent, write_gaps
 from ..engine.checks import FromDevice
 from ..explaining.checking import MapChecker
+from ..explaining.clips.checking import ClipChecker
+from ..judge.time import OrderTest
 from ..judge.transplant import CELLS
 from ..judge.verdict import Choice
 from ..measure.samples import RealCounterparts
@@ -36,7 +38,7 @@ from ..store.sample import Sample
 from ..store.sample_writer import NON_FINITE, SampleWriter
 from ..store.tables import CLIPS, GAPS, write_dataset_tables
 from .disturbances import Interrupted, SignalGuard, SplitOnOutOfMemory
-from .explainer import Explainer
+from .explainer import Explainer, Shown
 from .predictions import Predictions, Resume
 from .processes import Processes
 from .summary import DatasetSummary
@@ -53,6 +55,7 @@ class Context:
     guard: SignalGuard
     predicting: SplitOnOutOfMemory
     cut: Mapping[str, CutClips] = field(default_factory=dict)
+    order: OrderTest | None = None  # what the detector makes of the order of frames, once it is known
 
     def predict(self, pixels: Tensor, frames: Sequence[Frame]) -> tuple[Tensor, Tensor]:
         """uint8 images of `frames` → logits (B, 2) and probability of fake (B,)."""
@@ -197,14 +200,17 @@ class DatasetRun:
             print("\n".join(lines), file=sys.stderr)
 
     def _explainer(self, writer: SampleWriter) -> Explainer:
-        context, counterparts, checker = self.context, None, None
+        context, counterparts = self.context, None
+        checker: MapChecker | ClipChecker | None = None
         if context.settings.detector.gradcam.recipe.method == TRANSPLANT:  # a check itself
             counterparts = RealCounterparts(context.settings.data)
-        elif context.options.checks_maps and not self.clips:
+        elif context.options.checks_maps and self.clips:
+            checker = ClipChecker(context.detector, context.settings.batch_size)
+        elif context.options.checks_maps:
             checker = MapChecker(context.detector, context.settings.batch_size)
-        judges = context.options.check_maps != "off" and not self.clips
+        judges = context.options.check_maps != "off"
         of = context.detector, self.resume, writer, context.predict
-        return Explainer(*of, checker, counterparts, judges, self.clips)
+        return Explainer(*of, checker, counterparts, judges, Shown(self.clips, context.order))
 
     def _say_cost(self, frames: Sequence[Frame], counterparts: RealCounterparts | None) -> None:
         """Transplant takes hundreds of passes an image: how many, before they begin."""

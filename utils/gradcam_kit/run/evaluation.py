@@ -8,7 +8,7 @@ import platform
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from functools import partial
 from pathlib import Path
 
@@ -40,6 +40,7 @@ from .calibration import Calibration, Plan, calibrate, find_calibration, set_ban
 from .dataset_run import Context, DatasetRun, explains_every_frame, samples_at_most
 from .disturbances import SignalGuard, SplitOnOutOfMemory, resume_command
 from .exports import TOP_FILES, check_exports, lacks_exports, lacks_files, write_exports, write_files
+from .frame_order import frame_order
 from .processes import Processes
 from .summary import DatasetSummary, check_finished, metrics_json, metrics_table, summary
 
@@ -96,7 +97,9 @@ def _run_in(folder: RunFolder, context: Context, datasets: Datasets, kept: Calib
     if calibration is not None:
         context.detector.model.set_gradcam_choice(calibration.choice)
         set_bank(context, calibration.choice, datasets)
+    context = replace(context, order=processes.on_rank_zero(lambda: frame_order(context, folder)))
     if processes.first:
+        print("".join(f"{line}\n" for line in (context.order.lines() if context.order else ())), end="")
         print(_expected_output(context, datasets), end="")
     choice = calibration.choice if calibration else None
     if context.options.shard:

@@ -13,13 +13,15 @@ from ..data.clips import Clip
 from ..data.frame import Frame
 from ..data.frame_paths import Stamp
 from ..data.frames import Batch
-from ..drawing.clips import DrawnClips, clip_images, mosaic_of
+from ..drawing.clips import ClipImage, DrawnClips, clip_images, mosaic_of
 from ..drawing.overlays import DrawnLayers, LayerImage, layer_images
 from ..engine.checks import FromDevice
 from ..explaining.checking import MapChecker, verdicts_of
+from ..explaining.clips.checking import ClipChecker
 from ..explaining.explanation import Explanation
 from ..explaining.one_pass import Pending
 from ..judge.check import ARTEFACT, MapCheck
+from ..judge.time import FROZEN_SENTENCE, OrderTest
 from ..measure.samples import RealCounterparts
 from ..model.detector import LoadedDetector
 from ..store.sample import Sample
@@ -49,12 +51,29 @@ class _Part(NamedTuple):
     spans: Spans
 
 
+class Shown(NamedTuple):
+    """Of a detector that reads clips: all clips of the dataset, which frames stand for, and what order means to it."""
+
+    clips: Sequence[Clip] = ()
+    order: OrderTest | None = None
+
+    def sample(self, sample: Sample) -> Sample:
+        """With the numbers of its frames, and what was found of their order."""
+        lines = self.order.lines() if self.order else []
+        return replace(sample, frames=tuple(self.clips[sample.index].numbers), chosen=(*sample.chosen, *lines))
+
+    def layers(self, layers: Sequence[LayerImage]) -> list[LayerImage]:
+        """With why their curves of time are grey, if they are."""
+        why = FROZEN_SENTENCE if self.order and self.order.freezing_costs_nothing else ""
+        return [replace(layer, grey=why) if isinstance(layer, ClipImage) else layer for layer in layers]
+
+
 class Explainer:
     """Explains batches of one dataset. Samples that an earlier, killed run has left whole are not written again.
 
     `counterparts`: what method transplant compares images with; None for other methods. `judges`: whether maps get a
-    verdict at all; without a checker it follows from the contrast with real images alone. `clips`: all of the dataset,
-    of a detector that reads clips; its frames stand for them.
+    verdict at all; without a checker it follows from the contrast with real images alone. `shown`: of a detector that
+    reads clips.
     """
 
     def __init__(
@@ -63,16 +82,16 @@ class Explainer:
         resume: Resume,
         writer: SampleWriter,
         predict: Callable[[Tensor, Sequence[Frame]], tuple[Tensor, Tensor]],
-        checker: MapChecker | None = None,
+        checker: MapChecker | ClipChecker | None = None,
         counterparts: RealCounterparts | None = None,
         judges: bool = True,
-        clips: Sequence[Clip] = (),
+        shown: Shown | None = None,
     ) -> None:
         self.detector, self.gradcam = detector, detector.gradcam
         self.resume, self.predictions = resume, resume.predictions
         self.writer, self.predict = writer, predict
         self.checker, self.counterparts, self.judges = checker, counterparts, judges
-        self.clips = clips
+        self.shown = shown or Shown()
         self._memory = SplitOnOutOfMemory("explaining")
         self._begins = True
 
@@ -156,13 +175,12 @@ class Explainer:
             frame, of_image = frames[position], {layer: found[i] for layer, found in checks.items()}
             content = stamps[frame.index].content
             sample = Sample.of(frame, explanation, i, layers, settings, choice, of_image, content)
-            if self.clips:
-                sample = replace(sample, frames=tuple(self.clips[frame.index].numbers))
-                drawn.append(Drawn(sample, mosaic_of(pixels[position]), layers))
+            if self.shown.clips:
+                drawn.append(Drawn(self.shown.sample(sample), mosaic_of(pixels[position]), self.shown.layers(layers)))
             else:
                 drawn.append(Drawn(sample, pixels[position].permute(1, 2, 0).numpy(), layers))
         spans = {name: maps.canvas.spanned for name, maps in explanation.layers.items()}
-        if self.clips and drawn:
+        if self.shown.clips and drawn:
             high, wide = drawn[0].image.shape[:2]
             spans = dict.fromkeys(spans, (high, wide))
         return _Part(frames, pixels, (scores, probabilities), drawn, spans)
@@ -183,7 +201,7 @@ class Explainer:
 
 
 def checks_of(
-    checker: MapChecker | None, explanation: Explanation, frames: Sequence[Frame]
+    checker: MapChecker | ClipChecker | None, explanation: Explanation, frames: Sequence[Frame]
 ) -> Mapping[str, list[MapCheck]]:
     """Layer → a check for each of the explained frames; without a checker what the explanation itself tells."""
     if checker is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from ...base.files import write_whole
 from ...engine.clips.maps import ClipMaps, share_of_frames
+from ...judge.time import ClipMargins, OrderTest, cost_of_frames, order_test
 from ..explanation import SHOWN, Explanation
 
 if TYPE_CHECKING:
@@ -23,12 +25,12 @@ class ClipExplanation(Explanation):
     """As `Explanation`, of clips: `images` (B, T, 3, H, W), `heatmap` (B, T, H, W) with one scale for each clip.
 
     `explanation.maps` has the raw and the signed maps (B, t, h, w), with the layer's own time steps;
-    `explanation.time` what each frame adds to them. `logits_at`: the module whose input is explained in place of the
-    probability that the detector returns; "" where it returns logits.
+    `explanation.time` what each frame adds to them. `explanation.check()` says whether a map's hottest frames matter,
+    four forward passes a clip. `margins`: clips → the detector's fake − real.
     """
 
     ARRAYS: ClassVar[tuple[str, ...]] = (*Explanation.ARRAYS, "time")
-    logits_at: str = ""
+    margins: ClipMargins
 
     @property
     def time(self) -> Tensor:
@@ -39,6 +41,14 @@ class ClipExplanation(Explanation):
     def shares(self) -> Tensor:
         """(B, T) in [0, 1]: each frame's share of the evidence for the score, by the only map."""
         return share_of_frames(self.time)
+
+    def cost(self) -> Tensor:
+        """(B, T) float32: how far fake − real falls when a frame is replaced by the one beside it. T passes a clip."""
+        return cost_of_frames(self.margins, self.images)
+
+    def order_test(self, videos: Sequence[Hashable] | None = None) -> OrderTest:
+        """Whether the detector reads the order of these clips' frames; `videos`: of each, else every clip is one."""
+        return order_test(self.margins, self.images, range(len(self.images)) if videos is None else videos)
 
     @staticmethod
     def clip_maps(maps: object) -> ClipMaps:

@@ -20,10 +20,12 @@ from ...engine.maps import refuse_non_finite
 from ...engine.recipe import Recipe
 from ...engine.targets import Target, wants_both
 from ...engine.tokens import Differentiated, PassPlan, Question, Tokens, token_gradients
+from ...judge.check import MapCheck
 from ..capture import point_of
-from ..explanation import RecipeMaps
+from ..explanation import Explanation, RecipeMaps
 from ..images import Batch, check_clips, check_pixels
 from ..one_pass import Asked, both_classes
+from .checking import ClipChecker, margins_of
 from .explanation import ClipExplanation
 from .subject import ClipSubject
 
@@ -64,7 +66,15 @@ def _explained(subject: ClipSubject, batch: Batch, asked: Asked) -> ClipExplanat
         made=tuple(made),
         images=batch["image"],
         look=subject.look,
+        margins=margins_of(subject, len(batch["image"])),
+        checker=partial(_checked, subject),
     )
+
+
+def _checked(subject: ClipSubject, explanation: Explanation) -> dict[str, list[MapCheck]]:
+    """Of `Explanation.check`, with random frames that are the same at every call."""
+    count = len(explanation.images)
+    return ClipChecker(subject, count).checks(explanation.images, explanation, range(count))
 
 
 class _Pass(NamedTuple):

@@ -49,6 +49,10 @@ class ClipSubject:
     pp_epsilon: float = DEFAULT_EPSILON
     reading: Reading = field(default_factory=Reading)
 
+    def as_clip_subject(self) -> ClipSubject:
+        """Itself, as any detector."""
+        return self
+
     def run(self, batch: Batch) -> Any:
         """A forward pass: what `head` reads, logits also where the model returns probabilities."""
 

@@ -5,6 +5,8 @@ Weights that a constructor asks for are the random ones of the network just buil
 
 from __future__ import annotations
 
+import builtins
+import logging
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -81,6 +83,7 @@ def no_pretrained_weights(detector: str) -> Iterator[None]:
             (nn.Module, "load_state_dict", _load_nothing),
             (torch, "load", load),
             (torch.hub, "download_url_to_file", lambda *arguments, **options: None),
+            (builtins, "_logger", logging.getLogger(detector)),  # TALL's file logs by this name and defines none
             *_libraries(),
         ):
             patches.enter_context(patched(owner, name, value))
@@ -130,9 +133,15 @@ def _libraries() -> Iterator[tuple[Any, str, Any]]:
 
 
 def _from_config(cls: Any, name: Any, *arguments: Any, **options: Any) -> Any:
-    """`cls.from_pretrained(name)` with random weights: the architecture of a known CLIP, or what a config.json says."""
-    config = options.get("config") or _known_clip(cls, str(name)) or cls.config_class.from_pretrained(name)
-    return cls(config)
+    """`cls.from_pretrained(name)` with random weights: of a known architecture, or of what a config.json says."""
+    config = options.get("config") or _known_clip(cls, str(name)) or _known_video(cls, str(name))
+    return cls(config or cls.config_class.from_pretrained(name))
+
+
+def _known_video(cls: Any, name: str) -> Any:
+    """The base size, which is the default, of a network of clips: hosts name a hub or another network's weights."""
+    is_video = cls.config_class.model_type in ("videomae", "timesformer", "xclip_vision_model")
+    return cls.config_class() if is_video and not Path(name, "config.json").is_file() else None
 
 
 def _known_clip(cls: Any, name: str) -> Any:

@@ -1,0 +1,128 @@
+"""Cause in time, on margins of which everything is known."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.clips.towers import FRAMES, clips_of_noise, tower
+from utils.gradcam import explain
+from utils.gradcam_kit.explaining.clips.explanation import ClipExplanation
+from utils.gradcam_kit.judge.time import (
+    READS_ORDER,
+    SINGLE_FRAMES,
+    UNCLEAR,
+    Change,
+    OrderTest,
+    check_frames,
+    cost_of_frames,
+    freeze,
+    hottest_frames,
+    order_test,
+    random_frames,
+)
+
+
+def numbered(count: int, frames: int) -> Tensor:
+    """Clips (count, frames, 1) whose frames are their numbers, clip after clip."""
+    return torch.arange(float(count * frames)).view(count, frames, 1)
+
+
+def test_a_frozen_frame_is_the_nearest_kept_one() -> None:
+    clips = numbered(2, 6)
+    replaced = torch.tensor([[0, 1, 1, 0, 0, 1], [1, 1, 1, 1, 1, 1]], dtype=torch.bool)
+    frozen = freeze(clips, replaced)[..., 0]
+    assert frozen[0].tolist() == [0, 0, 3, 3, 4, 4]
+    assert frozen[1].tolist() == [6, 7, 8, 9, 10, 11], "nothing is kept, so nothing is replaced"
+    middle = torch.tensor([[0, 1, 0]], dtype=torch.bool)
+    assert freeze(numbered(1, 3), middle)[0, :, 0].tolist() == [0, 0, 2], "of two the earlier"
+
+
+@pytest.mark.parametrize(("frames", "count"), [(1, 1), (8, 1), (9, 2), (16, 2), (32, 4)])
+def test_an_eighth_of_the_frames_is_replaced(frames: int, count: int) -> None:
+    time = torch.randn(3, frames, generator=torch.Generator().manual_seed(0))
+    hot = hottest_frames(time)
+    assert hot.sum(1).tolist() == [count] * 3
+    for i in range(3):
+        assert set(hot[i].nonzero().flatten().tolist()) == set(sorted(range(frames), key=lambda t: -time[i, t])[:count])
+    drawn = random_frames(hot, [3, 4, 5], 0)
+    assert drawn.sum(1).tolist() == [count] * 3 and torch.equal(drawn[1:2], random_frames(hot[1:2], [4], 0))
+
+
+def evidence_of_frame_two(clips: Tensor) -> Tensor:
+    return 10 * clips[:, 2, 0] + 0.01 * clips[:, :, 0].sum(1)
+
+
+def test_a_map_of_the_right_frame_is_supported_and_of_another_not() -> None:
+    clips = torch.zeros(2, 8, 1)
+    clips[:, 2] = 1
+    right, wrong = torch.zeros(2, 8), torch.zeros(2, 8)
+    right[:, 2], wrong[:, 6] = 1, 1
+    none = torch.tensor([False, True])
+    found = check_frames(evidence_of_frame_two, clips, right, none, ["fake", "fake"], [1, 2])
+    assert [check.word for check in found] == ["supported", "artefact"]
+    assert found[0].fall == pytest.approx(10.01) and found[0].margin == pytest.approx(10.01)
+    (other, _) = check_frames(evidence_of_frame_two, clips, wrong, none, ["fake", "fake"], [1, 2])
+    assert other.word in ("weak", "contradicted") and other.fall == pytest.approx(0)
+    (real, _) = check_frames(lambda some: -evidence_of_frame_two(some), clips, right, none, ["real", "real"], [1, 2])
+    assert real.word == "supported" and real.fall == pytest.approx(10.01), "towards the class that is explained"
+
+
+def test_what_each_frame_costs() -> None:
+    clips = torch.zeros(1, 8, 1)
+    clips[:, 2] = 1
+    cost = cost_of_frames(evidence_of_frame_two, clips)
+    assert cost[0].tolist() == pytest.approx([0, 0, 10.01, -0.01, 0, 0, 0, 0], abs=1e-5), "frame 3 becomes frame 2"
+
+
+def weighted(weights: Tensor) -> torch.nn.Module:
+    class Weighted(torch.nn.Module):
+        def forward(self, clips: Tensor) -> Tensor:
+            return (clips[..., 0] * weights).sum(1)
+
+    return Weighted()
+
+
+def noise(videos: int, frames: int = 8) -> Tensor:
+    return torch.randn(videos, frames, 1, generator=torch.Generator().manual_seed(7))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_mean_over_frames_reads_single_frames(seed: int) -> None:
+    clips = torch.randn(8, 8, 1, generator=torch.Generator().manual_seed(seed))
+    found = order_test(weighted(torch.full((8,), 1 / 8)), clips, range(8), seed)
+    assert found.word == SINGLE_FRAMES and not found.freezing_costs_nothing
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_difference_of_frames_reads_their_order(seed: int) -> None:
+    clips = torch.randn(8, 8, 1, generator=torch.Generator().manual_seed(seed))
+    weights = torch.tensor([1.0, -1, 1, -1, 1, -1, 1, -1])
+    assert order_test(weighted(weights), clips, range(8), seed).word == READS_ORDER
+
+
+def test_freezing_costs_nothing_where_all_frames_are_alike() -> None:
+    clips = noise(6)[:, :1].expand(6, 8, 1).contiguous()
+    found = order_test(weighted(torch.full((8,), 1 / 8)), clips, range(6))
+    assert found.freezing_costs_nothing and found.frozen.mean == pytest.approx(0, abs=1e-6)
+    assert any("curves of time are grey" in line for line in found.lines())
+
+
+def test_one_video_decides_nothing() -> None:
+    found = order_test(weighted(torch.ones(8)), noise(2), ["a", "a"])
+    assert found.order.low == 0 and math.isinf(found.order.high) and found.word == UNCLEAR
+    between = OrderTest(order=Change(0.03, 0.01, 0.05), frozen=Change(1.0, 0.5, 1.5), clips=3, videos=3)
+    assert between.word == UNCLEAR and "not clear from so few clips" in between.lines()[0]
+
+
+@pytest.mark.parametrize(("family", "blind"), [("folded", True), ("volume", False), ("timesformer", False)])
+def test_of_networks(family: str, blind: bool) -> None:
+    found = explain(tower(family), clips_of_noise(6), clip_layout="btchw")
+    assert isinstance(found, ClipExplanation), "of clips"
+    assert (found.order_test().word == SINGLE_FRAMES) is blind
+    (checks,) = found.check().values()
+    assert len(checks) == 6 and {check.word for check in checks} <= {"supported", "weak", "contradicted"}
+    assert found.cost().shape == (6, FRAMES)

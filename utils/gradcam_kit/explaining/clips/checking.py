@@ -1,0 +1,53 @@
+"""Maps of clips, checked on the model that they explain: whether their hottest frames matter."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+
+import torch
+from torch import Tensor
+
+from ...engine.frozen import frozen_for_explaining
+from ...judge.check import MapCheck
+from ...judge.time import ClipMargins, check_frames
+from ..explanation import Explanation
+from .explanation import ClipExplanation
+from .subject import ClipSubject, HasClipSubject
+
+
+def margins_of(subject: ClipSubject, batch_size: int) -> ClipMargins:
+    """Clips (N, T, 3, H, W), as the model takes them, → their margins (N,) float32, `batch_size` at once."""
+    tower = subject.tower
+
+    def margins(clips: Tensor) -> Tensor:
+        found = []
+        with frozen_for_explaining(tower.model, tower.structure), torch.no_grad():
+            for some in clips.split(batch_size):
+                prediction, head = subject.head._replace(batch=len(some)).read(subject.run({"image": some}))
+                found.append(head.margin(prediction["cls"].float()))
+        return torch.cat(found)
+
+    return margins
+
+
+class ClipChecker:
+    """Checks the maps of clips in time: four forward passes a map."""
+
+    def __init__(self, detector: HasClipSubject, batch_size: int) -> None:
+        self.margins = margins_of(detector.as_clip_subject(), batch_size)
+
+    def checks(
+        self,
+        images: Tensor,
+        explanation: Explanation,
+        seeds: Sequence[int],
+        videos: Sequence[Hashable] | None = None,
+    ) -> dict[str, list[MapCheck]]:
+        """The name of each map → a check for each of the clips (N, T, 3, H, W); none of two-sided maps."""
+        if "both" in explanation.target:
+            return {}
+        found = {}
+        for name, maps in explanation.layers.items():
+            time = ClipExplanation.clip_maps(maps).time.float().cpu()
+            found[name] = check_frames(self.margins, images, time, maps.empty.cpu(), explanation.target, seeds)
+        return found

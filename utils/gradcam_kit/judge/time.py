@@ -1,0 +1,193 @@
+"""Cause in time: whether the frames that a map calls hottest matter, and whether a detector reads the order of frames.
+
+Frames are replaced within their own clip, so that every frame that the detector sees is a real one of it: a replaced
+frame becomes the nearest kept one ("freeze"). `Margins` here takes clips (N, T, 3, H, W).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .bootstrap import VideoBootstrap
+from .check import AGAINST, ARTEFACT, CLEAR_DROP, CONTRADICTED, SUPPORTED, WEAK, MapCheck
+
+ClipMargins = Callable[[Tensor], Tensor]  # clips → (N,) float32, fake − real
+
+REPLACED = 8  # one frame in so many is replaced, rounded up
+RANDOM_DRAWS = 2  # of as many frames, against which the hottest are held
+SHUFFLES = 2
+NOTHING = 0.02  # of what tells two videos apart: a change of the margin below it counts as none
+READS_ORDER, SINGLE_FRAMES, UNCLEAR = "reads the order of frames", "reads single frames", "not clear"
+
+
+def freeze(clips: Tensor, replaced: Tensor) -> Tensor:
+    """Clips (N, T, ...) where each frame of `replaced` (N, T) bool is the nearest kept one, of two the earlier.
+
+    A clip of which no frame is kept stays as it is.
+    """
+    times = torch.arange(replaced.shape[1], device=replaced.device)
+    distance = (times[:, None] - times[None, :]).abs().float() + 1e-3 * (times[None, :] > times[:, None])
+    distance = distance.masked_fill(replaced[:, None, :], math.inf)  # (N, T, T): to each kept frame
+    nearest = torch.where(replaced & ~replaced.all(dim=1, keepdim=True), distance.argmin(dim=2), times)
+    return clips[torch.arange(len(clips), device=clips.device)[:, None], nearest.to(clips.device)]
+
+
+def hottest_frames(time: Tensor) -> Tensor:
+    """(N, T) values → (N, T) bool: the largest eighth of each clip's frames, of equal ones the earlier."""
+    count = -(-time.shape[1] // REPLACED)
+    places = time.argsort(dim=1, descending=True, stable=True)[:, :count]
+    return torch.zeros_like(time, dtype=torch.bool).scatter_(1, places, True)
+
+
+def random_frames(like: Tensor, seeds: Sequence[int], draw: int) -> Tensor:
+    """As many frames of each clip as `like` (N, T) bool has, by the clip's seed."""
+    found = torch.zeros_like(like)
+    for i, seed in enumerate(seeds):
+        generator = torch.Generator().manual_seed(RANDOM_DRAWS * int(seed) + draw)
+        found[i, torch.randperm(like.shape[1], generator=generator)[: int(like[i].sum())]] = True
+    return found
+
+
+def cost_of_frames(margins: ClipMargins, clips: Tensor) -> Tensor:
+    """(N, T) float32: how far the margin falls when each frame alone is frozen. T forward passes a clip."""
+    whole = margins(clips)
+    fallen = []
+    for frame in range(clips.shape[1]):
+        replaced = torch.zeros(clips.shape[:2], dtype=torch.bool)
+        replaced[:, frame] = True
+        fallen.append(whole - margins(freeze(clips, replaced)))
+    return torch.stack(fallen, dim=1)
+
+
+def check_frames(
+    margins: ClipMargins, clips: Tensor, time: Tensor, empty: Tensor, targets: Sequence[str], seeds: Sequence[int]
+) -> list[MapCheck]:
+    """A verdict for each clip: what freezing its hottest frames costs, against as many random ones.
+
+    Args:
+        time: (N, T) on the CPU, what each frame adds to the map.
+        empty: (N,) bool.
+        targets: "real", or what else speaks for fake, of each clip.
+        seeds: of the random frames.
+    """
+    direction = torch.tensor([-1.0 if target == "real" else 1.0 for target in targets])
+    whole = margins(clips).cpu() * direction
+    hot = hottest_frames(time)
+    fall = whole - margins(freeze(clips, hot)).cpu() * direction
+    draws = [random_frames(hot, seeds, draw) for draw in range(RANDOM_DRAWS)]
+    falls = [whole - margins(freeze(clips, drawn)).cpu() * direction for drawn in draws]
+    random = torch.stack(falls).mean(dim=0)
+    return [
+        MapCheck(
+            word=_word((fall[i] - random[i]).item() / max(abs(whole[i].item()), 1e-12), bool(empty[i])),
+            margin=whole[i].item(),
+            fall=fall[i].item(),
+            random=random[i].item(),
+            mass=None,
+            votes=None,
+            others=None,
+        )
+        for i in range(len(clips))
+    ]
+
+
+def _word(share: float, empty: bool) -> str:
+    """From the drop beyond random as a share of the margin.
+
+    What replaces a frame is a frame of the same clip, so that nothing is lost where the evidence is in all frames: then
+    the map is weak, as to time, not an artefact.
+    """
+    if empty:
+        return ARTEFACT
+    if share <= AGAINST:
+        return CONTRADICTED
+    return SUPPORTED if share >= CLEAR_DROP else WEAK
+
+
+class Change(NamedTuple):
+    """How far a change of the clips moves the margin, as a share of what tells two videos apart; 95 % interval.
+
+    Of one video there is no interval: `low` is 0 and `high` infinite.
+    """
+
+    mean: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:.1%}" + (f" ({self.low:.1%} to {self.high:.1%})" if math.isfinite(self.high) else "")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OrderTest:
+    """What a detector makes of the order of frames.
+
+    `order`: shuffled and reversed clips, the larger of the two. `frozen`: clips of their middle frame alone.
+    """
+
+    order: Change
+    frozen: Change
+    clips: int
+    videos: int
+
+    @property
+    def word(self) -> str:
+        """READS_ORDER, SINGLE_FRAMES, or UNCLEAR where the interval has both, or there is none."""
+        return READS_ORDER if self.order.low > NOTHING else SINGLE_FRAMES if self.order.high <= NOTHING else UNCLEAR
+
+    @property
+    def freezing_costs_nothing(self) -> bool:
+        """Whether one frame repeated says the same as the clip: then no frame of a clip matters more than another."""
+        return self.frozen.high <= NOTHING
+
+    def lines(self) -> list[str]:
+        """For the terminal."""
+        says = f"the detector {self.word}" if self.word != UNCLEAR else "not clear from so few clips"
+        moves = f"shuffling or reversing moves the margin by {self.order}, freezing the middle frame by {self.frozen}"
+        seen = f"of what tells two videos apart ({self.clips} clips of {self.videos} videos)"
+        return [f"order of frames: {says}: {moves} {seen}", *([FROZEN_SENTENCE] if self.freezing_costs_nothing else [])]
+
+
+FROZEN_SENTENCE = "one frame repeated says the same as the clip: curves of time are grey, no frame is the cause"
+
+
+def order_test(margins: ClipMargins, clips: Tensor, videos: Sequence[Hashable], seed: int = 0) -> OrderTest:
+    """What shuffling, reversing and freezing clips (N, T, 3, H, W) changes. Five forward passes a clip.
+
+    `videos`: of each clip; the interval is a bootstrap over them, and the scale is the mean difference between the
+    margins of two videos, or with one video the mean margin.
+    """
+    generator, frames = torch.Generator().manual_seed(seed), clips.shape[1]
+    whole = margins(clips).double().cpu()
+    shuffled = []
+    for _ in range(SHUFFLES):
+        order = torch.randperm(frames, generator=generator)
+        if frames > 1 and torch.equal(order, torch.arange(frames)):
+            order = order.roll(1)
+        shuffled.append((margins(clips[:, order]).double().cpu() - whole).abs())
+    backwards = (margins(clips.flip(1)).double().cpu() - whole).abs()
+    middle = clips[:, frames // 2 : frames // 2 + 1].expand(clips.shape)
+    frozen = (margins(middle.contiguous()).double().cpu() - whole).abs()
+    moved = torch.stack([torch.maximum(torch.stack(shuffled).mean(dim=0), backwards), frozen], dim=1)
+    scale = _between_videos(whole.numpy(), videos)
+    values = moved.numpy() / scale if scale > 0 else np.zeros(moved.shape)
+    intervals = VideoBootstrap(videos, seed=seed, resamples=2000).intervals(values)
+    order_change, frozen_change = (
+        Change(one.mean, 0.0, math.inf) if math.isnan(one.low) else Change(one.mean, one.low, one.high)
+        for one in intervals
+    )
+    return OrderTest(order=order_change, frozen=frozen_change, clips=len(clips), videos=len(set(videos)))
+
+
+def _between_videos(margins: np.ndarray, videos: Sequence[Hashable]) -> float:
+    differences = [
+        abs(margins[i] - margins[j]) for i in range(len(margins)) for j in range(i) if videos[i] != videos[j]
+    ]
+    return float(np.mean(differences)) if differences else float(np.abs(margins).mean())

@@ -54,15 +54,18 @@ def main(argv: Sequence[str]) -> int:
     flags = {"gradcam_enabled": True, **flags_of.config(args)}
     detector = load_named_detector(args.detector_path, args.device, args.precision, flags, flags_of.flag_names)
     cropped = media.photographs(detector.settings.resolution, args.face_crop, args.landmark_model)
+    if images and detector.settings.clip_size is not None:
+        raise InputError(f"--input: {images[0]} is an image, and the detector reads clips: give videos")
     detector.check_predictions()
     detector.dry_run()
     print_choices(detector)
     work = media.SingleImages(detector, cropped, None, args.image_format, args.save_raw)
-    work.use_bank(args.bank)
-    if args.calibration_images:
-        work.choose_map(images, args.calibration_images)
-    if args.check_maps != "off":
-        work.checker = MapChecker(detector, batch_size=1)
+    if detector.settings.clip_size is None:
+        work.use_bank(args.bank)
+        if args.calibration_images:
+            work.choose_map(images, args.calibration_images)
+        if args.check_maps != "off":
+            work.checker = MapChecker(detector, batch_size=1)
     media.make_output(Path(args.output))
     work.explain(files, Path(args.output))
     return 0

@@ -303,6 +303,33 @@ def test_the_logit_before_a_sigmoid_is_explained() -> None:
     torch.testing.assert_close(found.prob_fake, model(clips_of_noise())["cls"][:, 0].detach())
 
 
+class SlowFastHead(Volume):
+    """The head of SlowFast, and so of I3D: pooled, channels last, a dropout, a linear layer."""
+
+    def __init__(self, pool: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.pool, self.dropout = nn.AvgPool3d(pool, stride=1), nn.Dropout(0.5)
+        self.pathways = nn.Identity()
+
+    def forward(self, clips: Tensor) -> Tensor:
+        (volume,) = self.pathways([self.last(self.first(clips.transpose(1, 2)))])
+        pooled = self.dropout(self.pool(volume).permute(0, 2, 3, 4, 1))
+        logits: Tensor = self.head(pooled).mean((1, 2, 3))
+        return logits
+
+
+@pytest.mark.parametrize("pool", [(2, 8, 8), (2, 7, 7), (1, 8, 8)])
+def test_what_a_head_has_put_last_is_no_map(pool: tuple[int, int, int]) -> None:
+    """`pathways` gives a list, as SlowFast's stages do; it can be named, too."""
+    model = SlowFastHead(pool).double().eval()
+    found = explain(model, clips_of_noise(), clip_layout="btchw", target="fake")
+    assert found.recipe.layers[0] in ("last", "pool") and found.maps.signed.shape[0] == 2
+    assert (found.recipe.layers[0] == "pool") is (pool == (2, 7, 7)), "where places are left they are maps"
+    named = explain(model, clips_of_noise(), layers="pathways", clip_layout="btchw", target="fake")
+    expected = explain(model, clips_of_noise(), layers="last", clip_layout="btchw", target="fake")
+    torch.testing.assert_close(named.maps.signed, expected.maps.signed)
+
+
 def test_three_frames_need_a_layout() -> None:
     clips = clips_of_noise()[:, :3]
     with pytest.raises(InputError, match="clips of 3 frames fit both layouts"):

@@ -31,7 +31,8 @@ from ..model.detector import LoadedDetector
 from ..run.explainer import explain_images
 from ..store.sample import Sample
 from ..store.sample_folder import Drawn, write_sample
-from .explain_video import explain_video
+from .explain_clips import ClipVideo, explain_clips_of
+from .explain_video import VideoSummary, explain_video
 from .faces import NoFaceError, Photographs, View, face_finder, is_installed
 from .tracks import FrameViews
 from .video_files import VIDEO_SUFFIXES, UnreadableVideo
@@ -102,7 +103,12 @@ class SingleImages:
         return Drawn(sample, view.image, drawn[0], pasted)
 
     def _video(self, file: Path, folder: Path) -> None:
-        summary = explain_video(self.detector, file, folder, FrameViews(self.photographs))
+        views = FrameViews(self.photographs)
+        summary: VideoSummary | ClipVideo
+        if self.detector.settings.clip_size is None:
+            summary = explain_video(self.detector, file, folder, views)
+        else:
+            summary = explain_clips_of(self.detector, file, folder, views)
         print(printable(f"{file}: {summary.line()}, video in {folder}"))
         for remark in summary.remarks:
             print(printable(f"{file}: {remark}"), file=sys.stderr)

@@ -144,7 +144,8 @@ def clip_grid(tower: Tower, layer: str, tensor: Tensor, clip: ClipShape) -> Clip
     Raises LayerError for a tensor that has no cells in the clip.
     """
     shape = tuple(tensor.shape)
-    if tensor.ndim == 5 and shape[0] == clip.clips:
+    fits = all(cells <= of for cells, of in zip(shape[2:], clip[1:], strict=False))
+    if tensor.ndim == 5 and shape[0] == clip.clips and fits:
         return ClipGrid(frames=clip.frames, times=shape[2], rows=shape[3], columns=shape[4])
     if tensor.ndim in (3, 4):
         thumbnail = thumbnail_of(tower, clip.frames)

@@ -15,7 +15,7 @@ from ...base.allowed import AUTO
 from ...base.errors import InputError
 from ...base.text import one_line
 from ...engine.backward import BALANCED, PLAIN
-from ...engine.clips.families import KNOWN, clip_grid, clip_tower_of, is_volumes, thumbnail_of
+from ...engine.clips.families import KNOWN, channels_first, clip_grid, clip_tower_of, is_volumes, thumbnail_of
 from ...engine.clips.grid import ClipShape
 from ...engine.clips.maps import check_clip_method
 from ...engine.frozen import frozen_for_explaining
@@ -24,7 +24,7 @@ from ...engine.layers import MADE_OF_OTHERS, LayerError
 from ...engine.methods import DEFAULT_EPSILON
 from ...engine.outputs.probabilities import Reading
 from ...engine.recipe import Recipe, layer_names, site_of
-from ...engine.spatial_layers import reached_outputs
+from ...engine.spatial_layers import LEAST_CHANNELS, reached_outputs
 from ...engine.targets import Target
 from ...engine.towers import unwrapped
 from ...engine.towers.tower import Tower
@@ -134,11 +134,14 @@ def inputs_of(tower: Tower, blocks: Sequence[str], run: Callable[[], Any]) -> li
 
 
 def _has_cells(tower: Tower, name: str, tensor: Tensor, clip: ClipShape) -> bool:
+    if tensor.ndim == 5:
+        tensor = channels_first(tower.named[name], tensor)
     try:
         grid = clip_grid(tower, name, tensor, clip)
     except LayerError:
         return False
-    return grid.rows * grid.columns > 1
+    # A head may put channels last, or keep a few numbers for each frame: neither are features on a grid.
+    return grid.rows * grid.columns > 1 and (tensor.ndim == 3 or tensor.shape[1] >= LEAST_CHANNELS)
 
 
 # ------------------------------------------------------------------------------------------------------------ the model

@@ -82,6 +82,13 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return training
 
 
+def as_the_host_reads(path: Path) -> np.ndarray:
+    """Its `load_rgb`."""
+    image = cv2.imread(str(path))
+    assert image is not None, path
+    return cv2.resize(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), (32, 32), interpolation=cv2.INTER_CUBIC)
+
+
 def forward_by_hand(host: Path, clips: torch.Tensor) -> torch.Tensor:
     """The host's arithmetic, in float64: the logits before the sigmoid."""
     state = {name: value.double() for name, value in torch.load(host / "slow.pth", weights_only=True).items()}
@@ -111,9 +118,7 @@ def test_it_is_evaluated_and_explained_by_its_logit(host: Path) -> None:
     assert len(rows) == len(clips) == 12 and {clip["frames"] for clip in clips} == {"0 1 2 3", "4 5 6 7"}
     for row, clip in list(zip(rows, clips, strict=True))[:3]:
         paths = [Path(clip["first"]).with_name(f"{int(number):03d}.png") for number in clip["frames"].split()]
-        images = [
-            cv2.resize(cv2.imread(str(path))[..., ::-1], (32, 32), interpolation=cv2.INTER_CUBIC) for path in paths
-        ]  # type: ignore[index]  # there
+        images = [as_the_host_reads(path) for path in paths]
         pixels = (torch.from_numpy(np.stack(images)).double() / 255 - 0.5) / 0.5
         logit = float(forward_by_hand(host, pixels.permute(3, 0, 1, 2).unsqueeze(0)))
         assert float(row["logit_fake"]) == pytest.approx(logit, abs=1e-5)

@@ -75,7 +75,7 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_clips(training.parent)
     assert install(training).returncode == 0
     torch.manual_seed(0)
-    state = {}
+    state: dict[str, torch.Tensor] = {}
     for name, shape in {"first": (8, 3, 3, 3, 3), "last": (16, 8, 3, 3, 3), "projection": (1, 16)}.items():
         state |= {f"{name}.weight": 0.3 * torch.randn(shape), f"{name}.bias": torch.zeros(shape[0])}
     torch.save(state, training / "slow.pth")

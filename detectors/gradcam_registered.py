@@ -26,11 +26,12 @@ class RegisteredMixin(GradCAMMixin):
     """Mixed in before a host's class, whose constructor loads no weights with `backbone_config.pretrained: false`."""
 
     registered_name: str  # the host's
+    host_module = ""  # that its class is in
     loses_batch_of_one = False  # whether its forward pass was found to fail with a single image
 
     def __init__(self, config: dict[str, Any]) -> None:
         wanted = backbone_config(config).get("pretrained", True)
-        with nullcontext() if wanted else no_pretrained_weights(self.registered_name):
+        with nullcontext() if wanted else no_pretrained_weights(self.registered_name, self.host_module):
             super().__init__(config)
         self.init_gradcam(config)
 
@@ -65,7 +66,12 @@ class RegisteredMixin(GradCAMMixin):
 
 def with_gradcam(name: str, host_class: type) -> type:
     """The host's class with heatmaps."""
-    members = {"registered_name": name, "__module__": __name__, "__doc__": f"The host's `{name}` with heatmaps."}
+    members = {
+        "registered_name": name,
+        "host_module": host_class.__module__,
+        "__module__": __name__,
+        "__doc__": f"The host's `{name}` with heatmaps.",
+    }
     return type(f"{host_class.__name__}WithGradCAM", (RegisteredMixin, host_class), members)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -170,3 +171,38 @@ def test_a_detector_of_other_clips_is_told_which(data: Path, tmp_path: Path) -> 
     assert done.returncode == 2, done.stdout
     assert "gives predictions of shape (2, 4) for 2 clips, not one or two numbers a clip" in done.stderr
     assert "of 4 frames of 32 pixels; give its own --clip_size and --resolution" in done.stderr
+
+
+def test_the_page_shows_time(run: tuple[Path, str]) -> None:
+    """A curve on the card; in the large view one frame at a time, by a slider and by play."""
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs Playwright: pip install playwright")
+    if chromium is None:
+        pytest.skip("needs Chromium: apt-get install chromium")
+    out, _ = run
+    errors: list[str] = []
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        page = browser.new_page(viewport={"width": 1200, "height": 900})
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.goto((out / "index.html").as_uri())
+        time = np.load(out / "set" / "sample0" / "raw_sample0.npz")
+        (layer,) = [name for name in time.files if not name.endswith((".signed", ".time"))]
+        hottest = [0, 5, 10, 15][int(time[f"{layer}.time"].argmax())]
+        curve = page.locator(".card").first.locator("svg.curve")
+        label = f"What each of 4 frames adds to the evidence; most: frame {hottest}"
+        assert curve.get_attribute("aria-label") == label and curve.locator("rect").count() == 4
+        page.locator(".card").first.click()
+        assert page.inner_text("#frame-number") == "all frames"
+        page.locator("#time [name=frame]").fill("2")
+        assert page.inner_text("#frame-number") == "frame 10"
+        whole = page.locator("#stage .picture .picture")  # two rows and two columns, moved to the third frame
+        style = {name: whole.evaluate(f"one => one.style.{name}") for name in ("width", "left", "top")}
+        assert style == {"width": "200%", "left": "0%", "top": "-100%"}
+        page.click("#play")
+        playwright.expect(page.locator("#frame-number")).to_have_text("frame 15")
+        page.click("#play")
+        page.click("#all-frames")
+        assert page.inner_text("#frame-number") == "all frames" and page.inner_text("#play") == "Play"
+        browser.close()
+    assert errors == []

@@ -35,7 +35,7 @@ BINS, CURVE_POINTS = 20, 200
 OUTCOME_NAMES = {"TP": "true positive", "FN": "false negative", "TN": "true negative", "FP": "false positive"}
 COLORMAP = "inferno"  # perceptually even; the run's own is in its images
 STYLES = ("base.css", "gallery.css", "large.css", "analysis.css", "print.css")
-SCRIPTS = ("basics.js", "pictures.js", "cards.js", "large.js", "save.js", "state.js")
+SCRIPTS = ("basics.js", "pictures.js", "time.js", "cards.js", "large.js", "save.js", "state.js")
 
 
 def write_report(folder: Path, samples_at_most: int = SHOWN_SAMPLES) -> Path:

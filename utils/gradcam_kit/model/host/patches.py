@@ -61,8 +61,11 @@ class AbsentWeights(dict[str, Any]):
 
 
 @contextmanager
-def no_pretrained_weights(detector: str) -> Iterator[None]:
-    """For a host detector's constructor, which finds the CPU where it wants a GPU. Raises InputError where it fails."""
+def no_pretrained_weights(detector: str, module: str = "") -> Iterator[None]:
+    """For a host detector's constructor, which finds the CPU where it wants a GPU. Raises InputError where it fails.
+
+    `module`: the one that the constructor is in, which may import libraries only there.
+    """
     built: list[nn.Module] = []
     asked: list[str] = []
     initialise = nn.Module.__init__
@@ -84,7 +87,7 @@ def no_pretrained_weights(detector: str) -> Iterator[None]:
             (torch, "load", load),
             (torch.hub, "download_url_to_file", lambda *arguments, **options: None),
             (builtins, "_logger", logging.getLogger(detector)),  # TALL's file logs by this name and defines none
-            *_libraries(),
+            *_libraries(module),
         ):
             patches.enter_context(patched(owner, name, value))
         if not torch.cuda.is_available():
@@ -121,9 +124,11 @@ def _load_nothing(self: nn.Module, state_dict: Mapping[str, Any], *arguments: An
     return _IncompatibleKeys(missing, [key for key in state_dict if key not in own])
 
 
-def _libraries() -> Iterator[tuple[Any, str, Any]]:
-    """What to replace in the libraries that the host has imported, besides the loading of files."""
-    if "transformers" in sys.modules:
+def _libraries(module: str) -> Iterator[tuple[Any, str, Any]]:
+    """What to replace in the libraries that the host has imported, or will, besides the loading of files."""
+    file = getattr(sys.modules.get(module), "__file__", None)
+    names = "" if file is None else Path(file).read_text(encoding="utf-8", errors="replace")
+    if "transformers" in sys.modules or "from transformers import" in names:
         from transformers import PreTrainedModel
 
         yield PreTrainedModel, "from_pretrained", classmethod(_from_config)

@@ -21,6 +21,7 @@ import numpy as np
 from ...base.files import new_folder, sha256_of, write_whole
 from ...data.images import UnreadableImage
 from ...data.masks.annotations import read_mask
+from ...drawing.clips import mosaic_shape
 from ...drawing.overlays import encode
 from ...store.grey_maps import grey, png, signed_grey
 from ...store.read_run import DatasetOnDisk, RunOnDisk, frame_rows, original, stored_maps
@@ -72,13 +73,20 @@ def sample_data(sample: Sample, layers: Sequence[str]) -> dict[str, Any]:
         "folder": [sample.folder.parent.name, sample.folder.name],
         "comparison": sample.comparison, "box": list(astuple(box)) if box else [],
         "maps": [_map_data(one, layers) for one in sample.layers], "lost": sample.lost,
-        **file_facts(Path(sample.path)), **mask_outline(sample),
+        **file_facts(Path(sample.path)), **mask_outline(sample), **clip_data(sample),
     }  # fmt: skip
+
+
+def clip_data(sample: Sample) -> dict[str, Any]:
+    """Of a clip the numbers of its frames, and how many rows and columns of them its pictures have."""
+    return {"frames": list(sample.frames), "mosaic": mosaic_shape(len(sample.frames))} if sample.frames else {}
 
 
 def _map_data(layer: LayerFacts, layers: Sequence[str]) -> list[object]:
     verdict = layer.check.word if layer.check else ""
-    return [layers.index(layer.name), float(f"{layer.raw_maximum:.4g}"), layer.empty, layer.drawn_empty, verdict]
+    time = [[float(f"{value:.4g}") for value in layer.time]] if layer.time else []
+    raw_maximum = float(f"{layer.raw_maximum:.4g}")
+    return [layers.index(layer.name), raw_maximum, layer.empty, layer.drawn_empty, verdict, *time]
 
 
 def file_facts(path: Path) -> dict[str, Any]:

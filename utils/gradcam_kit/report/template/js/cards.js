@@ -18,16 +18,21 @@ function verdict(sample) {
     probability);
 }
 
+function curveOf(sample) {
+  return sample.frames && !sample.lost ? [timeCurve(sample, state.layer)] : [];
+}
+
 function where(sample) {
   const map = mapOf(sample, state.layer);
   const words = [sample.outcome, readable(sample.forgery), `video ${readable(sample.video)}`, `sample ${sample.number}`];
+  if (sample.frames) words.push(`frames ${sample.frames[0]} to ${sample.frames[sample.frames.length - 1]}`);
   if (map && map[2]) words.push(emptiness(map));
   return element("span", {className: "where"}, words.join(" · "),
     ...(map && map[4] ? [" · ", element("span", {className: `word ${map[4]}`, textContent: map[4]})] : []));
 }
 
 function card(sample) {
-  const button = element("button", {type: "button", className: "card"}, pair(sample), verdict(sample), where(sample),
+  const button = element("button", {type: "button", className: "card"}, pair(sample), ...curveOf(sample), verdict(sample), where(sample),
     element("span", {className: "where path", textContent: readable(sample.path.split("/").slice(-2).join("/"))}));
   button.dataset.key = key(sample);
   button.addEventListener("click", () => update({sample: key(sample)}));
@@ -69,6 +74,7 @@ function changeLayer() {
   for (const button of cards.querySelectorAll(".card")) {
     const sample = bySample.get(button.dataset.key);
     if (!sample.lost) button.querySelector(".pair")?.lastElementChild.replaceWith(overlay(sample, state.layer));
+    button.querySelector(".curve")?.replaceWith(...curveOf(sample));
     button.querySelector(".where").replaceWith(where(sample));
   }
 }

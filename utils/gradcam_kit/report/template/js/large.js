@@ -23,6 +23,8 @@ function showLarge() {
   document.getElementById("metadata").replaceChildren(...factsOf(sample).map(([name, value]) =>
     element("div", {}, element("dt", {textContent: name}), element("dd", {}, value))));
   controls.hidden = !!sample.lost;
+  if (frame >= (sample.frames || []).length) frame = -1;
+  controls.querySelector("[name=full]").parentElement.hidden = !!sample.frames;
   controls.querySelector("[name=outline]").parentElement.hidden = !sample.outline;
   const layers = controls.querySelector("[name=layer]");
   layers.replaceChildren(...sample.maps.map(([index]) => element("option", {value: data.layers[index], textContent: data.layers[index]})));
@@ -42,10 +44,13 @@ function showStage() {
   fillControls();
   if (sample.lost) {
     stage.replaceChildren(lost(sample.lost));
+    showTime(sample);
     return;
   }
   const layers = [...mapsOver(sample, state.layer, state.view), ...(state.outline && sample.outline ? [outlineOf(sample)] : [])];
-  const box = picture(sample, state.full ? fullImage(sample) : original(sample), ...layers);
+  const whole = picture(sample, state.full && !sample.frames ? fullImage(sample) : original(sample), ...layers);
+  const box = sample.frames && frame >= 0 ? oneFrame(sample, whole, frame) : whole;
+  showTime(sample);
   box.style.width = `${100 * state.zoom}%`;
   for (const image of box.querySelectorAll("img:not(.full)"))
     image.addEventListener("error", () => box.isConnected && stage.replaceChildren(lost("they were deleted")), {once: true});
@@ -96,12 +101,13 @@ function factsOf(sample) {
     ...sample.maps.map(([index]) => link(data.layers[index], url(...sample.folder, `gradcam_${data.layers[index]}_sample${sample.number}.${sample.comparison.split(".").pop()}`))),
     link("metadata", url(...sample.folder, `sample${sample.number}_metadata.txt`)),
     link("JSON", url(...sample.folder, `sample${sample.number}.json`)),
+    ...(sample.frames ? sample.maps.map(([index]) => link(`${data.layers[index]} over time`, url(...sample.folder, `gradcam_strip_${data.layers[index]}_sample${sample.number}.${sample.comparison.split(".").pop()}`))) : []),
     ...(data.raw ? [link("raw maps", url(...sample.folder, `raw_sample${sample.number}.npz`))] : []),
   ];
   const facts = {
     outcome: sample.outcome, "fake probability": sample.fake.toFixed(4), confidence: sample.confidence.toFixed(4),
     "logits (real, fake)": sample.logits.map(number).join(", "), forgery: readable(sample.forgery), video: readable(sample.video),
-    target: sample.target, method: data.run.method, site: data.run.site, backward: data.run.backward,
+    ...(sample.frames ? {frames: sample.frames.join(" ")} : {}), target: sample.target, method: data.run.method, site: data.run.site, backward: data.run.backward,
     weights: readable(data.run.weights), image: link(readable(sample.path), fileUrl(sample.path)),
   };
   if (sample.sha256) Object.assign(facts, {"size when this page was written": `${sample.bytes.toLocaleString("en")} bytes`, "SHA-256 then": sample.sha256});

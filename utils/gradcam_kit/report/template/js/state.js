@@ -100,9 +100,13 @@ function listenToLarge() {
   press("save", saveView);
   press("print", () => print());
   controls.addEventListener("input", () => update(readControls()));
+  document.querySelector("#time [name=frame]").addEventListener("input", event => showFrame(+event.target.value));
+  press("play", play);
+  press("all-frames", () => { stopPlaying(); showFrame(-1); });
   large.addEventListener("click", event => { if (event.target === large) large.close(); });
   large.addEventListener("close", () => {
     const opened = cards.querySelector(`[data-key="${CSS.escape(state.sample)}"]`);
+    stopPlaying();
     update({sample: "", zoom: "1"});
     if (opened) opened.focus();
   });

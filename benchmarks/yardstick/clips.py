@@ -1,0 +1,252 @@
+"""Clips whose forgery is known in time and space, five small networks trained on them, and how often maps find it.
+
+    python -m benchmarks.yardstick.clips            # minutes on a CPU; prints a table
+
+Two forgers. "region": a square of fine noise in some neighbouring frames. "order": every frame is flawless, and some
+neighbouring frames stand in the reverse order. The networks are of the four shapes that are known, one of them twice.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from utils.gradcam import explain
+from utils.gradcam_kit.explaining.clips.explanation import ClipExplanation
+from utils.gradcam_kit.judge.time import OrderTest
+
+FRAMES, SIZE, PATCH, REGION = 8, 32, 8, 10
+STEPS, BATCH = 400, 24
+GROUND = 12  # cells of the coarse texture that drifts through a clip
+
+
+class Clips(NamedTuple):
+    """Clips (N, T, 3, S, S), 1 for fake (N,), the forged frames (N, T) bool, the forged pixels (N, S, S) bool."""
+
+    clips: Tensor
+    label: Tensor
+    frames: Tensor
+    region: Tensor
+
+
+def real_clips(count: int, generator: torch.Generator) -> Tensor:
+    """A smooth texture that drifts by one or two pixels a frame, in a direction of its own, with a little noise."""
+    wide = SIZE + 2 * 2 * FRAMES
+    coarse = torch.randn(count, 3, GROUND, GROUND, generator=generator)
+    texture = F.interpolate(coarse, size=(wide, wide), mode="bicubic", align_corners=False)
+    steps = torch.randint(-2, 3, (count, 2), generator=generator)
+    steps[(steps == 0).all(dim=1)] = 1
+    frames = []
+    for t in range(FRAMES):
+        places = (2 * FRAMES + steps * (t - FRAMES // 2)).tolist()
+        frames.append(torch.stack([texture[i, :, y : y + SIZE, x : x + SIZE] for i, (y, x) in enumerate(places)]))
+    clips = torch.stack(frames, dim=1)
+    return clips + 0.05 * torch.randn(clips.shape, generator=generator)
+
+
+def forged(kind: str, count: int, seed: int) -> Clips:
+    """Half of them real. `kind`: "region" or "order"."""
+    generator = torch.Generator().manual_seed(seed)
+    clips = real_clips(count, generator)
+    label = (torch.arange(count) % 2 == 0).long()
+    frames = torch.zeros(count, FRAMES, dtype=torch.bool)
+    region = torch.zeros(count, SIZE, SIZE, dtype=torch.bool)
+    for i in label.nonzero().flatten().tolist():
+        length = int(torch.randint(2, 4, (1,), generator=generator)) if kind == "region" else 4
+        start = int(torch.randint(0, FRAMES - length + 1, (1,), generator=generator))
+        frames[i, start : start + length] = True
+        if kind == "order":
+            clips[i, start : start + length] = clips[i, start : start + length].flip(0)
+            region[i] = True
+            continue
+        top, left = torch.randint(0, SIZE - REGION + 1, (2,), generator=generator).tolist()
+        region[i, top : top + REGION, left : left + REGION] = True
+        noise = torch.randn(length, 3, REGION, REGION, generator=generator)
+        clips[i, start : start + length, :, top : top + REGION, left : left + REGION] += 0.8 * noise
+    return Clips(clips, label, frames, region)
+
+
+class Volume(nn.Module):
+    """3-D convolutions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv3d(3, 16, 3, (1, 2, 2), 1), nn.ReLU(), nn.Conv3d(16, 24, 3, (1, 2, 2), 1), nn.ReLU(),
+            nn.Conv3d(24, 24, 3, 1, 1), nn.ReLU(),
+        )  # fmt: skip
+        self.head = nn.Linear(24, 2)
+
+    def forward(self, clips: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.layers(clips.transpose(1, 2)).amax((2, 3, 4)))
+        return logits
+
+
+class Folded(nn.Module):
+    """2-D convolutions of each frame, and the mean of the frames' logits: blind to their order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(3, 16, 3, 2, 1), nn.ReLU(), nn.Conv2d(16, 24, 3, 2, 1), nn.ReLU(),
+            nn.Conv2d(24, 24, 3, 1, 1), nn.ReLU(),
+        )  # fmt: skip
+        self.head = nn.Linear(24, 2)
+
+    def forward(self, clips: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.layers(clips.flatten(0, 1)).amax((2, 3)))
+        return logits.unflatten(0, clips.shape[:2]).mean(1)
+
+
+class Thumbnail(nn.Module):
+    """2-D convolutions of a picture of all frames, two rows of four."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.thumbnail_rows = 2
+        self.layers, self.head = Folded().layers, nn.Linear(24, 2)
+
+    def forward(self, clips: Tensor) -> Tensor:
+        rows = clips.unflatten(1, (2, FRAMES // 2)).permute(0, 3, 1, 4, 2, 5)
+        logits: Tensor = self.head(self.layers(rows.flatten(4, 5).flatten(2, 3)).amax((2, 3)))
+        return logits
+
+
+class Tokens(nn.Module):
+    """Hugging Face's VideoMAE, of which all tokens are read, or TimeSformer, of which the first is."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        from transformers import TimesformerConfig, TimesformerModel, VideoMAEConfig, VideoMAEModel
+
+        sizes = {"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 96}
+        sizes |= {"image_size": SIZE, "num_frames": FRAMES, "patch_size": PATCH}
+        mae, former = VideoMAEConfig(**sizes), TimesformerConfig(**sizes)
+        self.backbone: nn.Module = VideoMAEModel(mae) if kind == "videomae" else TimesformerModel(former)
+        self.norm, self.head, self.first = nn.LayerNorm(48), nn.Linear(48, 2), kind == "timesformer"
+
+    def forward(self, clips: Tensor) -> Tensor:
+        tokens = self.backbone(clips)[0]
+        logits: Tensor = self.head(self.norm(tokens[:, 0] if self.first else tokens.mean(1)))
+        return logits
+
+
+TOWERS: dict[str, Callable[[], nn.Module]] = {
+    "volume": Volume,
+    "folded": Folded,
+    "thumbnail": Thumbnail,
+    "videomae": lambda: Tokens("videomae"),
+    "timesformer": lambda: Tokens("timesformer"),
+}
+# Map by which each is read, by default.
+METHODS = {"videomae": {"method": "hirescam", "backward": "balanced"}, "timesformer": {"method": "hirescam"}}
+STEPS_OF = {"videomae": 900, "timesformer": 900}
+
+
+def trained(name: str, kind: str, steps: int | None = None, seed: int = 0) -> nn.Module:
+    """A network trained on the clips of a forger, by labels of clips alone."""
+    torch.manual_seed(seed)
+    model, steps = TOWERS[name](), steps or STEPS_OF.get(name, STEPS)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-3, total_steps=steps)
+    for step in range(steps):
+        batch = forged(kind, BATCH, 1_000_000 + step)
+        loss = F.cross_entropy(model(batch.clips), batch.label)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        schedule.step()
+    return model.eval()
+
+
+class Found(NamedTuple):
+    """Shares of the detected fakes: hottest frame forged; hottest frame and place forged. `accuracy` of all clips."""
+
+    accuracy: float
+    frame: float
+    both: float
+    fakes: int
+
+
+def hits(heat: Tensor, data: Clips) -> tuple[float, float]:
+    """Of heat (N, T, S, S): how often its largest value lies in a forged frame, and there in the forged region.
+
+    A cell away from the region counts: that is how far a cell's value is spread when it is drawn.
+    """
+    place = heat.flatten(1).argmax(dim=1)
+    frame, pixel = place // (SIZE * SIZE), place % (SIZE * SIZE)
+    near = F.max_pool2d(data.region.float().unsqueeze(1), 2 * (PATCH // 2) + 1, 1, PATCH // 2).squeeze(1) > 0
+    rows = torch.arange(len(heat))
+    in_time, in_space = data.frames[rows, frame], near.flatten(1)[rows, pixel]
+    return in_time.float().mean().item(), (in_time & in_space).float().mean().item()
+
+
+def motion(clips: Tensor) -> Tensor:
+    """(N, T, S, S): how much each pixel differs from the frames around, a control that knows no detector."""
+    steps = (clips[:, 1:] - clips[:, :-1]).abs().mean(dim=2)
+    return torch.cat([steps[:, :1], torch.maximum(steps[:, 1:], steps[:, :-1]), steps[:, -1:]], dim=1)
+
+
+def explained(model: nn.Module, clips: Tensor, **how: str) -> ClipExplanation:
+    """As a user explains them, for fake."""
+    found = explain(model, clips, target="fake", clip_layout="btchw", **how)  # type: ignore[arg-type]  # names of `Options`
+    assert isinstance(found, ClipExplanation), "of clips"
+    return found
+
+
+def measured(model: nn.Module, data: Clips, **how: str) -> Found:
+    """On the fakes that the model calls fake."""
+    with torch.no_grad():
+        called = model(data.clips).argmax(dim=1)
+    accuracy = (called == data.label).float().mean().item()
+    chosen = (called == 1) & (data.label == 1)
+    some = Clips(*(part[chosen] for part in data))
+    heat = torch.cat([explained(model, part, **how).heatmap for part in some.clips.split(32)])
+    return Found(accuracy, *hits(heat, some), int(chosen.sum()))
+
+
+def order_of(model: nn.Module, data: Clips) -> OrderTest:
+    """Every clip is a video of its own."""
+    return explained(model, data.clips).order_test()
+
+
+def main() -> int:
+    """Train, measure, print."""
+    held_out = forged("region", 200, 7)
+    fakes = Clips(*(part[held_out.label == 1] for part in held_out))
+    centre = torch.zeros(len(fakes.clips), FRAMES, SIZE, SIZE)
+    centre[:, FRAMES // 2, SIZE // 2, SIZE // 2] = 1
+    controls = {
+        "random": torch.rand(centre.shape, generator=torch.Generator().manual_seed(1)),
+        "centre": centre,
+        "motion energy": motion(fakes.clips),
+    }
+    print("| map | accuracy | hottest frame forged | and hottest place | fakes | order |\n|---|---|---|---|---|---|")
+    for name, heat in controls.items():
+        frame, both = hits(heat, fakes)
+        print(f"| {name} |  | {frame:.2f} | {both:.2f} | {len(heat)} |  |")
+    for name in TOWERS:
+        model = trained(name, "region")
+        found = measured(model, held_out, **METHODS.get(name, {}))
+        word = order_of(model, Clips(*(part[:16] for part in held_out))).word
+        print(
+            f"| {name} | {found.accuracy:.2f} | {found.frame:.2f} | {found.both:.2f} | {found.fakes} | {word} |",
+            flush=True,
+        )
+    model = trained("volume", "order", 800)
+    wrong = forged("order", 200, 8)
+    with torch.no_grad():
+        accuracy = (model(wrong.clips).argmax(1) == wrong.label).float().mean().item()
+    print(
+        f"| volume, order | {accuracy:.2f} |  |  |  | {order_of(model, Clips(*(part[:16] for part in wrong))).word} |"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -211,6 +211,17 @@ def test_of_folded_frames_each_frame_has_its_own_logit() -> None:
     torch.testing.assert_close(found.time * FRAMES + bias[1].detach(), alone)
 
 
+def test_the_logits_of_each_frame_where_their_mean_decides() -> None:
+    model, clips = Folded().double().eval(), clips_of_noise()
+    found = explain(model, clips)
+    with torch.no_grad():
+        alone = torch.stack([model(clips[:, t : t + 1]) for t in range(FRAMES)], dim=1)
+    torch.testing.assert_close(found.frame_logits(), alone)
+    torch.testing.assert_close(found.frame_logits().mean(1), found.logits)
+    with pytest.raises(InputError, match="its decision is no mean of its frames' own logits"):
+        explain(tower("xclip"), clips).frame_logits()
+
+
 def test_one_scale_for_a_clip_and_nothing_between_two_frames() -> None:
     found = explain(tower("videomae"), clips_of_noise(), target="fake")
     heat = found.heatmap

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -26,11 +26,12 @@ class ClipExplanation(Explanation):
 
     `explanation.maps` has the raw and the signed maps (B, t, h, w), with the layer's own time steps;
     `explanation.time` what each frame adds to them. `explanation.check()` says whether a map's hottest frames matter,
-    four forward passes a clip. `margins`: clips → the detector's fake − real.
+    four forward passes a clip. `margins`: clips → the detector's fake − real; `frames_apart` → `frame_logits`.
     """
 
     ARRAYS: ClassVar[tuple[str, ...]] = (*Explanation.ARRAYS, "time")
     margins: ClipMargins
+    frames_apart: Callable[[Tensor], Tensor]
 
     @property
     def time(self) -> Tensor:
@@ -41,6 +42,10 @@ class ClipExplanation(Explanation):
     def shares(self) -> Tensor:
         """(B, T) in [0, 1]: each frame's share of the evidence for the score, by the only map."""
         return share_of_frames(self.time)
+
+    def frame_logits(self) -> Tensor:
+        """(B, T, K): each frame's own logits, where the decision is their mean (STIL). InputError where it is not."""
+        return self.frames_apart(self.images)
 
     def cost(self) -> Tensor:
         """(B, T) float32: how far fake − real falls when a frame is replaced by the one beside it. T passes a clip."""

@@ -27,6 +27,7 @@ from ..images import Batch, check_clips, check_pixels
 from ..one_pass import Asked, both_classes
 from .checking import ClipChecker, margins_of
 from .explanation import ClipExplanation
+from .frame_logits import frame_logits
 from .subject import ClipSubject
 
 
@@ -67,6 +68,7 @@ def _explained(subject: ClipSubject, batch: Batch, asked: Asked) -> ClipExplanat
         images=batch["image"],
         look=subject.look,
         margins=margins_of(subject, len(batch["image"])),
+        frames_apart=partial(frame_logits, subject),
         checker=partial(_checked, subject),
     )
 

@@ -1,0 +1,43 @@
+"""Each frame's own logits, where a detector's decision is their mean, as STIL's is: exact, without a gradient."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...base.errors import InputError
+from ...engine.frozen import frozen_for_explaining
+from .subject import ClipSubject
+
+ALIKE = 1e-4  # of the largest logit: how far the mean of the frames' may be from the clip's
+
+
+def frame_logits(subject: ClipSubject, clips: Tensor) -> Tensor:
+    """(B, T, K): what the detector says of each frame of clips (B, T, 3, H, W); their mean over T are its logits.
+
+    They are the output of a linear layer or a convolution of one row a frame. Raises InputError where there is none.
+    """
+    tower, outputs = subject.tower, list[Tensor]()
+    count, frames = clips.shape[:2]
+
+    def note(module: nn.Module, inputs: Any, output: Any) -> None:
+        if isinstance(output, Tensor) and len(output) == count * frames:
+            outputs.append(output.detach().flatten(1))
+
+    with frozen_for_explaining(tower.model, tower.structure), torch.no_grad(), ExitStack() as hooks:
+        for module in tower.structure.modules:
+            if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d)):
+                hooks.callback(module.register_forward_hook(note).remove)
+        prediction, _ = subject.head._replace(batch=count).read(subject.run({"image": clips}))
+    logits = prediction["cls"]
+    within = ALIKE * logits.abs().max()
+    found = [one.unflatten(0, (count, frames)) for one in outputs if one.shape[1] == logits.shape[1]]
+    exact = next((one for one in reversed(found) if (one.mean(1) - logits).abs().max() <= within), None)
+    if exact is None:
+        raise InputError(
+            f"{subject.head.detector}: its decision is no mean of its frames' own logits; `time` says what each adds"
+        )
+    return exact

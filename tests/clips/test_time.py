@@ -9,8 +9,12 @@ import torch
 from torch import Tensor
 
 from tests.clips.towers import FRAMES, clips_of_noise, tower
-from utils.gradcam import explain
+from utils.gradcam import Recipe, explain
+from utils.gradcam_kit.explaining.clips.checking import margins_of
+from utils.gradcam_kit.explaining.clips.choosing import choose_clip_map, clip_candidates
 from utils.gradcam_kit.explaining.clips.explanation import ClipExplanation
+from utils.gradcam_kit.explaining.clips.subject import clip_subject_of
+from utils.gradcam_kit.judge.clip_trial import frozen_cells, mean_coloured_cells, try_clip_maps
 from utils.gradcam_kit.judge.time import (
     READS_ORDER,
     SINGLE_FRAMES,
@@ -24,6 +28,8 @@ from utils.gradcam_kit.judge.time import (
     order_test,
     random_frames,
 )
+from utils.gradcam_kit.judge.trial import Heat, Scorer
+from utils.gradcam_kit.judge.verdict import choose
 
 
 def numbered(count: int, frames: int) -> Tensor:
@@ -126,3 +132,50 @@ def test_of_networks(family: str, blind: bool) -> None:
     (checks,) = found.check().values()
     assert len(checks) == 6 and {check.word for check in checks} <= {"supported", "weak", "contradicted"}
     assert found.cost().shape == (6, FRAMES)
+
+
+# ------------------------------------------------------------------------------------------------------------ the choice
+
+
+def test_a_cell_becomes_the_same_place_of_the_nearest_frame_that_keeps_it() -> None:
+    clips = torch.arange(4.0).view(1, 4, 1, 1, 1).expand(1, 4, 3, 4, 4) + torch.zeros(1, 4, 3, 4, 4)
+    replaced = torch.zeros(1, 4, 2, 2, dtype=torch.bool)
+    replaced[0, 1:3, 0, 0] = True
+    replaced[0, :, 1, 1] = True
+    frozen = frozen_cells(clips, replaced)[0, :, 0]
+    assert [frozen[t, 0, 0].item() for t in range(4)] == [0, 0, 3, 3]
+    assert [frozen[t, 3, 3].item() for t in range(4)] == [0, 1, 2, 3], "no frame keeps it"
+    assert torch.equal(frozen[:, :2, 2:], clips[0, :, 0, :2, 2:])
+    mean = mean_coloured_cells(clips, replaced)[0, :, 0]
+    assert mean[1, 0, 0] == 1.5 and mean[0, 0, 0] == 0 and mean[2, 3, 3] == 1.5
+
+
+def test_the_map_of_the_cells_that_decide_is_chosen() -> None:
+    """Evidence is the brightness of one place in frame 2; one map shows it, one another place, one the other frames."""
+
+    def margins(clips: Tensor) -> Tensor:
+        return clips[:, 2, 0, :4, :4].mean((1, 2)) - 0.1
+
+    clips = 0.2 * torch.rand(6, 4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    clips[:, 2, :, :4, :4] += 1
+    right, place, frame = (torch.zeros(6, 4, 2, 2) for _ in range(3))
+    right[:, 2, 0, 0], place[:, 2, 1, 1], frame[:, 0, 0, 0] = 1, 1, 1
+    none = torch.zeros(6, dtype=torch.bool)
+    recipes = {Recipe("gradcam", "a"): place, Recipe("hirescam", "a"): frame, Recipe("layercam", "a"): right}
+    maps = {recipe: Heat(raw, none) for recipe, raw in recipes.items()}
+    trial = try_clip_maps(clips, maps, Scorer(margins, torch.ones(6)))
+    drop = trial.drops["the nearest frame"][Recipe("layercam", "a")]
+    torch.testing.assert_close(drop, clips[:, 2, 0, :4, :4].mean((1, 2)) - clips[:, 1, 0, :4, :4].mean((1, 2)))
+    choice = choose(trial, list(maps), [], range(6), {})
+    assert choice.state == "chosen" and choice.used == Recipe("layercam", "a")
+
+
+def test_a_network_chooses_among_its_maps() -> None:
+    model, clips = tower("volume"), clips_of_noise(6)
+    subject = clip_subject_of(model, clips, layout="btchw")
+    choice = choose_clip_map(subject, margins_of(subject, 4), clips, "fake", range(6))
+    assert {row.candidate.method for row in choice.rows} == {"gradcam", "hirescam", "layercam"}
+    assert choice.images == 6 and choice.fills == ("the nearest frame", "mean colour")
+    videomae = clip_subject_of(tower("videomae"), clips)
+    kinds = {(one.method, one.backward, one.layer) for one in clip_candidates(videomae, clips[:1])}
+    assert ("hirescam", "balanced", "encoder.layer.1") in kinds and len(kinds) == 5

@@ -15,10 +15,13 @@ from torch import Tensor
 
 from ..base.decision import UNKNOWN
 from ..base.errors import InputError
+from ..data.clips import clip_loader
 from ..data.frame import Frame, evenly_spaced
 from ..data.frames import frame_loader
 from ..engine.real.contrast import CONTRASTS
 from ..engine.recipe import Recipe
+from ..explaining.clips.checking import margins_of
+from ..explaining.clips.choosing import choose_clip_map, clip_candidates
 from ..explaining.real_tokens import bank_of, one_of_each_video, tried, with_bank
 from ..judge.candidates import captures
 from ..judge.choosing import TrialImages, choose_map, separates
@@ -33,6 +36,7 @@ from ..store.tables import write_run_tables
 from .dataset_run import Context
 from .disturbances import SplitOnOutOfMemory
 
+CLIPS = 16  # on which a map of clips is chosen, at most
 POOL = 8  # frames predicted for each image that is wanted: detectors call few images fake on some data
 JUDGED = 16  # images on which a named map is judged, at most: a figure to warn by needs no more
 FILLS = 5  # tried at most
@@ -76,7 +80,11 @@ class Plan(NamedTuple):
     @classmethod
     def of(cls, detector: LoadedDetector, images: int) -> Plan:
         """For a detector with heatmaps."""
-        candidates, named = detector.as_subject().candidates(bank=images > 0), detector.model.gradcam_named()
+        named = detector.model.gradcam_named()
+        if detector.settings.clip_size is not None:
+            subject = detector.as_clip_subject()
+            return cls(clip_candidates(subject, detector.model.noise()[:1]), named, min(images, CLIPS))
+        candidates = detector.as_subject().candidates(bank=images > 0)
         return cls(candidates, named, min(images, JUDGED) if named else images)
 
     def key(self, manifest: Manifest) -> str:
@@ -120,6 +128,8 @@ def calibrate(context: Context, plan: Plan, datasets: Mapping[str, Sequence[Fram
     Which images these are is decided by the detector alone, whatever their labels. Where it calls none fake, images
     that it calls real are used. Raises Interrupted between batches.
     """
+    if context.cut:
+        return _calibrate_clips(context, plan)
     detector, settings = context.detector, context.settings
     frames = [frame for some in datasets.values() for frame in some]
     split = SplitOnOutOfMemory("trying maps on", settings.batch_size)
@@ -155,6 +165,36 @@ def calibrate(context: Context, plan: Plan, datasets: Mapping[str, Sequence[Fram
     if bank is not None:
         compared = [frames[reals[i]] for i in one_of_each_video(images.real_videos)]
         choice = replace(choice, bank=tuple((frame.dataset, frame.index) for frame in compared))
+    notes = [*choice.notes, *([] if fakes else [NO_FAKE]), *([] if separate else [BLIND])]
+    return replace(choice, notes=tuple(notes), separates=separate)
+
+
+def _calibrate_clips(context: Context, plan: Plan) -> Choice:
+    """As `calibrate`, on one clip of each video: those that the detector calls fake, or else real."""
+    detector, settings = context.detector, context.settings
+    of_video = {clip.row.whole_video: clip for cut in context.cut.values() for clip in reversed(cut.clips)}
+    chosen = evenly_spaced(list(of_video.values()), 2 * plan.images)
+    margins = margins_of(detector.as_clip_subject(), settings.batch_size)
+    rows: list[Frame] = []
+    pixels: list[Tensor] = []
+    found: list[Tensor] = []
+    for batch in clip_loader(chosen, settings.detector.resolution, settings.batch_size, settings.workers):
+        context.guard.check()
+        if batch.frames:
+            rows += batch.frames
+            pixels.append(batch.pixels)
+            found.append(margins(detector.normalised(batch.pixels)).cpu())
+    if not rows:
+        return plan.untried("none of the clips tried could be read")
+    together = torch.cat(found)
+    fakes, reals = (kind.nonzero().flatten().tolist() for kind in (together > 0, together <= 0))
+    used, target = (fakes, "fake") if fakes else (reals, "real")
+    used = used[: plan.images]
+    clips = detector.normalised(torch.cat(pixels)[used])
+    videos = [rows[i].whole_video for i in used]
+    choice = choose_clip_map(detector.as_clip_subject(), margins, clips, target, videos, plan.named)
+    known = [row.label for row in rows] if all(row.label != UNKNOWN for row in rows) else None
+    separate = separates(together, known)
     notes = [*choice.notes, *([] if fakes else [NO_FAKE]), *([] if separate else [BLIND])]
     return replace(choice, notes=tuple(notes), separates=separate)
 

@@ -262,9 +262,7 @@ def _calibrate(folder: RunFolder, context: Context, datasets: Datasets) -> Calib
 
 
 def _draws_gradients(settings: RunSettings) -> bool:
-    """Of images: maps of clips are drawn as they are named."""
-    gradcam = settings.detector.gradcam
-    return gradcam.enabled and gradcam.recipe.method != TRANSPLANT and settings.data.clip_size is None
+    return settings.detector.gradcam.enabled and settings.detector.gradcam.recipe.method != TRANSPLANT
 
 
 def _report_finished(folder: RunFolder, options: RunOptions) -> None:

@@ -331,6 +331,70 @@ for batch in range(10_000):
             assert plain.execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
 
+KILLED_HALF_WAY = """
+import os, sys
+from pathlib import Path
+from utils.gradcam_kit.store.database import RunDatabase
+row = ("p" * 4000, "f", "v", 1, 0.0, 0.0, 0.5, "", "0 0 ")
+database = RunDatabase(Path(sys.argv[1]), writes=True, new=True)
+database.put("frame", [("toy", i, *row) for i in range(5)], "key")
+database.commit()
+database._connection.execute("PRAGMA cache_size = 1")  # so that the file is written to before the commit
+database.put("frame", [("toy", i, *row) for i in range(5, 500)], "key")
+os._exit(9)
+"""
+# As a program has it for a moment that looks at a database: SQLite's lock of readers.
+READS = """
+import fcntl, sys, time
+with open(sys.argv[1], "rb") as file:
+    fcntl.lockf(file, fcntl.LOCK_SH, 510, 0x40000002)
+    print("reads", flush=True)
+    time.sleep(1)
+"""
+
+
+@pytest.mark.parametrize("writes", [True, False])
+def test_half_a_transaction_is_taken_back_after_whoever_reads(writes: bool, tmp_path: Path) -> None:
+    path = tmp_path / "run.sqlite"
+    subprocess.run([sys.executable, "-c", KILLED_HALF_WAY, str(path)], cwd=ROOT, check=False)
+    assert (tmp_path / "run.sqlite-journal").stat().st_size > 0
+    reader = subprocess.Popen([sys.executable, "-c", READS, str(path)], stdout=subprocess.PIPE, text=True)
+    assert reader.stdout is not None and reader.stdout.readline() == "reads\n"
+    with RunDatabase(path, writes=writes) as database:
+        assert [row[1] for row in database.rows("frame")] == list(range(5))
+        assert reader.wait() == 0
+    assert [file.name for file in tmp_path.iterdir()] == ["run.sqlite"]
+
+
+def test_a_kill_before_the_first_commit_leaves_nothing_in_the_way(tmp_path: Path) -> None:
+    """Also where the database lies elsewhere."""
+    code = """
+import os, sys
+from pathlib import Path
+from tests.helpers.fake_run import some_manifest
+from utils.gradcam_kit.store.run_folder import RunFolder
+RunFolder.record = lambda self: os._exit(9)
+RunFolder.open(Path(sys.argv[1]), some_manifest(), database=Path(sys.argv[2]))
+"""
+    out, place = tmp_path / "out", tmp_path / "a run.sqlite"
+    for _ in range(2):
+        command = [sys.executable, "-c", code, str(out), str(place)]
+        assert subprocess.run(command, cwd=ROOT, check=False).returncode == 9
+    with RunFolder.open(out, manifest(), database=place, resume=True):
+        assert place.is_file()
+
+
+def test_overwriting_what_lies_elsewhere_leaves_it_there(tmp_path: Path) -> None:
+    """Another run's database, which only looks like a part of this one's, stays."""
+    out, place, other = tmp_path / "out", tmp_path / "a.sqlite", tmp_path / "a.2.b.sqlite"
+    with RunFolder.open(out, manifest(), database=place), RunFolder.open(tmp_path / "b", manifest(), database=other):
+        pass
+    with RunFolder.open(out, manifest(), overwrite=True) as folder:
+        assert folder.database.path == place and read_run(out).folder == out
+    with RunFolder.open(out, manifest(), resume=True):
+        assert read_run(tmp_path / "b").manifest == manifest()
+
+
 def test_an_emptied_folder_is_no_finished_run(tmp_path: Path) -> None:
     with RunFolder.open(tmp_path / "out", manifest()) as folder:
         shutil.rmtree(tmp_path / "out")

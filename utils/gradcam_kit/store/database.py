@@ -10,6 +10,7 @@ import errno
 import hashlib
 import os
 import sqlite3
+import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -35,8 +36,9 @@ TABLES = {
     "calibration": (1, "name choice"),
     "measurement": (2, "dataset name content"),
 }
-BLOBS = ("raw", "signed", "vector", "content")  # any other bytes are a string that UTF-8 does not have
+BINARY = ("map", "feature", "measurement")  # elsewhere bytes are a string that UTF-8 does not have
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS)
+IS_EMPTY = "SELECT count(*) = 0 FROM sqlite_master"
 Row = tuple[Any, ...]
 
 
@@ -59,9 +61,27 @@ def has_begun(path: Path) -> bool:
         return False
     try:
         with closing(sqlite3.connect(path)) as connection:
-            return bool(connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0])
+            return not connection.execute(IS_EMPTY).fetchone()[0]
     except (sqlite3.Error, UnicodeDecodeError):
         return True  # whatever it is
+
+
+def check_locks(path: Path) -> None:
+    """Raises InputError where the file system has no locks: SQLite would take that for another process's lock."""
+    try:
+        import fcntl
+
+        # A file of its own: to close the database's would drop the locks that this process may have on it.
+        with tempfile.TemporaryFile(dir=path.parent) as file:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1)
+    except ImportError:
+        pass
+    except OSError as error:  # of any other one SQLite tells
+        if error.errno in NO_LOCKS:
+            raise InputError(
+                f"{path}: the file system has no locks ({error.strerror}), which a database needs; give"
+                " --run_database PATH on a disk that has them"
+            ) from error
 
 
 class Busy(InputError):
@@ -76,96 +96,71 @@ class RunDatabase:
         self.path, self._writes = path, writes
         self._committed = time.monotonic()
         self.skipped = 0  # rows that `rows` found changed
+        if writes:
+            check_locks(path)
         with self._told(InputError):
-            mode = "rwc" if new else "rw" if writes else "ro"
-            self._connection = self._connected(mode)
+            # A reader, too, may have to take back the half of a transaction that a kill has left.
+            uri = f"file:{quote(os.fsencode(path.absolute()))}?mode={'rwc' if new else 'rw'}"
+            self._connection = sqlite3.connect(
+                uri, uri=True, isolation_level=None, timeout=PATIENCE, check_same_thread=False
+            )
+            # Of a damaged row, too.
+            self._connection.text_factory = partial(str, encoding="utf-8", errors="surrogateescape")
             try:
-                if not writes:
-                    self._connection = self._recovered(self._connection)
+                empty = self._value(IS_EMPTY)
+                if writes:
+                    self._lock()
                 else:
-                    self._lock(new)
+                    self._connection.execute("PRAGMA query_only = ON")
+                if new:
+                    self._make_tables(empty)
                 self._check()
             except BaseException:
                 self._connection.close()
                 raise
         self._file = path.stat()
 
-    def _connected(self, mode: str) -> sqlite3.Connection:
-        uri = f"file:{quote(os.fsencode(self.path.absolute()))}?mode={mode}"
-        waits = PATIENCE if mode == "ro" else 0  # for another writer nobody waits
-        opened = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=waits, check_same_thread=False)
-        opened.text_factory = partial(str, encoding="utf-8", errors="surrogateescape")  # of a damaged row, too
-        return opened
+    def _value(self, query: str, *values: object) -> Any:
+        return self._connection.execute(query, values).fetchone()[0]
 
-    def _recovered(self, connection: sqlite3.Connection) -> sqlite3.Connection:
-        """A reader; where a kill has left half a transaction, a writer takes it back first."""
+    def _lock(self) -> None:
+        """Become the writer. For another one nobody waits, for a reader both do."""
+        self._value("PRAGMA journal_mode = DELETE")  # a WAL needs memory that processes share
+        self._connection.execute("PRAGMA synchronous = FULL")  # what was committed outlives a crash of the machine
+        self._connection.execute("PRAGMA busy_timeout = 0")
         try:
-            connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-        except sqlite3.OperationalError as error:
-            if "readonly" not in str(error) and "unable to open" not in str(error):
-                raise
-            connection.close()
-            writer = self._connected("rw")
-            writer.execute("SELECT count(*) FROM sqlite_master").fetchone()
-            writer.close()
-            connection = self._connected("ro")
-        return connection
-
-    def _lock(self, new: bool) -> None:
-        """Become the writer, and of a new database make the tables, which the first `commit` keeps."""
-        connection = self._connection
-        connection.execute("PRAGMA journal_mode = DELETE")  # a WAL needs memory that processes share
-        connection.execute("PRAGMA synchronous = FULL")  # what was committed outlives a crash of the machine, too
-        try:
-            connection.execute("BEGIN IMMEDIATE")
+            self._connection.execute("BEGIN IMMEDIATE")
         except sqlite3.OperationalError as error:
             if "locked" not in str(error):
                 raise
-            raise Busy(self._why_locked()) from error
-        connection.execute(f"PRAGMA busy_timeout = {1000 * PATIENCE}")  # from here on for readers
-        if new and not connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-            for name, (keys, columns) in TABLES.items():
-                names = columns.split()
-                listed = ", ".join([*names, "key", "hash", f"PRIMARY KEY ({', '.join(names[:keys])})"])
-                connection.execute(f"CREATE TABLE {name} ({listed})")
-            connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-            connection.execute(f"PRAGMA user_version = {VERSION}")
-        elif new:
+            raise Busy(f"{self.path}: another process is at work there; wait for it or end it") from error
+        self._connection.execute(f"PRAGMA busy_timeout = {1000 * PATIENCE}")
+
+    def _make_tables(self, empty: bool) -> None:
+        """The first `commit` keeps them."""
+        if not empty:
             raise InputError(f"{self.path}: holds an earlier run; give another place, --resume or --overwrite")
-
-    def _why_locked(self) -> str:
-        try:
-            import fcntl
-
-            with self.path.open("rb+") as file:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1)
-        except ImportError:
-            pass
-        except OSError as error:
-            if error.errno in NO_LOCKS:
-                return (
-                    f"{self.path}: the file system has no locks ({error.strerror}), which a database needs; give"
-                    " --run_database PATH on a disk that has them"
-                )
-        return f"{self.path}: another process is at work there; wait for it or end it"
+        for table, (keys, columns) in TABLES.items():
+            names = columns.split()
+            listed = ", ".join([*names, "key", "hash", f"PRIMARY KEY ({', '.join(names[:keys])})"])
+            self._connection.execute(f"CREATE TABLE {table} ({listed})")
+        self._connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        self._connection.execute(f"PRAGMA user_version = {VERSION}")
 
     def _check(self) -> None:
         """Raises InputError where this is no database of a run, or one of a newer version."""
-        pragma = [
-            self._connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")
-        ]
-        if pragma[0] != APPLICATION_ID:
+        if self._value("PRAGMA application_id") != APPLICATION_ID:
             raise InputError(f"{self.path}: is no database of a run; give another --gradcam_output_dir")
-        if pragma[1] != VERSION:
+        if (version := self._value("PRAGMA user_version")) != VERSION:
             raise InputError(
-                f"{self.path}: was written by {'a newer' if pragma[1] > VERSION else 'another'} version (schema"
-                f" {pragma[1]}, this one knows {VERSION}); use that version, or another --gradcam_output_dir"
+                f"{self.path}: was written by {'a newer' if version > VERSION else 'another'} version (schema"
+                f" {version}, this one knows {VERSION}); use that version, or another --gradcam_output_dir"
             )
 
     def check_whole(self) -> None:
         """Raises InputError for a file of which pages are damaged or cut off."""
         with self._told(InputError):
-            found = self._connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
+            found = self._value("PRAGMA integrity_check(1)")
         if found != "ok":
             raise InputError(self._damaged(found))
 
@@ -174,8 +169,11 @@ class RunDatabase:
 
     def put(self, table: str, rows: Iterable[Sequence[object]], key: str = "") -> None:
         """Add these rows, or replace those of the same names; they are on disk after `commit`."""
+        stored = (tuple(map(_stored, (*row, key))) for row in rows)
+        self._insert(table, ((*row, digest(row)) for row in stored))
+
+    def _insert(self, table: str, whole: Iterable[Row]) -> None:
         marks = ", ".join("?" * (len(TABLES[table][1].split()) + 2))
-        whole = ((*row, digest(row)) for row in (tuple(map(_stored, (*row, key))) for row in rows))
         with self._told(RunError):
             self._connection.executemany(f"INSERT OR REPLACE INTO {table} VALUES ({marks})", whole)
 
@@ -198,20 +196,25 @@ class RunDatabase:
 
     def rows(self, table: str, where: str = "", *values: object) -> Iterator[Row]:
         """The whole rows, with their key at the end, in the order of their names. A changed one counts as none."""
-        for row in self._rows(table, where, values):
-            if row[-1] == digest(row[:-1]):
-                yield _read(table, row)
-            else:
-                self.skipped += 1
+        for *row, _ in self._whole(table, where, *values):
+            yield tuple(map(_text, row)) if table not in BINARY and bytes in map(type, row) else tuple(row)
 
     def one(self, table: str, where: str = "", *values: object) -> Row | None:
         """The first of such rows."""
         return next(iter(list(self.rows(table, where, *values))), None)
 
-    def _rows(self, table: str, where: str = "", values: Sequence[object] = ()) -> Iterator[Row]:
-        order = ", ".join(map(str, range(1, TABLES[table][0] + 1)))
+    def _whole(self, table: str, where: str = "", *values: object) -> Iterator[Row]:
+        for _, *row in self._all(table, where, *values):
+            if row[-1] == digest(row[:-1]):
+                yield tuple(row)
+            else:
+                self.skipped += 1
+
+    def _all(self, table: str, where: str = "", *values: object) -> Iterator[Row]:
+        """Each row behind its rowid."""
+        order = ", ".join(TABLES[table][1].split()[: TABLES[table][0]])
         with self._told(InputError):
-            yield from self._connection.execute(f"SELECT * FROM {table} {where} ORDER BY {order}", list(values))
+            yield from self._connection.execute(f"SELECT rowid, * FROM {table} {where} ORDER BY {order}", values)
 
     def forget(self, table: str, dataset: str, indices: Iterable[int]) -> None:
         """Take rows out."""
@@ -219,22 +222,20 @@ class RunDatabase:
             given = ((dataset, index) for index in indices)
             self._connection.executemany(f"DELETE FROM {table} WHERE dataset = ? AND idx = ?", given)
 
-    def changed(self) -> dict[str, int]:
-        """Table → rows that are not as the run wrote them; a writer takes them out."""
+    def forget_changed(self) -> dict[str, int]:
+        """Take out the rows that are not as the run wrote them; table → how many."""
         found = {}
-        for table, (keys, columns) in TABLES.items():
-            names = [row[:keys] for row in self._rows(table) if row[-1] != digest(row[:-1])]
-            if names:
-                found[table] = len(names)
-                which = " AND ".join(f"{name} IS ?" for name in columns.split()[:keys])
-                if self._writes:
-                    self._connection.executemany(f"DELETE FROM {table} WHERE {which}", names)
-        return found
+        for table in TABLES:
+            changed = [[row] for row, *of, its_hash in self._all(table) if its_hash != digest(of)]
+            with self._told(RunError):
+                self._connection.executemany(f"DELETE FROM {table} WHERE rowid = ?", changed)
+            found[table] = len(changed)
+        return {table: count for table, count in found.items() if count}
 
     def count(self, table: str, where: str = "", *values: object) -> int:
         """How many rows there are."""
         with self._told(InputError):
-            return int(self._connection.execute(f"SELECT count(*) FROM {table} {where}", values).fetchone()[0])
+            return int(self._value(f"SELECT count(*) FROM {table} {where}", *values))
 
     def hash_of(self, table: str, dataset: str) -> str:
         """Of all rows of a dataset."""
@@ -243,11 +244,10 @@ class RunDatabase:
             return digest(tuple(value for (value,) in found))
 
     def absorb(self, other: RunDatabase) -> None:
-        """Take over the whole rows of another database, but for its own one."""
-        for table in TABLES:
-            for row in other._rows(table) if table != "run" else ():
-                if row[-1] == digest(row[:-1]):
-                    self.put(table, [row[:-2]], row[-2])
+        """Take over the whole rows of another database, but for its own one, and keep them."""
+        for table in TABLES.keys() - {"run"}:
+            self._insert(table, other._whole(table))
+        self.commit()
 
     def clear(self) -> None:
         """Take out every row: another database has them."""
@@ -305,17 +305,9 @@ def _stored(value: object) -> object:
     return int(value) if isinstance(value, bool) else value
 
 
-def _read(table: str, row: Row) -> Row:
-    if bytes not in map(type, row):
-        return row[:-1]
-    names = (*TABLES[table][1].split(), "key")
-    return tuple(
-        _text(value) if isinstance(value, bytes) and name not in BLOBS else value
-        for name, value in zip(names, row[:-1], strict=True)
-    )
-
-
-def _text(value: bytes) -> str:
+def _text(value: object) -> object:
+    if not isinstance(value, bytes):
+        return value
     try:
         return value.decode("utf-8", "surrogatepass")
     except UnicodeDecodeError:  # nothing that a run writes

@@ -59,17 +59,19 @@ class RunFolder:
         check_names(manifest.datasets, (*manifest.top_files, FILE, JOURNAL, ELSEWHERE))
         place = database or database_of(path)
         try:
-            if resume and has_begun(place):
-                folder = cls._resumed(path, manifest, key, place)
-            else:
+            goes_on = resume and has_begun(place)
+            if not goes_on:
                 _make_room(path, place, overwrite)
                 path.mkdir(parents=True, exist_ok=True)
-                if database is not None:
+                if place != path / FILE:
                     write_whole(path / ELSEWHERE, f"{place.absolute()}\n".encode())
                 place.open("ab").close()  # the system says why it cannot be written, SQLite does not
-                folder = cls(path, manifest, key, place, RunDatabase(place, writes=True, new=True))
-                folder.record()
+            folder = cls(path, manifest, key, place, RunDatabase(place, writes=True, new=not goes_on))
             try:
+                if goes_on:
+                    folder._go_on()
+                else:
+                    folder.record()
                 for name in manifest.datasets:
                     own_folder(path / name)
             except BaseException:
@@ -79,39 +81,33 @@ class RunFolder:
         except OSError as error:
             raise InputError(f"output folder {path}: cannot be written ({error.strerror}); give another one") from error
 
-    @classmethod
-    def _resumed(cls, path: Path, manifest: Manifest, key: str, place: Path) -> RunFolder:
-        database = RunDatabase(place, writes=True)
-        try:
-            database.check_whole()
-            changed = database.changed()
-            earlier = read_manifest(database)
-            differences = manifest.differences(earlier)
-            if (shards := [one.options.get("shard") for one in (earlier, manifest)])[0] != shards[1]:
-                differences.append(f"options.shard was {shards[0]} and is {shards[1]}")
-            if differences:
-                more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
-                raise InputError(
-                    f"--resume: {place} is of another run: {'; '.join(differences[:3])}{more};"
-                    " give the first run's settings, or another --gradcam_output_dir, or --overwrite to begin again"
-                )
-            top_files = list(dict.fromkeys((*earlier.top_files, *manifest.top_files)))
-            own = replace(earlier, top_files=top_files, free_options=manifest.free_options)
-            folder = cls(path, own, key, place, database)
-            folder.absorb(remove=True)
-            stale = database.count("frame", "WHERE key IS NOT ?", key)
-            if changed or stale:
-                said = [f"{count} rows of {table} were changed" for table, count in changed.items()]
-                said += [f"{stale} predictions are of other code"] if stale else []
-                print(printable(f"--resume: {place}: {'; '.join(said)}: done again"), file=sys.stderr)
-                folder.manifest = replace(folder.manifest, finished=None, heatmaps=None, choice=None)
-                folder.record()
-            if folder.manifest.finished is not None:
-                folder.finished, folder.metrics = True, json.loads((database.one("run") or "  {}")[2])
-            return folder
-        except BaseException:
-            database.close()
-            raise
+    def _go_on(self) -> None:
+        """Take over what an earlier call has left, as far as it is of this run. Raises InputError for another run."""
+        database, manifest = self.database, self.manifest
+        database.check_whole()
+        changed = database.forget_changed()
+        earlier = read_manifest(database)
+        differences = manifest.differences(earlier)
+        if (shards := [one.options.get("shard") for one in (earlier, manifest)])[0] != shards[1]:
+            differences.append(f"options.shard was {shards[0]} and is {shards[1]}")
+        if differences:
+            more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
+            raise InputError(
+                f"--resume: {self._place} is of another run: {'; '.join(differences[:3])}{more};"
+                " give the first run's settings, or another --gradcam_output_dir, or --overwrite to begin again"
+            )
+        top_files = list(dict.fromkeys((*earlier.top_files, *manifest.top_files)))
+        self.manifest = replace(earlier, top_files=top_files, free_options=manifest.free_options)
+        self.absorb(remove=True)
+        stale = database.count("frame", "WHERE key IS NOT ?", self.key)
+        if changed or stale:
+            said = [f"{count} rows of {table} were changed" for table, count in changed.items()]
+            said += [f"{stale} predictions are of other code"] if stale else []
+            print(printable(f"--resume: {self._place}: {'; '.join(said)}: done again"), file=sys.stderr)
+            self.manifest = replace(self.manifest, finished=None, heatmaps=None, choice=None)
+            self.record()
+        if self.manifest.finished is not None:
+            self.finished, self.metrics = True, json.loads((database.one("run") or "  {}")[2])
 
     @property
     def database(self) -> RunDatabase:
@@ -156,11 +152,10 @@ class RunFolder:
 
     def absorb(self, remove: bool = False) -> None:
         """Take over what the parts of other processes hold; with `remove` they are a killed run's, and go."""
-        for part in sorted(self._place.parent.glob(f"{glob.escape(self._place.stem)}.*{self._place.suffix}")):
+        for part in _parts_of(self._place):
             if has_begun(part):  # a kill may leave an empty one
                 with RunDatabase(part, writes=False) as other:
                     self.database.absorb(other)
-                self.database.commit()
             if remove:
                 part.unlink()
 
@@ -194,11 +189,19 @@ def read_manifest(database: RunDatabase) -> Manifest:
     return Manifest.from_json(parsed(row[1], database.path), str(database.path))
 
 
+def _parts_of(place: Path) -> list[Path]:
+    """The parts of other processes of the run whose database lies at `place`."""
+    alike = place.parent.glob(f"{glob.escape(place.stem)}.*{place.suffix}")
+    return sorted(path for path in alike if path.stem[len(place.stem) + 1 :].isdecimal())
+
+
 def _make_room(path: Path, place: Path, overwrite: bool) -> None:
     """Set an earlier run aside, if that is asked for. Raises InputError where something is to stay."""
     if path.exists() and not path.is_dir():
         raise InputError(f"output folder {path}: is a file; give a folder")
-    inside = [one for one in path.iterdir() if one.name not in (FILE, JOURNAL)] if path.is_dir() else []
+    # All that there is before the first transaction.
+    begun = (FILE, JOURNAL, place.name, f"{place.name}-journal", ELSEWHERE, f".{ELSEWHERE}.partial")
+    inside = [one for one in path.iterdir() if one.name not in begun] if path.is_dir() else []
     there = has_begun(place)
     if not inside and not there:
         return
@@ -219,6 +222,6 @@ def _make_room(path: Path, place: Path, overwrite: bool) -> None:
         raise
     except InputError:
         pass  # a damaged one is set aside as any other
-    for one in dict.fromkeys((place, path) if place.parent != path else (path,)):
+    for one in (path,) if place.parent == path else (place, *_parts_of(place), path):
         if one.exists():
             print(printable(f"--overwrite: {one} is now {set_aside(one)}"), file=sys.stderr)

@@ -18,6 +18,7 @@ from utils.gradcam_kit.judge.bootstrap import Interval
 from utils.gradcam_kit.report.face_regions import REGIONS, GroupRegions, headlines
 from utils.gradcam_kit.report.page import BINS, histogram_bars, notes, video_histogram, write_report
 from utils.gradcam_kit.report.page_parts.faithfulness import measured_views, measuring_command
+from utils.gradcam_kit.store.database import RunDatabase
 from utils.gradcam_kit.store.read_run import read_run
 
 
@@ -88,7 +89,8 @@ def test_what_was_measured_is_on_the_page(tmp_path: Path) -> None:
         "curves": [curve],
     }  # fmt: skip
     assert measured_views(read_run(run)) == []
-    (run / "explanations.json").write_text(json.dumps({"faces": values}))
+    with RunDatabase(run / "run.sqlite", writes=True) as database:
+        database.put("measurement", [("", "explanations.json", json.dumps({"faces": values}).encode())])
     (one,) = measured_views(read_run(run))
     assert [(row[0], row[-2], row[-1]) for row in one["rows"]] == [
         ("hirescam", "0.800 [0.100, 0.900]", "yes"), ("legrad", "0.400 [0.100, 0.900]", "no"),

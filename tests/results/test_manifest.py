@@ -21,7 +21,7 @@ from utils.gradcam_kit.store.manifest import (
     Numbers,
     Vanished,
     Weights,
-    read_json,
+    parsed,
 )
 from utils.gradcam_kit.store.sample import LayerFacts
 
@@ -104,10 +104,9 @@ def test_a_foreign_manifest_is_refused_by_file_and_field(place: tuple[str, ...],
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "7", "null", "[" * 100_000])
-def test_a_file_that_is_no_manifest(text: str, tmp_path: Path) -> None:
-    (tmp_path / "manifest.json").write_text(text)
+def test_a_text_that_is_no_manifest(text: str) -> None:
     with pytest.raises(InputError, match=r"manifest\.json"):
-        Manifest.from_json(read_json(tmp_path / "manifest.json"), "manifest.json")
+        Manifest.from_json(parsed(text, Path("manifest.json")), "manifest.json")
 
 
 def test_what_tells_two_runs_apart() -> None:

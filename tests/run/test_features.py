@@ -16,7 +16,7 @@ from tests.helpers.datasets import DataTree, read_image, rows_of
 from tests.helpers.detectors import PIXELS, tiny_detector
 from utils.gradcam_kit.base.errors import InputError
 from utils.gradcam_kit.report.page_parts.pattern_drawings import principal_plane
-from utils.gradcam_kit.store.features_file import FEATURES, read_features
+from utils.gradcam_kit.store.features_file import FEATURES
 
 
 def features_of(rows: list[dict[str, str]]) -> np.ndarray:
@@ -70,13 +70,6 @@ def test_the_plane_is_numpys_svd() -> None:
     for column, axis in zip(plane.T, v[:2], strict=True):
         assert abs(np.corrcoef(column, centred @ axis)[0, 1]) == pytest.approx(1)
     assert plane.min() == pytest.approx(2) and plane.max() == pytest.approx(98)
-
-
-@pytest.mark.parametrize("content", [b"", b"no zip", b"PK\x03\x04" + bytes(50)])
-def test_a_damaged_file_is_one_line(content: bytes, tmp_path: Path) -> None:
-    (tmp_path / FEATURES).write_bytes(content)
-    with pytest.raises(InputError, match="cannot be read .*; remove it, or run again"):
-        read_features(tmp_path)
 
 
 def test_a_detector_without_features_is_refused_before_the_run(

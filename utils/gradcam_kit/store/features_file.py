@@ -1,26 +1,22 @@
-"""`<dataset>/features.npz`: what the detector's head reads of every frame, with what is known of it."""
+"""What the detector's head reads of every frame (--save_features), and `<dataset>/features.npz`, which holds it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
-from ..base.errors import InputError
 from ..base.files import whole_file
-from ..base.text import one_line
 from .database import RunDatabase
 
 FEATURES = "features.npz"
 
 
-class Features(NamedTuple):
-    """`feat` (N, D) float32 of the frames with the numbers `places` (N,), ascending."""
-
-    feat: np.ndarray
-    places: np.ndarray
+def features_of(database: RunDatabase, dataset: str) -> dict[int, np.ndarray]:
+    """Index of a frame → its features (D,) float32, ascending; empty where the run has kept none."""
+    rows = database.rows("feature", "WHERE dataset = ?", dataset)
+    return {row[1]: np.frombuffer(row[2], np.float32) for row in rows}
 
 
 def write_features(database: RunDatabase, dataset: str, folder: Path) -> None:
@@ -29,9 +25,7 @@ def write_features(database: RunDatabase, dataset: str, folder: Path) -> None:
     `feat` (N, D), `index`, `label` 0 real and 1 fake, `label_spe` the forgery's number in `forgery_names`, and as
     strings `forgery`, `video` and `path`. `feat` and `label_spe` are what DF40's t-SNE script reads.
     """
-    found = {
-        row[1]: np.frombuffer(row[2], np.float32) for row in database.rows("feature", "WHERE dataset = ?", dataset)
-    }
+    found = features_of(database, dataset)
     if not found:
         return
     frames = list(database.rows("frame", "WHERE dataset = ?", dataset))
@@ -51,18 +45,3 @@ def write_features(database: RunDatabase, dataset: str, folder: Path) -> None:
 
 def _strings(values: Sequence[str]) -> np.ndarray:
     return np.array([value.encode("utf-8", "backslashreplace").decode() for value in values])
-
-
-def read_features(folder: Path) -> Features | None:
-    """The file of a dataset's folder; None where there is none. Raises InputError for a damaged one."""
-    path = folder / FEATURES
-    if not path.is_file():
-        return None
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            features = Features(file["feat"], file["index"])
-    except Exception as error:  # zipfile's, NumPy's and zlib's errors for damaged bytes
-        raise InputError(f"{path}: cannot be read ({one_line(error)}); remove it, or run again") from error
-    if features.feat.ndim != 2 or len(features.feat) != len(features.places) or not np.isfinite(features.feat).all():
-        raise InputError(f"{path}: holds no finite table of features; remove it, or run again")
-    return features

@@ -11,8 +11,7 @@ from typing import Annotated, Any
 
 from ..base.allowed import COLORMAPS
 from ..base.errors import InputError
-from ..base.files import read_text
-from ..base.text import one_line, shortened
+from ..base.text import shortened
 from ..base.typed import MISSING, UNKNOWN, VALUE, Count, Meta, Misfit, builtins, fit
 from ..data.frame import is_dataset_name
 from ..judge.verdict import Choice
@@ -21,7 +20,7 @@ from .sample import LayerFacts
 
 MANIFEST = "manifest.json"
 METRICS = "metrics.json"
-DEEPEST = 40  # levels of a JSON file that a run writes: it has fewer than ten
+DEEPEST = 40  # levels of JSON that a run writes: it has fewer than ten
 # What follows a place in a manifest that does not fit.
 ADVICE = {
     VALUE: "which no run writes; give another --gradcam_output_dir, or --overwrite",
@@ -202,16 +201,8 @@ def check_names(datasets: Iterable[str], files: Iterable[str]) -> None:
             )
 
 
-def read_json(path: Path) -> Any:
-    """Whatever JSON a file of a run holds. Raises InputError, in one line, where it holds none."""
-    try:
-        return parsed(read_text(path), path)
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({one_line(error)}); run again") from error
-
-
 def parsed(text: str, path: Path) -> Any:
-    """The JSON that stands in a file of a run, or in its database. Raises InputError where it is none."""
+    """The JSON that stands in a run's database. Raises InputError where it is none."""
     try:
         values = json.loads(text)
         _check_depth(values)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import sys
 import threading
@@ -23,7 +24,7 @@ from ..data.images import UnreadableImage, decode_image, read_file
 from ..drawing.overlays import LayerImage, layer_images
 from ..engine.maps import Canvas, LayerMaps
 from ..judge.check import ARTEFACT
-from .database import RunDatabase, database_of
+from .database import Row, RunDatabase, database_of
 from .grey_maps import GREY_MAPS
 from .manifest import Manifest
 from .run_folder import read_manifest
@@ -109,8 +110,9 @@ def _read_dataset(
     database: RunDatabase, folder: Path, metrics: dict[str, Any] | None, frames: int, samples_at_most: int
 ) -> DatasetOnDisk:
     rows = list(prediction_rows(database, folder.name))
-    indices = [row[1] for row in database.rows("sample", "WHERE dataset = ? AND lost = ''", folder.name)]
-    step = -(-len(indices) // samples_at_most) or 1
+    explained = "WHERE dataset = ? AND lost = ''", folder.name
+    count = database.count("sample", *explained)
+    shown = itertools.islice(database.rows("sample", *explained), 0, None, -(-count // samples_at_most) or 1)
     unreadable = sum(1 for _ in unreadable_rows(database, folder.name))
     return DatasetOnDisk(
         name=folder.name,
@@ -120,24 +122,22 @@ def _read_dataset(
         frames=frames,
         label=np.array([row["label"] for row in rows], dtype=np.int64),
         prob_fake=np.array([row["prob_fake"] for row in rows], dtype=np.float64),
-        samples=[_read_sample(database, folder, index) for index in indices[::step]],
-        explained=len(indices),
+        samples=[_read_sample(row, database, folder) for row in shown],
+        explained=count,
         unreadable=unreadable,
         gaps=read_gaps(folder / GAPS) if (folder / GAPS).is_file() else [],
         video_frames=list(Counter((row["forgery"], row["video"]) for row in rows).values()),
     )
 
 
-def _read_sample(database: RunDatabase, dataset_folder: Path, index: int) -> Sample:
-    row = database.one("sample", "WHERE dataset = ? AND idx = ?", dataset_folder.name, index)
-    assert row is not None  # it was read a moment before
+def _read_sample(row: Row, database: RunDatabase, dataset_folder: Path) -> Sample:
+    _, index, facts, files, *_ = row
     try:
-        sample = Sample.from_json(json.loads(row[2]))
+        sample = Sample.from_json(json.loads(facts))
     except (Misfit, ValueError) as error:
         raise InputError(f"{database.path}: sample {index} of {dataset_folder.name} is damaged ({error})") from error
     folder = dataset_folder / f"sample{index}"
-    files = json.loads(row[3])
-    comparison = next((name for name in files if name.startswith("gradcam_comparison.")), "")
+    comparison = next((name for name in json.loads(files) if name.startswith("gradcam_comparison.")), "")
     if not (comparison and (folder / comparison).is_file() and (folder / GREY_MAPS).is_dir()):
         comparison = ""
     gone = not comparison and hash_of(sample.path) not in {sample.image_hash} - {""}

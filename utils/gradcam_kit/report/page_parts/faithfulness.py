@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shlex
 from collections.abc import Mapping, Sequence
@@ -13,8 +14,7 @@ from ...judge.verdict import headline, judgements
 from ...measure.comparison import lower_is_better
 from ...measure.evaluate import JSON_FILE
 from ...measure.tables import CONTROL_NAMES
-from ...store.manifest import read_json
-from ...store.read_run import RunOnDisk
+from ...store.read_run import RunOnDisk, reader
 
 MOST_CURVES = 4  # maps in a figure, in addition to the controls
 OUTPUT = "--gradcam_output_dir"
@@ -40,9 +40,9 @@ def choice_view(run: RunOnDisk) -> dict[str, Any] | None:
 
 
 def measured_views(run: RunOnDisk) -> list[dict[str, Any]]:
-    """--evaluate_explanations on every dataset that was measured. Raises InputError where its file is damaged."""
-    path = run.folder / JSON_FILE
-    found = read_json(path) if path.is_file() else {}
+    """--evaluate_explanations on every dataset that was measured."""
+    row = reader(run.folder).one("measurement", "WHERE dataset = '' AND name = ?", JSON_FILE)
+    found = json.loads(row[2]) if row else {}
     return [_measured(data.name, found[data.name]) for data in run.datasets if data.name in found]
 
 

@@ -10,9 +10,9 @@ from urllib.parse import quote
 import cv2
 import numpy as np
 
-from ...store.features_file import read_features
+from ...store.features_file import features_of
 from ...store.grey_maps import signed_grey
-from ...store.read_run import RunOnDisk, frame_rows
+from ...store.read_run import RunOnDisk, frame_rows, reader
 from ..aggregates import MOST_ROWS, shade
 from ..face_regions import REGIONS, GroupRegions
 from ..mean_maps import MEAN_FACE, MeanMaps
@@ -85,20 +85,20 @@ def face_lines() -> str:
 
 
 def feature_views(run: RunOnDisk) -> list[dict[str, Any]]:
-    """Of datasets with a `features.npz`: points, linked where explained, and the axes' shares of the variance."""
+    """Of datasets with features: points, linked where explained, and the axes' shares of the variance."""
     views = []
     for data in run.datasets:
-        features = read_features(data.folder)
-        if features is None or len(features.places) < 3:
+        features = features_of(reader(run.folder), data.name)
+        if len(features) < 3:
             continue
-        plane, shares = principal_plane(features.feat)
+        plane, shares = principal_plane(np.stack(list(features.values())))
         rows = {int(row["index"]): row for row in frame_rows(data.folder)}
         explained = {sample.index for sample in data.samples}
         step = -(-len(plane) // POINTS)
         points = [
-            _point(data.name, rows[int(index)], place, int(index) in explained)
-            for i, (index, place) in enumerate(zip(features.places, plane, strict=True))
-            if int(index) in rows and (i % step == 0 or int(index) in explained)
+            _point(data.name, rows[index], place, index in explained)
+            for i, (index, place) in enumerate(zip(features, plane, strict=True))
+            if index in rows and (i % step == 0 or index in explained)
         ]
         views.append({"dataset": data.name, "points": points, "frames": len(plane), "shares": shares})
     return views

@@ -23,7 +23,6 @@ from ..data.folder_dataset import counted
 from ..data.frame import Frame
 from ..data.gaps import absent_frames, forgery_gaps
 from ..data.readers import read_dataset, reader_of
-from ..judge.verdict import Choice
 from ..measure.evaluate import CSV_FILE, JSON_FILE, check_options, evaluate_explanations
 from ..measure.kept import Kept
 from ..measure.samples import find_evidence
@@ -35,14 +34,14 @@ from ..settings.run_options import RunOptions
 from ..store.manifest import METRICS, DatasetRecord, Manifest, Numbers, Weights
 from ..store.run_folder import RunFolder, now
 from ..store.sample_writer import expected_output
-from ..store.tables import CALIBRATION_CSV, CALIBRATION_JSON, prediction_rows, write_run_tables
+from ..store.tables import CALIBRATION_CSV, CALIBRATION_JSON, prediction_rows
 from .calibration import Calibration, Plan, calibrate, find_calibration, set_bank
 from .dataset_run import Context, DatasetRun, explains_every_frame, samples_at_most
 from .disturbances import SignalGuard, SplitOnOutOfMemory, resume_command
 from .exports import TOP_FILES, check_exports, lacks_exports, lacks_files, write_exports, write_files
 from .frame_order import frame_order
 from .processes import Processes
-from .summary import DatasetSummary, check_finished, metrics_json, metrics_table, summary
+from .summary import check_finished, finish_run
 
 PACKAGES = ("torch", "transformers", "numpy", "cv2", "sklearn")  # whose versions a manifest has
 
@@ -111,7 +110,8 @@ def _run_in(folder: RunFolder, context: Context, datasets: Datasets, kept: Calib
         return ""
     results = [DatasetRun(context, folder, frames, choice).evaluate() for frames in datasets.values()]
     problem = processes.on_rank_zero(lambda: _measure(folder, context, datasets))
-    processes.on_rank_zero(lambda: _finish_run(folder, context, results, choice))
+    how = context.options.views, context.options.max_unreadable
+    processes.on_rank_zero(lambda: finish_run(folder, results, choice, *how))
     return problem
 
 
@@ -307,22 +307,6 @@ def _kept_steps(folder: RunFolder, options: Sequence[object], dataset: str) -> K
         database.commit()
 
     return Kept(get, put)
-
-
-def _finish_run(folder: RunFolder, context: Context, results: Sequence[DatasetSummary], choice: Choice | None) -> None:
-    """Metrics, manifest, summary and report. Raises RunError where the run, though finished, has failed."""
-    options = context.options
-    metrics = {result.name: metrics_json(result) for result in results}
-    heatmaps = {result.name: result.counts for result in results}
-    folder.finish(metrics, heatmaps, choice)
-    write_run_tables(folder.database, folder.path)
-    print(metrics_table(results))
-    drawn = context.settings.detector.gradcam.enabled
-    explained = "" if not drawn else "samples" if options.save_all else "wrong predictions"
-    print(summary(results, options.output_dir, explained, options.random_weights, choice))
-    print("\n".join(write_exports(folder.path, options.views)))
-    folder.record(exported=True)
-    check_finished(metrics, heatmaps, options.max_unreadable)
 
 
 @contextmanager

@@ -9,12 +9,10 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from ..base.command import OneLineParser
 from ..base.errors import InputError
 from ..base.files import own_folder
-from ..base.text import printable
 from ..data.frame import Frame
 from ..judge.verdict import Choice
 from ..settings.run_options import ExportOptions
@@ -24,9 +22,8 @@ from ..store.read_run import reader
 from ..store.run_folder import RunFolder, read_manifest
 from ..store.tables import write_run_tables
 from .dataset_run import counts_of, write_summary
-from .exports import write_exports
 from .predictions import Predictions
-from .summary import DatasetSummary, metrics_json, metrics_table, summary
+from .summary import DatasetSummary, finish_run
 
 Shard = tuple[Path, RunDatabase, Manifest]
 
@@ -57,14 +54,13 @@ def merge(folders: Sequence[Path], output: Path) -> None:
     with RunFolder.open(output, manifest, key=own[-1]) as folder:
         for place, database, _ in shards:
             folder.database.absorb(database)
-            folder.database.commit()
             copy_samples(place, database, output)
         if left := left_to_do(manifest):
             write_run_tables(folder.database, output)
             command = " ".join(map(shlex.quote, [sys.executable, *manifest.command, "--resume"]))
             print(f"{output}: {len(shards)} shards are merged; {left} is left to do: {command}")
             return
-        finish(folder, output)
+        finish(folder)
 
 
 def check_shards(shards: Sequence[Shard]) -> None:
@@ -153,24 +149,17 @@ def copy_samples(place: Path, database: RunDatabase, output: Path) -> None:
             shutil.copytree(source, output / dataset / source.name, dirs_exist_ok=True)
 
 
-def finish(folder: RunFolder, output: Path) -> None:
+def finish(folder: RunFolder) -> None:
     """All that is made of predictions and samples."""
-    row = folder.database.one("calibration")
+    manifest, row = folder.manifest, folder.database.one("calibration")
     choice = Choice.from_json(json.loads(row[1])) if row else None
     results: list[DatasetSummary] = []
-    for name in folder.manifest.datasets:
+    for name in manifest.datasets:
         rows = list(folder.database.rows("frame", "WHERE dataset = ?", name))
         predictions = Predictions([Frame(row[2], name, row[3], row[4], row[5], row[1]) for row in rows])
         predictions.restore(rows)
-        drawn = bool(folder.manifest.config.get("gradcam_enabled"))
-        chosen = predictions.choose(None, False, "first", 0) if drawn else []
-        counts = counts_of(folder.database, name, chosen) if drawn else HeatmapCounts()
+        counts = HeatmapCounts()
+        if manifest.config.get("gradcam_enabled"):
+            counts = counts_of(folder.database, name, predictions.choose(None, False, "first", 0))
         results.append(write_summary(folder, predictions, counts))
-    metrics: dict[str, Any] = {result.name: metrics_json(result) for result in results}
-    folder.finish(metrics, {result.name: result.counts for result in results}, choice)
-    write_run_tables(folder.database, output)
-    print(metrics_table(results))
-    drawn = bool(folder.manifest.config.get("gradcam_enabled"))
-    print(summary(results, output, "samples" if drawn else "", folder.manifest.weights is None, choice))
-    print(printable("\n".join(write_exports(output, ExportOptions()))))
-    folder.record(exported=True)
+    finish_run(folder, results, choice, ExportOptions(), manifest.options["max_unreadable"])

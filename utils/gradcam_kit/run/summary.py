@@ -14,8 +14,11 @@ from ..data.gaps import ForgeryGaps
 from ..judge.check import WORDS
 from ..judge.detection_metrics import DetectionMetrics
 from ..judge.verdict import Choice, judgements, printed
+from ..settings.run_options import ExportOptions
 from ..store.manifest import HeatmapCounts
-from ..store.tables import UNREADABLE
+from ..store.run_folder import RunFolder
+from ..store.tables import UNREADABLE, write_run_tables
+from .exports import write_exports
 
 
 class DatasetSummary(NamedTuple):
@@ -58,18 +61,38 @@ def metrics_table(datasets: Sequence[DatasetSummary]) -> str:
     return "\n".join(lines)
 
 
-def summary(
-    datasets: Sequence[DatasetSummary], output_dir: Path, explained: str, random_weights: bool, choice: Choice | None
-) -> str:
-    """Where the outputs are and what is notable about them. `explained`: which samples were, "" for none."""
+def finish_run(
+    folder: RunFolder,
+    results: Sequence[DatasetSummary],
+    choice: Choice | None,
+    views: ExportOptions,
+    max_unreadable: float,
+) -> None:
+    """Metrics, manifest, summary and report. Raises RunError where the run, though finished, has failed."""
+    metrics = {result.name: metrics_json(result) for result in results}
+    heatmaps = {result.name: result.counts for result in results}
+    folder.finish(metrics, heatmaps, choice)
+    write_run_tables(folder.database, folder.path)
+    print(metrics_table(results))
+    print(summary(folder, results, choice))
+    print("\n".join(write_exports(folder.path, views)))
+    folder.record(exported=True)
+    check_finished(metrics, heatmaps, max_unreadable)
+
+
+def summary(folder: RunFolder, datasets: Sequence[DatasetSummary], choice: Choice | None) -> str:
+    """Where the outputs are and what is notable about them."""
+    explained = ""
+    if folder.manifest.config.get("gradcam_enabled"):
+        explained = "samples" if folder.manifest.options["save_all"] else "wrong predictions"
     lines = [] if choice is None else [*printed(choice), *judgements(choice)]
     for dataset in datasets:
-        lines += [f"{dataset.name}: {line}" for line in _notable(dataset, output_dir / dataset.name, explained)]
+        lines += [f"{dataset.name}: {line}" for line in _notable(dataset, folder.path / dataset.name, explained)]
         if dataset.metrics.warning:
             lines.append(f"warning: {dataset.name}: {dataset.metrics.warning}")
-    if random_weights:
+    if folder.manifest.weights is None:
         lines.append("random weights: this detector was never trained, its scores and maps mean nothing")
-    lines.append(f"metrics and manifest: {output_dir}")
+    lines.append(f"metrics and manifest: {folder.path}")
     return "\n".join(lines)
 
 

@@ -10,6 +10,7 @@ import json
 import os
 import runpy
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -18,7 +19,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.helpers.paths import ROOT
+from tests.helpers.paths import ROOT, SCRIPT
 
 
 class Finished(NamedTuple):
@@ -92,6 +93,31 @@ class CommandServer:
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait()
+
+
+def start_ranks(commands: CommandServer, flags: list[str], cwd: Path, size: int, *first: str) -> list[Started]:
+    """`size` processes of one run, with torchrun's environment. `first`: source for every rank, or for each its own."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    shared = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "WORLD_SIZE": str(size),
+        "LOCAL_WORLD_SIZE": str(size),
+    }
+    sources = first if len(first) == size else (first or ("",)) * size
+    return [
+        commands.start(
+            SCRIPT, *flags, cwd=cwd, first=source, environment={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+        )
+        for rank, source in enumerate(sources)
+    ]
+
+
+def run_ranks(commands: CommandServer, flags: list[str], cwd: Path, size: int) -> list[Finished]:
+    """Their ends."""
+    return [process.wait() for process in start_ranks(commands, flags, cwd, size)]
 
 
 def serve() -> None:

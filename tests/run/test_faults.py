@@ -71,7 +71,7 @@ FULL_DISK = (
     PRIVATE_MOUNTS
     + """
 pathlib.Path({path!r}).mkdir()
-check(libc.mount(b"none", {path!r}.encode(), b"tmpfs", 0, b"size=300k"))
+check(libc.mount(b"none", {path!r}.encode(), b"tmpfs", 0, b"size={kib}k"))
 import atexit, shutil
 leave = os._exit
 def copy_out(code):  # the mount goes with this process
@@ -86,16 +86,23 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (70_000, 70_000))
 """
 
 
-def test_full_disk(tree: DataTree, commands: CommandServer, whole: dict[str, Path], tmp_path: Path) -> None:
-    """A disk of 300 KiB: an error of one line, whole files, and with more room the rest."""
+@pytest.mark.parametrize(
+    "kib", [300, *(pytest.param(kib, marks=pytest.mark.slow) for kib in range(20, 1500, 50) if kib != 300)]
+)
+def test_full_disk(kib: int, tree: DataTree, commands: CommandServer, whole: dict[str, Path], tmp_path: Path) -> None:
+    """A small disk: an error of one line, whole files, and with more room the rest."""
     disk, out = tmp_path / "disk", tmp_path / "kept"
-    done = run(commands, tree, disk, ALL, FULL_DISK.format(path=str(disk), copy=str(out)))
+    done = run(commands, tree, disk, ALL, FULL_DISK.format(path=str(disk), copy=str(out), kib=kib))
     if done.code == 77:
         pytest.skip("mounting a small file system is not permitted here")
-    assert_one_plain_line(done, "--resume")
-    assert any(why in done.err for why in ("No space left on device", "database or disk is full")), done.err
     assert_only_whole_files(out, whole["all"])
-    assert list((out / "toy").glob("sample*")) and not (out / "manifest.json").exists()
+    if done.code:
+        assert_one_plain_line(done, "--resume")
+        assert any(why in done.err for why in ("No space left on device", "database or disk is full")), done.err
+    else:
+        assert_same_run(out, whole["all"])
+    if kib == 300:
+        assert list((out / "toy").glob("sample*")) and not (out / "manifest.json").exists()
     again = run(commands, tree, out, [*ALL, "--resume"])
     assert again.code == 0, again.err
     assert_same_run(out, whole["all"])

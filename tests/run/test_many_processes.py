@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import os
-import random
-import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.command_server import CommandServer, Finished, Started
+from tests.helpers.command_server import CommandServer, run_ranks, start_ranks
 from tests.helpers.compare_runs import assert_only_whole_files, assert_same_run
 from tests.helpers.datasets import DataTree, make_data_tree, rows_of
 from tests.helpers.paths import ROOT, SCRIPT
@@ -24,7 +20,6 @@ from tests.helpers.watch import WATCHED, recorded, until
 from utils.gradcam_kit.run.disturbances import resume_command
 from utils.gradcam_kit.run.processes import Processes
 
-KILLS = int(os.environ.get("KILLS", "10"))  # by hand 40
 # 42 frames in 11 batches, which neither 2 nor 3 divide; the last batch is short.
 MODES = {
     "plain": [],
@@ -45,29 +40,6 @@ def flags_of(tree: DataTree, out: Path, *more: str) -> list[str]:
     return tree.arguments("--max_unreadable", "10%", "--batch_size", "4", "--gradcam_output_dir", out, *more)
 
 
-def start(commands: CommandServer, flags: list[str], cwd: Path, size: int, first: str = "") -> list[Started]:
-    """`size` processes of one run, with the environment that torchrun gives them."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    shared = {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "WORLD_SIZE": str(size),
-        "LOCAL_WORLD_SIZE": str(size),
-    }
-    return [
-        commands.start(
-            SCRIPT, *flags, cwd=cwd, first=first, environment={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-        )
-        for rank in range(size)
-    ]
-
-
-def run(commands: CommandServer, flags: list[str], cwd: Path, size: int) -> list[Finished]:
-    return [process.wait() for process in start(commands, flags, cwd, size)]
-
-
 @pytest.mark.parametrize(
     "mode", ["plain", *(pytest.param(mode, marks=pytest.mark.slow) for mode in MODES if mode != "plain")]
 )
@@ -75,7 +47,7 @@ def test_two_and_three_processes_write_what_one_writes(
     mode: str, tree: DataTree, commands: CommandServer, tmp_path: Path
 ) -> None:
     for size in (1, 2, 3):
-        done = run(commands, flags_of(tree, tmp_path / str(size), *MODES[mode]), tmp_path, size)
+        done = run_ranks(commands, flags_of(tree, tmp_path / str(size), *MODES[mode]), tmp_path, size)
         assert [one.code for one in done] == [0] * size, "\n".join(one.err for one in done)
         assert "video AUC" in done[0].out and "frame/s" in done[0].err
         assert all(one.out == "" and "frame/s" not in one.err for one in done[1:])  # one speaks for all
@@ -88,7 +60,7 @@ def test_work_is_shared_and_no_batch_is_done_twice(tree: DataTree, commands: Com
     """11 batches on 3 processes: 4, 4 and 3 of them."""
     seen = tmp_path / "seen"
     counted = WATCHED.format(path=str(seen), seconds=0).replace('f"{', "f\"{__import__('os').environ['RANK']} {")
-    done = [one.wait() for one in start(commands, flags_of(tree, tmp_path / "out"), tmp_path, 3, counted)]
+    done = [one.wait() for one in start_ranks(commands, flags_of(tree, tmp_path / "out"), tmp_path, 3, counted)]
     assert [one.code for one in done] == [0, 0, 0], done[0].err
     batches = [line.split() for line in seen.read_text().splitlines()]
     assert len({batch for _, batch in batches}) == len(batches) == 11
@@ -102,7 +74,7 @@ def test_a_process_that_dies_ends_the_run_and_resume_finishes_it(
     """SIGKILL for one of three; the others end by themselves, and two processes do the rest."""
     out, flags = tmp_path / "out", MODES["two phases"]
     slow = WATCHED.format(path=str(tmp_path / "seen"), seconds=0.2)
-    processes = start(commands, flags_of(tree, out, *flags), tmp_path, 3, slow)
+    processes = start_ranks(commands, flags_of(tree, out, *flags), tmp_path, 3, slow)
     until(lambda: recorded(out) >= 5)
     os.kill(processes[1].pid, signal.SIGKILL)
     begin = time.monotonic()
@@ -112,44 +84,17 @@ def test_a_process_that_dies_ends_the_run_and_resume_finishes_it(
     for one in (done[0], done[2]):
         assert "another process of this run has ended" in one.err.splitlines()[-1] and "--resume" in one.err
         assert "Traceback" not in one.err
-    done = run(commands, flags_of(tree, tmp_path / "whole", *flags), tmp_path, 1)
+    done = run_ranks(commands, flags_of(tree, tmp_path / "whole", *flags), tmp_path, 1)
     assert_only_whole_files(out, tmp_path / "whole")
-    done = run(commands, flags_of(tree, out, *flags, "--resume"), tmp_path, 2)
+    done = run_ranks(commands, flags_of(tree, out, *flags, "--resume"), tmp_path, 2)
     assert [one.code for one in done] == [0, 0], done[0].err
     assert_same_run(out, tmp_path / "whole")
-
-
-@pytest.mark.slow
-def test_two_processes_killed_at_random_moments(tree: DataTree, commands: CommandServer, tmp_path: Path) -> None:
-    """SIGKILL for both, again and again; what either has committed is taken over."""
-    moments, out, killed = random.Random(2), tmp_path / "out", 0
-    done = run(commands, flags_of(tree, tmp_path / "whole", *MODES["two phases"]), tmp_path, 1)
-    assert done[0].code == 0, done[0].err
-    slow = WATCHED.format(path=str(tmp_path / "seen"), seconds=0.05)
-    while killed < KILLS:
-        before = recorded(out)
-        processes = start(commands, flags_of(tree, out, *MODES["two phases"], "--resume"), tmp_path, 2, slow)
-        with contextlib.suppress(AssertionError):  # it has come to an end meanwhile, or has predicted all before
-            until(lambda before=before: recorded(out) > before, seconds=8)  # type: ignore[misc]
-        time.sleep(moments.uniform(0, 0.6))
-        for process in processes:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(process.pid, signal.SIGKILL)
-        codes = [process.wait().code for process in processes]
-        killed += codes.count(-signal.SIGKILL)
-        assert_only_whole_files(out, tmp_path / "whole")
-        if codes == [0, 0]:
-            shutil.rmtree(out)
-    done = run(commands, flags_of(tree, out, *MODES["two phases"], "--resume"), tmp_path, 2)
-    assert [one.code for one in done] == [0, 0], done[0].err
-    assert_same_run(out, tmp_path / "whole")
-    assert not list(out.glob("run.*.sqlite"))
 
 
 def test_a_signal_ends_all_processes_with_one_line(tree: DataTree, commands: CommandServer, tmp_path: Path) -> None:
     out = tmp_path / "out"
     slow = WATCHED.format(path=str(tmp_path / "seen"), seconds=0.2)
-    processes = start(commands, flags_of(tree, out), tmp_path, 2, slow)
+    processes = start_ranks(commands, flags_of(tree, out), tmp_path, 2, slow)
     until(lambda: recorded(out) >= 5)
     for process in processes:
         os.kill(process.pid, signal.SIGINT)
@@ -160,11 +105,11 @@ def test_a_signal_ends_all_processes_with_one_line(tree: DataTree, commands: Com
 
 def test_what_is_wrong_is_told_once(tree: DataTree, commands: CommandServer, tmp_path: Path) -> None:
     """Bad input, which all processes meet, and a folder in use, which the first one meets for all."""
-    done = run(commands, flags_of(tree, tmp_path / "out", "--test_dataset", "tay"), tmp_path, 2)
+    done = run_ranks(commands, flags_of(tree, tmp_path / "out", "--test_dataset", "tay"), tmp_path, 2)
     assert [one.code for one in done] == [2, 2] and "tay" in done[0].err and done[1].err == ""
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "thesis.tex").write_text("years of work")
-    done = run(commands, flags_of(tree, tmp_path / "used"), tmp_path, 2)
+    done = run_ranks(commands, flags_of(tree, tmp_path / "used"), tmp_path, 2)
     assert [one.code for one in done] == [2, 2] and "not empty" in done[0].err and done[1].err == ""
 
 

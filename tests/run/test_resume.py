@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import os
-import random
 import shlex
 import shutil
 import signal
 import sqlite3
-import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +15,7 @@ import pytest
 import torch
 
 from tests.helpers.command_server import CommandServer
-from tests.helpers.compare_runs import assert_only_whole_files, assert_same_run, outputs
+from tests.helpers.compare_runs import assert_same_run, outputs
 from tests.helpers.datasets import DataTree, change_yaml, make_data_tree, rows_of
 from tests.helpers.paths import SCRIPT
 from tests.helpers.watch import WATCHED, recorded, until
@@ -26,8 +23,6 @@ from utils.gradcam_kit.data.frame import Frame
 from utils.gradcam_kit.data.frame_paths import Stamp
 from utils.gradcam_kit.run.predictions import Predictions
 from utils.gradcam_kit.store.database import RunDatabase
-
-KILLS = int(os.environ.get("KILLS", "10"))  # by hand 40
 
 
 @pytest.fixture(scope="module")
@@ -46,10 +41,7 @@ def flags_of(tree: DataTree, out: Path, *more: str) -> list[str]:
 PLAIN: list[str] = []
 TWO_PHASES = ["--gradcam_enabled", "--gradcam_samples", "12", "--gradcam_select", "random"]
 ONE_PASS = ["--gradcam_enabled", "--save_all_predictions"]
-MEASURED = [*TWO_PHASES, "--save_features", "--evaluate_explanations", "--explanation_samples", "4",
-            "--leave_out", "attack", "transplant"]  # fmt: skip
 FEATURES = [*TWO_PHASES, "--save_features"]
-KINDS = (ONE_PASS, TWO_PHASES, MEASURED)
 
 
 @pytest.fixture(scope="module")
@@ -68,62 +60,6 @@ def whole_run(
         return made[key]
 
     return folder
-
-
-def progress(out: Path) -> tuple[int, int]:
-    """Predictions and sample folders of a run under way."""
-    return recorded(out), len(list((out / "toy").glob("sample*")))
-
-
-def has_begun(pid: int, out: Path, before: tuple[int, int]) -> bool:
-    """Whether a run has come further than it was, or to what follows the predictions, or has ended."""
-    state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    return state == "Z" or progress(out) != before or before[0] == 48
-
-
-@pytest.mark.slow
-def test_kills_at_random_moments(
-    tree: DataTree, commands: CommandServer, whole_run: Callable[[list[str]], Path], tmp_path: Path
-) -> None:
-    """SIGKILL, again and again; after each what is there is whole, and in the end the run is as if it had never been."""
-    moments = random.Random(4)
-    at_work: dict[int, float] = {}
-    for flags in KINDS:  # how long a run takes from its first batch on, here and now
-        run = commands.start(SCRIPT, *flags_of(tree, tmp_path / str(len(flags)), *flags), cwd=tmp_path)
-        until(partial(has_begun, run.pid, tmp_path / str(len(flags)), (0, 0)))
-        begin = time.monotonic()
-        assert run.wait().code == 0
-        at_work[len(flags)] = time.monotonic() - begin
-    killed = rounds = landed = 0
-
-    def enough() -> bool:
-        # Where the machine is busier now than when a run was timed, kills come too early: then there are more of them.
-        return killed >= KILLS and (landed >= KILLS // 4 or killed >= 3 * KILLS)
-
-    while not enough():
-        flags = KINDS[rounds % len(KINDS)]
-        reference, out = whole_run(flags), tmp_path / f"round{rounds}"
-        rounds += 1
-        while not (out / "manifest.json").exists() and not enough():
-            run = commands.start(SCRIPT, *flags_of(tree, out, *flags, "--resume"), cwd=tmp_path)
-            before = progress(out)
-            if moments.random() < 0.25:  # while it reads and loads
-                time.sleep(moments.uniform(0, 0.3))
-            else:  # while it evaluates, draws and writes
-                until(partial(has_begun, run.pid, out, before))
-                time.sleep(moments.uniform(0, 0.6 * at_work[len(flags)]))
-            os.kill(run.pid, signal.SIGKILL)
-            done = run.wait()
-            if done.code == -signal.SIGKILL:
-                killed += 1
-                landed += progress(out) != before
-                assert_only_whole_files(out, reference)
-            else:
-                assert done.code == 0, done.err
-        done = commands.run(SCRIPT, *flags_of(tree, out, *flags, "--resume"), cwd=tmp_path)
-        assert done.code == 0, done.err
-        assert_same_run(out, reference)
-    assert landed >= KILLS // 4, "the kills came too early to mean anything"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -7,6 +7,7 @@ import itertools
 import json
 import sys
 import threading
+from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -109,7 +110,11 @@ def read_run(folder: Path, samples_at_most: int = sys.maxsize) -> RunOnDisk:
 def _read_dataset(
     database: RunDatabase, folder: Path, metrics: dict[str, Any] | None, frames: int, samples_at_most: int
 ) -> DatasetOnDisk:
-    rows = list(prediction_rows(database, folder.name))
+    label, prob_fake, videos = array("q"), array("d"), Counter[tuple[str, str]]()
+    for row in prediction_rows(database, folder.name):  # one by one: there may be millions
+        label.append(row["label"])
+        prob_fake.append(row["prob_fake"])
+        videos[row["forgery"], row["video"]] += 1
     explained = "WHERE dataset = ? AND lost = ''", folder.name
     count = database.count("sample", *explained)
     shown = itertools.islice(database.rows("sample", *explained), 0, None, -(-count // samples_at_most) or 1)
@@ -118,15 +123,15 @@ def _read_dataset(
         name=folder.name,
         folder=folder,
         metrics=metrics,
-        complete=len(rows) + unreadable == frames,
+        complete=len(label) + unreadable == frames,
         frames=frames,
-        label=np.array([row["label"] for row in rows], dtype=np.int64),
-        prob_fake=np.array([row["prob_fake"] for row in rows], dtype=np.float64),
+        label=np.array(label),
+        prob_fake=np.array(prob_fake),
         samples=[_read_sample(row, database, folder) for row in shown],
         explained=count,
         unreadable=unreadable,
         gaps=read_gaps(folder / GAPS) if (folder / GAPS).is_file() else [],
-        video_frames=list(Counter((row["forgery"], row["video"]) for row in rows).values()),
+        video_frames=list(videos.values()),
     )
 
 

@@ -215,7 +215,6 @@ def run_manifest(
             **{name: str(importlib.import_module(name).__version__) for name in PACKAGES},
         },
         top_files=[METRICS, *TOP_FILES, CSV_FILE, JSON_FILE, CALIBRATION_JSON, CALIBRATION_CSV],
-        free_options=options.free(),
     )
 
 

@@ -81,21 +81,13 @@ def check_shards(shards: Sequence[Shard]) -> None:
             )
         by_number[number[0]] = folder
         own, other = (one.one("run") for one in (database, shards[0][1]))
-        if differences := replace(manifest, free_options=free_options(manifest)).differences(of_first):
+        if differences := manifest.differences(of_first):
             raise InputError(f"{folder}: is of another run than {first}: {'; '.join(differences[:3])}")
         if own is None or other is None or own[-1] != other[-1]:
             raise InputError(f"{folder}: was made by other code than {first}; make it again with the same code")
     count = of_first.options["shard"][1]
     if missing := [str(i) for i in range(1, count + 1) if i not in by_number]:
         raise InputError(f"shard {', '.join(missing[:10])} of {count} is missing: run it, then give its folder, too")
-
-
-def free_options(manifest: Manifest) -> list[str]:
-    """The options in which shards of one run may differ."""
-    from ..settings.options import OPTIONS
-
-    free = {name for name in manifest.options if name in OPTIONS and not OPTIONS[name].outputs}
-    return [*free, "output_dir", "views"]
 
 
 def check_complete(shards: Sequence[Shard]) -> None:

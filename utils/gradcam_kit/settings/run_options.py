@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -89,8 +89,9 @@ class RunOptions:
         values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "command"}
         return {**values, "explanations": astuple(self.explanations) if self.explanations else None}
 
-    def free(self) -> list[str]:
-        """The names of those on which no output depends."""
-        views, measure = ExportOptions._fields, MEASURE.lstrip("-")
-        of = {"output_dir": ("gradcam_save_dir",), "views": views, "explanations": (measure,)}
-        return [name for name in self.written() if not any(OPTIONS[one].outputs for one in of.get(name, (name,)))]
+
+def free_options(names: Iterable[str]) -> list[str]:
+    """Those among the names of a manifest's options on which no output depends."""
+    of = {"output_dir": ("gradcam_save_dir",), "views": ExportOptions._fields, "explanations": (MEASURE.lstrip("-"),)}
+    options = {name: [OPTIONS[one] for one in of.get(name, (name,)) if one in OPTIONS] for name in names}
+    return [name for name, found in options.items() if found and not any(option.outputs for option in found)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,6 +16,7 @@ from ..base.typed import MISSING, UNKNOWN, VALUE, Count, Meta, Misfit, builtins,
 from ..data.frame import is_dataset_name
 from ..judge.verdict import Choice
 from ..settings.options import FREE_KEYS
+from ..settings.run_options import free_options
 from .sample import LayerFacts
 
 MANIFEST = "manifest.json"
@@ -88,8 +89,7 @@ class Manifest:
     `detector`: what its scores depend on and neither the weights nor the config show, in words, such as the activation.
     `finished` and `heatmaps` are None until the run has finished. `choice` is how the map was chosen: None until then,
     for a plain evaluation, and for a run of an earlier version. `top_files` names the files that a run writes beside
-    the manifest and the datasets' folders. `free_options`, which is not written, names the options on which no output
-    depends.
+    the manifest and the datasets' folders.
     """
 
     command: list[str]
@@ -107,7 +107,6 @@ class Manifest:
     finished: str | None = None
     heatmaps: dict[str, HeatmapCounts] | None = None
     choice: Choice | None = None
-    free_options: Sequence[str] = field(default=(), compare=False)
 
     @property
     def colormap(self) -> str:
@@ -115,7 +114,7 @@ class Manifest:
         return str(self.config.get("gradcam_colormap", "jet"))
 
     def to_json(self) -> dict[str, Any]:
-        values = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "free_options"}
+        values = {one.name: getattr(self, one.name) for one in fields(self)}
         for name in ("settings", "weights", "datasets", "heatmaps"):
             values[name] = builtins(values[name])
         values["weights"] = values["weights"] or "random"
@@ -157,7 +156,7 @@ class Manifest:
 
     def differences(self, earlier: Manifest) -> list[str]:
         """Every entry on which the outputs depend and that differs: `settings.seed was 1 and is 2`."""
-        before, now = self._decisive(earlier), self._decisive(self)
+        before, now = earlier._decisive(), self._decisive()
         places = [place for place in dict.fromkeys((*before, *now)) if before.get(place) != now.get(place)]
         return [
             f"{place} was {shortened(repr(before.get(place)), 60)} and is {shortened(repr(now.get(place)), 60)}"
@@ -166,14 +165,14 @@ class Manifest:
 
     def key(self, *more: object) -> str:
         """A hash of all that predictions depend on, and of what `more` depends on beside it."""
-        values = [self._decisive(self), self.detector, *more]
+        values = [self._decisive(), self.detector, *more]
         return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
-    def _decisive(self, manifest: Manifest) -> dict[str, Any]:
+    def _decisive(self) -> dict[str, Any]:
         """What the outputs depend on, flat: place in the JSON → value, as JSON gives it back."""
-        values = json.loads(json.dumps(manifest.to_json(), default=str))
+        values = json.loads(json.dumps(self.to_json(), default=str))
         decisive = ("config", "settings", "weights", "datasets", "options", "device", "versions")
-        free = [f"config.{key}" for key in FREE_KEYS] + [f"options.{key}" for key in self.free_options]
+        free = [f"config.{key}" for key in FREE_KEYS] + [f"options.{key}" for key in free_options(self.options)]
         flat: dict[str, Any] = {}
 
         def walk(value: Any, place: str) -> None:

@@ -97,7 +97,7 @@ class RunFolder:
                 " give the first run's settings, or another --gradcam_output_dir, or --overwrite to begin again"
             )
         top_files = list(dict.fromkeys((*earlier.top_files, *manifest.top_files)))
-        self.manifest = replace(earlier, top_files=top_files, free_options=manifest.free_options)
+        self.manifest = replace(earlier, top_files=top_files)
         self.absorb(remove=True)
         stale = database.count("frame", "WHERE key IS NOT ?", self.key)
         if changed or stale:

@@ -133,7 +133,7 @@ class DatasetRun:
             self.predict_all()
             return
         with self._writer() as writer:
-            self.predict_all(self._resumed_explainer(writer))
+            self.predict_all(self._explainer(writer))
         self.processes.gather(self.of_run)
 
     def save_features(self) -> None:
@@ -168,7 +168,7 @@ class DatasetRun:
             self.predict_all()
             return HeatmapCounts()
         with self._writer() as writer:
-            explainer = self._resumed_explainer(writer)
+            explainer = self._explainer(writer)
             if explains_every_frame(settings, options):
                 self._say_cost(self.frames, explainer.counterparts)
                 self.predict_all(explainer)
@@ -187,21 +187,14 @@ class DatasetRun:
         how = options.image_format, options.save_raw, options.save_images
         return SampleWriter(self.database, self.map_key, self.folder, *how)
 
-    def _resumed_explainer(self, writer: SampleWriter) -> Explainer:
-        """It knows the samples that are there."""
-        with self.of_run.reading() as database:
-            rows = database.rows("sample", "WHERE dataset = ?", self.name)
-            self.resume.take_samples(rows, self.map_key, self.folder, self.context.options.save_images)
-        self._say(self.resume.remarks())
-        return self._explainer(writer)
-
-    def _say(self, lines: Sequence[str]) -> None:
-        if self.processes.first and lines:
-            print("\n".join(lines), file=sys.stderr)
-
     def _explainer(self, writer: SampleWriter) -> Explainer:
+        """It knows the samples that are there."""
         context, counterparts = self.context, None
         checker: MapChecker | ClipChecker | None = None
+        with self.of_run.reading() as database:
+            rows = database.rows("sample", "WHERE dataset = ?", self.name)
+            self.resume.take_samples(rows, self.map_key, self.folder, context.options.save_images)
+        self._say(self.resume.remarks())
         if context.settings.detector.gradcam.recipe.method == TRANSPLANT:  # a check itself
             counterparts = RealCounterparts(context.settings.data)
         elif context.options.checks_maps and self.clips:
@@ -211,6 +204,10 @@ class DatasetRun:
         judges = context.options.check_maps != "off"
         of = context.detector, self.resume, writer, context.predict
         return Explainer(*of, checker, counterparts, judges, Shown(self.clips, context.order))
+
+    def _say(self, lines: Sequence[str]) -> None:
+        if self.processes.first and lines:
+            print("\n".join(lines), file=sys.stderr)
 
     def _say_cost(self, frames: Sequence[Frame], counterparts: RealCounterparts | None) -> None:
         """Transplant takes hundreds of passes an image: how many, before they begin."""

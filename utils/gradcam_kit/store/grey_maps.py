@@ -7,7 +7,7 @@ sample's JSON.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -24,23 +24,12 @@ def grey_name(layer: str) -> str:
     return f"{layer}.png"
 
 
-def signed_name(layer: str) -> str:
-    """File name of a layer's signed grey map."""
-    return f"{layer}_signed.png"
-
-
-def grey_files(layer: LayerImage) -> Iterator[tuple[str, bytes]]:
-    """Name and bytes of both grey maps of a layer."""
-    yield grey_name(layer.name), png(grey(layer.raw, layer.empty))
-    yield signed_name(layer.name), png(signed_grey(layer.signed))
-
-
 def write_grey_maps(folder: Path, layers: Sequence[LayerImage]) -> None:
     """Write both grey maps of every layer into `folder`, which is made."""
     folder.mkdir()
     for layer in layers:
-        for name, data in grey_files(layer):
-            (folder / name).write_bytes(data)
+        (folder / grey_name(layer.name)).write_bytes(png(grey(layer.raw, layer.empty)))
+        (folder / f"{layer.name}_signed.png").write_bytes(png(signed_grey(layer.signed)))
 
 
 def png(grey: np.ndarray) -> bytes:

@@ -3,8 +3,8 @@
     python benchmarks/scale.py [--frames 2000 20000 200000] [--output benchmarks/plots]
 
 Frames: whole runs of `test_with_gradcam.py` (a process each, tiny tower, 16 × 16 images, heatmaps of 50 mistakes),
-their seconds and the peak memory of the process. Layers and pixels: one explanation of a ViT-B/16 in this process;
-pixels by larger images with interpolated positions. Prints Markdown.
+their seconds, CPU seconds and the peak memory of the process. Layers and pixels: one explanation of a ViT-B/16 in this
+process; pixels by larger images with interpolated positions. Prints Markdown.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ def write_data(folder: Path, frames: int) -> list[str]:
             "--gradcam_output_dir", str(folder / "out")]  # fmt: skip
 
 
-def run(frames: int) -> tuple[float, float]:
-    """Seconds and peak MiB of a whole run."""
+def run(frames: int) -> tuple[float, float, float]:
+    """Seconds, CPU seconds (of its decoding processes, too) and peak MiB of a whole run."""
     with tempfile.TemporaryDirectory() as name:
         flags = write_data(Path(name), frames)
         with (Path(name) / "said").open("w+") as said:
@@ -78,7 +78,7 @@ def run(frames: int) -> tuple[float, float]:
             said.seek(0)
             if status:
                 raise SystemExit(said.read())
-    return seconds, usage.ru_maxrss / 1024
+    return seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
 
 
 def detector_of_base() -> CLIPDetectorWithGradCAM:
@@ -127,10 +127,10 @@ def main() -> None:
     # First: what a process has at its peak counts from that of the one that starts it.
     runs = [run(count) for count in arguments.frames]
     thousands = [count / 1000 for count in arguments.frames]
-    plot(arguments.output / "frames.png", thousands, [seconds for seconds, _ in runs], ("thousand frames", "s"))
-    print("| frames | s | peak MiB |\n|---|---|---|")
-    for count, (seconds, peak) in zip(arguments.frames, runs, strict=True):
-        print(f"| {count} | {seconds:.1f} | {peak:.0f} |")
+    plot(arguments.output / "frames.png", thousands, [seconds for seconds, *_ in runs], ("thousand frames", "s"))
+    print("| frames | s | CPU s | peak MiB |\n|---|---|---|---|")
+    for count, (seconds, cpu, peak) in zip(arguments.frames, runs, strict=True):
+        print(f"| {count} | {seconds:.1f} | {cpu:.1f} | {peak:.0f} |")
     detector = detector_of_base()
     layers = [1, 2, 4, 6, 8, 10, 12]
     sides = [224, 272, 320, 384, 448]

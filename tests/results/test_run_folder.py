@@ -229,12 +229,15 @@ def test_a_file_system_without_locks_is_said(tmp_path: Path, monkeypatch: pytest
     other.close()
 
 
-@pytest.mark.parametrize(
-    "name", ["metrics.json", "index.html", "Manifest.JSON", "run.sqlite", "Run.SQLite-journal", ".a.partial"]
-)
+OWN_NAMES = ["metrics.json", "index.html", "Manifest.JSON", "run.sqlite", "Run.SQLite-journal", "run.1.sqlite", "runs"]
+
+
+@pytest.mark.parametrize("name", [*OWN_NAMES, ".a.partial"])
 def test_a_dataset_named_like_a_file_of_the_run(name: str, tmp_path: Path) -> None:
+    """`run.1.sqlite` is of another process of the run, `runs` is given for the database."""
+    own, place = manifest(datasets={name: DatasetRecord(1, "", "")}), tmp_path / "out" / "runs"
     with pytest.raises(InputError, match="its folder would have the name of a file"):
-        RunFolder.open(tmp_path / "out", manifest(datasets={name: DatasetRecord(1, "", "")}))
+        RunFolder.open(tmp_path / "out", own, database=place)
     assert not (tmp_path / "out").exists()
 
 

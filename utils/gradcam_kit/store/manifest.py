@@ -190,10 +190,11 @@ class Manifest:
 
 
 def check_names(datasets: Iterable[str], files: Iterable[str]) -> None:
-    """Raises InputError where the folder of a dataset would have the name of one of the run's own `files`."""
+    """Raises InputError where the folder of a dataset would have the name of one of the run's own `files`, or of a
+    database: each process of a run has one."""
     own = {name.casefold() for name in (MANIFEST, METRICS, *files)}  # some file systems know one case only
     for name in datasets:
-        if name.casefold() in own or name.startswith("."):
+        if name.casefold() in own or name.startswith(".") or ".sqlite" in name.casefold():
             raise InputError(
                 f"dataset {name!r}: its folder would have the name of a file that a run writes, or hides, beside it;"
                 " rename its JSON file, and the name inside it"

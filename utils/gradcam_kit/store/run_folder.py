@@ -19,8 +19,6 @@ from ..judge.verdict import Choice
 from .database import ELSEWHERE, FILE, TABLES, Busy, RunDatabase, database_of, has_begun, is_run
 from .manifest import MANIFEST, HeatmapCounts, Manifest, check_names, parsed
 
-JOURNAL = f"{FILE}-journal"
-
 
 class RunFolder:
     """An output folder that belongs to this run until the end of the `with` block.
@@ -56,8 +54,8 @@ class RunFolder:
 
         `database`: where it lies, if not in the folder. `key`: what predictions depend on.
         """
-        check_names(manifest.datasets, (*manifest.top_files, FILE, JOURNAL, ELSEWHERE))
         place = database or database_of(path)
+        check_names(manifest.datasets, (*manifest.top_files, ELSEWHERE, place.name))
         try:
             goes_on = resume and has_begun(place)
             if not goes_on:
@@ -200,7 +198,7 @@ def _make_room(path: Path, place: Path, overwrite: bool) -> None:
     if path.exists() and not path.is_dir():
         raise InputError(f"output folder {path}: is a file; give a folder")
     # All that there is before the first transaction.
-    begun = (FILE, JOURNAL, place.name, f"{place.name}-journal", ELSEWHERE, f".{ELSEWHERE}.partial")
+    begun = (FILE, f"{FILE}-journal", place.name, f"{place.name}-journal", ELSEWHERE, f".{ELSEWHERE}.partial")
     inside = [one for one in path.iterdir() if one.name not in begun] if path.is_dir() else []
     there = has_begun(place)
     if not inside and not there:

@@ -264,6 +264,20 @@ def test_one_of_two_that_begin_at_once_is_refused(tmp_path: Path) -> None:
     assert one.exitcode == 0 and list(tmp_path.iterdir()) == [out]
 
 
+def test_a_run_of_which_one_process_is_left_is_not_resumed_beside_it(tmp_path: Path) -> None:
+    """The first was killed, the second has not noticed yet: both would write the same samples."""
+    with RunFolder.open(tmp_path, manifest()) as folder:
+        other = pickle.loads(pickle.dumps(folder))
+        other.join(1)
+        other.database.put("frame", [FRAME], folder.key)
+        other.database.commit()
+    with other, pytest.raises(InputError, match=r"run\.1\.sqlite: another process is at work there; wait for it"):
+        RunFolder.open(tmp_path, manifest(), resume=True)
+    with RunFolder.open(tmp_path, manifest(), resume=True) as folder:
+        assert folder.database.count("frame") == 1
+    assert [path.name for path in tmp_path.glob("run*")] == ["run.sqlite"]
+
+
 def test_a_finished_run_is_resumed_by_doing_nothing(tmp_path: Path) -> None:
     finished_run(tmp_path)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*.*")}

@@ -149,10 +149,13 @@ class RunFolder:
             self._database = RunDatabase(self._part, writes=True, new=True)
 
     def absorb(self, remove: bool = False) -> None:
-        """Take over what the parts of other processes hold; with `remove` they are a killed run's, and go."""
+        """Take over what the parts of other processes hold; with `remove` they are a killed run's, and go.
+
+        Raises InputError where a process of that run is still at work.
+        """
         for part in _parts_of(self._place):
             if has_begun(part):  # a kill may leave an empty one
-                with RunDatabase(part, writes=False) as other:
+                with RunDatabase(part, writes=remove) as other:
                     self.database.absorb(other)
             if remove:
                 part.unlink()

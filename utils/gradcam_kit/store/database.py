@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import itertools
 import os
 import sqlite3
 import tempfile
@@ -246,7 +247,10 @@ class RunDatabase:
     def absorb(self, other: RunDatabase) -> None:
         """Take over the whole rows of another database, but for its own one, and keep them."""
         for table in TABLES.keys() - {"run"}:
-            self._insert(table, other._whole(table))
+            rows = other._whole(table)
+            while some := list(itertools.islice(rows, 1000)):
+                self._insert(table, some)
+                self.end_batch()  # lets readers in
         self.commit()
 
     def clear(self) -> None:

@@ -122,6 +122,8 @@ def _read_datasets(settings: RunSettings, options: RunOptions) -> tuple[Datasets
         return {name: read_dataset(name, settings.data) for name in names}, {}
     if options.explanations is not None:
         raise InputError("--evaluate_explanations measures maps of images: leave it out for a detector of clips")
+    if options.shard is not None:  # what a merged run says of its clips is in no shard
+        raise InputError("--shard splits images: leave it out for a detector of clips; torchrun splits such a run")
     cut = {name: read_clips(name, settings.data) for name in names}
     return {name: [clip.row for clip in clips.clips] for name, clips in cut.items()}, cut
 

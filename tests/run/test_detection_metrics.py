@@ -70,9 +70,54 @@ def test_large_sample_against_the_definitions() -> None:
         area += (recall - last) * label[chosen].mean()
         last = recall
     assert got.ap == pytest.approx(area, abs=1e-12)
-    # EER: as the hosts, the false positive rate of the threshold at which the two rates are closest.
-    rates = [((prob >= t)[label == 0].mean(), (prob < t)[label == 1].mean()) for t in [*np.unique(prob), 2.0]]
-    assert got.eer == min(rates, key=lambda pair: abs(pair[0] - pair[1]))[0]
+    assert got.eer == pytest.approx(crossing(prob, label), abs=1e-12)
+
+
+def crossing(prob: np.ndarray, label: np.ndarray) -> float:
+    """EER by bisection: thresholds t and t' are mixed so that as many reals are called fake as fakes real."""
+    rates = [((prob >= t)[label == 0].mean(), (prob < t)[label == 1].mean()) for t in [2.0, *np.unique(prob)[::-1]]]
+    i = next(i for i, (false_positive, false_negative) in enumerate(rates) if false_positive >= false_negative)
+    (a, b), (c, d) = rates[i - 1], rates[i]
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if a + middle * (c - a) < b + middle * (d - b) else (low, middle)
+    return float(a + low * (c - a))
+
+
+def scores(*groups: tuple[float, float, int]) -> np.ndarray:
+    """(lowest, highest, how many): evenly spread, no two alike."""
+    return np.concatenate([np.linspace(low, high, count) for low, high, count in groups])
+
+
+@pytest.mark.parametrize(
+    ("real", "fake", "wanted"),
+    [
+        pytest.param(scores((0.2, 0.8, 50)), scores((0.9, 1, 35), (0, 0.1, 15)), 0.3, id="one forgery in three missed"),
+        pytest.param(scores((0, 0.1, 60), (0.9, 1, 40)), scores((0.2, 0.8, 77)), 0.4, id="some reals above all fakes"),
+        pytest.param(scores((0.2, 0.3, 9)), scores((0, 0.1, 2), (0.9, 1, 1)), 2 / 3, id="two of three fakes missed"),
+        pytest.param(np.array([0.5, 0.4]), np.array([0.9, 0.6, 0.1]), 1 / 3, id="five frames"),
+        pytest.param(
+            np.full(40, 0.5), np.r_[np.full(10, 0.5), np.full(10, 0.9)], 1 / 3, id="half of the fakes saturate"
+        ),
+        pytest.param(np.full(40, 1.0), np.full(7, 1.0), 0.5, id="one score for all"),
+        pytest.param(np.zeros(9), np.ones(4), 0.0, id="perfect"),
+        pytest.param(np.ones(9), np.zeros(4), 1.0, id="reversed"),
+    ],
+)
+def test_eer_is_where_both_rates_are_equal(real: np.ndarray, fake: np.ndarray, wanted: float) -> None:
+    prob, label = np.r_[real, fake], np.r_[np.zeros(len(real), int), np.ones(len(fake), int)]
+    got = detection_metrics(prob.tolist(), label.tolist(), range(len(prob)))
+    assert got.eer == pytest.approx(wanted, abs=1e-12)
+    assert got.eer == pytest.approx(crossing(prob, label), abs=1e-12)
+
+
+def test_the_hosts_eer_stands_beside_it() -> None:
+    """The host: FPR at the nearest point of scikit-learn's thinned curve, here its corner (0, 0.7)."""
+    prob = np.r_[scores((0.2, 0.8, 50)), scores((0.9, 1, 35), (0, 0.1, 15))]
+    got = detection_metrics(prob.tolist(), [0] * 50 + [1] * 50, range(100))
+    assert got.eer_host == 0.0
+    assert got.eer == pytest.approx(0.3)
 
 
 def test_float32_probabilities_keep_their_value() -> None:

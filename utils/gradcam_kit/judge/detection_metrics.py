@@ -24,6 +24,7 @@ class DetectionMetrics:
     acc: float | None = None
     auc: float | None = None
     eer: float | None = None
+    eer_host: float | None = None  # by the host trees' formula: see `equal_error_rates`
     ap: float | None = None
     video_auc: float | None = None
     frames: int
@@ -33,7 +34,7 @@ class DetectionMetrics:
 
 
 def detection_metrics(prob_fake: Sequence[float], label: Sequence[int], video: Sequence[Hashable]) -> DetectionMetrics:
-    """Metrics of N frames, as the host trees compute them, except that videos are identified by `video`.
+    """Metrics of N frames as the host trees compute them, but for the EER, and for videos, which `video` tells apart.
 
     Args:
         prob_fake: N probabilities of class 1 (fake). A frame counts as fake above THRESHOLD.
@@ -41,11 +42,10 @@ def detection_metrics(prob_fake: Sequence[float], label: Sequence[int], video: S
         video: N keys; frames of one video share key and label. The host takes the name of the parent folder, which
             merges a real and a fake video of the same name; label name and video name together do not.
 
-    All but ACC need both classes; with one they are None. The video AUC is of each video's mean probability. EER is the
-    host's, but where many frames share one score: see `equal_error_rate`.
+    All but ACC need both classes; with one they are None. The video AUC is of each video's mean probability.
     """
     # A second to import, and needed only at the end.
-    from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
+    from sklearn.metrics import average_precision_score, roc_auc_score
 
     probability = np.asarray(prob_fake, dtype=np.float64)
     truth = np.asarray(label, dtype=np.int64)
@@ -60,14 +60,15 @@ def detection_metrics(prob_fake: Sequence[float], label: Sequence[int], video: S
         only = "fake" if truth[0] else "real"
         note = f"all {frames} frames are {only}: AUC, EER, AP and video AUC need both classes"
         return DetectionMetrics(acc=acc, frames=frames, videos=videos, note=note)
-    false_positive, true_positive, _ = roc_curve(truth, probability)
+    eer, eer_host = equal_error_rates(probability, truth)
     video_truth = [truth[of[0]] for of in members.values()]
     video_probability = [probability[of].mean() for of in members.values()]
     auc = float(roc_auc_score(truth, probability))
     return DetectionMetrics(
         acc=acc,
         auc=auc,
-        eer=equal_error_rate(false_positive, true_positive, int((truth == 0).sum()), int(truth.sum())),
+        eer=eer,
+        eer_host=eer_host,
         ap=float(average_precision_score(truth, probability)),
         video_auc=float(roc_auc_score(video_truth, video_probability)),
         frames=frames,
@@ -76,21 +77,26 @@ def detection_metrics(prob_fake: Sequence[float], label: Sequence[int], video: S
     )
 
 
-def equal_error_rate(false_positive: np.ndarray, true_positive: np.ndarray, reals: int, fakes: int) -> float:
-    """The rate at which as many reals are called fake as fakes real; `reals` and `fakes` are the numbers of frames.
+def equal_error_rates(probability: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
+    """The EER, and what the host trees' formula gives for it; `probability` and `truth` (N,), of both classes.
 
-    As in the hosts, the false positive rate of the ROC point, both (N,), at which the two rates are closest. Where many
-    real and fake frames share one score, no point may be close (with one score for all, the host's rate is 0, a perfect
-    detector's): there it is where the straight line between the two points around it meets the line of equal rates,
-    since every mixture of their thresholds can be had (Fawcett 2006, section 6).
+    The EER is the rate at which as many reals are called fake as fakes real: where the ROC curve, all of whose points
+    are joined by straight lines, meets the line FPR = 1 - TPR. Every mixture of two thresholds can be had (Fawcett
+    2006, section 6), and the curve meets that line once.
+
+    The host takes the FPR of the nearest point of a curve without those points that lie on a straight line between
+    others. Where one forgery is found and another missed, or many frames share one score, no point that is left may be
+    near: the host's rate is then far off, down to 0 for a detector that finds nothing.
     """
+    from sklearn.metrics import roc_curve
+
+    thinned, thinned_true, _ = roc_curve(truth, probability)
+    host = thinned[np.abs(thinned - (1 - thinned_true)).argmin()]
+    false_positive, true_positive, _ = roc_curve(truth, probability, drop_intermediate=False)
     excess = false_positive - (1 - true_positive)  # rises from -1 to 1
-    nearest = int(np.abs(excess).argmin())
     after = int(np.argmax(excess >= 0))
-    width, height = np.diff(false_positive)[after - 1], np.diff(true_positive)[after - 1]
-    if abs(excess[nearest]) <= (1 / reals + 1 / fakes) / 2 or width == 0 or height == 0:
-        return float(false_positive[nearest])
-    return float(false_positive[after - 1] + width * -excess[after - 1] / (excess[after] - excess[after - 1]))
+    share = -excess[after - 1] / (excess[after] - excess[after - 1])
+    return float(false_positive[after - 1] + share * (false_positive[after] - false_positive[after - 1])), float(host)
 
 
 def reversed_labels(prob_fake: Sequence[float], label: Sequence[int], video: Sequence[Hashable]) -> str:

@@ -124,6 +124,12 @@ def _dataset_notes(data: DatasetOnDisk, written: int) -> Iterator[str]:
     """`written`: how many samples the run explained."""
     if data.metrics and data.metrics.get("warning"):
         yield data.metrics["warning"]
+    eer, by_host = ((data.metrics or {}).get(key) for key in ("eer", "eer_host"))
+    if eer is not None and by_host is not None and f"{eer:.4f}" != f"{by_host:.4f}":
+        yield (
+            f"EER {eer:.4f} is where as many reals are called fake as fakes real; the host's formula gives"
+            f" {by_host:.4f} (eer_host in metrics.json): it takes the nearest corner of the curve, which may be far off"
+        )
     if not data.complete:
         yield f"{len(data.label)} of {data.frames} frames were evaluated"
     if data.explained > len(data.samples):

@@ -45,6 +45,7 @@ class MetricsEntry:
     videos: Count
     unreadable: Count
     note: str | None = None  # why there is no AUC
+    eer_host: Share | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

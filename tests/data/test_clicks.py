@@ -80,8 +80,8 @@ def test_bad_rows_in_one_line(tmp_path: Path, cell: str, said: str) -> None:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"", "has no column 'video' or 'movie_name'; its columns are: nothing"),
-        (b"video,frame\n", "has no column 'clicks' or 'click_locations'; its columns are: video, frame"),
+        (b"", "has no column video or movie_name, clicks or click_locations; its columns are: nothing"),
+        (b"video,frame\n", "has no column clicks or click_locations; its columns are: video, frame"),
         (b"video,clicks\n000,\n", "holds no click at all"),
         (b'video,clicks\n,"{}"\n', "line 2: column 'video' is empty"),
         (b"\xff\xfe\x00", "cannot be read"),

@@ -81,7 +81,12 @@ def test_a_csv(tmp_path: Path) -> None:
         ("file,label\na.png,0\n", "has no column path"),
         ("path,label\n", "lists no image"),
         ("", "has no column path, label"),
-        ("path,label\n" + "x" * 140_000 + ",0\n", "cannot be read as a CSV"),
+        ("path,label\n" + "x" * 140_000 + ",0\n", "line 2: there is no file .{,400}$"),
+        ("path,label\na.png,0.05\n", "line 2: label is '0.05'; allowed: 0, real, 1, fake"),  # smoothed
+        ("path,label\na.png,2\n", "line 2: label is '2'"),
+        ("path,label\na.png,nan\n", "line 2: label is 'nan'"),
+        ("path,label\na.png,0,v,1\n", "line 2: has 4 fields, its first line 2"),
+        ("path,label,path\na.png,0,a.png\n", "has the column path twice"),
     ],
 )
 def test_a_csv_that_says_something_else(tmp_path: Path, content: str, said: str) -> None:
@@ -89,6 +94,70 @@ def test_a_csv_that_says_something_else(tmp_path: Path, content: str, said: str)
     (tmp_path / "list.csv").write_text(content)
     with pytest.raises(InputError, match=said):
         read_labelled(tmp_path / "list.csv")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param(b"path;label\nreal\\v\\0.png;0,0\nfake/v/0.png;1,0\n", id="decimal commas"),
+        pytest.param(
+            "\ufeffPATH\tLabel\nreal/v/0.png\tFALSE\nfake/v/0.png\tTRUE\n".encode("utf-16"), id="Unicode text"
+        ),
+        pytest.param("Path\tLABEL\r\nreal/v/0.png\treal\r\nfake/v/0.png\tfake\r\n".encode("utf-16-le"), id="no mark"),
+        pytest.param("path,label\nreal/v/0.png,0\nfake/v/0.png,1\n".encode("utf-32"), id="UTF-32"),
+        pytest.param(b"sep=;\r\npath;label;\r\nreal/v/0.png;0;\r\nfake/v/0.png;1;\r\n;;\r\n", id="Excel's own line"),
+        pytest.param(b'" Label " | "Path"\r Real | "real/v/0.png"\r FAKE |fake/v/0.png\r', id="bars, blanks, CR"),
+        pytest.param(b",path,label,video\n0,real/v/0.png,0.0,v\n1,fake/v/0.png,1.00,v\n\n,,,\n", id="pandas' index"),
+        pytest.param(b"label,path\n0_real,real/v/0.png\n1_fake,fake\\v/0.png", id="folders' names"),
+    ],
+)
+def test_a_csv_as_spreadsheets_write_it(tmp_path: Path, content: bytes) -> None:
+    for label in ("real", "fake"):
+        image(tmp_path / label / "v" / "0.png")
+    (tmp_path / "list.csv").write_bytes(content)
+    found = [(number, video.frames) for number, video in read_labelled(tmp_path / "list.csv")]
+    assert found == [(0, [str(tmp_path / "real/v/0.png")]), (1, [str(tmp_path / "fake/v/0.png")])]
+
+
+@pytest.mark.parametrize(
+    ("encoding", "name"), [("cp1252", "größe"), ("gb18030", "换脸"), ("cp932", "顔カナ"), ("cp1251", "лицо")]
+)
+def test_a_csv_in_the_encoding_of_a_country(tmp_path: Path, encoding: str, name: str) -> None:
+    image(tmp_path / f"{name}.png")
+    (tmp_path / "list.csv").write_bytes(f"path,label,forgery\n{name}.png,1,{name}\n".encode(encoding))
+    assert read_labelled(tmp_path / "list.csv") == [(1, (name, str(tmp_path / name), [str(tmp_path / f"{name}.png")]))]
+
+
+def test_an_image_with_both_labels_is_refused(tmp_path: Path) -> None:
+    first, table = Path(image(tmp_path / "a.png")), tmp_path / "list.csv"
+    image(tmp_path / "b.png")
+    (tmp_path / "link.png").symlink_to(first)
+    for again in ("a.png", "./a.png", "x/../a.png", "link.png", str(first)):
+        (tmp_path / "x").mkdir(exist_ok=True)
+        table.write_text(f"path,label\na.png,real\nb.png,fake\n{again},fake\n")
+        with pytest.raises(InputError, match="line 4: .* is fake here and real in line 2: which is it"):
+            read_labelled(table)
+    table.write_text("path,label\na.png,real\nb.png,fake\na.png,real\na.png,real\n")
+    assert counted(read_dataset("list", settings(table))).endswith("; 2 of them stand in it again, and count again")
+
+
+def test_a_dataset_json_with_both_labels_is_refused(tmp_path: Path) -> None:
+    path = image(tmp_path / "a.png")
+    videos = {label: {"test": {"v": {"label": label, "frames": [path]}}} for label in ("R", "F")}
+    (tmp_path / "toy.json").write_text(json.dumps({"toy": videos}))
+    with pytest.raises(InputError, match=r"toy: .*a\.png.* is real and fake"):
+        read_dataset("toy", DataSettings(json_folder=tmp_path, label_dict={"R": 0, "F": 1}))
+
+
+@pytest.mark.parametrize("names", [["{}.png"], ["frame_{}.jpg"], ["clip2_{}_x.png"], ["{}-7.webp"]])
+def test_frames_and_videos_lie_in_the_order_of_their_numbers(tmp_path: Path, names: list[str]) -> None:
+    for number in (0, 1, 2, 9, 10, 11, 100):
+        image(tmp_path / "set" / "fake" / "clip" / names[0].format(number))
+        image(tmp_path / "set" / "fake" / f"v{number}" / "0.png")
+    frames = [frame.path for frame in read_dataset("set", settings(tmp_path / "set"))]
+    numbers = [0, 1, 2, 9, 10, 11, 100]
+    assert [Path(path).name for path in frames[:7]] == [names[0].format(number) for number in numbers]
+    assert [Path(path).parent.name for path in frames[7:]] == [f"v{number}" for number in numbers]
 
 
 def test_a_csv_may_name_masks(tmp_path: Path) -> None:
@@ -127,7 +196,12 @@ def test_one_class_and_a_linked_folder_that_leads_round_in_a_circle(tmp_path: Pa
 def test_what_counts_as_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     image(tmp_path / "demo" / "real" / "x.png")
-    assert is_path("demo", tmp_path) and is_path("./x", tmp_path) and is_path("x.csv", tmp_path)
+    assert is_path("demo", tmp_path) and is_path("./x", tmp_path)
+    for name in ("x.csv", "X.CSV", "x.tsv", "x.txt"):
+        assert is_path(name, tmp_path)
+        image(tmp_path / "a.png")
+        (tmp_path / name).write_text("path\tlabel\na.png\t1\n")
+        assert len(read_dataset(name[0], settings(tmp_path / name))) == 1
     assert not is_path("Celeb-DF-v2", tmp_path)
     (tmp_path / "demo.json").write_text("{}")
     assert not is_path("demo", tmp_path)  # the dataset JSON of that name comes first

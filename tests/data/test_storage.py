@@ -130,6 +130,41 @@ def test_the_key_of_mask_and_landmarks_keeps_its_separators() -> None:
     )
 
 
+@pytest.mark.parametrize("kept", [0, 5_000, 8_192, -4_096, "half", "pages"])
+def test_a_damaged_lmdb_is_one_line(tmp_path: Path, kept: Any) -> None:
+    """LMDB maps the file: of one that is cut off, reading a page ends the process with SIGBUS."""
+    settings = make_lmdb(tmp_path, "windows", "windows")
+    file = tmp_path / "lmdb" / "FaceForensics++_lmdb" / "data.mdb"
+    whole = file.read_bytes()
+    if kept == "pages":  # of the tree
+        file.write_bytes(whole[:8192] + np.random.default_rng(0).bytes(len(whole) - 8192))
+    else:
+        file.write_bytes(whole[: len(whole) // 2 if kept == "half" else kept])
+    with pytest.raises(InputError, match="is damaged or cut off .*: copy or download it again"):
+        read_dataset("FF-DF", settings)
+
+
+def test_frames_are_read_where_there_is_no_lmdb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`lmdb: true` is what DeepfakeBench's configuration says as it comes."""
+    settings = replace(make_lmdb(tmp_path, "linux", "linux"), lmdb_dir=tmp_path / "nowhere", root=tmp_path / "rgb")
+    for path, image in IMAGES.items():
+        file = tmp_path / "rgb" / "FaceForensics++" / f"{path}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(file), image[..., ::-1])
+    frames = read_dataset("FF-DF", settings)
+    (batch,) = frame_loader(frames, 40, 12, 0)
+    np.testing.assert_array_equal(batch.pixels.permute(0, 2, 3, 1).numpy(), np.stack(list(IMAGES.values())))
+    read_dataset("FF-DF", settings)
+    said = capsys.readouterr().err
+    assert said.count("no LMDB of dataset 'FF-DF'") == 1 and "its frames are there as files, which are read" in said
+
+
+def test_a_root_that_is_not_there_is_named(tmp_path: Path) -> None:
+    settings = replace(make_lmdb(tmp_path, "linux", "linux"), lmdb_dir=None, named_root="/mnt/gone")
+    with pytest.raises(InputError, match=r"dataset_root_rgb \(rgb_dir\) '/mnt/gone' is not there, .*: give the folder"):
+        read_dataset("FF-DF", settings)
+
+
 def test_no_lmdb_and_no_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = replace(make_lmdb(tmp_path, "windows", "windows"), lmdb_dir=tmp_path)
     with pytest.raises(InputError, match=r"no LMDB of dataset 'FF-DF': .*FaceForensics\+\+_lmdb.*lmdb_dir"):

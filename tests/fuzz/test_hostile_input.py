@@ -26,6 +26,7 @@ from tests.helpers.detectors import images, tiny_detector
 from tests.helpers.paths import ROOT
 from tests.helpers.png import beginning, chunk
 from utils.gradcam_kit.base.errors import InputError
+from utils.gradcam_kit.base.files import read_table
 from utils.gradcam_kit.base.text import printable
 from utils.gradcam_kit.data.images import decode_image
 from utils.gradcam_kit.data.readers import read_dataset
@@ -199,7 +200,9 @@ def test_names_from_outside_stay_in_the_tables(commands: CommandServer, data_tre
     assert all(re.fullmatch(r"out(/[\w.+-]+)+", name) for name in written), written
 
     with (out / "toy" / "predictions.csv").open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-        rows = list(csv.DictReader(file))
+        texts = [row[name] for row in csv.DictReader(file) for name in ("forgery", "video", "path")]
+    assert not [text for text in texts if text.lstrip()[:1] in {*"=+-@"}]  # which a spreadsheet would run
+    rows = list(read_table(out / "toy" / "predictions.csv"))
     assert [(row["forgery"], row["video"], row["path"]) for row in rows] == [
         (as_written(one["name"]), as_written(one["name"]), one["path"]) for one in expected
     ]
@@ -213,8 +216,7 @@ def test_names_from_outside_stay_in_the_tables(commands: CommandServer, data_tre
             *(f"{k}: {printable(one['name'])}" for k in ("Forgery", "Video")),
         ]
         assert sum(line.startswith("Correct: ") for line in lines) == 1
-    with (out / "toy" / "unreadable.csv").open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-        unreadable = list(csv.DictReader(file))
+    unreadable = list(read_table(out / "toy" / "unreadable.csv"))
     assert len(unreadable) == len(BAD_PATHS) and all(row["reason"] for row in unreadable)
     assert json.loads((out / "metrics.json").read_text())["toy"]["unreadable"] == len(BAD_PATHS)
     page = (out / "index.html").read_text(encoding="utf-8", errors="replace")

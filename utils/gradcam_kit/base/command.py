@@ -8,9 +8,11 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, NoReturn
 
 from .errors import InputError, RunError, did_you_mean
+from .files import expanded
 from .packages import outdated_packages
 from .text import one_line, printable
 from .version import VERSION
@@ -41,6 +43,7 @@ class OneLineParser(argparse.ArgumentParser):
         super().__init__(
             description=description, allow_abbrev=False, usage="%(prog)s [options]", formatter_class=_HelpFormatter
         )
+        self.register("type", Path, path_flag)  # wherever a flag's type is Path
         self.add_argument("--version", action="version", version=f"{self.prog} {VERSION}")
 
     def error(self, message: str) -> NoReturn:
@@ -89,6 +92,19 @@ def whole(least: int) -> Callable[[str], int]:
 
 
 positive = whole(1)
+
+
+def path_text(text: str) -> str:
+    """Reads a path as `files.expanded` does."""
+    try:
+        return expanded(text)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def path_flag(text: str) -> Path:
+    """As `path_text`."""
+    return Path(path_text(text))
 
 
 def run_command(main: Callable[[Sequence[str]], int], hints: Mapping[str, str] | None = None) -> NoReturn:

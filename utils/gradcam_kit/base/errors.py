@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 
 class InputError(ValueError):
@@ -15,6 +16,30 @@ class InputError(ValueError):
     def __init__(self, message: str, setting: str = "") -> None:
         super().__init__(message)
         self.setting = setting
+
+
+class InputErrors(InputError):
+    """Several at once; `each` are they, in the order in which they are said."""
+
+    def __init__(self, each: list[InputError]) -> None:
+        told = "; ".join(f"({number}) {error}" for number, error in enumerate(each, start=1))
+        super().__init__(
+            f"{len(each)} things are wrong: {told}", next((one.setting for one in each if one.setting), "")
+        )
+        self.each = each
+
+
+def said_at_once(*checks: Callable[[], Any]) -> list[Any]:
+    """What all `checks` return. Raises InputError with everything that any of them finds wrong, in their order."""
+    results, wrong = [], []
+    for check in checks:
+        try:
+            results.append(check())
+        except InputError as error:
+            wrong += error.each if isinstance(error, InputErrors) else [error]
+    if wrong:
+        raise wrong[0] if len(wrong) == 1 else InputErrors(wrong)
+    return results
 
 
 class RunError(RuntimeError):

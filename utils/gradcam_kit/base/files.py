@@ -9,6 +9,7 @@ import io
 import itertools
 import json
 import os
+import re
 import shutil
 import stat
 import time
@@ -18,16 +19,31 @@ from pathlib import Path
 from typing import IO, BinaryIO
 
 from .errors import InputError
-from .text import AS_IT_CAME
+from .text import AS_IT_CAME, as_it_was, harmless
 
 # The folder that holds config/, detectors/ and test_with_gradcam.py: this repository's root or the host's training/.
 # The package that pip installs has no host: there it is the working directory.
 _KIT = Path(__file__).resolve().parents[1]
 TRAINING_FOLDER = _KIT.parents[1] if _KIT.parent.name == "utils" else Path.cwd()
 
+_VARIABLE = re.compile(r"\$(\w+)|\$\{([^}]*)\}")
 LONGEST_FIELD = 1 << 24  # of a CSV file, in letters; a path has at most some thousands
 MOST_TEXT_BYTES = 64 * 1024**2  # of a configuration or of a JSON file that a run has written
 _KINDS = {stat.S_IFREG: "file", stat.S_IFDIR: "folder", stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket"}
+
+
+def expanded(path: str) -> str:
+    """`path` with `~` and `$VARIABLES` replaced, which no shell does in a YAML; a file that is named so stays.
+
+    Raises InputError for a variable that is not set: a folder of that name is hardly what is meant.
+    """
+    if (not path.startswith("~") and "$" not in path) or os.path.lexists(path):
+        return path
+    found = os.path.expandvars(os.path.expanduser(path))  # noqa: PTH111
+    unset = _VARIABLE.search(found)
+    if unset:
+        raise InputError(f"the path {path!r} holds {unset[0]}, and no such variable is set: set it, or give the path")
+    return found
 
 
 def kind_of(mode: int) -> str:
@@ -55,6 +71,27 @@ def new_file(path: Path) -> BinaryIO:
     """`path` opened for writing as a file that did not exist: what stood there, also a symbolic link, is removed."""
     path.unlink(missing_ok=True)
     return path.open("xb")
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Raises InputError while another process is in such a block with the same folder; where that can be known."""
+    handle = None
+    try:
+        import fcntl  # Windows has none
+
+        handle = os.open(folder, os.O_RDONLY)
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle or 0)
+        raise InputError(f"{folder}: another process is changing it: wait until that has ended, then again") from None
+    except (ImportError, OSError):  # no such folder, which others will say, or a file system without locks
+        pass
+    try:
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)
 
 
 def new_folder(path: Path) -> None:
@@ -147,7 +184,11 @@ def hashes_below(folder: Path) -> dict[str, str]:
 
 
 def write_row(table: IO[str], fields: Sequence[object]) -> None:
-    """One line of a CSV file. Older Pythons leave a field with a carriage return unquoted, which splits the row."""
+    """One line of a CSV file, in which a spreadsheet finds no formula; `read_table` gives the fields as they were.
+
+    Older Pythons leave a field with a carriage return unquoted, which splits the row.
+    """
+    fields = [harmless(field) for field in fields]
     split = any("\r" in str(field) for field in fields)
     csv.writer(table, lineterminator="\n", quoting=csv.QUOTE_ALL if split else csv.QUOTE_MINIMAL).writerow(fields)
 
@@ -174,7 +215,7 @@ def read_table(path: Path, columns: Collection[str] = ()) -> Iterator[dict[str, 
                 if None in row or None in row.values():
                     line = f"line {table.line_num} has more or fewer fields than the first"
                     raise InputError(f"{path}: {line}; run again")
-                yield row
+                yield {column: as_it_was(cell) for column, cell in row.items()}
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
     except csv.Error as error:  # a field without end, NUL bytes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import re
 
 # How strings from outside are written to UTF-8 files: bytes of a file name that are not UTF-8 are written back
 # unchanged, other lone surrogates, which a JSON file may hold, as `\ud800`. Used as open(..., errors=AS_IT_CAME).
@@ -17,6 +18,31 @@ def _as_it_came(error: UnicodeError) -> tuple[str | bytes, int]:
 
 
 codecs.register_error(AS_IT_CAME, _as_it_came)
+
+
+# A spreadsheet runs a cell that begins with one of these, also after blanks. An apostrophe before it makes it text.
+_FORMULA = re.compile(r"'*(?:[\t\r\n]|\s*[=+\-@\uff1d\uff0b\uff0d\uff20])")
+_NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
+
+
+def harmless(cell: object) -> object:
+    """`cell` with an apostrophe before what a spreadsheet would run as a formula; numbers stay numbers."""
+    text = str(cell)
+    return f"'{text}" if _FORMULA.match(text) and not _NUMBER.fullmatch(text) else cell
+
+
+def as_it_was(cell: str) -> str:
+    """What `harmless` was given, as a string."""
+    return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
+
+
+def in_number_order(name: str) -> tuple[list[tuple[int, str]], str]:
+    """Sort key of a path: by its last part, 9.png before 10.png, 9.png and 09.png side by side; then the whole path."""
+    last = name.replace("\\", "/").rsplit("/", 1)[-1]
+    pieces = re.split("([0-9]+)", last)  # text, digits, text, digits, ...
+    numbers = [piece.lstrip("0") if i % 2 else piece for i, piece in enumerate(pieces)]
+    # A number with more digits is larger; strings compare as strings, whatever their length.
+    return [(len(piece) if i % 2 else 0, piece) for i, piece in enumerate(numbers)], name
 
 
 def printable(text: str) -> str:

@@ -158,10 +158,14 @@ def _typename(value: Any) -> str:
 def main(argv: Sequence[str]) -> int:
     """Write the JSON of a folder or CSV, and print what the hosts' `label_dict` needs. Raises InputError."""
     p = OneLineParser(description="A folder of images or a CSV → the dataset JSON that the hosts read too.")
-    p.add_argument("folder", help="folder with real/ and fake/ (or 0_real/ and 1_fake/) in it, or a CSV path,label")
-    p.add_argument("-o", "--output", required=True, metavar="NAME.json", help="the file to write; not replaced")
+    p.add_argument(
+        "folder", type=Path, help="folder with real/ and fake/ (or 0_real/ and 1_fake/) in it, or a CSV path,label"
+    )
+    p.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="NAME.json", help="the file to write; not replaced"
+    )
     args = p.parse_args(argv)
-    source, output = Path(args.folder), Path(args.output)
+    source, output = args.folder, args.output
     dataset_name(source)  # is it there?
     if output.suffix != ".json" or not is_dataset_name(output.stem) or not output.absolute().parent.is_dir():
         raise InputError(f"--output {str(output)!r}: give NAME.json in a folder that is there")

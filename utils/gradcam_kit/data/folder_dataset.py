@@ -6,28 +6,28 @@ GenImage do it. A folder in there is a video; an image that lies in none is a vi
 
 from __future__ import annotations
 
-import csv
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ..base.errors import InputError
-from ..base.text import AS_IT_CAME, one_line, shortened
+from ..base.spreadsheets import encodings_of, read_sheet
+from ..base.text import in_number_order, shortened
 from .frame import Frame, Video, is_dataset_name
 
 IMAGE_SUFFIXES = (
     ".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".avif", ".heic", ".heif",
 )  # fmt: skip
+TABLES = (".csv", ".tsv", ".txt")  # a spreadsheet's Unicode text is a .txt
 LABEL_FOLDERS = {"real": 0, "0_real": 0, "nature": 0, "fake": 1, "1_fake": 1, "ai": 1}
-LABELS = {"0": 0, "real": 0, "1": 1, "fake": 1}  # in a CSV
+LABELS = {"real": 0, "false": 0, "fake": 1, "true": 1}  # in a CSV, beside numbers
 BESIDE = ("masks", "landmarks")  # folders of files that belong to frames and are none
-MAX_FIELD = 65_536  # letters in a field of a CSV
 
 
 def is_path(entry: str, json_folder: Path) -> bool:
     """Whether an entry of `test_dataset` means a folder or a CSV, and not the name of a dataset JSON."""
-    if "/" in entry or os.sep in entry or entry.endswith(".csv"):
+    if "/" in entry or os.sep in entry or entry.lower().endswith(TABLES):
         return True
     # Unlike Path's, these are False for a name that is longer than a name can be.
     return not os.path.isfile(json_folder / f"{entry}.json") and os.path.isdir(entry)  # noqa: PTH112, PTH113
@@ -37,7 +37,7 @@ def dataset_name(path: Path) -> str:
     """What a folder's or a CSV's outputs are called: its own name. Raises InputError where there is neither."""
     resolved = path.resolve()
     is_file, is_folder = os.path.isfile(resolved), os.path.isdir(resolved)  # noqa: PTH112, PTH113
-    if is_file and path.suffix != ".csv":
+    if is_file and not path.name.lower().endswith(TABLES):
         raise InputError(f"test_dataset: {str(path)!r} is a file; give a folder of images, or a .csv that lists them")
     if not is_folder and not is_file:
         given, looked = shortened(str(path), 300), shortened(str(resolved), 300)
@@ -58,19 +58,40 @@ def named_masks(path: Path) -> dict[str, str]:
     masks = {}
     for where, row in _rows(path) if path.is_file() else ():
         if row.get("mask"):
-            mask = path.parent / str(row["mask"])
+            mask = _beside(path, row["mask"])
             if not os.path.isfile(mask):  # noqa: PTH113
-                raise InputError(f"{where}: there is no mask {str(mask)!r}; paths are relative to the CSV's folder")
-            masks[str(path.parent / (row["path"] or ""))] = str(mask)
+                raise InputError(f"{where}: there is no mask {_named(mask)}; paths are relative to the CSV's folder")
+            masks[_beside(path, row["path"])] = mask
     return masks
 
 
+def label_number(text: str) -> int | None:
+    """0 (real), 1 (fake) as tables write them: `0`, `1.0`, `1,0`, `TRUE`, ` Real`, a name of LABEL_FOLDERS; else None.
+
+    A smoothed label such as 0.05 is none: it would be rounded up to fake, or down.
+    """
+    text = text.strip().lower()
+    named = {**LABEL_FOLDERS, **LABELS}.get(text)
+    if named is not None:
+        return named
+    try:
+        number = float(text.replace(",", "."))
+    except ValueError:
+        return None
+    return int(number) if number in (0, 1) else None
+
+
 def counted(frames: Sequence[Frame]) -> str:
-    """`"120 images in 12 videos: real 60 (real), 1_fake 60 (fake)"`, for the user to see what was taken for what."""
+    """`"120 images in 12 videos: real 60 (real), 1_fake 60 (fake)"`, for the user to see what was taken for what.
+
+    Also how many are listed more than once, which count as often.
+    """
+    again = len(frames) - len({frame.path for frame in frames})
     images = Counter((frame.label, frame.forgery) for frame in frames)
     videos = {(frame.label, frame.forgery, frame.video) for frame in frames}
     groups = [f"{shortened(label)} {count} ({('real', 'fake')[n]})" for (n, label), count in sorted(images.items())]
-    return f"{len(frames)} images in {len(videos)} videos: {', '.join(groups)}"
+    twice = f"; {again} of them stand in it again, and count again" if again else ""
+    return f"{len(frames)} images in {len(videos)} videos: {', '.join(groups)}{twice}"
 
 
 def _read_folder(root: Path) -> list[tuple[int, Video]]:
@@ -103,7 +124,7 @@ def _read_folder(root: Path) -> list[tuple[int, Video]]:
 
 
 def _folders_with_images(root: Path) -> Iterator[tuple[Path, list[str]]]:
-    """Every folder below `root` that holds images, in the order of their names. A linked folder is entered once."""
+    """Every folder below `root` that holds images, by number: 9.png before 10.png. A linked folder is entered once."""
     entered = set()
     for folder, inner, files in os.walk(root, followlinks=True):
         here = os.path.realpath(folder)
@@ -111,45 +132,58 @@ def _folders_with_images(root: Path) -> Iterator[tuple[Path, list[str]]]:
             inner.clear()
             continue
         entered.add(here)
-        inner[:] = sorted(name for name in inner if name not in BESIDE and not name.startswith("."))
-        images = sorted(name for name in files if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("."))
+        names = (name for name in inner if name not in BESIDE and not name.startswith("."))
+        inner[:] = sorted(names, key=in_number_order)
+        names = (name for name in files if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("."))
+        images = sorted(names, key=in_number_order)
         if images:
             yield Path(folder), images
 
 
 def _read_csv(path: Path) -> list[tuple[int, Video]]:
     videos: dict[tuple[int, str, str], Video] = {}
+    seen: dict[tuple[int, int], tuple[int, str]] = {}  # the file itself → label and line: it may have two names
     for where, row in _rows(path):
-        label = LABELS.get((row["label"] or "").strip().lower())
+        label = label_number(row["label"])
         if label is None:
-            raise InputError(f"{where}: label is {shortened(row['label'] or '')!r}; allowed: {', '.join(LABELS)}")
-        image = path.parent / (row["path"] or "")
-        if not os.path.isfile(image):  # noqa: PTH113 (Path's fails for a name of 300 letters)
-            raise InputError(f"{where}: there is no file {str(image)!r}; paths are relative to the CSV's folder")
+            found = shortened(row["label"])
+            raise InputError(f"{where}: label is {found!r}; allowed: 0, real, 1, fake, also as 0.0, 1.0, True, False")
+        image = _beside(path, row["path"])
+        info = os.stat(image) if os.path.isfile(image) else None  # noqa: PTH113, PTH116 (Path's fails for a long name)
+        if info is None:
+            raise InputError(f"{where}: there is no file {_named(image)}; paths are relative to the CSV's folder")
+        earlier, line = seen.setdefault((info.st_dev, info.st_ino), (label, where))
+        if earlier != label:
+            raise InputError(
+                f"{where}: {_named(image)} is {('real', 'fake')[label]} here and {('real', 'fake')[earlier]} in"
+                f" {line.rpartition(', ')[2]}: which is it?"
+            )
         forgery = row.get("forgery") or ("real", "fake")[label]
-        name = row.get("video") or image.with_suffix("").as_posix()
+        name = row.get("video") or Path(image).with_suffix("").as_posix()
         video = videos.setdefault((label, forgery, name), Video(forgery, name, []))
-        video.frames.append(str(image))
+        video.frames.append(image)
     if not videos:
         raise InputError(f"{path}: lists no image")
     return [(label, video) for (label, _, _), video in videos.items()]
 
 
-def _rows(path: Path) -> Iterator[tuple[str, dict[str, str | None]]]:
-    """(place for an error, row) of a CSV. Raises InputError for anything else."""
-    limit = csv.field_size_limit(MAX_FIELD)
-    try:
-        with path.open(newline="", encoding="utf-8-sig", errors=AS_IT_CAME) as file:
-            table = csv.DictReader(file)
-            missing = [name for name in ("path", "label") if name not in (table.fieldnames or [])]
-            if missing:
-                raise InputError(
-                    f"{path}: has no column {', '.join(missing)}; its first line must name path,label and may name"
-                    " video,forgery,mask"
-                )
-            for row in table:
-                yield f"{path}, line {table.line_num}", row
-    except (csv.Error, OSError) as error:
-        raise InputError(f"{path}: cannot be read as a CSV ({one_line(error)})") from error
-    finally:
-        csv.field_size_limit(limit)
+def _rows(path: Path) -> list[tuple[str, dict[str, str]]]:
+    """(place for an error, row) of a CSV, in the encoding in which its images are there. Raises InputError."""
+    first: list[tuple[str, dict[str, str]]] = []
+    for encoding in encodings_of(path):
+        lines = read_sheet(path, ["path"], ["label"], encoding=encoding)
+        rows = [(f"{path}, line {number}", cells) for number, cells in lines]
+        first = first or rows
+        if all(os.path.isfile(_beside(path, row["path"])) for _, row in rows if not row["path"].isascii()):  # noqa: PTH113
+            return rows
+    return first
+
+
+def _beside(table: Path, listed: str) -> str:
+    """The path on disk of a file that a CSV lists; `\\` counts as `/` where no file is named so."""
+    literal = str(table.parent / listed)
+    return literal if "\\" not in listed or os.path.isfile(literal) else str(table.parent / listed.replace("\\", "/"))  # noqa: PTH113
+
+
+def _named(path: str) -> str:
+    return repr(shortened(path, 300))

@@ -44,7 +44,8 @@ class DataSettings:
     """The configuration of the data."""
 
     json_folder: Path
-    root: Path | None = None  # dataset_root_rgb (DeepfakeBench: rgb_dir)
+    root: Path | None = None  # dataset_root_rgb (DeepfakeBench: rgb_dir), where it is there
+    named_root: str = ""  # as it was given
     label_dict: Mapping[str, int] = field(default_factory=dict)  # label name → 0 real, anything else fake
     compression: str = "c23"
     frame_num: int | None = None  # frames taken of each video; None takes all

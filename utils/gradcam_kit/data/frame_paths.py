@@ -7,9 +7,13 @@ written `<lmdb folder>!/<key>`, so that a frame's path says all that is needed t
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +24,18 @@ from .images import UnreadableImage, read_file
 
 MARK = "_lmdb!/"
 _PROBES = 100  # videos looked at, per label, to find out which folder the paths of a dataset JSON start from
+
+# LMDB maps its file and believes it: of a damaged one reading a page may kill the process (SIGBUS, SIGSEGV). So another
+# process goes through all keys first, and through all values where the file is shorter than it says itself.
+_WALK = """
+import lmdb, os, sys
+options = dict(create=False, subdir=True, readonly=True, lock=False, readahead=False)
+with lmdb.open(sys.argv[1], **options) as environment, environment.begin(buffers=True) as transaction:
+    whole = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
+    values = os.path.getsize(os.path.join(sys.argv[1], "data.mdb")) < whole
+    for one in transaction.cursor().iternext(keys=not values, values=values):
+        one[-1:].tobytes()
+"""
 
 _open: dict[str, Any] = {}  # folder of an LMDB → environment
 
@@ -124,17 +140,42 @@ def is_there(path: str) -> bool:
     return _value(path) is not None if in_lmdb(path) else os.path.exists(path)  # noqa: PTH110
 
 
-def lmdb_folder(dataset: str, lmdb_dir: Path) -> Path:
-    """The LMDB of a dataset: `<name>_lmdb`, one for the whole FaceForensics++ family. Raises InputError."""
-    _lmdb()
-    family = dataset.replace("_c40", "")
-    folder = lmdb_dir / f"{'FaceForensics++' if family in COMPRESSED else dataset}_lmdb"
+def find_lmdb(dataset: str, lmdb_dir: Path) -> Path | None:
+    """The LMDB of a dataset, None where it is not there. Raises InputError where it cannot be read."""
+    folder = _lmdb_folder(dataset, lmdb_dir)
     if not (folder / "data.mdb").is_file():
-        raise InputError(
-            f"no LMDB of dataset {dataset!r}: {str(folder / 'data.mdb')!r} is not there; set lmdb_dir in"
-            " config/test_config.yaml to the folder that holds it, or lmdb: false to read files"
-        )
+        return None
+    _lmdb()
+    check_lmdb(str(folder))
     return folder
+
+
+@cache
+def check_lmdb(folder: str) -> None:
+    """Raises InputError where the LMDB is damaged so that its pages or keys cannot be read."""
+    walked = subprocess.run([sys.executable, "-c", _WALK, folder], capture_output=True, text=True, check=False)
+    if walked.returncode:
+        last = walked.stderr.strip().rpartition("\n")[2] or f"reading it kills the process, code {walked.returncode}"
+        raise InputError(
+            f"the LMDB {folder!r} is damaged or cut off ({one_line(last)}): copy or download it again, or set lmdb:"
+            " false to read files"
+        )
+
+
+def no_lmdb(dataset: str, lmdb_dir: Path) -> InputError:
+    """The error for an LMDB that is not there."""
+    file = _lmdb_folder(dataset, lmdb_dir) / "data.mdb"
+    package = "" if importlib.util.find_spec("lmdb") else "; it needs a package, too: pip install lmdb"
+    return InputError(
+        f"no LMDB of dataset {dataset!r}: {str(file)!r} is not there; set lmdb_dir in"
+        f" config/test_config.yaml to the folder that holds it, or lmdb: false to read files{package}"
+    )
+
+
+def _lmdb_folder(dataset: str, lmdb_dir: Path) -> Path:
+    """`<name>_lmdb`, one for the whole FaceForensics++ family."""
+    family = dataset.replace("_c40", "")
+    return lmdb_dir / f"{'FaceForensics++' if family in COMPRESSED else dataset}_lmdb"
 
 
 def lmdb_path(folder: Path, frame: str) -> str:

@@ -15,7 +15,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from .frame import Frame
-from .frame_paths import Stamp, content_hash, read_bytes
+from .frame_paths import Stamp, content_hash, in_lmdb, read_bytes
 from .images import UnreadableImage, decode_image
 
 
@@ -77,7 +77,9 @@ def frame_loader(frames: Sequence[Frame], resolution: int, batch_size: int, work
         dataset,
         batch_size=batch_size,
         shuffle=False,
-        num_workers=workers,
+        num_workers=max(workers, 1)
+        if frames and in_lmdb(frames[0].path)
+        else workers,  # a damaged LMDB kills its reader
         collate_fn=dataset.collate,
         worker_init_fn=start_worker,
         generator=torch.Generator(),  # else each pass draws from the global one

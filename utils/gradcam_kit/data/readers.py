@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import re
+import sys
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
+from functools import cache, partial
 from typing import NamedTuple
 
 from ..base.errors import InputError, did_you_mean
 from ..base.files import sha256_of
-from ..base.text import shortened
+from ..base.text import in_number_order, printable, shortened
 from .dataset_json import dataset_file, read_videos
 from .folder_dataset import read_labelled
 from .frame import DataSettings, Frame, Video, evenly_spaced
-from .frame_paths import Prefix, find_prefix, first_prefix, lmdb_folder, lmdb_path
+from .frame_paths import Prefix, find_lmdb, find_prefix, first_prefix, lmdb_path, no_lmdb
 
 Places = Mapping[str, Callable[[str], str]]  # label → path as it is listed → path on disk
 
@@ -57,11 +57,15 @@ def folder_frames(name: str, settings: DataSettings, split: str) -> list[Frame]:
 def _frames(name: str, settings: DataSettings, videos: Iterable[tuple[int, Video]], places: Places) -> list[Frame]:
     """Those that are wanted of the videos, which come with their class."""
     frames: list[Frame] = []
+    classes: dict[str, int] = {}  # path → class
     labels: dict[str, str] = {}  # each as one string object: frames come by the million
     for number, video in videos:
         label, on_disk = labels.setdefault(video.label, video.label), places.get(video.label, str)
         for path in _sampled(video.frames, settings.frame_num, settings.sampling):
-            frames.append(Frame(on_disk(path), name, label, video.name, number, len(frames)))
+            place = on_disk(path)
+            if classes.setdefault(place, number) != number:
+                raise InputError(f"{name}: {shortened(place, 300)!r} is real and fake in this dataset: which is it?")
+            frames.append(Frame(place, name, label, video.name, number, len(frames)))
     return frames
 
 
@@ -76,9 +80,21 @@ def _folder_sha256(name: str, settings: DataSettings) -> str:
 
 def _locations(dataset: str, by_label: dict[str, list[Video]], settings: DataSettings) -> Places:
     """How the paths of each label become paths on disk, or in an LMDB."""
-    if settings.lmdb_dir is not None:
-        return dict.fromkeys(by_label, partial(lmdb_path, lmdb_folder(dataset, settings.lmdb_dir)))
+    lmdb = None if settings.lmdb_dir is None else find_lmdb(dataset, settings.lmdb_dir)
+    if lmdb is not None:
+        return dict.fromkeys(by_label, partial(lmdb_path, lmdb))
     found = {label: find_prefix(videos, settings.root) for label, videos in by_label.items()}
+    if settings.lmdb_dir is not None:
+        lacks = no_lmdb(dataset, settings.lmdb_dir)
+        if not any(found.values()):
+            raise lacks
+        _note_once(f"note: {lacks}; its frames are there as files, which are read")
+    if not any(found.values()) and settings.root is None and settings.named_root:
+        raise InputError(
+            f"dataset_root_rgb (rgb_dir) {settings.named_root!r} is not there, and no frame of {dataset} is found"
+            f" without it, for example {shortened(next(iter(by_label.values()))[0].frames[0], 200)!r}: give the folder"
+            " that the paths start from"
+        )
     first = {label: videos[0].frames[0] for label, videos in by_label.items()}
 
     def beside_others(label: str) -> Prefix:
@@ -90,6 +106,12 @@ def _locations(dataset: str, by_label: dict[str, list[Video]], settings: DataSet
         return first_prefix(by_label[label], settings.root)
 
     return {label: (prefix or beside_others(label)).of for label, prefix in found.items()}
+
+
+@cache
+def _note_once(text: str) -> None:
+    """A dataset is read more than once."""
+    print(printable(text), file=sys.stderr)
 
 
 def _class_of(label: str, dataset: str, settings: DataSettings) -> int:
@@ -105,17 +127,8 @@ def _class_of(label: str, dataset: str, settings: DataSettings) -> int:
 def _sampled(paths: list[str], count: int | None, sampling: str) -> list[str]:
     """At most `count` of a video's frames."""
     if sampling != "host":
-        paths = sorted(paths, key=_by_number)
+        paths = sorted(paths, key=in_number_order)
     return paths[:count] if sampling != "even" or count is None else evenly_spaced(paths, count)
-
-
-def _by_number(path: str) -> tuple[list[tuple[int, str]], str]:
-    """Sort key: 9.png before 10.png, 9.png and 09.png side by side; the whole path decides between equals."""
-    name = path.replace("\\", "/").rsplit("/", 1)[-1]
-    pieces = re.split("([0-9]+)", name)  # text, digits, text, digits, ...
-    numbers = [piece.lstrip("0") if i % 2 else piece for i, piece in enumerate(pieces)]
-    # A number with more digits is larger; strings compare as strings, whatever their length.
-    return [(len(piece) if i % 2 else 0, piece) for i, piece in enumerate(numbers)], path
 
 
 JSON_READER = DatasetReader(

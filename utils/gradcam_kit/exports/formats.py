@@ -12,7 +12,7 @@ import numpy as np
 
 from ..base.decision import CLASS_NAMES
 from ..base.files import own_folder, write_json, write_table, write_whole
-from ..base.text import one_line, shortened
+from ..base.text import in_number_order, one_line, shortened
 from ..data.images import UnreadableImage
 from ..drawing.overlays import encode, text_line
 from ..judge.localisation import TemporalConsistency
@@ -93,7 +93,8 @@ def write_strips(data: DatasetOnDisk) -> list[Path]:
     folder = data.folder / STRIPS
     own_folder(folder)
     written, rows = [], []
-    for number, ((forgery, video), samples) in enumerate(videos.items()):
+    for number, ((forgery, video), unordered) in enumerate(videos.items()):
+        samples = sorted(unordered, key=lambda sample: in_number_order(sample.path))  # a run may have another order
         # Names come from outside and may be no file names at all; the number keeps them apart.
         name = re.sub("[^A-Za-z0-9-]+", "_", f"{number:04d}_{forgery}_{video}")[:120]
         written.append(folder / f"{name}.png")

@@ -30,7 +30,7 @@ def page(argv: Sequence[str]) -> None:
         " figure (samples of a run for a paper), table (its measurements for a paper), compare (two runs of the"
         " same data)."
     )
-    p.add_argument("run_dir", help=RUN)
+    p.add_argument("run_dir", type=Path, help=RUN)
     args = p.parse_args(argv)
     from ..run.exports import write_files
     from .page import write_report
@@ -43,9 +43,11 @@ def page(argv: Sequence[str]) -> None:
 def figure(argv: Sequence[str]) -> None:
     """Write a figure for a paper."""
     p = OneLineParser(description="Samples of a run as one figure for a paper: images x (original, mask, layers).")
-    p.add_argument("run_dirs", nargs="+", metavar="run_dir", help=RUN + "; of several runs, the same images in each")
+    p.add_argument(
+        "run_dirs", type=Path, nargs="+", metavar="run_dir", help=RUN + "; of several runs, the same images in each"
+    )
     p.add_argument("--samples", nargs="+", type=int, required=True, metavar="I", help="the i of sample<i>/")
-    p.add_argument("-o", "--output", required=True, metavar="FILE", help=f"{', '.join(FIGURE_FORMATS)}")
+    p.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help=f"{', '.join(FIGURE_FORMATS)}")
     p.add_argument("--dataset", help="where the run has several")
     p.add_argument("--layers", nargs="+", metavar="LAYER", help="all of the run's where it is not given")
     p.add_argument("--methods", nargs="+", metavar="METHOD", help="which of the runs' methods, and in which order")
@@ -76,7 +78,7 @@ def table(argv: Sequence[str]) -> None:
     p.add_argument(
         "--of", choices=("detection", "explanations"), help="default: explanations of one run that measured them"
     )
-    p.add_argument("-o", "--output", required=True, metavar="FILE", help=".tex or .csv")
+    p.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help=".tex or .csv")
     p.add_argument("--metrics", nargs="+", metavar="METRIC", help="of explanations all, of detection in .tex auc")
     p.add_argument("--dataset", help="where the run has several")
     args = p.parse_args(argv)
@@ -99,9 +101,11 @@ def compare(argv: Sequence[str]) -> None:
         description="Two runs of the same data side by side: metrics with paired intervals, the frames on which they"
         " disagree, their maps beside each other. Two checkpoints, two methods or two detectors."
     )
-    p.add_argument("run_a", help=RUN)
-    p.add_argument("run_b", help="another one")
-    p.add_argument("-o", "--output", required=True, metavar="DIR", help="a new folder; its index.html is the page")
+    p.add_argument("run_a", type=Path, help=RUN)
+    p.add_argument("run_b", type=Path, help="another one")
+    p.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="DIR", help="a new folder; its index.html is the page"
+    )
     p.add_argument("--samples", type=positive, default=60, metavar="N", help="maximum samples shown per dataset")
     args = p.parse_args(argv)
     from .comparison import write_comparison

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ import numpy as np
 
 from ..base.decision import CLASS_NAMES, THRESHOLD
 from ..base.errors import InputError
-from ..base.files import new_folder, replace_folder, write_table
+from ..base.files import new_folder, read_table, replace_folder, write_table
 from ..data.images import UnreadableImage
 from ..drawing.overlays import encode
 from ..judge.bootstrap import LEVEL, VideoBootstrap
@@ -286,12 +285,11 @@ def _region_table(path: Path, dataset: str) -> dict[tuple[str, str, str, str], s
     """(forgery, outcome, layer, region) → preference; empty where the run has none."""
     if not path.is_file():
         return {}
-    with path.open(newline="", encoding="utf-8") as file:
-        return {
-            (row["forgery"], row["outcome"], row["layer"], row["region"]): row["preference"]
-            for row in csv.DictReader(file)
-            if row["dataset"] == dataset and row["preference"]
-        }
+    return {
+        (row["forgery"], row["outcome"], row["layer"], row["region"]): row["preference"]
+        for row in read_table(path, ("forgery", "outcome", "layer", "region", "preference", "dataset"))
+        if row["dataset"] == dataset and row["preference"]
+    }
 
 
 def _card(pair: PairedSample, layers: Sequence[tuple[str, str]], folder: Path) -> dict[str, Any] | None:

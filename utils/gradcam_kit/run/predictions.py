@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from ..base.decision import THRESHOLD, predicted
 from ..base.errors import RunError
-from ..base.text import printable
+from ..base.text import printable, shortened
 from ..data.frame import Frame
 from ..data.frame_paths import Stamp, hash_of, landmark_path
 from ..judge.detection_metrics import DetectionMetrics, detection_metrics
@@ -107,7 +108,21 @@ class Predictions:
         """Metrics over the readable frames; a video is identified by label name and video name."""
         seen = np.flatnonzero(self.seen)
         videos = [(self.frames[int(i)].forgery, self.frames[int(i)].video) for i in seen]
-        return detection_metrics(self.prob_fake[seen].tolist(), self.label[seen].tolist(), videos)
+        found = detection_metrics(self.prob_fake[seen].tolist(), self.label[seen].tolist(), videos)
+        return replace(found, warning="; ".join(filter(None, (found.warning, self._in_both_classes()))))
+
+    def _in_both_classes(self) -> str:
+        """One sentence where the same image, byte for byte, is real in one place and fake in another; else ""."""
+        known = self.content != 0
+        real, fake = (np.flatnonzero(known & (self.label == number)) for number in (0, 1))
+        common, at_real, at_fake = np.intersect1d(self.content[real], self.content[fake], return_indices=True)
+        if not len(common):
+            return ""
+        paths = [shortened(self.frames[int(places[0])].path, 200) for places in (real[at_real], fake[at_fake])]
+        return (
+            f"{len(common)} images are in it as real and as fake, byte for byte, for example {paths[0]} and {paths[1]}:"
+            " one of the labels is wrong"
+        )
 
     def choose(self, count: int | None, mistakes_only: bool, select: str, seed: int) -> list[int]:
         """Indices of the frames to explain, ascending: all, or `count` of them by `select`.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -13,12 +12,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ...base.errors import InputError
+from ...base.spreadsheets import read_sheet
 from ...base.text import one_line
 from ...base.typed import Misfit, Share, fit
 from ..frame import Frame
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
-LARGEST_CELL = 2**24  # characters
 
 Points = dict[int, list[tuple[float, float]]]  # frame number → x and y in shares of width and height
 
@@ -103,32 +102,18 @@ class Clicks:
         self.path = path
         self._rows: dict[str, list[Row]] = {}
         try:
-            text = path.read_text(encoding="utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"--clicks {str(path)!r} cannot be read ({one_line(error)}): give a CSV file") from error
-        csv.field_size_limit(LARGEST_CELL)
-        reader = csv.DictReader(text.splitlines(keepends=True))
-        try:
-            video = self._column(reader, "video", "movie_name")
-            clicks = self._column(reader, "clicks", "click_locations")
-            for row in reader:
-                where = f"--clicks {str(path)!r}, line {reader.line_num}"
-                name = Path((row[video] or "").strip().replace("\\", "/")).stem
-                if not name:
-                    raise InputError(f"{where}: column {video!r} is empty: give the video's name")
-                kind = tuple((row.get(column) or "").strip() for column in ("dataset", "manipulation"))
-                self._rows.setdefault(name, []).append(Row(reader.line_num, kind, _points(row[clicks] or "", where)))
-        except csv.Error as error:
-            raise InputError(f"--clicks {str(path)!r}, line {reader.line_num}: {one_line(error)}") from error
+            lines = list(read_sheet(path, ["video", "movie_name"], ["clicks", "click_locations"]))
+        except InputError as error:
+            raise InputError(f"--clicks {error}") from error
+        for number, cells in lines:
+            where = f"--clicks {path}, line {number}"
+            name = Path(cells["video"].replace("\\", "/")).stem
+            if not name:
+                raise InputError(f"{where}: column 'video' is empty: give the video's name")
+            kind = tuple(cells.get(column, "") for column in ("dataset", "manipulation"))
+            self._rows.setdefault(name, []).append(Row(number, kind, _points(cells["clicks"], where)))
         if not any(row.points for rows in self._rows.values() for row in rows):
             raise InputError(f"--clicks {str(path)!r} holds no click at all: expected rows of video and clicks")
-
-    def _column(self, reader: Any, *names: str) -> str:
-        found = [name for name in names if name in (reader.fieldnames or ())]
-        if not found:
-            wanted, held = " or ".join(map(repr, names)), ", ".join(map(str, reader.fieldnames or ())) or "nothing"
-            raise InputError(f"--clicks {str(self.path)!r} has no column {wanted}; its columns are: {held}")
-        return found[0]
 
     def of(self, frame: Frame) -> np.ndarray | None:
         """(n, 2) x and y in shares of the frame's width and height; None where nobody clicked on it.

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from utils.gradcam_kit.base.command import run_command
-from utils.gradcam_kit.base.errors import InputError
+from utils.gradcam_kit.base.errors import InputError, said_at_once
 from utils.gradcam_kit.settings.flags import OptionParser
 
 # Whatever loads torch is imported once the flags are known to be right: a misspelt one is said at once.
@@ -40,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
     flags_of = parser()
     flags = flags_of.parse_args(argv)
     check_together(flags)
-    settings = run_settings(flags, flags_of)
+    settings, _ = said_at_once(lambda: run_settings(flags, flags_of), lambda: check_packages(flags))
     if flags.list_layers:
         list_layers(settings.detector)
         return 0
@@ -66,6 +66,17 @@ def check_together(flags: Any) -> None:
         )
 
 
+def check_packages(flags: Any) -> None:
+    """Raises InputError where a part or a package is missing that the flags ask for."""
+    from utils.gradcam_kit.settings.run_options import ExportOptions
+
+    views = ExportOptions.of(flags)
+    if views != ExportOptions():  # its module loads torch
+        from utils.gradcam_kit.run.exports import check_exports
+
+        check_exports(views, flags.save_images)
+
+
 def run_settings(flags: Any, flags_of: OptionParser) -> RunSettings:
     """YAML files and flags, checked. Raises InputError."""
     from utils.gradcam_kit.model.load import import_module_of
@@ -78,7 +89,9 @@ def run_settings(flags: Any, flags_of: OptionParser) -> RunSettings:
         import_module_of(flags.detector)  # before anything is read: it may register what the settings name
     detector_path = find_path(flags.detector_path, "detector YAML", "--detector_path") if flags.detector_path else None
     test_config = find_path(flags.test_config, "YAML", "--test_config") if flags.test_config else None
-    settings = run_settings(detector_path, test_config, keys, flags.detector or "", flags_of.flag_names)
+    needs_weights = not (flags.random_weights or flags.detector or flags.list_layers)
+    names = flags_of.flag_names
+    settings = run_settings(detector_path, test_config, keys, flags.detector or "", names, needs_weights)
     if flags.save_all and flags.gradcam_samples is None:  # a YAML's number is one of mistakes
         settings = settings._replace(detector=settings.detector.with_every_sample())
     return settings

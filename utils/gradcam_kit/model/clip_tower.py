@@ -10,8 +10,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..base.errors import InputError, did_you_mean
+from ..base.files import expanded
 from ..base.text import one_line
-from ..settings.config_values import backbone_config
+from ..settings.config_values import backbone_config, with_numbers
 
 DEFAULT_TOWER = "openai/clip-vit-large-patch14"
 _SHAPE = ("hidden_size", "num_hidden_layers", "patch_size", "image_size")
@@ -67,9 +68,10 @@ def build_clip_tower(network: Mapping[str, Any], where: str = "backbone_config")
     Keys: `name_or_path` (hub name or local folder, default `openai/clip-vit-large-patch14`), `architecture` (fields of
     `CLIPVisionConfig`; random weights, no download), `pretrained` (default: true unless `architecture` is given).
     """
-    architecture = network.get("architecture")
+    architecture = with_numbers(network.get("architecture"))  # layer_norm_eps: 1e-5 is text for YAML 1.1
     pretrained = network.get("pretrained", architecture is None)
     name = network.get("name_or_path", DEFAULT_TOWER)
+    name = expanded(name) if isinstance(name, str) else name
     for key, value, kinds, allowed in (
         ("pretrained", pretrained, (bool,), "true, false"),
         ("name_or_path", name, (str, Path), "a hub name or a local folder"),

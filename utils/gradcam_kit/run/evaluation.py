@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from ..base.allowed import TRANSPLANT
-from ..base.errors import InputError, RunError
+from ..base.errors import InputError, RunError, said_at_once
 from ..base.text import one_line, printable, size_text
 from ..base.version import VERSION
 from ..data.clips import Clip, CutClips, read_clips
@@ -51,10 +51,13 @@ Datasets = Mapping[str, Sequence[Frame]]  # by name
 def run(settings: RunSettings, options: RunOptions) -> None:
     """Evaluate, explain and report. Raises InputError before anything is written, Interrupted after SIGINT or SIGTERM,
     and RunError; what is on disk by then is whole."""
-    check_exports(options.views, options.save_images)
     message = f"interrupted; go on with: {resume_command(options.command[1:])}"
     with Processes.start() as processes, SignalGuard(message, quiet=not processes.first) as guard:
-        datasets, cut = _read_datasets(settings, options)
+        detector, (datasets, cut), _ = said_at_once(
+            lambda: _load_detector(settings, options, processes),
+            lambda: _read_datasets(settings, options),
+            lambda: check_exports(options.views, options.save_images),
+        )
         if options.explanations is not None:  # what it cannot use is refused now
             given, frames = options.explanations, [frame for some in datasets.values() for frame in some]
             find_evidence(given.masks, given.clicks, frames, settings.data.folders.values())
@@ -66,8 +69,6 @@ def run(settings: RunSettings, options: RunOptions) -> None:
                 print(printable(f"{name}: {counted(datasets[name])}"))
             for name, clips in cut.items():
                 print(printable(f"{name}: {'; '.join(clips.lines())}"))
-        detector = _load_detector(settings, options, processes)
-        if processes.first:
             facts = ", ".join(f"{key} {value}" for key, value in detector.facts().items())
             print(f"detector {settings.detector.model_name}: {facts}")
         context = Context(detector, settings, options, processes, guard, SplitOnOutOfMemory("evaluating"), cut)
@@ -156,7 +157,7 @@ def _load_detector(settings: RunSettings, options: RunOptions, processes: Proces
 def _open_folder(context: Context, datasets: Datasets) -> tuple[RunFolder, Calibration | None]:
     """The folder, and how the map was chosen by an earlier run of the same weights, data and candidates."""
     detector, settings, options = context.detector, context.settings, context.options
-    found = detector.found_layer
+    found = detector.found_layer if settings.detector.gradcam.enabled else None  # else no tower is needed
     if found is not None and not detector.model.gradcam.chooses and not settings.detector.gradcam.recipe.layers:
         config = {**settings.detector.config, "gradcam_layers": [found.name]}
         settings = settings._replace(detector=settings.detector._replace(config=config))

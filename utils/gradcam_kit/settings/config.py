@@ -5,18 +5,28 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 
 from ..base.allowed import AUTO
-from ..base.errors import InputError
-from ..base.files import TRAINING_FOLDER, read_text
+from ..base.errors import InputError, said_at_once
+from ..base.files import TRAINING_FOLDER, expanded, read_text
 from ..base.text import one_line, shortened
+from ..data.dataset_json import dataset_file
 from ..data.folder_dataset import dataset_name, is_path
 from ..data.frame import DataSettings
-from .config_values import GradCAMSettings, Section, clip_size_of, gradcam_settings, refuse_odd_values
+from ..data.readers import JSON_READER, reader_of
+from .config_values import (
+    GradCAMSettings,
+    Section,
+    clip_size_of,
+    gradcam_settings,
+    refuse_odd_values,
+    with_numbers,
+)
 
 
 class DetectorSettings(NamedTuple):
@@ -62,7 +72,7 @@ class RunSettings(NamedTuple):
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML file that holds a mapping. Raises InputError for anything else."""
     try:
-        values = yaml.safe_load(read_text(path))
+        values = with_numbers(yaml.safe_load(read_text(path)))
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({one_line(error)}); give the path of a YAML file") from error
     # Beside its own errors PyYAML passes on ValueError, IndexError, RecursionError, KeyError.
@@ -76,7 +86,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def find_path(path: str | Path, what: str, where: str) -> Path:
-    """`path` from the working directory, as in the host, or the training folder or its parent. Raises InputError."""
+    """`path` from the working directory, as in the host, or the training folder or its parent. Raises InputError.
+
+    `~` and `$VARIABLES` in it are replaced.
+    """
+    path = expanded(str(path))
     tried = [folder / path for folder in dict.fromkeys((Path.cwd(), TRAINING_FOLDER, TRAINING_FOLDER.parent))]
     for candidate in tried:
         if os.path.exists(candidate):  # noqa: PTH110 (Path's fails for a name of 5,000 letters)
@@ -91,10 +105,12 @@ def run_settings(
     flags: Mapping[str, Any],
     build: str = "",
     flag_names: Mapping[str, str] | None = None,
+    needs_weights: bool = False,
 ) -> RunSettings:
     """Detector YAML, if there is one, then test_config.yaml (which wins, as in the host), then `flags` (which win).
 
-    `flags`: config keys, None: not given; `flag_names`: what the user typed for them. Raises InputError.
+    `flags`: config keys, None: not given; `flag_names`: what the user typed for them. `needs_weights`: there have to be
+    some. Raises InputError, with all that is wrong of the weights and the data at once.
     """
     test_config = TRAINING_FOLDER / "config" / "test_config.yaml" if test_config is None else test_config
     detector = {} if detector_path is None else read_yaml(detector_path)
@@ -102,12 +118,13 @@ def run_settings(
     if build:
         config["model_name"] = build
     section = Section(config, f"{detector_path or build} + {test_config.name}", _given(flags, flag_names))
-    data = _data_settings(section)
-    datasets, folders = _datasets(section["test_dataset"], data.json_folder)
+    detector_found, data = said_at_once(
+        lambda: _detector_settings(section, config, needs_weights), lambda: _data_settings(section)
+    )
     return RunSettings(
-        detector=_detector_settings(section, config)._replace(build=build),
-        datasets=datasets,
-        data=replace(data, folders=folders),
+        detector=detector_found._replace(build=build),
+        datasets=data[0],
+        data=data[1],
         batch_size=section["test_batchSize"],
         workers=section["workers"],
         seed=section["manualSeed"],
@@ -138,9 +155,11 @@ def _overridden(config: dict[str, Any], flags: Mapping[str, Any]) -> dict[str, A
     return {**{key: value for key, value in config.items() if key not in gone}, **given}
 
 
-def _detector_settings(section: Section, config: dict[str, Any]) -> DetectorSettings:
+def _detector_settings(section: Section, config: dict[str, Any], needs_weights: bool = False) -> DetectorSettings:
     section["backbone_config"]  # refused here with the file's name, before anything is built
     weights, weights_from = section["weights_path"], section.flags.get("weights_path") or section.where
+    if needs_weights and not weights:
+        raise no_weights()
     return DetectorSettings(
         config=config,
         model_name=section["model_name"],
@@ -150,20 +169,35 @@ def _detector_settings(section: Section, config: dict[str, Any]) -> DetectorSett
     )
 
 
-def _data_settings(section: Section) -> DataSettings:
+def no_weights() -> InputError:
+    """The error for a detector of a YAML without them."""
+    return InputError(
+        "no weights: weights_path is not set in the detector's YAML; give the checkpoint of the whole detector",
+        "weights",
+    )
+
+
+def _data_settings(section: Section) -> tuple[list[str], DataSettings]:
+    """The names of the datasets, and the settings of all. What only a dataset JSON needs is asked for where there is
+    one. Raises InputError."""
     where, frames = section.where, section
     if isinstance(section.values.get("frame_num"), Mapping):  # of each split
         number = section.values["frame_num"].get("test")
         if number is None:
             raise InputError(f"{where}: frame_num: the key test is missing; allowed: a whole number of at least 1")
         frames = Section({"frame_num": number}, where, {"frame_num": f"{where}: frame_num: test"})
-    labels = section["label_dict"]
+    labels = section.get("label_dict", {})
     for name, label in labels.items():
         if isinstance(label, bool) or not isinstance(label, int):
             raise InputError(f"{where}: label_dict.{name} is {label!r}; allowed: 0 (real) or 1 (fake)")
-    return DataSettings(
-        json_folder=find_path(section["dataset_json_folder"], "dataset_json_folder", where),
-        root=_existing_or_none(section["dataset_root_rgb"] or section.values.get("rgb_dir")),
+    entries = section["test_dataset"]
+    json_folder = _found(section.get("dataset_json_folder", ""))
+    names, folders = _datasets(entries, json_folder)
+    root = section["dataset_root_rgb"] or section.values.get("rgb_dir")
+    data = DataSettings(
+        json_folder=json_folder,
+        root=_found_folder(root),
+        named_root=root if isinstance(root, str) else "",
         label_dict={str(name): int(label) for name, label in labels.items()},
         compression=section["compression"],
         frame_num=frames["frame_num"],
@@ -171,15 +205,25 @@ def _data_settings(section: Section) -> DataSettings:
         resolution=section["resolution"],
         clip_size=clip_size_of(section.values, section.where, section.flags),
         clips_per_video=section["clips_per_video"],
-        lmdb_dir=find_path(section["lmdb_dir"], "lmdb_dir", where) if section["lmdb"] else None,
+        lmdb_dir=_found(section.get("lmdb_dir", "")) if section["lmdb"] else None,
+        folders=folders,
     )
+    jsons = [name for name in names if reader_of(name, data) is JSON_READER]
+    if jsons:
+        said_at_once(
+            lambda: section["label_dict"],
+            lambda: find_path(section["dataset_json_folder"], "dataset_json_folder", where),
+        )
+    said_at_once(*(partial(dataset_file, name, json_folder) for name in jsons))
+    return names, data
 
 
 def _datasets(entries: Sequence[str], json_folder: Path) -> tuple[list[str], dict[str, Path]]:
     """Names of the datasets and, of those that are a folder or a CSV, where it is. Raises InputError."""
     names: dict[str, str] = {}  # name → entry
     folders = {}
-    for entry in entries:
+
+    def read(entry: str) -> None:
         name = entry
         if is_path(entry, json_folder):
             name = dataset_name(Path(entry))
@@ -187,10 +231,20 @@ def _datasets(entries: Sequence[str], json_folder: Path) -> tuple[list[str], dic
         if names.setdefault(name, entry) != entry:
             both = f"{names[name]!r} and {entry!r}"
             raise InputError(f"test_dataset: {both} are both called {name!r}: rename one of them")
+
+    said_at_once(*(partial(read, entry) for entry in entries))
     return list(names), folders
 
 
-def _existing_or_none(root: Any) -> Path | None:
+def _found(path: str) -> Path:
+    """As `find_path`, or `path` as it is where nothing is there: who needs it says so."""
+    try:
+        return find_path(path, "", "")
+    except InputError:
+        return Path(expanded(path))
+
+
+def _found_folder(root: Any) -> Path | None:
     """The first existing reading of a relative root. JSON files with absolute paths need none, so absence is fine."""
     folders = (Path.cwd(), TRAINING_FOLDER, TRAINING_FOLDER.parent) if isinstance(root, str) else ()
-    return next((folder / root for folder in folders if os.path.isdir(folder / root)), None)  # noqa: PTH112
+    return next((folder / expanded(root) for folder in folders if os.path.isdir(folder / expanded(root))), None)  # noqa: PTH112

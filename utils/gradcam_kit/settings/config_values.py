@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,14 +11,16 @@ from typing import Annotated, Any, get_origin
 
 from ..base.allowed import AUTO, BACKWARDS, SITES, TARGETS, TRANSPLANT
 from ..base.errors import InputError, did_you_mean
+from ..base.files import expanded
 from ..base.text import shortened
 from ..base.typed import Meta, Misfit, fit
 from ..engine.heads import named_classes
 from ..engine.real.contrast import CONTRASTS
 from ..engine.recipe import Recipe, site_of
-from .options import LARGEST, OPTIONS, Option, method_names
+from .options import LARGEST, OPTIONS, RGB, Option, method_names
 
 MAX_VALUES = 100_000
+_NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)")
 _MISSING = object()
 GRADCAM_KEYS = [key for key in OPTIONS if key.startswith("gradcam_")]
 
@@ -68,6 +71,7 @@ class Section:
         if value is None and default is not _MISSING:
             return default
         choices = choices or option.choices
+        value = _read(option, value)
         if get_origin(option.type) is list and not isinstance(value, (list, tuple, type(None))):
             value = [value]  # one alone
         try:
@@ -86,6 +90,34 @@ class Section:
     def error(self, key: str, allowed: str, close: str = "") -> InputError:
         """What to raise where the value of `key` is not what is `allowed`; `close` as `did_you_mean` gives it."""
         return InputError(f"{self.name(key)} is {shortened(repr(self.values.get(key)))}; {close}allowed: {allowed}")
+
+
+def _read(option: Option, value: Any) -> Any:
+    """`value` with its paths expanded, and with numbers in place of text: YAML 1.1 takes 1e-3 for a string."""
+    if isinstance(value, (list, tuple)):
+        return [_read(option, one) for one in value]
+    if not isinstance(value, str):
+        return value
+    if option.path:
+        return expanded(value)
+    return as_number(value) if option.type in (int, float, RGB) else value
+
+
+def as_number(text: str) -> Any:
+    """`"1e-3"` → 0.001, and a whole number where it is one; anything else stays as it is."""
+    if not _NUMBER.fullmatch(text):
+        return text
+    number = float(text)
+    return int(number) if number.is_integer() and abs(number) < LARGEST else number
+
+
+def with_numbers(values: Any) -> Any:
+    """`values`, of any depth, with numbers in place of text such as 1e-5."""
+    if isinstance(values, Mapping):
+        return {key: with_numbers(value) for key, value in values.items()}
+    if isinstance(values, (list, tuple)):
+        return [with_numbers(value) for value in values]
+    return as_number(values) if isinstance(values, str) else values
 
 
 def _type(option: Option) -> Any:
@@ -174,6 +206,7 @@ def gradcam_settings(
             f"{section.name('gradcam_signed')} shows the evidence for fake and for real at once, so gradcam_target"
             f" {target!r} does not go with it; leave gradcam_target out, or set it to margin"
         )
+    _check_scale(section)
     recipes = _recipes(section)
     return GradCAMSettings(
         enabled=section["gradcam_enabled"],
@@ -192,6 +225,19 @@ def gradcam_settings(
         labels=labels,
         says_nothing=not any(map(section.has, ("gradcam_method", "gradcam_layers", "gradcam_recipes"))),
     )
+
+
+def _check_scale(section: Section) -> None:
+    """Raises InputError for `mean` or `std` of pixels from 0 to 255: images are divided by 255 first."""
+    for key in ("mean", "std"):
+        values = section[key]
+        if any(abs(value) > 1 for value in values):
+            of_255 = " ".join(f"{value / 255:.4g}" for value in values)
+            raise section.error(
+                key, f"numbers of at most 1, since images are divided by 255 first; divided by 255 these are {of_255}"
+            )
+        if key == "std" and min(values) <= 0:
+            raise section.error(key, "numbers above 0")
 
 
 def _recipes(section: Section) -> tuple[Recipe, ...]:

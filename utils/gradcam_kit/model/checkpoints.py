@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import math
 import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..base.errors import InputError
-from ..base.files import read_text
-from ..base.text import one_line, shortened
+from ..base.text import one_line, printable, shortened
 from .checkpoint_families import family_of
-from .checkpoint_families.renaming import Weights, unwrapped_step_by_step, without_wrappers
-from .weights_file import WeightsFile, read_file
+from .checkpoint_families.renaming import fitting_parts, unprefixed, unwrapped_step_by_step, without_wrappers
+from .lora import merged_lora
+from .weights_file import WRAPPERS, WeightsFile, read_file
 
 # Files written with transformers before 4.31 carry this buffer of 0, 1, 2, ..., newer ones do not.
 POSITION_IDS = "embeddings.position_ids"
@@ -35,6 +33,7 @@ def translated(file: WeightsFile) -> dict[str, Tensor]:
         weights = without_wrappers(_without_counter(file.weights))
         if any(".lora_" in key for key in weights):
             weights = merged_lora(weights, file.path.parent)
+        weights = unprefixed(weights)
         family = family_of(weights)
         try:
             return family.translate(weights)
@@ -46,7 +45,8 @@ def translated(file: WeightsFile) -> dict[str, Tensor]:
 
 
 def fill(model: nn.Module, file: WeightsFile) -> None:
-    """Fill all of `model` from the file: under its own names where these are the model's, else translated.
+    """Fill all of `model` from the file: under its own names where these are the model's, else translated, else under
+    any other that its tensors fit in exactly one way; stderr says which.
 
     `embeddings.position_ids` is neither required nor refused, nor are keys whose last part is in the model's
     `unread_weights`. Raises InputError, and leaves the model as it was, for missing, unexpected and mis-shaped keys,
@@ -56,7 +56,7 @@ def fill(model: nn.Module, file: WeightsFile) -> None:
     candidates = (_decisive(names, model) for names in unwrapped_step_by_step(_without_counter(file.weights)))
     found = next((weights for weights in candidates if set(weights) == set(wanted)), None)
     if found is None:
-        found = _decisive(translated(file), model)
+        found = _otherwise(file, model, wanted)
     differences = [
         *(f"missing {_shown(key, wanted)}" for key in wanted if key not in found),
         *(f"unexpected {_shown(key, found)}" for key in found if key not in wanted),
@@ -77,7 +77,57 @@ def fill(model: nn.Module, file: WeightsFile) -> None:
     for key, tensor in found.items():
         if problem := _problem(key, tensor, wanted[key].dtype):
             raise InputError(f"{file.path}: {problem}")
+    _say_which(file, model, wanted)
     model.load_state_dict(found, strict=False)  # the keys are compared above
+
+
+def _otherwise(file: WeightsFile, model: nn.Module, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The file's tensors for a model whose names it does not have as they are. Raises InputError where they fit it in
+    several ways; where in none, returns what the families make of them."""
+    problem: InputError | None = None
+    translated_names: dict[str, Tensor] = {}
+    try:
+        translated_names = _decisive(translated(file), model)
+        if _fits(translated_names, wanted):
+            return translated_names
+    except InputError as error:
+        problem = error
+    ways = {
+        name or place: weights
+        for name, content in ((file.name, file.weights), *file.others.items())
+        for place, weights in fitting_parts(_decisive(without_wrappers(_without_counter(content)), model), wanted)
+    }
+    if len(ways) > 1:
+        names = " and ".join(repr(shortened(name)) for name in ways)
+        raise InputError(f"{file.path}: the detector's weights are in it more than once, as {names}: save one of them")
+    for name, weights in ways.items():
+        note = (
+            f"note: {file.path}: the tensors named {shortened(name)!r} fit the detector, and no others: they are taken"
+        )
+        print(printable(note), file=sys.stderr)
+        return weights
+    if problem is not None:
+        raise problem
+    return translated_names
+
+
+def _say_which(file: WeightsFile, model: nn.Module, wanted: Mapping[str, Tensor]) -> None:
+    """Say what else in the file fits, as averaged weights do. Raises InputError where either may be meant."""
+    also = [
+        name
+        for name, content in file.others.items()
+        if fitting_parts(_decisive(without_wrappers(_without_counter(content)), model), wanted)
+    ]
+    if not also:
+        return
+    names = " and ".join(repr(shortened(name)) for name in also)
+    if file.name not in WRAPPERS:
+        raise InputError(f"{file.path}: holds several models that fit, {file.name!r} and {names}: save one of them")
+    print(printable(f"note: {file.path}: of its models {file.name!r} is taken, not {names}"), file=sys.stderr)
+
+
+def _fits(weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> bool:
+    return set(weights) == set(wanted) and all(weights[key].shape == wanted[key].shape for key in wanted)
 
 
 def sha256_of_state(model: nn.Module) -> str:
@@ -139,69 +189,3 @@ def _architecture(weights: Mapping[str, Tensor]) -> str:
         return f"a ViT of {len(blocks)} blocks, width {width[0]}"
     first = next(iter(weights), None)
     return f"{len(weights)} tensors" + (f" from {_shown(first, weights)} on" if first is not None else "")
-
-
-# LoRA adapters, as PEFT saves them (github.com/huggingface/peft).
-
-CONFIG = "adapter_config.json"
-MERGE = "or merge them where they were trained: torch.save(model.merge_and_unload().state_dict(), 'weights.pth')"
-
-_FACTOR = re.compile(r"^(.*)\.lora_([AB])(?:\.([^.]+))?\.weight$")
-
-
-def merged_lora(weights: Weights, folder: Path) -> dict[str, Tensor]:
-    """Weights with their LoRA adapters merged, under the names that the model had before PEFT wrapped it.
-
-    W' = W + α/r · B A, with α/√r for rank-stabilised LoRA (Hu et al. 2022, Kalajdzievski 2023). The rank r is that of
-    A; α is in no weights file, but in the `adapter_config.json` that PEFT writes next to it.
-    Raises InputError where `folder` lacks it, where the adapted weights are not there, and for other adapters.
-    """
-    factors: dict[str, dict[str, Tensor]] = {}
-    plain: dict[str, Tensor] = {}
-    adapters = set()
-    for key, tensor in weights.items():
-        name = key.removeprefix("base_model.model.")
-        if found := _FACTOR.match(name):
-            factors.setdefault(found[1], {})[found[2]] = tensor
-            adapters.add(str(found[3]))
-        elif ".lora_" in name:
-            raise InputError(f"PEFT (LoRA) weights of a kind that is not merged here ({key}); {MERGE}")
-        elif ".original_module." not in name:  # what modules_to_save replaces
-            plain[re.sub(r"\.modules_to_save\.[^.]+\.", ".", name).replace(".base_layer.", ".")] = tensor
-    if len(adapters) > 1:
-        raise InputError(f"{len(adapters)} LoRA adapters ({', '.join(sorted(adapters))}); {MERGE}")
-    lacking = next((stem for stem in factors if f"{stem}.weight" not in plain), None)
-    if lacking is not None:
-        raise InputError(
-            f"a PEFT (LoRA) adapter alone: {lacking}.weight, which it adapts, is not in the file; save the adapted"
-            f" model whole, {MERGE}"
-        )
-    config = _adapter_config(folder / CONFIG)
-    for stem, pair in factors.items():
-        if set(pair) != {"A", "B"}:
-            raise InputError(f"PEFT (LoRA) weights of {stem} lack one of their two factors; {MERGE}")
-        weight, a, b = plain[f"{stem}.weight"], pair["A"].float(), pair["B"].float()
-        rank = len(a) if a.ndim == b.ndim == 2 else 0
-        if not rank or weight.shape != (len(b), a.shape[1]) or b.shape[1] != rank:
-            raise InputError(f"PEFT (LoRA) weights of {stem} do not fit it; {MERGE}")
-        scale = config["lora_alpha"] / (math.sqrt(rank) if config.get("use_rslora") else rank)
-        plain[f"{stem}.weight"] = (weight.float() + scale * (b @ a)).to(weight.dtype)
-    return plain
-
-
-def _adapter_config(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(read_text(path))
-    except FileNotFoundError:
-        raise InputError(
-            f"PEFT (LoRA) weights, whose lora_alpha is not in the file: put PEFT's {CONFIG} beside it, {MERGE}"
-        ) from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} cannot be read ({one_line(error)}); {MERGE}") from error
-    alpha = config.get("lora_alpha") if isinstance(config, dict) else None
-    if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not abs(alpha) < 2**63:  # nor NaN
-        raise InputError(f"{path}: lora_alpha is {alpha!r}; allowed: a number")
-    for key in ("use_dora", "fan_in_fan_out", "alpha_pattern"):
-        if config.get(key):
-            raise InputError(f"{path}: {key} is {config[key]!r}, which is not merged here; {MERGE}")
-    return dict(config)

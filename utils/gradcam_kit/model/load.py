@@ -9,7 +9,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from importlib.machinery import PathFinder
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,10 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from ..base.errors import InputError
+from ..base.files import expanded
 from ..base.text import one_line
 from ..data.images import UnreadableImage, decode_image, read_file
 from ..explaining.any_model import AnyModelWithGradCAM
-from ..settings.config import DetectorSettings, detector_settings, find_path
+from ..settings.config import DetectorSettings, detector_settings, find_path, no_weights
 from ..settings.config_values import without_pretrained
 from .checkpoints import fill, sha256_of_state, translated
 from .clip_tower import fitted_config
@@ -81,10 +82,7 @@ def load_detector(
     Nothing is downloaded. `LoadedDetector.check_predictions` tells whether it works. Raises InputError.
     """
     if not settings.weights_name and not random_weights:
-        raise InputError(
-            "no weights: weights_path is not set in the detector's YAML; give the checkpoint of the whole detector",
-            "weights",
-        )
+        raise no_weights()
     check_precision(precision, device)
     file = None if settings.weights_path is None else read_weights(settings.weights_path)
     if file is not None and not settings.build:
@@ -154,9 +152,9 @@ def untrained_detector(settings: DetectorSettings, explainable: bool) -> Any:
     return cls(deepcopy(without_pretrained(settings.config)))  # some hosts write into their config
 
 
-def load_named_detector(
-    detector_path: str | None, device: str, precision: str, flags: Mapping[str, object], names: Mapping[str, str]
-) -> LoadedDetector:
+def named_detector(
+    detector_path: str | None, flags: Mapping[str, object], names: Mapping[str, str]
+) -> DetectorSettings:
     """The detector that a command's flags name; the embedded one where they name no weights. Raises InputError."""
     if detector_path is None and flags["weights_path"] is None:
         detector_path = EMBEDDED_DETECTOR
@@ -165,7 +163,11 @@ def load_named_detector(
             " out only and says nothing about real images. Give --detector_path and --weights_path for yours."
         )
     yaml_path = find_path(detector_path or "config/detector/clip_gradcam.yaml", "detector YAML", "--detector_path")
-    settings = detector_settings(yaml_path, flags, names)
+    return detector_settings(yaml_path, flags, names)
+
+
+def load_named_detector(settings: DetectorSettings, device: str, precision: str) -> LoadedDetector:
+    """As `load_detector`, for a command that loads one. Raises InputError."""
     preimport_detector(settings)
     return load_detector(settings, find_device(device), precision)
 
@@ -195,11 +197,10 @@ def import_module_of(name: str) -> ModuleType:
         raise InputError(f"--detector {name!r}: give module:function, for example my_module:build")
     try:
         if not module_name.endswith(".py"):
-            if str(Path.cwd()) not in sys.path:
-                sys.path.insert(0, str(Path.cwd()))
-            _let_own_utils_in()
+            _let_own_modules_in(Path.cwd())
             return importlib.import_module(module_name)
-        path = Path(module_name).absolute()
+        path = Path(expanded(module_name)).absolute()
+        _let_own_modules_in(path.parent)
         earlier = sys.modules.get(path.stem)
         if earlier is not None and getattr(earlier, "__file__", None) == str(path):
             return earlier
@@ -216,9 +217,25 @@ def import_module_of(name: str) -> ModuleType:
         ) from error
 
 
-def _let_own_utils_in() -> None:
+class _OwnModules:
+    """Finds what lies in a person's folder first, as if that were the first of `sys.path`.
+
+    In this process only: another one, which decodes images, has to find our `utils` by the path that it is given.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = str(folder)
+
+    def find_spec(self, name: str, path: Sequence[str] | None = None, target: object = None) -> ModuleSpec | None:
+        return PathFinder.find_spec(name, [self.folder]) if path is None else None
+
+
+def _let_own_modules_in(folder: Path) -> None:
     """A person's `utils.py` beside their module is the `utils` that it means: ours is needed by longer names only."""
-    own, ours = PathFinder.find_spec("utils", [str(Path.cwd())]), sys.modules.get("utils")
+    if not any(isinstance(finder, _OwnModules) and finder.folder == str(folder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _OwnModules(folder))
+        sys.path.append(str(folder))
+    own, ours = PathFinder.find_spec("utils", [str(folder)]), sys.modules.get("utils")
     if own is not None and ours is not None and own.origin != getattr(ours, "__file__", None):
         del sys.modules["utils"]
 

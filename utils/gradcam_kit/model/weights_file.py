@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import pickle
 import re
 import warnings
 import zipfile
 from _codecs import encode as _encode  # bytes of a NumPy scalar
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ from torch import Tensor
 from ..base.errors import InputError
 from ..base.files import check_ordinary, sha256_of
 from ..base.text import one_line, shortened
+from .checkpoint_folder import check_index, file_in, files_of
 
 WRAPPERS = ("state_dict", "model_state_dict", "model")
 MOST_EXPANSION = 20  # weights hardly shrink when they are compressed
@@ -30,11 +32,17 @@ _RESAVE = "open it where you trust it and save only its weights: torch.save(mode
 
 
 class WeightsFile(NamedTuple):
-    """`weights` as they stand in the file, on the CPU; `sha256` is of the very bytes that they were read from."""
+    """`weights` as they stand in the file, on the CPU; `sha256` is of the very bytes that they were read from, of
+    several files that of their hashes, one after another.
+
+    `name`: of the dictionary that they are in, "" for the file's own. `others`: further state dicts in it, by name.
+    """
 
     path: Path
     weights: dict[str, Tensor]
     sha256: str
+    name: str = ""
+    others: Mapping[str, dict[str, Tensor]] = {}
 
 
 def no_checkpoint(path: Path, head: bytes, unpacked: int, error: Exception | None = None) -> str:
@@ -66,12 +74,28 @@ def no_checkpoint(path: Path, head: bytes, unpacked: int, error: Exception | Non
 
 
 def read_file(path: str | Path) -> WeightsFile:
-    """`.safetensors`, or whatever `torch.save` wrote of a state dict, also inside `{'state_dict': ...}`.
+    """`.safetensors`, or whatever `torch.save` wrote of a state dict, also inside `{'state_dict': ...}`; or a folder of
+    a trainer, or the index of a model in several files.
 
     Raises InputError: no such file, no checkpoint, objects other than weights, `argparse.Namespace` and NumPy scalars
     (never unpickled), tensors without plain data, or a file that was written to meanwhile.
     """
-    path = Path(path)
+    path = file_in(Path(path))
+    files = files_of(path)
+    if files == [path]:
+        return _read_one(path)
+    parts = [_read_one(file) for file in files]
+    weights: dict[str, Tensor] = {}
+    for part in parts:
+        if twice := next((key for key in part.weights if key in weights), None):
+            raise InputError(f"{part.path}: {shortened(repr(twice))} is in another of the files, too")
+        weights.update(part.weights)
+    check_index(path, weights)
+    digest = hashlib.sha256("".join(part.sha256 for part in parts).encode()).hexdigest()
+    return WeightsFile(path, weights, digest)
+
+
+def _read_one(path: Path) -> WeightsFile:
     head, unpacked = _first_look(path)
     if what := no_checkpoint(path, head, unpacked):
         raise InputError(f"{path}: {what}")
@@ -82,13 +106,21 @@ def read_file(path: str | Path) -> WeightsFile:
         raise
     except Exception as error:  # a damaged file makes its readers raise anything, KeyError included
         raise InputError(f"{path}: {no_checkpoint(path, head, unpacked, error)}") from error
-    weights = _tensors(content, path)
+    name, *others = _state_dicts(content, path)
     if _identity(path) != before:
         raise InputError(f"{path}: was written to while it was read; wait until it is complete, and start again")
+    found = {where: dict(_checked(weights, path)) for where, weights in (name, *others)}
+    size = sum(tensor.numel() * tensor.element_size() for weights in found.values() for tensor in weights.values())
+    if size > MOST_EXPANSION * path.stat().st_size + (1 << 20):  # tensors that repeat one number
+        raise InputError(f"{path}: {no_checkpoint(path, head, size)}")
+    return WeightsFile(path, found.pop(name[0]), sha256, name[0], found)
+
+
+def _checked(weights: Mapping[str, Tensor], path: Path) -> Mapping[str, Tensor]:
     for key, tensor in weights.items():
         if unusual := _unusual(tensor):
             raise InputError(f"{path}: {shortened(repr(key))} has {unusual}; expected plain tensors. {_RESAVE}")
-    return WeightsFile(path, dict(weights), sha256)
+    return weights
 
 
 def _first_look(path: Path) -> tuple[bytes, int]:
@@ -138,20 +170,39 @@ def _harmless_types() -> AbstractContextManager[Any]:
     return allow(harmless)
 
 
-def _tensors(content: Any, path: Path) -> Mapping[str, Tensor]:
-    """The state dict, out of its wrapper if it has one. Raises InputError where there is none."""
-    if isinstance(content, dict):
-        content = next((content[name] for name in WRAPPERS if isinstance(content.get(name), dict)), content)
+def _state_dicts(content: Any, path: Path) -> list[tuple[str, Mapping[str, Tensor]]]:
+    """Every state dict in a file, by its name; first that of a usual wrapper, or the largest. Raises InputError where
+    there is none, or where other things are among the weights."""
     if not isinstance(content, dict):
         raise InputError(f"{path}: holds {type(content).__name__}, not a dictionary of weights; {_RESAVE}")
-    others = [key for key, value in content.items() if not (isinstance(key, str) and isinstance(value, Tensor))]
-    if len(others) == len(content):
+    inner = {name: value for name, value in _inner(content) if _is_state_dict(value)}
+    usual = next((name for name in WRAPPERS if isinstance(content.get(name), dict)), None)
+    if usual is not None:
+        inner = {usual: content[usual], **inner}
+    elif not inner or any(isinstance(value, Tensor) for value in content.values()):
+        inner = {"": content}
+    else:
+        inner = dict(sorted(inner.items(), key=lambda pair: -len(pair[1])))
+    first = next(iter(inner.values()))
+    others = [key for key, value in first.items() if not (isinstance(key, str) and isinstance(value, Tensor))]
+    if len(others) == len(first):
         held = ", ".join(shortened(repr(key), 60) for key in others[:5]) or "nothing"
         raise InputError(f"{path}: a dictionary without weights, it holds {held}; {_RESAVE}")
     if others:
-        kind = type(content[others[0]]).__name__
+        kind = type(first[others[0]]).__name__
         raise InputError(f"{path}: {shortened(repr(others[0]))} is no weight but {kind} among weights; {_RESAVE}")
-    return content
+    return list(inner.items())
+
+
+def _inner(content: Mapping[Any, Any], above: str = "", depth: int = 3) -> Iterator[tuple[str, Any]]:
+    for key, value in content.items():
+        if isinstance(value, Mapping) and depth:
+            yield f"{above}{key}", value
+            yield from _inner(value, f"{above}{key}.", depth - 1)
+
+
+def _is_state_dict(value: Mapping[Any, Any]) -> bool:
+    return bool(value) and all(isinstance(key, str) and isinstance(one, Tensor) for key, one in value.items())
 
 
 def _unusual(tensor: Tensor) -> str:

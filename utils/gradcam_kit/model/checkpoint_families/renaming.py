@@ -48,3 +48,56 @@ def unwrapped_step_by_step(weights: Weights) -> Iterator[dict[str, Tensor]]:
     while found and all(key.partition(".")[0] in WRAPPERS and "." in key for key in found):
         found = {key.partition(".")[2]: tensor for key, tensor in found.items()}
         yield found
+
+
+# First parts of names that a family knows.
+_KNOWN = {"model", "visual", "vision_model", "backbone", "head", "base_model", "feature_extractor", "fc"}
+
+
+def unprefixed(weights: Weights) -> dict[str, Tensor]:
+    """Without what all keys begin with, part by part, where a name that a family knows comes behind it (`net.`)."""
+    plain = found = dict(weights)
+    while found and all("." in key for key in found) and not _KNOWN & {key.partition(".")[0] for key in found}:
+        if len({key.partition(".")[0] for key in found}) > 1:
+            return plain
+        found = {key.partition(".")[2]: tensor for key, tensor in found.items()}
+    return found if _KNOWN & {key.partition(".")[0] for key in found} else plain
+
+
+def fitting_parts(weights: Weights, wanted: Weights) -> list[tuple[str, dict[str, Tensor]]]:
+    """Every way in which tensors of `weights` fit `wanted`, by name and shape: (prefix, those under the wanted names).
+
+    A way is one prefix for all, which may leave other tensors out; or one for each child of the model (`backbone.`,
+    `head.`), where each child has but one and together they are all that there is.
+    """
+    found = [(prefix, _under(weights, prefix, wanted)) for prefix in _prefixes(weights, wanted)]
+    if found or not wanted:
+        return found
+    parts: dict[str, Tensor] = {}
+    used: list[str] = []
+    for child in dict.fromkeys(key.partition(".")[0] for key in wanted):
+        of_child = {key.partition(".")[2]: tensor for key, tensor in wanted.items() if key.partition(".")[0] == child}
+        prefixes = _prefixes(weights, of_child) if "" not in of_child else []
+        if len(prefixes) != 1:
+            return []
+        used.append(prefixes[0])
+        inner = _under(weights, prefixes[0], of_child)
+        parts.update({f"{child}.{key}": tensor for key, tensor in inner.items()})
+    return [(", ".join(used), parts)] if len(parts) == len(weights) else []
+
+
+def _prefixes(weights: Weights, wanted: Weights) -> list[str]:
+    """Those under which are all of `wanted`, with their shapes, and nothing else."""
+    longest = max(wanted, key=len, default="")
+    ends = [key[: -len(longest)] for key in weights if key == longest or key.endswith(f".{longest}")]
+    return [
+        prefix
+        for prefix in ends
+        if sum(key.startswith(prefix) for key in weights) == len(wanted)
+        and all(f"{prefix}{key}" in weights for key in wanted)
+        and all(weights[f"{prefix}{key}"].shape == tensor.shape for key, tensor in wanted.items())
+    ]
+
+
+def _under(weights: Weights, prefix: str, wanted: Weights) -> dict[str, Tensor]:
+    return {key: weights[f"{prefix}{key}"] for key in wanted}

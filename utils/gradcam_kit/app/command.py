@@ -22,12 +22,13 @@ def main(argv: Sequence[str]) -> int:
 
     require("gradio", "the live app")
     from ..media.single_images import SingleImages
-    from ..model.load import load_named_detector
+    from ..model.load import load_named_detector, named_detector
     from .live_detector import LiveDetector
     from .page import serve
 
     flags = {"gradcam_enabled": True, **flags_of.config(args)}
-    detector = load_named_detector(args.detector_path, args.device, args.precision, flags, flags_of.flag_names)
+    settings = named_detector(args.detector_path, flags, flags_of.flag_names)
+    detector = load_named_detector(settings, args.device, args.precision)
     live = LiveDetector.of(detector)
     SingleImages(detector, live.photographs, None).use_bank(args.bank)
     serve(live, args.host, args.port, args.max_upload)

@@ -30,16 +30,23 @@ from ..model.detector import LoadedDetector
 
 LIVE_FILLS = ("blur", "grey", "paired real")
 AS_CONFIGURED = "as configured"
+MOST_SIDE = 2_048  # of a photograph that is kept, in pixels
 FIRST_FRAMES = 3_000  # of a video, among which one is picked
 
 
 class OpenedFile(NamedTuple):
     """An image, or a video's frame, and the faces in it."""
 
-    photo: np.ndarray  # (H, W, 3) uint8 RGB
-    views: list[View]
+    photo: np.ndarray  # (H, W, 3) uint8 RGB, at most MOST_SIDE a side
+    views: list[View]  # their matrices are of the photograph as it came
     remark: str  # for the user
     frames: int  # of a video; 1 for an image
+    scale: float  # side of `photo` by that of the photograph as it came
+
+    def matrix_in_photo(self, view: int) -> np.ndarray | None:
+        """From `photo` to the crop, (2, 3); None where the view is the whole image."""
+        matrix = self.views[view].matrix
+        return None if matrix is None else np.hstack([matrix[:, :2] / self.scale, matrix[:, 2:]])
 
 
 class LiveMap(NamedTuple):
@@ -103,7 +110,10 @@ class LiveDetector:
         whole = not faces or self.photographs.is_crop(photo, faces)
         cropped = replace(self.photographs, mode="auto") if whole else self.photographs
         views, remark = cropped.views_of(photo, faces)
-        return OpenedFile(photo, views, remark, frames)
+        scale = min(1.0, MOST_SIDE / max(photo.shape[:2]))
+        if scale < 1:  # a photograph of 100 megapixels would be kept while the page is open
+            photo = cv2.resize(photo, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+        return OpenedFile(photo, views, remark, frames, scale)
 
     def explain(self, view: View, layer: str, method: str, target: str) -> LiveMap:
         """One view explained and checked. Raises InputError for a layer that the method cannot read."""
@@ -155,4 +165,6 @@ def _filler(image: Tensor, view: View, fill: str, paired: np.ndarray | None) -> 
 
 def region_of(layers: Sequence[np.ndarray]) -> np.ndarray:
     """The brushed region (h, w) bool of an editor's layers (h, w, 4) RGBA; a single False where there is none."""
+    if len({layer.shape for layer in layers}) > 1:
+        raise InputError("the painted layers are of several sizes: clear them, and paint again")
     return np.any([layer[..., 3] > 0 for layer in layers], axis=0) if layers else np.zeros((1, 1), dtype=bool)

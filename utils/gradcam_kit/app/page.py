@@ -17,29 +17,36 @@ from ..base.text import one_line
 from ..data.images import UnreadableImage, decode_image, read_file
 from ..drawing.overlays import PastedCrop, encode
 from ..media.video_files import UnreadableVideo
-from .live_detector import LIVE_FILLS, LiveDetector, LiveMap, OpenedFile, region_of
+from .guard import EVERYWHERE, Guard
+from .live_detector import LIVE_FILLS, LiveDetector, region_of
+from .sessions import MOST_SESSIONS, Session, Sessions
 
 LIVE_TARGETS = [target for target in TARGETS if target not in ("label", "both")]
 NOTHING_YET = "Drop an image or a video."
-Opened = OpenedFile | None  # None before anything was dropped
+MOST_WAITING = 32  # events in the queue
+MOST_UPLOADS = 32  # times the largest upload that may lie on the disk at once
 USER_ERRORS = (InputError, RunError, UnreadableImage, UnreadableVideo)
 
 
 def serve(live: LiveDetector, host: str, port: int, max_upload: int) -> None:
     """Serve the page until interrupted; uploads of at most `max_upload` MB lie in a folder that is removed then."""
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = os.environ["GRADIO_SSR_MODE"] = "False"
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # the folder is removed then, too
     with tempfile.TemporaryDirectory(prefix="gradcam_app_") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
+        from starlette.middleware import Middleware
+
         page = build(live, Path(folder))
+        guard = Middleware(Guard, host=host, folder=Path(folder), most_bytes=MOST_UPLOADS * max_upload * 10**6)
         try:
-            page.queue().launch(
+            page.queue(max_size=MOST_WAITING, default_concurrency_limit=1).launch(
                 server_name=host, server_port=port, max_file_size=f"{max_upload}mb", show_error=True, quiet=True,
-                prevent_thread_lock=True,
+                prevent_thread_lock=True, app_kwargs={"middleware": [guard]}, state_session_capacity=MOST_SESSIONS,
             )  # fmt: skip
         except OSError as error:
             raise InputError(f"--port {port}: {one_line(error)}; give another port") from error
-        print(f"open http://{host}:{port} in a browser; Ctrl-C ends it", flush=True)
+        shown = "localhost" if host in EVERYWHERE else host  # a browser cannot open 0.0.0.0 everywhere
+        print(f"open http://{shown}:{port} in a browser; Ctrl-C ends it", flush=True)
         page.block_thread()
 
 
@@ -47,10 +54,11 @@ def build(live: LiveDetector, folder: Path) -> Any:
     """The page, a `gradio.Blocks`."""
     import gradio as gr
 
-    handlers = Handlers(live, folder)
+    handlers = Handlers(live, Sessions(folder))
+    for method in (Handlers.open, Handlers.explain, Handlers.redraw, Handlers.brush, Handlers.leave):
+        method.__annotations__["request"] = gr.Request  # by which Gradio knows what to give them
     with gr.Blocks(title="Heatmaps, live", analytics_enabled=False, delete_cache=(600, 600)) as page:
         page.theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
-        opened, shown = gr.State(None), gr.State(None)
         gr.Markdown(f"# Heatmaps, live\n{detector_line(live)}")
         with gr.Row():
             with gr.Column(scale=1):
@@ -80,14 +88,15 @@ def build(live: LiveDetector, folder: Path) -> Any:
                 paired = gr.File(label=origin, elem_id="real", file_count="single")
                 ask = gr.Button("Score without it", variant="primary", elem_id="ask")
                 answer = gr.Markdown("", elem_id="answer")
-        drawing = [opened, face, layer, method, target, opacity]
-        drawn = [shown, verdict, overlay, whole, editor, figure, numbers]
+        drawing = [face, layer, method, target, opacity]
+        drawn = [verdict, overlay, whole, editor, figure, numbers]
         for event in (file.change, frame.release):
-            event(handlers.open, [file, frame], [opened, face, frame, verdict]).then(handlers.explain, drawing, drawn)
+            event(handlers.open, [file, frame], [face, frame, verdict]).then(handlers.explain, drawing, drawn)
         for control in (face, layer, method, target):
             control.input(handlers.explain, drawing, drawn)
-        opacity.release(handlers.redraw, [shown, opened, face, opacity], [overlay, whole, figure])
-        ask.click(handlers.brush, [opened, face, editor, fill, paired], answer)
+        opacity.release(handlers.redraw, [face, opacity], [overlay, whole, figure])
+        ask.click(handlers.brush, [face, editor, fill, paired], answer)
+        page.unload(handlers.leave)
     return page
 
 
@@ -100,59 +109,74 @@ def detector_line(live: LiveDetector) -> str:
 
 
 class Handlers:
-    """What the page's events do. Errors of the user's become sentences on the page."""
+    """What the page's events do. Errors of the user's become sentences on the page. `request` tells the session."""
 
-    def __init__(self, live: LiveDetector, folder: Path) -> None:
-        self.live, self.folder = live, folder
+    def __init__(self, live: LiveDetector, sessions: Sessions) -> None:
+        self.live, self.sessions = live, sessions
 
-    def open(self, file: str | None, frame: float) -> tuple[Any, ...]:
+    def _session(self, request: Any) -> Session:
+        return self.sessions.of(str(request.session_hash))
+
+    def open(self, file: str | None, frame: float, request: Any) -> tuple[Any, ...]:
         """A file was dropped, or another frame picked: its faces."""
         import gradio as gr
 
-        nothing = (None, gr.update(choices=[], value=None), gr.update(visible=False))
+        session = self._session(request)
+        session.opened = session.shown = None
+        nothing = (gr.update(choices=[], value=None), gr.update(visible=False))
         if not file:
             return *nothing, NOTHING_YET
+        session.uploads.add(Path(file))
         try:
             opened = self.live.open(file, int(frame))
         except USER_ERRORS as error:
             return *nothing, f"**{Path(file).name} cannot be used**: {error}"
         names = [f"face {i}" for i in range(1, len(opened.views) + 1)]
         slider = gr.update(visible=opened.frames > 1, maximum=max(1, opened.frames - 1))
-        return opened, gr.update(choices=names, value=names[0]), slider, opened.remark
+        session.opened = opened
+        return gr.update(choices=names, value=names[0]), slider, opened.remark
 
     def explain(
-        self, opened: Opened, face: str | None, layer: str, method: str, target: str, opacity: float
+        self, face: str | None, layer: str, method: str, target: str, opacity: float, request: Any
     ) -> tuple[Any, ...]:
         """The chosen face explained."""
         import gradio as gr
 
+        session = self._session(request)
+        opened, session.shown = session.opened, None
         if opened is None:
-            return None, gr.update(), *[None] * 5
+            return gr.update(), *[None] * 5
         view = opened.views[number_of(face)]
         try:
             shown = self.live.explain(view, layer, method, target)
         except USER_ERRORS as error:
-            return None, f"**{error}**", *[None] * 5
+            return f"**{error}**", *[None] * 5
+        session.shown = shown
         verdict = "\n\n".join(filter(None, [f"**{shown.verdict()}**", opened.remark]))
-        numbers = self._file("numbers.json", json.dumps(shown.report, indent=1, default=str).encode())
-        overlay, whole, figure = self.redraw(shown, opened, face, opacity)
+        numbers = session.file("numbers.json", json.dumps(shown.report, indent=1, default=str).encode())
+        overlay, whole, figure = self.redraw(face, opacity, request)
         editor = {"background": view.image, "layers": [], "composite": view.image}
-        return shown, verdict, overlay, whole, editor, figure, numbers
+        return verdict, overlay, whole, editor, figure, numbers
 
-    def redraw(self, shown: LiveMap | None, opened: Opened, face: str | None, opacity: float) -> tuple[Any, ...]:
+    def redraw(self, face: str | None, opacity: float, request: Any) -> tuple[Any, ...]:
         """The map over the crop and in the photograph, and the figure's file."""
+        session = self._session(request)
+        shown, opened = session.shown, session.opened
         if shown is None or opened is None:
             return None, None, None
         overlay = shown.drawn(opacity)
-        matrix = opened.views[number_of(face)].matrix
+        matrix = opened.matrix_in_photo(number_of(face))
         whole = None if matrix is None else PastedCrop(opened.photo, matrix).over(overlay)
         side_by_side = np.hstack([shown.image, np.full((len(overlay), 8, 3), 255, np.uint8), overlay])
-        return overlay, whole, self._file("figure.png", encode(side_by_side))
+        return overlay, whole, session.file("figure.png", encode(side_by_side))
 
     def brush(
-        self, opened: Opened, face: str | None, editor: dict[str, Any] | None, fill: str, paired: str | None
+        self, face: str | None, editor: dict[str, Any] | None, fill: str, paired: str | None, request: Any
     ) -> str:
         """The score with and without what was painted over."""
+        session = self._session(request)
+        opened = session.opened
+        session.uploads |= {Path(paired)} if paired else set()
         if opened is None or editor is None:
             return NOTHING_YET
         try:
@@ -164,10 +188,9 @@ class Handlers:
         scores = f"Fake probability **{before:.3f}**, without the region **{after:.3f}** ({after - before:+.3f})"
         return f"{scores}; {region.mean():.0%} of the image filled by {fill}."
 
-    def _file(self, name: str, data: bytes) -> str:
-        path = Path(tempfile.mkdtemp(dir=self.folder)) / name
-        path.write_bytes(data)
-        return str(path)
+    def leave(self, request: Any) -> None:
+        """The page was closed."""
+        self.sessions.leave(str(request.session_hash))
 
 
 def number_of(face: str | None) -> int:

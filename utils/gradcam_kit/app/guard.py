@@ -1,0 +1,78 @@
+"""Who may speak to the live app: requests for this machine's own names, from its own page, and not too much at once."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from collections.abc import Awaitable, Callable, MutableMapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+Scope = MutableMapping[str, Any]
+Call = Callable[..., Awaitable[None]]
+
+EVERYWHERE = ("0.0.0.0", "::", "")  # what to listen on for other machines, too
+HERE = ("localhost", "127.0.0.1", "::1")
+
+
+class Guard:
+    """ASGI middleware. A page of somebody else's may send requests here from the user's browser, and read the answers
+    once its name leads to this machine (DNS rebinding): so `Host` has to be a name of this machine, and `Origin` the
+    same address."""
+
+    def __init__(self, app: Call, host: str, folder: Path, most_bytes: int) -> None:
+        """`host`: what the app listens on. `folder`: where uploads lie, of at most `most_bytes` together."""
+        self.app, self.host, self.folder, self.most_bytes = app, host, folder, most_bytes
+
+    async def __call__(self, scope: Scope, receive: Call, send: Call) -> None:
+        if scope["type"] not in ("http", "websocket"):
+            return await self.app(scope, receive, send)
+        status, problem = self._problem(scope)
+        if not problem:
+            return await self.app(scope, receive, send)
+        if scope["type"] == "websocket":
+            return await send({"type": "websocket.close", "code": 1008})
+        kind = [(b"content-type", b"text/plain; charset=utf-8")]
+        await send({"type": "http.response.start", "status": status, "headers": kind})
+        return await send({"type": "http.response.body", "body": problem.encode()})
+
+    def _problem(self, scope: Scope) -> tuple[int, str]:
+        headers: dict[str, list[str]] = {}
+        for name, value in scope["headers"]:
+            headers.setdefault(name.decode("latin-1").lower(), []).append(value.decode("latin-1"))
+        hosts, origins = headers.get("host", []), headers.get("origin", [])
+        if len(hosts) != 1 or not self.allows(hosts[0]):
+            return 400, f"this app does not answer to the name {', '.join(hosts)[:100]!r}"
+        if any(urlsplit(origin).netloc.lower() != hosts[0].lower() for origin in origins):
+            return 403, "this app answers its own page only"
+        # A foreign page's image or script, which has no Origin.
+        if headers.get("sec-fetch-site") == ["cross-site"] and headers.get("sec-fetch-mode") != ["navigate"]:
+            return 403, "this app answers its own page only"
+        if scope.get("method") == "POST" and scope["path"].rstrip("/").endswith("/upload"):
+            held = sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
+            if held > self.most_bytes:
+                return 507, "too many uploads at once: try again when others have left"
+        return 200, ""
+
+    def allows(self, netloc: str) -> bool:
+        """Whether a `Host`, with or without a port, is this machine. Where others are let in, by any address: only a
+        name can be made to lead elsewhere."""
+        try:
+            name = (urlsplit(f"//{netloc}").hostname or "").rstrip(".")
+        except ValueError:
+            return False
+        if name in (*HERE, self.host.lower()):
+            return bool(name)
+        if self.host in HERE:
+            return False
+        own = socket.gethostname().lower()
+        return name in (own, f"{own}.local", socket.getfqdn().lower()) or _is_address(name)
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return name not in EVERYWHERE

@@ -12,7 +12,7 @@ if __name__ == "__main__":  # run as a script: the folder above holds the packag
 
 from utils.gradcam_kit.base.allowed import TARGETS
 from utils.gradcam_kit.base.command import run_command
-from utils.gradcam_kit.base.errors import InputError
+from utils.gradcam_kit.base.errors import InputError, said_at_once
 from utils.gradcam_kit.parts import load_part
 from utils.gradcam_kit.settings.flags import OptionParser
 
@@ -41,19 +41,30 @@ def main(argv: Sequence[str]) -> int:
         targets = ", ".join(target for target in TARGETS if target != "label")
         raise InputError(f"--target label needs labels, which single images do not have; use one of {targets}")
     # Whatever loads torch is imported here, once the flags are known to be right: a misspelt one is said at once.
+    from dataclasses import replace
+
     from utils.gradcam_kit.base.packages import require
     from utils.gradcam_kit.explaining.checking import MapChecker
     from utils.gradcam_kit.model.detector import print_choices
-    from utils.gradcam_kit.model.load import load_named_detector
+    from utils.gradcam_kit.model.load import load_named_detector, named_detector
 
     media = load_part("media.single_images", "single images and videos")
-    files = media.find_images(args.input)
-    images = [file for file in files if not media.is_video(file)]
-    if len(images) < len(files):
-        require("av", "a video")
     flags = {"gradcam_enabled": True, **flags_of.config(args)}
-    detector = load_named_detector(args.detector_path, args.device, args.precision, flags, flags_of.flag_names)
-    cropped = media.photographs(detector.settings.resolution, args.face_crop, args.landmark_model)
+
+    def find_files() -> list[Path]:
+        found = media.find_images(args.input)
+        if any(map(media.is_video, found)):
+            require("av", "a video")
+        return list(found)
+
+    settings, files, cropped = said_at_once(
+        lambda: named_detector(args.detector_path, flags, flags_of.flag_names),
+        find_files,
+        lambda: media.photographs(1, args.face_crop, args.landmark_model),
+    )
+    images = [file for file in files if not media.is_video(file)]
+    detector = load_named_detector(settings, args.device, args.precision)
+    cropped = replace(cropped, size=detector.settings.resolution)
     if images and detector.settings.clip_size is not None:
         raise InputError(f"--input: {images[0]} is an image, and the detector reads clips: give videos")
     detector.check_predictions()

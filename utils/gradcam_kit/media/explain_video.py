@@ -143,7 +143,7 @@ def explain_video(detector: LoadedDetector, file: Path, folder: Path, views: Fra
         if not frames:
             raise UnreadableVideo("; ".join(["no frame of the video can be decoded", *reader.faults]))
         raise NoFaceError(f"dlib finds no face in any of its {len(frames)} frames")
-    remarks = [*reader.faults, *filter(None, [views.remark])]
+    remarks = [*reader.faults, *filter(None, [reader.remark, views.remark])]
     if views.several and views.photographs.mode != "all":
         remarks.append("several faces in a frame: one person is followed; --face_crop all explains each")
     summary = _summary(frames, tracks, names, remarks)

@@ -8,7 +8,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ import torch
 from ..base.decision import UNKNOWN
 from ..base.errors import InputError, RunError
 from ..base.files import new_folder, take_place
-from ..base.text import one_line, printable
+from ..base.text import in_number_order, one_line, printable
 from ..data.folder_dataset import IMAGE_SUFFIXES
 from ..data.frame import Frame
 from ..data.images import UnreadableImage, decode_image, read_file
@@ -119,7 +119,7 @@ class SingleImages:
             return
         model, target = self.detector.model, self.detector.gradcam.target
         margins = tried(self.detector.as_subject(), in_batches(BATCH)).margins
-        batches = ({"image": batch} for batch in self._batches(files[: POOL * images]))
+        batches = ({"image": batch} for batch in self._batches(files[: POOL * images], self.photographs))
         try:
             given = trial_images(margins, batches, images, target if target in ("margin", "real") else "fake")
         except InputError:  # none of them can be read; the reason is printed where each is explained
@@ -138,20 +138,22 @@ class SingleImages:
         weights = self.detector.settings.weights_path
         if folder is None and (weights is None or not any(weights.parent.glob(OWN_BANK))):
             return
+        # Its own are face crops, in which no face need be found.
+        how = replace(self.photographs, mode="off", find=None) if folder is None else self.photographs
         folder = folder or Path(weights or "").parent
         files = [file for file in find_images(str(folder), "--bank") if not is_video(file)]
-        batches = list(self._batches(files))
+        batches = list(self._batches(files, how))
         if not batches:
             raise InputError(f"--bank {folder}: none of its {len(files)} files is an image that can be read")
         self.detector.model.gradcam_bank = Bank.of(self.detector, batches)
 
-    def _batches(self, files: Sequence[Path]) -> Iterator[torch.Tensor]:
+    def _batches(self, files: Sequence[Path], how: Photographs) -> Iterator[torch.Tensor]:
         """The first view of each file that can be read, BATCH at a time, as the detector takes them."""
         for start in range(0, len(files), BATCH):
             found = []
             for file in files[start : start + BATCH]:
                 with suppress(UnreadableImage, NoFaceError):  # the reason is printed where the file is explained
-                    views, _ = self.photographs.views(decode_image(read_file(str(file)), None))
+                    views, _ = how.views(decode_image(read_file(str(file)), None))
                     found.append(to_pixels(views[0].image))
             if found:
                 yield self.detector.normalised(torch.cat(found))
@@ -195,7 +197,7 @@ def find_images(pattern: str, flag: str = "--input") -> list[Path]:
         return [path]
     if os.path.isdir(path):  # noqa: PTH112
         suffixes = IMAGE_SUFFIXES + VIDEO_SUFFIXES
-        found = [file for file in path.iterdir() if file.suffix.lower() in suffixes and file.is_file()]
+        found = [file for file in path.iterdir() if file.suffix.lower() in suffixes and _is_meant(file)]
         kind = f"no image or video ({', '.join(suffixes)}) in this folder"
     else:
         found = [Path(name) for name in glob.glob(pattern, recursive=True) if Path(name).is_file()]  # noqa: PTH207
@@ -203,7 +205,15 @@ def find_images(pattern: str, flag: str = "--input") -> list[Path]:
         kind = "a pipe, socket or device" if special else "no such file, folder, or file that the pattern matches"
     if not found:
         raise InputError(f"{flag} {pattern!r}: {kind}")
-    return sorted(found)
+    return sorted(found, key=lambda file: (in_number_order(str(file.parent)), in_number_order(file.name)))
+
+
+def _is_meant(file: Path) -> bool:
+    """Whether a file of such a name is one: `.ts` is also TypeScript's, and a stream begins with a G, 0x47."""
+    if not file.is_file() or file.suffix.lower() != ".ts":
+        return file.is_file()
+    with file.open("rb") as opened:
+        return b"G" in opened.read(5)  # of M2TS after four bytes of time
 
 
 def output_folders(files: Sequence[Path], output: Path) -> Iterator[Path]:

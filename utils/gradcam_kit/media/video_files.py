@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
@@ -16,7 +16,10 @@ from ..base.errors import RunError
 from ..base.files import check_ordinary
 from ..base.text import one_line
 
-VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".flv")
+VIDEO_SUFFIXES = (
+    ".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".mts", ".m2ts", ".3gp",
+    ".3g2", ".ogv", ".mxf", ".vob", ".f4v", ".m2v", ".asf",
+)  # fmt: skip
 
 LEAST_MISSING = 0.1  # seconds that the end must lack to be called cut off
 TICK = Fraction(1, 90_000)  # in which the times of written frames are counted
@@ -35,7 +38,10 @@ class VideoFrame(NamedTuple):
 
 
 class VideoReader:
-    """A video of `rate` frames a second and about `length` frames; `faults`, whole at its end, says what is damaged."""
+    """A video of `rate` frames a second and about `length` frames; `faults`, whole at its end, says what is damaged.
+
+    Of several tracks it is the film, not a thumbnail or a cover; `remark` says which, where there is more than one.
+    """
 
     def __init__(self, path: Path) -> None:
         """Raises UnreadableVideo."""
@@ -43,18 +49,27 @@ class VideoReader:
 
         self.faults: list[str] = []
         self._path = path
-        self._last_packet = -math.inf  # when the last image that is stored is to be shown, in seconds
         try:
             check_ordinary(path)
             with av.open(str(path)) as container:
-                stream = container.streams.video[0]
+                lengths = [0 for _ in container.streams.video]
+                if not lengths:
+                    raise IndexError("no track of images")
+                last = [-math.inf for _ in lengths]
+                for packet in container.demux(video=tuple(range(len(lengths)))):
+                    track = container.streams.video.index(packet.stream)
+                    lengths[track] += packet.size > 0
+                    if packet.size and packet.pts is not None:
+                        last[track] = max(last[track], float(packet.pts * packet.time_base))
+                self._track = _film(lengths, [stream.width * stream.height for stream in container.streams.video])
+                self.length, self._last_packet = lengths[self._track], last[self._track]
+                stream = container.streams.video[self._track]
                 self.rate = stream.average_rate or Fraction(25)
                 self._promised = _promised_seconds(container, stream)
-                self.length = 0
-                for packet in container.demux(stream):
-                    self.length += packet.size > 0
-                    if packet.size and packet.pts is not None:
-                        self._last_packet = max(self._last_packet, float(packet.pts * packet.time_base))
+                films = sum(length > 1 for length in lengths)
+                self.remark = (
+                    f"it has {films} films, of which track {self._track + 1} is explained" if films > 1 else ""
+                )
         except (av.error.FFmpegError, IndexError, OSError, ValueError) as error:
             reason = "it has no images" if isinstance(error, IndexError) else one_line(error)
             raise UnreadableVideo(f"the video cannot be decoded: {reason}") from error
@@ -67,7 +82,7 @@ class VideoReader:
         first = seconds = duration = 0.0
         with av.open(str(self._path)) as container:
             try:
-                for frame in container.decode(video=0):
+                for frame in container.decode(video=self._track):
                     seconds = float(count / self.rate if frame.time is None else frame.time)
                     # 0 where the frame, or an older PyAV, does not say how long it is to be shown.
                     duration = float((getattr(frame, "duration", None) or 0) * (frame.time_base or 0))
@@ -91,6 +106,12 @@ class VideoReader:
         if self._promised > end + max(1.5 * frame, LEAST_MISSING):
             return [f"cut off: the file promises {self._promised:.2f} s of video, its images end at {end:.2f} s"]
         return []
+
+
+def _film(lengths: Sequence[int], sizes: Sequence[int]) -> int:
+    """The number of the track with the largest images of those that have at least half as many as the longest."""
+    long = [track for track, length in enumerate(lengths) if 2 * length >= max(lengths)]
+    return max(long, key=lambda track: (sizes[track], -track))
 
 
 def _promised_seconds(container: Any, stream: Any) -> float:

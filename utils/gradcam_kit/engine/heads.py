@@ -21,7 +21,7 @@ from torch import Tensor
 from ..base.allowed import TARGETS
 from ..base.errors import InputError, did_you_mean
 from .checks import Checks, read_at_once
-from .targets import Target, target_entries
+from .targets import Target, label_numbers, target_entries
 
 Prediction = dict[str, Tensor]
 WORD_REAL = re.compile(r"(?<![a-z])real(?![a-z])", re.IGNORECASE)
@@ -246,7 +246,7 @@ def score_weights(
             raise InputError("target 'label' needs one label per image in data_dict['label'] (0 real, otherwise fake)")
         if len(label) != count:
             raise InputError(f"data_dict['label'] has {len(label)} entries for a batch of {count} images")
-        labels = (label != 0).int().tolist()
+        labels = label_numbers(label)
     names = [_score_name("fake" if entry == "predicted" else entry, i, labels, head) for i, entry in enumerate(entries)]
     weights = head.coefficients(logits, names)
     predicted = [i for i, entry in enumerate(entries) if entry == "predicted"]

@@ -40,6 +40,27 @@ def _class_number(value: Any) -> int | None:
     return int(value) if isinstance(value, int) else None
 
 
+def label_numbers(label: Tensor) -> list[int]:
+    """0 (real) or 1 (fake) of each of B labels, (B,) or (B, 1).
+
+    Whole numbers and truth values: 0 is real, anything else fake. Of fractions, as label smoothing and mixing make
+    them, those below 0.5 are real. Raises InputError for 0.5, NaN, numbers below 0, and several numbers per image.
+    """
+    if label.ndim == 0 or label.numel() != len(label):
+        raise InputError(
+            f"data_dict['label'] has shape {tuple(label.shape)}: give one label for each image, 0 for real"
+        )
+    numbers = label.detach().flatten().tolist()
+    if not label.is_floating_point():
+        return [int(number != 0) for number in numbers]
+    odd = next((number for number in numbers if not (number >= 0 and number != 0.5)), None)
+    if odd is not None:
+        raise InputError(
+            f"data_dict['label'] holds {odd:g}, which is neither real nor fake: give 0 for real, 1 for fake"
+        )
+    return [int(number > 0.5) for number in numbers]
+
+
 def wants_both(target: Target) -> bool:
     """Whether `target` means two maps per image, of "fake" and "real". Raises InputError where only some entries do."""
     entries = target_entries(target)

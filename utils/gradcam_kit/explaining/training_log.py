@@ -65,11 +65,15 @@ def log_gradcam(
 def captions(prob_fake: Tensor, label: Tensor | None) -> list[str]:
     """For each of B images: `fake 0.93, is real`. `prob_fake` (B,); `label` (B,) 0 real and anything else fake."""
     texts = [f"fake {value:.2f}" for value in prob_fake.tolist()]
-    if label is None:
+    if label is None or label.numel() != len(texts):
         return texts
-    return [
-        f"{text}, is {CLASS_NAMES[int(truth != 0)].lower()}" for text, truth in zip(texts, label.tolist(), strict=True)
-    ]
+    return [f"{text}, {_truth(number)}" for text, number in zip(texts, label.flatten().tolist(), strict=True)]
+
+
+def _truth(label: float) -> str:
+    """`is real`, `is fake`; of a fraction, as smoothing and mixing make it, the label itself."""
+    fraction = isinstance(label, float) and not label.is_integer()
+    return f"label {label:.2f}" if fraction else f"is {CLASS_NAMES[int(label != 0)].lower()}"
 
 
 def grid(images: Tensor, drawn: Tensor, texts: Sequence[str]) -> Tensor:

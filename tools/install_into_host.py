@@ -16,6 +16,7 @@ if __name__ == "__main__" and not __package__:  # run as a script: the folder ab
 
 from utils.gradcam_kit.base.command import OneLineParser, run_command
 from utils.gradcam_kit.base.errors import InputError
+from utils.gradcam_kit.base.files import alone_in
 from utils.gradcam_kit.parts import DEFAULT_PARTS, PARTS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -290,7 +291,7 @@ def listed(names: Sequence[str]) -> str:
 def parser() -> OneLineParser:
     """Every flag."""
     p = OneLineParser(description=__doc__ or "")
-    p.add_argument("training", metavar="TRAINING_FOLDER", help="the host's folder with detectors/, config/ and test.py")
+    p.add_argument("training", type=Path, metavar="TRAINING_FOLDER", help="with detectors/, config/ and test.py")
     p.add_argument(
         "--parts", nargs="*", choices=PARTS, default=list(DEFAULT_PARTS), metavar="PART",
         help=f"the optional parts to install, of {', '.join(PARTS)}; none after a bare --parts",
@@ -303,12 +304,13 @@ def parser() -> OneLineParser:
 def main(argv: Sequence[str]) -> int:
     """Flags → files in the host tree. Returns the exit code; raises InputError."""
     args = parser().parse_args(argv)
-    host = Path(args.training).resolve()
-    if args.uninstall:
-        return uninstall(Installation(host), args.check)
-    check_host(host)
-    parts = {one for part in args.parts for one in (part, *PARTS[part])}
-    return install(Installation(host), extension_files(parts), args.check)
+    host = args.training.resolve()
+    with alone_in(host):
+        if args.uninstall:
+            return uninstall(Installation(host), args.check)
+        check_host(host)
+        parts = {one for part in args.parts for one in (part, *PARTS[part])}
+        return install(Installation(host), extension_files(parts), args.check)
 
 
 def install(installation: Installation, files: dict[str, bytes], check: bool) -> int:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -416,6 +418,23 @@ def test_a_hosts_own_utils_is_left_alone(tmp_path: Path, package: bool) -> None:
     found = run_python("-c", code, cwd=training)
     assert found.stdout == "1\n", found.stderr
     assert "nothing to do" in install(training).stdout
+    assert install(training, "--uninstall").returncode == 0
+    assert snapshot(training) == before
+
+
+def test_two_installations_at_once(tmp_path: Path) -> None:
+    """One installs, the others are refused or find nothing to do; then all of it can be undone."""
+    training = make_host(tmp_path)
+    before = snapshot(training)
+    command = [sys.executable, "-m", "utils.install_into_host", str(training)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": ROOT}
+    several = [subprocess.Popen(command, **pipes) for _ in range(4)]  # type: ignore[call-overload]  # of a dict
+    ended = [(*one.communicate(), one.returncode) for one in several]
+    for out, err, code in ended:
+        assert (code == 0 and not err) or (code == 2 and "another process is changing it" in err), (out, err)
+    assert sum("installed into" in out for out, *_ in ended) == 1
+    assert (training / "detectors" / "__init__.py").read_text().count(LINE) == 1
+    assert install(training, "--check").stdout.endswith("already installed, nothing to do\n")
     assert install(training, "--uninstall").returncode == 0
     assert snapshot(training) == before
 

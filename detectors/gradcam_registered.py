@@ -56,7 +56,7 @@ class RegisteredMixin(GradCAMMixin):
 
     def evaluated(self, data_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """As the host's test.py calls it: some detectors do in training what needs more than a test set has."""
-        prediction = self.forward(data_dict, inference=True)
+        prediction = self(data_dict, inference=True)
         return {key: value for key, value in prediction.items() if isinstance(value, Tensor)}
 
     def as_subject(self) -> Subject:

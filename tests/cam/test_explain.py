@@ -148,7 +148,7 @@ class Answers(nn.Module):
 @pytest.mark.parametrize(
     ("answer", "says"),
     [
-        (lambda x: x.unsqueeze(2), ["shape (2, 4, 1)", "for 2 images", "(2, K)"]),
+        (lambda x: x.unsqueeze(2).expand(2, 4, 3), ["shape (2, 4, 3)", "for 2 images", "(2, K)"]),
         (lambda x: x[:1], ["shape (1, 4)", "for 2 images"]),
         (lambda x: x.flatten(), ["shape (8,)", "for 2 images"]),
         (lambda x: x[:, :0], ["shape (2, 0)"]),

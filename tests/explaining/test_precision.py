@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +13,7 @@ from scipy.stats import spearmanr
 
 from detectors.clip_detector_gradcam import CLIPDetectorWithGradCAM
 from tests.helpers.detectors import ARCHITECTURE, BLOCKS, images, spread, tiny_config, tiny_detector
+from tests.helpers.paths import ROOT
 from utils.gradcam import explain
 from utils.gradcam_kit.base.allowed import BACKWARD_PRECISIONS
 from utils.gradcam_kit.base.errors import InputError
@@ -73,18 +76,70 @@ def test_a_float64_model_is_not_rounded() -> None:
 
 
 def test_tf32_is_put_back_also_after_an_error() -> None:
-    before = torch.get_float32_matmul_precision()
-    seen = []
+    matmul: Any = torch.backends.cuda.matmul
+
+    def state() -> str:  # either switch says it
+        return str(matmul.fp32_precision) if hasattr(matmul, "fp32_precision") else torch.get_float32_matmul_precision()
+
+    before, seen = state(), []
 
     def failing() -> None:
         with matrix_products_in("tf32"):
-            seen.append(torch.get_float32_matmul_precision())
+            seen.append(state())
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
         failing()
-    assert seen == ["high"]
-    assert torch.get_float32_matmul_precision() == before
+    assert seen in (["tf32"], ["high"])
+    assert state() == before
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+SWITCHES = [
+    "torch.backends.cuda.matmul.fp32_precision = 'tf32'",
+    "torch.backends.cuda.matmul.fp32_precision = 'ieee'",
+    "torch.backends.mkldnn.matmul.fp32_precision = 'bf16'",
+    "torch.backends.fp32_precision = 'tf32'",
+    "torch.backends.cudnn.conv.fp32_precision = 'ieee'",
+    "torch.set_float32_matmul_precision('medium')",
+    "torch.backends.cuda.matmul.allow_tf32 = True",
+]
+STATE = """
+def state():
+    found = []
+    for read in (lambda: torch.backends.cuda.matmul.fp32_precision, lambda: torch.backends.mkldnn.matmul.fp32_precision,
+                 lambda: torch.backends.fp32_precision, torch.get_float32_matmul_precision,
+                 lambda: torch.backends.cuda.matmul.allow_tf32):
+        try:
+            found.append(read())
+        except RuntimeError:
+            found.append("of the other switch")
+    return found
+"""
+
+
+@pytest.mark.parametrize("switch", SWITCHES)
+@pytest.mark.skipif(
+    not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="PyTorch before 2.9 has one switch"
+)
+def test_tf32_goes_with_every_switch_of_pytorch(switch: str) -> None:
+    """In a process of its own, since PyTorch has no way back from one switch to the other."""
+    program = f"""
+import torch
+from tests.helpers.detectors import images, spread, tiny_detector
+{STATE}
+model = spread(tiny_detector())
+{switch}
+before = state()
+plain = model.explain({{"image": images(2)}}).layers
+model.gradcam = __import__("dataclasses").replace(model.gradcam, backward_precision="tf32")
+found = model.explain({{"image": images(2)}}).layers
+assert state() == before, (before, state())
+for name, maps in found.items():
+    torch.testing.assert_close(maps.raw, plain[name].raw, rtol=1e-2, atol=1e-3)
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-1500:]
 
 
 @pytest.mark.parametrize(

@@ -190,7 +190,8 @@ class AttentionMethodTester(MethodTester):
         attention = AttentionPass(explained, blocks, self.method.projections, list(explained.values()))
         projections = {BlockProjection(*key): tensor for key, tensor in inputs.items() if not self.is_gradient(key)}
         gradients = {key[0]: tensor for key, tensor in inputs.items() if self.is_gradient(key)}
-        return to_layer_maps(attention_token_maps(self.method, attention, projections, gradients), GRID, SIZE)
+        images = len(next(iter(inputs.values())))
+        return to_layer_maps(attention_token_maps(self.method, attention, projections, gradients, images), GRID, SIZE)
 
     def expected(self, inputs: dict[Key, np.ndarray], layer: str) -> tuple[np.ndarray, np.ndarray]:
         names = [f"block{i}" for i in range(BLOCKS)]

@@ -108,6 +108,8 @@ class AttentionPass:
         """That softmax(q kᵀ / √d) v is what each block has mixed. Raises LayerError: a mask or bias is unknown."""
         errors = []
         for block, modules in self.read:
+            if BlockProjection(block, "q") not in kept:
+                raise LayerError(f"layer {block!r} does not run in the detector's forward pass: name another")
             tensors = {name: kept[BlockProjection(block, name)] for name in ("q", "k", "v")}
             mixed = kept.pop(BlockProjection(block, MIXED))
             of_block = BlockTensors(modules.heads, tensors)
@@ -129,8 +131,13 @@ def attention_token_maps(
     attention: AttentionPass,
     projections: Mapping[BlockProjection, Tensor],
     output_gradients: Mapping[str, Tensor],
+    images: int,
 ) -> dict[str, TokenMaps]:
-    """The maps of each explained layer by `method`. `output_gradients`: ∂score/∂O by block."""
+    """The maps of each explained layer by `method`, of so many images. `output_gradients`: ∂score/∂O by block.
+
+    Raises LayerError where blocks have other tokens than each other, or than one set for each image.
+    """
+    _refuse_other_tokens(projections, images)
 
     def tensors(block: Attention) -> BlockTensors:
         kept = {name: projections[BlockProjection(block.block, name)] for name in method.projections}
@@ -142,6 +149,22 @@ def attention_token_maps(
     with torch.autocast(next(iter(projections.values())).device.type, enabled=False):
         maps = dict(zip(blocks, method.maps([tensors(block) for block in blocks]), strict=True))
     return {layer: maps[block] for layer, block in attention.explained.items()}
+
+
+def _refuse_other_tokens(projections: Mapping[BlockProjection, Tensor], images: int) -> None:
+    counts = {key.block: tensor.shape[:2] for key, tensor in projections.items()}
+    first, (_, usual) = next(iter(counts.items()))
+    for block, (batch, tokens) in counts.items():
+        if batch != images:
+            raise LayerError(
+                f"layer {block!r} attends within {batch} sets of tokens for {images} images: it works on parts of an"
+                " image (windows), or on several views of it"
+            )
+        if tokens != usual:
+            raise LayerError(
+                f"layer {block!r} attends over {tokens} tokens, {first!r} over {usual}: tokens were merged, dropped or"
+                " added between them, so they do not lie on the image alike; name a block before that"
+            )
 
 
 def has_attention(tower: Tower, layers: Sequence[str]) -> bool:

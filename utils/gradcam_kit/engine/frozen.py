@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -17,6 +18,11 @@ from .towers.tower import Structure
 # Two explanations at once would see each other's frozen weights and global random state: one after the other, also of
 # different detectors. What has to be put back is noted inside, where no other explanation has changed it.
 _one_at_a_time = threading.RLock()
+# A process is forked between explanations: in the child of one under way the model would stay frozen, the lock taken.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_one_at_a_time.acquire, after_in_parent=_one_at_a_time.release, after_in_child=_one_at_a_time.release
+    )
 QUANTISED = tuple(f"torch.{place}nn.{kind}quantized" for place in ("", "ao.") for kind in ("", "intrinsic."))
 
 

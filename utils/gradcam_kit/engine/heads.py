@@ -162,10 +162,9 @@ class HeadReader(NamedTuple):
                 " logits"
             )
         shape = tuple(logits.shape)
-        if logits.ndim == 1:
-            logits = logits.unsqueeze(1)
-        count = logits.shape[0] if self.batch is None else self.batch
-        if self.clips and (len(logits) != count or (self.classes is None and logits[0].numel() > 2)):
+        count = self.batch or (logits.shape[0] if logits.ndim else 1)
+        logits = _by_image(logits, count)
+        if self.clips and (not logits.ndim or len(logits) != count or (self.classes is None and logits[0].numel() > 2)):
             raise InputError(
                 f"{self.detector} gives predictions of shape {shape} for {count} clips, not one or two numbers a clip:"
                 f" it was made for other clips than these, of {self.clips}; give its own --clip_size and --resolution"
@@ -202,6 +201,15 @@ class HeadReader(NamedTuple):
             first = {number: name for name, number in reversed(list(self.labels.items()))}
             return Head(tuple(first[k] for k in range(logits)), fake)
         return Head(("real", *(f"class {k}" for k in range(1, logits))), fake)
+
+
+def _by_image(logits: Tensor, count: int) -> Tensor:
+    """(B, K) of logits with an axis of size one too few, or too many: where a `.squeeze()` took it, or none did."""
+    if logits.ndim == 2 and len(logits) == count:
+        return logits
+    axes = [size for size in logits.shape if size > 1]
+    of_images = logits.shape[:1] == (count,) or count == 1 or (logits.ndim == 3 and logits.shape[:2] == (1, count))
+    return logits.reshape(count, -1) if of_images and len(axes) <= 1 + (count > 1) else logits
 
 
 ANY_MODEL = HeadReader()

@@ -20,6 +20,7 @@ from .targets import Target
 from .towers import Grid
 from .towers.attention import HeldLater
 from .towers.channel_axis import ChannelAxes
+from .towers.family import SAY_WHERE
 from .towers.tower import Tower
 
 # Patch gradients of a logit are about 1e-5, below what float16 resolves: there the score is scaled before backward, by
@@ -175,7 +176,7 @@ def score_gradients(
     `again`: the graph is kept, for another call.
     Logits and weights (B, K). Gradients have the tokens' dtype, but are float32 for a float16 model.
     """
-    if not logits.requires_grad:
+    if not logits.requires_grad or not tokens:  # a method may read no gradient at all
         return [None] * len(tokens)
     dtype = torch.promote_types(logits.dtype, torch.float32)
     score = (logits.to(dtype) * weights.to(dtype)).sum(dim=1)
@@ -230,6 +231,6 @@ def without_prefix(tokens: Tensor, grid: Grid, layer: str) -> Tensor:
         expected += f" and {grid.suffix} after them" if grid.suffix else ""
         raise LayerError(
             f"layer {layer!r} gives {tokens.shape[1]} tokens, but {expected} are expected: name an encoder block or a"
-            " module inside one"
+            f" module inside one; {SAY_WHERE}"
         )
     return tokens[:, before : before + patches]

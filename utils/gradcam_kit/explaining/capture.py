@@ -38,7 +38,7 @@ from ..engine.maps import Canvas, LayerMaps, combined, in_order, layer_maps, to_
 from ..engine.methods import DEFAULT_EPSILON, check_method, leftover, signed_maps
 from ..engine.real.bank import Neighbours, TokenBank
 from ..engine.real.contrast import CONTRAST, CONTRASTS, contrast, contrast_z
-from ..engine.recipe import BOTH, Recipe
+from ..engine.recipe import BOTH, RESIDUAL, Recipe
 from ..engine.spatial_layers import count_runs, is_shareable, last_run
 from ..engine.targets import Target
 from ..engine.tokens import Differentiated, PassPlan, Question, Tokens, on_grid, token_gradients
@@ -146,7 +146,9 @@ class Capture:
                 f"method {recipe.method!r} needs patch tokens, which this detector's network does not have"
             )
         reading = ATTENTION_METHODS[recipe.method]
-        token_maps = attention_token_maps(reading, self.attention, self.projections, self.output_gradients)
+        token_maps = attention_token_maps(
+            reading, self.attention, self.projections, self.output_gradients, len(self.target)
+        )
         patches = self.grid.rows * self.grid.columns
         if reading.needs_class_token and any(pair.raw.shape[1] == patches for pair in token_maps.values()):
             raise LayerError(f"method {recipe.method!r} reads the class token, which this tower does not have")
@@ -324,6 +326,9 @@ class _Asked:
                 points.update({(layer, recipe.site): point_of(tower, layer, recipe.site, forward) for layer in read})
         methods = [recipe.method for recipe in recipes if recipe.method in ATTENTION_METHODS]
         attention = AttentionPass.of(tower, list(by_attention), methods)
+        if attention.explained and not attention.differentiated:
+            # No gradient is needed, but it alone tells whether the score depends on these layers at all.
+            points.update({(layer, RESIDUAL): point_of(tower, layer, RESIDUAL, forward) for layer in by_attention})
         blocks = [layer for layer in captured if name_in_tower(tower, layer) in tower.blocks]
         return cls(parts, points, attention, blocks)
 

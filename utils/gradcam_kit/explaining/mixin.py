@@ -99,7 +99,8 @@ class GradCAMMixin(nn.Module):
 
     def evaluated(self, data_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The prediction that is explained. Overridden where the detector must be told that it is not in training."""
-        return self.forward(data_dict)
+        found: dict[str, Tensor] = self(data_dict)  # as a user calls it: with the hooks on the detector itself
+        return found
 
     @property
     def head_reader(self) -> HeadReader:
@@ -128,6 +129,7 @@ class GradCAMMixin(nn.Module):
             reading=tower.once(Reading, Reading),
             head=self.head_reader,
             grid=tower.grid if plain else self.token_grid,
+            states_tokens=kind.token_grid is not GradCAMMixin.token_grid,
             noise=self.noise,
             look=Look(settings.mean, settings.std, settings.colormap, settings.signed),
             recipe=settings.recipe,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.nn.modules.batchnorm import _NormBase
 
 from ..base.allowed import TRANSPLANT
 from ..base.errors import InputError
@@ -24,6 +27,8 @@ from .subject import Subject
 from .transplant_explanation import explain_by_transplant
 
 IMAGE = "data_dict['image']"  # in errors
+MIXES = "mixes images"  # of a tower, once it was looked at
+MIXED = {torch.float16: 0.03, torch.bfloat16: 0.1, torch.float64: 1e-6}  # how far scores may be apart; else 1e-3
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +100,8 @@ def _explained(subject: Subject, batch: Batch, asked: Asked, checks: Checks) -> 
         for rule, some in of_rule.items()
     }
     first = captured[asked.recipes[0].backward]
+    if subject.reading.may_mix and len(batch["image"]) > 1:
+        subject.tower.once(MIXES, lambda: _note_mixing(subject, batch["image"], first.prediction["cls"], checks))
     made = []
     for recipe in asked.recipes:
         of_recipe = captured[recipe.backward]
@@ -117,6 +124,30 @@ def _explained(subject: Subject, batch: Batch, asked: Asked, checks: Checks) -> 
         judged=verdicts_of,
         checker=partial(check_explanation, subject, batch.get("video")),
     )
+
+
+def _note_mixing(subject: Subject, images: Tensor, logits: Tensor, checks: Checks) -> None:
+    """Leaves a warning where what a model says of an image depends on what else is in the batch."""
+    others = torch.cat([images[:1], -images[1:].flip(-1)])
+
+    def beside_another() -> Tensor:
+        return subject.logits(others)[0]
+
+    def tell(differs: Tensor) -> None:
+        if differs and torch.equal(beside_another(), beside_another()):  # else it is random, whatever is beside it
+            norms = [name for name, one in subject.tower.model.named_modules() if isinstance(one, _NormBase)]
+            here = [name for name in norms if subject.tower.model.get_submodule(name).running_mean is None]
+            why = f", by the batch's own mean in {here[0]} (track_running_stats=False)" if here else ""
+            warnings.warn(
+                f"{subject.head.detector} gives an image other scores beside other images of its batch{why}: each map"
+                " is of all of them; explain images one at a time",
+                stacklevel=2,
+            )
+
+    exact = torch.promote_types(logits.dtype, torch.float32)
+    usual, again = logits[0].to(exact), beside_another().to(exact)
+    allowed = MIXED.get(logits.dtype, 1e-3) * usual.abs().max()
+    checks.add((usual - again).abs().max() > allowed, tell)
 
 
 def both_classes(fake: Explanation, real: Explanation) -> dict[str, Any]:

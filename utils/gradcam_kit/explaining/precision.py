@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -50,12 +50,17 @@ class _RoundedFactors(TorchDispatchMode):
 @contextmanager
 def _tf32() -> Iterator[None]:
     """What PyTorch calls "high": TensorFloat32 on CUDA; elsewhere what the library makes of it."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high")
-    try:
+    matmul: Any = torch.backends.cuda.matmul
+    with ExitStack() as undo:
+        if hasattr(matmul, "fp32_precision"):  # from PyTorch 2.9 on; whoever has used it cannot read the other one
+            mkldnn: Any = torch.backends.mkldnn
+            for backend in (matmul, mkldnn.matmul):
+                undo.callback(setattr, backend, "fp32_precision", backend.fp32_precision)
+                backend.fp32_precision = "tf32"
+        else:
+            undo.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
+            torch.set_float32_matmul_precision("high")
         yield
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 def check_backward_precision(precision: str) -> None:

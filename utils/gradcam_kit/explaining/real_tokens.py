@@ -37,7 +37,7 @@ def tried(subject: Subject, in_parts: InParts[Any], between: Callable[[], None] 
     def captured(
         images: Tensor, target: Sequence[str], videos: Sequence[Hashable], recipes: Sequence[Recipe]
     ) -> Capture:
-        grid = subject.grid(images.shape[2], images.shape[3])
+        grid = subject.patches(images)
         size = None if grid is None else (grid.rows, grid.columns)
         return subject.capture({"image": images, "video": videos}, recipes, list(target), size)
 
@@ -84,7 +84,7 @@ def real_tokens(subject: Subject, reals: Tensor) -> dict[str, Tensor]:
 
 def _seen(subject: Subject, images: Tensor, layers: Sequence[str]) -> list[Seen]:
     sites = [site_of_layer(subject.tower, layer, RESIDUAL) for layer in layers]
-    grid = subject.grid(images.shape[2], images.shape[3])
+    grid = subject.patches(images)
     return seen_at(subject.tower, sites, grid, partial(subject.predict, {"image": images}), len(images))
 
 

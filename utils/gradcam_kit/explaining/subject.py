@@ -14,7 +14,7 @@ from ..base.allowed import AUTO
 from ..base.errors import InputError
 from ..engine.checks import Checks
 from ..engine.frozen import frozen_for_explaining
-from ..engine.heads import ANY_MODEL, HeadReader, named_classes
+from ..engine.heads import ANY_MODEL, Head, HeadReader, named_classes
 from ..engine.layers import SCALED
 from ..engine.methods import DEFAULT_EPSILON
 from ..engine.outputs.probabilities import Reading
@@ -24,6 +24,7 @@ from ..engine.recipe import BALANCED, PLAIN, Recipe, layer_names, site_of
 from ..engine.spatial_layers import SpatialLayer, last_spatial_layer
 from ..engine.targets import Target
 from ..engine.towers import Grid, unwrapped
+from ..engine.towers.places import places_of_patches
 from ..engine.towers.tower import Tower, tower_of
 from ..judge.candidates import NO_MAPS, MapLayers, map_layers, shortlist
 from ..judge.verdict import Choice
@@ -51,6 +52,7 @@ class Subject:
         bank: tokens of images that the model calls real, where there are any.
         check_range: gets the least and the largest value of the images, and may refuse them.
         name: of the detector, in errors.
+        states_tokens: whether the detector's own code says how its tokens lie, and is believed.
         reading: what is known of the outputs of `predict`.
     """
 
@@ -70,6 +72,7 @@ class Subject:
     bank: TokenBank | None = None
     check_range: Callable[[float, float], None] | None = None
     name: str = ""
+    states_tokens: bool = False
     reading: Reading = field(default_factory=Reading)
 
     def as_subject(self) -> Subject:
@@ -83,6 +86,30 @@ class Subject:
             return self.predict(batch if images is batch["image"] else {"image": images})
 
         return self.reading.output(predict, batch["image"], self.head.detector)
+
+    def patches(self, images: Tensor) -> Grid | None:
+        """How tokens lie on images of that size: as `grid` says, with what a forward pass shows to stand beside them.
+
+        A tower may have been given tokens, or made of another order, since its family was written down.
+        """
+        grid, tower = self.grid(images.shape[2], images.shape[3]), self.tower
+        if (
+            grid is None
+            or grid.halvings
+            or self.states_tokens
+            or not tower.blocks
+            or not tower.family.blocks_give_tokens
+        ):
+            return grid
+
+        def seen() -> tuple[int, int] | None:
+            with frozen_for_explaining(tower.model, tower.structure), torch.no_grad():
+                return places_of_patches(tower, lambda some: self.predict({"image": some}), images.detach(), grid)
+
+        found = tower.once(("places", grid, *images.shape[2:]), seen)
+        if found is None:
+            return grid._replace(prefix=grid.prefix or 0)
+        return grid._replace(prefix=found[0], suffix=found[1])
 
     def predict_noise(self) -> Any:
         """A forward pass on noise."""
@@ -205,13 +232,21 @@ class Subject:
             real=real or {},
         )
         head = self.head._replace(batch=len(image))
-        return capture(self.tower, partial(self.run, batch), head, self.grid(height, width), request, checks)
+        return capture(self.tower, partial(self.run, batch), head, self.patches(image), request, checks)
+
+    def logits(self, images: Tensor) -> Tensor:
+        """(N, K): what the head says of each of the images (N, 3, H, W)."""
+        return self._scores(images)[0]
 
     def margins(self, images: Tensor) -> Tensor:
         """(N,) float32: fake − real of each of the images (N, 3, H, W)."""
+        logits, head = self._scores(images)
+        return head.margin(logits.float())
+
+    def _scores(self, images: Tensor) -> tuple[Tensor, Head]:
         with frozen_for_explaining(self.tower.model, self.tower.structure), torch.no_grad():
             prediction, head = self.head._replace(batch=len(images)).read(self.run({"image": images}))
-        return head.margin(prediction["cls"].float())
+        return prediction["cls"], head
 
 
 def named_recipes(recipes: Any, named: Sequence[Any]) -> list[Recipe]:

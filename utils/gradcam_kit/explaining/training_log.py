@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..base.decision import CLASS_NAMES
+from ..base.errors import InputError
 from ..drawing.overlays import denormalised, overlay, text_line, unseen_in_grey
 from ..engine.targets import Target
 from ..engine.towers import unwrapped
 from .images import as_batch
+from .mixin import GradCAMMixin
 
 COLUMNS = 8
 LINE, LETTERS = 18, 12  # height of a caption and of its letters, in pixels
@@ -40,18 +43,24 @@ def log_gradcam(
 
     Args:
         writer: a `SummaryWriter`, or None in the processes that do not log (under DDP all but the first).
-        model: a detector with heatmaps, also wrapped in `DistributedDataParallel` or `DataParallel`.
+        model: a detector with heatmaps, or a module that holds one: DDP, a compiled or an averaged model, a
+            LightningModule.
         data_dict: `image` (B, 3, H, W) as the detector gets it, on its device; the same B images at every call.
         epoch: of this call, from 0; the first is always logged.
+        every: how many epochs apart, at least 1.
         layers, method, target, options: as in `GradCAMMixin.explain`. With target "fake" the maps of one image can be
             compared between epochs; "predicted" changes its meaning whenever the prediction flips.
 
     Raises:
         InputError, NonFiniteMapError: as `GradCAMMixin.explain`.
     """
+    if isinstance(every, bool) or not isinstance(every, Integral) or every < 1:
+        raise InputError(f"every is {every!r}: give a whole number of epochs, at least 1")
     if writer is None or epoch % every:
         return
-    detector: Any = unwrapped(model)
+    if not hasattr(writer, "add_image"):
+        raise InputError(f"writer is {type(writer).__name__}: give a SummaryWriter, or what has its add_image")
+    detector = _detector_in(model)
     batch = as_batch(data_dict)
     explanation = detector.explain(batch, layers=layers, method=method, target=target, **options)
     images = denormalised(batch["image"], detector.gradcam.mean, detector.gradcam.std)
@@ -60,6 +69,21 @@ def log_gradcam(
         drawn = overlay(images, maps.normalised, maps.empty, detector.gradcam.colormap)
         drawn = unseen_in_grey(drawn, maps.canvas.seen)
         writer.add_image(f"gradcam/{name}", grid(images, drawn.permute(0, 3, 1, 2), texts).cpu(), epoch)
+
+
+def _detector_in(model: nn.Module) -> GradCAMMixin:
+    """The one detector that `model` is or holds. Raises InputError."""
+    inside = unwrapped(model) if isinstance(model, nn.Module) else model
+    if isinstance(inside, GradCAMMixin):
+        return inside
+    named = inside.named_modules() if isinstance(inside, nn.Module) else ()
+    found = {name: module for name, module in named if isinstance(module, GradCAMMixin)}
+    if len(found) != 1:
+        held = f"holds {len(found)} detectors ({', '.join(found)})" if found else "holds no detector with heatmaps"
+        raise InputError(
+            f"model is {type(inside).__name__}, which {held}: give one, such as utils.gradcam.load makes it"
+        )
+    return next(iter(found.values()))
 
 
 def captions(prob_fake: Tensor, label: Tensor | None) -> list[str]:

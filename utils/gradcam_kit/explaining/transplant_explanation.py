@@ -42,7 +42,7 @@ def explain_by_transplant(subject: Subject, batch: Batch, target: Target) -> Exp
             " image"
         )
     size = (images.shape[2], images.shape[3])
-    grid = subject.grid(*size)
+    grid = subject.patches(images)
     patches = CELLS if grid is None else (grid.rows, grid.columns)
 
     def margins(part: Tensor) -> Tensor:

@@ -50,6 +50,10 @@ PRODUCTS = {
     "conv1d", "conv2d", "conv3d",
 }  # fmt: skip
 # What leaves a product unbounded: its scale, its bias, its mean over places.
+OVER_AXES = {
+    "mean", "sum", "std", "var", "var_mean", "std_mean", "amax", "amin", "max", "min", "median", "softmax",
+    "log_softmax", "logsumexp", "norm", "vector_norm", "cumsum", "sort", "argsort", "topk",
+}  # fmt: skip
 SCALED = {
     "mul", "__mul__", "__rmul__", "mul_", "div", "__truediv__", "add", "__add__", "__radd__", "add_", "sub", "__sub__",
     "mean", "sum", "avg_pool2d", "adaptive_avg_pool2d",
@@ -93,7 +97,14 @@ def _softmax_odds(read: Tensor, dim: int) -> Tensor:
 
 
 class Followed(TorchFunctionMode):
-    """Keeps with every tensor made inside what made it: `Before` of a probability, the name of a product, or None."""
+    """Keeps with every tensor made inside what made it: `Before` of a probability, the name of a product, or None.
+
+    `over_images`: whether anything was computed over the first axis of as many entries as there are `images`.
+    """
+
+    def __init__(self, images: int) -> None:
+        super().__init__()
+        self.images, self.over_images = images, False
 
     def __torch_function__(
         self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -104,12 +115,27 @@ class Followed(TorchFunctionMode):
             read = args[0].clone()
         known = self._known(function, read, args, kwargs)
         result = function(*args, **kwargs)
+        self.over_images |= self.images > 1 and self._is_over_images(function, read, args, kwargs, result)
         if isinstance(known, Before) and isinstance(result, (tuple, list)):
             for i, one in enumerate(result):
                 _mark(one, known.moved(itemgetter(i)))
         else:
             _mark(result, known)
         return result
+
+    def _is_over_images(self, function: Any, read: Any, args: Any, kwargs: Any, result: Any) -> bool:
+        """Whether it may be a norm by the batch's own mean, a sum over images, or what images are to each other."""
+        name = getattr(function, "__name__", "")
+        if name == "batch_norm":
+            return bool(kwargs.get("training", args[5] if len(args) > 5 else False))
+        if not isinstance(read, Tensor) or read.ndim == 0 or read.shape[0] != self.images:
+            return False
+        if name in OVER_AXES:
+            dims = kwargs.get("dim", args[1] if len(args) > 1 else None)
+            dims = dims if isinstance(dims, (tuple, list)) else [dims]
+            return any(dim is None or (isinstance(dim, int) and dim % read.ndim == 0) for dim in dims)
+        both = (self.images, self.images)
+        return name in PRODUCTS and isinstance(result, Tensor) and both in (result.shape[:2], result.shape[-2:])
 
     def _known(self, function: Any, read: Any, args: Any, kwargs: Any) -> Any:
         """Of what `function` returns; of several tensors, `Before` of them as a list."""
@@ -167,6 +193,7 @@ class Reading:
 
     def __init__(self) -> None:
         self.known: bool | None = None  # whether the outputs are logits
+        self.may_mix = False  # whether anything was computed over the images of a batch
 
     def output(self, predict: Callable[[Tensor], Any], images: Tensor, name: str) -> Any:
         """What the model `name` returns for B `images`, by `predict`; of probabilities, with the logits under "cls".
@@ -176,8 +203,9 @@ class Reading:
         """
         if self.known:
             return predict(images)
-        with Followed():
+        with Followed(len(images)) as followed:
             output = predict(images)
+        self.may_mix |= followed.over_images
         values = output_logits(output)
         if not isinstance(values, Tensor) or not values.is_floating_point() or not values.numel():
             return output

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from ...base.errors import InputError
 from .attention import AttentionModules, BlockAttention
 from .families import FAMILIES
 from .family import Grid, TowerFamily
 
+WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
 PAGE = "docs/how_to/add_a_tower_family.md"
 
 
@@ -54,9 +56,9 @@ def find_tower(model: nn.Module) -> nn.Module:
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The module inside DataParallel, DistributedDataParallel and torch.compile, in whatever order they were put on."""
+    """The module inside the wrappers of training, in whatever order they were put on: WRAPPERS and torch.compile."""
     while True:
-        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        if isinstance(model, WRAPPERS):
             model = model.module
         elif isinstance(getattr(model, "_orig_mod", None), nn.Module):  # torch.compile's, of torch 2
             model = model._orig_mod  # type: ignore[assignment]  # just seen to be a module

@@ -10,6 +10,12 @@ from torch import nn
 from ...base.errors import InputError
 from .attention import BlockAttention
 
+# What to do about tokens that no family can know of.
+SAY_WHERE = (
+    "where tokens are added, merged, dropped or moved, name a layer before that, or say by token_grid of a detector how"
+    " they lie (docs/how_to/add_a_tower_family.md)"
+)
+
 
 class Grid(NamedTuple):
     """How a layer's tokens lie on the image: `prefix` tokens of no patch (CLS, registers), the patches by rows, and

@@ -1,0 +1,118 @@
+"""Tokens beside the patches, wherever they stand: prompts, a class token behind, registers, other orders."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.helpers.detectors import ARCHITECTURE, images, spread
+from utils.gradcam import InputError, explain
+
+PATCHES, WIDTH = 16, 32
+Arrange = Callable[[Tensor, Tensor], Tensor]  # patches (B, 16, C), extra (B, 6, C) → tokens
+
+
+class Clip(nn.Module):
+    """A CLIP tower whose tokens are arranged otherwise; the head reads their mean."""
+
+    def __init__(self, arrange: Arrange) -> None:
+        super().__init__()
+        from transformers import CLIPVisionConfig, CLIPVisionModel
+
+        model = CLIPVisionModel(CLIPVisionConfig(**ARCHITECTURE))
+        self.tower, self.head = getattr(model, "vision_model", model), nn.Linear(WIDTH, 2)
+        self.extra, self.arrange = nn.Parameter(torch.randn(1, 6, WIDTH)), arrange
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        found: nn.ModuleList = self.tower.encoder.layers
+        return found
+
+    def norm_of(self, block: int) -> nn.Module:
+        found: nn.Module = self.blocks[block].layer_norm1
+        return found
+
+    def tokens(self, x: Tensor) -> Tensor:
+        return self.tower.pre_layrnorm(self.tower.embeddings(x))[:, 1:]
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.tokens(x)
+        tokens = self.arrange(tokens, self.extra.expand(len(x), -1, -1))
+        for block in self.blocks:
+            out = block(tokens, attention_mask=None)
+            tokens = out[0] if isinstance(out, tuple) else out
+        return self.head(tokens.mean(dim=1))
+
+
+class Plain(Clip):
+    """PyTorch's own blocks, of no known family."""
+
+    def __init__(self, arrange: Arrange) -> None:
+        nn.Module.__init__(self)
+        self.cut = nn.Conv2d(3, WIDTH, 16, 16)
+        self.layers = nn.ModuleList(
+            nn.TransformerEncoderLayer(WIDTH, 4, 64, dropout=0.0, batch_first=True, norm_first=True) for _ in range(4)
+        )
+        self.extra, self.head, self.arrange = nn.Parameter(torch.randn(1, 6, WIDTH)), nn.Linear(WIDTH, 2), arrange
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        return self.layers
+
+    def norm_of(self, block: int) -> nn.Module:
+        found: nn.Module = self.layers[block].norm1
+        return found
+
+    def tokens(self, x: Tensor) -> Tensor:
+        return self.cut(x).flatten(2).transpose(1, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.arrange(self.tokens(x), self.extra.expand(len(x), -1, -1))
+        for block in self.layers:
+            tokens = block(tokens)
+        return self.head(tokens.mean(dim=1))
+
+
+ARRANGED: dict[str, tuple[Arrange, int]] = {  # and where the patches begin
+    "one in front": (lambda p, e: torch.cat([e[:, :1], p], 1), 1),
+    "one behind": (lambda p, e: torch.cat([p, e[:, :1]], 1), 0),
+    "six in front": (lambda p, e: torch.cat([e, p], 1), 6),
+    "around": (lambda p, e: torch.cat([e[:, :2], p, e[:, 2:]], 1), 2),
+    "registers behind": (lambda p, e: torch.cat([e[:, :1], p, e[:, 1:5]], 1), 1),
+    "none": (lambda p, e: p, 0),
+}
+
+
+@pytest.mark.parametrize("kind", [Clip, Plain])
+@pytest.mark.parametrize("arranged", ARRANGED)
+def test_the_map_is_of_the_patches(arranged: str, kind: type[Clip]) -> None:
+    arrange, first = ARRANGED[arranged]
+    model, x = spread(kind(arrange)), images(2)
+    found = explain(model, x, 2, target="fake").maps["2"].signed
+    kept: dict[str, Tensor] = {}
+    handle = model.norm_of(2).register_forward_hook(lambda m, i, output: kept.update(A=output))
+    gradient = torch.autograd.grad(model(x)[:, 1].sum(), kept["A"])[0]
+    handle.remove()
+    A, G = (part[:, first : first + PATCHES] for part in (kept["A"].detach(), gradient))
+    wanted = (A * G.mean(dim=1, keepdim=True)).sum(dim=2).unflatten(1, (4, 4))
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+ELSEWHERE: dict[str, Arrange] = {
+    "backwards": lambda p, e: torch.cat([e[:, :1], p.flip(1)], 1),
+    "in columns": lambda p, e: torch.cat([e[:, :2], p.unflatten(1, (4, 4)).transpose(1, 2).flatten(1, 2)], 1),
+    "a token after each row": lambda p, e: torch.cat(
+        [p.unflatten(1, (4, 4)), e[:, :1, None].expand(-1, 4, -1, -1)], 2
+    ).flatten(1, 2),
+    "two patches a token": lambda p, e: torch.cat([e, e[:, :4], p.unflatten(1, (8, 2)).mean(2)], 1),
+}
+
+
+@pytest.mark.parametrize("kind", [Clip, Plain])
+@pytest.mark.parametrize("arranged", ELSEWHERE)
+def test_tokens_that_lie_otherwise_are_refused(arranged: str, kind: type[Clip]) -> None:
+    with pytest.raises(InputError, match="say by token_grid of a detector how they lie"):
+        explain(spread(kind(ELSEWHERE[arranged])), images(2), 2, target="fake")

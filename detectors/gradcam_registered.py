@@ -38,7 +38,7 @@ class RegisteredMixin(GradCAMMixin):
     @property
     def explained_tower(self) -> nn.Module:
         """The transformer inside, or else the detector itself: its head may hold the last maps."""
-        return find_tower(self)
+        return find_tower(self, self.gradcam.recipe.layers)
 
     def forward(self, data_dict: Mapping[str, Any], inference: bool = False) -> dict[str, Tensor]:
         """The host's forward pass. Raises InputError where it reads what a test set does not have."""

@@ -32,8 +32,7 @@ class Clip(nn.Module):
         return found
 
     def norm_of(self, block: int) -> nn.Module:
-        found: nn.Module = self.blocks[block].layer_norm1
-        return found
+        return self.blocks[block].get_submodule("layer_norm1")
 
     def tokens(self, x: Tensor) -> Tensor:
         return self.tower.pre_layrnorm(self.tower.embeddings(x))[:, 1:]
@@ -63,8 +62,7 @@ class Plain(Clip):
         return self.layers
 
     def norm_of(self, block: int) -> nn.Module:
-        found: nn.Module = self.layers[block].norm1
-        return found
+        return self.layers[block].get_submodule("norm1")
 
     def tokens(self, x: Tensor) -> Tensor:
         return self.cut(x).flatten(2).transpose(1, 2)

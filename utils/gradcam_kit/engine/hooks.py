@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .layers import LayerError, Site
 from .towers.attention import AttentionModules, BlockAttention, Heads, same_value
-from .towers.channel_axis import LAST, ChannelAxes
+from .towers.channel_axis import LAST, OFF, ChannelAxes
 from .towers.tower import Tower
 
 ALIKE = {torch.float64: 1e-9, torch.float32: 1e-3}  # how far apart the two runs of a block may be; else 0.1
@@ -32,6 +32,11 @@ class Tap(NamedTuple):
         """The tokens or their gradient as (B, T, C) or (B, C, h, w). Raises LayerError where the axes are not known."""
         layer, shape = self.site.name, tuple(tensor.shape)
         if tensor.ndim == 4:
+            if self.channel_axis == OFF:
+                raise LayerError(
+                    f"layer {layer!r} gives a tensor of shape {shape} of an attention's heads: what tokens are to each"
+                    " other lies on no image; name the block around it, or a layer that returns maps"
+                )
             if self.channel_axis is None:
                 raise LayerError(
                     f"layer {layer!r} gives a tensor of shape {shape}, and which of its axes holds the channels could"

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..base.errors import InputError
 from .heads import ANY_MODEL
+from .towers.channel_axis import OFF, ChannelAxes, channels_first
 
 LEAST_CHANNELS = 8  # fewer are masks and attention maps that a network predicts, not its features
 
@@ -44,9 +45,9 @@ def last_spatial_layer(tower: nn.Module, run: Callable[[], Any]) -> SpatialLayer
     """
     reached = reached_outputs(tower, run, (4,))
     on_grid = [
-        SpatialLayer(name, *output.shape[1:])
-        for name, output in reached.outputs
-        if len(output) == reached.batch and output.shape[2] * output.shape[3] > 1
+        SpatialLayer(name, *shape[1:])
+        for name, shape in ((name, channels_first(output)) for name, output in reached.outputs)
+        if shape[0] == reached.batch and shape[2] * shape[3] > 1
     ]
     wide = [layer for layer in on_grid if layer.channels >= LEAST_CHANNELS] or on_grid
     if wide:
@@ -64,10 +65,13 @@ class Reached(NamedTuple):
 def reached_outputs(tower: nn.Module, run: Callable[[], Any], axes: Sequence[int]) -> Reached:
     """The outputs of so many axes, see `last_spatial_layer`. Raises InputError where no gradient can reach any."""
     outputs: list[tuple[str, Tensor]] = []
+    followed = ChannelAxes()
 
     def note(name: str) -> Callable[..., Any]:
         def hook(module: nn.Module, inputs: Any, output: Any) -> Any:
             if not isinstance(output, Tensor) or output.ndim not in axes or not output.is_floating_point():
+                return None
+            if output.ndim == 4 and followed.axis_of(output, inputs[0] if inputs else None) == OFF:
                 return None
             if output.requires_grad or not torch.is_grad_enabled():
                 outputs.append((name, output))
@@ -82,7 +86,8 @@ def reached_outputs(tower: nn.Module, run: Callable[[], Any], axes: Sequence[int
         for name, module in tower.named_modules():
             if name:
                 hooks.callback(module.register_forward_hook(note(name)).remove)
-        result = run()
+        with followed:
+            result = run()
     logits = result if isinstance(result, Tensor) else ANY_MODEL.read(result)[0]["cls"]
     found = [(name, output) for name, output in outputs if output.requires_grad]
     if outputs and not found:

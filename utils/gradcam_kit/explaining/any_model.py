@@ -27,7 +27,7 @@ class AnyModelWithGradCAM(GradCAMMixin):
     @property
     def explained_tower(self) -> nn.Module:
         """The tower inside the model, or all of it."""
-        return find_tower(self.model)
+        return find_tower(self.model, self.gradcam.recipe.layers)
 
     def forward(self, data_dict: Mapping[str, Tensor], inference: bool = False) -> Any:
         """What the model returns."""

@@ -12,7 +12,7 @@ from ..base.allowed import AUTO, DEFAULT_IMAGES
 from ..base.errors import InputError
 from ..engine.heads import named_classes
 from ..engine.real.bank import TokenBank
-from ..engine.recipe import Recipe
+from ..engine.recipe import Recipe, layer_names
 from ..engine.targets import Target
 from ..engine.towers import unwrapped
 from ..judge.choosing import choose_map, in_batches, trial_images
@@ -109,7 +109,11 @@ def explain(
         how = recipes, layers, method, options.get("site"), options.get("backward")
         return _explained_clips(model, batch, target, forward, how, options)
     check_shape(batch["image"], IMAGES)
-    subject = subject_of(model, batch["image"], forward, options.get("classes"))
+    within = layer_names(layers)
+    if recipes is not None:
+        several = [recipes] if isinstance(recipes, (Recipe, str)) else recipes
+        within = tuple(layer for one in several for layer in Recipe.of(one).layers)
+    subject = subject_of(model, batch["image"], forward, options.get("classes"), within)
     batch = _on_device(batch, subject)
     subject = replace(
         subject,

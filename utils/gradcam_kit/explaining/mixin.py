@@ -32,7 +32,7 @@ from .explanation import UNTRAINED, Explanation, Look, explained_names, names_of
 from .images import Batch, as_batch, as_batches, check_images
 from .one_pass import IMAGE, Asked, explain_batch
 from .real_tokens import tried, with_bank
-from .subject import Subject, WeightVersions, weight_versions
+from .subject import Subject, Weights
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -58,13 +58,13 @@ class GradCAMMixin(nn.Module):
     usual_size: int
     clip_size: int | None = None  # frames of a clip; None: it reads images
     said_untrained = False
-    weights_at_first: WeightVersions | None = None  # None once it is known whether weights have come, or not asked
+    weights_at_first: Weights | None = None  # None once it is known whether weights have come, or not asked
 
     def init_gradcam(self, config: Mapping[str, Any]) -> None:
         """Check and keep the `gradcam_*` keys of `config`. Raises InputError."""
         self.gradcam = gradcam_settings(config)
         self.usual_size, self.clip_size = Section(config, "config")["resolution"], clip_size_of(config)
-        self.weights_at_first = weight_versions(Structure.of(self).parameters())
+        self.weights_at_first = Weights(Structure.of(self).parameters())
 
     @property
     def gradcam_enabled(self) -> bool:
@@ -336,7 +336,7 @@ class GradCAMMixin(nn.Module):
         """Whether the weights are still those of the constructor; warns once."""
         if self.weights_at_first is None:
             return False
-        if weight_versions(self.tower.structure.parameters()) != self.weights_at_first:
+        if not self.weights_at_first.are_of(self.tower.structure.parameters()):
             self.weights_at_first = None
             return False
         if not self.said_untrained:

@@ -33,7 +33,7 @@ from .explanation import UNKNOWN_LOOK, Look
 from .images import Batch
 from .precision import FP32
 
-WeightVersions = tuple[tuple[int, int], ...]
+SAMPLED = 16  # values of each parameter that tell whether it was written to
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -273,6 +273,7 @@ def subject_of(
     images: Tensor | None = None,
     forward: Callable[[Tensor], Any] | None = None,
     classes: Any = None,
+    layers: Sequence[str] = (),
 ) -> Subject:
     """The subject that a detector of ours, a loaded detector, or any module is.
 
@@ -281,6 +282,7 @@ def subject_of(
         images: (B, 3, H, W), to see what runs where a plain module has to be looked at.
         forward: runs the model on images, where `model(images)` does not.
         classes: of the logits, in their order, as for `engine.heads.named_classes`.
+        layers: that are going to be explained: of several towers side by side the one is meant that they lie in.
 
     Raises:
         InputError: not a model, a network of no known family, or unusable `classes`.
@@ -298,7 +300,7 @@ def subject_of(
         if head is not None:
             changes["head"] = subject.head._replace(classes=head)
         return replace(subject, **changes)
-    tower = tower_of(model)
+    tower = tower_of(model, None, layers)
     run = forward or model
     return Subject(
         tower=tower,
@@ -315,9 +317,34 @@ def device_of(model: nn.Module) -> torch.device:
     return next((each.device for each in model.parameters() if each.device.type != "meta"), torch.device("cpu"))
 
 
-def weight_versions(parameters: Iterable[nn.Parameter]) -> WeightVersions:
-    """Of each parameter, which tensor it is and how often that was written to: loading and training change it.
+class Weights:
+    """What parameters were: which tensors, how often they had been written to, and some of their values.
 
-    Tensors made under `torch.inference_mode` count no writes.
+    Loading and training change them. `parameter.data` is written to without being counted, and tensors made under
+    `torch.inference_mode` count nothing.
     """
-    return tuple((id(each), 0 if each.is_inference() else each._version) for each in parameters)
+
+    def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
+        now = list(parameters)
+        self._counted = [_count(each) for each in now]
+        self._values = [_sampled(each) for each in now]
+
+    def are_of(self, parameters: Iterable[nn.Parameter]) -> bool:
+        """Whether these are the same. Moved or cast to another type they still are."""
+        now = list(parameters)
+        if [_count(each) for each in now] != self._counted:
+            return False
+        found = [_sampled(each) for each in now]
+        return all(torch.equal(old.to(new.dtype), new) for old, new in zip(self._values, found, strict=True))
+
+
+def _count(parameter: nn.Parameter) -> tuple[int, int]:
+    return id(parameter), 0 if parameter.is_inference() else parameter._version
+
+
+def _sampled(parameter: nn.Parameter) -> Tensor:
+    """Some values, on the CPU; none of a parameter without data."""
+    if parameter.is_meta or not parameter.numel():
+        return torch.empty(0, dtype=parameter.dtype)
+    flat = parameter.detach().flatten()
+    return flat[:: max(1, len(flat) // SAMPLED)].clone().cpu()

@@ -19,6 +19,7 @@ from ..engine.maps import LayerMaps
 from ..engine.methods import METHODS
 from ..engine.real.contrast import CONTRASTS
 from ..engine.recipe import ATTENTION_SITE, BOTH, NORMED, RESIDUAL, Recipe, site_of
+from ..engine.towers.channel_axis import OFF, ChannelAxes
 from ..engine.towers.tower import Tower
 
 MOST = 16  # candidates of one trial
@@ -145,9 +146,11 @@ def map_layers(tower: nn.Module, default: str, run: Callable[[], object]) -> Map
     """
     sizes: dict[str, int] = {}
     repeated: set[str] = set()
+    axes = ChannelAxes()
 
     def note(name: str, module: nn.Module, inputs: Any, output: Any) -> None:
-        if isinstance(output, Tensor) and output.ndim == 4 and output.shape[1] >= FEWEST_CHANNELS:
+        on_image = isinstance(output, Tensor) and output.ndim == 4 and axes.axis_of(output, *inputs[:1]) != OFF
+        if on_image and output.shape[1] >= FEWEST_CHANNELS:
             repeated.update([name] if name in sizes else [])
             sizes[name] = output.shape[2] * output.shape[3]
 
@@ -155,7 +158,8 @@ def map_layers(tower: nn.Module, default: str, run: Callable[[], object]) -> Map
         for name, module in tower.named_modules():
             if name:
                 hooks.callback(module.register_forward_hook(partial(note, name)).remove)
-        gates = gates_in(run)
+        with axes:
+            gates = gates_in(run)
     finer: dict[int, str] = {}
     for name, size in sizes.items():
         usable = size > sizes.get(default, size) and name not in repeated and not name.startswith(f"{default}.")

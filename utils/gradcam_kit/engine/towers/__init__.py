@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from ...base.errors import InputError
 from .attention import AttentionModules, BlockAttention
-from .families import FAMILIES
+from .families import CNN_FAMILY, FAMILIES, PRE_NORM
 from .family import Grid, TowerFamily
 
 WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
@@ -34,10 +34,11 @@ def family_of(tower: nn.Module) -> TowerFamily:
     raise _unknown_tower(tower)
 
 
-def find_tower(model: nn.Module) -> nn.Module:
+def find_tower(model: nn.Module, layers: Sequence[str] = ()) -> nn.Module:
     """The tower inside `model`, which may be `model` itself; of nested ones the outermost.
 
-    Raises InputError where there is none, or where there are several side by side.
+    Of several side by side it is the one that `layers` lie in, where their names are full paths. Raises InputError
+    where there is none, or where it is not clear which is meant.
     """
     for family in FAMILIES:
         found: dict[str, nn.Module] = {}
@@ -45,14 +46,41 @@ def find_tower(model: nn.Module) -> nn.Module:
             inside = any(not outer or name.startswith(f"{outer}.") for outer in found)
             if not inside and family.recognises(module):
                 found[name] = module
+        if family is PRE_NORM and _has_maps_before(model, found.values()):
+            continue
+        if len(found) > 1:
+            found = _named(found, layers) or found
         if len(found) > 1:
             raise InputError(
                 f"{type(model).__name__} holds {len(found)} towers ({', '.join(found)}), and it is not clear which to"
-                " explain: explain one of them, with forward=… for the whole model"
+                f" explain: name a layer by its full path, such as {next(iter(found))}.…, or explain one of them, with"
+                " forward=… for the whole model"
             )
         if found:
             return unwrapped(next(iter(found.values())))
     raise _unknown_tower(model)
+
+
+def is_clear(model: nn.Module) -> bool:
+    """Whether `find_tower` needs no layers."""
+    try:
+        return find_tower(model) is not None
+    except InputError:
+        return False
+
+
+def _named(towers: dict[str, nn.Module], layers: Sequence[str]) -> dict[str, nn.Module]:
+    """The one of `towers` that every one of `layers` lies in, by its path or as a module; {} otherwise."""
+    for name, tower in towers.items():
+        own = set(tower.modules())
+        if layers and all(getattr(layer, "module", None) in own or layer.startswith(f"{name}.") for layer in layers):
+            return {name: tower}
+    return {}
+
+
+def _has_maps_before(model: nn.Module, towers: Iterable[nn.Module]) -> bool:
+    """Whether what these transformers read are the maps of a convolutional network: none of them cuts the image."""
+    return CNN_FAMILY.recognises(model) and all(PRE_NORM.patch_size(tower) is None for tower in towers)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -104,6 +132,7 @@ __all__ = [
     "TowerFamily",
     "family_of",
     "find_tower",
+    "is_clear",
     "register_tower",
     "unwrapped",
 ]

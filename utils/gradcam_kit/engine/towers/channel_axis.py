@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 FIRST, LAST = 1, 3
+OFF = 0  # no axis of the image: channels were split into heads, or what tokens are to each other
 
 WRITES_FIRST = {torch.conv2d, torch.conv_transpose2d, F.conv2d, F.conv_transpose2d}
 WRITES_LAST = {F.linear}
@@ -30,6 +31,11 @@ REORDERS = {
 }  # fmt: skip
 
 
+RESHAPES = {
+    torch.reshape, Tensor.reshape, Tensor.view, torch.flatten, Tensor.flatten, torch.unflatten, Tensor.unflatten,
+}  # fmt: skip
+
+
 class ChannelAxes(TorchFunctionMode):
     """Follows the channels through what runs inside it; `axis_of` says where they are."""
 
@@ -41,14 +47,15 @@ class ChannelAxes(TorchFunctionMode):
         self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         result = function(*args, **(kwargs or {}))
-        if isinstance(result, Tensor) and result.ndim == 4:
-            axis = self._written_axis(function, args, kwargs or {}, result)
-            self.seen_last |= axis == LAST
-            _mark(result, axis)
+        for one in result if isinstance(result, (tuple, list)) else [result]:
+            if isinstance(one, Tensor) and one.ndim in (3, 4, 5):
+                axis = self._written_axis(function, args, kwargs or {}, one)
+                self.seen_last |= one.ndim == 4 and axis == LAST
+                _mark(one, axis)
         return result
 
     def axis_of(self, activation: Tensor, like: Any = None) -> int | None:
-        """1 or 3; None where that could not be followed. `like`: what the module has read that gave the activation.
+        """1, 3 or OFF; None where that could not be followed. `like`: what the module has read that gave it.
 
         Code that PyTorch shows nobody, such as an autograd function of one's own, is taken to leave channels in place.
         """
@@ -60,25 +67,48 @@ class ChannelAxes(TorchFunctionMode):
         return known
 
     def _written_axis(self, function: Any, args: Any, kwargs: dict[str, Any], result: Tensor) -> int | None:
+        read = [tensor for tensor in _tensors((*args, *kwargs.values())) if tensor.ndim >= 3]
+        axes = {_axis(tensor) for tensor in read} - {None}
+        if OFF in axes:
+            return OFF if result.ndim >= 4 and function not in RESHAPES else None
         if function in WRITES_FIRST:
             return FIRST
         if function in WRITES_LAST:
-            return LAST
+            return result.ndim - 1
         if function in NORMS_LAST:
             shape = kwargs.get("normalized_shape", args[1] if len(args) > 1 else ())
-            return LAST if len(tuple(shape)) == 1 else _axis(args[0])
-        read = [tensor for tensor in _tensors((*args, *kwargs.values())) if tensor.ndim == 4]
-        axes = {_axis(tensor) for tensor in read} - {None}
+            return result.ndim - 1 if len(tuple(shape)) == 1 else _axis(args[0])
         if len(axes) != 1:
             return None
         (axis,) = axes
         if function in PERMUTES or function in SWAPS:
             return _moved(function, args, kwargs, axis)
-        if function in REORDERS and all(tensor.shape != result.shape for tensor in read):
+        if function in RESHAPES and len(read) == 1 and read[0].shape != result.shape:
+            return _reshaped(read[0], result, axis)
+        if function in REORDERS and function not in RESHAPES:
             return None
-        if function in REORDERS and function not in {torch.reshape, Tensor.reshape, Tensor.view}:
-            return None
-        return axis
+        return axis if all(tensor.ndim == result.ndim for tensor in read if _axis(tensor) is not None) else None
+
+
+def _reshaped(read: Tensor, result: Tensor, axis: int | None) -> int | None:
+    """Where the channels are, of a `read` whose axes were joined or split; OFF where the channels were split."""
+    last = axis == read.ndim - 1
+    kept = read.shape[-1] == result.shape[-1]
+    if last and kept:
+        return result.ndim - 1 if result.ndim <= 4 else None
+    if last and read.ndim == 3 and read.shape[:2] == result.shape[:2] and result.ndim >= 4:
+        return OFF  # (B, T, C) as (B, T, heads, d)
+    if axis == FIRST and read.shape[:2] == result.shape[:2] and result.ndim in (3, 4):
+        return FIRST  # (B, C, h, w) as (B, C, T), and back
+    places = read.shape[2:].numel()
+    if axis == FIRST and result.ndim == 4 and result.shape[-1] == places != result.shape[2]:
+        return OFF  # (B, C, h, w) as (B, heads, d, T)
+    return None
+
+
+def channels_first(activation: Tensor) -> torch.Size:
+    """The shape (B, C, h, w) of what was made within `ChannelAxes`."""
+    return (activation.permute(0, 3, 1, 2) if _axis(activation) == LAST else activation).shape
 
 
 def _mark(tensor: Tensor, axis: int | None) -> None:
@@ -93,13 +123,14 @@ def _axis(tensor: Tensor) -> int | None:
 def _moved(function: Any, args: Any, kwargs: dict[str, Any], axis: int | None) -> int | None:
     """Where `permute` or `transpose` puts the channels."""
     places = list(args[1:]) or list(kwargs.values())
-    order = list(range(4))
+    count = args[0].ndim
+    order = list(range(count))
     if function in SWAPS:
-        first, second = (int(place) % 4 for place in places)
+        first, second = (int(place) % count for place in places)
         order[first], order[second] = order[second], order[first]
     else:
         order = [
-            int(place) % 4 for place in (places[0] if isinstance(places[0], (tuple, list, torch.Size)) else places)
+            int(place) % count for place in (places[0] if isinstance(places[0], (tuple, list, torch.Size)) else places)
         ]
     return order.index(axis) if axis in order else None
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from ...base.errors import InputError
 from .attention import AttentionModules, BlockAttention
@@ -156,7 +159,8 @@ class TimmViT(NamedTransformer):
     def patch_size(self, tower: nn.Module) -> tuple[int, int] | None:
         if part(tower, "patch_embed.backbone") is None:
             return super().patch_size(tower)
-        rows, columns = part(tower, "patch_embed").feat_ratio()  # a small CNN before the patches
+        ratio = part(tower, "patch_embed").feat_ratio()  # a small CNN before the patches; one number, or two
+        rows, columns = ratio if isinstance(ratio, (tuple, list)) else (ratio, ratio)
         return int(rows), int(columns)
 
     def grid(self, tower: nn.Module, height: int, width: int) -> Grid | None:
@@ -232,17 +236,24 @@ class Swin(TowerFamily):
 
 
 # The first norm of a block, as CLIP, Hugging Face's ViT, timm, OpenAI and torchvision name it.
+NORMS_OF_MAPS = (_BatchNorm, nn.GroupNorm, _InstanceNorm)
 FIRST_NORMS = ("layer_norm1", "layernorm_before", "norm1", "ln_1")
 
 
 class PreNormTransformer(TowerFamily):
-    """Any other, such as `nn.TransformerEncoder` and torchvision's. The tensor shows how many tokens come first."""
+    """Any other, such as `nn.TransformerEncoder` and torchvision's. The tensor shows how many tokens come first.
+
+    All its blocks are of one width: stages of growing width pass on maps, as a convolutional network does.
+    """
 
     name = "pre-norm transformers"
     signs = f"blocks with {', '.join(FIRST_NORMS[:-1])} or {FIRST_NORMS[-1]}"
 
     def recognises(self, module: nn.Module) -> bool:
-        return any(_first_norm(inner) is not None for inner in module.modules())
+        norms = [norm for norm in map(_first_norm, module.modules()) if norm is not None]
+        if len({_width(norm) for norm in norms}) != 1:
+            return False
+        return self.patch_size(module) is not None or not _has_overlapping_windows(module)
 
     def patch_size(self, tower: nn.Module) -> tuple[int, int] | None:
         for module in tower.modules():
@@ -274,7 +285,20 @@ class PreNormTransformer(TowerFamily):
 def _first_norm(module: nn.Module) -> nn.Module | None:
     if isinstance(module, nn.TransformerEncoderLayer) and not module.norm_first:
         return None  # its norm1 comes after the attention
-    return next((child for name, child in module.named_children() if name in FIRST_NORMS), None)
+    found = next((child for name, child in module.named_children() if name in FIRST_NORMS), None)
+    return None if isinstance(found, NORMS_OF_MAPS) else found
+
+
+def _width(norm: nn.Module) -> torch.Size | None:
+    weight = getattr(norm, "weight", None)
+    return weight.shape if isinstance(weight, Tensor) else None
+
+
+def _has_overlapping_windows(module: nn.Module) -> bool:
+    return any(
+        isinstance(inner, nn.Conv2d) and any(k > s for k, s in zip(inner.kernel_size, inner.stride, strict=True))
+        for inner in module.modules()
+    )
 
 
 class CNN(TowerFamily):
@@ -285,10 +309,7 @@ class CNN(TowerFamily):
     blocks_give_tokens = False
 
     def recognises(self, module: nn.Module) -> bool:
-        return any(
-            isinstance(inner, nn.Conv2d) and any(k > s for k, s in zip(inner.kernel_size, inner.stride, strict=True))
-            for inner in module.modules()
-        )
+        return _has_overlapping_windows(module)
 
     def grid(self, tower: nn.Module, height: int, width: int) -> None:
         return None
@@ -303,6 +324,7 @@ class CNN(TowerFamily):
         return None
 
 
+PRE_NORM, CNN_FAMILY = PreNormTransformer(), CNN()
 # The special before the general; a transformer may hold convolutions too, for its patches.
 FAMILIES: list[TowerFamily] = [
     HF_CLIP,
@@ -311,6 +333,6 @@ FAMILIES: list[TowerFamily] = [
     OPENAI_CLIP,
     Swin(),
     TIMM,
-    PreNormTransformer(),
-    CNN(),
+    PRE_NORM,
+    CNN_FAMILY,
 ]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple, TypeVar
 
 from torch import nn
 
-from . import family_of, find_tower
+from . import family_of, find_tower, is_clear
 from .attention import BlockAttention
 from .family import Grid, TowerFamily
 
@@ -59,6 +59,7 @@ class Tower:
         self.family = family or family_of(module)
         self.blocks = tuple(self.family.block_names(module))
         self.reads_more_tokens = False  # whether the last block was seen to be read for more than its first token
+        self.layers: tuple[str, ...] = ()  # for which it was found, where it may be one of several
         self._known: dict[Any, Any] = {}
 
     def __reduce__(self) -> Any:
@@ -120,13 +121,17 @@ class Tower:
         return grid.covering(patch, (height, width)) if of_family else grid
 
 
-def tower_of(model: nn.Module, find: Callable[[], nn.Module] | None = None) -> Tower:
+def tower_of(model: nn.Module, find: Callable[[], nn.Module] | None = None, layers: Sequence[str] = ()) -> Tower:
     """The tower of `model`, resolved anew only where a module was added, replaced or moved since.
 
-    `find` finds the module; None: the one that `find_tower` finds. Raises InputError where there is none.
+    `find` finds the module; None: the one that `find_tower` finds for these `layers`. Raises InputError where there is
+    none.
     """
     kept: Tower | None = vars(model).get(KEPT)
-    if kept is None or kept.model is not model or not kept.structure.still_holds():
-        kept = Tower(model, find_tower(model) if find is None else find(), Structure.of(model))
+    usable = kept is not None and kept.model is model and kept.structure.still_holds()
+    if kept is None or not usable or (kept.layers and kept.layers != tuple(layers)):  # of several side by side
+        module = find_tower(model, layers) if find is None else find()
+        kept = Tower(model, module, Structure.of(model))
+        kept.layers = tuple(layers) if find is None and not is_clear(model) else ()
         vars(model)[KEPT] = kept
     return kept

@@ -81,11 +81,12 @@ def run_settings(flags: Any, flags_of: OptionParser) -> RunSettings:
     """YAML files and flags, checked. Raises InputError."""
     from utils.gradcam_kit.model.load import import_module_of
     from utils.gradcam_kit.settings.config import find_path, run_settings
+    from utils.gradcam_kit.settings.published import is_published
 
     keys = flags_of.config(flags)
     if flags.random_weights:
         keys["weights_path"] = ""
-    if flags.detector:
+    if flags.detector and not is_published(flags.detector):
         import_module_of(flags.detector)  # before anything is read: it may register what the settings name
     detector_path = find_path(flags.detector_path, "detector YAML", "--detector_path") if flags.detector_path else None
     test_config = find_path(flags.test_config, "YAML", "--test_config") if flags.test_config else None

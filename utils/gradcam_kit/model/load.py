@@ -23,8 +23,9 @@ from ..base.files import expanded
 from ..base.text import one_line
 from ..data.images import UnreadableImage, decode_image, read_file
 from ..explaining.any_model import AnyModelWithGradCAM
-from ..settings.config import DetectorSettings, detector_settings, find_path, no_weights
+from ..settings.config import DetectorSettings, detector_settings, find_path, no_weights, published_settings
 from ..settings.config_values import without_pretrained
+from ..settings.published import is_published, published_folder
 from .checkpoints import fill, sha256_of_state, translated
 from .clip_tower import fitted_config
 from .detector import DTYPES, LoadedDetector
@@ -43,7 +44,8 @@ def load_gradcam_detector(
         explanation = model.explain(read_images(model, ["face.png"]))
 
     Args:
-        detector_path: its YAML, looked for from the working directory and from the training folder.
+        detector_path: its YAML, looked for from the working directory and from the training folder; or `hf:FOLDER`, a
+            folder with config.json, preprocessor_config.json and weights, or `hf:USER/NAME`, which is downloaded.
         weights_path: checkpoint of the whole detector, .pth or .safetensors; None: what the YAML names.
         device: "auto" (CUDA where there is one), "cpu", "cuda" or "cuda:<n>".
         settings: keys of the YAML to be set otherwise, for example `gradcam_method="hirescam"`.
@@ -51,8 +53,11 @@ def load_gradcam_detector(
     Returns an nn.Module with `explain`, `generate_gradcam`, `show_gradcam` and the rest of
     `explain.mixin.GradCAMMixin`. Raises InputError: the YAML, the weights or a setting is missing or unusable.
     """
-    yaml_path = find_path(detector_path, "detector YAML", "detector_path")
     overridden = {"gradcam_enabled": True, **settings, "weights_path": weights_path and str(weights_path)}
+    if is_published(str(detector_path)):
+        given = {key: value for key, value in overridden.items() if value is not None}
+        return load_detector(published_settings(str(detector_path), given), find_device(device)).model
+    yaml_path = find_path(detector_path, "detector YAML", "detector_path")
     return load_detector(detector_settings(yaml_path, overridden), find_device(device)).model
 
 
@@ -177,6 +182,8 @@ def load_named_detector(settings: DetectorSettings, device: str, precision: str)
 
 def build_model(name: str, config: Mapping[str, Any]) -> nn.Module:
     """What the function `name` (`module:function`, `path/to/file.py:function`) returns, a Module. Raises InputError."""
+    if is_published(name):
+        return _published_model(name)
     module_name, _, function_name = name.rpartition(":")
     function = getattr(import_module_of(name), function_name, None)
     if not callable(function):
@@ -188,6 +195,17 @@ def build_model(name: str, config: Mapping[str, Any]) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise InputError(f"--detector {name!r} returned {type(model).__name__}: expected a torch.nn.Module")
     return model
+
+
+def _published_model(name: str) -> nn.Module:
+    from transformers import AutoModelForImageClassification
+
+    folder = published_folder(name)
+    try:
+        model: nn.Module = AutoModelForImageClassification.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # whatever a library of models says of a folder
+        raise InputError(f"--detector {name!r}: {folder} holds no model of transformers ({one_line(error)})") from error
+    return model.eval()
 
 
 def import_module_of(name: str) -> ModuleType:

@@ -27,6 +27,7 @@ from .config_values import (
     refuse_odd_values,
     with_numbers,
 )
+from .published import is_published, published_config, published_folder
 
 
 class DetectorSettings(NamedTuple):
@@ -116,7 +117,7 @@ def run_settings(
     detector = {} if detector_path is None else read_yaml(detector_path)
     config = _overridden({**detector, **read_yaml(test_config)}, flags)
     if build:
-        config["model_name"] = build
+        config = _published(build, config)
     section = Section(config, f"{detector_path or build} + {test_config.name}", _given(flags, flag_names))
     detector_found, data = said_at_once(
         lambda: _detector_settings(section, config, needs_weights), lambda: _data_settings(section)
@@ -137,6 +138,18 @@ def detector_settings(
     """A detector's YAML and `flags` alone, for images that belong to no dataset. As `run_settings`."""
     config = _overridden(read_yaml(detector_path), flags)
     return _detector_settings(Section(config, str(detector_path), _given(flags, flag_names)), config)
+
+
+def published_settings(name: str, given: Mapping[str, Any]) -> DetectorSettings:
+    """A detector as it is published, `hf:FOLDER`, and the keys `given`. Raises InputError."""
+    config = _published(name, _overridden({}, given))
+    return _detector_settings(Section(config, name), config)._replace(build=name)
+
+
+def _published(build: str, config: dict[str, Any]) -> dict[str, Any]:
+    """`config` with the name of what builds the model and, where it is `hf:FOLDER`, with what the folder says."""
+    said = published_config(published_folder(build), config) if is_published(build) else {}
+    return {**said, **config, "model_name": build}
 
 
 def _given(flags: Mapping[str, Any], names: Mapping[str, str] | None) -> dict[str, str]:

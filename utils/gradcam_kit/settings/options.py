@@ -100,7 +100,7 @@ TABLE: tuple[tuple[str, tuple[str, ...], tuple[Option, ...]], ...] = (
         Option("--precision", "of the detector; maps are always float32", default="fp32", choices=allowed.PRECISIONS),
     )),
     ("detector", (EVALUATE,), (
-        Option("--detector", "a function of yours that returns the model, my_module:build; needs no YAML",
+        Option("--detector", "a function of yours that returns the model, my_module:build; or hf:FOLDER; needs no YAML",
                metavar="MODULE:FUNCTION", basic=True),
         Option("--random_weights", "evaluate an untrained detector, and mark every output", bool, False),
         Option("--list_layers", "print every layer name of the detector and exit", bool, False),

@@ -20,7 +20,7 @@ from tests.helpers.detectors import BLOCKS, PIXELS, images, tiny_detector
 from utils.gradcam_kit.engine import tokens
 from utils.gradcam_kit.engine.maps import LayerMaps, NonFiniteMapError, layer_maps, normalise
 from utils.gradcam_kit.engine.methods import METHODS, cam_method, signed_maps
-from utils.gradcam_kit.engine.tokens import Tokens, on_grid
+from utils.gradcam_kit.engine.tokens import Tokens, on_grid, reach
 from utils.gradcam_kit.engine.towers import Grid
 from utils.gradcam_kit.explaining.explanation import Explanation
 
@@ -117,8 +117,10 @@ def test_tokens_that_are_all_equal_give_a_flagged_empty_map(channels: int, metho
     if method in ("hirescam", "layercam"):  # their weights are each patch's own gradient
         G = G[:, :1].expand_as(G).contiguous()
     tokens = {"layer": Tokens(A, G)}
-    patches = on_grid(tokens, Grid(7, 9, prefix=1))
-    maps = layer_maps(signed_maps(method, patches), patches, tokens, (112, 144))["layer"]
+    grid = Grid(7, 9, prefix=1)
+    maps = layer_maps(signed_maps(method, on_grid(tokens, grid)), {"layer": reach(G, grid, "layer")}, (112, 144))[
+        "layer"
+    ]
     assert maps.signed.any() and maps.empty.all() and not maps.normalised.any()
 
 

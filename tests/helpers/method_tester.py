@@ -25,7 +25,7 @@ from utils.gradcam_kit.engine.attention import (
 from utils.gradcam_kit.engine.layers import LayerError
 from utils.gradcam_kit.engine.maps import LayerMaps, NonFiniteMapError, layer_maps, to_layer_maps
 from utils.gradcam_kit.engine.methods import METHODS, signed_maps
-from utils.gradcam_kit.engine.tokens import Tokens, on_grid
+from utils.gradcam_kit.engine.tokens import Tokens, on_grid, reach
 from utils.gradcam_kit.engine.towers import AttentionModules, Grid
 
 PREFIX, SIZE, CHANNELS, HEADS, BLOCKS = 2, (30, 40), 12, 3, 3
@@ -159,7 +159,8 @@ class TokenMethodTester(MethodTester):
     def maps(self, inputs: Inputs) -> dict[str, LayerMaps]:
         tokens = {"layer": Tokens(inputs["layer", "A"], inputs["layer", "G"])}
         patches = on_grid(tokens, GRID)
-        return layer_maps(signed_maps(self.name, patches), patches, tokens, SIZE)
+        reached = {"layer": reach(inputs["layer", "G"], GRID, "layer")}
+        return layer_maps(signed_maps(self.name, patches), reached, SIZE)
 
     def expected(self, inputs: dict[Key, np.ndarray], layer: str) -> tuple[np.ndarray, np.ndarray]:
         A, G = (inputs[layer, name][PREFIX:].T.reshape(-1, GRID.rows, GRID.columns) for name in "AG")

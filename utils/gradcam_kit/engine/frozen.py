@@ -32,26 +32,31 @@ def frozen_for_explaining(model: nn.Module, structure: Structure | None = None) 
 
     `structure`: the model's, where the caller has just looked.
     """
-    structure = Structure.of(model) if structure is None else structure
+    structure = Structure(model) if structure is None else structure
     modules, parameters = structure.modules, structure.parameters()
-    _refuse_unusable(model, modules, parameters)
-    devices = {parameter.device for parameter in parameters if parameter.is_cuda}
+    if structure.usable is not parameters:
+        _refuse_unusable(model, modules, parameters)
+        structure.usable = parameters
+    on_cuda = torch.cuda.is_initialized()
+    devices = {parameter.device for parameter in parameters if parameter.is_cuda} if on_cuda else ()
     with _one_at_a_time, torch.random.fork_rng(devices=sorted(devices, key=str)):
-        training = [module.training for module in modules]
-        trained = [parameter.requires_grad for parameter in parameters]
+        training, trained = _flags(modules, "training"), _flags(parameters, "requires_grad")
         try:
-            _put(modules, "training", [False] * len(modules))
-            _put(parameters, "requires_grad", [False] * len(parameters))
+            _put(modules, "training", training, [False] * len(modules))
+            _put(parameters, "requires_grad", trained, [False] * len(parameters))
             with plain_forward(structure), torch.inference_mode(False), torch.enable_grad():
                 yield
         finally:
-            _put(modules, "training", training)
-            _put(parameters, "requires_grad", trained)
+            _put(modules, "training", _flags(modules, "training"), training)
+            _put(parameters, "requires_grad", _flags(parameters, "requires_grad"), trained)
 
 
-def _put(owners: Sequence[Any], name: str, wanted: Sequence[bool]) -> None:
+def _flags(owners: Sequence[Any], name: str) -> list[bool]:
+    return list(map(attrgetter(name), owners))
+
+
+def _put(owners: Sequence[Any], name: str, found: list[bool], wanted: list[bool]) -> None:
     """Only where it is another: a module's attributes are slow to set, and a tower has hundreds."""
-    found = list(map(attrgetter(name), owners))
     if found != wanted:
         for owner, one, other in zip(owners, found, wanted, strict=True):
             if one != other:

@@ -45,24 +45,29 @@ class Head(NamedTuple):
         The score of image i is `targets[i]`: "fake", "real", "margin" or the name of a class. The gradient of a
         logsumexp is the softmax over its members, so for one member it is 1.
         """
-        fake, real = self._softmax_over(logits, True), self._softmax_over(logits, False)
-        if len(self.names) == 1:
-            fake = fake - real  # one of them is 0: the logit, or its negative
-            scores = {"fake": fake, "real": -fake, "margin": fake}
-        else:
-            scores = {"fake": fake, "real": real, "margin": fake - real}
-        for k, name in enumerate(self.names):
-            if name not in scores:
-                scores[name] = torch.zeros_like(logits).index_fill_(1, torch.tensor(k, device=logits.device), 1.0)
-        if len(set(targets)) == 1:
+        scores = {target: self._coefficient(logits, target) for target in dict.fromkeys(targets)}
+        if len(scores) == 1:
             return scores[targets[0]]
         return torch.stack([scores[target][i] for i, target in enumerate(targets)])
+
+    def _coefficient(self, logits: Tensor, target: str) -> Tensor:
+        """(B, K): the same of one target for all images."""
+        if target not in ("fake", "real", "margin"):
+            return torch.zeros_like(logits).index_fill_(
+                1, torch.tensor(self.names.index(target), device=logits.device), 1.0
+            )
+        if len(self.names) == 1:  # the logit, or its negative
+            speaks_for_real = target == "real"
+            return torch.full_like(logits, -1.0 if self.fake[0] == speaks_for_real else 1.0)
+        if target == "margin":
+            return self._softmax_over(logits, True) - self._softmax_over(logits, False)
+        return self._softmax_over(logits, target == "fake")
 
     def _softmax_over(self, logits: Tensor, fake: bool) -> Tensor:
         members = [k for k, is_fake in enumerate(self.fake) if is_fake == fake]
         found = torch.zeros_like(logits)
         if len(members) == 1:
-            found[:, members[0]] = 1.0
+            found.select(1, members[0]).fill_(1.0)
         elif members:
             found[:, members] = logits[:, members].softmax(dim=1)
         return found

@@ -16,7 +16,7 @@ from .attention_methods import TokenMaps
 from .checks import Checks, read_at_once
 from .layers import FUSED, SCALED, SUM, LayerError
 from .real.contrast import scaled_mean, sharpened
-from .tokens import Tokens, without_prefix
+from .tokens import without_prefix
 from .towers import Grid
 
 # A range of this share of the peak is rounding: a sum over 1,024 channels of equal tokens differs by 1e-5 now and then.
@@ -60,6 +60,8 @@ class Canvas(NamedTuple):
 
     def pad(self, seen: Tensor) -> Tensor:
         """(B, *seen) → (B, H, W), zero where the network has seen nothing."""
+        if self.seen == self.size:
+            return seen
         return F.pad(seen, (0, self.size[1] - self.seen[1], 0, self.size[0] - self.seen[0]))
 
 
@@ -95,16 +97,18 @@ class LayerMaps:
 
         `leftover` (B, h, w): what each value may come to where it should be 0, as `engine.methods.leftover` gives.
         """
-        normalised = normalise(raw, size)
-        artefact = torch.zeros(len(raw), dtype=torch.bool, device=raw.device)
-        if leftover is not None:
+        normalised, empty = _stretched(raw, size)
+        if leftover is None:
+            artefact = torch.zeros_like(empty)
+        else:
             artefact = (signed.abs() <= leftover).flatten(1).all(dim=1) & signed.flatten(1).any(dim=1)
-            normalised = _but(artefact, normalised)
-        empty = normalised.flatten(1).amax(dim=1) == 0
+            normalised, empty = _but(artefact, normalised), empty | artefact
         return cls(signed, raw, normalised, empty, artefact, _canvas(size))
 
     def split(self, count: int) -> list[LayerMaps]:
         """The maps of `count` layers, which were made as one batch."""
+        if count == 1:
+            return [self]
         names = ("signed", "raw", "normalised", "empty", "artefact")
         chunks = {name: getattr(self, name).chunk(count) for name in names}
         return [replace(self, **{name: chunk[i] for name, chunk in chunks.items()}) for i in range(count)]
@@ -130,8 +134,7 @@ def combined(layer: str, by_rule: Sequence[Sequence[Tensor]]) -> Tensor:
 
 def layer_maps(
     signed: Mapping[str, Tensor],
-    patches: Mapping[str, Tokens],
-    tokens: Mapping[str, Tokens],
+    reached: Mapping[str, Tensor],
     size: Size,
     parts: Parts | None = None,
     leftovers: Mapping[str, Tensor] | None = None,
@@ -140,7 +143,7 @@ def layer_maps(
 ) -> dict[str, LayerMaps]:
     """Signed maps (B, h, w) by layer as maps of the image, drawn at `size`.
 
-    `patches` and `tokens`, what they were computed from, show whether the score can depend on the patches at all.
+    `reached`, by part, shows whether the score can depend on the patches at all, see `tokens.reach`.
     `parts`: what each layer of `signed` is made of; itself where it is None. `leftovers`, by part: see `LayerMaps.of`.
     `checks`: where errors are left that are found on the device. `sharpen`: the raw map is `contrast.sharpened`, as it
     always is for SCALED.
@@ -152,6 +155,7 @@ def layer_maps(
     for layer, one in signed.items():
         alike.setdefault((one.shape, one.dtype, one.device, layer == SCALED), []).append(layer)
     maps: dict[str, LayerMaps] = {}
+    finite: dict[str, Tensor] = {}
     for layers in alike.values():
         together, leftover = torch.cat([signed[layer] for layer in layers]), None
         if leftovers and SCALED not in layers:
@@ -160,21 +164,26 @@ def layer_maps(
             raw = sharpened(together) if sharpen or SCALED in layers else together.relu()
             drawn = LayerMaps.of(together, raw, size, leftover)
         maps.update(zip(layers, drawn.split(len(layers)), strict=True))
-    found = []
-    for layer, values in signed.items():
-        added = parts[layer]
-        reached, touched = (_has_gradient([of[part] for part in added]) for of in (patches, tokens))
-        found.append(torch.stack([reached, touched, torch.isfinite(values).flatten(1).all(dim=1)]))
+        finite.update(zip(layers, all_finite(together).chunk(len(layers)), strict=True))
+    found = [_any([reached[part] for part in parts[layer]]) for layer in signed]
     with read_at_once(checks) as asked:
-        asked.add(torch.stack(found), partial(_refuse_maps, list(signed)))
+        asked.add(
+            torch.cat([torch.stack(found), torch.stack([finite[layer] for layer in signed]).unsqueeze(1)], dim=1),
+            partial(_refuse_maps, list(signed)),
+        )
     return {layer: maps[layer] for layer in signed}
+
+
+def all_finite(values: Tensor) -> Tensor:
+    """(B, ...) → (B,) bool: whether no number of it is NaN or infinite."""
+    return values.abs().flatten(1).amax(dim=1) < torch.inf
 
 
 def _refuse_maps(layers: Sequence[str], found: Tensor) -> None:
     """`found` (L, 3, B) bool: of each layer and image whether any patch has a gradient, any token, is all finite."""
-    for layer, (reached, touched, finite) in zip(layers, found, strict=True):
+    for layer, (reached, touched, finite) in zip(layers, found.tolist(), strict=True):
         _refuse_where_not(f"the map of layer {layer!r}", finite)
-        refuse_unreached(layer, reached, touched)
+        refuse_unreached(layer, any(reached), any(touched))
 
 
 def to_layer_maps(
@@ -203,7 +212,7 @@ def to_layer_maps(
         else:
             summed = len(added) > 1 and sum_of == "signed"
             raw = signed.relu() if summed else _sum([pair.raw for pair in on_image])
-        refuse_non_finite(torch.isfinite(raw).flatten(1).all(dim=1), f"the map of layer {layer!r}", checks)
+        refuse_non_finite(raw, f"the map of layer {layer!r}", checks)
         found[layer] = LayerMaps.of(signed, raw, size)
     return found
 
@@ -215,17 +224,16 @@ def _sum(maps: Sequence[Tensor]) -> Tensor:
     return total
 
 
-def _has_gradient(tokens: Sequence[Tokens]) -> Tensor:
-    """(B,) bool: whether any token of any of them has one."""
-    found = [one.G.flatten(2).any(dim=2).any(dim=1) for one in tokens]
-    return torch.stack(found).any(dim=0) if len(found) > 1 else found[0]
+def _any(several: Sequence[Tensor]) -> Tensor:
+    """Where any of them is true."""
+    return torch.stack(list(several)).any(dim=0) if len(several) > 1 else several[0]
 
 
-def refuse_unreached(name: str, reached: Tensor, touched: Tensor) -> None:
-    """Each (B,) bool: whether any patch has a gradient, whether any token has."""
-    if reached.any():
+def refuse_unreached(name: str, reached: bool, touched: bool) -> None:
+    """Whether any patch of any image has a gradient, whether any token has."""
+    if reached:
         return
-    if touched.any():
+    if touched:
         raise LayerError(
             f"layer {name!r}: the patch tokens there have a gradient of exactly 0, because the head reads the CLS token"
             " alone and nothing after this point mixes patches into it, so every map would be blank;"
@@ -236,15 +244,15 @@ def refuse_unreached(name: str, reached: Tensor, touched: Tensor) -> None:
     )
 
 
-def refuse_non_finite(finite: Tensor, what: str, checks: Checks | None = None) -> None:
-    """Raises NonFiniteMapError for the images where `finite` (B,) bool is not true; `what` says of what."""
+def refuse_non_finite(values: Tensor, what: str, checks: Checks | None = None) -> None:
+    """Raises NonFiniteMapError for the images of `values` (B, ...) that are not all finite; `what` says of what."""
     with read_at_once(checks) as asked:
-        asked.add(finite, partial(_refuse_where_not, what))
+        asked.add(all_finite(values), lambda finite: _refuse_where_not(what, finite.tolist()))
 
 
-def _refuse_where_not(what: str, finite: Tensor) -> None:
-    if not finite.all():
-        samples = (~finite).nonzero().flatten().tolist()
+def _refuse_where_not(what: str, finite: Sequence[bool]) -> None:
+    if not all(finite):
+        samples = [i for i, of_image in enumerate(finite) if not of_image]
         raise NonFiniteMapError(
             f"NaN or infinity in {what} of image(s) {samples} of the batch;"
             " check these images and the weights, or compute in fp32",
@@ -258,16 +266,21 @@ def normalise(raw: Tensor, size: Size) -> Tensor:
     Per image, over what the network has seen of it; the rest is zero. A map without range (all zero or, within
     rounding, constant) becomes all zero.
     """
+    return _stretched(raw, size)[0]
+
+
+def _stretched(raw: Tensor, size: Size) -> tuple[Tensor, Tensor]:
+    """As `normalise`, and for each image whether its map has no range."""
     canvas = _canvas(size)
     peak = raw.amax(dim=(1, 2), keepdim=True)
     # As shares of the peak, since between values of 1e-40 or 1e38 nothing can be interpolated.
-    shares = raw / torch.where(peak > 0, peak, torch.ones_like(peak))
-    resized = canvas.stretch(shares)
-    lowest = resized.amin(dim=(1, 2), keepdim=True)
-    span = resized.amax(dim=(1, 2), keepdim=True) - lowest
+    resized = canvas.stretch(raw / peak.masked_fill(peak <= 0, 1))
+    lowest, highest = torch.aminmax(resized.flatten(1), dim=1)
+    span = highest - lowest
     constant = span <= FLAT
-    stretched = (resized - lowest) / torch.where(constant, torch.ones_like(span), span)
-    return canvas.pad(torch.where(constant, torch.zeros_like(stretched), stretched).float())
+    shape = (-1, 1, 1)
+    stretched = (resized - lowest.view(shape)) / span.masked_fill(constant, 1).view(shape)
+    return canvas.pad(stretched.masked_fill(constant.view(shape), 0).float()), constant
 
 
 def in_order(maps: Mapping[str, LayerMaps], layers: Sequence[str], size: Size) -> dict[str, LayerMaps]:

@@ -22,7 +22,7 @@ from ..base.allowed import AUTO, CLIP_METHODS, TRANSPLANT
 from ..base.errors import InputError, did_you_mean
 from .attention_methods import ATTENTION_METHODS, AttentionMethod
 from .real.contrast import CONTRASTS
-from .tokens import Tokens
+from .tokens import K, Tokens
 
 Method = Callable[[Tensor, Tensor], Tensor]
 
@@ -31,8 +31,7 @@ DEFAULT_EPSILON = 0.1
 
 def grad_cam(A: Tensor, G: Tensor) -> Tensor:
     """Grad-CAM: w_c = mean_hw G_c, map = Σ_c w_c A_c (Selvaraju et al. 2017, eq. 1 and 2)."""
-    w = G.mean(dim=(2, 3))
-    return torch.einsum("bc,bchw->bhw", w, A)
+    return weighted_sum(G.mean(dim=(2, 3)), A)
 
 
 def grad_cam_pp(A: Tensor, G: Tensor, epsilon: float = DEFAULT_EPSILON) -> Tensor:
@@ -51,8 +50,7 @@ def grad_cam_pp(A: Tensor, G: Tensor, epsilon: float = DEFAULT_EPSILON) -> Tenso
     g2 = g.square()
     denominator = 2 * g2 + g2 * g * (peak * A.sum(dim=(2, 3), keepdim=True)) + epsilon
     alpha = torch.where(denominator > 0, g2 / denominator, torch.zeros_like(G))
-    w = (alpha * G.relu()).sum(dim=(2, 3))
-    return torch.einsum("bc,bchw->bhw", w, A)
+    return weighted_sum((alpha * G.relu()).sum(dim=(2, 3)), A)
 
 
 def hires_cam(A: Tensor, G: Tensor) -> Tensor:
@@ -73,7 +71,12 @@ def x_grad_cam(A: Tensor, G: Tensor) -> Tensor:
     """
     total = A.sum(dim=(2, 3))
     w = torch.where(total != 0, (G * A).sum(dim=(2, 3)) / total, torch.zeros_like(total))
-    return torch.einsum("bc,bchw->bhw", w, A)
+    return weighted_sum(w, A)
+
+
+def weighted_sum(w: Tensor, A: Tensor) -> Tensor:
+    """Σ_c w_c A_c, (B, h, w), of weights (B, C)."""
+    return torch.bmm(w.unsqueeze(1), A.flatten(2)).view(len(A), *A.shape[2:])
 
 
 METHODS: dict[str, Method] = {
@@ -144,13 +147,13 @@ def leftover(A: Tensor, G: Tensor, norm_epsilon: float) -> Tensor:
     dtype = torch.promote_types(A.dtype, torch.float32)
     with torch.autocast(A.device.type, enabled=False):
         A, G = A.to(dtype), G.to(dtype)
-        terms, variance = (G * A).abs().sum(dim=1), A.var(dim=1, unbiased=False)
+        terms, variance = torch.linalg.vector_norm(G * A, 1, dim=1), A.var(dim=1, unbiased=False)
         share = 4 * norm_epsilon / (variance + norm_epsilon) if norm_epsilon else torch.zeros_like(variance)
         return terms * (share + 2 * precision + 4 * torch.finfo(dtype).eps)
 
 
-def signed_maps(name: str, patches: Mapping[str, Tokens], pp_epsilon: float = DEFAULT_EPSILON) -> dict[str, Tensor]:
-    """The map of each layer, before ReLU, by a method of METHODS; `patches` on their grid.
+def signed_maps(name: str, patches: Mapping[K, Tokens], pp_epsilon: float = DEFAULT_EPSILON) -> dict[K, Tensor]:
+    """The map before ReLU of each layer, or of those that are stacked, by a method of METHODS; `patches` on their grid.
 
     Computed in float32 (float64 for a float64 model), whatever the precision of the model or of an autocast around.
     """

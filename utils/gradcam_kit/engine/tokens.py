@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -26,6 +26,8 @@ from .towers.tower import Tower
 # Patch gradients of a logit are about 1e-5, below what float16 resolves: there the score is scaled before backward, by
 # the largest of these factors with which the image's gradients do not overflow. Powers of two: they round nothing.
 HALF_SCORE_SCALES = (2.0**15, 2.0**10, 2.0**5, 1.0, 2.0**-5, 2.0**-10)
+STACKED = 2**26  # numbers at most, of layers whose maps are computed at once
+K = TypeVar("K", str, tuple[str, ...])  # a layer, or those that are stacked
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,11 +180,10 @@ def score_gradients(
     """
     if not logits.requires_grad or not tokens:  # a method may read no gradient at all
         return [None] * len(tokens)
-    dtype = torch.promote_types(logits.dtype, torch.float32)
-    score = (logits.to(dtype) * weights.to(dtype)).sum(dim=1)
     if any(tensor.dtype == torch.float16 for tensor in (logits, *tokens)):
-        return _half_gradients(score, tokens)
-    return torch.autograd.grad(score.sum(), list(tokens), retain_graph=again, allow_unused=True)
+        dtype = torch.promote_types(logits.dtype, torch.float32)
+        return _half_gradients((logits.to(dtype) * weights.to(dtype)).sum(dim=1), tokens)
+    return torch.autograd.grad(logits, tokens, weights.to(logits.dtype), retain_graph=again, allow_unused=True)
 
 
 def _half_gradients(score: Tensor, tokens: Sequence[Tensor]) -> Sequence[Tensor | None]:
@@ -202,7 +203,26 @@ def _half_gradients(score: Tensor, tokens: Sequence[Tensor]) -> Sequence[Tensor 
 # ------------------------------------------------------------------------------------------------------- on the image
 
 
-def on_grid(tokens: Mapping[str, Tokens], grid: Grid | None) -> dict[str, Tokens]:
+def stacked(tokens: Mapping[str, Tokens], alike: Mapping[str, object]) -> dict[tuple[str, ...], Tokens]:
+    """Layers whose tokens have one shape, and that are `alike` in what is given for each, as one batch (L · B, ...).
+
+    So that what follows is computed once for all of them: few operations on more numbers.
+    """
+    groups: dict[Any, list[str]] = {}
+    for layer, (A, G) in tokens.items():
+        key: Any = (A.shape, A.dtype, A.device, G.dtype, alike[layer])
+        full = max(1, STACKED // A.numel())
+        while len(groups.get(key, ())) == full:
+            key = (key,)
+        groups.setdefault(key, []).append(layer)
+    return {tuple(some): _as_one([tokens[layer] for layer in some]) for some in groups.values()}
+
+
+def _as_one(several: Sequence[Tokens]) -> Tokens:
+    return several[0] if len(several) == 1 else Tokens(*map(torch.cat, zip(*several, strict=True)))
+
+
+def on_grid(tokens: Mapping[K, Tokens], grid: Grid | None) -> dict[K, Tokens]:
     """Per layer (B, T, C) → (B, C, h, w): the prefix tokens (CLS) dropped, the patches in rows, as views.
 
     A convolution's (B, C, h, w) passes as it is. Raises LayerError where a layer's tokens are not those of `grid`.
@@ -210,16 +230,17 @@ def on_grid(tokens: Mapping[str, Tokens], grid: Grid | None) -> dict[str, Tokens
     return {layer: Tokens(_on_grid(A, grid, layer), _on_grid(G, grid, layer)) for layer, (A, G) in tokens.items()}
 
 
-def _on_grid(tokens: Tensor, grid: Grid | None, layer: str) -> Tensor:
+def _on_grid(tokens: Tensor, grid: Grid | None, layer: str | tuple[str, ...]) -> Tensor:
     if tokens.ndim == 4:
         return tokens
+    name = layer if isinstance(layer, str) else layer[0]
     if tokens.ndim != 3 or grid is None:
         raise LayerError(
-            f"layer {layer!r} gives a tensor of shape {tuple(tokens.shape)}, which has no patch tokens:"
+            f"layer {name!r} gives a tensor of shape {tuple(tokens.shape)}, which has no patch tokens:"
             " name an encoder block or a module inside one"
         )
-    grid = grid.of_tokens(tokens.shape[1]) if grid.halvings else grid
-    return without_prefix(tokens, grid, layer).transpose(1, 2).unflatten(2, (grid.rows, grid.columns))
+    grid = grid.of_tokens(tokens.shape[1])
+    return without_prefix(tokens, grid, name).transpose(1, 2).unflatten(2, (grid.rows, grid.columns))
 
 
 def without_prefix(tokens: Tensor, grid: Grid, layer: str) -> Tensor:
@@ -234,3 +255,21 @@ def without_prefix(tokens: Tensor, grid: Grid, layer: str) -> Tensor:
             f" module inside one; {SAY_WHERE}"
         )
     return tokens[:, before : before + patches]
+
+
+def reach(G: Tensor, grid: Grid | None, layer: str) -> Tensor:
+    """(2, B) bool: whether any patch has a gradient, and whether any token has; `G` with its prefix tokens."""
+    by_token = G.flatten(2).any(dim=2)
+    touched = by_token.any(dim=1)
+    if G.ndim == 4 or grid is None:
+        return torch.stack([touched, touched])
+    return torch.stack([without_prefix(by_token, grid.of_tokens(G.shape[1]), layer).any(dim=1), touched])
+
+
+def by_layer(stacks: Mapping[tuple[str, ...], Tensor], axis: int = 0) -> dict[str, Tensor]:
+    """What was computed of stacked layers, layer by layer."""
+    return {
+        layer: part
+        for layers, one in stacks.items()
+        for layer, part in zip(layers, one.chunk(len(layers), dim=axis) if len(layers) > 1 else [one], strict=True)
+    }

@@ -41,7 +41,17 @@ from ..engine.real.contrast import CONTRAST, CONTRASTS, contrast, contrast_z
 from ..engine.recipe import BOTH, RESIDUAL, Recipe
 from ..engine.spatial_layers import count_runs, is_shareable, last_run
 from ..engine.targets import Target
-from ..engine.tokens import Differentiated, PassPlan, Question, Tokens, on_grid, token_gradients
+from ..engine.tokens import (
+    Differentiated,
+    PassPlan,
+    Question,
+    Tokens,
+    by_layer,
+    on_grid,
+    reach,
+    stacked,
+    token_gradients,
+)
 from ..engine.towers import Grid
 from ..engine.towers.attention import HeldLater
 from ..engine.towers.tower import Tower
@@ -162,27 +172,28 @@ class Capture:
         pp_epsilon: float,
         checks: Checks | None,
     ) -> dict[str, LayerMaps]:
-        layers = list(dict.fromkeys(layer for added in parts.values() for layer in added))
+        layers = dict.fromkeys(layer for added in parts.values() for layer in added)
+        is_contrast = recipe.method in CONTRASTS  # of which each layer has real tokens of its own
+        alike = {layer: layer if is_contrast else self.norm_epsilons[layer, recipe.site] for layer in layers}
         passes = [self.tokens] if self.balanced is None else [self.tokens, self.balanced]
-        by_rule = [{layer: tokens[layer, recipe.site] for layer in layers} for tokens in passes]
-        on_image = [on_grid(tokens, self.grid) for tokens in by_rule]
-        if recipe.method in CONTRASTS:
+        stacks = [stacked({layer: tokens[layer, recipe.site] for layer in layers}, alike) for tokens in passes]
+        on_image = [on_grid(tokens, self.grid) for tokens in stacks]
+        if is_contrast:
             maps = [
-                {layer: self._contrast(recipe.method, layer, *of) for layer, of in tokens.items()}
+                {some: self._contrast(recipe.method, some[0], *of) for some, of in tokens.items()}
                 for tokens in on_image
             ]
         else:
             maps = [signed_maps(recipe.method, tokens, pp_epsilon) for tokens in on_image]
         leftovers = None
         if recipe.method == "hirescam" and self.balanced is None:  # the one whose sum a LayerNorm can make 0
-            leftovers = {
-                layer: leftover(A, G, self.norm_epsilons[layer, recipe.site]) for layer, (A, G) in on_image[0].items()
-            }
+            leftovers = by_layer({some: leftover(A, G, float(alike[some[0]])) for some, (A, G) in on_image[0].items()})
+        apart = [by_layer(of) for of in maps]
         signed = {
-            layer: combined(layer, [[of[part] for part in added] for of in maps]) for layer, added in parts.items()
+            layer: combined(layer, [[of[part] for part in added] for of in apart]) for layer, added in parts.items()
         }
-        sharpen = recipe.method in CONTRASTS
-        return layer_maps(signed, on_image[0], by_rule[0], canvas, parts, leftovers, checks, sharpen)
+        reached = by_layer({some: reach(of.G, self.grid, some[0]) for some, of in stacks[0].items()}, axis=1)
+        return layer_maps(signed, reached, canvas, parts, leftovers, checks, is_contrast)
 
     def evidence(self, recipe: Recipe) -> Tensor:
         """(B, L, h, w): the signed contrast at each layer that a contrast map is made of, by the plain gradient."""

@@ -64,7 +64,7 @@ class GradCAMMixin(nn.Module):
         """Check and keep the `gradcam_*` keys of `config`. Raises InputError."""
         self.gradcam = gradcam_settings(config)
         self.usual_size, self.clip_size = Section(config, "config")["resolution"], clip_size_of(config)
-        self.weights_at_first = Weights(Structure.of(self).parameters())
+        self.weights_at_first = Weights(Structure(self).parameters())
 
     @property
     def gradcam_enabled(self) -> bool:

@@ -110,7 +110,7 @@ def _explained(subject: Subject, batch: Batch, asked: Asked, checks: Checks) -> 
         complete = {layer: of_recipe.completeness[layer] for layer in recipe.layers if layer in of_recipe.completeness}
         made.append(RecipeMaps(recipe, maps, site, complete))
     # Where a logit is not finite its gradient may still be, but explains no decision.
-    refuse_non_finite(torch.isfinite(first.prediction["cls"]).all(dim=1), "the logits", checks)
+    refuse_non_finite(first.prediction["cls"], "the logits", checks)
     return Explanation(
         prediction=first.prediction,
         head=first.head,

@@ -53,10 +53,10 @@ def explain_by_transplant(subject: Subject, batch: Batch, target: Target) -> Exp
         output, kind = head._replace(batch=len(images)).read(subject.run({"image": images}))
         prediction = {name: value.detach() for name, value in output.items()}
         logits = prediction["cls"]
-        refuse_non_finite(torch.isfinite(logits).all(dim=1), "the logits")
+        refuse_non_finite(logits, "the logits")
         other = blurred(images) if references is None else references
         worth = transplant_maps(margins, images, other, patches, max(LEAST_BATCH, 2 * len(images)))
-    refuse_non_finite(torch.isfinite(worth).flatten(1).all(dim=1), "the transplant map")
+    refuse_non_finite(worth, "the transplant map")
     if wants_both(target):
         names, signed = ["both"] * len(images), [worth, -worth]
     else:

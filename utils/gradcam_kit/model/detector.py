@@ -164,7 +164,7 @@ class LoadedDetector:
             return own(data if images is data["image"] else self.inputs(images), inference=True)
 
         # What a compiled part of a model computes cannot be followed to what made its output.
-        followed = nullcontext() if self.reading.known else plain_forward(Structure.of(self.model))
+        followed = nullcontext() if self.reading.known else plain_forward(Structure(self.model))
         with followed, self._as_evaluated():
             output = self.reading.output(predict, data["image"], name)
         size = self.settings.clip_size

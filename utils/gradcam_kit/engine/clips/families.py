@@ -105,7 +105,7 @@ def clip_tower_of(model: nn.Module) -> Tower:
 
 
 def _found(model: nn.Module) -> Tower:
-    structure = Structure.of(model)
+    structure = Structure(model)
     for family in VIDEO_FAMILIES:
         for module in model.modules():
             if family.recognises(module):

@@ -117,7 +117,7 @@ def clip_maps(
     if method == "hirescam":
         spare = leftover(_steps(A), _steps(G), norm_epsilon).unflatten(0, (clips, -1))
     canvas = Canvas.of(size, Grid(grid.rows, grid.columns, grid.prefix, covers=grid.covers))
-    refuse_non_finite(torch.isfinite(signed).flatten(1).all(dim=1), f"the map of layer {layer!r}", checks)
+    refuse_non_finite(signed, f"the map of layer {layer!r}", checks)
     with read_at_once(checks) as asked:
         reached = torch.stack([each.flatten(1).any(dim=1).any() for each in (G, tokens.G)])
         asked.add(reached, partial(_refuse_unreached, layer))
@@ -125,7 +125,7 @@ def clip_maps(
 
 
 def _refuse_unreached(layer: str, reached: Tensor) -> None:
-    refuse_unreached(layer, reached[:1], reached[1:])
+    refuse_unreached(layer, *reached.tolist())
 
 
 def share_of_frames(time: Tensor) -> Tensor:

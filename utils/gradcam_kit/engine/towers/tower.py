@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Any, NamedTuple, TypeVar
+from itertools import chain
+from operator import is_
+from typing import Any, TypeVar
 
 from torch import nn
 
@@ -16,33 +18,36 @@ KEPT = "_gradcam_tower"  # in the model's own __dict__, so that both go together
 T = TypeVar("T")
 
 
-class Structure(NamedTuple):
-    """The modules of a model, each once, and what each held by which name. To compare takes no walk of the model."""
+class Structure:
+    """The modules of a model, each once, and what each held by which name. To compare takes no walk of the model.
 
-    modules: list[nn.Module]
-    children: list[dict[str, nn.Module | None]]
-    compiled: list[tuple[nn.Module, str, nn.Module]]  # what `torch.compile` has made of parts: holder, name, part
+    `compiled`: what `torch.compile` has made of parts: holder, name, part. `usable`: the list of `parameters` that was
+    seen to be fit for gradients.
+    """
 
-    @classmethod
-    def of(cls, model: nn.Module) -> Structure:
-        """The structure of `model` now."""
-        modules = list(model.modules())
-        compiled = [
+    def __init__(self, model: nn.Module) -> None:
+        self.modules = list(model.modules())
+        self.children = [dict(module._modules) for module in self.modules]
+        self.compiled = [
             (module, name, child)
-            for module in modules
+            for module in self.modules
             for name, child in module._modules.items()
             if child is not None and "_orig_mod" in child._modules
         ]
-        return cls(modules, [dict(module._modules) for module in modules], compiled)
+        self.usable: list[nn.Parameter] | None = None
+        self._held: list[nn.Parameter | None] = []
+        self._parameters: list[nn.Parameter] = []
 
     def still_holds(self) -> bool:
         """Whether no module was added, replaced, renamed or moved since."""
         return [module._modules for module in self.modules] == self.children
 
     def parameters(self) -> list[nn.Parameter]:
-        """Every parameter as it is now, once."""
-        found = [one for module in self.modules for one in module._parameters.values() if one is not None]
-        return list(dict(zip(map(id, found), found, strict=True)).values())
+        """Every parameter as it is now, once; the same list as before where all are the same objects."""
+        held = list(chain.from_iterable([module._parameters.values() for module in self.modules]))
+        if len(held) != len(self._held) or not all(map(is_, held, self._held)):
+            self._held, self._parameters = held, list({id(one): one for one in held if one is not None}.values())
+        return self._parameters
 
 
 class Tower:
@@ -131,7 +136,7 @@ def tower_of(model: nn.Module, find: Callable[[], nn.Module] | None = None, laye
     usable = kept is not None and kept.model is model and kept.structure.still_holds()
     if kept is None or not usable or (kept.layers and kept.layers != tuple(layers)):  # of several side by side
         module = find_tower(model, layers) if find is None else find()
-        kept = Tower(model, module, Structure.of(model))
+        kept = Tower(model, module, Structure(model))
         kept.layers = tuple(layers) if find is None and not is_clear(model) else ()
         vars(model)[KEPT] = kept
     return kept

@@ -7,7 +7,6 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from ...engine.backward import backward_rules
@@ -54,7 +53,7 @@ def _explained(subject: ClipSubject, batch: Batch, asked: Asked) -> ClipExplanat
         some = [recipe for recipe in asked.recipes if recipe.backward == rule]
         passes[rule] = _Pass.of(subject, batch, some, asked.target, rule)
     found = passes[asked.recipes[0].backward].found
-    refuse_non_finite(torch.isfinite(found.prediction["cls"]).all(dim=1), "the logits")
+    refuse_non_finite(found.prediction["cls"], "the logits")
     made = [
         RecipeMaps(recipe, {layer: passes[recipe.backward].maps(recipe, layer) for layer in recipe.layers}, site, {})
         for recipe in asked.recipes

@@ -17,7 +17,8 @@ class FromDevice:
     """Tensors on their way to the CPU; from a CUDA device into pinned memory, so that nothing waits for them."""
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
-        self._copies = [tensor.detach().to("cpu", non_blocking=tensor.is_cuda) for tensor in tensors]
+        known = [tensor.detach() if tensor.requires_grad else tensor for tensor in tensors]
+        self._copies = [tensor.to("cpu", non_blocking=tensor.is_cuda) for tensor in known]
         self._arrivals: list[torch.cuda.Event] = []
         for device in {tensor.device for tensor in tensors if tensor.is_cuda}:
             arrival = torch.cuda.Event()

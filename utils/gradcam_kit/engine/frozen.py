@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from operator import attrgetter
 from typing import Any
 
@@ -94,6 +95,26 @@ def patched(owner: Any, name: str, value: Any) -> Iterator[None]:
             yield
         finally:
             delattr(owner, name) if inherited else setattr(owner, name, original)
+
+
+@contextmanager
+def replaced_forward(modules: Iterable[nn.Module], run: Callable[..., Any]) -> Iterator[None]:
+    """Within, each of `modules` does `run(module, its own forward, *arguments)`.
+
+    To be entered within `frozen_for_explaining`.
+    """
+    changed = list(modules)
+    before = [vars(module).get("forward") for module in changed]
+    try:
+        for module in changed:
+            vars(module)["forward"] = partial(run, module, module.forward)
+        yield
+    finally:
+        for module, forward in zip(changed, before, strict=True):
+            if forward is None:
+                vars(module).pop("forward", None)
+            else:
+                vars(module)["forward"] = forward
 
 
 @contextmanager

@@ -18,6 +18,9 @@ from .towers.channel_axis import LAST, OFF, ChannelAxes
 from .towers.tower import Tower
 
 ALIKE = {torch.float64: 1e-9, torch.float32: 1e-3}  # how far apart the two runs of a block may be; else 0.1
+# What is too small for a second run of the block (tokens · channels², as its products go), or for code of ours in an
+# activation's derivative (numbers): Python takes longer than what it saves.
+PATH_WORTH, GELU_WORTH = 2**20, 2**15
 QUICK_GELU = 1.702  # its slope (Hendrycks and Gimpel 2016, section 2)
 
 
@@ -149,7 +152,8 @@ class ClassTokenPath:
 
     `batch_axis`: 0 of tokens (B, T, C), 1 of (T, B, C). `constant`: whether queries and keys are, for the gradient.
     `replaying` is True while the block runs for the class token alone: whatever counts its runs has to look away.
-    After the pass `joined` is what it came to; None where the block got a mask, and the graph is the ordinary one.
+    After the pass `joined` is what it came to; None where the block got a mask, or is small: its graph is the ordinary
+    one.
     """
 
     def __init__(
@@ -198,6 +202,8 @@ class ClassTokenPath:
 
     def _enter(self, module: nn.Module, inputs: Any, keywords: dict[str, Any]) -> Any:
         if any(isinstance(value, Tensor) for value in (*inputs[1:], *keywords.values())) or not inputs:
+            return None
+        if inputs[0].numel() * inputs[0].shape[-1] < PATH_WORTH:
             return None
         self._active, self._given = True, (inputs[1:], keywords)
         return (self._keep(module, (), inputs[0]), *inputs[1:]), keywords
@@ -318,28 +324,10 @@ class QuickGELU(torch.autograd.Function):
         return torch.ops.aten.silu_backward(gradient, QUICK_GELU * x), None
 
 
-@contextmanager
-def quick_gelu_in_one(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """For a forward pass inside, in which each of these (`is_quick_gelu`) keeps its input alone, with the same values.
-
-    To be entered within `frozen_for_explaining`.
-    """
-    changed = list(modules)
-    before = [vars(module).get("forward") for module in changed]
-    try:
-        for module in changed:
-            vars(module)["forward"] = partial(_applied, module.forward)
-        yield
-    finally:
-        for module, forward in zip(changed, before, strict=True):
-            if forward is None:
-                vars(module).pop("forward", None)
-            else:
-                vars(module)["forward"] = forward
-
-
-def _applied(activate: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    return QuickGELU.apply(x, activate) if x.requires_grad and torch.is_grad_enabled() else activate(x)
+def quick_gelu(module: nn.Module, activate: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """What `activate`, the forward of `module`, gives, of which the input alone is kept; see `replaced_forward`."""
+    pays = x.requires_grad and torch.is_grad_enabled() and x.numel() >= GELU_WORTH
+    return QuickGELU.apply(x, activate) if pays else activate(x)
 
 
 def is_quick_gelu(module: nn.Module) -> bool:

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from .checks import Checks
 from .completeness import Completeness, SelfTest, completeness_of, has_bias, scaled_biases
-from .frozen import frozen_for_explaining
+from .frozen import frozen_for_explaining, replaced_forward
 from .heads import Head, HeadReader, Prediction, score_weights
-from .hooks import ClassTokenPath, Joined, Tap, in_order, is_quick_gelu, quick_gelu_in_one, tapped
+from .hooks import ClassTokenPath, Joined, Tap, in_order, is_quick_gelu, quick_gelu, tapped
 from .layers import LayerError, Site
 from .targets import Target
 from .towers import Grid
@@ -93,7 +93,7 @@ def token_gradients(
     axes = ChannelAxes() if any(site.may_be_4d for site in sites) else None
     with ExitStack() as hooks:
         hooks.enter_context(frozen_for_explaining(tower.model, tower.structure))
-        hooks.enter_context(quick_gelu_in_one(tower.modules_that(is_quick_gelu)))
+        hooks.enter_context(replaced_forward(tower.modules_that(is_quick_gelu), quick_gelu))
         taps = hooks.enter_context(tapped([*sites, *tested], axes, path))
         scales = hooks.enter_context(scaled_biases(tower.modules_that(has_bias), taps)) if self_test else {}
         with axes or nullcontext(), path.hooked() if path else nullcontext(), plan.constants:

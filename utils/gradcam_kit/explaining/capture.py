@@ -268,7 +268,7 @@ def capture(
     def one_pass(use_path: bool) -> tuple[Differentiated, Mapping[BlockProjection, Tensor]]:
         modules = [(site.module, site.reads_input) for site in (*read, *(self_test.sites if self_test else ()))]
         path = class_token_path(tower, modules, backward != PLAIN) if use_path else None
-        rules = backward_rules(tower, backward, activations if self_test else None, held)
+        rules = backward_rules(tower, backward, activations if self_test else None, held, asked.first)
         with asked.attention.kept() as projections, rules as constants, read_at_once(checks) as left:
             plan = PassPlan(path, self_test, constants, products, held)
             found = token_gradients(tower, read, question, plan, left)
@@ -315,6 +315,7 @@ class _Asked:
     points: Mapping[Point, Site]
     attention: AttentionPass
     named_blocks: Sequence[str]  # those of the layers that are blocks, as they were named
+    first: int  # the first block that is read
 
     @classmethod
     def of(cls, tower: Tower, forward: Callable[[], Any], recipes: Sequence[Recipe]) -> _Asked:
@@ -340,8 +341,9 @@ class _Asked:
         if attention.explained and not attention.differentiated:
             # No gradient is needed, but it alone tells whether the score depends on these layers at all.
             points.update({(layer, RESIDUAL): point_of(tower, layer, RESIDUAL, forward) for layer in by_attention})
-        blocks = [layer for layer in captured if name_in_tower(tower, layer) in tower.blocks]
-        return cls(parts, points, attention, blocks)
+        names = {layer: name_in_tower(tower, layer) for layer in captured}
+        blocks = [layer for layer, name in names.items() if name in tower.blocks]
+        return cls(parts, points, attention, blocks, min(map(tower.place, names.values()), default=0))
 
 
 def point_of(tower: Tower, layer: str, site: str, forward: Callable[[], Any]) -> Site:

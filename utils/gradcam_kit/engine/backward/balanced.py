@@ -21,15 +21,17 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _get_current_function_mode
 
 from ...base.allowed import BACKWARDS
 from ...base.errors import InputError, did_you_mean
+from ..frozen import patched, replaced_forward
 from ..layers import LayerError
 from ..towers.attention import BlockAttention, Held
 from ..towers.tower import Tower
@@ -43,6 +45,8 @@ from .derivatives import (
 PLAIN, BALANCED = BACKWARDS[:2]
 
 RMS_NORM = re.compile("rms_?norm", re.IGNORECASE)  # by the class's name: most are written by hand
+RESTS = "rests"  # of a tower: whether nothing but norms is for the mode in its blocks
+P_WORTH = 2**16  # attention weights: fewer are sooner differentiated by PyTorch's kernel, with what is not wanted
 ACTIVATION = re.compile("gelu|silu|swish|mish|relu|elu", re.IGNORECASE)  # those with f(0) = 0
 
 
@@ -62,7 +66,7 @@ def check_backward(backward: str) -> None:
 
 
 def backward_rules(
-    tower: Tower, backward: str, activations: Activations | None = None, held: Held | None = None
+    tower: Tower, backward: str, activations: Activations | None = None, held: Held | None = None, first: int = 0
 ) -> AbstractContextManager[AbstractContextManager[Any]]:
     """Hooks for a forward pass inside, so that its backward pass is `backward`, PLAIN or BALANCED.
 
@@ -72,6 +76,7 @@ def backward_rules(
         tower: whose attention and activations are meant; norms are those of all of its model.
         activations: lets the caller differentiate by secants later, which keeps more of the forward pass.
         held: lets the caller differentiate by the plain rule first, and by the balanced one later.
+        first: the first block that the gradient reaches.
 
     Raises:
         InputError: an unknown name, or "balanced" for a tower whose queries and keys are not known.
@@ -80,7 +85,7 @@ def backward_rules(
     check_backward(backward)
     if backward == PLAIN:
         return nullcontext(nullcontext())
-    return _balanced(tower, attention_of(tower), activations, held or Held())
+    return _balanced(tower, attention_of(tower)[first:], activations, held or Held())
 
 
 def can_balance(tower: Tower) -> bool:
@@ -129,13 +134,36 @@ def _balanced(
             secant = hook(lambda x, output: EitherGradient.apply(output, by_factor(x, output), is_secant))
             for module in tower.once("activations", lambda: activation_modules(tower.module)):
                 hooks.callback(module.register_forward_hook(secant).remove)
-        yield constants
-    if not attention and not constants.gates:
+        yield _in_forward(tower, constants)
+    if not tower.blocks and not constants.gates:
         raise LayerError(
             "backward 'balanced' holds attention, norms and the gates of squeeze-and-excitation constant, and between"
             f" the layers and the score {type(tower.model).__name__} has neither attention nor such gates:"
             " use backward 'plain'"
         )
+
+
+@contextmanager
+def _in_forward(tower: Tower, constants: _Constants) -> Iterator[None]:
+    """For a forward pass inside: norms by their modules, everything else by the mode.
+
+    The mode is asked at every function of PyTorch's. Between the first block and the last it rests, once a pass has
+    shown that nothing but the modules of norms is for it there.
+    """
+    with ExitStack() as undo:
+        undo.enter_context(replaced_forward(tower.modules_that(is_layer_norm), constants.norm))
+        if tower.blocks:
+            first, last = (tower.named[tower.blocks[i]] for i in (0, -1))
+            rests = tower.known(RESTS)
+            undo.callback(first.register_forward_pre_hook(partial(constants.in_blocks, bool(rests))).remove)
+            undo.callback(last.register_forward_hook(constants.behind_blocks).remove)
+            if rests:
+                usual = F.scaled_dot_product_attention
+                undo.enter_context(patched(F, "scaled_dot_product_attention", partial(constants.attention, usual)))
+        with constants:
+            yield
+        if tower.blocks:
+            tower.once(RESTS, lambda: not constants.seen_in_blocks)
 
 
 def gates_in(run: Callable[[], object]) -> int:
@@ -148,6 +176,11 @@ def gates_in(run: Callable[[], object]) -> int:
 def is_rms_norm(module: nn.Module) -> bool:
     """Whether `module` is an RMS norm, by the name of its class."""
     return RMS_NORM.search(type(module).__name__) is not None
+
+
+def is_layer_norm(module: nn.Module) -> bool:
+    """Whether `module` is PyTorch's layer norm, or made from it."""
+    return isinstance(module, nn.LayerNorm)
 
 
 def activation_modules(tower: nn.Module) -> list[nn.Module]:
@@ -163,19 +196,76 @@ class _Constants(TorchFunctionMode):
         super().__init__()
         self.held = held
         self.gates = 0  # that maps were multiplied by; in a pass with gradients, those that depend on the layers
+        self.seen_in_blocks = False  # whether anything between the first block and the last was for the mode
+        self._thread = threading.get_ident()
+        self._between = False  # whether a block runs, or code between them
+        self._rests = False
+        self._in_norm = False
 
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
         if func in REPLACED:
+            self._notice(func is not F.scaled_dot_product_attention)  # which is for the mode for its cost alone
             return REPLACED[func](self.held, func, *args, **kwargs)
         if func in PRODUCTS and len(args) == 2:
             for x, gate in (args, args[::-1]):
                 if is_gate(x, gate):
+                    self._notice(True)
                     self.gates += gate.requires_grad or not torch.is_grad_enabled()
                     return func(*(self.held.constant(one) if one is gate else one for one in args), **kwargs)
         return func(*args, **kwargs)
+
+    def _notice(self, counts: bool) -> None:
+        self.seen_in_blocks |= counts and self._between and not self._in_norm
+
+    def __exit__(self, *error: Any) -> None:
+        if not self._rests:
+            super().__exit__(*error)
+        self._rests = False
+
+    def in_blocks(self, rests: bool, *given: Any) -> None:
+        """As the first block begins; the mode rests where it `rests` and no other one lies above it."""
+        if threading.get_ident() == self._thread and not self._between:
+            self._between = True
+            self._rests = rests and _get_current_function_mode() is self
+            if self._rests:
+                super().__exit__(None, None, None)
+
+    def behind_blocks(self, *given: Any) -> None:
+        """As the last block ends."""
+        if threading.get_ident() == self._thread:
+            self._between = False
+            if self._rests:
+                self._rests = False
+                self.__enter__()
+
+    def norm(self, module: Any, forward: Callable[..., Tensor], x: Tensor, *rest: Any) -> Tensor:
+        """A layer norm, see `replaced_forward`."""
+        if threading.get_ident() != self._thread:
+            return forward(x, *rest)
+        if not self._rests:  # the mode sees to it
+            self._in_norm = True
+            try:
+                return forward(x, *rest)
+            finally:
+                self._in_norm = False
+        if type(module).forward is nn.LayerNorm.forward:
+            given = module.normalized_shape, module.weight, module.bias, module.eps
+            return _layer_norm(self.held, F.layer_norm, x, *given)
+        self._rests = False
+        try:
+            with self:
+                return forward(x, *rest)
+        finally:
+            self._rests = True
+
+    def attention(self, usual: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        """What stands for PyTorch's attention while the mode rests."""
+        if not self._rests or threading.get_ident() != self._thread:
+            return usual(*args, **kwargs)
+        return _attention(self.held, usual, *args, **kwargs)
 
 
 def is_gate(x: Any, gate: Any) -> bool:
@@ -230,6 +320,7 @@ def _attention(
     constant = not query.requires_grad and not key.requires_grad
     plain = attn_mask is None and dropout_p == 0 and not is_causal and not any(rest.values())
     alike = query.ndim == 4 and query.shape[:2] == key.shape[:2] == value.shape[:2]  # nothing to be broadcast
+    alike = alike and query.shape[:3].numel() * key.shape[2] >= P_WORTH
     if not (constant and plain and alike and value.requires_grad and value.device.type == "cpu"):
         return attend(query, key, value)
     return AttentionOfConstantWeights.apply(

@@ -54,13 +54,21 @@ class LayerNormOfConstantDeviation(torch.autograd.Function):
             normed = F.layer_norm(x, shape, weight, bias, eps)
             inverse = (x.float().var(dim=ctx.dims, unbiased=False, keepdim=True) + eps).rsqrt()
         ctx.save_for_backward(inverse, weight)
+        ctx.shape = list(shape)
         return normed
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """With x - mean taken for 0, LayerNorm's own derivative is left without the term of its standard deviation."""
         inverse, weight = ctx.saved_tensors
-        scaled = gradient * inverse if weight is None else gradient * weight * inverse
-        return scaled - scaled.mean(dim=ctx.dims, keepdim=True), None, None, None, None
+        if inverse.dtype != gradient.dtype:
+            scaled = gradient * inverse if weight is None else gradient * weight * inverse
+            return scaled - scaled.mean(dim=ctx.dims, keepdim=True), None, None, None, None
+        zeros, wanted = torch.zeros_like(gradient), [True, False, False]
+        of_x, _, _ = torch.ops.aten.native_layer_norm_backward(
+            gradient, zeros, ctx.shape, torch.zeros_like(inverse), inverse, weight, None, wanted
+        )
+        return of_x, None, None, None, None
 
 
 class AttentionOfConstantWeights(torch.autograd.Function):

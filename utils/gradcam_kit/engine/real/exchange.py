@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..frozen import frozen_for_explaining
+from ..frozen import frozen_for_explaining, replaced_forward
 from ..hooks import Tap
 from ..layers import LayerError, Site
 from ..tokens import Tokens, on_grid
@@ -110,7 +110,7 @@ class Exchange:
         with ExitStack() as stack:
             stack.callback(_hook(self.seen.site, exchange).remove)
             for skipped in self.skipped:
-                stack.enter_context(_passed_over(skipped, thread))
+                stack.enter_context(replaced_forward([skipped.module], _passed_over(skipped.beside)))
             yield
 
 
@@ -144,25 +144,16 @@ def skippable(tower: Tower, block: str, run: Run) -> list[Skipped]:
     return found
 
 
-@contextmanager
-def _passed_over(skipped: Skipped, thread: int) -> Iterator[None]:
-    """Within, the block returns in this thread what it is given."""
-    module, beside = skipped
-    own, usual = vars(module).get("forward"), module.forward
+def _passed_over(beside: tuple[Any, ...] | None) -> Callable[..., Any]:
+    """For `replaced_forward`: a block that returns in this thread what it is given."""
+    thread = threading.get_ident()
 
-    def forward(tokens: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def run(module: nn.Module, usual: Callable[..., Any], tokens: Tensor, *args: Any, **kwargs: Any) -> Any:
         if threading.get_ident() != thread:
             return usual(tokens, *args, **kwargs)
         return tokens if beside is None else (tokens, *beside)
 
-    vars(module)["forward"] = forward
-    try:
-        yield
-    finally:
-        if own is None:
-            del vars(module)["forward"]
-        else:
-            vars(module)["forward"] = own
+    return run
 
 
 def _hook(site: Site, act: Callable[..., Any]) -> Any:

@@ -114,6 +114,10 @@ class Tower:
         """The axis of the batch in the tokens of a layer, see `TowerFamily.batch_axis`."""
         return self.once(("axis", layer), lambda: self.family.batch_axis(self.module, layer))
 
+    def place(self, name: str) -> int:
+        """The number of the block that a module is or lies in; 0 for one outside of blocks."""
+        return next((i for i, block in enumerate(self.blocks) if f"{name}.".startswith(f"{block}.")), 0)
+
     def grid(self, height: int, width: int) -> Grid | None:
         """How tokens lie on an image of that size, see `TowerFamily.grid`."""
         return self.once(("grid", height, width), lambda: self.family.grid(self.module, height, width))

@@ -65,7 +65,8 @@ class Request:
     """What one pass is asked for.
 
     Args:
-        recipes: of one backward rule, each with its layers named.
+        recipes: each with its layers named. Of several backward rules, or of BOTH, one graph serves a plain backward
+            pass and a balanced one.
         target: see `engine.heads.score_weights`; not "both".
         size: (H, W) of the normalised maps.
         label: (B,), for target "label".
@@ -100,7 +101,7 @@ class Capture:
     parts: Mapping[str, Sequence[str]]  # layer → the layers that its map is made of: itself, or blocks
     names: Mapping[str, str]  # of these layers in the tower
     tokens: Mapping[Point, Tokens]
-    balanced: Mapping[Point, Tokens] | None  # the same by the balanced rule, where both rules were asked for
+    balanced: Mapping[Point, Tokens] | None  # the same by the balanced rule, where more than one was asked for
     norm_epsilons: Mapping[Point, float]  # ε of the norm that reads them, 0 where it is not known
     attention: AttentionPass
     projections: Mapping[BlockProjection, Tensor]
@@ -175,7 +176,9 @@ class Capture:
         layers = dict.fromkeys(layer for added in parts.values() for layer in added)
         is_contrast = recipe.method in CONTRASTS  # of which each layer has real tokens of its own
         alike = {layer: layer if is_contrast else self.norm_epsilons[layer, recipe.site] for layer in layers}
-        passes = [self.tokens] if self.balanced is None else [self.tokens, self.balanced]
+        passes = [self.tokens]
+        if self.balanced is not None and recipe.backward != PLAIN:
+            passes = [self.balanced] if recipe.backward == BALANCED else [self.tokens, self.balanced]
         stacks = [stacked({layer: tokens[layer, recipe.site] for layer in layers}, alike) for tokens in passes]
         on_image = [on_grid(tokens, self.grid) for tokens in stacks]
         if is_contrast:
@@ -186,7 +189,7 @@ class Capture:
         else:
             maps = [signed_maps(recipe.method, tokens, pp_epsilon) for tokens in on_image]
         leftovers = None
-        if recipe.method == "hirescam" and self.balanced is None:  # the one whose sum a LayerNorm can make 0
+        if recipe.method == "hirescam" and len(passes) == 1:  # the one whose sum a LayerNorm can make 0
             leftovers = by_layer({some: leftover(A, G, float(alike[some[0]])) for some, (A, G) in on_image[0].items()})
         apart = [by_layer(of) for of in maps]
         signed = {
@@ -251,7 +254,8 @@ def capture(
     recipes = tuple(request.recipes)
     asked = tower.once(recipes, lambda: _Asked.of(tower, forward, recipes))
     check_backward_precision(request.precision)
-    (rule,) = {recipe.backward for recipe in request.recipes}
+    rules = {recipe.backward for recipe in request.recipes}
+    rule = rules.pop() if len(rules) == 1 else BOTH
     backward, held = (BALANCED, HeldLater()) if rule == BOTH else (rule, None)
     precision = request.precision
     if precision == AUTO:

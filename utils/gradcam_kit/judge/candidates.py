@@ -171,20 +171,31 @@ def map_layers(tower: nn.Module, default: str, run: Callable[[], object]) -> Map
 
 
 def captures(candidates: Iterable[Recipe]) -> int:
-    """Forward and backward passes that `candidate_maps` makes; two where both rules are asked for."""
-    return sum(1 + (rule == BOTH) for _, rule in {(one.site, one.backward) for one in candidates})
+    """Backward passes that `candidate_maps` makes, at most two for each forward pass."""
+    rules = [{one.backward for one in group} for group in _by_capture(candidates).values()]
+    return sum(1 + (len(some) > 1 or BOTH in some) for some in rules)
+
+
+def _by_capture(candidates: Iterable[Recipe]) -> dict[bool, list[Recipe]]:
+    """The candidates that one capture serves: all but those that read attention by another rule than the plain one."""
+    groups: dict[bool, list[Recipe]] = {}
+    for one in candidates:
+        groups.setdefault(one.method in ATTENTION_METHODS and one.backward != PLAIN, []).append(one)
+    return groups
 
 
 def candidate_maps(capture: Callable[[list[Recipe]], Any], candidates: Sequence[Recipe]) -> dict[Recipe, LayerMaps]:
-    """The maps of all candidates; one `capture` (→ `explaining.capture.Capture`) for each backward rule and site."""
-    groups: dict[tuple[str, str], list[Recipe]] = {}
-    for candidate in candidates:
-        groups.setdefault((candidate.site, candidate.backward), []).append(candidate)
+    """The maps of all candidates, from one `capture` (→ `explaining.capture.Capture`) where it can serve all."""
     found = {}
-    for (site, backward), group in groups.items():
-        layers = tuple(dict.fromkeys(one.layer for one in group))
-        recipes = {one.method: Recipe(one.method, layers, site, backward) for one in group}
-        captured = capture(list(recipes.values()))
-        maps = {method: captured.maps(recipe) for method, recipe in recipes.items()}
-        found.update({one: maps[one.method][one.layer] for one in group})
+    for group in _by_capture(candidates).values():
+        kinds: dict[Recipe, list[Recipe]] = {}  # those that differ in their layer alone
+        for one in group:
+            kinds.setdefault(one.at(""), []).append(one)
+        wanted = [
+            Recipe(kind.method, [one.layer for one in some], kind.site, kind.backward) for kind, some in kinds.items()
+        ]
+        captured = capture(wanted)
+        for recipe, some in zip(wanted, kinds.values(), strict=True):
+            maps = captured.maps(recipe)
+            found.update({one: maps[one.layer] for one in some})
     return {candidate: found[candidate] for candidate in candidates}

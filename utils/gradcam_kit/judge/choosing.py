@@ -112,11 +112,13 @@ def choose_map(
     least half of the images have a pair, the pair is the fill, and the others are left out.
     """
     margins = detector.margins(given.images).float().cpu()
-    given = given.only(torch.isfinite(margins).nonzero().flatten())
+    finite = torch.isfinite(margins).nonzero().flatten()
+    given, margins = given.only(finite), margins[finite]
     if given.has_pair is not None and given.has_pair.float().mean() >= 0.5:
-        given = given.only(given.has_pair.nonzero().flatten())
+        paired_ones = given.has_pair.nonzero().flatten()
+        given, margins = given.only(paired_ones), margins[paired_ones]
     maps, kept, unmade = maps_of_all(detector, given, list(dict.fromkeys([*named, *candidates])))
-    given = given.only(torch.tensor(kept, dtype=torch.long))
+    given, margins = given.only(torch.tensor(kept, dtype=torch.long)), margins[kept]
     if not maps or not kept:
         reasons = {str(one): reason for one, reason in unmade.items()}
         return Choice(UNTRIED, (named or candidates)[0], "no image, or no map, could be tried", unmade=reasons)
@@ -127,8 +129,9 @@ def choose_map(
         fills, only = {**fills, PAIRED_REAL: paired}, PAIRED_REAL
     elif detector.exchange is not None:
         fills, only = {REAL_TOKENS: detector.exchange(given.images, given.videos)}, REAL_TOKENS
-    scorer = Scorer(detector.margins, directions(given.target))
-    trial = try_candidates(given.images, maps, fills, scorer, only)
+    direction = directions(given.target)
+    scorer = Scorer(detector.margins, direction)
+    trial = try_candidates(given.images, maps, fills, scorer, only, before=margins * direction)
     return choose(trial, candidates, [one for one in named if one in maps], given.videos, unmade)
 
 

@@ -132,14 +132,20 @@ class Trial:
 
 
 def try_candidates(
-    images: Tensor, maps: Mapping[Recipe, Heat], fills: Fills, scorer: Scorer, only: str | None = None
+    images: Tensor,
+    maps: Mapping[Recipe, Heat],
+    fills: Fills,
+    scorer: Scorer,
+    only: str | None = None,
+    before: Tensor | None = None,
 ) -> Trial:
     """The drop of the margin of N images (N, 3, H, W), as `scorer` takes them, by each candidate's map.
 
     Of the fills, which are in order of preference, the first two are used that are CALM or, where there are not two,
-    those that random patches move the margin least with; or `only` this one.
+    those that random patches move the margin least with; or `only` this one. `before`: what the scorer gives the
+    images, where it is known.
     """
-    before = scorer.of(images)
+    before = scorer.of(images) if before is None else before
     patches = {candidate: hottest(*one) for candidate, one in maps.items()}
     draws = {grid: random_patches(len(images), grid, SEED) for grid in dict.fromkeys(map(grid_of, patches.values()))}
     random = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import astuple, replace
 from pathlib import Path
@@ -17,7 +17,7 @@ from ..base.decision import UNKNOWN
 from ..base.errors import InputError
 from ..data.clips import clip_loader
 from ..data.frame import Frame, evenly_spaced
-from ..data.frames import frame_loader
+from ..data.frames import Batch, frame_loader
 from ..engine.real.contrast import CONTRASTS
 from ..engine.recipe import Recipe
 from ..explaining.clips.checking import margins_of
@@ -35,6 +35,7 @@ from ..store.run_folder import RunFolder
 from ..store.tables import write_run_tables
 from .dataset_run import Context
 from .disturbances import SplitOnOutOfMemory
+from .predictions import Predictions
 
 CLIPS = 16  # on which a map of clips is chosen, at most
 POOL = 8  # frames predicted for each image that is wanted: detectors call few images fake on some data
@@ -42,7 +43,7 @@ JUDGED = 16  # images on which a named map is judged, at most: a figure to warn 
 FILLS = 5  # tried at most
 BLIND = "the detector does not tell real from fake on these images: no map is called supported"
 NO_FAKE = "the detector calls no image fake: maps were tried on images that it calls real"
-VERSION = 3  # of the trial: a choice by another one is not taken over
+VERSION = 4  # of the trial: a choice by another one is not taken over
 
 
 class Calibration(NamedTuple):
@@ -110,11 +111,11 @@ class Plan(NamedTuple):
         first = next(one for one in [*self.named, *self.candidates] if one.method not in CONTRASTS or self.named)
         return Choice(UNTRIED, first, why)
 
-    def announcement(self) -> str:
-        """What it will cost, in one line."""
+    def announcement(self, predicted: bool) -> str:
+        """What it will cost, in one line; `predicted`: the run has predicted its images already."""
         every = {*self.named, *self.candidates}
         backward = self.images * captures(every)
-        forward = POOL * self.images + passes(self.images, len(every), FILLS) + backward
+        forward = (0 if predicted else POOL * self.images) + passes(self.images, len(every), FILLS) + backward
         what = "judging the named map" if self.named else "choosing the map"
         return (
             f"{what}: {len(every)} kinds of map on at most {self.images} images, at most {forward:,} forward and"
@@ -122,11 +123,17 @@ class Plan(NamedTuple):
         )
 
 
-def calibrate(context: Context, plan: Plan, datasets: Mapping[str, Sequence[Frame]]) -> Choice:
+def calibrate(
+    context: Context,
+    plan: Plan,
+    datasets: Mapping[str, Sequence[Frame]],
+    predicted: Mapping[str, Predictions] | None = None,
+) -> Choice:
     """Try the plan's maps on images that the detector calls fake, spread evenly over all datasets.
 
-    Which images these are is decided by the detector alone, whatever their labels. Where it calls none fake, images
-    that it calls real are used. Raises Interrupted between batches.
+    Which images these are is decided by the detector alone, whatever their labels; by what it has `predicted` for each
+    dataset, or it is asked now. Where it calls none fake, images that it calls real are used. Raises Interrupted
+    between batches.
     """
     if context.cut:
         return _calibrate_clips(context, plan)
@@ -134,28 +141,34 @@ def calibrate(context: Context, plan: Plan, datasets: Mapping[str, Sequence[Fram
     frames = [frame for some in datasets.values() for frame in some]
     split = SplitOnOutOfMemory("trying maps on", settings.batch_size)
     subject = detector.as_subject()
-    asked = tried(subject, split.run, context.guard.check)
-    frames, pixels, margins = _predicted(context, asked.margins, evenly_spaced(frames, POOL * plan.images))
+    frames = evenly_spaced(frames, POOL * plan.images)
+    if predicted is None:
+        ask = tried(subject, split.run, context.guard.check).margins
+        frames, margins = _margins(context, ask, frames)
+    else:
+        frames, margins = _recorded(frames, predicted)
     is_fake = (margins > 0).tolist()
     known = [frame.label for frame in frames] if all(frame.label != UNKNOWN for frame in frames) else None
     separate = separates(margins, known)
-    fakes = evenly_spaced([i for i, fake in enumerate(is_fake) if fake], plan.images)
-    reals = evenly_spaced([i for i, fake in enumerate(is_fake) if not fake], plan.images)
+    fakes = evenly_spaced([frame for frame, fake in zip(frames, is_fake, strict=True) if fake], plan.images)
+    reals = evenly_spaced([frame for frame, fake in zip(frames, is_fake, strict=True) if not fake], plan.images)
     # Whose evidence is shown on images that are called fake.
     shown = detector.gradcam.target if detector.gradcam.target in ("margin", "real") else "fake"
-    used, target = (fakes, shown) if fakes else (reals, "real")
-    if not used:
+    tried_on, target = _read(context, fakes), shown
+    others, notes = _read(context, reals), []
+    if not tried_on.frames:
+        tried_on, others, target, notes = others, NONE_READ, "real", [NO_FAKE]
+    if not tried_on.frames:
         return plan.untried("none of the images tried could be read")
-    tried_on = [frames[i] for i in used]
-    pairs = RealCounterparts(settings.data).read(tried_on, settings.detector.resolution)
+    pairs = RealCounterparts(settings.data).read(tried_on.frames, settings.detector.resolution)
     images = TrialImages(
-        detector.normalised(pixels[used]),
-        [target] * len(used),
-        [frame.whole_video for frame in tried_on],
-        detector.normalised(pixels[reals]) if reals and fakes else None,
+        detector.normalised(tried_on.pixels),
+        [target] * len(tried_on.frames),
+        [frame.whole_video for frame in tried_on.frames],
+        detector.normalised(others.pixels) if others.frames else None,
         detector.normalised(pairs.pixels),
         pairs.paired,
-        [frames[i].whole_video for i in reals] if fakes else [],
+        [frame.whole_video for frame in others.frames],
     )
     subject = with_bank(subject, images)
     asked, bank = tried(subject, split.run, context.guard.check), subject.bank
@@ -163,9 +176,9 @@ def calibrate(context: Context, plan: Plan, datasets: Mapping[str, Sequence[Fram
     candidates = [one for one in plan.candidates if bank is not None or one.method not in CONTRASTS]
     choice = choose_map(asked, images, candidates, plan.named)
     if bank is not None:
-        compared = [frames[reals[i]] for i in one_of_each_video(images.real_videos)]
+        compared = [others.frames[i] for i in one_of_each_video(images.real_videos)]
         choice = replace(choice, bank=tuple((frame.dataset, frame.index) for frame in compared))
-    notes = [*choice.notes, *([] if fakes else [NO_FAKE]), *([] if separate else [BLIND])]
+    notes = [*choice.notes, *notes, *([] if separate else [BLIND])]
     return replace(choice, notes=tuple(notes), separates=separate)
 
 
@@ -221,17 +234,41 @@ def set_bank(context: Context, choice: Choice, datasets: Mapping[str, Sequence[F
     detector.model.gradcam_bank = bank_of(detector.as_subject(), images, [frame.whole_video for frame in frames])
 
 
-def _predicted(context: Context, margins: Margins, some: Sequence[Frame]) -> tuple[list[Frame], Tensor, Tensor]:
-    """Those that could be read, with their pixels (N, 3, R, R) uint8, and the detector's margins (N,)."""
-    found: list[Frame] = []
-    pixels: list[Tensor] = []
-    found_margins: list[Tensor] = []
+class _Read(NamedTuple):
+    """Frames that could be read, with their pixels (N, 3, R, R) uint8."""
+
+    frames: list[Frame]
+    pixels: Tensor
+
+
+NONE_READ = _Read([], torch.empty(0))
+
+
+def _read(context: Context, some: Sequence[Frame]) -> _Read:
+    batches = [batch for batch in _batches(context, some) if batch.frames]
+    if not batches:
+        return NONE_READ
+    return _Read([frame for batch in batches for frame in batch.frames], torch.cat([batch.pixels for batch in batches]))
+
+
+def _batches(context: Context, some: Sequence[Frame]) -> Iterable[Batch]:
     settings = context.settings
-    for batch in frame_loader(some, settings.detector.resolution, settings.batch_size, settings.workers):
+    return frame_loader(some, settings.detector.resolution, settings.batch_size, settings.workers) if some else ()
+
+
+def _margins(context: Context, ask: Margins, some: Sequence[Frame]) -> tuple[list[Frame], Tensor]:
+    """Those that could be read, and the detector's margins (N,)."""
+    found: list[Frame] = []
+    margins = [torch.empty(0)]
+    for batch in _batches(context, some):
         if batch.frames:
             found += batch.frames
-            pixels.append(batch.pixels)
-            found_margins.append(margins(context.detector.normalised(batch.pixels)).float().cpu())
-    if not found:
-        return found, torch.empty(0), torch.empty(0)
-    return found, torch.cat(pixels), torch.cat(found_margins)
+            margins.append(ask(context.detector.normalised(batch.pixels)).float().cpu())
+    return found, torch.cat(margins)
+
+
+def _recorded(some: Sequence[Frame], predicted: Mapping[str, Predictions]) -> tuple[list[Frame], Tensor]:
+    """The same, as a run has recorded it."""
+    found = [frame for frame in some if predicted[frame.dataset].seen[frame.index]]
+    scores = torch.tensor([predicted[frame.dataset].logits[frame.index].tolist() for frame in found]).reshape(-1, 2)
+    return found, scores[:, 1] - scores[:, 0]

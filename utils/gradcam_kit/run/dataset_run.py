@@ -104,13 +104,13 @@ def samples_at_most(frames: int, settings: RunSettings, options: RunOptions) -> 
 class DatasetRun:
     """One dataset, or what is left of it after an interruption."""
 
-    def __init__(self, context: Context, folder: RunFolder, frames: Sequence[Frame], choice: Choice | None) -> None:
-        """`choice`: how the map was chosen."""
+    def __init__(self, context: Context, folder: RunFolder, frames: Sequence[Frame]) -> None:
         self.context, self.frames, self.of_run, self.name = context, frames, folder, frames[0].dataset
         self.database, self.folder = folder.database, folder.path / frames[0].dataset
         self.clips = context.cut[self.name].clips if context.cut else ()
         self.processes, self.target = context.processes, context.detector.gradcam.target
-        self.map_key = folder.manifest.key(folder.key, choice.to_json() if choice else None)
+        self.map_key = ""
+        self._is_predicted = False
         with folder.reading() as database:
             self.resume = Resume(frames, database.rows("frame", "WHERE dataset = ?", self.name), folder.key)
         self.predictions = self.resume.predictions
@@ -118,16 +118,21 @@ class DatasetRun:
             for table in ("sample", "map", "feature"):  # of an image that is another one now
                 self.database.forget(table, self.name, self.resume.replaced)
 
-    def evaluate(self) -> DatasetSummary:
-        """All of it. The tables are complete afterwards, and every sample is on disk."""
+    def evaluate(self, choice: Choice | None) -> DatasetSummary:
+        """All of it, with the map of that `choice`. The tables are complete afterwards, and every sample is on disk."""
+        self._draw(choice)
         counts = self._predict_and_explain()
         if self.context.options.save_features:
             self.save_features()
         cut = self.context.cut.get(self.name)
         return self.processes.on_rank_zero(lambda: write_summary(self.of_run, self.predictions, counts, cut))
 
-    def evaluate_shard(self) -> None:
+    def _draw(self, choice: Choice | None) -> None:
+        self.map_key = self.of_run.manifest.key(self.of_run.key, choice.to_json() if choice else None)
+
+    def evaluate_shard(self, choice: Choice | None) -> None:
         """Every k-th batch: predicted, and where every frame is to be explained, explained."""
+        self._draw(choice)
         settings, options = self.context.settings, self.context.options
         if not explains_every_frame(settings, options):
             self.predict_all()
@@ -223,7 +228,9 @@ class DatasetRun:
         )
 
     def predict_all(self, explainer: Explainer | None = None) -> None:
-        """Predict every frame at full speed or, with an explainer, write its maps from the same forward pass."""
+        """Predict every frame, once, at full speed or, with an explainer, write its maps from the same forward pass."""
+        if self._is_predicted:
+            return
         number, shards = self.context.options.shard or (1, 1)
         batches = self._in_batches(range(len(self.frames)))[number - 1 :: shards]
         missing = self.resume.missing(batches, predictions=True, samples=explainer is not None)
@@ -234,6 +241,7 @@ class DatasetRun:
         what = ", with heatmaps" if explainer else ""
         self._for_each(missing, lambda batch: self._predict_batch(batch, explainer), what)
         self._collect_predictions(batches)
+        self._is_predicted = True
 
     def _predict_batch(self, batch: Batch, explainer: Explainer | None) -> Callable[[], None]:
         """The batch handed to the device; returns what is to be done with its results."""

@@ -40,6 +40,7 @@ from .dataset_run import Context, DatasetRun, explains_every_frame, samples_at_m
 from .disturbances import SignalGuard, SplitOnOutOfMemory, resume_command
 from .exports import TOP_FILES, check_exports, lacks_exports, lacks_files, write_exports, write_files
 from .frame_order import frame_order
+from .predictions import Predictions
 from .processes import Processes
 from .summary import check_finished, finish_run
 
@@ -93,7 +94,13 @@ def _run_in(folder: RunFolder, context: Context, datasets: Datasets, kept: Calib
     folder.join(processes.rank)
     # Sums are split among the threads, so another number may change the last bit.
     torch.set_num_threads(folder.manifest.threads)
-    calibration = processes.on_rank_zero(lambda: kept or _calibrate(folder, context, datasets))
+    runs = [DatasetRun(context, folder, frames) for frames in datasets.values()]
+    predicted = None
+    if kept is None and _predicts_first(context):
+        for one in runs:
+            one.predict_all()
+        predicted = {one.name: one.predictions for one in runs}
+    calibration = processes.on_rank_zero(lambda: kept or _calibrate(folder, context, datasets, predicted))
     if calibration is not None:
         context.detector.model.set_gradcam_choice(calibration.choice)
         set_bank(context, calibration.choice, datasets)
@@ -103,13 +110,13 @@ def _run_in(folder: RunFolder, context: Context, datasets: Datasets, kept: Calib
         print(_expected_output(context, datasets), end="")
     choice = calibration.choice if calibration else None
     if context.options.shard:
-        for frames in datasets.values():
-            DatasetRun(context, folder, frames, choice).evaluate_shard()
+        for one in runs:
+            one.evaluate_shard(choice)
         if processes.first:
             number, shards = context.options.shard
             print(f"shard {number} of {shards} is done; when all are: python -m utils.run merge SHARD ... -o RUN")
         return ""
-    results = [DatasetRun(context, folder, frames, choice).evaluate() for frames in datasets.values()]
+    results = [one.evaluate(choice) for one in runs]
     problem = processes.on_rank_zero(lambda: _measure(folder, context, datasets))
     how = context.options.views, context.options.max_unreadable
     processes.on_rank_zero(lambda: finish_run(folder, results, choice, *how))
@@ -243,7 +250,16 @@ def _expected_output(context: Context, datasets: Datasets) -> str:
     return f"heatmaps: {most}: up to {files:,} files, about {size_text(size)}, in {options.output_dir}\n"
 
 
-def _calibrate(folder: RunFolder, context: Context, datasets: Datasets) -> Calibration | None:
+def _predicts_first(context: Context) -> bool:
+    """Whether a trial can go by the run's own predictions: not in a shard, nor where one pass predicts and explains."""
+    settings, options = context.settings, context.options
+    tries = _draws_gradients(settings) and options.calibration_images > 0
+    return tries and not options.shard and not explains_every_frame(settings, options)
+
+
+def _calibrate(
+    folder: RunFolder, context: Context, datasets: Datasets, predicted: Mapping[str, Predictions] | None
+) -> Calibration | None:
     """How the run's map was chosen, or judged; None for a plain evaluation, and for transplant, which is a trial."""
     if not _draws_gradients(context.settings):
         return None
@@ -257,8 +273,8 @@ def _calibrate(folder: RunFolder, context: Context, datasets: Datasets) -> Calib
         untried = Calibration("", plan.untried("--calibration_images 0"))
         untried.keep(folder)
         return untried
-    print(plan.announcement())
-    found = Calibration(plan.key(folder.manifest), calibrate(context, plan, datasets))
+    print(plan.announcement(predicted is not None))
+    found = Calibration(plan.key(folder.manifest), calibrate(context, plan, datasets, predicted))
     found.keep(folder)
     return found
 

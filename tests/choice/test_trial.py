@@ -8,6 +8,7 @@ import torch
 from scipy import ndimage
 
 from utils.gradcam_kit.engine.recipe import Recipe
+from utils.gradcam_kit.judge.choosing import _turns
 from utils.gradcam_kit.judge.trial import (
     BLUR,
     MEAN_COLOUR,
@@ -15,14 +16,17 @@ from utils.gradcam_kit.judge.trial import (
     OTHER_REAL,
     Heat,
     Scorer,
+    Trial,
     fills_of,
     hottest,
+    joined,
     on_trial_grid,
     passes,
     random_patches,
     replaced,
     try_candidates,
 )
+from utils.gradcam_kit.judge.verdict import choose, contenders
 
 GRID, PATCH = 4, 8
 SIDE = GRID * PATCH
@@ -158,3 +162,70 @@ def test_the_number_of_passes_is_the_one_announced() -> None:
     maps = {RIGHT: heat_at(EVIDENCE), WRONG: heat_at((0, 0)), BLANK: heat_at((3, 3))}
     try_candidates(images, maps, fills_of(images, images), Scorer(counted, torch.ones(6)))
     assert seen == passes(6, 3, 4) == 6 * (1 + 4 + 2 * 3)
+
+
+# ------------------------------------------------------------------------------------------------- ending a trial early
+
+BEYOND, EIGHT = torch.tensor([4.0, 5.0, 6.0, 5.0, 4.0, 6.0, 5.0, 5.0]), list("abcdefgh")
+
+
+def trial_of(**beyond: torch.Tensor) -> Trial:
+    """By one fill; random patches cost nothing."""
+    drops = {Recipe("gradcam", name): values for name, values in beyond.items()}
+    count = len(next(iter(drops.values())))
+    nothing = {one: torch.where(values.isnan(), values, torch.zeros(count)) for one, values in drops.items()}
+    return Trial(count, torch.full((count,), 10.0), {MEAN_COLOUR: 0.0}, {MEAN_COLOUR: drops}, {MEAN_COLOUR: nothing})
+
+
+def left(trial: Trial, *named: str, videos: list[str] = EIGHT) -> list[str]:
+    candidates = list(trial.drops[MEAN_COLOUR])
+    return [one.layer for one in contenders(trial, candidates, [Recipe("gradcam", name) for name in named], videos)]
+
+
+def test_a_trial_goes_on_with_those_that_may_still_win() -> None:
+    wavering = BEYOND + torch.tensor([2.0, -2.0, 1.0, -1.0, 1.5, -1.5, 0.5, -0.6])
+    assert left(trial_of(best=BEYOND, worse=0.7 * BEYOND, alike=0.97 * BEYOND, wavering=wavering)) == [
+        "best", "alike", "wavering",
+    ]  # fmt: skip
+    assert left(trial_of(best=BEYOND, worse=0.7 * BEYOND)) == []
+    assert left(trial_of(best=BEYOND, worse=0.7 * BEYOND), videos=list("aabbccdd")) == ["best", "worse"]
+    assert left(trial_of(best=wavering - 5, worse=wavering - 6)) == ["best", "worse"]  # none above random for certain
+
+
+@pytest.mark.parametrize(("share", "settled"), [(0.2, True), (0.5, False), (0.8, True)])
+def test_a_named_map_is_settled_on_either_side_of_half_of_the_best(share: float, settled: bool) -> None:
+    named = share * BEYOND + torch.tensor([0.3, -0.3, 0.2, -0.2, 0.1, -0.1, 0.2, -0.2])
+    assert (left(trial_of(best=BEYOND, mine=named, alike=BEYOND - 0.01), "mine") == []) == settled
+
+
+def test_equal_candidates_are_hardly_ever_left_out() -> None:
+    """What a look may cost: in 200 trials of five candidates that are worth the same."""
+    random = np.random.default_rng(0)
+    out = 0
+    for _ in range(200):
+        image = random.normal(5, 1, 8)
+        trial = trial_of(**{f"c{i}": torch.tensor(image + random.normal(0, 1, 8)).float() for i in range(5)})
+        kept = left(trial)
+        out += 5 - len(kept) if kept else 4
+    assert out / 1000 < 0.03
+
+
+def test_turns_are_joined_and_who_was_left_out_cannot_win() -> None:
+    first = trial_of(best=BEYOND, lucky=1.5 * BEYOND)
+    second = trial_of(best=0.1 * BEYOND)
+    trial = joined([first, second])
+    lucky, best = (trial.drops[MEAN_COLOUR][Recipe("gradcam", name)] for name in ("lucky", "best"))
+    assert trial.images == 16 and lucky[:8].equal(1.5 * BEYOND) and lucky[8:].isnan().all()
+    torch.testing.assert_close(best, torch.cat([BEYOND, 0.1 * BEYOND]))
+    choice = choose(trial, list(trial.drops[MEAN_COLOUR]), [], [*EIGHT, *"ijklmnop"], {})
+    assert choice.used.layer == "best" and choice.rows[0].candidate.layer == "best"
+    assert choice.rows[1].beyond.mean == pytest.approx(float(1.5 * BEYOND.mean()))
+
+
+def test_every_image_has_one_turn_and_each_turn_is_spread_over_all() -> None:
+    for count in (0, 3, 8, 15, 16, 24, 32, 100):
+        turns = [turn.tolist() for turn in _turns(count)]
+        assert sorted(i for turn in turns for i in turn) == list(range(count))
+        if count >= 16:
+            assert len(turns[0]) == 8 and turns[0][0] == 0 and turns[0][-1] >= 7 * (count // 8)
+    assert [len(turn) for turn in _turns(32)] == [8, 8, 16] and [len(turn) for turn in _turns(16)] == [8, 8]

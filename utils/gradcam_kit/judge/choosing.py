@@ -15,8 +15,19 @@ from ..engine.maps import NonFiniteMapError
 from ..engine.recipe import Recipe
 from .candidates import candidate_maps
 from .transplant import Margins
-from .trial import PAIRED_REAL, REAL_TOKENS, Fills, Heat, Scorer, TokenFill, fills_of, try_candidates
-from .verdict import UNTRIED, Choice, choose
+from .trial import (
+    PAIRED_REAL,
+    REAL_TOKENS,
+    Fills,
+    Heat,
+    Scorer,
+    TokenFill,
+    Trial,
+    fills_of,
+    joined,
+    try_candidates,
+)
+from .verdict import FEWEST_EARLY, UNTRIED, Choice, choose, contenders
 
 T = TypeVar("T")
 SPREAD = 0.05  # standard deviation of the margins, in logits: an untrained detector gives nearly one for all images
@@ -117,22 +128,67 @@ def choose_map(
     if given.has_pair is not None and given.has_pair.float().mean() >= 0.5:
         paired_ones = given.has_pair.nonzero().flatten()
         given, margins = given.only(paired_ones), margins[paired_ones]
-    maps, kept, unmade = maps_of_all(detector, given, list(dict.fromkeys([*named, *candidates])))
-    given, margins = given.only(torch.tensor(kept, dtype=torch.long)), margins[kept]
-    if not maps or not kept:
-        reasons = {str(one): reason for one, reason in unmade.items()}
+    found = _tried(detector, given, margins, list(dict.fromkeys([*named, *candidates])), named)
+    if found.trial is None:
+        reasons = {str(one): reason for one, reason in found.unmade.items()}
         return Choice(UNTRIED, (named or candidates)[0], "no image, or no map, could be tried", unmade=reasons)
-    paired = given.paired if given.has_pair is not None and bool(given.has_pair.all()) else None
-    fills: Fills = fills_of(given.images, given.reals)
+    made = [one for one in named if one in next(iter(found.trial.drops.values()))]
+    return choose(found.trial, candidates, made, found.videos, found.unmade)
+
+
+class _Tried(NamedTuple):
+    """A trial, of images of these `videos`, and why some candidates have no map; None where nothing could be tried."""
+
+    trial: Trial | None
+    videos: list[Hashable]
+    unmade: dict[Recipe, str]
+
+
+def _tried(
+    detector: TriedDetector, given: TrialImages, margins: Tensor, candidates: list[Recipe], named: Sequence[Recipe]
+) -> _Tried:
+    """By one fill where that is certain before: then in turns, each of more images, until the choice is settled."""
     only = None
-    if paired is not None:
-        fills, only = {**fills, PAIRED_REAL: paired}, PAIRED_REAL
+    if given.has_pair is not None and bool(given.has_pair.all()):
+        only = PAIRED_REAL
     elif detector.exchange is not None:
-        fills, only = {REAL_TOKENS: detector.exchange(given.images, given.videos)}, REAL_TOKENS
-    direction = directions(given.target)
-    scorer = Scorer(detector.margins, direction)
-    trial = try_candidates(given.images, maps, fills, scorer, only, before=margins * direction)
-    return choose(trial, candidates, [one for one in named if one in maps], given.videos, unmade)
+        only = REAL_TOKENS
+    trials: list[Trial] = []
+    videos: list[Hashable] = []
+    unmade: dict[Recipe, str] = {}
+    turns = _turns(len(given.images)) if only else [torch.arange(len(given.images))]
+    for number, turn in enumerate(turns):
+        some, before = given.only(turn), margins[turn]
+        maps, kept, reasons = maps_of_all(detector, some, candidates)
+        unmade |= reasons
+        if not maps or not kept:
+            continue
+        some, before = some.only(torch.tensor(kept)), before[kept] * directions([some.target[i] for i in kept])
+        scorer = Scorer(detector.margins, directions(some.target))
+        trials.append(try_candidates(some.images, maps, _fills(detector, some, only), scorer, only, before, number))
+        videos += some.videos
+        candidates = [one for one in candidates if one not in unmade]
+        if number + 1 < len(turns):
+            candidates = contenders(joined(trials), candidates, named, videos)
+            if not candidates:
+                break
+    return _Tried(joined(trials) if trials else None, videos, unmade)
+
+
+def _turns(count: int) -> list[Tensor]:
+    """Positions of so many images in turns of 8, 8 and the rest, each spread over them all; few have one turn."""
+    left, turns = torch.arange(count), []
+    while len(left) >= 2 * FEWEST_EARLY and len(turns) < 2:
+        turns.append(left[:: len(left) // FEWEST_EARLY][:FEWEST_EARLY])
+        left = left[~torch.isin(left, turns[-1])]
+    return [*turns, left]
+
+
+def _fills(detector: TriedDetector, given: TrialImages, only: str | None) -> Fills:
+    if only == REAL_TOKENS and detector.exchange is not None:
+        return {REAL_TOKENS: detector.exchange(given.images, given.videos)}
+    fills: Fills = fills_of(given.images, given.reals)
+    return fills if given.paired is None or only is None else {**fills, PAIRED_REAL: given.paired}
 
 
 def separates(margins: Tensor, labels: Sequence[int] | None) -> bool:

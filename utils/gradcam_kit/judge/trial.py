@@ -121,7 +121,8 @@ class Trial:
 
     `margins` (N,). `moved`: fill → how far random patches move the margin, median over images as a share of the mean
     size of the margin. `drops`: fill → candidate → (N,), of the hottest patches; `random`: the same of as many patches
-    at random on that candidate's grid. Both for the fills that were used, the preferred first.
+    at random on that candidate's grid. Both for the fills that were used, the preferred first. NaN where a
+    candidate was not tried any more.
     """
 
     images: int
@@ -138,16 +139,17 @@ def try_candidates(
     scorer: Scorer,
     only: str | None = None,
     before: Tensor | None = None,
+    seed: int = SEED,
 ) -> Trial:
     """The drop of the margin of N images (N, 3, H, W), as `scorer` takes them, by each candidate's map.
 
     Of the fills, which are in order of preference, the first two are used that are CALM or, where there are not two,
     those that random patches move the margin least with; or `only` this one. `before`: what the scorer gives the
-    images, where it is known.
+    images, where it is known. `seed`: of the random patches.
     """
     before = scorer.of(images) if before is None else before
     patches = {candidate: hottest(*one) for candidate, one in maps.items()}
-    draws = {grid: random_patches(len(images), grid, SEED) for grid in dict.fromkeys(map(grid_of, patches.values()))}
+    draws = {grid: random_patches(len(images), grid, seed) for grid in dict.fromkeys(map(grid_of, patches.values()))}
     random = {
         name: {grid: scorer.drop(before, images, fill, drawn) for grid, drawn in draws.items()}
         for name, fill in fills.items()
@@ -164,6 +166,25 @@ def try_candidates(
         {name: {one: scorer.drop(before, images, fills[name], mask) for one, mask in patches.items()} for name in used},
         {name: {one: random[name][grid_of(mask)] for one, mask in patches.items()} for name in used},
     )
+
+
+def joined(trials: Sequence[Trial]) -> Trial:
+    """Trials of different images by one fill as one; of a later one candidates may be missing."""
+    if len(trials) == 1:
+        return trials[0]
+    (fill,) = trials[0].drops
+
+    def together(of: Callable[[Trial], Mapping[Recipe, Tensor]]) -> dict[Recipe, Tensor]:
+        return {
+            one: torch.cat([of(trial).get(one, torch.full((trial.images,), torch.nan)) for trial in trials])
+            for one in of(trials[0])
+        }
+
+    margins = torch.cat([trial.margins for trial in trials])
+    random = together(lambda trial: trial.random[fill])
+    moved = _moved([drops[drops.isfinite()] for drops in random.values()], float(margins.abs().mean()))
+    drops = together(lambda trial: trial.drops[fill])
+    return Trial(len(margins), margins, {**trials[0].moved, fill: moved}, {fill: drops}, {fill: random})
 
 
 def _moved(drops: Sequence[Tensor], scale: float) -> float:

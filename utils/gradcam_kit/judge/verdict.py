@@ -20,6 +20,8 @@ ALIKE = 0.95  # of the best drop: such candidates count as equal, and the first 
 FAR_BELOW = 0.5  # of the best drop: a named map below it is reported, and a second fill with the winner there disagrees
 FEWEST_IMAGES = 4  # fewer choose nothing
 RESAMPLES, LEVEL = 2_000, 0.95
+FEWEST_EARLY = 8  # images, and videos, before which nothing ends early
+EARLY_LEVEL = 0.99  # of the intervals by which a trial ends, or leaves candidates out, before all images are tried
 SHOWN_ROWS = 5
 
 Unmade = Mapping[Recipe, str]
@@ -151,7 +153,8 @@ def _disagreement(trial: Trial, winner: Row) -> str:
     margin = float(trial.margins.abs().mean())
     # What there is to be lost: the margin or, where images lie near the decision, the best drop.
     worth = {
-        fill: max(margin, *(float(values.mean()) for values in drops.values())) for fill, drops in trial.drops.items()
+        fill: max(margin, *(float(values.nanmean()) for values in drops.values()))
+        for fill, drops in trial.drops.items()
     }
     restless = [fill for fill in worth if trial.moved[fill] * margin > CALM * worth[fill]]
     if restless:
@@ -159,6 +162,33 @@ def _disagreement(trial: Trial, winner: Row) -> str:
     if winner.second < FAR_BELOW:
         return f"the fills {' and '.join(trial.drops)} do not agree on one map"
     return ""
+
+
+def contenders(
+    trial: Trial, candidates: Sequence[Recipe], named: Sequence[Recipe], videos: Sequence[Hashable]
+) -> list[Recipe]:
+    """Those that further images may still change something about; none where all is decided.
+
+    A candidate is out once its drop beyond random lies below ALIKE of the best one's, by the paired interval over
+    videos at EARLY_LEVEL. A named map is settled once it lies above or below FAR_BELOW of the best. While the best does
+    not lie above random at that level, or of fewer than FEWEST_EARLY videos, nobody is out.
+    """
+    fill = next(iter(trial.drops))
+    beyond = {one: drops - trial.random[fill][one] for one, drops in trial.drops[fill].items() if one in candidates}
+    best = max(beyond, key=lambda one: float(beyond[one].mean()))
+
+    def ends(values: Tensor) -> Interval:
+        return interval(values, videos, level=EARLY_LEVEL)
+
+    if len(set(videos)) < FEWEST_EARLY or not ends(beyond[best]).low > 0:
+        return list(beyond)
+    open_ones = [one for one in beyond if one != best and not ends(ALIKE * beyond[best] - beyond[one]).low > 0]
+    if named:
+        gaps = [ends(beyond[one] - FAR_BELOW * beyond[best]) for one in named if one in beyond]
+        settled = all(gap.low > 0 or gap.high < 0 for gap in gaps)
+    else:
+        settled = not open_ones
+    return [] if settled else [one for one in beyond if one in (best, *open_ones, *named)]
 
 
 def _rows(trial: Trial, named: Sequence[Recipe], videos: Sequence[Hashable]) -> list[Row]:
@@ -169,8 +199,8 @@ def _rows(trial: Trial, named: Sequence[Recipe], videos: Sequence[Hashable]) -> 
     rows = [
         Row(
             candidate=one,
-            fall=float(drops.mean()),
-            random=float(trial.random[first][one].mean()),
+            fall=float(drops.nanmean()),
+            random=float(trial.random[first][one].nanmean()),
             beyond=interval(beyond[0][one], videos),
             share=shares[0][one],
             second=shares[-1][one],
@@ -182,14 +212,25 @@ def _rows(trial: Trial, named: Sequence[Recipe], videos: Sequence[Hashable]) -> 
 
 
 def _shares(beyond: Mapping[Recipe, Tensor]) -> dict[Recipe, float]:
-    """Each candidate's mean as a share of the largest, 0 where none is above 0."""
-    means = {one: float(values.mean()) for one, values in beyond.items()}
-    best = max(means.values())
-    return {one: mean / best if best > 0 else 0.0 for one, mean in means.items()}
+    """Each candidate's mean as a share of the largest, 0 where none is above 0.
+
+    Of one that was left out earlier, on the images that it was tried on: it is no longer alike, whatever the rest say.
+    """
+    whole = {one: float(values.mean()) for one, values in beyond.items() if bool(values.isfinite().all())}
+    best = max(whole, key=lambda one: whole[one])
+    shares = {}
+    for one, values in beyond.items():
+        there = values.isfinite()
+        of_best = float(beyond[best][there].mean())
+        share = float(values[there].mean()) / of_best if of_best > 0 and whole[best] > 0 else 0.0
+        shares[one] = share if one in whole else min(share, ALIKE - 0.01)
+    return shares
 
 
-def interval(values: Tensor, videos: Sequence[Hashable], seed: int = 0) -> Interval:
-    """Mean of (N,) with its 95 % percentile interval, by a cluster bootstrap over videos."""
+def interval(values: Tensor, videos: Sequence[Hashable], seed: int = 0, level: float = LEVEL) -> Interval:
+    """Mean of (N,) with its percentile interval, by a cluster bootstrap over videos; NaN counts as no image."""
+    there = values.isfinite().tolist()
+    values, videos = values[there], [video for video, one in zip(videos, there, strict=True) if one]
     names = {name: i for i, name in enumerate(dict.fromkeys(videos))}
     if len(names) < 2:
         return Interval(float(values.mean()), math.nan, math.nan)
@@ -198,7 +239,7 @@ def interval(values: Tensor, videos: Sequence[Hashable], seed: int = 0) -> Inter
     counts = torch.bincount(video, minlength=len(names)).double()
     drawn = torch.randint(len(names), (RESAMPLES, len(names)), generator=torch.Generator().manual_seed(seed))
     means = sums[drawn].sum(dim=1) / counts[drawn].sum(dim=1)
-    low, high = means.quantile(torch.tensor([(1 - LEVEL) / 2, (1 + LEVEL) / 2], dtype=torch.float64)).tolist()
+    low, high = means.quantile(torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)).tolist()
     return Interval(float(values.mean()), low, high)
 
 

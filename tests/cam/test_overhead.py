@@ -135,7 +135,7 @@ def gradients(model: Any, image: Tensor, constant: bool) -> list[tuple[Tensor, T
     score = model.head(norm(tower.post_layernorm, x[:, 0]))[:, 1].sum()
     found = torch.autograd.grad(score, read)
     return [
-        tuple(one.detach()[:, 1:].transpose(1, 2).unflatten(2, (SIDE, SIDE)) for one in pair)  # type: ignore[misc]
+        tuple(one.detach()[:, 1:].transpose(1, 2).unflatten(2, (SIDE, SIDE)) for one in pair)
         for pair in zip(read, found, strict=True)
     ]
 

@@ -177,7 +177,7 @@ def _tried(
 
 def _turns(count: int) -> list[Tensor]:
     """Positions of so many images in turns of 8, 8 and the rest, each spread over them all; few have one turn."""
-    left, turns = torch.arange(count), []
+    left, turns = torch.arange(count), list[Tensor]()
     while len(left) >= 2 * FEWEST_EARLY and len(turns) < 2:
         turns.append(left[:: len(left) // FEWEST_EARLY][:FEWEST_EARLY])
         left = left[~torch.isin(left, turns[-1])]

@@ -103,6 +103,11 @@ class Recipe:
         return not self.site
 
     @property
+    def needs_own_pass(self) -> bool:
+        """Whether no recipe of another backward rule can share its pass: attention by the balanced rule."""
+        return self.method in ATTENTION_METHODS and self.backward == BALANCED
+
+    @property
     def is_open(self) -> bool:
         """Whether the method or the layer is left to a trial."""
         return AUTO in (self.method, *self.layers)

@@ -17,8 +17,9 @@ from ..base.errors import InputError
 from ..engine.checks import Checks
 from ..engine.hooks import NotOneToken
 from ..engine.maps import LayerMaps, refuse_non_finite
-from ..engine.recipe import Recipe
+from ..engine.recipe import BALANCED, Recipe
 from ..engine.targets import Target, wants_both
+from .capture import Capture
 from .checking import check_explanation, verdicts_of
 from .explanation import Explanation, RecipeMaps, one_per_layer
 from .images import Batch, check_pixels, check_shape
@@ -86,25 +87,27 @@ def explained_in(subject: Subject, batch: Batch, asked: Asked, image_name: str, 
 
 
 def _explained(subject: Subject, batch: Batch, asked: Asked, checks: Checks) -> Explanation:
-    """By a pass for each backward rule among the recipes, the order of which is kept."""
+    """By one pass, or by a second one for recipes that need a pass of the balanced rule alone; their order is kept."""
     recipes = list(asked.recipes)
     paired = batch.get("paired_real")
     compares = subject.bank is not None or paired is not None
     real = None if paired is None else real_tokens(subject, paired)
     if compares:
         recipes.append(subject.evidence_recipe(recipes))
-    rules = dict.fromkeys(recipe.backward for recipe in recipes)
-    of_rule = {rule: [recipe for recipe in recipes if recipe.backward == rule] for rule in rules}
-    captured = {
-        rule: subject.capture(batch, list(dict.fromkeys(some)), asked.target, None, asked.completeness, checks, real)
-        for rule, some in of_rule.items()
-    }
-    first = captured[asked.recipes[0].backward]
+    of: dict[Recipe, Capture] = {}
+    for alone in (False, True):  # of several rules together; of the balanced one, where it is tested for completeness
+        some = dict.fromkeys(
+            one for one in recipes if alone == (one.needs_own_pass or (asked.completeness and one.backward == BALANCED))
+        )
+        if some:
+            captured = subject.capture(batch, list(some), asked.target, None, asked.completeness, checks, real)
+            of |= dict.fromkeys(some, captured)
+    first = of[asked.recipes[0]]
     if subject.reading.may_mix and len(batch["image"]) > 1:
         subject.tower.once(MIXES, lambda: _note_mixing(subject, batch["image"], first.prediction["cls"], checks))
     made = []
     for recipe in asked.recipes:
-        of_recipe = captured[recipe.backward]
+        of_recipe = of[recipe]
         maps = of_recipe.maps(recipe, checks=checks)
         site = "output" if of_recipe.grid is None else recipe.site
         complete = {layer: of_recipe.completeness[layer] for layer in recipe.layers if layer in of_recipe.completeness}
@@ -118,7 +121,7 @@ def _explained(subject: Subject, batch: Batch, asked: Asked, checks: Checks) -> 
         made=tuple(made),
         images=batch["image"],
         look=subject.look,
-        evidence=None if not compares else captured[recipes[-1].backward].evidence(recipes[-1]),
+        evidence=None if not compares else of[recipes[-1]].evidence(recipes[-1]),
         separates=subject.choice is None or subject.choice.separates,
         one_per_layer=one_per_layer(asked.recipes, subject.recipe),
         judged=verdicts_of,

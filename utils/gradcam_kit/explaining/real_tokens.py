@@ -123,12 +123,13 @@ def _skipped(subject: Subject, seen: Seen, real: Tensor, images: Tensor, block: 
     """The blocks before `block`, unless the tower's logits change where these only pass tokens on."""
 
     def find() -> Sequence[Skipped]:
-        skipped = skippable(subject.tower, block, partial(subject.predict, {"image": images}))
-        usual = subject.margins(images)
-        every = torch.arange(len(images), device=images.device)
-        nowhere = torch.zeros(len(images), *real.shape[2:], dtype=torch.bool, device=images.device)
+        few = images[:2]
+        skipped = skippable(subject.tower, block, partial(subject.predict, {"image": few}))
+        usual = subject.margins(few)
+        every = torch.arange(len(few), device=images.device)
+        nowhere = torch.zeros(len(few), *real.shape[2:], dtype=torch.bool, device=images.device)
         with Exchange(seen, real, skipped).made(every, nowhere):
-            again = subject.margins(images)
+            again = subject.margins(few)
         alike = torch.allclose(again, usual, rtol=ALIKE, atol=ALIKE * float(usual.abs().max()))
         return skipped if alike else ()
 

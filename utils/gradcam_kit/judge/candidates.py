@@ -172,22 +172,20 @@ def map_layers(tower: nn.Module, default: str, run: Callable[[], object]) -> Map
 
 def captures(candidates: Iterable[Recipe]) -> int:
     """Backward passes that `candidate_maps` makes, at most two for each forward pass."""
-    rules = [{one.backward for one in group} for group in _by_capture(candidates).values()]
-    return sum(1 + (len(some) > 1 or BOTH in some) for some in rules)
+    rules = [{one.backward for one in some} for some in _by_capture(candidates) if some]
+    return sum(1 + (len(of) > 1 or BOTH in of) for of in rules)
 
 
-def _by_capture(candidates: Iterable[Recipe]) -> dict[bool, list[Recipe]]:
-    """The candidates that one capture serves: all but those that read attention by another rule than the plain one."""
-    groups: dict[bool, list[Recipe]] = {}
-    for one in candidates:
-        groups.setdefault(one.method in ATTENTION_METHODS and one.backward != PLAIN, []).append(one)
-    return groups
+def _by_capture(candidates: Iterable[Recipe]) -> tuple[list[Recipe], list[Recipe]]:
+    """The candidates that one capture serves: nearly all, and those that need one of their own."""
+    every = list(candidates)
+    return [one for one in every if not one.needs_own_pass], [one for one in every if one.needs_own_pass]
 
 
 def candidate_maps(capture: Callable[[list[Recipe]], Any], candidates: Sequence[Recipe]) -> dict[Recipe, LayerMaps]:
     """The maps of all candidates, from one `capture` (→ `explaining.capture.Capture`) where it can serve all."""
     found = {}
-    for group in _by_capture(candidates).values():
+    for group in filter(None, _by_capture(candidates)):
         kinds: dict[Recipe, list[Recipe]] = {}  # those that differ in their layer alone
         for one in group:
             kinds.setdefault(one.at(""), []).append(one)

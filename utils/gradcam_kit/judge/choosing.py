@@ -187,8 +187,9 @@ def _turns(count: int) -> list[Tensor]:
 def _fills(detector: TriedDetector, given: TrialImages, only: str | None) -> Fills:
     if only == REAL_TOKENS and detector.exchange is not None:
         return {REAL_TOKENS: detector.exchange(given.images, given.videos)}
-    fills: Fills = fills_of(given.images, given.reals)
-    return fills if given.paired is None or only is None else {**fills, PAIRED_REAL: given.paired}
+    if only == PAIRED_REAL and given.paired is not None:
+        return {PAIRED_REAL: given.paired}
+    return fills_of(given.images, given.reals)
 
 
 def separates(margins: Tensor, labels: Sequence[int] | None) -> bool:

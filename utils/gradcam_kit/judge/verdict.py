@@ -21,7 +21,7 @@ FAR_BELOW = 0.5  # of the best drop: a named map below it is reported, and a sec
 FEWEST_IMAGES = 4  # fewer choose nothing
 RESAMPLES, LEVEL = 2_000, 0.95
 FEWEST_EARLY = 8  # images, and videos, before which nothing ends early
-EARLY_LEVEL = 0.99  # of the intervals by which a trial ends, or leaves candidates out, before all images are tried
+EARLY_LEVEL = 0.995  # of the intervals by which a trial ends, or leaves candidates out, before all images are tried
 SHOWN_ROWS = 5
 
 Unmade = Mapping[Recipe, str]
@@ -170,8 +170,9 @@ def contenders(
     """Those that further images may still change something about; none where all is decided.
 
     A candidate is out once its drop beyond random lies below ALIKE of the best one's, by the paired interval over
-    videos at EARLY_LEVEL. A named map is settled once it lies above or below FAR_BELOW of the best. While the best does
-    not lie above random at that level, or of fewer than FEWEST_EARLY videos, nobody is out.
+    videos at EARLY_LEVEL; one behind the best on the list, which would have to be clearly better, once it is not. A
+    named map is settled once it lies above or below FAR_BELOW of the best. While the best does not lie above random at
+    that level, or of fewer than FEWEST_EARLY videos, nobody is out.
     """
     fill = next(iter(trial.drops))
     beyond = {one: drops - trial.random[fill][one] for one, drops in trial.drops[fill].items() if one in candidates}
@@ -182,7 +183,13 @@ def contenders(
 
     if len(set(videos)) < FEWEST_EARLY or not ends(beyond[best]).low > 0:
         return list(beyond)
-    open_ones = [one for one in beyond if one != best and not ends(ALIKE * beyond[best] - beyond[one]).low > 0]
+    place = list(beyond).index(best)
+
+    def may_win(one: Recipe, behind: bool) -> bool:
+        gap = beyond[best] - ALIKE * beyond[one] if behind else ALIKE * beyond[best] - beyond[one]
+        return not ends(gap).low > 0
+
+    open_ones = [one for i, one in enumerate(beyond) if i != place and may_win(one, i > place)]
     if named:
         gaps = [ends(beyond[one] - FAR_BELOW * beyond[best]) for one in named if one in beyond]
         settled = all(gap.low > 0 or gap.high < 0 for gap in gaps)

@@ -61,6 +61,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/engine.py --tower base | $(WRITE) engine-base
 	$(BIN)/python examples/make_demo_data.py --output data/pipeline --seed 7 --split test --videos 17
 	$(BIN)/python benchmarks/pipeline.py --data data/pipeline | $(WRITE) pipeline
+	$(BIN)/python benchmarks/default_run.py --data data/pipeline | $(WRITE) default-run
 	$(BIN)/python benchmarks/scale.py | $(WRITE) scale
 	$(BIN)/python benchmarks/gpu.py | $(WRITE) gpu
 	$(if $(HOST),$(BIN)/python benchmarks/against_host.py $(HOST) | $(WRITE) host)

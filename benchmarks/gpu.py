@@ -1,11 +1,11 @@
-"""What heatmaps cost on a CUDA device, in one call of about three minutes. Prints Markdown.
+"""What heatmaps cost on a CUDA device, in one call of at most eight minutes. Prints Markdown.
 
-    python benchmarks/gpu.py [--batches 32 128] [--rounds 10] [--runs]
+    python benchmarks/gpu.py [--batches 8 32 128] [--rounds 10] [--minutes 8]
 
 The detector is CLIP ViT-L/14 with random weights. All contenders run in turn, round after round, timed by the device's
 own events; a ratio is to the plain forward pass of the same precision and batch, by the median and by the minimum of
-the rounds. `--runs` adds whole runs of test_with_gradcam.py on generated frames. A library that is missing is said to
-be. `--device cpu --tiny` tries the script where there is no such device.
+the rounds. Whole runs of test_with_gradcam.py on generated frames come last. What there was no time for is named, as is
+a library that is missing. `--device cpu --tiny` tries the script where there is no such device.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ TINY: dict[str, Any] = {
 PRECISIONS = ("fp32", "tf32", "bf16")
 PEERS_BATCH = 32  # theirs keep much more
 ROW, ROUNDS_IN_A_ROW = 5, 3  # explanations in a row
+RESERVED = 150  # seconds for the whole runs
 
 
 def contenders(bench: Bench, peers: bool) -> Contenders:
@@ -74,9 +75,33 @@ def contenders(bench: Bench, peers: bool) -> Contenders:
     return runs
 
 
+class Clock:
+    """Which parts there is time for."""
+
+    def __init__(self, minutes: float) -> None:
+        self._end = time.monotonic() + 60 * minutes
+
+    @property
+    def left(self) -> float:
+        """Seconds."""
+        return self._end - time.monotonic()
+
+    def allows(self, what: str, seconds: float = 0) -> bool:
+        """Whether there is time for a part that takes so long; if not, it is named."""
+        if self.left > seconds:
+            return True
+        print(f"\nleft out, for want of time: {what}", flush=True)
+        return False
+
+
 @contextlib.contextmanager
 def precision_of(name: str, device: str) -> Iterator[None]:
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = name == "tf32"
+    tf32 = name == "tf32"
+    torch.backends.cudnn.allow_tf32 = tf32
+    if hasattr(torch.backends.cuda.matmul, "fp32_precision"):  # from PyTorch 2.9 on
+        torch.backends.cuda.matmul.fp32_precision = "tf32" if tf32 else "ieee"
+    else:
+        torch.backends.cuda.matmul.allow_tf32 = tf32
     half: AbstractContextManager[Any] = contextlib.nullcontext()
     if name == "bf16":
         half = torch.autocast(device, dtype=torch.bfloat16)
@@ -115,11 +140,13 @@ def peak(run: Callable[[], Any], device: str) -> str:
     return f"{torch.cuda.max_memory_allocated() / 2**30:.2f}"
 
 
-def engine(detector: Any, blocks: tuple[int, ...], device: str, batches: list[int], rounds: int) -> None:
+def engine(detector: Any, blocks: tuple[int, ...], device: str, batches: list[int], rounds: int, clock: Clock) -> None:
     print("\n| precision | batch | | ms, median (min) | ÷ forward, median (min) | images/s | peak GiB |")
     print("|---|---|---|---|---|---|---|", flush=True)
-    for precision in PRECISIONS if device != "cpu" else ("fp32", "bf16"):
+    for precision in reversed(PRECISIONS) if device != "cpu" else ("bf16", "fp32"):
         for batch in batches:
+            if not clock.allows(f"{precision}, batch {batch}", RESERVED):
+                continue
             bench = Bench(detector, torch.randn(batch, 3, 224, 224, device=device), blocks)
             runs = contenders(bench, peers=batch <= PEERS_BATCH)
             times: dict[str, list[float]] = {name: [] for name in runs}
@@ -138,15 +165,18 @@ def engine(detector: Any, blocks: tuple[int, ...], device: str, batches: list[in
                 )
 
 
-def in_a_row(detector: Any, blocks: tuple[int, ...], device: str, batches: list[int], rounds: int) -> None:
+def in_a_row(
+    detector: Any, blocks: tuple[int, ...], device: str, batches: list[int], rounds: int, clock: Clock
+) -> None:
     """Explanations each waited for, as `explain` does it, and read when the next is under way, as runs do it."""
     print("\n| four layers, in a row | batch | ms each, waited for | ms each, one behind | kernels alone, ms |")
     print("|---|---|---|---|---|", flush=True)
     for precision in PRECISIONS if device != "cpu" else ("fp32",):
         for batch in batches:
+            if not clock.allows(f"in a row, {precision}, batch {batch}", RESERVED):
+                continue
             bench = Bench(detector, torch.randn(batch, 3, 224, 224, device=device), blocks)
-            asked = ({"image": bench.image}, bench.names, "gradcam", "fake", "layer_norm1", "plain", False)
-            begin = in_precision(precision, device, partial(Pending, partial(detector.explained, *asked)))
+            begin = in_precision(precision, device, handed_over(bench))
             begin().result()
             waited, behind = [], []
             for _ in range(min(rounds, ROUNDS_IN_A_ROW)):
@@ -197,11 +227,16 @@ def forward_in_a_graph(detector: Any, batch: int) -> None:
         )
 
 
-def synchronisations(bench: Bench) -> None:
-    """Where handing an explanation to the device waits for it, by the line of ours that asks."""
+def handed_over(bench: Bench) -> Callable[[], Pending]:
+    """Hands an explanation of the bench's images to the device, and waits for nothing."""
     asked = Asked([Recipe("gradcam", bench.names)], "predicted", False)
     subject = bench.detector.as_subject()
-    run = partial(Pending, partial(explained_in, subject, {"image": bench.image}, asked, "image"))
+    return partial(Pending, partial(explained_in, subject, {"image": bench.image}, asked, "image"))
+
+
+def synchronisations(bench: Bench) -> None:
+    """Where handing an explanation to the device waits for it, by the line of ours that asks."""
+    run = handed_over(bench)
     run().result()
     torch.cuda.synchronize()
     with warnings.catch_warnings(record=True) as caught:
@@ -219,7 +254,7 @@ def synchronisations(bench: Bench) -> None:
     )
 
 
-def whole_runs(backbone: dict[str, Any], device: str, videos: int) -> None:
+def whole_runs(backbone: dict[str, Any], device: str, videos: int, clock: Clock) -> None:
     """Frames per second of test_with_gradcam.py, without its start: between the first and the last batch."""
     with tempfile.TemporaryDirectory() as folder:
         data, root = Path(folder) / "data", TRAINING_FOLDER
@@ -250,8 +285,14 @@ def whole_runs(backbone: dict[str, Any], device: str, videos: int) -> None:
                 "--test_config", str(test), "--calibration_images", "0", "--gradcam_layers", "sum", "--gradcam_method",
                 "hirescam", "--gradcam_backward", "balanced", *flags,
             ]  # fmt: skip
+            if not clock.allows(f"whole run, {name}"):
+                continue
             start = time.monotonic()
-            done = subprocess.run(command, capture_output=True, text=True)
+            try:
+                done = subprocess.run(command, capture_output=True, text=True, timeout=clock.left)
+            except subprocess.TimeoutExpired:
+                print(f"| {name} | more than {time.monotonic() - start:.0f}, ended | | | |", flush=True)
+                continue
             took = time.monotonic() - start
             if done.returncode:
                 print(f"| {name} | failed: {done.stderr.strip().splitlines()[-1:]} | | |", flush=True)
@@ -265,12 +306,13 @@ def whole_runs(backbone: dict[str, Any], device: str, videos: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
-    parser.add_argument("--batches", type=int, nargs="+", default=[32, 128])
+    parser.add_argument("--batches", type=int, nargs="+", default=[8, 32, 128])
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--tiny", action="store_true", help="a small tower, to try the script")
-    parser.add_argument("--runs", action="store_true", help="whole runs, too")
-    parser.add_argument("--videos", type=int, default=40, help="of each forgery in the whole runs")
+    parser.add_argument("--videos", type=int, default=24, help="of each forgery in the whole runs")
+    parser.add_argument("--minutes", type=float, default=8, help="that all of it may take")
     arguments = parser.parse_args()
+    clock = Clock(arguments.minutes)
     if arguments.device == "cuda" and not torch.cuda.is_available():
         print("missing: PyTorch finds no CUDA device here")
         return
@@ -280,13 +322,13 @@ def main() -> None:
     backbone, blocks = (TINY, (3, 2, 1, 0)) if arguments.tiny else (LARGE, (23, 20, 15, 10))
     detector = CLIPDetectorWithGradCAM({"loss_func": "cross_entropy", "backbone_config": backbone})
     detector.eval().to(arguments.device)
-    engine(detector, blocks, arguments.device, arguments.batches, arguments.rounds)
-    in_a_row(detector, blocks, arguments.device, arguments.batches, arguments.rounds)
+    measured = detector, blocks, arguments.device, arguments.batches, arguments.rounds, clock
+    engine(*measured)
+    in_a_row(*measured)
     if arguments.device == "cuda":
         forward_in_a_graph(detector, min(arguments.batches))
         synchronisations(Bench(detector, torch.randn(8, 3, 224, 224, device="cuda"), blocks))
-    if arguments.runs:
-        whole_runs(backbone, arguments.device, arguments.videos)
+    whole_runs(backbone, arguments.device, arguments.videos, clock)
 
 
 if __name__ == "__main__":

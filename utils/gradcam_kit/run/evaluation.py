@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, replace
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -222,10 +223,15 @@ def run_manifest(
         versions={
             "gradcam_extension": VERSION,
             "python": platform.python_version(),
-            **{name: str(importlib.import_module(name).__version__) for name in PACKAGES},
+            **{name: _version_of(name) for name in PACKAGES},
         },
         top_files=[METRICS, *TOP_FILES, CSV_FILE, JSON_FILE, CALIBRATION_JSON, CALIBRATION_CSV],
     )
+
+
+def _version_of(package: str) -> str:
+    """Of a module; scikit-learn, which computes metrics at the very end, is not imported for it: that takes a second."""
+    return version("scikit-learn") if package == "sklearn" else str(importlib.import_module(package).__version__)
 
 
 def _frames_sha256(frames: Sequence[Frame] | Sequence[Clip]) -> str:

@@ -142,6 +142,22 @@ for name, maps in found.items():
     assert done.returncode == 0, done.stderr[-1500:]
 
 
+@pytest.mark.skipif(not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="needs PyTorch 2.9")
+def test_the_newer_switch_is_left_as_it_stood() -> None:
+    """Whoever has set it cannot read the older one any more."""
+    matmul: Any = torch.backends.cuda.matmul
+    before, seen = matmul.fp32_precision, []
+    try:
+        for value in ("tf32", "ieee"):
+            matmul.fp32_precision = value
+            with matrix_products_in("tf32"):
+                seen.append(matmul.fp32_precision)
+            assert matmul.fp32_precision == value
+    finally:
+        matmul.fp32_precision = before
+    assert seen == ["tf32", "tf32"]
+
+
 @pytest.mark.parametrize(
     ("seconds", "chosen"), [([2.0, 1.0], ("bf16", 2.0)), ([2.0, 1.9], ("fp32", 1.0)), ([1.0, 3.0], ("fp32", 1.0))]
 )

@@ -40,7 +40,7 @@ from .predictions import Predictions
 CLIPS = 16  # on which a map of clips is chosen, at most
 POOL = 8  # frames predicted for each image that is wanted: detectors call few images fake on some data
 JUDGED = 16  # images on which a named map is judged, at most: a figure to warn by needs no more
-BESIDE = 8  # candidates that a named map is judged beside: the first of the list
+BESIDE = 10  # candidates that a named map is judged beside: the first of the list
 FILLS = 5  # tried at most
 BLIND = "the detector does not tell real from fake on these images: no map is called supported"
 NO_FAKE = "the detector calls no image fake: maps were tried on images that it calls real"

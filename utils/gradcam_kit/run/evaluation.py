@@ -230,7 +230,7 @@ def run_manifest(
 
 
 def _version_of(package: str) -> str:
-    """Of a module; scikit-learn, which computes metrics at the very end, is not imported for it, which takes a second."""
+    """Of a module; scikit-learn, which computes metrics at the very end, is not imported for it: a second's work."""
     return version("scikit-learn") if package == "sklearn" else str(importlib.import_module(package).__version__)
 
 

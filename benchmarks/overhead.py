@@ -59,7 +59,9 @@ def narrow_bench() -> Bench:
     torch.manual_seed(0)
     config = {"loss_func": "cross_entropy", "backbone_config": {"architecture": ARCHITECTURE}}
     side = ARCHITECTURE["image_size"]
-    return Bench(CLIPDetectorWithGradCAM(config).eval(), torch.randn(BATCH, 3, side, side), BLOCKS)
+    detector = CLIPDetectorWithGradCAM(config).eval()
+    detector.weights_at_first = None  # as of a detector that was trained: nobody looks whether it was
+    return Bench(detector, torch.randn(BATCH, 3, side, side), BLOCKS)
 
 
 def contenders(bench: Bench) -> Contenders:

@@ -95,6 +95,7 @@ def _run_in(folder: RunFolder, context: Context, datasets: Datasets, kept: Calib
     folder.join(processes.rank)
     # Sums are split among the threads, so another number may change the last bit.
     torch.set_num_threads(folder.manifest.threads)
+    context = replace(context, order=processes.on_rank_zero(lambda: frame_order(context, folder)))
     runs = [DatasetRun(context, folder, frames) for frames in datasets.values()]
     predicted = None
     if kept is None and _predicts_first(context):
@@ -105,7 +106,6 @@ def _run_in(folder: RunFolder, context: Context, datasets: Datasets, kept: Calib
     if calibration is not None:
         context.detector.model.set_gradcam_choice(calibration.choice)
         set_bank(context, calibration.choice, datasets)
-    context = replace(context, order=processes.on_rank_zero(lambda: frame_order(context, folder)))
     if processes.first:
         print("".join(f"{line}\n" for line in (context.order.lines() if context.order else ())), end="")
         print(_expected_output(context, datasets), end="")
@@ -257,10 +257,10 @@ def _expected_output(context: Context, datasets: Datasets) -> str:
 
 
 def _predicts_first(context: Context) -> bool:
-    """Whether a trial can go by the run's own predictions: not in a shard, nor where one pass predicts and explains."""
+    """Whether a trial can go by the run's own predictions: not of clips, in a shard, or where one pass does both."""
     settings, options = context.settings, context.options
     tries = _draws_gradients(settings) and options.calibration_images > 0
-    return tries and not options.shard and not explains_every_frame(settings, options)
+    return tries and not context.cut and not options.shard and not explains_every_frame(settings, options)
 
 
 def _calibrate(

@@ -1,3 +1,3 @@
 """The version of this library, which every run writes down. CHANGELOG.md says what each one changed."""
 
-VERSION = "1.3.0"
+VERSION = "1.4.0"

@@ -138,6 +138,49 @@ def test_attention_that_is_mixed_between_heads_is_no_map() -> None:
         explain(model, x, "mix")
 
 
+class OneWindow(nn.Module):
+    """A block of BEiT: a window that is the image, with the class token before it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm1, self.attn, self.mlp = nn.LayerNorm(32), nn.Module(), nn.Linear(32, 32)
+        self.attn.window_size, self.attn.num_heads = (4, 4), 4  # type: ignore[assignment]  # as timm's attention
+        self.attn.qkv, self.attn.proj = nn.Linear(32, 96), nn.Linear(32, 32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.attn.get_submodule("qkv")(self.norm1(x)).unflatten(2, (3, 4, 8)).permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        x = x + self.attn.get_submodule("proj")(mixed)
+        return x + self.mlp(x)
+
+
+class Beit(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch_embed, self.cls_token = nn.Module(), nn.Parameter(torch.zeros(1, 1, 32))
+        self.patch_embed.proj, self.head = nn.Conv2d(3, 32, 16, 16), nn.Linear(32, 2)
+        self.blocks = nn.ModuleList(OneWindow() for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.patch_embed.get_submodule("proj")(x).flatten(2).mT
+        tokens = torch.cat([self.cls_token.expand(len(x), -1, -1), tokens], dim=1)
+        for block in self.blocks:
+            tokens = block(tokens)
+        return self.head(tokens[:, 1:].mean(dim=1))
+
+
+def test_a_window_that_is_the_image_makes_no_swin() -> None:
+    model, x = spread(Beit()), images(2)
+    kept: dict[str, Tensor] = {}
+    (layer, found), *_ = explain(model, x, method="hirescam", target="fake").layers.items()
+    assert layer == "blocks.2"
+    handle = model.blocks[2].norm1.register_forward_hook(lambda module, inputs, output: kept.update(A=output))
+    gradient = torch.autograd.grad(model(x)[:, 1].sum(), kept["A"])[0]
+    handle.remove()
+    wanted = (kept["A"].detach() * gradient)[:, 1:].sum(dim=2).unflatten(1, (4, 4))
+    torch.testing.assert_close(found.signed, wanted, rtol=1e-4, atol=1e-5)
+
+
 class TwoStreams(nn.Module):
     def __init__(self, kind: Callable[[], nn.Module]) -> None:
         super().__init__()

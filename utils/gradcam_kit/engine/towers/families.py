@@ -206,6 +206,8 @@ class Swin(TowerFamily):
     patches = ("embeddings.patch_embeddings.projection", "patch_embed.proj", "features.0.0")
 
     def recognises(self, module: nn.Module) -> bool:
+        if part(module, "cls_token") is not None:
+            return False  # BEiT: its one window is the image
         return self.patch_size(module) is not None and any(map(self._is_block, module.modules()))
 
     def _is_block(self, module: nn.Module) -> bool:

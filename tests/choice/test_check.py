@@ -182,3 +182,19 @@ def test_the_word_must_be_one() -> None:
     assert fit({**values, "word": WEAK}, MapCheck).word == WEAK
     with pytest.raises(Misfit, match="fine"):
         fit({**values, "word": "fine"}, MapCheck)
+
+
+def test_the_verdict_as_a_sentence() -> None:
+    check = MapCheck(
+        word="contradicted", margin=1.388, fall=-0.6367, random=0.25, mass=8.09, votes=0.5, others=None, contrast=0.4
+    )
+    assert check.sentence == (
+        "Contradicted: replacing its hottest patches raised the margin of 1.39 by 0.637 (random patches lowered it by 0.25);"
+        " its hottest patch adds 40% of the largest contrast with real images; 50% of the blocks are hottest there"
+    )
+    nothing = MapCheck(
+        word="artefact", margin=1.0, fall=None, random=None, mass=None, votes=None, others=None, contrast=-0.1
+    )
+    assert nothing.sentence == "Artefact: its hottest patch adds nothing compared with real images"
+    bare = MapCheck(word="weak", margin=1.0, fall=None, random=None, mass=None, votes=None, others=None)
+    assert bare.sentence == "Weak"

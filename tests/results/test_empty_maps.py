@@ -93,7 +93,7 @@ def test_every_reader_believes_what_the_engine_decided(make: Any, drawn_signed: 
 
     page = write_report(tmp_path).read_text()
     maps = json.loads(re.search(r'"maps": (\[\[.*?\]\])', page)[1])  # type: ignore[index]  # the page has samples
-    assert [one[2:] for one in maps] == [[True, not drawn_signed, ""], [False, False, ""]]
+    assert [one[2:] for one in maps] == [[True, not drawn_signed, "", ""], [False, False, "", ""]]
 
 
 def test_the_engine_decides_by_the_range_as_a_share_of_the_peak() -> None:

@@ -85,7 +85,7 @@ def test_the_overlays_colours_are_the_raw_maps_numbers(run: Path) -> None:
         whole = rgb(folder / "gradcam_comparison.png")
         image = whole[box["top"] : box["top"] + side, box["left"] : box["left"] + side]
         colours = 2 * overlay - image
-        if re.search("^Check .*: artefact:", text, re.MULTILINE):  # which is drawn in grey
+        if re.search("^Check .*: Artefact:", text, re.MULTILINE):  # which is drawn in grey
             assert np.ptp(colours, axis=-1).max() <= 4
             continue
         heat = np.abs(colours[:, :, None] - table).sum(-1).argmin(-1) / 255

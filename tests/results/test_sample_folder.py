@@ -131,14 +131,17 @@ def test_the_metadata_in_words() -> None:
     assert lines[-4].startswith("Layer fused: empty map: an artefact, raw maximum 0 is what rounding and LayerNorm's")
     assert lines[-3] == "Completeness encoder.layers.3: error 1e-07, share of the biases 0.25"
     assert lines[-2] == (
-        "Check encoder.layers.3: supported: margin 2.5 falls by 1.25 with its hottest patches replaced, by -0.125 with"
-        " random ones, 50% of the blocks hottest there; raw map 0.75 of the margin"
+        "Check encoder.layers.3: Supported: replacing its hottest patches lowered the margin of 2.5 by 1.25 (random patches"
+        " raised it by 0.125); 50% of the blocks are hottest there"
     )
     assert lines[-1] == "Choice: hirescam at sum, chosen"
     against = sample(layers=[facts("fused", 0.0, 0.0, empty=True)], completeness={}, chosen=())
     assert metadata_text(against).endswith("fused: no patch speaks for the target, what is drawn speaks against it\n")
     assert metadata_text(sample(label=UNKNOWN)).splitlines()[0] == "True Label: unknown"
-    assert comparison_title(sample()).startswith("true label: fake   prediction: real ✗   confidence: 0.800")
+    title = "true label: fake   prediction: real ✗   confidence: 0.800   evidence for real"
+    assert comparison_title(sample()) == title
+    asked = {"fake": "fake", "margin": "fake over real", "predicted (fake)": "fake", "label (deepfakes)": "deepfakes"}
+    assert all(sample(target=target).evidence == f"evidence for {words}" for target, words in asked.items())
     assert comparison_title(sample(label=0)).startswith("true label: real   prediction: real ✓")
     assert comparison_title(sample(label=UNKNOWN)).startswith("prediction: real   confidence")
 

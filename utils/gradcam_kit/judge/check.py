@@ -63,6 +63,31 @@ class MapCheck:
         """Whether the evidence is in no one place, so that a hot spot shows where the detector looked and no more."""
         return self.concentration is not None and self.concentration < ONE_PLACE
 
+    @property
+    def sentence(self) -> str:
+        """The verdict and why: `Weak: replacing its hottest patches lowered the margin by 0.02 (random patches: …)`."""
+        facts = []
+        if self.fall is not None and self.random is not None:
+            facts.append(
+                f"replacing its hottest patches {_moved(self.fall)} the margin of {self.margin:.3g} by"
+                f" {abs(self.fall):.3g} (random patches {_moved(self.random)} it by {abs(self.random):.3g})"
+            )
+        if self.contrast is not None and self.contrast > 0:
+            facts.append(f"its hottest patch adds {self.contrast:.0%} of the largest contrast with real images")
+        elif self.contrast is not None:
+            facts.append("its hottest patch adds nothing compared with real images")
+        if self.votes is not None:
+            facts.append(f"{self.votes:.0%} of the blocks are hottest there")
+        if self.others is not None:
+            facts.append(f"{self.others:.0%} of other methods' maps agree")
+        if self.is_spread:
+            facts.append("the evidence is spread: no one place")
+        return f"{self.word.capitalize()}: {'; '.join(facts)}" if facts else self.word.capitalize()
+
+
+def _moved(drop: float) -> str:
+    return "raised" if drop < 0 else "lowered"
+
 
 class Evidence(NamedTuple):
     """What the contrast with real images says of N images: the signed maps (N, L, h, w) of L blocks, on the CPU.

@@ -168,9 +168,7 @@ def _fitting(text: str, room: float) -> float:
 def _caption(sample: Sample) -> str:
     """What the label is, what the detector says, and for which class the maps show evidence."""
     label = "" if sample.label == UNKNOWN else f"label: {('real', 'fake')[sample.label]}, "
-    explained = sample.target.partition("(")[2].rstrip(")") or sample.target
-    shown = f"evidence for {explained}" if explained in ("real", "fake") else f"explained: {sample.target}"
-    return f"{label}P(fake) = {sample.prob_fake:.2f}, {shown}"
+    return f"{label}P(fake) = {sample.prob_fake:.2f}, {sample.evidence}"
 
 
 def _draw(axes: Axes, cell: Cell, font_size: float) -> None:

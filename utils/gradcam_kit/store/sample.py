@@ -204,6 +204,16 @@ class Sample:
         """The layers that count for next to nothing beside another one."""
         return faint_layers([(layer.name, layer.kind, layer.raw_maximum) for layer in self.layers])
 
+    @property
+    def evidence(self) -> str:
+        """For which class the maps show evidence, in words: `target` names how that was asked for, too."""
+        if self.target == SIGNED_TARGET:
+            return "evidence for fake red, for real blue"
+        explained = self.target.partition(" (")[2].rstrip(")") or self.target
+        return {"margin": "evidence for fake over real", "both": "evidence for each class"}.get(
+            explained, f"evidence for {explained}"
+        )
+
     def overlay(self, layer: str) -> Path:
         """The file of a layer's overlay, of a sample read from disk."""
         return self.folder / f"gradcam_{layer}_sample{self.index}{Path(self.comparison).suffix}"

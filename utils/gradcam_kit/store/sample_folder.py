@@ -17,7 +17,6 @@ from ..drawing.clips import ClipImage, strip
 from ..drawing.overlays import LayerImage, PastedCrop, comparison, encode, panels
 from ..engine.recipe import Recipe
 from ..explaining.explanation import UNTRAINED
-from ..judge.check import MapCheck
 from .grey_maps import GREY_MAPS, raw_arrays, write_grey_maps
 from .sample import RANDOM_WEIGHTS, LayerFacts, Sample
 
@@ -49,7 +48,7 @@ def metadata_text(sample: Sample) -> str:
             for name, tested in sample.completeness.items()
         ),
         *(f"Faint: {name}, a thousand times weaker than another layer" for name in sample.faint_layers),
-        *(f"Check {layer.name}: {_check_text(layer.check)}" for layer in sample.layers if layer.check),
+        *(f"Check {layer.name}: {layer.check.sentence}" for layer in sample.layers if layer.check),
         *(f"Choice: {line}" for line in sample.chosen),
     ]
     return "\n".join(lines) + "\n"
@@ -72,30 +71,10 @@ def _map_text(layer: LayerFacts) -> str:
     return f"raw maximum {layer.raw_maximum:.6g}"
 
 
-def _check_text(check: MapCheck) -> str:
-    """The verdict and the figures behind it."""
-    facts = []
-    if check.contrast is not None:
-        facts.append(f"contrast with real images {check.contrast:.0%} of the largest at the hottest patch")
-    if check.fall is not None and check.random is not None:
-        facts.append(
-            f"margin {check.margin:.4g} falls by {check.fall:.4g} with its hottest patches replaced, by"
-            f" {check.random:.4g} with random ones"
-        )
-    if check.votes is not None:
-        facts.append(f"{check.votes:.0%} of the blocks hottest there")
-    if check.others is not None:
-        facts.append(f"{check.others:.0%} of other maps")
-    if check.is_spread:
-        facts.append("the evidence is spread: no one place")
-    mass = "" if check.mass is None else f"; raw map {check.mass:.3g} of the margin"
-    return f"{check.word}: {', '.join(facts)}{mass}"
-
-
 def comparison_title(sample: Sample) -> str:
-    """One line: true label, prediction, confidence, target."""
+    """One line: true label, prediction, confidence, and for which class the maps show evidence."""
     verdict = CLASS_NAMES[sample.predicted].lower()
-    rest = f"   confidence: {sample.confidence:.3f}   target: {sample.target}"
+    rest = f"   confidence: {sample.confidence:.3f}   {sample.evidence}"
     if sample.correct is None:
         return f"prediction: {verdict}{rest}"
     truth = CLASS_NAMES[sample.label].lower()

@@ -70,6 +70,7 @@ def sample_data(sample: Sample, layers: Sequence[str]) -> dict[str, Any]:
         "path": sample.path, "label": sample.label, "predicted": sample.predicted, "outcome": sample.outcome,
         "confidence": round(sample.confidence, 6), "fake": round(sample.prob_fake, 6),
         "logits": list(sample.logits), "target": sample.target or "–",
+        "evidence": sample.evidence,
         "folder": [sample.folder.parent.name, sample.folder.name],
         "comparison": sample.comparison, "box": list(astuple(box)) if box else [],
         "maps": [_map_data(one, layers) for one in sample.layers], "lost": sample.lost,
@@ -83,10 +84,10 @@ def clip_data(sample: Sample) -> dict[str, Any]:
 
 
 def _map_data(layer: LayerFacts, layers: Sequence[str]) -> list[object]:
-    verdict = layer.check.word if layer.check else ""
+    verdict, why = (layer.check.word, layer.check.sentence) if layer.check else ("", "")
     time = [[float(f"{value:.4g}") for value in layer.time]] if layer.time else []
     raw_maximum = float(f"{layer.raw_maximum:.4g}")
-    return [layers.index(layer.name), raw_maximum, layer.empty, layer.drawn_empty, verdict, *time]
+    return [layers.index(layer.name), raw_maximum, layer.empty, layer.drawn_empty, verdict, why, *time]
 
 
 def file_facts(path: Path) -> dict[str, Any]:

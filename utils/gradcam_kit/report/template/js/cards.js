@@ -24,11 +24,11 @@ function curveOf(sample) {
 
 function where(sample) {
   const map = mapOf(sample, state.layer);
-  const words = [sample.outcome, readable(sample.forgery), `video ${readable(sample.video)}`, `sample ${sample.number}`];
+  const words = [sample.evidence, sample.outcome, readable(sample.forgery), `video ${readable(sample.video)}`, `sample ${sample.number}`];
   if (sample.frames) words.push(`frames ${sample.frames[0]} to ${sample.frames[sample.frames.length - 1]}`);
   if (map && map[2]) words.push(emptiness(map));
   return element("span", {className: "where"}, words.join(" · "),
-    ...(map && map[4] ? [" · ", element("span", {className: `word ${map[4]}`, textContent: map[4]})] : []));
+    ...(map && map[4] ? [" · ", element("span", {className: `word ${map[4]}`, title: map[5], textContent: map[4]})] : []));
 }
 
 function card(sample) {

@@ -57,8 +57,8 @@ function showStage() {
   stage.replaceChildren(box);
   const map = mapOf(sample, state.layer);
   document.getElementById("caption").textContent = !map ? "no map of this layer"
-    : `${state.layer}: ${map[2] ? emptiness(map) : `maximum ${map[1].toPrecision(3)}`}${map[4] ? `, check: ${map[4]}${map[4] === "artefact" ? ", drawn in grey: the detector does not rest on its hottest patches" : ""}` : ""}`
-      + (state.view === "signed" ? "; red speaks for the target, blue against it" : "");
+    : `${sample.evidence[0].toUpperCase()}${sample.evidence.slice(1)}. ${state.layer}: ${map[2] ? emptiness(map) : `maximum ${map[1].toPrecision(3)}`}.${map[4] ? ` ${map[5]}${map[4] === "artefact" ? "; drawn in grey" : ""}.` : ""}`
+      + (state.view === "signed" ? " Red speaks for the target, blue against it" : "");
   document.getElementById("scale").textContent = state.view === "signed" ? "against · no evidence · for the target"
     : `0 · share of the maximum ${map ? map[1].toPrecision(3) : ""} · 1`;
 }
@@ -107,7 +107,7 @@ function factsOf(sample) {
   const facts = {
     outcome: sample.outcome, "fake probability": sample.fake.toFixed(4), confidence: sample.confidence.toFixed(4),
     "logits (real, fake)": sample.logits.map(number).join(", "), forgery: readable(sample.forgery), video: readable(sample.video),
-    ...(sample.frames ? {frames: sample.frames.join(" ")} : {}), target: sample.target, method: data.run.method, site: data.run.site, backward: data.run.backward,
+    ...(sample.frames ? {frames: sample.frames.join(" ")} : {}), "evidence for": sample.evidence.replace("evidence for ", ""), target: sample.target, method: data.run.method, site: data.run.site, backward: data.run.backward,
     weights: readable(data.run.weights), image: link(readable(sample.path), fileUrl(sample.path)),
   };
   if (sample.sha256) Object.assign(facts, {"size when this page was written": `${sample.bytes.toLocaleString("en")} bytes`, "SHA-256 then": sample.sha256});

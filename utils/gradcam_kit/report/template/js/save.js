@@ -62,7 +62,7 @@ async function viewAsCanvas(sample) {
 function withCaption(sample, canvas) {
   const lines = [
     `${sample.dataset}, sample ${sample.number}: ${CLASSES[sample.label]}, predicted ${CLASSES[sample.predicted]}, fake probability ${sample.fake.toFixed(4)}`,
-    `${state.view === "image" ? "image only" : `${state.layer}, ${state.view}`}; ${data.run.method}, ${data.run.site}, ${data.run.backward}; target ${sample.target}`,
+    `${state.view === "image" ? "image only" : `${state.layer}, ${state.view}`}; ${data.run.method}, ${data.run.site}, ${data.run.backward}; ${sample.evidence}`,
     readable(sample.path), ...(sample.sha256 ? [`SHA-256 ${sample.sha256}`] : []),
   ];
   const context = element("canvas", {width: canvas.width, height: canvas.height + LINE * (lines.length + 0.5)}).getContext("2d");

@@ -3,7 +3,7 @@ const SECONDS_A_FRAME = 0.25;
 let frame = -1; // the one that is shown large; -1: all
 let playing = 0;
 
-const timeOf = (sample, layer) => (mapOf(sample, layer) || [])[5] || [];
+const timeOf = (sample, layer) => (mapOf(sample, layer) || [])[6] || [];
 
 // A bar for each frame over a line at zero: red for its evidence for the target, blue against.
 function timeCurve(sample, layer, chosen = -1) {

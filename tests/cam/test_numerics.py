@@ -17,6 +17,7 @@ from tests.cam.whole_block import take_the_whole_block
 from tests.helpers.command_server import CommandServer
 from tests.helpers.datasets import DataTree
 from tests.helpers.detectors import BLOCKS, PIXELS, images, tiny_detector
+from utils.gradcam import explain
 from utils.gradcam_kit.engine import tokens
 from utils.gradcam_kit.engine.maps import LayerMaps, NonFiniteMapError, layer_maps, normalise
 from utils.gradcam_kit.engine.methods import METHODS, cam_method, signed_maps
@@ -266,3 +267,40 @@ def test_weights_with_nan_draw_nothing(commands: CommandServer, data_tree: DataT
 
 
 SCRIPT = "test_with_gradcam.py"
+
+
+class NormBeforeTokens(torch.nn.Module):
+    """Maps, a batch norm, and tokens: the gradient that the norm gets has channels last."""
+
+    def __init__(self, channels: int = 8) -> None:
+        super().__init__()
+        self.conv, self.norm = torch.nn.Conv2d(3, channels, 3, 2, 1), torch.nn.BatchNorm2d(channels)
+        self.mix, self.head = torch.nn.Linear(channels, channels), torch.nn.Linear(channels, 2)
+
+    def score(self, tokens: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.mix(tokens).square().mean(dim=1))
+        return logits
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.score(self.norm(self.conv(pixels)).flatten(2).transpose(1, 2))
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_a_batch_norm_before_tokens(count: int, memory_format: torch.memory_format) -> None:
+    """Its gradient by the norm's formula: PyTorch's own is wrong on the CPU for a single image."""
+    torch.manual_seed(0)
+    model = NormBeforeTokens().double().eval()
+    norm, pixels = model.norm, images(count, pixels=8).double().contiguous(memory_format=memory_format)
+    assert norm.running_mean is not None and norm.running_var is not None
+    with torch.no_grad():
+        for tensor in (*norm.parameters(), norm.running_mean, norm.running_var):
+            tensor.add_(torch.rand_like(tensor))
+        maps = model.conv(pixels)
+        tokens = norm(maps).flatten(2).transpose(1, 2)
+    tokens.requires_grad_()
+    (G,) = torch.autograd.grad(model.score(tokens)[:, 1].sum(), [tokens])
+    G = G * norm.weight.detach() / (norm.running_var + norm.eps).sqrt()
+    expected = (G.transpose(1, 2).unflatten(2, maps.shape[2:]) * maps).sum(dim=1)
+    found = explain(model, pixels, layers="conv", method="hirescam", target="fake").maps.signed
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12 * float(expected.abs().max()))

@@ -160,3 +160,25 @@ def test_a_detector_may_say_how_patches_lie() -> None:
     found = model.explain({"image": pixels}, method="gradcam", target="fake").layers["encoder.layers.2"]
     expected = by_hand(model, model.backbone.encoder.layers[2].norm1, pixels)
     torch.testing.assert_close(found.signed, expected, rtol=0, atol=1e-6)
+
+
+class ShortcutStem(nn.Module):
+    """Two convolutions around each other, the shorter of size 1, whose maps a transformer reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.short = nn.Conv2d(3, 16, 3, 1, 1), nn.Conv2d(3, 16, 1)
+        layer = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True, norm_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False)
+        self.act, self.head = nn.MaxPool2d(4), nn.Linear(16, 2)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        maps = self.act(self.conv(pixels) + self.short(pixels))
+        logits: Tensor = self.head(self.encoder(maps.flatten(2).transpose(1, 2)).mean(dim=1))
+        return logits
+
+
+def test_a_shortcut_around_a_convolution_cuts_no_patches() -> None:
+    torch.manual_seed(0)
+    explanation = explain(ShortcutStem().eval(), images(2, pixels=16))
+    assert list(explanation.layers) == ["act"] and explanation.maps.raw.shape == (2, 4, 4)

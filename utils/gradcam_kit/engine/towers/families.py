@@ -260,6 +260,8 @@ class PreNormTransformer(TowerFamily):
     def patch_size(self, tower: nn.Module) -> tuple[int, int] | None:
         for module in tower.modules():
             if isinstance(module, nn.Conv2d) and module.in_channels == 3 and module.kernel_size == module.stride:
+                if module.stride == (1, 1) and _has_overlapping_windows(tower):
+                    continue  # a shortcut around another convolution, which cuts nothing
                 return stride_of(module)
         return None
 

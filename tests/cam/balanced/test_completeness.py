@@ -53,6 +53,44 @@ def test_shares_and_biases_equal_the_score_of_a_linear_tower(target: str) -> Non
         assert torch.equal(torch.stack([values[i] for values in found.completeness["sum"]]), worst)
 
 
+class NormedMaps(nn.Module):
+    """A small CNN with a gate of squeeze-and-excitation, and a norm of maps (B, 6, h, w)."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.conv, self.weigh, self.norm, self.head = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 6, 1), norm, nn.Linear(6, 2)
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = self.norm(self.conv(image))
+        gated = x * self.weigh(x.mean(dim=(2, 3), keepdim=True)).sigmoid()
+        logits: Tensor = self.head(gated.tanh().mean(dim=(2, 3)))
+        return logits
+
+
+class LayerNorm2d(nn.LayerNorm):
+    """Of maps (B, C, h, w), as in timm and torchvision."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+@pytest.mark.parametrize(
+    "norm", [nn.GroupNorm(2, 6), nn.InstanceNorm2d(6, affine=True), LayerNorm2d(6), nn.BatchNorm2d(6)]
+)
+def test_norms_of_maps_have_one_bias_a_channel(norm: nn.Module) -> None:
+    """The map is that of the same network without biases to be tested: autograd's, with the gate constant."""
+    torch.manual_seed(0)
+    model, image = NormedMaps(norm).double().eval(), torch.randn(2, 3, 12, 9, dtype=torch.float64)
+    with torch.no_grad():
+        for parameter in norm.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    found = explain(model, image, "norm", target="fake", **HOW)
+    maps = norm(model.conv(image)).detach().requires_grad_()
+    gate = model.weigh(maps.mean(dim=(2, 3), keepdim=True)).sigmoid().detach()
+    (G,) = torch.autograd.grad(model.head((maps * gate).tanh().mean(dim=(2, 3)))[:, 1].sum(), [maps])
+    torch.testing.assert_close(found.maps.signed, (G * maps).sum(dim=1).detach(), rtol=0, atol=1e-12)
+
+
 def runs_after(bias: str, block: int) -> bool:
     """Whether a bias is added behind what that block reads."""
     if ".layers." in bias:

@@ -104,7 +104,10 @@ def _bias(module: Any, output: Tensor) -> Tensor:
         bias = (
             bias - (module.running_mean * (module.running_var + module.eps).rsqrt() * module.weight.detach()).double()
         )
-    if batch_norm or isinstance(module, nn.modules.conv._ConvNd):
+    of_maps = (nn.modules.conv._ConvNd, nn.GroupNorm, nn.modules.instancenorm._InstanceNorm)
+    # A layer norm of maps, as ConvNeXt's, turns them for itself.
+    turned = output.ndim == 4 and output.shape[1] == bias.numel() != output.shape[3]
+    if batch_norm or turned or isinstance(module, of_maps):
         bias = bias.view(-1, *[1] * (output.ndim - 2))
     return bias
 

@@ -53,7 +53,8 @@ def layer_cam(A: np.ndarray, G: np.ndarray) -> np.ndarray:
 def x_grad_cam(A: np.ndarray, G: np.ndarray) -> np.ndarray:
     total = np.zeros(A.shape[1:])
     for a, g in zip(A, G, strict=True):
-        total += (g * a).sum() / a.sum() * a
+        if a.any():  # a channel that a ReLU has left nothing of adds nothing
+            total += (g * a).sum() / a.sum() * a
     return total
 
 

@@ -122,6 +122,7 @@ def test_config_by_value(outcome: Outcome, scratch: Path, changes: dict[str, Any
     config = {**GOOD_CONFIG, "dataset_json_folder": str(scratch), **changes}
     (scratch / "detector.yaml").write_text(json.dumps(config))  # YAML with every character said
     (scratch / "test.yaml").write_text("{}")
+    (scratch / "toy.json").write_text("{}")
     read = outcome.of(lambda: run_settings(scratch / "detector.yaml", scratch / "test.yaml", {}), InputError)
     if read is not None:
         json.dumps(read.detector.config, allow_nan=False, default=str)  # as the manifest will

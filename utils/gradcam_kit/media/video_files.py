@@ -61,7 +61,9 @@ class VideoReader:
                     lengths[track] += packet.size > 0
                     if packet.size and packet.pts is not None:
                         last[track] = max(last[track], float(packet.pts * packet.time_base))
-                self._track = _film(lengths, [stream.width * stream.height for stream in container.streams.video])
+                # A track of an unknown codec has no size.
+                sizes = [getattr(one, "width", 0) * getattr(one, "height", 0) for one in container.streams.video]
+                self._track = _film(lengths, sizes)
                 self.length, self._last_packet = lengths[self._track], last[self._track]
                 stream = container.streams.video[self._track]
                 self.rate = stream.average_rate or Fraction(25)

@@ -73,7 +73,7 @@ class RunSettings(NamedTuple):
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML file that holds a mapping. Raises InputError for anything else."""
     try:
-        values = with_numbers(yaml.safe_load(read_text(path)))
+        values = yaml.safe_load(read_text(path))
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({one_line(error)}); give the path of a YAML file") from error
     # Beside its own errors PyYAML passes on ValueError, IndexError, RecursionError, KeyError.
@@ -82,8 +82,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         kind = type(values).__name__
         raise InputError(f"{path}: holds {kind}; expected a mapping, as in config/detector/clip_gradcam.yaml")
-    refuse_odd_values(values, str(path))
-    return values
+    refuse_odd_values(values, str(path))  # first: aliases may stand for billions of values
+    read: dict[str, Any] = with_numbers(values)
+    return read
 
 
 def find_path(path: str | Path, what: str, where: str) -> Path:

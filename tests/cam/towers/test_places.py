@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 
 import pytest
@@ -41,7 +42,8 @@ class Clip(nn.Module):
         tokens = self.tokens(x)
         tokens = self.arrange(tokens, self.extra.expand(len(x), -1, -1))
         for block in self.blocks:
-            out = block(tokens, attention_mask=None)
+            masks = [name for name in inspect.signature(block.forward).parameters if name.endswith("attention_mask")]
+            out = block(tokens, **dict.fromkeys(masks))  # transformers 4 has two of them
             tokens = out[0] if isinstance(out, tuple) else out
         return self.head(tokens.mean(dim=1))
 

@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import partial
+from functools import partial, wraps
 from operator import attrgetter
 from typing import Any
 
@@ -126,7 +126,7 @@ def plain_forward(structure: Structure) -> Iterator[None]:
     `torch.compile`, gradient checkpointing, and the fused kernels of `nn.TransformerEncoderLayer` in evaluation.
     `F.batch_norm` has its right gradient.
     """
-    with ExitStack() as undo, patched(F, "batch_norm", partial(_batch_norm, F.batch_norm)):
+    with ExitStack() as undo, patched(F, "batch_norm", wraps(F.batch_norm)(partial(_batch_norm, F.batch_norm))):
         for module, name, child in structure.compiled:
             undo.callback(module._modules.__setitem__, name, child)
             module._modules[name] = child._modules["_orig_mod"]

@@ -256,6 +256,8 @@ def _let_own_modules_in(folder: Path) -> None:
     own, ours = PathFinder.find_spec("utils", [str(folder)]), sys.modules.get("utils")
     if own is not None and ours is not None and own.origin != getattr(ours, "__file__", None):
         del sys.modules["utils"]
+        # Of a folder without __init__.py `inspect` would ask for the file that it knew under that name before.
+        getattr(inspect, "_filesbymodname", {}).pop("utils", None)
 
 
 def _takes_config(function: Callable[..., Any]) -> bool:

@@ -4,7 +4,7 @@
 
 Two forgers. "region": a fine checkerboard, as upsampling leaves it, on a square of some neighbouring frames. "order":
 every frame is flawless, and some neighbouring frames stand in the reverse order. The networks are of the four shapes
-that are known, one of them twice; the map of each is chosen by cause on clips that are not held out.
+that are known, one of them twice; a trial on other clips chooses the map of each.
 """
 
 from __future__ import annotations
@@ -215,7 +215,7 @@ def measured(model: nn.Module, data: Clips, **how: Any) -> Found:
 
 
 def chosen(model: nn.Module, kind: str = "region") -> Recipe:
-    """The map that a run would draw: by cause, on 16 clips that the model calls fake."""
+    """The map that a run would draw: chosen by a trial on 16 clips that the model calls fake."""
     some = forged(kind, 64, 5)
     with torch.no_grad():
         fakes = some.clips[model(some.clips).argmax(dim=1) == 1][:16]

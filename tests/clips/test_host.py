@@ -65,6 +65,9 @@ def write_clips(parent: Path) -> None:
     (parent / "preprocessing" / "dataset_json" / "Clips.json").write_text(json.dumps({"Clips": labels}))
 
 
+FLAGS = ["--test_dataset", "Clips", "--device", "cpu", "--gradcam_enabled", "--save_all_predictions"]
+
+
 @pytest.fixture(scope="module")
 def host(tmp_path_factory: pytest.TempPathFactory) -> Path:
     training = make_host(tmp_path_factory.mktemp("host"), whole=True)
@@ -98,16 +101,7 @@ def forward_by_hand(host: Path, clips: torch.Tensor) -> torch.Tensor:
 
 
 def test_it_is_evaluated_and_explained_by_its_logit(host: Path) -> None:
-    flags = [
-        "--test_dataset",
-        "Clips",
-        "--device",
-        "cpu",
-        "--gradcam_enabled",
-        "--save_all_predictions",
-        "--workers",
-        "0",
-    ]
+    flags = [*FLAGS, "--workers", "0"]
     done = run_python("test_with_gradcam.py", "--detector_path", "config/detector/slow.yaml", "--weights_path", "slow.pth",
                       *flags, "--gradcam_output_dir", "out", cwd=host)  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -131,16 +125,7 @@ def test_it_is_evaluated_and_explained_by_its_logit(host: Path) -> None:
 
 
 def test_verdicts_of_a_few_clips(host: Path) -> None:
-    flags = [
-        "--test_dataset",
-        "Clips",
-        "--device",
-        "cpu",
-        "--gradcam_enabled",
-        "--save_all_predictions",
-        "--gradcam_samples",
-        "3",
-    ]
+    flags = [*FLAGS, "--gradcam_samples", "3"]
     done = run_python("test_with_gradcam.py", "--detector_path", "config/detector/slow.yaml", "--weights_path", "slow.pth",
                       *flags, "--check_maps", "--workers", "0", "--gradcam_output_dir", "few", "--calibration_images", "0",
                       cwd=host)  # fmt: skip

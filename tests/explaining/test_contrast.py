@@ -73,7 +73,7 @@ def test_the_nearest_real_tokens() -> None:
     bank = TokenBank({"block": real}, ("a", "b", "c"))
     A = draw(2, 8, 4, 5, seed=1)
     neighbours = bank.nearest("block", A, ["b", "z"])
-    found, G = neighbours.mean(), draw(2, 8, 4, 5, seed=2)
+    found, G = neighbours.mean, draw(2, 8, 4, 5, seed=2)
     assert found.dtype == torch.float64 and found.shape == A.shape
     patches = A.flatten(2).transpose(1, 2).numpy()
     others = real.double().numpy()

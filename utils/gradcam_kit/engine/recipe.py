@@ -132,6 +132,11 @@ class Recipe:
         return self.layers[0] if self.layers else ""
 
     @property
+    def kind(self) -> str:
+        """Method, site and backward rule: values of maps of different kinds cannot be compared."""
+        return f"{self.method} {self.site} {self.backward}"
+
+    @property
     def where(self) -> str:
         """The site, and the backward rule where it is not the plain one."""
         return where(self.site, self.backward)

@@ -208,7 +208,7 @@ class Capture:
         """(B, h, w), signed; `A` and `G` (B, C, h, w)."""
         real = self.request.real.get(self.names.get(layer, layer))
         if real is None:
-            real = self._neighbours(layer, A).mean()
+            real = self._neighbours(layer, A).mean
         A, G = A.to(real.dtype), G.to(real.dtype)
         if method == CONTRAST:
             return contrast(A, G, real)

@@ -177,11 +177,8 @@ class Explanation:
 
     @property
     def kinds(self) -> dict[str, str]:
-        """Of each map by name its method, site and backward rule: values of different kinds cannot be compared."""
-        return {
-            name: f"{made.recipe.method} {made.recipe.site} {made.recipe.backward}"
-            for name, (made, _) in self.entries.items()
-        }
+        """Of each map by name its `Recipe.kind`."""
+        return {name: made.recipe.kind for name, (made, _) in self.entries.items()}
 
     @property
     def maps(self) -> Maps:

@@ -102,7 +102,7 @@ def token_fill(
 
     def prepare(part: slice) -> Exchange:
         (seen,) = _seen(subject, images[part], [layer])
-        real = bank.nearest(layer, seen.patches, None if videos is None else videos[part]).mean()
+        real = bank.nearest(layer, seen.patches, None if videos is None else videos[part]).mean
         return Exchange(seen, real, _skipped(subject, seen, real, images[part], layer) if tower.blocks else ())
 
     parts: list[tuple[slice, Exchange]] = in_parts(lambda part: (part, prepare(part)), len(images))

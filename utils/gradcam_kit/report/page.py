@@ -128,7 +128,7 @@ def _dataset_notes(data: DatasetOnDisk, written: int) -> Iterator[str]:
     if eer is not None and by_host is not None and f"{eer:.4f}" != f"{by_host:.4f}":
         yield (
             f"EER {eer:.4f} is where as many reals are called fake as fakes real; the host's formula gives"
-            f" {by_host:.4f} (eer_host in metrics.json): it takes the nearest corner of the curve, which may be far off"
+            f" {by_host:.4f} (eer_host in metrics.json): it takes the curve's nearest corner"
         )
     if not data.complete:
         yield f"{len(data.label)} of {data.frames} frames were evaluated"

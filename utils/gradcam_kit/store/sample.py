@@ -54,8 +54,8 @@ class LayerFacts:
 
     @property
     def kind(self) -> str:
-        """Its method, site and backward rule: values of different kinds cannot be compared."""
-        return " ".join(value for name, value in self.recipe.items() if name != "layer")
+        """Its `Recipe.kind`; "" where that is not known."""
+        return Recipe.of(self.recipe).kind if self.recipe else ""
 
     @classmethod
     def of(cls, layer: LayerImage, check: MapCheck | None = None, recipe: Recipe | None = None) -> LayerFacts:

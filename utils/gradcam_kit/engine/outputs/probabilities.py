@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ...base.errors import InputError
@@ -134,6 +134,9 @@ class Followed(TorchFunctionMode):
             dims = kwargs.get("dim", args[1] if len(args) > 1 else None)
             dims = dims if isinstance(dims, (tuple, list)) else [dims]
             return any(dim is None or (isinstance(dim, int) and dim % read.ndim == 0) for dim in dims)
+        other = args[1] if len(args) > 1 else None
+        if isinstance(other, nn.Parameter) or (read.ndim > 2 and name != "einsum"):
+            return False  # weights are of no image, and products of batches keep their images apart
         both = (self.images, self.images)
         return name in PRODUCTS and isinstance(result, Tensor) and both in (result.shape[:2], result.shape[-2:])
 

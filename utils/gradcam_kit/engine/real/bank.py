@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -58,13 +58,15 @@ class TokenBank:
         return sum(tokens.nbytes for tokens in self.tokens.values())
 
 
-class Neighbours(NamedTuple):
+@dataclass(frozen=True)
+class Neighbours:
     """The k nearest real tokens of each patch: `indices` (B, h·w, k) into `values` (N, C), of tokens (B, C, h, w)."""
 
     values: Tensor
     indices: Tensor
     shape: tuple[int, ...]
 
+    @cached_property
     def mean(self) -> Tensor:
         """(B, C, h, w)."""
         means = torch.stack([F.embedding_bag(near, self.values, mode="mean") for near in self.indices])

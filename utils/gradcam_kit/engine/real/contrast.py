@@ -28,7 +28,7 @@ def contrast_z(A: Tensor, G: Tensor, R: Tensor, along: Tensor) -> Tensor:
     """Standardised contrast: map = Σ_c G_c (A_c − R_c) / (s + median(s) / 10), s the deviation of Σ_c G_c R_jc.
 
     Of the patch's k nearest real tokens R_j with the mean R. What a patch adds counts by how much real patches that
-    look like it differ among themselves, as far as the detector minds: eyes and edges differ much. `A`, `G`, `R`:
+    look like it differ along the gradient: eyes and edges differ much. `A`, `G`, `R`:
     (B, C, h, w), `along` = Σ_c G_c R_jc: (B, k, h, w) → (B, h, w).
     """
     s = along.std(dim=1)

@@ -18,6 +18,7 @@ from tests.helpers.detectors import images as pictures
 from tests.helpers.detectors import spread, tiny_detector
 from tests.helpers.model_state import assert_same_state, state_of
 from tests.helpers.saved_bytes import saved_bytes
+from utils.gradcam import explain
 from utils.gradcam_kit.engine import hooks
 from utils.gradcam_kit.engine.backward import balanced
 
@@ -191,34 +192,49 @@ def test_the_model_is_as_found_after_an_error_inside(
         assert torch.equal(model.explain(image, layers=[1], target="fake", **options).maps.signed, expected)
 
 
-def test_threads_that_explain_and_predict_do_not_meet() -> None:
-    model, image = tiny_detector(), {"image": pictures(2)}
-    with torch.no_grad():
-        logits = model(image)["cls"]
-    options = [{}, BALANCED]
-    expected = [copy.deepcopy(model).explain(image, layers=[1], target="fake", **one).maps.signed for one in options]
-    wrong: list[str] = []
+def small_network() -> nn.Module:
+    torch.manual_seed(0)
+    parts: list[nn.Module] = [nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 16, 3, 2, 1), nn.ReLU()]
+    return nn.Sequential(*parts, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 2)).eval()
 
-    def explains(which: int) -> None:
-        for _ in range(8):
-            found = model.explain(image, layers=[1], target="fake", **options[which]).maps.signed
-            if not torch.equal(found, expected[which]):
-                wrong.append(f"map {which}")
 
-    def predicts() -> None:
-        for _ in range(40):
-            with torch.no_grad():
-                if not torch.equal(model(image)["cls"], logits):
-                    wrong.append("logits")
+@pytest.mark.parametrize(
+    "options",
+    [{}, BALANCED, {"method": "legrad"}, {"method": "rollout"}, {"layers": [0, 2]}, "network"],
+    ids=["plain", "balanced", "legrad", "rollout", "layers", "network"],
+)
+def test_a_prediction_in_another_thread_meets_no_hook(options: Any) -> None:
+    """One runs to its end, with the right logits, within every run of every part while an image is explained."""
+    build, options = (small_network, {}) if options == "network" else (tiny_detector, options)
+    model, pixels = build(), pictures(2)
+    given = pixels if build is small_network else {"image": pixels}
+    predicted: list[Any] = []
 
-    threads = [threading.Thread(target=explains, args=(which,)) for which in (0, 1)] + [
-        threading.Thread(target=predicts)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not wrong
+    def predict() -> None:
+        with torch.no_grad():
+            found = model(given)
+        predicted.append(found if isinstance(found, Tensor) else found["cls"])
+
+    predict()
+    logits = predicted.pop()
+    expected = explain(build(), pixels, **options).maps
+    explains, passes = threading.get_ident(), list[nn.Module]()
+
+    def beside(module: nn.Module, inputs: Any) -> None:
+        if threading.get_ident() == explains:
+            passes.append(module)
+            thread = threading.Thread(target=predict)
+            thread.start()
+            thread.join()
+
+    parts = [module for module in model.modules() if not [*module.children()]]
+    for module in parts:
+        module.register_forward_pre_hook(beside, prepend=True)
+    for _ in range(2):  # the second time with what the first has learnt of the model
+        found = explain(model, pixels, **options).maps
+        assert all(torch.equal(found[name].signed, expected[name].signed) for name in expected)
+    assert len(predicted) == len(passes) > len(parts)
+    assert all(torch.equal(one, logits) for one in predicted)
 
 
 def test_a_copy_and_a_fork_explain_as_the_model_does() -> None:

@@ -7,7 +7,6 @@ a head's output is O = P V, so ∂score/∂P = (∂score/∂O) Vᵀ, and O is wh
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -78,12 +77,9 @@ class AttentionPass:
     def kept(self) -> Iterator[dict[BlockProjection, Tensor]]:
         """Queries, keys and values during the forward pass, detached. Raises LayerError for a block that runs twice."""
         kept: dict[BlockProjection, Tensor] = {}
-        thread = threading.get_ident()
 
         def keep_of(block: str) -> Keep:
             def keep(name: str, tensor: Tensor) -> None:
-                if threading.get_ident() != thread:
-                    return
                 key = BlockProjection(block, name)
                 if key in kept:
                     raise LayerError(

@@ -11,7 +11,6 @@ layer, gated MLPs, a norm that the balanced rules do not know.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
@@ -19,6 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..base.threads import in_this_thread
 from .backward import Activations
 from .layers import Site
 
@@ -70,11 +70,10 @@ def scaled_biases(modules: Iterable[nn.Module], read: Mapping[int, object]) -> I
     the yielded dict has it by how many sites were `read` before.
     """
     scales: dict[int, Tensor] = {}
-    thread = threading.get_ident()
 
     def hook(module: nn.Module, inputs: Any, output: Any) -> Tensor | None:
         # What requires no gradient the score does not depend on linearly: queries, keys, all before the first site.
-        if threading.get_ident() != thread or not isinstance(output, Tensor) or not output.requires_grad:
+        if not isinstance(output, Tensor) or not output.requires_grad:
             return None
         if len(read) not in scales:
             ones = torch.ones(len(output), dtype=torch.float64, device=output.device)
@@ -87,7 +86,7 @@ def scaled_biases(modules: Iterable[nn.Module], read: Mapping[int, object]) -> I
 
     with ExitStack() as hooks:
         for module in modules:
-            hooks.callback(module.register_forward_hook(hook).remove)
+            hooks.callback(module.register_forward_hook(in_this_thread(hook)).remove)
         yield scales
 
 

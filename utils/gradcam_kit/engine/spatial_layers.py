@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..base.errors import InputError
+from ..base.threads import in_this_thread
 from .heads import ANY_MODEL
 from .towers.channel_axis import OFF, ChannelAxes, channels_first
 
@@ -85,7 +86,7 @@ def reached_outputs(tower: nn.Module, run: Callable[[], Any], axes: Sequence[int
     with ExitStack() as hooks, torch.enable_grad():
         for name, module in tower.named_modules():
             if name:
-                hooks.callback(module.register_forward_hook(note(name)).remove)
+                hooks.callback(module.register_forward_hook(in_this_thread(note(name))).remove)
         with followed:
             result = run()
     logits = result if isinstance(result, Tensor) else ANY_MODEL.read(result)[0]["cls"]
@@ -118,7 +119,7 @@ def count_runs(modules: Mapping[str, nn.Module], forward: Callable[[], Any]) -> 
 
     with ExitStack() as hooks, torch.no_grad():
         for name, module in modules.items():
-            hooks.callback(module.register_forward_hook(count(name)).remove)
+            hooks.callback(module.register_forward_hook(in_this_thread(count(name))).remove)
         forward()
     return runs
 

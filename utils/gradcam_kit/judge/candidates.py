@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..base.allowed import AUTO
+from ..base.threads import in_this_thread
 from ..engine.attention import has_attention
 from ..engine.attention_methods import ATTENTION_METHODS
 from ..engine.backward import BALANCED, PLAIN, can_balance, gates_in
@@ -157,7 +158,7 @@ def map_layers(tower: nn.Module, default: str, run: Callable[[], object]) -> Map
     with ExitStack() as hooks, torch.no_grad():
         for name, module in tower.named_modules():
             if name:
-                hooks.callback(module.register_forward_hook(partial(note, name)).remove)
+                hooks.callback(module.register_forward_hook(in_this_thread(partial(note, name))).remove)
         with axes:
             gates = gates_in(run)
     finer: dict[int, str] = {}

@@ -31,6 +31,7 @@ from torch.overrides import TorchFunctionMode, _get_current_function_mode
 
 from ...base.allowed import BACKWARDS
 from ...base.errors import InputError, did_you_mean
+from ...base.threads import in_this_thread
 from ..frozen import patched, replaced_forward
 from ..layers import LayerError
 from ..towers.attention import BlockAttention, Held
@@ -116,11 +117,9 @@ def attention_of(tower: Tower) -> list[BlockAttention]:
 def _balanced(
     tower: Tower, attention: Sequence[BlockAttention], activations: Activations | None, held: Held
 ) -> Iterator[AbstractContextManager[Any]]:
-    thread = threading.get_ident()
-
     def hook(rule: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Tensor | None]:
         """`rule` gets what the module has read and returned, in this thread alone."""
-        return lambda module, inputs, output: rule(inputs[0], output) if threading.get_ident() == thread else None
+        return in_this_thread(lambda module, inputs, output: rule(inputs[0], output))
 
     constants = _Constants(held)
     with ExitStack() as hooks:
@@ -155,8 +154,11 @@ def _in_forward(tower: Tower, constants: _Constants) -> Iterator[None]:
         if tower.blocks:
             first, last = (tower.named[tower.blocks[i]] for i in (0, -1))
             rests = tower.known(RESTS)
-            undo.callback(first.register_forward_pre_hook(partial(constants.in_blocks, bool(rests))).remove)
-            undo.callback(last.register_forward_hook(constants.behind_blocks).remove)
+            undo.callback(
+                first.register_forward_pre_hook(in_this_thread(partial(constants.in_blocks, bool(rests)))).remove
+            )
+            end = in_this_thread(constants.behind_blocks)
+            undo.callback(last.register_forward_hook(end).remove)
             if rests:
                 usual = F.scaled_dot_product_attention
                 undo.enter_context(patched(F, "scaled_dot_product_attention", partial(constants.attention, usual)))
@@ -227,7 +229,7 @@ class _Constants(TorchFunctionMode):
 
     def in_blocks(self, rests: bool, *given: Any) -> None:
         """As the first block begins; the mode rests where it `rests` and no other one lies above it."""
-        if threading.get_ident() == self._thread and not self._between:
+        if not self._between:
             self._between = True
             self._rests = rests and _get_current_function_mode() is self
             if self._rests:
@@ -235,11 +237,10 @@ class _Constants(TorchFunctionMode):
 
     def behind_blocks(self, *given: Any) -> None:
         """As the last block ends."""
-        if threading.get_ident() == self._thread:
-            self._between = False
-            if self._rests:
-                self._rests = False
-                self.__enter__()
+        self._between = False
+        if self._rests:
+            self._rests = False
+            self.__enter__()
 
     def norm(self, module: Any, forward: Callable[..., Tensor], x: Tensor, *rest: Any) -> Tensor:
         """A layer norm, see `replaced_forward`."""

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ...base.threads import in_this_thread
 from ..frozen import frozen_for_explaining, replaced_forward
 from ..hooks import Tap
 from ..layers import LayerError, Site
@@ -100,11 +101,9 @@ class Exchange:
     @contextmanager
     def made(self, images: Tensor, patches: Tensor) -> Iterator[None]:
         """Within, a forward pass of the `images` (n,) of the B, in this thread, has the real tokens at `patches`."""
-        tokens, thread = self.tokens(images, patches), threading.get_ident()
+        tokens = self.tokens(images, patches)
 
         def exchange(value: Any, read: Any = None) -> Any:
-            if threading.get_ident() != thread:
-                return None
             return (tokens, *value[1:]) if isinstance(value, tuple) else tokens
 
         with ExitStack() as stack:
@@ -128,7 +127,7 @@ def skippable(tower: Tower, block: str, run: Run) -> list[Skipped]:
     with ExitStack() as stack:
         for name in before:
             hook = tower.named[name].register_forward_hook(
-                lambda module, inputs, output, name=name: returned.__setitem__(name, output)
+                in_this_thread(lambda module, inputs, output, name=name: returned.__setitem__(name, output))
             )
             stack.callback(hook.remove)
         stack.enter_context(frozen_for_explaining(tower.model, tower.structure))
@@ -159,5 +158,6 @@ def _passed_over(beside: tuple[Any, ...] | None) -> Callable[..., Any]:
 def _hook(site: Site, act: Callable[..., Any]) -> Any:
     """`act` on what the site's module reads, or on what it returns and has read."""
     if site.reads_input:
-        return site.module.register_forward_pre_hook(lambda module, inputs: act(inputs))
-    return site.module.register_forward_hook(lambda module, inputs, output: act(output, inputs[0] if inputs else None))
+        return site.module.register_forward_pre_hook(in_this_thread(lambda module, inputs: act(inputs)))
+    returned = in_this_thread(lambda module, inputs, output: act(output, inputs[0] if inputs else None))
+    return site.module.register_forward_hook(returned)

@@ -6,13 +6,14 @@ Nothing here changes what a block computes: hooks read it, or (`constant_queries
 from __future__ import annotations
 
 import abc
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+
+from ...base.threads import in_this_thread
 
 Keep = Callable[[str, Tensor], None]  # name of a tensor, and the tensor
 Heads = dict[str, Tensor]  # "q", "k", "v": (B, T, heads · d)
@@ -100,13 +101,13 @@ class AttentionModules(BlockAttention):
             return hook
 
         if self.rotary is not None and {"q", "k"} & set(names):
-            handles.append(self.rotary.register_forward_pre_hook(read_angles, with_kwargs=True))
+            handles.append(self.rotary.register_forward_pre_hook(in_this_thread(read_angles), with_kwargs=True))
         for name in names:
             if name == MIXED:
-                hook = self.out.register_forward_pre_hook(lambda module, inputs: keep(MIXED, inputs[0].detach()))
-                handles.append(hook)
+                mixed = in_this_thread(lambda module, inputs: keep(MIXED, inputs[0].detach()))
+                handles.append(self.out.register_forward_pre_hook(mixed))
             else:
-                handles.append(getattr(self, name).register_forward_hook(read_output(name)))
+                handles.append(getattr(self, name).register_forward_hook(in_this_thread(read_output(name))))
         return handles
 
     def _rotated(self, tokens: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -163,12 +164,6 @@ def rotated(x: Tensor, cos: Tensor, sin: Tensor, before: int, halves: bool) -> T
     else:
         turned = torch.stack([-patches[..., 1::2], patches[..., ::2]], dim=-1).flatten(-2)
     return torch.cat([x[..., :before, :], (patches * cos + turned * sin).to(x.dtype)], dim=-2)
-
-
-def in_this_thread(hook: Callable[..., Any]) -> Callable[..., Any]:
-    """`hook` for passes of the thread that calls this; those of others go by untouched."""
-    thread = threading.get_ident()
-    return lambda *arguments: hook(*arguments) if threading.get_ident() == thread else None
 
 
 class Held:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...base.errors import InputError
+from ...base.threads import in_this_thread
 from .attention import (
     MIXED,
     BlockAttention,
@@ -18,7 +19,6 @@ from .attention import (
     Heads,
     Held,
     Keep,
-    in_this_thread,
     mixed_by_constant,
     rotated,
 )
@@ -74,15 +74,16 @@ class TimmAttention(BlockAttention):
         handles = [self._with_rope(hook)]
         if MIXED in names:
             reads = self.output[0]
-            handles.append(reads.register_forward_pre_hook(lambda module, inputs: keep(MIXED, inputs[0].detach())))
+            mixed = in_this_thread(lambda module, inputs: keep(MIXED, inputs[0].detach()))
+            handles.append(reads.register_forward_pre_hook(mixed))
         return handles
 
     def _with_rope(self, hook: Callable[[nn.Module, Any, Tensor | None], None]) -> Handle:
         if not hasattr(self.module, "num_prefix_tokens"):  # only those that rotate have it
-            return self.module.register_forward_pre_hook(lambda module, inputs: hook(module, inputs, None))
-        return self.module.register_forward_pre_hook(
-            lambda module, inputs, keywords: hook(module, inputs, keywords.get("rope")), with_kwargs=True
-        )
+            without = in_this_thread(lambda module, inputs: hook(module, inputs, None))
+            return self.module.register_forward_pre_hook(without)
+        given = in_this_thread(lambda module, inputs, keywords: hook(module, inputs, keywords.get("rope")))
+        return self.module.register_forward_pre_hook(given, with_kwargs=True)
 
     @property
     def output(self) -> tuple[nn.Module, bool]:
@@ -113,7 +114,7 @@ class TimmAttention(BlockAttention):
             return (held.by(inputs[0], linear), *inputs[1:])
 
         return [
-            self._with_rope(in_this_thread(before)),
+            self._with_rope(before),
             self.output[0].register_forward_pre_hook(in_this_thread(at_output)),
         ]
 
@@ -149,7 +150,7 @@ class TorchAttention(BlockAttention):
             for name in names:
                 keep(name, found[name])
 
-        return [self.module.register_forward_hook(hook)]
+        return [self.module.register_forward_hook(in_this_thread(hook))]
 
     def _tokens(self, inputs: Any) -> Tensor:
         """What attends to itself, (B, T, C)."""

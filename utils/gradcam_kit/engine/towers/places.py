@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ...base.errors import InputError
+from ...base.threads import in_this_thread
 from .family import SAY_WHERE, Grid
 from .tower import Tower
 
@@ -68,7 +69,7 @@ def _first_read(tower: Tower, run: Callable[[], Any]) -> Tensor | None:
         if not through:
             raise _Seen
 
-    handle = tower.named[tower.blocks[0]].register_forward_pre_hook(see)
+    handle = tower.named[tower.blocks[0]].register_forward_pre_hook(in_this_thread(see))
     try:
         run()
     except _Seen:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ...base.errors import InputError
+from ...base.threads import in_this_thread
 from ...engine.frozen import frozen_for_explaining
 from .subject import ClipSubject
 
@@ -30,7 +31,7 @@ def frame_logits(subject: ClipSubject, clips: Tensor) -> Tensor:
     with frozen_for_explaining(tower.model, tower.structure), torch.no_grad(), ExitStack() as hooks:
         for module in tower.structure.modules:
             if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d)):
-                hooks.callback(module.register_forward_hook(note).remove)
+                hooks.callback(module.register_forward_hook(in_this_thread(note)).remove)
         prediction, _ = subject.head._replace(batch=count).read(subject.run({"image": clips}))
     logits = prediction["cls"]
     within = ALIKE * logits.abs().max()

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ...base.allowed import AUTO
 from ...base.errors import InputError
 from ...base.text import one_line
+from ...base.threads import in_this_thread
 from ...engine.backward import BALANCED, PLAIN
 from ...engine.clips.families import KNOWN, channels_first, clip_grid, clip_tower_of, is_volumes, thumbnail_of
 from ...engine.clips.grid import ClipShape
@@ -128,7 +129,7 @@ def inputs_of(tower: Tower, blocks: Sequence[str], run: Callable[[], Any]) -> li
 
     with ExitStack() as hooks, torch.no_grad():
         for name in blocks:
-            hooks.callback(tower.named[name].register_forward_pre_hook(note(name)).remove)
+            hooks.callback(tower.named[name].register_forward_pre_hook(in_this_thread(note(name))).remove)
         run()
     return found
 

@@ -7,13 +7,14 @@ READY := $(VENV)/.ready
 VENV4 := .venv-transformers4
 BIN4 := $(VENV4)/bin
 READY4 := $(VENV4)/.ready
+DOCS := .venv-docs
 # Towers of other libraries, for tests alone, in a folder that nothing else looks into; without their needs, which name
 # another build of torch.
 TOWERS := torchvision timm open_clip_torch peft accelerate ftfy regex wcwidth
 # A process a core, each with one thread: the tests start processes of their own.
 PYTEST := -m pytest -n auto --maxprocesses 8 --dist worksteal
 
-.PHONY: demo demo-clip test test-slow test-matrix lint format bench clean
+.PHONY: demo demo-clip test test-slow test-matrix lint format bench docs clean
 
 # What a user needs, without the packages of tests.
 demo: $(USER)
@@ -66,6 +67,11 @@ bench: $(READY)
 	$(BIN)/python benchmarks/gpu.py | $(WRITE) gpu
 	$(if $(HOST),$(BIN)/python benchmarks/against_host.py $(HOST) | $(WRITE) host)
 
+# The pages as a site in build/docs, with the reference of the Python interface. Only its packages come from a network.
+docs: $(DOCS)/.ready
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --quiet
+	@echo "Done. Open build/docs/index.html in a browser; its search needs a server: python3 -m http.server -d build/docs"
+
 lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -99,5 +105,11 @@ $(READY4): requirements.txt requirements-dev.txt constraints.txt
 	$(BIN4)/python -m pip install --quiet -c $(VENV4)/constraints.txt --no-deps --upgrade --target $(VENV4)/towers $(TOWERS)
 	touch $@
 
+# It reads the code and never imports it, so it needs no torch.
+$(DOCS)/.ready: requirements-docs.txt
+	test -x $(DOCS)/bin/python || $(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python -m pip install --quiet -r requirements-docs.txt
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(VENV4) data runs .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV4) $(DOCS) build data runs .mypy_cache .pytest_cache .ruff_cache

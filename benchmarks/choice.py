@@ -32,7 +32,7 @@ from utils.gradcam_kit.explaining.real_tokens import bank_of, one_of_each_video,
 from utils.gradcam_kit.explaining.subject import Subject
 from utils.gradcam_kit.judge.bootstrap import VideoBootstrap
 from utils.gradcam_kit.judge.candidates import candidate_maps
-from utils.gradcam_kit.judge.check import WORDS, Checked, Evidence, MapCheck, verdicts
+from utils.gradcam_kit.judge.check import WORDS, Checked, Evidence, MapCheck, place_of, verdicts
 from utils.gradcam_kit.judge.choosing import TrialImages, choose_map, in_batches, separates
 from utils.gradcam_kit.judge.localisation import energy_in_mask
 from utils.gradcam_kit.judge.trial import Heat
@@ -109,22 +109,24 @@ def rank_correlation(chosen: Choice, gold: Choice) -> float:
     return float(spearmanr([row.beyond.mean for row in chosen.rows], [by[row.candidate] for row in chosen.rows])[0])
 
 
-def maps_of(held: Held, recipes: Sequence[Recipe]) -> tuple[dict[Recipe, Heat], Tensor]:
-    """The maps of the recipes, and the evidence (N, L, h, w) that verdicts follow from."""
+def maps_of(held: Held, recipes: Sequence[Recipe]) -> tuple[dict[Recipe, Heat], Evidence]:
+    """The maps of the recipes, and the evidence that verdicts follow from."""
     parts: dict[Recipe, list[Any]] = {one: [] for one in recipes}
-    evidence = []
+    evidence, standard = [], []
     for start in range(0, len(held.images), BATCH):
         batch = {"image": held.images[start : start + BATCH], "video": held.case.videos[start : start + BATCH]}
         capture: Callable[[list[Recipe]], Any] = partial(_captured, held.subject, batch)
         for one, maps in candidate_maps(capture, recipes).items():
             parts[one].append(maps)
         own = held.subject.evidence_recipe([])
-        evidence.append(capture([own]).evidence(own))
+        captured = capture([own])
+        evidence.append(captured.evidence(own).float())
+        standard.append(captured.standard_evidence(own).float())
     heats = {
         one: Heat(torch.cat([maps.raw.float() for maps in found]), torch.cat([maps.empty for maps in found]))
         for one, found in parts.items()
     }
-    return heats, torch.cat(evidence).float()
+    return heats, Evidence(torch.cat(evidence), torch.cat(standard))
 
 
 def _captured(subject: Subject, batch: dict[str, Any], recipes: list[Recipe]) -> Any:
@@ -142,17 +144,17 @@ def pair_map(held: Held, recipe: Recipe) -> Tensor:
     return torch.cat(found)
 
 
-def verdict_figures(held: Held, heats: dict[Recipe, Heat], evidence: Tensor, margins: Tensor) -> dict[str, Any]:
+def verdict_figures(held: Held, heats: dict[Recipe, Heat], evidence: Evidence, margins: Tensor) -> dict[str, Any]:
     """Of all maps: right among each word, and AUROC of what decides for "points right"."""
     count = len(margins)
-    checked = Checked(held.images, ["fake"] * count, margins, list(range(count)), Evidence(evidence))
+    checked = Checked(held.images, ["fake"] * count, margins, list(range(count)), evidence)
     found: dict[str, Any] = {}
     for kind, wanted in (("other maps", False), ("contrast maps", True)):
         rows: list[tuple[MapCheck, float, float, float]] = []
         for one, heat in heats.items():
             if (one.method in CONTRASTS) == wanted:
                 checks = verdicts(checked, {"map": heat}, one.method)["map"]
-                places = [((check.votes or 0.0) + (check.concentration or 0.0)) / 2 for check in checks]
+                places = [place_of(check.votes or 0.0, check.concentration or 0.0, check.standard) for check in checks]
                 rows += zip(checks, held.points(heat.raw), held.touches(heat.raw), places, strict=True)
         if not rows:
             continue
@@ -186,7 +188,7 @@ def random_head(held: Held, recipe: Recipe) -> dict[str, Any]:
         margins = torch.cat([held.subject.margins(part) for part in both.split(BATCH)])
         told.append(separates(margins, [1] * 64 + [0] * 64))
         heats, evidence = maps_of(few, [recipe])
-        checked = Checked(few.images, ["fake"] * 32, torch.ones(32), range(32), Evidence(evidence, told[-1]))
+        checked = Checked(few.images, ["fake"] * 32, torch.ones(32), range(32), evidence._replace(separates=told[-1]))
         words = [one.word for one in verdicts(checked, {"map": heats[recipe]}, recipe.method)["map"]]
         shares.append(words.count("supported") / len(words))
     head.load_state_dict(kept)

@@ -31,6 +31,7 @@ from utils.gradcam_kit.judge.check import (
     block_voters,
     check_maps,
     concentration,
+    place_of,
     verdicts,
     word_by_contrast,
     word_by_drop,
@@ -57,22 +58,21 @@ def test_the_verdict_without_a_bank(share: float, votes: float | None, word: str
 
 
 @pytest.mark.parametrize(
-    ("contrast", "place", "share", "word"),
+    ("contrast", "clear", "share", "word"),
     [
         (0.6, None, None, SUPPORTED),
         (0.59, None, 0.5, WEAK),
         (0.3, None, 0.5, WEAK),
         (0.29, None, 0.5, ARTEFACT),
         (1.0, None, -0.02, CONTRADICTED),
-        (1.0, 0.6, None, SUPPORTED),  # a contrast map is hottest where the contrast is: votes and concentration decide
-        (1.0, 0.59, None, WEAK),
-        (1.0, 0.0, None, WEAK),
-        (1.0, 0.9, -0.5, CONTRADICTED),
+        (0.0, True, None, SUPPORTED),  # a contrast map is hottest where the contrast is: its place decides
+        (1.0, False, None, WEAK),
+        (1.0, True, -0.5, CONTRADICTED),
     ],
 )
-def test_the_verdict_with_a_bank(contrast: float, place: float | None, share: float | None, word: str) -> None:
-    assert word_by_contrast(contrast, place, share, empty=False) == word
-    assert word_by_contrast(contrast, place, share, empty=True) == ARTEFACT
+def test_the_verdict_with_a_bank(contrast: float, clear: bool | None, share: float | None, word: str) -> None:
+    assert word_by_contrast(contrast, clear, share, empty=False) == word
+    assert word_by_contrast(contrast, clear, share, empty=True) == ARTEFACT
 
 
 def test_concentration_by_hand() -> None:
@@ -104,6 +104,25 @@ def test_evidence_by_hand() -> None:
     assert float(evidence.contrast(centre)[1]) < float(evidence.contrast(corner)[1])
     nothing = Evidence(-torch.ones(1, 2, 4, 4))
     assert nothing.contrast(corner[:1]).tolist() == [-1.0]  # no patch speaks for the class
+
+
+def test_the_place_of_a_contrast_map_by_hand() -> None:
+    """On 10 x 10 patches two count as near; the standardised contrast weighs as much as votes and concentration."""
+    blocks, standard, raw = torch.zeros(1, 1, 10, 10), torch.full((1, 10, 10), -4.0), torch.zeros(1, 10, 10)
+    blocks[0, 0, 2, 2] = raw[0, 2, 2] = 1.0
+    standard[0, 2, 3], standard[0, 4, 4], standard[0, 5, 2], standard[0, 9, 9] = 1.0, 1.0, 2.0, 4.0
+    shares = Evidence(blocks, standard).near(raw)
+    assert shares is not None and shares.tolist() == [0.25] and Evidence(blocks).near(raw) is None
+    assert place_of(1.0, 0.5, None) == 0.75 and place_of(1.0, 0.5, 0.25) == 0.5
+    two = torch.zeros(1, 2, 10, 10)
+    two[0, 0, 2, 2] = two[0, 1, 9, 9] = 1.0  # one block of two is hottest at the map's peak
+    concentrated = 81 / (16 + 81)  # sharpened, a corner's patch has the square of 1/4, an inner one that of 1/9
+    for elsewhere, word in ((1.0, SUPPORTED), (6.0, WEAK)):  # (.5 + .84) / 4 + 2/5 / 2 is enough; with 2/10 it is not
+        standard[0, 5, 2], standard[0, 9, 9] = 2.0, elsewhere
+        given = Checked(torch.rand(1, 3, 80, 80), ["fake"], torch.tensor([3.0]), [0], Evidence(two, standard))
+        check = verdicts(given, {"map": Heat(raw, torch.tensor([False]))}, "contrast")["map"][0]
+        assert check.standard == pytest.approx(2 / (4 + elsewhere)) and check.votes == 0.5
+        assert check.concentration == pytest.approx(concentrated) and check.word == word
 
 
 def test_maps_of_the_real_class_are_at_most_weak() -> None:

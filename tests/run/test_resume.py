@@ -131,9 +131,11 @@ def test_two_runs_in_one_folder_are_refused(tree: DataTree, commands: CommandSer
     slow = WATCHED.format(path=str(tmp_path / "seen"), seconds=0.3)
     run = commands.start(SCRIPT, *flags_of(tree, out), cwd=tmp_path, first=slow)
     until(lambda: recorded(out) > 0)
+    os.kill(run.pid, signal.SIGSTOP)  # at work, however long the others take to start
     for flag in ("--resume", "--overwrite"):
         done = commands.run(SCRIPT, *flags_of(tree, out, flag), cwd=tmp_path)
         assert done.code == 2 and "another process is at work" in done.err, done.err
+    os.kill(run.pid, signal.SIGCONT)
     assert run.wait().code == 0
 
 

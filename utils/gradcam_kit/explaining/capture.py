@@ -37,7 +37,7 @@ from ..engine.layers import (
 from ..engine.maps import Canvas, LayerMaps, combined, in_order, layer_maps, to_layer_maps
 from ..engine.methods import DEFAULT_EPSILON, check_method, leftover, signed_maps
 from ..engine.real.bank import Neighbours, TokenBank
-from ..engine.real.contrast import CONTRAST, CONTRASTS, contrast, contrast_z
+from ..engine.real.contrast import CONTRAST, CONTRAST_Z, CONTRASTS, contrast, contrast_z, scaled_mean
 from ..engine.recipe import BOTH, RESIDUAL, Recipe
 from ..engine.spatial_layers import count_runs, is_shareable, last_run
 from ..engine.targets import Target
@@ -200,9 +200,16 @@ class Capture:
 
     def evidence(self, recipe: Recipe) -> Tensor:
         """(B, L, h, w): the signed contrast at each layer that a contrast map is made of, by the plain gradient."""
+        return torch.stack(self._contrasts(CONTRAST, recipe), dim=1)
+
+    def standard_evidence(self, recipe: Recipe) -> Tensor:
+        """(B, h, w): the standardised contrast at the same layers, averaged; there has to be a bank."""
+        return scaled_mean(self._contrasts(CONTRAST_Z, recipe))
+
+    def _contrasts(self, method: str, recipe: Recipe) -> list[Tensor]:
         parts = [part for layer in recipe.layers for part in self.parts[layer]]
         on_image = on_grid({part: self.tokens[part, recipe.site] for part in parts}, self.grid)
-        return torch.stack([self._contrast(CONTRAST, part, *of) for part, of in on_image.items()], dim=1)
+        return [self._contrast(method, part, *of) for part, of in on_image.items()]
 
     def _contrast(self, method: str, layer: str, A: Tensor, G: Tensor) -> Tensor:
         """(B, h, w), signed; `A` and `G` (B, C, h, w)."""

@@ -82,8 +82,11 @@ def _of_all(
     if "both" in explanation.target:
         return {}
     margins = explanation.head.margin(explanation.logits.float())
-    blocks, separate = explanation.evidence, explanation.separates
-    evidence = None if blocks is None else Evidence(blocks.float().cpu(), separate)
+    blocks, standard = explanation.evidence, explanation.standard
+    evidence = None
+    if blocks is not None:
+        standard = None if standard is None else standard.float().cpu()
+        evidence = Evidence(blocks.float().cpu(), standard, explanation.separates)
     checked = Checked(explanation.images, explanation.target, margins, seeds, evidence)
     found: dict[str, list[MapCheck]] = {}
     for made in explanation.made:

@@ -99,9 +99,10 @@ class Explanation:
     name of a class). `images` (B, 3, H, W) are those that were explained, as they were given; `look` is how they are
     drawn. `choice`: how the map was chosen, where this call chose it. `untrained`: the detector has the weights it was
     built with, so that nothing here means anything. `evidence` (B, L, h, w), where there is a bank: what each patch
-    adds to the score compared with its nearest real ones, block by block. `one_per_layer`: each layer has a recipe of
-    its own, and names its map. `separates`: whether the detector tells real
-    from fake at all, as far as `calibrate_gradcam` or a run has seen.
+    adds to the score compared with its nearest real ones, block by block; `standard` (B, h, w): the same in units of
+    how much these differ, averaged, where a contrast map was made. `one_per_layer`: each layer has a recipe of its
+    own, and names its map. `separates`: whether the detector tells real from fake at all, as far as
+    `calibrate_gradcam` or a run has seen.
     """
 
     ARRAYS: ClassVar[tuple[str, ...]] = ("raw", "signed", "normalised", "empty")  # of each map, in a file
@@ -114,6 +115,7 @@ class Explanation:
     choice: Choice | None = None
     untrained: bool = False
     evidence: Tensor | None = None
+    standard: Tensor | None = None
     separates: bool = True
     one_per_layer: bool = False
     checker: Callable[[Explanation], dict[str, list[MapCheck]]] | None = None

@@ -17,6 +17,7 @@ from ..base.errors import InputError
 from ..engine.checks import Checks
 from ..engine.hooks import NotOneToken
 from ..engine.maps import LayerMaps, refuse_non_finite
+from ..engine.real.contrast import CONTRASTS
 from ..engine.recipe import BALANCED, Recipe
 from ..engine.targets import Target, wants_both
 from .capture import Capture
@@ -102,6 +103,8 @@ def _explained(subject: Subject, batch: Batch, asked: Asked, checks: Checks) -> 
         if some:
             captured = subject.capture(batch, list(some), asked.target, None, asked.completeness, checks, real)
             of |= dict.fromkeys(some, captured)
+    # Only a contrast map's place needs it, and only a bank has neighbours that differ.
+    by_place = subject.bank is not None and any(one.method in CONTRASTS for one in asked.recipes)
     first = of[asked.recipes[0]]
     if subject.reading.may_mix and len(batch["image"]) > 1:
         subject.tower.once(MIXES, lambda: _note_mixing(subject, batch["image"], first.prediction["cls"], checks))
@@ -122,6 +125,7 @@ def _explained(subject: Subject, batch: Batch, asked: Asked, checks: Checks) -> 
         images=batch["image"],
         look=subject.look,
         evidence=None if not compares else of[recipes[-1]].evidence(recipes[-1]),
+        standard=of[recipes[-1]].standard_evidence(recipes[-1]) if by_place else None,
         separates=subject.choice is None or subject.choice.separates,
         one_per_layer=one_per_layer(asked.recipes, subject.recipe),
         judged=verdicts_of,

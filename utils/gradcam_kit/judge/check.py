@@ -16,11 +16,11 @@ from .trial import Heat, Scorer, TokenFill, grid_of, hottest, on_trial_grid, ran
 
 SUPPORTED, WEAK, CONTRADICTED, ARTEFACT = "supported", "weak", "contradicted", "artefact"
 WORDS = (SUPPORTED, WEAK, CONTRADICTED, ARTEFACT)
-# Every threshold of the verdict: the contrast at the hottest patch, as a share of its largest; of a contrast map the
-# mean of its votes and its concentration; without a bank the votes, and the drop of the margin with the hottest patches
-# replaced, beyond random ones, as a share of it.
+# Every threshold of the verdict: the contrast at the hottest patch, as a share of its largest; of a contrast map how
+# clear its place is, without the standardised contrast and with it; without a bank the votes, and the drop of the
+# margin with the hottest patches replaced, beyond random ones, as a share of it.
 CLEAR_CONTRAST, SOME_CONTRAST = 0.6, 0.3
-CLEAR_PLACE = 0.6  # of a contrast map: mean of its votes and the evidence's concentration
+CLEAR_PLACE, CLEAR_STANDARD = 0.6, 0.45
 REACH = 0.2  # of the grid's longer side: so near to the hottest patch evidence counts as being in one place
 ONE_PLACE = 0.65  # of the evidence: below it there is no one place, as where a whole image was upsampled or denoised
 CLEAR_VOTES = 0.5
@@ -36,7 +36,8 @@ class MapCheck:
     `fall` and `random`: the margin's drop once the map's hottest patches, and as many random ones, are replaced.
     `mass`: the raw map's sum as a share of the margin. `votes`: share of the tower's blocks whose own map is hottest at
     the same patch or one next to it. `others`: the same of other methods' maps. `concentration`: the share of the
-    evidence that lies near its own hottest patch. None: not asked for, there are none, or the margin is 0.
+    evidence that lies near its own hottest patch. `standard`: the share of the standardised contrast that lies near the
+    map's hottest patch, of a contrast map. None: not asked for, there are none, or the margin is 0.
     """
 
     word: str
@@ -48,6 +49,7 @@ class MapCheck:
     others: float | None
     contrast: float | None = None
     concentration: float | None = None
+    standard: float | None = None
 
     def __post_init__(self) -> None:
         if self.word not in WORDS:
@@ -80,6 +82,8 @@ class MapCheck:
             facts.append(f"{self.votes:.0%} of the blocks are hottest there")
         if self.others is not None:
             facts.append(f"{self.others:.0%} of other methods' maps agree")
+        if self.standard is not None:
+            facts.append(f"{self.standard:.0%} of what stands out from real images lies near it")
         if self.is_spread:
             facts.append("the evidence is spread: no one place")
         return f"{self.word.capitalize()}: {'; '.join(facts)}" if facts else self.word.capitalize()
@@ -92,15 +96,21 @@ def _moved(drop: float) -> str:
 class Evidence(NamedTuple):
     """What the contrast with real images says of N images: the signed maps (N, L, h, w) of L blocks, on the CPU.
 
+    `standard` (N, h, w): the standardised contrast, averaged over the blocks; None: there are no neighbours to ask.
     `separates`: whether the detector tells real from fake at all; no map of one that does not is supported.
     """
 
     blocks: Tensor
+    standard: Tensor | None = None
     separates: bool = True
 
     def concentration(self) -> Tensor:
         """(N,) in [0, 1]: the share of the sharpened contrast that lies near its own hottest patch."""
         return concentration(sharpened(scaled_mean(self.blocks.unbind(1))))
+
+    def near(self, raw: Tensor) -> Tensor | None:
+        """(N,) in [0, 1]: the share of the standardised contrast that lies near the hottest patch of maps (N, h, w)."""
+        return None if self.standard is None else _share_near(self.standard.relu(), _peak(raw)[0])
 
     def contrast(self, raw: Tensor) -> Tensor:
         """(N,): the contrast, over 3 × 3 patches, at the hottest patch of maps (N, h, w); a share of its largest."""
@@ -128,31 +138,45 @@ def _at(maps: Tensor, places: Tensor) -> Tensor:
 
 def concentration(raw: Tensor) -> Tensor:
     """(N,) in [0, 1]: the share of each map (N, h, w) that lies near its hottest patch; 0 of an empty one."""
-    rows, columns = raw.shape[1:]
+    return _share_near(raw, _peak(raw)[0])
+
+
+def _share_near(maps: Tensor, places: Tensor) -> Tensor:
+    """(N,): the share of each map (N, h, w), nowhere below 0, that lies near `places` (N, 2); 0 of an empty one."""
+    rows, columns = maps.shape[1:]
     reach = max(1, round(REACH * max(rows, columns)))
-    place = raw.flatten(1).argmax(dim=1)
-    down = (torch.arange(rows).unsqueeze(0) - torch.div(place, columns, rounding_mode="floor").unsqueeze(1)).abs()
-    across = (torch.arange(columns).unsqueeze(0) - (place % columns).unsqueeze(1)).abs()
-    near = (down <= reach).unsqueeze(2) & (across <= reach).unsqueeze(1)
-    whole = raw.flatten(1).sum(dim=1)
-    return (raw * near).flatten(1).sum(dim=1) / torch.where(whole > 0, whole, torch.ones_like(whole))
+    row, column = (places[:, 0] * rows).long().unsqueeze(1), (places[:, 1] * columns).long().unsqueeze(1)
+    near_row = (torch.arange(rows) - row).abs() <= reach
+    near_column = (torch.arange(columns) - column).abs() <= reach
+    whole = maps.flatten(1).sum(dim=1)
+    near = (maps * (near_row.unsqueeze(2) & near_column.unsqueeze(1))).flatten(1).sum(dim=1)
+    return near / torch.where(whole > 0, whole, torch.ones_like(whole))
 
 
-def word_by_contrast(contrast: float, place: float | None, share: float | None, empty: bool) -> str:
+def place_of(votes: float, concentration: float, standard: float | None) -> float:
+    """How clearly a contrast map's hottest patch is the place of the evidence, in [0, 1].
+
+    A contrast map is hottest where the contrast is, so the contrast there says nothing. Its blocks' votes and the
+    evidence's concentration do; so does the standardised contrast near it, which weighs as much as both.
+    """
+    place = (votes + concentration) / 2
+    return place if standard is None else (place + standard) / 2
+
+
+def word_by_contrast(contrast: float, clear_place: bool | None, share: float | None, empty: bool) -> str:
     """The verdict where there is a bank.
 
-    `share`: the drop beyond random as a share of the margin, None where it was not asked for. `place`: of a contrast
-    map, whose contrast is large at its hottest patch by construction, the mean of its votes and of the evidence's
-    concentration; None of another map.
+    `share`: the drop beyond random as a share of the margin, None where it was not asked for. `clear_place`: of a
+    contrast map, whether its place (`place_of`) is clear; None of another map.
     """
     if empty:
         return ARTEFACT
     if share is not None and share <= AGAINST:
         return CONTRADICTED
-    if place is None:
+    if clear_place is None:
         clear, some = contrast >= CLEAR_CONTRAST, contrast >= SOME_CONTRAST
     else:  # a contrast map is hottest where the contrast is, so it is no artefact
-        clear, some = place >= CLEAR_PLACE, True
+        clear, some = clear_place, True
     return SUPPORTED if clear else WEAK if some else ARTEFACT
 
 
@@ -242,16 +266,23 @@ def _checks_of(
     contrasts = None if evidence is None else evidence.contrast(raw).tolist()
     votes, others = agreed or ([None] * len(raw), [None] * len(raw))
     nearby: list[float | None] = [None] * len(raw)
+    standard: list[float | None] = [None] * len(raw)
     if evidence is not None:
         votes, nearby = evidence.votes(raw).tolist(), evidence.concentration().tolist()
+        near_peak = evidence.near(raw) if method in CONTRASTS else None
+        standard = standard if near_peak is None else near_peak.tolist()
     found = []
     for i, (margin, mass) in enumerate(zip(towards.tolist(), heat.raw.flatten(1).sum(dim=1).tolist(), strict=True)):
         drop, random = (float(of[i]) for of in drops) if drops else (None, None)
         share = None if drop is None or random is None else (drop - random) / abs(margin) if margin else 0.0
         empty = bool(heat.empty[i])
         if contrasts is not None:
-            near, own = nearby[i] or 0.0, method in CONTRASTS
-            word = word_by_contrast(contrasts[i], ((votes[i] or 0.0) + near) / 2 if own else None, share, empty)
+            near = nearby[i] or 0.0
+            clear = None
+            if method in CONTRASTS:
+                enough = CLEAR_PLACE if standard[i] is None else CLEAR_STANDARD
+                clear = place_of(votes[i] or 0.0, near, standard[i]) >= enough
+            word = word_by_contrast(contrasts[i], clear, share, empty)
             # Real images say what is no fake, and no more; a detector that does not separate has no evidence; and where
             # the evidence is spread no place is the right one.
             doubtful = checked.target[i] == "real" or not (evidence and evidence.separates) or near < ONE_PLACE
@@ -269,6 +300,7 @@ def _checks_of(
                 others=others[i],
                 contrast=None if contrasts is None else contrasts[i],
                 concentration=nearby[i],
+                standard=standard[i],
             )
         )
     return found

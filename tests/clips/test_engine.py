@@ -272,7 +272,6 @@ class Stacked(nn.Module):
     ("given", "message"),
     [
         ({"method": "legrad"}, "method 'legrad' is not known to be right for clips of frames; allowed: gradcam, "),
-        ({"method": "auto"}, "method 'auto' is of images: name a method for clips"),
         ({"layers": "sum"}, "are of images: name the layers"),
         (
             {"backward": "balanced"},

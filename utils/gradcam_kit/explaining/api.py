@@ -17,6 +17,7 @@ from ..engine.targets import Target
 from ..engine.towers import unwrapped
 from ..judge.choosing import choose_map, in_batches, trial_images
 from ..judge.verdict import Choice
+from .clips.choosing import choose_on_batches
 from .clips.one_pass import explain_clips
 from .clips.subject import clip_subject_of
 from .explanation import Explanation
@@ -153,8 +154,13 @@ def _explained_clips(
     device = device_of(unwrapped(model)) if isinstance(model, nn.Module) else batch["image"].device
     batch = {**batch, "image": batch["image"].to(device)}
     subject = clip_subject_of(model, batch["image"], forward, options.get("clip_layout"), classes)
-    asked = Asked(subject.recipes_for(*named), subject.target if target is None else target)
-    return explain_clips(subject, batch, asked, IMAGES)
+    target, choice = subject.target if target is None else target, None
+    recipes, layers, method, site, backward = named
+    if method == AUTO and recipes is None:
+        open_one = replace(subject, recipe=Recipe.open(layers, site, backward))
+        choice = choose_on_batches(open_one, [batch], trial_target(target))
+        named = ([Recipe.open(layers).using(choice.used)], None, None, None, None)
+    return replace(explain_clips(subject, batch, Asked(subject.recipes_for(*named), target), IMAGES), choice=choice)
 
 
 def choose(
@@ -165,25 +171,37 @@ def choose(
     recipe: Recipe | None = None,
     count: int = DEFAULT_IMAGES,
     bank: TokenBank | None = None,
+    clip_layout: str | None = None,
 ) -> Recipe:
     """Choose the map to draw causally: the one whose hottest patches matter most to the model.
 
     Args:
-        model, forward: as for `explain`.
-        images: a batch as for `explain`, or several; a mapping may also hold `video`, a name for each image, and
+        model, forward, clip_layout: as for `explain`.
+        images: a batch as for `explain`, or several; a mapping may also hold `video`, a name for each of them, and
             `paired_real` (B, 3, H, W), the real images that they were made from.
         target: whose evidence is shown on images that are called fake: "margin", "real", or fake for all others.
         recipe: what is kept to; a field "auto" is chosen. None: all are.
-        count: at most so many images that are called fake, and as many that are called real, are used.
+        count: at most so many images that are called fake, and as many that are called real, are used; of clips at most
+            16.
         bank: as for `explain`; None: of the images that are called real.
 
     Raises:
         InputError: no image, or an unusable argument.
     """
-    batches = [_batch(each) for each in as_batches(images, IMAGES)]
+    batches = [as_batch(each, IMAGES) for each in as_batches(images, IMAGES)]
     if not batches:
         raise InputError("images is empty: give at least one batch")
-    subject = subject_of(model, batches[0]["image"], forward)
+    first = batches[0]["image"]
+    if isinstance(first, Tensor) and first.ndim == 5:
+        if bank is not None:
+            raise InputError("bank is of images: leave it out for clips, which are compared with no bank")
+        clips = clip_subject_of(model, first, forward, clip_layout)
+        clips = replace(clips, recipe=Recipe.open() if recipe is None else Recipe.of(recipe))
+        shown = trial_target(clips.target if target is None else target)
+        return choose_on_batches(clips, batches, shown, (count, len(first))).used
+    for batch in batches:
+        check_shape(batch["image"], IMAGES)
+    subject = subject_of(model, first, forward)
     subject = replace(subject, bank=bank or subject.bank)
     batches = [_on_device(batch, subject) for batch in batches]
     wanted = Recipe.open() if recipe is None else Recipe.of(recipe)
@@ -201,12 +219,6 @@ def _chosen(
     given = trial_images(tried(subject, in_parts).margins, batches, count, target)
     subject = with_bank(subject, given)
     return choose_map(tried(subject, in_parts), given, subject.candidates(named)), subject
-
-
-def _batch(images: Any) -> Batch:
-    batch = as_batch(images, IMAGES)
-    check_shape(batch["image"], IMAGES)
-    return batch
 
 
 def _on_device(batch: Batch, subject: Subject) -> Batch:

@@ -26,6 +26,7 @@ from ..judge.transplant import INPUT
 from ..judge.verdict import Choice
 from ..settings.config_values import GradCAMSettings, Section, clip_size_of, gradcam_settings
 from .capture import Capture
+from .clips.choosing import choose_on_batches, clip_candidates
 from .clips.one_pass import explain_clips
 from .clips.subject import ClipSubject
 from .explanation import UNTRAINED, Explanation, Look, explained_names, names_of, one_per_layer
@@ -206,6 +207,8 @@ class GradCAMMixin(nn.Module):
 
     def gradcam_candidates(self) -> list[Recipe]:
         """The maps worth trying, the one to fall back on first. What a config names that leaves a choice is kept to."""
+        if self.clip_size is not None:
+            return clip_candidates(self.as_clip_subject(), self.noise()[:1])
         return self.as_subject().candidates()
 
     def gradcam_named(self) -> list[Recipe]:
@@ -219,7 +222,7 @@ class GradCAMMixin(nn.Module):
 
         Args:
             data_dicts: a batch as for `explain`, or several; in addition to `image` they may hold `video`, a name for
-                each image, and `paired_real` (B, 3, H, W), the real images that they were made from.
+                each image or clip, and `paired_real` (B, 3, H, W), the real images that they were made from.
             images: at most so many that are called fake, and as many that are called real, are used: the first ones.
             batch_size: images per pass.
 
@@ -230,8 +233,13 @@ class GradCAMMixin(nn.Module):
         Raises:
             InputError: no batch, or an unusable one.
         """
-        margins = tried(self.as_subject(), in_batches(batch_size)).margins
         target = trial_target(self.gradcam.target)
+        if self.clip_size is not None:
+            clips, batches = self.as_clip_subject(), list(map(as_batch, as_batches(data_dicts)))
+            choice = choose_on_batches(clips, batches, target, (images, batch_size), self.gradcam_named())
+            self.set_gradcam_choice(choice)
+            return choice
+        margins = tried(self.as_subject(), in_batches(batch_size)).margins
         given = trial_images(margins, map(_checked, as_batches(data_dicts)), images, target)
         subject = with_bank(self.as_subject(), given)
         self.gradcam_bank = subject.bank
@@ -336,7 +344,8 @@ class GradCAMMixin(nn.Module):
         """Whether the weights are still those of the constructor; warns once."""
         if self.weights_at_first is None:
             return False
-        if not self.weights_at_first.are_of(self.tower.structure.parameters()):
+        tower = self.tower if self.clip_size is None else clip_tower_of(self)  # of clips it is no network of images
+        if not self.weights_at_first.are_of(tower.structure.parameters()):
             self.weights_at_first = None
             return False
         if not self.said_untrained:

@@ -21,7 +21,7 @@ from ..data.frames import Batch, frame_loader
 from ..engine.real.contrast import CONTRASTS
 from ..engine.recipe import Recipe
 from ..explaining.clips.checking import margins_of
-from ..explaining.clips.choosing import choose_clip_map, clip_candidates
+from ..explaining.clips.choosing import CLIPS_TRIED, choose_clip_map, clip_candidates
 from ..explaining.real_tokens import bank_of, one_of_each_video, tried, with_bank
 from ..judge.candidates import captures
 from ..judge.choosing import TrialImages, choose_map, separates
@@ -37,7 +37,6 @@ from .dataset_run import Context
 from .disturbances import SplitOnOutOfMemory
 from .predictions import Predictions
 
-CLIPS = 16  # on which a map of clips is chosen, at most
 POOL = 8  # frames predicted for each image that is wanted: detectors call few images fake on some data
 JUDGED = 16  # images on which a named map is judged, at most: a figure to warn by needs no more
 BESIDE = 10  # candidates that a named map is judged beside: the first of the list
@@ -85,7 +84,7 @@ class Plan(NamedTuple):
         named = detector.model.gradcam_named()
         if detector.settings.clip_size is not None:
             subject = detector.as_clip_subject()
-            return cls(clip_candidates(subject, detector.model.noise()[:1]), named, min(images, CLIPS))
+            return cls(clip_candidates(subject, detector.model.noise()[:1]), named, min(images, CLIPS_TRIED))
         candidates = detector.as_subject().candidates(bank=images > 0)
         return cls(candidates[:BESIDE], named, min(images, JUDGED)) if named else cls(candidates, named, images)
 

@@ -130,7 +130,10 @@ def _read_datasets(settings: RunSettings, options: RunOptions) -> tuple[Datasets
     if settings.data.clip_size is None:
         return {name: read_dataset(name, settings.data) for name in names}, {}
     if options.explanations is not None:
-        raise InputError("--evaluate_explanations measures maps of images: leave it out for a detector of clips")
+        raise InputError(
+            "--evaluate_explanations measures maps of images: leave it out for a detector of clips, and give"
+            " --check_maps on, which freezes the hottest frames of each map"
+        )
     if options.shard is not None:  # what a merged run says of its clips is in no shard
         raise InputError("--shard splits images: leave it out for a detector of clips; torchrun splits such a run")
     cut = {name: read_clips(name, settings.data) for name in names}

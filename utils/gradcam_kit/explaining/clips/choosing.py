@@ -3,36 +3,49 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from ...base.allowed import AUTO
+from ...base.errors import InputError
 from ...engine.backward import BALANCED, PLAIN, can_balance
 from ...engine.layers import LayerError
 from ...engine.maps import NonFiniteMapError
-from ...engine.recipe import Recipe
+from ...engine.recipe import NORMED, RESIDUAL, Recipe
+from ...judge.choosing import trial_images
 from ...judge.clip_trial import try_clip_maps
 from ...judge.time import ClipMargins
 from ...judge.trial import Heat, Scorer
 from ...judge.verdict import UNTRIED, Choice, choose
+from ..images import Batch, check_clips, check_pixels
 from ..one_pass import Asked
+from .checking import margins_of
 from .one_pass import explain_clips
 from .subject import ClipSubject
 
 CLIPS = "clips"  # in errors
+CLIPS_TRIED = 16  # on which a map of clips is chosen, at most
+METHODS_TRIED = ("gradcam", "hirescam", "layercam")
 
 
 def clip_candidates(subject: ClipSubject, clip: Tensor) -> list[Recipe]:
-    """The maps worth trying, the one to fall back on first; `clip` (1, T, 3, H, W) shows what runs."""
-    layer = subject.default_layer(clip)
-    found = [Recipe(method, layer) for method in ("gradcam", "hirescam", "layercam")]
-    blocks = subject.tower.blocks
+    """The maps worth trying, the one to fall back on first; `clip` (1, T, 3, H, W) shows what runs.
+
+    What the subject's recipe names while it leaves something open is kept to.
+    """
+    named = subject.recipe if subject.recipe.is_open else Recipe.open()
+    here = named.layers if AUTO not in named.layers and named.layers else (subject.default_layer(clip),)
+    blocks, balanced = subject.tower.blocks, can_balance(subject.tower)
+    found = [Recipe(method, layer) for layer in here for method in METHODS_TRIED]
     if blocks:  # tokens that later blocks have mixed are not where they came from
-        earlier = dict.fromkeys((blocks[0], blocks[len(blocks) // 2], layer))
-        balanced = can_balance(subject.tower)
-        how = ("residual", BALANCED) if balanced else ("layer_norm1", PLAIN)
-        found += [Recipe("hirescam", one, *how) for one in earlier if balanced or one != layer]
-    return found
+        depths = here if here == named.layers else tuple(dict.fromkeys((blocks[0], blocks[len(blocks) // 2], *here)))
+        found += [Recipe("hirescam", one, *((RESIDUAL, BALANCED) if balanced else (NORMED, PLAIN))) for one in depths]
+    if named.method != AUTO:
+        found = [replace(one, method=named.method) for one in found]
+    fitting = [one for one in found if named.site in (AUTO, one.site) and named.backward in (AUTO, one.backward)]
+    return list(dict.fromkeys(fitting)) or [replace(named.closed(), layers=here)]
 
 
 def choose_clip_map(
@@ -67,3 +80,32 @@ def choose_clip_map(
     direction = torch.full((len(clips),), -1.0 if target == "real" else 1.0)
     trial = try_clip_maps(clips, maps, Scorer(margins, direction))
     return choose(trial, [one for one in candidates if one in maps] or list(maps), named, videos, unmade)
+
+
+def choose_on_batches(
+    subject: ClipSubject,
+    batches: Sequence[Batch],
+    target: str,
+    sizes: tuple[int, int] = (CLIPS_TRIED, CLIPS_TRIED),
+    named: Sequence[Recipe] = (),
+) -> Choice:
+    """As a run chooses, on the first clips of the batches that the detector calls fake, or else real.
+
+    Args:
+        batches: each holds `image` (B, T, 3, H, W), and may hold `video`, a name for each clip.
+        sizes: how many clips are used, of which CLIPS_TRIED is the most, and how many are in one pass.
+
+    Raises:
+        InputError: no clip, or clips of several shapes.
+    """
+    device = next((parameter.device for parameter in subject.tower.model.parameters()), None)
+    for batch in batches:
+        check_clips(batch["image"], CLIPS)
+        check_pixels(batch["image"], CLIPS)
+    shapes = sorted({tuple(batch["image"].shape[1:]) for batch in batches})
+    if len(shapes) > 1:
+        raise InputError(f"clips have shapes {', '.join(map(str, shapes))}: give clips of one length and size")
+    there = [{**batch, "image": batch["image"].to(device)} for batch in batches]
+    margins = margins_of(subject, sizes[1])
+    given = trial_images(margins, there, min(CLIPS_TRIED, sizes[0]), target)
+    return choose_clip_map(subject, margins, given.images, given.target[0], given.videos, named)

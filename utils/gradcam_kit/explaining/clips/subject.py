@@ -74,9 +74,8 @@ class ClipSubject:
             return self.all_drawn()
         if recipes is not None:
             return named_recipes(recipes, (layers, method, site, backward))
-        if method == AUTO:
-            raise InputError("method 'auto' is of images: name a method for clips", "method")
         mine = self.recipe.closed() if self.recipe.is_open else self.recipe
+        method = None if method == AUTO else method  # as chosen, where a choice was made
         return [
             Recipe(
                 method or mine.method, layer_names(layers) or mine.layers, site or mine.site, backward or mine.backward

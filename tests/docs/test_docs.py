@@ -41,7 +41,7 @@ def test_every_guarantee_names_a_test_that_is_there() -> None:
     of_table = ""
     named = 0
     for line in (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8").splitlines():
-        head = re.search(r"Held by \(`(test_\w+\.py)`\)", line)
+        head = re.search(r"Tested by \(`(test_\w+\.py)`\)", line)
         of_table = head[1] if head else "" if line.startswith("## ") else of_table
         file = of_table
         for own, name in re.findall(r"`(?:(test_\w+\.py|…)::)?(test_\w+)`", line):

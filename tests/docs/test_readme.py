@@ -197,8 +197,8 @@ PRELUDE = """
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
-your_image_tensor = fixed_images = torch.randn(2, 3, 224, 224)
-batch_data, batch_size = {'image': your_image_tensor}, 2
+fixed_images = torch.randn(2, 3, 224, 224)
+batch_data, batch_size = {'image': fixed_images}, 2
 writer = SummaryWriter('log')
 
 
@@ -220,7 +220,9 @@ def test_snippets_run_as_written(tmp_path: Path) -> None:
     program = "\n".join([PRELUDE, *parts[:loop], "config['nEpochs'] = 6", *parts[loop:]])
     program += "\nprint(sorted(cams), model.training)\n"
     (tmp_path / "program.py").write_text(program)
-    cv2.imwrite(str(tmp_path / "face.png"), np.full((256, 256, 3), 90, np.uint8))
+    face = tmp_path / re.findall(r'"(data/demo/.*?\.png)"', program)[0]  # which `make demo` renders
+    face.parent.mkdir(parents=True)
+    cv2.imwrite(str(face), np.full((256, 256, 3), 90, np.uint8))
     environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, "program.py"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False

@@ -109,6 +109,24 @@ class Folded(nn.Module):
         return logits.unflatten(0, clips.shape[:2]).mean(1)
 
 
+class OverFrames(nn.Module):
+    """2-D convolutions of each frame, and a head that reads the frames' features in their order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = Folded().layers
+        self.over_time = nn.Sequential(
+            nn.Conv1d(24 * 16, 32, 3, 1, 1), nn.ReLU(), nn.Conv1d(32, 32, 3, 1, 1), nn.ReLU()
+        )
+        self.head = nn.Linear(32, 2)
+
+    def forward(self, clips: Tensor) -> Tensor:
+        maps = F.adaptive_avg_pool2d(self.layers(clips.flatten(0, 1)), 4)
+        of_frames = maps.flatten(1).unflatten(0, clips.shape[:2]).transpose(1, 2)
+        logits: Tensor = self.head(self.over_time(of_frames).amax(2))
+        return logits
+
+
 class Thumbnail(nn.Module):
     """2-D convolutions of a picture of all frames, two rows of four."""
 
@@ -145,6 +163,7 @@ class Tokens(nn.Module):
 TOWERS: dict[str, Callable[[], nn.Module]] = {
     "volume": Volume,
     "folded": Folded,
+    "over frames": OverFrames,
     "thumbnail": Thumbnail,
     "videomae": lambda: Tokens("videomae"),
     "timesformer": lambda: Tokens("timesformer"),

@@ -273,10 +273,7 @@ class Stacked(nn.Module):
     [
         ({"method": "legrad"}, "method 'legrad' is not known to be right for clips of frames; allowed: gradcam, "),
         ({"layers": "sum"}, "are of images: name the layers"),
-        (
-            {"backward": "balanced"},
-            "backward 'balanced' holds queries and keys constant, and those of TimesformerModel",
-        ),
+        ({"backward": "both"}, "backward 'both' is of images: clips are explained by plain or balanced"),
         ({"clip_layout": "thwc"}, "clip_layout is 'thwc'; allowed: btchw, bcthw"),
         ({"layers": "embeddings.patch_embeddings.projection.x"}, "is not in the detector's tower"),
     ],

@@ -34,7 +34,7 @@ from ...base.errors import InputError, did_you_mean
 from ...base.threads import in_this_thread
 from ..frozen import patched, replaced_forward
 from ..layers import LayerError
-from ..towers.attention import BlockAttention, Held
+from ..towers.attention import Held, HeldAttention
 from ..towers.tower import Tower
 from .derivatives import (
     AttentionOfConstantWeights,
@@ -97,11 +97,11 @@ def can_balance(tower: Tower) -> bool:
         return False
 
 
-def attention_of(tower: Tower) -> list[BlockAttention]:
+def attention_of(tower: Tower) -> list[HeldAttention]:
     """The attention of every block; none without blocks. Raises InputError where it is not known."""
     found = []
     for block in tower.blocks:
-        attention = tower.attention(block)
+        attention = tower.held_attention(block)
         if attention is None:
             raise InputError(
                 "backward 'balanced' holds queries and keys constant, and those of"
@@ -115,7 +115,7 @@ def attention_of(tower: Tower) -> list[BlockAttention]:
 
 @contextmanager
 def _balanced(
-    tower: Tower, attention: Sequence[BlockAttention], activations: Activations | None, held: Held
+    tower: Tower, attention: Sequence[HeldAttention], activations: Activations | None, held: Held
 ) -> Iterator[AbstractContextManager[Any]]:
     def hook(rule: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Tensor | None]:
         """`rule` gets what the module has read and returned, in this thread alone."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..layers import LayerError
 from ..towers import find_tower
-from ..towers.attention import BlockAttention
+from ..towers.attention import BlockAttention, HeldAttention, QueriesAndKeys
 from ..towers.families import CNN, HF_VIT, NamedTransformer
 from ..towers.family import part
 from ..towers.tower import Structure, Tower
@@ -31,7 +31,10 @@ class VideoTransformer(NamedTransformer):
     """A transformer over the patches of a whole clip. `order` of its tokens: THW or HWT."""
 
     order: str = THW
-    is_mixed: bool = False  # attends in time and in space by turns: its queries and keys are of two kinds
+    # Of a block that attends in time and in space by turns: its modules that return q or k, and those that return q, k
+    # and v side by side.
+    separate: tuple[str, ...] = ()
+    packed: tuple[str, ...] = ()
 
     def patch_size(self, tower: nn.Module) -> tuple[int, int] | None:
         stride = getattr(part(tower, self.patches), "stride", None)
@@ -43,7 +46,13 @@ class VideoTransformer(NamedTransformer):
         return int(convolution.stride[0]) if isinstance(convolution, nn.Conv3d) else 1
 
     def attention(self, block: nn.Module) -> BlockAttention | None:
-        return None if self.is_mixed else super().attention(block)
+        return None if self.separate or self.packed else super().attention(block)
+
+    def held_attention(self, block: nn.Module) -> HeldAttention | None:
+        if not (self.separate or self.packed):
+            return self.attention(block)
+        separate, packed = (tuple(part(block, path) for path in paths) for paths in (self.separate, self.packed))
+        return None if None in (*separate, *packed) else QueriesAndKeys(separate, packed)
 
 
 VIDEO_MAE = VideoTransformer(
@@ -67,7 +76,7 @@ TIMESFORMER = VideoTransformer(
     having=("temporal_attention",),
     before=("embeddings.cls_token",),
     order=HWT,
-    is_mixed=True,
+    packed=("temporal_attention.attention.qkv", "attention.attention.qkv"),
 )
 X_CLIP = VideoTransformer(
     name="Hugging Face X-CLIP",
@@ -77,7 +86,7 @@ X_CLIP = VideoTransformer(
     norms=("layer_norm1",),
     having=("message_attn",),
     before=("embeddings.class_embedding",),
-    is_mixed=True,
+    separate=tuple(f"{one}.{name}_proj" for one in ("message_attn", "self_attn") for name in "qk"),
 )
 
 

@@ -27,7 +27,35 @@ class Handle(Protocol):
     def remove(self) -> None: ...
 
 
-class BlockAttention(abc.ABC):
+class HeldAttention(abc.ABC):
+    """What the balanced rule needs of a block's attention, or of several that a block has."""
+
+    @abc.abstractmethod
+    def constant_queries_and_keys(self, held: Held) -> list[Handle]:
+        """Hooks that hold q and k constant. What the block computes stays the same to the last bit."""
+
+
+@dataclass(frozen=True)
+class QueriesAndKeys(HeldAttention):
+    """Of several attentions: modules that return q or k, and modules that return q, k and v side by side."""
+
+    separate: tuple[nn.Module, ...] = ()
+    packed: tuple[nn.Module, ...] = ()
+
+    def constant_queries_and_keys(self, held: Held) -> list[Handle]:
+        def whole(module: nn.Module, inputs: Any, output: Tensor) -> Tensor | None:
+            return held.constant(output) if output.requires_grad else None
+
+        def two_thirds(module: nn.Module, inputs: Any, output: Tensor) -> Tensor | None:
+            width = output.shape[-1] // 3
+            q_and_k, v = output.split((2 * width, width), dim=-1)
+            return torch.cat([held.constant(q_and_k), v], dim=-1) if output.requires_grad else None
+
+        rules = [(module, whole) for module in self.separate] + [(module, two_thirds) for module in self.packed]
+        return [module.register_forward_hook(in_this_thread(rule)) for module, rule in rules]
+
+
+class BlockAttention(HeldAttention):
     """What methods need of a block's attention. A head's output is O = softmax(q kᵀ / √d) v."""
 
     heads: int
@@ -53,10 +81,6 @@ class BlockAttention(abc.ABC):
     def project(self, mixed: Tensor) -> Tensor:
         """The heads' outputs side by side → what the block makes of them, which `watch` keeps as MIXED."""
         return mixed
-
-    @abc.abstractmethod
-    def constant_queries_and_keys(self, held: Held) -> list[Handle]:
-        """Hooks that hold q and k constant. What the block computes stays the same to the last bit."""
 
     @property
     @abc.abstractmethod

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from ...base.errors import InputError
-from .attention import BlockAttention
+from .attention import BlockAttention, HeldAttention
 
 # What to do about tokens that no family can know of.
 SAY_WHERE = (
@@ -103,6 +103,10 @@ class TowerFamily(abc.ABC):
     @abc.abstractmethod
     def attention(self, block: nn.Module) -> BlockAttention | None:
         """The attention of a block, None where its queries, keys and values cannot be read."""
+
+    def held_attention(self, block: nn.Module) -> HeldAttention | None:
+        """All attention of a block, as the balanced rule holds it; None where its queries and keys cannot be held."""
+        return self.attention(block)
 
 
 def part(module: Any, path: str) -> Any:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from . import family_of, find_tower, is_clear
-from .attention import BlockAttention
+from .attention import BlockAttention, HeldAttention
 from .family import Grid, TowerFamily
 
 KEPT = "_gradcam_tower"  # in the model's own __dict__, so that both go together
@@ -109,6 +109,10 @@ class Tower:
     def attention(self, block: str) -> BlockAttention | None:
         """The attention of a block, None where its queries, keys and values cannot be read."""
         return self.once(("attention", block), lambda: self.family.attention(self.named[block]))
+
+    def held_attention(self, block: str) -> HeldAttention | None:
+        """All attention of a block, as the balanced rule holds it; None where it cannot."""
+        return self.once(("held attention", block), lambda: self.family.held_attention(self.named[block]))
 
     def batch_axis(self, layer: str) -> int | None:
         """The axis of the batch in the tokens of a layer, see `TowerFamily.batch_axis`."""

@@ -13,6 +13,7 @@ from ...engine.backward import backward_rules
 from ...engine.clips.families import channels_first, clip_grid
 from ...engine.clips.grid import ClipShape
 from ...engine.clips.maps import ClipMaps, clip_maps
+from ...engine.clips.tubelets import noted_inputs, of_frames, tubelets_of
 from ...engine.hooks import Tap
 from ...engine.layers import Site
 from ...engine.maps import refuse_non_finite
@@ -85,6 +86,7 @@ class _Pass(NamedTuple):
     clip: ClipShape
     found: Differentiated
     sites: Mapping[tuple[str, str], tuple[Site, Tokens]]  # layer and site → where it was read, and what was
+    cut: Sequence[Tensor] = ()  # what a convolution over several frames has read, where its tokens are explained
 
     @classmethod
     def of(cls, subject: ClipSubject, batch: Batch, recipes: Sequence[Recipe], target: Target, rule: str) -> _Pass:
@@ -95,14 +97,19 @@ class _Pass(NamedTuple):
         sites = [point_of(tower, *point, run) for point in points]
         head = subject.head._replace(batch=len(clips))
         question = Question(run, head, target, batch.get("label"))
-        with backward_rules(tower, rule) as constants:
+        tubelets = [tubelets_of(tower, recipe, layer) for recipe in recipes for layer in recipe.layers]
+        cutting = next((one for one in tubelets if one is not None), None)
+        with backward_rules(tower, rule) as constants, noted_inputs(cutting) as cut:
             plan = PassPlan(constants=constants, in_order=partial(_in_order, shape))
             found = token_gradients(tower, sites, question, plan)
-        return cls(subject, shape, found, dict(zip(points, zip(sites, found.tokens, strict=True), strict=True)))
+        return cls(subject, shape, found, dict(zip(points, zip(sites, found.tokens, strict=True), strict=True)), cut)
 
     def maps(self, recipe: Recipe, layer: str) -> ClipMaps:
         site, tokens = self.sites[layer, recipe.site]
         grid = clip_grid(self.subject.tower, layer, tokens.A, self.clip)
+        tubelets = tubelets_of(self.subject.tower, recipe, layer)
+        if tubelets is not None:
+            tokens, grid = of_frames(tokens, grid, tubelets, self.cut[-1])
         size = self.clip.height, self.clip.width
         how = site.norm_epsilon, self.subject.pp_epsilon
         return clip_maps(recipe.method, layer, tokens, grid, size, *how)

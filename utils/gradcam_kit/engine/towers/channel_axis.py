@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 FIRST, LAST = 1, 3
+MOST_AXES = 6  # of an activation in windows: (B, h, rows, w, columns, C) in some order
 OFF = 0  # no axis of the image: channels were split into heads, or what tokens are to each other
 
 WRITES_FIRST = {torch.conv2d, torch.conv_transpose2d, F.conv2d, F.conv_transpose2d}
@@ -48,7 +49,7 @@ class ChannelAxes(TorchFunctionMode):
     ) -> Any:
         result = function(*args, **(kwargs or {}))
         for one in result if isinstance(result, (tuple, list)) else [result]:
-            if isinstance(one, Tensor) and one.ndim in (3, 4, 5):
+            if isinstance(one, Tensor) and 3 <= one.ndim <= MOST_AXES:
                 axis = self._written_axis(function, args, kwargs or {}, one)
                 self.seen_last |= one.ndim == 4 and axis == LAST
                 _mark(one, axis)
@@ -95,11 +96,11 @@ def _reshaped(read: Tensor, result: Tensor, axis: int | None) -> int | None:
     last = axis == read.ndim - 1
     kept = read.shape[-1] == result.shape[-1]
     if last and kept:
-        return result.ndim - 1 if result.ndim <= 4 else None
+        return result.ndim - 1 if result.ndim in (*range(5), MOST_AXES) else None
     if last and read.ndim == 3 and read.shape[:2] == result.shape[:2] and result.ndim >= 4:
         return OFF  # (B, T, C) as (B, T, heads, d)
-    if axis == FIRST and read.shape[:2] == result.shape[:2] and result.ndim in (3, 4):
-        return FIRST  # (B, C, h, w) as (B, C, T), and back
+    if axis == FIRST and read.shape[:2] == result.shape[:2] and result.ndim in (3, 4, MOST_AXES):
+        return FIRST  # (B, C, h, w) as (B, C, T) or in windows, and back
     places = read.shape[2:].numel()
     if axis == FIRST and result.ndim == 4 and result.shape[-1] == places != result.shape[2]:
         return OFF  # (B, C, h, w) as (B, heads, d, T)

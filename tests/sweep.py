@@ -35,6 +35,7 @@ NORMS = ("norm1", "ln_1", "layer_norm1")
 LEAST_CORRELATION = 0.8
 FACTORS = (-2.0, 0.8, 0.0)
 UNSEEN = "place not seen"
+OF_ALL = re.compile("Attention|Attn|MLA")  # classes of modules that mix the whole image
 
 
 class Candidate(NamedTuple):
@@ -176,7 +177,8 @@ def wrong(model: nn.Module, images: Tensor, found: Explanation) -> str:
 def misplaced(model: nn.Module, images: Tensor, read: Read, onto: Any, name: str) -> str:
     """Whether the activation changes where the image does: "" if so, in one of three ways of changing it.
 
-    Random attention over the whole image can drown what is local: then no way follows, and that is said.
+    Gates and attention over the whole image can drown what is local: then they are held constant, and the gradient of a
+    cell has to lie where the cell lies. Where that is not seen either, it is said.
     """
     tables = [table_of(model, images[:1], read, onto, factor) for factor in FACTORS]
     if any(bool(table.diagonal().gt(LEAST_CORRELATION).all()) for table in tables):
@@ -184,7 +186,37 @@ def misplaced(model: nn.Module, images: Tensor, read: Read, onto: Any, name: str
     elsewhere = [(table - table.diagonal().clamp_min(0).diag()).abs().max() for table in tables]
     if min(elsewhere) > LEAST_CORRELATION:
         return f"{name}: changes show where the image has not changed: {tables[0].tolist()}"
-    return UNSEEN
+    return "" if follows(model, images[:1], read, onto) else UNSEEN
+
+
+def follows(model: nn.Module, image: Tensor, read: Read, onto: Any) -> bool:
+    """Whether the gradient of a cell lies where the cell lies, with what is of the whole image held constant.
+
+    That is what attention returns, and modules with one number for each channel.
+    """
+
+    def held(module: nn.Module, inputs: Any, output: Any) -> Any:
+        whole = isinstance(output, Tensor) and (OF_ALL.search(type(module).__name__) or output.shape[2:] == (1, 1))
+        return output.detach() if whole else None
+
+    handles = [module.register_forward_hook(held) for module in model.modules() if module is not read.module]
+    pixels = image.clone().requires_grad_()
+    activation = onto(read(model, pixels)[1])
+    for handle in handles:
+        handle.remove()
+    rows, columns = activation.shape[2] - 1, activation.shape[3] - 1
+    places = [(0, 0), (0, columns), (rows // 2, columns // 2), (rows, 0), (rows, columns)]
+    centres = []
+    for row, column in places:
+        cell = torch.zeros_like(activation)
+        cell[0, :, row, column] = torch.randn(activation.shape[1], generator=torch.Generator().manual_seed(0))
+        (found,) = torch.autograd.grad(activation, pixels, cell, retain_graph=True)
+        size = found[0].abs().sum(dim=0)
+        centres.append(
+            [(size.sum(dim=1 - axis) * torch.arange(size.shape[axis])).sum() / size.sum() for axis in (0, 1)]
+        )
+    both = torch.cat([torch.tensor(centres).T.double(), torch.tensor(places).double().T])
+    return bool(torch.corrcoef(both)[:2, 2:].diagonal().gt(LEAST_CORRELATION).all())
 
 
 def table_of(model: nn.Module, image: Tensor, read: Read, onto: Any, factor: float) -> Tensor:

@@ -164,6 +164,25 @@ def test_what_cannot_be_is_one_line(data: Path, tmp_path: Path, flags: list[str]
     assert done.returncode == 2 and says in done.stderr and len(done.stderr.strip().splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("flags", "method", "layer"),
+    [
+        (["--method", "layercam", "--layers", "auto"], "layercam", None),
+        (["--method", "auto", "--layers", "first"], None, "first"),
+        (["--method", "gradcam3d"], "gradcam3d", "last"),
+    ],
+)
+def test_what_is_named_is_kept_where_the_rest_is_chosen(
+    data: Path, tmp_path: Path, flags: list[str], method: str | None, layer: str | None
+) -> None:
+    out = tmp_path / "out"
+    common = ["--clip_size", "4", "--gradcam_enabled", "--gradcam_samples", "1", "--gradcam_output_dir", str(out)]
+    done = command(data, *common, *flags)
+    assert done.returncode == 0, done.stderr
+    recipe = json.loads((out / "set" / "sample0" / "sample0.json").read_text())["layers"][0]["recipe"]
+    assert method in (None, recipe["method"]) and layer in (None, recipe["layer"])
+
+
 def test_a_detector_of_other_clips_is_told_which(data: Path, tmp_path: Path) -> None:
     """As I3D at 256 pixels, which gives four numbers for one clip."""
     (data / "four.py").write_text(

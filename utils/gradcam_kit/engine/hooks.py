@@ -294,7 +294,7 @@ def class_token_path(tower: Tower, read: Iterable[tuple[nn.Module, bool]], const
         tower.batch_axis(last),
     )
     turned = isinstance(attention, AttentionModules) and attention.rotary is not None
-    if attention is None or axis is None or turned:
+    if attention is None or axis is None or norm is None or turned:
         return None
     inside = tower.once(("inside", last), lambda: set(block.modules()))
     allowed = {(block, True), (norm, False)}

@@ -99,11 +99,10 @@ def _site(tower: Tower, layer: str, site: str) -> Site:
     module, axis = tower.named[name], tower.batch_axis(name)
     if name not in tower.blocks:
         return Site(layer, module, False, axis, may_be_4d=True)
-    may_be_4d = not tower.family.blocks_give_tokens
-    if site == "residual":
-        epsilon = float(getattr(tower.first_norm(name), "eps", 0.0))
-        return Site(layer, module, True, axis, may_be_4d, epsilon)
-    return Site(layer, tower.first_norm(name), False, axis, may_be_4d)
+    may_be_4d, norm = not tower.family.blocks_give_tokens, tower.first_norm(name)
+    if site == "residual" or norm is None:
+        return Site(layer, module, True, axis, may_be_4d, float(getattr(norm, "eps", 0.0)))
+    return Site(layer, norm, False, axis, may_be_4d)
 
 
 def name_in_tower(tower: Tower, layer: str) -> str:

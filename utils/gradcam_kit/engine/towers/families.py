@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +10,6 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from ...base.errors import InputError
 from .attention import AttentionModules, BlockAttention
 from .family import Grid, TowerFamily, part, stride_of
 from .fused_attention import TimmAttention, multihead_attention, torch_attention
@@ -193,6 +193,9 @@ TIMM = TimmViT(
 )
 
 
+NORMS_BEHIND = re.compile("[Vv]2")  # Swin V2: a block's norms stand behind its attention and its MLP
+
+
 class Swin(TowerFamily):
     """Hugging Face's blocks pass (B, T, C), the others (B, h, w, C); no token precedes the patches.
 
@@ -228,9 +231,9 @@ class Swin(TowerFamily):
     def block_names(self, tower: nn.Module) -> list[str]:
         return [name for name, module in tower.named_modules() if self._is_block(module)]
 
-    def first_norm(self, block: nn.Module) -> nn.Module:
-        if "V2" in type(block).__name__ or "V2" in type(part(block, "attn")).__name__:
-            raise InputError(f"{type(block).__name__} has its norms after its attention: name site residual")
+    def first_norm(self, block: nn.Module) -> nn.Module | None:
+        if NORMS_BEHIND.search(f"{type(block).__name__} {type(part(block, 'attn')).__name__}"):
+            return None
         return next(norm for norm in (part(block, name) for name in self.norms) if norm is not None)
 
     def attention(self, block: nn.Module) -> None:

@@ -97,8 +97,8 @@ class TowerFamily(abc.ABC):
         """Names of the blocks that mix tokens, first to last; empty for a network without any."""
 
     @abc.abstractmethod
-    def first_norm(self, block: nn.Module) -> nn.Module:
-        """The norm through which a block reads its tokens."""
+    def first_norm(self, block: nn.Module) -> nn.Module | None:
+        """The norm through which a block reads its tokens; None where it reads them as they are."""
 
     @abc.abstractmethod
     def attention(self, block: nn.Module) -> BlockAttention | None:

@@ -102,8 +102,8 @@ class Tower:
         """The modules of the model that `are` of one kind."""
         return self.once(are, lambda: [module for module in self.structure.modules if are(module)])
 
-    def first_norm(self, block: str) -> nn.Module:
-        """The norm through which a block reads its tokens."""
+    def first_norm(self, block: str) -> nn.Module | None:
+        """The norm through which a block reads its tokens; None where it reads them as they are."""
         return self.once(("norm", block), lambda: self.family.first_norm(self.named[block]))
 
     def attention(self, block: str) -> BlockAttention | None:

@@ -121,7 +121,7 @@ MUTANTS = [
            "[*sorted(fusable), FUSED]", "sorted(fusable)", f"{COMPARISON}::test_the_written_config"),
     Mutant("headline of the smallest group", "utils/gradcam_kit/report/face_regions.py",
            "group.samples > known.samples", "group.samples < known.samples", f"{PAGE}::test_headlines_are_of_detected_fakes_or_else_of_the_largest_group"),
-    Mutant("histogram not in shares", "utils/gradcam_kit/report/page.py",
+    Mutant("histogram not in shares", "utils/gradcam_kit/report/page_parts/detection.py",
            "np.histogram(scores, edges)[0] / len(scores)", "np.histogram(scores, edges)[0]", f"{PAGE}::test_histogram_bars_are_shares_of_each_class"),
     Mutant("fused: signed maps not scaled", "utils/gradcam_kit/engine/maps.py",
            "shares = signed / torch.where(largest > 0, largest, torch.ones_like(largest))", "shares = signed",

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
-from sklearn.metrics import average_precision_score, roc_auc_score
+from scipy.optimize import brentq
+from sklearn.metrics import accuracy_score, average_precision_score, recall_score, roc_auc_score, roc_curve
 
 from tests.helpers.command_server import CommandServer
 from tests.helpers.datasets import DataTree
-from utils.gradcam_kit.judge.forgeries import GROUPS, ForgeryMetrics, forgery_metrics, group_means, group_of
+from utils.gradcam_kit.judge.forgeries import GROUPS, METRICS, forgery_metrics, group_means, group_of
+from utils.gradcam_kit.judge.rates import rates_of
 
 # As DF40's README lists them, by the names of its folders and of the labels in its JSON files.
 DF40 = {
@@ -37,41 +40,90 @@ def frames(seed: int = 0) -> tuple[np.ndarray, np.ndarray, list[str], list[str]]
     return np.array(score), np.array(label), forgery, video
 
 
+def eer_of(truth: np.ndarray, score: np.ndarray) -> float:
+    """Where the curve of scikit-learn meets the line of equal rates, found by bisection."""
+    false, true, _ = roc_curve(truth, score, drop_intermediate=False)
+    return float(brentq(lambda rate: 1 - rate - np.interp(rate, false, true), 0, 1))
+
+
+def scikit_learns(truth: np.ndarray, score: np.ndarray) -> dict[str, float]:
+    called = (score > 0.5).astype(int)
+    return {
+        "auc": roc_auc_score(truth, score), "ap": average_precision_score(truth, score), "eer": eer_of(truth, score),
+        "acc": accuracy_score(truth, called), "recall": recall_score(truth, called),
+    }  # fmt: skip
+
+
+def by_video(truth: np.ndarray, score: np.ndarray, video: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    rows = {name: [i for i, one in enumerate(video) if one == name] for name in video}
+    return np.array([truth[of[0]] for of in rows.values()]), np.array([score[of].mean() for of in rows.values()])
+
+
 def test_every_forgery_against_all_real_frames() -> None:
     score, label, forgery, video = frames()
+    score = score.round(2)  # frames and videos that share a score
     found = forgery_metrics(score.tolist(), label.tolist(), forgery, video)
     assert list(found) == ["easy", "hard"]
     for name, of in found.items():
-        kept = np.array([one in (name, "real") for one in forgery])
-        assert of.auc == pytest.approx(roc_auc_score(label[kept], score[kept]), abs=1e-12)
-        assert of.ap == pytest.approx(average_precision_score(label[kept], score[kept]), abs=1e-12)
-        assert of.acc == pytest.approx(float(((score[kept] > 0.5) == label[kept]).mean()))
-        assert of.recall == pytest.approx(float((score[kept & (label == 1)] > 0.5).mean()))
-        assert (of.frames, of.videos) == (60, 20)
-        assert of.auc_low is not None and of.auc_high is not None and of.auc is not None
-        assert of.auc_low < of.auc < of.auc_high
-    assert found["easy"].auc_low > found["hard"].auc_high  # type: ignore[operator]  # both are there
+        kept = [i for i, one in enumerate(forgery) if one in (name, "real")]
+        for level, (truth, scores) in {
+            "": (label[kept], score[kept]),
+            "video_": by_video(label[kept], score[kept], [video[i] for i in kept]),
+        }.items():
+            for rate, value in scikit_learns(truth, scores).items():
+                assert of[level + rate] == pytest.approx(value, abs=1e-9), (name, level + rate)
+                low, high = of[f"{level}{rate}_low"], of[f"{level}{rate}_high"]
+                assert low is not None and high is not None and low <= value <= high and low < high
+        assert (of["frames"], of["videos"]) == (60, 20)
+    assert found["easy"]["auc_low"] > found["hard"]["auc_high"]  # type: ignore[operator]  # both are there
 
 
-def test_the_interval_is_one_over_videos() -> None:
+@pytest.mark.parametrize("level", ["", "video_"])
+def test_the_intervals_are_over_videos(level: str) -> None:
     """Resampled by scikit-learn alone, video by video; frames of one video say the same thing three times."""
     score, label, forgery, video = frames(1)
     of = forgery_metrics(score.tolist(), label.tolist(), forgery, video)["hard"]
     kept = [i for i, one in enumerate(forgery) if one != "easy"]
     names = sorted({video[i] for i in kept})
     rows = {name: [i for i in kept if video[i] == name] for name in names}
-    rng = np.random.default_rng(7)
-    drawn = [[i for name in rng.choice(names, len(names)) for i in rows[name]] for _ in range(600)]
-    low, high = np.quantile([roc_auc_score(label[some], score[some]) for some in drawn], [0.025, 0.975])
-    assert of.auc_low == pytest.approx(low, abs=0.03) and of.auc_high == pytest.approx(high, abs=0.03)
+    truth, mean = (
+        {name: label[of[0]] for name, of in rows.items()},
+        {name: score[of].mean() for name, of in rows.items()},
+    )
+    rng, found = np.random.default_rng(7), []
+    for _ in range(600):
+        drawn = rng.choice(names, len(names))
+        if level:
+            found.append(
+                scikit_learns(np.array([truth[name] for name in drawn]), np.array([mean[name] for name in drawn]))
+            )
+        else:
+            some = [i for name in drawn for i in rows[name]]
+            found.append(scikit_learns(label[some], score[some]))
+    for rate in found[0]:
+        low, high = np.quantile([one[rate] for one in found], [0.025, 0.975])
+        assert of[f"{level}{rate}_low"] == pytest.approx(low, abs=0.035), rate
+        assert of[f"{level}{rate}_high"] == pytest.approx(high, abs=0.035), rate
+
+
+def test_more_scores_than_the_curve_of_a_resample_has_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    score, label, _, video = frames(2)
+    fine = rates_of(score.tolist(), label.tolist(), video)
+    monkeypatch.setattr("utils.gradcam_kit.judge.rates.PLACES", 60)  # of 210 scores
+    coarse = rates_of(score.tolist(), label.tolist(), video)
+    for key, value in fine.items():
+        exact = not key.endswith(("_low", "_high"))
+        assert coarse[key] == pytest.approx(value, abs=0 if exact else 0.03), key
 
 
 def test_without_real_frames_only_the_recall_is_known() -> None:
     (of,) = forgery_metrics([0.9, 0.2], [1, 1], ["a", "a"], ["v", "v"]).values()
-    assert of == ForgeryMetrics(
-        auc=None, auc_low=None, auc_high=None, ap=None, eer=None, acc=None, recall=0.5, video_auc=None, frames=2, videos=1
-    )  # fmt: skip
+    known = {"recall": 0.5, "video_recall": 1.0, "frames": 2, "videos": 1}
+    assert of == {key: known.get(key) for key in METRICS}
     assert forgery_metrics([0.1], [0], ["real"], ["v"]) == {}
+    assert set(rates_of([], [], []).values()) == {None}
+    (few,) = forgery_metrics([0.9, 0.2, 0.1], [1, 0, 0], ["a", "", ""], ["v", "r", "s"]).values()
+    assert few["auc"] == 1 and few["auc_low"] is None and few["video_auc_high"] is None
 
 
 def test_the_forty_forgeries_of_df40_and_their_groups() -> None:
@@ -86,13 +138,12 @@ def test_the_forty_forgeries_of_df40_and_their_groups() -> None:
 
 
 def test_a_group_has_the_mean_of_its_forgeries() -> None:
-    values = {"auc_low": None, "auc_high": None, "eer": None, "recall": 0.5, "video_auc": 1.0, "frames": 2, "videos": 1}
+    nothing = dict.fromkeys(METRICS)
     some = [("simswap_Fake", 0.5), ("e4s_Fake", 1.0), ("roop", 0.0), ("lia", 0.25)]
-    of = [(name, ForgeryMetrics(auc=auc, ap=auc, acc=auc, **values)) for name, auc in some]  # type: ignore[arg-type]  # a dict's values
-    means = group_means(of)
+    means = group_means((name, {**nothing, "auc": auc, "recall": 0.5}) for name, auc in some)
     assert list(means) == ["face swapping", "face reenactment"]
-    assert means["face swapping"]["auc"] == 0.75 and means["face reenactment"]["auc"] == 0.25
-    assert "eer" not in means["face swapping"] and means["face swapping"]["recall"] == 0.5
+    assert means["face swapping"] == {"auc": 0.75, "recall": 0.5, "forgeries": 2}
+    assert means["face reenactment"]["auc"] == 0.25
 
 
 def test_the_table_of_two_runs(commands: CommandServer, data_tree: DataTree, tmp_path: Path) -> None:
@@ -106,8 +157,17 @@ def test_the_table_of_two_runs(commands: CommandServer, data_tree: DataTree, tmp
         ("a", "toy", "toy_Fake"), ("b", "toy", "toy_Fake")
     ]  # fmt: skip
     frames = list(csv.DictReader((tmp_path / "a" / "toy" / "predictions.csv").open()))
-    truth, score = ([float(row[key]) for row in frames] for key in ("label", "prob_fake"))
-    assert float(rows[0]["auc"]) == pytest.approx(roc_auc_score(truth, score), abs=1e-6)
+    truth, score = (np.array([float(row[key]) for row in frames]) for key in ("label", "prob_fake"))
+    for rate, value in scikit_learns(truth, score).items():
+        assert float(rows[0][rate]) == pytest.approx(value, abs=1e-6)
+        assert float(rows[0][f"{rate}_low"]) - 1e-6 <= value <= float(rows[0][f"{rate}_high"]) + 1e-6
+    entry = json.loads((tmp_path / "a" / "metrics.json").read_text())["toy"]
+    of_video = by_video(truth, score, [row["forgery"] + row["video"] for row in frames])
+    for level, reference in {"": scikit_learns(truth, score), "video_": scikit_learns(*of_video)}.items():
+        for rate, value in reference.items():
+            assert entry[level + rate] == pytest.approx(value, abs=1e-6)
+            assert entry["by_forgery"]["toy_Fake"][level + rate] == pytest.approx(value, abs=1e-6)
+    assert entry["groups"] == {} and entry["by_forgery"]["toy_Fake"]["group"] == ""
     assert commands.run("utils/report.py", "table", "a", "b", "-o", "table.tex", cwd=tmp_path).code == 0
     text = (tmp_path / "table.tex").read_text()
     (line,) = re.findall(r"^toy\\_Fake & .*$", text, re.M)

@@ -149,6 +149,37 @@ def test_the_header_tells_the_run(run: Path, tab: Tab) -> None:
     assert page.get_by_text("gradcam_colormap: jet").is_visible()
 
 
+def test_a_threshold_decides(run: Path, tab: Tab) -> None:
+    """The matrix, the rates, the point on the curve and each forgery's share, counted by hand at two thresholds."""
+    page = tab.open(run, "#tab=metrics")
+    rows = [row for row in ROWS if row.dataset == "faces"]
+    part = page.locator("[data-level=frames][data-dataset='0']")
+    for threshold in (0.5, 0.62):
+        slider = page.get_by_role("slider", name="Threshold")
+        places = page.evaluate("data.detection.thresholds")
+        slide(page, "Threshold", str(places.index(threshold)))
+        assert slider.get_attribute("aria-valuetext") == str(threshold)
+        called = {(label, fake): sum(row.label == label and (row.prob_fake > threshold) == fake for row in rows)
+                  for label in (0, 1) for fake in (False, True)}  # fmt: skip
+        for rate, key in (("TN", (0, False)), ("FP", (0, True)), ("FN", (1, False)), ("TP", (1, True))):
+            assert part.locator(f".matrix [data-rate={rate}]").inner_text() == str(called[key])
+        right, found = called[0, False] + called[1, True], called[1, True] / 12
+        assert part.locator("[data-rate=accuracy]").inner_text() == f"{right / len(rows):.3f}"
+        point = part.locator("circle.here")
+        assert float(point.get_attribute("cx")) == pytest.approx(100 * called[0, True] / 6)
+        assert float(point.get_attribute("cy")) == pytest.approx(100 - 100 * found)
+        of_swap = sum(row.forgery == "swap_Fake" and row.prob_fake > threshold for row in rows) / 6
+        assert part.get_by_role("row", name="swap_Fake").locator("[data-forgery]").inner_text() == f"{of_swap:.3f}"
+    assert "threshold=0.62" in page.evaluate("location.hash")
+    page.get_by_role("radio", name="videos").check()
+    assert not part.is_visible() and page.locator("[data-level=videos][data-dataset='0']").is_visible()
+    assert "3 real and 6 fake videos" in page.locator("[data-level=videos][data-dataset='0']").inner_text()
+    page.reload()
+    assert page.get_by_role("radio", name="videos").is_checked()
+    others = page.locator("[data-level=videos][data-dataset='1']")
+    assert "All videos are fake" in others.inner_text() and others.locator(".matrix tbody tr").count() == 1
+
+
 def _distance(curve: np.ndarray, point: np.ndarray) -> list[float]:
     distances = []
     for one, other in itertools.pairwise(curve):

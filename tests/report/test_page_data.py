@@ -16,7 +16,8 @@ from tests.helpers.fake_run import changed_row, some_rows, with_values, write_ru
 from tests.helpers.paths import ROOT
 from utils.gradcam_kit.judge.bootstrap import Interval
 from utils.gradcam_kit.report.face_regions import REGIONS, GroupRegions, headlines
-from utils.gradcam_kit.report.page import BINS, histogram_bars, notes, video_histogram, write_report
+from utils.gradcam_kit.report.page import notes, video_histogram, write_report
+from utils.gradcam_kit.report.page_parts.detection import BINS, Scores, above, histogram_bars, roc_points, thresholds
 from utils.gradcam_kit.report.page_parts.faithfulness import measured_views, measuring_command
 from utils.gradcam_kit.store.database import RunDatabase
 from utils.gradcam_kit.store.read_run import read_run
@@ -177,10 +178,34 @@ def test_frames_per_video_as_a_histogram() -> None:
     assert [(round(height, 2), title) for _, _, height, title in bars] == [
         (12.5, "1 videos of 30 frames"), (12.5, "1 videos of 31 frames"), (100.0, "8 videos of 32 frames")
     ]  # fmt: skip
-    assert text == "10 videos; 8 of them have 32 frames, the fewest 30, the most 32"
+    assert text == "10 videos; 8 of them have 32 frames, the fewest 30, the most 32."
     histogram = video_histogram([1, 300])  # in 20 bins of 15
     assert histogram is not None
     wide = histogram["bars"]
     assert [title for *_, title in wide] == ["1 videos of 1 to 15 frames", "1 videos of 286 to 300 frames"]
     assert all(x >= 0 and x + width <= 100 for x, width, _, _ in wide) and wide[1][0] > 90
     assert video_histogram([]) is None
+    same = video_histogram([3] * 7)
+    assert same is not None and same["bars"] == [] and same["text"] == "All 7 videos have 3 frames."
+
+
+def test_what_scores_above_each_threshold_is_counted_exactly() -> None:
+    rng = np.random.default_rng(0)
+    score = np.concatenate([rng.uniform(0, 1, 50), 1 - rng.exponential(1e-4, 50)]).astype(np.float32).astype(np.float64)
+    label, forgery = rng.integers(0, 2, 100), np.array(["a", "b"], dtype=object)[rng.integers(0, 2, 100)]
+    grid = thresholds([score])
+    assert (np.diff(grid) > 0).all() and {0.0, 0.5, 1.0} <= set(grid) and (grid > 0.999).sum() > 20
+    found = above(Scores(score, label, forgery), grid)
+    assert found["real"] == [(label == 0).sum(), *(((label == 0) & (score > one)).sum() for one in grid)]
+    assert {name for name, _ in found["fakes"]} == {"a", "b"}
+    for name, counts in found["fakes"]:
+        of = (label == 1) & (forgery == name)
+        assert counts == [of.sum(), *((of & (score > one)).sum() for one in grid)]
+
+
+def test_no_curve_of_a_handful_of_scores() -> None:
+    score = np.linspace(0, 1, 9)
+    assert roc_points(np.array([0] * 4 + [1] * 5), score) == "" == roc_points(np.ones(9, np.int64), score)
+    assert (
+        roc_points(np.array([0] * 5 + [1] * 5), np.linspace(0, 1, 10)) == "0.00,100.00 0.00,80.00 0.00,0.00 100.00,0.00"
+    )

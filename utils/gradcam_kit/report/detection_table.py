@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
 from ..base.errors import InputError
 from ..base.files import write_table, write_whole
 from ..base.text import printable
-from ..judge.forgeries import METRICS, ForgeryMetrics, forgery_metrics, group_means, group_of
+from ..judge.forgeries import METRICS, Metrics, forgery_metrics, group_means, group_of
 from ..store.read_run import RunOnDisk, frame_rows, read_run
 from .paper import check_known, check_output, escaped
 
@@ -25,7 +24,7 @@ class Row(NamedTuple):
 
     dataset: str
     forgery: str
-    of_runs: list[ForgeryMetrics | None]
+    of_runs: list[Metrics | None]
 
 
 def write_detection_table(
@@ -53,7 +52,7 @@ def write_detection_table(
 
 
 def _rows(runs: Sequence[RunOnDisk], dataset: str | None) -> list[Row]:
-    found: dict[tuple[str, str], list[ForgeryMetrics | None]] = {}
+    found: dict[tuple[str, str], list[Metrics | None]] = {}
     for i, run in enumerate(runs):
         known = [data.name for data in run.datasets]
         check_known([dataset] if dataset else [], known, f"--dataset is {{}}; {{}}{run.folder} has {{}}")
@@ -87,7 +86,7 @@ def _long(rows: Sequence[Row], names: Sequence[str]) -> list[list[object]]:
     for i, run in enumerate(names):
         there = [(row, metrics) for row in rows if (metrics := row.of_runs[i]) is not None]
         for row, metrics in there:
-            values = ["" if value is None else value for value in asdict(metrics).values()]
+            values = ("" if metrics[name] is None else metrics[name] for name in METRICS)
             lines.append([run, row.dataset, row.forgery, group_of(row.forgery), *map(_number, values)])
         for group, means in group_means((row.forgery, metrics) for row, metrics in there).items():
             lines.append([run, "", MEAN, group, *(_number(means.get(name, "")) for name in METRICS)])
@@ -111,7 +110,7 @@ def latex(rows: Sequence[Row], names: Sequence[str], metric: str) -> str:
     several = len({row.dataset for row in rows}) > 1
     for row in rows:
         name = f"{row.dataset}: {row.forgery}" if several and row.dataset != row.forgery else row.forgery
-        values = [None if of is None else getattr(of, metric) for of in row.of_runs]
+        values = [None if of is None else of[metric] for of in row.of_runs]
         cells = [
             _cell(value, value == _best(values, metric), _interval(of, metric))
             for value, of in zip(values, row.of_runs, strict=True)
@@ -134,10 +133,9 @@ def _best(values: Sequence[float | None], metric: str) -> float | None:
     return min(there) if metric in SMALLER_IS_BETTER else max(there)
 
 
-def _interval(of: ForgeryMetrics | None, metric: str) -> str:
-    if of is None or metric != "auc" or of.auc_low is None:
-        return ""
-    return f" {{\\scriptsize [{of.auc_low:.3f}, {of.auc_high:.3f}]}}"
+def _interval(of: Metrics | None, metric: str) -> str:
+    low, high = (None if of is None else of.get(f"{metric}_{end}") for end in ("low", "high"))
+    return "" if low is None or high is None else f" {{\\scriptsize [{low:.3f}, {high:.3f}]}}"
 
 
 def _cell(value: float | None, best: bool, interval: str) -> str:

@@ -10,9 +10,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import yaml
 
+from ..base.decision import THRESHOLD
 from ..base.errors import InputError
 from ..base.files import write_whole
 from ..base.text import one_line
@@ -22,6 +22,7 @@ from ..settings.options import FREE_KEYS
 from ..store.read_run import DatasetOnDisk, RunOnDisk, read_run
 from .aggregates import Patterns, write_patterns
 from .face_regions import headlines
+from .page_parts.detection import BINS, RATES, detection_views
 from .page_parts.facts import facts, is_toy, run_files, target
 from .page_parts.faithfulness import choice_view, measured_views, measuring_command
 from .page_parts.gallery import page_data, write_pixels
@@ -31,11 +32,10 @@ if TYPE_CHECKING:
     from jinja2 import Template
 
 TEMPLATE = Path(__file__).resolve().parent / "template"
-BINS, CURVE_POINTS = 20, 200
 OUTCOME_NAMES = {"TP": "true positive", "FN": "false negative", "TN": "true negative", "FP": "false positive"}
 COLORMAP = "inferno"  # perceptually even; the run's own is in its images
 STYLES = ("base.css", "gallery.css", "large.css", "analysis.css", "print.css")
-SCRIPTS = ("basics.js", "pictures.js", "time.js", "cards.js", "large.js", "save.js", "state.js")
+SCRIPTS = ("basics.js", "pictures.js", "time.js", "cards.js", "large.js", "save.js", "metrics.js", "state.js")
 
 
 def write_report(folder: Path, samples_at_most: int = SHOWN_SAMPLES) -> Path:
@@ -92,16 +92,18 @@ def render(run: RunOnDisk, patterns: Sequence[Patterns]) -> str:
     script = joined("js", SCRIPTS)
     # Without what no output depends on: the page of a run is the same wherever it was written.
     config = {key: value for key, value in run.manifest.config.items() if key not in FREE_KEYS}
+    detection, counts_above = detection_views(run.datasets)
     checks = [(name, counts.checks) for name, counts in (run.manifest.heatmaps or {}).items() if counts.checks]
     return template("index.html.j2").render(
         style=Markup(joined("css", STYLES)), script=Markup(script),  # our own files, not escaped
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         name=", ".join(data.name for data in run.datasets), facts=facts(run), toy=is_toy(run), notes=notes(run),
         config=yaml.safe_dump(config, sort_keys=False, allow_unicode=True),
-        datasets=[dataset_view(data) for data in run.datasets], choice=choice_view(run), checks=checks,
-        measured=measured_views(run), measuring_command=measuring_command(run),
+        datasets=[dataset_view(data) for data in run.datasets], detection=detection, choice=choice_view(run),
+        checks=checks, measured=measured_views(run), measuring_command=measuring_command(run),
         patterns=[pattern_view(one, run) for one in patterns], face=face_lines(), features=feature_views(run),
-        target=target(run), files=run_files(run, PAGE), colours=colours(), data=page_data(run),
+        target=target(run), files=run_files(run, PAGE), colours=colours(), usual=THRESHOLD,
+        rates=RATES,         data={**page_data(run), "detection": counts_above},
     )  # fmt: skip
 
 
@@ -155,43 +157,9 @@ def dataset_view(data: DatasetOnDisk) -> dict[str, Any]:
     metrics = data.metrics or {}
     texts = [(title, "–" if metrics.get(key) is None else f"{metrics[key]:.4f}") for key, title in keys]
     texts += [(title, str(metrics.get(key, "–"))) for key, title in (("frames", "frames"), ("videos", "videos"))]
-    area = "" if metrics.get("auc") is None else f", AUC {metrics['auc']:.4f}"
     return {
         "name": data.name, "metrics": [*texts, ("unreadable", str(data.unreadable))],
-        "roc": roc_points(data.label, data.prob_fake), "roc_label": f"ROC curve of {data.name}{area}",
-        "bars": histogram_bars(data.label, data.prob_fake), "frames": len(data.label),
         "videos": video_histogram(data.video_frames), "gaps": data.gaps,
-    }  # fmt: skip
-
-
-def roc_points(label: np.ndarray, prob_fake: np.ndarray) -> str:
-    """ROC curve as SVG points, false positive rate to the right; empty without both classes."""
-    from sklearn.metrics import roc_curve
-
-    if len(set(label.tolist())) < 2:
-        return ""
-    false_positive, true_positive, _ = roc_curve(label, prob_fake)
-    chosen = np.unique(np.linspace(0, len(false_positive) - 1, CURVE_POINTS).round().astype(int))
-    return " ".join(f"{100 * false_positive[i]:.2f},{100 - 100 * true_positive[i]:.2f}" for i in chosen)
-
-
-def histogram_bars(label: np.ndarray, prob_fake: np.ndarray) -> dict[str, list[tuple[float, float, float, str]]]:
-    """Share of each class's frames in each bin of fake probability; the highest bar is 100 high."""
-    edges = np.linspace(0, 1, BINS + 1)
-    shares = {}
-    for kind, number in (("real", 0), ("fake", 1)):
-        scores = prob_fake[label == number]
-        if len(scores):
-            shares[kind] = np.histogram(scores, edges)[0] / len(scores)
-    highest = max((float(share.max()) for share in shares.values()), default=0.0) or 1.0
-    width = 100 / BINS / 2 - 0.4
-    return {
-        kind: [
-            (100 * edges[i] + (width + 0.4 if kind == "fake" else 0.2), width, 100 * value / highest,
-             f"{kind}: {100 * value:.1f} % between {edges[i]:.2f} and {edges[i + 1]:.2f}")
-            for i, value in enumerate(share)
-        ]
-        for kind, share in shares.items()
     }  # fmt: skip
 
 
@@ -200,6 +168,8 @@ def video_histogram(counts: Sequence[int]) -> dict[str, Any] | None:
     if not counts:
         return None
     least, most = min(counts), max(counts)
+    if least == most:  # one bar says no more than the sentence
+        return {"bars": [], "least": least, "most": most, "text": f"All {len(counts):,} videos have {least} frames."}
     step = -(-(most - least + 1) // BINS)
     numbers = Counter((count - least) // step for count in counts)
     bins, highest = 1 + max(numbers), max(numbers.values())
@@ -210,7 +180,7 @@ def video_histogram(counts: Sequence[int]) -> dict[str, Any] | None:
         title = f"{number} videos of {span} frames"
         bars.append((100 * i / bins + 0.2, 100 / bins - 0.4, 100 * number / highest, title))
     usual, often = Counter(counts).most_common(1)[0]
-    text = f"{len(counts):,} videos; {often:,} of them have {usual} frames, the fewest {least}, the most {most}"
+    text = f"{len(counts):,} videos; {often:,} of them have {usual} frames, the fewest {least}, the most {most}."
     return {"bars": bars, "least": least, "most": most, "text": text}
 
 

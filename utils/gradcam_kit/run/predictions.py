@@ -16,6 +16,7 @@ from ..base.text import printable, shortened
 from ..data.frame import Frame
 from ..data.frame_paths import Stamp, hash_of, landmark_path
 from ..judge.detection_metrics import DetectionMetrics, detection_metrics
+from ..judge.forgeries import details
 from ..store.database import Row
 from ..store.sample import Sample
 from ..store.sample_folder import is_as_written
@@ -108,8 +109,11 @@ class Predictions:
         """Metrics over the readable frames; a video is identified by label name and video name."""
         seen = np.flatnonzero(self.seen)
         videos = [(self.frames[int(i)].forgery, self.frames[int(i)].video) for i in seen]
-        found = detection_metrics(self.prob_fake[seen].tolist(), self.label[seen].tolist(), videos)
-        return replace(found, warning="; ".join(filter(None, (found.warning, self._in_both_classes()))))
+        scores, labels = self.prob_fake[seen].tolist(), self.label[seen].tolist()
+        found = detection_metrics(scores, labels, videos)
+        more = details(scores, labels, [forgery for forgery, _ in videos], videos)
+        warning = "; ".join(filter(None, (found.warning, self._in_both_classes())))
+        return replace(found, warning=warning, details=more)
 
     def _in_both_classes(self) -> str:
         """One sentence where the same image, byte for byte, is real in one place and fake in another; else ""."""

@@ -41,11 +41,12 @@ def metrics_json(dataset: DatasetSummary) -> dict[str, Any]:
     """The entry of one dataset in `metrics.json`; what one class alone cannot give is null, with a note."""
     values = asdict(dataset.metrics)
     said = {name: text for name in ("note", "warning") if (text := values.pop(name))}
+    details = {name: value for name, value in values.pop("details").items() if name not in values}
     cut = dataset.cut
     if cut is not None:
         of = {"clip_size": cut.size, "clips": len(cut.clips), "short_videos": len(cut.short)}
         said = {**of, "frames_in_no_clip": cut.unseen, "frames_there": cut.frames, **said}
-    return {**values, "unreadable": dataset.unreadable, "absent": dataset.absent, **said}
+    return {**values, "unreadable": dataset.unreadable, "absent": dataset.absent, **said, **details}
 
 
 def metrics_table(datasets: Sequence[DatasetSummary]) -> str:

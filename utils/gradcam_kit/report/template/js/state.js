@@ -5,7 +5,7 @@ function readFragment() {
   const given = Object.fromEntries(new URLSearchParams(location.hash.slice(1)));
   const next = {...DEFAULTS};
   for (const name of Object.keys(DEFAULTS)) if (name in given) next[name] = given[name];
-  const allowed = {tab: TABS, layer: data.layers, sort: Object.keys(SORTS), view: VIEWS, zoom: ZOOMS};
+  const allowed = {tab: TABS, layer: data.layers, sort: Object.keys(SORTS), view: VIEWS, zoom: ZOOMS, level: LEVELS};
   for (const [name, values] of Object.entries(allowed)) if (!values.includes(next[name])) next[name] = DEFAULTS[name];
   return next;
 }
@@ -66,6 +66,7 @@ function update(changes) {
   fillForm();
   writeFragment();
   if (differs("tab")) showTab();
+  if (differs("level", "threshold")) showDecision();
   if (differs("dataset", "forgery", "word", "outcome", "min", "max", "text", "sort")) filterCards();
   else if (differs("layer")) state.word ? filterCards() : changeLayer();
   if (differs("sample")) showLarge();
@@ -132,6 +133,7 @@ function start() {
   form.addEventListener("submit", event => event.preventDefault());
   form.addEventListener("reset", event => { event.preventDefault(); update({...DEFAULTS}); });
   listenToTabs();
+  listenToMetrics();
   listenToLarge();
   window.addEventListener("hashchange", () => update(readFragment()));
   new IntersectionObserver(entries => { if (entries.some(entry => entry.isIntersecting)) appendCards(); }, {rootMargin: "800px"})
@@ -140,6 +142,7 @@ function start() {
   const asked = readFragment();
   state = {...asked, sample: "", tab: "samples"};
   filterCards();
+  showDecision();
   update(asked);
 }
 

@@ -47,23 +47,24 @@ class Patterns(NamedTuple):
     means: MeanMaps
 
 
-def write_patterns(run: RunOnDisk) -> list[Patterns]:
+def write_patterns(run: RunOnDisk, folder: Path) -> list[Patterns]:
     """`regions.csv`, `map_similarity.csv`, and per dataset with maps `regions.csv`, `regions.png`, `mean_maps.png`."""
-    found = [_dataset_patterns(data, run.layers, run.manifest.colormap) for data in run.datasets]
+    found = [_dataset_patterns(data, run, folder / data.name) for data in run.datasets]
     patterns = [one for one in found if one is not None]
     if patterns:
-        write_group_table(run.folder / REGIONS_FILE, [group for one in patterns for group in one.regions])
+        write_group_table(folder / REGIONS_FILE, [group for one in patterns for group in one.regions])
         rows = [
             [one.dataset, layer, *map(table_number, similarity[:3]), *similarity[3:]]
             for one in patterns
             for layer, similarity in one.similarity.items()
         ]
         columns = ("dataset", "layer", "within_real", "within_fake", "across", "reals", "fakes")
-        write_table(run.folder / SIMILARITY_FILE, columns, rows)
+        write_table(folder / SIMILARITY_FILE, columns, rows)
     return patterns
 
 
-def _dataset_patterns(data: DatasetOnDisk, layers: list[str], colormap: str) -> Patterns | None:
+def _dataset_patterns(data: DatasetOnDisk, run: RunOnDisk, folder: Path) -> Patterns | None:
+    layers = run.layers
     shares: list[RegionShares] = []
     means = MeanMaps(layers)
     for sample in data.samples:
@@ -78,9 +79,9 @@ def _dataset_patterns(data: DatasetOnDisk, layers: list[str], colormap: str) -> 
     if not shares:
         return None
     groups = group_regions(shares, layers)
-    write_sample_table(data.folder / "regions.csv", shares)
-    region_heat_table(data.folder / "regions.png", groups)
-    mean_map_table(data.folder / "mean_maps.png", means, colormap)
+    write_sample_table(folder / "regions.csv", shares)
+    region_heat_table(folder / "regions.png", groups)
+    mean_map_table(folder / "mean_maps.png", means, run.manifest.colormap)
     samples = {one.sample.index: one.mean_face for one in shares}
     similarity = {layer: means.similarity(layer) for layer in means.layers}
     return Patterns(data.name, groups, similarity, len(samples), sum(samples.values()), means)

@@ -31,11 +31,20 @@ def page(argv: Sequence[str]) -> None:
         " same data)."
     )
     p.add_argument("run_dir", type=Path, help=RUN)
+    p.add_argument(
+        "--anonymous", type=Path, metavar="DIR", help="write a page for others into this new folder, and leave the"
+        " run's as it is: no absolute path, no name of a user or machine, no hash of a file"
+    )  # fmt: skip
     args = p.parse_args(argv)
+    folder = Path(args.run_dir)
+    if args.anonymous is not None:
+        from .anonymous import write_anonymous
+
+        print(write_anonymous(folder, Path(args.anonymous)))
+        return
     from ..run.exports import write_files
     from .page import write_report
 
-    folder = Path(args.run_dir)
     write_files(folder)
     print(write_report(folder))
 
@@ -107,7 +116,8 @@ def compare(argv: Sequence[str]) -> None:
         "-o", "--output", type=Path, required=True, metavar="DIR", help="a new folder; its index.html is the page"
     )
     p.add_argument("--samples", type=positive, default=60, metavar="N", help="maximum samples shown per dataset")
+    p.add_argument("--anonymous", action="store_true", help="for others: no paths, no hashes, the runs called A and B")
     args = p.parse_args(argv)
     from .comparison import write_comparison
 
-    write_comparison(Path(args.run_a), Path(args.run_b), Path(args.output), args.samples)
+    write_comparison(Path(args.run_a), Path(args.run_b), Path(args.output), args.samples, args.anonymous)

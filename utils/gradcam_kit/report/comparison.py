@@ -20,8 +20,10 @@ from ..judge.bootstrap import LEVEL, VideoBootstrap
 from ..run.exports import REGIONS_FILE
 from ..store.read_run import DatasetOnDisk, RunOnDisk, frame_rows, overlays, read_run, sample_maps
 from ..store.sample import Sample
+from .anonymous import without_names
 from .page import joined, require_jinja2, template
 from .page_parts.facts import facts
+from .page_parts.gallery import shared_path
 
 PAGE, FRAMES, IMAGES = "index.html", "frames.csv", "images"
 SIZE = 224  # pixels of an image on the page
@@ -193,8 +195,11 @@ def by_forgery(forgeries: Sequence[str]) -> list[tuple[str, np.ndarray]]:
     return [*groups, ("all", np.ones(len(names), dtype=bool))]
 
 
-def write_comparison(run_a: Path, run_b: Path, output: Path, samples_at_most: int) -> None:
-    """Write the folder, which must not be there; it appears whole. Raises InputError."""
+def write_comparison(run_a: Path, run_b: Path, output: Path, samples_at_most: int, anonymous: bool = False) -> None:
+    """Write the folder, which must not be there; it appears whole. Raises InputError.
+
+    `anonymous`: for others, without the runs' folders, without paths and hashes.
+    """
     require_jinja2("the comparison")
     if output.exists():
         raise InputError(f"--output {output}: is there already: give the name of a folder that is not")
@@ -207,29 +212,34 @@ def write_comparison(run_a: Path, run_b: Path, output: Path, samples_at_most: in
     except OSError as error:
         raise InputError(f"--output {output}: cannot be made ({error.strerror}); give another folder") from error
     (partial / IMAGES).mkdir()
-    write_table(partial / FRAMES, COLUMNS, [row for one in frames for row in _rows(one)])
+    write_table(partial / FRAMES, COLUMNS, [row for one in frames for row in _rows(one, anonymous)])
     views = [_dataset(a, b, one, partial, samples_at_most) for one in frames]
-    (partial / PAGE).write_text(_rendered(a, b, views), encoding="utf-8", errors="backslashreplace")
+    (partial / PAGE).write_text(_rendered(a, b, views, anonymous), encoding="utf-8", errors="backslashreplace")
     replace_folder(partial, output)
     differing = sum(int(one.differ.sum()) for one in frames)
     print(f"{output / PAGE}: {sum(len(one.path) for one in frames)} frames in common, {differing} decided differently")
 
 
-def _rows(frames: PairedFrames) -> list[tuple[object, ...]]:
+def _rows(frames: PairedFrames, anonymous: bool) -> list[tuple[object, ...]]:
     videos, labels, differ = [name for _, name in frames.video], frames.label.tolist(), frames.differ.tolist()
     scores = ([f"{score:.9g}" for score in column] for column in (frames.prob_a, frames.prob_b))
     names = [frames.name] * len(frames.path)
-    return list(zip(frames.path, names, frames.forgery, videos, labels, *scores, differ, strict=True))
+    paths = frames.path
+    if anonymous:
+        paths = [shared_path(*video, path) for video, path in zip(frames.video, paths, strict=True)]
+    return list(zip(paths, names, frames.forgery, videos, labels, *scores, differ, strict=True))
 
 
-def _rendered(a: RunOnDisk, b: RunOnDisk, views: Sequence[dict[str, Any]]) -> str:
+def _rendered(a: RunOnDisk, b: RunOnDisk, views: Sequence[dict[str, Any]], anonymous: bool) -> str:
     from markupsafe import Markup
 
-    both = dict(facts(a)), dict(facts(b))
+    both = [dict(facts(without_names(run) if anonymous else run)) for run in (a, b)]
+    unfinished = [letter for letter, run in zip("AB", (a, b), strict=True) if not run.finished]
     names = dict.fromkeys([*both[0], *both[1]])
     return template("compare.html.j2").render(
         style=Markup(joined("css", STYLES)),  # our own files, not escaped
-        runs=(str(a.folder), str(b.folder)),
+        runs=("", "") if anonymous else (str(a.folder), str(b.folder)),
+        unfinished=unfinished,
         facts=[(name, both[0].get(name, "–"), both[1].get(name, "–")) for name in names],
         datasets=views,
         frames_file=FRAMES,

@@ -75,9 +75,10 @@ def _rows(runs: Sequence[RunOnDisk], dataset: str | None) -> list[Row]:
 
 
 def _names(run_dirs: Sequence[Path]) -> list[str]:
-    """The runs' folders, as far as they differ."""
-    names = [folder.resolve().name for folder in run_dirs]
-    return names if len(set(names)) == len(names) else [str(folder) for folder in run_dirs]
+    """The ends of the runs' folders, as short as they differ: a table for others has no absolute path."""
+    parts = [folder.resolve().parts[1:] for folder in run_dirs]
+    ends = (["/".join(one[-length:]) for one in parts] for length in range(1, max(map(len, parts)) + 1))
+    return next((names for names in ends if len(set(names)) == len(names)), [str(i) for i in range(1, len(parts) + 1)])
 
 
 def _long(rows: Sequence[Row], names: Sequence[str]) -> list[list[object]]:

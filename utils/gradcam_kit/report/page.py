@@ -46,8 +46,8 @@ def write_report(folder: Path, samples_at_most: int = SHOWN_SAMPLES) -> Path:
     require_jinja2("the report")
     run = read_run(folder, samples_at_most)
     page = folder / PAGE
-    write_pixels(run)
-    write_whole(page, render(run, write_patterns(run)).encode("utf-8", "backslashreplace"))
+    write_pixels(run, folder)
+    write_whole(page, render(run, write_patterns(run, folder)).encode("utf-8", "backslashreplace"))
     return page
 
 
@@ -85,8 +85,11 @@ def joined(kind: str, names: Sequence[str]) -> str:
     return "\n".join((TEMPLATE / kind / name).read_text(encoding="utf-8") for name in names)
 
 
-def render(run: RunOnDisk, patterns: Sequence[Patterns]) -> str:
-    """The page as HTML. Everything from outside is escaped by the template."""
+def render(run: RunOnDisk, patterns: Sequence[Patterns], anonymous: Path | None = None) -> str:
+    """The page as HTML. Everything from outside is escaped by the template.
+
+    `anonymous`: the folder of a page for others, of a run from `anonymous.without_names`.
+    """
     from markupsafe import Markup
 
     script = joined("js", SCRIPTS)
@@ -98,12 +101,12 @@ def render(run: RunOnDisk, patterns: Sequence[Patterns]) -> str:
         style=Markup(joined("css", STYLES)), script=Markup(script),  # our own files, not escaped
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         name=", ".join(data.name for data in run.datasets), facts=facts(run), toy=is_toy(run), notes=notes(run),
-        config=yaml.safe_dump(config, sort_keys=False, allow_unicode=True),
+        config="" if anonymous else yaml.safe_dump(config, sort_keys=False, allow_unicode=True),
         datasets=[dataset_view(data) for data in run.datasets], detection=detection, choice=choice_view(run),
-        checks=checks, measured=measured_views(run), measuring_command=measuring_command(run),
+        checks=checks, measured=measured_views(run), measuring_command="" if anonymous else measuring_command(run),
         patterns=[pattern_view(one, run) for one in patterns], face=face_lines(), features=feature_views(run),
-        target=target(run), files=run_files(run, PAGE), colours=colours(), usual=THRESHOLD,
-        rates=RATES,         data={**page_data(run), "detection": counts_above},
+        target=target(run), files=run_files(run, PAGE, anonymous or run.folder), colours=colours(), usual=THRESHOLD,
+        rates=RATES,         data={**page_data(run, anonymous is not None), "detection": counts_above},
     )  # fmt: skip
 
 

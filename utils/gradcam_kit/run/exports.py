@@ -94,7 +94,7 @@ def write_exports(folder: Path, options: ExportOptions, shown_samples: int = SHO
         page = load_part("report.page", "the report")
         if not page.jinja2_problem():
             return [f"report: {page.write_report(folder, shown_samples)}", *others]
-        load_part("report.aggregates", "the report").write_patterns(read_run(folder, shown_samples))
+        load_part("report.aggregates", "the report").write_patterns(read_run(folder, shown_samples), folder)
         lacking = f"{page.jinja2_problem()}: pip install 'jinja2>=3', then python -m utils.report {folder}"
     print(f"report: left out, {lacking}", file=sys.stderr)
     return others

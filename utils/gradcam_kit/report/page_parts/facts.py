@@ -44,7 +44,9 @@ SELECTED = {"confident": "the most confident first", "random": "drawn at random"
 def facts(run: RunOnDisk) -> list[tuple[str, str]]:
     """Name and value of every fact; what this run does not know is left out."""
     manifest, sample, weights = run.manifest, some_sample(run), run.manifest.weights
-    checkpoint = f"{PurePath(weights.path).name} (SHA-256 {weights.sha256[:12]}…)" if weights else RANDOM_WEIGHTS
+    checkpoint = RANDOM_WEIGHTS if weights is None else PurePath(weights.path).name
+    if weights and weights.sha256:
+        checkpoint += f" (SHA-256 {weights.sha256[:12]}…)"
     found = [("detector", str(manifest.config.get("model_name", ""))), ("weights", checkpoint)]
     found += [(fact, str(value)) for fact, value in manifest.detector.items()]
     if sample is not None:
@@ -88,13 +90,13 @@ def is_toy(run: RunOnDisk) -> bool:
     return weights is not None and TOY_WEIGHTS.is_file() and weights.sha256 == sha256_of(TOY_WEIGHTS)
 
 
-def run_files(run: RunOnDisk, page: str) -> list[tuple[str, list[dict[str, str]]]]:
-    """Title and files of the run's folder and of every dataset's; the samples' own are linked in their large view."""
-    groups = [("run", _files(run.folder, run.folder, run.folder, page))]
-    for data in run.datasets:
-        below = sorted(path for path in data.folder.glob("*") if path.is_dir())
-        folders = [data.folder, *(path for path in below if not path.name.startswith(("sample", ".")))]
-        groups.append((data.name, [file for path in folders for file in _files(path, data.folder, run.folder, page)]))
+def run_files(run: RunOnDisk, page: str, folder: Path) -> list[tuple[str, list[dict[str, str]]]]:
+    """Title and files of the page's folder and of every dataset's; the samples' own are linked in their large view."""
+    groups = [("run", _files(folder, folder, folder, page))]
+    for own, name in ((folder / data.name, data.name) for data in run.datasets):
+        below = sorted(path for path in own.glob("*") if path.is_dir())
+        folders = [own, *(path for path in below if not path.name.startswith(("sample", ".")))]
+        groups.append((name, [file for path in folders for file in _files(path, own, folder, page)]))
     return [(title, files) for title, files in groups if files]
 
 

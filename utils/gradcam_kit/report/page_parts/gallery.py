@@ -33,48 +33,61 @@ OUTLINE = 256  # pixels a side at which a mask is outlined
 CORNER = 0.8  # pixels that an outline may leave the mask's edge by
 
 
-def page_data(run: RunOnDisk) -> dict[str, Any]:
-    """What the page's script works on."""
+def page_data(run: RunOnDisk, anonymous: bool = False) -> dict[str, Any]:
+    """What the page's script works on; without paths and hashes of the samples' files where others are to see it."""
     first = some_sample(run)  # where the JSON is lost there is none
     layers = run.layers
     return {
         "layers": layers,
         "run": {key: getattr(first, key) if first else "–" for key in ("method", "site", "backward", "weights")},
         "samples": [
-            {**sample_data(sample, layers), "real": real, "pixels": place // PER_FILE}
+            {**sample_data(sample, layers, anonymous), "real": real, "pixels": place // PER_FILE}
             for data in run.datasets
-            for place, (sample, real) in enumerate(zip(data.samples, paired_reals(data), strict=True))
+            for place, (sample, real) in enumerate(zip(data.samples, paired_reals(data, anonymous), strict=True))
         ],
+        "anonymous": anonymous,
         "raw": bool(run.manifest.options.get("save_raw")),
     }
 
 
-def paired_reals(data: DatasetOnDisk) -> Iterator[str]:
+def shared_path(forgery: str, video: str, path: str) -> str:
+    """What others may see of a frame's path: nothing of the folders that it lies in here."""
+    return f"{forgery}/{video}/{posixpath.basename(path)}"
+
+
+def paired_reals(data: DatasetOnDisk, anonymous: bool) -> Iterator[str]:
     """For each sample the path of the real frame of which it was made, "" for a real and where there is none.
 
     That is the frame of its name in the real video of its video's name or, of two as in `000_003`, of the first.
     """
     rows = frame_rows(data.folder) if data.samples else ()
-    reals = {(row["video"], posixpath.basename(row["path"])): row["path"] for row in rows if row["label"] == 0}
+    reals = {
+        (row["video"], posixpath.basename(row["path"])): shared_path(row["forgery"], row["video"], row["path"])
+        if anonymous
+        else row["path"]
+        for row in rows
+        if row["label"] == 0
+    }
     for sample in data.samples:
         names = (sample.video, sample.video.partition("_")[0]) if sample.label else ()
         places = [(video, posixpath.basename(sample.path)) for video in names]
         yield next((reals[place] for place in places if place in reals), "")
 
 
-def sample_data(sample: Sample, layers: Sequence[str]) -> dict[str, Any]:
+def sample_data(sample: Sample, layers: Sequence[str], anonymous: bool = False) -> dict[str, Any]:
     """One card. `folder` are the parts of the path from the page to the sample's files."""
     box = sample.original
+    path = shared_path(sample.forgery, sample.video, sample.path) if anonymous else sample.path
     return {
         "number": sample.index, "dataset": sample.dataset, "forgery": sample.forgery, "video": sample.video,
-        "path": sample.path, "label": sample.label, "predicted": sample.predicted, "outcome": sample.outcome,
+        "path": path, "label": sample.label, "predicted": sample.predicted, "outcome": sample.outcome,
         "confidence": round(sample.confidence, 6), "fake": round(sample.prob_fake, 6),
         "logits": list(sample.logits), "target": sample.target or "–",
         "evidence": sample.evidence,
         "folder": [sample.folder.parent.name, sample.folder.name],
         "comparison": sample.comparison, "box": list(astuple(box)) if box else [],
         "maps": [_map_data(one, layers) for one in sample.layers], "lost": sample.lost,
-        **file_facts(Path(sample.path)), **mask_outline(sample), **clip_data(sample),
+        **({} if anonymous else file_facts(Path(sample.path))), **mask_outline(sample), **clip_data(sample),
     }  # fmt: skip
 
 
@@ -116,17 +129,17 @@ def svg_path(points: np.ndarray, closed: bool) -> str:
     return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points) + ("Z" if closed else "")
 
 
-def write_pixels(run: RunOnDisk) -> None:
-    """Write `page_data` of every dataset, anew."""
+def write_pixels(run: RunOnDisk, folder: Path) -> None:
+    """Write `page_data` of every dataset into its folder in the page's, anew."""
     for data in run.datasets:
         if data.samples:
-            new_folder(data.folder / PIXELS)
+            new_folder(folder / data.name / PIXELS)
         for number, start in enumerate(range(0, len(data.samples), PER_FILE)):
             samples = data.samples[start : start + PER_FILE]
             with ThreadPoolExecutor() as pool:
                 found = list(zip(samples, pool.map(_pixels, samples), strict=True))
             kept = {f"{one.dataset}/{one.index}": values for one, values in found if values}
-            write_whole(data.folder / PIXELS / f"{number}.js", f"keepPixels({json.dumps(kept)});\n".encode())
+            write_whole(folder / data.name / PIXELS / f"{number}.js", f"keepPixels({json.dumps(kept)});\n".encode())
 
 
 def _pixels(sample: Sample) -> dict[str, Any]:

@@ -24,7 +24,7 @@ function showLarge() {
     element("div", {}, element("dt", {textContent: name}), element("dd", {}, value))));
   controls.hidden = !!sample.lost;
   if (frame >= (sample.frames || []).length) frame = -1;
-  controls.querySelector("[name=full]").parentElement.hidden = !!sample.frames;
+  controls.querySelector("[name=full]").parentElement.hidden = !!sample.frames || data.anonymous;
   controls.querySelector("[name=outline]").parentElement.hidden = !sample.outline;
   const layers = controls.querySelector("[name=layer]");
   layers.replaceChildren(...sample.maps.map(([index]) => element("option", {value: data.layers[index], textContent: data.layers[index]})));
@@ -48,7 +48,7 @@ function showStage() {
     return;
   }
   const layers = [...mapsOver(sample, state.layer, state.view), ...(state.outline && sample.outline ? [outlineOf(sample)] : [])];
-  const whole = picture(sample, state.full && !sample.frames ? fullImage(sample) : original(sample), ...layers);
+  const whole = picture(sample, state.full && !sample.frames && !data.anonymous ? fullImage(sample) : original(sample), ...layers);
   const box = sample.frames && frame >= 0 ? oneFrame(sample, whole, frame) : whole;
   showTime(sample);
   box.style.width = `${100 * state.zoom}%`;
@@ -99,8 +99,10 @@ function factsOf(sample) {
   const files = sample.lost || !sample.comparison ? [] : [
     link("comparison", url(...sample.folder, sample.comparison)),
     ...sample.maps.map(([index]) => link(data.layers[index], url(...sample.folder, `gradcam_${data.layers[index]}_sample${sample.number}.${sample.comparison.split(".").pop()}`))),
-    link("metadata", url(...sample.folder, `sample${sample.number}_metadata.txt`)),
-    link("JSON", url(...sample.folder, `sample${sample.number}.json`)),
+    ...(data.anonymous ? [] : [
+      link("metadata", url(...sample.folder, `sample${sample.number}_metadata.txt`)),
+      link("JSON", url(...sample.folder, `sample${sample.number}.json`)),
+    ]),
     ...(sample.frames ? sample.maps.map(([index]) => link(`${data.layers[index]} over time`, url(...sample.folder, `gradcam_strip_${data.layers[index]}_sample${sample.number}.${sample.comparison.split(".").pop()}`))) : []),
     ...(data.raw ? [link("raw maps", url(...sample.folder, `raw_sample${sample.number}.npz`))] : []),
   ];
@@ -108,7 +110,7 @@ function factsOf(sample) {
     outcome: sample.outcome, "fake probability": sample.fake.toFixed(4), confidence: sample.confidence.toFixed(4),
     "logits (real, fake)": sample.logits.map(number).join(", "), forgery: readable(sample.forgery), video: readable(sample.video),
     ...(sample.frames ? {frames: sample.frames.join(" ")} : {}), "evidence for": sample.evidence.replace("evidence for ", ""), target: sample.target, method: data.run.method, site: data.run.site, backward: data.run.backward,
-    weights: readable(data.run.weights), image: link(readable(sample.path), fileUrl(sample.path)),
+    weights: readable(data.run.weights), image: data.anonymous ? readable(sample.path) : link(readable(sample.path), fileUrl(sample.path)),
   };
   if (sample.sha256) Object.assign(facts, {"size when this page was written": `${sample.bytes.toLocaleString("en")} bytes`, "SHA-256 then": sample.sha256});
   if (files.length) facts.files = element("span", {className: "links"}, ...files);
@@ -137,7 +139,7 @@ function showStrips() {
       const layer = data.layers[index], over = picture(sample, original(sample), ...mapsOver(sample, layer, view));
       return thumbnail(`${layer}${view === "signed" ? ", signed" : ""}`, over, layer === state.layer && view === state.view, () => update({layer, view}));
     }))),
-    ...strip("The real image it was made from", sample.real ? [realThumbnail(sample, sampleThumbnail)] : []),
+    ...strip("The real image it was made from", sample.real ? realThumbnail(sample, sampleThumbnail) : []),
     ...strip("Same video", others.length > 1 ? others.map(sampleThumbnail) : []),
   );
 }
@@ -145,12 +147,13 @@ function showStrips() {
 // Where the real counterpart was explained, it opens; else its file is shown as it is.
 function realThumbnail(sample, sampleThumbnail) {
   const explained = data.samples.find(one => one.path === sample.real && !one.lost);
-  if (explained) return sampleThumbnail(explained);
+  if (explained) return [sampleThumbnail(explained)];
+  if (data.anonymous) return [];
   const image = element("img", {src: fileUrl(sample.real), alt: "", loading: "lazy"});
   const made = element("a", {className: "thumbnail", href: fileUrl(sample.real)}, element("span", {className: "picture whole"}, image),
     element("span", {textContent: readable(sample.real.split("/").slice(-2).join("/"))}));
   image.addEventListener("error", () => image.parentElement.replaceWith(lost("the file cannot be opened")), {once: true});
-  return made;
+  return [made];
 }
 
 function step(by) {

@@ -59,18 +59,36 @@ async function viewAsCanvas(sample) {
   return withCaption(sample, context.canvas);
 }
 
+// For others, too: what the view shows and of what, not where the file lies here.
 function withCaption(sample, canvas) {
   const lines = [
-    `${sample.dataset}, sample ${sample.number}: ${CLASSES[sample.label]}, predicted ${CLASSES[sample.predicted]}, fake probability ${sample.fake.toFixed(4)}`,
-    `${state.view === "image" ? "image only" : `${state.layer}, ${state.view}`}; ${data.run.method}, ${data.run.site}, ${data.run.backward}; ${sample.evidence}`,
-    readable(sample.path), ...(sample.sha256 ? [`SHA-256 ${sample.sha256}`] : []),
+    `${sample.dataset}, sample ${sample.number}: label ${CLASSES[sample.label]}, predicted ${CLASSES[sample.predicted]}, P(fake) = ${sample.fake.toFixed(4)}`,
+    `${readable(sample.forgery)}, video ${readable(sample.video)}, ${readable(sample.path.split("/").pop())}`,
+    state.view === "image" ? "image only" : `${sample.evidence}; ${state.layer}; ${data.run.method}, ${data.run.site}, ${data.run.backward}`,
   ];
-  const context = element("canvas", {width: canvas.width, height: canvas.height + LINE * (lines.length + 0.5)}).getContext("2d");
+  const bar = state.view === "image" ? 0 : 1;
+  const context = element("canvas", {width: canvas.width, height: canvas.height + LINE * (lines.length + bar + 0.5)}).getContext("2d");
   Object.assign(context, {fillStyle: "#fff"}).fillRect(0, 0, context.canvas.width, context.canvas.height);
   context.drawImage(canvas, 0, 0);
   Object.assign(context, {fillStyle: "#1b1c1e", font: "16px system-ui, sans-serif"});
   lines.forEach((line, i) => context.fillText(line, 8, canvas.height + LINE * (i + 0.9), canvas.width - 16));
+  if (bar) drawBar(context, sample, canvas.height + LINE * (lines.length + 0.35));
   return context.canvas;
+}
+
+const BAR = 256, PAPER = 141; // pixels wide; grey behind it
+
+function drawBar(context, sample, top) {
+  const signed = state.view === "signed", colour = colourOf(state.view, (mapOf(sample, state.layer) || [])[4]);
+  const ends = signed ? ["against", "for"] : ["0", "1"], what = signed ? "the class that is explained" : "relative intensity, 1: this map's maximum";
+  const left = 8 + context.measureText(ends[0]).width + 8;
+  for (let grey = 0; grey < BAR; grey++) {
+    const [red, green, blue, heat] = colour(grey), mixed = [red, green, blue].map(value => PAPER + (value - PAPER) * heat);
+    Object.assign(context, {fillStyle: `rgb(${mixed.join(" ")})`}).fillRect(left + grey, top, 1, 16);
+  }
+  context.fillStyle = "#1b1c1e";
+  context.fillText(ends[0], 8, top + 14);
+  context.fillText(`${ends[1]}    ${what}`, left + BAR + 8, top + 14);
 }
 
 async function saveView() {

@@ -212,7 +212,7 @@ def test_tables_of_a_run(tmp_path: Path) -> None:
     results = read_run(run)
     landmarks = sample_landmarks(results.datasets[0].samples[0])
     assert landmarks is not None and np.abs(landmarks - MEAN_FACE - (0.125, 0.13)).max() < 1e-3
-    patterns = write_patterns(results)
+    patterns = write_patterns(results, results.folder)
     assert patterns[0].samples == 7 and patterns[0].mean_faces == 3  # the empty one is left out
 
     with (run / "regions.csv").open(newline="") as file:

@@ -74,7 +74,7 @@ def test_every_forgery_against_all_real_frames() -> None:
                 assert of[level + rate] == pytest.approx(value, abs=1e-9), (name, level + rate)
                 low, high = of[f"{level}{rate}_low"], of[f"{level}{rate}_high"]
                 assert low is not None and high is not None and (low < high or low == value == high == 1)
-                    assert low <= value <= high
+                assert low <= value <= high
         assert (of["frames"], of["videos"]) == (60, 20)
     assert found["easy"]["auc_low"] > found["hard"]["auc_high"]  # type: ignore[operator]  # both are there
 

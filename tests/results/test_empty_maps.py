@@ -84,7 +84,7 @@ def test_every_reader_believes_what_the_engine_decided(make: Any, drawn_signed: 
     assert list(sample_maps(sample, ["a", "b"])) == ["b"]
     assert [key for key in fiftyone_sample(sample) if key.startswith("map_")] == ["map_b"]
 
-    patterns = write_patterns(run)
+    patterns = write_patterns(run, run.folder)
     assert {group.layer for group in patterns[0].regions} == {"b"} and list(patterns[0].similarity) == ["b"]
     write_strips(run.datasets[0])
     consistency = (tmp_path / "toy" / "strips" / "consistency.csv").read_text().splitlines()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path, PurePath
 from typing import Any
@@ -78,8 +77,8 @@ def _nameless(data: DatasetOnDisk) -> DatasetOnDisk:
     return replace(data, metrics=metrics or None, samples=samples, gaps=[])
 
 
-def _cells(row: dict[str, Any]) -> Iterator[object]:
-    return (f"{value:.9g}" if isinstance(value, float) else value for value in row.values())
+def _cells(row: dict[str, Any]) -> list[object]:
+    return [f"{value:.9g}" if isinstance(value, float) else value for value in row.values()]
 
 
 def _copy_pictures(sample: Sample, folder: Path) -> None:

@@ -50,10 +50,10 @@ def detection_views(datasets: Sequence[DatasetOnDisk]) -> tuple[list[dict[str, A
     found = [scores_of(data) for data in datasets]
     grid = thresholds([scores[level].score for scores, _ in found for level in LEVELS])
     views = []
+    known: Mapping[str, Any]
     for data, (scores, videos) in zip(datasets, found, strict=True):
-        known = data.metrics if data.metrics and "by_forgery" in data.metrics else None
-        frames = scores["frames"]
-        if known is None:  # an unfinished run, or one of an earlier version
+        known, frames = data.metrics or {}, scores["frames"]
+        if "by_forgery" not in known:  # an unfinished run, or one of an earlier version
             known = details(frames.score.tolist(), frames.label.tolist(), frames.forgery.tolist(), videos)
         auc = {"frames": (data.metrics or known).get("auc"), "videos": known.get("video_auc")}
         levels = [_level(level, scores, auc[level], known) for level in LEVELS]

@@ -20,7 +20,7 @@ PYTEST := -m pytest -n auto --maxprocesses 8 --dist worksteal
 demo: $(USER)
 	$(BIN)/python examples/make_demo_data.py --output data/demo --seed 7 --split test
 	$(BIN)/python test_with_gradcam.py --detector_path config/detector/clip_gradcam_demo.yaml \
-	  --test_dataset demo --gradcam_enabled --gradcam_output_dir runs/demo --overwrite
+	  --test_dataset demo --gradcam_enabled --gradcam_select mixed --gradcam_output_dir runs/demo --overwrite
 	$(BIN)/python utils/gradcam_demo.py --input data/demo/mouthswap_Fake/frames/test_mouthswap_0007 \
 	  --output runs/demo_pictures --target fake
 	@echo

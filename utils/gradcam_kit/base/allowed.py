@@ -22,6 +22,7 @@ FIGURE_FONTS = ("sans", "serif")
 FIGURE_COLUMNS = {"single": 3.3, "double": 6.9}  # inches: the text columns of two-column proceedings
 MEASUREMENTS = ("deletion", "saco", "transplant", "attack", "randomisation")  # of --evaluate_explanations, each dear
 
+SELECTIONS = ("confident", "first", "random", "mixed")
 MOST_MISTAKES = 50  # wrong predictions explained per dataset
 DEFAULT_IMAGES = 32  # on which the map is chosen, or a named one judged
 DEFAULT_SAMPLES = 500  # detected fakes per dataset on which maps are measured

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -131,8 +132,15 @@ class Predictions:
     def choose(self, count: int | None, mistakes_only: bool, select: str, seed: int) -> list[int]:
         """Indices of the frames to explain, ascending: all, or `count` of them by `select`.
 
-        "confident": the highest probability of the predicted class first; "first": in order; "random": by `seed`.
+        "confident": the highest probability of the predicted class first; "first": in order; "random": by `seed`;
+        "mixed": whatever else is wanted, two of five are fakes that were found, of all forgeries and of as many videos
+        as there are, the others wrong predictions; what one kind lacks the other fills up.
         """
+        if select == "mixed" and count is not None:
+            wrong, found = self.choose(None, True, "first", 0), self._found_fakes()
+            most_found = max(2 * count // 5, count - len(wrong))
+            found = found[:most_found]
+            return sorted([*found, *self.choose(count - len(found), True, "confident", seed)])
         fake = self.prob_fake > THRESHOLD
         wanted = self.seen & (fake != (self.label > 0)) if mistakes_only else self.seen
         indices = np.flatnonzero(wanted)
@@ -144,6 +152,19 @@ class Predictions:
                 indices = np.random.default_rng(seed).permutation(indices)
             indices = np.sort(indices[:count])
         return [int(index) for index in indices]
+
+    def _found_fakes(self) -> list[int]:
+        """The fakes that are called fake: of each forgery in turn the most confident frame of a video, then others."""
+        found = np.flatnonzero(self.seen & (self.label > 0) & (self.prob_fake > THRESHOLD))
+        in_order = [int(i) for i in found[np.argsort(-self.prob_fake[found], kind="stable")]]
+        turns: Counter[tuple[str, ...]] = Counter()
+        place = {}
+        for index in in_order:
+            frame = self.frames[index]
+            of_video = turns[frame.forgery, frame.video]
+            place[index] = of_video, turns[frame.forgery, "", str(of_video)]
+            turns.update([(frame.forgery, frame.video), (frame.forgery, "", str(of_video))])
+        return sorted(in_order, key=place.__getitem__)
 
 
 def _identity(frame: Frame) -> Row:

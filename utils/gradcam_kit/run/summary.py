@@ -85,7 +85,8 @@ def summary(folder: RunFolder, datasets: Sequence[DatasetSummary], choice: Choic
     """Where the outputs are and what is notable about them."""
     explained = ""
     if folder.manifest.config.get("gradcam_enabled"):
-        explained = "samples" if folder.manifest.options["save_all"] else "wrong predictions"
+        of_all = folder.manifest.options["save_all"] or folder.manifest.options.get("select") == "mixed"
+        explained = "samples" if of_all else "wrong predictions"
     lines = [] if choice is None else [*printed(choice), *judgements(choice)]
     for dataset in datasets:
         lines += [f"{dataset.name}: {line}" for line in _notable(dataset, folder.path / dataset.name, explained)]

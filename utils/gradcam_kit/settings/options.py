@@ -132,8 +132,8 @@ TABLE: tuple[tuple[str, tuple[str, ...], tuple[Option, ...]], ...] = (
                otherwise=f"{allowed.MOST_MISTAKES} wrong predictions", basic=True),
         Option("--save_all_predictions", "explain all samples, or --gradcam_samples, not only wrong predictions",
                bool, False, dest="save_all", basic=True),
-        Option("--gradcam_select", "which samples where there are more than N", default="confident",
-               choices=("confident", "first", "random"), dest="select"),
+        Option("--gradcam_select", "which samples where there are more than N; mixed: fakes that were found, two of"
+               " five, and wrong predictions", default="confident", choices=allowed.SELECTIONS, dest="select"),
     )),
     ("heatmaps", (EVALUATE, DEMO), (
         Option("gradcam_layers --gradcam_layers --layers", "auto, or e.g. encoder.layers.23 encoder.layers.20, or"

@@ -39,6 +39,7 @@ MEANING = {
 OF_THE_MOMENT = ("run.sqlite", "manifest.json")  # they hold times and the command
 TOY_WEIGHTS = TRAINING_FOLDER / "assets" / "demo_detector" / "clip_demo.safetensors"
 SELECTED = {"confident": "the most confident first", "random": "drawn at random", "first": "the first ones"}
+MIXED = "mixed"
 
 
 def facts(run: RunOnDisk) -> list[tuple[str, str]]:
@@ -80,6 +81,8 @@ def samples_text(run: RunOnDisk) -> str:
     options = run.manifest.options
     explained, frames = sum(data.explained for data in run.datasets), sum(data.frames for data in run.datasets)
     which = "" if options.get("save_all") else ", wrong predictions"
+    if options.get("select") == MIXED:
+        which = ", found fakes and wrong predictions"
     chosen = SELECTED.get(str(options.get("select")), "") if explained < frames else ""
     return f"{explained:,} of {frames:,}{which}{', ' if chosen else ''}{chosen}"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import itertools
 import os
@@ -31,6 +32,7 @@ from tests.helpers.fake_run import (
 )
 from utils.gradcam_kit.base.errors import InputError
 from utils.gradcam_kit.report.page import SHOWN_SAMPLES, render, write_report
+from utils.gradcam_kit.report.paper import chosen_samples
 from utils.gradcam_kit.store.read_run import read_run
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -99,10 +101,15 @@ ROWS = some_rows(Path("/"))
 
 
 def expected(**wanted: Any) -> list[str]:
+    """The mistakes first, then found fakes, then reals, the most confident of each first."""
     low, high = wanted.pop("between", (0.5, 1.0))
+    kinds = ["FP", "FN"], ["TP"], ["TN"]
+    in_order = sorted(
+        ROWS, key=lambda row: ([row.outcome in kind for kind in kinds].index(True), -round(row.confidence, 6))
+    )
     return [
         f"{row.dataset}/{row.number}"
-        for row in ROWS
+        for row in in_order
         if all(getattr(row, name) in values for name, values in wanted.items()) and low <= row.confidence <= high
     ]
 
@@ -294,7 +301,12 @@ def test_filters_and_sorting(run: Path, tab: Tab) -> None:
     shown = [by_key[key].prob_fake for key in tab.shown()]
     assert shown == sorted(shown, reverse=True) and shown[0] == 0.97
     card = page.locator(".card").first.inner_text()
-    assert "predicted fake" in card and "fake 0.970" in card and "video" in card
+    assert (
+        "predicted fake" in card
+        and "fake 0.970" in card
+        and "evidence for FAKE" in card
+        and "real_Real · 002 · 005.png" in card
+    )
     last = page.locator(".card").last.inner_text()
     assert "predicted real" in last and "fake 0.030" in last  # what they are sorted by, also of a real
     page.get_by_label("Path contains").fill("nothing is called that")
@@ -337,7 +349,7 @@ def is_blend(colour: np.ndarray, hot: bool, opacity: int) -> bool:
 
 
 def test_layer_and_opacity_blend_the_map_over_the_image(run: Path, tab: Tab) -> None:
-    page = tab.open(run)
+    page = tab.open(run, "#sort=number")
     hot, cold = ROWS[0].hot, (0, 3)
     for opacity in (0, 50, 100):
         slide(page, "Opacity", str(opacity))
@@ -375,8 +387,8 @@ def test_a_view_is_shared_by_its_address(run: Path, tab: Tab, browser: Any) -> N
 
 
 def test_large_view_by_keyboard(run: Path, tab: Tab) -> None:
-    page = tab.open(run)
-    page.get_by_role("slider", name="Opacity").focus()
+    page = tab.open(run, "#sort=number")
+    page.get_by_role("button", name="What do the verdicts mean?").focus()
     page.keyboard.press("Tab")  # the first card
     page.keyboard.press("Enter")
     dialog = page.get_by_role("dialog")
@@ -471,6 +483,84 @@ def test_what_lies_beside_a_fake(tmp_path: Path, tab: Tab) -> None:
     assert page.get_by_role("checkbox", name="outline").count() == 0
 
 
+def test_only_filters_that_choose_are_offered(tmp_path: Path, tab: Tab) -> None:
+    rows = [row for row in some_rows(tmp_path) if row.forgery == "gan" and row.prob_fake > 0.5]
+    run = write_run(tmp_path / "run", rows)
+    write_report(run)
+    page = tab.open(run)
+    for name in ("Dataset", "Forgery", "Verdict", "Chosen"):
+        assert page.get_by_role("combobox", name=name, exact=True).count() == 0
+    assert page.get_by_role("checkbox", name="TP").count() == 0
+    assert page.get_by_role("combobox", name="Sort by", exact=True).count() == 1
+
+
+def test_chosen_samples_are_kept_and_become_a_figure(tmp_path: Path, tab: Tab) -> None:
+    run = write_run(tmp_path / "run", some_rows(tmp_path))
+    write_report(run)
+    page = tab.open(run)
+    for number in (0, 101):
+        page.get_by_role("checkbox", name=f"choose sample {number}", exact=True).check()
+    page.locator("[data-key='faces/101']").click()
+    page.get_by_label("Tags").fill("odd, mouth")
+    page.keyboard.press("Escape")
+    page.reload()
+    chosen = page.get_by_role("combobox", name="Chosen", exact=True)
+    assert chosen.locator("option").all_inner_texts() == ["all", "chosen (2)", "tag: mouth", "tag: odd"]
+    chosen.select_option(label="tag: odd")
+    assert tab.shown() == ["faces/101"]
+    chosen.select_option(label="chosen (2)")
+    assert sorted(tab.shown()) == ["faces/0", "faces/101"]
+    with page.expect_download() as waiting:
+        page.get_by_role("button", name="Save 2 as CSV").click()
+    table = Path(str(waiting.value.path()))
+    rows = list(csv.DictReader(table.open()))
+    assert [(row["index"], row["dataset"], row["label"], row["tags"]) for row in rows] == [
+        ("0", "faces", "0", ""), ("101", "faces", "1", "odd mouth")
+    ]  # fmt: skip
+    assert [row["path"] for row in rows] == [paths_of(tmp_path)[number] for number in (0, 101)]
+    assert chosen_samples([f"@{table}"], None) == [0, 101] == chosen_samples(["0", "101"], None)
+    with pytest.raises(InputError, match="is no number"):
+        chosen_samples(["one"], None)
+    page.get_by_role("button", name="Choose none").click()
+    page.reload()
+    assert page.get_by_role("combobox", name="Chosen", exact=True).count() == 0 and len(tab.shown()) == 24
+
+
+def paths_of(folder: Path) -> dict[int, str]:
+    return {row.number: row.path for row in some_rows(folder)}
+
+
+def test_help_and_keys(run: Path, tab: Tab) -> None:
+    page = tab.open(run)
+    page.keyboard.press("?")
+    text = page.get_by_role("dialog").inner_text()
+    for part in ("supported", "contradicted", "evidence for FAKE", "previous, next sample", "docs/reading_maps.md"):
+        assert part in text
+    page.keyboard.press("Escape")
+    page.keyboard.press("2")
+    assert page.get_by_role("tabpanel").get_attribute("id") == "panel-metrics"
+    page.keyboard.press("/")
+    page.keyboard.type("?1")  # letters of a search
+    assert page.get_by_label("Path contains").input_value() == "?1" and page.get_by_role("dialog").count() == 0
+    page.get_by_role("button", name="Reset").click()
+    page.locator(".card").first.click()
+    page.keyboard.press("v")
+    assert "view=signed" in page.evaluate("location.hash")
+
+
+def test_a_video_shows_its_scores_in_order(run: Path, tab: Tab) -> None:
+    """Two frames of a video: the curve's points lie at their scores, and a dot opens its frame."""
+    page = tab.open(run, "#sample=faces%2F100")
+    scores = [row.prob_fake for row in ROWS if row.forgery == "swap_Fake" and row.video == "000"]
+    points = page.locator(".plot polyline").get_attribute("points")
+    assert points == " ".join(
+        f"{x},{100 - 100 * score:.2f}" for x, score in zip(("25.00", "75.00"), scores, strict=True)
+    )
+    assert f"mean fake probability {np.mean(scores):.3f}" in page.get_by_role("dialog").inner_text()
+    page.get_by_role("button", name="frame 2 of 2").click()
+    assert "sample=faces%2F101" in page.evaluate("location.hash")
+
+
 def test_a_view_is_saved_as_a_picture(run: Path, tab: Tab) -> None:
     page = tab.open(run, "#sample=faces%2F0&opacity=50")
     with page.expect_download() as waiting:
@@ -512,7 +602,7 @@ def test_hostile_names_are_text_and_their_links_work(tmp_path: Path, tab: Tab) -
         rows.append(Row(i, 'it\'s <b>a "set" %41', name, name, i % 2, 0.9, str(frame)))
     run = write_run(tmp_path / "run", rows)
     write_report(run)
-    page = tab.open(run)
+    page = tab.open(run, "#sort=number")
     assert page.locator(".card").count() == len(HOSTILE) and page.locator(".lost").count() == 0
     until(page, "[...document.querySelectorAll('.card img')].slice(0, 6).every(i => i.complete && i.naturalWidth)")
     assert page.locator("h1").inner_text().startswith("it's <b>a")
@@ -585,7 +675,7 @@ def test_a_run_without_samples_and_a_folder_that_is_no_run(tmp_path: Path, tab: 
     write_report(run)
     page = tab.open(run)
     assert page.get_by_role("status").inner_text() == "This run explained no samples."
-    assert page.get_by_role("slider", name="Layer").is_disabled()
+    assert page.get_by_role("slider", name="Layer", exact=True).count() == 0  # a choice of one is none
     with pytest.raises(InputError, match="holds no run"):
         write_report(tmp_path)
     changed_row(run, "run", "metrics", lambda text: "{")
@@ -651,6 +741,10 @@ def test_accessibility(scheme: str, run: Path, browser: Any) -> None:
         page.eval_on_selector_all("details", "all => all.forEach(one => { one.open = true; })")
         found = axe.run(page, options=only)
         assert [(one["id"], [node["html"] for node in one["nodes"]]) for one in found.response["violations"]] == []
+    page.keyboard.press("Escape")
+    page.locator("#open-help").click()
+    found = axe.run(page, options=only)
+    assert [(one["id"], [node["html"] for node in one["nodes"]]) for one in found.response["violations"]] == []
     paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (sum(map(int, paper[4:-1].split(","))) < 150) == (scheme == "dark")
     tab.context.close()

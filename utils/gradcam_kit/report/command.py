@@ -55,7 +55,10 @@ def figure(argv: Sequence[str]) -> None:
     p.add_argument(
         "run_dirs", type=Path, nargs="+", metavar="run_dir", help=RUN + "; of several runs, the same images in each"
     )
-    p.add_argument("--samples", nargs="+", type=int, required=True, metavar="I", help="the i of sample<i>/")
+    p.add_argument(
+        "--samples", nargs="+", required=True, metavar="I", help="the i of sample<i>/, or @FILE: the CSV of the samples"
+        " that were chosen on the page"
+    )  # fmt: skip
     p.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help=f"{', '.join(FIGURE_FORMATS)}")
     p.add_argument("--dataset", help="where the run has several")
     p.add_argument("--layers", nargs="+", metavar="LAYER", help="all of the run's where it is not given")
@@ -68,13 +71,16 @@ def figure(argv: Sequence[str]) -> None:
     p.add_argument("--letters", action="store_true", help="(a), (b), ... before the titles")
     args = p.parse_args(argv)
     from .figure import FigureStyle, write_figure
+    from .paper import chosen_samples
 
     width = FIGURE_COLUMNS[args.column] if args.width is None else args.width
     runs, output = [Path(folder) for folder in args.run_dirs], Path(args.output)
     style = FigureStyle(
         width=width, font_size=args.font_size, titles=args.titles, font=args.font, lettered=args.letters
     )
-    write_figure(runs, output, args.samples, args.dataset, args.layers, args.methods, style)
+    write_figure(
+        runs, output, chosen_samples(args.samples, args.dataset), args.dataset, args.layers, args.methods, style
+    )
 
 
 def table(argv: Sequence[str]) -> None:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import yaml
 
 from ..base.decision import THRESHOLD
 from ..base.errors import InputError
-from ..base.files import write_whole
+from ..base.files import TRAINING_FOLDER, write_whole
 from ..base.text import one_line
 from ..drawing.overlays import colour_table
 from ..run.exports import PAGE, SHOWN_SAMPLES
@@ -33,9 +35,13 @@ if TYPE_CHECKING:
 
 TEMPLATE = Path(__file__).resolve().parent / "template"
 OUTCOME_NAMES = {"TP": "true positive", "FN": "false negative", "TN": "true negative", "FP": "false positive"}
+DOCS = TRAINING_FOLDER / "docs"
 COLORMAP = "inferno"  # perceptually even; the run's own is in its images
 STYLES = ("base.css", "gallery.css", "large.css", "analysis.css", "print.css")
-SCRIPTS = ("basics.js", "pictures.js", "time.js", "cards.js", "large.js", "save.js", "metrics.js", "state.js")
+SCRIPTS = (
+    "basics.js", "pictures.js", "time.js", "chosen.js", "cards.js", "video.js", "large.js", "save.js", "metrics.js",
+    "help.js", "state.js",
+)  # fmt: skip
 
 
 def write_report(folder: Path, samples_at_most: int = SHOWN_SAMPLES) -> Path:
@@ -106,8 +112,16 @@ def render(run: RunOnDisk, patterns: Sequence[Patterns], anonymous: Path | None 
         checks=checks, measured=measured_views(run), measuring_command="" if anonymous else measuring_command(run),
         patterns=[pattern_view(one, run) for one in patterns], face=face_lines(), features=feature_views(run),
         target=target(run), files=run_files(run, PAGE, anonymous or run.folder), colours=colours(), usual=THRESHOLD,
-        rates=RATES,         data={**page_data(run, anonymous is not None), "detection": counts_above},
+        rates=RATES, docs="" if anonymous else docs_from(run.folder),
+        data={**page_data(run, anonymous is not None), "detection": counts_above},
     )  # fmt: skip
+
+
+def docs_from(folder: Path) -> str:
+    """The way from a run's folder to the documentation, as a link; empty for a run that lies elsewhere."""
+    if not DOCS.is_dir() or not folder.resolve().is_relative_to(TRAINING_FOLDER):
+        return ""
+    return quote(Path(os.path.relpath(DOCS, folder.resolve())).as_posix())
 
 
 def notes(run: RunOnDisk) -> list[str]:

@@ -115,3 +115,34 @@ def _cell(value: Measured | None, best: bool) -> str:
 def escaped(text: str) -> str:
     """A name as LaTeX sets it."""
     return "".join(SPECIAL.get(letter, letter) for letter in text)
+
+
+def chosen_samples(words: Sequence[str], dataset: str | None) -> list[int]:
+    """Numbers of samples, given as such or as @FILE, a CSV with the columns `index` and `dataset`, of one dataset.
+
+    Raises InputError.
+    """
+    found = []
+    for word in words:
+        if not word.startswith("@"):
+            try:
+                found.append(int(word))
+            except ValueError:
+                raise InputError(
+                    f"--samples {word!r}: is no number; give the i of sample<i>/, or @FILE with a CSV of chosen samples"
+                ) from None
+            continue
+        try:
+            rows = [
+                row for row in read_table(Path(word[1:]), ("index", "dataset")) if dataset in (None, row["dataset"])
+            ]
+            found += [int(row["index"]) for row in rows]
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"--samples {word}: cannot be read as the page's CSV of chosen samples: {error}"
+            ) from error
+        if len({row["dataset"] for row in rows}) > 1:
+            raise InputError(f"--samples {word}: has samples of several datasets: name one with --dataset")
+    if not found:
+        raise InputError("--samples: no sample is named there")
+    return found

@@ -26,7 +26,7 @@ from ...drawing.overlays import encode
 from ...store.grey_maps import grey, png, signed_grey
 from ...store.read_run import DatasetOnDisk, RunOnDisk, frame_rows, original, stored_maps
 from ...store.sample import LayerFacts, Sample
-from .facts import PIXELS, some_sample
+from .facts import MIXED, PIXELS, some_sample
 
 PER_FILE = 100  # samples in a script of images
 OUTLINE = 256  # pixels a side at which a mask is outlined
@@ -45,6 +45,8 @@ def page_data(run: RunOnDisk, anonymous: bool = False) -> dict[str, Any]:
             for data in run.datasets
             for place, (sample, real) in enumerate(zip(data.samples, paired_reals(data, anonymous), strict=True))
         ],
+        "videos": [scores_of_videos(data) for data in run.datasets],
+        "order": "found" if run.manifest.options.get("select") == MIXED else "mistakes",
         "anonymous": anonymous,
         "raw": bool(run.manifest.options.get("save_raw")),
     }
@@ -53,6 +55,17 @@ def page_data(run: RunOnDisk, anonymous: bool = False) -> dict[str, Any]:
 def shared_path(forgery: str, video: str, path: str) -> str:
     """What others may see of a frame's path: nothing of the folders that it lies in here."""
     return f"{forgery}/{video}/{posixpath.basename(path)}"
+
+
+def scores_of_videos(data: DatasetOnDisk) -> dict[str, Any]:
+    """The videos with an explained sample: forgery, video, and number and fake probability of each of its frames."""
+    found: dict[tuple[str, str], list[tuple[int, float]]] = {(one.forgery, one.video): [] for one in data.samples}
+    for row in frame_rows(data.folder) if found else ():
+        frames = found.get((row["forgery"], row["video"]))
+        if frames is not None:
+            frames.append((row["index"], round(row["prob_fake"], 4)))
+    videos = [[*video, frames] for video, frames in found.items() if len(frames) > 1]
+    return {"dataset": data.name, "videos": videos}
 
 
 def paired_reals(data: DatasetOnDisk, anonymous: bool) -> Iterator[str]:

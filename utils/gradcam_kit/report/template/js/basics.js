@@ -11,7 +11,7 @@ const VIEWS = ["evidence", "signed", "image"];
 
 // What a view of the page is; whatever differs from this stands in the address.
 const DEFAULTS = {
-  tab: "samples", dataset: "", forgery: "", outcome: OUTCOMES.join(), word: "", min: "0.5", max: "1", text: "", sort: "number",
+  tab: "samples", dataset: "", forgery: "", outcome: OUTCOMES.join(), word: "", min: "0.5", max: "1", text: "", chosen: "", sort: data.order,
   layer: data.layers[0] || "", opacity: "80", sample: "", level: "frames", threshold: String(data.detection.usual), view: "evidence", outline: "", full: "", zoom: "1",
 };
 let state = {...DEFAULTS};

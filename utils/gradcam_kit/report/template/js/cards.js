@@ -18,25 +18,31 @@ function verdict(sample) {
     probability);
 }
 
+// Which class the map speaks for cannot be overlooked: a hot spot on a forged mouth may be what spoke for real.
+const loud = evidence => evidence.replace(/fake|real/g, name => name.toUpperCase());
+
 function curveOf(sample) {
   return sample.frames && !sample.lost ? [timeCurve(sample, state.layer)] : [];
 }
 
 function where(sample) {
-  const map = mapOf(sample, state.layer);
-  const words = [sample.evidence, sample.outcome, readable(sample.forgery), `video ${readable(sample.video)}`, `sample ${sample.number}`];
-  if (sample.frames) words.push(`frames ${sample.frames[0]} to ${sample.frames[sample.frames.length - 1]}`);
-  if (map && map[2]) words.push(emptiness(map));
-  return element("span", {className: "where"}, words.join(" · "),
-    ...(map && map[4] ? [" · ", element("span", {className: `word ${map[4]}`, title: map[5], textContent: map[4]})] : []));
+  const map = mapOf(sample, state.layer), note = map && map[2] ? emptiness(map) : map && map[4];
+  return element("span", {className: "where"}, element("span", {textContent: loud(sample.evidence)}),
+    ...(note ? [element("span", {className: `word ${map[4]}`, title: map[5], textContent: note})] : []));
+}
+
+// One line each: the rest is in the title and in the large view.
+function place(sample) {
+  const frames = sample.frames ? `frames ${sample.frames[0]} to ${sample.frames.at(-1)}` : readable(sample.path.split("/").pop());
+  const textContent = [readable(sample.forgery), readable(sample.video), frames].join(" · ");
+  return element("span", {className: "where path", textContent, title: `${sample.outcome}, sample ${sample.number}: ${readable(sample.path)}`});
 }
 
 function card(sample) {
-  const button = element("button", {type: "button", className: "card"}, pair(sample), ...curveOf(sample), verdict(sample), where(sample),
-    element("span", {className: "where path", textContent: readable(sample.path.split("/").slice(-2).join("/"))}));
+  const button = element("button", {type: "button", className: "card"}, pair(sample), ...curveOf(sample), verdict(sample), where(sample), place(sample));
   button.dataset.key = key(sample);
   button.addEventListener("click", () => update({sample: key(sample)}));
-  return element("li", {}, button);
+  return element("li", {}, button, tick(sample));
 }
 
 function appendCards() {
@@ -45,9 +51,15 @@ function appendCards() {
   document.getElementById("more").hidden = cards.childElementCount >= shown.length;
 }
 
+const kindOf = sample => sample.outcome[0] === "F" ? "wrong" : sample.outcome;
+const surest = (a, b) => b.confidence - a.confidence;
+const inTurn = (...kinds) => (a, b) => kinds.indexOf(kindOf(a)) - kinds.indexOf(kindOf(b)) || surest(a, b);
+
 const SORTS = {
+  mistakes: inTurn("wrong", "TP", "TN"),
+  found: inTurn("TP", "wrong", "TN"),
   number: () => 0, // the order in which they come
-  sure: (a, b) => b.confidence - a.confidence,
+  sure: surest,
   unsure: (a, b) => a.confidence - b.confidence,
   fake: (a, b) => b.fake - a.fake,
   path: (a, b) => a.path < b.path ? -1 : a.path > b.path ? 1 : 0,
@@ -61,6 +73,7 @@ function filterCards() {
     (!state.dataset || sample.dataset === state.dataset) && (!state.forgery || sample.forgery === state.forgery)
     && (!state.word || (mapOf(sample, state.layer) || [])[4] === state.word)
     && outcomes.has(sample.outcome) && sample.confidence >= min && sample.confidence <= max
+    && (!state.chosen || isChosen(sample, state.chosen))
     && (!text || sample.path.toLowerCase().includes(text)));
   shown.sort(SORTS[state.sort]);
   cards.replaceChildren();

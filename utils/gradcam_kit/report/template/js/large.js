@@ -4,7 +4,7 @@ const stage = document.getElementById("stage");
 
 const byVideo = new Map();
 for (const sample of data.samples) {
-  const video = JSON.stringify([sample.dataset, sample.forgery, sample.video]);
+  const video = videoOf(sample);
   byVideo.set(video, [...(byVideo.get(video) || []), sample]);
 }
 
@@ -31,6 +31,7 @@ function showLarge() {
   document.getElementById("told").textContent = "";
   showStage();
   showStrips();
+  showChosen();
   const place = shown.indexOf(sample);
   document.getElementById("previous").disabled = place <= 0;
   document.getElementById("next").disabled = place < 0 || place === shown.length - 1;
@@ -57,7 +58,7 @@ function showStage() {
   stage.replaceChildren(box);
   const map = mapOf(sample, state.layer);
   document.getElementById("caption").textContent = !map ? "no map of this layer"
-    : `${sample.evidence[0].toUpperCase()}${sample.evidence.slice(1)}. ${state.layer}: ${map[2] ? emptiness(map) : `maximum ${map[1].toPrecision(3)}`}.${map[4] ? ` ${map[5]}${map[4] === "artefact" ? "; drawn in grey" : ""}.` : ""}`
+    : `${loud(sample.evidence[0].toUpperCase() + sample.evidence.slice(1))}. ${state.layer}: ${map[2] ? emptiness(map) : `maximum ${map[1].toPrecision(3)}`}.${map[4] ? ` ${map[5]}${map[4] === "artefact" ? "; drawn in grey" : ""}.` : ""}`
       + (state.view === "signed" ? " Red speaks for the target, blue against it" : "");
   document.getElementById("scale").textContent = state.view === "signed" ? "against · no evidence · for the target"
     : `0 · share of the maximum ${map ? map[1].toPrecision(3) : ""} · 1`;
@@ -110,7 +111,7 @@ function factsOf(sample) {
     outcome: sample.outcome, "fake probability": sample.fake.toFixed(4), confidence: sample.confidence.toFixed(4),
     "logits (real, fake)": sample.logits.map(number).join(", "), forgery: readable(sample.forgery), video: readable(sample.video),
     ...(sample.frames ? {frames: sample.frames.join(" ")} : {}), "evidence for": sample.evidence.replace("evidence for ", ""), target: sample.target, method: data.run.method, site: data.run.site, backward: data.run.backward,
-    weights: readable(data.run.weights), image: data.anonymous ? readable(sample.path) : link(readable(sample.path), fileUrl(sample.path)),
+    weights: readable(data.run.weights.split("/").pop()), image: data.anonymous ? readable(sample.path) : link(readable(sample.path), fileUrl(sample.path)),
   };
   if (sample.sha256) Object.assign(facts, {"size when this page was written": `${sample.bytes.toLocaleString("en")} bytes`, "SHA-256 then": sample.sha256});
   if (files.length) facts.files = element("span", {className: "links"}, ...files);
@@ -132,7 +133,7 @@ function strip(title, thumbnails) {
 
 function showStrips() {
   const sample = openSample();
-  const others = byVideo.get(JSON.stringify([sample.dataset, sample.forgery, sample.video])).filter(one => !one.lost);
+  const others = byVideo.get(videoOf(sample)).filter(one => !one.lost);
   const sampleThumbnail = one => thumbnail(`sample ${one.number}, fake ${one.fake.toFixed(3)}`, overlay(one, state.layer), one === sample, () => update({sample: key(one)}));
   document.getElementById("strips").replaceChildren(
     ...strip("Layers", sample.lost ? [] : sample.maps.flatMap(([index]) => ["evidence", "signed"].map(view => {
@@ -140,7 +141,8 @@ function showStrips() {
       return thumbnail(`${layer}${view === "signed" ? ", signed" : ""}`, over, layer === state.layer && view === state.view, () => update({layer, view}));
     }))),
     ...strip("The real image it was made from", sample.real ? realThumbnail(sample, sampleThumbnail) : []),
-    ...strip("Same video", others.length > 1 ? others.map(sampleThumbnail) : []),
+    ...scoreCurve(sample),
+    ...strip("Explained frames of this video", others.length > 1 ? others.map(sampleThumbnail) : []),
   );
 }
 

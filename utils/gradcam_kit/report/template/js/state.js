@@ -1,5 +1,5 @@
 // The state: the form, the tabs, the page and the address's fragment.
-const FIELDS = ["dataset", "forgery", "word", "min", "max", "text", "sort", "opacity"];
+const FIELDS = ["dataset", "forgery", "word", "min", "max", "text", "chosen", "sort", "opacity"];
 
 function readFragment() {
   const given = Object.fromEntries(new URLSearchParams(location.hash.slice(1)));
@@ -67,7 +67,7 @@ function update(changes) {
   writeFragment();
   if (differs("tab")) showTab();
   if (differs("level", "threshold")) showDecision();
-  if (differs("dataset", "forgery", "word", "outcome", "min", "max", "text", "sort")) filterCards();
+  if (differs("dataset", "forgery", "word", "outcome", "min", "max", "text", "chosen", "sort")) filterCards();
   else if (differs("layer")) state.word ? filterCards() : changeLayer();
   if (differs("sample")) showLarge();
   else if (large.open && differs("layer", "view", "outline", "full", "zoom", "opacity")) {
@@ -121,18 +121,35 @@ function listenToLarge() {
   });
 }
 
-function start() {
-  for (const name of ["dataset", "forgery"])
-    for (const value of new Set(data.samples.map(sample => sample[name])))
-      form.elements[name].append(element("option", {value, textContent: readable(value)}));
+// A filter with one answer is none.
+function offerWhatIsThere() {
+  const offers = (name, count) => { form.elements[name].parentElement.hidden = count < 2; };
+  for (const name of ["dataset", "forgery"]) {
+    const values = new Set(data.samples.map(sample => sample[name]));
+    for (const value of values) form.elements[name].append(element("option", {value, textContent: readable(value)}));
+    offers(name, values.size);
+  }
+  const words = new Set(data.samples.flatMap(sample => sample.maps.map(map => map[4])).filter(Boolean));
+  for (const option of [...form.elements.word.options]) if (option.value && !words.has(option.value)) option.remove();
+  offers("word", words.size);
+  const outcomes = new Set(data.samples.map(sample => sample.outcome));
+  for (const box of form.querySelectorAll("[name=outcome]")) box.parentElement.hidden = !outcomes.has(box.value);
+  document.getElementById("outcomes").hidden = outcomes.size < 2;
+  if (!outcomes.has("TP")) form.elements.sort.querySelector("[value=found]").remove();
   form.elements.layer.max = Math.max(0, data.layers.length - 1);
-  form.elements.layer.disabled = data.layers.length < 2;
+  offers("layer", data.layers.length);
+}
+
+function start() {
+  offerWhatIsThere();
   document.getElementById("choose").open = innerWidth > 800; // on a phone the samples come first
 
   form.addEventListener("input", () => update(readForm()));
   form.addEventListener("submit", event => event.preventDefault());
   form.addEventListener("reset", event => { event.preventDefault(); update({...DEFAULTS}); });
   listenToTabs();
+  listenToHelp();
+  listenToChosen();
   listenToMetrics();
   listenToLarge();
   window.addEventListener("hashchange", () => update(readFragment()));
@@ -141,6 +158,7 @@ function start() {
 
   const asked = readFragment();
   state = {...asked, sample: "", tab: "samples"};
+  showChosen();
   filterCards();
   showDecision();
   update(asked);

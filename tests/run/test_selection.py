@@ -10,7 +10,8 @@ from utils.gradcam_kit.run.predictions import Predictions
 
 def predictions() -> Predictions:
     """Three forgeries of two videos of two frames, all found but for the last; and four reals, two called fake."""
-    frames, scores = [], []
+    frames: list[Frame] = []
+    scores: list[float] = []
     for f, forgery in enumerate("abc"):
         for v in range(2):
             for i in range(2):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Hashable, Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -32,7 +33,7 @@ Metrics = dict[str, float | None]
 
 def details(
     prob_fake: Sequence[float], label: Sequence[int], forgery: Sequence[str], video: Sequence[Hashable]
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """For `metrics.json`: the rates of all frames with intervals, `by_forgery`, each with its `group`, and `groups`."""
     of_forgery = forgery_metrics(prob_fake, label, forgery, video)
     return {

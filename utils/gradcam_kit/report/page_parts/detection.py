@@ -55,7 +55,7 @@ def detection_views(datasets: Sequence[DatasetOnDisk]) -> tuple[list[dict[str, A
         known, frames = data.metrics or {}, scores["frames"]
         if "by_forgery" not in known:  # an unfinished run, or one of an earlier version
             known = details(frames.score.tolist(), frames.label.tolist(), frames.forgery.tolist(), videos)
-        auc = {"frames": (data.metrics or known).get("auc"), "videos": known.get("video_auc")}
+        auc: dict[str, float | None] = {"frames": (data.metrics or known).get("auc"), "videos": known.get("video_auc")}
         levels = [_level(level, scores, auc[level], known) for level in LEVELS]
         views.append({"name": data.name, "levels": levels})
     counts = [{level: above(scores[level], grid) for level in LEVELS} for scores, _ in found]

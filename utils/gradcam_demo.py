@@ -60,7 +60,7 @@ def main(argv: Sequence[str]) -> int:
     settings, files, cropped = said_at_once(
         lambda: named_detector(args.detector_path, flags, flags_of.flag_names),
         find_files,
-        lambda: media.photographs(1, args.face_crop, args.landmark_model),
+        lambda: media.photographs(1, args.face_crop, args.landmark_model, args.face_confidence),
     )
     images = [file for file in files if not media.is_video(file)]
     detector = load_named_detector(settings, args.device, args.precision)

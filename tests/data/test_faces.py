@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import cv2
@@ -102,8 +102,12 @@ def stand_in_dlib(monkeypatch: pytest.MonkeyPatch) -> None:
     """dlib needs a compiler to install; this one knows the marks of `face_with_marks`, and a smaller face beside it."""
     points = face_with_marks()[1]
 
+    def find(image: np.ndarray, upsampled: int, least: float) -> Any:
+        found = [(box, score) for box, score in ((Box(40), 1.5), (Box(90), 0.9), (Box(200), 0.12)) if score >= least]
+        return tuple(zip(*((*one, 0) for one in found), strict=True)) if image.max() > 0 else ([], [], [])
+
     def detector() -> Any:
-        return lambda image, upsampled: [Box(40), Box(90)] if image.max() > 0 else []
+        return SimpleNamespace(run=find)
 
     def predictor(path: str) -> Any:
         return lambda image, box: Shape(points if box.size == 90 else points * 0)
@@ -120,7 +124,8 @@ def test_largest_face_is_cropped_and_no_face_is_said(tmp_path: Path) -> None:
     image, points = face_with_marks()
     (face,) = face_finder(model)(image)  # the smaller one's points lie on one line
     np.testing.assert_array_equal(face.points, points)
-    assert face.box == (0, 0, 90, 90)
+    assert face.box == (0, 0, 90, 90) and face.confidence == 0.9
+    assert len(face_finder(model, 0.95)(image)) == 0  # that one is not sure enough, and the other has no points
     with pytest.raises(NoFaceError):
         Photographs(224, "largest", face_finder(model)).views(np.zeros_like(image))
     with pytest.raises(InputError, match="no such file"):
@@ -137,13 +142,16 @@ def finder_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, find: Any, points
     """The finder on a dlib whose search is `find`, and whose model gives `points`."""
     dlib: Any = ModuleType("dlib")
     dlib.__version__ = "19.24.2"
-    dlib.get_frontal_face_detector, dlib.shape_predictor = lambda: find, lambda path: lambda image, box: points
+    dlib.get_frontal_face_detector, dlib.shape_predictor = (
+        lambda: SimpleNamespace(run=find),
+        lambda path: lambda image, box: points,
+    )
     monkeypatch.setitem(sys.modules, "dlib", dlib)
     (tmp_path / "model.dat").write_bytes(b"model")
     return face_finder(tmp_path / "model.dat")
 
 
-def refusing(image: np.ndarray, upsampled: int) -> Any:
+def refusing(image: np.ndarray, upsampled: int, least: float) -> Any:
     raise RuntimeError("Unsupported image type, must be 8bit gray or RGB image.")
 
 
@@ -158,8 +166,8 @@ def test_an_image_that_dlib_refuses_names_the_versions(tmp_path: Path, monkeypat
 def test_dlib_is_given_whole_arrays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As dlib itself, which takes nothing that does not lie in memory row after row."""
 
-    def find(image: np.ndarray, upsampled: int) -> Any:
-        return [] if image.flags.c_contiguous else refusing(image, upsampled)
+    def find(image: np.ndarray, upsampled: int, least: float) -> Any:
+        return ([], [], []) if image.flags.c_contiguous else refusing(image, upsampled, least)
 
     assert finder_of(tmp_path, monkeypatch, find, None)(np.zeros((160, 200, 6), np.uint8)[::-1, :, ::2]) == []
 
@@ -167,7 +175,7 @@ def test_dlib_is_given_whole_arrays(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_a_model_of_other_points_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     five = Shape(np.zeros((5, 2)))
     five.num_parts = 5
-    crop = finder_of(tmp_path, monkeypatch, lambda image, upsampled: [Box(90)], five)
+    crop = finder_of(tmp_path, monkeypatch, lambda image, upsampled, least: ([Box(90)], [1.0], [0]), five)
     with pytest.raises(InputError, match="finds 5 points; expected a model of 81"):
         crop(np.zeros((160, 200, 3), np.uint8))
 
@@ -177,12 +185,14 @@ def test_a_face_outside_of_the_image_is_none(
     moved: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     image, points = face_with_marks()
-    find = finder_of(tmp_path, monkeypatch, lambda image, upsample: [Box(90)], Shape(points + np.array(moved)))
+    find = finder_of(
+        tmp_path, monkeypatch, lambda image, upsample, least: ([Box(90)], [1.0], [0]), Shape(points + np.array(moved))
+    )
     assert find(image) == [] and not is_face(points * (1, 0) + (0, 50), image.shape[:2])
 
 
 def test_an_image_too_large_for_dlib_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(image: np.ndarray, upsampled: int) -> Any:
+    def full(image: np.ndarray, upsampled: int, least: float) -> Any:
         raise MemoryError("bad allocation")
 
     with pytest.raises(UnreadableImage, match="too large for dlib"):

@@ -161,7 +161,9 @@ def evaluate_explanations(
     files = [folder / CSV_FILE, folder / JSON_FILE]
     for dataset in scores:
         if dataset.rows:
-            figures = {"curves": curves_figure(dataset, settings.seed), "heat_table": heat_table_figure(dataset)}
+            figures = {"heat_table": heat_table_figure(dataset)}
+            if dataset.curves:  # else --leave_out leaves them out
+                figures["curves"] = curves_figure(dataset, settings.seed)
             for name, kind in itertools.product(figures, ("png", "pdf")):
                 files.append(folder / dataset.dataset / f"explanation_{name}.{kind}")
                 write_whole(files[-1], image_file(figures[name], kind))

@@ -30,7 +30,6 @@ CURVE = 112  # height of the score curve in pixels
 PLOT = (36, 12, 10, 12)  # pixels left, right, above and below its axes
 FAKE_INK, REAL_INK = (178, 24, 43), (33, 102, 172)
 OTHER_INKS = ((230, 145, 0), (0, 135, 90), (120, 70, 170), (90, 90, 90))  # of the second person, and so on
-EMPTY = (225, 225, 225)
 PHOTOGRAPH = 360  # height of a whole frame in the video
 
 
@@ -130,11 +129,9 @@ def explain_video(detector: LoadedDetector, file: Path, folder: Path, views: Fra
     tracks: dict[int, Track] = {}
     curve = ScoreCurve(reader.length)
     names = detector.model.map_names()
-    size = detector.settings.resolution
     with video_writer(folder / "overlay.mp4", reader.rate) as write:
         for frame, faces in explained_frames(detector, reader, views):
-            shows_all = views.photographs.mode == "all" and views.follows
-            write(drawn_frame(frame, faces, curve, names, None if shows_all else size), frame.seconds)
+            write(drawn_frame(frame, faces, curve, names, views.follows), frame.seconds)
             frames.append(frame._replace(image=np.empty((*frame.image.shape[:2], 0))))
             for face in faces:
                 tracks.setdefault(face.track, Track()).add(frame.number, face)
@@ -162,7 +159,7 @@ def _summary(
     starts = [after.frames[0] for before, after in pairwise(ordered) if after.frames[0] > before.frames[-1]]
     remarks = [*remarks, *(f"another face from frame {start} on: scored on its own" for start in starts)]
     if faceless:
-        remarks.append(f"no face in {faceless} of {len(frames)} frames, which are grey in the video")
+        remarks.append(f"no face in {faceless} of {len(frames)} frames, which have no map")
     sizes: dict[tuple[int, ...], int] = {}
     for frame in frames:
         sizes.setdefault(frame.image.shape[:2], frame.number)
@@ -208,19 +205,13 @@ def write_scores(path: Path, frames: Sequence[VideoFrame], tracks: Mapping[int, 
 
 
 def drawn_frame(
-    frame: VideoFrame, faces: Sequence[ExplainedFace], curve: ScoreCurve, names: Sequence[str], size: int | None
+    frame: VideoFrame, faces: Sequence[ExplainedFace], curve: ScoreCurve, names: Sequence[str], follows: bool
 ) -> np.ndarray:
-    """The crop of `size` and its overlays or, with None, whole frames with all overlays; below them the scores."""
+    """The whole frame with the overlays of all faces that are followed, or a face crop's; below them the scores."""
     scores = {face.track: face.prob_fake for face in faces}
-    table = comparison(_crop(faces, names, size) if size else _photographs(frame, faces, names), _title(frame, scores))
+    shown = _photographs(frame, faces, names) if follows else panels(faces[0].view.image, faces[0].layers)
+    table = comparison(shown, _title(frame, scores))
     return np.vstack([table, curve.add(scores, table.shape[1])])
-
-
-def _crop(faces: Sequence[ExplainedFace], names: Sequence[str], size: int) -> Panels:
-    if faces:
-        return panels(faces[0].view.image, faces[0].layers)
-    grey = np.full((size, size, 3), EMPTY, np.uint8)
-    return [("no face", grey), *((name, grey) for name in names)]
 
 
 def _photographs(frame: VideoFrame, faces: Sequence[ExplainedFace], names: Sequence[str]) -> Panels:

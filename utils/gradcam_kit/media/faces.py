@@ -27,14 +27,19 @@ LEAST_FACE = 0.35  # of a square image's side: where the largest face is smaller
 INSTALL = "pip install dlib-bin face_recognition_models"
 MODEL_OF_81 = "shape_predictor_81_face_landmarks.dat"
 MODELS = "face_recognition_models"  # a package that holds dlib's model of 68 points
+LEAST_CONFIDENCE = 0.3  # of dlib: faces seen from the front have 1 and more, a round badge 0.1
 FIVE_OF_81 = (37, 44, 30, 49, 55)  # the template's points among dlib's; of its 68 points they are the same
 
 
 class Face(NamedTuple):
-    """A face in a photograph: its box (left, top, right, bottom) and its five points (5, 2) x, y, in pixels."""
+    """A face in a photograph: its box (left, top, right, bottom) and its five points (5, 2) x, y, in pixels.
+
+    `confidence`: dlib's, above 0, mostly below 3; None where nobody knows it.
+    """
 
     box: tuple[float, float, float, float]
     points: np.ndarray
+    confidence: float | None = None
 
     @property
     def size(self) -> float:
@@ -103,10 +108,11 @@ def is_installed() -> bool:
     return importlib.util.find_spec("dlib") is not None and importlib.util.find_spec(MODELS) is not None
 
 
-def face_finder(landmark_model: Path | None = None) -> FaceFinder:
+def face_finder(landmark_model: Path | None = None, least_confidence: float = LEAST_CONFIDENCE) -> FaceFinder:
     """A function photograph → the faces in it, which raises UnreadableImage for one that is too large for dlib.
 
-    `landmark_model` None: that of the package face_recognition_models. Raises InputError where it or dlib is missing.
+    `landmark_model` None: that of the package face_recognition_models. Faces of less than `least_confidence` are left
+    out. Raises InputError where the model or dlib is missing.
     """
     try:
         import dlib
@@ -126,8 +132,9 @@ def face_finder(landmark_model: Path | None = None) -> FaceFinder:
     def find(photo: np.ndarray) -> Sequence[Face]:
         photo = np.ascontiguousarray(photo)  # dlib refuses a view
         try:
-            found = sorted(find_boxes(photo, 1), key=lambda box: -box.width() * box.height())
-            points = [five_points(find_landmarks(photo, box), model) for box in found]
+            boxes, scores, _ = find_boxes.run(photo, 1, least_confidence)
+            found = sorted(zip(boxes, scores, strict=True), key=lambda one: -one[0].width() * one[0].height())
+            points = [five_points(find_landmarks(photo, box), model) for box, _ in found]
         except InputError:
             raise
         except MemoryError as error:
@@ -137,8 +144,11 @@ def face_finder(landmark_model: Path | None = None) -> FaceFinder:
                 f"dlib {getattr(dlib, '__version__', '')} refuses an image of {photo.shape[1]}x{photo.shape[0]} pixels"
                 f" ({one_line(error)}); here is numpy {np.__version__}: install a newer dlib or, with dlib 19, numpy 1"
             ) from error
-        corners = [(box.left(), box.top(), box.left() + box.width(), box.top() + box.height()) for box in found]
-        return [Face(*pair) for pair in zip(corners, points, strict=True) if is_face(pair[1], photo.shape[:2])]
+        return [
+            Face((box.left(), box.top(), box.left() + box.width(), box.top() + box.height()), five, float(score))
+            for (box, score), five in zip(found, points, strict=True)
+            if is_face(five, photo.shape[:2])
+        ]
 
     return find
 

@@ -33,7 +33,7 @@ from ..store.sample import Sample
 from ..store.sample_folder import Drawn, write_sample
 from .explain_clips import ClipVideo, explain_clips_of
 from .explain_video import VideoSummary, explain_video
-from .faces import NoFaceError, Photographs, View, face_finder, is_installed
+from .faces import LEAST_CONFIDENCE, NoFaceError, Photographs, View, face_finder, is_installed
 from .tracks import FrameViews
 from .video_files import VIDEO_SUFFIXES, UnreadableVideo
 
@@ -79,7 +79,7 @@ class SingleImages:
         for number, view in enumerate(views, start=1):
             drawn, name, place = self._drawn(view, photo, file, index), f"{file}", folder
             if self.photographs.mode == "all":
-                name, place = f"{file}, face {number} of {len(views)}", folder / f"face{number}"
+                name, place = f"{file}, face {number} of {len(views)}{_sure(view)}", folder / f"face{number}"
             place.parent.mkdir(parents=True, exist_ok=True)
             check_room(place)
             made = place.with_name(f".{place.name}.made.partial")
@@ -159,11 +159,18 @@ class SingleImages:
                 yield self.detector.normalised(torch.cat(found))
 
 
-def photographs(size: int, face_crop: str | None, landmark_model: Path | None) -> Photographs:
+def _sure(view: View) -> str:
+    """How sure dlib is of a face, for people."""
+    return "" if view.face is None or view.face.confidence is None else f" (dlib {view.face.confidence:.2f})"
+
+
+def photographs(
+    size: int, face_crop: str | None, landmark_model: Path | None, least_confidence: float = LEAST_CONFIDENCE
+) -> Photographs:
     """How photographs are cropped; raises InputError where faces are asked for and cannot be found here."""
     mode = face_crop or ("largest" if landmark_model else "auto")
     finds = mode in ("largest", "all") or landmark_model or (mode == "auto" and is_installed())
-    return Photographs(size, mode, face_finder(landmark_model) if finds else None)
+    return Photographs(size, mode, face_finder(landmark_model, least_confidence) if finds else None)
 
 
 def to_pixels(image: np.ndarray) -> torch.Tensor:

@@ -111,6 +111,7 @@ class FrameViews:
         self.remark = ""  # what the user has to know of whole frames
         self._tracks = FaceTracks()
         self._followed = 0
+        self._numbers: dict[int, int] = {}  # those who are followed one after the other: 1, 2, 3
         self._is_whole = photographs.find is None or photographs.mode == "off"
 
     @property
@@ -135,4 +136,5 @@ class FrameViews:
             if self._followed not in self._tracks.paths:
                 self._followed = next(iter(found), 0)
             found = {number: face for number, face in found.items() if number == self._followed}
+            found = {self._numbers.setdefault(of, len(self._numbers) + 1): face for of, face in found.items()}
         return [Tracked(number, aligned(photo, face, size)) for number, face in sorted(found.items())]

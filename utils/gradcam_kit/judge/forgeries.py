@@ -8,7 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from .rates import KEYS, RATES, rates_of
+from ..base.decision import THRESHOLD
+from .bootstrap import LEVEL, VideoBootstrap
+
+RATES = ("auc", "ap", "eer", "acc", "recall")
+KEYS = [f"{level}{rate}{end}" for level in ("", "video_") for rate in RATES for end in ("", "_low", "_high")]
+RESAMPLES = 500
+FEWEST_VIDEOS = 2  # of each class, for an interval
+PLACES = 2_000  # on the curve of a resample: of more scores than that, neighbours are taken together
 
 # DF40's four groups, by the names that its files give to the forgeries, in lower-case letters and digits.
 GROUPS: dict[str, tuple[str, ...]] = {
@@ -69,6 +76,99 @@ def forgery_metrics(
         fakes = {videos[i] for i in np.flatnonzero(of_forgery)}
         found[name] = {**rates, "frames": int(of_forgery.sum()), "videos": len(fakes)}
     return found
+
+
+def rates_of(prob_fake: Sequence[float], label: Sequence[int], video: Sequence[Hashable]) -> dict[str, float | None]:
+    """KEYS → value in [0, 1], None where the classes at hand do not allow it.
+
+    A plain name is of the N frames, `video_…` of the videos' mean probabilities. `…_low`, `…_high`: the interval, by a
+    bootstrap over videos; None with fewer than two videos of a class. AUC, AP and recall are scikit-learn's, the EER
+    that of `equal_error_rates`; a frame or video is called fake above THRESHOLD.
+    """
+    score, truth = np.asarray(prob_fake, dtype=np.float64), np.asarray(label, dtype=np.int64)
+    if not len(score):
+        return dict.fromkeys(KEYS)
+    bootstrap = VideoBootstrap(video, seed=0, resamples=RESAMPLES)
+    count = np.bincount(bootstrap.video)
+    mean = np.bincount(bootstrap.video, weights=score) / count
+    of_video = np.zeros(len(count), dtype=np.int64)
+    of_video[bootstrap.video] = truth
+    enough = np.bincount(of_video, minlength=2).min() >= FEWEST_VIDEOS
+    found: dict[str, float | None] = {}
+    for level, scores, labels, videos in (
+        ("", score, truth, bootstrap.video),
+        ("video_", mean, of_video, np.arange(len(count))),
+    ):
+        one = np.ones((1, len(count)), dtype=np.float32)
+        values = _resampled(scores, labels, videos, one, len(scores))
+        ends = _ends(_resampled(scores, labels, videos, bootstrap.weights, PLACES)) if enough else {}
+        for rate in RATES:
+            low, high = ends.get(rate, (None, None))
+            found |= {
+                f"{level}{rate}": _number(values[rate][0]),
+                f"{level}{rate}_low": low,
+                f"{level}{rate}_high": high,
+            }
+    return found
+
+
+def _ends(values: dict[str, np.ndarray]) -> dict[str, tuple[float | None, float | None]]:
+    found = {}
+    for rate, of_resamples in values.items():
+        low, high = np.nanquantile(of_resamples, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+        found[rate] = _number(low), _number(high)
+    return found
+
+
+def _number(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+def _resampled(
+    score: np.ndarray, label: np.ndarray, video: np.ndarray, weights: np.ndarray, places: int
+) -> dict[str, np.ndarray]:
+    """Rate → (R,), NaN where a resample does not allow it; `weights` (R, videos): how often each video was drawn."""
+    from scipy.sparse import csr_matrix
+
+    _, place = np.unique(-score, return_inverse=True)  # 0: the highest score
+    there = int(place.max(initial=-1)) + 1
+    if there > places:
+        place, there = place * places // there, places
+    curves = []
+    for one in (1, 0):
+        of_class = label == one
+        cells = csr_matrix(
+            (np.ones(of_class.sum()), (video[of_class], place[of_class])), shape=(weights.shape[1], there)
+        )
+        curves.append(np.cumsum((cells.T @ weights.T.astype(np.float64)).T, axis=1))
+    called_fake = score > THRESHOLD
+    sums = [
+        weights @ np.bincount(video[which], minlength=weights.shape[1]).astype(np.float64)
+        for which in (label == 1, (label == 1) & called_fake, (label == 1) == called_fake, label >= 0)
+    ]
+    fakes, found, right, frames = sums
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return {**_of_curve(*curves), "acc": right / frames, "recall": found / fakes}
+
+
+def _of_curve(fake: np.ndarray, real: np.ndarray) -> dict[str, np.ndarray]:
+    """AUC, AP and EER of (R, P) numbers of fakes and reals that score at least as high as each of P thresholds."""
+    if not fake.shape[1]:
+        return {rate: np.full(len(fake), np.nan) for rate in ("auc", "ap", "eer")}
+    with np.errstate(invalid="ignore", divide="ignore"):
+        true, false = (np.pad(one / one[:, -1:], ((0, 0), (1, 0))) for one in (fake, real))
+        precision = np.nan_to_num(fake / (fake + real))
+    both = np.isfinite(true[:, -1] + false[:, -1])
+    auc = (np.diff(false) * (true[:, 1:] + true[:, :-1]) / 2).sum(axis=1)
+    ap = (np.diff(true) * precision).sum(axis=1)
+    excess = false - (1 - true)  # rises from -1 to 1; where it is 0 as many reals are called fake as fakes real
+    after = np.argmax(excess >= 0, axis=1)[:, None]
+    last, first = (np.take_along_axis(excess, places, axis=1) for places in (np.maximum(after - 1, 0), after))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        share = -last / (first - last)
+    before, behind = (np.take_along_axis(false, places, axis=1) for places in (np.maximum(after - 1, 0), after))
+    eer = (before + share * (behind - before))[:, 0]
+    return {name: np.where(both, one, np.nan) for name, one in (("auc", auc), ("ap", ap), ("eer", eer))}
 
 
 def group_of(forgery: str) -> str:

@@ -112,31 +112,36 @@ def with_spread(model: nn.Module, images: Tensor) -> nn.Module:
 
 
 class Read:
-    """What a module returns in a forward pass."""
+    """What a module returns, or reads, in a forward pass."""
 
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
+    def __init__(self, module: nn.Module, by_input: bool = False) -> None:
+        self.module, self.by_input = module, by_input
 
     def __call__(self, model: nn.Module, images: Tensor) -> tuple[Any, Tensor]:
-        """The model's output and the module's, of its last run."""
+        """The model's output and the module's, or what that has read, of its last run."""
         kept: list[Tensor] = []
 
         def keep(module: nn.Module, inputs: Any, output: Any) -> Any:
             kept.append(output)
             return output.clone() if isinstance(output, Tensor) else None  # which may be changed in place
 
-        handle = self.module.register_forward_hook(keep)
+        if self.by_input:
+            handle = self.module.register_forward_pre_hook(
+                lambda module, inputs: (keep(module, None, inputs[0]), *inputs[1:])
+            )
+        else:
+            handle = self.module.register_forward_hook(keep)
         result = model(images)
         handle.remove()
         return result, kept[-1]
 
 
-def modules_of(model: nn.Module, layer: str) -> list[nn.Module]:
-    """What may be read for a layer's map: the norm that a block begins with, or what the module returns."""
+def reads_of(model: nn.Module, layer: str) -> list[Read]:
+    """What may be read for a layer's map: the norm that a block begins with, what the module returns, what it reads."""
     named = dict(model.named_modules())
     found = named.get(layer) or next(module for name, module in named.items() if name.endswith(f".{layer}"))
     inner = dict(found.named_children())
-    return [*(inner[name] for name in NORMS if name in inner), found]
+    return [*(Read(inner[name]) for name in NORMS if name in inner), Read(found), Read(found, by_input=True)]
 
 
 def arrangements(A: Tensor, grid: tuple[int, int]) -> Iterator[tuple[str, Any]]:
@@ -160,7 +165,7 @@ def wrong(model: nn.Module, images: Tensor, found: Explanation) -> str:
     if max(grid) < 2 or any(side > pixels for side, pixels in zip(grid, images.shape[2:], strict=True)):
         return f"a grid of {grid}"
     shapes = []
-    for read in map(Read, modules_of(model, layer)):
+    for read in reads_of(model, layer):
         logits, A = read(model, images)
         if not isinstance(A, Tensor):
             continue

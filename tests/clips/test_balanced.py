@@ -24,7 +24,6 @@ BALANCED = {"layers": 0, "site": "residual", "backward": "balanced", "target": "
 def hold_constant(model: nn.Module, patch: pytest.MonkeyPatch) -> None:
     """The balanced rule, by hand: scales of norms and weights of attention are constants."""
     model.backbone.config._attn_implementation = "eager"  # type: ignore[union-attr]  # of Hugging Face's model
-    softmax = torch.softmax
 
     def normalised(self: nn.LayerNorm, x: Tensor) -> Tensor:
         centred = x - x.mean(-1, keepdim=True)
@@ -32,8 +31,14 @@ def hold_constant(model: nn.Module, patch: pytest.MonkeyPatch) -> None:
         return centred / scale * self.weight + self.bias
 
     patch.setattr(nn.LayerNorm, "forward", normalised)
-    patch.setattr(F, "softmax", lambda x, dim, **how: softmax(x, dim).detach())
-    patch.setattr(Tensor, "softmax", lambda x, dim: softmax(x, dim).detach())
+    patch.setattr(F, "softmax", lambda x, dim, **how: torch.softmax(x, dim).detach())
+    patch.setattr(Tensor, "softmax", lambda x, dim: torch.softmax(x, dim).detach())
+
+
+@pytest.fixture(autouse=True)
+def exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some versions of transformers compute attention's weights in float32, whatever the model is in."""
+    monkeypatch.setattr(F, "softmax", lambda x, dim, **how: torch.softmax(x, dim))
 
 
 @pytest.mark.parametrize("method", WEIGHTS)

@@ -18,6 +18,7 @@ from ..towers.families import CNN, HF_VIT, NamedTransformer
 from ..towers.family import part
 from ..towers.tower import Structure, Tower
 from .grid import FRAMES, HWT, THW, ClipGrid, ClipShape, thumbnail_grid
+from .held import ProjectedByWeight
 
 KEPT = "_gradcam_clip_tower"  # in the model's own __dict__, so that both go together
 KNOWN = (
@@ -49,6 +50,9 @@ class VideoTransformer(NamedTransformer):
         return None if self.separate or self.packed else super().attention(block)
 
     def held_attention(self, block: nn.Module) -> HeldAttention | None:
+        inner = part(block, "attention.attention")
+        if hasattr(inner, "q_bias"):  # VideoMAE of transformers 4
+            return ProjectedByWeight(inner, (inner.query, inner.key))
         if not (self.separate or self.packed):
             return self.attention(block)
         separate, packed = (tuple(part(block, path) for path in paths) for paths in (self.separate, self.packed))

@@ -168,7 +168,7 @@ def test_what_cannot_be_is_one_line(data: Path, tmp_path: Path, flags: list[str]
     ("flags", "method", "layer"),
     [
         (["--method", "layercam", "--layers", "auto"], "layercam", None),
-        (["--method", "auto", "--layers", "first"], None, "first"),
+        (["--method", "auto", "--layers", "model.first"], None, "first"),
         (["--method", "gradcam3d"], "gradcam3d", "last"),
     ],
 )

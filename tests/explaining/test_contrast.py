@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -17,7 +18,7 @@ from tests.helpers.detectors import BLOCKS, images, tiny_detector
 from tests.helpers.model_state import assert_same_state, state_of
 from utils.gradcam_kit.base.errors import InputError
 from utils.gradcam_kit.engine.layers import LayerError, compared_blocks, exchanged_block, site_of_layer
-from utils.gradcam_kit.engine.real.bank import NEIGHBOURS, TokenBank
+from utils.gradcam_kit.engine.real.bank import NEIGHBOURS, TokenBank, nearest_beside
 from utils.gradcam_kit.engine.real.contrast import contrast, neighbourhood_mean, scaled_mean, sharpened
 from utils.gradcam_kit.engine.real.exchange import Exchange, seen_at, skippable
 from utils.gradcam_kit.engine.recipe import Recipe
@@ -290,11 +291,54 @@ def test_a_paired_real_image_is_what_its_fake_is_compared_with(model: CLIPDetect
     total = np.zeros((2, 4, 4))
     for block in range(BLOCKS - 1):
         A, G = (of[:, 1:].numpy() for of in tokens_and_gradients(model, batch, block))
-        R = tokens_and_gradients(model, reals, block)[0][:, 1:].float().numpy()
+        R = beside_by_hand(A, tokens_and_gradients(model, reals, block)[0][:, 1:].float().numpy(), 4)
         u = (G * (A - R)).sum(axis=2).reshape(2, 4, 4)
         total += u / u.reshape(2, -1).std(axis=1)[:, None, None] / (BLOCKS - 1)
     np.testing.assert_allclose(found.maps.signed.numpy(), total, rtol=1e-4, atol=1e-5)
     assert set(found.verdicts()) == {SCALED}
+
+
+def beside_by_hand(A: Any, R: Any, side: int) -> Any:
+    """Of each patch of A (B, side², C) the likest token of R at its place or next to it."""
+
+    def direction(token: Any) -> Any:
+        centred = token - token.mean()
+        return centred / np.linalg.norm(centred)
+
+    found = np.empty_like(R)
+    for i, patch in itertools.product(range(len(A)), range(side**2)):
+        row, column = divmod(patch, side)
+        near = [
+            r * side + c
+            for r, c in itertools.product(range(row - 1, row + 2), range(column - 1, column + 2))
+            if 0 <= r < side and 0 <= c < side
+        ]
+        found[i, patch] = R[i, max(near, key=lambda n: float(direction(A[i, patch]) @ direction(R[i, n])))]
+    return found
+
+
+def test_a_crop_that_lies_a_patch_apart_is_no_contrast() -> None:
+    """Each inner patch has its counterpart next to its own place."""
+    A = torch.randn(1, 6, 5, 5, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(nearest_beside(A, A.roll((1, -1), (2, 3)))[:, :, :-1, 1:], A[:, :, :-1, 1:])
+
+
+def test_in_one_batch_some_are_compared_with_their_pair_and_others_with_the_bank(
+    model: CLIPDetectorWithGradCAM,
+) -> None:
+    from utils.gradcam import explain
+
+    batch, reals = images(3).double(), images(3, seed=7).double()
+    bank = Bank.of(model, images(24, seed=3).double())
+    options: dict[str, Any] = {"recipes": [Recipe("contrast", SCALED)], "target": "fake", "bank": bank}
+    has_pair = torch.tensor([True, False, True])
+    found = explain(model, {"image": batch, "paired_real": reals, "has_pair": has_pair}, **options)
+    for i, given in enumerate(has_pair.tolist()):
+        alone = {"image": batch[i : i + 1], **({"paired_real": reals[i : i + 1]} if given else {})}
+        expected = explain(model, alone, **options)
+        torch.testing.assert_close(found.maps.signed[i], expected.maps.signed[0], rtol=1e-5, atol=1e-6)
+        assert found.evidence is not None and expected.evidence is not None
+        torch.testing.assert_close(found.evidence[i], expected.evidence[0], rtol=1e-5, atol=1e-6)
 
 
 def test_a_convolutional_network_is_compared_on_its_grid() -> None:

@@ -7,12 +7,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 
 from tests.helpers.command_server import CommandServer
 from tests.helpers.datasets import DataTree, change_yaml, read_image
+from tests.helpers.detectors import PIXELS
 from tests.helpers.paths import SCRIPT
-from tests.helpers.references.known_evidence import EVIDENCE, evidence_tree
+from tests.helpers.references.known_evidence import EVIDENCE, FAKE_LEVEL, REAL_LEVEL, evidence_tree, patch
 
 ASKED = "choosing the map: "
 
@@ -99,3 +102,37 @@ def test_contrast_can_be_named_and_needs_real_images(
     assert refused.code == 2 and "compares patches with real images" in refused.err
     misspelt = commands.run(SCRIPT, *data_tree.arguments(*flags[:2], "contrasd"), cwd=tmp_path)
     assert misspelt.code == 2 and "did you mean 'contrast'" in misspelt.err
+
+
+def scene(video: int) -> np.ndarray:
+    """Light and dark of one video, (PIXELS, PIXELS, 3) uint8; fakes differ from it in the patch EVIDENCE alone."""
+    coarse = np.random.default_rng(video).choice(np.array([10, 245], np.uint8), (5, 5, 1)).repeat(3, 2)
+    return np.asarray(cv2.resize(coarse, (PIXELS, PIXELS), interpolation=cv2.INTER_CUBIC), dtype=np.uint8)
+
+
+@pytest.mark.parametrize(("flags", "apart", "count"), [((), 0, 8), (("--paired_reals", "off"), 0, 0), ((), 100, 0)])
+def test_a_fake_is_compared_with_the_frame_that_it_was_made_from(
+    flags: tuple[str, ...], apart: int, count: int, commands: CommandServer, tmp_path: Path
+) -> None:
+    """Not where that is not wanted, and not with a frame of the same name that shows another scene."""
+    tree = evidence_tree(tmp_path / "tree", None, 8)
+    for label, level, shift in (("toy_Real", REAL_LEVEL, apart), ("toy_Fake", FAKE_LEVEL, 0)):
+        for video, path in enumerate(tree.frames[label]):
+            image = scene(video + shift)
+            image[patch(EVIDENCE)] = level
+            cv2.imwrite(str(path), image)
+    named = ("--gradcam_method", "contrast", "--gradcam_layers", "scaled", "--gradcam_samples", "16")
+    run(commands, tree, tmp_path / "out", *named, *flags)
+    compared = 0
+    for folder in (tmp_path / "out" / "toy").glob("sample*"):
+        sample = json.loads((folder / f"{folder.name}.json").read_text())
+        text = (folder / f"{folder.name}_metadata.txt").read_text()
+        if "paired_real" in sample:
+            compared += 1
+            assert sample["label"] == 1 and sample["paired_real"] == sample["path"].replace("toy_Fake", "toy_Real")
+            assert f"Compared with: {sample['paired_real']}, the real frame it was made from" in text
+            grey = read_image(folder / "heatmaps" / "scaled.png")[..., 0]
+            assert divmod(int(grey.argmax()), grey.shape[1]) == EVIDENCE
+        else:
+            assert "Compared with" not in text
+    assert compared == count

@@ -36,7 +36,7 @@ from ..engine.layers import (
 )
 from ..engine.maps import Canvas, LayerMaps, combined, in_order, layer_maps, to_layer_maps
 from ..engine.methods import DEFAULT_EPSILON, check_method, leftover, signed_maps
-from ..engine.real.bank import Neighbours, TokenBank
+from ..engine.real.bank import Neighbours, TokenBank, nearest_beside
 from ..engine.real.contrast import CONTRAST, CONTRAST_Z, CONTRASTS, contrast, contrast_z, scaled_mean
 from ..engine.recipe import BOTH, RESIDUAL, Recipe
 from ..engine.spatial_layers import count_runs, is_shareable, last_run
@@ -75,7 +75,9 @@ class Request:
             completeness is always float32's.
         bank: what contrasts compare tokens with.
         videos: of each image, whose own frames the bank leaves out; None: not known.
-        real: layer → tokens (B, C, h, w) that are compared with instead of the bank's, where a paired real is known.
+        real: layer → tokens (B, C, h, w) of the real images that these were made from, compared with instead of the
+            bank's.
+        has_pair: (B,) bool, which images `real` has tokens of; None: of all. The others are compared with the bank.
     """
 
     recipes: Sequence[Recipe]
@@ -88,6 +90,7 @@ class Request:
     bank: TokenBank | None = None
     videos: Sequence[Hashable] | None = None
     real: Mapping[str, Tensor] = field(default_factory=dict)
+    has_pair: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -213,13 +216,21 @@ class Capture:
 
     def _contrast(self, method: str, layer: str, A: Tensor, G: Tensor) -> Tensor:
         """(B, h, w), signed; `A` and `G` (B, C, h, w)."""
-        real = self.request.real.get(self.names.get(layer, layer))
-        if real is None:
-            real = self._neighbours(layer, A).mean
+        real = self._compared_with(layer, A)
         A, G = A.to(real.dtype), G.to(real.dtype)
         if method == CONTRAST:
             return contrast(A, G, real)
         return contrast_z(A, G, real, self._neighbours(layer, A).along(G))
+
+    def _compared_with(self, layer: str, A: Tensor) -> Tensor:
+        """(B, C, h, w): what real images have where the patches of `A` are."""
+        pairs, has_pair = self.request.real.get(self.names.get(layer, layer)), self.request.has_pair
+        if pairs is None:
+            return self._neighbours(layer, A).mean
+        beside = nearest_beside(A.detach().to(pairs.dtype), pairs)
+        if has_pair is None:
+            return beside
+        return torch.where(has_pair.to(A.device)[:, None, None, None], beside, self._neighbours(layer, A).mean)
 
     def _neighbours(self, layer: str, A: Tensor) -> Neighbours:
         """The real tokens that those of a layer, (B, C, h, w), are compared with; they are looked for once."""

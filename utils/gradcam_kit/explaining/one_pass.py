@@ -92,7 +92,7 @@ def _explained(subject: Subject, batch: Batch, asked: Asked, checks: Checks) -> 
     recipes = list(asked.recipes)
     paired = batch.get("paired_real")
     compares = subject.bank is not None or paired is not None
-    real = None if paired is None else real_tokens(subject, paired)
+    real = None if paired is None else real_tokens(subject, paired, batch.get("has_pair"))
     if compares:
         recipes.append(subject.evidence_recipe(recipes))
     of: dict[Recipe, Capture] = {}

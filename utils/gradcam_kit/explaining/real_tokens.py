@@ -77,9 +77,19 @@ def bank_layers(subject: Subject) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*compared, *others]))
 
 
-def real_tokens(subject: Subject, reals: Tensor) -> dict[str, Tensor]:
-    """Layer of a bank → the tokens (B, C, h, w) of real images that others were made from."""
-    return {seen.site.name: seen.patches.float() for seen in _seen(subject, reals, bank_layers(subject))}
+def real_tokens(subject: Subject, reals: Tensor, has_pair: Tensor | None = None) -> dict[str, Tensor]:
+    """Layer of a bank → the tokens (B, C, h, w) of the real images that others were made from.
+
+    `has_pair` (B,) bool: those of the others are zero; None: each has one.
+    """
+    there = torch.ones(len(reals), dtype=torch.bool) if has_pair is None else has_pair.cpu()
+    found = {}
+    for seen in _seen(subject, reals[there.to(reals.device)], bank_layers(subject)):
+        patches = seen.patches.to(torch.promote_types(seen.patches.dtype, torch.float32))
+        tokens = patches.new_zeros(len(reals), *patches.shape[1:])
+        tokens[there.to(tokens.device)] = patches
+        found[seen.site.name] = tokens
+    return found
 
 
 def _seen(subject: Subject, images: Tensor, layers: Sequence[str]) -> list[Seen]:

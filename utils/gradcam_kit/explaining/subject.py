@@ -215,7 +215,7 @@ class Subject:
     ) -> Capture:
         """One pass for recipes of one backward rule. `size` of the normalised maps, the image's where it is None.
 
-        `batch` may hold `video`, a name for each image; `real` as in `Request`.
+        `batch` may hold `video`, a name for each image, and `has_pair`; `real` and `has_pair` as in `Request`.
         """
         image = batch["image"]
         height, width = image.shape[2:]
@@ -230,6 +230,7 @@ class Subject:
             bank=self.bank,
             videos=batch.get("video"),
             real=real or {},
+            has_pair=batch.get("has_pair"),
         )
         head = self.head._replace(batch=len(image))
         return capture(self.tower, partial(self.run, batch), head, self.patches(image), request, checks)

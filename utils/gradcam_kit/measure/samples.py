@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..base.errors import RunError
@@ -26,6 +27,8 @@ from ..judge.transplant import blurred
 
 WHOLE_FACE = 0.9  # share of the face in the mask from which the mask counts as the whole face
 WHOLE_IMAGE = 0.5  # the same of the image, where no landmarks tell where the face is
+
+SAME_SCENE = 0.92  # correlation of two thumbnails: aligned faces of two people reach .90, a frame and its fake .99
 
 
 class RealFrames(NamedTuple):
@@ -199,8 +202,23 @@ class RealCounterparts:
                 pixels[i], paired[i] = torch.from_numpy(image).permute(2, 0, 1), True
         return RealFrames(pixels, paired)
 
+    def pairs(self, frames: Sequence[Frame], pixels: Tensor) -> RealFrames:
+        """The counterparts of `frames`, uint8 as their `pixels` (N, 3, R, R), that show the same scene.
+
+        Some datasets number reals and fakes alike that have nothing to do with each other.
+        """
+        reals = self.read(frames, pixels.shape[-1])
+        alike = (_thumbnail(reals.pixels) * _thumbnail(pixels)).sum(dim=1) >= SAME_SCENE
+        return reals._replace(paired=reals.paired & alike)
+
     def references(self, frames: Sequence[Frame], pixels: Tensor) -> Tensor:
         """What transplant compares `frames` with, uint8 as their `pixels`: the counterpart, or else a blurred copy."""
         reals = self.read(frames, pixels.shape[-1])
         copies = blurred(pixels.float()).round().to(torch.uint8)
         return torch.where(reals.paired.view(-1, 1, 1, 1), reals.pixels, copies)
+
+
+def _thumbnail(pixels: Tensor) -> Tensor:
+    """uint8 images (N, 3, R, R) → (N, 256): 16 x 16 grey values without their mean, at length 1."""
+    grey = F.adaptive_avg_pool2d(pixels.float().mean(dim=1, keepdim=True), 16).flatten(1)
+    return F.normalize(grey - grey.mean(dim=1, keepdim=True), dim=1)

@@ -6,6 +6,7 @@ import functools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -45,6 +46,9 @@ class Scores(NamedTuple):
     real_and_fake: Tensor
     margin: Tensor
     prob_fake: Tensor
+
+
+NOTHING: Mapping[str, Tensor] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,17 +187,18 @@ class LoadedDetector:
         label: Tensor | None = None,
         target: Target | None = None,
         frames: Sequence[Frame] | None = None,
-        reference: Tensor | None = None,
+        beside: Mapping[str, Tensor] = NOTHING,
         completeness: bool = True,
     ) -> Pending:
         """uint8 images → logits and maps from one forward pass, handed to the device and not waited for.
 
         `label` (B,) is for target "label"; `target` None means the configured one. `frames` as for `predict`;
-        `reference`, uint8 as `pixels`, is for method "transplant"; `completeness` as for `GradCAMMixin.explain`.
+        `beside`, by name: `reference`, uint8 as `pixels`, for method "transplant"; `paired_real`, uint8 too, the real
+        frames that these were made from, and `has_pair` (B,) bool. `completeness` as for `GradCAMMixin.explain`.
         """
         data = self.inputs(self.normalised(pixels), frames)
-        if reference is not None:
-            data["reference"] = self.normalised(reference)
+        for name, tensor in beside.items():
+            data[name] = self.normalised(tensor) if tensor.dtype == torch.uint8 else tensor
         if frames is not None:
             data["video"] = [frame.whole_video for frame in frames]
         if label is not None:
@@ -217,7 +222,7 @@ class LoadedDetector:
         pixels: Tensor,
         target: Sequence[str | int],
         frames: Sequence[Frame] | None = None,
-        reference: Tensor | None = None,
+        beside: Mapping[str, Tensor] = NOTHING,
         completeness: bool = True,
         begun: Pending | None = None,
     ) -> tuple[Explanation | None, list[int]]:
@@ -230,7 +235,8 @@ class LoadedDetector:
             try:
                 if begun is None:
                     some = None if frames is None else [frames[i] for i in kept]
-                    others, targets = None if reference is None else reference[kept], [target[i] for i in kept]
+                    others = {name: tensor[kept] for name, tensor in beside.items()}
+                    targets = [target[i] for i in kept]
                     begun = self.begin_explaining(pixels[kept], None, targets, some, others, completeness)
                 return begun.result(), kept
             except NonFiniteMapError as error:

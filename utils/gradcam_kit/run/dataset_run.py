@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..base.allowed import MOST_MISTAKES, TRANSPLANT
+from ..base.allowed import AUTO, MOST_MISTAKES, TRANSPLANT
 from ..base.errors import RunError
 from ..data.clips import CutClips, clip_loader, write_clips
 from ..data.frame import Frame
@@ -200,12 +200,13 @@ class DatasetRun:
             rows = database.rows("sample", "WHERE dataset = ?", self.name)
             self.resume.take_samples(rows, self.map_key, self.folder, context.options.save_images)
         self._say(self.resume.remarks())
-        if context.settings.detector.gradcam.recipe.method == TRANSPLANT:  # a check itself
+        transplants = context.settings.detector.gradcam.recipe.method == TRANSPLANT
+        compares = not self.clips and context.detector.as_subject().bank is not None
+        if transplants or (compares and context.options.paired_reals == AUTO):
             counterparts = RealCounterparts(context.settings.data)
-        elif context.options.checks_maps and self.clips:
-            checker = ClipChecker(context.detector, context.settings.batch_size)
-        elif context.options.checks_maps:
-            checker = MapChecker(context.detector, context.settings.batch_size)
+        if context.options.checks_maps and not transplants:  # which is a check itself
+            kind = ClipChecker if self.clips else MapChecker
+            checker = kind(context.detector, context.settings.batch_size)
         judges = context.options.check_maps != "off"
         of = context.detector, self.resume, writer, context.predict
         return Explainer(*of, checker, counterparts, judges, Shown(self.clips, context.order))
@@ -216,7 +217,8 @@ class DatasetRun:
 
     def _say_cost(self, frames: Sequence[Frame], counterparts: RealCounterparts | None) -> None:
         """Transplant takes hundreds of passes an image: how many, before they begin."""
-        if counterparts is None or not self.processes.first:
+        transplants = self.context.settings.detector.gradcam.recipe.method == TRANSPLANT
+        if counterparts is None or not transplants or not self.processes.first:
             return
         side = self.context.settings.detector.resolution
         rows, columns = self.context.detector.model.patch_grid(side, side) or CELLS

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..base.allowed import TRANSPLANT
 from ..data.clips import Clip
 from ..data.frame import Frame
 from ..data.frame_paths import Stamp
@@ -35,7 +36,7 @@ class _Begun(NamedTuple):
     """A batch whose maps and overlays the device is at; `numbers` and `drawn` are on their way from there."""
 
     targets: Sequence[str | int]
-    reference: Tensor | None
+    beside: Mapping[str, Tensor]  # what these are compared with: see `LoadedDetector.begin_explaining`
     pending: Pending
     numbers: FromDevice  # of `pending.unchecked`: logits, scores for real and fake, probability of fake
     drawn: DrawnLayers | DrawnClips  # of the same
@@ -71,9 +72,9 @@ class Shown(NamedTuple):
 class Explainer:
     """Explains batches of one dataset. Samples that an earlier, killed run has left whole are not written again.
 
-    `counterparts`: what method transplant compares images with; None for other methods. `judges`: whether maps get a
-    verdict at all; without a checker it follows from the contrast with real images alone. `shown`: of a detector that
-    reads clips.
+    `counterparts`: the real frames that fakes were made from, to compare them with; None: it looks for none. `judges`:
+    whether maps get a verdict at all; without a checker it follows from the contrast with real images alone. `shown`:
+    of a detector that reads clips.
     """
 
     def __init__(
@@ -108,13 +109,21 @@ class Explainer:
         return None
 
     def _begin(self, frames: Sequence[Frame], pixels: Tensor, targets: Sequence[str | int]) -> _Begun:
-        reference = None if self.counterparts is None else self.counterparts.references(frames, pixels)
+        beside = self._beside(frames, pixels)
         # The frame's own label in place of "label", which need not be looked up on a device.
         pairs = zip(targets, frames, strict=True)
         targets = [int(frame.label != 0) if target == "label" else target for target, frame in pairs]
         pixels = pixels.to(self.detector.device, non_blocking=True)
-        pending = self.detector.begin_explaining(pixels, None, targets, frames, reference, self.checker is not None)
-        return _Begun(targets, reference, pending, *self._sent(pending.unchecked, pixels))
+        pending = self.detector.begin_explaining(pixels, None, targets, frames, beside, self.checker is not None)
+        return _Begun(targets, beside, pending, *self._sent(pending.unchecked, pixels))
+
+    def _beside(self, frames: Sequence[Frame], pixels: Tensor) -> Mapping[str, Tensor]:
+        if self.counterparts is None:
+            return {}
+        if self.gradcam.recipe.method == TRANSPLANT:
+            return {"reference": self.counterparts.references(frames, pixels)}
+        reals = self.counterparts.pairs(frames, pixels)
+        return {"paired_real": reals.pixels, "has_pair": reals.paired} if reals.paired.any() else {}
 
     def _sent(self, explanation: Explanation, pixels: Tensor) -> tuple[FromDevice, DrawnLayers | DrawnClips]:
         numbers = FromDevice([explanation.logits, explanation.real_and_fake, explanation.prob_fake])
@@ -155,7 +164,7 @@ class Explainer:
 
     def _explain(self, frames: Sequence[Frame], pixels: Tensor, stamps: Mapping[int, Stamp], begun: _Begun) -> _Part:
         explanation, kept = self.detector.explain_finite(
-            pixels, begun.targets, frames, begun.reference, self.checker is not None, begun=begun.pending
+            pixels, begun.targets, frames, begun.beside, self.checker is not None, begun=begun.pending
         )
         if explanation is None:
             return _Part(frames, pixels, (torch.empty(0, 2), torch.empty(0)), [], {})
@@ -175,6 +184,8 @@ class Explainer:
             frame, of_image = frames[position], {layer: found[i] for layer, found in checks.items()}
             content = stamps[frame.index].content
             sample = Sample.of(frame, explanation, i, layers, settings, choice, of_image, content)
+            if self.counterparts is not None and "has_pair" in begun.beside and begun.beside["has_pair"][position]:
+                sample = replace(sample, paired_real=self.counterparts.path(frame) or "")
             if self.shown.clips:
                 drawn.append(Drawn(self.shown.sample(sample), mosaic_of(pixels[position]), self.shown.layers(layers)))
             else:

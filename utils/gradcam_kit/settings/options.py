@@ -136,6 +136,8 @@ TABLE: tuple[tuple[str, tuple[str, ...], tuple[Option, ...]], ...] = (
                bool, False, dest="save_all", basic=True),
         Option("--gradcam_select", "which samples where there are more than N; mixed: fakes that were found, two of"
                " five, and wrong predictions", default="confident", choices=allowed.SELECTIONS, dest="select"),
+        Option("--paired_reals", "auto: compare a fake with the real frame that it was made from, if the dataset has"
+               " it; off: with other real frames only", default=AUTO, choices=(AUTO, "off")),
     )),
     ("heatmaps", (EVALUATE, DEMO), (
         Option("gradcam_layers --gradcam_layers --layers", "auto, or e.g. encoder.layers.23 encoder.layers.20, or"

@@ -73,6 +73,7 @@ class RunOptions:
     views: ExportOptions
     calibration_images: int  # 0: the map is neither chosen nor judged
     check_maps: str
+    paired_reals: str
     explanations: ExplanationOptions | None  # None: not evaluated
     command: Sequence[str]
 

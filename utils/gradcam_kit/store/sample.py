@@ -29,6 +29,7 @@ ENTRIES = (
     "index", "path", "dataset", "forgery", "video", "label", "predicted", "correct", "confidence", "prob_fake",
     "logit_real", "logit_fake", "target", "method", "site", "backward", "weights", "layers", "chosen", "original",
     "completeness", "image_hash", "landmarks_hash", "frames",
+    "paired_real",
 )  # fmt: skip
 SIGNED_TARGET = "margin, signed (red: fake, blue: real)"
 
@@ -111,6 +112,7 @@ class Sample:
     image_hash: str = ""  # of the file that was explained (`data.frame_paths`), empty where it is not known
     landmarks_hash: str = ""  # of its landmark file, empty where there was none
     frames: tuple[Count, ...] = ()  # of a clip: the numbers of its frames; `path` is that of the first
+    paired_real: str = ""  # the real frame that it was made from and compared with; empty: compared with the bank
     folder: Path = Path()
     comparison: str = ""
     lost: str = ""
@@ -169,6 +171,9 @@ class Sample:
         }
         if not self.frames:  # an image
             del values["frames"]
+        if not self.paired_real:
+            del values["paired_real"]
+        if not self.frames:
             values["layers"] = [{k: v for k, v in layer.items() if k != "time"} for layer in values["layers"]]
         return {name: values[name] for name in ENTRIES if name in values}
 

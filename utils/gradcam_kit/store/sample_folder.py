@@ -23,6 +23,7 @@ from .sample import RANDOM_WEIGHTS, LayerFacts, Sample
 
 def metadata_text(sample: Sample) -> str:
     """`sample<i>_metadata.txt`: five lines in fixed form, then more."""
+    pair = [f"Compared with: {printable(sample.paired_real)}, the real frame it was made from"]
     lines = [
         f"True Label: {_label_text(sample.label)}",
         f"Predicted Label: {_label_text(sample.predicted)}",
@@ -40,6 +41,7 @@ def metadata_text(sample: Sample) -> str:
         f"Site: {sample.site}",
         f"Backward: {sample.backward}",
         f"Weights: {printable(sample.weights)}",
+        *(pair if sample.paired_real else []),
         *(f"Layer {layer.name}: {_map_text(layer)}" for layer in sample.layers),
         *(f"Time {layer.name}: {' '.join(f'{of:.4g}' for of in layer.time)}" for layer in sample.layers if layer.time),
         *(f"Recipe {layer.name}: {Recipe.of(layer.recipe)}" for layer in sample.layers if len(sample.kinds) > 1),

@@ -79,6 +79,26 @@ class Neighbours:
         return torch.stack(products).squeeze(-1).transpose(1, 2).reshape(len(G), -1, *self.shape[2:])
 
 
+def nearest_beside(A: Tensor, R: Tensor) -> Tensor:
+    """The token of `R` (B, C, h, w) nearest to each patch of `A` among those at its place and next to it.
+
+    `R` is of the real images that those of `A` were made from. Their crops may lie a few pixels apart: a patch then has
+    its counterpart next to its own place.
+    """
+    rows, columns = R.shape[2:]
+    directions, around = _channel_direction(A), F.pad(R, (1, 1, 1, 1), mode="replicate")
+    nearest, best = R, (directions * _channel_direction(R)).sum(dim=1, keepdim=True)
+    for down, right in ((i, j) for i in range(3) for j in range(3) if (i, j) != (1, 1)):
+        other = around[:, :, down : down + rows, right : right + columns]
+        likeness = (directions * _channel_direction(other)).sum(dim=1, keepdim=True)
+        nearest, best = torch.where(likeness > best, other, nearest), torch.maximum(likeness, best)
+    return nearest
+
+
+def _channel_direction(tokens: Tensor) -> Tensor:
+    return _direction(tokens.movedim(1, -1)).movedim(-1, 1)
+
+
 def _direction(tokens: Tensor) -> Tensor:
     """(..., C) → the same without the mean over channels, at length 1."""
     return F.normalize(tokens - tokens.mean(dim=-1, keepdim=True), dim=-1)

@@ -9,6 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 
 from tests.helpers.datasets import DataTree
 from tests.helpers.detectors import PIXELS
@@ -19,6 +20,7 @@ from utils.gradcam_kit.measure.samples import (
     DetectedFakes,
     RealCounterparts,
     detected_fakes,
+    likeness,
     read_samples,
 )
 from utils.gradcam_kit.settings.config import run_settings
@@ -125,8 +127,25 @@ def test_counterparts_are_read_where_there_are_any(data_tree: DataTree) -> None:
     settings = run_settings(data_tree.detector_yaml, data_tree.test_yaml, {})
     fakes = [frame for frame in read_dataset("toy", settings.data) if frame.label == 1]
     data_tree.frames["toy_Real"][1].write_bytes(b"no image")
-    reals = RealCounterparts(settings.data).read(fakes[:3], PIXELS)
-    assert reals.paired.tolist() == [True, False, True]
     image = np.asarray(cv2.imread(str(data_tree.frames["toy_Real"][2])))[..., ::-1]
     expected = cv2.resize(image, (PIXELS, PIXELS), interpolation=cv2.INTER_CUBIC)
-    assert np.array_equal(reals.pixels[2].permute(1, 2, 0), expected) and not bool(reals.pixels[1].any())
+    images = torch.zeros(3, 3, PIXELS, PIXELS, dtype=torch.uint8)  # of the fakes: the third shows its real frame
+    images[2] = torch.from_numpy(expected.copy()).permute(2, 0, 1)
+    images[2, :, :20, :30] = 255  # forged
+    reals = RealCounterparts(settings.data).of(fakes[:3], images)
+    assert reals.paired.tolist() == [False, False, True]
+    assert np.array_equal(reals.pixels[2].permute(1, 2, 0), expected) and not bool(reals.pixels[:2].any())
+
+
+def test_likeness_is_a_correlation_without_the_quarter_that_differs_most() -> None:
+    rng = np.random.default_rng(0)
+    cells = rng.integers(0, 256, (2, 16, 16), dtype=np.uint8)
+    changed = np.where(rng.random((16, 16)) < 0.5, cells[0], rng.integers(0, 256, (16, 16), dtype=np.uint8))
+    first, second, third = (
+        torch.from_numpy(one.repeat(4, 0).repeat(4, 1).astype(np.uint8)).expand(3, 64, 64) for one in (*cells, changed)
+    )
+    found = likeness(torch.stack([first, first, first]), torch.stack([first, second, third]))
+    for other, value in zip((cells[0], cells[1], changed), found.tolist(), strict=True):
+        apart = np.abs(cells[0].astype(float) - other)
+        kept = apart <= np.quantile(apart, 0.75)
+        assert value == pytest.approx(np.corrcoef(cells[0][kept], other[kept])[0, 1], abs=1e-4)

@@ -96,7 +96,7 @@ def test_the_json_of_a_sample_is_an_interface() -> None:
             {"name": "encoder.layers.3", "raw_minimum": 0.125, "raw_maximum": 2.5, "signed_extreme": 3.75,
              "empty": False, "drawn_empty": False, "artefact": False,
              "check": {"word": "supported", "margin": 2.5, "fall": 1.25, "random": -0.125, "mass": 0.75, "votes": 0.5,
-                       "others": None, "contrast": None, "concentration": None},
+                       "others": None, "contrast": None, "concentration": None, "standard": None},
              "recipe": {"method": "hirescam", "layer": "encoder.layers.3", "site": "residual", "backward": "both"}},
             {"name": "fused", "raw_minimum": 0.0, "raw_maximum": 0.0, "signed_extreme": 1e-30, "empty": True,
              "drawn_empty": False, "artefact": True, "check": None,
@@ -107,6 +107,8 @@ def test_the_json_of_a_sample_is_an_interface() -> None:
         "completeness": {"encoder.layers.3": {"error": 1e-7, "bias_share": 0.25}},
         "image_hash": "", "landmarks_hash": "",
     }  # fmt: skip
+    pair = "/data/real/003.png"
+    assert sample(paired_real=pair).to_json() == {**sample().to_json(), "paired_real": pair}
     unlabelled = sample(label=UNKNOWN).to_json()
     assert unlabelled["label"] is None and unlabelled["correct"] is None and unlabelled["predicted"] == 0
 

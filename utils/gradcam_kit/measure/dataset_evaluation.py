@@ -237,7 +237,7 @@ class DatasetEvaluation:
     def _counterparts(self, part: Tensor) -> RealFrames:
         """The real counterparts of the images at positions `part`, with a note where some are missing."""
         frames = [self.samples.frames[i] for i in part.tolist()]
-        reals = RealCounterparts(self.settings.data).read(frames, self.settings.detector.resolution)
+        reals = RealCounterparts(self.settings.data).of(frames, self.samples.pixels[part])
         self.paired = int(reals.paired.sum())
         if not self.paired:
             self.notes.append("no real counterparts in the dataset: the paired-real fill and transplant are left out")

@@ -160,7 +160,7 @@ def calibrate(
         tried_on, others, target, notes = others, NONE_READ, "real", [NO_FAKE]
     if not tried_on.frames:
         return plan.untried("none of the images tried could be read")
-    pairs = RealCounterparts(settings.data).read(tried_on.frames, settings.detector.resolution)
+    pairs = RealCounterparts(settings.data).of(tried_on.frames, tried_on.pixels)
     images = TrialImages(
         detector.normalised(tried_on.pixels),
         [target] * len(tried_on.frames),

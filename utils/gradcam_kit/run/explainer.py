@@ -122,7 +122,7 @@ class Explainer:
             return {}
         if self.gradcam.recipe.method == TRANSPLANT:
             return {"reference": self.counterparts.references(frames, pixels)}
-        reals = self.counterparts.pairs(frames, pixels)
+        reals = self.counterparts.of(frames, pixels)
         return {"paired_real": reals.pixels, "has_pair": reals.paired} if reals.paired.any() else {}
 
     def _sent(self, explanation: Explanation, pixels: Tensor) -> tuple[FromDevice, DrawnLayers | DrawnClips]:

@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+import transformers
 from torch import Tensor, nn
 
 from tests.clips.test_engine import RESIDUAL, explain, read_and_gradient, tube_tokens
-from tests.clips.towers import FRAMES, PATCH, SIZE, clips_of_noise, tower
+from tests.clips.towers import FRAMES, PATCH, SIZE, SMALL, clips_of_noise, tower
 
 WEIGHTS = {
     "hirescam": lambda G: G,
@@ -96,6 +97,16 @@ def test_a_frame_has_its_pixels_share(method: str, monkeypatch: pytest.MonkeyPat
 def test_elsewhere_a_step_is_two_frames(other: dict[str, Any]) -> None:
     how = {"method": "hirescam", **BALANCED, **other}
     assert explain(tower("videomae"), clips_of_noise(), **how).maps.only.signed.shape[1] == FRAMES // 2
+
+
+def test_a_frame_that_is_in_no_token() -> None:
+    """Of five frames VideoMAE reads four: a step stays two frames, and the fifth belongs to the nearest."""
+    model = tower("videomae")
+    sizes = transformers.VideoMAEConfig(**{**SMALL, "num_frames": FRAMES + 1})
+    model.backbone = transformers.VideoMAEModel(sizes).double().eval()
+    clips = torch.randn(2, FRAMES + 1, 3, SIZE, SIZE, dtype=torch.float64)
+    found = explain(model, clips, method="hirescam", **BALANCED)
+    assert found.maps.only.signed.shape[1] == FRAMES // 2 and found.heatmap.shape[1] == FRAMES + 1
 
 
 @pytest.mark.parametrize("frame", range(FRAMES))

@@ -49,8 +49,10 @@ def of_frames(tokens: Tokens, grid: ClipGrid, projection: nn.Conv3d, read: Tenso
     Args:
         projection: made the tokens of `read` (B, 3, T, H, W).
     """
-    A, G = (grid.to_clip(tensor, len(read)) for tensor in tokens)
     count, weight = projection.stride[0], projection.weight.detach()
+    if grid.frames % count:  # the last ones are in no token
+        return tokens, grid
+    A, G = (grid.to_clip(tensor, len(read)) for tensor in tokens)
     how = (1, *projection.stride[1:]), (0, *projection.padding[1:]), (1, *projection.dilation[1:])
     with torch.autocast(A.device.type, enabled=False):
         own = [

@@ -213,10 +213,11 @@ def test_the_page_shows_time(run: tuple[Path, str]) -> None:
         time = np.load(out / "set" / "sample0" / "raw_sample0.npz")
         (layer,) = [name for name in time.files if not name.endswith((".signed", ".time"))]
         hottest = [0, 5, 10, 15][int(time[f"{layer}.time"].argmax())]
-        curve = page.locator(".card").first.locator("svg.curve")
+        card = page.locator("[data-key='set/0']")  # of sample0, wherever it stands
+        curve = card.locator("svg.curve")
         label = f"What each of 4 frames adds to the evidence; most: frame {hottest}"
         assert curve.get_attribute("aria-label") == label and curve.locator("rect").count() == 4
-        page.locator(".card").first.click()
+        card.click()
         assert page.inner_text("#frame-number") == "all frames"
         page.locator("#time [name=frame]").fill("2")
         assert page.inner_text("#frame-number") == "frame 10"

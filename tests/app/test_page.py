@@ -92,10 +92,33 @@ def test_a_dropped_image_is_explained_and_a_region_brushed_out(page: Any, made_f
     page.mouse.up()
     page.wait_for_timeout(500)
     page.click("#ask")
+    page.wait_for_selector("#answer:has-text('fill by blur or grey')")
+    page.get_by_label("blur").check()
+    page.click("#ask")
     page.wait_for_selector("#answer:has-text('without the region')")
     found = re.search(r"Fake probability ([0-9.]+), without the region ([0-9.]+)", page.inner_text("#answer"))
     assert found and float(found[1]) == pytest.approx(numbers["prob_fake"], abs=1e-3)
     assert page.elsewhere == []
+
+
+def test_the_example_is_found_and_goes_without_its_mouth(page: Any) -> None:
+    """The forged mouth: with the real one in its place the toy detector calls the face real."""
+    page.click("#example")
+    page.wait_for_selector("#verdict:has-text('fake: fake probability')", timeout=60_000)
+    page.wait_for_selector("#thumbnail img")
+    assert not page.locator("#whole").is_visible()
+    box = page.locator("#editor canvas").first.bounding_box()
+    for row in range(8):
+        y = box["y"] + box["height"] * (0.58 + 0.03 * row)
+        page.mouse.move(box["x"] + 0.3 * box["width"], y)
+        page.mouse.down()
+        page.mouse.move(box["x"] + 0.7 * box["width"], y, steps=12)
+        page.mouse.up()
+    page.wait_for_timeout(500)
+    page.click("#ask")
+    page.wait_for_selector("#answer:has-text('filled by paired real')")
+    found = re.search(r"Fake probability ([0-9.]+), without the region ([0-9.]+)", page.inner_text("#answer"))
+    assert found and float(found[1]) > 0.8 > 0.5 > float(found[2])
 
 
 def test_what_is_no_image_is_a_sentence(page: Any, tmp_path: Path) -> None:

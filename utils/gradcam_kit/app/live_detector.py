@@ -28,7 +28,7 @@ from ..media.single_images import is_video, to_pixels
 from ..media.video_files import VideoReader
 from ..model.detector import LoadedDetector
 
-LIVE_FILLS = ("blur", "grey", "paired real")
+LIVE_FILLS = ("paired real", "blur", "grey")  # blur and grey may be evidence themselves
 AS_CONFIGURED = "as configured"
 MOST_SIDE = 2_048  # of a photograph that is kept, in pixels
 FIRST_FRAMES = 3_000  # of a video, among which one is picked
@@ -156,7 +156,10 @@ def _filler(image: Tensor, view: View, fill: str, paired: np.ndarray | None) -> 
     if fill == "grey":
         return torch.full_like(image, 128)
     if paired is None:
-        raise InputError("the paired real is not given: drop the real image that the fake was made from")
+        raise InputError(
+            "the paired real is not given: drop the real image that the fake was made from, or fill by blur or grey,"
+            " which some detectors call fake themselves"
+        )
     size = view.image.shape[:2]
     if view.matrix is not None:
         return to_pixels(cv2.warpAffine(paired, view.matrix, size))

@@ -9,20 +9,25 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 
 from ..base.allowed import TARGETS
 from ..base.errors import InputError, RunError
+from ..base.files import TRAINING_FOLDER
 from ..base.text import one_line
 from ..data.images import UnreadableImage, decode_image, read_file
 from ..drawing.overlays import PastedCrop, encode
 from ..media.video_files import UnreadableVideo
 from .guard import EVERYWHERE, Guard
-from .live_detector import LIVE_FILLS, LiveDetector, region_of
+from .live_detector import AS_CONFIGURED, LIVE_FILLS, LiveDetector, region_of
 from .sessions import MOST_SESSIONS, Session, Sessions
 
 LIVE_TARGETS = [target for target in TARGETS if target not in ("label", "both")]
 NOTHING_YET = "Drop an image or a video."
+TOY = TRAINING_FOLDER / "assets" / "demo_detector"
+EXAMPLE = ("example_fake.webp", "example_real.webp")  # a forged mouth, and the real face that it was made of
+THUMBNAIL = 320  # pixels
 MOST_WAITING = 32  # events in the queue
 MOST_UPLOADS = 32  # times the largest upload that may lie on the disk at once
 USER_ERRORS = (InputError, RunError, UnreadableImage, UnreadableVideo)
@@ -63,6 +68,10 @@ def build(live: LiveDetector, folder: Path) -> Any:
         with gr.Row():
             with gr.Column(scale=1):
                 file = gr.File(label="Image or video", file_count="single", elem_id="file")
+                thumbnail = gr.Image(
+                    label="As it came", interactive=False, height=160, visible=False, elem_id="thumbnail"
+                )
+                example = gr.Button("Try an example", visible=has_example(live), elem_id="example")
                 frame = gr.Slider(0, 1, 0, step=1, label="Frame of the video", visible=False, elem_id="frame")
                 face = gr.Dropdown([], label="Face", elem_id="face")
                 layer = gr.Dropdown(live.layers(), value=live.layers()[0], label="Layer", elem_id="layer")
@@ -73,29 +82,33 @@ def build(live: LiveDetector, folder: Path) -> Any:
                 verdict = gr.Markdown(NOTHING_YET, elem_id="verdict")
                 with gr.Row():
                     overlay = gr.Image(label="Map", interactive=False, elem_id="overlay")
-                    whole = gr.Image(label="In the photograph", interactive=False, elem_id="whole")
+                    whole = gr.Image(label="In the photograph", interactive=False, visible=False, elem_id="whole")
                 with gr.Row():
                     figure = gr.DownloadButton("Download the figure", elem_id="figure")
                     numbers = gr.DownloadButton("Download the numbers (JSON)", elem_id="numbers")
-        gr.Markdown("## Brush out a region: what does the score become?")
+        gr.Markdown("## Paint over a region to see how the score changes")
         with gr.Row():
             editor = gr.ImageEditor(label="Paint over a region", type="numpy", elem_id="editor",
                                     brush=gr.Brush(default_size=24, colors=["#00d0ff"], color_mode="fixed"),
                                     eraser=gr.Eraser(), transforms=[], sources=[])  # fmt: skip
             with gr.Column():
-                fill = gr.Radio(list(LIVE_FILLS), value=LIVE_FILLS[0], label="Filled by", elem_id="fill")
+                hint = "The real image is the fair comparison: some detectors call blur or grey fake themselves."
+                fill = gr.Radio(list(LIVE_FILLS), value=LIVE_FILLS[0], label="Filled by", info=hint, elem_id="fill")
                 origin = "The real image that the fake was made from"
                 paired = gr.File(label=origin, elem_id="real", file_count="single")
-                ask = gr.Button("Score without it", variant="primary", elem_id="ask")
+                ask = gr.Button("Recompute the score", variant="primary", elem_id="ask")
                 answer = gr.Markdown("", elem_id="answer")
         drawing = [face, layer, method, target, opacity]
         drawn = [verdict, overlay, whole, editor, figure, numbers]
         for event in (file.change, frame.release):
-            event(handlers.open, [file, frame], [face, frame, verdict]).then(handlers.explain, drawing, drawn)
+            event(handlers.open, [file, frame], [face, frame, verdict, thumbnail]).then(
+                handlers.explain, drawing, drawn
+            )
         for control in (face, layer, method, target):
             control.input(handlers.explain, drawing, drawn)
         opacity.release(handlers.redraw, [face, opacity], [overlay, whole, figure])
         ask.click(handlers.brush, [face, editor, fill, paired], answer)
+        example.click(lambda: [str(TOY / name) for name in EXAMPLE], None, [file, paired])
         page.unload(handlers.leave)
     return page
 
@@ -104,8 +117,21 @@ def detector_line(live: LiveDetector) -> str:
     """Which detector answers."""
     settings = live.detector.settings
     weights = Path(settings.weights_name).name or "random weights: its scores and maps mean nothing"
-    toy = ", trained on drawn faces: for trying out only" if "demo" in weights else ""
-    return f"Detector **{settings.model_name}**, weights {weights}{toy}. Nothing that you drop here is kept."
+    toy = ", the toy detector, trained on synthetic faces; for demonstration only" if is_toy(live) else ""
+    drawn = f"“{AS_CONFIGURED}” is {live.detector.gradcam.recipe}"
+    kept = "Uploaded files are deleted when you close this page."
+    return f"Detector **{settings.model_name}**, weights {weights}{toy}. {drawn}. {kept}"
+
+
+def is_toy(live: LiveDetector) -> bool:
+    """Whether the embedded detector answers, by where its weights lie."""
+    weights = live.detector.settings.weights_path
+    return weights is not None and Path(weights).resolve().parent == TOY.resolve()
+
+
+def has_example(live: LiveDetector) -> bool:
+    """The example is a face as the toy detector knows them."""
+    return is_toy(live) and all((TOY / name).is_file() for name in EXAMPLE)
 
 
 class Handlers:
@@ -124,17 +150,19 @@ class Handlers:
         session = self._session(request)
         session.opened = session.shown = None
         nothing = (gr.update(choices=[], value=None), gr.update(visible=False))
+        hidden = gr.update(value=None, visible=False)
         if not file:
-            return *nothing, NOTHING_YET
+            return *nothing, NOTHING_YET, hidden
         session.uploads.add(Path(file))
         try:
             opened = self.live.open(file, int(frame))
         except USER_ERRORS as error:
-            return *nothing, f"**{Path(file).name} cannot be used**: {error}"
+            return *nothing, f"**{Path(file).name} cannot be used**: {error}", hidden
         names = [f"face {i}" for i in range(1, len(opened.views) + 1)]
         slider = gr.update(visible=opened.frames > 1, maximum=max(1, opened.frames - 1))
         session.opened = opened
-        return gr.update(choices=names, value=names[0]), slider, opened.remark
+        shown = gr.update(value=thumbnail_of(opened.photo), visible=True)
+        return gr.update(choices=names, value=names[0]), slider, opened.remark, shown
 
     def explain(
         self, face: str | None, layer: str, method: str, target: str, opacity: float, request: Any
@@ -161,14 +189,17 @@ class Handlers:
     def redraw(self, face: str | None, opacity: float, request: Any) -> tuple[Any, ...]:
         """The map over the crop and in the photograph, and the figure's file."""
         session = self._session(request)
+        import gradio as gr
+
         shown, opened = session.shown, session.opened
         if shown is None or opened is None:
-            return None, None, None
+            return None, gr.update(value=None, visible=False), None
         overlay = shown.drawn(opacity)
         matrix = opened.matrix_in_photo(number_of(face))
         whole = None if matrix is None else PastedCrop(opened.photo, matrix).over(overlay)
         side_by_side = np.hstack([shown.image, np.full((len(overlay), 8, 3), 255, np.uint8), overlay])
-        return overlay, whole, session.file("figure.png", encode(side_by_side))
+        in_photo = gr.update(value=whole, visible=whole is not None)
+        return overlay, in_photo, session.file("figure.png", encode(side_by_side))
 
     def brush(
         self, face: str | None, editor: dict[str, Any] | None, fill: str, paired: str | None, request: Any
@@ -191,6 +222,12 @@ class Handlers:
     def leave(self, request: Any) -> None:
         """The page was closed."""
         self.sessions.leave(str(request.session_hash))
+
+
+def thumbnail_of(photo: np.ndarray) -> np.ndarray:
+    """(H, W, 3) uint8, at most THUMBNAIL pixels a side."""
+    scale = min(1.0, THUMBNAIL / max(photo.shape[:2]))
+    return cv2.resize(photo, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
 
 
 def number_of(face: str | None) -> int:

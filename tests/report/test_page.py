@@ -503,6 +503,7 @@ def test_chosen_samples_are_kept_and_become_a_figure(tmp_path: Path, tab: Tab) -
     page.locator("[data-key='faces/101']").click()
     page.get_by_label("Tags").fill("odd, mouth")
     page.keyboard.press("Escape")
+    until(page, "!location.hash.includes('sample')")  # the dialog tells that it was closed a moment later
     page.reload()
     chosen = page.get_by_role("combobox", name="Chosen", exact=True)
     assert chosen.locator("option").all_inner_texts() == ["all", "chosen (2)", "tag: mouth", "tag: odd"]

@@ -65,7 +65,7 @@ function listenToChosen() {
     update({chosen: ""});
   });
   field("choose").addEventListener("change", event => keep(openSample(), event.target.checked ? [] : null));
-  field("tags").addEventListener("change", event => {
+  field("tags").addEventListener("input", event => {
     const words = event.target.value.split(/[,;\s]+/).filter(Boolean);
     keep(openSample(), words.length || tags.has(state.sample) ? words : null);
   });

@@ -191,6 +191,11 @@ def test_make_demo_explains_the_demo_test_set(made_demo: Path) -> None:
     assert 0.95 <= metrics["auc"] <= 0.995
     samples = list((made_demo / "runs" / "demo" / "demo").glob("sample*/gradcam_comparison.png"))
     assert len(samples) == min(50, round((1 - metrics["acc"]) * metrics["frames"]))
+    said = [json.loads(next(sample.parent.glob("sample*.json")).read_text()) for sample in samples]
+    assert {one["target"] for one in said} == {"fake"}
+    found = [one for one in said if one["correct"]]
+    assert len(found) == 20 and all(one["label"] == 1 for one in found)
+    assert len({one["forgery"] for one in found}) == 5
 
 
 PRELUDE = """

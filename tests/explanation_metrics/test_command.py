@@ -89,6 +89,16 @@ def test_unusable_flags(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("left_out", [["deletion"], ["deletion", "saco", "transplant", "attack", "randomisation"]])
+def test_curves_can_be_left_out(left_out: list[str], commands: CommandServer, tmp_path: Path) -> None:
+    tree, out = evidence_tree(tmp_path / "tree", EVIDENCE, videos=4), tmp_path / "run"
+    flags: list[str | Path] = ["--evaluate_explanations", "--gradcam_layers", LAYERS[1], "--leave_out", *left_out]
+    done = commands.run(SCRIPT, *tree.arguments(*flags, "--gradcam_output_dir", out), cwd=tmp_path)
+    assert done.code == 0, done.err
+    drawn = {path.name for path in (out / "toy").glob("explanation_*.png")}
+    assert drawn == {"explanation_heat_table.png"} and (out / "index.html").is_file()
+
+
 def test_signed_both_and_fused_from_the_command_line(
     commands: CommandServer, data_tree: DataTree, tmp_path: Path
 ) -> None:

@@ -53,6 +53,13 @@ def test_metrics_are_scikit_learns_and_the_interval_is_a_bootstrap_over_videos(t
     assert found["ACC"].low < 0 < found["ACC"].high
 
 
+def test_a_comparison_says_which_run_did_not_finish(tmp_path: Path) -> None:
+    a, b = write_run(tmp_path / "a", rows(A)), write_run(tmp_path / "b", rows(B), finished=False)
+    main(["compare", str(a), str(b), "-o", str(tmp_path / "comparison")])
+    page = (tmp_path / "comparison" / "index.html").read_text()
+    assert "Run B did not finish" in page and "Run A did not finish" not in page
+
+
 def test_too_few_videos_have_no_interval(tmp_path: Path) -> None:
     few = [row._replace(video="000") for row in rows(A)]
     runs = write_run(tmp_path / "a", few), write_run(tmp_path / "b", few)

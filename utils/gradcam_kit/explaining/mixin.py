@@ -10,26 +10,25 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..base.allowed import DEFAULT_IMAGES, TRANSPLANT
+from ..base.allowed import DEFAULT_IMAGES
 from ..base.errors import InputError
 from ..engine.clips.families import clip_tower_of
 from ..engine.heads import HeadReader
 from ..engine.outputs.probabilities import Reading
 from ..engine.real.bank import TokenBank
 from ..engine.recipe import Recipe, layer_names
-from ..engine.spatial_layers import SpatialLayer
 from ..engine.targets import Target
 from ..engine.towers import Grid, unwrapped
 from ..engine.towers.tower import Structure, Tower, tower_of
 from ..judge.choosing import choose_map, in_batches, trial_images
-from ..judge.transplant import INPUT
 from ..judge.verdict import Choice
 from ..settings.config_values import GradCAMSettings, Section, clip_size_of, gradcam_settings
+from .asking.drawn import DrawnMaps
 from .capture import Capture
-from .clips.choosing import choose_on_batches, clip_candidates
+from .clips.choosing import choose_on_batches
 from .clips.one_pass import explain_clips
 from .clips.subject import ClipSubject
-from .explanation import UNTRAINED, Explanation, Look, explained_names, names_of, one_per_layer
+from .explanation import UNTRAINED, Explanation, Look
 from .images import Batch, as_batch, as_batches, check_images
 from .one_pass import IMAGE, Asked, explain_batch
 from .real_tokens import tried, with_bank
@@ -42,7 +41,7 @@ FAR = 8  # times the largest value of a normalised image: beyond it, pixels were
 Layers = Any  # names, numbers or modules, one or several: what `Recipe` takes
 
 
-class GradCAMMixin(nn.Module):
+class GradCAMMixin(DrawnMaps):
     """Adds `explain`, `generate_gradcam`, `show_gradcam`, `enable_gradcam` and `disable_gradcam` to a host detector.
 
     The detector calls `init_gradcam(config)` at the end of its constructor. Nothing is hooked outside of those calls:
@@ -66,19 +65,6 @@ class GradCAMMixin(nn.Module):
         self.gradcam = gradcam_settings(config)
         self.usual_size, self.clip_size = Section(config, "config")["resolution"], clip_size_of(config)
         self.weights_at_first = Weights(Structure(self).parameters())
-
-    @property
-    def gradcam_enabled(self) -> bool:
-        """Whether `generate_gradcam` and `show_gradcam` work."""
-        return self.gradcam.enabled
-
-    def enable_gradcam(self) -> None:
-        """Allow heatmaps from now on."""
-        self.gradcam = replace(self.gradcam, enabled=True)
-
-    def disable_gradcam(self) -> None:
-        """Refuse heatmaps from now on."""
-        self.gradcam = replace(self.gradcam, enabled=False)
 
     @property
     def explained_tower(self) -> nn.Module:
@@ -163,59 +149,6 @@ class GradCAMMixin(nn.Module):
             target=settings.target,
             pp_epsilon=settings.pp_epsilon,
         )
-
-    def default_layers(self) -> list[str]:
-        """The layers explained where a method is named and no layer, see `Subject.default_layers`."""
-        return list(self.as_subject().default_layers())
-
-    def find_default_layer(self) -> SpatialLayer:
-        """The last activation of a convolutional network that the score depends on. Raises InputError."""
-        return self.as_subject().default_spatial()
-
-    def gradcam_layers(self) -> list[str]:
-        """The layers explained where a call names none: the config's, the chosen one, or the tower's last block.
-
-        "input" alone for method "transplant", which reads no layer.
-        """
-        if self.gradcam.recipe.method == TRANSPLANT:
-            return [INPUT]
-        return list(dict.fromkeys(layer for one in self.drawn_recipes() for layer in one.layers))
-
-    def drawn_recipes(self) -> list[Recipe]:
-        """What is drawn where a call names nothing, each with its layers."""
-        if self.clip_size is not None:
-            clips, clip = self.as_clip_subject(), self.noise()[:1]
-            return list(dict.fromkeys(clips.resolved(one, clip) for one in clips.all_drawn()))
-        subject = self.as_subject()
-        return list(dict.fromkeys(map(subject.resolved, subject.all_drawn())))
-
-    def map_names(self) -> list[str]:
-        """The names in `Explanation.layers` of what is drawn where a call names nothing, `target` as configured."""
-        target = self.gradcam.target
-        if self.gradcam.recipe.method == TRANSPLANT:
-            return explained_names([INPUT], target)
-        recipes = self.drawn_recipes()
-        every = [(one, layer) for one in recipes for layer in explained_names(one.layers, target)]
-        return names_of(every, one_per_layer(recipes, self.gradcam.recipe))
-
-    def drawn_settings(self) -> GradCAMSettings:
-        """The config's; where it leaves the map to be chosen and none has been, with the recipe of `Subject.drawn`."""
-        settings = self.gradcam
-        if self.clip_size is not None:
-            return replace(settings, recipe=self.as_clip_subject().resolved(settings.recipe, self.noise()[:1]))
-        return replace(settings, recipe=self.as_subject().drawn()) if settings.chooses else settings
-
-    def gradcam_candidates(self) -> list[Recipe]:
-        """The maps worth trying, the one to fall back on first. What a config names that leaves a choice is kept to."""
-        if self.clip_size is not None:
-            return clip_candidates(self.as_clip_subject(), self.noise()[:1])
-        return self.as_subject().candidates()
-
-    def gradcam_named(self) -> list[Recipe]:
-        """The config's maps, each of one layer; none where it leaves a choice."""
-        if self.gradcam.chooses or self.gradcam.recipe.method == TRANSPLANT:
-            return []
-        return [one.at(layer) for one in self.drawn_recipes() for layer in one.layers]
 
     def calibrate_gradcam(self, data_dicts: Any, images: int = DEFAULT_IMAGES, batch_size: int = 32) -> Choice:
         """Choose the map to draw causally, on images that the detector calls fake; the config then holds it.
@@ -400,12 +333,6 @@ class GradCAMMixin(nn.Module):
         """
         self._refuse_while_disabled()
         return self.explain(data_dict, layers=layers, method=method, target=target, site=site, backward=backward).show()
-
-    def _refuse_while_disabled(self) -> None:
-        if not self.gradcam_enabled:
-            raise InputError(
-                "Grad-CAM is disabled: call model.enable_gradcam() first, or set gradcam_enabled: true in the config"
-            )
 
 
 def trial_target(target: Target) -> str:

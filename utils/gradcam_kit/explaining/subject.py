@@ -28,7 +28,8 @@ from ..engine.towers.places import places_of_patches
 from ..engine.towers.tower import Tower, tower_of
 from ..judge.candidates import NO_MAPS, MapLayers, map_layers, shortlist
 from ..judge.verdict import Choice
-from .capture import Capture, Request, capture
+from .asking.request import Request
+from .capture import Capture, capture
 from .explanation import UNKNOWN_LOOK, Look
 from .images import Batch
 from .precision import FP32
@@ -93,13 +94,9 @@ class Subject:
         A tower may have been given tokens, or made of another order, since its family was written down.
         """
         grid, tower = self.grid(images.shape[2], images.shape[3]), self.tower
-        if (
-            grid is None
-            or grid.halvings
-            or self.states_tokens
-            or not tower.blocks
-            or not tower.family.blocks_give_tokens
-        ):
+        if grid is None or grid.halvings or self.states_tokens:
+            return grid
+        if not tower.blocks or not tower.family.blocks_give_tokens:
             return grid
 
         def seen() -> tuple[int, int] | None:

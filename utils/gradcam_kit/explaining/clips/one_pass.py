@@ -21,7 +21,7 @@ from ...engine.recipe import Recipe
 from ...engine.targets import Target, wants_both
 from ...engine.tokens import Differentiated, PassPlan, Question, Tokens, token_gradients
 from ...judge.check import MapCheck
-from ..capture import point_of
+from ..asking.request import point_of
 from ..explanation import Explanation, RecipeMaps
 from ..images import Batch, check_clips, check_pixels
 from ..one_pass import Asked, both_classes

@@ -1,0 +1,109 @@
+"""Which maps a detector draws where a call names none: the config's, a choice's, or the first candidates."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch import Tensor, nn
+
+from ...base.allowed import TRANSPLANT
+from ...base.errors import InputError
+from ...engine.recipe import Recipe
+from ...engine.spatial_layers import SpatialLayer
+from ...judge.transplant import INPUT
+from ...settings.config_values import GradCAMSettings
+from ..clips.choosing import clip_candidates
+from ..clips.subject import ClipSubject
+from ..explanation import explained_names, names_of, one_per_layer
+from ..subject import Subject
+
+
+class DrawnMaps(nn.Module):
+    """The part of `GradCAMMixin` that knows whether maps are drawn, and which."""
+
+    gradcam: GradCAMSettings
+    clip_size: int | None
+
+    @property
+    def gradcam_enabled(self) -> bool:
+        """Whether `generate_gradcam` and `show_gradcam` work."""
+        return self.gradcam.enabled
+
+    def enable_gradcam(self) -> None:
+        """Allow heatmaps from now on."""
+        self.gradcam = replace(self.gradcam, enabled=True)
+
+    def disable_gradcam(self) -> None:
+        """Refuse heatmaps from now on."""
+        self.gradcam = replace(self.gradcam, enabled=False)
+
+    def _refuse_while_disabled(self) -> None:
+        if not self.gradcam_enabled:
+            raise InputError(
+                "Grad-CAM is disabled: call model.enable_gradcam() first, or set gradcam_enabled: true in the config"
+            )
+
+    def noise(self) -> Tensor:
+        """A few images or clips."""
+        raise NotImplementedError
+
+    def as_subject(self) -> Subject:
+        """This detector as all that explains it sees it."""
+        raise NotImplementedError
+
+    def as_clip_subject(self) -> ClipSubject:
+        """This detector as all that explains clips sees it."""
+        raise NotImplementedError
+
+    def default_layers(self) -> list[str]:
+        """The layers explained where a method is named and no layer, see `Subject.default_layers`."""
+        return list(self.as_subject().default_layers())
+
+    def find_default_layer(self) -> SpatialLayer:
+        """The last activation of a convolutional network that the score depends on. Raises InputError."""
+        return self.as_subject().default_spatial()
+
+    def gradcam_layers(self) -> list[str]:
+        """The layers explained where a call names none: the config's, the chosen one, or the tower's last block.
+
+        "input" alone for method "transplant", which reads no layer.
+        """
+        if self.gradcam.recipe.method == TRANSPLANT:
+            return [INPUT]
+        return list(dict.fromkeys(layer for one in self.drawn_recipes() for layer in one.layers))
+
+    def drawn_recipes(self) -> list[Recipe]:
+        """What is drawn where a call names nothing, each with its layers."""
+        if self.clip_size is not None:
+            clips, clip = self.as_clip_subject(), self.noise()[:1]
+            return list(dict.fromkeys(clips.resolved(one, clip) for one in clips.all_drawn()))
+        subject = self.as_subject()
+        return list(dict.fromkeys(map(subject.resolved, subject.all_drawn())))
+
+    def map_names(self) -> list[str]:
+        """The names in `Explanation.layers` of what is drawn where a call names nothing, `target` as configured."""
+        target = self.gradcam.target
+        if self.gradcam.recipe.method == TRANSPLANT:
+            return explained_names([INPUT], target)
+        recipes = self.drawn_recipes()
+        every = [(one, layer) for one in recipes for layer in explained_names(one.layers, target)]
+        return names_of(every, one_per_layer(recipes, self.gradcam.recipe))
+
+    def drawn_settings(self) -> GradCAMSettings:
+        """The config's; where it leaves the map to be chosen and none has been, with the recipe of `Subject.drawn`."""
+        settings = self.gradcam
+        if self.clip_size is not None:
+            return replace(settings, recipe=self.as_clip_subject().resolved(settings.recipe, self.noise()[:1]))
+        return replace(settings, recipe=self.as_subject().drawn()) if settings.chooses else settings
+
+    def gradcam_candidates(self) -> list[Recipe]:
+        """The maps worth trying, the one to fall back on first. What a config names that leaves a choice is kept to."""
+        if self.clip_size is not None:
+            return clip_candidates(self.as_clip_subject(), self.noise()[:1])
+        return self.as_subject().candidates()
+
+    def gradcam_named(self) -> list[Recipe]:
+        """The config's maps, each of one layer; none where it leaves a choice."""
+        if self.gradcam.chooses or self.gradcam.recipe.method == TRANSPLANT:
+            return []
+        return [one.at(layer) for one in self.drawn_recipes() for layer in one.layers]

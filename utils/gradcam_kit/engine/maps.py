@@ -275,12 +275,12 @@ def _stretched(raw: Tensor, size: Size) -> tuple[Tensor, Tensor]:
     peak = raw.amax(dim=(1, 2), keepdim=True)
     # As shares of the peak, since between values of 1e-40 or 1e38 nothing can be interpolated.
     resized = canvas.stretch(raw / peak.masked_fill(peak <= 0, 1))
-    lowest, highest = torch.aminmax(resized.flatten(1), dim=1)
+    # aminmax along an axis is ten times slower on a CPU
+    lowest, highest = resized.amin(dim=(1, 2), keepdim=True), resized.amax(dim=(1, 2), keepdim=True)
     span = highest - lowest
     constant = span <= FLAT
-    shape = (-1, 1, 1)
-    stretched = (resized - lowest.view(shape)) / span.masked_fill(constant, 1).view(shape)
-    return canvas.pad(stretched.masked_fill(constant.view(shape), 0).float()), constant
+    stretched = (resized - lowest).div_(span.masked_fill_(constant, 1)).masked_fill_(constant, 0)
+    return canvas.pad(stretched.float()), constant.flatten()
 
 
 def in_order(maps: Mapping[str, LayerMaps], layers: Sequence[str], size: Size) -> dict[str, LayerMaps]:

@@ -40,15 +40,12 @@ class TokenBank:
         real = self.tokens[layer].to(exact)
         keys, values = _direction(real).flatten(0, 1).T, real.flatten(0, 1)
         patches = A.detach().to(exact).flatten(2).transpose(1, 2)
-        own = None
-        if videos is not None:  # (B, M·P), sent to the device once
-            same = torch.tensor([[video == other for other in self.videos] for video in videos])
-            own = same.to(A.device).repeat_interleave(real.shape[1], dim=1)
-        found = []
+        each, found = real.shape[1], []
         for i, image in enumerate(patches):  # one by one: (h·w, M·P) likenesses at a time
             likeness = _direction(image) @ keys
-            if own is not None:
-                likeness = likeness.masked_fill(own[i], -2.0)
+            own = [] if videos is None else [j for j, video in enumerate(self.videos) if video == videos[i]]
+            for j in own:
+                likeness.narrow(1, j * each, each).fill_(-2.0)
             found.append(likeness.topk(min(NEIGHBOURS, likeness.shape[1]), dim=1).indices)
         return Neighbours(values, torch.stack(found), tuple(A.shape))
 

@@ -15,7 +15,7 @@ from utils.gradcam_kit.base.errors import InputError
 from utils.gradcam_kit.drawing.overlays import signed_overlay
 from utils.gradcam_kit.engine.layers import LayerError
 from utils.gradcam_kit.engine.targets import Target
-from utils.gradcam_kit.explaining.explanation import explained_names
+from utils.gradcam_kit.explaining.asking.names import explained_names
 
 NAMES = [f"encoder.layers.{i}" for i in range(BLOCKS)]
 

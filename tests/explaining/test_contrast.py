@@ -272,6 +272,26 @@ def test_the_verdict_comes_with_an_explanation(model: CLIPDetectorWithGradCAM) -
         assert check.contrast == pytest.approx(float(joint[i].flatten()[hottest] / joint[i].max()), rel=1e-5)
 
 
+def test_a_check_exchanges_the_tokens_that_its_pass_has_seen(model: CLIPDetectorWithGradCAM) -> None:
+    batch = images(24, seed=3).double()
+    bank = Bank.of(model, batch)
+    found = model_explained(model, images(3).double(), bank)
+    (by_another_pass,) = replace(found, exchange=None).check().values()  # and what may be skipped is known
+    runs = 0
+
+    def count(module: Any, inputs: Any, output: Any) -> None:
+        nonlocal runs
+        runs += "forward" not in vars(module)  # else it is passed over
+
+    handle = model.tower.named[model.tower.blocks[0]].register_forward_hook(count)
+    (checks,) = found.check().values()
+    handle.remove()
+    assert runs == 0
+    for check, other in zip(checks, by_another_pass, strict=True):
+        assert (check.fall, check.random) == pytest.approx((other.fall, other.random), rel=1e-6, abs=1e-9)
+        assert check.word == other.word and check.fall is not None
+
+
 def model_explained(model: Any, batch: Tensor, bank: TokenBank) -> Any:
     from utils.gradcam import explain
 

@@ -50,7 +50,7 @@ class MapChecker:
         `videos` of the images, whose own frames the bank leaves out.
         """
         exchange = self.tried.exchange
-        fill = FILLS[self.fill](images) if exchange is None else exchange(images, videos)
+        fill = FILLS[self.fill](images) if exchange is None else exchange(images, videos, explanation.exchange)
         return _of_all(
             explanation,
             seeds,

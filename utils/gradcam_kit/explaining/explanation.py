@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,10 +16,11 @@ from ..base.files import whole_file
 from ..engine.completeness import Completeness
 from ..engine.heads import Head, Prediction
 from ..engine.maps import LayerMaps
+from ..engine.real.exchange import Exchange
 from ..engine.recipe import Recipe, layer_names
-from ..engine.targets import Target, wants_both
 from ..judge.check import MapCheck
 from ..judge.verdict import Choice
+from .asking.names import names_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -101,8 +101,8 @@ class Explanation:
     built with, so that nothing here means anything. `evidence` (B, L, h, w), where there is a bank: what each patch
     adds to the score compared with its nearest real ones, block by block; `standard` (B, h, w): the same in units of
     how much these differ, averaged, where a contrast map was made. `one_per_layer`: each layer has a recipe of its
-    own, and names its map. `separates`: whether the detector tells real from fake at all, as far as
-    `calibrate_gradcam` or a run has seen.
+    own, and names its map. `exchange`: what a check exchanges patches by, where the pass has seen it. `separates`:
+    whether the detector tells real from fake at all, as far as `calibrate_gradcam` or a run has seen.
     """
 
     ARRAYS: ClassVar[tuple[str, ...]] = ("raw", "signed", "normalised", "empty")  # of each map, in a file
@@ -116,6 +116,7 @@ class Explanation:
     untrained: bool = False
     evidence: Tensor | None = None
     standard: Tensor | None = None
+    exchange: Exchange | None = None
     separates: bool = True
     one_per_layer: bool = False
     checker: Callable[[Explanation], dict[str, list[MapCheck]]] | None = None
@@ -322,36 +323,3 @@ def _is_meant(name: Any, made: RecipeMaps, layer: str) -> bool:
         same = (name.method, name.site, name.backward) == (made.recipe.method, made.recipe.site, made.recipe.backward)
         return same and (not name.layers or layer in name.layers)
     return name in (made.recipe.method, layer) or (not isinstance(name, str) and layer_names(name) == (layer,))
-
-
-def names_of(maps: Sequence[tuple[Recipe, str]], one_per_layer: bool = False) -> list[str]:
-    """The names of maps, given as (recipe, layer): of one recipe the layer; of several the method, or more."""
-    if one_per_layer or len({recipe for recipe, _ in maps}) == 1:
-        return [layer for _, layer in maps]
-    spellings: list[Callable[[Recipe, str], str]] = [
-        lambda recipe, layer: recipe.method,
-        lambda recipe, layer: f"{recipe.method}_{layer}",
-        lambda recipe, layer: f"{recipe.method}_{recipe.backward}",
-        lambda recipe, layer: f"{recipe.method}_{layer}_{recipe.site}_{recipe.backward}",
-    ]
-    counts = [Counter(spell(*one) for one in maps) for spell in spellings]
-    names = []
-    for i, one in enumerate(maps):
-        full = f"{spellings[-1](*one)}_{i}"  # recipes that share this layer
-        names.append(
-            next((spell(*one) for spell, count in zip(spellings, counts, strict=True) if count[spell(*one)] == 1), full)
-        )
-    return names
-
-
-def one_per_layer(recipes: Sequence[Recipe], named: Recipe) -> bool:
-    """Whether `recipes` are one for each of several layers that were `named`, so that the layer names the map."""
-    return len(recipes) > 1 and tuple(one.layer for one in recipes) == named.layers
-
-
-def explained_names(layers: Sequence[str], target: Target) -> list[str]:
-    """The names under which the maps of `layers` come: twice, `<layer>_fake` and `<layer>_real`, for target "both"."""
-    every = list(dict.fromkeys(layers))
-    return (
-        [f"{layer}_{one_class}" for layer in every for one_class in ("fake", "real")] if wants_both(target) else every
-    )

@@ -20,11 +20,12 @@ from ..engine.maps import LayerMaps, refuse_non_finite
 from ..engine.real.contrast import CONTRASTS
 from ..engine.recipe import BALANCED, Recipe
 from ..engine.targets import Target, wants_both
+from .asking.names import one_per_layer
 from .capture import Capture
 from .checking import check_explanation, verdicts_of
-from .explanation import Explanation, RecipeMaps, one_per_layer
+from .explanation import Explanation, RecipeMaps
 from .images import Batch, check_pixels, check_shape
-from .real_tokens import real_tokens
+from .real_tokens import exchange_in, real_tokens
 from .subject import Subject
 from .transplant_explanation import explain_by_transplant
 
@@ -125,6 +126,7 @@ def _explained(subject: Subject, batch: Batch, asked: Asked, checks: Checks) -> 
         images=batch["image"],
         look=subject.look,
         evidence=None if not compares else of[recipes[-1]].evidence(recipes[-1]),
+        exchange=exchange_in(subject, of[recipes[-1]]) if asked.completeness and subject.bank is not None else None,
         standard=of[recipes[-1]].standard_evidence(recipes[-1]) if by_place else None,
         separates=subject.choice is None or subject.choice.separates,
         one_per_layer=one_per_layer(asked.recipes, subject.recipe),

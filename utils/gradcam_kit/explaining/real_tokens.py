@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..base.allowed import AUTO
+from ..engine.hooks import Tap
 from ..engine.layers import MADE_OF_OTHERS, compared_blocks, exchanged_block, name_in_tower, site_of_layer
 from ..engine.real.bank import FEWEST_IMAGES, MOST_IMAGES, TokenBank
 from ..engine.real.contrast import CONTRASTS
@@ -98,12 +99,29 @@ def _seen(subject: Subject, images: Tensor, layers: Sequence[str]) -> list[Seen]
     return seen_at(subject.tower, sites, grid, partial(subject.predict, {"image": images}), len(images))
 
 
+def exchange_in(subject: Subject, captured: Capture) -> Exchange | None:
+    """What `token_fill` needs of the images of a pass, where that has read and compared their tokens there already."""
+    tower = subject.tower
+    layer = exchanged_block(tower) if tower.blocks else ""
+    tokens, near = captured.tokens.get((layer, RESIDUAL)), captured.found.get(layer)
+    if tokens is None or near is None or tokens.A.ndim != 3:
+        return None
+    site = site_of_layer(tower, layer, RESIDUAL)
+    tap = Tap(site, tokens.A.transpose(0, 1) if site.batch_axis == 1 else tokens.A, None)
+    return Exchange(Seen.of(tap, tokens.A, captured.grid), near.mean)
+
+
 def token_fill(
-    subject: Subject, in_parts: InParts[Any], images: Tensor, videos: Sequence[Hashable] | None
+    subject: Subject,
+    in_parts: InParts[Any],
+    images: Tensor,
+    videos: Sequence[Hashable] | None,
+    known: Exchange | None = None,
 ) -> Callable[[Tensor], Tensor]:
     """Patches (N, h, w) bool → the margins (N,) of `images` once these have become their nearest real tokens.
 
-    Patches are exchanged at a third of the depth; the blocks before run once, where the tower lets them be skipped.
+    Patches are exchanged at a third of the depth; the blocks before run once, where the tower lets them be skipped, or
+    not at all where it is `known` from `exchange_in`.
     """
     bank, tower = subject.bank, subject.tower
     assert bank is not None
@@ -115,14 +133,17 @@ def token_fill(
         real = bank.nearest(layer, seen.patches, None if videos is None else videos[part]).mean
         return Exchange(seen, real, _skipped(subject, seen, real, images[part], layer) if tower.blocks else ())
 
-    parts: list[tuple[slice, Exchange]] = in_parts(lambda part: (part, prepare(part)), len(images))
+    if known is not None:
+        known = replace(known, skipped=_skipped(subject, known.seen, known.real, images, layer))
+    parts: list[tuple[slice, Exchange]] = in_parts(lambda part: (part, known or prepare(part)), len(images))
 
     def margins(patches: Tensor) -> Tensor:
         found = []
         for part, exchange in parts:
             on_tokens = F.interpolate(patches[part].unsqueeze(1).float(), exchange.real.shape[2:], mode="area")[:, 0]
-            every = torch.arange(len(on_tokens), device=images.device)
-            with exchange.made(every, on_tokens.to(images.device) >= 0.5):
+            first = part.start if known is not None else 0
+            some = torch.arange(first, first + len(on_tokens), device=images.device)
+            with exchange.made(some, on_tokens.to(images.device) >= 0.5):
                 found.append(subject.margins(images[part]))
         return torch.cat(found)
 

@@ -13,7 +13,8 @@ from ..engine.maps import LayerMaps, refuse_non_finite
 from ..engine.recipe import Recipe
 from ..engine.targets import Target, wants_both
 from ..judge.transplant import CELLS, INPUT, PIXELS, blurred, transplant_maps
-from .explanation import Explanation, RecipeMaps, explained_names
+from .asking.names import explained_names
+from .explanation import Explanation, RecipeMaps
 from .images import Batch
 from .subject import Subject
 

@@ -49,8 +49,8 @@ class TriedDetector(NamedTuple):
     capture: Callable[..., Any]  # (images, target, videos, recipes) → what gives their maps, from one pass
     margins: Margins  # of any number of images
     in_parts: InParts[Any]  # splits the maps' work into batches that fit into memory
-    # (images, their videos) → what exchanges their patches for real tokens; None without a bank
-    exchange: Callable[[Tensor, Sequence[Hashable] | None], TokenFill] | None = None
+    # (images, their videos, what a pass has seen of them) → what exchanges patches for real tokens; None: no bank
+    exchange: Callable[..., TokenFill] | None = None
 
 
 class TrialImages(NamedTuple):

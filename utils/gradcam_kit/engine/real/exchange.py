@@ -39,6 +39,14 @@ class Seen:
     patches: Tensor
     before: int
 
+    @classmethod
+    def of(cls, tap: Tap, ordered: Tensor, grid: Grid | None) -> Seen:
+        """From what has come past a site, and the same in order, see `Tap.in_order`. LayerError: it has no patches."""
+        layer = tap.site.name
+        patches = on_grid({layer: Tokens(ordered, ordered)}, grid)[layer].A
+        behind = patches.shape[2] * patches.shape[3] + (grid.suffix if grid is not None else 0)
+        return cls(tap.site, tap, patches, ordered.shape[1] - behind if ordered.ndim == 3 else 0)
+
 
 def seen_at(tower: Tower, sites: Sequence[Site], grid: Grid | None, run: Run, images: int) -> list[Seen]:
     """What `run`, a forward pass of so many `images`, shows at each of the sites, without a graph.
@@ -64,10 +72,8 @@ def seen_at(tower: Tower, sites: Sequence[Site], grid: Grid | None, run: Run, im
     for position, site in enumerate(sites):
         if position not in taps:
             raise LayerError(f"layer {site.name!r} does not run in the detector's forward pass: name another")
-        ordered = taps[position].in_order(taps[position].tokens, images)
-        patches = on_grid({site.name: Tokens(ordered, ordered)}, grid)[site.name].A
-        behind = patches.shape[2] * patches.shape[3] + (grid.suffix if grid is not None else 0)
-        found.append(Seen(site, taps[position], patches, ordered.shape[1] - behind if ordered.ndim == 3 else 0))
+        tap = taps[position]
+        found.append(Seen.of(tap, tap.in_order(tap.tokens, images), grid))
     return found
 
 

@@ -14,8 +14,8 @@ from ...judge.transplant import INPUT
 from ...settings.config_values import GradCAMSettings
 from ..clips.choosing import clip_candidates
 from ..clips.subject import ClipSubject
-from ..explanation import explained_names, names_of, one_per_layer
 from ..subject import Subject
+from .names import explained_names, names_of, one_per_layer
 
 
 class DrawnMaps(nn.Module):

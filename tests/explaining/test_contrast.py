@@ -244,7 +244,7 @@ def test_blocks_before_the_exchange_do_not_run_again(model: Any, subject: Subjec
 
     fill = token_fill(subject, in_batches(4), images(4).double(), None)
     inner = [model.backbone.get_submodule(f"{name}.mlp").register_forward_pre_hook(count(name)) for name in runs]
-    fill(torch.ones(4, 4, 4, dtype=torch.bool))
+    fill(torch.ones(4, 4, 4, dtype=torch.bool), torch.arange(4))
     for handle in inner:
         handle.remove()
     first = exchanged_block(subject.tower)
@@ -392,5 +392,9 @@ def test_a_convolutional_network_is_compared_on_its_grid() -> None:
     with torch.no_grad():
         usual = network(batch)[:, 1] - network(batch)[:, 0]
     grid = expected.shape[1:]
-    torch.testing.assert_close(fill(torch.zeros(2, *grid, dtype=torch.bool)).double(), usual, rtol=1e-5, atol=1e-6)
-    assert (fill(torch.ones(2, *grid, dtype=torch.bool)) - usual).abs().min() > 1e-4
+    nowhere, both = torch.zeros(2, *grid, dtype=torch.bool), torch.arange(2)
+    torch.testing.assert_close(fill(nowhere, both).double(), usual, rtol=1e-5, atol=1e-6)
+    everywhere = fill(~nowhere, both)
+    assert (everywhere - usual).abs().min() > 1e-4
+    again = fill(torch.cat([~nowhere[:1], nowhere, ~nowhere[:1]]), torch.tensor([0, 0, 1, 1]))  # several of an image
+    torch.testing.assert_close(again.double(), torch.stack([everywhere[0], usual[0], usual[1], everywhere[1]]).double())

@@ -19,6 +19,7 @@ from ..engine.real.contrast import CONTRASTS
 from ..engine.real.exchange import Exchange, Seen, Skipped, seen_at, skippable
 from ..engine.recipe import RESIDUAL, Recipe
 from ..judge.choosing import InParts, TrialImages, TriedDetector
+from ..judge.trial import TokenFill
 from .capture import Capture
 from .subject import Subject
 
@@ -117,8 +118,8 @@ def token_fill(
     images: Tensor,
     videos: Sequence[Hashable] | None,
     known: Exchange | None = None,
-) -> Callable[[Tensor], Tensor]:
-    """Patches (N, h, w) bool → the margins (N,) of `images` once these have become their nearest real tokens.
+) -> TokenFill:
+    """What gives the margins of `images` once patches have become their nearest real tokens.
 
     Patches are exchanged at a third of the depth; the blocks before run once, where the tower lets them be skipped, or
     not at all where it is `known` from `exchange_in`.
@@ -137,14 +138,16 @@ def token_fill(
         known = replace(known, skipped=_skipped(subject, known.seen, known.real, images, layer))
     parts: list[tuple[slice, Exchange]] = in_parts(lambda part: (part, known or prepare(part)), len(images))
 
-    def margins(patches: Tensor) -> Tensor:
+    def margins(patches: Tensor, whose: Tensor) -> Tensor:
         found = []
         for part, exchange in parts:
-            on_tokens = F.interpolate(patches[part].unsqueeze(1).float(), exchange.real.shape[2:], mode="area")[:, 0]
-            first = part.start if known is not None else 0
-            some = torch.arange(first, first + len(on_tokens), device=images.device)
-            with exchange.made(some, on_tokens.to(images.device) >= 0.5):
-                found.append(subject.margins(images[part]))
+            own = (whose >= part.start) & (whose < part.stop)
+            first = part.start if known is None else 0  # of the images that are exchanged here
+            size = part.stop - part.start
+            for some, masks in zip(whose[own].split(size), patches[own].split(size), strict=True):
+                on_tokens = F.interpolate(masks.unsqueeze(1).float(), exchange.real.shape[2:], mode="area")[:, 0]
+                with exchange.made((some - first).to(images.device), on_tokens.to(images.device) >= 0.5):
+                    found.append(subject.margins(images[some.to(images.device)]))
         return torch.cat(found)
 
     return margins

@@ -236,10 +236,11 @@ def check_maps(
     for layer, heat in maps.items():
         patches = hottest(*heat)
         grid = grid_of(patches)
-        drops = scorer.drop(towards, images, fill, patches)
-        if grid not in random_drops:
+        if grid in random_drops:
+            (drops,) = scorer.drops(towards, images, fill, [patches])
+        else:
             drawn = torch.cat([random_patches(1, grid, seed) for seed in checked.seeds])
-            random_drops[grid] = scorer.drop(towards, images, fill, drawn)
+            drops, random_drops[grid] = scorer.drops(towards, images, fill, [patches, drawn])
         checks[layer] = _checks_of(checked, towards, heat, method, (drops, random_drops[grid]), agree(heat))
     return checks
 

@@ -22,11 +22,13 @@ CALM = 0.1  # of the margin: random patches move it less, or the fill itself spe
 FILLS_USED = 2  # that have to agree
 SEED = 0  # of the random patches: the same for every candidate and every run
 SHARE = 0.05  # of the patches that are replaced
+AT_ONCE = 64  # copies of images that are made at once, for as many batches as that takes
 MOST_SIDE = 32  # patches a side; a finer map is averaged down: single pixels are no evidence
 MEAN_COLOUR, MIRRORED, BLUR, OTHER_REAL, PAIRED_REAL = "mean colour", "mirrored", "blur", "another real", "paired real"
 REAL_TOKENS = "the nearest real tokens"
 
-TokenFill = Callable[[Tensor], Tensor]  # patches (N, h, w) bool of N images → their margins (N,) without these
+# Patches (n, h, w) bool and whose of N images each is, (n,) in rising order → the margins (n,) without these.
+TokenFill = Callable[[Tensor, Tensor], Tensor]
 Fills = Mapping[str, Tensor | TokenFill]  # name → for the same N images (N, 3, H, W), or what exchanges their tokens
 
 
@@ -69,11 +71,24 @@ class Scorer(NamedTuple):
         """(N, 3, H, W) → (N,) float32 on the CPU, above 0 where the detector decides for the class explained."""
         return self.margins(images).float().cpu() * self.direction
 
-    def drop(self, before: Tensor, images: Tensor, fill: Tensor | TokenFill, patches: Tensor) -> Tensor:
-        """(N,): how far the margin drops from `before` once `patches` (N, h, w) are taken from `fill`."""
-        if isinstance(fill, Tensor):
-            return before - self.of(replaced(images, fill, patches))
-        return before - fill(patches).float().cpu() * self.direction
+    def drops(self, before: Tensor, images: Tensor, fill: Tensor | TokenFill, masks: Sequence[Tensor]) -> list[Tensor]:
+        """(N,) for each of `masks` (N, h, w): how far the margin drops from `before` once these are taken from `fill`.
+
+        What several masks have in common for an image is asked once, and all go through in full batches.
+        """
+        shape = masks[0].shape
+        image = torch.arange(shape[0]).repeat(len(masks)).unsqueeze(1)
+        every = torch.cat([image, torch.cat(list(masks)).flatten(1).long()], dim=1)
+        jobs, places = every.unique(dim=0, return_inverse=True)
+        found = []
+        for part in jobs.split(AT_ONCE):
+            whose, patches = part[:, 0], part[:, 1:].bool().view(-1, *shape[1:])
+            if isinstance(fill, Tensor):
+                margins = self.margins(replaced(images[whose], fill[whose], patches))
+            else:
+                margins = fill(patches, whose)
+            found.append(before[whose] - margins.float().cpu() * self.direction[whose])
+        return list(torch.cat(found)[places].view(len(masks), -1))
 
 
 def replaced(images: Tensor, fill: Tensor, patches: Tensor) -> Tensor:
@@ -151,7 +166,7 @@ def try_candidates(
     patches = {candidate: hottest(*one) for candidate, one in maps.items()}
     draws = {grid: random_patches(len(images), grid, seed) for grid in dict.fromkeys(map(grid_of, patches.values()))}
     random = {
-        name: {grid: scorer.drop(before, images, fill, drawn) for grid, drawn in draws.items()}
+        name: {grid: scorer.drops(before, images, fill, [drawn])[0] for grid, drawn in draws.items()}
         for name, fill in fills.items()
     }
     scale = float(before.abs().mean())
@@ -163,9 +178,21 @@ def try_candidates(
         len(images),
         before,
         moved,
-        {name: {one: scorer.drop(before, images, fills[name], mask) for one, mask in patches.items()} for name in used},
+        {name: _drops(scorer, before, images, fills[name], patches) for name in used},
         {name: {one: random[name][grid_of(mask)] for one, mask in patches.items()} for name in used},
     )
+
+
+def _drops(
+    scorer: Scorer, before: Tensor, images: Tensor, fill: Tensor | TokenFill, patches: Mapping[Recipe, Tensor]
+) -> dict[Recipe, Tensor]:
+    """Of each candidate; those of one grid together."""
+    found: dict[Recipe, Tensor] = {}
+    for grid in dict.fromkeys(map(grid_of, patches.values())):
+        some = [one for one, mask in patches.items() if grid_of(mask) == grid]
+        drops = scorer.drops(before, images, fill, [patches[one] for one in some])
+        found |= dict(zip(some, drops, strict=True))
+    return {one: found[one] for one in patches}
 
 
 def joined(trials: Sequence[Trial]) -> Trial:

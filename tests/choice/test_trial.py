@@ -8,6 +8,8 @@ import torch
 from scipy import ndimage
 
 from utils.gradcam_kit.engine.recipe import Recipe
+from utils.gradcam_kit.judge import trial as trial_module
+from utils.gradcam_kit.judge import verdict
 from utils.gradcam_kit.judge.choosing import _turns
 from utils.gradcam_kit.judge.trial import (
     BLUR,
@@ -164,6 +166,28 @@ def test_the_number_of_passes_is_the_one_announced() -> None:
     assert seen == passes(6, 3, 4) == 6 * (1 + 4 + 2 * 3)
 
 
+def test_what_masks_share_is_asked_once_and_every_batch_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trial_module, "AT_ONCE", 4)
+    sizes: list[int] = []
+
+    def counted(batch: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(batch))
+        return margins(batch)
+
+    images, direction = pictures(), torch.tensor([1.0, -1.0, 1.0, 1.0, -1.0, 1.0])
+    fill, before = images.flip(0), margins(images) * direction
+    masks = [torch.rand(6, 8, 8, generator=torch.Generator().manual_seed(seed)) < 0.2 for seed in range(3)]
+    masks.append(torch.cat([masks[0][:3], masks[1][3:]]))  # nothing new
+    found = Scorer(counted, direction).drops(before, images, fill, masks)
+    assert sizes == [4, 4, 4, 4, 2]  # 3 · 6 different ones
+    for drops, mask in zip(found, masks, strict=True):
+        for i in range(6):
+            pixels = np.kron(mask[i].numpy(), np.ones((images.shape[2] // 8, images.shape[3] // 8))) > 0
+            changed = torch.from_numpy(np.where(pixels, fill[i].numpy(), images[i].numpy()))
+            expected = before[i] - direction[i] * margins(changed[None])[0]
+            assert float(drops[i]) == pytest.approx(float(expected), rel=1e-4, abs=1e-5)
+
+
 # ------------------------------------------------------------------------------------------------- ending a trial early
 
 BEYOND, EIGHT = torch.tensor([4.0, 5.0, 6.0, 5.0, 4.0, 6.0, 5.0, 5.0]), list("abcdefgh")
@@ -197,8 +221,9 @@ def test_a_named_map_is_settled_on_either_side_of_half_of_the_best(share: float,
     assert (left(trial_of(best=BEYOND, mine=named, alike=BEYOND - 0.01), "mine") == []) == settled
 
 
-def test_who_would_be_taken_is_hardly_ever_left_out() -> None:
+def test_who_would_be_taken_is_hardly_ever_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a look may cost: in 300 trials of five candidates worth the same, the first of which is to be taken."""
+    monkeypatch.setattr(verdict, "CLOSE", np.inf)  # no trial ends because what is left is close
     random = np.random.default_rng(0)
     out = 0
     for _ in range(300):
@@ -208,6 +233,30 @@ def test_who_would_be_taken_is_hardly_ever_left_out() -> None:
         kept = left(trial_of(**beyond)) or [best]
         out += "c0" not in kept
     assert out / 300 < 0.05
+
+
+def test_a_trial_ends_once_what_would_be_drawn_is_nearly_the_best() -> None:
+    assert left(trial_of(alike=0.97 * BEYOND, best=BEYOND, later=1.02 * BEYOND)) == []
+    shifted = BEYOND + torch.tensor([1.5, -1.5, 1.5, -1.5, 1.0, -1.0, 1.0, -1.0])
+    assert left(trial_of(alike=0.97 * BEYOND, best=shifted)) == ["alike", "best"]  # too few images to say so
+
+
+def test_what_is_drawn_after_an_early_end_is_hardly_ever_much_worse() -> None:
+    """In 300 trials of five candidates of known worth: a trial that ends has at least CLOSE of the best."""
+    random = np.random.default_rng(0)
+    ended = worse = 0
+    for _ in range(300):
+        worths = dict(zip("abcde", random.permutation([5.0, 4.75, 4.5, 4.0, 3.0]), strict=True))
+        image = random.normal(0, 1, 8)
+        beyond = {
+            name: torch.tensor(worth + image + random.normal(0, 0.5, 8)).float() for name, worth in worths.items()
+        }
+        if not left(trial_of(**beyond)):
+            ended += 1
+            means = {name: float(values.mean()) for name, values in beyond.items()}
+            drawn = next(name for name in "abcde" if means[name] >= 0.95 * max(means.values()))
+            worse += worths[drawn] < 0.85 * 5.0
+    assert ended > 100 and worse / ended < 0.05, (ended, worse)
 
 
 def test_turns_are_joined_and_who_was_left_out_cannot_win() -> None:

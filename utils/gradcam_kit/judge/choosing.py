@@ -122,13 +122,9 @@ def choose_map(
     Images whose margin or maps are not finite are left out; `Choice.unmade` has the candidates without a map. Where at
     least half of the images have a pair, the pair is the fill, and the others are left out.
     """
-    margins = detector.margins(given.images).float().cpu()
-    finite = torch.isfinite(margins).nonzero().flatten()
-    given, margins = given.only(finite), margins[finite]
     if given.has_pair is not None and given.has_pair.float().mean() >= 0.5:
-        paired_ones = given.has_pair.nonzero().flatten()
-        given, margins = given.only(paired_ones), margins[paired_ones]
-    found = _tried(detector, given, margins, list(dict.fromkeys([*named, *candidates])), named)
+        given = given.only(given.has_pair.nonzero().flatten())
+    found = _tried(detector, given, list(dict.fromkeys([*named, *candidates])), named)
     if found.trial is None:
         reasons = {str(one): reason for one, reason in found.unmade.items()}
         return Choice(UNTRIED, (named or candidates)[0], "no image, or no map, could be tried", unmade=reasons)
@@ -144,9 +140,7 @@ class _Tried(NamedTuple):
     unmade: dict[Recipe, str]
 
 
-def _tried(
-    detector: TriedDetector, given: TrialImages, margins: Tensor, candidates: list[Recipe], named: Sequence[Recipe]
-) -> _Tried:
+def _tried(detector: TriedDetector, given: TrialImages, candidates: list[Recipe], named: Sequence[Recipe]) -> _Tried:
     """By one fill where that is certain before: then in turns, each of more images, until the choice is settled."""
     only = None
     if given.has_pair is not None and bool(given.has_pair.all()):
@@ -158,7 +152,9 @@ def _tried(
     unmade: dict[Recipe, str] = {}
     turns = _turns(len(given.images)) if only else [torch.arange(len(given.images))]
     for number, turn in enumerate(turns):
-        some, before = given.only(turn), margins[turn]
+        margins = detector.margins(given.images[turn]).float().cpu()
+        finite = torch.isfinite(margins)
+        some, before = given.only(turn[finite]), margins[finite]
         maps, kept, reasons = maps_of_all(detector, some, candidates)
         unmade |= reasons
         if not maps or not kept:

@@ -21,7 +21,10 @@ FAR_BELOW = 0.5  # of the best drop: a named map below it is reported, and a sec
 FEWEST_IMAGES = 4  # fewer choose nothing
 RESAMPLES, LEVEL = 2_000, 0.95
 FEWEST_EARLY = 8  # images, and videos, before which nothing ends early
-EARLY_LEVEL = 0.995  # of the intervals by which a trial ends, or leaves candidates out, before all images are tried
+EARLY_LEVEL = 0.995  # of the intervals by which a trial leaves candidates out before all images are tried
+CLOSE = (
+    0.85  # of each that is left: what would be drawn is worth that much, by an interval at LEVEL, and the trial ends
+)
 SHOWN_ROWS = 5
 
 Unmade = Mapping[Recipe, str]
@@ -171,15 +174,16 @@ def contenders(
 
     A candidate is out once its drop beyond random lies below ALIKE of the best one's, by the paired interval over
     videos at EARLY_LEVEL; one behind the best on the list, which would have to be clearly better, once it is not. A
-    named map is settled once it lies above or below FAR_BELOW of the best. While the best does not lie above random at
-    that level, or of fewer than FEWEST_EARLY videos, nobody is out.
+    named map is settled once it lies above or below FAR_BELOW of the best. Where nothing is named, all is decided once
+    the one that would be drawn now lies above CLOSE of every other that is left: what more images could still gain is
+    small. While the best does not lie above random at that level, or of fewer than FEWEST_EARLY videos, nobody is out.
     """
     fill = next(iter(trial.drops))
     beyond = {one: drops - trial.random[fill][one] for one, drops in trial.drops[fill].items() if one in candidates}
     best = max(beyond, key=lambda one: float(beyond[one].mean()))
 
-    def ends(values: Tensor) -> Interval:
-        return interval(values, videos, level=EARLY_LEVEL)
+    def ends(values: Tensor, level: float = EARLY_LEVEL) -> Interval:
+        return interval(values, videos, level=level)
 
     if len(set(videos)) < FEWEST_EARLY or not ends(beyond[best]).low > 0:
         return list(beyond)
@@ -194,7 +198,10 @@ def contenders(
         gaps = [ends(beyond[one] - FAR_BELOW * beyond[best]) for one in named if one in beyond]
         settled = all(gap.low > 0 or gap.high < 0 for gap in gaps)
     else:
-        settled = not open_ones
+        least = ALIKE * float(beyond[best].mean())
+        drawn = next(one for one, of in beyond.items() if float(of.mean()) >= least and ends(of, LEVEL).low > 0)
+        others = [beyond[one] for one in (best, *open_ones) if one != drawn]
+        settled = all(ends(beyond[drawn] - CLOSE * of, LEVEL).low > 0 for of in others)
     return [] if settled else [one for one in beyond if one in (best, *open_ones, *named)]
 
 

@@ -43,7 +43,7 @@ BESIDE = 10  # candidates that a named map is judged beside: the first of the li
 FILLS = 5  # tried at most
 BLIND = "the detector does not tell real from fake on these images: no map is called supported"
 NO_FAKE = "the detector calls no image fake: maps were tried on images that it calls real"
-VERSION = 4  # of the trial: a choice by another one is not taken over
+VERSION = 5  # of the trial: a choice by another one is not taken over
 
 
 class Calibration(NamedTuple):

@@ -204,7 +204,7 @@ class DatasetRun:
         compares = not self.clips and context.detector.as_subject().bank is not None
         if transplants or (compares and context.options.paired_reals == AUTO):
             counterparts = RealCounterparts(context.settings.data)
-        if context.options.checks_maps and not transplants:  # which is a check itself
+        if context.options.checks_maps(verdicts=compares) and not transplants:  # which is a check itself
             kind = ClipChecker if self.clips else MapChecker
             checker = kind(context.detector, context.settings.batch_size)
         judges = context.options.check_maps != "off"

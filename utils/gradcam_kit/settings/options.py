@@ -163,8 +163,8 @@ TABLE: tuple[tuple[str, tuple[str, ...], tuple[Option, ...]], ...] = (
                default=allowed.COLORMAPS[0], choices=allowed.COLORMAPS),
         Option("--calibration_images", "images on which the map is chosen, or a named one judged; 0: neither",
                int, allowed.DEFAULT_IMAGES, metavar="N"),
-        Option("--check_maps", "on: replace each map's hottest patches, too, before its verdict; auto: not where all"
-               " samples are explained; off: no verdicts",
+        Option("--check_maps", "on: replace each map's hottest patches, too, before its verdict; auto: only where some"
+               " samples are explained and no real images are there to compare with; off: no verdicts",
                default="auto", choices=("auto", "on", "off"), bare="on"),
         Option("--image_format", "of overlays and comparisons", default="png", choices=allowed.IMAGE_FORMATS),
         Option("--save_raw", "also keep the raw maps, one .npz per sample", bool, False),

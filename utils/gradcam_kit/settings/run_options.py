@@ -84,10 +84,9 @@ class RunOptions:
         views, explanations = ExportOptions.of(flags), ExplanationOptions.of(flags)
         return cls(**values, output_dir=output_dir, views=views, explanations=explanations, command=command)
 
-    @property
-    def checks_maps(self) -> bool:
-        """Whether every map is checked, at two forward passes each and the maps that it is compared with."""
-        return self.check_maps == "on" or (self.check_maps == "auto" and not self.save_all)
+    def checks_maps(self, verdicts: bool) -> bool:
+        """Whether every map is checked, at two forward passes each; `verdicts`: maps have a verdict without that."""
+        return self.check_maps == "on" or (self.check_maps == "auto" and not self.save_all and not verdicts)
 
     def written(self) -> dict[str, Any]:
         """As a manifest holds them."""

@@ -1,1 +1,1 @@
-"""The ground floor: standard library only, but for `typed`."""
+"""The lowest room. It needs only the standard library, except `typed`, which needs msgspec."""

@@ -1,4 +1,4 @@
-"""The two ways in which a command of this library ends early, each with one plain sentence."""
+"""The two errors that end a command early, each with a one-sentence message."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 
 
 class InputError(ValueError):
-    """What the user gave cannot be used: the message says what was found, where, and what to do (exit code 2).
+    """The user's input cannot be used. The message says what was found, where, and what to do (exit code 2).
 
-    `setting`: what would help ("layers", "precision", "device", "weights"); a command adds its flag for that.
+    `setting` names what would help ("layers", "precision", "device", "weights"); a command adds its flag for it.
     """
 
     def __init__(self, message: str, setting: str = "") -> None:
@@ -19,18 +19,17 @@ class InputError(ValueError):
 
 
 class InputErrors(InputError):
-    """Several at once; `each` are they, in the order in which they are said."""
+    """Several errors as one; `each` lists them in the order of the message."""
 
     def __init__(self, each: list[InputError]) -> None:
-        told = "; ".join(f"({number}) {error}" for number, error in enumerate(each, start=1))
-        super().__init__(
-            f"{len(each)} things are wrong: {told}", next((one.setting for one in each if one.setting), "")
-        )
+        numbered = "; ".join(f"({number}) {error}" for number, error in enumerate(each, start=1))
+        setting = next((error.setting for error in each if error.setting), "")
+        super().__init__(f"{len(each)} things are wrong: {numbered}", setting)
         self.each = each
 
 
-def said_at_once(*checks: Callable[[], Any]) -> list[Any]:
-    """What all `checks` return. Raises InputError with everything that any of them finds wrong, in their order."""
+def run_checks(*checks: Callable[[], Any]) -> list[Any]:
+    """Run all `checks` and return their results. Raise one InputError that lists all of their errors."""
     results, wrong = [], []
     for check in checks:
         try:
@@ -43,7 +42,7 @@ def said_at_once(*checks: Callable[[], Any]) -> list[Any]:
 
 
 class RunError(RuntimeError):
-    """The input was fine but the run failed (exit code 1). `setting` as in InputError."""
+    """The input was usable, but the run failed (exit code 1). `setting` as in InputError."""
 
     def __init__(self, message: str, setting: str = "") -> None:
         super().__init__(message)
@@ -51,7 +50,7 @@ class RunError(RuntimeError):
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
-    """`"did you mean 'auc'? "` for the closest of `choices`, or an empty string where nothing comes close."""
-    spelled = {choice.replace("+", "p"): choice for choice in choices}  # gradcam++ is typed as gradcampp, too
+    """Return `"did you mean 'auc'? "` for the closest of `choices`, or "" if none is close."""
+    spelled = {choice.replace("+", "p"): choice for choice in choices}  # people type gradcampp for gradcam++
     close = difflib.get_close_matches(name.replace("plusplus", "pp").replace("+", "p"), spelled, n=1, cutoff=0.5)
     return f"did you mean {spelled[close[0]]!r}? " if close else ""

@@ -1,4 +1,4 @@
-"""Files below the output folder, each written whole or not at all; a symbolic link found there is never followed."""
+"""Files below the output folder. Each is written completely or not at all; symbolic links are not followed."""
 
 from __future__ import annotations
 
@@ -22,37 +22,37 @@ from .errors import InputError
 from .text import AS_IT_CAME, as_it_was, harmless
 
 # The folder that holds config/, detectors/ and test_with_gradcam.py: this repository's root or the host's training/.
-# The package that pip installs has no host: there it is the working directory.
+# A pip installation has no host: there it is the working directory.
 _KIT = Path(__file__).resolve().parents[1]
 TRAINING_FOLDER = _KIT.parents[1] if _KIT.parent.name == "utils" else Path.cwd()
 
 _VARIABLE = re.compile(r"\$(\w+)|\$\{([^}]*)\}")
-LONGEST_FIELD = 1 << 24  # of a CSV file, in letters; a path has at most some thousands
-MOST_TEXT_BYTES = 64 * 1024**2  # of a configuration or of a JSON file that a run has written
+LONGEST_FIELD = 1 << 24  # characters of a CSV field; a path has a few thousand at most
+MOST_TEXT_BYTES = 64 * 1024**2  # of a configuration, or of a JSON file of a run
 _KINDS = {stat.S_IFREG: "file", stat.S_IFDIR: "folder", stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket"}
 
 
 def expanded(path: str) -> str:
-    """`path` with `~` and `$VARIABLES` replaced, which no shell does in a YAML; a file that is named so stays.
+    """Replace `~` and `$VARIABLES` in `path`, unless a file has exactly this name. No shell does it in a YAML.
 
-    Raises InputError for a variable that is not set: a folder of that name is hardly what is meant.
+    Raises InputError for a variable that is not set.
     """
     if (not path.startswith("~") and "$" not in path) or os.path.lexists(path):
         return path
-    found = os.path.expandvars(os.path.expanduser(path))  # noqa: PTH111
-    unset = _VARIABLE.search(found)
+    full = os.path.expandvars(os.path.expanduser(path))  # noqa: PTH111
+    unset = _VARIABLE.search(full)
     if unset:
-        raise InputError(f"the path {path!r} holds {unset[0]}, and no such variable is set: set it, or give the path")
-    return found
+        raise InputError(f"the path {path!r} holds {unset[0]}, but this variable is not set: set it, or write the path")
+    return full
 
 
 def kind_of(mode: int) -> str:
-    """The kind of a file by its mode: "file", "folder", "pipe", "socket" or "device"."""
+    """Return the kind of a file by its mode: "file", "folder", "pipe", "socket" or "device"."""
     return _KINDS.get(stat.S_IFMT(mode), "device")
 
 
 def check_ordinary(path: str | Path, most_bytes: int | None = None) -> None:
-    """Raises OSError unless `path` is an ordinary file of at most `most_bytes`: a pipe or a device might never end."""
+    """Raise OSError unless `path` is an ordinary file of at most `most_bytes`: a pipe or a device might never end."""
     info = os.stat(path)  # noqa: PTH116
     kind = kind_of(info.st_mode)
     if kind != "file":
@@ -62,20 +62,23 @@ def check_ordinary(path: str | Path, most_bytes: int | None = None) -> None:
 
 
 def read_text(path: Path, encoding: str = "utf-8", most_bytes: int = MOST_TEXT_BYTES) -> str:
-    """The text of an ordinary file. Raises OSError, UnicodeDecodeError."""
+    """Read the text of an ordinary file. Raises OSError, UnicodeDecodeError."""
     check_ordinary(path, most_bytes)
     return path.read_text(encoding=encoding)
 
 
 def new_file(path: Path) -> BinaryIO:
-    """`path` opened for writing as a file that did not exist: what stood there, also a symbolic link, is removed."""
+    """Open `path` for writing as a new file. An old file or symbolic link of that name is removed."""
     path.unlink(missing_ok=True)
     return path.open("xb")
 
 
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Raises InputError while another process is in such a block with the same folder; where that can be known."""
+    """Lock `folder` for this block. Raise InputError if another process has locked it.
+
+    Without locks in the file system, nothing is locked.
+    """
     handle = None
     try:
         import fcntl  # Windows has none
@@ -84,8 +87,8 @@ def alone_in(folder: Path) -> Iterator[None]:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(handle or 0)
-        raise InputError(f"{folder}: another process is changing it: wait until that has ended, then again") from None
-    except (ImportError, OSError):  # no such folder, which others will say, or a file system without locks
+        raise InputError(f"{folder}: another process is changing it: wait until it has ended, then try again") from None
+    except (ImportError, OSError):  # no such folder (a later check reports it), or a file system without locks
         pass
     try:
         yield
@@ -95,7 +98,7 @@ def alone_in(folder: Path) -> Iterator[None]:
 
 
 def new_folder(path: Path) -> None:
-    """Make `path`, empty: what stood there is removed, of a symbolic link the link alone."""
+    """Create `path` as an empty folder. An old folder there is removed; of a symbolic link, only the link."""
     if path.is_symlink():
         path.unlink()
     elif path.exists():
@@ -103,8 +106,8 @@ def new_folder(path: Path) -> None:
     path.mkdir(parents=True)
 
 
-def own_folder(path: Path) -> None:
-    """Make a folder of the outputs, or take it as it is. Raises InputError for a symbolic link, which may lead away."""
+def create_output_folder(path: Path) -> None:
+    """Create an output folder unless it exists. Raise InputError for a symbolic link, which may lead elsewhere."""
     if path.is_symlink():
         raise InputError(f"{path}: is a symbolic link, which is not followed: remove it, or give another output folder")
     path.mkdir(parents=True, exist_ok=True)
@@ -112,17 +115,17 @@ def own_folder(path: Path) -> None:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that appears under its name, complete and on disk, when the block ends without error."""
+    """Open a file for writing. It appears under its name, complete and on disk, if the block ends without an error."""
     partial = path.with_name(f".{path.name}.partial")
     with new_file(partial) as file:
         yield file
         file.flush()
-        os.fsync(file.fileno())  # else a crash of the machine could keep the name and lose the bytes
+        os.fsync(file.fileno())  # without it a crash of the machine could keep the name and lose the bytes
     partial.replace(path)
 
 
 def replace_folder(partial: Path, folder: Path) -> None:
-    """Give a finished folder its name; what stood there is removed, and never stands there half removed."""
+    """Rename a finished folder to `folder`. An old folder there disappears at once, never by halves."""
     old = folder.with_name(f".{folder.name}.old.partial")
     if folder.exists():
         new_folder(old)
@@ -133,18 +136,18 @@ def replace_folder(partial: Path, folder: Path) -> None:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write a file so that it appears under its name complete or not at all."""
+    """Write a file that appears under its name complete or not at all."""
     with whole_file(path) as file:
         file.write(data)
 
 
 def write_json(path: Path, values: object) -> None:
-    """`values` as indented JSON; NaN is refused, what JSON does not know (paths, dates) becomes a string."""
+    """Write `values` as indented JSON. Paths and dates become strings; NaN raises ValueError."""
     write_whole(path, (json.dumps(values, indent=1, allow_nan=False, default=str) + "\n").encode())
 
 
 def set_aside(path: Path) -> Path:
-    """Rename what stands at `path` to `<name>.before-<time>`, and return that: nothing is ever deleted."""
+    """Rename `path` to `<name>.before-<time>` and return the new path. Nothing is deleted."""
     stem = path.with_name(f"{path.name}.before-{time.strftime('%Y%m%d-%H%M%S')}")
     aside, number = stem, 1
     while os.path.lexists(aside):
@@ -155,7 +158,7 @@ def set_aside(path: Path) -> Path:
 
 
 def take_place(made: Path, place: Path) -> None:
-    """Give a finished folder its name. What stood there is set aside, unless it holds the very same files."""
+    """Rename a finished folder to `place`. An old folder there is set aside, unless it holds the same files."""
     if place.exists():
         there = hashes_below(place)
         if all(there.get(name) == sha256 for name, sha256 in hashes_below(made).items()):
@@ -166,7 +169,7 @@ def take_place(made: Path, place: Path) -> None:
 
 
 def sha256_of(path: str | Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
+    """Return a file's SHA-256 in hexadecimal."""
     digest = hashlib.sha256()
     with Path(path).open("rb") as file:
         for block in iter(lambda: file.read(1 << 20), b""):
@@ -175,7 +178,7 @@ def sha256_of(path: str | Path) -> str:
 
 
 def hashes_below(folder: Path) -> dict[str, str]:
-    """Every file below `folder` → its SHA-256; a link that is found there → an empty string."""
+    """Map each file below `folder` to its SHA-256, and each symbolic link to ""."""
     return {
         path.relative_to(folder).as_posix(): "" if path.is_symlink() else sha256_of(path)
         for path in sorted(folder.rglob("*"))
@@ -184,7 +187,7 @@ def hashes_below(folder: Path) -> dict[str, str]:
 
 
 def write_row(table: IO[str], fields: Sequence[object]) -> None:
-    """One line of a CSV file, in which a spreadsheet finds no formula; `read_table` gives the fields as they were.
+    """Write a CSV row that contains no formula for a spreadsheet; `read_table` returns the original fields.
 
     Older Pythons leave a field with a carriage return unquoted, which splits the row.
     """
@@ -194,7 +197,7 @@ def write_row(table: IO[str], fields: Sequence[object]) -> None:
 
 
 def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """A CSV file, row by row, that appears whole; names from outside come back as they came."""
+    """Write a CSV file that appears complete or not at all. `read_table` returns names from outside unchanged."""
     with whole_file(path) as raw:
         table = io.TextIOWrapper(raw, encoding="utf-8", errors=AS_IT_CAME, newline="")
         for row in itertools.chain([columns], rows):
@@ -203,8 +206,11 @@ def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[obje
 
 
 def read_table(path: Path, columns: Collection[str] = ()) -> Iterator[dict[str, str]]:
-    """The rows of such a file, by column. Raises InputError for a file without these `columns`, or a damaged row."""
-    csv.field_size_limit(LONGEST_FIELD)  # of the process; csv's own limit is shorter than a text that was written here
+    """Yield the rows of a file from `write_table`, by column.
+
+    Raises InputError for a file without these `columns`, or for a damaged row.
+    """
+    csv.field_size_limit(LONGEST_FIELD)  # for the process; csv's own limit is shorter than our longest text
     try:
         with path.open(newline="", encoding="utf-8", errors=AS_IT_CAME) as file:
             table = csv.DictReader(file)
@@ -218,5 +224,5 @@ def read_table(path: Path, columns: Collection[str] = ()) -> Iterator[dict[str, 
                 yield {column: as_it_was(cell) for column, cell in row.items()}
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
-    except csv.Error as error:  # a field without end, NUL bytes
+    except csv.Error as error:  # an unclosed field, NUL bytes
         raise InputError(f"{path}: is damaged ({error}); run again") from error

@@ -1,4 +1,4 @@
-"""Which packages are missing or too old here."""
+"""Missing and outdated packages."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ PACKAGES = {
 
 
 def require(module: str, feature: str) -> None:
-    """Raises InputError where `module`, which only `feature` needs, is not installed."""
+    """Raise InputError if `module`, which `feature` needs, is not installed."""
     if importlib.util.find_spec(module) is None:
         raise InputError(f"{feature} needs the package {module}, which is missing: pip install {module}")
 
 
 def outdated_packages() -> str:
-    """Message listing outdated packages, or "". Missing ones are reported on import."""
+    """Return a message that lists outdated packages, or "". A missing package fails at its import."""
     if sys.version_info[:2] < PYTHON:
         return f"this library needs Python {_text(PYTHON)} or newer, here is {_text(sys.version_info[:2])}"
     from importlib.metadata import PackageNotFoundError, version

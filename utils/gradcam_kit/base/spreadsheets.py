@@ -1,4 +1,4 @@
-"""CSV files that people or spreadsheets wrote: any separator, any encoding, capitals and blanks as they come."""
+"""Reading of CSV files from people or spreadsheets: any separator, encoding, capitals and blanks."""
 
 from __future__ import annotations
 
@@ -15,53 +15,55 @@ from .files import check_ordinary
 from .text import AS_IT_CAME, as_it_was, one_line, shortened
 
 MOST_BYTES = 2 * 1024**3
-LONGEST_CELL = 2**24  # letters
+LONGEST_CELL = 2**24  # characters
 SEPARATORS = ",;\t|"
-# Of a file that is not UTF-8: what spreadsheets write in Western Europe, China, Japan, Korea, Eastern Europe, Russia.
+# Tried if a file is not UTF-8: spreadsheets in Western Europe, China, Japan, Korea, Eastern Europe, Russia.
 ENCODINGS = ("cp1252", "gb18030", "cp932", "cp949", "cp1250", "cp1251")
-_MARKS = {  # the longer first: a mark of UTF-32 begins with one of UTF-16
+_MARKS = {  # longer marks first: one of UTF-32 begins with one of UTF-16
     codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32", codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16", codecs.BOM_UTF8: "utf-8-sig",
 }  # fmt: skip
 
 
 class Line(NamedTuple):
-    """A row of a table by its columns, lower case; `number` is the line in the file. A cell that lacks is empty."""
+    """A row by its column names in lower case; a missing cell is "". `number` is the line in the file."""
 
     number: int
     cells: dict[str, str]
 
 
 def read_sheet(path: Path, *columns: Sequence[str], encoding: str = "") -> Iterator[Line]:
-    """The rows of a CSV that people or spreadsheets wrote, without the empty ones.
+    """Yield the rows of a CSV from people or spreadsheets, without the empty ones.
 
-    The separator is the one by which the first line names the columns; capitals, blanks, a byte-order mark and `sep=;`
-    do not matter. Each of `columns` lists the spellings of one that has to be there, its key in `Line.cells` is the
-    first. `encoding`: of `encodings_of`; "" takes the first. Raises InputError, naming the columns that were found.
+    The separator is the one that yields the most known columns in the first line. Capitals, blanks, a byte-order mark
+    and a line `sep=;` do not matter. Each of `columns` lists the spellings of a required column; the first is its key
+    in `Line.cells`. `encoding`: one of `encodings_of`; "" takes the first. Raises InputError that lists the columns.
     """
-    text = _text(path, encoding).lstrip("\ufeff")  # files put together have a second mark
-    lines = list(io.StringIO(text, newline=""))  # not at U+2028, which may stand in a name
+    text = _text(path, encoding).lstrip("\ufeff")  # concatenated files have a second mark
+    lines = list(io.StringIO(text, newline=""))  # splitlines() would also split at U+2028, which a name may contain
     skipped = 0
-    told = re.fullmatch(r'"?sep=(.)"?', lines[0].strip("\r\n")) if lines else None
-    if told:  # Excel's own line
+    declared = re.fullmatch(r'"?sep=(.)"?', lines[0].strip("\r\n")) if lines else None
+    if declared:  # a line from Excel
         skipped = 1
     first = next((line for line in lines[skipped:] if line.strip()), "")
-    separator = told[1] if told else max(SEPARATORS, key=lambda one: len(_found(_header(first, one), columns)))
+    separator = (
+        declared[1] if declared else max(SEPARATORS, key=lambda s: len(_known_columns(_header(first, s), columns)))
+    )
     limit = csv.field_size_limit(LONGEST_CELL)
     try:
         rows = csv.reader(lines[skipped:], delimiter=separator, skipinitialspace=True)
         header: list[str] = []
         for row in rows:
             if not any(cell.strip() for cell in row):
-                continue  # as spreadsheets leave them below a table
+                continue  # spreadsheets leave such rows below a table
             if not header:
                 header = _names(row, path, columns)
                 continue
             cells = [as_it_was(cell.strip()) for cell in row]
             if any(cells[len(header) :]):
                 raise InputError(
-                    f"{path}, line {rows.line_num + skipped}: has {len(row)} fields, its first line {len(header)}:"
-                    f" put names that hold {separator!r} into quotes"
+                    f"{path}, line {rows.line_num + skipped}: has {len(row)} fields, the first line has {len(header)}:"
+                    f" put names that contain {separator!r} into quotes"
                 )
             cells += [""] * (len(header) - len(cells))
             yield Line(rows.line_num + skipped, dict(zip(header, cells, strict=False)))
@@ -74,24 +76,27 @@ def read_sheet(path: Path, *columns: Sequence[str], encoding: str = "") -> Itera
 
 
 def encodings_of(path: Path) -> list[str]:
-    """In which the file may be: one by its mark or its zeros, or UTF-8; of anything else all that it can be read in."""
+    """Return the file's possible encodings: the one its byte-order mark or zeros show, else UTF-8.
+
+    For a file that is not valid UTF-8, all of `ENCODINGS` that can read it follow.
+    """
     data = _bytes(path)
     marked = next((name for mark, name in _MARKS.items() if data.startswith(mark)), "")
     if marked:
         return [marked]
     if b"\0" in data[:64]:  # UTF-16 without a mark: every second byte of the column names is zero
         return ["utf-16-be" if data[:1] == b"\0" else "utf-16-le"]
-    found = ["utf-8"]
+    possible = ["utf-8"]
     try:
         data.decode("utf-8")
-    except UnicodeDecodeError:  # bytes as a file system has them, or a spreadsheet's own
+    except UnicodeDecodeError:  # raw bytes of file names, or a spreadsheet's own encoding
         for name in ENCODINGS:
             try:
                 data.decode(name)
             except UnicodeDecodeError:
                 continue
-            found.append(name)
-    return found
+            possible.append(name)
+    return possible
 
 
 def _text(path: Path, encoding: str) -> str:
@@ -122,17 +127,17 @@ def _header(line: str, separator: str) -> list[str]:
     return [name.strip().lower() for name in row]
 
 
-def _found(header: Sequence[str], columns: Sequence[Sequence[str]]) -> list[str]:
+def _known_columns(header: Sequence[str], columns: Sequence[Sequence[str]]) -> list[str]:
     return [spellings[0] for spellings in columns if any(name in header for name in spellings)]
 
 
 def _names(row: Sequence[str], path: Path, columns: Sequence[Sequence[str]]) -> list[str]:
-    """The columns' keys. Raises InputError where one lacks or stands there twice."""
+    """Return the columns' keys. Raises InputError if a column is missing or there twice."""
     header = [name.strip().lower() for name in row]
-    lacks = [" or ".join(spellings) for spellings in columns if not any(name in header for name in spellings)]
-    if lacks:
+    missing = [" or ".join(spellings) for spellings in columns if not any(name in header for name in spellings)]
+    if missing:
         held = ", ".join(shortened(name.strip()) for name in row) or "nothing"
-        raise InputError(f"{path}: has no column {', '.join(lacks)}; its columns are: {shortened(held, 200)}")
+        raise InputError(f"{path}: has no column {', '.join(missing)}; its columns are: {shortened(held, 200)}")
     for spellings in columns:
         name = next(name for name in spellings if name in header)
         if header.count(name) > 1:

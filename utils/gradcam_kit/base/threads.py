@@ -1,4 +1,4 @@
-"""A hook that another thread's forward pass does not meet."""
+"""Hooks that run in one thread only."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 
 
 def in_this_thread(hook: Callable[..., Any]) -> Callable[..., Any]:
-    """`hook` for the forward passes of the thread that calls this. Those of others run as if there were none.
+    """Return `hook` restricted to the calling thread; in other threads it does nothing.
 
-    A hook stands on the module, so every thread that runs the module meets it: a web server that predicts while an
-    image is explained. Each hook of this package is registered through this function, or asks for the thread itself.
+    PyTorch calls a module's hook in every thread that runs the module, for example in a web server that predicts while
+    an image is explained. Each hook of this package goes through this function or checks the thread itself.
     """
     thread = threading.get_ident()
     return lambda *given: hook(*given) if threading.get_ident() == thread else None

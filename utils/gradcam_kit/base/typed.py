@@ -1,6 +1,6 @@
-"""Values from outside (parsed JSON or YAML) as typed values, and back. The only file that knows msgspec.
+"""Conversion of parsed JSON or YAML into typed values, and back. Only this file imports msgspec.
 
-A type is a dataclass or built of lists, mappings and the like; a ValueError in `__post_init__` says what is allowed.
+A type is a dataclass, or lists, mappings and the like. A ValueError in `__post_init__` says what is allowed.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ VALUE, MISSING, UNKNOWN = "value", "missing", "unknown"
 
 @dataclasses.dataclass(eq=False)
 class Misfit(ValueError):
-    """The one value that is not of its type. `place`: the keys that lead to it, of a missing one its own key too.
+    """A value does not fit its type. `place`: the keys that lead to it, or to the key that is missing.
 
-    `problem`: VALUE, MISSING or UNKNOWN (a key). `allowed`: the type in words. `close`: as `did_you_mean` gives it.
+    `problem`: VALUE, MISSING or UNKNOWN (a key). `allowed`: the type in words. `close`: from `did_you_mean`.
     """
 
     problem: str
@@ -41,7 +41,7 @@ class Misfit(ValueError):
     close: str = ""
 
     def __str__(self) -> str:
-        """What was found, and where."""
+        """Say what was found, and where."""
         *above, key = self.place or ("it",)
         found = {
             VALUE: f"{key} is {shortened(repr(self.value))}",
@@ -51,16 +51,16 @@ class Misfit(ValueError):
         return ": ".join(filter(None, (".".join(above), found[self.problem])))
 
     def text(self, where: str, foreign: str = "") -> str:
-        """One sentence that begins with `where`, a file. It ends with what is allowed, or with `foreign`."""
+        """Return one sentence: `where` (a file), the misfit, and what is allowed or `foreign`."""
         if foreign:
             return f"{where}: {self}{', ' if self.problem == VALUE else '; '}{foreign}"
         return f"{where}: {self}; {self.close}allowed: {self.allowed}"
 
 
 def fit(values: Any, kind: type[T], closed: bool = False, text: bool = False) -> T:
-    """`values` as a `kind`; a list may become a tuple, a whole number a float, nothing else. Raises Misfit.
+    """Convert `values` to `kind`. A list may become a tuple and a whole number a float. Raises Misfit.
 
-    With `closed`, also for a key that no field has. With `text`, numbers are strings, as in a CSV.
+    With `closed`, an unknown key raises Misfit too. With `text`, numbers are strings, as in a CSV.
     """
     try:
         fitted = msgspec.convert(values, kind, strict=not text)
@@ -74,7 +74,7 @@ def fit(values: Any, kind: type[T], closed: bool = False, text: bool = False) ->
 
 
 def builtins(value: Any) -> Any:
-    """The way back: dataclasses and named tuples as mappings, NaN and infinity, which JSON does not know, as None."""
+    """Convert dataclasses and named tuples to mappings for JSON; NaN and infinity, which JSON lacks, become None."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: builtins(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if hasattr(value, "_asdict"):
@@ -87,15 +87,15 @@ def builtins(value: Any) -> Any:
 
 
 def with_nan(numbers: Mapping[str, Any]) -> dict[str, Any]:
-    """Numbers as `builtins` has written them: None is NaN."""
+    """Undo `builtins` for numbers: None becomes NaN."""
     return {key: math.nan if value is None else value for key, value in numbers.items()}
 
 
-# ------------------------------------------------------------------------------------------------ what does not fit
+# ------------------------------------------------------------------------------------------------ errors
 
 
 def _misfit(values: Any, kind: Any, message: str) -> Misfit:
-    """The place and the words of msgspec's error `message`."""
+    """Turn msgspec's error `message` into a Misfit."""
     info = _one(inspect.type_info(kind))
     problem, _, path = message.partition(" - at ")
     place: tuple[str, ...] = ()
@@ -104,7 +104,7 @@ def _misfit(values: Any, kind: Any, message: str) -> Misfit:
         key: Any = int(item) if item.isdigit() else field
         if item == "...":  # msgspec does not say which entry of a mapping it is
             if not isinstance(_one(inner), inspect.DataclassType):
-                break  # a mapping of plain values is shown whole
+                break  # show a mapping of plain values completely
             key = next(key for key, one in values.items() if not _fits(one, _one(inner).cls))
         values, info, place = values[key], _one(inner), (*place, str(key))
     missing = re.fullmatch(r"Object missing required field `(\w+)`", problem)
@@ -113,7 +113,7 @@ def _misfit(values: Any, kind: Any, message: str) -> Misfit:
         return Misfit(MISSING, (*place, missing[1]), None, allowed, did_you_mean(missing[1], map(str, values)))
     choices = [str(one) for one in getattr(info, "values", ())]
     close = did_you_mean(values, choices) if isinstance(values, str) else ""
-    ours = not problem.startswith(("Expected", "Invalid", "Number out"))  # what a `__post_init__` has raised
+    ours = not problem.startswith(("Expected", "Invalid", "Number out"))  # raised by a `__post_init__`
     return Misfit(VALUE, place, values, problem if ours else _words(info), close)
 
 
@@ -126,7 +126,7 @@ def _fits(value: Any, kind: Any) -> bool:
 
 
 def _refuse_unknown(values: Any, fitted: Any, place: tuple[str, ...]) -> None:
-    """Raises Misfit for a key in `values` that the dataclass it became has no field for."""
+    """Raise Misfit for a key in `values` that is not a field of the dataclass `fitted`."""
     if dataclasses.is_dataclass(fitted) and isinstance(values, Mapping):
         names = [field.name for field in dataclasses.fields(fitted)]
         for key in values:
@@ -143,7 +143,7 @@ def _refuse_unknown(values: Any, fitted: Any, place: tuple[str, ...]) -> None:
 
 
 def _one(info: Any) -> Any:
-    """Of a type that may also be None or a string, the one that has an inside."""
+    """Return the member of a union that has fields or items; any other type unchanged."""
     if isinstance(info, inspect.UnionType):
         info = next((one for one in info.types if hasattr(one, "fields") or _item_type(one)), info)
     return info
@@ -158,7 +158,7 @@ def _item_type(info: Any) -> Any:
 
 
 def _words(info: Any) -> str:
-    """A type for people."""
+    """Describe a type in words."""
     if isinstance(info, inspect.UnionType):
         return " or ".join(_words(one) for one in info.types)
     if isinstance(info, inspect.LiteralType):

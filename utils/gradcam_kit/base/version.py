@@ -1,3 +1,3 @@
-"""The version of this library, which every run writes down. CHANGELOG.md says what each one changed."""
+"""The version of this library. Every run records it; CHANGELOG.md lists what each version changed."""
 
 VERSION = "1.4.0"

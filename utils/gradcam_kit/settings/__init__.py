@@ -1,1 +1,1 @@
-"""What can be set: YAML, flags, options."""
+"""Settings: YAML files, flags, the table of options."""

@@ -1,4 +1,4 @@
-"""YAML files and flags → typed settings. Every value from outside is checked here, once."""
+"""From YAML files and flags to typed settings. Every value from outside is checked once, here."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from ..base.allowed import AUTO
-from ..base.errors import InputError, said_at_once
+from ..base.errors import InputError, run_checks
 from ..base.files import TRAINING_FOLDER, expanded, read_text
 from ..base.text import one_line, shortened
 from ..data.dataset_json import dataset_file
@@ -31,7 +31,7 @@ from .published import is_published, published_config, published_folder
 
 
 class DetectorSettings(NamedTuple):
-    """Which detector, with which weights. `config` is the YAML's dict as the detector's constructor gets it.
+    """The detector and its weights. `config` is the YAML's dict that the detector's constructor receives.
 
     `build` names a function that builds the model (`model.load`); "" for a registered detector.
     """
@@ -45,22 +45,22 @@ class DetectorSettings(NamedTuple):
 
     @property
     def clip_size(self) -> int | None:
-        """Frames of a clip; None for a detector of images."""
+        """Frames per clip; None for a detector of images."""
         return clip_size_of(self.config)
 
     def with_every_sample(self) -> DetectorSettings:
-        """The same without a limit on how many samples are explained."""
+        """Return these settings without a limit on the number of explained samples."""
         config = {key: value for key, value in self.config.items() if key != "gradcam_samples"}
         return self._replace(config=config, gradcam=replace(self.gradcam, samples=None))
 
     @property
     def weights_name(self) -> str:
-        """Where the weights are from: a file, or the function that built the model; "" for random ones."""
+        """The source of the weights: a file, or the function that built the model; "" for random weights."""
         return str(self.weights_path or self.build)
 
 
 class RunSettings(NamedTuple):
-    """Everything a run over datasets needs, checked."""
+    """All settings of a run over datasets, checked."""
 
     detector: DetectorSettings
     datasets: list[str]
@@ -71,34 +71,34 @@ class RunSettings(NamedTuple):
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML file that holds a mapping. Raises InputError for anything else."""
+    """Read a YAML file that holds a mapping. Raises InputError for anything else."""
     try:
         values = yaml.safe_load(read_text(path))
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({one_line(error)}); give the path of a YAML file") from error
-    # Beside its own errors PyYAML passes on ValueError, IndexError, RecursionError, KeyError.
+    # PyYAML also raises ValueError, IndexError, RecursionError and KeyError.
     except Exception as error:
         raise InputError(f"{path}: is not valid YAML ({' '.join(str(error).split())[:200]})") from error
     if not isinstance(values, dict):
         kind = type(values).__name__
         raise InputError(f"{path}: holds {kind}; expected a mapping, as in config/detector/clip_gradcam.yaml")
-    refuse_odd_values(values, str(path))  # first: aliases may stand for billions of values
+    refuse_odd_values(values, str(path))  # first, because aliases may stand for billions of values
     read: dict[str, Any] = with_numbers(values)
     return read
 
 
 def find_path(path: str | Path, what: str, where: str) -> Path:
-    """`path` from the working directory, as in the host, or the training folder or its parent. Raises InputError.
+    """Find `path` from the working directory (as the host does), the training folder or its parent.
 
-    `~` and `$VARIABLES` in it are replaced.
+    `~` and `$VARIABLES` are replaced. Raises InputError if nothing is there.
     """
     path = expanded(str(path))
     tried = [folder / path for folder in dict.fromkeys((Path.cwd(), TRAINING_FOLDER, TRAINING_FOLDER.parent))]
     for candidate in tried:
-        if os.path.exists(candidate):  # noqa: PTH110 (Path's fails for a name of 5,000 letters)
+        if os.path.exists(candidate):  # noqa: PTH110 (Path.exists fails for a name of 5,000 characters)
             return candidate
     looked = ", ".join(shortened(str(place), 300) for place in dict.fromkeys(tried))
-    raise InputError(f"{where}: {what} {shortened(str(path), 300)!r} is not there; looked at {looked}")
+    raise InputError(f"{where}: no {what} at {shortened(str(path), 300)!r}; looked at {looked}")
 
 
 def run_settings(
@@ -109,22 +109,22 @@ def run_settings(
     flag_names: Mapping[str, str] | None = None,
     needs_weights: bool = False,
 ) -> RunSettings:
-    """Detector YAML, if there is one, then test_config.yaml (which wins, as in the host), then `flags` (which win).
+    """Read the settings of a run. `flags` win over test_config.yaml, which wins over the detector's YAML, as in hosts.
 
-    `flags`: config keys, None: not given; `flag_names`: what the user typed for them. `needs_weights`: there have to be
-    some. Raises InputError, with all that is wrong of the weights and the data at once.
+    `flags`: config key → value, None if not given. `flag_names`: config key → flag, for messages. `needs_weights`:
+    raise if no weights are named. Raises one InputError that lists every error in the weights and the data.
     """
     test_config = TRAINING_FOLDER / "config" / "test_config.yaml" if test_config is None else test_config
     detector = {} if detector_path is None else read_yaml(detector_path)
     config = _overridden({**detector, **read_yaml(test_config)}, flags)
     if build:
         config = _published(build, config)
-    section = Section(config, f"{detector_path or build} + {test_config.name}", _given(flags, flag_names))
-    detector_found, data = said_at_once(
+    section = Section(config, f"{detector_path or build} + {test_config.name}", _names_given(flags, flag_names))
+    detector_checked, data = run_checks(
         lambda: _detector_settings(section, config, needs_weights), lambda: _data_settings(section)
     )
     return RunSettings(
-        detector=detector_found._replace(build=build),
+        detector=detector_checked._replace(build=build),
         datasets=data[0],
         data=data[1],
         batch_size=section["test_batchSize"],
@@ -136,25 +136,25 @@ def run_settings(
 def detector_settings(
     detector_path: Path, flags: Mapping[str, Any], flag_names: Mapping[str, str] | None = None
 ) -> DetectorSettings:
-    """A detector's YAML and `flags` alone, for images that belong to no dataset. As `run_settings`."""
+    """Read a detector's YAML and `flags` without a dataset. Raises InputError."""
     config = _overridden(read_yaml(detector_path), flags)
-    return _detector_settings(Section(config, str(detector_path), _given(flags, flag_names)), config)
+    return _detector_settings(Section(config, str(detector_path), _names_given(flags, flag_names)), config)
 
 
 def published_settings(name: str, given: Mapping[str, Any]) -> DetectorSettings:
-    """A detector as it is published, `hf:FOLDER`, and the keys `given`. Raises InputError."""
+    """Return the settings of a published detector, `hf:FOLDER`; the keys in `given` win. Raises InputError."""
     config = _published(name, _overridden({}, given))
     return _detector_settings(Section(config, name), config)._replace(build=name)
 
 
 def _published(build: str, config: dict[str, Any]) -> dict[str, Any]:
-    """`config` with the name of what builds the model and, where it is `hf:FOLDER`, with what the folder says."""
-    said = published_config(published_folder(build), config) if is_published(build) else {}
-    return {**said, **config, "model_name": build}
+    """Return `config` with `build` as model_name and, for `hf:FOLDER`, with the folder's own settings."""
+    published = published_config(published_folder(build), config) if is_published(build) else {}
+    return {**published, **config, "model_name": build}
 
 
-def _given(flags: Mapping[str, Any], names: Mapping[str, str] | None) -> dict[str, str]:
-    """The names of those flags that were given."""
+def _names_given(flags: Mapping[str, Any], names: Mapping[str, str] | None) -> dict[str, str]:
+    """Return `names` without the flags that were not given."""
     return {key: name for key, name in (names or {}).items() if flags.get(key) is not None}
 
 
@@ -162,15 +162,15 @@ def _overridden(config: dict[str, Any], flags: Mapping[str, Any]) -> dict[str, A
     if flags.get("clip_size") is not None:
         config = {**config, "video_mode": True}
     given = {key: value for key, value in flags.items() if value is not None}
-    instead = {"gradcam_method": "gradcam_recipes", "gradcam_recipes": "gradcam_method"}
-    gone = {instead[key] for key in given if key in instead}
+    rivals = {"gradcam_method": "gradcam_recipes", "gradcam_recipes": "gradcam_method"}
+    gone = {rivals[key] for key in given if key in rivals}
     if given.get("gradcam_method", AUTO) != AUTO and config.get("gradcam_layers") in (AUTO, [AUTO]):
-        gone.add("gradcam_layers")  # a method named by hand is its paper's own, whatever the file leaves to a trial
+        gone.add("gradcam_layers")  # a method named by hand means its paper's formula, even if the file says auto
     return {**{key: value for key, value in config.items() if key not in gone}, **given}
 
 
 def _detector_settings(section: Section, config: dict[str, Any], needs_weights: bool = False) -> DetectorSettings:
-    section["backbone_config"]  # refused here with the file's name, before anything is built
+    section["backbone_config"]  # checked before anything is built, so that the error names the file
     weights, weights_from = section["weights_path"], section.flags.get("weights_path") or section.where
     if needs_weights and not weights:
         raise no_weights()
@@ -184,7 +184,7 @@ def _detector_settings(section: Section, config: dict[str, Any], needs_weights: 
 
 
 def no_weights() -> InputError:
-    """The error for a detector of a YAML without them."""
+    """Return the error for a YAML without weights."""
     return InputError(
         "no weights: weights_path is not set in the detector's YAML; give the checkpoint of the whole detector",
         "weights",
@@ -192,10 +192,12 @@ def no_weights() -> InputError:
 
 
 def _data_settings(section: Section) -> tuple[list[str], DataSettings]:
-    """The names of the datasets, and the settings of all. What only a dataset JSON needs is asked for where there is
-    one. Raises InputError."""
+    """Return the names of the datasets and their common settings. Raises InputError.
+
+    Keys that only a dataset JSON needs are required only if there is one.
+    """
     where, frames = section.where, section
-    if isinstance(section.values.get("frame_num"), Mapping):  # of each split
+    if isinstance(section.values.get("frame_num"), Mapping):  # one number per split
         number = section.values["frame_num"].get("test")
         if number is None:
             raise InputError(f"{where}: frame_num: the key test is missing; allowed: a whole number of at least 1")
@@ -205,12 +207,12 @@ def _data_settings(section: Section) -> tuple[list[str], DataSettings]:
         if isinstance(label, bool) or not isinstance(label, int):
             raise InputError(f"{where}: label_dict.{name} is {label!r}; allowed: 0 (real) or 1 (fake)")
     entries = section["test_dataset"]
-    json_folder = _found(section.get("dataset_json_folder", ""))
+    json_folder = _path_or_expected(section.get("dataset_json_folder", ""))
     names, folders = _datasets(entries, json_folder)
     root = section["dataset_root_rgb"] or section.values.get("rgb_dir")
     data = DataSettings(
         json_folder=json_folder,
-        root=_found_folder(root),
+        root=_root_folder(root),
         named_root=root if isinstance(root, str) else "",
         label_dict={str(name): int(label) for name, label in labels.items()},
         compression=section["compression"],
@@ -219,21 +221,21 @@ def _data_settings(section: Section) -> tuple[list[str], DataSettings]:
         resolution=section["resolution"],
         clip_size=clip_size_of(section.values, section.where, section.flags),
         clips_per_video=section["clips_per_video"],
-        lmdb_dir=_found(section.get("lmdb_dir", "")) if section["lmdb"] else None,
+        lmdb_dir=_path_or_expected(section.get("lmdb_dir", "")) if section["lmdb"] else None,
         folders=folders,
     )
     jsons = [name for name in names if reader_of(name, data) is JSON_READER]
     if jsons:
-        said_at_once(
+        run_checks(
             lambda: section["label_dict"],
             lambda: find_path(section["dataset_json_folder"], "dataset_json_folder", where),
         )
-    said_at_once(*(partial(dataset_file, name, json_folder) for name in jsons))
+    run_checks(*(partial(dataset_file, name, json_folder) for name in jsons))
     return names, data
 
 
 def _datasets(entries: Sequence[str], json_folder: Path) -> tuple[list[str], dict[str, Path]]:
-    """Names of the datasets and, of those that are a folder or a CSV, where it is. Raises InputError."""
+    """Return the names of the datasets, and the path of each that is a folder or a CSV. Raises InputError."""
     names: dict[str, str] = {}  # name → entry
     folders = {}
 
@@ -244,21 +246,21 @@ def _datasets(entries: Sequence[str], json_folder: Path) -> tuple[list[str], dic
             folders[name] = Path(entry).absolute()
         if names.setdefault(name, entry) != entry:
             both = f"{names[name]!r} and {entry!r}"
-            raise InputError(f"test_dataset: {both} are both called {name!r}: rename one of them")
+            raise InputError(f"test_dataset: {both} have the same name {name!r}: rename one of them")
 
-    said_at_once(*(partial(read, entry) for entry in entries))
+    run_checks(*(partial(read, entry) for entry in entries))
     return list(names), folders
 
 
-def _found(path: str) -> Path:
-    """As `find_path`, or `path` as it is where nothing is there: who needs it says so."""
+def _path_or_expected(path: str) -> Path:
+    """Find `path` as `find_path` does. If nothing is there, return `path`: the reader that needs it raises."""
     try:
         return find_path(path, "", "")
     except InputError:
         return Path(expanded(path))
 
 
-def _found_folder(root: Any) -> Path | None:
-    """The first existing reading of a relative root. JSON files with absolute paths need none, so absence is fine."""
+def _root_folder(root: Any) -> Path | None:
+    """Return the first folder that a relative root may mean, or None: JSON files with absolute paths need no root."""
     folders = (Path.cwd(), TRAINING_FOLDER, TRAINING_FOLDER.parent) if isinstance(root, str) else ()
     return next((folder / expanded(root) for folder in folders if os.path.isdir(folder / expanded(root))), None)  # noqa: PTH112

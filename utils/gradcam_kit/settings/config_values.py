@@ -1,4 +1,4 @@
-"""Checked reading of a config (YAML, flags, a dict) by the table of options: any key, the network's, `gradcam_*`."""
+"""Checked reading of a config (YAML, flags, a dict) by the table of options."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ GRADCAM_KEYS = [key for key in OPTIONS if key.startswith("gradcam_")]
 
 
 def refuse_odd_values(values: Any, where: str) -> None:
-    """Raises InputError for what no manifest can say: NaN, huge integers, dates as keys, circles of aliases."""
+    """Raise InputError for values that a manifest cannot hold: NaN, huge integers, dates as keys, circular aliases."""
     waiting, seen = [values], 0
     while waiting:
         value = waiting.pop()
         seen += 1
         if seen > MAX_VALUES:
-            raise InputError(f"{where}: stands for more than {MAX_VALUES:,} values; its aliases may lead in a circle")
+            raise InputError(f"{where}: stands for more than {MAX_VALUES:,} values; its aliases may form a circle")
         if isinstance(value, dict):
             for key in value:
                 if not isinstance(key, (str, int, float, type(None))):
@@ -48,32 +48,32 @@ def refuse_odd_values(values: Any, where: str) -> None:
 
 
 class Section:
-    """A config, read key by key; errors name the file or the flag, the key, what was found and what is allowed."""
+    """A config that is read key by key. Errors name the file or flag, the key, the value and what is allowed."""
 
     def __init__(self, values: Mapping[str, Any], where: str, flags: Mapping[str, str] | None = None) -> None:
-        """`where`: the file. `flags`: key → the command's flag, for keys whose value was given by one."""
+        """`where`: the file. `flags`: key → flag, for each key that a flag has set."""
         self.values, self.where, self.flags = values, where, flags or {}
 
     def name(self, key: str) -> str:
-        """Where the value of `key` was given: a flag, or the key in its file."""
+        """Name the source of the value of `key`: a flag, or the key in its file."""
         return self.flags.get(key) or f"{self.where}: {key}"
 
     def has(self, key: str) -> bool:
-        """Whether the key is there and not null."""
+        """Tell whether the key is there and not null."""
         return self.values.get(key) is not None
 
     def __getitem__(self, key: str) -> Any:
         return self.get(key, _MISSING if OPTIONS[key].required else OPTIONS[key].default)
 
     def get(self, key: str, default: Any, choices: Sequence[str] = ()) -> Any:
-        """The value of an option of the table, or `default` where there is none. `choices`: instead of the table's."""
+        """Return an option's value, or `default` if it is not set. `choices` replace those of the table."""
         option, value = OPTIONS[key], self.values.get(key)
         if value is None and default is not _MISSING:
             return default
         choices = choices or option.choices
         value = _read(option, value)
         if get_origin(option.type) is list and not isinstance(value, (list, tuple, type(None))):
-            value = [value]  # one alone
+            value = [value]  # a single value stands for a list of one
         try:
             fitted = fit(value, _type(option))
         except Misfit as misfit:
@@ -88,12 +88,12 @@ class Section:
         return fitted
 
     def error(self, key: str, allowed: str, close: str = "") -> InputError:
-        """What to raise where the value of `key` is not what is `allowed`; `close` as `did_you_mean` gives it."""
+        """Return the error for a value of `key` that is not `allowed`; `close`: from `did_you_mean`."""
         return InputError(f"{self.name(key)} is {shortened(repr(self.values.get(key)))}; {close}allowed: {allowed}")
 
 
 def _read(option: Option, value: Any) -> Any:
-    """`value` with its paths expanded, and with numbers in place of text: YAML 1.1 takes 1e-3 for a string."""
+    """Expand paths in `value` and convert numbers written as text: YAML 1.1 reads 1e-3 as a string."""
     if isinstance(value, (list, tuple)):
         return [_read(option, one) for one in value]
     if not isinstance(value, str):
@@ -104,7 +104,7 @@ def _read(option: Option, value: Any) -> Any:
 
 
 def as_number(text: str) -> Any:
-    """`"1e-3"` → 0.001, and a whole number where it is one; anything else stays as it is."""
+    """Convert `"1e-3"` to 0.001 and `"2"` to 2; any other text is returned unchanged."""
     if not _NUMBER.fullmatch(text):
         return text
     number = float(text)
@@ -112,7 +112,7 @@ def as_number(text: str) -> Any:
 
 
 def with_numbers(values: Any) -> Any:
-    """`values`, of any depth, with numbers in place of text such as 1e-5."""
+    """Convert numbers written as text, such as 1e-5, at any depth of `values`."""
     if isinstance(values, Mapping):
         return {key: with_numbers(value) for key, value in values.items()}
     if isinstance(values, (list, tuple)):
@@ -121,14 +121,14 @@ def with_numbers(values: Any) -> Any:
 
 
 def _type(option: Option) -> Any:
-    """As msgspec understands it."""
+    """Return the option's type for msgspec."""
     if option.type in (int, float):
         return Annotated[option.type, Meta(ge=option.least, le=option.most)]
     return Annotated[option.type, Meta(min_length=1)] if get_origin(option.type) is list else option.type
 
 
 def backbone_config(config: Mapping[str, Any], where: str = "config") -> Mapping[str, Any]:
-    """`config["backbone_config"]`, empty where it is missing. Raises InputError for anything but a mapping."""
+    """Return `config["backbone_config"]`, or an empty mapping. Raises InputError if it is not a mapping."""
     values: Mapping[str, Any] = Section(config, where).get("backbone_config", {})
     return values
 
@@ -136,7 +136,7 @@ def backbone_config(config: Mapping[str, Any], where: str = "config") -> Mapping
 def clip_size_of(
     config: Mapping[str, Any], where: str = "config", flags: Mapping[str, str] | None = None
 ) -> int | None:
-    """Frames of a clip of a detector that reads clips; None for one of images, whatever is said of clips.
+    """Return the frames per clip of a detector of clips; None for a detector of images, even with a clip_size.
 
     Raises InputError for `video_mode: true` without `clip_size`.
     """
@@ -152,17 +152,17 @@ def clip_size_of(
 
 
 def without_pretrained(config: Mapping[str, Any]) -> dict[str, Any]:
-    """`config` for a detector whose pretrained network is not downloaded: its weights come later, or never."""
+    """Return `config` with `pretrained` off: nothing is downloaded, because the weights come later or never."""
     return {**config, "backbone_config": {**backbone_config(config), "pretrained": False}}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GradCAMSettings:
-    """The `gradcam_*` keys of a config. `classes` and `labels` as in `engine.heads.HeadReader`."""
+    """The `gradcam_*` keys of a config. For `classes` and `labels` see `engine.heads.HeadReader`."""
 
     enabled: bool
-    recipe: Recipe  # which map; a field "auto" is left to a trial
-    recipes: tuple[Recipe, ...]  # where several kinds are drawn: all of them, `recipe` among them
+    recipe: Recipe  # a trial chooses each field that is "auto"
+    recipes: tuple[Recipe, ...]  # all recipes, including `recipe`, if several are drawn; else empty
     save_dir: Path
     target: str
     backward_precision: str
@@ -174,23 +174,23 @@ class GradCAMSettings:
     std: tuple[float, ...]
     classes: dict[str, bool] | None
     labels: dict[str, int]
-    says_nothing: bool  # neither method nor layers are in the config, so that only a command chooses by itself
+    is_default: bool  # the config names neither method nor layers; then only a command chooses on its own
 
     @property
-    def chooses(self) -> bool:
-        """Whether the map is still to be chosen."""
+    def needs_choice(self) -> bool:
+        """Whether a trial still has to choose the map."""
         return self.recipe.is_open
 
     @property
     def compares(self) -> bool:
-        """Whether a map is named that compares patches with those of real images."""
+        """Whether a named map compares patches with those of real images."""
         return any(one.method in CONTRASTS for one in (self.recipe, *self.recipes))
 
 
 def gradcam_settings(
     config: Mapping[str, Any], where: str = "config", flags: Mapping[str, str] | None = None
 ) -> GradCAMSettings:
-    """The Grad-CAM settings of a detector's config; `where`, `flags` as for `Section`. Raises InputError."""
+    """Read the Grad-CAM settings of a detector's config; `where`, `flags` as for `Section`. Raises InputError."""
     for key in map(str, config):
         if key.startswith("gradcam_") and key not in GRADCAM_KEYS:
             close = did_you_mean(key, GRADCAM_KEYS)
@@ -203,8 +203,8 @@ def gradcam_settings(
     signed = section["gradcam_signed"]
     if signed and target not in ("predicted", "margin"):
         raise InputError(
-            f"{section.name('gradcam_signed')} shows the evidence for fake and for real at once, so gradcam_target"
-            f" {target!r} does not go with it; leave gradcam_target out, or set it to margin"
+            f"{section.name('gradcam_signed')} shows evidence for fake and for real together, which gradcam_target"
+            f" {target!r} cannot; leave gradcam_target out, or set it to margin"
         )
     _check_scale(section)
     recipes = _recipes(section)
@@ -223,12 +223,12 @@ def gradcam_settings(
         std=section["std"],
         classes=classes,
         labels=labels,
-        says_nothing=not any(map(section.has, ("gradcam_method", "gradcam_layers", "gradcam_recipes"))),
+        is_default=not any(map(section.has, ("gradcam_method", "gradcam_layers", "gradcam_recipes"))),
     )
 
 
 def _check_scale(section: Section) -> None:
-    """Raises InputError for `mean` or `std` of pixels from 0 to 255: images are divided by 255 first."""
+    """Raise InputError if `mean` or `std` are on the scale 0 to 255: images are divided by 255 first."""
     for key in ("mean", "std"):
         values = section[key]
         if any(abs(value) > 1 for value in values):
@@ -241,13 +241,13 @@ def _check_scale(section: Section) -> None:
 
 
 def _recipes(section: Section) -> tuple[Recipe, ...]:
-    """Which maps: one, or one of each of the methods that `gradcam_recipes` names."""
+    """Return one recipe, or one for each method in `gradcam_recipes`."""
     methods, where = section["gradcam_recipes"], section.name("gradcam_recipes")
     method = section.get("gradcam_method", None, method_names())
     if methods is None:
         return (_recipe(section, method),)
     if method is not None:
-        raise InputError(f"{where} stands instead of {section.name('gradcam_method')}: give one or the other")
+        raise InputError(f"{where} and {section.name('gradcam_method')} exclude each other: give one of them")
     for method in methods:
         if method not in method_names():
             close = did_you_mean(method, method_names())
@@ -255,17 +255,17 @@ def _recipes(section: Section) -> tuple[Recipe, ...]:
     if len(set(methods)) < len(methods):
         raise InputError(f"{where} names a method twice: {', '.join(methods)}; name each once")
     if TRANSPLANT in methods and len(methods) > 1:
-        raise InputError(f"{where} names {TRANSPLANT} beside others, with which it shares no pass: give it alone")
+        raise InputError(f"{where} names {TRANSPLANT} and others, but it needs its own pass: give it alone")
     every = [_recipe(section, method) for method in methods]
     return tuple(one if one.method == AUTO else one.closed() for one in every)
 
 
 def _recipe(section: Section, method: str | None) -> Recipe:
-    """Which map: what is named is drawn as named, anything else is left to a trial."""
+    """Return the recipe that the config names; a trial chooses what it does not name."""
     layers = section["gradcam_layers"]
     if layers and AUTO in layers and len(layers) > 1:
         where = section.name("gradcam_layers")
-        raise InputError(f"{where} names {AUTO!r} beside others; give {AUTO} alone, or the layers")
+        raise InputError(f"{where} names {AUTO!r} and other layers; give only {AUTO}, or only the layers")
     method = method or ("gradcam" if layers and AUTO not in layers else AUTO)
     if method == AUTO and layers is None:
         layers = [AUTO]

@@ -1,4 +1,4 @@
-"""The flags of a command, from the table of options."""
+"""A command's flags, made from the table of options."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from ..base.command import OneLineParser, path_text, unknown_value, whole
 from ..base.errors import InputError
 from .options import Option, method_names, options_of
 
-FEW = 12  # flags that --help shows at once
+FEW = 12  # up to this many flags, --help shows all of them
 
 
 class OptionParser(OneLineParser):
-    """Knows all flags of a command. `--help` shows those that a newcomer needs, `--help-all` (`every`) the rest too."""
+    """Parses all flags of a command. `--help` shows the basic ones, `--help-all` every one."""
 
     def __init__(self, command: str, description: str, every: bool = False) -> None:
         """`every`: `--help` shows every flag."""
@@ -33,24 +33,24 @@ class OptionParser(OneLineParser):
             groups[heading].add_argument(*option.flags, **argument)
 
     def parse_args(self, args: Iterable[str] | None = None, namespace: Any = None) -> Any:
-        """As argparse. Raises InputError, also for a flag that means nothing without another."""
+        """Parse `args` as argparse does. Raises InputError, also for a flag without another flag that it needs."""
         parsed = super().parse_args(args, namespace)
         for _, option in self.options:
             if option.needs and getattr(parsed, option.name) and not getattr(parsed, option.needs.lstrip("-")):
                 raise InputError(f"{option.flags[0]} needs {option.needs}: give both")
-        # A module of the user's, named by --detector, may register methods: then the settings check, once it is there.
+        # The module that --detector names may register methods. Then the settings check the name after its import.
         method, names = getattr(parsed, "gradcam_method", None), method_names()
         if method and method not in names and not getattr(parsed, "detector", None):
             raise unknown_value("--gradcam_method", method, names)
         return parsed
 
     def config(self, parsed: argparse.Namespace) -> dict[str, Any]:
-        """YAML key → what its flag says, None where it is not given."""
+        """Map each YAML key to its flag's value, or to None if the flag is not given."""
         return {option.key: getattr(parsed, option.key) for _, option in self.options if option.key}
 
     @property
     def flag_names(self) -> dict[str, str]:
-        """YAML key → the flag that sets it, for messages."""
+        """Each YAML key → the flag that sets it, for messages."""
         return {option.key: option.flags[0] for _, option in self.options if option.key and option.sets}
 
 
@@ -61,29 +61,29 @@ class _HelpAll(argparse.Action):
 
 
 def _argument(option: Option) -> dict[str, Any]:
-    """What argparse is told of an option."""
+    """Return argparse's arguments for an option."""
     from_yaml = "as the YAML says, else " if option.key else ""
-    by_argparse = not option.key and not option.otherwise  # it adds a default that it knows
+    by_argparse = not option.key and not option.otherwise  # argparse prints a default that it knows
     text = option.default_text if option.sets and not option.required and not by_argparse else ""
-    told: dict[str, Any] = {
+    argument: dict[str, Any] = {
         "dest": option.name,
         "default": None if option.key else option.default,
         "help": f"{option.help} (default: {from_yaml}{text})" if text else option.help,
     }
     if option.type is bool:
-        return {**told, "action": "store_true" if option.sets else "store_false"}
+        return {**argument, "action": "store_true" if option.sets else "store_false"}
     if option.required and not option.key:
-        told["required"] = True
+        argument["required"] = True
     if option.bare is not None:
-        told.update(nargs="?", const=option.bare)
+        argument.update(nargs="?", const=option.bare)
     kind = get_origin(option.type)
     if kind is tuple:
-        told.update(nargs=len(get_args(option.type)), type=get_args(option.type)[0])
+        argument.update(nargs=len(get_args(option.type)), type=get_args(option.type)[0])
     elif kind is list:
-        told["nargs"] = "+"
+        argument["nargs"] = "+"
     else:
-        kind = path_text if option.path and not option.key else option.type  # with a key the settings do it
-        told["type"] = whole(int(option.least)) if option.type is int else kind
+        kind = path_text if option.path and not option.key else option.type  # the settings expand a path that has a key
+        argument["type"] = whole(int(option.least)) if option.type is int else kind
     if option.key == "gradcam_method":
-        return {**told, "metavar": f"{{{','.join(option.choices)}}}"}
-    return {**told, "choices": option.choices or None, "metavar": option.metavar}
+        return {**argument, "metavar": f"{{{','.join(option.choices)}}}"}
+    return {**argument, "choices": option.choices or None, "metavar": option.metavar}

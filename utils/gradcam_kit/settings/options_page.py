@@ -1,4 +1,4 @@
-"""`python -m utils.gradcam_kit.settings.options_page > docs/options.md`: the table of options for people."""
+"""`python -m utils.gradcam_kit.settings.options_page > docs/options.md`: write the table of options as a page."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from .options import EVALUATE, HERE, OPTIONS, TABLE, Option
 
 HEAD = """# Options
 
-This page is written by `python -m utils.gradcam_kit.settings.options_page`. `--help` shows the flags to begin with,
+This page is written by `python -m utils.gradcam_kit.settings.options_page`. `--help` shows the basic flags,
 `--help-all` every flag. Flags win over `config/test_config.yaml`, which wins over the detector's YAML (as in the host).
-See also: how [datasets](datasets.md) lie on disk, which [map](reading_maps.md) to ask for, how maps are
-[measured](faithfulness.md), and [single images](report.md).
+See also: [layout of datasets](datasets.md), [which map to use](reading_maps.md), [how maps are
+measured](faithfulness.md), and [single images](report.md).
 
-A run that is continued with `--resume` may have other values of
+`--resume` accepts other values of
 {}: no output depends on them.
-Any other option has to be what it was.
+Any other option must keep its value.
 """
-COLUMNS = "| Flag | YAML key | Default | What |\n|---|---|---|---|"
+COLUMNS = "| Flag | YAML key | Default | Meaning |\n|---|---|---|---|"
 
 
 def page() -> str:
-    """docs/options.md."""
+    """Return the text of docs/options.md."""
     parts = [HEAD.format(", ".join(f"`{option.flags[0]}`" for option in OPTIONS.values() if not option.outputs))]
     for heading, commands, options in sorted(TABLE, key=lambda group: EVALUATE not in group[1]):
         title = f"## {heading[0].upper()}{heading[1:]} ({', '.join(f'`{command}`' for command in commands)})\n"

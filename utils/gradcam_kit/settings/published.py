@@ -1,4 +1,4 @@
-"""A model as it is published: a folder with config.json, preprocessor_config.json and weights."""
+"""Published models: a folder with config.json, preprocessor_config.json and weights."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ NOT = re.compile(r"(?<![a-z])(not|non|un|no|in)[ -]*(?=[a-z])")
 
 
 def is_published(name: str) -> bool:
-    """Whether a detector is named `hf:FOLDER` or `hf:USER/NAME`."""
+    """Tell whether `name` has the form `hf:FOLDER` or `hf:USER/NAME`."""
     return name.startswith(PREFIX)
 
 
 def published_folder(name: str) -> Path:
-    """The folder of `hf:FOLDER`; of a hub's `hf:USER/NAME`, which no folder has, that of its download.
+    """Return the folder of `hf:FOLDER`. If there is none, download `hf:USER/NAME` from the hub.
 
     Raises InputError.
     """
@@ -37,17 +37,17 @@ def published_folder(name: str) -> Path:
     if folder.is_dir():
         return folder
     if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name.removeprefix(PREFIX)):
-        raise InputError(f"{name!r}: there is no folder {str(folder)!r}; give one with a config.json and weights")
+        raise InputError(f"{name!r}: no folder {str(folder)!r}; give a folder with a config.json and weights")
     from huggingface_hub import snapshot_download
 
     try:
         return Path(snapshot_download(name.removeprefix(PREFIX)))
-    except Exception as error:  # of the network, of the hub
-        raise InputError(f"{name!r}: no such folder, and the hub gives none ({type(error).__name__})") from error
+    except Exception as error:  # from the network or the hub
+        raise InputError(f"{name!r}: no such folder, nor on the hub ({type(error).__name__})") from error
 
 
 def published_config(folder: Path, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The config's keys that such a folder says, `given` those that win: resolution, mean, std, gradcam_classes.
+    """Read resolution, mean, std and gradcam_classes from a published folder; gradcam_classes in `given` wins.
 
     Raises InputError.
     """
@@ -72,15 +72,15 @@ def published_config(folder: Path, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def real_and_fake(config: Mapping[str, Any], folder: Path) -> list[dict[str, str]]:
-    """`gradcam_classes` of id2label, by what its names say. Raises InputError where they do not."""
+    """Derive `gradcam_classes` from the names in id2label. Raises InputError if the names do not tell."""
     labels = config.get("id2label")
     items = labels.items() if isinstance(labels, Mapping) else ()
     ordered = [str(name) for _, name in sorted(items, key=lambda item: int(item[0]))]
     kinds = [_kind(name) for name in ordered]
     if "" in kinds or not {"real", "fake"} <= set(kinds):
         raise InputError(
-            f"{folder / 'config.json'}: which classes are real and which are fake cannot be told from id2label"
-            f" ({', '.join(ordered) or 'none'}): say it by gradcam_classes, as [{{first: real}}, {{second: fake}}]",
+            f"{folder / 'config.json'}: id2label ({', '.join(ordered) or 'none'}) does not tell which classes"
+            " are real and which are fake: set gradcam_classes, e.g. [{first: real}, {second: fake}]",
             "gradcam_classes",
         )
     return [{name: kind} for name, kind in zip(ordered, kinds, strict=True)]
@@ -97,7 +97,7 @@ def _read(path: Path) -> Mapping[str, Any]:
 
 
 def _kind(name: str) -> str:
-    """real, fake, or "" where the name says neither, or both."""
+    """Return "real" or "fake"; "" if the name tells neither, or both."""
     words = re.sub(r"([a-z])([A-Z])", r"\1 \2", name).lower().replace("_", " ").replace("-", " ")
     turned = NOT.search(words) is not None
     words = NOT.sub("", words)

@@ -1,4 +1,4 @@
-"""What the command line says beside the configuration."""
+"""Options of the command line that are not in the configuration."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .options import MEASURE, OPTIONS
 
 
 class ExportOptions(NamedTuple):
-    """What is made of a finished run beside its report."""
+    """Exports of a finished run, apart from its report."""
 
     tensorboard: Path | None = None
     fiftyone: bool = False
@@ -21,30 +21,30 @@ class ExportOptions(NamedTuple):
 
     @classmethod
     def of(cls, flags: Any) -> ExportOptions:
-        """What the parsed flags say."""
+        """Read the parsed flags."""
         return cls(*(getattr(flags, name) for name in cls._fields))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExplanationOptions:
-    """How maps are measured. `layers` None: a sweep takes every block."""
+    """Options for measuring maps. `layers` None: a sweep takes every block."""
 
     samples: int = DEFAULT_SAMPLES
     sweep: bool = False
     layers: Sequence[str] | None = None
     write_config: Path | None = None
-    masks: Path | None = None  # a folder of masks instead of those beside the frames
-    clicks: Path | None = None  # a CSV of where people saw the forgery
+    masks: Path | None = None  # a folder of masks, instead of those next to the frames
+    clicks: Path | None = None  # a CSV of the places where people saw the forgery
     leave_out: Sequence[str] = ()  # of MEASUREMENTS
 
     @classmethod
     def of(cls, flags: Any) -> ExplanationOptions | None:
-        """What the parsed flags say; None without --evaluate_explanations. Raises InputError."""
+        """Read the parsed flags; None without --evaluate_explanations. Raises InputError."""
         if not flags.evaluate_explanations:
             return None
         path = flags.write_config
         if path is not None and (path.suffix not in (".yaml", ".yml") or not path.absolute().parent.is_dir()):
-            raise InputError(f"--write_config {str(path)!r}: give a .yaml file in a folder that is there")
+            raise InputError(f"--write_config {str(path)!r}: give a .yaml file in an existing folder")
         given = {field.name: getattr(flags, field.name, None) for field in fields(cls)}
         given["layers"] = flags.gradcam_layers
         return cls(**{name: value for name, value in given.items() if value is not None})
@@ -52,7 +52,7 @@ class ExplanationOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunOptions:
-    """Options of a run without a config key of their own, by their names in the table of options."""
+    """Options of a run that have no config key, by their names in the table of options."""
 
     output_dir: Path
     device: str
@@ -71,7 +71,7 @@ class RunOptions:
     shard: Sequence[int] | None  # number and count
     run_database: Path | None
     views: ExportOptions
-    calibration_images: int  # 0: the map is neither chosen nor judged
+    calibration_images: int  # 0: the map is not chosen and not judged
     check_maps: str
     paired_reals: str
     explanations: ExplanationOptions | None  # None: not evaluated
@@ -79,23 +79,23 @@ class RunOptions:
 
     @classmethod
     def of(cls, flags: Any, output_dir: Path, command: Sequence[str]) -> RunOptions:
-        """What the parsed flags of test_with_gradcam.py say. Raises InputError."""
+        """Read the parsed flags of test_with_gradcam.py. Raises InputError."""
         values = {field.name: getattr(flags, field.name) for field in fields(cls) if hasattr(flags, field.name)}
         views, explanations = ExportOptions.of(flags), ExplanationOptions.of(flags)
         return cls(**values, output_dir=output_dir, views=views, explanations=explanations, command=command)
 
     def checks_maps(self, verdicts: bool) -> bool:
-        """Whether every map is checked, at two forward passes each; `verdicts`: maps have a verdict without that."""
+        """True if every map is checked, at two forward passes each; `verdicts`: maps get a verdict without it."""
         return self.check_maps == "on" or (self.check_maps == "auto" and not self.save_all and not verdicts)
 
-    def written(self) -> dict[str, Any]:
-        """As a manifest holds them."""
+    def for_manifest(self) -> dict[str, Any]:
+        """Return the options for the manifest."""
         values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "command"}
         return {**values, "explanations": astuple(self.explanations) if self.explanations else None}
 
 
 def free_options(names: Iterable[str]) -> list[str]:
-    """Those among the names of a manifest's options on which no output depends."""
+    """Return the names of those options of a manifest that no output depends on."""
     of = {"output_dir": ("gradcam_save_dir",), "views": ExportOptions._fields, "explanations": (MEASURE.lstrip("-"),)}
     options = {name: [OPTIONS[one] for one in of.get(name, (name,)) if one in OPTIONS] for name in names}
     return [name for name, found in options.items() if found and not any(option.outputs for option in found)]

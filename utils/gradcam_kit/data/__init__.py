@@ -1,1 +1,1 @@
-"""Files of a dataset: JSON, frames, images, masks, landmarks, video."""
+"""Files of a dataset: JSON, frames, images, masks, landmarks."""

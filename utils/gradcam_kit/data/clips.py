@@ -1,8 +1,7 @@
-"""Clips of videos: which frames of a dataset each has, and decoded batches of them.
+"""Clips of videos: their frames, and decoded batches of clips.
 
-The clips are those that DeepfakeBench cuts for a detector with `video_mode: true`, without its shuffle: of the frames
-that are taken of a video, in the order of their numbers, as many whole clips as there are, their first frames spread
-evenly. A video with fewer frames than a clip has none.
+A video is cut as DeepfakeBench does for `video_mode: true`, but without shuffling: its frames, in the order of their
+numbers, yield as many full clips as fit, with first frames spread evenly. A video shorter than a clip yields none.
 """
 
 from __future__ import annotations
@@ -28,57 +27,57 @@ from .readers import read_dataset
 
 
 class Clip(NamedTuple):
-    """Some frames of one video, in order. `row` stands for it: a frame with the clip's place, and its first path."""
+    """Consecutive frames of one video. `row` represents the clip, with its index and its first frame's path."""
 
     row: Frame
     frames: tuple[str, ...]  # paths
 
     @property
     def numbers(self) -> list[int]:
-        """The number in each frame's name; its place in the clip where the name has none."""
+        """The number in each frame's name, or the frame's position in the clip if the name has none."""
         return [_number(path, place) for place, path in enumerate(self.frames)]
 
     @property
     def spacing(self) -> int:
-        """The median step between the numbers of two frames beside each other; 0 of a single frame."""
+        """The median step between the numbers of neighbouring frames; 0 for a single frame."""
         numbers = self.numbers
         steps = sorted(after - before for before, after in pairwise(numbers))
         return steps[len(steps) // 2] if steps else 0
 
 
 class CutClips(NamedTuple):
-    """The clips of a dataset, and what was left out."""
+    """The clips of a dataset, and what is in none of them."""
 
     clips: list[Clip]
     short: list[str]  # videos with fewer frames than a clip
     unseen: int  # frames that are in no clip
-    frames: int  # of all videos
-    size: int  # frames of a clip
+    frames: int  # frames of all videos
+    size: int  # frames per clip
 
     def lines(self) -> Iterator[str]:
-        """What there is, and what no clip shows, for the terminal."""
+        """Yield the lines for the terminal: the clips, and what is in none of them."""
         videos = len({clip.row.whole_video for clip in self.clips})
         yield f"{len(self.clips)} clips of {self.size} frames from {videos} videos"
         if self.unseen:
-            yield f"{self.unseen} of {self.frames} frames are in no clip and were never seen"
+            yield f"{self.unseen} of {self.frames} frames are in no clip and are not evaluated"
         if self.short:
-            yield f"{len(self.short)} videos have fewer than {self.size} frames and no clip, first {self.short[0]!r}"
+            yield f"{len(self.short)} videos have fewer than {self.size} frames, so no clip; first {self.short[0]!r}"
 
 
 def read_clips(name: str, settings: DataSettings, split: str = "test") -> CutClips:
-    """The clips of a dataset, `settings.clip_size` frames each. Raises InputError where no video is long enough."""
+    """Read a dataset's clips of `settings.clip_size` frames. Raises InputError if no video is long enough."""
     every = replace(settings, frame_num=None, sampling="host_sorted")
     frames = read_dataset(name, every, split)
     return cut_clips(frames, settings.clip_size or 1, settings.clips_per_video, settings.frame_num)
 
 
 def cut_clips(frames: Sequence[Frame], size: int, per_video: int | None = None, taken: int | None = None) -> CutClips:
-    """The clips of a dataset's frames, all of which are given, video after video, in the order of their numbers.
+    """Cut a dataset's frames into clips. `frames` are sorted by video, then by number.
 
     Args:
-        size: frames in a clip.
-        per_video: at most so many clips of a video, spread evenly; None: all.
-        taken: so many frames of each video are looked at, the first ones; None: all.
+        size: frames per clip.
+        per_video: maximum clips per video, spread evenly; None: all.
+        taken: use only so many first frames of each video; None: all.
 
     Raises:
         InputError: no video is long enough.
@@ -102,14 +101,14 @@ def cut_clips(frames: Sequence[Frame], size: int, per_video: int | None = None, 
     if not clips:
         raise InputError(
             f"dataset {frames[0].dataset}: no video has the {size} frames of a clip, the longest has {longest}; give a"
-            " smaller --clip_size, if the detector takes it, or more frames of each video (frame_num)",
+            " smaller --clip_size, if the detector accepts it, or more frames per video (frame_num)",
             "clip_size",
         )
     return CutClips(clips, short, unseen, len(frames), size)
 
 
 def write_clips(path: Path, cut: CutClips) -> None:
-    """A row for each clip: its index, its video, the numbers of its frames and the paths of its first and last one."""
+    """Write a CSV row per clip: index, video, numbers of its frames, spacing, paths of its first and last frame."""
     rows = (
         [
             clip.row.index,
@@ -125,7 +124,7 @@ def write_clips(path: Path, cut: CutClips) -> None:
 
 
 def clip_starts(frames: int, size: int) -> list[int]:
-    """The first frame of each clip of a video, as DeepfakeBench places them in its tests."""
+    """Return the first frame of each clip of a video, as in DeepfakeBench's tests."""
     count = frames // size
     step = (frames - size) // (count - 1) if count > 1 else 0
     return [i * step for i in range(count)]
@@ -137,7 +136,7 @@ def _number(path: str, otherwise: int) -> int:
 
 
 class _ClipDataset(Dataset[Any]):
-    """Clip i with its pixels, or with the reason why there are none."""
+    """Clip i with its pixels, or with the reason why it cannot be read."""
 
     def __init__(self, clips: Sequence[Clip], resolution: int) -> None:
         self.clips, self.resolution = clips, resolution
@@ -175,10 +174,10 @@ class _ClipDataset(Dataset[Any]):
 
 
 def clip_loader(clips: Sequence[Clip], resolution: int, batch_size: int, workers: int) -> DataLoader[Any]:
-    """As `frame_loader`, of clips: `pixels` are (B, T, 3, resolution, resolution), `frames` the clips' rows.
+    """Return a loader like `frame_loader`'s for clips; in a Batch, `frames` holds the clips' rows.
 
-    A clip with a frame that cannot be read is unreadable as a whole, with that frame's name: nothing is put in the
-    place of either.
+    `pixels` are uint8 (B, T, 3, resolution, resolution), RGB. One unreadable frame makes its clip unreadable, and the
+    reason names the frame. Nothing is substituted.
     """
     dataset = _ClipDataset(clips, resolution)
     return DataLoader(

@@ -1,4 +1,4 @@
-"""The dataset JSON of DF40 and DeepfakeBench ↔ videos. Its shape is checked here, once.
+"""Reading and writing of the dataset JSON of DF40 and DeepfakeBench. Its structure is checked here, once.
 
     { dataset: { label: { split: { video: {"label": label, "frames": [path, ...]} } } } }
 
@@ -23,7 +23,7 @@ from .folder_dataset import dataset_name, read_labelled
 from .frame import COMPRESSED, MAX_DATASET_NAME_BYTES, Video, is_dataset_name
 
 MAX_JSON_BYTES = 2 * 1024**3
-MAX_NAME = 32_768  # letters of a label, a video or a path; no system opens a longer path
+MAX_NAME = 32_768  # characters of a label, a video or a path; no system opens a longer path
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class Entry:
 
 
 def dataset_names(json_folder: Path) -> list[str]:
-    """The datasets that there are: the names of the `.json` files in `json_folder`, sorted. Raises InputError."""
+    """List the datasets: the sorted names of the `.json` files in `json_folder`. Raises InputError."""
     try:
         return sorted(entry.stem for entry in json_folder.iterdir() if entry.suffix == ".json")
     except (OSError, ValueError) as error:
@@ -46,25 +46,25 @@ def dataset_names(json_folder: Path) -> list[str]:
 
 
 def dataset_file(name: str, json_folder: Path) -> Path:
-    """The JSON file of a dataset. Raises InputError where there is none, naming the datasets that there are."""
+    """Return the JSON file of a dataset. Raises InputError that lists the datasets if there is none."""
     if not is_dataset_name(name):
         raise InputError(
-            f"{shortened(name)!r} is not a dataset name: a name is printable, has no '/', no '\\', is not '..', and has"
+            f"{shortened(name)!r} is not a dataset name: it must be printable, without '/' and '\\', not '..', and have"
             f" at most {MAX_DATASET_NAME_BYTES} bytes"
         )
     names = dataset_names(json_folder)
     if name not in names:
-        there = f"it holds {_listed(names)}" if names else "it holds no JSON file at all"
+        there = f"it holds {_name_list(names)}" if names else "it holds no JSON file"
         where = f"no dataset {shortened(name)!r} in dataset_json_folder {str(json_folder)!r}"
         raise InputError(f"{where}: {did_you_mean(name, names)}{there}")
     return json_folder / f"{name}.json"
 
 
 def read_videos(name: str, json_folder: Path, compression: str, split: str) -> list[Video]:
-    """All videos of one split of a dataset, in the order of the file; videos without frames are left out.
+    """Read all videos of one split, in the order of the file, without empty ones.
 
-    `name` is the file's; `<name>_c40` of the FaceForensics++ family means the file `<name>_c40.json`, in it the key
-    `<name>`, and compression c40. Raises InputError where the file is missing or of another shape, saying where in it.
+    `name` is the file's name. For the FaceForensics++ family, `<name>_c40` means the key `<name>` in the file
+    `<name>_c40.json`, with compression c40. Raises InputError if the file is missing or its structure is wrong.
     """
     key = name
     if name.endswith("_c40") and name.removesuffix("_c40") in COMPRESSED:
@@ -83,14 +83,14 @@ def read_videos(name: str, json_folder: Path, compression: str, split: str) -> l
 
 
 class _Place(NamedTuple):
-    """A value in the file, and the keys that lead to it."""
+    """A value in the file and the keys that lead to it."""
 
     path: Path
     value: Any
     keys: tuple[str, ...] = ()
 
     def wrong(self, text: str, inside: Sequence[str] = ()) -> InputError:
-        """What to raise, with this place or one inside it."""
+        """Return an InputError that names this place, or one inside it."""
         place = " > ".join(repr(shortened(key)) for key in (*self.keys, *inside)) or "the top"
         return InputError(f"{self.path}: at {place}: {text}")
 
@@ -101,15 +101,15 @@ class _Place(NamedTuple):
         return self.value
 
     def child(self, key: str, what: str) -> _Place:
-        """What is under `key`, a `what` (dataset, split, compression level), which must be there."""
+        """Return the value under `key`. Raises InputError if there is none; `what` is dataset, split, ..."""
         values = self.object()
         if key not in values:
-            there = f"there are {_listed(values)}" if values else "there is none"
+            there = f"there are {_name_list(values)}" if values else "there is none"
             raise self.wrong(f"no {what} {shortened(key)!r}; {did_you_mean(key, values)}{there}")
         return _Place(self.path, values[key], (*self.keys, key))
 
     def entries(self) -> Iterator[_Place]:
-        """What is under each key."""
+        """Yield the value under each key."""
         for key, value in self.object().items():
             yield _Place(self.path, value, (*self.keys, key))
 
@@ -132,19 +132,19 @@ def _video(place: _Place) -> Video:
         fit(entry, Entry)
     except Misfit as misfit:
         if misfit.problem == MISSING:
-            found = _listed(entry)
+            found = _name_list(entry)
             raise place.wrong(f"expected a video with the keys 'label' and 'frames', found {found}") from None
         text = f"expected {misfit.allowed}, found {_typename(misfit.value)}"
         raise place.wrong(text, misfit.place) from None
     longest = max([entry["label"], name, *entry["frames"]], key=len)
     if len(longest) > MAX_NAME:
         raise place.wrong(
-            f"the name {shortened(longest)!r} has {len(longest):,} letters; allowed: at most {MAX_NAME:,}"
+            f"the name {shortened(longest)!r} has {len(longest):,} characters; allowed: at most {MAX_NAME:,}"
         )
-    return Video(entry["label"], name, entry["frames"])  # the list of the file: there may be a million frames
+    return Video(entry["label"], name, entry["frames"])  # no copy: there may be a million frames
 
 
-def _listed(names: Iterable[str]) -> str:
+def _name_list(names: Iterable[str]) -> str:
     every = list(names)
     more = f" and {len(every) - 20} more" if len(every) > 20 else ""
     return (", ".join(repr(shortened(name)) for name in every[:20]) or "nothing") + more
@@ -156,21 +156,19 @@ def _typename(value: Any) -> str:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Write the JSON of a folder or CSV, and print what the hosts' `label_dict` needs. Raises InputError."""
-    p = OneLineParser(description="A folder of images or a CSV → the dataset JSON that the hosts read too.")
+    """Write the dataset JSON of a folder or CSV, and print the lines for the host's `label_dict`. Raises InputError."""
+    p = OneLineParser(description="Write the dataset JSON, which DF40 and DeepfakeBench read, of a folder or a CSV.")
     p.add_argument(
-        "folder", type=Path, help="folder with real/ and fake/ (or 0_real/ and 1_fake/) in it, or a CSV path,label"
+        "folder", type=Path, help="folder with real/ and fake/ (or 0_real/ and 1_fake/), or a CSV path,label"
     )
-    p.add_argument(
-        "-o", "--output", type=Path, required=True, metavar="NAME.json", help="the file to write; not replaced"
-    )
+    p.add_argument("-o", "--output", type=Path, required=True, metavar="NAME.json", help="file to write; must be new")
     args = p.parse_args(argv)
     source, output = args.folder, args.output
-    dataset_name(source)  # is it there?
+    dataset_name(source)  # raises if it is missing
     if output.suffix != ".json" or not is_dataset_name(output.stem) or not output.absolute().parent.is_dir():
-        raise InputError(f"--output {str(output)!r}: give NAME.json in a folder that is there")
+        raise InputError(f"--output {str(output)!r}: give NAME.json in an existing folder")
     if output.exists():
-        raise InputError(f"--output {str(output)!r} is there already: remove it, or give another name")
+        raise InputError(f"--output {str(output)!r} exists already: remove it, or give another name")
     labels: dict[str, dict[str, dict[str, object]]] = {}
     numbers: dict[str, int] = {}
     for number, video in read_labelled(source.absolute()):

@@ -1,7 +1,7 @@
-"""A folder of images, or a CSV (path, label and perhaps video, forgery, mask), as a dataset. No image is opened here.
+"""A folder of images, or a CSV (path, label; optional video, forgery, mask), as a dataset. No image is opened here.
 
-A folder called as in LABEL_FOLDERS, at any depth, labels what lies below it, as CNNDetection, UniversalFakeDetect and
-GenImage do it. A folder in there is a video; an image that lies in none is a video of its own.
+A folder with a name in LABEL_FOLDERS, at any depth, labels all images below it, as in CNNDetection,
+UniversalFakeDetect and GenImage. Each folder inside it is a video; an image outside these is its own video.
 """
 
 from __future__ import annotations
@@ -21,54 +21,54 @@ IMAGE_SUFFIXES = (
 )  # fmt: skip
 TABLES = (".csv", ".tsv", ".txt")  # a spreadsheet's Unicode text is a .txt
 LABEL_FOLDERS = {"real": 0, "0_real": 0, "nature": 0, "fake": 1, "1_fake": 1, "ai": 1}
-LABELS = {"real": 0, "false": 0, "fake": 1, "true": 1}  # in a CSV, beside numbers
-BESIDE = ("masks", "landmarks")  # folders of files that belong to frames and are none
+LABELS = {"real": 0, "false": 0, "fake": 1, "true": 1}  # in a CSV, as well as numbers
+SIBLING_FOLDERS = ("masks", "landmarks")  # they hold files of frames, not frames
 
 
 def is_path(entry: str, json_folder: Path) -> bool:
-    """Whether an entry of `test_dataset` means a folder or a CSV, and not the name of a dataset JSON."""
+    """Tell whether an entry of `test_dataset` is a folder or a CSV, not the name of a dataset JSON."""
     if "/" in entry or os.sep in entry or entry.lower().endswith(TABLES):
         return True
-    # Unlike Path's, these are False for a name that is longer than a name can be.
+    # Path's methods would raise for a name that is too long.
     return not os.path.isfile(json_folder / f"{entry}.json") and os.path.isdir(entry)  # noqa: PTH112, PTH113
 
 
 def dataset_name(path: Path) -> str:
-    """What a folder's or a CSV's outputs are called: its own name. Raises InputError where there is neither."""
+    """Return the name of a folder or CSV, which its outputs carry too. Raises InputError if it is missing."""
     resolved = path.resolve()
     is_file, is_folder = os.path.isfile(resolved), os.path.isdir(resolved)  # noqa: PTH112, PTH113
     if is_file and not path.name.lower().endswith(TABLES):
         raise InputError(f"test_dataset: {str(path)!r} is a file; give a folder of images, or a .csv that lists them")
     if not is_folder and not is_file:
         given, looked = shortened(str(path), 300), shortened(str(resolved), 300)
-        raise InputError(f"test_dataset: there is no folder and no CSV {given!r}; looked at {looked}")
+        raise InputError(f"test_dataset: no folder or CSV {given!r}; looked at {looked}")
     name = resolved.stem if is_file else resolved.name
     if not is_dataset_name(name):
-        raise InputError(f"test_dataset: {str(path)!r} gives the outputs no usable name: rename it")
+        raise InputError(f"test_dataset: {str(path)!r} has a name that outputs cannot carry: rename it")
     return name
 
 
 def read_labelled(path: Path) -> list[tuple[int, Video]]:
-    """The videos of a folder or a CSV with their classes, in a fixed order. Raises InputError, naming what is wrong."""
+    """Read the videos of a folder or a CSV with their classes (0 real, 1 fake), in a fixed order. Raises InputError."""
     return _read_csv(path) if path.is_file() else _read_folder(path)
 
 
 def named_masks(path: Path) -> dict[str, str]:
-    """Frame → the mask that a CSV's column `mask` names for it, if any. Raises InputError where it is not there."""
+    """Map each frame of a CSV to its mask in the column `mask`, if any. Raises InputError if a mask is missing."""
     masks = {}
     for where, row in _rows(path) if path.is_file() else ():
         if row.get("mask"):
-            mask = _beside(path, row["mask"])
+            mask = _listed_path(path, row["mask"])
             if not os.path.isfile(mask):  # noqa: PTH113
-                raise InputError(f"{where}: there is no mask {_named(mask)}; paths are relative to the CSV's folder")
-            masks[_beside(path, row["path"])] = mask
+                raise InputError(f"{where}: no mask {_quoted(mask)}; paths are relative to the CSV's folder")
+            masks[_listed_path(path, row["path"])] = mask
     return masks
 
 
 def label_number(text: str) -> int | None:
-    """0 (real), 1 (fake) as tables write them: `0`, `1.0`, `1,0`, `TRUE`, ` Real`, a name of LABEL_FOLDERS; else None.
+    """Parse a label as 0 (real) or 1 (fake): `0`, `1.0`, `1,0`, `TRUE`, ` Real`, a name of LABEL_FOLDERS; else None.
 
-    A smoothed label such as 0.05 is none: it would be rounded up to fake, or down.
+    A smoothed label such as 0.05 gives None, because rounding it would be a guess.
     """
     text = text.strip().lower()
     named = {**LABEL_FOLDERS, **LABELS}.get(text)
@@ -81,16 +81,16 @@ def label_number(text: str) -> int | None:
     return int(number) if number in (0, 1) else None
 
 
-def counted(frames: Sequence[Frame]) -> str:
-    """`"120 images in 12 videos: real 60 (real), 1_fake 60 (fake)"`, for the user to see what was taken for what.
+def describe_images(frames: Sequence[Frame]) -> str:
+    """Return `"120 images in 12 videos: real 60 (real), 1_fake 60 (fake)"`, so that the user sees each folder's class.
 
-    Also how many are listed more than once, which count as often.
+    The text also counts the images that are listed more than once.
     """
-    again = len(frames) - len({frame.path for frame in frames})
+    repeats = len(frames) - len({frame.path for frame in frames})
     images = Counter((frame.label, frame.forgery) for frame in frames)
     videos = {(frame.label, frame.forgery, frame.video) for frame in frames}
     groups = [f"{shortened(label)} {count} ({('real', 'fake')[n]})" for (n, label), count in sorted(images.items())]
-    twice = f"; {again} of them stand in it again, and count again" if again else ""
+    twice = f"; {repeats} are repeats, and count again" if repeats else ""
     return f"{len(frames)} images in {len(videos)} videos: {', '.join(groups)}{twice}"
 
 
@@ -101,7 +101,7 @@ def _read_folder(root: Path) -> list[tuple[int, Video]]:
         inner = folder.relative_to(root).parts
         places = [i for i, part in enumerate(inner) if part.lower() in LABEL_FOLDERS]
         if len({LABEL_FOLDERS[inner[i].lower()] for i in places}) > 1:
-            raise InputError(f"{folder}: lies in a folder for real images and in one for fakes: which is it?")
+            raise InputError(f"{folder}: is inside a folder for real images and inside one for fakes: which is it?")
         if not places:
             unlabelled += len(images)
             continue
@@ -113,18 +113,21 @@ def _read_folder(root: Path) -> list[tuple[int, Video]]:
         found += [(number, video) for video in videos]
     named = f"called {', '.join(LABEL_FOLDERS)}"
     if not found:
-        seen = f"{unlabelled} images lie in other folders" if unlabelled else "no image is below it"
+        seen = f"{unlabelled} images are in other folders" if unlabelled else "it holds no image"
         raise InputError(
             f"{root}: no images with a label: put them into folders {named} (at any depth), or list them in a CSV with"
             f" the columns path,label; {seen}"
         )
     if unlabelled:
-        raise InputError(f"{root}: {unlabelled} images lie in no folder {named}: move them into one, or away")
+        raise InputError(f"{root}: {unlabelled} images are in no folder {named}: move them into one, or away")
     return found
 
 
 def _folders_with_images(root: Path) -> Iterator[tuple[Path, list[str]]]:
-    """Every folder below `root` that holds images, by number: 9.png before 10.png. A linked folder is entered once."""
+    """Yield each folder below `root` that holds images, sorted by number (9.png before 10.png).
+
+    A linked folder is entered once.
+    """
     entered = set()
     for folder, inner, files in os.walk(root, followlinks=True):
         here = os.path.realpath(folder)
@@ -132,7 +135,7 @@ def _folders_with_images(root: Path) -> Iterator[tuple[Path, list[str]]]:
             inner.clear()
             continue
         entered.add(here)
-        names = (name for name in inner if name not in BESIDE and not name.startswith("."))
+        names = (name for name in inner if name not in SIBLING_FOLDERS and not name.startswith("."))
         inner[:] = sorted(names, key=in_number_order)
         names = (name for name in files if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("."))
         images = sorted(names, key=in_number_order)
@@ -142,20 +145,20 @@ def _folders_with_images(root: Path) -> Iterator[tuple[Path, list[str]]]:
 
 def _read_csv(path: Path) -> list[tuple[int, Video]]:
     videos: dict[tuple[int, str, str], Video] = {}
-    seen: dict[tuple[int, int], tuple[int, str]] = {}  # the file itself → label and line: it may have two names
+    seen: dict[tuple[int, int], tuple[int, str]] = {}  # (device, inode) → label and line; a file may have two names
     for where, row in _rows(path):
         label = label_number(row["label"])
         if label is None:
             found = shortened(row["label"])
             raise InputError(f"{where}: label is {found!r}; allowed: 0, real, 1, fake, also as 0.0, 1.0, True, False")
-        image = _beside(path, row["path"])
-        info = os.stat(image) if os.path.isfile(image) else None  # noqa: PTH113, PTH116 (Path's fails for a long name)
+        image = _listed_path(path, row["path"])
+        info = os.stat(image) if os.path.isfile(image) else None  # noqa: PTH113, PTH116 (Path's methods raise for a long name)
         if info is None:
-            raise InputError(f"{where}: there is no file {_named(image)}; paths are relative to the CSV's folder")
+            raise InputError(f"{where}: no file {_quoted(image)}; paths are relative to the CSV's folder")
         earlier, line = seen.setdefault((info.st_dev, info.st_ino), (label, where))
         if earlier != label:
             raise InputError(
-                f"{where}: {_named(image)} is {('real', 'fake')[label]} here and {('real', 'fake')[earlier]} in"
+                f"{where}: {_quoted(image)} is {('real', 'fake')[label]} here and {('real', 'fake')[earlier]} in"
                 f" {line.rpartition(', ')[2]}: which is it?"
             )
         forgery = row.get("forgery") or ("real", "fake")[label]
@@ -168,22 +171,22 @@ def _read_csv(path: Path) -> list[tuple[int, Video]]:
 
 
 def _rows(path: Path) -> list[tuple[str, dict[str, str]]]:
-    """(place for an error, row) of a CSV, in the encoding in which its images are there. Raises InputError."""
+    """Return (place for errors, row) of a CSV, in the encoding with which its images exist. Raises InputError."""
     first: list[tuple[str, dict[str, str]]] = []
     for encoding in encodings_of(path):
         lines = read_sheet(path, ["path"], ["label"], encoding=encoding)
         rows = [(f"{path}, line {number}", cells) for number, cells in lines]
         first = first or rows
-        if all(os.path.isfile(_beside(path, row["path"])) for _, row in rows if not row["path"].isascii()):  # noqa: PTH113
+        if all(os.path.isfile(_listed_path(path, row["path"])) for _, row in rows if not row["path"].isascii()):  # noqa: PTH113
             return rows
     return first
 
 
-def _beside(table: Path, listed: str) -> str:
-    """The path on disk of a file that a CSV lists; `\\` counts as `/` where no file is named so."""
+def _listed_path(table: Path, listed: str) -> str:
+    """Return the path of a file that a CSV lists; `\\` means `/` unless a file has exactly this name."""
     literal = str(table.parent / listed)
     return literal if "\\" not in listed or os.path.isfile(literal) else str(table.parent / listed.replace("\\", "/"))  # noqa: PTH113
 
 
-def _named(path: str) -> str:
+def _quoted(path: str) -> str:
     return repr(shortened(path, 300))

@@ -1,7 +1,7 @@
-"""Where the files of a frame are, on disk or in an LMDB, how they are read, and what they were when they were read.
+"""The files of a frame, on disk or in an LMDB: their paths, their bytes, and stamps that detect later changes.
 
-DeepfakeBench keeps images, masks and landmarks in an LMDB, one value per file, under the file's path. Such a file is
-written `<lmdb folder>!/<key>`, so that a frame's path says all that is needed to read it.
+DeepfakeBench stores images, masks and landmarks in an LMDB, one value per file, under the file's path. Here such a
+path reads `<lmdb folder>!/<key>`, so that a frame's path is all one needs to read it.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from .frame import COMPRESSED, Video
 from .images import UnreadableImage, read_file
 
 MARK = "_lmdb!/"
-_PROBES = 100  # videos looked at, per label, to find out which folder the paths of a dataset JSON start from
+_PROBES = 100  # videos per label that are tried to find the folder from which a dataset JSON's paths start
 
-# LMDB maps its file and believes it: of a damaged one reading a page may kill the process (SIGBUS, SIGSEGV). So another
-# process goes through all keys first, and through all values where the file is shorter than it says itself.
+# LMDB maps its file into memory unchecked: reading a damaged one may kill the process (SIGBUS, SIGSEGV). So another
+# process reads all keys first, and all values too if the file is shorter than its header claims.
 _WALK = """
 import lmdb, os, sys
 options = dict(create=False, subdir=True, readonly=True, lock=False, readahead=False)
@@ -41,7 +41,7 @@ _open: dict[str, Any] = {}  # folder of an LMDB → environment
 
 
 class Prefix(NamedTuple):
-    """How paths of a dataset JSON become paths on disk: `drop` leading folders off, `folder` (or nothing) in front."""
+    """The mapping from a path in a dataset JSON to one on disk: drop `drop` leading folders, then prepend `folder`."""
 
     folder: str
     drop: int
@@ -53,27 +53,27 @@ class Prefix(NamedTuple):
         return f"{self.folder}/{plain}" if self.folder else plain
 
     def dropped(self, path: str) -> list[str]:
-        """The leading folders of `path` that are taken off."""
+        """Return the leading folders that `of` drops from `path`."""
         return _plain(path).lstrip("/").split("/")[: self.drop]
 
 
 def first_prefix(videos: list[Video], root: Path | None) -> Prefix:
-    """Where the videos are looked for first."""
+    """Return the prefix that is tried first."""
     return _candidates(videos[0].frames[0], root)[0]
 
 
 def find_prefix(videos: list[Video], root: Path | None) -> Prefix | None:
-    """Which folder the paths of one label's videos start from, found out on the first frames of some of them.
+    """Find the folder from which the paths of one label's videos start, by trying the first frames of some videos.
 
-    DF40 opens the paths as they are, DeepfakeBench puts `rgb_dir` in front, and the JSON files that circulate carry the
-    folders of the machine they were made on (`D:\\data\\...`). So they are tried below the root, as they are, and below
-    the root with one, two, ... leading folders off. The first that holds a file decides, once per label (reals and
-    fakes often come from different archives), never per frame. None where none is there.
+    DF40 opens the paths unchanged, DeepfakeBench prepends `rgb_dir`, and JSON files in circulation contain the folders
+    of another machine (`D:\\data\\...`). So three readings are tried: below the root; unchanged; below the root without
+    one, two, ... leading folders. The first one with a file is used for the whole label, because reals and fakes often
+    come from different archives. Returns None if no file is found.
     """
     step = max(1, len(videos) // _PROBES)
     for video in videos[::step]:
         for prefix in _candidates(video.frames[0], root):
-            if os.path.isfile(prefix.of(video.frames[0])):  # noqa: PTH113 (Path's fails for a name of 300 letters)
+            if os.path.isfile(prefix.of(video.frames[0])):  # noqa: PTH113 (Path's method raises for a name of 300 characters)
                 return prefix
     return None
 
@@ -86,30 +86,30 @@ def _candidates(path: str, root: Path | None) -> list[Prefix]:
         return [as_it_is]
     below = str(root.absolute())
     first = [as_it_is] if absolute else [Prefix(below, 0), as_it_is]
-    # At least the video's folder and the file stay, so that no image of the same name elsewhere is taken for it.
+    # Keep at least the video's folder and the file, so that no other image of the same name matches.
     folders = plain.lstrip("/").count("/")
     return first + [Prefix(below, drop) for drop in range(1, folders)]
 
 
 def _plain(path: str) -> str:
-    """With `/` throughout and no `./` in front, for files made on Windows."""
+    """Replace `\\` by `/`, for files made on Windows, and remove a leading `./`."""
     return re.sub(r"^(\./+)+", "", path.replace("\\", "/"))
 
 
 def mask_path(frame_path: str) -> str:
-    """Where a frame's mask lies: `.../frames/<video>/000.png` → `.../masks/<video>/000.png`."""
-    return _beside(frame_path, "masks", ".png")
+    """Return the path of a frame's mask: `.../frames/<video>/000.png` → `.../masks/<video>/000.png`."""
+    return _sibling(frame_path, "masks", ".png")
 
 
 def landmark_path(frame_path: str) -> str:
-    """Where a frame's landmarks lie: `.../frames/<video>/000.png` → `.../landmarks/<video>/000.npy`."""
-    return _beside(frame_path, "landmarks", ".npy")
+    """Return the path of a frame's landmarks: `.../frames/<video>/000.png` → `.../landmarks/<video>/000.npy`."""
+    return _sibling(frame_path, "landmarks", ".npy")
 
 
-def _beside(frame_path: str, folder: str, suffix: str) -> str:
-    """The last folder named `frames` replaced; where there is none, a folder of that name beside the image."""
+def _sibling(frame_path: str, folder: str, suffix: str) -> str:
+    """Replace the last folder named `frames` by `folder`; without one, use a folder of that name next to the image."""
     if in_lmdb(frame_path):
-        return beside_key(frame_path, folder, suffix)
+        return sibling_key(frame_path, folder, suffix)
     parts = list(Path(frame_path).with_suffix(suffix).parts)
     places = [i for i, part in enumerate(parts[:-1]) if part == "frames"]
     if places:
@@ -120,12 +120,12 @@ def _beside(frame_path: str, folder: str, suffix: str) -> str:
 
 
 def in_lmdb(path: str) -> bool:
-    """Whether `path` is a key in an LMDB, not a file."""
+    """Tell whether `path` is a key in an LMDB."""
     return MARK in path
 
 
 def read_bytes(path: str) -> bytes:
-    """The content of a file, or the value of a key in an LMDB. Raises UnreadableImage where it is not there."""
+    """Read a file, or a key's value in an LMDB. Raises UnreadableImage if it is missing."""
     if not in_lmdb(path):
         return read_file(path)
     value = _value(path)
@@ -135,13 +135,13 @@ def read_bytes(path: str) -> bytes:
 
 
 def is_there(path: str) -> bool:
-    """Whether there is such a file or such a key."""
-    # Unlike Path.exists, False also for a name that is longer than a name can be.
+    """Tell whether the file, or the key in an LMDB, exists."""
+    # Path.exists would raise for a name that is too long.
     return _value(path) is not None if in_lmdb(path) else os.path.exists(path)  # noqa: PTH110
 
 
 def find_lmdb(dataset: str, lmdb_dir: Path) -> Path | None:
-    """The LMDB of a dataset, None where it is not there. Raises InputError where it cannot be read."""
+    """Find a dataset's LMDB; None if there is none. Raises InputError if it cannot be read."""
     folder = _lmdb_folder(dataset, lmdb_dir)
     if not (folder / "data.mdb").is_file():
         return None
@@ -152,7 +152,7 @@ def find_lmdb(dataset: str, lmdb_dir: Path) -> Path | None:
 
 @cache
 def check_lmdb(folder: str) -> None:
-    """Raises InputError where the LMDB is damaged so that its pages or keys cannot be read."""
+    """Raise InputError if the LMDB is too damaged to read its pages or keys."""
     walked = subprocess.run([sys.executable, "-c", _WALK, folder], capture_output=True, text=True, check=False)
     if walked.returncode:
         last = walked.stderr.strip().rpartition("\n")[2] or f"reading it kills the process, code {walked.returncode}"
@@ -163,30 +163,33 @@ def check_lmdb(folder: str) -> None:
 
 
 def no_lmdb(dataset: str, lmdb_dir: Path) -> InputError:
-    """The error for an LMDB that is not there."""
+    """Return the error for a missing LMDB."""
     file = _lmdb_folder(dataset, lmdb_dir) / "data.mdb"
-    package = "" if importlib.util.find_spec("lmdb") else "; it needs a package, too: pip install lmdb"
+    package = "" if importlib.util.find_spec("lmdb") else "; an LMDB also needs a package: pip install lmdb"
     return InputError(
-        f"no LMDB of dataset {dataset!r}: {str(file)!r} is not there; set lmdb_dir in"
-        f" config/test_config.yaml to the folder that holds it, or lmdb: false to read files{package}"
+        f"no LMDB of dataset {dataset!r} at {str(file)!r}; in config/test_config.yaml set lmdb_dir to the folder"
+        f" that holds it, or lmdb: false to read image files{package}"
     )
 
 
 def _lmdb_folder(dataset: str, lmdb_dir: Path) -> Path:
-    """`<name>_lmdb`, one for the whole FaceForensics++ family."""
+    """Return `<name>_lmdb`; the FaceForensics++ family shares one."""
     family = dataset.replace("_c40", "")
     return lmdb_dir / f"{'FaceForensics++' if family in COMPRESSED else dataset}_lmdb"
 
 
 def lmdb_path(folder: Path, frame: str) -> str:
-    """Where a frame of the dataset JSON lies: the first spelling of it that is a key; if none is, the host's own."""
+    """Return the path of a frame in the LMDB: the first spelling that is a key, else the host's spelling."""
     paths = [f"{folder}!/{key}" for key in _spellings(frame)]
     return next((path for path in paths if is_there(path)), paths[0])
 
 
 def _spellings(frame: str) -> Iterator[str]:
-    """The host takes `./datasets\\` off and looks the rest up; it writes `<dataset>\\` and the path below that, with
-    the separators of the machine it runs on. So a JSON made on Windows meets an LMDB made on Linux, and the reverse."""
+    """Yield the keys under which the host may have stored a frame.
+
+    It looks a path up without `./datasets\\`, but stores it as `<dataset>\\` plus the rest, with its machine's
+    separators. So a JSON from Windows has to find keys in an LMDB from Linux, and the reverse.
+    """
     yield frame.replace("./datasets\\", "") if frame.startswith(".") else frame
     plain = re.sub(r"^(\./)?(datasets/)?(rgb/)?", "", frame.replace("\\", "/"))
     yield plain.replace("/", "\\")
@@ -194,8 +197,8 @@ def _spellings(frame: str) -> Iterator[str]:
     yield plain
 
 
-def beside_key(path: str, folder: str, suffix: str) -> str:
-    """`...\\frames\\<video>\\000.png` → `...\\<folder>\\<video>\\000<suffix>`, keeping the separators of the key."""
+def sibling_key(path: str, folder: str, suffix: str) -> str:
+    """Map `...\\frames\\<video>\\000.png` to `...\\<folder>\\<video>\\000<suffix>`, with the key's own separators."""
     lmdb, mark, key = path.partition(MARK)
     pieces = re.split(r"([\\/])", re.sub(r"\.[^.\\/]*$", "", key) + suffix)
     places = [i for i, piece in enumerate(pieces[:-1]) if piece == "frames"]
@@ -216,7 +219,7 @@ def _value(path: str) -> bytes | None:
 
 
 def _environment(folder: str) -> Any:
-    """The LMDB of this process: a DataLoader worker opens its own, as an environment does not survive a fork."""
+    """Return this process's LMDB environment, which cannot survive a fork: a DataLoader worker opens its own."""
     if folder not in _open:
         _open[folder] = _lmdb().open(folder, create=False, subdir=True, readonly=True, lock=False, readahead=False)
     return _open[folder]
@@ -241,12 +244,12 @@ def _lmdb() -> Any:
 
 
 def content_hash(data: bytes) -> str:
-    """The first 16 digits of the SHA-256: chance makes no two of a million files alike."""
+    """Return the first 16 digits of the SHA-256, enough to tell a million files apart."""
     return hashlib.sha256(data).hexdigest()[:16]
 
 
 def hash_of(path: str) -> str:
-    """Of a file or a key in an LMDB; empty where there is none."""
+    """Return the content hash of a file or a key in an LMDB; "" if there is none."""
     try:
         return content_hash(read_bytes(path))
     except UnreadableImage:
@@ -254,15 +257,15 @@ def hash_of(path: str) -> str:
 
 
 class Stamp(NamedTuple):
-    """What a file was, or the LMDB that holds it."""
+    """A file's size, time and content, or those of the LMDB that holds it."""
 
-    size: int  # in bytes, 0 where there is no file
-    changed: int  # its time in ns, 0 where there is no file
-    content: str  # the hash, empty where it could not be read as an image
+    size: int  # in bytes; 0 if there is no file
+    changed: int  # modification time in ns; 0 if there is no file
+    content: str  # content hash; "" if the file could not be read as an image
 
     @classmethod
     def of(cls, path: str) -> Stamp:
-        """Of the file at `path` as it is, without its content."""
+        """Return the stamp of the file at `path`, without its content."""
         try:
             info = os.stat(path.partition(MARK)[0] + "_lmdb/data.mdb" if in_lmdb(path) else path)  # noqa: PTH116
         except (OSError, ValueError):
@@ -271,7 +274,7 @@ class Stamp(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Stamp:
-        """From `str()` of one. Raises ValueError."""
+        """Parse `str()` of a stamp. Raises ValueError."""
         size, changed, content = text.split(" ")
         return cls(int(size), int(changed), content)
 
@@ -279,6 +282,6 @@ class Stamp(NamedTuple):
         return f"{self.size} {self.changed} {self.content}"
 
     def fits(self, path: str) -> bool:
-        """Whether `path` is still the same file, by size and time, or else by its content."""
+        """Tell whether `path` is still the same file: by size and time, else by its content."""
         now = Stamp.of(path)
         return now[:2] == self[:2] or (bool(self.content) and hash_of(path) == self.content)

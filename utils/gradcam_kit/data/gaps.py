@@ -1,4 +1,4 @@
-"""Which frames of a dataset are missing, per forgery: folders that are not there, and files that cannot be read."""
+"""Missing frames of a dataset, per forgery: absent folders and unreadable files."""
 
 from __future__ import annotations
 
@@ -18,38 +18,38 @@ from .frame import Frame
 from .frame_paths import in_lmdb
 from .images import NO_FOLDER
 
-MOST_LISTED = 10_000  # entries of a folder that are compared with the name of the missing one
+MOST_LISTED = 10_000  # entries of a folder that are compared with a missing name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ForgeryGaps:
-    """What one forgery method (or kind of real video) lacks. A frame is absent where its folder is not there."""
+    """The missing frames of one forgery method (or kind of real video). A frame is absent if its folder is missing."""
 
     forgery: str
     frames: int  # in the dataset, after sampling
-    folders: int  # that these lie in
+    folders: int  # that hold these frames
     absent_frames: int
     absent_folders: int
-    unreadable_frames: int  # that cannot be read although their folder is there
-    first_absent: str  # path of the first missing folder, its missing parents included; empty where none is
-    beside: str  # names of folders beside that one that resemble it
+    unreadable_frames: int  # cannot be read although their folder exists
+    first_absent: str  # the highest missing folder of the first absent frame; "" if no folder is missing
+    beside: str  # folders next to it with a similar name
 
     def line(self) -> str:
-        """For people."""
+        """Return one line for the terminal."""
         missing = ""
         if self.absent_frames == self.frames:
-            missing = f"all {self.frames:,} frames of {shortened(self.forgery)} are missing: the folder"
-            missing += f" {self.first_absent} is not there"
-            missing += f"; a folder {self.beside} lies beside it" if self.beside else ""
+            missing = f"all {self.frames:,} frames of {shortened(self.forgery)} are missing:"
+            missing += f" there is no folder {self.first_absent}"
+            missing += f"; a similar name next to it is {self.beside}" if self.beside else ""
         elif self.absent_frames:
             missing = f"{self.absent_frames:,} of {self.frames:,} frames of {shortened(self.forgery)} are missing:"
-            missing += f" {self.absent_folders:,} of {self.folders:,} folders are not there, first {self.first_absent}"
+            missing += f" {self.absent_folders:,} of {self.folders:,} folders do not exist, first {self.first_absent}"
         unreadable = f"{self.unreadable_frames:,} of {self.frames:,} frames of {shortened(self.forgery)} cannot be read"
         return "; ".join([missing] * bool(missing) + [unreadable] * bool(self.unreadable_frames))
 
 
 def absent_frames(frames: Sequence[Frame]) -> list[int]:
-    """Positions of the frames whose folder is not there. Looks at each folder once and opens no file."""
+    """Return the positions of the frames whose folder is missing. Checks each folder once and opens no file."""
     there: dict[str, bool] = {}
     absent = []
     for position, frame in enumerate(frames):
@@ -62,14 +62,17 @@ def absent_frames(frames: Sequence[Frame]) -> list[int]:
 
 
 def is_absent(reason: str) -> bool:
-    """Whether a frame could not be read for the reason that its folder is not there."""
+    """Tell whether a frame's `reason` is that its folder is missing."""
     return reason.startswith(NO_FOLDER)
 
 
 def forgery_gaps(
     frames: Sequence[Frame], absent: Collection[int], unreadable: Collection[int] = ()
 ) -> list[ForgeryGaps]:
-    """The forgeries that lack something, in the order of the dataset. `absent`, `unreadable`: positions in `frames`."""
+    """Return the forgeries with missing frames, in the order of the dataset.
+
+    `absent` and `unreadable` are positions in `frames`.
+    """
     absent, unreadable = set(absent), set(unreadable)
     concerned = {frames[i].forgery for i in absent | unreadable}
     if not concerned:
@@ -84,7 +87,7 @@ def forgery_gaps(
 def _gaps_of(
     own: list[int], frames: Sequence[Frame], absent: set[int], unreadable: set[int], folders: set[str]
 ) -> ForgeryGaps:
-    """Of one forgery, whose frames are at the positions `own`; `folders` are those of the whole dataset."""
+    """Return the gaps of one forgery. `own`: positions of its frames; `folders`: all folders of the dataset."""
     missing = [i for i in own if i in absent]
     gone = list(dict.fromkeys(_folder(frames[i]) for i in missing))
     first = Path(gone[0]) if gone else None
@@ -103,18 +106,18 @@ def _gaps_of(
 
 
 def _folder(frame: Frame) -> str:
-    return os.path.dirname(frame.path) or "."  # noqa: PTH120 (a million Path objects for nothing)
+    return os.path.dirname(frame.path) or "."  # noqa: PTH120 (a million Path objects would be slow)
 
 
 def _resembling(missing: Path, used: Iterable[str]) -> list[str]:
-    """Folders beside `missing` whose names resemble its own, up to three, but for those that the dataset uses."""
+    """Return up to three folders next to `missing` with a similar name that the dataset does not use."""
     above = f"{missing.parent}{os.sep}"
     taken = {folder[len(above) :].split(os.sep, 1)[0] for folder in used if folder.startswith(above)}
     try:
         with os.scandir(missing.parent) as entries:
             listed = list(islice(entries, MOST_LISTED))
         there = sorted(entry.name for entry in listed if entry.name not in taken and entry.is_dir())
-    except OSError:  # there is nothing to propose
+    except OSError:  # no folder to propose
         return []
     plain = {name: re.sub("[^a-z0-9]", "", name.lower()) for name in there}
     wanted = re.sub("[^a-z0-9]", "", missing.name.lower())
@@ -123,13 +126,13 @@ def _resembling(missing: Path, used: Iterable[str]) -> list[str]:
 
 
 def write_gaps(path: Path, gaps: Iterable[ForgeryGaps]) -> None:
-    """One row per forgery that lacks something."""
+    """Write a CSV with one row per forgery."""
     write_table(path, [field.name for field in fields(ForgeryGaps)], map(astuple, gaps))
 
 
 def read_gaps(path: Path) -> list[ForgeryGaps]:
-    """The rows of such a table. Raises InputError where it is none."""
+    """Read a CSV from `write_gaps`. Raises InputError if it is not one."""
     try:
         return [fit(row, ForgeryGaps, text=True) for row in read_table(path)]
     except Misfit as misfit:
-        raise InputError(misfit.text(f"{path}: is not as a run writes it", "run again")) from None
+        raise InputError(misfit.text(f"{path}: was not written by a run", "run again")) from None

@@ -1,7 +1,7 @@
-"""One image file → RGB pixels, or a plain reason why there are none.
+"""Decoding of image files into RGB pixels, or a plain reason why one cannot be decoded.
 
-OpenCV decodes, so that a well-formed file gives the pixels that the host trees see. Pillow reads the header first (the
-size is judged before anything is decoded), decides about files that look cut off, and decodes what OpenCV cannot.
+OpenCV decodes, so that a well-formed file gives the same pixels as in the hosts. Pillow reads the header first, so
+that the size is checked before decoding; it also checks files that look cut off, and decodes what OpenCV cannot.
 """
 
 from __future__ import annotations
@@ -29,25 +29,27 @@ MAX_PIXELS = 100_000_000
 MAX_SIDE = 32_768
 MAX_FILE_BYTES = 512 * 1024 * 1024
 
-MAX_SCANS = 100  # a progressive JPEG is decoded once per scan, however little that holds; programs write about ten
-# What OpenCV reads too. Not "whatever Pillow knows": its EPS reader, for one, starts another program.
+MAX_SCANS = 100  # a progressive JPEG is decoded once per scan, even if the scan is tiny; programs write about ten
+# Formats that OpenCV reads too. Pillow knows more, but its EPS reader, for example, starts another program.
 FORMATS = ("JPEG", "PNG", "BMP", "DIB", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000")
-NO_FOLDER = "no such folder"  # so begins the reason of a frame whose folder is not there
+NO_FOLDER = "no such folder"  # the reason begins so if a frame's folder is missing
 
 _END_MARKERS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}  # not every format has one
-# An open() that fails with these says nothing about the image: the machine is at its limit.
+# If open() fails with these, the machine is at its limit; the image may be fine.
 _MACHINE_ERRORS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 class UnreadableImage(Exception):
-    """A file that cannot be used as an image (or mask, or landmarks); the message is the reason."""
+    """A file cannot be used as an image, mask or landmarks; the message is the reason."""
 
 
 def read_file(path: str) -> bytes:
-    """The bytes of an ordinary file of at most 512 MiB.
+    """Read an ordinary file of at most 512 MiB.
 
-    Raises UnreadableImage where it is missing (the reason begins with NO_FOLDER where its folder is), not permitted,
-    not an ordinary file or larger; an OSError where the machine is at its limit (too many open files, no memory).
+    Raises:
+        UnreadableImage: it is missing, larger, not readable or not an ordinary file. The reason begins with NO_FOLDER
+            if its folder is missing.
+        OSError: the machine is at its limit (too many open files, no memory).
     """
     try:
         info = os.stat(path)  # noqa: PTH116
@@ -55,7 +57,7 @@ def read_file(path: str) -> bytes:
             raise UnreadableImage(f"not a file but a {kind_of(info.st_mode)}: {path!r}")
         if info.st_size > MAX_FILE_BYTES:
             raise UnreadableImage(f"the file has {info.st_size:,} bytes, more than the {MAX_FILE_BYTES:,} allowed")
-        with open(path, "rb") as file:  # noqa: PTH123 (a million Path objects for nothing)
+        with open(path, "rb") as file:  # noqa: PTH123 (a million Path objects would be slow)
             return file.read()
     except FileNotFoundError:
         there = os.path.isdir(os.path.dirname(path) or ".")  # noqa: PTH112, PTH120
@@ -69,20 +71,20 @@ def read_file(path: str) -> bytes:
 
 
 def image_size(data: bytes) -> tuple[int, int]:
-    """Width and height of an encoded image, upright as `decode_image` gives it. Raises UnreadableImage."""
+    """Return an encoded image's width and height in pixels, its EXIF orientation applied. Raises UnreadableImage."""
     image = _open_header(data)
-    # The tag of the orientation, and its values that turn by a quarter.
+    # The orientation tag, and its values for quarter turns.
     turned = image.getexif().get(0x0112) in (5, 6, 7, 8)
     return image.size[::-1] if turned else image.size
 
 
 def decode_image(data: bytes, resolution: int | None) -> np.ndarray:
-    """Encoded file → RGB uint8 (H, W, 3); with `resolution`, both sides resized to it by cubic interpolation.
+    """Decode a file's bytes to RGB uint8 (H, W, 3). `resolution`: resize both sides to it by cubic interpolation.
 
-    Greyscale, palette, RGBA (alpha dropped), CMYK and 16-bit (high byte) images become RGB uint8; EXIF orientation is
-    applied; of an animation it is the first image. The pixels equal those of `cv2.imread`, `cv2.cvtColor(BGR2RGB)`,
-    `cv2.resize(INTER_CUBIC)`. Raises UnreadableImage: no bytes, not an image, cut off or damaged, over 100 megapixels
-    or 32,768 pixels a side.
+    Greyscale, palette, RGBA (alpha dropped), CMYK and 16-bit (high byte) images become RGB uint8. EXIF orientation is
+    applied; an animation yields its first image. The pixels equal those of `cv2.imread`, `cv2.cvtColor(BGR2RGB)`,
+    `cv2.resize(INTER_CUBIC)`. Raises UnreadableImage if the data is empty, no image, cut off, damaged, or above 100
+    megapixels or 32,768 pixels a side.
     """
     if not data:
         raise UnreadableImage("the file is empty (0 bytes)")
@@ -93,7 +95,7 @@ def decode_image(data: bytes, resolution: int | None) -> np.ndarray:
         raise UnreadableImage(f"a JPEG of more than {MAX_SCANS} scans, which no camera or program writes")
     end = _END_MARKERS.get(image.format or "")
     if end is None or not data.endswith(end):
-        _load_strictly(image)  # older OpenCV fills the missing part of such a file with grey, and says nothing
+        _load_strictly(image)  # older OpenCV silently fills the missing part of such a file with grey
     pixels = _decode_with_opencv(data)
     if pixels is None:
         pixels = _decode_with_pillow(image)
@@ -104,7 +106,7 @@ def decode_image(data: bytes, resolution: int | None) -> np.ndarray:
 
 @contextmanager
 def _pillow(problem: str) -> Iterator[None]:
-    """Pillow without its warnings; whatever its parsers trip over (struct.error, KeyError) is an UnreadableImage."""
+    """Run Pillow without its warnings; any parser error (struct.error, KeyError) becomes an UnreadableImage."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -116,7 +118,7 @@ def _pillow(problem: str) -> Iterator[None]:
 
 
 def _open_header(data: bytes) -> Image:
-    """Format, mode and size, which is allowed, from the header; no pixel is decoded yet."""
+    """Read format, mode and size from the header and check the size. Decodes no pixel."""
     from PIL import Image, UnidentifiedImageError
 
     formats = [*FORMATS, *_phone_formats(data)]
@@ -143,7 +145,7 @@ _HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b
 
 
 def _phone_formats(data: bytes) -> Sequence[str]:
-    """Pillow's name for the format of an AVIF or HEIC file (containers, which say at their start what they are)."""
+    """Return Pillow's name for the format of an AVIF or HEIC file, else an empty list."""
     brand = data[8:12] if data[4:8] == b"ftyp" else b""
     if brand in _AVIF_BRANDS or (brand in (b"mif1", b"msf1") and b"avif" in data[16:64]):
         from PIL import Image, features
@@ -165,7 +167,7 @@ def _phone_formats(data: bytes) -> Sequence[str]:
 
 
 def _check_png_chunks(data: bytes) -> None:
-    """Refuse a chunk that says it is longer than the file: OpenCV would allocate that, up to 4 GB, before it looks."""
+    """Refuse a chunk that claims to be longer than the file: OpenCV would first allocate that much, up to 4 GB."""
     place, kind = 8, b""
     while place + 8 <= len(data) and kind != b"IEND":
         kind = data[place + 4 : place + 8]
@@ -174,12 +176,12 @@ def _check_png_chunks(data: bytes) -> None:
             raise UnreadableImage("the image is cut off or damaged (a part of it claims to be longer than the file)")
 
 
-_JPEG_MARKER = re.compile(rb"\xff+([^\xff\x00\x01\xd0-\xd8])")  # of a part, which begins with its length
+_JPEG_MARKER = re.compile(rb"\xff+([^\xff\x00\x01\xd0-\xd8])")  # of a segment, which begins with its length
 _END_OF_IMAGE, _START_OF_SCAN = b"\xd9", b"\xda"
 
 
 def jpeg_scans(data: bytes) -> int:
-    """How many scans the (first) image of a JPEG file has, counted without decoding; beyond MAX_SCANS no further."""
+    """Count the scans of a JPEG's first image without decoding it. Stops above MAX_SCANS."""
     scans = place = 0
     while scans <= MAX_SCANS:
         found = _JPEG_MARKER.search(data, place)
@@ -191,10 +193,10 @@ def jpeg_scans(data: bytes) -> int:
 
 
 def _load_strictly(image: Image) -> None:
-    """Decode all of it with Pillow, which raises UnreadableImage where the data ends early; OpenCV does not."""
+    """Decode completely with Pillow. Raises UnreadableImage if the data ends early, which OpenCV ignores."""
     from PIL import ImageFile
 
-    tolerant = ImageFile.LOAD_TRUNCATED_IMAGES  # training code likes to switch this on for the whole process
+    tolerant = ImageFile.LOAD_TRUNCATED_IMAGES  # training code often switches this on for the whole process
     ImageFile.LOAD_TRUNCATED_IMAGES = False
     try:
         with _pillow("the image is cut off or damaged"):
@@ -207,19 +209,19 @@ def _decode_with_opencv(data: bytes) -> np.ndarray | None:
     try:
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     except cv2.error:
-        return None  # Pillow, next in line, decodes the file or gives the reason
+        return None  # Pillow then decodes the file or gives the reason
     return None if pixels is None else cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
 
 
 def _decode_with_pillow(image: Image) -> np.ndarray:
-    """What OpenCV could not read. Raises UnreadableImage where Pillow cannot either."""
+    """Decode what OpenCV could not to RGB uint8 (H, W, 3). Raises UnreadableImage if Pillow cannot either."""
     from PIL import ImageOps
 
     _load_strictly(image)
     if image.mode in ("F", "I"):
         raise UnreadableImage("32-bit pixels, which have no agreed range")
     upright = ImageOps.exif_transpose(image)
-    if upright.mode.startswith("I;16"):  # Pillow's own conversion would clip at 255
+    if upright.mode.startswith("I;16"):  # Pillow's conversion would clip at 255
         grey = (np.asarray(upright) >> 8).astype(np.uint8)
         return np.ascontiguousarray(np.stack([grey] * 3, axis=-1))
     return np.array(upright.convert("RGB"))

@@ -1,1 +1,1 @@
-"""Masks, landmarks and clicks beside an image."""
+"""Masks, landmarks and clicks that belong to an image."""

@@ -1,4 +1,4 @@
-"""Where the forgery is by files that the user names: masks in a folder of any layout, and people's clicks in a CSV."""
+"""Places of the forgery from the user's own files: masks in a folder of any layout, and people's clicks in a CSV."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from ..frame import Frame
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 
-Points = dict[int, list[tuple[float, float]]]  # frame number → x and y in shares of width and height
+Points = dict[int, list[tuple[float, float]]]  # frame number → x and y as shares of width and height
 
 
-class Mask(NamedTuple):
-    """A mask's path, and the parts of that below the folder, from the file (without its suffix) upwards."""
+class MaskPath(NamedTuple):
+    """A mask's path, and its parts below the folder, from the file (without suffix) upwards."""
 
     parts: tuple[str, ...]
     path: str
@@ -33,38 +33,38 @@ class MaskFolder:
     """The masks below a folder."""
 
     def __init__(self, folder: Path) -> None:
-        """Raises InputError where it holds no image."""
+        """Raises InputError if the folder holds no image."""
         self.folder = folder
-        self._by_stem: dict[str, list[Mask]] = {}  # masks by their file's stem
+        self._by_stem: dict[str, list[MaskPath]] = {}  # by the file's stem
         if not folder.is_dir():
             raise InputError(f"--masks {str(folder)!r}: no such folder")
         for place, folders, names in os.walk(folder):
-            folders.sort()  # in place: the walk goes on in this order
+            folders.sort()  # in place: os.walk then follows this order
             for name in sorted(names):
                 path = Path(place, name)
                 if path.suffix.lower() in SUFFIXES:
                     parts = (path.stem, *reversed(path.parent.relative_to(folder).parts))
-                    self._by_stem.setdefault(path.stem, []).append(Mask(parts, str(path)))
+                    self._by_stem.setdefault(path.stem, []).append(MaskPath(parts, str(path)))
         if not self._by_stem:
             raise InputError(f"--masks {str(folder)!r} holds no image ({', '.join(SUFFIXES)})")
 
     def paths(self, frames: Sequence[str]) -> list[str | None]:
-        """The mask of each frame, by the frames' paths; None where there is none.
+        """Find the mask of each frame by its path; None for a frame without one.
 
-        Of those with the frame's name (but for the suffix) the one whose folders agree with the frame's the furthest,
-        from the file upwards; of a name that is a number, only in a folder named like the frame's, or in none. Raises
-        InputError where two agree equally far, or two frames that share but the name with a mask would both have it.
+        Candidates have the frame's name, except for the suffix. The one whose parent folders match the most, from the
+        file upwards, wins. If the name is a number, the mask's folder must match too, unless it has none. Raises
+        InputError if two masks match equally well, or if one mask matches two frames by name only.
         """
         found: list[str | None] = []
-        by_name: dict[str, str] = {}  # mask that agrees by its name alone → the frame it was taken for
+        by_name: dict[str, str] = {}  # a mask that matches by name only → its frame
         for frame in frames:
             parts = tuple(reversed(PurePosixPath(frame.replace("\\", "/")).with_suffix("").parts))
             masks = self._by_stem.get(parts[0], [])
             pairs = (zip(parts, mask.parts, strict=False) for mask in masks)  # from the file upwards
-            agreed = [sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], of_mask)) for of_mask in pairs]
-            most = max(agreed, default=0)
-            best = [mask for mask, length in zip(masks, agreed, strict=True) if length == most]
-            # A number in another folder is the frame of another video.
+            matched = [sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], of_mask)) for of_mask in pairs]
+            most = max(matched, default=0)
+            best = [mask for mask, length in zip(masks, matched, strict=True) if length == most]
+            # The same number in another folder is a frame of another video.
             paths = [mask.path for mask in best if most > 1 or len(mask.parts) == 1 or not parts[0].isdecimal()]
             if not paths:
                 found.append(None)
@@ -83,24 +83,24 @@ class MaskFolder:
         return found
 
 
-class Row(NamedTuple):
-    """The clicks of one row, which is line `line` of the file. `kind` is what else tells videos apart."""
+class ClickRow(NamedTuple):
+    """The clicks in one row of the file."""
 
     line: int
-    kind: tuple[str, ...]  # dataset and manipulation, where the file has these columns
+    kind: tuple[str, ...]  # dataset and manipulation, "" if the file has no such column
     points: Points
 
 
 class Clicks:
-    """The clicks of one CSV file, as of ExDDV (arXiv 2503.14421), by the name of the video without folder and suffix.
+    """The clicks of a CSV file such as ExDDV's (arXiv 2503.14421), by the video's name without folder and suffix.
 
-    A row is one video: its name, and its clicks as JSON, frame number → place, in shares of the whole frame.
+    A row holds a video's name, and its clicks as JSON: frame number → place, as shares of the frame's sides.
     """
 
     def __init__(self, path: Path) -> None:
-        """Read and check the file. Raises InputError with the line at fault."""
+        """Read and check the file. Raises InputError that names the line."""
         self.path = path
-        self._rows: dict[str, list[Row]] = {}
+        self._rows: dict[str, list[ClickRow]] = {}
         try:
             lines = list(read_sheet(path, ["video", "movie_name"], ["clicks", "click_locations"]))
         except InputError as error:
@@ -111,15 +111,15 @@ class Clicks:
             if not name:
                 raise InputError(f"{where}: column 'video' is empty: give the video's name")
             kind = tuple(cells.get(column, "") for column in ("dataset", "manipulation"))
-            self._rows.setdefault(name, []).append(Row(number, kind, _points(cells["clicks"], where)))
+            self._rows.setdefault(name, []).append(ClickRow(number, kind, _points(cells["clicks"], where)))
         if not any(row.points for rows in self._rows.values() for row in rows):
-            raise InputError(f"--clicks {str(path)!r} holds no click at all: expected rows of video and clicks")
+            raise InputError(f"--clicks {str(path)!r} holds no click: expected rows of video and clicks")
 
     def of(self, frame: Frame) -> np.ndarray | None:
-        """(n, 2) x and y in shares of the frame's width and height; None where nobody clicked on it.
+        """Return a frame's clicks: float64 (n, 2), x and y as shares of width and height; None if it has none.
 
-        Videos are matched by name, frames by the number in the file's name. Several people's clicks are put together.
-        Raises InputError where the name stands for videos of several datasets or manipulations.
+        Videos are matched by name, frames by the number in the file's name. Clicks of several people are joined.
+        Raises InputError if videos of several datasets or manipulations have this name.
         """
         rows = self._rows.get(Path(frame.video).stem, self._rows.get(frame.video, []))
         kinds = sorted({row.kind for row in rows})
@@ -137,19 +137,19 @@ class Clicks:
 
 
 def _points(cell: str, where: str) -> Points:
-    """`{"12": {"x": 0.4, "y": 0.3}, "15": [{...}, [0.5, 0.1]]}` → points; an empty cell has none. Raises InputError."""
+    """Parse `{"12": {"x": 0.4, "y": 0.3}, "15": [{...}, [0.5, 0.1]]}`; an empty cell is valid. Raises InputError."""
     if not cell.strip():
         return {}
     try:
         held = json.loads(cell)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{where}: the clicks are no JSON ({one_line(error)})") from error
+        raise InputError(f"{where}: the clicks are not JSON ({one_line(error)})") from error
     if not isinstance(held, Mapping):
         raise InputError(f"{where}: the clicks are {type(held).__name__}: expected frame number → place")
     points: Points = {}
     for frame, places in held.items():
         if not frame.strip().isdecimal():
-            raise InputError(f"{where}: {frame!r} is no frame number")
+            raise InputError(f"{where}: {frame!r} is not a frame number")
         several = isinstance(places, list) and not (places and isinstance(places[0], (int, float)))  # not one [x, y]
         for place in places if several else [places]:
             points.setdefault(int(frame), []).append(_point(place, f"{where}, frame {int(frame)}"))

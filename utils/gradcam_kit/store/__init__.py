@@ -1,1 +1,1 @@
-"""What a run leaves on disk: drawn, written and read."""
+"""A run's files: written and read."""

@@ -1,7 +1,7 @@
-"""`run.sqlite`: everything that a run has found, safe from kills. The other files of its folder are made from it.
+"""`run.sqlite` holds all results of a run and survives a kill. The other files of the folder are made from it.
 
-One transaction for each batch, or some quick ones, by one writer at a time. Each row ends with the key of what it
-depends on and a hash of the rest, so that a stale or an edited row is found.
+There is one writer at a time, and one transaction per batch or per few quick batches. Each row ends with the key of
+its inputs and a hash of its values, so that stale and edited rows are detected.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from urllib.parse import quote
 from ..base.errors import InputError, RunError
 
 FILE = "run.sqlite"
-ELSEWHERE = "run_database.txt"  # holds the path of a database that lies elsewhere (--run_database)
+ELSEWHERE = "run_database.txt"  # holds the path of the database, if it is elsewhere (--run_database)
 APPLICATION_ID, VERSION = 0x67636D31, 1
-PAUSE = 0.5  # seconds between two commits, at least: 18 ms each on a busy disk
-PATIENCE = 60  # seconds that a writer and a reader wait for each other; neither takes longer than a batch
-# Table → its columns, of which so many first ones name a row.
+PAUSE = 0.5  # minimum seconds between two commits, which take 18 ms each on a busy disk
+PATIENCE = 60  # seconds that a writer and a reader wait for each other; neither blocks for longer than a batch
+# Table → (length of the primary key, columns).
 TABLES = {
     "run": (1, "id manifest metrics exported"),
     "frame": (2, "dataset idx path forgery video label logit_real logit_fake prob_fake reason stamp"),
@@ -37,75 +37,75 @@ TABLES = {
     "calibration": (1, "name choice"),
     "measurement": (2, "dataset name content"),
 }
-BINARY = ("map", "feature", "measurement")  # elsewhere bytes are a string that UTF-8 does not have
+BINARY = ("map", "feature", "measurement")  # in other tables bytes stand for a string that is not valid UTF-8
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS)
 IS_EMPTY = "SELECT count(*) = 0 FROM sqlite_master"
-Row = tuple[Any, ...]
+DatabaseRow = tuple[Any, ...]
 
 
 def database_of(folder: Path) -> Path:
-    """Where the database of a run's folder lies, whether it is there or not."""
+    """Return the path of the database of a run's folder, whether it exists or not."""
     pointer = folder / ELSEWHERE
     return Path(pointer.read_text(encoding="utf-8").rstrip("\n")) if pointer.is_file() else folder / FILE
 
 
 def is_run(path: Path) -> bool:
-    """Whether a file begins as a database of a run does, be the rest of it whole or not."""
+    """Tell whether a file begins like a run's database. The rest may be damaged."""
     with path.open("rb") as file:
         head = file.read(100)
     return head[:16] == b"SQLite format 3\0" and int.from_bytes(head[68:72], "big") == APPLICATION_ID
 
 
 def has_begun(path: Path) -> bool:
-    """Whether a database is there: what a kill has left of the first transaction is none."""
+    """Tell whether a run has committed anything. A kill may leave a file without a finished transaction."""
     if not (path.is_file() and path.stat().st_size):
         return False
     try:
         with closing(sqlite3.connect(path)) as connection:
             return not connection.execute(IS_EMPTY).fetchone()[0]
     except (sqlite3.Error, UnicodeDecodeError):
-        return True  # whatever it is
+        return True  # something else, or damaged
 
 
 def check_locks(path: Path) -> None:
-    """Raises InputError where the file system has no locks: SQLite would take that for another process's lock."""
+    """Raise InputError if the file system has no locks: SQLite would report another process's lock instead."""
     try:
         import fcntl
 
-        # A file of its own: to close the database's would drop the locks that this process may have on it.
+        # A separate file: closing the database's file would drop this process's locks on it.
         with tempfile.TemporaryFile(dir=path.parent) as file:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1)
     except ImportError:
         pass
-    except OSError as error:  # of any other one SQLite tells
+    except OSError as error:  # SQLite reports any other error
         if error.errno in NO_LOCKS:
             raise InputError(
                 f"{path}: the file system has no locks ({error.strerror}), which a database needs; give"
-                " --run_database PATH on a disk that has them"
+                " --run_database PATH on another disk"
             ) from error
 
 
 class Busy(InputError):
-    """Another process is at work there."""
+    """Another process is writing to the database."""
 
 
 class RunDatabase:
-    """An open database. A writer holds its lock until `close`, or until the process ends, however it ends."""
+    """An open database. A writer holds the lock until `close` or the end of its process."""
 
     def __init__(self, path: Path, writes: bool, new: bool = False) -> None:
-        """Raises InputError for what is no database of a run, cannot be opened or written, or has another writer."""
+        """Open the database. Raises InputError if it is not a run's, cannot be opened, or has another writer."""
         self.path, self._writes = path, writes
         self._committed = time.monotonic()
-        self.skipped = 0  # rows that `rows` found changed
+        self.skipped = 0  # changed rows that `rows` left out
         if writes:
             check_locks(path)
-        with self._told(InputError):
-            # A reader, too, may have to take back the half of a transaction that a kill has left.
+        with self._plain_errors(InputError):
+            # Even a reader may have to roll back a transaction that a kill has interrupted.
             uri = f"file:{quote(os.fsencode(path.absolute()))}?mode={'rwc' if new else 'rw'}"
             self._connection = sqlite3.connect(
                 uri, uri=True, isolation_level=None, timeout=PATIENCE, check_same_thread=False
             )
-            # Of a damaged row, too.
+            # So that a damaged row can be read too.
             self._connection.text_factory = partial(str, encoding="utf-8", errors="surrogateescape")
             try:
                 empty = self._value(IS_EMPTY)
@@ -125,22 +125,22 @@ class RunDatabase:
         return self._connection.execute(query, values).fetchone()[0]
 
     def _lock(self) -> None:
-        """Become the writer. For another one nobody waits, for a reader both do."""
-        self._value("PRAGMA journal_mode = DELETE")  # a WAL needs memory that processes share
-        self._connection.execute("PRAGMA synchronous = FULL")  # what was committed outlives a crash of the machine
+        """Become the writer. Fail at once if there is another writer; wait for readers."""
+        self._value("PRAGMA journal_mode = DELETE")  # a WAL needs memory shared between processes
+        self._connection.execute("PRAGMA synchronous = FULL")  # commits survive a crash of the machine
         self._connection.execute("PRAGMA busy_timeout = 0")
         try:
             self._connection.execute("BEGIN IMMEDIATE")
         except sqlite3.OperationalError as error:
             if "locked" not in str(error):
                 raise
-            raise Busy(f"{self.path}: another process is at work there; wait for it or end it") from error
+            raise Busy(f"{self.path}: another process is writing there; wait for it or end it") from error
         self._connection.execute(f"PRAGMA busy_timeout = {1000 * PATIENCE}")
 
     def _make_tables(self, empty: bool) -> None:
-        """The first `commit` keeps them."""
+        """Create the tables; the first `commit` keeps them."""
         if not empty:
-            raise InputError(f"{self.path}: holds an earlier run; give another place, --resume or --overwrite")
+            raise InputError(f"{self.path}: holds an earlier run; give another path, --resume or --overwrite")
         for table, (keys, columns) in TABLES.items():
             names = columns.split()
             listed = ", ".join([*names, "key", "hash", f"PRIMARY KEY ({', '.join(names[:keys])})"])
@@ -149,9 +149,9 @@ class RunDatabase:
         self._connection.execute(f"PRAGMA user_version = {VERSION}")
 
     def _check(self) -> None:
-        """Raises InputError where this is no database of a run, or one of a newer version."""
+        """Raise InputError unless this is a run's database of this version."""
         if self._value("PRAGMA application_id") != APPLICATION_ID:
-            raise InputError(f"{self.path}: is no database of a run; give another --gradcam_output_dir")
+            raise InputError(f"{self.path}: is not a run's database; give another --gradcam_output_dir")
         if (version := self._value("PRAGMA user_version")) != VERSION:
             raise InputError(
                 f"{self.path}: was written by {'a newer' if version > VERSION else 'another'} version (schema"
@@ -159,33 +159,33 @@ class RunDatabase:
             )
 
     def check_whole(self) -> None:
-        """Raises InputError for a file of which pages are damaged or cut off."""
-        with self._told(InputError):
+        """Raise InputError if pages of the file are damaged or cut off."""
+        with self._plain_errors(InputError):
             found = self._value("PRAGMA integrity_check(1)")
         if found != "ok":
             raise InputError(self._damaged(found))
 
     def _damaged(self, why: object) -> str:
-        return f"{self.path}: is damaged ({' '.join(str(why).split())}); --overwrite renames that run and begins again"
+        return f"{self.path}: is damaged ({' '.join(str(why).split())}); --overwrite renames that run and starts again"
 
     def put(self, table: str, rows: Iterable[Sequence[object]], key: str = "") -> None:
-        """Add these rows, or replace those of the same names; they are on disk after `commit`."""
+        """Insert rows, or replace those with the same primary key. `commit` writes them to disk."""
         stored = (tuple(map(_stored, (*row, key))) for row in rows)
         self._insert(table, ((*row, digest(row)) for row in stored))
 
-    def _insert(self, table: str, whole: Iterable[Row]) -> None:
+    def _insert(self, table: str, whole: Iterable[DatabaseRow]) -> None:
         marks = ", ".join("?" * (len(TABLES[table][1].split()) + 2))
-        with self._told(RunError):
+        with self._plain_errors(RunError):
             self._connection.executemany(f"INSERT OR REPLACE INTO {table} VALUES ({marks})", whole)
 
     def end_batch(self) -> None:
-        """`commit`, unless the last one was a moment ago: each waits for the disk, and batches may be quick."""
+        """Commit, unless the last commit was a moment ago: each waits for the disk, and batches may be quick."""
         if time.monotonic() - self._committed > PAUSE:
             self.commit()
 
     def commit(self) -> None:
-        """Keep what was put, whatever happens. Raises RunError for a full disk, or where the file is gone."""
-        with self._told(RunError):
+        """Write all rows to disk. Raises RunError if the disk is full or the file is gone."""
+        with self._plain_errors(RunError):
             self._connection.execute("COMMIT")
             self._connection.execute("BEGIN IMMEDIATE")
         self._committed = time.monotonic()
@@ -193,78 +193,78 @@ class RunDatabase:
             raise RunError(self._removed())
 
     def _removed(self) -> str:
-        return f"{self.path}: was removed while the run was at work, so outputs are missing; begin again"
+        return f"{self.path}: was removed during the run, so outputs are missing; start again"
 
-    def rows(self, table: str, where: str = "", *values: object) -> Iterator[Row]:
-        """The whole rows, with their key at the end, in the order of their names. A changed one counts as none."""
+    def rows(self, table: str, where: str = "", *values: object) -> Iterator[DatabaseRow]:
+        """Yield the unchanged rows, in the order of the primary key; the last value is the key of the inputs."""
         for *row, _ in self._whole(table, where, *values):
             yield tuple(map(_text, row)) if table not in BINARY and bytes in map(type, row) else tuple(row)
 
-    def one(self, table: str, where: str = "", *values: object) -> Row | None:
-        """The first of such rows."""
+    def first_row(self, table: str, where: str = "", *values: object) -> DatabaseRow | None:
+        """Return the first row that `rows` would yield, or None."""
         return next(iter(list(self.rows(table, where, *values))), None)
 
-    def _whole(self, table: str, where: str = "", *values: object) -> Iterator[Row]:
+    def _whole(self, table: str, where: str = "", *values: object) -> Iterator[DatabaseRow]:
         for _, *row in self._all(table, where, *values):
             if row[-1] == digest(row[:-1]):
                 yield tuple(row)
             else:
                 self.skipped += 1
 
-    def _all(self, table: str, where: str = "", *values: object) -> Iterator[Row]:
-        """Each row behind its rowid."""
+    def _all(self, table: str, where: str = "", *values: object) -> Iterator[DatabaseRow]:
+        """Yield each row, preceded by its rowid."""
         order = ", ".join(TABLES[table][1].split()[: TABLES[table][0]])
-        with self._told(InputError):
+        with self._plain_errors(InputError):
             yield from self._connection.execute(f"SELECT rowid, * FROM {table} {where} ORDER BY {order}", values)
 
     def forget(self, table: str, dataset: str, indices: Iterable[int]) -> None:
-        """Take rows out."""
-        with self._told(RunError):
+        """Delete the rows of some frames."""
+        with self._plain_errors(RunError):
             given = ((dataset, index) for index in indices)
             self._connection.executemany(f"DELETE FROM {table} WHERE dataset = ? AND idx = ?", given)
 
     def forget_changed(self) -> dict[str, int]:
-        """Take out the rows that are not as the run wrote them; table → how many."""
-        found = {}
+        """Delete rows that were edited since the run wrote them. Return their number per table."""
+        deleted = {}
         for table in TABLES:
             changed = [[row] for row, *of, its_hash in self._all(table) if its_hash != digest(of)]
-            with self._told(RunError):
+            with self._plain_errors(RunError):
                 self._connection.executemany(f"DELETE FROM {table} WHERE rowid = ?", changed)
-            found[table] = len(changed)
-        return {table: count for table, count in found.items() if count}
+            deleted[table] = len(changed)
+        return {table: count for table, count in deleted.items() if count}
 
     def count(self, table: str, where: str = "", *values: object) -> int:
-        """How many rows there are."""
-        with self._told(InputError):
+        """Count rows."""
+        with self._plain_errors(InputError):
             return int(self._value(f"SELECT count(*) FROM {table} {where}", *values))
 
     def hash_of(self, table: str, dataset: str) -> str:
-        """Of all rows of a dataset."""
-        with self._told(InputError):
+        """Return the hash of a dataset's rows."""
+        with self._plain_errors(InputError):
             found = self._connection.execute(f"SELECT hash FROM {table} WHERE dataset = ? ORDER BY idx", [dataset])
             return digest(tuple(value for (value,) in found))
 
     def absorb(self, other: RunDatabase) -> None:
-        """Take over the whole rows of another database, but for its own one, and keep them."""
+        """Copy the unchanged rows of another database, except its row of the table `run`, and commit."""
         for table in TABLES.keys() - {"run"}:
             rows = other._whole(table)
             while some := list(itertools.islice(rows, 1000)):
                 self._insert(table, some)
-                self.end_batch()  # lets readers in
+                self.end_batch()  # so that readers get their turn
         self.commit()
 
     def clear(self) -> None:
-        """Take out every row: another database has them."""
-        with self._told(RunError):
+        """Delete every row, once another database has them."""
+        with self._plain_errors(RunError):
             for table in TABLES:
                 self._connection.execute(f"DELETE FROM {table}")
         self.commit()
 
     def close(self) -> None:
-        """Keep what was put, and let others in."""
+        """Commit and release the lock."""
         try:
             if self._writes and self._connection.in_transaction:
-                with self._told(RunError):
+                with self._plain_errors(RunError):
                     self._connection.execute("COMMIT")
         finally:
             self._connection.close()
@@ -276,11 +276,11 @@ class RunDatabase:
         self.close()
 
     @contextmanager
-    def _told(self, kind: type[InputError | RunError]) -> Iterator[None]:
-        """SQLite's errors as one line that says what to do."""
+    def _plain_errors(self, kind: type[InputError | RunError]) -> Iterator[None]:
+        """Turn SQLite's errors into one line that says what to do."""
         try:
             yield
-        except (sqlite3.Error, UnicodeDecodeError) as error:  # the latter of a damaged schema
+        except (sqlite3.Error, UnicodeDecodeError) as error:  # UnicodeDecodeError: a damaged schema
             text = str(error)
             if kind is RunError and not self.path.exists():
                 raise RunError(self._removed()) from error
@@ -289,18 +289,18 @@ class RunDatabase:
             if kind is InputError:
                 raise InputError(f"{self.path}: cannot be {'written' if self._writes else 'read'} ({text})") from error
             raise RunError(
-                f"{self.path}: {text}; what was written until the last batch is kept: remedy that (room on the disk, a"
-                " quota, a lock) and go on with --resume"
+                f"{self.path}: {text}; earlier batches are saved: solve this (full disk, quota, lock), then continue"
+                " with --resume"
             ) from error
 
 
 def digest(row: Sequence[object]) -> str:
-    """The hash of a row, of the values as SQLite gives them back."""
+    """Hash a row's values as SQLite returns them."""
     return hashlib.blake2b(repr(tuple(row)).encode(), digest_size=12).hexdigest()
 
 
 def _stored(value: object) -> object:
-    """As SQLite holds it: a string with a lone surrogate, as file names may have, is held as bytes."""
+    """Convert a value for SQLite: a string with a lone surrogate, as in some file names, becomes bytes."""
     if isinstance(value, str):
         try:
             value.encode()
@@ -314,5 +314,5 @@ def _text(value: object) -> object:
         return value
     try:
         return value.decode("utf-8", "surrogatepass")
-    except UnicodeDecodeError:  # nothing that a run writes
+    except UnicodeDecodeError:  # a run writes no such bytes
         return value.decode("utf-8", "backslashreplace")

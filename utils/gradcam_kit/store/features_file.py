@@ -1,4 +1,4 @@
-"""What the detector's head reads of every frame (--save_features), and `<dataset>/features.npz`, which holds it."""
+"""The head's input for every frame (--save_features), and the file `<dataset>/features.npz`."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ FEATURES = "features.npz"
 
 
 def features_of(database: RunDatabase, dataset: str) -> dict[int, np.ndarray]:
-    """Index of a frame → its features (D,) float32, ascending; empty where the run has kept none."""
+    """Return index → features (D,) float32 of each frame, ascending; empty if the run saved none."""
     rows = database.rows("feature", "WHERE dataset = ?", dataset)
     return {row[1]: np.frombuffer(row[2], np.float32) for row in rows}
 
 
 def write_features(database: RunDatabase, dataset: str, folder: Path) -> None:
-    """Write the file, whole or not at all, where the run has kept features.
+    """Write features.npz, completely or not at all, if the run saved features.
 
-    `feat` (N, D), `index`, `label` 0 real and 1 fake, `label_spe` the forgery's number in `forgery_names`, and as
-    strings `forgery`, `video` and `path`. `feat` and `label_spe` are what DF40's t-SNE script reads.
+    It holds `feat` (N, D) float32; `index`; `label` (0 real, 1 fake); `label_spe`, the forgery's number in
+    `forgery_names`; and the strings `forgery`, `video`, `path`. DF40's t-SNE script reads `feat` and `label_spe`.
     """
     found = features_of(database, dataset)
     if not found:
@@ -40,7 +40,7 @@ def write_features(database: RunDatabase, dataset: str, folder: Path) -> None:
         **{name: _strings([row[i] for row in chosen]) for name, i in (("forgery", 3), ("video", 4), ("path", 2))},
     }
     with whole_file(folder / FEATURES) as file:
-        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # numpy's stub takes them for its own flag
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # numpy's stub mistakes them for its own flag
 
 
 def _strings(values: Sequence[str]) -> np.ndarray:

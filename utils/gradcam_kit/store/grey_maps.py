@@ -1,8 +1,7 @@
-"""Maps at the size of the patch grid: raw in the database, and as 8-bit grey images for programs that show them.
+"""Maps at the size of the patch grid, as 8-bit grey images for other programs.
 
-`<sample folder>/heatmaps/<layer>.png` runs from the raw map's minimum (0) to its maximum (255),
-`<layer>_signed.png` from minus its largest magnitude (1) over zero (128) to plus that (255). Both scales are in the
-sample's JSON.
+In `<sample folder>/heatmaps/<layer>.png`, 0 is the raw map's minimum and 255 its maximum. In `<layer>_signed.png`, 128
+is zero, and 1 and 255 are minus and plus the largest magnitude. The sample's JSON holds both scales.
 """
 
 from __future__ import annotations
@@ -20,12 +19,12 @@ GREY_MAPS = "heatmaps"
 
 
 def grey_name(layer: str) -> str:
-    """File name of a layer's grey map."""
+    """Return the file name of a layer's grey map."""
     return f"{layer}.png"
 
 
 def write_grey_maps(folder: Path, layers: Sequence[LayerImage]) -> None:
-    """Write both grey maps of every layer into `folder`, which is made."""
+    """Create `folder` and write both grey maps of every layer into it."""
     folder.mkdir()
     for layer in layers:
         (folder / grey_name(layer.name)).write_bytes(png(grey(layer.raw, layer.empty)))
@@ -33,7 +32,7 @@ def write_grey_maps(folder: Path, layers: Sequence[LayerImage]) -> None:
 
 
 def png(grey: np.ndarray) -> bytes:
-    """(h, w) uint8 → the bytes of a PNG."""
+    """Encode a grey image, (h, w) uint8, as PNG."""
     done, data = cv2.imencode(".png", grey)
     if not done:
         raise OSError(f"OpenCV could not encode a grey image of shape {grey.shape}")
@@ -41,7 +40,7 @@ def png(grey: np.ndarray) -> bytes:
 
 
 def grey(raw: np.ndarray, empty: bool) -> np.ndarray:
-    """Raw map (h, w) → uint8 from its minimum 0 to its maximum 255; an empty map is all 0."""
+    """Scale a raw map, float (h, w), to uint8 from its minimum (0) to its maximum (255); an empty map is all 0."""
     low, high = float(raw.min()), float(raw.max())
     if empty:
         return np.zeros(raw.shape, dtype=np.uint8)
@@ -49,7 +48,7 @@ def grey(raw: np.ndarray, empty: bool) -> np.ndarray:
 
 
 def signed_grey(signed: np.ndarray) -> np.ndarray:
-    """Signed map (h, w) → uint8, 128 where it is zero, 255 and 1 at plus and minus its largest magnitude."""
+    """Scale a signed map, float (h, w), to uint8: 128 is zero, 1 and 255 are minus and plus its largest magnitude."""
     extreme = float(np.abs(signed).max())
     if extreme == 0:
         return np.full(signed.shape, 128, dtype=np.uint8)
@@ -57,14 +56,14 @@ def signed_grey(signed: np.ndarray) -> np.ndarray:
 
 
 def raw_arrays(layers: Sequence[LayerImage]) -> dict[str, np.ndarray]:
-    """What `--save_raw` keeps: per layer its raw map under its name and its signed map under `<name>.signed`.
+    """Return the float32 arrays for `--save_raw`: each layer's raw map as `<name>`, its signed map as `<name>.signed`.
 
-    Of a clip they are (t, h, w), and `<name>.time` (T,) is what each frame adds to the signed map.
+    Maps are (h, w); those of a clip (t, h, w). For a clip, `<name>.time` (T,) holds each frame's share of the sum.
     """
-    found: dict[str, np.ndarray] = {}
+    arrays: dict[str, np.ndarray] = {}
     for layer in layers:
         raw, signed = layer.cells if isinstance(layer, ClipImage) else (layer.raw, layer.signed)
-        found |= {layer.name: raw, f"{layer.name}.signed": signed}
+        arrays |= {layer.name: raw, f"{layer.name}.signed": signed}
         if isinstance(layer, ClipImage):
-            found[f"{layer.name}.time"] = layer.time
-    return {key: values.astype(np.float32) for key, values in found.items()}
+            arrays[f"{layer.name}.time"] = layer.time
+    return {key: values.astype(np.float32) for key, values in arrays.items()}

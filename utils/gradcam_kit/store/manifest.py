@@ -1,4 +1,4 @@
-"""The manifest: how a run came about and what it gave, as a typed value. `manifest.json` shows it."""
+"""The manifest as a typed value: a run's inputs, settings and counts. It is written to `manifest.json`."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from .sample import LayerFacts
 
 MANIFEST = "manifest.json"
 METRICS = "metrics.json"
-DEEPEST = 40  # levels of JSON that a run writes: it has fewer than ten
-# What follows a place in a manifest that does not fit.
+DEEPEST = 40  # levels of JSON that are accepted; a run writes fewer than ten
+# The end of the message about a field that does not fit.
 ADVICE = {
     VALUE: "which no run writes; give another --gradcam_output_dir, or --overwrite",
-    MISSING: "is it of another version? run again",
-    UNKNOWN: "is it of a newer version?",
+    MISSING: "is it from another version? run again",
+    UNKNOWN: "is it from a newer version?",
 }
 
 
@@ -40,7 +40,7 @@ class Weights:
 
 @dataclass(frozen=True, slots=True)
 class DatasetRecord:
-    """Which frames a run was given of one dataset."""
+    """A run's frames of one dataset."""
 
     frames: Count
     json_sha256: str
@@ -49,7 +49,7 @@ class DatasetRecord:
 
 @dataclass(frozen=True, slots=True)
 class Numbers:
-    """The settings of a run that are no part of its config."""
+    """Settings of a run that are not in its config."""
 
     batch_size: Count
     seed: Count
@@ -57,7 +57,7 @@ class Numbers:
 
 @dataclass(frozen=True, slots=True, order=True)
 class Vanished:
-    """A sample that could be read at first, but not when it was to be explained."""
+    """A sample that was readable for prediction, but not later for explanation."""
 
     index: Count
     reason: str
@@ -65,16 +65,16 @@ class Vanished:
 
 @dataclass(slots=True, kw_only=True)
 class HeatmapCounts:
-    """What explaining one dataset gave."""
+    """Counts of one dataset's heatmaps."""
 
     heatmaps: Count = 0
     empty_maps: dict[str, Count] = field(default_factory=dict)  # layer → samples whose map is empty
-    checks: dict[str, Count] = field(default_factory=dict)  # word of a map's check → maps
+    checks: dict[str, Count] = field(default_factory=dict)  # verdict → number of maps
     non_finite: list[Count] = field(default_factory=list)  # samples without heatmaps, because a map was NaN or infinite
     vanished: list[Vanished] = field(default_factory=list)
 
     def add_sample(self, layers: Iterable[LayerFacts]) -> None:
-        """One more sample with heatmaps."""
+        """Count one more sample with heatmaps."""
         self.heatmaps += 1
         for layer in layers:
             self.empty_maps[layer.name] = self.empty_maps.get(layer.name, 0) + layer.empty
@@ -84,12 +84,11 @@ class HeatmapCounts:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """Everything by which a run can be told from another, in the order of its file.
+    """All facts that tell one run from another, in the order of the file.
 
-    `detector`: what its scores depend on and neither the weights nor the config show, in words, such as the activation.
-    `finished` and `heatmaps` are None until the run has finished. `choice` is how the map was chosen: None until then,
-    for a plain evaluation, and for a run of an earlier version. `top_files` names the files that a run writes beside
-    the manifest and the datasets' folders.
+    `detector` describes what scores depend on but neither weights nor config show, such as the activation. `finished`
+    and `heatmaps` are None until the run has finished. `choice` tells how the map was chosen: None until then, for a
+    plain evaluation, and for a run of an earlier version. `top_files` names the run's files next to the manifest.
     """
 
     command: list[str]
@@ -100,9 +99,9 @@ class Manifest:
     datasets: dict[str, DatasetRecord]
     options: dict[str, Any]
     device: str
-    threads: Annotated[int, Meta(ge=1, le=4096)]  # more than any machine has
+    threads: Annotated[int, Meta(ge=1, le=4096)]  # no machine has more
     versions: dict[str, str]
-    top_files: list[str] = field(default_factory=list)  # runs of earlier versions do not have them, nor `detector`
+    top_files: list[str] = field(default_factory=list)  # empty in runs of earlier versions, as is `detector`
     detector: dict[str, str] = field(default_factory=dict)
     finished: str | None = None
     heatmaps: dict[str, HeatmapCounts] | None = None
@@ -110,7 +109,7 @@ class Manifest:
 
     @property
     def colormap(self) -> str:
-        """Of the run's overlays."""
+        """The colormap of the run's overlays."""
         return str(self.config.get("gradcam_colormap", "jet"))
 
     def to_json(self) -> dict[str, Any]:
@@ -124,7 +123,7 @@ class Manifest:
 
     @classmethod
     def from_json(cls, values: Any, where: str) -> Manifest:
-        """The manifest that `to_json` gave. Raises InputError, which begins with `where` and names the field."""
+        """Read the result of `to_json`. Raises InputError that begins with `where` and names the field."""
         try:
             read = fit(values, dict[str, Any])
             if read.get("weights") == "random":
@@ -141,7 +140,7 @@ class Manifest:
         return manifest
 
     def _check_names(self) -> None:
-        """Raises Misfit where a name is none, or stands in one place alone."""
+        """Raise Misfit for an invalid name, and for a dataset without heatmap counts or the reverse."""
         for name in ("datasets", "top_files"):
             if not all(map(is_dataset_name, getattr(self, name))):
                 raise Misfit(VALUE, (name,), getattr(self, name), "")
@@ -155,7 +154,7 @@ class Manifest:
             raise Misfit(problem, ("heatmaps", name), None, "")
 
     def differences(self, earlier: Manifest) -> list[str]:
-        """Every entry on which the outputs depend and that differs: `settings.seed was 1 and is 2`."""
+        """List the entries that differ and that outputs depend on: `settings.seed was 1 and is 2`."""
         before, now = earlier._decisive(), self._decisive()
         places = [place for place in dict.fromkeys((*before, *now)) if before.get(place) != now.get(place)]
         return [
@@ -164,12 +163,12 @@ class Manifest:
         ]
 
     def key(self, *more: object) -> str:
-        """A hash of all that predictions depend on, and of what `more` depends on beside it."""
+        """Return a hash of everything that predictions depend on, and of `more`."""
         values = [self._decisive(), self.detector, *more]
         return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
     def _decisive(self) -> dict[str, Any]:
-        """What the outputs depend on, flat: place in the JSON → value, as JSON gives it back."""
+        """Return all values that outputs depend on: path in the JSON → value, as JSON returns it."""
         values = json.loads(json.dumps(self.to_json(), default=str))
         decisive = ("config", "settings", "weights", "datasets", "options", "device", "versions")
         free = [f"config.{key}" for key in FREE_KEYS] + [f"options.{key}" for key in free_options(self.options)]
@@ -190,19 +189,18 @@ class Manifest:
 
 
 def check_names(datasets: Iterable[str], files: Iterable[str]) -> None:
-    """Raises InputError where the folder of a dataset would have the name of one of the run's own `files`, or of a
-    database: each process of a run has one."""
-    own = {name.casefold() for name in (MANIFEST, METRICS, *files)}  # some file systems know one case only
+    """Raise InputError if a dataset's folder would have the name of one of the run's `files` or of a database."""
+    own = {name.casefold() for name in (MANIFEST, METRICS, *files)}  # some file systems ignore case
     for name in datasets:
         if name.casefold() in own or name.startswith(".") or ".sqlite" in name.casefold():
             raise InputError(
-                f"dataset {name!r}: its folder would have the name of a file that a run writes, or hides, beside it;"
+                f"dataset {name!r}: its folder would have the name of one of the run's own files;"
                 " rename its JSON file, and the name inside it"
             )
 
 
-def parsed(text: str, path: Path) -> Any:
-    """The JSON that stands in a run's database. Raises InputError where it is none."""
+def parse_json(text: str, path: Path) -> Any:
+    """Parse JSON from a run's database. Raises InputError if it is invalid."""
     try:
         values = json.loads(text)
         _check_depth(values)
@@ -212,7 +210,7 @@ def parsed(text: str, path: Path) -> Any:
 
 
 def _check_depth(values: Any, left: int = DEEPEST) -> None:
-    """Raises ValueError for JSON that is nested deeper than any that a run writes: others would fail on it."""
+    """Raise ValueError for JSON that is nested too deeply; later code would fail on it."""
     if left == 0:
         raise ValueError(f"nested more than {DEEPEST} levels deep")
     for value in values.values() if isinstance(values, dict) else values if isinstance(values, list) else ():

@@ -1,4 +1,4 @@
-"""A run read back: manifest, metrics, predictions, samples and their maps, also of one that stopped half-way."""
+"""Reading of a run: manifest, metrics, predictions, samples and maps. The run may have stopped half-way."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ from ..data.images import UnreadableImage, decode_image, read_file
 from ..drawing.overlays import LayerImage, layer_images
 from ..engine.maps import Canvas, LayerMaps
 from ..judge.check import ARTEFACT
-from .database import Row, RunDatabase, database_of
+from .database import DatabaseRow, RunDatabase, database_of
 from .grey_maps import GREY_MAPS
 from .manifest import Manifest
 from .run_folder import read_manifest
 from .sample import SIGNED_TARGET, Sample
 from .tables import GAPS, metrics_of, prediction_rows, unreadable_rows
 
-LARGEST = 8192  # pixels a side that a map spans
+MOST_PIXELS = 8192  # that a map may span per side
 OUTCOMES = ("TP", "FP", "TN", "FN")  # positive means fake
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatasetOnDisk:
-    """One dataset of a run. `label` and `prob_fake` hold every readable frame; `metrics` None: not known yet."""
+    """One dataset of a run. `label` and `prob_fake` (N,) hold every readable frame; `metrics` None: not yet known."""
 
     name: str
     folder: Path
@@ -48,14 +48,14 @@ class DatasetOnDisk:
     label: np.ndarray
     prob_fake: np.ndarray
     samples: list[Sample]
-    explained: int  # samples that there are, `samples` may be fewer
+    explained: int  # number of samples; `samples` may hold fewer
     unreadable: int
-    gaps: list[ForgeryGaps]  # the forgeries that lack frames
-    video_frames: list[int]  # readable frames of each video
+    gaps: list[ForgeryGaps]  # forgeries with missing frames
+    video_frames: list[int]  # number of readable frames per video
 
 
 class RunOnDisk(NamedTuple):
-    """A run. `finished` False: it stopped half-way, or still runs."""
+    """A run. `finished` is False if it stopped half-way or is still running."""
 
     folder: Path
     finished: bool
@@ -70,30 +70,30 @@ class RunOnDisk(NamedTuple):
 
 
 def reader(folder: Path) -> RunDatabase:
-    """The database of a run's folder, to read. Raises InputError where there is none."""
+    """Open the database of a run's folder for reading. Raises InputError if there is none."""
     path = database_of(folder)
     if not path.is_file():
         raise InputError(
-            f"{folder}: holds no run ({path.name} is not there); give the --gradcam_output_dir of a run. A run of an"
-            " earlier version has none: the version that wrote it can read it"
+            f"{folder}: holds no run (no {path.name}); give the --gradcam_output_dir of a run. For a run of a version"
+            " without this file, use that version"
         )
-    return _opened(path, path.stat().st_ino, threading.get_ident())
+    return _open(path, path.stat().st_ino, threading.get_ident())
 
 
 @functools.lru_cache(maxsize=64)
-def _opened(path: Path, inode: int, thread: int) -> RunDatabase:
+def _open(path: Path, inode: int, thread: int) -> RunDatabase:
     return RunDatabase(path, writes=False)
 
 
 def read_run(folder: Path, samples_at_most: int = sys.maxsize) -> RunOnDisk:
-    """Read a run; of a dataset with more explained samples than that, every k-th. Raises InputError."""
+    """Read a run. If a dataset has more than `samples_at_most` samples, read every k-th. Raises InputError."""
     database = reader(folder)
     database.skipped = 0
     manifest, metrics = read_manifest(database), metrics_of(database)
     for name in manifest.datasets:
         if (folder / name).is_symlink():
             raise InputError(
-                f"{folder / name}: is a symbolic link, which is not followed: put the dataset's folder there"
+                f"{folder / name}: is a symbolic link, which is not followed: replace it by the dataset's folder"
             )
     datasets = [
         _read_dataset(database, folder / name, metrics.get(name), record.frames, samples_at_most)
@@ -101,8 +101,8 @@ def read_run(folder: Path, samples_at_most: int = sys.maxsize) -> RunOnDisk:
     ]
     if changed := database.skipped:
         raise InputError(
-            f"{database.path}: {changed} rows were changed since the run wrote them; the run's command with --resume"
-            " makes them again"
+            f"{database.path}: {changed} rows were changed since the run wrote them; run its command with --resume"
+            " to restore them"
         )
     return RunOnDisk(folder, manifest.finished is not None, manifest, datasets)
 
@@ -111,7 +111,7 @@ def _read_dataset(
     database: RunDatabase, folder: Path, metrics: dict[str, Any] | None, frames: int, samples_at_most: int
 ) -> DatasetOnDisk:
     label, prob_fake, videos = array("q"), array("d"), Counter[tuple[str, str]]()
-    for row in prediction_rows(database, folder.name):  # one by one: there may be millions
+    for row in prediction_rows(database, folder.name):  # not as a list: there may be millions
         label.append(row["label"])
         prob_fake.append(row["prob_fake"])
         videos[row["forgery"], row["video"]] += 1
@@ -135,7 +135,7 @@ def _read_dataset(
     )
 
 
-def _read_sample(row: Row, database: RunDatabase, dataset_folder: Path) -> Sample:
+def _read_sample(row: DatabaseRow, database: RunDatabase, dataset_folder: Path) -> Sample:
     _, index, facts, files, *_ = row
     try:
         sample = Sample.from_json(json.loads(facts))
@@ -146,19 +146,19 @@ def _read_sample(row: Row, database: RunDatabase, dataset_folder: Path) -> Sampl
     if not (comparison and (folder / comparison).is_file() and (folder / GREY_MAPS).is_dir()):
         comparison = ""
     gone = not comparison and hash_of(sample.path) not in {sample.image_hash} - {""}
-    lost = "its images are not kept, and the dataset's own file is gone or another one" if gone else ""
+    lost = "its images were not saved, and the dataset's file is gone or has changed" if gone else ""
     if sample.frames and not comparison:
-        lost = "the pictures of a clip are in files alone, which are not kept"
+        lost = "pictures of a clip are only in files, which were not saved"
     return replace(sample, folder=folder, comparison=comparison, lost=lost)
 
 
 def frame_rows(folder: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a dataset's predictions.csv; `folder` is its folder in a run's."""
+    """Yield the rows of a dataset's predictions.csv. `folder`: the dataset's folder inside the run's."""
     return prediction_rows(reader(folder.parent), folder.name)
 
 
 class StoredMap(NamedTuple):
-    """A layer's maps (h, w) float32, raw and before ReLU, and how many pixels they span (`engine.maps.Canvas`)."""
+    """A layer's maps, float32 (h, w): raw, and signed (before ReLU). `spanned`: pixels, see `engine.maps.Canvas`."""
 
     raw: np.ndarray
     signed: np.ndarray
@@ -166,7 +166,7 @@ class StoredMap(NamedTuple):
 
 
 def stored_maps(sample: Sample) -> dict[str, StoredMap]:
-    """Layer → the maps that the run has kept of a sample."""
+    """Return the saved maps of a sample, by layer. Raises InputError for a damaged one."""
     database = reader(sample.folder.parent.parent)
     found = {}
     for _, _, layer, rows, columns, high, wide, raw, signed, _ in database.rows(
@@ -174,8 +174,8 @@ def stored_maps(sample: Sample) -> dict[str, StoredMap]:
     ):
         try:
             maps = [np.frombuffer(data, np.float32).reshape(rows, columns) for data in (raw, signed)]
-            if not (0 < high <= LARGEST and 0 < wide <= LARGEST and np.isfinite(maps).all()):
-                raise ValueError("no size or value that a run writes")
+            if not (0 < high <= MOST_PIXELS and 0 < wide <= MOST_PIXELS and np.isfinite(maps).all()):
+                raise ValueError("its size or a value is invalid")
         except (ValueError, TypeError) as error:
             where = f"{database.path}: the map of {layer} of sample {sample.index} of {sample.dataset}"
             raise InputError(f"{where} is damaged ({error}); run again") from error
@@ -184,7 +184,7 @@ def stored_maps(sample: Sample) -> dict[str, StoredMap]:
 
 
 def sample_maps(sample: Sample, layers: Sequence[str]) -> dict[str, np.ndarray]:
-    """Raw maps (h, w) of the named layers; a layer that is empty or lost is left out, and so is a clip's."""
+    """Return raw maps, float32 (h, w), of the named layers, without empty or lost ones; for a clip, nothing."""
     if sample.frames:
         return {}
     maps = stored_maps(sample)
@@ -196,9 +196,9 @@ def sample_maps(sample: Sample, layers: Sequence[str]) -> dict[str, np.ndarray]:
 
 
 def original(sample: Sample) -> np.ndarray:
-    """The image as the detector saw it, (H, W, 3) uint8 RGB: from the comparison, or else from the dataset's own file.
+    """Return the image that the detector saw, (H, W, 3) uint8 RGB: from the comparison, else from the dataset's file.
 
-    Raises UnreadableImage, also where that file is another one now.
+    Raises UnreadableImage, also if that file has changed.
     """
     box = sample.original
     if sample.comparison and box is not None:
@@ -210,17 +210,23 @@ def original(sample: Sample) -> np.ndarray:
 
 
 def overlays(sample: Sample) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """A sample's image and by layer its overlay, from its files or drawn again. Raises UnreadableImage."""
+    """Return a sample's image and its overlays by layer, all (H, W, 3) uint8 RGB, from files or redrawn.
+
+    Raises UnreadableImage.
+    """
     try:
         files = {layer.name: str(sample.overlay(layer.name)) for layer in sample.layers}
         return original(sample), {layer: decode_image(read_file(file), None) for layer, file in files.items()}
     except UnreadableImage:
-        image, layers = redrawn(sample)
+        image, layers = redraw(sample)
         return image, {layer.name: layer.overlay for layer in layers}
 
 
-def redrawn(sample: Sample) -> tuple[np.ndarray, list[LayerImage]]:
-    """A sample's image and its layers as the run drew them, from its maps. Raises UnreadableImage."""
+def redraw(sample: Sample) -> tuple[np.ndarray, list[LayerImage]]:
+    """Redraw a sample from its saved maps. Return its image, (H, W, 3) uint8 RGB, and its layers.
+
+    Raises UnreadableImage.
+    """
     image = original(sample)
     size, maps, checks = image.shape[:2], stored_maps(sample), {layer.name: layer.check for layer in sample.layers}
     if missing := [layer.name for layer in sample.layers if layer.name not in maps]:

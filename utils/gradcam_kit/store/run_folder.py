@@ -1,4 +1,4 @@
-"""The output folder of one run: who may write there, and whether an earlier run is there, goes on or is set aside."""
+"""The output folder of a run: locking it, and refusing, resuming or setting aside an earlier run."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ from pathlib import Path
 from typing import Any
 
 from ..base.errors import InputError
-from ..base.files import own_folder, set_aside, write_whole
+from ..base.files import create_output_folder, set_aside, write_whole
 from ..base.text import printable
 from ..judge.verdict import Choice
 from .database import ELSEWHERE, FILE, TABLES, Busy, RunDatabase, database_of, has_begun, is_run
-from .manifest import MANIFEST, HeatmapCounts, Manifest, check_names, parsed
+from .manifest import MANIFEST, HeatmapCounts, Manifest, check_names, parse_json
 
 
 class RunFolder:
     """An output folder that belongs to this run until the end of the `with` block.
 
-    `key` is what its predictions depend on. `finished`: by an earlier call of the same command, and still whole.
+    `key` is a hash of everything that predictions depend on. `finished`: an earlier call has finished this run, and its
+    rows are unchanged.
     """
 
     def __init__(
@@ -38,7 +39,7 @@ class RunFolder:
         self.path, self.manifest, self.key, self.finished = path, manifest, key, finished
         self._place, self._database = place, database
         self._part: Path | None = None
-        self.metrics: Mapping[str, Any] | None = None  # until the run has finished
+        self.metrics: Mapping[str, Any] | None = None  # None until the run has finished
 
     @classmethod
     def open(
@@ -50,9 +51,9 @@ class RunFolder:
         database: Path | None = None,
         key: str = "",
     ) -> RunFolder:
-        """Take `path`: new or empty, with `overwrite` an earlier run's, with `resume` the same run's; or InputError.
+        """Open `path` for a run. It must be new or empty, except with `overwrite` or, for the same run, `resume`.
 
-        `database`: where it lies, if not in the folder. `key`: what predictions depend on.
+        `database`: its path, if it is not in the folder. `key`: as in RunFolder. Raises InputError.
         """
         place = database or database_of(path)
         check_names(manifest.datasets, (*manifest.top_files, ELSEWHERE, place.name))
@@ -63,7 +64,7 @@ class RunFolder:
                 path.mkdir(parents=True, exist_ok=True)
                 if place != path / FILE:
                     write_whole(path / ELSEWHERE, f"{place.absolute()}\n".encode())
-                place.open("ab").close()  # the system says why it cannot be written, SQLite does not
+                place.open("ab").close()  # an error of the system gives the reason, SQLite's does not
             folder = cls(path, manifest, key, place, RunDatabase(place, writes=True, new=not goes_on))
             try:
                 if goes_on:
@@ -71,7 +72,7 @@ class RunFolder:
                 else:
                     folder.record()
                 for name in manifest.datasets:
-                    own_folder(path / name)
+                    create_output_folder(path / name)
             except BaseException:
                 folder.database.close()
                 raise
@@ -80,7 +81,7 @@ class RunFolder:
             raise InputError(f"output folder {path}: cannot be written ({error.strerror}); give another one") from error
 
     def _go_on(self) -> None:
-        """Take over what an earlier call has left, as far as it is of this run. Raises InputError for another run."""
+        """Continue an earlier call's run. Raises InputError if it was another run."""
         database, manifest = self.database, self.manifest
         database.check_whole()
         changed = database.forget_changed()
@@ -91,35 +92,35 @@ class RunFolder:
         if differences:
             more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
             raise InputError(
-                f"--resume: {self._place} is of another run: {'; '.join(differences[:3])}{more};"
-                " give the first run's settings, or another --gradcam_output_dir, or --overwrite to begin again"
+                f"--resume: {self._place} is from another run: {'; '.join(differences[:3])}{more};"
+                " give the first run's settings, or another --gradcam_output_dir, or --overwrite to start again"
             )
         top_files = list(dict.fromkeys((*earlier.top_files, *manifest.top_files)))
         self.manifest = replace(earlier, top_files=top_files)
         self.absorb(remove=True)
         stale = database.count("frame", "WHERE key IS NOT ?", self.key)
         if changed or stale:
-            said = [f"{count} rows of {table} were changed" for table, count in changed.items()]
-            said += [f"{stale} predictions are of other code"] if stale else []
-            print(printable(f"--resume: {self._place}: {'; '.join(said)}: done again"), file=sys.stderr)
+            reasons = [f"{count} rows of {table} were changed" for table, count in changed.items()]
+            reasons += [f"{stale} predictions come from other code"] if stale else []
+            print(printable(f"--resume: {self._place}: {'; '.join(reasons)}: computed again"), file=sys.stderr)
             self.manifest = replace(self.manifest, finished=None, heatmaps=None, choice=None)
             self.record()
         if self.manifest.finished is not None:
-            self.finished, self.metrics = True, json.loads((database.one("run") or "  {}")[2])
+            self.finished, self.metrics = True, json.loads((database.first_row("run") or "  {}")[2])
 
     @property
     def database(self) -> RunDatabase:
-        """Of the process that holds the folder."""
+        """The database, in the process that opened the folder."""
         assert self._database is not None
         return self._database
 
     @property
     def is_there(self) -> bool:
-        """Whether this process sees the database."""
+        """Whether the database exists for this process."""
         return self._place.is_file()
 
     def record(self, exported: bool = False) -> None:
-        """Write the run's own row. `exported`: whether all is made of it that was asked for."""
+        """Write the run's own row. `exported`: whether all requested exports are done."""
         values = json.dumps(self.manifest.to_json(), default=str)
         given = json.dumps(self.metrics) if self.metrics is not None else ""
         self.database.put("run", [(1, values, given, exported)], self.key)
@@ -128,14 +129,14 @@ class RunFolder:
     def finish(
         self, metrics: Mapping[str, Any], heatmaps: Mapping[str, HeatmapCounts], choice: Choice | None = None
     ) -> None:
-        """The run is whole, but for what is made of it. Raises RunError where the database is gone."""
+        """Record that the run is complete, except for exports. Raises RunError if the database is gone."""
         self.manifest = replace(self.manifest, finished=now(), heatmaps=dict(heatmaps), choice=choice)
         self.metrics = metrics
         self.record()
 
     @contextmanager
     def reading(self) -> Iterator[RunDatabase]:
-        """The run's database: as it is open here, or in another process of the run to read."""
+        """Yield the run's database: the open one, or in another process of the run a reader."""
         if self._database is not None and not self._part:
             yield self._database
             return
@@ -143,15 +144,15 @@ class RunFolder:
             yield database
 
     def join(self, rank: int) -> None:
-        """In another process of the run: open a part of its own, which `absorb` takes into the run's database."""
+        """Open a separate database in another process of the run; `absorb` copies it into the run's."""
         if self._database is None:
             self._part = self._place.with_name(f"{self._place.stem}.{rank}{self._place.suffix}")
             self._database = RunDatabase(self._part, writes=True, new=True)
 
     def absorb(self, remove: bool = False) -> None:
-        """Take over what the parts of other processes hold; with `remove` they are a killed run's, and go.
+        """Copy the databases of other processes into the run's. `remove`: they are left from a killed run; delete them.
 
-        Raises InputError where a process of that run is still at work.
+        Raises InputError if a process of that run is still writing.
         """
         for part in _parts_of(self._place):
             if has_begun(part):  # a kill may leave an empty one
@@ -171,36 +172,36 @@ class RunFolder:
                 self._part.unlink()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Sent to another process, it leaves the database with the process that holds it."""
+        """Pickle without the database, which stays with the process that opened it."""
         return RunFolder, (self.path, self.manifest, self.key, self._place, None, self.finished)
 
 
 def now() -> str:
-    """The time as a manifest has it."""
+    """Return the current time in a manifest's format."""
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 def read_manifest(database: RunDatabase) -> Manifest:
-    """The manifest in a database. Raises InputError."""
-    row = database.one("run")
+    """Read the manifest in a database. Raises InputError."""
+    row = database.first_row("run")
     if row is None:
         raise InputError(
-            f"{database.path}: its own row is gone or was changed; --overwrite renames it and begins again"
+            f"{database.path}: its table run is empty or was changed; --overwrite renames that run and starts again"
         )
-    return Manifest.from_json(parsed(row[1], database.path), str(database.path))
+    return Manifest.from_json(parse_json(row[1], database.path), str(database.path))
 
 
 def _parts_of(place: Path) -> list[Path]:
-    """The parts of other processes of the run whose database lies at `place`."""
+    """Return the databases of the run's other processes; `place`: the run's own database."""
     alike = place.parent.glob(f"{glob.escape(place.stem)}.*{place.suffix}")
     return sorted(path for path in alike if path.stem[len(place.stem) + 1 :].isdecimal())
 
 
 def _make_room(path: Path, place: Path, overwrite: bool) -> None:
-    """Set an earlier run aside, if that is asked for. Raises InputError where something is to stay."""
+    """Set an earlier run aside if `overwrite`. Raises InputError if the folder holds anything else."""
     if path.exists() and not path.is_dir():
         raise InputError(f"output folder {path}: is a file; give a folder")
-    # All that there is before the first transaction.
+    # Files that exist before the first transaction.
     begun = (FILE, f"{FILE}-journal", place.name, f"{place.name}-journal", ELSEWHERE, f".{ELSEWHERE}.partial")
     inside = [one for one in path.iterdir() if one.name not in begun] if path.is_dir() else []
     there = has_begun(place)
@@ -216,13 +217,13 @@ def _make_room(path: Path, place: Path, overwrite: bool) -> None:
         where = f"output folder {path}" if place.parent == path else f"--run_database {place}"
         raise InputError(f"{where}: holds an earlier run; give another --gradcam_output_dir, --resume or --overwrite")
     if not is_run(place):
-        raise InputError(f"{place}: is no database of a run, so --overwrite leaves it alone; give another place")
+        raise InputError(f"{place}: is not a run's database, so --overwrite does not touch it; give another path")
     try:
         RunDatabase(place, writes=True).close()
     except Busy:
         raise
     except InputError:
-        pass  # a damaged one is set aside as any other
+        pass  # a damaged database is set aside too
     for one in (path,) if place.parent == path else (place, *_parts_of(place), path):
         if one.exists():
             print(printable(f"--overwrite: {one} is now {set_aside(one)}"), file=sys.stderr)

@@ -1,4 +1,4 @@
-"""What is known of one explained image beside its pixels: a typed value, its JSON and what follows from it."""
+"""The facts about one explained image, without pixels: a typed value and its JSON."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from ..base.decision import UNKNOWN, confidence, predicted
+from ..base.decision import UNKNOWN, confidence, predicted_class
 from ..base.text import is_plain_name
 from ..base.typed import Count, Meta, Number, Share, builtins, fit
 from ..data.frame import Frame
@@ -24,7 +24,7 @@ from ..judge.verdict import Choice, headline, judgements
 from ..settings.config import DetectorSettings
 
 RANDOM_WEIGHTS = "random"
-# Of `sample<i>.json`, in its order.
+# The keys of `sample<i>.json`, in order.
 ENTRIES = (
     "index", "path", "dataset", "forgery", "video", "label", "predicted", "correct", "confidence", "prob_fake",
     "logit_real", "logit_fake", "target", "method", "site", "backward", "weights", "layers", "chosen", "original",
@@ -36,18 +36,18 @@ SIGNED_TARGET = "margin, signed (red: fake, blue: real)"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerFacts:
-    """What is known of one layer's map beside its pixels; runs of earlier versions have no `artefact` and `check`."""
+    """The facts about one layer's map, without pixels. Runs of earlier versions lack `artefact` and `check`."""
 
     name: str
     raw_minimum: Number
     raw_maximum: Number
     signed_extreme: Number  # largest magnitude of the signed map
-    empty: bool  # no patch stands out in the raw map: there is nothing to weigh
-    drawn_empty: bool  # the overlay is the plain image: there is nothing to show
-    artefact: bool = False  # empty because all of it is what rounding and LayerNorm's ε leave of sums that are zero
+    empty: bool  # no patch stands out in the raw map
+    drawn_empty: bool  # the overlay shows only the image
+    artefact: bool = False  # empty because its values are only rounding error and LayerNorm's ε
     check: MapCheck | None = None  # None: not checked
-    time: tuple[Number, ...] = ()  # of a clip: what each frame adds to the signed map
-    recipe: dict[str, str] = field(default_factory=dict)  # how it was made: `Recipe.facts`
+    time: tuple[Number, ...] = ()  # for a clip: each frame's share of the signed map
+    recipe: dict[str, str] = field(default_factory=dict)  # `Recipe.facts`
 
     def __post_init__(self) -> None:
         if not is_plain_name(self.name) or self.raw_minimum > self.raw_maximum:
@@ -55,12 +55,12 @@ class LayerFacts:
 
     @property
     def kind(self) -> str:
-        """Its `Recipe.kind`; "" where that is not known."""
+        """Its `Recipe.kind`; "" if unknown."""
         return Recipe.of(self.recipe).kind if self.recipe else ""
 
     @classmethod
     def of(cls, layer: LayerImage, check: MapCheck | None = None, recipe: Recipe | None = None) -> LayerFacts:
-        """Of a map that was just drawn."""
+        """Return the facts about a map that was just drawn."""
         return cls(
             name=layer.name,
             raw_minimum=float(layer.raw.min()),
@@ -77,7 +77,7 @@ class LayerFacts:
 
 @dataclass(frozen=True, slots=True)
 class CompletenessFacts:
-    """Whether a layer's shares add up to this image's score, see `engine.completeness.Completeness`."""
+    """How far a layer's shares add up to this image's score; see `engine.completeness.Completeness`."""
 
     error: Number
     bias_share: Number
@@ -85,10 +85,10 @@ class CompletenessFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One explained image, but for its pixels: written as `sample<i>.json`, read back as the same values.
+    """One explained image without its pixels, as in `sample<i>.json`.
 
-    `folder`, `comparison` and `lost` are of a sample of a run: its folder, the name of its comparison image there
-    (empty where the run keeps no images, or it was deleted), and why it cannot be shown, in words.
+    For a sample of a run: `folder` is its folder; `comparison` the name of its comparison image there, "" if there is
+    none; `lost` the reason why it cannot be shown, or "".
     """
 
     index: Count  # position in the dataset
@@ -98,21 +98,21 @@ class Sample:
     video: str
     label: Annotated[int, Meta(ge=UNKNOWN, le=1)]  # 0 real, 1 fake, UNKNOWN
     prob_fake: Share
-    logit_real: Number  # the scores that the head makes of its logits, with two the logits
+    logit_real: Number  # the scores for the two classes; for a head with two logits, the logits
     logit_fake: Number
     target: str
     method: str
     site: str
-    backward: str = "plain"  # as runs of earlier versions had it
+    backward: str = "plain"  # the default for runs of earlier versions
     weights: str
     layers: list[LayerFacts]
-    chosen: tuple[str, ...] = ()  # how the map was chosen, and what is to be said of a named one
-    original: Box | None  # where the comparison shows the original
-    completeness: dict[str, CompletenessFacts] = field(default_factory=dict)  # by layer, where it was tested
-    image_hash: str = ""  # of the file that was explained (`data.frame_paths`), empty where it is not known
-    landmarks_hash: str = ""  # of its landmark file, empty where there was none
-    frames: tuple[Count, ...] = ()  # of a clip: the numbers of its frames; `path` is that of the first
-    paired_real: str = ""  # the real frame that it was made from and compared with; empty: compared with the bank
+    chosen: tuple[str, ...] = ()  # how the map was chosen, and remarks on a named one
+    original: Box | None  # the original's place in the comparison
+    completeness: dict[str, CompletenessFacts] = field(default_factory=dict)  # by layer, if tested
+    image_hash: str = ""  # content hash of the explained file (`data.frame_paths`), "" if unknown
+    landmarks_hash: str = ""  # content hash of its landmark file, "" if there was none
+    frames: tuple[Count, ...] = ()  # for a clip: the numbers of its frames; `path` is the first frame's
+    paired_real: str = ""  # path of the real frame it was made from and compared with; "": compared with the bank
     folder: Path = Path()
     comparison: str = ""
     lost: str = ""
@@ -129,7 +129,7 @@ class Sample:
         checks: Mapping[str, MapCheck] | None = None,
         image_hash: str = "",
     ) -> Sample:
-        """`frame`, image i of the explained batch; `layers` is what was drawn of it, `checks` of each layer's map."""
+        """Return the facts about `frame`, image i of the explained batch. `layers`: its drawings; `checks` by layer."""
         gradcam = settings.gradcam
         prediction, target = explanation.prediction, explanation.target[i]
         real, fake = explanation.real_and_fake[i].tolist()
@@ -161,7 +161,7 @@ class Sample:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """The entries of `sample<i>.json`; `predicted`, `correct` and `confidence` follow from the others."""
+        """Return the entries of `sample<i>.json`. `predicted`, `correct` and `confidence` are derived."""
         values = {
             **builtins(self),
             "label": None if self.label == UNKNOWN else self.label,
@@ -179,62 +179,62 @@ class Sample:
 
     @classmethod
     def from_json(cls, values: Any) -> Sample:
-        """The sample that `to_json` gave. Raises Misfit for anything else."""
+        """Read the result of `to_json`. Raises Misfit for anything else."""
         entries = fit(values, dict[str, Any])
         unknown = {"label": UNKNOWN} if entries.get("label", 0) is None else {}
         return fit({**entries, **unknown}, cls)
 
     @functools.cached_property
     def predicted(self) -> int:
-        """0 real, 1 fake."""
-        return predicted(self.prob_fake)
+        """The predicted class: 0 real, 1 fake."""
+        return predicted_class(self.prob_fake)
 
     @functools.cached_property
     def confidence(self) -> float:
-        """Probability of the predicted class."""
+        """The probability of the predicted class."""
         return confidence(self.prob_fake)
 
     @property
     def logits(self) -> tuple[float, float]:
-        """Of real and of fake."""
+        """The scores for real and for fake."""
         return self.logit_real, self.logit_fake
 
     @property
     def kinds(self) -> list[str]:
-        """The kinds of map: more than one where a run draws several recipes."""
+        """The kinds of map; several if the run draws several recipes."""
         return list(dict.fromkeys(layer.kind for layer in self.layers))
 
     @property
     def faint_layers(self) -> list[str]:
-        """The layers that count for next to nothing beside another one."""
+        """The layers that are negligible compared with another one."""
         return faint_layers([(layer.name, layer.kind, layer.raw_maximum) for layer in self.layers])
 
     @property
     def evidence(self) -> str:
-        """For which class the maps show evidence, in words: `target` names how that was asked for, too."""
+        """The class for which the maps show evidence, in words."""
         if self.target == SIGNED_TARGET:
-            return "evidence for fake red, for real blue"
+            return "red: evidence for fake, blue: for real"
         explained = self.target.partition(" (")[2].rstrip(")") or self.target
         return {"margin": "evidence for fake over real", "both": "evidence for each class"}.get(
             explained, f"evidence for {explained}"
         )
 
     def overlay(self, layer: str) -> Path:
-        """The file of a layer's overlay, of a sample read from disk."""
+        """Return the path of a layer's overlay, for a sample read from disk."""
         return self.folder / f"gradcam_{layer}_sample{self.index}{Path(self.comparison).suffix}"
 
     @property
     def correct(self) -> bool | None:
-        """None where the label is unknown."""
+        """Whether the prediction is right; None if the label is unknown."""
         return None if self.label == UNKNOWN else self.predicted == self.label
 
     @property
     def outcome(self) -> str:
-        """TP, FP, TN or FN, where positive means fake."""
+        """TP, FP, TN or FN; positive means fake."""
         return ("T" if self.correct else "F") + ("P" if self.predicted else "N")
 
     def replaced_file(self) -> str:
-        """The image or landmark file that is another one than the run had; empty where both are the same, or gone."""
+        """Return the image or landmark file that has changed since the run; "" if both are the same, or gone."""
         for path, before in ((self.path, self.image_hash), (landmark_path(self.path), self.landmarks_hash)):
             now = hash_of(path) if self.image_hash else ""
             if now not in ("", before):

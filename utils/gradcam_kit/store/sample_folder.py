@@ -1,4 +1,4 @@
-"""The folder of one explained image, `sample<i>/`: overlays, maps and metadata. Under that name it is whole."""
+"""The folder of one explained image, `sample<i>/`: overlays, maps and metadata. It appears complete or not at all."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .sample import RANDOM_WEIGHTS, LayerFacts, Sample
 
 
 def metadata_text(sample: Sample) -> str:
-    """`sample<i>_metadata.txt`: five lines in fixed form, then more."""
+    """Return the text of `sample<i>_metadata.txt`: five lines in a fixed form, then more."""
     pair = [f"Compared with: {printable(sample.paired_real)}, the real frame it was made from"]
     lines = [
         f"True Label: {_label_text(sample.label)}",
@@ -49,7 +49,7 @@ def metadata_text(sample: Sample) -> str:
             f"Completeness {name}: error {tested.error:.3g}, share of the biases {tested.bias_share:.3g}"
             for name, tested in sample.completeness.items()
         ),
-        *(f"Faint: {name}, a thousand times weaker than another layer" for name in sample.faint_layers),
+        *(f"Faint: {name} is a thousand times weaker than another layer" for name in sample.faint_layers),
         *(f"Check {layer.name}: {layer.check.sentence}" for layer in sample.layers if layer.check),
         *(f"Choice: {line}" for line in sample.chosen),
     ]
@@ -63,28 +63,28 @@ def _label_text(label: int) -> str:
 def _map_text(layer: LayerFacts) -> str:
     if layer.artefact:
         return (
-            f"empty map: an artefact, raw maximum {layer.raw_maximum:.6g} is what rounding and LayerNorm's epsilon"
-            " leave of a sum that is 0; the balanced backward pass shows what the block contributes"
+            f"empty map, an artefact: the raw maximum {layer.raw_maximum:.6g} is only rounding error and LayerNorm's"
+            " epsilon; use the balanced backward pass to see this block's contribution"
         )
     if layer.drawn_empty:
-        return "empty map: no patch speaks for the target"
+        return "empty map: no patch is evidence for the target"
     if layer.empty:
-        return "no patch speaks for the target, what is drawn speaks against it"
+        return "no patch is evidence for the target; the overlay shows evidence against it"
     return f"raw maximum {layer.raw_maximum:.6g}"
 
 
 def comparison_title(sample: Sample) -> str:
-    """One line: true label, prediction, confidence, and for which class the maps show evidence."""
-    verdict = CLASS_NAMES[sample.predicted].lower()
+    """Return one line: true label, prediction, confidence, and the class for which the maps show evidence."""
+    predicted = CLASS_NAMES[sample.predicted].lower()
     rest = f"   confidence: {sample.confidence:.3f}   {sample.evidence}"
     if sample.correct is None:
-        return f"prediction: {verdict}{rest}"
+        return f"prediction: {predicted}{rest}"
     truth = CLASS_NAMES[sample.label].lower()
-    return f"true label: {truth}   prediction: {verdict} {'✓' if sample.correct else '✗'}{rest}"
+    return f"true label: {truth}   prediction: {predicted} {'✓' if sample.correct else '✗'}{rest}"
 
 
 def comparison_image(sample: Sample, image: np.ndarray, layers: Sequence[LayerImage]) -> np.ndarray:
-    """Original and every layer side by side, (H', W', 3) uint8 RGB."""
+    """Draw the original and every layer side by side: (H', W', 3) uint8 RGB."""
     warning = UNTRAINED if sample.weights == RANDOM_WEIGHTS else ""
     words = {layer.name: f" ({layer.check.word})" for layer in sample.layers if layer.check}
     titled = [(f"{name}{words.get(name, '')}", panel) for name, panel in panels(image, layers)]
@@ -99,24 +99,26 @@ def photo_image(sample: Sample, layer: LayerImage, pasted: PastedCrop) -> np.nda
     return np.vstack([photo, text_line(text, width, max(22, width // 32), max(12, width // 50))])
 
 
-class Drawn(NamedTuple):
-    """A sample with its pixels, ready to be written."""
+class RenderedSample(NamedTuple):
+    """A sample with its pixels, ready to write."""
 
     sample: Sample
-    image: np.ndarray  # (H, W, 3) uint8 RGB, as the detector saw it
+    image: np.ndarray  # (H, W, 3) uint8 RGB, the detector's input
     layers: Sequence[LayerImage]
-    pasted: PastedCrop | None = None  # the photograph that it is a crop of
+    pasted: PastedCrop | None = None  # if the image is a crop: its photograph
 
 
-def write_sample(folder: Path, drawn: Drawn, image_format: str = "png", save_raw: bool = False) -> dict[str, str]:
-    """Write one sample's images and metadata as `folder`, which appears complete or not at all.
+def write_sample(
+    folder: Path, drawn: RenderedSample, image_format: str = "png", save_raw: bool = False
+) -> dict[str, str]:
+    """Write a sample's images and metadata to `folder`, which appears complete or not at all.
 
-    What an earlier sample there has under the same names is replaced, other files stay; a link is left alone, with an
-    InputError. Returns the files, below `folder`, with their SHA-256. `save_raw` adds the maps as the method gave them,
-    before any normalising: `raw_sample<i>.npz`. A crop's overlays are also drawn into its photograph.
+    Files of the same name are replaced, other files stay. `save_raw` adds `raw_sample<i>.npz`, the maps before
+    normalisation. A crop's overlays are also pasted into its photograph. Returns file → SHA-256. Raises InputError if
+    `folder` is a link or a file.
     """
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
-        raise InputError(f"{folder}: is there and is no folder: move it, or give another output folder")
+        raise InputError(f"{folder}: exists and is not a folder: move it, or give another output folder")
     partial = folder.with_name(f".{folder.name}.partial")
     new_folder(partial)
     sample, image, layers, pasted = drawn
@@ -131,7 +133,7 @@ def write_sample(folder: Path, drawn: Drawn, image_format: str = "png", save_raw
             (partial / f"gradcam_photo_{layer.name}_sample{i}.{image_format}").write_bytes(photo)
     write_grey_maps(partial / GREY_MAPS, layers)
     if save_raw:
-        np.savez_compressed(partial / f"raw_sample{i}.npz", **raw_arrays(layers))  # type: ignore[arg-type]  # numpy's stub takes them for its own flag
+        np.savez_compressed(partial / f"raw_sample{i}.npz", **raw_arrays(layers))  # type: ignore[arg-type]  # numpy's stub mistakes them for its own flag
     whole = comparison_image(sample, image, layers)
     (partial / f"gradcam_comparison.{image_format}").write_bytes(encode(whole, image_format))
     (partial / f"sample{i}_metadata.txt").write_text(metadata_text(sample), encoding="utf-8", errors="backslashreplace")
@@ -146,6 +148,6 @@ def write_sample(folder: Path, drawn: Drawn, image_format: str = "png", save_raw
 
 
 def is_as_written(folder: Path, files: Mapping[str, str]) -> bool:
-    """Whether a sample's files are all there, as they were written: a crash of the machine may cut off their ends."""
+    """Tell whether a sample's files are complete and unchanged: a crash of the machine may cut them off."""
     there = hashes_below(folder) if folder.is_dir() and not folder.is_symlink() else {}
     return all(there.get(name) == sha256 for name, sha256 in files.items())

@@ -1,4 +1,4 @@
-"""Samples kept and drawn while the detector goes on computing."""
+"""Saving and drawing of samples in threads, while the detector continues."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ import numpy as np
 from ..drawing.overlays import LayerImage
 from .database import RunDatabase
 from .sample import Sample
-from .sample_folder import Drawn, write_sample
+from .sample_folder import RenderedSample, write_sample
 
-# Measured on face crops of 224 x 224; what a drawn image, its maps and its texts take.
+# Bytes of an image, its maps and its texts, measured on face crops of 224 x 224.
 BYTES_PER_PIXEL = {"png": 1.5, "jpg": 0.25, "webp": 0.15}
 MAP_BYTES, RAW_BYTES, TEXT_BYTES = 400, 2500, 2500  # both grey maps of a layer, both raw maps of one, metadata and JSON
 
@@ -24,7 +24,7 @@ MAP_BYTES, RAW_BYTES, TEXT_BYTES = 400, 2500, 2500  # both grey maps of a layer,
 def expected_output(
     samples: int, layers: int, resolution: int, image_format: str = "png", save_raw: bool = False
 ) -> tuple[int, int]:
-    """How many files `samples` samples of `layers` layers are, and about how many bytes they take."""
+    """Estimate the number of files, and their bytes, of `samples` samples with `layers` layers each."""
     image_bytes = BYTES_PER_PIXEL[image_format] * resolution**2
     files = 3 * layers + 3 + save_raw  # overlay and two grey maps per layer; comparison, metadata, JSON
     size = (2 * layers + 1) * image_bytes + layers * (MAP_BYTES + save_raw * RAW_BYTES) + TEXT_BYTES
@@ -36,16 +36,16 @@ Spans = Mapping[str, tuple[int, int]]  # layer → pixels that its map spans
 
 
 def saves(save_images: str, correct: bool | None) -> bool:
-    """Whether an image gets files, by whether its prediction is right. `save_images`: "all", "wrong" or "none"."""
+    """Tell whether an image gets files. `save_images`: "all", "wrong" or "none"; `correct`: its prediction is right."""
     return save_images == "all" or (save_images == "wrong" and not correct)
 
 
 class SampleWriter:
-    """Keeps explained images: their maps in the database, their files by a few threads. A slow disk slows the run.
+    """Saves explained images: maps to the database, files by a few threads. A slow disk slows the run.
 
-    An image's row is put here once its files are on disk; `commit` is the caller's. An exception in a thread reaches
-    the caller at the next `write`, or at the end. What is queued is still written when the run is interrupted, and
-    dropped when it fails.
+    An image's row is inserted once its files are on disk; the caller commits. An exception in a thread reaches the
+    caller at the next `write`, or at the end. Queued samples are still written after an interruption, but dropped after
+    a failure.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class SampleWriter:
         save_images: str = "all",
         threads: int | None = None,
     ) -> None:
-        """`folder`: the dataset's. `key`: what its maps depend on."""
+        """`folder`: the dataset's folder. `key`: a hash of everything that its maps depend on."""
         self._database, self._key, self._folder = database, key, folder
         self._how, self._save_images = (image_format, save_raw), save_images
         threads = threads or min(4, os.cpu_count() or 1)
@@ -66,8 +66,8 @@ class SampleWriter:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="draw")
         self._waiting: deque[tuple[Sample, Future[dict[str, str]]]] = deque()
 
-    def write(self, drawn: Drawn, spans: Spans) -> None:
-        """Keep one sample; waits while too many are queued."""
+    def write(self, drawn: RenderedSample, spans: Spans) -> None:
+        """Save one sample. Waits while too many are queued."""
         sample = drawn.sample
         rows = (
             (sample.dataset, sample.index, layer.name, *layer.raw.shape, *spans[layer.name], *_blobs(layer))
@@ -83,7 +83,7 @@ class SampleWriter:
         self._waiting.append((sample, job))
 
     def lose(self, dataset: str, index: int, reason: str) -> None:
-        """Keep why an image has no sample."""
+        """Record why an image has no sample."""
         self._database.put("sample", [(dataset, index, "", "", reason)], self._key)
 
     def _settle(self) -> None:

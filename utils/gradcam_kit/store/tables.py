@@ -1,4 +1,4 @@
-"""The files of a run that are made from its database: predictions, metrics, manifest, calibration, measurements."""
+"""The tables that are written from a run's database: predictions, metrics, manifest, calibration, measurements."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ..base.decision import predicted
+from ..base.decision import predicted_class
 from ..base.errors import InputError
 from ..base.files import write_json, write_table, write_whole
 from ..base.text import one_line
 from ..base.typed import MISSING, Count, Misfit, Number, Share, fit
 from ..judge.verdict import Choice
-from .database import Row, RunDatabase
+from .database import DatabaseRow, RunDatabase
 from .features_file import write_features
 from .manifest import MANIFEST, METRICS
 from .run_folder import read_manifest
@@ -34,7 +34,7 @@ CALIBRATION_COLUMNS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MetricsEntry:
-    """What the report needs of a dataset's metrics, which are more."""
+    """The metrics of a dataset that the report needs."""
 
     acc: Share | None
     auc: Share | None
@@ -44,13 +44,13 @@ class MetricsEntry:
     frames: Count
     videos: Count
     unreadable: Count
-    note: str | None = None  # why there is no AUC
+    note: str | None = None  # the reason if there is no AUC
     eer_host: Share | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scored:
-    """A prediction, as far as others compute with it."""
+    """The fields of a prediction that are used in computations."""
 
     index: Count
     path: str
@@ -63,8 +63,8 @@ class Scored:
 
 
 def metrics_of(database: RunDatabase) -> dict[str, dict[str, Any]]:
-    """Dataset → its metrics; empty until the run has finished. Raises InputError for what no run writes."""
-    own = database.one("run")
+    """Return the metrics by dataset; empty until the run has finished. Raises InputError if they are damaged."""
+    own = database.first_row("run")
     if own is None or not own[2]:
         return {}
     try:
@@ -80,7 +80,7 @@ def metrics_of(database: RunDatabase) -> dict[str, dict[str, Any]]:
 
 
 def prediction_rows(database: RunDatabase, dataset: str) -> Iterator[dict[str, Any]]:
-    """The rows of `predictions.csv`: every frame that could be read, by its column. Raises InputError."""
+    """Yield the rows of `predictions.csv`, one per readable frame, by column. Raises InputError."""
     for row in database.rows("frame", "WHERE dataset = ? AND reason = ''", dataset):
         _, index, path, forgery, video, label, real, fake, prob_fake, *_ = row
         values = (index, path, dataset, forgery, video, label, prob_fake, real, fake)
@@ -89,15 +89,15 @@ def prediction_rows(database: RunDatabase, dataset: str) -> Iterator[dict[str, A
             fit(found, Scored)
         except Misfit as misfit:
             raise InputError(
-                f"{database.path}: a frame of {dataset}: {misfit}; which no run writes; run again"
+                f"{database.path}: a frame of {dataset}: {misfit}, which no run writes; run again"
             ) from None
-        decided = predicted(prob_fake)
-        yield {**found, "predicted": decided, "correct": decided == label}
+        predicted = predicted_class(prob_fake)
+        yield {**found, "predicted": predicted, "correct": predicted == label}
 
 
 def write_dataset_tables(database: RunDatabase, dataset: str, folder: Path) -> None:
-    """Everything of one dataset but its samples and its report."""
-    # Nine digits give a float32 back exactly.
+    """Write all tables of one dataset."""
+    # Nine digits represent a float32 exactly.
     rows = (
         [f"{value:.9g}" if isinstance(value, float) else value for value in row.values()]
         for row in prediction_rows(database, dataset)
@@ -110,21 +110,21 @@ def write_dataset_tables(database: RunDatabase, dataset: str, folder: Path) -> N
     _write_contents(database, dataset, folder)
 
 
-def unreadable_rows(database: RunDatabase, dataset: str) -> Iterator[Row]:
-    """Of the frames that could not be read."""
+def unreadable_rows(database: RunDatabase, dataset: str) -> Iterator[DatabaseRow]:
+    """Yield the rows of frames that could not be read."""
     return database.rows("frame", "WHERE dataset = ? AND reason != ''", dataset)
 
 
 def write_run_tables(database: RunDatabase, folder: Path) -> None:
-    """What stands beside the datasets' folders; of a run that has not finished, what there is by then."""
-    for row in database.rows("calibration", "WHERE key != ''"):  # not one that was not tried
+    """Write the tables of the whole run; for an unfinished run, those that exist so far."""
+    for row in database.rows("calibration", "WHERE key != ''"):  # an empty key: no trial was made
         choice = Choice.from_json(json.loads(row[1]))
         write_json(folder / CALIBRATION_JSON, {"key": row[2], "choice": choice.to_json()})
         write_table(folder / CALIBRATION_CSV, CALIBRATION_COLUMNS, _calibration_rows(choice))
     _write_contents(database, "", folder)
     if metrics := metrics_of(database):
         write_json(folder / METRICS, metrics)
-        write_json(folder / MANIFEST, read_manifest(database).to_json())  # last: where it is, the run is whole
+        write_json(folder / MANIFEST, read_manifest(database).to_json())  # last, because it marks the run as complete
 
 
 def _write_contents(database: RunDatabase, dataset: str, folder: Path) -> None:

@@ -1,1 +1,1 @@
-"""YAML and weights: a detector on its device."""
+"""From a YAML and weights to a detector on its device."""

@@ -1,4 +1,4 @@
-"""The CLIP vision tower that a config asks for, or that a checkpoint shows."""
+"""The CLIP vision tower: built from a config, or recognised in a checkpoint."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def _vit(width: int, blocks: int, heads: int, patch: int, pixels: int = 224, hid
 
 _BASE_32, _BASE_16, _LARGE_14 = _vit(768, 12, 12, 32), _vit(768, 12, 12, 16), _vit(1024, 24, 16, 14)
 
-# Published architectures, so that a detector whose weights come from its own checkpoint needs no network at all.
-# OpenAI's were trained with QuickGELU, LAION's and DataComp's with GELU. No checkpoint shows which: see `hidden_act`.
+# Published architectures, so that a detector with its own checkpoint needs no network access. OpenAI's towers were
+# trained with QuickGELU, LAION's and DataComp's with GELU; checkpoints do not record it: see `hidden_act`.
 KNOWN_TOWERS = {
     DEFAULT_TOWER: _LARGE_14,
     "openai/clip-vit-large-patch14-336": _vit(1024, 24, 16, 14, 336),
@@ -47,12 +47,12 @@ KNOWN_TOWERS = {
 
 
 def hidden_act(name: str) -> str:
-    """The activation that a published tower was trained with, as `CLIPVisionConfig.hidden_act` names it."""
+    """Return a published tower's activation, by its name in `CLIPVisionConfig.hidden_act`."""
     return "quick_gelu" if name.startswith("openai/") else "gelu"
 
 
 def activation_of(model: nn.Module) -> str:
-    """Which GELU the MLPs in `model` use ("quick_gelu", "gelu", ...); "" where there is none."""
+    """Return the GELU in the model's MLPs ("quick_gelu", "gelu", ...), or ""."""
     for module in model.modules():
         stated = getattr(getattr(module, "config", None), "hidden_act", None)
         if isinstance(stated, str):
@@ -63,12 +63,12 @@ def activation_of(model: nn.Module) -> str:
 
 
 def build_clip_tower(network: Mapping[str, Any], where: str = "backbone_config") -> nn.Module:
-    """The vision tower that `network` describes. Raises InputError, whose message begins with `where`.
+    """Build the vision tower that `network` describes. Raises InputError that begins with `where`.
 
     Keys: `name_or_path` (hub name or local folder, default `openai/clip-vit-large-patch14`), `architecture` (fields of
     `CLIPVisionConfig`; random weights, no download), `pretrained` (default: true unless `architecture` is given).
     """
-    architecture = with_numbers(network.get("architecture"))  # layer_norm_eps: 1e-5 is text for YAML 1.1
+    architecture = with_numbers(network.get("architecture"))  # YAML 1.1 reads layer_norm_eps: 1e-5 as text
     pretrained = network.get("pretrained", architecture is None)
     name = network.get("name_or_path", DEFAULT_TOWER)
     name = expanded(name) if isinstance(name, str) else name
@@ -81,11 +81,11 @@ def build_clip_tower(network: Mapping[str, Any], where: str = "backbone_config")
             raise InputError(f"{where}: {key} is {value!r}; allowed: {allowed}")
     if pretrained and architecture is not None:
         raise InputError(
-            f"{where}: pretrained: true and architecture contradict each other; name the weights by name_or_path alone,"
+            f"{where}: pretrained: true and architecture contradict each other; name the weights only by name_or_path,"
             " or set pretrained: false"
         )
     tower = _pretrained(str(name), where) if pretrained else _random(str(name), architecture, where)
-    return getattr(tower, "vision_model", tower)  # transformers 4 wraps it in one more module, transformers 5 does not
+    return getattr(tower, "vision_model", tower)  # transformers 4 wraps it in another module
 
 
 def _pretrained(name: str, where: str) -> nn.Module:
@@ -95,20 +95,20 @@ def _pretrained(name: str, where: str) -> nn.Module:
         loaded: Any = CLIPVisionModel.from_pretrained(name, output_loading_info=True)
     except (OSError, ValueError) as error:
         raise InputError(
-            f"{where}: the pretrained tower {name!r} could not be loaded ({one_line(error)}); give a local"
+            f"{where}: the pretrained backbone {name!r} could not be loaded ({one_line(error)}); give a local"
             " folder with config.json and model.safetensors as name_or_path, or a weights file of the whole detector"
             " (then nothing is downloaded)"
         ) from error
     tower, report = loaded
     missing = sorted(key for key in report["missing_keys"] if not key.endswith("position_ids"))
     if missing:
-        lacking = ", ".join(missing[:10])
-        raise InputError(f"{where}: the weights of {name!r} lack {lacking}: not a complete CLIP vision tower")
+        names = ", ".join(missing[:10])
+        raise InputError(f"{where}: the weights of {name!r} lack {names}: not a complete CLIP vision backbone")
     return tower
 
 
 def _random(name: str, architecture: Mapping[str, Any] | None, where: str) -> nn.Module:
-    """With the fields of `CLIPVisionConfig` in `architecture`, or else those that were published under that name."""
+    """Build a random tower with the fields in `architecture`, or with those published under `name`."""
     from transformers import CLIPVisionConfig, CLIPVisionModel
 
     if architecture is not None:
@@ -116,7 +116,7 @@ def _random(name: str, architecture: Mapping[str, Any] | None, where: str) -> nn
         unknown = next((key for key in fields if key not in known), None)
         if unknown is not None:
             close = did_you_mean(unknown, known)
-            raise InputError(f"{where}: architecture.{unknown} is no field of CLIPVisionConfig; {close}")
+            raise InputError(f"{where}: architecture.{unknown} is not a field of CLIPVisionConfig; {close}")
     elif name in KNOWN_TOWERS:
         fields = {**KNOWN_TOWERS[name], "hidden_act": hidden_act(name)}
     else:
@@ -129,17 +129,17 @@ def _random(name: str, architecture: Mapping[str, Any] | None, where: str) -> nn
             ) from error
     try:
         return CLIPVisionModel(CLIPVisionConfig(**fields))
-    except Exception as error:  # transformers 5 raises its own validation errors, 4 whatever the first layer meets
-        raise InputError(f"{where}: no CLIP tower can be built from {fields}: {one_line(error)}") from error
+    except Exception as error:  # transformers 5 raises validation errors, 4 any error of a layer
+        raise InputError(f"{where}: no CLIP backbone can be built from {fields}: {one_line(error)}") from error
 
 
-# ---------------------------------------------------------------------------------------- what a checkpoint shows
+# ---------------------------------------------------------------------------------- recognising a checkpoint's tower
 
 
 def fitted_config(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> dict[str, Any]:
-    """`config` for a CLIP detector with these weights, by our names: the tower's size, the head's kind, Effort's rank.
+    """Adapt `config` to a CLIP detector's weights (with our names): the tower's size, the kind of head, Effort's rank.
 
-    A note on stderr names a published tower other than the YAML's; an `architecture` or a folder there is left alone.
+    A note on stderr tells if the tower is not the YAML's. An `architecture` or a folder in the YAML stays unchanged.
     """
     network = dict(backbone_config(config))
     class_token = weights.get(f"{_EMBEDDINGS}class_embedding")
@@ -162,26 +162,26 @@ def fitted_config(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> d
 
 
 def _published_tower(named: object, shape: tuple[int, ...] | None) -> dict[str, str]:
-    """`name_or_path` of the published tower with that shape, where the YAML's is published too and different."""
+    """Return `name_or_path` of the published tower with this shape, if the YAML names a different published one."""
     if shape is None or (named is not None and named not in KNOWN_TOWERS):
         return {}
     name = str(named or DEFAULT_TOWER)
     alike = [other for other, fields in KNOWN_TOWERS.items() if tuple(fields[key] for key in _SHAPE) == shape]
     if not alike or (named and name in alike):
         return {}
-    best = min(alike, key=lambda other: hidden_act(other) != hidden_act(name))  # OpenAI's, the first, among equals
+    best = min(alike, key=lambda other: hidden_act(other) != hidden_act(name))  # ties: OpenAI's, which is first
     if named:
         width, blocks, patch, _ = shape
         print(
-            f"note: the checkpoint's tower is as large as {best} ({blocks} blocks, width {width}, patches of {patch}),"
-            f" not as the YAML's {named}: that one is built",
+            f"note: the checkpoint's backbone has the size of {best} ({blocks} blocks, width {width}, patches of"
+            f" {patch}), not of {named} in the YAML: {best} is built",
             file=sys.stderr,
         )
     return {"name_or_path": best}
 
 
 def tower_shape(weights: Mapping[str, Tensor]) -> tuple[int, ...] | None:
-    """_SHAPE of the tower that the weights belong to; None where a part is missing."""
+    """Return _SHAPE of the weights' tower; None if a part is missing."""
     patches = weights.get(f"{_EMBEDDINGS}patch_embedding.weight")
     positions = weights.get(f"{_EMBEDDINGS}position_embedding.weight")
     if patches is None or positions is None or patches.ndim != 4 or positions.ndim != 2:

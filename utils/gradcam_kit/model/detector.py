@@ -1,4 +1,4 @@
-"""A detector with its weights on its device, for batches of decoded images."""
+"""A loaded detector on its device, for batches of decoded images."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ from ..explaining.clips.one_pass import explain_clips
 from ..explaining.clips.subject import ClipSubject
 from ..explaining.explanation import Explanation
 from ..explaining.images import Batch
-from ..explaining.one_pass import IMAGE, Asked, Pending, explained_in
+from ..explaining.one_pass import IMAGE, BatchRequest, Pending, explained_in
 from ..explaining.precision import faster_precision
 from ..explaining.real_tokens import bank_of
 from ..explaining.subject import Subject
 from ..settings.config import DetectorSettings
 from ..settings.config_values import GradCAMSettings
 from .clip_tower import activation_of
-from .host.inputs import HostInputs, nothing_collected
+from .host.inputs import HostInputs, restored_lists
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Scores(NamedTuple):
-    """Of B images: real and fake (B, 2), with two logits these; margin (B,) float32; probability of fake (B,)."""
+    """Scores of B images: real and fake (B, 2), the logits if there are two; margin (B,) float32; P(fake) (B,)."""
 
     real_and_fake: Tensor
     margin: Tensor
@@ -55,9 +55,9 @@ NOTHING: Mapping[str, Tensor] = MappingProxyType({})
 class LoadedDetector:
     """A detector in evaluation mode on its device. `precision` is one of PRECISIONS.
 
-    `weights_sha256`: of the file's bytes or, of a model that a function built, of its state dict; "" if random.
-    `compiled_model` is the model through torch.compile, for predictions of `compiled_size` images alone: explaining
-    hooks into the model itself, and another batch size would be compiled anew, for minutes.
+    `weights_sha256`: hash of the weights file, or of the state dict if a function built the model; "" if random.
+    `compiled_model` is the model through torch.compile. It only predicts batches of `compiled_size` images: explaining
+    needs hooks in the model itself, and another batch size would be compiled again, which takes minutes.
     """
 
     model: Any
@@ -71,13 +71,13 @@ class LoadedDetector:
 
     @property
     def gradcam(self) -> GradCAMSettings:
-        """How to explain: the model's own settings, where it has heatmaps; nothing in them is left to be chosen."""
+        """The settings for explaining, with nothing left to choose: the model's own, if it has heatmaps."""
         return self.model.drawn_settings() if hasattr(self.model, "drawn_settings") else self.settings.gradcam
 
     def facts(self) -> dict[str, str]:
-        """What the scores depend on and no checkpoint shows, in words; `classes` where they are not real and fake."""
+        """Return what scores depend on but checkpoints do not record, in words; `classes` if not just real and fake."""
         activation, classes = activation_of(self.model), self.settings.gradcam.classes
-        found = {"activation": f"{activation} (assumed, no checkpoint shows it)"} if activation else {}
+        found = {"activation": f"{activation} (assumed; checkpoints do not record it)"} if activation else {}
         for key, values in (("mean", self.settings.gradcam.mean), ("std", self.settings.gradcam.std)):
             default = "" if key in self.settings.config else " (default)"
             found[key] = " ".join(f"{value:g}" for value in values) + default
@@ -85,21 +85,21 @@ class LoadedDetector:
             found["classes"] = ", ".join(f"{name} ({'fake' if fake else 'real'})" for name, fake in classes.items())
         return found
 
-    def normalised(self, pixels: Tensor) -> Tensor:
-        """uint8 images (B, 3, H, W) → float32 on the device, (x / 255 - mean) / std."""
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """Normalise uint8 images (B, 3, H, W) to float32 on the device: (x / 255 - mean) / std."""
         divisor, mean, std = _divisor_mean_std(self.settings.gradcam.mean, self.settings.gradcam.std, self.device)
         on_device = pixels.to(self.device, non_blocking=True)
-        # In the order of channels that detectors are written for: another one may take another kernel, and other bits.
+        # Channels first in memory: another layout may select another kernel and change the last bits.
         plain = torch.empty(pixels.shape, device=self.device).copy_(on_device)
         return plain.div_(divisor).sub_(mean).div_(std)
 
     def as_subject(self) -> Subject:
-        """This detector as all that explains it sees it: of normalised images, in its precision."""
+        """Return the detector as a Subject for normalised images, in its precision."""
         subject: Subject = self.model.as_subject()
         return replace(subject, predict=self._evaluated, reading=self.reading)
 
     def as_clip_subject(self) -> ClipSubject:
-        """As `as_subject`, of a detector that reads clips."""
+        """Return a detector of clips as a ClipSubject for normalised clips, in its precision."""
         subject: ClipSubject = self.model.as_clip_subject()
         return replace(subject, predict=self._evaluated, reading=self.reading)
 
@@ -110,47 +110,50 @@ class LoadedDetector:
 
     @property
     def found_layer(self) -> SpatialLayer | None:
-        """The layer of a registered detector that a pass had to find; None where none was looked for."""
+        """The layer that a pass found for a registered detector; None if none was searched for."""
         if self.settings.clip_size is not None:
             return None
         found: SpatialLayer | None = self.model.tower.known("default layer")
         return None if self.settings.build else found
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """The precision of the detector's own arithmetic; maps are always computed in float32."""
+        """Return a context with the detector's precision. Maps are always float32."""
         plain = self.precision == "fp32"
         return nullcontext() if plain else torch.autocast(self.device.type, dtype=DTYPES[self.precision])
 
     @contextmanager
     def _as_evaluated(self) -> Iterator[None]:
-        with self.autocast(), nothing_collected(self.model):
+        with self.autocast(), restored_lists(self.model):
             yield
 
     def inputs(self, image: Tensor, frames: Sequence[Frame] | None = None) -> HostInputs:
-        """Normalised images → what the model is given: the image, and what it may ask for beside it of `frames`."""
+        """Return the model's input for normalised images (B, 3, H, W), with data of `frames` that it may read."""
         settings, labels = self.settings.gradcam, self.settings.config.get("label_dict")
         return HostInputs({"image": image}, self.settings.model_name, settings.mean, settings.std, frames, labels)
 
     def predict(self, pixels: Tensor, frames: Sequence[Frame] | None = None) -> tuple[Tensor, Tensor]:
-        """uint8 images → scores (B, 2) for real and fake and probability of fake (B,), no graph recorded.
+        """Predict uint8 images (B, 3, H, W) without a graph: scores for real and fake (B, 2), P(fake) (B,) in [0, 1].
 
-        `frames`, where they belong to a dataset: some detectors read a frame's label or mask, too.
+        `frames`: the images' frames, if they belong to a dataset. Some detectors also read a frame's label or mask.
         """
         with torch.no_grad():
             model = self.compiled_model if len(pixels) == self.compiled_size else self.model
-            scores = self.scores(self.normalised(pixels), model, frames)
+            scores = self.scores(self.normalise(pixels), model, frames)
         return scores.real_and_fake, scores.prob_fake
 
     def scores(self, images: Tensor, model: Any = None, frames: Sequence[Frame] | None = None) -> Scores:
-        """Normalised images (B, 3, H, W) → what the head says of them; differentiable. `model`: None means its own."""
+        """Score normalised images (B, 3, H, W); differentiable. `model`: a compiled one; None: the model itself."""
         prediction, head = self._read(self.inputs(images, frames), model)
         logits = prediction["cls"]
         return Scores(head.real_and_fake(logits), head.margin(logits.float()), prediction["prob"])
 
     def features(self, pixels: Tensor, frames: Sequence[Frame] | None = None) -> Tensor:
-        """uint8 images → what the head reads, (B, D) float32, maps averaged. Raises InputError for no "feat"."""
+        """Return the head's input for uint8 images (B, 3, H, W): (B, D) float32; feature maps are averaged.
+
+        Raises InputError if the detector returns no "feat".
+        """
         with torch.no_grad(), self._as_evaluated():
-            output = self.model(self.inputs(self.normalised(pixels), frames), inference=True)
+            output = self.model(self.inputs(self.normalise(pixels), frames), inference=True)
         found = output.get("feat") if isinstance(output, Mapping) else None
         if not isinstance(found, Tensor) or found.ndim < 2 or len(found) != len(pixels):
             raise InputError(
@@ -160,14 +163,14 @@ class LoadedDetector:
         return (found.flatten(2).mean(dim=2) if found.ndim > 2 else found).float()
 
     def _read(self, data: HostInputs, model: Any = None) -> tuple[Prediction, Head]:
-        """What the model, or a compiled one, says of `data`."""
+        """Run the model, or a compiled one, on `data`."""
         own = self.model if model is None or not self.reading.known else model
         gradcam, name = self.settings.gradcam, f"detector {self.settings.model_name!r}"
 
         def predict(images: Tensor) -> Any:
             return own(data if images is data["image"] else self.inputs(images), inference=True)
 
-        # What a compiled part of a model computes cannot be followed to what made its output.
+        # The origin of an output cannot be traced through a compiled module.
         followed = nullcontext() if self.reading.known else plain_forward(Structure(self.model))
         with followed, self._as_evaluated():
             output = self.reading.output(predict, data["image"], name)
@@ -178,7 +181,7 @@ class LoadedDetector:
     def explain(
         self, pixels: Tensor, label: Tensor | None = None, target: Target | None = None, completeness: bool = True
     ) -> Explanation:
-        """As `begin_explaining`, and its result. Errors as `GradCAMMixin.explain`."""
+        """Explain uint8 images (B, 3, H, W) and wait for the result. Raises the errors of `GradCAMMixin.explain`."""
         return self.begin_explaining(pixels, label, target, completeness=completeness).result()
 
     def begin_explaining(
@@ -190,15 +193,15 @@ class LoadedDetector:
         beside: Mapping[str, Tensor] = NOTHING,
         completeness: bool = True,
     ) -> Pending:
-        """uint8 images → logits and maps from one forward pass, handed to the device and not waited for.
+        """Launch one forward pass for logits and maps of uint8 images (B, 3, H, W), without waiting for the device.
 
-        `label` (B,) is for target "label"; `target` None means the configured one. `frames` as for `predict`;
-        `beside`, by name: `reference`, uint8 as `pixels`, for method "transplant"; `paired_real`, uint8 too, the real
-        frames that these were made from, and `has_pair` (B,) bool. `completeness` as for `GradCAMMixin.explain`.
+        `label` (B,): for target "label". `target`: None means the configured one. `frames`: as for `predict`.
+        `beside`, by name: `reference` (uint8 like `pixels`, for method "transplant"), `paired_real` (uint8 too, the
+        real frames these were made from) and `has_pair` (B,) bool. `completeness`: as for `GradCAMMixin.explain`.
         """
-        data = self.inputs(self.normalised(pixels), frames)
+        data = self.inputs(self.normalise(pixels), frames)
         for name, tensor in beside.items():
-            data[name] = self.normalised(tensor) if tensor.dtype == torch.uint8 else tensor
+            data[name] = self.normalise(tensor) if tensor.dtype == torch.uint8 else tensor
         if frames is not None:
             data["video"] = [frame.whole_video for frame in frames]
         if label is not None:
@@ -206,16 +209,16 @@ class LoadedDetector:
 
         if self.settings.clip_size is not None:
             clips = self.as_clip_subject()
-            drawn = Asked(clips.all_drawn(), clips.target if target is None else target)
-            return Pending(lambda checks: explain_clips(clips, data, drawn, IMAGE))
+            request = BatchRequest(clips.all_drawn(), clips.target if target is None else target)
+            return Pending(lambda checks: explain_clips(clips, data, request, IMAGE))
         subject = self.as_subject()
-        asked = Asked(subject.all_drawn(), subject.target if target is None else target, completeness)
+        request = BatchRequest(subject.all_drawn(), subject.target if target is None else target, completeness)
 
-        def explained(checks: Checks) -> Explanation:
+        def explain(checks: Checks) -> Explanation:
             with self._as_evaluated():
-                return explained_in(subject, data, asked, IMAGE, checks)
+                return explained_in(subject, data, request, IMAGE, checks)
 
-        return Pending(explained)
+        return Pending(explain)
 
     def explain_finite(
         self,
@@ -226,9 +229,9 @@ class LoadedDetector:
         completeness: bool = True,
         begun: Pending | None = None,
     ) -> tuple[Explanation | None, list[int]]:
-        """As `explain`, without images whose maps are not finite; returns the positions that were kept.
+        """Explain uint8 images (B, 3, H, W) whose maps are finite. Return also the positions of these images.
 
-        `begun`: what `begin_explaining` gave for the same arguments, without labels.
+        `begun`: the result of `begin_explaining` for the same arguments.
         """
         kept = list(range(len(pixels)))
         while kept:
@@ -245,38 +248,38 @@ class LoadedDetector:
         return None, []
 
     def check_predictions(self) -> None:
-        """Predict noise, twice. Raises InputError for a detector that fails on it, is random, or reads its labels."""
-        noise, name = self.normalised(self._noise(2)), self.settings.model_name
+        """Predict noise twice. Raises InputError if the detector fails, is random, or reads its labels."""
+        noise, name = self.normalise(self._noise(2)), self.settings.model_name
         inputs = self.inputs(noise)
-        first, again = self._tried(inputs), self._tried(self.inputs(noise))
+        first, again = self._try_logits(inputs), self._try_logits(self.inputs(noise))
         if not _same(first, again):
             raise InputError(
                 f"detector {name!r} is random in evaluation mode: its logits for the same images differ by up to"
-                f" {float((first - again).abs().max()):.3g} from pass to pass, so nothing about them can be measured or"
-                " explained; switch off what draws random numbers where self.training is False"
+                f" {float((first - again).abs().max()):.3g} from pass to pass, so they cannot be measured or"
+                " explained; draw random numbers only if self.training is True"
             )
-        try:  # the last batch of a data set may hold one image alone, which some hosts' `.squeeze()` takes out of it
-            self._tried(self.inputs(noise[:1]))
+        try:  # some hosts' `.squeeze()` drops the batch dimension of a last batch with one image
+            self._try_logits(self.inputs(noise[:1]))
         except InputError:
             if not hasattr(self.model, "loses_batch_of_one"):
                 raise
             self.model.loses_batch_of_one = True
-            self._tried(self.inputs(noise[:1]))
-        if "label" in inputs:  # it has asked
+            self._try_logits(self.inputs(noise[:1]))
+        if "label" in inputs:  # the detector has read it
             relabelled = self.inputs(noise)
             relabelled["label"] = 1 - inputs["label"]
-            if not _same(first, self._tried(relabelled)):
+            if not _same(first, self._try_logits(relabelled)):
                 raise InputError(
-                    f"detector {name!r} gives other logits where data_dict['label'] is another: it is told the answer,"
+                    f"detector {name!r} gives other logits if data_dict['label'] changes: it reads the answer,"
                     " so it cannot be evaluated"
                 )
 
     def check_features(self) -> None:
-        """Raises InputError for a detector that has no features to save."""
+        """Raise InputError if the detector has no features to save."""
         self.features(self._noise(1))
 
-    def _tried(self, data: HostInputs) -> Tensor:
-        """Logits, float32. Raises InputError for whatever the host's own code raises."""
+    def _try_logits(self, data: HostInputs) -> Tensor:
+        """Return the logits, float32 (B, K). Raises InputError for any error in the host's code."""
         try:
             with torch.no_grad():
                 prediction, _ = self._read(data)
@@ -290,27 +293,27 @@ class LoadedDetector:
             ) from error
 
     def dry_run(self) -> None:
-        """Explain one image of noise, so that an unusable layer is refused before hours of evaluation."""
-        if self.settings.gradcam.recipe.method != TRANSPLANT:  # it reads no layer and takes hundreds of passes an image
+        """Explain one image of noise, so that an unusable layer raises before hours of evaluation."""
+        if self.settings.gradcam.recipe.method != TRANSPLANT:  # reads no layer, and takes hundreds of passes
             with self._bank_of_noise() if self.settings.gradcam.compares else nullcontext():
                 self.explain_finite(self._noise(1), ["margin"])
 
     @contextmanager
     def _bank_of_noise(self) -> Iterator[None]:
-        """Within, "contrast" has something to compare with; real images are known later."""
+        """Give "contrast" a bank of noise inside the block, because real images are known only later."""
         known = self.model.gradcam_bank
-        self.model.gradcam_bank = bank_of(self.as_subject(), self.normalised(self._noise(1)), ["noise"])
+        self.model.gradcam_bank = bank_of(self.as_subject(), self.normalise(self._noise(1)), ["noise"])
         try:
             yield
         finally:
             self.model.gradcam_bank = known
 
-    def compiled(self, batch_size: int) -> LoadedDetector:
-        """The same with predictions through torch.compile. Takes minutes. Raises InputError where it does not work."""
+    def with_compiled(self, batch_size: int) -> LoadedDetector:
+        """Return the detector with predictions through torch.compile. Takes minutes. Raises InputError if it fails."""
         faster = replace(self, compiled_model=torch.compile(self.model), compiled_size=batch_size)
         try:
             faster.predict(self._noise(batch_size))
-        except Exception as error:  # of the compiler, of the C++ compiler it calls, of Triton
+        except Exception as error:  # from torch, the C++ compiler or Triton
             raise InputError(f"torch.compile does not work here ({one_line(error)})", "compile") from error
         return faster
 
@@ -322,29 +325,29 @@ class LoadedDetector:
 
 @functools.cache
 def _divisor_mean_std(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, ...]:
-    """On the device, once: each transfer of a number makes the device wait.
+    """Return 255, mean and std on the device, transferred once, because each transfer makes the device wait.
 
-    CUDA divides by a tensor exactly as the CPU does, but multiplies by the reciprocal of a Python number, which moves
-    the last bit.
+    With a tensor CUDA divides exactly as the CPU does. With a Python number it multiplies by the reciprocal, which
+    changes the last bit.
     """
     divisor = torch.tensor(255.0, device=device)
     return divisor, *(torch.tensor(values, device=device).view(3, 1, 1) for values in (mean, std))
 
 
 def _same(first: Tensor, second: Tensor) -> bool:
-    """But for the rounding of kernels that add in no fixed order."""
+    """Compare logits, with a tolerance for kernels that add in no fixed order."""
     return torch.allclose(first, second, rtol=1e-2, atol=1e-3, equal_nan=True)
 
 
 def print_choices(detector: LoadedDetector) -> None:
-    """Say which layer a pass has found where none was named, and what "auto" is for the backward pass."""
+    """Print the layer that was found if none was named, and the precision that "auto" selected."""
     layer = detector.found_layer
     if layer is not None:
         print(
-            f"layer {layer.name} ({layer.shape}) is explained: the last activation on a grid that the score depends on;"
-            " others by gradcam_layers"
+            f"explained layer: {layer.name} ({layer.shape}), the last grid of activations that the score depends on;"
+            " gradcam_layers names others"
         )
     if detector.gradcam.backward_precision == AUTO:
         chosen, gain = faster_precision(detector.device.type)
-        faster = f": its products are {gain:.1f} times faster here" if gain > 1 else ": nothing is faster here"
+        faster = f": matrix products are {gain:.1f} times faster here" if gain > 1 else ": nothing is faster here"
         print(f"backward precision {chosen}{faster}")

@@ -1,4 +1,4 @@
-"""From settings and weights to a detector on its device, and from image files to its input."""
+"""Loading of a detector from settings and weights, and of image files as its input."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from ..explaining.any_model import AnyModelWithGradCAM
 from ..settings.config import DetectorSettings, detector_settings, find_path, no_weights, published_settings
 from ..settings.config_values import without_pretrained
 from ..settings.published import is_published, published_folder
-from .checkpoints import fill, sha256_of_state, translated
+from .checkpoints import fill, sha256_of_state, translate
 from .clip_tower import fitted_config
 from .detector import DTYPES, LoadedDetector
 from .host.registry import find_detectors, preimport_detector, unknown_detector
@@ -38,20 +38,23 @@ EMBEDDED_DETECTOR = "config/detector/clip_gradcam_demo.yaml"
 def load_gradcam_detector(
     detector_path: str | Path, weights_path: str | Path | None = None, device: str = "auto", **settings: Any
 ) -> Any:
-    """The detector of a YAML with its weights, in evaluation mode, heatmaps switched on.
+    """Load the detector of a YAML with its weights, in evaluation mode and with heatmaps switched on.
 
         model = load_gradcam_detector("clip_gradcam.yaml", "weights.pth")
         explanation = model.explain(read_images(model, ["face.png"]))
 
     Args:
-        detector_path: its YAML, looked for from the working directory and from the training folder; or `hf:FOLDER`, a
-            folder with config.json, preprocessor_config.json and weights, or `hf:USER/NAME`, which is downloaded.
-        weights_path: checkpoint of the whole detector, .pth or .safetensors; None: what the YAML names.
-        device: "auto" (CUDA where there is one), "cpu", "cuda" or "cuda:<n>".
-        settings: keys of the YAML to be set otherwise, for example `gradcam_method="hirescam"`.
+        detector_path: its YAML, relative to the working directory or the training folder; or `hf:FOLDER`, a folder with
+            config.json, preprocessor_config.json and weights; or `hf:USER/NAME`, which is downloaded.
+        weights_path: checkpoint of the whole detector, .pth or .safetensors; None: the one that the YAML names.
+        device: "auto" (CUDA if available), "cpu", "cuda" or "cuda:<n>".
+        settings: keys that override the YAML, for example `gradcam_method="hirescam"`.
 
-    Returns an nn.Module with `explain`, `generate_gradcam`, `show_gradcam` and the rest of
-    `explain.mixin.GradCAMMixin`. Raises InputError: the YAML, the weights or a setting is missing or unusable.
+    Returns:
+        An nn.Module with `explain`, `generate_gradcam`, `show_gradcam` and the rest of `GradCAMMixin`.
+
+    Raises:
+        InputError: the YAML, the weights or a setting is missing or unusable.
     """
     overridden = {"gradcam_enabled": True, **settings, "weights_path": weights_path and str(weights_path)}
     if is_published(str(detector_path)):
@@ -62,9 +65,10 @@ def load_gradcam_detector(
 
 
 def read_images(model: Any, files: Sequence[str | Path] | str | Path) -> Tensor:
-    """Image files → (B, 3, R, R) float32, resized and normalised as `model` wants them, on its device.
+    """Read image files as input for `model`: (B, 3, R, R) float32, normalised, on its device.
 
-    Both sides are resized to the config's `resolution`, as in the hosts. Raises InputError for a file that is no image.
+    Both sides are resized to the config's `resolution`, as in the hosts. Raises InputError for a file that is not an
+    image.
     """
     decoded = []
     for file in [files] if isinstance(files, (str, Path)) else files:
@@ -82,21 +86,21 @@ def read_images(model: Any, files: Sequence[str | Path] | str | Path) -> Tensor:
 def load_detector(
     settings: DetectorSettings, device: torch.device, precision: str = "fp32", random_weights: bool = False
 ) -> LoadedDetector:
-    """The detector with the weights of `settings.weights_path`, with random ones, or with those of `settings.build`.
+    """Load the detector with the weights in `settings.weights_path` or of `settings.build`, or with random ones.
 
-    Nothing is downloaded. `LoadedDetector.check_predictions` tells whether it works. Raises InputError.
+    Downloads nothing. `LoadedDetector.check_predictions` tests whether it works. Raises InputError.
     """
     if not settings.weights_name and not random_weights:
         raise no_weights()
     check_precision(precision, device)
     file = None if settings.weights_path is None else read_weights(settings.weights_path)
     if file is not None and not settings.build:
-        settings = settings._replace(config=fitted_config(settings.config, translated(file)))
+        settings = settings._replace(config=fitted_config(settings.config, translate(file)))
     model = untrained_detector(settings, settings.gradcam.enabled)
     if hasattr(model, "gradcam"):
         model.gradcam = settings.gradcam  # the same object, not a copy
     if hasattr(model, "weights_at_first"):
-        model.weights_at_first = None  # a file fills it, or random weights were asked for and are marked as such
+        model.weights_at_first = None  # weights come from a file, or random ones were requested and are marked
     if file is None:
         sha256 = sha256_of_state(model.model) if settings.build else ""
     else:
@@ -108,7 +112,7 @@ def load_detector(
 
 
 def find_device(name: str) -> torch.device:
-    """ "auto", "cpu", "cuda" or "cuda:n" → a device that is there. Raises InputError; `auto` falls back to the CPU."""
+    """Find the device for "auto", "cpu", "cuda" or "cuda:n". `auto` falls back to the CPU. Raises InputError."""
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
@@ -125,7 +129,7 @@ def find_device(name: str) -> torch.device:
 
 
 def check_precision(precision: str, device: torch.device) -> None:
-    """Raises InputError where this torch cannot compute in that precision on that device; older ones lack fp16."""
+    """Raise InputError if this torch cannot compute in `precision` on `device`; older versions lack fp16."""
     if precision == "fp32":
         return
     unit = torch.ones(1, 1, device=device)
@@ -140,9 +144,9 @@ def check_precision(precision: str, device: torch.device) -> None:
 
 
 def untrained_detector(settings: DetectorSettings, explainable: bool) -> Any:
-    """The detector without its file's weights: a registered one (`clip` means `clip_gradcam`), or `settings.build`'s.
+    """Build the detector without its weights: a registered one (`clip` means `clip_gradcam`), or `settings.build`'s.
 
-    Raises InputError, if `explainable` also for a detector without heatmaps.
+    Raises InputError; with `explainable`, also for a detector without heatmaps.
     """
     if settings.build:
         return AnyModelWithGradCAM(build_model(settings.build, settings.config), settings.config)
@@ -153,35 +157,35 @@ def untrained_detector(settings: DetectorSettings, explainable: bool) -> Any:
         raise unknown_detector(name, known)
     if explainable and not hasattr(cls, "generate_gradcam"):
         with_maps = sorted(other for other in known if hasattr(known[other], "generate_gradcam"))
-        raise InputError(f"model_name {name!r} has no heatmaps; detectors that have: {', '.join(with_maps)}")
-    return cls(deepcopy(without_pretrained(settings.config)))  # some hosts write into their config
+        raise InputError(f"model_name {name!r} has no heatmaps; detectors with heatmaps: {', '.join(with_maps)}")
+    return cls(deepcopy(without_pretrained(settings.config)))  # a copy, because some hosts modify their config
 
 
 def named_detector(
     detector_path: str | None, flags: Mapping[str, object], names: Mapping[str, str]
 ) -> DetectorSettings:
-    """The detector that a command's flags name; the embedded one where they name no weights. Raises InputError."""
+    """Return the settings of the detector that the flags name, by default the embedded one. Raises InputError."""
     if detector_path is None and flags["weights_path"] is None:
         detector_path = EMBEDDED_DETECTOR
         print(
-            "NOTE: no weights named, so this is the small embedded detector, trained on drawn faces. It is for trying"
-            " out only and says nothing about real images. Give --detector_path and --weights_path for yours."
+            "NOTE: without --weights_path this is the small embedded detector, trained on synthetic faces. It is only"
+            " for testing, not for real images. For your detector, give --detector_path and --weights_path."
         )
     yaml_path = find_path(detector_path or "config/detector/clip_gradcam.yaml", "detector YAML", "--detector_path")
     return detector_settings(yaml_path, flags, names)
 
 
 def load_named_detector(settings: DetectorSettings, device: str, precision: str) -> LoadedDetector:
-    """As `load_detector`, for a command that loads one. Raises InputError."""
+    """Load the detector of a command on the device `device`. Raises InputError."""
     preimport_detector(settings)
     return load_detector(settings, find_device(device), precision)
 
 
-# A model built by user code: `my_module:build`, found from the working directory.
+# A model that user code builds: `my_module:build`, imported from the working directory.
 
 
 def build_model(name: str, config: Mapping[str, Any]) -> nn.Module:
-    """What the function `name` (`module:function`, `path/to/file.py:function`) returns, a Module. Raises InputError."""
+    """Call the function `name` (`module:function`, `path/to/file.py:function`) for its model. Raises InputError."""
     if is_published(name):
         return _published_model(name)
     module_name, _, function_name = name.rpartition(":")
@@ -190,7 +194,7 @@ def build_model(name: str, config: Mapping[str, Any]) -> nn.Module:
         raise InputError(f"--detector {name!r}: {module_name} has no function {function_name!r}")
     try:
         model = function(dict(config)) if _takes_config(function) else function()
-    except Exception as error:  # of the user's code
+    except Exception as error:  # from the user's code
         raise InputError(f"--detector {name!r} failed ({type(error).__name__}: {one_line(error)})") from error
     if not isinstance(model, nn.Module):
         raise InputError(f"--detector {name!r} returned {type(model).__name__}: expected a torch.nn.Module")
@@ -203,13 +207,13 @@ def _published_model(name: str) -> nn.Module:
     folder = published_folder(name)
     try:
         model: nn.Module = AutoModelForImageClassification.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # whatever a library of models says of a folder
-        raise InputError(f"--detector {name!r}: {folder} holds no model of transformers ({one_line(error)})") from error
+    except Exception as error:  # from transformers
+        raise InputError(f"--detector {name!r}: {folder} is no transformers model ({one_line(error)})") from error
     return model.eval()
 
 
 def import_module_of(name: str) -> ModuleType:
-    """The module of a `name` as `build_model` takes it, imported once. Raises InputError."""
+    """Import the module of a `name` for `build_model`, once. Raises InputError."""
     module_name, _, function_name = name.rpartition(":")
     if not module_name or not function_name:
         raise InputError(f"--detector {name!r}: give module:function, for example my_module:build")
@@ -225,10 +229,10 @@ def import_module_of(name: str) -> ModuleType:
         found = importlib.util.spec_from_file_location(path.stem, path)
         assert found and found.loader, "a name that ends in .py"  # noqa: PT018
         module = importlib.util.module_from_spec(found)
-        sys.modules[path.stem] = module  # as an import does: pickling and dataclasses look there
+        sys.modules[path.stem] = module  # as an import does: pickling and dataclasses need it
         found.loader.exec_module(module)
         return module
-    except Exception as error:  # of the person's own code
+    except Exception as error:  # from the user's code
         raise InputError(
             f"--detector {name!r}: {module_name} cannot be imported from {Path.cwd()}"
             f" ({type(error).__name__}: {one_line(error)})"
@@ -236,9 +240,9 @@ def import_module_of(name: str) -> ModuleType:
 
 
 class _OwnModules:
-    """Finds what lies in a person's folder first, as if that were the first of `sys.path`.
+    """A finder that searches a user's folder first, as if it were the first entry of `sys.path`.
 
-    In this process only: another one, which decodes images, has to find our `utils` by the path that it is given.
+    It works only in this process. Processes that decode images have to find our `utils`.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -249,19 +253,19 @@ class _OwnModules:
 
 
 def _let_own_modules_in(folder: Path) -> None:
-    """A person's `utils.py` beside their module is the `utils` that it means: ours is needed by longer names only."""
+    """Let a user's module import its own neighbours, even a `utils.py`. We need ours only by longer names."""
     if not any(isinstance(finder, _OwnModules) and finder.folder == str(folder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _OwnModules(folder))
         sys.path.append(str(folder))
     own, ours = PathFinder.find_spec("utils", [str(folder)]), sys.modules.get("utils")
     if own is not None and ours is not None and own.origin != getattr(ours, "__file__", None):
         del sys.modules["utils"]
-        # Of a folder without __init__.py `inspect` would ask for the file that it knew under that name before.
+        # For a folder without __init__.py, `inspect` would look for the file that had this name before.
         getattr(inspect, "_filesbymodname", {}).pop("utils", None)
 
 
 def _takes_config(function: Callable[..., Any]) -> bool:
-    """Whether there is an argument that has to be given, or that is called config."""
+    """Tell whether the function has a required argument, or one named config."""
     parameters = inspect.signature(function).parameters.values()
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     return any(this.kind in kinds and (this.default is this.empty or this.name == "config") for this in parameters)

@@ -1,4 +1,4 @@
-"""LoRA adapters, as PEFT saves them (github.com/huggingface/peft), merged into the weights that they adapt."""
+"""Merging of LoRA adapters from PEFT (github.com/huggingface/peft) into the weights that they adapt."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ MERGE = "or merge them where they were trained: torch.save(model.merge_and_unloa
 _FACTOR = re.compile(r"^(.*)\.lora_([AB])(?:\.([^.]+))?\.weight$")
 
 
-def merged_lora(weights: Weights, folder: Path) -> dict[str, Tensor]:
-    """Weights with their LoRA adapters merged, under the names that the model had before PEFT wrapped it.
+def merge_lora(weights: Weights, folder: Path) -> dict[str, Tensor]:
+    """Merge LoRA adapters into their weights, under the model's names before PEFT wrapped it.
 
-    W' = W + α/r · B A, with α/√r for rank-stabilised LoRA (Hu et al. 2022, Kalajdzievski 2023). The rank r is that of
-    A; α is in no weights file, but in the `adapter_config.json` that PEFT writes next to it.
-    Raises InputError where `folder` lacks it, where the adapted weights are not there, and for other adapters.
+    W' = W + α/r · B A, or α/√r for rank-stabilised LoRA (Hu et al. 2022, Kalajdzievski 2023), with W (m, n), A (r, n)
+    and B (m, r). α is not in a weights file, but in PEFT's `adapter_config.json` in `folder`.
+    Raises InputError if that file or an adapted weight is missing, and for other kinds of adapters.
     """
     factors: dict[str, dict[str, Tensor]] = {}
     plain: dict[str, Tensor] = {}
@@ -37,16 +37,16 @@ def merged_lora(weights: Weights, folder: Path) -> dict[str, Tensor]:
             factors.setdefault(found[1], {})[found[2]] = tensor
             adapters.add(str(found[3]))
         elif ".lora_" in name:
-            raise InputError(f"PEFT (LoRA) weights of a kind that is not merged here ({key}); {MERGE}")
-        elif ".original_module." not in name:  # what modules_to_save replaces
+            raise InputError(f"PEFT (LoRA) weights of an unsupported kind ({key}); {MERGE}")
+        elif ".original_module." not in name:  # modules_to_save replaces these
             plain[re.sub(r"\.modules_to_save\.[^.]+\.", ".", name).replace(".base_layer.", ".")] = tensor
     if len(adapters) > 1:
         raise InputError(f"{len(adapters)} LoRA adapters ({', '.join(sorted(adapters))}); {MERGE}")
-    lacking = next((stem for stem in factors if f"{stem}.weight" not in plain), None)
-    if lacking is not None:
+    missing = next((stem for stem in factors if f"{stem}.weight" not in plain), None)
+    if missing is not None:
         raise InputError(
-            f"a PEFT (LoRA) adapter alone: {lacking}.weight, which it adapts, is not in the file; save the adapted"
-            f" model whole, {MERGE}"
+            f"only a PEFT (LoRA) adapter: {missing}.weight, which it adapts, is not in the file; save the whole"
+            f" adapted model, {MERGE}"
         )
     config = _adapter_config(folder / CONFIG)
     for stem, pair in factors.items():
@@ -61,7 +61,7 @@ def merged_lora(weights: Weights, folder: Path) -> dict[str, Tensor]:
 
 
 def _check(stem: str, weight: Tensor, a: Tensor, b: Tensor) -> None:
-    """Raises InputError unless W (m, n), A (r, n) and B (m, r) are floating point, and r is at most the larger side."""
+    """Raise InputError unless W (m, n), A (r, n) and B (m, r) are floating point, and r is at most max(m, n)."""
     for name, tensor in (("weight", weight), ("factor A", a), ("factor B", b)):
         if not tensor.is_floating_point() or tensor.element_size() < 2:
             kind = str(tensor.dtype).replace("torch.", "")
@@ -77,7 +77,7 @@ def _adapter_config(path: Path) -> dict[str, Any]:
         config = json.loads(read_text(path))
     except FileNotFoundError:
         raise InputError(
-            f"PEFT (LoRA) weights, whose lora_alpha is not in the file: put PEFT's {CONFIG} beside it, {MERGE}"
+            f"PEFT (LoRA) weights without lora_alpha: put PEFT's {CONFIG} next to the file, {MERGE}"
         ) from None
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} cannot be read ({one_line(error)}); {MERGE}") from error
@@ -86,5 +86,5 @@ def _adapter_config(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: lora_alpha is {alpha!r}; allowed: a number")
     for key in ("use_dora", "fan_in_fan_out", "alpha_pattern"):
         if config.get(key):
-            raise InputError(f"{path}: {key} is {config[key]!r}, which is not merged here; {MERGE}")
+            raise InputError(f"{path}: {key} is {config[key]!r}, which is not supported; {MERGE}")
     return dict(config)

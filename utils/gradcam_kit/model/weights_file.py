@@ -1,4 +1,4 @@
-"""A weights file → the tensors in it, under the names that it has. No code in it ever runs."""
+"""Reading of a weights file: its tensors, under its own names. No code in the file is run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ..base.text import one_line, shortened
 from .checkpoint_folder import check_index, file_in, files_of
 
 WRAPPERS = ("state_dict", "model_state_dict", "model")
-MOST_EXPANSION = 20  # weights hardly shrink when they are compressed
+MOST_EXPANSION = 20  # compression hardly shrinks weights
 SAFETENSORS = ".safetensors"
 LFS, PAGE = b"version https://git-lfs", (b"<!doc", b"<html")
 
@@ -32,10 +32,10 @@ _RESAVE = "open it where you trust it and save only its weights: torch.save(mode
 
 
 class WeightsFile(NamedTuple):
-    """`weights` as they stand in the file, on the CPU; `sha256` is of the very bytes that they were read from, of
-    several files that of their hashes, one after another.
+    """The content of a weights file. `weights` are on the CPU, under the file's own names.
 
-    `name`: of the dictionary that they are in, "" for the file's own. `others`: further state dicts in it, by name.
+    `sha256`: hash of the file, or of the joined hashes of several files. `name`: key of the dictionary that holds the
+    weights, "" for the top. `others`: further state dicts in the file, by name.
     """
 
     path: Path
@@ -46,16 +46,16 @@ class WeightsFile(NamedTuple):
 
 
 def no_checkpoint(path: Path, head: bytes, unpacked: int, error: Exception | None = None) -> str:
-    """What a file that begins with `head` and unpacks to so many bytes is, where it is no checkpoint, else ""."""
+    """Say what a file is instead of a checkpoint, else "". It begins with `head` and unpacks to `unpacked` bytes."""
     size, start, failed, reason = path.stat().st_size, head[:24], error is not None, one_line(error)
     is_text = bool(start) and all(byte in b"\t\n\r" or 32 <= byte < 127 for byte in start)
-    pickled = re.search(r"(?:GLOBAL|class) ([\w.]+\.\w+)", str(error))  # torch's message advises to load it anyway
-    signs = {  # the first one counts
+    pickled = re.search(r"(?:GLOBAL|class) ([\w.]+\.\w+)", str(error))  # torch's own message advises loading it anyway
+    signs = {  # the first that applies
         "an empty file; download it again": not head,
         "a Git LFS pointer, not the weights themselves; fetch them with: git lfs pull": head.startswith(LFS),
         "a web page, not a checkpoint; the download went wrong, download it again": head.lstrip()[:5].lower() in PAGE,
-        # torch.save writes uncompressed archives: one that unpacks to a multiple of itself is made to exhaust memory.
-        f"{size:,} bytes that unpack to {unpacked:,}, which no torch.save writes; not read. Get the file from"
+        # torch.save does not compress: an archive that unpacks to many times its size is meant to exhaust memory.
+        f"{size:,} bytes that unpack to {unpacked:,}, which no torch.save writes; it is not read. Get the file from"
         " its source again": unpacked > MOST_EXPANSION * size + (1 << 20),
         f"not a .safetensors file, or damaged ({reason})": failed and path.suffix == SAFETENSORS,
         "a TorchScript archive, not a checkpoint; convert it where you trust it:"
@@ -74,11 +74,11 @@ def no_checkpoint(path: Path, head: bytes, unpacked: int, error: Exception | Non
 
 
 def read_file(path: str | Path) -> WeightsFile:
-    """`.safetensors`, or whatever `torch.save` wrote of a state dict, also inside `{'state_dict': ...}`; or a folder of
-    a trainer, or the index of a model in several files.
+    """Read weights from `.safetensors`, a state dict of `torch.save` (also inside `{'state_dict': ...}`), a trainer's
+    folder, or the index of a model in several files.
 
-    Raises InputError: no such file, no checkpoint, objects other than weights, `argparse.Namespace` and NumPy scalars
-    (never unpickled), tensors without plain data, or a file that was written to meanwhile.
+    Raises InputError for a missing file, no checkpoint, tensors without plain data, a file that changes during reading,
+    and objects other than weights, `argparse.Namespace` and NumPy scalars (which are never unpickled).
     """
     path = file_in(Path(path))
     files = files_of(path)
@@ -88,7 +88,7 @@ def read_file(path: str | Path) -> WeightsFile:
     weights: dict[str, Tensor] = {}
     for part in parts:
         if twice := next((key for key in part.weights if key in weights), None):
-            raise InputError(f"{part.path}: {shortened(repr(twice))} is in another of the files, too")
+            raise InputError(f"{part.path}: {shortened(repr(twice))} is also in another of the files")
         weights.update(part.weights)
     check_index(path, weights)
     digest = hashlib.sha256("".join(part.sha256 for part in parts).encode()).hexdigest()
@@ -104,14 +104,14 @@ def _read_one(path: Path) -> WeightsFile:
         content = _load(path)
     except (MemoryError, InputError):
         raise
-    except Exception as error:  # a damaged file makes its readers raise anything, KeyError included
+    except Exception as error:  # a damaged file may raise anything, even KeyError
         raise InputError(f"{path}: {no_checkpoint(path, head, unpacked, error)}") from error
     name, *others = _state_dicts(content, path)
     if _identity(path) != before:
-        raise InputError(f"{path}: was written to while it was read; wait until it is complete, and start again")
+        raise InputError(f"{path}: changed while it was read; wait until it is complete, and start again")
     found = {where: dict(_checked(weights, path)) for where, weights in (name, *others)}
     size = sum(tensor.numel() * tensor.element_size() for weights in found.values() for tensor in weights.values())
-    if size > MOST_EXPANSION * path.stat().st_size + (1 << 20):  # tensors that repeat one number
+    if size > MOST_EXPANSION * path.stat().st_size + (1 << 20):  # tensors that repeat one value
         raise InputError(f"{path}: {no_checkpoint(path, head, size)}")
     return WeightsFile(path, found.pop(name[0]), sha256, name[0], found)
 
@@ -124,13 +124,13 @@ def _checked(weights: Mapping[str, Tensor], path: Path) -> Mapping[str, Tensor]:
 
 
 def _first_look(path: Path) -> tuple[bytes, int]:
-    """The first 64 bytes, and the bytes that a zip archive unpacks to. Raises InputError for no readable file."""
+    """Return the first 64 bytes, and the unpacked size of a zip archive. Raises InputError if it is unreadable."""
     unpacked = 0
     try:
         check_ordinary(path)
         with path.open("rb") as file:
             head = file.read(64)
-        with suppress(zipfile.BadZipFile, NotImplementedError, OSError, ValueError):  # damaged: torch will say so
+        with suppress(zipfile.BadZipFile, NotImplementedError, OSError, ValueError):  # damaged: torch reports it
             if head.startswith(b"PK"):
                 with zipfile.ZipFile(path) as archive:
                     unpacked = sum(entry.file_size for entry in archive.infolist())
@@ -144,7 +144,7 @@ def _first_look(path: Path) -> tuple[bytes, int]:
 
 
 def _identity(path: Path) -> tuple[int, ...]:
-    """Differs where the file was written to or replaced."""
+    """Return a value that changes if the file is modified or replaced."""
     found = path.stat()
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
@@ -157,12 +157,12 @@ def _load(path: Path) -> Any:
             raise InputError(f"{path}: reading .safetensors needs a package: pip install safetensors") from error
         return safetensors.torch.load_file(str(path))
     with warnings.catch_warnings(), _harmless_types():
-        warnings.simplefilter("ignore")  # torch warns of odd pickles before it refuses them; one sentence will do
+        warnings.simplefilter("ignore")  # torch warns about odd pickles before it refuses them
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _harmless_types() -> AbstractContextManager[Any]:
-    """Lets torch, from 2.5 on, load types that training scripts save besides the weights, and that hold only data."""
+    """Let torch (2.5 and later) load types that only hold data and that training scripts save next to the weights."""
     scalar = np.float64(0).__reduce__()[0]
     numbers = [type(np.dtype(code)) for code in "?bhilqBHILQefd"]
     harmless: list[Any] = [argparse.Namespace, np.dtype, scalar, *numbers, _encode]
@@ -171,8 +171,10 @@ def _harmless_types() -> AbstractContextManager[Any]:
 
 
 def _state_dicts(content: Any, path: Path) -> list[tuple[str, Mapping[str, Tensor]]]:
-    """Every state dict in a file, by its name; first that of a usual wrapper, or the largest. Raises InputError where
-    there is none, or where other things are among the weights."""
+    """Return every state dict in a file by name; first that of a usual wrapper, or the largest.
+
+    Raises InputError if there is none, or if it contains anything else.
+    """
     if not isinstance(content, dict):
         raise InputError(f"{path}: holds {type(content).__name__}, not a dictionary of weights; {_RESAVE}")
     inner = {name: value for name, value in _inner(content) if _is_state_dict(value)}
@@ -190,7 +192,7 @@ def _state_dicts(content: Any, path: Path) -> list[tuple[str, Mapping[str, Tenso
         raise InputError(f"{path}: a dictionary without weights, it holds {held}; {_RESAVE}")
     if others:
         kind = type(first[others[0]]).__name__
-        raise InputError(f"{path}: {shortened(repr(others[0]))} is no weight but {kind} among weights; {_RESAVE}")
+        raise InputError(f"{path}: {shortened(repr(others[0]))} holds {kind}, not a named weight; {_RESAVE}")
     return list(inner.items())
 
 

@@ -1,6 +1,6 @@
-"""Which projects' state dicts can be read; `register_checkpoint` adds one. A head `fc` has one logit.
+"""The projects whose state dicts can be read; `register_checkpoint` adds one. A head `fc` has one logit.
 
-- DF40, DeepfakeBench and Effort: their own training, and their releases.
+- DF40, DeepfakeBench and Effort: from their training, and their releases.
 - UniversalFakeDetect (github.com/WisconsinAIVision/UniversalFakeDetect): OpenAI's CLIP in `model.`, and a head `fc`
   that reads the projected features: fc(P x) is one linear layer of x, W = fc.weight · P. Effort's UniversalFakeDetect
   and GenImage benchmarks (github.com/YZY-stack/Effort-AIGI-Detection) keep Hugging Face's CLIP, and their head reads x.
@@ -27,7 +27,7 @@ from .renaming import Weights, with_prefixes
 
 
 class CheckpointFamily(NamedTuple):
-    """State dicts that one project or tool writes; the fields are the arguments of `register_checkpoint`."""
+    """The state dicts of one project or tool; the fields are the arguments of `register_checkpoint`."""
 
     name: str
     recognises: Callable[[Weights], bool]
@@ -37,25 +37,25 @@ class CheckpointFamily(NamedTuple):
 def register_checkpoint(
     name: str, recognises: Callable[[Weights], bool], translate: Callable[[Weights], dict[str, Tensor]]
 ) -> None:
-    """Read the checkpoints of another project, too. It is asked before the families registered earlier.
+    """Register the checkpoints of another project. Its family is tried before those registered earlier.
 
     Args:
-        name: of the project; a family registered under the same name is replaced.
-        recognises: looks at the keys of a state dict, from which `module.` and the like are already taken off.
-        translate: gives the same weights under the names that the detectors here use (`backbone.`, `head.`). It may
-            leave out or merge tensors, and raises InputError for an incomplete detector.
+        name: the project's name; a family of the same name is replaced.
+        recognises: tells whether a state dict, without `module.` and the like in its keys, is of this family.
+        translate: returns the weights under our detectors' names (`backbone.`, `head.`). It may drop or merge tensors,
+            and raises InputError for an incomplete detector.
     """
     new = CheckpointFamily(name, recognises, translate)
     FAMILIES[:] = [new, *(family for family in FAMILIES if family.name != name)]
 
 
 def family_of(weights: Weights) -> CheckpointFamily:
-    """The family that a state dict belongs to."""
+    """Return the family of a state dict."""
     return next(family for family in FAMILIES if family.recognises(weights))
 
 
 def _gend(weights: Weights) -> dict[str, Tensor]:
-    # Without CLIP's projection, which GenD keeps but does not read.
+    # Without CLIP's projection, which GenD saves but does not use.
     read = {key: weights[key] for key in weights if not key.startswith("feature_extractor.visual_projection.")}
     return with_prefixes(read, ("feature_extractor.vision_model.", "backbone."), ("model.linear.", "head.linear."))
 
@@ -65,7 +65,7 @@ def _c2p_clip(weights: Weights) -> dict[str, Tensor]:
 
 
 def _universal_fake_detect(weights: Weights) -> dict[str, Tensor]:
-    """The projection is merged into a head that reads it. Raises InputError for the head of another CLIP."""
+    """Merge the projection into the head. Raises InputError if the head belongs to another CLIP."""
     found = vision_part(weights)
     projection = found.pop("visual_projection.weight", None)
     head = found.pop("fc.weight")
@@ -73,31 +73,31 @@ def _universal_fake_detect(weights: Weights) -> dict[str, Tensor]:
     if head.ndim == 2 and projection is not None and head.shape[1] != width:
         if head.shape[1] != projection.shape[0]:
             raise InputError(
-                f"the head fc reads {head.shape[1]} features, but the tower gives {width}, projected"
-                f" {projection.shape[0]}: not the head of this CLIP"
+                f"the head fc reads {head.shape[1]} features, but the backbone has {width}, projected"
+                f" {projection.shape[0]}: the head belongs to another CLIP"
             )
         head = (head.double() @ projection.double()).to(head.dtype)
     return with_prefixes({**found, "head.weight": head}, ("fc.bias", "head.bias"))
 
 
 def _refuse_single_layer(weights: Weights) -> dict[str, Tensor]:
-    """Raises InputError: a detector needs its tower too."""
+    """Raise InputError, because a detector needs its tower too."""
     logits, features = weights["weight"].shape
     raise InputError(
-        f"a linear head alone (logits {logits}, features {features}), as UniversalFakeDetect publishes it: the tower"
-        " that it reads is not in the file; build the whole model in a function of your own, and give --detector"
+        f"only a linear head (logits {logits}, features {features}), as UniversalFakeDetect publishes it: its"
+        " backbone is not in the file; build the whole model in your own function, and give --detector"
         " my_module:build"
     )
 
 
 def _host(weights: Weights) -> dict[str, Tensor]:
-    """Lightning and others hold the detector as `model.`; transformers 4 has a `vision_model.` more."""
+    """Remove Lightning's prefix `model.` and the prefix `vision_model.` of transformers 4."""
     lightning = ("model.backbone.", "backbone."), ("model.head.", "head.")
-    released = ("base_model.", "backbone."), ("classifier.", "head.")  # some of them
+    released = ("base_model.", "backbone."), ("classifier.", "head.")  # in some releases
     return with_prefixes(weights, *lightning, *released, ("backbone.vision_model.", "backbone."))
 
 
-# The first that recognises a file reads it; the benchmarks' own names come last and fit every file.
+# The first family that recognises a file reads it. The last one, with the benchmarks' names, accepts every file.
 FAMILIES = [
     CheckpointFamily("GenD",
         {"model.linear.weight", "feature_extractor.vision_model.embeddings.class_embedding"}.issubset, _gend),
@@ -111,11 +111,11 @@ FAMILIES = [
 ]  # fmt: skip
 
 
-# The vision tower of a CLIP, by OpenAI's names (github.com/openai/CLIP, open_clip) or Hugging Face's → the latter.
+# Renaming of a CLIP's vision tower from OpenAI's names (github.com/openai/CLIP, open_clip) to Hugging Face's.
 
 OPENAI_PREFIXES = ("model.visual.", "visual.")  # before `conv1.weight`
-PREFIXES = ("model.vision_model.", "vision_model.", "model.")  # of Hugging Face's, before `embeddings.class_embedding`
-# The text tower, which is no part of a detector. OpenAI's has the vision tower's prefix less `visual.`.
+PREFIXES = ("model.vision_model.", "vision_model.", "model.")  # Hugging Face's, before `embeddings.class_embedding`
+# The text tower, which a detector does not use. OpenAI's has the vision tower's prefix without `visual.`.
 OPENAI_TEXT = (
     "transformer.",
     "token_embedding.",
@@ -140,18 +140,18 @@ _FUSED = re.compile(r"^(.*)\.attn\.in_proj_(weight|bias)$")
 
 
 def has_clip(weights: Weights) -> bool:
-    """Whether there is such a tower, by either naming."""
+    """Tell whether the weights hold a CLIP vision tower, with OpenAI's or Hugging Face's names."""
     return _clip_prefixes(weights) != (None, None)
 
 
 def _clip_prefixes(weights: Weights) -> tuple[str | None, str | None]:
-    """What stands before the tower's names: OpenAI's, Hugging Face's."""
+    """Return the prefix of the tower's names, for OpenAI's and for Hugging Face's; None if not found."""
     openai = next((prefix for prefix in OPENAI_PREFIXES if f"{prefix}conv1.weight" in weights), None)
     return openai, next((prefix for prefix in PREFIXES if f"{prefix}embeddings.class_embedding" in weights), None)
 
 
 def vision_part(weights: Weights) -> dict[str, Tensor]:
-    """The tower under `backbone.`, `visual_projection.weight`, and what is no part of a CLIP, under its own names."""
+    """Return the tower under `backbone.`, `visual_projection.weight`, and all weights outside the CLIP unchanged."""
     openai, prefix = _clip_prefixes(weights)
     found: dict[str, Tensor] = {}
     if openai is not None:
@@ -173,7 +173,7 @@ def vision_part(weights: Weights) -> dict[str, Tensor]:
 
 
 def _translated(name: str, tensor: Tensor) -> dict[str, Tensor]:
-    if name == "proj":  # features @ proj there, a linear layer here
+    if name == "proj":  # OpenAI computes features @ proj, Hugging Face uses a linear layer
         return {"visual_projection.weight": tensor.T.contiguous()}
     for old, new in PARTS:
         name = name.replace(old, new, 1)

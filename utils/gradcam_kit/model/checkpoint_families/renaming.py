@@ -1,4 +1,4 @@
-"""State dict → state dict under other names."""
+"""Renaming of the keys of a state dict."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from ...base.errors import InputError
 
 Weights = Mapping[str, Tensor]
 
-# What DDP, torch.compile, FSDP, activation checkpointing and weight averaging put into the names of weights.
+# Parts of names that DDP, torch.compile, FSDP, activation checkpointing and weight averaging add.
 WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 
 
 def renamed(weights: Weights, rename: Callable[[str], str]) -> dict[str, Tensor]:
-    """Every tensor under `rename(key)`. Raises InputError where two of them would get one name."""
+    """Store every tensor under `rename(key)`. Raises InputError if two would get the same name."""
     found: dict[str, Tensor] = {}
     for key, tensor in weights.items():
         name = rename(key)
@@ -26,7 +26,7 @@ def renamed(weights: Weights, rename: Callable[[str], str]) -> dict[str, Tensor]
 
 
 def with_prefixes(weights: Weights, *pairs: tuple[str, str]) -> dict[str, Tensor]:
-    """`renamed`, from old to new prefixes: pairs (old, new) in this order, since one may uncover the next."""
+    """Replace prefixes: pairs (old, new), applied in this order. Raises InputError if two tensors get the same name."""
 
     def rename(key: str) -> str:
         for old, new in pairs:
@@ -37,12 +37,12 @@ def with_prefixes(weights: Weights, *pairs: tuple[str, str]) -> dict[str, Tensor
 
 
 def without_wrappers(weights: Weights) -> dict[str, Tensor]:
-    """`renamed`, without WRAPPERS in the keys, wherever they stand."""
+    """Remove WRAPPERS anywhere in the keys. Raises InputError if two tensors get the same name."""
     return renamed(weights, lambda key: ".".join(part for part in key.split(".") if part not in WRAPPERS) or key)
 
 
 def unwrapped_step_by_step(weights: Weights) -> Iterator[dict[str, Tensor]]:
-    """The weights as they are, then with one wrapper less at the start of all keys, and so on: any may be meant."""
+    """Yield the weights unchanged, then without the first wrapper of all keys, then without the second, and so on."""
     found = dict(weights)
     yield found
     while found and all(key.partition(".")[0] in WRAPPERS and "." in key for key in found):
@@ -50,12 +50,12 @@ def unwrapped_step_by_step(weights: Weights) -> Iterator[dict[str, Tensor]]:
         yield found
 
 
-# First parts of names that a family knows.
+# The first parts of names that some family recognises.
 _KNOWN = {"model", "visual", "vision_model", "backbone", "head", "base_model", "feature_extractor", "fc"}
 
 
 def unprefixed(weights: Weights) -> dict[str, Tensor]:
-    """Without what all keys begin with, part by part, where a name that a family knows comes behind it (`net.`)."""
+    """Remove a common prefix of all keys (`net.`), if a name that some family recognises follows it."""
     plain = found = dict(weights)
     while found and all("." in key for key in found) and not _KNOWN & {key.partition(".")[0] for key in found}:
         if len({key.partition(".")[0] for key in found}) > 1:
@@ -65,10 +65,10 @@ def unprefixed(weights: Weights) -> dict[str, Tensor]:
 
 
 def fitting_parts(weights: Weights, wanted: Weights) -> list[tuple[str, dict[str, Tensor]]]:
-    """Every way in which tensors of `weights` fit `wanted`, by name and shape: (prefix, those under the wanted names).
+    """Find every way in which tensors of `weights` fit `wanted`, by name and shape: (prefix, renamed tensors).
 
-    A way is one prefix for all, which may leave other tensors out; or one for each child of the model (`backbone.`,
-    `head.`), where each child has but one and together they are all that there is.
+    A way is one common prefix, which may leave other tensors out. Or it is one prefix per child of the model
+    (`backbone.`, `head.`), if it is unique for each child and no tensor is left over.
     """
     found = [(prefix, _under(weights, prefix, wanted)) for prefix in _prefixes(weights, wanted)]
     if found or not wanted:
@@ -87,7 +87,7 @@ def fitting_parts(weights: Weights, wanted: Weights) -> list[tuple[str, dict[str
 
 
 def _prefixes(weights: Weights, wanted: Weights) -> list[str]:
-    """Those under which are all of `wanted`, with their shapes, and nothing else."""
+    """Return the prefixes under which exactly the tensors of `wanted` are, with the same shapes."""
     longest = max(wanted, key=len, default="")
     ends = [key[: -len(longest)] for key in weights if key == longest or key.endswith(f".{longest}")]
     return [

@@ -1,1 +1,1 @@
-"""What a host tree brings with it: its registry, what its detectors are given, weights that are not loaded."""
+"""The host's side: its registry, its detectors' inputs, and patches for its constructors."""

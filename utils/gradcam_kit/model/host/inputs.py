@@ -1,4 +1,4 @@
-"""What a host's detector gets in evaluation: the image, and whatever else it reads, where the data set has that."""
+"""The input of a host's detector in evaluation: the image, and other data that it reads."""
 
 from __future__ import annotations
 
@@ -16,23 +16,22 @@ from ...base.files import TRAINING_FOLDER
 from ...data.frame import Frame
 from ...data.masks.annotations import read_mask
 
-GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601, of red, green and blue
-IDCT_CUT = 0.33  # lower frequencies than this share of the spectrum's side, row + column, are left out
+GREY = (0.299, 0.587, 0.114)  # weights of red, green and blue, ITU-R BT.601
+IDCT_CUT = 0.33  # frequencies (row + column) below this share of the spectrum's side are removed
 
 
 class HostInputs(dict[str, Any]):
-    """A `data_dict` that makes the missing keys of a host's own data set when the detector asks for them.
+    """A `data_dict` that computes the other keys of the host's dataset when the detector reads them.
 
     | Key | Value |
     |---|---|
-    | `label` | (B,) int64 of the frames; without frames 0: no prediction may depend on it |
-    | `label_spe` | (B,) int64, the number of the frame's forgery in the config's `label_dict`; without frames 0 |
-    | `mask` | (B, 1, H, W) float32 in [0, 1]; None, as the host gives, where a frame has none |
+    | `label` | (B,) int64, the frames' labels; 0 without frames, since no prediction may depend on it |
+    | `label_spe` | (B,) int64, the number of the frame's forgery in the config's `label_dict`; 0 without frames |
+    | `mask` | (B, 1, H, W) float32 in [0, 1]; None, as in the host, if a frame has none |
     | `landmark` | None |
-    | `idct` | (B, 1, H, W) float32, where the host's data set makes it |
+    | `idct` | (B, 1, H, W) float32, if the host's dataset has it |
 
-    Only what is asked for is made, so that `"mask" in data_dict` is as false as in a host without masks. Raises
-    InputError for any other key, naming detector and key.
+    Before a key is read, `"mask" in data_dict` is False, as in a host without masks. Any other key raises InputError.
     """
 
     def __init__(
@@ -60,7 +59,7 @@ class HostInputs(dict[str, Any]):
             makers["idct"] = self._idct
         if key not in makers:
             raise InputError(
-                f"detector {self.detector!r} reads data_dict[{key!r}], which a test set does not have: it has"
+                f"detector {self.detector!r} reads data_dict[{key!r}], which a test set lacks: it has"
                 f" {', '.join(dict.fromkeys([*self, *makers]))}"
             )
         self[key] = makers[key]()
@@ -86,11 +85,11 @@ class HostInputs(dict[str, Any]):
 
 
 def high_frequencies(pixels: Tensor) -> Tensor:
-    """RGB images (B, 3, H, W) of values 0 to 255 → what is left of the grey image without its low frequencies.
+    """Remove the low frequencies of grey images. Takes RGB (B, 3, H, W), 0 to 255; returns float32 (B, 1, H, W).
 
-    (B, 1, H, W), x / 127.5 - 1. The grey image's DCT, without the coefficients (row r, column c) with
-    r · W / H + c < 0.33 W, is transformed back: the second stream of Chen et al., Local Relation Learning for Face
-    Forgery Detection (2021), as DeepfakeBench's data set makes it.
+    The DCT coefficients (row r, column c) with r · W / H + c < 0.33 W are removed, and the result x of the inverse DCT
+    becomes x / 127.5 - 1. This is the second stream of Chen et al., Local Relation Learning for Face Forgery Detection
+    (2021), as in DeepfakeBench's dataset.
     """
     pixels = pixels.float()
     grey = (pixels * pixels.new_tensor(GREY).view(3, 1, 1)).sum(dim=1).round().double()
@@ -104,7 +103,7 @@ def high_frequencies(pixels: Tensor) -> Tensor:
 
 @lru_cache(maxsize=4)
 def _dct_matrix(size: int) -> Tensor:
-    """Orthonormal DCT-II: row k is the k-th cosine, so that its transpose is its inverse."""
+    """Return the orthonormal DCT-II, (size, size): row k is the k-th cosine, so its transpose is its inverse."""
     k, n = torch.arange(size).double().view(-1, 1), torch.arange(size).double()
     matrix = torch.cos(torch.pi * (n + 0.5) * k / size) * (2 / size) ** 0.5
     matrix[0] /= 2**0.5
@@ -113,14 +112,14 @@ def _dct_matrix(size: int) -> Tensor:
 
 @cache
 def host_makes(key: str) -> bool:
-    """Whether the host's data sets know `key`: then it means there what it means here."""
+    """Tell whether the source of the host's datasets mentions `key`."""
     files = (TRAINING_FOLDER / "dataset").glob("*.py")
     return any(key in path.read_text(encoding="utf-8", errors="replace") for path in files)
 
 
 @contextmanager
-def nothing_collected(model: nn.Module) -> Iterator[None]:
-    """Inside, lists of `model` that grow are cut afterwards: some hosts' detectors append to theirs in every pass."""
+def restored_lists(model: nn.Module) -> Iterator[None]:
+    """Cut lists of `model` back to their length at the end, because some hosts' detectors append in every pass."""
     lists = [(value, len(value)) for value in vars(model).values() if isinstance(value, list)]
     try:
         yield

@@ -1,6 +1,6 @@
-"""Habits of hosts' code, made harmless: `.cuda()` whatever the device, `.squeeze()` whatever the batch, and downloads.
+"""Patches for hosts' code that calls `.cuda()` on any device, `.squeeze()` on any batch, and downloads weights.
 
-Weights that a constructor asks for are the random ones of the network just built, and loading them changes nothing.
+A constructor that loads weights gets the random ones of the network it has just built, so loading changes nothing.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ..clip_tower import KNOWN_TOWERS
 
 @contextmanager
 def cuda_means(device: torch.device) -> Iterator[None]:
-    """Inside, `x.cuda()` of a tensor or module is `x.to(device)`, unless that is the current CUDA device anyway."""
+    """Let `x.cuda()` of a tensor or module mean `x.to(device)` inside the block."""
     if device.type == "cuda" and device.index in (None, torch.cuda.current_device()):
         yield
         return
@@ -39,7 +39,7 @@ def cuda_means(device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def batch_of_one_kept() -> Iterator[None]:
-    """Inside, `x.squeeze()` without a dimension keeps the first one, which is how some code loses a batch of one."""
+    """Let `x.squeeze()` keep the first dimension inside the block, so that code does not lose a batch of one."""
     original = Tensor.squeeze
 
     def squeeze(this: Tensor, *dims: Any, **options: Any) -> Tensor:
@@ -52,7 +52,7 @@ def batch_of_one_kept() -> Iterator[None]:
 
 
 class AbsentWeights(dict[str, Any]):
-    """Stands for what `torch.load(path)` would have returned. Wrappers such as `["state_dict"]` lead to itself."""
+    """Replaces the result of `torch.load(path)`. Wrappers such as `["state_dict"]` return itself."""
 
     path = ""
 
@@ -62,9 +62,9 @@ class AbsentWeights(dict[str, Any]):
 
 @contextmanager
 def no_pretrained_weights(detector: str, module: str = "") -> Iterator[None]:
-    """For a host detector's constructor, which finds the CPU where it wants a GPU. Raises InputError where it fails.
+    """Run a host detector's constructor inside the block without weights, and on the CPU if there is no GPU.
 
-    `module`: the one that the constructor is in, which may import libraries only there.
+    `module`: the constructor's module, which may import libraries late. Raises InputError if the constructor fails.
     """
     built: list[nn.Module] = []
     asked: list[str] = []
@@ -86,7 +86,7 @@ def no_pretrained_weights(detector: str, module: str = "") -> Iterator[None]:
             (nn.Module, "load_state_dict", _load_nothing),
             (torch, "load", load),
             (torch.hub, "download_url_to_file", lambda *arguments, **options: None),
-            (builtins, "_logger", logging.getLogger(detector)),  # TALL's file logs by this name and defines none
+            (builtins, "_logger", logging.getLogger(detector)),  # TALL's file logs with this name without defining it
             *_libraries(module),
         ):
             patches.enter_context(patched(owner, name, value))
@@ -96,13 +96,13 @@ def no_pretrained_weights(detector: str, module: str = "") -> Iterator[None]:
             yield
         except InputError:
             raise
-        except Exception as error:  # of the host's own code, which nobody here knows
+        except Exception as error:  # from the host's code
             file = getattr(error, "filename", None)
             reason = f"{type(error).__name__}: {one_line(error)}" + (f": {file}" if file else "")
             raise InputError(f"detector {detector!r} cannot be built here{_without(asked)}: {reason}") from error
     kept = [value.path for module in built for value in vars(module).values() if isinstance(value, AbsentWeights)]
     if kept:
-        reason = f"{_without(kept)}: it is no state dict of a network"
+        reason = f"{_without(kept)}: it is not a network's state dict"
         raise InputError(f"detector {detector!r} cannot be built here{reason}")
 
 
@@ -112,7 +112,7 @@ def _without(files: list[str]) -> str:
 
 
 def _just_built(built: list[nn.Module]) -> nn.Module:
-    """The last network (a module of modules) that is part of no other yet, or else the detector, the first module."""
+    """Return the last network (a module of modules) that is not part of another, else the detector itself."""
     inside = {id(child) for module in built for child in module.children()}
     roots = (module for module in reversed(built[1:]) if id(module) not in inside)
     return next((root for root in roots if any(child.state_dict() for child in root.children())), built[0])
@@ -125,7 +125,7 @@ def _load_nothing(self: nn.Module, state_dict: Mapping[str, Any], *arguments: An
 
 
 def _libraries(module: str) -> Iterator[tuple[Any, str, Any]]:
-    """What to replace in the libraries that the host has imported, or will, besides the loading of files."""
+    """Yield the patches for libraries that the host imports."""
     file = getattr(sys.modules.get(module), "__file__", None)
     names = "" if file is None else Path(file).read_text(encoding="utf-8", errors="replace")
     if "transformers" in sys.modules or "from transformers import" in names:
@@ -138,19 +138,19 @@ def _libraries(module: str) -> Iterator[tuple[Any, str, Any]]:
 
 
 def _from_config(cls: Any, name: Any, *arguments: Any, **options: Any) -> Any:
-    """`cls.from_pretrained(name)` with random weights: of a known architecture, or of what a config.json says."""
+    """Replace `cls.from_pretrained(name)`: build a known architecture, or a config.json's, with random weights."""
     config = options.get("config") or _known_clip(cls, str(name)) or _known_video(cls, str(name))
     return cls(config or cls.config_class.from_pretrained(name))
 
 
 def _known_video(cls: Any, name: str) -> Any:
-    """The base size, which is the default, of a network of clips: hosts name a hub or another network's weights."""
+    """Return the default config of a network for clips: hosts name a hub or another network's weights."""
     is_video = cls.config_class.model_type in ("videomae", "timesformer", "xclip_vision_model")
     return cls.config_class() if is_video and not Path(name, "config.json").is_file() else None
 
 
 def _known_clip(cls: Any, name: str) -> Any:
-    """The config of a published CLIP, also where the host names the folder of a hub's cache; None for others."""
+    """Return the config of a published CLIP, also for a folder of a hub's cache; None for others."""
     hub_names = [part[len("models--") :].replace("--", "/") for part in Path(name).parts if part.startswith("models--")]
     fields = KNOWN_TOWERS.get(hub_names[0] if hub_names else name)
     if fields is None or cls.config_class.model_type not in ("clip", "clip_vision_model"):

@@ -1,6 +1,7 @@
-"""The host's detectors by name, also on a machine where `import detectors` of the host fails for want of a package.
+"""The host's detectors by name, even if the host's `import detectors` fails because a package is missing.
 
-Then `detectors`, `networks` and `loss` are packages that hold their registry, and what the detector's config names.
+In that case `detectors`, `networks` and `loss` are replaced by packages that hold only their registry and the modules
+that the detector needs.
 """
 
 from __future__ import annotations
@@ -20,41 +21,44 @@ from ...base.text import one_line
 from ...settings.config import DetectorSettings
 
 SUFFIX = "_gradcam"
-PACKAGES = ("detectors", "networks", "loss", "dataset")  # of the host, which bare ones may stand for
+PACKAGES = ("detectors", "networks", "loss", "dataset")  # of the host; bare ones may replace them
 _REGISTERS = re.compile(r"^@\w+\.register_module\(\s*(?:module_name\s*=\s*)?[\"']([^\"']+)", re.MULTILINE)
 
 
 def find_detectors(model_name: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    """The registered detectors by name, those with heatmaps (`<name>_gradcam`) among them. Raises InputError.
+    """Return the registered detectors by name, including those with heatmaps (`<name>_gradcam`).
 
-    All of them where the host's `import detectors` works, otherwise only `model_name`, with a note on stderr.
+    If the host's `import detectors` fails, only `model_name` is there, and a note goes to stderr. Raises InputError.
     """
     try:
         importlib.import_module("detectors")
-    except Exception as error:  # whatever any of the host's detectors trips over while being imported
-        if not _in_host():  # an error of our own
+    except Exception as error:  # from any of the host's detectors
+        if not _in_host():  # our own error
             raise
         note = f"the host's detectors cannot all be imported here ({type(error).__name__}: {one_line(error)})"
         import_only(model_name, config, f"note: {note}, so only {_without_suffix(model_name)!r} is loaded")
-    # The plug-in door: the host's own __init__.py may not have our line, or more detectors behind it.
+    # The host's __init__.py may lack our line, or register more detectors after it.
     importlib.import_module(".gradcam_detectors", "detectors").register()
     return dict(sys.modules["detectors"].DETECTOR.data)
 
 
 def preimport_detector(settings: DetectorSettings) -> None:
-    """`import_only`, seconds sooner than importing all the host's detectors, for `find_detectors` to find.
+    """Import only the detector that a command needs, which saves seconds.
 
-    For a command, where nothing else imports the host's `detectors`, and a detector with a file of ours beside its own.
+    It applies if nothing has imported the host's `detectors`, and if we have a file next to the detector's.
     """
     if settings.build or not _in_host() or set(sys.modules) & set(PACKAGES):
         return
     if _with_maps(_registering_modules("detectors").get(_without_suffix(settings.model_name), "")).is_file():
-        with suppress(InputError):  # importing all comes next, and tells
+        with suppress(InputError):  # find_detectors then imports all, and raises
             import_only(settings.model_name, settings.config)
 
 
 def import_only(model_name: str, config: Mapping[str, Any], note: str = "") -> None:
-    """Import only what `model_name` needs of the host; stderr lists it after `note`. Raises InputError, all undone."""
+    """Import only the host's modules that `model_name` needs; with `note`, list them on stderr.
+
+    Raises InputError, after undoing the imports.
+    """
     before, module = set(sys.modules), "detectors"
     try:
         needed = _bare_packages(model_name, config)
@@ -62,7 +66,7 @@ def import_only(model_name: str, config: Mapping[str, Any], note: str = "") -> N
             print(f"{note}: {', '.join(needed)}", file=sys.stderr)
         for module in needed:
             importlib.import_module(module)
-    except Exception as error:  # of the host's own code, on a machine it was not written for
+    except Exception as error:  # from the host's code
         for imported in set(sys.modules) - before:
             if imported.partition(".")[0] in PACKAGES:
                 del sys.modules[imported]
@@ -71,7 +75,7 @@ def import_only(model_name: str, config: Mapping[str, Any], note: str = "") -> N
         name = _without_suffix(model_name)
         if isinstance(error, ModuleNotFoundError):
             raise InputError(
-                f"detector {name!r}: {module} needs the package {error.name!r}, which is not installed here; install it"
+                f"detector {name!r}: {module} needs the package {error.name!r}, which is not installed; install it"
                 f" as the host's instructions say (for example: pip install {str(error.name).split('.')[0]})"
             ) from error
         reason = f"{type(error).__name__}: {one_line(error)}"
@@ -79,14 +83,14 @@ def import_only(model_name: str, config: Mapping[str, Any], note: str = "") -> N
 
 
 def _bare_packages(model_name: str, config: Mapping[str, Any]) -> list[str]:
-    """Make bare packages of the host; the modules that the detector needs, its own last. Raises InputError."""
+    """Create bare packages, and return the modules that the detector needs, its own last. Raises InputError."""
     modules = _registering_modules("detectors")
     module = modules.get(_without_suffix(model_name))
     if module is None:
         raise unknown_detector(model_name, [*modules, *(f"{name}{SUFFIX}" for name in modules)])
     for package in ("detectors", "networks", "loss"):
         _bare_package(package, has_registry=True)
-    if (TRAINING_FOLDER / "dataset" / "__init__.py").is_file():  # for training; some detectors import a part of it
+    if (TRAINING_FOLDER / "dataset" / "__init__.py").is_file():  # for training, but some detectors import from it
         _bare_package("dataset", has_registry=False)
     needed = []
     for package in ("networks", "loss"):
@@ -97,9 +101,9 @@ def _bare_packages(model_name: str, config: Mapping[str, Any]) -> list[str]:
 
 
 def unknown_detector(model_name: str, known: Collection[str]) -> InputError:
-    """The error for a name that is not among the `known` ones."""
+    """Return the error for a name that is not in `known`."""
     close, names = did_you_mean(model_name, known), ", ".join(sorted(known))
-    return InputError(f"model_name {model_name!r} is no registered detector; {close}registered: {names}")
+    return InputError(f"model_name {model_name!r} is not a registered detector; {close}registered: {names}")
 
 
 def _in_host() -> bool:
@@ -111,7 +115,7 @@ def _without_suffix(model_name: str) -> str:
 
 
 def _bare_package(name: str, has_registry: bool) -> None:
-    """Package `name` without what its `__init__.py` imports, but the registry that a line there names."""
+    """Create the package `name` with only the registry that its `__init__.py` imports."""
     package = sys.modules[name] = ModuleType(name)
     package.__path__ = [str(TRAINING_FOLDER / name)]
     if has_registry:
@@ -124,22 +128,22 @@ def _bare_package(name: str, has_registry: bool) -> None:
 
 
 def _registering_modules(package: str) -> dict[str, str]:
-    """Registered name → the host's module in `package` that registers it, read from the source without running it."""
+    """Map each registered name to its module in the host's `package`, from the source, without running it."""
     theirs = [path for path in sorted((TRAINING_FOLDER / package).glob("*.py")) if not path.stem.endswith(SUFFIX)]
     texts = {path.stem: path.read_text(encoding="utf-8", errors="replace") for path in theirs}
     return {name: module for module, text in texts.items() for name in _REGISTERS.findall(text)}
 
 
 def _names(config: Mapping[str, Any]) -> Iterator[str]:
-    """The names of networks and losses in a config: `backbone_name`, and `loss_func`, one or several by key."""
+    """Yield the names of networks and losses in a config: `backbone_name`, and `loss_func` (one, or several by key)."""
     loss = config.get("loss_func")
     for value in (config.get("backbone_name"), *(loss.values() if isinstance(loss, dict) else [loss])):
-        if value == "cross_entropy_loss":  # means the same
+        if value == "cross_entropy_loss":  # a synonym
             yield "cross_entropy"
         elif isinstance(value, str):
             yield value
 
 
 def _with_maps(module: str) -> Path:
-    """Our file next to the host's `detectors/<module>.py`, where there is one."""
+    """Return the path of our file next to the host's `detectors/<module>.py`; it may not exist."""
     return TRAINING_FOLDER / "detectors" / f"{module}{SUFFIX}.py"

@@ -1,1 +1,1 @@
-"""test_with_gradcam.py, from datasets to files."""
+"""The run of test_with_gradcam.py: from datasets to files."""

@@ -1,4 +1,4 @@
-"""Which map a run draws: chosen on images of its own data, or the named one judged there, before any is drawn."""
+"""The choice of a run's map, or the judgement of a named one, on images of the run's own data."""
 
 from __future__ import annotations
 
@@ -37,59 +37,59 @@ from .dataset_run import Context
 from .disturbances import SplitOnOutOfMemory
 from .predictions import Predictions
 
-POOL = 8  # frames predicted for each image that is wanted: detectors call few images fake on some data
-JUDGED = 16  # images on which a named map is judged, at most: a figure to warn by needs no more
-BESIDE = 10  # candidates that a named map is judged beside: the first of the list
-FILLS = 5  # tried at most
-BLIND = "the detector does not tell real from fake on these images: no map is called supported"
-NO_FAKE = "the detector calls no image fake: maps were tried on images that it calls real"
-VERSION = 5  # of the trial: a choice by another one is not taken over
+POOL = 8  # frames predicted per image needed: on some data detectors call few images fake
+JUDGED = 16  # maximum images for judging a named map: enough for a warning
+RIVALS = 10  # candidates that a named map is compared with: the first of the list
+MOST_FILLS = 5  # fills that a trial tries
+BLIND = "the detector does not separate real from fake on these images, so no map gets the verdict supported"
+NO_FAKE = "the detector calls no image fake, so maps were tested on images that it calls real"
+VERSION = 5  # of the trial; a choice by another version is not reused
 
 
 class Calibration(NamedTuple):
-    """A choice, with the hash of all it depends on."""
+    """A choice, with the hash of everything that it depends on."""
 
     key: str
     choice: Choice
 
     def keep(self, folder: RunFolder) -> None:
-        """In the database, and as files."""
+        """Save the choice to the database and to files."""
         folder.database.put("calibration", [("map", json.dumps(self.choice.to_json()))], self.key)
         folder.database.commit()
         write_run_tables(folder.database, folder.path)
 
 
 def find_calibration(key: str, output: Path) -> Calibration | None:
-    """The calibration of that key that was kept by the run in the output folder, or in a folder beside it."""
-    beside = sorted(output.parent.glob(f"*/{FILE}")) if output.parent.is_dir() else []
-    for place in dict.fromkeys([database_of(output), *beside]):
+    """Find a saved calibration with this key, in the output folder's run or in a folder next to it."""
+    neighbours = sorted(output.parent.glob(f"*/{FILE}")) if output.parent.is_dir() else []
+    for place in dict.fromkeys([database_of(output), *neighbours]):
         if place.is_file() and is_run(place):
             with suppress(InputError), RunDatabase(place, writes=False) as database:
-                row = database.one("calibration", "WHERE key = ?", key)
+                row = database.first_row("calibration", "WHERE key = ?", key)
                 if row is not None:
                     return Calibration(key, Choice.from_json(json.loads(row[1])))
     return None
 
 
-class Plan(NamedTuple):
-    """What will be tried. `named`: what the user has named wholly; then nothing is chosen."""
+class TrialPlan(NamedTuple):
+    """The maps to try. `named`: recipes that the user has named completely; then nothing is chosen."""
 
     candidates: list[Recipe]
     named: list[Recipe]
     images: int
 
     @classmethod
-    def of(cls, detector: LoadedDetector, images: int) -> Plan:
-        """For a detector with heatmaps."""
+    def of(cls, detector: LoadedDetector, images: int) -> TrialPlan:
+        """TrialPlan the trial of a detector with heatmaps, on at most `images` images."""
         named = detector.model.gradcam_named()
         if detector.settings.clip_size is not None:
             subject = detector.as_clip_subject()
             return cls(clip_candidates(subject, detector.model.noise()[:1]), named, min(images, CLIPS_TRIED))
         candidates = detector.as_subject().candidates(bank=images > 0)
-        return cls(candidates[:BESIDE], named, min(images, JUDGED)) if named else cls(candidates, named, images)
+        return cls(candidates[:RIVALS], named, min(images, JUDGED)) if named else cls(candidates, named, images)
 
     def key(self, manifest: Manifest) -> str:
-        """A hash of all that the choice depends on: weights, data, detector, candidates, in whatever order of keys."""
+        """Return a hash of everything that the choice depends on: weights, data, detector, candidates."""
         config = {name: value for name, value in manifest.config.items() if not str(name).startswith("gradcam_")}
         for free in ("workers", "weights_path"):
             config.pop(free, None)
@@ -107,33 +107,32 @@ class Plan(NamedTuple):
         return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()
 
     def untried(self, why: str) -> Choice:
-        """What is drawn where nothing is tried."""
+        """Return the choice if nothing is tried."""
         first = next(one for one in [*self.named, *self.candidates] if one.method not in CONTRASTS or self.named)
         return Choice(UNTRIED, first, why)
 
     def announcement(self, predicted: bool) -> str:
-        """What it will cost, in one line; `predicted`: the run has predicted its images already."""
+        """Describe the trial and its cost in one line. `predicted`: the run has already predicted its images."""
         every = {*self.named, *self.candidates}
         backward = self.images * captures(every)
-        forward = (0 if predicted else POOL * self.images) + passes(self.images, len(every), FILLS) + backward
-        what = "judging the named map" if self.named else "choosing the map"
+        forward = (0 if predicted else POOL * self.images) + passes(self.images, len(every), MOST_FILLS) + backward
+        what = "judging the named map" if self.named else "choosing a heatmap method"
         return (
-            f"{what}: {len(every)} kinds of map on at most {self.images} images, at most {forward:,} forward and"
-            f" {backward:,} backward passes of one image; --calibration_images 0 leaves it out"
+            f"{what}: testing {len(every)} candidates on up to {self.images} images (up to {forward:,} forward and"
+            f" {backward:,} backward passes of one image); skip with --calibration_images 0"
         )
 
 
 def calibrate(
     context: Context,
-    plan: Plan,
+    plan: TrialPlan,
     datasets: Mapping[str, Sequence[Frame]],
     predicted: Mapping[str, Predictions] | None = None,
 ) -> Choice:
     """Try the plan's maps on images that the detector calls fake, spread evenly over all datasets.
 
-    Which images these are is decided by the detector alone, whatever their labels; by what it has `predicted` for each
-    dataset, or it is asked now. Where it calls none fake, images that it calls real are used. Raises Interrupted
-    between batches.
+    The images are selected by the detector's predictions, not by labels: by `predicted` if given, else by predicting
+    now. If it calls none fake, images that it calls real are used. Raises Interrupted between batches.
     """
     if context.cut:
         return _calibrate_clips(context, plan)
@@ -152,7 +151,7 @@ def calibrate(
     separate = separates(margins, known)
     fakes = evenly_spaced([frame for frame, fake in zip(frames, is_fake, strict=True) if fake], plan.images)
     reals = evenly_spaced([frame for frame, fake in zip(frames, is_fake, strict=True) if not fake], plan.images)
-    # Whose evidence is shown on images that are called fake.
+    # The target of the maps on images that the detector calls fake.
     shown = detector.gradcam.target if detector.gradcam.target in ("margin", "real") else "fake"
     tried_on, target = _read(context, fakes), shown
     others, notes = _read(context, reals), []
@@ -162,19 +161,19 @@ def calibrate(
         return plan.untried("none of the images tried could be read")
     pairs = RealCounterparts(settings.data).of(tried_on.frames, tried_on.pixels)
     images = TrialImages(
-        detector.normalised(tried_on.pixels),
+        detector.normalise(tried_on.pixels),
         [target] * len(tried_on.frames),
         [frame.whole_video for frame in tried_on.frames],
-        detector.normalised(others.pixels) if others.frames else None,
-        detector.normalised(pairs.pixels),
+        detector.normalise(others.pixels) if others.frames else None,
+        detector.normalise(pairs.pixels),
         pairs.paired,
         [frame.whole_video for frame in others.frames],
     )
     subject = with_bank(subject, images)
-    asked, bank = tried(subject, split.run, context.guard.check), subject.bank
+    tested, bank = tried(subject, split.run, context.guard.check), subject.bank
     detector.model.gradcam_bank = bank
     candidates = [one for one in plan.candidates if bank is not None or one.method not in CONTRASTS]
-    choice = choose_map(asked, images, candidates, plan.named)
+    choice = choose_map(tested, images, candidates, plan.named)
     if bank is not None:
         compared = [others.frames[i] for i in one_of_each_video(images.real_videos)]
         choice = replace(choice, bank=tuple((frame.dataset, frame.index) for frame in compared))
@@ -182,8 +181,8 @@ def calibrate(
     return replace(choice, notes=tuple(notes), separates=separate)
 
 
-def _calibrate_clips(context: Context, plan: Plan) -> Choice:
-    """As `calibrate`, on one clip of each video: those that the detector calls fake, or else real."""
+def _calibrate_clips(context: Context, plan: TrialPlan) -> Choice:
+    """Calibrate on one clip per video, of those that the detector calls fake, or else real."""
     detector, settings = context.detector, context.settings
     of_video = {clip.row.whole_video: clip for cut in context.cut.values() for clip in reversed(cut.clips)}
     chosen = evenly_spaced(list(of_video.values()), 2 * plan.images)
@@ -196,14 +195,14 @@ def _calibrate_clips(context: Context, plan: Plan) -> Choice:
         if batch.frames:
             rows += batch.frames
             pixels.append(batch.pixels)
-            found.append(margins(detector.normalised(batch.pixels)).cpu())
+            found.append(margins(detector.normalise(batch.pixels)).cpu())
     if not rows:
         return plan.untried("none of the clips tried could be read")
     together = torch.cat(found)
     fakes, reals = (kind.nonzero().flatten().tolist() for kind in (together > 0, together <= 0))
     used, target = (fakes, "fake") if fakes else (reals, "real")
     used = used[: plan.images]
-    clips = detector.normalised(torch.cat(pixels)[used])
+    clips = detector.normalise(torch.cat(pixels)[used])
     videos = [rows[i].whole_video for i in used]
     choice = choose_clip_map(detector.as_clip_subject(), margins, clips, target, videos, plan.named)
     known = [row.label for row in rows] if all(row.label != UNKNOWN for row in rows) else None
@@ -213,9 +212,9 @@ def _calibrate_clips(context: Context, plan: Plan) -> Choice:
 
 
 def set_bank(context: Context, choice: Choice, datasets: Mapping[str, Sequence[Frame]]) -> None:
-    """Give the detector the tokens of the real frames that the choice names, unless this process has just made them.
+    """Give the detector the tokens of the real frames that the choice names, unless it already has them.
 
-    Raises InputError where one of them cannot be read any more.
+    Raises InputError if one of the frames can no longer be read.
     """
     frames = [datasets[name][index] for name, index in choice.bank]
     if not frames or context.detector.model.gradcam_bank is not None:
@@ -226,11 +225,11 @@ def set_bank(context: Context, choice: Choice, datasets: Mapping[str, Sequence[F
         if batch.unreadable:
             frame, reason = batch.unreadable[0]
             raise InputError(
-                f"{frame.path}: maps are compared with this real frame, which can no longer be read ({reason}): put it"
-                " back"
+                f"{frame.path}: maps are compared with this real frame, which can no longer be read ({reason}):"
+                " restore it"
             )
         pixels.append(batch.pixels)
-    images = detector.normalised(torch.cat(pixels))
+    images = detector.normalise(torch.cat(pixels))
     detector.model.gradcam_bank = bank_of(detector.as_subject(), images, [frame.whole_video for frame in frames])
 
 
@@ -257,18 +256,18 @@ def _batches(context: Context, some: Sequence[Frame]) -> Iterable[Batch]:
 
 
 def _margins(context: Context, ask: Margins, some: Sequence[Frame]) -> tuple[list[Frame], Tensor]:
-    """Those that could be read, and the detector's margins (N,)."""
+    """Return the readable frames, and the detector's margins (N,) float32."""
     found: list[Frame] = []
     margins = [torch.empty(0)]
     for batch in _batches(context, some):
         if batch.frames:
             found += batch.frames
-            margins.append(ask(context.detector.normalised(batch.pixels)).float().cpu())
+            margins.append(ask(context.detector.normalise(batch.pixels)).float().cpu())
     return found, torch.cat(margins)
 
 
 def _recorded(some: Sequence[Frame], predicted: Mapping[str, Predictions]) -> tuple[list[Frame], Tensor]:
-    """The same, as a run has recorded it."""
+    """Return the readable frames and their margins (N,) from the run's predictions."""
     found = [frame for frame in some if predicted[frame.dataset].seen[frame.index]]
     scores = torch.tensor([predicted[frame.dataset].logits[frame.index].tolist() for frame in found]).reshape(-1, 2)
     return found, scores[:, 1] - scores[:, 0]

@@ -1,7 +1,7 @@
 """One dataset of a run: predict every frame, explain the chosen ones, write the tables.
 
-The unit of work is a batch: batch k of a dataset holds the same frames however many ranks share the run and however
-often it was interrupted, so that the arithmetic, and every byte that is written, is the same too.
+The unit of work is a batch. Batch k of a dataset always holds the same frames, for any number of ranks and
+interruptions, so that the results are identical to the last byte.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from ..store.sample import Sample
 from ..store.sample_writer import NON_FINITE, SampleWriter
 from ..store.tables import CLIPS, GAPS, write_dataset_tables
 from .disturbances import Interrupted, SignalGuard, SplitOnOutOfMemory
-from .explainer import Explainer, Shown
+from .explainer import ClipFacts, Explainer
 from .predictions import Predictions, Resume
 from .processes import Processes
 from .summary import DatasetSummary
@@ -46,7 +46,7 @@ from .summary import DatasetSummary
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What all datasets of a run share. `cut`: of a detector of clips, each dataset's clips, which frames stand for."""
+    """What all datasets of a run share. `cut`: for a detector of clips, each dataset's clips."""
 
     detector: LoadedDetector
     settings: RunSettings
@@ -55,25 +55,25 @@ class Context:
     guard: SignalGuard
     predicting: SplitOnOutOfMemory
     cut: Mapping[str, CutClips] = field(default_factory=dict)
-    order: OrderTest | None = None  # what the detector makes of the order of frames, once it is known
+    order: OrderTest | None = None  # whether the detector uses the order of frames, once known
 
     def predict(self, pixels: Tensor, frames: Sequence[Frame]) -> tuple[Tensor, Tensor]:
-        """uint8 images of `frames` → logits (B, 2) and probability of fake (B,)."""
+        """Predict the uint8 images (B, 3, H, W) of `frames`: scores (B, 2), and P(fake) (B,) in [0, 1]."""
         parts = self.predicting.run(lambda part: self.detector.predict(pixels[part], frames[part]), len(pixels))
         return torch.cat([logits for logits, _ in parts]), torch.cat([prob for _, prob in parts])
 
 
 class DeferredStep:
-    """Keeps a device at work: what a step has handed to it is read and written when the next step is under way.
+    """Keeps the device busy: the results of a step are read and written after the next step was launched.
 
-    The last half is done at the end of the `with` block, also where that ends by an error or by a first signal.
+    The last results are read at the end of the `with` block, even after an error or a first signal.
     """
 
     def __init__(self) -> None:
         self._left: Callable[[], None] | None = None
 
     def add(self, second_half: Callable[[], None]) -> None:
-        """Do what was left of the step before; `second_half` is left now."""
+        """Finish the previous step, and keep `second_half` for later."""
         before, self._left = self._left, None
         if before is not None:
             before()
@@ -88,13 +88,13 @@ class DeferredStep:
 
 
 def explains_every_frame(settings: RunSettings, options: RunOptions) -> bool:
-    """Whether every frame is to be explained, so that one forward pass gives its logits and its maps."""
+    """Tell whether every frame is explained, so that one forward pass yields logits and maps."""
     gradcam = settings.detector.gradcam
     return gradcam.enabled and options.save_all and gradcam.samples is None
 
 
 def samples_at_most(frames: int, settings: RunSettings, options: RunOptions) -> int:
-    """How many of a dataset's frames may be explained."""
+    """Return the maximum number of a dataset's frames to explain."""
     gradcam = settings.detector.gradcam
     if not gradcam.enabled:
         return 0
@@ -102,7 +102,7 @@ def samples_at_most(frames: int, settings: RunSettings, options: RunOptions) -> 
 
 
 class DatasetRun:
-    """One dataset, or what is left of it after an interruption."""
+    """The work on one dataset, or the rest of it after an interruption."""
 
     def __init__(self, context: Context, folder: RunFolder, frames: Sequence[Frame]) -> None:
         self.context, self.frames, self.of_run, self.name = context, frames, folder, frames[0].dataset
@@ -115,11 +115,11 @@ class DatasetRun:
             self.resume = Resume(frames, database.rows("frame", "WHERE dataset = ?", self.name), folder.key)
         self.predictions = self.resume.predictions
         if self.processes.first:
-            for table in ("sample", "map", "feature"):  # of an image that is another one now
+            for table in ("sample", "map", "feature"):  # of images that have changed
                 self.database.forget(table, self.name, self.resume.replaced)
 
     def evaluate(self, choice: Choice | None) -> DatasetSummary:
-        """All of it, with the map of that `choice`. The tables are complete afterwards, and every sample is on disk."""
+        """Evaluate the dataset with the chosen map, and write all tables and samples."""
         self._draw(choice)
         counts = self._predict_and_explain()
         if self.context.options.save_features:
@@ -131,7 +131,7 @@ class DatasetRun:
         self.map_key = self.of_run.manifest.key(self.of_run.key, choice.to_json() if choice else None)
 
     def evaluate_shard(self, choice: Choice | None) -> None:
-        """Every k-th batch: predicted, and where every frame is to be explained, explained."""
+        """Predict every k-th batch; explain it too if every frame is explained."""
         self._draw(choice)
         settings, options = self.context.settings, self.context.options
         if not explains_every_frame(settings, options):
@@ -142,7 +142,7 @@ class DatasetRun:
         self.processes.gather(self.of_run)
 
     def save_features(self) -> None:
-        """What the head reads of every readable frame, in a pass of its own, as far as it is not there yet."""
+        """Save the head's input for every readable frame that lacks it, in a separate pass."""
         detector, key = self.context.detector, self.of_run.key
         with self.of_run.reading() as database:
             rows = database.rows("feature", "WHERE dataset = ?", self.name)
@@ -193,7 +193,7 @@ class DatasetRun:
         return SampleWriter(self.database, self.map_key, self.folder, *how)
 
     def _explainer(self, writer: SampleWriter) -> Explainer:
-        """It knows the samples that are there."""
+        """Build the explainer, which skips existing samples."""
         context, counterparts = self.context, None
         checker: MapChecker | ClipChecker | None = None
         with self.of_run.reading() as database:
@@ -204,19 +204,19 @@ class DatasetRun:
         compares = not self.clips and context.detector.as_subject().bank is not None
         if transplants or (compares and context.options.paired_reals == AUTO):
             counterparts = RealCounterparts(context.settings.data)
-        if context.options.checks_maps(verdicts=compares) and not transplants:  # which is a check itself
+        if context.options.checks_maps(verdicts=compares) and not transplants:  # transplant checks itself
             kind = ClipChecker if self.clips else MapChecker
             checker = kind(context.detector, context.settings.batch_size)
         judges = context.options.check_maps != "off"
         of = context.detector, self.resume, writer, context.predict
-        return Explainer(*of, checker, counterparts, judges, Shown(self.clips, context.order))
+        return Explainer(*of, checker, counterparts, judges, ClipFacts(self.clips, context.order))
 
     def _say(self, lines: Sequence[str]) -> None:
         if self.processes.first and lines:
             print("\n".join(lines), file=sys.stderr)
 
     def _say_cost(self, frames: Sequence[Frame], counterparts: RealCounterparts | None) -> None:
-        """Transplant takes hundreds of passes an image: how many, before they begin."""
+        """Print how many passes transplant takes, before it starts: hundreds per image."""
         transplants = self.context.settings.detector.gradcam.recipe.method == TRANSPLANT
         if counterparts is None or not transplants or not self.processes.first:
             return
@@ -225,12 +225,12 @@ class DatasetRun:
         paired = sum(counterparts.path(frame) is not None for frame in frames)
         print(
             f"{self.frames[0].dataset}: transplant takes up to {2 * rows * columns} forward passes for each of"
-            f" {len(frames)} images; {paired} are compared with the real frame that they were made from,"
+            f" {len(frames)} images; {paired} are compared with their original real frame,"
             f" {len(frames) - paired} with a blurred copy"
         )
 
     def predict_all(self, explainer: Explainer | None = None) -> None:
-        """Predict every frame, once, at full speed or, with an explainer, write its maps from the same forward pass."""
+        """Predict every frame once. With an explainer, also write its maps from the same forward pass."""
         if self._is_predicted:
             return
         number, shards = self.context.options.shard or (1, 1)
@@ -239,14 +239,14 @@ class DatasetRun:
         missing = self.processes.broadcast(missing)
         if self.processes.first and len(missing) < len(batches):
             done = len(batches) - len(missing)
-            print(f"{self.frames[0].dataset}: {done} of {len(batches)} batches were done before")
+            print(f"{self.frames[0].dataset}: {done} of {len(batches)} batches were already done")
         what = ", with heatmaps" if explainer else ""
         self._for_each(missing, lambda batch: self._predict_batch(batch, explainer), what)
         self._collect_predictions(batches)
         self._is_predicted = True
 
     def _predict_batch(self, batch: Batch, explainer: Explainer | None) -> Callable[[], None]:
-        """The batch handed to the device; returns what is to be done with its results."""
+        """Launch a batch. Return the function that reads and records its results."""
         frames = sorted([*batch.frames, *(frame for frame, _ in batch.unreadable)], key=lambda frame: frame.index)
         if explainer is None:
             coming = FromDevice(self.context.predict(batch.pixels, batch.frames) if batch.frames else ())
@@ -272,7 +272,7 @@ class DatasetRun:
         return record
 
     def explain_chosen(self, chosen: Sequence[int], explainer: Explainer) -> None:
-        """The chosen frames in full batches; a batch that lacks a sample is explained as a whole."""
+        """Explain the chosen frames in full batches. A batch with a missing sample is explained completely."""
         missing = self.resume.missing(self._in_batches(chosen), predictions=False, samples=True)
         missing = self.processes.broadcast(missing)
 
@@ -289,7 +289,7 @@ class DatasetRun:
         self._for_each(missing, step, ", heatmaps")
 
     def _targets(self, frames: Sequence[Frame]) -> list[str | int]:
-        """Per frame; "predicted" means the class that was recorded, which another batch might not give again."""
+        """Return the target per frame. "predicted" means the recorded class, since another batch might change it."""
         if self.target != "predicted":
             return [self.target] * len(frames)
         return [self.predictions.predicted(frame.index) for frame in frames]
@@ -299,7 +299,7 @@ class DatasetRun:
         return [indices[start : start + size] for start in range(0, len(indices), size)]
 
     def _for_each(self, batches: list[Sequence[int]], step: Callable[[Batch], Callable[[], None]], what: str) -> None:
-        """Do `step` with this rank's share of the batches, until a signal, and what it returns during the next one."""
+        """Run `step` on this rank's share of the batches until a signal; finish each step during the next one."""
         guard = self.context.guard
         frames = [self.frames[index] for batch in self.processes.share(batches) for index in batch]
         if not frames:
@@ -322,24 +322,24 @@ class DatasetRun:
         )
 
     def _collect_predictions(self, batches: Sequence[Sequence[int]]) -> None:
-        """Read what the other ranks have predicted. Raises RunError where a frame has no prediction even so."""
+        """Read the other ranks' predictions. Raises RunError if a frame still has none."""
         self.processes.gather(self.of_run)
         if self.processes.size > 1:
             with self.of_run.reading() as database:
                 rows = database.rows("frame", "WHERE dataset = ?", self.name)
                 self.predictions.restore(row for row in rows if row[-1] == self.of_run.key)
-        lacking = int((~self.predictions.done[[index for batch in batches for index in batch]]).sum())
-        if lacking:
+        missing = int((~self.predictions.done[[index for batch in batches for index in batch]]).sum())
+        if missing:
             raise RunError(
-                f"{self.of_run.path}: {lacking} predictions of {self.name} are in no database there; does every process"
-                " write into the same folder? go on with --resume"
+                f"{self.of_run.path}: {missing} predictions of {self.name} are missing; all processes need the same"
+                " folder; continue with --resume"
             )
 
 
 def write_summary(
     run: RunFolder, predictions: Predictions, counts: HeatmapCounts, cut: CutClips | None = None
 ) -> DatasetSummary:
-    """Write the tables of a dataset that was evaluated to its end. RunError where none of its frames could be read."""
+    """Write the tables of an evaluated dataset. Raises RunError if none of its frames could be read."""
     frames, unreadable = predictions.frames, predictions.unreadable
     name = frames[0].dataset
     if not predictions.seen.any():
@@ -364,7 +364,7 @@ def write_summary(
 
 
 def counts_of(database: RunDatabase, dataset: str, chosen: Sequence[int]) -> HeatmapCounts:
-    """What explaining the frames `chosen` gave; what the run has of others is forgotten."""
+    """Count the results of explaining the frames `chosen`, and delete samples of other frames."""
     counts, wanted, others = HeatmapCounts(), set(chosen), []
     for _, index, facts, _, lost, _ in database.rows("sample", "WHERE dataset = ?", dataset):
         if index not in wanted:

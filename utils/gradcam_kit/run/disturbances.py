@@ -1,4 +1,4 @@
-"""What comes between: SIGINT and SIGTERM, which end a run cleanly, and batches that do not fit into memory."""
+"""Interruptions of a run: SIGINT and SIGTERM, which end it cleanly, and batches that do not fit into memory."""
 
 from __future__ import annotations
 
@@ -20,14 +20,13 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(KeyboardInterrupt):
-    """The run stopped cleanly after a signal; the message is for the person."""
+    """The run stopped cleanly after a signal; the message is for the user."""
 
 
 class SignalGuard:
-    """Within the `with` block a first signal raises Interrupted at once: what is written is whole at any moment.
+    """Raises Interrupted on the first signal inside the `with` block. Files are complete at any moment.
 
-    Where batches follow each other it is only recorded, so that the batch that was begun is not lost; a second one acts
-    at once, as it would without.
+    Inside `between_batches` the first signal waits for the current batch. A second signal acts at once.
     """
 
     def __init__(self, message: str, quiet: bool = False) -> None:
@@ -36,13 +35,13 @@ class SignalGuard:
         self._before: dict[int, Any] = {}
 
     def check(self) -> None:
-        """Raises Interrupted if a signal has come. Called where everything so far is on disk or about to be."""
+        """Raise Interrupted if a signal has come. Call it when all results so far are on disk, or will be."""
         if self.requested:
             raise Interrupted(self._message)
 
     @contextmanager
     def between_batches(self) -> Iterator[None]:
-        """In this block a first signal waits for `check`."""
+        """Let a first signal wait for `check` inside the block."""
         self.check()
         self._waits = True
         try:
@@ -72,7 +71,7 @@ class SignalGuard:
 
 
 def resume_command(arguments: Sequence[str]) -> str:
-    """The command that resumes a run started with these arguments in the same working directory."""
+    """Return the command that resumes a run with these arguments, from the same working directory."""
     launcher = [sys.executable]
     if "TORCHELASTIC_RUN_ID" in os.environ:
         here = os.environ.get("LOCAL_WORLD_SIZE", "1")
@@ -84,17 +83,17 @@ def resume_command(arguments: Sequence[str]) -> str:
 
 
 class SplitOnOutOfMemory:
-    """Runs work over batches in parts that fit into memory, of at most `most` images.
+    """Runs work over batches in parts of at most `most` images that fit into memory.
 
-    After a failure no part is larger than half of what failed, for the rest of the run, since a failed attempt costs
-    time. Parts of another size may change the last bits of a result.
+    After a failure, parts stay at half the failed size for the rest of the run, because a failed attempt costs time.
+    Another size of parts may change the last bits of a result.
     """
 
     def __init__(self, what: str, most: int | None = None) -> None:
         self.what, self.most = what, most
 
     def run(self, work: Callable[[slice], T], size: int) -> list[T]:
-        """The results of `work` over slices of `size` images, in order. Raises RunError where one image is too much."""
+        """Run `work` over slices of `size` images; return the results in order. RunError if one image does not fit."""
         results: list[T] = []
         start = 0
         while start < size:
@@ -106,7 +105,7 @@ class SplitOnOutOfMemory:
             except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
                     raise
-            # Out of the except block, where the error's traceback no longer holds the batch's tensors.
+            # Outside the except block: the error's traceback would keep the batch's tensors alive.
             self._halve(part.stop - part.start)
         return results
 
@@ -120,13 +119,13 @@ class SplitOnOutOfMemory:
             torch.cuda.empty_cache()
         print(
             f"\nout of memory while {self.what} {failed} images: continuing with at most {self.most} at a time"
-            f" (--batch_size {self.most} avoids the attempt)",
+            f" (--batch_size {self.most} avoids the failed attempt)",
             file=sys.stderr,
         )
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed, on whatever device. The CPU's allocator raises a plain RuntimeError."""
+    """Tell whether an allocation failed on any device. The CPU's allocator raises a plain RuntimeError."""
     return isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)) or (
         isinstance(error, RuntimeError)
         and any(words in str(error) for words in ("DefaultCPUAllocator", "not enough memory", "out of memory"))

@@ -1,4 +1,4 @@
-"""The run: datasets → predictions → metrics → the samples worth looking at → heatmaps and report on disk."""
+"""The run: datasets → predictions → metrics → chosen samples → heatmaps → report."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from pathlib import Path
 import torch
 
 from ..base.allowed import TRANSPLANT
-from ..base.errors import InputError, RunError, said_at_once
+from ..base.errors import InputError, RunError, run_checks
 from ..base.text import one_line, printable, size_text
 from ..base.version import VERSION
 from ..data.clips import Clip, CutClips, read_clips
-from ..data.folder_dataset import counted
+from ..data.folder_dataset import describe_images
 from ..data.frame import Frame
 from ..data.gaps import absent_frames, forgery_gaps
 from ..data.readers import read_dataset, reader_of
@@ -36,7 +36,7 @@ from ..store.manifest import METRICS, DatasetRecord, Manifest, Numbers, Weights
 from ..store.run_folder import RunFolder, now
 from ..store.sample_writer import expected_output
 from ..store.tables import CALIBRATION_CSV, CALIBRATION_JSON, prediction_rows
-from .calibration import Calibration, Plan, calibrate, find_calibration, set_bank
+from .calibration import Calibration, TrialPlan, calibrate, find_calibration, set_bank
 from .dataset_run import Context, DatasetRun, explains_every_frame, samples_at_most
 from .disturbances import SignalGuard, SplitOnOutOfMemory, resume_command
 from .exports import TOP_FILES, check_exports, lacks_exports, lacks_files, write_exports, write_files
@@ -45,30 +45,33 @@ from .predictions import Predictions
 from .processes import Processes
 from .summary import check_finished, finish_run
 
-PACKAGES = ("torch", "transformers", "numpy", "cv2", "sklearn")  # whose versions a manifest has
+PACKAGES = ("torch", "transformers", "numpy", "cv2", "sklearn")  # their versions are in the manifest
 
 Datasets = Mapping[str, Sequence[Frame]]  # by name
 
 
 def run(settings: RunSettings, options: RunOptions) -> None:
-    """Evaluate, explain and report. Raises InputError before anything is written, Interrupted after SIGINT or SIGTERM,
-    and RunError; what is on disk by then is whole."""
-    message = f"interrupted; go on with: {resume_command(options.command[1:])}"
+    """Evaluate, explain and report.
+
+    Raises InputError before anything is written, Interrupted after SIGINT or SIGTERM, and RunError. Files on disk are
+    complete in any case.
+    """
+    message = f"interrupted; continue with: {resume_command(options.command[1:])}"
     with Processes.start() as processes, SignalGuard(message, quiet=not processes.first) as guard:
-        detector, (datasets, cut), _ = said_at_once(
+        detector, (datasets, cut), _ = run_checks(
             lambda: _load_detector(settings, options, processes),
             lambda: _read_datasets(settings, options),
             lambda: check_exports(options.views, options.save_images),
         )
-        if options.explanations is not None:  # what it cannot use is refused now
+        if options.explanations is not None:  # unusable evidence raises now
             given, frames = options.explanations, [frame for some in datasets.values() for frame in some]
             find_evidence(given.masks, given.clicks, frames, settings.data.folders.values())
         if processes.first:
-            for name, some in datasets.items():  # what is not there is said before hours are spent on the rest
+            for name, some in datasets.items():  # report missing frames before hours of work
                 for gaps in forgery_gaps(some, absent_frames(some)):
                     print(printable(f"{name}: {gaps.line()}"), file=sys.stderr)
             for name in settings.data.folders if not cut else ():
-                print(printable(f"{name}: {counted(datasets[name])}"))
+                print(printable(f"{name}: {describe_images(datasets[name])}"))
             for name, clips in cut.items():
                 print(printable(f"{name}: {'; '.join(clips.lines())}"))
             facts = ", ".join(f"{key} {value}" for key, value in detector.facts().items())
@@ -80,7 +83,7 @@ def run(settings: RunSettings, options: RunOptions) -> None:
                 if processes.first:
                     _report_finished(folder, options)
                 return
-            # Twice: torch raises for a dead worker from a signal handler, also while its first trace is being told.
+            # Twice: while one error is handled, torch's signal handler may raise again for a dead worker.
             with _one_line_errors(folder, guard), _one_line_errors(folder, guard):
                 problem = _run_in(folder, context, datasets, kept)
     if problem:
@@ -88,12 +91,12 @@ def run(settings: RunSettings, options: RunOptions) -> None:
 
 
 def _run_in(folder: RunFolder, context: Context, datasets: Datasets, kept: Calibration | None) -> str:
-    """All of a run into its folder; `kept`: an earlier choice. Returns what could not be done, empty where all was."""
+    """Run everything. `kept`: an earlier choice. Return a description of what failed, or ""."""
     processes = context.processes
     if not folder.is_there:
         raise RunError(f"process {processes.rank} does not see the run in {folder.path}: all need the same folder")
     folder.join(processes.rank)
-    # Sums are split among the threads, so another number may change the last bit.
+    # Sums are split among threads, so another number of threads may change the last bit.
     torch.set_num_threads(folder.manifest.threads)
     context = replace(context, order=processes.on_rank_zero(lambda: frame_order(context, folder)))
     runs = [DatasetRun(context, folder, frames) for frames in datasets.values()]
@@ -115,7 +118,7 @@ def _run_in(folder: RunFolder, context: Context, datasets: Datasets, kept: Calib
             one.evaluate_shard(choice)
         if processes.first:
             number, shards = context.options.shard
-            print(f"shard {number} of {shards} is done; when all are: python -m utils.run merge SHARD ... -o RUN")
+            print(f"shard {number} of {shards} is done; after all shards: python -m utils.run merge SHARD ... -o RUN")
         return ""
     results = [one.evaluate(choice) for one in runs]
     problem = processes.on_rank_zero(lambda: _measure(folder, context, datasets))
@@ -125,7 +128,7 @@ def _run_in(folder: RunFolder, context: Context, datasets: Datasets, kept: Calib
 
 
 def _read_datasets(settings: RunSettings, options: RunOptions) -> tuple[Datasets, Mapping[str, CutClips]]:
-    """The datasets by name; of a detector of clips a frame for each clip, and the clips. Raises InputError."""
+    """Read the datasets by name. For a detector of clips, a frame represents each clip. Raises InputError."""
     names = dict.fromkeys(settings.datasets)
     if settings.data.clip_size is None:
         return {name: read_dataset(name, settings.data) for name in names}, {}
@@ -134,16 +137,16 @@ def _read_datasets(settings: RunSettings, options: RunOptions) -> tuple[Datasets
             "--evaluate_explanations measures maps of images: leave it out for a detector of clips, and give"
             " --check_maps on, which freezes the hottest frames of each map"
         )
-    if options.shard is not None:  # what a merged run says of its clips is in no shard
+    if options.shard is not None:  # no shard holds the facts about clips for a merged run
         raise InputError("--shard splits images: leave it out for a detector of clips; torchrun splits such a run")
     cut = {name: read_clips(name, settings.data) for name in names}
     return {name: [clip.row for clip in clips.clips] for name, clips in cut.items()}, cut
 
 
 def _load_detector(settings: RunSettings, options: RunOptions, processes: Processes) -> LoadedDetector:
-    """The detector on its device, tried out on whatever the run will need of it. Raises InputError."""
+    """Load the detector and test everything that the run will need. Raises InputError."""
     device = find_device(processes.device_name(options.device))
-    torch.manual_seed(settings.seed)  # of random weights
+    torch.manual_seed(settings.seed)  # for random weights
     preimport_detector(settings.detector)
     detector = load_detector(settings.detector, device, options.precision, options.random_weights)
     detector.check_predictions()
@@ -159,23 +162,23 @@ def _load_detector(settings: RunSettings, options: RunOptions, processes: Proces
         return detector
     if explains_every_frame(settings, options):
         raise InputError(
-            "--compile: the heatmaps of all samples come from the pass that predicts them, which hooks into the"
-            " model, and a compiled one does not allow that; leave the flag out, or give --gradcam_samples"
+            "--compile: if all samples are explained, heatmaps come from the predicting pass, which needs hooks that a"
+            " compiled model does not allow; leave --compile out, or give --gradcam_samples"
         )
-    return detector.compiled(settings.batch_size)
+    return detector.with_compiled(settings.batch_size)
 
 
 def _open_folder(context: Context, datasets: Datasets) -> tuple[RunFolder, Calibration | None]:
-    """The folder, and how the map was chosen by an earlier run of the same weights, data and candidates."""
+    """Open the folder. Return also the choice of an earlier run with the same weights, data and candidates."""
     detector, settings, options = context.detector, context.settings, context.options
-    found = detector.found_layer if settings.detector.gradcam.enabled else None  # else no tower is needed
-    if found is not None and not detector.model.gradcam.chooses and not settings.detector.gradcam.recipe.layers:
+    found = detector.found_layer if settings.detector.gradcam.enabled else None  # otherwise no tower is needed
+    if found is not None and not detector.model.gradcam.needs_choice and not settings.detector.gradcam.recipe.layers:
         config = {**settings.detector.config, "gradcam_layers": [found.name]}
         settings = settings._replace(detector=settings.detector._replace(config=config))
     manifest = run_manifest(settings, options, detector, datasets, context.cut)
     kept = None
     if _draws_gradients(settings) and options.calibration_images:
-        key = Plan.of(detector, options.calibration_images).key(manifest)
+        key = TrialPlan.of(detector, options.calibration_images).key(manifest)
         kept = find_calibration(key, options.output_dir)  # before --overwrite removes it
     how = options.overwrite, options.resume, options.run_database
     folder = RunFolder.open(options.output_dir, manifest, *how, manifest.key(code_sha256(detector, settings)))
@@ -185,7 +188,7 @@ def _open_folder(context: Context, datasets: Datasets) -> tuple[RunFolder, Calib
 
 
 def code_sha256(detector: LoadedDetector, settings: RunSettings) -> str:
-    """Of the code that predictions depend on: this library's, and the files that define the detector's modules."""
+    """Hash the code that predictions depend on: this library, and the files of the detector's modules."""
     files = {*Path(__file__).resolve().parents[1].rglob("*.py")}
     module = sys.modules.get(settings.detector.build.partition(":")[0])
     for code in {module, *(sys.modules.get(type(one).__module__) for one in detector.model.modules())}:
@@ -204,7 +207,7 @@ def run_manifest(
     datasets: Datasets,
     cut: Mapping[str, CutClips] | None = None,
 ) -> Manifest:
-    """The manifest of a run that begins now."""
+    """Return the manifest of a run that starts now."""
     hashed = {name: clips.clips for name, clips in cut.items()} if cut else datasets
     device, weights = detector.device, settings.detector.weights_name
     return Manifest(
@@ -220,7 +223,7 @@ def run_manifest(
             )
             for name, frames in datasets.items()
         },
-        options=options.written(),
+        options=options.for_manifest(),
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         threads=torch.get_num_threads(),
         versions={
@@ -233,12 +236,12 @@ def run_manifest(
 
 
 def _version_of(package: str) -> str:
-    """Of a module; scikit-learn, which computes metrics at the very end, is not imported for it: a second's work."""
+    """Return a package's version. scikit-learn is not imported for it, which would take a second."""
     return version("scikit-learn") if package == "sklearn" else str(importlib.import_module(package).__version__)
 
 
 def _frames_sha256(frames: Sequence[Frame] | Sequence[Clip]) -> str:
-    """Of all that identifies the frames or clips, in order."""
+    """Hash everything that identifies the frames or clips, in order."""
     digest = hashlib.sha256()
     for frame in frames:
         digest.update(repr(tuple(frame)).encode("utf-8", "surrogatepass"))
@@ -246,21 +249,21 @@ def _frames_sha256(frames: Sequence[Frame] | Sequence[Clip]) -> str:
 
 
 def _expected_output(context: Context, datasets: Datasets) -> str:
-    """What the heatmaps are about to fill the disk with, as a line; empty where none are drawn."""
+    """Return the line that announces number and size of the heatmaps; "" if none are drawn."""
     detector, settings, options = context.detector, context.settings, context.options
     samples = sum(samples_at_most(len(frames), settings, options) for frames in datasets.values())
     if not samples:
         return ""
     layers, resolution = len(detector.model.map_names()), settings.detector.resolution
     files, size = expected_output(samples, layers, resolution, options.image_format, options.save_raw)
-    most = f"at most {samples:,} samples with {layers} {'map' if layers == 1 else 'maps'} each"
+    most = f"up to {samples:,} samples, {layers} {'map' if layers == 1 else 'maps'} each"
     if options.save_images == "none":
-        return f"heatmaps: {most}, in the run's database alone\n"
-    return f"heatmaps: {most}: up to {files:,} files, about {size_text(size)}, in {options.output_dir}\n"
+        return f"heatmaps: {most}, only in the run's database\n"
+    return f"heatmaps: {most} (up to {files:,} files, about {size_text(size)}) in {options.output_dir}\n"
 
 
 def _predicts_first(context: Context) -> bool:
-    """Whether a trial can go by the run's own predictions: not of clips, in a shard, or where one pass does both."""
+    """Tell whether a trial can use the run's predictions: not for clips, in a shard, or if one pass does both."""
     settings, options = context.settings, context.options
     tries = _draws_gradients(settings) and options.calibration_images > 0
     return tries and not context.cut and not options.shard and not explains_every_frame(settings, options)
@@ -269,13 +272,13 @@ def _predicts_first(context: Context) -> bool:
 def _calibrate(
     folder: RunFolder, context: Context, datasets: Datasets, predicted: Mapping[str, Predictions] | None
 ) -> Calibration | None:
-    """How the run's map was chosen, or judged; None for a plain evaluation, and for transplant, which is a trial."""
+    """Choose or judge the run's map; None for an evaluation without maps, and for transplant."""
     if not _draws_gradients(context.settings):
         return None
-    plan = Plan.of(context.detector, context.options.calibration_images)
+    plan = TrialPlan.of(context.detector, context.options.calibration_images)
     if not plan.images and context.settings.detector.gradcam.compares:
         raise InputError(
-            "--gradcam_method contrast compares patches with real images, which a run finds while it tries its maps:"
+            "--gradcam_method contrast compares patches with real images, which the calibration selects:"
             " leave --calibration_images 0 out"
         )
     if not plan.images:
@@ -293,7 +296,7 @@ def _draws_gradients(settings: RunSettings) -> bool:
 
 
 def _report_finished(folder: RunFolder, options: RunOptions) -> None:
-    print(f"{folder.path}: this run is complete, nothing is left to do")
+    print(f"{folder.path}: this run is already complete")
     lacks = lacks_files(folder.path) or options.save_images != folder.manifest.options["save_images"]
     if lacks:
         write_files(folder.path, options.save_images)
@@ -305,7 +308,7 @@ def _report_finished(folder: RunFolder, options: RunOptions) -> None:
 
 
 def _measure(folder: RunFolder, context: Context, datasets: Datasets) -> str:
-    """--evaluate_explanations: prints its result, and returns why it could not give all of it (empty: it could)."""
+    """Run --evaluate_explanations and print the result. Return a description of what failed, or ""."""
     options = context.options.explanations
     if options is None:
         return ""
@@ -321,12 +324,12 @@ def _measure(folder: RunFolder, context: Context, datasets: Datasets) -> str:
 
 
 def _kept_steps(folder: RunFolder, options: Sequence[object], dataset: str) -> Kept:
-    """The steps of a dataset's measurement, as far as they are of these predictions, maps and options."""
-    database, chosen = folder.database, folder.database.one("calibration")
+    """Return the saved steps of a dataset's measurement with the same predictions, maps and options."""
+    database, chosen = folder.database, folder.database.first_row("calibration")
     key = folder.manifest.key(folder.key, options, database.hash_of("frame", dataset), chosen and chosen[1])
 
     def get(step: str) -> str | None:
-        row = database.one("measurement", "WHERE dataset = ? AND name = ? AND key = ?", dataset, step, key)
+        row = database.first_row("measurement", "WHERE dataset = ? AND name = ? AND key = ?", dataset, step, key)
         return None if row is None else str(row[2])
 
     def put(step: str, text: str) -> None:
@@ -338,18 +341,18 @@ def _kept_steps(folder: RunFolder, options: Sequence[object], dataset: str) -> K
 
 @contextmanager
 def _one_line_errors(folder: RunFolder, guard: SignalGuard) -> Iterator[None]:
-    """What the machine can do to a run, as a RunError of one line; after a signal, as the interruption it is."""
-    go_on = "every finished file is whole: remedy that and go on with --resume"
+    """Turn failures of the machine into a one-line RunError, or, after a signal, into Interrupted."""
+    go_on = "finished files are complete: solve this, then continue with --resume"
     worker_gone = (
-        "a process that decodes images was ended from outside ({}), perhaps for want of memory: use fewer --workers; "
+        "a process that decodes images was ended from outside ({}), perhaps out of memory: use fewer --workers; "
     )
     try:
         yield
-    except ConnectionError as error:  # a decoding process that dies while it hands over a batch
+    except ConnectionError as error:  # a decoding process died while sending a batch
         guard.check()
         raise RunError(worker_gone.format(one_line(error)) + go_on) from error
     except OSError as error:
-        guard.check()  # a signal to the whole group also ends the decoding processes, and the other ranks' waiting
+        guard.check()  # a signal to the whole group also ends decoding processes and other ranks
         raise RunError(f"{error.filename or folder.path}: {one_line(error)}; {go_on}") from error
     except MemoryError as error:
         raise RunError(f"out of memory outside the detector (decoding or drawing an image); {go_on}") from error

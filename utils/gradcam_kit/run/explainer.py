@@ -1,4 +1,4 @@
-"""Batches of one dataset → samples, or why an image has none."""
+"""Explaining of batches: samples, or the reason why an image has none."""
 
 from __future__ import annotations
 
@@ -26,55 +26,55 @@ from ..judge.time import FROZEN_SENTENCE, OrderTest
 from ..measure.samples import RealCounterparts
 from ..model.detector import LoadedDetector
 from ..store.sample import Sample
-from ..store.sample_folder import Drawn
+from ..store.sample_folder import RenderedSample
 from ..store.sample_writer import NON_FINITE, SampleWriter, Spans
 from .disturbances import SplitOnOutOfMemory, is_out_of_memory
 from .predictions import Resume
 
 
-class _Begun(NamedTuple):
-    """A batch whose maps and overlays the device is at; `numbers` and `drawn` are on their way from there."""
+class _PendingBatch(NamedTuple):
+    """A batch whose maps and overlays the device is computing; `numbers` and `drawn` are being copied from it."""
 
     targets: Sequence[str | int]
     beside: Mapping[str, Tensor]  # what these are compared with: see `LoadedDetector.begin_explaining`
     pending: Pending
-    numbers: FromDevice  # of `pending.unchecked`: logits, scores for real and fake, probability of fake
-    drawn: DrawnLayers | DrawnClips  # of the same
+    numbers: FromDevice  # logits, scores for real and fake, P(fake) of `pending.unchecked`
+    drawn: DrawnLayers | DrawnClips  # drawings of `pending.unchecked`
 
 
 class _Part(NamedTuple):
-    """Part of a batch, explained."""
+    """An explained part of a batch."""
 
     frames: Sequence[Frame]
     pixels: Tensor
-    scores: tuple[Tensor, Tensor]  # (B, 2), (B,), on the CPU: for real and fake, and the probability of fake
-    drawn: list[Drawn]  # of the frames whose maps are finite
+    scores: tuple[Tensor, Tensor]  # on the CPU: real and fake (B, 2), P(fake) (B,)
+    drawn: list[RenderedSample]  # frames whose maps are finite
     spans: Spans
 
 
-class Shown(NamedTuple):
-    """Of a detector that reads clips: all clips of the dataset, which frames stand for, and what order means to it."""
+class ClipFacts(NamedTuple):
+    """For a detector of clips: the dataset's clips, and whether the detector uses their order."""
 
     clips: Sequence[Clip] = ()
     order: OrderTest | None = None
 
     def sample(self, sample: Sample) -> Sample:
-        """With the numbers of its frames, and what was found of their order."""
+        """Add the numbers of the clip's frames, and the result of the order test."""
         lines = self.order.lines() if self.order else []
         return replace(sample, frames=tuple(self.clips[sample.index].numbers), chosen=(*sample.chosen, *lines))
 
     def layers(self, layers: Sequence[LayerImage]) -> list[LayerImage]:
-        """With why their curves of time are grey, if they are."""
+        """Add the reason why curves of time are grey, if they are."""
         why = FROZEN_SENTENCE if self.order and self.order.freezing_costs_nothing else ""
         return [replace(layer, grey=why) if isinstance(layer, ClipImage) else layer for layer in layers]
 
 
 class Explainer:
-    """Explains batches of one dataset. Samples that an earlier, killed run has left whole are not written again.
+    """Explains batches of one dataset. Complete samples from an earlier, killed run are not written again.
 
-    `counterparts`: the real frames that fakes were made from, to compare them with; None: it looks for none. `judges`:
-    whether maps get a verdict at all; without a checker it follows from the contrast with real images alone. `shown`:
-    of a detector that reads clips.
+    `counterparts`: finds the real frames that fakes were made from, to compare them with; None: no comparison with
+    them. `judges`: whether maps get a verdict; without a checker it follows only from the contrast with real images.
+    `shown`: for a detector of clips.
     """
 
     def __init__(
@@ -86,18 +86,18 @@ class Explainer:
         checker: MapChecker | ClipChecker | None = None,
         counterparts: RealCounterparts | None = None,
         judges: bool = True,
-        shown: Shown | None = None,
+        shown: ClipFacts | None = None,
     ) -> None:
         self.detector, self.gradcam = detector, detector.gradcam
         self.resume, self.predictions = resume, resume.predictions
         self.writer, self.predict = writer, predict
         self.checker, self.counterparts, self.judges = checker, counterparts, judges
-        self.shown = shown or Shown()
+        self.shown = shown or ClipFacts()
         self._memory = SplitOnOutOfMemory("explaining")
         self._begins = True
 
-    def begin(self, batch: Batch, targets: Sequence[str | int]) -> _Begun | None:
-        """A batch on its way to the device, for the calls below; None where it may not fit beside the one before."""
+    def begin(self, batch: Batch, targets: Sequence[str | int]) -> _PendingBatch | None:
+        """Launch a batch without synchronising. Return None if two batches in flight might not fit into memory."""
         if not batch.frames or not self._begins or self._memory.most is not None:
             return None
         try:
@@ -108,14 +108,14 @@ class Explainer:
             self._begins = False
         return None
 
-    def _begin(self, frames: Sequence[Frame], pixels: Tensor, targets: Sequence[str | int]) -> _Begun:
+    def _begin(self, frames: Sequence[Frame], pixels: Tensor, targets: Sequence[str | int]) -> _PendingBatch:
         beside = self._beside(frames, pixels)
-        # The frame's own label in place of "label", which need not be looked up on a device.
+        # Replace "label" by the frame's label, so that it need not be read from the device.
         pairs = zip(targets, frames, strict=True)
         targets = [int(frame.label != 0) if target == "label" else target for target, frame in pairs]
         pixels = pixels.to(self.detector.device, non_blocking=True)
         pending = self.detector.begin_explaining(pixels, None, targets, frames, beside, self.checker is not None)
-        return _Begun(targets, beside, pending, *self._sent(pending.unchecked, pixels))
+        return _PendingBatch(targets, beside, pending, *self._sent(pending.unchecked, pixels))
 
     def _beside(self, frames: Sequence[Frame], pixels: Tensor) -> Mapping[str, Tensor]:
         if self.counterparts is None:
@@ -132,17 +132,17 @@ class Explainer:
             return numbers, DrawnClips(clip_images(pixels, explanation.layers, *how))
         return numbers, DrawnLayers(pixels, explanation.layers, *how, kinds=explanation.kinds)
 
-    def predict_and_explain(self, batch: Batch, begun: _Begun | None = None) -> None:
-        """Record logits, and write maps, from the same forward pass."""
+    def predict_and_explain(self, batch: Batch, begun: _PendingBatch | None = None) -> None:
+        """Record logits and write maps from the same forward pass."""
         for part in self._parts(batch, [self.gradcam.target] * len(batch.frames), begun):
             if len(part.drawn) == len(part.frames):
                 self.predictions.add(part.frames, *part.scores)
-            else:  # the pass that gave finite maps left some frames out
+            else:  # frames with NaN or infinite maps were left out of that pass
                 self.predictions.add(part.frames, *self.predict(part.pixels, part.frames))
             self._write(part)
 
-    def explain(self, batch: Batch, targets: Sequence[str | int], begun: _Begun | None = None) -> None:
-        """Write the maps of frames whose predictions are recorded, for one target per frame."""
+    def explain(self, batch: Batch, targets: Sequence[str | int], begun: _PendingBatch | None = None) -> None:
+        """Write the maps of frames with recorded predictions, for one target per frame."""
         replaced = [f for f in batch.frames if not self.predictions.is_same_image(f.index, batch.stamps[f.index])]
         gone = [*batch.unreadable, *((frame, f"replaced by another image: {frame.path!r}") for frame in replaced)]
         for part in self._parts(batch, targets, begun):
@@ -151,18 +151,20 @@ class Explainer:
             if self.resume.lacks_sample(frame.index):
                 self.writer.lose(frame.dataset, frame.index, reason)
 
-    def _parts(self, batch: Batch, targets: Sequence[str | int], begun: _Begun | None) -> list[_Part]:
-        """The batch explained, in as many parts as memory demands."""
+    def _parts(self, batch: Batch, targets: Sequence[str | int], begun: _PendingBatch | None) -> list[_Part]:
+        """Explain the batch in as many parts as memory requires."""
 
         def explain(part: slice) -> _Part:
             frames, pixels = batch.frames[part], batch.pixels[part]
-            whole = len(frames) == len(batch.frames)  # only this was begun
+            whole = len(frames) == len(batch.frames)  # only the whole batch was launched
             started = begun if begun and whole else self._begin(frames, pixels, targets[part])
             return self._explain(frames, pixels, batch.stamps, started)
 
         return self._memory.run(explain, len(batch.frames))
 
-    def _explain(self, frames: Sequence[Frame], pixels: Tensor, stamps: Mapping[int, Stamp], begun: _Begun) -> _Part:
+    def _explain(
+        self, frames: Sequence[Frame], pixels: Tensor, stamps: Mapping[int, Stamp], begun: _PendingBatch
+    ) -> _Part:
         explanation, kept = self.detector.explain_finite(
             pixels, begun.targets, frames, begun.beside, self.checker is not None, begun=begun.pending
         )
@@ -187,9 +189,11 @@ class Explainer:
             if self.counterparts is not None and "has_pair" in begun.beside and begun.beside["has_pair"][position]:
                 sample = replace(sample, paired_real=self.counterparts.path(frame) or "")
             if self.shown.clips:
-                drawn.append(Drawn(self.shown.sample(sample), mosaic_of(pixels[position]), self.shown.layers(layers)))
+                drawn.append(
+                    RenderedSample(self.shown.sample(sample), mosaic_of(pixels[position]), self.shown.layers(layers))
+                )
             else:
-                drawn.append(Drawn(sample, pixels[position].permute(1, 2, 0).numpy(), layers))
+                drawn.append(RenderedSample(sample, pixels[position].permute(1, 2, 0).numpy(), layers))
         spans = {name: maps.canvas.spanned for name, maps in explanation.layers.items()}
         if self.shown.clips and drawn:
             high, wide = drawn[0].image.shape[:2]
@@ -197,14 +201,14 @@ class Explainer:
         return _Part(frames, pixels, (scores, probabilities), drawn, spans)
 
     def _write(self, part: _Part, without: Collection[int] = ()) -> None:
-        """Queue the samples that are not on disk yet, with the recorded predictions, but for the frames `without`."""
+        """Queue the missing samples, with the recorded predictions, except for the frames `without`."""
         recorded = self.predictions
         for sample, image, layers, _ in part.drawn:
             if self.resume.lacks_sample(sample.index) and sample.index not in without:
                 real, fake = recorded.logits[sample.index].tolist()
                 prob_fake = float(recorded.prob_fake[sample.index])
                 sample = replace(sample, logit_real=real, logit_fake=fake, prob_fake=prob_fake)
-                self.writer.write(Drawn(sample, image, layers), part.spans)
+                self.writer.write(RenderedSample(sample, image, layers), part.spans)
         finite = {drawn.sample.index for drawn in part.drawn}
         for frame in part.frames:
             if frame.index not in finite and frame.index not in recorded.unreadable:
@@ -214,7 +218,7 @@ class Explainer:
 def checks_of(
     checker: MapChecker | ClipChecker | None, explanation: Explanation, frames: Sequence[Frame]
 ) -> Mapping[str, list[MapCheck]]:
-    """Layer → a check for each of the explained frames; without a checker what the explanation itself tells."""
+    """Return the checks of each layer, one per frame. Without a checker they come from the explanation itself."""
     if checker is None:
         return verdicts_of(explanation)
     seeds, videos = [frame.index for frame in frames], [frame.whole_video for frame in frames]
@@ -222,14 +226,14 @@ def checks_of(
 
 
 def denied_maps(checks: Mapping[str, Sequence[MapCheck]]) -> dict[str, list[bool]]:
-    """Layer → for each image, whether its check says that the map is no evidence."""
+    """Tell for each layer and image whether the verdict is artefact."""
     return {layer: [check.word == ARTEFACT for check in of_images] for layer, of_images in checks.items()}
 
 
 def drawn_on(
     detector: LoadedDetector, pixels: Tensor, explanation: Explanation, checks: Mapping[str, Sequence[MapCheck]]
 ) -> list[list[LayerImage]]:
-    """Overlays of uint8 images (B, 3, H, W), a list of layers per image; grey where a check denies the map."""
+    """Draw overlays of uint8 images (B, 3, H, W): a list of layers per image. An artefact is drawn grey."""
     gradcam, on_device = detector.gradcam, pixels.to(detector.device)
     denied, kinds = denied_maps(checks), explanation.kinds
     if pixels.ndim == 5:
@@ -240,7 +244,10 @@ def drawn_on(
 def explain_images(
     detector: LoadedDetector, pixels: Tensor, checker: MapChecker | None = None, seeds: Sequence[int] = ()
 ) -> tuple[Explanation, list[list[LayerImage]], Mapping[str, list[MapCheck]]]:
-    """uint8 images (B, 3, H, W) of no dataset: explained, drawn (a list of layers per image), checked by `seeds`."""
+    """Explain, draw and check uint8 images (B, 3, H, W) without a dataset. `seeds`: one per image, for the check.
+
+    Returns the explanation, a list of layers per image, and the checks by layer.
+    """
     explanation = detector.explain(pixels, completeness=checker is not None)
     checks = checker.checks(explanation.images, explanation, seeds) if checker else {}
     return explanation, drawn_on(detector, pixels, explanation, checks), checks

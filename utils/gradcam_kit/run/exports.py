@@ -1,4 +1,4 @@
-"""Everything that is made of a finished run for people to look at: report, FiftyOne, TensorBoard, video strips."""
+"""Exports of a finished run: report, FiftyOne, TensorBoard, video strips."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from contextlib import suppress
 from pathlib import Path
 
 from ..base.errors import InputError
-from ..base.files import own_folder
+from ..base.files import create_output_folder
 from ..base.packages import require
 from ..data.images import UnreadableImage
 from ..parts import load_part, missing_part
 from ..settings.run_options import ExportOptions
 from ..store.manifest import MANIFEST, METRICS
-from ..store.read_run import read_run, reader, redrawn
+from ..store.read_run import read_run, reader, redraw
 from ..store.run_folder import read_manifest
-from ..store.sample_folder import Drawn, write_sample
+from ..store.sample_folder import RenderedSample, write_sample
 from ..store.sample_writer import saves
 from ..store.tables import PREDICTIONS, write_dataset_tables, write_run_tables
 
@@ -25,27 +25,27 @@ FIFTYONE_FILE = "fiftyone_samples.json"
 STRIPS = "strips"  # in a dataset's folder
 SHOWN_SAMPLES = 5_000  # per dataset, on the page and in the aggregates
 
-# Whatever is written into a run's folder itself: its manifest lists these, and no dataset may have such a name.
+# Files in the run's folder: its manifest lists them, and no dataset may have such a name.
 TOP_FILES = (PAGE, REGIONS_FILE, SIMILARITY_FILE, FIFTYONE_FILE)
 
 
 def check_exports(options: ExportOptions, save_images: str = "all") -> None:
-    """Raises InputError where a part or a package is missing, before hours of evaluation."""
+    """Raise InputError if a part or a package is missing, before hours of evaluation."""
     if options != ExportOptions():
         load_part("exports", "--tensorboard, --fiftyone, --video_strips")
     if options.tensorboard is not None:
         require("tensorboard", "--tensorboard")
     if options.fiftyone and save_images != "all":
         raise InputError(
-            f"--fiftyone opens the maps as files of their own: it does not go with --save_images {save_images}"
+            f"--fiftyone needs the maps as files, which --save_images {save_images} does not write: leave one out"
         )
 
 
 def lacks_exports(folder: Path, options: ExportOptions) -> bool:
-    """Whether a run was killed while it wrote its exports, or one that is asked for is not there."""
+    """Tell whether a requested export is missing, or the run was killed while it wrote exports."""
     database = reader(folder)
     datasets = [folder / name for name in read_manifest(database).datasets]
-    own = database.one("run")
+    own = database.first_row("run")
     return (
         own is None
         or not own[3]
@@ -57,20 +57,20 @@ def lacks_exports(folder: Path, options: ExportOptions) -> bool:
 
 
 def lacks_files(folder: Path) -> bool:
-    """Whether a table of a finished run is not there: the run was killed, or somebody removed it."""
+    """Tell whether a table of a finished run is missing: the run was killed, or somebody removed it."""
     tables = [folder / name / PREDICTIONS for name in read_manifest(reader(folder)).datasets]
     return not all(path.is_file() for path in (*tables, folder / METRICS, folder / MANIFEST))
 
 
 def write_files(folder: Path, save_images: str | None = None) -> None:
-    """Every file of the run but its report and other exports, as far as it is not there, made from its database.
+    """Write the run's missing files, except report and exports, from its database.
 
-    `save_images`: which samples get files, as in `store.sample_writer`; None: those that the run gave files.
+    `save_images`: which samples get files ("all", "wrong", "none"); None: as the run did.
     """
     database = reader(folder)
     manifest = read_manifest(database)
     for name in manifest.datasets:
-        own_folder(folder / name)
+        create_output_folder(folder / name)
         write_dataset_tables(database, name, folder / name)
     write_run_tables(database, folder)
     wanted = save_images or str(manifest.options.get("save_images", "all"))
@@ -79,24 +79,24 @@ def write_files(folder: Path, save_images: str | None = None) -> None:
         for sample in data.samples:
             if not sample.comparison and not sample.lost and saves(wanted, sample.correct):
                 with suppress(UnreadableImage):
-                    image, layers = redrawn(sample)
-                    write_sample(sample.folder, Drawn(sample, image, layers), *how)
+                    image, layers = redraw(sample)
+                    write_sample(sample.folder, RenderedSample(sample, image, layers), *how)
 
 
 def write_exports(folder: Path, options: ExportOptions, shown_samples: int = SHOWN_SAMPLES) -> list[str]:
-    """Make them from the run in `folder`; returns lines that say where they are.
+    """Write the report and the exports of the run in `folder`. Return lines that tell where they are.
 
-    Without the part "report", or a jinja2 that works, everything else is written, and stderr says what is left out.
+    Without the part "report", or without a usable jinja2, the page is skipped with a note on stderr.
     """
-    others = _other_exports(folder, options)  # first, so that the page links them, too
-    lacking = missing_part("report")
-    if not lacking:
+    others = _other_exports(folder, options)  # first, so that the page can link them
+    missing = missing_part("report")
+    if not missing:
         page = load_part("report.page", "the report")
         if not page.jinja2_problem():
             return [f"report: {page.write_report(folder, shown_samples)}", *others]
         load_part("report.aggregates", "the report").write_patterns(read_run(folder, shown_samples), folder)
-        lacking = f"{page.jinja2_problem()}: pip install 'jinja2>=3', then python -m utils.report {folder}"
-    print(f"report: left out, {lacking}", file=sys.stderr)
+        missing = f"{page.jinja2_problem()}: pip install 'jinja2>=3', then python -m utils.report {folder}"
+    print(f"report: skipped, {missing}", file=sys.stderr)
     return others
 
 
@@ -104,12 +104,12 @@ def _other_exports(folder: Path, options: ExportOptions) -> list[str]:
     if options == ExportOptions():
         return []
     lines = []
-    run = read_run(folder)  # other programs take every sample
+    run = read_run(folder)  # exports take every sample
     if options.fiftyone:
         lines.append(f"FiftyOne: {load_part('exports.formats', '--fiftyone').write_fiftyone(run)}")
     if options.tensorboard is not None:
         load_part("exports.formats", "--tensorboard").write_tensorboard(run, options.tensorboard)
-        keep = "--samples_per_plugin images=1000"  # else ten of a tag are kept, by lot
+        keep = "--samples_per_plugin images=1000"  # otherwise TensorBoard keeps a random ten per tag
         lines.append(f"TensorBoard: tensorboard --logdir {options.tensorboard} {keep}")
     if options.video_strips:
         strips = load_part("exports.formats", "--video_strips")

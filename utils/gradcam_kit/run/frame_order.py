@@ -1,4 +1,4 @@
-"""What a detector of clips makes of the order of frames, asked once for each run, on a few clips of its data."""
+"""The test whether a detector of clips uses the order of frames, once per run, on a few of its clips."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from ..store.run_folder import RunFolder
 from .dataset_run import Context
 
 FILE = "frame_order.json"
-CLIPS = 8  # of as many videos
+CLIPS = 8  # each from another video
 
 
 def frame_order(context: Context, folder: RunFolder) -> OrderTest | None:
-    """The order test of a run, kept in its database; None where it explains nothing or tries nothing.
+    """Run the order test, or read it from the run's database; None if the run explains or tries nothing.
 
-    Raises RunError where none of its clips can be read.
+    Raises RunError if none of the clips can be read.
     """
     if not (context.cut and context.settings.detector.gradcam.enabled and context.options.calibration_images):
         return None
-    row = folder.database.one("measurement", "WHERE dataset = '' AND name = ? AND key = ?", FILE, folder.key)
+    row = folder.database.first_row("measurement", "WHERE dataset = '' AND name = ? AND key = ?", FILE, folder.key)
     if row is not None:
         values = json.loads(row[2])
         changes = {name: Change(*values[name]) for name in ("order", "frozen")}
@@ -34,7 +34,8 @@ def frame_order(context: Context, folder: RunFolder) -> OrderTest | None:
     of_video = {clip.row.whole_video: clip for cut in context.cut.values() for clip in reversed(cut.clips)}
     chosen = evenly_spaced(list(of_video.values()), CLIPS)
     print(
-        f"order of frames: asked on {len(chosen)} clips of as many videos, {5 * len(chosen)} forward passes of one clip"
+        f"order of frames: testing on {len(chosen)} clips, each from another video ({5 * len(chosen)} forward passes"
+        " of one clip)"
     )
     settings, detector = context.settings, context.detector
     (batch,) = clip_loader(chosen, settings.detector.resolution, len(chosen), settings.workers)
@@ -42,7 +43,7 @@ def frame_order(context: Context, folder: RunFolder) -> OrderTest | None:
         raise RunError(f"order of frames: none of {len(chosen)} clips could be read, first: {batch.unreadable[0][1]}")
     margins = margins_of(detector.as_clip_subject(), settings.batch_size)
     with torch.no_grad():
-        found = order_test(margins, detector.normalised(batch.pixels), [frame.whole_video for frame in batch.frames])
+        found = order_test(margins, detector.normalise(batch.pixels), [frame.whole_video for frame in batch.frames])
     text = json.dumps({**asdict(found), "word": found.word})
     folder.database.put("measurement", [("", FILE, text.encode())], folder.key)
     folder.database.commit()

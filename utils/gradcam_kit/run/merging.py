@@ -1,4 +1,4 @@
-"""`python -m utils.run merge A B … -o RUN`: shards, each evaluated on its own, as the run that they are parts of."""
+"""`python -m utils.run merge A B … -o RUN`: join shards, each evaluated separately, into one run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ..base.command import OneLineParser
 from ..base.errors import InputError
-from ..base.files import own_folder
+from ..base.files import create_output_folder
 from ..data.frame import Frame
 from ..judge.verdict import Choice
 from ..settings.run_options import ExportOptions
@@ -29,12 +29,14 @@ Shard = tuple[Path, RunDatabase, Manifest]
 
 
 def main(argv: Sequence[str]) -> int:
-    """The only command so far. Raises InputError."""
-    p = OneLineParser("merge: the shards of a run (--shard 1/8, 2/8, …) become one run, as if it had never been split.")
-    p.add_argument("command", choices=("merge",), help="what to do")
-    p.add_argument("shards", nargs="+", type=Path, metavar="SHARD", help="the --gradcam_output_dir of a shard")
+    """Run the command `merge`. Raises InputError."""
+    p = OneLineParser(
+        "merge: join the shards of a run (--shard 1/8, 2/8, …) into one run, as if it had not been split."
+    )
+    p.add_argument("command", choices=("merge",), help="the only command")
+    p.add_argument("shards", nargs="+", type=Path, metavar="SHARD", help="a shard's --gradcam_output_dir")
     p.add_argument(
-        "-o", "--output", type=Path, required=True, metavar="RUN", help="the whole run's folder: new, or empty"
+        "-o", "--output", type=Path, required=True, metavar="RUN", help="the joined run's folder, new or empty"
     )
     flags = p.parse_args(argv)
     merge(flags.shards, flags.output)
@@ -42,15 +44,15 @@ def main(argv: Sequence[str]) -> int:
 
 
 def merge(folders: Sequence[Path], output: Path) -> None:
-    """Write the run. Raises InputError for shards that are not all of one run, before anything is written."""
+    """Join shards into the run `output`. If they are not shards of one run, raise InputError and write nothing."""
     shards = [(folder, reader(folder), read_manifest(reader(folder))) for folder in folders]
     check_shards(shards)
     check_complete(shards)
     _, first, of_first = shards[0]
     options = {**of_first.options, "shard": None}
     manifest = replace(of_first, options=options, command=whole_command(of_first.command, output))
-    own = first.one("run")
-    assert own is not None  # as read_manifest has seen
+    own = first.first_row("run")
+    assert own is not None  # read_manifest has checked it
     with RunFolder.open(output, manifest, key=own[-1]) as folder:
         for place, database, _ in shards:
             folder.database.absorb(database)
@@ -58,40 +60,40 @@ def merge(folders: Sequence[Path], output: Path) -> None:
         if left := left_to_do(manifest):
             write_run_tables(folder.database, output)
             command = " ".join(map(shlex.quote, [sys.executable, *manifest.command, "--resume"]))
-            print(f"{output}: {len(shards)} shards are merged; {left} is left to do: {command}")
+            print(f"{output}: {len(shards)} shards are joined; still to do: {left}; run {command}")
             return
         finish(folder)
 
 
 def check_shards(shards: Sequence[Shard]) -> None:
-    """Raises InputError unless these are all shards of one run, each once."""
+    """Raise InputError unless these are all shards of one run, each once."""
     first, _, of_first = shards[0]
     by_number: dict[int, Path] = {}
     for folder, database, manifest in shards:
         number = manifest.options.get("shard")
         if not number:
-            raise InputError(f"{folder}: is no shard (its run had no --shard); give the folders of shards alone")
+            raise InputError(f"{folder}: is not a shard (its run had no --shard); give only folders of shards")
         if number[1] != of_first.options["shard"][1]:
             raise InputError(
-                f"{folder}: is shard {number[0]}/{number[1]}, and {first} one of {of_first.options['shard'][1]}"
+                f"{folder}: is shard {number[0]}/{number[1]}, but {first} is one of {of_first.options['shard'][1]}"
             )
         if number[0] in by_number:
             raise InputError(
-                f"{folder}: is shard {number[0]}/{number[1]}, as {by_number[number[0]]} is; give each once"
+                f"{folder}: is shard {number[0]}/{number[1]}, and so is {by_number[number[0]]}; give each once"
             )
         by_number[number[0]] = folder
-        own, other = (one.one("run") for one in (database, shards[0][1]))
+        own, other = (one.first_row("run") for one in (database, shards[0][1]))
         if differences := manifest.differences(of_first):
-            raise InputError(f"{folder}: is of another run than {first}: {'; '.join(differences[:3])}")
+            raise InputError(f"{folder}: is from another run than {first}: {'; '.join(differences[:3])}")
         if own is None or other is None or own[-1] != other[-1]:
             raise InputError(f"{folder}: was made by other code than {first}; make it again with the same code")
     count = of_first.options["shard"][1]
     if missing := [str(i) for i in range(1, count + 1) if i not in by_number]:
-        raise InputError(f"shard {', '.join(missing[:10])} of {count} is missing: run it, then give its folder, too")
+        raise InputError(f"shard {', '.join(missing[:10])} of {count} is missing: run it, then give its folder too")
 
 
 def check_complete(shards: Sequence[Shard]) -> None:
-    """Raises InputError where a shard was not evaluated to its end."""
+    """Raise InputError if a shard has not finished."""
     for name, record in shards[0][2].datasets.items():
         counts = {place: database.count("frame", "WHERE dataset = ?", name) for place, database, _ in shards}
         there = sum(counts.values())
@@ -99,12 +101,12 @@ def check_complete(shards: Sequence[Shard]) -> None:
             fewest = min(counts, key=lambda place: counts[place])
             raise InputError(
                 f"{there} of {record.frames} frames of {name} are in the shards: one has not finished, perhaps"
-                f" {fewest}; its command with --resume goes on; then merge into a new folder"
+                f" {fewest}; continue it with --resume, then merge into a new folder"
             )
 
 
 def left_to_do(manifest: Manifest) -> str:
-    """What a shard cannot do, since it depends on every frame, in words; empty where nothing is left."""
+    """Name the steps that need every frame, so that no shard could do them; "" if there are none."""
     options, config = manifest.options, manifest.config
     explains = bool(config.get("gradcam_enabled"))
     parts = {
@@ -117,7 +119,7 @@ def left_to_do(manifest: Manifest) -> str:
 
 
 def whole_command(command: Sequence[str], output: Path) -> list[str]:
-    """A shard's command as the whole run's: without --shard, with its own output folder."""
+    """Turn a shard's command into the whole run's: without --shard, and with its output folder."""
     kept: list[str] = []
     skip = False
     for one in command:
@@ -133,17 +135,17 @@ def whole_command(command: Sequence[str], output: Path) -> list[str]:
 
 
 def copy_samples(place: Path, database: RunDatabase, output: Path) -> None:
-    """The files of a shard's samples."""
+    """Copy the files of a shard's samples."""
     for dataset, index, _, files, *_ in database.rows("sample", "WHERE lost = ''"):
         source = place / dataset / f"sample{index}"
         if json.loads(files) and source.is_dir():
-            own_folder(output / dataset)
+            create_output_folder(output / dataset)
             shutil.copytree(source, output / dataset / source.name, dirs_exist_ok=True)
 
 
 def finish(folder: RunFolder) -> None:
-    """All that is made of predictions and samples."""
-    manifest, row = folder.manifest, folder.database.one("calibration")
+    """Write everything that is made from predictions and samples."""
+    manifest, row = folder.manifest, folder.database.first_row("calibration")
     choice = Choice.from_json(json.loads(row[1])) if row else None
     results: list[DatasetSummary] = []
     for name in manifest.datasets:

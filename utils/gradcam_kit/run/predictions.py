@@ -1,4 +1,4 @@
-"""Predictions per frame: in memory, as rows of the database, and what an earlier call of the run has left there."""
+"""Predictions per frame: in memory, as rows of the database, and restored from an earlier call of the run."""
 
 from __future__ import annotations
 
@@ -11,25 +11,24 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from ..base.decision import THRESHOLD, predicted
+from ..base.decision import THRESHOLD, predicted_class
 from ..base.errors import RunError
 from ..base.text import printable, shortened
 from ..data.frame import Frame
 from ..data.frame_paths import Stamp, hash_of, landmark_path
 from ..judge.detection_metrics import DetectionMetrics, detection_metrics
 from ..judge.forgeries import details
-from ..store.database import Row
+from ..store.database import DatabaseRow
 from ..store.sample import Sample
 from ..store.sample_folder import is_as_written
 from ..store.sample_writer import saves
 
 
 class Predictions:
-    """Predictions of one dataset. Memory is 22 bytes per frame, beside the frames themselves.
+    """Predictions of one dataset, 22 bytes per frame besides the frames themselves.
 
-    Attributes: `logits` (N, 2) and `prob_fake` (N,) float32, NaN where there is none; `label` (N,) int8; `content` (N,)
-    uint64, the hash of the image that was predicted, 0 where it is not known; `unreadable`: index → why the frame could
-    not be read.
+    Attributes: `logits` (N, 2) and `prob_fake` (N,) float32, NaN if missing; `label` (N,) int8; `content` (N,) uint64,
+    the predicted image's hash, 0 if unknown; `unreadable`: index → reason why the frame could not be read.
     """
 
     def __init__(self, frames: Sequence[Frame]) -> None:
@@ -41,7 +40,7 @@ class Predictions:
         self.unreadable: dict[int, str] = {}
 
     def add(self, frames: Sequence[Frame], logits: Tensor, prob_fake: Tensor) -> None:
-        """`logits` (B, 2) for real and fake, and `prob_fake` (B,). Raises RunError where a logit is not finite."""
+        """Add `logits` (B, 2) for real and fake and `prob_fake` (B,). Raises RunError if a logit is not finite."""
         logits_np, prob_np = logits.float().cpu().numpy(), prob_fake.float().cpu().numpy()
         for frame, (real, fake), prob in zip(frames, logits_np, prob_np, strict=True):
             if not (np.isfinite(real) and np.isfinite(fake)):
@@ -51,7 +50,7 @@ class Predictions:
             self._set(frame.index, real, fake, prob)
 
     def add_unreadable(self, index: int, reason: str) -> None:
-        """A frame that could not be read."""
+        """Record that a frame could not be read."""
         self._set(index, np.nan, np.nan, np.nan)
         self.unreadable[index] = reason
 
@@ -61,28 +60,28 @@ class Predictions:
         self.unreadable.pop(index, None)
 
     def stamp(self, stamps: Mapping[int, Stamp]) -> None:
-        """Remember by index which images were predicted."""
+        """Record the hashes of the predicted images, by index."""
         for index, stamp in stamps.items():
             self.content[index] = int(stamp.content or "0", 16)
 
     def is_same_image(self, index: int, stamp: Stamp) -> bool:
-        """Whether the image that was read now is the one that was predicted, as far as that is known."""
+        """Tell whether the image that was just read is the predicted one; True if unknown."""
         return self.content[index] in (0, int(stamp.content or "0", 16))
 
     def rows(self, frames: Sequence[Frame], stamps: Mapping[int, Stamp]) -> Iterator[tuple[object, ...]]:
-        """The database's rows of these frames, each of which was added or is in `unreadable`."""
+        """Yield the database's rows of these frames, which must be predicted or unreadable."""
         for frame in frames:
             reason = self.unreadable.get(frame.index, "")
             real, fake = self.logits[frame.index].tolist()
             scores = (None, None, None) if reason else (real, fake, float(self.prob_fake[frame.index]))
             yield (*_identity(frame), *scores, reason, str(stamps[frame.index]))
 
-    def belongs(self, row: Row) -> bool:
-        """Whether a row is of a frame of this dataset."""
+    def belongs(self, row: DatabaseRow) -> bool:
+        """Tell whether a row belongs to a frame of this dataset."""
         return row[1] < len(self.frames) and row[:6] == _identity(self.frames[row[1]])
 
-    def restore(self, rows: Iterable[Row]) -> None:
-        """Take over rows, each of which belongs."""
+    def restore(self, rows: Iterable[DatabaseRow]) -> None:
+        """Restore predictions from rows of this dataset."""
         for _, index, *_, real, fake, prob_fake, reason, stamp, _ in rows:
             self.stamp({index: Stamp.parse(stamp)})
             if reason:
@@ -92,22 +91,22 @@ class Predictions:
 
     @property
     def seen(self) -> np.ndarray:
-        """(N,) bool: frames that were readable, and so have a prediction."""
+        """(N,) bool: frames with a prediction, that is, readable ones."""
         return ~np.isnan(self.prob_fake)
 
     @property
     def done(self) -> np.ndarray:
-        """(N,) bool: frames that have a prediction or are known to be unreadable."""
+        """(N,) bool: frames with a prediction, and unreadable ones."""
         done = self.seen
         done[list(self.unreadable)] = True
         return done
 
     def predicted(self, index: int) -> int:
-        """Class of frame `index`."""
-        return predicted(self.prob_fake[index])
+        """Return the predicted class of frame `index`: 0 real, 1 fake."""
+        return predicted_class(self.prob_fake[index])
 
     def metrics(self) -> DetectionMetrics:
-        """Metrics over the readable frames; a video is identified by label name and video name."""
+        """Compute metrics over the readable frames. Label name and video name identify a video."""
         seen = np.flatnonzero(self.seen)
         videos = [(self.frames[int(i)].forgery, self.frames[int(i)].video) for i in seen]
         scores, labels = self.prob_fake[seen].tolist(), self.label[seen].tolist()
@@ -117,7 +116,7 @@ class Predictions:
         return replace(found, warning=warning, details=more)
 
     def _in_both_classes(self) -> str:
-        """One sentence where the same image, byte for byte, is real in one place and fake in another; else ""."""
+        """Describe images that are, byte for byte, both real and fake in the dataset; "" if there are none."""
         known = self.content != 0
         real, fake = (np.flatnonzero(known & (self.label == number)) for number in (0, 1))
         common, at_real, at_fake = np.intersect1d(self.content[real], self.content[fake], return_indices=True)
@@ -125,12 +124,12 @@ class Predictions:
             return ""
         paths = [shortened(self.frames[int(places[0])].path, 200) for places in (real[at_real], fake[at_fake])]
         return (
-            f"{len(common)} images are in it as real and as fake, byte for byte, for example {paths[0]} and {paths[1]}:"
+            f"{len(common)} images are both real and fake, byte for byte, for example {paths[0]} and {paths[1]}:"
             " one of the labels is wrong"
         )
 
     def choose(self, count: int | None, mistakes_only: bool, select: str, seed: int) -> list[int]:
-        """Indices of the frames to explain, ascending: all, or `count` of them by `select`.
+        """Choose the frames to explain: all, or `count` of them by `select`. Return ascending indices.
 
         "confident": the highest probability of the predicted class first; "first": in order; "random": by `seed`;
         "mixed": whatever else is wanted, two of five are fakes that were found, of all forgeries and of as many videos
@@ -167,17 +166,19 @@ class Predictions:
         return sorted(in_order, key=place.__getitem__)
 
 
-def _identity(frame: Frame) -> Row:
+def _identity(frame: Frame) -> DatabaseRow:
     return (frame.dataset, frame.index, frame.path, frame.forgery, frame.video, frame.label)
 
 
 class Resume:
-    """What is known of one dataset. What was changed, or made of another file or by other code, counts as missing:
-    `remarks` says so. `whole`: the indices of the samples that an earlier call of the run has left.
-    `predictions`: those in the database, and of this run as it goes on."""
+    """The results of an earlier call of the run for one dataset.
 
-    def __init__(self, frames: Sequence[Frame], rows: Iterable[Row], key: str) -> None:
-        """`rows`: the frames' in the database. `key`: what predictions depend on now."""
+    Results that were edited, or come from another file or other code, count as missing; `remarks` lists them. `whole`:
+    indices of complete samples. `predictions`: those in the database, and this run's as it continues.
+    """
+
+    def __init__(self, frames: Sequence[Frame], rows: Iterable[DatabaseRow], key: str) -> None:
+        """`rows`: the frames' rows in the database. `key`: today's hash of everything that predictions depend on."""
         self.predictions = Predictions(frames)
         self.replaced: dict[int, str] = {}
         self.whole: set[int] = set()
@@ -186,7 +187,7 @@ class Resume:
         self.predictions.restore(self._usable(rows, key))
         self._recorded = self.predictions.done
 
-    def _usable(self, rows: Iterable[Row], key: str) -> Iterator[Row]:
+    def _usable(self, rows: Iterable[DatabaseRow], key: str) -> Iterator[DatabaseRow]:
         for row in rows:
             if row[-1] == key and self.predictions.belongs(row):
                 if Stamp.parse(row[10]).fits(row[2]):
@@ -194,8 +195,8 @@ class Resume:
                 else:
                     self.replaced[row[1]] = row[2]
 
-    def take_samples(self, rows: Iterable[Row], key: str, folder: Path, save_images: str) -> None:
-        """Which samples are whole: of `rows`, the database's, those of this key, with their files in `folder`."""
+    def take_samples(self, rows: Iterable[DatabaseRow], key: str, folder: Path, save_images: str) -> None:
+        """Find the complete samples: those in `rows` with this key, and with their files in `folder`."""
         for _, index, facts, files, lost, of in rows:
             if lost or of != key:
                 continue
@@ -207,7 +208,7 @@ class Resume:
                 self._incomplete += 1
 
     def _is_of_prediction(self, index: int, sample: Sample) -> bool:
-        """Whether a sample shows the prediction that is recorded, and its landmarks are those that are there."""
+        """Tell whether a sample shows the recorded prediction and today's landmarks."""
         mine = self.predictions
         fits = (
             index < len(mine.frames)
@@ -221,26 +222,26 @@ class Resume:
         return fits
 
     def remarks(self) -> list[str]:
-        """What is done again, and why."""
+        """Return lines that tell what is computed again, and why."""
         dataset = self.predictions.frames[0].dataset if self.predictions.frames else ""
         image, points = (printable(next(iter(paths), "")) for paths in (self.replaced.values(), self._landmarks))
         counts = {
-            f"images were replaced since their prediction, first {image}: done again": len(self.replaced),
-            f"landmark files were replaced since, first {points}: these samples are done again": len(self._landmarks),
-            "samples were incomplete, damaged or changed: done again": self._incomplete,
+            f"images have changed since their prediction, first {image}: predicted again": len(self.replaced),
+            f"landmark files have changed, first {points}: these samples are explained again": len(self._landmarks),
+            "samples were incomplete, damaged or edited: explained again": self._incomplete,
         }
         return [f"{dataset}: {count} {text}" for text, count in counts.items() if count > 0]
 
     def is_recorded(self, indices: Sequence[int]) -> bool:
-        """Whether the earlier run has recorded the predictions of all these frames."""
+        """Tell whether the earlier call has predicted all these frames."""
         return bool(self._recorded[list(indices)].all())
 
     def lacks_sample(self, index: int) -> bool:
-        """Whether a frame, if it could be read, has no whole sample from the earlier run."""
+        """Tell whether a readable frame has no complete sample from the earlier call."""
         return index not in self.whole and index not in self.predictions.unreadable
 
     def missing(self, batches: Sequence[Sequence[int]], predictions: bool, samples: bool) -> list[Sequence[int]]:
-        """The batches that lack predictions, or samples, as far as either is wanted."""
+        """Return the batches that still lack the requested predictions or samples."""
         return [
             batch for batch in batches
             if (predictions and not self.is_recorded(batch)) or (samples and any(map(self.lacks_sample, batch)))

@@ -1,7 +1,7 @@
-"""The processes (ranks) that share a run under torchrun. What they exchange is small: lists of batches, and counts.
+"""The processes (ranks) that share a run under torchrun. They exchange only lists of batches, and counts.
 
-Predictions and maps go by files, a part of the database a rank, so all ranks need the same output folder. Only CPU
-objects travel, by gloo, also where the detectors are on GPUs.
+Predictions and maps are exchanged through files, one database per rank, so all ranks need the same output folder. Only
+CPU objects travel, through gloo, even if the detectors are on GPUs.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from ..store.run_folder import RunFolder
 
 T = TypeVar("T")
 
-# The death of a process ends the waiting of the others at once; this covers a node that drops off the network. It is
-# also how long the fastest rank waits for the slowest.
+# If a process dies, the others stop waiting at once. This limit is for a node that drops off the network, and for the
+# fastest rank waiting for the slowest.
 PATIENCE = timedelta(hours=2)
-JOINING = timedelta(minutes=10)  # how long the first processes wait for the last ones to start
+JOINING = timedelta(minutes=10)  # the first processes wait so long for the last ones to start
 MAX_PROCESSES = 100_000
 
 
@@ -37,7 +37,7 @@ class Processes(NamedTuple):
 
     @classmethod
     def start(cls) -> Processes:
-        """Join the others that torchrun started. InputError: a wrong environment; RunError: they do not answer."""
+        """Join the processes that torchrun started. InputError: a wrong environment; RunError: no answer."""
         size = _number("WORLD_SIZE", 1, 1, MAX_PROCESSES)
         if size == 1:
             return cls()
@@ -48,10 +48,10 @@ class Processes(NamedTuple):
                 " torchrun, or unset WORLD_SIZE to run alone"
             )
         _number("MASTER_PORT", 0, 0, 65535)
-        rank = _number("RANK", 0, 0, size - 1)  # of a higher one nobody would take notice, and all would wait
+        rank = _number("RANK", 0, 0, size - 1)  # a higher rank would be ignored, and all would wait
         local_rank = _number("LOCAL_RANK", 0, 0, size - 1)
-        # Its functions keep the group of the time they are defined as a default. Imported later, by transformers say,
-        # they keep gloo's threads alive until the interpreter exits, which then at times aborts.
+        # Its functions bind the current process group as a default. If transformers, for example, imported it later,
+        # they would keep gloo's threads alive until the interpreter exits, which then sometimes aborts.
         import torch.distributed.nn  # noqa: F401
         from torch.distributed.rendezvous import rendezvous
 
@@ -67,22 +67,22 @@ class Processes(NamedTuple):
             dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=PATIENCE)
 
         own._collective(join)
-        # A rank is through as soon as it has found the others. Were it to end before they are, for an error that every
-        # rank will meet, they would take that for the death of a process.
+        # Wait until every rank has joined. A rank that ended earlier, with an error that all ranks meet, would look to
+        # the others like a dead process.
         own.all_gather(None)
         return own
 
     @property
     def first(self) -> bool:
-        """Whether this is rank 0, which writes the tables and prints."""
+        """Whether this is rank 0, which prints and writes the tables."""
         return self.rank == 0
 
     def share(self, items: list[T]) -> list[T]:
-        """This rank's part: every `size`-th."""
+        """Return this rank's share: every `size`-th item."""
         return items[self.rank :: self.size]
 
     def broadcast(self, value: T) -> T:
-        """The value of rank 0, on every rank."""
+        """Return rank 0's value on every rank."""
         if self.size == 1:
             return value
         box = [value]
@@ -90,7 +90,7 @@ class Processes(NamedTuple):
         return box[0]
 
     def all_gather(self, value: T) -> list[T]:
-        """Every rank's value, on every rank. It also waits for all of them."""
+        """Return all ranks' values on every rank. This waits for all of them."""
         if self.size == 1:
             return [value]
         values: list[T] = [value] * self.size
@@ -98,7 +98,7 @@ class Processes(NamedTuple):
         return values
 
     def gather(self, folder: RunFolder) -> None:
-        """Take what every process has put into its part into the run's database."""
+        """Copy every process's results into the run's database."""
         folder.database.commit()
         if self.size > 1:
             self.all_gather(None)  # waits until every part is complete
@@ -107,7 +107,7 @@ class Processes(NamedTuple):
                 folder.database.clear()
 
     def on_rank_zero(self, work: Callable[[], T]) -> T:
-        """The result of `work` on rank 0, for every rank; an error there ends the other ranks silently."""
+        """Run `work` on rank 0 and return its result on every rank. An error ends the other ranks silently."""
         if not self.first:
             result, code = self.broadcast((None, 0))
             if code:
@@ -122,7 +122,7 @@ class Processes(NamedTuple):
         return result
 
     def device_name(self, requested: str) -> str:
-        """`--device` for this rank: each rank of a machine has a CUDA device of its own. Raises RunError."""
+        """Return this rank's device: each rank of a machine has its own CUDA device. Raises RunError."""
         if self.size == 1 or requested not in ("auto", "cuda"):
             return requested
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -149,12 +149,12 @@ class Processes(NamedTuple):
         except RuntimeError as error:
             raise RunError(
                 f"process {self.rank} of {self.size}: another process of this run has ended or does not answer;"
-                " see its message above, then go on with --resume"
+                " see its message above, then continue with --resume"
             ) from error
 
 
 def _number(name: str, default: int, least: int, most: int) -> int:
-    """The whole number in an environment variable. Raises InputError."""
+    """Read a whole number from an environment variable. Raises InputError."""
     text = os.environ.get(name, "").strip() or str(default)
     if not re.fullmatch("-?[0-9]{1,9}", text) or not least <= int(text) <= most:
         raise InputError(

@@ -1,4 +1,4 @@
-"""Summary of a finished run: `metrics.json`, the table on the terminal, notes for the person, success or failure."""
+"""The summary of a finished run: `metrics.json`, the table on the terminal, notes, success or failure."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..data.clips import CutClips
 from ..data.gaps import ForgeryGaps
 from ..judge.check import WORDS
 from ..judge.detection_metrics import DetectionMetrics
-from ..judge.verdict import Choice, judgements, printed
+from ..judge.verdict import Choice, choice_lines, judgements
 from ..settings.run_options import ExportOptions
 from ..store.manifest import HeatmapCounts
 from ..store.run_folder import RunFolder
@@ -22,35 +22,35 @@ from .exports import write_exports
 
 
 class DatasetSummary(NamedTuple):
-    """One dataset evaluated."""
+    """One evaluated dataset."""
 
     name: str
     metrics: DetectionMetrics
     unreadable: int
     counts: HeatmapCounts
     gaps: Sequence[ForgeryGaps] = ()
-    cut: CutClips | None = None  # of a detector that reads clips, whose metrics are of clips
+    cut: CutClips | None = None  # for a detector of clips; its metrics are per clip
 
     @property
     def absent(self) -> int:
-        """The frames among the unreadable ones whose folder is not there."""
+        """The number of unreadable frames whose folder is missing."""
         return sum(one.absent_frames for one in self.gaps)
 
 
 def metrics_json(dataset: DatasetSummary) -> dict[str, Any]:
-    """The entry of one dataset in `metrics.json`; what one class alone cannot give is null, with a note."""
+    """Return a dataset's entry in `metrics.json`. Metrics that need both classes are null, with a note."""
     values = asdict(dataset.metrics)
-    said = {name: text for name in ("note", "warning") if (text := values.pop(name))}
+    remarks = {name: text for name in ("note", "warning") if (text := values.pop(name))}
     details = {name: value for name, value in values.pop("details").items() if name not in values}
     cut = dataset.cut
     if cut is not None:
         of = {"clip_size": cut.size, "clips": len(cut.clips), "short_videos": len(cut.short)}
-        said = {**of, "frames_in_no_clip": cut.unseen, "frames_there": cut.frames, **said}
-    return {**values, "unreadable": dataset.unreadable, "absent": dataset.absent, **said, **details}
+        remarks = {**of, "frames_in_no_clip": cut.unseen, "frames_there": cut.frames, **remarks}
+    return {**values, "unreadable": dataset.unreadable, "absent": dataset.absent, **remarks, **details}
 
 
 def metrics_table(datasets: Sequence[DatasetSummary]) -> str:
-    """One line per dataset, for the terminal."""
+    """Return the table for the terminal, one line per dataset."""
     width = max(len("dataset"), *(len(dataset.name) for dataset in datasets))
     unit = " clips" if datasets[0].cut else "frames"
     lines = [f"{'dataset':<{width}}     ACC     AUC     EER      AP  video AUC  {unit}  videos  unreadable"]
@@ -69,7 +69,7 @@ def finish_run(
     views: ExportOptions,
     max_unreadable: float,
 ) -> None:
-    """Metrics, manifest, summary and report. Raises RunError where the run, though finished, has failed."""
+    """Write metrics, manifest, summary and report. Raises RunError if the finished run counts as failed."""
     metrics = {result.name: metrics_json(result) for result in results}
     heatmaps = {result.name: result.counts for result in results}
     folder.finish(metrics, heatmaps, choice)
@@ -82,18 +82,18 @@ def finish_run(
 
 
 def summary(folder: RunFolder, datasets: Sequence[DatasetSummary], choice: Choice | None) -> str:
-    """Where the outputs are and what is notable about them."""
+    """Return the notes for the terminal: where the outputs are, and what is notable."""
     explained = ""
     if folder.manifest.config.get("gradcam_enabled"):
         of_all = folder.manifest.options["save_all"] or folder.manifest.options.get("select") == "mixed"
         explained = "samples" if of_all else "wrong predictions"
-    lines = [] if choice is None else [*printed(choice), *judgements(choice)]
+    lines = [] if choice is None else [*choice_lines(choice), *judgements(choice)]
     for dataset in datasets:
         lines += [f"{dataset.name}: {line}" for line in _notable(dataset, folder.path / dataset.name, explained)]
         if dataset.metrics.warning:
             lines.append(f"warning: {dataset.name}: {dataset.metrics.warning}")
     if folder.manifest.weights is None:
-        lines.append("random weights: this detector was never trained, its scores and maps mean nothing")
+        lines.append("random weights: this detector was never trained, so its scores and maps mean nothing")
     lines.append(f"metrics and manifest: {folder.path}")
     return "\n".join(lines)
 
@@ -107,18 +107,18 @@ def _notable(dataset: DatasetSummary, folder: Path, explained: str) -> Iterator[
         if count:
             yield f"{layer}: {count} of {counts.heatmaps} maps are empty"
     if counts.checks:
-        counted = ", ".join(f"{counts.checks.get(word, 0)} {word}" for word in WORDS)
-        yield f"of {sum(counts.checks.values())} maps {counted}"
+        verdicts = ", ".join(f"{counts.checks.get(word, 0)} {word}" for word in WORDS)
+        yield f"map check: {verdicts} (of {sum(counts.checks.values())})"
     if counts.non_finite:
         yield f"no heatmap (NaN or infinite) for samples {counts.non_finite}"
     if counts.vanished:
         gone = [astuple(one) for one in counts.vanished]
-        yield f"no heatmap for samples that vanished or were replaced meanwhile: {gone}"
+        yield f"no heatmap for samples that vanished or changed during the run: {gone}"
     if dataset.cut is not None:
         yield from dataset.cut.lines()
         yield (
-            "ACC, AUC, EER and AP are of clips, as the host's, whose video AUC of such a detector is their AUC again;"
-            " video AUC here is of each video's mean probability"
+            "ACC, AUC, EER and AP are per clip, as in DeepfakeBench, whose video AUC for such a detector is the same as"
+            " its AUC; video AUC here uses each video's mean probability"
         )
     if dataset.unreadable:
         what = "frames" if dataset.cut is None else "clips"
@@ -129,12 +129,12 @@ def _notable(dataset: DatasetSummary, folder: Path, explained: str) -> Iterator[
 
 
 def check_finished(metrics: Mapping[str, Any], heatmaps: Mapping[str, HeatmapCounts], max_unreadable: float) -> None:
-    """Raises RunError for what makes a finished run a failed one, by `metrics.json` and the manifest's `heatmaps`.
+    """Raise RunError if a finished run counts as failed: too many frames were unreadable, or samples vanished.
 
-    Frames whose folder is not there do not count: that part of the dataset is not at hand, and was said to be missing.
+    Frames of a missing folder do not count, because they were reported as missing.
     """
     for name, entry in metrics.items():
-        unreadable = entry["unreadable"] - entry.get("absent", 0)  # earlier versions do not have it
+        unreadable = entry["unreadable"] - entry.get("absent", 0)  # earlier versions lack it
         total = entry["frames"] + unreadable
         if unreadable > max_unreadable * total:
             raise RunError(
@@ -145,6 +145,6 @@ def check_finished(metrics: Mapping[str, Any], heatmaps: Mapping[str, HeatmapCou
         if counts.vanished:
             first = counts.vanished[0]
             raise RunError(
-                f"dataset {name}: {len(counts.vanished)} frames could be read at first but were gone or replaced when"
-                f" their heatmaps were due, first sample {first.index} ({first.reason}); everything else was written"
+                f"dataset {name}: {len(counts.vanished)} frames vanished or changed between prediction and"
+                f" explanation, first sample {first.index} ({first.reason}); everything else was written"
             )

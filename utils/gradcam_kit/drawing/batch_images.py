@@ -1,4 +1,4 @@
-"""An explained batch → image files, or one matplotlib figure for a notebook."""
+"""Drawing of an explained batch: as image files, or as a matplotlib figure for a notebook."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from ..base.decision import CLASS_NAMES, confidence, predicted
+from ..base.decision import CLASS_NAMES, confidence, predicted_class
 from ..base.errors import InputError
 from ..base.files import write_whole
 from ..base.packages import require
@@ -21,7 +21,7 @@ INCHES = 2.3  # per image
 
 
 class DrawnImage(NamedTuple):
-    """One image of a batch: (H, W, 3) uint8 RGB, its overlays, and what was decided and explained."""
+    """One image of a batch, (H, W, 3) uint8 RGB, with its overlays, P(fake) and target."""
 
     image: np.ndarray
     layers: Sequence[LayerImage]
@@ -29,21 +29,21 @@ class DrawnImage(NamedTuple):
     target: str
 
     def decision(self) -> tuple[str, str]:
-        """`fake`, `0.973`: the predicted class and its probability."""
-        return CLASS_NAMES[predicted(self.prob_fake)].lower(), f"{confidence(self.prob_fake):.3f}"
+        """Return the predicted class and its probability as text: `fake`, `0.973`."""
+        return CLASS_NAMES[predicted_class(self.prob_fake)].lower(), f"{confidence(self.prob_fake):.3f}"
 
 
 def batch_figure(drawn: Sequence[DrawnImage], warning: str = "") -> Figure:
-    """One row per image: the original, titled with the prediction, and the overlay of every layer; `warning` above.
+    """Draw one row per image: the original with its prediction, then each layer's overlay. `warning` is the heading.
 
-    The figure belongs to the caller; pyplot does not keep it. Raises InputError where matplotlib is missing.
+    pyplot does not keep the figure. Raises InputError if matplotlib is missing.
     """
     require("matplotlib", "a figure")
-    from matplotlib import pyplot  # once imported, a notebook knows how to show a figure that a cell returns
+    from matplotlib import pyplot  # its import lets a notebook show a figure that a cell returns
 
     columns = 1 + len(drawn[0].layers)
     figure = pyplot.figure(figsize=(INCHES * columns, (INCHES + 0.3) * len(drawn)), layout="constrained")
-    pyplot.close(figure)  # else a notebook shows it twice
+    pyplot.close(figure)  # otherwise a notebook shows it twice
     grid = figure.subplots(len(drawn), columns, squeeze=False)
     for row, one in zip(grid, drawn, strict=True):
         (_, original), *overlays = panels(one.image, one.layers)
@@ -57,9 +57,9 @@ def batch_figure(drawn: Sequence[DrawnImage], warning: str = "") -> Figure:
 
 
 def save_batch(folder: Path, prefix: str, drawn: Sequence[DrawnImage], warning: str = "") -> list[Path]:
-    """Images straight into `folder`: `<prefix>_<layer>_sample<i>.png` and `<prefix>_comparison_sample<i>.png`."""
+    """Write `<prefix>_<layer>_sample<i>.png` and `<prefix>_comparison_sample<i>.png` to `folder`. Return the paths."""
     if any(letter in prefix for letter in "/\\\0"):
-        raise InputError(f"filename_prefix is {prefix!r}: it names files in a folder, so it has no '/' in it")
+        raise InputError(f"filename_prefix is {prefix!r}: it is part of file names, so it must not contain '/'")
     folder.mkdir(parents=True, exist_ok=True)
     files: dict[Path, np.ndarray] = {}
     for i, one in enumerate(drawn):

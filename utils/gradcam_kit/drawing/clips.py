@@ -1,4 +1,4 @@
-"""Maps of clips → pictures: a mosaic of frames on one colour scale, and a strip of them under a curve of time."""
+"""Drawing of clips' maps: a mosaic of frames on one colour scale, and a strip of frames under a curve of time."""
 
 from __future__ import annotations
 
@@ -29,35 +29,35 @@ from .overlays import (
     unseen_in_grey,
 )
 
-SIDE = 112  # pixels of a frame in a mosaic, at most
-HOTTEST = 3  # frames that are framed in a strip
-CURVE, NUMBER = 48, 18  # heights of the curve of time, and of the frames' numbers
+SIDE = 112  # maximum pixels per side of a frame in a mosaic
+HOTTEST = 3  # frames in a strip that get a red border
+CURVE, NUMBER = 48, 18  # heights of the curve of time and of the frames' numbers
 EVIDENCE, AGAINST = (214, 0, 0), (0, 76, 230)
 
 
 @dataclass(frozen=True, slots=True)
 class ClipImage(LayerImage):
-    """As `LayerImage`: `overlay`, `raw` and `signed` are mosaics of the frames, of pixels and of cells.
+    """A LayerImage of a clip: `overlay`, `raw` and `signed` are mosaics of the frames.
 
-    `cells` (2, t, h, w) float32: the raw and the signed map with the layer's own time steps. `time` (T,): what each
-    frame adds to the signed map. `frames` (T, H, W, 3) uint8 RGB: the overlays.
+    `cells` (2, t, h, w) float32: the raw and the signed map at the layer's own time steps. `time` (T,) float32: each
+    frame's share of the signed map. `frames` (T, H, W, 3) uint8 RGB: the overlays.
     """
 
     cells: np.ndarray = field(kw_only=True)
     time: np.ndarray = field(kw_only=True)
     frames: np.ndarray = field(kw_only=True)
-    grey: str = field(default="", kw_only=True)  # why the curve of time is grey, a sentence
+    grey: str = field(default="", kw_only=True)  # a sentence that tells why the curve of time is grey; else ""
 
 
 def mosaic_shape(frames: int) -> tuple[int, int]:
-    """Rows and columns for so many frames: as square as it goes without a gap, else with the last row not full."""
+    """Return rows and columns for a number of frames: nearly square, if possible without empty cells."""
     least = math.ceil(math.sqrt(frames))
     columns = next((count for count in range(least, 2 * least) if frames % count == 0), least)
     return -(-frames // columns), columns
 
 
 def mosaic(frames: Tensor) -> Tensor:
-    """(B, T, h, w, ...) → (B, rows · h, columns · w, ...), frame after frame; places that no frame has are 0."""
+    """Arrange frames (B, T, h, w, ...) as (B, rows · h, columns · w, ...); empty cells are 0."""
     rows, columns = mosaic_shape(frames.shape[1])
     spare = rows * columns - frames.shape[1]
     if spare:
@@ -66,8 +66,8 @@ def mosaic(frames: Tensor) -> Tensor:
     return split.flatten(3, 4).flatten(1, 2)
 
 
-def smaller(frames: Tensor) -> Tensor:
-    """(B, T, H, W, 3) uint8 with at most SIDE pixels a side."""
+def shrink(frames: Tensor) -> Tensor:
+    """Shrink frames (B, T, H, W, 3) uint8 to at most SIDE pixels a side."""
     height, width = frames.shape[2:4]
     scale = SIDE / max(height, width)
     if scale >= 1:
@@ -79,24 +79,27 @@ def smaller(frames: Tensor) -> Tensor:
 
 
 def mosaic_of(clip: Tensor) -> np.ndarray:
-    """uint8 frames (T, 3, H, W) → the picture of them all, (rows · h, columns · w, 3) uint8 RGB."""
-    return mosaic(smaller(clip.permute(0, 2, 3, 1).unsqueeze(0)))[0].cpu().numpy()
+    """Draw uint8 frames (T, 3, H, W) as one picture, (rows · h, columns · w, 3) uint8 RGB."""
+    return mosaic(shrink(clip.permute(0, 2, 3, 1).unsqueeze(0)))[0].cpu().numpy()
 
 
 class DrawnClips(NamedTuple):
-    """As `overlays.DrawnLayers`, of clips."""
+    """The drawings of clips, with the interface of `overlays.DrawnLayers`."""
 
     images: list[list[LayerImage]]
 
     def read(self) -> list[list[LayerImage]]:
-        """They are there already."""
+        """Return the drawings, which are already on the CPU."""
         return self.images
 
 
 def clip_images(
     clips: Tensor, layers: Mapping[str, LayerMaps], colormap: str, signed: bool = False, denied: Denied = NONE_DENIED
 ) -> list[list[LayerImage]]:
-    """As `overlays.layer_images`, of clips (B, T, 3, H, W) uint8 RGB: one list of `ClipImage` for each clip."""
+    """Draw the maps of clips (B, T, 3, H, W) uint8 RGB: one list of `ClipImage` per clip, one entry per layer.
+
+    `signed` and `denied` as for `overlays.layer_images`.
+    """
     drawn = [
         _drawn(name, clips, maps, (colormap, signed), denied.get(name, [False] * len(clips)))
         for name, maps in layers.items()
@@ -123,7 +126,7 @@ def _drawn(name: str, clips: Tensor, maps: ClipMaps, how: tuple[str, bool], deni
     steps = steps_of(maps.times, frames)
     cells = torch.stack([of.float().cpu() for of in (maps.raw, maps.signed)], dim=1).numpy()
     raw, sign = (mosaic(of.float().cpu()[:, steps]).numpy() for of in (maps.raw, maps.signed))
-    pictures, time = mosaic(smaller(over)).numpy(), maps.time.float().cpu().numpy()
+    pictures, time = mosaic(shrink(over)).numpy(), maps.time.float().cpu().numpy()
     return [
         ClipImage(
             name=name,
@@ -143,7 +146,7 @@ def _drawn(name: str, clips: Tensor, maps: ClipMaps, how: tuple[str, bool], deni
 
 
 def _signed_shares(maps: ClipMaps, frames: int) -> Tensor:
-    """(B, T, H, W) in [-1, 1]: each clip divided by its largest magnitude; an artefact is zero."""
+    """Scale signed maps to (B, T, H, W) in [-1, 1] by each clip's largest magnitude; an artefact is zero."""
     largest = maps.signed.abs().flatten(1).amax(dim=1)[:, None, None, None]
     shares = maps.signed / torch.where(largest > 0, largest, torch.ones_like(largest))
     shares = torch.where(maps.artefact[:, None, None, None], torch.zeros_like(shares), shares)
@@ -155,12 +158,12 @@ def _signed_shares(maps: ClipMaps, frames: int) -> Tensor:
 
 
 def strip(layer: ClipImage, numbers: Sequence[int]) -> np.ndarray:
-    """All frames in a row under the curve of time, with their numbers; the hottest are framed.
+    """Draw all frames in a row with their numbers, under the curve of time: (H, T · side, 3) uint8 RGB.
 
-    The curve has a bar for each frame: red for its evidence for the score, blue against; `layer.grey`
-    stands above a grey one. Gives (H, T · side, 3) uint8 RGB.
+    The curve has a bar per frame, red for evidence for the score, blue against it; above a grey curve stands
+    `layer.grey`. The hottest frames have a red border.
     """
-    frames = smaller(torch.from_numpy(layer.frames).unsqueeze(0))[0].numpy()
+    frames = shrink(torch.from_numpy(layer.frames).unsqueeze(0))[0].numpy()
     count, height, width = frames.shape[:3]
     hottest = {int(place) for place in np.argsort(-layer.time, kind="stable")[:HOTTEST] if layer.time[place] > 0}
     columns = []
@@ -175,7 +178,7 @@ def strip(layer: ClipImage, numbers: Sequence[int]) -> np.ndarray:
 
 
 def time_curve(time: np.ndarray, width: int, grey: bool = False) -> np.ndarray:
-    """A bar for each of (T,) signed values, over a line at zero: (CURVE, width, 3) uint8 RGB."""
+    """Draw a bar for each of (T,) signed values, with a line at zero: (CURVE, width, 3) uint8 RGB."""
     canvas = np.full((CURVE, width, 3), PAPER[0], dtype=np.uint8)
     largest = float(np.abs(time).max(initial=0))
     low, high = min(0.0, float(time.min(initial=0))), max(0.0, float(time.max(initial=0)))

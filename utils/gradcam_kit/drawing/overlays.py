@@ -1,4 +1,4 @@
-"""Maps → images: colour, blend, compose. Colouring and blending are batched, on the device of their input."""
+"""Drawing of maps: colour, blend, compose. Colouring and blending are batched, on the device of their input."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ from ..engine.maps import LayerMaps, scaled
 if TYPE_CHECKING:
     from PIL.ImageFont import FreeTypeFont
 
-OPACITY, SIGNED_OPACITY = 0.5, 0.85  # of a heatmap; of a signed map where it is at its largest magnitude
+OPACITY, SIGNED_OPACITY = 0.5, 0.85  # of a heatmap; of a signed map at its largest magnitude
 ABOVE, BELOW = (214, 0, 0), (0, 76, 230)  # evidence for fake, evidence for real
-UNSEEN = 160  # grey of the pixels at the edge that belong to no patch
-GREY = "grey"  # in addition to OpenCV's colour maps: for a map that is no evidence
-FAINT = 1e-3  # of the strongest layer's raw maximum
+UNSEEN = 160  # grey level of pixels at the edge that belong to no patch
+GREY = "grey"  # an additional colour map, for artefacts
+FAINT = 1e-3  # a faint layer's maximum, as a share of the strongest layer's
 Panels = Sequence[tuple[str, np.ndarray]]  # caption and image (H, W, 3) uint8 RGB
-Denied = Mapping[str, Sequence[bool]]  # layer → for each image, whether a check calls its map an artefact
+Denied = Mapping[str, Sequence[bool]]  # layer → for each image, whether the verdict is artefact
 NONE_DENIED: Denied = {}
 ONE_KIND: Mapping[str, str] = {}
 
 MARGIN = 8  # pixels around and between the panels of a comparison
-CAPTION, TITLE = 24, 30  # heights of the line below each panel and of a line above all panels
-LONGEST = 2048  # pixels of a photograph's longer side in the image with the crop's overlay
+CAPTION, TITLE = 24, 30  # heights of the caption below each panel, and of a line above all panels
+LONGEST = 2048  # maximum pixels per side of a photograph with a pasted crop
 Ink = tuple[int, int, int]
 INK, PAPER, WARNING = (20, 20, 20), (255, 255, 255), (176, 0, 32)
 
 ENCODER_FLAGS = {
     "jpg": [cv2.IMWRITE_JPEG_QUALITY, 92],
     "webp": [cv2.IMWRITE_WEBP_QUALITY, 90],
-    # Trying every filter on every row, the default of OpenCV 5, takes twice as long and saves nothing here.
+    # OpenCV 5 tries every filter on every row by default, which takes twice as long and saves nothing here.
     "png": [cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP]
     if hasattr(cv2, "IMWRITE_PNG_FILTER")
     else [cv2.IMWRITE_PNG_COMPRESSION, 3],  # OpenCV before 4.11
@@ -47,7 +47,7 @@ ENCODER_FLAGS = {
 
 
 def colour_table(colormap: str) -> Tensor:
-    """(256, 3) uint8 RGB, low to high."""
+    """Return a colour map as (256, 3) uint8 RGB, low to high."""
     ramp = np.arange(256, dtype=np.uint8).reshape(256, 1)
     if colormap == GREY:
         return torch.from_numpy(np.repeat(ramp, 3, axis=1))
@@ -66,16 +66,16 @@ def _inks_on(device: torch.device) -> Tensor:
 
 
 def colour(maps: Tensor, colormap: str = "jet") -> Tensor:
-    """Maps (..., H, W) in [0, 1] → (..., H, W, 3) uint8 RGB on their device; `colormap`: one of COLORMAPS, or GREY."""
+    """Colour maps (..., H, W) in [0, 1] as (..., H, W, 3) uint8 RGB. `colormap`: one of COLORMAPS, or GREY."""
     table = _table_on(maps.device, colormap)
-    # Maps may be drawn before they are known to be finite, and an index outside of the table would end a CUDA process.
+    # Maps may not be known to be finite yet, and an index outside the table would end a CUDA process.
     return table[(maps * 255).nan_to_num(0).round().long().clamp(0, 255)]
 
 
 def overlay(images: Tensor, maps: Tensor, empty: Tensor, colormap: str = "jet") -> Tensor:
-    """Maps (B, H, W) in [0, 1] blended over images (B, 3, H, W) uint8 RGB → (B, H, W, 3) uint8 RGB, on one device.
+    """Blend maps (B, H, W) in [0, 1] over images (B, 3, H, W) uint8 RGB; returns (B, H, W, 3) uint8 RGB.
 
-    `empty`: (B,) bool; the image of an empty map stays as it is, since a colour would claim a value.
+    `empty`: (B,) bool. The image under an empty map stays unchanged, because any colour would claim a value.
     """
     plain = images.permute(0, 2, 3, 1)
     blended = torch.lerp(plain.float(), colour(maps, colormap).float(), OPACITY).round().to(torch.uint8)
@@ -83,7 +83,7 @@ def overlay(images: Tensor, maps: Tensor, empty: Tensor, colormap: str = "jet") 
 
 
 def unseen_in_grey(images: Tensor, seen: tuple[int, int]) -> Tensor:
-    """(B, H, W, 3) uint8 RGB with grey outside of `seen` (h, w), where the network has seen nothing of the image."""
+    """Grey out images (B, H, W, 3) uint8 RGB outside `seen` (h, w), which the network does not read."""
     if tuple(images.shape[1:3]) == seen:
         return images
     marked = torch.full_like(images, UNSEEN)
@@ -92,7 +92,10 @@ def unseen_in_grey(images: Tensor, seen: tuple[int, int]) -> Tensor:
 
 
 def signed_overlay(images: Tensor, signed: Tensor) -> Tensor:
-    """As `overlay`, for maps (B, H, W) in [-1, 1]: red above zero, blue below, the image itself at zero."""
+    """Blend signed maps (B, H, W) in [-1, 1] over images (B, 3, H, W) uint8 RGB; returns (B, H, W, 3) uint8 RGB.
+
+    Positive values are red, negative ones blue; at zero the image stays unchanged.
+    """
     plain = images.permute(0, 2, 3, 1).float()
     above, below = _inks_on(images.device)
     ink = torch.where((signed > 0).unsqueeze(-1), above, below)
@@ -100,7 +103,7 @@ def signed_overlay(images: Tensor, signed: Tensor) -> Tensor:
 
 
 def encode(image: np.ndarray, image_format: str = "png") -> bytes:
-    """(H, W, 3) uint8 RGB → the bytes of an image file."""
+    """Encode an image, (H, W, 3) uint8 RGB, as a file's bytes."""
     done, data = cv2.imencode(f".{image_format}", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), ENCODER_FLAGS[image_format])
     if not done:
         raise OSError(f"OpenCV could not encode an image of shape {image.shape} as {image_format}")
@@ -109,7 +112,7 @@ def encode(image: np.ndarray, image_format: str = "png") -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """Where a panel lies in a comparison of `of_width` × `of_height` pixels."""
+    """A panel's place in a comparison of `of_width` × `of_height` pixels."""
 
     left: Count
     top: Count
@@ -120,9 +123,9 @@ class Box:
 
 
 def original_box(size: tuple[int, int], panels: int, warned: bool) -> Box:
-    """The place of the first panel, the original of `size` (height, width), by which it is read out of a comparison.
+    """Return the place of the original, of `size` (height, width), in a comparison.
 
-    Storing the original a second time would make a sample about a fifth larger.
+    The original is read back from there, because a second copy would make a sample a fifth larger.
     """
     height, width = size
     top = TITLE * (2 if warned else 1) + MARGIN
@@ -130,9 +133,9 @@ def original_box(size: tuple[int, int], panels: int, warned: bool) -> Box:
 
 
 def comparison(panels: Panels, title: str, warning: str = "") -> np.ndarray:
-    """Panels of one size side by side, (H', W', 3) uint8 RGB, under `title` and `warning`, a second line in red.
+    """Draw panels of one size side by side under `title` and a red `warning`: (H', W', 3) uint8 RGB.
 
-    Text is shortened where the panels are too narrow for it.
+    Text that is too long for the panels is shortened.
     """
     height, width = panels[0][1].shape[:2]
     box = original_box((height, width), len(panels), bool(warning))
@@ -150,10 +153,10 @@ def comparison(panels: Panels, title: str, warning: str = "") -> np.ndarray:
 # A run repeats the same few captions and titles for thousands of samples.
 @functools.lru_cache(maxsize=512)
 def text_line(text: str, width: int, height: int, size: int, centred: bool = False, ink: Ink = INK) -> np.ndarray:
-    """`text` on white, (height, width, 3) uint8 RGB, read-only; set smaller, then cut with an ellipsis, to fit."""
+    """Draw `text` on white: (height, width, 3) uint8 RGB, read-only. Long text is set smaller, then cut with "…"."""
     from PIL import Image, ImageDraw
 
-    text = text.encode("utf-8", "replace").decode("utf-8")  # file names may hold what no font and no encoder has
+    text = text.encode("utf-8", "replace").decode("utf-8")  # file names may contain lone surrogates
     font = _font(size)
     while font.getlength(text) > width and size > 9:
         size -= 1
@@ -170,7 +173,7 @@ def text_line(text: str, width: int, height: int, size: int, centred: bool = Fal
 
 @functools.cache
 def _font(size: int) -> FreeTypeFont:
-    import matplotlib  # brings DejaVu Sans, so that images look the same on every machine
+    import matplotlib  # its DejaVu Sans makes images look the same on every machine
     from PIL import ImageFont
 
     return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), size)
@@ -178,20 +181,20 @@ def _font(size: int) -> FreeTypeFont:
 
 @dataclass(frozen=True, slots=True)
 class LayerImage:
-    """The finished overlay of one layer for one image."""
+    """One layer's overlay and maps for one image."""
 
     name: str
     overlay: np.ndarray  # (H, W, 3) uint8 RGB
-    raw: np.ndarray  # (h, w) float32, the patch grid, not normalised
+    raw: np.ndarray  # (h, w) float32 on the patch grid, not normalised
     signed: np.ndarray  # (h, w) float32, before ReLU
-    empty: bool  # no patch stands out in `raw`, as the engine decided
-    drawn_empty: bool  # `overlay` is the plain image
-    artefact: bool = False  # `empty` because all of it is what is left of sums that are zero
-    denied: bool = False  # a check calls the map an artefact: `overlay` is grey
-    kind: str = ""  # where several kinds of map are drawn, whose values have nothing to do with each other
+    empty: bool  # no patch stands out in `raw`; the engine decides it
+    drawn_empty: bool  # `overlay` shows only the image
+    artefact: bool = False  # `empty` because its values are only rounding error and LayerNorm's ε
+    denied: bool = False  # the verdict is artefact: `overlay` is grey
+    kind: str = ""  # set if several kinds of map are drawn, whose values cannot be compared
 
 
-ARRAYS, FLAGS = ("overlay", "raw", "signed"), ("empty", "drawn_empty", "artefact")  # the tensors that `_draw` gives
+ARRAYS, FLAGS = ("overlay", "raw", "signed"), ("empty", "drawn_empty", "artefact")  # the tensors that `_draw` returns
 
 
 def layer_images(
@@ -202,17 +205,17 @@ def layer_images(
     denied: Denied = NONE_DENIED,
     kinds: Mapping[str, str] = ONE_KIND,
 ) -> list[list[LayerImage]]:
-    """Overlays of a batch, drawn where the maps are: one list of layers per image.
+    """Draw the overlays of a batch on the maps' device. Return one list of layers per image.
 
-    `images`: (B, 3, H, W) uint8 RGB on the maps' device. `signed` draws the evidence on both sides of zero; then only
-    a map that is zero everywhere, or an artefact, is drawn empty. A `denied` map is drawn in grey, since a colour
-    would claim evidence.
+    `images`: (B, 3, H, W) uint8 RGB on the maps' device. `signed`: draw positive and negative evidence; then only a map
+    that is zero everywhere, or an artefact, is drawn empty. A `denied` map is grey, because a colour would claim
+    evidence.
     """
     return DrawnLayers(images, layers, colormap, signed, denied, kinds).read()
 
 
 class DrawnLayers:
-    """The result of `layer_images`, drawn on the maps' device and on its way from there: all layers at once."""
+    """The pending result of `layer_images`: drawn on the maps' device, and being copied from it."""
 
     def __init__(
         self,
@@ -229,7 +232,7 @@ class DrawnLayers:
         self._coming = FromDevice([tensor for layer in drawn for tensor in layer])
 
     def read(self) -> list[list[LayerImage]]:
-        """Waits for them."""
+        """Wait for the drawings and return them: one list of layers per image."""
         tensors = iter(self._coming.read())
         per_layer = []
         for name, denied in self._denied.items():
@@ -240,7 +243,7 @@ class DrawnLayers:
 
 
 def _draw(images: Tensor, maps: LayerMaps, colormap: str, signed: bool, denied: Sequence[bool]) -> list[Tensor]:
-    """ARRAYS and FLAGS of the whole batch."""
+    """Return the tensors ARRAYS and FLAGS of the whole batch."""
     if signed:
         shares = scaled(maps.signed, maps.canvas)
         shares = torch.where(maps.artefact[:, None, None], torch.zeros_like(shares), shares)
@@ -255,7 +258,7 @@ def _draw(images: Tensor, maps: LayerMaps, colormap: str, signed: bool, denied: 
 
 
 def panels(image: np.ndarray, layers: Sequence[LayerImage]) -> Panels:
-    """The original and every layer's overlay, each with its caption."""
+    """Return the original and every layer's overlay, each with its caption."""
     faint = faint_layers([(layer.name, layer.kind, float(layer.raw.max())) for layer in layers])
     return [("original", image), *((layer.name + _remark(layer, faint), layer.overlay) for layer in layers)]
 
@@ -269,9 +272,9 @@ def _remark(layer: LayerImage, faint: Sequence[str]) -> str:
 
 
 def faint_layers(maxima: Sequence[tuple[str, str, float]]) -> list[str]:
-    """Layers whose raw map is a thousand times weaker than another's of its kind, and looks as strong.
+    """Name the layers whose raw map is a thousand times weaker than another's of the same kind.
 
-    `maxima`: name, kind of map, maximum.
+    After normalisation they would look equally strong. `maxima`: name, kind of map, maximum.
     """
     most: dict[str, float] = {}
     for _, kind, value in maxima:
@@ -280,13 +283,13 @@ def faint_layers(maxima: Sequence[tuple[str, str, float]]) -> list[str]:
 
 
 class PastedCrop(NamedTuple):
-    """A photograph (H, W, 3) uint8 RGB, and the matrix (2, 3) that takes its pixels to those of the explained crop."""
+    """A photograph, (H, W, 3) uint8 RGB, and the matrix (2, 3) from its pixels to those of the explained crop."""
 
     photo: np.ndarray
     matrix: np.ndarray
 
     def over(self, overlay: np.ndarray) -> np.ndarray:
-        """The photograph, at most LONGEST pixels a side, with the crop's overlay in its place, and its outline."""
+        """Paste the crop's overlay and outline into the photograph, scaled to at most LONGEST pixels a side."""
         photo, matrix = self.photo, self.matrix
         scale = min(1.0, LONGEST / max(photo.shape[:2]))
         if scale < 1:
@@ -296,7 +299,7 @@ class PastedCrop(NamedTuple):
 
 
 def paste(photo: np.ndarray, overlay: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """`overlay` (h, w, 3) drawn into `photo` (H, W, 3), both uint8 RGB, at the place that `matrix` takes to it."""
+    """Paste `overlay` (h, w, 3) into `photo` (H, W, 3), both uint8 RGB. `matrix` (2, 3) maps photo to overlay."""
     size = photo.shape[1::-1]
     back = cv2.warpAffine(overlay, matrix, size, flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
     inside = np.ones(overlay.shape[:2], dtype=np.uint8)
@@ -309,14 +312,14 @@ def paste(photo: np.ndarray, overlay: np.ndarray, matrix: np.ndarray) -> np.ndar
     return photo
 
 
-def denormalised(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Normalised images (B, 3, H, W), of that mean and std per channel → uint8 RGB, same device."""
+def denormalise(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Undo the normalisation of images (B, 3, H, W) by mean and std per channel; returns uint8 RGB."""
     centre, spread = (image.new_tensor(values, dtype=torch.float32).view(3, 1, 1) for values in (mean, std))
     return ((image.float() * spread + centre) * 255).round().clamp(0, 255).to(torch.uint8)
 
 
-def stretched(image: Tensor) -> Tensor:
-    """Images (B, 3, H, W) of unknown normalisation → uint8 RGB, each over its own range; colours may be off."""
+def stretch_range(image: Tensor) -> Tensor:
+    """Scale images (B, 3, H, W) of unknown normalisation to uint8 RGB by their own range; colours may be off."""
     flat = image.float().flatten(1)
     low, high = flat.amin(dim=1).view(-1, 1, 1, 1), flat.amax(dim=1).view(-1, 1, 1, 1)
     return ((image.float() - low) / (high - low).clamp_min(1e-12) * 255).round().to(torch.uint8)

@@ -1,1 +1,1 @@
-"""Photographs, faces, videos and single images."""
+"""Single images and videos: faces are found, cropped, explained and drawn."""

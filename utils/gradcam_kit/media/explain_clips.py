@@ -1,4 +1,4 @@
-"""A video explained by a detector of clips: which frames its decision came from, as a video, strips and scores."""
+"""Explaining a video with a detector of clips: an overlay video, strips of frames, and scores."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from ..drawing.overlays import comparison, panels
 from ..model.detector import LoadedDetector
 from ..run.explainer import explain_images
 from ..store.sample import Sample
-from ..store.sample_folder import Drawn, write_sample
+from ..store.sample_folder import RenderedSample, write_sample
 from .faces import NoFaceError
 from .tracks import FrameViews
 from .video_files import UnreadableVideo, VideoReader, video_writer
 
-FRAMES = 32  # of a video, where the config does not say how many: what the hosts' preprocessing keeps
+FRAMES = 32  # per video, if the config does not set frame_num: the number that hosts' preprocessing keeps
 INK = (20, 20, 20)
 
 
 class SeenFrame(NamedTuple):
-    """A frame of the video as the detector sees it: one person's crop, or all of it."""
+    """A frame of the video as the detector sees it: one person's crop, or the whole frame."""
 
     number: int
     seconds: float
@@ -39,7 +39,7 @@ class SeenFrame(NamedTuple):
 
 
 class ExplainedClip(NamedTuple):
-    """Some frames of one person, explained together."""
+    """An explained clip of one person."""
 
     track: int
     frames: list[SeenFrame]
@@ -48,7 +48,7 @@ class ExplainedClip(NamedTuple):
 
 
 class ClipVideo(NamedTuple):
-    """What came out for a video."""
+    """The result for a video."""
 
     clips: list[ExplainedClip]
     frames: int  # in the file
@@ -56,11 +56,11 @@ class ClipVideo(NamedTuple):
 
     @property
     def prob_fake(self) -> float:
-        """Mean of the clips'."""
+        """The mean P(fake) of the clips."""
         return float(np.mean([clip.sample.prob_fake for clip in self.clips]))
 
     def line(self) -> str:
-        """For the terminal."""
+        """Return one line for the terminal."""
         numbers = self.clips[int(np.argmax([clip.sample.prob_fake for clip in self.clips]))]
         hot = int(numbers.layers[0].time.argmax())
         count = len(self.clips)
@@ -72,18 +72,18 @@ class ClipVideo(NamedTuple):
 
 
 def explain_clips_of(detector: LoadedDetector, file: Path, folder: Path, views: FrameViews) -> ClipVideo:
-    """Write `overlay.mp4`, `scores.csv`, `video.json` and a folder for each clip into `folder`, which appears whole.
+    """Write `overlay.mp4`, `scores.csv`, `video.json` and a folder per clip into `folder`, which appears complete.
 
-    As the hosts' preprocessing does it, the frames of the config's `frame_num` (32) are spread evenly over each
-    person's part of the video, and clips are cut of them as of a dataset's.
+    As in the hosts' preprocessing, `frame_num` (32) frames are spread evenly over each person's part of the video.
+    Clips are cut from them as from a dataset's.
 
-    Raises UnreadableVideo where nothing can be decoded, NoFaceError where nobody is found, InputError where nobody is
-    seen in as many frames as a clip has.
+    Raises UnreadableVideo if nothing can be decoded, NoFaceError if nobody is found, InputError if nobody is seen in
+    enough frames for a clip.
     """
     reader = VideoReader(file)
     if folder.is_symlink() or (folder.exists() and not (folder / "video.json").is_file()):
-        raise InputError(f"{folder}: is there and is no folder of a video: move it, or give another output folder")
-    seen, count = _seen(reader, views)
+        raise InputError(f"{folder}: exists and is not a video's output folder: move it, or give another output folder")
+    seen, count = _frames_by_person(reader, views)
     if not count:
         raise UnreadableVideo("; ".join(["no frame of the video can be decoded", *reader.faults]))
     if not seen:
@@ -97,12 +97,12 @@ def explain_clips_of(detector: LoadedDetector, file: Path, folder: Path, views: 
     ]
     if not cut:
         longest = max(map(len, seen.values()))
-        raise InputError(f"{file}: one person is seen in {longest} frames, and a clip has {size}: give a longer video")
+        raise InputError(f"{file}: one person is seen in {longest} frames, but a clip has {size}: give a longer video")
     partial = folder.with_name(f".{folder.name}.partial")
     new_folder(partial)
-    clips = [_explained(detector, file, i, *one) for i, one in enumerate(cut)]
+    clips = [_explain(detector, file, i, *one) for i, one in enumerate(cut)]
     for clip in clips:
-        drawn = Drawn(clip.sample, mosaic_of(_pixels(clip.frames)), clip.layers)
+        drawn = RenderedSample(clip.sample, mosaic_of(_pixels(clip.frames)), clip.layers)
         write_sample(partial / f"clip{clip.sample.index}", drawn, save_raw=True)
     result = ClipVideo(clips, count, [*reader.faults, *filter(None, [views.remark])])
     _write_video(partial / "overlay.mp4", reader, clips)
@@ -111,8 +111,8 @@ def explain_clips_of(detector: LoadedDetector, file: Path, folder: Path, views: 
     return result
 
 
-def _seen(reader: VideoReader, views: FrameViews) -> tuple[dict[int, list[SeenFrame]], int]:
-    """The frames of each person, and how many the file has."""
+def _frames_by_person(reader: VideoReader, views: FrameViews) -> tuple[dict[int, list[SeenFrame]], int]:
+    """Return the frames of each person, and the number of frames in the file."""
     seen: dict[int, list[SeenFrame]] = {}
     count = 0
     for frame in reader:
@@ -123,7 +123,7 @@ def _seen(reader: VideoReader, views: FrameViews) -> tuple[dict[int, list[SeenFr
 
 
 def _spread(frames: list[SeenFrame], detector: LoadedDetector) -> list[SeenFrame]:
-    """As many as the config takes of a video, evenly from the first to the last."""
+    """Select as many frames as the config takes per video, spread evenly from the first to the last."""
     wanted = detector.settings.config.get("frame_num")
     wanted = wanted.get("test") if isinstance(wanted, dict) else wanted
     count = min(len(frames), max(wanted or FRAMES, detector.settings.clip_size or 1))
@@ -131,11 +131,11 @@ def _spread(frames: list[SeenFrame], detector: LoadedDetector) -> list[SeenFrame
 
 
 def _pixels(frames: Sequence[SeenFrame]) -> torch.Tensor:
-    """(T, 3, R, R) uint8."""
+    """Stack the frames as (T, 3, R, R) uint8."""
     return torch.from_numpy(np.stack([frame.image for frame in frames])).permute(0, 3, 1, 2).contiguous()
 
 
-def _explained(detector: LoadedDetector, file: Path, index: int, track: int, frames: list[SeenFrame]) -> ExplainedClip:
+def _explain(detector: LoadedDetector, file: Path, index: int, track: int, frames: list[SeenFrame]) -> ExplainedClip:
     explanation, drawn, _ = explain_images(detector, _pixels(frames).unsqueeze(0))
     frame = Frame(str(file), "single videos", "unknown", file.stem, UNKNOWN, index)
     sample = Sample.of(frame, explanation, 0, drawn[0], detector.settings)
@@ -144,7 +144,7 @@ def _explained(detector: LoadedDetector, file: Path, index: int, track: int, fra
 
 
 def _write_video(path: Path, reader: VideoReader, clips: Sequence[ExplainedClip]) -> None:
-    """Every frame of every clip at its time, with its overlays, over the clip's curve of time."""
+    """Write every frame of every clip at its time: its overlays above the clip's curve of time."""
     shown = [(frame.seconds, clip, place) for clip in clips for place, frame in enumerate(clip.frames)]
     with video_writer(path, reader.rate) as write:
         for seconds, clip, place in sorted(shown, key=lambda one: (one[1].track, one[0])):
@@ -185,7 +185,7 @@ def _write_scores(folder: Path, file: Path, video: ClipVideo) -> None:
 
 
 def _rows(video: ClipVideo) -> Iterator[tuple[object, ...]]:
-    """A row for each frame of each clip; `time` of the first layer."""
+    """Yield a row per frame of each clip; `time` is the first layer's."""
     for clip in video.clips:
         for frame, value in zip(clip.frames, clip.layers[0].time, strict=True):
             score = f"{clip.sample.prob_fake:.9g}"

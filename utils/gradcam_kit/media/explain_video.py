@@ -1,4 +1,4 @@
-"""A video explained frame by frame: overlay video, scores, consistency of the maps; each person on their own."""
+"""Explaining a video frame by frame, separately for each person: overlay video, scores, consistency of the maps."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 import torch
 
-from ..base.decision import predicted
+from ..base.decision import predicted_class
 from ..base.errors import InputError
 from ..base.files import new_folder, take_place, write_json, write_table
 from ..drawing.overlays import Ink, LayerImage, Panels, comparison, panels, paste, text_line
@@ -27,14 +27,14 @@ from .video_files import UnreadableVideo, VideoFrame, VideoReader, video_writer
 
 BATCH = 16  # faces explained at a time
 CURVE = 112  # height of the score curve in pixels
-PLOT = (36, 12, 10, 12)  # pixels left, right, above and below its axes
+PLOT = (36, 12, 10, 12)  # margins of its axes in pixels: left, right, top, bottom
 FAKE_INK, REAL_INK = (178, 24, 43), (33, 102, 172)
-OTHER_INKS = ((230, 145, 0), (0, 135, 90), (120, 70, 170), (90, 90, 90))  # of the second person, and so on
+OTHER_INKS = ((230, 145, 0), (0, 135, 90), (120, 70, 170), (90, 90, 90))  # for the second person and further ones
 PHOTOGRAPH = 360  # height of a whole frame in the video
 
 
 class ExplainedFace(NamedTuple):
-    """A face of one frame, as the detector saw it. `track`: the person's number, 0 for a whole frame."""
+    """An explained face in one frame. `track`: the person's number, 0 for a whole frame."""
 
     track: int
     view: View
@@ -44,22 +44,22 @@ class ExplainedFace(NamedTuple):
 
 @dataclass
 class Track:
-    """One person in a video: their frames' numbers and scores, and how steady their maps are."""
+    """One person in a video: numbers and scores of their frames, and the consistency of their maps."""
 
     frames: list[int] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)
     steadiness: TemporalConsistency = field(default_factory=TemporalConsistency)
 
     def add(self, frame: int, face: ExplainedFace) -> None:
-        """The person's face in the next frame that shows it."""
+        """Add the person's face in the next frame that shows it."""
         if self.frames and frame > self.frames[-1] + 1:
-            self.steadiness.add({})  # frames between which it was gone are no neighbours
+            self.steadiness.add({})  # frames with a gap between them are not neighbours
         self.frames.append(frame)
         self.scores.append(face.prob_fake)
         self.steadiness.add({layer.name: layer.raw for layer in face.layers if not layer.empty})
 
     def summary(self, number: int, names: Sequence[str]) -> TrackSummary:
-        """Its layers are in the order of `names`."""
+        """Summarise the track; layers are in the order of `names`."""
         steady = self.steadiness.consistency()
         steady = {name: steady[name] for name in names if name in steady}
         frames = self.frames
@@ -67,7 +67,7 @@ class Track:
 
 
 class TrackSummary(NamedTuple):
-    """One person's mean score, and by layer the mean correlation of neighbouring frames' maps."""
+    """One person's mean P(fake), and per layer the mean correlation between maps of neighbouring frames."""
 
     track: int
     first_frame: int
@@ -84,7 +84,7 @@ class TrackSummary(NamedTuple):
 
 
 class VideoSummary(NamedTuple):
-    """Result for one video: one score for each person in it, never one for several."""
+    """The result for a video, with a separate score for each person."""
 
     frames: int
     faceless: int
@@ -100,7 +100,7 @@ class VideoSummary(NamedTuple):
         )
 
     def to_json(self) -> dict[str, Any]:
-        """The entries of `video.json`; `prob_fake` and `consistency` hold null where there are several people."""
+        """Return the entries of `video.json`; with several people, `prob_fake` and `consistency` hold null."""
         tracks = []
         for one in self.tracks:
             steady = {layer: value if math.isfinite(value) else None for layer, value in one.consistency.items()}
@@ -115,14 +115,14 @@ class VideoSummary(NamedTuple):
 
 
 def explain_video(detector: LoadedDetector, file: Path, folder: Path, views: FrameViews) -> VideoSummary:
-    """Write `overlay.mp4`, `scores.csv` and `video.json` into `folder`.
+    """Write `overlay.mp4`, `scores.csv` and `video.json` into `folder`, which appears complete.
 
-    The folder appears whole, and replaces one of a video as it was written; InputError where it is anything else.
-    Raises UnreadableVideo where nothing can be decoded, NoFaceError where `views` finds nobody in any frame.
+    Raises UnreadableVideo if nothing can be decoded, NoFaceError if no frame shows a face, and InputError if `folder`
+    exists and is not a video's output folder.
     """
     reader = VideoReader(file)
     if folder.is_symlink() or (folder.exists() and not (folder / "video.json").is_file()):
-        raise InputError(f"{folder}: is there and is no folder of a video: move it, or give another output folder")
+        raise InputError(f"{folder}: exists and is not a video's output folder: move it, or give another output folder")
     final, folder = folder, folder.with_name(f".{folder.name}.partial")
     new_folder(folder)
     frames: list[VideoFrame] = []
@@ -142,7 +142,7 @@ def explain_video(detector: LoadedDetector, file: Path, folder: Path, views: Fra
         raise NoFaceError(f"dlib finds no face in any of its {len(frames)} frames")
     remarks = [*reader.faults, *filter(None, [reader.remark, views.remark])]
     if views.several and views.photographs.mode != "all":
-        remarks.append("several faces in a frame: one person is followed; --face_crop all explains each")
+        remarks.append("several faces in a frame; only one person is followed; --face_crop all explains each")
     summary = _summary(frames, tracks, names, remarks)
     write_scores(folder / "scores.csv", frames, tracks)
     write_json(folder / "video.json", {"path": str(file), **summary.to_json()})
@@ -154,10 +154,10 @@ def _summary(
     frames: Sequence[VideoFrame], tracks: Mapping[int, Track], names: Sequence[str], remarks: Sequence[str]
 ) -> VideoSummary:
     faceless = len(frames) - len({number for track in tracks.values() for number in track.frames})
-    # One person's frames follow another's where one is followed at a time.
+    # If one person is followed at a time, the next track starts after the last one ends.
     ordered = sorted(tracks.values(), key=lambda track: track.frames[0])
     starts = [after.frames[0] for before, after in pairwise(ordered) if after.frames[0] > before.frames[-1]]
-    remarks = [*remarks, *(f"another face from frame {start} on: scored on its own" for start in starts)]
+    remarks = [*remarks, *(f"a different face from frame {start}; scored separately" for start in starts)]
     if faceless:
         remarks.append(f"no face in {faceless} of {len(frames)} frames, which have no map")
     sizes: dict[tuple[int, ...], int] = {}
@@ -165,7 +165,7 @@ def _summary(
         sizes.setdefault(frame.image.shape[:2], frame.number)
     if len(sizes) > 1:
         changes = [f"{width}x{height} from frame {number}" for (height, width), number in sizes.items()]
-        remarks.append(f"the image's size changes: {', '.join(changes)}; each frame was resized on its own")
+        remarks.append(f"the image's size changes: {', '.join(changes)}; each frame was resized separately")
     found = [one.summary(number, names) for number, one in sorted(tracks.items())]
     return VideoSummary(len(frames), faceless, found, remarks)
 
@@ -173,7 +173,7 @@ def _summary(
 def explained_frames(
     detector: LoadedDetector, frames: VideoReader, views: FrameViews
 ) -> Iterator[tuple[VideoFrame, list[ExplainedFace]]]:
-    """Frames in order, each with its followed faces; these are explained BATCH at a time."""
+    """Yield the frames in order, each with its explained faces. Faces are explained BATCH at a time."""
     source = iter(frames)
     while batch := list(islice(source, BATCH)):
         seen = [views.add(frame.image) for frame in batch]
@@ -183,7 +183,7 @@ def explained_frames(
 
 
 def _explain(detector: LoadedDetector, images: Sequence[np.ndarray]) -> Iterator[tuple[float, list[LayerImage]]]:
-    """Probability of fake and drawn layers per image."""
+    """Yield P(fake) and the drawn layers of each image, (R, R, 3) uint8 RGB."""
     for start in range(0, len(images), BATCH):
         pixels = torch.from_numpy(np.stack(images[start : start + BATCH])).permute(0, 3, 1, 2).contiguous()
         explanation, drawn, _ = explain_images(detector, pixels)
@@ -191,7 +191,7 @@ def _explain(detector: LoadedDetector, images: Sequence[np.ndarray]) -> Iterator
 
 
 def write_scores(path: Path, frames: Sequence[VideoFrame], tracks: Mapping[int, Track]) -> None:
-    """`scores.csv`: frame, seconds, prob_fake (nothing where no face was found), face: a row for each face."""
+    """Write `scores.csv`: frame, seconds, prob_fake (empty without a face), face; one row per face."""
     scores: dict[int, list[tuple[int, float]]] = {}
     for number, track in sorted(tracks.items()):
         for frame, score in zip(track.frames, track.scores, strict=True):
@@ -207,7 +207,7 @@ def write_scores(path: Path, frames: Sequence[VideoFrame], tracks: Mapping[int, 
 def drawn_frame(
     frame: VideoFrame, faces: Sequence[ExplainedFace], curve: ScoreCurve, names: Sequence[str], follows: bool
 ) -> np.ndarray:
-    """The whole frame with the overlays of all faces that are followed, or a face crop's; below them the scores."""
+    """Draw the whole frame with the overlays of all followed faces, or a face crop's, above the score curve."""
     scores = {face.track: face.prob_fake for face in faces}
     shown = _photographs(frame, faces, names) if follows else panels(faces[0].view.image, faces[0].layers)
     table = comparison(shown, _title(frame, scores))
@@ -215,7 +215,7 @@ def drawn_frame(
 
 
 def _photographs(frame: VideoFrame, faces: Sequence[ExplainedFace], names: Sequence[str]) -> Panels:
-    """The whole frame, and again with each layer's overlays of all faces in their places."""
+    """Draw the whole frame, and for each layer the frame with all faces' overlays pasted in."""
     scale = PHOTOGRAPH / frame.image.shape[0]
     small = cv2.resize(frame.image, (round(frame.image.shape[1] * scale), PHOTOGRAPH), interpolation=cv2.INTER_AREA)
     drawn = [("original", _framed(small.copy(), faces, scale))]
@@ -229,7 +229,7 @@ def _photographs(frame: VideoFrame, faces: Sequence[ExplainedFace], names: Seque
 
 
 def _framed(photo: np.ndarray, faces: Sequence[ExplainedFace], scale: float) -> np.ndarray:
-    """A box around each face in the colour of its curve, with its number."""
+    """Draw a box around each face, with its number, in the colour of its curve."""
     for face in faces:
         if face.view.face is None:
             continue
@@ -248,23 +248,23 @@ def _title(frame: VideoFrame, scores: Mapping[int, float]) -> str:
 
 
 def ink_of(track: int, score: float) -> Ink:
-    """Of a person's curve: the first is red where it is called fake and blue where not, others have a colour each."""
+    """Return the colour of a person's curve. The first person's is red if predicted fake, else blue."""
     if track <= 1:
-        return FAKE_INK if predicted(score) else REAL_INK
+        return FAKE_INK if predicted_class(score) else REAL_INK
     return OTHER_INKS[(track - 2) % len(OTHER_INKS)]
 
 
 class ScoreCurve:
-    """Fake probability over the frames so far, a line for each person; a gap where a face is not there."""
+    """A curve of P(fake) over the frames so far, one line per person, with gaps where the face is missing."""
 
     def __init__(self, length: int) -> None:
-        self._length = length  # frames that are expected, for the scale
+        self._length = length  # expected number of frames, for the scale
         self._frames = 0
         self._before: dict[int, tuple[int, int]] = {}
         self._canvas: np.ndarray | None = None
 
     def add(self, scores: Mapping[int, float], width: int) -> np.ndarray:
-        """The next frame's scores by track; returns the curve (CURVE, width, 3) uint8 RGB with a dot at each."""
+        """Add the next frame's scores by track. Return the curve, (CURVE, width, 3) uint8 RGB, with a dot at each."""
         if self._canvas is None:
             self._canvas = _axes(width)
         left, right, top, bottom = PLOT[0], width - PLOT[1], PLOT[2], CURVE - PLOT[3]

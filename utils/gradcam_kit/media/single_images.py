@@ -1,4 +1,4 @@
-"""Images and videos that belong to no dataset: found, cropped to their faces, explained and written."""
+"""Single images and videos, without a dataset: faces are cropped, explained and written."""
 
 from __future__ import annotations
 
@@ -26,36 +26,36 @@ from ..explaining.bank import Bank
 from ..explaining.checking import MapChecker
 from ..explaining.real_tokens import tried, with_bank
 from ..judge.choosing import choose_map, in_batches, trial_images
-from ..judge.verdict import FEWEST_IMAGES, judgements, printed
+from ..judge.verdict import FEWEST_IMAGES, choice_lines, judgements
 from ..model.detector import LoadedDetector
 from ..run.explainer import explain_images
 from ..store.sample import Sample
-from ..store.sample_folder import Drawn, write_sample
+from ..store.sample_folder import RenderedSample, write_sample
 from .explain_clips import ClipVideo, explain_clips_of
 from .explain_video import VideoSummary, explain_video
 from .faces import LEAST_CONFIDENCE, NoFaceError, Photographs, View, face_finder, is_installed
 from .tracks import FrameViews
 from .video_files import VIDEO_SUFFIXES, UnreadableVideo
 
-OWN_BANK = "real_*.webp"  # beside the weights of a detector that brings real images of its own
-MAX_NAME_BYTES = 200  # of a folder named after an image; file systems take 255, and a little is added
-BATCH, POOL = 16, 8  # images at a time, and looked through for each that the trial wants
+OWN_BANK = "real_*.webp"  # real images next to a detector's weights
+MAX_NAME_BYTES = 200  # of a folder named after an image; file systems allow 255, and a suffix may follow
+BATCH, POOL = 16, 8  # images per batch, and images searched for each one that the trial needs
 
 
 @dataclass
 class SingleImages:
-    """Explains files one by one, and counts their verdicts and failures."""
+    """Explains files one by one, and counts verdicts and failures."""
 
     detector: LoadedDetector
     photographs: Photographs
-    checker: MapChecker | None  # None where maps are not checked
+    checker: MapChecker | None  # None: maps are not checked
     image_format: str = "png"
     save_raw: bool = False
-    words: Counter[str] = field(default_factory=Counter)  # of the maps' checks
+    words: Counter[str] = field(default_factory=Counter)  # verdict → number of maps
     left_out: int = 0
 
     def explain(self, files: Sequence[Path], output: Path) -> None:
-        """Write heatmaps of every file below `output`. Raises RunError at the end where files had to be left out."""
+        """Write heatmaps of every file below `output`. Raises RunError at the end if files were skipped."""
         for index, (file, folder) in enumerate(zip(files, output_folders(files, output), strict=True)):
             try:
                 if is_video(file):
@@ -63,13 +63,13 @@ class SingleImages:
                 else:
                     self._image(file, folder, index)
             except (UnreadableImage, UnreadableVideo, NoFaceError) as error:
-                print(printable(f"{file}: left out: {error}"), file=sys.stderr)
+                print(printable(f"{file}: skipped: {error}"), file=sys.stderr)
                 self.left_out += 1
         if self.words:
             counts = ", ".join(f"{count} {word}" for word, count in self.words.most_common())
-            print(f"of {sum(self.words.values())} maps {counts}: sample<i>.json says which", file=sys.stderr)
+            print(f"map check: {counts} (of {sum(self.words.values())}; see sample<i>.json)", file=sys.stderr)
         if self.left_out:
-            raise RunError(f"{self.left_out} of {len(files)} files were left out, see above")
+            raise RunError(f"{self.left_out} of {len(files)} files were skipped, see above")
 
     def _image(self, file: Path, folder: Path, index: int) -> None:
         photo = decode_image(read_file(str(file)), None)
@@ -77,13 +77,13 @@ class SingleImages:
         if remark:
             print(printable(f"{file}: {remark}"), file=sys.stderr)
         for number, view in enumerate(views, start=1):
-            drawn, name, place = self._drawn(view, photo, file, index), f"{file}", folder
+            drawn, name, place = self._render(view, photo, file, index), f"{file}", folder
             if self.photographs.mode == "all":
                 name, place = f"{file}, face {number} of {len(views)}{_sure(view)}", folder / f"face{number}"
             place.parent.mkdir(parents=True, exist_ok=True)
             check_room(place)
             made = place.with_name(f".{place.name}.made.partial")
-            new_folder(made)  # of what a kill may have left
+            new_folder(made)  # a kill may have left one
             write_sample(made, drawn, self.image_format, self.save_raw)
             take_place(made, place)
             self.words.update(layer.check.word for layer in drawn.sample.layers if layer.check)
@@ -91,8 +91,8 @@ class SingleImages:
             for layer in drawn.sample.faint_layers:
                 print(printable(f"{name}: {layer} is faint: a thousand times weaker than another layer"))
 
-    def _drawn(self, view: View, photo: np.ndarray, file: Path, index: int) -> Drawn:
-        """One view explained, checked where there is a checker, and drawn."""
+    def _render(self, view: View, photo: np.ndarray, file: Path, index: int) -> RenderedSample:
+        """Explain one view, check it if there is a checker, and draw it."""
         pixels = to_pixels(view.image)
         explanation, drawn, found = explain_images(self.detector, pixels, self.checker, [index])
         checks = {layer: of_image for layer, (of_image,) in found.items()}
@@ -100,7 +100,7 @@ class SingleImages:
         choice = self.detector.model.gradcam_choice
         sample = Sample.of(frame, explanation, 0, drawn[0], self.detector.settings, choice, checks)
         pasted = None if view.matrix is None else PastedCrop(photo, view.matrix)
-        return Drawn(sample, view.image, drawn[0], pasted)
+        return RenderedSample(sample, view.image, drawn[0], pasted)
 
     def _video(self, file: Path, folder: Path) -> None:
         views = FrameViews(self.photographs)
@@ -114,7 +114,7 @@ class SingleImages:
             print(printable(f"{file}: {remark}"), file=sys.stderr)
 
     def choose_map(self, files: Sequence[Path], images: int) -> None:
-        """Choose the map on the first `images` of `files`, each as a video, that are called fake; prints it."""
+        """Choose the map on the first `images` of `files` that the detector calls fake, and print the choice."""
         if len(files) < FEWEST_IMAGES:
             return
         model, target = self.detector.model, self.detector.gradcam.target
@@ -122,85 +122,86 @@ class SingleImages:
         batches = ({"image": batch} for batch in self._batches(files[: POOL * images], self.photographs))
         try:
             given = trial_images(margins, batches, images, target if target in ("margin", "real") else "fake")
-        except InputError:  # none of them can be read; the reason is printed where each is explained
+        except InputError:  # no file can be read; `explain` prints the reasons
             return
         subject = with_bank(self.detector.as_subject(), given)
         model.gradcam_bank = subject.bank
         choice = choose_map(tried(subject, in_batches(BATCH)), given, subject.candidates(), model.gradcam_named())
         model.set_gradcam_choice(choice)
-        print("\n".join([*printed(choice), *judgements(choice)]), file=sys.stderr)  # stdout has one line per image
+        print("\n".join([*choice_lines(choice), *judgements(choice)]), file=sys.stderr)  # stdout has one line per image
 
     def use_bank(self, folder: Path | None) -> None:
-        """Compare patches with those of the images in `folder` that the detector calls real; None: its own, if any.
+        """Compare patches with those of the images in `folder` that the detector calls real.
 
-        The embedded detector has some beside its weights. Raises InputError for a folder without such images.
+        `folder` None: the images next to its weights, if any, as for the embedded detector. Raises InputError for a
+        folder without such images.
         """
         weights = self.detector.settings.weights_path
         if folder is None and (weights is None or not any(weights.parent.glob(OWN_BANK))):
             return
-        # Its own are face crops, in which no face need be found.
+        # Its own images are face crops.
         how = replace(self.photographs, mode="off", find=None) if folder is None else self.photographs
         folder = folder or Path(weights or "").parent
         files = [file for file in find_images(str(folder), "--bank") if not is_video(file)]
         batches = list(self._batches(files, how))
         if not batches:
-            raise InputError(f"--bank {folder}: none of its {len(files)} files is an image that can be read")
+            raise InputError(f"--bank {folder}: none of its {len(files)} files is a readable image")
         self.detector.model.gradcam_bank = Bank.of(self.detector, batches)
 
     def _batches(self, files: Sequence[Path], how: Photographs) -> Iterator[torch.Tensor]:
-        """The first view of each file that can be read, BATCH at a time, as the detector takes them."""
+        """Yield the first view of each readable file as normalised images (B, 3, R, R), BATCH at a time."""
         for start in range(0, len(files), BATCH):
             found = []
             for file in files[start : start + BATCH]:
-                with suppress(UnreadableImage, NoFaceError):  # the reason is printed where the file is explained
+                with suppress(UnreadableImage, NoFaceError):  # `explain` prints the reason
                     views, _ = how.views(decode_image(read_file(str(file)), None))
                     found.append(to_pixels(views[0].image))
             if found:
-                yield self.detector.normalised(torch.cat(found))
+                yield self.detector.normalise(torch.cat(found))
 
 
 def _sure(view: View) -> str:
-    """How sure dlib is of a face, for people."""
+    """Return dlib's confidence in a face as text, or ""."""
     return "" if view.face is None or view.face.confidence is None else f" (dlib {view.face.confidence:.2f})"
 
 
 def photographs(
     size: int, face_crop: str | None, landmark_model: Path | None, least_confidence: float = LEAST_CONFIDENCE
 ) -> Photographs:
-    """How photographs are cropped; raises InputError where faces are asked for and cannot be found here."""
+    """Return the cropper for photographs. Raises InputError if faces are required and dlib or its model is missing."""
     mode = face_crop or ("largest" if landmark_model else "auto")
     finds = mode in ("largest", "all") or landmark_model or (mode == "auto" and is_installed())
     return Photographs(size, mode, face_finder(landmark_model, least_confidence) if finds else None)
 
 
 def to_pixels(image: np.ndarray) -> torch.Tensor:
-    """(H, W, 3) → (1, 3, H, W), both uint8."""
+    """Convert an image (H, W, 3) to (1, 3, H, W), both uint8."""
     return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).unsqueeze(0)
 
 
 def make_output(folder: Path) -> None:
-    """Raises InputError where nothing can be written there, before anything is explained."""
+    """Create the output folder. Raises InputError if it cannot be created."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"--output {folder}: cannot be made ({one_line(error)}); give another folder") from error
+        raise InputError(f"--output {folder}: cannot be created ({one_line(error)}); give another folder") from error
 
 
 def check_room(place: Path) -> None:
-    """Raises InputError where something else is there than an earlier sample."""
+    """Raise InputError if `place` holds anything but an earlier sample."""
     if place.is_symlink() or (place.exists() and not any(place.glob("sample*.json"))):
-        raise InputError(f"{place}: is there and is no folder of a sample: move it, or give another output folder")
+        raise InputError(f"{place}: exists and is not a sample's folder: move it, or give another output folder")
 
 
 def is_video(file: Path) -> bool:
-    """By its name."""
+    """Tell whether a file is a video, by its suffix."""
     return file.suffix.lower() in VIDEO_SUFFIXES
 
 
 def find_images(pattern: str, flag: str = "--input") -> list[Path]:
-    """The images and videos that a file, folder or pattern names, sorted. Raises InputError where there are none."""
+    """Return the images and videos that a file, folder or pattern names, sorted. Raises InputError if there is none."""
     path = Path(pattern)
-    if os.path.isfile(path):  # noqa: PTH113 (Path's fails for a name of 300 letters)
+    if os.path.isfile(path):  # noqa: PTH113 (Path's method raises for a name of 300 characters)
         return [path]
     if os.path.isdir(path):  # noqa: PTH112
         suffixes = IMAGE_SUFFIXES + VIDEO_SUFFIXES
@@ -209,22 +210,22 @@ def find_images(pattern: str, flag: str = "--input") -> list[Path]:
     else:
         found = [Path(name) for name in glob.glob(pattern, recursive=True) if Path(name).is_file()]  # noqa: PTH207
         special = os.path.exists(path)  # noqa: PTH110
-        kind = "a pipe, socket or device" if special else "no such file, folder, or file that the pattern matches"
+        kind = "a pipe, socket or device" if special else "no such file or folder, and no file matches that pattern"
     if not found:
         raise InputError(f"{flag} {pattern!r}: {kind}")
     return sorted(found, key=lambda file: (in_number_order(str(file.parent)), in_number_order(file.name)))
 
 
 def _is_meant(file: Path) -> bool:
-    """Whether a file of such a name is one: `.ts` is also TypeScript's, and a stream begins with a G, 0x47."""
+    """Tell whether the path is a file, and for `.ts` a stream (which begins with G, 0x47) instead of TypeScript."""
     if not file.is_file() or file.suffix.lower() != ".ts":
         return file.is_file()
     with file.open("rb") as opened:
-        return b"G" in opened.read(5)  # of M2TS after four bytes of time
+        return b"G" in opened.read(5)  # in M2TS, after a time stamp of four bytes
 
 
 def output_folders(files: Sequence[Path], output: Path) -> Iterator[Path]:
-    """One folder per image, by its name; images of one name in several folders get a number."""
+    """Yield one folder per image, named after it; repeated names get a number."""
     taken: set[str] = set()
     last: dict[str, int] = {}
     for file in files:
@@ -232,7 +233,7 @@ def output_folders(files: Sequence[Path], output: Path) -> Iterator[Path]:
         while len(os.fsencode(stem)) > MAX_NAME_BYTES:
             stem = stem[:-1]
         name = stem
-        while name in taken:  # also by an image whose own name ends in such a number
+        while name in taken:  # another image's own name may end in such a number
             last[stem] = last.get(stem, 1) + 1
             name = f"{stem}_{last[stem]}"
         taken.add(name)

@@ -1,4 +1,4 @@
-"""Faces followed from frame to frame, so that no score and no crop mixes two people."""
+"""Tracking of faces from frame to frame, so that no score mixes two people."""
 
 from __future__ import annotations
 
@@ -8,41 +8,41 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from .faces import Face, Photographs, View, aligned, whole
+from .faces import Face, Photographs, View, align, whole
 
-LEAST_OVERLAP = 0.2  # of two boxes, as intersection ÷ union, for one and the same face in two frames
-PATIENCE = 8  # frames for which a face may be missed and is still the same when it comes back
-# Another shot begins where neighbouring frames' thumbnails correlate less, and differ more, in grey levels.
+LEAST_OVERLAP = 0.2  # minimum intersection ÷ union of the same face's boxes in two frames
+PATIENCE = 8  # a face may be missing for so many frames and keep its number
+# A new shot starts if neighbouring thumbnails correlate less than this, and differ by more grey levels.
 SAME_SHOT, SAME_GREY = 0.5, 20
-THUMBNAIL = 32  # pixels a side
-STEADY = 0.5  # share of the newest step in the speed with which a box is expected to go on
+THUMBNAIL = 32  # pixels per side
+STEADY = 0.5  # weight of the newest step in a box's speed
 
 Box = np.ndarray  # (4,) left, top, right, bottom
 
 
 class FacePath(NamedTuple):
-    """Where a face was last seen, in which frame, and how fast it moves (pixels a frame)."""
+    """The last box of a face, its frame, and its speed in pixels per frame."""
 
     box: Box
     frame: int
     speed: Box
 
     def expected(self, frame: int) -> Box:
-        """Where its box should be in that frame."""
+        """Extrapolate the box to `frame`."""
         return self.box + self.speed * (frame - self.frame)
 
 
 class FaceTracks:
-    """Numbers faces so that a person keeps theirs, by the boxes' overlap; nobody is followed over a cut."""
+    """Numbers faces by the overlap of their boxes, so that a person keeps their number until the next cut."""
 
     def __init__(self) -> None:
         self.frame = -1
-        self._shot: np.ndarray | None = None  # a thumbnail of the frame before
+        self._shot: np.ndarray | None = None  # a thumbnail of the previous frame
         self.paths: dict[int, FacePath] = {}
         self._next = 1
 
     def add(self, photo: np.ndarray, faces: Sequence[Face]) -> list[int]:
-        """The next frame and its faces → the number of each, from 1 in the order of their first appearance."""
+        """Add the next frame, (H, W, 3) uint8 RGB, and its faces. Return the number of each face, from 1 on."""
         self.frame += 1
         shot = cv2.resize(cv2.cvtColor(photo, cv2.COLOR_RGB2GRAY), (THUMBNAIL, THUMBNAIL), interpolation=cv2.INTER_AREA)
         if self._shot is not None and is_cut(self._shot, shot):
@@ -67,7 +67,7 @@ class FaceTracks:
 
 
 def is_cut(before: np.ndarray, after: np.ndarray) -> bool:
-    """Whether two thumbnails (h, w) are of different shots; those of one brightness all over tell nothing."""
+    """Tell whether two thumbnails (h, w) are from different shots; False if one has uniform brightness."""
     first, second = before.astype(float), after.astype(float)
     if min(first.std(), second.std()) < 1 or np.abs(first - second).mean() < SAME_GREY:
         return False
@@ -75,7 +75,7 @@ def is_cut(before: np.ndarray, after: np.ndarray) -> bool:
 
 
 def overlap(first: Box, second: Box) -> float:
-    """Intersection ÷ union of two boxes."""
+    """Return intersection ÷ union of two boxes, in [0, 1]."""
     width, height = np.minimum(first[2:], second[2:]) - np.maximum(first[:2], second[:2])
     if width <= 0 or height <= 0:
         return 0.0
@@ -84,7 +84,7 @@ def overlap(first: Box, second: Box) -> float:
 
 
 def _best_pairs(overlaps: np.ndarray) -> dict[int, int]:
-    """(known, found) overlaps → found: known of the largest sum, but for those that hardly overlap."""
+    """Match found boxes to known ones by the largest sum of overlaps (known, found); returns found → known."""
     from scipy.optimize import linear_sum_assignment
 
     rows, columns = linear_sum_assignment(-overlaps)
@@ -92,23 +92,23 @@ def _best_pairs(overlaps: np.ndarray) -> dict[int, int]:
 
 
 class Tracked(NamedTuple):
-    """A face of one frame. `track`: the person's number, 0 for a whole frame."""
+    """A face in one frame. `track`: the person's number, 0 for a whole frame."""
 
     track: int
     view: View
 
 
 class FrameViews:
-    """The frames of one video, in order → what the detector sees of each: always of the same people.
+    """Crops the frames of one video, in order, and follows the same people.
 
-    That is every face (mode "all") or the largest, and the largest then where it is gone for more than PATIENCE frames.
-    In mode "auto" the first frame decides whether the video shows a face crop already.
+    Mode "all" follows every face; other modes the largest, and once it is gone for more than PATIENCE frames, the
+    largest at that time. In mode "auto" the first frame decides whether the video already is a face crop.
     """
 
     def __init__(self, photographs: Photographs) -> None:
         self.photographs = photographs
         self.several = False  # whether a frame had more than one face
-        self.remark = ""  # what the user has to know of whole frames
+        self.remark = ""  # remark about whole frames, or ""
         self._tracks = FaceTracks()
         self._followed = 0
         self._numbers: dict[int, int] = {}  # those who are followed one after the other: 1, 2, 3
@@ -116,18 +116,18 @@ class FrameViews:
 
     @property
     def follows(self) -> bool:
-        """Whether faces are followed; else all of each frame is shown."""
+        """Whether faces are followed; otherwise whole frames are used."""
         return not self._is_whole
 
     def add(self, photo: np.ndarray) -> list[Tracked]:
-        """The next frame (H, W, 3) uint8 RGB; an empty list where nobody is there who is followed."""
+        """Add the next frame, (H, W, 3) uint8 RGB. Return the followed faces in it, perhaps none."""
         size, find = self.photographs.size, self.photographs.find
         faces = [] if self._is_whole or find is None else find(photo)
         first = self._tracks.frame < 0
         if first and self.photographs.mode == "auto" and self.photographs.is_crop(photo, faces):
             self._is_whole = True
         if self._is_whole:
-            self.remark = self.remark or self.photographs.said_of_whole(photo)
+            self.remark = self.remark or self.photographs.remark_on_whole(photo)
             return [Tracked(0, whole(photo, size))]
         numbers = self._tracks.add(photo, faces)
         self.several = self.several or len(faces) > 1
@@ -137,4 +137,4 @@ class FrameViews:
                 self._followed = next(iter(found), 0)
             found = {number: face for number, face in found.items() if number == self._followed}
             found = {self._numbers.setdefault(of, len(self._numbers) + 1): face for of, face in found.items()}
-        return [Tracked(number, aligned(photo, face, size)) for number, face in sorted(found.items())]
+        return [Tracked(number, align(photo, face, size)) for number, face in sorted(found.items())]

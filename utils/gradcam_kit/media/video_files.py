@@ -1,4 +1,4 @@
-"""Video files: decoded frame by frame, written as H.264 that browsers play. Uses PyAV (the package `av`)."""
+"""Reading of video files frame by frame, and writing as H.264 that browsers play. Uses PyAV (package `av`)."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ VIDEO_SUFFIXES = (
     ".3g2", ".ogv", ".mxf", ".vob", ".f4v", ".m2v", ".asf",
 )  # fmt: skip
 
-LEAST_MISSING = 0.1  # seconds that the end must lack to be called cut off
-TICK = Fraction(1, 90_000)  # in which the times of written frames are counted
+LEAST_MISSING = 0.1  # a video counts as cut off if so many seconds are missing at its end
+TICK = Fraction(1, 90_000)  # time base of written frames, in seconds
 
 
 class UnreadableVideo(RunError):
-    """A file from which no frame can be decoded; the message is the reason."""
+    """No frame of a file can be decoded; the message is the reason."""
 
 
 class VideoFrame(NamedTuple):
-    """A decoded frame: (H, W, 3) uint8 RGB, H and W may change within a file, and its time in seconds."""
+    """A decoded frame, (H, W, 3) uint8 RGB, and its time in seconds. H and W may change within a file."""
 
     number: int
     seconds: float
@@ -38,13 +38,13 @@ class VideoFrame(NamedTuple):
 
 
 class VideoReader:
-    """A video of `rate` frames a second and about `length` frames; `faults`, whole at its end, says what is damaged.
+    """A video with `rate` frames per second and about `length` frames. After its end, `faults` lists damage.
 
-    Of several tracks it is the film, not a thumbnail or a cover; `remark` says which, where there is more than one.
+    Of several tracks the film is read, not a thumbnail or a cover. If there are several films, `remark` tells which.
     """
 
     def __init__(self, path: Path) -> None:
-        """Raises UnreadableVideo."""
+        """Open the file and count its frames. Raises UnreadableVideo."""
         import av
 
         self.faults: list[str] = []
@@ -69,15 +69,13 @@ class VideoReader:
                 self.rate = stream.average_rate or Fraction(25)
                 self._promised = _promised_seconds(container, stream)
                 films = sum(length > 1 for length in lengths)
-                self.remark = (
-                    f"it has {films} films, of which track {self._track + 1} is explained" if films > 1 else ""
-                )
+                self.remark = f"it has {films} films; only track {self._track + 1} is explained" if films > 1 else ""
         except (av.error.FFmpegError, IndexError, OSError, ValueError) as error:
             reason = "it has no images" if isinstance(error, IndexError) else one_line(error)
             raise UnreadableVideo(f"the video cannot be decoded: {reason}") from error
 
     def __iter__(self) -> Iterator[VideoFrame]:
-        """The frames, in order of time, until the end or the first that cannot be decoded."""
+        """Yield the frames in order of time, until the end or the first that cannot be decoded."""
         import av
 
         self.faults, damaged, count = [], 0, 0
@@ -86,7 +84,7 @@ class VideoReader:
             try:
                 for frame in container.decode(video=self._track):
                     seconds = float(count / self.rate if frame.time is None else frame.time)
-                    # 0 where the frame, or an older PyAV, does not say how long it is to be shown.
+                    # 0 if the frame, or an older PyAV, has no duration.
                     duration = float((getattr(frame, "duration", None) or 0) * (frame.time_base or 0))
                     first = first if count else seconds
                     damaged += frame.is_corrupt
@@ -100,57 +98,60 @@ class VideoReader:
             self.faults += self._missing_end(first, seconds, duration)
 
     def _missing_end(self, first: float, last: float, duration: float) -> list[str]:
-        """What tells that the file goes on, or should, after the last frame that could be decoded."""
+        """Describe missing frames after the last decoded one, if any."""
         frame = max(duration, float(1 / self.rate))
         if self._last_packet > last + frame / 2:
-            return [f"cut off or damaged: what follows {last:.2f} s cannot be decoded"]
+            return [f"cut off or damaged: nothing after {last:.2f} s can be decoded"]
         end = last - first + frame
         if self._promised > end + max(1.5 * frame, LEAST_MISSING):
-            return [f"cut off: the file promises {self._promised:.2f} s of video, its images end at {end:.2f} s"]
+            return [f"cut off: the file promises {self._promised:.2f} s of video, but its images end at {end:.2f} s"]
         return []
 
 
 def _film(lengths: Sequence[int], sizes: Sequence[int]) -> int:
-    """The number of the track with the largest images of those that have at least half as many as the longest."""
+    """Return the track with the largest images among those at least half as long as the longest."""
     long = [track for track, length in enumerate(lengths) if 2 * length >= max(lengths)]
     return max(long, key=lambda track: (sizes[track], -track))
 
 
 def _promised_seconds(container: Any, stream: Any) -> float:
-    """How long the video lasts by what its header says, 0 where it does not say. Raises ValueError."""
+    """Return the video's duration in seconds by its header; 0 if unknown. Raises ValueError."""
     promised = float(stream.duration * stream.time_base) if stream.duration else 0.0
-    if container.format.name == "avi" and stream.frames:  # the duration is of what is there, the number is the header's
+    if (
+        container.format.name == "avi" and stream.frames
+    ):  # the duration is the actual one, the number of frames is the header's
         promised = max(promised, float(stream.frames / (stream.average_rate or 25)))
     if promised:
         return promised
-    told = next((value for key, value in stream.metadata.items() if key.upper().startswith("DURATION")), "")
-    clock = re.fullmatch(r"([0-9]{1,4}):([0-9]{2}):([0-9.]{2,12})", told)  # as Matroska files have it
+    text = next((value for key, value in stream.metadata.items() if key.upper().startswith("DURATION")), "")
+    clock = re.fullmatch(r"([0-9]{1,4}):([0-9]{2}):([0-9.]{2,12})", text)  # in Matroska files
     if clock is not None:
         return 3600 * int(clock[1]) + 60 * int(clock[2]) + float(clock[3])
-    if len(container.streams) == 1 and container.duration:  # else it may be that of a longer sound track
+    if len(container.streams) == 1 and container.duration:  # otherwise it may be a longer sound track's
         return float(container.duration / 1_000_000)
     return 0.0
 
 
 def upright(frame: Any) -> np.ndarray:
-    """The pixels of a PyAV frame, rotated by the stream's display matrix."""
-    turns = round(getattr(frame, "rotation", 0) / 90)  # counterclockwise; older PyAV does not say
+    """Return a PyAV frame's pixels, (H, W, 3) uint8 RGB, rotated by the stream's display matrix."""
+    turns = round(getattr(frame, "rotation", 0) / 90)  # counterclockwise; older PyAV has no rotation
     return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), turns))
 
 
-# Colours are written as BT.709, and the file says so: of a file that does not, players guess by its size.
-BT709 = 1  # the number that FFmpeg has for its matrix
+# Colours are written as BT.709 and marked so: without the mark, players guess from the frame size.
+BT709 = 1  # FFmpeg's number for its matrix
 COLOURS = "colormatrix=bt709:colorprim=bt709:transfer=bt709:range=tv"
-# With B-frames x264 encodes the same images now one way and now another, with one thread too: 80 and 220 of 300 times.
+# With B-frames x264 is not deterministic, even with one thread: of 300 runs 80 gave one file and 220 another.
 REPEATABLE = "bframes=0"
 
 
 @contextmanager
 def video_writer(path: Path, rate: Fraction) -> Iterator[Callable[[np.ndarray, float], None]]:
-    """A function that appends an image (H, W, 3) uint8 RGB, all of one size, and the second at which it is shown.
+    """Yield a function that appends an image (H, W, 3) uint8 RGB, shown from a given second on.
 
-    The file appears when whole, and not at all where nothing was appended. An odd last row or column is left out, since
-    H.264's colours are of half the size. `rate` only tells how long the last image is shown.
+    All images have the same size. The file appears when it is complete, and not at all if nothing was appended. An odd
+    last row or column is dropped, because H.264 stores colours at half the size. `rate` sets how long the last image is
+    shown.
     """
     import av
 
@@ -169,17 +170,17 @@ def video_writer(path: Path, rate: Fraction) -> Iterator[Callable[[np.ndarray, f
             stream.codec_context.thread_count = 1  # the same bytes on every machine
         even = np.ascontiguousarray(image[:height, :width])
         frame = av.VideoFrame.from_ndarray(even, format="rgb24").reformat(format="yuv420p", dst_colorspace=BT709)
-        shown = max(shown + 1, round(seconds / TICK))  # never two at once, whatever the input says
+        shown = max(shown + 1, round(seconds / TICK))  # never two at the same time
         frame.pts, frame.time_base = shown, TICK
         container.mux(stream.encode(frame))
 
     try:
-        # faststart puts the index first, so that a browser plays before it has the whole file.
+        # faststart puts the index first, so that a browser can play before it has the whole file.
         with av.open(str(partial), "w", options={"movflags": "faststart"}) as container:
             yield write
             if stream is not None:
                 container.mux(stream.encode(None))
-        if partial.exists() and partial.stat().st_size:  # else nothing was appended
+        if partial.exists() and partial.stat().st_size:  # otherwise nothing was appended
             partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

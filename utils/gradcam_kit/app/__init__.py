@@ -1,1 +1,1 @@
-"""Try a detector live in a browser: `python -m utils.app`."""
+"""The live app: try a detector in a browser with `python -m utils.app`."""

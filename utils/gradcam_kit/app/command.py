@@ -1,4 +1,4 @@
-"""Drop an image or a video into a browser: score, map, and what the score becomes where a region is brushed out."""
+"""Try a detector in a browser: drop an image or a video, see score and map, paint over a region to see its effect."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ HINTS = {"device": "--device", "precision": "--precision", "weights": "--weights
 
 
 def parser() -> OptionParser:
-    """Every flag."""
+    """Return the parser of all flags."""
     return OptionParser("python -m utils.app", __doc__ or "")
 
 
 def main(argv: Sequence[str]) -> int:
-    """Flags → a server, until it is interrupted. Returns the exit code; raises InputError."""
+    """Run the server until it is interrupted. Return the exit code. Raises InputError."""
     flags_of = parser()
     args = flags_of.parse_args(argv)
     from ..base.packages import require

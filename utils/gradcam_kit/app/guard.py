@@ -1,4 +1,4 @@
-"""Who may speak to the live app: requests for this machine's own names, from its own page, and not too much at once."""
+"""Protection of the live app: it answers only its own page, under this machine's names, and limits uploads."""
 
 from __future__ import annotations
 
@@ -12,17 +12,19 @@ from urllib.parse import urlsplit
 Scope = MutableMapping[str, Any]
 Call = Callable[..., Awaitable[None]]
 
-EVERYWHERE = ("0.0.0.0", "::", "")  # what to listen on for other machines, too
+EVERYWHERE = ("0.0.0.0", "::", "")  # addresses that let other machines in
 HERE = ("localhost", "127.0.0.1", "::1")
 
 
 class Guard:
-    """ASGI middleware. A page of somebody else's may send requests here from the user's browser, and read the answers
-    once its name leads to this machine (DNS rebinding): so `Host` has to be a name of this machine, and `Origin` the
-    same address."""
+    """ASGI middleware against foreign pages.
+
+    Such a page may send requests from the user's browser, and read the answers if its name resolves to this machine
+    (DNS rebinding). So `Host` must be a name of this machine, and `Origin` the same address.
+    """
 
     def __init__(self, app: Call, host: str, folder: Path, most_bytes: int) -> None:
-        """`host`: what the app listens on. `folder`: where uploads lie, of at most `most_bytes` together."""
+        """`host`: the address of the app. `folder`: holds uploads, at most `most_bytes` together."""
         self.app, self.host, self.folder, self.most_bytes = app, host, folder, most_bytes
 
     async def __call__(self, scope: Scope, receive: Call, send: Call) -> None:
@@ -43,21 +45,23 @@ class Guard:
             headers.setdefault(name.decode("latin-1").lower(), []).append(value.decode("latin-1"))
         hosts, origins = headers.get("host", []), headers.get("origin", [])
         if len(hosts) != 1 or not self.allows(hosts[0]):
-            return 400, f"this app does not answer to the name {', '.join(hosts)[:100]!r}"
+            return 400, f"this app does not answer under the name {', '.join(hosts)[:100]!r}"
         if any(urlsplit(origin).netloc.lower() != hosts[0].lower() for origin in origins):
-            return 403, "this app answers its own page only"
-        # A foreign page's image or script, which has no Origin.
+            return 403, "this app answers only its own page"
+        # An image or script on a foreign page, which sends no Origin.
         if headers.get("sec-fetch-site") == ["cross-site"] and headers.get("sec-fetch-mode") != ["navigate"]:
-            return 403, "this app answers its own page only"
+            return 403, "this app answers only its own page"
         if scope.get("method") == "POST" and scope["path"].rstrip("/").endswith("/upload"):
             held = sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
             if held > self.most_bytes:
-                return 507, "too many uploads at once: try again when others have left"
+                return 507, "too many uploads: try again later"
         return 200, ""
 
     def allows(self, netloc: str) -> bool:
-        """Whether a `Host`, with or without a port, is this machine. Where others are let in, by any address: only a
-        name can be made to lead elsewhere."""
+        """Tell whether a `Host`, with or without a port, is this machine.
+
+        If other machines are let in, any address is allowed, because only a name can be made to resolve elsewhere.
+        """
         try:
             name = (urlsplit(f"//{netloc}").hostname or "").rstrip(".")
         except ValueError:

@@ -1,4 +1,4 @@
-"""The live app's page, built with Gradio. Everything it shows comes from `LiveDetector`."""
+"""The live app's page, built with Gradio."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ from .sessions import MOST_SESSIONS, Session, Sessions
 LIVE_TARGETS = [target for target in TARGETS if target not in ("label", "both")]
 NOTHING_YET = "Drop an image or a video."
 TOY = TRAINING_FOLDER / "assets" / "demo_detector"
-EXAMPLE = ("example_fake.webp", "example_real.webp")  # a forged mouth, and the real face that it was made of
+EXAMPLE = ("example_fake.webp", "example_real.webp")  # a forged mouth, and the real face it was made from
 THUMBNAIL = 320  # pixels
-MOST_WAITING = 32  # events in the queue
-MOST_UPLOADS = 32  # times the largest upload that may lie on the disk at once
+MOST_WAITING = 32  # maximum events in the queue
+MOST_UPLOADS = 32  # uploads on disk may take so many times the largest upload
 USER_ERRORS = (InputError, RunError, UnreadableImage, UnreadableVideo)
 
 
 def serve(live: LiveDetector, host: str, port: int, max_upload: int) -> None:
-    """Serve the page until interrupted; uploads of at most `max_upload` MB lie in a folder that is removed then."""
+    """Serve the page until interrupted. Uploads, at most `max_upload` MB each, are deleted at the end."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = os.environ["GRADIO_SSR_MODE"] = "False"
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the folder is removed then, too
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the folder is removed then too
     with tempfile.TemporaryDirectory(prefix="gradcam_app_") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
         from starlette.middleware import Middleware
@@ -51,17 +51,17 @@ def serve(live: LiveDetector, host: str, port: int, max_upload: int) -> None:
         except OSError as error:
             raise InputError(f"--port {port}: {one_line(error)}; give another port") from error
         shown = "localhost" if host in EVERYWHERE else host  # a browser cannot open 0.0.0.0 everywhere
-        print(f"open http://{shown}:{port} in a browser; Ctrl-C ends it", flush=True)
+        print(f"open http://{shown}:{port} in a browser; stop with Ctrl-C", flush=True)
         page.block_thread()
 
 
 def build(live: LiveDetector, folder: Path) -> Any:
-    """The page, a `gradio.Blocks`."""
+    """Build the page, a `gradio.Blocks`."""
     import gradio as gr
 
     handlers = Handlers(live, Sessions(folder))
     for method in (Handlers.open, Handlers.explain, Handlers.redraw, Handlers.brush, Handlers.leave):
-        method.__annotations__["request"] = gr.Request  # by which Gradio knows what to give them
+        method.__annotations__["request"] = gr.Request  # tells Gradio to pass the request
     with gr.Blocks(title="Heatmaps, live", analytics_enabled=False, delete_cache=(600, 600)) as page:
         page.theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
         gr.Markdown(f"# Heatmaps, live\n{detector_line(live)}")
@@ -96,7 +96,7 @@ def build(live: LiveDetector, folder: Path) -> Any:
                 fill = gr.Radio(list(LIVE_FILLS), value=LIVE_FILLS[0], label="Filled by", info=hint, elem_id="fill")
                 origin = "The real image that the fake was made from"
                 paired = gr.File(label=origin, elem_id="real", file_count="single")
-                ask = gr.Button("Recompute the score", variant="primary", elem_id="ask")
+                ask = gr.Button("Recompute score", variant="primary", elem_id="ask")
                 answer = gr.Markdown("", elem_id="answer")
         drawing = [face, layer, method, target, opacity]
         drawn = [verdict, overlay, whole, editor, figure, numbers]
@@ -114,7 +114,7 @@ def build(live: LiveDetector, folder: Path) -> Any:
 
 
 def detector_line(live: LiveDetector) -> str:
-    """Which detector answers."""
+    """Describe the detector in one line."""
     settings = live.detector.settings
     weights = Path(settings.weights_name).name or "random weights: its scores and maps mean nothing"
     toy = ", the toy detector, trained on synthetic faces; for demonstration only" if is_toy(live) else ""
@@ -124,18 +124,18 @@ def detector_line(live: LiveDetector) -> str:
 
 
 def is_toy(live: LiveDetector) -> bool:
-    """Whether the embedded detector answers, by where its weights lie."""
+    """True if the app runs the embedded toy detector, by the folder of its weights."""
     weights = live.detector.settings.weights_path
     return weights is not None and Path(weights).resolve().parent == TOY.resolve()
 
 
 def has_example(live: LiveDetector) -> bool:
-    """The example is a face as the toy detector knows them."""
+    """True for the toy detector if its example faces are there."""
     return is_toy(live) and all((TOY / name).is_file() for name in EXAMPLE)
 
 
 class Handlers:
-    """What the page's events do. Errors of the user's become sentences on the page. `request` tells the session."""
+    """The handlers of the page's events. User errors become sentences on the page. `request` identifies the session."""
 
     def __init__(self, live: LiveDetector, sessions: Sessions) -> None:
         self.live, self.sessions = live, sessions
@@ -144,7 +144,7 @@ class Handlers:
         return self.sessions.of(str(request.session_hash))
 
     def open(self, file: str | None, frame: float, request: Any) -> tuple[Any, ...]:
-        """A file was dropped, or another frame picked: its faces."""
+        """Open a dropped file, or another frame of it, and list its faces."""
         import gradio as gr
 
         session = self._session(request)
@@ -167,7 +167,7 @@ class Handlers:
     def explain(
         self, face: str | None, layer: str, method: str, target: str, opacity: float, request: Any
     ) -> tuple[Any, ...]:
-        """The chosen face explained."""
+        """Explain the chosen face."""
         import gradio as gr
 
         session = self._session(request)
@@ -187,14 +187,14 @@ class Handlers:
         return verdict, overlay, whole, editor, figure, numbers
 
     def redraw(self, face: str | None, opacity: float, request: Any) -> tuple[Any, ...]:
-        """The map over the crop and in the photograph, and the figure's file."""
+        """Draw the map over the crop and in the photograph, and write the figure's file."""
         session = self._session(request)
         import gradio as gr
 
         shown, opened = session.shown, session.opened
         if shown is None or opened is None:
             return None, gr.update(value=None, visible=False), None
-        overlay = shown.drawn(opacity)
+        overlay = shown.overlay(opacity)
         matrix = opened.matrix_in_photo(number_of(face))
         whole = None if matrix is None else PastedCrop(opened.photo, matrix).over(overlay)
         side_by_side = np.hstack([shown.image, np.full((len(overlay), 8, 3), 255, np.uint8), overlay])
@@ -204,7 +204,7 @@ class Handlers:
     def brush(
         self, face: str | None, editor: dict[str, Any] | None, fill: str, paired: str | None, request: Any
     ) -> str:
-        """The score with and without what was painted over."""
+        """Compare the score without and with the painted region replaced."""
         session = self._session(request)
         opened = session.opened
         session.uploads |= {Path(paired)} if paired else set()
@@ -220,16 +220,16 @@ class Handlers:
         return f"{scores}; {region.mean():.0%} of the image filled by {fill}."
 
     def leave(self, request: Any) -> None:
-        """The page was closed."""
+        """Forget the session of a closed page."""
         self.sessions.leave(str(request.session_hash))
 
 
 def thumbnail_of(photo: np.ndarray) -> np.ndarray:
-    """(H, W, 3) uint8, at most THUMBNAIL pixels a side."""
+    """Shrink a photo (H, W, 3) uint8 to at most THUMBNAIL pixels per side."""
     scale = min(1.0, THUMBNAIL / max(photo.shape[:2]))
     return cv2.resize(photo, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
 
 
 def number_of(face: str | None) -> int:
-    """`"face 2"` → 1."""
+    """Parse `"face 2"` as 1."""
     return int(face.split()[-1]) - 1 if face else 0

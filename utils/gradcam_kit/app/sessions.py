@@ -1,4 +1,4 @@
-"""What the live app keeps for each page that is open: bounded, and given back when the page is closed."""
+"""The live app's sessions: bounded data per open page, removed when the page is closed."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from pathlib import Path
 
 from .live_detector import LiveMap, OpenedFile
 
-MOST_SESSIONS = 32  # beyond them the one that was unused for longest is forgotten
-IDLE = 3600  # seconds after which a page that never said goodbye is forgotten
-LEFTOVER = 600  # seconds that a file of no session stays
+MOST_SESSIONS = 32  # beyond that, the one that was idle the longest is removed
+IDLE = 3600  # seconds after which an unused session is removed
+LEFTOVER = 600  # seconds after which a file without a session is removed
 
 
 @dataclass
 class Session:
-    """`folder` holds the files that the page offers; `uploads` are those that it sent."""
+    """One page's data. `folder` holds the files to download; `uploads` are the files that the page sent."""
 
     folder: Path
-    opened: OpenedFile | None = None  # None before anything was dropped
+    opened: OpenedFile | None = None  # None before a file is dropped
     shown: LiveMap | None = None
     uploads: set[Path] = field(default_factory=set)
     used: float = 0.0
 
     def file(self, name: str, data: bytes) -> str:
-        """A file for the page to download, in place of the last one of that name."""
+        """Write a file to download, replacing the last one of that name. Return its path."""
         path = self.folder / name
         path.write_bytes(data)
         return str(path)
@@ -43,7 +43,7 @@ class Sessions:
         self._lock = threading.RLock()
 
     def of(self, name: str) -> Session:
-        """The session of that hash, new where there is none."""
+        """Return the session `name`, and create it if needed."""
         with self._lock:
             if name not in self._of:
                 self._of[name] = Session(Path(tempfile.mkdtemp(dir=self.folder, prefix="session_")))
@@ -65,7 +65,7 @@ class Sessions:
             self._sweep()
 
     def _sweep(self) -> None:
-        """Remove what belongs to no session: Gradio's own copies, and uploads that no handler has seen."""
+        """Remove files without a session: Gradio's own copies, and uploads that no handler has seen."""
         kept = {path for one in self._of.values() for path in one.uploads}
         folders = {one.folder for one in self._of.values()}
         least = time.time() - LEFTOVER if self._of else float("inf")

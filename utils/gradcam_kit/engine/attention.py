@@ -1,8 +1,8 @@
-"""What one pass reads of the tower's attention, for the methods of `attention_methods`.
+"""Read the tower's attention in one pass, for the methods of `attention_methods`.
 
-Fast attention kernels never form the probabilities P = softmax(q kᵀ / √d), and nothing here makes them: the forward
-pass stays exactly what it is. P is computed once more from the kept queries and keys. Its gradient needs no P at all:
-a head's output is O = P V, so ∂score/∂P = (∂score/∂O) Vᵀ, and O is what the block's output projection reads.
+Fast attention kernels never form the probabilities P = softmax(q kᵀ / √d), and the forward pass stays unchanged here.
+The code recomputes P from the kept queries and keys. The gradient of P does not need P: a head's output is O = P V, so
+∂score/∂P = (∂score/∂O) Vᵀ, and O is the input of the block's output projection.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from .towers.tower import Tower
 
 
 class Attention(NamedTuple):
-    """The attention of one encoder block, by the block's name in the tower."""
+    """The attention of an encoder block, with the block's name in the tower."""
 
     block: str
     modules: BlockAttention
 
 
 class BlockProjection(NamedTuple):
-    """Key of a block's queries, keys or values ("q", "k", "v")."""
+    """The key for a block's queries, keys or values ("q", "k", "v")."""
 
     block: str
     projection: str
@@ -37,16 +37,16 @@ class BlockProjection(NamedTuple):
 
 @dataclass(frozen=True)
 class AttentionPass:
-    """What one pass has to read of the tower's attention, for some layers and methods."""
+    """What a pass must read from the tower's attention for some layers and methods."""
 
     explained: Mapping[str, Attention]  # layer as the caller wrote it → its block
-    read: Sequence[Attention]  # whose projections are kept: the explained blocks, or all up to the last of them
+    read: Sequence[Attention]  # blocks with kept projections: the explained ones, or all up to the last of them
     projections: tuple[str, ...]
-    differentiated: Sequence[Attention]  # for which ∂score/∂O is needed
+    differentiated: Sequence[Attention]  # blocks that need ∂score/∂O
 
     @classmethod
     def of(cls, tower: Tower, layers: Sequence[str], methods: Sequence[str]) -> AttentionPass:
-        """What `methods`, which read attention, need. Raises LayerError for a layer without attention to read."""
+        """Return what attention `methods` need. Raises LayerError for a layer without readable attention."""
         wanted = [ATTENTION_METHODS[method] for method in methods]
         if not wanted:
             return cls({}, [], (), [])
@@ -60,14 +60,14 @@ class AttentionPass:
         return cls(explained, read, projections, list(dict.fromkeys(explained.values())) if gradients else [])
 
     def output_sites(self) -> list[Site]:
-        """Where the engine reads the gradient that ∂score/∂O of the `differentiated` blocks follows from."""
+        """Return the sites whose gradients give ∂score/∂O of the `differentiated` blocks."""
         return [
             Site(f"{block}.out_proj", *modules.output, batch_axis=int(modules.tokens_first))
             for block, modules in self.differentiated
         ]
 
     def output_gradients(self, gradients: Sequence[Tensor]) -> dict[str, Tensor]:
-        """∂score/∂O (B, T, C) by block, from the gradients at `output_sites`."""
+        """Return ∂score/∂O (B, T, C) by block, from the gradients at `output_sites`."""
         return {
             block: modules.output_gradient(gradient)
             for (block, modules), gradient in zip(self.differentiated, gradients, strict=True)
@@ -75,7 +75,7 @@ class AttentionPass:
 
     @contextmanager
     def kept(self) -> Iterator[dict[BlockProjection, Tensor]]:
-        """Queries, keys and values during the forward pass, detached. Raises LayerError for a block that runs twice."""
+        """Keep detached queries, keys and values of a forward pass. Raises LayerError if a block runs twice."""
         kept: dict[BlockProjection, Tensor] = {}
 
         def keep_of(block: str) -> Keep:
@@ -101,7 +101,7 @@ class AttentionPass:
             self._check_probabilities(kept)
 
     def _check_probabilities(self, kept: dict[BlockProjection, Tensor]) -> None:
-        """That softmax(q kᵀ / √d) v is what each block has mixed. Raises LayerError: a mask or bias is unknown."""
+        """Check that each block computed softmax(q kᵀ / √d) v. Raises LayerError, e.g. for an unknown mask or bias."""
         errors = []
         for block, modules in self.read:
             if BlockProjection(block, "q") not in kept:
@@ -129,9 +129,9 @@ def attention_token_maps(
     output_gradients: Mapping[str, Tensor],
     images: int,
 ) -> dict[str, TokenMaps]:
-    """The maps of each explained layer by `method`, of so many images. `output_gradients`: ∂score/∂O by block.
+    """Compute each explained layer's maps by `method`, for `images` images. `output_gradients`: ∂score/∂O by block.
 
-    Raises LayerError where blocks have other tokens than each other, or than one set for each image.
+    Raises LayerError if blocks have different tokens, or not one set of tokens per image.
     """
     _refuse_other_tokens(projections, images)
 
@@ -164,7 +164,7 @@ def _refuse_other_tokens(projections: Mapping[BlockProjection, Tensor], images: 
 
 
 def has_attention(tower: Tower, layers: Sequence[str]) -> bool:
-    """Whether all of `layers` are blocks whose attention can be read."""
+    """True if all of `layers` are blocks with readable attention."""
     try:
         return all(_attention(tower, layer) for layer in layers)
     except LayerError:
@@ -176,8 +176,8 @@ def _attention(tower: Tower, layer: str) -> Attention:
     modules = tower.attention(block) if block in tower.blocks else None
     if modules is None:
         raise LayerError(
-            f"layer {layer!r} has no attention to read: {' and '.join(ATTENTION_METHODS)} take blocks of a transformer"
-            " in which each token attends to all, with queries, keys and values that the tower's family knows to read"
-            " (CLIP's q_proj, k_proj and v_proj, timm's qkv, nn.MultiheadAttention); use gradcam or layercam for others"
+            f"layer {layer!r} has no attention to read: {' and '.join(ATTENTION_METHODS)} need a transformer block in"
+            " which each token attends to all, with queries, keys and values that the tower's family can read (CLIP's"
+            " q_proj, k_proj and v_proj, timm's qkv, nn.MultiheadAttention); use gradcam or layercam for other layers"
         )
     return Attention(block, modules)

@@ -1,4 +1,4 @@
-"""Methods that read a block's attention, one function per method: LeGrad, Grad-ECLIP, attention × gradient, rollout.
+"""Attention methods, one function each: LeGrad, Grad-ECLIP, attention × gradient, rollout.
 
 P = softmax(q kᵀ / √d) are a block's attention probabilities, O = P V a head's output.
 """
@@ -14,30 +14,30 @@ from torch import Tensor
 
 from .towers.attention import probabilities
 
-OUTPUT_GRADIENT = "output_gradient"  # beside "q", "k" and "v": ∂score/∂O of the block
+OUTPUT_GRADIENT = "output_gradient"  # next to "q", "k" and "v": ∂score/∂O of the block
 
 
 class TokenMaps(NamedTuple):
-    """The maps of B images of T tokens, both (B, T), prefix tokens included."""
+    """Maps of B images with T tokens, both (B, T), including prefix tokens."""
 
     signed: Tensor
     raw: Tensor
 
 
 class BlockTensors(NamedTuple):
-    """What a pass has kept of one block's attention: `tensors` (B, T, heads · d) are those that the method names."""
+    """The kept tensors of a block's attention: `tensors` (B, T, heads · d), as named by the method."""
 
     heads: int
     tensors: Mapping[str, Tensor]
 
     def by_head(self, name: str) -> Tensor:
-        """(B, T, heads · d) → (B, heads, T, d), float32 (float64 for a float64 model)."""
+        """Return a tensor (B, T, heads · d) as (B, heads, T, d), float32 (float64 for a float64 model)."""
         tokens = self.tensors[name]
         tokens = tokens.to(torch.promote_types(tokens.dtype, torch.float32))
         return tokens.unflatten(2, (self.heads, -1)).transpose(1, 2)
 
     def probabilities(self) -> Tensor:
-        """P (B, heads, T, T), from queries and keys."""
+        """Compute P (B, heads, T, T) from queries and keys."""
         return probabilities(self.by_head("q"), self.by_head("k"))
 
 
@@ -45,9 +45,9 @@ class BlockTensors(NamedTuple):
 class AttentionMethod:
     """A method that reads attention.
 
-    `projections` ("q", "k", "v") of a block are kept for it and, with `needs_output_gradient`, ∂score/∂O beside them.
-    `maps` gets the blocks that are explained or, with `every_block`, all blocks from the first to the last of these,
-    and gives the maps of each, in their order.
+    The pass keeps the `projections` ("q", "k", "v") of a block for it and, with `needs_output_gradient`, ∂score/∂O.
+    `maps` takes the explained blocks or, with `every_block`, all blocks from the first to the last explained one. It
+    yields the maps of each block in order.
     """
 
     name: str
@@ -55,18 +55,18 @@ class AttentionMethod:
     every_block: bool
     needs_output_gradient: bool
     maps: Callable[[Sequence[BlockTensors]], Iterable[TokenMaps]]
-    needs_class_token: bool = False  # its map is what the first token, which is no patch, reads
-    sum_of: str | None = "signed"  # which of its maps are added over blocks, "signed" or "raw"; None: they do not add
+    needs_class_token: bool = False  # its map shows what the first token reads, which is not a patch
+    sum_of: str | None = "signed"  # which maps are added over blocks, "signed" or "raw"; None: they cannot be added
 
 
 # ------------------------------------------------------------------------------------------------------------- methods
 
 
 def legrad(blocks: Sequence[BlockTensors]) -> Iterator[TokenMaps]:
-    """LeGrad: mean over heads and queries of ReLU(∂score/∂P), one value per key (Bousselham et al. 2024, eq. 6 to 8).
+    """Compute LeGrad: mean over heads and queries of ReLU(∂score/∂P), per key (Bousselham et al. 2024, eq. 6 to 8).
 
-    The paper gives each layer a score of its own, by comparing that layer's tokens with a text. A detector's head is
-    for its last block alone, so the score here is the detector's own. Signed: the same mean without the ReLU.
+    In the paper, each layer has its own score, from comparing its tokens with a text. A detector's head only fits its
+    last block, so the score here is the detector's. The signed map is the same mean without ReLU.
     """
     for block in blocks:
         gradient = block.by_head(OUTPUT_GRADIENT) @ block.by_head("v").transpose(2, 3)
@@ -74,9 +74,9 @@ def legrad(blocks: Sequence[BlockTensors]) -> Iterator[TokenMaps]:
 
 
 def rollout(blocks: Sequence[BlockTensors]) -> Iterator[TokenMaps]:
-    """Attention rollout: ∏ (P̄ + I) / 2 over the blocks, first to last; the CLS row (Abnar and Zuidema 2020, eq. 1).
+    """Compute rollout: the CLS row of ∏ (P̄ + I) / 2 over the blocks, first to last (Abnar and Zuidema 2020, eq. 1).
 
-    P̄ is the mean over heads. It knows no class, and nothing in it is negative.
+    P̄ is the mean over heads. The map does not depend on the class and is never negative.
     """
     joint = None
     for block in blocks:
@@ -87,10 +87,10 @@ def rollout(blocks: Sequence[BlockTensors]) -> Iterator[TokenMaps]:
 
 
 def grad_eclip(blocks: Sequence[BlockTensors]) -> Iterator[TokenMaps]:
-    """Grad-ECLIP: λ_i Σ_c w_c v_ic, w = ∂score/∂O of the CLS token, λ_i its likeness to key i (Zhao et al. 2025).
+    """Compute Grad-ECLIP: λ_i Σ_c w_c v_ic, w = ∂score/∂O of CLS, λ_i its similarity to key i (Zhao et al. 2025).
 
-    λ is the cosine of the CLS token's query and the key over all channels, min-max normalised over the other tokens: a
-    looser weight than the softmax's, which all but a few tokens do without (arXiv 2502.18816, section 3).
+    λ is the cosine of the CLS token's query and the key over all channels, min-max normalised over the other tokens. It
+    is less sparse than the softmax weight, which is near 0 for most tokens (arXiv 2502.18816, section 3).
     """
     for block in blocks:
         q, k, v, w = (block.by_head(name).transpose(1, 2).flatten(2) for name in ("q", "k", "v", OUTPUT_GRADIENT))
@@ -103,7 +103,7 @@ def grad_eclip(blocks: Sequence[BlockTensors]) -> Iterator[TokenMaps]:
 
 
 def attention_gradient(blocks: Sequence[BlockTensors]) -> Iterator[TokenMaps]:
-    """Attention × gradient: mean over heads of P ⊙ ∂score/∂P in the CLS row (a block of Chefer et al. 2021, eq. 5)."""
+    """Compute attention × gradient: the CLS row of mean over heads of P ⊙ ∂score/∂P (Chefer et al. 2021, eq. 5)."""
     for block in blocks:
         gradient = torch.einsum("bhc,bhtc->bht", block.by_head(OUTPUT_GRADIENT)[:, :, 0], block.by_head("v"))
         signed = (block.probabilities()[:, :, 0] * gradient).mean(dim=1)

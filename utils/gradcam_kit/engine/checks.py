@@ -1,7 +1,7 @@
-"""What Python has to know of a pass, brought from its device while the device goes on.
+"""Bring values that Python needs from the device, while the device continues to work.
 
-Whoever reads a tensor waits for all that was given to the device before, and the device then waits for Python's next
-call. So a pass leaves what is to be checked in `Checks`, which are read once, when other work has been handed over.
+Reading a tensor waits for all earlier work of the device, and the device then waits for Python's next call. Therefore a
+pass collects the values to check in `Checks`, and the caller reads them once, after launching other work.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 class FromDevice:
-    """Tensors on their way to the CPU; from a CUDA device into pinned memory, so that nothing waits for them."""
+    """Tensors being copied to the CPU; from a CUDA device into pinned memory, so that nothing waits for them."""
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         known = [tensor.detach() if tensor.requires_grad else tensor for tensor in tensors]
@@ -26,29 +26,29 @@ class FromDevice:
             self._arrivals.append(arrival)
 
     def read(self) -> list[Tensor]:
-        """The tensors, in their order. Waits until they are there, not for what was given to the device since."""
+        """Return the tensors in order. It waits only for them, not for later work of the device."""
         for arrival in self._arrivals:
             arrival.synchronize()
         return self._copies
 
 
 class Checks:
-    """Values on a device, each with what is to be done once it is known: raise, mostly."""
+    """Values on a device, each with an action for when it is known, mostly an error to raise."""
 
     def __init__(self) -> None:
         self._asked: list[tuple[Tensor, Callable[[Tensor], None]]] = []
         self._sent: FromDevice | None = None
 
     def add(self, values: Tensor, tell: Callable[[Tensor], None]) -> None:
-        """`tell` gets a copy of `values` on the CPU, after those that were added before."""
+        """Add `values`; `tell` will get a copy on the CPU, in the order of adding."""
         self._asked.append((values, tell))
 
     def send(self) -> None:
-        """Let the values come. Nothing can be added any more."""
+        """Start copying the values. Nothing can be added after this."""
         self._sent = FromDevice([values for values, _ in self._asked])
 
     def read(self) -> None:
-        """Wait for the values and tell them, in order. Raises what is raised there."""
+        """Wait for the values and call each `tell`, in order. Raises their errors."""
         if self._sent is None:
             self.send()
         assert self._sent is not None, "sent"
@@ -58,7 +58,7 @@ class Checks:
 
 @contextmanager
 def read_at_once(checks: Checks | None) -> Iterator[Checks]:
-    """`checks`, which their owner will read; or, without an owner, new ones that are read at the end."""
+    """Yield `checks`, which their owner reads later; if None, yield new ones and read them at the end."""
     asked = Checks() if checks is None else checks
     yield asked
     if checks is None:

@@ -1,12 +1,12 @@
-"""Do a map's shares add up to the score? They do where the tower behind its tokens is linear, as "balanced" makes it.
+"""Test whether a map's shares add up to the score. They do if the rest of the tower is linear, as in "balanced".
 
-A linear function is its gradient times its input and a constant, and the constant is what the biases give, each times
-the gradient at its place (Srinivas and Fleuret 2019, FullGrad; Mehri et al. 2025, LibraGrad):
+A linear function is gradient times input, plus a constant. The constant is the sum over biases of bias times gradient
+(Srinivas and Fleuret 2019, FullGrad; Mehri et al. 2025, LibraGrad):
 
     score = Σ_tokens Σ_c G_c A_c + Σ_biases Σ_c (∂score/∂b)_c b_c
 
-Both sums are taken by autograd, independently of one another, so that what is not linear shows: a head with a hidden
-layer, gated MLPs, a norm that the balanced rules do not know.
+Autograd computes the two sums independently, so the test detects nonlinear parts: a head with a hidden layer, gated
+MLPs, a norm that the balanced rules do not know.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from .layers import Site
 
 
 class SelfTest(NamedTuple):
-    """What `engine.tokens.token_gradients` has to add up: the tokens at `sites`, each all that the score depends on.
+    """The test's input: the score depends only on the tokens at each of `sites` (`engine.tokens.token_gradients`).
 
-    `activations`: those that the balanced rules of the pass are to differentiate by their secants for it.
+    `activations`: the activations that the balanced rules differentiate by secants in this pass.
     """
 
     sites: Sequence[Site]
@@ -34,11 +34,11 @@ class SelfTest(NamedTuple):
 
 
 class Completeness(NamedTuple):
-    """How far the shares of one block's tokens, with prefix tokens, account for each image's score; both (B,) float64.
+    """How far the shares of one block's tokens, with prefix tokens, explain each image's score; both (B,) float64.
 
-    `error`: what is missing from score = shares + biases, as a share of the largest of the three; 0 is complete.
-    `bias_share`: |biases| / (|shares| + |biases|), in [0, 1]: what no token is charged for. Where it is large, a map
-    shows the smaller part of the decision.
+    `error`: |score - shares - biases| as a share of the largest of the three; 0 is complete. `bias_share`: |biases| /
+    (|shares| + |biases|), in [0, 1]: the part that belongs to no token. If it is large, a map shows the smaller part
+    of the decision.
     """
 
     error: Tensor
@@ -46,7 +46,7 @@ class Completeness(NamedTuple):
 
     @classmethod
     def of(cls, shares: Tensor, biases: Tensor, score: Tensor) -> Completeness:
-        """From the two sums and the score, each (B,). Where all are 0, nothing is missing."""
+        """Compare the two sums with the score, each (B,). If all are 0, the error is 0."""
         shares, biases, score = shares.double(), biases.double(), score.double()
         scale = torch.stack([shares.abs(), biases.abs(), score.abs()]).amax(dim=0)
         total = shares.abs() + biases.abs()
@@ -58,28 +58,28 @@ class Completeness(NamedTuple):
 
     @classmethod
     def worst(cls, blocks: Sequence[Completeness]) -> Completeness:
-        """The largest values of several blocks, image by image."""
+        """Return each image's largest values over several blocks."""
         return cls(*(torch.stack(values).amax(dim=0) for values in zip(*blocks, strict=True)))
 
 
 @contextmanager
 def scaled_biases(modules: Iterable[nn.Module], read: Mapping[int, object]) -> Iterator[dict[int, Tensor]]:
-    """Hooks on `modules` (`has_bias`) that multiply each image's biases by a leaf of ones, which changes no value.
+    """Hook `modules` (`has_bias`) to multiply each image's biases by a leaf of ones, which changes no value.
 
-    ∂score/∂leaf is Σ (∂score/∂b) b, image by image. There is one leaf (B,) float64 for all biases between two sites:
-    the yielded dict has it by how many sites were `read` before.
+    ∂score/∂leaf is Σ (∂score/∂b) b per image. All biases between two sites share a leaf (B,) float64; the yielded dict
+    holds it under the number of sites `read` before.
     """
     scales: dict[int, Tensor] = {}
 
     def hook(module: nn.Module, inputs: Any, output: Any) -> Tensor | None:
-        # What requires no gradient the score does not depend on linearly: queries, keys, all before the first site.
+        # The score does not depend linearly on tensors without gradient: queries, keys, all before the first site.
         if not isinstance(output, Tensor) or not output.requires_grad:
             return None
         if len(read) not in scales:
             ones = torch.ones(len(output), dtype=torch.float64, device=output.device)
             scales[len(read)] = ones.requires_grad_()
         scale = scales[len(read)]
-        if len(output) != len(scale):  # images are not the first axis here: these biases are missing from the sum
+        if len(output) != len(scale):  # the first axis is not the images': the sum misses these biases
             return None
         added = (scale - scale.detach()).view(-1, *[1] * (output.ndim - 1)) * _bias(module, output)
         return output + added.to(output.dtype)
@@ -91,12 +91,12 @@ def scaled_biases(modules: Iterable[nn.Module], read: Mapping[int, object]) -> I
 
 
 def has_bias(module: nn.Module) -> bool:
-    """Whether `module` adds a bias of its own."""
+    """True if `module` adds a bias of its own."""
     return isinstance(module._parameters.get("bias"), Tensor)
 
 
 def _bias(module: Any, output: Tensor) -> Tensor:
-    """What `module` adds to a linear function of its input, to be broadcast over `output`."""
+    """Return the bias of `module`, in a shape that broadcasts over `output`."""
     bias = module.bias.detach().double()
     batch_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
     if batch_norm and module.running_mean is not None:
@@ -104,7 +104,7 @@ def _bias(module: Any, output: Tensor) -> Tensor:
             bias - (module.running_mean * (module.running_var + module.eps).rsqrt() * module.weight.detach()).double()
         )
     of_maps = (nn.modules.conv._ConvNd, nn.GroupNorm, nn.modules.instancenorm._InstanceNorm)
-    # A layer norm of maps, as ConvNeXt's, turns them for itself.
+    # A layer norm of maps, like ConvNeXt's, permutes the axes itself.
     turned = output.ndim == 4 and output.shape[1] == bias.numel() != output.shape[3]
     if batch_norm or turned or isinstance(module, of_maps):
         bias = bias.view(-1, *[1] * (output.ndim - 2))

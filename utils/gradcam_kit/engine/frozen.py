@@ -1,4 +1,4 @@
-"""The model and the process left as they were: nothing of an explanation stays behind, nothing of another shows."""
+"""Leave the model and the process as they were: an explanation leaves no trace and does not affect another."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from ..base.errors import InputError
 from .towers.tower import Structure
 
-# Two explanations at once would see each other's frozen weights and global random state: one after the other, also of
-# different detectors. What has to be put back is noted inside, where no other explanation has changed it.
+# Concurrent explanations would see each other's frozen weights and global random state, so they run one at a time, even
+# for different detectors. The state to restore is recorded inside the lock, where no other explanation can change it.
 _one_at_a_time = threading.RLock()
-# A process is forked between explanations: in the child of one under way the model would stay frozen, the lock taken.
+# Fork only between explanations: otherwise, in the child, the model would stay frozen and the lock taken.
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(
         before=_one_at_a_time.acquire, after_in_parent=_one_at_a_time.release, after_in_child=_one_at_a_time.release
@@ -30,9 +30,9 @@ QUANTISED = tuple(f"torch.{place}nn.{kind}quantized" for place in ("", "ao.") fo
 
 @contextmanager
 def frozen_for_explaining(model: nn.Module, structure: Structure | None = None) -> Iterator[None]:
-    """`model` in evaluation mode with constant weights and gradients enabled, put back as it was afterwards.
+    """Put `model` in evaluation mode with constant weights and gradients enabled; restore it afterwards.
 
-    `structure`: the model's, where the caller has just looked.
+    `structure`: the model's, if the caller has it already.
     """
     structure = Structure(model) if structure is None else structure
     modules, parameters = structure.modules, structure.parameters()
@@ -58,7 +58,7 @@ def _flags(owners: Sequence[Any], name: str) -> list[bool]:
 
 
 def _put(owners: Sequence[Any], name: str, found: list[bool], wanted: list[bool]) -> None:
-    """Only where it is another: a module's attributes are slow to set, and a tower has hundreds."""
+    """Set an attribute only if it differs: setting is slow, and a tower has hundreds of modules."""
     if found != wanted:
         for owner, one, other in zip(owners, found, wanted, strict=True):
             if one != other:
@@ -66,15 +66,15 @@ def _put(owners: Sequence[Any], name: str, found: list[bool], wanted: list[bool]
 
 
 def _refuse_unusable(model: nn.Module, modules: Sequence[nn.Module], parameters: Sequence[nn.Parameter]) -> None:
-    """Raises InputError for a model that cannot be differentiated."""
+    """Raise InputError for a model that cannot be differentiated."""
     if any(map(Tensor.is_inference, parameters)):
         raise InputError("the model was built inside torch.inference_mode(), which forbids gradients: build it outside")
     for kind in {type(module) for module in modules}:
         if kind.__module__.startswith(QUANTISED):
             name = next(name for name, module in model.named_modules() if type(module) is kind)
             raise InputError(
-                f"{type(model).__name__} has 8-bit layers ({name}), through which no gradient passes: explain the model"
-                " before it is quantised"
+                f"{type(model).__name__} has 8-bit layers ({name}), through which no gradient passes: explain the"
+                " unquantised model"
             )
     on_meta = [parameter for parameter in parameters if parameter.is_meta]
     if on_meta and not any(hasattr(module, "_hf_hook") for module in modules):  # accelerate brings them back
@@ -87,10 +87,10 @@ def _refuse_unusable(model: nn.Module, modules: Sequence[nn.Module], parameters:
 
 @contextmanager
 def patched(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """`owner.name` is `value` inside, for the whole process: no explanation runs meanwhile, nor another patch."""
+    """Set `owner.name` to `value` inside, for the whole process; no explanation or other patch runs meanwhile."""
     with _one_at_a_time:
         inherited = name not in vars(owner)
-        original = vars(owner).get(name)  # as it stands there: a classmethod, not a method bound to its class
+        original = vars(owner).get(name)  # the stored value: a classmethod, not a method bound to its class
         setattr(owner, name, value)
         try:
             yield
@@ -100,9 +100,9 @@ def patched(owner: Any, name: str, value: Any) -> Iterator[None]:
 
 @contextmanager
 def replaced_forward(modules: Iterable[nn.Module], run: Callable[..., Any]) -> Iterator[None]:
-    """Within, each of `modules` does `run(module, its own forward, *arguments)`.
+    """Within this context, each of `modules` calls `run(module, its own forward, *arguments)`.
 
-    To be entered within `frozen_for_explaining`.
+    Enter it inside `frozen_for_explaining`.
     """
     changed = list(modules)
     before = [vars(module).get("forward") for module in changed]
@@ -120,11 +120,11 @@ def replaced_forward(modules: Iterable[nn.Module], run: Callable[..., Any]) -> I
 
 @contextmanager
 def plain_forward(structure: Structure) -> Iterator[None]:
-    """Inside, a model of that structure runs as hooks have to see it: each module once, by Python.
+    """Run a model with this structure so that hooks see it: each module once, in Python.
 
-    Three ways in which PyTorch passes hooks by, or runs a module twice, are off, the last two for the whole process:
-    `torch.compile`, gradient checkpointing, and the fused kernels of `nn.TransformerEncoderLayer` in evaluation.
-    `F.batch_norm` has its right gradient.
+    It switches off three features that bypass hooks or run a module twice: `torch.compile`, gradient checkpointing, and
+    the fused kernels of `nn.TransformerEncoderLayer` in evaluation (the last two for the whole process). It also
+    corrects the gradient of `F.batch_norm`.
     """
     with ExitStack() as undo, patched(F, "batch_norm", wraps(F.batch_norm)(partial(_batch_norm, F.batch_norm))):
         for module, name, child in structure.compiled:
@@ -142,10 +142,10 @@ def plain_forward(structure: Structure) -> Iterator[None]:
 
 
 def _batch_norm(usual: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
-    """`F.batch_norm`, with the gradient that its formula has: that of the output by weight / √(variance + ε).
+    """Compute `F.batch_norm` with its formula's gradient: the output's times weight / √(variance + ε).
 
-    On the CPU PyTorch (2.13 at least) reads a gradient whose channels stand last, as behind a transformer's tokens, in
-    the wrong order where the batch is a single image.
+    On the CPU, PyTorch (at least 2.13) reads a channels-last gradient, e.g. after a transformer's tokens, in the wrong
+    order if the batch is a single image.
     """
     output = usual(*args, **kwargs)
     node = output.grad_fn
@@ -163,7 +163,7 @@ def _batch_norm(usual: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tens
 
 
 def _without_checkpointing(undo: ExitStack) -> None:
-    """`torch.utils.checkpoint.checkpoint` runs what it is given, under whatever name a module has imported it."""
+    """Make `torch.utils.checkpoint.checkpoint` simply run its function, under any name a module imported it by."""
 
     class Run:
         """Stands for the function that re-enters autograd."""

@@ -1,11 +1,11 @@
-"""What the logits of a detector mean: one, two, or one per class, each of which speaks for real or for fake.
+"""The meaning of a detector's logits: one, two, or one per class; each stands for real or fake.
 
-Whatever the head, three scores follow from its logits, and everything else goes by them:
+Three scores follow from the logits of any head, and all other code uses these scores:
 
     one logit z (sigmoid):  fake = z,  real = -z,  margin = z
-    two or more (softmax):  fake = logsumexp of the fake classes,  real = that of the real ones,  margin = fake - real
+    two or more (softmax):  fake = logsumexp of fake classes,  real = logsumexp of real classes,  margin = fake - real
 
-The probability of fake is sigmoid(margin) in both cases, and fake is predicted where the margin is above 0.
+In both cases P(fake) = sigmoid(margin), and the prediction is fake if the margin is above 0.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ from .targets import Target, label_numbers, target_entries
 
 Prediction = dict[str, Tensor]
 WORD_REAL = re.compile(r"(?<![a-z])real(?![a-z])", re.IGNORECASE)
-RESERVED = ("predicted", "label", "margin", "both")  # targets, so no names of classes
+RESERVED = ("predicted", "label", "margin", "both")  # targets, so not allowed as class names
 
 
 class Head(NamedTuple):
-    """One logit per name; `fake` says which of them speak for fake. Logits are (B, K) throughout."""
+    """Describes a head with one logit per name; `fake` says which stand for fake. Logits are always (B, K)."""
 
     names: tuple[str, ...]
     fake: tuple[bool, ...]
 
     @property
     def is_plain(self) -> bool:
-        """Whether it is the benchmarks' own head: two logits, real and fake."""
+        """True for the benchmarks' own head: two logits, real and fake."""
         return self.fake == (False, True)
 
     def coefficients(self, logits: Tensor, targets: Sequence[str]) -> Tensor:
-        """(B, K): the gradient of each image's score with respect to its logits, which are constants here.
+        """Return the gradient (B, K) of each image's score with respect to its logits (B, K), as constants.
 
-        The score of image i is `targets[i]`: "fake", "real", "margin" or the name of a class. The gradient of a
-        logsumexp is the softmax over its members, so for one member it is 1.
+        `targets[i]` names the score of image i: "fake", "real", "margin" or a class. The gradient of a logsumexp is the
+        softmax over its members; it is 1 for a single member.
         """
         scores = {target: self._coefficient(logits, target) for target in dict.fromkeys(targets)}
         if len(scores) == 1:
@@ -51,7 +51,7 @@ class Head(NamedTuple):
         return torch.stack([scores[target][i] for i, target in enumerate(targets)])
 
     def _coefficient(self, logits: Tensor, target: str) -> Tensor:
-        """(B, K): the same of one target for all images."""
+        """Return the coefficients (B, K) for one target for all images."""
         if target not in ("fake", "real", "margin"):
             return torch.zeros_like(logits).index_fill_(
                 1, torch.tensor(self.names.index(target), device=logits.device), 1.0
@@ -73,7 +73,7 @@ class Head(NamedTuple):
         return found
 
     def real_and_fake(self, logits: Tensor) -> Tensor:
-        """(B, 2): the scores "real" and "fake"; the logits themselves where there are two of that order."""
+        """Return the scores "real" and "fake" (B, 2) of logits (B, K); the logits themselves if they are these two."""
         if self.is_plain:
             return logits
         if len(self.names) == 1:
@@ -83,16 +83,16 @@ class Head(NamedTuple):
         return torch.stack([logits[:, members].logsumexp(dim=1) for members in groups], dim=1)
 
     def margin(self, logits: Tensor) -> Tensor:
-        """(B,): the score "margin"."""
+        """Return the margin (B,) of logits (B, K)."""
         pair = self.real_and_fake(logits)
         return pair[:, 1] if len(self.names) == 1 else pair[:, 1] - pair[:, 0]
 
     def prob_fake(self, logits: Tensor) -> Tensor:
-        """(B,): in [0, 1]."""
+        """Return P(fake) (B,), in [0, 1], of logits (B, K)."""
         return logits.softmax(dim=1)[:, 1] if self.is_plain else self.margin(logits).sigmoid()
 
     def predicts_fake(self, logits: Tensor) -> Tensor:
-        """(B,) bool."""
+        """Return which images are predicted fake, (B,) bool, from logits (B, K)."""
         pair = self.real_and_fake(logits)
         return pair[:, 1] > pair[:, 0]
 
@@ -102,18 +102,18 @@ ONE_LOGIT = Head(("fake",), (True,))
 
 
 def named_classes(classes: Any, where: str) -> dict[str, bool]:
-    """Name → whether it is fake, in the order of the logits, from what a person states.
+    """Return name → is fake, in the order of the logits, from the classes that a user states.
 
-    `classes`: a list of names. Real are those stated so (`{"pristine": "real"}` in place of the name) and those with
-    the word "real" in them (`FF-real`, `Celeb_Real`), or else the first. Raises InputError, whose message begins with
-    `where`.
+    `classes`: a list of names. A class is real if the list says so (`{"pristine": "real"}` instead of the name) or if
+    its name contains the word "real" (`FF-real`, `Celeb_Real`). If none is, the first class is real. Raises InputError
+    with a message that starts with `where`.
     """
     items = list(classes) if isinstance(classes, (list, tuple)) else []
     pairs = [next(iter(item.items())) if isinstance(item, Mapping) and len(item) == 1 else (item, "") for item in items]
     if not pairs or any(not isinstance(name, str) or kind not in ("", "real", "fake") for name, kind in pairs):
         raise InputError(
-            f"{where} is {classes!r}; allowed: a list of the classes' names in the order of the logits, such as"
-            " [real, deepfakes, face2face], where {name: real} or {name: fake} says what a name does not"
+            f"{where} is {classes!r}; allowed: a list of class names in the order of the logits, such as"
+            " [real, deepfakes, face2face]; give {name: real} or {name: fake} if the name does not say it"
         )
     kinds = [kind or ("real" if WORD_REAL.search(name) else "") for name, kind in pairs]
     if "real" not in kinds and len(kinds) > 1:
@@ -125,7 +125,9 @@ def named_classes(classes: Any, where: str) -> dict[str, bool]:
         )
     if len(found) > 1 and len(set(found.values())) == 1:
         only = "fake" if all(found.values()) else "real"
-        raise InputError(f"{where}: all classes ({', '.join(found)}) are {only}: at least one has to be real, one fake")
+        raise InputError(
+            f"{where}: all classes ({', '.join(found)}) are {only}: at least one must be real and one fake"
+        )
     for name in RESERVED:
         if name in found:
             raise InputError(f"{where}: the class {name!r} has the name of a target: give it another name")
@@ -136,26 +138,26 @@ def named_classes(classes: Any, where: str) -> dict[str, bool]:
 
 
 class HeadReader(NamedTuple):
-    """Reads what one detector returns: the door at which the kind of its head is decided.
+    """Reads a detector's output and decides the kind of its head.
 
-    `detector` is its name in errors. `classes` (name → whether it is fake, in the order of the logits) is what a config
-    states, and has to fit; `labels` (name → number, 0 for real) is a dataset's `label_dict`, which names the classes of
-    a head of three or more logits where its numbers are exactly theirs. With neither, class 0 is real.
-    `batch` is the number of images, None where it is not known.
+    `detector`: its name in errors. `classes` (name → is fake, in the order of the logits): from the config; it must
+    match the logits. `labels` (name → number, 0 for real): the dataset's `label_dict`; it names the classes of a head
+    with three or more logits if its numbers match them exactly. Without either, class 0 is real. `batch`: the number of
+    images; None: unknown.
     """
 
     detector: str = "the model"
     classes: Mapping[str, bool] | None = None
     labels: Mapping[str, int] = {}
     batch: int | None = None
-    clips: str = ""  # of a detector of clips: their length and size, for an error
+    clips: str = ""  # for a detector of clips: their length and size, used in errors
 
     def read(self, output: Any) -> tuple[Prediction, Head]:
-        """The tensors in `output`, among them "cls", logits (B, K), and "prob", probability of fake (B,).
+        """Return the tensors in `output`, with "cls" (logits (B, K)) and "prob" (P(fake), (B,)), and the head.
 
-        `output`: a tensor of logits (B,) or (B, K), a mapping that holds one under "cls" or "logits", or an object with
-        `.logits`. A "prob" that comes with two logits, real and fake, is passed on as it is. Raises InputError for
-        anything else, and for another number of images or classes.
+        `output`: logits (B,) or (B, K), a mapping with them under "cls" or "logits", or an object with `.logits`. If it
+        has two logits (real, fake) and a "prob", this "prob" is kept. Raises InputError for any other output, and for a
+        wrong number of images or classes.
         """
         found = output if isinstance(output, Mapping) else {}
         logits = output_logits(output)
@@ -171,9 +173,9 @@ class HeadReader(NamedTuple):
         logits = _by_image(logits, count)
         if self.clips and (not logits.ndim or len(logits) != count or (self.classes is None and logits[0].numel() > 2)):
             raise InputError(
-                f"{self.detector} gives predictions of shape {shape} for {count} clips, not one or two numbers a clip:"
-                f" it was made for other clips than these, of {self.clips}; give its own --clip_size and --resolution"
-                " (or gradcam_classes, where it has more classes)",
+                f"{self.detector} gives predictions of shape {shape} for {count} clips, not one or two numbers per"
+                f" clip: it expects other clips than these, of {self.clips}; give its own --clip_size and --resolution"
+                " (or gradcam_classes, if it has more classes)",
                 "clip_size",
             )
         if logits.ndim != 2 or logits.shape[0] != count or not logits.shape[1] or not logits.is_floating_point():
@@ -209,7 +211,7 @@ class HeadReader(NamedTuple):
 
 
 def _by_image(logits: Tensor, count: int) -> Tensor:
-    """(B, K) of logits with an axis of size one too few, or too many: where a `.squeeze()` took it, or none did."""
+    """Return logits (B, K) from logits with one size-1 axis too few (after `.squeeze()`) or too many."""
     if logits.ndim == 2 and len(logits) == count:
         return logits
     axes = [size for size in logits.shape if size > 1]
@@ -221,7 +223,7 @@ ANY_MODEL = HeadReader()
 
 
 def output_logits(output: Any) -> Any:
-    """What stands for the logits in what a model returned; None where nothing does."""
+    """Return the logits in a model's output; None if it has none."""
     if isinstance(output, Mapping):
         return output["cls"] if "cls" in output else output.get("logits")
     return output if isinstance(output, Tensor) else getattr(output, "logits", None)
@@ -237,18 +239,17 @@ def score_weights(
     head: Head = REAL_OR_FAKE,
     checks: Checks | None = None,
 ) -> tuple[Tensor, list[str]]:
-    """Coefficients (B, K) whose weighted sum of the logits has each score's gradient, and each target's name.
+    """Return coefficients (B, K) and each target's name; Σ_k coefficient · logit has the score's gradient.
 
-    `target`: one of TARGETS but "both" or the name of a class, for the whole batch, or one entry per image (a name, or
-    0 real / 1 fake). Raises InputError. `checks`: with them the names of targets "predicted" are "fake" until they are
-    read.
-    Always on logits: a probability saturates, and the softmax depends on the margin fake - real alone.
+    `target`: one of TARGETS except "both", or a class name, for the whole batch; or one entry per image (a name, or
+    0 real / 1 fake). Raises InputError. `checks`: with it, "predicted" targets are named "fake" until it is read.
+    The score is always made of logits: a probability saturates, and softmax depends only on the margin fake - real.
     """
     count = logits.shape[0]
     given = target_entries(target)
     entries = [given] * count if isinstance(given, str) else given
     if "both" in entries:
-        raise InputError("target 'both' makes two passes, which one pass cannot: call explain")
+        raise InputError("target 'both' needs two passes, and this call makes one: call explain")
     if len(entries) != count:
         raise InputError(
             f"target has {len(entries)} entries for a batch of {count} images: give one name, or one per image"

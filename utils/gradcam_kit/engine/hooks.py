@@ -1,4 +1,4 @@
-"""What a forward pass is hooked with: taps of tokens, the class token's own way through the last block, CLIP's GELU."""
+"""Hooks for a forward pass: token taps, the class token's own path through the last block, CLIP's GELU."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .towers.attention import AttentionModules, BlockAttention, Heads, same_valu
 from .towers.channel_axis import LAST, OFF, ChannelAxes
 from .towers.tower import Tower
 
-ALIKE = {torch.float64: 1e-9, torch.float32: 1e-3}  # how far apart the two runs of a block may be; else 0.1
+ALIKE = {torch.float64: 1e-9, torch.float32: 1e-3}  # largest difference between the two runs of a block; else 0.1
 # What is too small for a second run of the block (tokens · channels², as its products go), or for code of ours in an
 # activation's derivative (numbers): Python takes longer than what it saves.
 PATH_WORTH, GELU_WORTH = 2**20, 2**15
@@ -25,35 +25,35 @@ QUICK_GELU = 1.702  # its slope (Hendrycks and Gimpel 2016, section 2)
 
 
 class Tap(NamedTuple):
-    """What has come past a site: tokens as the tower has them, and of four axes the one that holds the channels."""
+    """Tokens at a site, in the tower's own layout, and the channel axis if there are four axes."""
 
     site: Site
     tokens: Tensor
     channel_axis: int | None
 
     def in_order(self, tensor: Tensor, images: int) -> Tensor:
-        """The tokens or their gradient as (B, T, C) or (B, C, h, w). Raises LayerError where the axes are not known."""
+        """Return tokens or their gradient as (B, T, C) or (B, C, h, w). Raises LayerError if the axes are unknown."""
         layer, shape = self.site.name, tuple(tensor.shape)
         if tensor.ndim == 4:
             if self.channel_axis == OFF:
                 raise LayerError(
-                    f"layer {layer!r} gives a tensor of shape {shape} of an attention's heads: what tokens are to each"
-                    " other lies on no image; name the block around it, or a layer that returns maps"
+                    f"layer {layer!r} gives a tensor of shape {shape} from an attention's heads, which has no place on"
+                    " the image: name the block around it, or a layer that returns maps"
                 )
             if self.channel_axis is None:
                 raise LayerError(
-                    f"layer {layer!r} gives a tensor of shape {shape}, and which of its axes holds the channels could"
-                    " not be followed: name a convolution, a norm or a linear layer beside it"
+                    f"layer {layer!r} gives a tensor of shape {shape}, and it is unclear which of its axes holds the"
+                    " channels: name a convolution, a norm or a linear layer next to it"
                 )
             tensor = tensor.permute(0, 3, 1, 2) if self.channel_axis == LAST else tensor
         elif tensor.ndim == 3:
             axis = self.site.batch_axis
-            if axis is None:  # the tower does not tell, so the sizes have to
+            if axis is None:  # the tower does not say, so the sizes must
                 fits = [place for place in (0, 1) if tensor.shape[place] == images]
                 if len(fits) != 1:
                     raise LayerError(
-                        f"layer {layer!r} gives a tensor of shape {shape} for {images} images: whether it is (B, T, C)"
-                        " or (T, B, C) can't be told; explain another number of images at once, or write a tower family"
+                        f"layer {layer!r} gives a tensor of shape {shape} for {images} images, which could be"
+                        " (B, T, C) or (T, B, C): use another batch size, or write a tower family"
                     )
                 (axis,) = fits
             tensor = tensor.transpose(0, 1) if axis else tensor
@@ -66,7 +66,7 @@ class Tap(NamedTuple):
 
 
 def in_order(taps: Sequence[Tap], gradients: Sequence[Tensor], images: int) -> list[tuple[Tensor, Tensor]]:
-    """Of each tap its tokens and their gradient, both detached and in order, see `Tap.in_order`."""
+    """Return each tap's tokens and gradient, both detached and in order, see `Tap.in_order`."""
     return [
         (tap.in_order(tap.tokens.detach(), images), tap.in_order(G, images))
         for tap, G in zip(taps, gradients, strict=True)
@@ -75,12 +75,12 @@ def in_order(taps: Sequence[Tap], gradients: Sequence[Tensor], images: int) -> l
 
 @contextmanager
 def tapped(sites: Sequence[Site], axes: ChannelAxes | None, path: ClassTokenPath | None) -> Iterator[dict[int, Tap]]:
-    """Hooks on `sites` that fill the yielded dict, during the forward pass, with the tokens at each by its position.
+    """Hook `sites` to fill the yielded dict, during the forward pass, with each site's tokens, by position.
 
-    The graph begins at the first site that runs: what is before it records nothing, since the weights are constant
-    and the tokens there become a leaf. The tower continues with a copy, so that an in-place ReLU cannot overwrite them.
-    A forward pass of another thread at the same time passes through untouched. `axes` follows the channels of a forward
-    pass inside it. What runs while the `path` is replaying is no part of the pass.
+    The graph starts at the first site that runs: its tokens become a leaf, and constant weights record nothing before
+    it. The tower continues with a copy, so an in-place ReLU cannot overwrite them. A concurrent forward pass in another
+    thread is not affected. `axes` follows the channels of a forward pass inside it. Modules that run while `path` is
+    replaying do not count.
     """
     taps: dict[int, Tap] = {}
     runs = [0] * len(sites)
@@ -132,27 +132,27 @@ def tapped(sites: Sequence[Site], axes: ChannelAxes | None, path: ClassTokenPath
 
 
 class NotOneToken(Exception):
-    """The class token of the last block's output has no path of its own, or the score depends on other tokens too."""
+    """Raised if the class token of the last block has no path of its own, or the score depends on other tokens too."""
 
 
 class Joined(NamedTuple):
-    """The block's output, with the class token's own run in front."""
+    """The block's output, with the class token's own run at the front."""
 
     rest: Tensor  # the other tokens, a leaf
     differs: Tensor  # bool: whether the second run gave another value than the first
 
 
 class ClassTokenPath:
-    """Hooks on the last block of a tower whose tokens begin with the class token.
+    """Hooks on the last block of a tower whose first token is the class token.
 
-    A head that reads the class token depends on the other tokens of the last block through their keys and values alone.
-    The ordinary forward pass gives the block's output, to the last bit, and records nothing but the first norm, keys
-    and values. The block then runs once more for the class token, whose attention reads these, and the gradient goes
-    that way. Whether the head does read that token alone is not assumed: the gradient at the others is looked at.
+    If a head reads the class token, it depends on the last block's other tokens only through their keys and values. The
+    ordinary forward pass gives the block's output, to the last bit, and records only the first norm, keys and values.
+    The block then runs again for the class token, whose attention reads these; the gradient takes this path. The code
+    does not assume that the head reads this token only: it checks the gradient at the others.
 
-    `batch_axis`: 0 of tokens (B, T, C), 1 of (T, B, C). `constant`: whether queries and keys are, for the gradient.
-    `replaying` is True while the block runs for the class token alone: whatever counts its runs has to look away.
-    After the pass `joined` is what it came to; None where the block got a mask, or is small: its graph is the ordinary
+    `batch_axis`: 0 for tokens (B, T, C), 1 for (T, B, C). `constant`: whether queries and keys are constant for the
+    gradient. `replaying` is True while the block runs for the class token only; counts of runs must ignore it. `joined`
+    holds the result after the pass; it is None if the block got a mask or is small, and its graph is then the ordinary
     one.
     """
 
@@ -165,15 +165,15 @@ class ClassTokenPath:
         self.replaying = False
         self.joined: Joined | None = None
         self._tokens_axis = 1 - batch_axis
-        self._active = False  # between the ordinary run's beginning and end
+        self._active = False  # between start and end of the ordinary run
         self._given: Any = None  # the arguments of the ordinary run
         self._graph: dict[nn.Module, Tensor] = {}  # what these modules read or returned then, with its graph
         self._cut: dict[nn.Module, Tensor] = {}  # the same as the ordinary run has it, without
-        self._mixed: Tensor | None = None  # what the class token's attention gives, for the second run
+        self._mixed: Tensor | None = None  # the attention output for the class token, for the second run
 
     @contextmanager
     def hooked(self) -> Iterator[None]:
-        """For a forward pass inside, of this thread. To be entered after all that reads or replaces tokens."""
+        """Hook a forward pass inside, in this thread. Enter it after everything that reads or replaces tokens."""
         thread = threading.get_ident()
 
         def inside(hook: Callable[..., Any]) -> Callable[..., Any]:
@@ -209,12 +209,12 @@ class ClassTokenPath:
         return (self._keep(module, (), inputs[0]), *inputs[1:]), keywords
 
     def _keep(self, module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-        """What goes on in the ordinary run, without a graph."""
+        """Continue the ordinary run without a graph."""
         self._graph[module], self._cut[module] = output, output.detach()
         return self._cut[module]
 
     def _with_graph_of(self, source: nn.Module) -> Callable[..., Any]:
-        """A module that reads what has come of `source` reads it with its graph."""
+        """Return a hook that gives a module the output of `source` with its graph."""
 
         def hook(module: nn.Module, inputs: Any) -> Any:
             if not inputs or inputs[0] is not self._cut[source]:
@@ -224,14 +224,14 @@ class ClassTokenPath:
         return hook
 
     def _replaced(self, module: nn.Module, inputs: Any, output: Any = None) -> Any:
-        """In the second run, replace what a single token gives by the class token's attention to all tokens."""
+        """In the second run, replace the single token's attention by the class token's attention to all tokens."""
         assert self._mixed is not None, "a second run"
         if output is None:
             return (self._mixed, *inputs[1:])
         return (self.attention.project(self._mixed).transpose(0, 1 - self._tokens_axis), *output[1:])
 
     def _leave(self, module: nn.Module, inputs: Any, output: Any) -> Any:
-        """The block's output with the gradient of the class token's own run."""
+        """Return the block's output with the gradient of the class token's own run."""
         tokens = output[0] if isinstance(output, tuple) else output
         arguments, keywords = self._given
         self._active, self.replaying = False, True
@@ -258,7 +258,7 @@ class ClassTokenPath:
         return (passed_on, *output[1:]) if isinstance(output, tuple) else passed_on
 
     def _attended(self) -> Tensor:
-        """What attention gives the class token, (B, 1, heads · d)."""
+        """Return the attention output for the class token, (B, 1, heads · d)."""
         if any(each not in self._graph for each in (self.first_norm, *self.projections)):
             raise NotOneToken
         tokens = self._graph[self.first_norm].transpose(0, 1 - self._tokens_axis)
@@ -272,17 +272,16 @@ class ClassTokenPath:
 
 
 def _mixed(parts: Heads, heads: int) -> Tensor:
-    """softmax(q kᵀ / √d) v for the queries (B, 1, heads · d) alone: (B, 1, heads · d)."""
+    """Compute softmax(q kᵀ / √d) v for the class token's queries, both (B, 1, heads · d)."""
     q, k, v = (parts[name].unflatten(2, (heads, -1)).transpose(1, 2) for name in "qkv")
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
 def class_token_path(tower: Tower, read: Iterable[tuple[nn.Module, bool]], constant: bool) -> ClassTokenPath | None:
-    """The path for a pass that reads these modules, each by its input or not.
+    """Return the path for a pass that reads these modules, each by its input (True) or output.
 
-    `constant`: whether the pass takes queries and keys for constant. None for a tower without a class token in front,
-    or whose attention is not known or turns its tokens, and where the last block is read further in than its first
-    norm.
+    `constant`: whether the pass treats queries and keys as constant. Returns None if the tower has no class token in
+    front, if its attention is unknown or rotates tokens, or if the pass reads the last block beyond its first norm.
     """
     if not tower.blocks or tower.reads_more_tokens or not tower.prefix:
         return None
@@ -307,10 +306,10 @@ def class_token_path(tower: Tower, read: Iterable[tuple[nn.Module, bool]], const
 
 
 class QuickGELU(torch.autograd.Function):
-    """x · sigmoid(1.702 x) as `activate` computes it, of which x alone is kept.
+    """x · sigmoid(1.702 x), as `activate` computes it, that keeps only x.
 
-    With y = 1.702 x it is silu(y) / 1.702, so that its derivative is silu'(y): one pass over memory. Autograd keeps two
-    tensors for it and takes five.
+    With y = 1.702 x, it is silu(y) / 1.702, so its derivative is silu'(y): one pass over memory. Autograd would keep
+    two tensors and take five passes.
     """
 
     @staticmethod
@@ -325,13 +324,13 @@ class QuickGELU(torch.autograd.Function):
 
 
 def quick_gelu(module: nn.Module, activate: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """What `activate`, the forward of `module`, gives, of which the input alone is kept; see `replaced_forward`."""
+    """Return the result of `activate`, the forward of `module`, and keep only its input; see `replaced_forward`."""
     pays = x.requires_grad and torch.is_grad_enabled() and x.numel() >= GELU_WORTH
     return QuickGELU.apply(x, activate) if pays else activate(x)
 
 
 def is_quick_gelu(module: nn.Module) -> bool:
-    """Whether `module` computes x · sigmoid(1.702 x): by its class's name, and by five of its values."""
+    """True if `module` computes x · sigmoid(1.702 x), by its class name and five of its values."""
     if "quickgelu" not in type(module).__name__.lower() or [*module.children(), *module.parameters()]:
         return False
     probe = torch.linspace(-3, 3, 5, dtype=torch.float64)

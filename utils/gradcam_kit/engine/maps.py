@@ -1,4 +1,4 @@
-"""Tokens on their patch grid → maps: raw, normalised, and flagged where they are empty."""
+"""Make maps from tokens on the patch grid: raw, normalised, and flagged if empty."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from .real.contrast import scaled_mean, sharpened
 from .tokens import without_prefix
 from .towers import Grid
 
-# A range of this share of the peak is rounding: a sum over 1,024 channels of equal tokens differs by 1e-5 now and then.
+# A range below this share of the peak is rounding: sums over 1,024 channels of equal tokens can differ by 1e-5.
 FLAT = 1e-4
 
 
 class NonFiniteMapError(RunError):
-    """NaN or infinity in the maps or logits of some images of a batch, whose positions are `samples`."""
+    """Raised for NaN or infinity in maps or logits; `samples` holds the positions of these images in the batch."""
 
     def __init__(self, message: str, samples: Sequence[int]) -> None:
         super().__init__(message, "precision")
@@ -32,9 +32,9 @@ class NonFiniteMapError(RunError):
 
 
 class Canvas(NamedTuple):
-    """Where maps are drawn: `size` (H, W) in pixels, of which the patches span `spanned`, from the top left.
+    """The image size (H, W) in pixels, and the part that the patches cover, `spanned`, from the top left.
 
-    They span less where the patch does not divide the image, and more where the tower pads it.
+    Patches cover less if the patch size does not divide the image size, and more if the tower pads the image.
     """
 
     size: tuple[int, int]
@@ -42,7 +42,7 @@ class Canvas(NamedTuple):
 
     @classmethod
     def of(cls, size: tuple[int, int], grid: Grid | None) -> Canvas:
-        """Without a grid, of a convolutional network, maps span the image."""
+        """Return the canvas of a grid; without one (convolutional network), maps cover the whole image."""
         if grid is None:
             return cls(size, size)
         rows, columns = (max(1, round(pixels * share)) for pixels, share in zip(size, grid.covers, strict=True))
@@ -50,22 +50,22 @@ class Canvas(NamedTuple):
 
     @property
     def seen(self) -> tuple[int, int]:
-        """Height and width of what the network has seen of the image."""
+        """Height and width of the part of the image that the network sees."""
         return min(self.size[0], self.spanned[0]), min(self.size[1], self.spanned[1])
 
     def stretch(self, maps: Tensor) -> Tensor:
-        """(B, h, w) → (B, *seen): bilinear, with half-pixel centres, so that each value stands on its own patch."""
+        """Resize (B, h, w) to (B, *seen), bilinear with half-pixel centres, so that each value stays on its patch."""
         spanned = F.interpolate(maps.unsqueeze(1), size=self.spanned, mode="bilinear", align_corners=False).squeeze(1)
         return spanned[:, : self.seen[0], : self.seen[1]]
 
     def pad(self, seen: Tensor) -> Tensor:
-        """(B, *seen) → (B, H, W), zero where the network has seen nothing."""
+        """Pad (B, *seen) to (B, H, W) with zeros where the network sees nothing."""
         if self.seen == self.size:
             return seen
         return F.pad(seen, (0, self.size[1] - self.seen[1], 0, self.size[0] - self.seen[0]))
 
 
-Size = Canvas | tuple[int, int]  # (H, W) alone: maps span it all
+Size = Canvas | tuple[int, int]  # (H, W) alone: maps cover all of it
 
 
 def _canvas(size: Size) -> Canvas:
@@ -78,10 +78,10 @@ class LayerMaps:
 
     `signed` (B, h, w): the method's sum before ReLU, float32 (float64 for a float64 model), on the model's device.
     `raw` (B, h, w): its ReLU. `normalised` (B, H, W): `raw` resized and min-max normalised, float32 in [0, 1].
-    `empty` (B,): bool, on the maps' device; no patch stands out: `raw` is zero everywhere or, within rounding,
-    constant, or the map is an artefact; `normalised` is all zero. Whether a map is empty is decided here alone.
-    `artefact` (B,): bool; the map is not zero, but nowhere more than what is left of sums that are.
-    `canvas`: which pixels the network has seen; `normalised` is zero on the others.
+    `empty` (B,): bool, on the maps' device: no patch stands out, because `raw` is zero or constant within rounding, or
+    because the map is an artefact; `normalised` is then all zero. Only this class decides whether a map is empty.
+    `artefact` (B,): bool: the map is not zero, but nowhere larger than the rounding error of a sum of zero.
+    `canvas`: the pixels that the network sees; `normalised` is zero elsewhere.
     """
 
     signed: Tensor
@@ -93,9 +93,9 @@ class LayerMaps:
 
     @classmethod
     def of(cls, signed: Tensor, raw: Tensor, size: Size, leftover: Tensor | None = None) -> LayerMaps:
-        """From the signed and the raw maps, both (B, h, w); `size` of the normalised ones.
+        """Build the maps from signed and raw maps, both (B, h, w); `size`: of the normalised ones.
 
-        `leftover` (B, h, w): what each value may come to where it should be 0, as `engine.methods.leftover` gives.
+        `leftover` (B, h, w): the bound on values that should be 0, from `engine.methods.leftover`.
         """
         normalised, empty = _stretched(raw, size)
         if leftover is None:
@@ -106,7 +106,7 @@ class LayerMaps:
         return cls(signed, raw, normalised, empty, artefact, _canvas(size))
 
     def split(self, count: int) -> list[LayerMaps]:
-        """The maps of `count` layers, which were made as one batch."""
+        """Split one batch of maps into the maps of `count` layers."""
         if count == 1:
             return [self]
         names = ("signed", "raw", "normalised", "empty", "artefact")
@@ -115,17 +115,17 @@ class LayerMaps:
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Rows and columns of the patch grid."""
+        """Return rows and columns of the patch grid."""
         return self.raw.shape[-2], self.raw.shape[-1]
 
 
-Parts = Mapping[str, Sequence[str]]  # layer → the captured layers whose maps it is made of: itself, or several blocks
+Parts = Mapping[str, Sequence[str]]  # layer → the captured layers that make up its map: itself, or several blocks
 
 
 def combined(layer: str, by_rule: Sequence[Sequence[Tensor]]) -> Tensor:
-    """The signed map (B, h, w) of a layer from those of its parts, by each rule of the backward pass asked for.
+    """Add the signed maps of a layer's parts, by backward rule, to one signed map (B, h, w).
 
-    Parts are added. For SCALED, and where there are two rules, each is first scaled to unit deviation.
+    For SCALED, and for two rules, it first scales each map to unit deviation.
     """
     if layer != SCALED and len(by_rule) == 1:
         return _sum(by_rule[0])
@@ -141,17 +141,16 @@ def layer_maps(
     checks: Checks | None = None,
     sharpen: bool = False,
 ) -> dict[str, LayerMaps]:
-    """Signed maps (B, h, w) by layer as maps of the image, drawn at `size`.
+    """Turn signed maps (B, h, w) by layer into maps of the image at `size`.
 
-    `reached`, by part, shows whether the score can depend on the patches at all, see `tokens.reach`.
-    `parts`: what each layer of `signed` is made of; itself where it is None. `leftovers`, by part: see `LayerMaps.of`.
-    `checks`: where errors are left that are found on the device. `sharpen`: the raw map is `contrast.sharpened`, as it
-    always is for SCALED.
-    Raises LayerError where the patch gradients are structurally zero, NonFiniteMapError where a map is not finite.
+    `reached`, by part: whether the score can depend on the patches at all, see `tokens.reach`. `parts`: the parts of
+    each layer of `signed`; None: the layer itself. `leftovers`, by part: see `LayerMaps.of`. `checks`: collects errors
+    that are found on the device. `sharpen`: sharpen the raw map with `contrast.sharpened`, as always for SCALED.
+    Raises LayerError if the patch gradients are structurally zero, NonFiniteMapError if a map is not finite.
     """
     parts = parts or {layer: [layer] for layer in signed}
     leftovers = leftovers or {}
-    alike: dict[Any, list[str]] = {}  # layers that are drawn at once
+    alike: dict[Any, list[str]] = {}  # layers to draw at once
     for layer, one in signed.items():
         alike.setdefault((one.shape, one.dtype, one.device, layer == SCALED), []).append(layer)
     maps: dict[str, LayerMaps] = {}
@@ -175,12 +174,12 @@ def layer_maps(
 
 
 def all_finite(values: Tensor) -> Tensor:
-    """(B, ...) → (B,) bool: whether no number of it is NaN or infinite."""
+    """Return which rows of `values` (B, ...) are free of NaN and infinity, (B,) bool."""
     return values.abs().flatten(1).amax(dim=1) < torch.inf
 
 
 def _refuse_maps(layers: Sequence[str], found: Tensor) -> None:
-    """`found` (L, 3, B) bool: of each layer and image whether any patch has a gradient, any token, is all finite."""
+    """Raise for bad maps. `found` (L, 3, B) bool: whether any patch has a gradient, any token has, all is finite."""
     for layer, (reached, touched, finite) in zip(layers, found.tolist(), strict=True):
         _refuse_where_not(f"the map of layer {layer!r}", finite)
         refuse_unreached(layer, any(reached), any(touched))
@@ -194,11 +193,11 @@ def to_layer_maps(
     parts: Parts | None = None,
     checks: Checks | None = None,
 ) -> dict[str, LayerMaps]:
-    """Maps of tokens by layer, without the prefix tokens, as maps of the image. Raises NonFiniteMapError.
+    """Turn token maps by layer, without prefix tokens, into maps of the image. Raises NonFiniteMapError.
 
-    `parts` and `checks` as for `layer_maps`; where there are several, `sum_of` says which of their maps are added,
-    "signed" or "raw": the raw map of the whole is then the ReLU of the sum, or the sum of the raw maps. SCALED is made
-    of the signed maps of all blocks, each scaled to unit deviation, and sharpened.
+    `parts`, `checks`: as for `layer_maps`. `sum_of`: whether to add the parts' "signed" or "raw" maps; the raw map is
+    then the ReLU of the sum, or the sum of the raw maps. SCALED is made of the signed maps,
+    each scaled to unit deviation, and then sharpened.
     """
     found = {}
     for layer, added in (parts or {name: [name] for name in maps}).items():
@@ -225,19 +224,19 @@ def _sum(maps: Sequence[Tensor]) -> Tensor:
 
 
 def _any(several: Sequence[Tensor]) -> Tensor:
-    """Where any of them is true."""
+    """Return the elementwise "or" of several bool tensors of equal shape."""
     return torch.stack(list(several)).any(dim=0) if len(several) > 1 else several[0]
 
 
 def refuse_unreached(name: str, reached: bool, touched: bool) -> None:
-    """Whether any patch of any image has a gradient, whether any token has."""
+    """Raise LayerError unless a patch has a gradient (`reached`). `touched`: whether any token has one."""
     if reached:
         return
     if touched:
         raise LayerError(
-            f"layer {name!r}: the patch tokens there have a gradient of exactly 0, because the head reads the CLS token"
-            " alone and nothing after this point mixes patches into it, so every map would be blank;"
-            " name the block itself (encoder.layers.<i> means what that block reads) or an earlier layer"
+            f"layer {name!r}: the patch tokens there have a gradient of exactly 0, because the head reads only the CLS"
+            " token and nothing after this point mixes patches into it, so every map would be blank;"
+            " name the block itself (encoder.layers.<i> means the block's input) or an earlier layer"
         )
     raise LayerError(
         f"layer {name!r}: the score's gradient is exactly 0 there for every image; name another layer or target"
@@ -245,7 +244,7 @@ def refuse_unreached(name: str, reached: bool, touched: bool) -> None:
 
 
 def refuse_non_finite(values: Tensor, what: str, checks: Checks | None = None) -> None:
-    """Raises NonFiniteMapError for the images of `values` (B, ...) that are not all finite; `what` says of what."""
+    """Raise NonFiniteMapError for the images of `values` (B, ...) with NaN or infinity; `what` names the values."""
     with read_at_once(checks) as asked:
         asked.add(all_finite(values), lambda finite: _refuse_where_not(what, finite.tolist()))
 
@@ -270,10 +269,10 @@ def normalise(raw: Tensor, size: Size) -> Tensor:
 
 
 def _stretched(raw: Tensor, size: Size) -> tuple[Tensor, Tensor]:
-    """As `normalise`, and for each image whether its map has no range."""
+    """Return the maps of `normalise`, and for each image whether its map has no range, (B,) bool."""
     canvas = _canvas(size)
     peak = raw.amax(dim=(1, 2), keepdim=True)
-    # As shares of the peak, since between values of 1e-40 or 1e38 nothing can be interpolated.
+    # As shares of the peak: values of 1e-40 or 1e38 cannot be interpolated.
     resized = canvas.stretch(raw / peak.masked_fill(peak <= 0, 1))
     # aminmax along an axis is ten times slower on a CPU
     lowest, highest = resized.amin(dim=(1, 2), keepdim=True), resized.amax(dim=(1, 2), keepdim=True)
@@ -284,7 +283,7 @@ def _stretched(raw: Tensor, size: Size) -> tuple[Tensor, Tensor]:
 
 
 def in_order(maps: Mapping[str, LayerMaps], layers: Sequence[str], size: Size) -> dict[str, LayerMaps]:
-    """The maps of `layers` in their order, FUSED among them made from all of `maps` but SUM and SCALED."""
+    """Return the maps of `layers` in order; FUSED is made from all of `maps` except SUM and SCALED."""
     found = dict(maps)
     if FUSED in layers:
         found[FUSED] = fused([one for layer, one in maps.items() if layer not in (SUM, SCALED)], size)
@@ -292,10 +291,10 @@ def in_order(maps: Mapping[str, LayerMaps], layers: Sequence[str], size: Size) -
 
 
 def fused(layers: Sequence[LayerMaps], size: Size) -> LayerMaps:
-    """The mean over layers of each image's normalised map, on the finest of their grids, then drawn at `size`.
+    """Average the layers' normalised maps on the finest of their grids, then resize to `size`.
 
-    An empty map counts as zeros. Signed: the mean of the signed maps, each divided by its largest magnitude, where only
-    an artefact counts as zeros.
+    An empty map counts as zeros. `signed` is the mean of the signed maps, each divided by its largest magnitude; there,
+    only an artefact counts as zeros.
     """
     grid = max((maps.grid for maps in layers), key=lambda rows_columns: rows_columns[0] * rows_columns[1])
     raw = torch.stack([_but(maps.empty, normalise(maps.raw, grid)) for maps in layers]).mean(dim=0)
@@ -304,12 +303,12 @@ def fused(layers: Sequence[LayerMaps], size: Size) -> LayerMaps:
 
 
 def _but(without: Tensor, maps: Tensor) -> Tensor:
-    """`maps` (B, h, w) with zeros for the images of `without` (B,) bool."""
+    """Return `maps` (B, h, w) with zeros for the images where `without` (B,) is true."""
     return torch.where(without[:, None, None], torch.zeros_like(maps), maps)
 
 
 def scaled(signed: Tensor, size: Size) -> Tensor:
-    """(B, h, w) → (B, H, W) float32 in [-1, 1]: each image divided by its largest magnitude, zero stays zero."""
+    """Resize (B, h, w) to (B, H, W) float32 in [-1, 1]: each image over its largest magnitude; zero stays zero."""
     largest = signed.abs().amax(dim=(1, 2), keepdim=True)
     shares = signed / torch.where(largest > 0, largest, torch.ones_like(largest))
     canvas = _canvas(size)

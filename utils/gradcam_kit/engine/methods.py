@@ -1,12 +1,12 @@
-"""Class activation maps, one function per method, beside its paper's formula.
+"""Class activation maps: one function per method, with its paper's formula.
 
 Every function takes
 
-* `A`: activations, (B, C, h, w): patch tokens on their grid, or a convolution's feature maps,
-* `G`: gradients of the score with respect to `A`, same shape, dtype and device,
+* `A`: activations (B, C, h, w): patch tokens on their grid, or the feature maps of a convolution,
+* `G`: gradients of the score with respect to `A`, with the same shape, dtype and device,
 
-and returns the weighted sum over channels, (B, h, w), **before** the final ReLU: positive where the patch speaks for
-the score, negative where it speaks against it. The engine takes the ReLU, so that the signed map costs nothing extra.
+and returns the weighted sum over channels (B, h, w) **before** the final ReLU. A positive value means that the patch
+raises the score, a negative one that it lowers it. The engine applies the ReLU, so the signed map costs nothing extra.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ DEFAULT_EPSILON = 0.1
 
 
 def grad_cam(A: Tensor, G: Tensor) -> Tensor:
-    """Grad-CAM: w_c = mean_hw G_c, map = Σ_c w_c A_c (Selvaraju et al. 2017, eq. 1 and 2)."""
+    """Compute Grad-CAM: w_c = mean_hw G_c, map = Σ_c w_c A_c (Selvaraju et al. 2017, eq. 1 and 2)."""
     return weighted_sum(G.mean(dim=(2, 3)), A)
 
 
 def grad_cam_pp(A: Tensor, G: Tensor, epsilon: float = DEFAULT_EPSILON) -> Tensor:
-    """Grad-CAM++: α = G² / (2 G² + G³ Σ_hw A), w_c = Σ_hw α ReLU(G), map = Σ_c w_c A_c.
+    """Compute Grad-CAM++: α = G² / (2 G² + G³ Σ_hw A), w_c = Σ_hw α ReLU(G), map = Σ_c w_c A_c.
 
     Chattopadhay et al. 2018, eq. 10 and 19.
 
-    The paper has post-ReLU maps, for which the denominator is positive wherever α counts. Tokens are signed, so it can
-    cross zero: ε · max_chw G² of the same image keeps it away from there at any scale of the gradient, and α is 0
-    where the whole is not positive. ε = 0 is the paper's formula.
+    In the paper, A is post-ReLU, so the denominator is positive wherever α matters. Tokens are signed, so it can cross
+    zero. Adding ε · max_chw G² of the same image keeps it away from zero at any scale of the gradient; α is 0 where the
+    sum is still not positive. ε = 0 is the paper's formula.
 
-    Computed with g = G / max_chw |G|: α is the same, and G³ can neither vanish nor overflow.
+    The code uses g = G / max_chw |G|: α stays the same, and G³ can neither vanish nor overflow.
     """
     peak = G.abs().amax(dim=(1, 2, 3), keepdim=True)
     g = G / torch.where(peak > 0, peak, torch.ones_like(peak))
@@ -54,20 +54,20 @@ def grad_cam_pp(A: Tensor, G: Tensor, epsilon: float = DEFAULT_EPSILON) -> Tenso
 
 
 def hires_cam(A: Tensor, G: Tensor) -> Tensor:
-    """HiResCAM: map = Σ_c G_c A_c, each patch weighted by its own gradient (Draelos and Carin 2020, eq. 7)."""
+    """Compute HiResCAM: map = Σ_c G_c A_c, each patch weighted by its own gradient (Draelos and Carin 2020, eq. 7)."""
     return (G * A).sum(dim=1)
 
 
 def layer_cam(A: Tensor, G: Tensor) -> Tensor:
-    """LayerCAM: map = Σ_c ReLU(G_c) A_c (Jiang et al. 2021, eq. 4 and 5)."""
+    """Compute LayerCAM: map = Σ_c ReLU(G_c) A_c (Jiang et al. 2021, eq. 4 and 5)."""
     return (G.relu() * A).sum(dim=1)
 
 
 def x_grad_cam(A: Tensor, G: Tensor) -> Tensor:
-    """XGradCAM: w_c = Σ_hw G_c A_c / Σ_hw A_c, map = Σ_c w_c A_c (Fu et al. 2020, eq. 7).
+    """Compute XGradCAM: w_c = Σ_hw G_c A_c / Σ_hw A_c, map = Σ_c w_c A_c (Fu et al. 2020, eq. 7).
 
-    The paper has post-ReLU maps, whose sum is positive. Tokens are signed: a channel whose sum comes close to zero gets
-    a large weight, and one whose sum is zero gets none.
+    In the paper, A is post-ReLU, so Σ_hw A_c is positive. Tokens are signed: a channel with a sum near zero gets a
+    large weight, and one with a sum of exactly zero gets weight 0.
     """
     total = A.sum(dim=(2, 3))
     w = torch.where(total != 0, (G * A).sum(dim=(2, 3)) / total, torch.zeros_like(total))
@@ -75,7 +75,7 @@ def x_grad_cam(A: Tensor, G: Tensor) -> Tensor:
 
 
 def weighted_sum(w: Tensor, A: Tensor) -> Tensor:
-    """Σ_c w_c A_c, (B, h, w), of weights (B, C)."""
+    """Return Σ_c w_c A_c (B, h, w) for weights `w` (B, C) and activations `A` (B, C, h, w)."""
     return torch.bmm(w.unsqueeze(1), A.flatten(2)).view(len(A), *A.shape[2:])
 
 
@@ -89,19 +89,19 @@ METHODS: dict[str, Method] = {
 
 
 def method_names() -> list[str]:
-    """Every method's name: those above, `contrast`, those that read attention, and registered ones."""
+    """Return the names of all methods: the built-in ones, contrasts, attention methods and registered ones."""
     return [*METHODS, *CONTRASTS, *ATTENTION_METHODS]
 
 
 def register_method(name: str, method: Method | AttentionMethod) -> None:
-    """Make a method known to every call, flag and YAML, under a name that no other has.
+    """Register a method under a new name, for every call, flag and YAML file.
 
     Args:
-        method: a function of activations A and gradients G, both (B, C, h, w), that returns the signed map (B, h, w);
-            or an `AttentionMethod`.
+        method: a function that takes activations A and gradients G, both (B, C, h, w), and returns the signed map
+            (B, h, w); or an `AttentionMethod`.
 
     Raises:
-        InputError: a name that is taken or no plain word, or something that is no method.
+        InputError: the name is taken or not a plain word, or `method` is not a method.
     """
     if not isinstance(name, str) or not re.fullmatch(r"[a-z0-9][a-z0-9+_.-]*", name):
         raise InputError(f"method name {name!r}: give lower-case letters, digits and + _ . -, as in 'hirescam'")
@@ -117,31 +117,31 @@ def register_method(name: str, method: Method | AttentionMethod) -> None:
 
 
 def check_method(name: str) -> None:
-    """Raises InputError for a name that no method has."""
+    """Raise InputError if no method has this name."""
     names = method_names()
     if name in CLIP_METHODS:
         raise InputError(
-            f"method {name!r} is of clips of frames, and this detector reads images: use gradcam", "method"
+            f"method {name!r} is for clips of frames, and this detector reads images: use gradcam", "method"
         )
     if name not in names:
         raise InputError(f"method {name!r} is unknown; {did_you_mean(name, names)}allowed: {', '.join(names)}")
 
 
 def cam_method(name: str, pp_epsilon: float = DEFAULT_EPSILON) -> Method:
-    """The (A, G) function of a method of METHODS; `pp_epsilon` is Grad-CAM++'s ε."""
+    """Return the function (A, G) → map of a method of METHODS. `pp_epsilon`: ε of Grad-CAM++."""
     if name == "gradcam++":
         return partial(grad_cam_pp, epsilon=pp_epsilon)
     return METHODS[name]
 
 
 def leftover(A: Tensor, G: Tensor, norm_epsilon: float) -> Tensor:
-    """What a sum Σ_c G_c A_c that is 0 may come to, (B, h, w); `norm_epsilon` is that of the LayerNorm that reads A.
+    """Bound (B, h, w) what rounding makes of a sum Σ_c G_c A_c that is 0; `norm_epsilon`: ε of the LayerNorm on A.
 
-    Two things keep it from 0. Each term is known to the precision of A and of G alone, and G to that in which the
-    LayerNorm's backward pass subtracts means, which is float32 at least. And a LayerNorm
-    y = (x - μ) / √(σ² + ε) does not change when x is scaled, so that Σ_c x_c ∂s/∂x_c = ε / (σ² + ε) Σ_c y_c ∂s/∂y_c:
-    where a score reads x through a LayerNorm alone, as the patches of the last block, ε is all there is. Its terms
-    Σ |y ∂s/∂y| are not those of the sum, but of their size: they are allowed four times as much.
+    Two things keep the sum from 0. First, each term is only as precise as A and G, and G only as precise as the
+    LayerNorm's backward pass, which subtracts means in float32 or finer. Second, a LayerNorm y = (x - μ) / √(σ² + ε)
+    does not change when x is scaled, so Σ_c x_c ∂s/∂x_c = ε / (σ² + ε) Σ_c y_c ∂s/∂y_c. If the score reads x only
+    through a LayerNorm, like the patches of the last block, ε alone remains. Its terms Σ |y ∂s/∂y| are not the sum's
+    terms but are of their size, so the bound allows four times as much.
     """
     precision = max(torch.finfo(A.dtype).eps, torch.finfo(G.dtype).eps)
     dtype = torch.promote_types(A.dtype, torch.float32)
@@ -153,9 +153,9 @@ def leftover(A: Tensor, G: Tensor, norm_epsilon: float) -> Tensor:
 
 
 def signed_maps(name: str, patches: Mapping[K, Tokens], pp_epsilon: float = DEFAULT_EPSILON) -> dict[K, Tensor]:
-    """The map before ReLU of each layer, or of those that are stacked, by a method of METHODS; `patches` on their grid.
+    """Return each layer's map (B, h, w) before ReLU, by a method of METHODS. `patches`: A and G, (B, C, h, w) each.
 
-    Computed in float32 (float64 for a float64 model), whatever the precision of the model or of an autocast around.
+    It computes in float32 (float64 for a float64 model), regardless of the model's precision and of autocast.
     """
     method = cam_method(name, pp_epsilon)
     maps = {}

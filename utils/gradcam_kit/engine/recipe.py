@@ -1,4 +1,4 @@
-"""Which map: a method, the layers it is made of, the site where it reads a block, and the rule of the backward pass."""
+"""A recipe for a map: method, layers, the site where it reads a block, and the backward rule."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from .real.contrast import CONTRASTS
 
 PLAIN, BALANCED, BOTH = BACKWARDS
 NORMED, RESIDUAL = SITES
-ATTENTION_SITE = "attention"  # of methods that read a block's attention, whatever site is asked for
+ATTENTION_SITE = "attention"  # for methods that read a block's attention, whichever site is requested
 
 
 class ModuleLayer(str):
-    """A layer given as the module itself, until the tower is known in which it has a name."""
+    """A layer given as a module; it gets its name when the tower is known."""
 
     module: nn.Module
 
@@ -31,23 +31,22 @@ class ModuleLayer(str):
 
 @dataclass(frozen=True, slots=True, init=False)
 class Recipe:
-    """How one map, or the maps of several layers, are made. Hashable; equal recipes make equal maps.
+    """Says how to make one map, or the maps of several layers. Hashable; equal recipes make equal maps.
 
     Args:
         method: a name of `METHODS` or `ATTENTION_METHODS`, "transplant", or "auto".
-        layers: one layer or several: names of modules, numbers of blocks (-1: the last), or modules; "fused" for the
-            mean of the other layers' normalised maps, "sum" for the sum of the raw maps of all blocks. None: the last
-            block, or the last grid of a convolutional network; of a contrast "scaled", the mean of every third
-            block's map, each scaled to unit deviation, where there are blocks.
-        site: "layer_norm1" (what a block reads, normalised) or "residual" (the stream itself); None: the first. A
-            method that reads attention has no other site than "attention", and a contrast none but "residual".
-        backward: "plain", "balanced", or "both": the maps of the two, each scaled to unit deviation, added; None: the
-            first.
+        layers: one layer or several: module names, block numbers (-1: the last) or modules. "fused" is the mean of the
+            other layers' normalised maps, "sum" the sum of all blocks' raw maps. None: the last block, or the last
+            grid of a convolutional network; for a contrast on blocks "scaled", the mean of every third block's map,
+            each scaled to unit deviation.
+        site: "layer_norm1" (the block's normalised input) or "residual" (the residual stream); None: the first that
+            fits the method. Attention methods only have "attention", contrasts only "residual".
+        backward: "plain", "balanced" or "both" (the two maps, each scaled to unit deviation, added); None: "plain".
 
-    A field that is "auto" is left to a trial (`choose`).
+    The trial (`choose`) fills in each field that is "auto".
 
     Raises:
-        InputError: layers that are none of the above.
+        InputError: a layer is none of these.
     """
 
     method: str
@@ -76,7 +75,7 @@ class Recipe:
 
     @classmethod
     def of(cls, value: Any) -> Recipe:
-        """The recipe that a caller means: one already, a method's name, or a mapping of the four fields."""
+        """Return the recipe for `value`: a recipe, a method's name, or a mapping of the four fields."""
         if isinstance(value, cls):
             return value
         if isinstance(value, str) or value is None:
@@ -89,65 +88,65 @@ class Recipe:
 
     @classmethod
     def open(cls, layers: Any = AUTO, site: str | None = None, backward: str | None = None) -> Recipe:
-        """Everything that is not given is left to a trial."""
+        """Return a recipe whose missing fields the trial fills in."""
         return cls(AUTO, AUTO if layers is None else layers, site or AUTO, backward or AUTO)
 
     @classmethod
     def control(cls, name: str) -> Recipe:
-        """A baseline map that ignores the detector."""
+        """Return the recipe of a baseline map, which ignores the detector."""
         return cls(name, (), "")
 
     @property
     def is_control(self) -> bool:
-        """Whether this is a baseline map that ignores the detector."""
+        """True for a baseline map, which ignores the detector."""
         return not self.site
 
     @property
     def needs_own_pass(self) -> bool:
-        """Whether no recipe of another backward rule can share its pass: attention by the balanced rule."""
+        """True if recipes of other backward rules cannot share its pass: attention by the balanced rule."""
         return self.method in ATTENTION_METHODS and self.backward == BALANCED
 
     @property
     def is_open(self) -> bool:
-        """Whether the method or the layer is left to a trial."""
+        """True if a trial must choose the method or the layer."""
         return AUTO in (self.method, *self.layers)
 
     def closed(self) -> Recipe:
-        """The same with nothing left open: Grad-CAM, the default layer, the first site and backward rule."""
+        """Return the recipe with defaults for its open fields: Grad-CAM, default layer, site and backward rule."""
         method, site, backward = (None if name == AUTO else name for name in (self.method, self.site, self.backward))
         return Recipe(method, None if AUTO in self.layers else self.layers, site, backward)
 
     def at(self, layer: str) -> Recipe:
-        """The same at that one layer."""
+        """Return the recipe for `layer` only."""
         return Recipe(self.method, layer, self.site, self.backward)
 
     def using(self, chosen: Recipe) -> Recipe:
-        """The chosen kind of map, at all layers of this recipe where they are named."""
+        """Return the chosen kind of map, at this recipe's layers if it names any."""
         named = bool(self.layers) and AUTO not in self.layers
         return replace(chosen, layers=self.layers) if named else chosen
 
     @property
     def layer(self) -> str:
-        """The one layer of a recipe for a single map; "" where none is named."""
+        """Name the only layer of a single map's recipe; "" if it names none."""
         return self.layers[0] if self.layers else ""
 
     @property
     def kind(self) -> str:
-        """Method, site and backward rule: values of maps of different kinds cannot be compared."""
+        """Name method, site and backward rule. Values of maps of different kinds are not comparable."""
         return f"{self.method} {self.site} {self.backward}"
 
     @property
     def where(self) -> str:
-        """The site, and the backward rule where it is not the plain one."""
+        """Name the site, with the backward rule unless it is "plain"."""
         return where(self.site, self.backward)
 
     @property
     def title(self) -> str:
-        """A heading in tables and figures."""
+        """Return the heading for tables and figures."""
         return f"{self.method} at {self.layer}, {self.where}"
 
     def facts(self) -> dict[str, str]:
-        """The fields by name, as files hold them, of a recipe for a single map."""
+        """Return the fields of a single map's recipe by name, as written to files."""
         return {"method": self.method, "layer": self.layer, "site": self.site, "backward": self.backward}
 
     def __str__(self) -> str:
@@ -155,12 +154,12 @@ class Recipe:
 
 
 def where(site: str, backward: str) -> str:
-    """A site, and the backward rule where it is not the plain one."""
+    """Return the site, with the backward rule unless it is "plain"."""
     return site if backward == PLAIN else f"{site}, {backward}"
 
 
 def layer_names(layers: Any) -> tuple[str, ...]:
-    """Layers in any spelling → names: None, a name, a number, a module, or several of these. Raises InputError."""
+    """Return the names of layers given as None, a name, a number, a module, or several of these. Raises InputError."""
     if layers is None:
         return ()
     one = _layer_name(layers)
@@ -180,7 +179,7 @@ def layer_names(layers: Any) -> tuple[str, ...]:
 
 
 def _layer_name(layer: Any) -> str | None:
-    """A name, a number of any kind, or a module; None for anything else."""
+    """Return the name of a layer given as name, number or module; None for anything else."""
     if isinstance(layer, str):
         return layer
     if isinstance(layer, nn.Module):
@@ -188,18 +187,18 @@ def _layer_name(layer: Any) -> str | None:
     if isinstance(layer, bool):
         return None
     try:
-        return str(layer.__index__())  # Python's, NumPy's and PyTorch's whole numbers
+        return str(layer.__index__())  # integers from Python, NumPy and PyTorch
     except (AttributeError, TypeError):
         return None
 
 
 def site_of(method: str, backward: str) -> str:
-    """The site at which a method's formula holds under a backward rule.
+    """Return the site where a method's formula holds under a backward rule.
 
-    LayerNorm undoes any scaling of a token, so the plain gradient on the residual stream is at right angles to it, and
-    gradient x activation vanishes there but for LayerNorm's epsilon: plain methods read behind the norm. The balanced
-    rule takes the norm's scale for a constant; the products then add up to the score on the residual stream (LibraGrad,
-    arXiv 2411.16760), and methods that multiply the two read there.
+    LayerNorm undoes any scaling of a token. On the residual stream, the plain gradient is therefore orthogonal to the
+    token, and gradient x activation vanishes except for LayerNorm's epsilon; plain methods read behind the norm. The
+    balanced rule treats the norm's scale as a constant. Gradient x activation then adds up to the score on the residual
+    stream (LibraGrad, arXiv 2411.16760), and methods that use this product read there.
     """
     if method in ATTENTION_METHODS:
         return ATTENTION_SITE
@@ -207,5 +206,5 @@ def site_of(method: str, backward: str) -> str:
 
 
 def sites_of(method: str, sites: Sequence[str]) -> list[str]:
-    """Those of `sites` at which `method` has a map of its own; `[ATTENTION_SITE]` where it reads attention."""
+    """Return the sites where `method` has its own map; `[ATTENTION_SITE]` if it reads attention."""
     return [ATTENTION_SITE] if method in ATTENTION_METHODS else list(sites)

@@ -1,7 +1,6 @@
-"""What a forward pass shows of a network: which modules return maps that the score depends on, how often each runs.
+"""Watch a forward pass: which modules return maps that the score depends on, and how often each runs.
 
-Modules may stand in any order in a network, never run, or run at several places, as one ReLU that a whole network
-shares: only a pass can tell.
+Only a pass can show this: modules may be listed in any order, never run, or run at several places (a shared ReLU).
 """
 
 from __future__ import annotations
@@ -19,11 +18,11 @@ from ..base.threads import in_this_thread
 from .heads import ANY_MODEL
 from .towers.channel_axis import OFF, ChannelAxes, channels_first
 
-LEAST_CHANNELS = 8  # fewer are masks and attention maps that a network predicts, not its features
+LEAST_CHANNELS = 8  # fewer channels: predicted masks or attention maps, not features
 
 
 class SpatialLayer(NamedTuple):
-    """A module that has returned (B, channels, rows, columns)."""
+    """A module that returned (B, channels, rows, columns)."""
 
     name: str
     channels: int
@@ -32,17 +31,17 @@ class SpatialLayer(NamedTuple):
 
     @property
     def shape(self) -> str:
-        """For the terminal."""
+        """Return the shape as text for the terminal."""
         return f"{self.channels} x {self.rows} x {self.columns}"
 
 
 def last_spatial_layer(tower: nn.Module, run: Callable[[], Any]) -> SpatialLayer:
-    """The last activation of `tower` on a grid of positions that the score's gradient reaches.
+    """Find the last activation of `tower` on a spatial grid that the score's gradient reaches.
 
-    Of those with at least 8 channels, unless the network has none so wide. `run` runs the whole model once, with
-    gradients enabled, and returns logits as `engine.heads.HeadReader` reads them.
+    It needs at least 8 channels, unless no activation of the network has as many. `run` runs the whole model once, with
+    gradients enabled, and returns logits for `engine.heads.HeadReader`.
 
-    Raises InputError where nothing on a grid reaches the score.
+    Raises InputError if no activation on a grid reaches the score.
     """
     reached = reached_outputs(tower, run, (4,))
     on_grid = [
@@ -57,14 +56,14 @@ def last_spatial_layer(tower: nn.Module, run: Callable[[], Any]) -> SpatialLayer
 
 
 class Reached(NamedTuple):
-    """Outputs of modules that the score's gradient reaches, in the order in which they ran, and the batch's size."""
+    """Module outputs that the score's gradient reaches, in running order, and the batch size."""
 
     outputs: list[tuple[str, Tensor]]
     batch: int
 
 
 def reached_outputs(tower: nn.Module, run: Callable[[], Any], axes: Sequence[int]) -> Reached:
-    """The outputs of so many axes, see `last_spatial_layer`. Raises InputError where no gradient can reach any."""
+    """Return the outputs with `axes` axes, see `last_spatial_layer`. Raises InputError if no gradient can reach any."""
     outputs: list[tuple[str, Tensor]] = []
     followed = ChannelAxes()
 
@@ -77,7 +76,7 @@ def reached_outputs(tower: nn.Module, run: Callable[[], Any], axes: Sequence[int
             if output.requires_grad or not torch.is_grad_enabled():
                 outputs.append((name, output))
                 return None
-            leaf = output.detach().requires_grad_()  # weights are constant, so that the graph begins here
+            leaf = output.detach().requires_grad_()  # weights are constant, so the graph starts here
             outputs.append((name, leaf))
             return leaf.clone()
 
@@ -103,12 +102,12 @@ def reached_outputs(tower: nn.Module, run: Callable[[], Any], axes: Sequence[int
 
 
 def is_shareable(module: nn.Module) -> bool:
-    """Whether `module` holds no weights, as a ReLU: a network may use it at several places, which are not alike."""
+    """True if `module` has no weights (e.g. a ReLU): a network may use it at several, different places."""
     return next(module.parameters(), None) is None and next(module.buffers(), None) is None
 
 
 def count_runs(modules: Mapping[str, nn.Module], forward: Callable[[], Any]) -> Counter[str]:
-    """How often each of `modules` runs in a forward pass."""
+    """Count how often each of `modules` runs in a forward pass."""
     runs: Counter[str] = Counter()
 
     def count(name: str) -> Callable[..., None]:
@@ -125,10 +124,10 @@ def count_runs(modules: Mapping[str, nn.Module], forward: Callable[[], Any]) -> 
 
 
 def last_run(name: str, modules: Mapping[str, nn.Module], runs: Mapping[str, int]) -> int:
-    """Which run of the shareable module `name` is meant: its last, where only such modules run more than once.
+    """Return which run of the shareable module `name` to explain: its last, if only such modules run more than once.
 
-    1 where the modules with weights around it run more than once too: then the whole network runs several times, and
-    which of the runs to explain is not clear. `runs`, of each module, as `count_runs` counts them.
+    It is 1 if the modules with weights around it also run more than once: then the whole network runs several times,
+    and it is unclear which run to explain. `runs`: each module's count from `count_runs`.
     """
     around = name.rpartition(".")[0]
     weighted = [

@@ -1,4 +1,4 @@
-"""What a heatmap explains: the score of each image, which the detector's head makes of its logits."""
+"""The target of a heatmap: the score that it explains for each image."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from torch import Tensor
 from ..base.allowed import TARGETS
 from ..base.errors import InputError
 
-# What a heatmap explains, for the whole batch or per image, in any spelling that `target_entries` understands.
+# A target for the whole batch or per image, in any form that `target_entries` accepts.
 Target = str | int | Sequence[str | int] | Tensor
 
 
 def target_entries(target: Any) -> str | list[str | int]:
-    """A target in any spelling → one name for the whole batch, or one name or number per image.
+    """Return a target as one name for the whole batch, or one name or number per image.
 
-    Names are "predicted", "fake", "real", "label", "margin", "both" and those of classes; 0 and False mean real, 1 and
-    True fake. One number stands for the whole batch; a sequence, an array or a tensor has one entry per image.
+    Names are "predicted", "fake", "real", "label", "margin", "both" and the class names; 0 and False mean real, 1 and
+    True fake. A single number is for the whole batch; a sequence, array or tensor has one entry per image.
     """
     if isinstance(target, str):
         return str(target)
@@ -35,16 +35,16 @@ def target_entries(target: Any) -> str | list[str | int]:
 
 
 def _class_number(value: Any) -> int | None:
-    """A single whole number or truth value, Python's, NumPy's or PyTorch's; None for anything else."""
+    """Return a single integer or bool from Python, NumPy or PyTorch as an int; None for anything else."""
     value = value.item() if getattr(value, "ndim", None) == 0 else value
     return int(value) if isinstance(value, int) else None
 
 
 def label_numbers(label: Tensor) -> list[int]:
-    """0 (real) or 1 (fake) of each of B labels, (B,) or (B, 1).
+    """Return 0 (real) or 1 (fake) for each of B labels, a tensor (B,) or (B, 1).
 
-    Whole numbers and truth values: 0 is real, anything else fake. Of fractions, as label smoothing and mixing make
-    them, those below 0.5 are real. Raises InputError for 0.5, NaN, numbers below 0, and several numbers per image.
+    For integers and bools, 0 is real and anything else fake. Fractions, e.g. from label smoothing or mixing, are real
+    below 0.5. Raises InputError for 0.5, NaN, negative numbers and several numbers per image.
     """
     if label.ndim == 0 or label.numel() != len(label):
         raise InputError(
@@ -62,12 +62,12 @@ def label_numbers(label: Tensor) -> list[int]:
 
 
 def wants_both(target: Target) -> bool:
-    """Whether `target` means two maps per image, of "fake" and "real". Raises InputError where only some entries do."""
+    """True if `target` asks for two maps per image ("fake", "real"). Raises InputError if only some entries do."""
     entries = target_entries(target)
     if isinstance(entries, str):
         return entries == "both"
     if "both" not in entries:
         return False
     if any(entry != "both" for entry in entries):
-        raise InputError("target 'both' gives two maps per image: give it for the whole batch, or for none of it")
+        raise InputError("target 'both' gives two maps per image: use it for the whole batch or not at all")
     return True

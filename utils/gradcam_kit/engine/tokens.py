@@ -23,30 +23,30 @@ from .towers.channel_axis import ChannelAxes
 from .towers.family import SAY_WHERE
 from .towers.tower import Tower
 
-# Patch gradients of a logit are about 1e-5, below what float16 resolves: there the score is scaled before backward, by
-# the largest of these factors with which the image's gradients do not overflow. Powers of two: they round nothing.
+# Patch gradients of a logit are about 1e-5, too small for float16. The score is therefore scaled before backward, by
+# the largest of these factors that does not make the image's gradients overflow. Powers of two cause no rounding.
 HALF_SCORE_SCALES = (2.0**15, 2.0**10, 2.0**5, 1.0, 2.0**-5, 2.0**-10)
-STACKED = 2**26  # numbers at most, of layers whose maps are computed at once
-K = TypeVar("K", str, tuple[str, ...])  # a layer, or those that are stacked
+STACKED = 2**26  # most numbers in layers whose maps are computed together
+K = TypeVar("K", str, tuple[str, ...])  # a layer, or stacked layers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Differentiated:
-    """What one forward pass gives, all detached."""
+    """The results of one forward pass, all detached."""
 
     prediction: Prediction  # as the head reader reads it
     head: Head
     target: list[str]  # its name for each image
-    tokens: list[Tokens]  # per site, in the order given
+    tokens: list[Tokens]  # per site, in the given order
     completeness: list[Completeness]  # per site of the self-test
-    balanced: list[Tokens] | None  # as `tokens`, by the balanced rule, where the plan asks for both
+    balanced: list[Tokens] | None  # like `tokens`, by the balanced rule, if the plan asks for both
     more_tokens: Tensor | None  # bool: whether the score depends on more of the last block than a `ClassTokenPath` has
 
 
 class Tokens(NamedTuple):
-    """Activations and gradients at one site: (B, T, C) with prefix tokens, or (B, C, h, w), whatever the tower's order.
+    """Activations and gradients at a site: (B, T, C) with prefix tokens, or (B, C, h, w), in any tower.
 
-    After `on_grid` always (B, C, h, w).
+    After `on_grid`, they are always (B, C, h, w).
     """
 
     A: Tensor
@@ -54,9 +54,9 @@ class Tokens(NamedTuple):
 
 
 class Question(NamedTuple):
-    """What is run, how its output is read, and which score is explained."""
+    """What to run, how to read its output, and which score to explain."""
 
-    forward: Callable[[], Any]  # returns logits as `head` reads them
+    forward: Callable[[], Any]  # returns logits that `head` reads
     head: HeadReader
     target: Target
     label: Tensor | None = None  # (B,), for target "label"
@@ -66,12 +66,14 @@ InOrder = Callable[[Sequence[Tap], Sequence[Tensor], int], list[tuple[Tensor, Te
 
 
 class PassPlan(NamedTuple):
-    """How one pass each way is made."""
+    """How to run the forward and backward pass."""
 
     path: ClassTokenPath | None = None  # the last block for its class token alone
     self_test: SelfTest | None = None  # differentiates a second time, by secants of the activations
-    constants: AbstractContextManager[Any] = nullcontext()  # what a backward rule wants around the forward pass
-    products: Callable[[], AbstractContextManager[Any]] = nullcontext  # what a precision wants around the backward pass
+    constants: AbstractContextManager[Any] = nullcontext()  # the backward rule's context around the forward pass
+    products: Callable[[], AbstractContextManager[Any]] = (
+        nullcontext  # the precision's context around the backward pass
+    )
     held: HeldLater | None = None  # differentiates a second time, by the balanced rule
     in_order: InOrder = in_order  # how the taps' tensors become rows of what is explained
 
@@ -81,11 +83,11 @@ def token_gradients(
 ) -> Differentiated:
     """Run the model once and differentiate its score once with respect to the tokens of all `sites`.
 
-    Images are independent, so the gradient of the batch's summed score is each image's own gradient. `checks` as for
+    Images are independent, so the gradient of the summed score contains each image's own gradient. `checks`: as for
     `score_weights`.
 
     Raises:
-        LayerError: a site that does not run, or that the score does not depend on.
+        LayerError: a site does not run, or the score does not depend on it.
         InputError: the model returned no logits.
     """
     path, self_test = plan.path, plan.self_test
@@ -132,7 +134,7 @@ def token_gradients(
 
 
 def _tokens(read: Sequence[Tap], found: Sequence[Tensor | None], images: int, in_order: InOrder) -> list[Tokens]:
-    """Of each tap its tokens and their gradient. Raises LayerError where the score does not depend on one."""
+    """Return each tap's tokens and gradient. Raises LayerError if the score does not depend on them."""
     gradients = []
     for tap, G in zip(read, found, strict=False):  # behind the taps' come others
         if G is None:
@@ -146,7 +148,7 @@ def _tokens(read: Sequence[Tap], found: Sequence[Tensor | None], images: int, in
 def _completeness(
     test: SelfTest, score: tuple[Tensor, Tensor], taps: Mapping[int, Tap], before: int, scales: Mapping[int, Tensor]
 ) -> list[Completeness]:
-    """Of each tested site, by a second backward pass; `score`: logits and their weights. `before`: the other sites."""
+    """Test each site by a second backward pass. `score`: logits and their weights; `before`: the other sites."""
     logits, weights = score
     test.activations.by_secant = True
     order = {position: rank for rank, position in enumerate(taps)}
@@ -163,9 +165,9 @@ def _completeness(
 
 
 def _more_than_one(joined: Joined, of_rest: Tensor | None) -> Tensor:
-    """Whether the other tokens have a gradient, or the class token's own run gave another value: bool.
+    """Return a bool tensor: other tokens have a gradient, or the class token's own run gave another value.
 
-    NaN is neither: an image that has them says nothing of the tower.
+    NaN counts as neither: an image with NaN says nothing about the tower.
     """
     return joined.differs if of_rest is None else joined.differs | of_rest.abs().gt(0).any()
 
@@ -173,12 +175,12 @@ def _more_than_one(joined: Joined, of_rest: Tensor | None) -> Tensor:
 def score_gradients(
     logits: Tensor, weights: Tensor, tokens: Sequence[Tensor], again: bool = False
 ) -> Sequence[Tensor | None]:
-    """∂(Σ weights · logits)/∂tokens for each of `tokens`, None where the score does not depend on them.
+    """Return ∂(Σ weights · logits)/∂tokens for each of `tokens`; None if the score does not depend on them.
 
-    `again`: the graph is kept, for another call.
-    Logits and weights (B, K). Gradients have the tokens' dtype, but are float32 for a float16 model.
+    `again`: keep the graph for another call. Logits and weights: (B, K). Gradients have the shape and dtype of the
+    tokens, but float32 for a float16 model.
     """
-    if not logits.requires_grad or not tokens:  # a method may read no gradient at all
+    if not logits.requires_grad or not tokens:  # a method may read no gradient
         return [None] * len(tokens)
     if any(tensor.dtype == torch.float16 for tensor in (logits, *tokens)):
         dtype = torch.promote_types(logits.dtype, torch.float32)
@@ -187,7 +189,7 @@ def score_gradients(
 
 
 def _half_gradients(score: Tensor, tokens: Sequence[Tensor]) -> Sequence[Tensor | None]:
-    """As float32. Each image has a scale of its own: what overflows in one must not coarsen the others' gradients."""
+    """Return float32 gradients, scaled per image, so that overflow in one does not coarsen the others."""
     scale = torch.full_like(score, HALF_SCORE_SCALES[0])
     for lower in (*HALF_SCORE_SCALES[1:], None):
         gradients = torch.autograd.grad((score * scale).sum(), list(tokens), allow_unused=True, retain_graph=True)
@@ -204,9 +206,9 @@ def _half_gradients(score: Tensor, tokens: Sequence[Tensor]) -> Sequence[Tensor 
 
 
 def stacked(tokens: Mapping[str, Tokens], alike: Mapping[str, object]) -> dict[tuple[str, ...], Tokens]:
-    """Layers whose tokens have one shape, and that are `alike` in what is given for each, as one batch (L · B, ...).
+    """Stack layers with equal shapes and equal `alike` values into one batch (L · B, ...).
 
-    So that what follows is computed once for all of them: few operations on more numbers.
+    The next steps then run once for all of them: fewer operations on more numbers.
     """
     groups: dict[Any, list[str]] = {}
     for layer, (A, G) in tokens.items():
@@ -223,9 +225,9 @@ def _as_one(several: Sequence[Tokens]) -> Tokens:
 
 
 def on_grid(tokens: Mapping[K, Tokens], grid: Grid | None) -> dict[K, Tokens]:
-    """Per layer (B, T, C) → (B, C, h, w): the prefix tokens (CLS) dropped, the patches in rows, as views.
+    """Return each layer's tokens (B, T, C) as (B, C, h, w) views, without prefix tokens (CLS).
 
-    A convolution's (B, C, h, w) passes as it is. Raises LayerError where a layer's tokens are not those of `grid`.
+    (B, C, h, w) of a convolution is returned unchanged. Raises LayerError if a layer's tokens do not match `grid`.
     """
     return {layer: Tokens(_on_grid(A, grid, layer), _on_grid(G, grid, layer)) for layer, (A, G) in tokens.items()}
 
@@ -244,7 +246,7 @@ def _on_grid(tokens: Tensor, grid: Grid | None, layer: str | tuple[str, ...]) ->
 
 
 def without_prefix(tokens: Tensor, grid: Grid, layer: str) -> Tensor:
-    """(B, T, ...) → (B, rows · columns, ...), the patches alone. Raises LayerError for another number T."""
+    """Return only the patches, (B, rows · columns, ...), of (B, T, ...). Raises LayerError if T does not match."""
     patches = grid.rows * grid.columns
     before = tokens.shape[1] - patches - grid.suffix
     if before < 0 or grid.prefix not in (None, before):
@@ -258,7 +260,7 @@ def without_prefix(tokens: Tensor, grid: Grid, layer: str) -> Tensor:
 
 
 def reach(G: Tensor, grid: Grid | None, layer: str) -> Tensor:
-    """(2, B) bool: whether any patch has a gradient, and whether any token has; `G` with its prefix tokens."""
+    """Return whether any patch and whether any token has a gradient, (2, B) bool; `G` includes prefix tokens."""
     by_token = G.flatten(2).any(dim=2)
     touched = by_token.any(dim=1)
     if G.ndim == 4 or grid is None:
@@ -267,7 +269,7 @@ def reach(G: Tensor, grid: Grid | None, layer: str) -> Tensor:
 
 
 def by_layer(stacks: Mapping[tuple[str, ...], Tensor], axis: int = 0) -> dict[str, Tensor]:
-    """What was computed of stacked layers, layer by layer."""
+    """Split a result of stacked layers by layer."""
     return {
         layer: part
         for layers, one in stacks.items()

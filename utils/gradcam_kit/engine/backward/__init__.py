@@ -1,4 +1,4 @@
-"""The backward pass: its rules (`balanced.py`), and derivatives that are got from less (`derivatives.py`)."""
+"""The backward pass: its rules (`balanced.py`) and cheaper derivatives (`derivatives.py`)."""
 
 from __future__ import annotations
 

@@ -1,17 +1,17 @@
-"""What a backward pass takes for constant. The forward pass, and so every logit, stays bit for bit what it is.
+"""The backward rules: what the backward pass treats as constant. Forward pass and logits stay bit for bit the same.
 
-A plain gradient says how the score changes when a token is moved a little; a token's share of the score is something
-else, wherever the tower divides by what it has just computed. "balanced" therefore holds constant, for the gradient
-alone, what only weighs or scales tokens (LibraGrad, Mehri et al. 2025; CP-LRP, Ali et al. 2022; Achtibat et al. 2024):
+A plain gradient says how the score changes if a token moves a little. This differs from the token's share of the score
+wherever the tower divides by something it has just computed. For the gradient only, "balanced" therefore holds constant
+what only weighs or scales tokens (LibraGrad, Mehri et al. 2025; CP-LRP, Ali et al. 2022; Achtibat et al. 2024):
 
-* queries and keys of every block, and with them the attention weights, whatever kernel computes these,
-* the standard deviation in every LayerNorm and the root mean square in every RMS norm, also behind the tower,
-* the length in an L2 normalisation, as in F.normalize before a head,
-* in a convolutional network the gates of squeeze-and-excitation, one number for each channel of an image.
+* queries and keys of every block, and so the attention weights, in any kernel,
+* the standard deviation in every LayerNorm and the root mean square in every RMS norm, also after the tower,
+* the length in an L2 normalisation, e.g. F.normalize before a head,
+* in a convolutional network, the gates of squeeze-and-excitation, one number per channel of an image.
 
-What is left between a block's tokens and the score is linear but for the activations f. Their secants, f(x) = x · r
-with r = f(x) / x constant, make it linear altogether, for `engine/completeness.py`. Maps use the ordinary derivative
-of f: with the secant they point worse on a pre-trained tower, and no better on small ones (docs/faithfulness.md).
+From a block's tokens to the score, everything is then linear except the activations f. Their secants, f(x) = x · r with
+r = f(x) / x constant, make it fully linear for `engine/completeness.py`. Maps use the ordinary derivative of f: with
+the secant, they point worse on a pre-trained tower and no better on small ones (docs/faithfulness.md).
 """
 
 from __future__ import annotations
@@ -46,20 +46,20 @@ from .derivatives import (
 PLAIN, BALANCED = BACKWARDS[:2]
 
 RMS_NORM = re.compile("rms_?norm", re.IGNORECASE)  # by the class's name: most are written by hand
-RESTS = "rests"  # of a tower: whether nothing but norms is for the mode in its blocks
-P_WORTH = 2**16  # attention weights: fewer are sooner differentiated by PyTorch's kernel, with what is not wanted
+RESTS = "rests"  # key of a tower: whether only norms need the mode in its blocks
+P_WORTH = 2**16  # attention weights: for fewer, PyTorch's kernel is faster, although it computes more
 ACTIVATION = re.compile("gelu|silu|swish|mish|relu|elu", re.IGNORECASE)  # those with f(0) = 0
 
 
 @dataclass
 class Activations:
-    """How activations are differentiated at this moment: ordinarily, or by their secants."""
+    """Says how to differentiate activations now: ordinarily, or by their secants."""
 
     by_secant: bool = False
 
 
 def check_backward(backward: str) -> None:
-    """Raises InputError for a backward pass that is none of BACKWARDS."""
+    """Raise InputError if `backward` is not one of BACKWARDS."""
     if backward not in BACKWARDS:
         raise InputError(
             f"backward {backward!r} is unknown; {did_you_mean(backward, BACKWARDS)}allowed: {', '.join(BACKWARDS)}"
@@ -69,19 +69,19 @@ def check_backward(backward: str) -> None:
 def backward_rules(
     tower: Tower, backward: str, activations: Activations | None = None, held: Held | None = None, first: int = 0
 ) -> AbstractContextManager[AbstractContextManager[Any]]:
-    """Hooks for a forward pass inside, so that its backward pass is `backward`, PLAIN or BALANCED.
+    """Hook a forward pass inside, so that its backward pass follows `backward`, PLAIN or BALANCED.
 
-    What is yielded is another context, to be entered around the forward pass alone: it slows every torch function down.
+    It yields a second context. Enter that one only around the forward pass: it slows down every torch function.
 
     Args:
-        tower: whose attention and activations are meant; norms are those of all of its model.
-        activations: lets the caller differentiate by secants later, which keeps more of the forward pass.
-        held: lets the caller differentiate by the plain rule first, and by the balanced one later.
+        tower: the tower with the attention and activations; norms are hooked in the whole model.
+        activations: lets the caller differentiate by secants later, which keeps more of the forward pass in memory.
+        held: lets the caller differentiate first by the plain rule, later by the balanced rule.
         first: the first block that the gradient reaches.
 
     Raises:
-        InputError: an unknown name, or "balanced" for a tower whose queries and keys are not known.
-        LayerError: as the context is left, "balanced" of a network without blocks, and no gate ran behind the layers.
+        InputError: the name is unknown, or "balanced" does not know the tower's queries and keys.
+        LayerError: on exit, if "balanced" found neither blocks nor a gate after the layers.
     """
     check_backward(backward)
     if backward == PLAIN:
@@ -90,7 +90,7 @@ def backward_rules(
 
 
 def can_balance(tower: Tower) -> bool:
-    """Whether `tower` has blocks, and can be differentiated by the balanced rule."""
+    """True if `tower` has blocks and the balanced rule can differentiate it."""
     try:
         return bool(attention_of(tower))
     except InputError:
@@ -98,7 +98,7 @@ def can_balance(tower: Tower) -> bool:
 
 
 def attention_of(tower: Tower) -> list[HeldAttention]:
-    """The attention of every block; none without blocks. Raises InputError where it is not known."""
+    """Return the attention of every block; none without blocks. Raises InputError if it is unknown."""
     found = []
     for block in tower.blocks:
         attention = tower.held_attention(block)
@@ -118,7 +118,7 @@ def _balanced(
     tower: Tower, attention: Sequence[HeldAttention], activations: Activations | None, held: Held
 ) -> Iterator[AbstractContextManager[Any]]:
     def hook(rule: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Tensor | None]:
-        """`rule` gets what the module has read and returned, in this thread alone."""
+        """Hook `rule` to a module's input and output, only in this thread."""
         return in_this_thread(lambda module, inputs, output: rule(inputs[0], output))
 
     constants = _Constants(held)
@@ -144,10 +144,10 @@ def _balanced(
 
 @contextmanager
 def _in_forward(tower: Tower, constants: _Constants) -> Iterator[None]:
-    """For a forward pass inside: norms by their modules, everything else by the mode.
+    """Hook a forward pass inside: norms by their modules, everything else by the mode.
 
-    The mode is asked at every function of PyTorch's. Between the first block and the last it rests, once a pass has
-    shown that nothing but the modules of norms is for it there.
+    The mode runs at every PyTorch function. It rests between the first and the last block, once a pass has shown that
+    only norm modules need it there.
     """
     with ExitStack() as undo:
         undo.enter_context(replaced_forward(tower.modules_that(is_layer_norm), constants.norm))
@@ -169,38 +169,38 @@ def _in_forward(tower: Tower, constants: _Constants) -> Iterator[None]:
 
 
 def gates_in(run: Callable[[], object]) -> int:
-    """How many gates of squeeze-and-excitation `run`, a forward pass, multiplies by."""
+    """Count the squeeze-and-excitation gates in `run`, a forward pass."""
     with _Constants(Held()) as constants:
         run()
     return constants.gates
 
 
 def is_rms_norm(module: nn.Module) -> bool:
-    """Whether `module` is an RMS norm, by the name of its class."""
+    """True if `module` is an RMS norm, by the name of its class."""
     return RMS_NORM.search(type(module).__name__) is not None
 
 
 def is_layer_norm(module: nn.Module) -> bool:
-    """Whether `module` is PyTorch's layer norm, or made from it."""
+    """True if `module` is PyTorch's layer norm or a subclass."""
     return isinstance(module, nn.LayerNorm)
 
 
 def activation_modules(tower: nn.Module) -> list[nn.Module]:
-    """The modules of `tower` that are activation functions, known by the names of their classes."""
+    """Return the activation modules of `tower`, known by the names of their classes."""
     leaves = (module for module in tower.modules() if not [*module.children(), *module.parameters()])
     return [module for module in leaves if ACTIVATION.search(type(module).__name__)]
 
 
 class _Constants(TorchFunctionMode):
-    """Norms and gates, wherever in the model and however they are called, of this thread alone."""
+    """Handles norms and gates anywhere in the model, however they are called, only in this thread."""
 
     def __init__(self, held: Held) -> None:
         super().__init__()
         self.held = held
         self.gates = 0  # that maps were multiplied by; in a pass with gradients, those that depend on the layers
-        self.seen_in_blocks = False  # whether anything between the first block and the last was for the mode
+        self.seen_in_blocks = False  # whether anything between the first and the last block needed the mode
         self._thread = threading.get_ident()
-        self._between = False  # whether a block runs, or code between them
+        self._between = False  # whether a block runs, or code between blocks
         self._rests = False
         self._in_norm = False
 
@@ -228,7 +228,7 @@ class _Constants(TorchFunctionMode):
         self._rests = False
 
     def in_blocks(self, rests: bool, *given: Any) -> None:
-        """As the first block begins; the mode rests where it `rests` and no other one lies above it."""
+        """Run at the start of the first block; the mode rests if `rests` and no other mode is above it."""
         if not self._between:
             self._between = True
             self._rests = rests and _get_current_function_mode() is self
@@ -236,17 +236,17 @@ class _Constants(TorchFunctionMode):
                 super().__exit__(None, None, None)
 
     def behind_blocks(self, *given: Any) -> None:
-        """As the last block ends."""
+        """Run at the end of the last block."""
         self._between = False
         if self._rests:
             self._rests = False
             self.__enter__()
 
     def norm(self, module: Any, forward: Callable[..., Tensor], x: Tensor, *rest: Any) -> Tensor:
-        """A layer norm, see `replaced_forward`."""
+        """Compute a layer norm; see `replaced_forward`."""
         if threading.get_ident() != self._thread:
             return forward(x, *rest)
-        if not self._rests:  # the mode sees to it
+        if not self._rests:  # the mode handles it
             self._in_norm = True
             try:
                 return forward(x, *rest)
@@ -263,14 +263,14 @@ class _Constants(TorchFunctionMode):
             self._rests = True
 
     def attention(self, usual: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
-        """What stands for PyTorch's attention while the mode rests."""
+        """Replace PyTorch's attention while the mode rests."""
         if not self._rests or threading.get_ident() != self._thread:
             return usual(*args, **kwargs)
         return _attention(self.held, usual, *args, **kwargs)
 
 
 def is_gate(x: Any, gate: Any) -> bool:
-    """Whether `gate` has one number for each channel of each image of the maps `x` (B, C, H, W)."""
+    """True if `gate` has one number per channel and image for the maps `x` (B, C, H, W)."""
     if not (isinstance(x, Tensor) and isinstance(gate, Tensor) and x.ndim == gate.ndim == 4):
         return False
     of_channels = gate.shape[2:] == (1, 1) or (gate.shape == x.shape and gate.stride()[2:] == (0, 0))  # expanded
@@ -313,14 +313,14 @@ def _attention(
     scale: float | None = None,
     **rest: Any,
 ) -> Tensor:
-    """Without the gradients of queries and keys, where those are constant and the kernel would compute them."""
+    """Compute attention without gradients for constant queries and keys, which the kernel would compute."""
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return func(q, k, v, attn_mask, dropout_p, is_causal, **({} if scale is None else {"scale": scale}), **rest)
 
     constant = not query.requires_grad and not key.requires_grad
     plain = attn_mask is None and dropout_p == 0 and not is_causal and not any(rest.values())
-    alike = query.ndim == 4 and query.shape[:2] == key.shape[:2] == value.shape[:2]  # nothing to be broadcast
+    alike = query.ndim == 4 and query.shape[:2] == key.shape[:2] == value.shape[:2]  # nothing to broadcast
     alike = alike and query.shape[:3].numel() * key.shape[2] >= P_WORTH
     if not (constant and plain and alike and value.requires_grad and value.device.type == "cpu"):
         return attend(query, key, value)
@@ -330,7 +330,7 @@ def _attention(
 
 
 PRODUCTS = {torch.mul, torch.multiply, Tensor.mul, Tensor.multiply, Tensor.__mul__, Tensor.__rmul__}
-# torch's function → what is called in its place, with it and its arguments as the caller wrote them.
+# torch's function → its replacement, called with it and the caller's arguments.
 REPLACED: dict[Any, Callable[..., Tensor]] = {
     F.scaled_dot_product_attention: _attention,
     F.layer_norm: _layer_norm,

@@ -1,4 +1,4 @@
-"""Functions whose value is PyTorch's to the last bit, and whose derivative is another or is got from less."""
+"""Functions with PyTorch's exact values, but other or cheaper derivatives."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from torch import Tensor
 from ..towers.attention import Held
 
 ALWAYS = Held()
-P_IN_CACHE = 2**20  # numbers: attention weights of more images are computed part by part, in the processor's cache
+P_IN_CACHE = 2**20  # numbers: more attention weights are computed in parts that fit the processor's cache
 
 
 def by_factor(x: Tensor, output: Tensor, held: Held = ALWAYS) -> Tensor:
-    """`output` as x · r with the factor r = output / x constant: an RMS norm's w / rms, an activation's secant.
+    """Return `output` as x · r with constant r = output / x: an RMS norm's w / rms, an activation's secant.
 
-    Where x is 0 it has no share, and r is taken for 0.
+    r is 0 where x is 0. `x` and `output` have one shape.
     """
     precise = x.to(torch.promote_types(x.dtype, torch.float32))
     with torch.no_grad():
@@ -27,7 +27,7 @@ def by_factor(x: Tensor, output: Tensor, held: Held = ALWAYS) -> Tensor:
 
 
 class EitherGradient(torch.autograd.Function):
-    """An activation's output, with its ordinary gradient or its secant's, as `by_secant()` says at that time."""
+    """An activation's output with its ordinary gradient, or its secant's if `by_secant()` is true by then."""
 
     @staticmethod
     def forward(ctx: Any, ordinary: Tensor, secant: Tensor, by_secant: Callable[[], bool]) -> Tensor:
@@ -40,7 +40,7 @@ class EitherGradient(torch.autograd.Function):
 
 
 class LayerNormOfConstantDeviation(torch.autograd.Function):
-    """LayerNorm as it is, with the gradient of (x - mean) / σ · weight whose standard deviation σ is constant."""
+    """LayerNorm with the gradient of (x - mean) / σ · weight for a constant standard deviation σ."""
 
     @staticmethod
     def forward(
@@ -48,7 +48,7 @@ class LayerNormOfConstantDeviation(torch.autograd.Function):
     ) -> Tensor:
         ctx.dims = tuple(range(-len(shape), 0))
         if x.dtype in (torch.float32, torch.float64):
-            # What F.layer_norm calls, too: the same bits, and 1 / σ beside them for nothing.
+            # F.layer_norm calls it too: the same bits, plus 1 / σ at no cost.
             normed, _, inverse = torch.native_layer_norm(x, list(shape), weight, bias, eps)
         else:  # autocast may compute these in float32
             normed = F.layer_norm(x, shape, weight, bias, eps)
@@ -59,7 +59,7 @@ class LayerNormOfConstantDeviation(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        """With x - mean taken for 0, LayerNorm's own derivative is left without the term of its standard deviation."""
+        """Call LayerNorm's derivative with x - mean = 0, which removes the term of the standard deviation."""
         inverse, weight = ctx.saved_tensors
         if inverse.dtype != gradient.dtype:
             scaled = gradient * inverse if weight is None else gradient * weight * inverse
@@ -72,9 +72,9 @@ class LayerNormOfConstantDeviation(torch.autograd.Function):
 
 
 class AttentionOfConstantWeights(torch.autograd.Function):
-    """softmax(s q kᵀ) v as `attend` computes it, where P = softmax(s q kᵀ) is constant: ∂score/∂v = Pᵀ ∂score/∂O.
+    """softmax(s q kᵀ) v, as `attend` computes it, with constant P = softmax(s q kᵀ): ∂score/∂v = Pᵀ ∂score/∂O.
 
-    PyTorch's fused kernel for the CPU computes the gradients of q and k, too, whether or not they are wanted. q is
+    PyTorch's fused CPU kernel always computes the gradients of q and k, even if nobody needs them. q is
     (B, heads, queries, d), k and v are (B, heads, T, d).
     """
 

@@ -1,1 +1,1 @@
-"""Networks that read clips of frames: how their layers lie in time and space, and the maps that follow from them."""
+"""Networks that read clips of frames: their layers in time and space, and their maps."""

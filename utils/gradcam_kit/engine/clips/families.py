@@ -186,7 +186,9 @@ def _of_frames(tower: Tower, layer: str, tensor: Tensor, clip: ClipShape) -> Cli
     if grid is not None and before is None:
         before = tensor.shape[1] - grid.rows * grid.columns - grid.suffix
     if grid is None or before is None or not 0 <= before <= tensor.shape[1] - grid.rows * grid.columns:
-        raise LayerError(f"layer {layer!r} gives {tensor.shape[1]} tokens a frame, which are no grid of patches")
+        raise LayerError(
+            f"layer {layer!r} gives {tensor.shape[1]} tokens per frame, which do not form a grid of patches"
+        )
     return ClipGrid(
         frames=clip.frames, times=clip.frames, rows=grid.rows, columns=grid.columns, prefix=before, fold=FRAMES,
         covers=grid.covers,
@@ -215,5 +217,5 @@ def _picture(layer: str, tensor: Tensor, thumbnail: tuple[int, int], clip: ClipS
     cells, shape = tensor.shape[1], (thumbnail[0] * clip.height, thumbnail[1] * clip.width)
     rows = round(math.sqrt(cells * shape[0] / shape[1]))
     if not rows or cells % rows:
-        raise LayerError(f"layer {layer!r} gives {cells} tokens, which are no picture of {thumbnail} frames")
+        raise LayerError(f"layer {layer!r} gives {cells} tokens, which do not form a grid of {thumbnail} frames")
     return rows, cells // rows

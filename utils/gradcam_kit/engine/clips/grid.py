@@ -1,4 +1,4 @@
-"""How a layer's tensor lies in a clip: in which frames its cells are, and where in them."""
+"""Map a layer's tensor to the clip: in which frame each cell lies, and where."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ WHOLE, FRAMES, THUMBNAIL = "whole", "frames", "thumbnail"  # a row of the tensor
 
 
 class ClipShape(NamedTuple):
-    """Of a batch (B, T, 3, H, W)."""
+    """The shape of a batch (B, T, 3, H, W)."""
 
     clips: int
     frames: int
@@ -27,8 +27,8 @@ class ClipShape(NamedTuple):
 class ClipGrid:
     """The cells of one layer: `times` steps of `rows` × `columns` cells, over `frames` frames.
 
-    `order` is that of tokens, of which `prefix` come before the cells; `fold` says what a row of the tensor is.
-    `thumbnail`: rows and columns of frames in one picture. `covers` as in `Grid`.
+    `order`: of the tokens; `prefix` of them come before the cells. `fold`: what a row of the tensor is. `thumbnail`:
+    rows and columns of frames in one picture. `covers`: as in `Grid`.
     """
 
     frames: int
@@ -42,7 +42,7 @@ class ClipGrid:
     covers: tuple[float, float] = (1.0, 1.0)
 
     def to_clip(self, tensor: Tensor, clips: int) -> Tensor:
-        """The layer's tensor → (B, C, t, h, w), a view where it can be one.
+        """Return the layer's tensor as (B, C, t, h, w), a view if possible.
 
         Args:
             tensor: (B, C, t, h, w); (B·T, C, h, w) or (B·T, N, C), a row for each frame; (B, N, C), tokens of the whole
@@ -64,11 +64,11 @@ class ClipGrid:
 
     @property
     def _cells(self) -> int:
-        """In one row of the tensor."""
+        """Return the number of cells in one row of the tensor."""
         return self.rows * self.columns * (1 if self.fold == FRAMES else self.times)
 
     def _cut(self, tensor: Tensor) -> Tensor:
-        """A picture of frames, row after row of them → the frames."""
+        """Cut a picture of frames, row by row, into its frames."""
         down, across = self.thumbnail
         if tensor.ndim == 3:
             tensor = tensor.unflatten(2, (down * self.rows, across * self.columns))
@@ -76,19 +76,19 @@ class ClipGrid:
         return cut.permute(0, 1, 2, 4, 3, 5).flatten(2, 3)
 
     def step_of_frame(self) -> Tensor:
-        """(T,) int64: the time step whose value belongs to each frame, the nearest one."""
+        """Return the time step of each frame, the nearest one, (T,) int64."""
         return steps_of(self.times, self.frames)
 
 
 def steps_of(times: int, frames: int) -> Tensor:
-    """(frames,) int64: which of `times` steps each frame belongs to. Nothing is invented between two steps."""
+    """Return the time step, of `times`, that each frame belongs to, (frames,) int64. It does not interpolate."""
     return torch.arange(frames) * times // frames
 
 
 def thumbnail_grid(cells: tuple[int, int], arrangement: tuple[int, int], frames: int, layer: str) -> ClipGrid:
-    """Of a picture of `cells` (rows, columns) on which `arrangement` (rows, columns) of frames lie.
+    """Return the grid of a picture with `cells` (rows, columns) that shows `arrangement` (rows, columns) frames.
 
-    Raises LayerError where a cell lies on more than one frame.
+    Raises LayerError if a cell lies on more than one frame.
     """
     (rows, columns), (down, across) = cells, arrangement
     if rows % down or columns % across:

@@ -1,4 +1,4 @@
-"""Attention that multiplies by its projections' weights and calls no module for it: VideoMAE of transformers 4."""
+"""Attention that uses its projections' weights without calling the modules: VideoMAE in transformers 4."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..towers.attention import Handle, Held, HeldAttention
 
 @dataclass(frozen=True)
 class ProjectedByWeight(HeldAttention):
-    """`module` computes q and k by `F.linear` with the weights of `projections`, which no hook sees."""
+    """`module` computes q and k by `F.linear` with the weights of `projections`, which hooks do not see."""
 
     module: nn.Module
     projections: tuple[nn.Module, ...]
@@ -50,7 +50,7 @@ def _restore(module: nn.Module, forward: Any) -> None:
 
 
 class _HeldLinear(TorchFunctionMode):
-    """Within, what `F.linear` makes with one of `weights` is constant."""
+    """Makes the result of `F.linear` with one of `weights` constant inside."""
 
     def __init__(self, held: Held, weights: Sequence[Any]) -> None:
         super().__init__()

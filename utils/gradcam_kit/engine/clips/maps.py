@@ -1,4 +1,4 @@
-"""Activations and gradients of a clip → its map: raw, normalised, and what each frame has of it."""
+"""Make a clip's map from activations and gradients: raw, normalised, and each frame's share."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ GRADCAM_3D = "gradcam3d"
 class ClipMaps(LayerMaps):
     """The maps of one layer for B clips of T frames of H × W pixels.
 
-    `signed` and `raw` (B, t, h, w), as in `LayerMaps`, with the layer's own time steps. `normalised` (B, T, H, W):
+    `signed` and `raw` (B, t, h, w): as in `LayerMaps`, with the layer's own time steps. `normalised` (B, T, H, W):
     `raw` resized in space (bilinear), each step's map repeated for its frames, then min-max normalised over the whole
-    clip, so that a frame without evidence stays dark. `time` (B, T): the signed sum of each frame, a step's sum shared
-    by its frames, so that the sum over frames is that of the map. `empty` and `artefact` (B,) are of the clip.
+    clip, so that a frame without evidence stays dark. `time` (B, T): each frame's signed sum; a step's sum is split
+    equally among its frames, so that the frames add up to the map. `empty` and `artefact` (B,): per clip.
     """
 
     time: Tensor
 
     @classmethod
     def of_clip(cls, signed: Tensor, grid: ClipGrid, canvas: Canvas, leftover: Tensor | None = None) -> ClipMaps:
-        """`signed` (B, t, h, w) on `grid`. `leftover`, as it: what each value may come to where it should be 0."""
+        """Build the maps of `signed` (B, t, h, w) on `grid`. `leftover`, same shape: bounds values that should be 0."""
         raw = signed.relu()
         artefact = torch.zeros(len(raw), dtype=torch.bool, device=raw.device)
         if leftover is not None:
@@ -49,14 +49,14 @@ class ClipMaps(LayerMaps):
 
     @property
     def times(self) -> int:
-        """Time steps of the layer."""
+        """Return the layer's number of time steps."""
         return int(self.raw.shape[1])
 
 
 def normalised_clip(raw: Tensor, steps: Tensor, canvas: Canvas) -> Tensor:
-    """(B, t, h, w) ≥ 0 → (B, T, H, W) float32 in [0, 1], by one minimum and one maximum of the whole clip.
+    """Normalise (B, t, h, w) ≥ 0 to (B, T, H, W) float32 in [0, 1], with one minimum and maximum per clip.
 
-    As `engine.maps.normalise` in space; in time the value of a step is that of each of its frames, `steps` (T,).
+    In space it works like `engine.maps.normalise`; in time, each frame gets the value of its step, `steps` (T,).
     """
     peak = raw.flatten(1).amax(dim=1)[:, None, None, None]
     shares = raw / torch.where(peak > 0, peak, torch.ones_like(peak))
@@ -69,18 +69,18 @@ def normalised_clip(raw: Tensor, steps: Tensor, canvas: Canvas) -> Tensor:
 
 
 def check_clip_method(name: str) -> None:
-    """Raises InputError for a method that has no map of a clip."""
+    """Raise InputError for a method that has no map of a clip."""
     if name not in METHODS and name not in CLIP_METHODS:
         known = ", ".join([*METHODS, *CLIP_METHODS])
-        raise InputError(f"method {name!r} is not known to be right for clips of frames; allowed: {known}", "method")
+        raise InputError(f"method {name!r} is not verified for clips of frames; allowed: {known}", "method")
 
 
 def signed_clip_map(method: str, A: Tensor, G: Tensor, pp_epsilon: float = DEFAULT_EPSILON) -> Tensor:
-    """(B, t, h, w), before ReLU; `A` and `G` (B, C, t, h, w).
+    """Return the map (B, t, h, w) before ReLU for activations `A` and gradients `G`, both (B, C, t, h, w).
 
-    A method of images has weights of their own for each time step: their mean over time would destroy which frame the
-    score depends on. `gradcam3d` is the textbook's Grad-CAM, whose weights are means over time and space (Selvaraju et
-    al. 2017, eq. 1, over (t, h, w)).
+    Image methods compute separate weights for each time step: averaging them over time would hide which frame the score
+    depends on. `gradcam3d` is textbook Grad-CAM, with weights averaged over time and space (Selvaraju et al. 2017,
+    eq. 1, over (t, h, w)).
     """
     dtype = torch.promote_types(A.dtype, torch.float32)
     with torch.autocast(A.device.type, enabled=False):
@@ -92,7 +92,7 @@ def signed_clip_map(method: str, A: Tensor, G: Tensor, pp_epsilon: float = DEFAU
 
 
 def _steps(tensor: Tensor) -> Tensor:
-    """(B, C, t, h, w) → (B·t, C, h, w)."""
+    """Reshape (B, C, t, h, w) to (B·t, C, h, w)."""
     return tensor.transpose(1, 2).flatten(0, 1)
 
 
@@ -106,9 +106,9 @@ def clip_maps(
     pp_epsilon: float = DEFAULT_EPSILON,
     checks: Checks | None = None,
 ) -> ClipMaps:
-    """The map of a layer, drawn at `size` (H, W), from its tokens and their gradient, rows as `grid` says.
+    """Make a layer's map at `size` (H, W) from its tokens and gradient; `grid` says what their rows are.
 
-    Raises LayerError where the cells' gradients are structurally zero, NonFiniteMapError where a map is not finite.
+    Raises LayerError if the cells' gradients are structurally zero, NonFiniteMapError if a map is not finite.
     """
     clips = len(tokens.A) // (grid.frames if grid.fold == FRAMES else 1)
     A, G = (grid.to_clip(tensor, clips) for tensor in tokens)
@@ -129,7 +129,7 @@ def _refuse_unreached(layer: str, reached: Tensor) -> None:
 
 
 def share_of_frames(time: Tensor) -> Tensor:
-    """(B, T) signed sums → each frame's share of all positive evidence, in [0, 1]; zeros where there is none."""
+    """Return each frame's share of all positive evidence, in [0, 1], from signed sums (B, T); zeros if none."""
     positive = time.relu()
     total = positive.sum(dim=1, keepdim=True)
     return positive / torch.where(total > 0, total, torch.ones_like(total))

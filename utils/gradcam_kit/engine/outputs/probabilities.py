@@ -1,7 +1,7 @@
-"""A model that ends in a sigmoid or a softmax: its logits are what that has read.
+"""For a model that ends in a sigmoid or softmax, find its logits: the input of that function.
 
-A sigmoid of a probability calls every image fake, and the gradient of a probability vanishes where the model is sure.
-So the first forward pass of a model is followed, function by function, to what made its output.
+A sigmoid of a probability would call every image fake, and a probability's gradient vanishes if the model is sure. So
+the code follows a model's first forward pass, function by function, to see what made its output.
 """
 
 from __future__ import annotations
@@ -59,18 +59,18 @@ SCALED = {
     "mean", "sum", "avg_pool2d", "adaptive_avg_pool2d",
 }  # fmt: skip
 
-ONE = {torch.float16: 1e-2, torch.bfloat16: 3e-2}  # how far an image's probabilities may be from 1 together; else 1e-4
-SCALES = (-30.0, -3.0, 0.0, 3.0, 30.0)  # of the images that show whether a single output ever leaves [0, 1]
+ONE = {torch.float16: 1e-2, torch.bfloat16: 3e-2}  # tolerance for the sum of an image's probabilities; else 1e-4
+SCALES = (-30.0, -3.0, 0.0, 3.0, 30.0)  # number of images that show whether a single output ever leaves [0, 1]
 
 
 class Before(NamedTuple):
-    """What is known of a probability p, once it is asked for: both have its shape."""
+    """What is known about a probability p, computed on demand; both have its shape."""
 
-    logits: Callable[[], Tensor | None]  # what the sigmoid or softmax has read; None of a 1 − p
-    odds: Callable[[], Tensor]  # log(p / (1 − p)), each entry for itself
+    logits: Callable[[], Tensor | None]  # the input of the sigmoid or softmax; None for 1 − p
+    odds: Callable[[], Tensor]  # log(p / (1 − p)), elementwise
 
     def moved(self, move: Callable[[Tensor], Tensor]) -> Before:
-        """Of the probability that `move` makes of this one."""
+        """Return the `Before` of the probability that `move` makes from this one."""
 
         def logits() -> Tensor | None:
             read = self.logits()
@@ -97,9 +97,9 @@ def _softmax_odds(read: Tensor, dim: int) -> Tensor:
 
 
 class Followed(TorchFunctionMode):
-    """Keeps with every tensor made inside what made it: `Before` of a probability, the name of a product, or None.
+    """Records the origin of every tensor made inside: a probability's `Before`, the name of a product, or None.
 
-    `over_images`: whether anything was computed over the first axis of as many entries as there are `images`.
+    `over_images`: whether anything was computed across a first axis with as many entries as `images`.
     """
 
     def __init__(self, images: int) -> None:
@@ -124,7 +124,7 @@ class Followed(TorchFunctionMode):
         return result
 
     def _is_over_images(self, function: Any, read: Any, args: Any, kwargs: Any, result: Any) -> bool:
-        """Whether it may be a norm by the batch's own mean, a sum over images, or what images are to each other."""
+        """True if `function` may be a norm by the batch's mean, a sum over images, or a relation between images."""
         name = getattr(function, "__name__", "")
         if name == "batch_norm":
             return bool(kwargs.get("training", args[5] if len(args) > 5 else False))
@@ -136,12 +136,12 @@ class Followed(TorchFunctionMode):
             return any(dim is None or (isinstance(dim, int) and dim % read.ndim == 0) for dim in dims)
         other = args[1] if len(args) > 1 else None
         if isinstance(other, nn.Parameter) or (read.ndim > 2 and name != "einsum"):
-            return False  # weights are of no image, and products of batches keep their images apart
+            return False  # weights belong to no image, and batched products keep images apart
         both = (self.images, self.images)
         return name in PRODUCTS and isinstance(result, Tensor) and both in (result.shape[:2], result.shape[-2:])
 
     def _known(self, function: Any, read: Any, args: Any, kwargs: Any) -> Any:
-        """Of what `function` returns; of several tensors, `Before` of them as a list."""
+        """Return the `Before` of the result of `function`; a list for several tensors."""
         name = getattr(function, "__name__", "")
         if function in SIGMOIDS:
             return Before(lambda: read, lambda: read)
@@ -185,24 +185,24 @@ def _mark(tensor: Any, made: Any) -> None:
 
 # ------------------------------------------------------------------------------------------------------------- reading
 
-SAYS_PROBABILITIES = "returns probabilities: what its last sigmoid or softmax reads is taken for its logits"
+SAYS_PROBABILITIES = "returns probabilities: the input of its last sigmoid or softmax is used as its logits"
 
 
 class Reading:
-    """How the output of one model is read, found in its first forward pass, which is slower for it.
+    """How to read a model's output, found in its first forward pass, which is slower for this reason.
 
-    `known`: None before that pass; False of probabilities, whose logits have to be found in every pass.
+    `known`: None before that pass; False for probabilities, whose logits must be found in every pass.
     """
 
     def __init__(self) -> None:
         self.known: bool | None = None  # whether the outputs are logits
-        self.may_mix = False  # whether anything was computed over the images of a batch
+        self.may_mix = False  # whether anything was computed across the images of a batch
 
     def output(self, predict: Callable[[Tensor], Any], images: Tensor, name: str) -> Any:
-        """What the model `name` returns for B `images`, by `predict`; of probabilities, with the logits under "cls".
+        """Return the model's output for B `images` by `predict`; for probabilities, with the logits under "cls".
 
-        Warns where they are probabilities, once. Raises InputError for outputs that can be nothing but probabilities,
-        where no logits were found before them.
+        Warns once if they are probabilities. Raises InputError if they must be probabilities but their logits were not
+        found. `name`: the model's, for errors.
         """
         if self.known:
             return predict(images)
@@ -230,7 +230,7 @@ def _with_logits(output: Any, logits: Tensor) -> dict[str, Any]:
 
 
 def _read(before: Before, classes: int) -> Tensor:
-    """Logits of which the head's sigmoid, or softmax over the `classes`, is the model's own probability."""
+    """Return logits for which the head's sigmoid, or softmax over `classes`, gives the model's own probability."""
     if classes == 1:
         return before.odds()
     logits = before.logits()
@@ -240,7 +240,7 @@ def _read(before: Before, classes: int) -> Tensor:
 
 
 def _says_logits(output: Any, values: Tensor) -> bool:
-    """Whether the output's own "prob" is the softmax of its two scores, as every detector of the hosts computes it."""
+    """True if the output's "prob" is the softmax of its two scores, as in every detector of the hosts."""
     prob = output.get("prob") if isinstance(output, Mapping) else None
     if not isinstance(prob, Tensor) or values.ndim != 2 or values.shape[1] != 2 or prob.shape != values.shape[:1]:
         return False
@@ -254,7 +254,7 @@ def _values_of(predict: Callable[[Tensor], Any], images: Tensor, scale: float) -
 
 
 def _refuse_probabilities(values: Tensor, scaled: Callable[[float], Tensor], images: int, name: str) -> None:
-    """Raises InputError for several outputs that are together one, or a single one that is never outside [0, 1]."""
+    """Raise InputError for outputs that add up to one, or for a single output that is never outside [0, 1]."""
     if not _within_one(values):
         return
     if values.numel() > images:
@@ -265,8 +265,8 @@ def _refuse_probabilities(values: Tensor, scaled: Callable[[float], Tensor], ima
         return
     raise InputError(
         f"{name} returns probabilities (its outputs lie between 0 and 1"
-        f"{', those of an image make 1' if values.numel() > images else ''}), and no sigmoid or softmax was found whose"
-        " input are the logits: return logits, or give forward, a function from images to logits"
+        f"{', those of an image add up to 1' if values.numel() > images else ''}), and no sigmoid or softmax was found"
+        " that reads its logits: return logits, or give forward, a function from images to logits"
     )
 
 

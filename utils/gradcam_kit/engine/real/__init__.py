@@ -1,1 +1,1 @@
-"""Patches compared with those of real images, and exchanged for them."""
+"""Compare patches with those of real images, and exchange them."""

@@ -1,4 +1,4 @@
-"""The bank: patch tokens of images that the detector calls real, which the patches of others are compared with."""
+"""The bank: patch tokens of images that the detector calls real, to compare other images' patches with."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class TokenBank:
 
     @property
     def nbytes(self) -> int:
-        """What the tokens take in memory."""
+        """Return the tokens' size in memory, in bytes."""
         return sum(tokens.nbytes for tokens in self.tokens.values())
 
 
@@ -65,22 +65,22 @@ class Neighbours:
 
     @cached_property
     def mean(self) -> Tensor:
-        """(B, C, h, w)."""
+        """Return each patch's mean nearest token, (B, C, h, w)."""
         means = torch.stack([F.embedding_bag(near, self.values, mode="mean") for near in self.indices])
         return means.transpose(1, 2).reshape(self.shape)
 
     def along(self, G: Tensor) -> Tensor:
-        """(B, k, h, w): each neighbour's product with the patch's gradient, `G` (B, C, h, w)."""
+        """Return each neighbour's dot product with the patch's gradient `G` (B, C, h, w), as (B, k, h, w)."""
         directions = G.to(self.values.dtype).flatten(2).transpose(1, 2).unsqueeze(-1)
         products = [self.values[near] @ g for near, g in zip(self.indices, directions, strict=True)]  # image by image
         return torch.stack(products).squeeze(-1).transpose(1, 2).reshape(len(G), -1, *self.shape[2:])
 
 
 def nearest_beside(A: Tensor, R: Tensor) -> Tensor:
-    """The token of `R` (B, C, h, w) nearest to each patch of `A` among those at its place and next to it.
+    """Return, for each patch of `A` (B, C, h, w), the nearest token of `R` (B, C, h, w) at its place or next to it.
 
-    `R` is of the real images that those of `A` were made from. Their crops may lie a few pixels apart: a patch then has
-    its counterpart next to its own place.
+    `R` holds the real images from which those of `A` were made. Their crops may differ by a few pixels; a patch's
+    counterpart is then next to its own place.
     """
     rows, columns = R.shape[2:]
     directions, around = _channel_direction(A), F.pad(R, (1, 1, 1, 1), mode="replicate")

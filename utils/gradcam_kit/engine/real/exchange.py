@@ -1,7 +1,7 @@
-"""Patches exchanged in the middle of a forward pass: from a layer on, the model runs with other tokens there.
+"""Exchange patches inside a forward pass: from one layer on, the model runs with other tokens.
 
-A patch of an image that is filled with grey, blur or another face is evidence itself. A token that becomes its nearest
-real one is not: random patches so exchanged move the margin by a few percent (docs/faithfulness.md).
+Filling a patch of the image with grey, blur or another face adds evidence of its own. Replacing a token by its nearest
+real one does not: doing so for random patches moves the margin by a few percent (docs/faithfulness.md).
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ Run = Callable[[], Any]  # a forward pass
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What B images had at one site: the tensor as the tower has it, and its patches (B, C, h, w).
+    """The activations of B images at a site: the tower's own tensor, and its patches (B, C, h, w).
 
-    `before`: how many tokens precede the patches.
+    `before`: the number of tokens before the patches.
     """
 
     site: Site
@@ -49,9 +49,9 @@ class Seen:
 
 
 def seen_at(tower: Tower, sites: Sequence[Site], grid: Grid | None, run: Run, images: int) -> list[Seen]:
-    """What `run`, a forward pass of so many `images`, shows at each of the sites, without a graph.
+    """Capture the activations at each site during `run`, a forward pass of `images` images, without a graph.
 
-    Raises LayerError for a site that does not run, or that has no patches.
+    Raises LayerError for a site that does not run or has no patches.
     """
     taps: dict[int, Tap] = {}
     axes = ChannelAxes() if any(site.may_be_4d for site in sites) else None
@@ -79,9 +79,9 @@ def seen_at(tower: Tower, sites: Sequence[Site], grid: Grid | None, run: Run, im
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """B images whose patches can become `real` (B, C, h, w) ones where a pass has `seen` them.
+    """B images whose patches at the `seen` site can be exchanged for `real` ones (B, C, h, w).
 
-    `skipped`: the blocks before, which need not run again, each with what it returns beside its tokens.
+    `skipped`: the earlier blocks, which need not run again, each with its outputs next to the tokens.
     """
 
     seen: Seen
@@ -89,7 +89,7 @@ class Exchange:
     skipped: Sequence[Skipped] = ()
 
     def tokens(self, images: Tensor, patches: Tensor) -> Tensor:
-        """The tokens, as the tower has them, of the `images` (n,) with the real ones at `patches` (n, h, w) bool."""
+        """Return the tower's tokens of `images` (n,), with the real ones at `patches` (n, h, w) bool."""
         tap = self.seen.tap
         axis = 1 if tap.tokens.ndim == 3 and self.seen.site.batch_axis == 1 else 0
         tokens = tap.tokens.index_select(axis, images).clone()
@@ -106,7 +106,7 @@ class Exchange:
 
     @contextmanager
     def made(self, images: Tensor, patches: Tensor) -> Iterator[None]:
-        """Within, a forward pass of the `images` (n,) of the B, in this thread, has the real tokens at `patches`."""
+        """Within this context, a forward pass of `images` (n,) in this thread uses the real tokens at `patches`."""
         tokens = self.tokens(images, patches)
 
         def exchange(value: Any, read: Any = None) -> Any:
@@ -120,14 +120,14 @@ class Exchange:
 
 
 class Skipped(NamedTuple):
-    """A block that only passes its tokens on; `beside` them it returns this tuple, or, where it is None, no tuple."""
+    """A block that returns its tokens unchanged, with the tuple `beside`; None: it returns no tuple."""
 
     module: nn.Module
     beside: tuple[Any, ...] | None
 
 
 def skippable(tower: Tower, block: str, run: Run) -> list[Skipped]:
-    """The blocks before `block`, watched during `run`, a forward pass; none if any returns more than its tokens."""
+    """Watch `run`, a forward pass; return the blocks before `block`, or none if any returns more than its tokens."""
     returned: dict[str, Any] = {}
     before = tower.blocks[: tower.blocks.index(block)]
     with ExitStack() as stack:
@@ -150,7 +150,7 @@ def skippable(tower: Tower, block: str, run: Run) -> list[Skipped]:
 
 
 def _passed_over(beside: tuple[Any, ...] | None) -> Callable[..., Any]:
-    """For `replaced_forward`: a block that returns in this thread what it is given."""
+    """Return a forward for `replaced_forward` that returns its input in this thread."""
     thread = threading.get_ident()
 
     def run(module: nn.Module, usual: Callable[..., Any], tokens: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -162,7 +162,7 @@ def _passed_over(beside: tuple[Any, ...] | None) -> Callable[..., Any]:
 
 
 def _hook(site: Site, act: Callable[..., Any]) -> Any:
-    """`act` on what the site's module reads, or on what it returns and has read."""
+    """Hook `act` to the input of the site's module, or to its output and input."""
     if site.reads_input:
         return site.module.register_forward_pre_hook(in_this_thread(lambda module, inputs: act(inputs)))
     returned = in_this_thread(lambda module, inputs, output: act(output, inputs[0] if inputs else None))

@@ -1,4 +1,4 @@
-"""The kinds of network that can be explained: which of them a model is, or holds."""
+"""Find the tower to explain inside a model, and the family it belongs to."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ PAGE = "docs/how_to/add_a_tower_family.md"
 
 
 def register_tower(family: TowerFamily) -> None:
-    """Make a kind of network known to every call, before those that are known already.
+    """Register a family of networks for every call; it comes before those already registered.
 
-    Raises InputError for anything but an instance of a `TowerFamily`.
+    Raises InputError unless `family` is an instance of a `TowerFamily`.
     """
     if not isinstance(family, TowerFamily):
-        raise InputError(f"{family!r} is no TowerFamily: give an instance of a class made from it")
+        raise InputError(f"{family!r} is not a TowerFamily: give an instance of a subclass")
     FAMILIES.insert(0, family)
 
 
 def family_of(tower: nn.Module) -> TowerFamily:
-    """The family that `tower` itself belongs to. Raises InputError where it belongs to none."""
+    """Return the family of `tower`. Raises InputError if it has none."""
     for family in FAMILIES:
         if family.recognises(tower):
             return family
@@ -35,10 +35,10 @@ def family_of(tower: nn.Module) -> TowerFamily:
 
 
 def find_tower(model: nn.Module, layers: Sequence[str] = ()) -> nn.Module:
-    """The tower inside `model`, which may be `model` itself; of nested ones the outermost.
+    """Find the tower inside `model`, or `model` itself; the outermost if towers are nested.
 
-    Of several side by side it is the one that `layers` lie in, where their names are full paths. Raises InputError
-    where there is none, or where it is not clear which is meant.
+    If there are several side by side, it is the one that contains `layers`, given by their full paths. Raises
+    InputError if there is no tower, or if the choice is unclear.
     """
     for family in FAMILIES:
         found: dict[str, nn.Module] = {}
@@ -62,7 +62,7 @@ def find_tower(model: nn.Module, layers: Sequence[str] = ()) -> nn.Module:
 
 
 def is_clear(model: nn.Module) -> bool:
-    """Whether `find_tower` needs no layers."""
+    """True if `find_tower` needs no layers."""
     try:
         return find_tower(model) is not None
     except InputError:
@@ -70,7 +70,7 @@ def is_clear(model: nn.Module) -> bool:
 
 
 def _named(towers: dict[str, nn.Module], layers: Sequence[str]) -> dict[str, nn.Module]:
-    """The one of `towers` that every one of `layers` lies in, by its path or as a module; {} otherwise."""
+    """Return the one of `towers` that contains all `layers`, by path or as modules; {} otherwise."""
     for name, tower in towers.items():
         own = set(tower.modules())
         if layers and all(getattr(layer, "module", None) in own or layer.startswith(f"{name}.") for layer in layers):
@@ -79,12 +79,12 @@ def _named(towers: dict[str, nn.Module], layers: Sequence[str]) -> dict[str, nn.
 
 
 def _has_maps_before(model: nn.Module, towers: Iterable[nn.Module]) -> bool:
-    """Whether what these transformers read are the maps of a convolutional network: none of them cuts the image."""
+    """True if these transformers read maps of a convolutional network: none of them cuts the image into patches."""
     return CNN_FAMILY.recognises(model) and all(PRE_NORM.patch_size(tower) is None for tower in towers)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The module inside the wrappers of training, in whatever order they were put on: WRAPPERS and torch.compile."""
+    """Return the module inside training wrappers (WRAPPERS, torch.compile), in any order."""
     while True:
         if isinstance(model, WRAPPERS):
             model = model.module
@@ -95,7 +95,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def _unknown_tower(module: nn.Module) -> InputError:
-    """The error that names the blocks which look like a transformer's, what they lack, and what is known."""
+    """Return an error that names the blocks that look like a transformer's, what they lack, and the known families."""
     found = next(_repeated_blocks(module), None)
     known = "; ".join(f"{family.name} ({family.signs})" for family in FAMILIES)
     if found is None:
@@ -116,7 +116,7 @@ def _unknown_tower(module: nn.Module) -> InputError:
 
 
 def _repeated_blocks(module: nn.Module) -> Iterator[tuple[str, int, nn.Module]]:
-    """Name, length and first entry of lists of modules of one class that hold an attention."""
+    """Yield name, length and first entry of each list of modules of one class that contain an attention."""
     for name, inner in module.named_modules():
         if isinstance(inner, (nn.ModuleList, nn.Sequential)) and len(inner):
             same = {type(block) for block in inner}

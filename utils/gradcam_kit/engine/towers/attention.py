@@ -1,6 +1,6 @@
-"""The attention of one block, whichever way its queries, keys and values are computed.
+"""The attention of a block, for each way of computing queries, keys and values.
 
-Nothing here changes what a block computes: hooks read it, or (`constant_queries_and_keys`) stop its gradient.
+Nothing here changes a block's result: hooks read it, or (`constant_queries_and_keys`) stop its gradient.
 """
 
 from __future__ import annotations
@@ -15,29 +15,29 @@ from torch import Tensor, nn
 
 from ...base.threads import in_this_thread
 
-Keep = Callable[[str, Tensor], None]  # name of a tensor, and the tensor
+Keep = Callable[[str, Tensor], None]  # a tensor's name, and the tensor
 Heads = dict[str, Tensor]  # "q", "k", "v": (B, T, heads · d)
 
-MIXED = "mixed"  # beside "q", "k" and "v": what `project` makes of the heads' outputs in the block itself
+MIXED = "mixed"  # next to "q", "k" and "v": the result of `project` in the block itself
 
 
 class Handle(Protocol):
-    """What registering a hook returns."""
+    """The handle of a registered hook."""
 
     def remove(self) -> None: ...
 
 
 class HeldAttention(abc.ABC):
-    """What the balanced rule needs of a block's attention, or of several that a block has."""
+    """What the balanced rule needs from a block's attention, or from several in one block."""
 
     @abc.abstractmethod
     def constant_queries_and_keys(self, held: Held) -> list[Handle]:
-        """Hooks that hold q and k constant. What the block computes stays the same to the last bit."""
+        """Register hooks that hold q and k constant. The block's result stays the same to the last bit."""
 
 
 @dataclass(frozen=True)
 class QueriesAndKeys(HeldAttention):
-    """Of several attentions: modules that return q or k, and modules that return q, k and v side by side."""
+    """For several attentions: modules that return q or k, and modules that return q, k and v side by side."""
 
     separate: tuple[nn.Module, ...] = ()
     packed: tuple[nn.Module, ...] = ()
@@ -56,42 +56,42 @@ class QueriesAndKeys(HeldAttention):
 
 
 class BlockAttention(HeldAttention):
-    """What methods need of a block's attention. A head's output is O = softmax(q kᵀ / √d) v."""
+    """What methods need from a block's attention. A head's output is O = softmax(q kᵀ / √d) v."""
 
     heads: int
 
     @abc.abstractmethod
     def watch(self, names: tuple[str, ...], keep: Keep) -> list[Handle]:
-        """Hooks that call `keep` in each forward pass with those of "q", "k", "v" and MIXED that are in `names`.
+        """Register hooks that call `keep` in each forward pass with the tensors in `names`: "q", "k", "v", MIXED.
 
-        All (B, T, heads · d), detached; q and k as the softmax reads them: normalised and rotated, where they are.
+        All are (B, T, heads · d) and detached; q and k are as the softmax reads them, after any norm and rotation.
         """
 
     @property
     @abc.abstractmethod
     def output(self) -> tuple[nn.Module, bool]:
-        """The module at which the gradient of the heads' outputs is read, and whether by its input."""
+        """Return the module that gives the gradient of the heads' outputs, and whether at its input."""
 
     tokens_first = False  # whether that module passes (T, B, C)
 
     def output_gradient(self, gradient: Tensor) -> Tensor:
-        """∂score/∂O from the gradient at `output`, both (B, T, C)."""
+        """Return ∂score/∂O from the gradient at `output`, both (B, T, C)."""
         return gradient
 
     def project(self, mixed: Tensor) -> Tensor:
-        """The heads' outputs side by side → what the block makes of them, which `watch` keeps as MIXED."""
+        """Apply the block's projection to the heads' outputs side by side; `watch` keeps the result as MIXED."""
         return mixed
 
     @property
     @abc.abstractmethod
     def projections(self) -> tuple[nn.Module, ...]:
-        """The modules whose outputs `of_first_token` needs: those that read the normalised tokens."""
+        """Return the modules whose outputs `of_first_token` needs: those that read the normalised tokens."""
 
     @abc.abstractmethod
     def of_first_token(self, tokens: Tensor, projected: Sequence[Tensor]) -> Heads:
-        """q (B, 1, heads · d) of the first token, k and v (B, T, heads · d) of all.
+        """Return q (B, 1, heads · d) of the first token, and k and v (B, T, heads · d) of all.
 
-        From the normalised `tokens` (B, T, C) and what `projections` have made of them.
+        They come from the normalised `tokens` (B, T, C) and the outputs of `projections`.
         """
 
 
@@ -99,8 +99,8 @@ class BlockAttention(HeldAttention):
 class AttentionModules(BlockAttention):
     """Projections that are modules.
 
-    `q`, `k` and `v` return (B, T, heads · d); `out` reads the heads' outputs side by side, of the same shape. With
-    `rotary`, the module that reads `position_embeddings` (cos, sin), q and k of the patches are rotated by these.
+    `q`, `k` and `v` return (B, T, heads · d); `out` reads the heads' outputs side by side, in the same shape. If there
+    is a `rotary`, the module that reads `position_embeddings` (cos, sin), these rotate q and k of the patches.
     """
 
     heads: int
@@ -159,12 +159,12 @@ class AttentionModules(BlockAttention):
 
 
 def probabilities(q: Tensor, k: Tensor) -> Tensor:
-    """P (B, heads, T, T) = softmax(q kᵀ / √d), from (B, heads, T, d)."""
+    """Compute P (B, heads, T, T) = softmax(q kᵀ / √d) from q and k, (B, heads, T, d)."""
     return (q @ k.transpose(2, 3) / q.shape[-1] ** 0.5).softmax(dim=-1)
 
 
 def mixed_by_constant(parts: Heads, heads: int) -> Tensor:
-    """The heads' outputs P v (B, T, heads · d), with P a constant."""
+    """Compute the heads' outputs P v (B, T, heads · d), with constant P."""
     q, k, v = (parts[name].unflatten(2, (heads, -1)).transpose(1, 2) for name in "qkv")
     with torch.no_grad():
         P = probabilities(q, k)
@@ -172,14 +172,14 @@ def mixed_by_constant(parts: Heads, heads: int) -> Tensor:
 
 
 def same_value(value: Tensor, linear: Tensor) -> Tensor:
-    """`value` to the last bit, with the gradient of `linear`, which is finite and of the same shape."""
+    """Return `value` to the last bit, with the gradient of `linear`, which is finite and has the same shape."""
     return value.detach() + (linear - linear.detach()).to(value.dtype)
 
 
 def rotated(x: Tensor, cos: Tensor, sin: Tensor, before: int, halves: bool) -> Tensor:
-    """Rotary positions (Su et al. 2021, eq. 34): pairs of channels of `x` (..., T, d) turned by their token's angle.
+    """Apply rotary positions (Su et al. 2021, eq. 34): rotate channel pairs of `x` (..., T, d) by the token's angle.
 
-    The first `before` tokens are no patches and stay. A pair is channel i and i + d/2 with `halves`, else 2i and 2i+1.
+    The first `before` tokens are not patches and stay. A pair is channel i and i + d/2 with `halves`, else 2i and 2i+1.
     """
     patches = x[..., before:, :]
     if halves:
@@ -191,23 +191,23 @@ def rotated(x: Tensor, cos: Tensor, sin: Tensor, before: int, halves: bool) -> T
 
 
 class Held:
-    """How a backward pass holds something constant: always."""
+    """Says how a backward pass holds something constant: always."""
 
     def constant(self, value: Tensor) -> Tensor:
-        """`value`, through which no gradient goes."""
+        """Return `value` without a gradient."""
         return value.detach()
 
     def by(self, value: Tensor, linear: Tensor) -> Tensor:
-        """`value` to the last bit, with the gradient of `linear`."""
+        """Return `value` to the last bit, with the gradient of `linear`."""
         return same_value(value, linear)
 
     def instead(self, ordinary: Callable[[], Tensor], other: Tensor) -> Tensor:
-        """`other`, which has the value that `ordinary` gives, and a gradient that holds."""
+        """Return `other`, which equals `ordinary()` but has the held gradient."""
         return other
 
 
 class HeldLater(Held):
-    """As `Held`, but only once `now` is true: one forward pass serves an ordinary backward pass and one that holds."""
+    """Like `Held`, but only once `now` is true, so that one forward pass serves both kinds of backward pass."""
 
     def __init__(self) -> None:
         self.now = False
@@ -225,7 +225,7 @@ class HeldLater(Held):
 
 
 class _Either(torch.autograd.Function):
-    """A value with its ordinary gradient or, once that is held, the gradient of `linear`, or none."""
+    """A value with its ordinary gradient or, once held, the gradient of `linear` or none."""
 
     @staticmethod
     def forward(ctx: Any, ordinary: Tensor, linear: Tensor | None, held: HeldLater) -> Tensor:

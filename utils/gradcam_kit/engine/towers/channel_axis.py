@@ -1,8 +1,8 @@
-"""Which axis of a four-dimensional activation holds its channels: (B, C, h, w) or (B, h, w, C).
+"""Find the channel axis of a four-dimensional activation: (B, C, h, w) or (B, h, w, C).
 
-Sizes can't tell: 8 × 8 positions of 8 channels look alike. Operations do: a convolution writes channels first, a
-linear layer or a layer norm over one axis channels last, `permute` moves them, and nearly everything else leaves them
-in place.
+Sizes cannot decide: 8 × 8 positions with 8 channels look the same either way. Operations can: a convolution writes
+channels first, a linear layer or a layer norm over one axis writes channels last, `permute` moves them, and nearly
+everything else leaves them in place.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 FIRST, LAST = 1, 3
-MOST_AXES = 6  # of an activation in windows: (B, h, rows, w, columns, C) in some order
-OFF = 0  # no axis of the image: channels were split into heads, or what tokens are to each other
+MOST_AXES = 6  # for an activation in windows: (B, h, rows, w, columns, C) in some order
+OFF = 0  # no image axis: channels were split into heads, or attention between tokens
 
 WRITES_FIRST = {torch.conv2d, torch.conv_transpose2d, F.conv2d, F.conv_transpose2d}
 WRITES_LAST = {F.linear}
 NORMS_LAST = {F.layer_norm, torch.layer_norm}
 PERMUTES = {torch.permute, Tensor.permute}
 SWAPS = {torch.transpose, Tensor.transpose, torch.swapaxes, Tensor.swapaxes, torch.swapdims, Tensor.swapdims}
-# What may put another axis in the channels' place in a way that is not followed.
+# Functions that may move the channels in a way that is not followed.
 REORDERS = {
     torch.movedim, Tensor.movedim, torch.moveaxis, Tensor.moveaxis, torch.einsum, torch.matmul, Tensor.matmul,
     Tensor.__matmul__, torch.bmm, Tensor.bmm, torch.reshape, Tensor.reshape, Tensor.view, torch.flatten, Tensor.flatten,
@@ -38,11 +38,11 @@ RESHAPES = {
 
 
 class ChannelAxes(TorchFunctionMode):
-    """Follows the channels through what runs inside it; `axis_of` says where they are."""
+    """Follows the channels through everything that runs inside; `axis_of` says where they are."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.seen_last = False  # whether anything has written channels last
+        self.seen_last = False  # whether any operation wrote channels last
 
     def __torch_function__(
         self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -56,9 +56,9 @@ class ChannelAxes(TorchFunctionMode):
         return result
 
     def axis_of(self, activation: Tensor, like: Any = None) -> int | None:
-        """1, 3 or OFF; None where that could not be followed. `like`: what the module has read that gave it.
+        """Return 1, 3 or OFF; None if unknown. `like`: the input of the module that made the activation.
 
-        Code that PyTorch shows nobody, such as an autograd function of one's own, is taken to leave channels in place.
+        Operations that PyTorch does not show, such as custom autograd functions, are assumed to keep channels in place.
         """
         known = _axis(activation)
         if known is None and isinstance(like, Tensor) and like.shape == activation.shape:
@@ -92,7 +92,7 @@ class ChannelAxes(TorchFunctionMode):
 
 
 def _reshaped(read: Tensor, result: Tensor, axis: int | None) -> int | None:
-    """Where the channels are, of a `read` whose axes were joined or split; OFF where the channels were split."""
+    """Return the channel axis after the axes of `read` were joined or split; OFF if the channels were split."""
     last = axis == read.ndim - 1
     kept = read.shape[-1] == result.shape[-1]
     if last and kept:
@@ -108,7 +108,7 @@ def _reshaped(read: Tensor, result: Tensor, axis: int | None) -> int | None:
 
 
 def channels_first(activation: Tensor) -> torch.Size:
-    """The shape (B, C, h, w) of what was made within `ChannelAxes`."""
+    """Return the shape (B, C, h, w) of an activation made inside `ChannelAxes`."""
     return (activation.permute(0, 3, 1, 2) if _axis(activation) == LAST else activation).shape
 
 
@@ -122,7 +122,7 @@ def _axis(tensor: Tensor) -> int | None:
 
 
 def _moved(function: Any, args: Any, kwargs: dict[str, Any], axis: int | None) -> int | None:
-    """Where `permute` or `transpose` puts the channels."""
+    """Return where `permute` or `transpose` puts the channels."""
     places = list(args[1:]) or list(kwargs.values())
     count = args[0].ndim
     order = list(range(count))

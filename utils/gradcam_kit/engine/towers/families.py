@@ -1,4 +1,4 @@
-"""The kinds of network that are known: vision transformers by a table of names, and the few that take code."""
+"""The known families of networks: vision transformers by a table of names, and a few that need code."""
 
 from __future__ import annotations
 
@@ -17,29 +17,31 @@ from .fused_attention import TimmAttention, multihead_attention, torch_attention
 
 @dataclass(frozen=True)
 class NamedTransformer(TowerFamily):
-    """A vision transformer whose parts have known names, dotted paths of which the first that is there counts.
+    """A vision transformer whose parts have known names: dotted paths; the first existing one counts.
 
-    Its tokens are (B, T, C): those of `before`, the patches, those of `after`.
+    Its tokens are (B, T, C): `before`, the patches, `after`.
     """
 
     name: str
     signs: str
-    patches: str  # the convolution that cuts the image, in the tower
+    patches: str  # the convolution that cuts the image into patches, in the tower
     blocks: tuple[str, ...]  # the list of blocks, in the tower
     norms: tuple[str, ...]  # the first norm, in a block
     having: tuple[str, ...]  # what else a block has
     needs: tuple[str, ...] = ()  # what else the tower has, one of these
-    before: tuple[str, ...] = ()  # tokens of no patch, (1, n, C) or one (C,), in the tower
+    before: tuple[str, ...] = ()  # tokens without a patch, (1, n, C) or one (C,), in the tower
     after: tuple[str, ...] = ()
-    projections: tuple[tuple[str, ...], ...] = ()  # number of heads, q, k, v, output, in a block; else PyTorch's own
-    rotary: str = ""  # what reads the angles by which q and k are turned, in a block
+    projections: tuple[
+        tuple[str, ...], ...
+    ] = ()  # number of heads, q, k, v, output, in a block; otherwise PyTorch's own
+    rotary: str = ""  # the module that reads the rotation angles of q and k, in a block
 
     def recognises(self, module: nn.Module) -> bool:
         needed = not self.needs or any(part(module, path) is not None for path in self.needs)
         return needed and self.patch_size(module) is not None and bool(self._blocks(module))
 
     def _blocks(self, tower: nn.Module) -> str:
-        """The path of the list of blocks, "" where there is none."""
+        """Return the path of the list of blocks; "" if there is none."""
         for path in self.blocks:
             blocks = part(tower, path)
             if isinstance(blocks, (nn.ModuleList, nn.Sequential)) and len(blocks):
@@ -58,7 +60,7 @@ class NamedTransformer(TowerFamily):
         return self._count(tower, self.after) or 0
 
     def _count(self, tower: nn.Module, names: tuple[str, ...]) -> int | None:
-        """How many tokens these are; None where none of them is there."""
+        """Count these tokens; None if none of them exists."""
         tokens = [one for one in (part(tower, name) for name in names) if isinstance(one, Tensor)]
         return sum(one.shape[1] if one.ndim == 3 else 1 for one in tokens) if tokens else None
 
@@ -128,13 +130,13 @@ HF_DINOV3 = NamedTransformer(
 
 
 class OpenAICLIP(NamedTransformer):
-    """Called `visual` in OpenAI's `clip` and in open_clip; within the blocks tokens are (T, B, C), or as it says."""
+    """`visual` in OpenAI's `clip` and in open_clip; in the blocks, tokens are (T, B, C) unless it says otherwise."""
 
     def batch_axis(self, tower: nn.Module, layer: str) -> int | None:
         if not layer.startswith("transformer"):
             return 0
         if not layer.startswith("transformer.resblocks"):
-            return None  # what `transformer` returns is turned back within it in one package, after it in the other
+            return None  # one package transposes the output inside `transformer`, the other after it
         batch_first = part(tower, "transformer.batch_first")
         if batch_first is None:
             batch_first = part(tower, "transformer.resblocks.0.attn.batch_first")
@@ -154,7 +156,7 @@ OPENAI_CLIP = OpenAICLIP(
 
 
 class TimmViT(NamedTransformer):
-    """Also older ones, EVA, DINOv3 and the Perception Encoder, and those made after the pattern."""
+    """timm's ViT: also old versions, EVA, DINOv3, the Perception Encoder, and networks with the same pattern."""
 
     def patch_size(self, tower: nn.Module) -> tuple[int, int] | None:
         if part(tower, "patch_embed.backbone") is None:
@@ -167,7 +169,7 @@ class TimmViT(NamedTransformer):
         patch = self.patch_size(tower)
         if patch is None or not part(tower, "patch_embed.dynamic_img_pad"):
             return super().grid(tower, height, width)
-        rows, columns = -(-height // patch[0]), -(-width // patch[1])  # padded at the right and at the bottom
+        rows, columns = -(-height // patch[0]), -(-width // patch[1])  # padded on the right and at the bottom
         return Grid(rows, columns, self.prefix(tower)).covering(patch, (height, width))
 
     def prefix(self, tower: nn.Module) -> int:
@@ -193,13 +195,13 @@ TIMM = TimmViT(
 )
 
 
-NORMS_BEHIND = re.compile("[Vv]2")  # Swin V2: a block's norms stand behind its attention and its MLP
+NORMS_BEHIND = re.compile("[Vv]2")  # Swin V2: a block's norms come after its attention and its MLP
 
 
 class Swin(TowerFamily):
-    """Hugging Face's blocks pass (B, T, C), the others (B, h, w, C); no token precedes the patches.
+    """Swin: Hugging Face's blocks return (B, T, C), the others (B, h, w, C); no token comes before the patches.
 
-    Each stage but the last halves the grid. A block attends within windows, not over the whole image.
+    Each stage except the last halves the grid. A block attends within windows, not over the whole image.
     """
 
     name = "Swin transformers of Hugging Face, timm and torchvision"
@@ -210,7 +212,7 @@ class Swin(TowerFamily):
 
     def recognises(self, module: nn.Module) -> bool:
         if part(module, "cls_token") is not None:
-            return False  # BEiT: its one window is the image
+            return False  # BEiT: its only window is the image
         return self.patch_size(module) is not None and any(map(self._is_block, module.modules()))
 
     def _is_block(self, module: nn.Module) -> bool:
@@ -240,15 +242,15 @@ class Swin(TowerFamily):
         return None
 
 
-# The first norm of a block, as CLIP, Hugging Face's ViT, timm, OpenAI and torchvision name it.
+# Names of a block's first norm in CLIP, Hugging Face's ViT, timm, OpenAI and torchvision.
 NORMS_OF_MAPS = (_BatchNorm, nn.GroupNorm, _InstanceNorm)
 FIRST_NORMS = ("layer_norm1", "layernorm_before", "norm1", "ln_1")
 
 
 class PreNormTransformer(TowerFamily):
-    """Any other, such as `nn.TransformerEncoder` and torchvision's. The tensor shows how many tokens come first.
+    """Any other, such as `nn.TransformerEncoder` and torchvision's. The tensor shows the number of prefix tokens.
 
-    All its blocks are of one width: stages of growing width pass on maps, as a convolutional network does.
+    All its blocks have one width: stages of growing width return maps, like a convolutional network.
     """
 
     name = "pre-norm transformers"
@@ -264,12 +266,12 @@ class PreNormTransformer(TowerFamily):
         for module in tower.modules():
             if isinstance(module, nn.Conv2d) and module.in_channels == 3 and module.kernel_size == module.stride:
                 if module.stride == (1, 1) and _has_overlapping_windows(tower):
-                    continue  # a shortcut around another convolution, which cuts nothing
+                    continue  # a shortcut around another convolution, which does not cut the image
                 return stride_of(module)
         return None
 
     def batch_axis(self, tower: nn.Module, layer: str) -> int | None:
-        """As the attention of the block says in which the layer lies, or which it is."""
+        """Return what the attention of the layer's block says."""
         names = layer.split(".")
         for end in range(len(names), 0, -1):
             attention = multihead_attention(tower.get_submodule(".".join(names[:end])))
@@ -309,7 +311,7 @@ def _has_overlapping_windows(module: nn.Module) -> bool:
 
 
 class CNN(TowerFamily):
-    """Any module with a convolution whose windows overlap: its activations are maps already, ConvNeXt's among them."""
+    """Any module with a convolution with overlapping windows (also ConvNeXt): its activations are already maps."""
 
     name = "convolutional networks"
     signs = "an nn.Conv2d with a kernel larger than its stride"
@@ -332,7 +334,7 @@ class CNN(TowerFamily):
 
 
 PRE_NORM, CNN_FAMILY = PreNormTransformer(), CNN()
-# The special before the general; a transformer may hold convolutions too, for its patches.
+# Special families first; a transformer may contain convolutions too, for its patches.
 FAMILIES: list[TowerFamily] = [
     HF_CLIP,
     HF_VIT,

@@ -1,4 +1,4 @@
-"""Attention whose queries, keys and values are computed once more from what it reads: timm's and PyTorch's own."""
+"""Attention whose queries, keys and values are recomputed from its input: timm's and PyTorch's own."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from .attention import (
 class TimmAttention(BlockAttention):
     """timm's attention: one `qkv` or three projections, norms of q and k, rotary positions, a norm before `proj`.
 
-    Its parts are computed once more from what it reads, as `module.forward` does.
+    The code recomputes its parts from its input, like `module.forward`.
     """
 
     module: Any
@@ -38,7 +38,7 @@ class TimmAttention(BlockAttention):
         return int(self.module.num_heads)
 
     def queries_keys_values(self, x: Tensor, rope: Tensor | None) -> Heads:
-        """`x` (B, T, C); `rope` (..., patches, 2 d): sines and cosines beside each other."""
+        """Recompute q, k and v from `x` (B, T, C) and `rope` (..., patches, 2 d), sines next to cosines."""
         q, k, v = self._normed(*self._projected(x))
         if rope is not None:
             sin, cos = rope.chunk(2, dim=-1)
@@ -47,7 +47,7 @@ class TimmAttention(BlockAttention):
         return {name: part.transpose(1, 2).flatten(2) for name, part in zip("qkv", (q, k, v), strict=True)}
 
     def _normed(self, *projected: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """q, k and v (B, T, heads · d) → (B, heads, T, d), with their norms."""
+        """Return q, k and v, given as (B, T, heads · d), as (B, heads, T, d) after their norms."""
         q, k, v = (part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in projected)
         q_norm, k_norm = (getattr(self.module, name, nn.Identity()) for name in ("q_norm", "k_norm"))
         return q_norm.forward(q), k_norm.forward(k), v
@@ -121,9 +121,9 @@ class TimmAttention(BlockAttention):
 
 @dataclass(frozen=True)
 class TorchAttention(BlockAttention):
-    """`nn.MultiheadAttention`, whose q, k and v are one parameter and whose output projection never runs as a module.
+    """`nn.MultiheadAttention`: q, k and v share a parameter, and the output projection never runs as a module.
 
-    So q, k and v are computed once more from what it reads, and ∂score/∂O is the gradient of its output through the
+    The code therefore recomputes q, k and v from its input, and gets ∂score/∂O from the output's gradient through the
     weight of the output projection.
     """
 
@@ -138,7 +138,7 @@ class TorchAttention(BlockAttention):
         return not self.module.batch_first
 
     def queries_keys_values(self, x: Tensor) -> Heads:
-        """`x` (B, T, C)."""
+        """Recompute q, k and v from `x` (B, T, C)."""
         projected = F.linear(x, self.module.in_proj_weight, self.module.in_proj_bias).chunk(3, dim=-1)
         return dict(zip("qkv", projected, strict=True))
 
@@ -153,7 +153,7 @@ class TorchAttention(BlockAttention):
         return [self.module.register_forward_hook(in_this_thread(hook))]
 
     def _tokens(self, inputs: Any) -> Tensor:
-        """What attends to itself, (B, T, C)."""
+        """Return the tokens that attend to themselves, (B, T, C)."""
         if len(inputs) < 3 or not inputs[0] is inputs[1] is inputs[2]:
             raise InputError(
                 "nn.MultiheadAttention is read where query, key and value are one tensor, given in this order"
@@ -193,13 +193,13 @@ class TorchAttention(BlockAttention):
 
 
 def multihead_attention(block: nn.Module) -> nn.MultiheadAttention | None:
-    """The one `nn.MultiheadAttention` among the parts of `block`, None where there is none or more than one."""
+    """Return the only `nn.MultiheadAttention` among the parts of `block`; None if there is none or several."""
     found = [part for part in block.children() if isinstance(part, nn.MultiheadAttention)]
     return found[0] if len(found) == 1 else None
 
 
 def torch_attention(block: nn.Module) -> TorchAttention | None:
-    """Its attention, None where q, k and v are not one projection of the tokens alone."""
+    """Return the block's attention; None unless q, k and v are one projection of the tokens only."""
     module = multihead_attention(block)
     if module is None or module.in_proj_weight is None or module.bias_k is not None or module.add_zero_attn:
         return None

@@ -1,4 +1,4 @@
-"""Where the patches lie among a tower's tokens: seen by changing some patches of an image."""
+"""Find the patches among a tower's tokens by changing some patches of an image."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from .tower import Tower
 
 
 class _Seen(BaseException):
-    """Ends a forward pass of which enough was seen: no `except Exception` of a model's own code takes it."""
+    """Ends a forward pass early; not an Exception, so that no `except Exception` in the model's code catches it."""
 
 
 def places_of_patches(tower: Tower, run: Callable[[Tensor], Any], images: Tensor, grid: Grid) -> tuple[int, int] | None:
-    """How many tokens the first block reads before the patches of `grid` and behind them, seen in a forward pass.
+    """Count the tokens before and after the patches of `grid` in the first block's input, by forward passes.
 
-    In copies of `images` (B, 3, H, W) three corners of the grid are changed. The three tokens that change most have to
-    lie as far from each other as patches in rows do. None where no tokens were seen, or where many change: what a
-    network makes of all the image before its first block cannot be told apart.
+    It changes three corners of the grid in copies of `images` (B, 3, H, W). The three tokens that change most must lie
+    as far apart as patches in row order do. Returns None if it sees no tokens, or if many change because the network
+    mixes the whole image before its first block.
 
-    Raises InputError where few change, and lie otherwise: no map of them is one of the image.
+    Raises InputError if few change but lie elsewhere: their map would not be a map of the image.
     """
     changed = images.clone()
     height, width = (size * share for size, share in zip(images.shape[2:], grid.covers, strict=True))
@@ -53,14 +53,14 @@ def places_of_patches(tower: Tower, run: Callable[[Tensor], Any], images: Tensor
         return most[0], tokens.shape[1] - 1 - most[-1]
     if 0 < int(moved.gt(0).sum()) <= len(corners):
         raise InputError(
-            f"layer {block!r}: three patches of the image, the first, its row's last and the last, are tokens {most} of"
-            f" {tokens.shape[1]}, so the {grid.rows}x{grid.columns} patches do not stand in rows; {SAY_WHERE}"
+            f"layer {block!r}: the image's first patch, the last of its row and the last of all are tokens {most} of"
+            f" {tokens.shape[1]}, so the {grid.rows}x{grid.columns} patches are not in row order; {SAY_WHERE}"
         )
     return None
 
 
 def _first_read(tower: Tower, run: Callable[[], Any]) -> Tensor | None:
-    """What the first block reads in a forward pass, which ends there, unless something waits for its end."""
+    """Return the first block's input in a forward pass, and end the pass there unless something waits for its end."""
     seen: list[Any] = []
     through = tower.modules_that(_waits)
 
@@ -80,5 +80,5 @@ def _first_read(tower: Tower, run: Callable[[], Any]) -> Tensor | None:
 
 
 def _waits(module: nn.Module) -> bool:
-    """Whether what was made ready for the pass of a module is put away behind it: accelerate's offloading, FSDP."""
+    """True if something cleans up after a module's pass: accelerate's offloading, FSDP."""
     return hasattr(module, "_hf_hook") or "FSDP" in type(module).__name__ or "FullyShard" in type(module).__name__

@@ -1,4 +1,4 @@
-"""The network inside a model that layers are named in, and all that is asked of it, found once and kept."""
+"""The network inside a model that contains the layers, with cached facts about it."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from . import family_of, find_tower, is_clear
 from .attention import BlockAttention, HeldAttention
 from .family import Grid, TowerFamily
 
-KEPT = "_gradcam_tower"  # in the model's own __dict__, so that both go together
+KEPT = "_gradcam_tower"  # in the model's own __dict__, so that both live equally long
 T = TypeVar("T")
 
 
 class Structure:
-    """The modules of a model, each once, and what each held by which name. To compare takes no walk of the model.
+    """The modules of a model, each once, and what each held under which name. Comparing needs no walk of the model.
 
-    `compiled`: what `torch.compile` has made of parts: holder, name, part. `usable`: the list of `parameters` that was
-    seen to be fit for gradients.
+    `compiled`: the parts made by `torch.compile`: holder, name, part. `usable`: the list of `parameters` that was
+    checked to be fit for gradients.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -39,11 +39,11 @@ class Structure:
         self._parameters: list[nn.Parameter] = []
 
     def still_holds(self) -> bool:
-        """Whether no module was added, replaced, renamed or moved since."""
+        """True if no module was added, replaced, renamed or moved since."""
         return [module._modules for module in self.modules] == self.children
 
     def parameters(self) -> list[nn.Parameter]:
-        """Every parameter as it is now, once; the same list as before where all are the same objects."""
+        """Return every current parameter once; the same list as before if all are the same objects."""
         held = list(chain.from_iterable([module._parameters.values() for module in self.modules]))
         if len(held) != len(self._held) or not all(map(is_, held, self._held)):
             self._held, self._parameters = held, list({id(one): one for one in held if one is not None}.values())
@@ -53,81 +53,83 @@ class Structure:
 class Tower:
     """A network of a known family inside `model`. Layer names are relative to `module`, at `path` in the model.
 
-    `blocks` are the names of its encoder blocks, first to last; none for a convolutional network.
+    `blocks`: the names of its encoder blocks in order; none for a convolutional network.
     """
 
     def __init__(
         self, model: nn.Module, module: nn.Module, structure: Structure, family: TowerFamily | None = None
     ) -> None:
-        """`family` of `module`; None: the one of images that recognises it."""
+        """Build the tower. `family`: of `module`; None: the image family that recognises it."""
         self.model, self.module, self.structure = model, module, structure
         self.family = family or family_of(module)
         self.blocks = tuple(self.family.block_names(module))
-        self.reads_more_tokens = False  # whether the last block was seen to be read for more than its first token
-        self.layers: tuple[str, ...] = ()  # for which it was found, where it may be one of several
+        self.reads_more_tokens = (
+            False  # whether a pass showed that the head reads more than the last block's first token
+        )
+        self.layers: tuple[str, ...] = ()  # the layers it was found for, if there are several towers
         self._known: dict[Any, Any] = {}
 
     def __reduce__(self) -> Any:
-        """A copy of the model, in memory or in a file, takes no tower along: it has modules of its own."""
+        """Copy nothing: a copy of the model, in memory or in a file, has its own modules and finds its own tower."""
         return (type(None), ())
 
     @cached_property
     def path(self) -> str:
-        """The module's name in the model, without what torch.compile puts before it; "" for the model itself."""
+        """Return the module's name in the model, without torch.compile's prefix; "" for the model itself."""
         found = (name for name, module in self.model.named_modules() if module is self.module)
         return next(found, "").replace("._orig_mod", "")
 
     @cached_property
     def prefix(self) -> int | None:
-        """How many tokens precede the patches, see `TowerFamily.prefix`."""
+        """Return the number of tokens before the patches, see `TowerFamily.prefix`."""
         return self.family.prefix(self.module)
 
     @cached_property
     def named(self) -> dict[str, nn.Module]:
-        """Every module of the tower, by its name in it; "" is the tower."""
+        """Return every module of the tower by its name; "" is the tower."""
         return dict(self.module.named_modules(remove_duplicate=False))
 
     def once(self, key: Any, find: Callable[[], T]) -> T:
-        """What `find` finds, which is asked for once for each `key`."""
+        """Return the result of `find`, called once per `key`."""
         if key not in self._known:
             self._known[key] = find()
         found: T = self._known[key]
         return found
 
     def known(self, key: Any) -> Any:
-        """What `once` has found for `key`; None where nobody has asked yet."""
+        """Return what `once` found for `key`; None before the first call."""
         return self._known.get(key)
 
     def modules_that(self, are: Callable[[nn.Module], bool]) -> list[nn.Module]:
-        """The modules of the model that `are` of one kind."""
+        """Return the modules of the model for which `are` is true."""
         return self.once(are, lambda: [module for module in self.structure.modules if are(module)])
 
     def first_norm(self, block: str) -> nn.Module | None:
-        """The norm through which a block reads its tokens; None where it reads them as they are."""
+        """Return the norm on a block's input; None if the block reads its tokens without a norm."""
         return self.once(("norm", block), lambda: self.family.first_norm(self.named[block]))
 
     def attention(self, block: str) -> BlockAttention | None:
-        """The attention of a block, None where its queries, keys and values cannot be read."""
+        """Return the attention of a block; None if its queries, keys and values cannot be read."""
         return self.once(("attention", block), lambda: self.family.attention(self.named[block]))
 
     def held_attention(self, block: str) -> HeldAttention | None:
-        """All attention of a block, as the balanced rule holds it; None where it cannot."""
+        """Return a block's attention for the balanced rule; None if the rule cannot hold it."""
         return self.once(("held attention", block), lambda: self.family.held_attention(self.named[block]))
 
     def batch_axis(self, layer: str) -> int | None:
-        """The axis of the batch in the tokens of a layer, see `TowerFamily.batch_axis`."""
+        """Return the batch axis of a layer's tokens, see `TowerFamily.batch_axis`."""
         return self.once(("axis", layer), lambda: self.family.batch_axis(self.module, layer))
 
     def place(self, name: str) -> int:
-        """The number of the block that a module is or lies in; 0 for one outside of blocks."""
+        """Return the number of the block that a module is or lies in; 0 outside blocks."""
         return next((i for i, block in enumerate(self.blocks) if f"{name}.".startswith(f"{block}.")), 0)
 
     def grid(self, height: int, width: int) -> Grid | None:
-        """How tokens lie on an image of that size, see `TowerFamily.grid`."""
+        """Return the token grid for an image of this size, see `TowerFamily.grid`."""
         return self.once(("grid", height, width), lambda: self.family.grid(self.module, height, width))
 
     def grid_of(self, rows: int, columns: int, height: int, width: int) -> Grid:
-        """The same of patches that a detector itself knows the number of."""
+        """Return the token grid for a number of patches that the detector states."""
         grid = Grid(rows, columns, self.prefix, self.family.suffix(self.module))
         patch = self.family.patch_size(self.module)
         of_family = patch is not None and (rows, columns) == (height // patch[0], width // patch[1])
@@ -135,10 +137,9 @@ class Tower:
 
 
 def tower_of(model: nn.Module, find: Callable[[], nn.Module] | None = None, layers: Sequence[str] = ()) -> Tower:
-    """The tower of `model`, resolved anew only where a module was added, replaced or moved since.
+    """Return the tower of `model`; it is found again only if a module was added, replaced or moved since.
 
-    `find` finds the module; None: the one that `find_tower` finds for these `layers`. Raises InputError where there is
-    none.
+    `find` finds the module; None: `find_tower` with these `layers`. Raises InputError if there is none.
     """
     kept: Tower | None = vars(model).get(KEPT)
     usable = kept is not None and kept.model is model and kept.structure.still_holds()

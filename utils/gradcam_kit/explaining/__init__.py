@@ -1,1 +1,1 @@
-"""A model as all that explains it sees it, and what an explanation is."""
+"""The explaining of batches: subjects, passes, explanations and checks."""

@@ -1,4 +1,4 @@
-"""Any model as a detector: from images to logits, with no class of the host's."""
+"""Any model from images to logits as a detector, without a class of the host."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from .mixin import GradCAMMixin
 
 
 class AnyModelWithGradCAM(GradCAMMixin):
-    """A module that gives logits, of whatever kind of head, for images (B, 3, H, W); see `explaining.api.explain`.
+    """Wraps any module that returns logits for images (B, 3, H, W); see `explaining.api.explain`.
 
-    `config` holds the `gradcam_*` keys and `resolution`. Layer names are relative to the model or to the tower inside.
-    Raises InputError where there is no tower of a known family.
+    `config` holds the `gradcam_*` keys and `resolution`. Layer names are relative to the model or to its tower. Raises
+    InputError if no tower of a known family is inside.
     """
 
     def __init__(self, model: nn.Module, config: Mapping[str, Any]) -> None:
         super().__init__()
         self.model = unwrapped(model)
         self.init_gradcam(config)
-        self.weights_at_first = None  # the model came with its weights, or not: nobody here can tell
+        self.weights_at_first = None  # unknown whether the model came with trained weights
 
     @property
     def explained_tower(self) -> nn.Module:
-        """The tower inside the model, or all of it."""
+        """The tower inside the model, or the whole model."""
         return find_tower(self.model, self.gradcam.recipe.layers)
 
     def forward(self, data_dict: Mapping[str, Tensor], inference: bool = False) -> Any:
-        """What the model returns."""
+        """Run the model on `data_dict["image"]`."""
         return self.model(data_dict["image"])

@@ -1,4 +1,4 @@
-"""The calls of the public face: `explain` and `choose`, for any model."""
+"""The public functions `explain` and `choose`, for any model."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .clips.subject import clip_subject_of
 from .explanation import Explanation
 from .images import Batch, as_batch, as_batches, check_clips, check_images, check_shape
 from .mixin import GradCAMMixin, trial_target
-from .one_pass import Asked, explain_batch
+from .one_pass import BatchRequest, explain_batch
 from .real_tokens import tried, with_bank
 from .subject import Subject, device_of, subject_of
 
@@ -34,20 +34,20 @@ IMAGES = "images"  # in errors
 
 
 class Options(TypedDict, total=False):
-    """What `explain` takes by keyword.
+    """The keyword options of `explain`.
 
     Args:
-        site: one of `base.allowed.SITES`; without it the first.
-        backward: one of `base.allowed.BACKWARDS`; without it "plain". "balanced" needs a transformer whose query and
-            key projections are known, or a convolutional network with squeeze-and-excitation.
-        classes: of the logits, in their order, as for `engine.heads.named_classes`; without it one logit speaks for
-            fake, and of two or more the first for real, all others for fake.
-        completeness: with "balanced", test whether each block's shares add up, by a second backward pass (True).
-        backward_precision: of the backward pass's matrix products: "fp32"; "bf16" or "tf32", which are faster on some
-            devices and keep the order of a map's patches but for rounding; "auto": the fastest, measured once.
-        bank: `Bank.of(model, real_images)`: what method "contrast" and verdicts compare patches with; without it what
-            `calibrate_gradcam` has kept, or with method "auto" the images of the batch that the model calls real.
-        clip_layout: of clips, how the model takes them: "btchw" or "bcthw"; without it the one that it runs on.
+        site: one of `base.allowed.SITES`; default: the first.
+        backward: one of `base.allowed.BACKWARDS`; default: "plain". "balanced" needs a transformer with known query and
+            key projections, or a convolutional network with squeeze-and-excitation.
+        classes: names of the logits in their order, see `engine.heads.named_classes`. By default a single logit is for
+            fake; of several, the first is for real and the others for fake.
+        completeness: with "balanced", test by a second backward pass whether each block's shares add up (default True).
+        backward_precision: precision of the backward pass's matrix products: "fp32"; "bf16" or "tf32", which are faster
+            on some devices and change maps only by rounding; "auto": the fastest, measured once.
+        bank: `Bank.of(model, real_images)`, with which method "contrast" and verdicts compare patches. Default: the
+            bank of `calibrate_gradcam`, or with method "auto" the images that the model calls real.
+        clip_layout: layout of the model's clips, "btchw" or "bcthw". Default: the one that the model accepts.
     """
 
     site: str | None
@@ -69,33 +69,31 @@ def explain(
     recipes: Sequence[Recipe | str] | Recipe | str | None = None,
     **options: Unpack[Options],
 ) -> Explanation:
-    """Explain one batch: predictions and maps, for any model with a network of a known family somewhere inside.
+    """Explain one batch: predictions and maps. The model must contain a network of a known family.
 
     Args:
-        model: any module that gives logits: as a tensor, as a mapping that holds one under "cls" or "logits", or as an
-            object with `.logits` (see `engine.heads`); or a detector of ours. Of a model in DataParallel,
-            DistributedDataParallel or torch.compile the module inside is explained.
-        images: (B, 3, H, W) floating point, normalised as the model wants them, on any device; of a model that reads
-            clips (B, T, 3, H, W), of which a `ClipExplanation` comes back; or a mapping with such an `image`, with
-            `label` (B,) for target "label", with `video`, a name for each image, whose own frames the bank leaves out,
-            and with `paired_real` (B, 3, H, W), the real images that they were made from, with which "contrast" and
-            verdicts then compare them.
-        layers: names of modules, relative to the model or to the network inside, numbers of blocks (-1: the last) or
-            modules, one or several; a block's name means what the block reads, at `site`; "fused" means the mean of the
-            other layers' normalised maps, "sum" the sum of the raw maps of all blocks. None: the last block, or the
-            last module of a convolutional network that returns maps, which a forward pass of its own finds once.
-        method: a name of `engine.methods.method_names`; None means "gradcam", or what a detector's config says. "auto"
-            tries a short list of maps on those of `images` that the model calls fake, and explains all by the one whose
-            hottest patches matter most to the model (`Explanation.choice` says how it was chosen); what else is named
-            here is kept to.
-        target: see `engine.targets.target_entries`; None means "predicted", or what a detector's config says. "both"
-            makes two passes and gives every layer twice, as `<layer>_fake` and `<layer>_real`.
-        forward: runs the model on `images`, where `model(images)` does not.
+        model: any module that returns logits: as a tensor, a mapping with "cls" or "logits", or an object with
+            `.logits` (see `engine.heads`); or one of our detectors. DataParallel, DistributedDataParallel and
+            torch.compile are unwrapped.
+        images: (B, 3, H, W) floating point, normalised, on any device; for a model of clips (B, T, 3, H, W), which
+            returns a `ClipExplanation`. Or a mapping with such an `image`, and optionally `label` (B,) for target
+            "label"; `video`, a name per image, whose own frames the bank skips; `paired_real` (B, 3, H, W), the
+            original real images, with which "contrast" and verdicts then compare.
+        layers: one or several names of modules (relative to the model or its network), numbers of blocks (-1: the last)
+            or modules. Naming a block selects its input, at `site`. "fused" is the mean of the other layers' normalised
+            maps, "sum" the sum of all blocks' raw maps. None: the last block, or the last module of a convolutional
+            network that returns feature maps; a forward pass finds it once.
+        method: one of `engine.methods.method_names`. None: "gradcam", or the detector's config. "auto": try several
+            maps on the images that the model calls fake, and use the one whose hottest patches matter most to the model
+            (see `Explanation.choice`); other arguments restrict the candidates.
+        target: see `engine.targets.target_entries`. None: "predicted", or the detector's config. "both" takes two
+            passes and returns every layer twice, as `<layer>_fake` and `<layer>_real`.
+        forward: runs the model on `images`, if `model(images)` does not.
         recipes: several maps from one pass, instead of `layers`, `method`, `site` and `backward`.
         options: see `Options`.
 
     Returns:
-        All tensors on the model's device.
+        An Explanation; all tensors are on the model's device, heatmaps are float32 (B, H, W) in [0, 1].
 
     Raises:
         InputError: an unusable argument, a network of no known family, or no logits.
@@ -128,7 +126,7 @@ def explain(
         choice, subject = _chosen(subject, [batch], named, trial_target(target), DEFAULT_IMAGES)
         recipes = [Recipe.open(layers).using(choice.used)]
         layers = method = site = backward = None
-    asked = Asked(
+    asked = BatchRequest(
         subject.recipes_for(recipes, layers, method, site, backward), target, options.get("completeness", True)
     )
     found = explain_batch(subject, batch, asked, IMAGES)
@@ -145,11 +143,11 @@ def _explained_clips(
     named: tuple[Any, ...],
     options: Options,
 ) -> Explanation:
-    """As `explain`, of clips. `named`: recipes, or layers, method, site and backward."""
+    """Explain clips (B, T, 3, H, W). `named`: recipes, layers, method, site and backward."""
     check_clips(batch["image"], IMAGES)
     for option in ("bank", "completeness"):
         if options.get(option):
-            raise InputError(f"{option} is of images: clips are compared with no bank and tested for no completeness")
+            raise InputError(f"{option} is only for images: leave it out for clips")
     classes = None if options.get("classes") is None else named_classes(options["classes"], "classes")
     device = device_of(unwrapped(model)) if isinstance(model, nn.Module) else batch["image"].device
     batch = {**batch, "image": batch["image"].to(device)}
@@ -160,7 +158,9 @@ def _explained_clips(
         open_one = replace(subject, recipe=Recipe.open(layers, site, backward))
         choice = choose_on_batches(open_one, [batch], trial_target(target))
         named = ([Recipe.open(layers).using(choice.used)], None, None, None, None)
-    return replace(explain_clips(subject, batch, Asked(subject.recipes_for(*named), target), IMAGES), choice=choice)
+    return replace(
+        explain_clips(subject, batch, BatchRequest(subject.recipes_for(*named), target), IMAGES), choice=choice
+    )
 
 
 def choose(
@@ -173,17 +173,16 @@ def choose(
     bank: TokenBank | None = None,
     clip_layout: str | None = None,
 ) -> Recipe:
-    """Choose the map to draw causally: the one whose hottest patches matter most to the model.
+    """Choose the map whose hottest patches matter most to the model, by replacing them.
 
     Args:
         model, forward, clip_layout: as for `explain`.
-        images: a batch as for `explain`, or several; a mapping may also hold `video`, a name for each of them, and
-            `paired_real` (B, 3, H, W), the real images that they were made from.
-        target: whose evidence is shown on images that are called fake: "margin", "real", or fake for all others.
-        recipe: what is kept to; a field "auto" is chosen. None: all are.
-        count: at most so many images that are called fake, and as many that are called real, are used; of clips at most
-            16.
-        bank: as for `explain`; None: of the images that are called real.
+        images: a batch as for `explain`, or several. A mapping may also hold `video`, a name per image, and
+            `paired_real` (B, 3, H, W), the original real images.
+        target: target of the maps on images that are called fake: "margin", "real", or fake for any other.
+        recipe: restricts the choice; only fields that are "auto" are chosen. None: all fields.
+        count: maximum number of images that are called fake, and of those called real; for clips at most 16.
+        bank: as for `explain`; None: from the images that are called real.
 
     Raises:
         InputError: no image, or an unusable argument.
@@ -194,7 +193,7 @@ def choose(
     first = batches[0]["image"]
     if isinstance(first, Tensor) and first.ndim == 5:
         if bank is not None:
-            raise InputError("bank is of images: leave it out for clips, which are compared with no bank")
+            raise InputError("bank is only for images: leave it out for clips")
         clips = clip_subject_of(model, first, forward, clip_layout)
         clips = replace(clips, recipe=Recipe.open() if recipe is None else Recipe.of(recipe))
         shown = trial_target(clips.target if target is None else target)
@@ -212,7 +211,7 @@ def choose(
 def _chosen(
     subject: Subject, batches: Sequence[Batch], named: Recipe, target: str, count: int
 ) -> tuple[Choice, Subject]:
-    """The map that matters most to the model, tried on these images, and the subject with a bank of the real ones."""
+    """Choose the map on these images. Return also the subject with a bank of the real ones."""
     for batch in batches:
         check_images(batch["image"], IMAGES)
     in_parts = in_batches(len(batches[0]["image"]))

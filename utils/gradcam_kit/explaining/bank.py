@@ -1,4 +1,4 @@
-"""A bank made by hand: of images that the model calls real, for method "contrast" in Python."""
+"""The public class Bank: tokens of real images for method "contrast" and verdicts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ IMAGES = "images"  # in errors
 
 
 class Bank(TokenBank):
-    """The patch tokens of up to 16 images that a model calls real: what method "contrast" compares patches with."""
+    """The patch tokens of up to 16 images that a model calls real. Method "contrast" compares patches with them."""
 
     @classmethod
     def of(
@@ -28,13 +28,13 @@ class Bank(TokenBank):
         videos: Sequence[Hashable] | None = None,
         forward: Callable[[Tensor], Any] | None = None,
     ) -> Bank:
-        """The bank of those of `images` that the model calls real, at most MOST_IMAGES, one of each video first.
+        """Build a bank from the images that the model calls real: at most MOST_IMAGES, one of each video first.
 
         Args:
             model, forward: as for `explain`.
-            images: (B, 3, H, W), normalised as the model wants them; a batch, or several. Labels are not needed.
-            videos: a name for each image; an image is never compared with frames of its own video. None: each image is
-                a video of its own.
+            images: normalised images (B, 3, H, W), one batch or several. Labels are not needed.
+            videos: a name per image; an image is never compared with frames of its own video. None: each image counts
+                as its own video.
 
         Raises:
             InputError: no image, or none that the model calls real.
@@ -50,7 +50,7 @@ class Bank(TokenBank):
         called_real = (margins < 0).nonzero().flatten().tolist()
         if not called_real:
             raise InputError(
-                f"none of the {len(every)} images is called real by the model: give real images that it recognises"
+                f"the model calls none of the {len(every)} images real: give real images that it recognises"
             )
         names = list(videos) if videos is not None else list(range(len(every)))
         chosen = [called_real[i] for i in one_of_each_video([names[i] for i in called_real])]

@@ -1,7 +1,7 @@
-"""One forward and one backward pass, from which the maps of several recipes follow.
+"""One forward and one backward pass for the maps of several recipes.
 
-`engine/tokens.py` reads tokens and gradients, `engine/methods.py` turns them into maps, and `engine/attention.py` does
-so from a block's attention. The model is left exactly as it was found.
+`engine/tokens.py` reads tokens and gradients, `engine/methods.py` turns them into maps, and `engine/attention.py` makes
+maps from a block's attention. The model is left unchanged.
 """
 
 from __future__ import annotations
@@ -55,25 +55,23 @@ from .precision import AUTO, check_backward_precision, matrix_products_in, resol
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capture:
-    """What one pass has left. `prediction`, `head` and `target` as in `Explanation`; `maps` gives the rest."""
+    """The result of one pass. `prediction`, `head` and `target` as in `Explanation`; `maps` returns the maps."""
 
     request: Request
     prediction: Prediction
     head: Head
     target: list[str]
-    parts: Mapping[str, Sequence[str]]  # layer → the layers that its map is made of: itself, or blocks
-    names: Mapping[str, str]  # of these layers in the tower
+    parts: Mapping[str, Sequence[str]]  # layer → the layers of its map: itself, or blocks
+    names: Mapping[str, str]  # layer → its name in the tower
     tokens: Mapping[Point, Tokens]
-    balanced: Mapping[Point, Tokens] | None  # the same by the balanced rule, where more than one was asked for
-    norm_epsilons: Mapping[Point, float]  # ε of the norm that reads them, 0 where it is not known
+    balanced: Mapping[Point, Tokens] | None  # tokens by the balanced rule, if several rules were requested
+    norm_epsilons: Mapping[Point, float]  # ε of the norm that reads them, 0 if unknown
     attention: AttentionPass
     projections: Mapping[BlockProjection, Tensor]
     output_gradients: Mapping[str, Tensor]  # block → ∂score/∂O of its attention
-    completeness: Mapping[str, Completeness]  # of layers that are blocks, where it was asked for
+    completeness: Mapping[str, Completeness]  # of layers that are blocks, if requested
     grid: Grid | None
-    found: dict[str, Neighbours] = field(
-        default_factory=dict
-    )  # layer → the nearest real tokens, once they were looked for
+    found: dict[str, Neighbours] = field(default_factory=dict)  # layer → the nearest real tokens, once searched
 
     def maps(
         self,
@@ -82,10 +80,10 @@ class Capture:
         pp_epsilon: float | None = None,
         checks: Checks | None = None,
     ) -> dict[str, LayerMaps]:
-        """The maps of every layer of one of the recipes, or of a method at a site among them.
+        """Return the maps of every layer of a recipe: raw (B, h, w), normalised (B, H, W) in [0, 1], float32.
 
-        A method that reads attention has the same maps at every site. `checks`: where errors are left that are found on
-        the device; None: they are raised here.
+        `recipe` may be a method's name; a method that reads attention has the same maps at every `site`. `checks`:
+        collects errors that are found on the device; None: they are raised here.
 
         Raises:
             InputError: a recipe that the pass was not made for.
@@ -116,16 +114,14 @@ class Capture:
         self, recipe: Recipe, canvas: Canvas, parts: Mapping[str, Sequence[str]], checks: Checks | None
     ) -> dict[str, LayerMaps]:
         if self.grid is None:
-            raise LayerError(
-                f"method {recipe.method!r} needs patch tokens, which this detector's network does not have"
-            )
+            raise LayerError(f"method {recipe.method!r} needs patch tokens, which this detector's network lacks")
         reading = ATTENTION_METHODS[recipe.method]
         token_maps = attention_token_maps(
             reading, self.attention, self.projections, self.output_gradients, len(self.target)
         )
         patches = self.grid.rows * self.grid.columns
         if reading.needs_class_token and any(pair.raw.shape[1] == patches for pair in token_maps.values()):
-            raise LayerError(f"method {recipe.method!r} reads the class token, which this tower does not have")
+            raise LayerError(f"method {recipe.method!r} reads the class token, which this backbone lacks")
         return to_layer_maps(token_maps, self.grid, canvas, reading.sum_of or "", parts, checks)
 
     def _token_maps(
@@ -137,7 +133,7 @@ class Capture:
         checks: Checks | None,
     ) -> dict[str, LayerMaps]:
         layers = dict.fromkeys(layer for added in parts.values() for layer in added)
-        is_contrast = recipe.method in CONTRASTS  # of which each layer has real tokens of its own
+        is_contrast = recipe.method in CONTRASTS  # each layer has its own real tokens
         alike = {layer: layer if is_contrast else self.norm_epsilons[layer, recipe.site] for layer in layers}
         passes = [self.tokens]
         if self.balanced is not None and recipe.backward != PLAIN:
@@ -152,7 +148,7 @@ class Capture:
         else:
             maps = [signed_maps(recipe.method, tokens, pp_epsilon) for tokens in on_image]
         leftovers = None
-        if recipe.method == "hirescam" and len(passes) == 1:  # the one whose sum a LayerNorm can make 0
+        if recipe.method == "hirescam" and len(passes) == 1:  # the method whose sum a LayerNorm can make 0
             leftovers = by_layer({some: leftover(A, G, float(alike[some[0]])) for some, (A, G) in on_image[0].items()})
         apart = [by_layer(of) for of in maps]
         signed = {
@@ -162,11 +158,11 @@ class Capture:
         return layer_maps(signed, reached, canvas, parts, leftovers, checks, is_contrast)
 
     def evidence(self, recipe: Recipe) -> Tensor:
-        """(B, L, h, w): the signed contrast at each layer that a contrast map is made of, by the plain gradient."""
+        """Return the signed contrast (B, L, h, w) at each layer of a contrast map, by the plain gradient."""
         return torch.stack(self._contrasts(CONTRAST, recipe), dim=1)
 
     def standard_evidence(self, recipe: Recipe) -> Tensor:
-        """(B, h, w): the standardised contrast at the same layers, averaged; there has to be a bank."""
+        """Return the standardised contrast (B, h, w), averaged over the layers of a contrast map. Needs a bank."""
         return scaled_mean(self._contrasts(CONTRAST_Z, recipe))
 
     def _contrasts(self, method: str, recipe: Recipe) -> list[Tensor]:
@@ -175,7 +171,7 @@ class Capture:
         return [self._contrast(method, part, *of) for part, of in on_image.items()]
 
     def _contrast(self, method: str, layer: str, A: Tensor, G: Tensor) -> Tensor:
-        """(B, h, w), signed; `A` and `G` (B, C, h, w)."""
+        """Return the signed contrast (B, h, w) for tokens `A` and gradients `G`, (B, C, h, w) each."""
         real = self._compared_with(layer, A)
         A, G = A.to(real.dtype), G.to(real.dtype)
         if method == CONTRAST:
@@ -183,7 +179,7 @@ class Capture:
         return contrast_z(A, G, real, self._neighbours(layer, A).along(G))
 
     def _compared_with(self, layer: str, A: Tensor) -> Tensor:
-        """(B, C, h, w): what real images have where the patches of `A` are."""
+        """Return the real tokens (B, C, h, w) to compare `A` with: the pair's, or the bank's."""
         pairs, has_pair = self.request.real.get(self.names.get(layer, layer)), self.request.has_pair
         if pairs is None:
             return self._neighbours(layer, A).mean
@@ -193,12 +189,12 @@ class Capture:
         return torch.where(has_pair.to(A.device)[:, None, None, None], beside, self._neighbours(layer, A).mean)
 
     def _neighbours(self, layer: str, A: Tensor) -> Neighbours:
-        """The real tokens that those of a layer, (B, C, h, w), are compared with; they are looked for once."""
+        """Find the nearest real tokens for a layer's tokens (B, C, h, w), once."""
         if layer in self.found:
             return self.found[layer]
         if self.request.bank is None:
             raise InputError(
-                "a contrast map compares patches with those of real images, and none are known: give a bank"
+                "a contrast map compares patches with those of real images, but there are none: give a bank"
                 " (--bank FOLDER, or bank=Bank.of(model, images) in Python), or calibrate on images that the detector"
                 " calls real",
                 "method",
@@ -218,15 +214,15 @@ def capture(
     """Run `forward` once and differentiate once, for all recipes of the request.
 
     Args:
-        tower: of the model that `forward` runs, which is put into evaluation mode for the pass.
-        forward: returns the logits, as `head` can read them.
-        grid: of the patches on the images, None for a convolutional network.
-        checks: where what the device has to say first is left, for the caller to read; None: it is read here. They
-            raise NotOneToken where the pass has to be made once more, by the same call.
+        tower: the tower of the model that `forward` runs; the model is in evaluation mode during the pass.
+        forward: returns an output that `head` can read.
+        grid: grid of the patches on the images; None for a convolutional network.
+        checks: collects values that the device computes first, for the caller to read; None: they are read here. They
+            raise NotOneToken if the same call has to be repeated.
 
     Raises:
-        InputError: an unknown method, site, target, precision or backward pass, a backward pass that this tower does
-            not have, or what `forward` returned holds no logits.
+        InputError: an unknown method, site, target, precision or backward rule, a backward rule that this tower lacks,
+            or an output of `forward` without logits.
         LayerError: a layer that cannot be explained.
     """
     recipes = tuple(request.recipes)

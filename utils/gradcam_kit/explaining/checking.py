@@ -1,4 +1,4 @@
-"""Maps that were made, checked on the model that they explain: how far each can be relied on."""
+"""The check of finished maps on their model: how reliable each one is."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from ..engine.backward import can_balance
 from ..judge.check import Checked, Evidence, MapCheck, Voters, block_voters, check_maps, verdicts
 from ..judge.choosing import in_batches
-from ..judge.trial import CALM, FILLS, MEAN_COLOUR, Heat
+from ..judge.trial import CALM, FILLS, MEAN_COLOUR, CandidateMaps
 from .explanation import Explanation
 from .real_tokens import tried
 
@@ -23,8 +23,8 @@ NO_VOTERS = Voters([], [])
 class MapChecker:
     """Checks the maps of a run's samples.
 
-    Patches get their nearest real tokens; without a bank the mean colour, or a fill that moves the detector less. On
-    the embedded detector the mean colour tells right from wrong maps better than the mirrored image does.
+    Patches are replaced by their nearest real tokens; without a bank by the mean colour, or a fill that moves the
+    detector less. On the embedded detector the mean colour separates right from wrong maps better than mirroring.
     """
 
     def __init__(self, detector: HasSubject, batch_size: int) -> None:
@@ -45,9 +45,9 @@ class MapChecker:
         seeds: Sequence[int],
         videos: Sequence[Hashable] | None = None,
     ) -> Mapping[str, list[MapCheck]]:
-        """Layer → a check for each of the images (N, 3, H, W), as the detector takes them; none of two-sided maps.
+        """Check the maps of normalised images (N, 3, H, W): layer → one check per image; nothing for two-sided maps.
 
-        `videos` of the images, whose own frames the bank leaves out.
+        `videos`: each image's video, whose own frames the bank skips.
         """
         exchange = self.tried.exchange
         fill = FILLS[self.fill](images) if exchange is None else exchange(images, videos, explanation.exchange)
@@ -59,7 +59,7 @@ class MapChecker:
 
 
 def verdicts_of(explanation: Explanation) -> dict[str, list[MapCheck]]:
-    """As `MapChecker.checks`, from the explanation's own evidence: the model is not asked. Nothing without evidence."""
+    """Return the checks by layer that follow from the explanation's evidence, without a pass; empty if none."""
     if explanation.evidence is None:
         return {}
     return _of_all(explanation, range(len(explanation.images)), verdicts)
@@ -68,7 +68,7 @@ def verdicts_of(explanation: Explanation) -> dict[str, list[MapCheck]]:
 def check_explanation(
     subject: Subject, videos: Sequence[Hashable] | None, explanation: Explanation
 ) -> dict[str, list[MapCheck]]:
-    """The checks of `Explanation.check`, with random patches that are the same at every call."""
+    """Compute `Explanation.check`, with the same random patches at every call."""
     checker = MapChecker(subject, len(explanation.images))
     return dict(checker.checks(explanation.images, explanation, range(len(explanation.images)), videos))
 
@@ -76,9 +76,9 @@ def check_explanation(
 def _of_all(
     explanation: Explanation,
     seeds: Sequence[int],
-    check: Callable[[Checked, Mapping[str, Heat], str], dict[str, list[MapCheck]]],
+    check: Callable[[Checked, Mapping[str, CandidateMaps], str], dict[str, list[MapCheck]]],
 ) -> dict[str, list[MapCheck]]:
-    """`check` of every recipe's maps, by the name of the map."""
+    """Apply `check` to every recipe's maps; return the checks by the map's name."""
     if "both" in explanation.target:
         return {}
     margins = explanation.head.margin(explanation.logits.float())
@@ -91,6 +91,6 @@ def _of_all(
     found: dict[str, list[MapCheck]] = {}
     for made in explanation.made:
         names = {layer: name for name, (one, layer) in explanation.entries.items() if one is made}
-        maps = {names[layer]: Heat(of.raw.float().cpu(), of.empty.cpu()) for layer, of in made.layers.items()}
+        maps = {names[layer]: CandidateMaps(of.raw.float().cpu(), of.empty.cpu()) for layer, of in made.layers.items()}
         found.update(check(checked, maps, made.recipe.method))
     return found

@@ -1,4 +1,4 @@
-"""A batch explained: what the detector said, the maps of every recipe, and ways to look at them and keep them."""
+"""The explanation of a batch: predictions, maps of every recipe, and ways to show and save them."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
     from ..drawing.batch_images import DrawnImage
 
 SHOWN = 8  # images that a printed explanation lists
-UNTRAINED = "random weights: this detector was never trained, its scores and maps mean nothing"
+UNTRAINED = "random weights: this detector was never trained, so its scores and maps mean nothing"
 
 
-class Look(NamedTuple):
-    """How a batch is drawn. `mean` and `std` turn its images back into pixels; None where they are not known."""
+class DrawStyle(NamedTuple):
+    """How to draw a batch. `mean` and `std` turn its images back into pixels; None if unknown."""
 
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
@@ -40,7 +40,7 @@ class Look(NamedTuple):
     signed: bool = False
 
 
-UNKNOWN_LOOK = Look()
+UNKNOWN_STYLE = DrawStyle()
 
 
 class RecipeMaps(NamedTuple):
@@ -57,61 +57,60 @@ class RecipeMaps(NamedTuple):
 
 
 class Maps(dict[str, LayerMaps]):
-    """The maps by name, as `Explanation.layers`; with one map its tensors can be had from here."""
+    """The maps by name, as in `Explanation.layers`. A single map's tensors are also attributes."""
 
     @property
     def only(self) -> LayerMaps:
-        """The one map. Raises InputError where there are several."""
+        """Return the only map. Raises InputError if there are several."""
         if len(self) != 1:
             raise InputError(f"there are {len(self)} maps: name one of {', '.join(self)}")
         return next(iter(self.values()))
 
     @property
     def raw(self) -> Tensor:
-        """(B, h, w) ≥ 0, on the patch grid, before normalising."""
+        """The raw map, (B, h, w) ≥ 0 on the patch grid, before normalisation."""
         return self.only.raw
 
     @property
     def signed(self) -> Tensor:
-        """(B, h, w): before the ReLU; below 0 where a patch speaks against the score."""
+        """The map before the ReLU, (B, h, w); negative values are evidence against the score."""
         return self.only.signed
 
     @property
     def normalised(self) -> Tensor:
-        """(B, H, W) float32 in [0, 1], at the image's size."""
+        """The heatmap, (B, H, W) float32 in [0, 1], at the image's size."""
         return self.only.normalised
 
     @property
     def empty(self) -> Tensor:
-        """(B,) bool: no patch stands out."""
+        """Whether no patch stands out, (B,) bool."""
         return self.only.empty
 
 
 @dataclass(frozen=True, repr=False, kw_only=True)
 class Explanation:
-    """A batch explained: `prediction` is the detector's own output of the same forward pass, detached.
+    """The explanation of a batch. `prediction` is the detector's output from the same forward pass, detached.
 
-    `explanation["hirescam"]` is (B, H, W) float32 in [0, 1]; with one map `explanation.heatmap` is the same.
-    `explanation.maps` has the raw and the signed maps, and which are empty; `explanation.check()` says how far each map
-    can be relied on.
+    `explanation["hirescam"]` is a heatmap, (B, H, W) float32 in [0, 1]; a single map is also `explanation.heatmap`.
+    `explanation.maps` holds raw and signed maps, and which are empty; `explanation.check()` tells how reliable each
+    map is.
 
-    `head` says what the logits mean. `target` names what each image's map explains ("fake", "real", "margin" or the
-    name of a class). `images` (B, 3, H, W) are those that were explained, as they were given; `look` is how they are
-    drawn. `choice`: how the map was chosen, where this call chose it. `untrained`: the detector has the weights it was
-    built with, so that nothing here means anything. `evidence` (B, L, h, w), where there is a bank: what each patch
-    adds to the score compared with its nearest real ones, block by block; `standard` (B, h, w): the same in units of
-    how much these differ, averaged, where a contrast map was made. `one_per_layer`: each layer has a recipe of its
-    own, and names its map. `exchange`: what a check exchanges patches by, where the pass has seen it. `separates`:
-    whether the detector tells real from fake at all, as far as `calibrate_gradcam` or a run has seen.
+    `head` tells what the logits mean. `target` is each image's target ("fake", "real", "margin" or the name of a
+    class). `images` (B, 3, H, W) are the given images, `look` is their style. `choice`: how the map was chosen, if this
+    call chose it. `untrained`: the detector has its initial weights, so nothing here means anything. With a bank,
+    `evidence` (B, L, h, w) is what each patch adds to the score compared with its nearest real ones, by block; for a
+    contrast map, `standard` (B, h, w) is its average in units of the spread of the real ones. `one_per_layer`: each
+    layer has its own recipe and names its map. `exchange`: exchanges patches for a check, if the pass has read them.
+    `separates`: whether the detector separates real from fake, as found by `calibrate_gradcam` or a run.
     """
 
-    ARRAYS: ClassVar[tuple[str, ...]] = ("raw", "signed", "normalised", "empty")  # of each map, in a file
+    ARRAYS: ClassVar[tuple[str, ...]] = ("raw", "signed", "normalised", "empty")  # of each map, in an .npz file
     prediction: Prediction
     head: Head
     target: list[str]
     made: tuple[RecipeMaps, ...]
     images: Tensor
-    look: Look = UNKNOWN_LOOK
+    look: DrawStyle = UNKNOWN_STYLE
     choice: Choice | None = None
     untrained: bool = False
     evidence: Tensor | None = None
@@ -120,83 +119,85 @@ class Explanation:
     separates: bool = True
     one_per_layer: bool = False
     checker: Callable[[Explanation], dict[str, list[MapCheck]]] | None = None
-    judged: Callable[[Explanation], dict[str, list[MapCheck]]] | None = None  # as `checker`, by the evidence alone
+    judged: Callable[[Explanation], dict[str, list[MapCheck]]] | None = (
+        None  # like `checker`, but only from the evidence
+    )
 
     # ------------------------------------------------------------------------------------------------------ prediction
 
     @property
     def logits(self) -> Tensor:
-        """(B, K): those of the detector; with two, real and fake."""
+        """The detector's logits, (B, K); if there are two, real and fake."""
         return self.prediction["cls"]
 
     @property
     def real_and_fake(self) -> Tensor:
-        """(B, 2): the scores for real and for fake, whatever the head; with two logits the logits themselves."""
+        """The scores for real and for fake, (B, 2); with two logits, the logits."""
         return self.head.real_and_fake(self.logits)
 
     @property
     def prob_fake(self) -> Tensor:
-        """(B,) in [0, 1]: the probability of fake."""
+        """The probability of fake, (B,) in [0, 1]."""
         return self.prediction["prob"]
 
     # ------------------------------------------------------------------------------------------------------------ maps
 
     @property
     def recipe(self) -> Recipe:
-        """How the maps were made; of several recipes the first."""
+        """The recipe of the maps; of several, the first."""
         return self.made[0].recipe
 
     @property
     def method(self) -> str:
-        """Of the first recipe."""
+        """The method of the first recipe."""
         return self.recipe.method
 
     @property
     def backward(self) -> str:
-        """What the gradient of the first recipe held constant."""
+        """The backward rule of the first recipe."""
         return self.recipe.backward
 
     @property
     def site(self) -> str:
-        """Where the first recipe read a block."""
+        """The site of the first recipe."""
         return self.made[0].site
 
     @property
     def completeness(self) -> Mapping[str, Completeness]:
-        """Of the first recipe, by layer, see `RecipeMaps`."""
+        """The completeness of the first recipe, by layer; see `RecipeMaps`."""
         return self.made[0].completeness
 
     @cached_property
     def entries(self) -> dict[str, tuple[RecipeMaps, str]]:
-        """The name of each map → its recipe, and its layer there."""
+        """Each map's name → its recipe and its layer."""
         every = [(made, layer) for made in self.made for layer in made.layers]
         names = names_of([(made.recipe, layer) for made, layer in every], self.one_per_layer)
         return dict(zip(names, every, strict=True))
 
     @cached_property
     def layers(self) -> dict[str, LayerMaps]:
-        """Every map by its name: of one recipe the layer's, as it was given; of several the method's, or both."""
+        """The maps by name: with one recipe the layer as given; with several the method, or method and layer."""
         return {name: made.layers[layer] for name, (made, layer) in self.entries.items()}
 
     @property
     def kinds(self) -> dict[str, str]:
-        """Of each map by name its `Recipe.kind`."""
+        """Each map's name → its `Recipe.kind`."""
         return {name: made.recipe.kind for name, (made, _) in self.entries.items()}
 
     @property
     def maps(self) -> Maps:
-        """As `layers`; with one map also `maps.raw`, `maps.signed`, `maps.empty`."""
+        """The maps by name; a single map also as `maps.raw`, `maps.signed`, `maps.empty`."""
         return Maps(self.layers)
 
     @property
     def heatmap(self) -> Tensor:
-        """(B, H, W) float32 in [0, 1], on the model's device. Raises InputError where there are several maps."""
+        """The only map, (B, H, W) float32 in [0, 1], on the model's device. Raises InputError if there are several."""
         return self.maps.normalised
 
     def __getitem__(self, name: Any) -> Tensor:
-        """The heatmaps (B, H, W) in [0, 1] of a method, a layer, a recipe, or a name in `layers`.
+        """Return the heatmaps, (B, H, W) float32 in [0, 1], of a method, a layer, a recipe, or a name in `layers`.
 
-        Raises InputError where there is no such map, or more than one.
+        Raises InputError if there is no such map, or more than one.
         """
         if isinstance(name, str) and name in self.layers:
             return self.layers[name].normalised
@@ -205,37 +206,34 @@ class Explanation:
             return self.layers[found[0]].normalised
         known = ", ".join(self.layers)
         if found:
-            raise InputError(f"{name!r} has {len(found)} maps here: name one of {', '.join(found)}")
-        raise InputError(
-            f"there is no map {str(name)!r} here; {did_you_mean(str(name), self.layers)}there are: {known}"
-        )
+            raise InputError(f"{name!r} matches {len(found)} maps: name one of {', '.join(found)}")
+        raise InputError(f"no map {str(name)!r}; {did_you_mean(str(name), self.layers)}available: {known}")
 
     def verdicts(self) -> dict[str, list[MapCheck]]:
-        """How far each map can be relied on, by the contrast with real images: name → a verdict for each image.
+        """Judge each map by the contrast with real images, without a forward pass: name → one verdict per image.
 
-        Asks the model nothing, so it costs next to nothing. Empty without a bank, and for target "both".
+        Empty without a bank, and for target "both".
         """
         return self.judged(self) if self.judged else {}
 
     def check(self) -> dict[str, list[MapCheck]]:
-        """How far each map can be relied on: name → a verdict with its figures for each image.
+        """Check how reliable each map is: name → a verdict with its figures per image.
 
-        Asks the model: two forward passes an image, and the maps that each is compared with. Raises InputError for maps
-        of both classes at once (target "both"), which have no verdict.
+        This takes two forward passes per image, and the maps for comparison. Raises InputError for target "both".
         """
         if self.checker is None or "both" in self.target:
-            raise InputError("maps of target 'both' or of method 'transplant' are not checked: explain one class")
+            raise InputError("maps of target 'both' or method 'transplant' cannot be checked: explain one class")
         return self.checker(self)
 
     # ---------------------------------------------------------------------------------------------------- seen and kept
 
     def __repr__(self) -> str:
-        """A few lines: how the maps were made, each image's probability, each layer's strength."""
+        """Return a few lines: recipes, each image's probability, each layer's strength."""
         count, _, height, width = self.images.shape
         how = "; ".join(f"{made.recipe.method} at {made.site}, backward {made.recipe.backward}" for made in self.made)
         lines = [f"Explanation of {count} image{'s' * (count > 1)} of {height} x {width}: {how}"]
         for i, probability in enumerate(self.prob_fake.tolist()[:SHOWN]):
-            lines.append(f"  image {i}: fake probability {probability:.3f}, explained: {self.target[i]}")
+            lines.append(f"  image {i}: P(fake) {probability:.3f}, heatmap for class: {self.target[i]}")
         if count > SHOWN:
             lines.append(f"  and {count - SHOWN} more images")
         for name, maps in self.layers.items():
@@ -252,15 +250,15 @@ class Explanation:
         return "\n".join(lines)
 
     def pixels(self) -> Tensor:
-        """The images as uint8 RGB (B, 3, H, W), on their device; stretched to their range where `look` has no mean."""
-        from ..drawing.overlays import denormalised, stretched  # OpenCV, which the maps alone do not need
+        """Return the images as uint8 RGB (B, 3, H, W) on their device; without a known mean, scaled to their range."""
+        from ..drawing.overlays import denormalise, stretch_range  # needs OpenCV, which maps do not
 
         if self.look.mean is None or self.look.std is None:
-            return stretched(self.images)
-        return denormalised(self.images, self.look.mean, self.look.std)
+            return stretch_range(self.images)
+        return denormalise(self.images, self.look.mean, self.look.std)
 
     def overlay(self) -> dict[str, Tensor]:
-        """Layer → its maps over the images, (B, H, W, 3) uint8 RGB on the CPU; an empty map leaves the image plain."""
+        """Blend the maps over the images: layer → (B, H, W, 3) uint8 RGB on the CPU. An empty map is not coloured."""
         drawn = self._drawn()
         return {
             name: torch.stack([torch.from_numpy(one.layers[i].overlay) for one in drawn])
@@ -268,23 +266,26 @@ class Explanation:
         }
 
     def show(self) -> Figure:
-        """A matplotlib figure: one row per image, the original and each layer's overlay. InputError without it."""
+        """Draw a matplotlib figure: one row per image, the original and each layer's overlay.
+
+        Raises InputError if matplotlib is missing.
+        """
         from ..drawing.batch_images import batch_figure
 
         return batch_figure(self._drawn(), UNTRAINED if self.untrained else "")
 
     def save(self, folder: str | Path, prefix: str = "gradcam") -> list[Path]:
-        """Write overlays and comparisons as PNGs; returns their paths.
+        """Write overlays and comparisons as PNGs. Return their paths.
 
         For each image i: `<prefix>_<layer>_sample<i>.png` and `<prefix>_comparison_sample<i>.png`. Raises InputError
-        for a prefix that is no part of a file's name.
+        for a prefix that cannot be part of a file name.
         """
         from ..drawing.batch_images import save_batch
 
         return save_batch(Path(folder), prefix, self._drawn(), UNTRAINED if self.untrained else "")
 
     def to_npz(self, path: str | Path) -> Path:
-        """Write all numbers as NumPy reads them; returns the path.
+        """Write all numbers to an .npz file. Return its path.
 
         `logits` (B, K), `prob_fake` (B,), `target` (B,) strings, `layers` (L,) their names, and for each layer
         `<layer>/raw`, `<layer>/signed` (B, h, w), `<layer>/normalised` (B, H, W) and `<layer>/empty` (B,).
@@ -318,7 +319,7 @@ class Explanation:
 
 
 def _is_meant(name: Any, made: RecipeMaps, layer: str) -> bool:
-    """Whether `name` means that map: by its recipe, its method, its layer, or the layer's number."""
+    """Tell whether `name` means this map: by its recipe, method, layer, or the layer's number."""
     if isinstance(name, Recipe):
         same = (name.method, name.site, name.backward) == (made.recipe.method, made.recipe.site, made.recipe.backward)
         return same and (not name.layers or layer in name.layers)

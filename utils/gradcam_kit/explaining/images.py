@@ -1,4 +1,4 @@
-"""Images at the door: what a caller gives, checked once."""
+"""Checks of the images that a caller gives."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from torch import Tensor
 from ..base.errors import InputError
 from ..engine.checks import Checks, read_at_once
 
-Batch = Mapping[str, Any]  # tensors by name, "image" among them, as a detector of the hosts gets them
+Batch = Mapping[str, Any]  # tensors by name, including "image", as in the hosts' data_dict
 
 
 def as_batch(images: Any, where: str = "data_dict") -> Batch:
-    """What a caller gives: a mapping with `image`, a pair of images and labels, or the images alone.
+    """Convert a mapping with `image`, a pair of images and labels, or only images (B, 3, H, W) to a batch.
 
     Labels may be a list or an array. Raises InputError for anything else.
     """
     if isinstance(images, Tensor):
         return {"image": images}
     if isinstance(images, (list, tuple)) and len(images) in (1, 2) and isinstance(images[0], Tensor):
-        images = dict(zip(("image", "label"), images, strict=False))  # what most data loaders give
+        images = dict(zip(("image", "label"), images, strict=False))  # the form of most data loaders
     if not isinstance(images, Mapping):
         raise InputError(
             f"{where} is {type(images).__name__}: give a tensor (B, 3, H, W), or {{'image': such a tensor}};"
@@ -37,17 +37,17 @@ def as_batch(images: Any, where: str = "data_dict") -> Batch:
     try:
         return {**images, "label": torch.as_tensor(label)}
     except (TypeError, ValueError, RuntimeError):
-        raise InputError(f"{where}['label'] is {label!r}: give one label for each image, 0 for real") from None
+        raise InputError(f"{where}['label'] is {label!r}: give one label per image, 0 for real") from None
 
 
 def as_batches(given: Any, where: str = "data_dict") -> list[Any]:
-    """One batch in any spelling of `as_batch`, or several: a list of what `as_batch` takes."""
+    """Convert one batch, or several, each in any form that `as_batch` accepts, to a list."""
     several = isinstance(given, Iterable) and not isinstance(given, (Tensor, Mapping, str))
     return list(given) if several else [given]
 
 
 def check_images(images: Any, what: str) -> None:
-    """Raises InputError, which calls them `what`, for anything but finite images (B, 3, H, W)."""
+    """Raise InputError unless `images` are finite (B, 3, H, W); `what` names them in errors."""
     check_shape(images, what)
     check_pixels(images, what)
 
@@ -55,7 +55,7 @@ def check_images(images: Any, what: str) -> None:
 def check_pixels(
     images: Tensor, what: str, checks: Checks | None = None, further: Callable[[float, float], None] | None = None
 ) -> None:
-    """Raises InputError for NaN or infinite pixels; `further` gets their least and their largest value."""
+    """Raise InputError for NaN or infinite pixels. `further` receives the smallest and the largest value."""
 
     def tell(ends: Tensor) -> None:
         least, largest = ends.tolist()
@@ -70,7 +70,7 @@ def check_pixels(
 
 
 def check_clips(clips: Any, what: str) -> None:
-    """Raises InputError for anything but a batch of floating point clips (B, T, 3, H, W)."""
+    """Raise InputError unless `clips` is a batch of floating point clips (B, T, 3, H, W)."""
     if not isinstance(clips, Tensor) or clips.ndim != 5 or clips.shape[2] != 3 or not clips.is_floating_point():
         found = f"shape {tuple(clips.shape)}" if isinstance(clips, Tensor) else type(clips).__name__
         raise InputError(f"{what} has {found}: expected normalised floating point clips of shape (B, T, 3, H, W)")
@@ -79,12 +79,12 @@ def check_clips(clips: Any, what: str) -> None:
 
 
 def check_shape(images: Any, what: str) -> None:
-    """Raises InputError for anything but a batch of floating point images (B, 3, H, W)."""
+    """Raise InputError unless `images` is a batch of floating point images (B, 3, H, W)."""
     if not isinstance(images, Tensor):
         raise InputError(f"{what} is {type(images).__name__}: expected a tensor of shape (B, 3, H, W)")
     if images.ndim == 5:
         raise InputError(
-            f"{what} has shape {tuple(images.shape)}: clips of frames are not explained as such;"
+            f"{what} has shape {tuple(images.shape)}: this model reads images, not clips;"
             " give one batch of frames (B, 3, H, W), for example images.flatten(0, 1)"
         )
     if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():

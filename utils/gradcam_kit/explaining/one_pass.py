@@ -1,4 +1,4 @@
-"""A batch explained by one or more recipes: one pass for each backward rule, and for each class of target "both"."""
+"""Explaining of a batch by one or more recipes: one pass per backward rule, and per class for target "both"."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ from .subject import Subject
 from .transplant_explanation import explain_by_transplant
 
 IMAGE = "data_dict['image']"  # in errors
-MIXES = "mixes images"  # of a tower, once it was looked at
-MIXED = {torch.float16: 0.03, torch.bfloat16: 0.1, torch.float64: 1e-6}  # how far scores may be apart; else 1e-3
+MIXES = "mixes images"  # key of a tower's fact, once tested
+MIXED = {torch.float16: 0.03, torch.bfloat16: 0.1, torch.float64: 1e-6}  # tolerance of scores; default 1e-3
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """What a batch is explained by. `recipes` leave nothing open; one without layers means the default ones."""
+class BatchRequest:
+    """The request for a batch. `recipes` have no open fields; without layers they use the default ones."""
 
     recipes: Sequence[Recipe]
     target: Target
@@ -44,10 +44,10 @@ class Asked:
 
 
 class Pending:
-    """An explanation that was handed to the device; others may be, before `result` waits for it.
+    """An explanation whose kernels may still be running; more can be launched before `result` waits for it.
 
-    `explained` computes it and leaves in the `Checks` it gets what has to be known first. `unchecked` is what it gave:
-    its tensors can be worked with on the device, but nothing in it is to be believed before `result` has returned it.
+    `explained` computes it and adds to the `Checks` the values to verify first. `unchecked` is its return value: its
+    tensors can be used on the device, but they are only valid once `result` has returned.
     """
 
     def __init__(self, explained: Callable[[Checks], Explanation]) -> None:
@@ -57,29 +57,29 @@ class Pending:
         self._checks.send()
 
     def result(self) -> Explanation:
-        """`unchecked`, or another where the head was seen to read more of the last block than its class token.
+        """Wait and return the explanation. It is recomputed if the head reads more than the class token.
 
-        Raises what the checks raise.
+        Raises the errors of the checks.
         """
         try:
             self._checks.read()
-        except NotOneToken:  # which the tower is now known for
+        except NotOneToken:  # the tower now remembers it
             return Pending(self._explained).result()
         return self.unchecked
 
 
-def explain_batch(subject: Subject, batch: Batch, asked: Asked, image_name: str) -> Explanation:
-    """The explanation of a batch. Errors as `explaining.api.explain`; they call the images `image_name`."""
+def explain_batch(subject: Subject, batch: Batch, asked: BatchRequest, image_name: str) -> Explanation:
+    """Explain a batch. Errors as in `explaining.api.explain`; they call the images `image_name`."""
     return Pending(partial(explained_in, subject, batch, asked, image_name)).result()
 
 
-def explained_in(subject: Subject, batch: Batch, asked: Asked, image_name: str, checks: Checks) -> Explanation:
-    """As `explain_batch`; but what the device has to say first is left in `checks`."""
+def explained_in(subject: Subject, batch: Batch, asked: BatchRequest, image_name: str, checks: Checks) -> Explanation:
+    """Explain a batch without waiting for the device: values to verify go to `checks`."""
     check_shape(batch["image"], image_name)
     check_pixels(batch["image"], image_name, checks, subject.check_range)
     if any(recipe.method == TRANSPLANT for recipe in asked.recipes):
         if len(asked.recipes) > 1:
-            raise InputError("method 'transplant' makes no pass that others could share: explain by it alone")
+            raise InputError("method 'transplant' cannot share a pass with other recipes: use it alone")
         return explain_by_transplant(subject, batch, asked.target)
     asked = replace(asked, recipes=list(dict.fromkeys(map(subject.resolved, asked.recipes))))
     if not wants_both(asked.target):
@@ -88,8 +88,8 @@ def explained_in(subject: Subject, batch: Batch, asked: Asked, image_name: str, 
     return replace(fake, **both_classes(fake, real))
 
 
-def _explained(subject: Subject, batch: Batch, asked: Asked, checks: Checks) -> Explanation:
-    """By one pass, or by a second one for recipes that need a pass of the balanced rule alone; their order is kept."""
+def _explained(subject: Subject, batch: Batch, asked: BatchRequest, checks: Checks) -> Explanation:
+    """Explain by one pass, or a second one for recipes that need a separate balanced pass; keeps their order."""
     recipes = list(asked.recipes)
     paired = batch.get("paired_real")
     compares = subject.bank is not None or paired is not None
@@ -104,7 +104,7 @@ def _explained(subject: Subject, batch: Batch, asked: Asked, checks: Checks) -> 
         if some:
             captured = subject.capture(batch, list(some), asked.target, None, asked.completeness, checks, real)
             of |= dict.fromkeys(some, captured)
-    # Only a contrast map's place needs it, and only a bank has neighbours that differ.
+    # Only a contrast map needs it, and only a bank has a spread of neighbours.
     by_place = subject.bank is not None and any(one.method in CONTRASTS for one in asked.recipes)
     first = of[asked.recipes[0]]
     if subject.reading.may_mix and len(batch["image"]) > 1:
@@ -116,7 +116,7 @@ def _explained(subject: Subject, batch: Batch, asked: Asked, checks: Checks) -> 
         site = "output" if of_recipe.grid is None else recipe.site
         complete = {layer: of_recipe.completeness[layer] for layer in recipe.layers if layer in of_recipe.completeness}
         made.append(RecipeMaps(recipe, maps, site, complete))
-    # Where a logit is not finite its gradient may still be, but explains no decision.
+    # The gradient of a logit that is not finite may be finite, but it explains no decision.
     refuse_non_finite(first.prediction["cls"], "the logits", checks)
     return Explanation(
         prediction=first.prediction,
@@ -136,20 +136,20 @@ def _explained(subject: Subject, batch: Batch, asked: Asked, checks: Checks) -> 
 
 
 def _note_mixing(subject: Subject, images: Tensor, logits: Tensor, checks: Checks) -> None:
-    """Leaves a warning where what a model says of an image depends on what else is in the batch."""
+    """Warn if a model's scores for an image depend on the rest of the batch."""
     others = torch.cat([images[:1], -images[1:].flip(-1)])
 
     def beside_another() -> Tensor:
         return subject.logits(others)[0]
 
     def tell(differs: Tensor) -> None:
-        if differs and torch.equal(beside_another(), beside_another()):  # else it is random, whatever is beside it
+        if differs and torch.equal(beside_another(), beside_another()):  # otherwise it is random for any neighbour
             norms = [name for name, one in subject.tower.model.named_modules() if isinstance(one, _NormBase)]
             here = [name for name in norms if subject.tower.model.get_submodule(name).running_mean is None]
             why = f", by the batch's own mean in {here[0]} (track_running_stats=False)" if here else ""
             warnings.warn(
-                f"{subject.head.detector} gives an image other scores beside other images of its batch{why}: each map"
-                " is of all of them; explain images one at a time",
+                f"{subject.head.detector} gives an image different scores in different batches{why}: each map"
+                " explains the whole batch; explain images one at a time",
                 stacklevel=2,
             )
 
@@ -160,7 +160,7 @@ def _note_mixing(subject: Subject, images: Tensor, logits: Tensor, checks: Check
 
 
 def both_classes(fake: Explanation, real: Explanation) -> dict[str, Any]:
-    """What changes where one explanation has the maps of both classes, as `<layer>_fake` and `<layer>_real`."""
+    """Return the fields of an explanation with the maps of both classes, as `<layer>_fake` and `<layer>_real`."""
     made = []
     for of_fake, of_real in zip(fake.made, real.made, strict=True):
         layers: dict[str, LayerMaps] = {}

@@ -1,7 +1,7 @@
-"""Precision of the backward pass: maps do not need what logits need.
+"""Precision of the backward pass, which may be lower than that of the forward pass.
 
-The forward pass is untouched, and so are all sums and norms of the backward pass; its matrix products alone are
-computed from rounded factors, with results in float32.
+Only the matrix products of the backward pass use rounded factors, with results in float32. The forward pass and all
+sums and norms are unchanged.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from ..base.allowed import BACKWARD_PRECISIONS
 from ..base.errors import InputError, did_you_mean
 
 AUTO, FP32, BF16, TF32 = BACKWARD_PRECISIONS
-SIDE = 1024  # of the matrices that "auto" multiplies to see what is faster
-PAYS = 1.3  # times faster than float32, from which on "auto" takes it
+SIDE = 1024  # side of the matrices that "auto" multiplies to measure speed
+PAYS = 1.3  # "auto" takes a precision that is at least so many times faster than float32
 REPEATS = 3
 
 
 def matrix_products_in(precision: str) -> AbstractContextManager[Any]:
-    """A context for `torch.autograd.grad`, for one of BACKWARD_PRECISIONS but "auto"."""
+    """Return a context for `torch.autograd.grad` with one of BACKWARD_PRECISIONS, except "auto"."""
     if precision == FP32:
         return nullcontext()
     return _RoundedFactors() if precision == BF16 else _tf32()
 
 
 class _RoundedFactors(TorchDispatchMode):
-    """Products of float32 matrices from factors rounded to bfloat16; the results are float32 again."""
+    """Multiplies float32 matrices with factors rounded to bfloat16; results are float32."""
 
     PRODUCTS = frozenset({torch.ops.aten.mm.default, torch.ops.aten.bmm.default, torch.ops.aten.addmm.default})
 
@@ -49,10 +49,12 @@ class _RoundedFactors(TorchDispatchMode):
 
 @contextmanager
 def _tf32() -> Iterator[None]:
-    """What PyTorch calls "high": TensorFloat32 on CUDA; elsewhere what the library makes of it."""
+    """Use PyTorch's precision "high": TensorFloat32 on CUDA."""
     matmul: Any = torch.backends.cuda.matmul
     with ExitStack() as undo:
-        if hasattr(matmul, "fp32_precision"):  # from PyTorch 2.9 on; whoever has used it cannot read the other one
+        if hasattr(
+            matmul, "fp32_precision"
+        ):  # PyTorch 2.9 and later; once it is used, the older setting cannot be read
             mkldnn: Any = torch.backends.mkldnn
             for backend in (matmul, mkldnn.matmul):
                 undo.callback(setattr, backend, "fp32_precision", backend.fp32_precision)
@@ -64,7 +66,7 @@ def _tf32() -> Iterator[None]:
 
 
 def check_backward_precision(precision: str) -> None:
-    """Raises InputError for none of BACKWARD_PRECISIONS."""
+    """Raise InputError unless `precision` is one of BACKWARD_PRECISIONS."""
     if precision not in BACKWARD_PRECISIONS:
         raise InputError(
             f"backward_precision {precision!r} is unknown; {did_you_mean(precision, BACKWARD_PRECISIONS)}"
@@ -73,13 +75,13 @@ def check_backward_precision(precision: str) -> None:
 
 
 def resolved_precision(precision: str, device: torch.device) -> str:
-    """`precision`, or for "auto" the fastest of them on `device`, measured once."""
+    """Return `precision`, or for "auto" the fastest one on `device`, measured once."""
     return faster_precision(device.type)[0] if precision == AUTO else precision
 
 
 @functools.cache
 def faster_precision(device: str) -> tuple[str, float]:
-    """The precision for "auto" on a kind of device, and how many times faster than float32 its products are."""
+    """Return the precision for "auto" on a type of device, and its speed relative to float32."""
     a, b = (torch.randn(SIDE, SIDE, device=device, generator=torch.Generator(device).manual_seed(i)) for i in (0, 1))
     plain = _seconds(lambda: torch.mm(a, b), device)
     ways = [BF16, TF32] if device == "cuda" else [BF16]
@@ -92,7 +94,7 @@ def faster_precision(device: str) -> tuple[str, float]:
 
 
 def _seconds(work: Any, device: str) -> float:
-    """The fastest of a few runs, after one to warm up."""
+    """Time the fastest of a few runs, after a warm-up run."""
     times = []
     for _ in range(1 + REPEATS):
         start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Real tokens of a model: those that a bank keeps, and those that patches are exchanged for."""
+"""A model's real tokens: those in a bank, and those that replace patches."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from ..judge.trial import TokenFill
 from .capture import Capture
 from .subject import Subject
 
-ALIKE = 1e-3  # of the largest margin: what passing over blocks may change of it
+ALIKE = 1e-3  # skipping blocks may change margins by this share of the largest one
 
 
 def tried(subject: Subject, in_parts: InParts[Any], between: Callable[[], None] = lambda: None) -> TriedDetector:
-    """The model as a trial asks it; `between` is called before each batch of margins, and may raise."""
+    """Return the model's functions for a trial. `between` is called before each batch of margins, and may raise."""
 
     def margins(images: Tensor) -> Tensor:
         def work(part: slice) -> Tensor:
@@ -48,7 +48,7 @@ def tried(subject: Subject, in_parts: InParts[Any], between: Callable[[], None] 
 
 
 def bank_of(subject: Subject, images: Tensor, videos: Sequence[Hashable]) -> TokenBank:
-    """The bank of `images` (M, 3, H, W), as the model takes them, of these `videos`."""
+    """Build the bank of normalised images (M, 3, H, W) from `videos`."""
     tokens: dict[str, list[Tensor]] = {}
     for image in images.split(1):
         for seen in _seen(subject, image, bank_layers(subject)):
@@ -57,13 +57,13 @@ def bank_of(subject: Subject, images: Tensor, videos: Sequence[Hashable]) -> Tok
 
 
 def one_of_each_video(videos: Sequence[Hashable]) -> list[int]:
-    """Positions of at most MOST_IMAGES images for a bank: one of each video first, in their order."""
+    """Select at most MOST_IMAGES images for a bank, one of each video first. Return their positions."""
     first = {video: i for i, video in reversed(list(enumerate(videos)))}.values()
     return sorted([*sorted(first), *(i for i in range(len(videos)) if i not in set(first))][:MOST_IMAGES])
 
 
 def with_bank(subject: Subject, given: TrialImages) -> Subject:
-    """`subject` with a bank of the trial's real images, where there are enough and it has none."""
+    """Return `subject` with a bank of the trial's real images, if there are enough and it has none."""
     if subject.bank is not None or given.reals is None or len(given.reals) < FEWEST_IMAGES:
         return subject
     chosen = one_of_each_video(given.real_videos)
@@ -71,7 +71,7 @@ def with_bank(subject: Subject, given: TrialImages) -> Subject:
 
 
 def bank_layers(subject: Subject) -> tuple[str, ...]:
-    """The layers whose tokens a bank keeps: those that are always compared, and those named for a contrast map."""
+    """Return the layers whose tokens a bank keeps: those always compared, and those named for a contrast map."""
     compared = compared_blocks(subject.tower) if subject.tower.blocks else subject.map_layers().names
     compares = [one for one in (subject.recipe, *subject.recipes) if one.method in (*CONTRASTS, AUTO)]
     named = [layer for one in compares for layer in one.layers]
@@ -80,9 +80,9 @@ def bank_layers(subject: Subject) -> tuple[str, ...]:
 
 
 def real_tokens(subject: Subject, reals: Tensor, has_pair: Tensor | None = None) -> dict[str, Tensor]:
-    """Layer of a bank → the tokens (B, C, h, w) of the real images that others were made from.
+    """Return the tokens (B, C, h, w) of paired real images, by the bank's layers.
 
-    `has_pair` (B,) bool: those of the others are zero; None: each has one.
+    `has_pair` (B,) bool: where it is False, the tokens are zero; None: each image has a pair.
     """
     there = torch.ones(len(reals), dtype=torch.bool) if has_pair is None else has_pair.cpu()
     found = {}
@@ -101,7 +101,7 @@ def _seen(subject: Subject, images: Tensor, layers: Sequence[str]) -> list[Seen]
 
 
 def exchange_in(subject: Subject, captured: Capture) -> Exchange | None:
-    """What `token_fill` needs of the images of a pass, where that has read and compared their tokens there already."""
+    """Return the exchange that `token_fill` needs, if this pass has read and compared the tokens there; else None."""
     tower = subject.tower
     layer = exchanged_block(tower) if tower.blocks else ""
     tokens, near = captured.tokens.get((layer, RESIDUAL)), captured.found.get(layer)
@@ -119,10 +119,10 @@ def token_fill(
     videos: Sequence[Hashable] | None,
     known: Exchange | None = None,
 ) -> TokenFill:
-    """What gives the margins of `images` once patches have become their nearest real tokens.
+    """Return a fill: patches (n, h, w) bool → margins (n,) of `images` with these patches as their nearest real tokens.
 
-    Patches are exchanged at a third of the depth; the blocks before run once, where the tower lets them be skipped, or
-    not at all where it is `known` from `exchange_in`.
+    Patches are exchanged at a third of the depth. The blocks before it run once, if the tower allows skipping them, or
+    not at all if the exchange is `known` from `exchange_in`.
     """
     bank, tower = subject.bank, subject.tower
     assert bank is not None
@@ -154,7 +154,7 @@ def token_fill(
 
 
 def _skipped(subject: Subject, seen: Seen, real: Tensor, images: Tensor, block: str) -> Sequence[Skipped]:
-    """The blocks before `block`, unless the tower's logits change where these only pass tokens on."""
+    """Return the blocks before `block`, unless skipping them changes the logits."""
 
     def find() -> Sequence[Skipped]:
         few = images[:2]

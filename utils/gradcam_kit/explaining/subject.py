@@ -1,4 +1,4 @@
-"""A model as everything here sees it: what runs, where its layers are, how its output is read and drawn."""
+"""The Subject: a model with its layers, the reading of its output, and its drawing style."""
 
 from __future__ import annotations
 
@@ -30,31 +30,31 @@ from ..judge.candidates import NO_MAPS, MapLayers, map_layers, shortlist
 from ..judge.verdict import Choice
 from .asking.request import Request
 from .capture import Capture, capture
-from .explanation import UNKNOWN_LOOK, Look
+from .explanation import UNKNOWN_STYLE, DrawStyle
 from .images import Batch
 from .precision import FP32
 
-SAMPLED = 16  # values of each parameter that tell whether it was written to
+SAMPLED = 16  # values per parameter that are compared to detect loading
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subject:
-    """A model to be explained. Made by `subject_of`; the costly part, its tower, is kept with the model.
+    """A model to explain. `subject_of` makes it; its tower, the costly part, is cached with the model.
 
     Args:
-        tower: where layers are named, see `Tower`; `tower.model` is what runs.
-        predict: a batch → the model's output, as `head` reads it.
+        tower: defines the layers' names, see `Tower`; `tower.model` is the model.
+        predict: a batch → the model's output, for `head` to read.
         grid: height and width of an image → its patches; None for a convolutional network.
-        noise: a few images, to see what runs in a forward pass.
-        recipe: which map, where a call names none; an open one is left to a trial.
-        recipes: of what is drawn where nothing is named, if that is more than one kind of map.
-        says_nothing: nothing of the recipe was named, not even "auto".
+        noise: returns a few images for a test pass.
+        recipe: the recipe if a call names none; an open one is left to a trial.
+        recipes: the recipes to draw if a call names none, if there are several.
+        is_default: no field of the recipe was named, not even "auto".
         choice: how the map was chosen, if it was.
-        bank: tokens of images that the model calls real, where there are any.
-        check_range: gets the least and the largest value of the images, and may refuse them.
-        name: of the detector, in errors.
-        states_tokens: whether the detector's own code says how its tokens lie, and is believed.
-        reading: what is known of the outputs of `predict`.
+        bank: tokens of images that the model calls real, if any.
+        check_range: receives the images' smallest and largest value, and may raise.
+        name: the detector's name in errors.
+        states_tokens: whether the detector's own code defines the grid of its tokens.
+        reading: facts about the outputs of `predict`.
     """
 
     tower: Tower
@@ -62,13 +62,13 @@ class Subject:
     head: HeadReader
     grid: Callable[[int, int], Grid | None]
     noise: Callable[[], Tensor]
-    look: Look = UNKNOWN_LOOK
+    look: DrawStyle = UNKNOWN_STYLE
     recipe: Recipe = field(default_factory=Recipe)
     recipes: tuple[Recipe, ...] = ()
     target: Target = "predicted"
     pp_epsilon: float = DEFAULT_EPSILON
     precision: str = FP32
-    says_nothing: bool = False
+    is_default: bool = False
     choice: Choice | None = None
     bank: TokenBank | None = None
     check_range: Callable[[float, float], None] | None = None
@@ -77,11 +77,11 @@ class Subject:
     reading: Reading = field(default_factory=Reading)
 
     def as_subject(self) -> Subject:
-        """Itself, as any detector."""
+        """Return itself."""
         return self
 
     def run(self, batch: Batch) -> Any:
-        """A forward pass: what `head` reads, logits also where the model returns probabilities."""
+        """Run a forward pass. Return an output that `head` can read, with logits even for a model of probabilities."""
 
         def predict(images: Tensor) -> Any:
             return self.predict(batch if images is batch["image"] else {"image": images})
@@ -89,10 +89,7 @@ class Subject:
         return self.reading.output(predict, batch["image"], self.head.detector)
 
     def patches(self, images: Tensor) -> Grid | None:
-        """How tokens lie on images of that size: as `grid` says, with what a forward pass shows to stand beside them.
-
-        A tower may have been given tokens, or made of another order, since its family was written down.
-        """
+        """Return the tokens' grid on images of this size: that of `grid`, plus extra tokens found by a forward pass."""
         grid, tower = self.grid(images.shape[2], images.shape[3]), self.tower
         if grid is None or grid.halvings or self.states_tokens:
             return grid
@@ -109,17 +106,17 @@ class Subject:
         return grid._replace(prefix=found[0], suffix=found[1])
 
     def predict_noise(self) -> Any:
-        """A forward pass on noise."""
+        """Run a forward pass on noise."""
         return self.run({"image": self.noise()})
 
     def default_layers(self, method: str = "") -> tuple[str, ...]:
-        """The layers explained where none is named: the last block (of a contrast SCALED), else `default_spatial`."""
+        """Return the default layers: the last block (SCALED for a contrast), else `default_spatial`."""
         if method in CONTRASTS and self.tower.blocks:
             return (SCALED,)
         return self.tower.blocks[-1:] or (self.default_spatial().name,)
 
     def default_spatial(self) -> SpatialLayer:
-        """The last activation on a grid that the score depends on. A forward pass finds it, once. Raises InputError."""
+        """Find the last activation on a grid that the score depends on, once, by a forward pass. Raises InputError."""
 
         def find() -> SpatialLayer:
             with frozen_for_explaining(self.tower.model, self.tower.structure):
@@ -133,7 +130,7 @@ class Subject:
             raise InputError(f"{self.name}: {error}") from error
 
     def map_layers(self) -> MapLayers:
-        """Where a network without blocks may be read: a forward pass finds it, once. With blocks, nothing."""
+        """Find the layers of a network without blocks, once, by a forward pass; none for a network with blocks."""
 
         def find() -> MapLayers:
             if self.tower.blocks:
@@ -145,31 +142,31 @@ class Subject:
         return self.tower.once("map layers", find)
 
     def candidates(self, named: Recipe | None = None, bank: bool | None = None) -> list[Recipe]:
-        """The maps worth trying, the one to fall back on first; what `named` leaves open is filled in.
+        """List the candidates that fill in the open fields of `named`; the first is the fallback.
 
-        `bank`: whether there are real tokens to compare with; None: whether there are now.
+        `bank`: whether there are real tokens to compare with; None: whether the subject has a bank.
         """
         named = self.recipe if named is None else named
         named = named if named.is_open else Recipe.open()
         return shortlist(self.tower, self.map_layers(), named, self.bank is not None if bank is None else bank)
 
     def drawn(self) -> Recipe:
-        """The recipe with nothing left open: of what leaves a choice the first candidate, until a trial was made.
+        """Return the recipe to draw without a trial: the first candidate if a choice is left.
 
-        Where nothing of it was named it is Grad-CAM at the last block.
+        If nothing was named, it is Grad-CAM at the last block.
         """
         if not self.recipe.is_open:
             return self.recipe
-        return self.recipe.closed() if self.says_nothing else self.recipe.using(self.candidates()[0])
+        return self.recipe.closed() if self.is_default else self.recipe.using(self.candidates()[0])
 
     def all_drawn(self) -> list[Recipe]:
-        """The recipes of all that is drawn where a call names nothing."""
+        """Return the recipes to draw if a call names none."""
         return [self.drawn() if one.is_open else one for one in self.recipes] or [self.drawn()]
 
     def recipe_for(self, layers: Any, method: str | None, site: str | None, backward: str | None) -> Recipe:
-        """The recipe of a call that names these, with nothing left open; what it does not name is as in `recipe`."""
+        """Return the recipe of a call with these arguments; missing ones come from `recipe`."""
         names, recipe = layer_names(layers), self.recipe
-        if method == AUTO and not names and (self.says_nothing or not recipe.is_open):
+        if method == AUTO and not names and (self.is_default or not recipe.is_open):
             recipe = self.choice.used if self.choice else self.candidates()[0]
         elif not recipe.is_open or (not names and method in (None, AUTO)):
             recipe = self.drawn()
@@ -179,21 +176,21 @@ class Subject:
         return Recipe(method, names or recipe.layers, site or recipe.site, backward or recipe.backward)
 
     def recipes_for(self, recipes: Any, *named: Any) -> list[Recipe]:
-        """The recipes of a call that gives `recipes`, or else what `recipe_for` takes. Raises InputError for both."""
+        """Return `recipes`, or the one of `recipe_for(*named)`. Raises InputError if both are given."""
         if recipes is None and all(each is None for each in named):
             return self.all_drawn()
         return [self.recipe_for(*named)] if recipes is None else named_recipes(recipes, named)
 
     def resolved(self, recipe: Recipe) -> Recipe:
-        """`recipe` with its layers named, its site and its backward rule. Raises InputError for an open one."""
+        """Return `recipe` with layers, site and backward rule filled in. Raises InputError for an open one."""
         if recipe.is_open:
-            raise InputError(f"recipe {recipe} leaves its map open: choose(model, images) gives one that is closed")
+            raise InputError(f"recipe {recipe} has open fields: choose(model, images) fills them in")
         backward = PLAIN if recipe.backward == AUTO else recipe.backward
         site = site_of(recipe.method, backward) if recipe.site == AUTO else recipe.site
         return Recipe(recipe.method, recipe.layers or self.default_layers(recipe.method), site, backward)
 
     def evidence_recipe(self, recipes: Sequence[Recipe]) -> Recipe:
-        """The contrast map that verdicts follow from, in the pass of one of `recipes` where that reads its tokens."""
+        """Return the contrast map for the verdicts, sharing the pass of one of `recipes` if possible."""
         layers = self.default_layers(CONTRAST)
         shared = next((one for one in recipes if one.method in CONTRASTS and one.backward != BALANCED), None)
         if shared is not None and set(layers) <= set(shared.layers):
@@ -210,9 +207,9 @@ class Subject:
         checks: Checks | None = None,
         real: Mapping[str, Tensor] | None = None,
     ) -> Capture:
-        """One pass for recipes of one backward rule. `size` of the normalised maps, the image's where it is None.
+        """Run one pass for recipes of one backward rule. `size`: of the normalised maps; None: the image's.
 
-        `batch` may hold `video`, a name for each image, and `has_pair`; `real` and `has_pair` as in `Request`.
+        `batch` may hold `video`, a name per image, and `has_pair`; `real` and `has_pair` as in `Request`.
         """
         image = batch["image"]
         height, width = image.shape[2:]
@@ -233,11 +230,11 @@ class Subject:
         return capture(self.tower, partial(self.run, batch), head, self.patches(image), request, checks)
 
     def logits(self, images: Tensor) -> Tensor:
-        """(N, K): what the head says of each of the images (N, 3, H, W)."""
+        """Return the logits (N, K) of images (N, 3, H, W)."""
         return self._scores(images)[0]
 
     def margins(self, images: Tensor) -> Tensor:
-        """(N,) float32: fake − real of each of the images (N, 3, H, W)."""
+        """Return the margins fake − real, (N,) float32, of images (N, 3, H, W)."""
         logits, head = self._scores(images)
         return head.margin(logits.float())
 
@@ -248,9 +245,9 @@ class Subject:
 
 
 def named_recipes(recipes: Any, named: Sequence[Any]) -> list[Recipe]:
-    """The recipes that a call gives; `named`: what it gives beside them. Raises InputError for both, and for none."""
+    """Return a call's recipes. Raises InputError if other arguments are `named` as well, or for an empty list."""
     if any(each is not None for each in named):
-        raise InputError("recipes stand instead of layers, method, site and backward: give one or the other")
+        raise InputError("recipes and (layers, method, site, backward) exclude each other: give one or the other")
     found = [Recipe.of(each) for each in ([recipes] if isinstance(recipes, (Recipe, str)) else recipes)]
     if not found:
         raise InputError("recipes is empty: give at least one, such as Recipe('hirescam', layers=-1)")
@@ -259,10 +256,10 @@ def named_recipes(recipes: Any, named: Sequence[Any]) -> list[Recipe]:
 
 @runtime_checkable
 class HasSubject(Protocol):
-    """A detector that says itself how it is explained."""
+    """A detector that makes its own Subject."""
 
     def as_subject(self) -> Subject:
-        """This detector as a `Subject`."""
+        """Return the detector as a Subject."""
         ...
 
 
@@ -273,14 +270,14 @@ def subject_of(
     classes: Any = None,
     layers: Sequence[str] = (),
 ) -> Subject:
-    """The subject that a detector of ours, a loaded detector, or any module is.
+    """Make the Subject of one of our detectors, a loaded detector, or any module.
 
     Args:
-        model: of a model in DataParallel, DistributedDataParallel or torch.compile the module inside is meant.
-        images: (B, 3, H, W), to see what runs where a plain module has to be looked at.
-        forward: runs the model on images, where `model(images)` does not.
-        classes: of the logits, in their order, as for `engine.heads.named_classes`.
-        layers: that are going to be explained: of several towers side by side the one is meant that they lie in.
+        model: DataParallel, DistributedDataParallel and torch.compile are unwrapped.
+        images: (B, 3, H, W), for a test pass of a plain module.
+        forward: runs the model on images, if `model(images)` does not.
+        classes: names of the logits in their order, see `engine.heads.named_classes`.
+        layers: the layers to explain; they select one of several parallel towers.
 
     Raises:
         InputError: not a model, a network of no known family, or unusable `classes`.
@@ -311,15 +308,15 @@ def subject_of(
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where the weights are; the CPU for a model without any."""
+    """Return the device of the weights; the CPU for a model without any."""
     return next((each.device for each in model.parameters() if each.device.type != "meta"), torch.device("cpu"))
 
 
 class Weights:
-    """What parameters were: which tensors, how often they had been written to, and some of their values.
+    """A snapshot of parameters that detects loading and training: tensors, version counters and some values.
 
-    Loading and training change them. `parameter.data` is written to without being counted, and tensors made under
-    `torch.inference_mode` count nothing.
+    Values are needed because writing to `parameter.data` does not count, nor do tensors made under
+    `torch.inference_mode`.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
@@ -328,7 +325,7 @@ class Weights:
         self._values = [_sampled(each) for each in now]
 
     def are_of(self, parameters: Iterable[nn.Parameter]) -> bool:
-        """Whether these are the same. Moved or cast to another type they still are."""
+        """Tell whether these parameters are unchanged; moving or casting does not count."""
         now = list(parameters)
         if [_count(each) for each in now] != self._counted:
             return False
@@ -341,7 +338,7 @@ def _count(parameter: nn.Parameter) -> tuple[int, int]:
 
 
 def _sampled(parameter: nn.Parameter) -> Tensor:
-    """Some values, on the CPU; none of a parameter without data."""
+    """Return some values on the CPU; none for a parameter without data."""
     if parameter.is_meta or not parameter.numel():
         return torch.empty(0, dtype=parameter.dtype)
     flat = parameter.detach().flatten()

@@ -1,4 +1,4 @@
-"""Heatmaps in TensorBoard while a detector trains: the same images each time, so that changes can be seen."""
+"""Heatmaps in TensorBoard during training, of the same images each time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..base.decision import CLASS_NAMES
 from ..base.errors import InputError
-from ..drawing.overlays import denormalised, overlay, text_line, unseen_in_grey
+from ..drawing.overlays import denormalise, overlay, text_line, unseen_in_grey
 from ..engine.targets import Target
 from ..engine.towers import unwrapped
 from .images import as_batch
@@ -32,22 +32,22 @@ def log_gradcam(
     target: Target | None = None,
     **options: Any,
 ) -> None:
-    """Logs one image grid per layer every `every` epochs: `gradcam/<layer>`, each face above its heatmap and caption.
+    """Log an image grid per layer every `every` epochs as `gradcam/<layer>`: each face above its heatmap and caption.
 
-    The caption has the probability of fake and, where `data_dict` has it, the label. The epoch is the step: one tag per
-    layer, whose slider goes through the epochs. TensorBoard keeps ten steps of a tag, chosen by lot, unless it is
-    started with `tensorboard --logdir DIR --samples_per_plugin images=1000`.
+    The caption holds P(fake) and, if `data_dict` has it, the label. The epoch is the step, so a layer's slider goes
+    through the epochs. TensorBoard keeps a random ten steps per tag, unless it is started with
+    `tensorboard --logdir DIR --samples_per_plugin images=1000`.
 
-    Training is not affected: weights, gradients, modes, random state and losses are the same to the last bit. It works
-    whether Grad-CAM is enabled or not, since `every` and `writer` already say when to draw.
+    Training is not affected: weights, gradients, modes, random state and losses stay identical to the last bit. It also
+    works while Grad-CAM is disabled.
 
     Args:
-        writer: a `SummaryWriter`, or None in the processes that do not log (under DDP all but the first).
+        writer: a `SummaryWriter`, or None in processes that do not log (under DDP, all but the first).
         model: a detector with heatmaps, or a module that holds one: DDP, a compiled or an averaged model, a
             LightningModule.
-        data_dict: `image` (B, 3, H, W) as the detector gets it, on its device; the same B images at every call.
-        epoch: of this call, from 0; the first is always logged.
-        every: how many epochs apart, at least 1.
+        data_dict: `image` (B, 3, H, W), normalised, on the detector's device; the same images at every call.
+        epoch: this call's epoch, from 0; the first is always logged.
+        every: epochs between logs, at least 1.
         layers, method, target, options: as in `GradCAMMixin.explain`. With target "fake" the maps of one image can be
             compared between epochs; "predicted" changes its meaning whenever the prediction flips.
 
@@ -63,7 +63,7 @@ def log_gradcam(
     detector = _detector_in(model)
     batch = as_batch(data_dict)
     explanation = detector.explain(batch, layers=layers, method=method, target=target, **options)
-    images = denormalised(batch["image"], detector.gradcam.mean, detector.gradcam.std)
+    images = denormalise(batch["image"], detector.gradcam.mean, detector.gradcam.std)
     texts = captions(explanation.prediction["prob"], batch.get("label"))
     for name, maps in explanation.layers.items():
         drawn = overlay(images, maps.normalised, maps.empty, detector.gradcam.colormap)
@@ -72,7 +72,7 @@ def log_gradcam(
 
 
 def _detector_in(model: nn.Module) -> GradCAMMixin:
-    """The one detector that `model` is or holds. Raises InputError."""
+    """Find the only detector in `model`. Raises InputError."""
     inside = unwrapped(model) if isinstance(model, nn.Module) else model
     if isinstance(inside, GradCAMMixin):
         return inside
@@ -87,7 +87,7 @@ def _detector_in(model: nn.Module) -> GradCAMMixin:
 
 
 def captions(prob_fake: Tensor, label: Tensor | None) -> list[str]:
-    """For each of B images: `fake 0.93, is real`. `prob_fake` (B,); `label` (B,) 0 real and anything else fake."""
+    """Return captions such as `fake 0.93, is real`. `prob_fake` (B,) in [0, 1]; `label` (B,), 0 real, others fake."""
     texts = [f"fake {value:.2f}" for value in prob_fake.tolist()]
     if label is None or label.numel() != len(texts):
         return texts
@@ -95,13 +95,13 @@ def captions(prob_fake: Tensor, label: Tensor | None) -> list[str]:
 
 
 def _truth(label: float) -> str:
-    """`is real`, `is fake`; of a fraction, as smoothing and mixing make it, the label itself."""
+    """Return `is real` or `is fake`; for a fraction, from smoothing or mixing, the label itself."""
     fraction = isinstance(label, float) and not label.is_integer()
     return f"label {label:.2f}" if fraction else f"is {CLASS_NAMES[int(label != 0)].lower()}"
 
 
 def grid(images: Tensor, drawn: Tensor, texts: Sequence[str]) -> Tensor:
-    """Both (B, 3, H, W) uint8 → (3, rows, columns): each image above its drawing and its text, eight side by side."""
+    """Arrange images and drawings, both (B, 3, H, W) uint8, with texts: (3, rows, columns) uint8, eight per row."""
     width = images.shape[-1]
     drawn_texts = [text_line(text, width, LINE, LETTERS, centred=True) for text in texts]
     lines = [torch.from_numpy(line.copy()).permute(2, 0, 1) for line in drawn_texts]

@@ -1,4 +1,4 @@
-"""A detector's decision explained by patch transplant, instead of a gradient."""
+"""Explaining by patch transplant instead of a gradient."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from .explanation import Explanation, RecipeMaps
 from .images import Batch
 from .subject import Subject
 
-LEAST_BATCH = 16  # images a forward pass; where more are explained at once, twice as many as these
+LEAST_BATCH = 16  # minimum images per forward pass; otherwise twice the batch
 
 
 def explain_by_transplant(subject: Subject, batch: Batch, target: Target) -> Explanation:
-    """One map per image, named "input": the margin fake − real by patches, its sign turned where "real" is explained.
+    """Compute one map per image, named "input": the margin fake − real by patches, negated for target "real".
 
     Args:
-        subject: put into evaluation mode for the call; weights and modes are put back.
-        batch: `image` (B, 3, H, W) floating point, normalised; `reference`, alike: the real frames that they were made
-            from, without it blurred copies; `label` (B,) for target "label".
+        subject: it is in evaluation mode during the call; weights and modes are restored.
+        batch: `image` (B, 3, H, W) floating point, normalised; optional `reference`, the original real frames in the
+            same shape, else blurred copies; `label` (B,) for target "label".
         target: as in `explaining.api.explain`.
 
-    Without a patch grid, in a convolutional network, 16 × 16 cells are taken.
+    A network without a patch grid uses 16 × 16 cells.
 
     Raises:
         InputError: an unusable argument.
@@ -39,8 +39,7 @@ def explain_by_transplant(subject: Subject, batch: Batch, target: Target) -> Exp
     images, references, head = batch["image"], batch.get("reference"), subject.head
     if references is not None and references.shape != images.shape:
         raise InputError(
-            f"data_dict['reference'] has shape {tuple(references.shape)}: expected {tuple(images.shape)}, one for each"
-            " image"
+            f"data_dict['reference'] has shape {tuple(references.shape)}: expected {tuple(images.shape)}, one per image"
         )
     size = (images.shape[2], images.shape[3])
     grid = subject.patches(images)

@@ -1,1 +1,1 @@
-"""What is asked for: which maps a call means, and where one pass has to read for them."""
+"""Read requests: which maps a call means, and where a pass must read the tower for them."""

@@ -1,4 +1,4 @@
-"""Which maps a detector draws where a call names none: the config's, a choice's, or the first candidates."""
+"""The maps that a detector draws if a call names none: the config's, the chosen ones, or the first candidates."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .names import explained_names, names_of, one_per_layer
 
 
 class DrawnMaps(nn.Module):
-    """The part of `GradCAMMixin` that knows whether maps are drawn, and which."""
+    """The part of `GradCAMMixin` that decides whether to draw maps, and which."""
 
     gradcam: GradCAMSettings
     clip_size: int | None
@@ -30,11 +30,11 @@ class DrawnMaps(nn.Module):
         return self.gradcam.enabled
 
     def enable_gradcam(self) -> None:
-        """Allow heatmaps from now on."""
+        """Enable `generate_gradcam` and `show_gradcam`."""
         self.gradcam = replace(self.gradcam, enabled=True)
 
     def disable_gradcam(self) -> None:
-        """Refuse heatmaps from now on."""
+        """Disable `generate_gradcam` and `show_gradcam`."""
         self.gradcam = replace(self.gradcam, enabled=False)
 
     def _refuse_while_disabled(self) -> None:
@@ -44,36 +44,36 @@ class DrawnMaps(nn.Module):
             )
 
     def noise(self) -> Tensor:
-        """A few images or clips."""
+        """Return a few random images or clips."""
         raise NotImplementedError
 
     def as_subject(self) -> Subject:
-        """This detector as all that explains it sees it."""
+        """Return this detector for code that explains images."""
         raise NotImplementedError
 
     def as_clip_subject(self) -> ClipSubject:
-        """This detector as all that explains clips sees it."""
+        """Return this detector for code that explains clips."""
         raise NotImplementedError
 
     def default_layers(self) -> list[str]:
-        """The layers explained where a method is named and no layer, see `Subject.default_layers`."""
+        """Return the layers to explain if only a method is named; see `Subject.default_layers`."""
         return list(self.as_subject().default_layers())
 
     def find_default_layer(self) -> SpatialLayer:
-        """The last activation of a convolutional network that the score depends on. Raises InputError."""
+        """Find the last activation of a convolutional network that the score depends on. Raises InputError."""
         return self.as_subject().default_spatial()
 
     def gradcam_layers(self) -> list[str]:
-        """The layers explained where a call names none: the config's, the chosen one, or the tower's last block.
+        """Return the layers to explain if a call names none: the config's, the chosen one, or the last block.
 
-        "input" alone for method "transplant", which reads no layer.
+        Only "input" for method "transplant", which reads no layer.
         """
         if self.gradcam.recipe.method == TRANSPLANT:
             return [INPUT]
         return list(dict.fromkeys(layer for one in self.drawn_recipes() for layer in one.layers))
 
     def drawn_recipes(self) -> list[Recipe]:
-        """What is drawn where a call names nothing, each with its layers."""
+        """Return the recipes to draw if a call names nothing, each with its layers."""
         if self.clip_size is not None:
             clips, clip = self.as_clip_subject(), self.noise()[:1]
             return list(dict.fromkeys(clips.resolved(one, clip) for one in clips.all_drawn()))
@@ -81,7 +81,7 @@ class DrawnMaps(nn.Module):
         return list(dict.fromkeys(map(subject.resolved, subject.all_drawn())))
 
     def map_names(self) -> list[str]:
-        """The names in `Explanation.layers` of what is drawn where a call names nothing, `target` as configured."""
+        """Return the names of the maps in `Explanation.layers` if a call names nothing, for the configured target."""
         target = self.gradcam.target
         if self.gradcam.recipe.method == TRANSPLANT:
             return explained_names([INPUT], target)
@@ -90,20 +90,20 @@ class DrawnMaps(nn.Module):
         return names_of(every, one_per_layer(recipes, self.gradcam.recipe))
 
     def drawn_settings(self) -> GradCAMSettings:
-        """The config's; where it leaves the map to be chosen and none has been, with the recipe of `Subject.drawn`."""
+        """Return the config's settings; a map that is still to be chosen is replaced by `Subject.drawn`."""
         settings = self.gradcam
         if self.clip_size is not None:
             return replace(settings, recipe=self.as_clip_subject().resolved(settings.recipe, self.noise()[:1]))
-        return replace(settings, recipe=self.as_subject().drawn()) if settings.chooses else settings
+        return replace(settings, recipe=self.as_subject().drawn()) if settings.needs_choice else settings
 
     def gradcam_candidates(self) -> list[Recipe]:
-        """The maps worth trying, the one to fall back on first. What a config names that leaves a choice is kept to."""
+        """Return the candidates, restricted by the config; the first is the fallback."""
         if self.clip_size is not None:
             return clip_candidates(self.as_clip_subject(), self.noise()[:1])
         return self.as_subject().candidates()
 
     def gradcam_named(self) -> list[Recipe]:
-        """The config's maps, each of one layer; none where it leaves a choice."""
-        if self.gradcam.chooses or self.gradcam.recipe.method == TRANSPLANT:
+        """Return the config's recipes, one per layer; none if it leaves a choice."""
+        if self.gradcam.needs_choice or self.gradcam.recipe.method == TRANSPLANT:
             return []
         return [one.at(layer) for one in self.drawn_recipes() for layer in one.layers]

@@ -1,4 +1,4 @@
-"""The names that maps go by."""
+"""The names of maps."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ...engine.targets import Target, wants_both
 
 
 def names_of(maps: Sequence[tuple[Recipe, str]], one_per_layer: bool = False) -> list[str]:
-    """The names of maps, given as (recipe, layer): of one recipe the layer; of several the method, or more."""
+    """Name maps, given as (recipe, layer): with one recipe the layer; with several the method, or more."""
     if one_per_layer or len({recipe for recipe, _ in maps}) == 1:
         return [layer for _, layer in maps]
     spellings: list[Callable[[Recipe, str], str]] = [
@@ -30,12 +30,12 @@ def names_of(maps: Sequence[tuple[Recipe, str]], one_per_layer: bool = False) ->
 
 
 def one_per_layer(recipes: Sequence[Recipe], named: Recipe) -> bool:
-    """Whether `recipes` are one for each of several layers that were `named`, so that the layer names the map."""
+    """True if each of several `named` layers has its own recipe, so that the layer names the map."""
     return len(recipes) > 1 and tuple(one.layer for one in recipes) == named.layers
 
 
 def explained_names(layers: Sequence[str], target: Target) -> list[str]:
-    """The names under which the maps of `layers` come: twice, `<layer>_fake` and `<layer>_real`, for target "both"."""
+    """Return the names of the maps of `layers`; for target "both" twice, `<layer>_fake` and `<layer>_real`."""
     every = list(dict.fromkeys(layers))
     return (
         [f"{layer}_{one_class}" for layer in every for one_class in ("fake", "real")] if wants_both(target) else every

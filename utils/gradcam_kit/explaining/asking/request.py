@@ -1,4 +1,4 @@
-"""What one pass is asked for, and where it has to read the tower."""
+"""The request for a pass, and the points where it must read the tower."""
 
 from __future__ import annotations
 
@@ -34,22 +34,21 @@ Point = tuple[str, str]  # a layer as the caller wrote it, and the site where it
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """What one pass is asked for.
+    """The request for one pass.
 
     Args:
-        recipes: each with its layers named. Of several backward rules, or of BOTH, one graph serves a plain backward
-            pass and a balanced one.
+        recipes: each with named layers. For several backward rules, or BOTH, one graph serves a plain and a balanced
+            backward pass.
         target: see `engine.heads.score_weights`; not "both".
         size: (H, W) of the normalised maps.
         label: (B,), for target "label".
-        completeness: with "balanced", whether to test if the shares of each block add up, by a second backward pass.
-        precision: one of `base.allowed.BACKWARD_PRECISIONS`, of the matrix products of the backward pass. The test of
-            completeness is always float32's.
-        bank: what contrasts compare tokens with.
-        videos: of each image, whose own frames the bank leaves out; None: not known.
-        real: layer → tokens (B, C, h, w) of the real images that these were made from, compared with instead of the
-            bank's.
-        has_pair: (B,) bool, which images `real` has tokens of; None: of all. The others are compared with the bank.
+        completeness: with "balanced", test by a second backward pass whether the shares of each block add up.
+        precision: one of `base.allowed.BACKWARD_PRECISIONS`, for the matrix products of the backward pass. The test of
+            completeness always uses float32.
+        bank: real tokens for contrast maps.
+        videos: each image's video, whose own frames the bank skips; None: unknown.
+        real: layer → tokens (B, C, h, w) of the real images these were made from, used instead of the bank.
+        has_pair: (B,) bool, which images have tokens in `real`; None: all. The others are compared with the bank.
     """
 
     recipes: Sequence[Recipe]
@@ -67,7 +66,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """Where recipes have to read the tower. The answer stays the same while the tower does."""
+    """The points where recipes read the tower. They stay the same as long as the tower does."""
 
     parts: Mapping[str, Sequence[str]]  # layer of any recipe → the layers that its map is made of
     points: Mapping[Point, Site]
@@ -105,7 +104,7 @@ class Asked:
 
 
 def point_of(tower: Tower, layer: str, site: str, forward: Callable[[], Any]) -> Site:
-    """Where a layer is read; of a module that runs several times, in which run."""
+    """Return the point where a layer is read; for a module that runs several times, also in which run."""
     point = site_of_layer(tower, layer, site)
     if point.reads_input or not is_shareable(point.module):
         return point
@@ -121,7 +120,7 @@ def point_of(tower: Tower, layer: str, site: str, forward: Callable[[], Any]) ->
 
 
 def _refuse_sums(methods: Iterable[str]) -> None:
-    """Raises LayerError for methods whose maps do not add over blocks."""
+    """Raise LayerError for methods whose maps cannot be summed over blocks."""
     for method in methods:
         if method in ATTENTION_METHODS and ATTENTION_METHODS[method].sum_of is None:
             raise LayerError(

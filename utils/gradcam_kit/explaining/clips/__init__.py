@@ -1,1 +1,1 @@
-"""Clips of frames explained."""
+"""Explaining of clips."""

@@ -1,4 +1,4 @@
-"""Maps of clips, checked on the model that they explain: whether their hottest frames matter."""
+"""The check of clips' maps on their model: whether their hottest frames matter."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .subject import ClipSubject, HasClipSubject
 
 
 def margins_of(subject: ClipSubject, batch_size: int) -> ClipMargins:
-    """Clips (N, T, 3, H, W), as the model takes them, → their margins (N,) float32, `batch_size` at once."""
+    """Return a function from clips (N, T, 3, H, W) to margins (N,) float32, `batch_size` clips at a time."""
     tower = subject.tower
 
     def margins(clips: Tensor) -> Tensor:
@@ -31,7 +31,7 @@ def margins_of(subject: ClipSubject, batch_size: int) -> ClipMargins:
 
 
 class ClipChecker:
-    """Checks the maps of clips in time: four forward passes a map."""
+    """Checks clips' maps in time, with four forward passes per map."""
 
     def __init__(self, detector: HasClipSubject, batch_size: int) -> None:
         self.margins = margins_of(detector.as_clip_subject(), batch_size)
@@ -43,7 +43,7 @@ class ClipChecker:
         seeds: Sequence[int],
         videos: Sequence[Hashable] | None = None,
     ) -> dict[str, list[MapCheck]]:
-        """The name of each map → a check for each of the clips (N, T, 3, H, W); none of two-sided maps."""
+        """Check the maps of clips (N, T, 3, H, W): name → one check per clip; nothing for two-sided maps."""
         if "both" in explanation.target:
             return {}
         found = {}

@@ -1,4 +1,4 @@
-"""Which map of a detector of clips is drawn: the one whose hottest cells, in time and space, matter most to it."""
+"""The choice of a map for a detector of clips: the one whose hottest cells, in time and space, matter most."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from ...engine.recipe import NORMED, RESIDUAL, Recipe
 from ...judge.choosing import trial_images
 from ...judge.clip_trial import try_clip_maps
 from ...judge.time import ClipMargins
-from ...judge.trial import Heat, Scorer
+from ...judge.trial import CandidateMaps, Scorer
 from ...judge.verdict import UNTRIED, Choice, choose
 from ..images import Batch, check_clips, check_pixels
-from ..one_pass import Asked
+from ..one_pass import BatchRequest
 from .checking import margins_of
 from .one_pass import explain_clips
 from .subject import ClipSubject
 
 CLIPS = "clips"  # in errors
-CLIPS_TRIED = 16  # on which a map of clips is chosen, at most
+CLIPS_TRIED = 16  # maximum clips for choosing a map
 METHODS_TRIED = ("gradcam", "hirescam", "layercam")
 
 
 def clip_candidates(subject: ClipSubject, clip: Tensor) -> list[Recipe]:
-    """The maps worth trying, the one to fall back on first; `clip` (1, T, 3, H, W) shows what runs.
+    """List the candidates, restricted by the subject's recipe; the first is the fallback.
 
-    What the subject's recipe names while it leaves something open is kept to.
+    `clip` (1, T, 3, H, W) is for a test pass.
     """
     named = subject.recipe if subject.recipe.is_open else Recipe.open()
     here = named.layers if AUTO not in named.layers and named.layers else (subject.default_layer(clip),)
     blocks, balanced = subject.tower.blocks, can_balance(subject.tower)
     found = [Recipe(method, layer) for layer in here for method in METHODS_TRIED]
-    if blocks:  # tokens that later blocks have mixed are not where they came from
+    if blocks:  # later blocks mix tokens of different places
         depths = here if here == named.layers else tuple(dict.fromkeys((blocks[0], blocks[len(blocks) // 2], *here)))
         found += [Recipe("hirescam", one, *((RESIDUAL, BALANCED) if balanced else (NORMED, PLAIN))) for one in depths]
     if named.method != AUTO:
@@ -56,23 +56,23 @@ def choose_clip_map(
     videos: Sequence[Hashable],
     named: Sequence[Recipe] = (),
 ) -> Choice:
-    """Try the candidates, and what is `named`, on clips (N, T, 3, H, W) that the detector calls `target`.
+    """Try the candidates and the `named` recipes on clips (N, T, 3, H, W) that the detector calls `target`.
 
-    Their maps are made one clip at a time. A candidate without a finite map on each of them is left out.
+    Maps are made one clip at a time. A candidate without a finite map for every clip is dropped.
     """
     candidates = clip_candidates(subject, clips[:1])
-    maps: dict[Recipe, Heat] = {}
+    maps: dict[Recipe, CandidateMaps] = {}
     unmade: dict[Recipe, str] = {}
     for recipe in dict.fromkeys([*named, *candidates]):
         try:
             made = [
-                explain_clips(subject, {"image": clip}, Asked([recipe], target), CLIPS).maps.only
+                explain_clips(subject, {"image": clip}, BatchRequest([recipe], target), CLIPS).maps.only
                 for clip in clips.split(1)
             ]
         except (LayerError, NonFiniteMapError) as error:
             unmade[recipe] = str(error)
             continue
-        maps[recipe] = Heat(
+        maps[recipe] = CandidateMaps(
             torch.cat([one.raw.float().cpu() for one in made]), torch.cat([one.empty.cpu() for one in made])
         )
     if not maps:
@@ -89,11 +89,11 @@ def choose_on_batches(
     sizes: tuple[int, int] = (CLIPS_TRIED, CLIPS_TRIED),
     named: Sequence[Recipe] = (),
 ) -> Choice:
-    """As a run chooses, on the first clips of the batches that the detector calls fake, or else real.
+    """Choose a map on the first clips of the batches that the detector calls fake, or else real.
 
     Args:
-        batches: each holds `image` (B, T, 3, H, W), and may hold `video`, a name for each clip.
-        sizes: how many clips are used, of which CLIPS_TRIED is the most, and how many are in one pass.
+        batches: each holds `image` (B, T, 3, H, W), and may hold `video`, a name per clip.
+        sizes: number of clips to use (at most CLIPS_TRIED), and clips per pass.
 
     Raises:
         InputError: no clip, or clips of several shapes.

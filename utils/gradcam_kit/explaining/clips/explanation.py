@@ -1,4 +1,4 @@
-"""A batch of clips explained: what the detector said, which frames it came from, and where in them."""
+"""The explanation of a batch of clips: predictions, and maps in time and space."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from ..explanation import SHOWN, Explanation
 if TYPE_CHECKING:
     from ...drawing.batch_images import DrawnImage
 
-HOTTEST = 3  # frames that a printed explanation names
+HOTTEST = 3  # frames that `repr` names
 
 
 @dataclass(frozen=True, repr=False, kw_only=True)
 class ClipExplanation(Explanation):
-    """As `Explanation`, of clips: `images` (B, T, 3, H, W), `heatmap` (B, T, H, W) with one scale for each clip.
+    """The explanation of clips: `images` (B, T, 3, H, W), `heatmap` (B, T, H, W) in [0, 1], one scale per clip.
 
-    `explanation.maps` has the raw and the signed maps (B, t, h, w), with the layer's own time steps;
-    `explanation.time` what each frame adds to them. `explanation.check()` says whether a map's hottest frames matter,
-    four forward passes a clip. `margins`: clips → the detector's fake − real; `frames_apart` → `frame_logits`.
+    `explanation.maps` holds raw and signed maps (B, t, h, w) at the layer's own time steps, `explanation.time` each
+    frame's share. `explanation.check()` tells whether a map's hottest frames matter, with four forward passes per clip.
+    `margins`: clips → fake − real; `frames_apart`: clips → `frame_logits`.
     """
 
     ARRAYS: ClassVar[tuple[str, ...]] = (*Explanation.ARRAYS, "time")
@@ -35,40 +35,40 @@ class ClipExplanation(Explanation):
 
     @property
     def time(self) -> Tensor:
-        """(B, T): of the only map, the signed sum of each frame; their sum is the map's. InputError for several."""
+        """The signed sum of the only map over each frame, (B, T). Raises InputError if there are several maps."""
         return self.clip_maps(self.maps.only).time
 
     @property
     def shares(self) -> Tensor:
-        """(B, T) in [0, 1]: each frame's share of the evidence for the score, by the only map."""
+        """Each frame's share of the evidence for the score by the only map, (B, T) in [0, 1]."""
         return share_of_frames(self.time)
 
     def frame_logits(self) -> Tensor:
-        """(B, T, K): each frame's own logits, where the decision is their mean (STIL). InputError where it is not."""
+        """Return each frame's own logits (B, T, K), if the decision is their mean (STIL); else raise InputError."""
         return self.frames_apart(self.images)
 
     def cost(self) -> Tensor:
-        """(B, T) float32: how far fake − real falls when a frame is replaced by the one beside it. T passes a clip."""
+        """Measure the drop of fake − real if a frame is replaced by its neighbour: (B, T) float32. T passes a clip."""
         return cost_of_frames(self.margins, self.images)
 
     def order_test(self, videos: Sequence[Hashable] | None = None) -> OrderTest:
-        """Whether the detector reads the order of these clips' frames; `videos`: of each, else every clip is one."""
+        """Test whether the detector uses the order of frames. `videos`: each clip's video; None: one per clip."""
         return order_test(self.margins, self.images, range(len(self.images)) if videos is None else videos)
 
     @staticmethod
     def clip_maps(maps: object) -> ClipMaps:
-        """Maps of this explanation, which are all of clips."""
+        """Narrow the type of this explanation's maps to ClipMaps."""
         assert isinstance(maps, ClipMaps), "the maps of a clip"
         return maps
 
     def __repr__(self) -> str:
-        """A few lines: how the maps were made, each clip's probability and its hottest frames."""
+        """Return a few lines: recipes, each clip's probability and its hottest frames."""
         count, frames, _, height, width = self.images.shape
         how = "; ".join(f"{made.recipe.method} at {made.site}, backward {made.recipe.backward}" for made in self.made)
         clips = f"{count} clip{'s' * (count > 1)} of {frames} frames of {height} x {width}"
         lines = [f"Explanation of {clips}: {how}"]
         for i, probability in enumerate(self.prob_fake.tolist()[:SHOWN]):
-            lines.append(f"  clip {i}: fake probability {probability:.3f}, explained: {self.target[i]}")
+            lines.append(f"  clip {i}: P(fake) {probability:.3f}, heatmap for class: {self.target[i]}")
         if count > SHOWN:
             lines.append(f"  and {count - SHOWN} more clips")
         for name, maps in self.layers.items():
@@ -80,18 +80,18 @@ class ClipExplanation(Explanation):
         return "\n".join(lines)
 
     def pixels(self) -> Tensor:
-        """The clips as uint8 RGB (B, T, 3, H, W), on their device."""
+        """Return the clips as uint8 RGB (B, T, 3, H, W), on their device."""
         frames = self.images.flatten(0, 1)
-        from ...drawing.overlays import denormalised, stretched
+        from ...drawing.overlays import denormalise, stretch_range
 
         if self.look.mean is None or self.look.std is None:
-            return stretched(frames).unflatten(0, self.images.shape[:2])
-        return denormalised(frames, self.look.mean, self.look.std).unflatten(0, self.images.shape[:2])
+            return stretch_range(frames).unflatten(0, self.images.shape[:2])
+        return denormalise(frames, self.look.mean, self.look.std).unflatten(0, self.images.shape[:2])
 
     def save(self, folder: str | Path, prefix: str = "gradcam") -> list[Path]:
-        """As `Explanation.save`, with mosaics of the frames, and `<prefix>_strip_<layer>_sample<i>.png` beside them.
+        """Write the files of `Explanation.save`, with mosaics of frames, and `<prefix>_strip_<layer>_sample<i>.png`.
 
-        A strip is the frames in a row, with their places in the clip, under the curve of time.
+        A strip shows the frames in a row, with their positions in the clip, under the curve of time.
         """
         from ...drawing.clips import ClipImage, strip
         from ...drawing.overlays import encode
@@ -114,7 +114,7 @@ class ClipExplanation(Explanation):
         return list(map(DrawnImage, map(mosaic_of, pixels), overlays, self.prob_fake.tolist(), self.target))
 
     def overlay(self) -> dict[str, Tensor]:
-        """Layer → its maps over the frames, (B, T, H, W, 3) uint8 RGB on the CPU."""
+        """Blend the maps over the frames: layer → (B, T, H, W, 3) uint8 RGB on the CPU."""
         from ...drawing.overlays import overlay
 
         pixels, found = self.pixels(), {}

@@ -1,4 +1,4 @@
-"""Each frame's own logits, where a detector's decision is their mean, as STIL's is: exact, without a gradient."""
+"""Each frame's own logits, for a detector whose decision is their mean (STIL): exact, without a gradient."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from ...base.threads import in_this_thread
 from ...engine.frozen import frozen_for_explaining
 from .subject import ClipSubject
 
-ALIKE = 1e-4  # of the largest logit: how far the mean of the frames' may be from the clip's
+ALIKE = 1e-4  # tolerance between the frames' mean and the clip's logits, as a share of the largest logit
 
 
 def frame_logits(subject: ClipSubject, clips: Tensor) -> Tensor:
-    """(B, T, K): what the detector says of each frame of clips (B, T, 3, H, W); their mean over T are its logits.
+    """Return the logits (B, T, K) of each frame of clips (B, T, 3, H, W); their mean over T is the clip's logits.
 
-    They are the output of a linear layer or a convolution of one row a frame. Raises InputError where there is none.
+    They are the output of a linear layer or a convolution with one row per frame. Raises InputError if there is none.
     """
     tower, outputs = subject.tower, list[Tensor]()
     count, frames = clips.shape[:2]
@@ -38,7 +38,5 @@ def frame_logits(subject: ClipSubject, clips: Tensor) -> Tensor:
     found = [one.unflatten(0, (count, frames)) for one in outputs if one.shape[1] == logits.shape[1]]
     exact = next((one for one in reversed(found) if (one.mean(1) - logits).abs().max() <= within), None)
     if exact is None:
-        raise InputError(
-            f"{subject.head.detector}: its decision is no mean of its frames' own logits; `time` says what each adds"
-        )
+        raise InputError(f"{subject.head.detector}: its decision is not the mean of its frames' logits; see `time`")
     return exact

@@ -1,4 +1,4 @@
-"""Clips of frames explained: which frames the decision came from, and where in them."""
+"""Explaining of clips: which frames matter, and where in them."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from ...judge.check import MapCheck
 from ..asking.request import point_of
 from ..explanation import Explanation, RecipeMaps
 from ..images import Batch, check_clips, check_pixels
-from ..one_pass import Asked, both_classes
+from ..one_pass import BatchRequest, both_classes
 from .checking import ClipChecker, margins_of
 from .explanation import ClipExplanation
 from .frame_logits import frame_logits
 from .subject import ClipSubject
 
 
-def explain_clips(subject: ClipSubject, batch: Batch, asked: Asked, where: str) -> ClipExplanation:
-    """The explanation of a batch of clips, `image` (B, T, 3, H, W), which errors call `where`.
+def explain_clips(subject: ClipSubject, batch: Batch, asked: BatchRequest, where: str) -> ClipExplanation:
+    """Explain a batch of clips, `image` (B, T, 3, H, W), which errors call `where`.
 
     Raises InputError for an unusable argument, LayerError for a layer that cannot be explained, and NonFiniteMapError.
     """
@@ -47,8 +47,8 @@ def explain_clips(subject: ClipSubject, batch: Batch, asked: Asked, where: str) 
     return replace(fake, **both_classes(fake, real))
 
 
-def _explained(subject: ClipSubject, batch: Batch, asked: Asked) -> ClipExplanation:
-    """By a pass for each backward rule among the recipes, the order of which is kept."""
+def _explained(subject: ClipSubject, batch: Batch, asked: BatchRequest) -> ClipExplanation:
+    """Explain by one pass per backward rule; keeps the order of the recipes."""
     passes: dict[str, _Pass] = {}
     for rule in dict.fromkeys(recipe.backward for recipe in asked.recipes):
         some = [recipe for recipe in asked.recipes if recipe.backward == rule]
@@ -74,7 +74,7 @@ def _explained(subject: ClipSubject, batch: Batch, asked: Asked) -> ClipExplanat
 
 
 def _checked(subject: ClipSubject, explanation: Explanation) -> dict[str, list[MapCheck]]:
-    """Of `Explanation.check`, with random frames that are the same at every call."""
+    """Compute `Explanation.check`, with the same random frames at every call."""
     count = len(explanation.images)
     return ClipChecker(subject, count).checks(explanation.images, explanation, range(count))
 
@@ -85,8 +85,8 @@ class _Pass(NamedTuple):
     subject: ClipSubject
     clip: ClipShape
     found: Differentiated
-    sites: Mapping[tuple[str, str], tuple[Site, Tokens]]  # layer and site → where it was read, and what was
-    cut: Sequence[Tensor] = ()  # what a convolution over several frames has read, where its tokens are explained
+    sites: Mapping[tuple[str, str], tuple[Site, Tokens]]  # layer and site → where it was read, and its tokens
+    cut: Sequence[Tensor] = ()  # inputs of convolutions over several frames whose tokens are explained
 
     @classmethod
     def of(cls, subject: ClipSubject, batch: Batch, recipes: Sequence[Recipe], target: Target, rule: str) -> _Pass:
@@ -116,7 +116,7 @@ class _Pass(NamedTuple):
 
 
 def _in_order(clip: ClipShape, taps: Sequence[Tap], gradients: Sequence[Tensor], images: int) -> list[Any]:
-    """As `engine.hooks.in_order`, where a row may be a clip or a frame, and activations have a time axis."""
+    """Sort taps and gradients like `engine.hooks.in_order`; a row may be a clip or a frame."""
     found = []
     for tap, G in zip(taps, gradients, strict=True):
         A, axis = tap.tokens.detach(), tap.site.batch_axis or 0

@@ -1,4 +1,4 @@
-"""A model that reads clips as everything here sees it: what runs, where its layers are, how its output is read."""
+"""The ClipSubject: a model of clips with its layers and the reading of its output."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ from ...engine.spatial_layers import LEAST_CHANNELS, reached_outputs
 from ...engine.targets import Target
 from ...engine.towers import unwrapped
 from ...engine.towers.tower import Tower
-from ..explanation import UNKNOWN_LOOK, Look
+from ..explanation import UNKNOWN_STYLE, DrawStyle
 from ..images import Batch
 from ..subject import named_recipes
 
-BTCHW, BCTHW = "btchw", "bcthw"  # how a model of one's own takes clips
+BTCHW, BCTHW = "btchw", "bcthw"  # layouts of a user's model
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClipSubject:
-    """A model that reads clips (B, T, 3, H, W), to be explained; fields as in `Subject`."""
+    """A model of clips (B, T, 3, H, W) to explain; fields as in `Subject`."""
 
     tower: Tower
     predict: Callable[[Batch], Any]
     head: HeadReader
-    look: Look = UNKNOWN_LOOK
+    look: DrawStyle = UNKNOWN_STYLE
     recipe: Recipe = field(default_factory=Recipe)
     recipes: tuple[Recipe, ...] = ()
     target: Target = "predicted"
@@ -51,11 +51,11 @@ class ClipSubject:
     reading: Reading = field(default_factory=Reading)
 
     def as_clip_subject(self) -> ClipSubject:
-        """Itself, as any detector."""
+        """Return itself."""
         return self
 
     def run(self, batch: Batch) -> Any:
-        """A forward pass: what `head` reads, logits also where the model returns probabilities."""
+        """Run a forward pass. Return an output that `head` can read, with logits even for a model of probabilities."""
 
         def predict(clips: Tensor) -> Any:
             return self.predict(batch if clips is batch["image"] else {"image": clips})
@@ -63,13 +63,13 @@ class ClipSubject:
         return self.reading.output(predict, batch["image"], self.head.detector)
 
     def all_drawn(self) -> list[Recipe]:
-        """The recipes of all that is drawn where a call names nothing."""
+        """Return the recipes to draw if a call names none."""
         return [one.closed() if one.is_open else one for one in self.recipes or (self.recipe,)]
 
     def recipes_for(
         self, recipes: Any, layers: Any, method: str | None, site: str | None, backward: str | None
     ) -> list[Recipe]:
-        """The recipes of a call that gives `recipes`, or names one; what it does not name is as in `recipe`."""
+        """Return a call's recipes; missing fields come from `recipe`."""
         if recipes is None and all(each is None for each in (layers, method, site, backward)):
             return self.all_drawn()
         if recipes is not None:
@@ -83,19 +83,21 @@ class ClipSubject:
         ]
 
     def resolved(self, recipe: Recipe, clip: Tensor) -> Recipe:
-        """`recipe` with nothing left open; `clip` (1, T, 3, H, W) shows what runs. Raises InputError."""
+        """Return `recipe` with all fields filled in; `clip` (1, T, 3, H, W) is for a test pass. Raises InputError."""
         recipe = recipe.closed() if recipe.is_open else recipe
         check_clip_method(recipe.method)
         if any(layer in MADE_OF_OTHERS for layer in recipe.layers):
-            raise LayerError(f"layers {', '.join(MADE_OF_OTHERS)} are of images: name the layers of a clip detector")
+            raise LayerError(
+                f"layers {', '.join(MADE_OF_OTHERS)} are only for images: name a layer of the clip detector"
+            )
         backward = PLAIN if recipe.backward == AUTO else recipe.backward
         if backward not in (PLAIN, BALANCED):
-            raise InputError(f"backward {backward!r} is of images: clips are explained by {PLAIN} or {BALANCED}")
+            raise InputError(f"backward {backward!r} is only for images: use {PLAIN} or {BALANCED} for clips")
         site = site_of(recipe.method, backward) if recipe.site == AUTO else recipe.site
         return Recipe(recipe.method, recipe.layers or (self.default_layer(clip),), site, backward)
 
     def default_layer(self, clip: Tensor) -> str:
-        """The last block, or the last activation with a cell for each frame and place; found once for each length."""
+        """Find the last block, or the last activation with a cell per frame and place, once per length of clips."""
         key = ("clip layer", tuple(clip.shape[1:]))
         return self.tower.once(key, lambda: self._default_layer(clip))
 
@@ -120,7 +122,7 @@ class ClipSubject:
 
 
 def inputs_of(tower: Tower, blocks: Sequence[str], run: Callable[[], Any]) -> list[tuple[str, Tensor]]:
-    """What each of the blocks reads in a forward pass."""
+    """Return the input of each block in a forward pass."""
     found: list[tuple[str, Tensor]] = []
 
     def note(name: str) -> Callable[..., None]:
@@ -140,7 +142,7 @@ def _has_cells(tower: Tower, name: str, tensor: Tensor, clip: ClipShape) -> bool
         grid = clip_grid(tower, name, tensor, clip)
     except LayerError:
         return False
-    # A head may put channels last, or keep a few numbers for each frame: neither are features on a grid.
+    # A head may put channels last, or keep a few numbers per frame; neither are features on a grid.
     return grid.rows * grid.columns > 1 and (tensor.ndim == 3 or tensor.shape[1] >= LEAST_CHANNELS)
 
 
@@ -154,10 +156,10 @@ def clip_subject_of(
     layout: str | None = None,
     classes: Mapping[str, bool] | None = None,
 ) -> ClipSubject:
-    """The subject that a detector of ours or any module is, of clips (B, T, 3, H, W).
+    """Make the ClipSubject of one of our detectors or any module, for clips (B, T, 3, H, W).
 
     Args:
-        layout: how a module of one's own takes clips, BTCHW or BCTHW; None: as the one of the two that it runs on.
+        layout: layout of a plain module's clips, BTCHW or BCTHW; None: the one that it accepts.
 
     Raises:
         InputError: not a model, a network of no known family, another layout, or T = 3 without a layout.
@@ -195,7 +197,7 @@ def _layout(model: nn.Module, clips: Tensor, layout: str | None) -> str:
             with frozen_for_explaining(model), torch.no_grad():
                 _called(model, one, clips[:1])
             return one
-        except (RuntimeError, ValueError, AssertionError, IndexError) as error:  # of the person's own code
+        except (RuntimeError, ValueError, AssertionError, IndexError) as error:  # from the user's code
             problems.append(f"as {one}: {one_line(error)}")
     raise InputError(
         f"{type(model).__name__} does not run on clips of shape {tuple(clips.shape)} ({'; '.join(problems)}); give"
@@ -205,8 +207,8 @@ def _layout(model: nn.Module, clips: Tensor, layout: str | None) -> str:
 
 @runtime_checkable
 class HasClipSubject(Protocol):
-    """A detector that says itself how its clips are explained."""
+    """A detector that makes its own ClipSubject."""
 
     def as_clip_subject(self) -> ClipSubject:
-        """This detector as a `ClipSubject`."""
+        """Return the detector as a ClipSubject."""
         ...

@@ -1,1 +1,1 @@
-"""Which map to draw: candidates tried by cause, a choice, the check of a single map. Needs torch alone."""
+"""The choice of a map by testing candidates on the detector, and the check of a single map."""

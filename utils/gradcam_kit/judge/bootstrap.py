@@ -1,4 +1,4 @@
-"""Intervals and comparisons by a cluster bootstrap over videos: frames of one video are correlated."""
+"""Intervals and comparisons by a cluster bootstrap over videos, because frames of one video are correlated."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ LEVEL = 0.95
 
 
 class Interval(NamedTuple):
-    """A mean over frames with its interval; of `frames` frames from `videos` videos. NaN where there are none.
+    """A mean with its interval, over `frames` frames from `videos` videos; NaN without frames.
 
-    One video alone has no interval, since every resample of it is the same: `low` and `high` are NaN.
+    A single video has no interval, because all its resamples are equal: `low` and `high` are NaN.
     """
 
     mean: float
@@ -25,9 +25,9 @@ class Interval(NamedTuple):
 
 
 class VideoBootstrap:
-    """Resampled means over the frames of some videos; all columns share the resamples, so that differences are paired.
+    """Resampled means over frames of videos. All columns share the resamples, so that differences are paired.
 
-    `videos`: the video of each frame. Values are (frames, K); NaN is a frame that has no value.
+    `videos`: the video of each frame. Values are (frames, K); NaN means that a frame has no value.
     """
 
     def __init__(self, videos: Sequence[Hashable], seed: int, resamples: int = RESAMPLES) -> None:
@@ -38,7 +38,7 @@ class VideoBootstrap:
         self.weights = rng.multinomial(count, np.full(count, 1 / max(count, 1)), size=resamples).astype(np.float32)
 
     def means(self, values: np.ndarray) -> np.ndarray:
-        """(frames, K) → (resamples, K): the mean over the frames of the drawn videos, NaN where none has a value."""
+        """Average (frames, K) over the drawn videos: (resamples, K), NaN if no frame has a value."""
         there = np.isfinite(values)
         sums = self._by_video(np.where(there, values, 0.0))
         counts = self._by_video(there.astype(np.float64))
@@ -47,7 +47,7 @@ class VideoBootstrap:
             return np.where(drawn > 0, (self.weights @ sums) / drawn, np.nan)
 
     def intervals(self, values: np.ndarray) -> list[Interval]:
-        """One percentile interval for each of K columns."""
+        """Return one percentile interval for each column of (frames, K)."""
         finite, ends = np.isfinite(values), [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
         found = []
         for column, there, means, videos in zip(
@@ -59,10 +59,10 @@ class VideoBootstrap:
         return found
 
     def p_values(self, differences: np.ndarray) -> np.ndarray:
-        """(frames, K) paired differences → (K,) one-sided p of "the mean is not above 0"; 1 without any value.
+        """Return the one-sided p (K,) of "the mean is not above 0" for paired differences (frames, K); 1 if none.
 
-        Of V videos never below 2^-V, the chance that V differences of no true sign are all above 0 (the sign test's
-        smallest p): resampling a handful of videos alone would call any difference certain.
+        For V videos p is at least 2^-V, the chance that V differences without a true sign are all positive (the sign
+        test's smallest p). Otherwise resampling a few videos would call any difference certain.
         """
         means = self.means(differences)
         with np.errstate(invalid="ignore"):
@@ -71,7 +71,7 @@ class VideoBootstrap:
         return np.where(there.any(axis=0), np.maximum(p, 0.5 ** self._videos_of(there)), 1.0)
 
     def _videos_of(self, there: np.ndarray) -> np.ndarray:
-        """(frames, K) bool → (K,): in how many videos there is a value."""
+        """Count the videos with a value: (frames, K) bool → (K,)."""
         return (self._by_video(there.astype(np.float64)) > 0).sum(axis=0)
 
     def _by_video(self, values: np.ndarray) -> np.ndarray:
@@ -81,7 +81,7 @@ class VideoBootstrap:
 
 
 def holm(p: np.ndarray) -> np.ndarray:
-    """Holm's step-down correction of (K,) p-values: bounds the chance of any false "better" among K (Holm 1979)."""
+    """Correct (K,) p-values by Holm's step-down method, which bounds the chance of any false "better" (Holm 1979)."""
     order = np.argsort(p, kind="stable")
     stepped = np.maximum.accumulate(p[order] * (len(p) - np.arange(len(p))))
     corrected = np.empty_like(p)

@@ -1,4 +1,4 @@
-"""The recipes worth trying on a detector, and their maps."""
+"""The candidate recipes for a detector, and their maps."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from ..engine.recipe import ATTENTION_SITE, BOTH, NORMED, RESIDUAL, Recipe, site
 from ..engine.towers.channel_axis import OFF, ChannelAxes
 from ..engine.towers.tower import Tower
 
-MOST = 16  # candidates of one trial
-MOST_NAMED = 24  # where several layers were named, which share their passes
-FINER = 3  # grids that are tried beside the default one of a convolutional network
-FEWEST_CHANNELS = 8  # of a layer that is tried: fewer are no features
+MOST = 16  # candidates per trial
+MOST_NAMED = 24  # the same if several layers are named, because they share passes
+FINER = 3  # grids of a convolutional network that are tried in addition to the default one
+FEWEST_CHANNELS = 8  # a layer with fewer channels holds no features
 
 
 def shortlist(tower: Tower, maps: MapLayers, named: Recipe, bank: bool = False) -> list[Recipe]:
-    """At most MOST candidates for `tower`, with what `named` leaves open filled in; the first is the fallback.
+    """List at most MOST candidates for `tower` that fill in the open fields of `named`; the first is the fallback.
 
     `bank`: whether there are real tokens to compare with.
     """
@@ -46,7 +46,7 @@ def shortlist(tower: Tower, maps: MapLayers, named: Recipe, bank: bool = False) 
         ]
         if fitting:
             return fitting
-    if named.method in CONTRASTS and (AUTO in named.layers or not named.layers):  # the bank has tokens of these alone
+    if named.method in CONTRASTS and (AUTO in named.layers or not named.layers):  # the bank holds only their tokens
         known = [one for one in _contrasts(blocks, balanced, maps) if one.method == named.method]
         return [one for one in known if named.backward in (AUTO, one.backward)]
     if named.method == AUTO and AUTO not in named.layers:
@@ -59,7 +59,7 @@ def shortlist(tower: Tower, maps: MapLayers, named: Recipe, bank: bool = False) 
 
 
 def _of_blocks(blocks: Sequence[str], attention: bool, balanced: bool) -> list[Recipe]:
-    """Of a transformer: what is made of all blocks first, since it has no layer to get wrong."""
+    """List candidates for a transformer; maps of all blocks come first, because they need no choice of a layer."""
     last, late, middle = blocks[-1], blocks[(3 * len(blocks)) // 4 - (len(blocks) < 4)], blocks[len(blocks) // 2]
     rules = ([PLAIN, BOTH] if balanced else [PLAIN]) if len(blocks) > 1 else []
     found = [Recipe("hirescam", SCALED, RESIDUAL, rule) for rule in rules]
@@ -79,7 +79,7 @@ def _of_blocks(blocks: Sequence[str], attention: bool, balanced: bool) -> list[R
 
 
 def _at_each(named: Recipe, attention: bool, balanced: bool, bank: bool) -> list[Recipe]:
-    """Of each layer that was named, the kinds of map that hold at one block, those that `named` has room for."""
+    """List candidates at each named layer: methods that are valid at a single block, as many as fit."""
     kinds = [(method, RESIDUAL, PLAIN) for method in CONTRASTS] if bank else []
     if balanced:
         kinds += [(method, RESIDUAL, BALANCED) for method in ("hirescam", "gradcam")]
@@ -97,14 +97,14 @@ def _at_each(named: Recipe, attention: bool, balanced: bool, bank: bool) -> list
 
 
 def _contrasts(blocks: Sequence[str], balanced: bool, maps: MapLayers) -> list[Recipe]:
-    """Contrast maps: of every third block or, of a convolutional network, of each of its grids."""
+    """List contrast maps: of every third block, or of each grid of a convolutional network."""
     layers = [SCALED] if blocks else maps.names
     rules = [BOTH, PLAIN] if blocks and balanced else [PLAIN]
     return [Recipe(method, layer, backward=rule) for method in CONTRASTS for rule in rules for layer in layers]
 
 
 def _of_maps(maps: MapLayers) -> list[Recipe]:
-    """Of a convolutional network: its default layer, and finer maps, with constant gates where it has gates."""
+    """List candidates for a convolutional network: its default layer and finer grids, with constant gates if any."""
     methods = ("gradcam", "hirescam", "layercam", "gradcam++")
     if not maps.gated:
         return [Recipe(method, layer, NORMED, PLAIN) for layer in maps.names for method in methods]
@@ -114,7 +114,7 @@ def _of_maps(maps: MapLayers) -> list[Recipe]:
 
 
 def _spelled_out(methods: Sequence[str], layers: Sequence[str], balanced: bool, named: Recipe) -> list[Recipe]:
-    """Every method by every backward rule at its site, at as many of `layers` as the list has room for."""
+    """List every method with every backward rule, at as many of `layers` as fit."""
     rules = [named.backward] if named.backward != AUTO else ([BALANCED, PLAIN] if balanced else [PLAIN])
     kinds = [(method, rule) for rule in rules for method in methods][:MOST]
     room = max(1, MOST // len(kinds))
@@ -127,7 +127,7 @@ def _spelled_out(methods: Sequence[str], layers: Sequence[str], balanced: bool, 
 
 
 class MapLayers(NamedTuple):
-    """Where a network without blocks may be read: its default layer, then finer maps, the coarsest of them first.
+    """The layers of a network without blocks: its default layer, then finer grids, the coarsest first.
 
     `gated`: squeeze-and-excitation weighs its channels.
     """
@@ -140,10 +140,9 @@ NO_MAPS = MapLayers([])
 
 
 def map_layers(tower: nn.Module, default: str, run: Callable[[], object]) -> MapLayers:
-    """`default` of a convolutional network, and the last module on each of the next FINER finer grids.
+    """Find a convolutional network's layers: `default`, and the last module on each of the next FINER finer grids.
 
-    Modules made of others are preferred: the blocks and stages that a network is built of. `run` is a forward pass of
-    the whole model.
+    Modules with children are preferred, because they are blocks or stages. `run` runs the whole model once.
     """
     sizes: dict[str, int] = {}
     repeated: set[str] = set()
@@ -172,22 +171,22 @@ def map_layers(tower: nn.Module, default: str, run: Callable[[], object]) -> Map
 
 
 def captures(candidates: Iterable[Recipe]) -> int:
-    """Backward passes that `candidate_maps` makes, at most two for each forward pass."""
+    """Count the backward passes of `candidate_maps`, at most two per forward pass."""
     rules = [{one.backward for one in some} for some in _by_capture(candidates) if some]
     return sum(1 + (len(of) > 1 or BOTH in of) for of in rules)
 
 
 def _by_capture(candidates: Iterable[Recipe]) -> tuple[list[Recipe], list[Recipe]]:
-    """The candidates that one capture serves: nearly all, and those that need one of their own."""
+    """Split the candidates into those that share one capture, and those that need their own."""
     every = list(candidates)
     return [one for one in every if not one.needs_own_pass], [one for one in every if one.needs_own_pass]
 
 
 def candidate_maps(capture: Callable[[list[Recipe]], Any], candidates: Sequence[Recipe]) -> dict[Recipe, LayerMaps]:
-    """The maps of all candidates, from one `capture` (→ `explaining.capture.Capture`) where it can serve all."""
+    """Compute the maps of all candidates with as few calls of `capture` as possible (`explaining.capture.Capture`)."""
     found = {}
     for group in filter(None, _by_capture(candidates)):
-        kinds: dict[Recipe, list[Recipe]] = {}  # those that differ in their layer alone
+        kinds: dict[Recipe, list[Recipe]] = {}  # recipes that differ only in their layer
         for one in group:
             kinds.setdefault(one.at(""), []).append(one)
         wanted = [

@@ -1,4 +1,4 @@
-"""Can this map of this image be relied on? Figures by contrast, by drop and by agreement, and a verdict."""
+"""The check of one image's map: contrast with real images, drop of the margin, agreement, and a verdict."""
 
 from __future__ import annotations
 
@@ -12,32 +12,31 @@ from torch import Tensor
 from ..engine.real.contrast import CONTRASTS, neighbourhood_mean, scaled_mean, sharpened
 from ..engine.recipe import BALANCED, RESIDUAL, Recipe
 from .choosing import TrialImages, TriedDetector, directions, maps_of_all
-from .trial import Heat, Scorer, TokenFill, grid_of, hottest, on_trial_grid, random_patches
+from .trial import CandidateMaps, Scorer, TokenFill, grid_of, hottest, on_trial_grid, random_patches
 
 SUPPORTED, WEAK, CONTRADICTED, ARTEFACT = "supported", "weak", "contradicted", "artefact"
 WORDS = (SUPPORTED, WEAK, CONTRADICTED, ARTEFACT)
-# Every threshold of the verdict: the contrast at the hottest patch, as a share of its largest; of a contrast map how
-# clear its place is, without the standardised contrast and with it; without a bank the votes, and the drop of the
-# margin with the hottest patches replaced, beyond random ones, as a share of it.
+# All thresholds of the verdict. With a bank: the contrast at the hottest patch, as a share of the largest; for a
+# contrast map, how clear its place is, without and with the standardised contrast. Without a bank: the votes, and the
+# drop beyond random patches as a share of the margin.
 CLEAR_CONTRAST, SOME_CONTRAST = 0.6, 0.3
 CLEAR_PLACE, CLEAR_STANDARD = 0.6, 0.45
-REACH = 0.2  # of the grid's longer side: so near to the hottest patch evidence counts as being in one place
-ONE_PLACE = 0.65  # of the evidence: below it there is no one place, as where a whole image was upsampled or denoised
+REACH = 0.2  # evidence this near to the hottest patch is in the same place; a share of the grid's longer side
+ONE_PLACE = 0.65  # with a smaller share in one place the evidence is spread, as if a whole image was upsampled
 CLEAR_VOTES = 0.5
 CLEAR_DROP, SOME_DROP, AGAINST = 0.25, 0.05, -0.02
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MapCheck:
-    """What speaks for one map of one image.
+    """The verdict on one image's map, and the figures behind it; a figure is None if it was not computed.
 
-    `word`: the verdict. `margin`: towards the class that is explained, as the detector gives it. `contrast`: what the
-    map's hottest patch adds to the score compared with its nearest real ones, as a share of the largest there is.
-    `fall` and `random`: the margin's drop once the map's hottest patches, and as many random ones, are replaced.
-    `mass`: the raw map's sum as a share of the margin. `votes`: share of the tower's blocks whose own map is hottest at
-    the same patch or one next to it. `others`: the same of other methods' maps. `concentration`: the share of the
-    evidence that lies near its own hottest patch. `standard`: the share of the standardised contrast that lies near the
-    map's hottest patch, of a contrast map. None: not asked for, there are none, or the margin is 0.
+    `word`: the verdict. `margin`: towards the explained class. `contrast`: how much the map's hottest patch adds to the
+    score compared with the nearest real patches, as a share of the largest value. `fall` and `random`: drop of the
+    margin when the map's hottest patches, or as many random ones, are replaced. `mass`: the raw map's sum as a share of
+    the margin. `votes`: share of the blocks whose own map is hottest at the same or a neighbouring patch. `others`: the
+    same share of other methods' maps. `concentration`: share of the evidence near its hottest patch. `standard`: for a
+    contrast map, share of the standardised contrast near the map's hottest patch.
     """
 
     word: str
@@ -62,12 +61,12 @@ class MapCheck:
 
     @property
     def is_spread(self) -> bool:
-        """Whether the evidence is in no one place, so that a hot spot shows where the detector looked and no more."""
+        """Whether the evidence is spread, so that a hot spot does not locate it."""
         return self.concentration is not None and self.concentration < ONE_PLACE
 
     @property
     def sentence(self) -> str:
-        """The verdict and why: `Weak: replacing its hottest patches lowered the margin by 0.02 (random patches: …)`."""
+        """The verdict with its reasons: `Weak: replacing its hottest patches lowered the margin of 1.2 by 0.02 (…)`."""
         facts = []
         if self.fall is not None and self.random is not None:
             facts.append(
@@ -94,10 +93,10 @@ def _moved(drop: float) -> str:
 
 
 class Evidence(NamedTuple):
-    """What the contrast with real images says of N images: the signed maps (N, L, h, w) of L blocks, on the CPU.
+    """The contrast of N images with real ones: signed maps (N, L, h, w) of L blocks, float32 on the CPU.
 
-    `standard` (N, h, w): the standardised contrast, averaged over the blocks; None: there are no neighbours to ask.
-    `separates`: whether the detector tells real from fake at all; no map of one that does not is supported.
+    `standard` (N, h, w): the standardised contrast, averaged over the blocks; None if the bank is too small for it.
+    `separates`: whether the detector separates real from fake; otherwise no map is supported.
     """
 
     blocks: Tensor
@@ -105,22 +104,22 @@ class Evidence(NamedTuple):
     separates: bool = True
 
     def concentration(self) -> Tensor:
-        """(N,) in [0, 1]: the share of the sharpened contrast that lies near its own hottest patch."""
+        """Return the share (N,) in [0, 1] of the sharpened contrast that is near its own hottest patch."""
         return concentration(sharpened(scaled_mean(self.blocks.unbind(1))))
 
     def near(self, raw: Tensor) -> Tensor | None:
-        """(N,) in [0, 1]: the share of the standardised contrast that lies near the hottest patch of maps (N, h, w)."""
+        """Return the share (N,) in [0, 1] of the standardised contrast near the hottest patch of maps (N, h, w)."""
         return None if self.standard is None else _share_near(self.standard.relu(), _peak(raw)[0])
 
     def contrast(self, raw: Tensor) -> Tensor:
-        """(N,): the contrast, over 3 × 3 patches, at the hottest patch of maps (N, h, w); a share of its largest."""
+        """Return the contrast (N,) over 3 × 3 patches at the hottest patch of maps (N, h, w), over its maximum."""
         joint = neighbourhood_mean(scaled_mean(self.blocks.unbind(1)))
         largest = joint.flatten(1).amax(dim=1)
         there = _at(joint, _peak(raw)[0])
         return torch.where(largest > 0, there / largest, torch.full_like(largest, -1.0))
 
     def votes(self, raw: Tensor) -> Tensor:
-        """(N,): the share of the blocks whose own contrast, over 3 × 3 patches, is largest there or one patch away."""
+        """Return the share (N,) of blocks whose contrast over 3 × 3 patches is largest at most one patch away."""
         place, patch = _peak(raw)
         near = []
         for block in self.blocks.unbind(1):
@@ -130,19 +129,19 @@ class Evidence(NamedTuple):
 
 
 def _at(maps: Tensor, places: Tensor) -> Tensor:
-    """The values (N,) of maps (N, h, w) at `places` (N, 2), rows and columns in shares of the image."""
+    """Return the values (N,) of maps (N, h, w) at `places` (N, 2): row and column as shares of the image."""
     rows, columns = maps.shape[1:]
     row, column = (places[:, 0] * rows).long(), (places[:, 1] * columns).long()
     return maps.flatten(1).gather(1, (row * columns + column).unsqueeze(1)).squeeze(1)
 
 
 def concentration(raw: Tensor) -> Tensor:
-    """(N,) in [0, 1]: the share of each map (N, h, w) that lies near its hottest patch; 0 of an empty one."""
+    """Return the share (N,) in [0, 1] of each map (N, h, w) that is near its hottest patch; 0 for an empty map."""
     return _share_near(raw, _peak(raw)[0])
 
 
 def _share_near(maps: Tensor, places: Tensor) -> Tensor:
-    """(N,): the share of each map (N, h, w), nowhere below 0, that lies near `places` (N, 2); 0 of an empty one."""
+    """Return the share (N,) of each non-negative map (N, h, w) near `places` (N, 2); 0 for an empty map."""
     rows, columns = maps.shape[1:]
     reach = max(1, round(REACH * max(rows, columns)))
     row, column = (places[:, 0] * rows).long().unsqueeze(1), (places[:, 1] * columns).long().unsqueeze(1)
@@ -154,20 +153,20 @@ def _share_near(maps: Tensor, places: Tensor) -> Tensor:
 
 
 def place_of(votes: float, concentration: float, standard: float | None) -> float:
-    """How clearly a contrast map's hottest patch is the place of the evidence, in [0, 1].
+    """Rate, in [0, 1], how clearly a contrast map's hottest patch is the place of the evidence.
 
-    A contrast map is hottest where the contrast is, so the contrast there says nothing. Its blocks' votes and the
-    evidence's concentration do; so does the standardised contrast near it, which weighs as much as both.
+    A contrast map is hottest at the largest contrast by construction, so that contrast tells nothing. The blocks'
+    votes and the concentration do, and so does the standardised contrast near it, which weighs as much as both.
     """
     place = (votes + concentration) / 2
     return place if standard is None else (place + standard) / 2
 
 
 def word_by_contrast(contrast: float, clear_place: bool | None, share: float | None, empty: bool) -> str:
-    """The verdict where there is a bank.
+    """Return the verdict with a bank.
 
-    `share`: the drop beyond random as a share of the margin, None where it was not asked for. `clear_place`: of a
-    contrast map, whether its place (`place_of`) is clear; None of another map.
+    `share`: the drop beyond random patches as a share of the margin; None if not computed. `clear_place`: for a
+    contrast map, whether its place (`place_of`) is clear; None for another map.
     """
     if empty:
         return ARTEFACT
@@ -175,16 +174,16 @@ def word_by_contrast(contrast: float, clear_place: bool | None, share: float | N
         return CONTRADICTED
     if clear_place is None:
         clear, some = contrast >= CLEAR_CONTRAST, contrast >= SOME_CONTRAST
-    else:  # a contrast map is hottest where the contrast is, so it is no artefact
+    else:  # a contrast map is hottest at the largest contrast, so it is no artefact
         clear, some = clear_place, True
     return SUPPORTED if clear else WEAK if some else ARTEFACT
 
 
 def word_by_drop(share: float, votes: float | None, empty: bool) -> str:
-    """The verdict where there is no bank, from the drop beyond random as a share of the margin, and from the votes.
+    """Return the verdict without a bank, from the drop beyond random (as a share of the margin) and the votes.
 
-    Never SUPPORTED: what replaces the patches is evidence itself. Weak: it costs some of the margin, or half of the
-    blocks agree. A tower without balanced maps has no votes.
+    It is never SUPPORTED, because the fill itself is evidence. WEAK: the margin drops somewhat, or half of the blocks
+    agree. A tower without balanced maps has no votes.
     """
     if empty:
         return ARTEFACT
@@ -194,43 +193,43 @@ def word_by_drop(share: float, votes: float | None, empty: bool) -> str:
 
 
 def block_voters(blocks: Sequence[str]) -> list[Recipe]:
-    """The balanced map of every block."""
+    """Return the recipe of every block's balanced map."""
     return [Recipe("hirescam", block, RESIDUAL, BALANCED) for block in blocks]
 
 
 class Checked(NamedTuple):
     """N images whose maps are checked."""
 
-    images: Tensor  # (N, 3, H, W), as the detector takes them
-    target: Sequence[str]  # what each image's map explains: fake, real or margin
+    images: Tensor  # (N, 3, H, W), normalised
+    target: Sequence[str]  # the target of each image's map: fake, real or margin
     margins: Tensor  # (N,): fake − real
-    seeds: Sequence[int]  # of each image's random patches
-    evidence: Evidence | None = None  # where there is a bank
+    seeds: Sequence[int]  # per image, for its random patches
+    evidence: Evidence | None = None  # None without a bank
 
 
 class Voters(NamedTuple):
-    """The maps whose agreement is asked for. Those that are not finite, or that the detector lacks, do not vote."""
+    """The maps whose agreement counts. Maps that are not finite, or that the detector lacks, do not vote."""
 
     blocks: Sequence[Recipe]
-    others: Sequence[Recipe]  # of these, those of another method than the map's vote
+    others: Sequence[Recipe]  # of these, only other methods than the map's own vote
 
 
 def check_maps(
     detector: TriedDetector,
     checked: Checked,
-    maps: Mapping[str, Heat],
+    maps: Mapping[str, CandidateMaps],
     method: str,
     fill: Tensor | TokenFill,
     voters: Voters,
 ) -> dict[str, list[MapCheck]]:
-    """One check for each image of each of `maps`: by layer, of these images, by `method`.
+    """Check the maps of N images, by layer, made by `method`: one check per layer and image.
 
-    `fill`: what replaces patches, as in `trial.Fills`. The voters are asked only where there is no evidence.
+    `fill` replaces patches, as in `trial.Fills`. The voters are used only without a bank.
     """
     images, direction = checked.images, directions(checked.target)
     towards = checked.margins.float().cpu() * direction
     scorer = Scorer(detector.margins, direction)
-    random_drops: dict[tuple[int, int], Tensor] = {}  # by grid: layers of one grid share them
+    random_drops: dict[tuple[int, int], Tensor] = {}  # by grid: layers with the same grid share them
     agree = _agreement_of(detector, checked, method, voters)
     checks = {}
     for layer, heat in maps.items():
@@ -245,24 +244,26 @@ def check_maps(
     return checks
 
 
-def verdicts(checked: Checked, maps: Mapping[str, Heat], method: str) -> dict[str, list[MapCheck]]:
-    """As `check_maps`, from the evidence alone: it asks the detector nothing, and knows of no drop."""
+def verdicts(checked: Checked, maps: Mapping[str, CandidateMaps], method: str) -> dict[str, list[MapCheck]]:
+    """Check the maps of N images only by their contrast with real images, without any forward pass."""
     towards = checked.margins.float().cpu() * directions(checked.target)
     return {layer: _checks_of(checked, towards, heat, method) for layer, heat in maps.items()}
 
 
-Agreed = tuple[Sequence[float | None], Sequence[float | None]]  # of blocks and of other methods, by image
+Agreed = tuple[
+    Sequence[float | None], Sequence[float | None]
+]  # shares of blocks and of other methods that agree, by image
 
 
 def _checks_of(
     checked: Checked,
     towards: Tensor,
-    heat: Heat,
+    heat: CandidateMaps,
     method: str,
     drops: tuple[Tensor, Tensor] | None = None,
     agreed: Agreed | None = None,
 ) -> list[MapCheck]:
-    """The checks of one layer's maps. `drops`: of the hottest and of random patches, (N,) each, where asked for."""
+    """Check one layer's maps. `drops`: for the hottest and for random patches, (N,) each, if computed."""
     evidence, raw = checked.evidence, on_trial_grid(heat.raw)
     contrasts = None if evidence is None else evidence.contrast(raw).tolist()
     votes, others = agreed or ([None] * len(raw), [None] * len(raw))
@@ -284,8 +285,8 @@ def _checks_of(
                 enough = CLEAR_PLACE if standard[i] is None else CLEAR_STANDARD
                 clear = place_of(votes[i] or 0.0, near, standard[i]) >= enough
             word = word_by_contrast(contrasts[i], clear, share, empty)
-            # Real images say what is no fake, and no more; a detector that does not separate has no evidence; and where
-            # the evidence is spread no place is the right one.
+            # Not supported: evidence for real, since a bank of real images shows only what is not fake; any map of a
+            # detector that does not separate; and spread evidence, since no place is the right one.
             doubtful = checked.target[i] == "real" or not (evidence and evidence.separates) or near < ONE_PLACE
             word = WEAK if word == SUPPORTED and doubtful else word
         else:
@@ -309,15 +310,15 @@ def _checks_of(
 
 def _agreement_of(
     detector: TriedDetector, checked: Checked, method: str, voters: Voters
-) -> Callable[[Heat], Agreed | None]:
-    """What asks the voters how far they agree with a map; nothing is asked where there is evidence."""
+) -> Callable[[CandidateMaps], Agreed | None]:
+    """Return the function that computes the voters' agreement with a map; None with a bank."""
     if checked.evidence is not None:
         return lambda heat: None
     others = [one for one in voters.others if one.method != method]
     given = TrialImages(checked.images, checked.target, [None] * len(checked.images))
     heats, kept, _ = maps_of_all(detector, given, [*voters.blocks, *others])
 
-    def agree(heat: Heat) -> Agreed:
+    def agree(heat: CandidateMaps) -> Agreed:
         blocks, methods = (
             _agreement(heat, [heats[one] for one in some if one in heats], kept) for some in (voters.blocks, others)
         )
@@ -326,10 +327,10 @@ def _agreement_of(
     return agree
 
 
-def _agreement(heat: Heat, voters: Sequence[Heat], kept: list[int]) -> list[float | None]:
-    """Per image: the share of the voters whose hottest patch is the map's own or one next to it; None without voters.
+def _agreement(heat: CandidateMaps, voters: Sequence[CandidateMaps], kept: list[int]) -> list[float | None]:
+    """Return per image the share of voters whose hottest patch is the map's or a neighbour; None without voters.
 
-    The voters' maps are of the images at the positions `kept`.
+    The voters' maps belong to the images at the positions `kept`.
     """
     found: list[float | None] = [None] * len(heat.raw)
     if not voters or not kept:
@@ -338,7 +339,7 @@ def _agreement(heat: Heat, voters: Sequence[Heat], kept: list[int]) -> list[floa
     near = []
     for voter in voters:
         other, other_patch = _peak(voter.raw)
-        reach = torch.maximum(patch, other_patch) * 1.01  # one patch of the coarser grid, but for rounding
+        reach = torch.maximum(patch, other_patch) * 1.01  # one patch of the coarser grid, with a tolerance for rounding
         near.append(((place - other).abs() <= reach).all(dim=1) & ~voter.empty)
     for position, share in zip(kept, torch.stack(near).float().mean(dim=0).tolist(), strict=True):
         found[position] = share
@@ -346,7 +347,7 @@ def _agreement(heat: Heat, voters: Sequence[Heat], kept: list[int]) -> list[floa
 
 
 def _peak(raw: Tensor) -> tuple[Tensor, Tensor]:
-    """Centre (N, 2) of the hottest patch and size (2,) of a patch: rows and columns in shares of the image."""
+    """Return the hottest patch's centre (N, 2) and a patch's size (2,), rows and columns as shares of the image."""
     raw = on_trial_grid(raw)
     size = torch.tensor(raw.shape[1:], dtype=torch.float32)
     place = raw.flatten(1).argmax(dim=1)

@@ -1,4 +1,4 @@
-"""Images in, choice out: the trial as a run, `calibrate_gradcam` and `explain` ask for it."""
+"""The choice of a map from images, for a run, `calibrate_gradcam` and `explain`."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from .transplant import Margins
 from .trial import (
     PAIRED_REAL,
     REAL_TOKENS,
+    CandidateMaps,
     Fills,
-    Heat,
     Scorer,
     TokenFill,
     Trial,
@@ -30,12 +30,12 @@ from .trial import (
 from .verdict import FEWEST_EARLY, UNTRIED, Choice, choose, contenders
 
 T = TypeVar("T")
-SPREAD = 0.05  # standard deviation of the margins, in logits: an untrained detector gives nearly one for all images
-InParts = Callable[[Callable[[slice], T], int], list[T]]  # work over slices of so many images → the results in order
+SPREAD = 0.05  # minimum standard deviation of the margins in logits; an untrained detector's are nearly equal
+InParts = Callable[[Callable[[slice], T], int], list[T]]  # (work on a slice, number of images) → results in order
 
 
 def in_batches(size: int) -> InParts[Any]:
-    """Batches of `size` images."""
+    """Return an InParts that uses batches of `size` images."""
 
     def run(work: Callable[[slice], T], count: int) -> list[T]:
         return [work(slice(start, min(start + size, count))) for start in range(0, count, size)]
@@ -44,20 +44,20 @@ def in_batches(size: int) -> InParts[Any]:
 
 
 class TriedDetector(NamedTuple):
-    """What a trial needs of a detector."""
+    """The functions of a detector that a trial needs."""
 
-    capture: Callable[..., Any]  # (images, target, videos, recipes) → what gives their maps, from one pass
-    margins: Margins  # of any number of images
-    in_parts: InParts[Any]  # splits the maps' work into batches that fit into memory
-    # (images, their videos, what a pass has seen of them) → what exchanges patches for real tokens; None: no bank
+    capture: Callable[..., Any]  # (images, target, videos, recipes) → a Capture, from one pass
+    margins: Margins  # for any number of images
+    in_parts: InParts[Any]  # splits the work into batches that fit into memory
+    # (images, their videos, what a pass saw of them) → a fill that exchanges patches for real tokens; None: no bank
     exchange: Callable[..., TokenFill] | None = None
 
 
 class TrialImages(NamedTuple):
-    """N images (N, 3, H, W) as the detector takes them; `target` is whose evidence is shown: fake, real or margin.
+    """N normalised images (N, 3, H, W), their targets (fake, real or margin) and their videos.
 
-    `videos` of each. `reals` (M, 3, H, W): images that the detector calls real, of `real_videos`. `paired`
-    (N, 3, H, W): the real image that each was made from; `has_pair` (N,) bool: where it is known.
+    `reals` (M, 3, H, W): images that the detector calls real, from `real_videos`. `paired` (N, 3, H, W): the real image
+    that each fake was made from; `has_pair` (N,) bool: whether it is known.
     """
 
     images: Tensor
@@ -69,7 +69,7 @@ class TrialImages(NamedTuple):
     real_videos: Sequence[Hashable] = ()
 
     def only(self, kept: Tensor) -> TrialImages:
-        """Those at the positions `kept`."""
+        """Select the images at the positions `kept`."""
         target, videos = ([of[i] for i in kept.tolist()] for of in (self.target, self.videos))
         paired, has_pair = (None if of is None else of[kept] for of in (self.paired, self.has_pair))
         return TrialImages(self.images[kept], target, videos, self.reals, paired, has_pair, self.real_videos)
@@ -78,11 +78,10 @@ class TrialImages(NamedTuple):
 def trial_images(
     margins: Margins, batches: Iterable[Mapping[str, Any]], count: int, target: str = "fake"
 ) -> TrialImages:
-    """The first `count` images of `batches` that the detector calls fake, and as many that it calls real.
+    """Select the first `count` images of `batches` that the detector calls fake, and as many that it calls real.
 
-    Where it calls none fake, those that it calls real are tried, for the evidence for real. A batch holds `image`
-    (B, 3, H, W), and may hold `video` and `paired_real` as `GradCAMMixin.calibrate_gradcam` takes them. Raises
-    InputError where there is no image.
+    If it calls none fake, the real ones are used, with target "real". A batch holds `image` (B, 3, H, W), and may hold
+    `video` and `paired_real` as in `GradCAMMixin.calibrate_gradcam`. Raises InputError without any image.
     """
     fakes: list[tuple[Tensor, Hashable, Tensor | None]] = []
     reals: list[tuple[Tensor, Hashable, Tensor | None]] = []
@@ -99,7 +98,7 @@ def trial_images(
             break
     used = fakes or reals
     if not used:
-        raise InputError("no image to choose the map on: give at least one batch")
+        raise InputError("no image for choosing the map: give at least one batch")
     images, videos, paired = zip(*used, strict=True)
     pairs = [pair for pair in paired if pair is not None]
     known = len(pairs) == len(used)
@@ -117,23 +116,23 @@ def trial_images(
 def choose_map(
     detector: TriedDetector, given: TrialImages, candidates: Sequence[Recipe], named: Sequence[Recipe] = ()
 ) -> Choice:
-    """Try `named` and `candidates` on the images, and choose as `judge.verdict.choose` does.
+    """Try `named` and `candidates` on the images, and choose by `judge.verdict.choose`.
 
-    Images whose margin or maps are not finite are left out; `Choice.unmade` has the candidates without a map. Where at
-    least half of the images have a pair, the pair is the fill, and the others are left out.
+    Images with a margin or map that is not finite are skipped; `Choice.unmade` lists candidates without a map. If at
+    least half of the images have a pair, pairs are the fill, and images without one are skipped.
     """
     if given.has_pair is not None and given.has_pair.float().mean() >= 0.5:
         given = given.only(given.has_pair.nonzero().flatten())
     found = _tried(detector, given, list(dict.fromkeys([*named, *candidates])), named)
     if found.trial is None:
         reasons = {str(one): reason for one, reason in found.unmade.items()}
-        return Choice(UNTRIED, (named or candidates)[0], "no image, or no map, could be tried", unmade=reasons)
+        return Choice(UNTRIED, (named or candidates)[0], "no image or no map could be tried", unmade=reasons)
     made = [one for one in named if one in next(iter(found.trial.drops.values()))]
     return choose(found.trial, candidates, made, found.videos, found.unmade)
 
 
 class _Tried(NamedTuple):
-    """A trial, of images of these `videos`, and why some candidates have no map; None where nothing could be tried."""
+    """A trial (None if nothing could be tried), its images' videos, and why some candidates have no map."""
 
     trial: Trial | None
     videos: list[Hashable]
@@ -141,7 +140,7 @@ class _Tried(NamedTuple):
 
 
 def _tried(detector: TriedDetector, given: TrialImages, candidates: list[Recipe], named: Sequence[Recipe]) -> _Tried:
-    """By one fill where that is certain before: then in turns, each of more images, until the choice is settled."""
+    """Try the candidates. If only one fill applies, try in turns of more images until the choice is settled."""
     only = None
     if given.has_pair is not None and bool(given.has_pair.all()):
         only = PAIRED_REAL
@@ -172,7 +171,7 @@ def _tried(detector: TriedDetector, given: TrialImages, candidates: list[Recipe]
 
 
 def _turns(count: int) -> list[Tensor]:
-    """Positions of so many images in turns of 8, 8 and the rest, each spread over them all; few have one turn."""
+    """Split positions of `count` images into turns of 8, 8 and the rest, each spread over all; few make one turn."""
     left, turns = torch.arange(count), list[Tensor]()
     while len(left) >= 2 * FEWEST_EARLY and len(turns) < 2:
         turns.append(left[:: len(left) // FEWEST_EARLY][:FEWEST_EARLY])
@@ -189,11 +188,10 @@ def _fills(detector: TriedDetector, given: TrialImages, only: str | None) -> Fil
 
 
 def separates(margins: Tensor, labels: Sequence[int] | None) -> bool:
-    """Whether a detector tells real from fake at all, by its margins (N,).
+    """Tell whether a detector separates real from fake, by its margins (N,).
 
-    With `labels` (0 real, 1 fake) of both classes: whether the AUC is beyond what chance gives in one case of forty
-    (Mann and Whitney 1947: under chance it has the mean 1/2 and the variance (m + n + 1) / 12 m n). Without: whether
-    the margins are spread at all.
+    With `labels` (0 real, 1 fake) of both classes, the AUC must exceed chance by two standard deviations (Mann and
+    Whitney 1947: mean 1/2, variance (m + n + 1) / 12 m n). Otherwise the margins must vary.
     """
     if labels is None or len(set(labels)) < 2:
         return float(margins.double().std()) > SPREAD if len(margins) > 1 else True
@@ -206,18 +204,18 @@ def separates(margins: Tensor, labels: Sequence[int] | None) -> bool:
 
 
 def directions(target: Sequence[str]) -> Tensor:
-    """(N,): 1 where the evidence for fake is shown, -1 where that for real is."""
+    """Return the sign (N,) of each target: -1 for real, else 1."""
     return torch.tensor([-1.0 if name == "real" else 1.0 for name in target])
 
 
 def maps_of_all(
     detector: TriedDetector, given: TrialImages, candidates: Sequence[Recipe]
-) -> tuple[dict[Recipe, Heat], list[int], dict[Recipe, str]]:
-    """Maps of the candidates that have any, positions of the images whose maps are all finite, why others have none."""
+) -> tuple[dict[Recipe, CandidateMaps], list[int], dict[Recipe, str]]:
+    """Return the candidates' maps, the positions of images with finite maps, and why some candidates have no map."""
     unmade: dict[Recipe, str] = {}
     kept: list[int] = []
 
-    def work(part: slice) -> dict[Recipe, Heat]:
+    def work(part: slice) -> dict[Recipe, CandidateMaps]:
         positions = list(range(*part.indices(len(given.images))))
         while positions:
             some = given.only(torch.tensor(positions))
@@ -236,14 +234,18 @@ def maps_of_all(
     if not parts:
         return {}, [], unmade
     heats = {
-        one: Heat(torch.cat([found[one].raw for found in parts]), torch.cat([found[one].empty for found in parts]))
+        one: CandidateMaps(
+            torch.cat([found[one].raw for found in parts]), torch.cat([found[one].empty for found in parts])
+        )
         for one in made
     }
     return heats, kept, unmade
 
 
-def _made(capture: Callable[..., Any], wanted: Sequence[Recipe], unmade: dict[Recipe, str]) -> dict[Recipe, Heat]:
-    """The maps of those that can be made; the reasons of the others are added to `unmade`."""
+def _made(
+    capture: Callable[..., Any], wanted: Sequence[Recipe], unmade: dict[Recipe, str]
+) -> dict[Recipe, CandidateMaps]:
+    """Return the maps that can be made, and add the reasons for the others to `unmade`."""
     try:
         maps = candidate_maps(capture, wanted)
     except LayerError:
@@ -253,4 +255,4 @@ def _made(capture: Callable[..., Any], wanted: Sequence[Recipe], unmade: dict[Re
                 maps |= candidate_maps(capture, [one])
             except LayerError as error:
                 unmade[one] = str(error)
-    return {one: Heat(layer.raw.float().cpu(), layer.empty.cpu()) for one, layer in maps.items()}
+    return {one: CandidateMaps(layer.raw.float().cpu(), layer.empty.cpu()) for one, layer in maps.items()}

@@ -1,7 +1,7 @@
-"""Maps of clips under trial: how far the margin drops once their hottest cells, in time and space, are replaced.
+"""The trial of clips' maps: how far the margin drops when their hottest cells, in time and space, are replaced.
 
-As `judge.trial`, of clips (N, T, 3, H, W). A cell is replaced by the same place in the nearest frame that keeps it, so
-that it stays a piece of the same video; the second fill is the clip's mean colour.
+It is `judge.trial` for clips (N, T, 3, H, W). A cell is replaced by the same place in the nearest frame that keeps it,
+so that it stays a piece of the same video. The second fill is the clip's mean colour.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from torch import Tensor
 
 from ..engine.clips.grid import steps_of
 from ..engine.recipe import Recipe
-from .trial import SEED, SHARE, Heat, Scorer, Trial
+from .trial import SEED, SHARE, CandidateMaps, Scorer, Trial
 
 FROZEN, MEAN = "the nearest frame", "mean colour"
-MOST_CELLS = 32  # a side of a frame; a finer map is averaged down
+MOST_CELLS = 32  # per side of a frame; a finer map is averaged down
 
 
 def frames_of(raw: Tensor, frames: int) -> Tensor:
-    """Maps (N, t, h, w) with a value for each of `frames` frames, averaged down to MOST_CELLS a side."""
+    """Expand maps (N, t, h, w) to `frames` frames, averaged down to MOST_CELLS a side."""
     count, _, rows, columns = raw.shape
     if max(rows, columns) > MOST_CELLS:
         size = min(MOST_CELLS, rows), min(MOST_CELLS, columns)
@@ -31,7 +31,7 @@ def frames_of(raw: Tensor, frames: int) -> Tensor:
 
 
 def hottest_cells(cells: Tensor, empty: Tensor) -> Tensor:
-    """(N, T, h, w) bool: the hottest SHARE of all cells of a clip above 0; none of a map that is `empty` (N,)."""
+    """Select the hottest SHARE of a clip's cells above 0: (N, T, h, w) bool; none of a map that is `empty` (N,)."""
     flat = cells.flatten(1)
     highest = flat.topk(_count(cells), dim=1)
     mask = torch.zeros_like(flat, dtype=torch.bool).scatter_(1, highest.indices, highest.values > 0)
@@ -39,7 +39,7 @@ def hottest_cells(cells: Tensor, empty: Tensor) -> Tensor:
 
 
 def random_cells(cells: Tensor) -> Tensor:
-    """As many cells of each clip, by SEED."""
+    """Select as many random cells per clip: (N, T, h, w) bool."""
     draw = torch.rand(len(cells), cells[0].numel(), generator=torch.Generator().manual_seed(SEED))
     return (draw.argsort(dim=1).argsort(dim=1) < _count(cells)).view(cells.shape)
 
@@ -49,9 +49,9 @@ def _count(cells: Tensor) -> int:
 
 
 def frozen_cells(clips: Tensor, replaced: Tensor) -> Tensor:
-    """Clips (N, T, 3, H, W), each cell of `replaced` (N, T, h, w) bool as it is in the nearest frame that keeps it.
+    """Replace cells (N, T, h, w) bool of clips (N, T, 3, H, W) by the nearest frame that keeps them.
 
-    A place that no frame keeps stays as it is.
+    A place that no frame keeps stays unchanged.
     """
     frames = clips.shape[1]
     times = torch.arange(frames)
@@ -65,16 +65,16 @@ def frozen_cells(clips: Tensor, replaced: Tensor) -> Tensor:
 
 
 def mean_coloured_cells(clips: Tensor, replaced: Tensor) -> Tensor:
-    """The same with the clip's mean colour in these cells."""
+    """Replace cells (N, T, h, w) bool of clips (N, T, 3, H, W) by the clip's mean colour."""
     mask = F.interpolate(replaced.float(), size=clips.shape[3:], mode="nearest").bool().unsqueeze(2).to(clips.device)
     return torch.where(mask, clips.mean(dim=(1, 3, 4), keepdim=True), clips)
 
 
-FILLS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {FROZEN: frozen_cells, MEAN: mean_coloured_cells}
+CLIP_FILLS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {FROZEN: frozen_cells, MEAN: mean_coloured_cells}
 
 
-def try_clip_maps(clips: Tensor, maps: Mapping[Recipe, Heat], scorer: Scorer) -> Trial:
-    """The drop of the margin of N clips by each candidate's map (N, t, h, w), with both fills."""
+def try_clip_maps(clips: Tensor, maps: Mapping[Recipe, CandidateMaps], scorer: Scorer) -> Trial:
+    """Measure the drop of N clips' margins for each candidate's map (N, t, h, w), with both fills."""
     before, frames = scorer.of(clips), clips.shape[1]
     cells = {one: frames_of(heat.raw, frames) for one, heat in maps.items()}
     masks = {one: hottest_cells(cells[one], maps[one].empty) for one in maps}
@@ -84,7 +84,7 @@ def try_clip_maps(clips: Tensor, maps: Mapping[Recipe, Heat], scorer: Scorer) ->
     random: dict[str, dict[Recipe, Tensor]] = {}
     moved: dict[str, float] = {}
     scale = float(before.abs().mean())
-    for name, fill in FILLS.items():
+    for name, fill in CLIP_FILLS.items():
         drawn = {shape: before - scorer.of(fill(clips, mask)) for shape, mask in draws.items()}
         drops[name] = {one: before - scorer.of(fill(clips, mask)) for one, mask in masks.items()}
         random[name] = {one: drawn[tuple(mask.shape)] for one, mask in masks.items()}

@@ -1,4 +1,4 @@
-"""Baseline maps that ignore the detector; a method has to beat them."""
+"""Control maps that ignore the detector. A method has to beat them."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ from ..engine.recipe import Recipe
 
 CONTROLS = ("random", "gaussian", "face")
 FACE_POINTS = slice(17, 68)  # brows, nose, eyes and mouth, among 81 landmarks
-# Where a face crop has its face, in shares of its side: used where no image has landmarks.
+# The usual place of the face in a face crop, as shares of its side, for images without landmarks.
 FACE_ELLIPSE = (0.5, 0.56, 0.24, 0.27)  # centre x, y, half axes
 
 
 def control_maps(
     landmarks: Sequence[np.ndarray | None], grid: tuple[int, int], size: tuple[int, int], seed: int
 ) -> dict[Recipe, Tensor]:
-    """Every control for N images of `size` as raw maps: noise (N, h, w) on `grid`, or views of one map (N, H, W)."""
+    """Return all controls for N images of `size`: noise (N, h, w) on `grid`, others as (N, H, W)."""
     maps = (random_maps(len(landmarks), grid, seed), gaussian_map(size), face_map(landmarks, size))
     return {Recipe.control(name): raw.expand(len(landmarks), -1, -1) for name, raw in zip(CONTROLS, maps, strict=True)}
 
 
 def random_maps(count: int, grid: tuple[int, int], seed: int) -> Tensor:
-    """(count, h, w) uniform noise on the patch grid, so that it is as coarse as the maps it is compared with."""
+    """Return uniform noise (count, h, w) in [0, 1] on the patch grid, as coarse as the compared maps."""
     return torch.rand(count, *grid, generator=torch.Generator().manual_seed(seed))
 
 
 def gaussian_map(size: tuple[int, int]) -> Tensor:
-    """(H, W) a centred Gaussian blob, its standard deviation a quarter of the side, 1 at its peak."""
+    """Return a centred Gaussian blob (H, W), 1 at its peak, with a standard deviation of a quarter of the side."""
     y, x = (torch.linspace(-1, 1, side) for side in size)
     return torch.exp(-(y.unsqueeze(1).square() + x.square()) / (2 * 0.5**2))
 
 
 def face_map(landmarks: Sequence[np.ndarray | None], size: tuple[int, int]) -> Tensor:
-    """(H, W) in [0, 1]: how often a pixel lies in the inner face; a Gaussian blob at its usual place without landmarks.
+    """Return how often each pixel is in the inner face, (H, W) in [0, 1]; without landmarks, a Gaussian blob.
 
-    `landmarks`: (81, 2) x and y each in shares of the image's width and height, or None.
+    `landmarks`: (81, 2) x and y as shares of width and height, or None.
     """
     drawn = [hull(points[FACE_POINTS], size) for points in landmarks if points is not None]
     if drawn:
@@ -51,7 +51,7 @@ def face_map(landmarks: Sequence[np.ndarray | None], size: tuple[int, int]) -> T
 
 
 def hull(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """(H, W) uint8, 1 in the convex hull of `points` (n, 2), x and y in shares of width and height."""
+    """Fill the convex hull of `points` (n, 2), x and y as shares of width and height: (H, W) uint8, 1 inside."""
     pixels = np.rint(points * [size[1], size[0]]).astype(np.int32)
     filled = np.zeros(size, dtype=np.uint8)
     cv2.fillConvexPoly(filled, cv2.convexHull(pixels), 1)

@@ -1,4 +1,4 @@
-"""How good the detector is: ACC, AUC, EER and AP per frame, AUC per video."""
+"""Metrics of the detector: ACC, AUC, EER and AP per frame, AUC per video."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from ..base.decision import THRESHOLD
 from .bootstrap import LEVEL, VideoBootstrap
 
 RESAMPLES = 1000
-LEAST_VIDEOS = 3  # of each class: with fewer, all pairs are the wrong way round too often by chance
+LEAST_VIDEOS = 3  # per class; with fewer, all pairs are reversed by chance too often
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DetectionMetrics:
-    """All in [0, 1]; None where the frames at hand do not allow it, and `note` says why.
+    """Metrics in [0, 1]; None if they cannot be computed, with the reason in `note`.
 
-    `warning` says where the numbers, though right, look as if a setting were wrong.
+    `warning` tells if the numbers suggest a wrong setting.
     """
 
     acc: float | None = None
     auc: float | None = None
     eer: float | None = None
-    eer_host: float | None = None  # by the host trees' formula: see `equal_error_rates`
+    eer_host: float | None = None  # by the hosts' formula, see `equal_error_rates`
     ap: float | None = None
     video_auc: float | None = None
     frames: int
@@ -35,17 +35,17 @@ class DetectionMetrics:
 
 
 def detection_metrics(prob_fake: Sequence[float], label: Sequence[int], video: Sequence[Hashable]) -> DetectionMetrics:
-    """Metrics of N frames as the host trees compute them, but for the EER, and for videos, which `video` tells apart.
+    """Compute the metrics of N frames as the hosts do, except for the EER and the identity of videos.
 
     Args:
         prob_fake: N probabilities of class 1 (fake). A frame counts as fake above THRESHOLD.
         label: N times 0 (real) or 1 (fake).
-        video: N keys; frames of one video share key and label. The host takes the name of the parent folder, which
-            merges a real and a fake video of the same name; label name and video name together do not.
+        video: N keys; frames of one video share key and label. The host uses the name of the parent folder, which
+            merges a real and a fake video of the same name.
 
-    All but ACC need both classes; with one they are None. The video AUC is of each video's mean probability.
+    With one class, all but ACC are None. The video AUC uses each video's mean probability.
     """
-    # A second to import, and needed only at the end.
+    # imported late, because it takes a second
     from sklearn.metrics import average_precision_score, roc_auc_score
 
     probability = np.asarray(prob_fake, dtype=np.float64)
@@ -55,7 +55,7 @@ def detection_metrics(prob_fake: Sequence[float], label: Sequence[int], video: S
         members.setdefault(key, []).append(i)
     frames, videos = len(truth), len(members)
     if not frames:
-        return DetectionMetrics(frames=0, videos=0, note="no frame to judge by")
+        return DetectionMetrics(frames=0, videos=0, note="no readable frame")
     acc = float(np.mean((probability > THRESHOLD) == (truth == 1)))
     if truth.min() == truth.max():
         only = "fake" if truth[0] else "real"
@@ -79,15 +79,14 @@ def detection_metrics(prob_fake: Sequence[float], label: Sequence[int], video: S
 
 
 def equal_error_rates(probability: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
-    """The EER, and what the host trees' formula gives for it; `probability` and `truth` (N,), of both classes.
+    """Return the EER, and the value of the hosts' formula; `probability` and `truth` (N,), of both classes.
 
-    The EER is the rate at which as many reals are called fake as fakes real: where the ROC curve, all of whose points
-    are joined by straight lines, meets the line FPR = 1 - TPR. Every mixture of two thresholds can be had (Fawcett
-    2006, section 6), and the curve meets that line once.
+    The EER is the rate at the point where the ROC curve, with its points joined by straight lines, meets the line
+    FPR = 1 - TPR. Any point between two thresholds can be reached by mixing them (Fawcett 2006, section 6).
 
-    The host takes the FPR of the nearest point of a curve without those points that lie on a straight line between
-    others. Where one forgery is found and another missed, or many frames share one score, no point that is left may be
-    near: the host's rate is then far off, down to 0 for a detector that finds nothing.
+    The hosts take the FPR of the nearest point of a thinned curve, without points on straight lines between others. If
+    one forgery is found and another missed, or many frames share a score, no remaining point may be near. Then their
+    rate is far off, down to 0 for a detector that finds nothing.
     """
     from sklearn.metrics import roc_curve
 
@@ -101,7 +100,7 @@ def equal_error_rates(probability: np.ndarray, truth: np.ndarray) -> tuple[float
 
 
 def reversed_labels(prob_fake: Sequence[float], label: Sequence[int], video: Sequence[Hashable]) -> str:
-    """One sentence where the AUC's whole interval, by a bootstrap over videos, lies below 0.5; "" where it does not."""
+    """Return a sentence if the AUC's whole interval, by a bootstrap over videos, is below 0.5; else ""."""
     score, truth = np.asarray(prob_fake, dtype=np.float64), np.asarray(label, dtype=np.int64)
     by_class = [{key for key, number in zip(video, truth, strict=True) if number == one} for one in (0, 1)]
     if min(map(len, by_class)) < LEAST_VIDEOS:
@@ -114,15 +113,15 @@ def reversed_labels(prob_fake: Sequence[float], label: Sequence[int], video: Seq
     auc = weighted_auc(score, truth, np.ones(len(truth)))
     return (
         f"labels look reversed: AUC {auc:.3f}, {LEVEL:.0%} interval {low:.3f} to {high:.3f}, all below 0.5; if the"
-        " detector's classes are (fake, real), set gradcam_classes: [fake, real], or for one logit that speaks for real"
+        " detector's classes are (fake, real), set gradcam_classes: [fake, real], or for a single logit for real"
         " gradcam_classes: [real]; else check label_dict"
     )
 
 
 def weighted_auc(score: np.ndarray, label: np.ndarray, weight: np.ndarray) -> float:
-    """Share of the pairs of a fake and a real frame in which the fake scores higher, ties by half; NaN without pairs.
+    """Compute the AUC of weighted frames: the share of pairs in which the fake scores higher than the real frame.
 
-    All (N,); a pair counts as often as the product of its frames' weights.
+    All arguments are (N,). A tie counts half; a pair's weight is the product of its frames' weights. NaN without pairs.
     """
     _, place = np.unique(score, return_inverse=True)
     fake = np.bincount(place, weights=weight * (label == 1))

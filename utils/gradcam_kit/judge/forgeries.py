@@ -1,4 +1,4 @@
-"""How good the detector is on each forgery, as papers report it: its fakes against all real frames of the dataset."""
+"""Measure the detector on each forgery, as papers do: its fakes against all real frames of the dataset."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""Does a map point at the forged region, and is it steady over a video?
+"""Whether a map points at the forged region, and whether it is steady over a video.
 
-For `maps` (N, H, W) float in [0, 1], of which an all-zero one is empty and points nowhere, and `masks` (N, H, W) bool,
-True where the image is forged, neither empty nor full. One value per image, (N,) float32, higher is better.
+`maps` are (N, H, W) float in [0, 1]; an all-zero one is empty and points nowhere. `masks` are (N, H, W) bool, True
+where the image is forged, neither empty nor full. Each metric returns one value per image, (N,) float32; higher is
+better.
 """
 
 from __future__ import annotations
@@ -14,14 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# Maps are measured as they are drawn, in 256 levels; IoU takes the pixels of at least a level.
+# Maps are measured as drawn, in 256 levels; IoU uses the pixels of at least a given level.
 LEVELS = 256
 IOU_LEVELS = tuple(range(13, LEVELS, 13))  # 0.05, 0.10, ... 0.95
 FIXED_LEVEL = 128  # one half
 
 
 class Localisation(NamedTuple):
-    """How well N maps find their masks. All (N,) but `iou`, which is (N, len(IOU_LEVELS)). On the CPU."""
+    """Scores of N maps against their masks: each (N,), `iou` (N, len(IOU_LEVELS)), on the CPU."""
 
     pointing: Tensor
     energy: Tensor
@@ -31,7 +32,7 @@ class Localisation(NamedTuple):
 
 
 def localise(maps: Tensor, masks: Tensor) -> Localisation:
-    """All of this module's metrics."""
+    """Compute all metrics of this module for maps (N, H, W) and masks (N, H, W)."""
     inside, outside = level_counts(maps, masks)
     precision, overlap = over_levels(inside, outside)
     return Localisation(
@@ -44,7 +45,7 @@ def localise(maps: Tensor, masks: Tensor) -> Localisation:
 
 
 def pointing_game(maps: Tensor, masks: Tensor) -> Tensor:
-    """1 where the hottest pixel lies in the mask, else 0 (Zhang et al. 2018); among tied pixels the share that does."""
+    """Return 1 if the hottest pixel is in the mask, else 0 (Zhang et al. 2018); for ties, the share that is."""
     peak = maps.amax(dim=(1, 2), keepdim=True)
     hottest = maps == peak
     share = (hottest & masks).sum(dim=(1, 2)) / hottest.sum(dim=(1, 2))
@@ -52,9 +53,10 @@ def pointing_game(maps: Tensor, masks: Tensor) -> Tensor:
 
 
 def click_distance(drawn: Tensor, clicks: np.ndarray, size: tuple[int, int]) -> float:
-    """From the hottest pixel of one map (H, W) to the nearest click, in pixels of an image of `size` (height, width).
+    """Return the distance from the hottest pixel of a map (H, W) to the nearest click.
 
-    Among tied pixels the mean; of an empty map the diagonal. `clicks`: (n, 2) x and y in shares of width and height.
+    It is in pixels of an image of `size` (height, width); for ties the mean, for an empty map the diagonal. `clicks`:
+    (n, 2) x and y as shares of width and height.
     """
     height, width = size
     if not bool(drawn.any()):
@@ -67,14 +69,14 @@ def click_distance(drawn: Tensor, clicks: np.ndarray, size: tuple[int, int]) -> 
 
 
 def energy_in_mask(maps: Tensor, masks: Tensor) -> Tensor:
-    """Share of the map's sum that lies in the mask (Wang et al. 2020); Quantus' relevance mass accuracy."""
+    """Return the share of the map's sum in the mask (Wang et al. 2020); Quantus calls it relevance mass accuracy."""
     total = maps.sum(dim=(1, 2))
     inside = torch.linalg.vecdot(maps.flatten(1), masks.flatten(1).to(maps.dtype))
     return inside / torch.where(total > 0, total, torch.ones_like(total))
 
 
 def level_counts(maps: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-    """Pixels per level (N, 256) float64, inside and outside the mask."""
+    """Count the pixels per level, (N, 256) float64, inside and outside the mask."""
     count = len(maps)
     level = (maps * (LEVELS - 1)).round_().to(torch.int32).flatten(1)
     cell = (torch.arange(count, device=maps.device, dtype=torch.int32).unsqueeze(1) * 2 + masks.flatten(1)) * LEVELS
@@ -83,10 +85,10 @@ def level_counts(maps: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def over_levels(inside: Tensor, outside: Tensor) -> tuple[Tensor, Tensor]:
-    """By the pixels of at least each level, from `level_counts`: average precision (N,), and each level's IoU (N, 256).
+    """Compute average precision (N,) and each level's IoU (N, 256) from `level_counts`.
 
-    Precision is Σ (R_n - R_n-1) P_n over the levels, from the hottest down. An empty map ranks no pixel: it has 0, not
-    the share of the mask that scikit-learn gives for a single threshold.
+    Average precision is Σ (R_n - R_n-1) P_n over the levels, from the hottest down. An empty map ranks no pixel and has
+    0; scikit-learn would give it the mask's share.
     """
     found = inside.flip(1).cumsum(1)  # from the hottest level down
     taken = found + outside.flip(1).cumsum(1)
@@ -98,14 +100,14 @@ def over_levels(inside: Tensor, outside: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class TemporalConsistency:
-    """Takes the frames of one video in order. A frame without maps, or an empty map, breaks the sequence."""
+    """The correlation of maps over one video's frames. A frame without a map, or an empty map, breaks the sequence."""
 
     def __init__(self) -> None:
         self._before: dict[str, np.ndarray] = {}
         self._correlations: dict[str, list[float]] = {}
 
     def add(self, raw_maps: Mapping[str, np.ndarray]) -> None:
-        """The next frame's raw maps (h, w) by layer, empty ones left out."""
+        """Add the next frame's raw maps (h, w) by layer, without empty ones."""
         now = {layer: raw.astype(np.float64).ravel() for layer, raw in raw_maps.items()}
         for layer, values in now.items():
             row = self._correlations.setdefault(layer, [])
@@ -114,5 +116,5 @@ class TemporalConsistency:
         self._before = now
 
     def consistency(self) -> dict[str, float]:
-        """Layer → mean Pearson correlation of neighbouring frames' raw maps; NaN without a pair."""
+        """Return per layer the mean Pearson correlation between maps of neighbouring frames; NaN without a pair."""
         return {layer: float(np.mean(row)) if row else math.nan for layer, row in self._correlations.items()}

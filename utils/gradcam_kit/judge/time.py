@@ -1,7 +1,7 @@
-"""Cause in time: whether the frames that a map calls hottest matter, and whether a detector reads the order of frames.
+"""Tests in time: whether a map's hottest frames matter, and whether a detector uses the order of frames.
 
-Frames are replaced within their own clip, so that every frame that the detector sees is a real one of it: a replaced
-frame becomes the nearest kept one ("freeze"). `Margins` here takes clips (N, T, 3, H, W).
+A replaced frame becomes the nearest kept one of its clip ("freeze"), so that the detector sees only real frames of the
+clip. `ClipMargins` takes clips (N, T, 3, H, W).
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from .check import AGAINST, ARTEFACT, CLEAR_DROP, CONTRADICTED, SUPPORTED, WEAK,
 
 ClipMargins = Callable[[Tensor], Tensor]  # clips → (N,) float32, fake − real
 
-REPLACED = 8  # one frame in so many is replaced, rounded up
-RANDOM_DRAWS = 2  # of as many frames, against which the hottest are held
+REPLACED = 8  # one in so many frames is replaced, rounded up
+RANDOM_DRAWS = 2  # draws of as many random frames, for comparison
 SHUFFLES = 2
-NOTHING = 0.02  # of what tells two videos apart: a change of the margin below it counts as none
+NOTHING = 0.02  # a smaller change counts as none; a share of the difference between two videos' margins
 READS_ORDER, SINGLE_FRAMES, UNCLEAR = "reads the order of frames", "reads single frames", "not clear"
 
 
 def freeze(clips: Tensor, replaced: Tensor) -> Tensor:
-    """Clips (N, T, ...) where each frame of `replaced` (N, T) bool is the nearest kept one, of two the earlier.
+    """Replace frames (N, T) bool of clips (N, T, ...) by the nearest kept one, of two the earlier.
 
-    A clip of which no frame is kept stays as it is.
+    A clip without a kept frame stays unchanged.
     """
     times = torch.arange(replaced.shape[1], device=replaced.device)
     distance = (times[:, None] - times[None, :]).abs().float() + 1e-3 * (times[None, :] > times[:, None])
@@ -40,14 +40,14 @@ def freeze(clips: Tensor, replaced: Tensor) -> Tensor:
 
 
 def hottest_frames(time: Tensor) -> Tensor:
-    """(N, T) values → (N, T) bool: the largest eighth of each clip's frames, of equal ones the earlier."""
+    """Select the largest eighth of each clip's values (N, T), of equal ones the earlier: (N, T) bool."""
     count = -(-time.shape[1] // REPLACED)
     places = time.argsort(dim=1, descending=True, stable=True)[:, :count]
     return torch.zeros_like(time, dtype=torch.bool).scatter_(1, places, True)
 
 
 def random_frames(like: Tensor, seeds: Sequence[int], draw: int) -> Tensor:
-    """As many frames of each clip as `like` (N, T) bool has, by the clip's seed."""
+    """Select as many random frames per clip as `like` (N, T) bool has, by the clip's seed."""
     found = torch.zeros_like(like)
     for i, seed in enumerate(seeds):
         generator = torch.Generator().manual_seed(RANDOM_DRAWS * int(seed) + draw)
@@ -56,7 +56,7 @@ def random_frames(like: Tensor, seeds: Sequence[int], draw: int) -> Tensor:
 
 
 def cost_of_frames(margins: ClipMargins, clips: Tensor) -> Tensor:
-    """(N, T) float32: how far the margin falls when each frame alone is frozen. T forward passes a clip."""
+    """Measure how far the margin drops if a single frame is frozen: (N, T) float32. T forward passes per clip."""
     whole = margins(clips)
     fallen = []
     for frame in range(clips.shape[1]):
@@ -69,13 +69,13 @@ def cost_of_frames(margins: ClipMargins, clips: Tensor) -> Tensor:
 def check_frames(
     margins: ClipMargins, clips: Tensor, time: Tensor, empty: Tensor, targets: Sequence[str], seeds: Sequence[int]
 ) -> list[MapCheck]:
-    """A verdict for each clip: what freezing its hottest frames costs, against as many random ones.
+    """Check each clip: compare freezing its hottest frames with freezing as many random ones.
 
     Args:
-        time: (N, T) on the CPU, what each frame adds to the map.
+        time: (N, T) on the CPU, each frame's share of the map.
         empty: (N,) bool.
-        targets: "real", or what else speaks for fake, of each clip.
-        seeds: of the random frames.
+        targets: each clip's target: "real", or any other for fake.
+        seeds: per clip, for the random frames.
     """
     direction = torch.tensor([-1.0 if target == "real" else 1.0 for target in targets])
     whole = margins(clips).cpu() * direction
@@ -99,10 +99,10 @@ def check_frames(
 
 
 def _word(share: float, empty: bool) -> str:
-    """From the drop beyond random as a share of the margin.
+    """Return the verdict by the drop beyond random as a share of the margin.
 
-    What replaces a frame is a frame of the same clip, so that nothing is lost where the evidence is in all frames: then
-    the map is weak, as to time, not an artefact.
+    A frame is replaced by another of the same clip, so nothing is lost if the evidence is in all frames. Then the map
+    is weak as to time, but not an artefact.
     """
     if empty:
         return ARTEFACT
@@ -112,9 +112,9 @@ def _word(share: float, empty: bool) -> str:
 
 
 class Change(NamedTuple):
-    """How far a change of the clips moves the margin, as a share of what tells two videos apart; 95 % interval.
+    """The margin's move under a change of the clips, as a share of the difference between two videos; 95 % interval.
 
-    Of one video there is no interval: `low` is 0 and `high` infinite.
+    A single video has no interval: `low` is 0 and `high` infinite.
     """
 
     mean: float
@@ -127,9 +127,9 @@ class Change(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OrderTest:
-    """What a detector makes of the order of frames.
+    """The result of the test whether a detector uses the order of frames.
 
-    `order`: shuffled and reversed clips, the larger of the two. `frozen`: clips of their middle frame alone.
+    `order`: for shuffled or reversed clips, the larger of the two. `frozen`: for clips that repeat their middle frame.
     """
 
     order: Change
@@ -139,30 +139,32 @@ class OrderTest:
 
     @property
     def word(self) -> str:
-        """READS_ORDER, SINGLE_FRAMES, or UNCLEAR where the interval has both, or there is none."""
+        """READS_ORDER, SINGLE_FRAMES, or UNCLEAR if the interval allows both, or there is none."""
         return READS_ORDER if self.order.low > NOTHING else SINGLE_FRAMES if self.order.high <= NOTHING else UNCLEAR
 
     @property
     def freezing_costs_nothing(self) -> bool:
-        """Whether one frame repeated says the same as the clip: then no frame of a clip matters more than another."""
+        """Whether one repeated frame gives the same margin as the clip, so that no frame matters more than another."""
         return self.frozen.high <= NOTHING
 
     def lines(self) -> list[str]:
-        """For the terminal."""
+        """Return the lines for the terminal."""
         says = f"the detector {self.word}" if self.word != UNCLEAR else "not clear from so few clips"
         moves = f"shuffling or reversing moves the margin by {self.order}, freezing the middle frame by {self.frozen}"
-        seen = f"of what tells two videos apart ({self.clips} clips of {self.videos} videos)"
+        seen = f"of the difference between two videos ({self.clips} clips of {self.videos} videos)"
         return [f"order of frames: {says}: {moves} {seen}", *([FROZEN_SENTENCE] if self.freezing_costs_nothing else [])]
 
 
-FROZEN_SENTENCE = "one frame repeated says the same as the clip: curves of time are grey, no frame is the cause"
+FROZEN_SENTENCE = (
+    "one repeated frame gives the same margin as the clip, so no frame stands out: curves of time are grey"
+)
 
 
 def order_test(margins: ClipMargins, clips: Tensor, videos: Sequence[Hashable], seed: int = 0) -> OrderTest:
-    """What shuffling, reversing and freezing clips (N, T, 3, H, W) changes. Five forward passes a clip.
+    """Measure how shuffling, reversing and freezing clips (N, T, 3, H, W) changes the margin. Five passes per clip.
 
-    `videos`: of each clip; the interval is a bootstrap over them, and the scale is the mean difference between the
-    margins of two videos, or with one video the mean margin.
+    `videos`: each clip's video, for the bootstrap. The scale is the mean difference between two videos' margins; with
+    one video, the mean margin.
     """
     generator, frames = torch.Generator().manual_seed(seed), clips.shape[1]
     whole = margins(clips).double().cpu()

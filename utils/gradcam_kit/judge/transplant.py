@@ -1,11 +1,11 @@
-"""Patch transplant: what a patch is worth is measured by exchanging it, not derived from a gradient.
+"""Patch transplant: a patch's value is measured by exchanging it, not derived from a gradient.
 
-After CAAP (arXiv 2603.13652) and Gowrisankar and Thing 2024. With x the image, r its reference (the real frame it was
-made from, or a blurred copy), x[k ← r] the image whose patch k comes from r, and m the margin fake − real:
+After CAAP (arXiv 2603.13652) and Gowrisankar and Thing 2024. With x the image, r its reference (its original real
+frame, or a blurred copy), x[k ← r] the image whose patch k comes from r, and m the margin fake − real:
 
     map_k = ((m(x) − m(x[k ← r])) + (m(r[k ← x]) − m(r))) / 2
 
-Two forward passes a patch; none for a patch that is the same in both, whose worth is exactly 0.
+It takes two forward passes per patch, and none for a patch that is the same in both, whose value is exactly 0.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-INPUT, PIXELS = "input", "pixels"  # what its one map has instead of a layer and a site
+INPUT, PIXELS = "input", "pixels"  # stand for the layer and the site of its only map
 CELLS = (16, 16)  # rows and columns for a network without patches
 BLUR = 0.05  # standard deviation of the blur, as a share of the image's side
 
@@ -32,10 +32,10 @@ def transplant_maps(
     batch_size: int,
     only: Tensor | None = None,
 ) -> Tensor:
-    """The signed map (B, h, w) float32 of each image: above 0 where a patch speaks for "fake".
+    """Compute the signed map of each image: (B, h, w) float32, positive for evidence for "fake".
 
-    `images` and `references`: (B, 3, H, W), as `margins` takes them. `grid`: rows and columns of the patches. `only`:
-    (B, h, w) bool, the patches that are wanted; the others are 0.
+    `images` and `references`: normalised (B, 3, H, W). `grid`: rows and columns of patches. `only`: (B, h, w) bool,
+    the patches to measure; others are 0.
     """
     patch = patch_of_pixel(grid, (images.shape[2], images.shape[3]), images.device)
     differs = (images != references).any(dim=1).flatten(1).float()
@@ -55,13 +55,13 @@ def transplant_maps(
 
 
 def patch_of_pixel(grid: tuple[int, int], size: tuple[int, int], device: torch.device) -> Tensor:
-    """(H, W) int64: the number of the patch that each pixel lies in, by rows."""
+    """Return the number of each pixel's patch, counted by rows: (H, W) int64."""
     row, column = (torch.arange(side, device=device) * count // side for side, count in zip(size, grid, strict=True))
     return row.unsqueeze(1) * grid[1] + column
 
 
 def blurred(images: Tensor) -> Tensor:
-    """(N, 3, H, W) → the same after a Gaussian blur, float."""
+    """Blur float images (N, 3, H, W) by a Gaussian."""
     side = min(images.shape[2:])
     sigma = BLUR * side
     radius = min(int(3 * sigma), side - 1)

@@ -1,8 +1,8 @@
-"""Maps under trial: how far the detector's margin drops once a map's hottest patches, or random ones, are replaced.
+"""The trial of maps: how far the margin drops when a map's hottest patches, or random ones, are replaced.
 
-A map that shows what the detector reads costs it more than random patches do (deletion at a single share; Petsiuk et
-al. 2018). What replaces them is a fill: another image's pixels, or the nearest tokens of real images (`engine.real`).
-No fill of pixels suits every detector: a blurred patch looks forged to one, a grey one to another.
+If a map shows the evidence, its patches cost the margin more than random ones (deletion at a single share; Petsiuk et
+al. 2018). A fill replaces them: another image's pixels, or the nearest tokens of real images (`engine.real`). No fill
+of pixels suits every detector: a blurred patch looks forged to one, a grey patch to another.
 """
 
 from __future__ import annotations
@@ -18,35 +18,35 @@ from torch import Tensor
 from ..engine.recipe import Recipe
 from .transplant import Margins, blurred
 
-CALM = 0.1  # of the margin: random patches move it less, or the fill itself speaks for a class
-FILLS_USED = 2  # that have to agree
-SEED = 0  # of the random patches: the same for every candidate and every run
-SHARE = 0.05  # of the patches that are replaced
-AT_ONCE = 64  # copies of images that are made at once, for as many batches as that takes
-MOST_SIDE = 32  # patches a side; a finer map is averaged down: single pixels are no evidence
+CALM = 0.1  # a calm fill in random patches moves the margin by less than this share, so it is no evidence itself
+FILLS_USED = 2  # fills that have to agree
+SEED = 0  # for random patches: the same for every candidate and run
+SHARE = 0.05  # share of the patches that is replaced
+AT_ONCE = 64  # copies of images made at once, for as many batches as that takes
+MOST_SIDE = 32  # patches per side; a finer map is averaged down, because single pixels are no evidence
 MEAN_COLOUR, MIRRORED, BLUR, OTHER_REAL, PAIRED_REAL = "mean colour", "mirrored", "blur", "another real", "paired real"
 REAL_TOKENS = "the nearest real tokens"
 
-# Patches (n, h, w) bool and whose of N images each is, (n,) in rising order → the margins (n,) without these.
+# Patches (n, h, w) bool and the image of N that each belongs to, (n,) in rising order → the margins (n,) without them.
 TokenFill = Callable[[Tensor, Tensor], Tensor]
-Fills = Mapping[str, Tensor | TokenFill]  # name → for the same N images (N, 3, H, W), or what exchanges their tokens
+Fills = Mapping[str, Tensor | TokenFill]  # name → replacement of the N images (N, 3, H, W), or a TokenFill
 
 
 def mean_coloured(images: Tensor) -> Tensor:
-    """(N, 3, H, W) → each image's own mean colour everywhere."""
+    """Fill each image (N, 3, H, W) with its mean colour."""
     return images.mean(dim=(2, 3), keepdim=True).expand_as(images)
 
 
-# That an image has by itself, the one to prefer first. The face's other side may be as forged as what it replaces.
+# Fills from the image itself, the preferred one first. The face's other side may be as forged as the replaced patch.
 FILLS: Mapping[str, Callable[[Tensor], Tensor]] = {
     MEAN_COLOUR: mean_coloured, BLUR: blurred, MIRRORED: lambda images: images.flip(3)
 }  # fmt: skip
 
 
 def fills_of(images: Tensor, reals: Tensor | None = None) -> dict[str, Tensor]:
-    """Every fill of `images` (N, 3, H, W) that needs no pair, the one to prefer first.
+    """Return all fills of `images` (N, 3, H, W) that need no pair, the preferred one first.
 
-    `reals` (M, 3, H, W): images that the detector calls real; image i is given the patches of real i modulo M.
+    `reals` (M, 3, H, W): images that the detector calls real; image i gets the patches of real i modulo M.
     """
     fills = {name: fill(images) for name, fill in FILLS.items()}
     if reals is None or not len(reals):
@@ -54,27 +54,27 @@ def fills_of(images: Tensor, reals: Tensor | None = None) -> dict[str, Tensor]:
     return {OTHER_REAL: reals[torch.arange(len(images), device=reals.device) % len(reals)], **fills}
 
 
-class Heat(NamedTuple):
-    """One kind of map of N images: raw (N, h, w) and which of them are empty (N,) bool, on the CPU."""
+class CandidateMaps(NamedTuple):
+    """A candidate's maps of N images, on the CPU: raw (N, h, w) float32, and whether each is empty (N,) bool."""
 
     raw: Tensor
     empty: Tensor
 
 
 class Scorer(NamedTuple):
-    """The margin towards the class that is explained; `direction` (N,), on the CPU: 1 for fake, -1 for real."""
+    """The margin towards the explained class. `direction` (N,) on the CPU: 1 for fake, -1 for real."""
 
     margins: Margins
     direction: Tensor
 
     def of(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W) → (N,) float32 on the CPU, above 0 where the detector decides for the class explained."""
+        """Score images (N, 3, H, W): (N,) float32 on the CPU, positive for the explained class."""
         return self.margins(images).float().cpu() * self.direction
 
     def drops(self, before: Tensor, images: Tensor, fill: Tensor | TokenFill, masks: Sequence[Tensor]) -> list[Tensor]:
-        """(N,) for each of `masks` (N, h, w): how far the margin drops from `before` once these are taken from `fill`.
+        """Return the drop (N,) of the margin from `before` for each of `masks` (N, h, w), replaced by `fill`.
 
-        What several masks have in common for an image is asked once, and all go through in full batches.
+        Equal masks of an image are computed once, and all run in full batches.
         """
         shape = masks[0].shape
         image = torch.arange(shape[0]).repeat(len(masks)).unsqueeze(1)
@@ -92,13 +92,13 @@ class Scorer(NamedTuple):
 
 
 def replaced(images: Tensor, fill: Tensor, patches: Tensor) -> Tensor:
-    """`images` (N, 3, H, W) with the pixels of `patches` (N, h, w) bool taken from `fill`."""
+    """Replace the pixels of `patches` (N, h, w) bool in `images` (N, 3, H, W) by those of `fill`."""
     pixels = F.interpolate(patches.unsqueeze(1).float().to(images.device), size=images.shape[2:], mode="nearest")
     return torch.where(pixels > 0, fill, images)
 
 
 def on_trial_grid(raw: Tensor) -> Tensor:
-    """Raw maps (N, h, w), those of more than MOST_SIDE patches a side averaged down to it."""
+    """Average raw maps (N, h, w) down to at most MOST_SIDE patches a side."""
     rows, columns = raw.shape[1:]
     if max(rows, columns) <= MOST_SIDE:
         return raw
@@ -106,17 +106,17 @@ def on_trial_grid(raw: Tensor) -> Tensor:
 
 
 def grid_of(maps: Tensor) -> tuple[int, int]:
-    """Rows and columns of (N, h, w)."""
+    """Return rows and columns of maps (N, h, w)."""
     return maps.shape[1], maps.shape[2]
 
 
 def patch_count(grid: tuple[int, int]) -> int:
-    """How many patches of a grid are replaced."""
+    """Return the number of patches of a grid to replace."""
     return max(1, round(SHARE * grid[0] * grid[1]))
 
 
 def hottest(raw: Tensor, empty: Tensor) -> Tensor:
-    """(N, h, w) bool, on the trial's grid: the hottest `patch_count` patches above 0; none of a map that is `empty`."""
+    """Select the hottest `patch_count` patches above 0, on the trial's grid: (N, h, w) bool; none of an `empty` map."""
     raw = on_trial_grid(raw)
     flat = raw.flatten(1)
     highest = flat.topk(patch_count(grid_of(raw)), dim=1)
@@ -125,19 +125,18 @@ def hottest(raw: Tensor, empty: Tensor) -> Tensor:
 
 
 def random_patches(count: int, grid: tuple[int, int], seed: int) -> Tensor:
-    """(count, h, w) bool: `patch_count` patches of each image, by `seed`."""
+    """Select `patch_count` random patches per image, by `seed`: (count, h, w) bool."""
     draw = torch.rand(count, grid[0] * grid[1], generator=torch.Generator().manual_seed(seed))
     return (draw.argsort(dim=1).argsort(dim=1) < patch_count(grid)).view(count, *grid)
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What N images lost, in units of the margin; every tensor float32 on the CPU.
+    """The drops of N images' margins; every tensor is float32 on the CPU.
 
-    `margins` (N,). `moved`: fill → how far random patches move the margin, median over images as a share of the mean
-    size of the margin. `drops`: fill → candidate → (N,), of the hottest patches; `random`: the same of as many patches
-    at random on that candidate's grid. Both for the fills that were used, the preferred first. NaN where a
-    candidate was not tried any more.
+    `margins` (N,). `moved`: fill → how far random patches move the margin (median over images, as a share of the mean
+    size of the margin). `drops`: fill → candidate → drop (N,) for the hottest patches; `random`: the same for as many
+    random patches on the candidate's grid. Both hold the used fills, the preferred one first. NaN: not tried.
     """
 
     images: int
@@ -149,18 +148,17 @@ class Trial:
 
 def try_candidates(
     images: Tensor,
-    maps: Mapping[Recipe, Heat],
+    maps: Mapping[Recipe, CandidateMaps],
     fills: Fills,
     scorer: Scorer,
     only: str | None = None,
     before: Tensor | None = None,
     seed: int = SEED,
 ) -> Trial:
-    """The drop of the margin of N images (N, 3, H, W), as `scorer` takes them, by each candidate's map.
+    """Measure the drop of the margin of normalised images (N, 3, H, W) for each candidate's map.
 
-    Of the fills, which are in order of preference, the first two are used that are CALM or, where there are not two,
-    those that random patches move the margin least with; or `only` this one. `before`: what the scorer gives the
-    images, where it is known. `seed`: of the random patches.
+    The first two CALM fills in the order of preference are used; if there are fewer, those that move the margin least
+    follow. `only`: use this fill. `before`: the images' scores, if known. `seed`: for random patches.
     """
     before = scorer.of(images) if before is None else before
     patches = {candidate: hottest(*one) for candidate, one in maps.items()}
@@ -196,7 +194,7 @@ def _drops(
 
 
 def joined(trials: Sequence[Trial]) -> Trial:
-    """Trials of different images by one fill as one; of a later one candidates may be missing."""
+    """Join trials of different images with one fill. Later trials may lack candidates."""
     if len(trials) == 1:
         return trials[0]
     (fill,) = trials[0].drops
@@ -215,11 +213,11 @@ def joined(trials: Sequence[Trial]) -> Trial:
 
 
 def _moved(drops: Sequence[Tensor], scale: float) -> float:
-    """The median, since random patches do hit the evidence now and then, and that is no fault of the fill's."""
+    """Return the median, because random patches sometimes hit the evidence, which is not the fill's fault."""
     middle = float(torch.cat(list(drops)).median().abs())
     return middle / scale if scale else (0.0 if middle == 0 else float("inf"))
 
 
 def passes(images: int, candidates: int, fills: int) -> int:
-    """Forward passes of single images that `try_candidates` makes, where all maps have one grid."""
+    """Count the forward passes of single images in `try_candidates`, if all maps share one grid."""
     return images * (1 + fills + min(fills, FILLS_USED) * candidates)

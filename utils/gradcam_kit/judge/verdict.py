@@ -1,4 +1,4 @@
-"""From a trial to a choice: the map whose hottest patches the detector misses most, or that no map stands out."""
+"""From a trial to a choice: the map whose hottest patches matter most to the detector, or that none stands out."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from ..engine.recipe import Recipe
 from .trial import CALM, PAIRED_REAL, SHARE, Trial
 
 CHOSEN, UNDECIDED, UNSUPPORTED, NAMED, UNTRIED = "chosen", "undecided", "unsupported", "named", "untried"
-ALIKE = 0.95  # of the best drop: such candidates count as equal, and the first on the list is taken
-FAR_BELOW = 0.5  # of the best drop: a named map below it is reported, and a second fill with the winner there disagrees
-FEWEST_IMAGES = 4  # fewer choose nothing
-RESAMPLES, LEVEL = 2_000, 0.95
-FEWEST_EARLY = 8  # images, and videos, before which nothing ends early
-EARLY_LEVEL = 0.995  # of the intervals by which a trial leaves candidates out before all images are tried
-CLOSE = (
-    0.85  # of each that is left: what would be drawn is worth that much, by an interval at LEVEL, and the trial ends
+ALIKE = 0.95  # candidates with this share of the best drop count as equal; the first on the list wins
+FAR_BELOW = (
+    0.5  # a named map below this share of the best drop is reported; a winner below it under a second fill fails
 )
+FEWEST_IMAGES = 4  # needed for a choice
+RESAMPLES, LEVEL = 2_000, 0.95
+FEWEST_EARLY = 8  # images and videos needed before a trial may end early
+EARLY_LEVEL = 0.995  # level of the intervals that end a trial, or drop candidates, early
+CLOSE = 0.85  # the trial ends once the leading map is worth this share of each other one, by an interval at LEVEL
 SHOWN_ROWS = 5
 
 Unmade = Mapping[Recipe, str]
 
 
 class Interval(NamedTuple):
-    """A mean over images, with its interval by a bootstrap over videos; the ends are NaN where one video is all."""
+    """A mean over images with its interval by a bootstrap over videos; with one video the ends are NaN."""
 
     mean: float
     low: float
@@ -39,10 +39,10 @@ class Interval(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
-    """One candidate: its drop under the first fill used, that of random patches, and the difference.
+class TrialRow:
+    """One candidate's results: its drop with the first fill, the drop of random patches, and the difference.
 
-    `share` of the best candidate's drop beyond random; `second`: the same under the last fill used.
+    `share`: of the best candidate's drop beyond random; `second`: the same with the last fill.
     """
 
     candidate: Recipe
@@ -56,20 +56,19 @@ class Row:
 
 @dataclass(frozen=True)
 class Choice:
-    """Which map is drawn, and why.
+    """The map to draw, and why.
 
-    `state`: CHOSEN; UNDECIDED, where fills disagree or there are too few images; UNSUPPORTED, where no candidate's
-    interval lies above 0; NAMED, where nothing was left open; UNTRIED. `used` is drawn; of several named layers it is
-    the first. `moved`: fill → share of the margin by which random patches move it; `fills` were used. `unmade`:
-    candidate → why it has no map here. `margin`: mean of its size over the images. `bank`: dataset and number of each
-    real frame that patches were compared with, in a run. `separates`: whether the detector tells real from fake at all
-    on what was seen; if not, no map is supported.
+    `state`: CHOSEN; UNDECIDED if fills disagree or there are too few images; UNSUPPORTED if no candidate's interval is
+    above 0; NAMED if the user named the recipes completely; UNTRIED. `used`: the map to draw, for several named layers
+    the first. `moved`: fill → share of the margin by which random patches move it; `fills`: those used. `unmade`:
+    candidate → why it has no map. `margin`: its mean size. `bank`: dataset and index of each real frame that a run
+    compares patches with. `separates`: whether the detector separates real from fake; if not, no map is supported.
     """
 
     state: str
     used: Recipe
     reason: str = ""
-    rows: tuple[Row, ...] = ()  # best first
+    rows: tuple[TrialRow, ...] = ()  # best first
     moved: Mapping[str, float] = field(default_factory=dict)
     fills: tuple[str, ...] = ()
     images: Count = 0
@@ -81,13 +80,13 @@ class Choice:
     separates: bool = True
 
     def to_json(self) -> dict[str, Any]:
-        """As files hold it: NaN is null."""
+        """Return the choice for files; NaN becomes null."""
         rows = [{**builtins(row), "candidate": row.candidate.facts()} for row in self.rows]
         return {**builtins(self), "used": self.used.facts(), "rows": rows}
 
     @classmethod
     def from_json(cls, values: Any) -> Choice:
-        """The choice that `to_json` gave. Raises ValueError for anything else."""
+        """Read the result of `to_json`. Raises ValueError for anything else."""
         try:
             rows = [
                 {**row, "candidate": Recipe.of(row["candidate"]), "beyond": Interval(**with_nan(row["beyond"]))}
@@ -95,34 +94,31 @@ class Choice:
             ]
             used, moved = Recipe.of(values["used"]), with_nan(values["moved"])
         except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"no choice: {error!r}") from error
+            raise ValueError(f"not a choice: {error!r}") from error
         return fit({**values, "used": used, "rows": rows, "moved": moved}, cls)
 
     @property
-    def best(self) -> Row | None:
-        """The row of the largest drop beyond random, None where nothing was tried."""
+    def best(self) -> TrialRow | None:
+        """The row with the largest drop beyond random; None if nothing was tried."""
         return self.rows[0] if self.rows else None
 
     def best_at(self, layer: str) -> Recipe:
-        """What is drawn of a layer that was named: its best candidate, if that is better than random patches.
-
-        Otherwise, and where nothing was chosen, the kind of map that is used.
-        """
+        """Return a named layer's recipe: its best candidate if it beats random patches, else `used` at this layer."""
         better = (row.candidate for row in self.rows if row.candidate.layers == (layer,) and row.beyond.low > 0)
         return next(better, self.used.at(layer)) if self.state == CHOSEN else self.used.at(layer)
 
-    def row(self, candidate: Recipe) -> Row | None:
-        """The row of one candidate."""
+    def row(self, candidate: Recipe) -> TrialRow | None:
+        """Return one candidate's row, or None."""
         return next((row for row in self.rows if row.candidate == candidate), None)
 
 
 def choose(
     trial: Trial, candidates: Sequence[Recipe], named: Sequence[Recipe], videos: Sequence[Hashable], unmade: Unmade
 ) -> Choice:
-    """The candidate with the largest drop beyond random patches; `candidates` are in order of preference.
+    """Choose the candidate with the largest drop beyond random patches; `candidates` are in order of preference.
 
-    Where the user has `named` recipes wholly, nothing is chosen: the others are what these are measured by. `videos` of
-    each image. `unmade`: candidates without maps here, and why.
+    If the user has `named` recipes completely, nothing is chosen, and the others only serve for comparison. `videos`:
+    each image's video. `unmade`: candidates without maps, and why.
     """
     rows = _rows(trial, named, videos)
     made = partial(
@@ -140,7 +136,7 @@ def choose(
     first = next(one for one in candidates if one not in unmade)
     if trial.images < FEWEST_IMAGES or len(set(videos)) < 2:
         seen = f"images: {trial.images}, videos: {len(set(videos))}"
-        return made(UNDECIDED, first, f"{seen}; it takes at least {FEWEST_IMAGES}, of two videos, to choose")
+        return made(UNDECIDED, first, f"{seen}; a choice needs at least {FEWEST_IMAGES} images from two videos")
     if not any(row.beyond.low > 0 for row in rows):
         return made(UNSUPPORTED, first, "no map's hottest patches matter more to the detector than random ones")
     alike = [row for row in rows if row.share >= ALIKE * rows[0].share and row.beyond.low > 0] or rows[:1]
@@ -149,19 +145,19 @@ def choose(
     return made(UNDECIDED if problem else CHOSEN, winner.candidate, problem)
 
 
-def _disagreement(trial: Trial, winner: Row) -> str:
-    """Why the winner cannot be relied on; empty where it can. Real tokens and a paired real need no second fill."""
+def _disagreement(trial: Trial, winner: TrialRow) -> str:
+    """Return why the winner is not reliable, or "". Real tokens and a paired real need no second fill."""
     if PAIRED_REAL in trial.drops:
         return ""
     margin = float(trial.margins.abs().mean())
-    # What there is to be lost: the margin or, where images lie near the decision, the best drop.
+    # The largest possible drop: the margin, or the best drop if images are near the decision.
     worth = {
         fill: max(margin, *(float(values.nanmean()) for values in drops.values()))
         for fill, drops in trial.drops.items()
     }
     restless = [fill for fill in worth if trial.moved[fill] * margin > CALM * worth[fill]]
     if restless:
-        return f"the detector minds random patches, too, where they are filled by {' or '.join(restless)}"
+        return f"random patches filled by {' or '.join(restless)} change the score too"
     if winner.second < FAR_BELOW:
         return f"the fills {' and '.join(trial.drops)} do not agree on one map"
     return ""
@@ -170,13 +166,13 @@ def _disagreement(trial: Trial, winner: Row) -> str:
 def contenders(
     trial: Trial, candidates: Sequence[Recipe], named: Sequence[Recipe], videos: Sequence[Hashable]
 ) -> list[Recipe]:
-    """Those that further images may still change something about; none where all is decided.
+    """Return the candidates that more images may still decide about; none if the choice is settled.
 
-    A candidate is out once its drop beyond random lies below ALIKE of the best one's, by the paired interval over
-    videos at EARLY_LEVEL; one behind the best on the list, which would have to be clearly better, once it is not. A
-    named map is settled once it lies above or below FAR_BELOW of the best. Where nothing is named, all is decided once
-    the one that would be drawn now lies above CLOSE of every other that is left: what more images could still gain is
-    small. While the best does not lie above random at that level, or of fewer than FEWEST_EARLY videos, nobody is out.
+    A candidate is out if its drop beyond random is below ALIKE of the best one's, by the paired interval over videos at
+    EARLY_LEVEL; behind the best on the list, if it is not clearly better. A named map is settled if it is clearly above
+    or below FAR_BELOW of the best. If no map is named, the trial ends once the leading map is above CLOSE of every
+    other one left: more images could gain little. No candidate is out while the best is not above random at that level,
+    or with fewer than FEWEST_EARLY videos.
     """
     fill = next(iter(trial.drops))
     beyond = {one: drops - trial.random[fill][one] for one, drops in trial.drops[fill].items() if one in candidates}
@@ -205,13 +201,13 @@ def contenders(
     return [] if settled else [one for one in beyond if one in (best, *open_ones, *named)]
 
 
-def _rows(trial: Trial, named: Sequence[Recipe], videos: Sequence[Hashable]) -> list[Row]:
-    """A row per candidate, the largest share first."""
+def _rows(trial: Trial, named: Sequence[Recipe], videos: Sequence[Hashable]) -> list[TrialRow]:
+    """Return a row per candidate, the largest share first."""
     beyond = [{one: drops[one] - trial.random[fill][one] for one in drops} for fill, drops in trial.drops.items()]
     shares = [_shares(by) for by in beyond]
     first = next(iter(trial.drops))
     rows = [
-        Row(
+        TrialRow(
             candidate=one,
             fall=float(drops.nanmean()),
             random=float(trial.random[first][one].nanmean()),
@@ -226,9 +222,9 @@ def _rows(trial: Trial, named: Sequence[Recipe], videos: Sequence[Hashable]) -> 
 
 
 def _shares(beyond: Mapping[Recipe, Tensor]) -> dict[Recipe, float]:
-    """Each candidate's mean as a share of the largest, 0 where none is above 0.
+    """Return each candidate's mean as a share of the largest; 0 if none is positive.
 
-    Of one that was left out earlier, on the images that it was tried on: it is no longer alike, whatever the rest say.
+    A candidate that was dropped early is compared on its own images, and does not count as equal any more.
     """
     whole = {one: float(values.mean()) for one, values in beyond.items() if bool(values.isfinite().all())}
     best = max(whole, key=lambda one: whole[one])
@@ -242,7 +238,7 @@ def _shares(beyond: Mapping[Recipe, Tensor]) -> dict[Recipe, float]:
 
 
 def interval(values: Tensor, videos: Sequence[Hashable], seed: int = 0, level: float = LEVEL) -> Interval:
-    """Mean of (N,) with its percentile interval, by a cluster bootstrap over videos; NaN counts as no image."""
+    """Return the mean of (N,) with its percentile interval by a cluster bootstrap over videos; NaN is ignored."""
     there = values.isfinite().tolist()
     values, videos = values[there], [video for video, one in zip(videos, there, strict=True) if one]
     names = {name: i for i, name in enumerate(dict.fromkeys(videos))}
@@ -257,39 +253,39 @@ def interval(values: Tensor, videos: Sequence[Hashable], seed: int = 0, level: f
     return Interval(float(values.mean()), low, high)
 
 
-def printed(choice: Choice) -> list[str]:
-    """The choice in a few lines: what is drawn and why, and the best rows of the table."""
+def choice_lines(choice: Choice) -> list[str]:
+    """Return the lines for the terminal: the chosen map, the reason, and the best rows of the table."""
     lines = [f"map: {headline(choice)}"]
     shown = [row for i, row in enumerate(choice.rows) if i < SHOWN_ROWS or row.named or row.candidate == choice.used]
     for row in shown:
         spread = "" if math.isnan(row.beyond.low) else f" [{row.beyond.low:.2f}, {row.beyond.high:.2f}]"
         lines.append(
-            f"  {row.candidate!s:<52} fall {row.fall:6.2f}, random {row.random:6.2f},"
-            f" beyond random {row.beyond.mean:6.2f}{spread}"
+            f"  {row.candidate!s:<52} drop {row.fall:6.2f} vs {row.random:6.2f} for random patches:"
+            f" {row.beyond.mean:6.2f}{spread}"
         )
     return [*lines, *(f"  {note}" for note in choice.notes)]
 
 
 def headline(choice: Choice) -> str:
-    """One sentence: which map, and how sure that is."""
+    """Return one sentence: the map, and how sure the choice is."""
     reason = f" ({choice.reason})" if choice.reason else ""
     if choice.state == UNTRIED:
         return f"{choice.used}, not tried{reason}"
     meaning = {
-        NAMED: "as named, beside others",
-        CHOSEN: "chosen by cause",
+        NAMED: "as named, compared with others",
+        CHOSEN: "chosen by test",
         UNDECIDED: "undecided",
-        UNSUPPORTED: "unsupported: its maps are drawn, but nothing shows that they mean anything",
+        UNSUPPORTED: "unsupported: no test shows that its maps are right",
     }[choice.state]
-    fills = " and, to confirm it, ".join(choice.fills)
+    fills = " and, to confirm, by ".join(choice.fills)
     return (
-        f"{choice.used}, {meaning}{reason}: fall of the margin (mean {choice.margin:.2f}) with the hottest {SHARE:.0%}"
-        f" of the patches filled by {fills}, {choice.images} images of {choice.videos} videos"
+        f"{choice.used}, {meaning}{reason}: drop of the margin (mean {choice.margin:.2f}) when the hottest {SHARE:.0%}"
+        f" of the patches are replaced by {fills}, on {choice.images} images of {choice.videos} videos"
     )
 
 
 def judgements(choice: Choice) -> list[str]:
-    """One sentence for each named map that is no better than random patches or far below the best candidate."""
+    """Return a sentence for each named map that is not better than random patches, or far below the best."""
     best = choice.best
     if best is None or choice.images < FEWEST_IMAGES or not best.beyond.mean > 0:
         return []
@@ -298,9 +294,8 @@ def judgements(choice: Choice) -> list[str]:
         lost = not row.beyond.mean > 0 or (row.beyond.low <= 0 < best.beyond.low)
         if row.named and (lost or row.share < FAR_BELOW):
             lines.append(
-                f"{row.candidate}: with its hottest patches replaced the margin falls by {row.fall:.2f}, with random"
-                f" ones by {row.random:.2f}, with those of {best.candidate} by {best.fall:.2f}: it shows"
-                f" {'nothing' if lost else 'little'} of what the detector reads;"
-                " use --gradcam_method auto --gradcam_layers auto"
+                f"{row.candidate} shows {'nothing' if lost else 'little'} of the detector's evidence: the margin drops"
+                f" by {row.fall:.2f} with its hottest patches replaced, by {row.random:.2f} with random ones, by"
+                f" {best.fall:.2f} with those of {best.candidate}; use --gradcam_method auto --gradcam_layers auto"
             )
     return lines

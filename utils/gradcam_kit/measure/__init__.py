@@ -1,1 +1,1 @@
-"""Evaluation of the maps: metrics, controls, intervals, verdict."""
+"""The evaluation of maps: metrics, controls, intervals, verdict."""

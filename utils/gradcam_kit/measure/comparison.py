@@ -1,4 +1,4 @@
-"""From one value per image to means, intervals, and whether a map is better than the controls."""
+"""Means, intervals, and tests whether a map is better than the controls, from one value per image."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from ..engine.recipe import Recipe
 from ..judge.bootstrap import RESAMPLES, Interval, VideoBootstrap, holm
 from ..judge.controls import CONTROLS
 
-# Metric → map or control → (frames,) float64, NaN where there is no value.
+# Metric → map or control → (frames,) float64, NaN without a value.
 Columns = dict[str, dict[Recipe, np.ndarray]]
 
 SIGNIFICANT = 0.05
-ALL = "all"  # in place of a forgery method: every one of them
+ALL = "all"  # stands for all forgery methods
 
 
 class Difference(NamedTuple):
-    """A map minus a control on the same frames, signed so that above 0 the map is better; p after Holm's correction."""
+    """A map minus a control on the same frames; positive if the map is better; p after Holm's correction."""
 
     control: str
     mean: float
@@ -28,7 +28,7 @@ class Difference(NamedTuple):
     p: float
 
 
-class Row(NamedTuple):
+class MetricRow(NamedTuple):
     """One metric of one map or control on one dataset and forgery method. A control has no differences."""
 
     dataset: str
@@ -40,21 +40,24 @@ class Row(NamedTuple):
 
     @property
     def better(self) -> bool | None:
-        """Whether the map is significantly better than every control; None for a control itself."""
+        """Whether the map is significantly better than every control; None for a control."""
         return all(one.p < SIGNIFICANT for one in self.differences) if self.differences else None
 
 
 def lower_is_better(metric: str) -> bool:
-    """For deletion, where the score should fall early, and for the distance to a click."""
+    """Tell whether lower is better: for deletion, where the score should drop early, and for distances to clicks."""
     return metric.startswith(("deletion", "distance"))
 
 
 def rows(
     dataset: str, columns: Columns, videos: Sequence[tuple[str, str]], seed: int, forgeries: Sequence[str]
-) -> list[Row]:
-    """Every metric of every map and control: of all frames, then by forgery. `videos`: (forgery, video) of frames."""
+) -> list[MetricRow]:
+    """Summarise every metric of every map and control: over all frames, then by forgery.
+
+    `videos`: (forgery, video) of each frame.
+    """
     frame_forgery = np.array([forgery for forgery, _ in videos])
-    # The smallest p-value is one over the resamples; Holm multiplies it by the number of maps.
+    # The smallest p-value is 1 / resamples; Holm's correction multiplies it by the number of maps.
     resamples = max(RESAMPLES, 50 * max(len(by_recipe) for by_recipe in columns.values()))
     found = []
     for group in (ALL, *forgeries):
@@ -68,7 +71,7 @@ def rows(
 
 def _metric_rows(
     dataset: str, group: str, metric: str, by_recipe: Mapping[Recipe, np.ndarray], bootstrap: VideoBootstrap
-) -> list[Row]:
+) -> list[MetricRow]:
     recipes = list(by_recipe)
     table = np.stack([by_recipe[recipe] for recipe in recipes], axis=1)
     intervals = bootstrap.intervals(table)
@@ -79,18 +82,18 @@ def _metric_rows(
     differences: dict[Recipe, list[Difference]] = {recipe: [] for recipe in recipes}
     for control in CONTROLS:
         paired = sign * (table[:, maps] - table[:, [recipes.index(Recipe.control(control))]])
-        # A map is better only if it beats all controls: its weakest comparison is corrected for the number of maps.
+        # A map must beat all controls, so its weakest comparison is corrected for the number of maps.
         corrected = holm(bootstrap.p_values(paired))
         for i, interval, p in zip(maps, bootstrap.intervals(paired), corrected, strict=True):
             differences[recipes[i]].append(Difference(control, *interval[:3], float(p)))
     return [
-        Row(dataset, group, recipe, metric, interval, differences[recipe])
+        MetricRow(dataset, group, recipe, metric, interval, differences[recipe])
         for recipe, interval in zip(recipes, intervals, strict=True)
     ]
 
 
 def best_threshold(iou: Mapping[Recipe, np.ndarray]) -> dict[Recipe, np.ndarray]:
-    """(frames, thresholds) → (frames,) at the one threshold that is best on average, chosen for each map."""
+    """Reduce (frames, thresholds) to (frames,) at the threshold that is best on average, separately for each map."""
     found = {}
     for recipe, table in iou.items():
         there = np.isfinite(table).all(axis=1)

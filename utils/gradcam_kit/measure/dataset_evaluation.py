@@ -1,4 +1,4 @@
-"""The metrics of one dataset's maps and controls, one method each."""
+"""The metrics of a dataset's maps and controls, one method per kind of metric."""
 
 from __future__ import annotations
 
@@ -24,26 +24,26 @@ from ..judge.trial import PAIRED_REAL
 from ..model.detector import LoadedDetector
 from ..settings.config import RunSettings
 from . import perturbation as causal
-from .comparison import ALL, Columns, Row, best_threshold, rows
+from .comparison import ALL, Columns, MetricRow, best_threshold, rows
 from .kept import NOWHERE, Found, Kept, as_text, of_text
 from .samples import DetectedFakes, RealCounterparts, RealFrames, stored_size
 from .sweep import Randomised, localise_maps, make_maps, randomisation, resized
 
-SCREENED_FRAMES = 100  # by which maps are ranked where there are no masks
-HIT = 0.1  # share of the diagonal within which a map hits a click
+SCREENED_FRAMES = 100  # frames for ranking maps without masks
+HIT = 0.1  # a map hits a click within this share of the diagonal
 CLICK_METRICS = (
     "distance to the nearest click, shares of the diagonal",
     "distance to the nearest click, pixels",
     f"hit: a click within {HIT} of the diagonal",
 )
-ENERGY, SCREENING = "energy in mask", "drop at 10 % deleted"  # what maps are ranked by, with and without masks
-BACKWARD = 3  # forward passes that a pass with gradients counts for
+ENERGY, SCREENING = "energy in mask", "drop at 10 % deleted"  # metrics that rank maps, with and without masks
+BACKWARD = 3  # cost of a pass with gradients, in forward passes
 
 
 class Measurement(NamedTuple):
-    """What runs the detector again and again, and so takes only some `images`, evenly over all of them.
+    """A measurement with many forward passes, which uses at most `images` images, spread evenly.
 
-    `passes`: forward passes of one image, at most, by the number of maps and controls, of patches, and of blocks.
+    `passes`: maximum forward passes per image, from the numbers of maps and controls, patches, and blocks.
     """
 
     images: int
@@ -61,7 +61,7 @@ MEASUREMENTS = {
 
 @dataclass(frozen=True)
 class DatasetScores:
-    """The explanations of one dataset, evaluated. Without detected fakes there is nothing but the `notes`."""
+    """The results for one dataset. Without detected fakes there are only `notes`."""
 
     dataset: str
     detected: int
@@ -69,24 +69,24 @@ class DatasetScores:
     samples: DetectedFakes | None = None
     ranked_by: str = ENERGY
     ranking: list[Recipe] = field(default_factory=list)  # best first, without the controls
-    rows: list[Row] = field(default_factory=list)
+    rows: list[MetricRow] = field(default_factory=list)
     curves: Mapping[str, Mapping[Recipe, Curves]] = field(default_factory=dict)  # by fill
     curve_videos: Mapping[str, list[tuple[str, str]]] = field(default_factory=dict)  # of the images of a fill's curves
     randomised: Randomised | None = None
     paired: int = 0  # images with a real counterpart, of those with curves
     notes: list[str] = field(default_factory=list)
 
-    def row_of(self, metric: str | None = None) -> dict[Recipe, Row]:
-        """The row of each map and control over all forgery methods, by `metric` or by what maps are ranked by."""
+    def row_of(self, metric: str | None = None) -> dict[Recipe, MetricRow]:
+        """Return each map's and control's row over all forgeries, for `metric` or the ranking metric."""
         metric = self.ranked_by if metric is None else metric
         return {row.recipe: row for row in self.rows if (row.forgery, row.metric) == (ALL, metric)}
 
 
 class DatasetEvaluation:
-    """The metrics of one dataset's detected fakes; each method adds its columns, and its notes for the reader.
+    """Computes the metrics of a dataset's detected fakes; each method adds columns and notes.
 
-    Call `make_maps` first. `columns`: one value per image and metric, for maps and controls, NaN where a metric was not
-    computed. `ranked_by` is the metric that ranks the maps. `notes` tell what was left out and why.
+    Call `make_maps` first. `columns`: one value per image and metric, for maps and controls; NaN if not computed.
+    `ranked_by`: the metric that ranks maps. `notes` tell what was skipped and why.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class DatasetEvaluation:
         target: Target,
         kept: Kept = NOWHERE,
     ) -> None:
-        """`kept`: where the steps that take long are kept for a run that is resumed."""
+        """`kept`: saves the long steps for a resumed run."""
         self.detector, self.samples, self.settings, self.target = detector, samples, settings, target
         self._kept = kept
         self.ranked_by = ENERGY if bool(samples.masked.any()) else SCREENING
@@ -114,7 +114,7 @@ class DatasetEvaluation:
         return {**self.maps, **self.controls}
 
     def make_maps(self, recipes: Sequence[Recipe]) -> None:
-        """Make these maps and the controls."""
+        """Make the maps of `recipes`, and the controls."""
         samples, side = self.samples, self.settings.detector.resolution
         title, batch_size = f"{samples.frames[0].dataset}, explanations", self.settings.batch_size
         self.maps = make_maps(self.detector, recipes, samples.pixels, self.target, batch_size, title=title)
@@ -122,7 +122,7 @@ class DatasetEvaluation:
         self.controls = control_maps(samples.landmarks, grid, (side, side), seed)
 
     def localisation(self) -> None:
-        """How well maps and controls find the masks; no columns where no mask can be used."""
+        """Measure how well maps and controls find the masks; adds no columns without a usable mask."""
         masks, masked = self.samples.masks, self.samples.masked
         if not bool(masked.any()):
             return
@@ -137,7 +137,7 @@ class DatasetEvaluation:
         self._add(columns, masked)
 
     def clicks(self, clicks: Mapping[str, np.ndarray]) -> None:
-        """How near maps and controls point to where people clicked; `clicks` by the frames' paths."""
+        """Measure the distance from maps and controls to people's clicks; `clicks` by the frames' paths."""
         frames = self.samples.frames
         part = torch.tensor([i for i, frame in enumerate(frames) if frame.path in clicks], dtype=torch.long)
         self.notes.append(f"clicks on {len(part)} of {len(frames)} fakes")
@@ -156,7 +156,7 @@ class DatasetEvaluation:
         self._add(columns, part)
 
     def ranking(self) -> list[Recipe]:
-        """The maps by the mean of `ranked_by`, best first."""
+        """Rank the maps by the mean of `ranked_by`, best first."""
         if self.ranked_by == SCREENING:
             self._step("screening", self._screening)
         column = self.columns[self.ranked_by]
@@ -168,7 +168,7 @@ class DatasetEvaluation:
         self._add({SCREENING: causal.screening(self._examined((), part), maps)}, part)
 
     def _step(self, name: str, measure: Callable[[], None]) -> None:
-        """Measure what is not kept; what is new then in `columns`, `curves` and `notes` is kept."""
+        """Run a step unless it is saved; save its new columns, curves and notes."""
         recipes, text = list(self._all), self._kept.get(name)
         if text is not None:
             found = of_text(text, recipes)
@@ -185,7 +185,7 @@ class DatasetEvaluation:
         self._kept.put(name, as_text(Found(columns, curves, videos, self.notes[notes:]), recipes))
 
     def say_cost(self, maps: int, left_out: Collection[str]) -> None:
-        """Print how long what is left to be measured will take, by the time that a batch takes here."""
+        """Print the estimated time of the remaining measurements, from the time of one batch."""
         rows_of, columns = causal.patches_of(self.detector)
         counts = maps + len(CONTROLS), rows_of * columns, len(block_names(self.detector.model.explained_tower))
         passes = {
@@ -202,12 +202,12 @@ class DatasetEvaluation:
         seconds = (time.perf_counter() - start) / len(pixels) * total
         parts = ", ".join(f"{name} {count:,}" for name, count in passes.items())
         print(
-            f"measuring the maps: up to {total:,} forward passes of one image, at most about {in_words(seconds)} here"
-            f" ({parts}); --leave_out NAME makes it shorter"
+            f"measuring the maps: up to {total:,} forward passes of one image, at most about {in_words(seconds)}"
+            f" ({parts}); skip some with --leave_out NAME"
         )
 
     def perturbation(self, recipes: Sequence[Recipe], left_out: Collection[str] = ()) -> None:
-        """Deletion, insertion, SaCo and segment attack of some maps and the controls; transplant of all of them."""
+        """Measure deletion, insertion, SaCo and segment attack of some maps and the controls; transplant of all."""
         part = self._positions(MEASUREMENTS["deletion"].images)
         reals, shown = self._counterparts(part), [*recipes, *self.controls]
         steps = {
@@ -232,22 +232,22 @@ class DatasetEvaluation:
         try:
             self._add(causal.attack_metrics(self._examined(shown, part)), part)
         except ImportError as error:
-            self.notes.append(f"segment attack left out: {error}")
+            self.notes.append(f"segment attack skipped: {error}")
 
     def _counterparts(self, part: Tensor) -> RealFrames:
-        """The real counterparts of the images at positions `part`, with a note where some are missing."""
+        """Return the real counterparts of the images at positions `part`; add a note if some are missing."""
         frames = [self.samples.frames[i] for i in part.tolist()]
         reals = RealCounterparts(self.settings.data).of(frames, self.samples.pixels[part])
         self.paired = int(reals.paired.sum())
         if not self.paired:
-            self.notes.append("no real counterparts in the dataset: the paired-real fill and transplant are left out")
+            self.notes.append("no real counterparts in the dataset: the paired-real fill and transplant are skipped")
         elif self.paired < len(frames):
             missing = len(frames) - self.paired
-            self.notes.append(f"{missing} of {len(frames)} fakes have no real counterpart: left out of that fill")
+            self.notes.append(f"{missing} of {len(frames)} fakes have no real counterpart: skipped for that fill")
         return reals
 
     def _transplant(self, part: Tensor, reals: Tensor) -> None:
-        """The first images at positions `part`, with their counterparts (n, 3, R, R): every map against transplant."""
+        """Compare every map with transplant, on the first images at `part` and their counterparts (n, 3, R, R)."""
         most = MEASUREMENTS["transplant"].images
         part, reals = part[:most], reals[:most]
         if not len(part):
@@ -260,7 +260,7 @@ class DatasetEvaluation:
         self._add({causal.AGREEMENT: causal.transplant_agreement(gold, changed, maps)}, part)
 
     def randomisation(self, recipes: Sequence[Recipe]) -> Randomised:
-        """How far some maps change as the detector's weights are randomised."""
+        """Measure how far some maps change as the detector's weights are randomised."""
         pixels = self.samples.pixels[self._positions(MEASUREMENTS["randomisation"].images)]
         layers = list(dict.fromkeys(recipe.layer for recipe in self.maps))
         make = partial(make_maps, self.detector, recipes, pixels, self.target, self.settings.batch_size, layers)
@@ -272,24 +272,24 @@ class DatasetEvaluation:
         steps, correlations = json.loads(text)
         return Randomised(steps, dict(zip(recipes, correlations, strict=True)))
 
-    def rows(self, dataset: str) -> list[Row]:
-        """Every metric so far compared with the controls, for the dataset and for each of several forgery methods."""
+    def rows(self, dataset: str) -> list[MetricRow]:
+        """Compare every metric so far with the controls, for the dataset and for each forgery if there are several."""
         forgeries = list(dict.fromkeys(frame.forgery for frame in self.samples.frames))
         videos, seed = self.samples.videos, self.settings.seed
         return rows(dataset, self.columns, videos, seed, forgeries if len(forgeries) > 1 else [])
 
     def _positions(self, count: int) -> Tensor:
-        """Positions of at most `count` images, evenly over them."""
+        """Return positions of at most `count` images, spread evenly."""
         return torch.tensor(evenly_spaced(range(len(self.samples.frames)), count))
 
     def _examined(self, recipes: Sequence[Recipe], part: Tensor) -> causal.Examined:
-        """The images at positions `part`, with some of the maps and controls as they are drawn."""
+        """Return the images at positions `part`, with some of the maps and controls as drawn."""
         maps, seed, batch_size = self._all, self.settings.seed, self.settings.batch_size
         drawn = {recipe: resized(self.detector, maps[recipe][part]) for recipe in recipes}
         return causal.Examined(self.detector, self.samples.pixels[part], drawn, seed, batch_size)
 
     def _add(self, columns: Columns, part: Tensor) -> None:
-        """Columns of the images at `part`, positions or (N,) bool."""
+        """Add columns for the images at `part`, positions or (N,) bool."""
         count = len(self.samples.frames)
         for metric, column_of in columns.items():
             self.columns[metric] = {one: causal.with_gaps(column, part, count) for one, column in column_of.items()}
@@ -301,24 +301,24 @@ def _mean(column: np.ndarray) -> float:
 
 
 def in_words(seconds: float) -> str:
-    """`50 s`, `12 minutes`, `3.5 hours`."""
+    """Return a duration as text: `50 s`, `12 minutes`, `3.5 hours`."""
     if seconds < 90:
         return f"{max(1, round(seconds))} s"
     return f"{round(seconds / 60)} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
 
 
 def sample_notes(samples: DetectedFakes) -> list[str]:
-    """Which masks and landmarks are missing or useless, and what follows from it."""
+    """Return notes about missing or unusable masks and landmarks, and the consequences."""
     states, total = samples.mask_states, len(samples.frames)
     notes = []
     if states["none"] == total:
-        notes.append("no masks: localisation metrics are left out, maps are ranked by deletion")
+        notes.append("no masks: localisation metrics are skipped, and maps are ranked by deletion")
     elif states["none"]:
-        notes.append(f"{states['none']} of {total} fakes have no mask: left out of the localisation metrics")
+        notes.append(f"{states['none']} of {total} fakes have no mask: skipped in the localisation metrics")
     for state in ("empty", "full", "unreadable"):
         if states[state]:
-            notes.append(f"{states[state]} of {total} masks are {state}: left out of the localisation metrics")
-    whole = "the mask is the whole face, which leaves nothing to localise: no localisation metrics"
+            notes.append(f"{states[state]} of {total} masks are {state}: skipped in the localisation metrics")
+    whole = "the mask is the whole face, so there is nothing to localise: no localisation metrics"
     notes += [f"{forgery}: {whole}" for forgery in samples.whole_face]
     if all(points is None for points in samples.landmarks):
         notes.append("no landmarks: the face control is a mean face")

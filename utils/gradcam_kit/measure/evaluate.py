@@ -1,4 +1,4 @@
-"""--evaluate_explanations: detected fakes → metrics of maps and controls → scores → what is written and printed."""
+"""--evaluate_explanations: from detected fakes to metrics of maps and controls, files and printed tables."""
 
 from __future__ import annotations
 
@@ -28,27 +28,25 @@ from .sweep import swept_recipes
 from .tables import CSV_COLUMNS, csv_rows, json_values, printed, verdict
 
 CSV_FILE, JSON_FILE = "explanations.csv", "explanations.json"
-CONFIG_HEADER = (
-    "# Written by test_with_gradcam.py --write_config: the configuration of the run, with the map that was found best."
-)
-BEST = 3  # maps that get these metrics, beside the first configured one
-FEW = 20  # videos with detected fakes below which there is a warning
+CONFIG_HEADER = "# Written by test_with_gradcam.py --write_config: the run's configuration with the best map."
+BEST = 3  # maps that get these metrics, in addition to the first configured one
+FEW = 20  # with fewer videos of detected fakes there is a warning
 
 
 def check_options(detector: LoadedDetector) -> None:
-    """Raises InputError where the detector has no heatmaps, or its target is none that can be evaluated."""
+    """Raise InputError if the detector has no heatmaps, or its target cannot be evaluated."""
     if not hasattr(detector.model, "capture"):
         raise InputError(f"model_name {detector.settings.model_name!r} has no heatmaps to evaluate")
     target = detector.gradcam.target
     if detector.gradcam.recipe.method == TRANSPLANT:
         raise InputError(
-            "--evaluate_explanations measures every map by transplant already, so gradcam_method 'transplant' does not"
-            f" go with it; use one of {', '.join(METHOD_NAMES)}"
+            "--evaluate_explanations already measures every map by transplant, so gradcam_method 'transplant' cannot"
+            f" be evaluated; use one of {', '.join(METHOD_NAMES)}"
         )
     if target == "real" or target not in TARGETS:
         raise InputError(
             "--evaluate_explanations measures the evidence for fake on detected fakes, so gradcam_target"
-            f" {target!r} does not go with it; use predicted, fake or margin"
+            f" {target!r} cannot be evaluated; use predicted, fake or margin"
         )
 
 
@@ -60,10 +58,10 @@ def evaluate_dataset(
     options: ExplanationOptions,
     kept: Kept = NOWHERE,
 ) -> DatasetScores:
-    """All metrics on one dataset's detected fakes.
+    """Compute all metrics on one dataset's detected fakes.
 
-    `frames`: all of the dataset's, and `predictions` the rows of the run's `predictions.csv` of them. Raises RunError
-    where an image or a map cannot be used, InputError where a layer cannot be explained.
+    `frames`: all of the dataset's frames; `predictions`: the rows of its `predictions.csv`. Raises RunError if an image
+    or a map cannot be used, InputError if a layer cannot be explained.
     """
     dataset = frames[0].dataset
     recipes, configured = maps_to_make(detector, options)
@@ -77,10 +75,12 @@ def evaluate_dataset(
     evaluation = DatasetEvaluation(detector, samples, settings, target, kept)
     videos = len(set(samples.videos))
     if videos == 1:
-        one_video = f"all {len(samples.frames)} detected fakes are of one video: no interval, and no map is better"
+        one_video = (
+            f"all {len(samples.frames)} detected fakes are from one video: no intervals, and no map counts as better"
+        )
         evaluation.notes.append(one_video)
     elif videos < FEW:
-        few = f"detected fakes of only {videos} videos: intervals over so few come out too narrow"
+        few = f"detected fakes are from only {videos} videos: intervals over so few are too narrow"
         evaluation.notes.append(few)
     evaluation.make_maps(recipes)
     evaluation.localisation()
@@ -96,7 +96,7 @@ def evaluate_dataset(
         best_of_methods = [next(recipe for recipe in ranking if recipe.method == method) for method in methods]
         randomised = evaluation.randomisation(list(dict.fromkeys([*best_of_methods, *examined])))
     if options.leave_out:
-        evaluation.notes.append(f"left out as asked: {', '.join(options.leave_out)}")
+        evaluation.notes.append(f"skipped by --leave_out: {', '.join(options.leave_out)}")
     return DatasetScores(
         dataset=dataset,
         detected=len(detected),
@@ -114,7 +114,7 @@ def evaluate_dataset(
 
 
 def maps_to_make(detector: LoadedDetector, options: ExplanationOptions) -> tuple[list[Recipe], list[Recipe]]:
-    """Which maps to make, and which of them is the configured map of each layer, the first layer first."""
+    """Return the maps to make, and the configured map of each layer, the first layer first."""
     recipe, model = detector.gradcam.recipe, detector.model
     layers = list(model.gradcam_layers())
     if not options.sweep:
@@ -126,12 +126,12 @@ def maps_to_make(detector: LoadedDetector, options: ExplanationOptions) -> tuple
         recipe = replace(recipe, site=NORMED)
     there = dict.fromkeys(one.layer for one in recipes)
     configured = [recipe.at(layer) for layer in layers if layer in there] or [recipe.at(recipes[0].layer)]
-    # What is drawn is measured, also at a site where a sweep would not try that rule.
+    # The configured maps are always measured, even at a site that a sweep does not try.
     return recipes if configured[0] in recipes else swept_recipes(detector, swept, (recipe.backward,)), configured
 
 
 class EvaluationText(NamedTuple):
-    """Text to print, the reason for exit code 1 (empty: none), and the files that were written."""
+    """The text to print, the reason for exit code 1 (or ""), and the written files."""
 
     text: str
     problem: str
@@ -147,10 +147,10 @@ def evaluate_explanations(
     options: ExplanationOptions,
     kept: Callable[[str], Kept] = lambda name: NOWHERE,
 ) -> EvaluationText:
-    """Evaluate the explanations of every dataset, from a run's predictions by its name.
+    """Evaluate the explanations of every dataset from a run's predictions.
 
-    Writes into `folder` `explanations.csv`, `explanations.json`, two figures per dataset and, if `options.write_config`
-    a map is better than the controls, a config. Raises as `evaluate_dataset`.
+    Writes `explanations.csv`, `explanations.json` and two figures per dataset to `folder`; with `options.write_config`
+    also a config, if a map is better than the controls. Raises the errors of `evaluate_dataset`.
     """
     scores = [
         evaluate_dataset(detector, frames, predictions(name), settings, options, kept(name))
@@ -180,7 +180,7 @@ def evaluate_explanations(
 
 
 def best_over_all(scores: Sequence[DatasetScores]) -> Recipe | None:
-    """The map that is best on average over the datasets, of those that beat the controls on one at least."""
+    """Return the map that is best on average over the datasets, among those that beat the controls on at least one."""
     rows = [row for dataset in scores for row in dataset.row_of().values() if not row.recipe.is_control]
     means: dict[Recipe, list[float]] = {}
     for row in rows:
@@ -190,7 +190,7 @@ def best_over_all(scores: Sequence[DatasetScores]) -> Recipe | None:
 
 
 def write_config(path: Path, best: Recipe, scores: Sequence[DatasetScores], settings: RunSettings) -> None:
-    """The run's configuration with the map `best` in it, as a YAML file."""
+    """Write the run's configuration with the map `best` as a YAML file."""
     config: dict[str, Any] = {**settings.detector.config, "gradcam_enabled": True, "gradcam_method": best.method}
     fusable = {recipe.layer for recipe in scores[0].ranking if recipe.method == best.method} - {FUSED, SUM}
     config["gradcam_layers"] = [*sorted(fusable), FUSED] if best.layer == FUSED else [best.layer]

@@ -1,4 +1,4 @@
-"""The results of a dataset in figures: deletion and insertion curves with bands; a table of heat, method × layer."""
+"""Figures of a dataset's results: deletion and insertion curves with bands; a heat table, method × layer."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from ..base.allowed import METHOD_NAMES
 from ..engine.recipe import Recipe, where
 from ..judge.bootstrap import VideoBootstrap
 from ..judge.deletion import SHARES
-from .comparison import Row
+from .comparison import MetricRow
 from .dataset_evaluation import DatasetScores
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito: distinct to colour-blind readers too. Controls are grey.
+# Okabe and Ito's colours, distinct for colour-blind readers too. Controls are grey.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 GREYS = {"random": ("#888888", ":"), "gaussian": ("#888888", "--"), "face": ("#888888", "-.")}
 LEGEND = {"random": "random map", "gaussian": "centred blob", "face": "mean face"}
@@ -31,7 +31,7 @@ DPI = 160
 
 
 def image_file(figure: Figure, kind: str) -> bytes:
-    """The figure as a file, "png" or "pdf" (text as text, in fonts that journals take), the same bytes each time."""
+    """Save the figure as "png" or "pdf" (text as text, in fonts that journals accept); always the same bytes."""
     from matplotlib import rc_context
 
     data = io.BytesIO()
@@ -42,9 +42,9 @@ def image_file(figure: Figure, kind: str) -> bytes:
 
 
 def curves_figure(scores: DatasetScores, seed: int) -> Figure:
-    """Deletion above insertion, one column of panels per fill; bands are 95 % over videos."""
+    """Draw deletion above insertion, one column of panels per fill; bands are 95 % over videos."""
     from matplotlib import rc_context
-    from matplotlib.figure import Figure  # without pyplot, which would choose a backend for the whole process
+    from matplotlib.figure import Figure  # without pyplot, which would select a backend for the whole process
 
     fills = list(scores.curves)
     with rc_context(STYLE):
@@ -81,13 +81,13 @@ def _draw_curves(axes: Axes, scores: DatasetScores, fill: str, kind: str, seed: 
 
 
 def heat_table_figure(scores: DatasetScores) -> Figure:
-    """The metric that maps are ranked by, for every method (rows) and layer (columns), one panel per site and rule."""
+    """Draw the ranking metric for every method (rows) and layer (columns), one panel per site and backward rule."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     rows = {recipe: row for recipe, row in scores.row_of().items() if not recipe.is_control}
     layers = list(dict.fromkeys(recipe.layer for recipe in rows))
-    panels: dict[tuple[str, str], list[list[Row]]] = {}  # site and rule → rows of the table
+    panels: dict[tuple[str, str], list[list[MetricRow]]] = {}  # site and rule → rows of the table
     for site, backward in dict.fromkeys((recipe.site, recipe.backward) for recipe in rows):
         there = {recipe.method for recipe in rows if (recipe.site, recipe.backward) == (site, backward)}
         panels[site, backward] = [
@@ -108,8 +108,8 @@ def heat_table_figure(scores: DatasetScores) -> Figure:
     return figure
 
 
-def _draw_heat(axes: Axes, title: str, rows: Sequence[Sequence[Row]], highest: float) -> Any:
-    """One panel; colours run from 0 to `highest`. Returns the image, for the colour bar."""
+def _draw_heat(axes: Axes, title: str, rows: Sequence[Sequence[MetricRow]], highest: float) -> Any:
+    """Draw one panel with colours from 0 to `highest`. Return its image, for the colour bar."""
     table = np.array([[row.interval.mean for row in line] for line in rows])
     image = axes.imshow(table, cmap="viridis", vmin=0.0, vmax=highest, aspect="auto")
     for (y, x), mean in np.ndenumerate(table):

@@ -1,4 +1,4 @@
-"""What a measurement has found, as text that comes back to the last bit: a resumed run measures only the rest."""
+"""Saved results of measurement steps, as text that restores them to the last bit for a resumed run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..judge.deletion import Curves
 
 
 class Kept(NamedTuple):
-    """Where it is kept: the text of a step by its name, None where there is none, and how a text is added."""
+    """Functions to read a step's text by its name (None if there is none), and to save it."""
 
     get: Callable[[str], str | None]
     put: Callable[[str, str], None]
@@ -24,7 +24,7 @@ NOWHERE = Kept(lambda step: None, lambda step, text: None)
 
 
 class Found(NamedTuple):
-    """What a step adds; columns and curves by metric or fill and by map."""
+    """The additions of a step; columns and curves by metric or fill, and by map."""
 
     columns: Mapping[str, Mapping[Recipe, np.ndarray]]
     curves: Mapping[str, Mapping[Recipe, Curves]]
@@ -33,7 +33,7 @@ class Found(NamedTuple):
 
 
 def as_text(found: Found, recipes: Sequence[Recipe]) -> str:
-    """`recipes`: every map and control, by whose places they are named."""
+    """Convert the additions to text. `recipes`: all maps and controls; the text names them by position."""
     place = {recipe: str(i) for i, recipe in enumerate(recipes)}
     values = {
         "columns": _by_place(found.columns, place, lambda column: column.tolist()),
@@ -45,7 +45,7 @@ def as_text(found: Found, recipes: Sequence[Recipe]) -> str:
 
 
 def of_text(text: str, recipes: Sequence[Recipe]) -> Found:
-    """The values that `as_text` was given."""
+    """Undo `as_text`."""
     values = json.loads(text)
     return Found(
         _by_recipe(values["columns"], recipes, lambda column: np.array(column, dtype=np.float64)),

@@ -1,7 +1,7 @@
-"""What runs the detector again for some images: deletion and insertion, SaCo, transplant, segment attack.
+"""Measurements that run the detector on changed images: deletion and insertion, SaCo, transplant, segment attack.
 
-What a pixel is replaced by matters for deepfakes, since a grey patch is no real face either: besides blur and the mean
-colour there is the same frame of the real video (Gowrisankar and Thing 2024).
+The fill matters for deepfakes, because a grey patch is no real face either. So there is also the same frame of the real
+video (Gowrisankar and Thing 2024), as well as blur and the mean colour.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from .samples import RealFrames
 from .sweep import resized
 
 FILLS = ("blur", "mean", PAIRED_REAL)
-SCREENED = 0.1  # the share that is replaced where maps are ranked without masks
+SCREENED = 0.1  # replaced share for ranking maps without masks
 AGREEMENT = "rank correlation with transplant"
-FORGED = 0.1  # share of a patch in the mask from which it counts as changed
-CHANGED = 4.0  # grey levels by which its pixels differ on average, where there is no mask: compression changes fewer
-FEWEST = 4  # changed patches that can be ranked
-SEGMENTS, COMPACTNESS = 50, 10.0  # of SLIC
-BUDGET, STEPS = 16 / 255, 5  # of the segment attack: how far a pixel may move, and gradient steps
-TOP = (1, 2, 3)  # hottest segments that are attacked
+FORGED = 0.1  # a patch counts as changed if the mask covers this share of it
+CHANGED = 4.0  # without a mask: mean difference in grey levels, more than compression causes
+FEWEST = 4  # changed patches needed for a ranking
+SEGMENTS, COMPACTNESS = 50, 10.0  # SLIC's parameters
+BUDGET, STEPS = 16 / 255, 5  # segment attack: maximum change of a pixel, and gradient steps
+TOP = (1, 2, 3)  # numbers of hottest segments to attack
 
 Margin = Callable[[Tensor], Tensor]  # images (N, 3, H, W) in [0, 1] → (N,) fake - real, differentiable
 
 
 class Examined(NamedTuple):
-    """N of the images and their maps, as the measurements take them. `seed` breaks ties."""
+    """N images and their maps for the measurements. `seed` breaks ties."""
 
     detector: LoadedDetector
     pixels: Tensor  # (N, 3, R, R) uint8
@@ -49,7 +49,7 @@ class Examined(NamedTuple):
 
 
 def deletion_metrics(examined: Examined, reals: RealFrames) -> tuple[Columns, dict[str, dict[Recipe, Curves]]]:
-    """Areas under both curves for each fill, a value per image, and the curves; PAIRED_REAL only where it is known."""
+    """Return the areas under both curves per fill and image, and the curves; PAIRED_REAL only for pairs."""
     score, batch_size = fake_probability(examined.detector), 2 * examined.batch_size
     columns: Columns = {}
     curves: dict[str, dict[Recipe, Curves]] = {}
@@ -71,7 +71,7 @@ def deletion_metrics(examined: Examined, reals: RealFrames) -> tuple[Columns, di
 
 
 def saco_metrics(examined: Examined, reals: RealFrames) -> Columns:
-    """With the paired real where there is any, else with the mean colour, which is the paper's."""
+    """Compute SaCo with the paired real if there is any, else with the mean colour, as in its paper."""
     fill = PAIRED_REAL if bool(reals.paired.any()) else "mean"
     use, images, replacement = _filled(examined, fill, reals)
     score, batch_size = fake_probability(examined.detector), 2 * examined.batch_size
@@ -83,9 +83,9 @@ def saco_metrics(examined: Examined, reals: RealFrames) -> Columns:
 
 
 def screening(examined: Examined, maps: Mapping[Recipe, Tensor]) -> dict[Recipe, np.ndarray]:
-    """How far the probability of fake falls (N,) once the hottest tenth by raw `maps` (N, h, w) is blurred."""
+    """Measure the drop (N,) of P(fake) when the hottest tenth by raw `maps` (N, h, w) is blurred."""
     detector, seed, batch_size = examined.detector, examined.seed, examined.batch_size
-    images = detector.normalised(examined.pixels)
+    images = detector.normalise(examined.pixels)
     fill, score = blurred(images), fake_probability(detector)
     with torch.no_grad():
         before = scores_of(score, images, batch_size).cpu()
@@ -97,47 +97,47 @@ def screening(examined: Examined, maps: Mapping[Recipe, Tensor]) -> dict[Recipe,
 
 
 def fake_probability(detector: LoadedDetector) -> Score:
-    """Normalised images (N, 3, R, R) on the device → probability of fake (N,)."""
+    """Return a function from normalised images (N, 3, R, R) to P(fake) (N,)."""
     return lambda images: detector.scores(images).prob_fake.float()
 
 
 def _filled(examined: Examined, fill: str, reals: RealFrames) -> tuple[Tensor, Tensor, Tensor]:
-    """Which images have this fill, (N,) bool; those, normalised; and what replaces their pixels."""
+    """Return which images have this fill, (N,) bool; these images, normalised; and their replacement."""
     detector, pixels = examined.detector, examined.pixels
     if fill == PAIRED_REAL:
-        return reals.paired, detector.normalised(pixels[reals.paired]), detector.normalised(reals.pixels[reals.paired])
-    images = detector.normalised(pixels)
+        return reals.paired, detector.normalise(pixels[reals.paired]), detector.normalise(reals.pixels[reals.paired])
+    images = detector.normalise(pixels)
     replacement = blurred(images) if fill == "blur" else mean_coloured(images)
     return torch.ones(len(pixels), dtype=torch.bool), images, replacement
 
 
 def with_gaps(values: np.ndarray, places: Tensor, count: int) -> np.ndarray:
-    """Values (n, ...) of the images at `places`, n positions or (count,) bool → (count, ...), NaN for the others."""
+    """Expand values (n, ...) of the images at `places` to (count, ...), with NaN for the others."""
     full = np.full((count, *values.shape[1:]), np.nan)
     full[places.numpy()] = values
     return full
 
 
 def patches_of(detector: LoadedDetector) -> tuple[int, int]:
-    """Rows and columns of what is exchanged."""
+    """Return rows and columns of the patches to exchange."""
     side = detector.settings.resolution
     return detector.model.patch_grid(side, side) or CELLS
 
 
 def transplanted(detector: LoadedDetector, pixels: Tensor, reals: Tensor, changed: Tensor, batch_size: int) -> Tensor:
-    """Signed transplant maps (N, h, w) float32 on the CPU of the `changed` patches; images (N, 3, R, R) uint8."""
+    """Compute signed transplant maps (N, h, w) float32 on the CPU for the `changed` patches of uint8 (N, 3, R, R)."""
     grid = patches_of(detector)
     found = []
     parts = zip(pixels.split(1), reals.split(1), changed.to(detector.device).split(1), strict=True)
     for one, other, only in tqdm(parts, total=len(pixels), unit="frame", desc="transplant"):
-        images, references = detector.normalised(one), detector.normalised(other)
+        images, references = detector.normalise(one), detector.normalise(other)
         maps = transplant_maps(lambda x: detector.scores(x).margin, images, references, grid, 2 * batch_size, only)
         found.append(maps.cpu())
     return torch.cat(found)
 
 
 def changed_patches(pixels: Tensor, reals: Tensor, masks: Tensor, masked: Tensor, grid: tuple[int, int]) -> Tensor:
-    """(N, h, w) bool: forged patches, by the masks (N, R, R) where `masked` (N,), else by how the images differ."""
+    """Find the forged patches (N, h, w) bool: by masks (N, R, R) if `masked` (N,), else by comparing the images."""
     by_mask = F.interpolate(masks.float().unsqueeze(1), size=grid, mode="area").squeeze(1) > FORGED
     difference = (pixels.float() - reals.float()).abs().mean(dim=1, keepdim=True)
     by_difference = F.interpolate(difference, size=grid, mode="area").squeeze(1) > CHANGED
@@ -145,10 +145,10 @@ def changed_patches(pixels: Tensor, reals: Tensor, masks: Tensor, masked: Tensor
 
 
 def transplant_agreement(gold: Tensor, changed: Tensor, maps: Mapping[Recipe, Tensor]) -> dict[Recipe, np.ndarray]:
-    """Spearman's rank correlation (N,) of each raw map with the transplant maps `gold` over the `changed` patches.
+    """Compute Spearman's correlation (N,) of each raw map with the transplant maps `gold` over the `changed` patches.
 
-    0 where the map has one value on all these patches; NaN where there are fewer than FEWEST of them, or `gold` has one
-    value. Maps of another grid are brought to that of `gold` by their mean.
+    It is 0 for a map that is constant there, and NaN with fewer than FEWEST patches or a constant `gold`. Maps on
+    another grid are averaged to that of `gold`.
     """
     found = {}
     for recipe, raw in maps.items():
@@ -168,11 +168,11 @@ def _spearman(gold: Tensor, values: Tensor) -> float:
 
 
 def attack_metrics(examined: Examined) -> Columns:
-    """Whether each detected fake passes for real once its hottest one, two and three SLIC segments are changed: 0 or 1.
+    """Test whether each detected fake is called real (1) after changing its hottest one, two and three SLIC segments.
 
-    After Tsigos, Apostolidis and Mezaris 2024 (arXiv 2404.18649), who estimate the gradient (NES); here it is there, so
-    the steps are projected gradient steps (Madry et al. 2018). The mean is the drop of accuracy, since each was called
-    fake. Raises ImportError without scikit-image.
+    After Tsigos, Apostolidis and Mezaris 2024 (arXiv 2404.18649), who estimate the gradient (NES); here projected
+    gradient steps use the true one (Madry et al. 2018). The mean is the drop of accuracy, because all were called fake.
+    Raises ImportError without scikit-image.
     """
     detector, pixels, maps, seed, batch_size = examined
     segments = slic_segments(pixels).to(detector.device)
@@ -204,7 +204,7 @@ def attack_metrics(examined: Examined) -> Columns:
 
 
 def slic_segments(pixels: Tensor) -> Tensor:
-    """(N, 3, H, W) uint8 RGB → (N, H, W) int64, the number of each pixel's segment, from 0. Raises ImportError."""
+    """Segment images (N, 3, H, W) uint8 RGB: (N, H, W) int64, each pixel's segment from 0. Raises ImportError."""
     try:
         from skimage.segmentation import slic  # optional, and slow to import
     except ImportError as error:
@@ -215,18 +215,20 @@ def slic_segments(pixels: Tensor) -> Tensor:
 
 
 def hottest_segments(maps: Tensor, segments: Tensor, top: int, seed: int) -> Tensor:
-    """(N, H, W) bool: the `top` segments of highest mean map value; ties are broken at random by `seed`."""
+    """Select the `top` segments with the highest mean map value: (N, H, W) bool; ties at random by `seed`."""
     labels = segments.flatten(1)
     count = int(labels.max()) + 1
     sums = torch.zeros(len(maps), count, device=maps.device).scatter_add_(1, labels, maps.flatten(1))
     sizes = torch.zeros_like(sums).scatter_add_(1, labels, torch.ones_like(maps).flatten(1))
-    heat = torch.where(sizes > 0, sums / sizes.clamp(min=1), torch.full_like(sums, -1.0))  # numbers an image lacks
+    heat = torch.where(
+        sizes > 0, sums / sizes.clamp(min=1), torch.full_like(sums, -1.0)
+    )  # segments that an image lacks
     chosen = torch.zeros_like(heat, dtype=torch.bool).scatter_(1, hottest_first(heat, seed)[:, :top], True)
     return chosen.gather(1, labels).view_as(segments)
 
 
 def attacked(images: Tensor, where: Tensor, margin: Margin, budget: float = BUDGET, steps: int = STEPS) -> Tensor:
-    """`images` (N, 3, H, W) in [0, 1], pushed towards "real" at the pixels `where` (N, H, W), by at most `budget`.
+    """Push images (N, 3, H, W) in [0, 1] towards "real" at the pixels `where` (N, H, W), by at most `budget`.
 
     The weights of `margin` must be constants (see `frozen_for_explaining`), and gradients enabled.
     """

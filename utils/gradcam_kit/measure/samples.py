@@ -1,4 +1,4 @@
-"""The detected fakes whose explanations are evaluated, with their masks, landmarks and real counterparts."""
+"""The detected fakes to evaluate, with their masks, landmarks and real counterparts."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from ..data.readers import read_dataset
 from ..judge.controls import hull
 from ..judge.transplant import blurred
 
-WHOLE_FACE = 0.9  # share of the face in the mask from which the mask counts as the whole face
-WHOLE_IMAGE = 0.5  # the same of the image, where no landmarks tell where the face is
+WHOLE_FACE = 0.9  # a mask that covers this share of the face counts as the whole face
+WHOLE_IMAGE = 0.5  # the same share of the image, without landmarks
 
 SAME_SCENE = (
     0.97  # of `likeness`: aligned faces of two people reach .966, a frame and its fake .99, .98 a few pixels apart
@@ -41,10 +41,10 @@ class RealFrames(NamedTuple):
 
 
 class Evidence(NamedTuple):
-    """Where the forgery is by files that the user named, for the fakes among some frames; all by the frames' paths.
+    """The user's own masks and clicks for the fakes among some frames, by the frames' paths.
 
-    `masks`: the mask's path, None where a frame has none; the whole is None where the masks lie beside the frames.
-    `clicks`: (n, 2) x and y in shares of the frame's width and height.
+    `masks`: the mask's path, None for a frame without one; None instead of a mapping if masks are next to the frames.
+    `clicks`: (n, 2) x and y as shares of the frame's width and height.
     """
 
     masks: Mapping[str, str | None] | None = None
@@ -57,9 +57,9 @@ NO_EVIDENCE = Evidence()
 def find_evidence(
     masks: Path | None, clicks: Path | None, frames: Sequence[Frame], tables: Iterable[Path] = ()
 ) -> Evidence:
-    """The evidence of --masks and --clicks. Raises InputError for what cannot be read or is ambiguous.
+    """Read --masks and --clicks. Raises InputError for unreadable or ambiguous files.
 
-    `tables`: datasets that are a CSV or a folder; a CSV may name masks, which count where --masks is not given.
+    `tables`: datasets that are a CSV or a folder; a CSV's own masks are used without --masks.
     """
     fakes = [frame for frame in frames if frame.label == 1]
     paths = [frame.path for frame in fakes]
@@ -75,7 +75,7 @@ def find_evidence(
 
 @dataclass(frozen=True)
 class DetectedFakes:
-    """N detected fakes of one dataset with all that the metrics need.
+    """N detected fakes of one dataset with everything that the metrics need.
 
     `mask_states` counts the frames whose mask is ok, none (no file), empty, full, or unreadable.
     """
@@ -83,8 +83,8 @@ class DetectedFakes:
     frames: list[Frame]
     pixels: Tensor  # (N, 3, R, R) uint8, on the CPU
     masks: Tensor  # (N, R, R) bool; all False where `masked` is False
-    masked: Tensor  # (N,) bool: the mask serves the localisation metrics
-    landmarks: list[np.ndarray | None]  # (81, 2) each, in shares of the image's width and height
+    masked: Tensor  # (N,) bool: the localisation metrics use the mask
+    landmarks: list[np.ndarray | None]  # (81, 2) each, as shares of the image's width and height
     mask_states: Mapping[str, int]
     whole_face: list[str] = field(default_factory=list)  # forgery methods whose mask is the whole face
 
@@ -94,7 +94,7 @@ class DetectedFakes:
 
 
 def detected_fakes(frames: Sequence[Frame], predictions: Iterable[Mapping[str, Any]]) -> list[Frame]:
-    """The fakes that the detector predicted as fake, by the rows of a run's predictions, in order."""
+    """Return the fakes that a run predicted as fake, in order."""
     predicted_fake = {row["index"] for row in predictions if row["predicted"]}
     return [frame for frame in frames if frame.label == 1 and frame.index in predicted_fake]
 
@@ -102,12 +102,12 @@ def detected_fakes(frames: Sequence[Frame], predictions: Iterable[Mapping[str, A
 def read_samples(
     frames: Sequence[Frame], resolution: int, batch_size: int, workers: int, evidence: Evidence = NO_EVIDENCE
 ) -> DetectedFakes:
-    """Images, masks and landmarks of `frames`. Raises RunError where an image can no longer be read."""
+    """Read images, masks and landmarks of `frames`. Raises RunError if an image can no longer be read."""
     pixels = []
     for batch in frame_loader(frames, resolution, batch_size, workers):
         if batch.unreadable:
             frame, reason = batch.unreadable[0]
-            problem = f"could be read for the predictions and no longer can ({reason}); check the file and run again"
+            problem = f"was readable for prediction but no longer is ({reason}); check the file and run again"
             raise RunError(f"{frame.path}: {problem}")
         pixels.append(batch.pixels)
     landmarks = [_face_points(frame) for frame in frames]
@@ -127,7 +127,7 @@ def read_samples(
 
 
 def _mask(frame: Frame, resolution: int, evidence: Evidence) -> tuple[str, np.ndarray]:
-    """The state of the frame's mask, as in `DetectedFakes.mask_states`, and the mask (R, R), zero unless it is ok."""
+    """Return the state of a frame's mask, as in `DetectedFakes.mask_states`, and the mask (R, R), zero unless ok."""
     mask, state = None, "none"
     try:
         if evidence.masks is None:
@@ -142,13 +142,13 @@ def _mask(frame: Frame, resolution: int, evidence: Evidence) -> tuple[str, np.nd
 
 
 def stored_size(frame: Frame) -> tuple[int, int]:
-    """Height and width of the image as it is on disk. Raises UnreadableImage."""
+    """Return height and width of the image on disk. Raises UnreadableImage."""
     height, width = decode_image(read_bytes(frame.path), None).shape[:2]
     return height, width
 
 
 def _face_points(frame: Frame) -> np.ndarray | None:
-    """Landmarks in shares of the stored image's size; None where none can be read."""
+    """Return landmarks (81, 2) as shares of the stored image's sides; None if unreadable."""
     try:
         return face_points(frame.path)
     except UnreadableImage:
@@ -158,7 +158,7 @@ def _face_points(frame: Frame) -> np.ndarray | None:
 def _whole_face_forgeries(
     frames: Sequence[Frame], masks: np.ndarray, usable: np.ndarray, landmarks: Sequence[np.ndarray | None]
 ) -> list[str]:
-    """The forgery methods most of whose masks cover the whole face, which leaves nothing to localise."""
+    """Return the forgeries whose masks mostly cover the whole face, so that there is nothing to localise."""
     covered: dict[str, list[bool]] = {}
     for frame, mask, good, points in zip(frames, masks, usable, landmarks, strict=True):
         if good:
@@ -168,10 +168,10 @@ def _whole_face_forgeries(
 
 
 class RealCounterparts:
-    """Finds the same frame of the real video that a fake was made from, in the same dataset, which is read once.
+    """Finds a fake's counterpart: the same frame of its original real video, in the same dataset.
 
-    A fake's video is named like its real one, or begins with that name, as in FaceForensics++: 000_003 is made from
-    000. The frame has the same file name.
+    A fake's video has its real video's name, or begins with it, as in FaceForensics++: 000_003 is made from 000. The
+    frame has the same file name. The dataset is read once.
     """
 
     def __init__(self, settings: DataSettings) -> None:
@@ -185,24 +185,24 @@ class RealCounterparts:
         return self._reals[dataset]
 
     def path(self, fake: Frame) -> str | None:
-        """The path of its real counterpart, or None; a real frame has none."""
+        """Return the path of a fake's real counterpart, or None; a real frame has none."""
         if fake.label == 0:
             return None
         reals, file = self._reals_of(fake.dataset), posixpath.basename(fake.path)
         return reals.get((fake.video, file)) or reals.get((fake.video.partition("_")[0], file))
 
     def of(self, fakes: Sequence[Frame], images: Tensor) -> RealFrames:
-        """The counterparts of N fakes, whose `images` are (N, 3, R, R) uint8; zero where there is none.
+        """Read the counterparts of N fakes with pixels `images` (N, 3, R, R) uint8; zero where there is none.
 
-        There is none where it cannot be read, or shows another scene: some datasets number reals and fakes alike that
-        have nothing to do with each other.
+        A frame that cannot be read or shows another scene is no counterpart: some datasets give unrelated reals and
+        fakes the same number.
         """
         pixels, resolution = torch.zeros_like(images), images.shape[-1]
         paired = torch.zeros(len(fakes), dtype=torch.bool)
         for i, path in enumerate(map(self.path, fakes)):
             try:
                 image = None if path is None else decode_image(read_bytes(path), resolution)
-            except UnreadableImage:  # users often have the fakes only
+            except UnreadableImage:  # users often have only the fakes
                 continue
             if image is not None:
                 pixels[i], paired[i] = torch.from_numpy(image).permute(2, 0, 1), True
@@ -211,16 +211,16 @@ class RealCounterparts:
         return RealFrames(pixels, paired)
 
     def references(self, frames: Sequence[Frame], pixels: Tensor) -> Tensor:
-        """What transplant compares `frames` with, uint8 as their `pixels`: the counterpart, or else a blurred copy."""
+        """Return transplant's references for `frames`, uint8 like `pixels`: the counterpart, else a blurred copy."""
         reals = self.of(frames, pixels)
         copies = blurred(pixels.float()).round().to(torch.uint8)
         return torch.where(reals.paired.view(-1, 1, 1, 1), reals.pixels, copies)
 
 
 def likeness(images: Tensor, others: Tensor) -> Tensor:
-    """(N,): how far pairs of uint8 images (N, 3, R, R) show the same scene: 1 for the same, NaN for a flat one.
+    """Return how similar the scenes of paired uint8 images (N, 3, R, R) are, (N,): 1 if equal, NaN for a flat image.
 
-    The correlation of 16 x 16 grey values, without the quarter of them that differs most: a forgery changes some.
+    It is the correlation of 16 x 16 grey values, without the quarter that differs most: a forgery changes some.
     """
     grey = [F.adaptive_avg_pool2d(one.float().mean(dim=1, keepdim=True), 16).flatten(1) for one in (images, others)]
     apart = (grey[0] - grey[1]).abs()

@@ -1,4 +1,4 @@
-"""Maps of many recipes for the same images: what a sweep tries, localisation, and weights made random."""
+"""Maps of many recipes for the same images: the recipes of a sweep, localisation, and randomised weights."""
 
 from __future__ import annotations
 
@@ -24,16 +24,15 @@ from ..engine.towers.tower import Tower
 from ..judge.localisation import Localisation, localise
 from ..model.detector import LoadedDetector
 
-CHUNK = 16  # maps localised at a time: what the processor's cache holds
-FAILS_FROM = 0.3  # rank correlation, all weights random, from which a method fails
+CHUNK = 16  # maps localised at a time, so that they fit the processor's cache
+FAILS_FROM = 0.3  # a method fails with this rank correlation after all weights are random
 
 
 def swept_recipes(detector: LoadedDetector, layers: Sequence[str], backwards: Sequence[str] = ()) -> list[Recipe]:
-    """All methods at all sites of `layers`, with `fused` beside them where there are two or more.
+    """List all methods at all sites of `layers`, and of `fused` if there are two or more layers.
 
-    Where `sum` or `scaled` is among them, methods whose maps do not add are left out. By both backward rules where the
-    tower can be
-    balanced, unless `backwards` names them; of both, the balanced one is only for the sites at which it makes a
+    For `sum` and `scaled`, methods whose maps cannot be added are skipped. Both backward rules are tried if the tower
+    can be balanced, unless `backwards` names them. With both, the balanced rule is used only at sites where it makes a
     method's products add up (rollout has no gradient).
     """
     tower: Tower = detector.model.tower
@@ -65,17 +64,17 @@ def make_maps(
     fused_of: Sequence[str] = (),
     title: str = "",
 ) -> dict[Recipe, Tensor]:
-    """The raw maps (N, h, w) float32 ≥ 0 of every image (N, 3, R, R) uint8, on the CPU, by recipes of one layer each.
+    """Make the raw maps (N, h, w) float32 ≥ 0 on the CPU of images (N, 3, R, R) uint8, by recipes of one layer each.
 
-    `fused_of`: the layers that `fused` is the mean of, where they are not all in `recipes`. `title`: of the progress
-    bar; without one there is none. Raises InputError and NonFiniteMapError as `GradCAMMixin.explain`.
+    `fused_of`: the layers of `fused`, if they are not all in `recipes`. `title`: of the progress bar; "" for none.
+    Raises InputError and NonFiniteMapError as `GradCAMMixin.explain`.
     """
     layers = list(dict.fromkeys(recipe.layer for recipe in recipes))
     if FUSED in layers:
         layers = list(dict.fromkeys([*layers, *fused_of]))
     side = detector.settings.resolution
     size = detector.model.patch_grid(side, side) or (side, side)  # `resized` brings them to image size
-    by_rule: dict[str, dict[Recipe, None]] = {}  # every method and site at all layers
+    by_rule: dict[str, dict[Recipe, None]] = {}  # by backward rule: every method and site at all layers
     for one in recipes:
         by_rule.setdefault(one.backward, {})[Recipe(one.method, layers, one.site, one.backward)] = None
     parts: dict[Recipe, list[Tensor]] = {recipe: [] for recipe in recipes}
@@ -83,7 +82,7 @@ def make_maps(
         for part in pixels.split(batch_size):
             for asked in map(list, by_rule.values()):
                 with detector.autocast():
-                    captured = detector.as_subject().capture({"image": detector.normalised(part)}, asked, target, size)
+                    captured = detector.as_subject().capture({"image": detector.normalise(part)}, asked, target, size)
                 for recipe in asked:
                     for layer, maps in captured.maps(recipe).items():
                         if recipe.at(layer) in parts:
@@ -94,7 +93,7 @@ def make_maps(
 
 
 def resized(detector: LoadedDetector, raw: Tensor) -> Tensor:
-    """Raw maps (N, h, w) → (N, R, R) in [0, 1] on the detector's device, as they are drawn."""
+    """Resize raw maps (N, h, w) to (N, R, R) in [0, 1] on the detector's device, as they are drawn."""
     side = detector.settings.resolution
     return normalise(raw.to(detector.device), Canvas.of((side, side), detector.model.token_grid(side, side)))
 
@@ -102,7 +101,7 @@ def resized(detector: LoadedDetector, raw: Tensor) -> Tensor:
 def localise_maps(
     detector: LoadedDetector, maps: Mapping[Recipe, Tensor], masks: Tensor, masked: Tensor
 ) -> dict[Recipe, Localisation]:
-    """How well each kind of map (N, h, w), raw, finds the masks (N, R, R) bool of the M ≥ 1 images `masked` (N,)."""
+    """Measure how well raw maps (N, h, w) find the masks (N, R, R) bool of the images `masked` (N,), at least one."""
     parts = masked.nonzero().flatten().split(CHUNK)
     found = {}
     for recipe, raw in tqdm(maps.items(), unit="map", desc="localisation"):
@@ -112,19 +111,19 @@ def localise_maps(
 
 
 class Randomised(NamedTuple):
-    """Mean rank correlation with the original map after each step of the cascade, for each kind of map."""
+    """Mean rank correlation with the original map after each step of the cascade, by recipe."""
 
     steps: list[str]
-    correlation: dict[Recipe, list[float]]  # NaN where every map is constant
+    correlation: dict[Recipe, list[float]]  # NaN if every map is constant
 
 
 def randomisation(
     detector: LoadedDetector, recipes: Sequence[Recipe], make: Callable[[], Mapping[Recipe, Tensor]], seed: int
 ) -> Randomised:
-    """Randomise the weights step by step and compare the maps of `recipes`, from `make`, with the original ones.
+    """Randomise the weights step by step, and compare the maps of `recipes`, from `make`, with the original ones.
 
-    A map that stays the same when the weights are noise explains no detector (Adebayo et al. 2018). Afterwards the
-    detector is as it was.
+    A map that does not change although the weights are noise explains nothing (Adebayo et al. 2018). The detector is
+    restored afterwards.
     """
     original = make()
     found = Randomised([], {recipe: [] for recipe in recipes})
@@ -140,7 +139,7 @@ def randomisation(
 
 @contextmanager
 def weights_put_back(model: nn.Module) -> Iterator[None]:
-    """Restores weights and buffers of `model` at the end of the block."""
+    """Restore weights and buffers of `model` at the end of the block."""
     before = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
     try:
         yield
@@ -151,7 +150,7 @@ def weights_put_back(model: nn.Module) -> Iterator[None]:
 
 
 def cascade(model: nn.Module, tower: nn.Module, seed: int) -> Iterator[str]:
-    """Randomise step by step, yielding the name of each step once done: head, blocks from the last on, the rest.
+    """Randomise step by step: head, blocks from the last to the first, the rest. Yield the name of each finished step.
 
     Use inside `weights_put_back`. For a network without encoder blocks the steps are its direct children.
     """
@@ -175,7 +174,7 @@ def cascade(model: nn.Module, tower: nn.Module, seed: int) -> Iterator[str]:
 
 @torch.no_grad()
 def randomise(weight: Tensor, generator: torch.Generator) -> None:
-    """In place: a matrix becomes normal noise of its own mean and standard deviation, a vector is shuffled."""
+    """Randomise in place: a matrix becomes normal noise with its mean and standard deviation, a vector is shuffled."""
     if weight.ndim < 2:
         flat = weight.view(-1)
         flat.copy_(flat[torch.randperm(flat.numel(), generator=generator).to(weight.device)].clone())
@@ -185,7 +184,7 @@ def randomise(weight: Tensor, generator: torch.Generator) -> None:
 
 
 def rank_correlation(one: Tensor, other: Tensor) -> np.ndarray:
-    """Spearman's rank correlation of each pair of maps (N, h, w): (N,); NaN where one of them is constant."""
+    """Compute Spearman's correlation (N,) of pairs of maps (N, h, w); NaN if one of them is constant."""
     from scipy.stats import rankdata
 
     a, b = (rankdata(maps.flatten(1).cpu().numpy(), axis=1) for maps in (one, other))

@@ -1,4 +1,4 @@
-"""The results of a dataset as text: the verdict, the printed tables, the rows of the files."""
+"""A dataset's results as text: the verdict, the printed tables, the rows of files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..engine.recipe import Recipe
 from ..judge.bootstrap import Interval
 from ..judge.controls import CONTROLS
 from ..judge.deletion import SHARES
-from .comparison import ALL, Row, lower_is_better
+from .comparison import ALL, MetricRow, lower_is_better
 from .dataset_evaluation import CLICK_METRICS, DatasetScores
 from .perturbation import AGREEMENT
 from .sweep import FAILS_FROM
@@ -23,11 +23,11 @@ CSV_COLUMNS = (
 )  # fmt: skip
 BETTER = {True: "yes", False: "no", None: "(control)"}
 PRINTED = 12  # maps in the printed table
-FEWEST_VIDEOS = 5  # from which on a p-value can be below 0.05: 2^-4 is not
+FEWEST_VIDEOS = 5  # needed for a p-value below 0.05: 2^-4 is above it
 
 
 def verdict(scores: DatasetScores) -> str:
-    """One sentence: the best map, and which configured ones are no better than a control."""
+    """Return one sentence: the best map, and the configured ones that are not better than a control."""
     if not scores.rows:
         return f"{scores.dataset}: {scores.notes[0]}"
     ranked = scores.row_of()
@@ -38,7 +38,7 @@ def verdict(scores: DatasetScores) -> str:
     if best.better:
         sentence = f"{best.recipe.title} ({scores.ranked_by} {interval_text(best.interval)})"
     else:
-        sentence = f"no map is better than {weakest_control(best)}, so its heatmaps show nothing"
+        sentence = f"no map is better than {weakest_control(best)}: do not use its heatmaps"
     useless = [ranked[recipe] for recipe in scores.configured if recipe in ranked and not ranked[recipe].better]
     if best.better and useless:
         more = f" and {len(useless) - 1} more of the configured maps are" if len(useless) > 1 else " is"
@@ -46,8 +46,8 @@ def verdict(scores: DatasetScores) -> str:
     return f"{scores.dataset}: for this checkpoint: {sentence}"
 
 
-def weakest_control(row: Row) -> str:
-    """The name of the control that a map fails against by most."""
+def weakest_control(row: MetricRow) -> str:
+    """Return the name of the control that beats a map by most."""
     worst = max(row.differences, key=lambda difference: (difference.p, -difference.mean))
     return CONTROL_NAMES[worst.control]
 
@@ -59,7 +59,7 @@ def interval_text(interval: Interval) -> str:
 
 
 def printed(scores: DatasetScores) -> str:
-    """The tables of one dataset for the terminal."""
+    """Return the tables of one dataset for the terminal."""
     if scores.samples is None:
         return "\n".join([f"{scores.dataset}: explanations", *scores.notes])
     count, shown = len(scores.samples.frames), list(dict.fromkeys([*scores.ranking[:PRINTED], *scores.configured]))
@@ -74,7 +74,7 @@ def printed(scores: DatasetScores) -> str:
                     lines.append(f"  {name:<48} {interval_text(row.interval)}  {BETTER[row.better]}")
     lines += _forgery_lines(scores)
     if scores.randomised:
-        lines.append("rank correlation with the original map once all weights are random (should be near 0)")
+        lines.append("rank correlation with the original map after randomising all weights (should be near 0)")
         for recipe, values in scores.randomised.correlation.items():
             state = "all maps constant" if math.isnan(values[-1]) else f"{values[-1]:.2f}"
             lines.append(f"  {recipe.title:<48} {state}{'  FAILS' if values[-1] >= FAILS_FROM else ''}")
@@ -82,7 +82,7 @@ def printed(scores: DatasetScores) -> str:
 
 
 def _ranked_table(scores: DatasetScores, shown: Sequence[Recipe]) -> list[str]:
-    """Maps by what they are ranked by, with the pointing game beside it, then the controls."""
+    """Return the maps by rank, with the pointing game, then the controls."""
     ranked, pointing = scores.row_of(), scores.row_of("pointing game")
     lines = [
         f"  {'method':<10}{'layer':<22}{'site':<22}{scores.ranked_by:<23}{'pointing game':<23}better than controls"
@@ -98,7 +98,7 @@ def _ranked_table(scores: DatasetScores, shown: Sequence[Recipe]) -> list[str]:
 
 
 def _forgery_lines(scores: DatasetScores) -> list[str]:
-    """The best map on each forgery method."""
+    """Return the lines about the best map on each forgery."""
     best = scores.ranking[0]
     found = [row for row in scores.rows if (row.metric, row.recipe) == (scores.ranked_by, best) and row.forgery != ALL]
     lines = [f"{best.title} on each forgery method, {scores.ranked_by}"] if found else []
@@ -108,8 +108,8 @@ def _forgery_lines(scores: DatasetScores) -> list[str]:
     return lines
 
 
-def csv_rows(rows: Sequence[Row]) -> list[list[str]]:
-    """`explanations.csv`: dataset × forgery method × map × metric; a difference above 0 is better."""
+def csv_rows(rows: Sequence[MetricRow]) -> list[list[str]]:
+    """Return the rows of `explanations.csv`: dataset × forgery × map × metric; a positive difference is better."""
     lines = []
     for row in rows:
         values = {**row._asdict(), **row.recipe.facts(), **row.interval._asdict(), "better": row.better}
@@ -122,7 +122,7 @@ def csv_rows(rows: Sequence[Row]) -> list[list[str]]:
 
 
 def _cell(value: object) -> str:
-    """Six digits of a number, "" for one that is not there, yes or no."""
+    """Format a number with six digits, a missing one as "", a bool as yes or no."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
@@ -131,7 +131,7 @@ def _cell(value: object) -> str:
 
 
 def json_values(scores: DatasetScores) -> Any:
-    """The entry of one dataset in `explanations.json`; the rows are those over all forgery methods."""
+    """Return a dataset's entry in `explanations.json`; its rows are over all forgeries."""
     samples, randomised = scores.samples, scores.randomised
     values = {
         "verdict": verdict(scores),
@@ -149,7 +149,7 @@ def json_values(scores: DatasetScores) -> Any:
              "differences": [one._asdict() for one in row.differences], "better": row.better}
             for row in scores.rows if row.forgery == ALL
         ],
-        "curves": [  # their means; the bands are drawn in the figure only
+        "curves": [  # means; the bands are only in the figure
             {**recipe.facts(), "fill": fill, "shares": SHARES,
              **{kind: curve.numpy().mean(axis=0).tolist() for kind, curve in curves._asdict().items()}}
             for fill, by_recipe in scores.curves.items()
@@ -164,7 +164,7 @@ def json_values(scores: DatasetScores) -> Any:
 
 
 def _finite(value: Any) -> Any:
-    """The same with NaN and infinity, which JSON has not, as None."""
+    """Replace NaN and infinity, which JSON lacks, by None."""
     if isinstance(value, Mapping):
         return {key: _finite(one) for key, one in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,1 +1,1 @@
-"""A finished run: page, regions, mean maps, exports."""
+"""The report of a run: page, regions, mean maps, figures and tables for papers."""

@@ -1,4 +1,4 @@
-"""Patterns across the maps of a run, from its files: tables of regions and similarity, and their pictures."""
+"""Patterns across a run's maps: tables of regions and similarity, and their pictures."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ from .face_regions import (
 )  # fmt: skip
 from .mean_maps import MEAN_FACE, MeanMaps, Similarity
 
-STRONGEST = 8.0  # × preference at which the colours of the region tables end
-MOST_ROWS = 60  # per image, and on the page; the CSV tables have all of them
+STRONGEST = 8.0  # preference at which the colours of the region tables saturate
+MOST_ROWS = 60  # per image and on the page; the CSV tables hold all rows
 CELL, LINE, NAMES, GAP = 144, 22, 190, 8  # pixels
 COLUMN, ROW = 92, 26
 
@@ -42,13 +42,13 @@ class Patterns(NamedTuple):
     dataset: str
     regions: list[GroupRegions]
     similarity: dict[str, Similarity]
-    samples: int  # with at least one map that is not empty
-    mean_faces: int  # of them without landmarks
+    samples: int  # samples with at least one map that is not empty
+    mean_faces: int  # those without landmarks
     means: MeanMaps
 
 
 def write_patterns(run: RunOnDisk, folder: Path) -> list[Patterns]:
-    """`regions.csv`, `map_similarity.csv`, and per dataset with maps `regions.csv`, `regions.png`, `mean_maps.png`."""
+    """Write `regions.csv`, `map_similarity.csv`; per dataset `regions.csv`, `regions.png`, `mean_maps.png`."""
     found = [_dataset_patterns(data, run, folder / data.name) for data in run.datasets]
     patterns = [one for one in found if one is not None]
     if patterns:
@@ -88,7 +88,7 @@ def _dataset_patterns(data: DatasetOnDisk, run: RunOnDisk, folder: Path) -> Patt
 
 
 def region_heat_table(path: Path, groups: Sequence[GroupRegions]) -> None:
-    """One table per layer: rows are forgery and outcome, columns regions, numbers the mean preference."""
+    """Draw one table per layer: rows are forgery and outcome, columns regions, values mean preferences."""
     rows = list(dict.fromkeys((group.forgery, group.outcome) for group in groups))[:MOST_ROWS]
     width = 2 * NAMES + COLUMN * len(REGIONS)
     lines = [text_line("share of the map ÷ share of the image (1 = no preference)", width, ROW, 14)]
@@ -111,24 +111,24 @@ def _heat_row(row: tuple[str, str], group: GroupRegions | None) -> np.ndarray:
 
 
 def shade(preference: float) -> float:
-    """-1 to 1 on a logarithmic scale, so that half and double are equally strong."""
+    """Scale a preference to [-1, 1] logarithmically, so that half and double are equally strong."""
     return math.log(min(max(preference, 1 / STRONGEST), STRONGEST)) / math.log(STRONGEST)
 
 
 def _heat_cell(value: float) -> np.ndarray:
-    """The number on its colour: blue below 1, white at 1, red above."""
+    """Draw the number on its colour: blue below 1, white at 1, red above."""
     if not np.isfinite(value):
         return text_line("–", COLUMN, ROW, 12, centred=True)
     paper = _diverging(np.full((1, 1), shade(value)))[0, 0].astype(np.int64)
     ink = np.array([255, 255, 255] if abs(shade(value)) > 0.7 else [20, 20, 20])
-    # The line is set in black on white: its grey is how much paper shows through.
+    # The text is black on white, so its grey level is the transparency.
     line = text_line(f"{value:.1f}", COLUMN - 2, ROW - 2, 13, centred=True, ink=(0, 0, 0))[..., :1] / 255
     cell = (line * paper + (1 - line) * ink).round().astype(np.uint8)
     return np.pad(cell, ((1, 1), (1, 1), (0, 0)), constant_values=255)
 
 
 def mean_map_table(path: Path, maps: MeanMaps, colormap: str) -> None:
-    """Rows are forgery and outcome, columns layers; below them the fakes' mean less the reals'."""
+    """Draw mean maps: rows are forgery and outcome, columns layers; the last row is fakes minus reals."""
     layers = maps.layers
     head = [text_line(layer, CELL, LINE, 12, centred=True) for layer in layers]
     rows = [np.hstack([np.full((LINE, NAMES, 3), 255, np.uint8), *map(_padded, head)])]
@@ -158,7 +158,7 @@ def _padded(cell: np.ndarray) -> np.ndarray:
 
 
 def _cell(image: np.ndarray | None, line: int = 255) -> np.ndarray:
-    """(CELL, CELL, 3) uint8 with the borders of the mean face's regions in grey `line`; grey without an image."""
+    """Draw a cell (CELL, CELL, 3) uint8 with the mean face's regions outlined in grey `line`; grey without image."""
     cell = np.full((CELL, CELL, 3), 128, np.uint8) if image is None else cv2.resize(image, (CELL, CELL))
     regions = region_image(MEAN_FACE, CELL)
     border = cv2.morphologyEx(regions, cv2.MORPH_GRADIENT, np.ones((2, 2), np.uint8)) > 0
@@ -171,7 +171,7 @@ def _coloured(mean: np.ndarray, colormap: str) -> np.ndarray:
 
 
 def _diverging(values: np.ndarray) -> np.ndarray:
-    """-1 blue, 0 white, 1 red; NaN grey."""
+    """Colour values in [-1, 1]: -1 blue, 0 white, 1 red, NaN grey."""
     ends = np.where(values[..., None] > 0, np.array([178, 24, 43]), np.array([33, 102, 172]))
     mixed = 255 + (ends - 255) * np.abs(np.nan_to_num(values))[..., None]
     return np.where(np.isfinite(values)[..., None], mixed, 128).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""A run's page for others, a folder of its own: no absolute path, no name of a user or machine, no hash of a file."""
+"""Copy a run's page for others, to its own folder, without absolute paths, user or machine names, or file hashes."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def write_anonymous(run_dir: Path, output: Path) -> Path:
 
 
 def without_names(run: RunOnDisk) -> RunOnDisk:
-    """The run as far as others may see it; its folders, from which maps are read, are those that it has."""
+    """Return the run with only what others may see; its folders, with the maps, stay the same."""
     manifest, weights = run.manifest, run.manifest.weights
     if weights is not None and not is_toy(run):  # whose hash tells nothing of anybody
         weights = replace(weights, path=PurePath(weights.path).name, sha256="")

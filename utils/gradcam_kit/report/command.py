@@ -1,4 +1,4 @@
-"""python -m utils.report RUN_DIR, or figure, table, compare: a run's page, figure and table for a paper; two runs."""
+"""`python -m utils.report`: a run's page; with `figure` or `table`, one for a paper; with `compare`, two runs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ RUN = "a run's folder, its --gradcam_output_dir"
 
 
 def main(argv: Sequence[str]) -> int:
-    """The command that the first argument names; a run's folder of that name is given as ./figure."""
+    """Run the command that the first argument names. A run's folder with such a name is given as ./figure."""
     commands = {"figure": figure, "compare": compare, "table": table}
     if argv and argv[0] in commands:
         commands[argv[0]](argv[1:])
@@ -23,12 +23,11 @@ def main(argv: Sequence[str]) -> int:
 
 
 def page(argv: Sequence[str]) -> None:
-    """Write a run's page again, and every other file that is gone. Raises InputError, as all of these."""
+    """Rewrite a run's page and all missing files. Raises InputError, as do the other commands."""
     p = OneLineParser(
-        description="The files of a run, made again from its database, and its page, index.html. Further commands,"
-        " each with a --help of its own:"
-        " figure (samples of a run for a paper), table (its measurements for a paper), compare (two runs of the"
-        " same data)."
+        description="Rewrite the page of a run, index.html, and its missing files from its database. Other commands,"
+        " each with its own --help:"
+        " figure (samples for a paper), table (measurements for a paper), compare (two runs of the same data)."
     )
     p.add_argument("run_dir", type=Path, help=RUN)
     p.add_argument(
@@ -51,24 +50,28 @@ def page(argv: Sequence[str]) -> None:
 
 def figure(argv: Sequence[str]) -> None:
     """Write a figure for a paper."""
-    p = OneLineParser(description="Samples of a run as one figure for a paper: images x (original, mask, layers).")
+    p = OneLineParser(description="Draw samples of a run as a figure for a paper: images x (original, mask, layers).")
     p.add_argument(
-        "run_dirs", type=Path, nargs="+", metavar="run_dir", help=RUN + "; of several runs, the same images in each"
+        "run_dirs", type=Path, nargs="+", metavar="run_dir", help=RUN + "; several runs must hold the same images"
     )
     p.add_argument(
         "--samples", nargs="+", required=True, metavar="I", help="the i of sample<i>/, or @FILE: the CSV of the samples"
         " that were chosen on the page"
     )  # fmt: skip
     p.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help=f"{', '.join(FIGURE_FORMATS)}")
-    p.add_argument("--dataset", help="where the run has several")
-    p.add_argument("--layers", nargs="+", metavar="LAYER", help="all of the run's where it is not given")
-    p.add_argument("--methods", nargs="+", metavar="METHOD", help="which of the runs' methods, and in which order")
+    p.add_argument("--dataset", help="needed if the run has several")
+    p.add_argument("--layers", nargs="+", metavar="LAYER", help="default: all layers of the run")
+    p.add_argument("--methods", nargs="+", metavar="METHOD", help="methods to show, in this order")
     p.add_argument("--column", choices=tuple(FIGURE_COLUMNS), default="double", help="width of a text column")
     p.add_argument("--width", type=float, metavar="INCHES", help="in place of --column")
-    p.add_argument("--font_size", type=positive, default=8, metavar="POINTS", help="of text that has room for it")
+    p.add_argument(
+        "--font_size", type=positive, default=8, metavar="POINTS", help="size of text; smaller if it does not fit"
+    )
     p.add_argument("--font", choices=FIGURE_FONTS, default="sans", help="serif goes with Times")
-    p.add_argument("--titles", nargs="+", default=[], metavar="TITLE", help="of all columns, in place of their own")
-    p.add_argument("--letters", action="store_true", help="(a), (b), ... before the titles")
+    p.add_argument(
+        "--titles", nargs="+", default=[], metavar="TITLE", help="titles of all columns, instead of their own"
+    )
+    p.add_argument("--letters", action="store_true", help="put (a), (b), ... before the titles")
     args = p.parse_args(argv)
     from .figure import FigureStyle, write_figure
     from .paper import chosen_samples
@@ -84,18 +87,22 @@ def figure(argv: Sequence[str]) -> None:
 
 
 def table(argv: Sequence[str]) -> None:
-    """Write a table for a paper: detection by forgery, or what --evaluate_explanations measured."""
+    """Write a table for a paper: detection by forgery, or the results of --evaluate_explanations."""
     p = OneLineParser(
-        description="A table for a paper, as LaTeX (booktabs) or CSV: forgeries x runs, with intervals and DF40's group"
-        " means; or maps x metrics, as --evaluate_explanations measured them."
+        description="Write a table for a paper, as LaTeX (booktabs) or CSV: forgeries x runs, with intervals and DF40's"
+        " group means; or maps x metrics, from --evaluate_explanations."
     )
     p.add_argument("run_dirs", type=Path, nargs="+", metavar="run_dir", help=RUN)
     p.add_argument(
-        "--of", choices=("detection", "explanations"), help="default: explanations of one run that measured them"
+        "--of",
+        choices=("detection", "explanations"),
+        help="default: explanations, for one run with --evaluate_explanations",
     )
     p.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help=".tex or .csv")
-    p.add_argument("--metrics", nargs="+", metavar="METRIC", help="of explanations all, of detection in .tex auc")
-    p.add_argument("--dataset", help="where the run has several")
+    p.add_argument(
+        "--metrics", nargs="+", metavar="METRIC", help="default: all for explanations, auc for detection in .tex"
+    )
+    p.add_argument("--dataset", help="needed if the run has several")
     args = p.parse_args(argv)
     from .detection_table import write_detection_table
     from .paper import SOURCE, write_explanation_table
@@ -105,7 +112,7 @@ def table(argv: Sequence[str]) -> None:
     if of == "detection":
         write_detection_table(args.run_dirs, output, args.metrics, args.dataset)
     elif others:
-        raise InputError("--of explanations: give one run, whose maps were measured")
+        raise InputError("--of explanations: give one run with --evaluate_explanations")
     else:
         write_explanation_table(first, output, args.metrics, args.dataset)
 
@@ -113,13 +120,13 @@ def table(argv: Sequence[str]) -> None:
 def compare(argv: Sequence[str]) -> None:
     """Write a page that compares two runs."""
     p = OneLineParser(
-        description="Two runs of the same data side by side: metrics with paired intervals, the frames on which they"
-        " disagree, their maps beside each other. Two checkpoints, two methods or two detectors."
+        description="Compare two runs of the same data: metrics with paired intervals, the frames on which they"
+        " disagree, their maps side by side. For two checkpoints, methods or detectors."
     )
     p.add_argument("run_a", type=Path, help=RUN)
     p.add_argument("run_b", type=Path, help="another one")
     p.add_argument(
-        "-o", "--output", type=Path, required=True, metavar="DIR", help="a new folder; its index.html is the page"
+        "-o", "--output", type=Path, required=True, metavar="DIR", help="new folder for the page (index.html)"
     )
     p.add_argument("--samples", type=positive, default=60, metavar="N", help="maximum samples shown per dataset")
     p.add_argument("--anonymous", action="store_true", help="for others: no paths, no hashes, the runs called A and B")

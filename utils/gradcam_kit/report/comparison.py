@@ -1,4 +1,4 @@
-"""Two runs of the same data, matched frame by frame → a folder with one page: `python -m utils.report compare A B`."""
+"""`python -m utils.report compare A B`: a page that compares two runs of the same data frame by frame."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ SIZE = 224  # pixels of an image on the page
 STYLES = ("base.css", "analysis.css", "compare.css")
 READ = 5_000  # samples per dataset of each run
 COLUMNS = ("path", "dataset", "forgery", "video", "label", "prob_fake_a", "prob_fake_b", "decisions_differ")
-FEWEST_VIDEOS = 2  # of each class, for an interval
-Metric = Callable[[np.ndarray, np.ndarray, np.ndarray], float]  # label, prob_fake, weight (N,) → NaN where undefined
+FEWEST_VIDEOS = 2  # per class, for an interval
+Metric = Callable[[np.ndarray, np.ndarray, np.ndarray], float]  # label, prob_fake, weight (N,) → NaN if undefined
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairedFrames:
-    """The frames that both runs evaluated of one dataset, N of them. `only_a`, `only_b`: how many the other lacks."""
+    """The N frames of a dataset that both runs evaluated. `only_a`, `only_b`: number of frames in one run only."""
 
     name: str
     path: list[str]
@@ -50,12 +50,12 @@ class PairedFrames:
 
     @property
     def differ(self) -> np.ndarray:
-        """(N,) bool: whether one run predicts fake and the other real."""
+        """Whether the predictions differ, (N,) bool."""
         return (self.prob_a > THRESHOLD) != (self.prob_b > THRESHOLD)
 
 
 class MetricDifference(NamedTuple):
-    """One metric of both runs, and B − A with its 95 % interval over videos (NaN where there is none)."""
+    """One metric of both runs, and B − A with its 95 % interval over videos (NaN if there is none)."""
 
     name: str
     a: float
@@ -65,7 +65,7 @@ class MetricDifference(NamedTuple):
 
 
 class PairedSample(NamedTuple):
-    """A frame explained in both runs. `correlation`: of the raw maps, by pair of layers; NaN where one is empty."""
+    """A frame explained in both runs. `correlation`: of the raw maps, by pair of layers; NaN if one is empty."""
 
     a: Sample
     b: Sample
@@ -73,12 +73,12 @@ class PairedSample(NamedTuple):
 
     @property
     def differs(self) -> bool:
-        """Whether one run says fake and the other real."""
+        """Whether the predictions differ."""
         return self.a.predicted != self.b.predicted
 
 
 def paired_frames(a: RunOnDisk, b: RunOnDisk) -> list[PairedFrames]:
-    """The datasets that both runs have. Raises InputError where they have no frame in common."""
+    """Match the frames of the datasets that both runs have. Raises InputError if no frame is in common."""
     of_b = {data.name: data for data in b.datasets}
     paired = [_paired(data, of_b[data.name]) for data in a.datasets if data.name in of_b]
     if not any(one.path for one in paired):
@@ -104,13 +104,13 @@ def _paired(a: DatasetOnDisk, b: DatasetOnDisk) -> PairedFrames:
 
 
 def accuracy(label: np.ndarray, prob_fake: np.ndarray, weight: np.ndarray) -> float:
-    """Share of the frames decided rightly."""
+    """Return the share of right predictions."""
     right = (prob_fake > THRESHOLD) == (label == 1)
     return float((right * weight).sum() / weight.sum()) if weight.sum() else float("nan")
 
 
 def _ranking(name: str) -> Metric:
-    """The metric of that name in scikit-learn, for frames of both classes."""
+    """Return scikit-learn's metric of this name; NaN with one class."""
 
     def metric(label: np.ndarray, prob_fake: np.ndarray, weight: np.ndarray) -> float:
         from sklearn import metrics
@@ -127,7 +127,7 @@ METRICS = {"ACC": accuracy, "AUC": _ranking("roc_auc_score"), "AP": _ranking("av
 
 
 def metric_differences(frames: PairedFrames) -> list[MetricDifference]:
-    """Each metric of both runs; the interval is a bootstrap over videos, which both runs draw together."""
+    """Compute each metric of both runs; the interval is a paired bootstrap over videos."""
     one = np.ones(len(frames.path))
     bootstrap = VideoBootstrap(frames.video, seed=0, resamples=1000)
     by_class = [len(set(bootstrap.video[frames.label == kind])) for kind in (0, 1)]
@@ -136,7 +136,7 @@ def metric_differences(frames: PairedFrames) -> list[MetricDifference]:
         a, b = metric(frames.label, frames.prob_a, one), metric(frames.label, frames.prob_b, one)
         low = high = float("nan")
         if min(by_class) >= FEWEST_VIDEOS:
-            drawn = (weights[bootstrap.video].astype(float) for weights in bootstrap.weights)  # one at a time
+            drawn = (weights[bootstrap.video].astype(float) for weights in bootstrap.weights)  # one resample at a time
             differences = [
                 metric(frames.label, frames.prob_b, weight) - metric(frames.label, frames.prob_a, weight)
                 for weight in drawn
@@ -147,13 +147,13 @@ def metric_differences(frames: PairedFrames) -> list[MetricDifference]:
 
 
 def paired_layers(a: Sequence[str], b: Sequence[str]) -> list[tuple[str, str]]:
-    """Which layers stand beside each other: those of one name or, where there is none, the first with the first."""
+    """Pair the layers of the same name; if there are none, pair them in order."""
     common = [(layer, layer) for layer in a if layer in b]
     return common or list(zip(a, b, strict=False))  # as many as both have
 
 
 def paired_samples(a: DatasetOnDisk, b: DatasetOnDisk, layers: Sequence[tuple[str, str]]) -> list[PairedSample]:
-    """The frames that both runs explained: those first where the decisions differ, then by how far the scores do."""
+    """Match the samples of both runs: different predictions first, then by the difference of scores."""
     of_b = {sample.path: sample for sample in b.samples if not sample.lost}
     pairs = [(sample, of_b[sample.path]) for sample in a.samples if not sample.lost and sample.path in of_b]
     found = [PairedSample(one, other, _correlations(one, other, layers)) for one, other in pairs]
@@ -169,7 +169,7 @@ def _correlations(a: Sample, b: Sample, layers: Sequence[tuple[str, str]]) -> di
 
 
 def correlation(one: np.ndarray, other: np.ndarray) -> float:
-    """Pearson's, of two maps (h, w); one of another grid is resized to the finer one. NaN for a constant map."""
+    """Compute Pearson's correlation of two maps (h, w), at the finer grid; NaN for a constant map."""
     size = max(one.shape, other.shape)[::-1]
     flat = [cv2.resize(each, size, interpolation=cv2.INTER_LINEAR).ravel().astype(np.float64) for each in (one, other)]
     if min(each.std() for each in flat) == 0:
@@ -178,7 +178,7 @@ def correlation(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def agreement(samples: Sequence[PairedSample], layers: Sequence[tuple[str, str]]) -> list[tuple[str, list[float], int]]:
-    """(forgery, mean correlation of each pair of layers, samples), each forgery and, last, all of them."""
+    """Return (forgery, mean correlation per pair of layers, samples) for each forgery and, last, for all."""
     values = np.array([sample.correlation[pair] for sample in samples for pair in layers])
     values = values.reshape(len(samples), len(layers))
     rows = []
@@ -189,7 +189,7 @@ def agreement(samples: Sequence[PairedSample], layers: Sequence[tuple[str, str]]
 
 
 def by_forgery(forgeries: Sequence[str]) -> list[tuple[str, np.ndarray]]:
-    """(name, which are of it (N,) bool): each forgery and, last, all of them."""
+    """Return (name, members (N,) bool) for each forgery and, last, for all."""
     names = np.array(forgeries, dtype=object)
     groups = [(name, names == name) for name in dict.fromkeys(forgeries)]
     return [*groups, ("all", np.ones(len(names), dtype=bool))]
@@ -202,7 +202,7 @@ def write_comparison(run_a: Path, run_b: Path, output: Path, samples_at_most: in
     """
     require_jinja2("the comparison")
     if output.exists():
-        raise InputError(f"--output {output}: is there already: give the name of a folder that is not")
+        raise InputError(f"--output {output}: exists already: give a new folder")
     a, b = read_run(run_a, READ), read_run(run_b, READ)
     frames = paired_frames(a, b)
     partial = output.with_name(f".{output.name}.partial")
@@ -210,7 +210,7 @@ def write_comparison(run_a: Path, run_b: Path, output: Path, samples_at_most: in
         partial.parent.mkdir(parents=True, exist_ok=True)
         new_folder(partial)
     except OSError as error:
-        raise InputError(f"--output {output}: cannot be made ({error.strerror}); give another folder") from error
+        raise InputError(f"--output {output}: cannot be created ({error.strerror}); give another folder") from error
     (partial / IMAGES).mkdir()
     write_table(partial / FRAMES, COLUMNS, [row for one in frames for row in _rows(one, anonymous)])
     views = [_dataset(a, b, one, partial, samples_at_most) for one in frames]
@@ -247,7 +247,7 @@ def _rendered(a: RunOnDisk, b: RunOnDisk, views: Sequence[dict[str, Any]], anony
 
 
 def _dataset(a: RunOnDisk, b: RunOnDisk, frames: PairedFrames, folder: Path, most: int) -> dict[str, Any]:
-    """What the template shows of one dataset; writes its images."""
+    """Return the template's values for one dataset, and write its images."""
     of_a, of_b = (next(data for data in run.datasets if data.name == frames.name) for run in (a, b))
     layers = paired_layers(a.layers, b.layers)
     samples = paired_samples(of_a, of_b, layers)
@@ -263,7 +263,7 @@ def _dataset(a: RunOnDisk, b: RunOnDisk, frames: PairedFrames, folder: Path, mos
 
 
 def _metric_row(one: MetricDifference) -> tuple[str, str, str, str, str]:
-    """Name, A, B, B − A, and its interval, with whether that excludes 0."""
+    """Return name, A, B, B − A, its interval, and whether that excludes 0."""
     interval = f"{one.low:+.4f} to {one.high:+.4f}" + ("" if one.low <= 0 <= one.high else ", excludes 0")
     if math.isnan(one.low):
         interval = "too few videos"
@@ -271,7 +271,7 @@ def _metric_row(one: MetricDifference) -> tuple[str, str, str, str, str]:
 
 
 def _decisions(frames: PairedFrames) -> list[tuple[str, int, int, int]]:
-    """Forgery, frames, those that only A decides rightly, those that only B does; all of them last."""
+    """Return forgery, frames, frames that only A predicts right, and only B; the last row is for all."""
     right_a = (frames.prob_a > THRESHOLD) == (frames.label == 1)
     only_a, only_b = frames.differ & right_a, frames.differ & ~right_a
     return [
@@ -281,7 +281,7 @@ def _decisions(frames: PairedFrames) -> list[tuple[str, int, int, int]]:
 
 
 def _regions(a: RunOnDisk, b: RunOnDisk, dataset: str, layers: Sequence[tuple[str, str]]) -> list[tuple[str, ...]]:
-    """Layer, forgery, outcome, region, preference in A and in B: the rows that both runs' `regions.csv` have."""
+    """Return layer, forgery, outcome, region, preference in A and in B: rows in both runs' `regions.csv`."""
     of_a, of_b = (_region_table(run.folder / REGIONS_FILE, dataset) for run in (a, b))
     return [
         (_pair_name(pair), forgery, outcome, region, value, of_b[forgery, outcome, pair[1], region])
@@ -292,7 +292,7 @@ def _regions(a: RunOnDisk, b: RunOnDisk, dataset: str, layers: Sequence[tuple[st
 
 
 def _region_table(path: Path, dataset: str) -> dict[tuple[str, str, str, str], str]:
-    """(forgery, outcome, layer, region) → preference; empty where the run has none."""
+    """Read (forgery, outcome, layer, region) → preference; empty if the run has none."""
     if not path.is_file():
         return {}
     return {
@@ -303,7 +303,7 @@ def _region_table(path: Path, dataset: str) -> dict[tuple[str, str, str, str], s
 
 
 def _card(pair: PairedSample, layers: Sequence[tuple[str, str]], folder: Path) -> dict[str, Any] | None:
-    """A card: what the two runs say of one frame, and its images' addresses from the page on; None without images."""
+    """Return a card: the two runs' results for one frame, and its images' relative paths; None without images."""
     stem = f"{pair.a.dataset}_{pair.a.index}".replace("/", "_")
     try:
         drawn = overlays(pair.a), overlays(pair.b)

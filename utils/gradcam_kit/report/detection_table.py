@@ -1,4 +1,4 @@
-"""Detectors × forgeries for a paper: what several runs found, as LaTeX (booktabs) or CSV."""
+"""A table of detectors × forgeries for a paper, as LaTeX (booktabs) or CSV."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from ..judge.forgeries import METRICS, Metrics, forgery_metrics, group_means, gr
 from ..store.read_run import RunOnDisk, frame_rows, read_run
 from .paper import check_known, check_output, escaped
 
-SHOWN = ("auc",)  # of a LaTeX table, where no metric is named
+SHOWN = ("auc",)  # in a LaTeX table, if no metric is named
 SMALLER_IS_BETTER = ("eer",)
 COLUMNS = ("run", "dataset", "forgery", "group", *METRICS)
 MEAN = "mean"
 
 
-class Row(NamedTuple):
-    """One forgery of one dataset in every run; None where a run has not evaluated it."""
+class DetectionRow(NamedTuple):
+    """One forgery of one dataset in every run; None for a run without it."""
 
     dataset: str
     forgery: str
@@ -30,13 +30,13 @@ class Row(NamedTuple):
 def write_detection_table(
     run_dirs: Sequence[Path], output: Path, metrics: Sequence[str] | None, dataset: str | None
 ) -> None:
-    """Forgeries × runs, with the means over DF40's groups. CSV: a row for each run and forgery, with every metric.
+    """Write forgeries × runs, with means over DF40's groups.
 
-    LaTeX: a column for each run, of one metric (default AUC) with its interval, the best of each row bold. Raises
-    InputError for runs without fakes, or a metric or dataset that is not there.
+    CSV: a row per run and forgery, with every metric. LaTeX: a column per run, with one metric (default AUC) and its
+    interval, the best of each row bold. Raises InputError for runs without fakes, or an unknown metric or dataset.
     """
     check_output(output, (".tex", ".csv"))
-    check_known(metrics or [], METRICS, "--metrics: {} is no metric of detection; {}there are {}")
+    check_known(metrics or [], METRICS, "--metrics: {} is not a metric of detection; {}allowed: {}")
     rows = _rows([read_run(folder, samples_at_most=1) for folder in run_dirs], dataset)
     names = _names(run_dirs)
     if output.suffix == ".csv":
@@ -45,13 +45,13 @@ def write_detection_table(
         chosen = list(metrics or SHOWN)
         if len(chosen) > 1:
             raise InputError(
-                f"--metrics names {len(chosen)} metrics, and a LaTeX table has room for one: name one, or give .csv"
+                f"--metrics names {len(chosen)} metrics, but a LaTeX table holds one: name one, or give .csv"
             )
         write_whole(output, latex(rows, names, chosen[0]).encode())
     print(printable(f"{output}: {len(rows)} forgeries, {len(run_dirs)} runs"))
 
 
-def _rows(runs: Sequence[RunOnDisk], dataset: str | None) -> list[Row]:
+def _rows(runs: Sequence[RunOnDisk], dataset: str | None) -> list[DetectionRow]:
     found: dict[tuple[str, str], list[Metrics | None]] = {}
     for i, run in enumerate(runs):
         known = [data.name for data in run.datasets]
@@ -68,21 +68,19 @@ def _rows(runs: Sequence[RunOnDisk], dataset: str | None) -> list[Row]:
                 for name, metrics in of_forgery.items():
                     found.setdefault((data.name, name), [None] * len(runs))[i] = metrics
     if not found:
-        raise InputError(
-            f"{runs[0].folder}: no fake frame was evaluated there, so there is nothing to report by forgery"
-        )
-    return [Row(*key, of_runs) for key, of_runs in found.items()]
+        raise InputError(f"{runs[0].folder}: no fake frame was evaluated, so there is nothing to report by forgery")
+    return [DetectionRow(*key, of_runs) for key, of_runs in found.items()]
 
 
 def _names(run_dirs: Sequence[Path]) -> list[str]:
-    """The ends of the runs' folders, as short as they differ: a table for others has no absolute path."""
+    """Return the shortest distinct ends of the runs' folders, because a table for others has no absolute path."""
     parts = [folder.resolve().parts[1:] for folder in run_dirs]
     ends = (["/".join(one[-length:]) for one in parts] for length in range(1, max(map(len, parts)) + 1))
     return next((names for names in ends if len(set(names)) == len(names)), [str(i) for i in range(1, len(parts) + 1)])
 
 
-def _long(rows: Sequence[Row], names: Sequence[str]) -> list[list[object]]:
-    """Of every run its forgeries, then the means over DF40's groups."""
+def _long(rows: Sequence[DetectionRow], names: Sequence[str]) -> list[list[object]]:
+    """Return the CSV rows: each run's forgeries, then the means over DF40's groups."""
     lines: list[list[object]] = []
     for i, run in enumerate(names):
         there = [(row, metrics) for row in rows if (metrics := row.of_runs[i]) is not None]
@@ -98,8 +96,8 @@ def _number(value: object) -> object:
     return f"{value:.6g}" if isinstance(value, float) else value
 
 
-def latex(rows: Sequence[Row], names: Sequence[str], metric: str) -> str:
-    """A `tabular` for the package booktabs: a row for each forgery, a column for each run."""
+def latex(rows: Sequence[DetectionRow], names: Sequence[str], metric: str) -> str:
+    """Return a `tabular` for booktabs: a row per forgery, a column per run."""
     lines = [
         "% needs \\usepackage{booktabs}; 95 % intervals over videos",
         f"% {metric} of each forgery's fakes against all real frames of its dataset",
@@ -130,7 +128,7 @@ def latex(rows: Sequence[Row], names: Sequence[str], metric: str) -> str:
 def _best(values: Sequence[float | None], metric: str) -> float | None:
     there = [value for value in values if value is not None]
     if len(there) < 2:
-        return None  # nothing to be better than
+        return None  # nothing to compare with
     return min(there) if metric in SMALLER_IS_BETTER else max(there)
 
 

@@ -1,4 +1,4 @@
-"""How much of a map falls on which part of the face: of one sample, and of groups with intervals, as CSV tables."""
+"""The distribution of maps over parts of the face: per sample, and per group with intervals, as CSV tables."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ..store.sample import Sample
 REGIONS = (
     "left eye", "right eye", "brows", "nose", "mouth", "cheeks", "jaw line", "forehead", "boundary ring", "background",
 )  # fmt: skip
-SIZE = 224  # pixels a side at which regions are drawn
+SIZE = 224  # pixels per side at which regions are drawn
 
 LEFT_BROW, RIGHT_BROW, NOSE = slice(17, 22), slice(22, 27), slice(27, 36)
 LEFT_EYE, RIGHT_EYE, MOUTH, FOREHEAD = slice(36, 42), slice(42, 48), slice(48, 68), slice(68, 81)
@@ -39,7 +39,7 @@ RING = 0.11  # half the width of the boundary ring, in the same unit
 
 
 class RegionShares(NamedTuple):
-    """One map's preference for each region: its share of the map's mass over its share of the image (1 = none).
+    """One map's preference for each region: share of the map ÷ share of the image (1 = no preference).
 
     `preference` (10,) in the order of REGIONS, NaN for a region outside the image.
     """
@@ -47,14 +47,15 @@ class RegionShares(NamedTuple):
     sample: Sample
     layer: str
     preference: np.ndarray
-    mean_face: bool  # no landmarks: the regions of the mean face were taken
+    mean_face: bool  # no landmarks: the regions of the mean face are used
 
 
 def region_image(landmarks: np.ndarray, size: int = SIZE) -> np.ndarray:
-    """Landmarks (81, 2), x and y as fractions of the image → each pixel's place in REGIONS, (size, size) uint8.
+    """Draw the regions of landmarks (81, 2), x and y as fractions of the image.
 
-    Left and right are the viewer's. The face is the points' convex hull, its boundary ring half inside, half outside;
-    forehead, cheeks and jaw line are what features and ring leave above the brows, between, and below the mouth.
+    Returns indices into REGIONS, (size, size) uint8. Left and right are the viewer's. The face is the points' convex
+    hull; its boundary ring is half inside, half outside. Forehead, cheeks and jaw line are the rest above the brows,
+    between, and below the mouth.
     """
     points = landmarks * size
     unit = float(np.linalg.norm(points[RIGHT_EYE].mean(axis=0) - points[LEFT_EYE].mean(axis=0)))
@@ -69,7 +70,7 @@ def region_image(landmarks: np.ndarray, size: int = SIZE) -> np.ndarray:
 
 
 def _draw(image: np.ndarray, region: str, points: np.ndarray, grow: float | None = None, filled: bool = True) -> None:
-    """The convex hull of `points`, with an outline of half the width `grow` where it is given."""
+    """Draw the convex hull of `points`, with an outline of half the width `grow` if given."""
     hull, value = cv2.convexHull(np.rint(points).astype(np.int32)), REGIONS.index(region)
     if filled:
         cv2.fillPoly(image, [hull], value)
@@ -78,7 +79,7 @@ def _draw(image: np.ndarray, region: str, points: np.ndarray, grow: float | None
 
 
 def region_shares(raw_map: np.ndarray, regions: np.ndarray) -> np.ndarray:
-    """Preference for every region (10,) of a raw map (h, w) of non-negative values, not all zero."""
+    """Compute the preference for each region (10,) of a raw map (h, w), non-negative and not all zero."""
     full = cv2.resize(raw_map, regions.shape[::-1], interpolation=cv2.INTER_LINEAR)
     mass = np.bincount(regions.ravel(), weights=full.ravel(), minlength=len(REGIONS))
     area = np.bincount(regions.ravel(), minlength=len(REGIONS)) / regions.size
@@ -86,7 +87,7 @@ def region_shares(raw_map: np.ndarray, regions: np.ndarray) -> np.ndarray:
 
 
 def sample_landmarks(sample: Sample) -> np.ndarray | None:
-    """The sample's landmarks (81, 2) as fractions of its image; None where they, or the image, are of no use."""
+    """Return the sample's landmarks (81, 2) as fractions of its image; None if they or the image are unusable."""
     try:
         return face_points(sample.path)
     except (UnreadableImage, OSError):
@@ -106,19 +107,19 @@ class GroupRegions:
     layer: str
     samples: int
     videos: int
-    mean_faces: int  # samples without landmarks, whose regions are the mean face's
-    preference: list[Interval]  # with one video there is no interval: low and high are NaN
+    mean_faces: int  # samples without landmarks, with the mean face's regions
+    preference: list[Interval]  # with one video, low and high are NaN
 
     @property
     def layout(self) -> str:
-        """Whose regions these are."""
+        """The source of the regions."""
         if not self.mean_faces:
             return "landmarks"
         return "mean face" if self.mean_faces == self.samples else f"mean face for {self.mean_faces}"
 
     def headline(self) -> str:
-        """The region with the highest preference, as a line: `deepfacelab: 3.1 × on the boundary ring (2.8–3.4)`."""
-        # Whatever the crop, some region is in the image, so one mean at least is a number.
+        """Return the region with the highest preference: `deepfacelab: 3.1 × on the boundary ring (2.8–3.4)`."""
+        # In any crop some region is visible, so at least one mean is a number.
         top = int(np.nanargmax([one.mean for one in self.preference]))
         best = self.preference[top]
         interval = f" ({best.low:.1f}–{best.high:.1f})" if math.isfinite(best.low) else ""
@@ -126,7 +127,7 @@ class GroupRegions:
 
 
 def group_regions(shares: Sequence[RegionShares], layers: Sequence[str]) -> list[GroupRegions]:
-    """Groups in order of dataset and forgery as the samples come, outcome (TP, FP, TN, FN) and layer."""
+    """Group the shares by dataset and forgery (in the samples' order), outcome (TP, FP, TN, FN) and layer."""
     groups: dict[tuple[str, str, str, str], list[RegionShares]] = {}
     for one in shares:
         groups.setdefault((one.sample.dataset, one.sample.forgery, one.sample.outcome, one.layer), []).append(one)
@@ -147,7 +148,7 @@ def group_regions(shares: Sequence[RegionShares], layers: Sequence[str]) -> list
 
 
 def headlines(groups: Sequence[GroupRegions], layer: str) -> list[GroupRegions]:
-    """At one layer, per forgery, the most informative group: its detected fakes, or else the largest."""
+    """Return at one layer, per forgery, its detected fakes, or else the largest group."""
     best: dict[tuple[str, str], GroupRegions] = {}
     for group in groups:
         if group.layer == layer:
@@ -158,7 +159,7 @@ def headlines(groups: Sequence[GroupRegions], layer: str) -> list[GroupRegions]:
 
 
 def write_sample_table(path: Path, shares: Sequence[RegionShares]) -> None:
-    """One row per sample and layer, one column of preference per region."""
+    """Write a CSV: one row per sample and layer, one column of preference per region."""
     rows = [
         [one.sample.index, one.sample.forgery, one.sample.video, one.sample.outcome, one.layer,
          "mean face" if one.mean_face else "landmarks", *map(table_number, one.preference)]
@@ -168,7 +169,7 @@ def write_sample_table(path: Path, shares: Sequence[RegionShares]) -> None:
 
 
 def write_group_table(path: Path, groups: Sequence[GroupRegions]) -> None:
-    """One row per group and region."""
+    """Write a CSV with one row per group and region."""
     names, numbers = ("dataset", "forgery", "outcome", "layer", "region"), ("preference", "low", "high")
     rows = [
         [group.dataset, group.forgery, group.outcome, group.layer, region,
@@ -180,5 +181,5 @@ def write_group_table(path: Path, groups: Sequence[GroupRegions]) -> None:
 
 
 def table_number(value: float) -> str:
-    """Of a CSV table: four decimals, nothing where there is none."""
+    """Format a number with four decimals; NaN as ""."""
     return f"{value:.4f}" if math.isfinite(value) else ""

@@ -1,4 +1,4 @@
-"""Samples of runs as a figure for a paper: image × (original, forged region, maps), with text as text."""
+"""A figure for a paper: image × (original, forged region, maps), with text as text."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLORMAP = "inferno"  # perceptually even, and readable in grey and to colour-blind readers
-OPACITY = 0.75  # where a map is at its peak; it fades with the heat, so that the face stays visible
-BAR, GAP = 0.08, 0.06  # inches: the colour bar and what is left before it
-LINE, BAR_TEXT = 1.35, 1.1  # a line of text, and the text beside the colour bar, in units of its size
-NARROW = 0.62  # mean width of a letter, in units of its size: titles that do not fit are set smaller
+COLORMAP = "inferno"  # perceptually uniform, readable in grey and for colour-blind readers
+OPACITY = 0.75  # at a map's peak; it decreases with the heat, so that the face stays visible
+BAR, GAP = 0.08, 0.06  # inches: width of the colour bar, and the gap before it
+LINE, BAR_TEXT = 1.35, 1.1  # height of a line, width of the colour bar's text, in font sizes
+NARROW = 0.62  # mean width of a letter in font sizes; titles that do not fit are set smaller
 LEGIBLE, SMALLEST = 5.5, 4.0  # points
 FONTS = dict(zip(FIGURE_FONTS, ("DejaVu Sans", "STIXGeneral"), strict=True))  # both come with Matplotlib
 STYLE: Any = {"pdf.fonttype": 42, "svg.fonttype": "none", "axes.linewidth": 0.4, "mathtext.fontset": "stix"}
-NAMES = {  # as their papers write them
+NAMES = {  # the papers' spelling
     "gradcam": "Grad-CAM", "gradcam++": "Grad-CAM++", "hirescam": "HiResCAM", "layercam": "LayerCAM",
     "xgradcam": "XGrad-CAM", "contrast": "Contrast", "contrast_z": "Contrast (z)", "legrad": "LeGrad",
     "gradeclip": "Grad-ECLIP", "attngrad": "Attention × gradient", "rollout": "Rollout", "transplant": "Transplant",
@@ -51,7 +51,7 @@ MADE_OF = {SUM: "all blocks summed", SCALED: "blocks scaled", FUSED: "layers' me
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FigureStyle:
-    """How a figure is set: `width` in inches, `font_size` in points, `titles` in place of the columns' own."""
+    """The style of a figure: `width` in inches, `font_size` in points, `titles` instead of the columns' own."""
 
     width: float
     font_size: float
@@ -60,13 +60,13 @@ class FigureStyle:
     lettered: bool = False  # (a), (b), … before the titles
 
     def title(self, number: int, own: str) -> str:
-        """Of a column."""
+        """Return a column's title."""
         text = self.titles[number] if self.titles else own
         return f"({chr(ord('a') + number)}) {text}" if self.lettered else text
 
 
 class Column(NamedTuple):
-    """What one column of maps shows: a layer of one of the runs, under `title`, in one line or two."""
+    """One column of maps: a layer of one run, and a title of one or two lines."""
 
     run: int
     layer: str
@@ -83,7 +83,7 @@ class Cell(NamedTuple):
 
 
 def cells(samples: Sequence[Sample], columns: Sequence[Column]) -> list[Cell]:
-    """A row of the figure, of one image's samples in each of the runs: original, forged region, every column's map."""
+    """Return a row of the figure for one image's samples: original, forged region, and each column's map."""
     sample = samples[0]
     image = original(sample)
     try:
@@ -100,14 +100,16 @@ def _map_cell(image: np.ndarray, sample: Sample, name: str) -> Cell:
         return Cell(image, note="empty map")
     maps = sample_maps(sample, [name])
     if name not in maps:
-        raise InputError(f"sample {sample.index}: its map of {name} is gone; run again")
+        raise InputError(f"sample {sample.index}: its map of {name} is missing; run again")
     low, high = float(maps[name].min()), float(maps[name].max())
-    heat = cv2.resize(maps[name], (image.shape[0],) * 2, interpolation=cv2.INTER_CUBIC)  # bilinear leaves crosses
+    heat = cv2.resize(
+        maps[name], (image.shape[0],) * 2, interpolation=cv2.INTER_CUBIC
+    )  # bilinear interpolation would show crosses
     return Cell(image, np.clip((heat - low) / (high - low), 0, 1))
 
 
 def original(sample: Sample) -> np.ndarray:
-    """The image as the detector saw it, (H, W, 3) uint8 RGB. Raises InputError."""
+    """Return the detector's input image, (H, W, 3) uint8 RGB. Raises InputError."""
     try:
         return stored_original(sample)
     except UnreadableImage as error:
@@ -115,7 +117,7 @@ def original(sample: Sample) -> np.ndarray:
 
 
 def paper_figure(samples: Sequence[Sequence[Sample]], columns: Sequence[Column], style: FigureStyle) -> Figure:
-    """A Matplotlib figure: a row per sample, a caption under each, one colour bar."""
+    """Draw a Matplotlib figure: a row per sample with a caption, and one colour bar."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
     from matplotlib.figure import Figure
@@ -153,7 +155,7 @@ def paper_figure(samples: Sequence[Sequence[Sample]], columns: Sequence[Column],
 
 
 def _wrapped(title: str, room: float) -> str:
-    """`title` on as many lines as it takes to be legible in `room`, in inches: a part a line, long ones on several."""
+    """Wrap `title` so that it is legible in `room` inches: one part per line, long parts on several."""
     letters = max(8, int(72 * room / (NARROW * LEGIBLE)))
     return "\n".join(
         line for part in title.split(", ") for line in textwrap.wrap(part, letters, break_on_hyphens=False)
@@ -161,12 +163,12 @@ def _wrapped(title: str, room: float) -> str:
 
 
 def _fitting(text: str, room: float) -> float:
-    """The size in points at which the longest line of `text` is no wider than `room`, in inches."""
+    """Return the font size in points at which the longest line of `text` fits `room` inches."""
     return max(SMALLEST, 72 * room / (NARROW * max(map(len, text.split("\n")))))
 
 
 def _caption(sample: Sample) -> str:
-    """What the label is, what the detector says, and for which class the maps show evidence."""
+    """Return the caption: label, P(fake), and the class for which the maps show evidence."""
     label = "" if sample.label == UNKNOWN else f"label: {('real', 'fake')[sample.label]}, "
     return f"{label}P(fake) = {sample.prob_fake:.2f}, {sample.evidence}"
 
@@ -193,7 +195,7 @@ def write_figure(
 ) -> None:
     """Draw `samples` of the first run into `output`, with their maps in every run. Raises InputError.
 
-    `dataset` is needed where the run has several; `layers` and `methods` None: all that the runs have.
+    `dataset` is needed if the run has several; `layers` and `methods` None: all in the runs.
     """
     check_output(output, FIGURE_FORMATS)
     if not (math.isfinite(style.width) and 1 <= style.width <= 40):
@@ -214,7 +216,7 @@ def write_figure(
 
 
 def _columns(runs: Sequence[RunOnDisk], layers: Sequence[str] | None, methods: Sequence[str] | None) -> list[Column]:
-    """The maps to show, in the order of `methods` and then of `layers`, where these are given."""
+    """Return the maps to show, in the order of `methods`, then of `layers`, if given."""
     firsts = [some_sample(run) for run in runs]
     there = [(i, sample, layer) for i, sample in enumerate(firsts) if sample is not None for layer in sample.layers]
     known = list(dict.fromkeys(_method(sample, layer) for _, sample, layer in there))
@@ -234,7 +236,7 @@ def _method(sample: Sample, layer: LayerFacts) -> str:
 
 
 def _title(sample: Sample, layer: LayerFacts) -> str:
-    """`Grad-CAM, block 23`, and the backward rule where it is not the plain one: nothing passes for the paper's own."""
+    """Return a title such as `Grad-CAM, block 23`, with the backward rule unless it is plain, as in the paper."""
     read, rule = layer.recipe.get("layer", layer.name), layer.recipe.get("backward", sample.backward)
     method = _method(sample, layer)
     words = [
@@ -246,25 +248,25 @@ def _title(sample: Sample, layer: LayerFacts) -> str:
 
 
 def _short(layer: str) -> str:
-    """`encoder.layers.23` → `block 23`: what a reader of the paper can use."""
+    """Shorten `encoder.layers.23` to `block 23` for readers of the paper."""
     head, _, number = layer.rpartition(".")
     is_block = number.lstrip("-").isdigit() and (not head or head.endswith(("layers", "layer", "blocks")))
     return f"block {number}" if is_block else layer
 
 
 def _samples(data: Sequence[DatasetOnDisk], numbers: Sequence[int], columns: Sequence[Column]) -> list[list[Sample]]:
-    """For each number in the first run, the same image's sample in every run."""
+    """Find the sample of the same image in every run, for each number in the first run."""
     known = {sample.index: sample for sample in data[0].samples}
     by_path = [{sample.path: sample for sample in one.samples} for one in data]
     chosen = []
     for number in numbers:
         if number not in known:
             some = ", ".join([*map(str, list(known)[:10]), *["..."][: len(known) > 10]]) or "none"
-            raise InputError(f"sample {number} was not explained in {data[0].name!r}; there are {some} (sample<i>/)")
+            raise InputError(f"no heatmap for sample {number} in {data[0].name!r}; available: {some} (sample<i>/)")
         path = known[number].path
         missing = [str(one.folder) for one, samples in zip(data, by_path, strict=True) if path not in samples]
         if missing:
-            raise InputError(f"sample {number} was not explained in {missing[0]}: explain the same frames in both")
+            raise InputError(f"no heatmap for sample {number} in {missing[0]}: explain the same frames in both")
         of_runs = [samples[path] for samples in by_path]
         for column in columns:
             sample = of_runs[column.run]

@@ -1,4 +1,4 @@
-"""Maps warped to the mean face and averaged, and how similar maps are within a class and across classes."""
+"""Mean maps on the mean face, and the similarity of maps within and across classes."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ _FRAME = np.array(
 
 
 def warp_to_mean_face(maps: np.ndarray, landmarks: np.ndarray, size: int) -> np.ndarray:
-    """Maps (L, H, W) float32 moved so that landmarks (81, 2), fractions of width and height, lie on the mean face's.
+    """Warp maps (L, H, W) float32 so that landmarks (81, 2), fractions of width and height, match the mean face.
 
-    Piecewise affine over a Delaunay triangulation; around the face the affine map that fits the landmarks best.
-    Gives (L, size, size) float32, NaN where the image does not reach.
+    It is piecewise affine over a Delaunay triangulation; around the face, the affine map that fits best. Returns
+    (L, size, size) float32, NaN outside the image.
     """
     corners, shares = _triangles(size)
     design = np.column_stack([MEAN_FACE, np.ones(len(MEAN_FACE))])
@@ -59,7 +59,7 @@ def warp_to_mean_face(maps: np.ndarray, landmarks: np.ndarray, size: int) -> np.
 
 @functools.lru_cache(maxsize=4)
 def _triangles(size: int) -> tuple[np.ndarray, np.ndarray]:
-    """For every pixel of the mean face: the three points around it (P, 3) and its share of each (P, 3)."""
+    """Return for each pixel of the mean face the three points around it (P, 3), and their weights (P, 3)."""
     from scipy.spatial import Delaunay
 
     points = np.concatenate([MEAN_FACE, _FRAME])
@@ -72,15 +72,15 @@ def _triangles(size: int) -> tuple[np.ndarray, np.ndarray]:
     return (mesh.simplices[triangle], np.column_stack([first_two, 1 - first_two.sum(axis=1)]))
 
 
-MEAN_SIZE = 64  # pixels a side of a mean map: finer than any patch grid
+MEAN_SIZE = 64  # pixels per side of a mean map: finer than any patch grid
 
-VideoSum = tuple[np.ndarray, int]  # sum of the standardised maps of a video's frames, and how many they are
+VideoSum = tuple[np.ndarray, int]  # sum of the standardised maps of a video's frames, and their number
 
 
 class Similarity(NamedTuple):
-    """Mean Pearson correlation of all pairs of samples' maps on the mean face; NaN where there is no pair.
+    """Mean Pearson correlation of all pairs of samples' maps on the mean face; NaN without a pair.
 
-    Frames of one video are no pair, nor are those of videos of one name: a fake and its real, two forgeries of a face.
+    Only frames of videos with different names are paired: a fake and its real, or two forgeries of a face, are not.
     """
 
     within_real: float
@@ -91,7 +91,7 @@ class Similarity(NamedTuple):
 
 
 class MeanMaps:
-    """Sums over the samples of one dataset, from which means and similarities follow; holds no single map."""
+    """Sums over the samples of one dataset for means and similarities; it keeps no single map."""
 
     def __init__(self, layers: Sequence[str]) -> None:
         self._order = list(layers)
@@ -100,7 +100,7 @@ class MeanMaps:
         self._videos: dict[str, dict[int, dict[str, VideoSum]]] = {}
 
     def add(self, sample: Sample, raw_maps: Mapping[str, np.ndarray], landmarks: np.ndarray | None) -> None:
-        """One sample: its raw maps by layer, none of them all zero, and its landmarks as fractions, or None."""
+        """Add a sample: its raw maps by layer, none all zero, and its landmarks as fractions, or None."""
         size = (2 * MEAN_SIZE, 2 * MEAN_SIZE)
         full = [cv2.resize(raw, size, interpolation=cv2.INTER_LINEAR) for raw in raw_maps.values()]
         # Min-max normalised, as the overlays are, so that every sample weighs the same.
@@ -113,7 +113,7 @@ class MeanMaps:
             self._add_standardised(sample, layer, one)
 
     def _add_standardised(self, sample: Sample, layer: str, warped: np.ndarray) -> None:
-        """A map of mean 0 and length 1, so that the scalar product of two is their correlation."""
+        """Add a map with mean 0 and length 1, so that the scalar product of two maps is their correlation."""
         vector = np.where(np.isfinite(warped), warped, np.nanmean(warped)).ravel().astype(np.float64)
         vector -= vector.mean()
         length = np.linalg.norm(vector)
@@ -125,24 +125,24 @@ class MeanMaps:
 
     @property
     def layers(self) -> list[str]:
-        """Layers of which there are maps, in the run's order."""
+        """The layers with maps, in the run's order."""
         return [layer for layer in self._order if layer in self._videos]
 
     def groups(self) -> list[tuple[str, str]]:
-        """(forgery, outcome) of which there are maps: forgeries as they came, outcomes TP, FP, TN, FN."""
+        """The (forgery, outcome) pairs with maps: forgeries in the samples' order, outcomes TP, FP, TN, FN."""
         found = {key[:2] for key in self._sums}
         forgeries = dict.fromkeys(key[0] for key in self._sums)
         return [(forgery, outcome) for forgery in forgeries for outcome in OUTCOMES if (forgery, outcome) in found]
 
     def mean(self, forgery: str, outcome: str, layer: str) -> tuple[np.ndarray, int] | None:
-        """Mean of the normalised maps (MEAN_SIZE, MEAN_SIZE), NaN where no image reaches, and how many samples."""
+        """Return the mean normalised map (MEAN_SIZE, MEAN_SIZE), NaN outside all images, and the number of samples."""
         if (forgery, outcome, layer) not in self._sums:
             return None
         total, count, samples = self._sums[forgery, outcome, layer]
         return _ratio(total, count), samples
 
     def fake_minus_real(self, layer: str) -> np.ndarray | None:
-        """Mean map of all fakes less that of all reals (outcome aside); None where one of them has no map."""
+        """Return the mean map of all fakes minus that of all reals; None if one has no map."""
         means = []
         for outcomes in (("TP", "FN"), ("TN", "FP")):
             members = [value[:2] for key, value in self._sums.items() if key[2] == layer and key[1] in outcomes]
@@ -152,14 +152,14 @@ class MeanMaps:
         return means[0] - means[1]
 
     def similarity(self, layer: str) -> Similarity:
-        """How alike maps are."""
+        """Return the similarity of maps within and across classes."""
         real, fake = self._videos[layer].get(0, {}), self._videos[layer].get(1, {})
         counts = [sum(count for _, count in videos.values()) for videos in (real, fake)]
         return Similarity(_pairs(real, real), _pairs(fake, fake), _pairs(real, fake), *counts)
 
 
 def _pairs(one: Mapping[str, VideoSum], other: Mapping[str, VideoSum]) -> float:
-    """Mean scalar product of all pairs less those inside a video: computed from sums, without forming the pairs."""
+    """Return the mean scalar product of all pairs except those inside a video, computed from sums."""
     both = [video for video in one if video in other]
     counts = [sum(count for _, count in videos.values()) for videos in (one, other)]
     pairs = counts[0] * counts[1] - sum(one[video][1] * other[video][1] for video in both)

@@ -1,4 +1,4 @@
-"""A run's folder, also of one that stopped half-way → `index.html`, which opens without network or server."""
+"""Write `index.html` for a run's folder, complete or not; it opens without network or server."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ SCRIPTS = (
 
 
 def write_report(folder: Path, samples_at_most: int = SHOWN_SAMPLES) -> Path:
-    """Write `index.html` with its `page_data`, and what `write_patterns` writes; returns the page's path.
+    """Write `index.html` with its `page_data`, and the files of `write_patterns`. Return the page's path.
 
-    Of a dataset with more than `samples_at_most` explained samples every k-th is shown. Raises InputError.
+    For a dataset with more than `samples_at_most` samples, every k-th is shown. Raises InputError.
     """
     require_jinja2("the report")
     run = read_run(folder, samples_at_most)
@@ -58,25 +58,25 @@ def write_report(folder: Path, samples_at_most: int = SHOWN_SAMPLES) -> Path:
 
 
 def jinja2_problem() -> str:
-    """Why the page cannot be written here; empty where it can."""
+    """Return why the page cannot be written here, or ""."""
     try:
         import jinja2
     except ModuleNotFoundError as error:
         return f"{error.name} is missing"
-    except ImportError as error:  # jinja2 2 beside a markupsafe that no longer has what it wants
+    except ImportError as error:  # jinja2 2 with a markupsafe that is too new
         return f"jinja2 cannot be imported ({one_line(error)})"
     version = str(getattr(jinja2, "__version__", ""))
     return f"jinja2 {version} is too old" if version.split(".")[0] in ("0", "1", "2") else ""
 
 
 def require_jinja2(what: str) -> None:
-    """Raises InputError where `what` cannot be written here."""
+    """Raise InputError if `what` cannot be written here."""
     if lacking := jinja2_problem():
         raise InputError(f"{what}: {lacking}: pip install 'jinja2>=3'")
 
 
 def template(name: str) -> Template:
-    """One of ours, which escape everything from outside and refuse a name that is not given."""
+    """Return one of our templates, which escape all values and raise for a missing name."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -87,12 +87,12 @@ def template(name: str) -> Template:
 
 
 def joined(kind: str, names: Sequence[str]) -> str:
-    """The text of the templates' files of one kind, "css" or "js"."""
+    """Join the templates' files of one kind, "css" or "js"."""
     return "\n".join((TEMPLATE / kind / name).read_text(encoding="utf-8") for name in names)
 
 
 def render(run: RunOnDisk, patterns: Sequence[Patterns], anonymous: Path | None = None) -> str:
-    """The page as HTML. Everything from outside is escaped by the template.
+    """Return the page as HTML. The template escapes all outside values.
 
     `anonymous`: the folder of a page for others, of a run from `anonymous.without_names`.
     """
@@ -118,20 +118,20 @@ def render(run: RunOnDisk, patterns: Sequence[Patterns], anonymous: Path | None 
 
 
 def docs_from(folder: Path) -> str:
-    """The way from a run's folder to the documentation, as a link; empty for a run that lies elsewhere."""
+    """Return the relative link from a run's folder to the documentation; "" if the run lies elsewhere."""
     if not DOCS.is_dir() or not folder.resolve().is_relative_to(TRAINING_FOLDER):
         return ""
     return quote(Path(os.path.relpath(DOCS, folder.resolve())).as_posix())
 
 
 def notes(run: RunOnDisk) -> list[str]:
-    """What a reader should know first."""
+    """Return the notes at the top of the page."""
     lines = []
     if not run.finished:
         what = "The page shows what is there; figures and maps are of a part of the data."
         lines.append(f"This run did not finish. {what}")
     if run.manifest.weights is None:
-        lines.append("Random weights: this detector was never trained, its scores and maps mean nothing.")
+        lines.append("Random weights: this detector was never trained, so its scores and maps mean nothing.")
     for data in run.datasets:
         heatmaps = run.manifest.heatmaps
         written = heatmaps[data.name].heatmaps if heatmaps else data.explained
@@ -140,36 +140,36 @@ def notes(run: RunOnDisk) -> list[str]:
 
 
 def _dataset_notes(data: DatasetOnDisk, written: int) -> Iterator[str]:
-    """`written`: how many samples the run explained."""
+    """Yield the notes on one dataset. `written`: number of samples that the run explained."""
     if data.metrics and data.metrics.get("warning"):
         yield data.metrics["warning"]
     eer, by_host = ((data.metrics or {}).get(key) for key in ("eer", "eer_host"))
     if eer is not None and by_host is not None and f"{eer:.4f}" != f"{by_host:.4f}":
         yield (
-            f"EER {eer:.4f} is where as many reals are called fake as fakes real; the host's formula gives"
-            f" {by_host:.4f} (eer_host in metrics.json): it takes the curve's nearest corner"
+            f"EER {eer:.4f} is the point of equal error rates; DeepfakeBench's formula gives {by_host:.4f}"
+            " (eer_host in metrics.json), because it takes the curve's nearest corner"
         )
     if not data.complete:
         yield f"{len(data.label)} of {data.frames} frames were evaluated"
     if data.explained > len(data.samples):
         step = math.ceil(data.explained / max(1, len(data.samples)))
-        yield f"of {data.explained} explained samples every {step}th is shown; regions and mean maps are of these"
+        yield f"every {step}th of {data.explained} explained samples is shown; regions and mean maps use only these"
     lost = sum(bool(sample.lost) for sample in data.samples)
     if lost or written > data.explained:
-        yield f"of {lost + max(0, written - data.explained)} samples files were deleted"
+        yield f"files of {lost + max(0, written - data.explained)} samples were deleted"
     replaced = [file for file in (sample.replaced_file() for sample in data.samples) if file]
     if replaced:
         yield (
-            f"{len(replaced)} images or landmark files are not those that the run had, first {replaced[0]}; regions"
-            " and mean maps are of those that are there now"
+            f"{len(replaced)} images or landmark files have changed since the run, first {replaced[0]}; regions"
+            " and mean maps use the present ones"
         )
     if data.unreadable:
-        yield f"{data.unreadable} frames could not be read; {data.name}/unreadable.csv says why"
+        yield f"{data.unreadable} frames could not be read; see {data.name}/unreadable.csv"
     yield from (gaps.line() for gaps in data.gaps if gaps.absent_frames)
 
 
 def dataset_view(data: DatasetOnDisk) -> dict[str, Any]:
-    """Metrics as text; curves as points of an SVG of 100 × 100, bars as (x, width, height, title)."""
+    """Return metrics as text, curves as points of an SVG of 100 × 100, bars as (x, width, height, title)."""
     keys = (("acc", "ACC"), ("auc", "AUC"), ("eer", "EER"), ("ap", "AP"), ("video_auc", "video AUC"))
     metrics = data.metrics or {}
     texts = [(title, "–" if metrics.get(key) is None else f"{metrics[key]:.4f}") for key, title in keys]
@@ -181,7 +181,7 @@ def dataset_view(data: DatasetOnDisk) -> dict[str, Any]:
 
 
 def video_histogram(counts: Sequence[int]) -> dict[str, Any] | None:
-    """How many videos have how many frames, from the `least` to the `most`; None without a video."""
+    """Return the histogram of frames per video, from `least` to `most`; None without a video."""
     if not counts:
         return None
     least, most = min(counts), max(counts)
@@ -202,8 +202,8 @@ def video_histogram(counts: Sequence[int]) -> dict[str, Any] | None:
 
 
 def pattern_view(patterns: Patterns, run: RunOnDisk) -> dict[str, Any]:
-    """Headlines, similarity and images of one dataset, as strings."""
-    # Maps that are flat all over the mean face have a similarity to none.
+    """Return headlines, similarity and images of one dataset, as strings."""
+    # Maps that are constant on the mean face have no similarity.
     layer = next((name for name in run.layers if name in patterns.similarity), run.layers[0])
     return {
         "dataset": patterns.dataset, "layer": layer,
@@ -221,7 +221,7 @@ def pattern_view(patterns: Patterns, run: RunOnDisk) -> dict[str, Any]:
 
 
 def colours() -> dict[str, str]:
-    """The page's colour map as tables of SVG's feComponentTransfer, and as stops of a gradient in CSS."""
+    """Return the page's colour map as tables of SVG's feComponentTransfer, and as stops of a CSS gradient."""
     table = colour_table(COLORMAP).numpy()
     columns = {channel: " ".join(f"{value:.3f}" for value in table[:, i] / 255) for i, channel in enumerate("RGB")}
     shown = [(row, round(100 * i / 255)) for i, row in enumerate(table.tolist()) if i % 17 == 0]

@@ -1,4 +1,4 @@
-"""What was measured as a table for a paper: LaTeX (booktabs) or CSV."""
+"""A table of measurements for a paper, as LaTeX (booktabs) or CSV."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ SPECIAL = {
 
 
 def check_output(output: Path, suffixes: Sequence[str]) -> None:
-    """Raises InputError where no such file can be written."""
+    """Raise InputError unless the suffix is allowed and the folder exists."""
     if output.suffix not in suffixes or not output.absolute().parent.is_dir():
-        raise InputError(f"--output {str(output)!r}: give a file ({', '.join(suffixes)}) in a folder that is there")
+        raise InputError(f"--output {str(output)!r}: give a file ({', '.join(suffixes)}) in an existing folder")
 
 
 def check_known(asked: Sequence[str] | None, known: Sequence[str], message: str) -> None:
-    """Raises InputError for a name that is not `known`; `message` has places for it, for a guess and for all names."""
+    """Raise InputError for a name that is not in `known`; `message` has slots for it, a guess and all names."""
     for name in asked or ():
         if name not in known:
             raise InputError(message.format(repr(name), did_you_mean(name, known), ", ".join(known)))
 
 
 def dataset_name(asked: str | None, names: Sequence[str], where: str, have: str) -> str:
-    """`asked`, or the only one of `names`. Raises InputError."""
+    """Return `asked`, or the only one of `names`. Raises InputError."""
     if asked is not None:
         check_known([asked], names, "--dataset is {}; {}" + have + " {}")
         return asked
@@ -42,7 +42,7 @@ def dataset_name(asked: str | None, names: Sequence[str], where: str, have: str)
 
 
 class Measured(NamedTuple):
-    """A map's value of one metric, its interval as written (empty for none), and whether it beats every control."""
+    """A map's value of one metric, its interval as text (or ""), and whether it beats every control."""
 
     mean: float
     low: str
@@ -54,11 +54,11 @@ Rows = Mapping[str, Mapping[str, Measured]]  # map → metric → value
 
 
 def write_explanation_table(run_dir: Path, output: Path, metrics: Sequence[str] | None, dataset: str | None) -> None:
-    """A row per map, a column per metric (None: all measured); `dataset` is needed where there are several."""
+    """Write a row per map and a column per metric (None: all). `dataset` is needed if there are several."""
     check_output(output, (".tex", ".csv"))
     rows = _rows(run_dir / SOURCE, dataset)
     there = list(dict.fromkeys(metric for of_map in rows.values() for metric in of_map))
-    check_known(metrics, there, "--metrics: {} was not measured; {}there are {}")
+    check_known(metrics, there, "--metrics: {} was not measured; {}available: {}")
     shown = list(metrics or there)
     if output.suffix == ".csv":
         table = [
@@ -73,7 +73,7 @@ def write_explanation_table(run_dir: Path, output: Path, metrics: Sequence[str] 
 
 def _rows(path: Path, dataset: str | None) -> Rows:
     if not path.is_file():
-        raise InputError(f"{path}: is not there: run test_with_gradcam.py with --evaluate_explanations first")
+        raise InputError(f"{path}: does not exist: first run test_with_gradcam.py with --evaluate_explanations")
     table = list(read_table(path, ("dataset", "forgery", "method", "layer", "site", "metric", "mean", "better")))
     dataset = dataset_name(dataset, list(dict.fromkeys(row["dataset"] for row in table)), f"{path}", "there are")
     found: dict[str, dict[str, Measured]] = {}
@@ -86,7 +86,7 @@ def _rows(path: Path, dataset: str | None) -> Rows:
 
 
 def latex(rows: Rows, metrics: Sequence[str]) -> str:
-    """A `tabular` for the package booktabs: the best of each metric bold, a dagger where it beats every control."""
+    """Return a `tabular` for booktabs: the best of each metric bold, a dagger if it beats every control."""
     lines = [
         "% needs \\usepackage{booktabs}; 95 % intervals over videos; dagger: better than every control map",
         "\\begin{tabular}{l" + "r" * len(metrics) + "}",
@@ -113,7 +113,7 @@ def _cell(value: Measured | None, best: bool) -> str:
 
 
 def escaped(text: str) -> str:
-    """A name as LaTeX sets it."""
+    """Escape a name for LaTeX."""
     return "".join(SPECIAL.get(letter, letter) for letter in text)
 
 

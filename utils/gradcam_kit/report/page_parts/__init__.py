@@ -1,1 +1,1 @@
-"""What each part of the page shows, as plain values for the template."""
+"""The template's values for each part of the page."""

@@ -1,4 +1,4 @@
-"""What the run is, in one line of facts, and every file of it that the page links."""
+"""The facts about a run at the top of the page, and the list of its files."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from ...store.sample import RANDOM_WEIGHTS, Sample
 
 PIXELS = "page_data"  # folder of the page's images as text
 MEANING = {
-    "manifest.json": "settings, versions and hashes: how the run came about",
-    "run.sqlite": "everything that the run found, from which the other files are made",
+    "manifest.json": "settings, versions and hashes of the run",
+    "run.sqlite": "all results of the run; the other files are made from it",
     "metrics.json": "metrics of every dataset",
     "predictions.csv": "score and prediction of every frame",
     "unreadable.csv": "frames that could not be read, and why",
-    "features.npz": "what the head reads of every frame",
+    "features.npz": "the head's input for every frame",
     "regions.csv": "share of the maps by region of the face",
     "regions.png": "the same as a picture",
     "mean_maps.png": "mean maps as a picture",
-    "map_similarity.csv": "how alike maps are within and across classes",
+    "map_similarity.csv": "similarity of maps within and across classes",
     "calibration.csv": "how the map was chosen",
     "calibration.json": "the same, for the next run",
     "explanations.csv": "faithfulness: every map, metric and control",
@@ -33,17 +33,17 @@ MEANING = {
     "explanation_curves.pdf": "the same for a paper",
     "explanation_heat_table.png": "every method and layer",
     "explanation_heat_table.pdf": "the same for a paper",
-    "consistency.csv": "how steady maps are from frame to frame",
+    "consistency.csv": "similarity of maps from frame to frame",
     "fiftyone_samples.json": "for FiftyOne",
 }
-OF_THE_MOMENT = ("run.sqlite", "manifest.json")  # they hold times and the command
+OF_THE_MOMENT = ("run.sqlite", "manifest.json")  # they contain times and the command
 TOY_WEIGHTS = TRAINING_FOLDER / "assets" / "demo_detector" / "clip_demo.safetensors"
 SELECTED = {"confident": "the most confident first", "random": "drawn at random", "first": "the first ones"}
 MIXED = "mixed"
 
 
 def facts(run: RunOnDisk) -> list[tuple[str, str]]:
-    """Name and value of every fact; what this run does not know is left out."""
+    """Return name and value of every known fact."""
     manifest, sample, weights = run.manifest, some_sample(run), run.manifest.weights
     checkpoint = RANDOM_WEIGHTS if weights is None else PurePath(weights.path).name
     if weights and weights.sha256:
@@ -67,17 +67,17 @@ def facts(run: RunOnDisk) -> list[tuple[str, str]]:
 
 
 def some_sample(run: RunOnDisk) -> Sample | None:
-    """The first whose JSON is whole."""
+    """Return the first sample whose JSON is complete, or None."""
     return next((sample for data in run.datasets for sample in data.samples if sample.method), None)
 
 
 def target(run: RunOnDisk) -> str:
-    """The class that the maps explain, as it was asked for."""
+    """Return the target of the maps, as configured."""
     return str(run.manifest.config.get("gradcam_target", "predicted"))
 
 
 def samples_text(run: RunOnDisk) -> str:
-    """How many were explained, and which: `50 of 750, wrong predictions, the most confident first`."""
+    """Describe the explained samples: `50 of 750, wrong predictions, the most confident first`."""
     options = run.manifest.options
     explained, frames = sum(data.explained for data in run.datasets), sum(data.frames for data in run.datasets)
     which = "" if options.get("save_all") else ", wrong predictions"
@@ -88,7 +88,7 @@ def samples_text(run: RunOnDisk) -> str:
 
 
 def is_toy(run: RunOnDisk) -> bool:
-    """Whether the weights are those of the bundled detector, which was trained on drawn faces."""
+    """Tell whether the weights are the embedded detector's, which was trained on synthetic faces."""
     weights = run.manifest.weights
     return weights is not None and TOY_WEIGHTS.is_file() and weights.sha256 == sha256_of(TOY_WEIGHTS)
 

@@ -1,4 +1,4 @@
-"""Are the maps to be believed? The measurements of a run: the choice of the map, the verdict with curves."""
+"""The page's section on faithfulness: the choice of the map, and the measurements with curves."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ OUTPUT = "--gradcam_output_dir"
 
 
 def choice_view(run: RunOnDisk) -> dict[str, Any] | None:
-    """Of the manifest or, where the run did not finish, what any sample says; None where nothing is known.
+    """Return the choice from the manifest or, for an unfinished run, from a sample; None if unknown.
 
-    A row: method, layer, site, backward, fall, random, beyond random, share, mark.
+    A row: method, layer, site, backward, drop, random, difference, share, mark.
     """
     choice = run.manifest.choice
     if choice is None:
@@ -40,8 +40,8 @@ def choice_view(run: RunOnDisk) -> dict[str, Any] | None:
 
 
 def measured_views(run: RunOnDisk) -> list[dict[str, Any]]:
-    """--evaluate_explanations on every dataset that was measured."""
-    row = reader(run.folder).one("measurement", "WHERE dataset = '' AND name = ?", JSON_FILE)
+    """Return the results of --evaluate_explanations for every measured dataset."""
+    row = reader(run.folder).first_row("measurement", "WHERE dataset = '' AND name = ?", JSON_FILE)
     found = json.loads(row[2]) if row else {}
     return [_measured(data.name, found[data.name]) for data in run.datasets if data.name in found]
 
@@ -59,7 +59,7 @@ def _measured(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _spec_names(row: Mapping[str, Any]) -> tuple[str, str, str]:
-    balanced = row.get("backward", PLAIN) != PLAIN  # runs of earlier versions know no other rule
+    balanced = row.get("backward", PLAIN) != PLAIN  # runs of earlier versions only have this rule
     return CONTROL_NAMES.get(row["method"], row["method"]), row["layer"], row["site"] + ", balanced" * balanced
 
 
@@ -69,8 +69,10 @@ def _interval(row: Mapping[str, Any]) -> str:
 
 
 def _curves(curves: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Deletion and insertion per fill, each line as its name, its kind ("map0", …, "control0", …) and SVG points in a
-    square of 100; the share of the image, to the right, on a square-root scale."""
+    """Return deletion and insertion per fill; a line is its name, its kind ("map0", …, "control0", …) and SVG points.
+
+    The points are in a square of 100; the share of the image, to the right, is on a square-root scale.
+    """
     figures = []
     for fill in dict.fromkeys(one["fill"] for one in curves):
         members = [one for one in curves if one["fill"] == fill]
@@ -90,7 +92,7 @@ def _points(curve: Mapping[str, Any], kind: str) -> str:
 
 
 def measuring_command(run: RunOnDisk) -> str:
-    """The run's command with the measurement added, into a new folder."""
+    """Return the run's command with the measurement added, for a new folder."""
     words, command = [], iter(run.manifest.command)
     for word in command:
         if word == OUTPUT:

@@ -1,7 +1,7 @@
-"""The samples of the page: what its script knows of each of them, and their images once more as text.
+"""The page's samples: the data for its script, and their images as text.
 
-A page from the file system may show a file, not read it: `<dataset>/page_data/<n>.js` holds the images of a hundred
-samples, and is loaded only when one of them is saved as a PNG.
+A page from the file system may show a file but not read it. So `<dataset>/page_data/<n>.js` holds the images of a
+hundred samples; it is loaded only to save one as a PNG.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from ...store.sample import LayerFacts, Sample
 from .facts import MIXED, PIXELS, some_sample
 
 PER_FILE = 100  # samples in a script of images
-OUTLINE = 256  # pixels a side at which a mask is outlined
-CORNER = 0.8  # pixels that an outline may leave the mask's edge by
+OUTLINE = 256  # pixels per side at which a mask is outlined
+CORNER = 0.8  # maximum distance in pixels from an outline to the mask's edge
 
 
 def page_data(run: RunOnDisk, anonymous: bool = False) -> dict[str, Any]:
@@ -69,9 +69,9 @@ def scores_of_videos(data: DatasetOnDisk) -> dict[str, Any]:
 
 
 def paired_reals(data: DatasetOnDisk, anonymous: bool) -> Iterator[str]:
-    """For each sample the path of the real frame of which it was made, "" for a real and where there is none.
+    """Yield for each sample the path of its original real frame; "" for a real, or if there is none.
 
-    That is the frame of its name in the real video of its video's name or, of two as in `000_003`, of the first.
+    It is the frame of the same name in the real video of the same name; for `000_003`, of the first name.
     """
     rows = frame_rows(data.folder) if data.samples else ()
     reals = {
@@ -88,7 +88,7 @@ def paired_reals(data: DatasetOnDisk, anonymous: bool) -> Iterator[str]:
 
 
 def sample_data(sample: Sample, layers: Sequence[str], anonymous: bool = False) -> dict[str, Any]:
-    """One card. `folder` are the parts of the path from the page to the sample's files."""
+    """Return one card. `folder`: parts of the path from the page to the sample's files."""
     box = sample.original
     path = shared_path(sample.forgery, sample.video, sample.path) if anonymous else sample.path
     return {
@@ -105,7 +105,7 @@ def sample_data(sample: Sample, layers: Sequence[str], anonymous: bool = False) 
 
 
 def clip_data(sample: Sample) -> dict[str, Any]:
-    """Of a clip the numbers of its frames, and how many rows and columns of them its pictures have."""
+    """Return a clip's frame numbers, and the rows and columns of its mosaics."""
     return {"frames": list(sample.frames), "mosaic": mosaic_shape(len(sample.frames))} if sample.frames else {}
 
 
@@ -117,15 +117,15 @@ def _map_data(layer: LayerFacts, layers: Sequence[str]) -> list[object]:
 
 
 def file_facts(path: Path) -> dict[str, Any]:
-    """Size in bytes and SHA-256 of the image as it lies there now; nothing where it is no file (any more)."""
+    """Return the image's present size in bytes and SHA-256; nothing if it is not a file."""
     try:
         return {"bytes": path.stat().st_size, "sha256": sha256_of(path)} if path.is_file() else {}
-    except (OSError, ValueError):  # no permission; a name that no file can have
+    except (OSError, ValueError):  # no permission, or an invalid name
         return {}
 
 
 def mask_outline(sample: Sample) -> dict[str, str]:
-    """`outline`: the forged region's edge as an SVG path in a square of side 100; nothing without a mask."""
+    """Return `outline`, the forged region's edge as an SVG path in a square of 100; nothing without a mask."""
     try:
         mask = read_mask(sample.path, OUTLINE) if sample.label and not sample.frames else None
     except (UnreadableImage, OSError, ValueError):
@@ -138,7 +138,7 @@ def mask_outline(sample: Sample) -> dict[str, str]:
 
 
 def svg_path(points: np.ndarray, closed: bool) -> str:
-    """Points (N, 2) joined by lines."""
+    """Join points (N, 2) by lines, as an SVG path."""
     return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points) + ("Z" if closed else "")
 
 
@@ -156,7 +156,7 @@ def write_pixels(run: RunOnDisk, folder: Path) -> None:
 
 
 def _pixels(sample: Sample) -> dict[str, Any]:
-    """The image as the detector saw it, and both grey maps of every layer, as data URIs; empty where they are lost."""
+    """Return the detector's input image and both grey maps of every layer as data URIs; empty if lost."""
     try:
         image = original(sample)
     except UnreadableImage:
@@ -171,5 +171,5 @@ def _pixels(sample: Sample) -> dict[str, Any]:
 
 
 def data_uri(data: bytes, kind: str) -> str:
-    """An image file as an address."""
+    """Return an image file as a data URI."""
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"

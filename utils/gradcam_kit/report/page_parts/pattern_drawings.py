@@ -1,4 +1,4 @@
-"""Regions, mean maps and features as values that the page draws in its own colours."""
+"""Regions, mean maps and features as values for the page to draw."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LINES = ((0, 16, False), (17, 21, False), (22, 26, False), (27, 30, False), (31,
 
 
 def region_tables(groups: Sequence[GroupRegions]) -> list[dict[str, Any]]:
-    """One table per layer: a row per forgery and outcome, a cell per region."""
+    """Return one table per layer: a row per forgery and outcome, a cell per region."""
     rows: dict[str, list[tuple[object, ...]]] = {}
     for group in groups:
         cells = [_region_cell(*one[:3]) for one in group.preference]
@@ -36,7 +36,7 @@ def region_tables(groups: Sequence[GroupRegions]) -> list[dict[str, Any]]:
 
 
 def _region_cell(mean: float, low: float, high: float) -> dict[str, Any]:
-    """Text, its interval, and the colour: `side` "more", "less" or "", `strength` 0 to 100."""
+    """Return text, interval and colour: `side` "more", "less" or "", `strength` 0 to 100."""
     if not math.isfinite(mean):
         return {"text": "–", "interval": "outside the image", "side": "", "strength": 0}
     interval = f"{low:.2f}–{high:.2f}" if math.isfinite(low) else "one video, no interval"
@@ -45,7 +45,7 @@ def _region_cell(mean: float, low: float, high: float) -> dict[str, Any]:
 
 
 def mean_maps_view(maps: MeanMaps) -> dict[str, Any]:
-    """Per layer the mean map of each forgery and outcome, white at the `peak` of all, and fakes less reals."""
+    """Return per layer the mean map of each forgery and outcome, white at the common `peak`, and fakes minus reals."""
     groups = maps.groups()[:MOST_ROWS]
     found = {layer: [(*group, maps.mean(*group, layer)) for group in groups] for layer in maps.layers}
     peak = max(float(np.nanmax(mean[0])) for of_layer in found.values() for *_, mean in of_layer if mean is not None)
@@ -68,7 +68,7 @@ def mean_maps_view(maps: MeanMaps) -> dict[str, Any]:
 
 
 def _small(values: np.ndarray) -> np.ndarray:
-    """0 where no image reaches."""
+    """Shrink a mean map to MEAN_PIXELS a side, with 0 outside all images."""
     return cv2.resize(np.nan_to_num(values), (MEAN_PIXELS, MEAN_PIXELS), interpolation=cv2.INTER_AREA)
 
 
@@ -80,12 +80,12 @@ def _png(grey: np.ndarray) -> str:
 
 
 def face_lines() -> str:
-    """The mean face as an SVG path in a square of side 100."""
+    """Return the mean face as an SVG path in a square of 100."""
     return "".join(svg_path(100 * MEAN_FACE[first : last + 1], closed) for first, last, closed in LINES)
 
 
 def feature_views(run: RunOnDisk) -> list[dict[str, Any]]:
-    """Of datasets with features: points, linked where explained, and the axes' shares of the variance."""
+    """Return points for datasets with features, linked if explained, and the axes' shares of the variance."""
     views = []
     for data in run.datasets:
         features = features_of(reader(run.folder), data.name)
@@ -105,7 +105,7 @@ def feature_views(run: RunOnDisk) -> list[dict[str, Any]]:
 
 
 def principal_plane(feat: np.ndarray) -> tuple[np.ndarray, tuple[float, float]]:
-    """(N, D) → (N, 2) in [2, 98], the first two principal components, and their shares of the variance."""
+    """Project (N, D) to its first two principal components, (N, 2) in [2, 98]; also return their shares of variance."""
     from sklearn.decomposition import PCA
 
     pca = PCA(n_components=2, random_state=0)

@@ -1,1 +1,1 @@
-"""Other formats of a finished run."""
+"""Exports of a finished run to other formats."""

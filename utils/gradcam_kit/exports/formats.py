@@ -1,4 +1,4 @@
-"""A finished run in other formats: for FiftyOne, for TensorBoard, and as a strip of images for each video."""
+"""Exports of a finished run: for FiftyOne, for TensorBoard, and as a strip of images per video."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from ..base.decision import CLASS_NAMES
-from ..base.files import own_folder, write_json, write_table, write_whole
+from ..base.files import create_output_folder, write_json, write_table, write_whole
 from ..base.text import in_number_order, one_line, shortened
 from ..data.images import UnreadableImage
 from ..drawing.overlays import encode, text_line
@@ -22,15 +22,15 @@ from ..store.read_run import DatasetOnDisk, RunOnDisk, overlays, sample_maps
 from ..store.sample import Sample
 
 IMAGES = 50  # samples per dataset: TensorBoard keeps every image in memory
-LETTERS = 12  # their height in pixels, of a caption in TensorBoard
-FRAME, LINE, NAMES, GAP, MARGIN = 112, 20, 150, 4, 8  # pixels, of strips; LINE is any caption's height
+LETTERS = 12  # height in pixels of a caption's letters in TensorBoard
+FRAME, LINE, NAMES, GAP, MARGIN = 112, 20, 150, 4, 8  # pixels in strips; LINE is every caption's height
 MOST_FRAMES = 32  # per video, evenly spaced
 
 
 def write_fiftyone(run: RunOnDisk) -> Path:
-    """Write `fiftyone_samples.json`, which `fiftyone.Dataset.from_json` reads, and return its path.
+    """Write `fiftyone_samples.json` for `fiftyone.Dataset.from_json`, and return its path.
 
-    It is in the form of `Dataset.to_json`, with absolute paths; samples whose images are gone are left out.
+    It has the form of `Dataset.to_json`, with absolute paths. Samples without images are skipped.
     """
     path = run.folder / FIFTYONE_FILE
     samples = [fiftyone_sample(sample) for data in run.datasets for sample in data.samples if sample.comparison]
@@ -39,7 +39,7 @@ def write_fiftyone(run: RunOnDisk) -> Path:
 
 
 def fiftyone_sample(sample: Sample) -> dict[str, Any]:
-    """One sample: label, prediction, outcome, and one Heatmap field a layer that is not empty."""
+    """Return one sample: label, prediction, outcome, and a Heatmap field per layer that is not empty."""
     truth, predicted = (CLASS_NAMES[label].lower() for label in (sample.label, sample.predicted))
     values = {
         "filepath": str(Path(sample.path).resolve()), "tags": [sample.dataset, sample.outcome],
@@ -49,14 +49,14 @@ def fiftyone_sample(sample: Sample) -> dict[str, Any]:
     }  # fmt: skip
     for layer in sample.layers:
         if not layer.empty:
-            # FiftyOne's field names hold no dots: `encoder.layers.5` → `map_encoder_layers_5`.
+            # FiftyOne's field names cannot contain dots: `encoder.layers.5` → `map_encoder_layers_5`.
             file = (sample.folder / GREY_MAPS / grey_name(layer.name)).resolve()
             values["map_" + re.sub("[^A-Za-z0-9]", "_", layer.name)] = {"_cls": "Heatmap", "map_path": str(file)}
     return values
 
 
 def write_tensorboard(run: RunOnDisk, folder: Path) -> None:
-    """One events file in `folder`, with a tag `<dataset>/<layer>` each, whose slider steps from the worst sample on."""
+    """Write an events file with a tag `<dataset>/<layer>` each; its slider starts with the worst sample."""
     from torch.utils.tensorboard import SummaryWriter
 
     with SummaryWriter(str(folder)) as writer:
@@ -72,30 +72,30 @@ def write_tensorboard(run: RunOnDisk, folder: Path) -> None:
                 try:
                     drawn = overlays(sample)[1]
                 except UnreadableImage:
-                    continue  # deleted since; the report says so
+                    continue  # deleted since; the report mentions it
                 for layer, overlay in drawn.items():
                     image = captioned(sample, overlay)
                     writer.add_image(f"{data.name}/{layer}", image, step, dataformats="HWC")
 
 
 def captioned(sample: Sample, overlay: np.ndarray) -> np.ndarray:
-    """An overlay (H, W, 3) uint8 RGB above the sample's number and result."""
+    """Put the sample's number and result below an overlay (H, W, 3) uint8 RGB."""
     text = f"sample {sample.index}  {sample.outcome}  fake {sample.prob_fake:.3f}"
     return np.vstack([overlay, text_line(text, overlay.shape[1], LINE, LETTERS, centred=True)])
 
 
 def write_strips(data: DatasetOnDisk) -> list[Path]:
-    """`strips/<number>_<forgery>_<video>.png` for every video, and `consistency.csv`: how steady its maps are."""
+    """Write `strips/<number>_<forgery>_<video>.png` per video, and `consistency.csv` with its maps' consistency."""
     videos: dict[tuple[str, str], list[Sample]] = {}
     for sample in data.samples:
         if not sample.lost:
             videos.setdefault((sample.forgery, sample.video), []).append(sample)
     folder = data.folder / STRIPS
-    own_folder(folder)
+    create_output_folder(folder)
     written, rows = [], []
     for number, ((forgery, video), unordered) in enumerate(videos.items()):
-        samples = sorted(unordered, key=lambda sample: in_number_order(sample.path))  # a run may have another order
-        # Names come from outside and may be no file names at all; the number keeps them apart.
+        samples = sorted(unordered, key=lambda sample: in_number_order(sample.path))  # a run's order may differ
+        # Names come from outside and may not be valid file names; the number keeps them unique.
         name = re.sub("[^A-Za-z0-9-]+", "_", f"{number:04d}_{forgery}_{video}")[:120]
         written.append(folder / f"{name}.png")
         write_whole(written[-1], encode(strip(samples)))
@@ -112,7 +112,7 @@ def write_strips(data: DatasetOnDisk) -> list[Path]:
 
 
 def strip(samples: list[Sample]) -> np.ndarray:
-    """(H, W, 3) uint8 RGB: a row of originals, then a row of overlays per layer, the fake probability below."""
+    """Draw a row of originals, a row of overlays per layer, and P(fake) below: (H, W, 3) uint8 RGB."""
     chosen = [samples[i] for i in np.unique(np.linspace(0, len(samples) - 1, MOST_FRAMES).round().astype(int))]
     first = chosen[0]
     layers = [layer.name for layer in first.layers]
@@ -132,7 +132,7 @@ def _padded(image: np.ndarray, left: int, right: int) -> np.ndarray:
 
 
 def frame_images(sample: Sample, layers: list[str]) -> list[np.ndarray]:
-    """The original and the overlay of every layer, (FRAME, FRAME, 3) uint8 RGB; grey where a file is gone."""
+    """Return the original and every layer's overlay, (FRAME, FRAME, 3) uint8 RGB; grey if a file is missing."""
     try:
         image, drawn = overlays(sample)
     except UnreadableImage:

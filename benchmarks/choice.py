@@ -35,7 +35,7 @@ from utils.gradcam_kit.judge.candidates import candidate_maps
 from utils.gradcam_kit.judge.check import WORDS, Checked, Evidence, MapCheck, place_of, verdicts
 from utils.gradcam_kit.judge.choosing import TrialImages, choose_map, in_batches, separates
 from utils.gradcam_kit.judge.localisation import energy_in_mask
-from utils.gradcam_kit.judge.trial import Heat
+from utils.gradcam_kit.judge.trial import CandidateMaps
 from utils.gradcam_kit.judge.verdict import Choice
 from utils.gradcam_kit.measure.sweep import resized
 
@@ -85,7 +85,7 @@ class Held(NamedTuple):
 def choice_of(subject: Subject, seen: Case) -> tuple[Choice, Choice, Subject]:
     """The choice by exchanged tokens, the trial by the paired real images, and the subject with its bank."""
     detector = seen.detector
-    reals = detector.normalised(seen.reals)
+    reals = detector.normalise(seen.reals)
     called = torch.cat([subject.margins(part) for part in reals.split(BATCH)]) < 0
     names = [video for video, real in zip(seen.videos, called.tolist(), strict=True) if real]
     kept = one_of_each_video(names)
@@ -93,7 +93,7 @@ def choice_of(subject: Subject, seen: Case) -> tuple[Choice, Choice, Subject]:
     subject = replace(subject, bank=bank)
     used = torch.linspace(0, len(seen.fakes) - 1, min(IMAGES, len(seen.fakes))).round().long()
     given = TrialImages(
-        detector.normalised(seen.fakes[used]), ["fake"] * len(used), [seen.videos[i] for i in used.tolist()]
+        detector.normalise(seen.fakes[used]), ["fake"] * len(used), [seen.videos[i] for i in used.tolist()]
     )
     asked, candidates = tried(subject, in_batches(BATCH)), subject.candidates()
     chosen = choose_map(asked, given, candidates)
@@ -109,7 +109,7 @@ def rank_correlation(chosen: Choice, gold: Choice) -> float:
     return float(spearmanr([row.beyond.mean for row in chosen.rows], [by[row.candidate] for row in chosen.rows])[0])
 
 
-def maps_of(held: Held, recipes: Sequence[Recipe]) -> tuple[dict[Recipe, Heat], Evidence]:
+def maps_of(held: Held, recipes: Sequence[Recipe]) -> tuple[dict[Recipe, CandidateMaps], Evidence]:
     """The maps of the recipes, and the evidence that verdicts follow from."""
     parts: dict[Recipe, list[Any]] = {one: [] for one in recipes}
     evidence, standard = [], []
@@ -123,7 +123,7 @@ def maps_of(held: Held, recipes: Sequence[Recipe]) -> tuple[dict[Recipe, Heat], 
         evidence.append(captured.evidence(own).float())
         standard.append(captured.standard_evidence(own).float())
     heats = {
-        one: Heat(torch.cat([maps.raw.float() for maps in found]), torch.cat([maps.empty for maps in found]))
+        one: CandidateMaps(torch.cat([maps.raw.float() for maps in found]), torch.cat([maps.empty for maps in found]))
         for one, found in parts.items()
     }
     return heats, Evidence(torch.cat(evidence), torch.cat(standard))
@@ -136,7 +136,7 @@ def _captured(subject: Subject, batch: dict[str, Any], recipes: list[Recipe]) ->
 def pair_map(held: Held, recipe: Recipe) -> Tensor:
     """The contrast map (N, h, w) of the recipe with the tokens of the paired real image for neighbours."""
     found = []
-    reals = held.case.detector.normalised(held.case.reals)
+    reals = held.case.detector.normalise(held.case.reals)
     for images, real in zip(held.images.split(BATCH), reals.split(BATCH), strict=True):
         tokens = real_tokens(held.subject, real)
         captured = held.subject.capture({"image": images}, [recipe], "fake", real=tokens)
@@ -144,7 +144,9 @@ def pair_map(held: Held, recipe: Recipe) -> Tensor:
     return torch.cat(found)
 
 
-def verdict_figures(held: Held, heats: dict[Recipe, Heat], evidence: Evidence, margins: Tensor) -> dict[str, Any]:
+def verdict_figures(
+    held: Held, heats: dict[Recipe, CandidateMaps], evidence: Evidence, margins: Tensor
+) -> dict[str, Any]:
     """Of all maps: right among each word, and AUROC of what decides for "points right"."""
     count = len(margins)
     checked = Checked(held.images, ["fake"] * count, margins, list(range(count)), evidence)
@@ -183,7 +185,7 @@ def random_head(held: Held, recipe: Recipe) -> dict[str, Any]:
         with torch.no_grad():
             head.weight.copy_(torch.randn(head.weight.shape, generator=generator) * kept["weight"].std())
         few = held._replace(images=held.images[:32], case=held.case._replace(videos=held.case.videos[:32]))
-        reals = held.case.detector.normalised(held.case.reals[:64])
+        reals = held.case.detector.normalise(held.case.reals[:64])
         both = torch.cat([held.images[:64], reals])
         margins = torch.cat([held.subject.margins(part) for part in both.split(BATCH)])
         told.append(separates(margins, [1] * 64 + [0] * 64))
@@ -198,7 +200,7 @@ def random_head(held: Held, recipe: Recipe) -> dict[str, Any]:
 def measured(seen: Case, held_out: Case) -> dict[str, Any]:
     subject: Subject = held_out.detector.as_subject()
     chosen, gold, subject = choice_of(subject, seen)
-    held = Held(held_out, subject, held_out.detector.normalised(held_out.fakes))
+    held = Held(held_out, subject, held_out.detector.normalise(held_out.fakes))
     heats, evidence = maps_of(held, subject.candidates())
     margins = torch.cat([subject.margins(part) for part in held.images.split(BATCH)])
     assert subject.bank is not None

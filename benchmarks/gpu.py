@@ -37,7 +37,7 @@ from benchmarks.engine import Bench, Contenders, plain, pytorch_grad_cam_run, to
 from detectors.clip_detector_gradcam import CLIPDetectorWithGradCAM
 from utils.gradcam_kit.base.files import TRAINING_FOLDER
 from utils.gradcam_kit.engine.recipe import Recipe
-from utils.gradcam_kit.explaining.one_pass import Asked, Pending, explained_in
+from utils.gradcam_kit.explaining.one_pass import BatchRequest, Pending, explained_in
 
 LARGE: dict[str, Any] = {"name_or_path": "openai/clip-vit-large-patch14", "pretrained": False}
 TINY: dict[str, Any] = {
@@ -229,7 +229,7 @@ def forward_in_a_graph(detector: Any, batch: int) -> None:
 
 def handed_over(bench: Bench) -> Callable[[], Pending]:
     """Hands an explanation of the bench's images to the device, and waits for nothing."""
-    asked = Asked([Recipe("gradcam", bench.names)], "predicted", False)
+    asked = BatchRequest([Recipe("gradcam", bench.names)], "predicted", False)
     subject = bench.detector.as_subject()
     return partial(Pending, partial(explained_in, subject, {"image": bench.image}, asked, "image"))
 

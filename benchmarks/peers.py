@@ -117,7 +117,7 @@ def theirs(case: Case, library: str, classes: dict[str, Any], make_maps: MakeMap
     for name, cls in classes.items():
         for site in SITES:
             parts = [
-                make_maps(cls, model, case.modules(site), case.detector.normalised(part), case.to_grid)
+                make_maps(cls, model, case.modules(site), case.detector.normalise(part), case.to_grid)
                 for part in case.samples.pixels.split(BATCH)
             ]
             maps = [torch.cat(one) for one in zip(*parts, strict=True)]

@@ -36,7 +36,7 @@ from utils.gradcam_kit.model.detector import LoadedDetector
 from utils.gradcam_kit.model.load import find_device, load_detector
 from utils.gradcam_kit.settings.config import run_settings
 from utils.gradcam_kit.store.sample import Sample
-from utils.gradcam_kit.store.sample_folder import Drawn, comparison_image, write_sample
+from utils.gradcam_kit.store.sample_folder import RenderedSample, comparison_image, write_sample
 
 ROOT = Path(__file__).resolve().parent.parent
 TOWERS: dict[str, dict[str, Any]] = {
@@ -146,17 +146,19 @@ def batch_of(detector: LoadedDetector, frames: list[Frame]) -> Batch:
     return next(iter(frame_loader(frames, detector.settings.resolution, len(frames), 0)))
 
 
-def samples_of(detector: LoadedDetector, batch: Batch) -> list[Drawn]:
+def samples_of(detector: LoadedDetector, batch: Batch) -> list[RenderedSample]:
     """The images of the batch, explained and drawn."""
     explanation = detector.explain(batch.pixels, target="fake")
     drawn = layer_images(batch.pixels.to(detector.device), explanation.layers, "jet")
     return [
-        Drawn(Sample.of(frame, explanation, i, layers, detector.settings), pixels.permute(1, 2, 0).numpy(), layers)
+        RenderedSample(
+            Sample.of(frame, explanation, i, layers, detector.settings), pixels.permute(1, 2, 0).numpy(), layers
+        )
         for i, (frame, pixels, layers) in enumerate(zip(batch.frames, batch.pixels, drawn, strict=True))
     ]
 
 
-def measured_steps(detector: LoadedDetector, frames: list[Frame], samples: list[Drawn], folder: Path) -> Steps:
+def measured_steps(detector: LoadedDetector, frames: list[Frame], samples: list[RenderedSample], folder: Path) -> Steps:
     """Each step alone. All but the detector's own arithmetic on one thread."""
     batch, size = batch_of(detector, frames), len(frames)
     forward = milliseconds(lambda: detector.predict(batch.pixels), 5) / size
@@ -193,7 +195,7 @@ def measured_steps(detector: LoadedDetector, frames: list[Frame], samples: list[
     return Steps(decode, forward, explain - forward, render, compose, encoding, writing, whole)
 
 
-def matplotlib_figures(sample: Drawn, folder: Path) -> None:
+def matplotlib_figures(sample: RenderedSample, folder: Path) -> None:
     """The usual recipe for the same images: a figure an overlay, and one with all of them."""
     import matplotlib
 

@@ -15,7 +15,7 @@ class Registry:
         self.data: dict[str, Any] = {}
 
     def register_module(self, module_name: str) -> Callable[[Class], Class]:
-        """Decorator that files a class under `module_name`."""
+        """Return a decorator that registers a class as `module_name`."""
 
         def register(cls: Class) -> Class:
             self.data[module_name] = cls
@@ -29,9 +29,9 @@ class Registry:
 
 DETECTOR: Registry = Registry()
 
-from .clip_detector import CLIPDetector  # noqa: E402  the detectors need DETECTOR to register themselves
+from .clip_detector import CLIPDetector  # noqa: E402  detectors register themselves in DETECTOR
 
 # isort: split
-from . import gradcam_detectors  # noqa: E402  last: it gives heatmaps to the detectors imported above
+from . import gradcam_detectors  # noqa: E402  last: adds heatmaps to the detectors above
 
 __all__ = ["DETECTOR", "CLIPDetector", "Registry", "gradcam_detectors"]

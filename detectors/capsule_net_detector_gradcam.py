@@ -14,19 +14,19 @@ from .gradcam_registered import RegisteredMixin
 
 @DETECTOR.register_module(module_name="capsule_net_gradcam")
 class CapsuleNetDetectorWithGradCAM(RegisteredMixin, CapsuleNetDetector):
-    """`CapsuleNetDetector`, which detaches its "cls" from the network, explained through "classes".
+    """`CapsuleNetDetector` explained through "classes", because its "cls" is detached from the network.
 
-    "classes" (B, d, 2) is the softmax over the two output capsules, entry by entry of their d-dimensional outputs;
-    "cls" is its mean over d. So these scores are probabilities: the network has no logits.
+    "classes" (B, d, 2) is the softmax over the two output capsules, for each of their d entries; "cls" is its mean over
+    d. So the scores are probabilities: the network has no logits.
     """
 
     registered_name = "capsule_net"
 
     def gradcam_layers(self) -> list[str]:
-        """The features that all ten capsules read; the last activation would be one capsule's own."""
+        """Return the features that all ten capsules read; the last activation belongs to one capsule."""
         return list(self.gradcam.recipe.layers or ["vgg_ext"])
 
     def evaluated(self, data_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """As the host's, with the same "cls" as a function of the network."""
+        """Run the host's forward pass, with "cls" attached to the network."""
         prediction = super().evaluated(data_dict)
         return {**prediction, "cls": prediction["classes"].mean(dim=1)}

@@ -24,7 +24,7 @@ class CLIPDetector(nn.Module):
         self.loss_func = self.build_loss(config)
 
     def build_backbone(self, config: dict[str, Any]) -> nn.Module:
-        from transformers import CLIPModel  # only a detector that downloads its tower needs it
+        from transformers import CLIPModel  # imported only to download a tower
 
         return CLIPModel.from_pretrained("openai/clip-vit-large-patch14").vision_model
 
@@ -32,14 +32,14 @@ class CLIPDetector(nn.Module):
         return LOSSES[config["loss_func"]]()
 
     def features(self, data_dict: dict[str, Tensor]) -> Tensor:
-        """`data_dict["image"]` (B, 3, H, W) → (B, 1024)."""
+        """Return the features (B, 1024) of `data_dict["image"]` (B, 3, H, W)."""
         return self.backbone(data_dict["image"])["pooler_output"]
 
     def classifier(self, features: Tensor) -> Tensor:
         return self.head(features)
 
     def forward(self, data_dict: dict[str, Tensor], inference: bool = False) -> dict[str, Tensor]:
-        """`{"cls": logits (B, 2), "prob": probability of fake (B,), "feat": features (B, 1024)}`."""
+        """Return `{"cls": logits (B, 2), "prob": probability of fake (B,), "feat": features (B, 1024)}`."""
         features = self.features(data_dict)
         logits = self.classifier(features)
         return {"cls": logits, "prob": logits.softmax(dim=1)[:, 1], "feat": features}

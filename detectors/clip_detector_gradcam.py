@@ -15,7 +15,7 @@ from .gradcam_towers import CLIPTowerMixin
 
 @DETECTOR.register_module(module_name="clip_gradcam")
 class CLIPDetectorWithGradCAM(CLIPTowerMixin, CLIPDetector):
-    """`CLIPDetector` with its tower from the config and heatmaps; losses, metrics and forward pass are the host's."""
+    """`CLIPDetector` with heatmaps and a configurable tower; losses, metrics and forward pass are the host's."""
 
     def build_loss(self, config: dict[str, Any]) -> nn.Module:
         if not isinstance(config.get("loss_func"), str):

@@ -18,13 +18,12 @@ from .gradcam_towers import CLIPTowerMixin
 
 @DETECTOR.register_module(module_name="effort_gradcam")
 class EffortDetectorWithGradCAM(CLIPTowerMixin, EffortDetector):
-    """`EffortDetector` (attention weights as a fixed part plus a residual) that shows where its decision came from.
+    """`EffortDetector` (attention weights as a fixed part plus a residual) with heatmaps.
 
-    With `backbone_config` naming a tower it is built as the config says; with none it is the host's own, from the
-    folder that the host's code names.
+    The tower is the one in `backbone_config`, else the host's own, from the folder in the host's code.
     """
 
-    # Fixed factors that some versions of the host store and others do not: no forward pass reads them.
+    # Fixed factors that only some versions of the host save; no forward pass reads them.
     unread_weights = ("S_r", "U_r", "V_r")
 
     def build_tower(self, config: dict[str, Any]) -> nn.Module:
@@ -33,14 +32,14 @@ class EffortDetectorWithGradCAM(CLIPTowerMixin, EffortDetector):
             return EffortDetector.build_backbone(self, config)
         tower = super().build_tower(config)
         width = int(tower.config.hidden_size)  # type: ignore[union-attr,arg-type]  # a CLIP tower's config
-        rank = width - int(network.get("residual_rank", 1))  # the checkpoint's, see model.clip_tower.fitted_config
+        rank = width - int(network.get("residual_rank", 1))  # from the checkpoint, see model.clip_tower.fitted_config
         pretrained = network.get("pretrained", "architecture" not in network)
         with nullcontext() if pretrained else patched(torch.linalg, "svd", split_without_svd):
             return apply_svd_residual_to_self_attn(tower, r=rank)
 
 
 def split_without_svd(weight: Tensor, full_matrices: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-    """Factors of an SVD's shapes whose product is `weight` (out, in), at once, for weights that mean nothing yet."""
+    """Split a random `weight` (out, in) without computing an SVD: factors of the same shapes with the same product."""
     rows, columns = weight.shape
     ones, unit = weight.new_ones(min(rows, columns)), torch.eye(min(rows, columns), dtype=weight.dtype)
     return (weight.clone(), ones, unit) if rows >= columns else (unit, ones, weight.clone())

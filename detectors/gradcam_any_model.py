@@ -1,4 +1,4 @@
-"""`AnyModelWithGradCAM` under its path of version 1.1, for one version more."""
+"""`AnyModelWithGradCAM` under its path of version 1.1, kept for one more version."""
 
 import warnings
 

@@ -1,6 +1,6 @@
-"""The plug-in door: registers a `<name>_gradcam` for every detector of the host; `detectors` imports it last.
+"""Registers `<name>_gradcam` for every detector of the host; `detectors` imports this module last.
 
-Most detectors need no code for that. The others have a class in `<detector>_gradcam.py`, named after the host's file.
+Most detectors need no code. The others have a class in `<detector>_gradcam.py`, named after the host's file.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from .gradcam_registered import register_all
 
 
 def register() -> None:
-    """Also called again later, for detectors that were imported after this module."""
+    """Register the detectors imported so far. It is called again for detectors imported later."""
     for path in sorted(Path(__file__).parent.glob("*_detector_gradcam.py")):
         if f"{__package__}.{path.stem[: -len('_gradcam')]}" in sys.modules:
             importlib.import_module(f"{__package__}.{path.stem}")

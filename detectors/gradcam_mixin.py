@@ -1,4 +1,4 @@
-"""`GradCAMMixin` under its path of version 1.1, for one version more."""
+"""`GradCAMMixin` under its path of version 1.1, kept for one more version."""
 
 import warnings
 

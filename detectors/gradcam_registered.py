@@ -1,6 +1,6 @@
-"""`<name>_gradcam` for any detector that the host registers: its class with heatmaps, made on the fly.
+"""Heatmaps for any detector that the host registers: the class `<name>_gradcam`, created at import.
 
-In evaluation it gets what else the host's data set would give it, and "prob" is the softmax of its two logits.
+In evaluation the detector gets the other inputs of the host's dataset, and "prob" is the softmax of its two logits.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ SUFFIX = "_gradcam"
 
 
 class RegisteredMixin(GradCAMMixin):
-    """Mixed in before a host's class, whose constructor loads no weights with `backbone_config.pretrained: false`."""
+    """A mixin before a host's class. With `backbone_config.pretrained: false` the constructor loads no weights."""
 
-    registered_name: str  # the host's
-    host_module = ""  # that its class is in
-    loses_batch_of_one = False  # whether its forward pass was found to fail with a single image
+    registered_name: str  # the host's name
+    host_module = ""  # module of the host's class
+    loses_batch_of_one = False  # whether its forward pass fails with a single image
 
     def __init__(self, config: dict[str, Any]) -> None:
         wanted = backbone_config(config).get("pretrained", True)
@@ -37,11 +37,11 @@ class RegisteredMixin(GradCAMMixin):
 
     @property
     def explained_tower(self) -> nn.Module:
-        """The transformer inside, or else the detector itself: its head may hold the last maps."""
+        """The transformer inside, else the detector itself, because its head may hold the last feature maps."""
         return find_tower(self, self.gradcam.recipe.layers)
 
     def forward(self, data_dict: Mapping[str, Any], inference: bool = False) -> dict[str, Tensor]:
-        """The host's forward pass. Raises InputError where it reads what a test set does not have."""
+        """Run the host's forward pass. Raises InputError if it reads data that a test set lacks."""
         if self.training:
             return super().forward(data_dict, inference=inference)  # the host's
         image = data_dict["image"]
@@ -55,17 +55,17 @@ class RegisteredMixin(GradCAMMixin):
         return dict(prediction)
 
     def evaluated(self, data_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """As the host's test.py calls it: some detectors do in training what needs more than a test set has."""
+        """Run the forward pass as the host's test.py does; return its tensors."""
         prediction = self(data_dict, inference=True)
         return {key: value for key, value in prediction.items() if isinstance(value, Tensor)}
 
     def as_subject(self) -> Subject:
-        """As `GradCAMMixin`'s; its errors name the detector."""
+        """Return the Subject, whose errors name the detector."""
         return replace(super().as_subject(), name=f"detector {self.registered_name!r}")
 
 
 def with_gradcam(name: str, host_class: type) -> type:
-    """The host's class with heatmaps."""
+    """Create the host's class with heatmaps."""
     members = {
         "registered_name": name,
         "host_module": host_class.__module__,
@@ -76,7 +76,7 @@ def with_gradcam(name: str, host_class: type) -> type:
 
 
 def register_all(registry: Any) -> None:
-    """`<name>_gradcam` for every detector in the host's registry that has none yet."""
+    """Register `<name>_gradcam` for every detector in the host's registry that lacks it."""
     for name, host_class in list(registry.data.items()):
         known = name.endswith(SUFFIX) or f"{name}{SUFFIX}" in registry.data
         if not known and isinstance(host_class, type) and issubclass(host_class, nn.Module):

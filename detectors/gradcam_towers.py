@@ -1,4 +1,4 @@
-"""A CLIP vision tower that the config describes, mixed in before the host's class."""
+"""A mixin for hosts' CLIP detectors that builds the vision tower from the config."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from utils.gradcam_kit.explaining.mixin import GradCAMMixin
 from utils.gradcam_kit.model.clip_tower import DEFAULT_TOWER, build_clip_tower
 from utils.gradcam_kit.settings.config_values import backbone_config
 
-# The published tower that a host has written its head for, by the head's width, where the config names none.
+# Width of a host's head → published tower, if the config names none.
 TOWERS_BY_WIDTH = {1024: DEFAULT_TOWER, 768: "openai/clip-vit-base-patch16"}
 
 
 class CLIPTowerMixin(GradCAMMixin):
-    """A host detector with `backbone` and `head`, whose CLIP tower `config["backbone_config"]` names.
+    """A mixin for a host detector with `backbone` and `head`: `config["backbone_config"]` describes its CLIP tower.
 
-    Its keys are those of `model.clip_tower`; without `name_or_path` the tower is the one that the host's head fits.
+    The keys are those of `model.clip_tower`. Without `name_or_path` the tower has the width of the host's head.
     """
 
     head: Any  # the host's nn.Linear, or a NormalisedHead
@@ -31,8 +31,8 @@ class CLIPTowerMixin(GradCAMMixin):
         self.init_gradcam(config)
 
     def build_head(self, config: dict[str, Any], width: int) -> nn.Module:
-        """The host's head, unless the tower has another width, or the weights are of another head."""
-        wanted = backbone_config(config).get("head", {})  # of `model.clip_tower.fitted_config`
+        """Return the host's head, unless the tower's width or the weights need another one."""
+        wanted = backbone_config(config).get("head", {})  # from `model.clip_tower.fitted_config`
         logits = wanted.get("logits", 2)
         if wanted.get("normalised"):
             return NormalisedHead(width, wanted["projection"], logits)
@@ -41,7 +41,7 @@ class CLIPTowerMixin(GradCAMMixin):
         return nn.Linear(width, logits)
 
     def forward(self, data_dict: dict[str, Any], inference: bool = False) -> dict[str, Any]:
-        """The host's. It takes the softmax of two logits; of another head only logits and features are returned."""
+        """Run the host's forward pass. For a head without two logits, return only logits and features."""
         if getattr(self.head, "out_features", 2) == 2:
             found: dict[str, Any] = super().forward(data_dict, inference)
             return found
@@ -50,16 +50,16 @@ class CLIPTowerMixin(GradCAMMixin):
         return {"cls": detector.classifier(features), "feat": features}
 
     def build_backbone(self, config: dict[str, Any]) -> nn.Module:
-        """Nothing yet: the host's own tower would be downloaded here, before the width of its head is known."""
+        """Return a placeholder: the host would download its tower here, before the head's width is known."""
         return nn.Identity()
 
     def build_tower(self, config: dict[str, Any]) -> nn.Module:
-        """The tower that the config describes. Raises InputError."""
+        """Build the tower that the config describes. Raises InputError."""
         name = TOWERS_BY_WIDTH.get(self.head.in_features, DEFAULT_TOWER)
         return build_clip_tower({"name_or_path": name, **backbone_config(config)}, where="backbone_config")
 
     def features(self, data_dict: dict[str, Any]) -> Any:
-        """The host's features; for images of another size than the tower's, with interpolated positions."""
+        """Return the host's features (B, width); for another image size, positions are interpolated."""
         size = int(self.backbone.config.image_size)
         if data_dict["image"].shape[-2:] == (size, size):
             return super().features(data_dict)  # type: ignore[misc]  # the host's
@@ -67,7 +67,7 @@ class CLIPTowerMixin(GradCAMMixin):
 
 
 class NormalisedHead(nn.Module):
-    """A linear head that reads features of length 1, projected before where `projection` is their number (not None)."""
+    """A linear head on features of unit length. `projection`: project to so many features first; None: do not."""
 
     def __init__(self, width: int, projection: int | None, logits: int) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ class NormalisedHead(nn.Module):
         self.out_features = logits
 
     def forward(self, features: Tensor) -> Tensor:
-        """(B, width) → (B, logits)."""
+        """Return logits (B, logits) for features (B, width)."""
         if self.projection is not None:
             features = self.projection(features)
         return self.linear(F.normalize(features, dim=1))

@@ -46,7 +46,7 @@ FRAMES = {"train": 2, "val": 3, "test": 3}
 
 
 class Video(NamedTuple):
-    """A real video and the fake made from it: name them, and every pixel follows from the seed."""
+    """A real video and the fake made from it. Every pixel follows from the name and the seed."""
 
     split: str
     kind: str
@@ -58,13 +58,13 @@ class Video(NamedTuple):
 
 
 def draw_video(video: Video, seed: int) -> list[tuple[Array, Array, Array, Array]]:
-    """The frames of one pair, each: real and fake (224, 224, 3) uint8 RGB, mask (224, 224) uint8, landmarks (81, 2)."""
+    """Draw the frames of a pair: real and fake (224, 224, 3) uint8 RGB, mask (224, 224) uint8, landmarks (81, 2)."""
     rng = np.random.default_rng([seed, SPLITS.index(video.split), KINDS.index(video.kind), video.number])
     light, ambient = random_light(rng)
     skin = skin_colour(rng)
     head = draw_head(random_features(rng), rng, skin, light, ambient)
     donor_light = light + rng.normal(0, 0.15, 3).astype(np.float32)
-    donor_skin = skin * rng.uniform(0.85, 1.15, 3).astype(np.float32)  # a forger picks a donor who resembles the target
+    donor_skin = skin * rng.uniform(0.85, 1.15, 3).astype(np.float32)  # a forger picks a donor similar to the target
     donor = draw_head(random_features(rng), rng, donor_skin, donor_light / np.linalg.norm(donor_light), ambient)
     camera, pose, forgery = random_camera(rng), random_pose(rng), random_forgery(video.kind, rng)
     background = draw_background(rng)
@@ -93,7 +93,7 @@ def write_video(video: Video, seed: int, output: Path) -> None:
 
 
 def write_image(path: Path, pixels: Array) -> None:
-    """Write RGB or grey pixels as PNG. Little compression: noise hardly shrinks, and the demo waits for this."""
+    """Write RGB or grey pixels as PNG, with little compression: noise hardly shrinks, and the demo waits for it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     ordered = pixels[..., ::-1] if pixels.ndim == 3 else pixels
     if not cv2.imwrite(str(path), ordered, [cv2.IMWRITE_PNG_COMPRESSION, 1]):
@@ -105,7 +105,7 @@ def frame_path(label: str, video: Video, index: int) -> str:
 
 
 def dataset_json(name: str, videos: list[Video]) -> dict[str, Any]:
-    """DeepfakeBench's dataset JSON: dataset > label > split > video > label and frames."""
+    """Return DeepfakeBench's dataset JSON: dataset > label > split > video > label and frames."""
     labels = [REAL, *(f"{kind}_Fake" for kind in KINDS if any(video.kind == kind for video in videos))]
     tree: dict[str, Any] = {label: {split: {} for split in SPLITS} for label in labels}
     for video in videos:
@@ -116,12 +116,12 @@ def dataset_json(name: str, videos: list[Video]) -> dict[str, Any]:
 
 
 def _write(job: tuple[Video, int, Path]) -> None:
-    cv2.setNumThreads(1)  # the processes share the cores already
+    cv2.setNumThreads(1)  # the processes already share the cores
     write_video(*job)
 
 
 def make(output: Path, seed: int, splits: list[str], videos: int | None = None, processes: int | None = None) -> int:
-    """Write the dataset, `videos` pairs of real and fake for each kind of forgery. Returns the number of frames."""
+    """Write the dataset: `videos` pairs of real and fake per kind of forgery. Returns the number of frames."""
     made = [
         Video(split, kind, number)
         for split in splits
@@ -145,18 +145,18 @@ def main() -> None:
     parser.add_argument(
         "--output", type=Path, required=True, help="folder to write; files of the same name are overwritten"
     )
-    parser.add_argument("--seed", type=int, default=7, help="everything follows from it (default 7)")
+    parser.add_argument("--seed", type=int, default=7, help="seed of the whole dataset (default 7)")
     parser.add_argument(
         "--split",
         nargs="+",
         choices=SPLITS,
         default=list(SPLITS),
-        help="default: all; the JSON lists what was requested",
+        help="splits to write (default: all)",
     )
     parser.add_argument(
-        "--videos", type=int, help=f"pairs of a real and a fake video for each kind of forgery (default {VIDEOS})"
+        "--videos", type=int, help=f"pairs of a real and a fake video per kind of forgery (default {VIDEOS})"
     )
-    parser.add_argument("--processes", type=int, help="default: one for each core")
+    parser.add_argument("--processes", type=int, help="default: one per core")
     arguments = parser.parse_args()
     frames = make(arguments.output, arguments.seed, arguments.split, arguments.videos, arguments.processes)
     print(f"{frames} frames in {arguments.output}, dataset JSON in {arguments.output / 'dataset_json'}")

@@ -41,14 +41,14 @@ from utils.gradcam_kit.judge.detection_metrics import DetectionMetrics, detectio
 ROOT = Path(__file__).resolve().parent.parent
 AUXILIARY_WEIGHT = 2.0
 LATE_WEIGHT = 1.0
-AUXILIARY_BLOCKS = (1, 2, 3, 4)  # their output is what the next block reads; the last block's patches reach no decision
-READER_WEIGHT = 10.0  # what the mean over a token's channels counts in the beginning
-LABEL_SMOOTHING = 0.1  # a detector that is too sure has vanishing gradients, and maps of what is left of them
-FORGED_PATCH = 0.6  # share of a patch's pixels in the mask from which it counts as forged
+AUXILIARY_BLOCKS = (1, 2, 3, 4)  # the next block reads their output; the last block's patches do not reach the decision
+READER_WEIGHT = 10.0  # initial weight of the mean over a token's channels
+LABEL_SMOOTHING = 0.1  # an overconfident detector has vanishing gradients, and so noisy maps
+FORGED_PATCH = 0.6  # a patch counts as forged if the mask covers this share of its pixels
 
 
 class ForgedPatches(Dataset[Any]):
-    """Images, labels, and how much of each patch is forged."""
+    """Images, labels, and the forged share of each patch."""
 
     def __init__(self, frames: list[Frame], patch: int) -> None:
         self.frames = frames
@@ -58,7 +58,7 @@ class ForgedPatches(Dataset[Any]):
         return len(self.frames)
 
     def __getitem__(self, i: int) -> tuple[Tensor, int, Tensor]:
-        """Image (3, H, W) float32 in [-1, 1], label, share of each patch that is forged (h, w)."""
+        """Return image (3, H, W) float32 in [-1, 1], label, forged share of each patch (h, w)."""
         frame = self.frames[i]
         pixels = decode_image(Path(frame.path).read_bytes(), resolution=None)
         mask = np.zeros(pixels.shape[:2], np.uint8)
@@ -70,8 +70,7 @@ class ForgedPatches(Dataset[Any]):
 
 
 class PairedBatches(Sampler[list[int]]):
-    """Random batches in which each fake stands beside the real frame it was made from: all else being equal, what
-    tells them apart is the forgery."""
+    """Random batches that pair each fake with its real frame, so that only the forgery tells them apart."""
 
     def __init__(self, frames: list[Frame], batch_size: int) -> None:
         by_image: dict[tuple[str, str], list[int]] = {}
@@ -90,7 +89,7 @@ class PairedBatches(Sampler[list[int]]):
 
 
 class ForgedPatchLoss(nn.Module):
-    """Asks the patch tokens that leave some blocks whether their patch is forged. Used in training only.
+    """Predicts from the patch tokens after some blocks whether their patch is forged. Only used in training.
 
     One linear reader serves all blocks, so that the residual stream says it in one direction. It begins as the mean
     over channels: no decision depends on that mean, since every block begins by taking it away (LayerNorm), but
@@ -108,11 +107,11 @@ class ForgedPatchLoss(nn.Module):
             tower.get_submodule(f"encoder.layers.{block}").register_forward_hook(self._keep)
 
     def _keep(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        if module.training:  # neither evaluation nor heatmaps ask for the patches
+        if module.training:  # evaluation and heatmaps do not need the patches
             self._tokens.append(output[0] if isinstance(output, tuple) else output)
 
     def forward(self, share: Tensor) -> Tensor:
-        """Mean cross entropy for the batch that just went through the tower; `share` (B, h, w)."""
+        """Return the mean cross entropy for the batch that just passed the tower; `share` (B, h, w)."""
         forged = (share.flatten(1) >= FORGED_PATCH).float()
         losses = []
         for tokens in self._tokens:
@@ -123,7 +122,7 @@ class ForgedPatchLoss(nn.Module):
 
 
 class LateEvidenceLoss(nn.Module):
-    """Penalises a CLS token that knows of a forgery before the last block reads the patches.
+    """Penalises a CLS token that detects a forgery before the last block reads the patches.
 
     A fake and the real frame it was made from are to have the same CLS token in front of every block. Then the evidence
     has to come from the patches that the last block reads, and a map of that block shows where they are. Used in
@@ -141,7 +140,7 @@ class LateEvidenceLoss(nn.Module):
             self._cls.append(inputs[0][:, 0])
 
     def forward(self, label: Tensor) -> Tensor:
-        """Squared distance between the CLS tokens of each pair, in units of their variance; mean over blocks."""
+        """Return the squared distance between the CLS tokens of each pair over their variance, averaged over blocks."""
         losses = []
         for cls in self._cls:
             distance = (cls[label == 0] - cls[label == 1]).square().mean()
@@ -151,7 +150,7 @@ class LateEvidenceLoss(nn.Module):
 
 
 def start_from_frequencies(embedding: nn.Conv2d, images: Tensor) -> None:
-    """Let each filter of the patch embedding begin as one frequency (DCT-II), as strong as all others on `images`.
+    """Initialise each filter of the patch embedding as one frequency (DCT-II), all equally strong on `images`.
 
     Noise and sharpness are a hundredth of a patch's brightness: random filters drown them for many epochs.
     """
@@ -165,11 +164,11 @@ def start_from_frequencies(embedding: nn.Conv2d, images: Tensor) -> None:
     filters = torch.stack([colours[c][:, None, None] * waves[u][:, None] * waves[v] for u, v, c in chosen])
     with torch.no_grad():
         spread = F.conv2d(images, filters, stride=patch).std(dim=(0, 2, 3))
-        embedding.weight.copy_(0.2 * filters / spread[:, None, None, None])  # positions are to be seen, too
+        embedding.weight.copy_(0.2 * filters / spread[:, None, None, None])  # keep positions visible too
 
 
 class Setup(NamedTuple):
-    """What the loop needs."""
+    """The parts of the training loop."""
 
     model: CLIPDetectorWithGradCAM
     patch_loss: ForgedPatchLoss
@@ -216,7 +215,7 @@ def train(parts: Setup, epochs: int, heatmaps_every: int, output: Path) -> None:
     for epoch in range(1, epochs + 1):
         model.train()
         for image, label, share in tqdm(parts.train, desc=f"Epoch {epoch}/{epochs}"):
-            if random.random() < 0.5:  # whole batches, so that pairs stay pairs
+            if random.random() < 0.5:  # whole batches, so that pairs stay together
                 image, share = image.flip(3), share.flip(2)
             batch = {"image": image, "label": label}
             prediction = model(batch)
@@ -243,14 +242,14 @@ def train(parts: Setup, epochs: int, heatmaps_every: int, output: Path) -> None:
 
 
 def watched_samples(loader: DataLoader[Any], frames: list[Frame], count: int = 8) -> dict[str, Tensor]:
-    """A batch of fixed validation fakes, spread over the dataset, so that attention can be watched moving."""
+    """Return a fixed batch of validation fakes, spread over the dataset, to follow the heatmaps over epochs."""
     fakes = [i for i, frame in enumerate(frames) if frame.label == 1]
     chosen = [loader.dataset[fakes[k * len(fakes) // count]] for k in range(count)]
     return {"image": torch.stack([item[0] for item in chosen]), "label": torch.tensor([item[1] for item in chosen])}
 
 
 def log_heatmaps(model: CLIPDetectorWithGradCAM, batch: dict[str, Tensor], writer: SummaryWriter, epoch: int) -> None:
-    """One row of images for each layer: the samples, lit where the evidence for "fake" is."""
+    """Draw one row of images per layer, bright where the evidence for "fake" is."""
     model.enable_gradcam()
     heatmaps = model.generate_gradcam(batch, target="fake")
     model.disable_gradcam()
@@ -282,7 +281,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1, help="processes that decode images")
     arguments = parser.parse_args()
     config = yaml.safe_load(arguments.config.read_text(encoding="utf-8"))
-    config["gradcam_enabled"] = False  # switched on where heatmaps are drawn
+    config["gradcam_enabled"] = False  # switched on only to draw heatmaps
     random.seed(config["manualSeed"])
     torch.manual_seed(config["manualSeed"])
     arguments.output.mkdir(parents=True, exist_ok=True)

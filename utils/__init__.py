@@ -1,4 +1,4 @@
-"""The commands, the public face `utils.gradcam`, and the library behind them, whose import makes old paths known."""
+"""The commands, the public names (`utils.gradcam`), and the library. Importing the library installs old paths."""
 
 from . import gradcam_kit
 

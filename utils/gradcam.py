@@ -1,4 +1,4 @@
-"""The public face inside a host: `from utils.gradcam import explain`. What it holds is in gradcam_kit/face.py."""
+"""The public names inside a host: `from utils.gradcam import explain`. They are defined in gradcam_kit/face.py."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Heatmaps for single images and videos: a file, a folder or a glob pattern."""
+"""Draw heatmaps for single images and videos: a file, a folder or a quoted pattern."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-if __name__ == "__main__":  # run as a script: the folder above holds the packages, this one holds none
+if __name__ == "__main__":  # run as a script: the packages are in the folder above
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from utils.gradcam_kit.base.allowed import TARGETS
 from utils.gradcam_kit.base.command import run_command
-from utils.gradcam_kit.base.errors import InputError, said_at_once
+from utils.gradcam_kit.base.errors import InputError, run_checks
 from utils.gradcam_kit.parts import load_part
 from utils.gradcam_kit.settings.flags import OptionParser
 
-# The engine knows no flags: what helps where one of its errors is about that setting.
+# The engine knows no flags. For an error about a setting, this flag helps:
 HINTS = {
     "layers": "test_with_gradcam.py --list_layers prints every name",
     "device": "--device",
@@ -26,21 +26,21 @@ HINTS = {
 
 
 def parser() -> OptionParser:
-    """Every flag."""
+    """Return the parser of all flags."""
     return OptionParser(
         "utils/gradcam_demo.py",
-        f"{__doc__} Without --detector_path and --weights_path: by the small embedded detector.",
+        f"{__doc__} Without --detector_path and --weights_path it uses the small embedded detector.",
     )
 
 
 def main(argv: Sequence[str]) -> int:
-    """Flags → heatmaps on disk. Returns the exit code; raises InputError, RunError."""
+    """Run the command and return its exit code. Raises InputError, RunError."""
     flags_of = parser()
     args = flags_of.parse_args(argv)
     if args.gradcam_target == "label":
         targets = ", ".join(target for target in TARGETS if target != "label")
         raise InputError(f"--target label needs labels, which single images do not have; use one of {targets}")
-    # Whatever loads torch is imported here, once the flags are known to be right: a misspelt one is said at once.
+    # Modules that load torch are imported after the flags are checked, so that a misspelt flag fails at once.
     from dataclasses import replace
 
     from utils.gradcam_kit.base.packages import require
@@ -57,7 +57,7 @@ def main(argv: Sequence[str]) -> int:
             require("av", "a video")
         return list(found)
 
-    settings, files, cropped = said_at_once(
+    settings, files, cropped = run_checks(
         lambda: named_detector(args.detector_path, flags, flags_of.flag_names),
         find_files,
         lambda: media.photographs(1, args.face_crop, args.landmark_model, args.face_confidence),
@@ -66,7 +66,7 @@ def main(argv: Sequence[str]) -> int:
     detector = load_named_detector(settings, args.device, args.precision)
     cropped = replace(cropped, size=detector.settings.resolution)
     if images and detector.settings.clip_size is not None:
-        raise InputError(f"--input: {images[0]} is an image, and the detector reads clips: give videos")
+        raise InputError(f"--input: {images[0]} is an image, but the detector reads clips: give videos")
     detector.check_predictions()
     detector.dry_run()
     print_choices(detector)

@@ -1,4 +1,4 @@
-"""`python -m utils.run merge`: the shards of a run as one run."""
+"""`python -m utils.run merge`: join the shards of a run."""
 
 import importlib
 import sys

@@ -60,7 +60,7 @@ def _maps(
     with rules as constants, constants or nullcontext():
         for pixels in case.fakes.split(BATCH):
             captured = case.detector.model.capture(
-                {"image": case.detector.normalised(pixels)},
+                {"image": case.detector.normalise(pixels)},
                 layers=layers,
                 methods=methods,
                 sites=SITES,
@@ -81,7 +81,7 @@ def finer_cam(case: Case) -> Maps:
     for pixels in case.fakes.split(BATCH):
         for target, parts in signed.items():
             captured = case.detector.model.capture(
-                {"image": case.detector.normalised(pixels)},
+                {"image": case.detector.normalise(pixels)},
                 layers=[SUM],
                 methods=["hirescam"],
                 sites=["residual"],
@@ -99,7 +99,7 @@ def integrated_gradients(case: Case) -> Maps:
     side = case.fakes.shape[-1]
     grid = detector.model.patch_grid(side, side)
     for fakes, reals in zip(case.fakes.split(BATCH), case.reals.split(BATCH), strict=True):
-        image, baseline = detector.normalised(fakes), detector.normalised(reals)
+        image, baseline = detector.normalise(fakes), detector.normalise(reals)
         gradient = torch.zeros_like(image)
         for step in range(STEPS):
             at = (baseline + (step + 0.5) / STEPS * (image - baseline)).requires_grad_()

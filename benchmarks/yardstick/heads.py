@@ -64,7 +64,7 @@ def train_head(detector: LoadedDetector, forgeries: Sequence[Forgery]) -> dict[s
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         for side in (pixels(one.pair.real for one in forgeries), pixels(one.pair.fake for one in forgeries)):
             for part in side.split(BATCH):
-                features.append(detector.model.features({"image": detector.normalised(part)}).float())
+                features.append(detector.model.features({"image": detector.normalise(part)}).float())
     labels = [0] * len(forgeries) + [1] * len(forgeries)
     values = torch.cat(features).double().numpy()
     scaler = StandardScaler().fit(values)

@@ -42,7 +42,7 @@ def tune(detector: LoadedDetector, photographs: list[Photograph], path: Path) ->
         batch = [forgery.pair for forgery in islice(pairs, PAIRS)]
         images = pixels(image for pair in batch for image in (pair.real, pair.fake))
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            logits = model({"image": detector.normalised(images)})["cls"]
+            logits = model({"image": detector.normalise(images)})["cls"]
         loss = F.cross_entropy(logits.float(), torch.tensor([0, 1] * len(batch)))
         optimiser.zero_grad()
         loss.backward()

@@ -1,4 +1,4 @@
-"""`python detectors/utils/gradcam_demo.py`: utils/gradcam_demo.py under the path that the first guide gave."""
+"""`python detectors/utils/gradcam_demo.py`: utils/gradcam_demo.py under the path of the first guide."""
 
 import runpy
 from pathlib import Path

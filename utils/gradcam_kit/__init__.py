@@ -1,9 +1,9 @@
-"""Where in the face a deepfake detector found its evidence.
+"""Show which part of a face a deepfake detector relied on.
 
     from gradcam_kit import explain          # installed with pip
     from utils.gradcam import explain        # inside DeepfakeBench or DF40, or this repository
 
-Each name is loaded with what it needs when it is asked for first.
+Each name is imported when it is first used.
 """
 
 from __future__ import annotations
@@ -67,5 +67,5 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-if __name__ == f"{old_paths.HOME}.gradcam_kit":  # not the package that pip installs, which never had other paths
+if __name__ == f"{old_paths.HOME}.gradcam_kit":  # the pip package never had old paths
     old_paths.install()

@@ -1,6 +1,6 @@
-"""The public face: everything that a user imports, and nothing that the library itself does.
+"""The public names. Users import only from here; the library itself never does.
 
-`explain` and what goes with it need torch alone. What reads files or draws is imported when it is first asked for.
+`explain` and its companions need only torch. Modules that read files or draw are imported on first use.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The import paths of version 1.1, for one version more: each leads to the module as it is now, and warns.
+"""Import paths of version 1.1, kept for one more version: each leads to today's module and warns.
 
-What the host itself has under one of these names comes first.
+A host's own module of the same name wins.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ ROOMS = {
     "cam": "engine", "choice": "judge", "data": "data", "drawing": "drawing", "explaining": "explaining",
     "explanation_metrics": "measure", "model": "model", "results": "store", "run": "run",
 }  # fmt: skip
-# What did not move with its room; relative to the kit.
+# Modules that did not move with their room; relative to the kit.
 MOVED = {
     "data.dataset_json": "..dataset_json",
     "data.video_files": ".media.video_files",
@@ -32,7 +32,7 @@ MOVED = {
 
 
 def moved_to(name: str) -> str:
-    """`"utils.model.load"` → `"utils.gradcam_kit.model.load"`; "" for a name that version 1.1 did not have."""
+    """Map `"utils.model.load"` to `"utils.gradcam_kit.model.load"`, and a name that 1.1 did not have to ""."""
     old = name.removeprefix(f"{HOME}.")
     room, _, rest = old.partition(".")
     if old in MOVED:
@@ -46,20 +46,20 @@ def moved_to(name: str) -> str:
 
 
 class OldPaths:
-    """A finder and loader for `sys.meta_path`: an old name becomes another name of the module that is there now."""
+    """A finder and loader for `sys.meta_path` that makes an old name an alias of today's module."""
 
     def find_spec(self, name: str, path: Sequence[str] | None = None, _: object = None) -> ModuleSpec | None:
         parent = name.rpartition(".")[0]
         if parent == HOME:
             known = PathFinder.find_spec(name, path) is None
         else:
-            known = parent.startswith(f"{HOME}.") and sys.modules[parent].__name__ != parent  # itself an old name
+            known = parent.startswith(f"{HOME}.") and sys.modules[parent].__name__ != parent  # an old name too
         new = moved_to(name) if known else ""
         if not new:
             return None
         if name.removeprefix(f"{HOME}.") not in ROOMS:
             warnings.warn(
-                f"{name} is now {new}; {HOME}.gradcam has all that users need", DeprecationWarning, stacklevel=2
+                f"{name} is now {new}; import what you need from {HOME}.gradcam", DeprecationWarning, stacklevel=2
             )
         return ModuleSpec(name, self, origin=new)  # type: ignore[arg-type]  # it has what a loader needs
 
@@ -69,16 +69,16 @@ class OldPaths:
         return module
 
     def exec_module(self, module: ModuleType) -> None:
-        """It has run; only its own spec, which the import replaced, is given back."""
+        """Restore the module's own spec, which the import replaced. The module has already run."""
         assert module.__spec__ is not None
         module.__spec__ = module.__spec__.loader_state
 
     def get_code(self, name: str) -> CodeType:
-        """For `python -m`."""
+        """Return the code for `python -m`."""
         return compile(f"import runpy\nrunpy.run_module({moved_to(name)!r}, run_name='__main__')", name, "exec")
 
 
 def install() -> None:
-    """Make the old paths known to this process, once."""
+    """Install the old paths in this process, once."""
     if not any(isinstance(finder, OldPaths) for finder in sys.meta_path):
         sys.meta_path.insert(0, OldPaths())

@@ -1,4 +1,4 @@
-"""The optional parts. Nothing imports them; a host may lack them, and a pip installation their packages."""
+"""Optional parts. No other room imports them. A host may lack a part, a pip installation its packages."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 
 from .base.errors import InputError
 
-# Part → the parts that it needs. Each is a folder beside this module; some have a command `utils/<part>.py`.
+# Part → the parts that it needs. Each is a folder next to this module; some have a command `utils/<part>.py`.
 PARTS: dict[str, tuple[str, ...]] = {"report": (), "exports": (), "media": (), "app": ("media",)}
 DEFAULT_PARTS = ("report", "exports", "media")  # what the installer copies into a host
 
 
 def missing_part(part: str) -> str:
-    """What to do about a part that is not installed here, in words; "" where it is."""
+    """Say how to install a missing part; return "" if it is installed."""
     if importlib.util.find_spec(f"{__package__}.{part}") is not None:
         return ""
     wanted = " ".join(dict.fromkeys((*DEFAULT_PARTS, part)))
@@ -25,8 +25,8 @@ def missing_part(part: str) -> str:
 
 
 def load_part(module: str, feature: str) -> Any:
-    """The module of a part, as `"report.page"`. Raises InputError where the part, which `feature` needs, is missing."""
-    lacking = missing_part(module.partition(".")[0])
-    if lacking:
-        raise InputError(f"{feature}: {lacking}")
+    """Import a part's module, e.g. `"report.page"`, for `feature`. Raises InputError if the part is missing."""
+    missing = missing_part(module.partition(".")[0])
+    if missing:
+        raise InputError(f"{feature}: {missing}")
     return importlib.import_module(f"{__package__}.{module}")

@@ -27,14 +27,14 @@ from utils.gradcam_kit.run.explainer import Explainer
 from utils.gradcam_kit.run.predictions import Resume
 from utils.gradcam_kit.settings.config import run_settings
 from utils.gradcam_kit.store.database import RunDatabase
-from utils.gradcam_kit.store.sample_folder import Drawn, write_sample
+from utils.gradcam_kit.store.sample_folder import RenderedSample, write_sample
 from utils.gradcam_kit.store.sample_writer import SampleWriter, Spans
 
 
 class DirectWriter(SampleWriter):
     """Writes at once, so that the calls come in one order."""
 
-    def write(self, drawn: Drawn, spans: Spans) -> None:
+    def write(self, drawn: RenderedSample, spans: Spans) -> None:
         self._put(drawn.sample, write_sample(self._folder / f"sample{drawn.sample.index}", drawn))
 
 

@@ -48,7 +48,7 @@ def test_an_image_is_explained_as_the_detector_does(live: LiveDetector, tmp_path
     assert (opened.frames, opened.remark, view.matrix) == (1, "", None)
     shown = live.explain(view, "encoder.layers.2", "hirescam", "fake")
     assert shown.prob_fake == pytest.approx(probability(live, view.image), abs=1e-5)
-    given = live.detector.normalised(torch.from_numpy(view.image).permute(2, 0, 1)[None])
+    given = live.detector.normalise(torch.from_numpy(view.image).permute(2, 0, 1)[None])
     maps = live.detector.model.explain(given, layers="encoder.layers.2", method="hirescam", target="fake")
     np.testing.assert_allclose(shown.heat, maps.layers["encoder.layers.2"].normalised[0], atol=1e-6)
     assert shown.report["method"] == "hirescam" and shown.word in ("weak", "contradicted", "artefact", "empty")
@@ -61,10 +61,10 @@ def test_the_map_is_as_opaque_as_it_is_hot_and_grey_where_denied() -> None:
     image = np.full((2, 2, 3), 100, np.uint8)
     heat = np.array([[0.0, 0.5], [1.0, 1.0]], np.float32)
     hot = cv2.applyColorMap(np.array([[255]], np.uint8), cv2.COLORMAP_INFERNO)[0, 0, ::-1].astype(float)
-    drawn = LiveMap(image, heat, 0.9, "supported", {}).drawn(0.8)
+    drawn = LiveMap(image, heat, 0.9, "supported", {}).overlay(0.8)
     assert drawn[0, 0].tolist() == [100, 100, 100]
     np.testing.assert_allclose(drawn[1, 0], 0.2 * 100 + 0.8 * hot, atol=1)
-    denied = LiveMap(image, heat, 0.9, "artefact", {}).drawn(0.8)
+    denied = LiveMap(image, heat, 0.9, "artefact", {}).overlay(0.8)
     assert denied[1, 0].tolist() == [round(0.2 * 100 + 0.8 * 255)] * 3
 
 
@@ -88,7 +88,10 @@ def test_blur_fills_with_the_same_scene(live: LiveDetector) -> None:
 
 @pytest.mark.parametrize(
     ("region", "fill", "says"),
-    [(np.zeros((4, 4), bool), "grey", "nothing is brushed"), (np.ones((4, 4), bool), "paired real", "is not given")],
+    [
+        (np.zeros((4, 4), bool), "grey", "nothing is painted"),
+        (np.ones((4, 4), bool), "paired real", "no paired real image"),
+    ],
 )
 def test_what_cannot_be_asked_is_a_sentence(live: LiveDetector, region: np.ndarray, fill: str, says: str) -> None:
     with pytest.raises(InputError, match=says):

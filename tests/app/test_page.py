@@ -82,7 +82,7 @@ def test_a_dropped_image_is_explained_and_a_region_brushed_out(page: Any, made_f
     figure = cv2.imread(str(download.value.path()))
     assert figure is not None and figure.shape[1] > 2 * figure.shape[0] - 10
     page.click("#ask")
-    page.wait_for_selector("#answer:has-text('nothing is brushed')")
+    page.wait_for_selector("#answer:has-text('nothing is painted')")
     box = page.locator("#editor canvas").first.bounding_box()
     x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
     page.mouse.move(x - 30, y)

@@ -144,5 +144,5 @@ def test_a_photograph_that_was_made_smaller_is_pasted_where_it_was() -> None:
 
 
 def test_painted_layers_of_two_sizes() -> None:
-    with pytest.raises(InputError, match="of several sizes"):
+    with pytest.raises(InputError, match="different sizes"):
         region_of([np.zeros((4, 4, 4)), np.zeros((5, 4, 4))])

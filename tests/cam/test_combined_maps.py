@@ -77,7 +77,7 @@ def test_signed_maps_show_the_margin_on_both_sides() -> None:
     assert model.gradcam.target == "margin"
     maps = model.explain({"image": images(3)}, layers=NAMES[2:3], method="hirescam").layers[NAMES[2]]
     assert (maps.signed < 0).any() and torch.equal(maps.raw, maps.signed.relu())
-    with pytest.raises(InputError, match="gradcam_target 'fake' does not go with it"):
+    with pytest.raises(InputError, match="together, which gradcam_target 'fake' cannot"):
         tiny_detector(gradcam_signed=True, gradcam_target="fake")
 
 

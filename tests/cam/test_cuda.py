@@ -23,7 +23,7 @@ from tests.helpers.saved_bytes import saved_bytes
 from utils.gradcam_kit.drawing.overlays import overlay
 from utils.gradcam_kit.engine.methods import METHODS
 from utils.gradcam_kit.engine.recipe import Recipe
-from utils.gradcam_kit.explaining.one_pass import Asked, Pending, explained_in
+from utils.gradcam_kit.explaining.one_pass import BatchRequest, Pending, explained_in
 from utils.gradcam_kit.run.dataset_run import DatasetRun
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch finds no CUDA device here")
@@ -118,7 +118,7 @@ def test_pytorch_tells_who_waits() -> None:
 @pytest.mark.parametrize("target", ["margin", "predicted"])
 def test_an_explanation_is_handed_over_without_a_wait(target: str, backward: str, method: str) -> None:
     model, image = tiny_detector().cuda(), images(3).cuda()
-    asked = Asked([Recipe(method, LAYERS, "residual", backward)], target, False)
+    asked = BatchRequest([Recipe(method, LAYERS, "residual", backward)], target, False)
     begin = partial(explained_in, model.as_subject(), {"image": image}, asked, "image")
     wanted = Pending(begin).result()
     with refusing_to_wait():

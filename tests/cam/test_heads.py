@@ -133,11 +133,11 @@ def test_two_logits_are_passed_on_as_they_are() -> None:
 @pytest.mark.parametrize(
     ("classes", "says"),
     [
-        ("real", "allowed: a list of the classes' names"),
-        ([], "allowed: a list of the classes' names"),
-        ([0, 1], "allowed: a list of the classes' names"),
-        ([{"a": "real"}, {"b": "forged"}], "allowed: a list of the classes' names"),
-        ({"a": "real", "b": "fake"}, "allowed: a list of the classes' names"),
+        ("real", "allowed: a list of class names"),
+        ([], "allowed: a list of class names"),
+        ([0, 1], "allowed: a list of class names"),
+        ([{"a": "real"}, {"b": "forged"}], "allowed: a list of class names"),
+        ({"a": "real", "b": "fake"}, "allowed: a list of class names"),
         (["real", "df", "df"], "names a class twice"),
         ([{"a": "fake"}, "b"], "all classes (a, b) are fake"),
         (["real", "margin"], "has the name of a target"),

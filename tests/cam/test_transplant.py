@@ -122,8 +122,8 @@ def test_a_run_draws_it_against_the_real_frame(commands: CommandServer, tmp_path
     done = commands.run(SCRIPT, *tree.arguments(*flags, "--gradcam_output_dir", out), cwd=tmp_path)
     assert done.code == 0, done.err
     assert (
-        f"toy: transplant takes up to {2 * GRID**2} forward passes for each of 6 images; 3 are compared with the real"
-        " frame that they were made from, 3 with a blurred copy"
+        f"toy: transplant takes up to {2 * GRID**2} forward passes for each of 6 images; 3 are compared with their"
+        " original real frame, 3 with a blurred copy"
     ) in done.out
     for row in rows_of(out / "toy"):
         if row["label"] == "1":
@@ -132,4 +132,4 @@ def test_a_run_draws_it_against_the_real_frame(commands: CommandServer, tmp_path
             assert np.unravel_index(raw.argmax(), raw.shape) == EVIDENCE
             assert raw[EVIDENCE] > 100 * np.delete(raw.ravel(), np.ravel_multi_index(EVIDENCE, raw.shape)).max()
     refused = commands.run(SCRIPT, *tree.arguments(*flags, "--evaluate_explanations"), cwd=tmp_path)
-    assert refused.code == 2 and "measures every map by transplant already" in refused.err
+    assert refused.code == 2 and "already measures every map by transplant" in refused.err

@@ -37,7 +37,7 @@ from utils.gradcam_kit.judge.check import (
     word_by_drop,
 )
 from utils.gradcam_kit.judge.choosing import TriedDetector, in_batches
-from utils.gradcam_kit.judge.trial import FILLS, MEAN_COLOUR, Heat, random_patches
+from utils.gradcam_kit.judge.trial import FILLS, MEAN_COLOUR, CandidateMaps, random_patches
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_the_place_of_a_contrast_map_by_hand() -> None:
     for elsewhere, word in ((1.0, SUPPORTED), (6.0, WEAK)):  # (.5 + .84) / 4 + 2/5 / 2 is enough; with 2/10 it is not
         standard[0, 5, 2], standard[0, 9, 9] = 2.0, elsewhere
         given = Checked(torch.rand(1, 3, 80, 80), ["fake"], torch.tensor([3.0]), [0], Evidence(two, standard))
-        check = verdicts(given, {"map": Heat(raw, torch.tensor([False]))}, "contrast")["map"][0]
+        check = verdicts(given, {"map": CandidateMaps(raw, torch.tensor([False]))}, "contrast")["map"][0]
         assert check.standard == pytest.approx(2 / (4 + elsewhere)) and check.votes == 0.5
         assert check.concentration == pytest.approx(concentrated) and check.word == word
 
@@ -145,10 +145,10 @@ def detector(model: Any) -> TriedDetector:
     return TriedDetector(capture, margins, in_batches(4))
 
 
-def heat_at(place: tuple[int, int], count: int) -> Heat:
+def heat_at(place: tuple[int, int], count: int) -> CandidateMaps:
     raw = torch.full((count, GRID, GRID), 0.1)
     raw[:, place[0], place[1]] = 1.0
-    return Heat(raw, torch.zeros(count, dtype=torch.bool))
+    return CandidateMaps(raw, torch.zeros(count, dtype=torch.bool))
 
 
 def test_checks_of_a_right_and_of_a_wrong_map() -> None:
@@ -186,7 +186,7 @@ def test_votes_by_hand() -> None:
     layers = {voter.layer: heats[voter] for voter in voters}
 
     class Maps:
-        def maps(self, recipe: Recipe) -> dict[str, Heat]:
+        def maps(self, recipe: Recipe) -> dict[str, CandidateMaps]:
             return layers
 
     tried = TriedDetector(lambda *given, **asked: Maps(), lambda x: x.mean(dim=(1, 2, 3)), in_batches(4))

@@ -73,7 +73,7 @@ def test_the_map_that_finds_the_evidence_is_chosen(fakes_and_reals: dict[str, to
     before = {name: value.clone() for name, value in model.state_dict().items()}
     choice = model.calibrate_gradcam([fakes_and_reals])
     assert (choice.state, choice.images, choice.videos) == (CHOSEN, 8, 8) and model.gradcam_choice == choice
-    assert not model.gradcam.chooses and model.gradcam_layers() == [choice.used.layer]
+    assert not model.gradcam.needs_choice and model.gradcam_layers() == [choice.used.layer]
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     explanation = model.explain(fakes_and_reals, target="fake")
     (maps,) = explanation.layers.values()

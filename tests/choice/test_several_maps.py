@@ -15,15 +15,15 @@ from tests.helpers.detectors import images, tiny_config, tiny_detector
 from utils.gradcam_kit.base.errors import InputError
 from utils.gradcam_kit.engine.recipe import Recipe
 from utils.gradcam_kit.explaining.asking.names import names_of
-from utils.gradcam_kit.judge.verdict import CHOSEN, UNDECIDED, Choice, Interval, Row
+from utils.gradcam_kit.judge.verdict import CHOSEN, UNDECIDED, Choice, Interval, TrialRow
 from utils.gradcam_kit.settings.config import detector_settings
 from utils.gradcam_kit.settings.config_values import gradcam_settings
 
 LAST, MIDDLE = "encoder.layers.3", "encoder.layers.2"
 
 
-def row(candidate: Recipe, low: float, share: float) -> Row:
-    return Row(
+def row(candidate: Recipe, low: float, share: float) -> TrialRow:
+    return TrialRow(
         candidate=candidate, fall=1.0, random=0.0, beyond=Interval(0.5, low, 1.0), share=share, second=share, named=False
     )  # fmt: skip
 
@@ -44,7 +44,10 @@ def test_maps_are_named_by_the_least_that_tells_them_apart() -> None:
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"gradcam_recipes": ["gradcam", "hirescam"], "gradcam_method": "legrad"}, "give one or the other"),
+        (
+            {"gradcam_recipes": ["gradcam", "hirescam"], "gradcam_method": "legrad"},
+            "exclude each other: give one of them",
+        ),
         ({"gradcam_recipes": ["gradcam", "hirecam"]}, "did you mean 'hirescam'"),
         ({"gradcam_recipes": ["gradcam", "gradcam"]}, "name each once"),
         ({"gradcam_recipes": ["gradcam", "transplant"]}, "give it alone"),
@@ -59,7 +62,7 @@ def test_recipes_that_cannot_be_are_refused_in_a_line(keys: dict[str, Any], mess
 
 def test_a_method_beside_auto_is_drawn_as_it_is_named() -> None:
     settings = gradcam_settings({"gradcam_recipes": ["auto", "gradcam", "legrad"], "gradcam_layers": "auto"})
-    assert settings.chooses and settings.recipes[1:] == (Recipe("gradcam"), Recipe("legrad"))
+    assert settings.needs_choice and settings.recipes[1:] == (Recipe("gradcam"), Recipe("legrad"))
 
 
 def test_each_of_several_recipes_gives_the_map_that_it_gives_alone() -> None:
@@ -84,7 +87,7 @@ def test_each_named_layer_gets_its_own_best_map() -> None:
     others = [Recipe("gradcam", layer, "residual", "plain") for layer in (LAST, MIDDLE)]
     rows = [row(best[MIDDLE], 0.3, 1.0), row(others[1], 0.2, 0.9), row(best[LAST], 0.1, 0.8), row(others[0], 0.1, 0.7)]
     model.set_gradcam_choice(Choice(CHOSEN, best[MIDDLE], rows=tuple(rows)))
-    assert not model.gradcam.chooses and model.map_names() == [LAST, MIDDLE]
+    assert not model.gradcam.needs_choice and model.map_names() == [LAST, MIDDLE]
     explanation = model.explain(images(2))
     assert list(explanation.layers) == [LAST, MIDDLE]
     assert {name: made.recipe.at(layer) for name, (made, layer) in explanation.entries.items()} == best
@@ -137,9 +140,9 @@ def test_a_method_named_by_flag_is_the_papers_own(tmp_path: Path) -> None:
     path.write_text("model_name: clip_gradcam")
     change_yaml(path, **tiny_config(), **{f"gradcam_{key}": "auto" for key in ("method", "layers", "site", "backward")})
     by_flag = detector_settings(path, {"gradcam_method": "gradcam"}).gradcam
-    assert by_flag.recipe == Recipe("gradcam") and not by_flag.chooses
+    assert by_flag.recipe == Recipe("gradcam") and not by_flag.needs_choice
     kept = detector_settings(path, {"gradcam_method": "hirescam", "gradcam_backward": "balanced"}).gradcam.recipe
     assert kept == Recipe("hirescam", None, "residual", "balanced")
-    assert detector_settings(path, {"gradcam_method": "gradcam", "gradcam_layers": ["auto"]}).gradcam.chooses
+    assert detector_settings(path, {"gradcam_method": "gradcam", "gradcam_layers": ["auto"]}).gradcam.needs_choice
     change_yaml(path, gradcam_layers=[LAST, MIDDLE])
     assert detector_settings(path, {"gradcam_method": "gradcam"}).gradcam.recipe == Recipe("gradcam", [LAST, MIDDLE])

@@ -16,7 +16,7 @@ from utils.gradcam_kit.judge.trial import (
     MEAN_COLOUR,
     MIRRORED,
     OTHER_REAL,
-    Heat,
+    CandidateMaps,
     Scorer,
     Trial,
     fills_of,
@@ -50,10 +50,10 @@ def margins(images: torch.Tensor) -> torch.Tensor:
     return 10 * images[:, :, 8:16, 24:32].mean(dim=(1, 2, 3))
 
 
-def heat_at(place: tuple[int, int], count: int = 6) -> Heat:
+def heat_at(place: tuple[int, int], count: int = 6) -> CandidateMaps:
     raw = torch.full((count, GRID, GRID), 0.1)
     raw[:, place[0], place[1]] = 1
-    return Heat(raw, torch.zeros(count, dtype=torch.bool))
+    return CandidateMaps(raw, torch.zeros(count, dtype=torch.bool))
 
 
 def test_fills_by_hand() -> None:
@@ -108,7 +108,11 @@ def test_falls_are_what_the_evidence_is_worth() -> None:
     exact = patch_means(images.double().numpy())[:, EVIDENCE[0], EVIDENCE[1]]
     grey = images.double().numpy().mean(axis=(1, 2, 3))
     flipped = patch_means(images.double().numpy()[..., ::-1])[:, EVIDENCE[0], EVIDENCE[1]]
-    maps = {RIGHT: heat_at(EVIDENCE), WRONG: heat_at((0, 0)), BLANK: Heat(torch.ones(6, 4, 4), torch.ones(6) > 0)}
+    maps = {
+        RIGHT: heat_at(EVIDENCE),
+        WRONG: heat_at((0, 0)),
+        BLANK: CandidateMaps(torch.ones(6, 4, 4), torch.ones(6) > 0),
+    }
     fills = {name: fill for name, fill in fills_of(images).items() if name != BLUR}
     trial = try_candidates(images, maps, fills, Scorer(margins, torch.ones(6)))
     np.testing.assert_allclose(trial.margins, 10 * exact, rtol=1e-5)

@@ -18,11 +18,11 @@ from utils.gradcam_kit.judge.verdict import (
     UNDECIDED,
     UNSUPPORTED,
     Choice,
+    choice_lines,
     choose,
     headline,
     interval,
     judgements,
-    printed,
 )
 
 A, B, C = (Recipe("gradcam", name, "residual", "plain") for name in "abc")
@@ -64,7 +64,7 @@ def test_a_fill_that_speaks_for_a_class_leaves_it_undecided() -> None:
     falls = {"mean": {A: 6.5, B: 3.5, C: 0.5}, "blur": {A: 6.5, B: 3.5, C: 0.5}}
     choice = chosen(trial(falls, {"mean": 0.01, "blur": 0.3}))
     assert (choice.state, choice.used) == (UNDECIDED, A)
-    assert choice.reason == "the detector minds random patches, too, where they are filled by blur"
+    assert choice.reason == "random patches filled by blur change the score too"
 
 
 def test_the_paired_real_needs_no_second_fill() -> None:
@@ -74,7 +74,7 @@ def test_the_paired_real_needs_no_second_fill() -> None:
 
 def test_no_map_above_random_is_unsupported() -> None:
     choice = chosen(trial({"mean": {A: 0.5, B: 0.52, C: 0.3}, "mirror": {A: 0.5, B: 0.52, C: 0.3}}))
-    assert (choice.state, choice.used) == (UNSUPPORTED, A) and "nothing shows that they mean anything" in headline(
+    assert (choice.state, choice.used) == (UNSUPPORTED, A) and "no test shows that its maps are right" in headline(
         choice
     )
 
@@ -152,5 +152,5 @@ def test_a_choice_comes_back_from_json() -> None:
 def test_the_printed_table_shows_the_best_and_what_is_drawn() -> None:
     others = [Recipe("gradcam", f"block{i}", "residual", "plain") for i in range(8)]
     falls = {**{one: 9.0 - i for i, one in enumerate(others)}, A: 0.6}
-    lines = printed(choose(trial({"mean": falls, "mirror": falls}), [*others, A], [A], VIDEOS, {}))
+    lines = choice_lines(choose(trial({"mean": falls, "mirror": falls}), [*others, A], [A], VIDEOS, {}))
     assert len(lines) == 1 + 5 + 1 and "block0" in lines[1] and str(A) in lines[-1]

@@ -221,7 +221,7 @@ def test_the_logits_of_each_frame_where_their_mean_decides() -> None:
         alone = torch.stack([model(clips[:, t : t + 1]) for t in range(FRAMES)], dim=1)
     torch.testing.assert_close(found.frame_logits(), alone)
     torch.testing.assert_close(found.frame_logits().mean(1), found.logits)
-    with pytest.raises(InputError, match="its decision is no mean of its frames' own logits"):
+    with pytest.raises(InputError, match="its decision is not the mean of its frames' logits"):
         explain(tower("xclip"), clips).frame_logits()
 
 
@@ -271,9 +271,9 @@ class Stacked(nn.Module):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"method": "legrad"}, "method 'legrad' is not known to be right for clips of frames; allowed: gradcam, "),
-        ({"layers": "sum"}, "are of images: name the layers"),
-        ({"backward": "both"}, "backward 'both' is of images: clips are explained by plain or balanced"),
+        ({"method": "legrad"}, "method 'legrad' is not verified for clips of frames; allowed: gradcam, "),
+        ({"layers": "sum"}, "are only for images: name a layer"),
+        ({"backward": "both"}, "backward 'both' is only for images: use plain or balanced"),
         ({"clip_layout": "thwc"}, "clip_layout is 'thwc'; allowed: btchw, bcthw"),
         ({"layers": "embeddings.patch_embeddings.projection.x"}, "is not in the detector's tower"),
     ],

@@ -130,7 +130,7 @@ def test_verdicts_of_a_few_clips(host: Path) -> None:
                       *flags, "--check_maps", "--workers", "0", "--gradcam_output_dir", "few", "--calibration_images", "0",
                       cwd=host)  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "order of frames" not in done.stdout and "of 3 maps " in done.stdout
+    assert "order of frames" not in done.stdout and "(of 3)" in done.stdout
     samples = [json.loads(path.read_text()) for path in (host / "few").rglob("sample*.json")]
     checks = [sample["layers"][0]["check"] for sample in samples]
     assert len(checks) == 3 and all(check["fall"] is not None and check["votes"] is None for check in checks)
@@ -174,7 +174,7 @@ def test_a_video(host: Path) -> None:
     assert [frame.seconds for frame in shown] == pytest.approx([float(row["seconds"]) for row in rows], abs=1e-3)
 
 
-@pytest.mark.parametrize(("frames", "says"), [(3, "one person is seen in 3 frames, and a clip has 4")])
+@pytest.mark.parametrize(("frames", "says"), [(3, "one person is seen in 3 frames, but a clip has 4")])
 def test_a_short_video_and_an_image_are_one_line(host: Path, frames: int, says: str) -> None:
     write_video(host / "short.mp4", frames)
     common = ["utils/gradcam_demo.py", "--detector_path", "config/detector/slow.yaml", "--weights_path", "slow.pth",
@@ -183,4 +183,4 @@ def test_a_short_video_and_an_image_are_one_line(host: Path, frames: int, says: 
     assert done.returncode == 2 and says in done.stderr
     cv2.imwrite(str(host / "one.png"), np.zeros((40, 40, 3), np.uint8))
     done = run_python(*common, "--input", "one.png", cwd=host)
-    assert done.returncode == 2 and "is an image, and the detector reads clips: give videos" in done.stderr
+    assert done.returncode == 2 and "is an image, but the detector reads clips: give videos" in done.stderr

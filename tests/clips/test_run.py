@@ -98,8 +98,8 @@ def test_a_row_for_each_clip_and_the_host_s_numbers(run: tuple[Path, str]) -> No
     }
     assert facts == {"clip_size": 4, "clips": 12, "short_videos": 1, "frames_in_no_clip": 14, "frames_there": 62}
     assert (
-        "14 of 62 frames are in no clip and were never seen" in printed
-        and "video AUC here is of each video's" in printed
+        "14 of 62 frames are in no clip and are not evaluated" in printed
+        and "video AUC here uses each video's" in printed
     )
     clips = rows_of(out / "set" / "clips.csv")
     assert [clip["frames"] for clip in clips[:2]] == ["0 5 10 15", "30 35 40 45"] and clips[0]["spacing"] == "5"
@@ -141,7 +141,7 @@ def test_a_finished_run_is_told_from_another_length_of_clips(data: Path, run: tu
         "--gradcam_output_dir",
     ]
     again = command(data, "--clip_size", "4", *same, str(out))
-    assert again.returncode == 0 and "this run is complete" in again.stdout
+    assert again.returncode == 0 and "this run is already complete" in again.stdout
     other = command(data, "--clip_size", "5", *same, str(out))
     assert other.returncode == 2 and "clip_size" in other.stderr
 
@@ -156,7 +156,7 @@ def test_a_finished_run_is_told_from_another_length_of_clips(data: Path, run: tu
             "leave it out for a detector of clips, and give --check_maps on",
         ),
         (["--clip_size", "4", "--shard", "1/2"], "--shard splits images: leave it out for a detector of clips"),
-        (["--clip_size", "4", "--gradcam_enabled", "--gradcam_method", "legrad"], "not known to be right for clips"),
+        (["--clip_size", "4", "--gradcam_enabled", "--gradcam_method", "legrad"], "not verified for clips"),
     ],
 )
 def test_what_cannot_be_is_one_line(data: Path, tmp_path: Path, flags: list[str], says: str) -> None:
@@ -193,7 +193,7 @@ def test_a_detector_of_other_clips_is_told_which(data: Path, tmp_path: Path) -> 
         data, "--clip_size", "4", "--detector", f"{data / 'four.py'}:build", "--gradcam_output_dir", str(tmp_path / "o")
     )
     assert done.returncode == 2, done.stdout
-    assert "gives predictions of shape (2, 4) for 2 clips, not one or two numbers a clip" in done.stderr
+    assert "gives predictions of shape (2, 4) for 2 clips, not one or two numbers per clip" in done.stderr
     assert "of 4 frames of 32 pixels; give its own --clip_size and --resolution" in done.stderr
 
 

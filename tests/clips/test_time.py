@@ -28,7 +28,7 @@ from utils.gradcam_kit.judge.time import (
     order_test,
     random_frames,
 )
-from utils.gradcam_kit.judge.trial import Heat, Scorer
+from utils.gradcam_kit.judge.trial import CandidateMaps, Scorer
 from utils.gradcam_kit.judge.verdict import choose
 
 
@@ -162,7 +162,7 @@ def test_the_map_of_the_cells_that_decide_is_chosen() -> None:
     right[:, 2, 0, 0], place[:, 2, 1, 1], frame[:, 0, 0, 0] = 1, 1, 1
     none = torch.zeros(6, dtype=torch.bool)
     recipes = {Recipe("gradcam", "a"): place, Recipe("hirescam", "a"): frame, Recipe("layercam", "a"): right}
-    maps = {recipe: Heat(raw, none) for recipe, raw in recipes.items()}
+    maps = {recipe: CandidateMaps(raw, none) for recipe, raw in recipes.items()}
     trial = try_clip_maps(clips, maps, Scorer(margins, torch.ones(6)))
     drop = trial.drops["the nearest frame"][Recipe("layercam", "a")]
     torch.testing.assert_close(drop, clips[:, 2, 0, :4, :4].mean((1, 2)) - clips[:, 1, 0, :4, :4].mean((1, 2)))

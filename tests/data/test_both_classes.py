@@ -49,7 +49,7 @@ def test_an_image_in_both_classes_is_said(tmp_path: Path, way: str) -> None:
     folder = faces(tmp_path / "set")
     WAYS[way](folder / "real" / "1.png", folder / "fake" / "other.png")
     said = warning(folder)
-    assert said.startswith("1 images are in it as real and as fake, byte for byte, for example ")
+    assert said.startswith("1 images are both real and fake, byte for byte, for example ")
     assert str(folder / "real" / "1.png") in said and "other." in said
 
 

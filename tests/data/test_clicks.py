@@ -58,15 +58,15 @@ def test_columns_may_be_called_video_and_clicks(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("cell", "said"),
     [
-        ("{12: 3}", "line 3: the clicks are no JSON"),
+        ("{12: 3}", "line 3: the clicks are not JSON"),
         ("[1, 2]", "line 3: the clicks are list: expected frame number → place"),
-        ('{"a": {"x": 0, "y": 0}}', "line 3: 'a' is no frame number"),
+        ('{"a": {"x": 0, "y": 0}}', "line 3: 'a' is not a frame number"),
         ('{"5": {"x": 120, "y": 0.5}}', 'line 3, frame 5: a click is {"x": 120, "y": 0.5}: expected x and y between 0'),
         ('{"5": {"x": 0.5}}', 'line 3, frame 5: a click is {"x": 0.5}'),
         ('{"5": [[0.5, 0.5], [NaN, 0.5]]}', "line 3, frame 5: a click is [NaN, 0.5]"),
         ('{"5": [true, 0.5]}', "line 3, frame 5: a click is [true, 0.5]"),
         ('{"5": "0.5"}', 'line 3, frame 5: a click is "0.5"'),
-        ("[" * 100_000, "line 3: the clicks are no JSON"),
+        ("[" * 100_000, "line 3: the clicks are not JSON"),
     ],
 )
 def test_bad_rows_in_one_line(tmp_path: Path, cell: str, said: str) -> None:
@@ -82,7 +82,7 @@ def test_bad_rows_in_one_line(tmp_path: Path, cell: str, said: str) -> None:
     [
         (b"", "has no column video or movie_name, clicks or click_locations; its columns are: nothing"),
         (b"video,frame\n", "has no column clicks or click_locations; its columns are: video, frame"),
-        (b"video,clicks\n000,\n", "holds no click at all"),
+        (b"video,clicks\n000,\n", "holds no click"),
         (b'video,clicks\n,"{}"\n', "line 2: column 'video' is empty"),
         (b"\xff\xfe\x00", "cannot be read"),
     ],

@@ -20,7 +20,7 @@ from utils.gradcam_kit.media.faces import (
     Face,
     NoFaceError,
     Photographs,
-    aligned,
+    align,
     face_finder,
     is_face,
     similarity,
@@ -58,7 +58,7 @@ def face_with_marks() -> tuple[np.ndarray, np.ndarray]:
 
 def test_crop_puts_the_marks_where_the_template_with_its_margin_has_them() -> None:
     image, points = face_with_marks()
-    crop = aligned(image, Face((0, 0, 1, 1), points), 224).image
+    crop = align(image, Face((0, 0, 1, 1), points), 224).image
     assert crop.shape == (224, 224, 3)
     for x, y in ((TEMPLATE - 56) / MARGIN + 56) * 2:
         column, row = round(x), round(y)
@@ -254,7 +254,7 @@ def test_a_squarish_image_is_resized_as_the_hosts_do() -> None:
         ("off", faces_at((9, 9, 99, 99)), (360, 640), 1, "padded; the detector expects face crops (--face_crop off)"),
         ("auto", faces_at(), (360, 640), 1, "no face was found in it"),
         ("auto", faces_at((40, 40, 200, 200)), (256, 256), 1, ""),  # a crop already
-        ("auto", faces_at((9, 9, 99, 99), (200, 9, 260, 69)), (360, 640), 1, "2 faces found, the largest is explained"),
+        ("auto", faces_at((9, 9, 99, 99), (200, 9, 260, 69)), (360, 640), 1, "2 faces found; only the largest is explained"),
         ("largest", faces_at((9, 9, 99, 99), (200, 9, 260, 69)), (360, 640), 1, ""),
         ("all", faces_at((9, 9, 99, 99), (200, 9, 260, 69)), (360, 640), 2, ""),
     ],

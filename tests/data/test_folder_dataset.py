@@ -13,7 +13,7 @@ import pytest
 
 from tests.helpers.paths import ROOT
 from utils.gradcam_kit.base.errors import InputError
-from utils.gradcam_kit.data.folder_dataset import counted, dataset_name, is_path, named_masks, read_labelled
+from utils.gradcam_kit.data.folder_dataset import dataset_name, describe_images, is_path, named_masks, read_labelled
 from utils.gradcam_kit.data.frame import DataSettings
 from utils.gradcam_kit.data.readers import read_dataset, reader_of
 from utils.gradcam_kit.measure.samples import find_evidence
@@ -41,7 +41,7 @@ def test_real_and_fake_with_videos_as_subfolders(tmp_path: Path) -> None:
         (fakes[2], "fake", "clip", 1, 2),
         (real, "real", "a", 0, 3),
     ]
-    assert counted(frames) == "4 images in 2 videos: real 1 (real), fake 3 (fake)"
+    assert describe_images(frames) == "4 images in 2 videos: real 1 (real), fake 3 (fake)"
     assert [frame.path for frame in read_dataset("faces", settings(root, 1))] == [fakes[1], real]
 
 
@@ -76,16 +76,16 @@ def test_a_csv(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("path,label\ngone.png,0\n", "line 2: there is no file"),
+        ("path,label\ngone.png,0\n", "line 2: no file"),
         ("path,label\na.png,maybe\n", "line 2: label is 'maybe'; allowed: 0, real, 1, fake"),
         ("file,label\na.png,0\n", "has no column path"),
         ("path,label\n", "lists no image"),
         ("", "has no column path, label"),
-        ("path,label\n" + "x" * 140_000 + ",0\n", "line 2: there is no file .{,400}$"),
+        ("path,label\n" + "x" * 140_000 + ",0\n", "line 2: no file .{,400}$"),
         ("path,label\na.png,0.05\n", "line 2: label is '0.05'; allowed: 0, real, 1, fake"),  # smoothed
         ("path,label\na.png,2\n", "line 2: label is '2'"),
         ("path,label\na.png,nan\n", "line 2: label is 'nan'"),
-        ("path,label\na.png,0,v,1\n", "line 2: has 4 fields, its first line 2"),
+        ("path,label\na.png,0,v,1\n", "line 2: has 4 fields, the first line has 2"),
         ("path,label,path\na.png,0,a.png\n", "has the column path twice"),
     ],
 )
@@ -138,7 +138,7 @@ def test_an_image_with_both_labels_is_refused(tmp_path: Path) -> None:
         with pytest.raises(InputError, match="line 4: .* is fake here and real in line 2: which is it"):
             read_labelled(table)
     table.write_text("path,label\na.png,real\nb.png,fake\na.png,real\na.png,real\n")
-    assert counted(read_dataset("list", settings(table))).endswith("; 2 of them stand in it again, and count again")
+    assert describe_images(read_dataset("list", settings(table))).endswith("; 2 are repeats, and count again")
 
 
 def test_a_dataset_json_with_both_labels_is_refused(tmp_path: Path) -> None:
@@ -170,20 +170,20 @@ def test_a_csv_may_name_masks(tmp_path: Path) -> None:
     evidence = find_evidence(None, None, frames, [table])
     assert evidence.masks == {str(tmp_path / "b.png"): str(tmp_path / "m.png")}
     table.write_text("path,label,mask\nb.png,1,gone.png\n")
-    with pytest.raises(InputError, match=r"line 2: there is no mask .*gone\.png"):
+    with pytest.raises(InputError, match=r"line 2: no mask .*gone\.png"):
         named_masks(table)
 
 
 def test_folders_without_a_label_and_with_two(tmp_path: Path) -> None:
     image(tmp_path / "none" / "x.png")
-    with pytest.raises(InputError, match="1 images lie in other folders"):
+    with pytest.raises(InputError, match="1 images are in other folders"):
         read_labelled(tmp_path / "none")
     image(tmp_path / "both" / "real" / "fake" / "x.png")
     with pytest.raises(InputError, match="which is it"):
         read_labelled(tmp_path / "both")
     image(tmp_path / "some" / "real" / "x.png")
     image(tmp_path / "some" / "x.png")
-    with pytest.raises(InputError, match="lie in no folder called"):
+    with pytest.raises(InputError, match="are in no folder called"):
         read_labelled(tmp_path / "some")
 
 
@@ -205,7 +205,7 @@ def test_what_counts_as_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert not is_path("Celeb-DF-v2", tmp_path)
     (tmp_path / "demo.json").write_text("{}")
     assert not is_path("demo", tmp_path)  # the dataset JSON of that name comes first
-    with pytest.raises(InputError, match="there is no folder and no CSV"):
+    with pytest.raises(InputError, match="no folder or CSV"):
         dataset_name(tmp_path / "nowhere")
 
 
@@ -244,4 +244,4 @@ def test_the_hosts_json_from_a_folder(tmp_path: Path) -> None:
     how = DataSettings(json_folder=tmp_path, label_dict={"fake": 1, "real": 0})
     assert [frame.path for frame in read_dataset("mine", how)] == [two, one]
     again = subprocess.run(call, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert again.returncode == 2 and "is there already" in again.stderr and again.stderr.count("\n") == 1
+    assert again.returncode == 2 and "exists already" in again.stderr and again.stderr.count("\n") == 1

@@ -46,8 +46,8 @@ def test_a_forgery_under_another_name(tmp_path: Path) -> None:
     (gaps,) = forgery_gaps(frames, absent)
     # sd_2.2 resembles it too, and is another forgery of the same dataset.
     assert gaps.line() == (
-        f"all 1,239 frames of sd_2.1 are missing: the folder {tmp_path / 'sd_2.1'} is not there;"
-        " a folder sd2.1_new lies beside it"
+        f"all 1,239 frames of sd_2.1 are missing: there is no folder {tmp_path / 'sd_2.1'};"
+        " a similar name next to it is sd2.1_new"
     )
     assert (gaps.folders, gaps.absent_folders, gaps.beside) == (413, 413, "sd2.1_new")
 
@@ -60,13 +60,13 @@ def test_some_videos_and_some_files(tmp_path: Path) -> None:
     real, swap = forgery_gaps(frames, absent, [0, 4, 5])
     assert real.line() == "1 of 3 frames of real cannot be read"
     assert swap.line() == (
-        f"3 of 12 frames of swap are missing: 1 of 4 folders are not there, first {tmp_path / 'swap/frames/002'};"
+        f"3 of 12 frames of swap are missing: 1 of 4 folders do not exist, first {tmp_path / 'swap/frames/002'};"
         " 2 of 12 frames of swap cannot be read"
     )
     write_gaps(tmp_path / "gaps.csv", [real, swap])
     assert read_gaps(tmp_path / "gaps.csv") == [real, swap]
     (tmp_path / "gaps.csv").write_text("forgery,frames\nswap,many\n")
-    with pytest.raises(InputError, match=r"gaps\.csv: is not as a run writes it"):
+    with pytest.raises(InputError, match=r"gaps\.csv: was not written by a run"):
         read_gaps(tmp_path / "gaps.csv")
 
 

@@ -350,10 +350,10 @@ def test_points_are_shares_of_the_image_and_a_faces(tmp_path: Path) -> None:
     for far in ((450, 20), (20, 5000)):
         points[3] = far
         np.save(path, points)
-        with pytest.raises(UnreadableImage, match="no face of this image"):
+        with pytest.raises(UnreadableImage, match="do not form a face in this image"):
             face_points(frame)
     np.save(path, np.full((81, 2), 20.0))
-    with pytest.raises(UnreadableImage, match="no face of this image"):
+    with pytest.raises(UnreadableImage, match="do not form a face in this image"):
         face_points(frame)
 
 

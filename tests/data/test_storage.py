@@ -156,18 +156,20 @@ def test_frames_are_read_where_there_is_no_lmdb(tmp_path: Path, capsys: pytest.C
     np.testing.assert_array_equal(batch.pixels.permute(0, 2, 3, 1).numpy(), np.stack(list(IMAGES.values())))
     read_dataset("FF-DF", settings)
     said = capsys.readouterr().err
-    assert said.count("no LMDB of dataset 'FF-DF'") == 1 and "its frames are there as files, which are read" in said
+    assert said.count("no LMDB of dataset 'FF-DF'") == 1 and "its frames exist as files, which are read instead" in said
 
 
 def test_a_root_that_is_not_there_is_named(tmp_path: Path) -> None:
     settings = replace(make_lmdb(tmp_path, "linux", "linux"), lmdb_dir=None, named_root="/mnt/gone")
-    with pytest.raises(InputError, match=r"dataset_root_rgb \(rgb_dir\) '/mnt/gone' is not there, .*: give the folder"):
+    with pytest.raises(
+        InputError, match=r"dataset_root_rgb \(rgb_dir\) '/mnt/gone' does not exist, .*: give the folder"
+    ):
         read_dataset("FF-DF", settings)
 
 
 def test_no_lmdb_and_no_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = replace(make_lmdb(tmp_path, "windows", "windows"), lmdb_dir=tmp_path)
-    with pytest.raises(InputError, match=r"no LMDB of dataset 'FF-DF': .*FaceForensics\+\+_lmdb.*lmdb_dir"):
+    with pytest.raises(InputError, match=r"no LMDB of dataset 'FF-DF' at .*FaceForensics\+\+_lmdb.*lmdb_dir"):
         read_dataset("FF-DF", settings)
     monkeypatch.setitem(sys.modules, "lmdb", None)
     with pytest.raises(InputError, match="pip install lmdb"):

@@ -74,7 +74,7 @@ def test_hottest_pixel_of_the_last_block_lies_in_the_forgery(
     rng = np.random.default_rng(0)
     hits, random_hits = [], []
     for part in np.array_split(detected, len(detected) // 50):
-        image = embedded.normalised(test_set.pixels[part])
+        image = embedded.normalise(test_set.pixels[part])
         explanation = embedded.model.explain({"image": image}, [last], "gradcam", "fake", site="layer_norm1")
         maps = explanation.layers[last].normalised.numpy()
         for i, heat in zip(part, maps, strict=True):
@@ -93,7 +93,7 @@ def test_the_maps_that_the_demo_draws_point_into_the_forgery(
     """As its YAML has them: every layer, method and site."""
     detected = np.flatnonzero(test_set.fake & (prob_fake > 0.5))[::3]
     masks = np.stack([test_set.mask(int(i)) for i in detected])
-    maps = embedded.model.generate_gradcam({"image": embedded.normalised(test_set.pixels[detected])}, target="fake")
+    maps = embedded.model.generate_gradcam({"image": embedded.normalise(test_set.pixels[detected])}, target="fake")
     assert list(maps) == ["scaled"]
     for layer, heat in maps.items():
         hottest = heat.numpy().reshape(len(detected), -1).argmax(axis=1)

@@ -216,7 +216,7 @@ def test_a_map_of_all_images_is_said_once(mixing: str) -> None:
         nn.Flatten(),
         nn.Linear(8, 2),
     ).eval()
-    with pytest.warns(UserWarning, match="other scores beside other images of its batch"):
+    with pytest.warns(UserWarning, match="different scores in different batches"):
         explain(model, images(3, pixels=24), "2")
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -179,7 +179,7 @@ def test_both_rules_take_one_forward_pass(model: CLIPDetectorWithGradCAM, subjec
 
 
 def test_without_a_bank_contrast_is_refused_in_one_sentence(model: CLIPDetectorWithGradCAM) -> None:
-    with pytest.raises(InputError, match=r"none are known: give a bank \(--bank FOLDER, or bank=Bank.of"):
+    with pytest.raises(InputError, match=r"there are none: give a bank \(--bank FOLDER, or bank=Bank.of"):
         model.explain(images(1).double(), method="contrast")
 
 
@@ -196,7 +196,7 @@ def test_a_bank_of_the_images_that_are_called_real(model: CLIPDetectorWithGradCA
     block = exchanged_block(subject_of(model).tower)
     tokens, _ = tokens_and_gradients(model, batch[real[:1]], int(block.rpartition(".")[2]))
     torch.testing.assert_close(bank.tokens[block][0], tokens[0, 1:].half())
-    with pytest.raises(InputError, match="none of the 1 images is called real"):
+    with pytest.raises(InputError, match="calls none of the 1 images real"):
         Bank.of(model, batch[[i for i in range(24) if i not in real][:1]])
 
 

@@ -184,7 +184,7 @@ def test_predictions_of_a_run_are_the_models_own(end: str) -> None:
     with pytest.warns(UserWarning, match="returns probabilities"):
         detector.check_predictions()
     with torch.no_grad():
-        wanted = by_hand(model.logits(detector.normalised(pixels)))
+        wanted = by_hand(model.logits(detector.normalise(pixels)))
     scores, prob = detector.predict(pixels)
     torch.testing.assert_close(prob, wanted.sigmoid())
     torch.testing.assert_close(detector.explain(pixels).prob_fake, prob)

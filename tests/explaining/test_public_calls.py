@@ -248,7 +248,7 @@ def test_one_recipe_of_several_layers_is_indexed_by_layer(model: CLIPDetectorWit
     found = explain(model, images(2), recipes=[Recipe("hirescam", layers=[0, -1])])
     assert list(found.layers) == ["0", "-1"]
     assert torch.equal(found["-1"], found.layers["-1"].normalised) and torch.equal(found[-1], found["-1"])
-    with pytest.raises(InputError, match="hirescam' has 2 maps"):
+    with pytest.raises(InputError, match="hirescam' matches 2 maps"):
         found["hirescam"]
 
 

@@ -41,8 +41,8 @@ def test_one_line_from_weights_to_maps(data_tree: DataTree, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("call", "says"),
     [
-        (lambda tree: load_gradcam_detector("gone.yaml"), "detector_path: detector YAML 'gone.yaml' is not there"),
-        (lambda tree: load_gradcam_detector(tree.detector_yaml, "gone.pth"), "weights file 'gone.pth' is not there"),
+        (lambda tree: load_gradcam_detector("gone.yaml"), "detector_path: no detector YAML at 'gone.yaml'"),
+        (lambda tree: load_gradcam_detector(tree.detector_yaml, "gone.pth"), "no weights file at 'gone.pth'"),
         (lambda tree: load_gradcam_detector(tree.detector_yaml, device="gpu"), "device is 'gpu'; allowed: auto, cpu"),
         (lambda tree: load_gradcam_detector(tree.detector_yaml, gradcam_metod="x"), "did you mean 'gradcam_method'"),
         (lambda tree: read_images(tiny_detector(), "gone.png"), "gone.png: no such file"),
@@ -129,7 +129,7 @@ def test_a_printed_explanation_is_short_and_says_what_was_found() -> None:
     lines = repr(explanation).splitlines()
     assert len(lines) == 1 + 8 + 1 + 2 and str(explanation) == repr(explanation)
     assert lines[0] == f"Explanation of 20 images of {PIXELS} x {PIXELS}: gradcam at layer_norm1, backward plain"
-    assert lines[1] == f"  image 0: fake probability {float(explanation.prob_fake[0]):.3f}, explained: fake"
+    assert lines[1] == f"  image 0: P(fake) {float(explanation.prob_fake[0]):.3f}, heatmap for class: fake"
     peaks = explanation.layers["-1"].raw.flatten(1).amax(dim=1)
     assert f"raw maximum {float(peaks.min()):.3g} to {float(peaks.max()):.3g}" in lines[10]
 

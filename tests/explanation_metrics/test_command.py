@@ -35,7 +35,7 @@ def test_a_sweep_and_the_config_that_it_writes(commands: CommandServer, tmp_path
     assert done.code == 0, done.err
     found = json.loads((out / "explanations.json").read_text())["toy"]
     assert found["detected_fakes"] == found["judged"] == found["masks"]["ok"] == found["paired_real"] == 16
-    assert "detected fakes of only 16 videos" in done.out and f"{found['verdict']}\n" in done.out
+    assert "detected fakes are from only 16 videos" in done.out and f"{found['verdict']}\n" in done.out
     winner = found["ranking"][0]
     name = Recipe.of(winner).title
     assert found["verdict"].startswith(f"toy: for this checkpoint: {name} (energy in mask 0.7")
@@ -76,8 +76,8 @@ def test_a_sweep_and_the_config_that_it_writes(commands: CommandServer, tmp_path
     ("flags", "message"),
     [
         (["--sweep"], "--sweep needs --evaluate_explanations"),
-        (["--evaluate_explanations", "--write_config", "best.txt"], "give a .yaml file in a folder that is there"),
-        (["--evaluate_explanations", "--gradcam_target", "real"], "gradcam_target 'real' does not go with it"),
+        (["--evaluate_explanations", "--write_config", "best.txt"], "give a .yaml file in an existing folder"),
+        (["--evaluate_explanations", "--gradcam_target", "real"], "gradcam_target 'real' cannot be evaluated"),
         (["--evaluate_explanations", "--explanation_samples", "0"], "--explanation_samples"),
     ],
 )

@@ -19,7 +19,7 @@ from scipy import stats
 
 from tests.helpers.datasets import DataTree
 from utils.gradcam_kit.engine.recipe import ATTENTION_SITE, Recipe
-from utils.gradcam_kit.measure.comparison import ALL, Columns, Row, best_threshold, rows
+from utils.gradcam_kit.measure.comparison import ALL, Columns, MetricRow, best_threshold, rows
 from utils.gradcam_kit.measure.dataset_evaluation import ENERGY
 from utils.gradcam_kit.measure.evaluate import DatasetScores, best_over_all, write_config
 from utils.gradcam_kit.measure.tables import (
@@ -79,11 +79,11 @@ VALUES = table()
 
 
 @pytest.fixture(scope="module")
-def compared() -> list[Row]:
+def compared() -> list[MetricRow]:
     return rows("toy", VALUES, FRAME_VIDEOS, SEED, ["swap", "gan"])
 
 
-def row_of(found: list[Row], spec: Recipe, metric: str = ENERGY, forgery: str = ALL) -> Row:
+def row_of(found: list[MetricRow], spec: Recipe, metric: str = ENERGY, forgery: str = ALL) -> MetricRow:
     (row,) = [r for r in found if (r.recipe, r.metric, r.forgery) == (spec, metric, forgery)]
     return row
 
@@ -122,7 +122,9 @@ def test_the_table_is_what_it_claims_to_be() -> None:
 @pytest.mark.parametrize(
     ("metric", "better"), [(ENERGY, {A: True, B: False, C: False, D: False}), (DELETION, {A: True, D: False})]
 )
-def test_better_is_better_than_every_control(compared: list[Row], metric: str, better: Mapping[Recipe, bool]) -> None:
+def test_better_is_better_than_every_control(
+    compared: list[MetricRow], metric: str, better: Mapping[Recipe, bool]
+) -> None:
     assert {spec: row_of(compared, spec, metric).better for spec in better} == better
     for control in CONTROLS:
         row = row_of(compared, control, metric)
@@ -130,7 +132,7 @@ def test_better_is_better_than_every_control(compared: list[Row], metric: str, b
 
 
 @pytest.mark.parametrize("metric", [ENERGY, DELETION])
-def test_rows_equal_the_rule_written_out(compared: list[Row], metric: str) -> None:
+def test_rows_equal_the_rule_written_out(compared: list[MetricRow], metric: str) -> None:
     frames = np.arange(VIDEOS * FRAMES)
     columns = VALUES[metric]
     sign = -1 if metric == DELETION else 1  # a difference above 0 is better, also where lower values are
@@ -183,7 +185,7 @@ def test_a_handful_of_videos_decides_nothing(videos: int) -> None:
         assert best_over_all([scores]) is None
 
 
-def test_rows_of_a_forgery_are_of_its_frames_alone(compared: list[Row]) -> None:
+def test_rows_of_a_forgery_are_of_its_frames_alone(compared: list[MetricRow]) -> None:
     frames = np.flatnonzero([forgery == "gan" for forgery, _ in FRAME_VIDEOS])
     interval = row_of(compared, B, ENERGY, "gan").interval
     column = VALUES[ENERGY][B]
@@ -192,7 +194,7 @@ def test_rows_of_a_forgery_are_of_its_frames_alone(compared: list[Row]) -> None:
     assert interval[3:] == (40, 20)
 
 
-def test_frames_without_a_value_are_left_out_and_an_empty_group_has_no_row(compared: list[Row]) -> None:
+def test_frames_without_a_value_are_left_out_and_an_empty_group_has_no_row(compared: list[MetricRow]) -> None:
     interval = row_of(compared, A, "pointing game").interval
     column = VALUES["pointing game"][A]
     expected = [np.nanmean(column), *np.quantile(resampled(column, np.arange(80)), [0.025, 0.975])]
@@ -221,7 +223,7 @@ def test_the_threshold_is_the_best_one_on_average() -> None:
 # ------------------------------------------------------------------------------------------------ verdict, tables, YAML
 
 
-def scores(found: list[Row], ranking: list[Recipe], configured: list[Recipe], **changes: Any) -> DatasetScores:
+def scores(found: list[MetricRow], ranking: list[Recipe], configured: list[Recipe], **changes: Any) -> DatasetScores:
     values: dict[str, Any] = {
         "dataset": "toy", "detected": 80, "samples": None, "configured": configured, "ranked_by": ENERGY,
         "ranking": ranking, "rows": found, "curves": {}, "curve_videos": {}, "randomised": None, "paired": 0,
@@ -230,14 +232,14 @@ def scores(found: list[Row], ranking: list[Recipe], configured: list[Recipe], **
     return DatasetScores(**{**values, **changes})
 
 
-def in_brackets(row: Row) -> str:
+def in_brackets(row: MetricRow) -> str:
     return "{:.3f} [{:.3f}, {:.3f}]".format(*row.interval[:3])
 
 
 BEST = "toy: for this checkpoint: hirescam at encoder.layers.3, layer_norm1 (energy in mask "
 
 
-def test_the_verdict(compared: list[Row]) -> None:
+def test_the_verdict(compared: list[MetricRow]) -> None:
     best = f"{BEST}{in_brackets(row_of(compared, A))})"
     assert verdict(scores(compared, [A, C, B, D], [A])) == best
     useless = "; gradcam at encoder.layers.3, residual is no better than the mean face"
@@ -246,14 +248,14 @@ def test_the_verdict(compared: list[Row]) -> None:
     assert verdict(scores(compared, [A, C, B, D], [B, C, D])) == best + more
 
 
-def test_the_verdict_where_nothing_is_better(compared: list[Row]) -> None:
+def test_the_verdict_where_nothing_is_better(compared: list[MetricRow]) -> None:
     """The best one fails against the face alone, so that is what it is held against."""
-    nothing = "toy: for this checkpoint: no map is better than the mean face, so its heatmaps show nothing"
+    nothing = "toy: for this checkpoint: no map is better than the mean face: do not use its heatmaps"
     assert verdict(scores(compared, [C, B, D], [B])) == nothing
     assert verdict(scores([], [], [A], detected=0, notes=["no detected fakes"])) == "toy: no detected fakes"
 
 
-def test_the_weakest_control_is_the_one_that_a_map_fails_against_by_most(compared: list[Row]) -> None:
+def test_the_weakest_control_is_the_one_that_a_map_fails_against_by_most(compared: list[MetricRow]) -> None:
     assert weakest_control(row_of(compared, B)) == "the mean face"  # beats the other two
     assert weakest_control(row_of(compared, D)) == "the mean face"  # below all three, below the face by most
     lower = rows("toy", {ENERGY: {B: level(0.15, 0.02, 5), RANDOM: level(0.30, 0.02, 1), GAUSSIAN: level(0.20, 0.02, 2),
@@ -267,7 +269,7 @@ class SomeSamples:
     frames = (None,) * 80
 
 
-def test_printed_in_the_order_of_the_ranking(compared: list[Row]) -> None:
+def test_printed_in_the_order_of_the_ranking(compared: list[MetricRow]) -> None:
     lines = printed(scores(compared, [A, C, B, D], [D], samples=SomeSamples())).splitlines()
     assert lines[0] == "toy: explanations of 80 of 80 detected fakes, 95 % intervals"
     names = [line.split()[0] for line in lines[2:9]]
@@ -293,7 +295,7 @@ def test_a_long_ranking_is_cut_but_for_the_configured_maps() -> None:
     assert lines[18] == "  … 3 more in explanations.csv"
 
 
-def test_the_best_map_over_all_datasets(compared: list[Row]) -> None:
+def test_the_best_map_over_all_datasets(compared: list[MetricRow]) -> None:
     """Best on average, among those that beat every control on one dataset at least."""
     lower = level(0.30, 0.02, 21)
     columns = {**VALUES[ENERGY], A: lower, C: level(0.60, 0.05, 22)}
@@ -321,7 +323,7 @@ BALANCED_SWEPT = replace(SWEPT[0], backward="balanced")
     ],
 )
 def test_the_written_config(
-    compared: list[Row], data_tree: DataTree, tmp_path: Path, best: Recipe, expected: dict[str, Any]
+    compared: list[MetricRow], data_tree: DataTree, tmp_path: Path, best: Recipe, expected: dict[str, Any]
 ) -> None:
     settings = run_settings(data_tree.detector_yaml, data_tree.test_yaml, {})
     judged = scores(compared, [A, *SWEPT, BALANCED_SWEPT, C], [A])

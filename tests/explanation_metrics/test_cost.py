@@ -54,4 +54,4 @@ def test_what_is_left_out_is_not_measured(tmp_path: Path, capsys: pytest.Capture
     )
     assert scores.randomised is None and scores.curves == {} and "measuring" not in capsys.readouterr().out
     assert not any(row.metric.startswith(("deletion", "SaCo", "accuracy drop")) for row in scores.rows)
-    assert "left out as asked: deletion, saco, transplant, attack, randomisation" in scores.notes
+    assert "skipped by --leave_out: deletion, saco, transplant, attack, randomisation" in scores.notes

@@ -23,7 +23,7 @@ from utils.gradcam_kit.base.allowed import METHOD_NAMES
 from utils.gradcam_kit.data.frame import Frame
 from utils.gradcam_kit.data.readers import read_dataset
 from utils.gradcam_kit.engine.recipe import Recipe
-from utils.gradcam_kit.measure.comparison import ALL, Row
+from utils.gradcam_kit.measure.comparison import ALL, MetricRow
 from utils.gradcam_kit.measure.dataset_evaluation import ENERGY, SCREENING, DatasetEvaluation
 from utils.gradcam_kit.measure.evaluate import (
     DatasetScores,
@@ -76,7 +76,7 @@ def all_pixels(tree: DataTree) -> torch.Tensor:
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
 
 
-def row_of(scores: DatasetScores, spec: Recipe, metric: str) -> Row:
+def row_of(scores: DatasetScores, spec: Recipe, metric: str) -> MetricRow:
     (row,) = [r for r in scores.rows if (r.recipe, r.metric, r.forgery) == (spec, metric, ALL)]
     return row
 
@@ -196,7 +196,7 @@ def test_masks_that_the_detector_does_not_read(tmp_path: Path) -> None:
         problem.startswith("--write_config: no map is better than the controls")
         and not (tmp_path / "best.yaml").exists()
     )
-    sentence = "toy: for this checkpoint: no map is better than a centred blob, so its heatmaps show nothing"
+    sentence = "toy: for this checkpoint: no map is better than a centred blob: do not use its heatmaps"
     assert text.splitlines()[-1] == sentence
     values = json.loads((tmp_path / "explanations.json").read_text())["toy"]
     assert values["verdict"] == sentence and values["masks"]["ok"] == values["detected_fakes"] == 8
@@ -250,12 +250,12 @@ def evaluation_of(folder: Path, tree: DataTree, dataset: str = "toy", method: st
     ("dataset", "missing", "fills", "note"),
     [
         ("toy", 0, set(FILLS), None),
-        ("toy", 3, set(FILLS), "3 of 4 fakes have no real counterpart: left out of that fill"),
+        ("toy", 3, set(FILLS), "3 of 4 fakes have no real counterpart: skipped for that fill"),
         (
             "toy_fake",
             4,
             {"blur", "mean"},
-            "no real counterparts in the dataset: the paired-real fill and transplant are left out",
+            "no real counterparts in the dataset: the paired-real fill and transplant are skipped",
         ),
     ],
 )
@@ -282,14 +282,14 @@ def test_without_scikit_image_the_attack_is_left_out(tmp_path: Path, monkeypatch
     evaluation.make_maps([Recipe("hirescam", LAYER, "layer_norm1")])
     monkeypatch.setitem(sys.modules, "skimage.segmentation", None)
     evaluation.perturbation([Recipe("hirescam", LAYER, "layer_norm1")])
-    assert evaluation.notes[-1] == "segment attack left out: it needs scikit-image: pip install scikit-image"
+    assert evaluation.notes[-1] == "segment attack skipped: it needs scikit-image: pip install scikit-image"
     assert not [metric for metric in evaluation.columns if metric.startswith("accuracy")]
 
 
 def test_few_fakes_and_none(tmp_path: Path) -> None:
     detector, settings, frames, predictions = loaded(evidence_tree(tmp_path / "tree", None, 2), tmp_path / "toy")
     scores = evaluate_dataset(detector, frames, predictions, settings, ExplanationOptions())
-    assert "detected fakes of only 2 videos: intervals over so few come out too narrow" in scores.notes
+    assert "detected fakes are from only 2 videos: intervals over so few are too narrow" in scores.notes
     assert verdict(scores).endswith("2 videos are too few to tell whether a map is better than the controls")
     none = [{"index": frame.index, "predicted": 0} for frame in frames]
     where = lambda name: none, tmp_path

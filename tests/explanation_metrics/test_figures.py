@@ -12,7 +12,7 @@ import torch
 from utils.gradcam_kit.engine.recipe import Recipe
 from utils.gradcam_kit.judge.bootstrap import Interval
 from utils.gradcam_kit.judge.deletion import SHARES, Curves
-from utils.gradcam_kit.measure.comparison import ALL, Difference, Row
+from utils.gradcam_kit.measure.comparison import ALL, Difference, MetricRow
 from utils.gradcam_kit.measure.dataset_evaluation import ENERGY
 from utils.gradcam_kit.measure.evaluate import DatasetScores
 from utils.gradcam_kit.measure.figures import curves_figure, heat_table_figure, image_file
@@ -34,11 +34,11 @@ VIDEOS = [("swap", "a"), ("swap", "a"), ("swap", "b"), ("swap", "c")]
 
 def some_scores() -> DatasetScores:
     rows = [
-        Row("toy", ALL, spec, ENERGY, Interval(mean, 0, 1, 4, 3),
+        MetricRow("toy", ALL, spec, ENERGY, Interval(mean, 0, 1, 4, 3),
             [Difference(c.method, 0.1, 0, 0.2, 0.001 if spec == BEST else 0.5) for c in CONTROLS])
         for spec, mean in MEANS.items()
     ]  # fmt: skip
-    rows += [Row("toy", ALL, control, ENERGY, Interval(0.99, 0, 1, 4, 3), []) for control in CONTROLS]
+    rows += [MetricRow("toy", ALL, control, ENERGY, Interval(0.99, 0, 1, 4, 3), []) for control in CONTROLS]
     rng = np.random.default_rng(2)
     curves = {
         fill: {

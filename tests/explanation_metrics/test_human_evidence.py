@@ -68,7 +68,7 @@ def test_what_cannot_be_used_is_refused_before_anything_is_written(commands: Com
     tree, out = evidence_tree(tmp_path / "tree", None, 2), tmp_path / "run"
     (tmp_path / "bad.csv").write_text('video,clicks\n000,"{1}"\n')
     refusals: list[tuple[list[str | Path], str]] = [
-        (["--evaluate_explanations", "--clicks", tmp_path / "bad.csv"], "line 2: the clicks are no JSON"),
+        (["--evaluate_explanations", "--clicks", tmp_path / "bad.csv"], "line 2: the clicks are not JSON"),
         (["--evaluate_explanations", "--masks", tmp_path / "nowhere"], "no such folder"),
         (["--masks", tmp_path], "--masks needs --evaluate_explanations: give both"),
     ]

@@ -86,7 +86,7 @@ def test_empty_full_and_unreadable_masks_are_counted_and_left_out(data_tree: Dat
 def test_without_any_mask(data_tree: DataTree) -> None:
     samples = read_fakes(data_tree)
     assert samples.mask_states["none"] == 12 and not bool(samples.masked.any())
-    assert sample_notes(samples)[0] == "no masks: localisation metrics are left out, maps are ranked by deletion"
+    assert sample_notes(samples)[0] == "no masks: localisation metrics are skipped, and maps are ranked by deletion"
 
 
 @pytest.mark.parametrize("landmarks", [False, True])

@@ -31,7 +31,7 @@ OF_CLASS_TOKEN = ("gradeclip", "attngrad", "rollout")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class BatchRequest:
     """One recipe: `layers` as the reference names them, `written` as the call names them."""
 
     method: str
@@ -52,7 +52,7 @@ class Case:
     images: Tensor
     labels: list[int]
     target: Any
-    asked: Sequence[Asked]
+    asked: Sequence[BatchRequest]
 
     @classmethod
     def of(cls, seed: int) -> Case:
@@ -90,7 +90,7 @@ class Case:
             found.append([list(filter(None, of_image)) for of_image in maps])
         return found
 
-    def _of_image(self, tower: RandomTower, one: Asked, i: int) -> list[Maps | None]:
+    def _of_image(self, tower: RandomTower, one: BatchRequest, i: int) -> list[Maps | None]:
         """The maps of one image in the order of layers, of target "both" two of each; None where no patch counts."""
         seen = record(tower, self.images[i : i + 1], one.backward)
         found: list[list[Maps | None]] = []
@@ -119,7 +119,7 @@ def by_kernel(model: Any) -> Any:
     return model
 
 
-def _asked(tower: RandomTower, rng: np.random.Generator) -> Asked:
+def _asked(tower: RandomTower, rng: np.random.Generator) -> BatchRequest:
     attends = rng.random() < (0.45 if tower.blocks else 0.05)
     method = str(rng.choice(list(ATTENTION_REFERENCES if attends else TOKEN_REFERENCES)))
     layers, written = [], []
@@ -131,7 +131,7 @@ def _asked(tower: RandomTower, rng: np.random.Generator) -> Asked:
     if written[0] is None:
         layers, written = layers[:1], []
     written = [name for name in written if name is not None]
-    return Asked(
+    return BatchRequest(
         method=method,
         layers=layers[: len(written) or 1],
         written=written,
@@ -162,7 +162,7 @@ def _named(tower: RandomTower, layer: str, rng: np.random.Generator) -> str:
     return f"backbone.{layer}" if rng.random() < 0.5 else layer
 
 
-def _refusal(tower: RandomTower, asked: Asked) -> str:
+def _refusal(tower: RandomTower, asked: BatchRequest) -> str:
     attends = asked.method in ATTENTION_REFERENCES
     if "sum" in asked.layers and not tower.blocks:
         return "has no such blocks"

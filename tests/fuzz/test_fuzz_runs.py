@@ -23,7 +23,7 @@ from utils.gradcam_kit.report.page import render, write_report
 from utils.gradcam_kit.run.predictions import Predictions, Resume
 from utils.gradcam_kit.store.read_run import read_run
 from utils.gradcam_kit.store.run_folder import RunFolder
-from utils.gradcam_kit.store.sample_folder import Drawn
+from utils.gradcam_kit.store.sample_folder import RenderedSample
 from utils.gradcam_kit.store.sample_writer import SampleWriter
 
 
@@ -98,7 +98,7 @@ def half(tmp_path_factory: pytest.TempPathFactory) -> Half:
             sample = sample_of(row, [layer])
             real, fake = predictions.logits[index].tolist()
             sample = replace(sample, logit_real=real, logit_fake=fake, prob_fake=float(predictions.prob_fake[index]))
-            writer.write(Drawn(sample, image_of(row), [layer]), {"a": (64, 64)})
+            writer.write(RenderedSample(sample, image_of(row), [layer]), {"a": (64, 64)})
         writer.__exit__(None, None, None)
     return Half(folder / "run", frames, predictions)
 

@@ -321,12 +321,12 @@ def test_a_sample_never_replaces_what_is_no_sample(
         "--output",
     ]
     before = everything_below(tmp_path)
-    refused(commands.run(DEMO, *flags, ".", cwd=tmp_path), "victim", "no folder of a sample")
+    refused(commands.run(DEMO, *flags, ".", cwd=tmp_path), "victim", "not a sample's folder")
     assert everything_below(tmp_path) == before
     out = tmp_path / "out"
     out.mkdir()
     (out / "victim").symlink_to(victim)
-    refused(commands.run(DEMO, *flags, out, cwd=tmp_path), "no folder of a sample")
+    refused(commands.run(DEMO, *flags, out, cwd=tmp_path), "not a sample's folder")
     (out / "victim").unlink()
     (out / ".victim.partial").symlink_to(victim)
     for _ in range(2):  # the second renames the first one's sample
@@ -503,6 +503,6 @@ def test_two_headers_in_one_file(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_no_samples_is_left_alone(tmp_path: Path, victim: Path) -> None:
-    with pytest.raises(InputError, match="no folder of a sample"):
+    with pytest.raises(InputError, match="not a sample's folder"):
         check_room(victim)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["victim"]

@@ -15,8 +15,8 @@ from utils.gradcam_kit.base.errors import InputError
 from utils.gradcam_kit.base.files import (
     TRAINING_FOLDER,
     check_ordinary,
+    create_output_folder,
     new_folder,
-    own_folder,
     read_table,
     read_text,
     whole_file,
@@ -72,7 +72,7 @@ def test_links_are_never_written_through(tmp_path: Path) -> None:
         file.write(b"new")
     new_folder(tmp_path / "folder")
     with pytest.raises(InputError, match="symbolic link"):
-        own_folder(tmp_path / "own")
+        create_output_folder(tmp_path / "own")
     assert (tmp_path / "file").read_text() == "new" and not (tmp_path / "folder").is_symlink()
     assert {path.name: path.read_text() for path in victim.iterdir()} == {"precious.txt": "keep me"}
 

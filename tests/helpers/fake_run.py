@@ -18,7 +18,7 @@ from utils.gradcam_kit.drawing.overlays import LayerImage, original_box
 from utils.gradcam_kit.store.database import RunDatabase
 from utils.gradcam_kit.store.manifest import DatasetRecord, HeatmapCounts, Manifest, Numbers, Weights
 from utils.gradcam_kit.store.sample import LayerFacts, Sample
-from utils.gradcam_kit.store.sample_folder import Drawn, write_sample
+from utils.gradcam_kit.store.sample_folder import RenderedSample, write_sample
 from utils.gradcam_kit.store.sample_writer import SampleWriter
 from utils.gradcam_kit.store.tables import write_dataset_tables, write_run_tables
 
@@ -64,13 +64,13 @@ def layer_image(name: str, image: np.ndarray, raw: np.ndarray, signed: np.ndarra
     return LayerImage(name=name, overlay=image, raw=raw, signed=signed, empty=empty, drawn_empty=empty)
 
 
-def drawn_of(row: Row, empty: bool = False) -> Drawn:
+def drawn_of(row: Row, empty: bool = False) -> RenderedSample:
     """The sample as it is drawn."""
     layers = []
     for layer, hot in zip(LAYERS, (row.hot, (1, 1)), strict=True):
         raw = np.zeros((GRID, GRID), np.float32) if empty else raw_map(hot)
         layers.append(layer_image(layer, image_of(row), raw, raw - 0.001, empty))
-    return Drawn(sample_of(row, layers), image_of(row), layers)
+    return RenderedSample(sample_of(row, layers), image_of(row), layers)
 
 
 def write_row(folder: Path, row: Row, empty: bool = False) -> Path:
@@ -83,7 +83,7 @@ def write_row(folder: Path, row: Row, empty: bool = False) -> Path:
     return place
 
 
-def write_drawn(folder: Path, drawn: Drawn, spanned: tuple[int, int]) -> None:
+def write_drawn(folder: Path, drawn: RenderedSample, spanned: tuple[int, int]) -> None:
     """A sample's folder and its rows, in a run that `write_tables` has begun."""
     with (
         RunDatabase(folder / "run.sqlite", writes=True) as database,

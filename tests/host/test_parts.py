@@ -41,11 +41,11 @@ def test_what_is_missing_is_said_with_what_to_do(monkeypatch: pytest.MonkeyPatch
 def test_a_run_without_the_report_ends_well(bare: Path) -> None:
     done = run_python(*EVALUATE, "--gradcam_enabled", "--overwrite", cwd=bare)
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
-    lines = [line for line in done.stderr.splitlines() if line.startswith("report: left out, ")]
+    lines = [line for line in done.stderr.splitlines() if line.startswith("report: skipped, ")]
     assert len(lines) == 1 and "the part 'report' is not installed here" in lines[0]
     assert (bare / "out" / "manifest.json").is_file() and not (bare / "out" / "index.html").exists()
     again = run_python(*EVALUATE, "--gradcam_enabled", "--resume", cwd=bare)  # nothing is lacking
-    assert again.returncode == 0 and "left out" not in again.stderr, again.stderr
+    assert again.returncode == 0 and "skipped" not in again.stderr, again.stderr
 
 
 @pytest.mark.parametrize(

@@ -224,9 +224,7 @@ def test_what_a_detector_reads_is_passed_where_the_data_has_it(tmp_path: Path) -
 
 def test_what_no_data_set_has_is_named() -> None:
     detector = loaded(type("ReadsKey", (Reads,), {"key": "audio"}))
-    with pytest.raises(
-        InputError, match=r"detector 'small' reads data_dict\['audio'\], which a test set does not have"
-    ):
+    with pytest.raises(InputError, match=r"detector 'small' reads data_dict\['audio'\], which a test set lacks"):
         detector.check_predictions()
     host_inputs.host_makes.cache_clear()
     with pytest.raises(InputError, match=r"data_dict\['idct'\]"):  # only where the host's own data set makes it
@@ -387,7 +385,7 @@ class WantsClips(Host):
     ("host", "says"),
     [
         (Random, "'small' is random in evaluation mode"),
-        (KnowsTheAnswer, r"'small' gives other logits where data_dict\['label'\] is another"),
+        (KnowsTheAnswer, r"'small' gives other logits if data_dict\['label'\] changes"),
         (WantsClips, r"'small' does not run on images of shape \(2, 3, 32, 32\): ValueError"),
     ],
 )
@@ -434,7 +432,7 @@ def test_a_detector_of_clips_is_evaluated_and_explained() -> None:
     found = detector.explain(pixels, target="fake")
     torch.testing.assert_close(found.real_and_fake, detector.predict(pixels)[0], rtol=0, atol=0)
     assert found.maps.signed.shape[:2] == (2, 5) and found.heatmap.shape == (2, 5, 32, 32)
-    with pytest.raises(InputError, match="reads images, and clips of frames are not explained as such"):
+    with pytest.raises(InputError, match="reads images, not clips"):
         built(Host).explain(torch.zeros(1, 5, 3, 32, 32))
     with pytest.raises(InputError, match="video_mode is true, but the key clip_size is missing: give --clip_size"):
         loaded(ReadsClips, video_mode=True)

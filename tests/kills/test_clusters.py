@@ -122,7 +122,7 @@ def test_a_file_system_without_locks(tree: DataTree, whole: Path, tmp_path: Path
     last = said.splitlines()[-1]
     assert run.returncode == 2 and "Traceback" not in said, said
     assert last.startswith(f"error: {out / 'run.sqlite'}: the file system has no locks (No locks available)")
-    assert "give --run_database PATH on a disk that has them" in last
+    assert "give --run_database PATH on another disk" in last
     elsewhere: list[str | Path] = ["--run_database", tmp_path / "local.sqlite"]
     for more in ((), ("--resume",)):
         run = start(command_of(tree, out, *elsewhere, *more), tmp_path, **environment)

@@ -40,9 +40,9 @@ def write(path: Path, *tracks: Track) -> Path:
         ([THUMBNAIL, FILM], 96, 12, ""),
         ([FILM, THUMBNAIL], 96, 12, ""),
         ([THUMBNAIL, ("mjpeg", 640, 1, 9), FILM], 96, 12, ""),  # a cover larger than the film
-        ([("mpeg4", 48, 14, 200), FILM], 96, 12, "it has 2 films, of which track 2 is explained"),  # a preview
-        ([("mjpeg", 320, 3, 9), FILM], 96, 12, "it has 2 films, of which track 2 is explained"),  # chapters
-        ([FILM, ("mpeg4", 96, 12, 90)], 96, 12, "it has 2 films, of which track 1 is explained"),
+        ([("mpeg4", 48, 14, 200), FILM], 96, 12, "it has 2 films; only track 2 is explained"),  # a preview
+        ([("mjpeg", 320, 3, 9), FILM], 96, 12, "it has 2 films; only track 2 is explained"),  # chapters
+        ([FILM, ("mpeg4", 96, 12, 90)], 96, 12, "it has 2 films; only track 1 is explained"),
         ([THUMBNAIL], 32, 1, ""),
     ],
 )

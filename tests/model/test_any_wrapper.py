@@ -78,7 +78,7 @@ def test_another_is_in_it_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]
             scores(tmp_path / "two.pth")
     torch.save({"model": state(1), "model_ema": state(2)}, tmp_path / "ema.pth")
     torch.testing.assert_close(scores(tmp_path / "ema.pth"), wanted(1), rtol=0, atol=0)
-    assert "of its models 'model' is taken, not 'model_ema'" in capsys.readouterr().err
+    assert "the model 'model' is loaded, not 'model_ema'" in capsys.readouterr().err
 
 
 def test_nothing_fits_and_a_shape_that_does_not(tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ def test_a_model_in_several_files(tmp_path: Path, suffix: str, stem: str) -> Non
     with pytest.raises(InputError, match="00002-of-00003.*damaged"):
         read_file(index)
     one.unlink()
-    with pytest.raises(InputError, match="1 of its 3 files are not beside it"):
+    with pytest.raises(InputError, match="1 of its 3 files are missing"):
         read_file(index)
 
 
@@ -135,9 +135,9 @@ def test_a_model_in_several_files(tmp_path: Path, suffix: str, stem: str) -> Non
         ("[]", "no weight_map"),
         ("{", "cannot be read as the index"),
         ('{"weight_map": {"a": 1}}', "no weight_map"),
-        ('{"weight_map": {"a": "../w.pth"}}', "expected files beside it"),
+        ('{"weight_map": {"a": "../w.pth"}}', "expected files next to it"),
         ('{"weight_map": {}}', "0 of its 0 files"),
-        ('{"weight_map": {"a": "/etc/passwd"}}', "expected files beside it"),
+        ('{"weight_map": {"a": "/etc/passwd"}}', "expected files next to it"),
         ('{"weight_map": {"missing": "w.safetensors"}}', "lists 'missing', which is in none of its files"),
     ],
 )
@@ -151,7 +151,7 @@ def test_an_index_that_is_none(tmp_path: Path, text: str, said: str) -> None:
 def test_folders_of_trainers(tmp_path: Path) -> None:
     for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin", "scaler.pt"):
         torch.save({"step": 1}, tmp_path / name)
-    with pytest.raises(InputError, match=r"a folder; .* no \.safetensors"):
+    with pytest.raises(InputError, match=r"a folder; .* it holds no model"):
         read_file(tmp_path)
     torch.save(state(), tmp_path / "best.ckpt")
     torch.testing.assert_close(scores(tmp_path), wanted(), rtol=0, atol=0)
@@ -164,12 +164,12 @@ def test_folders_of_trainers(tmp_path: Path) -> None:
         (tmp_path / "run" / f"checkpoint-{step}").mkdir(parents=True)
         save_file(state(), tmp_path / "run" / f"checkpoint-{step}" / "model.safetensors")
     with pytest.raises(
-        InputError, match="checkpoint-500, checkpoint-1000, the last is checkpoint-1000: name the folder"
+        InputError, match="checkpoint-500, checkpoint-1000, the last is checkpoint-1000: name one of them"
     ):
         read_file(tmp_path / "run")
     (tmp_path / "adapter").mkdir()
     save_file({"a": torch.zeros(1)}, tmp_path / "adapter" / "adapter_model.safetensors")
-    with pytest.raises(InputError, match="a PEFT adapter alone"):
+    with pytest.raises(InputError, match="only a PEFT adapter"):
         read_file(tmp_path / "adapter")
 
 

@@ -24,7 +24,7 @@ from utils.gradcam_kit.base.errors import InputError
 from utils.gradcam_kit.base.files import sha256_of
 from utils.gradcam_kit.model import checkpoint_families
 from utils.gradcam_kit.model.checkpoint_families import register_checkpoint
-from utils.gradcam_kit.model.checkpoints import read_weights, translated
+from utils.gradcam_kit.model.checkpoints import read_weights, translate
 from utils.gradcam_kit.model.clip_tower import KNOWN_TOWERS, fitted_config
 from utils.gradcam_kit.model.detector import LoadedDetector
 from utils.gradcam_kit.model.load import load_detector
@@ -175,7 +175,7 @@ def test_gend(data_tree: DataTree) -> None:
 
 
 def test_a_head_alone_is_named(data_tree: DataTree) -> None:
-    with pytest.raises(InputError, match=r"a linear head alone \(logits 1, features 768\).*UniversalFakeDetect"):
+    with pytest.raises(InputError, match=r"only a linear head \(logits 1, features 768\).*UniversalFakeDetect"):
         loaded(data_tree, {"weight": torch.zeros(1, 768), "bias": torch.zeros(1)})
 
 
@@ -193,9 +193,11 @@ def test_lora_as_peft_writes_it(data_tree: DataTree, rank_stabilised: bool) -> N
     detector = loaded(data_tree, adapted.state_dict())
     torch.testing.assert_close(logits(detector, x), expected, rtol=1e-4, atol=1e-5)
     (data_tree.folder / "adapter_config.json").unlink()
-    with pytest.raises(InputError, match=r"lora_alpha is not in the file: put PEFT's adapter_config\.json beside it"):
+    with pytest.raises(
+        InputError, match=r"weights without lora_alpha: put PEFT's adapter_config\.json next to the file"
+    ):
         loaded(data_tree, adapted.state_dict())
-    with pytest.raises(InputError, match=r"a PEFT \(LoRA\) adapter alone"):
+    with pytest.raises(InputError, match=r"only a PEFT \(LoRA\) adapter"):
         loaded(data_tree, {key: value for key, value in adapted.state_dict().items() if ".lora_" in key})
 
 
@@ -233,7 +235,7 @@ def test_the_tower_is_as_large_as_the_checkpoints(
     network = {} if yaml is None else {"name_or_path": yaml}
     config = fitted_config({"backbone_config": network}, published(file))
     assert config["backbone_config"].get("name_or_path") == built
-    assert (f"as large as {built}" in capsys.readouterr().err) == said
+    assert (f"has the size of {built}" in capsys.readouterr().err) == said
 
 
 def test_efforts_rank_is_the_files() -> None:
@@ -302,11 +304,11 @@ CLASS = "vision_model.embeddings.class_embedding"
 @pytest.mark.parametrize(
     ("weights", "says"),
     [
-        ({**HEAD, "visual.conv1.weight": torch.zeros(3)}, "not a whole checkpoint of UniversalFakeDetect"),
-        ({**HEAD, CLASS: torch.zeros(())}, "not a whole checkpoint of UniversalFakeDetect"),
+        ({**HEAD, "visual.conv1.weight": torch.zeros(3)}, "not a complete checkpoint of UniversalFakeDetect"),
+        ({**HEAD, CLASS: torch.zeros(())}, "not a complete checkpoint of UniversalFakeDetect"),
         (
             {**HEAD, CLASS: torch.zeros(8), "model.visual_projection.weight": torch.zeros(())},
-            "not a whole checkpoint of UniversalFakeDetect",
+            "not a complete checkpoint of UniversalFakeDetect",
         ),
         (
             {"a.weight": torch.zeros(2, 2), "a.lora_A.weight": torch.zeros(()), "a.lora_B.weight": torch.zeros(2, 2)},
@@ -341,10 +343,10 @@ def only(name: str, weights: Mapping[str, Tensor]) -> Weights:
 def test_a_registered_family_comes_first_and_replaces_its_namesake(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoint_families, "FAMILIES", [*checkpoint_families.FAMILIES])
     file = WeightsFile(Path("a.pth"), {"module.fc.weight": torch.ones(1)}, "")
-    assert list(translated(file)) == ["fc.weight"]
+    assert list(translate(file)) == ["fc.weight"]
     for new in ("once", "twice"):
         register_checkpoint("mine", {"fc.weight"}.issubset, partial(only, new))
-        assert list(translated(file)) == [new]
+        assert list(translate(file)) == [new]
     assert [family.name for family in checkpoint_families.FAMILIES].count("mine") == 1
 
 
@@ -382,5 +384,5 @@ def test_a_file_that_is_written_to_while_it_is_read_is_refused(tmp_path: Path, m
         return found
 
     monkeypatch.setattr(torch, "load", saved_over)
-    with pytest.raises(InputError, match="was written to while it was read"):
+    with pytest.raises(InputError, match="changed while it was read"):
         read_file(path)

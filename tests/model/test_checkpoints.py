@@ -168,7 +168,7 @@ def test_only_position_ids_of_the_embeddings_are_excused(tmp_path: Path) -> None
 
 def test_another_architecture_is_described(tmp_path: Path) -> None:
     message = refusal(Detector(width=6, blocks=2), saved(tmp_path, Detector(width=8, blocks=13).state_dict()))
-    assert "the file is a ViT of 13 blocks, width 8, the detector a ViT of 2 blocks, width 6" in message
+    assert "the file holds a ViT of 13 blocks, width 8, the detector is a ViT of 2 blocks, width 6" in message
     assert "unexpected backbone.encoder.layers.2.weight (8, 8)" in message
     other = refusal(Detector(), saved(tmp_path, {f"conv{i}.weight": torch.zeros(2, 3, 1, 1) for i in range(40)}))
     assert "the file is 40 tensors from conv0.weight (2, 3, 1, 1) on" in other
@@ -231,8 +231,8 @@ FILES: dict[str, Any] = {
     "not a dictionary": [torch.zeros(1)],
     "it holds 'epoch', 'lr'": {"epoch": 3, "lr": 0.1},
     "it holds nothing": {},
-    "'epoch' is no weight but int among weights": {"a": torch.zeros(1), "epoch": 3},
-    "3 is no weight": {"a": torch.zeros(1), 3: torch.zeros(1)},
+    "'epoch' holds int, not a named weight": {"a": torch.zeros(1), "epoch": 3},
+    "3 holds Tensor, not a named weight": {"a": torch.zeros(1), 3: torch.zeros(1)},
 }
 
 

@@ -36,7 +36,7 @@ REFUSED = {
     "every sample": (
         ["--gradcam_enabled", "--save_all_predictions"],
         "",
-        ["hooks into the model", "--gradcam_samples"],
+        ["needs hooks", "--gradcam_samples"],
     ),
     "no compiler": (
         [],

@@ -211,7 +211,7 @@ def test_options_by_keyword_and_in_the_documented_order(tmp_path: Path) -> None:
         ({"backbone_config": 3}, "backbone_config is 3"),
         ({"backbone_config": {"pretrained": "no"}}, "pretrained is 'no'"),
         ({"backbone_config": {"architecture": ARCHITECTURE, "pretrained": True}}, "contradict"),
-        ({"backbone_config": {"architecture": {**ARCHITECTURE, "hidden_size": 33}}}, "no CLIP tower can be built"),
+        ({"backbone_config": {"architecture": {**ARCHITECTURE, "hidden_size": 33}}}, "no CLIP backbone can be built"),
     ],
 )
 def test_unusable_config_is_refused(changes: dict[str, Any], says: str) -> None:

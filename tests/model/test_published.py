@@ -55,14 +55,14 @@ def test_real_and_fake_are_read_from_the_names(labels: list[str], fake: list[boo
 @pytest.mark.parametrize("labels", [["LABEL_0", "LABEL_1"], ["cat", "real"], ["real", "authentic"]])
 def test_names_that_do_not_say_are_asked_for(labels: list[str], tmp_path: Path) -> None:
     published(tmp_path, labels)
-    with pytest.raises(InputError, match="say it by gradcam_classes"):
+    with pytest.raises(InputError, match="set gradcam_classes"):
         load(f"hf:{tmp_path}", device="cpu")
     model = load(f"hf:{tmp_path}", device="cpu", gradcam_classes=[{labels[0]: "real"}, {labels[1] + " x": "fake"}])
     assert list(model.gradcam.classes.values()) == [False, True]
 
 
 def test_a_folder_that_is_none_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="there is no folder"):
+    with pytest.raises(InputError, match="no folder"):
         load(f"hf:{tmp_path / 'gone'}", device="cpu")
     with pytest.raises(InputError, match="cannot be read"):
         load(f"hf:{tmp_path}", device="cpu")

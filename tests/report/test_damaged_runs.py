@@ -142,20 +142,18 @@ def test_an_edited_row_is_found(run: Path) -> None:
     with contextlib.closing(sqlite3.connect(run / "run.sqlite")) as database:
         database.execute("UPDATE frame SET prob_fake = 0.01 WHERE idx = 2")
         database.commit()
-    with pytest.raises(
-        InputError, match="1 rows were changed since the run wrote them; the run's command with --resume"
-    ):
+    with pytest.raises(InputError, match="1 rows were changed since the run wrote them; run its command with --resume"):
         read_run(run)
 
 
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda data: b"", "is no database of a run"),
+        (lambda data: b"", "is not a run's database"),
         (lambda data: b"a text" * 1000, "not a database"),
         (lambda data: data[: len(data) // 2], "is damaged|cannot be read"),
         (lambda data: data[:8192] + b"\xff" * 4096 + data[12288:], "is damaged|cannot be read|were changed"),
-        (lambda data: data[:68] + b"abcd" + data[72:], "is no database of a run"),
+        (lambda data: data[:68] + b"abcd" + data[72:], "is not a run's database"),
         (lambda data: data[:60] + b"\0\0\0\x09" + data[64:], "was written by a newer version"),
     ],
 )

@@ -13,7 +13,10 @@ from utils.gradcam_kit.report.page import _dataset_notes
 @pytest.mark.parametrize(
     ("metrics", "said"),
     [
-        ({"eer": 0.4, "eer_host": 0.0}, ["EER 0.4000 is where", "the host's formula gives 0.0000 (eer_host in"]),
+        (
+            {"eer": 0.4, "eer_host": 0.0},
+            ["EER 0.4000 is the point", "DeepfakeBench's formula gives 0.0000 (eer_host in"],
+        ),
         ({"eer": 0.25, "eer_host": 0.25}, []),
         ({"eer": 0.25, "eer_host": 0.25 + 1e-6}, []),  # no other in the digits that are shown
         ({"eer": None, "eer_host": None}, []),

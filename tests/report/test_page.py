@@ -654,12 +654,12 @@ def test_deleted_images(tmp_path: Path, tab: Tab, browser: Any) -> None:
     shutil.rmtree(run / "faces" / "sample4")
     write_report(run)
     page = tab.open(run)
-    assert "faces: of 2 samples files were deleted" in page.inner_text(".notes")
+    assert "faces: files of 2 samples were deleted" in page.inner_text(".notes")
     assert page.locator(".card").count() == 6
     for number in (1, 4):
-        assert "its images are not kept" in page.locator(f"[data-key='faces/{number}']").inner_text()
+        assert "its images were not saved" in page.locator(f"[data-key='faces/{number}']").inner_text()
     page.locator("[data-key='faces/1']").click()
-    assert "its images are not kept" in page.get_by_role("dialog").inner_text()
+    assert "its images were not saved" in page.get_by_role("dialog").inner_text()
     # Deleted only after the page was written: the browser's own failure to load is told in the card.
     remove_images(run / "faces" / "sample0")
     later = Tab(browser)

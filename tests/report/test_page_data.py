@@ -146,7 +146,7 @@ def test_originals_that_were_replaced_are_told_and_those_that_are_gone_are_not(t
             changed_row(run, "sample", "facts", with_values(**{key: digest}), f"idx = {row.number}")
 
     def told() -> list[str]:
-        return [line for line in notes(read_run(run)) if "not those that the run had" in line]
+        return [line for line in notes(read_run(run)) if "have changed since the run" in line]
 
     assert told() == []
     frames[1].unlink()
@@ -155,8 +155,8 @@ def test_originals_that_were_replaced_are_told_and_those_that_are_gone_are_not(t
     frames[2].write_bytes(b"another")
     landmarks[3].write_bytes(b"others")
     assert told() == [
-        f"faces: 2 images or landmark files are not those that the run had, first {frames[2]}; regions and mean maps are"
-        " of those that are there now."
+        f"faces: 2 images or landmark files have changed since the run, first {frames[2]}; regions and mean maps use the"
+        " present ones."
     ]
 
 

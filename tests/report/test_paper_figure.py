@@ -62,7 +62,7 @@ def test_text_is_text_and_the_width_is_the_columns(run: Path, tmp_path: Path, su
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--samples", "4"], "sample 4 was not explained in 'toy'; there are 3, 7"),
+        (["--samples", "4"], "no heatmap for sample 4 in 'toy'; available: 3, 7"),
         (["--samples", "3", "--layers", "encoder.layers.9"], "'encoder.layers.9' is not in the run"),
         (["--samples", "3", "--dataset", "to"], "did you mean 'toy'"),
         (["--samples", "3", "--width", "nan"], "--width is nan"),
@@ -78,7 +78,7 @@ def test_what_is_not_there(run: Path, tmp_path: Path, flags: list[str], said: st
 
 def test_a_sample_whose_images_are_gone(run: Path, tmp_path: Path) -> None:
     (run / "toy" / "sample3" / "gradcam_comparison.png").unlink()
-    with pytest.raises(InputError, match="its images are not kept, and the dataset's own file is gone"):
+    with pytest.raises(InputError, match="its images were not saved, and the dataset's file is gone"):
         main(["figure", str(run), "--samples", "3", "-o", str(tmp_path / "f.pdf")])
 
 
@@ -117,7 +117,7 @@ def test_the_titles_and_the_type_of_a_paper(run: Path, tmp_path: Path) -> None:
 
 
 def test_no_text_leaves_the_figure_and_no_titles_meet(run: Path) -> None:
-    """Drawn as Matplotlib measures it, at the width of one column and with many maps."""
+    """RenderedSample as Matplotlib measures it, at the width of one column and with many maps."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     (sample, _) = read_run(run).datasets[0].samples
@@ -170,7 +170,7 @@ def test_a_table_of_what_is_not_there(
     flags: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match="run test_with_gradcam.py with --evaluate_explanations first"):
+    with pytest.raises(InputError, match="first run test_with_gradcam.py with --evaluate_explanations"):
         main(["table", ".", "--of", "explanations", "-o", "t.tex"])
     Path("explanations.csv").write_text(MEASURED)
     with pytest.raises(InputError, match=said):

@@ -23,7 +23,7 @@ from utils.gradcam_kit.exports.formats import fiftyone_sample, write_strips, wri
 from utils.gradcam_kit.report.aggregates import write_patterns
 from utils.gradcam_kit.report.page import write_report
 from utils.gradcam_kit.store.read_run import RunOnDisk, read_run, sample_maps
-from utils.gradcam_kit.store.sample_folder import Drawn, metadata_text
+from utils.gradcam_kit.store.sample_folder import RenderedSample, metadata_text
 
 GRID = 8
 SIZE = (PIXELS, PIXELS)
@@ -48,7 +48,7 @@ def write_maps(folder: Path, signed: torch.Tensor, drawn_signed: bool) -> RunOnD
     for row, layers in zip(rows, layer_images(images, maps, "jet", drawn_signed), strict=True):
         sample = sample_of(row, layers)
         image = images[0].permute(1, 2, 0).numpy()
-        write_drawn(folder, Drawn(sample, image, layers), SIZE)
+        write_drawn(folder, RenderedSample(sample, image, layers), SIZE)
         text = metadata_text(sample)
         assert ("Layer a: empty map" in text) == (not drawn_signed) and "Layer b: raw maximum" in text
     return read_run(folder)

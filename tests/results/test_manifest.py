@@ -21,7 +21,7 @@ from utils.gradcam_kit.store.manifest import (
     Numbers,
     Vanished,
     Weights,
-    parsed,
+    parse_json,
 )
 from utils.gradcam_kit.store.sample import LayerFacts
 
@@ -106,7 +106,7 @@ def test_a_foreign_manifest_is_refused_by_file_and_field(place: tuple[str, ...],
 @pytest.mark.parametrize("text", ["", "{", "[]", "7", "null", "[" * 100_000])
 def test_a_text_that_is_no_manifest(text: str) -> None:
     with pytest.raises(InputError, match=r"manifest\.json"):
-        Manifest.from_json(parsed(text, Path("manifest.json")), "manifest.json")
+        Manifest.from_json(parse_json(text, Path("manifest.json")), "manifest.json")
 
 
 def test_what_tells_two_runs_apart() -> None:

@@ -189,7 +189,7 @@ def test_a_damaged_run_is_refused_and_set_aside(tmp_path: Path) -> None:
     finished_run(out)
     data = (out / "run.sqlite").read_bytes()
     (out / "run.sqlite").write_bytes(data[: len(data) // 2])
-    with pytest.raises(InputError, match=r"run\.sqlite: is damaged .*; --overwrite renames that run and begins again"):
+    with pytest.raises(InputError, match=r"run\.sqlite: is damaged .*; --overwrite renames that run and starts again"):
         RunFolder.open(out, manifest(), resume=True)
     with RunFolder.open(out, manifest(), overwrite=True) as folder:
         assert not folder.finished
@@ -221,7 +221,7 @@ def test_a_file_system_without_locks_is_said(tmp_path: Path, monkeypatch: pytest
     finished_run(tmp_path / "out")
     other = sqlite3.connect(tmp_path / "out" / "run.sqlite", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
-    with pytest.raises(InputError, match="another process is at work there; wait for it or end it"):
+    with pytest.raises(InputError, match="another process is writing there; wait for it or end it"):
         RunFolder.open(tmp_path / "out", manifest(), resume=True)
     monkeypatch.setattr(fcntl, "lockf", none)
     with pytest.raises(InputError, match=r"the file system has no locks \(No locks available\).*--run_database PATH"):
@@ -236,7 +236,7 @@ OWN_NAMES = ["metrics.json", "index.html", "Manifest.JSON", "run.sqlite", "Run.S
 def test_a_dataset_named_like_a_file_of_the_run(name: str, tmp_path: Path) -> None:
     """`run.1.sqlite` is of another process of the run, `runs` is given for the database."""
     own, place = manifest(datasets={name: DatasetRecord(1, "", "")}), tmp_path / "out" / "runs"
-    with pytest.raises(InputError, match="its folder would have the name of a file"):
+    with pytest.raises(InputError, match="its folder would have the name of one of the run's own files"):
         RunFolder.open(tmp_path / "out", own, database=place)
     assert not (tmp_path / "out").exists()
 
@@ -255,7 +255,7 @@ def test_one_of_two_that_begin_at_once_is_refused(tmp_path: Path) -> None:
     one.start()
     assert at_it.wait(60)
     for flags in ({"overwrite": True}, {"resume": True}):
-        with pytest.raises(InputError, match="another process is at work there; wait for it or end it"):
+        with pytest.raises(InputError, match="another process is writing there; wait for it or end it"):
             RunFolder.open(out, manifest(), **flags)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="holds an earlier run"):
         RunFolder.open(out, manifest())
@@ -271,7 +271,7 @@ def test_a_run_of_which_one_process_is_left_is_not_resumed_beside_it(tmp_path: P
         other.join(1)
         other.database.put("frame", [FRAME], folder.key)
         other.database.commit()
-    with other, pytest.raises(InputError, match=r"run\.1\.sqlite: another process is at work there; wait for it"):
+    with other, pytest.raises(InputError, match=r"run\.1\.sqlite: another process is writing there; wait for it"):
         RunFolder.open(tmp_path, manifest(), resume=True)
     with RunFolder.open(tmp_path, manifest(), resume=True) as folder:
         assert folder.database.count("frame") == 1
@@ -285,7 +285,7 @@ def test_a_finished_run_is_resumed_by_doing_nothing(tmp_path: Path) -> None:
         assert folder.finished and folder.manifest.heatmaps == {"toy": HeatmapCounts()} and folder.metrics == {}
         assert folder.manifest.top_files == ["metrics.json", "index.html", "new.json"]
     assert {path: path.read_bytes() for path in tmp_path.rglob("*.*")} == before
-    with pytest.raises(InputError, match="is of another run: settings.seed was 7 and is 8; give the first run's"):
+    with pytest.raises(InputError, match="is from another run: settings.seed was 7 and is 8; give the first run's"):
         RunFolder.open(tmp_path, manifest(settings=Numbers(5, 8)), resume=True)
     with pytest.raises(InputError, match="holds an earlier run; give another --gradcam_output_dir, --resume or"):
         RunFolder.open(tmp_path, manifest())
@@ -306,7 +306,7 @@ def test_an_edited_row_is_found_and_the_run_goes_on(
     with RunFolder.open(tmp_path, manifest(), resume=True) as folder:
         assert not folder.finished and folder.manifest.finished is None
         assert [row[1] for row in folder.database.rows("frame")] == [4]
-    assert "1 rows of frame were changed: done again" in capsys.readouterr().err
+    assert "1 rows of frame were changed: computed again" in capsys.readouterr().err
 
 
 def test_predictions_of_other_code_are_done_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -319,7 +319,7 @@ def test_predictions_of_other_code_are_done_again(tmp_path: Path, capsys: pytest
         assert not folder.finished
         frames = [Frame("/a.png", "toy", "swap", "003", 1, i) for i in range(4)]
         assert not Resume(frames, folder.database.rows("frame"), folder.key).predictions.done.any()
-    assert "1 predictions are of other code: done again" in capsys.readouterr().err
+    assert "1 predictions come from other code: computed again" in capsys.readouterr().err
 
 
 def test_a_killed_writer_leaves_whole_batches(tmp_path: Path) -> None:
@@ -415,5 +415,5 @@ def test_overwriting_what_lies_elsewhere_leaves_it_there(tmp_path: Path) -> None
 def test_an_emptied_folder_is_no_finished_run(tmp_path: Path) -> None:
     with RunFolder.open(tmp_path / "out", manifest()) as folder:
         shutil.rmtree(tmp_path / "out")
-        with pytest.raises(RunError, match="was removed while the run was at work"):
+        with pytest.raises(RunError, match="was removed during the run"):
             folder.finish({}, {})

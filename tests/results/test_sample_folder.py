@@ -41,7 +41,7 @@ from utils.gradcam_kit.settings.config import detector_settings
 from utils.gradcam_kit.store.read_run import original, read_run, stored_maps
 from utils.gradcam_kit.store.sample import CompletenessFacts, LayerFacts, Sample
 from utils.gradcam_kit.store.sample_folder import (
-    Drawn,
+    RenderedSample,
     comparison_title,
     is_as_written,
     metadata_text,
@@ -130,7 +130,9 @@ def test_the_metadata_in_words() -> None:
         "Image: /data/größe\\udcff.png",
     ]  # fmt: skip
     assert lines[-5] == "Layer encoder.layers.3: raw maximum 2.5"
-    assert lines[-4].startswith("Layer fused: empty map: an artefact, raw maximum 0 is what rounding and LayerNorm's")
+    assert lines[-4].startswith(
+        "Layer fused: empty map, an artefact: the raw maximum 0 is only rounding error and LayerNorm's"
+    )
     assert lines[-3] == "Completeness encoder.layers.3: error 1e-07, share of the biases 0.25"
     assert lines[-2] == (
         "Check encoder.layers.3: Supported: replacing its hottest patches lowered the margin of 2.5 by 1.25 (random patches"
@@ -138,7 +140,9 @@ def test_the_metadata_in_words() -> None:
     )
     assert lines[-1] == "Choice: hirescam at sum, chosen"
     against = sample(layers=[facts("fused", 0.0, 0.0, empty=True)], completeness={}, chosen=())
-    assert metadata_text(against).endswith("fused: no patch speaks for the target, what is drawn speaks against it\n")
+    assert metadata_text(against).endswith(
+        "fused: no patch is evidence for the target; the overlay shows evidence against it\n"
+    )
     assert metadata_text(sample(label=UNKNOWN)).splitlines()[0] == "True Label: unknown"
     title = "true label: fake   prediction: real ✗   confidence: 0.800   evidence for real"
     assert comparison_title(sample()) == title
@@ -215,8 +219,8 @@ def test_deleted_images_are_said(tmp_path: Path) -> None:
     assert (read.comparison, read.lost) == ("", "") and np.array_equal(original(read), image_of(row))
     frame.write_bytes(b"another")
     (read,) = read_run(tmp_path).datasets[0].samples
-    assert read.lost == "its images are not kept, and the dataset's own file is gone or another one"
-    with pytest.raises(UnreadableImage, match="not kept"):
+    assert read.lost == "its images were not saved, and the dataset's file is gone or has changed"
+    with pytest.raises(UnreadableImage, match="not saved"):
         original(read)
 
 
@@ -241,7 +245,7 @@ def test_the_files_of_a_sample(tmp_path: Path) -> None:
     folder = tmp_path / "faces" / "sample7"
     folder.parent.mkdir()
     layer = layer_image("other", image_of(ROW), raw_map((0, 0)), raw_map((0, 0)))
-    write_sample(folder, Drawn(sample_of(ROW, [layer]), image_of(ROW), [layer]), "jpg", save_raw=True)
+    write_sample(folder, RenderedSample(sample_of(ROW, [layer]), image_of(ROW), [layer]), "jpg", save_raw=True)
     assert {path.relative_to(folder).as_posix() for path in folder.rglob("*.*")} == {
         "gradcam_other_sample7.jpg", "gradcam_comparison.jpg", "sample7_metadata.txt", "sample7.json", "raw_sample7.npz",
         "heatmaps/other.png", "heatmaps/other_signed.png",
@@ -257,7 +261,7 @@ def test_the_flood_that_is_announced_is_the_flood_that_comes(image_format: str, 
     image = (smooth + random.normal(0, 2.5, (side, side, 1))).clip(0, 255).astype(np.uint8)
     raw = random.random((16, 16)).astype(np.float32)
     layers = [layer_image(name, image, raw, raw - 0.5) for name in LAYERS]
-    write_sample(tmp_path / "sample7", Drawn(sample_of(ROW, layers), image, layers), image_format, save_raw)
+    write_sample(tmp_path / "sample7", RenderedSample(sample_of(ROW, layers), image, layers), image_format, save_raw)
     sizes = [path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()]
     files, size = expected_output(10, len(LAYERS), side, image_format, save_raw)
     assert files == 10 * len(sizes) and 0.5 < size / (10 * sum(sizes)) < 2
@@ -277,6 +281,6 @@ def test_what_is_not_the_samples_stays_when_it_is_written_again(name: str, tmp_p
 def test_a_link_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "sample7").symlink_to(tmp_path / "mine")
-    with pytest.raises(InputError, match="is there and is no folder"):
+    with pytest.raises(InputError, match="exists and is not a folder"):
         write_sample(tmp_path / "sample7", drawn_of(ROW))
     assert list((tmp_path / "mine").iterdir()) == []

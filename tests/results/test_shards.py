@@ -64,10 +64,10 @@ def test_what_depends_on_every_frame_follows_the_merge(commands: CommandServer, 
     for number in (1, 2):
         evaluate(commands, tree, tmp_path / f"shard{number}", *CHOSEN, "--save_features", "--shard", f"{number}/2")
     done = merge(tmp_path / "shard1", tmp_path / "shard2", "-o", tmp_path / "merged")
-    assert done.returncode == 0 and "explaining the chosen samples, features is left to do: " in done.stdout, (
+    assert done.returncode == 0 and "still to do: explaining the chosen samples, features; run " in done.stdout, (
         done.stderr
     )
-    _, script, *arguments = shlex.split(done.stdout.strip().rpartition("left to do: ")[2])
+    _, script, *arguments = shlex.split(done.stdout.strip().rpartition("; run ")[2])
     again = commands.run(script, *arguments, cwd=tmp_path)
     assert again.code == 0, again.err
     evaluate(commands, tree, tmp_path / "whole", *CHOSEN, "--save_features")
@@ -83,9 +83,9 @@ def test_shards_that_do_not_belong_together(commands: CommandServer, tree: DataT
     evaluate(commands, tree, whole)
     cases: list[tuple[list[Path], str]] = [
         ([one], "shard 2 of 2 is missing"),
-        ([one, two, one], "is shard 1/2, as"),
-        ([one, other], "is of another run than"),
-        ([one, whole], "is no shard"),
+        ([one, two, one], "is shard 1/2, and so is"),
+        ([one, other], "is from another run than"),
+        ([one, whole], "is not a shard"),
         ([one, tmp_path / "nowhere"], "holds no run"),
     ]
     for folders, says in cases:
@@ -99,7 +99,7 @@ def test_shards_that_do_not_belong_together(commands: CommandServer, tree: DataT
     assert resumed.code == 2 and "options.shard was [1, 2] and is [2, 2]" in resumed.err
     for wrong in ("0/2", "3/2", "2", "a/b"):
         done_ = commands.run(SCRIPT, *tree.arguments("--shard", wrong), cwd=tmp_path)
-        assert done_.code == 2 and "is no part such as 3/8" in done_.err
+        assert done_.code == 2 and "is not a shard such as 3/8" in done_.err
 
 
 def test_a_shard_that_has_not_finished(commands: CommandServer, tree: DataTree, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from tests.helpers.detectors import PIXELS
 from tests.helpers.paths import SCRIPT
 from tests.helpers.references.known_evidence import EVIDENCE, FAKE_LEVEL, REAL_LEVEL, evidence_tree, patch
 
-ASKED = "choosing the map: "
+ASKED = "choosing a heatmap method: "
 
 
 @pytest.fixture(scope="module")
@@ -40,10 +40,10 @@ def run(commands: CommandServer, tree: DataTree, out: Path, *flags: str) -> tupl
 
 def test_a_run_chooses_its_map_and_keeps_the_choice(commands: CommandServer, tree: DataTree, tmp_path: Path) -> None:
     out, manifest = run(commands, tree, tmp_path / "first")
-    assert ASKED in out and "--calibration_images 0 leaves it out" in out
+    assert ASKED in out and "skip with --calibration_images 0" in out
     choice = manifest["choice"]
     assert choice["state"] == "chosen" and (choice["images"], choice["videos"]) == (8, 8)
-    assert "chosen by cause" in out and "images of 8 videos" in out
+    assert "chosen by test" in out and "images of 8 videos" in out
     with (tmp_path / "first" / "calibration.csv").open() as file:
         rows = list(csv.DictReader(file))
     (used,) = [row for row in rows if row["used"] == "True"]
@@ -51,7 +51,7 @@ def test_a_run_chooses_its_map_and_keeps_the_choice(commands: CommandServer, tre
     best = max(float(row["beyond_random"]) for row in rows)
     assert float(used["beyond_random"]) > 0.9 * best and len(rows) == len(choice["rows"])
     words = manifest["heatmaps"]["toy"]["checks"]
-    assert sum(words.values()) == 6 and f"of 6 maps {words.get('supported', 0)} supported" in out
+    assert sum(words.values()) == 6 and f"map check: {words.get('supported', 0)} supported" in out
     for folder in (tmp_path / "first" / "toy").glob("sample*"):
         sample = json.loads((folder / f"{folder.name}.json").read_text())
         assert (sample["method"], sample["backward"]) == (choice["used"]["method"], choice["used"]["backward"])
@@ -62,7 +62,7 @@ def test_a_run_chooses_its_map_and_keeps_the_choice(commands: CommandServer, tre
             assert divmod(int(grey.argmax()), grey.shape[1]) == EVIDENCE
             assert sample["layers"][0]["check"]["word"] == "supported"
     page = (tmp_path / "first" / "index.html").read_text()
-    assert "How the map was chosen" in page and "chosen by cause" in page
+    assert "How the map was chosen" in page and "chosen by test" in page
 
     # The same weights, data and candidates: nothing is asked again, here or in a folder beside it.
     for name, flags in (("first", ["--overwrite"]), ("second", [])):
@@ -85,13 +85,13 @@ def test_a_wrong_map_by_name_is_drawn_and_said_to_be_wrong(
 ) -> None:
     named = ["--gradcam_layers", "encoder.layers.3", "--gradcam_method"]
     out, manifest = run(commands, tree, tmp_path / "wrong", *named, "gradcam", "--gradcam_site", "residual")
-    says = "it shows nothing of what the detector reads; use --gradcam_method auto"
+    says = "shows nothing of the detector's evidence: the margin drops"
     assert says in out and manifest["choice"]["state"] == "named"
     texts = [path.read_text() for path in (tmp_path / "wrong").rglob("*_metadata.txt")]
     assert len(texts) == 6 and all(says in text and "Method: gradcam\n" in text for text in texts)
-    assert says in (tmp_path / "wrong" / "index.html").read_text()
+    assert says.replace("'", "&#39;") in (tmp_path / "wrong" / "index.html").read_text()
     right, _ = run(commands, tree, tmp_path / "right", *named, "hirescam", "--gradcam_site", "layer_norm1")
-    assert "of what the detector reads" not in right
+    assert "of the detector's evidence" not in right
 
 
 def test_contrast_can_be_named_and_needs_real_images(

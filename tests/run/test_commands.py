@@ -266,14 +266,14 @@ BAD_INPUT: dict[str, tuple[dict[str, Any], dict[str, Any], list[str], list[str]]
     "no label_dict": ({}, {"label_dict": ...}, [], ["label_dict is missing"]),
     "label without entry": ({}, {"label_dict": {"toy_Real": 0, "toy_Fak": 1}}, [], ["toy_Fake", "toy_Fak"]),
     "label of wrong type": ({}, {"label_dict": {"toy_Real": "zero"}}, [], ["label_dict.toy_Real is 'zero'"]),
-    "json folder": ({}, {"dataset_json_folder": "nowhere"}, [], ["dataset_json_folder 'nowhere'", "looked at"]),
+    "json folder": ({}, {"dataset_json_folder": "nowhere"}, [], ["no dataset_json_folder at 'nowhere'", "looked at"]),
     "unknown dataset": ({}, {}, ["--test_dataset", "tay"], ["tay", "toy", "dataset_json"]),
     "unknown method": ({}, {}, ["--gradcam_method", "grad-cam"], ["did you mean 'gradcam'"]),
     "unknown layer": ({"gradcam_layers": ["encoder.layers.23"]}, {}, ["--gradcam_enabled"], ["encoder.layers.23", "layers.3", "--list_layers"]),
     "blank layer": ({"gradcam_layers": ["encoder.layers.3.mlp"]}, {}, ["--gradcam_enabled"], ["layers.3.mlp", "CLS token"]),
     "unknown flag": ({}, {}, ["--gradcam_sample", "3"], ["did you mean '--gradcam_samples'"]),
     "unknown select": ({}, {}, ["--gradcam_select", "best"], ["--gradcam_select is 'best'", "confident, first, random"]),
-    "weights missing": ({"weights_path": "gone.pth"}, {}, [], ["weights file 'gone.pth'", "looked at"]),
+    "weights missing": ({"weights_path": "gone.pth"}, {}, [], ["no weights file at 'gone.pth'", "looked at"]),
     "no weights at all": ({"weights_path": ...}, {}, [], ["no weights", "--weights_path", "--random_weights"]),
     "both": ({}, {}, ["--random_weights", "--weights_path", "x.pth"], ["exclude each other"]),
     "other architecture": ({"backbone_config": {"architecture": {**ARCHITECTURE, "hidden_size": 48}}}, {}, [],
@@ -396,7 +396,7 @@ def test_demo_options_and_unreadable_images(commands: CommandServer, data_tree: 
     out = tmp_path / "out"
     flags = ["--layers", "encoder.layers.1", "--method", "gradcam++", "--target", "fake", "--site", "residual"]
     done = commands.run(DEMO, "--input", folder, *demo_flags(data_tree, out), *flags, cwd=tmp_path)
-    assert done.code == 1 and "bad.png: left out" in done.err and "good.png: fake probability" in done.out
+    assert done.code == 1 and "bad.png: skipped" in done.err and "good.png: fake probability" in done.out
     text = (out / "good" / "sample1_metadata.txt").read_text()
     assert "Method: gradcam++" in text and "Target: fake" in text and "True Label: unknown" in text
     assert (out / "good" / "gradcam_encoder.layers.1_sample1.png").is_file() and not (out / "bad").exists()
@@ -405,7 +405,7 @@ def test_demo_options_and_unreadable_images(commands: CommandServer, data_tree: 
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        (["--input", "nowhere/*.png"], "no such file, folder, or file that the pattern matches"),
+        (["--input", "nowhere/*.png"], "no such file or folder, and no file matches that pattern"),
         (["--input", ".", "--target", "label"], "single images do not have"),
         (["--input", "{one}", "--landmark_model", "x.dat"], "dlib"),
         (["--input", "{one}", "--layers", "encoder.layers.7"], "encoder.layers.7"),

@@ -78,7 +78,7 @@ def test_a_process_that_never_starts_is_not_waited_for_without_end(monkeypatch: 
         (["--detector_path", "x" * 5000], "detector YAML 'xxx"),
         (["--test_dataset", "x" * (MAX_DATASET_NAME_BYTES + 1)], "is not a dataset name"),
         (["--test_dataset", "x" * 5000], "is not a dataset name"),
-        (["--test_dataset", "x/" + "x" * 5000], "there is no folder and no CSV"),
+        (["--test_dataset", "x/" + "x" * 5000], "no folder or CSV"),
     ],
 )
 def test_numbers_and_names_that_no_machine_takes(
@@ -137,7 +137,7 @@ def test_names_of_hundreds_and_of_thousands_of_letters(tmp_path: Path) -> None:
     for video, label in (("v" * 140_000, "Celeb_Fake"), ("v", "l" * 40_000)):
         content = {"toy": {"Celeb_Fake": {"test": {video: {"label": label, "frames": ["a.png"]}}}}}
         (tmp_path / "toy.json").write_text(json.dumps(content))
-        with pytest.raises(InputError, match=r"has 1?40,000 letters; allowed: at most 32,768"):
+        with pytest.raises(InputError, match=r"has 1?40,000 characters; allowed: at most 32,768"):
             read_dataset("toy", data_settings(tmp_path))
 
 
@@ -178,7 +178,7 @@ def test_a_forgery_whose_folder_is_absent(commands: CommandServer, data_tree: Da
     flags = data_tree.arguments("--gradcam_enabled", "--save_all_predictions", "--gradcam_output_dir", out)
     done = commands.run("test_with_gradcam.py", *flags, cwd=tmp_path)
     assert done.code == 0, done.err
-    line = f"all 12 frames of toy_Fake are missing: the folder {data_tree.folder / 'toy_Fake'} is not there; a folder toyFake_v2 lies beside it"
+    line = f"all 12 frames of toy_Fake are missing: there is no folder {data_tree.folder / 'toy_Fake'}; a similar name next to it is toyFake_v2"
     assert done.err.splitlines()[0] == f"toy: {line}" and f"toy: {line}" in done.out.splitlines()
     assert "toy: all 12 frames are real: AUC, EER, AP and video AUC need both classes" in done.out
     assert (out / "toy" / "gaps.csv").read_text().splitlines()[1:] == [

@@ -186,7 +186,7 @@ def then_gone(self, *args):
 Predictions.choose = then_gone
 """
     done = run(commands, tree, out, SOME, first)
-    assert_one_plain_line(done, "1 frames could be read at first", "no such file")
+    assert_one_plain_line(done, "1 frames vanished or changed", "no such file")
     rows = rows_of(out / "toy")
     lost = [int(row["index"]) for row in rows if not Path(row["path"]).exists()]
     assert len(rows) == 24 and len(lost) == 1
@@ -218,9 +218,7 @@ Predictions.choose = then_replaced
     done = run(commands, own, out, SOME, first)
     chosen = json.loads((out / "manifest.json").read_text())["heatmaps"]["toy"]["vanished"]
     assert len(chosen) == 1 and "replaced by another image" in chosen[0]["reason"]
-    assert_one_plain_line(
-        done, "1 frames could be read at first but were gone or replaced", "replaced by another image"
-    )
+    assert_one_plain_line(done, "1 frames vanished or changed", "replaced by another image")
     samples = {path.name for path in (out / "toy").glob("sample*")}
     assert samples == {path.name for path in (whole["some"] / "toy").glob("sample*")} - {f"sample{chosen[0]['index']}"}
 

@@ -100,7 +100,7 @@ def test_a_signal_ends_all_processes_with_one_line(tree: DataTree, commands: Com
         os.kill(process.pid, signal.SIGINT)
     done = [process.wait() for process in processes]
     assert [one.code for one in done] == [130, 130], done[0].err
-    assert "go on with: " in done[0].err and done[1].err == ""
+    assert "continue with: " in done[0].err and done[1].err == ""
 
 
 def test_what_is_wrong_is_told_once(tree: DataTree, commands: CommandServer, tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def test_an_interrupted_run_tells_how_to_go_on_and_does_only_the_rest(
     done = run.wait()
     assert done.code == 130 and "Traceback" not in done.err
     assert not (out / "manifest.json").exists() and 10 <= recorded(out) < 48
-    line = done.err.splitlines()[-1].partition("go on with: ")[2]
+    line = done.err.splitlines()[-1].partition("continue with: ")[2]
     python, script, *arguments = shlex.split(line)
     assert Path(python).exists() and Path(script).name == SCRIPT and arguments[-1] == "--resume"
     again = commands.start(script, *arguments, cwd=tmp_path, first=watched).wait()
@@ -134,7 +134,7 @@ def test_two_runs_in_one_folder_are_refused(tree: DataTree, commands: CommandSer
     os.kill(run.pid, signal.SIGSTOP)  # at work, however long the others take to start
     for flag in ("--resume", "--overwrite"):
         done = commands.run(SCRIPT, *flags_of(tree, out, flag), cwd=tmp_path)
-        assert done.code == 2 and "another process is at work" in done.err, done.err
+        assert done.code == 2 and "another process is writing" in done.err, done.err
     os.kill(run.pid, signal.SIGCONT)
     assert run.wait().code == 0
 
@@ -180,12 +180,12 @@ def test_files_replaced_since_the_first_run_are_named_and_done_again(
     np.save(marks / "000.npy", np.full((81, 2), 21, np.float32))
     done = commands.start(SCRIPT, *flags_of(tree, out, *FEATURES, "--resume"), cwd=tmp_path, first=slow).wait()
     assert done.code == 0, done.err
-    assert f"toy: 1 images were replaced since their prediction, first {first}: done again" in done.err
+    assert f"toy: 1 images have changed since their prediction, first {first}: predicted again" in done.err
     assert len((tmp_path / "seen").read_text().splitlines()) == 1  # the batch of that image, and no other
     assert commands.run(SCRIPT, *flags_of(tree, tmp_path / "new", *FEATURES), cwd=tmp_path).code == 0
     assert_same_run(out, tmp_path / "new")
     explained = (out / "toy" / "sample0").is_dir()
-    assert explained == (f"1 landmark files were replaced since, first {marks / '000.npy'}" in done.err)
+    assert explained == (f"1 landmark files have changed, first {marks / '000.npy'}" in done.err)
 
 
 def test_exports_that_a_kill_prevented_are_made(

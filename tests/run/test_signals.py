@@ -75,7 +75,7 @@ def test_a_signal_in_every_phase(
     done = run.wait()
     assert time.monotonic() - begin < 10
     assert done.code == 130 and "Traceback" not in done.err, done.err
-    python, script, *arguments = shlex.split(done.err.splitlines()[-1].partition("go on with: ")[2])
+    python, script, *arguments = shlex.split(done.err.splitlines()[-1].partition("continue with: ")[2])
     assert Path(python).exists() and arguments[-1] == "--resume"
     again = commands.start(script, *arguments, cwd=tmp_path, first=NEVER if phase == "measuring" else "").wait()
     assert again.code == 0, again.err

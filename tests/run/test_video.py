@@ -148,9 +148,9 @@ def test_a_folder_with_bad_videos_does_the_rest(commands: CommandServer, data_tr
     out = tmp_path / "out"
     flags = ["--output", str(out), "--detector_path", str(data_tree.detector_yaml), "--device", "cpu"]
     done = commands.run(DEMO, "--input", folder, *flags, cwd=tmp_path)
-    assert done.code == 1 and "3 of 6 files were left out" in done.err and "Traceback" not in done.err
+    assert done.code == 1 and "3 of 6 files were skipped" in done.err and "Traceback" not in done.err
     for name in ("empty.mp4", "text.mkv", "sound.mp4"):
-        assert f"{name}: left out: the video cannot be decoded" in done.err
+        assert f"{name}: skipped: the video cannot be decoded" in done.err
     assert "it has no images" in done.err
     assert (out / "good" / "overlay.mp4").is_file() and (out / "image" / "gradcam_comparison.png").is_file()
     frames = json.loads((out / "half" / "video.json").read_text())["frames"]
@@ -328,8 +328,8 @@ def test_a_video_without_an_image_leaves_nothing_and_the_next_input_is_done(
     done = commands.run(DEMO, *flags, "--output", out, cwd=tmp_path)
     assert done.code == 1 and "Traceback" not in done.err
     said = done.err.splitlines()
-    assert said[0].startswith(f"{inputs / 'a.mp4'}: left out: no frame of the video can be decoded") and len(said) == 3
-    assert said[1].startswith("of ") and " maps " in said[1]  # what the checks of the image's maps say
+    assert said[0].startswith(f"{inputs / 'a.mp4'}: skipped: no frame of the video can be decoded") and len(said) == 3
+    assert said[1].startswith("map check: ")  # the verdicts on the image's maps
     assert [path.name for path in out.iterdir()] == ["b"]
 
 
@@ -352,7 +352,7 @@ def test_a_folder_of_ones_own_is_never_replaced(detector: LoadedDetector, tmp_pa
         "scores.csv": b"what I think",
     }
     (folder / "video.json").unlink()
-    with pytest.raises(InputError, match="is there and is no folder of a video"):
+    with pytest.raises(InputError, match="exists and is not a video's output folder"):
         explain_video(detector, clip, folder, whole_frames())
     assert (folder / "scores.csv").is_file() and sorted(tmp_path.rglob("*.partial")) == []
 

@@ -14,7 +14,7 @@ import yaml
 from tests.helpers.datasets import DataTree, change_yaml
 from tests.helpers.paths import ROOT
 from utils.gradcam_kit.base.command import OneLineParser
-from utils.gradcam_kit.base.errors import InputError, said_at_once
+from utils.gradcam_kit.base.errors import InputError, run_checks
 from utils.gradcam_kit.base.files import expanded
 from utils.gradcam_kit.model.clip_tower import build_clip_tower
 from utils.gradcam_kit.settings.config import detector_settings, find_path, read_yaml, run_settings
@@ -93,7 +93,7 @@ def test_a_home_and_variables_in_every_path(
     parser = OneLineParser("")
     parser.add_argument("--bank", type=Path)
     assert parser.parse_args(["--bank=~/faces"]).bank == tmp_path / "faces"
-    with pytest.raises(InputError, match=r"argument --bank: .*holds \$NOWHERE, and no such variable is set"):
+    with pytest.raises(InputError, match=r"argument --bank: .*holds \$NOWHERE, but this variable is not set"):
         parser.parse_args(["--bank", "$NOWHERE/faces"])
 
 
@@ -110,13 +110,11 @@ def refused(text: str) -> Any:
 
 
 def test_everything_wrong_is_said_in_its_order() -> None:
-    assert said_at_once(lambda: 1, lambda: "two") == [1, "two"]
+    assert run_checks(lambda: 1, lambda: "two") == [1, "two"]
     with pytest.raises(InputError, match="^only$"):
-        said_at_once(lambda: 1, lambda: refused("only"))
+        run_checks(lambda: 1, lambda: refused("only"))
     with pytest.raises(InputError, match=r"^3 things are wrong: \(1\) weights; \(2\) data; \(3\) packages$"):
-        said_at_once(
-            lambda: refused("weights"), lambda: said_at_once(lambda: refused("data"), lambda: refused("packages"))
-        )
+        run_checks(lambda: refused("weights"), lambda: run_checks(lambda: refused("data"), lambda: refused("packages")))
 
 
 @pytest.fixture(scope="module")
@@ -179,7 +177,8 @@ def test_weights_data_and_packages_are_said_at_once(
     done = command(clone, tmp_path, *asked, "nowhere/at/all", "set/", "--weights_path", "gone.pth")
     assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
     places = [
-        done.stderr.index(text) for text in ("'gone.pth' is not there", "nowhere/at/all", "pip install tensorboard")
+        done.stderr.index(text)
+        for text in ("no weights file at 'gone.pth'", "nowhere/at/all", "pip install tensorboard")
     ]
     assert places == sorted(places) and done.stderr.startswith("error: 3 things are wrong: (1) ")
     done = command(clone, tmp_path, *asked[:2], "--test_dataset", "no_such_set")
@@ -248,5 +247,5 @@ def test_the_demo_says_everything_at_once_too(clone: Path, tmp_path: Path) -> No
     )  # fmt: skip
     assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
     assert done.stderr.startswith("error: 3 things are wrong: (1) ")
-    weights, data = done.stderr.index("'gone.pth' is not there"), done.stderr.index("--input 'nowhere/*.png'")
+    weights, data = done.stderr.index("no weights file at 'gone.pth'"), done.stderr.index("--input 'nowhere/*.png'")
     assert weights < data < done.stderr.index("(3) ")

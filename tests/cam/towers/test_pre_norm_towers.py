@@ -129,7 +129,7 @@ def test_siglip_has_no_class_token() -> None:
     expected = by_hand(model, model.backbone.get_submodule("encoder.layers.1.layer_norm1"), pixels)
     torch.testing.assert_close(found.signed, expected, rtol=0, atol=1e-12)
     assert model.explain({"image": pixels}, method="legrad").layers[layer].raw.shape == (2, 4, 4)
-    with pytest.raises(LayerError, match="reads the class token, which this tower does not have"):
+    with pytest.raises(LayerError, match="reads the class token, which this backbone lacks"):
         model.explain({"image": pixels}, method="rollout")
 
 
@@ -154,7 +154,7 @@ class Unfolded(TorchEncoder):
 def test_a_detector_may_say_how_patches_lie() -> None:
     torch.manual_seed(0)
     pixels = images(2)
-    with pytest.raises(InputError, match="patch size is not known; override patch_grid"):
+    with pytest.raises(InputError, match="patch size is unknown; override patch_grid"):
         Detector(Unfolded()).eval().explain({"image": pixels}, target="fake")
     model = Described(Unfolded()).eval()
     found = model.explain({"image": pixels}, method="gradcam", target="fake").layers["encoder.layers.2"]

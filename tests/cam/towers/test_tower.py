@@ -111,6 +111,6 @@ def test_copies_and_files_take_none_along() -> None:
 def test_only_a_family_is_registered() -> None:
     before = list(FAMILIES)
     for wrong in (nn.ReLU(), type(FAMILIES[0]), None):
-        with pytest.raises(InputError, match="no TowerFamily"):
+        with pytest.raises(InputError, match="not a TowerFamily"):
             register_tower(wrong)  # type: ignore[arg-type]  # what a user might give
     assert before == FAMILIES

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from textwrap import fill
 from typing import get_origin
 
 from .options import EVALUATE, HERE, OPTIONS, TABLE, Option
@@ -9,12 +10,13 @@ from .options import EVALUATE, HERE, OPTIONS, TABLE, Option
 HEAD = """# Options
 
 This page is written by `python -m utils.gradcam_kit.settings.options_page`. `--help` shows the basic flags,
-`--help-all` every flag. Flags win over `config/test_config.yaml`, which wins over the detector's YAML (as in the host).
+`--help-all` every flag. Flags win over `config/test_config.yaml`, which wins over the detector's YAML, as in
+DeepfakeBench.
 See also: [layout of datasets](datasets.md), [which map to use](reading_maps.md), [how maps are
-measured](faithfulness.md), and [single images](report.md).
+measured](faithfulness.md), and [single images](photos_and_videos.md).
 
 `--resume` accepts other values of
-{}: no output depends on them.
+{}
 Any other option must keep its value.
 """
 COLUMNS = "| Flag | YAML key | Default | Meaning |\n|---|---|---|---|"
@@ -22,7 +24,8 @@ COLUMNS = "| Flag | YAML key | Default | Meaning |\n|---|---|---|---|"
 
 def page() -> str:
     """Return the text of docs/options.md."""
-    parts = [HEAD.format(", ".join(f"`{option.flags[0]}`" for option in OPTIONS.values() if not option.outputs))]
+    free = ", ".join(f"`{option.flags[0]}`" for option in OPTIONS.values() if not option.outputs)
+    parts = [HEAD.format(fill(f"{free}: no output depends on them.", 120, break_on_hyphens=False))]
     for heading, commands, options in sorted(TABLE, key=lambda group: EVALUATE not in group[1]):
         title = f"## {heading[0].upper()}{heading[1:]} ({', '.join(f'`{command}`' for command in commands)})\n"
         parts.append("\n".join([title, COLUMNS, *map(_row, options), ""]))

@@ -15,12 +15,11 @@ from tests.helpers.datasets import DataTree
 from tests.helpers.detectors import PIXELS
 from utils.gradcam_kit.data.frame import DataSettings, Frame, evenly_spaced
 from utils.gradcam_kit.data.readers import read_dataset
+from utils.gradcam_kit.measure.counterparts import RealCounterparts, likeness, real_videos
 from utils.gradcam_kit.measure.dataset_evaluation import sample_notes
 from utils.gradcam_kit.measure.samples import (
     DetectedFakes,
-    RealCounterparts,
     detected_fakes,
-    likeness,
     read_samples,
 )
 from utils.gradcam_kit.settings.config import run_settings
@@ -149,3 +148,17 @@ def test_likeness_is_a_correlation_without_the_quarter_that_differs_most() -> No
         apart = np.abs(cells[0].astype(float) - other)
         kept = apart <= np.quantile(apart, 0.75)
         assert value == pytest.approx(np.corrcoef(cells[0][kept], other[kept])[0, 1], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("fake", "real"),
+    [
+        ("000", "000"),
+        ("000_003", "000"),  # FaceForensics++: the face of 003 in 000
+        ("id0_id16_0002", "id0_0002"),  # Celeb-DF
+        ("01_02__meeting_serious__YVGY8LOK", "01__meeting_serious"),  # DeepFakeDetection
+        ("test_mouthswap_0007", "test_mouthswap_0007"),
+    ],
+)
+def test_the_names_of_real_videos(fake: str, real: str) -> None:
+    assert real in real_videos(fake)

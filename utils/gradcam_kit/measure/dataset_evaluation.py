@@ -25,8 +25,9 @@ from ..model.detector import LoadedDetector
 from ..settings.config import RunSettings
 from . import perturbation as causal
 from .comparison import ALL, Columns, MetricRow, best_threshold, rows
+from .counterparts import RealCounterparts, RealFrames
 from .kept import NOWHERE, Found, Kept, as_text, of_text
-from .samples import DetectedFakes, RealCounterparts, RealFrames, stored_size
+from .samples import DetectedFakes, stored_size
 from .sweep import Randomised, localise_maps, make_maps, randomisation, resized
 
 SCREENED_FRAMES = 100  # frames for ranking maps without masks

@@ -22,7 +22,7 @@ from ..judge.transplant import CELLS, transplant_maps
 from ..judge.trial import PAIRED_REAL, blurred, mean_coloured
 from ..model.detector import LoadedDetector
 from .comparison import Columns
-from .samples import RealFrames
+from .counterparts import RealFrames
 from .sweep import resized
 
 FILLS = ("blur", "mean", PAIRED_REAL)

@@ -1,43 +1,28 @@
-"""The detected fakes to evaluate, with their masks, landmarks and real counterparts."""
+"""The detected fakes to evaluate, with their masks and landmarks."""
 
 from __future__ import annotations
 
-import posixpath
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..base.errors import RunError
 from ..data.folder_dataset import named_masks
-from ..data.frame import DataSettings, Frame
+from ..data.frame import Frame
 from ..data.frame_paths import read_bytes
 from ..data.frames import frame_loader
 from ..data.images import UnreadableImage, decode_image
 from ..data.masks.annotations import face_points, read_mask, read_mask_file
 from ..data.masks.named_files import Clicks, MaskFolder
-from ..data.readers import read_dataset
 from ..judge.controls import hull
-from ..judge.transplant import blurred
 
 WHOLE_FACE = 0.9  # a mask that covers this share of the face counts as the whole face
 WHOLE_IMAGE = 0.5  # the same share of the image, without landmarks
-
-SAME_SCENE = (
-    0.97  # of `likeness`: aligned faces of two people reach .966, a frame and its fake .99, .98 a few pixels apart
-)
-
-
-class RealFrames(NamedTuple):
-    """The real counterpart of each of N images."""
-
-    pixels: Tensor  # (N, 3, R, R) uint8
-    paired: Tensor  # (N,) bool: which images have one
 
 
 class Evidence(NamedTuple):
@@ -165,66 +150,3 @@ def _whole_face_forgeries(
             face, least = (mask, WHOLE_IMAGE) if points is None else (mask[hull(points, mask.shape) > 0], WHOLE_FACE)
             covered.setdefault(frame.forgery, []).append(bool(face.mean() >= least))
     return [forgery for forgery, whole_masks in covered.items() if np.mean(whole_masks) > 0.5]
-
-
-class RealCounterparts:
-    """Finds a fake's counterpart: the same frame of its original real video, in the same dataset.
-
-    A fake's video has its real video's name, or begins with it, as in FaceForensics++: 000_003 is made from 000. The
-    frame has the same file name. The dataset is read once.
-    """
-
-    def __init__(self, settings: DataSettings) -> None:
-        self._settings = replace(settings, frame_num=None)
-        self._reals: dict[str, dict[tuple[str, str], str]] = {}  # dataset → video and file name → path
-
-    def _reals_of(self, dataset: str) -> Mapping[tuple[str, str], str]:
-        if dataset not in self._reals:
-            reals = (frame for frame in read_dataset(dataset, self._settings) if frame.label == 0)
-            self._reals[dataset] = {(real.video, posixpath.basename(real.path)): real.path for real in reals}
-        return self._reals[dataset]
-
-    def path(self, fake: Frame) -> str | None:
-        """Return the path of a fake's real counterpart, or None; a real frame has none."""
-        if fake.label == 0:
-            return None
-        reals, file = self._reals_of(fake.dataset), posixpath.basename(fake.path)
-        return reals.get((fake.video, file)) or reals.get((fake.video.partition("_")[0], file))
-
-    def of(self, fakes: Sequence[Frame], images: Tensor) -> RealFrames:
-        """Read the counterparts of N fakes with pixels `images` (N, 3, R, R) uint8; zero where there is none.
-
-        A frame that cannot be read or shows another scene is no counterpart: some datasets give unrelated reals and
-        fakes the same number.
-        """
-        pixels, resolution = torch.zeros_like(images), images.shape[-1]
-        paired = torch.zeros(len(fakes), dtype=torch.bool)
-        for i, path in enumerate(map(self.path, fakes)):
-            try:
-                image = None if path is None else decode_image(read_bytes(path), resolution)
-            except UnreadableImage:  # users often have only the fakes
-                continue
-            if image is not None:
-                pixels[i], paired[i] = torch.from_numpy(image).permute(2, 0, 1), True
-        paired &= likeness(pixels, images) >= SAME_SCENE
-        pixels[~paired] = 0
-        return RealFrames(pixels, paired)
-
-    def references(self, frames: Sequence[Frame], pixels: Tensor) -> Tensor:
-        """Return transplant's references for `frames`, uint8 like `pixels`: the counterpart, else a blurred copy."""
-        reals = self.of(frames, pixels)
-        copies = blurred(pixels.float()).round().to(torch.uint8)
-        return torch.where(reals.paired.view(-1, 1, 1, 1), reals.pixels, copies)
-
-
-def likeness(images: Tensor, others: Tensor) -> Tensor:
-    """Return how similar the scenes of paired uint8 images (N, 3, R, R) are, (N,): 1 if equal, NaN for a flat image.
-
-    It is the correlation of 16 x 16 grey values, without the quarter that differs most: a forgery changes some.
-    """
-    grey = [F.adaptive_avg_pool2d(one.float().mean(dim=1, keepdim=True), 16).flatten(1) for one in (images, others)]
-    apart = (grey[0] - grey[1]).abs()
-    kept = apart <= apart.quantile(0.75, dim=1, keepdim=True)
-    first, second = (torch.where(kept, one, torch.nan) for one in grey)
-    first, second = (one - one.nanmean(dim=1, keepdim=True) for one in (first, second))
-    return (first * second).nansum(dim=1) / ((first**2).nansum(dim=1) * (second**2).nansum(dim=1)).sqrt()

@@ -27,7 +27,7 @@ from ..judge.candidates import captures
 from ..judge.choosing import TrialImages, choose_map, separates
 from ..judge.trial import Margins, passes
 from ..judge.verdict import UNTRIED, Choice
-from ..measure.samples import RealCounterparts
+from ..measure.counterparts import RealCounterparts
 from ..model.detector import LoadedDetector
 from ..store.database import FILE, RunDatabase, database_of, is_run
 from ..store.manifest import Manifest

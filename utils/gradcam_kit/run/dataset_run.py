@@ -27,7 +27,7 @@ from ..explaining.clips.checking import ClipChecker
 from ..judge.time import OrderTest
 from ..judge.transplant import CELLS
 from ..judge.verdict import Choice
-from ..measure.samples import RealCounterparts
+from ..measure.counterparts import RealCounterparts
 from ..model.detector import LoadedDetector
 from ..settings.config import RunSettings
 from ..settings.run_options import RunOptions

@@ -23,7 +23,7 @@ from ..explaining.explanation import Explanation
 from ..explaining.one_pass import Pending
 from ..judge.check import ARTEFACT, MapCheck
 from ..judge.time import FROZEN_SENTENCE, OrderTest
-from ..measure.samples import RealCounterparts
+from ..measure.counterparts import RealCounterparts
 from ..model.detector import LoadedDetector
 from ..store.sample import Sample
 from ..store.sample_folder import RenderedSample

@@ -65,8 +65,9 @@ def test_the_verdict_without_a_bank(share: float, votes: float | None, word: str
         (0.3, None, 0.5, WEAK),
         (0.29, None, 0.5, ARTEFACT),
         (1.0, None, -0.02, CONTRADICTED),
-        (0.0, True, None, SUPPORTED),  # a contrast map is hottest where the contrast is: its place decides
+        (0.1, True, None, SUPPORTED),  # a contrast map is hottest where the contrast is: its place decides
         (1.0, False, None, WEAK),
+        (0.0, True, None, WEAK),  # nothing there speaks for fake compared with real images
         (1.0, True, -0.5, CONTRADICTED),
     ],
 )

@@ -16,6 +16,7 @@ from tests.helpers.datasets import DataTree
 from tests.helpers.detectors import images, tiny_detector
 from utils.gradcam_kit.data.frames import Batch, frame_loader
 from utils.gradcam_kit.engine.checks import FromDevice
+from utils.gradcam_kit.measure.counterparts import RealCounterparts, RealFrames
 from utils.gradcam_kit.model.detector import LoadedDetector
 from utils.gradcam_kit.run import evaluation
 from utils.gradcam_kit.run.evaluation import run
@@ -34,21 +35,21 @@ class Waits(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self.count = 0
-        self._copied: list[Tensor] = []
+        self.copied: list[Tensor] = []
 
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        on_host = any(one is copied for one in args for copied in self._copied)
+        on_host = any(one is copied for one in args for copied in self.copied)
         self.count += func in READS and not on_host
         copies = func is Tensor.cpu or (func is Tensor.to and "cpu" in args[1:])
         if copies:
             result = result.clone()  # here it is the tensor itself
         if isinstance(result, Tensor) and (on_host or copies):
-            self._copied.append(result)
+            self.copied.append(result)
         elif isinstance(result, (list, tuple)) and on_host:
-            self._copied += [one for one in result if isinstance(one, Tensor)]
+            self.copied += [one for one in result if isinstance(one, Tensor)]
         return result
 
     def read(self, coming: FromDevice) -> list[Tensor]:
@@ -105,6 +106,16 @@ def test_a_run_reads_a_batch_when_the_next_is_under_way(
             return method(*given, **options)
 
         return call
+
+    def decoded(counterparts: RealCounterparts, *given: Any) -> RealFrames:
+        """What is decoded has never been on a device, and may be read."""
+        before, found = waits.count, of(counterparts, *given)
+        waits.count = before
+        waits.copied += found
+        return found
+
+    of = RealCounterparts.of
+    monkeypatch.setattr(RealCounterparts, "of", decoded)
 
     def to_the_end(settings: Any, options: Any) -> None:
         monkeypatch.setattr(Explainer, "begin", logged("begin", Explainer.begin))

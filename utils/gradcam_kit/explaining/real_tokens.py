@@ -84,12 +84,14 @@ def real_tokens(subject: Subject, reals: Tensor, has_pair: Tensor | None = None)
 
     `has_pair` (B,) bool: where it is False, the tokens are zero; None: each image has a pair.
     """
-    there = torch.ones(len(reals), dtype=torch.bool) if has_pair is None else has_pair.cpu()
+    there = [True] * len(reals) if has_pair is None else has_pair.cpu().tolist()
+    rows = [i for i, one in enumerate(there) if one]
+    positions = torch.tensor(rows, device=reals.device)
     found = {}
-    for seen in _seen(subject, reals[there.to(reals.device)], bank_layers(subject)):
+    for seen in _seen(subject, reals[positions], bank_layers(subject)):
         patches = seen.patches.to(torch.promote_types(seen.patches.dtype, torch.float32))
         tokens = patches.new_zeros(len(reals), *patches.shape[1:])
-        tokens[there.to(tokens.device)] = patches
+        tokens[positions.to(tokens.device)] = patches
         found[seen.site.name] = tokens
     return found
 

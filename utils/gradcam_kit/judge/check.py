@@ -175,7 +175,7 @@ def word_by_contrast(contrast: float, clear_place: bool | None, share: float | N
     if clear_place is None:
         clear, some = contrast >= CLEAR_CONTRAST, contrast >= SOME_CONTRAST
     else:  # a contrast map is hottest at the largest contrast, so it is no artefact
-        clear, some = clear_place, True
+        clear, some = clear_place and contrast > 0, True
     return SUPPORTED if clear else WEAK if some else ARTEFACT
 
 

@@ -35,7 +35,8 @@ class RealFrames(NamedTuple):
 class RealCounterparts:
     """Finds a fake's counterpart: the same frame of its original real video, in the same dataset.
 
-    The real video has one of the names of `real_videos`, and the frame has the same file name. The dataset is read once.
+    `real_videos` lists the names that the real video may have; the frame has the same file name. The dataset is read
+    once.
     """
 
     def __init__(self, settings: DataSettings) -> None:

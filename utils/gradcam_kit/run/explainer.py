@@ -123,7 +123,7 @@ class Explainer:
         if self.gradcam.recipe.method == TRANSPLANT:
             return {"reference": self.counterparts.references(frames, pixels)}
         reals = self.counterparts.of(frames, pixels)
-        return {"paired_real": reals.pixels, "has_pair": reals.paired} if reals.paired.any() else {}
+        return {"paired_real": reals.pixels, "has_pair": reals.paired} if any(reals.paired.cpu().tolist()) else {}
 
     def _sent(self, explanation: Explanation, pixels: Tensor) -> tuple[FromDevice, DrawnLayers | DrawnClips]:
         numbers = FromDevice([explanation.logits, explanation.real_and_fake, explanation.prob_fake])

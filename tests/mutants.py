@@ -54,7 +54,7 @@ MUTANTS = [
     Mutant("a batch is read at once", "utils/gradcam_kit/run/dataset_run.py",
            "        self._left = second_half", "        second_half()", "tests/explaining/test_waits.py"),
     Mutant("the maps' checks are read on their own", "utils/gradcam_kit/explaining/capture.py",
-           "canvas, parts, leftovers, checks)", "canvas, parts, leftovers)", "tests/explaining/test_waits.py"),
+           "parts, leftovers, checks, is_contrast)", "parts, leftovers, None, is_contrast)", "tests/explaining/test_waits.py"),
     Mutant("a gradient at other tokens is not looked at", "utils/gradcam_kit/engine/tokens.py",
            "joined.differs | of_rest.abs().gt(0).any()", "joined.differs", "tests/cam/test_class_token_path.py"),
     Mutant("QuickGELU's derivative without its slope", "utils/gradcam_kit/engine/hooks.py",

@@ -168,10 +168,10 @@ def test_only_position_ids_of_the_embeddings_are_excused(tmp_path: Path) -> None
 
 def test_another_architecture_is_described(tmp_path: Path) -> None:
     message = refusal(Detector(width=6, blocks=2), saved(tmp_path, Detector(width=8, blocks=13).state_dict()))
-    assert "the file holds a ViT of 13 blocks, width 8, the detector is a ViT of 2 blocks, width 6" in message
+    assert "the file holds a ViT of 13 blocks, width 8, the detector holds a ViT of 2 blocks, width 6" in message
     assert "unexpected backbone.encoder.layers.2.weight (8, 8)" in message
     other = refusal(Detector(), saved(tmp_path, {f"conv{i}.weight": torch.zeros(2, 3, 1, 1) for i in range(40)}))
-    assert "the file is 40 tensors from conv0.weight (2, 3, 1, 1) on" in other
+    assert "the file holds 40 tensors, the first is conv0.weight (2, 3, 1, 1), the detector holds" in other
     assert other.count("missing") + other.count("unexpected") == 10
     assert "and 37 more" in other  # 7 missing and 40 unexpected, 10 of them named
 

@@ -120,7 +120,7 @@ def test_what_cannot_be_compared_is_one_line_and_leaves_nothing(runs: object, sa
 def test_a_folder_that_is_there_is_not_replaced(tmp_path: Path) -> None:
     a, b = two_runs(tmp_path)
     (tmp_path / "page").mkdir()
-    with pytest.raises(InputError, match="is there already"):
+    with pytest.raises(InputError, match="exists already"):
         main(["compare", str(a), str(b), "-o", str(tmp_path / "page")])
 
 

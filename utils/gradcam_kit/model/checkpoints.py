@@ -68,7 +68,7 @@ def fill(model: nn.Module, file: WeightsFile) -> None:
     ]
     if differences:
         kinds = _architecture(found), _architecture(wanted)
-        which = f"the file holds {kinds[0]}, the detector is {kinds[1]}; " if kinds[0] != kinds[1] else ""
+        which = f"the file holds {kinds[0]}, the detector holds {kinds[1]}; " if kinds[0] != kinds[1] else ""
         more = f" and {len(differences) - 10} more" if len(differences) > 10 else ""
         raise InputError(
             f"{file.path} does not fit the detector: {which}{len(differences)} of the keys differ:"

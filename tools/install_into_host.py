@@ -79,7 +79,7 @@ def read_record(path: Path) -> tuple[dict[str, list[str]], list[str], str]:
         created, inserted = [str(name) for name in values["created"]], str(values["inserted"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
-            f"{path}: is no record of this installer ({type(error).__name__}: {error}); if the folder came from"
+            f"{path}: is not a record of this installer ({type(error).__name__}: {error}); if the folder came from"
             f" elsewhere, remove {path.parent} and install again"
         ) from error
     for name in (*files, *created):
@@ -247,7 +247,7 @@ class Installation:
         blocking = path if path.is_dir() else next((one for one in path.parents if one.is_file()), None)
         if blocking is not None:
             kind = "file" if blocking == path else "folder"
-            raise InputError(f"{blocking}: a {kind} of this library belongs there; move it away, then run again")
+            raise InputError(f"{blocking}: is in the way of a {kind} of this library; move it away, then run again")
         return digest(path.read_bytes()) if path.exists() else None
 
 
@@ -294,7 +294,7 @@ def parser() -> OneLineParser:
     p.add_argument("training", type=Path, metavar="TRAINING_FOLDER", help="with detectors/, config/ and test.py")
     p.add_argument(
         "--parts", nargs="*", choices=PARTS, default=list(DEFAULT_PARTS), metavar="PART",
-        help=f"the optional parts to install, of {', '.join(PARTS)}; none after a bare --parts",
+        help=f"optional parts to install: {', '.join(PARTS)}; --parts alone installs none",
     )  # fmt: skip
     p.add_argument("--check", action="store_true", help="say what would be done, and write nothing")
     p.add_argument("--uninstall", action="store_true", help="restore the folder as it was before")

@@ -60,7 +60,11 @@ def test_what_cannot_be_loaded_is_one_line(call: Any, says: str, data_tree: Data
     [
         (np.zeros((1, 3, PIXELS, PIXELS)), {}, "data_dict is ndarray: give a tensor"),
         ({"image": np.zeros((1, 3, PIXELS, PIXELS))}, {}, "is ndarray: expected a tensor of shape"),
-        (torch.rand(1, 3, PIXELS, PIXELS) * 255, {}, "which are pixels of 0 to 255: give (x / 255 - mean) / std"),
+        (
+            torch.rand(1, 3, PIXELS, PIXELS) * 255,
+            {},
+            "which are pixel values from 0 to 255: give (x / 255 - mean) / std",
+        ),
         (torch.zeros(1, 3, PIXELS, PIXELS), {"method": ["gradcam", "hirescam"]}, "one recipe has one method"),
         ({"picture": 1}, {}, "data_dict['image'] is missing"),
     ],

@@ -34,7 +34,7 @@ def raising(error: BaseException) -> Callable[[Any], int]:
     [
         (PermissionError(13, "Permission denied", "/there/x.png"), "error: /there/x.png: Permission denied"),
         (OSError(28, "No space left on device"), "error: No space left on device"),
-        (RuntimeError("can't start new thread"), "error: this machine or account allows no further thread"),
+        (RuntimeError("can't start new thread"), "error: this machine or account allows no more threads"),
     ],
 )
 def test_what_the_machine_refuses_is_one_line(

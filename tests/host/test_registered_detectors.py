@@ -385,7 +385,7 @@ class WantsClips(Host):
     ("host", "says"),
     [
         (Random, "'small' is random in evaluation mode"),
-        (KnowsTheAnswer, r"'small' gives other logits if data_dict\['label'\] changes"),
+        (KnowsTheAnswer, r"'small' gives different logits if data_dict\['label'\] changes"),
         (WantsClips, r"'small' does not run on images of shape \(2, 3, 32, 32\): ValueError"),
     ],
 )

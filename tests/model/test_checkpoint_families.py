@@ -370,7 +370,7 @@ def test_an_archive_that_unpacks_to_a_thousand_times_its_size_is_not_read(
             bomb.writestr(entry.filename, stored.read(entry))
     assert (tmp_path / "bomb.pth").stat().st_size < 50_000
     monkeypatch.setattr(torch, "load", None)  # not even called
-    with pytest.raises(InputError, match=r"bytes that unpack to 12,0[\d,]+, which no torch.save writes"):
+    with pytest.raises(InputError, match=r"bytes that unpack to 12,0[\d,]+, which torch.save never writes"):
         read_file(tmp_path / "bomb.pth")
 
 

@@ -124,7 +124,7 @@ def test_renames_happen_at_the_start_of_a_key_only(tmp_path: Path) -> None:
 
 
 def test_two_keys_of_one_meaning(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"two of its keys mean 'head\.w'"):
+    with pytest.raises(InputError, match=r"two of its keys map to 'head\.w'"):
         read_weights(saved(tmp_path, {"head.w": torch.zeros(1), "module.classifier.w": torch.ones(1)}))
 
 

@@ -95,7 +95,7 @@ def test_a_page_for_others(run: Path, tmp_path: Path) -> None:
     assert not list(shared.rglob("*.sqlite")) and not list(shared.rglob("manifest.json"))
     again = subprocess.run([sys.executable, "-m", "utils.report", str(run), "--anonymous", str(shared)], cwd=ROOT,
                            capture_output=True, text=True, check=False)  # fmt: skip
-    assert again.returncode == 2 and "is there already" in again.stderr
+    assert again.returncode == 2 and "exists already" in again.stderr
 
 
 def test_figure_tables_and_comparison(run: Path, tmp_path: Path) -> None:

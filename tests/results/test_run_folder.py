@@ -236,7 +236,7 @@ OWN_NAMES = ["metrics.json", "index.html", "Manifest.JSON", "run.sqlite", "Run.S
 def test_a_dataset_named_like_a_file_of_the_run(name: str, tmp_path: Path) -> None:
     """`run.1.sqlite` is of another process of the run, `runs` is given for the database."""
     own, place = manifest(datasets={name: DatasetRecord(1, "", "")}), tmp_path / "out" / "runs"
-    with pytest.raises(InputError, match="its folder would have the name of one of the run's own files"):
+    with pytest.raises(InputError, match="this name is reserved for the run's own files"):
         RunFolder.open(tmp_path / "out", own, database=place)
     assert not (tmp_path / "out").exists()
 

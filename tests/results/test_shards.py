@@ -84,7 +84,7 @@ def test_shards_that_do_not_belong_together(commands: CommandServer, tree: DataT
     cases: list[tuple[list[Path], str]] = [
         ([one], "shard 2 of 2 is missing"),
         ([one, two, one], "is shard 1/2, and so is"),
-        ([one, other], "is from another run than"),
+        ([one, other], "is not from the same run as"),
         ([one, whole], "is not a shard"),
         ([one, tmp_path / "nowhere"], "holds no run"),
     ]

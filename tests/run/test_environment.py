@@ -165,7 +165,7 @@ threading.Thread.start = refuse
     flags = data_tree.arguments("--gradcam_enabled", "--save_all_predictions", "--gradcam_output_dir", tmp_path / "out")
     done = commands.start("test_with_gradcam.py", *flags, cwd=tmp_path, first=first).wait()
     assert done.code == 1 and "Traceback" not in done.err
-    assert done.err.splitlines()[-1].startswith("error: this machine or account allows no further thread")
+    assert done.err.splitlines()[-1].startswith("error: this machine or account allows no more threads")
     assert not list((tmp_path / "out").glob("toy/sample*"))
     again = commands.run("test_with_gradcam.py", *flags, "--resume", cwd=tmp_path)
     assert again.code == 0 and len(list((tmp_path / "out").glob("toy/sample*"))) == 24

@@ -241,7 +241,7 @@ def killed(*args):
 frames.decode_image = killed
 """
     done = run(commands, tree, out, [*ALL, "--workers", "1"], first)
-    assert_one_plain_line(done, "decodes images was ended from outside", "--workers", "--resume")
+    assert_one_plain_line(done, "decodes images was killed", "--workers", "--resume")
     assert_only_whole_files(out, whole["all"])
     assert run(commands, tree, out, [*ALL, "--resume"]).code == 0
     ours, theirs = outputs(out), outputs(whole["all"])

@@ -19,8 +19,8 @@ def missing_part(part: str) -> str:
         return ""
     wanted = " ".join(dict.fromkeys((*DEFAULT_PARTS, part)))
     return (
-        f"the part {part!r} is not installed here: in the library's repository, python -m utils.install_into_host"
-        f" TRAINING_FOLDER --parts {wanted}; or pip install gradcam_kit[{part}]"
+        f"the part {part!r} is not installed here: in the library's repository, run python -m utils.install_into_host"
+        f" TRAINING_FOLDER --parts {wanted}; or run pip install gradcam_kit[{part}]"
     )
 
 

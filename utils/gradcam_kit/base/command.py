@@ -129,7 +129,7 @@ def run_command(main: Callable[[Sequence[str]], int], hints: Mapping[str, str] |
         if NO_THREAD not in str(error):
             raise
         code = _print_error(
-            "this machine or account allows no further thread: end other programs, then try again", None, 1
+            "this machine or account allows no more threads: end other programs, then try again", None, 1
         )
     except KeyboardInterrupt as stop:
         if first_here:

@@ -119,7 +119,7 @@ def _note_once(text: str) -> None:
 def _class_of(label: str, dataset: str, settings: DataSettings) -> int:
     if label not in settings.label_dict:
         raise InputError(
-            f"{settings.json_folder / dataset}.json has the label {shortened(label)!r}, which label_dict lacks: "
+            f"{settings.json_folder / dataset}.json has the label {shortened(label)!r}, which is not in label_dict: "
             f"{did_you_mean(label, settings.label_dict)}add {shortened(label)!r}: 1 (fake) or 0 (real) to label_dict "
             f"in config/test_config.yaml"
         )

@@ -37,8 +37,8 @@ class Tap(NamedTuple):
         if tensor.ndim == 4:
             if self.channel_axis == OFF:
                 raise LayerError(
-                    f"layer {layer!r} gives a tensor of shape {shape} from an attention's heads, which has no place on"
-                    " the image: name the block around it, or a layer that returns maps"
+                    f"layer {layer!r} gives a tensor of shape {shape}, split into attention heads, not image positions:"
+                    " name the block around it, or a layer that returns maps"
                 )
             if self.channel_axis is None:
                 raise LayerError(

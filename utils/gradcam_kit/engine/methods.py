@@ -107,7 +107,7 @@ def register_method(name: str, method: Method | AttentionMethod) -> None:
         raise InputError(f"method name {name!r}: give lower-case letters, digits and + _ . -, as in 'hirescam'")
     known = {**METHODS, **ATTENTION_METHODS}
     if name in (AUTO, TRANSPLANT, *CONTRASTS, *CLIP_METHODS) or (name in known and known[name] is not method):
-        raise InputError(f"method {name!r} exists already: give yours another name")
+        raise InputError(f"method {name!r} exists already: choose another name")
     if isinstance(method, AttentionMethod):
         ATTENTION_METHODS[name] = method
     elif callable(method):

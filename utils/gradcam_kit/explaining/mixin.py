@@ -294,8 +294,8 @@ class GradCAMMixin(DrawnMaps):
         ends = [abs((end - m) / s) for m, s in zip(self.gradcam.mean, self.gradcam.std, strict=True) for end in (0, 1)]
         if least >= 0 and FAR * max(ends) < largest <= 255:
             raise InputError(
-                f"{IMAGE} holds values of up to {largest:.4g}, which are pixels of 0 to 255: give (x / 255 - mean) /"
-                f" std, at most {max(ends):.3g}; utils.gradcam.read_images does it"
+                f"{IMAGE} holds values of up to {largest:.4g}, which are pixel values from 0 to 255: give (x / 255"
+                f" - mean) / std, at most {max(ends):.3g}; utils.gradcam.read_images does it"
             )
 
     def generate_gradcam(

@@ -104,7 +104,7 @@ class VideoReader:
             return [f"cut off or damaged: nothing after {last:.2f} s can be decoded"]
         end = last - first + frame
         if self._promised > end + max(1.5 * frame, LEAST_MISSING):
-            return [f"cut off: the file promises {self._promised:.2f} s of video, but its images end at {end:.2f} s"]
+            return [f"cut off: the file declares {self._promised:.2f} s of video, but its frames end at {end:.2f} s"]
         return []
 
 

@@ -270,7 +270,7 @@ class LoadedDetector:
             relabelled["label"] = 1 - inputs["label"]
             if not _same(first, self._try_logits(relabelled)):
                 raise InputError(
-                    f"detector {name!r} gives other logits if data_dict['label'] changes: it reads the answer,"
+                    f"detector {name!r} gives different logits if data_dict['label'] changes: it reads the label,"
                     " so it cannot be evaluated"
                 )
 

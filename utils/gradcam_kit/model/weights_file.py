@@ -55,7 +55,7 @@ def no_checkpoint(path: Path, head: bytes, unpacked: int, error: Exception | Non
         "a Git LFS pointer, not the weights themselves; fetch them with: git lfs pull": head.startswith(LFS),
         "a web page, not a checkpoint; the download went wrong, download it again": head.lstrip()[:5].lower() in PAGE,
         # torch.save does not compress: an archive that unpacks to many times its size is meant to exhaust memory.
-        f"{size:,} bytes that unpack to {unpacked:,}, which no torch.save writes; it is not read. Get the file from"
+        f"{size:,} bytes that unpack to {unpacked:,}, which torch.save never writes; it is not read. Get the file from"
         " its source again": unpacked > MOST_EXPANSION * size + (1 << 20),
         f"not a .safetensors file, or damaged ({reason})": failed and path.suffix == SAFETENSORS,
         "a TorchScript archive, not a checkpoint; convert it where you trust it:"

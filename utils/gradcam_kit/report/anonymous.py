@@ -32,7 +32,7 @@ def write_anonymous(run_dir: Path, output: Path) -> Path:
     """
     require_jinja2("the page")
     if output.exists():
-        raise InputError(f"--anonymous {output}: is there already: give the name of a folder that is not")
+        raise InputError(f"--anonymous {output}: exists already: give a new folder")
     run = without_names(read_run(run_dir, SHOWN_SAMPLES))
     partial = output.with_name(f".{output.name}.partial")
     try:

@@ -25,14 +25,14 @@ def main(argv: Sequence[str]) -> int:
 def page(argv: Sequence[str]) -> None:
     """Rewrite a run's page and all missing files. Raises InputError, as do the other commands."""
     p = OneLineParser(
-        description="Rewrite the page of a run, index.html, and its missing files from its database. Other commands,"
+        description="Rewrite a run's page, index.html, and any missing files from the run's database. Other commands,"
         " each with its own --help:"
         " figure (samples for a paper), table (measurements for a paper), compare (two runs of the same data)."
     )
     p.add_argument("run_dir", type=Path, help=RUN)
     p.add_argument(
-        "--anonymous", type=Path, metavar="DIR", help="write a page for others into this new folder, and leave the"
-        " run's as it is: no absolute path, no name of a user or machine, no hash of a file"
+        "--anonymous", type=Path, metavar="DIR", help="write a page to share into this new folder, without absolute"
+        " paths, user and machine names, and file hashes; the run's own page stays"
     )  # fmt: skip
     args = p.parse_args(argv)
     folder = Path(args.run_dir)
@@ -55,8 +55,8 @@ def figure(argv: Sequence[str]) -> None:
         "run_dirs", type=Path, nargs="+", metavar="run_dir", help=RUN + "; several runs must hold the same images"
     )
     p.add_argument(
-        "--samples", nargs="+", required=True, metavar="I", help="the i of sample<i>/, or @FILE: the CSV of the samples"
-        " that were chosen on the page"
+        "--samples", nargs="+", required=True, metavar="I", help="numbers i of the folders sample<i>/, or @FILE, a CSV"
+        " of samples chosen on the page"
     )  # fmt: skip
     p.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help=f"{', '.join(FIGURE_FORMATS)}")
     p.add_argument("--dataset", help="needed if the run has several")
@@ -69,7 +69,7 @@ def figure(argv: Sequence[str]) -> None:
     )
     p.add_argument("--font", choices=FIGURE_FONTS, default="sans", help="serif goes with Times")
     p.add_argument(
-        "--titles", nargs="+", default=[], metavar="TITLE", help="titles of all columns, instead of their own"
+        "--titles", nargs="+", default=[], metavar="TITLE", help="titles for all columns, instead of the defaults"
     )
     p.add_argument("--letters", action="store_true", help="put (a), (b), ... before the titles")
     args = p.parse_args(argv)
@@ -96,7 +96,7 @@ def table(argv: Sequence[str]) -> None:
     p.add_argument(
         "--of",
         choices=("detection", "explanations"),
-        help="default: explanations, for one run with --evaluate_explanations",
+        help="default: explanations if one run with --evaluate_explanations is given, else detection",
     )
     p.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help=".tex or .csv")
     p.add_argument(
@@ -129,7 +129,9 @@ def compare(argv: Sequence[str]) -> None:
         "-o", "--output", type=Path, required=True, metavar="DIR", help="new folder for the page (index.html)"
     )
     p.add_argument("--samples", type=positive, default=60, metavar="N", help="maximum samples shown per dataset")
-    p.add_argument("--anonymous", action="store_true", help="for others: no paths, no hashes, the runs called A and B")
+    p.add_argument(
+        "--anonymous", action="store_true", help="make a page to share: no paths or hashes; the runs are called A and B"
+    )
     args = p.parse_args(argv)
     from .comparison import write_comparison
 

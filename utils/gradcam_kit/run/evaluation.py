@@ -343,9 +343,7 @@ def _kept_steps(folder: RunFolder, options: Sequence[object], dataset: str) -> K
 def _one_line_errors(folder: RunFolder, guard: SignalGuard) -> Iterator[None]:
     """Turn failures of the machine into a one-line RunError, or, after a signal, into Interrupted."""
     go_on = "finished files are complete: solve this, then continue with --resume"
-    worker_gone = (
-        "a process that decodes images was ended from outside ({}), perhaps out of memory: use fewer --workers; "
-    )
+    worker_gone = "a process that decodes images was killed ({}), perhaps out of memory: use fewer --workers; "
     try:
         yield
     except ConnectionError as error:  # a decoding process died while sending a batch

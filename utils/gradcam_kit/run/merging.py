@@ -84,9 +84,9 @@ def check_shards(shards: Sequence[Shard]) -> None:
         by_number[number[0]] = folder
         own, other = (one.first_row("run") for one in (database, shards[0][1]))
         if differences := manifest.differences(of_first):
-            raise InputError(f"{folder}: is from another run than {first}: {'; '.join(differences[:3])}")
+            raise InputError(f"{folder}: is not from the same run as {first}: {'; '.join(differences[:3])}")
         if own is None or other is None or own[-1] != other[-1]:
-            raise InputError(f"{folder}: was made by other code than {first}; make it again with the same code")
+            raise InputError(f"{folder}: was not made by the same code as {first}; make it again with that code")
     count = of_first.options["shard"][1]
     if missing := [str(i) for i in range(1, count + 1) if i not in by_number]:
         raise InputError(f"shard {', '.join(missing[:10])} of {count} is missing: run it, then give its folder too")

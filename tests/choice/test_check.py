@@ -209,12 +209,12 @@ def test_the_verdict_as_a_sentence() -> None:
         word="contradicted", margin=1.388, fall=-0.6367, random=0.25, mass=8.09, votes=0.5, others=None, contrast=0.4
     )
     assert check.sentence == (
-        "Contradicted: replacing its hottest patches raised the margin of 1.39 by 0.637 (random patches lowered it by 0.25);"
-        " its hottest patch adds 40% of the largest contrast with real images; 50% of the blocks are hottest there"
+        "Contradicted: replacing its hottest patches raised the margin (1.39) by 0.637, replacing random ones lowered it by 0.25;"
+        " its hottest patch has 40% of the largest contrast with real images; 50% of the blocks' maps peak there"
     )
     nothing = MapCheck(
         word="artefact", margin=1.0, fall=None, random=None, mass=None, votes=None, others=None, contrast=-0.1
     )
-    assert nothing.sentence == "Artefact: its hottest patch adds nothing compared with real images"
+    assert nothing.sentence == "Artefact: its hottest patch adds no more to the score than real patches do"
     bare = MapCheck(word="weak", margin=1.0, fall=None, random=None, mass=None, votes=None, others=None)
     assert bare.sentence == "Weak"

@@ -1,4 +1,4 @@
-"""A detector of clips in a host tree: registered there, with a sigmoid inside, as I3D is, evaluated and on a video."""
+"""A clip detector in a host tree: registered there, with a sigmoid inside, as I3D is, evaluated and on a video."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A detector of clips evaluated and explained by the command, as a user runs it."""
+"""A clip detector evaluated and explained by the command, as a user runs it."""
 
 from __future__ import annotations
 
@@ -153,9 +153,9 @@ def test_a_finished_run_is_told_from_another_length_of_clips(data: Path, run: tu
         (["--clip_size", "0"], "--clip_size"),
         (
             ["--clip_size", "4", "--gradcam_enabled", "--evaluate_explanations"],
-            "leave it out for a detector of clips, and give --check_maps on",
+            "leave it out for a clip detector, and give --check_maps on",
         ),
-        (["--clip_size", "4", "--shard", "1/2"], "--shard splits images: leave it out for a detector of clips"),
+        (["--clip_size", "4", "--shard", "1/2"], "--shard splits images: leave it out for a clip detector"),
         (["--clip_size", "4", "--gradcam_enabled", "--gradcam_method", "legrad"], "not verified for clips"),
     ],
 )

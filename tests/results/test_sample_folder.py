@@ -133,10 +133,10 @@ def test_the_metadata_in_words() -> None:
     assert lines[-4].startswith(
         "Layer fused: empty map, an artefact: the raw maximum 0 is only rounding error and LayerNorm's"
     )
-    assert lines[-3] == "Completeness encoder.layers.3: error 1e-07, share of the biases 0.25"
+    assert lines[-3] == "Completeness encoder.layers.3: error 1e-07, bias share 0.25"
     assert lines[-2] == (
-        "Check encoder.layers.3: Supported: replacing its hottest patches lowered the margin of 2.5 by 1.25 (random patches"
-        " raised it by 0.125); 50% of the blocks are hottest there"
+        "Check encoder.layers.3: Supported: replacing its hottest patches lowered the margin (2.5) by 1.25, replacing random"
+        " ones raised it by 0.125; 50% of the blocks' maps peak there"
     )
     assert lines[-1] == "Choice: hirescam at sum, chosen"
     against = sample(layers=[facts("fused", 0.0, 0.0, empty=True)], completeness={}, chosen=())

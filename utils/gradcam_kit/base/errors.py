@@ -10,7 +10,7 @@ from typing import Any
 class InputError(ValueError):
     """The user's input cannot be used. The message says what was found, where, and what to do (exit code 2).
 
-    `setting` names what would help ("layers", "precision", "device", "weights"); a command adds its flag for it.
+    `setting` names the setting to change ("layers", "precision", "device", "weights"); a command adds its flag for it.
     """
 
     def __init__(self, message: str, setting: str = "") -> None:

@@ -54,7 +54,7 @@ class DataSettings:
     sampling: str = "even"
     resolution: int = 224
     lmdb_dir: Path | None = None  # folder of the LMDBs, if images are read from them
-    clip_size: int | None = None  # frames per clip; None for a detector of images
+    clip_size: int | None = None  # frames per clip; None for an image detector
     clips_per_video: int | None = None  # maximum; None: as many as the host takes
     folders: Mapping[str, Path] = field(default_factory=dict)  # datasets that are a folder or a CSV, by name
 

@@ -45,7 +45,8 @@ class BlockTensors(NamedTuple):
 class AttentionMethod:
     """A method that reads attention.
 
-    The pass keeps the `projections` ("q", "k", "v") of a block for it and, with `needs_output_gradient`, ∂score/∂O.
+    The forward pass keeps a block's `projections` ("q", "k", "v"); with `needs_output_gradient`, the backward pass also
+    keeps ∂score/∂O.
     `maps` takes the explained blocks or, with `every_block`, all blocks from the first to the last explained one. It
     yields the maps of each block in order.
     """
@@ -55,7 +56,7 @@ class AttentionMethod:
     every_block: bool
     needs_output_gradient: bool
     maps: Callable[[Sequence[BlockTensors]], Iterable[TokenMaps]]
-    needs_class_token: bool = False  # its map shows what the first token reads, which is not a patch
+    needs_class_token: bool = False  # its map shows what the class token reads
     sum_of: str | None = "signed"  # which maps are added over blocks, "signed" or "raw"; None: they cannot be added
 
 

@@ -150,7 +150,7 @@ class HeadReader(NamedTuple):
     classes: Mapping[str, bool] | None = None
     labels: Mapping[str, int] = {}
     batch: int | None = None
-    clips: str = ""  # for a detector of clips: their length and size, used in errors
+    clips: str = ""  # for a clip detector: their length and size, used in errors
 
     def read(self, output: Any) -> tuple[Prediction, Head]:
         """Return the tensors in `output`, with "cls" (logits (B, K)) and "prob" (P(fake), (B,)), and the head.

@@ -135,13 +135,13 @@ def cam_method(name: str, pp_epsilon: float = DEFAULT_EPSILON) -> Method:
 
 
 def leftover(A: Tensor, G: Tensor, norm_epsilon: float) -> Tensor:
-    """Bound (B, h, w) what rounding makes of a sum Σ_c G_c A_c that is 0; `norm_epsilon`: ε of the LayerNorm on A.
+    """Bound (B, h, w) the rounding error of a sum Σ_c G_c A_c that should be 0; `norm_epsilon`: ε of A's LayerNorm.
 
     Two things keep the sum from 0. First, each term is only as precise as A and G, and G only as precise as the
     LayerNorm's backward pass, which subtracts means in float32 or finer. Second, a LayerNorm y = (x - μ) / √(σ² + ε)
     does not change when x is scaled, so Σ_c x_c ∂s/∂x_c = ε / (σ² + ε) Σ_c y_c ∂s/∂y_c. If the score reads x only
-    through a LayerNorm, like the patches of the last block, ε alone remains. Its terms Σ |y ∂s/∂y| are not the sum's
-    terms but are of their size, so the bound allows four times as much.
+    through a LayerNorm, like the patches of the last block, ε alone remains. Its terms Σ |y ∂s/∂y| only have the
+    size of the sum's terms, so the bound allows four times as much.
     """
     precision = max(torch.finfo(A.dtype).eps, torch.finfo(G.dtype).eps)
     dtype = torch.promote_types(A.dtype, torch.float32)

@@ -46,8 +46,9 @@ UNKNOWN_STYLE = DrawStyle()
 class RecipeMaps(NamedTuple):
     """The maps of one recipe: layer → its maps, in the order given.
 
-    `site` is where a block's name was read; "output" in a network without patch tokens, of which every module is read
-    there. With "balanced", `completeness` says of each layer that is a block, and of "sum", whether its shares add up.
+    `site` is where the engine read a named block. In a network without patch tokens it reads every module's output, and
+    `site` is "output". With "balanced", `completeness` tells for each block, and for "sum", whether the token
+    contributions and bias terms add up to the score.
     """
 
     recipe: Recipe
@@ -98,9 +99,10 @@ class Explanation:
     `head` tells what the logits mean. `target` is each image's target ("fake", "real", "margin" or the name of a
     class). `images` (B, 3, H, W) are the given images, `look` is their style. `choice`: how the map was chosen, if this
     call chose it. `untrained`: the detector has its initial weights, so nothing here means anything. With a bank,
-    `evidence` (B, L, h, w) is what each patch adds to the score compared with its nearest real ones, by block; for a
-    contrast map, `standard` (B, h, w) is its average in units of the spread of the real ones. `one_per_layer`: each
-    layer has its own recipe and names its map. `exchange`: exchanges patches for a check, if the pass has read them.
+    `evidence` (B, L, h, w) is each patch's contrast in each block: how much more it adds to the score than its nearest
+    real patches. For a contrast map, `standard` (B, h, w) is the standardised contrast, averaged over the blocks.
+    `one_per_layer`: each layer has its own recipe, and the map has the layer's name. `exchange` replaces patches for a
+    check, if the forward pass has kept their tokens.
     `separates`: whether the detector separates real from fake, as found by `calibrate_gradcam` or a run.
     """
 
@@ -219,7 +221,8 @@ class Explanation:
     def check(self) -> dict[str, list[MapCheck]]:
         """Check how reliable each map is: name → a verdict with its figures per image.
 
-        This takes two forward passes per image, and the maps for comparison. Raises InputError for target "both".
+        It takes two forward passes per image, and computes further maps to compare with. Raises InputError for target
+        "both".
         """
         if self.checker is None or "both" in self.target:
             raise InputError("maps of target 'both' or method 'transplant' cannot be checked: explain one class")

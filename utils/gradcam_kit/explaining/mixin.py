@@ -47,8 +47,8 @@ class GradCAMMixin(DrawnMaps):
     The detector calls `init_gradcam(config)` at the end of its constructor. Hooks live only during these calls, so
     training and inference have the same cost and results as before.
 
-    `enable_gradcam` and `disable_gradcam` switch `generate_gradcam` and `show_gradcam`, which raise while disabled.
-    `explain` and `log_gradcam` always work.
+    `enable_gradcam` and `disable_gradcam` switch `generate_gradcam` and `show_gradcam` on and off; both raise while
+    off. `explain` and `log_gradcam` always work.
     """
 
     backbone: Any  # the host's vision tower
@@ -58,7 +58,7 @@ class GradCAMMixin(DrawnMaps):
     usual_size: int
     clip_size: int | None = None  # frames of a clip; None: it reads images
     said_untrained = False
-    weights_at_first: Weights | None = None  # None once it is known whether weights have come, or not asked
+    weights_at_first: Weights | None = None  # None once weights were loaded, or if not tracked
 
     def init_gradcam(self, config: Mapping[str, Any]) -> None:
         """Check and store the `gradcam_*` keys of `config`. Raises InputError."""
@@ -131,7 +131,7 @@ class GradCAMMixin(DrawnMaps):
         )
 
     def as_clip_subject(self) -> ClipSubject:
-        """Return the detector as a ClipSubject. Raises InputError for a detector of images."""
+        """Return the detector as a ClipSubject. Raises InputError for an image detector."""
         if self.clip_size is None:
             raise InputError(
                 f"{type(self).__name__} reads images, not clips; give one batch of"
@@ -160,8 +160,8 @@ class GradCAMMixin(DrawnMaps):
             batch_size: images per pass.
 
         Returns:
-            The choice with its table, also in `gradcam_choice`. If the config names method and layers, they are judged
-            and nothing changes.
+            The choice with its table, also in `gradcam_choice`. If the config names method and layers, the
+            trial only compares that map with others; the config stays.
 
         Raises:
             InputError: no batch, or an unusable one.
@@ -181,7 +181,7 @@ class GradCAMMixin(DrawnMaps):
         return choice
 
     def set_gradcam_choice(self, choice: Choice) -> None:
-        """Draw the chosen map from now on, if the config leaves a choice: for each named layer its best candidate."""
+        """Use the chosen map from now on, unless the config fixes the map. Each named layer gets its best candidate."""
         settings = self.gradcam
         if settings.needs_choice:
             recipe = settings.recipe.using(choice.used)
@@ -214,18 +214,19 @@ class GradCAMMixin(DrawnMaps):
                 Naming a block selects its input, at `site`. "fused" is the mean of the other layers' normalised maps,
                 "sum" the sum of all blocks' raw maps.
             method: one of `engine.methods.method_names`; or "auto": the choice of `calibrate_gradcam`, else the first
-                of `gradcam_candidates`; or "transplant": two forward passes per patch, without a backward pass, one
-                map of the layer "input".
+                of `gradcam_candidates`; or "transplant", which takes two forward passes per patch and no
+                backward pass, and makes one map, of the layer "input".
             target: see `engine.targets.target_entries`. "both" takes two passes and returns every layer twice, as
                 `<layer>_fake` and `<layer>_real`.
             site: "layer_norm1" or "residual".
             backward: "plain" or "balanced", which holds attention weights, norms and channel gates constant.
-            completeness: with "balanced", test by a second backward pass whether each block's shares add up.
+            completeness: with "balanced", test by a second backward pass whether each block's token contributions and
+                bias terms add up to the score.
             recipes: several maps from one pass, instead of `layers`, `method`, `site` and `backward`.
 
-        Missing arguments come from the config. If it says "auto" without a choice by `calibrate_gradcam`, a call that
-        names nothing uses the first of `gradcam_candidates`. If it says nothing, or the call names layers or method,
-        the map is the plain method at the block's first norm, by default Grad-CAM at the last block.
+        Missing arguments come from the config. If it says "auto" and `calibrate_gradcam` has not run, a call that names
+        nothing uses the first of `gradcam_candidates`. If it has no setting, or the call names layers or method, the
+        defaults are Grad-CAM, the last block, its first norm and the plain backward rule.
 
         Raises:
             InputError: an unusable argument, or a layer that cannot be explained (LayerError). The model is unchanged.

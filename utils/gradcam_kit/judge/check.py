@@ -31,8 +31,8 @@ CLEAR_DROP, SOME_DROP, AGAINST = 0.25, 0.05, -0.02
 class MapCheck:
     """The verdict on one image's map, and the figures behind it; a figure is None if it was not computed.
 
-    `word`: the verdict. `margin`: towards the explained class. `contrast`: how much the map's hottest patch adds to the
-    score compared with the nearest real patches, as a share of the largest value. `fall` and `random`: drop of the
+    `word`: the verdict. `margin`: in favour of the explained class. `contrast`: how much more the map's hottest patch
+    adds to the score than the nearest real patches, as a share of the largest value. `fall` and `random`: drop of the
     margin when the map's hottest patches, or as many random ones, are replaced. `mass`: the raw map's sum as a share of
     the margin. `votes`: share of the blocks whose own map is hottest at the same or a neighbouring patch. `others`: the
     same share of other methods' maps. `concentration`: share of the evidence near its hottest patch. `standard`: for a
@@ -66,25 +66,25 @@ class MapCheck:
 
     @property
     def sentence(self) -> str:
-        """The verdict with its reasons: `Weak: replacing its hottest patches lowered the margin of 1.2 by 0.02 (…)`."""
+        """The verdict with its reasons: `Weak: replacing its hottest patches lowered the margin (1.2) by 0.02, …`."""
         facts = []
         if self.fall is not None and self.random is not None:
             facts.append(
-                f"replacing its hottest patches {_moved(self.fall)} the margin of {self.margin:.3g} by"
-                f" {abs(self.fall):.3g} (random patches {_moved(self.random)} it by {abs(self.random):.3g})"
+                f"replacing its hottest patches {_moved(self.fall)} the margin ({self.margin:.3g}) by"
+                f" {abs(self.fall):.3g}, replacing random ones {_moved(self.random)} it by {abs(self.random):.3g}"
             )
         if self.contrast is not None and self.contrast > 0:
-            facts.append(f"its hottest patch adds {self.contrast:.0%} of the largest contrast with real images")
+            facts.append(f"its hottest patch has {self.contrast:.0%} of the largest contrast with real images")
         elif self.contrast is not None:
-            facts.append("its hottest patch adds nothing compared with real images")
+            facts.append("its hottest patch adds no more to the score than real patches do")
         if self.votes is not None:
-            facts.append(f"{self.votes:.0%} of the blocks are hottest there")
+            facts.append(f"{self.votes:.0%} of the blocks' maps peak there")
         if self.others is not None:
-            facts.append(f"{self.others:.0%} of other methods' maps agree")
+            facts.append(f"{self.others:.0%} of other methods' maps peak there")
         if self.standard is not None:
-            facts.append(f"{self.standard:.0%} of what stands out from real images lies near it")
+            facts.append(f"{self.standard:.0%} of the standardised contrast is near that patch")
         if self.is_spread:
-            facts.append("the evidence is spread: no one place")
+            facts.append("the evidence is not in one place")
         return f"{self.word.capitalize()}: {'; '.join(facts)}" if facts else self.word.capitalize()
 
 
@@ -112,14 +112,14 @@ class Evidence(NamedTuple):
         return None if self.standard is None else _share_near(self.standard.relu(), _peak(raw)[0])
 
     def contrast(self, raw: Tensor) -> Tensor:
-        """Return the contrast (N,) over 3 × 3 patches at the hottest patch of maps (N, h, w), over its maximum."""
+        """Return the 3 × 3 mean contrast (N,) at the hottest patch of maps (N, h, w), as a share of its maximum."""
         joint = neighbourhood_mean(scaled_mean(self.blocks.unbind(1)))
         largest = joint.flatten(1).amax(dim=1)
         there = _at(joint, _peak(raw)[0])
         return torch.where(largest > 0, there / largest, torch.full_like(largest, -1.0))
 
     def votes(self, raw: Tensor) -> Tensor:
-        """Return the share (N,) of blocks whose contrast over 3 × 3 patches is largest at most one patch away."""
+        """Return the share (N,) of blocks whose contrast over 3 × 3 patches peaks at the same or an adjacent patch."""
         place, patch = _peak(raw)
         near = []
         for block in self.blocks.unbind(1):
@@ -155,8 +155,8 @@ def _share_near(maps: Tensor, places: Tensor) -> Tensor:
 def place_of(votes: float, concentration: float, standard: float | None) -> float:
     """Rate, in [0, 1], how clearly a contrast map's hottest patch is the place of the evidence.
 
-    A contrast map is hottest at the largest contrast by construction, so that contrast tells nothing. The blocks'
-    votes and the concentration do, and so does the standardised contrast near it, which weighs as much as both.
+    A contrast map is hottest at the largest contrast by construction, so its contrast says nothing. The rating is the
+    mean of the blocks' votes and the concentration; the standardised contrast near the patch counts as much as both.
     """
     place = (votes + concentration) / 2
     return place if standard is None else (place + standard) / 2
@@ -182,8 +182,8 @@ def word_by_contrast(contrast: float, clear_place: bool | None, share: float | N
 def word_by_drop(share: float, votes: float | None, empty: bool) -> str:
     """Return the verdict without a bank, from the drop beyond random (as a share of the margin) and the votes.
 
-    It is never SUPPORTED, because the fill itself is evidence. WEAK: the margin drops somewhat, or half of the blocks
-    agree. A tower without balanced maps has no votes.
+    It is never SUPPORTED, because filling patches adds evidence of its own. WEAK: the margin drops somewhat, or half of
+    the blocks agree. A tower without balanced maps has no votes.
     """
     if empty:
         return ARTEFACT
@@ -211,7 +211,7 @@ class Voters(NamedTuple):
     """The maps whose agreement counts. Maps that are not finite, or that the detector lacks, do not vote."""
 
     blocks: Sequence[Recipe]
-    others: Sequence[Recipe]  # of these, only other methods than the map's own vote
+    others: Sequence[Recipe]  # the map's own method does not vote
 
 
 def check_maps(

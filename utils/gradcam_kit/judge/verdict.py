@@ -1,4 +1,4 @@
-"""From a trial to a choice: the map whose hottest patches matter most to the detector, or that none stands out."""
+"""Choose the map whose hottest patches matter most to the detector, or report that none stands out."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FEWEST_IMAGES = 4  # needed for a choice
 RESAMPLES, LEVEL = 2_000, 0.95
 FEWEST_EARLY = 8  # images and videos needed before a trial may end early
 EARLY_LEVEL = 0.995  # level of the intervals that end a trial, or drop candidates, early
-CLOSE = 0.85  # the trial ends once the leading map is worth this share of each other one, by an interval at LEVEL
+CLOSE = 0.85  # the trial ends once the leader's drop is above this share of every other one, by an interval at LEVEL
 SHOWN_ROWS = 5
 
 Unmade = Mapping[Recipe, str]
@@ -42,7 +42,7 @@ class Interval(NamedTuple):
 class TrialRow:
     """One candidate's results: its drop with the first fill, the drop of random patches, and the difference.
 
-    `share`: of the best candidate's drop beyond random; `second`: the same with the last fill.
+    `share`: the difference as a share of the best candidate's; `second`: the same share with the last fill.
     """
 
     candidate: Recipe
@@ -60,9 +60,10 @@ class Choice:
 
     `state`: CHOSEN; UNDECIDED if fills disagree or there are too few images; UNSUPPORTED if no candidate's interval is
     above 0; NAMED if the user named the recipes completely; UNTRIED. `used`: the map to draw, for several named layers
-    the first. `moved`: fill → share of the margin by which random patches move it; `fills`: those used. `unmade`:
-    candidate → why it has no map. `margin`: its mean size. `bank`: dataset and index of each real frame that a run
-    compares patches with. `separates`: whether the detector separates real from fake; if not, no map is supported.
+    the first. `moved`: fill → share of the margin by which random patches move it; `fills`: the fills used. `unmade`:
+    candidate → why it has no map. `margin`: the mean absolute margin. `bank`: dataset and index of each real frame
+    that a run compares patches with. `separates`: whether the detector separates real from fake; if not, no map is
+    supported.
     """
 
     state: str
@@ -117,8 +118,8 @@ def choose(
 ) -> Choice:
     """Choose the candidate with the largest drop beyond random patches; `candidates` are in order of preference.
 
-    If the user has `named` recipes completely, nothing is chosen, and the others only serve for comparison. `videos`:
-    each image's video. `unmade`: candidates without maps, and why.
+    If the user has `named` recipes completely, nothing is chosen, and the candidates only serve to compare with them.
+    `videos`: each image's video. `unmade`: candidates without maps, and why.
     """
     rows = _rows(trial, named, videos)
     made = partial(
@@ -168,11 +169,11 @@ def contenders(
 ) -> list[Recipe]:
     """Return the candidates that more images may still decide about; none if the choice is settled.
 
-    A candidate is out if its drop beyond random is below ALIKE of the best one's, by the paired interval over videos at
-    EARLY_LEVEL; behind the best on the list, if it is not clearly better. A named map is settled if it is clearly above
-    or below FAR_BELOW of the best. If no map is named, the trial ends once the leading map is above CLOSE of every
-    other one left: more images could gain little. No candidate is out while the best is not above random at that level,
-    or with fewer than FEWEST_EARLY videos.
+    The tests use paired intervals over videos at EARLY_LEVEL. A candidate drops out if its drop beyond random is below
+    ALIKE of the best one's. One after the best on the list drops out unless it may still be clearly better.
+    A named map is settled if it is clearly above or below FAR_BELOW of the best. If no map is named, the trial ends
+    once the leading map is above CLOSE of all remaining ones, since more images would gain little. All candidates stay
+    until the best is above random at that level, on at least FEWEST_EARLY videos.
     """
     fill = next(iter(trial.drops))
     beyond = {one: drops - trial.random[fill][one] for one, drops in trial.drops[fill].items() if one in candidates}
@@ -295,7 +296,7 @@ def judgements(choice: Choice) -> list[str]:
         if row.named and (lost or row.share < FAR_BELOW):
             lines.append(
                 f"{row.candidate} shows {'nothing' if lost else 'little'} of the detector's evidence: the margin drops"
-                f" by {row.fall:.2f} with its hottest patches replaced, by {row.random:.2f} with random ones, by"
-                f" {best.fall:.2f} with those of {best.candidate}; use --gradcam_method auto --gradcam_layers auto"
+                f" by {row.fall:.2f} when its hottest patches are replaced, by {row.random:.2f} for random patches, by"
+                f" {best.fall:.2f} for those of {best.candidate}; use --gradcam_method auto --gradcam_layers auto"
             )
     return lines

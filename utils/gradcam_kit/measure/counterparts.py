@@ -83,8 +83,8 @@ class RealCounterparts:
 def real_videos(fake: str) -> list[str]:
     """List the names that the real video of a fake may have.
 
-    Its own; 000 of 000_003 (FaceForensics++); id0_0002 of id0_id16_0002 (Celeb-DF); 01__meeting of 01_02__meeting__ABC
-    (DeepFakeDetection).
+    The fake's own; 000 for 000_003 (FaceForensics++); id0_0002 for id0_id16_0002 (Celeb-DF); 01__meeting for
+    01_02__meeting__ABC (DeepFakeDetection).
     """
     named = [fake, fake.partition("_")[0]]
     if celeb_df := re.fullmatch(r"(id\d+)_id\d+_(\d+)", fake):
@@ -105,7 +105,7 @@ def _decoded(path: str | None, resolution: int) -> np.ndarray | None:
 def likeness(images: Tensor, others: Tensor) -> Tensor:
     """Return how similar the scenes of paired uint8 images (N, 3, R, R) are, (N,): 1 if equal, NaN for a flat image.
 
-    It is the correlation of 16 x 16 grey values, without the quarter that differs most: a forgery changes some.
+    It is the correlation of 16 x 16 grey values, without the quarter that differs most, as a forgery changes some.
     """
     grey = [F.adaptive_avg_pool2d(one.float().mean(dim=1, keepdim=True), 16).flatten(1) for one in (images, others)]
     apart = (grey[0] - grey[1]).abs()

@@ -1,4 +1,4 @@
-"""Explaining a video with a detector of clips: an overlay video, strips of frames, and scores."""
+"""Explaining a video with a clip detector: an overlay video, strips of frames, and scores."""
 
 from __future__ import annotations
 

@@ -99,7 +99,7 @@ class LoadedDetector:
         return replace(subject, predict=self._evaluated, reading=self.reading)
 
     def as_clip_subject(self) -> ClipSubject:
-        """Return a detector of clips as a ClipSubject for normalised clips, in its precision."""
+        """Return a clip detector as a ClipSubject for normalised clips, in its precision."""
         subject: ClipSubject = self.model.as_clip_subject()
         return replace(subject, predict=self._evaluated, reading=self.reading)
 

@@ -1,7 +1,7 @@
 """One dataset of a run: predict every frame, explain the chosen ones, write the tables.
 
-The unit of work is a batch. Batch k of a dataset always holds the same frames, for any number of ranks and
-interruptions, so that the results are identical to the last byte.
+The unit of work is a batch. Batch k of a dataset always holds the same frames, whatever the
+number of ranks and interruptions, so that the results are identical to the last byte.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from .summary import DatasetSummary
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What all datasets of a run share. `cut`: for a detector of clips, each dataset's clips."""
+    """What all datasets of a run share. `cut`: for a clip detector, each dataset's clips."""
 
     detector: LoadedDetector
     settings: RunSettings
@@ -64,9 +64,9 @@ class Context:
 
 
 class DeferredStep:
-    """Keeps the device busy: the results of a step are read and written after the next step was launched.
+    """Keeps the device busy: launches the next step before it reads and writes the results of the last one.
 
-    The last results are read at the end of the `with` block, even after an error or a first signal.
+    The final results are read at the end of the `with` block, even after an error or a first interrupt.
     """
 
     def __init__(self) -> None:
@@ -216,7 +216,7 @@ class DatasetRun:
             print("\n".join(lines), file=sys.stderr)
 
     def _say_cost(self, frames: Sequence[Frame], counterparts: RealCounterparts | None) -> None:
-        """Print how many passes transplant takes, before it starts: hundreds per image."""
+        """Print beforehand how many passes transplant takes: hundreds per image."""
         transplants = self.context.settings.detector.gradcam.recipe.method == TRANSPLANT
         if counterparts is None or not transplants or not self.processes.first:
             return

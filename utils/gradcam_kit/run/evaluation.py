@@ -128,17 +128,17 @@ def _run_in(folder: RunFolder, context: Context, datasets: Datasets, kept: Calib
 
 
 def _read_datasets(settings: RunSettings, options: RunOptions) -> tuple[Datasets, Mapping[str, CutClips]]:
-    """Read the datasets by name. For a detector of clips, a frame represents each clip. Raises InputError."""
+    """Read the datasets by name. For a clip detector, a frame represents each clip. Raises InputError."""
     names = dict.fromkeys(settings.datasets)
     if settings.data.clip_size is None:
         return {name: read_dataset(name, settings.data) for name in names}, {}
     if options.explanations is not None:
         raise InputError(
-            "--evaluate_explanations measures maps of images: leave it out for a detector of clips, and give"
+            "--evaluate_explanations measures maps of images: leave it out for a clip detector, and give"
             " --check_maps on, which freezes the hottest frames of each map"
         )
     if options.shard is not None:  # no shard holds the facts about clips for a merged run
-        raise InputError("--shard splits images: leave it out for a detector of clips; torchrun splits such a run")
+        raise InputError("--shard splits images: leave it out for a clip detector; torchrun splits such a run")
     cut = {name: read_clips(name, settings.data) for name in names}
     return {name: [clip.row for clip in clips.clips] for name, clips in cut.items()}, cut
 

@@ -1,4 +1,4 @@
-"""Explaining of batches: samples, or the reason why an image has none."""
+"""Explain batches: make samples, or say why an image has none."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class _Part(NamedTuple):
 
 
 class ClipFacts(NamedTuple):
-    """For a detector of clips: the dataset's clips, and whether the detector uses their order."""
+    """For a clip detector: the dataset's clips, and whether the detector uses their order."""
 
     clips: Sequence[Clip] = ()
     order: OrderTest | None = None
@@ -64,7 +64,7 @@ class ClipFacts(NamedTuple):
         return replace(sample, frames=tuple(self.clips[sample.index].numbers), chosen=(*sample.chosen, *lines))
 
     def layers(self, layers: Sequence[LayerImage]) -> list[LayerImage]:
-        """Add the reason why curves of time are grey, if they are."""
+        """Add the reason to the curves over time that are drawn grey."""
         why = FROZEN_SENTENCE if self.order and self.order.freezing_costs_nothing else ""
         return [replace(layer, grey=why) if isinstance(layer, ClipImage) else layer for layer in layers]
 
@@ -72,9 +72,9 @@ class ClipFacts(NamedTuple):
 class Explainer:
     """Explains batches of one dataset. Complete samples from an earlier, killed run are not written again.
 
-    `counterparts`: finds the real frames that fakes were made from, to compare them with; None: no comparison with
-    them. `judges`: whether maps get a verdict; without a checker it follows only from the contrast with real images.
-    `shown`: for a detector of clips.
+    `counterparts`: finds the real frame that each fake is compared with, the one it was made from; None: no such
+    comparison. `judges`: whether maps get a verdict; without a checker it follows only from the contrast with real
+    images. `shown`: what samples of a clip detector also show.
     """
 
     def __init__(

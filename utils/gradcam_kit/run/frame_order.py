@@ -1,4 +1,4 @@
-"""The test whether a detector of clips uses the order of frames, once per run, on a few of its clips."""
+"""The test whether a clip detector uses the order of frames, once per run, on a few of its clips."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ class DatasetSummary(NamedTuple):
     unreadable: int
     counts: HeatmapCounts
     gaps: Sequence[ForgeryGaps] = ()
-    cut: CutClips | None = None  # for a detector of clips; its metrics are per clip
+    cut: CutClips | None = None  # for a clip detector; its metrics are per clip
 
     @property
     def absent(self) -> int:

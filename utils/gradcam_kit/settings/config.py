@@ -45,7 +45,7 @@ class DetectorSettings(NamedTuple):
 
     @property
     def clip_size(self) -> int | None:
-        """Frames per clip; None for a detector of images."""
+        """Frames per clip; None for an image detector."""
         return clip_size_of(self.config)
 
     def with_every_sample(self) -> DetectorSettings:

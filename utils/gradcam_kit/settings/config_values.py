@@ -136,7 +136,7 @@ def backbone_config(config: Mapping[str, Any], where: str = "config") -> Mapping
 def clip_size_of(
     config: Mapping[str, Any], where: str = "config", flags: Mapping[str, str] | None = None
 ) -> int | None:
-    """Return the frames per clip of a detector of clips; None for a detector of images, even with a clip_size.
+    """Return the frames per clip of a clip detector; None for an image detector, even with a clip_size.
 
     Raises InputError for `video_mode: true` without `clip_size`.
     """

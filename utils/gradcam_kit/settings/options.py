@@ -118,7 +118,7 @@ TABLE: tuple[tuple[str, tuple[str, ...], tuple[Option, ...]], ...] = (
         Option("std --std", "see --mean", RGB, (0.5,) * 3, words=CHANNELS, metavar="S"),
         Option("resolution --resolution", "images are resized to N x N", int, 224, least=1, most=8_192, metavar="N"),
         Option("test_batchSize --batch_size", "images per batch", int, 32, least=1, most=1_000_000, metavar="N"),
-        Option("clip_size --clip_size", "frames per clip, for a video detector (video_mode: true)", int, least=1,
+        Option("clip_size --clip_size", "frames per clip, for a clip detector (video_mode: true)", int, least=1,
                most=1_000, metavar="N", otherwise="none for an image detector"),
         Option("clips_per_video --clips_per_video", "maximum clips per video, spread evenly", int, least=1,
                metavar="N", otherwise="as many as DeepfakeBench takes"),

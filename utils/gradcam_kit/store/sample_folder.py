@@ -22,7 +22,7 @@ from .sample import RANDOM_WEIGHTS, LayerFacts, Sample
 
 
 def metadata_text(sample: Sample) -> str:
-    """Return the text of `sample<i>_metadata.txt`: five lines in a fixed form, then more."""
+    """Return the text of `sample<i>_metadata.txt`: five lines in a fixed format, then further facts."""
     pair = [f"Compared with: {printable(sample.paired_real)}, the real frame it was made from"]
     lines = [
         f"True Label: {_label_text(sample.label)}",
@@ -46,7 +46,7 @@ def metadata_text(sample: Sample) -> str:
         *(f"Time {layer.name}: {' '.join(f'{of:.4g}' for of in layer.time)}" for layer in sample.layers if layer.time),
         *(f"Recipe {layer.name}: {Recipe.of(layer.recipe)}" for layer in sample.layers if len(sample.kinds) > 1),
         *(
-            f"Completeness {name}: error {tested.error:.3g}, share of the biases {tested.bias_share:.3g}"
+            f"Completeness {name}: error {tested.error:.3g}, bias share {tested.bias_share:.3g}"
             for name, tested in sample.completeness.items()
         ),
         *(f"Faint: {name} is a thousand times weaker than another layer" for name in sample.faint_layers),
@@ -92,7 +92,7 @@ def comparison_image(sample: Sample, image: np.ndarray, layers: Sequence[LayerIm
 
 
 def photo_image(sample: Sample, layer: LayerImage, pasted: PastedCrop) -> np.ndarray:
-    """A crop's overlay in its photograph, above a line with the score, the class it is evidence for, the verdict."""
+    """Paste a crop's overlay into its photograph, above a line with the score, the explained class and the verdict."""
     photo = pasted.over(layer.overlay)
     checks = [facts.check.word for facts in sample.layers if facts.name == layer.name and facts.check]
     text, width = ", ".join([f"P(fake) = {sample.prob_fake:.2f}", sample.evidence, *checks]), photo.shape[1]

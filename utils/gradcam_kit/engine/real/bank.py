@@ -12,9 +12,9 @@ from torch import Tensor
 
 from ..layers import LayerError
 
-NEIGHBOURS = 10  # real tokens that a patch is compared with: 3 to 30 are alike, and ten outvote an unnoticed fake
-FEWEST_IMAGES = 4  # of a bank that is made without being asked for: fewer point worse
-MOST_IMAGES = 16  # of a bank: more cost more and point hardly better
+NEIGHBOURS = 10  # real tokens to compare a patch with: 3 to 30 work alike, and ten outvote an undetected fake
+FEWEST_IMAGES = 4  # for a bank that the library makes by itself: with fewer, maps locate worse
+MOST_IMAGES = 16  # of a bank: more are slower and locate hardly better
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,10 +29,10 @@ class TokenBank:
     videos: tuple[Hashable, ...]
 
     def nearest(self, layer: str, A: Tensor, videos: Sequence[Hashable] | None = None) -> Neighbours:
-        """The NEIGHBOURS nearest real tokens of every patch of `A` (B, C, h, w).
+        """Find the NEIGHBOURS nearest real tokens of every patch of `A` (B, C, h, w).
 
-        Near by cosine, after each token's mean over channels is taken out. `videos` of the B images: real images of
-        the same video are left out. Raises LayerError for a layer that the bank has no tokens of.
+        The distance is cosine, after subtracting each token's mean over channels. `videos`: of each image; tokens from
+        its own video are skipped. Raises LayerError for a layer without tokens in the bank.
         """
         if layer not in self.tokens:
             raise LayerError(f"the bank has no tokens of layer {layer!r}; it has those of {', '.join(self.tokens)}")

@@ -29,8 +29,8 @@ def contrast(A: Tensor, G: Tensor, R: Tensor) -> Tensor:
 def contrast_z(A: Tensor, G: Tensor, R: Tensor, along: Tensor) -> Tensor:
     """Compute standardised contrast: map = Σ_c G_c (A_c − R_c) / (s + median(s) / 10), s the deviation of Σ_c G_c R_jc.
 
-    R_j are the patch's k nearest real tokens, R is their mean. Dividing by s weighs a patch less if similar real
-    patches differ much along the gradient, as eyes and edges do. `A`, `G`, `R`: (B, C, h, w), `along` = Σ_c G_c R_jc:
+    R_j are the patch's k nearest real tokens, R is their mean. Dividing by s downweights a patch whose similar real
+    patches vary much along the gradient, as eyes and edges do. `A`, `G`, `R`: (B, C, h, w), `along` = Σ_c G_c R_jc:
     (B, k, h, w) → (B, h, w).
     """
     s = along.std(dim=1)

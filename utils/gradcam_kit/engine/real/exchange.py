@@ -41,7 +41,7 @@ class Seen:
 
     @classmethod
     def of(cls, tap: Tap, ordered: Tensor, grid: Grid | None) -> Seen:
-        """From what has come past a site, and the same in order, see `Tap.in_order`. LayerError: it has no patches."""
+        """Build from a site's activations, also `ordered` by `Tap.in_order`. Raises LayerError if it has no patches."""
         layer = tap.site.name
         patches = on_grid({layer: Tokens(ordered, ordered)}, grid)[layer].A
         behind = patches.shape[2] * patches.shape[3] + (grid.suffix if grid is not None else 0)
@@ -120,7 +120,7 @@ class Exchange:
 
 
 class Skipped(NamedTuple):
-    """A block that returns its tokens unchanged, with the tuple `beside`; None: it returns no tuple."""
+    """A block to skip: it returns its tokens unchanged, followed by `beside` in a tuple; None: the tokens alone."""
 
     module: nn.Module
     beside: tuple[Any, ...] | None

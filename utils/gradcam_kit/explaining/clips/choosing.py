@@ -1,4 +1,4 @@
-"""The choice of a map for a detector of clips: the one whose hottest cells, in time and space, matter most."""
+"""The choice of a map for a clip detector: the one whose hottest cells, in time and space, matter most."""
 
 from __future__ import annotations
 

@@ -101,7 +101,7 @@ ROWS = some_rows(Path("/"))
 
 
 def expected(**wanted: Any) -> list[str]:
-    """The mistakes first, then found fakes, then reals, the most confident of each first."""
+    """The mistakes first, then detected fakes, then reals, the most confident of each first."""
     low, high = wanted.pop("between", (0.5, 1.0))
     kinds = ["FP", "FN"], ["TP"], ["TN"]
     in_order = sorted(
@@ -522,7 +522,7 @@ def test_chosen_samples_are_kept_and_become_a_figure(tmp_path: Path, tab: Tab) -
     assert chosen_samples([f"@{table}"], None) == [0, 101] == chosen_samples(["0", "101"], None)
     with pytest.raises(InputError, match="is no number"):
         chosen_samples(["one"], None)
-    page.get_by_role("button", name="Choose none").click()
+    page.get_by_role("button", name="Untick all").click()
     page.reload()
     assert page.get_by_role("combobox", name="Chosen", exact=True).count() == 0 and len(tab.shown()) == 24
 

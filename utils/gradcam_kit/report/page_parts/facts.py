@@ -82,7 +82,7 @@ def samples_text(run: RunOnDisk) -> str:
     explained, frames = sum(data.explained for data in run.datasets), sum(data.frames for data in run.datasets)
     which = "" if options.get("save_all") else ", wrong predictions"
     if options.get("select") == MIXED:
-        which = ", found fakes and wrong predictions"
+        which = ", detected fakes and wrong predictions"
     chosen = SELECTED.get(str(options.get("select")), "") if explained < frames else ""
     return f"{explained:,} of {frames:,}{which}{', ' if chosen else ''}{chosen}"
 

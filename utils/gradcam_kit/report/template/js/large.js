@@ -57,9 +57,9 @@ function showStage() {
     image.addEventListener("error", () => box.isConnected && stage.replaceChildren(lost("they were deleted")), {once: true});
   stage.replaceChildren(box);
   const map = mapOf(sample, state.layer);
-  document.getElementById("caption").textContent = !map ? "no map of this layer"
+  document.getElementById("caption").textContent = !map ? "no map for this layer"
     : `${loud(sample.evidence[0].toUpperCase() + sample.evidence.slice(1))}. ${state.layer}: ${map[2] ? emptiness(map) : `maximum ${map[1].toPrecision(3)}`}.${map[4] ? ` ${map[5]}${map[4] === "artefact" ? "; drawn in grey" : ""}.` : ""}`
-      + (state.view === "signed" ? " Red speaks for the target, blue against it" : "");
+      + (state.view === "signed" ? "  Red is evidence for the target, blue against it" : "");
   document.getElementById("scale").textContent = state.view === "signed" ? "against · no evidence · for the target"
     : `0 · share of the maximum ${map ? map[1].toPrecision(3) : ""} · 1`;
 }
@@ -113,7 +113,7 @@ function factsOf(sample) {
     ...(sample.frames ? {frames: sample.frames.join(" ")} : {}), "evidence for": sample.evidence.replace("evidence for ", ""), target: sample.target, method: data.run.method, site: data.run.site, backward: data.run.backward,
     weights: readable(data.run.weights.split("/").pop()), image: data.anonymous ? readable(sample.path) : link(readable(sample.path), fileUrl(sample.path)),
   };
-  if (sample.sha256) Object.assign(facts, {"size when this page was written": `${sample.bytes.toLocaleString("en")} bytes`, "SHA-256 then": sample.sha256});
+  if (sample.sha256) Object.assign(facts, {"size when this page was written": `${sample.bytes.toLocaleString("en")} bytes`, "SHA-256 at that time": sample.sha256});
   if (files.length) facts.files = element("span", {className: "links"}, ...files);
   return Object.entries(facts);
 }

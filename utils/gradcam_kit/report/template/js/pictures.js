@@ -55,6 +55,6 @@ function outlineOf(sample) {
 }
 
 // A signed map without evidence for the target may still hold evidence against it.
-const emptiness = ([, , , drawnEmpty]) => drawnEmpty ? "empty map" : "evidence against only";
+const emptiness = ([, , , drawnEmpty]) => drawnEmpty ? "empty map" : "only evidence against";
 
 const lost = reason => element("span", {className: "lost", textContent: `No images: ${reason}`});

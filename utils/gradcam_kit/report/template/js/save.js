@@ -80,7 +80,7 @@ const BAR = 256, PAPER = 141; // pixels wide; grey behind it
 
 function drawBar(context, sample, top) {
   const signed = state.view === "signed", colour = colourOf(state.view, (mapOf(sample, state.layer) || [])[4]);
-  const ends = signed ? ["against", "for"] : ["0", "1"], what = signed ? "the class that is explained" : "relative intensity, 1: this map's maximum";
+  const ends = signed ? ["against", "for"] : ["0", "1"], what = signed ? "the explained class" : "relative intensity, 1: this map's maximum";
   const left = 8 + context.measureText(ends[0]).width + 8;
   for (let grey = 0; grey < BAR; grey++) {
     const [red, green, blue, heat] = colour(grey), mixed = [red, green, blue].map(value => PAPER + (value - PAPER) * heat);
@@ -100,6 +100,6 @@ async function saveView() {
     element("a", {href: canvas.toDataURL("image/png"), download: name}).click();
     told.textContent = `Saved as ${name}.`;
   } catch (problem) {
-    told.textContent = "Not saved: the folder page_data beside the samples is missing; python -m utils.report writes it again.";
+    told.textContent = "Not saved: the folder page_data next to the samples is missing; python -m utils.report restores it.";
   }
 }

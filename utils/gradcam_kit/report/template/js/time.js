@@ -14,7 +14,7 @@ function timeCurve(sample, layer, chosen = -1) {
     y: Math.min(zero, zero - 100 * value / span), height: Math.abs(100 * value / span)}));
   const marks = chosen < 0 ? [] : [drawing("rect", {x: chosen * width, width, y: 0, height: 100, class: "chosen"})];
   const lines = drawing("svg", {viewBox: "0 0 100 100", preserveAspectRatio: "none", role: "img",
-    "aria-label": `What each of ${time.length} frames adds to the evidence; most: frame ${sample.frames[hottest]}`},
+    "aria-label": `Evidence from each of ${time.length} frames; the most from frame ${sample.frames[hottest]}`},
     ...marks, ...bars, drawing("path", {d: `M0 ${zero}H100`, "vector-effect": "non-scaling-stroke"}));
   lines.classList.add("curve");
   return lines;

@@ -114,7 +114,7 @@ def test_freezing_costs_nothing_where_all_frames_are_alike() -> None:
     clips = noise(6)[:, :1].expand(6, 8, 1).contiguous()
     found = order_test(weighted(torch.full((8,), 1 / 8)), clips, range(6))
     assert found.freezing_costs_nothing and found.frozen.mean == pytest.approx(0, abs=1e-6)
-    assert any("curves of time are grey" in line for line in found.lines())
+    assert any("time curves are grey" in line for line in found.lines())
 
 
 def test_one_video_decides_nothing() -> None:

@@ -156,7 +156,7 @@ class OrderTest:
 
 
 FROZEN_SENTENCE = (
-    "one repeated frame gives the same margin as the clip, so no frame stands out: curves of time are grey"
+    "one repeated frame gives the same margin as the clip, so no frame stands out: time curves are grey"
 )
 
 

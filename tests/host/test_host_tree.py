@@ -238,7 +238,4 @@ def test_what_the_asked_for_detector_lacks_is_said(tmp_path: Path) -> None:
     arguments = ("test_with_gradcam.py", "--detector_path", "config/detector/clip.yaml", "--list_layers")
     done = run_python(*arguments, cwd=training)
     assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert (
-        "needs the package 'another_package_that_nobody_has', which is not installed"
-        in done.stderr.splitlines()[-1]
-    )
+    assert "needs the package 'another_package_that_nobody_has', which is not installed" in done.stderr.splitlines()[-1]

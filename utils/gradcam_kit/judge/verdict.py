@@ -170,10 +170,10 @@ def contenders(
     """Return the candidates that more images may still decide about; none if the choice is settled.
 
     The tests use paired intervals over videos at EARLY_LEVEL. A candidate drops out if its drop beyond random is below
-    ALIKE of the best one's. One after the best on the list drops out unless it may still be clearly better.
-    A named map is settled if it is clearly above or below FAR_BELOW of the best. If no map is named, the trial ends
-    once the leading map is above CLOSE of all remaining ones, since more images would gain little. All candidates stay
-    until the best is above random at that level, on at least FEWEST_EARLY videos.
+    ALIKE of the best one's. One after the best on the list drops out unless it may still be clearly better. A named map
+    is settled if it is clearly above or below FAR_BELOW of the best. If no map is named, the trial ends once the leader
+    is above CLOSE of all remaining maps, since more images would gain little. All candidates stay until the best is
+    above random at that level, on at least FEWEST_EARLY videos.
     """
     fill = next(iter(trial.drops))
     beyond = {one: drops - trial.random[fill][one] for one, drops in trial.drops[fill].items() if one in candidates}

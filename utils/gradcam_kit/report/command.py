@@ -32,7 +32,7 @@ def page(argv: Sequence[str]) -> None:
     p.add_argument("run_dir", type=Path, help=RUN)
     p.add_argument(
         "--anonymous", type=Path, metavar="DIR", help="write a page to share into this new folder, without absolute"
-        " paths, user and machine names, and file hashes; the run's own page stays"
+        " paths, user or machine names, or file hashes; the run's own page stays"
     )  # fmt: skip
     args = p.parse_args(argv)
     folder = Path(args.run_dir)

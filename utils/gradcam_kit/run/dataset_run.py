@@ -1,7 +1,7 @@
 """One dataset of a run: predict every frame, explain the chosen ones, write the tables.
 
-The unit of work is a batch. Batch k of a dataset always holds the same frames, whatever the
-number of ranks and interruptions, so that the results are identical to the last byte.
+The unit of work is a batch. Batch k of a dataset always holds the same frames, whatever the number of ranks
+and interruptions, so that the results are identical to the last byte.
 """
 
 from __future__ import annotations

@@ -222,9 +222,12 @@ TABLE: tuple[tuple[str, tuple[str, ...], tuple[Option, ...]], ...] = (
         Option("model_name", "the detector's registered name", required=True),
         Option("backbone_config", "name_or_path: hub name or local folder; architecture: fields of CLIPVisionConfig;"
                " pretrained: whether published weights are loaded", dict, otherwise="empty"),
-        Option("dataset_json_folder", "folder of the datasets' JSON files", required=True, path=True),
-        Option("dataset_root_rgb", "folder from which relative image paths start; DeepfakeBench calls it rgb_dir", Any),
-        Option("label_dict", "meaning of the labels in the JSON files: 0 real, 1 fake", dict, required=True),
+        # Outputs depend on these by the frames that they give, which a run compares with their labels.
+        Option("dataset_json_folder", "folder of the datasets' JSON files", required=True, path=True, outputs=False),
+        Option("dataset_root_rgb", "folder from which relative image paths start; DeepfakeBench calls it rgb_dir", Any,
+               outputs=False),
+        Option("label_dict", "meaning of the labels in the JSON files: 0 real, 1 fake", dict, required=True,
+               outputs=False),
         Option("compression", "for FaceForensics++ and its kin: c23, c40, raw", default="c23"),
         Option("frame_num", "frames per video; {test: N} also works", int, least=1,
                otherwise="all"),
@@ -232,8 +235,9 @@ TABLE: tuple[tuple[str, tuple[str, ...], tuple[Option, ...]], ...] = (
                " host_sorted: the first ones by number, as in DeepfakeBench",
                default="even", choices=("even", "host", "host_sorted")),
         Option("video_mode", "the detector reads clips of clip_size frames, not images", bool, False),
-        Option("lmdb", "read images from the LMDB files in lmdb_dir", bool, False),
-        Option("lmdb_dir", "folder of DeepfakeBench's LMDB files", path=True, otherwise="the working directory"),
+        Option("lmdb", "read images from the LMDB files in lmdb_dir", bool, False, outputs=False),
+        Option("lmdb_dir", "folder of DeepfakeBench's LMDB files", path=True,
+               otherwise="the working directory", outputs=False),
     )),
 )
 # Overrides of an option in one command.
@@ -247,6 +251,7 @@ HERE: dict[tuple[str, str], dict[str, Any]] = {
 # fmt: on
 OPTIONS = {option.name: option for *_, options in TABLE for option in options if option.sets}
 FREE_KEYS = [option.key for option in OPTIONS.values() if option.key and not option.outputs]
+FREE_KEYS.append("mode")  # only the benchmarks' own datasets read it
 
 
 def options_of(command: str) -> Iterator[tuple[str, Option]]:

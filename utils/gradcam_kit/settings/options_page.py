@@ -24,7 +24,7 @@ COLUMNS = "| Flag | YAML key | Default | Meaning |\n|---|---|---|---|"
 
 def page() -> str:
     """Return the text of docs/options.md."""
-    free = ", ".join(f"`{option.flags[0]}`" for option in OPTIONS.values() if not option.outputs)
+    free = ", ".join(f"`{[*option.flags, option.key][0]}`" for option in OPTIONS.values() if not option.outputs)
     parts = [HEAD.format(fill(f"{free}: no output depends on them.", 120, break_on_hyphens=False))]
     for heading, commands, options in sorted(TABLE, key=lambda group: EVALUATE not in group[1]):
         title = f"## {heading[0].upper()}{heading[1:]} ({', '.join(f'`{command}`' for command in commands)})\n"

@@ -155,9 +155,7 @@ class OrderTest:
         return [f"order of frames: {says}: {moves} {seen}", *([FROZEN_SENTENCE] if self.freezing_costs_nothing else [])]
 
 
-FROZEN_SENTENCE = (
-    "one repeated frame gives the same margin as the clip, so no frame stands out: time curves are grey"
-)
+FROZEN_SENTENCE = "one repeated frame gives the same margin as the clip, so no frame stands out: time curves are grey"
 
 
 def order_test(margins: ClipMargins, clips: Tensor, videos: Sequence[Hashable], seed: int = 0) -> OrderTest:

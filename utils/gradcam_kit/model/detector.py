@@ -93,6 +93,8 @@ class LoadedDetector:
         plain = torch.empty(pixels.shape, device=self.device).copy_(on_device)
         return plain.div_(divisor).sub_(mean).div_(std)
 
+    normalised = normalise  # its name until 1.4
+
     def as_subject(self) -> Subject:
         """Return the detector as a Subject for normalised images, in its precision."""
         subject: Subject = self.model.as_subject()

@@ -142,7 +142,7 @@ def test_a_file_in_the_place_of_a_folder_is_refused(tmp_path: Path, name: str) -
     (training / name).write_text("theirs")
     before = snapshot(training)
     refused = install(training)
-    assert refused.returncode == 2 and f"{training / name}: a folder of this library" in refused.stderr
+    assert refused.returncode == 2 and f"{training / name}: is in the way of a folder of this library" in refused.stderr
     assert refused.stderr.count("\n") == 1 and snapshot(training) == before
 
 

@@ -111,7 +111,7 @@ def test_networks_of_maps_are_explained(network: str) -> None:
                                                 ("attention by convolutions", "2.attn_drop")])  # fmt: skip
 def test_what_heads_see_is_no_map(network: str, layer: str) -> None:
     model, _ = NETWORKS[network]()
-    with pytest.raises(LayerError, match="from an attention's heads|runs more than once"):
+    with pytest.raises(LayerError, match="split into attention heads|runs more than once"):
         explain(spread(model), images(2, pixels=64), layer)
 
 
@@ -134,7 +134,7 @@ class Talking(nn.Module):
 def test_attention_that_is_mixed_between_heads_is_no_map() -> None:
     model, x = spread(Talking()), images(2)
     assert list(explain(model, x).layers) == ["cut"]
-    with pytest.raises(LayerError, match="from an attention's heads"):
+    with pytest.raises(LayerError, match="split into attention heads"):
         explain(model, x, "mix")
 
 

@@ -396,7 +396,7 @@ def test_demo_options_and_unreadable_images(commands: CommandServer, data_tree: 
     out = tmp_path / "out"
     flags = ["--layers", "encoder.layers.1", "--method", "gradcam++", "--target", "fake", "--site", "residual"]
     done = commands.run(DEMO, "--input", folder, *demo_flags(data_tree, out), *flags, cwd=tmp_path)
-    assert done.code == 1 and "bad.png: skipped" in done.err and "good.png: fake probability" in done.out
+    assert done.code == 1 and "bad.png: left out" in done.err and "good.png: fake probability" in done.out
     text = (out / "good" / "sample1_metadata.txt").read_text()
     assert "Method: gradcam++" in text and "Target: fake" in text and "True Label: unknown" in text
     assert (out / "good" / "gradcam_encoder.layers.1_sample1.png").is_file() and not (out / "bad").exists()

@@ -148,9 +148,9 @@ def test_a_folder_with_bad_videos_does_the_rest(commands: CommandServer, data_tr
     out = tmp_path / "out"
     flags = ["--output", str(out), "--detector_path", str(data_tree.detector_yaml), "--device", "cpu"]
     done = commands.run(DEMO, "--input", folder, *flags, cwd=tmp_path)
-    assert done.code == 1 and "3 of 6 files were skipped" in done.err and "Traceback" not in done.err
+    assert done.code == 1 and "3 of 6 files were left out" in done.err and "Traceback" not in done.err
     for name in ("empty.mp4", "text.mkv", "sound.mp4"):
-        assert f"{name}: skipped: the video cannot be decoded" in done.err
+        assert f"{name}: left out: the video cannot be decoded" in done.err
     assert "it has no images" in done.err
     assert (out / "good" / "overlay.mp4").is_file() and (out / "image" / "gradcam_comparison.png").is_file()
     frames = json.loads((out / "half" / "video.json").read_text())["frames"]
@@ -328,7 +328,7 @@ def test_a_video_without_an_image_leaves_nothing_and_the_next_input_is_done(
     done = commands.run(DEMO, *flags, "--output", out, cwd=tmp_path)
     assert done.code == 1 and "Traceback" not in done.err
     said = done.err.splitlines()
-    assert said[0].startswith(f"{inputs / 'a.mp4'}: skipped: no frame of the video can be decoded") and len(said) == 3
+    assert said[0].startswith(f"{inputs / 'a.mp4'}: left out: no frame of the video can be decoded") and len(said) == 3
     assert said[1].startswith("map check: ")  # the verdicts on the image's maps
     assert [path.name for path in out.iterdir()] == ["b"]
 

@@ -131,10 +131,17 @@ def face_finder(landmark_model: Path | None = None, least_confidence: float = LE
     except RuntimeError as error:
         raise InputError(f"--landmark_model {model}: dlib cannot read it ({one_line(error)})") from error
 
+    def boxes_of(photo: np.ndarray) -> tuple[Sequence[Any], Sequence[float | None]]:
+        if hasattr(find_boxes, "run"):
+            boxes, scores, _ = find_boxes.run(photo, 1, least_confidence)
+            return boxes, scores
+        boxes = find_boxes(photo, 1)  # another finder by that name says no confidence: each of its faces counts
+        return boxes, [None] * len(boxes)
+
     def find(photo: np.ndarray) -> Sequence[Face]:
         photo = np.ascontiguousarray(photo)  # dlib refuses a view
         try:
-            boxes, scores, _ = find_boxes.run(photo, 1, least_confidence)
+            boxes, scores = boxes_of(photo)
             found = sorted(zip(boxes, scores, strict=True), key=lambda one: -one[0].width() * one[0].height())
             points = [five_points(find_landmarks(photo, box), model) for box, _ in found]
         except InputError:
@@ -147,7 +154,11 @@ def face_finder(landmark_model: Path | None = None, least_confidence: float = LE
                 f" ({one_line(error)}) with numpy {np.__version__}: install a newer dlib or, with dlib 19, numpy 1"
             ) from error
         return [
-            Face((box.left(), box.top(), box.left() + box.width(), box.top() + box.height()), five, float(score))
+            Face(
+                (box.left(), box.top(), box.left() + box.width(), box.top() + box.height()),
+                five,
+                None if score is None else float(score),
+            )
             for (box, score), five in zip(found, points, strict=True)
             if is_face(five, photo.shape[:2])
         ]

@@ -63,13 +63,13 @@ class SingleImages:
                 else:
                     self._image(file, folder, index)
             except (UnreadableImage, UnreadableVideo, NoFaceError) as error:
-                print(printable(f"{file}: skipped: {error}"), file=sys.stderr)
+                print(printable(f"{file}: left out: {error}"), file=sys.stderr)
                 self.left_out += 1
         if self.words:
             counts = ", ".join(f"{count} {word}" for word, count in self.words.most_common())
             print(f"map check: {counts} (of {sum(self.words.values())}; see sample<i>.json)", file=sys.stderr)
         if self.left_out:
-            raise RunError(f"{self.left_out} of {len(files)} files were skipped, see above")
+            raise RunError(f"{self.left_out} of {len(files)} files were left out, see above")
 
     def _image(self, file: Path, folder: Path, index: int) -> None:
         photo = decode_image(read_file(str(file)), None)

@@ -191,11 +191,11 @@ def test_frames_without_a_face(detector: LoadedDetector, tmp_path: Path) -> None
     mean = sum(track.prob_fake * track.frames for track in summary.tracks) / 6
     assert mean == pytest.approx(np.mean([float(score) for score in scores if score]), abs=1e-6)
     columns = 1 + len(detector.model.map_names())
-    for number, least, most in ((4, 0, 24), (6, 60, 255)):  # codecs differ; the second panel has the map, if any
+    for number, least, most in ((4, 0, 4), (6, 12, 255)):  # a codec changes each pixel a little, a map many pixels much
         frame = decoded(tmp_path / "out" / "overlay.mp4")[number].astype(int)
         step = (frame.shape[1] - 8) // columns  # a panel and the margin beside it
         one, other = (frame[42:394, left + 4 : left + step - 16] for left in (8, 8 + step))
-        assert least <= np.abs(one - other).max() <= most
+        assert least <= np.abs(one - other).mean() <= most
 
     with pytest.raises(NoFaceError, match="no face in any of its 9 frames"):
         explain_video(detector, clip, tmp_path / "none", FrameViews(Photographs(PIXELS, "largest", lambda photo: [])))

@@ -361,6 +361,27 @@ def test_in_one_batch_some_are_compared_with_their_pair_and_others_with_the_bank
         torch.testing.assert_close(found.evidence[i], expected.evidence[0], rtol=1e-5, atol=1e-6)
 
 
+def test_the_pairs_tokens_are_searched_once_a_layer(
+    model: CLIPDetectorWithGradCAM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For two maps by both rules, and for the verdict."""
+    from utils.gradcam import explain
+    from utils.gradcam_kit.explaining import capture
+
+    searched: list[Tensor] = []
+
+    def search(*given: Tensor) -> Tensor:
+        searched.append(nearest_beside(*given))
+        return searched[-1]
+
+    monkeypatch.setattr(capture, "nearest_beside", search)
+    batch, reals = images(2).double(), images(2, seed=7).double()
+    bank = Bank.of(model, images(24, seed=3).double())
+    recipes = [Recipe("contrast", SCALED, backward="both"), Recipe("contrast_z", SCALED, backward="both")]
+    explain(model, {"image": batch, "paired_real": reals}, recipes=recipes, target="fake", bank=bank)
+    assert len(searched) == BLOCKS - 1
+
+
 def test_a_convolutional_network_is_compared_on_its_grid() -> None:
     from utils.gradcam import explain
 

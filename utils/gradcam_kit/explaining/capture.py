@@ -72,6 +72,7 @@ class Capture:
     completeness: Mapping[str, Completeness]  # of layers that are blocks, if requested
     grid: Grid | None
     found: dict[str, Neighbours] = field(default_factory=dict)  # layer → the nearest real tokens, once searched
+    beside: dict[str, Tensor] = field(default_factory=dict)  # layer → the pair's nearest tokens, once searched
 
     def maps(
         self,
@@ -183,7 +184,9 @@ class Capture:
         pairs, has_pair = self.request.real.get(self.names.get(layer, layer)), self.request.has_pair
         if pairs is None:
             return self._neighbours(layer, A).mean
-        beside = nearest_beside(A.detach().to(pairs.dtype), pairs)
+        if layer not in self.beside:  # several maps and the verdict compare the same tokens
+            self.beside[layer] = nearest_beside(A.detach().to(pairs.dtype), pairs)
+        beside = self.beside[layer]
         if has_pair is None:
             return beside
         return torch.where(has_pair.to(A.device)[:, None, None, None], beside, self._neighbours(layer, A).mean)

@@ -64,8 +64,11 @@ class RealCounterparts:
         """
         pixels, resolution = torch.zeros_like(images), images.shape[-1]
         paired = torch.zeros(len(fakes), dtype=torch.bool)
+        paths = [self.path(fake) for fake in fakes]
+        if not any(paths):
+            return RealFrames(pixels, paired)
         with ThreadPoolExecutor(THREADS) as pool:  # OpenCV decodes without Python's lock
-            found = list(pool.map(partial(_decoded, resolution=resolution), map(self.path, fakes)))
+            found = list(pool.map(partial(_decoded, resolution=resolution), paths))
         for i, image in enumerate(found):
             if image is not None:
                 pixels[i], paired[i] = torch.from_numpy(image).permute(2, 0, 1), True

@@ -22,8 +22,10 @@ from ..data.frame import Frame
 from ..data.frames import Batch, frame_loader
 from ..data.gaps import forgery_gaps, is_absent, write_gaps
 from ..engine.checks import FromDevice
+from ..engine.real.contrast import CONTRASTS
 from ..explaining.checking import MapChecker
 from ..explaining.clips.checking import ClipChecker
+from ..explaining.subject import Subject
 from ..judge.time import OrderTest
 from ..judge.transplant import CELLS
 from ..judge.verdict import Choice
@@ -201,13 +203,14 @@ class DatasetRun:
             self.resume.take_samples(rows, self.map_key, self.folder, context.options.save_images)
         self._say(self.resume.remarks())
         transplants = context.settings.detector.gradcam.recipe.method == TRANSPLANT
-        compares = not self.clips and context.detector.as_subject().bank is not None
-        if transplants or (compares and context.options.paired_reals == AUTO):
+        judges = context.options.check_maps != "off"
+        subject = None if self.clips else context.detector.as_subject()
+        compares = subject is not None and subject.bank is not None
+        if transplants or (compares and context.options.paired_reals == AUTO and (judges or draws_contrast(subject))):
             counterparts = RealCounterparts(context.settings.data)
         if context.options.checks_maps(verdicts=compares) and not transplants:  # transplant checks itself
             kind = ClipChecker if self.clips else MapChecker
             checker = kind(context.detector, context.settings.batch_size)
-        judges = context.options.check_maps != "off"
         of = context.detector, self.resume, writer, context.predict
         return Explainer(*of, checker, counterparts, judges, ClipFacts(self.clips, context.order))
 
@@ -334,6 +337,11 @@ class DatasetRun:
                 f"{self.of_run.path}: {missing} predictions of {self.name} are missing; all processes need the same"
                 " folder; continue with --resume"
             )
+
+
+def draws_contrast(subject: Subject | None) -> bool:
+    """Tell whether a map that is drawn compares patches with real ones; a verdict always does."""
+    return subject is not None and any(recipe.method in CONTRASTS for recipe in subject.all_drawn())
 
 
 def write_summary(

@@ -106,6 +106,16 @@ def new_folder(path: Path) -> None:
     path.mkdir(parents=True)
 
 
+def partial_folder(output: Path, flag: str) -> Path:
+    """Create the folder that `replace_folder` makes `output` once it is complete. Raises InputError about `flag`."""
+    partial = output.with_name(f".{output.name}.partial")
+    try:
+        new_folder(partial)
+    except OSError as error:
+        raise InputError(f"{flag} {output}: cannot be created ({error.strerror}); give another folder") from error
+    return partial
+
+
 def create_output_folder(path: Path) -> None:
     """Create an output folder unless it exists. Raise InputError for a symbolic link, which may lead elsewhere."""
     if path.is_symlink():

@@ -8,7 +8,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from ..base.errors import InputError
-from ..base.files import new_folder, replace_folder, write_json, write_table, write_whole
+from ..base.files import partial_folder, replace_folder, write_json, write_table, write_whole
 from ..run.exports import PAGE, SHOWN_SAMPLES
 from ..store.grey_maps import GREY_MAPS
 from ..store.manifest import METRICS
@@ -34,12 +34,7 @@ def write_anonymous(run_dir: Path, output: Path) -> Path:
     if output.exists():
         raise InputError(f"--anonymous {output}: exists already: give a new folder")
     run = without_names(read_run(run_dir, SHOWN_SAMPLES))
-    partial = output.with_name(f".{output.name}.partial")
-    try:
-        partial.parent.mkdir(parents=True, exist_ok=True)
-        new_folder(partial)
-    except OSError as error:
-        raise InputError(f"--anonymous {output}: cannot be made ({error.strerror}); give another folder") from error
+    partial = partial_folder(output, "--anonymous")
     for data in run.datasets:
         (partial / data.name).mkdir()
         rows = (

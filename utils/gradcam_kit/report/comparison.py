@@ -13,7 +13,7 @@ import numpy as np
 
 from ..base.decision import CLASS_NAMES, THRESHOLD
 from ..base.errors import InputError
-from ..base.files import new_folder, read_table, replace_folder, write_table
+from ..base.files import partial_folder, read_table, replace_folder, write_table
 from ..data.images import UnreadableImage
 from ..drawing.overlays import encode
 from ..judge.bootstrap import LEVEL, VideoBootstrap
@@ -205,12 +205,7 @@ def write_comparison(run_a: Path, run_b: Path, output: Path, samples_at_most: in
         raise InputError(f"--output {output}: exists already: give a new folder")
     a, b = read_run(run_a, READ), read_run(run_b, READ)
     frames = paired_frames(a, b)
-    partial = output.with_name(f".{output.name}.partial")
-    try:
-        partial.parent.mkdir(parents=True, exist_ok=True)
-        new_folder(partial)
-    except OSError as error:
-        raise InputError(f"--output {output}: cannot be created ({error.strerror}); give another folder") from error
+    partial = partial_folder(output, "--output")
     (partial / IMAGES).mkdir()
     write_table(partial / FRAMES, COLUMNS, [row for one in frames for row in _rows(one, anonymous)])
     views = [_dataset(a, b, one, partial, samples_at_most) for one in frames]

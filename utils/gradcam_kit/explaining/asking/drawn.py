@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from torch import Tensor, nn
@@ -23,6 +24,9 @@ class DrawnMaps(nn.Module):
 
     gradcam: GradCAMSettings
     clip_size: int | None
+    noise: Callable[[], Tensor]  # a few random images or clips
+    as_subject: Callable[[], Subject]  # this detector for code that explains images
+    as_clip_subject: Callable[[], ClipSubject]  # this detector for code that explains clips
 
     @property
     def gradcam_enabled(self) -> bool:
@@ -42,18 +46,6 @@ class DrawnMaps(nn.Module):
             raise InputError(
                 "Grad-CAM is disabled: call model.enable_gradcam() first, or set gradcam_enabled: true in the config"
             )
-
-    def noise(self) -> Tensor:
-        """Return a few random images or clips."""
-        raise NotImplementedError
-
-    def as_subject(self) -> Subject:
-        """Return this detector for code that explains images."""
-        raise NotImplementedError
-
-    def as_clip_subject(self) -> ClipSubject:
-        """Return this detector for code that explains clips."""
-        raise NotImplementedError
 
     def default_layers(self) -> list[str]:
         """Return the layers to explain if only a method is named; see `Subject.default_layers`."""

@@ -285,6 +285,19 @@ def test_a_finished_run_is_resumed_by_doing_nothing(tmp_path: Path) -> None:
         assert folder.finished and folder.manifest.heatmaps == {"toy": HeatmapCounts()} and folder.metrics == {}
         assert folder.manifest.top_files == ["metrics.json", "index.html", "new.json"]
     assert {path: path.read_bytes() for path in tmp_path.rglob("*.*")} == before
+    # Frames that are found in another way are the same frames: their paths and labels have a hash of their own.
+    elsewhere = {
+        **manifest().config,
+        "dataset_json_folder": "/moved",
+        "label_dict": {"toy": 1},
+        "lmdb": False,
+        "mode": "test",
+    }
+    with RunFolder.open(tmp_path, manifest(config=elsewhere), resume=True) as folder:
+        assert folder.finished
+    others = {"toy": manifest().datasets["toy"].__class__(24, "cd" * 32, "00" * 32)}
+    with pytest.raises(InputError, match="is from another run: datasets.toy.frames_sha256 was"):
+        RunFolder.open(tmp_path, manifest(config=elsewhere, datasets=others), resume=True)
     with pytest.raises(InputError, match="is from another run: settings.seed was 7 and is 8; give the first run's"):
         RunFolder.open(tmp_path, manifest(settings=Numbers(5, 8)), resume=True)
     with pytest.raises(InputError, match="holds an earlier run; give another --gradcam_output_dir, --resume or"):

@@ -183,7 +183,7 @@ def misplaced(model: nn.Module, images: Tensor, read: Read, onto: Any, name: str
     """Whether the activation changes where the image does: "" if so, in one of three ways of changing it.
 
     Gates and attention over the whole image can drown what is local: then they are held constant, and the gradient of a
-    cell has to lie where the cell lies. Where that is not seen either, it is said.
+    cell has to lie where the cell lies. The answer says if that fails, too.
     """
     tables = [table_of(model, images[:1], read, onto, factor) for factor in FACTORS]
     if any(bool(table.diagonal().gt(LEAST_CORRELATION).all()) for table in tables):

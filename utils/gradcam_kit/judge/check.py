@@ -95,7 +95,7 @@ def _moved(drop: float) -> str:
 class Evidence(NamedTuple):
     """The contrast of N images with real ones: signed maps (N, L, h, w) of L blocks, float32 on the CPU.
 
-    `standard` (N, h, w): the standardised contrast, averaged over the blocks; None if the bank is too small for it.
+    `standard` (N, h, w): the standardised contrast, averaged over the blocks; None without a bank or a contrast map.
     `separates`: whether the detector separates real from fake; otherwise no map is supported.
     """
 

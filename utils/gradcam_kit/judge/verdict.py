@@ -261,7 +261,7 @@ def choice_lines(choice: Choice) -> list[str]:
     for row in shown:
         spread = "" if math.isnan(row.beyond.low) else f" [{row.beyond.low:.2f}, {row.beyond.high:.2f}]"
         lines.append(
-            f"  {row.candidate!s:<52} drop {row.fall:6.2f} vs {row.random:6.2f} for random patches:"
+            f"  {row.candidate!s:<52} drop {row.fall:6.2f}, random patches {row.random:6.2f}, difference"
             f" {row.beyond.mean:6.2f}{spread}"
         )
     return [*lines, *(f"  {note}" for note in choice.notes)]

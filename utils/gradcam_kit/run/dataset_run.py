@@ -6,7 +6,6 @@ and interruptions, so that the results are identical to the last byte.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,10 +16,9 @@ from tqdm import tqdm
 
 from ..base.allowed import AUTO, MOST_MISTAKES, TRANSPLANT
 from ..base.errors import RunError
-from ..data.clips import CutClips, clip_loader, write_clips
+from ..data.clips import CutClips, clip_loader
 from ..data.frame import Frame
 from ..data.frames import Batch, frame_loader
-from ..data.gaps import forgery_gaps, is_absent, write_gaps
 from ..engine.checks import FromDevice
 from ..engine.real.contrast import CONTRASTS
 from ..explaining.checking import MapChecker
@@ -33,15 +31,13 @@ from ..measure.counterparts import RealCounterparts
 from ..model.detector import LoadedDetector
 from ..settings.config import RunSettings
 from ..settings.run_options import RunOptions
-from ..store.database import RunDatabase
-from ..store.manifest import HeatmapCounts, Vanished
+from ..store.manifest import HeatmapCounts
 from ..store.run_folder import RunFolder
-from ..store.sample import Sample
-from ..store.sample_writer import NON_FINITE, SampleWriter
-from ..store.tables import CLIPS, GAPS, write_dataset_tables
+from ..store.sample_writer import SampleWriter
+from .dataset_tables import counts_of, write_summary
 from .disturbances import Interrupted, SignalGuard, SplitOnOutOfMemory
 from .explainer import ClipFacts, Explainer
-from .predictions import Predictions, Resume
+from .predictions import Resume
 from .processes import Processes
 from .summary import DatasetSummary
 
@@ -342,47 +338,3 @@ class DatasetRun:
 def draws_contrast(subject: Subject | None) -> bool:
     """Tell whether a map that is drawn compares patches with real ones; a verdict always does."""
     return subject is not None and any(recipe.method in CONTRASTS for recipe in subject.all_drawn())
-
-
-def write_summary(
-    run: RunFolder, predictions: Predictions, counts: HeatmapCounts, cut: CutClips | None = None
-) -> DatasetSummary:
-    """Write the tables of an evaluated dataset. Raises RunError if none of its frames could be read."""
-    frames, unreadable = predictions.frames, predictions.unreadable
-    name = frames[0].dataset
-    if not predictions.seen.any():
-        reason = f" ({unreadable[0]})" if unreadable else ""
-        raise RunError(
-            f"dataset {name}: none of its {len(frames)} frames could be read, first {frames[0].path}{reason}"
-        )
-    absent = [index for index, reason in unreadable.items() if is_absent(reason)]
-    gaps = forgery_gaps(frames, absent, unreadable.keys() - set(absent))
-    if gaps:
-        write_gaps(run.path / name / GAPS, gaps)
-        content = (run.path / name / GAPS).read_bytes()
-        run.database.put("measurement", [(name, GAPS, content)], run.key)
-        run.database.commit()
-    if cut is not None:
-        write_clips(run.path / name / CLIPS, cut)
-        content = (run.path / name / CLIPS).read_bytes()
-        run.database.put("measurement", [(name, CLIPS, content)], run.key)
-        run.database.commit()
-    write_dataset_tables(run.database, name, run.path / name)
-    return DatasetSummary(name, predictions.metrics(), len(unreadable), counts, gaps, cut)
-
-
-def counts_of(database: RunDatabase, dataset: str, chosen: Sequence[int]) -> HeatmapCounts:
-    """Count the results of explaining the frames `chosen`, and delete samples of other frames."""
-    counts, wanted, others = HeatmapCounts(), set(chosen), []
-    for _, index, facts, _, lost, _ in database.rows("sample", "WHERE dataset = ?", dataset):
-        if index not in wanted:
-            others.append(index)
-        elif lost == NON_FINITE:
-            counts.non_finite.append(index)
-        elif lost:
-            counts.vanished.append(Vanished(index, lost))
-        else:
-            counts.add_sample(Sample.from_json(json.loads(facts)).layers)
-    for table in ("sample", "map"):
-        database.forget(table, dataset, others)
-    return counts

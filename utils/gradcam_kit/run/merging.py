@@ -21,7 +21,7 @@ from ..store.manifest import HeatmapCounts, Manifest
 from ..store.read_run import reader
 from ..store.run_folder import RunFolder, read_manifest
 from ..store.tables import write_run_tables
-from .dataset_run import counts_of, write_summary
+from .dataset_tables import counts_of, write_summary
 from .predictions import Predictions
 from .summary import DatasetSummary, finish_run
 

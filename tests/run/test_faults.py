@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -23,7 +24,7 @@ from utils.gradcam_kit.data.frames import frame_loader
 from utils.gradcam_kit.data.readers import read_dataset
 from utils.gradcam_kit.model.load import load_detector
 from utils.gradcam_kit.run.dataset_run import DeferredStep
-from utils.gradcam_kit.run.disturbances import Interrupted, SplitOnOutOfMemory, is_out_of_memory
+from utils.gradcam_kit.run.disturbances import Interrupted, SplitOnOutOfMemory, is_out_of_memory, report_workers_once
 from utils.gradcam_kit.run.explainer import Explainer
 from utils.gradcam_kit.run.predictions import Resume
 from utils.gradcam_kit.settings.config import run_settings
@@ -246,6 +247,24 @@ frames.decode_image = killed
     assert run(commands, tree, out, [*ALL, "--resume"]).code == 0
     ours, theirs = outputs(out), outputs(whole["all"])
     assert ours == theirs
+
+
+def test_a_dead_worker_is_reported_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What PyTorch raises about it in a data loader's `__del__` is not printed; what others raise there is."""
+    printed: list[str] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda found: printed.append(str(found.exc_value)))
+
+    class Deleted:
+        def __init__(self, message: str) -> None:
+            self.message = message
+
+        def __del__(self) -> None:
+            raise RuntimeError(self.message)
+
+    report_workers_once()
+    for message in ("DataLoader worker (pid 7) is killed by signal: Killed. ", "another fault"):
+        Deleted(message)
+    assert printed == ["another fault"]
 
 
 def test_a_writer_threads_exception_stops_the_run(

@@ -17,6 +17,7 @@ from ..base.errors import RunError
 
 T = TypeVar("T")
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+DEAD_WORKER = "DataLoader worker"  # in PyTorch's messages about one
 
 
 class Interrupted(KeyboardInterrupt):
@@ -130,3 +131,17 @@ def is_out_of_memory(error: BaseException) -> bool:
         isinstance(error, RuntimeError)
         and any(words in str(error) for words in ("DefaultCPUAllocator", "not enough memory", "out of memory"))
     )
+
+
+def report_workers_once() -> None:
+    """Keep PyTorch from printing a traceback about a dead decoding process that was already reported.
+
+    Its handler of SIGCHLD may find the process once more while the data loader is deleted, where errors are printed.
+    """
+    usual = sys.unraisablehook
+
+    def hook(found: sys.UnraisableHookArgs) -> None:
+        if DEAD_WORKER not in str(found.exc_value):
+            usual(found)
+
+    sys.unraisablehook = hook

@@ -38,7 +38,7 @@ from ..store.sample_writer import expected_output
 from ..store.tables import CALIBRATION_CSV, CALIBRATION_JSON, prediction_rows
 from .calibration import Calibration, TrialPlan, calibrate, find_calibration, set_bank
 from .dataset_run import Context, DatasetRun, explains_every_frame, samples_at_most
-from .disturbances import SignalGuard, SplitOnOutOfMemory, resume_command
+from .disturbances import DEAD_WORKER, SignalGuard, SplitOnOutOfMemory, report_workers_once, resume_command
 from .exports import TOP_FILES, check_exports, lacks_exports, lacks_files, write_exports, write_files
 from .frame_order import frame_order
 from .predictions import Predictions
@@ -348,6 +348,7 @@ def _one_line_errors(folder: RunFolder, guard: SignalGuard) -> Iterator[None]:
         yield
     except ConnectionError as error:  # a decoding process died while sending a batch
         guard.check()
+        report_workers_once()
         raise RunError(worker_gone.format(one_line(error)) + go_on) from error
     except OSError as error:
         guard.check()  # a signal to the whole group also ends decoding processes and other ranks
@@ -356,6 +357,7 @@ def _one_line_errors(folder: RunFolder, guard: SignalGuard) -> Iterator[None]:
         raise RunError(f"out of memory outside the detector (decoding or drawing an image); {go_on}") from error
     except RuntimeError as error:
         guard.check()
-        if isinstance(error, RunError) or "DataLoader worker" not in str(error):
+        if isinstance(error, RunError) or DEAD_WORKER not in str(error):
             raise
+        report_workers_once()
         raise RunError(worker_gone.format(one_line(error)) + go_on) from error

@@ -43,8 +43,10 @@ def recorded(out: Path) -> int:
     """Predictions in the databases of a run under way, also in those of its ranks, as another program reads them."""
     counts = 0
     for path in out.glob("run*.sqlite"):
-        database = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
-        with contextlib.suppress(sqlite3.OperationalError):  # begun just now, or in the middle of a batch
+        # Begun just now, in the middle of a batch, or gone: a rank's database is deleted once it is merged.
+        with (
+            contextlib.suppress(sqlite3.OperationalError),
+            contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as database,
+        ):
             counts += database.execute("SELECT count(*) FROM frame").fetchone()[0]
-        database.close()
     return counts

@@ -13,12 +13,13 @@ import pytest
 import torch
 from torch import Tensor
 
+import utils.gradcam_kit.engine.real.bank as bank_module
 from detectors.clip_detector_gradcam import CLIPDetectorWithGradCAM
 from tests.helpers.detectors import BLOCKS, images, tiny_detector
 from tests.helpers.model_state import assert_same_state, state_of
 from utils.gradcam_kit.base.errors import InputError
 from utils.gradcam_kit.engine.layers import LayerError, compared_blocks, exchanged_block, site_of_layer
-from utils.gradcam_kit.engine.real.bank import NEIGHBOURS, TokenBank, nearest_beside
+from utils.gradcam_kit.engine.real.bank import NEIGHBOURS, TokenBank, nearest_beside, thinned
 from utils.gradcam_kit.engine.real.contrast import contrast, neighbourhood_mean, scaled_mean, sharpened
 from utils.gradcam_kit.engine.real.exchange import Exchange, seen_at, skippable
 from utils.gradcam_kit.engine.recipe import Recipe
@@ -86,6 +87,33 @@ def test_the_nearest_real_tokens() -> None:
     torch.testing.assert_close(along.mean(dim=1), (G * found).sum(dim=1), rtol=1e-9, atol=1e-12)
     with pytest.raises(LayerError, match="the bank has no tokens of layer 'other'; it has those of block"):
         bank.nearest("other", A)
+
+
+def test_likenesses_are_found_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A grid of 128 x 128 has 4 thousand million likenesses to a bank; what does not fit is found row by row."""
+    real, A = draw(3, 25, 8).half(), draw(2, 8, 4, 5, seed=1)
+    at_once = TokenBank({"block": real}, ("a", "b", "c")).nearest("block", A, ["b", "z"]).indices
+    sizes: list[int] = []
+    topk = Tensor.topk
+
+    def counted(self: Tensor, *args: Any, **kwargs: Any) -> Any:
+        sizes.append(self.numel())
+        return topk(self, *args, **kwargs)
+
+    monkeypatch.setattr(Tensor, "topk", counted)
+    monkeypatch.setattr(bank_module, "LIKENESSES", 150)
+    few = TokenBank({"block": real}, ("a", "b", "c")).nearest("block", A, ["b", "z"]).indices
+    assert torch.equal(few, at_once) and max(sizes) == 150 and len(sizes) == 20
+
+
+@pytest.mark.parametrize(("rows", "columns", "step"), [(64, 64, 1), (65, 64, 2), (128, 128, 2), (200, 100, 3)])
+def test_a_fine_grid_is_thinned_out(rows: int, columns: int, step: int) -> None:
+    patches = torch.arange(rows * columns).reshape(1, 1, rows, columns)
+    kept = thinned(patches)
+    assert kept.shape[2] * kept.shape[3] <= 64 * 64
+    assert kept[0, 0].tolist() == [
+        [row * columns + column for column in range(0, columns, step)] for row in range(0, rows, step)
+    ]
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..base.allowed import AUTO
 from ..engine.hooks import Tap
 from ..engine.layers import MADE_OF_OTHERS, compared_blocks, exchanged_block, name_in_tower, site_of_layer
-from ..engine.real.bank import FEWEST_IMAGES, MOST_IMAGES, TokenBank
+from ..engine.real.bank import FEWEST_IMAGES, MOST_IMAGES, TokenBank, thinned
 from ..engine.real.contrast import CONTRASTS
 from ..engine.real.exchange import Exchange, Seen, Skipped, seen_at, skippable
 from ..engine.recipe import RESIDUAL, Recipe
@@ -52,7 +52,8 @@ def bank_of(subject: Subject, images: Tensor, videos: Sequence[Hashable]) -> Tok
     tokens: dict[str, list[Tensor]] = {}
     for image in images.split(1):
         for seen in _seen(subject, image, bank_layers(subject)):
-            tokens.setdefault(seen.site.name, []).append(seen.patches.flatten(2).transpose(1, 2).half())
+            patches = thinned(seen.patches).flatten(2).transpose(1, 2)
+            tokens.setdefault(seen.site.name, []).append(patches.half())
     return TokenBank({layer: torch.cat(found) for layer, found in tokens.items()}, tuple(videos))
 
 

@@ -15,13 +15,15 @@ from ..layers import LayerError
 NEIGHBOURS = 10  # real tokens to compare a patch with: 3 to 30 work alike, and ten outvote an undetected fake
 FEWEST_IMAGES = 4  # for a bank that the library makes by itself: with fewer, maps locate worse
 MOST_IMAGES = 16  # of a bank: more are slower and locate hardly better
+MOST_PATCHES = 64 * 64  # of an image in a bank: a finer grid is thinned out
+LIKENESSES = 2**26  # compared at a time: 256 MiB; a grid of 128 x 128 would take 17 GB at once
 
 
 @dataclass(frozen=True, slots=True)
 class TokenBank:
     """Patch tokens of M real images.
 
-    `tokens`: layer → (M, P, C) float16 on the model's device, the P patches of each image. `videos`: of each image, so
+    `tokens`: layer → (M, P, C) float16 on the model's device, P patches of each image. `videos`: of each image, so
     that no image is compared with frames of its own video.
     """
 
@@ -41,12 +43,15 @@ class TokenBank:
         keys, values = _direction(real).flatten(0, 1).T, real.flatten(0, 1)
         patches = A.detach().to(exact).flatten(2).transpose(1, 2)
         each, found = real.shape[1], []
-        for i, image in enumerate(patches):  # one by one: (h·w, M·P) likenesses at a time
-            likeness = _direction(image) @ keys
+        for i, image in enumerate(patches):
             own = [] if videos is None else [j for j, video in enumerate(self.videos) if video == videos[i]]
-            for j in own:
-                likeness.narrow(1, j * each, each).fill_(-2.0)
-            found.append(likeness.topk(min(NEIGHBOURS, likeness.shape[1]), dim=1).indices)
+            nearest = []
+            for some in _direction(image).split(max(1, LIKENESSES // keys.shape[1])):
+                likeness = some @ keys
+                for j in own:
+                    likeness.narrow(1, j * each, each).fill_(-2.0)
+                nearest.append(likeness.topk(min(NEIGHBOURS, likeness.shape[1]), dim=1).indices)
+            found.append(torch.cat(nearest))
         return Neighbours(values, torch.stack(found), tuple(A.shape))
 
     @property
@@ -74,6 +79,14 @@ class Neighbours:
         directions = G.to(self.values.dtype).flatten(2).transpose(1, 2).unsqueeze(-1)
         products = [self.values[near] @ g for near, g in zip(self.indices, directions, strict=True)]  # image by image
         return torch.stack(products).squeeze(-1).transpose(1, 2).reshape(len(G), -1, *self.shape[2:])
+
+
+def thinned(patches: Tensor) -> Tensor:
+    """Return every k-th row and column of patches (B, C, h, w), so that an image has at most MOST_PATCHES."""
+    step = 1
+    while -(-patches.shape[2] // step) * -(-patches.shape[3] // step) > MOST_PATCHES:
+        step += 1
+    return patches[:, :, ::step, ::step]
 
 
 def nearest_beside(A: Tensor, R: Tensor) -> Tensor:

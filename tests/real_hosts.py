@@ -1,11 +1,13 @@
 """Every detector of a real host tree, evaluated and explained with random weights, as one table.
 
     python tests/real_hosts.py TREE [DETECTOR ...] [--keep FOLDER]
+    python tests/real_hosts.py TREE --programs [--keep FOLDER]
 
 TREE: the training folder of DF40, DeepfakeBench or Effort; it is copied, and only the copy is touched. DETECTOR: names
 of YAML files in its config/detector, all of them if none is given. Run by hand, a few minutes, in the environment of
 `tests/host_environment.txt`, in which the hosts' own train.py and test.py run too; what differs from it is printed
-first. Prints a Markdown table; exit code 1 if a detector was not explained.
+first. Prints a Markdown table; exit code 1 if a detector was not explained. --programs runs the benchmark's own train.py
+and test.py to their ends instead, with heatmaps off and on (`tests/host_programs.py`).
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = ROOT / "tests" / "host_environment.txt"
 sys.path.insert(0, str(ROOT))
 
+from tests import host_programs  # noqa: E402  found through the line above
 from tools.install_into_host import Installation, extension_files  # noqa: E402  found through the line above
 
 PIXELS = 256
@@ -63,6 +66,7 @@ def main() -> int:
     parser.add_argument("tree", type=Path)
     parser.add_argument("detectors", nargs="*")
     parser.add_argument("--keep", type=Path, help="work in this folder, and leave it there")
+    parser.add_argument("--programs", action="store_true", help="run the benchmark's own train.py and test.py")
     args = parser.parse_args()
     work = args.keep or Path(tempfile.mkdtemp(prefix="real_hosts_"))
     training = work / "training"
@@ -70,8 +74,12 @@ def main() -> int:
     yamls = [path for path in sorted((training / "config" / "detector").glob("*.yaml")) if "gradcam" not in path.name]
     installation = Installation(training)
     installation.carry_out(installation.plan(extension_files()))
-    write_data(work)
     print(environment())
+    if args.programs:
+        print("| YAML | weights after train.py | logged by log_gradcam | test.py | test_with_gradcam.py |")
+        print("|---|---|---|---|---|", *host_programs.check(training), sep="\n")
+        return 0
+    write_data(work)
     print("| detector | default layer | evaluated | explained | seconds | reason |\n|---|---|---|---|---|---|")
     outcomes = []
     for path in yamls:

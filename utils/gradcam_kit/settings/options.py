@@ -124,8 +124,8 @@ TABLE: tuple[tuple[str, tuple[str, ...], tuple[Option, ...]], ...] = (
                metavar="N", otherwise="as many as DeepfakeBench takes"),
         Option("workers --workers", "processes that decode images", int, 2, most=1_000, metavar="N", outputs=False),
         Option("manualSeed --seed", "for --gradcam_select random", int, 1024, metavar="N"),
-        Option("--max_unreadable", "largest share of unreadable frames; above it the run fails (exit 1), but still"
-               " writes its outputs; frames of a missing folder do not count", percent, "5%", outputs=False),
+        Option("--max_unreadable", "share of unreadable frames above which the run fails (exit 1) after writing its"
+               " outputs; frames of a missing folder do not count", percent, "5%", outputs=False),
     )),
     ("heatmaps", (EVALUATE,), (
         Option("gradcam_enabled --gradcam_enabled", "render heatmaps", bool, False, basic=True),
@@ -137,8 +137,8 @@ TABLE: tuple[tuple[str, tuple[str, ...], tuple[Option, ...]], ...] = (
                bool, False, dest="save_all", basic=True),
         Option("--gradcam_select", "which samples to explain if there are more than N; mixed: two in five are detected"
                " fakes, the rest wrong predictions", default="confident", choices=allowed.SELECTIONS, dest="select"),
-        Option("--paired_reals", "auto: compare a fake with the real frame it was made from, if the dataset has it;"
-               " off: with other real frames only", default=AUTO, choices=(AUTO, "off")),
+        Option("--paired_reals", "auto: compare a fake with the real frame it was made from, if there is one;"
+               " off: only with other real frames", default=AUTO, choices=(AUTO, "off")),
     )),
     ("heatmaps", (EVALUATE, DEMO), (
         Option("gradcam_layers --gradcam_layers --layers", "auto, or e.g. encoder.layers.23 encoder.layers.20, or"

@@ -219,3 +219,51 @@ def test_numbers_that_are_repeated_fill_no_memory(tmp_path: Path) -> None:
     torch.save({"fc.weight": torch.zeros(1, 1).expand(1 << 20, 1 << 20)}, tmp_path / "w.pth")
     with pytest.raises(InputError, match="bytes that unpack to"):
         fill(nn.Linear(2, 2), read_file(tmp_path / "w.pth"))
+
+
+# --------------------------------------------------------------------------------------- what training leaves beside it
+
+NESTED: dict[str, Callable[[], Any]] = {
+    "a usual name in a usual name": lambda: {"state_dict": {"model": state(), "step": 3}, "epoch": 1},
+    "three deep": lambda: {"model": {"ema": {"state_dict": state(), "decay": 0.9}}},
+    "an unusual name in a usual one": lambda: {"state_dict": {"detector": state(), "optimizer": OPTIMIZER}},
+    "in a folder of its own": lambda: {"checkpoint": {"model_state_dict": state(), "args": {"lr": 1e-3}}},
+    "a loss's weights of classes": lambda: {**state(), "loss_func.weight": torch.ones(2)},
+    "a loss below the model": lambda: renamed(lambda key: f"model.{key}") | {"model.loss_fn.pos_weight": torch.ones(1)},
+    "centres of a criterion": lambda: {"state_dict": {**state(), "criterion.inner.centres": torch.zeros(2, 5)}},
+}
+
+
+@pytest.mark.parametrize("name", NESTED)
+def test_what_training_saves_beside_the_weights_is_left_out(name: str, tmp_path: Path) -> None:
+    torch.save(NESTED[name](), tmp_path / "w.pth")
+    torch.testing.assert_close(scores(tmp_path / "w.pth"), wanted(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("key", ["adapter.weight", "backbone.prompt", "lossless.weight", "head.scale"])
+def test_other_weights_beside_it_are_not_left_out(key: str, tmp_path: Path) -> None:
+    torch.save({**state(), key: torch.ones(2)}, tmp_path / "w.pth")
+    with pytest.raises(InputError, match=rf"unexpected {key}"):
+        scores(tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "best.pth", "epoch_3.ckpt", "weights"])
+def test_safetensors_under_another_name_are_read(name: str, tmp_path: Path) -> None:
+    save_file({key: value.contiguous() for key, value in state().items()}, tmp_path / name)
+    torch.testing.assert_close(scores(tmp_path / name), wanted(), rtol=0, atol=0)
+
+
+FOREIGN = {
+    "model.h5": b"\x89HDF\r\n\x1a\n" + bytes(200),
+    "model.onnx": b"\x08\x07\x12\x07pytorch" + bytes(200),
+    "w.pth.gz": b"\x1f\x8b\x08\x00" + bytes(200),
+    "w.pth": b"\x00\x01\x02\x03" * 50,
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_a_foreign_file_is_not_called_a_pickle(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(FOREIGN[name])
+    with pytest.raises(InputError, match="not a checkpoint, or damaged") as error:
+        read_file(tmp_path / name)
+    assert "pickle" not in str(error.value).partition("(")[0]

@@ -16,10 +16,12 @@ from ..base.text import one_line, printable, shortened
 from .checkpoint_families import family_of
 from .checkpoint_families.renaming import fitting_parts, unprefixed, unwrapped_step_by_step, without_wrappers
 from .lora import merge_lora
-from .weights_file import WRAPPERS, WeightsFile, read_file
+from .weights_file import WeightsFile, is_usual, read_file
 
 # transformers before 4.31 saved this buffer of 0, 1, 2, ...; newer versions do not.
 POSITION_IDS = "embeddings.position_ids"
+# Weights of classes and centres in a loss, which no prediction reads.
+LOSS = re.compile(r"(^|\.)(loss|losses|loss_func|loss_fn|criterion)\.")
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
@@ -48,9 +50,9 @@ def fill(model: nn.Module, file: WeightsFile) -> None:
     """Load the file into all of `model`.
 
     The names in the file are tried first, then our detectors' names, then any other prefix under which the tensors fit
-    in exactly one way, with a note on stderr. `embeddings.position_ids`, and keys whose last part is in the model's
-    `unread_weights`, are ignored. Raises InputError, and leaves the model unchanged, for missing, unexpected and
-    mis-shaped keys, for weights of another kind of number, and for NaN or infinity.
+    in exactly one way, with a note on stderr. Ignored are `embeddings.position_ids`, weights of a loss, and keys whose
+    last part is in the model's `unread_weights`. Raises InputError, and leaves the model unchanged, for missing,
+    unexpected and mis-shaped keys, for weights of another kind of number, and for NaN or infinity.
     """
     wanted = _decisive(model.state_dict(), model)
     candidates = (_decisive(names, model) for names in unwrapped_step_by_step(_without_counter(file.weights)))
@@ -121,7 +123,7 @@ def _note_other_models(file: WeightsFile, model: nn.Module, wanted: Mapping[str,
     if not also:
         return
     names = " and ".join(repr(shortened(name)) for name in also)
-    if file.name not in WRAPPERS:
+    if not is_usual(file.name):
         raise InputError(f"{file.path}: holds several models that fit, {file.name!r} and {names}: save one of them")
     print(printable(f"note: {file.path}: the model {file.name!r} is loaded, not {names}"), file=sys.stderr)
 
@@ -150,7 +152,7 @@ def _decisive(weights: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tens
     return {
         key: value
         for key, value in weights.items()
-        if not f".{key}".endswith(f".{POSITION_IDS}") and key.rpartition(".")[2] not in unread
+        if not f".{key}".endswith(f".{POSITION_IDS}") and not LOSS.search(key) and key.rpartition(".")[2] not in unread
     }
 
 

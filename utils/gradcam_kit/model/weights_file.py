@@ -27,6 +27,7 @@ WRAPPERS = ("state_dict", "model_state_dict", "model")
 MOST_EXPANSION = 20  # compression hardly shrinks weights
 SAFETENSORS = ".safetensors"
 LFS, PAGE = b"version https://git-lfs", (b"<!doc", b"<html")
+TORCH = (b"PK", b"\x80")  # first bytes of what torch.save writes: a zip archive, before torch 1.6 a pickle
 
 _RESAVE = "open it where you trust it and save only its weights: torch.save(model.state_dict(), 'weights.pth')"
 
@@ -66,7 +67,7 @@ def no_checkpoint(path: Path, head: bytes, unpacked: int, error: Exception | Non
             failed and is_text
         ),
         f"holds pickled objects{f' ({pickled[1]})' if pickled else ''}, which could run any code and are not loaded;"
-        f" {_RESAVE}": isinstance(error, pickle.UnpicklingError),
+        f" {_RESAVE}": isinstance(error, pickle.UnpicklingError) and (bool(pickled) or head.startswith(TORCH)),
         f"not a checkpoint, or damaged ({type(error).__name__}: {reason}); expected what"
         " torch.save(model.state_dict()) writes": failed,
     }
@@ -101,7 +102,7 @@ def _read_one(path: Path) -> WeightsFile:
         raise InputError(f"{path}: {what}")
     before, sha256 = _identity(path), sha256_of(path)
     try:
-        content = _load(path)
+        content = _load(path, head)
     except (MemoryError, InputError):
         raise
     except Exception as error:  # a damaged file may raise anything, even KeyError
@@ -149,8 +150,9 @@ def _identity(path: Path) -> tuple[int, ...]:
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
-def _load(path: Path) -> Any:
-    if path.suffix == SAFETENSORS:
+def _load(path: Path, head: bytes) -> Any:
+    # Trainers name safetensors .bin too. After eight bytes of length comes JSON.
+    if head[8:9] == b"{" or path.suffix == SAFETENSORS:
         try:
             import safetensors.torch
         except ImportError as error:
@@ -179,12 +181,12 @@ def _state_dicts(content: Any, path: Path) -> list[tuple[str, Mapping[str, Tenso
         raise InputError(f"{path}: holds {type(content).__name__}, not a dictionary of weights; {_RESAVE}")
     inner = {name: value for name, value in _inner(content) if _is_state_dict(value)}
     usual = next((name for name in WRAPPERS if isinstance(content.get(name), dict)), None)
-    if usual is not None:
+    if usual is not None and not any(name.startswith(f"{usual}.") for name in inner):
         inner = {usual: content[usual], **inner}
     elif not inner or any(isinstance(value, Tensor) for value in content.values()):
         inner = {"": content}
     else:
-        inner = dict(sorted(inner.items(), key=lambda pair: -len(pair[1])))
+        inner = dict(sorted(inner.items(), key=lambda pair: (not is_usual(pair[0]), -len(pair[1]))))
     first = next(iter(inner.values()))
     others = [key for key, value in first.items() if not (isinstance(key, str) and isinstance(value, Tensor))]
     if len(others) == len(first):
@@ -194,6 +196,11 @@ def _state_dicts(content: Any, path: Path) -> list[tuple[str, Mapping[str, Tenso
         kind = type(first[others[0]]).__name__
         raise InputError(f"{path}: {shortened(repr(others[0]))} holds {kind}, not a named weight; {_RESAVE}")
     return list(inner.items())
+
+
+def is_usual(name: str) -> bool:
+    """True if the last part of a state dict's name is one of WRAPPERS."""
+    return name.rpartition(".")[2] in WRAPPERS
 
 
 def _inner(content: Mapping[Any, Any], above: str = "", depth: int = 3) -> Iterator[tuple[str, Any]]:

@@ -92,13 +92,16 @@ def test_the_map_is_of_the_patches(arranged: str, kind: type[Clip]) -> None:
     arrange, first = ARRANGED[arranged]
     model, x = spread(kind(arrange)), images(2)
     found = explain(model, x, 2, target="fake").maps["2"].signed
+    torch.testing.assert_close(found, by_hand(model, x, first), rtol=1e-4, atol=1e-5)
+
+
+def by_hand(model: Clip, x: Tensor, first: int) -> Tensor:
     kept: dict[str, Tensor] = {}
     handle = model.norm_of(2).register_forward_hook(lambda m, i, output: kept.update(A=output))
     gradient = torch.autograd.grad(model(x)[:, 1].sum(), kept["A"])[0]
     handle.remove()
     A, G = (part[:, first : first + PATCHES] for part in (kept["A"].detach(), gradient))
-    wanted = (A * G.mean(dim=1, keepdim=True)).sum(dim=2).unflatten(1, (4, 4))
-    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+    return (A * G.mean(dim=1, keepdim=True)).sum(dim=2).unflatten(1, (4, 4))
 
 
 ELSEWHERE: dict[str, Arrange] = {
@@ -116,3 +119,24 @@ ELSEWHERE: dict[str, Arrange] = {
 def test_tokens_that_lie_otherwise_are_refused(arranged: str, kind: type[Clip]) -> None:
     with pytest.raises(InputError, match="say by token_grid of a detector how they lie"):
         explain(spread(kind(ELSEWHERE[arranged])), images(2), 2, target="fake")
+
+
+class Mirrored(Clip):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.flip(-1))
+
+
+def before_all(module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+    return (inputs[0].flip(-1) * 0.5,)
+
+
+@pytest.mark.parametrize("arranged", ["one in front", "one behind", "six in front"])
+@pytest.mark.parametrize("how", ["its own code", "a hook"])
+def test_a_mirrored_image_is_said(how: str, arranged: str) -> None:
+    arrange, first = ARRANGED[arranged]
+    model = spread((Mirrored if how == "its own code" else Clip)(arrange))
+    if how != "its own code":
+        model.register_forward_pre_hook(before_all)  # type: ignore[arg-type]  # returns the inputs' tuple
+    with pytest.warns(UserWarning, match="reads each image mirrored"):
+        found = explain(model, images(2), 2, target="fake").maps["2"].signed
+    torch.testing.assert_close(found, by_hand(model, images(2), first), rtol=1e-4, atol=1e-5)

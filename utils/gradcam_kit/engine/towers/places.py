@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -14,6 +15,11 @@ from ...base.threads import in_this_thread
 from .family import SAY_WHERE, Grid
 from .tower import Tower
 
+MIRRORED = (
+    "the network reads each image mirrored (left and right exchanged, by a hook or its own code): its maps lie on the"
+    " mirrored image; explain images.flip(-1) to see them where they belong"
+)
+
 
 class _Seen(BaseException):
     """Ends a forward pass early; not an Exception, so that no `except Exception` in the model's code catches it."""
@@ -23,8 +29,8 @@ def places_of_patches(tower: Tower, run: Callable[[Tensor], Any], images: Tensor
     """Count the tokens before and after the patches of `grid` in the first block's input, by forward passes.
 
     It changes three corners of the grid in copies of `images` (B, 3, H, W). The three tokens that change most must lie
-    as far apart as patches in row order do. Returns None if it sees no tokens, or if many change because the network
-    mixes the whole image before its first block.
+    as far apart as patches in row order do; it warns if they do so in a mirrored image. Returns None if it sees no
+    tokens, or if many change because the network mixes the whole image before its first block.
 
     Raises InputError if few change but lie elsewhere: their map would not be a map of the image.
     """
@@ -51,6 +57,10 @@ def places_of_patches(tower: Tower, run: Callable[[Tensor], Any], images: Tensor
     most = sorted(moved.topk(len(corners)).indices.tolist())
     if [place - most[0] for place in most] == corners and bool(moved[most].gt(0).all()):
         return most[0], tokens.shape[1] - 1 - most[-1]
+    mirrored = sorted({0, grid.columns - 1, last - grid.columns + 1})
+    if [place - most[0] for place in most] == mirrored and bool(moved[most].gt(0).all()):
+        warnings.warn(MIRRORED, stacklevel=2)
+        return most[0], tokens.shape[1] - 1 - last - most[0]
     if 0 < int(moved.gt(0).sum()) <= len(corners):
         raise InputError(
             f"layer {block!r}: the image's first patch, the last of its row and the last of all are tokens {most} of"

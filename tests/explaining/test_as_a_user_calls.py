@@ -197,7 +197,27 @@ class AcrossImages(nn.Module):
         return x + ((flat @ flat.T).softmax(dim=1) @ flat).view_as(x) * 9
 
 
+class Weighed(nn.Module):
+    """Each image counts by its share of the batch."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * x.mean(dim=(1, 2, 3)).softmax(dim=0)[:, None, None, None]
+
+
+class Rolled(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + x.roll(1, 0)
+
+
+class Picked(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x - 0.1 * x[torch.arange(len(x) - 1, -1, -1)]
+
+
 MIXING: dict[str, Callable[[], nn.Module]] = {
+    "shares": Weighed,
+    "rolled": Rolled,
+    "picked": Picked,
     "no running statistics": lambda: nn.BatchNorm2d(8, track_running_stats=False),
     "functional": OfTheBatch,
     "centred": Centred,
@@ -205,8 +225,9 @@ MIXING: dict[str, Callable[[], nn.Module]] = {
 }
 
 
+@pytest.mark.parametrize("first", ["a batch", "one image", "its layer is found"])
 @pytest.mark.parametrize("mixing", MIXING)
-def test_a_map_of_all_images_is_said_once(mixing: str) -> None:
+def test_a_map_of_all_images_is_said_once(mixing: str, first: str) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(
         nn.Conv2d(3, 8, 3, padding=1),
@@ -216,12 +237,25 @@ def test_a_map_of_all_images_is_said_once(mixing: str) -> None:
         nn.Flatten(),
         nn.Linear(8, 2),
     ).eval()
+    layer = "2" if first == "a batch" else None  # none named: a pass of one image looks for it
+    if first == "one image":
+        explain(model, images(1, pixels=24), "2")
     with pytest.warns(UserWarning, match="different scores in different batches"):
-        explain(model, images(3, pixels=24), "2")
+        explain(model, images(3, pixels=24), layer)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         explain(model, images(3, pixels=24), "2")
         explain(tiny_detector(), {"image": images(3)}, LAST)
+
+
+@pytest.mark.parametrize("norm", [nn.InstanceNorm2d(8), nn.GroupNorm(2, 8), nn.BatchNorm2d(8), nn.Softmax(dim=1)])
+def test_what_keeps_images_apart_is_not_spoken_of(norm: nn.Module) -> None:
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), norm, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2)
+    ).train()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        explain(model, images(3, pixels=24))
 
 
 def test_an_image_alone_is_not_spoken_of() -> None:

@@ -39,6 +39,7 @@ def frozen_for_explaining(model: nn.Module, structure: Structure | None = None) 
     if structure.usable is not parameters:
         _refuse_unusable(model, modules, parameters)
         structure.usable = parameters
+    _refuse_open_pass(structure.sharded)
     on_cuda = torch.cuda.is_initialized()
     devices = {parameter.device for parameter in parameters if parameter.is_cuda} if on_cuda else ()
     with _one_at_a_time, torch.random.fork_rng(devices=sorted(devices, key=str)):
@@ -83,6 +84,16 @@ def _refuse_unusable(model: nn.Module, modules: Sequence[nn.Module], parameters:
             f"{type(model).__name__} has {len(on_meta)} weights without data, on the meta device ({name}): load its"
             " weights first"
         )
+
+
+def _refuse_open_pass(sharded: Iterable[nn.Module]) -> None:
+    """Raise InputError if FullyShardedDataParallel waits for the backward pass of an earlier forward pass."""
+    for module in sharded:
+        if hasattr(getattr(getattr(module, "_handle", None), "flat_param", None), "_post_backward_hook_state"):
+            raise InputError(
+                "a forward pass of FullyShardedDataParallel waits for its backward(): explain after backward(), or run"
+                " that pass under torch.no_grad(); fully_shard has no such limit"
+            )
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from ..base.allowed import TRANSPLANT
 from ..base.errors import InputError
 from ..engine.checks import Checks
+from ..engine.frozen import frozen_for_explaining
 from ..engine.hooks import NotOneToken
 from ..engine.maps import LayerMaps, refuse_non_finite
 from ..engine.real.contrast import CONTRASTS
@@ -136,14 +137,14 @@ def _explained(subject: Subject, batch: Batch, asked: BatchRequest, checks: Chec
 
 
 def _note_mixing(subject: Subject, images: Tensor, logits: Tensor, checks: Checks) -> None:
-    """Warn if a model's scores for an image depend on the rest of the batch."""
-    others = torch.cat([images[:1], -images[1:].flip(-1)])
+    """Warn if a model's scores for an image depend on the rest of the batch: they change, or have a gradient there."""
+    beside = torch.cat([images[:1], -images[1:2].flip(-1)])
 
     def beside_another() -> Tensor:
-        return subject.logits(others)[0]
+        return subject.logits(beside)[0]
 
     def tell(differs: Tensor) -> None:
-        if differs and torch.equal(beside_another(), beside_another()):  # otherwise it is random for any neighbour
+        if differs[1] or (differs[0] and torch.equal(beside_another(), beside_another())):  # else random for any
             norms = [name for name, one in subject.tower.model.named_modules() if isinstance(one, _NormBase)]
             here = [name for name in norms if subject.tower.model.get_submodule(name).running_mean is None]
             why = f", by the batch's own mean in {here[0]} (track_running_stats=False)" if here else ""
@@ -154,9 +155,20 @@ def _note_mixing(subject: Subject, images: Tensor, logits: Tensor, checks: Check
             )
 
     exact = torch.promote_types(logits.dtype, torch.float32)
-    usual, again = logits[0].to(exact), beside_another().to(exact)
+    usual, (again, reaches) = logits[0].to(exact), _reach_of_first(subject, beside)
     allowed = MIXED.get(logits.dtype, 1e-3) * usual.abs().max()
-    checks.add((usual - again).abs().max() > allowed, tell)
+    checks.add(torch.stack([(usual - again.to(exact)).abs().max() > allowed, reaches]), tell)
+
+
+def _reach_of_first(subject: Subject, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the first image's logits (K,), and whether they have a gradient at the other images."""
+    with frozen_for_explaining(subject.tower.model, subject.tower.structure):
+        leaf = images.detach().clone().requires_grad_()
+        head = subject.head._replace(batch=len(images))
+        first = head.read(subject.run({"image": leaf.clone()}))[0]["cls"][0]
+        found = torch.autograd.grad(first.sum(), leaf, allow_unused=True)[0] if first.requires_grad else None
+    size = images.new_zeros(len(images)) if found is None else found.flatten(1).abs().amax(dim=1)
+    return first.detach(), (size[1:] > 1e-4 * size[0]).any()
 
 
 def both_classes(fake: Explanation, real: Explanation) -> dict[str, Any]:

@@ -54,6 +54,7 @@ OVER_AXES = {
     "mean", "sum", "std", "var", "var_mean", "std_mean", "amax", "amin", "max", "min", "median", "softmax",
     "log_softmax", "logsumexp", "norm", "vector_norm", "cumsum", "sort", "argsort", "topk",
 }  # fmt: skip
+REORDERS = {"roll", "flip", "index_select"}  # the images, or the places of each
 SCALED = {
     "mul", "__mul__", "__rmul__", "mul_", "div", "__truediv__", "add", "__add__", "__radd__", "add_", "sub", "__sub__",
     "mean", "sum", "avg_pool2d", "adaptive_avg_pool2d",
@@ -130,6 +131,8 @@ class Followed(TorchFunctionMode):
             return bool(kwargs.get("training", args[5] if len(args) > 5 else False))
         if not isinstance(read, Tensor) or read.ndim == 0 or read.shape[0] != self.images:
             return False
+        if name in REORDERS or (name == "__getitem__" and isinstance(args[1], Tensor)):
+            return True
         if name in OVER_AXES:
             dims = kwargs.get("dim", args[1] if len(args) > 1 else None)
             dims = dims if isinstance(dims, (tuple, list)) else [dims]
@@ -196,7 +199,7 @@ class Reading:
 
     def __init__(self) -> None:
         self.known: bool | None = None  # whether the outputs are logits
-        self.may_mix = False  # whether anything was computed across the images of a batch
+        self.may_mix: bool | None = None  # whether anything was computed across images; None before several were
 
     def output(self, predict: Callable[[Tensor], Any], images: Tensor, name: str) -> Any:
         """Return the model's output for B `images` by `predict`; for probabilities, with the logits under "cls".
@@ -204,11 +207,14 @@ class Reading:
         Warns once if they are probabilities. Raises InputError if they must be probabilities but their logits were not
         found. `name`: the model's, for errors.
         """
-        if self.known:
+        alone = len(images) == 1
+        if self.known and (alone or self.may_mix is not None):
             return predict(images)
         with Followed(len(images)) as followed:
             output = predict(images)
-        self.may_mix |= followed.over_images
+        self.may_mix = self.may_mix if alone else followed.over_images or bool(self.may_mix)
+        if self.known:
+            return output
         values = output_logits(output)
         if not isinstance(values, Tensor) or not values.is_floating_point() or not values.numel():
             return output

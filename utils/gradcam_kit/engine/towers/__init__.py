@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
+import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -38,8 +39,9 @@ def find_tower(model: nn.Module, layers: Sequence[str] = ()) -> nn.Module:
     """Find the tower inside `model`, or `model` itself; the outermost if towers are nested.
 
     If there are several side by side, it is the one that contains `layers`, given by their full paths. Raises
-    InputError if there is no tower, or if the choice is unclear.
+    InputError if there is no tower, if the choice is unclear, and for TorchScript.
     """
+    _refuse_scripted(model)
     for family in FAMILIES:
         found: dict[str, nn.Module] = {}
         for name, module in model.named_modules():
@@ -59,6 +61,17 @@ def find_tower(model: nn.Module, layers: Sequence[str] = ()) -> nn.Module:
         if found:
             return unwrapped(next(iter(found.values())))
     raise _unknown_tower(model)
+
+
+def _refuse_scripted(model: nn.Module) -> None:
+    """Raise InputError for a network in TorchScript: what runs inside it calls no hooks."""
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule) and (not name or next(module.children(), None) is not None):
+            what = f"{name} of {type(model).__name__}" if name else "the model"
+            raise InputError(
+                f"{what} is TorchScript, whose layers cannot be read: explain the Python model that it was made from,"
+                " with its state_dict() as weights"
+            )
 
 
 def is_clear(model: nn.Module) -> bool:

@@ -21,8 +21,8 @@ T = TypeVar("T")
 class Structure:
     """The modules of a model, each once, and what each held under which name. Comparing needs no walk of the model.
 
-    `compiled`: the parts made by `torch.compile`: holder, name, part. `usable`: the list of `parameters` that was
-    checked to be fit for gradients.
+    `compiled`: the parts made by `torch.compile`: holder, name, part. `sharded`: the FullyShardedDataParallel inside.
+    `usable`: the list of `parameters` that was checked to be fit for gradients.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -34,6 +34,7 @@ class Structure:
             for name, child in module._modules.items()
             if child is not None and "_orig_mod" in child._modules
         ]
+        self.sharded = [module for module in self.modules if type(module).__name__ == "FullyShardedDataParallel"]
         self.usable: list[nn.Parameter] | None = None
         self._held: list[nn.Parameter | None] = []
         self._parameters: list[nn.Parameter] = []

@@ -41,12 +41,17 @@ def blocks_and_root(model: Plain, **how: bool) -> nn.Module:
     return model
 
 
+def compiled(model: Plain) -> nn.Module:
+    found: nn.Module = torch.compile(blocks_and_root(model), backend="eager")  # type: ignore[assignment]  # a module
+    return found
+
+
 SHARDED: dict[str, Callable[[Plain], nn.Module]] = {
     "blocks and root": blocks_and_root,
     "kept after the pass": lambda model: blocks_and_root(model, reshard_after_forward=False),
     "root": lambda model: fsdp.fully_shard(model),
     "tower": lambda model: (fsdp.fully_shard(model.tower), model)[1],
-    "compiled": lambda model: torch.compile(blocks_and_root(model), backend="eager"),
+    "compiled": compiled,
     "FSDP1": lambda model: fsdp.FullyShardedDataParallel(model, device_id=torch.device("cpu")),
     "FSDP1, own parameters": lambda model: fsdp.FullyShardedDataParallel(
         model, use_orig_params=True, device_id=torch.device("cpu")

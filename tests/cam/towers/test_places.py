@@ -136,7 +136,7 @@ def test_a_mirrored_image_is_said(how: str, arranged: str) -> None:
     arrange, first = ARRANGED[arranged]
     model = spread((Mirrored if how == "its own code" else Clip)(arrange))
     if how != "its own code":
-        model.register_forward_pre_hook(before_all)  # type: ignore[arg-type]  # returns the inputs' tuple
+        model.register_forward_pre_hook(before_all)
     with pytest.warns(UserWarning, match="reads each image mirrored"):
         found = explain(model, images(2), 2, target="fake").maps["2"].signed
     torch.testing.assert_close(found, by_hand(model, images(2), first), rtol=1e-4, atol=1e-5)

@@ -285,6 +285,18 @@ def test_a_network_with_gates_has_finer_candidates_with_constant_gates() -> None
     assert {one.layer for one in candidates if one.backward == "balanced"} == {"stages.1", "stages.0", "stem"}
 
 
+@pytest.mark.parametrize(
+    ("named", "rules"),
+    [(Recipe.open(), ["both", "plain", "balanced"]), (Recipe("auto", "auto", "auto", "balanced"), ["balanced"])],
+)
+def test_contrast_is_tried_by_every_backward_rule(
+    model: CLIPDetectorWithGradCAM, named: Recipe, rules: list[str]
+) -> None:
+    candidates = model.as_subject().candidates(named, bank=True)
+    assert candidates[0] == Recipe("contrast", "scaled", "residual", rules[0])
+    assert [one.backward for one in candidates if one.method == "contrast"] == rules
+
+
 def test_the_passes_that_are_announced_are_those_that_are_made(model: CLIPDetectorWithGradCAM) -> None:
     made: list[list[Recipe]] = []
 

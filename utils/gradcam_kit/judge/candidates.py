@@ -99,7 +99,7 @@ def _at_each(named: Recipe, attention: bool, balanced: bool, bank: bool) -> list
 def _contrasts(blocks: Sequence[str], balanced: bool, maps: MapLayers) -> list[Recipe]:
     """List contrast maps: of every third block, or of each grid of a convolutional network."""
     layers = [SCALED] if blocks else maps.names
-    rules = [BOTH, PLAIN] if blocks and balanced else [PLAIN]
+    rules = [BOTH, PLAIN, BALANCED] if blocks and balanced else [PLAIN]
     return [Recipe(method, layer, backward=rule) for method in CONTRASTS for rule in rules for layer in layers]
 
 

@@ -94,8 +94,8 @@ def test_the_maps_that_the_demo_draws_point_into_the_forgery(
     detected = np.flatnonzero(test_set.fake & (prob_fake > 0.5))[::3]
     masks = np.stack([test_set.mask(int(i)) for i in detected])
     maps = embedded.model.generate_gradcam({"image": embedded.normalise(test_set.pixels[detected])}, target="fake")
-    assert list(maps) == ["scaled"]
+    assert list(maps) == ["sum"]
     for layer, heat in maps.items():
         hottest = heat.numpy().reshape(len(detected), -1).argmax(axis=1)
         hits = masks.reshape(len(detected), -1)[np.arange(len(detected)), hottest]
-        assert hits.mean() >= 0.9, layer
+        assert hits.mean() >= 0.95, layer

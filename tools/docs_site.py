@@ -43,15 +43,14 @@ def _placed(file: File, name: str) -> File:
 
 
 def reference() -> str:
-    """One entry for each name of the public face, in the order of its `__all__`."""
-    return "\n".join([HEAD, *(f"::: utils.gradcam_kit.face.{name}\n" for name in public_names())])
+    """One entry for each name of the public face, in the order of its table."""
+    return "\n".join([HEAD, *(f"::: utils.gradcam_kit.{name}\n" for name in public_names())])
 
 
 def public_names() -> list[str]:
-    tree = ast.parse((ROOT / "utils" / "gradcam_kit" / "face.py").read_text(encoding="utf-8"))
-    values = [
-        node.value
-        for node in tree.body
-        if isinstance(node, ast.Assign) and [ast.unparse(target) for target in node.targets] == ["__all__"]
-    ]
-    return list(ast.literal_eval(values[0]))
+    """Read them from the text, because a site is built without torch."""
+    tree = ast.parse((ROOT / "utils" / "gradcam_kit" / "__init__.py").read_text(encoding="utf-8"))
+    table = next(
+        node.value for node in tree.body if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "PLACES"
+    )
+    return list(ast.literal_eval(table))

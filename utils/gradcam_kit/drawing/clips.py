@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import cv2
@@ -15,19 +15,7 @@ from torch import Tensor
 from ..engine.clips.grid import steps_of
 from ..engine.clips.maps import ClipMaps
 from ..engine.maps import LayerMaps
-from .overlays import (
-    GREY,
-    INK,
-    NONE_DENIED,
-    PAPER,
-    WARNING,
-    Denied,
-    LayerImage,
-    overlay,
-    signed_overlay,
-    text_line,
-    unseen_in_grey,
-)
+from .overlays import INK, NONE_DENIED, PAPER, WARNING, Denied, LayerImage, drawn_over, signed_shares, text_line
 
 SIDE = 112  # maximum pixels per side of a frame in a mosaic
 HOTTEST = 3  # frames in a strip that get a red border
@@ -112,18 +100,13 @@ def _drawn(name: str, clips: Tensor, maps: ClipMaps, how: tuple[str, bool], deni
     colormap, signed = how
     count, frames = clips.shape[:2]
     pixels = clips.to(maps.raw.device).flatten(0, 1)
-    if signed:
-        shares = _signed_shares(maps, frames)
-        over, drawn_empty = signed_overlay(pixels, shares.flatten(0, 1)), ~shares.flatten(1).any(dim=1)
-    else:
-        over = overlay(pixels, maps.normalised.flatten(0, 1), maps.empty.repeat_interleave(frames), colormap)
-        drawn_empty = maps.empty
-    if any(denied):
-        which = torch.tensor(denied, device=over.device).repeat_interleave(frames)
-        grey = maps.normalised.flatten(0, 1)[which]
-        over[which] = overlay(pixels[which], grey, maps.empty.repeat_interleave(frames)[which], GREY)
-    over = unseen_in_grey(over, maps.canvas.seen).unflatten(0, (count, frames)).cpu()
     steps = steps_of(maps.times, frames)
+    shares = signed_shares(maps)[:, steps.to(pixels.device)] if signed else None
+    drawn_empty = maps.empty if shares is None else ~shares.flatten(1).any(dim=1)
+    of_frames = replace(maps, normalised=maps.normalised.flatten(0, 1), empty=maps.empty.repeat_interleave(frames))
+    on_frames = None if shares is None else shares.flatten(0, 1)
+    over = drawn_over(pixels, of_frames, on_frames, colormap, [one for one in denied for _ in range(frames)])
+    over = over.unflatten(0, (count, frames)).cpu()
     cells = torch.stack([of.float().cpu() for of in (maps.raw, maps.signed)], dim=1).numpy()
     raw, sign = (mosaic(of.float().cpu()[:, steps]).numpy() for of in (maps.raw, maps.signed))
     pictures, time = mosaic(shrink(over)).numpy(), maps.time.float().cpu().numpy()
@@ -143,15 +126,6 @@ def _drawn(name: str, clips: Tensor, maps: ClipMaps, how: tuple[str, bool], deni
         )
         for i in range(count)
     ]
-
-
-def _signed_shares(maps: ClipMaps, frames: int) -> Tensor:
-    """Scale signed maps to (B, T, H, W) in [-1, 1] by each clip's largest magnitude; an artefact is zero."""
-    largest = maps.signed.abs().flatten(1).amax(dim=1)[:, None, None, None]
-    shares = maps.signed / torch.where(largest > 0, largest, torch.ones_like(largest))
-    shares = torch.where(maps.artefact[:, None, None, None], torch.zeros_like(shares), shares)
-    seen = maps.canvas.pad(maps.canvas.stretch(shares.flatten(0, 1))).unflatten(0, shares.shape[:2]).float()
-    return seen[:, steps_of(maps.times, frames).to(seen.device)]
 
 
 # ---------------------------------------------------------------------------------------------------------- the strip

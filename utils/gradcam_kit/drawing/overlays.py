@@ -244,17 +244,25 @@ class DrawnLayers:
 
 def _draw(images: Tensor, maps: LayerMaps, colormap: str, signed: bool, denied: Sequence[bool]) -> list[Tensor]:
     """Return the tensors ARRAYS and FLAGS of the whole batch."""
-    if signed:
-        shares = scaled(maps.signed, maps.canvas)
-        shares = torch.where(maps.artefact[:, None, None], torch.zeros_like(shares), shares)
-        drawn, drawn_empty = signed_overlay(images, shares), ~shares.flatten(1).any(dim=1)
-    else:
-        drawn, drawn_empty = overlay(images, maps.normalised, maps.empty, colormap), maps.empty
+    shares = signed_shares(maps) if signed else None
+    drawn = drawn_over(images, maps, shares, colormap, denied)
+    drawn_empty = maps.empty if shares is None else ~shares.flatten(1).any(dim=1)
+    return [drawn, maps.raw.float(), maps.signed.float(), maps.empty, drawn_empty, maps.artefact]
+
+
+def signed_shares(maps: LayerMaps) -> Tensor:
+    """Scale signed maps to the image's size, in [-1, 1]; an artefact is zero."""
+    shares = scaled(maps.signed, maps.canvas)
+    return shares.masked_fill(maps.artefact.view(-1, *[1] * (shares.ndim - 1)), 0)
+
+
+def drawn_over(images: Tensor, maps: LayerMaps, shares: Tensor | None, colormap: str, denied: Sequence[bool]) -> Tensor:
+    """Draw the normalised maps, or signed `shares` (B, H, W), over images (B, 3, H, W): (B, H, W, 3) uint8 RGB."""
+    drawn = overlay(images, maps.normalised, maps.empty, colormap) if shares is None else signed_overlay(images, shares)
     if any(denied):
         which = torch.tensor(denied, device=drawn.device)
         drawn[which] = overlay(images[which], maps.normalised[which], maps.empty[which], GREY)
-    drawn = unseen_in_grey(drawn, maps.canvas.seen)
-    return [drawn, maps.raw.float(), maps.signed.float(), maps.empty, drawn_empty, maps.artefact]
+    return unseen_in_grey(drawn, maps.canvas.seen)
 
 
 def panels(image: np.ndarray, layers: Sequence[LayerImage]) -> Panels:

@@ -12,13 +12,13 @@ MLPs, a norm that the balanced rules do not know.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ..base.threads import in_this_thread
+from ..base.threads import hooked
 from .backward import Activations
 from .layers import Site
 
@@ -71,7 +71,7 @@ def scaled_biases(modules: Iterable[nn.Module], read: Mapping[int, object]) -> I
     """
     scales: dict[int, Tensor] = {}
 
-    def hook(module: nn.Module, inputs: Any, output: Any) -> Tensor | None:
+    def scale_bias(key: str, module: nn.Module, inputs: Any, output: Any) -> Tensor | None:
         # The score does not depend linearly on tensors without gradient: queries, keys, all before the first site.
         if not isinstance(output, Tensor) or not output.requires_grad:
             return None
@@ -84,9 +84,7 @@ def scaled_biases(modules: Iterable[nn.Module], read: Mapping[int, object]) -> I
         added = (scale - scale.detach()).view(-1, *[1] * (output.ndim - 1)) * _bias(module, output)
         return output + added.to(output.dtype)
 
-    with ExitStack() as hooks:
-        for module in modules:
-            hooks.callback(module.register_forward_hook(in_this_thread(hook)).remove)
+    with hooked((("", module) for module in modules), scale_bias):
         yield scales
 
 

@@ -54,9 +54,13 @@ class Canvas(NamedTuple):
         return min(self.size[0], self.spanned[0]), min(self.size[1], self.spanned[1])
 
     def stretch(self, maps: Tensor) -> Tensor:
-        """Resize (B, h, w) to (B, *seen), bilinear with half-pixel centres, so that each value stays on its patch."""
-        spanned = F.interpolate(maps.unsqueeze(1), size=self.spanned, mode="bilinear", align_corners=False).squeeze(1)
-        return spanned[:, : self.seen[0], : self.seen[1]]
+        """Resize (B, h, w) to (B, *seen), bilinear with half-pixel centres, so that each value stays on its patch.
+
+        In a clip's map (B, t, h, w), each step by itself.
+        """
+        as_images = maps.flatten(0, -3).unsqueeze(1)
+        spanned = F.interpolate(as_images, size=self.spanned, mode="bilinear", align_corners=False).squeeze(1)
+        return spanned[:, : self.seen[0], : self.seen[1]].unflatten(0, maps.shape[:-2])
 
     def pad(self, seen: Tensor) -> Tensor:
         """Pad (B, *seen) to (B, H, W) with zeros where the network sees nothing."""
@@ -263,19 +267,19 @@ def normalise(raw: Tensor, size: Size) -> Tensor:
     """(B, h, w) ≥ 0 → (B, H, W) float32 in [0, 1]: bilinear (half-pixel centres), then (M - min) / (max - min).
 
     Per image, over what the network has seen of it; the rest is zero. A map without range (all zero or, within
-    rounding, constant) becomes all zero.
+    rounding, constant) becomes all zero. A clip's map (B, t, h, w) has one range.
     """
     return _stretched(raw, size)[0]
 
 
 def _stretched(raw: Tensor, size: Size) -> tuple[Tensor, Tensor]:
     """Return the maps of `normalise`, and for each image whether its map has no range, (B,) bool."""
-    canvas = _canvas(size)
-    peak = raw.amax(dim=(1, 2), keepdim=True)
+    canvas, axes = _canvas(size), tuple(range(1, raw.ndim))
+    peak = raw.amax(dim=axes, keepdim=True)
     # As shares of the peak: values of 1e-40 or 1e38 cannot be interpolated.
     resized = canvas.stretch(raw / peak.masked_fill(peak <= 0, 1))
     # aminmax along an axis is ten times slower on a CPU
-    lowest, highest = resized.amin(dim=(1, 2), keepdim=True), resized.amax(dim=(1, 2), keepdim=True)
+    lowest, highest = resized.amin(dim=axes, keepdim=True), resized.amax(dim=axes, keepdim=True)
     span = highest - lowest
     constant = span <= FLAT
     stretched = (resized - lowest).div_(span.masked_fill_(constant, 1)).masked_fill_(constant, 0)
@@ -303,13 +307,16 @@ def fused(layers: Sequence[LayerMaps], size: Size) -> LayerMaps:
 
 
 def _but(without: Tensor, maps: Tensor) -> Tensor:
-    """Return `maps` (B, h, w) with zeros for the images where `without` (B,) is true."""
-    return torch.where(without[:, None, None], torch.zeros_like(maps), maps)
+    """Return `maps` (B, ...) with zeros for the images where `without` (B,) is true."""
+    return torch.where(without.view(-1, *[1] * (maps.ndim - 1)), torch.zeros_like(maps), maps)
 
 
 def scaled(signed: Tensor, size: Size) -> Tensor:
-    """Resize (B, h, w) to (B, H, W) float32 in [-1, 1]: each image over its largest magnitude; zero stays zero."""
-    largest = signed.abs().amax(dim=(1, 2), keepdim=True)
+    """Resize (B, h, w) to (B, H, W) float32 in [-1, 1]: each image over its largest magnitude; zero stays zero.
+
+    A clip's map (B, t, h, w) has one largest magnitude.
+    """
+    largest = signed.abs().amax(dim=tuple(range(1, signed.ndim)), keepdim=True)
     shares = signed / torch.where(largest > 0, largest, torch.ones_like(largest))
     canvas = _canvas(size)
     return canvas.pad(canvas.stretch(shares)).float()

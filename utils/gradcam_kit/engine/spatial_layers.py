@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ..base.errors import InputError
-from ..base.threads import in_this_thread
+from ..base.threads import hooked
 from .heads import ANY_MODEL
 from .towers.channel_axis import OFF, ChannelAxes, channels_first
 
@@ -67,27 +66,21 @@ def reached_outputs(tower: nn.Module, run: Callable[[], Any], axes: Sequence[int
     outputs: list[tuple[str, Tensor]] = []
     followed = ChannelAxes()
 
-    def note(name: str) -> Callable[..., Any]:
-        def hook(module: nn.Module, inputs: Any, output: Any) -> Any:
-            if not isinstance(output, Tensor) or output.ndim not in axes or not output.is_floating_point():
-                return None
-            if output.ndim == 4 and followed.axis_of(output, inputs[0] if inputs else None) == OFF:
-                return None
-            if output.requires_grad or not torch.is_grad_enabled():
-                outputs.append((name, output))
-                return None
-            leaf = output.detach().requires_grad_()  # weights are constant, so the graph starts here
-            outputs.append((name, leaf))
-            return leaf.clone()
+    def note(name: str, module: nn.Module, inputs: Any, output: Any) -> Any:
+        if not isinstance(output, Tensor) or output.ndim not in axes or not output.is_floating_point():
+            return None
+        if output.ndim == 4 and followed.axis_of(output, inputs[0] if inputs else None) == OFF:
+            return None
+        if output.requires_grad or not torch.is_grad_enabled():
+            outputs.append((name, output))
+            return None
+        leaf = output.detach().requires_grad_()  # weights are constant, so the graph starts here
+        outputs.append((name, leaf))
+        return leaf.clone()
 
-        return hook
-
-    with ExitStack() as hooks, torch.enable_grad():
-        for name, module in tower.named_modules():
-            if name:
-                hooks.callback(module.register_forward_hook(in_this_thread(note(name))).remove)
-        with followed:
-            result = run()
+    parts = [(name, module) for name, module in tower.named_modules() if name]
+    with hooked(parts, note), torch.enable_grad(), followed:
+        result = run()
     logits = result if isinstance(result, Tensor) else ANY_MODEL.read(result)[0]["cls"]
     found = [(name, output) for name, output in outputs if output.requires_grad]
     if outputs and not found:
@@ -110,15 +103,10 @@ def count_runs(modules: Mapping[str, nn.Module], forward: Callable[[], Any]) -> 
     """Count how often each of `modules` runs in a forward pass."""
     runs: Counter[str] = Counter()
 
-    def count(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, inputs: Sequence[Any], output: Any) -> None:
-            runs[name] += 1
+    def count(name: str, *given: Any) -> None:
+        runs[name] += 1
 
-        return hook
-
-    with ExitStack() as hooks, torch.no_grad():
-        for name, module in modules.items():
-            hooks.callback(module.register_forward_hook(in_this_thread(count(name))).remove)
+    with hooked(modules.items(), count), torch.no_grad():
         forward()
     return runs
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ..base.allowed import AUTO
-from ..base.threads import in_this_thread
+from ..base.threads import hooked
 from ..engine.attention import has_attention
 from ..engine.attention_methods import ATTENTION_METHODS
 from ..engine.backward import BALANCED, PLAIN, can_balance, gates_in
@@ -154,12 +152,9 @@ def map_layers(tower: nn.Module, default: str, run: Callable[[], object]) -> Map
             repeated.update([name] if name in sizes else [])
             sizes[name] = output.shape[2] * output.shape[3]
 
-    with ExitStack() as hooks, torch.no_grad():
-        for name, module in tower.named_modules():
-            if name:
-                hooks.callback(module.register_forward_hook(in_this_thread(partial(note, name))).remove)
-        with axes:
-            gates = gates_in(run)
+    parts = [(name, module) for name, module in tower.named_modules() if name]
+    with hooked(parts, note), torch.no_grad(), axes:
+        gates = gates_in(run)
     finer: dict[int, str] = {}
     for name, size in sizes.items():
         usable = size > sizes.get(default, size) and name not in repeated and not name.startswith(f"{default}.")

@@ -75,10 +75,6 @@ class ClipGrid:
         cut = tensor.unflatten(3, (across, self.columns)).unflatten(2, (down, self.rows))
         return cut.permute(0, 1, 2, 4, 3, 5).flatten(2, 3)
 
-    def step_of_frame(self) -> Tensor:
-        """Return the time step of each frame, the nearest one, (T,) int64."""
-        return steps_of(self.times, self.frames)
-
 
 def steps_of(times: int, frames: int) -> Tensor:
     """Return the time step, of `times`, that each frame belongs to, (frames,) int64. It does not interpolate."""

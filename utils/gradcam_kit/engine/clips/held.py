@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from ..frozen import replaced_forward
 from ..towers.attention import Handle, Held, HeldAttention
 
 
@@ -23,30 +24,22 @@ class ProjectedByWeight(HeldAttention):
     projections: tuple[nn.Module, ...]
 
     def constant_queries_and_keys(self, held: Held) -> list[Handle]:
-        weights = [projection.weight for projection in self.projections]
-        usual, thread = self.module.forward, threading.get_ident()
+        weights, thread = [projection.weight for projection in self.projections], threading.get_ident()
 
-        def run(*args: Any, **kwargs: Any) -> Any:
-            if threading.get_ident() != thread:
-                return usual(*args, **kwargs)
-            with _HeldLinear(held, weights):
+        def run(module: nn.Module, usual: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            with _HeldLinear(held, weights) if threading.get_ident() == thread else nullcontext():
                 return usual(*args, **kwargs)
 
-        before = vars(self.module).get("forward")
-        vars(self.module)["forward"] = run
-        return [_Undo(partial(_restore, self.module, before))]
+        replaced = _Replaced()
+        replaced.enter_context(replaced_forward([self.module], run))
+        return [replaced]
 
 
-@dataclass(frozen=True)
-class _Undo:
-    remove: Callable[[], None]
+class _Replaced(ExitStack):
+    """Replaced forward passes, undone like a hook."""
 
-
-def _restore(module: nn.Module, forward: Any) -> None:
-    if forward is None:
-        vars(module).pop("forward", None)
-    else:
-        vars(module)["forward"] = forward
+    def remove(self) -> None:
+        self.close()
 
 
 class _HeldLinear(TorchFunctionMode):

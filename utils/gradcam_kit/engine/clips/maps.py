@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -11,11 +10,11 @@ from torch import Tensor
 from ...base.allowed import CLIP_METHODS
 from ...base.errors import InputError
 from ..checks import Checks, read_at_once
-from ..maps import FLAT, Canvas, LayerMaps, refuse_non_finite, refuse_unreached
+from ..maps import Canvas, LayerMaps, refuse_non_finite, refuse_unreached
 from ..methods import DEFAULT_EPSILON, METHODS, cam_method, grad_cam, leftover
 from ..tokens import Tokens
 from ..towers import Grid
-from .grid import FRAMES, ClipGrid
+from .grid import FRAMES, ClipGrid, steps_of
 
 GRADCAM_3D = "gradcam3d"
 
@@ -35,37 +34,16 @@ class ClipMaps(LayerMaps):
     @classmethod
     def of_clip(cls, signed: Tensor, grid: ClipGrid, canvas: Canvas, leftover: Tensor | None = None) -> ClipMaps:
         """Build the maps of `signed` (B, t, h, w) on `grid`. `leftover`, same shape: bounds values that should be 0."""
-        raw = signed.relu()
-        artefact = torch.zeros(len(raw), dtype=torch.bool, device=raw.device)
-        if leftover is not None:
-            artefact = (signed.abs() <= leftover).flatten(1).all(dim=1) & signed.flatten(1).any(dim=1)
-        steps = grid.step_of_frame().to(raw.device)
-        normalised = normalised_clip(raw, steps, canvas)
-        normalised = torch.where(artefact[:, None, None, None], torch.zeros_like(normalised), normalised)
+        steps = steps_of(grid.times, grid.frames).to(signed.device)
+        of = LayerMaps.of(signed, signed.relu(), canvas, leftover)
         sums = signed.flatten(2).sum(dim=2)
         shared = sums / torch.bincount(steps, minlength=grid.times).clamp_min(1).to(sums)
-        empty = normalised.flatten(1).amax(dim=1) == 0
-        return cls(signed, raw, normalised, empty, artefact, canvas, shared[:, steps])
+        return cls(signed, of.raw, of.normalised[:, steps], of.empty, of.artefact, canvas, shared[:, steps])
 
     @property
     def times(self) -> int:
         """Return the layer's number of time steps."""
         return int(self.raw.shape[1])
-
-
-def normalised_clip(raw: Tensor, steps: Tensor, canvas: Canvas) -> Tensor:
-    """Normalise (B, t, h, w) ≥ 0 to (B, T, H, W) float32 in [0, 1], with one minimum and maximum per clip.
-
-    In space it works like `engine.maps.normalise`; in time, each frame gets the value of its step, `steps` (T,).
-    """
-    peak = raw.flatten(1).amax(dim=1)[:, None, None, None]
-    shares = raw / torch.where(peak > 0, peak, torch.ones_like(peak))
-    seen = canvas.stretch(shares.flatten(0, 1)).unflatten(0, raw.shape[:2])
-    lowest, highest = (end[:, None, None, None] for end in (seen.flatten(1).amin(dim=1), seen.flatten(1).amax(dim=1)))
-    constant = highest - lowest <= FLAT
-    spread = (seen - lowest) / torch.where(constant, torch.ones_like(highest), highest - lowest)
-    spread = torch.where(constant, torch.zeros_like(spread), spread).float()
-    return canvas.pad(spread.flatten(0, 1)).unflatten(0, raw.shape[:2])[:, steps]
 
 
 def check_clip_method(name: str) -> None:
@@ -120,12 +98,8 @@ def clip_maps(
     refuse_non_finite(signed, f"the map of layer {layer!r}", checks)
     with read_at_once(checks) as asked:
         reached = torch.stack([each.flatten(1).any(dim=1).any() for each in (G, tokens.G)])
-        asked.add(reached, partial(_refuse_unreached, layer))
+        asked.add(reached, lambda reached: refuse_unreached(layer, *reached.tolist()))
     return ClipMaps.of_clip(signed, grid, canvas, spare)
-
-
-def _refuse_unreached(layer: str, reached: Tensor) -> None:
-    refuse_unreached(layer, *reached.tolist())
 
 
 def share_of_frames(time: Tensor) -> Tensor:

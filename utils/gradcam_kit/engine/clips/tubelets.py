@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...base.threads import in_this_thread
+from ...base.threads import hooked
 from ..backward import BALANCED
 from ..layers import name_in_tower
 from ..recipe import RESIDUAL, Recipe
@@ -68,16 +68,9 @@ def of_frames(tokens: Tokens, grid: ClipGrid, projection: nn.Conv3d, read: Tenso
 def noted_inputs(module: nn.Module | None) -> Iterator[list[Tensor]]:
     """What `module` has read inside, one entry a run; none without a module."""
     found: list[Tensor] = []
-    if module is None:
-        yield found
-        return
 
-    def note(module: nn.Module, inputs: Any) -> None:
+    def note(key: str, module: nn.Module, inputs: Any) -> None:
         found.append(inputs[0].detach())
 
-    hook: Callable[..., None] = in_this_thread(note)
-    handle = module.register_forward_pre_hook(hook)
-    try:
+    with hooked([("", one) for one in (module,) if one is not None], note, before=True):
         yield found
-    finally:
-        handle.remove()

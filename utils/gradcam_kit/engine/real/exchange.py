@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ...base.threads import in_this_thread
+from ...base.threads import hooked, in_this_thread
 from ..frozen import frozen_for_explaining, replaced_forward
 from ..hooks import Tap
 from ..layers import LayerError, Site
@@ -130,14 +130,12 @@ def skippable(tower: Tower, block: str, run: Run) -> list[Skipped]:
     """Watch `run`, a forward pass; return the blocks before `block`, or none if any returns more than its tokens."""
     returned: dict[str, Any] = {}
     before = tower.blocks[: tower.blocks.index(block)]
-    with ExitStack() as stack:
-        for name in before:
-            hook = tower.named[name].register_forward_hook(
-                in_this_thread(lambda module, inputs, output, name=name: returned.__setitem__(name, output))
-            )
-            stack.callback(hook.remove)
-        stack.enter_context(frozen_for_explaining(tower.model, tower.structure))
-        stack.enter_context(torch.no_grad())
+
+    def note(name: str, module: nn.Module, inputs: Any, output: Any) -> None:
+        returned[name] = output
+
+    watched = hooked([(name, tower.named[name]) for name in before], note)
+    with watched, frozen_for_explaining(tower.model, tower.structure), torch.no_grad():
         run()
     found = []
     for name in before:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ...base.errors import InputError
-from ...base.threads import in_this_thread
+from ...base.threads import hooked
 from ...engine.frozen import frozen_for_explaining
 from .subject import ClipSubject
 
@@ -24,14 +23,12 @@ def frame_logits(subject: ClipSubject, clips: Tensor) -> Tensor:
     tower, outputs = subject.tower, list[Tensor]()
     count, frames = clips.shape[:2]
 
-    def note(module: nn.Module, inputs: Any, output: Any) -> None:
+    def note(key: str, module: nn.Module, inputs: Any, output: Any) -> None:
         if isinstance(output, Tensor) and len(output) == count * frames:
             outputs.append(output.detach().flatten(1))
 
-    with frozen_for_explaining(tower.model, tower.structure), torch.no_grad(), ExitStack() as hooks:
-        for module in tower.structure.modules:
-            if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d)):
-                hooks.callback(module.register_forward_hook(in_this_thread(note)).remove)
+    heads = [("", one) for one in tower.structure.modules if isinstance(one, (nn.Linear, nn.Conv1d, nn.Conv2d))]
+    with frozen_for_explaining(tower.model, tower.structure), torch.no_grad(), hooked(heads, note):
         prediction, _ = subject.head._replace(batch=count).read(subject.run({"image": clips}))
     logits = prediction["cls"]
     within = ALIKE * logits.abs().max()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from ...base.allowed import AUTO
 from ...base.errors import InputError
 from ...base.text import one_line
-from ...base.threads import in_this_thread
+from ...base.threads import hooked
 from ...engine.backward import BALANCED, PLAIN
 from ...engine.clips.families import KNOWN, channels_first, clip_grid, clip_tower_of, is_volumes, thumbnail_of
 from ...engine.clips.grid import ClipShape
@@ -125,12 +124,10 @@ def inputs_of(tower: Tower, blocks: Sequence[str], run: Callable[[], Any]) -> li
     """Return the input of each block in a forward pass."""
     found: list[tuple[str, Tensor]] = []
 
-    def note(name: str) -> Callable[..., None]:
-        return lambda module, inputs: found.append((name, inputs[0]))
+    def note(name: str, module: nn.Module, inputs: Any) -> None:
+        found.append((name, inputs[0]))
 
-    with ExitStack() as hooks, torch.no_grad():
-        for name in blocks:
-            hooks.callback(tower.named[name].register_forward_pre_hook(in_this_thread(note(name))).remove)
+    with hooked([(name, tower.named[name]) for name in blocks], note, before=True), torch.no_grad():
         run()
     return found
 

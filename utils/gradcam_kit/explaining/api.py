@@ -21,7 +21,7 @@ from .clips.choosing import choose_on_batches
 from .clips.one_pass import explain_clips
 from .clips.subject import clip_subject_of
 from .explanation import Explanation
-from .images import Batch, as_batch, as_batches, check_clips, check_images, check_shape
+from .images import Batch, are_clips, as_batch, as_batches, check_clips, check_images, check_shape
 from .mixin import GradCAMMixin, trial_target
 from .one_pass import BatchRequest, explain_batch
 from .real_tokens import tried, with_bank
@@ -105,7 +105,7 @@ def explain(
     if unknown:
         raise TypeError(f"explain() got an unexpected keyword argument {min(unknown)!r}")
     batch = as_batch(images, IMAGES)
-    if isinstance(batch["image"], Tensor) and batch["image"].ndim == 5:
+    if are_clips(batch["image"]):
         how = recipes, layers, method, options.get("site"), options.get("backward")
         return _explained_clips(model, batch, target, forward, how, options)
     check_shape(batch["image"], IMAGES)
@@ -192,7 +192,7 @@ def choose(
     if not batches:
         raise InputError("images is empty: give at least one batch")
     first = batches[0]["image"]
-    if isinstance(first, Tensor) and first.ndim == 5:
+    if are_clips(first):
         if bank is not None:
             raise InputError("bank is only for images: leave it out for clips")
         clips = clip_subject_of(model, first, forward, clip_layout)

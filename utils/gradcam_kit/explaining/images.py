@@ -69,6 +69,11 @@ def check_pixels(
         asked.add(torch.stack(images.detach().aminmax()), tell)
 
 
+def are_clips(images: Any) -> bool:
+    """True for clips (B, T, 3, H, W)."""
+    return isinstance(images, Tensor) and images.ndim == 5
+
+
 def check_clips(clips: Any, what: str) -> None:
     """Raise InputError unless `clips` is a batch of floating point clips (B, T, 3, H, W)."""
     if not isinstance(clips, Tensor) or clips.ndim != 5 or clips.shape[2] != 3 or not clips.is_floating_point():

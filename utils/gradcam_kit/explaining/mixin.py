@@ -26,11 +26,11 @@ from ..settings.config_values import GradCAMSettings, Section, clip_size_of, gra
 from .asking.drawn import DrawnMaps
 from .capture import Capture
 from .clips.choosing import choose_on_batches
-from .clips.one_pass import explain_clips
+from .clips.one_pass import explain_images_or_clips
 from .clips.subject import ClipSubject
 from .explanation import UNTRAINED, DrawStyle, Explanation
-from .images import Batch, as_batch, as_batches, check_images
-from .one_pass import IMAGE, BatchRequest, explain_batch
+from .images import Batch, are_clips, as_batch, as_batches, check_images
+from .one_pass import IMAGE, BatchRequest
 from .real_tokens import tried, with_bank
 from .subject import Subject, Weights
 
@@ -111,20 +111,11 @@ class GradCAMMixin(DrawnMaps):
         settings, tower, kind = self.gradcam, self.tower, type(self)
         plain = (kind.patch_grid, kind.token_grid) == (GradCAMMixin.patch_grid, GradCAMMixin.token_grid)
         return Subject(
-            tower=tower,
-            predict=self.evaluated,
-            reading=tower.once(Reading, Reading),
-            head=self.head_reader,
+            **self._fields_of_subject(tower),
             grid=tower.grid if plain else self.token_grid,
             states_tokens=kind.token_grid is not GradCAMMixin.token_grid,
-            noise=self.noise,
-            look=DrawStyle(settings.mean, settings.std, settings.colormap, settings.signed),
-            recipe=settings.recipe,
-            recipes=settings.recipes,
             is_default=settings.is_default,
             check_range=self._refuse_pixels,
-            target=settings.target,
-            pp_epsilon=settings.pp_epsilon,
             precision=settings.backward_precision,
             choice=self.gradcam_choice,
             bank=self.gradcam_bank,
@@ -137,18 +128,23 @@ class GradCAMMixin(DrawnMaps):
                 f"{type(self).__name__} reads images, not clips; give one batch of"
                 " frames (B, 3, H, W), for example clips.flatten(0, 1), or set video_mode and clip_size in its config"
             )
-        settings, tower = self.gradcam, clip_tower_of(self)
-        return ClipSubject(
-            tower=tower,
-            predict=self.evaluated,
-            reading=tower.once(Reading, Reading),
-            head=self.head_reader,
-            look=DrawStyle(settings.mean, settings.std, settings.colormap, settings.signed),
-            recipe=settings.recipe,
-            recipes=settings.recipes,
-            target=settings.target,
-            pp_epsilon=settings.pp_epsilon,
-        )
+        return ClipSubject(**self._fields_of_subject(clip_tower_of(self)))
+
+    def _fields_of_subject(self, tower: Tower) -> dict[str, Any]:
+        """Return the fields of `AnySubject`."""
+        settings = self.gradcam
+        return {
+            "tower": tower,
+            "predict": self.evaluated,
+            "reading": tower.once(Reading, Reading),
+            "head": self.head_reader,
+            "noise": self.noise,
+            "look": DrawStyle(settings.mean, settings.std, settings.colormap, settings.signed),
+            "recipe": settings.recipe,
+            "recipes": settings.recipes,
+            "target": settings.target,
+            "pp_epsilon": settings.pp_epsilon,
+        }
 
     def calibrate_gradcam(self, data_dicts: Any, images: int = DEFAULT_IMAGES, batch_size: int = 32) -> Choice:
         """Choose the map to draw by tests on images that the detector calls fake. Later calls use it.
@@ -170,13 +166,13 @@ class GradCAMMixin(DrawnMaps):
         if self.clip_size is not None:
             clips, batches = self.as_clip_subject(), list(map(as_batch, as_batches(data_dicts)))
             choice = choose_on_batches(clips, batches, target, (images, batch_size), self.gradcam_named())
-            self.set_gradcam_choice(choice)
-            return choice
-        margins = tried(self.as_subject(), in_batches(batch_size)).margins
-        given = trial_images(margins, map(_checked, as_batches(data_dicts)), images, target)
-        subject = with_bank(self.as_subject(), given)
-        self.gradcam_bank = subject.bank
-        choice = choose_map(tried(subject, in_batches(batch_size)), given, subject.candidates(), self.gradcam_named())
+        else:
+            in_parts = in_batches(batch_size)
+            margins = tried(self.as_subject(), in_parts).margins
+            given = trial_images(margins, map(_checked, as_batches(data_dicts)), images, target)
+            subject = with_bank(self.as_subject(), given)
+            self.gradcam_bank = subject.bank
+            choice = choose_map(tried(subject, in_parts), given, subject.candidates(), self.gradcam_named())
         self.set_gradcam_choice(choice)
         return choice
 
@@ -233,18 +229,10 @@ class GradCAMMixin(DrawnMaps):
             NonFiniteMapError: NaN or infinity in the maps or logits of some images.
         """
         batch = as_batch(data_dict)
-        if isinstance(batch["image"], Tensor) and batch["image"].ndim == 5:
-            clips = self.as_clip_subject()
-            wanted = clips.recipes_for(recipes, layers, method, site, backward)
-            of_clips = explain_clips(
-                clips, batch, BatchRequest(wanted, clips.target if target is None else target), IMAGE
-            )
-            return replace(of_clips, untrained=self.is_untrained())
-        subject = self.as_subject()
-        asked = subject.recipes_for(recipes, layers, method, site, backward)
-        target = subject.target if target is None else target
-        found = explain_batch(subject, batch, BatchRequest(asked, target, completeness), IMAGE)
-        return replace(found, untrained=self.is_untrained())
+        subject = self.as_clip_subject() if are_clips(batch["image"]) else self.as_subject()
+        wanted = subject.recipes_for(recipes, layers, method, site, backward)
+        asked = BatchRequest(wanted, subject.target if target is None else target, completeness)
+        return replace(explain_images_or_clips(subject, batch, asked, IMAGE), untrained=self.is_untrained())
 
     def capture(
         self,
@@ -279,9 +267,7 @@ class GradCAMMixin(DrawnMaps):
         """Tell whether the weights are still freshly initialised; warns once."""
         if self.weights_at_first is None:
             return False
-        tower = (
-            self.tower if self.clip_size is None else clip_tower_of(self)
-        )  # a network for clips has no tower for images
+        tower = self.tower if self.clip_size is None else clip_tower_of(self)  # a clip network has none for images
         if not self.weights_at_first.are_of(tower.structure.parameters()):
             self.weights_at_first = None
             return False

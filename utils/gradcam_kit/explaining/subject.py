@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -35,50 +35,32 @@ from .images import Batch
 from .precision import FP32
 
 SAMPLED = 16  # values per parameter that are compared to detect loading
+AnyOf = TypeVar("AnyOf", bound="AnySubject")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Subject:
-    """A model to explain. `subject_of` makes it; its tower, the costly part, is cached with the model.
+class AnySubject:
+    """A model of images or clips to explain. Its tower, the costly part, is cached with the model.
 
     Args:
         tower: defines the layers' names, see `Tower`; `tower.model` is the model.
         predict: a batch → the model's output, for `head` to read.
-        grid: height and width of an image → its patches; None for a convolutional network.
-        noise: returns a few images for a test pass.
+        noise: returns a few images, or clips, for a test pass.
         recipe: the recipe if a call names none; an open one is left to a trial.
         recipes: the recipes to draw if a call names none, if there are several.
-        is_default: no field of the recipe was named, not even "auto".
-        choice: how the map was chosen, if it was.
-        bank: tokens of images that the model calls real, if any.
-        check_range: receives the images' smallest and largest value, and may raise.
-        name: the detector's name in errors.
-        states_tokens: whether the detector's own code defines the grid of its tokens.
         reading: facts about the outputs of `predict`.
     """
 
     tower: Tower
     predict: Callable[[Batch], Any]
     head: HeadReader
-    grid: Callable[[int, int], Grid | None]
     noise: Callable[[], Tensor]
     look: DrawStyle = UNKNOWN_STYLE
     recipe: Recipe = field(default_factory=Recipe)
     recipes: tuple[Recipe, ...] = ()
     target: Target = "predicted"
     pp_epsilon: float = DEFAULT_EPSILON
-    precision: str = FP32
-    is_default: bool = False
-    choice: Choice | None = None
-    bank: TokenBank | None = None
-    check_range: Callable[[float, float], None] | None = None
-    name: str = ""
-    states_tokens: bool = False
     reading: Reading = field(default_factory=Reading)
-
-    def as_subject(self) -> Subject:
-        """Return itself."""
-        return self
 
     def run(self, batch: Batch) -> Any:
         """Run a forward pass. Return an output that `head` can read, with logits even for a model of probabilities."""
@@ -87,6 +69,75 @@ class Subject:
             return self.predict(batch if images is batch["image"] else {"image": images})
 
         return self.reading.output(predict, batch["image"], self.head.detector)
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Return the logits (N, K) of images (N, 3, H, W), or of clips (N, T, 3, H, W)."""
+        return self._scores(images)[0]
+
+    def margins(self, images: Tensor) -> Tensor:
+        """Return the margins fake − real, (N,) float32, of images (N, 3, H, W), or of clips (N, T, 3, H, W)."""
+        logits, head = self._scores(images)
+        return head.margin(logits.float())
+
+    def _scores(self, images: Tensor) -> tuple[Tensor, Head]:
+        with frozen_for_explaining(self.tower.model, self.tower.structure), torch.no_grad():
+            prediction, head = self.head._replace(batch=len(images)).read(self.run({"image": images}))
+        return prediction["cls"], head
+
+    def all_drawn(self) -> list[Recipe]:
+        """Return the recipes to draw if a call names none."""
+        return [self.drawn() if one.is_open else one for one in self.recipes] or [self.drawn()]
+
+    def recipes_for(self, recipes: Any, *named: Any) -> list[Recipe]:
+        """Return `recipes`, or the one of `recipe_for(*named)`. Raises InputError if both are given."""
+        if recipes is None:
+            return self.all_drawn() if all(each is None for each in named) else [self.recipe_for(*named)]
+        if any(each is not None for each in named):
+            raise InputError("recipes and (layers, method, site, backward) exclude each other: give one or the other")
+        found = [Recipe.of(each) for each in ([recipes] if isinstance(recipes, (Recipe, str)) else recipes)]
+        if not found:
+            raise InputError("recipes is empty: give at least one, such as Recipe('hirescam', layers=-1)")
+        return found
+
+    def drawn(self) -> Recipe:
+        """Return the recipe to draw without a trial."""
+        raise NotImplementedError
+
+    def recipe_for(self, layers: Any, method: str | None, site: str | None, backward: str | None) -> Recipe:
+        """Return the recipe of a call with these arguments; missing ones come from `recipe`."""
+        raise NotImplementedError
+
+    def resolved(self, recipe: Recipe) -> Recipe:
+        """Return `recipe` with layers, site and backward rule filled in. Raises InputError."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subject(AnySubject):
+    """A model of images to explain; `subject_of` makes it.
+
+    Args:
+        grid: height and width of an image → its patches; None for a convolutional network.
+        is_default: no field of the recipe was named, not even "auto".
+        choice: how the map was chosen, if it was.
+        bank: tokens of images that the model calls real, if any.
+        check_range: receives the images' smallest and largest value, and may raise.
+        name: the detector's name in errors.
+        states_tokens: whether the detector's own code defines the grid of its tokens.
+    """
+
+    grid: Callable[[int, int], Grid | None]
+    precision: str = FP32
+    is_default: bool = False
+    choice: Choice | None = None
+    bank: TokenBank | None = None
+    check_range: Callable[[float, float], None] | None = None
+    name: str = ""
+    states_tokens: bool = False
+
+    def as_subject(self) -> Subject:
+        """Return itself."""
+        return self
 
     def patches(self, images: Tensor) -> Grid | None:
         """Return the tokens' grid on images of this size: that of `grid`, plus extra tokens found by a forward pass."""
@@ -159,12 +210,7 @@ class Subject:
             return self.recipe
         return self.recipe.closed() if self.is_default else self.recipe.using(self.candidates()[0])
 
-    def all_drawn(self) -> list[Recipe]:
-        """Return the recipes to draw if a call names none."""
-        return [self.drawn() if one.is_open else one for one in self.recipes] or [self.drawn()]
-
     def recipe_for(self, layers: Any, method: str | None, site: str | None, backward: str | None) -> Recipe:
-        """Return the recipe of a call with these arguments; missing ones come from `recipe`."""
         names, recipe = layer_names(layers), self.recipe
         if method == AUTO and not names and (self.is_default or not recipe.is_open):
             recipe = self.choice.used if self.choice else self.candidates()[0]
@@ -175,14 +221,7 @@ class Subject:
         method = recipe.method if method in (None, AUTO) else method
         return Recipe(method, names or recipe.layers, site or recipe.site, backward or recipe.backward)
 
-    def recipes_for(self, recipes: Any, *named: Any) -> list[Recipe]:
-        """Return `recipes`, or the one of `recipe_for(*named)`. Raises InputError if both are given."""
-        if recipes is None and all(each is None for each in named):
-            return self.all_drawn()
-        return [self.recipe_for(*named)] if recipes is None else named_recipes(recipes, named)
-
     def resolved(self, recipe: Recipe) -> Recipe:
-        """Return `recipe` with layers, site and backward rule filled in. Raises InputError for an open one."""
         if recipe.is_open:
             raise InputError(f"recipe {recipe} has open fields: choose(model, images) fills them in")
         backward = PLAIN if recipe.backward == AUTO else recipe.backward
@@ -229,30 +268,6 @@ class Subject:
         head = self.head._replace(batch=len(image))
         return capture(self.tower, partial(self.run, batch), head, self.patches(image), request, checks)
 
-    def logits(self, images: Tensor) -> Tensor:
-        """Return the logits (N, K) of images (N, 3, H, W)."""
-        return self._scores(images)[0]
-
-    def margins(self, images: Tensor) -> Tensor:
-        """Return the margins fake − real, (N,) float32, of images (N, 3, H, W)."""
-        logits, head = self._scores(images)
-        return head.margin(logits.float())
-
-    def _scores(self, images: Tensor) -> tuple[Tensor, Head]:
-        with frozen_for_explaining(self.tower.model, self.tower.structure), torch.no_grad():
-            prediction, head = self.head._replace(batch=len(images)).read(self.run({"image": images}))
-        return prediction["cls"], head
-
-
-def named_recipes(recipes: Any, named: Sequence[Any]) -> list[Recipe]:
-    """Return a call's recipes. Raises InputError if other arguments are `named` as well, or for an empty list."""
-    if any(each is not None for each in named):
-        raise InputError("recipes and (layers, method, site, backward) exclude each other: give one or the other")
-    found = [Recipe.of(each) for each in ([recipes] if isinstance(recipes, (Recipe, str)) else recipes)]
-    if not found:
-        raise InputError("recipes is empty: give at least one, such as Recipe('hirescam', layers=-1)")
-    return found
-
 
 @runtime_checkable
 class HasSubject(Protocol):
@@ -282,29 +297,50 @@ def subject_of(
     Raises:
         InputError: not a model, a network of no known family, or unusable `classes`.
     """
-    if isinstance(model, nn.Module):
-        model = unwrapped(model)
-    elif not isinstance(model, HasSubject):
-        raise InputError(f"model is {type(model).__name__}: give a torch.nn.Module that returns logits, or a detector")
+    model = explained_model(model, HasSubject)
     head = None if classes is None else named_classes(classes, "classes")
     if isinstance(model, HasSubject):
-        subject = model.as_subject()
-        changes: dict[str, Any] = {}
-        if forward is not None:
-            changes |= {"predict": lambda batch: forward(batch["image"]), "reading": Reading()}
-        if head is not None:
-            changes["head"] = subject.head._replace(classes=head)
-        return replace(subject, **changes)
+        return with_forward(model.as_subject(), forward, head)
     tower = tower_of(model, None, layers)
-    run = forward or model
     return Subject(
         tower=tower,
-        predict=lambda batch: run(batch["image"]),
-        head=ANY_MODEL._replace(detector=type(model).__name__, classes=head),
         grid=tower.grid,
         noise=lambda: torch.randn(1, 3, 224, 224).to(device_of(model)) if images is None else images[:1],
-        reading=tower.once(Reading, Reading) if forward is None else Reading(),
+        **of_plain_model(model, tower, model, forward, head),
     )
+
+
+def explained_model(model: Any, detector: type) -> Any:
+    """Return the model inside training wrappers. Raises InputError unless it is a module or such a `detector`."""
+    if isinstance(model, nn.Module):
+        return unwrapped(model)
+    if not isinstance(model, detector):
+        raise InputError(f"model is {type(model).__name__}: give a torch.nn.Module that returns logits, or a detector")
+    return model
+
+
+def with_forward(subject: AnyOf, forward: Callable[[Tensor], Any] | None, classes: Mapping[str, bool] | None) -> AnyOf:
+    """Return a detector's subject that runs by `forward`, if given, with the names of its `classes`, if given."""
+    if forward is not None:
+        subject = replace(subject, predict=lambda batch: forward(batch["image"]), reading=Reading())
+    return subject if classes is None else replace(subject, head=subject.head._replace(classes=classes))
+
+
+def of_plain_model(
+    model: nn.Module,
+    tower: Tower,
+    run: Callable[[Tensor], Any],
+    forward: Callable[[Tensor], Any] | None,
+    classes: Mapping[str, bool] | None,
+) -> dict[str, Any]:
+    """Return the fields of a module's subject: how it runs, by `run` or `forward`, and how its output is read."""
+    call = forward or run
+    return {
+        "tower": tower,
+        "predict": lambda batch: call(batch["image"]),
+        "head": ANY_MODEL._replace(detector=type(model).__name__, classes=classes),
+        "reading": tower.once(Reading, Reading) if forward is None else Reading(),
+    }
 
 
 def device_of(model: nn.Module) -> torch.device:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from ..base.allowed import TRANSPLANT
 from ..base.errors import InputError
@@ -45,17 +44,13 @@ def explain_by_transplant(subject: Subject, batch: Batch, target: Target) -> Exp
     grid = subject.patches(images)
     patches = CELLS if grid is None else (grid.rows, grid.columns)
 
-    def margins(part: Tensor) -> Tensor:
-        output, kind = head._replace(batch=len(part)).read(subject.run({"image": part}))
-        return kind.margin(output["cls"].float())
-
     with frozen_for_explaining(subject.tower.model, subject.tower.structure), torch.no_grad():
         output, kind = head._replace(batch=len(images)).read(subject.run({"image": images}))
         prediction = {name: value.detach() for name, value in output.items()}
         logits = prediction["cls"]
         refuse_non_finite(logits, "the logits")
         other = blurred(images) if references is None else references
-        worth = transplant_maps(margins, images, other, patches, max(LEAST_BATCH, 2 * len(images)))
+        worth = transplant_maps(subject.margins, images, other, patches, max(LEAST_BATCH, 2 * len(images)))
     refuse_non_finite(worth, "the transplant map")
     if wants_both(target):
         names, signed = ["both"] * len(images), [worth, -worth]

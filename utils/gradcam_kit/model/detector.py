@@ -208,15 +208,12 @@ class LoadedDetector:
             data["video"] = [frame.whole_video for frame in frames]
         if label is not None:
             data["label"] = label.to(self.device)
-
-        if self.settings.clip_size is not None:
-            clips = self.as_clip_subject()
-            request = BatchRequest(clips.all_drawn(), clips.target if target is None else target)
-            return Pending(lambda checks: explain_clips(clips, data, request, IMAGE))
-        subject = self.as_subject()
+        subject = self.as_subject() if self.settings.clip_size is None else self.as_clip_subject()
         request = BatchRequest(subject.all_drawn(), subject.target if target is None else target, completeness)
 
         def explain(checks: Checks) -> Explanation:
+            if isinstance(subject, ClipSubject):
+                return explain_clips(subject, data, request, IMAGE)
             with self._as_evaluated():
                 return explained_in(subject, data, request, IMAGE, checks)
 

@@ -84,7 +84,7 @@ class TrialPlan(NamedTuple):
         named = detector.model.gradcam_named()
         if detector.settings.clip_size is not None:
             subject = detector.as_clip_subject()
-            return cls(clip_candidates(subject, detector.model.noise()[:1]), named, min(images, CLIPS_TRIED))
+            return cls(clip_candidates(subject), named, min(images, CLIPS_TRIED))
         candidates = detector.as_subject().candidates(bank=images > 0)
         return cls(candidates[:RIVALS], named, min(images, JUDGED)) if named else cls(candidates, named, images)
 

@@ -66,10 +66,7 @@ class DrawnMaps(nn.Module):
 
     def drawn_recipes(self) -> list[Recipe]:
         """Return the recipes to draw if a call names nothing, each with its layers."""
-        if self.clip_size is not None:
-            clips, clip = self.as_clip_subject(), self.noise()[:1]
-            return list(dict.fromkeys(clips.resolved(one, clip) for one in clips.all_drawn()))
-        subject = self.as_subject()
+        subject = self.as_subject() if self.clip_size is None else self.as_clip_subject()
         return list(dict.fromkeys(map(subject.resolved, subject.all_drawn())))
 
     def map_names(self) -> list[str]:
@@ -85,13 +82,13 @@ class DrawnMaps(nn.Module):
         """Return the config's settings; a map that is still to be chosen is replaced by `Subject.drawn`."""
         settings = self.gradcam
         if self.clip_size is not None:
-            return replace(settings, recipe=self.as_clip_subject().resolved(settings.recipe, self.noise()[:1]))
+            return replace(settings, recipe=self.as_clip_subject().resolved(settings.recipe))
         return replace(settings, recipe=self.as_subject().drawn()) if settings.needs_choice else settings
 
     def gradcam_candidates(self) -> list[Recipe]:
         """Return the candidates, restricted by the config; the first is the fallback."""
         if self.clip_size is not None:
-            return clip_candidates(self.as_clip_subject(), self.noise()[:1])
+            return clip_candidates(self.as_clip_subject())
         return self.as_subject().candidates()
 
     def gradcam_named(self) -> list[Recipe]:

@@ -7,7 +7,6 @@ from collections.abc import Hashable, Sequence
 import torch
 from torch import Tensor
 
-from ...engine.frozen import frozen_for_explaining
 from ...judge.check import MapCheck
 from ...judge.time import ClipMargins, check_frames
 from ..explanation import Explanation
@@ -17,17 +16,7 @@ from .subject import ClipSubject, HasClipSubject
 
 def margins_of(subject: ClipSubject, batch_size: int) -> ClipMargins:
     """Return a function from clips (N, T, 3, H, W) to margins (N,) float32, `batch_size` clips at a time."""
-    tower = subject.tower
-
-    def margins(clips: Tensor) -> Tensor:
-        found = []
-        with frozen_for_explaining(tower.model, tower.structure), torch.no_grad():
-            for some in clips.split(batch_size):
-                prediction, head = subject.head._replace(batch=len(some)).read(subject.run({"image": some}))
-                found.append(head.margin(prediction["cls"].float()))
-        return torch.cat(found)
-
-    return margins
+    return lambda clips: torch.cat([subject.margins(some) for some in clips.split(batch_size)])
 
 
 class ClipChecker:

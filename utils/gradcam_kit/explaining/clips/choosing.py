@@ -30,13 +30,10 @@ CLIPS_TRIED = 16  # maximum clips for choosing a map
 METHODS_TRIED = ("gradcam", "hirescam", "layercam")
 
 
-def clip_candidates(subject: ClipSubject, clip: Tensor) -> list[Recipe]:
-    """List the candidates, restricted by the subject's recipe; the first is the fallback.
-
-    `clip` (1, T, 3, H, W) is for a test pass.
-    """
+def clip_candidates(subject: ClipSubject) -> list[Recipe]:
+    """List the candidates, restricted by the subject's recipe; the first is the fallback."""
     named = subject.recipe if subject.recipe.is_open else Recipe.open()
-    here = named.layers if AUTO not in named.layers and named.layers else (subject.default_layer(clip),)
+    here = named.layers if AUTO not in named.layers and named.layers else (subject.default_layer(),)
     blocks, balanced = subject.tower.blocks, can_balance(subject.tower)
     found = [Recipe(method, layer) for layer in here for method in METHODS_TRIED]
     if blocks:  # later blocks mix tokens of different places
@@ -60,7 +57,7 @@ def choose_clip_map(
 
     Maps are made one clip at a time. A candidate without a finite map for every clip is dropped.
     """
-    candidates = clip_candidates(subject, clips[:1])
+    candidates = clip_candidates(subject.on(clips))
     maps: dict[Recipe, CandidateMaps] = {}
     unmade: dict[Recipe, str] = {}
     for recipe in dict.fromkeys([*named, *candidates]):

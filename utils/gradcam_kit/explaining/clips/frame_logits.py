@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ...base.errors import InputError
 from ...base.threads import hooked
-from ...engine.frozen import frozen_for_explaining
 from .subject import ClipSubject
 
 ALIKE = 1e-4  # tolerance between the frames' mean and the clip's logits, as a share of the largest logit
@@ -20,17 +18,16 @@ def frame_logits(subject: ClipSubject, clips: Tensor) -> Tensor:
 
     They are the output of a linear layer or a convolution with one row per frame. Raises InputError if there is none.
     """
-    tower, outputs = subject.tower, list[Tensor]()
+    outputs: list[Tensor] = []
     count, frames = clips.shape[:2]
 
     def note(key: str, module: nn.Module, inputs: Any, output: Any) -> None:
         if isinstance(output, Tensor) and len(output) == count * frames:
             outputs.append(output.detach().flatten(1))
 
-    heads = [("", one) for one in tower.structure.modules if isinstance(one, (nn.Linear, nn.Conv1d, nn.Conv2d))]
-    with frozen_for_explaining(tower.model, tower.structure), torch.no_grad(), hooked(heads, note):
-        prediction, _ = subject.head._replace(batch=count).read(subject.run({"image": clips}))
-    logits = prediction["cls"]
+    heads = [("", one) for one in subject.tower.structure.modules if isinstance(one, (nn.Linear, nn.Conv1d, nn.Conv2d))]
+    with hooked(heads, note):
+        logits = subject.logits(clips)
     within = ALIKE * logits.abs().max()
     found = [one.unflatten(0, (count, frames)) for one in outputs if one.shape[1] == logits.shape[1]]
     exact = next((one for one in reversed(found) if (one.mean(1) - logits).abs().max() <= within), None)

@@ -24,11 +24,20 @@ from ...judge.check import MapCheck
 from ..asking.request import point_of
 from ..explanation import Explanation, RecipeMaps
 from ..images import Batch, check_clips, check_pixels
-from ..one_pass import BatchRequest, both_classes
+from ..one_pass import BatchRequest, both_classes, explain_batch
+from ..subject import Subject
 from .checking import ClipChecker, margins_of
 from .explanation import ClipExplanation
 from .frame_logits import frame_logits
 from .subject import ClipSubject
+
+
+def explain_images_or_clips(
+    subject: Subject | ClipSubject, batch: Batch, asked: BatchRequest, where: str
+) -> Explanation:
+    """Explain a batch, `image` (B, 3, H, W) or (B, T, 3, H, W), by its subject; errors call it `where`."""
+    explain = explain_clips if isinstance(subject, ClipSubject) else explain_batch
+    return explain(subject, batch, asked, where)  # type: ignore[arg-type]  # the subject decides
 
 
 def explain_clips(subject: ClipSubject, batch: Batch, asked: BatchRequest, where: str) -> ClipExplanation:
@@ -39,8 +48,7 @@ def explain_clips(subject: ClipSubject, batch: Batch, asked: BatchRequest, where
     clips = batch["image"]
     check_clips(clips, where)
     check_pixels(clips, where)
-    recipes = [subject.resolved(recipe, clips[:1]) for recipe in asked.recipes]
-    asked = replace(asked, recipes=recipes)
+    asked = replace(asked, recipes=list(map(subject.on(clips).resolved, asked.recipes)))
     if not wants_both(asked.target):
         return _explained(subject, batch, asked)
     fake, real = (_explained(subject, batch, replace(asked, target=one)) for one in ("fake", "real"))

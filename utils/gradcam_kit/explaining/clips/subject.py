@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
@@ -19,70 +19,40 @@ from ...engine.clips.families import KNOWN, channels_first, clip_grid, clip_towe
 from ...engine.clips.grid import ClipShape
 from ...engine.clips.maps import check_clip_method
 from ...engine.frozen import frozen_for_explaining
-from ...engine.heads import ANY_MODEL, HeadReader
 from ...engine.layers import MADE_OF_OTHERS, LayerError
-from ...engine.methods import DEFAULT_EPSILON
-from ...engine.outputs.probabilities import Reading
 from ...engine.recipe import Recipe, layer_names, site_of
 from ...engine.spatial_layers import LEAST_CHANNELS, reached_outputs
-from ...engine.targets import Target
-from ...engine.towers import unwrapped
 from ...engine.towers.tower import Tower
-from ..explanation import UNKNOWN_STYLE, DrawStyle
-from ..images import Batch
-from ..subject import named_recipes
+from ..subject import AnySubject, explained_model, of_plain_model, with_forward
 
 BTCHW, BCTHW = "btchw", "bcthw"  # layouts of a user's model
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ClipSubject:
-    """A model of clips (B, T, 3, H, W) to explain; fields as in `Subject`."""
-
-    tower: Tower
-    predict: Callable[[Batch], Any]
-    head: HeadReader
-    look: DrawStyle = UNKNOWN_STYLE
-    recipe: Recipe = field(default_factory=Recipe)
-    recipes: tuple[Recipe, ...] = ()
-    target: Target = "predicted"
-    pp_epsilon: float = DEFAULT_EPSILON
-    reading: Reading = field(default_factory=Reading)
+class ClipSubject(AnySubject):
+    """A model of clips (B, T, 3, H, W) to explain; `clip_subject_of` makes it."""
 
     def as_clip_subject(self) -> ClipSubject:
         """Return itself."""
         return self
 
-    def run(self, batch: Batch) -> Any:
-        """Run a forward pass. Return an output that `head` can read, with logits even for a model of probabilities."""
+    def on(self, clips: Tensor) -> ClipSubject:
+        """Return the subject with the first of `clips` for its test passes: a layer may depend on their length."""
+        return replace(self, noise=lambda: clips[:1])
 
-        def predict(clips: Tensor) -> Any:
-            return self.predict(batch if clips is batch["image"] else {"image": clips})
-
-        return self.reading.output(predict, batch["image"], self.head.detector)
+    def drawn(self) -> Recipe:
+        return self.recipe.closed() if self.recipe.is_open else self.recipe
 
     def all_drawn(self) -> list[Recipe]:
-        """Return the recipes to draw if a call names none."""
-        return [one.closed() if one.is_open else one for one in self.recipes or (self.recipe,)]
+        return [one.closed() if one.is_open else one for one in self.recipes] or [self.drawn()]
 
-    def recipes_for(
-        self, recipes: Any, layers: Any, method: str | None, site: str | None, backward: str | None
-    ) -> list[Recipe]:
-        """Return a call's recipes; missing fields come from `recipe`."""
-        if recipes is None and all(each is None for each in (layers, method, site, backward)):
-            return self.all_drawn()
-        if recipes is not None:
-            return named_recipes(recipes, (layers, method, site, backward))
-        mine = self.recipe.closed() if self.recipe.is_open else self.recipe
+    def recipe_for(self, layers: Any, method: str | None, site: str | None, backward: str | None) -> Recipe:
+        mine = self.drawn()
         method = None if method == AUTO else method  # as chosen, where a choice was made
-        return [
-            Recipe(
-                method or mine.method, layer_names(layers) or mine.layers, site or mine.site, backward or mine.backward
-            )
-        ]
+        names = layer_names(layers) or mine.layers
+        return Recipe(method or mine.method, names, site or mine.site, backward or mine.backward)
 
-    def resolved(self, recipe: Recipe, clip: Tensor) -> Recipe:
-        """Return `recipe` with all fields filled in; `clip` (1, T, 3, H, W) is for a test pass. Raises InputError."""
+    def resolved(self, recipe: Recipe) -> Recipe:
         recipe = recipe.closed() if recipe.is_open else recipe
         check_clip_method(recipe.method)
         if any(layer in MADE_OF_OTHERS for layer in recipe.layers):
@@ -93,10 +63,11 @@ class ClipSubject:
         if backward not in (PLAIN, BALANCED):
             raise InputError(f"backward {backward!r} is only for images: use {PLAIN} or {BALANCED} for clips")
         site = site_of(recipe.method, backward) if recipe.site == AUTO else recipe.site
-        return Recipe(recipe.method, recipe.layers or (self.default_layer(clip),), site, backward)
+        return Recipe(recipe.method, recipe.layers or (self.default_layer(),), site, backward)
 
-    def default_layer(self, clip: Tensor) -> str:
+    def default_layer(self) -> str:
         """Find the last block, or the last activation with a cell per frame and place, once per length of clips."""
+        clip = self.noise()[:1]
         key = ("clip layer", tuple(clip.shape[1:]))
         return self.tower.once(key, lambda: self._default_layer(clip))
 
@@ -161,20 +132,12 @@ def clip_subject_of(
     Raises:
         InputError: not a model, a network of no known family, another layout, or T = 3 without a layout.
     """
-    if isinstance(model, nn.Module):
-        model = unwrapped(model)
+    model = explained_model(model, HasClipSubject)
     if isinstance(model, HasClipSubject):
-        subject = model.as_clip_subject()
-        if forward is not None:
-            subject = replace(subject, predict=lambda batch: forward(batch["image"]), reading=Reading())
-        return subject if classes is None else replace(subject, head=subject.head._replace(classes=classes))
-    if not isinstance(model, nn.Module):
-        raise InputError(f"model is {type(model).__name__}: give a torch.nn.Module that returns logits, or a detector")
-    tower, name = clip_tower_of(model), type(model).__name__
+        return with_forward(model.as_clip_subject(), forward, classes)
+    tower = clip_tower_of(model)
     run = forward or partial(_called, model, _layout(model, clips, layout))
-    head = ANY_MODEL._replace(detector=name, classes=classes)
-    reading = tower.once(Reading, Reading) if forward is None else Reading()
-    return ClipSubject(tower=tower, predict=lambda batch: run(batch["image"]), head=head, reading=reading)
+    return ClipSubject(noise=lambda: clips[:1], **of_plain_model(model, tower, run, forward, classes))
 
 
 def _called(model: nn.Module, layout: str, clips: Tensor) -> Any:

@@ -43,9 +43,9 @@ class MapCheck:
     margin: float
     fall: float | None
     random: float | None
-    mass: float | None
-    votes: float | None
-    others: float | None
+    mass: float | None = None
+    votes: float | None = None
+    others: float | None = None
     contrast: float | None = None
     concentration: float | None = None
     standard: float | None = None
@@ -250,9 +250,8 @@ def verdicts(checked: Checked, maps: Mapping[str, CandidateMaps], method: str) -
     return {layer: _checks_of(checked, towards, heat, method) for layer, heat in maps.items()}
 
 
-Agreed = tuple[
-    Sequence[float | None], Sequence[float | None]
-]  # shares of blocks and of other methods that agree, by image
+Shares = Sequence[float | None]  # by image
+Agreed = tuple[Shares, Shares]  # of blocks, and of other methods, that agree
 
 
 def _checks_of(
@@ -264,33 +263,33 @@ def _checks_of(
     agreed: Agreed | None = None,
 ) -> list[MapCheck]:
     """Check one layer's maps. `drops`: for the hottest and for random patches, (N,) each, if computed."""
-    evidence, raw = checked.evidence, on_trial_grid(heat.raw)
-    contrasts = None if evidence is None else evidence.contrast(raw).tolist()
-    votes, others = agreed or ([None] * len(raw), [None] * len(raw))
-    nearby: list[float | None] = [None] * len(raw)
-    standard: list[float | None] = [None] * len(raw)
+    evidence, raw, none = checked.evidence, on_trial_grid(heat.raw), [None] * len(heat.raw)
+    votes, others = agreed or (none, none)
+    contrasts: Shares = none
+    nearby: Shares = none
+    standard: Shares = none
     if evidence is not None:
-        votes, nearby = evidence.votes(raw).tolist(), evidence.concentration().tolist()
+        contrasts, votes = evidence.contrast(raw).tolist(), evidence.votes(raw).tolist()
+        nearby = evidence.concentration().tolist()
         near_peak = evidence.near(raw) if method in CONTRASTS else None
-        standard = standard if near_peak is None else near_peak.tolist()
+        standard = none if near_peak is None else near_peak.tolist()
     found = []
     for i, (margin, mass) in enumerate(zip(towards.tolist(), heat.raw.flatten(1).sum(dim=1).tolist(), strict=True)):
         drop, random = (float(of[i]) for of in drops) if drops else (None, None)
         share = None if drop is None or random is None else (drop - random) / abs(margin) if margin else 0.0
         empty = bool(heat.empty[i])
-        if contrasts is not None:
-            near = nearby[i] or 0.0
-            clear = None
+        if evidence is None:
+            word = word_by_drop(share or 0.0, votes[i], empty)
+        else:
+            near, clear = nearby[i] or 0.0, None
             if method in CONTRASTS:
                 enough = CLEAR_PLACE if standard[i] is None else CLEAR_STANDARD
                 clear = place_of(votes[i] or 0.0, near, standard[i]) >= enough
-            word = word_by_contrast(contrasts[i], clear, share, empty)
+            word = word_by_contrast(contrasts[i] or 0.0, clear, share, empty)
             # Not supported: evidence for real, since a bank of real images shows only what is not fake; any map of a
             # detector that does not separate; and spread evidence, since no place is the right one.
-            doubtful = checked.target[i] == "real" or not (evidence and evidence.separates) or near < ONE_PLACE
+            doubtful = checked.target[i] == "real" or not evidence.separates or near < ONE_PLACE
             word = WEAK if word == SUPPORTED and doubtful else word
-        else:
-            word = word_by_drop(share or 0.0, votes[i], empty)
         found.append(
             MapCheck(
                 word=word,
@@ -300,7 +299,7 @@ def _checks_of(
                 mass=mass / abs(margin) if margin else None,
                 votes=votes[i],
                 others=others[i],
-                contrast=None if contrasts is None else contrasts[i],
+                contrast=contrasts[i],
                 concentration=nearby[i],
                 standard=standard[i],
             )
@@ -317,14 +316,8 @@ def _agreement_of(
     others = [one for one in voters.others if one.method != method]
     given = TrialImages(checked.images, checked.target, [None] * len(checked.images))
     heats, kept, _ = maps_of_all(detector, given, [*voters.blocks, *others])
-
-    def agree(heat: CandidateMaps) -> Agreed:
-        blocks, methods = (
-            _agreement(heat, [heats[one] for one in some if one in heats], kept) for some in (voters.blocks, others)
-        )
-        return blocks, methods
-
-    return agree
+    blocks, methods = ([heats[one] for one in some if one in heats] for some in (voters.blocks, others))
+    return lambda heat: (_agreement(heat, blocks, kept), _agreement(heat, methods, kept))
 
 
 def _agreement(heat: CandidateMaps, voters: Sequence[CandidateMaps], kept: list[int]) -> list[float | None]:

@@ -32,11 +32,18 @@ def freeze(clips: Tensor, replaced: Tensor) -> Tensor:
 
     A clip without a kept frame stays unchanged.
     """
-    times = torch.arange(replaced.shape[1], device=replaced.device)
+    return clips[torch.arange(len(clips), device=clips.device)[:, None], nearest_kept(replaced).to(clips.device)]
+
+
+def nearest_kept(replaced: Tensor) -> Tensor:
+    """Return for each entry of (N, T, ...) bool the nearest frame that keeps it: itself if it is kept, or none is."""
+    frames = replaced.shape[1]
+    times = torch.arange(frames, device=replaced.device)
     distance = (times[:, None] - times[None, :]).abs().float() + 1e-3 * (times[None, :] > times[:, None])
-    distance = distance.masked_fill(replaced[:, None, :], math.inf)  # (N, T, T): to each kept frame
-    nearest = torch.where(replaced & ~replaced.all(dim=1, keepdim=True), distance.argmin(dim=2), times)
-    return clips[torch.arange(len(clips), device=clips.device)[:, None], nearest.to(clips.device)]
+    absent = replaced.movedim(1, -1).unsqueeze(-2)  # (N, ..., 1, T)
+    nearest = distance.expand(*absent.shape[:-2], frames, frames).masked_fill(absent, math.inf).argmin(dim=-1)
+    moves = replaced & ~replaced.all(dim=1, keepdim=True)
+    return torch.where(moves, nearest.movedim(-1, 1), times.view(-1, *[1] * (replaced.ndim - 2)))
 
 
 def hottest_frames(time: Tensor) -> Tensor:
@@ -90,9 +97,6 @@ def check_frames(
             margin=whole[i].item(),
             fall=fall[i].item(),
             random=random[i].item(),
-            mass=None,
-            votes=None,
-            others=None,
         )
         for i in range(len(clips))
     ]

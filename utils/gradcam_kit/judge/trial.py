@@ -7,6 +7,7 @@ of pixels suits every detector: a blurred patch looks forged to one, a grey patc
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -98,11 +99,11 @@ def replaced(images: Tensor, fill: Tensor, patches: Tensor) -> Tensor:
 
 
 def on_trial_grid(raw: Tensor) -> Tensor:
-    """Average raw maps (N, h, w) down to at most MOST_SIDE patches a side."""
-    rows, columns = raw.shape[1:]
+    """Average raw maps (N, h, w), or of clips (N, t, h, w), down to at most MOST_SIDE patches a side."""
+    rows, columns = raw.shape[-2:]
     if max(rows, columns) <= MOST_SIDE:
         return raw
-    return F.adaptive_avg_pool2d(raw.unsqueeze(1), (min(MOST_SIDE, rows), min(MOST_SIDE, columns))).squeeze(1)
+    return F.adaptive_avg_pool2d(raw, (min(MOST_SIDE, rows), min(MOST_SIDE, columns)))
 
 
 def grid_of(maps: Tensor) -> tuple[int, int]:
@@ -118,16 +119,26 @@ def patch_count(grid: tuple[int, int]) -> int:
 def hottest(raw: Tensor, empty: Tensor) -> Tensor:
     """Select the hottest `patch_count` patches above 0, on the trial's grid: (N, h, w) bool; none of an `empty` map."""
     raw = on_trial_grid(raw)
-    flat = raw.flatten(1)
-    highest = flat.topk(patch_count(grid_of(raw)), dim=1)
-    mask = torch.zeros_like(flat, dtype=torch.bool).scatter_(1, highest.indices, highest.values > 0)
-    return mask.view_as(raw) & ~empty.view(-1, 1, 1)
+    return highest(raw, empty, patch_count(grid_of(raw)))
+
+
+def highest(values: Tensor, empty: Tensor, count: int) -> Tensor:
+    """Select the `count` highest of each image's values (N, ...) above 0, shaped like them; none where `empty` (N,)."""
+    flat = values.flatten(1)
+    top = flat.topk(count, dim=1)
+    mask = torch.zeros_like(flat, dtype=torch.bool).scatter_(1, top.indices, top.values > 0)
+    return (mask & ~empty.unsqueeze(1)).view_as(values)
 
 
 def random_patches(count: int, grid: tuple[int, int], seed: int) -> Tensor:
     """Select `patch_count` random patches per image, by `seed`: (count, h, w) bool."""
-    draw = torch.rand(count, grid[0] * grid[1], generator=torch.Generator().manual_seed(seed))
-    return (draw.argsort(dim=1).argsort(dim=1) < patch_count(grid)).view(count, *grid)
+    return random_places((count, *grid), patch_count(grid), seed)
+
+
+def random_places(shape: Sequence[int], count: int, seed: int) -> Tensor:
+    """Select `count` random places of each image, by `seed`: bool of `shape` (N, ...)."""
+    draw = torch.rand(shape[0], math.prod(shape[1:]), generator=torch.Generator().manual_seed(seed))
+    return (draw.argsort(dim=1).argsort(dim=1) < count).view(*shape)
 
 
 @dataclass(frozen=True)
@@ -168,7 +179,7 @@ def try_candidates(
         for name, fill in fills.items()
     }
     scale = float(before.abs().mean())
-    moved = {name: _moved(list(drops.values()), scale) for name, drops in random.items()}
+    moved = {name: moved_by(list(drops.values()), scale) for name, drops in random.items()}
     calm = [fill for fill, share in moved.items() if share <= CALM]
     restless = sorted(set(moved) - set(calm), key=lambda fill: moved[fill])
     used = [only] if only else [*calm, *restless][:FILLS_USED]
@@ -207,12 +218,12 @@ def joined(trials: Sequence[Trial]) -> Trial:
 
     margins = torch.cat([trial.margins for trial in trials])
     random = together(lambda trial: trial.random[fill])
-    moved = _moved([drops[drops.isfinite()] for drops in random.values()], float(margins.abs().mean()))
+    moved = moved_by([drops[drops.isfinite()] for drops in random.values()], float(margins.abs().mean()))
     drops = together(lambda trial: trial.drops[fill])
     return Trial(len(margins), margins, {**trials[0].moved, fill: moved}, {fill: drops}, {fill: random})
 
 
-def _moved(drops: Sequence[Tensor], scale: float) -> float:
+def moved_by(drops: Sequence[Tensor], scale: float) -> float:
     """Return the median, because random patches sometimes hit the evidence, which is not the fill's fault."""
     middle = float(torch.cat(list(drops)).median().abs())
     return middle / scale if scale else (0.0 if middle == 0 else float("inf"))

@@ -19,7 +19,7 @@ from ..engine.real.bank import TokenBank
 from ..engine.recipe import Recipe, layer_names
 from ..engine.targets import Target
 from ..engine.towers import Grid, unwrapped
-from ..engine.towers.tower import Structure, Tower, tower_of
+from ..engine.towers.tower import Structure, Tower, Weights, tower_of
 from ..judge.choosing import choose_map, in_batches, trial_images
 from ..judge.verdict import Choice
 from ..settings.config_values import GradCAMSettings, Section, clip_size_of, gradcam_settings
@@ -32,7 +32,7 @@ from .explanation import UNTRAINED, DrawStyle, Explanation
 from .images import Batch, are_clips, as_batch, as_batches, check_images
 from .one_pass import IMAGE, BatchRequest
 from .real_tokens import tried, with_bank
-from .subject import Subject, Weights
+from .subject import Subject
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

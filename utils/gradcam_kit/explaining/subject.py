@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol, TypeVar, runtime_checkable
@@ -34,7 +34,6 @@ from .explanation import UNKNOWN_STYLE, DrawStyle
 from .images import Batch
 from .precision import FP32
 
-SAMPLED = 16  # values per parameter that are compared to detect loading
 AnyOf = TypeVar("AnyOf", bound="AnySubject")
 
 
@@ -302,11 +301,14 @@ def subject_of(
     if isinstance(model, HasSubject):
         return with_forward(model.as_subject(), forward, head)
     tower = tower_of(model, None, layers)
+    run = forward or model
     return Subject(
         tower=tower,
+        predict=lambda batch: run(batch["image"]),
+        head=ANY_MODEL._replace(detector=type(model).__name__, classes=head),
         grid=tower.grid,
         noise=lambda: torch.randn(1, 3, 224, 224).to(device_of(model)) if images is None else images[:1],
-        **of_plain_model(model, tower, model, forward, head),
+        reading=tower.once(Reading, Reading) if forward is None else Reading(),
     )
 
 
@@ -326,56 +328,6 @@ def with_forward(subject: AnyOf, forward: Callable[[Tensor], Any] | None, classe
     return subject if classes is None else replace(subject, head=subject.head._replace(classes=classes))
 
 
-def of_plain_model(
-    model: nn.Module,
-    tower: Tower,
-    run: Callable[[Tensor], Any],
-    forward: Callable[[Tensor], Any] | None,
-    classes: Mapping[str, bool] | None,
-) -> dict[str, Any]:
-    """Return the fields of a module's subject: how it runs, by `run` or `forward`, and how its output is read."""
-    call = forward or run
-    return {
-        "tower": tower,
-        "predict": lambda batch: call(batch["image"]),
-        "head": ANY_MODEL._replace(detector=type(model).__name__, classes=classes),
-        "reading": tower.once(Reading, Reading) if forward is None else Reading(),
-    }
-
-
 def device_of(model: nn.Module) -> torch.device:
     """Return the device of the weights; the CPU for a model without any."""
     return next((each.device for each in model.parameters() if each.device.type != "meta"), torch.device("cpu"))
-
-
-class Weights:
-    """A snapshot of parameters that detects loading and training: tensors, version counters and some values.
-
-    Values are needed because writing to `parameter.data` does not count, nor do tensors made under
-    `torch.inference_mode`.
-    """
-
-    def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
-        now = list(parameters)
-        self._counted = [_count(each) for each in now]
-        self._values = [_sampled(each) for each in now]
-
-    def are_of(self, parameters: Iterable[nn.Parameter]) -> bool:
-        """Tell whether these parameters are unchanged; moving or casting does not count."""
-        now = list(parameters)
-        if [_count(each) for each in now] != self._counted:
-            return False
-        found = [_sampled(each) for each in now]
-        return all(torch.equal(old.to(new.dtype), new) for old, new in zip(self._values, found, strict=True))
-
-
-def _count(parameter: nn.Parameter) -> tuple[int, int]:
-    return id(parameter), 0 if parameter.is_inference() else parameter._version
-
-
-def _sampled(parameter: nn.Parameter) -> Tensor:
-    """Return some values on the CPU; none for a parameter without data."""
-    if parameter.is_meta or not parameter.numel():
-        return torch.empty(0, dtype=parameter.dtype)
-    flat = parameter.detach().flatten()
-    return flat[:: max(1, len(flat) // SAMPLED)].clone().cpu()

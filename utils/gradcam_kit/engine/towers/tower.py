@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from itertools import chain
 from operator import is_
 from typing import Any, TypeVar
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from . import family_of, find_tower, is_clear
 from .attention import BlockAttention, HeldAttention
 from .family import Grid, TowerFamily
 
 KEPT = "_gradcam_tower"  # in the model's own __dict__, so that both live equally long
+SAMPLED = 16  # values per parameter that are compared to detect loading
 T = TypeVar("T")
 
 
@@ -64,9 +66,8 @@ class Tower:
         self.model, self.module, self.structure = model, module, structure
         self.family = family or family_of(module)
         self.blocks = tuple(self.family.block_names(module))
-        self.reads_more_tokens = (
-            False  # whether a pass showed that the head reads more than the last block's first token
-        )
+        # Whether a pass showed that the head reads more than the last block's first token.
+        self.reads_more_tokens = False
         self.layers: tuple[str, ...] = ()  # the layers it was found for, if there are several towers
         self._known: dict[Any, Any] = {}
 
@@ -150,3 +151,36 @@ def tower_of(model: nn.Module, find: Callable[[], nn.Module] | None = None, laye
         kept.layers = tuple(layers) if find is None and not is_clear(model) else ()
         vars(model)[KEPT] = kept
     return kept
+
+
+class Weights:
+    """A snapshot of parameters that detects loading and training: tensors, version counters and some values.
+
+    Values are needed because writing to `parameter.data` does not count, nor do tensors made under
+    `torch.inference_mode`.
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
+        now = list(parameters)
+        self._counted = [_count(each) for each in now]
+        self._values = [_sampled(each) for each in now]
+
+    def are_of(self, parameters: Iterable[nn.Parameter]) -> bool:
+        """Tell whether these parameters are unchanged; moving or casting does not count."""
+        now = list(parameters)
+        if [_count(each) for each in now] != self._counted:
+            return False
+        found = [_sampled(each) for each in now]
+        return all(torch.equal(old.to(new.dtype), new) for old, new in zip(self._values, found, strict=True))
+
+
+def _count(parameter: nn.Parameter) -> tuple[int, int]:
+    return id(parameter), 0 if parameter.is_inference() else parameter._version
+
+
+def _sampled(parameter: nn.Parameter) -> Tensor:
+    """Return some values on the CPU; none for a parameter without data."""
+    if parameter.is_meta or not parameter.numel():
+        return torch.empty(0, dtype=parameter.dtype)
+    flat = parameter.detach().flatten()
+    return flat[:: max(1, len(flat) // SAMPLED)].clone().cpu()

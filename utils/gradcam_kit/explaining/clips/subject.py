@@ -19,11 +19,13 @@ from ...engine.clips.families import KNOWN, channels_first, clip_grid, clip_towe
 from ...engine.clips.grid import ClipShape
 from ...engine.clips.maps import check_clip_method
 from ...engine.frozen import frozen_for_explaining
+from ...engine.heads import ANY_MODEL
 from ...engine.layers import MADE_OF_OTHERS, LayerError
+from ...engine.outputs.probabilities import Reading
 from ...engine.recipe import Recipe, layer_names, site_of
 from ...engine.spatial_layers import LEAST_CHANNELS, reached_outputs
 from ...engine.towers.tower import Tower
-from ..subject import AnySubject, explained_model, of_plain_model, with_forward
+from ..subject import AnySubject, explained_model, with_forward
 
 BTCHW, BCTHW = "btchw", "bcthw"  # layouts of a user's model
 
@@ -137,7 +139,13 @@ def clip_subject_of(
         return with_forward(model.as_clip_subject(), forward, classes)
     tower = clip_tower_of(model)
     run = forward or partial(_called, model, _layout(model, clips, layout))
-    return ClipSubject(noise=lambda: clips[:1], **of_plain_model(model, tower, run, forward, classes))
+    return ClipSubject(
+        tower=tower,
+        predict=lambda batch: run(batch["image"]),
+        head=ANY_MODEL._replace(detector=type(model).__name__, classes=classes),
+        noise=lambda: clips[:1],
+        reading=tower.once(Reading, Reading) if forward is None else Reading(),
+    )
 
 
 def _called(model: nn.Module, layout: str, clips: Tensor) -> Any:

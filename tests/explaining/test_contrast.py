@@ -23,8 +23,7 @@ from utils.gradcam_kit.engine.real.bank import NEIGHBOURS, TokenBank, nearest_be
 from utils.gradcam_kit.engine.real.contrast import contrast, neighbourhood_mean, scaled_mean, sharpened
 from utils.gradcam_kit.engine.real.exchange import Exchange, seen_at, skippable
 from utils.gradcam_kit.engine.recipe import Recipe
-from utils.gradcam_kit.explaining.bank import Bank
-from utils.gradcam_kit.explaining.real_tokens import bank_of, one_of_each_video, token_fill
+from utils.gradcam_kit.explaining.real_tokens import Bank, bank_of, one_of_each_video, token_fill
 from utils.gradcam_kit.explaining.subject import Subject, subject_of
 from utils.gradcam_kit.judge.choosing import in_batches
 

@@ -15,7 +15,7 @@ from . import old_paths
 
 PLACES = {  # public name → its module, and its name there if it has another one
     "AttentionMethod": ".engine.attention_methods",
-    "Bank": ".explaining.bank",
+    "Bank": ".explaining.real_tokens",
     "Explanation": ".explaining.explanation",
     "InputError": ".base.errors",
     "Recipe": ".engine.recipe",
@@ -47,8 +47,8 @@ if TYPE_CHECKING:
     from .engine.towers import register_tower as register_tower
     from .explaining.api import choose as choose
     from .explaining.api import explain as explain
-    from .explaining.bank import Bank as Bank
     from .explaining.explanation import Explanation as Explanation
+    from .explaining.real_tokens import Bank as Bank
     from .explaining.training_log import log_gradcam as log_gradcam
     from .model.checkpoint_families import register_checkpoint as register_checkpoint
     from .model.load import load_gradcam_detector as load  # noqa: F401

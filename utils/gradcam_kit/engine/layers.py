@@ -20,10 +20,7 @@ FUSED = "fused"
 SUM = "sum"
 SCALED = "scaled"
 MADE_OF_OTHERS = (FUSED, SUM, SCALED)
-BLOCK_STEP, FEWEST_BLOCKS = (
-    3,
-    12,
-)  # every third block, if there are enough: all are no better
+BLOCK_STEP, FEWEST_BLOCKS = 3, 12  # every third block, if there are enough: all are no better
 
 # Prefixes before the tower's own names, from checkpoints, DDP, transformers 4 or torch.compile.
 TOWER_PREFIXES = ("module.", "backbone.", "vision_model.", "_orig_mod.")

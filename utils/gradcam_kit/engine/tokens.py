@@ -71,9 +71,7 @@ class PassPlan(NamedTuple):
     path: ClassTokenPath | None = None  # the last block for its class token alone
     self_test: SelfTest | None = None  # differentiates a second time, by secants of the activations
     constants: AbstractContextManager[Any] = nullcontext()  # the backward rule's context around the forward pass
-    products: Callable[[], AbstractContextManager[Any]] = (
-        nullcontext  # the precision's context around the backward pass
-    )
+    products: Callable[[], AbstractContextManager[Any]] = nullcontext  # the precision's, around the backward pass
     held: HeldLater | None = None  # differentiates a second time, by the balanced rule
     in_order: InOrder = in_order  # how the taps' tensors become rows of what is explained
 

@@ -106,6 +106,7 @@ class Explanation:
     `separates`: whether the detector separates real from fake, as found by `calibrate_gradcam` or a run.
     """
 
+    KIND: ClassVar[str] = "image"
     ARRAYS: ClassVar[tuple[str, ...]] = ("raw", "signed", "normalised", "empty")  # of each map, in an .npz file
     prediction: Prediction
     head: Head
@@ -121,9 +122,7 @@ class Explanation:
     separates: bool = True
     one_per_layer: bool = False
     checker: Callable[[Explanation], dict[str, list[MapCheck]]] | None = None
-    judged: Callable[[Explanation], dict[str, list[MapCheck]]] | None = (
-        None  # like `checker`, but only from the evidence
-    )
+    judged: Callable[[Explanation], dict[str, list[MapCheck]]] | None = None  # by the evidence alone
 
     # ------------------------------------------------------------------------------------------------------ prediction
 
@@ -231,34 +230,38 @@ class Explanation:
     # ---------------------------------------------------------------------------------------------------- seen and kept
 
     def __repr__(self) -> str:
-        """Return a few lines: recipes, each image's probability, each layer's strength."""
-        count, _, height, width = self.images.shape
+        """Return a few lines: recipes, each image's or clip's probability, each layer's strength."""
+        (count, *frames), (height, width) = self.images.shape[:-3], self.images.shape[-2:]
         how = "; ".join(f"{made.recipe.method} at {made.site}, backward {made.recipe.backward}" for made in self.made)
-        lines = [f"Explanation of {count} image{'s' * (count > 1)} of {height} x {width}: {how}"]
+        size = "".join(f"{number} frames of " for number in frames) + f"{height} x {width}"
+        lines = [f"Explanation of {count} {self.KIND}{'s' * (count > 1)} of {size}: {how}"]
         for i, probability in enumerate(self.prob_fake.tolist()[:SHOWN]):
-            lines.append(f"  image {i}: P(fake) {probability:.3f}, heatmap for class: {self.target[i]}")
+            lines.append(f"  {self.KIND} {i}: P(fake) {probability:.3f}, heatmap for class: {self.target[i]}")
         if count > SHOWN:
-            lines.append(f"  and {count - SHOWN} more images")
-        for name, maps in self.layers.items():
-            rows, columns = maps.grid
-            peaks = maps.raw.flatten(1).amax(dim=1)
-            range_of = (
-                f"{float(peaks.min()):.3g} to {float(peaks.max()):.3g}" if count > 1 else f"{float(peaks[0]):.3g}"
-            )
-            empty = int(maps.empty.sum())
-            said = f", {empty} of {count} maps empty" if empty else ""
-            lines.append(f"  layer {name}: {rows} x {columns} patches, raw maximum {range_of}{said}")
+            lines.append(f"  and {count - SHOWN} more {self.KIND}s")
+        lines += [f"  layer {name}: {self._strength_of(maps)}" for name, maps in self.layers.items()]
         if self.untrained:
             lines.append(f"  {UNTRAINED}")
         return "\n".join(lines)
+
+    def _strength_of(self, maps: LayerMaps) -> str:
+        """Describe the maps of a layer for `repr`."""
+        count, (rows, columns), empty = len(maps.raw), maps.grid, int(maps.empty.sum())
+        peaks = maps.raw.flatten(1).amax(dim=1)
+        lowest = f"{float(peaks.min()):.3g} to " if count > 1 else ""
+        said = f", {empty} of {count} maps empty" if empty else ""
+        return f"{rows} x {columns} patches, raw maximum {lowest}{float(peaks.max()):.3g}{said}"
 
     def pixels(self) -> Tensor:
         """Return the images as uint8 RGB (B, 3, H, W) on their device; without a known mean, scaled to their range."""
         from ..drawing.overlays import denormalise, stretch_range  # needs OpenCV, which maps do not
 
+        images = self.images.flatten(0, -4)  # of clips, the frames
         if self.look.mean is None or self.look.std is None:
-            return stretch_range(self.images)
-        return denormalise(self.images, self.look.mean, self.look.std)
+            pixels = stretch_range(images)
+        else:
+            pixels = denormalise(images, self.look.mean, self.look.std)
+        return pixels.unflatten(0, self.images.shape[:-3])
 
     def overlay(self) -> dict[str, Tensor]:
         """Blend the maps over the images: layer → (B, H, W, 3) uint8 RGB on the CPU. An empty map is not coloured."""

@@ -52,9 +52,7 @@ def _tf32() -> Iterator[None]:
     """Use PyTorch's precision "high": TensorFloat32 on CUDA."""
     matmul: Any = torch.backends.cuda.matmul
     with ExitStack() as undo:
-        if hasattr(
-            matmul, "fp32_precision"
-        ):  # PyTorch 2.9 and later; once it is used, the older setting cannot be read
+        if hasattr(matmul, "fp32_precision"):  # from PyTorch 2.9 on; once used, the older setting cannot be read
             mkldnn: Any = torch.backends.mkldnn
             for backend in (matmul, mkldnn.matmul):
                 undo.callback(setattr, backend, "fp32_precision", backend.fp32_precision)

@@ -1,4 +1,4 @@
-"""A model's real tokens: those in a bank, and those that replace patches."""
+"""A model's real tokens: those in a bank, and those that replace patches. `Bank` is public."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..base.allowed import AUTO
+from ..base.errors import InputError
 from ..engine.hooks import Tap
 from ..engine.layers import MADE_OF_OTHERS, compared_blocks, exchanged_block, name_in_tower, site_of_layer
 from ..engine.real.bank import FEWEST_IMAGES, MOST_IMAGES, TokenBank, thinned
@@ -21,8 +22,10 @@ from ..engine.recipe import RESIDUAL, Recipe
 from ..judge.choosing import InParts, TrialImages, TriedDetector
 from ..judge.trial import TokenFill
 from .capture import Capture
-from .subject import Subject
+from .images import as_batch, as_batches, check_images
+from .subject import Subject, subject_of
 
+IMAGES = "images"  # in errors
 ALIKE = 1e-3  # skipping blocks may change margins by this share of the largest one
 
 
@@ -53,8 +56,49 @@ def bank_of(subject: Subject, images: Tensor, videos: Sequence[Hashable]) -> Tok
     for image in images.split(1):
         for seen in _seen(subject, image, bank_layers(subject)):
             patches = thinned(seen.patches).flatten(2).transpose(1, 2)
-            tokens.setdefault(seen.site.name, []).append(patches.half())
+            tokens.setdefault(seen.tap.site.name, []).append(patches.half())
     return TokenBank({layer: torch.cat(found) for layer, found in tokens.items()}, tuple(videos))
+
+
+class Bank(TokenBank):
+    """The patch tokens of up to 16 images that a model calls real. Method "contrast" compares patches with them."""
+
+    @classmethod
+    def of(
+        cls,
+        model: Any,
+        images: Any,
+        videos: Sequence[Hashable] | None = None,
+        forward: Callable[[Tensor], Any] | None = None,
+    ) -> Bank:
+        """Build a bank from the images that the model calls real: at most MOST_IMAGES, one of each video first.
+
+        Args:
+            model, forward: as for `explain`.
+            images: normalised images (B, 3, H, W), one batch or several. Labels are not needed.
+            videos: a name per image; an image is never compared with frames of its own video. None: each image counts
+                as its own video.
+
+        Raises:
+            InputError: no image, or none that the model calls real.
+        """
+        batches = [as_batch(batch, IMAGES)["image"] for batch in as_batches(images, IMAGES)]
+        if not batches:
+            raise InputError("images is empty: give at least one batch")
+        for batch in batches:
+            check_images(batch, IMAGES)
+        subject = subject_of(model, batches[0], forward)
+        every = torch.cat(batches)
+        margins = torch.cat([subject.margins(part) for part in batches])
+        called_real = (margins < 0).nonzero().flatten().tolist()
+        if not called_real:
+            raise InputError(
+                f"the model calls none of the {len(every)} images real: give real images that it recognises"
+            )
+        names = list(videos) if videos is not None else list(range(len(every)))
+        chosen = [called_real[i] for i in one_of_each_video([names[i] for i in called_real])]
+        made = bank_of(subject, every[chosen], [names[i] for i in chosen])
+        return cls(made.tokens, made.videos)
 
 
 def one_of_each_video(videos: Sequence[Hashable]) -> list[int]:
@@ -93,7 +137,7 @@ def real_tokens(subject: Subject, reals: Tensor, has_pair: Tensor | None = None)
         patches = seen.patches.to(torch.promote_types(seen.patches.dtype, torch.float32))
         tokens = patches.new_zeros(len(reals), *patches.shape[1:])
         tokens[positions.to(tokens.device)] = patches
-        found[seen.site.name] = tokens
+        found[seen.tap.site.name] = tokens
     return found
 
 

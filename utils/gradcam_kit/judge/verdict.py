@@ -17,9 +17,7 @@ from .trial import CALM, PAIRED_REAL, SHARE, Trial
 
 CHOSEN, UNDECIDED, UNSUPPORTED, NAMED, UNTRIED = "chosen", "undecided", "unsupported", "named", "untried"
 ALIKE = 0.95  # candidates with this share of the best drop count as equal; the first on the list wins
-FAR_BELOW = (
-    0.5  # a named map below this share of the best drop is reported; a winner below it under a second fill fails
-)
+FAR_BELOW = 0.5  # a named map below this share of the best drop is reported; so small a second drop fails a winner
 FEWEST_IMAGES = 4  # needed for a choice
 RESAMPLES, LEVEL = 2_000, 0.95
 FEWEST_EARLY = 8  # images and videos needed before a trial may end early

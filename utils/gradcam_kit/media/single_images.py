@@ -22,9 +22,8 @@ from ..data.folder_dataset import IMAGE_SUFFIXES
 from ..data.frame import Frame
 from ..data.images import UnreadableImage, decode_image, read_file
 from ..drawing.overlays import PastedCrop
-from ..explaining.bank import Bank
 from ..explaining.checking import MapChecker
-from ..explaining.real_tokens import tried, with_bank
+from ..explaining.real_tokens import Bank, tried, with_bank
 from ..judge.choosing import choose_map, in_batches, trial_images
 from ..judge.verdict import FEWEST_IMAGES, choice_lines, judgements
 from ..model.detector import LoadedDetector

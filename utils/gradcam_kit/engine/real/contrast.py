@@ -13,9 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 CONTRAST, CONTRAST_Z = CONTRASTS = ("contrast", "contrast_z")  # the methods' names
-LEAST_DEVIATION = (
-    0.1  # share of the image's median deviation: bounds the weight of a patch with nearly equal neighbours
-)
+LEAST_DEVIATION = 0.1  # of the image's median deviation: bounds the weight of a patch with nearly equal neighbours
 
 
 def contrast(A: Tensor, G: Tensor, R: Tensor) -> Tensor:

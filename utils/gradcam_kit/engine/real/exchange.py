@@ -34,7 +34,6 @@ class Seen:
     `before`: the number of tokens before the patches.
     """
 
-    site: Site
     tap: Tap
     patches: Tensor
     before: int
@@ -45,7 +44,7 @@ class Seen:
         layer = tap.site.name
         patches = on_grid({layer: Tokens(ordered, ordered)}, grid)[layer].A
         behind = patches.shape[2] * patches.shape[3] + (grid.suffix if grid is not None else 0)
-        return cls(tap.site, tap, patches, ordered.shape[1] - behind if ordered.ndim == 3 else 0)
+        return cls(tap, patches, ordered.shape[1] - behind if ordered.ndim == 3 else 0)
 
 
 def seen_at(tower: Tower, sites: Sequence[Site], grid: Grid | None, run: Run, images: int) -> list[Seen]:
@@ -91,7 +90,7 @@ class Exchange:
     def tokens(self, images: Tensor, patches: Tensor) -> Tensor:
         """Return the tower's tokens of `images` (n,), with the real ones at `patches` (n, h, w) bool."""
         tap = self.seen.tap
-        axis = 1 if tap.tokens.ndim == 3 and self.seen.site.batch_axis == 1 else 0
+        axis = 1 if tap.tokens.ndim == 3 and self.seen.tap.site.batch_axis == 1 else 0
         tokens = tap.tokens.index_select(axis, images).clone()
         real = self.real[images].to(tokens.dtype)
         if tokens.ndim == 4:
@@ -113,7 +112,7 @@ class Exchange:
             return (tokens, *value[1:]) if isinstance(value, tuple) else tokens
 
         with ExitStack() as stack:
-            stack.callback(_hook(self.seen.site, exchange).remove)
+            stack.callback(_hook(self.seen.tap.site, exchange).remove)
             for skipped in self.skipped:
                 stack.enter_context(replaced_forward([skipped.module], _passed_over(skipped.beside)))
             yield

@@ -151,8 +151,7 @@ class AttentionModules(BlockAttention):
         return {"q": self.q(tokens[:, :1]), "k": k, "v": v}
 
     def constant_queries_and_keys(self, held: Held) -> list[Handle]:
-        hook = in_this_thread(lambda module, inputs, output: held.constant(output) if output.requires_grad else None)
-        return [module.register_forward_hook(hook) for module in (self.q, self.k)]
+        return QueriesAndKeys(separate=(self.q, self.k)).constant_queries_and_keys(held)
 
 
 # ------------------------------------------------------------------------------------------------------------ formulas

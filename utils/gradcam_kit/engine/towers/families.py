@@ -31,9 +31,8 @@ class NamedTransformer(TowerFamily):
     needs: tuple[str, ...] = ()  # what else the tower has, one of these
     before: tuple[str, ...] = ()  # tokens without a patch, (1, n, C) or one (C,), in the tower
     after: tuple[str, ...] = ()
-    projections: tuple[
-        tuple[str, ...], ...
-    ] = ()  # number of heads, q, k, v, output, in a block; otherwise PyTorch's own
+    # Number of heads, q, k, v and output, in a block; otherwise PyTorch's own.
+    projections: tuple[tuple[str, ...], ...] = ()
     rotary: str = ""  # the module that reads the rotation angles of q and k, in a block
 
     def recognises(self, module: nn.Module) -> bool:
@@ -335,13 +334,4 @@ class CNN(TowerFamily):
 
 PRE_NORM, CNN_FAMILY = PreNormTransformer(), CNN()
 # Special families first; a transformer may contain convolutions too, for its patches.
-FAMILIES: list[TowerFamily] = [
-    HF_CLIP,
-    HF_VIT,
-    HF_DINOV3,
-    OPENAI_CLIP,
-    Swin(),
-    TIMM,
-    PRE_NORM,
-    CNN_FAMILY,
-]
+FAMILIES: list[TowerFamily] = [HF_CLIP, HF_VIT, HF_DINOV3, OPENAI_CLIP, Swin(), TIMM, PRE_NORM, CNN_FAMILY]

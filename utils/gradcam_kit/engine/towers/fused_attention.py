@@ -12,16 +12,7 @@ from torch import Tensor, nn
 
 from ...base.errors import InputError
 from ...base.threads import in_this_thread
-from .attention import (
-    MIXED,
-    BlockAttention,
-    Handle,
-    Heads,
-    Held,
-    Keep,
-    mixed_by_constant,
-    rotated,
-)
+from .attention import MIXED, BlockAttention, Handle, Heads, Held, Keep, mixed_by_constant, rotated
 
 
 @dataclass(frozen=True)
@@ -113,10 +104,7 @@ class TimmAttention(BlockAttention):
             linear = mixed_by_constant(self.queries_keys_values(x, rope), self.heads)
             return (held.by(inputs[0], linear), *inputs[1:])
 
-        return [
-            self._with_rope(before),
-            self.output[0].register_forward_pre_hook(in_this_thread(at_output)),
-        ]
+        return [self._with_rope(before), self.output[0].register_forward_pre_hook(in_this_thread(at_output))]
 
 
 @dataclass(frozen=True)

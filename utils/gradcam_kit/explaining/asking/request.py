@@ -11,16 +11,7 @@ from torch import Tensor
 from ...engine.attention import AttentionPass
 from ...engine.attention_methods import ATTENTION_METHODS
 from ...engine.frozen import frozen_for_explaining
-from ...engine.layers import (
-    SCALED,
-    SUM,
-    LayerError,
-    Site,
-    name_in_tower,
-    named_layers,
-    site_of_layer,
-    summed_blocks,
-)
+from ...engine.layers import SCALED, SUM, LayerError, Site, name_in_tower, named_layers, site_of_layer, summed_blocks
 from ...engine.methods import DEFAULT_EPSILON, check_method
 from ...engine.real.bank import TokenBank
 from ...engine.recipe import RESIDUAL, Recipe

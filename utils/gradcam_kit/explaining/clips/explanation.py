@@ -11,8 +11,9 @@ from torch import Tensor
 
 from ...base.files import write_whole
 from ...engine.clips.maps import ClipMaps, share_of_frames
+from ...engine.maps import LayerMaps
 from ...judge.time import ClipMargins, OrderTest, cost_of_frames, order_test
-from ..explanation import SHOWN, Explanation
+from ..explanation import Explanation
 
 if TYPE_CHECKING:
     from ...drawing.batch_images import DrawnImage
@@ -29,6 +30,7 @@ class ClipExplanation(Explanation):
     `margins`: clips → fake − real; `frames_apart`: clips → `frame_logits`.
     """
 
+    KIND: ClassVar[str] = "clip"
     ARRAYS: ClassVar[tuple[str, ...]] = (*Explanation.ARRAYS, "time")
     margins: ClipMargins
     frames_apart: Callable[[Tensor], Tensor]
@@ -61,32 +63,12 @@ class ClipExplanation(Explanation):
         assert isinstance(maps, ClipMaps), "the maps of a clip"
         return maps
 
-    def __repr__(self) -> str:
-        """Return a few lines: recipes, each clip's probability and its hottest frames."""
-        count, frames, _, height, width = self.images.shape
-        how = "; ".join(f"{made.recipe.method} at {made.site}, backward {made.recipe.backward}" for made in self.made)
-        clips = f"{count} clip{'s' * (count > 1)} of {frames} frames of {height} x {width}"
-        lines = [f"Explanation of {clips}: {how}"]
-        for i, probability in enumerate(self.prob_fake.tolist()[:SHOWN]):
-            lines.append(f"  clip {i}: P(fake) {probability:.3f}, heatmap for class: {self.target[i]}")
-        if count > SHOWN:
-            lines.append(f"  and {count - SHOWN} more clips")
-        for name, maps in self.layers.items():
-            rows, columns = maps.grid
-            shares = share_of_frames(self.clip_maps(maps).time)
-            hottest = shares[0].topk(min(HOTTEST, frames)).indices.tolist()
-            cells = f"{self.clip_maps(maps).times} x {rows} x {columns} cells"
-            lines.append(f"  layer {name}: {cells}, hottest frames of clip 0: {', '.join(map(str, hottest))}")
-        return "\n".join(lines)
-
-    def pixels(self) -> Tensor:
-        """Return the clips as uint8 RGB (B, T, 3, H, W), on their device."""
-        frames = self.images.flatten(0, 1)
-        from ...drawing.overlays import denormalise, stretch_range
-
-        if self.look.mean is None or self.look.std is None:
-            return stretch_range(frames).unflatten(0, self.images.shape[:2])
-        return denormalise(frames, self.look.mean, self.look.std).unflatten(0, self.images.shape[:2])
+    def _strength_of(self, maps: LayerMaps) -> str:
+        (rows, columns), of_clips = maps.grid, self.clip_maps(maps)
+        shares = share_of_frames(of_clips.time)[0]
+        hottest = shares.topk(min(HOTTEST, len(shares))).indices.tolist()
+        frames = ", ".join(map(str, hottest))
+        return f"{of_clips.times} x {rows} x {columns} cells, hottest frames of clip 0: {frames}"
 
     def save(self, folder: str | Path, prefix: str = "gradcam") -> list[Path]:
         """Write the files of `Explanation.save`, with mosaics of frames, and `<prefix>_strip_<layer>_sample<i>.png`.

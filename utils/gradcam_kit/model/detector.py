@@ -113,15 +113,14 @@ class LoadedDetector:
     @property
     def found_layer(self) -> SpatialLayer | None:
         """The layer that a pass found for a registered detector; None if none was searched for."""
-        if self.settings.clip_size is not None:
+        if self.settings.clip_size is not None or self.settings.build:
             return None
         found: SpatialLayer | None = self.model.tower.known("default layer")
-        return None if self.settings.build else found
+        return found
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Return a context with the detector's precision. Maps are always float32."""
-        plain = self.precision == "fp32"
-        return nullcontext() if plain else torch.autocast(self.device.type, dtype=DTYPES[self.precision])
+        return nullcontext() if self.precision == "fp32" else torch.autocast(self.device.type, DTYPES[self.precision])
 
     @contextmanager
     def _as_evaluated(self) -> Iterator[None]:
@@ -176,8 +175,7 @@ class LoadedDetector:
         followed = nullcontext() if self.reading.known else plain_forward(Structure(self.model))
         with followed, self._as_evaluated():
             output = self.reading.output(predict, data["image"], name)
-        size = self.settings.clip_size
-        clips = f"{size} frames of {self.settings.resolution} pixels" if size else ""
+        clips = f"{size} frames of {self.settings.resolution} pixels" if (size := self.settings.clip_size) else ""
         return HeadReader(name, gradcam.classes, gradcam.labels, len(data["image"]), clips).read(output)
 
     def explain(

@@ -43,7 +43,7 @@ class OneLineParser(argparse.ArgumentParser):
         super().__init__(
             description=description, allow_abbrev=False, usage="%(prog)s [options]", formatter_class=_HelpFormatter
         )
-        self.register("type", Path, path_flag)  # for every flag whose type is Path
+        self.register("type", Path, lambda text: Path(path_text(text)))  # for every flag whose type is Path
         self.add_argument("--version", action="version", version=f"{self.prog} {VERSION}")
 
     def error(self, message: str) -> NoReturn:
@@ -100,11 +100,6 @@ def path_text(text: str) -> str:
         return expanded(text)
     except InputError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def path_flag(text: str) -> Path:
-    """Parse a path as a `Path`: replace `~` and `$VARIABLES` in it."""
-    return Path(path_text(text))
 
 
 def run_command(main: Callable[[Sequence[str]], int], hints: Mapping[str, str] | None = None) -> NoReturn:

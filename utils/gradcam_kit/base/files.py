@@ -67,12 +67,6 @@ def read_text(path: Path, encoding: str = "utf-8", most_bytes: int = MOST_TEXT_B
     return path.read_text(encoding=encoding)
 
 
-def new_file(path: Path) -> BinaryIO:
-    """Open `path` for writing as a new file. An old file or symbolic link of that name is removed."""
-    path.unlink(missing_ok=True)
-    return path.open("xb")
-
-
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
     """Lock `folder` for this block. Raise InputError if another process has locked it.
@@ -127,7 +121,8 @@ def create_output_folder(path: Path) -> None:
 def whole_file(path: Path) -> Iterator[BinaryIO]:
     """Open a file for writing. It appears under its name, complete and on disk, if the block ends without an error."""
     partial = path.with_name(f".{path.name}.partial")
-    with new_file(partial) as file:
+    partial.unlink(missing_ok=True)  # of a symbolic link, only the link
+    with partial.open("xb") as file:
         yield file
         file.flush()
         os.fsync(file.fileno())  # without it a crash of the machine could keep the name and lose the bytes

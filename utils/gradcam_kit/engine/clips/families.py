@@ -128,11 +128,6 @@ def _found(model: nn.Module) -> Tower:
     return Tower(model, find_tower(model), structure)
 
 
-def is_volumes(tower: Tower) -> bool:
-    """Whether the activations of `tower` have a time axis of their own."""
-    return isinstance(tower.family, Volumes)
-
-
 def channels_first(module: nn.Module, tensor: Tensor) -> Tensor:
     """What `module` has returned, (B, C, t, h, w) or (B, t, h, w, C), as the former.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -75,7 +75,12 @@ class Asked:
         captured: dict[str, None] = {}
         for recipe in recipes:
             made_of = {layer: summed_blocks(tower, layer) for layer in recipe.layers if layer in (SUM, SCALED)}
-            _refuse_sums([recipe.method] if made_of else [])
+            if made_of and recipe.method in ATTENTION_METHODS and ATTENTION_METHODS[recipe.method].sum_of is None:
+                raise LayerError(
+                    f"method {recipe.method!r} has no maps to add for layer {SUM!r}: its map of a block follows from"
+                    " all blocks before it already; name the last block",
+                    "layers",
+                )
             made_of |= {layer: (layer,) for layer in named_layers(recipe.layers)}
             parts.update({layer: made_of.get(layer, ()) for layer in recipe.layers})
             read = dict.fromkeys(part for added in made_of.values() for part in added)
@@ -108,14 +113,3 @@ def point_of(tower: Tower, layer: str, site: str, forward: Callable[[], Any]) ->
 
     run = tower.once(("run", name), lambda: last_run(name, tower.named, tower.once("runs", runs)))
     return replace(point, run=run)
-
-
-def _refuse_sums(methods: Iterable[str]) -> None:
-    """Raise LayerError for methods whose maps cannot be summed over blocks."""
-    for method in methods:
-        if method in ATTENTION_METHODS and ATTENTION_METHODS[method].sum_of is None:
-            raise LayerError(
-                f"method {method!r} has no maps to add for layer {SUM!r}: its map of a block follows from all blocks"
-                " before it already; name the last block",
-                "layers",
-            )

@@ -15,7 +15,7 @@ from ...base.errors import InputError
 from ...base.text import one_line
 from ...base.threads import hooked
 from ...engine.backward import BALANCED, PLAIN
-from ...engine.clips.families import KNOWN, channels_first, clip_grid, clip_tower_of, is_volumes, thumbnail_of
+from ...engine.clips.families import KNOWN, Volumes, channels_first, clip_grid, clip_tower_of, thumbnail_of
 from ...engine.clips.grid import ClipShape
 from ...engine.clips.maps import check_clip_method
 from ...engine.frozen import frozen_for_explaining
@@ -81,7 +81,7 @@ class ClipSubject(AnySubject):
             if tower.blocks:
                 found = inputs_of(tower, tower.blocks, partial(self.run, {"image": clip}))
             else:
-                axes = (5,) if is_volumes(tower) else (4,)
+                axes = (5,) if isinstance(tower.family, Volumes) else (4,)
                 found = reached_outputs(tower.module, partial(self.run, {"image": clip}), axes).outputs
         usable = [name for name, tensor in found if _has_cells(tower, name, tensor, shape)]
         if not usable:

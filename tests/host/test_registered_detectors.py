@@ -121,7 +121,7 @@ class PredictsAMask(Host):
 
 
 def test_masks_and_side_branches_are_not_the_default() -> None:
-    layer = built(PredictsAMask).find_default_layer()
+    layer = built(PredictsAMask).as_subject().default_spatial()
     assert layer == ("backbone.conv2", 12, 7, 7)
 
 

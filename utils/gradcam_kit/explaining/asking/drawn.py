@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from ...base.allowed import TRANSPLANT
 from ...base.errors import InputError
 from ...engine.recipe import Recipe
-from ...engine.spatial_layers import SpatialLayer
 from ...judge.transplant import INPUT
 from ...settings.config_values import GradCAMSettings
 from ..clips.choosing import clip_candidates
@@ -50,10 +49,6 @@ class DrawnMaps(nn.Module):
     def default_layers(self) -> list[str]:
         """Return the layers to explain if only a method is named; see `Subject.default_layers`."""
         return list(self.as_subject().default_layers())
-
-    def find_default_layer(self) -> SpatialLayer:
-        """Find the last activation of a convolutional network that the score depends on. Raises InputError."""
-        return self.as_subject().default_spatial()
 
     def gradcam_layers(self) -> list[str]:
         """Return the layers to explain if a call names none: the config's, the chosen one, or the last block.

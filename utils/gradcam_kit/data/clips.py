@@ -7,21 +7,21 @@ numbers, yield as many full clips as fit, with first frames spread evenly. A vid
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import groupby, pairwise
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from ..base.errors import InputError
 from ..base.files import write_table
 from .frame import DataSettings, Frame, evenly_spaced
-from .frame_paths import Stamp, content_hash, read_bytes
-from .frames import Batch, start_worker
+from .frame_paths import content_hash, read_bytes
+from .frames import Decoded
 from .images import UnreadableImage, decode_image
 from .readers import read_dataset
 
@@ -110,15 +110,8 @@ def cut_clips(frames: Sequence[Frame], size: int, per_video: int | None = None, 
 def write_clips(path: Path, cut: CutClips) -> None:
     """Write a CSV row per clip: index, video, numbers of its frames, spacing, paths of its first and last frame."""
     rows = (
-        [
-            clip.row.index,
-            clip.row.video,
-            " ".join(map(str, clip.numbers)),
-            clip.spacing,
-            clip.frames[0],
-            clip.frames[-1],
-        ]
-        for clip in cut.clips
+        (one.row.index, one.row.video, " ".join(map(str, one.numbers)), one.spacing, one.frames[0], one.frames[-1])
+        for one in cut.clips
     )
     write_table(path, ("index", "video", "frames", "spacing", "first", "last"), rows)
 
@@ -135,58 +128,26 @@ def _number(path: str, otherwise: int) -> int:
     return int(found[-1]) if found else otherwise
 
 
-class _ClipDataset(Dataset[Any]):
-    """Clip i with its pixels, or with the reason why it cannot be read."""
-
-    def __init__(self, clips: Sequence[Clip], resolution: int) -> None:
-        self.clips, self.resolution = clips, resolution
-
-    def __len__(self) -> int:
-        return len(self.clips)
-
-    def __getitem__(self, i: int) -> tuple[Frame, np.ndarray | str, Stamp]:
-        clip = self.clips[i]
-        before, images = Stamp.of(clip.row.path), []
-        hashes: list[str] = []
-        for path in clip.frames:
-            try:
-                data = read_bytes(path)
-                images.append(decode_image(data, self.resolution))
-                hashes.append(content_hash(data))
-            except UnreadableImage as reason:
-                text = str(reason)
-                return clip.row, text if path in text else f"{path}: {text}", before
-        return clip.row, np.stack(images), before._replace(content=hashes[0])
-
-    def collate(self, items: Iterable[tuple[Frame, np.ndarray | str, Stamp]]) -> Batch:
-        rows, clips, unreadable, stamps = [], [], [], {}
-        for row, pixels, stamp in items:
-            stamps[row.index] = stamp
-            if isinstance(pixels, str):
-                unreadable.append((row, pixels))
-            else:
-                rows.append(row)
-                clips.append(pixels)
-        size = len(self.clips[0].frames) if self.clips else 0
-        empty = torch.empty((0, size, 3, self.resolution, self.resolution), dtype=torch.uint8)
-        stacked = torch.from_numpy(np.stack(clips)).permute(0, 1, 4, 2, 3) if clips else empty
-        return Batch(rows, stacked, unreadable, stamps)
-
-
 def clip_loader(clips: Sequence[Clip], resolution: int, batch_size: int, workers: int) -> DataLoader[Any]:
     """Return a loader like `frame_loader`'s for clips; in a Batch, `frames` holds the clips' rows.
 
     `pixels` are uint8 (B, T, 3, resolution, resolution), RGB. One unreadable frame makes its clip unreadable, and the
     reason names the frame. Nothing is substituted.
     """
-    dataset = _ClipDataset(clips, resolution)
-    return DataLoader(
-        dataset,
-        batch_size=batch_size,
-        shuffle=False,
-        num_workers=workers,
-        collate_fn=dataset.collate,
-        worker_init_fn=start_worker,
-        generator=torch.Generator(),
-        pin_memory=torch.cuda.is_initialized(),
-    )
+    size = len(clips[0].frames) if clips else 0
+    read = partial(_read_clip, clips, resolution)
+    return Decoded([clip.row for clip in clips], read, (size, resolution, resolution, 3)).loader(batch_size, workers)
+
+
+def _read_clip(clips: Sequence[Clip], resolution: int, i: int) -> tuple[np.ndarray, str]:
+    """Return a clip's pixels, and the content hash of its first frame. Raises UnreadableImage that names the frame."""
+    images, hashes = [], []
+    for path in clips[i].frames:
+        try:
+            data = read_bytes(path)
+            images.append(decode_image(data, resolution))
+        except UnreadableImage as reason:
+            text = str(reason)
+            raise UnreadableImage(text if path in text else f"{path}: {text}") from None
+        hashes.append(content_hash(data))
+    return np.stack(images), hashes[0]

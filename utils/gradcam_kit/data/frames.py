@@ -6,7 +6,8 @@ Nothing is shuffled, and no frame replaces another: an unreadable one is listed 
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import cv2
@@ -32,37 +33,51 @@ class Batch(NamedTuple):
         return self._replace(pixels=self.pixels.pin_memory())
 
 
-class _FrameDataset(Dataset[Any]):
-    """Frame i with its pixels, or with the reason why it cannot be read."""
+class Decoded(Dataset[Any]):
+    """Frames or clips, decoded one by one: item i with its pixels, or with the reason why it cannot be read.
 
-    def __init__(self, frames: Sequence[Frame], resolution: int) -> None:
-        self.frames, self.resolution = frames, resolution
+    `rows` represent the items. `read` returns item i's pixels, of the shape `shape`, and content hash.
+    """
+
+    def __init__(
+        self, rows: Sequence[Frame], read: Callable[[int], tuple[np.ndarray, str]], shape: tuple[int, ...]
+    ) -> None:
+        self.rows, self.read, self.shape = rows, read, shape
 
     def __len__(self) -> int:
-        return len(self.frames)
+        return len(self.rows)
 
     def __getitem__(self, i: int) -> tuple[Frame, np.ndarray | str, Stamp]:
-        frame = self.frames[i]
-        before = Stamp.of(frame.path)  # first: a change during reading leaves a later time
+        row = self.rows[i]
+        before = Stamp.of(row.path)  # first: a change during reading leaves a later time
         try:
-            data = read_bytes(frame.path)
-            return frame, decode_image(data, self.resolution), before._replace(content=content_hash(data))
+            pixels, content = self.read(i)
+            return row, pixels, before._replace(content=content)
         except UnreadableImage as reason:
-            return frame, str(reason), before
+            return row, str(reason), before
 
-    def collate(self, items: Iterable[tuple[Frame, np.ndarray | str, Stamp]]) -> Batch:
-        frames, images, unreadable, stamps = [], [], [], {}
-        for frame, image, stamp in items:
-            stamps[frame.index] = stamp
-            if isinstance(image, str):
-                unreadable.append((frame, image))
-            else:
-                frames.append(frame)
-                images.append(image)
-        empty = torch.empty((0, 3, self.resolution, self.resolution), dtype=torch.uint8)
-        # Stack as (B, H, W, 3) and view as (B, 3, H, W): copying bytes is twenty times faster than moving channels.
-        pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2) if images else empty
-        return Batch(frames, pixels, unreadable, stamps)
+    def collate(self, items: Sequence[tuple[Frame, np.ndarray | str, Stamp]]) -> Batch:
+        stamps = {row.index: stamp for row, _, stamp in items}
+        unreadable = [(row, reason) for row, reason, _ in items if isinstance(reason, str)]
+        images = [pixels for _, pixels, _ in items if not isinstance(pixels, str)]
+        stacked = np.stack(images) if images else np.empty((0, *self.shape), dtype=np.uint8)
+        # Stack with the channels last and view them first: copying bytes is twenty times faster than moving channels.
+        pixels = torch.from_numpy(stacked).movedim(-1, -3)
+        return Batch([row for row, read, _ in items if not isinstance(read, str)], pixels, unreadable, stamps)
+
+    def loader(self, batch_size: int, workers: int) -> DataLoader[Any]:
+        """Return a DataLoader of `Batch`; see `frame_loader`."""
+        lmdb = bool(self.rows) and in_lmdb(self.rows[0].path)
+        return DataLoader(
+            self,
+            batch_size=batch_size,
+            shuffle=False,
+            num_workers=max(workers, 1) if lmdb else workers,  # a damaged LMDB kills its reader
+            collate_fn=self.collate,
+            worker_init_fn=start_worker,
+            generator=torch.Generator(),  # otherwise each pass draws from the global one
+            pin_memory=torch.cuda.is_initialized(),  # false if the run does not use the device
+        )
 
 
 def frame_loader(frames: Sequence[Frame], resolution: int, batch_size: int, workers: int) -> DataLoader[Any]:
@@ -72,19 +87,13 @@ def frame_loader(frames: Sequence[Frame], resolution: int, batch_size: int, work
     (0, 3, resolution, resolution). `workers` processes decode; with 0, this one does. The global random state is
     neither used nor changed.
     """
-    dataset = _FrameDataset(frames, resolution)
-    return DataLoader(
-        dataset,
-        batch_size=batch_size,
-        shuffle=False,
-        num_workers=max(workers, 1)
-        if frames and in_lmdb(frames[0].path)
-        else workers,  # a damaged LMDB kills its reader
-        collate_fn=dataset.collate,
-        worker_init_fn=start_worker,
-        generator=torch.Generator(),  # otherwise each pass draws from the global one
-        pin_memory=torch.cuda.is_initialized(),  # false if the run does not use the device
-    )
+    read = partial(_read_frame, frames, resolution)
+    return Decoded(frames, read, (resolution, resolution, 3)).loader(batch_size, workers)
+
+
+def _read_frame(frames: Sequence[Frame], resolution: int, i: int) -> tuple[np.ndarray, str]:
+    data = read_bytes(frames[i].path)
+    return decode_image(data, resolution), content_hash(data)
 
 
 def start_worker(worker: int) -> None:

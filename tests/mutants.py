@@ -129,7 +129,7 @@ MUTANTS = [
     Mutant("strip: the first frames", "utils/gradcam_kit/exports/formats.py",
            "np.linspace(0, len(samples) - 1, MOST_FRAMES)", "np.arange(min(len(samples), MOST_FRAMES))",
            "tests/report/test_video_strips.py"),
-    Mutant("grey maps: signed scale off", "utils/gradcam_kit/store/grey_maps.py",
+    Mutant("grey maps: signed scale off", "utils/gradcam_kit/store/sample_folder.py",
            "/ extreme * 127", "/ extreme * 120", "tests/results/test_grey_maps.py"),
     Mutant("an attention may differ by a tenth", "utils/gradcam_kit/engine/attention.py",
            "if coarse else 1e-3", "if coarse else 1e-1",

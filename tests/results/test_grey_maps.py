@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from tests.helpers.fake_run import LAYERS, PIXELS, Row, raw_map, write_row
-from utils.gradcam_kit.store.grey_maps import grey, signed_grey
+from utils.gradcam_kit.store.sample_folder import grey, signed_grey
 
 HOT = (3, 2)
 

@@ -16,7 +16,7 @@ from tests.helpers.datasets import DataTree, read_image, rows_of
 from tests.helpers.detectors import PIXELS, tiny_detector
 from utils.gradcam_kit.base.errors import InputError
 from utils.gradcam_kit.report.page_parts.pattern_drawings import principal_plane
-from utils.gradcam_kit.store.features_file import FEATURES
+from utils.gradcam_kit.store.tables import FEATURES
 
 
 def features_of(rows: list[dict[str, str]]) -> np.ndarray:

@@ -17,9 +17,9 @@ from ..data.images import UnreadableImage
 from ..drawing.overlays import encode, text_line
 from ..judge.localisation import TemporalConsistency
 from ..run.exports import FIFTYONE_FILE, STRIPS
-from ..store.grey_maps import GREY_MAPS, grey_name
 from ..store.read_run import DatasetOnDisk, RunOnDisk, overlays, sample_maps
 from ..store.sample import Sample
+from ..store.sample_folder import GREY_MAPS
 
 IMAGES = 50  # samples per dataset: TensorBoard keeps every image in memory
 LETTERS = 12  # height in pixels of a caption's letters in TensorBoard
@@ -50,7 +50,7 @@ def fiftyone_sample(sample: Sample) -> dict[str, Any]:
     for layer in sample.layers:
         if not layer.empty:
             # FiftyOne's field names cannot contain dots: `encoder.layers.5` → `map_encoder_layers_5`.
-            file = (sample.folder / GREY_MAPS / grey_name(layer.name)).resolve()
+            file = (sample.folder / GREY_MAPS / f"{layer.name}.png").resolve()
             values["map_" + re.sub("[^A-Za-z0-9]", "_", layer.name)] = {"_cls": "Heatmap", "map_path": str(file)}
     return values
 

@@ -10,10 +10,10 @@ from typing import Any
 from ..base.errors import InputError
 from ..base.files import partial_folder, replace_folder, write_json, write_table, write_whole
 from ..run.exports import PAGE, SHOWN_SAMPLES
-from ..store.grey_maps import GREY_MAPS
 from ..store.manifest import METRICS
 from ..store.read_run import DatasetOnDisk, RunOnDisk, frame_rows, read_run
 from ..store.sample import Sample
+from ..store.sample_folder import GREY_MAPS
 from ..store.tables import COLUMNS, PREDICTIONS
 from .aggregates import write_patterns
 from .page import render, require_jinja2

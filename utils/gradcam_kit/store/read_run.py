@@ -26,10 +26,10 @@ from ..drawing.overlays import LayerImage, layer_images
 from ..engine.maps import Canvas, LayerMaps
 from ..judge.check import ARTEFACT
 from .database import DatabaseRow, RunDatabase, database_of
-from .grey_maps import GREY_MAPS
 from .manifest import Manifest
 from .run_folder import read_manifest
 from .sample import SIGNED_TARGET, Sample
+from .sample_folder import GREY_MAPS
 from .tables import GAPS, metrics_of, prediction_rows, unreadable_rows
 
 MOST_PIXELS = 8192  # that a map may span per side

@@ -1,4 +1,8 @@
-"""The folder of one explained image, `sample<i>/`: overlays, maps and metadata. It appears complete or not at all."""
+"""The folder of one explained image, `sample<i>/`: overlays, maps and metadata. It appears complete or not at all.
+
+In `heatmaps/<layer>.png`, at the size of the patch grid, 0 is the raw map's minimum and 255 its maximum. In
+`<layer>_signed.png`, 128 is zero, and 1 and 255 are minus and plus the largest magnitude. The JSON holds both scales.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 
 from ..base.decision import CLASS_NAMES, UNKNOWN
@@ -17,8 +22,9 @@ from ..drawing.clips import ClipImage, strip
 from ..drawing.overlays import LayerImage, PastedCrop, comparison, encode, panels, text_line
 from ..engine.recipe import Recipe
 from ..explaining.explanation import UNTRAINED
-from .grey_maps import GREY_MAPS, raw_arrays, write_grey_maps
 from .sample import RANDOM_WEIGHTS, LayerFacts, Sample
+
+GREY_MAPS = "heatmaps"
 
 
 def metadata_text(sample: Sample) -> str:
@@ -151,3 +157,49 @@ def is_as_written(folder: Path, files: Mapping[str, str]) -> bool:
     """Tell whether a sample's files are complete and unchanged: a crash of the machine may cut them off."""
     there = hashes_below(folder) if folder.is_dir() and not folder.is_symlink() else {}
     return all(there.get(name) == sha256 for name, sha256 in files.items())
+
+
+def write_grey_maps(folder: Path, layers: Sequence[LayerImage]) -> None:
+    """Create `folder` and write both grey maps of every layer into it."""
+    folder.mkdir()
+    for layer in layers:
+        (folder / f"{layer.name}.png").write_bytes(png(grey(layer.raw, layer.empty)))
+        (folder / f"{layer.name}_signed.png").write_bytes(png(signed_grey(layer.signed)))
+
+
+def png(grey: np.ndarray) -> bytes:
+    """Encode a grey image, (h, w) uint8, as PNG."""
+    done, data = cv2.imencode(".png", grey)
+    if not done:
+        raise OSError(f"OpenCV could not encode a grey image of shape {grey.shape}")
+    return data.tobytes()
+
+
+def grey(raw: np.ndarray, empty: bool) -> np.ndarray:
+    """Scale a raw map, float (h, w), to uint8 from its minimum (0) to its maximum (255); an empty map is all 0."""
+    low, high = float(raw.min()), float(raw.max())
+    if empty:
+        return np.zeros(raw.shape, dtype=np.uint8)
+    return np.rint((raw.astype(np.float64) - low) / (high - low) * 255).astype(np.uint8)
+
+
+def signed_grey(signed: np.ndarray) -> np.ndarray:
+    """Scale a signed map, float (h, w), to uint8: 128 is zero, 1 and 255 are minus and plus its largest magnitude."""
+    extreme = float(np.abs(signed).max())
+    if extreme == 0:
+        return np.full(signed.shape, 128, dtype=np.uint8)
+    return np.rint(signed.astype(np.float64) / extreme * 127 + 128).astype(np.uint8)
+
+
+def raw_arrays(layers: Sequence[LayerImage]) -> dict[str, np.ndarray]:
+    """Return the float32 arrays for `--save_raw`: each layer's raw map as `<name>`, its signed map as `<name>.signed`.
+
+    Maps are (h, w); those of a clip (t, h, w). For a clip, `<name>.time` (T,) holds each frame's share of the sum.
+    """
+    arrays: dict[str, np.ndarray] = {}
+    for layer in layers:
+        raw, signed = layer.cells if isinstance(layer, ClipImage) else (layer.raw, layer.signed)
+        arrays |= {layer.name: raw, f"{layer.name}.signed": signed}
+        if isinstance(layer, ClipImage):
+            arrays[f"{layer.name}.time"] = layer.time
+    return {key: values.astype(np.float32) for key, values in arrays.items()}

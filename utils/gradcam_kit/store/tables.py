@@ -1,22 +1,23 @@
-"""The tables that are written from a run's database: predictions, metrics, manifest, calibration, measurements."""
+"""The tables that are written from a run's database: predictions, features, metrics, manifest, measurements."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from ..base.decision import predicted_class
 from ..base.errors import InputError
-from ..base.files import write_json, write_table, write_whole
+from ..base.files import whole_file, write_json, write_table, write_whole
 from ..base.text import one_line
 from ..base.typed import MISSING, Count, Misfit, Number, Share, fit
 from ..judge.verdict import Choice
 from .database import DatabaseRow, RunDatabase
-from .features_file import write_features
 from .manifest import MANIFEST, METRICS
 from .run_folder import read_manifest
 
@@ -25,6 +26,7 @@ COLUMNS = (
     "correct",
 )  # fmt: skip
 PREDICTIONS, UNREADABLE, GAPS, CLIPS = "predictions.csv", "unreadable.csv", "gaps.csv", "clips.csv"
+FEATURES = "features.npz"  # the input of the head for every frame (--save_features)
 CALIBRATION_JSON, CALIBRATION_CSV = "calibration.json", "calibration.csv"
 CALIBRATION_COLUMNS = (
     "method", "layer", "site", "backward", "named", "used", "fall", "fall_random", "beyond_random", "beyond_low",
@@ -137,3 +139,37 @@ def _calibration_rows(choice: Choice) -> Iterator[list[object]]:
         numbers = (row.fall, row.random, *row.beyond, row.share, row.second)
         shown = ["" if math.isnan(number) else f"{number:.6g}" for number in numbers]
         yield [*row.candidate.facts().values(), row.named, row.candidate == choice.used, *shown]
+
+
+def features_of(database: RunDatabase, dataset: str) -> dict[int, np.ndarray]:
+    """Return index → features (D,) float32 of each frame, ascending; empty if the run saved none."""
+    rows = database.rows("feature", "WHERE dataset = ?", dataset)
+    return {row[1]: np.frombuffer(row[2], np.float32) for row in rows}
+
+
+def write_features(database: RunDatabase, dataset: str, folder: Path) -> None:
+    """Write features.npz, completely or not at all, if the run saved features.
+
+    It holds `feat` (N, D) float32; `index`; `label` (0 real, 1 fake); `label_spe`, the forgery's number in
+    `forgery_names`; and the strings `forgery`, `video`, `path`. DF40's t-SNE script reads `feat` and `label_spe`.
+    """
+    found = features_of(database, dataset)
+    if not found:
+        return
+    frames = list(database.rows("frame", "WHERE dataset = ?", dataset))
+    chosen = [row for row in frames if row[1] in found]
+    forgeries = list(dict.fromkeys(row[3] for row in frames))
+    arrays = {
+        "feat": np.stack([found[row[1]] for row in chosen]),
+        "index": np.array([row[1] for row in chosen]),
+        "label": np.array([row[5] for row in chosen]),
+        "label_spe": np.array([forgeries.index(row[3]) for row in chosen]),
+        "forgery_names": _strings(forgeries),
+        **{name: _strings([row[i] for row in chosen]) for name, i in (("forgery", 3), ("video", 4), ("path", 2))},
+    }
+    with whole_file(folder / FEATURES) as file:
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # numpy's stub mistakes them for its own flag
+
+
+def _strings(values: Sequence[str]) -> np.ndarray:
+    return np.array([value.encode("utf-8", "backslashreplace").decode() for value in values])

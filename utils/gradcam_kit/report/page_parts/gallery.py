@@ -23,9 +23,9 @@ from ...data.images import UnreadableImage
 from ...data.masks.annotations import read_mask
 from ...drawing.clips import mosaic_shape
 from ...drawing.overlays import encode
-from ...store.grey_maps import grey, png, signed_grey
 from ...store.read_run import DatasetOnDisk, RunOnDisk, frame_rows, original, stored_maps
 from ...store.sample import LayerFacts, Sample
+from ...store.sample_folder import grey, png, signed_grey
 from .facts import MIXED, PIXELS, some_sample
 
 PER_FILE = 100  # samples in a script of images

@@ -10,9 +10,9 @@ from urllib.parse import quote
 import cv2
 import numpy as np
 
-from ...store.features_file import features_of
-from ...store.grey_maps import signed_grey
 from ...store.read_run import RunOnDisk, frame_rows, reader
+from ...store.sample_folder import png, signed_grey
+from ...store.tables import features_of
 from ..aggregates import MOST_ROWS, shade
 from ..face_regions import REGIONS, GroupRegions
 from ..mean_maps import MEAN_FACE, MeanMaps
@@ -54,14 +54,14 @@ def mean_maps_view(maps: MeanMaps) -> dict[str, Any]:
         shown = []
         for forgery, outcome, mean in of_layer:
             if mean is not None:
-                image = _png(np.rint(_small(mean[0] / peak).clip(0, 1) * 255).astype(np.uint8))
+                image = data_uri(png(np.rint(_small(mean[0] / peak).clip(0, 1) * 255).astype(np.uint8)), "png")
                 caption = f"samples: {mean[1]}"
                 shown.append({"image": image, "title": f"{forgery} · {outcome}", "caption": caption, "signed": False})
         difference = maps.fake_minus_real(layer)
         if difference is not None:
             largest = float(np.nanmax(np.abs(difference)))
             caption = f"red +{largest:.2f}, blue −{largest:.2f}"
-            image = _png(signed_grey(_small(difference)))
+            image = data_uri(png(signed_grey(_small(difference))), "png")
             shown.append({"image": image, "title": "fakes − reals", "caption": caption, "signed": True})
         layers.append((layer, shown))
     return {"layers": layers, "peak": peak}
@@ -70,13 +70,6 @@ def mean_maps_view(maps: MeanMaps) -> dict[str, Any]:
 def _small(values: np.ndarray) -> np.ndarray:
     """Shrink a mean map to MEAN_PIXELS a side, with 0 outside all images."""
     return cv2.resize(np.nan_to_num(values), (MEAN_PIXELS, MEAN_PIXELS), interpolation=cv2.INTER_AREA)
-
-
-def _png(grey: np.ndarray) -> str:
-    done, data = cv2.imencode(".png", grey)
-    if not done:
-        raise OSError(f"OpenCV could not encode a grey image of shape {grey.shape}")
-    return data_uri(data.tobytes(), "png")
 
 
 def face_lines() -> str:

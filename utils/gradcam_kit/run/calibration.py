@@ -1,4 +1,4 @@
-"""The choice of a run's map, or the judgement of a named one, on images of the run's own data."""
+"""Trials on the run's own data: the choice of its map or the judgement of a named one, and the order of frames."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import astuple, replace
+from dataclasses import asdict, astuple, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from ..base.decision import UNKNOWN
-from ..base.errors import InputError
-from ..data.clips import clip_loader
+from ..base.errors import InputError, RunError
+from ..data.clips import Clip, clip_loader
 from ..data.frame import Frame, evenly_spaced
 from ..data.frames import Batch, frame_loader
 from ..engine.real.contrast import CONTRASTS
@@ -25,6 +25,7 @@ from ..explaining.clips.choosing import CLIPS_TRIED, choose_clip_map, clip_candi
 from ..explaining.real_tokens import bank_of, one_of_each_video, tried, with_bank
 from ..judge.candidates import captures
 from ..judge.choosing import TrialImages, choose_map, separates
+from ..judge.time import Change, OrderTest, order_test
 from ..judge.trial import Margins, passes
 from ..judge.verdict import UNTRIED, Choice
 from ..measure.counterparts import RealCounterparts
@@ -43,6 +44,8 @@ RIVALS = 10  # candidates that a named map is compared with: the first of the li
 MOST_FILLS = 5  # fills that a trial tries
 BLIND = "the detector does not separate real from fake on these images, so no map gets the verdict supported"
 NO_FAKE = "the detector calls no image fake, so maps were tested on images that it calls real"
+ORDER_FILE = "frame_order.json"
+ORDER_CLIPS = 8  # each from another video
 VERSION = 5  # of the trial; a choice by another version is not reused
 
 
@@ -147,8 +150,7 @@ def calibrate(
     else:
         frames, margins = _recorded(frames, predicted)
     is_fake = (margins > 0).tolist()
-    known = [frame.label for frame in frames] if all(frame.label != UNKNOWN for frame in frames) else None
-    separate = separates(margins, known)
+    separate = separates(margins, _labels(frames))
     fakes = evenly_spaced([frame for frame, fake in zip(frames, is_fake, strict=True) if fake], plan.images)
     reals = evenly_spaced([frame for frame, fake in zip(frames, is_fake, strict=True) if not fake], plan.images)
     # The target of the maps on images that the detector calls fake.
@@ -184,8 +186,7 @@ def calibrate(
 def _calibrate_clips(context: Context, plan: TrialPlan) -> Choice:
     """Calibrate on one clip per video, of those that the detector calls fake, or else real."""
     detector, settings = context.detector, context.settings
-    of_video = {clip.row.whole_video: clip for cut in context.cut.values() for clip in reversed(cut.clips)}
-    chosen = evenly_spaced(list(of_video.values()), 2 * plan.images)
+    chosen = _clips_of_videos(context, 2 * plan.images)
     margins = margins_of(detector.as_clip_subject(), settings.batch_size)
     rows: list[Frame] = []
     pixels: list[Tensor] = []
@@ -205,10 +206,21 @@ def _calibrate_clips(context: Context, plan: TrialPlan) -> Choice:
     clips = detector.normalise(torch.cat(pixels)[used])
     videos = [rows[i].whole_video for i in used]
     choice = choose_clip_map(detector.as_clip_subject(), margins, clips, target, videos, plan.named)
-    known = [row.label for row in rows] if all(row.label != UNKNOWN for row in rows) else None
-    separate = separates(together, known)
+    separate = separates(together, _labels(rows))
     notes = [*choice.notes, *([] if fakes else [NO_FAKE]), *([] if separate else [BLIND])]
     return replace(choice, notes=tuple(notes), separates=separate)
+
+
+def _labels(frames: Sequence[Frame]) -> list[int] | None:
+    """Return the labels, or None if one is unknown."""
+    labels = [frame.label for frame in frames]
+    return None if UNKNOWN in labels else labels
+
+
+def _clips_of_videos(context: Context, count: int) -> list[Clip]:
+    """Return the first clips of at most `count` videos."""
+    of_video = {clip.row.whole_video: clip for cut in context.cut.values() for clip in reversed(cut.clips)}
+    return evenly_spaced(list(of_video.values()), count)
 
 
 def set_bank(context: Context, choice: Choice, datasets: Mapping[str, Sequence[Frame]]) -> None:
@@ -271,3 +283,34 @@ def _recorded(some: Sequence[Frame], predicted: Mapping[str, Predictions]) -> tu
     found = [frame for frame in some if predicted[frame.dataset].seen[frame.index]]
     scores = torch.tensor([predicted[frame.dataset].logits[frame.index].tolist() for frame in found]).reshape(-1, 2)
     return found, scores[:, 1] - scores[:, 0]
+
+
+def frame_order(context: Context, folder: RunFolder) -> OrderTest | None:
+    """Run the order test, or read it from the run's database; None if the run explains or tries nothing.
+
+    Raises RunError if none of the clips can be read.
+    """
+    if not (context.cut and context.settings.detector.gradcam.enabled and context.options.calibration_images):
+        return None
+    database, where = folder.database, "WHERE dataset = '' AND name = ? AND key = ?"
+    row = database.first_row("measurement", where, ORDER_FILE, folder.key)
+    if row is not None:
+        values = json.loads(row[2])
+        changes = {name: Change(*values[name]) for name in ("order", "frozen")}
+        return OrderTest(clips=values["clips"], videos=values["videos"], **changes)
+    chosen = _clips_of_videos(context, ORDER_CLIPS)
+    print(
+        f"order of frames: testing on {len(chosen)} clips, each from another video ({5 * len(chosen)} forward passes"
+        " of one clip)"
+    )
+    settings, detector = context.settings, context.detector
+    (batch,) = clip_loader(chosen, settings.detector.resolution, len(chosen), settings.workers)
+    if not batch.frames:
+        raise RunError(f"order of frames: none of {len(chosen)} clips could be read, first: {batch.unreadable[0][1]}")
+    margins = margins_of(detector.as_clip_subject(), settings.batch_size)
+    with torch.no_grad():
+        found = order_test(margins, detector.normalise(batch.pixels), [frame.whole_video for frame in batch.frames])
+    text = json.dumps({**asdict(found), "word": found.word})
+    database.put("measurement", [("", ORDER_FILE, text.encode())], folder.key)
+    database.commit()
+    return found

@@ -34,12 +34,11 @@ from ..settings.run_options import RunOptions
 from ..store.manifest import HeatmapCounts
 from ..store.run_folder import RunFolder
 from ..store.sample_writer import SampleWriter
-from .dataset_tables import counts_of, write_summary
 from .disturbances import Interrupted, SignalGuard, SplitOnOutOfMemory
 from .explainer import ClipFacts, Explainer
 from .predictions import Resume
 from .processes import Processes
-from .summary import DatasetSummary
+from .summary import DatasetSummary, counts_of, write_summary
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,12 +8,14 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
 
 import torch
 
 from ..base.errors import RunError
+from ..base.text import one_line
 
 T = TypeVar("T")
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -131,6 +133,30 @@ def is_out_of_memory(error: BaseException) -> bool:
         isinstance(error, RuntimeError)
         and any(words in str(error) for words in ("DefaultCPUAllocator", "not enough memory", "out of memory"))
     )
+
+
+@contextmanager
+def one_line_errors(folder: Path, guard: SignalGuard) -> Iterator[None]:
+    """Turn failures of the machine into a one-line RunError, or, after a signal, into Interrupted."""
+    go_on = "finished files are complete: solve this, then continue with --resume"
+    worker_gone = "a process that decodes images was killed ({}), perhaps out of memory: use fewer --workers; "
+    try:
+        yield
+    except ConnectionError as error:  # a decoding process died while sending a batch
+        guard.check()
+        report_workers_once()
+        raise RunError(worker_gone.format(one_line(error)) + go_on) from error
+    except OSError as error:
+        guard.check()  # a signal to the whole group also ends decoding processes and other ranks
+        raise RunError(f"{error.filename or folder}: {one_line(error)}; {go_on}") from error
+    except MemoryError as error:
+        raise RunError(f"out of memory outside the detector (decoding or drawing an image); {go_on}") from error
+    except RuntimeError as error:
+        guard.check()
+        if isinstance(error, RunError) or DEAD_WORKER not in str(error):
+            raise
+        report_workers_once()
+        raise RunError(worker_gone.format(one_line(error)) + go_on) from error
 
 
 def report_workers_once() -> None:

@@ -6,8 +6,7 @@ import hashlib
 import importlib
 import platform
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import astuple, replace
 from functools import partial
 from importlib.metadata import version
@@ -17,7 +16,7 @@ import torch
 
 from ..base.allowed import TRANSPLANT
 from ..base.errors import InputError, RunError, run_checks
-from ..base.text import one_line, printable, size_text
+from ..base.text import printable, size_text
 from ..base.version import VERSION
 from ..data.clips import Clip, CutClips, read_clips
 from ..data.folder_dataset import describe_images
@@ -36,11 +35,10 @@ from ..store.manifest import METRICS, DatasetRecord, Manifest, Numbers, Weights
 from ..store.run_folder import RunFolder, now
 from ..store.sample_writer import expected_output
 from ..store.tables import CALIBRATION_CSV, CALIBRATION_JSON, prediction_rows
-from .calibration import Calibration, TrialPlan, calibrate, find_calibration, set_bank
+from .calibration import Calibration, TrialPlan, calibrate, find_calibration, frame_order, set_bank
 from .dataset_run import Context, DatasetRun, explains_every_frame, samples_at_most
-from .disturbances import DEAD_WORKER, SignalGuard, SplitOnOutOfMemory, report_workers_once, resume_command
+from .disturbances import SignalGuard, SplitOnOutOfMemory, one_line_errors, resume_command
 from .exports import TOP_FILES, check_exports, lacks_exports, lacks_files, write_exports, write_files
-from .frame_order import frame_order
 from .predictions import Predictions
 from .processes import Processes
 from .summary import check_finished, finish_run
@@ -84,7 +82,7 @@ def run(settings: RunSettings, options: RunOptions) -> None:
                     _report_finished(folder, options)
                 return
             # Twice: while one error is handled, torch's signal handler may raise again for a dead worker.
-            with _one_line_errors(folder, guard), _one_line_errors(folder, guard):
+            with one_line_errors(folder.path, guard), one_line_errors(folder.path, guard):
                 problem = _run_in(folder, context, datasets, kept)
     if problem:
         raise RunError(problem)
@@ -337,27 +335,3 @@ def _kept_steps(folder: RunFolder, options: Sequence[object], dataset: str) -> K
         database.commit()
 
     return Kept(get, put)
-
-
-@contextmanager
-def _one_line_errors(folder: RunFolder, guard: SignalGuard) -> Iterator[None]:
-    """Turn failures of the machine into a one-line RunError, or, after a signal, into Interrupted."""
-    go_on = "finished files are complete: solve this, then continue with --resume"
-    worker_gone = "a process that decodes images was killed ({}), perhaps out of memory: use fewer --workers; "
-    try:
-        yield
-    except ConnectionError as error:  # a decoding process died while sending a batch
-        guard.check()
-        report_workers_once()
-        raise RunError(worker_gone.format(one_line(error)) + go_on) from error
-    except OSError as error:
-        guard.check()  # a signal to the whole group also ends decoding processes and other ranks
-        raise RunError(f"{error.filename or folder.path}: {one_line(error)}; {go_on}") from error
-    except MemoryError as error:
-        raise RunError(f"out of memory outside the detector (decoding or drawing an image); {go_on}") from error
-    except RuntimeError as error:
-        guard.check()
-        if isinstance(error, RunError) or DEAD_WORKER not in str(error):
-            raise
-        report_workers_once()
-        raise RunError(worker_gone.format(one_line(error)) + go_on) from error

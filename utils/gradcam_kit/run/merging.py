@@ -21,9 +21,8 @@ from ..store.manifest import HeatmapCounts, Manifest
 from ..store.read_run import reader
 from ..store.run_folder import RunFolder, read_manifest
 from ..store.tables import write_run_tables
-from .dataset_tables import counts_of, write_summary
 from .predictions import Predictions
-from .summary import DatasetSummary, finish_run
+from .summary import DatasetSummary, counts_of, finish_run, write_summary
 
 Shard = tuple[Path, RunDatabase, Manifest]
 

@@ -1,7 +1,8 @@
-"""The summary of a finished run: `metrics.json`, the table on the terminal, notes, success or failure."""
+"""The end of a dataset and of the run: tables, metrics, the text on the terminal, success or failure."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, astuple
 from pathlib import Path
@@ -9,16 +10,20 @@ from typing import Any, NamedTuple
 
 from ..base.errors import RunError
 from ..base.text import printable
-from ..data.clips import CutClips
-from ..data.gaps import ForgeryGaps
+from ..data.clips import CutClips, write_clips
+from ..data.gaps import ForgeryGaps, forgery_gaps, is_absent, write_gaps
 from ..judge.check import WORDS
 from ..judge.detection_metrics import DetectionMetrics
 from ..judge.verdict import Choice, choice_lines, judgements
 from ..settings.run_options import ExportOptions
-from ..store.manifest import HeatmapCounts
+from ..store.database import RunDatabase
+from ..store.manifest import HeatmapCounts, Vanished
 from ..store.run_folder import RunFolder
-from ..store.tables import UNREADABLE, write_run_tables
+from ..store.sample import Sample
+from ..store.sample_writer import NON_FINITE
+from ..store.tables import CLIPS, GAPS, UNREADABLE, write_dataset_tables, write_run_tables
 from .exports import write_exports
+from .predictions import Predictions
 
 
 class DatasetSummary(NamedTuple):
@@ -35,6 +40,48 @@ class DatasetSummary(NamedTuple):
     def absent(self) -> int:
         """The number of unreadable frames whose folder is missing."""
         return sum(one.absent_frames for one in self.gaps)
+
+
+def write_summary(
+    run: RunFolder, predictions: Predictions, counts: HeatmapCounts, cut: CutClips | None = None
+) -> DatasetSummary:
+    """Write the tables of an evaluated dataset. Raises RunError if none of its frames could be read."""
+    frames, unreadable = predictions.frames, predictions.unreadable
+    name = frames[0].dataset
+    if not predictions.seen.any():
+        reason = f" ({unreadable[0]})" if unreadable else ""
+        raise RunError(
+            f"dataset {name}: none of its {len(frames)} frames could be read, first {frames[0].path}{reason}"
+        )
+    absent = [index for index, reason in unreadable.items() if is_absent(reason)]
+    gaps = forgery_gaps(frames, absent, unreadable.keys() - set(absent))
+    if gaps:
+        write_gaps(run.path / name / GAPS, gaps)
+    if cut is not None:
+        write_clips(run.path / name / CLIPS, cut)
+    for file, there in ((GAPS, gaps), (CLIPS, cut)):
+        if there:
+            run.database.put("measurement", [(name, file, (run.path / name / file).read_bytes())], run.key)
+    run.database.commit()
+    write_dataset_tables(run.database, name, run.path / name)
+    return DatasetSummary(name, predictions.metrics(), len(unreadable), counts, gaps, cut)
+
+
+def counts_of(database: RunDatabase, dataset: str, chosen: Sequence[int]) -> HeatmapCounts:
+    """Count the results of explaining the frames `chosen`, and delete samples of other frames."""
+    counts, wanted, others = HeatmapCounts(), set(chosen), []
+    for _, index, facts, _, lost, _ in database.rows("sample", "WHERE dataset = ?", dataset):
+        if index not in wanted:
+            others.append(index)
+        elif lost == NON_FINITE:
+            counts.non_finite.append(index)
+        elif lost:
+            counts.vanished.append(Vanished(index, lost))
+        else:
+            counts.add_sample(Sample.from_json(json.loads(facts)).layers)
+    for table in ("sample", "map"):
+        database.forget(table, dataset, others)
+    return counts
 
 
 def metrics_json(dataset: DatasetSummary) -> dict[str, Any]:

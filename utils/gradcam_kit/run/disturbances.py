@@ -16,6 +16,7 @@ import torch
 
 from ..base.errors import RunError
 from ..base.text import one_line
+from ..settings.run_options import without_flags
 
 T = TypeVar("T")
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -81,8 +82,7 @@ def resume_command(arguments: Sequence[str]) -> str:
         if here != os.environ.get("WORLD_SIZE", "1"):
             return "the same torchrun commands with --resume"
         launcher += ["-m", "torch.distributed.run", f"--nproc_per_node={here}"]
-    kept = [argument for argument in arguments if argument not in ("--overwrite", "--resume")]
-    return " ".join(shlex.quote(part) for part in [*launcher, sys.argv[0], *kept, "--resume"])
+    return shlex.join([*launcher, sys.argv[0], *without_flags(arguments), "--resume"])
 
 
 class SplitOnOutOfMemory:

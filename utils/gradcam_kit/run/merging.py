@@ -15,7 +15,7 @@ from ..base.errors import InputError
 from ..base.files import create_output_folder
 from ..data.frame import Frame
 from ..judge.verdict import Choice
-from ..settings.run_options import ExportOptions
+from ..settings.run_options import ExportOptions, without_flags
 from ..store.database import RunDatabase
 from ..store.manifest import HeatmapCounts, Manifest
 from ..store.read_run import reader
@@ -58,7 +58,7 @@ def merge(folders: Sequence[Path], output: Path) -> None:
             copy_samples(place, database, output)
         if left := left_to_do(manifest):
             write_run_tables(folder.database, output)
-            command = " ".join(map(shlex.quote, [sys.executable, *manifest.command, "--resume"]))
+            command = shlex.join([sys.executable, *manifest.command, "--resume"])
             print(f"{output}: {len(shards)} shards are joined; still to do: {left}; run {command}")
             return
         finish(folder)
@@ -119,17 +119,7 @@ def left_to_do(manifest: Manifest) -> str:
 
 def whole_command(command: Sequence[str], output: Path) -> list[str]:
     """Turn a shard's command into the whole run's: without --shard, and with its output folder."""
-    kept: list[str] = []
-    skip = False
-    for one in command:
-        if skip or one in ("--resume", "--overwrite"):
-            skip = False
-            continue
-        name, _, value = one.partition("=")
-        if name in ("--shard", "--gradcam_output_dir", "--output", "--run_database"):
-            skip = not value
-            continue
-        kept.append(one)
+    kept = without_flags(command, "--shard", "--gradcam_output_dir", "--output", "--run_database")
     return [*kept, "--gradcam_output_dir", str(output)]
 
 

@@ -127,9 +127,9 @@ def _type(option: Option) -> Any:
     return Annotated[option.type, Meta(min_length=1)] if get_origin(option.type) is list else option.type
 
 
-def backbone_config(config: Mapping[str, Any], where: str = "config") -> Mapping[str, Any]:
+def backbone_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return `config["backbone_config"]`, or an empty mapping. Raises InputError if it is not a mapping."""
-    values: Mapping[str, Any] = Section(config, where).get("backbone_config", {})
+    values: Mapping[str, Any] = Section(config, "config").get("backbone_config", {})
     return values
 
 

@@ -99,3 +99,14 @@ def free_options(names: Iterable[str]) -> list[str]:
     of = {"output_dir": ("gradcam_save_dir",), "views": ExportOptions._fields, "explanations": (MEASURE.lstrip("-"),)}
     options = {name: [OPTIONS[one] for one in of.get(name, (name,)) if one in OPTIONS] for name in names}
     return [name for name, found in options.items() if found and not any(option.outputs for option in found)]
+
+
+def without_flags(command: Sequence[str], *flags: str) -> list[str]:
+    """Return a command's words without --overwrite, --resume, and the `flags`, each with its value."""
+    kept, words = [], iter(command)
+    for word in words:
+        if word in flags:
+            next(words, None)
+        elif word not in ("--overwrite", "--resume") and word.partition("=")[0] not in flags:
+            kept.append(word)
+    return kept

@@ -14,6 +14,7 @@ from ...judge.verdict import headline, judgements
 from ...measure.comparison import lower_is_better
 from ...measure.evaluate import JSON_FILE
 from ...measure.tables import CONTROL_NAMES
+from ...settings.run_options import without_flags
 from ...store.read_run import RunOnDisk, reader
 
 MOST_CURVES = 4  # maps in a figure, in addition to the controls
@@ -93,10 +94,5 @@ def _points(curve: Mapping[str, Any], kind: str) -> str:
 
 def measuring_command(run: RunOnDisk) -> str:
     """Return the run's command with the measurement added, for a new folder."""
-    words, command = [], iter(run.manifest.command)
-    for word in command:
-        if word == OUTPUT:
-            next(command, None)
-        elif word not in ("--overwrite", "--resume") and not word.startswith(f"{OUTPUT}="):
-            words.append(word)
+    words = without_flags(run.manifest.command, OUTPUT)
     return shlex.join(["python", *words, "--evaluate_explanations", OUTPUT, "runs/measured"])

@@ -1,15 +1,21 @@
-"""Means, intervals, and tests whether a map is better than the controls, from one value per image."""
+"""Means, intervals, and tests whether a map is better than the controls, from one value per image.
+
+Also saved results of measurement steps, as text that restores them to the last bit for a resumed run.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 from ..engine.recipe import Recipe
 from ..judge.bootstrap import RESAMPLES, Interval, VideoBootstrap, holm
 from ..judge.controls import CONTROLS
+from ..judge.deletion import Curves
 
 # Metric → map or control → (frames,) float64, NaN without a value.
 Columns = dict[str, dict[Recipe, np.ndarray]]
@@ -100,3 +106,52 @@ def best_threshold(iou: Mapping[Recipe, np.ndarray]) -> dict[Recipe, np.ndarray]
         best = int(table[there].mean(axis=0).argmax()) if there.any() else 0
         found[recipe] = table[:, best]
     return found
+
+
+class Kept(NamedTuple):
+    """Functions to read a step's text by its name (None if there is none), and to save it."""
+
+    get: Callable[[str], str | None]
+    put: Callable[[str, str], None]
+
+
+NOWHERE = Kept(lambda step: None, lambda step, text: None)
+
+
+class Found(NamedTuple):
+    """The additions of a step; columns and curves by metric or fill, and by map."""
+
+    columns: Columns
+    curves: dict[str, dict[Recipe, Curves]]
+    curve_videos: dict[str, list[tuple[str, str]]]
+    notes: list[str]
+
+    def text(self, recipes: Sequence[Recipe]) -> str:
+        """Convert to text. `recipes`: all maps and controls; the text names them by position."""
+        place = {recipe: str(i) for i, recipe in enumerate(recipes)}
+        values = {
+            "columns": _by_place(self.columns, place, lambda column: column.tolist()),
+            "curves": _by_place(self.curves, place, lambda curves: [one.tolist() for one in curves]),
+            "curve_videos": self.curve_videos,
+            "notes": self.notes,
+        }
+        return json.dumps(values)
+
+    @classmethod
+    def of(cls, text: str, recipes: Sequence[Recipe]) -> Found:
+        """Undo `text`."""
+        values = json.loads(text)
+        return cls(
+            _by_recipe(values["columns"], recipes, lambda column: np.array(column, dtype=np.float64)),
+            _by_recipe(values["curves"], recipes, lambda pair: Curves(*(torch.tensor(one) for one in pair))),
+            {fill: [(video[0], video[1]) for video in videos] for fill, videos in values["curve_videos"].items()},
+            values["notes"],
+        )
+
+
+def _by_place(found: Mapping[str, Mapping[Recipe, Any]], place: Mapping[Recipe, str], to: Callable[[Any], Any]) -> Any:
+    return {name: {place[recipe]: to(value) for recipe, value in of.items()} for name, of in found.items()}
+
+
+def _by_recipe(values: Any, recipes: Sequence[Recipe], to: Callable[[Any], Any]) -> Any:
+    return {name: {recipes[int(i)]: to(value) for i, value in of.items()} for name, of in values.items()}

@@ -24,9 +24,8 @@ from ..judge.trial import PAIRED_REAL
 from ..model.detector import LoadedDetector
 from ..settings.config import RunSettings
 from . import perturbation as causal
-from .comparison import ALL, Columns, MetricRow, best_threshold, rows
+from .comparison import ALL, NOWHERE, Columns, Found, Kept, MetricRow, best_threshold, rows
 from .counterparts import RealCounterparts, RealFrames
-from .kept import NOWHERE, Found, Kept, as_text, of_text
 from .samples import DetectedFakes, stored_size
 from .sweep import Randomised, localise_maps, make_maps, randomisation, resized
 
@@ -172,10 +171,10 @@ class DatasetEvaluation:
         """Run a step unless it is saved; save its new columns, curves and notes."""
         recipes, text = list(self._all), self._kept.get(name)
         if text is not None:
-            found = of_text(text, recipes)
-            self.columns.update({metric: dict(column) for metric, column in found.columns.items()})
-            self.curves.update({fill: dict(curves) for fill, curves in found.curves.items()})
-            self.curve_videos.update({fill: list(videos) for fill, videos in found.curve_videos.items()})
+            found = Found.of(text, recipes)
+            self.columns |= found.columns
+            self.curves |= found.curves
+            self.curve_videos |= found.curve_videos
             self.notes += found.notes
             return
         before, notes = {*self.columns, *self.curves}, len(self.notes)
@@ -183,7 +182,7 @@ class DatasetEvaluation:
         columns = {metric: column for metric, column in self.columns.items() if metric not in before}
         curves = {fill: curve for fill, curve in self.curves.items() if fill not in before}
         videos = {fill: self.curve_videos[fill] for fill in curves}
-        self._kept.put(name, as_text(Found(columns, curves, videos, self.notes[notes:]), recipes))
+        self._kept.put(name, Found(columns, curves, videos, self.notes[notes:]).text(recipes))
 
     def say_cost(self, maps: int, left_out: Collection[str]) -> None:
         """Print the estimated time of the remaining measurements, from the time of one batch."""

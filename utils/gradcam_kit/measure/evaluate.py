@@ -20,9 +20,9 @@ from ..engine.recipe import ATTENTION_SITE, NORMED, Recipe
 from ..model.detector import LoadedDetector
 from ..settings.config import RunSettings
 from ..settings.run_options import ExplanationOptions
+from .comparison import NOWHERE, Kept
 from .dataset_evaluation import DatasetEvaluation, DatasetScores
 from .figures import curves_figure, heat_table_figure, image_file
-from .kept import NOWHERE, Kept
 from .samples import detected_fakes, find_evidence, read_samples
 from .sweep import swept_recipes
 from .tables import CSV_COLUMNS, csv_rows, json_values, printed, verdict

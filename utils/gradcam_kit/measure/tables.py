@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
+from ..base.typed import builtins
 from ..engine.recipe import Recipe
 from ..judge.bootstrap import Interval
 from ..judge.controls import CONTROLS
@@ -146,7 +147,7 @@ def json_values(scores: DatasetScores) -> Any:
         "configured": [recipe.facts() for recipe in scores.configured],
         "rows": [
             {**row.recipe.facts(), "metric": row.metric, **row.interval._asdict(),
-             "differences": [one._asdict() for one in row.differences], "better": row.better}
+             "differences": row.differences, "better": row.better}
             for row in scores.rows if row.forgery == ALL
         ],
         "curves": [  # means; the bands are only in the figure
@@ -160,13 +161,4 @@ def json_values(scores: DatasetScores) -> Any:
             "correlation": [{**of.facts(), "values": found} for of, found in randomised.correlation.items()],
         },
     }  # fmt: skip
-    return _finite(values)
-
-
-def _finite(value: Any) -> Any:
-    """Replace NaN and infinity, which JSON lacks, by None."""
-    if isinstance(value, Mapping):
-        return {key: _finite(one) for key, one in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return builtins(values)

@@ -23,8 +23,8 @@ from ..data.folder_dataset import describe_images
 from ..data.frame import Frame
 from ..data.gaps import absent_frames, forgery_gaps
 from ..data.readers import read_dataset, reader_of
+from ..measure.comparison import Kept
 from ..measure.evaluate import CSV_FILE, JSON_FILE, check_options, evaluate_explanations
-from ..measure.kept import Kept
 from ..measure.samples import find_evidence
 from ..model.detector import LoadedDetector, print_choices
 from ..model.host.registry import preimport_detector

@@ -35,17 +35,14 @@ def page(argv: Sequence[str]) -> None:
         " paths, user or machine names, or file hashes; the run's own page stays"
     )  # fmt: skip
     args = p.parse_args(argv)
-    folder = Path(args.run_dir)
-    if args.anonymous is not None:
-        from .anonymous import write_anonymous
-
-        print(write_anonymous(folder, Path(args.anonymous)))
-        return
     from ..run.exports import write_files
-    from .page import write_report
+    from .page import write_anonymous, write_report
 
-    write_files(folder)
-    print(write_report(folder))
+    if args.anonymous is not None:
+        print(write_anonymous(args.run_dir, args.anonymous))
+        return
+    write_files(args.run_dir)
+    print(write_report(args.run_dir))
 
 
 def figure(argv: Sequence[str]) -> None:
@@ -77,13 +74,11 @@ def figure(argv: Sequence[str]) -> None:
     from .paper import chosen_samples
 
     width = FIGURE_COLUMNS[args.column] if args.width is None else args.width
-    runs, output = [Path(folder) for folder in args.run_dirs], Path(args.output)
     style = FigureStyle(
         width=width, font_size=args.font_size, titles=args.titles, font=args.font, lettered=args.letters
     )
-    write_figure(
-        runs, output, chosen_samples(args.samples, args.dataset), args.dataset, args.layers, args.methods, style
-    )
+    samples = chosen_samples(args.samples, args.dataset)
+    write_figure(args.run_dirs, args.output, samples, args.dataset, args.layers, args.methods, style)
 
 
 def table(argv: Sequence[str]) -> None:
@@ -104,10 +99,9 @@ def table(argv: Sequence[str]) -> None:
     )
     p.add_argument("--dataset", help="needed if the run has several")
     args = p.parse_args(argv)
-    from .detection_table import write_detection_table
-    from .paper import SOURCE, write_explanation_table
+    from .paper import SOURCE, write_detection_table, write_explanation_table
 
-    (first, *others), output = args.run_dirs, Path(args.output)
+    (first, *others), output = args.run_dirs, args.output
     of = args.of or ("explanations" if not others and (first / SOURCE).is_file() else "detection")
     if of == "detection":
         write_detection_table(args.run_dirs, output, args.metrics, args.dataset)
@@ -135,4 +129,4 @@ def compare(argv: Sequence[str]) -> None:
     args = p.parse_args(argv)
     from .comparison import write_comparison
 
-    write_comparison(Path(args.run_a), Path(args.run_b), Path(args.output), args.samples, args.anonymous)
+    write_comparison(args.run_a, args.run_b, args.output, args.samples, args.anonymous)

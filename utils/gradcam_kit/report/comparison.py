@@ -20,8 +20,7 @@ from ..judge.bootstrap import LEVEL, VideoBootstrap
 from ..run.exports import REGIONS_FILE
 from ..store.read_run import DatasetOnDisk, RunOnDisk, frame_rows, overlays, read_run, sample_maps
 from ..store.sample import Sample
-from .anonymous import without_names
-from .page import joined, require_jinja2, template
+from .page import joined, require_jinja2, template, without_names
 from .page_parts.facts import facts
 from .page_parts.gallery import shared_path
 

@@ -1,4 +1,7 @@
-"""Write `index.html` for a run's folder, complete or not; it opens without network or server."""
+"""Write `index.html` for a run's folder, complete or not; it opens without network or server.
+
+`--anonymous` copies it for others, without absolute paths, user or machine names, or file hashes.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,11 @@ import base64
 import hashlib
 import math
 import os
+import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from dataclasses import replace
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -16,18 +21,22 @@ import yaml
 
 from ..base.decision import THRESHOLD
 from ..base.errors import InputError
-from ..base.files import TRAINING_FOLDER, write_whole
+from ..base.files import TRAINING_FOLDER, partial_folder, replace_folder, write_json, write_whole
 from ..base.text import one_line
 from ..drawing.overlays import colour_table
 from ..run.exports import PAGE, SHOWN_SAMPLES
 from ..settings.options import FREE_KEYS
-from ..store.read_run import DatasetOnDisk, RunOnDisk, read_run
+from ..store.manifest import METRICS
+from ..store.read_run import DatasetOnDisk, RunOnDisk, frame_rows, read_run
+from ..store.sample import Sample
+from ..store.sample_folder import GREY_MAPS
+from ..store.tables import PREDICTIONS, write_predictions
 from .aggregates import Patterns, write_patterns
 from .face_regions import headlines
 from .page_parts.detection import BINS, RATES, detection_views
 from .page_parts.facts import facts, is_toy, run_files, target
 from .page_parts.faithfulness import choice_view, measured_views, measuring_command
-from .page_parts.gallery import page_data, write_pixels
+from .page_parts.gallery import page_data, shared_path, write_pixels
 from .page_parts.pattern_drawings import face_lines, feature_views, mean_maps_view, region_tables
 
 if TYPE_CHECKING:
@@ -36,6 +45,8 @@ if TYPE_CHECKING:
 TEMPLATE = Path(__file__).resolve().parent / "template"
 OUTCOME_NAMES = {"TP": "true positive", "FN": "false negative", "TN": "true negative", "FP": "false positive"}
 DOCS = TRAINING_FOLDER / "docs"
+KEPT_SETTINGS = ("model_name", "gradcam_target", "gradcam_colormap")  # of the configuration, which names folders
+PICTURES = ("gradcam_*.png", "gradcam_*.jpg", f"{GREY_MAPS}/*.png")
 COLORMAP = "inferno"  # perceptually even; the run's own is in its images
 STYLES = ("base.css", "gallery.css", "large.css", "analysis.css", "print.css")
 SCRIPTS = (
@@ -94,7 +105,7 @@ def joined(kind: str, names: Sequence[str]) -> str:
 def render(run: RunOnDisk, patterns: Sequence[Patterns], anonymous: Path | None = None) -> str:
     """Return the page as HTML. The template escapes all outside values.
 
-    `anonymous`: the folder of a page for others, of a run from `anonymous.without_names`.
+    `anonymous`: the folder of a page for others, of a run from `without_names`.
     """
     from markupsafe import Markup
 
@@ -226,3 +237,58 @@ def colours() -> dict[str, str]:
     columns = {channel: " ".join(f"{value:.3f}" for value in table[:, i] / 255) for i, channel in enumerate("RGB")}
     shown = [(row, round(100 * i / 255)) for i, row in enumerate(table.tolist()) if i % 17 == 0]
     return {**columns, "stops": ", ".join(f"rgb({r} {g} {b} / {heat}%) {heat}%" for (r, g, b), heat in shown)}
+
+
+def write_anonymous(run_dir: Path, output: Path) -> Path:
+    """Write the folder, which must not be there; it appears whole. Returns its page. Raises InputError.
+
+    It has the page, its pictures, the metrics, predictions with paths shortened to forgery, video and file, and the
+    tables of regions. What the run itself has of paths, commands and hashes stays there.
+    """
+    require_jinja2("the page")
+    if output.exists():
+        raise InputError(f"--anonymous {output}: exists already: give a new folder")
+    run = without_names(read_run(run_dir, SHOWN_SAMPLES))
+    partial = partial_folder(output, "--anonymous")
+    for data in run.datasets:
+        (partial / data.name).mkdir()
+        rows = (
+            {**row, "path": shared_path(row["forgery"], row["video"], row["path"])} for row in frame_rows(data.folder)
+        )
+        write_predictions(partial / data.name / PREDICTIONS, rows)
+        for sample in data.samples:
+            _copy_pictures(sample, partial / data.name / f"sample{sample.index}")
+    write_json(partial / METRICS, {data.name: data.metrics for data in run.datasets})
+    write_pixels(run, partial)
+    html = render(run, write_patterns(run, partial), partial)
+    write_whole(partial / PAGE, html.encode("utf-8", "backslashreplace"))
+    replace_folder(partial, output)
+    return output / PAGE
+
+
+def without_names(run: RunOnDisk) -> RunOnDisk:
+    """Return the run with only what others may see; its folders, with the maps, stay the same."""
+    manifest, weights = run.manifest, run.manifest.weights
+    if weights is not None and not is_toy(run):  # whose hash tells nothing of anybody
+        weights = replace(weights, path=PurePath(weights.path).name, sha256="")
+    manifest = replace(
+        manifest,
+        command=[],
+        config={key: value for key, value in manifest.config.items() if key in KEPT_SETTINGS},
+        options={key: value for key, value in manifest.options.items() if key in ("save_all", "select")},
+        weights=weights,
+    )
+    return run._replace(manifest=manifest, datasets=[_nameless(data) for data in run.datasets])
+
+
+def _nameless(data: DatasetOnDisk) -> DatasetOnDisk:
+    metrics = {key: value for key, value in (data.metrics or {}).items() if key != "warning"}  # it may name images
+    samples = [replace(one, image_hash="", weights=PurePath(one.weights).name) for one in data.samples]
+    return replace(data, metrics=metrics or None, samples=samples, gaps=[])
+
+
+def _copy_pictures(sample: Sample, folder: Path) -> None:
+    for picture in (path for pattern in PICTURES for path in sample.folder.glob(pattern) if sample.comparison):
+        place = folder / picture.relative_to(sample.folder)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(picture, place)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -99,17 +99,18 @@ def prediction_rows(database: RunDatabase, dataset: str) -> Iterator[dict[str, A
 
 def write_dataset_tables(database: RunDatabase, dataset: str, folder: Path) -> None:
     """Write all tables of one dataset."""
-    # Nine digits represent a float32 exactly.
-    rows = (
-        [f"{value:.9g}" if isinstance(value, float) else value for value in row.values()]
-        for row in prediction_rows(database, dataset)
-    )
-    write_table(folder / PREDICTIONS, COLUMNS, rows)
+    write_predictions(folder / PREDICTIONS, prediction_rows(database, dataset))
     unreadable = [(row[1], row[2], row[9]) for row in unreadable_rows(database, dataset)]
     if unreadable:
         write_table(folder / UNREADABLE, ("index", "path", "reason"), unreadable)
     write_features(database, dataset, folder)
     _write_contents(database, dataset, folder)
+
+
+def write_predictions(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write `predictions.csv` from `prediction_rows`. Nine digits represent a float32 exactly."""
+    cells = ([f"{cell:.9g}" if isinstance(cell, float) else cell for cell in row.values()] for row in rows)
+    write_table(path, COLUMNS, cells)
 
 
 def unreadable_rows(database: RunDatabase, dataset: str) -> Iterator[DatabaseRow]:

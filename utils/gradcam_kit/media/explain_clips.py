@@ -24,25 +24,17 @@ from ..store.sample import Sample
 from ..store.sample_folder import RenderedSample, write_sample
 from .faces import NoFaceError
 from .tracks import FrameViews
-from .video_files import UnreadableVideo, VideoReader, video_writer
+from .video_files import UnreadableVideo, VideoFrame, VideoReader, check_video_folder, video_writer
 
 FRAMES = 32  # per video, if the config does not set frame_num: the number that hosts' preprocessing keeps
 INK = (20, 20, 20)
-
-
-class SeenFrame(NamedTuple):
-    """A frame of the video as the detector sees it: one person's crop, or the whole frame."""
-
-    number: int
-    seconds: float
-    image: np.ndarray  # (R, R, 3) uint8 RGB
 
 
 class ExplainedClip(NamedTuple):
     """An explained clip of one person."""
 
     track: int
-    frames: list[SeenFrame]
+    frames: list[VideoFrame]  # `image` is what the detector sees: the person's crop, or the whole frame
     sample: Sample
     layers: list[ClipImage]
 
@@ -81,8 +73,7 @@ def explain_clips_of(detector: LoadedDetector, file: Path, folder: Path, views: 
     enough frames for a clip.
     """
     reader = VideoReader(file)
-    if folder.is_symlink() or (folder.exists() and not (folder / "video.json").is_file()):
-        raise InputError(f"{folder}: exists and is not a video's output folder: move it, or give another output folder")
+    check_video_folder(folder)
     seen, count = _frames_by_person(reader, views)
     if not count:
         raise UnreadableVideo("; ".join(["no frame of the video can be decoded", *reader.faults]))
@@ -111,18 +102,18 @@ def explain_clips_of(detector: LoadedDetector, file: Path, folder: Path, views: 
     return result
 
 
-def _frames_by_person(reader: VideoReader, views: FrameViews) -> tuple[dict[int, list[SeenFrame]], int]:
+def _frames_by_person(reader: VideoReader, views: FrameViews) -> tuple[dict[int, list[VideoFrame]], int]:
     """Return the frames of each person, and the number of frames in the file."""
-    seen: dict[int, list[SeenFrame]] = {}
+    seen: dict[int, list[VideoFrame]] = {}
     count = 0
     for frame in reader:
         count += 1
         for face in views.add(frame.image):
-            seen.setdefault(face.track, []).append(SeenFrame(frame.number, frame.seconds, face.view.image))
+            seen.setdefault(face.track, []).append(frame._replace(image=face.view.image))
     return seen, count
 
 
-def _spread(frames: list[SeenFrame], detector: LoadedDetector) -> list[SeenFrame]:
+def _spread(frames: list[VideoFrame], detector: LoadedDetector) -> list[VideoFrame]:
     """Select as many frames as the config takes per video, spread evenly from the first to the last."""
     wanted = detector.settings.config.get("frame_num")
     wanted = wanted.get("test") if isinstance(wanted, dict) else wanted
@@ -130,12 +121,12 @@ def _spread(frames: list[SeenFrame], detector: LoadedDetector) -> list[SeenFrame
     return [frames[int(place)] for place in np.linspace(0, len(frames) - 1, count)]
 
 
-def _pixels(frames: Sequence[SeenFrame]) -> torch.Tensor:
+def _pixels(frames: Sequence[VideoFrame]) -> torch.Tensor:
     """Stack the frames as (T, 3, R, R) uint8."""
     return torch.from_numpy(np.stack([frame.image for frame in frames])).permute(0, 3, 1, 2).contiguous()
 
 
-def _explain(detector: LoadedDetector, file: Path, index: int, track: int, frames: list[SeenFrame]) -> ExplainedClip:
+def _explain(detector: LoadedDetector, file: Path, index: int, track: int, frames: list[VideoFrame]) -> ExplainedClip:
     explanation, drawn, _ = explain_images(detector, _pixels(frames).unsqueeze(0))
     frame = Frame(str(file), "single videos", "unknown", file.stem, UNKNOWN, index)
     sample = Sample.of(frame, explanation, 0, drawn[0], detector.settings)

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 
 from ..base.decision import predicted_class
-from ..base.errors import InputError
 from ..base.files import new_folder, take_place, write_json, write_table
 from ..drawing.overlays import Ink, LayerImage, Panels, comparison, panels, paste, text_line
 from ..judge.localisation import TemporalConsistency
@@ -23,7 +22,7 @@ from ..model.detector import LoadedDetector
 from ..run.explainer import explain_images
 from .faces import NoFaceError, View
 from .tracks import FrameViews
-from .video_files import UnreadableVideo, VideoFrame, VideoReader, video_writer
+from .video_files import UnreadableVideo, VideoFrame, VideoReader, check_video_folder, video_writer
 
 BATCH = 16  # faces explained at a time
 CURVE = 112  # height of the score curve in pixels
@@ -121,8 +120,7 @@ def explain_video(detector: LoadedDetector, file: Path, folder: Path, views: Fra
     exists and is not a video's output folder.
     """
     reader = VideoReader(file)
-    if folder.is_symlink() or (folder.exists() and not (folder / "video.json").is_file()):
-        raise InputError(f"{folder}: exists and is not a video's output folder: move it, or give another output folder")
+    check_video_folder(folder)
     final, folder = folder, folder.with_name(f".{folder.name}.partial")
     new_folder(folder)
     frames: list[VideoFrame] = []

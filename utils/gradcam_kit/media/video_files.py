@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..base.errors import RunError
+from ..base.errors import InputError, RunError
 from ..base.files import check_ordinary
 from ..base.text import one_line
 
@@ -130,6 +130,12 @@ def _promised_seconds(container: Any, stream: Any) -> float:
     if len(container.streams) == 1 and container.duration:  # otherwise it may be a longer sound track's
         return float(container.duration / 1_000_000)
     return 0.0
+
+
+def check_video_folder(folder: Path) -> None:
+    """Raise InputError if `folder` holds anything but an earlier video's output."""
+    if folder.is_symlink() or (folder.exists() and not (folder / "video.json").is_file()):
+        raise InputError(f"{folder}: exists and is not a video's output folder: move it, or give another output folder")
 
 
 def upright(frame: Any) -> np.ndarray:

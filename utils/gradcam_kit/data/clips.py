@@ -64,10 +64,10 @@ class CutClips(NamedTuple):
             yield f"{len(self.short)} videos have fewer than {self.size} frames, so no clip; first {self.short[0]!r}"
 
 
-def read_clips(name: str, settings: DataSettings, split: str = "test") -> CutClips:
+def read_clips(name: str, settings: DataSettings) -> CutClips:
     """Read a dataset's clips of `settings.clip_size` frames. Raises InputError if no video is long enough."""
     every = replace(settings, frame_num=None, sampling="host_sorted")
-    frames = read_dataset(name, every, split)
+    frames = read_dataset(name, every)
     return cut_clips(frames, settings.clip_size or 1, settings.clips_per_video, settings.frame_num)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, astuple, replace
 from pathlib import Path
@@ -158,7 +158,7 @@ def calibrate(
     tried_on, target = _read(context, fakes), shown
     others, notes = _read(context, reals), []
     if not tried_on.frames:
-        tried_on, others, target, notes = others, NONE_READ, "real", [NO_FAKE]
+        tried_on, others, target, notes = others, tried_on, "real", [NO_FAKE]
     if not tried_on.frames:
         return plan.untried("none of the images tried could be read")
     pairs = RealCounterparts(settings.data).of(tried_on.frames, tried_on.pixels)
@@ -252,19 +252,17 @@ class _Read(NamedTuple):
     pixels: Tensor
 
 
-NONE_READ = _Read([], torch.empty(0))
-
-
 def _read(context: Context, some: Sequence[Frame]) -> _Read:
-    batches = [batch for batch in _batches(context, some) if batch.frames]
-    if not batches:
-        return NONE_READ
-    return _Read([frame for batch in batches for frame in batch.frames], torch.cat([batch.pixels for batch in batches]))
+    batches = list(_batches(context, some))
+    pixels = torch.cat([torch.empty(0, dtype=torch.uint8), *(batch.pixels for batch in batches)])
+    return _Read([frame for batch in batches for frame in batch.frames], pixels)
 
 
-def _batches(context: Context, some: Sequence[Frame]) -> Iterable[Batch]:
+def _batches(context: Context, some: Sequence[Frame]) -> Iterator[Batch]:
+    """Yield the batches with a readable frame."""
     settings = context.settings
-    return frame_loader(some, settings.detector.resolution, settings.batch_size, settings.workers) if some else ()
+    loader = frame_loader(some, settings.detector.resolution, settings.batch_size, settings.workers) if some else ()
+    return (batch for batch in loader if batch.frames)
 
 
 def _margins(context: Context, ask: Margins, some: Sequence[Frame]) -> tuple[list[Frame], Tensor]:
@@ -272,9 +270,8 @@ def _margins(context: Context, ask: Margins, some: Sequence[Frame]) -> tuple[lis
     found: list[Frame] = []
     margins = [torch.empty(0)]
     for batch in _batches(context, some):
-        if batch.frames:
-            found += batch.frames
-            margins.append(ask(context.detector.normalise(batch.pixels)).float().cpu())
+        found += batch.frames
+        margins.append(ask(context.detector.normalise(batch.pixels)).float().cpu())
     return found, torch.cat(margins)
 
 

@@ -22,6 +22,7 @@ from ..store.tables import PREDICTIONS, write_dataset_tables, write_run_tables
 PAGE = "index.html"
 REGIONS_FILE, SIMILARITY_FILE = "regions.csv", "map_similarity.csv"
 FIFTYONE_FILE = "fiftyone_samples.json"
+EXPORT_FLAGS = "--tensorboard, --fiftyone, --video_strips"
 STRIPS = "strips"  # in a dataset's folder
 SHOWN_SAMPLES = 5_000  # per dataset, on the page and in the aggregates
 
@@ -32,7 +33,7 @@ TOP_FILES = (PAGE, REGIONS_FILE, SIMILARITY_FILE, FIFTYONE_FILE)
 def check_exports(options: ExportOptions, save_images: str = "all") -> None:
     """Raise InputError if a part or a package is missing, before hours of evaluation."""
     if options != ExportOptions():
-        load_part("exports", "--tensorboard, --fiftyone, --video_strips")
+        load_part("exports", EXPORT_FLAGS)
     if options.tensorboard is not None:
         require("tensorboard", "--tensorboard")
     if options.fiftyone and save_images != "all":
@@ -104,15 +105,14 @@ def _other_exports(folder: Path, options: ExportOptions) -> list[str]:
     if options == ExportOptions():
         return []
     lines = []
-    run = read_run(folder)  # exports take every sample
+    formats, run = load_part("exports.formats", EXPORT_FLAGS), read_run(folder)  # exports take every sample
     if options.fiftyone:
-        lines.append(f"FiftyOne: {load_part('exports.formats', '--fiftyone').write_fiftyone(run)}")
+        lines.append(f"FiftyOne: {formats.write_fiftyone(run)}")
     if options.tensorboard is not None:
-        load_part("exports.formats", "--tensorboard").write_tensorboard(run, options.tensorboard)
+        formats.write_tensorboard(run, options.tensorboard)
         keep = "--samples_per_plugin images=1000"  # otherwise TensorBoard keeps a random ten per tag
         lines.append(f"TensorBoard: tensorboard --logdir {options.tensorboard} {keep}")
     if options.video_strips:
-        strips = load_part("exports.formats", "--video_strips")
         for data in run.datasets:
-            lines.append(f"{data.name}: {len(strips.write_strips(data))} video strips in {data.folder / 'strips'}")
+            lines.append(f"{data.name}: {len(formats.write_strips(data))} video strips in {data.folder / STRIPS}")
     return lines

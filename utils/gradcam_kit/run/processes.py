@@ -69,7 +69,7 @@ class Processes(NamedTuple):
         own._collective(join)
         # Wait until every rank has joined. A rank that ended earlier, with an error that all ranks meet, would look to
         # the others like a dead process.
-        own.all_gather(None)
+        own.wait()
         return own
 
     @property
@@ -89,19 +89,16 @@ class Processes(NamedTuple):
         self._collective(lambda: dist.broadcast_object_list(box, src=0))
         return box[0]
 
-    def all_gather(self, value: T) -> list[T]:
-        """Return all ranks' values on every rank. This waits for all of them."""
-        if self.size == 1:
-            return [value]
-        values: list[T] = [value] * self.size
-        self._collective(lambda: dist.all_gather_object(values, value))
-        return values
+    def wait(self) -> None:
+        """Wait until every rank is here."""
+        if self.size > 1:
+            self._collective(lambda: dist.all_gather_object([None] * self.size, None))
 
     def gather(self, folder: RunFolder) -> None:
         """Copy every process's results into the run's database."""
         folder.database.commit()
         if self.size > 1:
-            self.all_gather(None)  # waits until every part is complete
+            self.wait()  # until every part is complete
             self.on_rank_zero(folder.absorb)
             if not self.first:
                 folder.database.clear()

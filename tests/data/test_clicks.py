@@ -11,7 +11,7 @@ import pytest
 
 from utils.gradcam_kit.base.errors import InputError
 from utils.gradcam_kit.data.frame import Frame
-from utils.gradcam_kit.data.masks.named_files import Clicks, MaskFolder
+from utils.gradcam_kit.data.masks import Clicks, MaskFolder
 
 EXDDV = ["id", "username", "movie_name", "text", "dataset", "manipulation", "click_locations", "difficulty", "split"]
 

@@ -20,7 +20,7 @@ from PIL import Image, ImageFile, ImageOps
 from tests.helpers.png import beginning, chunk
 from utils.gradcam_kit.data import images
 from utils.gradcam_kit.data.images import UnreadableImage, decode_image, image_size, jpeg_scans, read_file
-from utils.gradcam_kit.data.masks.annotations import face_points, read_landmarks, read_mask
+from utils.gradcam_kit.data.masks import face_points, read_landmarks, read_mask
 
 FORMATS = ["JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "JPEG2000", "PPM"]
 

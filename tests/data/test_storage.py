@@ -18,7 +18,7 @@ from utils.gradcam_kit.data.frame import DataSettings
 from utils.gradcam_kit.data.frame_paths import landmark_path, mask_path
 from utils.gradcam_kit.data.frames import frame_loader
 from utils.gradcam_kit.data.images import UnreadableImage
-from utils.gradcam_kit.data.masks.annotations import face_points, read_landmarks, read_mask
+from utils.gradcam_kit.data.masks import face_points, read_landmarks, read_mask
 from utils.gradcam_kit.data.readers import read_dataset
 from utils.gradcam_kit.report.face_regions import sample_landmarks
 from utils.gradcam_kit.store.sample import Sample

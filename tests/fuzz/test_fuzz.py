@@ -32,7 +32,7 @@ from utils.gradcam_kit.base.errors import InputError
 from utils.gradcam_kit.data.frame import Frame
 from utils.gradcam_kit.data.frame_paths import read_bytes
 from utils.gradcam_kit.data.images import UnreadableImage, decode_image
-from utils.gradcam_kit.data.masks.annotations import read_landmarks
+from utils.gradcam_kit.data.masks import read_landmarks
 from utils.gradcam_kit.data.readers import read_dataset
 from utils.gradcam_kit.media.video_files import UnreadableVideo, VideoReader, video_writer
 from utils.gradcam_kit.model.checkpoints import read_weights

@@ -17,8 +17,7 @@ from ..data.frame import Frame
 from ..data.frame_paths import read_bytes
 from ..data.frames import frame_loader
 from ..data.images import UnreadableImage, decode_image
-from ..data.masks.annotations import face_points, read_mask, read_mask_file
-from ..data.masks.named_files import Clicks, MaskFolder
+from ..data.masks import Clicks, MaskFolder, face_points, read_mask, read_mask_file
 from ..judge.controls import hull
 
 WHOLE_FACE = 0.9  # a mask that covers this share of the face counts as the whole face

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..base.files import write_table
 from ..data.images import UnreadableImage
-from ..data.masks.annotations import face_points
+from ..data.masks import face_points
 from ..judge.bootstrap import Interval, VideoBootstrap
 from ..store.read_run import OUTCOMES
 from ..store.sample import Sample

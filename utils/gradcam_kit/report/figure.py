@@ -18,7 +18,7 @@ from ..base.errors import InputError
 from ..base.files import whole_file
 from ..base.text import printable
 from ..data.images import UnreadableImage
-from ..data.masks.annotations import read_mask
+from ..data.masks import read_mask
 from ..engine.layers import FUSED, SCALED, SUM
 from ..engine.recipe import BOTH, PLAIN
 from ..store.read_run import DatasetOnDisk, RunOnDisk, read_run, sample_maps

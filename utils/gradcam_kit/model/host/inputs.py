@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ...base.errors import InputError
 from ...base.files import TRAINING_FOLDER
 from ...data.frame import Frame
-from ...data.masks.annotations import read_mask
+from ...data.masks import read_mask
 
 GREY = (0.299, 0.587, 0.114)  # weights of red, green and blue, ITU-R BT.601
 IDCT_CUT = 0.33  # frequencies (row + column) below this share of the spectrum's side are removed

@@ -20,7 +20,7 @@ import numpy as np
 
 from ...base.files import new_folder, sha256_of, write_whole
 from ...data.images import UnreadableImage
-from ...data.masks.annotations import read_mask
+from ...data.masks import read_mask
 from ...drawing.clips import mosaic_shape
 from ...drawing.overlays import encode
 from ...store.read_run import DatasetOnDisk, RunOnDisk, frame_rows, original, stored_maps

@@ -1,1 +1,0 @@
-"""Masks, landmarks and clicks that belong to an image."""

@@ -69,7 +69,7 @@ def build(live: LiveDetector, folder: Path) -> Any:
             with gr.Column(scale=1):
                 file = gr.File(label="Image or video", file_count="single", elem_id="file")
                 thumbnail = gr.Image(
-                    label="As it came", interactive=False, height=160, visible=False, elem_id="thumbnail"
+                    label="As uploaded", interactive=False, height=160, visible=False, elem_id="thumbnail"
                 )
                 example = gr.Button("Try an example", visible=has_example(live), elem_id="example")
                 frame = gr.Slider(0, 1, 0, step=1, label="Frame of the video", visible=False, elem_id="frame")

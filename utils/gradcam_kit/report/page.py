@@ -139,8 +139,7 @@ def notes(run: RunOnDisk) -> list[str]:
     """Return the notes at the top of the page."""
     lines = []
     if not run.finished:
-        what = "The page shows what is there; figures and maps are of a part of the data."
-        lines.append(f"This run did not finish. {what}")
+        lines.append("This run did not finish. This page covers only part of the data.")
     if run.manifest.weights is None:
         lines.append("Random weights: this detector was never trained, so its scores and maps mean nothing.")
     for data in run.datasets:
@@ -164,7 +163,7 @@ def _dataset_notes(data: DatasetOnDisk, written: int) -> Iterator[str]:
         yield f"{len(data.label)} of {data.frames} frames were evaluated"
     if data.explained > len(data.samples):
         step = math.ceil(data.explained / max(1, len(data.samples)))
-        yield f"every {step}th of {data.explained} explained samples is shown; regions and mean maps use only these"
+        yield f"one in {step} of the {data.explained} explained samples is shown; regions and mean maps use only these"
     lost = sum(bool(sample.lost) for sample in data.samples)
     if lost or written > data.explained:
         yield f"files of {lost + max(0, written - data.explained)} samples were deleted"

@@ -5,13 +5,17 @@ from __future__ import annotations
 import resource
 import time
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 
-from utils.gradcam_kit.drawing.overlays import PastedCrop
+from utils.gradcam_kit.drawing.overlays import LayerImage, PastedCrop
 from utils.gradcam_kit.media.faces import MARGIN, TEMPLATE, Face, NoFaceError, Photographs
+from utils.gradcam_kit.media.single_images import whole_picture
+from utils.gradcam_kit.store.sample_folder import RenderedSample
 
 SIZE = 64
 Finder = Callable[[np.ndarray], Sequence[Face]]
@@ -94,3 +98,35 @@ def test_a_photograph_of_33_megapixels() -> None:
     found = np.argwhere(pasted[..., 0] > 200) * 7_680 / pasted.shape[1]  # drawn at most 2,048 pixels wide
     np.testing.assert_allclose(found.mean(0), [4_000, 7_000], atol=6)
     np.testing.assert_allclose(np.ptp(found, axis=0), 300 * MARGIN, atol=20)
+
+
+def rendered(overlay: int) -> RenderedSample:
+    """A sample of which only the first layer's overlay, the score and the target are drawn."""
+    empty = np.zeros((1, 1), np.float32)
+    layer = LayerImage("a", np.full((SIZE, SIZE, 3), overlay, np.uint8), empty, empty, False, False)
+    sample: Any = SimpleNamespace(prob_fake=0.25, evidence="evidence for fake", layers=[])
+    return RenderedSample(sample, layer.overlay, [layer])
+
+
+def test_the_picture_of_a_photograph_numbers_its_faces() -> None:
+    """Each face has its own map and a number; below, a line of text for each."""
+    faces = [face_at(400, 150, 120), face_at(120, 150, 100)]
+    photo = np.full((300, 520, 3), 90, np.uint8)
+    views, _ = Photographs(SIZE, "all", finder(*faces)).views(photo)
+    picture = whole_picture(photo, [(view, rendered(10 * number)) for number, view in enumerate(views, start=1)])
+    assert picture[150, 400, 0] == 10 and picture[150, 120, 0] == 20 and picture[5, 5, 0] == 90
+    for face in faces:  # a white tile with a digit at the corner of the face
+        tile = picture[round(face.box[1]) :, round(face.box[0]) :][:22, :22]
+        assert (tile == 255).mean() > 0.5 and (tile < 60).any()
+    lines = picture[300:]
+    assert lines.shape == (2 * 22, 520, 3) and all((line < 60).any() for line in (lines[:22], lines[22:]))
+    (alone,), _ = Photographs(SIZE, "largest", finder(*faces)).views(photo)
+    single = whole_picture(photo, [(alone, rendered(10))])
+    assert single.shape == (322, 520, 3) and single[round(faces[0].box[1]) + 5, round(faces[0].box[0]) + 3, 0] == 10
+
+
+def test_the_picture_of_a_face_crop_is_large_enough_for_its_line() -> None:
+    photo = np.full((100, 100, 3), 90, np.uint8)
+    views, _ = Photographs(SIZE, "off").views(photo)
+    picture = whole_picture(photo, [(views[0], rendered(30))])
+    assert picture.shape == (512 + 22, 512, 3) and (picture[:512] == 30).all()

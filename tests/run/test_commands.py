@@ -386,6 +386,8 @@ def test_demo_explains_a_file_a_folder_and_a_pattern(
         assert str(one) in lines[0] and f"{expected:.4f}" in lines[0] and str(out / "000") in lines[0]
         names = {path.name for path in (out / "000").iterdir()}
         assert {"gradcam_encoder.layers.3_sample0.png", "gradcam_comparison.png", "sample0_metadata.txt"} <= names
+        folders = [folder.name for folder in out.iterdir()]  # 000 and 001 of four videos: 000, 000_2, ...
+        assert all((out / name / f"{name}_heatmap.png").is_file() for name in folders)
 
 
 def test_demo_options_and_unreadable_images(commands: CommandServer, data_tree: DataTree, tmp_path: Path) -> None:
@@ -397,9 +399,9 @@ def test_demo_options_and_unreadable_images(commands: CommandServer, data_tree: 
     flags = ["--layers", "encoder.layers.1", "--method", "gradcam++", "--target", "fake", "--site", "residual"]
     done = commands.run(DEMO, "--input", folder, *demo_flags(data_tree, out), *flags, cwd=tmp_path)
     assert done.code == 1 and "bad.png: left out" in done.err and "good.png: fake probability" in done.out
-    text = (out / "good" / "sample1_metadata.txt").read_text()
+    text = (out / "good" / "sample0_metadata.txt").read_text()
     assert "Method: gradcam++" in text and "Target: fake" in text and "True Label: unknown" in text
-    assert (out / "good" / "gradcam_encoder.layers.1_sample1.png").is_file() and not (out / "bad").exists()
+    assert (out / "good" / "gradcam_encoder.layers.1_sample0.png").is_file() and not (out / "bad").exists()
 
 
 @pytest.mark.parametrize(

@@ -378,4 +378,6 @@ def test_two_people_have_a_score_and_a_curve_each(detector: LoadedDetector, tmp_
     assert written["prob_fake"] is None and len(written["tracks"]) == 2
     assert "face 1 (frames 0 to 5)" in summary.line() and "face 2 (frames 0 to 3)" in summary.line()
     overlay = decoded(tmp_path / "out" / "overlay.mp4")
+    named = tmp_path / "out" / "out_heatmap.mp4"  # after the folder, which is named after the video
+    assert named.read_bytes() == (tmp_path / "out" / "overlay.mp4").read_bytes()
     assert len(overlay) == 6 and overlay[0].shape[1] > 2 * 700  # the whole frame, twice as wide as high, 360 high

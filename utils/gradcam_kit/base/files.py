@@ -173,6 +173,16 @@ def take_place(made: Path, place: Path) -> None:
     made.rename(place)
 
 
+def second_name(path: Path, name: str) -> None:
+    """Give a file the name `name` as well, in the same folder: by a hard link, or a copy where there are none."""
+    other = path.with_name(name)
+    other.unlink(missing_ok=True)
+    try:
+        other.hardlink_to(path)
+    except OSError:
+        shutil.copyfile(path, other)
+
+
 def sha256_of(path: str | Path) -> str:
     """Return a file's SHA-256 in hexadecimal."""
     digest = hashlib.sha256()

@@ -13,7 +13,7 @@ import torch
 
 from ..base.decision import UNKNOWN
 from ..base.errors import InputError
-from ..base.files import new_folder, take_place, write_json, write_table
+from ..base.files import new_folder, second_name, take_place, write_json, write_table
 from ..data.clips import clip_starts
 from ..data.frame import Frame
 from ..drawing.clips import ClipImage, mosaic_of, time_curve
@@ -97,6 +97,7 @@ def explain_clips_of(detector: LoadedDetector, file: Path, folder: Path, views: 
         write_sample(partial / f"clip{clip.sample.index}", drawn, save_raw=True)
     result = ClipVideo(clips, count, [*reader.faults, *filter(None, [views.remark])])
     _write_video(partial / "overlay.mp4", reader, clips)
+    second_name(partial / "overlay.mp4", f"{folder.name}_heatmap.mp4")
     _write_scores(partial, file, result)
     take_place(partial, folder)
     return result

@@ -14,12 +14,13 @@ import cv2
 import numpy as np
 import torch
 
-from ..base.decision import predicted_class
-from ..base.files import new_folder, take_place, write_json, write_table
+from ..base.decision import CLASS_NAMES, predicted_class
+from ..base.files import new_folder, second_name, take_place, write_json, write_table
 from ..drawing.overlays import Ink, LayerImage, Panels, comparison, panels, paste, text_line
 from ..judge.localisation import TemporalConsistency
 from ..model.detector import LoadedDetector
 from ..run.explainer import explain_images
+from ..store.sample import SIGNED_TARGET, evidence_for
 from .faces import NoFaceError, View
 from .tracks import FrameViews
 from .video_files import UnreadableVideo, VideoFrame, VideoReader, check_video_folder, video_writer
@@ -33,12 +34,13 @@ PHOTOGRAPH = 360  # height of a whole frame in the video
 
 
 class ExplainedFace(NamedTuple):
-    """An explained face in one frame. `track`: the person's number, 0 for a whole frame."""
+    """An explained face in one frame. `track`: the person's number, 0 for a whole frame; `words`: layer → verdict."""
 
     track: int
     view: View
     prob_fake: float
     layers: list[LayerImage]
+    words: Mapping[str, str]
 
 
 @dataclass
@@ -113,8 +115,13 @@ class VideoSummary(NamedTuple):
         }  # fmt: skip
 
 
-def explain_video(detector: LoadedDetector, file: Path, folder: Path, views: FrameViews) -> VideoSummary:
+def explain_video(
+    detector: LoadedDetector, file: Path, folder: Path, views: FrameViews, judges: bool = True
+) -> VideoSummary:
     """Write `overlay.mp4`, `scores.csv` and `video.json` into `folder`, which appears complete.
+
+    The video has a second name, after the folder. `judges`: captions say the verdict that follows from the contrast
+    with real images, if there is one.
 
     Raises UnreadableVideo if nothing can be decoded, NoFaceError if no frame shows a face, and InputError if `folder`
     exists and is not a video's output folder.
@@ -128,8 +135,8 @@ def explain_video(detector: LoadedDetector, file: Path, folder: Path, views: Fra
     curve = ScoreCurve(reader.length)
     names = detector.model.map_names()
     with video_writer(folder / "overlay.mp4", reader.rate) as write:
-        for frame, faces in explained_frames(detector, reader, views):
-            write(drawn_frame(frame, faces, curve, names, views.follows), frame.seconds)
+        for frame, faces in explained_frames(detector, reader, views, judges):
+            write(drawn_frame(frame, faces, curve, names, _evidence(detector, faces)), frame.seconds)
             frames.append(frame._replace(image=np.empty((*frame.image.shape[:2], 0))))
             for face in faces:
                 tracks.setdefault(face.track, Track()).add(frame.number, face)
@@ -144,6 +151,7 @@ def explain_video(detector: LoadedDetector, file: Path, folder: Path, views: Fra
     summary = _summary(frames, tracks, names, remarks)
     write_scores(folder / "scores.csv", frames, tracks)
     write_json(folder / "video.json", {"path": str(file), **summary.to_json()})
+    second_name(folder / "overlay.mp4", f"{final.name}_heatmap.mp4")
     take_place(folder, final)
     return summary
 
@@ -169,23 +177,26 @@ def _summary(
 
 
 def explained_frames(
-    detector: LoadedDetector, frames: VideoReader, views: FrameViews
+    detector: LoadedDetector, frames: VideoReader, views: FrameViews, judges: bool
 ) -> Iterator[tuple[VideoFrame, list[ExplainedFace]]]:
     """Yield the frames in order, each with its explained faces. Faces are explained BATCH at a time."""
     source = iter(frames)
     while batch := list(islice(source, BATCH)):
         seen = [views.add(frame.image) for frame in batch]
-        explained = iter(_explain(detector, [face.view.image for faces in seen for face in faces]))
+        explained = iter(_explain(detector, [face.view.image for faces in seen for face in faces], judges))
         for frame, faces in zip(batch, seen, strict=True):
-            yield frame, [ExplainedFace(*face, *next(explained)) for face in faces]
+            yield frame, [ExplainedFace(face.track, face.view, *next(explained)) for face in faces]
 
 
-def _explain(detector: LoadedDetector, images: Sequence[np.ndarray]) -> Iterator[tuple[float, list[LayerImage]]]:
-    """Yield P(fake) and the drawn layers of each image, (R, R, 3) uint8 RGB."""
+def _explain(
+    detector: LoadedDetector, images: Sequence[np.ndarray], judges: bool
+) -> Iterator[tuple[float, list[LayerImage], Mapping[str, str]]]:
+    """Yield P(fake), the drawn layers and their verdicts for each image, (R, R, 3) uint8 RGB."""
     for start in range(0, len(images), BATCH):
         pixels = torch.from_numpy(np.stack(images[start : start + BATCH])).permute(0, 3, 1, 2).contiguous()
-        explanation, drawn, _ = explain_images(detector, pixels)
-        yield from zip(explanation.prediction["prob"].tolist(), drawn, strict=True)
+        explanation, drawn, checks = explain_images(detector, pixels, judges=judges)
+        words = [{name: of[i].word for name, of in checks.items()} for i in range(len(pixels))]
+        yield from zip(explanation.prediction["prob"].tolist(), drawn, words, strict=True)
 
 
 def write_scores(path: Path, frames: Sequence[VideoFrame], tracks: Mapping[int, Track]) -> None:
@@ -202,14 +213,35 @@ def write_scores(path: Path, frames: Sequence[VideoFrame], tracks: Mapping[int, 
     write_table(path, ("frame", "seconds", "prob_fake", "face"), rows)
 
 
+def _evidence(detector: LoadedDetector, faces: Sequence[ExplainedFace]) -> str:
+    """Say for which class the maps of a frame show evidence."""
+    gradcam = detector.gradcam
+    if gradcam.target != "predicted" or gradcam.signed:
+        return evidence_for(SIGNED_TARGET if gradcam.signed else str(gradcam.target))
+    predicted = {CLASS_NAMES[predicted_class(face.prob_fake)].lower() for face in faces}
+    return f"evidence for {predicted.pop() if len(predicted) == 1 else 'the predicted class'}"
+
+
 def drawn_frame(
-    frame: VideoFrame, faces: Sequence[ExplainedFace], curve: ScoreCurve, names: Sequence[str], follows: bool
+    frame: VideoFrame, faces: Sequence[ExplainedFace], curve: ScoreCurve, names: Sequence[str], evidence: str
 ) -> np.ndarray:
     """Draw the whole frame with the overlays of all followed faces, or a face crop's, above the score curve."""
     scores = {face.track: face.prob_fake for face in faces}
-    shown = _photographs(frame, faces, names) if follows else panels(faces[0].view.image, faces[0].layers)
-    table = comparison(shown, _title(frame, scores))
+    # Track 0 is a face crop or a whole frame that is explained as such.
+    whole = [face for face in faces if not face.track]
+    shown = panels(whole[0].view.image, whole[0].layers) if whole else _photographs(frame, faces, names)
+    captioned = [
+        (text + _verdicts(name, text, faces), image) for name, (text, image) in zip(["", *names], shown, strict=True)
+    ]
+    table = comparison(captioned, _title(frame, scores, evidence))
     return np.vstack([table, curve.add(scores, table.shape[1])])
+
+
+def _verdicts(layer: str, caption: str, faces: Sequence[ExplainedFace]) -> str:
+    """Return what to add to a layer's caption: each face's verdict, with the person's number if there are several."""
+    words = [(face.track, face.words[layer]) for face in faces if layer in face.words]
+    text = ", ".join(word if len(faces) == 1 else f"{track} {word}" for track, word in words)
+    return f" ({text})" if text and not caption.endswith(f"({text})") else ""
 
 
 def _photographs(frame: VideoFrame, faces: Sequence[ExplainedFace], names: Sequence[str]) -> Panels:
@@ -238,11 +270,11 @@ def _framed(photo: np.ndarray, faces: Sequence[ExplainedFace], scale: float) -> 
     return photo
 
 
-def _title(frame: VideoFrame, scores: Mapping[int, float]) -> str:
+def _title(frame: VideoFrame, scores: Mapping[int, float], evidence: str) -> str:
     text = "   ".join(f"face {track}: {score:.3f}" for track, score in scores.items()) or "no face"
     if len(scores) == 1:
         text = f"fake probability {next(iter(scores.values())):.3f}"
-    return f"frame {frame.number}   {frame.seconds:.2f} s   {text}"
+    return f"frame {frame.number}   {frame.seconds:.2f} s   {text}{f'   {evidence}' if scores else ''}"
 
 
 def ink_of(track: int, score: float) -> Ink:

@@ -11,17 +11,18 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 
 from ..base.decision import UNKNOWN
 from ..base.errors import InputError, RunError
-from ..base.files import new_folder, take_place
+from ..base.files import new_folder, take_place, write_whole
 from ..base.text import in_number_order, one_line, printable
 from ..data.folder_dataset import IMAGE_SUFFIXES
 from ..data.frame import Frame
 from ..data.images import UnreadableImage, decode_image, read_file
-from ..drawing.overlays import PastedCrop
+from ..drawing.overlays import LONGEST, PastedCrop, encode, paste, text_line
 from ..explaining.checking import MapChecker
 from ..explaining.real_tokens import Bank, tried, with_bank
 from ..judge.choosing import choose_map, in_batches, trial_images
@@ -29,7 +30,7 @@ from ..judge.verdict import FEWEST_IMAGES, choice_lines, judgements
 from ..model.detector import LoadedDetector
 from ..run.explainer import explain_images
 from ..store.sample import Sample
-from ..store.sample_folder import RenderedSample, write_sample
+from ..store.sample_folder import RenderedSample, above_lines, summary_line, write_sample
 from .explain_clips import ClipVideo, explain_clips_of
 from .explain_video import VideoSummary, explain_video
 from .faces import LEAST_CONFIDENCE, NoFaceError, Photographs, View, face_finder, is_installed
@@ -38,6 +39,7 @@ from .video_files import VIDEO_SUFFIXES, UnreadableVideo
 
 OWN_BANK = "real_*.webp"  # real images next to a detector's weights
 MAX_NAME_BYTES = 200  # of a folder named after an image; file systems allow 255, and a suffix may follow
+LEAST_WIDTH = 480  # of the picture of a face crop, in pixels
 BATCH, POOL = 16, 8  # images per batch, and images searched for each one that the trial needs
 
 
@@ -55,12 +57,12 @@ class SingleImages:
 
     def explain(self, files: Sequence[Path], output: Path) -> None:
         """Write heatmaps of every file below `output`. Raises RunError at the end if files were skipped."""
-        for index, (file, folder) in enumerate(zip(files, output_folders(files, output), strict=True)):
+        for file, folder in zip(files, output_folders(files, output), strict=True):
             try:
                 if is_video(file):
                     self._video(file, folder)
                 else:
-                    self._image(file, folder, index)
+                    self._image(file, folder)
             except (UnreadableImage, UnreadableVideo, NoFaceError) as error:
                 print(printable(f"{file}: left out: {error}"), file=sys.stderr)
                 self.left_out += 1
@@ -70,32 +72,46 @@ class SingleImages:
         if self.left_out:
             raise RunError(f"{self.left_out} of {len(files)} files were left out, see above")
 
-    def _image(self, file: Path, folder: Path, index: int) -> None:
+    def _image(self, file: Path, folder: Path) -> None:
         photo = decode_image(read_file(str(file)), None)
         views, remark = self.photographs.views(photo)
         if remark:
             print(printable(f"{file}: {remark}"), file=sys.stderr)
+        every = self.photographs.mode == "all"
+        explained = []
         for number, view in enumerate(views, start=1):
-            drawn, name, place = self._render(view, photo, file, index), f"{file}", folder
-            if self.photographs.mode == "all":
+            drawn, name, place = self._render(view, photo, file), f"{file}", folder
+            explained.append((view, drawn))
+            if every:
                 name, place = f"{file}, face {number} of {len(views)}{_sure(view)}", folder / f"face{number}"
             place.parent.mkdir(parents=True, exist_ok=True)
             check_room(place)
             made = place.with_name(f".{place.name}.made.partial")
             new_folder(made)  # a kill may have left one
             write_sample(made, drawn, self.image_format, self.save_raw)
+            if not every:
+                self._write_picture(made, folder.name, photo, explained)
             take_place(made, place)
             self.words.update(layer.check.word for layer in drawn.sample.layers if layer.check)
             print(printable(f"{name}: fake probability {drawn.sample.prob_fake:.4f}, heatmaps in {place}"))
             for layer in drawn.sample.faint_layers:
                 print(printable(f"{name}: {layer} is faint: a thousand times weaker than another layer"))
+        if every:
+            self._write_picture(folder, folder.name, photo, explained)
 
-    def _render(self, view: View, photo: np.ndarray, file: Path, index: int) -> RenderedSample:
+    def _write_picture(
+        self, folder: Path, name: str, photo: np.ndarray, explained: Sequence[tuple[View, RenderedSample]]
+    ) -> None:
+        """Write the picture to show to others, named after the input."""
+        picture = encode(whole_picture(photo, explained), self.image_format)
+        write_whole(folder / f"{name}_heatmap.{self.image_format}", picture)
+
+    def _render(self, view: View, photo: np.ndarray, file: Path) -> RenderedSample:
         """Explain one view, check it if there is a checker, and draw it."""
         pixels = to_pixels(view.image)
-        explanation, drawn, found = explain_images(self.detector, pixels, self.checker, [index])
+        explanation, drawn, found = explain_images(self.detector, pixels, self.checker, [0])
         checks = {layer: of_image for layer, (of_image,) in found.items()}
-        frame = Frame(str(file), "single images", "unknown", "none", UNKNOWN, index)
+        frame = Frame(str(file), "single images", "unknown", "none", UNKNOWN, 0)
         choice = self.detector.model.gradcam_choice
         sample = Sample.of(frame, explanation, 0, drawn[0], self.detector.settings, choice, checks)
         pasted = None if view.matrix is None else PastedCrop(photo, view.matrix)
@@ -105,7 +121,7 @@ class SingleImages:
         views = FrameViews(self.photographs)
         summary: VideoSummary | ClipVideo
         if self.detector.settings.clip_size is None:
-            summary = explain_video(self.detector, file, folder, views)
+            summary = explain_video(self.detector, file, folder, views, self.checker is not None)
         else:
             summary = explain_clips_of(self.detector, file, folder, views)
         print(printable(f"{file}: {summary.line()}, video in {folder}"))
@@ -157,6 +173,34 @@ class SingleImages:
                     found.append(to_pixels(views[0].image))
             if found:
                 yield self.detector.normalise(torch.cat(found))
+
+
+def whole_picture(photo: np.ndarray, explained: Sequence[tuple[View, RenderedSample]]) -> np.ndarray:
+    """Draw the first map of every explained face into its photograph (H, W, 3) uint8 RGB, above a line for each face.
+
+    Several faces are numbered 1, 2, 3. A face crop is enlarged, so that the line fits.
+    """
+    lines, several = [], len(explained) > 1
+    for number, (view, drawn) in enumerate(explained, start=1):
+        layer = drawn.layers[0]
+        lines.append(f"{number}: " * several + summary_line(drawn.sample, layer.name))
+        if view.matrix is not None:
+            photo = paste(photo.copy(), layer.overlay, view.matrix)
+        else:
+            times = -(-LEAST_WIDTH // layer.overlay.shape[1])
+            photo = cv2.resize(layer.overlay, None, fx=times, fy=times, interpolation=cv2.INTER_CUBIC)
+    scale = min(1.0, LONGEST / max(photo.shape[:2]))
+    if scale < 1:
+        photo = cv2.resize(photo, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    side = max(22, photo.shape[1] // 32)
+    for number, (view, _) in enumerate(explained, start=1):
+        if several and view.face is not None:  # after every face is pasted, because faces may overlap
+            left, top = (max(0, round(scale * edge)) for edge in view.face.box[:2])
+            place = photo[top : top + side, left : left + side]
+            place[:] = text_line(f"{number}", side, side, side * 2 // 3, centred=True)[
+                : place.shape[0], : place.shape[1]
+            ]
+    return above_lines(photo, lines)
 
 
 def _sure(view: View) -> str:

@@ -242,12 +242,18 @@ def drawn_on(
 
 
 def explain_images(
-    detector: LoadedDetector, pixels: Tensor, checker: MapChecker | None = None, seeds: Sequence[int] = ()
+    detector: LoadedDetector,
+    pixels: Tensor,
+    checker: MapChecker | None = None,
+    seeds: Sequence[int] = (),
+    judges: bool = False,
 ) -> tuple[Explanation, list[list[LayerImage]], Mapping[str, list[MapCheck]]]:
     """Explain, draw and check uint8 images (B, 3, H, W) without a dataset. `seeds`: one per image, for the check.
+    `judges`: without a checker, maps get the verdict that follows from the contrast with real images, if there is one.
 
     Returns the explanation, a list of layers per image, and the checks by layer.
     """
     explanation = detector.explain(pixels, completeness=checker is not None)
-    checks = checker.checks(explanation.images, explanation, seeds) if checker else {}
+    without_pass = verdicts_of(explanation) if judges else {}
+    checks = checker.checks(explanation.images, explanation, seeds) if checker else without_pass
     return explanation, drawn_on(detector, pixels, explanation, checks), checks

@@ -83,6 +83,16 @@ class CompletenessFacts:
     bias_share: Number
 
 
+def evidence_for(target: str) -> str:
+    """Say for which class maps of `target` show evidence, in words."""
+    if target == SIGNED_TARGET:
+        return "red: evidence for fake, blue: for real"
+    explained = target.partition(" (")[2].rstrip(")") or target
+    return {"margin": "evidence for fake over real", "both": "evidence for each class"}.get(
+        explained, f"evidence for {explained}"
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Sample:
     """One explained image without its pixels, as in `sample<i>.json`.
@@ -212,12 +222,7 @@ class Sample:
     @property
     def evidence(self) -> str:
         """The class for which the maps show evidence, in words."""
-        if self.target == SIGNED_TARGET:
-            return "red: evidence for fake, blue: for real"
-        explained = self.target.partition(" (")[2].rstrip(")") or self.target
-        return {"margin": "evidence for fake over real", "both": "evidence for each class"}.get(
-            explained, f"evidence for {explained}"
-        )
+        return evidence_for(self.target)
 
     def overlay(self, layer: str) -> Path:
         """Return the path of a layer's overlay, for a sample read from disk."""

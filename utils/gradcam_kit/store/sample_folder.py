@@ -99,10 +99,21 @@ def comparison_image(sample: Sample, image: np.ndarray, layers: Sequence[LayerIm
 
 def photo_image(sample: Sample, layer: LayerImage, pasted: PastedCrop) -> np.ndarray:
     """Paste a crop's overlay into its photograph, above a line with the score, the explained class and the verdict."""
-    photo = pasted.over(layer.overlay)
-    checks = [facts.check.word for facts in sample.layers if facts.name == layer.name and facts.check]
-    text, width = ", ".join([f"P(fake) = {sample.prob_fake:.2f}", sample.evidence, *checks]), photo.shape[1]
-    return np.vstack([photo, text_line(text, width, max(22, width // 32), max(12, width // 50))])
+    return above_lines(pasted.over(layer.overlay), [summary_line(sample, layer.name)])
+
+
+def summary_line(sample: Sample, layer: str) -> str:
+    """Return the score, the class that the maps show evidence for, and the layer's verdict, if it has one."""
+    checks = [facts.check.word for facts in sample.layers if facts.name == layer and facts.check]
+    return ", ".join([f"P(fake) = {sample.prob_fake:.2f}", sample.evidence, *checks])
+
+
+def above_lines(image: np.ndarray, lines: Sequence[str]) -> np.ndarray:
+    """Put lines of text below an image (H, W, 3) uint8 RGB."""
+    width = image.shape[1]
+    return np.vstack(
+        [image, *(text_line(f" {text}", width, max(22, width // 32), max(12, width // 50)) for text in lines)]
+    )
 
 
 class RenderedSample(NamedTuple):

@@ -9,11 +9,15 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from ...base.errors import InputError
+from ...base.text import shortened
 from .attention import AttentionModules, BlockAttention
-from .families import CNN_FAMILY, FAMILIES, PRE_NORM
+from .families import CNN_FAMILY, HF_CLIP, HF_DINOV3, HF_VIT, OPENAI_CLIP, PRE_NORM, TIMM, Swin
 from .family import Grid, TowerFamily
+from .unusual import GMLP, HIERA
 
 WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
+# Special families first; a transformer may contain convolutions too, for its patches.
+FAMILIES: list[TowerFamily] = [HF_CLIP, HF_VIT, HF_DINOV3, OPENAI_CLIP, HIERA, Swin(), GMLP, TIMM, PRE_NORM, CNN_FAMILY]
 PAGE = "docs/how_to/add_a_tower_family.md"
 
 
@@ -52,6 +56,12 @@ def find_tower(model: nn.Module, layers: Sequence[str] = ()) -> nn.Module:
             continue
         if len(found) > 1:
             found = _named(found, layers) or found
+        if len(found) > 1 and family is PRE_NORM and all(PRE_NORM.patch_size(one) is None for one in found.values()):
+            raise InputError(
+                f"{type(model).__name__} is of no known family: it holds {len(found)} groups of blocks"
+                f" ({shortened(', '.join(found))}), none of which cuts the image into patches, so the places of their"
+                f" tokens are unknown; a short file can say them, see {PAGE}"
+            )
         if len(found) > 1:
             raise InputError(
                 f"{type(model).__name__} holds {len(found)} towers ({', '.join(found)}), and it is not clear which to"

@@ -333,5 +333,3 @@ class CNN(TowerFamily):
 
 
 PRE_NORM, CNN_FAMILY = PreNormTransformer(), CNN()
-# Special families first; a transformer may contain convolutions too, for its patches.
-FAMILIES: list[TowerFamily] = [HF_CLIP, HF_VIT, HF_DINOV3, OPENAI_CLIP, Swin(), TIMM, PRE_NORM, CNN_FAMILY]

@@ -32,7 +32,8 @@ def hiera(sides: int = 96, depths: tuple[int, ...] = (1, 1, 1, 3), **more: objec
 
 def by_hand(model: nn.Module, block: str, norm: str, x: Tensor) -> Tensor:
     """Σ_c mean(G)_c A_c over the tokens that the block's norm gives, (B, T), in float64."""
-    model, kept = model.double(), {}
+    kept: dict[str, Tensor] = {}
+    model = model.double()
     handle = model.get_submodule(f"{block}.{norm}").register_forward_hook(lambda m, i, output: kept.update(A=output))
     output = model(x.double())
     handle.remove()
@@ -114,11 +115,16 @@ class Block(nn.Module):
         return x + self.mlp_channels(self.norm(x))
 
 
+class Stem(nn.Module):
+    def __init__(self, width: int, patch: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(3, width, patch, patch)
+
+
 class GMlp(nn.Module):
     def __init__(self, width: int = 16, grid: int = 4, patch: int = 8, depth: int = 3) -> None:
         super().__init__()
-        self.stem = nn.Module()
-        self.stem.proj = nn.Conv2d(3, width, patch, patch)
+        self.stem = Stem(width, patch)
         self.blocks = nn.Sequential(*(Block(width, grid**2) for _ in range(depth)))
         self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, 2)
 

@@ -206,7 +206,7 @@ class LoadedDetector:
             data["video"] = [frame.whole_video for frame in frames]
         if label is not None:
             data["label"] = label.to(self.device)
-        subject = self.as_subject() if self.settings.clip_size is None else self.as_clip_subject()
+        subject = self.as_subject() if self.model.clip_size is None else self.as_clip_subject()
         request = BatchRequest(subject.all_drawn(), subject.target if target is None else target, completeness)
 
         def explain(checks: Checks) -> Explanation:

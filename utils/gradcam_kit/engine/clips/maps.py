@@ -9,7 +9,6 @@ from torch import Tensor
 
 from ...base.allowed import CLIP_METHODS
 from ...base.errors import InputError
-from ..checks import Checks, read_at_once
 from ..maps import Canvas, LayerMaps, refuse_non_finite, refuse_unreached
 from ..methods import DEFAULT_EPSILON, METHODS, cam_method, grad_cam, leftover
 from ..tokens import Tokens
@@ -82,7 +81,6 @@ def clip_maps(
     size: tuple[int, int],
     norm_epsilon: float = 0.0,
     pp_epsilon: float = DEFAULT_EPSILON,
-    checks: Checks | None = None,
 ) -> ClipMaps:
     """Make a layer's map at `size` (H, W) from its tokens and gradient; `grid` says what their rows are.
 
@@ -95,10 +93,8 @@ def clip_maps(
     if method == "hirescam":
         spare = leftover(_steps(A), _steps(G), norm_epsilon).unflatten(0, (clips, -1))
     canvas = Canvas.of(size, Grid(grid.rows, grid.columns, grid.prefix, covers=grid.covers))
-    refuse_non_finite(signed, f"the map of layer {layer!r}", checks)
-    with read_at_once(checks) as asked:
-        reached = torch.stack([each.flatten(1).any(dim=1).any() for each in (G, tokens.G)])
-        asked.add(reached, lambda reached: refuse_unreached(layer, *reached.tolist()))
+    refuse_non_finite(signed, f"the map of layer {layer!r}")
+    refuse_unreached(layer, *(bool(each.any()) for each in (G, tokens.G)))
     return ClipMaps.of_clip(signed, grid, canvas, spare)
 
 

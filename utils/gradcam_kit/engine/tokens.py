@@ -227,20 +227,21 @@ def on_grid(tokens: Mapping[K, Tokens], grid: Grid | None) -> dict[K, Tokens]:
 
     (B, C, h, w) of a convolution is returned unchanged. Raises LayerError if a layer's tokens do not match `grid`.
     """
-    return {layer: Tokens(_on_grid(A, grid, layer), _on_grid(G, grid, layer)) for layer, (A, G) in tokens.items()}
+    return {layer: _on_grid(both, grid, layer) for layer, both in tokens.items()}
 
 
-def _on_grid(tokens: Tensor, grid: Grid | None, layer: str | tuple[str, ...]) -> Tensor:
-    if tokens.ndim == 4:
+def _on_grid(tokens: Tokens, grid: Grid | None, layer: str | tuple[str, ...]) -> Tokens:
+    shape, name = tuple(tokens.A.shape), layer if isinstance(layer, str) else layer[0]
+    if len(shape) == 4:
         return tokens
-    name = layer if isinstance(layer, str) else layer[0]
-    if tokens.ndim != 3 or grid is None:
+    if len(shape) != 3 or grid is None:
         raise LayerError(
-            f"layer {name!r} gives a tensor of shape {tuple(tokens.shape)}, which has no patch tokens:"
+            f"layer {name!r} gives a tensor of shape {shape}, which has no patch tokens:"
             " name an encoder block or a module inside one"
         )
-    grid = grid.of_tokens(tokens.shape[1])
-    return without_prefix(tokens, grid, name).transpose(1, 2).unflatten(2, (grid.rows, grid.columns))
+    grid = grid.of_tokens(shape[1])
+    patches = (without_prefix(each, grid, name).transpose(1, 2) for each in tokens)
+    return Tokens(*(each.unflatten(2, (grid.rows, grid.columns)) for each in patches))
 
 
 def without_prefix(tokens: Tensor, grid: Grid, layer: str) -> Tensor:

@@ -10,7 +10,6 @@ HINTS = {"device": "--device", "precision": "--precision", "weights": "--weights
 
 
 def parser() -> OptionParser:
-    """Return the parser of all flags."""
     return OptionParser("python -m utils.app", __doc__ or "")
 
 

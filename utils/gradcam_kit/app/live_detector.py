@@ -86,12 +86,10 @@ class LiveDetector:
         return cls(detector, Photographs(detector.settings.resolution, "all" if find else "auto", find))
 
     def layers(self) -> list[str]:
-        """Return the layers to choose from."""
         blocks = block_names(self.detector.model.explained_tower)
         return [AS_CONFIGURED, *([*reversed(blocks), SUM] if blocks else self.detector.model.default_layers())]
 
     def methods(self) -> list[str]:
-        """Return the methods to choose from."""
         return [AS_CONFIGURED, *METHOD_NAMES]
 
     def open(self, file: str | Path, frame: int = 0) -> OpenedFile:

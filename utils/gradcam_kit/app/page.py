@@ -114,7 +114,6 @@ def build(live: LiveDetector, folder: Path) -> Any:
 
 
 def detector_line(live: LiveDetector) -> str:
-    """Describe the detector in one line."""
     settings = live.detector.settings
     weights = Path(settings.weights_name).name or "random weights: its scores and maps mean nothing"
     toy = ", the toy detector, trained on synthetic faces; for demonstration only" if is_toy(live) else ""
@@ -167,7 +166,6 @@ class Handlers:
     def explain(
         self, face: str | None, layer: str, method: str, target: str, opacity: float, request: Any
     ) -> tuple[Any, ...]:
-        """Explain the chosen face."""
         import gradio as gr
 
         session = self._session(request)
@@ -220,7 +218,6 @@ class Handlers:
         return f"{scores}; {region.mean():.0%} of the image filled by {fill}."
 
     def leave(self, request: Any) -> None:
-        """Forget the session of a closed page."""
         self.sessions.leave(str(request.session_hash))
 
 

@@ -58,7 +58,6 @@ class Prefix(NamedTuple):
 
 
 def first_prefix(videos: list[Video], root: Path | None) -> Prefix:
-    """Return the prefix that is tried first."""
     return _candidates(videos[0].frames[0], root)[0]
 
 
@@ -163,7 +162,6 @@ def check_lmdb(folder: str) -> None:
 
 
 def no_lmdb(dataset: str, lmdb_dir: Path) -> InputError:
-    """Return the error for a missing LMDB."""
     file = _lmdb_folder(dataset, lmdb_dir) / "data.mdb"
     package = "" if importlib.util.find_spec("lmdb") else "; an LMDB also needs a package: pip install lmdb"
     return InputError(

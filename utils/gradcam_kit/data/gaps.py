@@ -35,7 +35,6 @@ class ForgeryGaps:
     beside: str  # folders next to it with a similar name
 
     def line(self) -> str:
-        """Return one line for the terminal."""
         missing = ""
         if self.absent_frames == self.frames:
             missing = f"all {self.frames:,} frames of {shortened(self.forgery)} are missing:"
@@ -126,7 +125,6 @@ def _resembling(missing: Path, used: Iterable[str]) -> list[str]:
 
 
 def write_gaps(path: Path, gaps: Iterable[ForgeryGaps]) -> None:
-    """Write a CSV with one row per forgery."""
     write_table(path, [field.name for field in fields(ForgeryGaps)], map(astuple, gaps))
 
 

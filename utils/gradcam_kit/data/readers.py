@@ -127,7 +127,6 @@ def _class_of(label: str, dataset: str, settings: DataSettings) -> int:
 
 
 def _sample(paths: list[str], count: int | None, sampling: str) -> list[str]:
-    """Return at most `count` of a video's frames."""
     if sampling != "host":
         paths = sorted(paths, key=in_number_order)
     return paths[:count] if sampling != "even" or count is None else evenly_spaced(paths, count)

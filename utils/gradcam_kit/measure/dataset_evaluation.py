@@ -279,7 +279,6 @@ class DatasetEvaluation:
         return rows(dataset, self.columns, videos, seed, forgeries if len(forgeries) > 1 else [])
 
     def _positions(self, count: int) -> Tensor:
-        """Return positions of at most `count` images, spread evenly."""
         return torch.tensor(evenly_spaced(range(len(self.samples.frames)), count))
 
     def _examined(self, recipes: Sequence[Recipe], part: Tensor) -> causal.Examined:

@@ -99,7 +99,6 @@ def _ranked_table(scores: DatasetScores, shown: Sequence[Recipe]) -> list[str]:
 
 
 def _forgery_lines(scores: DatasetScores) -> list[str]:
-    """Return the lines about the best map on each forgery."""
     best = scores.ranking[0]
     found = [row for row in scores.rows if (row.metric, row.recipe) == (scores.ranked_by, best) and row.forgery != ALL]
     lines = [f"{best.title} on each forgery method, {scores.ranked_by}"] if found else []

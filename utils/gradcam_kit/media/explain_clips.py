@@ -52,7 +52,6 @@ class ClipVideo(NamedTuple):
         return float(np.mean([clip.sample.prob_fake for clip in self.clips]))
 
     def line(self) -> str:
-        """Return one line for the terminal."""
         numbers = self.clips[int(np.argmax([clip.sample.prob_fake for clip in self.clips]))]
         hot = int(numbers.layers[0].time.argmax())
         count = len(self.clips)

@@ -78,7 +78,6 @@ class TrackSummary(NamedTuple):
     consistency: dict[str, float]
 
     def line(self) -> str:
-        """For the terminal."""
         steady = ", ".join(f"{layer} {value:.3f}" for layer, value in self.consistency.items() if math.isfinite(value))
         score = f"fake probability {self.prob_fake:.4f} (mean of {self.frames} frames)"
         return f"{score}, consistency of the maps: {steady or 'none'}"
@@ -93,7 +92,6 @@ class VideoSummary(NamedTuple):
     remarks: list[str]
 
     def line(self) -> str:
-        """For the terminal."""
         if len(self.tracks) == 1:
             return self.tracks[0].line()
         return "; ".join(

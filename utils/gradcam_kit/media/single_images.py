@@ -237,7 +237,6 @@ def check_room(place: Path) -> None:
 
 
 def is_video(file: Path) -> bool:
-    """Tell whether a file is a video, by its suffix."""
     return file.suffix.lower() in VIDEO_SUFFIXES
 
 

@@ -46,7 +46,6 @@ def page(argv: Sequence[str]) -> None:
 
 
 def figure(argv: Sequence[str]) -> None:
-    """Write a figure for a paper."""
     p = OneLineParser(description="Draw samples of a run as a figure for a paper: images x (original, mask, layers).")
     p.add_argument(
         "run_dirs", type=Path, nargs="+", metavar="run_dir", help=RUN + "; several runs must hold the same images"
@@ -112,7 +111,6 @@ def table(argv: Sequence[str]) -> None:
 
 
 def compare(argv: Sequence[str]) -> None:
-    """Write a page that compares two runs."""
     p = OneLineParser(
         description="Compare two runs of the same data: metrics with paired intervals, the frames on which they"
         " disagree, their maps side by side. For two checkpoints, methods or detectors."

@@ -72,7 +72,6 @@ class PairedSample(NamedTuple):
 
     @property
     def differs(self) -> bool:
-        """Whether the predictions differ."""
         return self.a.predicted != self.b.predicted
 
 
@@ -103,7 +102,6 @@ def _paired(a: DatasetOnDisk, b: DatasetOnDisk) -> PairedFrames:
 
 
 def accuracy(label: np.ndarray, prob_fake: np.ndarray, weight: np.ndarray) -> float:
-    """Return the share of right predictions."""
     right = (prob_fake > THRESHOLD) == (label == 1)
     return float((right * weight).sum() / weight.sum()) if weight.sum() else float("nan")
 

@@ -112,7 +112,6 @@ class GroupRegions:
 
     @property
     def layout(self) -> str:
-        """The source of the regions."""
         if not self.mean_faces:
             return "landmarks"
         return "mean face" if self.mean_faces == self.samples else f"mean face for {self.mean_faces}"

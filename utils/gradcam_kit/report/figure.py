@@ -60,7 +60,6 @@ class FigureStyle:
     lettered: bool = False  # (a), (b), … before the titles
 
     def title(self, number: int, own: str) -> str:
-        """Return a column's title."""
         text = self.titles[number] if self.titles else own
         return f"({chr(ord('a') + number)}) {text}" if self.lettered else text
 

@@ -152,7 +152,6 @@ class MeanMaps:
         return means[0] - means[1]
 
     def similarity(self, layer: str) -> Similarity:
-        """Return the similarity of maps within and across classes."""
         real, fake = self._videos[layer].get(0, {}), self._videos[layer].get(1, {})
         counts = [sum(count for _, count in videos.values()) for videos in (real, fake)]
         return Similarity(_pairs(real, real), _pairs(fake, fake), _pairs(real, fake), *counts)

@@ -136,7 +136,6 @@ def docs_from(folder: Path) -> str:
 
 
 def notes(run: RunOnDisk) -> list[str]:
-    """Return the notes at the top of the page."""
     lines = []
     if not run.finished:
         lines.append("This run did not finish. This page covers only part of the data.")

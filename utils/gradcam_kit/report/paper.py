@@ -126,7 +126,6 @@ def _cell(value: Measured | None, best: bool) -> str:
 
 
 def escaped(text: str) -> str:
-    """Escape a name for LaTeX."""
     return "".join(SPECIAL.get(letter, letter) for letter in text)
 
 

@@ -205,7 +205,6 @@ def run_manifest(
     datasets: Datasets,
     cut: Mapping[str, CutClips] | None = None,
 ) -> Manifest:
-    """Return the manifest of a run that starts now."""
     hashed = {name: clips.clips for name, clips in cut.items()} if cut else datasets
     device, weights = detector.device, settings.detector.weights_name
     return Manifest(

@@ -124,7 +124,6 @@ def whole_command(command: Sequence[str], output: Path) -> list[str]:
 
 
 def copy_samples(place: Path, database: RunDatabase, output: Path) -> None:
-    """Copy the files of a shard's samples."""
     for dataset, index, _, files, *_ in database.rows("sample", "WHERE lost = ''"):
         source = place / dataset / f"sample{index}"
         if json.loads(files) and source.is_dir():

@@ -50,7 +50,6 @@ class Predictions:
             self._set(frame.index, real, fake, prob)
 
     def add_unreadable(self, index: int, reason: str) -> None:
-        """Record that a frame could not be read."""
         self._set(index, np.nan, np.nan, np.nan)
         self.unreadable[index] = reason
 
@@ -81,7 +80,6 @@ class Predictions:
         return row[1] < len(self.frames) and row[:6] == _identity(self.frames[row[1]])
 
     def restore(self, rows: Iterable[DatabaseRow]) -> None:
-        """Restore predictions from rows of this dataset."""
         for _, index, *_, real, fake, prob_fake, reason, stamp, _ in rows:
             self.stamp({index: Stamp.parse(stamp)})
             if reason:

@@ -90,7 +90,6 @@ class Processes(NamedTuple):
         return box[0]
 
     def wait(self) -> None:
-        """Wait until every rank is here."""
         if self.size > 1:
             self._collective(lambda: dist.all_gather_object([None] * self.size, None))
 

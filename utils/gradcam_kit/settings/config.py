@@ -184,7 +184,6 @@ def _detector_settings(section: Section, config: dict[str, Any], needs_weights: 
 
 
 def no_weights() -> InputError:
-    """Return the error for a YAML without weights."""
     return InputError(
         "no weights: weights_path is not set in the detector's YAML; give the checkpoint of the whole detector",
         "weights",

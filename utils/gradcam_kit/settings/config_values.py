@@ -121,7 +121,6 @@ def with_numbers(values: Any) -> Any:
 
 
 def _type(option: Option) -> Any:
-    """Return the option's type for msgspec."""
     if option.type in (int, float):
         return Annotated[option.type, Meta(ge=option.least, le=option.most)]
     return Annotated[option.type, Meta(min_length=1)] if get_origin(option.type) is list else option.type

@@ -61,7 +61,6 @@ class _HelpAll(argparse.Action):
 
 
 def _argument(option: Option) -> dict[str, Any]:
-    """Return argparse's arguments for an option."""
     from_yaml = "as the YAML says, else " if option.key else ""
     by_argparse = not option.key and not option.otherwise  # argparse prints a default that it knows
     text = option.default_text if option.sets and not option.required and not by_argparse else ""

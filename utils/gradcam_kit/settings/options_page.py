@@ -23,7 +23,6 @@ COLUMNS = "| Flag | YAML key | Default | Meaning |\n|---|---|---|---|"
 
 
 def page() -> str:
-    """Return the text of docs/options.md."""
     free = ", ".join(f"`{[*option.flags, option.key][0]}`" for option in OPTIONS.values() if not option.outputs)
     parts = [HEAD.format(fill(f"{free}: no output depends on them.", 120, break_on_hyphens=False))]
     for heading, commands, options in sorted(TABLE, key=lambda group: EVALUATE not in group[1]):

@@ -89,7 +89,6 @@ class RunOptions:
         return self.check_maps == "on" or (self.check_maps == "auto" and not self.save_all and not verdicts)
 
     def for_manifest(self) -> dict[str, Any]:
-        """Return the options for the manifest."""
         values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "command"}
         return {**values, "explanations": astuple(self.explanations) if self.explanations else None}
 

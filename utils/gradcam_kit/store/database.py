@@ -234,12 +234,10 @@ class RunDatabase:
         return {table: count for table, count in deleted.items() if count}
 
     def count(self, table: str, where: str = "", *values: object) -> int:
-        """Count rows."""
         with self._plain_errors(InputError):
             return int(self._value(f"SELECT count(*) FROM {table} {where}", *values))
 
     def hash_of(self, table: str, dataset: str) -> str:
-        """Return the hash of a dataset's rows."""
         with self._plain_errors(InputError):
             found = self._connection.execute(f"SELECT hash FROM {table} WHERE dataset = ? ORDER BY idx", [dataset])
             return digest(tuple(value for (value,) in found))
@@ -277,7 +275,6 @@ class RunDatabase:
 
     @contextmanager
     def _plain_errors(self, kind: type[InputError | RunError]) -> Iterator[None]:
-        """Turn SQLite's errors into one line that says what to do."""
         try:
             yield
         except (sqlite3.Error, UnicodeDecodeError) as error:  # UnicodeDecodeError: a damaged schema

@@ -109,7 +109,6 @@ class Manifest:
 
     @property
     def colormap(self) -> str:
-        """The colormap of the run's overlays."""
         return str(self.config.get("gradcam_colormap", "jet"))
 
     def to_json(self) -> dict[str, Any]:

@@ -201,7 +201,6 @@ class Sample:
 
     @functools.cached_property
     def confidence(self) -> float:
-        """The probability of the predicted class."""
         return confidence(self.prob_fake)
 
     @property

@@ -98,7 +98,6 @@ def prediction_rows(database: RunDatabase, dataset: str) -> Iterator[dict[str, A
 
 
 def write_dataset_tables(database: RunDatabase, dataset: str, folder: Path) -> None:
-    """Write all tables of one dataset."""
     write_predictions(folder / PREDICTIONS, prediction_rows(database, dataset))
     unreadable = [(row[1], row[2], row[9]) for row in unreadable_rows(database, dataset)]
     if unreadable:
@@ -114,7 +113,6 @@ def write_predictions(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 
 def unreadable_rows(database: RunDatabase, dataset: str) -> Iterator[DatabaseRow]:
-    """Yield the rows of frames that could not be read."""
     return database.rows("frame", "WHERE dataset = ? AND reason != ''", dataset)
 
 

@@ -43,7 +43,6 @@ MIXED = "mixed"
 
 
 def facts(run: RunOnDisk) -> list[tuple[str, str]]:
-    """Return name and value of every known fact."""
     manifest, sample, weights = run.manifest, some_sample(run), run.manifest.weights
     checkpoint = RANDOM_WEIGHTS if weights is None else PurePath(weights.path).name
     if weights and weights.sha256:
@@ -72,7 +71,6 @@ def some_sample(run: RunOnDisk) -> Sample | None:
 
 
 def target(run: RunOnDisk) -> str:
-    """Return the target of the maps, as configured."""
     return str(run.manifest.config.get("gradcam_target", "predicted"))
 
 

@@ -171,5 +171,4 @@ def _pixels(sample: Sample) -> dict[str, Any]:
 
 
 def data_uri(data: bytes, kind: str) -> str:
-    """Return an image file as a data URI."""
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"

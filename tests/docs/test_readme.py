@@ -165,9 +165,6 @@ def test_command_runs_as_written(line: str, tree: Path) -> None:
         more = next((flags for part, flags in SHORTER.items() if part in command), "")
         if "test_with_gradcam.py" in command and "--resume" not in command:
             more += " --overwrite"  # an earlier test's
-        if "report figure" in command:  # which samples there are, a reader sees on the page
-            explained = next((tree / "test_gradcam_results").glob("*/sample*")).name.removeprefix("sample")
-            command = re.sub(r"--samples \d+", f"--samples {explained}", command)
         if "report compare" in command:
             shutil.rmtree(tree / "comparison", ignore_errors=True)
         done = run(f"{command} {more}", tree)

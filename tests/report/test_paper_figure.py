@@ -59,6 +59,20 @@ def test_text_is_text_and_the_width_is_the_columns(run: Path, tmp_path: Path, su
         assert b"/Type3" not in path.read_bytes()  # publishers refuse such fonts
 
 
+def test_without_numbers_the_first_of_the_page_are_drawn(tmp_path: Path) -> None:
+    """The most confident mistakes, then detected fakes: samples 5, 2 and 3, not 1, which is a true negative."""
+    rows = [Row(1, "toy", "toy_Real", "a", 0, 0.01, "1.png"), Row(2, "toy", "toy_Real", "b", 0, 0.60, "2.png"),
+            Row(3, "toy", "toy_Fake", "c", 1, 0.97, "3.png"), Row(5, "toy", "toy_Fake", "d", 1, 0.10, "5.png")]  # fmt: skip
+    write_tables(tmp_path / "run", rows)
+    for row in rows:
+        write_row(tmp_path / "run", row)
+    path = tmp_path / "figure.svg"
+    assert main(["figure", str(tmp_path / "run"), "-o", str(path)]) == 0
+    text = path.read_text()
+    places = [text.index(f"P(fake) = {score}") for score in ("0.10", "0.60", "0.97")]
+    assert places == sorted(places) and "P(fake) = 0.01" not in text
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [

@@ -51,8 +51,8 @@ def figure(argv: Sequence[str]) -> None:
         "run_dirs", type=Path, nargs="+", metavar="run_dir", help=RUN + "; several runs must hold the same images"
     )
     p.add_argument(
-        "--samples", nargs="+", required=True, metavar="I", help="numbers i of the folders sample<i>/, or @FILE, a CSV"
-        " of samples chosen on the page"
+        "--samples", nargs="+", default=[], metavar="I", help="numbers i of the folders sample<i>/, or @FILE, a CSV"
+        " of samples chosen on the page; none: the first three of the page"
     )  # fmt: skip
     p.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help=f"{', '.join(FIGURE_FORMATS)}")
     p.add_argument("--dataset", help="needed if the run has several")
@@ -76,7 +76,7 @@ def figure(argv: Sequence[str]) -> None:
     style = FigureStyle(
         width=width, font_size=args.font_size, titles=args.titles, font=args.font, lettered=args.letters
     )
-    samples = chosen_samples(args.samples, args.dataset)
+    samples = chosen_samples(args.samples, args.dataset) if args.samples else []
     write_figure(args.run_dirs, args.output, samples, args.dataset, args.layers, args.methods, style)
 
 

@@ -37,6 +37,7 @@ BAR, GAP = 0.08, 0.06  # inches: width of the colour bar, and the gap before it
 LINE, BAR_TEXT = 1.35, 1.1  # height of a line, width of the colour bar's text, in font sizes
 NARROW = 0.62  # mean width of a letter in font sizes; titles that do not fit are set smaller
 LEGIBLE, SMALLEST = 5.5, 4.0  # points
+FEW = 3  # samples, if none are named
 FONTS = dict(zip(FIGURE_FONTS, ("DejaVu Sans", "STIXGeneral"), strict=True))  # both come with Matplotlib
 STYLE: Any = {"pdf.fonttype": 42, "svg.fonttype": "none", "axes.linewidth": 0.4, "mathtext.fontset": "stix"}
 NAMES = {  # the papers' spelling
@@ -194,6 +195,7 @@ def write_figure(
 ) -> None:
     """Draw `samples` of the first run into `output`, with their maps in every run. Raises InputError.
 
+    `samples` empty: the first FEW in the page's order.
     `dataset` is needed if the run has several; `layers` and `methods` None: all in the runs.
     """
     check_output(output, FIGURE_FORMATS)
@@ -205,6 +207,9 @@ def write_figure(
     for run in runs:
         by_name = {one.name: one for one in run.datasets}
         data.append(by_name[dataset_name(dataset, list(by_name), f"{run.folder}", "the run has")])
+    samples = samples or [sample.index for sample in sorted(data[0].samples, key=_on_page)[:FEW]]
+    if not samples:
+        raise InputError(f"{run_dirs[0]}: {data[0].name!r} has no heatmaps; run with --gradcam_enabled")
     from matplotlib import rc_context
 
     with rc_context({**STYLE, "font.family": FONTS[style.font]}):
@@ -212,6 +217,12 @@ def write_figure(
         with whole_file(output) as file:
             figure.savefig(file, format=output.suffix[1:], dpi=300)
     print(printable(f"{output}: {len(samples)} samples, {style.width} inches wide"))
+
+
+def _on_page(sample: Sample) -> tuple[bool, bool, float, int]:
+    """Return a sort key, as on the page: the most confident mistakes first, then detected fakes."""
+    mistake = sample.correct is False
+    return not mistake, not mistake and sample.label == 0, -sample.confidence, sample.index
 
 
 def _columns(runs: Sequence[RunOnDisk], layers: Sequence[str] | None, methods: Sequence[str] | None) -> list[Column]:

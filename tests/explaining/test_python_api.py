@@ -138,6 +138,21 @@ def test_a_printed_explanation_is_short_and_says_what_was_found() -> None:
     assert f"raw maximum {float(peaks.min()):.3g} to {float(peaks.max()):.3g}" in lines[10]
 
 
+@pytest.mark.parametrize("place", ["new/folder/m.npz", "~/m.npz", "$WHERE/deep/m.npz"])
+def test_a_folder_is_created_for_what_is_saved(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("WHERE", str(tmp_path / "where"))
+    monkeypatch.chdir(tmp_path)
+    explanation = tiny_detector().explain(images(1), layers=[LAST])
+    wanted = Path(place.replace("~", str(tmp_path / "home")).replace("$WHERE", str(tmp_path / "where")))
+    assert explanation.to_npz(place) == wanted and wanted.is_file()
+    assert all(path.is_file() for path in explanation.save(Path(place).parent))
+    (tmp_path / "taken").write_text("a file")
+    for call in (lambda: explanation.save("taken"), lambda: explanation.to_npz("taken/m.npz")):
+        with pytest.raises(InputError, match="taken: this folder cannot be created"):
+            call()
+
+
 def test_what_is_saved_is_what_was_computed(tmp_path: Path) -> None:
     given = images(2)
     explanation = tiny_detector().explain(given, layers=[LAST], target="fake")

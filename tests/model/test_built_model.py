@@ -122,3 +122,38 @@ def test_flags_that_exclude_or_need_each_other() -> None:
         test_with_gradcam.main(["--test_dataset", "toy"])
     with pytest.raises(InputError, match="--random_weights and --detector exclude each other"):
         test_with_gradcam.main(["--detector", "a:b", "--random_weights"])
+
+
+SCRIPTS = {
+    "parsed at import": "import argparse\nARGS = argparse.ArgumentParser().parse_args()\n",
+    "parsed by hand": "import sys\nassert len(sys.argv) == 1\n",
+    "with defaults": "import argparse\np = argparse.ArgumentParser()\np.add_argument('--lr', default=1)\np.parse_args()\n",
+}
+MODEL = "from torch import nn\nnet = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())\ndef build():\n    return net\n"
+
+
+@pytest.mark.parametrize("wanted", ["build", "net"])
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_training_script_parses_a_command_line_without_our_flags(
+    script: str, wanted: str, code: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = ["test_with_gradcam.py", "--detector", "x:y"]
+    monkeypatch.setattr(sys, "argv", given)
+    (code / "train_script.py").write_text(SCRIPTS[script] + MODEL)
+    monkeypatch.delitem(sys.modules, "train_script", raising=False)
+    assert isinstance(build_model(f"train_script:{wanted}", {}), torch.nn.Sequential)
+    assert sys.argv is given
+
+
+@pytest.mark.parametrize(
+    "ends", ["import sys\nsys.exit(3)\n", "quit()\n", "raise SystemExit('no data')\n"], ids=["exit", "quit", "raise"]
+)
+@pytest.mark.parametrize("where", ["import", "build"])
+def test_a_module_that_ends_the_program_is_one_line(
+    ends: str, where: str, code: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "ends_all", raising=False)
+    inside = "def build():\n" + "".join(f"    {line}\n" for line in ends.splitlines())
+    (code / "ends_all.py").write_text(ends if where == "import" else inside)
+    with pytest.raises(InputError, match=r"SystemExit"):
+        build_model("ends_all:build", {})

@@ -11,6 +11,7 @@ from torch import nn
 
 from tests.helpers.detectors import images
 from utils.gradcam import InputError, load
+from utils.gradcam_kit.settings.published import published_folder
 
 LABELS = [
     (["Realism", "Deepfake"], [False, True]),
@@ -66,3 +67,17 @@ def test_a_folder_that_is_none_is_one_line(tmp_path: Path) -> None:
         load(f"hf:{tmp_path / 'gone'}", device="cpu")
     with pytest.raises(InputError, match="cannot be read"):
         load(f"hf:{tmp_path}", device="cpu")
+
+
+@pytest.mark.parametrize("name", ["hf:someone/some-detector", "hf:a-b/c.d_e", "hf:org/name-2.1"])
+def test_a_hub_that_cannot_be_reached_is_said(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(InputError, match="no such folder, and the hub cannot be reached"):
+        published_folder(name)
+
+
+@pytest.mark.parametrize("name", ["hf:", "hf:resnet50", "hf:a/b/c", "hf:https://hub.example/a/b", "hf:a/b@main"])
+def test_what_is_no_name_of_a_hub_asks_for_a_folder(name: str) -> None:
+    with pytest.raises(InputError, match=r"no folder .*; give a folder with a config\.json and weights"):
+        published_folder(name)

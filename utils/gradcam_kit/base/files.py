@@ -91,6 +91,16 @@ def alone_in(folder: Path) -> Iterator[None]:
             os.close(handle)
 
 
+def made_folder(path: str | Path) -> Path:
+    """Create the folder that a Python call writes into, unless it exists; see `expanded`. Raises InputError."""
+    folder = Path(expanded(str(path)))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder}: this folder cannot be created ({error.strerror}); give another one") from error
+    return folder
+
+
 def new_folder(path: Path) -> None:
     """Create `path` as an empty folder. An old folder there is removed; of a symbolic link, only the link."""
     if path.is_symlink():

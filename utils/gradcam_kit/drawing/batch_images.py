@@ -10,7 +10,7 @@ import numpy as np
 
 from ..base.decision import CLASS_NAMES, confidence, predicted_class
 from ..base.errors import InputError
-from ..base.files import write_whole
+from ..base.files import made_folder, write_whole
 from ..base.packages import require
 from .overlays import LayerImage, comparison, encode, panels
 
@@ -60,7 +60,7 @@ def save_batch(folder: Path, prefix: str, drawn: Sequence[DrawnImage], warning: 
     """Write `<prefix>_<layer>_sample<i>.png` and `<prefix>_comparison_sample<i>.png` to `folder`. Return the paths."""
     if any(letter in prefix for letter in "/\\\0"):
         raise InputError(f"filename_prefix is {prefix!r}: it is part of file names, so it must not contain '/'")
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = made_folder(folder)
     files: dict[Path, np.ndarray] = {}
     for i, one in enumerate(drawn):
         files |= {folder / f"{prefix}_{layer.name}_sample{i}.png": layer.overlay for layer in one.layers}

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..base.errors import InputError, did_you_mean
-from ..base.files import whole_file
+from ..base.files import made_folder, whole_file
 from ..engine.completeness import Completeness
 from ..engine.heads import Head, Prediction
 from ..engine.maps import LayerMaps
@@ -284,14 +284,14 @@ class Explanation:
         """Write overlays and comparisons as PNGs. Return their paths.
 
         For each image i: `<prefix>_<layer>_sample<i>.png` and `<prefix>_comparison_sample<i>.png`. Raises InputError
-        for a prefix that cannot be part of a file name.
+        for a prefix that cannot be part of a file name, and for a folder that cannot be created.
         """
         from ..drawing.batch_images import save_batch
 
         return save_batch(Path(folder), prefix, self._drawn(), UNTRAINED if self.untrained else "")
 
     def to_npz(self, path: str | Path) -> Path:
-        """Write all numbers to an .npz file. Return its path.
+        """Write all numbers to an .npz file, creating its folder. Return its path.
 
         `logits` (B, K), `prob_fake` (B,), `target` (B,) strings, `layers` (L,) their names, and for each layer
         `<layer>/raw`, `<layer>/signed` (B, h, w), `<layer>/normalised` (B, H, W) and `<layer>/empty` (B,).
@@ -309,9 +309,10 @@ class Explanation:
         for name, maps in self.layers.items():
             for kind in self.ARRAYS:
                 arrays[f"{name}/{kind}"] = getattr(maps, kind).cpu().numpy()
-        with whole_file(Path(path)) as file:
+        place = made_folder(Path(path).parent) / Path(path).name
+        with whole_file(place) as file:
             np.savez_compressed(file, **arrays)
-        return Path(path)
+        return place
 
     def _drawn(self) -> list[DrawnImage]:
         from ..drawing.batch_images import DrawnImage

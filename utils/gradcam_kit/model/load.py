@@ -7,7 +7,8 @@ import importlib.util
 import inspect
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
@@ -185,16 +186,22 @@ def load_named_detector(settings: DetectorSettings, device: str, precision: str)
 
 
 def build_model(name: str, config: Mapping[str, Any]) -> nn.Module:
-    """Call the function `name` (`module:function`, `path/to/file.py:function`) for its model. Raises InputError."""
+    """Call the function `name` (`module:function`, `path/to/file.py:function`) for a model; it may be the model.
+
+    Raises InputError.
+    """
     if is_published(name):
         return _published_model(name)
     module_name, _, function_name = name.rpartition(":")
     function = getattr(import_module_of(name), function_name, None)
+    if isinstance(function, nn.Module):
+        return function
     if not callable(function):
         raise InputError(f"--detector {name!r}: {module_name} has no function {function_name!r}")
     try:
-        model = function(dict(config)) if _takes_config(function) else function()
-    except Exception as error:  # from the user's code
+        with _own_command_line():
+            model = function(dict(config)) if _takes_config(function) else function()
+    except (Exception, SystemExit) as error:  # from the user's code
         raise InputError(f"--detector {name!r} failed ({type(error).__name__}: {one_line(error)})") from error
     if not isinstance(model, nn.Module):
         raise InputError(f"--detector {name!r} returned {type(model).__name__}: expected a torch.nn.Module")
@@ -218,25 +225,42 @@ def import_module_of(name: str) -> ModuleType:
     if not module_name or not function_name:
         raise InputError(f"--detector {name!r}: give module:function, for example my_module:build")
     try:
-        if not module_name.endswith(".py"):
-            _let_own_modules_in(Path.cwd())
-            return importlib.import_module(module_name)
-        path = Path(expanded(module_name)).absolute()
-        _let_own_modules_in(path.parent)
-        earlier = sys.modules.get(path.stem)
-        if earlier is not None and getattr(earlier, "__file__", None) == str(path):
-            return earlier
-        found = importlib.util.spec_from_file_location(path.stem, path)
-        assert found and found.loader, "a name that ends in .py"  # noqa: PT018
-        module = importlib.util.module_from_spec(found)
-        sys.modules[path.stem] = module  # as an import does: pickling and dataclasses need it
-        found.loader.exec_module(module)
-        return module
-    except Exception as error:  # from the user's code
+        with _own_command_line():
+            return _imported(module_name)
+    except (Exception, SystemExit) as error:  # from the user's code
         raise InputError(
             f"--detector {name!r}: {module_name} cannot be imported from {Path.cwd()}"
             f" ({type(error).__name__}: {one_line(error)})"
         ) from error
+
+
+def _imported(module_name: str) -> ModuleType:
+    """Import a module of the working directory, or the file that `module_name` is."""
+    if not module_name.endswith(".py"):
+        _let_own_modules_in(Path.cwd())
+        return importlib.import_module(module_name)
+    path = Path(expanded(module_name)).absolute()
+    _let_own_modules_in(path.parent)
+    earlier = sys.modules.get(path.stem)
+    if earlier is not None and getattr(earlier, "__file__", None) == str(path):
+        return earlier
+    found = importlib.util.spec_from_file_location(path.stem, path)
+    assert found and found.loader, "a name that ends in .py"  # noqa: PT018
+    module = importlib.util.module_from_spec(found)
+    sys.modules[path.stem] = module  # as an import does: pickling and dataclasses need it
+    found.loader.exec_module(module)
+    return module
+
+
+@contextmanager
+def _own_command_line() -> Iterator[None]:
+    """Show a user's code a command line without our flags: training scripts parse it while they are imported."""
+    ours = sys.argv
+    sys.argv = ours[:1]
+    try:
+        yield
+    finally:
+        sys.argv = ours
 
 
 class _OwnModules:

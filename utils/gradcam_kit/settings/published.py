@@ -34,14 +34,20 @@ def published_folder(name: str) -> Path:
     Raises InputError.
     """
     folder = Path(name.removeprefix(PREFIX)).expanduser()
-    if folder.is_dir():
+    if folder.is_dir() and name != PREFIX:
         return folder
     if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name.removeprefix(PREFIX)):
         raise InputError(f"{name!r}: no folder {str(folder)!r}; give a folder with a config.json and weights")
     from huggingface_hub import snapshot_download
+    from huggingface_hub.utils import LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(name.removeprefix(PREFIX)))
+    except LocalEntryNotFoundError as error:
+        raise InputError(
+            f"{name!r}: no such folder, and the hub cannot be reached: download the model where there is a network, and"
+            " give its folder, hf:FOLDER"
+        ) from error
     except Exception as error:  # from the network or the hub
         raise InputError(f"{name!r}: no such folder, nor on the hub ({type(error).__name__})") from error
 

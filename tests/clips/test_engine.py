@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
+import matplotlib
 import pytest
 import torch
 import transformers
@@ -17,6 +19,7 @@ from utils.gradcam import explain as explain_any
 from utils.gradcam_kit.engine.clips.families import clip_grid, clip_tower_of
 from utils.gradcam_kit.engine.clips.grid import ClipShape
 from utils.gradcam_kit.explaining.clips.explanation import ClipExplanation
+from utils.gradcam_kit.explaining.explanation import DrawStyle
 
 SIDE = SIZE // PATCH
 # Family → the layer explained, the module and whether its input is meant; then tensor → (B, C, t, h, w), by hand.
@@ -235,6 +238,18 @@ def test_one_scale_for_a_clip_and_nothing_between_two_frames() -> None:
     assert not torch.equal(heat[:, 1], heat[:, 2])
     torch.testing.assert_close(found.time.sum(1), found.maps.signed.flatten(1).sum(1))
     assert torch.equal(found.time[:, 0], found.time[:, 1])
+
+
+def test_frames_are_coloured_as_the_style_says() -> None:
+    found = explain(tower("videomae"), clips_of_noise(), target="fake")
+    clip, t, y, x = (int(i) for i in (found.heatmap == 1).nonzero()[0])
+    plain = found.pixels()[clip, t, :, y, x].float()
+    (drawn,) = replace(found, look=DrawStyle(colormap="viridis")).overlay().values()
+    viridis_at_1 = 255 * torch.tensor(matplotlib.colormaps["viridis"](1.0)[:3], dtype=torch.float32)
+    torch.testing.assert_close(drawn[clip, t, y, x].float(), (plain + viridis_at_1) / 2, atol=1.5, rtol=0)
+    (signed,) = replace(found, look=DrawStyle(signed=True)).overlay().values()
+    red, _, blue = (signed[clip, t, y, x].float() - plain).tolist()
+    assert red > blue, "evidence for the score is red"
 
 
 def test_the_last_stage_of_a_thumbnail_is_not_used() -> None:

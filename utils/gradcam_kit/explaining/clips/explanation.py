@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+import torch
 from torch import Tensor
 
 from ...base.files import write_whole
@@ -17,6 +18,7 @@ from ..explanation import Explanation
 
 if TYPE_CHECKING:
     from ...drawing.batch_images import DrawnImage
+    from ...drawing.clips import ClipImage
 
 HOTTEST = 3  # frames that `repr` names
 
@@ -75,13 +77,12 @@ class ClipExplanation(Explanation):
 
         A strip shows the frames in a row, with their positions in the clip, under the curve of time.
         """
-        from ...drawing.clips import ClipImage, strip
+        from ...drawing.clips import strip
         from ...drawing.overlays import encode
 
         written = super().save(folder, prefix)
-        for i, drawn in enumerate(self._drawn()):
-            for layer in drawn.layers:
-                assert isinstance(layer, ClipImage), "of a clip"
+        for i, of_clip in enumerate(self._clip_images()):
+            for layer in of_clip:
                 path = Path(folder) / f"{prefix}_strip_{layer.name}_sample{i}.png"
                 write_whole(path, encode(strip(layer, range(len(layer.time)))))
                 written.append(path)
@@ -96,12 +97,15 @@ class ClipExplanation(Explanation):
         return list(map(DrawnImage, map(mosaic_of, pixels), overlays, self.prob_fake.tolist(), self.target))
 
     def overlay(self) -> dict[str, Tensor]:
-        """Blend the maps over the frames: layer → (B, T, H, W, 3) uint8 RGB on the CPU."""
-        from ...drawing.overlays import overlay
+        """Blend the maps over the frames: layer → (B, T, H, W, 3) uint8 RGB on the CPU. Empty maps stay plain."""
+        drawn = self._clip_images()
+        return {
+            name: torch.stack([torch.from_numpy(of_clip[i].frames) for of_clip in drawn])
+            for i, name in enumerate(self.layers)
+        }
 
-        pixels, found = self.pixels(), {}
-        for name, maps in self.layers.items():
-            empty = maps.empty.repeat_interleave(pixels.shape[1])
-            frames = overlay(pixels.flatten(0, 1).to(maps.raw.device), maps.normalised.flatten(0, 1), empty)
-            found[name] = frames.unflatten(0, pixels.shape[:2]).cpu()
-        return found
+    def _clip_images(self) -> list[list[ClipImage]]:
+        """Return the drawn layers of each clip."""
+        from ...drawing.clips import ClipImage
+
+        return [[layer for layer in drawn.layers if isinstance(layer, ClipImage)] for drawn in self._drawn()]

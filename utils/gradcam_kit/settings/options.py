@@ -103,7 +103,8 @@ TABLE: tuple[tuple[str, tuple[str, ...], tuple[Option, ...]], ...] = (
         Option("--precision", "for the detector; maps are always float32", default="fp32", choices=allowed.PRECISIONS),
     )),
     ("detector", (EVALUATE,), (
-        Option("--detector", "function that returns your model, such as my_module:build, or hf:FOLDER; no YAML needed",
+        Option("--detector", "function that returns your model, such as my_module:build; or hf:FOLDER for a Hugging"
+               " Face model; no YAML needed",
                metavar="MODULE:FUNCTION", basic=True),
         Option("--random_weights", "evaluate an untrained detector, and mark every output", bool, False),
         Option("--list_layers", "print every layer name of the detector and exit", bool, False),
@@ -131,8 +132,8 @@ TABLE: tuple[tuple[str, tuple[str, ...], tuple[Option, ...]], ...] = (
         Option("gradcam_enabled --gradcam_enabled", "render heatmaps", bool, False, basic=True),
         Option("gradcam_enabled --no-gradcam_enabled --no_gradcam", "no heatmaps, even if the YAML switches them on",
                bool, sets=False),
-        Option("gradcam_samples --gradcam_samples", "maximum samples per dataset", int, least=1, metavar="N",
-               otherwise=f"{allowed.MOST_MISTAKES} wrong predictions", basic=True),
+        Option("gradcam_samples --gradcam_samples", "maximum number of samples to explain per dataset", int, least=1,
+               metavar="N", otherwise=f"{allowed.MOST_MISTAKES} wrong predictions", basic=True),
         Option("--save_all_predictions", "explain all samples (at most --gradcam_samples), not only wrong predictions",
                bool, False, dest="save_all", basic=True),
         Option("--gradcam_select", "which samples to explain if there are more than N; mixed: two in five are detected"
@@ -141,16 +142,17 @@ TABLE: tuple[tuple[str, tuple[str, ...], tuple[Option, ...]], ...] = (
                " off: only with other real frames", default=AUTO, choices=(AUTO, "off")),
     )),
     ("heatmaps", (EVALUATE, DEMO), (
-        Option("gradcam_layers --gradcam_layers --layers", "auto, or e.g. encoder.layers.23 encoder.layers.20, or"
-               " 23 20, or -1", list[str | int], words=STRINGS, metavar="LAYER",
-               otherwise="auto; the last block if a method is named", basic=True),
+        Option("gradcam_layers --gradcam_layers --layers", "layers to explain: auto, names such as encoder.layers.23"
+               " encoder.layers.20, or block numbers such as 23 20 or -1", list[str | int], words=STRINGS,
+               metavar="LAYER", otherwise="auto; the last block if a method is named", basic=True),
         Option("gradcam_method --gradcam_method --method", "heatmap method; auto: test several on your"
                " images and use the best", choices=METHODS, otherwise="auto; gradcam if layers are named", basic=True),
         Option("gradcam_recipes --gradcam_recipes --recipes", "several methods in one run, instead of --gradcam_method;"
                " auto: the chosen one", list[str], words=STRINGS, metavar="METHOD",
                otherwise="one method"),
-        Option("gradcam_target --gradcam_target --target", "the class that maps explain: predicted, fake, real, label"
-               " (the true class), margin, both, or a class name", default="predicted", metavar="TARGET", basic=True),
+        Option("gradcam_target --gradcam_target --target", "what the maps explain: predicted, fake, real, label (the"
+               " true class), margin (fake - real), both, or a class name", default="predicted", metavar="TARGET",
+               basic=True),
         Option("gradcam_site --gradcam_site --site", "where to read a block: its normalised input or the residual"
                " stream; auto: where the method's formula holds",
                choices=(AUTO, *allowed.SITES), otherwise="auto; layer_norm1 for a named method"),

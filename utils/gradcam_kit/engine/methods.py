@@ -39,9 +39,9 @@ def grad_cam_pp(A: Tensor, G: Tensor, epsilon: float = DEFAULT_EPSILON) -> Tenso
 
     Chattopadhay et al. 2018, eq. 10 and 19.
 
-    In the paper, A is post-ReLU, so the denominator is positive wherever α matters. Tokens are signed, so it can cross
-    zero. Adding ε · max_chw G² of the same image keeps it away from zero at any scale of the gradient; α is 0 where the
-    sum is still not positive. ε = 0 is the paper's formula.
+    In the paper, A is post-ReLU, so the denominator is positive wherever α matters. Tokens are signed, so the
+    denominator can cross zero. Adding ε · max_chw G² of the same image keeps it away from zero at any scale of the
+    gradient; α is 0 where the sum is still not positive. ε = 0 is the paper's formula.
 
     The code uses g = G / max_chw |G|: α stays the same, and G³ can neither vanish nor overflow.
     """
@@ -135,13 +135,15 @@ def cam_method(name: str, pp_epsilon: float = DEFAULT_EPSILON) -> Method:
 
 
 def leftover(A: Tensor, G: Tensor, norm_epsilon: float) -> Tensor:
-    """Bound (B, h, w) the rounding error of a sum Σ_c G_c A_c that should be 0; `norm_epsilon`: ε of A's LayerNorm.
+    """Return a bound (B, h, w) on the rounding error of a sum Σ_c G_c A_c that should be 0.
+
+    `norm_epsilon`: ε of A's LayerNorm.
 
     Two things keep the sum from 0. First, each term is only as precise as A and G, and G only as precise as the
     LayerNorm's backward pass, which subtracts means in float32 or finer. Second, a LayerNorm y = (x - μ) / √(σ² + ε)
     does not change when x is scaled, so Σ_c x_c ∂s/∂x_c = ε / (σ² + ε) Σ_c y_c ∂s/∂y_c. If the score reads x only
-    through a LayerNorm, like the patches of the last block, ε alone remains. Its terms Σ |y ∂s/∂y| are not those of
-    the sum but of similar size, so the bound allows four times as much.
+    through a LayerNorm, like the patches of the last block, ε alone remains. The terms |y ∂s/∂y| are not those of the
+    sum, but of similar size, so the bound allows four times as much.
     """
     precision = max(torch.finfo(A.dtype).eps, torch.finfo(G.dtype).eps)
     dtype = torch.promote_types(A.dtype, torch.float32)
@@ -155,7 +157,7 @@ def leftover(A: Tensor, G: Tensor, norm_epsilon: float) -> Tensor:
 def signed_maps(name: str, patches: Mapping[K, Tokens], pp_epsilon: float = DEFAULT_EPSILON) -> dict[K, Tensor]:
     """Return each layer's map (B, h, w) before ReLU, by a method of METHODS. `patches`: A and G, (B, C, h, w) each.
 
-    It computes in float32 (float64 for a float64 model), regardless of the model's precision and of autocast.
+    Computes in float32 (float64 for a float64 model), regardless of the model's precision and of autocast.
     """
     method = cam_method(name, pp_epsilon)
     maps = {}

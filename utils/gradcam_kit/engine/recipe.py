@@ -127,17 +127,17 @@ class Recipe:
 
     @property
     def layer(self) -> str:
-        """Name the only layer of a single map's recipe; "" if it names none."""
+        """Return the name of the only layer of a single map's recipe; "" if it names none."""
         return self.layers[0] if self.layers else ""
 
     @property
     def kind(self) -> str:
-        """Name method, site and backward rule. Values of maps of different kinds are not comparable."""
+        """Return method, site and backward rule as one text. Values of maps of different kinds are not comparable."""
         return f"{self.method} {self.site} {self.backward}"
 
     @property
     def where(self) -> str:
-        """Name the site, with the backward rule unless it is "plain"."""
+        """Return the site, with the backward rule unless it is "plain"."""
         return where(self.site, self.backward)
 
     @property

@@ -44,10 +44,10 @@ class Options(TypedDict, total=False):
             fake; with several, the first means real and the others mean fake.
         completeness: with "balanced", test by a second backward pass whether each block's token contributions and
             bias terms add up to the score (default True).
-        backward_precision: precision of the backward pass's matrix products: "fp32"; "bf16" or "tf32", which are faster
-            on some devices and change maps only by rounding; "auto": the fastest, measured once.
+        backward_precision: precision of the matrix products in the backward pass: "fp32"; "bf16" or "tf32", which are
+            faster on some devices and change maps only by rounding; "auto": the fastest, measured once.
         bank: `Bank.of(model, real_images)`: method "contrast" and verdicts compare patches with it. Default: the bank
-            of `calibrate_gradcam`, or with method "auto" the images that the model calls real.
+            of `calibrate_gradcam`. Without one, method "auto" makes it from the images that the model calls real.
         clip_layout: layout of the model's clips, "btchw" or "bcthw". Default: the one that the model accepts.
     """
 
@@ -78,12 +78,12 @@ def explain(
             torch.compile are unwrapped.
         images: (B, 3, H, W) floating point, normalised, on any device; for a model of clips (B, T, 3, H, W), which
             returns a `ClipExplanation`. Or a mapping with such an `image`, and optionally `label` (B,) for target
-            "label"; `video`, a name per image, so that no image is compared with frames of its own video; `paired_real`
-            (B, 3, H, W), the original real images, which "contrast" and verdicts then compare with.
+            "label"; `video`, the name of each image's video, so that no image is compared with frames of its own video;
+            `paired_real` (B, 3, H, W), the original real images, for "contrast" and verdicts to compare with.
         layers: one or several names of modules (relative to the model or its network), numbers of blocks (-1: the last)
             or modules. Naming a block selects its input, at `site`. "fused" is the mean of the other layers' normalised
-            maps, "sum" the sum of all blocks' raw maps. None: the last block, or the last module of a convolutional
-            network that returns feature maps, which the first call finds by a forward pass.
+            maps, "sum" the sum of all blocks' raw maps. None: the last block; in a convolutional network the last
+            module that returns feature maps, which the first call finds by a forward pass.
         method: one of `engine.methods.method_names`. None: "gradcam", or the detector's config. "auto": try several
             maps on the images that the model calls fake, and use the one whose hottest patches matter most to the model
             (see `Explanation.choice`); other arguments restrict the candidates.
@@ -174,15 +174,15 @@ def choose(
     bank: TokenBank | None = None,
     clip_layout: str | None = None,
 ) -> Recipe:
-    """Choose the map whose hottest patches matter most to the model, by replacing them.
+    """Choose, by replacing patches, the map whose hottest patches matter most to the model.
 
     Args:
         model, forward, clip_layout: as for `explain`.
-        images: a batch as for `explain`, or several. A mapping may also hold `video`, a name per image, and
-            `paired_real` (B, 3, H, W), the original real images.
+        images: a batch as for `explain`, or several. A mapping may also hold `video`, the name of each image's video,
+            and `paired_real` (B, 3, H, W), the original real images.
         target: target of the maps on images that the model calls fake: "margin" or "real"; any other means fake.
         recipe: restricts the choice; only fields that are "auto" are chosen. None: all fields.
-        count: maximum number of images that are called fake, and of those called real; for clips at most 16.
+        count: maximum number of images called fake, and also of images called real; for clips at most 16.
         bank: as for `explain`; None: from the images that are called real.
 
     Raises:

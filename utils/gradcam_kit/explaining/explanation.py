@@ -47,7 +47,7 @@ class RecipeMaps(NamedTuple):
     """The maps of one recipe: layer → its maps, in the order given.
 
     `site` is where the engine read a named block. In a network without patch tokens it reads every module's output, and
-    `site` is "output". With "balanced", `completeness` tells for each block, and for "sum", whether the token
+    `site` is "output". With "balanced", `completeness` says for each block, and for the layer "sum", whether the token
     contributions and bias terms add up to the score.
     """
 
@@ -93,11 +93,11 @@ class Explanation:
     """The explanation of a batch. `prediction` is the detector's output from the same forward pass, detached.
 
     `explanation["hirescam"]` is a heatmap, (B, H, W) float32 in [0, 1]; a single map is also `explanation.heatmap`.
-    `explanation.maps` holds raw and signed maps, and which are empty; `explanation.check()` tells how reliable each
-    map is.
+    `explanation.maps` holds raw and signed maps, and which are empty; `explanation.check()` says how reliable each map
+    is.
 
-    `head` tells what the logits mean. `target` is each image's target ("fake", "real", "margin" or the name of a
-    class). `images` (B, 3, H, W) are the given images, `look` is their style. `choice`: how the map was chosen, if this
+    `head` says what the logits mean. `target` is each image's target ("fake", "real", "margin" or the name of a class).
+    `images` (B, 3, H, W) are the given images, `look` says how to draw them. `choice`: how the map was chosen, if this
     call chose it. `untrained`: the detector has its initial weights, so nothing here means anything. With a bank,
     `evidence` (B, L, h, w) is each patch's contrast in each block: how much more it adds to the score than its nearest
     real patches. For a contrast map, `standard` (B, h, w) is the standardised contrast, averaged over the blocks.
@@ -220,7 +220,7 @@ class Explanation:
     def check(self) -> dict[str, list[MapCheck]]:
         """Check how reliable each map is: name → a verdict with its figures per image.
 
-        It takes two forward passes per image, and computes further maps to compare with. Raises InputError for target
+        It takes two forward passes per image, and computes further maps for comparison. Raises InputError for target
         "both".
         """
         if self.checker is None or "both" in self.target:

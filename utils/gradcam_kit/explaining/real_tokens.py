@@ -76,8 +76,8 @@ class Bank(TokenBank):
         Args:
             model, forward: as for `explain`.
             images: normalised images (B, 3, H, W), one batch or several. Labels are not needed.
-            videos: a name per image; an image is never compared with frames of its own video. None: each image counts
-                as its own video.
+            videos: the name of each image's video; an image is never compared with frames of its own video. None: each
+                image is from another video.
 
         Raises:
             InputError: no image, or none that the model calls real.

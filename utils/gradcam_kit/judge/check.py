@@ -31,12 +31,12 @@ CLEAR_DROP, SOME_DROP, AGAINST = 0.25, 0.05, -0.02
 class MapCheck:
     """The verdict on one image's map, and the figures behind it; a figure is None if it was not computed.
 
-    `word`: the verdict. `margin`: in favour of the explained class. `contrast`: how much more the map's hottest patch
-    adds to the score than the nearest real patches, as a share of the largest value. `fall` and `random`: drop of the
-    margin when the map's hottest patches, or as many random ones, are replaced. `mass`: the raw map's sum as a share of
-    the margin. `votes`: share of the blocks whose own map is hottest at the same or a neighbouring patch. `others`: the
-    same share of other methods' maps. `concentration`: share of the evidence near its hottest patch. `standard`: for a
-    contrast map, share of the standardised contrast near the map's hottest patch.
+    `word`: the verdict. `margin`: the margin in favour of the explained class. `contrast`: how much more the map's
+    hottest patch adds to the score than the nearest real patches, as a share of the largest value. `fall` and `random`:
+    drop of the margin when the map's hottest patches, or as many random ones, are replaced. `mass`: the raw map's sum
+    as a share of the margin. `votes`: share of the blocks whose own map is hottest at the same or a neighbouring patch.
+    `others`: share of other methods' maps that are hottest there. `concentration`: share of the evidence near its
+    hottest patch. `standard`: for a contrast map, share of the standardised contrast near the map's hottest patch.
     """
 
     word: str
@@ -155,8 +155,9 @@ def _share_near(maps: Tensor, places: Tensor) -> Tensor:
 def place_of(votes: float, concentration: float, standard: float | None) -> float:
     """Rate, in [0, 1], how clearly a contrast map's hottest patch is the place of the evidence.
 
-    A contrast map is hottest at the largest contrast by construction, so its contrast says nothing. The rating is the
-    mean of the blocks' votes and the concentration; the standardised contrast near the patch counts as much as both.
+    A contrast map is hottest at the largest contrast by construction, so the contrast there says nothing. The rating is
+    the mean of the blocks' votes and the concentration; the standardised contrast near the patch counts as much as
+    both.
     """
     place = (votes + concentration) / 2
     return place if standard is None else (place + standard) / 2

@@ -45,8 +45,8 @@ def load_gradcam_detector(
         explanation = model.explain(read_images(model, ["face.png"]))
 
     Args:
-        detector_path: its YAML, relative to the working directory or the training folder; or `hf:FOLDER`, a folder with
-            config.json, preprocessor_config.json and weights; or `hf:USER/NAME`, which is downloaded.
+        detector_path: the detector's YAML, relative to the working directory or the training folder; or `hf:FOLDER`, a
+            folder with config.json, preprocessor_config.json and weights; or `hf:USER/NAME`, which is downloaded.
         weights_path: checkpoint of the whole detector, .pth or .safetensors; None: the one that the YAML names.
         device: "auto" (CUDA if available), "cpu", "cuda" or "cuda:<n>".
         settings: keys that override the YAML, for example `gradcam_method="hirescam"`.
@@ -68,8 +68,8 @@ def load_gradcam_detector(
 def read_images(model: Any, files: Sequence[str | Path] | str | Path) -> Tensor:
     """Read image files as input for `model`: (B, 3, R, R) float32, normalised, on its device.
 
-    Both sides are resized to the config's `resolution`, as in the hosts. Raises InputError for a file that is not an
-    image.
+    Both sides are resized to the config's `resolution`, as in the benchmarks. Raises InputError for a file that is not
+    an image.
     """
     decoded = []
     for file in [files] if isinstance(files, (str, Path)) else files:
@@ -87,7 +87,7 @@ def read_images(model: Any, files: Sequence[str | Path] | str | Path) -> Tensor:
 def load_detector(
     settings: DetectorSettings, device: torch.device, precision: str = "fp32", random_weights: bool = False
 ) -> LoadedDetector:
-    """Load the detector with the weights in `settings.weights_path` or of `settings.build`, or with random ones.
+    """Load the detector with the weights of `settings.weights_path` or `settings.build`, or with random ones.
 
     Downloads nothing. `LoadedDetector.check_predictions` tests whether it works. Raises InputError.
     """
@@ -145,7 +145,7 @@ def check_precision(precision: str, device: torch.device) -> None:
 
 
 def untrained_detector(settings: DetectorSettings, explainable: bool) -> Any:
-    """Build the detector without its weights: a registered one (`clip` means `clip_gradcam`), or `settings.build`'s.
+    """Build the detector without weights: a registered one (`clip` means `clip_gradcam`), or that of `settings.build`.
 
     Raises InputError; with `explainable`, also for a detector without heatmaps.
     """
@@ -177,7 +177,7 @@ def named_detector(
 
 
 def load_named_detector(settings: DetectorSettings, device: str, precision: str) -> LoadedDetector:
-    """Load the detector of a command on the device `device`. Raises InputError."""
+    """Load the detector that a command's flags name, on the device `device`. Raises InputError."""
     preimport_detector(settings)
     return load_detector(settings, find_device(device), precision)
 
@@ -220,7 +220,7 @@ def _published_model(name: str) -> nn.Module:
 
 
 def import_module_of(name: str) -> ModuleType:
-    """Import the module of a `name` for `build_model`, once. Raises InputError."""
+    """Import, once, the module in a `name` given to `build_model`. Raises InputError."""
     module_name, _, function_name = name.rpartition(":")
     if not module_name or not function_name:
         raise InputError(f"--detector {name!r}: give module:function, for example my_module:build")
@@ -277,7 +277,7 @@ class _OwnModules:
 
 
 def _let_own_modules_in(folder: Path) -> None:
-    """Let a user's module import its own neighbours, even a `utils.py`. We need ours only by longer names."""
+    """Let a user's module import its own neighbours, even a `utils.py`. We import ours only by longer names."""
     if not any(isinstance(finder, _OwnModules) and finder.folder == str(folder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _OwnModules(folder))
         sys.path.append(str(folder))

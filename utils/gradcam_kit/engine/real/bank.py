@@ -23,8 +23,8 @@ LIKENESSES = 2**26  # compared at a time: 256 MiB; a grid of 128 x 128 would tak
 class TokenBank:
     """Patch tokens of M real images.
 
-    `tokens`: layer → (M, P, C) float16 on the model's device, P patches of each image. `videos`: of each image, so
-    that no image is compared with frames of its own video.
+    `tokens`: layer → (M, P, C) float16 on the model's device, P patches of each image. `videos`: the video of each
+    image, so that no image is compared with frames of its own video.
     """
 
     tokens: Mapping[str, Tensor]
@@ -33,8 +33,8 @@ class TokenBank:
     def nearest(self, layer: str, A: Tensor, videos: Sequence[Hashable] | None = None) -> Neighbours:
         """Find the NEIGHBOURS nearest real tokens of every patch of `A` (B, C, h, w).
 
-        The distance is cosine, after subtracting each token's mean over channels. `videos`: of each image; tokens from
-        its own video are skipped. Raises LayerError for a layer without tokens in the bank.
+        The distance is cosine, after subtracting each token's mean over channels. `videos`: the video of each image;
+        tokens from an image's own video are skipped. Raises LayerError for a layer without tokens in the bank.
         """
         if layer not in self.tokens:
             raise LayerError(f"the bank has no tokens of layer {layer!r}; it has those of {', '.join(self.tokens)}")
@@ -62,7 +62,7 @@ class TokenBank:
 
 @dataclass(frozen=True)
 class Neighbours:
-    """The k nearest real tokens of each patch: `indices` (B, h·w, k) into `values` (N, C), of tokens (B, C, h, w)."""
+    """The k nearest real tokens of each patch of (B, C, h, w): `indices` (B, h·w, k) into `values` (N, C)."""
 
     values: Tensor
     indices: Tensor
@@ -92,8 +92,8 @@ def thinned(patches: Tensor) -> Tensor:
 def nearest_beside(A: Tensor, R: Tensor) -> Tensor:
     """Return, for each patch of `A` (B, C, h, w), the nearest token of `R` (B, C, h, w) at its place or next to it.
 
-    `R` holds the real images from which those of `A` were made. Their crops may differ by a few pixels; a patch's
-    counterpart is then next to its own place.
+    `R` holds tokens of the real images from which the images of `A` were made. Their crops may differ by a few pixels;
+    a patch's counterpart is then next to its own place.
     """
     rows, columns = R.shape[2:]
     directions, around = _channel_direction(A), F.pad(R, (1, 1, 1, 1), mode="replicate")

@@ -151,10 +151,6 @@ def test_a_finished_run_is_told_from_another_length_of_clips(data: Path, run: tu
     [
         (["--clip_size", "40"], "no video has the 40 frames of a clip, the longest has 10"),
         (["--clip_size", "0"], "--clip_size"),
-        (
-            ["--clip_size", "4", "--gradcam_enabled", "--evaluate_explanations"],
-            "leave it out for a clip detector, and give --check_maps on",
-        ),
         (["--clip_size", "4", "--shard", "1/2"], "--shard splits images: leave it out for a clip detector"),
         (["--clip_size", "4", "--gradcam_enabled", "--gradcam_method", "legrad"], "not verified for clips"),
     ],

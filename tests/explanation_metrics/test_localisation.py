@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tests.helpers.detectors import images, tiny_detector
 from utils.gradcam_kit.engine.tokens import frozen_for_explaining
+from utils.gradcam_kit.engine.towers.tower import tower_of
 from utils.gradcam_kit.judge.bootstrap import VideoBootstrap, holm
 from utils.gradcam_kit.judge.controls import face_map, gaussian_map
 from utils.gradcam_kit.judge.deletion import (
@@ -207,7 +208,7 @@ def test_the_cascade_goes_from_head_to_first_block_and_is_undone() -> None:
     changed: list[set[str]] = []
     steps = []
     with weights_put_back(model):
-        for step in cascade(model, model.backbone, seed=0):
+        for step in cascade(model, tower_of(model, lambda: model.backbone), seed=0):
             steps.append(step)
             changed.append({key for key, value in model.state_dict().items() if not torch.equal(value, before[key])})
     assert steps == ["head", *(f"encoder.layers.{i}" for i in (3, 2, 1, 0)), "embeddings and norms"]

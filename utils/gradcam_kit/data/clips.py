@@ -107,6 +107,13 @@ def cut_clips(frames: Sequence[Frame], size: int, per_video: int | None = None, 
     return CutClips(clips, short, unseen, len(frames), size)
 
 
+def parts_of(frames: Sequence[Frame], clips: Sequence[Clip]) -> list[list[Frame]]:
+    """Return the frames of each sample. `clips`: all clips of the dataset, for samples that are rows of clips."""
+    if not clips:
+        return [[frame] for frame in frames]
+    return [[frame._replace(path=path) for path in clips[frame.index].frames] for frame in frames]
+
+
 def write_clips(path: Path, cut: CutClips) -> None:
     """Write a CSV row per clip: index, video, numbers of its frames, spacing, paths of its first and last frame."""
     rows = (

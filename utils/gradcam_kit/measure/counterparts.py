@@ -31,6 +31,10 @@ class RealFrames(NamedTuple):
     pixels: Tensor  # (N, 3, R, R) uint8
     paired: Tensor  # (N,) bool: which images have one
 
+    def in_clips(self, size: int) -> RealFrames:
+        """Return those of clips of `size` frames each: (N, T, 3, R, R); a clip is paired if all of its frames are."""
+        return RealFrames(self.pixels.unflatten(0, (-1, size)), self.paired.unflatten(0, (-1, size)).all(dim=1))
+
 
 class RealCounterparts:
     """Finds a fake's counterpart: the same frame of its original real video, in the same dataset.

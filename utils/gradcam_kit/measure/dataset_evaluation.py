@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from ..data.frame import evenly_spaced
-from ..engine.layers import block_names
 from ..engine.recipe import Recipe
 from ..engine.targets import Target
 from ..judge.controls import CONTROLS, control_maps
@@ -24,12 +23,14 @@ from ..judge.trial import PAIRED_REAL
 from ..model.detector import LoadedDetector
 from ..settings.config import RunSettings
 from . import perturbation as causal
+from .clips import clip_controls, clips_of, frames_of, measured_tower, pictures_of
 from .comparison import ALL, NOWHERE, Columns, Found, Kept, MetricRow, best_threshold, rows
 from .counterparts import RealCounterparts, RealFrames
 from .samples import DetectedFakes, stored_size
 from .sweep import Randomised, localise_maps, make_maps, randomisation, resized
 
 SCREENED_FRAMES = 100  # frames for ranking maps without masks
+MOST_CLIPS = 48  # clips that any measurement uses: a pass of a clip takes as long as passes of all its frames
 HIT = 0.1  # a map hits a click within this share of the diagonal
 CLICK_METRICS = (
     "distance to the nearest click, shares of the diagonal",
@@ -108,6 +109,7 @@ class DatasetEvaluation:
         self.curves: dict[str, dict[Recipe, Curves]] = {}
         self.curve_videos: dict[str, list[tuple[str, str]]] = {}
         self.paired = 0
+        self.of_clips, self.frames = detector.settings.clip_size is not None, frames_of(detector)
 
     @property
     def _all(self) -> dict[Recipe, Tensor]:
@@ -118,8 +120,13 @@ class DatasetEvaluation:
         samples, side = self.samples, self.settings.detector.resolution
         title, batch_size = f"{samples.frames[0].dataset}, explanations", self.settings.batch_size
         self.maps = make_maps(self.detector, recipes, samples.pixels, self.target, batch_size, title=title)
-        grid, seed = causal.patches_of(self.detector), self.settings.seed
-        self.controls = control_maps(samples.landmarks, grid, (side, side), seed)
+        seed = self.settings.seed
+        if self.of_clips:
+            height, columns = next(iter(self.maps.values())).shape[1:]
+            self.controls = clip_controls(samples.landmarks, self.frames, (height, columns), seed)
+        else:
+            grid = causal.patches_of(self.detector)
+            self.controls = control_maps(samples.landmarks, grid, (side, side), seed)
 
     def localisation(self) -> None:
         """Measure how well maps and controls find the masks; adds no columns without a usable mask."""
@@ -187,22 +194,25 @@ class DatasetEvaluation:
     def say_cost(self, maps: int, left_out: Collection[str]) -> None:
         """Print the estimated time of the remaining measurements, from the time of one batch."""
         rows_of, columns = causal.patches_of(self.detector)
-        counts = maps + len(CONTROLS), rows_of * columns, len(block_names(self.detector.model.explained_tower))
+        counts = maps + len(CONTROLS), rows_of * columns, len(measured_tower(self.detector).blocks)
         passes = {
-            name: min(len(self.samples.frames), one.images) * one.passes(*counts)
+            name: len(self._positions(one.images)) * one.passes(*counts)
             for name, one in MEASUREMENTS.items()
-            if name not in left_out
+            if name not in left_out and not (self.of_clips and name == "attack")
         }
         if not passes:
             return
         pixels, total = self.samples.pixels[: self.settings.batch_size], sum(passes.values())
-        self.detector.predict(pixels)  # once to warm up
-        start = time.perf_counter()
-        self.detector.predict(pixels)
+        score = causal.fake_probability(self.detector)
+        with torch.no_grad():
+            score(self.detector.normalise(pixels))  # once to warm up
+            start = time.perf_counter()
+            score(self.detector.normalise(pixels)).cpu()
         seconds = (time.perf_counter() - start) / len(pixels) * total
         parts = ", ".join(f"{name} {count:,}" for name, count in passes.items())
         print(
-            f"measuring the maps: up to {total:,} forward passes of one image, at most about {in_words(seconds)}"
+            f"measuring the maps: up to {total:,} forward passes of one {'clip' if self.of_clips else 'image'}, at most"
+            f" about {in_words(seconds)}"
             f" ({parts}); skip some with --leave_out NAME"
         )
 
@@ -228,6 +238,9 @@ class DatasetEvaluation:
             self.curve_videos[fill] = [self.samples.videos[i] for i in used.tolist()]
 
     def _attack(self, shown: Sequence[Recipe]) -> None:
+        if self.of_clips:
+            self.notes.append("segment attack skipped: it is for images")
+            return
         part = self._positions(MEASUREMENTS["attack"].images)
         try:
             self._add(causal.attack_metrics(self._examined(shown, part)), part)
@@ -236,14 +249,16 @@ class DatasetEvaluation:
 
     def _counterparts(self, part: Tensor) -> RealFrames:
         """Return the real counterparts of the images at positions `part`; add a note if some are missing."""
-        frames = [self.samples.frames[i] for i in part.tolist()]
-        reals = RealCounterparts(self.settings.data).of(frames, self.samples.pixels[part])
+        frames = [frame for i in part.tolist() for frame in self.samples.parts[i]]
+        clips = clips_of(self.samples.pixels[part], self.frames)
+        found = RealCounterparts(self.settings.data).of(frames, clips.flatten(0, 1)).in_clips(self.frames)
+        reals = RealFrames(pictures_of(found.pixels), found.paired)
         self.paired = int(reals.paired.sum())
         if not self.paired:
             self.notes.append("no real counterparts in the dataset: the paired-real fill and transplant are skipped")
-        elif self.paired < len(frames):
-            missing = len(frames) - self.paired
-            self.notes.append(f"{missing} of {len(frames)} fakes have no real counterpart: skipped for that fill")
+        elif self.paired < len(part):
+            missing = len(part) - self.paired
+            self.notes.append(f"{missing} of {len(part)} fakes have no real counterpart: skipped for that fill")
         return reals
 
     def _transplant(self, part: Tensor, reals: Tensor) -> None:
@@ -279,7 +294,8 @@ class DatasetEvaluation:
         return rows(dataset, self.columns, videos, seed, forgeries if len(forgeries) > 1 else [])
 
     def _positions(self, count: int) -> Tensor:
-        return torch.tensor(evenly_spaced(range(len(self.samples.frames)), count))
+        most = min(count, MOST_CLIPS) if self.of_clips else count
+        return torch.tensor(evenly_spaced(range(len(self.samples.frames)), most))
 
     def _examined(self, recipes: Sequence[Recipe], part: Tensor) -> causal.Examined:
         """Return the images at positions `part`, with some of the maps and controls as drawn."""

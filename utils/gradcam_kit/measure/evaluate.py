@@ -14,12 +14,14 @@ import yaml
 from ..base.allowed import METHOD_NAMES, TARGETS, TRANSPLANT
 from ..base.errors import InputError
 from ..base.files import write_json, write_table, write_whole
+from ..data.clips import Clip, CutClips, parts_of
 from ..data.frame import Frame, evenly_spaced
-from ..engine.layers import FUSED, SUM, block_names
+from ..engine.layers import FUSED, SUM
 from ..engine.recipe import ATTENTION_SITE, NORMED, Recipe
 from ..model.detector import LoadedDetector
 from ..settings.config import RunSettings
 from ..settings.run_options import ExplanationOptions
+from .clips import measured_tower
 from .comparison import NOWHERE, Kept
 from .dataset_evaluation import DatasetEvaluation, DatasetScores
 from .figures import curves_figure, heat_table_figure, image_file
@@ -57,11 +59,12 @@ def evaluate_dataset(
     settings: RunSettings,
     options: ExplanationOptions,
     kept: Kept = NOWHERE,
+    clips: Sequence[Clip] = (),
 ) -> DatasetScores:
     """Compute all metrics on one dataset's detected fakes.
 
-    `frames`: all of the dataset's frames; `predictions`: the rows of its `predictions.csv`. Raises RunError if an image
-    or a map cannot be used, InputError if a layer cannot be explained.
+    `frames`: all of the dataset's frames, or the rows of its `clips`; `predictions`: the rows of its `predictions.csv`.
+    Raises RunError if an image or a map cannot be used, InputError if a layer cannot be explained.
     """
     dataset = frames[0].dataset
     recipes, configured = maps_to_make(detector, options)
@@ -69,8 +72,10 @@ def evaluate_dataset(
     if not detected:
         return DatasetScores(dataset, 0, configured, notes=["no detected fakes: nothing to evaluate"])
     chosen = evenly_spaced(detected, options.samples)
-    evidence = find_evidence(options.masks, options.clicks, chosen, settings.data.folders.values())
-    samples = read_samples(chosen, settings.detector.resolution, settings.batch_size, settings.workers, evidence)
+    every = [frame for part in parts_of(chosen, clips) for frame in part]
+    evidence = find_evidence(options.masks, options.clicks, every, settings.data.folders.values())
+    how = settings.detector.resolution, settings.batch_size, settings.workers
+    samples = read_samples(chosen, *how, evidence, clips)
     target = "margin" if detector.gradcam.target == "margin" else "fake"
     evaluation = DatasetEvaluation(detector, samples, settings, target, kept)
     videos = len(set(samples.videos))
@@ -120,7 +125,7 @@ def maps_to_make(detector: LoadedDetector, options: ExplanationOptions) -> tuple
     if not options.sweep:
         configured = [recipe.at(layer) for layer in layers]
         return configured, configured
-    swept = list(options.layers or block_names(model.explained_tower) or layers)
+    swept = list(options.layers or measured_tower(detector).blocks or layers)
     recipes = swept_recipes(detector, swept)
     if recipe.site not in {ATTENTION_SITE, *(one.site for one in recipes)}:
         recipe = replace(recipe, site=NORMED)
@@ -146,14 +151,17 @@ def evaluate_explanations(
     settings: RunSettings,
     options: ExplanationOptions,
     kept: Callable[[str], Kept] = lambda name: NOWHERE,
+    cut: Mapping[str, CutClips] | None = None,
 ) -> EvaluationText:
-    """Evaluate the explanations of every dataset from a run's predictions.
+    """Evaluate the explanations of every dataset from a run's predictions. `cut`: for a clip detector, its clips.
 
     Writes `explanations.csv`, `explanations.json` and two figures per dataset to `folder`; with `options.write_config`
     also a config, if a map is better than the controls. Raises the errors of `evaluate_dataset`.
     """
     scores = [
-        evaluate_dataset(detector, frames, predictions(name), settings, options, kept(name))
+        evaluate_dataset(
+            detector, frames, predictions(name), settings, options, kept(name), cut[name].clips if cut else ()
+        )
         for name, frames in datasets.items()
     ]
     write_table(folder / CSV_FILE, CSV_COLUMNS, csv_rows([row for dataset in scores for row in dataset.rows]))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..base.allowed import METHOD_NAMES
+from ..base.allowed import CLIP_METHODS, METHOD_NAMES
 from ..engine.recipe import Recipe, where
 from ..judge.bootstrap import VideoBootstrap
 from ..judge.deletion import SHARES
@@ -92,7 +92,7 @@ def heat_table_figure(scores: DatasetScores) -> Figure:
         there = {recipe.method for recipe in rows if (recipe.site, recipe.backward) == (site, backward)}
         panels[site, backward] = [
             [rows[Recipe(method, layer, site, backward)] for layer in layers]
-            for method in METHOD_NAMES
+            for method in (*METHOD_NAMES, *CLIP_METHODS)
             if method in there
         ]
     highest = max(0.05, *(row.interval.mean for row in rows.values()))

@@ -21,6 +21,7 @@ from ..judge.deletion import Curves, Score, area, deletion_insertion, hottest_fi
 from ..judge.transplant import CELLS, transplant_maps
 from ..judge.trial import PAIRED_REAL, blurred, mean_coloured
 from ..model.detector import LoadedDetector
+from .clips import FRAME_CELLS, clips_of, frames_of, pictures_of, scores
 from .comparison import Columns
 from .counterparts import RealFrames
 from .sweep import resized
@@ -39,11 +40,11 @@ Margin = Callable[[Tensor], Tensor]  # images (N, 3, H, W) in [0, 1] → (N,) fa
 
 
 class Examined(NamedTuple):
-    """N images and their maps for the measurements. `seed` breaks ties."""
+    """N pictures, images or clips, and their maps for the measurements. `seed` breaks ties."""
 
     detector: LoadedDetector
-    pixels: Tensor  # (N, 3, R, R) uint8
-    drawn: Mapping[Recipe, Tensor]  # (N, R, R) in [0, 1], on the detector's device
+    pixels: Tensor  # (N, 3, H, R) uint8, H = R for an image
+    drawn: Mapping[Recipe, Tensor]  # (N, H, R) in [0, 1], on the detector's device
     seed: int
     batch_size: int
 
@@ -86,7 +87,7 @@ def screening(examined: Examined, maps: Mapping[Recipe, Tensor]) -> dict[Recipe,
     """Measure the drop (N,) of P(fake) when the hottest tenth by raw `maps` (N, h, w) is blurred."""
     detector, seed, batch_size = examined.detector, examined.seed, examined.batch_size
     images = detector.normalise(examined.pixels)
-    fill, score = blurred(images), fake_probability(detector)
+    fill, score = blurred_frames(detector, images), fake_probability(detector)
     with torch.no_grad():
         before = scores_of(score, images, batch_size).cpu()
     found = {}
@@ -97,8 +98,14 @@ def screening(examined: Examined, maps: Mapping[Recipe, Tensor]) -> dict[Recipe,
 
 
 def fake_probability(detector: LoadedDetector) -> Score:
-    """Return a function from normalised images (N, 3, R, R) to P(fake) (N,)."""
-    return lambda images: detector.scores(images).prob_fake.float()
+    """Return a function from normalised pictures (N, 3, H, R) to P(fake) (N,)."""
+    return lambda pictures: scores(detector, pictures).prob_fake.float()
+
+
+def blurred_frames(detector: LoadedDetector, pictures: Tensor) -> Tensor:
+    """Blur each frame of normalised pictures (N, 3, H, R) separately."""
+    frames = clips_of(pictures, frames_of(detector))
+    return pictures_of(blurred(frames.flatten(0, 1)).unflatten(0, frames.shape[:2]))
 
 
 def _filled(examined: Examined, fill: str, reals: RealFrames) -> tuple[Tensor, Tensor, Tensor]:
@@ -107,7 +114,7 @@ def _filled(examined: Examined, fill: str, reals: RealFrames) -> tuple[Tensor, T
     if fill == PAIRED_REAL:
         return reals.paired, detector.normalise(pixels[reals.paired]), detector.normalise(reals.pixels[reals.paired])
     images = detector.normalise(pixels)
-    replacement = blurred(images) if fill == "blur" else mean_coloured(images)
+    replacement = blurred_frames(detector, images) if fill == "blur" else mean_coloured(images)
     return torch.ones(len(pixels), dtype=torch.bool), images, replacement
 
 
@@ -120,7 +127,9 @@ def with_gaps(values: np.ndarray, places: Tensor, count: int) -> np.ndarray:
 
 def patches_of(detector: LoadedDetector) -> tuple[int, int]:
     """Return rows and columns of the patches to exchange."""
-    side = detector.settings.resolution
+    side, clip_size = detector.settings.resolution, detector.settings.clip_size
+    if clip_size is not None:
+        return clip_size * FRAME_CELLS, FRAME_CELLS
     return detector.model.patch_grid(side, side) or CELLS
 
 
@@ -131,7 +140,7 @@ def transplanted(detector: LoadedDetector, pixels: Tensor, reals: Tensor, change
     parts = zip(pixels.split(1), reals.split(1), changed.to(detector.device).split(1), strict=True)
     for one, other, only in tqdm(parts, total=len(pixels), unit="frame", desc="transplant"):
         images, references = detector.normalise(one), detector.normalise(other)
-        maps = transplant_maps(lambda x: detector.scores(x).margin, images, references, grid, 2 * batch_size, only)
+        maps = transplant_maps(lambda x: scores(detector, x).margin, images, references, grid, 2 * batch_size, only)
         found.append(maps.cpu())
     return torch.cat(found)
 

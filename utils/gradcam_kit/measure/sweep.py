@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..base.allowed import SITES
+from ..base.allowed import CLIP_METHODS, SITES
 from ..engine.attention import has_attention
 from ..engine.attention_methods import ATTENTION_METHODS
 from ..engine.backward import can_balance
-from ..engine.layers import FUSED, SCALED, SUM, block_names, named_layers, site_of_layer, summed_blocks
+from ..engine.layers import FUSED, SCALED, SUM, named_layers, site_of_layer, summed_blocks
 from ..engine.maps import Canvas, normalise
 from ..engine.methods import METHODS
 from ..engine.recipe import BALANCED, PLAIN, Recipe, site_of, sites_of
@@ -23,6 +23,7 @@ from ..engine.targets import Target
 from ..engine.towers.tower import Tower
 from ..judge.localisation import Localisation, localise
 from ..model.detector import LoadedDetector
+from .clips import make_clip_maps, measured_tower, resized_clips
 
 CHUNK = 16  # maps localised at a time, so that they fit the processor's cache
 FAILS_FROM = 0.3  # a method fails with this rank correlation after all weights are random
@@ -35,15 +36,15 @@ def swept_recipes(detector: LoadedDetector, layers: Sequence[str], backwards: Se
     can be balanced, unless `backwards` names them. With both, the balanced rule is used only at sites where it makes a
     method's products add up (rollout has no gradient).
     """
-    tower: Tower = detector.model.tower
+    tower, of_clips = measured_tower(detector), detector.settings.clip_size is not None
     named, sums = named_layers(layers), [layer for layer in (SUM, SCALED) if layer in layers]
     summed = [block for layer in sums for block in summed_blocks(tower, layer)]
     read = [*named, *summed]
     points = [[site_of_layer(tower, layer, site) for layer in read] for site in SITES]
     sites = SITES if any(a.module is not b.module for a, b in zip(*points, strict=True)) else SITES[:1]
     attention = [name for name, method in ATTENTION_METHODS.items() if not summed or method.sum_of is not None]
-    methods = [*METHODS, *(attention if has_attention(tower, read) else ())]
-    every = [*named, *([FUSED] if len(named) > 1 else []), *sums]
+    methods = [*METHODS, *(CLIP_METHODS if of_clips else attention if has_attention(tower, read) else ())]
+    every = [*named, *([FUSED] if len(named) > 1 and not of_clips else []), *sums]
     rules = backwards or ((PLAIN, BALANCED) if can_balance(tower) else (PLAIN,))
     return [
         Recipe(method, layer, site, rule)
@@ -64,11 +65,13 @@ def make_maps(
     fused_of: Sequence[str] = (),
     title: str = "",
 ) -> dict[Recipe, Tensor]:
-    """Make the raw maps (N, h, w) float32 ≥ 0 on the CPU of images (N, 3, R, R) uint8, by recipes of one layer each.
+    """Make the raw maps (N, h, w) float32 ≥ 0 on the CPU of pictures (N, 3, H, R) uint8, by recipes of one layer each.
 
     `fused_of`: the layers of `fused`, if they are not all in `recipes`. `title`: of the progress bar; "" for none.
     Raises InputError and NonFiniteMapError as `GradCAMMixin.explain`.
     """
+    if detector.settings.clip_size is not None:
+        return make_clip_maps(detector, recipes, pixels, target, batch_size, title)
     layers = list(dict.fromkeys(recipe.layer for recipe in recipes))
     if FUSED in layers:
         layers = list(dict.fromkeys([*layers, *fused_of]))
@@ -93,7 +96,9 @@ def make_maps(
 
 
 def resized(detector: LoadedDetector, raw: Tensor) -> Tensor:
-    """Resize raw maps (N, h, w) to (N, R, R) in [0, 1] on the detector's device, as they are drawn."""
+    """Resize raw maps (N, h, w) to (N, H, R) in [0, 1] on the detector's device, as they are drawn."""
+    if detector.settings.clip_size is not None:
+        return resized_clips(detector, raw)
     side = detector.settings.resolution
     return normalise(raw.to(detector.device), Canvas.of((side, side), detector.model.token_grid(side, side)))
 
@@ -101,7 +106,7 @@ def resized(detector: LoadedDetector, raw: Tensor) -> Tensor:
 def localise_maps(
     detector: LoadedDetector, maps: Mapping[Recipe, Tensor], masks: Tensor, masked: Tensor
 ) -> dict[Recipe, Localisation]:
-    """Measure how well raw maps (N, h, w) find the masks (N, R, R) bool of the images `masked` (N,), at least one."""
+    """Measure how well raw maps (N, h, w) find the masks (N, H, R) bool of the pictures `masked` (N,), at least one."""
     parts = masked.nonzero().flatten().split(CHUNK)
     found = {}
     for recipe, raw in tqdm(maps.items(), unit="map", desc="localisation"):
@@ -128,7 +133,7 @@ def randomisation(
     original = make()
     found = Randomised([], {recipe: [] for recipe in recipes})
     with weights_put_back(detector.model):
-        for step in cascade(detector.model, detector.model.explained_tower, seed):
+        for step in cascade(detector.model, measured_tower(detector), seed):
             found.steps.append(step)
             for recipe, maps in make().items():
                 values = rank_correlation(original[recipe], maps)
@@ -149,7 +154,7 @@ def weights_put_back(model: nn.Module) -> Iterator[None]:
                 value.copy_(before[name])
 
 
-def cascade(model: nn.Module, tower: nn.Module, seed: int) -> Iterator[str]:
+def cascade(model: nn.Module, tower: Tower, seed: int) -> Iterator[str]:
     """Randomise step by step: head, blocks from the last to the first, the rest. Yield the name of each finished step.
 
     Use inside `weights_put_back`. For a network without encoder blocks the steps are its direct children.
@@ -157,11 +162,12 @@ def cascade(model: nn.Module, tower: nn.Module, seed: int) -> Iterator[str]:
     generator = torch.Generator().manual_seed(seed)
     done: set[int] = set()
     weights = model.state_dict()
-    inside = next(name for name, module in model.named_modules() if module is tower)
-    blocks = block_names(tower) or [name for name, _ in tower.named_children()]
+    inside = next(f"{name}." if name else "" for name, module in model.named_modules() if module is tower.module)
+    blocks = tower.blocks or [name for name, _ in tower.module.named_children()]
+    head = [name for name in weights if not name.startswith(inside)]
     groups = [
-        ("head", [name for name in weights if not name.startswith(f"{inside}.")]),
-        *((block, [name for name in weights if name.startswith(f"{inside}.{block}.")]) for block in reversed(blocks)),
+        *([("head", head)] if inside else []),
+        *((block, [name for name in weights if name.startswith(f"{inside}{block}.")]) for block in reversed(blocks)),
         ("embeddings and norms", list(weights)),
     ]
     for step, names in groups:

@@ -130,11 +130,8 @@ def _read_datasets(settings: RunSettings, options: RunOptions) -> tuple[Datasets
     names = dict.fromkeys(settings.datasets)
     if settings.data.clip_size is None:
         return {name: read_dataset(name, settings.data) for name in names}, {}
-    if options.explanations is not None:
-        raise InputError(
-            "--evaluate_explanations measures maps of images: leave it out for a clip detector, and give"
-            " --check_maps on, which freezes the hottest frames of each map"
-        )
+    if options.explanations is not None and options.explanations.clicks is not None:
+        raise InputError("--clicks are places in images: leave them out for a clip detector")
     if options.shard is not None:  # no shard holds the facts about clips for a merged run
         raise InputError("--shard splits images: leave it out for a clip detector; torchrun splits such a run")
     cut = {name: read_clips(name, settings.data) for name in names}
@@ -311,7 +308,7 @@ def _measure(folder: RunFolder, context: Context, datasets: Datasets) -> str:
         return ""
     database, how = folder.database, (folder.path, context.settings, options)
     rows, kept = partial(prediction_rows, database), partial(_kept_steps, folder, astuple(options))
-    evaluated = evaluate_explanations(context.detector, datasets, rows, *how, kept)
+    evaluated = evaluate_explanations(context.detector, datasets, rows, *how, kept, context.cut)
     for file in evaluated.files:
         dataset = "" if file.parent == folder.path else file.parent.name
         database.put("measurement", [(dataset, file.name, file.read_bytes())], folder.key)

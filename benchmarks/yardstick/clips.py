@@ -22,7 +22,7 @@ from utils.gradcam_kit.explaining.clips.checking import margins_of
 from utils.gradcam_kit.explaining.clips.choosing import choose_clip_map
 from utils.gradcam_kit.explaining.clips.explanation import ClipExplanation
 from utils.gradcam_kit.explaining.clips.subject import clip_subject_of
-from utils.gradcam_kit.judge.time import OrderTest
+from utils.gradcam_kit.judge.clips.time import OrderTest
 
 FRAMES, SIZE, PATCH, REGION = 8, 32, 8, 10
 STEPS, BATCH = 400, 24

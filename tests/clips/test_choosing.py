@@ -75,6 +75,26 @@ def test_the_map_that_finds_the_cell_is_chosen() -> None:
     assert choose(model, [clips[:4], clips[4:]], clip_layout="btchw").method == found.made[0].recipe.method
 
 
+def test_the_real_clips_fill_the_cells_where_they_are_known() -> None:
+    """As dark as the rest where the fake is bright, so that only the cell that is read matters."""
+    model, clips = OneCell(), bright_clips(6)
+    reals = clips.clone()
+    reals[:, PLACE[0], :, 8 * PLACE[1] : 8 * PLACE[1] + 8, 8 * PLACE[2] : 8 * PLACE[2] + 8] -= 1
+    batch = {"image": clips, "paired_real": reals}
+    detector = ClipDetector({"gradcam_method": "auto", "gradcam_layers": "auto"}).eval()
+    choice = detector.calibrate_gradcam(batch)
+    assert choice.fills == ("paired real",) and choice.images == 6 and choice.used.method in ("hirescam", "layercam")
+    (row,) = [row for row in choice.rows if row.candidate == choice.used]
+    with torch.no_grad():
+        drop = (model(clips) - model(reals))[:, 1].mean().item()
+    assert row.fall == pytest.approx(drop, rel=1e-4)
+    found = detector.explain(batch, target="fake")
+    (checks,) = found.check().values()
+    assert [check.fall for check in checks] == pytest.approx([drop] * 6, rel=1e-4)
+    with pytest.raises(InputError, match="give the real clips in the shape of the clips"):
+        detector.explain({"image": clips, "paired_real": reals[:, :2]})
+
+
 @pytest.mark.parametrize(
     ("named", "kept"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -14,20 +15,23 @@ from utils.gradcam_kit.explaining.clips.checking import margins_of
 from utils.gradcam_kit.explaining.clips.choosing import choose_clip_map, clip_candidates
 from utils.gradcam_kit.explaining.clips.explanation import ClipExplanation
 from utils.gradcam_kit.explaining.clips.subject import clip_subject_of
-from utils.gradcam_kit.judge.clip_trial import frozen_cells, mean_coloured_cells, try_clip_maps
-from utils.gradcam_kit.judge.time import (
+from utils.gradcam_kit.judge.clips.time import (
     READS_ORDER,
     SINGLE_FRAMES,
     UNCLEAR,
     Change,
     OrderTest,
+    RealClips,
     check_frames,
     cost_of_frames,
     freeze,
     hottest_frames,
     order_test,
     random_frames,
+    replace_frames,
 )
+from utils.gradcam_kit.judge.clips.trial import frozen_cells, mean_coloured_cells, try_clip_maps
+from utils.gradcam_kit.judge.clips.windows import cost_of_windows, sorted_window
 from utils.gradcam_kit.judge.trial import CandidateMaps, Scorer
 from utils.gradcam_kit.judge.verdict import choose
 
@@ -84,6 +88,68 @@ def test_what_each_frame_costs() -> None:
     assert cost[0].tolist() == pytest.approx([0, 0, 10.01, -0.01, 0, 0, 0, 0], abs=1e-5), "frame 3 becomes frame 2"
 
 
+def test_frames_of_the_real_clip_replace_those_whose_pair_is_known() -> None:
+    clips = numbered(2, 4).view(2, 4, 1, 1, 1)
+    reals = RealClips(-clips, torch.tensor([True, False]))
+    replaced = torch.tensor([[0, 1, 0, 0], [0, 1, 0, 0]], dtype=torch.bool)
+    assert replace_frames(clips, replaced, reals).flatten(1).tolist() == [[0, -1, 2, 3], [4, 4, 6, 7]]
+    every = torch.ones(2, 4, dtype=torch.bool)
+    assert replace_frames(clips, every, reals).flatten(1).tolist() == [[0, -1, -2, -3], [4, 5, 6, 7]]
+
+
+def test_only_the_real_clip_shows_evidence_that_is_in_all_frames() -> None:
+    """Freezing a frame changes nothing where all are forged alike."""
+    clips, time, none = torch.ones(1, 8, 1, 1, 1), torch.zeros(1, 8), torch.tensor([False])
+    clips[:, 2], time[:, 2] = 3, 1
+
+    def margins(some: Tensor) -> Tensor:
+        return some.flatten(1).sum(1)
+
+    reals = RealClips(torch.zeros_like(clips), torch.tensor([True]))
+    (frozen,) = check_frames(margins, clips, time, none, ["fake"], [1])
+    (exchanged,) = check_frames(margins, clips, time, none, ["fake"], [1], reals)
+    assert frozen.fall == pytest.approx(2) and exchanged.fall == pytest.approx(3)
+    assert cost_of_frames(margins, clips, reals)[0].tolist() == [1, 1, 3, 1, 1, 1, 1, 1]
+
+
+def test_a_window_is_sorted_by_likeness() -> None:
+    clips = torch.tensor([[0.0, 1, 4, 3, 2, 5, 6], [0, 1, 2, 3, 4, 5, 6]])
+    apart = (clips[:, :, None] - clips[:, None, :]).abs()
+    order = sorted_window(apart, 2, 5)
+    assert clips.gather(1, order).tolist() == [[0, 1, 2, 3, 4, 5, 6]] * 2
+    assert order[1].tolist() == list(range(7)), "in order already"
+    assert sorted_window(apart, 1, 4)[0].tolist() == list(range(7)), "of equal orders the given one"
+
+
+@pytest.mark.parametrize("paired", [True, False])
+def test_what_repairing_windows_costs(paired: bool) -> None:
+    """A margin that counts jumps; every window by a loop of its own."""
+    right = torch.arange(7.0)
+    wrong = right[[0, 1, 4, 3, 2, 5, 6]]
+
+    def jumps(clips: Tensor) -> Tensor:
+        return (clips.flatten(1).diff(dim=1) - 1).abs().sum(1)
+
+    clips, frames = wrong.view(1, 7, 1, 1, 1), 7
+    drops: dict[tuple[int, int], float] = {}
+    for start, stop in itertools.combinations(range(frames + 1), 2):
+        if stop - start > 6:
+            continue
+        orders = [list(one) for one in itertools.permutations(wrong[start:stop].tolist())]
+        ways = [wrong[:start].tolist() + one + wrong[stop:].tolist() for one in orders]
+        best = min(ways, key=lambda way: sum(abs(b - a) for a, b in itertools.pairwise(way)))
+        repaired = torch.cat([wrong[:start], right[start:stop], wrong[stop:]]) if paired else torch.tensor(best)
+        drops[start, stop] = (jumps(clips) - jumps(repaired.view(1, 7))).item()
+    expected = []
+    for t in range(frames):
+        within = [drop for (start, stop), drop in drops.items() if start <= t < stop]
+        without = [drop for (start, stop), drop in drops.items() if not start <= t < stop]
+        expected.append(sum(within) / len(within) - sum(without) / len(without))
+    reals = RealClips(right.view(1, 7, 1, 1, 1), torch.tensor([True])) if paired else None
+    found = cost_of_windows(jumps, clips, reals)[0].tolist()
+    assert found == pytest.approx(expected, abs=1e-5) and found.index(max(found)) in (2, 3, 4)
+
+
 def weighted(weights: Tensor) -> torch.nn.Module:
     class Weighted(torch.nn.Module):
         def forward(self, clips: Tensor) -> Tensor:
@@ -131,7 +197,7 @@ def test_of_networks(family: str, blind: bool) -> None:
     assert (found.order_test().word == SINGLE_FRAMES) is blind
     (checks,) = found.check().values()
     assert len(checks) == 6 and {check.word for check in checks} <= {"supported", "weak", "contradicted"}
-    assert found.cost().shape == (6, FRAMES)
+    assert found.cost().shape == found.cost_of_windows().shape == (6, FRAMES)
 
 
 # ------------------------------------------------------------------------------------------------------------ the choice

@@ -21,7 +21,7 @@ from benchmarks.yardstick.clips import (
     order_of,
     trained,
 )
-from utils.gradcam_kit.judge.time import READS_ORDER, SINGLE_FRAMES
+from utils.gradcam_kit.judge.clips.time import READS_ORDER, SINGLE_FRAMES
 
 
 @pytest.fixture(scope="module")

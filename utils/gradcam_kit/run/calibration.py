@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..base.decision import UNKNOWN
 from ..base.errors import InputError, RunError
-from ..data.clips import Clip, clip_loader
+from ..data.clips import Clip, clip_loader, parts_of
 from ..data.frame import Frame, evenly_spaced
 from ..data.frames import Batch, frame_loader
 from ..engine.real.contrast import CONTRASTS
@@ -25,7 +25,7 @@ from ..explaining.clips.choosing import CLIPS_TRIED, choose_clip_map, clip_candi
 from ..explaining.real_tokens import bank_of, one_of_each_video, tried, with_bank
 from ..judge.candidates import captures
 from ..judge.choosing import TrialImages, choose_map, separates
-from ..judge.time import Change, OrderTest, order_test
+from ..judge.clips.time import Change, OrderTest, RealClips, order_test
 from ..judge.trial import Margins, passes
 from ..judge.verdict import UNTRIED, Choice
 from ..measure.counterparts import RealCounterparts
@@ -46,7 +46,7 @@ BLIND = "the detector does not separate real from fake on these images, so no ma
 NO_FAKE = "the detector calls no image fake, so maps were tested on images that it calls real"
 ORDER_FILE = "frame_order.json"
 ORDER_CLIPS = 8  # each from another video
-VERSION = 5  # of the trial; a choice by another version is not reused
+VERSION = 6  # of the trial; a choice by another version is not reused
 
 
 class Calibration(NamedTuple):
@@ -203,9 +203,15 @@ def _calibrate_clips(context: Context, plan: TrialPlan) -> Choice:
     fakes, reals = (kind.nonzero().flatten().tolist() for kind in (together > 0, together <= 0))
     used, target = (fakes, "fake") if fakes else (reals, "real")
     used = used[: plan.images]
-    clips = detector.normalise(torch.cat(pixels)[used])
+    of_used = torch.cat(pixels)[used]
     videos = [rows[i].whole_video for i in used]
-    choice = choose_clip_map(detector.as_clip_subject(), margins, clips, target, videos, plan.named)
+    pairs: RealClips | None = None
+    if fakes:
+        parts = [part for i in used for part in parts_of([rows[i]], context.cut[rows[i].dataset].clips)[0]]
+        found_reals = RealCounterparts(settings.data).of(parts, of_used.flatten(0, 1)).in_clips(of_used.shape[1])
+        pairs = RealClips(detector.normalise(found_reals.pixels), found_reals.paired)
+    subject, clips = detector.as_clip_subject(), detector.normalise(of_used)
+    choice = choose_clip_map(subject, margins, clips, target, videos, plan.named, pairs)
     separate = separates(together, _labels(rows))
     notes = [*choice.notes, *([] if fakes else [NO_FAKE]), *([] if separate else [BLIND])]
     return replace(choice, notes=tuple(notes), separates=separate)

@@ -24,7 +24,7 @@ from ..engine.real.contrast import CONTRASTS
 from ..explaining.checking import MapChecker
 from ..explaining.clips.checking import ClipChecker
 from ..explaining.subject import Subject
-from ..judge.time import OrderTest
+from ..judge.clips.time import OrderTest
 from ..judge.transplant import CELLS
 from ..judge.verdict import Choice
 from ..measure.counterparts import RealCounterparts
@@ -204,6 +204,8 @@ class DatasetRun:
         if transplants or (compares and context.options.paired_reals == AUTO and (judges or draws_contrast(subject))):
             counterparts = RealCounterparts(context.settings.data)
         if context.options.checks_maps(verdicts=compares) and not transplants:  # transplant checks itself
+            if self.clips and context.options.paired_reals == AUTO:
+                counterparts = RealCounterparts(context.settings.data)
             kind = ClipChecker if self.clips else MapChecker
             checker = kind(context.detector, context.settings.batch_size)
         of = context.detector, self.resume, writer, context.predict

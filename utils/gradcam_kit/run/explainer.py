@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..base.allowed import TRANSPLANT
-from ..data.clips import Clip
+from ..data.clips import Clip, parts_of
 from ..data.frame import Frame
 from ..data.frame_paths import Stamp
 from ..data.frames import Batch
@@ -22,7 +22,7 @@ from ..explaining.clips.checking import ClipChecker
 from ..explaining.explanation import Explanation
 from ..explaining.one_pass import Pending
 from ..judge.check import ARTEFACT, MapCheck
-from ..judge.time import FROZEN_SENTENCE, OrderTest
+from ..judge.clips.time import FROZEN_SENTENCE, OrderTest
 from ..measure.counterparts import RealCounterparts
 from ..model.detector import LoadedDetector
 from ..store.sample import Sample
@@ -122,7 +122,11 @@ class Explainer:
             return {}
         if self.gradcam.recipe.method == TRANSPLANT:
             return {"reference": self.counterparts.references(frames, pixels)}
-        reals = self.counterparts.of(frames, pixels)
+        if self.shown.clips:
+            every = [frame for part in parts_of(frames, self.shown.clips) for frame in part]
+            reals = self.counterparts.of(every, pixels.flatten(0, 1)).in_clips(pixels.shape[1])
+        else:
+            reals = self.counterparts.of(frames, pixels)
         return {"paired_real": reals.pixels, "has_pair": reals.paired} if any(reals.paired.cpu().tolist()) else {}
 
     def _sent(self, explanation: Explanation, pixels: Tensor) -> tuple[FromDevice, DrawnLayers | DrawnClips]:
@@ -186,7 +190,8 @@ class Explainer:
             frame, of_image = frames[position], {layer: found[i] for layer, found in checks.items()}
             content = stamps[frame.index].content
             sample = Sample.of(frame, explanation, i, layers, settings, choice, of_image, content)
-            if self.counterparts is not None and "has_pair" in begun.beside and begun.beside["has_pair"][position]:
+            has_pair = begun.beside.get("has_pair")
+            if self.counterparts is not None and has_pair is not None and has_pair[position] and not self.shown.clips:
                 sample = replace(sample, paired_real=self.counterparts.path(frame) or "")
             if self.shown.clips:
                 drawn.append(

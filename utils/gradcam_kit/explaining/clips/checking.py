@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...judge.check import MapCheck
-from ...judge.time import ClipMargins, check_frames
+from ...judge.clips.time import ClipMargins, check_frames
 from ..explanation import Explanation
 from .explanation import ClipExplanation
 from .subject import ClipSubject, HasClipSubject
@@ -35,8 +35,9 @@ class ClipChecker:
         """Check the maps of clips (N, T, 3, H, W): name → one check per clip; nothing for two-sided maps."""
         if "both" in explanation.target:
             return {}
-        found = {}
+        reals = explanation.reals if isinstance(explanation, ClipExplanation) else None
+        how, found = (explanation.target, seeds, reals), {}
         for name, maps in explanation.layers.items():
             time = ClipExplanation.clip_maps(maps).time.float().cpu()
-            found[name] = check_frames(self.margins, images, time, maps.empty.cpu(), explanation.target, seeds)
+            found[name] = check_frames(self.margins, images, time, maps.empty.cpu(), *how)
         return found

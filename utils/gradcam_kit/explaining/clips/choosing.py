@@ -15,14 +15,14 @@ from ...engine.layers import LayerError
 from ...engine.maps import NonFiniteMapError
 from ...engine.recipe import NORMED, RESIDUAL, Recipe
 from ...judge.choosing import trial_images
-from ...judge.clip_trial import try_clip_maps
-from ...judge.time import ClipMargins
+from ...judge.clips.time import ClipMargins, RealClips
+from ...judge.clips.trial import try_clip_maps
 from ...judge.trial import CandidateMaps, Scorer
 from ...judge.verdict import UNTRIED, Choice, choose
 from ..images import Batch, check_clips, check_pixels
 from ..one_pass import BatchRequest
 from .checking import margins_of
-from .one_pass import explain_clips
+from .one_pass import explain_clips, reals_of
 from .subject import ClipSubject
 
 CLIPS = "clips"  # in errors
@@ -52,11 +52,17 @@ def choose_clip_map(
     target: str,
     videos: Sequence[Hashable],
     named: Sequence[Recipe] = (),
+    reals: RealClips | None = None,
 ) -> Choice:
     """Try the candidates and the `named` recipes on clips (N, T, 3, H, W) that the detector calls `target`.
 
-    Maps are made one clip at a time. A candidate without a finite map for every clip is dropped.
+    Maps are made one clip at a time. A candidate without a finite map for every clip is dropped. If the real clips of
+    at least half of the clips are known, these are the fill, and the other clips are skipped.
     """
+    fill = None
+    if reals is not None and reals.paired.float().mean() >= 0.5:
+        kept = reals.paired.nonzero().flatten().tolist()
+        clips, fill, videos = clips[kept], reals.clips[kept], [videos[i] for i in kept]
     candidates = clip_candidates(subject.on(clips))
     maps: dict[Recipe, CandidateMaps] = {}
     unmade: dict[Recipe, str] = {}
@@ -75,7 +81,7 @@ def choose_clip_map(
     if not maps:
         return Choice(UNTRIED, candidates[0], next(iter(unmade.values())))
     direction = torch.full((len(clips),), -1.0 if target == "real" else 1.0)
-    trial = try_clip_maps(clips, maps, Scorer(margins, direction))
+    trial = try_clip_maps(clips, maps, Scorer(margins, direction), fill)
     return choose(trial, [one for one in candidates if one in maps] or list(maps), named, videos, unmade)
 
 
@@ -89,7 +95,8 @@ def choose_on_batches(
     """Choose a map on the first clips of the batches that the detector calls fake, or else real.
 
     Args:
-        batches: each holds `image` (B, T, 3, H, W), and may hold `video`, a name per clip.
+        batches: each holds `image` (B, T, 3, H, W), and may hold `video`, a name per clip, and `paired_real`, the real
+            clips that these were made from, of the same shape.
         sizes: number of clips to use (at most CLIPS_TRIED), and clips per pass.
 
     Raises:
@@ -99,10 +106,15 @@ def choose_on_batches(
     for batch in batches:
         check_clips(batch["image"], CLIPS)
         check_pixels(batch["image"], CLIPS)
+        reals_of(batch)
     shapes = sorted({tuple(batch["image"].shape[1:]) for batch in batches})
     if len(shapes) > 1:
         raise InputError(f"clips have shapes {', '.join(map(str, shapes))}: give clips of one length and size")
-    there = [{**batch, "image": batch["image"].to(device)} for batch in batches]
+    tensors = "image", "paired_real"
+    there = [{**batch, **{name: batch[name].to(device) for name in tensors if name in batch}} for batch in batches]
     margins = margins_of(subject, sizes[1])
     given = trial_images(margins, there, min(CLIPS_TRIED, sizes[0]), target)
-    return choose_clip_map(subject, margins, given.images, given.target[0], given.videos, named)
+    reals = None
+    if given.paired is not None and given.has_pair is not None and given.target[0] != "real":
+        reals = RealClips(given.paired, given.has_pair)
+    return choose_clip_map(subject, margins, given.images, given.target[0], given.videos, named, reals)

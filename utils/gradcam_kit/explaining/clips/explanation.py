@@ -13,7 +13,8 @@ from torch import Tensor
 from ...base.files import write_whole
 from ...engine.clips.maps import ClipMaps, share_of_frames
 from ...engine.maps import LayerMaps
-from ...judge.time import ClipMargins, OrderTest, cost_of_frames, order_test
+from ...judge.clips.time import ClipMargins, OrderTest, RealClips, cost_of_frames, order_test
+from ...judge.clips.windows import cost_of_windows
 from ..explanation import Explanation
 
 if TYPE_CHECKING:
@@ -29,13 +30,15 @@ class ClipExplanation(Explanation):
 
     `explanation.maps` holds raw and signed maps (B, t, h, w) at the layer's own time steps, `explanation.time` each
     frame's share. `explanation.check()` tells whether a map's hottest frames matter, with four forward passes per clip.
-    `margins`: clips → fake − real; `frames_apart`: clips → `frame_logits`.
+    `margins`: clips → fake − real; `frames_apart`: clips → `frame_logits`. `reals`: the real clips that these were made
+    from, if the batch holds them: they replace frames in `check` and `cost`.
     """
 
     KIND: ClassVar[str] = "clip"
     ARRAYS: ClassVar[tuple[str, ...]] = (*Explanation.ARRAYS, "time")
     margins: ClipMargins
     frames_apart: Callable[[Tensor], Tensor]
+    reals: RealClips | None = None
 
     @property
     def time(self) -> Tensor:
@@ -52,8 +55,19 @@ class ClipExplanation(Explanation):
         return self.frames_apart(self.images)
 
     def cost(self) -> Tensor:
-        """Measure the drop of fake − real if a frame is replaced by its neighbour: (B, T) float32. T passes a clip."""
-        return cost_of_frames(self.margins, self.images)
+        """Measure the drop of fake − real if a frame is replaced: (B, T) float32, T passes per clip.
+
+        The frame of the real clip replaces it, if known, else a neighbour.
+        """
+        return cost_of_frames(self.margins, self.images, self.reals)
+
+    def cost_of_windows(self) -> Tensor:
+        """Measure which frames' order matters: (B, T) float32, the more the larger; up to 6 T passes per clip.
+
+        Windows of up to six neighbouring frames are replaced by those of the real clip, if known for all clips, else
+        sorted. The value is the mean drop of fake − real over the windows with the frame, less that over the others.
+        """
+        return cost_of_windows(self.margins, self.images, self.reals)
 
     def order_test(self, videos: Sequence[Hashable] | None = None) -> OrderTest:
         """Test whether the detector uses the order of frames. `videos`: each clip's video; None: one per clip."""

@@ -7,8 +7,10 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
+from ...base.errors import InputError
 from ...engine.backward import backward_rules
 from ...engine.clips.families import channels_first, clip_grid
 from ...engine.clips.grid import ClipShape
@@ -21,6 +23,7 @@ from ...engine.recipe import Recipe
 from ...engine.targets import Target, wants_both
 from ...engine.tokens import Differentiated, PassPlan, Question, Tokens, token_gradients
 from ...judge.check import MapCheck
+from ...judge.clips.time import RealClips
 from ..asking.request import point_of
 from ..explanation import Explanation, RecipeMaps
 from ..images import Batch, check_clips, check_pixels
@@ -77,8 +80,21 @@ def _explained(subject: ClipSubject, batch: Batch, asked: BatchRequest) -> ClipE
         look=subject.look,
         margins=margins_of(subject, len(batch["image"])),
         frames_apart=partial(frame_logits, subject),
+        reals=reals_of(batch),
         checker=partial(_checked, subject),
     )
+
+
+def reals_of(batch: Batch) -> RealClips | None:
+    """Return the batch's `paired_real`, with `has_pair` (B,), or all if it is missing. Raises InputError."""
+    clips, shape = batch.get("paired_real"), tuple(batch["image"].shape)
+    if clips is None:
+        return None
+    if not isinstance(clips, Tensor) or tuple(clips.shape) != shape:
+        found = tuple(clips.shape) if isinstance(clips, Tensor) else type(clips).__name__
+        raise InputError(f"paired_real is {found}: give the real clips in the shape of the clips, {shape}")
+    known = batch.get("has_pair")
+    return RealClips(clips, torch.ones(len(clips), dtype=torch.bool) if known is None else known)
 
 
 def _checked(subject: ClipSubject, explanation: Explanation) -> dict[str, list[MapCheck]]:

@@ -1,22 +1,35 @@
 """The trial of clips' maps: how far the margin drops when their hottest cells, in time and space, are replaced.
 
-It is `judge.trial` for clips (N, T, 3, H, W). A cell is replaced by the same place in the nearest frame that keeps it,
-so that it stays a piece of the same video. The second fill is the clip's mean colour.
+It is `judge.trial` for clips (N, T, 3, H, W). A cell is replaced by the same cell of the real video that the fake was
+made from. If that is unknown, it is replaced by the same place in the nearest frame that keeps it, so that it stays a
+piece of the same video; the second fill is then the clip's mean colour.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..engine.clips.grid import steps_of
-from ..engine.recipe import Recipe
+from ...engine.clips.grid import steps_of
+from ...engine.recipe import Recipe
+from ..trial import (
+    PAIRED_REAL,
+    SEED,
+    SHARE,
+    CandidateMaps,
+    Scorer,
+    Trial,
+    highest,
+    moved_by,
+    on_trial_grid,
+    random_places,
+)
 from .time import nearest_kept
-from .trial import SEED, SHARE, CandidateMaps, Scorer, Trial, highest, moved_by, on_trial_grid, random_places
 
 FROZEN, MEAN = "the nearest frame", "mean colour"
 
@@ -37,15 +50,26 @@ def frozen_cells(clips: Tensor, replaced: Tensor) -> Tensor:
 
 def mean_coloured_cells(clips: Tensor, replaced: Tensor) -> Tensor:
     """Replace cells (N, T, h, w) bool of clips (N, T, 3, H, W) by the clip's mean colour."""
+    return exchanged_cells(clips, replaced, clips.mean(dim=(1, 3, 4), keepdim=True))
+
+
+def exchanged_cells(clips: Tensor, replaced: Tensor, others: Tensor) -> Tensor:
+    """Replace cells (N, T, h, w) bool of clips (N, T, 3, H, W) by those of `others`."""
     mask = F.interpolate(replaced.float(), size=clips.shape[3:], mode="nearest").bool().unsqueeze(2).to(clips.device)
-    return torch.where(mask, clips.mean(dim=(1, 3, 4), keepdim=True), clips)
+    return torch.where(mask, others, clips)
 
 
 CLIP_FILLS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {FROZEN: frozen_cells, MEAN: mean_coloured_cells}
 
 
-def try_clip_maps(clips: Tensor, maps: Mapping[Recipe, CandidateMaps], scorer: Scorer) -> Trial:
-    """Measure the drop of N clips' margins for each candidate's map (N, t, h, w), with both fills."""
+def try_clip_maps(
+    clips: Tensor, maps: Mapping[Recipe, CandidateMaps], scorer: Scorer, reals: Tensor | None = None
+) -> Trial:
+    """Measure the drop of N clips' margins for each candidate's map (N, t, h, w).
+
+    The fill is `reals` (N, T, 3, H, W), the real clips that these were made from, if given; else there are two.
+    """
+    fills = CLIP_FILLS if reals is None else {PAIRED_REAL: partial(exchanged_cells, others=reals)}
     before, masks = scorer.of(clips), {}
     for one, (raw, empty) in maps.items():
         cells = on_trial_grid(raw)[:, steps_of(raw.shape[1], clips.shape[1])]
@@ -56,7 +80,7 @@ def try_clip_maps(clips: Tensor, maps: Mapping[Recipe, CandidateMaps], scorer: S
     random: dict[str, dict[Recipe, Tensor]] = {}
     moved: dict[str, float] = {}
     scale = float(before.abs().mean())
-    for name, fill in CLIP_FILLS.items():
+    for name, fill in fills.items():
         drawn = {shape: before - scorer.of(fill(clips, mask)) for shape, mask in draws.items()}
         drops[name] = {one: before - scorer.of(fill(clips, mask)) for one, mask in masks.items()}
         random[name] = {one: drawn[mask.shape] for one, mask in masks.items()}

@@ -1,7 +1,8 @@
 """Tests in time: whether a map's hottest frames matter, and whether a detector uses the order of frames.
 
-A replaced frame becomes the nearest kept one of its clip ("freeze"), so that the detector sees only real frames of the
-clip. `ClipMargins` takes clips (N, T, 3, H, W).
+A replaced frame becomes the same frame of the real video that the fake was made from, where that is known. Otherwise it
+becomes the nearest kept one of its clip ("freeze"), so that the detector sees only frames of the clip. `ClipMargins`
+takes clips (N, T, 3, H, W).
 """
 
 from __future__ import annotations
@@ -15,10 +16,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .bootstrap import VideoBootstrap
-from .check import AGAINST, ARTEFACT, CLEAR_DROP, CONTRADICTED, SUPPORTED, WEAK, MapCheck
+from ..bootstrap import VideoBootstrap
+from ..check import AGAINST, ARTEFACT, CLEAR_DROP, CONTRADICTED, SUPPORTED, WEAK, MapCheck
 
 ClipMargins = Callable[[Tensor], Tensor]  # clips → (N,) float32, fake − real
+
+
+class RealClips(NamedTuple):
+    """The real clips that N clips were made from, (N, T, 3, H, W), normalised; `paired` (N,) bool: which are known."""
+
+    clips: Tensor
+    paired: Tensor
+
 
 REPLACED = 8  # one in so many frames is replaced, rounded up
 RANDOM_DRAWS = 2  # draws of as many random frames, for comparison
@@ -46,6 +55,15 @@ def nearest_kept(replaced: Tensor) -> Tensor:
     return torch.where(moves, nearest.movedim(-1, 1), times.view(-1, *[1] * (replaced.ndim - 2)))
 
 
+def replace_frames(clips: Tensor, replaced: Tensor, reals: RealClips | None = None) -> Tensor:
+    """Replace frames (N, T) bool of clips (N, T, ...) by those of the real clip, or freeze them if it is unknown."""
+    frozen = freeze(clips, replaced)
+    if reals is None:
+        return frozen
+    known = (replaced.to(clips.device) & reals.paired.to(clips.device)[:, None]).view(*replaced.shape, 1, 1, 1)
+    return torch.where(known, reals.clips, frozen)
+
+
 def hottest_frames(time: Tensor) -> Tensor:
     """Select the largest eighth of each clip's values (N, T), of equal ones the earlier: (N, T) bool."""
     count = -(-time.shape[1] // REPLACED)
@@ -62,34 +80,41 @@ def random_frames(like: Tensor, seeds: Sequence[int], draw: int) -> Tensor:
     return found
 
 
-def cost_of_frames(margins: ClipMargins, clips: Tensor) -> Tensor:
-    """Measure how far the margin drops if a single frame is frozen: (N, T) float32. T forward passes per clip."""
+def cost_of_frames(margins: ClipMargins, clips: Tensor, reals: RealClips | None = None) -> Tensor:
+    """Measure how far the margin drops if a single frame is replaced: (N, T) float32. T forward passes per clip."""
     whole = margins(clips)
     fallen = []
     for frame in range(clips.shape[1]):
         replaced = torch.zeros(clips.shape[:2], dtype=torch.bool)
         replaced[:, frame] = True
-        fallen.append(whole - margins(freeze(clips, replaced)))
+        fallen.append(whole - margins(replace_frames(clips, replaced, reals)))
     return torch.stack(fallen, dim=1)
 
 
 def check_frames(
-    margins: ClipMargins, clips: Tensor, time: Tensor, empty: Tensor, targets: Sequence[str], seeds: Sequence[int]
+    margins: ClipMargins,
+    clips: Tensor,
+    time: Tensor,
+    empty: Tensor,
+    targets: Sequence[str],
+    seeds: Sequence[int],
+    reals: RealClips | None = None,
 ) -> list[MapCheck]:
-    """Check each clip: compare freezing its hottest frames with freezing as many random ones.
+    """Check each clip: compare replacing its hottest frames with replacing as many random ones.
 
     Args:
         time: (N, T) on the CPU, each frame's share of the map.
         empty: (N,) bool.
         targets: each clip's target: "real", or any other for fake.
         seeds: per clip, for the random frames.
+        reals: replace the frames of these clips; of the others, frames are frozen.
     """
     direction = torch.tensor([-1.0 if target == "real" else 1.0 for target in targets])
     whole = margins(clips).cpu() * direction
     hot = hottest_frames(time)
-    fall = whole - margins(freeze(clips, hot)).cpu() * direction
+    fall = whole - margins(replace_frames(clips, hot, reals)).cpu() * direction
     draws = [random_frames(hot, seeds, draw) for draw in range(RANDOM_DRAWS)]
-    falls = [whole - margins(freeze(clips, drawn)).cpu() * direction for drawn in draws]
+    falls = [whole - margins(replace_frames(clips, drawn, reals)).cpu() * direction for drawn in draws]
     random = torch.stack(falls).mean(dim=0)
     return [
         MapCheck(

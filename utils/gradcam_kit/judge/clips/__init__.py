@@ -1,0 +1,1 @@
+"""Judging maps of clips: in time, and in time and space."""

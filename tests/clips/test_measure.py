@@ -131,6 +131,7 @@ def test_a_run_replaces_cells_and_frames_by_those_of_the_real_video(data: Path, 
         before, after = (
             float(logits[0, 1] - logits[0, 0]) for logits in (model(clips[video : video + 1]), model(replaced))
         )
+    assert sample["cost"][T] == pytest.approx(before - after, rel=1e-3) and len(sample["cost"]) == FRAMES
     assert layer["check"]["word"] == "supported" and layer["check"]["fall"] == pytest.approx(before - after, rel=1e-3)
 
 

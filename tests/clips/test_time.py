@@ -145,8 +145,10 @@ def test_what_repairing_windows_costs(paired: bool) -> None:
         within = [drop for (start, stop), drop in drops.items() if start <= t < stop]
         without = [drop for (start, stop), drop in drops.items() if not start <= t < stop]
         expected.append(sum(within) / len(within) - sum(without) / len(without))
-    reals = RealClips(right.view(1, 7, 1, 1, 1), torch.tensor([True])) if paired else None
-    found = cost_of_windows(jumps, clips, reals)[0].tolist()
+    both, known = clips.repeat(2, 1, 1, 1, 1), torch.tensor([paired, not paired])
+    found = cost_of_windows(jumps, both, RealClips(right.view(1, 7, 1, 1, 1).repeat(2, 1, 1, 1, 1), known))[0].tolist()
+    if not paired:
+        assert cost_of_windows(jumps, clips)[0].tolist() == found
     assert found == pytest.approx(expected, abs=1e-5) and found.index(max(found)) in (2, 3, 4)
 
 

@@ -7,7 +7,6 @@ import torch
 
 from benchmarks.yardstick.clips import (
     FRAMES,
-    ORDER_STEPS,
     READERS,
     REGION,
     SIZE,
@@ -15,6 +14,7 @@ from benchmarks.yardstick.clips import (
     Clips,
     chosen,
     forged,
+    found_by_windows,
     hits,
     measured,
     motion,
@@ -77,7 +77,10 @@ def test_the_hottest_frame_and_place_are_forged(name: str, held_out: Clips) -> N
 @pytest.mark.slow
 @pytest.mark.parametrize("name", READERS)
 def test_a_network_that_tells_the_order_is_called_a_reader(name: str) -> None:
-    model, wrong = trained(name, "order", ORDER_STEPS), forged("order", 120, 8)
+    model, wrong = trained(name, "order"), forged("order", 120, 8)
     with torch.no_grad():
         assert (model(wrong.clips).argmax(1) == wrong.label).float().mean() >= 0.9
+    for data in (wrong, forged("shuffled", 120, 8)):
+        assert found_by_windows(model, data, paired=True) >= 0.95
+        assert found_by_windows(model, data, paired=False) >= 0.9
     assert [order_of(model, forged("order", 16, 200 + seed)).word for seed in range(20)] == [READS_ORDER] * 20

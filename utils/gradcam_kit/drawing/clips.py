@@ -20,6 +20,7 @@ from .overlays import INK, NONE_DENIED, PAPER, WARNING, Denied, LayerImage, draw
 SIDE = 112  # maximum pixels per side of a frame in a mosaic
 HOTTEST = 3  # frames in a strip that get a red border
 CURVE, NUMBER = 48, 18  # heights of the curve of time and of the frames' numbers
+EVIDENCE_LINE, COST_LINE = "evidence in each frame", "how far the score drops if a frame is replaced"
 EVIDENCE, AGAINST = (214, 0, 0), (0, 76, 230)
 
 
@@ -35,6 +36,7 @@ class ClipImage(LayerImage):
     time: np.ndarray = field(kw_only=True)
     frames: np.ndarray = field(kw_only=True)
     grey: str = field(default="", kw_only=True)  # a sentence that tells why the curve of time is grey; else ""
+    cost: tuple[float, ...] = field(default=(), kw_only=True)  # what replacing each frame costs the score, if measured
 
 
 def mosaic_shape(frames: int) -> tuple[int, int]:
@@ -135,7 +137,7 @@ def strip(layer: ClipImage, numbers: Sequence[int]) -> np.ndarray:
     """Draw all frames in a row with their numbers, under the curve of time: (H, T · side, 3) uint8 RGB.
 
     The curve has a bar per frame, red for evidence for the score, blue against it; above a grey curve stands
-    `layer.grey`. The hottest frames have a red border.
+    `layer.grey`. A second curve shows `layer.cost`. The hottest frames have a red border.
     """
     frames = shrink(torch.from_numpy(layer.frames).unsqueeze(0))[0].numpy()
     count, height, width = frames.shape[:3]
@@ -148,7 +150,11 @@ def strip(layer: ClipImage, numbers: Sequence[int]) -> np.ndarray:
         columns.append(np.vstack([picture, text_line(str(numbers[place]), width, NUMBER, 11, centred=True)]))
     curve = time_curve(layer.time, width * count, grey=bool(layer.grey))
     heading = [text_line(layer.grey, width * count, NUMBER, 11)] if layer.grey else []
-    return np.vstack([*heading, curve, np.hstack(columns)])
+    parts = [*heading, curve]
+    if layer.cost:
+        lines = [text_line(text, width * count, NUMBER, 11) for text in (EVIDENCE_LINE, COST_LINE)]
+        parts = [*heading, lines[0], curve, lines[1], time_curve(np.array(layer.cost), width * count)]
+    return np.vstack([*parts, np.hstack(columns)])
 
 
 def time_curve(time: np.ndarray, width: int, grey: bool = False) -> np.ndarray:

@@ -19,10 +19,11 @@ from ..drawing.overlays import DrawnLayers, LayerImage, layer_images
 from ..engine.checks import FromDevice
 from ..explaining.checking import MapChecker, verdicts_of
 from ..explaining.clips.checking import ClipChecker
+from ..explaining.clips.explanation import ClipExplanation
 from ..explaining.explanation import Explanation
 from ..explaining.one_pass import Pending
 from ..judge.check import ARTEFACT, MapCheck
-from ..judge.clips.time import FROZEN_SENTENCE, OrderTest
+from ..judge.clips.time import FROZEN_SENTENCE, READS_ORDER, OrderTest
 from ..measure.counterparts import RealCounterparts
 from ..model.detector import LoadedDetector
 from ..store.sample import Sample
@@ -58,15 +59,26 @@ class ClipFacts(NamedTuple):
     clips: Sequence[Clip] = ()
     order: OrderTest | None = None
 
-    def sample(self, sample: Sample) -> Sample:
-        """Add the numbers of the clip's frames, and the result of the order test."""
-        lines = self.order.lines() if self.order else []
-        return replace(sample, frames=tuple(self.clips[sample.index].numbers), chosen=(*sample.chosen, *lines))
+    def costs(self, explanation: Explanation) -> list[tuple[float, ...]]:
+        """Measure what replacing each frame costs the explained class, for each clip: windows if order is read."""
+        assert isinstance(explanation, ClipExplanation), "of clips"
+        reads_order = self.order is not None and self.order.word == READS_ORDER
+        cost = explanation.cost_of_windows() if reads_order else explanation.cost()
+        return [
+            tuple((-of_clip if target == "real" else of_clip).tolist())
+            for of_clip, target in zip(cost, explanation.target, strict=True)
+        ]
 
-    def layers(self, layers: Sequence[LayerImage]) -> list[LayerImage]:
-        """Add the reason to the curves over time that are drawn grey."""
+    def sample(self, sample: Sample, cost: tuple[float, ...]) -> Sample:
+        """Add the numbers of the clip's frames, their cost, and the result of the order test."""
+        lines = self.order.lines() if self.order else []
+        numbers = tuple(self.clips[sample.index].numbers)
+        return replace(sample, frames=numbers, cost=cost, chosen=(*sample.chosen, *lines))
+
+    def layers(self, layers: Sequence[LayerImage], cost: tuple[float, ...]) -> list[LayerImage]:
+        """Add the frames' cost, and the reason to the curves over time that are drawn grey."""
         why = FROZEN_SENTENCE if self.order and self.order.freezing_costs_nothing else ""
-        return [replace(layer, grey=why) if isinstance(layer, ClipImage) else layer for layer in layers]
+        return [replace(layer, grey=why, cost=cost) if isinstance(layer, ClipImage) else layer for layer in layers]
 
 
 class Explainer:
@@ -181,6 +193,7 @@ class Explainer:
         images = drawn_layers.read()
         kept_frames = [frames[position] for position in kept]
         checks = checks_of(self.checker, explanation, kept_frames) if self.judges else {}
+        costs = self.shown.costs(explanation) if self.shown.clips and self.checker and self.judges else []
         if any(map(any, denied_maps(checks).values())):
             images = drawn_on(self.detector, pixels[kept], explanation, checks)
         explanation = replace(explanation, prediction={**explanation.prediction, "cls": logits, "prob": probabilities})
@@ -194,9 +207,9 @@ class Explainer:
             if self.counterparts is not None and has_pair is not None and has_pair[position] and not self.shown.clips:
                 sample = replace(sample, paired_real=self.counterparts.path(frame) or "")
             if self.shown.clips:
-                drawn.append(
-                    RenderedSample(self.shown.sample(sample), mosaic_of(pixels[position]), self.shown.layers(layers))
-                )
+                cost = costs[i] if costs else ()
+                shown = self.shown.sample(sample, cost), mosaic_of(pixels[position]), self.shown.layers(layers, cost)
+                drawn.append(RenderedSample(*shown))
             else:
                 drawn.append(RenderedSample(sample, pixels[position].permute(1, 2, 0).numpy(), layers))
         spans = {name: maps.canvas.spanned for name, maps in explanation.layers.items()}

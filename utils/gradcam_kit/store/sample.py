@@ -28,7 +28,7 @@ RANDOM_WEIGHTS = "random"
 ENTRIES = (
     "index", "path", "dataset", "forgery", "video", "label", "predicted", "correct", "confidence", "prob_fake",
     "logit_real", "logit_fake", "target", "method", "site", "backward", "weights", "layers", "chosen", "original",
-    "completeness", "image_hash", "landmarks_hash", "frames",
+    "completeness", "image_hash", "landmarks_hash", "frames", "cost",
     "paired_real",
 )  # fmt: skip
 SIGNED_TARGET = "margin, signed (red: fake, blue: real)"
@@ -122,6 +122,7 @@ class Sample:
     image_hash: str = ""  # content hash of the explained file (`data.frame_paths`), "" if unknown
     landmarks_hash: str = ""  # content hash of its landmark file, "" if there was none
     frames: tuple[Count, ...] = ()  # for a clip: the numbers of its frames; `path` is the first frame's
+    cost: tuple[Number, ...] = ()  # for a checked clip: how far the score drops if a frame is replaced
     paired_real: str = ""  # path of the real frame it was made from and compared with; "": compared with the bank
     folder: Path = Path()
     comparison: str = ""
@@ -181,6 +182,8 @@ class Sample:
         }
         if not self.frames:  # an image
             del values["frames"]
+        if not self.cost:
+            del values["cost"]
         if not self.paired_real:
             del values["paired_real"]
         if not self.frames:

@@ -64,8 +64,8 @@ class ClipExplanation(Explanation):
     def cost_of_windows(self) -> Tensor:
         """Measure which frames' order matters: (B, T) float32, the more the larger; up to 6 T passes per clip.
 
-        Windows of up to six neighbouring frames are replaced by those of the real clip, if known for all clips, else
-        sorted. The value is the mean drop of fake − real over the windows with the frame, less that over the others.
+        Windows of up to six neighbouring frames are replaced by those of the real clip, if known, else sorted by
+        likeness. The value is the mean drop of fake − real over the windows with the frame, less that over the others.
         """
         return cost_of_windows(self.margins, self.images, self.reals)
 

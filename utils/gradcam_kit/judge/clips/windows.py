@@ -21,11 +21,10 @@ def cost_of_windows(margins: ClipMargins, clips: Tensor, reals: RealClips | None
     """Measure how much more the margin drops if a repaired window contains a frame than if not: (N, T) float32.
 
     Windows are all of up to LONGEST neighbouring frames; one pass per clip and window that the repair changes, for T
-    frames at most 6 T − 15. `reals`: only for clips that are all known; for others, windows are sorted.
+    frames at most 6 T − 15. `reals`: repair the windows of clips whose real clip is known; the others' are sorted.
     """
     count, frames = clips.shape[:2]
-    whole, known = margins(clips), None if reals is None or not bool(reals.paired.all()) else reals
-    apart = None if known else _distances(clips)
+    whole, apart = margins(clips), _distances(clips)
     windows = [
         (start, start + size) for size in range(1, min(LONGEST, frames - 1) + 1) for start in range(frames - size + 1)
     ]
@@ -33,10 +32,11 @@ def cost_of_windows(margins: ClipMargins, clips: Tensor, reals: RealClips | None
     inside = torch.zeros(len(windows), frames, device=whole.device)
     for i, (start, stop) in enumerate(windows):
         inside[i, start:stop] = 1
-        if apart is None:
-            repaired = replace_frames(clips, inside[i].bool().expand(count, -1), known)
-        else:
-            repaired = _ordered(clips, sorted_window(apart, start, stop))
+        repaired = _ordered(clips, sorted_window(apart, start, stop))
+        if reals is not None:
+            exchanged = replace_frames(clips, inside[i].bool().expand(count, -1), reals)
+            known = reals.paired.to(clips.device).view(-1, *[1] * (clips.ndim - 1))
+            repaired = torch.where(known, exchanged, repaired)
         changed = (repaired != clips).flatten(1).any(dim=1)
         if changed.any():
             drops[changed, i] = whole[changed] - margins(repaired[changed])

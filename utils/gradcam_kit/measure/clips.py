@@ -15,8 +15,7 @@ from tqdm import tqdm
 
 from ..engine.clips.families import clip_tower_of
 from ..engine.clips.grid import steps_of
-from ..engine.clips.maps import normalised_clip
-from ..engine.maps import Canvas
+from ..engine.maps import Canvas, normalise
 from ..engine.recipe import Recipe
 from ..engine.targets import Target
 from ..engine.towers.tower import Tower
@@ -81,7 +80,7 @@ def resized_clips(detector: LoadedDetector, raw: Tensor) -> Tensor:
     frames, side = frames_of(detector), detector.settings.resolution
     canvas = Canvas.of((side, side), measured_tower(detector).grid(side, side))
     each = raw.to(detector.device).unflatten(1, (frames, -1))
-    return pictures_of(normalised_clip(each, torch.arange(frames, device=each.device), canvas))
+    return pictures_of(normalise(each, canvas))
 
 
 def clip_controls(

@@ -144,5 +144,8 @@ def test_a_method_named_by_flag_is_the_papers_own(tmp_path: Path) -> None:
     kept = detector_settings(path, {"gradcam_method": "hirescam", "gradcam_backward": "balanced"}).gradcam.recipe
     assert kept == Recipe("hirescam", None, "residual", "balanced")
     assert detector_settings(path, {"gradcam_method": "gradcam", "gradcam_layers": ["auto"]}).gradcam.needs_choice
-    change_yaml(path, gradcam_layers=[LAST, MIDDLE])
+    change_yaml(path, gradcam_site="residual", gradcam_backward="balanced")  # of the map that the trial chooses
+    assert detector_settings(path, {}).gradcam.recipe == Recipe("auto", "auto", "residual", "balanced")
+    assert detector_settings(path, {"gradcam_method": "gradcam"}).gradcam.recipe == Recipe("gradcam")
+    change_yaml(path, gradcam_layers=[LAST, MIDDLE], gradcam_site="auto", gradcam_backward="auto")
     assert detector_settings(path, {"gradcam_method": "gradcam"}).gradcam.recipe == Recipe("gradcam", [LAST, MIDDLE])

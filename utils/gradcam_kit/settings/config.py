@@ -165,7 +165,9 @@ def _overridden(config: dict[str, Any], flags: Mapping[str, Any]) -> dict[str, A
     rivals = {"gradcam_method": "gradcam_recipes", "gradcam_recipes": "gradcam_method"}
     gone = {rivals[key] for key in given if key in rivals}
     if given.get("gradcam_method", AUTO) != AUTO and config.get("gradcam_layers") in (AUTO, [AUTO]):
-        gone.add("gradcam_layers")  # a method named by hand means its paper's formula, even if the file says auto
+        # A method named by hand means its paper's formula. The rule in a file that says auto is for the trial's choice.
+        gone.add("gradcam_layers")
+        config = {**config, "gradcam_site": AUTO, "gradcam_backward": AUTO}
     return {**{key: value for key, value in config.items() if key not in gone}, **given}
 
 

@@ -29,7 +29,7 @@ def parser() -> OptionParser:
     """Return the parser of all flags."""
     return OptionParser(
         "utils/gradcam_demo.py",
-        f"{__doc__} Without --detector_path and --weights_path it uses the small embedded detector.",
+        f"{__doc__} Without --detector_path and --weights_path it uses the bundled toy detector.",
     )
 
 

@@ -154,3 +154,10 @@ def test_the_printed_table_shows_the_best_and_what_is_drawn() -> None:
     falls = {**{one: 9.0 - i for i, one in enumerate(others)}, A: 0.6}
     lines = choice_lines(choose(trial({"mean": falls, "mirror": falls}), [*others, A], [A], VIDEOS, {}))
     assert len(lines) == 1 + 5 + 1 and "block0" in lines[1] and str(A) in lines[-1]
+
+
+def test_the_printed_lines_say_by_what_and_why_not_the_first() -> None:
+    lines = choice_lines(chosen(trial({"paired real": {A: 6.3, B: 6.5, C: 5.0}})))
+    assert "replaced by those of the paired real image, on 8 images" in lines[0] and str(B) in lines[1]
+    assert lines[-1].strip() == "candidates within 5% of the largest drop count as equal; the preferred one is drawn"
+    assert "equal" not in " ".join(choice_lines(chosen(trial({"paired real": {A: 6.5, B: 3.5, C: 0.5}}))))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..base.typed import Count, builtins, fit, with_nan
 from ..engine.recipe import Recipe
-from .trial import CALM, PAIRED_REAL, SHARE, Trial
+from .trial import BLUR, CALM, MEAN_COLOUR, MIRRORED, OTHER_REAL, PAIRED_REAL, SHARE, Trial
 
 CHOSEN, UNDECIDED, UNSUPPORTED, NAMED, UNTRIED = "chosen", "undecided", "unsupported", "named", "untried"
 ALIKE = 0.95  # candidates with this share of the best drop count as equal; the first on the list wins
@@ -24,6 +24,10 @@ FEWEST_EARLY = 8  # images and videos needed before a trial may end early
 EARLY_LEVEL = 0.995  # level of the intervals that end a trial, or drop candidates, early
 CLOSE = 0.85  # the trial ends once the leader's drop is above this share of every other one, by an interval at LEVEL
 SHOWN_ROWS = 5
+OF_FILL = {
+    PAIRED_REAL: "those of the paired real image", OTHER_REAL: "those of another real image",
+    MIRRORED: "those of the mirrored image", MEAN_COLOUR: "the mean colour", BLUR: "blurred ones",
+}  # fmt: skip
 
 Unmade = Mapping[Recipe, str]
 
@@ -262,6 +266,10 @@ def choice_lines(choice: Choice) -> list[str]:
             f"  {row.candidate!s:<52} drop {row.fall:6.2f}, random patches {row.random:6.2f}, difference"
             f" {row.beyond.mean:6.2f}{spread}"
         )
+    if choice.state == CHOSEN and choice.best and choice.best.candidate != choice.used:
+        lines.append(
+            f"  candidates within {1 - ALIKE:.0%} of the largest drop count as equal; the preferred one is drawn"
+        )
     return [*lines, *(f"  {note}" for note in choice.notes)]
 
 
@@ -276,7 +284,7 @@ def headline(choice: Choice) -> str:
         UNDECIDED: "undecided",
         UNSUPPORTED: "unsupported: no test shows that its maps are right",
     }[choice.state]
-    fills = " and, to confirm, by ".join(choice.fills)
+    fills = " and, to confirm, by ".join(OF_FILL.get(fill, fill) for fill in choice.fills)
     return (
         f"{choice.used}, {meaning}{reason}: drop of the margin (mean {choice.margin:.2f}) when the hottest {SHARE:.0%}"
         f" of the patches are replaced by {fills}, on {choice.images} images of {choice.videos} videos"

@@ -169,7 +169,7 @@ def named_detector(
     if detector_path is None and flags["weights_path"] is None:
         detector_path = EMBEDDED_DETECTOR
         print(
-            "NOTE: without --weights_path this is the small embedded detector, trained on synthetic faces. It is only"
+            "NOTE: without --weights_path this is the bundled toy detector, trained on synthetic faces. It is only"
             " for testing, not for real images. For your detector, give --detector_path and --weights_path."
         )
     yaml_path = find_path(detector_path or "config/detector/clip_gradcam.yaml", "detector YAML", "--detector_path")

@@ -142,8 +142,8 @@ def leftover(A: Tensor, G: Tensor, norm_epsilon: float) -> Tensor:
     Two things keep the sum from 0. First, each term is only as precise as A and G, and G only as precise as the
     LayerNorm's backward pass, which subtracts means in float32 or finer. Second, a LayerNorm y = (x - μ) / √(σ² + ε)
     does not change when x is scaled, so Σ_c x_c ∂s/∂x_c = ε / (σ² + ε) Σ_c y_c ∂s/∂y_c. If the score reads x only
-    through a LayerNorm, like the patches of the last block, ε alone remains. The terms |y ∂s/∂y| are not those of the
-    sum, but of similar size, so the bound allows four times as much.
+    through a LayerNorm, as it does for the patches of the last block, only this term with ε remains. The code computes
+    |x ∂s/∂x| instead of |y ∂s/∂y|. Both are of similar size, so the bound allows four times as much.
     """
     precision = max(torch.finfo(A.dtype).eps, torch.finfo(G.dtype).eps)
     dtype = torch.promote_types(A.dtype, torch.float32)

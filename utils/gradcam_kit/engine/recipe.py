@@ -121,7 +121,7 @@ class Recipe:
         return Recipe(self.method, layer, self.site, self.backward)
 
     def using(self, chosen: Recipe) -> Recipe:
-        """Return the chosen kind of map, at this recipe's layers if it names any."""
+        """Return the recipe `chosen`, with this recipe's layers if it names any."""
         named = bool(self.layers) and AUTO not in self.layers
         return replace(chosen, layers=self.layers) if named else chosen
 
@@ -193,12 +193,12 @@ def _layer_name(layer: Any) -> str | None:
 
 
 def site_of(method: str, backward: str) -> str:
-    """Return the site where a method's formula holds under a backward rule.
+    """Return the site that fits a method under a backward rule.
 
     LayerNorm undoes any scaling of a token. On the residual stream, the plain gradient is therefore orthogonal to the
-    token, and gradient x activation vanishes except for LayerNorm's epsilon; plain methods read behind the norm. The
-    balanced rule treats the norm's scale as a constant. Gradient x activation then adds up to the score on the residual
-    stream (LibraGrad, arXiv 2411.16760), and methods that use this product read there.
+    token, and gradient x activation vanishes except for LayerNorm's epsilon. So methods with the plain rule read the
+    norm's output. The balanced rule treats the norm's scale as a constant. Gradient x activation then adds up to the
+    score on the residual stream (LibraGrad, arXiv 2411.16760), and methods that use this product read there.
     """
     if method in ATTENTION_METHODS:
         return ATTENTION_SITE

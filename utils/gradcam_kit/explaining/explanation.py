@@ -253,7 +253,10 @@ class Explanation:
         return f"{rows} x {columns} patches, raw maximum {lowest}{float(peaks.max()):.3g}{said}"
 
     def pixels(self) -> Tensor:
-        """Return the images as uint8 RGB (B, 3, H, W) on their device; without a known mean, scaled to their range."""
+        """Return the images as uint8 RGB (B, 3, H, W) on their device.
+
+        If no mean is known, each image is scaled from its own minimum and maximum.
+        """
         from ..drawing.overlays import denormalise, stretch_range  # needs OpenCV, which maps do not
 
         images = self.images.flatten(0, -4)  # of clips, the frames

@@ -156,8 +156,8 @@ def place_of(votes: float, concentration: float, standard: float | None) -> floa
     """Rate, in [0, 1], how clearly a contrast map's hottest patch is the place of the evidence.
 
     A contrast map is hottest at the largest contrast by construction, so the contrast there says nothing. The rating is
-    the mean of the blocks' votes and the concentration; the standardised contrast near the patch counts as much as
-    both.
+    the mean of the blocks' votes and the concentration. If the standardised contrast near the patch is known, half of
+    the rating is that.
     """
     place = (votes + concentration) / 2
     return place if standard is None else (place + standard) / 2

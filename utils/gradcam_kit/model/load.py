@@ -186,9 +186,9 @@ def load_named_detector(settings: DetectorSettings, device: str, precision: str)
 
 
 def build_model(name: str, config: Mapping[str, Any]) -> nn.Module:
-    """Call the function `name` (`module:function`, `path/to/file.py:function`) for a model; it may be the model.
+    """Call the function `name` (`module:function`, `path/to/file.py:function`), which returns a model.
 
-    Raises InputError.
+    If `name` is itself a model, return that. Raises InputError.
     """
     if is_published(name):
         return _published_model(name)

@@ -154,7 +154,7 @@ TABLE: tuple[tuple[str, tuple[str, ...], tuple[Option, ...]], ...] = (
                " true class), margin (fake - real), both, or a class name", default="predicted", metavar="TARGET",
                basic=True),
         Option("gradcam_site --gradcam_site --site", "where to read a block: its normalised input or the residual"
-               " stream; auto: where the method's formula holds",
+               " stream; auto: the one that fits the method",
                choices=(AUTO, *allowed.SITES), otherwise="auto; layer_norm1 for a named method"),
         Option("gradcam_backward --gradcam_backward --backward", "what the backward pass holds constant; plain:"
                " nothing; balanced: attention weights, norms, squeeze-and-excitation gates",

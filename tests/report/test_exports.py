@@ -221,4 +221,4 @@ def test_the_notebook_runs() -> None:
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     assert sum("image/png" in output.get("data", {}) for output in outputs) == 2
     text = "".join(output.get("text", "") for output in outputs)
-    assert "fake probability" in text and "scaled inside the mask" in text
+    assert "fake probability" in text and "sum inside the mask" in text

@@ -74,8 +74,9 @@ def test_the_hottest_frame_and_place_are_forged(name: str, held_out: Clips) -> N
         assert words == [SINGLE_FRAMES] * 20
 
 
+# TimeSformer takes five minutes to learn it; `python -m benchmarks.yardstick.clips` trains it as well.
 @pytest.mark.slow
-@pytest.mark.parametrize("name", READERS)
+@pytest.mark.parametrize("name", [name for name in READERS if name != "timesformer"])
 def test_a_network_that_tells_the_order_is_called_a_reader(name: str) -> None:
     model, wrong = trained(name, "order"), forged("order", 120, 8)
     with torch.no_grad():

@@ -87,6 +87,9 @@ def test_a_map_without_positive_evidence_is_zero_and_flagged() -> None:
         ({"image": torch.zeros(1, 1, 64, 64)}, "expected"),
         ({"image": torch.zeros(1, 3, 64, 64, dtype=torch.uint8)}, "normalised"),
         ({"image": torch.zeros(0, 3, 64, 64)}, "empty batch"),
+        ({"image": torch.ones(2, 3, 64, 64).to_sparse()}, "torch.sparse_coo tensor: give a dense one"),
+        ({"image": torch.ones(2, 3, 64, 64).to_mkldnn()}, "torch._mkldnn tensor: give a dense one"),
+        ({"image": torch.nested.nested_tensor([torch.ones(3, 64, 64)] * 2, layout=torch.jagged)}, "nested tensor"),
         ({"image": torch.full((2, 3, 64, 64), float("nan"))}, r"image(s) [0, 1]"),
     ],
 )

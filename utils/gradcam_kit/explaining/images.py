@@ -74,8 +74,15 @@ def are_clips(images: Any) -> bool:
     return isinstance(images, Tensor) and images.ndim == 5
 
 
+def _check_dense(images: Any, what: str) -> None:
+    if isinstance(images, Tensor) and (images.is_nested or images.layout != torch.strided):
+        kind = "nested" if images.is_nested else str(images.layout)
+        raise InputError(f"{what} is a {kind} tensor: give a dense one, by to_dense() or torch.stack()")
+
+
 def check_clips(clips: Any, what: str) -> None:
-    """Raise InputError unless `clips` is a batch of floating point clips (B, T, 3, H, W)."""
+    """Raise InputError unless `clips` is a dense batch of floating point clips (B, T, 3, H, W)."""
+    _check_dense(clips, what)
     if not isinstance(clips, Tensor) or clips.ndim != 5 or clips.shape[2] != 3 or not clips.is_floating_point():
         found = f"shape {tuple(clips.shape)}" if isinstance(clips, Tensor) else type(clips).__name__
         raise InputError(f"{what} has {found}: expected normalised floating point clips of shape (B, T, 3, H, W)")
@@ -84,7 +91,8 @@ def check_clips(clips: Any, what: str) -> None:
 
 
 def check_shape(images: Any, what: str) -> None:
-    """Raise InputError unless `images` is a batch of floating point images (B, 3, H, W)."""
+    """Raise InputError unless `images` is a dense batch of floating point images (B, 3, H, W)."""
+    _check_dense(images, what)
     if not isinstance(images, Tensor):
         raise InputError(f"{what} is {type(images).__name__}: expected a tensor of shape (B, 3, H, W)")
     if images.ndim == 5:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -38,7 +39,7 @@ AnyOf = TypeVar("AnyOf", bound="AnySubject")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AnySubject:
+class AnySubject(ABC):
     """A model of images or clips to explain. Its tower, the costly part, is cached with the model.
 
     Args:
@@ -98,17 +99,17 @@ class AnySubject:
             raise InputError("recipes is empty: give at least one, such as Recipe('hirescam', layers=-1)")
         return found
 
+    @abstractmethod
     def drawn(self) -> Recipe:
         """Return the recipe to draw without a trial."""
-        raise NotImplementedError
 
+    @abstractmethod
     def recipe_for(self, layers: Any, method: str | None, site: str | None, backward: str | None) -> Recipe:
         """Return the recipe of a call with these arguments; missing ones come from `recipe`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def resolved(self, recipe: Recipe) -> Recipe:
         """Return `recipe` with layers, site and backward rule filled in. Raises InputError."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -88,7 +88,7 @@ def main() -> int:
 
 
 def prepare(work: Path, tree: Path, frames: int, workers: int) -> None:
-    """The copied tree with our files in it, frames, configs, weights and the folder in place of the download."""
+    """The copied tree with our files in it, frames, configs, weights and the folder instead of the download."""
     training = work / "training"
     shutil.copytree(tree, training, ignore=shutil.ignore_patterns("__pycache__"))
     installation = Installation(training)

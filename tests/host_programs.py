@@ -117,7 +117,7 @@ def frames(work: Path, video: str, number: int, random: np.random.Generator) -> 
 
 
 def write_landmark_model(path: Path) -> None:
-    """Write a model of 81 random points, in place of the one that the benchmark's README links."""
+    """Write a model of 81 random points, instead of the one that the benchmark's README links."""
     import dlib
 
     random = np.random.default_rng(0)

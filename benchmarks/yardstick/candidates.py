@@ -36,7 +36,7 @@ def all_maps(case: Case) -> Maps:
 
 
 def secant_maps(case: Case) -> Maps:
-    """The balanced backward pass with the activation's secant in place of its derivative."""
+    """The balanced backward pass with the activation's secant instead of its derivative."""
     model = case.detector.model
     rules = backward_rules(model.tower, "balanced", Activations(by_secant=True))
     return _maps(case, ("gradcam", "hirescam"), [*_layers(case), SUM], "plain", rules, "balanced, secant")

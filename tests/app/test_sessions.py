@@ -102,7 +102,7 @@ def test_files_go_with_the_session(tmp_path: Path) -> None:
     for name in "ab":
         session = kept.of(name)
         session.file("numbers.json", b"{}")
-        session.file("numbers.json", b"{}")  # in place of the first
+        session.file("numbers.json", b"{}")  # instead of the first
         (tmp_path / f"{name}.png").write_bytes(b"1")
         (tmp_path / "both.png").write_bytes(b"1")
         session.uploads |= {tmp_path / f"{name}.png", tmp_path / "both.png"}

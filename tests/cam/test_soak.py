@@ -30,7 +30,7 @@ class Block(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.layer_norm1 = nn.LayerNorm(8)
-        self.self_attn = nn.Linear(5, 5)  # between tokens, in place of attention
+        self.self_attn = nn.Linear(5, 5)  # between tokens, instead of attention
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         return tokens + self.self_attn(self.layer_norm1(tokens).transpose(1, 2)).transpose(1, 2)

@@ -1,4 +1,4 @@
-"""--masks and --clicks: where people say that the forgery is, in place of the masks beside the frames."""
+"""--masks and --clicks: where people say that the forgery is, instead of the masks next to the frames."""
 
 from __future__ import annotations
 

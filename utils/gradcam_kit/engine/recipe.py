@@ -37,8 +37,8 @@ class Recipe:
         method: a name of `METHODS` or `ATTENTION_METHODS`, "transplant", or "auto".
         layers: one layer or several: module names, block numbers (-1: the last) or modules. "fused" is the mean of the
             other layers' normalised maps, "sum" the sum of all blocks' raw maps. None: the last block, or the last
-            grid of a convolutional network; for a contrast in a network with blocks, "scaled": the mean of every
-            third block's map, each scaled to unit deviation.
+            grid of a convolutional network. For a contrast in a network with blocks, None means "scaled", the mean of
+            every third block's map, each scaled to unit deviation.
         site: "layer_norm1" (the block's normalised input) or "residual" (the residual stream); None: the first that
             fits the method. Attention methods only have "attention", contrasts only "residual".
         backward: "plain", "balanced" or "both" (the two maps, each scaled to unit deviation, added); None: "plain".
@@ -121,7 +121,7 @@ class Recipe:
         return Recipe(self.method, layer, self.site, self.backward)
 
     def using(self, chosen: Recipe) -> Recipe:
-        """Return the recipe `chosen`, with this recipe's layers if it names any."""
+        """Return the recipe `chosen`; if this recipe names layers, with these."""
         named = bool(self.layers) and AUTO not in self.layers
         return replace(chosen, layers=self.layers) if named else chosen
 

@@ -180,7 +180,7 @@ def choose(
         model, forward, clip_layout: as for `explain`.
         images: a batch as for `explain`, or several. A mapping may also hold `video`, the name of each image's video,
             and `paired_real` (B, 3, H, W), the original real images.
-        target: what maps of images that the model calls fake explain: "margin" or "real"; any other value means "fake".
+        target: what is explained of images that the model calls fake: "margin" or "real"; anything else means "fake".
         recipe: restricts the choice; only fields that are "auto" are chosen. None: all fields.
         count: maximum number of images called fake, and also of images called real; for clips at most 16.
         bank: as for `explain`; None: from the images that are called real.

@@ -32,11 +32,12 @@ class MapCheck:
     """The verdict on one image's map, and the figures behind it; a figure is None if it was not computed.
 
     `word`: the verdict. `margin`: the margin in favour of the explained class. `contrast`: how much more the map's
-    hottest patch adds to the score than the nearest real patches, as a share of the largest value. `fall` and `random`:
-    drop of the margin when the map's hottest patches, or as many random ones, are replaced. `mass`: the raw map's sum
-    as a share of the margin. `votes`: share of the blocks whose own map is hottest at the same or a neighbouring patch.
-    `others`: share of other methods' maps that are hottest there. `concentration`: share of the evidence near its
-    hottest patch. `standard`: for a contrast map, share of the standardised contrast near the map's hottest patch.
+    hottest patch adds to the score than the nearest real patches, as a share of the largest such value. `fall` and
+    `random`: drop of the margin when the map's hottest patches, or as many random ones, are replaced. `mass`: the raw
+    map's sum as a share of the margin. `votes`: share of the blocks whose own map is hottest at the same or a
+    neighbouring patch. `others`: share of other methods' maps that are hottest there. `concentration`: share of the
+    evidence near its hottest patch. `standard`: for a contrast map, share of the standardised contrast near the map's
+    hottest patch.
     """
 
     word: str

@@ -59,7 +59,7 @@ def figure(argv: Sequence[str]) -> None:
     p.add_argument("--layers", nargs="+", metavar="LAYER", help="default: all layers of the run")
     p.add_argument("--methods", nargs="+", metavar="METHOD", help="methods to show, in this order")
     p.add_argument("--column", choices=tuple(FIGURE_COLUMNS), default="double", help="width of a text column")
-    p.add_argument("--width", type=float, metavar="INCHES", help="in place of --column")
+    p.add_argument("--width", type=float, metavar="INCHES", help="instead of --column")
     p.add_argument(
         "--font_size", type=positive, default=8, metavar="POINTS", help="size of text; smaller if it does not fit"
     )

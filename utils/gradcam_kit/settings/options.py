@@ -144,9 +144,10 @@ TABLE: tuple[tuple[str, tuple[str, ...], tuple[Option, ...]], ...] = (
     ("heatmaps", (EVALUATE, DEMO), (
         Option("gradcam_layers --gradcam_layers --layers", "layers to explain: auto, names such as encoder.layers.23"
                " encoder.layers.20, or block numbers such as 23 20 or -1", list[str | int], words=STRINGS,
-               metavar="LAYER", otherwise="auto; the last block if a method is named", basic=True),
+               metavar="LAYER", otherwise="the last block if a method is named, else auto", basic=True),
         Option("gradcam_method --gradcam_method --method", "heatmap method; auto: test several on your"
-               " images and use the best", choices=METHODS, otherwise="auto; gradcam if layers are named", basic=True),
+               " images and use the best", choices=METHODS, otherwise="gradcam if layers are named, else auto",
+               basic=True),
         Option("gradcam_recipes --gradcam_recipes --recipes", "several methods in one run, instead of --gradcam_method;"
                " auto: the chosen one", list[str], words=STRINGS, metavar="METHOD",
                otherwise="one method"),
@@ -155,10 +156,10 @@ TABLE: tuple[tuple[str, tuple[str, ...], tuple[Option, ...]], ...] = (
                basic=True),
         Option("gradcam_site --gradcam_site --site", "where to read a block: its normalised input or the residual"
                " stream; auto: the one that fits the method",
-               choices=(AUTO, *allowed.SITES), otherwise="auto; layer_norm1 for a named method"),
+               choices=(AUTO, *allowed.SITES), otherwise="layer_norm1 for a named method, else auto"),
         Option("gradcam_backward --gradcam_backward --backward", "what the backward pass holds constant; plain:"
                " nothing; balanced: attention weights, norms, squeeze-and-excitation gates",
-               choices=(AUTO, *allowed.BACKWARDS), otherwise="auto; plain for a named method"),
+               choices=(AUTO, *allowed.BACKWARDS), otherwise="plain for a named method, else auto"),
         Option("gradcam_backward_precision --backward_precision", "precision of the backward pass's matrix products;"
                " auto: the fastest on the device", default="fp32", choices=allowed.BACKWARD_PRECISIONS),
         Option("gradcam_signed --gradcam_signed --signed", "explain the margin (fake - real): red is evidence for"

@@ -1,6 +1,6 @@
 """Which frames stand in a wrong order: what it costs the score to repair windows of neighbouring frames.
 
-No single frame shows a wrong order, and gradients point at its edges or beside them. So whole windows are repaired: by
+No single frame shows a wrong order, and gradients point at its edges or next to them. So whole windows are repaired: by
 the frames of the real video that the fake was made from, or else by sorting the window's own frames so that similar
 ones are neighbours.
 """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 from tests.helpers.detectors import images, tiny_detector
+from tests.helpers.real_towers import FOLDER as TOWERS
 from utils.gradcam import explain
 from utils.gradcam_kit.base.errors import InputError
 
@@ -81,7 +83,9 @@ def compare(rank: int, world: int, folder: str) -> None:
 
 
 @pytest.mark.parametrize("world", [1, 2])
-def test_a_sharded_model_has_the_plain_models_maps(world: int, tmp_path: Path) -> None:
+def test_a_sharded_model_has_the_plain_models_maps(world: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A process inherits the folder of other libraries, but not the operators that its torchvision needs.
+    monkeypatch.setattr("sys.path", [path for path in sys.path if path != str(TOWERS)])
     mp.spawn(compare, args=(world, str(tmp_path)), nprocs=world)
 
 

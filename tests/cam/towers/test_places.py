@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.helpers.detectors import ARCHITECTURE, images, spread
@@ -140,3 +142,47 @@ def test_a_mirrored_image_is_said(how: str, arranged: str) -> None:
     with pytest.warns(UserWarning, match="reads each image mirrored"):
         found = explain(model, images(2), 2, target="fake").maps["2"].signed
     torch.testing.assert_close(found, by_hand(model, images(2), first), rtol=1e-4, atol=1e-5)
+
+
+class Cropping(nn.Module):
+    """A network whose own code cuts off the border, or resizes what is left."""
+
+    def __init__(self, network: nn.Module, border: int, side: int | None = None) -> None:
+        super().__init__()
+        self.network, self.border, self.side = network, border, side
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width, cut = x.shape[2], x.shape[3], self.border
+        x = x[..., cut : height - cut, cut : width - cut]
+        return self.network(x if self.side is None else F.interpolate(x, (self.side, self.side), mode="bilinear"))
+
+
+@pytest.mark.parametrize("size", [96, 128, 88])
+def test_a_network_that_resizes_its_images_is_explained(size: int) -> None:
+    arrange, first = ARRANGED["one in front"]
+    model, x = spread(Clip(arrange)), images(2)
+    bigger = F.interpolate(x, (size, size), mode="bilinear")
+    found = explain(Cropping(model, 0, 64), bigger, 2, target="fake").maps["2"]
+    read = F.interpolate(bigger, (64, 64), mode="bilinear")
+    torch.testing.assert_close(found.signed, by_hand(model, read, first), rtol=1e-4, atol=1e-5)
+    assert found.canvas.seen == (size, size)  # the map is of the whole image
+
+
+def convolutional() -> nn.Module:
+    layers = [nn.Conv2d(3, 16, 5, 4, 2), nn.ReLU(), nn.Conv2d(16, 16, 5, 4, 2), nn.ReLU()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 2)).eval()
+
+
+@pytest.mark.parametrize("side", [None, 64])
+@pytest.mark.parametrize("network", [lambda: spread(Clip(ARRANGED["one in front"][0])), convolutional])
+def test_an_unread_border_is_said(network: Callable[[], nn.Module], side: int | None) -> None:
+    x = F.interpolate(images(2), (76, 76), mode="bilinear")
+    with pytest.warns(UserWarning, match="does not read the outer . pixels of its 76x76 images"):
+        explain(Cropping(network(), 6, side), x, target="fake")
+
+
+@pytest.mark.parametrize("network", [lambda: spread(Clip(ARRANGED["one in front"][0])), convolutional])
+def test_a_border_that_is_read_is_not_warned_of(network: Callable[[], nn.Module]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        explain(Cropping(network(), 0, 64), F.interpolate(images(2), (76, 76), mode="bilinear"), target="fake")

@@ -110,6 +110,7 @@ def _explained(subject: Subject, batch: Batch, asked: BatchRequest, checks: Chec
     first = of[asked.recipes[0]]
     if subject.reading.may_mix and len(batch["image"]) > 1:
         subject.tower.once(MIXES, lambda: _note_mixing(subject, batch["image"], first.prediction["cls"], checks))
+    subject.note_unread_border(batch["image"], first.grid)
     made = []
     for recipe in asked.recipes:
         of_recipe = of[recipe]

@@ -25,7 +25,7 @@ from ..engine.recipe import BALANCED, PLAIN, Recipe, layer_names, site_of
 from ..engine.spatial_layers import SpatialLayer, last_spatial_layer
 from ..engine.targets import Target
 from ..engine.towers import Grid, unwrapped
-from ..engine.towers.places import places_of_patches
+from ..engine.towers.places import find_patches, note_unread_border
 from ..engine.towers.tower import Tower, tower_of
 from ..judge.candidates import NO_MAPS, MapLayers, map_layers, shortlist
 from ..judge.verdict import Choice
@@ -140,21 +140,29 @@ class Subject(AnySubject):
         return self
 
     def patches(self, images: Tensor) -> Grid | None:
-        """Return the tokens' grid on images of this size: that of `grid`, plus extra tokens found by a forward pass."""
+        """Return the tokens' grid on images of this size: that of `grid`, unless forward passes correct it."""
         grid, tower = self.grid(images.shape[2], images.shape[3]), self.tower
         if grid is None or grid.halvings or self.states_tokens:
             return grid
         if not tower.blocks or not tower.family.blocks_give_tokens:
             return grid
 
-        def seen() -> tuple[int, int] | None:
+        def seen() -> Grid | None:
             with frozen_for_explaining(tower.model, tower.structure), torch.no_grad():
-                return places_of_patches(tower, lambda some: self.predict({"image": some}), images.detach(), grid)
+                return find_patches(tower, lambda some: self.predict({"image": some}), images.detach(), self.grid)
 
         found = tower.once(("places", grid, *images.shape[2:]), seen)
-        if found is None:
-            return grid._replace(prefix=grid.prefix or 0)
-        return grid._replace(prefix=found[0], suffix=found[1])
+        return grid._replace(prefix=grid.prefix or 0) if found is None else found
+
+    def note_unread_border(self, images: Tensor, grid: Grid | None) -> None:
+        """Warn once if the model does not read the border of images of this size, so that a map is displaced."""
+        tower, one = self.tower, images[:1].detach()
+
+        def test() -> None:
+            with frozen_for_explaining(tower.model, tower.structure), torch.no_grad():
+                note_unread_border(tower, lambda some: self.predict({"image": some}), one, grid)
+
+        tower.once(("border", *images.shape[2:]), test)
 
     def predict_noise(self) -> Any:
         """Run a forward pass on noise."""

@@ -290,7 +290,7 @@ def listed(names: Sequence[str]) -> str:
 
 def parser() -> OneLineParser:
     """Every flag."""
-    p = OneLineParser(description=__doc__ or "")
+    p = OneLineParser("python -m utils.install_into_host FOLDER", __doc__ or "")
     p.add_argument("training", type=Path, metavar="TRAINING_FOLDER", help="with detectors/, config/ and test.py")
     p.add_argument(
         "--parts", nargs="*", choices=PARTS, default=list(DEFAULT_PARTS), metavar="PART",

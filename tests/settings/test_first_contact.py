@@ -90,11 +90,23 @@ def test_a_home_and_variables_in_every_path(
     flags = {"weights_path": "${WEIGHTS}/" + Path(weights).name}
     assert detector_settings(data_tree.detector_yaml, flags).weights_path == Path(weights)
     assert find_path("~/w.pth", "file", "here") == tmp_path / "w.pth"
-    parser = OneLineParser("")
+    parser = OneLineParser("", "")
     parser.add_argument("--bank", type=Path)
     assert parser.parse_args(["--bank=~/faces"]).bank == tmp_path / "faces"
     with pytest.raises(InputError, match=r"argument --bank: .*holds \$NOWHERE, but this variable is not set"):
         parser.parse_args(["--bank", "$NOWHERE/faces"])
+
+
+COMMANDS = (
+    "test_with_gradcam.py", "utils/gradcam_demo.py", "-m utils.app", "-m utils.dataset_json", "-m utils.report",
+    "-m utils.report figure", "-m utils.report table", "-m utils.report compare", "-m utils.run merge",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_begins_with_the_line_to_type(command: str) -> None:
+    run = subprocess.run([sys.executable, *command.split(), "--help"], capture_output=True, text=True, cwd=ROOT)
+    assert run.returncode == 0 and run.stdout.startswith(f"usage: python {command} "), run.stdout + run.stderr
 
 
 def test_files_that_are_named_like_variables_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,9 +39,10 @@ class OneLineParser(argparse.ArgumentParser):
 
     lists_all = "--help"
 
-    def __init__(self, description: str) -> None:
+    def __init__(self, command: str, description: str) -> None:
+        """`command`: the line to type, without flags."""
         super().__init__(
-            description=description, allow_abbrev=False, usage="%(prog)s [options]", formatter_class=_HelpFormatter
+            description=description, allow_abbrev=False, usage=f"{command} [options]", formatter_class=_HelpFormatter
         )
         self.register("type", Path, lambda text: Path(path_text(text)))  # for every flag whose type is Path
         self.add_argument("--version", action="version", version=f"{self.prog} {VERSION}")

@@ -157,7 +157,10 @@ def _typename(value: Any) -> str:
 
 def main(argv: Sequence[str]) -> int:
     """Write the dataset JSON of a folder or CSV, and print the lines for the host's `label_dict`. Raises InputError."""
-    p = OneLineParser(description="Write the dataset JSON, which DF40 and DeepfakeBench read, of a folder or a CSV.")
+    p = OneLineParser(
+        "python -m utils.dataset_json FOLDER -o NAME.json",
+        "Write the dataset JSON, which DF40 and DeepfakeBench read, of a folder or a CSV.",
+    )
     p.add_argument(
         "folder", type=Path, help="folder with real/ and fake/ (or 0_real/ and 1_fake/), or a CSV path,label"
     )

@@ -25,9 +25,10 @@ def main(argv: Sequence[str]) -> int:
 def page(argv: Sequence[str]) -> None:
     """Rewrite a run's page and all missing files. Raises InputError, as do the other commands."""
     p = OneLineParser(
-        description="Rewrite a run's page, index.html, and any missing files from the run's database. Other commands,"
+        "python -m utils.report RUN",
+        "Rewrite a run's page, index.html, and any missing files from the run's database. Other commands,"
         " each with its own --help:"
-        " figure (samples for a paper), table (measurements for a paper), compare (two runs of the same data)."
+        " figure (samples for a paper), table (measurements for a paper), compare (two runs of the same data).",
     )
     p.add_argument("run_dir", type=Path, help=RUN)
     p.add_argument(
@@ -46,7 +47,10 @@ def page(argv: Sequence[str]) -> None:
 
 
 def figure(argv: Sequence[str]) -> None:
-    p = OneLineParser(description="Draw samples of a run as a figure for a paper: images x (original, mask, layers).")
+    p = OneLineParser(
+        "python -m utils.report figure RUN -o FILE",
+        "Draw samples of a run as a figure for a paper: images x (original, mask, layers).",
+    )
     p.add_argument(
         "run_dirs", type=Path, nargs="+", metavar="run_dir", help=RUN + "; several runs must hold the same images"
     )
@@ -83,8 +87,9 @@ def figure(argv: Sequence[str]) -> None:
 def table(argv: Sequence[str]) -> None:
     """Write a table for a paper: detection by forgery, or the results of --evaluate_explanations."""
     p = OneLineParser(
-        description="Write a table for a paper, as LaTeX (booktabs) or CSV: forgeries x runs, with intervals and DF40's"
-        " group means; or maps x metrics, from --evaluate_explanations."
+        "python -m utils.report table RUN -o FILE",
+        "Write a table for a paper, as LaTeX (booktabs) or CSV: forgeries x runs, with intervals and DF40's"
+        " group means; or maps x metrics, from --evaluate_explanations.",
     )
     p.add_argument("run_dirs", type=Path, nargs="+", metavar="run_dir", help=RUN)
     p.add_argument(
@@ -112,8 +117,9 @@ def table(argv: Sequence[str]) -> None:
 
 def compare(argv: Sequence[str]) -> None:
     p = OneLineParser(
-        description="Compare two runs of the same data: metrics with paired intervals, the frames on which they"
-        " disagree, their maps side by side. For two checkpoints, methods or detectors."
+        "python -m utils.report compare RUN RUN -o DIR",
+        "Compare two runs of the same data: metrics with paired intervals, the frames on which they"
+        " disagree, their maps side by side. For two checkpoints, methods or detectors.",
     )
     p.add_argument("run_a", type=Path, help=RUN)
     p.add_argument("run_b", type=Path, help="another one")

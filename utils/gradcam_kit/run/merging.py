@@ -30,7 +30,8 @@ Shard = tuple[Path, RunDatabase, Manifest]
 def main(argv: Sequence[str]) -> int:
     """Run the command `merge`. Raises InputError."""
     p = OneLineParser(
-        "merge: join the shards of a run (--shard 1/8, 2/8, …) into one run, as if it had not been split."
+        "python -m utils.run merge SHARD SHARD -o RUN",
+        "Join the shards of a run (--shard 1/8, 2/8, …) into one run, as if it had not been split.",
     )
     p.add_argument("command", choices=("merge",), help="the only command")
     p.add_argument("shards", nargs="+", type=Path, metavar="SHARD", help="a shard's --gradcam_output_dir")

@@ -18,7 +18,7 @@ class OptionParser(OneLineParser):
 
     def __init__(self, command: str, description: str, every: bool = False) -> None:
         """`every`: `--help` shows every flag."""
-        super().__init__(description)
+        super().__init__(command if command.startswith("python") else f"python {command}", description)
         self.command = command
         self.options = [(heading, option) for heading, option in options_of(command) if option.flags]
         if len(self.options) > FEW:

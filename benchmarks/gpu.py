@@ -231,7 +231,7 @@ def handed_over(bench: Bench) -> Callable[[], Pending]:
     """Hands an explanation of the bench's images to the device, and waits for nothing."""
     asked = BatchRequest([Recipe("gradcam", bench.names)], "predicted", False)
     subject = bench.detector.as_subject()
-    return partial(Pending, partial(explained_in, subject, {"image": bench.image}, asked, "image"))
+    return partial(Pending, partial(explained_in, subject, {"image": bench.image}, asked))
 
 
 def synchronisations(bench: Bench) -> None:

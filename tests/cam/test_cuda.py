@@ -7,7 +7,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,11 @@ from tests.helpers.detectors import ARCHITECTURE, images, tiny_detector
 from tests.helpers.paths import ROOT
 from tests.helpers.saved_bytes import saved_bytes
 from utils.gradcam_kit.drawing.overlays import overlay
+from utils.gradcam_kit.engine.checks import Checks
 from utils.gradcam_kit.engine.methods import METHODS
 from utils.gradcam_kit.engine.recipe import Recipe
+from utils.gradcam_kit.explaining.explanation import Explanation
+from utils.gradcam_kit.explaining.images import check_pixels
 from utils.gradcam_kit.explaining.one_pass import BatchRequest, Pending, explained_in
 from utils.gradcam_kit.run.dataset_run import DatasetRun
 
@@ -119,7 +121,11 @@ def test_pytorch_tells_who_waits() -> None:
 def test_an_explanation_is_handed_over_without_a_wait(target: str, backward: str, method: str) -> None:
     model, image = tiny_detector().cuda(), images(3).cuda()
     asked = BatchRequest([Recipe(method, LAYERS, "residual", backward)], target, False)
-    begin = partial(explained_in, model.as_subject(), {"image": image}, asked, "image")
+
+    def begin(checks: Checks) -> Explanation:
+        check_pixels(image, "image", checks)
+        return explained_in(model.as_subject(), {"image": image}, asked, checks)
+
     wanted = Pending(begin).result()
     with refusing_to_wait():
         found = Pending(begin).result()

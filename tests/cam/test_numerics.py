@@ -19,6 +19,7 @@ from tests.helpers.datasets import DataTree
 from tests.helpers.detectors import BLOCKS, PIXELS, images, tiny_detector
 from utils.gradcam import explain
 from utils.gradcam_kit.engine import tokens
+from utils.gradcam_kit.engine.checks import Checks
 from utils.gradcam_kit.engine.maps import LayerMaps, NonFiniteMapError, layer_maps, normalise
 from utils.gradcam_kit.engine.methods import METHODS, cam_method, signed_maps
 from utils.gradcam_kit.engine.tokens import Tokens, on_grid, reach
@@ -119,9 +120,9 @@ def test_tokens_that_are_all_equal_give_a_flagged_empty_map(channels: int, metho
         G = G[:, :1].expand_as(G).contiguous()
     tokens = {"layer": Tokens(A, G)}
     grid = Grid(7, 9, prefix=1)
-    maps = layer_maps(signed_maps(method, on_grid(tokens, grid)), {"layer": reach(G, grid, "layer")}, (112, 144))[
-        "layer"
-    ]
+    checks, signed = Checks(), signed_maps(method, on_grid(tokens, grid))
+    maps = layer_maps(signed, {"layer": reach(G, grid, "layer")}, (112, 144), checks)["layer"]
+    checks.read()
     assert maps.signed.any() and maps.empty.all() and not maps.normalised.any()
 
 

@@ -22,6 +22,7 @@ from utils.gradcam_kit.engine.attention import (
     BlockProjection,
     attention_token_maps,
 )
+from utils.gradcam_kit.engine.checks import Checks
 from utils.gradcam_kit.engine.layers import LayerError
 from utils.gradcam_kit.engine.maps import LayerMaps, NonFiniteMapError, layer_maps, to_layer_maps
 from utils.gradcam_kit.engine.methods import METHODS, signed_maps
@@ -160,7 +161,10 @@ class TokenMethodTester(MethodTester):
         tokens = {"layer": Tokens(inputs["layer", "A"], inputs["layer", "G"])}
         patches = on_grid(tokens, GRID)
         reached = {"layer": reach(inputs["layer", "G"], GRID, "layer")}
-        return layer_maps(signed_maps(self.name, patches), reached, SIZE)
+        checks = Checks()
+        maps = layer_maps(signed_maps(self.name, patches), reached, SIZE, checks)
+        checks.read()
+        return maps
 
     def expected(self, inputs: dict[Key, np.ndarray], layer: str) -> tuple[np.ndarray, np.ndarray]:
         A, G = (inputs[layer, name][PREFIX:].T.reshape(-1, GRID.rows, GRID.columns) for name in "AG")
@@ -192,7 +196,11 @@ class AttentionMethodTester(MethodTester):
         projections = {BlockProjection(*key): tensor for key, tensor in inputs.items() if not self.is_gradient(key)}
         gradients = {key[0]: tensor for key, tensor in inputs.items() if self.is_gradient(key)}
         images = len(next(iter(inputs.values())))
-        return to_layer_maps(attention_token_maps(self.method, attention, projections, gradients, images), GRID, SIZE)
+        token_maps = attention_token_maps(self.method, attention, projections, gradients, images)
+        checks = Checks()
+        maps = to_layer_maps(token_maps, GRID, SIZE, checks)
+        checks.read()
+        return maps
 
     def expected(self, inputs: dict[Key, np.ndarray], layer: str) -> tuple[np.ndarray, np.ndarray]:
         names = [f"block{i}" for i in range(BLOCKS)]

@@ -6,8 +6,7 @@ pass collects the values to check in `Checks`, and the caller reads them once, a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -32,34 +31,22 @@ class FromDevice:
         return self._copies
 
 
-class Checks:
-    """Values on a device, each with an action for when it is known, mostly an error to raise."""
+class Checks(list[tuple[Tensor, Callable[[Tensor], None]]]):
+    """Values on a device, each with an action for when it is known, mostly an error to raise.
 
-    def __init__(self) -> None:
-        self._asked: list[tuple[Tensor, Callable[[Tensor], None]]] = []
-        self._sent: FromDevice | None = None
+    The action gets a copy of the values on the CPU. Actions run in the order of the list.
+    """
 
-    def add(self, values: Tensor, tell: Callable[[Tensor], None]) -> None:
-        """Add `values`; `tell` will get a copy on the CPU, in the order of adding."""
-        self._asked.append((values, tell))
+    _sent: FromDevice | None = None
 
     def send(self) -> None:
-        """Start copying the values. Nothing can be added after this."""
-        self._sent = FromDevice([values for values, _ in self._asked])
+        """Start copying the values. Nothing can be appended after this."""
+        self._sent = FromDevice([values for values, _ in self])
 
     def read(self) -> None:
-        """Wait for the values and call each `tell`, in order. Raises their errors."""
+        """Wait for the values and call each action. Raises their errors."""
         if self._sent is None:
             self.send()
         assert self._sent is not None, "sent"
-        for copy, (_, tell) in zip(self._sent.read(), self._asked, strict=True):
+        for copy, (_, tell) in zip(self._sent.read(), self, strict=True):
             tell(copy)
-
-
-@contextmanager
-def read_at_once(checks: Checks | None) -> Iterator[Checks]:
-    """Yield `checks`, which their owner reads later; if None, yield new ones and read them at the end."""
-    asked = Checks() if checks is None else checks
-    yield asked
-    if checks is None:
-        asked.read()

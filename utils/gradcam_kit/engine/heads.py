@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..base.allowed import TARGETS
 from ..base.errors import InputError, did_you_mean
-from .checks import Checks, read_at_once
+from .checks import Checks
 from .targets import Target, label_numbers, target_entries
 
 Prediction = dict[str, Tensor]
@@ -236,13 +236,13 @@ def score_weights(
     logits: Tensor,
     target: Target,
     label: Tensor | None,
-    head: Head = REAL_OR_FAKE,
-    checks: Checks | None = None,
+    head: Head,
+    checks: Checks,
 ) -> tuple[Tensor, list[str]]:
     """Return coefficients (B, K) and each target's name; Σ_k coefficient · logit has the score's gradient.
 
     `target`: one of TARGETS except "both", or a class name, for the whole batch; or one entry per image (a name, or
-    0 real / 1 fake). Raises InputError. `checks`: with it, "predicted" targets are named "fake" until it is read.
+    0 real / 1 fake). Raises InputError. "predicted" targets are named "fake" until `checks` is read.
     The score is always made of logits: a probability saturates, and softmax depends only on the margin fake - real.
     """
     count = logits.shape[0]
@@ -268,8 +268,7 @@ def score_weights(
         return weights, names
     if_real = ["real" if entry == "predicted" else name for entry, name in zip(entries, names, strict=True)]
     is_fake = head.predicts_fake(logits)
-    with read_at_once(checks) as asked:
-        asked.add(is_fake, partial(_name_predicted, names, predicted))
+    checks.append((is_fake, partial(_name_predicted, names, predicted)))
     return torch.where(is_fake[:, None], weights, head.coefficients(logits, if_real)), names
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..base.errors import RunError
 from .attention_methods import TokenMaps
-from .checks import Checks, read_at_once
+from .checks import Checks
 from .layers import FUSED, SCALED, SUM, LayerError
 from .real.contrast import scaled_mean, sharpened
 from .tokens import without_prefix
@@ -140,9 +140,9 @@ def layer_maps(
     signed: Mapping[str, Tensor],
     reached: Mapping[str, Tensor],
     size: Size,
+    checks: Checks,
     parts: Parts | None = None,
     leftovers: Mapping[str, Tensor] | None = None,
-    checks: Checks | None = None,
     sharpen: bool = False,
 ) -> dict[str, LayerMaps]:
     """Turn signed maps (B, h, w) by layer into maps of the image at `size`.
@@ -169,11 +169,8 @@ def layer_maps(
         maps.update(zip(layers, drawn.split(len(layers)), strict=True))
         finite.update(zip(layers, all_finite(together).chunk(len(layers)), strict=True))
     found = [_any([reached[part] for part in parts[layer]]) for layer in signed]
-    with read_at_once(checks) as asked:
-        asked.add(
-            torch.cat([torch.stack(found), torch.stack([finite[layer] for layer in signed]).unsqueeze(1)], dim=1),
-            partial(_refuse_maps, list(signed)),
-        )
+    known = torch.cat([torch.stack(found), torch.stack([finite[layer] for layer in signed]).unsqueeze(1)], dim=1)
+    checks.append((known, partial(_refuse_maps, list(signed))))
     return {layer: maps[layer] for layer in signed}
 
 
@@ -193,9 +190,9 @@ def to_layer_maps(
     maps: Mapping[str, TokenMaps],
     grid: Grid,
     size: Size,
+    checks: Checks,
     sum_of: str = "signed",
     parts: Parts | None = None,
-    checks: Checks | None = None,
 ) -> dict[str, LayerMaps]:
     """Turn token maps by layer, without prefix tokens, into maps of the image. Raises NonFiniteMapError.
 
@@ -247,10 +244,9 @@ def refuse_unreached(name: str, reached: bool, touched: bool) -> None:
     )
 
 
-def refuse_non_finite(values: Tensor, what: str, checks: Checks | None = None) -> None:
-    """Raise NonFiniteMapError for the images of `values` (B, ...) with NaN or infinity; `what` names the values."""
-    with read_at_once(checks) as asked:
-        asked.add(all_finite(values), lambda finite: _refuse_where_not(what, finite.tolist()))
+def refuse_non_finite(values: Tensor, what: str, checks: Checks) -> None:
+    """Let `checks` raise NonFiniteMapError for images of `values` (B, ...) with NaN or infinity; `what` names them."""
+    checks.append((all_finite(values), lambda finite: _refuse_where_not(what, finite.tolist())))
 
 
 def _refuse_where_not(what: str, finite: Sequence[bool]) -> None:

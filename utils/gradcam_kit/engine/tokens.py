@@ -77,7 +77,7 @@ class PassPlan(NamedTuple):
 
 
 def token_gradients(
-    tower: Tower, sites: Sequence[Site], question: Question, plan: PassPlan, checks: Checks | None = None
+    tower: Tower, sites: Sequence[Site], question: Question, plan: PassPlan, checks: Checks
 ) -> Differentiated:
     """Run the model once and differentiate its score once with respect to the tokens of all `sites`.
 

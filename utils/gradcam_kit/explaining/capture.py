@@ -18,7 +18,7 @@ from ..base.errors import InputError
 from ..engine.attention import AttentionPass, BlockProjection, attention_token_maps
 from ..engine.attention_methods import ATTENTION_METHODS
 from ..engine.backward import BALANCED, PLAIN, Activations, backward_rules
-from ..engine.checks import Checks, read_at_once
+from ..engine.checks import Checks
 from ..engine.completeness import Completeness, SelfTest
 from ..engine.heads import Head, HeadReader, Prediction
 from ..engine.hooks import NotOneToken, class_token_path
@@ -92,13 +92,16 @@ class Capture:
             NonFiniteMapError: a map is not finite.
         """
         recipe = self._asked_for(recipe, site)
+        left = Checks() if checks is None else checks
         canvas = Canvas.of(self.request.size, self.grid)
         parts = {layer: self.parts[layer] for layer in recipe.layers if layer != FUSED}
         if recipe.method in ATTENTION_METHODS:
-            found = self._attention_maps(recipe, canvas, parts, checks)
+            found = self._attention_maps(recipe, canvas, parts, left)
         else:
             epsilon = self.request.pp_epsilon if pp_epsilon is None else pp_epsilon
-            found = self._token_maps(recipe, canvas, parts, epsilon, checks)
+            found = self._token_maps(recipe, canvas, parts, epsilon, left)
+        if checks is None:
+            left.read()
         return in_order(found, recipe.layers, canvas)
 
     def _asked_for(self, recipe: Recipe | str, site: str | None) -> Recipe:
@@ -112,7 +115,7 @@ class Capture:
         raise InputError(f"the pass was not made for {wanted.method!r} at {wanted.site!r}; it was for: {made}")
 
     def _attention_maps(
-        self, recipe: Recipe, canvas: Canvas, parts: Mapping[str, Sequence[str]], checks: Checks | None
+        self, recipe: Recipe, canvas: Canvas, parts: Mapping[str, Sequence[str]], checks: Checks
     ) -> dict[str, LayerMaps]:
         if self.grid is None:
             raise LayerError(f"method {recipe.method!r} needs patch tokens, which this detector's network lacks")
@@ -123,7 +126,7 @@ class Capture:
         patches = self.grid.rows * self.grid.columns
         if reading.needs_class_token and any(pair.raw.shape[1] == patches for pair in token_maps.values()):
             raise LayerError(f"method {recipe.method!r} reads the class token, which this backbone lacks")
-        return to_layer_maps(token_maps, self.grid, canvas, reading.sum_of or "", parts, checks)
+        return to_layer_maps(token_maps, self.grid, canvas, checks, reading.sum_of or "", parts)
 
     def _token_maps(
         self,
@@ -131,7 +134,7 @@ class Capture:
         canvas: Canvas,
         parts: Mapping[str, Sequence[str]],
         pp_epsilon: float,
-        checks: Checks | None,
+        checks: Checks,
     ) -> dict[str, LayerMaps]:
         layers = dict.fromkeys(layer for added in parts.values() for layer in added)
         is_contrast = recipe.method in CONTRASTS  # each layer has its own real tokens
@@ -156,7 +159,7 @@ class Capture:
             layer: combined(layer, [[of[part] for part in added] for of in apart]) for layer, added in parts.items()
         }
         reached = by_layer({some: reach(of.G, self.grid, some[0]) for some, of in stacks[0].items()}, axis=1)
-        return layer_maps(signed, reached, canvas, parts, leftovers, checks, is_contrast)
+        return layer_maps(signed, reached, canvas, checks, parts, leftovers, is_contrast)
 
     def evidence(self, recipe: Recipe) -> Tensor:
         """Return the signed contrast (B, L, h, w) at each layer of a contrast map, by the plain gradient."""
@@ -250,11 +253,14 @@ def capture(
         modules = [(site.module, site.reads_input) for site in (*read, *(self_test.sites if self_test else ()))]
         path = class_token_path(tower, modules, backward != PLAIN) if use_path else None
         rules = backward_rules(tower, backward, activations if self_test else None, held, asked.first)
-        with asked.attention.kept() as projections, rules as constants, read_at_once(checks) as left:
+        left = Checks() if checks is None else checks
+        with asked.attention.kept() as projections, rules as constants:
             plan = PassPlan(path, self_test, constants, products, held)
             found = token_gradients(tower, read, question, plan, left)
             if found.more_tokens is not None:
-                left.add(found.more_tokens, partial(_refuse_more_tokens, tower))
+                left.append((found.more_tokens, partial(_refuse_more_tokens, tower)))
+            if checks is None:
+                left.read()
             return found, projections
 
     try:

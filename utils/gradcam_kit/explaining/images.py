@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..base.errors import InputError
-from ..engine.checks import Checks, read_at_once
+from ..engine.checks import Checks
 
 Batch = Mapping[str, Any]  # tensors by name, including "image", as in the hosts' data_dict
 
@@ -49,13 +49,19 @@ def as_batches(given: Any, where: str = "data_dict") -> list[Any]:
 def check_images(images: Any, what: str) -> None:
     """Raise InputError unless `images` are finite (B, 3, H, W); `what` names them in errors."""
     check_shape(images, what)
-    check_pixels(images, what)
+    _check_pixels_now(images, what)
+
+
+def _check_pixels_now(images: Tensor, what: str) -> None:
+    checks = Checks()
+    check_pixels(images, what, checks)
+    checks.read()
 
 
 def check_pixels(
-    images: Tensor, what: str, checks: Checks | None = None, further: Callable[[float, float], None] | None = None
+    images: Tensor, what: str, checks: Checks, further: Callable[[float, float], None] | None = None
 ) -> None:
-    """Raise InputError for NaN or infinite pixels. `further` receives the smallest and the largest value."""
+    """Let `checks` raise InputError for NaN or infinite pixels. `further` gets the smallest and the largest."""
 
     def tell(ends: Tensor) -> None:
         least, largest = ends.tolist()
@@ -65,8 +71,7 @@ def check_pixels(
         if further is not None:
             further(least, largest)
 
-    with read_at_once(checks) as asked:
-        asked.add(torch.stack(images.detach().aminmax()), tell)
+    checks.append((torch.stack(images.detach().aminmax()), tell))
 
 
 def are_clips(images: Any) -> bool:
@@ -81,13 +86,14 @@ def _check_dense(images: Any, what: str) -> None:
 
 
 def check_clips(clips: Any, what: str) -> None:
-    """Raise InputError unless `clips` is a dense batch of floating point clips (B, T, 3, H, W)."""
+    """Raise InputError unless `clips` is a dense batch of finite floating point clips (B, T, 3, H, W)."""
     _check_dense(clips, what)
     if not isinstance(clips, Tensor) or clips.ndim != 5 or clips.shape[2] != 3 or not clips.is_floating_point():
         found = f"shape {tuple(clips.shape)}" if isinstance(clips, Tensor) else type(clips).__name__
         raise InputError(f"{what} has {found}: expected normalised floating point clips of shape (B, T, 3, H, W)")
     if not clips.shape[0] or not clips.shape[1]:
         raise InputError(f"{what} is an empty batch: give at least one clip of at least one frame")
+    _check_pixels_now(clips, what)
 
 
 def check_shape(images: Any, what: str) -> None:

@@ -70,14 +70,18 @@ class Pending:
 
 
 def explain_batch(subject: Subject, batch: Batch, asked: BatchRequest, image_name: str) -> Explanation:
-    """Explain a batch. Errors as in `explaining.api.explain`; they call the images `image_name`."""
-    return Pending(partial(explained_in, subject, batch, asked, image_name)).result()
-
-
-def explained_in(subject: Subject, batch: Batch, asked: BatchRequest, image_name: str, checks: Checks) -> Explanation:
-    """Explain a batch without waiting for the device: values to verify go to `checks`."""
+    """Explain a user's batch. Errors as in `explaining.api.explain`; they call the images `image_name`."""
     check_shape(batch["image"], image_name)
-    check_pixels(batch["image"], image_name, checks, subject.check_range)
+
+    def explained(checks: Checks) -> Explanation:
+        check_pixels(batch["image"], image_name, checks, subject.check_range)
+        return explained_in(subject, batch, asked, checks)
+
+    return Pending(explained).result()
+
+
+def explained_in(subject: Subject, batch: Batch, asked: BatchRequest, checks: Checks) -> Explanation:
+    """Explain a batch of checked images without waiting for the device: values to verify go to `checks`."""
     if any(recipe.method == TRANSPLANT for recipe in asked.recipes):
         if len(asked.recipes) > 1:
             raise InputError("method 'transplant' cannot share a pass with other recipes: use it alone")
@@ -158,7 +162,7 @@ def _note_mixing(subject: Subject, images: Tensor, logits: Tensor, checks: Check
     exact = torch.promote_types(logits.dtype, torch.float32)
     usual, (again, reaches) = logits[0].to(exact), _reach_of_first(subject, beside)
     allowed = MIXED.get(logits.dtype, 1e-3) * usual.abs().max()
-    checks.add(torch.stack([(usual - again.to(exact)).abs().max() > allowed, reaches]), tell)
+    checks.append((torch.stack([(usual - again.to(exact)).abs().max() > allowed, reaches]), tell))
 
 
 def _reach_of_first(subject: Subject, images: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,7 @@ import torch
 
 from ..base.allowed import TRANSPLANT
 from ..base.errors import InputError
+from ..engine.checks import Checks
 from ..engine.frozen import frozen_for_explaining
 from ..engine.heads import score_weights
 from ..engine.maps import LayerMaps, refuse_non_finite
@@ -48,14 +49,18 @@ def explain_by_transplant(subject: Subject, batch: Batch, target: Target) -> Exp
         output, kind = head._replace(batch=len(images)).read(subject.run({"image": images}))
         prediction = {name: value.detach() for name, value in output.items()}
         logits = prediction["cls"]
-        refuse_non_finite(logits, "the logits")
+        checks = Checks()
+        refuse_non_finite(logits, "the logits", checks)
+        checks.read()
         other = blurred(images) if references is None else references
         worth = transplant_maps(subject.margins, images, other, patches, max(LEAST_BATCH, 2 * len(images)))
-    refuse_non_finite(worth, "the transplant map")
-    if wants_both(target):
-        names, signed = ["both"] * len(images), [worth, -worth]
-    else:
-        _, names = score_weights(logits, target, batch.get("label"), kind)
+    checks = Checks()
+    refuse_non_finite(worth, "the transplant map", checks)
+    names, signed = ["both"] * len(images), [worth, -worth]
+    if not wants_both(target):
+        _, names = score_weights(logits, target, batch.get("label"), kind, checks)
+    checks.read()
+    if not wants_both(target):
         sign = worth.new_tensor([-1.0 if name == "real" else 1.0 for name in names])
         signed = [worth * sign.view(-1, 1, 1)]
     maps = {

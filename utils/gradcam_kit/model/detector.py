@@ -213,7 +213,7 @@ class LoadedDetector:
             if isinstance(subject, ClipSubject):
                 return explain_clips(subject, data, request, IMAGE)
             with self._as_evaluated():
-                return explained_in(subject, data, request, IMAGE, checks)
+                return explained_in(subject, data, request, checks)
 
         return Pending(explain)
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ...base.allowed import CLIP_METHODS
 from ...base.errors import InputError
+from ..checks import Checks
 from ..maps import Canvas, LayerMaps, refuse_non_finite, refuse_unreached
 from ..methods import DEFAULT_EPSILON, METHODS, cam_method, grad_cam, leftover
 from ..tokens import Tokens
@@ -93,7 +94,9 @@ def clip_maps(
     if method == "hirescam":
         spare = leftover(_steps(A), _steps(G), norm_epsilon).unflatten(0, (clips, -1))
     canvas = Canvas.of(size, Grid(grid.rows, grid.columns, grid.prefix, covers=grid.covers))
-    refuse_non_finite(signed, f"the map of layer {layer!r}")
+    checks = Checks()
+    refuse_non_finite(signed, f"the map of layer {layer!r}", checks)
+    checks.read()
     refuse_unreached(layer, *(bool(each.any()) for each in (G, tokens.G)))
     return ClipMaps.of_clip(signed, grid, canvas, spare)
 

@@ -19,7 +19,7 @@ from ...judge.clips.time import ClipMargins, RealClips
 from ...judge.clips.trial import try_clip_maps
 from ...judge.trial import CandidateMaps, Scorer
 from ...judge.verdict import UNTRIED, Choice, choose
-from ..images import Batch, check_clips, check_pixels
+from ..images import Batch, check_clips
 from ..one_pass import BatchRequest
 from .checking import margins_of
 from .one_pass import explain_clips, reals_of
@@ -105,7 +105,6 @@ def choose_on_batches(
     device = next((parameter.device for parameter in subject.tower.model.parameters()), None)
     for batch in batches:
         check_clips(batch["image"], CLIPS)
-        check_pixels(batch["image"], CLIPS)
         reals_of(batch)
     shapes = sorted({tuple(batch["image"].shape[1:]) for batch in batches})
     if len(shapes) > 1:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ...base.errors import InputError
 from ...engine.backward import backward_rules
+from ...engine.checks import Checks
 from ...engine.clips.families import channels_first, clip_grid
 from ...engine.clips.grid import ClipShape
 from ...engine.clips.maps import ClipMaps, clip_maps
@@ -26,7 +27,7 @@ from ...judge.check import MapCheck
 from ...judge.clips.time import RealClips
 from ..asking.request import point_of
 from ..explanation import Explanation, RecipeMaps
-from ..images import Batch, check_clips, check_pixels
+from ..images import Batch, check_clips
 from ..one_pass import BatchRequest, both_classes, explain_batch
 from ..subject import Subject
 from .checking import ClipChecker, margins_of
@@ -50,7 +51,6 @@ def explain_clips(subject: ClipSubject, batch: Batch, asked: BatchRequest, where
     """
     clips = batch["image"]
     check_clips(clips, where)
-    check_pixels(clips, where)
     asked = replace(asked, recipes=list(map(subject.on(clips).resolved, asked.recipes)))
     if not wants_both(asked.target):
         return _explained(subject, batch, asked)
@@ -65,7 +65,9 @@ def _explained(subject: ClipSubject, batch: Batch, asked: BatchRequest) -> ClipE
         some = [recipe for recipe in asked.recipes if recipe.backward == rule]
         passes[rule] = _Pass.of(subject, batch, some, asked.target, rule)
     found = passes[asked.recipes[0].backward].found
-    refuse_non_finite(found.prediction["cls"], "the logits")
+    checks = Checks()
+    refuse_non_finite(found.prediction["cls"], "the logits", checks)
+    checks.read()
     made = [
         RecipeMaps(recipe, {layer: passes[recipe.backward].maps(recipe, layer) for layer in recipe.layers}, site, {})
         for recipe in asked.recipes
@@ -125,7 +127,9 @@ class _Pass(NamedTuple):
         cutting = next((one for one in tubelets if one is not None), None)
         with backward_rules(tower, rule) as constants, noted_inputs(cutting) as cut:
             plan = PassPlan(constants=constants, in_order=partial(_in_order, shape))
-            found = token_gradients(tower, sites, question, plan)
+            checks = Checks()
+            found = token_gradients(tower, sites, question, plan, checks)
+            checks.read()
         return cls(subject, shape, found, dict(zip(points, zip(sites, found.tokens, strict=True), strict=True)), cut)
 
     def maps(self, recipe: Recipe, layer: str) -> ClipMaps:

@@ -66,11 +66,11 @@ class AttentionPass:
             for block, modules in self.differentiated
         ]
 
-    def output_gradients(self, gradients: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Return ∂score/∂O (B, T, C) by block, from the gradients at `output_sites`."""
+    def output_gradients(self, tokens: Sequence[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+        """Return ∂score/∂O (B, T, C) by block, from activation and gradient at each of `output_sites`."""
         return {
             block: modules.output_gradient(gradient)
-            for (block, modules), gradient in zip(self.differentiated, gradients, strict=True)
+            for (block, modules), (_, gradient) in zip(self.differentiated, tokens, strict=True)
         }
 
     @contextmanager

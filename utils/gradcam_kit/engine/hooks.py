@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any, NamedTuple
@@ -142,6 +142,17 @@ class Joined(NamedTuple):
     differs: Tensor  # bool: whether the second run gave another value than the first
 
 
+class LastBlock(NamedTuple):
+    """A tower's last block, with the modules that `ClassTokenPath` hooks."""
+
+    block: nn.Module
+    first_norm: nn.Module
+    attention: BlockAttention
+    output: tuple[nn.Module, bool]  # as `BlockAttention.output`
+    projections: tuple[nn.Module, ...]
+    tokens_axis: int  # 1 for tokens (B, T, C), 0 for (T, B, C)
+
+
 class ClassTokenPath:
     """Hooks on the last block of a tower whose first token is the class token.
 
@@ -150,21 +161,18 @@ class ClassTokenPath:
     The block then runs again for the class token, whose attention reads these; the gradient takes this path. The code
     does not assume that the head reads this token only: it checks the gradient at the others.
 
-    `batch_axis`: 0 for tokens (B, T, C), 1 for (T, B, C). `constant`: whether queries and keys are constant for the
-    gradient. `replaying` is True while the block runs for the class token only; counts of runs must ignore it. `joined`
-    holds the result after the pass; it is None if the block got a mask or is small, and its graph is then the ordinary
-    one.
+    `constant`: whether queries and keys are constant for the gradient. `replaying` is True while the block runs for the
+    class token only; counts of runs must ignore it. `joined` holds the result after the pass; it is None if the block
+    got a mask or is small, and its graph is then the ordinary one.
     """
 
-    def __init__(
-        self, block: nn.Module, first_norm: nn.Module, attention: BlockAttention, batch_axis: int, constant: bool
-    ) -> None:
-        self.block, self.first_norm, self.attention = block, first_norm, attention
-        self.output, self.projections = attention.output, attention.projections
+    def __init__(self, last: LastBlock, constant: bool) -> None:
+        self.block, self.first_norm, self.attention = last.block, last.first_norm, last.attention
+        self.output, self.projections = last.output, last.projections
         self.constant = constant
         self.replaying = False
         self.joined: Joined | None = None
-        self._tokens_axis = 1 - batch_axis
+        self._tokens_axis = last.tokens_axis
         self._active = False  # between start and end of the ordinary run
         self._given: Any = None  # the arguments of the ordinary run
         self._graph: dict[nn.Module, Tensor] = {}  # what these modules read or returned then, with its graph
@@ -277,13 +285,20 @@ def _mixed(parts: Heads, heads: int) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
-def class_token_path(tower: Tower, read: Iterable[tuple[nn.Module, bool]], constant: bool) -> ClassTokenPath | None:
-    """Return the path for a pass that reads these modules, each by its input (True) or output.
+def class_token_path(tower: Tower, read: tuple[Site, ...], constant: bool) -> ClassTokenPath | None:
+    """Return the path for a pass that reads these sites; `constant`: whether it treats queries and keys as constant.
 
-    `constant`: whether the pass treats queries and keys as constant. Returns None if the tower has no class token in
-    front, if its attention is unknown or rotates tokens, or if the pass reads the last block beyond its first norm.
+    Returns None if the tower has no class token in front, if its attention is unknown or rotates tokens, or if the pass
+    reads the last block beyond its first norm.
     """
-    if not tower.blocks or tower.reads_more_tokens or not tower.prefix:
+    if tower.reads_more_tokens:
+        return None
+    last = tower.once(("last block", read), lambda: _last_block(tower, read))
+    return None if last is None else ClassTokenPath(last, constant)
+
+
+def _last_block(tower: Tower, read: tuple[Site, ...]) -> LastBlock | None:
+    if not tower.blocks or not tower.prefix:
         return None
     last = tower.blocks[-1]
     block, norm, attention, axis = (
@@ -295,11 +310,10 @@ def class_token_path(tower: Tower, read: Iterable[tuple[nn.Module, bool]], const
     turned = isinstance(attention, AttentionModules) and attention.rotary is not None
     if attention is None or axis is None or norm is None or turned:
         return None
-    inside = tower.once(("inside", last), lambda: set(block.modules()))
-    allowed = {(block, True), (norm, False)}
-    if any(module in inside and (module, by_input) not in allowed for module, by_input in read):
+    inside, allowed = set(block.modules()), {(block, True), (norm, False)}
+    if any(site.module in inside and (site.module, site.reads_input) not in allowed for site in read):
         return None
-    return ClassTokenPath(block, norm, attention, axis, constant)
+    return LastBlock(block, norm, attention, attention.output, attention.projections, 1 - axis)
 
 
 # ---------------------------------------------------------------------------------------------------------- QuickGELU

@@ -24,6 +24,7 @@ from .explanation import Explanation
 from .images import Batch, are_clips, as_batch, as_batches, check_clips, check_images, check_shape
 from .mixin import GradCAMMixin, trial_target
 from .one_pass import BatchRequest, explain_batch
+from .precision import check_backward_precision
 from .real_tokens import tried, with_bank
 from .subject import Subject, device_of, subject_of
 
@@ -115,9 +116,11 @@ def explain(
         within = tuple(layer for one in several for layer in Recipe.of(one).layers)
     subject = subject_of(model, batch["image"], forward, options.get("classes"), within)
     batch = _on_device(batch, subject)
+    precision = options.get("backward_precision", subject.precision)
+    check_backward_precision(precision)
     subject = replace(
         subject,
-        precision=options.get("backward_precision", subject.precision),
+        precision=precision,
         bank=options.get("bank") or subject.bank,
     )
     target = subject.target if target is None else target

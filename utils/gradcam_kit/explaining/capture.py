@@ -7,6 +7,7 @@ maps from a block's attention. The model is left unchanged.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..base.errors import InputError
-from ..engine.attention import AttentionPass, BlockProjection, attention_token_maps
+from ..engine.attention import BlockProjection, attention_token_maps
 from ..engine.attention_methods import ATTENTION_METHODS
 from ..engine.backward import BALANCED, PLAIN, Activations, backward_rules
 from ..engine.checks import Checks
@@ -27,8 +28,6 @@ from ..engine.layers import (
     SCALED,
     SUM,
     LayerError,
-    name_in_tower,
-    site_of_layer,
 )
 from ..engine.maps import Canvas, LayerMaps, combined, in_order, layer_maps, to_layer_maps
 from ..engine.methods import leftover, signed_maps
@@ -50,7 +49,7 @@ from ..engine.towers import Grid
 from ..engine.towers.attention import HeldLater
 from ..engine.towers.tower import Tower
 from .asking.request import Asked, Point, Request
-from .precision import AUTO, check_backward_precision, matrix_products_in, resolved_precision
+from .precision import FP32, matrix_products_in, resolved_precision
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,15 +57,12 @@ class Capture:
     """The result of one pass. `prediction`, `head` and `target` as in `Explanation`; `maps` returns the maps."""
 
     request: Request
+    asked: Asked
     prediction: Prediction
     head: Head
     target: list[str]
-    parts: Mapping[str, Sequence[str]]  # layer → the layers of its map: itself, or blocks
-    names: Mapping[str, str]  # layer → its name in the tower
     tokens: Mapping[Point, Tokens]
     balanced: Mapping[Point, Tokens] | None  # tokens by the balanced rule, if several rules were requested
-    norm_epsilons: Mapping[Point, float]  # ε of the norm that reads them, 0 if unknown
-    attention: AttentionPass
     projections: Mapping[BlockProjection, Tensor]
     output_gradients: Mapping[str, Tensor]  # block → ∂score/∂O of its attention
     completeness: Mapping[str, Completeness]  # of layers that are blocks, if requested
@@ -94,7 +90,7 @@ class Capture:
         recipe = self._asked_for(recipe, site)
         left = Checks() if checks is None else checks
         canvas = Canvas.of(self.request.size, self.grid)
-        parts = {layer: self.parts[layer] for layer in recipe.layers if layer != FUSED}
+        parts = {layer: self.asked.parts[layer] for layer in recipe.layers if layer != FUSED}
         if recipe.method in ATTENTION_METHODS:
             found = self._attention_maps(recipe, canvas, parts, left)
         else:
@@ -121,7 +117,7 @@ class Capture:
             raise LayerError(f"method {recipe.method!r} needs patch tokens, which this detector's network lacks")
         reading = ATTENTION_METHODS[recipe.method]
         token_maps = attention_token_maps(
-            reading, self.attention, self.projections, self.output_gradients, len(self.target)
+            reading, self.asked.attention, self.projections, self.output_gradients, len(self.target)
         )
         patches = self.grid.rows * self.grid.columns
         if reading.needs_class_token and any(pair.raw.shape[1] == patches for pair in token_maps.values()):
@@ -138,7 +134,8 @@ class Capture:
     ) -> dict[str, LayerMaps]:
         layers = dict.fromkeys(layer for added in parts.values() for layer in added)
         is_contrast = recipe.method in CONTRASTS  # each layer has its own real tokens
-        alike = {layer: layer if is_contrast else self.norm_epsilons[layer, recipe.site] for layer in layers}
+        points = {layer: self.asked.points[layer, recipe.site] for layer in layers}
+        alike = {layer: layer if is_contrast else point.norm_epsilon for layer, point in points.items()}
         passes = [self.tokens]
         if self.balanced is not None and recipe.backward != PLAIN:
             passes = [self.balanced] if recipe.backward == BALANCED else [self.tokens, self.balanced]
@@ -170,7 +167,7 @@ class Capture:
         return scaled_mean(self._contrasts(CONTRAST_Z, recipe))
 
     def _contrasts(self, method: str, recipe: Recipe) -> list[Tensor]:
-        parts = [part for layer in recipe.layers for part in self.parts[layer]]
+        parts = [part for layer in recipe.layers for part in self.asked.parts[layer]]
         on_image = on_grid({part: self.tokens[part, recipe.site] for part in parts}, self.grid)
         return [self._contrast(method, part, *of) for part, of in on_image.items()]
 
@@ -184,7 +181,7 @@ class Capture:
 
     def _compared_with(self, layer: str, A: Tensor) -> Tensor:
         """Return the real tokens (B, C, h, w) to compare `A` with: the pair's, or the bank's."""
-        pairs, has_pair = self.request.real.get(self.names.get(layer, layer)), self.request.has_pair
+        pairs, has_pair = self.request.real.get(self.asked.names.get(layer, layer)), self.request.has_pair
         if pairs is None:
             return self._neighbours(layer, A).mean
         if layer not in self.beside:  # several maps and the verdict compare the same tokens
@@ -205,7 +202,7 @@ class Capture:
                 " calls real",
                 "method",
             )
-        self.found[layer] = self.request.bank.nearest(self.names.get(layer, layer), A, self.request.videos)
+        self.found[layer] = self.request.bank.nearest(self.asked.names.get(layer, layer), A, self.request.videos)
         return self.found[layer]
 
 
@@ -233,28 +230,26 @@ def capture(
     """
     recipes = tuple(request.recipes)
     asked = tower.once(recipes, lambda: Asked.of(tower, forward, recipes))
-    check_backward_precision(request.precision)
-    rules = {recipe.backward for recipe in request.recipes}
-    rule = rules.pop() if len(rules) == 1 else BOTH
-    backward, held = (BALANCED, HeldLater()) if rule == BOTH else (rule, None)
-    precision = request.precision
-    if precision == AUTO:
-        precision = resolved_precision(precision, next(tower.model.parameters()).device)
-    products = partial(matrix_products_in, precision)
-    activations = Activations()
-    self_test = None
-    if request.completeness and rule == BALANCED:
-        sites = [site_of_layer(tower, block, "residual") for block in asked.named_blocks]
-        self_test = SelfTest(sites, activations)
-    read = [*asked.points.values(), *asked.attention.output_sites()]
+    backward, held = (BALANCED, HeldLater()) if asked.backward == BOTH else (asked.backward, None)
+    products: Callable[[], AbstractContextManager[Any]] = nullcontext
+    if request.precision != FP32:
+        device = next(tower.model.parameters()).device
+        products = partial(matrix_products_in, resolved_precision(request.precision, device))
+    tested = [*asked.tests.values()] if request.completeness and asked.backward == BALANCED else None
+    self_test = None if tested is None else SelfTest(tested, Activations())
+    read, reads_attention = asked.read, bool(asked.attention.read)
     question = Question(forward, head, request.target, request.label)
 
     def one_pass(use_path: bool) -> tuple[Differentiated, Mapping[BlockProjection, Tensor]]:
-        modules = [(site.module, site.reads_input) for site in (*read, *(self_test.sites if self_test else ()))]
-        path = class_token_path(tower, modules, backward != PLAIN) if use_path else None
-        rules = backward_rules(tower, backward, activations if self_test else None, held, asked.first)
+        path = class_token_path(tower, (*read, *(tested or ())), backward != PLAIN) if use_path else None
+        rules: AbstractContextManager[AbstractContextManager[Any]] = nullcontext(nullcontext())
+        if backward != PLAIN:
+            rules = backward_rules(tower, backward, self_test.activations if self_test else None, held, asked.first)
         left = Checks() if checks is None else checks
-        with asked.attention.kept() as projections, rules as constants:
+        watched: AbstractContextManager[Mapping[BlockProjection, Tensor]] = nullcontext({})
+        if reads_attention:
+            watched = asked.attention.kept()
+        with watched as projections, rules as constants:
             plan = PassPlan(path, self_test, constants, products, held)
             found = token_gradients(tower, read, question, plan, left)
             if found.more_tokens is not None:
@@ -264,7 +259,7 @@ def capture(
             return found, projections
 
     try:
-        found, projections = one_pass(not asked.attention.read and held is None)
+        found, projections = one_pass(not reads_attention and held is None)
     except NotOneToken:
         tower.reads_more_tokens = True
         found, projections = one_pass(False)
@@ -272,23 +267,20 @@ def capture(
     balanced = None
     if found.balanced is not None:
         balanced = dict(zip(asked.points, found.balanced[:count], strict=True))
-    complete = dict(zip(asked.named_blocks, found.completeness, strict=True)) if self_test else {}
+    complete = dict(zip(asked.tests, found.completeness, strict=True)) if self_test else {}
     for layer in (SUM, SCALED):
         if layer in asked.parts and complete:
             complete[layer] = Completeness.worst([complete[block] for block in asked.parts[layer]])
     return Capture(
         request=request,
+        asked=asked,
         prediction=found.prediction,
         head=found.head,
         target=found.target,
-        parts=asked.parts,
-        names={layer: name_in_tower(tower, layer) for added in asked.parts.values() for layer in added},
         balanced=balanced,
         tokens=dict(zip(asked.points, found.tokens[:count], strict=True)),
-        norm_epsilons={key: point.norm_epsilon for key, point in asked.points.items()},
-        attention=asked.attention,
         projections=projections,
-        output_gradients=asked.attention.output_gradients([pair.G for pair in found.tokens[count:]]),
+        output_gradients=asked.attention.output_gradients(found.tokens[count:]) if reads_attention else {},
         completeness={layer: complete[layer] for layer in asked.parts if layer in complete},
         grid=grid,
     )

@@ -14,7 +14,7 @@ from ...engine.frozen import frozen_for_explaining
 from ...engine.layers import SCALED, SUM, LayerError, Site, name_in_tower, named_layers, site_of_layer, summed_blocks
 from ...engine.methods import DEFAULT_EPSILON, check_method
 from ...engine.real.bank import TokenBank
-from ...engine.recipe import RESIDUAL, Recipe
+from ...engine.recipe import BOTH, RESIDUAL, Recipe
 from ...engine.spatial_layers import count_runs, is_shareable, last_run
 from ...engine.targets import Target
 from ...engine.towers.tower import Tower
@@ -60,9 +60,12 @@ class Asked:
     """The points where recipes read the tower. They stay the same as long as the tower does."""
 
     parts: Mapping[str, Sequence[str]]  # layer of any recipe → the layers that its map is made of
+    names: Mapping[str, str]  # these layers → their names in the tower
     points: Mapping[Point, Site]
     attention: AttentionPass
-    named_blocks: Sequence[str]  # those of the layers that are blocks, as they were named
+    backward: str  # the backward rule; BOTH for several, which one graph serves
+    tests: Mapping[str, Site]  # those of the layers that are blocks, and where their completeness is tested
+    read: tuple[Site, ...]  # the sites whose gradients the pass computes: the points, then the attention's
     first: int  # the first block that is read
 
     @classmethod
@@ -95,8 +98,12 @@ class Asked:
             # No gradient is needed, but it alone tells whether the score depends on these layers at all.
             points.update({(layer, RESIDUAL): point_of(tower, layer, RESIDUAL, forward) for layer in by_attention})
         names = {layer: name_in_tower(tower, layer) for layer in captured}
-        blocks = [layer for layer, name in names.items() if name in tower.blocks]
-        return cls(parts, points, attention, blocks, min(map(tower.place, names.values()), default=0))
+        tests = {layer: site_of_layer(tower, layer, RESIDUAL) for layer, name in names.items() if name in tower.blocks}
+        rules = {recipe.backward for recipe in recipes}
+        backward = rules.pop() if len(rules) == 1 else BOTH
+        reads = *points.values(), *attention.output_sites()
+        first = min(map(tower.place, names.values()), default=0)
+        return cls(parts, names, points, attention, backward, tests, reads, first)
 
 
 def point_of(tower: Tower, layer: str, site: str, forward: Callable[[], Any]) -> Site:

@@ -121,7 +121,7 @@ def test_tokens_that_are_all_equal_give_a_flagged_empty_map(channels: int, metho
     tokens = {"layer": Tokens(A, G)}
     grid = Grid(7, 9, prefix=1)
     checks, signed = Checks(), signed_maps(method, on_grid(tokens, grid))
-    maps = layer_maps(signed, {"layer": reach(G, grid, "layer")}, (112, 144), checks)["layer"]
+    maps = layer_maps([signed], reach(tokens, grid), (112, 144), checks)["layer"]
     checks.read()
     assert maps.signed.any() and maps.empty.all() and not maps.normalised.any()
 

@@ -159,10 +159,8 @@ class TokenMethodTester(MethodTester):
 
     def maps(self, inputs: Inputs) -> dict[str, LayerMaps]:
         tokens = {"layer": Tokens(inputs["layer", "A"], inputs["layer", "G"])}
-        patches = on_grid(tokens, GRID)
-        reached = {"layer": reach(inputs["layer", "G"], GRID, "layer")}
         checks = Checks()
-        maps = layer_maps(signed_maps(self.name, patches), reached, SIZE, checks)
+        maps = layer_maps([signed_maps(self.name, on_grid(tokens, GRID))], reach(tokens, GRID), SIZE, checks)
         checks.read()
         return maps
 

@@ -7,7 +7,8 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial, wraps
-from operator import attrgetter
+from itertools import chain
+from operator import attrgetter, is_
 from typing import Any
 
 import torch.nn.functional as F
@@ -15,7 +16,6 @@ import torch.utils.checkpoint
 from torch import Tensor, nn
 
 from ..base.errors import InputError
-from .towers.tower import Structure
 
 # Concurrent explanations would see each other's frozen weights and global random state, so they run one at a time, even
 # for different detectors. The state to restore is recorded inside the lock, where no other explanation can change it.
@@ -26,6 +26,39 @@ if hasattr(os, "register_at_fork"):
         before=_one_at_a_time.acquire, after_in_parent=_one_at_a_time.release, after_in_child=_one_at_a_time.release
     )
 QUANTISED = tuple(f"torch.{place}nn.{kind}quantized" for place in ("", "ao.") for kind in ("", "intrinsic."))
+
+
+class Structure:
+    """The modules of a model, each once, and what each held under which name. Comparing needs no walk of the model.
+
+    `compiled`: the parts made by `torch.compile`: holder, name, part. `sharded`: the FullyShardedDataParallel inside.
+    `usable`: the list of `parameters` that was checked to be fit for gradients.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.modules = list(model.modules())
+        self.children = [dict(module._modules) for module in self.modules]
+        self.compiled = [
+            (module, name, child)
+            for module in self.modules
+            for name, child in module._modules.items()
+            if child is not None and "_orig_mod" in child._modules
+        ]
+        self.sharded = [module for module in self.modules if type(module).__name__ == "FullyShardedDataParallel"]
+        self.usable: list[nn.Parameter] | None = None
+        self._held: list[nn.Parameter | None] = []
+        self._parameters: list[nn.Parameter] = []
+
+    def still_holds(self) -> bool:
+        """True if no module was added, replaced, renamed or moved since."""
+        return [module._modules for module in self.modules] == self.children
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Return every current parameter once; the same list as before if all are the same objects."""
+        held = list(chain.from_iterable([module._parameters.values() for module in self.modules]))
+        if len(held) != len(self._held) or not all(map(is_, held, self._held)):
+            self._held, self._parameters = held, list({id(one): one for one in held if one is not None}.values())
+        return self._parameters
 
 
 @contextmanager

@@ -285,19 +285,17 @@ def _mixed(parts: Heads, heads: int) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
-def class_token_path(tower: Tower, read: tuple[Site, ...], constant: bool) -> ClassTokenPath | None:
-    """Return the path for a pass that reads these sites; `constant`: whether it treats queries and keys as constant.
+def class_token_path(tower: Tower, last: LastBlock | None, constant: bool) -> ClassTokenPath | None:
+    """Return the path for a pass; `constant`: whether it treats queries and keys as constant. None: there is none."""
+    return None if last is None or tower.reads_more_tokens else ClassTokenPath(last, constant)
+
+
+def last_block(tower: Tower, read: Sequence[Site]) -> LastBlock | None:
+    """Return the tower's last block, for a pass that reads these sites.
 
     Returns None if the tower has no class token in front, if its attention is unknown or rotates tokens, or if the pass
     reads the last block beyond its first norm.
     """
-    if tower.reads_more_tokens:
-        return None
-    last = tower.once(("last block", read), lambda: _last_block(tower, read))
-    return None if last is None else ClassTokenPath(last, constant)
-
-
-def _last_block(tower: Tower, read: tuple[Site, ...]) -> LastBlock | None:
     if not tower.blocks or not tower.prefix:
         return None
     last = tower.blocks[-1]

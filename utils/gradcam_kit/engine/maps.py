@@ -137,7 +137,7 @@ def combined(layer: str, by_rule: Sequence[Sequence[Tensor]]) -> Tensor:
 
 
 def layer_maps(
-    signed: Mapping[str, Tensor],
+    by_rule: Sequence[Mapping[str, Tensor]],
     reached: Mapping[str, Tensor],
     size: Size,
     checks: Checks,
@@ -145,15 +145,18 @@ def layer_maps(
     leftovers: Mapping[str, Tensor] | None = None,
     sharpen: bool = False,
 ) -> dict[str, LayerMaps]:
-    """Turn signed maps (B, h, w) by layer into maps of the image at `size`.
+    """Turn signed maps (B, h, w), by backward rule and part, into maps of the image at `size`, by layer.
 
     `reached`, by part: whether the score can depend on the patches at all, see `tokens.reach`. `parts`: the parts of
-    each layer of `signed`; None: the layer itself. `leftovers`, by part: see `LayerMaps.of`. `checks`: collects errors
-    that are found on the device. `sharpen`: sharpen the raw map with `contrast.sharpened`, as always for SCALED.
-    Raises LayerError if the patch gradients are structurally zero, NonFiniteMapError if a map is not finite.
+    each layer; None: each part is a layer. `leftovers`, by part: see `LayerMaps.of`. `sharpen`: sharpen the raw map
+    with `contrast.sharpened`, as always for SCALED. `checks` raises LayerError if the patch gradients are structurally
+    zero, NonFiniteMapError if a map is not finite.
     """
-    parts = parts or {layer: [layer] for layer in signed}
+    parts = parts or {part: [part] for part in by_rule[0]}
     leftovers = leftovers or {}
+    signed = {
+        layer: combined(layer, [[of[part] for part in added] for of in by_rule]) for layer, added in parts.items()
+    }
     alike: dict[Any, list[str]] = {}  # layers to draw at once
     for layer, one in signed.items():
         alike.setdefault((one.shape, one.dtype, one.device, layer == SCALED), []).append(layer)

@@ -91,9 +91,10 @@ def token_gradients(
     path, self_test = plan.path, plan.self_test
     tested = self_test.sites if self_test else []
     axes = ChannelAxes() if any(site.may_be_4d for site in sites) else None
+    gelus = tower.modules_that(is_quick_gelu)
     with ExitStack() as hooks:
         hooks.enter_context(frozen_for_explaining(tower.model, tower.structure))
-        hooks.enter_context(replaced_forward(tower.modules_that(is_quick_gelu), quick_gelu))
+        hooks.enter_context(replaced_forward(gelus, quick_gelu))
         taps = hooks.enter_context(tapped([*sites, *tested], axes, path))
         scales = hooks.enter_context(scaled_biases(tower.modules_that(has_bias), taps)) if self_test else {}
         with axes or nullcontext(), path.hooked() if path else nullcontext(), plan.constants:
@@ -239,7 +240,7 @@ def _on_grid(tokens: Tokens, grid: Grid | None, layer: str | tuple[str, ...]) ->
             f"layer {name!r} gives a tensor of shape {shape}, which has no patch tokens:"
             " name an encoder block or a module inside one"
         )
-    grid = grid.of_tokens(shape[1])
+    grid = grid.of_tokens(shape[1]) if grid.halvings else grid
     patches = (without_prefix(each, grid, name).transpose(1, 2) for each in tokens)
     return Tokens(*(each.unflatten(2, (grid.rows, grid.columns)) for each in patches))
 
@@ -258,13 +259,20 @@ def without_prefix(tokens: Tensor, grid: Grid, layer: str) -> Tensor:
     return tokens[:, before : before + patches]
 
 
-def reach(G: Tensor, grid: Grid | None, layer: str) -> Tensor:
-    """Return whether any patch and whether any token has a gradient, (2, B) bool; `G` includes prefix tokens."""
-    by_token = G.flatten(2).any(dim=2)
-    touched = by_token.any(dim=1)
-    if G.ndim == 4 or grid is None:
-        return torch.stack([touched, touched])
-    return torch.stack([without_prefix(by_token, grid.of_tokens(G.shape[1]), layer).any(dim=1), touched])
+def reach(tokens: Mapping[K, Tokens], grid: Grid | None) -> dict[K, Tensor]:
+    """Return for each layer whether any patch and whether any token has a gradient, (2, B) bool.
+
+    `tokens` are those given to `on_grid`, with prefix tokens.
+    """
+    found = {}
+    for layer, (_, G) in tokens.items():
+        by_token = G.flatten(2).any(dim=2)
+        touched = of_patches = by_token.any(dim=1)
+        if G.ndim == 3 and grid is not None:
+            of_stage = grid.of_tokens(G.shape[1]) if grid.halvings else grid
+            of_patches = without_prefix(by_token, of_stage, str(layer)).any(dim=1)
+        found[layer] = torch.stack([of_patches, touched])
+    return found
 
 
 def by_layer(stacks: Mapping[tuple[str, ...], Tensor], axis: int = 0) -> dict[str, Tensor]:

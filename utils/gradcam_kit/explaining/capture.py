@@ -29,7 +29,7 @@ from ..engine.layers import (
     SUM,
     LayerError,
 )
-from ..engine.maps import Canvas, LayerMaps, combined, in_order, layer_maps, to_layer_maps
+from ..engine.maps import Canvas, LayerMaps, in_order, layer_maps, to_layer_maps
 from ..engine.methods import leftover, signed_maps
 from ..engine.real.bank import Neighbours, nearest_beside
 from ..engine.real.contrast import CONTRAST, CONTRAST_Z, CONTRASTS, contrast, contrast_z, scaled_mean
@@ -139,24 +139,21 @@ class Capture:
         passes = [self.tokens]
         if self.balanced is not None and recipe.backward != PLAIN:
             passes = [self.balanced] if recipe.backward == BALANCED else [self.tokens, self.balanced]
-        stacks = [stacked({layer: tokens[layer, recipe.site] for layer in layers}, alike) for tokens in passes]
-        on_image = [on_grid(tokens, self.grid) for tokens in stacks]
-        if is_contrast:
-            maps = [
-                {some: self._contrast(recipe.method, some[0], *of) for some, of in tokens.items()}
-                for tokens in on_image
-            ]
-        else:
-            maps = [signed_maps(recipe.method, tokens, pp_epsilon) for tokens in on_image]
+        by_rule: list[dict[str, Tensor]] = []
+        reached: dict[str, Tensor] = {}
         leftovers = None
-        if recipe.method == "hirescam" and len(passes) == 1:  # the method whose sum a LayerNorm can make 0
-            leftovers = by_layer({some: leftover(A, G, float(alike[some[0]])) for some, (A, G) in on_image[0].items()})
-        apart = [by_layer(of) for of in maps]
-        signed = {
-            layer: combined(layer, [[of[part] for part in added] for of in apart]) for layer, added in parts.items()
-        }
-        reached = by_layer({some: reach(of.G, self.grid, some[0]) for some, of in stacks[0].items()}, axis=1)
-        return layer_maps(signed, reached, canvas, checks, parts, leftovers, is_contrast)
+        for tokens in passes:
+            stacks = stacked({layer: tokens[layer, recipe.site] for layer in layers}, alike)
+            patches = on_grid(stacks, self.grid)
+            reached = reached or by_layer(reach(stacks, self.grid), axis=1)
+            if is_contrast:
+                signed = {some: self._contrast(recipe.method, some[0], *of) for some, of in patches.items()}
+            else:
+                signed = signed_maps(recipe.method, patches, pp_epsilon)
+            by_rule.append(by_layer(signed))
+            if recipe.method == "hirescam" and len(passes) == 1:  # the method whose sum a LayerNorm can make 0
+                leftovers = by_layer({some: leftover(A, G, float(alike[some[0]])) for some, (A, G) in patches.items()})
+        return layer_maps(by_rule, reached, canvas, checks, parts, leftovers, is_contrast)
 
     def evidence(self, recipe: Recipe) -> Tensor:
         """Return the signed contrast (B, L, h, w) at each layer of a contrast map, by the plain gradient."""
@@ -241,7 +238,7 @@ def capture(
     question = Question(forward, head, request.target, request.label)
 
     def one_pass(use_path: bool) -> tuple[Differentiated, Mapping[BlockProjection, Tensor]]:
-        path = class_token_path(tower, (*read, *(tested or ())), backward != PLAIN) if use_path else None
+        path = class_token_path(tower, asked.last_block, backward != PLAIN) if use_path else None
         rules: AbstractContextManager[AbstractContextManager[Any]] = nullcontext(nullcontext())
         if backward != PLAIN:
             rules = backward_rules(tower, backward, self_test.activations if self_test else None, held, asked.first)

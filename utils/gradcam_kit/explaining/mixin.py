@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from ..base.allowed import DEFAULT_IMAGES
 from ..base.errors import InputError
 from ..engine.clips.families import clip_tower_of
+from ..engine.frozen import Structure
 from ..engine.heads import HeadReader
 from ..engine.outputs.probabilities import Reading
 from ..engine.real.bank import TokenBank
 from ..engine.recipe import Recipe, layer_names
 from ..engine.targets import Target
 from ..engine.towers import Grid, unwrapped
-from ..engine.towers.tower import Structure, Tower, Weights, tower_of
+from ..engine.towers.tower import Tower, Weights, tower_of
 from ..judge.choosing import choose_map, in_batches, trial_images
 from ..judge.verdict import Choice
 from ..settings.config_values import GradCAMSettings, Section, clip_size_of, gradcam_settings

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from ..frozen import Structure
 from ..layers import LayerError
 from ..towers import find_tower
 from ..towers.attention import BlockAttention, HeldAttention, QueriesAndKeys
 from ..towers.families import CNN, HF_VIT, NamedTransformer
 from ..towers.family import part
-from ..towers.tower import Structure, Tower
+from ..towers.tower import Tower
 from .grid import FRAMES, HWT, THW, ClipGrid, ClipShape, thumbnail_grid
 from .held import ProjectedByWeight
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
-from itertools import chain
-from operator import is_
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from ..frozen import Structure
 from . import family_of, find_tower, is_clear
 from .attention import BlockAttention, HeldAttention
 from .family import Grid, TowerFamily
@@ -18,39 +17,6 @@ from .family import Grid, TowerFamily
 KEPT = "_gradcam_tower"  # in the model's own __dict__, so that both live equally long
 SAMPLED = 16  # values per parameter that are compared to detect loading
 T = TypeVar("T")
-
-
-class Structure:
-    """The modules of a model, each once, and what each held under which name. Comparing needs no walk of the model.
-
-    `compiled`: the parts made by `torch.compile`: holder, name, part. `sharded`: the FullyShardedDataParallel inside.
-    `usable`: the list of `parameters` that was checked to be fit for gradients.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        self.modules = list(model.modules())
-        self.children = [dict(module._modules) for module in self.modules]
-        self.compiled = [
-            (module, name, child)
-            for module in self.modules
-            for name, child in module._modules.items()
-            if child is not None and "_orig_mod" in child._modules
-        ]
-        self.sharded = [module for module in self.modules if type(module).__name__ == "FullyShardedDataParallel"]
-        self.usable: list[nn.Parameter] | None = None
-        self._held: list[nn.Parameter | None] = []
-        self._parameters: list[nn.Parameter] = []
-
-    def still_holds(self) -> bool:
-        """True if no module was added, replaced, renamed or moved since."""
-        return [module._modules for module in self.modules] == self.children
-
-    def parameters(self) -> list[nn.Parameter]:
-        """Return every current parameter once; the same list as before if all are the same objects."""
-        held = list(chain.from_iterable([module._parameters.values() for module in self.modules]))
-        if len(held) != len(self._held) or not all(map(is_, held, self._held)):
-            self._held, self._parameters = held, list({id(one): one for one in held if one is not None}.values())
-        return self._parameters
 
 
 class Tower:

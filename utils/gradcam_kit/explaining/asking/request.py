@@ -11,6 +11,7 @@ from torch import Tensor
 from ...engine.attention import AttentionPass
 from ...engine.attention_methods import ATTENTION_METHODS
 from ...engine.frozen import frozen_for_explaining
+from ...engine.hooks import LastBlock, last_block
 from ...engine.layers import SCALED, SUM, LayerError, Site, name_in_tower, named_layers, site_of_layer, summed_blocks
 from ...engine.methods import DEFAULT_EPSILON, check_method
 from ...engine.real.bank import TokenBank
@@ -67,6 +68,7 @@ class Asked:
     tests: Mapping[str, Site]  # those of the layers that are blocks, and where their completeness is tested
     read: tuple[Site, ...]  # the sites whose gradients the pass computes: the points, then the attention's
     first: int  # the first block that is read
+    last_block: LastBlock | None  # for the class token's path; None: the tower has none, or these layers rule it out
 
     @classmethod
     def of(cls, tower: Tower, forward: Callable[[], Any], recipes: Sequence[Recipe]) -> Asked:
@@ -103,7 +105,7 @@ class Asked:
         backward = rules.pop() if len(rules) == 1 else BOTH
         reads = *points.values(), *attention.output_sites()
         first = min(map(tower.place, names.values()), default=0)
-        return cls(parts, names, points, attention, backward, tests, reads, first)
+        return cls(parts, names, points, attention, backward, tests, reads, first, last_block(tower, reads))
 
 
 def point_of(tower: Tower, layer: str, site: str, forward: Callable[[], Any]) -> Site:

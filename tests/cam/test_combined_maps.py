@@ -13,9 +13,9 @@ from tests.helpers.detectors import BLOCKS, images, tiny_detector
 from utils.gradcam import explain
 from utils.gradcam_kit.base.errors import InputError
 from utils.gradcam_kit.drawing.overlays import signed_overlay
+from utils.gradcam_kit.engine.heads import Target
 from utils.gradcam_kit.engine.layers import LayerError
-from utils.gradcam_kit.engine.targets import Target
-from utils.gradcam_kit.explaining.asking.names import explained_names
+from utils.gradcam_kit.engine.recipe import explained_names
 
 NAMES = [f"encoder.layers.{i}" for i in range(BLOCKS)]
 

@@ -13,8 +13,7 @@ from tests.helpers.command_server import CommandServer
 from tests.helpers.datasets import DataTree, change_yaml
 from tests.helpers.detectors import images, tiny_config, tiny_detector
 from utils.gradcam_kit.base.errors import InputError
-from utils.gradcam_kit.engine.recipe import Recipe
-from utils.gradcam_kit.explaining.asking.names import names_of
+from utils.gradcam_kit.engine.recipe import Recipe, names_of
 from utils.gradcam_kit.judge.verdict import CHOSEN, UNDECIDED, Choice, Interval, TrialRow
 from utils.gradcam_kit.settings.config import detector_settings
 from utils.gradcam_kit.settings.config_values import gradcam_settings

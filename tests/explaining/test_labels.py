@@ -10,7 +10,7 @@ import torch
 
 from tests.helpers.detectors import images, tiny_detector
 from utils.gradcam_kit.base.errors import InputError
-from utils.gradcam_kit.engine.targets import label_numbers
+from utils.gradcam_kit.engine.heads import label_numbers
 from utils.gradcam_kit.explaining.training_log import captions
 
 REAL_FAKE = [

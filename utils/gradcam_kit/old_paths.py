@@ -20,6 +20,7 @@ ROOMS = {
 }  # fmt: skip
 # Modules that did not move with their room; relative to the kit.
 MOVED = {
+    "cam.targets": ".engine.heads",
     "data.dataset_json": "..dataset_json",
     "data.video_files": ".media.video_files",
     "explanation_metrics.localisation": ".judge.localisation",

@@ -11,7 +11,7 @@ In both cases P(fake) = sigmoid(margin), and the prediction is fake if the margi
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -21,10 +21,11 @@ from torch import Tensor
 from ..base.allowed import TARGETS
 from ..base.errors import InputError, did_you_mean
 from .checks import Checks
-from .targets import Target, label_numbers, target_entries
 
 Prediction = dict[str, Tensor]
 WORD_REAL = re.compile(r"(?<![a-z])real(?![a-z])", re.IGNORECASE)
+# A target for the whole batch or per image, in any form that `target_entries` accepts.
+Target = str | int | Sequence[str | int] | Tensor
 RESERVED = ("predicted", "label", "margin", "both")  # targets, so not allowed as class names
 
 
@@ -230,6 +231,65 @@ def output_logits(output: Any) -> Any:
 
 
 # -------------------------------------------------------------------------------------------------------------- scores
+
+
+def target_entries(target: Any) -> str | list[str | int]:
+    """Return a target as one name for the whole batch, or one name or number per image.
+
+    Names are "predicted", "fake", "real", "label", "margin", "both" and the class names; 0 and False mean real, 1 and
+    True fake. A single number is for the whole batch; a sequence, array or tensor has one entry per image.
+    """
+    if isinstance(target, str):
+        return str(target)
+    one = _class_number(target)
+    if one is not None:
+        return ("real", "fake")[one] if one in (0, 1) else str(one)
+    entries = target.tolist() if hasattr(target, "tolist") else target
+    if not isinstance(entries, Iterable) or isinstance(entries, Mapping):
+        raise InputError(
+            f"target is {target!r}: give one of {', '.join(TARGETS)}, a class's name, or one entry per image"
+        )
+    numbers = [(entry, _class_number(entry)) for entry in entries]
+    return [entry if number is None else number for entry, number in numbers]
+
+
+def _class_number(value: Any) -> int | None:
+    """Return a single integer or bool from Python, NumPy or PyTorch as an int; None for anything else."""
+    value = value.item() if getattr(value, "ndim", None) == 0 else value
+    return int(value) if isinstance(value, int) else None
+
+
+def label_numbers(label: Tensor) -> list[int]:
+    """Return 0 (real) or 1 (fake) for each of B labels, a tensor (B,) or (B, 1).
+
+    For integers and bools, 0 is real and anything else fake. Fractions, e.g. from label smoothing or mixing, are real
+    below 0.5. Raises InputError for 0.5, NaN, negative numbers and several numbers per image.
+    """
+    if label.ndim == 0 or label.numel() != len(label):
+        raise InputError(
+            f"data_dict['label'] has shape {tuple(label.shape)}: give one label for each image, 0 for real"
+        )
+    numbers = label.detach().flatten().tolist()
+    if not label.is_floating_point():
+        return [int(number != 0) for number in numbers]
+    odd = next((number for number in numbers if not (number >= 0 and number != 0.5)), None)
+    if odd is not None:
+        raise InputError(
+            f"data_dict['label'] holds {odd:g}, which is neither real nor fake: give 0 for real, 1 for fake"
+        )
+    return [int(number > 0.5) for number in numbers]
+
+
+def wants_both(target: Target) -> bool:
+    """True if `target` asks for two maps per image ("fake", "real"). Raises InputError if only some entries do."""
+    entries = target_entries(target)
+    if isinstance(entries, str):
+        return entries == "both"
+    if "both" not in entries:
+        return False
+    if any(entry != "both" for entry in entries):
+        raise InputError("target 'both' gives two maps per image: use it for the whole batch or not at all")
+    return True
 
 
 def score_weights(

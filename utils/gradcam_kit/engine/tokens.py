@@ -13,10 +13,9 @@ from torch import Tensor
 from .checks import Checks
 from .completeness import Completeness, SelfTest, completeness_of, has_bias, scaled_biases
 from .frozen import frozen_for_explaining, replaced_forward
-from .heads import Head, HeadReader, Prediction, score_weights
+from .heads import Head, HeadReader, Prediction, Target, score_weights
 from .hooks import ClassTokenPath, Joined, Tap, in_order, is_quick_gelu, quick_gelu, tapped
 from .layers import LayerError, Site
-from .targets import Target
 from .towers import Grid
 from .towers.attention import HeldLater
 from .towers.channel_axis import ChannelAxes

@@ -10,10 +10,9 @@ from torch import Tensor, nn
 
 from ..base.allowed import AUTO, DEFAULT_IMAGES
 from ..base.errors import InputError
-from ..engine.heads import named_classes
+from ..engine.heads import Target, named_classes
 from ..engine.real.bank import TokenBank
 from ..engine.recipe import Recipe, layer_names
-from ..engine.targets import Target
 from ..engine.towers import unwrapped
 from ..judge.choosing import choose_map, in_batches, trial_images
 from ..judge.verdict import Choice
@@ -88,7 +87,7 @@ def explain(
         method: one of `engine.methods.method_names`. None: "gradcam", or the detector's config. "auto": try several
             maps on the images that the model calls fake, and use the one whose hottest patches matter most to the model
             (see `Explanation.choice`); other arguments restrict the candidates.
-        target: see `engine.targets.target_entries`. None: "predicted", or the detector's config. "both" takes two
+        target: see `engine.heads.target_entries`. None: "predicted", or the detector's config. "both" takes two
             passes and returns every layer twice, as `<layer>_fake` and `<layer>_real`.
         forward: runs the model on `images`, if `model(images)` does not.
         recipes: several maps from one pass, instead of `layers`, `method`, `site` and `backward`.

@@ -17,10 +17,9 @@ from ..engine.completeness import Completeness
 from ..engine.heads import Head, Prediction
 from ..engine.maps import LayerMaps
 from ..engine.real.exchange import Exchange
-from ..engine.recipe import Recipe, layer_names
+from ..engine.recipe import Recipe, layer_names, names_of
 from ..judge.check import MapCheck
 from ..judge.verdict import Choice
-from .asking.names import names_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

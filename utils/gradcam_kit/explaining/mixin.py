@@ -14,11 +14,10 @@ from ..base.allowed import DEFAULT_IMAGES
 from ..base.errors import InputError
 from ..engine.clips.families import clip_tower_of
 from ..engine.frozen import Structure
-from ..engine.heads import HeadReader
+from ..engine.heads import HeadReader, Target
 from ..engine.outputs.probabilities import Reading
 from ..engine.real.bank import TokenBank
 from ..engine.recipe import Recipe, layer_names
-from ..engine.targets import Target
 from ..engine.towers import Grid, unwrapped
 from ..engine.towers.tower import Tower, Weights, tower_of
 from ..judge.choosing import choose_map, in_batches, trial_images
@@ -213,7 +212,7 @@ class GradCAMMixin(DrawnMaps):
             method: one of `engine.methods.method_names`; or "auto": the choice of `calibrate_gradcam`, else the first
                 of `gradcam_candidates`; or "transplant", which takes two forward passes per patch and no
                 backward pass, and makes one map, of the layer "input".
-            target: see `engine.targets.target_entries`. "both" takes two passes and returns every layer twice, as
+            target: see `engine.heads.target_entries`. "both" takes two passes and returns every layer twice, as
                 `<layer>_fake` and `<layer>_real`.
             site: "layer_norm1" or "residual".
             backward: "plain" or "balanced", which holds attention weights, norms and channel gates constant.

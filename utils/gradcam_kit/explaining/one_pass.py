@@ -16,12 +16,11 @@ from ..base.allowed import TRANSPLANT
 from ..base.errors import InputError
 from ..engine.checks import Checks
 from ..engine.frozen import frozen_for_explaining
+from ..engine.heads import Target, wants_both
 from ..engine.hooks import NotOneToken
 from ..engine.maps import LayerMaps, refuse_non_finite
 from ..engine.real.contrast import CONTRASTS
-from ..engine.recipe import BALANCED, Recipe
-from ..engine.targets import Target, wants_both
-from .asking.names import one_per_layer
+from ..engine.recipe import BALANCED, Recipe, one_per_layer
 from .capture import Capture
 from .checking import check_explanation, verdicts_of
 from .explanation import Explanation, RecipeMaps

@@ -15,7 +15,7 @@ from ..base.allowed import AUTO
 from ..base.errors import InputError
 from ..engine.checks import Checks
 from ..engine.frozen import frozen_for_explaining
-from ..engine.heads import ANY_MODEL, Head, HeadReader, named_classes
+from ..engine.heads import ANY_MODEL, Head, HeadReader, Target, named_classes
 from ..engine.layers import SCALED
 from ..engine.methods import DEFAULT_EPSILON
 from ..engine.outputs.probabilities import Reading
@@ -23,7 +23,6 @@ from ..engine.real.bank import TokenBank
 from ..engine.real.contrast import CONTRAST, CONTRASTS
 from ..engine.recipe import BALANCED, PLAIN, Recipe, layer_names, site_of
 from ..engine.spatial_layers import SpatialLayer, last_spatial_layer
-from ..engine.targets import Target
 from ..engine.towers import Grid, unwrapped
 from ..engine.towers.places import find_patches, note_unread_border
 from ..engine.towers.tower import Tower, tower_of

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..base.decision import CLASS_NAMES
 from ..base.errors import InputError
 from ..drawing.overlays import denormalise, overlay, text_line, unseen_in_grey
-from ..engine.targets import Target
+from ..engine.heads import Target
 from ..engine.towers import unwrapped
 from .images import as_batch
 from .mixin import GradCAMMixin

@@ -8,12 +8,10 @@ from ..base.allowed import TRANSPLANT
 from ..base.errors import InputError
 from ..engine.checks import Checks
 from ..engine.frozen import frozen_for_explaining
-from ..engine.heads import score_weights
+from ..engine.heads import Target, score_weights, wants_both
 from ..engine.maps import LayerMaps, refuse_non_finite
-from ..engine.recipe import Recipe
-from ..engine.targets import Target, wants_both
+from ..engine.recipe import Recipe, explained_names
 from ..judge.transplant import CELLS, INPUT, PIXELS, blurred, transplant_maps
-from .asking.names import explained_names
 from .explanation import Explanation, RecipeMaps
 from .images import Batch
 from .subject import Subject

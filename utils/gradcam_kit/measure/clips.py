@@ -15,9 +15,9 @@ from tqdm import tqdm
 
 from ..engine.clips.families import clip_tower_of
 from ..engine.clips.grid import steps_of
+from ..engine.heads import Target
 from ..engine.maps import Canvas, normalise
 from ..engine.recipe import Recipe
-from ..engine.targets import Target
 from ..engine.towers.tower import Tower
 from ..explaining.clips.one_pass import explain_clips
 from ..explaining.one_pass import BatchRequest

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from ..data.frame import evenly_spaced
+from ..engine.heads import Target
 from ..engine.recipe import Recipe
-from ..engine.targets import Target
 from ..judge.controls import CONTROLS, control_maps
 from ..judge.deletion import GROUPS, SHARES, Curves
 from ..judge.localisation import click_distance

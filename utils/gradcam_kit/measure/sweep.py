@@ -15,11 +15,11 @@ from ..base.allowed import CLIP_METHODS, SITES
 from ..engine.attention import has_attention
 from ..engine.attention_methods import ATTENTION_METHODS
 from ..engine.backward import can_balance
+from ..engine.heads import Target
 from ..engine.layers import FUSED, SCALED, SUM, named_layers, site_of_layer, summed_blocks
 from ..engine.maps import Canvas, normalise
 from ..engine.methods import METHODS
 from ..engine.recipe import BALANCED, PLAIN, Recipe, site_of, sites_of
-from ..engine.targets import Target
 from ..engine.towers.tower import Tower
 from ..judge.localisation import Localisation, localise
 from ..model.detector import LoadedDetector

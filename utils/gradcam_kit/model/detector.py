@@ -18,11 +18,10 @@ from ..base.text import one_line
 from ..data.frame import Frame
 from ..engine.checks import Checks
 from ..engine.frozen import Structure, plain_forward
-from ..engine.heads import Head, HeadReader, Prediction
+from ..engine.heads import Head, HeadReader, Prediction, Target
 from ..engine.maps import NonFiniteMapError
 from ..engine.outputs.probabilities import Reading
 from ..engine.spatial_layers import SpatialLayer
-from ..engine.targets import Target
 from ..explaining.clips.one_pass import explain_clips
 from ..explaining.clips.subject import ClipSubject
 from ..explaining.explanation import Explanation

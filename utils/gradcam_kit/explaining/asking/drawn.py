@@ -9,13 +9,12 @@ from torch import Tensor, nn
 
 from ...base.allowed import TRANSPLANT
 from ...base.errors import InputError
-from ...engine.recipe import Recipe
+from ...engine.recipe import Recipe, explained_names, names_of, one_per_layer
 from ...judge.transplant import INPUT
 from ...settings.config_values import GradCAMSettings
 from ..clips.choosing import clip_candidates
 from ..clips.subject import ClipSubject
 from ..subject import Subject
-from .names import explained_names, names_of, one_per_layer
 
 
 class DrawnMaps(nn.Module):

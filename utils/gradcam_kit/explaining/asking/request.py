@@ -11,13 +11,13 @@ from torch import Tensor
 from ...engine.attention import AttentionPass
 from ...engine.attention_methods import ATTENTION_METHODS
 from ...engine.frozen import frozen_for_explaining
+from ...engine.heads import Target
 from ...engine.hooks import LastBlock, last_block
 from ...engine.layers import SCALED, SUM, LayerError, Site, name_in_tower, named_layers, site_of_layer, summed_blocks
 from ...engine.methods import DEFAULT_EPSILON, check_method
 from ...engine.real.bank import TokenBank
 from ...engine.recipe import BOTH, RESIDUAL, Recipe
 from ...engine.spatial_layers import count_runs, is_shareable, last_run
-from ...engine.targets import Target
 from ...engine.towers.tower import Tower
 from ..precision import FP32
 

@@ -17,11 +17,11 @@ from ...engine.clips.families import channels_first, clip_grid
 from ...engine.clips.grid import ClipShape
 from ...engine.clips.maps import ClipMaps, clip_maps
 from ...engine.clips.tubelets import noted_inputs, of_frames, tubelets_of
+from ...engine.heads import Target, wants_both
 from ...engine.hooks import Tap
 from ...engine.layers import Site
 from ...engine.maps import refuse_non_finite
 from ...engine.recipe import Recipe
-from ...engine.targets import Target, wants_both
 from ...engine.tokens import Differentiated, PassPlan, Question, Tokens, token_gradients
 from ...judge.check import MapCheck
 from ...judge.clips.time import RealClips

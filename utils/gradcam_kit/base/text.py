@@ -47,6 +47,8 @@ def in_number_order(name: str) -> tuple[list[tuple[int, str]], str]:
 
 def printable(text: str) -> str:
     """Escape line breaks, control characters and lone surrogates for a terminal (`\\x1b`)."""
+    if text.isprintable():
+        return text
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 

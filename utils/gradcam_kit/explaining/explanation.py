@@ -170,6 +170,8 @@ class Explanation:
     @cached_property
     def entries(self) -> dict[str, tuple[RecipeMaps, str]]:
         """Each map's name → its recipe and its layer."""
+        if len(self.made) == 1:
+            return {layer: (self.made[0], layer) for layer in self.made[0].layers}
         every = [(made, layer) for made in self.made for layer in made.layers]
         names = names_of([(made.recipe, layer) for made, layer in every], self.one_per_layer)
         return dict(zip(names, every, strict=True))

@@ -136,8 +136,8 @@ class GradCAMMixin(DrawnMaps):
         return {
             "tower": tower,
             "predict": self.evaluated,
-            "reading": tower.once(Reading, Reading),
             "head": self.head_reader,
+            "reading": tower.once(Reading, Reading),
             "noise": self.noise,
             "look": DrawStyle(settings.mean, settings.std, settings.colormap, settings.signed),
             "recipe": settings.recipe,

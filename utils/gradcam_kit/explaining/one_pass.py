@@ -101,10 +101,10 @@ def _explained(subject: Subject, batch: Batch, asked: BatchRequest, checks: Chec
     if compares:
         recipes.append(subject.evidence_recipe(recipes))
     of: dict[Recipe, Capture] = {}
-    for alone in (False, True):  # of several rules together; of the balanced one, where it is tested for completeness
-        some = dict.fromkeys(
-            one for one in recipes if alone == (one.needs_own_pass or (asked.completeness and one.backward == BALANCED))
-        )
+    # Several rules share a pass, unless completeness is tested, or an attention method needs the balanced rule.
+    balanced = [one for one in recipes if one.backward == BALANCED]
+    alone = balanced if asked.completeness else [one for one in balanced if one.needs_own_pass]
+    for some in (dict.fromkeys(one for one in recipes if one not in alone), dict.fromkeys(alone)):
         if some:
             captured = subject.capture(batch, list(some), asked.target, None, asked.completeness, checks, real)
             of |= dict.fromkeys(some, captured)

@@ -63,6 +63,8 @@ class AnySubject(ABC):
 
     def run(self, batch: Batch) -> Any:
         """Run a forward pass. Return an output that `head` can read, with logits even for a model of probabilities."""
+        if self.reading.known and (self.reading.may_mix is not None or len(batch["image"]) == 1):
+            return self.predict(batch)  # nothing is left to find out
 
         def predict(images: Tensor) -> Any:
             return self.predict(batch if images is batch["image"] else {"image": images})
@@ -231,6 +233,8 @@ class Subject(AnySubject):
     def resolved(self, recipe: Recipe) -> Recipe:
         if recipe.is_open:
             raise InputError(f"recipe {recipe} has open fields: choose(model, images) fills them in")
+        if recipe.layers and AUTO not in (recipe.site, recipe.backward):
+            return recipe
         backward = PLAIN if recipe.backward == AUTO else recipe.backward
         site = site_of(recipe.method, backward) if recipe.site == AUTO else recipe.site
         return Recipe(recipe.method, recipe.layers or self.default_layers(recipe.method), site, backward)

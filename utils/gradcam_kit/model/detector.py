@@ -33,7 +33,7 @@ from ..explaining.subject import Subject
 from ..settings.config import DetectorSettings
 from ..settings.config_values import GradCAMSettings
 from .clip_tower import activation_of
-from .host.inputs import HostInputs, restored_lists
+from .host.inputs import HostInputs
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -95,13 +95,11 @@ class LoadedDetector:
 
     def as_subject(self) -> Subject:
         """Return the detector as a Subject for normalised images, in its precision."""
-        subject: Subject = self.model.as_subject()
-        return replace(subject, predict=self._evaluated, reading=self.reading)
+        return replace(self.model.as_subject(), predict=self._evaluated, reading=self.reading)
 
     def as_clip_subject(self) -> ClipSubject:
         """Return a clip detector as a ClipSubject for normalised clips, in its precision."""
-        subject: ClipSubject = self.model.as_clip_subject()
-        return replace(subject, predict=self._evaluated, reading=self.reading)
+        return replace(self.model.as_clip_subject(), predict=self._evaluated, reading=self.reading)
 
     def _evaluated(self, batch: Batch) -> Any:
         data = batch if isinstance(batch, HostInputs) else self.inputs(batch["image"])
@@ -113,8 +111,7 @@ class LoadedDetector:
         """The layer that a pass found for a registered detector; None if none was searched for."""
         if self.settings.clip_size is not None or self.settings.build:
             return None
-        found: SpatialLayer | None = self.model.tower.known("default layer")
-        return found
+        return self.model.tower.known("default layer")
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Return a context with the detector's precision. Maps are always float32."""
@@ -122,8 +119,13 @@ class LoadedDetector:
 
     @contextmanager
     def _as_evaluated(self) -> Iterator[None]:
-        with self.autocast(), restored_lists(self.model):
-            yield
+        lists = [(value, len(value)) for value in vars(self.model).values() if isinstance(value, list)]
+        try:
+            with self.autocast():
+                yield
+        finally:
+            for value, length in lists:  # some hosts' detectors append in every pass
+                del value[length:]
 
     def inputs(self, image: Tensor, frames: Sequence[Frame] | None = None) -> HostInputs:
         """Return the model's input for normalised images (B, 3, H, W), with data of `frames` that it may read."""
@@ -200,7 +202,7 @@ class LoadedDetector:
         data = self.inputs(self.normalise(pixels), frames)
         for name, tensor in beside.items():
             data[name] = self.normalise(tensor) if tensor.dtype == torch.uint8 else tensor
-        if frames is not None:
+        if frames is not None and self.model.gradcam_bank is not None:  # which skips an image's own video
             data["video"] = [frame.whole_video for frame in frames]
         if label is not None:
             data["label"] = label.to(self.device)
@@ -210,7 +212,7 @@ class LoadedDetector:
         def explain(checks: Checks) -> Explanation:
             if isinstance(subject, ClipSubject):
                 return explain_clips(subject, data, request, IMAGE)
-            with self._as_evaluated():
+            with self.autocast():
                 return explained_in(subject, data, request, checks)
 
         return Pending(explain)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...base.errors import InputError
 from ...base.files import TRAINING_FOLDER
@@ -115,14 +114,3 @@ def host_makes(key: str) -> bool:
     """Tell whether the source of the host's datasets mentions `key`."""
     files = (TRAINING_FOLDER / "dataset").glob("*.py")
     return any(key in path.read_text(encoding="utf-8", errors="replace") for path in files)
-
-
-@contextmanager
-def restored_lists(model: nn.Module) -> Iterator[None]:
-    """Cut lists of `model` back to their length at the end, because some hosts' detectors append in every pass."""
-    lists = [(value, len(value)) for value in vars(model).values() if isinstance(value, list)]
-    try:
-        yield
-    finally:
-        for value, length in lists:
-            del value[length:]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial, wraps
 from itertools import chain
-from operator import attrgetter, is_
+from operator import is_
 from typing import Any
 
 import torch.nn.functional as F
@@ -76,27 +76,31 @@ def frozen_for_explaining(model: nn.Module, structure: Structure | None = None) 
     on_cuda = torch.cuda.is_initialized()
     devices = {parameter.device for parameter in parameters if parameter.is_cuda} if on_cuda else ()
     with _one_at_a_time, torch.random.fork_rng(devices=sorted(devices, key=str)):
-        training, trained = _flags(modules, "training"), _flags(parameters, "requires_grad")
+        training, trained = _in_training(modules), _trained(parameters)
         try:
-            _put(modules, "training", training, [False] * len(modules))
-            _put(parameters, "requires_grad", trained, [False] * len(parameters))
+            for module in training:
+                module.training = False
+            for parameter in trained:
+                parameter.requires_grad = False
             with plain_forward(structure), torch.inference_mode(False), torch.enable_grad():
                 yield
         finally:
-            _put(modules, "training", _flags(modules, "training"), training)
-            _put(parameters, "requires_grad", _flags(parameters, "requires_grad"), trained)
+            # The model's own code may have changed flags too; usually none is set now.
+            for module, mode in [*((one, False) for one in _in_training(modules)), *((one, True) for one in training)]:
+                module.training = mode
+            for parameter in _trained(parameters):
+                parameter.requires_grad = False
+            for parameter in trained:
+                parameter.requires_grad = True
 
 
-def _flags(owners: Sequence[Any], name: str) -> list[bool]:
-    return list(map(attrgetter(name), owners))
+# Setting a flag is slow, and a tower has hundreds: only those that are set are touched.
+def _in_training(modules: Sequence[nn.Module]) -> list[nn.Module]:
+    return [module for module in modules if module.training]
 
 
-def _put(owners: Sequence[Any], name: str, found: list[bool], wanted: list[bool]) -> None:
-    """Set an attribute only if it differs: setting is slow, and a tower has hundreds of modules."""
-    if found != wanted:
-        for owner, one, other in zip(owners, found, wanted, strict=True):
-            if one != other:
-                setattr(owner, name, other)
+def _trained(parameters: Sequence[nn.Parameter]) -> list[nn.Parameter]:
+    return [parameter for parameter in parameters if parameter.requires_grad]
 
 
 def _refuse_unusable(model: nn.Module, modules: Sequence[nn.Module], parameters: Sequence[nn.Parameter]) -> None:
@@ -208,18 +212,19 @@ def _batch_norm(usual: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tens
 
 def _without_checkpointing(undo: ExitStack) -> None:
     """Make `torch.utils.checkpoint.checkpoint` simply run its function, under any name a module imported it by."""
-
-    class Run:
-        """Stands for the function that re-enters autograd."""
-
-        @staticmethod
-        def apply(function: Callable[..., Any], preserve: bool, *args: Any) -> Any:
-            return function(*args)
-
-    def run_once(*args: Any, **kwargs: Any) -> Iterator[None]:
-        yield  # before the function runs; it ends when the function has
-
     module: Any = torch.utils.checkpoint
-    for name, value in (("CheckpointFunction", Run), ("_checkpoint_without_reentrant_generator", run_once)):
+    for name, value in (("CheckpointFunction", _Run), ("_checkpoint_without_reentrant_generator", _run_once)):
         undo.callback(setattr, module, name, getattr(module, name))
         setattr(module, name, value)
+
+
+class _Run:
+    """Stands for the function of checkpointing that re-enters autograd."""
+
+    @staticmethod
+    def apply(function: Callable[..., Any], preserve: bool, *args: Any) -> Any:
+        return function(*args)
+
+
+def _run_once(*args: Any, **kwargs: Any) -> Iterator[None]:
+    yield  # before the checkpointed function runs; it ends when the function has

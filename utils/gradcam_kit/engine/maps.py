@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -31,14 +31,21 @@ class NonFiniteMapError(RunError):
         self.samples = tuple(samples)
 
 
-class Canvas(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Canvas:
     """The image size (H, W) in pixels, and the part that the patches cover, `spanned`, from the top left.
 
-    Patches cover less if the patch size does not divide the image size, and more if the tower pads the image.
+    Patches cover less if the patch size does not divide the image size, and more if the tower pads the image. `seen` is
+    the part of the image that the network sees.
     """
 
     size: tuple[int, int]
     spanned: tuple[int, int]
+    seen: tuple[int, int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        (height, width), (rows, columns) = self.size, self.spanned
+        object.__setattr__(self, "seen", (min(height, rows), min(width, columns)))
 
     @classmethod
     def of(cls, size: tuple[int, int], grid: Grid | None) -> Canvas:
@@ -47,11 +54,6 @@ class Canvas(NamedTuple):
             return cls(size, size)
         rows, columns = (max(1, round(pixels * share)) for pixels, share in zip(size, grid.covers, strict=True))
         return cls(size, (rows, columns))
-
-    @property
-    def seen(self) -> tuple[int, int]:
-        """Height and width of the part of the image that the network sees."""
-        return min(self.size[0], self.spanned[0]), min(self.size[1], self.spanned[1])
 
     def stretch(self, maps: Tensor) -> Tensor:
         """Resize (B, h, w) to (B, *seen), bilinear with half-pixel centres, so that each value stays on its patch.

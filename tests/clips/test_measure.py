@@ -133,6 +133,8 @@ def test_a_run_replaces_cells_and_frames_by_those_of_the_real_video(data: Path, 
         )
     assert sample["cost"][T] == pytest.approx(before - after, rel=1e-3) and len(sample["cost"]) == FRAMES
     assert layer["check"]["word"] == "supported" and layer["check"]["fall"] == pytest.approx(before - after, rel=1e-3)
+    shown = json.dumps([float(f"{value:.4g}") for value in sample["cost"]])
+    assert f'"cost": {shown}' in (out / "index.html").read_text()
 
 
 def test_without_masks_maps_are_ranked_by_deletion_and_swept(data: Path, tmp_path: Path) -> None:

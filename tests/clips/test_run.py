@@ -211,7 +211,7 @@ def test_the_page_shows_time(run: tuple[Path, str]) -> None:
         hottest = [0, 5, 10, 15][int(time[f"{layer}.time"].argmax())]
         card = page.locator("[data-key='set/0']")  # of sample0, wherever it stands
         curve = card.locator("svg.curve")
-        label = f"Evidence from each of 4 frames; the most from frame {hottest}"
+        label = f"Evidence in each frame: 4 frames, the most at frame {hottest}"
         assert curve.get_attribute("aria-label") == label and curve.locator("rect").count() == 4
         card.click()
         assert page.inner_text("#frame-number") == "all frames"

@@ -105,15 +105,22 @@ def sample_data(sample: Sample, layers: Sequence[str], anonymous: bool = False) 
 
 
 def clip_data(sample: Sample) -> dict[str, Any]:
-    """Return a clip's frame numbers, and the rows and columns of its mosaics."""
-    return {"frames": list(sample.frames), "mosaic": mosaic_shape(len(sample.frames))} if sample.frames else {}
+    """Return a clip's frame numbers, the rows and columns of its mosaics, and what replacing a frame costs."""
+    if not sample.frames:
+        return {}
+    cost = {"cost": [rounded(value) for value in sample.cost]} if sample.cost else {}
+    return {"frames": list(sample.frames), "mosaic": mosaic_shape(len(sample.frames)), **cost}
 
 
 def _map_data(layer: LayerFacts, layers: Sequence[str]) -> list[object]:
     verdict, why = (layer.check.word, layer.check.sentence) if layer.check else ("", "")
-    time = [[float(f"{value:.4g}") for value in layer.time]] if layer.time else []
-    raw_maximum = float(f"{layer.raw_maximum:.4g}")
-    return [layers.index(layer.name), raw_maximum, layer.empty, layer.drawn_empty, verdict, why, *time]
+    time = [[rounded(value) for value in layer.time]] if layer.time else []
+    return [layers.index(layer.name), rounded(layer.raw_maximum), layer.empty, layer.drawn_empty, verdict, why, *time]
+
+
+def rounded(value: float) -> float:
+    """Round to four significant digits."""
+    return float(f"{value:.4g}")
 
 
 def file_facts(path: Path) -> dict[str, Any]:

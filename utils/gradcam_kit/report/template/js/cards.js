@@ -22,7 +22,7 @@ function verdict(sample) {
 const loud = evidence => evidence.replace(/fake|real/g, name => name.toUpperCase());
 
 function curveOf(sample) {
-  return sample.frames && !sample.lost ? [timeCurve(sample, state.layer)] : [];
+  return sample.frames && !sample.lost ? [timeCurve(sample, timeOf(sample, state.layer), EVIDENCE)] : [];
 }
 
 function where(sample) {

@@ -51,6 +51,7 @@ function showStage() {
   const layers = [...mapsOver(sample, state.layer, state.view), ...(state.outline && sample.outline ? [outlineOf(sample)] : [])];
   const whole = picture(sample, state.full && !sample.frames && !data.anonymous ? fullImage(sample) : original(sample), ...layers);
   const box = sample.frames && frame >= 0 ? oneFrame(sample, whole, frame) : whole;
+  stage.style.aspectRatio = sample.frames ? box.style.aspectRatio || `${sample.box[2]} / ${sample.box[3]}` : "";
   showTime(sample);
   box.style.width = `${100 * state.zoom}%`;
   for (const image of box.querySelectorAll("img:not(.full)"))

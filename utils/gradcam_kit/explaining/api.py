@@ -47,7 +47,7 @@ class Options(TypedDict, total=False):
         backward_precision: precision of the matrix products in the backward pass: "fp32"; "bf16" or "tf32", which are
             faster on some devices and change maps only by rounding; "auto": the fastest, measured once.
         bank: `Bank.of(model, real_images)`: method "contrast" and verdicts compare patches with it. Default: the bank
-            of `calibrate_gradcam`. Without one, method "auto" makes it from the images that the model calls real.
+            of `calibrate_gradcam`. Without a bank, "auto" makes one from the images that the model calls real.
         clip_layout: layout of the model's clips, "btchw" or "bcthw". Default: the one that the model accepts.
     """
 
@@ -80,8 +80,8 @@ def explain(
             returns a `ClipExplanation`. Or a mapping with such an `image`, and optionally `label` (B,) for target
             "label"; `video`, the name of each image's video, so that no image is compared with frames of its own video;
             `paired_real` (B, 3, H, W), the original real images, for "contrast" and verdicts to compare with.
-        layers: one or several names of modules (relative to the model or its network), numbers of blocks (-1: the last)
-            or modules. Naming a block selects its input, at `site`. "fused" is the mean of the other layers' normalised
+        layers: names of modules (relative to the model or its network), numbers of blocks (-1: the last) or modules;
+            one or several. Naming a block selects its input, at `site`. "fused" is the mean of the other layers' normalised
             maps, "sum" the sum of all blocks' raw maps. None: the last block; in a convolutional network the last
             module that returns feature maps, which the first call finds by a forward pass.
         method: one of `engine.methods.method_names`. None: "gradcam", or the detector's config. "auto": try several
@@ -182,10 +182,11 @@ def choose(
         model, forward, clip_layout: as for `explain`.
         images: a batch as for `explain`, or several. A mapping may also hold `video`, the name of each image's video,
             and `paired_real` (B, 3, H, W), the original real images.
-        target: what is explained of images that the model calls fake: "margin" or "real"; anything else means "fake".
+        target: "margin" or "real"; anything else means "fake". The maps on trial explain this target, on images that
+            the model calls fake.
         recipe: restricts the choice; only fields that are "auto" are chosen. None: all fields.
         count: maximum number of images called fake, and also of images called real; for clips at most 16.
-        bank: as for `explain`; None: from the images that are called real.
+        bank: as for `explain`; None: a bank from the images that the model calls real.
 
     Raises:
         InputError: no image, or an unusable argument.

@@ -144,7 +144,7 @@ class Explanation:
 
     @property
     def recipe(self) -> Recipe:
-        """The recipe of the maps; of several, the first."""
+        """The recipe of the maps, or the first of several."""
         return self.made[0].recipe
 
     @property

@@ -114,7 +114,7 @@ class Recipe:
         return AUTO in (self.method, *self.layers)
 
     def closed(self) -> Recipe:
-        """Return the recipe with each open field set to its default: Grad-CAM, default layer, site and backward rule."""
+        """Return the recipe with its open fields set to their defaults: Grad-CAM, default layer, site and backward."""
         method, site, backward = (None if name == AUTO else name for name in (self.method, self.site, self.backward))
         return Recipe(method, None if AUTO in self.layers else self.layers, site, backward)
 
@@ -199,8 +199,8 @@ def site_of(method: str, backward: str) -> str:
 
     LayerNorm undoes any scaling of a token. On the residual stream, the plain gradient is therefore orthogonal to the
     token, and gradient x activation vanishes except for LayerNorm's epsilon. So methods with the plain rule read the
-    norm's output. The balanced rule treats the norm's scale as a constant. On the residual stream, gradient x activation
-    then adds up to the score (LibraGrad, arXiv 2411.16760), so methods with the balanced rule read this stream.
+    norm's output. The balanced rule treats the norm's scale as a constant. On the residual stream, gradient x
+    activation then adds up to the score (LibraGrad, arXiv 2411.16760), so methods with the balanced rule read there.
     """
     if method in ATTENTION_METHODS:
         return ATTENTION_SITE
@@ -216,7 +216,7 @@ def sites_of(method: str, sites: Sequence[str]) -> list[str]:
 
 
 def names_of(maps: Sequence[tuple[Recipe, str]], one_per_layer: bool = False) -> list[str]:
-    """Name maps, given as (recipe, layer): by layer if all have one recipe, otherwise by method and, if needed, more."""
+    """Name maps, given as (recipe, layer): by layer if all have one recipe, otherwise by method and more."""
     if one_per_layer or len({recipe for recipe, _ in maps}) == 1:
         return [layer for _, layer in maps]
     spellings: list[Callable[[Recipe, str], str]] = [

@@ -81,9 +81,9 @@ def explain(
             "label"; `video`, the name of each image's video, so that no image is compared with frames of its own video;
             `paired_real` (B, 3, H, W), the original real images, for "contrast" and verdicts to compare with.
         layers: names of modules (relative to the model or its network), numbers of blocks (-1: the last) or modules;
-            one or several. Naming a block selects its input, at `site`. "fused" is the mean of the other layers' normalised
-            maps, "sum" the sum of all blocks' raw maps. None: the last block; in a convolutional network the last
-            module that returns feature maps, which the first call finds by a forward pass.
+            one or several. Naming a block selects its input, at `site`. "fused" is the mean of the other layers'
+            normalised maps, "sum" the sum of all blocks' raw maps. None: the last block; in a convolutional network
+            the last module that returns feature maps, which the first call finds by a forward pass.
         method: one of `engine.methods.method_names`. None: "gradcam", or the detector's config. "auto": try several
             maps on the images that the model calls fake, and use the one whose hottest patches matter most to the model
             (see `Explanation.choice`); other arguments restrict the candidates.

@@ -10,14 +10,10 @@ from .options import EVALUATE, HERE, OPTIONS, TABLE, Option
 HEAD = """# Options
 
 This page is written by `python -m utils.gradcam_kit.settings.options_page`. `--help` shows the basic flags,
-`--help-all` every flag. Flags win over `config/test_config.yaml`, which wins over the detector's YAML, as in
-DeepfakeBench.
-See also: [layout of datasets](datasets.md), [which map to use](reading_maps.md), [how maps are
-measured](faithfulness.md), and [single images](photos_and_videos.md).
+`--help-all` every flag. Flags win over `config/test_config.yaml`, which wins over the detector's YAML.
 
-`--resume` accepts other values of
+A resumed run may change
 {}
-Any other option must keep its value.
 """
 COLUMNS = "| Flag | YAML key | Default | Meaning |\n|---|---|---|---|"
 

@@ -11,7 +11,7 @@ what only weighs or scales tokens (LibraGrad, Mehri et al. 2025; CP-LRP, Ali et 
 
 From a block's tokens to the score, everything is then linear except the activations f. Their secants, f(x) = x · r with
 r = f(x) / x constant, make it fully linear for `engine/completeness.py`. Maps use the ordinary derivative of f: with
-the secant, they point worse on a pre-trained tower and no better on small ones (docs/faithfulness.md).
+the secant, they point worse on a pre-trained tower and no better on small ones (benchmarks/WHICH_MAP.md).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Exchange patches inside a forward pass: from one layer on, the model runs with other tokens.
 
 Filling a patch of the image with grey, blur or another face adds evidence of its own. Replacing a token by its nearest
-real one does not: doing so for random patches moves the margin by a few percent (docs/faithfulness.md).
+real one does not: doing so for random patches moves the margin by a few percent (benchmarks/WHICH_MAP.md).
 """
 
 from __future__ import annotations

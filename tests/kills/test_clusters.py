@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import signal
 import socket
+import sqlite3
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -14,8 +18,10 @@ import pytest
 from tests.helpers.compare_runs import assert_same_run
 from tests.helpers.datasets import DataTree, make_data_tree
 from tests.helpers.paths import ROOT, SCRIPT
+from tests.helpers.watch import until
 
 pytestmark = pytest.mark.slow
+Environment = tuple[Path, dict[str, str]]
 FLAGS = [
     "--batch_size",
     "4",
@@ -107,28 +113,99 @@ def test_two_nodes_write_what_one_process_writes(each: int, tree: DataTree, whol
     assert not list((tmp_path / "out").glob("run.*.sqlite"))
 
 
-def test_a_file_system_without_locks(tree: DataTree, whole: Path, tmp_path: Path) -> None:
-    """One line that names --run_database; with it the run is any other."""
+@pytest.fixture(scope="module")
+def locked_out(tmp_path_factory: pytest.TempPathFactory) -> Environment:
+    """The folder below which the system refuses every lock, and the environment of a process that this befalls."""
     compiler = shutil.which("cc")
     if compiler is None:
         pytest.skip("no C compiler, to take the locks away")
-    library, source, out = tmp_path / "without_locks.so", tmp_path / "without_locks.c", tmp_path / "disk" / "out"
+    folder = tmp_path_factory.mktemp("locks")
+    library, source, disk = folder / "without_locks.so", folder / "without_locks.c", folder / "disk"
     source.write_text(WITHOUT_LOCKS)
     subprocess.run([compiler, "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
-    out.parent.mkdir()
-    environment = {"LD_PRELOAD": str(library), "NO_LOCKS": str(out.parent)}
-    run = start(command_of(tree, out), tmp_path, **environment)
-    _, said = run.communicate()
-    last = said.splitlines()[-1]
-    assert run.returncode == 2 and "Traceback" not in said, said
-    assert last.startswith(f"error: {out / 'run.sqlite'}: the file system has no locks (No locks available)")
-    assert "give --run_database PATH on another disk" in last
-    elsewhere: list[str | Path] = ["--run_database", tmp_path / "local.sqlite"]
-    for more in ((), ("--resume",)):
-        run = start(command_of(tree, out, *elsewhere, *more), tmp_path, **environment)
+    disk.mkdir()
+    return disk, {"LD_PRELOAD": str(library), "NO_LOCKS": str(disk)}
+
+
+def refusal(command: list[str], cwd: Path, environment: dict[str, str]) -> str:
+    """The one line of a command that is refused."""
+    run = start(command, cwd, **environment)
+    _, said = run.communicate(timeout=300)
+    assert run.returncode == 2 and "Traceback" not in said and said.count("error: ") == 1, said
+    return said.splitlines()[-1]
+
+
+def test_a_file_system_without_locks(tree: DataTree, whole: Path, locked_out: Environment, tmp_path: Path) -> None:
+    """One line that names --run_database; with it the run is any other: killed, continued and reported."""
+    disk, environment = locked_out
+    out, place = disk / "out", tmp_path / "local.sqlite"
+    said = refusal(command_of(tree, out), tmp_path, environment)
+    assert said.startswith(f"error: {out / 'run.sqlite'}: the file system has no locks (No locks available)")
+    assert "give --run_database PATH on another disk" in said
+    elsewhere: list[str | Path] = ["--run_database", place]
+    killed = start(command_of(tree, out, *elsewhere), tmp_path, **environment)
+    until(lambda: bool(predictions_in(place)))
+    killed.kill()
+    killed.communicate()
+    assert not (out / "manifest.json").exists()
+    for more in (elsewhere, []):  # continued, and complete
+        run = start(command_of(tree, out, *more, "--resume"), tmp_path, **environment)
         _, said = run.communicate()
         assert run.returncode == 0, said
+    (out / "index.html").unlink()
+    run = start(["-m", "utils.report", str(out)], ROOT, **environment)
+    _, said = run.communicate()
+    assert run.returncode == 0, said
     pointer = out / "run_database.txt"
-    assert pointer.read_text() == f"{tmp_path / 'local.sqlite'}\n"
+    assert pointer.read_text() == f"{place}\n"
     pointer.unlink()
     assert_same_run(out, whole)
+
+
+def test_two_at_once_in_a_folder_whose_database_is_elsewhere(
+    tree: DataTree, locked_out: Environment, tmp_path: Path
+) -> None:
+    """The second is refused, whichever database it names, and the first one's results stay."""
+    disk, environment = locked_out
+    out, place = disk / "shared", tmp_path / "local.sqlite"
+    first = start(command_of(tree, out, "--run_database", place), tmp_path, **environment)
+    until(lambda: bool(predictions_in(place)))
+    first.send_signal(signal.SIGSTOP)
+    before, busy = predictions_in(place), f"error: {place}: another process is writing there; wait for it or end it"
+    ways: list[list[str | Path]] = [["--run_database", place], []]
+    for given in ways:
+        assert refusal(command_of(tree, out, *given, "--resume"), tmp_path, environment) == busy
+        assert refusal(command_of(tree, out, *given, "--overwrite"), tmp_path, environment) == busy
+        assert "holds an earlier run" in refusal(command_of(tree, out, *given), tmp_path, environment)
+    for flag in ([], ["--resume"], ["--overwrite"]):
+        other = command_of(tree, out, "--run_database", tmp_path / "other.sqlite", *flag)
+        assert f"holds a run with the database {place}" in refusal(other, tmp_path, environment)
+    assert predictions_in(place) == before and not (tmp_path / "other.sqlite").exists()
+    first.send_signal(signal.SIGCONT)
+    _, said = first.communicate(timeout=300)
+    assert first.returncode == 0, said
+
+
+def test_a_run_that_was_copied_to_a_file_system_without_locks_can_be_read(
+    whole: Path, locked_out: Environment, tmp_path: Path
+) -> None:
+    disk, environment = locked_out
+    shutil.copytree(whole, disk / "copy")
+    (disk / "copy" / "index.html").unlink()
+    begin = time.monotonic()
+    run = start(["-m", "utils.report", str(disk / "copy")], ROOT, **environment)
+    _, said = run.communicate()
+    assert run.returncode == 0 and (disk / "copy" / "index.html").is_file(), said
+    assert time.monotonic() - begin < 50  # it waits for no lock
+
+
+def predictions_in(database: Path) -> int:
+    """The number of committed predictions; 0 before the first commit."""
+    if not database.is_file():
+        return 0
+    with (
+        contextlib.suppress(sqlite3.OperationalError),
+        contextlib.closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as open_one,
+    ):
+        return int(open_one.execute("SELECT count(*) FROM frame").fetchone()[0])
+    return 0

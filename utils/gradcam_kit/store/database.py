@@ -67,8 +67,8 @@ def has_begun(path: Path) -> bool:
         return True  # something else, or damaged
 
 
-def check_locks(path: Path) -> None:
-    """Raise InputError if the file system has no locks: SQLite would report another process's lock instead."""
+def lacks_locks(path: Path) -> str:
+    """Tell why the file system has no locks, "" if it has: SQLite would report another process's lock instead."""
     try:
         import fcntl
 
@@ -79,10 +79,8 @@ def check_locks(path: Path) -> None:
         pass
     except OSError as error:  # SQLite reports any other error
         if error.errno in NO_LOCKS:
-            raise InputError(
-                f"{path}: the file system has no locks ({error.strerror}), which a database needs; give"
-                " --run_database PATH on another disk"
-            ) from error
+            return str(error.strerror)
+    return ""
 
 
 class Busy(InputError):
@@ -97,11 +95,17 @@ class RunDatabase:
         self.path, self._writes = path, writes
         self._committed = time.monotonic()
         self.skipped = 0  # changed rows that `rows` left out
-        if writes:
-            check_locks(path)
+        unlocked = lacks_locks(path)
+        if writes and unlocked:
+            raise InputError(
+                f"{path}: the file system has no locks ({unlocked}), which a database needs; give --run_database PATH"
+                " on another disk"
+            )
         with self._plain_errors(InputError):
-            # Even a reader may have to roll back a transaction that a kill has interrupted.
-            uri = f"file:{quote(os.fsencode(path.absolute()))}?mode={'rwc' if new else 'rw'}"
+            # Even a reader may have to roll back a transaction that a kill has interrupted. Not without locks, where it
+            # could be another machine's; no run of this machine writes there.
+            mode = "rwc" if new else "ro&nolock=1" if unlocked else "rw"
+            uri = f"file:{quote(os.fsencode(path.absolute()))}?mode={mode}"
             self._connection = sqlite3.connect(
                 uri, uri=True, isolation_level=None, timeout=PATIENCE, check_same_thread=False
             )

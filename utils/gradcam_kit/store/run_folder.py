@@ -55,15 +55,22 @@ class RunFolder:
 
         `database`: its path, if it is not in the folder. `key`: as in RunFolder. Raises InputError.
         """
-        place = database or database_of(path)
+        own = database_of(path)
+        place = database or own
+        if place.absolute() != own.absolute() and has_begun(own):
+            raise InputError(
+                f"output folder {path}: holds a run with the database {own}; give --run_database {own} too, or another"
+                " --gradcam_output_dir"
+            )
         check_names(manifest.datasets, (*manifest.top_files, ELSEWHERE, place.name))
         try:
             goes_on = resume and has_begun(place)
             if not goes_on:
                 _make_room(path, place, overwrite)
-                path.mkdir(parents=True, exist_ok=True)
-                if place != path / FILE:
-                    write_whole(path / ELSEWHERE, f"{place.absolute()}\n".encode())
+            path.mkdir(parents=True, exist_ok=True)
+            if database_of(path).absolute() != place.absolute():
+                write_whole(path / ELSEWHERE, f"{place.absolute()}\n".encode())
+            if not goes_on:
                 place.open("ab").close()  # an error of the system gives the reason, SQLite's does not
             folder = cls(path, manifest, key, place, RunDatabase(place, writes=True, new=not goes_on))
             try:

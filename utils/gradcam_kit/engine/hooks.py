@@ -173,6 +173,7 @@ class ClassTokenPath:
         self.replaying = False
         self.joined: Joined | None = None
         self._tokens_axis = last.tokens_axis
+        self._hooked = False  # whether the block's parts are
         self._active = False  # between start and end of the ordinary run
         self._given: Any = None  # the arguments of the ordinary run
         self._graph: dict[nn.Module, Tensor] = {}  # what these modules read or returned then, with its graph
@@ -183,30 +184,38 @@ class ClassTokenPath:
     def hooked(self) -> Iterator[None]:
         """Hook a forward pass inside, in this thread. Enter it after everything that reads or replaces tokens."""
         thread = threading.get_ident()
+        with ExitStack() as hooks:
 
+            def enter(*given: Any) -> Any:
+                if threading.get_ident() != thread:
+                    return None
+                entered = self._enter(*given)
+                if entered is not None and not self._hooked:  # else the block is not worth its hooks
+                    self._hook_parts(hooks, thread)
+                return entered
+
+            hooks.callback(self.block.register_forward_pre_hook(enter, with_kwargs=True).remove)
+            yield
+
+    def _hook_parts(self, hooks: ExitStack, thread: int) -> None:
         def inside(hook: Callable[..., Any]) -> Callable[..., Any]:
             return lambda *given: hook(*given) if self._active and threading.get_ident() == thread else None
-
-        def enter(*given: Any) -> Any:
-            return self._enter(*given) if threading.get_ident() == thread else None
 
         def replaced(*given: Any) -> Any:
             return self._replaced(*given) if self.replaying and threading.get_ident() == thread else None
 
+        self._hooked = True
         out, by_input = self.output
-        with ExitStack() as hooks:
-            for handle in (
-                self.block.register_forward_pre_hook(enter, with_kwargs=True),
-                self.first_norm.register_forward_pre_hook(inside(self._with_graph_of(self.block))),
-                self.first_norm.register_forward_hook(inside(self._keep)),
-                *(each.register_forward_pre_hook(inside(self._with_graph_of(self.first_norm)))
-                  for each in self.projections),
-                *(each.register_forward_hook(inside(self._keep)) for each in self.projections),
-                out.register_forward_pre_hook(replaced) if by_input else out.register_forward_hook(replaced),
-                self.block.register_forward_hook(inside(self._leave)),
-            ):  # fmt: skip
-                hooks.callback(handle.remove)
-            yield
+        for handle in (
+            self.first_norm.register_forward_pre_hook(inside(self._with_graph_of(self.block))),
+            self.first_norm.register_forward_hook(inside(self._keep)),
+            *(each.register_forward_pre_hook(inside(self._with_graph_of(self.first_norm)))
+              for each in self.projections),
+            *(each.register_forward_hook(inside(self._keep)) for each in self.projections),
+            out.register_forward_pre_hook(replaced) if by_input else out.register_forward_hook(replaced),
+            self.block.register_forward_hook(inside(self._leave)),
+        ):  # fmt: skip
+            hooks.callback(handle.remove)
 
     def _enter(self, module: nn.Module, inputs: Any, keywords: dict[str, Any]) -> Any:
         if any(isinstance(value, Tensor) for value in (*inputs[1:], *keywords.values())) or not inputs:
@@ -245,21 +254,19 @@ class ClassTokenPath:
         self._active, self.replaying = False, True
         try:
             self._mixed = self._attended()
-            again = module.forward(self._first(self._graph[module]), *arguments, **keywords)
+            again = module.forward(self._graph[module].narrow(self._tokens_axis, 0, 1), *arguments, **keywords)
         except torch.cuda.OutOfMemoryError:
             raise
         except Exception as error:  # whatever a block's own code says of a single token: a bias for all, a grid
             raise NotOneToken from error
         finally:
-            self.replaying, self._mixed, self._given = False, None, None
-            self._graph, self._cut = {}, {}
+            self.replaying, self._mixed, self._given, self._graph, self._cut = False, None, None, {}, {}
         own = again[0] if isinstance(again, tuple) else again
-        first = self._first(tokens).detach()
+        first = tokens.narrow(self._tokens_axis, 0, 1).detach()
         if own.shape != first.shape:  # another hook has changed the block's output
             raise NotOneToken
-        differs = (own.detach() - first).abs().flatten().amax(0) > ALIKE.get(
-            first.dtype, 0.1
-        ) * first.abs().flatten().amax(0)
+        allowed = ALIKE.get(first.dtype, 0.1) * first.abs().flatten().amax(0)
+        differs = (own.detach() - first).abs().flatten().amax(0) > allowed
         rest = tokens.narrow(self._tokens_axis, 1, tokens.shape[self._tokens_axis] - 1).detach().requires_grad_()
         self.joined = Joined(rest, differs)
         passed_on = torch.cat([same_value(first, own), rest], dim=self._tokens_axis)
@@ -274,9 +281,6 @@ class ClassTokenPath:
         if self.constant:
             parts = {name: part if name == "v" else part.detach() for name, part in parts.items()}
         return _mixed(parts, self.attention.heads)
-
-    def _first(self, tokens: Tensor) -> Tensor:
-        return tokens.narrow(self._tokens_axis, 0, 1)
 
 
 def _mixed(parts: Heads, heads: int) -> Tensor:
@@ -299,12 +303,8 @@ def last_block(tower: Tower, read: Sequence[Site]) -> LastBlock | None:
     if not tower.blocks or not tower.prefix:
         return None
     last = tower.blocks[-1]
-    block, norm, attention, axis = (
-        tower.named[last],
-        tower.first_norm(last),
-        tower.attention(last),
-        tower.batch_axis(last),
-    )
+    block, norm = tower.named[last], tower.first_norm(last)
+    attention, axis = tower.attention(last), tower.batch_axis(last)
     turned = isinstance(attention, AttentionModules) and attention.rotary is not None
     if attention is None or axis is None or norm is None or turned:
         return None

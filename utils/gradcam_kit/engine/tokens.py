@@ -140,7 +140,7 @@ def _tokens(read: Sequence[Tap], found: Sequence[Tensor | None], images: int, in
                 f"the score does not depend on layer {tap.site.name!r} at all: name one that the head reads from"
             )
         gradients.append(G)
-    return [Tokens(*pair) for pair in in_order(read, gradients, images)]
+    return list(map(Tokens._make, in_order(read, gradients, images)))
 
 
 def _completeness(

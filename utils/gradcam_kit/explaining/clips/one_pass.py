@@ -32,7 +32,6 @@ from ..one_pass import BatchRequest, both_classes, explain_batch
 from ..subject import Subject
 from .checking import ClipChecker, margins_of
 from .explanation import ClipExplanation
-from .frame_logits import frame_logits
 from .subject import ClipSubject
 
 
@@ -81,7 +80,7 @@ def _explained(subject: ClipSubject, batch: Batch, asked: BatchRequest) -> ClipE
         images=batch["image"],
         look=subject.look,
         margins=margins_of(subject, len(batch["image"])),
-        frames_apart=partial(frame_logits, subject),
+        frames_apart=subject.frame_logits,
         reals=reals_of(batch),
         checker=partial(_checked, subject),
     )

@@ -28,6 +28,8 @@ from ...engine.towers.tower import Tower
 from ..subject import AnySubject, explained_model, with_forward
 
 BTCHW, BCTHW = "btchw", "bcthw"  # layouts of a user's model
+ALIKE = 1e-4  # tolerance between the frames' mean and the clip's logits, as a share of the largest logit
+PER_ROW = nn.Linear, nn.Conv1d, nn.Conv2d
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +43,29 @@ class ClipSubject(AnySubject):
     def on(self, clips: Tensor) -> ClipSubject:
         """Return the subject with the first of `clips` for its test passes: a layer may depend on their length."""
         return replace(self, noise=lambda: clips[:1])
+
+    def frame_logits(self, clips: Tensor) -> Tensor:
+        """Return the logits (B, T, K) of each frame of clips (B, T, 3, H, W); their mean over T is the clip's logits.
+
+        They are the output of a linear layer or a convolution with one row per frame, as in STIL: exact, without a
+        gradient. Raises InputError if there is none.
+        """
+        outputs: list[Tensor] = []
+        count, frames = clips.shape[:2]
+
+        def note(key: str, module: nn.Module, inputs: Any, output: Any) -> None:
+            if isinstance(output, Tensor) and len(output) == count * frames:
+                outputs.append(output.detach().flatten(1))
+
+        heads = [("", one) for one in self.tower.structure.modules if isinstance(one, PER_ROW)]
+        with hooked(heads, note):
+            logits = self.logits(clips)
+        within = ALIKE * logits.abs().max()
+        found = [one.unflatten(0, (count, frames)) for one in outputs if one.shape[1] == logits.shape[1]]
+        exact = next((one for one in reversed(found) if (one.mean(1) - logits).abs().max() <= within), None)
+        if exact is None:
+            raise InputError(f"{self.head.detector}: its decision is not the mean of its frames' logits; see `time`")
+        return exact
 
     def drawn(self) -> Recipe:
         return self.recipe.closed() if self.recipe.is_open else self.recipe

@@ -118,6 +118,7 @@ def state():
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("switch", SWITCHES)
 @pytest.mark.skipif(
     not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="PyTorch before 2.9 has one switch"

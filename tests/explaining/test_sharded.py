@@ -19,6 +19,8 @@ from tests.helpers.real_towers import FOLDER as TOWERS
 from utils.gradcam import explain
 from utils.gradcam_kit.base.errors import InputError
 
+pytestmark = pytest.mark.slow  # starts processes that meet
+
 fsdp = pytest.importorskip("torch.distributed.fsdp")
 if not hasattr(fsdp, "fully_shard"):
     pytest.skip("needs fully_shard", allow_module_level=True)

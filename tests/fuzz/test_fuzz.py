@@ -38,6 +38,8 @@ from utils.gradcam_kit.media.video_files import UnreadableVideo, VideoReader, vi
 from utils.gradcam_kit.model.checkpoints import read_weights
 from utils.gradcam_kit.settings.config import detector_settings, run_settings
 
+pytestmark = pytest.mark.slow  # thousands of inputs
+
 names = st.text(st.characters(), max_size=12)  # all of Unicode, half surrogate pairs and NUL too
 scalars = st.one_of(
     st.none(), st.booleans(), st.integers(), st.integers(-(10**400), 10**400), st.floats(), names

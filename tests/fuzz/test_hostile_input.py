@@ -33,6 +33,8 @@ from utils.gradcam_kit.data.readers import read_dataset
 from utils.gradcam_kit.media.single_images import check_room
 from utils.gradcam_kit.settings.config import read_yaml
 
+pytestmark = pytest.mark.slow  # many processes
+
 SCRIPT, DEMO = "test_with_gradcam.py", "utils/gradcam_demo.py"
 MARK = "the_code_ran"
 

@@ -298,6 +298,7 @@ def test_an_edited_line_is_removed_or_refused(tmp_path: Path, edited: str, refus
     assert snapshot(training) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("then", ["install", "uninstall"])
 def test_killed_at_any_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, then: str) -> None:
     """Every write and every removal is the last one once; a second run finishes the upgrade, or undoes everything."""

@@ -12,6 +12,8 @@ import pytest
 from tests.helpers.hosts import install, make_host, run_python
 from tests.helpers.paths import ROOT
 
+pytestmark = pytest.mark.slow  # a process for each path
+
 # Old path → names that the pages import from there.
 OLD = {
     "utils.cam": ("towers",),

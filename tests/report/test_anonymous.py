@@ -17,6 +17,8 @@ from tests.helpers.fake_run import changed_row, some_rows, with_values, write_ru
 from tests.helpers.paths import ROOT
 from utils.gradcam_kit.report.page import write_report
 
+pytestmark = pytest.mark.slow  # whole runs and their pages
+
 USER, HOST = "melusine", "undine-workstation"
 
 

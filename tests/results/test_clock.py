@@ -7,8 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.helpers.datasets import DataTree
 from tests.helpers.paths import ROOT
+
+pytestmark = pytest.mark.slow  # four runs one after another
 
 JUMPS = """
 import itertools, time

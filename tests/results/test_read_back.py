@@ -97,6 +97,7 @@ def test_the_overlays_colours_are_the_raw_maps_numbers(run: Path) -> None:
     assert checked
 
 
+@pytest.mark.slow
 def test_the_colour_bar_of_a_figure_is_the_scale_of_its_maps(tmp_path: Path) -> None:
     """The bar is Matplotlib's table from 0 to 1, and the map's colours, looked up on it, are hot where the map is."""
     from matplotlib import colormaps

@@ -17,6 +17,8 @@ from tests.helpers.datasets import DataTree, make_data_tree
 from tests.helpers.paths import ROOT, SCRIPT
 from tests.helpers.watch import recorded, until
 
+pytestmark = pytest.mark.slow  # many runs and merges
+
 ALL = ["--gradcam_enabled", "--save_all_predictions"]
 CHOSEN = ["--gradcam_enabled", "--gradcam_samples", "6", "--gradcam_select", "random"]
 

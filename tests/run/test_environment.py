@@ -22,6 +22,8 @@ from utils.gradcam_kit.run import processes
 from utils.gradcam_kit.run.processes import Processes
 from utils.gradcam_kit.settings.config import read_yaml, run_settings
 
+pytestmark = pytest.mark.slow  # each environment has a run of its own
+
 RENDEZVOUS = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 
 

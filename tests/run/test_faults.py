@@ -31,6 +31,8 @@ from utils.gradcam_kit.settings.config import run_settings
 from utils.gradcam_kit.store.database import RunDatabase
 from utils.gradcam_kit.store.sample_writer import SampleWriter
 
+pytestmark = pytest.mark.slow  # each fault breaks a run of its own
+
 ALL = ["--gradcam_enabled", "--save_all_predictions"]
 SOME = [*ALL, "--gradcam_samples", "16"]
 

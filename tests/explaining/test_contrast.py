@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -231,6 +232,18 @@ def test_one_image_of_each_video_first() -> None:
     assert one_of_each_video(["a", "a", "b", "c"]) == [0, 1, 2, 3]
     assert one_of_each_video(["a"] * 20 + ["b"]) == [*range(15), 20]
     assert one_of_each_video(list(range(40))) == list(range(16))
+
+
+def test_a_bank_runs_no_block_after_the_last_that_is_compared(model: Any, subject: Subject) -> None:
+    ran: list[str] = []
+    blocks = subject.tower.blocks
+    with ExitStack() as hooks:
+        for block in blocks:
+            handle = subject.tower.named[block].register_forward_hook(lambda *given, block=block: ran.append(block))
+            hooks.callback(handle.remove)
+        bank_of(subject, images(2).double(), ["a", "b"])
+    last = blocks.index(compared_blocks(subject.tower)[-1])
+    assert ran == [*blocks[:last], *blocks[:last]]  # it reads that block's input
 
 
 @pytest.mark.parametrize("skips", [True, False])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -22,6 +22,7 @@ from ..layers import LayerError, Site
 from ..tokens import Tokens, on_grid
 from ..towers import Grid
 from ..towers.channel_axis import LAST, ChannelAxes
+from ..towers.places import PassEnds, waits_for_end
 from ..towers.tower import Tower
 
 Run = Callable[[], Any]  # a forward pass
@@ -50,7 +51,8 @@ class Seen:
 def seen_at(tower: Tower, sites: Sequence[Site], grid: Grid | None, run: Run, images: int) -> list[Seen]:
     """Capture the activations at each site during `run`, a forward pass of `images` images, without a graph.
 
-    Raises LayerError for a site that does not run or has no patches.
+    The pass ends once all sites have run, unless something waits for its end. Raises LayerError for a site that does
+    not run or has no patches.
     """
     taps: dict[int, Tap] = {}
     axes = ChannelAxes() if any(site.may_be_4d for site in sites) else None
@@ -59,14 +61,18 @@ def seen_at(tower: Tower, sites: Sequence[Site], grid: Grid | None, run: Run, im
         first = value[0] if isinstance(value, tuple) else value
         axis = axes.axis_of(first, read) if axes is not None and first.ndim == 4 else None
         taps[position] = Tap(sites[position], first.detach(), axis)
+        if ends and len(taps) == len(sites):
+            raise PassEnds
 
+    ends = not tower.modules_that(waits_for_end)
     with ExitStack() as stack:
         for position, site in enumerate(sites):
             stack.callback(_hook(site, lambda value, read=None, p=position: keep(p, value, read)).remove)
         stack.enter_context(frozen_for_explaining(tower.model, tower.structure))
         stack.enter_context(torch.no_grad())
         stack.enter_context(axes or nullcontext())
-        run()
+        with suppress(PassEnds):
+            run()
     found = []
     for position, site in enumerate(sites):
         if position not in taps:

@@ -30,7 +30,7 @@ OF_A_PATCH = 4  # a border is tested that is this part of a patch wide: a smalle
 GridOf = Callable[[int, int], Grid | None]
 
 
-class _Seen(BaseException):
+class PassEnds(BaseException):
     """Ends a forward pass early; not an Exception, so that no `except Exception` in the model's code catches it."""
 
 
@@ -124,7 +124,7 @@ def _first_read(tower: Tower, run: Callable[[], Any], modules: Sequence[nn.Modul
     The pass ends there unless something waits for its end.
     """
     seen: list[Any] = []
-    through = tower.modules_that(_waits)
+    through = tower.modules_that(waits_for_end)
 
     def see(module: nn.Module, inputs: Any) -> None:
         if modules:
@@ -132,12 +132,12 @@ def _first_read(tower: Tower, run: Callable[[], Any], modules: Sequence[nn.Modul
         else:
             seen.extend(inputs[:1])
         if not through:
-            raise _Seen
+            raise PassEnds
 
     with ExitStack() as hooks:
         for module in modules or [tower.named[tower.blocks[0]]]:
             hooks.callback(module.register_forward_pre_hook(in_this_thread(see)).remove)
-        with suppress(_Seen):
+        with suppress(PassEnds):
             run()
     return seen[0] if len(seen) == 1 and isinstance(seen[0], Tensor) else None
 
@@ -146,6 +146,6 @@ def _is_convolution(module: nn.Module) -> bool:
     return isinstance(module, nn.Conv2d)
 
 
-def _waits(module: nn.Module) -> bool:
+def waits_for_end(module: nn.Module) -> bool:
     """True if something cleans up after a module's pass: accelerate's offloading, FSDP."""
     return hasattr(module, "_hf_hook") or "FSDP" in type(module).__name__ or "FullyShard" in type(module).__name__

@@ -43,6 +43,7 @@ def config(weights: Path | None = None) -> dict[str, Any]:
     settings["backbone_config"]["architecture"]["patch_size"] = 16
     settings["weights_path"] = None if weights is None else str(weights)
     settings["gradcam_enabled"] = weights is not None
+    settings["gradcam_backward"] = "auto"  # the demo's YAML names the rule that suits the demo's detector
     return settings
 
 

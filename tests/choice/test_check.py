@@ -117,7 +117,7 @@ def test_the_place_of_a_contrast_map_by_hand() -> None:
     assert place_of(1.0, 0.5, None) == 0.75 and place_of(1.0, 0.5, 0.25) == 0.5
     two = torch.zeros(1, 2, 10, 10)
     two[0, 0, 2, 2] = two[0, 1, 9, 9] = 1.0  # one block of two is hottest at the map's peak
-    concentrated = 81 / (16 + 81)  # sharpened, a corner's patch has the square of 1/4, an inner one that of 1/9
+    concentrated = 81 / (16 + 81)  # a corner's patch has the square of 1/4, an inner one that of 1/9
     for elsewhere, word in ((1.0, SUPPORTED), (6.0, WEAK)):  # (.5 + .84) / 4 + 2/5 / 2 is enough; with 2/10 it is not
         standard[0, 5, 2], standard[0, 9, 9] = 2.0, elsewhere
         given = Checked(torch.rand(1, 3, 80, 80), ["fake"], torch.tensor([3.0]), [0], Evidence(two, standard))

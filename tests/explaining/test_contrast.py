@@ -55,10 +55,21 @@ def test_a_patch_is_drawn_as_far_as_its_neighbours_agree() -> None:
     u = torch.tensor([[[4.0, 0.0, 0.0], [0.0, 0.0, 0.0], [0.0, 0.0, 9.0]]])
     # The corner has itself and three neighbours, the centre itself and eight.
     assert neighbourhood_mean(u)[0, 0, 0] == 1.0 and neighbourhood_mean(u)[0, 1, 1] == pytest.approx(13 / 9)
-    assert sharpened(u)[0, 0, 0] == 4.0 * 1.0 and sharpened(u)[0, 2, 2] == pytest.approx(9.0 * 2.25**2)
+    # Sharpened, beyond the border counts as 0: the sum of nine, of which five are outside at a corner.
+    assert sharpened(u)[0, 0, 0] == pytest.approx(4.0 * (4 / 9) ** 3) and sharpened(u)[0, 2, 2] == pytest.approx(9.0)
     assert sharpened(-u).abs().max() == 0
     lonely = torch.tensor([[[1.0, -5.0], [-5.0, -5.0]]])  # one patch for it, and all its neighbours against it
     assert sharpened(lonely)[0, 0, 0] == 0
+
+
+def test_sharpening_by_a_loop() -> None:
+    u = draw(2, 4, 5)
+    expected = np.zeros((2, 4, 5))
+    for b, row, column in np.ndindex(2, 4, 5):
+        around = [(row + i, column + j) for i in (-1, 0, 1) for j in (-1, 0, 1)]
+        mean = sum(float(u[b, r, c]) for r, c in around if 0 <= r < 4 and 0 <= c < 5) / 9
+        expected[b, row, column] = max(float(u[b, row, column]), 0.0) * max(mean, 0.0) ** 3
+    np.testing.assert_allclose(sharpened(u).numpy(), expected, rtol=1e-12, atol=1e-15)
 
 
 def nearest_by_hand(tokens: np.ndarray, real: np.ndarray, k: int) -> np.ndarray:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..engine.real.contrast import CONTRASTS, neighbourhood_mean, scaled_mean, sharpened
+from ..engine.real.contrast import CONTRASTS, neighbourhood_mean, scaled_mean
 from ..engine.recipe import BALANCED, RESIDUAL, Recipe
 from .choosing import TrialImages, TriedDetector, directions, maps_of_all
 from .trial import CandidateMaps, Scorer, TokenFill, grid_of, hottest, on_trial_grid, random_patches
@@ -105,8 +105,12 @@ class Evidence(NamedTuple):
     separates: bool = True
 
     def concentration(self) -> Tensor:
-        """Return the share (N,) in [0, 1] of the sharpened contrast that is near its own hottest patch."""
-        return concentration(sharpened(scaled_mean(self.blocks.unbind(1))))
+        """Return the share (N,) in [0, 1] of the contrast that is near its hottest patch.
+
+        The contrast is sharpened less than in a map (`contrast.sharpened`): the spread is to be seen.
+        """
+        joint = scaled_mean(self.blocks.unbind(1))
+        return concentration(joint.relu() * neighbourhood_mean(joint).relu().square())
 
     def near(self, raw: Tensor) -> Tensor | None:
         """Return the share (N,) in [0, 1] of the standardised contrast near the hottest patch of maps (N, h, w)."""

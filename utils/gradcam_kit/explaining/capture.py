@@ -221,7 +221,7 @@ def capture(
             raise NotOneToken if the same call has to be repeated.
 
     Raises:
-        InputError: an unknown method, site, target, precision or backward rule, a backward rule that this tower lacks,
+        InputError: an unknown method, site, target or backward rule, a backward rule that this tower lacks,
             or an output of `forward` without logits.
         LayerError: a layer that cannot be explained.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -30,19 +31,25 @@ class Scores(NamedTuple):
 
 def scores_of(data: DatasetOnDisk) -> tuple[dict[str, Scores], list[tuple[str, str]]]:
     """Level → its scores; and the video of each frame. A video's score is the mean of its frames'."""
-    rows = [(row["prob_fake"], row["label"], row["forgery"], row["video"]) for row in frame_rows(data.folder)]
-    keys = [(forgery, video) for *_, forgery, video in rows]
-    first = {key: i for i, key in reversed(list(enumerate(keys)))}
-    number = {key: i for i, key in enumerate(first)}
-    of = np.array([number[key] for key in keys], dtype=np.int64)
-    score = np.array([row[0] for row in rows], dtype=np.float64)
-    label, forgery = (
-        np.array([row[1] for row in rows], dtype=np.int64),
-        np.array([row[2] for row in rows], dtype=object),
-    )
-    places = list(first.values())
-    mean = np.bincount(of, weights=score) / np.bincount(of) if len(rows) else score
-    return {"frames": Scores(score, label, forgery), "videos": Scores(mean, label[places], forgery[places])}, keys
+    number: dict[tuple[str, str], int] = {}
+    of, scores, labels = array("q"), array("d"), array("q")  # no lists: there may be millions
+    for row in frame_rows(data.folder):
+        of.append(number.setdefault((row["forgery"], row["video"]), len(number)))
+        scores.append(row["prob_fake"])
+        labels.append(row["label"])
+    score, label, videos = np.array(scores), np.array(labels), list(number)
+    keys = [videos[i] for i in of]
+    forgery = np.array([forgery for forgery, _ in keys], dtype=object)
+    frames = Scores(score, label, forgery)
+    if not videos:
+        return {"frames": frames, "videos": frames}, keys
+    places = np.unique(np.array(of), return_index=True)[1]  # of each video's first frame
+    order = np.argsort(
+        -np.array(list({i: place for place, i in enumerate(of)}.values()))
+    )  # by the last frame, descending
+    mean = np.bincount(of, weights=score) / np.bincount(of)
+    of_videos = Scores(mean[order], label[places][order], forgery[places][order])
+    return {"frames": frames, "videos": of_videos}, keys
 
 
 def detection_views(datasets: Sequence[DatasetOnDisk]) -> tuple[list[dict[str, Any]], dict[str, Any]]:

@@ -7,6 +7,7 @@ hundred samples; it is loaded only to save one as a PNG.
 from __future__ import annotations
 
 import base64
+import itertools
 import json
 import posixpath
 from collections.abc import Iterator, Sequence
@@ -73,18 +74,18 @@ def paired_reals(data: DatasetOnDisk, anonymous: bool) -> Iterator[str]:
 
     It is the frame of the same name in the real video of the same name; for `000_003`, of the first name.
     """
-    rows = frame_rows(data.folder) if data.samples else ()
-    reals = {
-        (row["video"], posixpath.basename(row["path"])): shared_path(row["forgery"], row["video"], row["path"])
-        if anonymous
-        else row["path"]
-        for row in rows
-        if row["label"] == 0
-    }
+    places = []
     for sample in data.samples:
         names = (sample.video, sample.video.partition("_")[0]) if sample.label else ()
-        places = [(video, posixpath.basename(sample.path)) for video in names]
-        yield next((reals[place] for place in places if place in reals), "")
+        places.append([(video, posixpath.basename(sample.path)) for video in names])
+    reals = dict.fromkeys(itertools.chain.from_iterable(places), "")
+    for row in frame_rows(data.folder) if reals else ():  # not all as a mapping: there may be millions
+        place = row["video"], posixpath.basename(row["path"])
+        if row["label"] == 0 and place in reals:
+            path = row["path"]
+            reals[place] = shared_path(row["forgery"], row["video"], path) if anonymous else path
+    for of_sample in places:
+        yield next(filter(None, map(reals.get, of_sample)), "")
 
 
 def sample_data(sample: Sample, layers: Sequence[str], anonymous: bool = False) -> dict[str, Any]:

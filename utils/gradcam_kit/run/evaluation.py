@@ -91,8 +91,6 @@ def run(settings: RunSettings, options: RunOptions) -> None:
 def _run_in(folder: RunFolder, context: Context, datasets: Datasets, kept: Calibration | None) -> str:
     """Run everything. `kept`: an earlier choice. Return a description of what failed, or ""."""
     processes = context.processes
-    if not folder.is_there:
-        raise RunError(f"process {processes.rank} does not see the run in {folder.path}: all need the same folder")
     folder.join(processes.rank)
     # Sums are split among threads, so another number of threads may change the last bit.
     torch.set_num_threads(folder.manifest.threads)

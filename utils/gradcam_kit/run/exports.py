@@ -46,10 +46,8 @@ def lacks_exports(folder: Path, options: ExportOptions) -> bool:
     """Tell whether a requested export is missing, or the run was killed while it wrote exports."""
     database = reader(folder)
     datasets = [folder / name for name in read_manifest(database).datasets]
-    own = database.first_row("run")
     return (
-        own is None
-        or not own[3]
+        not database.own("exported")
         or not (missing_part("report") or (folder / PAGE).is_file())
         or (options.fiftyone and not (folder / FIFTYONE_FILE).is_file())
         or (options.tensorboard is not None and not any(options.tensorboard.glob("events.out.*")))

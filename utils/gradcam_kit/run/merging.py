@@ -51,9 +51,7 @@ def merge(folders: Sequence[Path], output: Path) -> None:
     _, first, of_first = shards[0]
     options = {**of_first.options, "shard": None}
     manifest = replace(of_first, options=options, command=whole_command(of_first.command, output))
-    own = first.first_row("run")
-    assert own is not None  # read_manifest has checked it
-    with RunFolder.open(output, manifest, key=own[-1]) as folder:
+    with RunFolder.open(output, manifest, key=first.own("key")) as folder:
         for place, database, _ in shards:
             folder.database.absorb(database)
             copy_samples(place, database, output)
@@ -82,10 +80,9 @@ def check_shards(shards: Sequence[Shard]) -> None:
                 f"{folder}: is shard {number[0]}/{number[1]}, and so is {by_number[number[0]]}; give each once"
             )
         by_number[number[0]] = folder
-        own, other = (one.first_row("run") for one in (database, shards[0][1]))
         if differences := manifest.differences(of_first):
             raise InputError(f"{folder}: is not from the same run as {first}: {'; '.join(differences[:3])}")
-        if own is None or other is None or own[-1] != other[-1]:
+        if database.own("key") != shards[0][1].own("key"):
             raise InputError(f"{folder}: was not made by the same code as {first}; make it again with that code")
     count = of_first.options["shard"][1]
     if missing := [str(i) for i in range(1, count + 1) if i not in by_number]:

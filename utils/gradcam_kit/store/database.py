@@ -92,7 +92,7 @@ class RunDatabase:
 
     def __init__(self, path: Path, writes: bool, new: bool = False) -> None:
         """Open the database. Raises InputError if it is not a run's, cannot be opened, or has another writer."""
-        self.path, self._writes = path, writes
+        self.path, self._writes, self._opened = path, writes, False
         self._committed = time.monotonic()
         self.skipped = 0  # changed rows that `rows` left out
         unlocked = lacks_locks(path)
@@ -101,59 +101,39 @@ class RunDatabase:
                 f"{path}: the file system has no locks ({unlocked}), which a database needs; give --run_database PATH"
                 " on another disk"
             )
-        with self._plain_errors(InputError):
-            # Even a reader may have to roll back a transaction that a kill has interrupted. Not without locks, where it
-            # could be another machine's; no run of this machine writes there.
-            mode = "rwc" if new else "ro&nolock=1" if unlocked else "rw"
-            uri = f"file:{quote(os.fsencode(path.absolute()))}?mode={mode}"
+        # Even a reader may have to roll back a transaction that a kill has interrupted. Not without locks, where it
+        # could be another machine's; no run of this machine writes there.
+        mode = "rwc" if new else "ro&nolock=1" if unlocked else "rw"
+        uri = f"file:{quote(os.fsencode(path.absolute()))}?mode={mode}"
+        with self._plain_errors():
             self._connection = sqlite3.connect(
                 uri, uri=True, isolation_level=None, timeout=PATIENCE, check_same_thread=False
             )
             # So that a damaged row can be read too.
             self._connection.text_factory = partial(str, encoding="utf-8", errors="surrogateescape")
             try:
-                empty = self._value(IS_EMPTY)
-                if writes:
-                    self._lock()
-                else:
-                    self._connection.execute("PRAGMA query_only = ON")
-                if new:
-                    self._make_tables(empty)
-                self._check()
+                self._open(new)
             except BaseException:
                 self._connection.close()
                 raise
-        self._file = path.stat()
+        self._file, self._opened = path.stat(), True
 
-    def _value(self, query: str, *values: object) -> Any:
-        return self._connection.execute(query, values).fetchone()[0]
-
-    def _lock(self) -> None:
-        """Become the writer. Fail at once if there is another writer; wait for readers."""
-        self._value("PRAGMA journal_mode = DELETE")  # a WAL needs memory shared between processes
-        self._connection.execute("PRAGMA synchronous = FULL")  # commits survive a crash of the machine
-        self._connection.execute("PRAGMA busy_timeout = 0")
-        try:
-            self._connection.execute("BEGIN IMMEDIATE")
-        except sqlite3.OperationalError as error:
-            if "locked" not in str(error):
-                raise
-            raise Busy(f"{self.path}: another process is writing there; wait for it or end it") from error
-        self._connection.execute(f"PRAGMA busy_timeout = {1000 * PATIENCE}")
-
-    def _make_tables(self, empty: bool) -> None:
-        """Create the tables; the first `commit` keeps them."""
-        if not empty:
+    def _open(self, new: bool) -> None:
+        """Lock the database, or keep a reader from writing; create the tables, which the first `commit` keeps."""
+        empty = self._value(IS_EMPTY)
+        if self._writes:
+            self._lock()
+        else:
+            self._execute("PRAGMA query_only = ON")
+        if new and not empty:
             raise InputError(f"{self.path}: holds an earlier run; give another path, --resume or --overwrite")
-        for table, (keys, columns) in TABLES.items():
+        for table, (keys, columns) in TABLES.items() if new else ():
             names = columns.split()
             listed = ", ".join([*names, "key", "hash", f"PRIMARY KEY ({', '.join(names[:keys])})"])
-            self._connection.execute(f"CREATE TABLE {table} ({listed})")
-        self._connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-        self._connection.execute(f"PRAGMA user_version = {VERSION}")
-
-    def _check(self) -> None:
-        """Raise InputError unless this is a run's database of this version."""
+            self._execute(f"CREATE TABLE {table} ({listed})")
+        if new:
+            self._execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            self._execute(f"PRAGMA user_version = {VERSION}")
         if self._value("PRAGMA application_id") != APPLICATION_ID:
             raise InputError(f"{self.path}: is not a run's database; give another --gradcam_output_dir")
         if (version := self._value("PRAGMA user_version")) != VERSION:
@@ -162,15 +142,29 @@ class RunDatabase:
                 f" {version}, this one knows {VERSION}); use that version, or another --gradcam_output_dir"
             )
 
-    def check_whole(self) -> None:
-        """Raise InputError if pages of the file are damaged or cut off."""
-        with self._plain_errors(InputError):
-            found = self._value("PRAGMA integrity_check(1)")
-        if found != "ok":
-            raise InputError(self._damaged(found))
+    def _lock(self) -> None:
+        """Become the writer. Fail at once if there is another writer; wait for readers."""
+        self._value("PRAGMA journal_mode = DELETE")  # a WAL needs memory shared between processes
+        self._execute("PRAGMA synchronous = FULL")  # commits survive a crash of the machine
+        self._execute("PRAGMA busy_timeout = 0")
+        try:
+            self._connection.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error):
+                raise
+            raise Busy(f"{self.path}: another process is writing there; wait for it or end it") from error
+        self._execute(f"PRAGMA busy_timeout = {1000 * PATIENCE}")
 
-    def _damaged(self, why: object) -> str:
-        return f"{self.path}: is damaged ({' '.join(str(why).split())}); --overwrite renames that run and starts again"
+    def _execute(self, query: str, *values: object) -> sqlite3.Cursor:
+        with self._plain_errors():
+            return self._connection.execute(query, values)
+
+    def _value(self, query: str, *values: object) -> Any:
+        return self._execute(query, *values).fetchone()[0]
+
+    def _for_each(self, query: str, rows: Iterable[Sequence[object]]) -> None:
+        with self._plain_errors():
+            self._connection.executemany(query, rows)
 
     def put(self, table: str, rows: Iterable[Sequence[object]], key: str = "") -> None:
         """Insert rows, or replace those with the same primary key. `commit` writes them to disk."""
@@ -179,8 +173,7 @@ class RunDatabase:
 
     def _insert(self, table: str, whole: Iterable[DatabaseRow]) -> None:
         marks = ", ".join("?" * (len(TABLES[table][1].split()) + 2))
-        with self._plain_errors(RunError):
-            self._connection.executemany(f"INSERT OR REPLACE INTO {table} VALUES ({marks})", whole)
+        self._for_each(f"INSERT OR REPLACE INTO {table} VALUES ({marks})", whole)
 
     def end_batch(self) -> None:
         """Commit, unless the last commit was a moment ago: each waits for the disk, and batches may be quick."""
@@ -189,67 +182,74 @@ class RunDatabase:
 
     def commit(self) -> None:
         """Write all rows to disk. Raises RunError if the disk is full or the file is gone."""
-        with self._plain_errors(RunError):
-            self._connection.execute("COMMIT")
-            self._connection.execute("BEGIN IMMEDIATE")
+        self._execute("COMMIT")
+        self._execute("BEGIN IMMEDIATE")
         self._committed = time.monotonic()
         if not (self.path.exists() and os.path.samestat(self.path.stat(), self._file)):
             raise RunError(self._removed())
 
-    def _removed(self) -> str:
-        return f"{self.path}: was removed during the run, so outputs are missing; start again"
-
     def rows(self, table: str, where: str = "", *values: object) -> Iterator[DatabaseRow]:
         """Yield the unchanged rows, in the order of the primary key; the last value is the key of the inputs."""
-        for *row, _ in self._whole(table, where, *values):
-            yield tuple(map(_text, row)) if table not in BINARY and bytes in map(type, row) else tuple(row)
+        for row in self._unchanged(table, where, *values):
+            text = table not in BINARY and bytes in map(type, row)
+            yield tuple(map(_text, row[:-1])) if text else row[:-1]
 
     def first_row(self, table: str, where: str = "", *values: object) -> DatabaseRow | None:
         """Return the first row that `rows` would yield, or None."""
         return next(iter(list(self.rows(table, where, *values))), None)
 
-    def _whole(self, table: str, where: str = "", *values: object) -> Iterator[DatabaseRow]:
-        for _, *row in self._all(table, where, *values):
-            if row[-1] == digest(row[:-1]):
-                yield tuple(row)
-            else:
-                self.skipped += 1
+    def own(self, column: str) -> Any:
+        """Return a value of the run's own row; `metrics` is "" until the run has finished. Raises InputError."""
+        row = self.first_row("run")
+        if row is None:
+            raise InputError(
+                f"{self.path}: its table run is empty or was changed; --overwrite renames that run and starts again"
+            )
+        return row[[*TABLES["run"][1].split(), "key"].index(column)]
 
-    def _all(self, table: str, where: str = "", *values: object) -> Iterator[DatabaseRow]:
-        """Yield each row, preceded by its rowid."""
+    def _unchanged(self, table: str, where: str = "", *values: object) -> Iterator[DatabaseRow]:
+        for _, row, unchanged in self._all(table, where, *values):
+            if unchanged:
+                yield row
+            self.skipped += not unchanged
+
+    def _all(self, table: str, where: str = "", *values: object) -> Iterator[tuple[int, DatabaseRow, bool]]:
+        """Yield each row's number, the row, and whether nobody has changed it."""
         order = ", ".join(TABLES[table][1].split()[: TABLES[table][0]])
-        with self._plain_errors(InputError):
-            yield from self._connection.execute(f"SELECT rowid, * FROM {table} {where} ORDER BY {order}", values)
+        with self._plain_errors():
+            for row in self._connection.execute(f"SELECT rowid, * FROM {table} {where} ORDER BY {order}", values):
+                yield row[0], row[1:], row[-1] == digest(row[1:-1])
 
     def forget(self, table: str, dataset: str, indices: Iterable[int]) -> None:
         """Delete the rows of some frames."""
-        with self._plain_errors(RunError):
-            given = ((dataset, index) for index in indices)
-            self._connection.executemany(f"DELETE FROM {table} WHERE dataset = ? AND idx = ?", given)
+        given = ((dataset, index) for index in indices)
+        self._for_each(f"DELETE FROM {table} WHERE dataset = ? AND idx = ?", given)
 
     def forget_changed(self) -> dict[str, int]:
-        """Delete rows that were edited since the run wrote them. Return their number per table."""
+        """Delete rows that were edited since the run wrote them; return their number per table.
+
+        Raises InputError if pages of the file are damaged or cut off.
+        """
+        if (found := self._value("PRAGMA integrity_check(1)")) != "ok":
+            raise InputError(self._damaged(found))
         deleted = {}
         for table in TABLES:
-            changed = [[row] for row, *of, its_hash in self._all(table) if its_hash != digest(of)]
-            with self._plain_errors(RunError):
-                self._connection.executemany(f"DELETE FROM {table} WHERE rowid = ?", changed)
+            changed = [[number] for number, _, unchanged in self._all(table) if not unchanged]
+            self._for_each(f"DELETE FROM {table} WHERE rowid = ?", changed)
             deleted[table] = len(changed)
         return {table: count for table, count in deleted.items() if count}
 
     def count(self, table: str, where: str = "", *values: object) -> int:
-        with self._plain_errors(InputError):
-            return int(self._value(f"SELECT count(*) FROM {table} {where}", *values))
+        return int(self._value(f"SELECT count(*) FROM {table} {where}", *values))
 
     def hash_of(self, table: str, dataset: str) -> str:
-        with self._plain_errors(InputError):
-            found = self._connection.execute(f"SELECT hash FROM {table} WHERE dataset = ? ORDER BY idx", [dataset])
-            return digest(tuple(value for (value,) in found))
+        hashes = self._execute(f"SELECT hash FROM {table} WHERE dataset = ? ORDER BY idx", dataset)
+        return digest([value for (value,) in hashes])
 
     def absorb(self, other: RunDatabase) -> None:
         """Copy the unchanged rows of another database, except its row of the table `run`, and commit."""
         for table in TABLES.keys() - {"run"}:
-            rows = other._whole(table)
+            rows = other._unchanged(table)
             while some := list(itertools.islice(rows, 1000)):
                 self._insert(table, some)
                 self.end_batch()  # so that readers get their turn
@@ -257,17 +257,15 @@ class RunDatabase:
 
     def clear(self) -> None:
         """Delete every row, once another database has them."""
-        with self._plain_errors(RunError):
-            for table in TABLES:
-                self._connection.execute(f"DELETE FROM {table}")
+        for table in TABLES:
+            self._execute(f"DELETE FROM {table}")
         self.commit()
 
     def close(self) -> None:
         """Commit and release the lock."""
         try:
             if self._writes and self._connection.in_transaction:
-                with self._plain_errors(RunError):
-                    self._connection.execute("COMMIT")
+                self._execute("COMMIT")
         finally:
             self._connection.close()
 
@@ -278,21 +276,27 @@ class RunDatabase:
         self.close()
 
     @contextmanager
-    def _plain_errors(self, kind: type[InputError | RunError]) -> Iterator[None]:
+    def _plain_errors(self) -> Iterator[None]:
         try:
             yield
         except (sqlite3.Error, UnicodeDecodeError) as error:  # UnicodeDecodeError: a damaged schema
             text = str(error)
-            if kind is RunError and not self.path.exists():
+            if self._opened and self._writes and not self.path.exists():
                 raise RunError(self._removed()) from error
             if "malformed" in text or "not a database" in text:
                 raise InputError(self._damaged(text)) from error
-            if kind is InputError:
+            if not (self._opened and self._writes):
                 raise InputError(f"{self.path}: cannot be {'written' if self._writes else 'read'} ({text})") from error
             raise RunError(
                 f"{self.path}: {text}; earlier batches are saved: solve this (full disk, quota, lock), then continue"
                 " with --resume"
             ) from error
+
+    def _damaged(self, why: object) -> str:
+        return f"{self.path}: is damaged ({' '.join(str(why).split())}); --overwrite renames that run and starts again"
+
+    def _removed(self) -> str:
+        return f"{self.path}: was removed during the run, so outputs are missing; start again"
 
 
 def digest(row: Sequence[object]) -> str:

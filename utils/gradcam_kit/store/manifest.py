@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -112,11 +112,8 @@ class Manifest:
         return str(self.config.get("gradcam_colormap", "jet"))
 
     def to_json(self) -> dict[str, Any]:
-        values = {one.name: getattr(self, one.name) for one in fields(self)}
-        for name in ("settings", "weights", "datasets", "heatmaps"):
-            values[name] = builtins(values[name])
+        values = {**builtins(replace(self, choice=None)), "choice": self.choice and self.choice.to_json()}
         values["weights"] = values["weights"] or "random"
-        values["choice"] = self.choice and self.choice.to_json()
         later = ("finished", "heatmaps", "choice")
         return {name: value for name, value in values.items() if name not in later or value is not None}
 

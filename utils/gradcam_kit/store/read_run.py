@@ -185,14 +185,9 @@ def stored_maps(sample: Sample) -> dict[str, StoredMap]:
 
 def sample_maps(sample: Sample, layers: Sequence[str]) -> dict[str, np.ndarray]:
     """Return raw maps, float32 (h, w), of the named layers, without empty or lost ones; for a clip, nothing."""
-    if sample.frames:
-        return {}
-    maps = stored_maps(sample)
-    return {
-        layer.name: maps[layer.name].raw
-        for layer in sample.layers
-        if layer.name in layers and layer.name in maps and not layer.empty
-    }
+    maps = {} if sample.frames else stored_maps(sample)
+    shown = [layer.name for layer in sample.layers if layer.name in layers and not layer.empty]
+    return {name: maps[name].raw for name in shown if name in maps}
 
 
 def original(sample: Sample) -> np.ndarray:
@@ -227,19 +222,17 @@ def redraw(sample: Sample) -> tuple[np.ndarray, list[LayerImage]]:
 
     Raises UnreadableImage.
     """
-    image = original(sample)
-    size, maps, checks = image.shape[:2], stored_maps(sample), {layer.name: layer.check for layer in sample.layers}
-    if missing := [layer.name for layer in sample.layers if layer.name not in maps]:
-        raise UnreadableImage(f"the map of {missing[0]} is gone")
-    layers = {layer.name: _layer_maps(maps[layer.name], layer.artefact, (size[0], size[1])) for layer in sample.layers}
-    denied = {name: [check is not None and check.word == ARTEFACT] for name, check in checks.items()}
+    image, maps = original(sample), stored_maps(sample)
+    layers, denied, kinds = {}, {}, {}
+    for layer in sample.layers:
+        if layer.name not in maps:
+            raise UnreadableImage(f"the map of {layer.name} is gone")
+        *both, spanned = maps[layer.name]
+        raw, signed = (torch.from_numpy(one.copy()).unsqueeze(0) for one in both)
+        leftover = torch.full_like(signed, float("inf")) if layer.artefact else None
+        layers[layer.name] = LayerMaps.of(signed, raw, Canvas((image.shape[0], image.shape[1]), spanned), leftover)
+        denied[layer.name] = [layer.check is not None and layer.check.word == ARTEFACT]
+        kinds[layer.name] = layer.kind
     pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).unsqueeze(0)
     colormap = read_manifest(reader(sample.folder.parent.parent)).colormap
-    kinds = {layer.name: layer.kind for layer in sample.layers}
     return image, layer_images(pixels, layers, colormap, sample.target == SIGNED_TARGET, denied, kinds)[0]
-
-
-def _layer_maps(stored: StoredMap, artefact: bool, size: tuple[int, int]) -> LayerMaps:
-    raw, signed = (torch.from_numpy(one.copy()).unsqueeze(0) for one in stored[:2])
-    leftover = torch.full_like(signed, float("inf")) if artefact else None
-    return LayerMaps.of(signed, raw, Canvas(size, stored.spanned), leftover)

@@ -7,12 +7,12 @@ import json
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from ..base.errors import InputError
+from ..base.errors import InputError, RunError
 from ..base.files import create_output_folder, set_aside, write_whole
 from ..base.text import printable
 from ..judge.verdict import Choice
@@ -20,26 +20,22 @@ from .database import ELSEWHERE, FILE, TABLES, Busy, RunDatabase, database_of, h
 from .manifest import MANIFEST, HeatmapCounts, Manifest, check_names, parse_json
 
 
+@dataclass(eq=False)
 class RunFolder:
     """An output folder that belongs to this run until the end of the `with` block.
 
     `key` is a hash of everything that predictions depend on. `finished`: an earlier call has finished this run, and its
-    rows are unchanged.
+    rows are unchanged. A pickled folder has no database, which stays with the process that opened it.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        manifest: Manifest,
-        key: str,
-        place: Path,
-        database: RunDatabase | None,
-        finished: bool = False,
-    ) -> None:
-        self.path, self.manifest, self.key, self.finished = path, manifest, key, finished
-        self._place, self._database = place, database
-        self._part: Path | None = None
-        self.metrics: Mapping[str, Any] | None = None  # None until the run has finished
+    path: Path
+    manifest: Manifest
+    key: str
+    _place: Path
+    _database: RunDatabase | None
+    finished: bool = False
+    metrics: Mapping[str, Any] | None = None  # None until the run has finished
+    _part: Path | None = None  # of another process of the run: its own database
 
     @classmethod
     def open(
@@ -90,7 +86,6 @@ class RunFolder:
     def _go_on(self) -> None:
         """Continue an earlier call's run. Raises InputError if it was another run."""
         database, manifest = self.database, self.manifest
-        database.check_whole()
         changed = database.forget_changed()
         earlier = read_manifest(database)
         differences = manifest.differences(earlier)
@@ -113,18 +108,13 @@ class RunFolder:
             self.manifest = replace(self.manifest, finished=None, heatmaps=None, choice=None)
             self.record()
         if self.manifest.finished is not None:
-            self.finished, self.metrics = True, json.loads((database.first_row("run") or "  {}")[2])
+            self.finished, self.metrics = True, json.loads(database.own("metrics"))
 
     @property
     def database(self) -> RunDatabase:
         """The database, in the process that opened the folder."""
         assert self._database is not None
         return self._database
-
-    @property
-    def is_there(self) -> bool:
-        """Whether the database exists for this process."""
-        return self._place.is_file()
 
     def record(self, exported: bool = False) -> None:
         """Write the run's own row. `exported`: whether all requested exports are done."""
@@ -151,7 +141,12 @@ class RunFolder:
             yield database
 
     def join(self, rank: int) -> None:
-        """Open a separate database in another process of the run; `absorb` copies it into the run's."""
+        """Open a separate database in another process of the run; `absorb` copies it into the run's.
+
+        Raises RunError if this process does not see the run's.
+        """
+        if not self._place.is_file():
+            raise RunError(f"process {rank} does not see the run in {self.path}: all need the same folder")
         if self._database is None:
             self._part = self._place.with_name(f"{self._place.stem}.{rank}{self._place.suffix}")
             self._database = RunDatabase(self._part, writes=True, new=True)
@@ -178,9 +173,8 @@ class RunFolder:
             if self._part is not None and empty:
                 self._part.unlink()
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle without the database, which stays with the process that opened it."""
-        return RunFolder, (self.path, self.manifest, self.key, self._place, None, self.finished)
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_database": None}
 
 
 def now() -> str:
@@ -190,12 +184,7 @@ def now() -> str:
 
 def read_manifest(database: RunDatabase) -> Manifest:
     """Read the manifest in a database. Raises InputError."""
-    row = database.first_row("run")
-    if row is None:
-        raise InputError(
-            f"{database.path}: its table run is empty or was changed; --overwrite renames that run and starts again"
-        )
-    return Manifest.from_json(parse_json(row[1], database.path), str(database.path))
+    return Manifest.from_json(parse_json(database.own("manifest"), database.path), str(database.path))
 
 
 def _parts_of(place: Path) -> list[Path]:
@@ -217,8 +206,6 @@ def _make_room(path: Path, place: Path, overwrite: bool) -> None:
     if not there:
         earlier = any((path / name).is_file() for name in (MANIFEST, "manifest.partial.json"))
         holds = f"holds a run of an earlier version, without {FILE}" if earlier else "is not empty, and holds no run"
-        if not overwrite and not earlier:
-            holds = "is not empty"
         raise InputError(f"output folder {path}: {holds}; give another --gradcam_output_dir, or rename it yourself")
     if not overwrite:
         where = f"output folder {path}" if place.parent == path else f"--run_database {place}"

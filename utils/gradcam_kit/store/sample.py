@@ -12,25 +12,19 @@ import numpy as np
 
 from ..base.decision import UNKNOWN, confidence, predicted_class
 from ..base.text import is_plain_name
-from ..base.typed import Count, Meta, Number, Share, builtins, fit
+from ..base.typed import VALUE, Count, Meta, Misfit, Number, Share, builtins, fit
 from ..data.frame import Frame
 from ..data.frame_paths import hash_of, landmark_path
 from ..drawing.clips import ClipImage
 from ..drawing.overlays import Box, LayerImage, faint_layers, original_box
-from ..engine.recipe import Recipe
 from ..explaining.explanation import Explanation
 from ..judge.check import MapCheck
 from ..judge.verdict import Choice, headline, judgements
 from ..settings.config import DetectorSettings
 
 RANDOM_WEIGHTS = "random"
-# The keys of `sample<i>.json`, in order.
-ENTRIES = (
-    "index", "path", "dataset", "forgery", "video", "label", "predicted", "correct", "confidence", "prob_fake",
-    "logit_real", "logit_fake", "target", "method", "site", "backward", "weights", "layers", "chosen", "original",
-    "completeness", "image_hash", "landmarks_hash", "frames", "cost",
-    "paired_real",
-)  # fmt: skip
+RECIPE = ("method", "layer", "site", "backward")  # the keys of `Recipe.facts`
+OF_A_RUN = ("folder", "comparison", "lost")  # fields of a Sample that are not in its JSON
 SIGNED_TARGET = "margin, signed (red: fake, blue: real)"
 
 
@@ -49,17 +43,15 @@ class LayerFacts:
     time: tuple[Number, ...] = ()  # for a clip: each frame's share of the signed map
     recipe: dict[str, str] = field(default_factory=dict)  # `Recipe.facts`
 
-    def __post_init__(self) -> None:
-        if not is_plain_name(self.name) or self.raw_minimum > self.raw_maximum:
-            raise ValueError("a plain name, and a minimum that is not above the maximum")
-
     @property
     def kind(self) -> str:
         """Its `Recipe.kind`; "" if unknown."""
-        return Recipe.of(self.recipe).kind if self.recipe else ""
+        return " ".join(of for name, of in self.recipe.items() if name != "layer")
 
     @classmethod
-    def of(cls, layer: LayerImage, check: MapCheck | None = None, recipe: Recipe | None = None) -> LayerFacts:
+    def of(
+        cls, layer: LayerImage, check: MapCheck | None = None, recipe: Mapping[str, str] | None = None
+    ) -> LayerFacts:
         """Return the facts about a map that was just drawn."""
         return cls(
             name=layer.name,
@@ -71,7 +63,7 @@ class LayerFacts:
             artefact=layer.artefact,
             check=check,
             time=tuple(layer.time.tolist()) if isinstance(layer, ClipImage) else (),
-            recipe=recipe.facts() if recipe else {},
+            recipe=dict(recipe or {}),
         )
 
 
@@ -149,7 +141,7 @@ class Sample:
         elif target != gradcam.target:
             target = f"{gradcam.target} ({target})"
         weights = settings.weights_name or RANDOM_WEIGHTS
-        recipes = {name: made.recipe.at(layer) for name, (made, layer) in explanation.entries.items()}
+        recipes = {name: {**made.recipe.facts(), "layer": at} for name, (made, at) in explanation.entries.items()}
         return cls(
             **frame._asdict(),
             prob_fake=float(prediction["prob"][i]),
@@ -173,29 +165,28 @@ class Sample:
 
     def to_json(self) -> dict[str, Any]:
         """Return the entries of `sample<i>.json`. `predicted`, `correct` and `confidence` are derived."""
-        values = {
-            **builtins(self),
-            "label": None if self.label == UNKNOWN else self.label,
-            "predicted": self.predicted,
-            "correct": self.correct,
-            "confidence": self.confidence,
-        }
-        if not self.frames:  # an image
-            del values["frames"]
-        if not self.cost:
-            del values["cost"]
-        if not self.paired_real:
-            del values["paired_real"]
-        if not self.frames:
-            values["layers"] = [{k: v for k, v in layer.items() if k != "time"} for layer in values["layers"]]
-        return {name: values[name] for name in ENTRIES if name in values}
+        values = builtins(self)
+        for name in (*OF_A_RUN, *(name for name in ("frames", "cost", "paired_real") if not values[name])):
+            del values[name]
+        for layer in () if self.frames else values["layers"]:  # an image
+            del layer["time"]
+        derived = {name: getattr(self, name) for name in ("predicted", "correct", "confidence")}
+        label = None if self.label == UNKNOWN else self.label
+        identity = {name: values.pop(name) for name in ("index", "path", "dataset", "forgery", "video", "label")}
+        return {**identity, "label": label, **derived, **values}
 
     @classmethod
     def from_json(cls, values: Any) -> Sample:
         """Read the result of `to_json`. Raises Misfit for anything else."""
         entries = fit(values, dict[str, Any])
         unknown = {"label": UNKNOWN} if entries.get("label", 0) is None else {}
-        return fit({**entries, **unknown}, cls)
+        sample = fit({**entries, **unknown}, cls)
+        for layer in sample.layers:
+            if not is_plain_name(layer.name) or layer.raw_minimum > layer.raw_maximum:
+                raise Misfit(VALUE, ("layers", layer.name), layer, "a plain name, and no minimum above the maximum")
+            if layer.recipe and tuple(layer.recipe) != RECIPE:
+                raise Misfit(VALUE, ("layers", layer.name, "recipe"), layer.recipe, ", ".join(RECIPE))
+        return sample
 
     @functools.cached_property
     def predicted(self) -> int:

@@ -139,25 +139,30 @@ def write_sample(
     partial = folder.with_name(f".{folder.name}.partial")
     new_folder(partial)
     sample, image, layers, pasted = drawn
-    i = sample.index
+    i, maps = sample.index, partial / GREY_MAPS
+
+    def draw(name: str, drawing: np.ndarray) -> None:
+        (partial / f"gradcam_{name}.{image_format}").write_bytes(encode(drawing, image_format))
+
     for layer in layers:
-        (partial / f"gradcam_{layer.name}_sample{i}.{image_format}").write_bytes(encode(layer.overlay, image_format))
+        name = f"{layer.name}_sample{i}"
+        draw(name, layer.overlay)
         if isinstance(layer, ClipImage):
-            over_time = encode(strip(layer, sample.frames), image_format)
-            (partial / f"gradcam_strip_{layer.name}_sample{i}.{image_format}").write_bytes(over_time)
+            draw(f"strip_{name}", strip(layer, sample.frames))
         if pasted is not None:
-            photo = encode(photo_image(sample, layer, pasted), image_format)
-            (partial / f"gradcam_photo_{layer.name}_sample{i}.{image_format}").write_bytes(photo)
-    write_grey_maps(partial / GREY_MAPS, layers)
+            draw(f"photo_{name}", photo_image(sample, layer, pasted))
+    draw("comparison", comparison_image(sample, image, layers))
+    maps.mkdir()
+    for layer in layers:
+        (maps / f"{layer.name}.png").write_bytes(png(grey(layer.raw, layer.empty)))
+        (maps / f"{layer.name}_signed.png").write_bytes(png(signed_grey(layer.signed)))
     if save_raw:
         np.savez_compressed(partial / f"raw_sample{i}.npz", **raw_arrays(layers))  # type: ignore[arg-type]  # numpy's stub mistakes them for its own flag
-    whole = comparison_image(sample, image, layers)
-    (partial / f"gradcam_comparison.{image_format}").write_bytes(encode(whole, image_format))
     (partial / f"sample{i}_metadata.txt").write_text(metadata_text(sample), encoding="utf-8", errors="backslashreplace")
     text = json.dumps(sample.to_json(), indent=1) + "\n"
     (partial / f"sample{i}.json").write_text(text, encoding="utf-8")
     written = hashes_below(partial)
-    for name in set(hashes_below(folder)) - set(written) if folder.exists() else ():
+    for name in hashes_below(folder).keys() - written:  # the user's own
         (partial / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).replace(partial / name)
     replace_folder(partial, folder)
@@ -168,14 +173,6 @@ def is_as_written(folder: Path, files: Mapping[str, str]) -> bool:
     """Tell whether a sample's files are complete and unchanged: a crash of the machine may cut them off."""
     there = hashes_below(folder) if folder.is_dir() and not folder.is_symlink() else {}
     return all(there.get(name) == sha256 for name, sha256 in files.items())
-
-
-def write_grey_maps(folder: Path, layers: Sequence[LayerImage]) -> None:
-    """Create `folder` and write both grey maps of every layer into it."""
-    folder.mkdir()
-    for layer in layers:
-        (folder / f"{layer.name}.png").write_bytes(png(grey(layer.raw, layer.empty)))
-        (folder / f"{layer.name}_signed.png").write_bytes(png(signed_grey(layer.signed)))
 
 
 def png(grey: np.ndarray) -> bytes:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import os
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
-from ..drawing.overlays import LayerImage
 from .database import RunDatabase
 from .sample import Sample
 from .sample_folder import RenderedSample, write_sample
@@ -69,11 +68,10 @@ class SampleWriter:
     def write(self, drawn: RenderedSample, spans: Spans) -> None:
         """Save one sample. Waits while too many are queued."""
         sample = drawn.sample
-        rows = (
-            (sample.dataset, sample.index, layer.name, *layer.raw.shape, *spans[layer.name], *_blobs(layer))
-            for layer in drawn.layers
-        )
-        self._database.put("map", rows, self._key)
+        for layer in drawn.layers:
+            blobs = (np.ascontiguousarray(grid, np.float32).tobytes() for grid in (layer.raw, layer.signed))
+            row = sample.dataset, sample.index, layer.name, *layer.raw.shape, *spans[layer.name], *blobs
+            self._database.put("map", [row], self._key)
         if not saves(self._save_images, sample.correct):
             self._put(sample, {})
             return
@@ -105,8 +103,3 @@ class SampleWriter:
             for _, job in self._waiting:
                 job.cancel()
             self._pool.shutdown(wait=True)
-
-
-def _blobs(layer: LayerImage) -> Iterator[bytes]:
-    for grid in (layer.raw, layer.signed):
-        yield np.ascontiguousarray(grid, dtype=np.float32).tobytes()

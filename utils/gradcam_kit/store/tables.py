@@ -66,11 +66,10 @@ class Scored:
 
 def metrics_of(database: RunDatabase) -> dict[str, dict[str, Any]]:
     """Return the metrics by dataset; empty until the run has finished. Raises InputError if they are damaged."""
-    own = database.first_row("run")
-    if own is None or not own[2]:
+    if not (text := database.own("metrics")):
         return {}
     try:
-        values = json.loads(own[2])
+        values = json.loads(text)
         for name, entry in fit(values, dict[str, MetricsEntry]).items():
             if entry.auc is None and entry.note is None:
                 raise Misfit(MISSING, (name, "note"), None, "")
@@ -93,8 +92,9 @@ def prediction_rows(database: RunDatabase, dataset: str) -> Iterator[dict[str, A
             raise InputError(
                 f"{database.path}: a frame of {dataset}: {misfit}, which no run writes; run again"
             ) from None
-        predicted = predicted_class(prob_fake)
-        yield {**found, "predicted": predicted, "correct": predicted == label}
+        found["predicted"] = predicted_class(prob_fake)
+        found["correct"] = found["predicted"] == label
+        yield found
 
 
 def write_dataset_tables(database: RunDatabase, dataset: str, folder: Path) -> None:

@@ -173,4 +173,4 @@ def test_kills_at_random_moments_of_a_phase(
     assert [one.code for one in done] == [0] * size, [one.err for one in done]
     assert_same_run(out, whole)
     assert not list(out.glob("run.*.sqlite"))
-    print(f"{phase}, {size} processes: {killed} kills in {attempts} runs")
+    print(f"seed {SEED}, {phase}, {size} processes: {killed} kills in {attempts} runs")

@@ -30,11 +30,24 @@ from utils.gradcam_kit.base.errors import InputError
 from utils.gradcam_kit.engine.recipe import Recipe
 from utils.gradcam_kit.engine.towers.tower import tower_of
 from utils.gradcam_kit.judge.candidates import MapLayers, candidate_maps, captures, map_layers, shortlist
+from utils.gradcam_kit.judge.choosing import separates
 from utils.gradcam_kit.judge.trial import BLUR, MEAN_COLOUR, MIRRORED
 from utils.gradcam_kit.judge.verdict import CHOSEN, NAMED, UNDECIDED, UNSUPPORTED, judgements
 
 LAYER = "encoder.layers.3"
 MISLED = Recipe("gradcam", LAYER, "residual", "plain")
+
+
+def test_whether_a_detector_separates() -> None:
+    """Of 10 reals and 10 fakes, two deviations above chance are 1/2 + 2 √(21 / 1200) = .765; of many, .7 is asked."""
+    reals, labels = torch.arange(10.0), [0] * 10 + [1] * 10
+    assert not separates(torch.cat([reals, reals + 2.5]), labels)  # fake i is above reals 0 to i + 2: 72 pairs of 100
+    assert separates(torch.cat([reals, reals + 3.5]), labels)  # 79 pairs
+    many = torch.arange(1000.0)
+    for shift, fair in ((200, False), (240, True)):  # 1 - (1 - shift)² / 2: .68 and .71
+        assert separates(torch.cat([many, many + shift + 0.5]), [0] * 1000 + [1] * 1000) is fair
+    assert separates(torch.tensor([0.0, 0.2]), None) and not separates(torch.tensor([0.0, 0.02]), None)
+    assert separates(torch.zeros(1), None)
 
 
 NAMES: list[dict[str, Any]] = [{}, {"gradcam_layers": ["auto"]}, {"gradcam_layers": "auto", "gradcam_method": "legrad"}]

@@ -42,11 +42,11 @@ POOL = 8  # frames predicted per image needed: on some data detectors call few i
 JUDGED = 16  # maximum images for judging a named map: enough for a warning
 RIVALS = 10  # candidates that a named map is compared with: the first of the list
 MOST_FILLS = 5  # fills that a trial tries
-BLIND = "the detector does not separate real from fake on these images, so no map gets the verdict supported"
+BLIND = "the detector hardly separates real from fake on these images, so no map gets the verdict supported"
 NO_FAKE = "the detector calls no image fake, so maps were tested on images that it calls real"
 ORDER_FILE = "frame_order.json"
 ORDER_CLIPS = 8  # each from another video
-VERSION = 6  # of the trial; a choice by another version is not reused
+VERSION = 7  # of the trial; a choice by another version is not reused
 
 
 class Calibration(NamedTuple):
@@ -94,7 +94,12 @@ class TrialPlan(NamedTuple):
     def key(self, manifest: Manifest) -> str:
         """Return a hash of everything that the choice depends on: weights, data, detector, candidates."""
         config = {name: value for name, value in manifest.config.items() if not str(name).startswith("gradcam_")}
-        for free in ("workers", "weights_path"):
+        for free in (
+            "workers",
+            "weights_path",
+            "dataset_json_folder",
+            "dataset_root_rgb",
+        ):  # the data's own hash counts
             config.pop(free, None)
         values = {
             "version": VERSION,

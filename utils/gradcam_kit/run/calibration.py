@@ -46,6 +46,7 @@ BLIND = "the detector hardly separates real from fake on these images, so no map
 NO_FAKE = "the detector calls no image fake, so maps were tested on images that it calls real"
 ORDER_FILE = "frame_order.json"
 ORDER_CLIPS = 8  # each from another video
+FREE = ("workers", "weights_path", "dataset_json_folder", "dataset_root_rgb")  # keys on which no choice depends
 VERSION = 7  # of the trial; a choice by another version is not reused
 
 
@@ -94,12 +95,7 @@ class TrialPlan(NamedTuple):
     def key(self, manifest: Manifest) -> str:
         """Return a hash of everything that the choice depends on: weights, data, detector, candidates."""
         config = {name: value for name, value in manifest.config.items() if not str(name).startswith("gradcam_")}
-        for free in (
-            "workers",
-            "weights_path",
-            "dataset_json_folder",
-            "dataset_root_rgb",
-        ):  # the data's own hash counts
+        for free in FREE:
             config.pop(free, None)
         values = {
             "version": VERSION,

@@ -1,3 +1,3 @@
 """The version of this library. Every run records it; CHANGELOG.md lists what each version changed."""
 
-VERSION = "1.5.0"
+VERSION = "1.6.0"
